@@ -1,0 +1,127 @@
+//! The command line: one file per verb. Results go to stdout, logs and progress to stderr.
+
+mod ask;
+mod check;
+mod output;
+mod run;
+mod sql;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config};
+use crate::runtime::RuntimeError;
+pub use output::Format;
+
+/// Takes live JSON events and keeps a lake, search, counts and a venue map of them up to date, without losing one.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags that every verb takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The configuration [default: ./weir.toml, else the data in ./weir-data].
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How results are written [default: table on a terminal, else json].
+    #[arg(long, global = true, value_enum)]
+    output: Option<Format>,
+    /// Memory that the process may take, for example 1GiB.
+    #[arg(long, global = true, value_name = "SIZE")]
+    memory: Option<String>,
+    /// More logs; twice for all.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Only errors.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// How logs are written.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Takes events in and keeps everything up to date, until stopped.
+    Run(run::Run),
+    /// Checks the configuration without starting anything.
+    Check(check::Check),
+    /// Asks in SQL.
+    Sql(sql::Sql),
+}
+
+impl Global {
+    pub fn load(&self) -> Result<Config, RuntimeError> {
+        Ok(config::load(self.config.as_deref(), self.memory.as_deref())?)
+    }
+
+    pub fn format(&self) -> Format {
+        self.output.unwrap_or_else(Format::default_for_stdout)
+    }
+}
+
+/// Parses, runs, maps errors to exit codes.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logs(&cli.global);
+    // Two providers are compiled in; the first use of TLS panics unless one is chosen.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let result = dispatch(&cli.global, cli.verb);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
+    match verb {
+        Verb::Run(run) => run.run(global),
+        Verb::Check(check) => check.run(global),
+        Verb::Sql(sql) => sql.run(global),
+    }
+}
+
+fn start_logs(global: &Global) {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn,weir=info",
+        (_, 1) => "warn,weir=debug",
+        (_, _) => "info,weir=trace",
+    };
+    let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color);
+    let _ = match global.log_format {
+        LogFormat::Text => logs.try_init(),
+        LogFormat::Json => logs.json().try_init(),
+    };
+}
+
+/// The threads that asynchronous parts run on.
+pub fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_name("weir")
+        .build()
+        .map_err(|e| RuntimeError::Failed(format!("no threads: {e}")))
+}

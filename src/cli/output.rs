@@ -1,0 +1,91 @@
+//! How results are written to stdout.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{ContentArrangement, Table};
+use serde_json::Value;
+
+use crate::runtime::RuntimeError;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+    Ndjson,
+    Csv,
+}
+
+impl Format {
+    pub fn default_for_stdout() -> Self {
+        if io::stdout().is_terminal() { Self::Table } else { Self::Json }
+    }
+}
+
+/// Writes to stdout; a closed pipe ends quietly.
+pub fn write(bytes: &[u8]) -> Result<(), RuntimeError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.map_err(|e| RuntimeError::Failed(format!("stdout: {e}"))),
+    }
+}
+
+/// Writes an answer: `rows` names the member that holds its rows; JSON shows the whole answer.
+pub fn answer(answer: &Value, rows: &str, format: Format) -> Result<(), RuntimeError> {
+    let list = answer[rows].as_array().cloned().unwrap_or_default();
+    match format {
+        Format::Json => write(format!("{answer}\n").as_bytes()),
+        Format::Ndjson => {
+            let lines: String = list.iter().map(|row| format!("{row}\n")).collect();
+            write(lines.as_bytes())
+        }
+        Format::Csv => write(csv(&list).as_bytes()),
+        Format::Table => write(format!("{}\n", table(&list)).as_bytes()),
+    }
+}
+
+fn columns(rows: &[Value]) -> Vec<String> {
+    let mut columns: Vec<String> = Vec::new();
+    for row in rows.iter().filter_map(Value::as_object) {
+        for key in row.keys() {
+            if !columns.contains(key) {
+                columns.push(key.clone());
+            }
+        }
+    }
+    columns
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn csv(rows: &[Value]) -> String {
+    let columns = columns(rows);
+    let quote = |text: String| {
+        if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+    };
+    let line = |cells: Vec<String>| cells.into_iter().map(quote).collect::<Vec<_>>().join(",") + "\n";
+    let head = line(columns.clone());
+    rows.iter().fold(head, |out, row| out + &line(columns.iter().map(|c| cell(&row[c])).collect()))
+}
+
+fn table(rows: &[Value]) -> String {
+    let columns = columns(rows);
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(&columns);
+    for row in rows {
+        table.add_row(columns.iter().map(|c| printable(&cell(&row[c]))));
+    }
+    table.to_string()
+}
+
+/// Control characters do not reach the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}

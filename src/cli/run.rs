@@ -1,0 +1,72 @@
+//! `weir run`: the pipeline in the foreground.
+
+use std::time::Instant;
+
+use clap::Args;
+
+use super::{Global, tokio_runtime};
+use crate::config::units::parse_duration;
+use crate::operators::Totals;
+use crate::runtime::{Options, POLL, Running, RuntimeError};
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Take what is there, commit everything, print a summary and end. Opens no port.
+    #[arg(long)]
+    once: bool,
+    /// With --once: take in for this long from sources that have no end.
+    #[arg(long = "for", value_name = "DURATION", requires = "once", value_parser = parse_duration)]
+    for_time: Option<std::time::Duration>,
+}
+
+impl Run {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let config = global.load()?;
+        let runtime = tokio_runtime()?;
+        let started = Instant::now();
+        let running = Running::start(&config, Options { once: self.once }, runtime.handle())?;
+        let before = totals(&running);
+        let signal = runtime.spawn(crate::runtime::stop_signal());
+        loop {
+            let is_over = self.once
+                && running.sources_have_ended()
+                && self.for_time.is_none_or(|time| started.elapsed() >= time || running.sources_have_ended());
+            if is_over || running.has_failed() || signal.is_finished() {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        let handles = running.handles.clone();
+        running.stop()?;
+        if self.once {
+            summary(&handles, before, started);
+        }
+        Ok(())
+    }
+}
+
+fn totals(running: &Running) -> Totals {
+    sum(&running.handles)
+}
+
+fn sum(handles: &crate::query::Handles) -> Totals {
+    handles.progress.streams().values().fold(Totals::default(), |sum, s| Totals {
+        events: sum.events + s.totals.events,
+        late: sum.late + s.totals.late,
+        repeats: sum.repeats + s.totals.repeats,
+        dead_letters: sum.dead_letters + s.totals.dead_letters,
+    })
+}
+
+fn summary(handles: &crate::query::Handles, before: Totals, started: Instant) {
+    let after = sum(handles);
+    let events = after.events.saturating_sub(before.events);
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!(
+        "{events} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; all views committed up to record {}",
+        after.repeats.saturating_sub(before.repeats),
+        after.late.saturating_sub(before.late),
+        after.dead_letters.saturating_sub(before.dead_letters),
+        crate::event::lsn_sequence(handles.progress.synced_lsn()),
+    );
+}

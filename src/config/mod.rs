@@ -1,0 +1,572 @@
+//! Configuration: [`typed::File`] is what the user wrote, [`Config`] what it means, checked once; modules get their own part.
+//!
+//! The declarations of streams are checked against SQL by `schema`; everything that can be known without it is checked here.
+
+pub mod stream;
+pub mod typed;
+pub mod units;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::presets;
+pub use stream::{PlacesDef, RepeatDef, SearchDef, StreamDef, Streams, WatermarkDef};
+use units::{Size, Span};
+
+/// What is wrong with a configuration: where, what, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    pub path: PathBuf,
+    pub line: Option<usize>,
+    pub message: String,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.path.display(), self.message),
+            None => write!(f, "{}: {}", self.path.display(), self.message),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The configuration in force.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from; none where the data folder speaks for itself.
+    pub path: Option<PathBuf>,
+    text: String,
+    pub data: PathBuf,
+    pub instance: u16,
+    pub server: Server,
+    pub limits: Limits,
+    pub log: Log,
+    pub partition: PartitionBy,
+    pub sources: Vec<Source>,
+    pub streams: Streams,
+    /// Retention of `raw` and `dead_letters`.
+    pub raw_retention: Span,
+    pub dead_letters_retention: Span,
+}
+
+#[derive(Debug, Clone)]
+pub struct Server {
+    pub http: SocketAddr,
+    pub ingest: bool,
+    pub tls: Option<(PathBuf, PathBuf)>,
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub memory: u64,
+    pub disk: Option<u64>,
+    pub record: usize,
+    pub body: usize,
+    pub connections: usize,
+    pub sql_time: Duration,
+    pub sql_rows: usize,
+    pub sql_result: usize,
+    pub sql_concurrent: usize,
+    pub search_limit: usize,
+    pub dead_letter: usize,
+}
+
+/// The least memory that every preset works with.
+pub const LEAST_MEMORY: u64 = 512 << 20;
+/// What the process takes before any share.
+const BASE_MEMORY: u64 = 96 << 20;
+
+/// Fixed shares of the memory limit, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    pub queues: usize,
+    pub ring: usize,
+    pub hot_rows: usize,
+    pub operators: usize,
+    pub search: usize,
+    pub lake: usize,
+    pub sql: usize,
+    pub counts_and_places: usize,
+}
+
+impl Limits {
+    pub fn shares(&self) -> Shares {
+        let sixteenth = (self.memory.saturating_sub(BASE_MEMORY) / 16) as usize;
+        Shares {
+            queues: sixteenth,
+            ring: sixteenth,
+            hot_rows: 2 * sixteenth,
+            operators: 4 * sixteenth,
+            search: 2 * sixteenth,
+            lake: 2 * sixteenth,
+            sql: 3 * sixteenth,
+            counts_and_places: sixteenth,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub segment: u64,
+    pub keep: Duration,
+    pub budget: Option<u64>,
+}
+
+/// How event time splits a table into folders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartitionBy {
+    Hour,
+    Day,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    pub name: String,
+    pub stream: String,
+    pub kind: SourceKind,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceKind {
+    /// A file, a folder, or `-` for standard input.
+    File { path: PathBuf },
+    WebSocket { url: String },
+}
+
+/// `./weir.toml` unless named; without it the data folder `./weir-data` speaks for itself.
+pub fn load(named: Option<&Path>, memory: Option<&str>) -> Result<Config, ConfigError> {
+    let default = Path::new("weir.toml");
+    let path = match named {
+        Some(path) => Some(path),
+        None if default.exists() => Some(default),
+        None => None,
+    };
+    let text = match path {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| ConfigError {
+            path: path.to_owned(),
+            line: None,
+            message: format!("cannot be read: {e}; name a configuration with -c, or make one with `weir init`"),
+        })?,
+        None => String::new(),
+    };
+    parse(path, text, memory, &|name| std::env::var(name).ok())
+}
+
+/// Checks a configuration's text. `env` looks up `WEIR_…`.
+pub fn parse(
+    path: Option<&Path>,
+    text: String,
+    memory: Option<&str>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, ConfigError> {
+    let at = Place { path: path.unwrap_or(Path::new("weir.toml")), text: &text };
+    let mut table: toml::Table =
+        toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
+    // Read once for positions, then again with the environment's values laid over.
+    toml::from_str::<typed::File>(&text).map_err(|e| at.error_at(e.span(), explain(e.message())))?;
+    overlay_environment(&mut table, env);
+    let file = typed::File::deserialize_from(table).map_err(|message| at.error(None, message))?;
+    let base = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+    let server = server(&file.server, &base, &at)?;
+    let limits = limits(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
+    let streams = streams(&file, &at)?;
+    let sources = sources(&file, &base, &streams, &at)?;
+    let (raw_retention, dead_letters_retention) = tables(&file, &at)?;
+    refuse_what_is_not_built(&file, &at)?;
+    let partition = match file.lake.partition.as_deref() {
+        None | Some("hour") => PartitionBy::Hour,
+        Some("day") => PartitionBy::Day,
+        Some(other) => {
+            let message = format!("partition = \"{other}\": write \"hour\" or \"day\"");
+            return Err(at.error(at.line_of("partition"), message));
+        }
+    };
+    let instance = file.instance.unwrap_or(0);
+    if instance > 1023 {
+        return Err(at.error(at.line_of("instance"), format!("instance = {instance}: at most 1023")));
+    }
+    let data = base.join(file.data.clone().unwrap_or_else(|| "./weir-data".into()));
+    Ok(Config {
+        path: path.map(Path::to_owned),
+        data,
+        instance,
+        server,
+        limits,
+        log: Log {
+            segment: file.log.segment.map_or(64 << 20, |s| s.0).clamp(1 << 20, 1 << 30),
+            keep: file.log.keep.map_or(Duration::from_secs(24 * 3_600), |s| s.0),
+            budget: file.log.budget.map(|s| s.0),
+        },
+        partition,
+        sources,
+        streams,
+        raw_retention,
+        dead_letters_retention,
+        text,
+    })
+}
+
+impl Config {
+    /// The file's name for messages.
+    pub fn place(&self) -> PathBuf {
+        self.path.clone().unwrap_or_else(|| "weir.toml".into())
+    }
+
+    /// Every limit in force, with where it comes from.
+    pub fn show(&self) -> String {
+        let l = &self.limits;
+        let rows: [(&str, String); 11] = [
+            ("memory", Size(l.memory).to_string()),
+            ("disk", l.disk.map_or("none".into(), |d| Size(d).to_string())),
+            ("record", Size(l.record as u64).to_string()),
+            ("body", Size(l.body as u64).to_string()),
+            ("connections", l.connections.to_string()),
+            ("sql_time", Span(l.sql_time).to_string()),
+            ("sql_rows", l.sql_rows.to_string()),
+            ("sql_result", Size(l.sql_result as u64).to_string()),
+            ("sql_concurrent", l.sql_concurrent.to_string()),
+            ("search_limit", l.search_limit.to_string()),
+            ("dead_letter", Size(l.dead_letter as u64).to_string()),
+        ];
+        let table: toml::Table = toml::from_str(&self.text).unwrap_or_default();
+        let origin = |key: &str| {
+            let variable = format!("WEIR_LIMITS_{}", key.to_uppercase());
+            let is_set = table.get("limits").and_then(|l| l.get(key)).is_some();
+            if std::env::var_os(&variable).is_some() {
+                variable
+            } else if is_set {
+                self.place().display().to_string()
+            } else {
+                "default".into()
+            }
+        };
+        rows.iter().map(|(key, value)| format!("limits.{key} = {value}  # {}\n", origin(key))).collect()
+    }
+
+    /// An error that points at the line where a stream's key stands (its declaration's line, where the key comes from a preset).
+    pub fn stream_error(&self, stream: &str, key: Option<&str>, message: String) -> ConfigError {
+        let at = Place { path: &self.place(), text: &self.text };
+        let section = at.line_of(&format!("[streams.{stream}]"));
+        let line = key.zip(section).and_then(|(key, section)| at.line_after(section, key)).or(section);
+        at.error(line, message)
+    }
+}
+
+impl typed::File {
+    fn deserialize_from(table: toml::Table) -> Result<Self, String> {
+        serde::Deserialize::deserialize(toml::Value::Table(table)).map_err(|e: toml::de::Error| explain(e.message()))
+    }
+}
+
+fn explain(message: &str) -> String {
+    if message.starts_with("unknown field") { format!("{message}; remove the key or mend its spelling") } else { message.to_owned() }
+}
+
+/// A text with its name, to make messages that point into it.
+struct Place<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn error(&self, line: Option<usize>, message: String) -> ConfigError {
+        ConfigError { path: self.path.to_owned(), line, message }
+    }
+
+    fn error_at(&self, span: Option<std::ops::Range<usize>>, message: String) -> ConfigError {
+        let line = span.map(|s| self.text[..s.start.min(self.text.len())].matches('\n').count() + 1);
+        self.error(line, message)
+    }
+
+    fn line_of(&self, needle: &str) -> Option<usize> {
+        self.text.lines().position(|l| l.trim_start().starts_with(needle)).map(|n| n + 1)
+    }
+
+    fn line_after(&self, section: usize, key: &str) -> Option<usize> {
+        self.text
+            .lines()
+            .enumerate()
+            .skip(section)
+            .take_while(|(_, l)| !l.trim_start().starts_with('['))
+            .find(|(_, l)| l.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')))
+            .map(|(n, _)| n + 1)
+    }
+}
+
+/// `WEIR_DATA`, `WEIR_INSTANCE` and `WEIR_<SECTION>_<KEY>` for server, limits, log and lake.
+fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<String>) {
+    const KEYS: [(&str, &[&str]); 4] = [
+        ("server", &["http", "ingest", "tls_cert", "tls_key", "token_file"]),
+        (
+            "limits",
+            &[
+                "memory", "disk", "record", "body", "connections", "sql_time", "sql_rows", "sql_result",
+                "sql_concurrent", "search_limit", "dead_letter",
+            ],
+        ),
+        ("log", &["segment", "keep", "budget"]),
+        ("lake", &["url", "partition"]),
+    ];
+    fn value(text: String) -> toml::Value {
+        match (text.parse::<i64>(), text.parse::<bool>()) {
+            (Ok(n), _) => n.into(),
+            (_, Ok(b)) => b.into(),
+            _ => text.into(),
+        }
+    }
+    for key in ["data", "instance"] {
+        if let Some(text) = env(&format!("WEIR_{}", key.to_uppercase())) {
+            table.insert(key.into(), value(text));
+        }
+    }
+    for (section, keys) in KEYS {
+        for key in keys {
+            if let Some(text) = env(&format!("WEIR_{}_{}", section.to_uppercase(), key.to_uppercase())) {
+                let entry = table.entry(section).or_insert_with(|| toml::Table::new().into());
+                if let Some(section) = entry.as_table_mut() {
+                    section.insert((*key).into(), value(text));
+                }
+            }
+        }
+    }
+}
+
+fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, ConfigError> {
+    let text = typed.http.as_deref().unwrap_or("127.0.0.1:8080");
+    let http = text.to_socket_addrs().ok().and_then(|mut a| a.next()).ok_or_else(|| {
+        at.error(at.line_of("http"), format!("http = \"{text}\" is no address: write for example \"127.0.0.1:8080\""))
+    })?;
+    let join = |p: &Option<PathBuf>| p.as_ref().map(|p| base.join(p));
+    let tls = join(&typed.tls_cert).zip(join(&typed.tls_key));
+    let token_file = join(&typed.token_file);
+    if !http.ip().is_loopback() && (tls.is_none() || token_file.is_none()) {
+        let message = format!(
+            "http = \"{text}\" can be reached from other machines: it needs tls_cert, tls_key and token_file (`weir token create` fills the last), or an address on 127.0.0.1"
+        );
+        return Err(at.error(at.line_of("http"), message));
+    }
+    for path in tls.iter().flat_map(|(c, k)| [c, k]).chain(&token_file) {
+        if !path.exists() {
+            return Err(at.error(at.line_of("[server]"), format!("the file {} does not exist", path.display())));
+        }
+    }
+    Ok(Server { http, ingest: typed.ingest.unwrap_or(true), tls, token_file })
+}
+
+fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String> {
+    let memory = match memory {
+        Some(text) => text.parse::<Size>()?.0,
+        None => typed.memory.map_or_else(default_memory, |s| s.0),
+    };
+    if memory < LEAST_MEMORY {
+        return Err(format!("memory = {}: the least that works is {}", Size(memory), Size(LEAST_MEMORY)));
+    }
+    let bytes = |size: Option<Size>, default: u64| size.map_or(default, |s| s.0) as usize;
+    Ok(Limits {
+        memory,
+        disk: typed.disk.map(|s| s.0),
+        record: bytes(typed.record, 1 << 20).clamp(1 << 10, 16 << 20),
+        body: bytes(typed.body, 16 << 20).clamp(1 << 10, 32 << 20),
+        connections: typed.connections.unwrap_or(512).max(1),
+        sql_time: typed.sql_time.map_or(Duration::from_secs(30), |s| s.0),
+        sql_rows: typed.sql_rows.unwrap_or(100_000),
+        sql_result: bytes(typed.sql_result, 64 << 20),
+        sql_concurrent: typed.sql_concurrent.unwrap_or(8).max(1),
+        search_limit: typed.search_limit.unwrap_or(1_000),
+        dead_letter: bytes(typed.dead_letter, 64 << 10),
+    })
+}
+
+/// A quarter of the machine's memory, at least 512 MiB, at most 2 GiB.
+fn default_memory() -> u64 {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    kib.map_or(LEAST_MEMORY, |kib| kib * 1024 / 4).clamp(LEAST_MEMORY, 2 << 30)
+}
+
+fn streams(file: &typed::File, at: &Place<'_>) -> Result<Streams, ConfigError> {
+    let mut streams = BTreeMap::new();
+    for (name, declared) in &file.streams {
+        let line = at.line_of(&format!("[streams.{name}]"));
+        let wrong = |message: String| at.error(line, message);
+        if !is_name(name) {
+            return Err(wrong(format!("stream `{name}`: a name is lower-case letters, digits and _, and begins with a letter")));
+        }
+        if RESERVED_NAMES.contains(&name.as_str()) {
+            return Err(wrong(format!("stream `{name}`: the table {name} is weir's own; choose another name")));
+        }
+        let mut declared = declared.clone();
+        if let Some(preset) = declared.remove("preset") {
+            let preset = preset.as_str().unwrap_or_default().to_owned();
+            let text = presets::text(&preset, name).ok_or_else(|| {
+                let known = presets::names().collect::<Vec<_>>().join(", ");
+                wrong(format!("stream `{name}`: there is no preset `{preset}`; there are: {known}"))
+            })?;
+            let mut whole: toml::Table = toml::from_str(&text).expect("presets are tested");
+            whole.extend(declared);
+            declared = whole;
+        }
+        if declared.contains_key("session") {
+            return Err(wrong(format!("stream `{name}`: sessions are not built yet; remove the key `session`")));
+        }
+        let def: StreamDef = serde::Deserialize::deserialize(toml::Value::Table(declared))
+            .map_err(|e: toml::de::Error| wrong(format!("stream `{name}`: {}", explain(e.message()))))?;
+        streams.insert(name.clone(), def);
+    }
+    Ok(Streams(streams))
+}
+
+/// Tables and schemas of Weir's own.
+const RESERVED_NAMES: [&str; 4] = ["raw", "dead_letters", "weir", "information_schema"];
+
+fn is_name(name: &str) -> bool {
+    name.len() <= 63
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+fn sources(file: &typed::File, base: &Path, streams: &Streams, at: &Place<'_>) -> Result<Vec<Source>, ConfigError> {
+    let mut names = BTreeSet::new();
+    let mut sources = Vec::new();
+    for source in &file.sources {
+        let name = &source.name;
+        let line = at.line_of(&format!("name = \"{name}\""));
+        let wrong = |message: String| at.error(line, format!("source `{name}`: {message}"));
+        if !names.insert(name) || name == "http" {
+            return Err(wrong("the name is taken; give each source its own (`http` is the server's)".into()));
+        }
+        let needed = |value: &Option<String>, key: &str| {
+            value.clone().ok_or_else(|| wrong(format!("the key `{key}` is missing")))
+        };
+        let kind = match source.kind.as_str() {
+            "file" => {
+                let path = needed(&source.path, "path")?;
+                let path = if path == "-" { path.into() } else { base.join(path) };
+                if path != Path::new("-") && !path.exists() {
+                    return Err(wrong(format!("{} does not exist", path.display())));
+                }
+                SourceKind::File { path }
+            }
+            "websocket" => {
+                let url = needed(&source.url, "url")?;
+                if !url.starts_with("ws://") && !url.starts_with("wss://") {
+                    return Err(wrong(format!("url = \"{url}\": write ws://… or wss://…")));
+                }
+                SourceKind::WebSocket { url }
+            }
+            "kafka" => return Err(wrong("type = \"kafka\" is not built yet".into())),
+            other => return Err(wrong(format!("type = \"{other}\": write \"file\" or \"websocket\""))),
+        };
+        let stream = match &source.stream {
+            Some(stream) => stream.clone(),
+            None if streams.0.len() == 1 => streams.0.keys().next().cloned().unwrap_or_default(),
+            None => return Err(wrong("the key `stream` is missing".into())),
+        };
+        if !streams.0.contains_key(&stream) {
+            return Err(wrong(format!("there is no [streams.{stream}]")));
+        }
+        sources.push(Source { name: name.clone(), stream, kind });
+    }
+    Ok(sources)
+}
+
+fn tables(file: &typed::File, at: &Place<'_>) -> Result<(Span, Span), ConfigError> {
+    let (mut raw, mut dead) = (Span::seconds(30 * 86_400), Span::seconds(400 * 86_400));
+    for (name, table) in &file.tables {
+        let wrong = |message: &str| at.error(at.line_of("[tables."), format!("table `{name}`: {message}"));
+        let target = match name.as_str() {
+            "raw" => &mut raw,
+            "dead_letters" => &mut dead,
+            _ => return Err(wrong("entity tables are not built yet; remove the section")),
+        };
+        if table.stream.is_some() || table.key.is_some() || table.version.is_some() || table.select.is_some() {
+            return Err(wrong("only `retention` can be set here"));
+        }
+        if let Some(retention) = table.retention {
+            *target = retention;
+        }
+    }
+    Ok((raw, dead))
+}
+
+fn refuse_what_is_not_built(file: &typed::File, at: &Place<'_>) -> Result<(), ConfigError> {
+    let refuse = |needle: &str, what: &str| {
+        Err(at.error(at.line_of(needle), format!("{what} are not built yet; remove the section")))
+    };
+    if !file.windows.is_empty() {
+        return refuse("[windows", "windows");
+    }
+    if !file.sinks.is_empty() {
+        return refuse("[[sinks", "sinks");
+    }
+    if file.lake.url.is_some() {
+        return refuse("url", "shared lakes (`[lake] url`)");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        parse(Some(Path::new("weir.toml")), text.to_owned(), None, &|_| None).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_has_the_defaults() {
+        let config = read("").expect("valid");
+        assert_eq!(config.data, Path::new("./weir-data"));
+        assert_eq!(config.server.http.port(), 8080);
+        assert!((LEAST_MEMORY..=2 << 30).contains(&config.limits.memory));
+        let shares = config.limits.shares();
+        let all = shares.queues + shares.ring + shares.hot_rows + shares.operators + shares.search;
+        assert!((all + shares.lake + shares.sql + shares.counts_and_places) as u64 <= config.limits.memory - BASE_MEMORY);
+    }
+
+    #[test]
+    fn every_preset_is_a_stream() {
+        for name in presets::names() {
+            let config = read(&format!("[streams.things]\npreset = \"{name}\"")).expect("valid");
+            assert!(config.streams.0["things"].select.contains("from things"));
+        }
+    }
+
+    #[test]
+    fn keys_beside_a_preset_replace_its_keys() {
+        let config = read("[streams.a]\npreset = \"rsvps\"\nretention = \"30d\"\nrequire = []").expect("valid");
+        assert!(config.streams.0["a"].require.is_empty());
+        assert_eq!(config.streams.0["a"].retention, Some(Span::seconds(30 * 86_400)));
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_file() {
+        let env = |name: &str| (name == "WEIR_LOG_SEGMENT").then(|| "8MiB".to_owned());
+        let config = parse(None, "[log]\nsegment = \"64MiB\"".into(), Some("1GiB"), &env).expect("valid");
+        assert_eq!(config.log.segment, 8 << 20);
+        assert_eq!(config.limits.memory, 1 << 30);
+    }
+
+    #[test]
+    fn messages_say_where_and_what_to_do() {
+        let wrong = [
+            "[log]\nsgment = \"64MiB\"",
+            "[server]\nhttp = \"0.0.0.0:8080\"",
+            "\n[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"no-such-file\"\n[streams.a]\npreset = \"rsvps\"",
+            "[streams.raw]\npreset = \"rsvps\"",
+            "[streams.a]\npreset = \"nothing\"",
+            "[streams.a]\npreset = \"rsvps\"\nretensjon = \"1d\"",
+            "[limits]\nmemory = \"100MiB\"",
+            "[log]\nkeep = \"1 fortnight\"",
+            "[windows.w]\nsql = \"select 1\"",
+        ];
+        let messages: Vec<String> = wrong.iter().map(|w| read(w).expect_err("wrong")).collect();
+        insta::assert_snapshot!(messages.join("\n"));
+    }
+}

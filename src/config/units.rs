@@ -1,0 +1,183 @@
+//! Durations (`500ms 10s 5m 2h 60d`), sizes (`64MiB`), distances (`500m 5km`) and times as users write them.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer};
+use serde::ser::{Serialize, Serializer};
+
+/// Splits `12.5km` into its number and its unit.
+fn number_and_unit(text: &str) -> Option<(f64, &str)> {
+    let text = text.trim();
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(text.len());
+    let number: f64 = text[..end].replace('_', "").parse().ok()?;
+    Some((number, text[end..].trim()))
+}
+
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration: write a number and ms, s, m, h or d, for example \"90s\"");
+    let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
+}
+
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\"");
+    let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
+    let bytes = match unit {
+        "B" | "" => 1u64,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    Ok((number * bytes as f64) as u64)
+}
+
+/// Metres.
+pub fn parse_distance(text: &str) -> Result<f64, String> {
+    let wrong = || format!("`{text}` is no distance: write a number and m or km, for example \"5km\"");
+    match number_and_unit(text).ok_or_else(wrong)? {
+        (number, "m") => Ok(number),
+        (number, "km") => Ok(number * 1_000.0),
+        _ => Err(wrong()),
+    }
+}
+
+/// A point in time in µs since 1970: RFC 3339, a date, a date and time (UTC), epoch milliseconds, `now` or `now-15m`.
+pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
+    use chrono::{DateTime, NaiveDate, NaiveDateTime};
+    let text = text.trim();
+    if let Some(rest) = text.strip_prefix("now") {
+        let rest = rest.trim();
+        return match rest.split_at_checked(1) {
+            None => Ok(now),
+            Some(("-", d)) => parse_duration(d).map(|d| now - d.as_micros() as i64),
+            Some(("+", d)) => parse_duration(d).map(|d| now + d.as_micros() as i64),
+            Some(_) => Err(format!("`{text}` is no time: after `now` comes nothing, or for example `-15m`")),
+        };
+    }
+    if let Ok(ms) = text.parse::<i64>() {
+        return ms.checked_mul(1_000).ok_or_else(|| format!("`{text}` is no time: too many milliseconds"));
+    }
+    if let Ok(t) = DateTime::parse_from_rfc3339(text) {
+        return Ok(t.timestamp_micros());
+    }
+    for format in ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M"] {
+        if let Ok(t) = NaiveDateTime::parse_from_str(text, format) {
+            return Ok(t.and_utc().timestamp_micros());
+        }
+    }
+    NaiveDate::parse_from_str(text, "%Y-%m-%d")
+        .ok()
+        .and_then(|d| d.and_hms_opt(0, 0, 0))
+        .map(|t| t.and_utc().timestamp_micros())
+        .ok_or_else(|| {
+            format!("`{text}` is no time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m")
+        })
+}
+
+macro_rules! unit {
+    ($name:ident($inner:ty), $parse:path, $show:expr, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let show: fn($inner) -> String = $show;
+                f.write_str(&show(self.0))
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                $parse(text).map(Self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    };
+}
+
+fn show_duration(d: Duration) -> String {
+    let ms = d.as_millis();
+    for (unit, length) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if ms >= length && ms % length == 0 {
+            return format!("{}{unit}", ms / length);
+        }
+    }
+    format!("{ms}ms")
+}
+
+fn show_size(bytes: u64) -> String {
+    for (unit, length) in [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+        if bytes >= length && bytes % length == 0 {
+            return format!("{}{unit}", bytes / length);
+        }
+    }
+    format!("{bytes}B")
+}
+
+unit!(Span(Duration), parse_duration, show_duration, "A duration, written `90s`.");
+unit!(Size(u64), parse_size, show_size, "A number of bytes, written `64MiB`.");
+
+impl Span {
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    pub fn micros(self) -> i64 {
+        i64::try_from(self.0.as_micros()).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_read_and_show_the_same() {
+        for text in ["500ms", "90s", "5m", "2h", "60d"] {
+            assert_eq!(text.parse::<Span>().expect("valid").to_string(), text);
+        }
+        for text in ["64MiB", "20GiB", "512KiB", "17B"] {
+            assert_eq!(text.parse::<Size>().expect("valid").to_string(), text);
+        }
+        assert_eq!(parse_distance("5km"), Ok(5_000.0));
+        assert!(parse_duration("5 parsecs").is_err());
+        assert!(parse_size("many").is_err());
+    }
+
+    #[test]
+    fn times_are_utc_in_every_form() {
+        let want = 1_465_520_400_000_000;
+        for text in ["2016-06-10T01:00:00Z", "2016-06-10T03:00:00+02:00", "2016-06-10 01:00:00", "1465520400000"] {
+            assert_eq!(parse_time(text, 0), Ok(want), "{text}");
+        }
+        assert_eq!(parse_time("2016-06-10", 0), Ok(want - 3_600_000_000));
+        assert_eq!(parse_time("now-15m", 900_000_001), Ok(1));
+        assert_eq!(parse_time("now", 7), Ok(7));
+        assert!(parse_time("yesterday-ish", 0).is_err());
+    }
+}

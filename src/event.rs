@@ -1,0 +1,68 @@
+//! The vocabulary that every module shares: numbers of records, times, and the names a record carries. No I/O.
+
+/// Number of a record in the log: `instance × 2^43 + sequence`, unique among logs and exact in JSON (below 2^53).
+pub type Lsn = u64;
+
+/// Bits of an LSN that count records; the ten above them name the instance.
+pub const LSN_SEQUENCE_BITS: u32 = 43;
+
+/// The position "nothing yet" of an instance's log: the first record gets the number after it.
+pub fn lsn_zero(instance: u16) -> Lsn {
+    u64::from(instance) << LSN_SEQUENCE_BITS
+}
+
+/// How many records of its log an LSN counts.
+pub fn lsn_sequence(lsn: Lsn) -> u64 {
+    lsn & ((1 << LSN_SEQUENCE_BITS) - 1)
+}
+
+/// Microseconds since 1970-01-01T00:00:00Z.
+pub type Micros = i64;
+
+pub const MICROS_PER_SECOND: i64 = 1_000_000;
+pub const MICROS_PER_HOUR: i64 = 3_600 * MICROS_PER_SECOND;
+pub const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
+
+/// The hour (or, with `MICROS_PER_DAY`, the day) that a time falls into, as a count since the epoch.
+pub fn bucket(time: Micros, width: i64) -> i64 {
+    time.div_euclid(width)
+}
+
+/// Renders a time as RFC 3339 in UTC with milliseconds, as every output of Weir does.
+pub fn rfc3339(time: Micros) -> String {
+    chrono::DateTime::from_timestamp_micros(time).map_or_else(
+        || format!("{time} µs since 1970"),
+        |t| t.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+    )
+}
+
+/// Columns that Weir puts before a stream's own; a `select` cannot use these names, except `event_time`, which it must give.
+pub const STAMP_COLUMNS: [&str; 9] =
+    ["lsn", "event_time", "received_at", "source", "repeat", "year", "month", "day", "hour"];
+
+/// A range of records that a source knows it may have missed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Gap {
+    pub source: String,
+    pub from: Micros,
+    pub to: Micros,
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lsns_of_instances_do_not_meet() {
+        assert_eq!(lsn_zero(1), 1 << 43);
+        assert_eq!(lsn_sequence(lsn_zero(7) + 5), 5);
+        assert!(lsn_zero(1023) + ((1 << 43) - 1) < 1 << 53);
+    }
+
+    #[test]
+    fn times_render_in_utc_with_milliseconds() {
+        assert_eq!(rfc3339(1_465_520_400_123_456), "2016-06-10T01:00:00.123Z");
+        assert_eq!(bucket(-1, MICROS_PER_HOUR), -1);
+    }
+}

@@ -1,0 +1,274 @@
+//! The only writer of the log. A submission is decoded and compressed on its caller's thread, then numbered, written and
+//! synced by one thread for many at once; only then is it acknowledged and handed on.
+
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::clock::Clock;
+use crate::decode::{Decoded, decode};
+use crate::event::Lsn;
+use crate::schema::Catalog;
+use crate::wal::record::compress;
+use crate::wal::{About, Frame, Header, Kind, Records, Wal, WalError};
+
+/// Submissions that may wait for the writer, whatever their size.
+const QUEUE: usize = 256;
+/// Frames that one sync covers at most.
+const GROUP: usize = 256;
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(500);
+
+/// What a source gives: records of one partition, in order.
+pub struct Submission {
+    pub kind: Kind,
+    pub source: String,
+    pub partition: String,
+    pub stream: String,
+    pub records: Records,
+    pub first_position: u64,
+    pub previous_position: u64,
+    pub about: About,
+}
+
+/// Why a submission was not taken; nothing of it is stored.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum IngestError {
+    #[error("the queue of {limit} bytes is full; try again in a second")]
+    Full { limit: usize },
+    #[error("the log cannot grow: {reason}")]
+    NoSpace { reason: String },
+    #[error("weir is stopping")]
+    Stopping,
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A frame that is durable, with its rows.
+pub struct Committed {
+    pub frame: Arc<Frame>,
+    pub decoded: Option<Arc<Decoded>>,
+}
+
+struct Prepared {
+    frame: Frame,
+    decoded: Option<Arc<Decoded>>,
+    bytes: usize,
+    done: SyncSender<Result<Lsn, IngestError>>,
+}
+
+/// What was durably accepted.
+pub struct Accepted {
+    pub last_lsn: Lsn,
+    pub decoded: Option<Arc<Decoded>>,
+}
+
+/// A submission on its way to the disk.
+pub struct Receipt {
+    done: Receiver<Result<Lsn, IngestError>>,
+    decoded: Option<Arc<Decoded>>,
+}
+
+impl Receipt {
+    /// Waits until the records are on the disk, or refused.
+    pub fn wait(self) -> Result<Accepted, IngestError> {
+        let last_lsn = self.done.recv().map_err(|_| IngestError::Stopping)??;
+        Ok(Accepted { last_lsn, decoded: self.decoded })
+    }
+}
+
+/// Bytes on their way from sources to the log, bounded.
+struct Gate {
+    used: Mutex<usize>,
+    freed: Condvar,
+    limit: usize,
+}
+
+impl Gate {
+    fn admit(&self, bytes: usize, wait: bool) -> Result<(), IngestError> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        // One submission always fits into an empty queue.
+        while *used > 0 && *used + bytes > self.limit {
+            if !wait {
+                return Err(IngestError::Full { limit: self.limit });
+            }
+            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        *used += bytes;
+        Ok(())
+    }
+
+    fn release(&self, bytes: usize) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
+        self.freed.notify_all();
+    }
+}
+
+/// The handle that sources hold.
+#[derive(Clone)]
+pub struct Ingest {
+    catalog: Arc<Catalog>,
+    clock: Arc<dyn Clock>,
+    queue: SyncSender<Prepared>,
+    gate: Arc<Gate>,
+    synced: Arc<Mutex<Lsn>>,
+}
+
+/// What trimming the log needs of its writer.
+pub enum Upkeep {
+    Remove(Lsn),
+}
+
+impl Ingest {
+    /// Starts the writer. It ends, and returns the log, when every handle is gone; `hand_on` gets each frame after its sync.
+    pub fn start(
+        wal: Wal,
+        catalog: Arc<Catalog>,
+        clock: Arc<dyn Clock>,
+        queue_bytes: usize,
+        upkeep: Receiver<Upkeep>,
+        hand_on: impl FnMut(Committed) + Send + 'static,
+    ) -> (Self, JoinHandle<Result<Wal, WalError>>) {
+        let (queue, prepared) = sync_channel(QUEUE);
+        let gate = Arc::new(Gate { used: Mutex::new(0), freed: Condvar::new(), limit: queue_bytes });
+        let synced = Arc::new(Mutex::new(wal.synced_lsn()));
+        let writer = Writer { wal, gate: gate.clone(), synced: synced.clone(), upkeep };
+        let thread = std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || writer.run(&prepared, hand_on))
+            .expect("the system can start a thread");
+        (Self { catalog, clock, queue, gate, synced }, thread)
+    }
+
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Everything up to here is on the disk.
+    pub fn synced_lsn(&self) -> Lsn {
+        *self.synced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes records in; `wait` for room in the queue, or refuse. The records are durable when the receipt says so.
+    pub fn submit(&self, submission: Submission, wait: bool) -> Result<Receipt, IngestError> {
+        let page = submission.records.page().clone();
+        // Bytes, their compressed block and the decoded rows.
+        let bytes = page.len() * 3 + 1024;
+        self.gate.admit(bytes, wait)?;
+        let result = self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
+        if result.is_err() {
+            self.gate.release(bytes);
+        }
+        result
+    }
+
+    fn prepare(&self, submission: Submission, page: &bytes::Bytes) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
+        let received_at = self.clock.now();
+        let decoded = match (submission.kind, self.catalog.streams.get(&submission.stream)) {
+            (Kind::Record, Some(stream)) => {
+                Some(Arc::new(decode(stream, submission.records.iter(), received_at, &submission.about.cut)))
+            }
+            _ => None,
+        };
+        let frame = Frame {
+            header: Header {
+                kind: submission.kind,
+                count: submission.records.len() as u32,
+                first_lsn: 0,
+                first_position: submission.first_position,
+                previous_position: submission.previous_position,
+                received_at,
+                configuration: self.catalog.id,
+                synced_lsn: 0,
+                source: submission.source,
+                partition: submission.partition,
+                stream: submission.stream,
+            },
+            block_bytes: page.len() as u32,
+            block: compress(page).map_err(|e| IngestError::Refused(e.to_string()))?,
+            about: submission.about,
+        };
+        Ok((frame, decoded))
+    }
+
+    fn enqueue(&self, frame: Frame, decoded: Option<Arc<Decoded>>, bytes: usize, wait: bool) -> Result<Receipt, IngestError> {
+        let (done, receipt) = sync_channel(1);
+        let prepared = Prepared { frame, decoded: decoded.clone(), bytes, done };
+        if wait {
+            self.queue.send(prepared).map_err(|_| IngestError::Stopping)?;
+        } else {
+            self.queue.try_send(prepared).map_err(|e| match e {
+                TrySendError::Full(_) => IngestError::Full { limit: QUEUE },
+                TrySendError::Disconnected(_) => IngestError::Stopping,
+            })?;
+        }
+        Ok(Receipt { done: receipt, decoded })
+    }
+}
+
+struct Writer {
+    wal: Wal,
+    gate: Arc<Gate>,
+    synced: Arc<Mutex<Lsn>>,
+    upkeep: Receiver<Upkeep>,
+}
+
+impl Writer {
+    fn run(mut self, queue: &Receiver<Prepared>, mut hand_on: impl FnMut(Committed)) -> Result<Wal, WalError> {
+        while let Ok(first) = queue.recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP {
+                match queue.try_recv() {
+                    Ok(next) => group.push(next),
+                    Err(_) => break,
+                }
+            }
+            let mut written = Vec::with_capacity(group.len());
+            for mut prepared in group {
+                match self.append(&mut prepared.frame) {
+                    Ok(()) => written.push(prepared),
+                    Err(error @ WalError::Sync { .. }) => return Err(error),
+                    Err(error) => {
+                        self.gate.release(prepared.bytes);
+                        let _ = prepared.done.send(Err(IngestError::NoSpace { reason: error.to_string() }));
+                    }
+                }
+            }
+            let started = Instant::now();
+            let synced = self.wal.sync()?;
+            metrics::histogram!("weir_sync_seconds").record(started.elapsed());
+            *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = synced;
+            for prepared in written {
+                self.gate.release(prepared.bytes);
+                let _ = prepared.done.send(Ok(prepared.frame.header.last_lsn()));
+                hand_on(Committed { frame: Arc::new(prepared.frame), decoded: prepared.decoded });
+            }
+            self.keep_up();
+        }
+        self.keep_up();
+        Ok(self.wal)
+    }
+
+    /// Appends; a pull source's frame waits while the disk has no room for another segment, any other is refused.
+    fn append(&mut self, frame: &mut Frame) -> Result<(), WalError> {
+        loop {
+            match self.wal.append(frame) {
+                Err(error) if error.is_full() && frame.about.next_position.is_some() => {
+                    tracing::error!(%error, "no room for the log; waiting");
+                    self.keep_up();
+                    std::thread::sleep(FULL_RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn keep_up(&mut self) {
+        while let Ok(Upkeep::Remove(first_lsn)) = self.upkeep.try_recv() {
+            if let Err(error) = self.wal.remove_segment(first_lsn) {
+                tracing::warn!(%error, "a segment of the log could not be removed; it is tried again");
+            }
+        }
+    }
+}

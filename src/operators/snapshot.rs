@@ -1,0 +1,184 @@
+//! The operators' state in a file: `<folder>/<LSN, 16 hex digits>.snap`.
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic `WEIRSNP` and a zero byte |
+//! | 8 | 4 | format version, 1 |
+//! | 12 | 4 | length of the body when unpacked |
+//! | 16 | … | body, zstd: u32 length and JSON of [`Head`], then per stream with repeats their state |
+//! | end−4 | 4 | CRC-32C of all bytes before it |
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::repeats::Repeats;
+use super::watermark::Watermark;
+use super::{Answer, OperatorError, Operators, PartitionState, StreamState, Totals};
+use crate::event::{Gap, Lsn, Micros};
+use crate::schema::Catalog;
+
+pub const VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"WEIRSNP\0";
+const HEADER_BYTES: usize = 16;
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    lsn: Lsn,
+    /// The streams in force, as JSON.
+    configuration: String,
+    given: BTreeMap<String, Lsn>,
+    partitions: Vec<(String, String, PartitionState)>,
+    answers: Vec<(String, [u8; 32], Answer)>,
+    gaps: Vec<Gap>,
+    streams: BTreeMap<String, StreamHead>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StreamHead {
+    watermarks: Vec<(String, String, Watermark)>,
+    last_idle: Option<Micros>,
+    watermark: Option<Micros>,
+    floor: Option<Micros>,
+    totals: Totals,
+    drift: BTreeMap<String, u64>,
+}
+
+pub fn path(folder: &Path, lsn: Lsn) -> PathBuf {
+    folder.join(format!("{lsn:016x}.snap"))
+}
+
+/// The LSN that a snapshot's file name tells.
+pub fn lsn_of(name: &str) -> Option<Lsn> {
+    u64::from_str_radix(name.strip_suffix(".snap").filter(|s| s.len() == 16)?, 16).ok()
+}
+
+/// Of snapshots (LSN, rows given), the newest that no view is behind. Pure.
+///
+/// A view is not behind once its position has reached the last row that the snapshot says it was given.
+pub fn choose<'a>(
+    snapshots: impl Iterator<Item = (Lsn, &'a BTreeMap<String, Lsn>)>,
+    positions: &BTreeMap<String, Lsn>,
+) -> Option<Lsn> {
+    snapshots.filter(|(_, given)| !is_behind(given, positions)).map(|(lsn, _)| lsn).max()
+}
+
+/// Some view has not committed a row that the snapshot says it was given. A position that no view has any more is not waited for.
+pub fn is_behind(given: &BTreeMap<String, Lsn>, positions: &BTreeMap<String, Lsn>) -> bool {
+    given.iter().any(|(name, last)| positions.get(name).is_some_and(|at| at < last))
+}
+
+pub fn encode(operators: &Operators) -> Vec<u8> {
+    let streams = operators.streams.iter().map(|(name, s)| {
+        let watermarks = s.watermarks.iter().map(|((a, b), w)| (a.clone(), b.clone(), w.clone())).collect();
+        let head = StreamHead {
+            watermarks,
+            last_idle: s.last_idle,
+            watermark: s.watermark,
+            floor: s.floor,
+            totals: s.totals,
+            drift: s.drift.clone(),
+        };
+        (name.clone(), head)
+    });
+    let head = Head {
+        lsn: operators.lsn,
+        configuration: operators.catalog.to_json(),
+        given: operators.given.clone(),
+        partitions: operators.partitions.iter().map(|((a, b), p)| (a.clone(), b.clone(), p.clone())).collect(),
+        answers: operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect(),
+        gaps: operators.gaps.iter().cloned().collect(),
+        streams: streams.collect(),
+    };
+    let head = serde_json::to_vec(&head).expect("plain data becomes JSON");
+    let mut body = (head.len() as u32).to_le_bytes().to_vec();
+    body.extend_from_slice(&head);
+    for state in operators.streams.values() {
+        if let Some(repeats) = &state.repeats {
+            repeats.save(&mut body);
+        }
+    }
+    let mut out = MAGIC.to_vec();
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    out.extend_from_slice(&zstd::bulk::compress(&body, 1).expect("compressing in memory"));
+    let crc = crc32c::crc32c(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// Reads a snapshot. The configuration that it names is compiled again; `path` is for messages.
+pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
+    let wrong = |reason: &str| OperatorError::Snapshot { path: path.to_owned(), reason: reason.to_owned() };
+    let u32_at = |at: usize| bytes.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_le_bytes(*b));
+    if bytes.get(..8) != Some(&MAGIC) {
+        return Err(wrong("is no snapshot"));
+    }
+    match u32_at(8) {
+        Some(version) if version > VERSION => return Err(OperatorError::Newer { path: path.to_owned(), version }),
+        _ => {}
+    }
+    let end = bytes.len().checked_sub(4).filter(|end| *end >= HEADER_BYTES).ok_or_else(|| wrong("is cut short"))?;
+    if Some(crc32c::crc32c(&bytes[..end])) != u32_at(end) {
+        return Err(wrong("is damaged (checksum)"));
+    }
+    let length = u32_at(12).unwrap_or(0) as usize;
+    let body = zstd::bulk::decompress(&bytes[HEADER_BYTES..end], length).map_err(|_| wrong("is damaged (zstd)"))?;
+    let (head, mut rest) = body
+        .split_first_chunk::<4>()
+        .and_then(|(n, rest)| rest.split_at_checked(u32::from_le_bytes(*n) as usize))
+        .ok_or_else(|| wrong("is damaged (head)"))?;
+    let head: Head = serde_json::from_slice(head).map_err(|e| wrong(&e.to_string()))?;
+    let catalog = Catalog::from_json(&head.configuration).map_err(|e| wrong(&e))?;
+    let mut operators = Operators::new(Arc::new(catalog), head.lsn);
+    operators.given = head.given;
+    operators.partitions = head.partitions.into_iter().map(|(a, b, p)| ((a, b), p)).collect();
+    for (key, hash, answer) in head.answers {
+        operators.remember_answer(key, hash, answer);
+    }
+    operators.gaps = head.gaps.into();
+    for (name, saved) in head.streams {
+        let fresh = operators.streams.remove(&name).and_then(|s| s.repeats);
+        let repeats = match fresh {
+            Some(fresh) => Some(Repeats::load(fresh, &mut rest).ok_or_else(|| wrong("is damaged (repeats)"))?),
+            None => None,
+        };
+        let state = StreamState {
+            watermarks: saved.watermarks.into_iter().map(|(a, b, w)| ((a, b), w)).collect(),
+            last_idle: saved.last_idle,
+            watermark: saved.watermark,
+            repeats,
+            floor: saved.floor,
+            totals: saved.totals,
+            drift: saved.drift,
+        };
+        operators.streams.insert(name, state);
+    }
+    Ok(operators)
+}
+
+/// Reads only what decides whether a snapshot can be used.
+pub fn given(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Lsn>, OperatorError> {
+    decode(path, bytes).map(|operators| operators.given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_snapshot_that_no_view_is_behind_is_chosen() {
+        let given = |lsn: Lsn| BTreeMap::from([("a".to_owned(), lsn), ("b".to_owned(), 5)]);
+        let snapshots = [(10, given(9)), (20, given(19)), (30, given(29))];
+        let choose = |a, b| {
+            let positions = BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]);
+            choose(snapshots.iter().map(|(lsn, given)| (*lsn, given)), &positions)
+        };
+        assert_eq!(choose(19, 5), Some(20));
+        assert_eq!(choose(40, 5), Some(30));
+        assert_eq!(choose(8, 5), None);
+        assert_eq!(choose(40, 4), None);
+    }
+}

@@ -1,0 +1,13 @@
+//! Ready-made stream declarations, each a TOML file beside this one. The only place, with the generator, that knows a domain.
+
+/// Names and texts of the presets; `{stream}` in a text stands for the stream's name.
+const PRESETS: [(&str, &str); 1] = [("rsvps", include_str!("rsvps.toml"))];
+
+/// The preset's text for a stream of this name.
+pub fn text(preset: &str, stream: &str) -> Option<String> {
+    PRESETS.iter().find(|(name, _)| *name == preset).map(|(_, text)| text.replace("{stream}", stream))
+}
+
+pub fn names() -> impl Iterator<Item = &'static str> {
+    PRESETS.iter().map(|(name, _)| *name)
+}

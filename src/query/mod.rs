@@ -1,0 +1,24 @@
+//! Answers, each with how true it is. Queries read a snapshot of live and committed state together and never write.
+
+pub mod snapshot;
+pub mod sql;
+pub mod system;
+
+pub use snapshot::{AsOf, Handles, Progress};
+
+/// Why there is no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueryError {
+    /// The question is wrong; the message says how to mend it.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    NotFound(String),
+    /// The answer would be over a limit, which the message names.
+    #[error("{0}")]
+    Limit(String),
+    #[error("{running} queries are running already (`[limits] sql_concurrent`); try again in a moment")]
+    Busy { running: usize },
+    #[error("{0}")]
+    Failed(String),
+}

@@ -1,0 +1,148 @@
+//! What queries read: the views' read handles, and how far everything is.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::event::{Gap, Lsn, Micros, rfc3339};
+use crate::operators::{PartitionState, StreamProgress};
+use crate::schema::Catalog;
+use crate::views::lake::LakeTable;
+
+/// Frames whose arrival is remembered, to tell how old the oldest record is that an answer lacks.
+const ARRIVALS: usize = 20_000;
+
+/// Read handles of all views.
+#[derive(Clone)]
+pub struct Handles {
+    pub catalog: Arc<Catalog>,
+    pub lake: PathBuf,
+    /// Lake tables by name.
+    pub tables: BTreeMap<String, Arc<LakeTable>>,
+    pub progress: Arc<Progress>,
+}
+
+/// How true an answer is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct AsOf {
+    /// The lowest position read.
+    pub lsn: Lsn,
+    /// The lowest watermark of the streams read.
+    pub watermark: Option<String>,
+    /// Age of the oldest record above `lsn`; 0 where there is none.
+    pub freshness_ms: u64,
+    /// Events of these streams that came behind the watermark, since the log began.
+    pub late: u64,
+    pub dead_letters: u64,
+    /// Synced records above `lsn`.
+    pub pending: u64,
+}
+
+/// How far operators and log are.
+#[derive(Default)]
+pub struct Progress(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    streams: BTreeMap<String, StreamProgress>,
+    gaps: Vec<Gap>,
+    partitions: BTreeMap<(String, String), PartitionState>,
+    synced_lsn: Lsn,
+    /// (last LSN, arrival) of the latest frames.
+    arrivals: VecDeque<(Lsn, Micros)>,
+}
+
+impl Progress {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A frame is synced.
+    pub fn note_synced(&self, last_lsn: Lsn, received_at: Micros) {
+        let mut inner = self.lock();
+        inner.synced_lsn = inner.synced_lsn.max(last_lsn);
+        inner.arrivals.push_back((last_lsn, received_at));
+        if inner.arrivals.len() > ARRIVALS {
+            inner.arrivals.pop_front();
+        }
+    }
+
+    /// The log's synced end, where no frame said it yet.
+    pub fn set_synced(&self, lsn: Lsn) {
+        let mut inner = self.lock();
+        inner.synced_lsn = inner.synced_lsn.max(lsn);
+    }
+
+    pub fn synced_lsn(&self) -> Lsn {
+        self.lock().synced_lsn
+    }
+
+    /// What the operators say after a frame.
+    pub fn set_operators(
+        &self,
+        streams: BTreeMap<String, StreamProgress>,
+        gaps: Vec<Gap>,
+        partitions: BTreeMap<(String, String), PartitionState>,
+    ) {
+        let mut inner = self.lock();
+        inner.streams = streams;
+        inner.gaps = gaps;
+        inner.partitions = partitions;
+    }
+
+    pub fn streams(&self) -> BTreeMap<String, StreamProgress> {
+        self.lock().streams.clone()
+    }
+
+    pub fn gaps(&self) -> Vec<Gap> {
+        self.lock().gaps.clone()
+    }
+
+    pub fn partitions(&self) -> BTreeMap<(String, String), PartitionState> {
+        self.lock().partitions.clone()
+    }
+
+    /// States how true an answer is that has everything up to `lsn` of these streams.
+    pub fn as_of(&self, lsn: Lsn, streams: &[String], now: Micros) -> AsOf {
+        let inner = self.lock();
+        let read: Vec<&StreamProgress> = streams.iter().filter_map(|s| inner.streams.get(s)).collect();
+        let pending = inner.synced_lsn.saturating_sub(lsn);
+        let oldest = inner.arrivals.get(inner.arrivals.partition_point(|(last, _)| *last <= lsn));
+        let age = oldest.map_or(0, |(_, at)| now.saturating_sub(*at).max(0) as u64 / 1_000);
+        AsOf {
+            lsn,
+            watermark: read.iter().map(|s| s.watermark).min().flatten().map(rfc3339),
+            freshness_ms: if pending == 0 { 0 } else { age },
+            late: read.iter().map(|s| s.totals.late).sum(),
+            dead_letters: read.iter().map(|s| s.totals.dead_letters).sum(),
+            pending,
+        }
+    }
+}
+
+impl Handles {
+    /// Every view with the LSN up to which queries see it.
+    pub fn positions(&self) -> Vec<(String, Lsn)> {
+        self.tables.iter().map(|(name, table)| (format!("lake/{name}"), table.applied())).collect()
+    }
+
+    /// Every position that a view has committed.
+    pub fn committed(&self) -> Vec<Lsn> {
+        self.tables.values().flat_map(|t| t.committed()).collect()
+    }
+
+    /// The stream that a question without one means: the first.
+    pub fn stream(&self, named: Option<&str>) -> Result<&Arc<crate::schema::Stream>, super::QueryError> {
+        let known = || self.catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
+        match named {
+            Some(name) => self.catalog.streams.get(name).ok_or_else(|| {
+                super::QueryError::NotFound(format!("there is no stream `{name}`; there are: {}", known()))
+            }),
+            None => self.catalog.streams.values().next().ok_or_else(|| {
+                super::QueryError::NotFound("no stream is declared; add [streams.NAME] to the configuration".into())
+            }),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! SQL over everything: planned and run by DataFusion, read-only, with limits of memory, time, rows and bytes, and a number of
+//! queries at once.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
+    SchemaProvider, TableProvider,
+};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::DataFusionError;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::{DataFrame, SQLOptions, SessionContext};
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use tokio::sync::Semaphore;
+
+use super::{AsOf, Handles, QueryError, system};
+use crate::event::{Lsn, Micros};
+use crate::schema::select::{explain, session_config};
+use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
+
+/// Longest query text.
+const MAX_SQL_BYTES: usize = 256 << 10;
+/// Bytes that queries may spill to disk.
+const MAX_SPILL_BYTES: u64 = 4 << 30;
+
+/// Limits on one query and on all of them together.
+#[derive(Debug, Clone, Copy)]
+pub struct SqlLimits {
+    pub time: Duration,
+    pub rows: usize,
+    pub bytes: usize,
+    pub concurrent: usize,
+    pub memory: usize,
+}
+
+/// Plans and runs SQL.
+pub struct SqlEngine {
+    base: SessionState,
+    slots: Arc<Semaphore>,
+    limits: SqlLimits,
+}
+
+/// A finished query.
+#[derive(Debug)]
+pub struct SqlAnswer {
+    pub schema: SchemaRef,
+    pub batches: Vec<RecordBatch>,
+    pub as_of: AsOf,
+}
+
+impl SqlEngine {
+    /// `spill` is a folder for intermediate results that do not fit in memory.
+    pub fn new(lake: &Path, spill: &Path, limits: SqlLimits) -> Result<Self, QueryError> {
+        let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
+        let environment = environment(lake, spill, limits.memory).map_err(failed)?;
+        let config = session_config(2)
+            .with_default_catalog_and_schema("weir_lake", "main")
+            .with_create_default_catalog_and_schema(false)
+            .with_sort_spill_reservation_bytes(1 << 20);
+        let base =
+            SessionStateBuilder::new().with_config(config).with_runtime_env(environment).with_default_features().build();
+        Ok(Self { base, slots: Arc::new(Semaphore::new(limits.concurrent)), limits })
+    }
+
+    /// Runs a query on a snapshot taken now.
+    pub async fn run(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+        if sql.len() > MAX_SQL_BYTES {
+            return Err(QueryError::Limit(format!("the query has more than {MAX_SQL_BYTES} bytes")));
+        }
+        let _slot = self
+            .slots
+            .try_acquire()
+            .map_err(|_| QueryError::Busy { running: self.limits.concurrent })?;
+        let time = self.limits.time;
+        tokio::time::timeout(time, self.answer(sql, handles, now)).await.unwrap_or_else(|_| {
+            let limit = format!("the query took longer than {time:?} (`[limits] sql_time`); narrow it by event_time");
+            Err(QueryError::Limit(limit))
+        })
+    }
+
+    async fn answer(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+        let (context, positions) = self.session(handles)?;
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = context.sql_with_options(sql, options).await.map_err(|e| QueryError::Invalid(explain(&e)))?;
+        let as_of = self.as_of(frame.logical_plan(), &positions, handles, now);
+        let (schema, batches) = self.collect(frame).await?;
+        Ok(SqlAnswer { schema, batches, as_of })
+    }
+
+    /// A session whose tables are snapshots taken now, and the LSN that each one reaches.
+    fn session(&self, handles: &Handles) -> Result<(SessionContext, Vec<(String, Lsn)>), QueryError> {
+        let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
+        let main = MemorySchemaProvider::new();
+        let mut positions = Vec::new();
+        for (name, table) in &handles.tables {
+            let state = table.snapshot();
+            positions.push((name.clone(), state.applied));
+            let provider: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
+            main.register_table(name.clone(), provider).map_err(failed)?;
+        }
+        let own = MemorySchemaProvider::new();
+        for name in system::TABLES {
+            own.register_table(name.into(), system::table(name, handles)?).map_err(failed)?;
+        }
+        let catalog = MemoryCatalogProvider::new();
+        catalog.register_schema("main", Arc::new(main)).map_err(failed)?;
+        catalog.register_schema("weir", Arc::new(own)).map_err(failed)?;
+        let catalogs = MemoryCatalogProviderList::new();
+        catalogs.register_catalog("weir_lake".into(), Arc::new(catalog));
+        let mut state = self.base.clone();
+        state.register_catalog_list(Arc::new(catalogs));
+        Ok((SessionContext::new_with_state(state), positions))
+    }
+
+    fn as_of(&self, plan: &LogicalPlan, positions: &[(String, Lsn)], handles: &Handles, now: Micros) -> AsOf {
+        let mut read = BTreeSet::new();
+        let _ = plan.apply_with_subqueries(|node| {
+            if let LogicalPlan::TableScan(scan) = node {
+                read.insert(scan.table_name.table().to_owned());
+            }
+            Ok(TreeNodeRecursion::Continue)
+        });
+        let lsn = positions.iter().filter(|(name, _)| read.contains(name)).map(|(_, lsn)| *lsn).min();
+        let own = |name: &&String| handles.catalog.streams.contains_key(*name);
+        let mut streams: Vec<String> = read.iter().filter(own).cloned().collect();
+        if streams.is_empty() {
+            streams = handles.catalog.streams.keys().cloned().collect();
+        }
+        let lsn = lsn.unwrap_or_else(|| handles.progress.synced_lsn());
+        handles.progress.as_of(lsn, &streams, now)
+    }
+
+    async fn collect(&self, frame: DataFrame) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {
+        let limits = self.limits;
+        let mut stream = frame.execute_stream().await.map_err(|e| run_error(&e, limits))?;
+        let schema = stream.schema();
+        let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
+        while let Some(batch) = stream.try_next().await.map_err(|e| run_error(&e, limits))? {
+            rows += batch.num_rows();
+            bytes += batch.get_array_memory_size();
+            if rows > limits.rows {
+                let limit = format!("the result has more than {} rows (`[limits] sql_rows`); aggregate, or add a limit", limits.rows);
+                return Err(QueryError::Limit(limit));
+            }
+            if bytes > limits.bytes {
+                let limit = format!("the result has more than {} bytes (`[limits] sql_result`); select fewer columns or rows", limits.bytes);
+                return Err(QueryError::Limit(limit));
+            }
+            if batch.num_rows() > 0 {
+                batches.push(batch);
+            }
+        }
+        Ok((schema, batches))
+    }
+}
+
+fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(why) => QueryError::Limit(format!(
+            "the query needs more memory than queries have together ({} bytes, a share of `[limits] memory`): {why}",
+            limits.memory
+        )),
+        _ => QueryError::Invalid(explain(error)),
+    }
+}
+
+fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEnv>, DataFusionError> {
+    std::fs::create_dir_all(spill)?;
+    // The registry comes with the whole file system in it: closed, so that no query reaches a file of its own choice.
+    let registry = DefaultObjectStoreRegistry::new();
+    registry.deregister_store(ObjectStoreUrl::local_filesystem().as_ref())?;
+    let consumers = NonZeroUsize::new(5).expect("five");
+    let environment = RuntimeEnvBuilder::new()
+        .with_object_store_registry(Arc::new(registry))
+        .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), consumers)))
+        .with_temp_file_path(spill)
+        .with_max_temp_directory_size(MAX_SPILL_BYTES)
+        .with_metadata_cache_limit(16 << 20)
+        .build_arc()?;
+    environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));
+    Ok(environment)
+}
+
+/// Batches with what JSON and CSV cannot show made text: bytes as UTF-8 where they are, else as hexadecimal.
+pub fn printable(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {
+    use arrow::array::{Array, ArrayRef, BinaryArray, StringArray};
+    if !schema.fields().iter().any(|f| is_binary(f.data_type())) {
+        return Ok((schema.clone(), batches.to_vec()));
+    }
+    let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
+    let show = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .map(|f| if is_binary(f.data_type()) { Field::new(f.name(), DataType::Utf8, true) } else { f.as_ref().clone() })
+        .collect();
+    let schema: SchemaRef = Arc::new(Schema::new(fields));
+    let shown = batches
+        .iter()
+        .map(|batch| {
+            let columns = batch
+                .columns()
+                .iter()
+                .map(|column| {
+                    if !is_binary(column.data_type()) {
+                        return Ok(column.clone());
+                    }
+                    let bytes = arrow::compute::cast(column, &DataType::Binary).map_err(failed)?;
+                    let bytes = bytes.as_any().downcast_ref::<BinaryArray>().expect("just cast");
+                    Ok(Arc::new(bytes.iter().map(|b| b.map(show)).collect::<StringArray>()) as ArrayRef)
+                })
+                .collect::<Result<Vec<_>, QueryError>>()?;
+            RecordBatch::try_new(schema.clone(), columns).map_err(failed)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok((schema, shown))
+}
+
+/// How times are written.
+const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
+
+/// Rows as JSON objects, one per line.
+pub fn to_ndjson(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
+    let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
+    let (_, batches) = printable(schema, batches)?;
+    let builder = arrow_json::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .with_timestamp_format(TIME_FORMAT.into())
+        .with_timestamp_tz_format(TIME_FORMAT.into());
+    let mut writer = builder.build::<_, arrow_json::writer::LineDelimited>(Vec::new());
+    writer.write_batches(&batches.iter().collect::<Vec<_>>()).map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    Ok(writer.into_inner())
+}
+
+/// Rows as CSV with a header.
+pub fn to_csv(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
+    let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
+    let (schema, batches) = printable(schema, batches)?;
+    let mut out = Vec::new();
+    let mut writer = arrow_csv::WriterBuilder::new()
+        .with_header(true)
+        .with_timestamp_format(TIME_FORMAT.into())
+        .with_timestamp_tz_format(TIME_FORMAT.into())
+        .build(&mut out);
+    let empty = RecordBatch::new_empty(schema);
+    for batch in if batches.is_empty() { std::slice::from_ref(&empty) } else { &batches } {
+        writer.write(batch).map_err(failed)?;
+    }
+    drop(writer);
+    Ok(out)
+}

@@ -1,0 +1,114 @@
+//! The tables `weir.*`: what the process knows of itself, as rows.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use datafusion::catalog::{MemTable, TableProvider};
+
+use super::{Handles, QueryError};
+use crate::event::Micros;
+use crate::views::lake::files::partition_folder;
+
+/// Names of the tables in the schema `weir`.
+pub const TABLES: [&str; 6] = ["configuration", "drift", "files", "gaps", "sources", "views"];
+
+fn text(values: impl Iterator<Item = String>) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(values))
+}
+
+fn number(values: impl Iterator<Item = u64>) -> ArrayRef {
+    Arc::new(values.map(|v| Some(v as i64)).collect::<Int64Array>())
+}
+
+fn time(values: impl Iterator<Item = Micros>) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
+}
+
+/// A system table as it is now.
+pub fn table(name: &str, handles: &Handles) -> Result<Arc<dyn TableProvider>, QueryError> {
+    let columns = match name {
+        "configuration" => configuration(handles),
+        "drift" => drift(handles),
+        "files" => files(handles),
+        "gaps" => gaps(handles),
+        "sources" => sources(handles),
+        _ => views(handles),
+    };
+    let failed = |e: String| QueryError::Failed(e);
+    let batch = RecordBatch::try_from_iter(columns).map_err(|e| failed(e.to_string()))?;
+    let table = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(|e| failed(e.to_string()))?;
+    Ok(Arc::new(table))
+}
+
+type Columns = Vec<(&'static str, ArrayRef)>;
+
+fn configuration(handles: &Handles) -> Columns {
+    let streams = || handles.catalog.streams.values();
+    vec![
+        ("stream", text(streams().map(|s| s.name.clone()))),
+        ("declaration", text(streams().map(|s| serde_json::to_string(&s.def).unwrap_or_default()))),
+    ]
+}
+
+fn drift(handles: &Handles) -> Columns {
+    let streams = handles.progress.streams();
+    let rows: Vec<(&String, &(String, u64))> =
+        streams.iter().flat_map(|(name, s)| s.drift.iter().map(move |d| (name, d))).collect();
+    vec![
+        ("stream", text(rows.iter().map(|(s, _)| (*s).clone()))),
+        ("field", text(rows.iter().map(|(_, (f, _))| f.clone()))),
+        ("records", number(rows.iter().map(|(_, (_, n))| *n))),
+    ]
+}
+
+fn files(handles: &Handles) -> Columns {
+    let rows: Vec<_> = handles
+        .tables
+        .values()
+        .flat_map(|t| {
+            let files = t.files();
+            (0..files.len()).map(|i| (t.spec.name.clone(), t.spec.by_hour, files[i].clone())).collect::<Vec<_>>()
+        })
+        .collect();
+    vec![
+        ("table", text(rows.iter().map(|(t, ..)| t.clone()))),
+        ("partition", text(rows.iter().map(|(_, by_hour, f)| partition_folder(f.bucket, *by_hour)))),
+        ("path", text(rows.iter().map(|(_, _, f)| f.path.clone()))),
+        ("class", text(rows.iter().map(|(_, _, f)| f.class.name().to_owned()))),
+        ("rows", number(rows.iter().map(|(_, _, f)| f.rows))),
+        ("bytes", number(rows.iter().map(|(_, _, f)| f.bytes))),
+        ("min_time", time(rows.iter().map(|(_, _, f)| f.min_time))),
+        ("max_time", time(rows.iter().map(|(_, _, f)| f.max_time))),
+        ("written_at", time(rows.iter().map(|(_, _, f)| f.written_ms.saturating_mul(1_000)))),
+    ]
+}
+
+fn gaps(handles: &Handles) -> Columns {
+    let gaps = handles.progress.gaps();
+    vec![
+        ("source", text(gaps.iter().map(|g| g.source.clone()))),
+        ("from", time(gaps.iter().map(|g| g.from))),
+        ("to", time(gaps.iter().map(|g| g.to))),
+        ("reason", text(gaps.iter().map(|g| g.reason.clone()))),
+    ]
+}
+
+fn sources(handles: &Handles) -> Columns {
+    let partitions = handles.progress.partitions();
+    vec![
+        ("source", text(partitions.keys().map(|(s, _)| s.clone()))),
+        ("partition", text(partitions.keys().map(|(_, p)| p.clone()))),
+        ("position", number(partitions.values().map(|p| p.next_position))),
+        ("received_at", time(partitions.values().map(|p| p.received_at))),
+    ]
+}
+
+fn views(handles: &Handles) -> Columns {
+    let positions = handles.positions();
+    let synced = handles.progress.synced_lsn();
+    vec![
+        ("view", text(positions.iter().map(|(name, _)| name.clone()))),
+        ("lsn", number(positions.iter().map(|(_, lsn)| *lsn))),
+        ("lag", number(positions.iter().map(|(_, lsn)| synced.saturating_sub(*lsn)))),
+    ]
+}

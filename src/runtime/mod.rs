@@ -1,0 +1,391 @@
+//! The composition root: opens a data folder, puts log, operators, views, queries and sources together, and takes them apart
+//! in the order in which data flows.
+
+pub mod folder;
+pub mod offline;
+pub mod pipeline;
+pub mod snapshots;
+pub mod views;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError, SourceKind, Streams};
+use crate::event::{Lsn, lsn_zero};
+use crate::ingest::Ingest;
+use crate::operators::OperatorError;
+use crate::query::sql::{SqlEngine, SqlLimits};
+use crate::query::{Handles, QueryError};
+use crate::schema::Catalog;
+use crate::sources::{self, SourceError, Stop};
+use crate::storage::Disk;
+use crate::views::ViewError;
+use crate::views::lake::LogName;
+use crate::wal::record::compress;
+use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions};
+use folder::{Folder, Lock};
+use pipeline::{Pipeline, Resume};
+use snapshots::Snapshots;
+
+/// Why the process cannot go on; each kind has its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Usage or configuration: exit 2.
+    #[error("{0}")]
+    Config(String),
+    /// Damaged or newer data: exit 65.
+    #[error("{0}")]
+    Damaged(String),
+    /// The data folder is in use: exit 75.
+    #[error("{0}")]
+    InUse(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl RuntimeError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::Damaged(_) => 65,
+            Self::InUse(_) => 75,
+            Self::Failed(_) => 1,
+        }
+    }
+}
+
+impl From<ConfigError> for RuntimeError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.to_string())
+    }
+}
+
+impl From<WalError> for RuntimeError {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::Newer { .. }
+            | WalError::SegmentHeader { .. }
+            | WalError::Damaged { .. }
+            | WalError::Missing { .. }
+            | WalError::Instance { .. } => Self::Damaged(error.to_string()),
+            WalError::Io { .. } | WalError::Sync { .. } | WalError::TooLarge { .. } => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<OperatorError> for RuntimeError {
+    fn from(error: OperatorError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+impl From<ViewError> for RuntimeError {
+    fn from(error: ViewError) -> Self {
+        if error.is_final() { Self::Damaged(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+impl From<QueryError> for RuntimeError {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::Invalid(_) => Self::Config(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// How to run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Take what is there, commit and end.
+    pub once: bool,
+}
+
+/// A data folder at work.
+pub struct Running {
+    pub folder: Folder,
+    pub handles: Handles,
+    pub sql: Arc<SqlEngine>,
+    pub clock: Arc<dyn Clock>,
+    pub stop: Stop,
+    pipeline: Pipeline,
+    sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
+    _lock: Lock,
+}
+
+/// SQL's limits, as configured.
+pub fn sql_limits(config: &Config) -> SqlLimits {
+    SqlLimits {
+        time: config.limits.sql_time,
+        rows: config.limits.sql_rows,
+        bytes: config.limits.sql_result,
+        concurrent: config.limits.sql_concurrent,
+        memory: config.limits.shares().sql,
+    }
+}
+
+fn wal_options(config: &Config, folder: &Folder) -> WalOptions {
+    WalOptions {
+        folder: folder.log(),
+        instance: config.instance,
+        zero: lsn_zero(config.instance),
+        segment_bytes: config.log.segment,
+    }
+}
+
+fn snapshots(config: &Config, folder: &Folder) -> Snapshots {
+    Snapshots {
+        storage: Arc::new(Disk),
+        folder: folder.operators(),
+        log: folder.log(),
+        zero: lsn_zero(config.instance),
+    }
+}
+
+impl Running {
+    /// Opens the folder, recovers, switches to this configuration if the log holds another, and starts the sources.
+    pub fn start(config: &Config, options: Options, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
+        let catalog = Arc::new(Catalog::of(config)?);
+        let folder = Folder::create(&config.data)?;
+        let lock = folder.lock()?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let wal = open_wal(config, &folder, &catalog, runtime)?;
+        let wal = switch_configuration(config, &folder, &catalog, wal, runtime, &clock)?;
+        let snapshots = snapshots(config, &folder);
+        let log = log_name(config, &wal);
+        let opened = views::open(config, &folder, &catalog, log, runtime, true)?;
+        refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
+        let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
+        let sql = Arc::new(SqlEngine::new(&folder.lake(), &folder.spill(), sql_limits(config))?);
+        let handles = pipeline.handles.clone();
+        let mut running =
+            Self { folder, handles, sql, clock, stop: Stop::default(), pipeline, sources: Vec::new(), _lock: lock };
+        let resume = running.pipeline.resume()?;
+        running.start_sources(config, options, &resume)?;
+        Ok(running)
+    }
+
+    fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
+        for source in &config.sources {
+            let ring = self.pipeline.ring.clone();
+            let context = sources::Context {
+                name: source.name.clone(),
+                stream: source.stream.clone(),
+                ingest: self.ingest()?,
+                stop: self.stop.clone(),
+                once: options.once,
+                record_bytes: config.limits.record,
+                cut_bytes: config.limits.dead_letter,
+                wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
+                partitions: resume
+                    .partitions
+                    .iter()
+                    .filter(|((name, _), _)| *name == source.name)
+                    .map(|((_, partition), state)| (partition.clone(), state.clone()))
+                    .collect(),
+            };
+            let kind = source.kind.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("source/{}", source.name))
+                .spawn(move || match kind {
+                    SourceKind::File { path } => sources::file::run(&context, &path),
+                    SourceKind::WebSocket { .. } => Ok(()),
+                })
+                .expect("the system can start a thread");
+            self.sources.push((source.name.clone(), thread));
+        }
+        Ok(())
+    }
+
+    /// A handle to take records in.
+    pub fn ingest(&self) -> Result<Ingest, RuntimeError> {
+        self.pipeline.ingest.clone().ok_or_else(|| RuntimeError::Failed("weir is stopping".into()))
+    }
+
+    /// Whether a thread ended that should not have; [`Running::stop`] tells why.
+    pub fn has_failed(&self) -> bool {
+        self.pipeline.has_failed()
+    }
+
+    /// Whether every source has ended.
+    pub fn sources_have_ended(&self) -> bool {
+        self.sources.iter().all(|(_, thread)| thread.is_finished())
+    }
+
+    /// Per view, its name, what it has applied, and why it does not go on, if so.
+    pub fn views(&self) -> Vec<(String, Lsn, Option<String>)> {
+        let states = self.pipeline.views.iter().map(|s| (s.applied(), s.failure()));
+        self.pipeline.view_names.iter().cloned().zip(states).map(|(name, (lsn, failure))| (name, lsn, failure)).collect()
+    }
+
+    /// Stops with the data: sources, log, operators, views with their last commit.
+    pub fn stop(mut self) -> Result<(), RuntimeError> {
+        self.stop.ask();
+        let mut failures = Vec::new();
+        for (name, thread) in self.sources.drain(..) {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failures.push(format!("source `{name}`: {error}")),
+                Err(_) => failures.push(format!("source `{name}` panicked")),
+            }
+        }
+        self.pipeline.stop()?;
+        if failures.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(failures.join("; "))) }
+    }
+}
+
+fn log_name(config: &Config, wal: &Wal) -> LogName {
+    LogName { instance: config.instance, id: wal.log_id(), zero: lsn_zero(config.instance) }
+}
+
+/// Opens the log; views that stand above what a torn tail would leave keep it from being cut.
+fn open_wal(
+    config: &Config,
+    folder: &Folder,
+    catalog: &Arc<Catalog>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Wal, RuntimeError> {
+    let options = wal_options(config, folder);
+    let zero = options.zero;
+    let id = Wal::log_id_of(&Disk, &options.folder)?;
+    let mut views_at = zero;
+    if let Some(id) = id {
+        let log = LogName { instance: config.instance, id, zero };
+        let there = views::open(config, folder, catalog, log, runtime, false)?;
+        views_at = there.handles.committed().into_iter().max().unwrap_or(zero);
+    }
+    let new_id = rand::random::<u64>() >> 1;
+    let (wal, recovered) = Wal::open(Arc::new(Disk), options, new_id, views_at)?;
+    if let Some(torn) = recovered.torn {
+        tracing::warn!(path = %torn.path.display(), offset = torn.offset, lsn = torn.lsn, "the log ended in bytes that were never synced; cut");
+    }
+    Ok(wal)
+}
+
+fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<(), RuntimeError> {
+    for view in &opened.views {
+        for (name, found) in view.positions() {
+            if found > end {
+                return Err(ViewError::Ahead { path: name.into(), found, log: log.id }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The streams that the log ends under; none in an empty log.
+fn stored_streams(config: &Config, folder: &Folder, wal: &Wal) -> Result<Option<Streams>, RuntimeError> {
+    let snapshots = snapshots(config, folder);
+    let (operators, from_snapshot) = snapshots.newest_for(&BTreeMap::new(), wal.synced_lsn())?;
+    let mut stored = from_snapshot.then(|| operators.catalog().declarations());
+    let mut reader = LogReader::new(Arc::new(Disk), folder.log(), operators.lsn());
+    while let Some(frame) = reader.next(wal.synced_lsn())? {
+        if frame.header.kind == Kind::Configuration {
+            let records = frame.records().map_err(|e| RuntimeError::Damaged(e.to_string()))?;
+            let text = String::from_utf8_lossy(records.get(0)).into_owned();
+            stored = Some(Streams::from_json(&text).map_err(|e| RuntimeError::Damaged(e.to_string()))?);
+        }
+    }
+    Ok(stored)
+}
+
+/// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the
+/// new one. No frame is applied under two configurations.
+fn switch_configuration(
+    config: &Config,
+    folder: &Folder,
+    catalog: &Arc<Catalog>,
+    mut wal: Wal,
+    runtime: &tokio::runtime::Handle,
+    clock: &Arc<dyn Clock>,
+) -> Result<Wal, RuntimeError> {
+    let stored = stored_streams(config, folder, &wal)?;
+    if stored.as_ref().is_some_and(|s| *s == config.streams) {
+        return Ok(wal);
+    }
+    if let Some(stored) = stored {
+        let before = Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?);
+        refuse_what_cannot_change(config, &before, catalog)?;
+        let log = log_name(config, &wal);
+        let opened = views::open(config, folder, &before, log, runtime, true)?;
+        refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
+        let pipeline = Pipeline::start(config, snapshots(config, folder), wal, &before, opened, clock.clone())?;
+        pipeline.resume()?;
+        wal = pipeline.stop()?;
+        tracing::info!("the configuration changed; it applies from here on");
+    }
+    let mut records = RecordsBuilder::default();
+    records.push(catalog.to_json().as_bytes());
+    let records = records.finish();
+    let mut frame = Frame {
+        header: Header {
+            kind: Kind::Configuration,
+            count: 1,
+            first_lsn: 0,
+            first_position: 0,
+            previous_position: 0,
+            received_at: clock.now(),
+            configuration: catalog.id,
+            synced_lsn: 0,
+            source: String::new(),
+            partition: String::new(),
+            stream: String::new(),
+        },
+        block_bytes: records.page().len() as u32,
+        block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
+        about: About::default(),
+    };
+    wal.append(&mut frame)?;
+    wal.sync()?;
+    Ok(wal)
+}
+
+/// Changes that existing tables and indexes cannot take.
+fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog) -> Result<(), RuntimeError> {
+    for (name, new) in &after.streams {
+        let Some(old) = before.streams.get(name) else { continue };
+        for field in new.table_schema.fields() {
+            if let Ok(there) = old.table_schema.field_with_name(field.name())
+                && there.data_type() != field.data_type()
+            {
+                let message = format!(
+                    "stream `{name}`: the column `{}` is {} in the table and would be {}; give the changed column another name",
+                    field.name(),
+                    there.data_type(),
+                    field.data_type()
+                );
+                return Err(config.stream_error(name, Some("select"), message).into());
+            }
+        }
+        let (old, new) = (&old.def, &new.def);
+        for (key, is_same) in [
+            ("search", old.search.is_none() || old.search == new.search),
+            ("places", old.places.is_none() || old.places == new.places),
+            ("count", old.count.is_none() || old.count == new.count),
+        ] {
+            if !is_same {
+                let message = format!(
+                    "stream `{name}`: `{key}` cannot be changed in place yet; declare the changed stream under another name"
+                );
+                return Err(config.stream_error(name, Some(key), message).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How often a waiting run looks whether it is over.
+pub const POLL: Duration = Duration::from_millis(50);
+
+/// Ends when the process is asked to stop: SIGINT or SIGTERM.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+}

@@ -1,0 +1,245 @@
+//! The threads between log and views: one writes the log, one runs the operators, one drives each view. What a stopped pipeline
+//! leaves is on the disk; starting one recovers from there.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::RuntimeError;
+use super::snapshots::{LogCatchUp, Snapshots};
+use super::views::Opened;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::event::Lsn;
+use crate::ingest::{Committed, Ingest, Upkeep};
+use crate::operators::{Answer, Operators, PartitionState};
+use crate::query::{Handles, Progress};
+use crate::schema::Catalog;
+use crate::views::driver::{self, Status};
+use crate::views::ring::Ring;
+use crate::views::{View, ViewError};
+use crate::wal::retention::{SegmentAge, plan_trim};
+use crate::wal::{LogReader, Wal, segment};
+
+/// Frames between the log's writer and the operators.
+const HANDED_ON: usize = 16;
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
+/// A snapshot is worth writing after this many times its size of log.
+const SNAPSHOT_LOG_RATIO: u64 = 4;
+
+/// What sources need to know of the log's past before they go on.
+pub struct Resume {
+    pub partitions: BTreeMap<(String, String), PartitionState>,
+    pub answers: Vec<(String, [u8; 32], Answer)>,
+}
+
+/// A running pipeline.
+pub struct Pipeline {
+    pub ingest: Option<Ingest>,
+    pub handles: Handles,
+    pub ring: Arc<Ring>,
+    pub views: Vec<Arc<Status>>,
+    pub view_names: Vec<String>,
+    writer: JoinHandle<Result<Wal, crate::wal::WalError>>,
+    operators: JoinHandle<Result<(), RuntimeError>>,
+    drivers: Vec<JoinHandle<Result<(), ViewError>>>,
+    resume: Receiver<Resume>,
+}
+
+impl Pipeline {
+    /// Starts from what is on the disk: the newest snapshot that no view is behind, then the log.
+    pub fn start(
+        config: &Config,
+        snapshots: Snapshots,
+        wal: Wal,
+        catalog: &Arc<Catalog>,
+        opened: Opened,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, RuntimeError> {
+        let shares = config.limits.shares();
+        let Opened { mut views, handles } = opened;
+        let positions: BTreeMap<String, Lsn> = views.iter().flat_map(|v| v.positions()).collect();
+        let (operators, from_snapshot) = snapshots.newest_for(&positions, Lsn::MAX)?;
+        if from_snapshot {
+            views.iter_mut().for_each(|v| v.skip_to(operators.lsn()));
+        }
+        let end = wal.synced_lsn();
+        tracing::debug!(from = operators.lsn(), to = end, from_snapshot, "recovering");
+        handles.progress.set_synced(end);
+        let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
+        let catch_up =
+            Arc::new(LogCatchUp { snapshots: snapshots.clone(), one_at_a_time: Mutex::new(()) });
+        let (statuses, names, drivers) = start_drivers(views, &ring, &catch_up);
+        let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
+        let (upkeep, upkeep_receiver) = channel();
+        let progress = handles.progress.clone();
+        let hand_on = move |frame: Committed| {
+            progress.note_synced(frame.frame.header.last_lsn(), frame.frame.header.received_at);
+            // The operators end before the writer only when they failed, which the supervisor sees.
+            let _ = handed_on.send(frame);
+        };
+        let (ingest, writer) = Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, hand_on);
+        let (ready, resume) = channel();
+        let stage = OperatorStage {
+            operators,
+            ring: ring.clone(),
+            snapshots,
+            progress: handles.progress.clone(),
+            statuses: statuses.clone(),
+            upkeep,
+            keep: config.log.keep,
+            budget: config.log.budget,
+            last_snapshot: Instant::now(),
+            log_bytes: 0,
+            snapshot_bytes: 1 << 20,
+        };
+        let operators = std::thread::Builder::new()
+            .name("operators".into())
+            .spawn(move || stage.run(end, &ready, &committed))
+            .expect("the system can start a thread");
+        Ok(Self {
+            ingest: Some(ingest),
+            handles,
+            ring,
+            views: statuses,
+            view_names: names,
+            writer,
+            operators,
+            drivers,
+            resume,
+        })
+    }
+
+    /// Waits until the log's past has been applied.
+    pub fn resume(&self) -> Result<Resume, RuntimeError> {
+        self.resume.recv().map_err(|_| RuntimeError::Failed("the operators ended before they had read the log".into()))
+    }
+
+    /// Whether a thread ended that should not have.
+    pub fn has_failed(&self) -> bool {
+        self.writer.is_finished() || self.operators.is_finished() || self.drivers.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Ends with the data: no more frames, operators, views with their last commit. Every other holder of `ingest` must be gone.
+    pub fn stop(mut self) -> Result<Wal, RuntimeError> {
+        self.ingest.take();
+        let wal = join(self.writer)?.map_err(RuntimeError::from);
+        let operators = join(self.operators)?;
+        if operators.is_err() {
+            self.ring.close();
+        }
+        let mut result = operators;
+        for driver in self.drivers {
+            result = result.and(join(driver)?.map_err(RuntimeError::from));
+        }
+        result.and(wal)
+    }
+}
+
+fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
+    thread.join().map_err(|panic| {
+        let what = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        RuntimeError::Failed(format!("a thread panicked: {}", what.unwrap_or_default()))
+    })
+}
+
+type Drivers = (Vec<Arc<Status>>, Vec<String>, Vec<JoinHandle<Result<(), ViewError>>>);
+
+fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<LogCatchUp>) -> Drivers {
+    let (mut statuses, mut names, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+    for view in views {
+        let status = Arc::new(Status::default());
+        let name = view.name().to_owned();
+        let (ring, catch_up, published) = (ring.clone(), catch_up.clone(), status.clone());
+        // Known to the ring from the start, so that no source runs ahead of a view that has not begun.
+        ring.join(&name, view.applied());
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || driver::run(view, &ring, &*catch_up, &published))
+            .expect("the system can start a thread");
+        statuses.push(status);
+        names.push(name);
+        threads.push(thread);
+    }
+    (statuses, names, threads)
+}
+
+struct OperatorStage {
+    operators: Operators,
+    ring: Arc<Ring>,
+    snapshots: Snapshots,
+    progress: Arc<Progress>,
+    statuses: Vec<Arc<Status>>,
+    upkeep: Sender<Upkeep>,
+    keep: Duration,
+    budget: Option<u64>,
+    last_snapshot: Instant,
+    log_bytes: u64,
+    snapshot_bytes: u64,
+}
+
+impl OperatorStage {
+    /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to do so.
+    fn run(mut self, end: Lsn, ready: &Sender<Resume>, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
+        let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators.lsn());
+        self.publish();
+        while let Some(frame) = reader.next(end)? {
+            while !self.ring.wait_for_room(Duration::from_secs(1)) {}
+            let decoded = self.operators.decode(&frame)?;
+            self.apply(Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
+        }
+        let answers = self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
+        let _ = ready.send(Resume { partitions: self.operators.partitions().clone(), answers });
+        while let Ok(frame) = committed.recv() {
+            self.apply(frame)?;
+            if self.last_snapshot.elapsed() >= SNAPSHOT_EVERY
+                && self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes
+            {
+                self.snapshot()?;
+            }
+        }
+        self.snapshot()?;
+        self.ring.close();
+        Ok(())
+    }
+
+    fn apply(&mut self, committed: Committed) -> Result<(), RuntimeError> {
+        self.log_bytes += committed.frame.block.len() as u64;
+        let output = self.operators.apply(committed.frame, committed.decoded.as_deref())?;
+        self.ring.push(Arc::new(output));
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        let gaps = self.operators.gaps().cloned().collect();
+        self.progress.set_operators(self.operators.progress(), gaps, self.operators.partitions().clone());
+    }
+
+    /// Saves the operators, then lets go of what recovery no longer needs.
+    fn snapshot(&mut self) -> Result<(), RuntimeError> {
+        self.snapshot_bytes = self.snapshots.save(&self.operators)? as u64;
+        self.last_snapshot = Instant::now();
+        self.log_bytes = 0;
+        let positions = self.statuses.iter().flat_map(|s| s.positions()).collect();
+        let Some(safe) = self.snapshots.tidy(&positions)? else { return Ok(()) };
+        for first_lsn in plan_trim(&self.segments(), safe, self.keep, self.budget) {
+            let _ = self.upkeep.send(Upkeep::Remove(first_lsn));
+        }
+        Ok(())
+    }
+
+    fn segments(&self) -> Vec<SegmentAge> {
+        let names = self.snapshots.storage.list(&self.snapshots.log).unwrap_or_default();
+        let firsts = names.iter().filter_map(|n| segment::first_lsn(n));
+        firsts
+            .filter_map(|first_lsn| {
+                let metadata = std::fs::metadata(segment::path(&self.snapshots.log, first_lsn)).ok()?;
+                let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
+                Some(SegmentAge { first_lsn, bytes: metadata.len(), age })
+            })
+            .collect()
+    }
+}

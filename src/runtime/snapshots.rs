@@ -1,0 +1,105 @@
+//! Operator snapshots on disk, and the way back through the log for a view that fell out of the ring.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::event::Lsn;
+use crate::operators::{OperatorError, Operators, Output, snapshot};
+use crate::schema::Catalog;
+use crate::storage::Storage;
+use crate::views::ViewError;
+use crate::views::driver::CatchUp;
+use crate::wal::LogReader;
+
+/// Where snapshots lie and which log they belong to.
+#[derive(Clone)]
+pub struct Snapshots {
+    pub storage: Arc<dyn Storage>,
+    pub folder: PathBuf,
+    pub log: PathBuf,
+    /// The LSN before the log's first.
+    pub zero: Lsn,
+}
+
+impl Snapshots {
+    fn failed(&self, error: impl std::fmt::Display) -> OperatorError {
+        OperatorError::Snapshot { path: self.folder.clone(), reason: error.to_string() }
+    }
+
+    /// LSNs of the snapshots there are, oldest first.
+    pub fn list(&self) -> Result<Vec<Lsn>, OperatorError> {
+        let names = self.storage.list(&self.folder).map_err(|e| self.failed(e))?;
+        Ok(names.iter().filter_map(|n| snapshot::lsn_of(n)).collect())
+    }
+
+    pub fn load(&self, lsn: Lsn) -> Result<Operators, OperatorError> {
+        let path = snapshot::path(&self.folder, lsn);
+        let bytes = std::fs::read(&path).map_err(|e| self.failed(e))?;
+        snapshot::decode(&path, &bytes)
+    }
+
+    /// Saves the state; gives its size.
+    pub fn save(&self, operators: &Operators) -> Result<usize, OperatorError> {
+        let bytes = snapshot::encode(operators);
+        let path = snapshot::path(&self.folder, operators.lsn());
+        self.storage.replace(&path, &bytes).map_err(|e| self.failed(e))?;
+        Ok(bytes.len())
+    }
+
+    /// The newest snapshot up to `limit` that none of these positions is behind; without one, the state before the first record.
+    pub fn newest_for(&self, positions: &BTreeMap<String, Lsn>, limit: Lsn) -> Result<(Operators, bool), OperatorError> {
+        for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
+            match self.load(lsn) {
+                Ok(operators) if !snapshot::is_behind(operators.given(), positions) => return Ok((operators, true)),
+                Ok(_) => {}
+                Err(error @ OperatorError::Newer { .. }) => return Err(error),
+                Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
+            }
+        }
+        Ok((Operators::new(Arc::new(Catalog::default()), self.zero), false))
+    }
+
+    /// Removes snapshots older than the newest one that no view is behind, and names that one.
+    pub fn tidy(&self, positions: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
+        let mut keep = None;
+        for lsn in self.list()?.into_iter().rev() {
+            if keep.is_some() {
+                let path = snapshot::path(&self.folder, lsn);
+                self.storage.remove(&path).map_err(|e| self.failed(e))?;
+            } else if self.load(lsn).is_ok_and(|o| !snapshot::is_behind(o.given(), positions)) {
+                keep = Some(lsn);
+            }
+        }
+        Ok(keep)
+    }
+}
+
+/// Reads the log again with its own copy of the operators, for one view at a time.
+pub struct LogCatchUp {
+    pub snapshots: Snapshots,
+    pub one_at_a_time: Mutex<()>,
+}
+
+impl CatchUp for LogCatchUp {
+    fn replay(
+        &self,
+        positions: &BTreeMap<String, Lsn>,
+        after: Lsn,
+        to: Lsn,
+        give: &mut dyn FnMut(&Output) -> Result<(), ViewError>,
+    ) -> Result<(), ViewError> {
+        let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let damaged =
+            |reason: String| ViewError::Damaged { path: self.snapshots.log.clone(), reason };
+        let (mut operators, _) =
+            self.snapshots.newest_for(positions, after.max(self.snapshots.zero)).map_err(|e| damaged(e.to_string()))?;
+        let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), operators.lsn());
+        while let Some(frame) = reader.next(to).map_err(|e| damaged(e.to_string()))? {
+            let decoded = operators.decode(&frame).map_err(|e| damaged(e.to_string()))?;
+            let output = operators.apply(Arc::new(frame), decoded.as_ref()).map_err(|e| damaged(e.to_string()))?;
+            give(&output)?;
+        }
+        Ok(())
+    }
+}

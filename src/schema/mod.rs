@@ -1,0 +1,343 @@
+//! From a stream's declaration to what runs: the JSON's columns, `select` and `require` planned once into physical expressions,
+//! the table's Arrow schema. Whatever is wrong with a declaration is found here, by `weir check` and at the start alike.
+
+pub mod select;
+pub mod types;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use crate::config::{Config, ConfigError, StreamDef, Streams};
+use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
+use select::{Planned, Rule};
+
+/// What is wrong with a declaration: the key it stands in, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclarationError {
+    pub stream: String,
+    pub key: &'static str,
+    pub message: String,
+}
+
+/// A stream, ready to decode records.
+#[derive(Debug)]
+pub struct Stream {
+    pub name: String,
+    pub def: StreamDef,
+    /// Fields of the JSON that are read.
+    pub input: Vec<types::Column>,
+    pub input_schema: SchemaRef,
+    /// `event_time`, then the stream's own columns.
+    pub output: SchemaRef,
+    /// `output` behind the stamp: lsn, event_time, received_at, source, repeat (where declared).
+    pub table_schema: SchemaRef,
+    columns: Planned,
+    rules: Vec<Rule>,
+    repeats: Option<RepeatColumns>,
+}
+
+/// Where the repeats operator finds its columns in a decoded batch.
+#[derive(Debug, Clone)]
+pub struct RepeatColumns {
+    pub key: usize,
+    pub same: Vec<usize>,
+    pub version: Option<usize>,
+    pub max_keys: usize,
+    /// In the version's unit: milliseconds for numbers, microseconds for times.
+    pub within: i64,
+}
+
+/// Rows that `select` and `require` let through.
+pub struct Selected {
+    pub rows: RecordBatch,
+    /// Rows of the input they come from, ascending.
+    pub kept: Vec<u32>,
+    /// (row of the input, reason)
+    pub rejected: Vec<(u32, String)>,
+}
+
+/// The streams of a configuration, compiled.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    pub id: u64,
+    pub streams: BTreeMap<String, Arc<Stream>>,
+}
+
+impl Catalog {
+    pub fn compile(streams: &Streams) -> Result<Self, DeclarationError> {
+        let compiled = streams
+            .0
+            .iter()
+            .map(|(name, def)| Ok((name.clone(), Arc::new(Stream::compile(name, def)?))))
+            .collect::<Result<_, DeclarationError>>()?;
+        Ok(Self { id: streams.id(), streams: compiled })
+    }
+
+    /// Compiles a configuration's streams; errors point into its file.
+    pub fn of(config: &Config) -> Result<Self, ConfigError> {
+        Self::compile(&config.streams).map_err(|e| {
+            config.stream_error(&e.stream, Some(e.key), format!("stream `{}`: {}: {}", e.stream, e.key, e.message))
+        })
+    }
+
+    /// The declarations, as the log stores them.
+    pub fn to_json(&self) -> String {
+        self.declarations().to_json()
+    }
+
+    pub fn declarations(&self) -> Streams {
+        Streams(self.streams.iter().map(|(name, stream)| (name.clone(), stream.def.clone())).collect())
+    }
+
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let streams = Streams::from_json(text).map_err(|e| e.to_string())?;
+        Self::compile(&streams).map_err(|e| format!("stream `{}`: {}: {}", e.stream, e.key, e.message))
+    }
+}
+
+impl Stream {
+    pub fn compile(name: &str, def: &StreamDef) -> Result<Self, DeclarationError> {
+        let wrong = |key: &'static str| {
+            let stream = name.to_owned();
+            move |message: String| DeclarationError { stream, key, message }
+        };
+        let input = types::parse(&def.schema).map_err(wrong("schema"))?;
+        let input_schema: SchemaRef = Arc::new(Schema::new(input.iter().map(types::Column::arrow).collect::<Vec<_>>()));
+        let columns = select::plan(name, &input_schema, &def.select).map_err(wrong("select"))?;
+        let columns = columns.with_event_time_first().map_err(wrong("select"))?;
+        for column in columns.names().filter(|c| *c != "event_time") {
+            if STAMP_COLUMNS.contains(&column) || column == "session_id" {
+                return Err(wrong("select")(format!("the column `{column}` is weir's own; name yours otherwise with `as`")));
+            }
+        }
+        let output = columns.schema();
+        let rules = def
+            .require
+            .iter()
+            .map(|rule| Rule::plan(name, &output, rule))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(wrong("require"))?;
+        let mut stream = Self {
+            name: name.to_owned(),
+            def: def.clone(),
+            input,
+            input_schema,
+            table_schema: table_schema(&output, def.repeat.is_some()),
+            output,
+            columns,
+            rules,
+            repeats: None,
+        };
+        stream.check_columns()?;
+        stream.repeats = stream.repeat_columns()?;
+        Ok(stream)
+    }
+
+    pub fn repeats(&self) -> Option<&RepeatColumns> {
+        self.repeats.as_ref()
+    }
+
+    /// Start of the hour that a time lies in.
+    pub fn partition_start(&self, time: Micros) -> Micros {
+        bucket(time, MICROS_PER_HOUR) * MICROS_PER_HOUR
+    }
+
+    fn index(&self, key: &'static str, column: &str) -> Result<usize, DeclarationError> {
+        self.output.index_of(column).map_err(|_| {
+            let known = self.output.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
+            let message = format!("`{column}` is no column of `select`; there are {known}");
+            DeclarationError { stream: self.name.clone(), key, message }
+        })
+    }
+
+    fn typed(&self, key: &'static str, column: &str, fits: fn(&DataType) -> bool, what: &str) -> Result<(), DeclarationError> {
+        let ty = self.output.field(self.index(key, column)?).data_type();
+        if fits(ty) {
+            return Ok(());
+        }
+        let message = format!("`{column}` is {ty}; it must be {what}");
+        Err(DeclarationError { stream: self.name.clone(), key, message })
+    }
+
+    /// Every column that a key names exists and has a type that fits.
+    fn check_columns(&self) -> Result<(), DeclarationError> {
+        let scalar = |ty: &DataType| !ty.is_nested();
+        let text = |ty: &DataType| match ty {
+            DataType::Utf8 => true,
+            DataType::List(item) => item.data_type() == &DataType::Utf8,
+            _ => false,
+        };
+        let number = |ty: &DataType| matches!(ty, DataType::Float64);
+        let def = &self.def;
+        for (key, column) in [("key", &def.key), ("version", &def.version)] {
+            if let Some(column) = column {
+                self.typed(key, column, scalar, "a number, text or time")?;
+            }
+        }
+        if let Some(count) = &def.count {
+            for column in std::iter::once(&count.kind).chain(&count.by) {
+                self.typed("count", column, |ty| *ty == DataType::Utf8, "varchar")?;
+            }
+        }
+        if let Some(search) = &def.search {
+            for column in &search.text {
+                self.typed("search", column, text, "varchar or a list of varchar")?;
+            }
+            for column in &search.exact {
+                self.typed("search", column, |ty| *ty == DataType::Utf8, "varchar")?;
+            }
+            for column in &search.geo {
+                self.typed("search", column, number, "double")?;
+            }
+            if !matches!(search.geo.len(), 0 | 2) {
+                let message = "geo names two columns, latitude and longitude".to_owned();
+                return Err(DeclarationError { stream: self.name.clone(), key: "search", message });
+            }
+        }
+        if let Some(places) = &def.places {
+            self.typed("places", &places.venue, |ty| matches!(ty, DataType::Int64 | DataType::Utf8), "bigint or varchar")?;
+            self.typed("places", &places.name, |ty| *ty == DataType::Utf8, "varchar")?;
+            self.typed("places", &places.lat, number, "double")?;
+            self.typed("places", &places.lon, number, "double")?;
+            self.typed("places", &places.event, |ty| matches!(ty, DataType::Int64 | DataType::Utf8), "bigint or varchar")?;
+            self.typed("places", &places.date, |ty| *ty == types::timestamp(), "timestamp")?;
+        }
+        Ok(())
+    }
+
+    fn repeat_columns(&self) -> Result<Option<RepeatColumns>, DeclarationError> {
+        let Some(repeat) = &self.def.repeat else { return Ok(None) };
+        let Some(key) = &self.def.key else {
+            let message = "repeats are told by `key`, which is missing".to_owned();
+            return Err(DeclarationError { stream: self.name.clone(), key: "repeat", message });
+        };
+        let same = repeat
+            .same
+            .iter()
+            .map(|column| {
+                self.typed("repeat", column, |ty| !ty.is_nested(), "a number, text or time")?;
+                self.index("repeat", column)
+            })
+            .collect::<Result<_, _>>()?;
+        let version = self.def.version.as_deref().unwrap_or("event_time");
+        let version = self.index("version", version)?;
+        let is_time = self.output.field(version).data_type() == &types::timestamp();
+        let within = if is_time { repeat.within.micros() } else { repeat.within.micros() / 1_000 };
+        Ok(Some(RepeatColumns {
+            key: self.index("key", key)?,
+            same,
+            version: Some(version),
+            max_keys: repeat.max_keys,
+            within,
+        }))
+    }
+
+    /// Applies `select` and `require`, and refuses rows whose time is missing, outside `times`, or too far ahead.
+    pub fn select(&self, input: &RecordBatch, received_at: Micros, times: std::ops::Range<Micros>) -> Selected {
+        let rows = input.num_rows() as u32;
+        let all = || (0..rows).collect::<Vec<_>>();
+        match self.columns.evaluate(input) {
+            Ok(batch) => self.require(batch, all(), received_at, times),
+            Err(_) if rows > 1 => {
+                // One record's value made an expression fail: find it, so that only that one is refused.
+                let half = rows / 2;
+                let first = self.select(&input.slice(0, half as usize), received_at, times.clone());
+                let second = self.select(&input.slice(half as usize, (rows - half) as usize), received_at, times);
+                let batches = [&first.rows, &second.rows];
+                Selected {
+                    rows: arrow::compute::concat_batches(&self.output, batches).expect("both have the output's schema"),
+                    kept: first.kept.into_iter().chain(second.kept.iter().map(|r| r + half)).collect(),
+                    rejected: first
+                        .rejected
+                        .into_iter()
+                        .chain(second.rejected.into_iter().map(|(r, why)| (r + half, why)))
+                        .collect(),
+                }
+            }
+            Err(reason) => Selected {
+                rows: RecordBatch::new_empty(self.output.clone()),
+                kept: Vec::new(),
+                rejected: all().into_iter().map(|row| (row, format!("select: {reason}"))).collect(),
+            },
+        }
+    }
+
+    fn require(&self, batch: Filtered, all: Vec<u32>, received_at: Micros, times: std::ops::Range<Micros>) -> Selected {
+        let Filtered { rows: batch, passed } = batch;
+        let mut rejected: Vec<(u32, String)> = Vec::new();
+        let from: Vec<u32> = match &passed {
+            None => all,
+            Some(passed) => {
+                let is = |row: &u32| passed[*row as usize];
+                rejected.extend(all.iter().filter(|r| !is(r)).map(|r| (*r, "where: not true".to_owned())));
+                all.into_iter().filter(|r| is(r)).collect()
+            }
+        };
+        let time = batch.column(0).as_any().downcast_ref::<TimestampMicrosecondArray>().expect("event_time comes first");
+        let limit = received_at.saturating_add(self.def.watermark.max_ahead.micros());
+        let mut reasons: Vec<Option<String>> = (0..batch.num_rows())
+            .map(|row| {
+                if time.is_null(row) {
+                    Some("event_time is null".to_owned())
+                } else if !times.contains(&time.value(row)) {
+                    Some("event_time lies outside the years 1 to 9999".to_owned())
+                } else if time.value(row) > limit {
+                    Some(crate::decode::too_far_ahead(time.value(row), received_at))
+                } else {
+                    None
+                }
+            })
+            .collect();
+        for rule in &self.rules {
+            rule.judge(&batch, &mut reasons);
+        }
+        if reasons.iter().all(Option::is_none) {
+            return Selected { rows: batch, kept: from, rejected };
+        }
+        let mask: arrow::array::BooleanArray = reasons.iter().map(|r| Some(r.is_none())).collect();
+        let rows = filter_record_batch(&batch, &mask).expect("the mask has one value per row");
+        let mut kept = Vec::with_capacity(rows.num_rows());
+        for (row, reason) in from.into_iter().zip(reasons) {
+            match reason {
+                None => kept.push(row),
+                Some(reason) => rejected.push((row, reason)),
+            }
+        }
+        Selected { rows, kept, rejected }
+    }
+}
+
+/// A batch behind `select`; `passed` says which rows of the input its `where` let through.
+pub struct Filtered {
+    pub rows: RecordBatch,
+    pub passed: Option<Vec<bool>>,
+}
+
+fn table_schema(output: &Schema, repeat: bool) -> SchemaRef {
+    let mut fields = vec![
+        Field::new("lsn", DataType::Int64, true),
+        output.field(0).clone(),
+        Field::new("received_at", types::timestamp(), true),
+        Field::new("source", DataType::Utf8, true),
+    ];
+    if repeat {
+        fields.push(Field::new("repeat", DataType::Boolean, true));
+    }
+    fields.extend(output.fields().iter().skip(1).map(|f| f.as_ref().clone()));
+    Arc::new(Schema::new(fields))
+}
+
+/// Columns that split an event-time table into folders, behind its own ones.
+pub fn partition_fields(by_hour: bool) -> Vec<Field> {
+    let names: &[&str] = if by_hour { &["year", "month", "day", "hour"] } else { &["year", "month", "day"] };
+    names.iter().map(|n| Field::new(*n, DataType::Int32, true)).collect()
+}
+
+/// Width of a partition in microseconds.
+pub fn partition_width(by_hour: bool) -> i64 {
+    if by_hour { MICROS_PER_HOUR } else { MICROS_PER_DAY }
+}

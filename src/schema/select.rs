@@ -1,0 +1,307 @@
+//! `select` and `require` as physical expressions: planned by DataFusion once, evaluated on batches of columns. Only what is
+//! row by row and the same at every call is let in.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::{CastOptions, cast_with_options, filter_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::DFSchemaRef;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::config::Dialect;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::error::DataFusionError;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::optimizer::simplify_expressions::{ExprSimplifier, SimplifyContext};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::{Filtered, types};
+
+/// Longest text of SQL that is planned; deep nesting is bounded by the parser.
+const MAX_SQL_BYTES: usize = 64 << 10;
+
+/// Settings under which all of Weir's SQL is parsed and planned.
+pub fn session_config(partitions: usize) -> SessionConfig {
+    let mut config = SessionConfig::new().with_target_partitions(partitions).with_information_schema(true);
+    let options = config.options_mut();
+    options.sql_parser.dialect = Dialect::DuckDB;
+    options.sql_parser.collect_spans = true;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.time_zone = Some("UTC".into());
+    options.execution.enable_recursive_ctes = false;
+    options.execution.parquet.schema_force_view_types = false;
+    config
+}
+
+/// The planner's message without its internals, with line and column where it knows them.
+pub fn explain(error: &DataFusionError) -> String {
+    let error = error.iter().next().unwrap_or(error);
+    if let Some(diagnostic) = error.diagnostic() {
+        let at = diagnostic.span.map_or(String::new(), |s| format!("line {}, column {}: ", s.start.line, s.start.column));
+        let help = diagnostic.helps.first().map_or(String::new(), |h| format!("; {}", h.message));
+        return format!("{at}{}{help}", diagnostic.message);
+    }
+    let text = match error.find_root() {
+        DataFusionError::SQL(parser, _) => parser.to_string(),
+        other => other.message().into_owned(),
+    };
+    text.strip_prefix("sql parser error: ").unwrap_or(&text).to_owned()
+}
+
+/// A `select`, planned.
+#[derive(Debug)]
+pub struct Planned {
+    filter: Option<Arc<dyn PhysicalExpr>>,
+    columns: Vec<(String, Arc<dyn PhysicalExpr>, DataType)>,
+    schema: SchemaRef,
+}
+
+fn plan_rows(
+    stream: &str,
+    input: &SchemaRef,
+    sql: &str,
+) -> Result<(Option<Arc<dyn PhysicalExpr>>, Vec<(String, Arc<dyn PhysicalExpr>)>), String> {
+    if sql.len() > MAX_SQL_BYTES {
+        return Err(format!("the text has more than {MAX_SQL_BYTES} bytes"));
+    }
+    let context = SessionContext::new_with_config(session_config(1));
+    let table = Arc::new(EmptyTable::new(input.clone()));
+    context.register_table(stream, table).map_err(|e| explain(&e))?;
+    let state = context.state();
+    // Planning over a table in memory does no I/O, so it needs no runtime.
+    let plan = futures::executor::block_on(state.create_logical_plan(sql)).map_err(|e| explain(&e))?;
+    // Before the analyzer, which would fold `now()` into a constant.
+    shape(&plan, stream)?;
+    let plan = state
+        .analyzer()
+        .execute_and_check(plan, state.config_options(), |_, _| {})
+        .map_err(|e| explain(&e))?;
+    let (filter, projection) = shape(&plan, stream)?;
+    let filter = filter.map(|f| physical(&state, &f.predicate, f.input.schema())).transpose()?;
+    let columns = projection
+        .expr
+        .iter()
+        .zip(projection.schema.fields())
+        .map(|(e, f)| Ok((f.name().clone(), physical(&state, e, projection.input.schema())?)))
+        .collect::<Result<_, String>>()?;
+    Ok((filter, columns))
+}
+
+type Shape<'a> = (Option<&'a datafusion::logical_expr::Filter>, &'a datafusion::logical_expr::Projection);
+
+/// Accepts `select … from stream [where …]` and nothing else.
+fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, String> {
+    let not_row_by_row = |what: String| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`");
+    let LogicalPlan::Projection(projection) = plan else {
+        return Err(not_row_by_row(format!("`{}`", first_word(plan))));
+    };
+    for expression in &projection.expr {
+        row_by_row(expression).map_err(&not_row_by_row)?;
+    }
+    let mut filter = None;
+    let mut input = projection.input.as_ref();
+    loop {
+        match input {
+            LogicalPlan::SubqueryAlias(alias) => input = alias.input.as_ref(),
+            LogicalPlan::Filter(found) if filter.is_none() => {
+                row_by_row(&found.predicate).map_err(&not_row_by_row)?;
+                filter = Some(found);
+                input = found.input.as_ref();
+            }
+            LogicalPlan::TableScan(scan) if scan.table_name.table() == stream => return Ok((filter, projection)),
+            other => return Err(not_row_by_row(format!("`{}`", first_word(other)))),
+        }
+    }
+}
+
+fn first_word(plan: &LogicalPlan) -> String {
+    let text = plan.display().to_string();
+    text.split([':', ' ']).next().unwrap_or(&text).to_owned()
+}
+
+fn row_by_row(expression: &Expr) -> Result<(), String> {
+    let mut wrong = None;
+    let walked = expression.apply(|e| {
+        wrong = match e {
+            Expr::AggregateFunction(_) | Expr::WindowFunction(_) | Expr::Exists(_) | Expr::InSubquery(_)
+            | Expr::SetComparison(_) | Expr::ScalarSubquery(_) | Expr::GroupingSet(_) | Expr::Placeholder(_)
+            | Expr::OuterReferenceColumn(..) | Expr::Unnest(_) | Expr::ScalarVariable(..) => Some(format!("`{e}`")),
+            Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
+                Some(format!("`{}`, which differs from call to call,", f.func.name()))
+            }
+            _ => None,
+        };
+        Ok(if wrong.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    match (walked, wrong) {
+        (Ok(_), None) => Ok(()),
+        (_, Some(wrong)) => Err(wrong),
+        (Err(e), None) => Err(explain(&e)),
+    }
+}
+
+fn physical(state: &SessionState, expression: &Expr, schema: &DFSchemaRef) -> Result<Arc<dyn PhysicalExpr>, String> {
+    let context = SimplifyContext::builder()
+        .with_schema(schema.clone())
+        .with_config_options(state.config_options().clone())
+        .build();
+    let simplified =
+        ExprSimplifier::new(context).simplify(expression.clone().unalias()).map_err(|e| explain(&e))?;
+    state.create_physical_expr(simplified, schema).map_err(|e| explain(&e))
+}
+
+/// Plans a stream's `select`.
+pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, String> {
+    let (filter, columns) = plan_rows(stream, input, sql)?;
+    let columns = columns
+        .into_iter()
+        .map(|(name, e)| {
+            let ty = e.data_type(input).map_err(|e| explain(&e))?;
+            let stored = stored_type(&ty).ok_or_else(|| format!("the column `{name}` is {ty}, which a table cannot hold; cast it"))?;
+            Ok((name, e, stored))
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    for (i, (name, ..)) in columns.iter().enumerate() {
+        if columns[..i].iter().any(|(n, ..)| n.eq_ignore_ascii_case(name)) {
+            return Err(format!("there are two columns `{name}`"));
+        }
+    }
+    let schema = Arc::new(Schema::new(
+        columns.iter().map(|(name, _, ty)| Field::new(name, ty.clone(), true)).collect::<Vec<_>>(),
+    ));
+    Ok(Planned { filter, columns, schema })
+}
+
+/// The type under which a table keeps values of this type; none where it cannot.
+fn stored_type(ty: &DataType) -> Option<DataType> {
+    Some(match ty {
+        DataType::Boolean | DataType::Int32 | DataType::Int64 | DataType::Float64 | DataType::Utf8 => ty.clone(),
+        DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
+        DataType::UInt32 | DataType::UInt64 => DataType::Int64,
+        DataType::Float16 | DataType::Float32 | DataType::Decimal128(..) => DataType::Float64,
+        DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => DataType::Utf8,
+        DataType::Dictionary(_, value) => stored_type(value)?,
+        DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => types::timestamp(),
+        DataType::List(item) | DataType::LargeList(item) => {
+            DataType::List(Arc::new(Field::new("item", stored_type(item.data_type())?, true)))
+        }
+        DataType::Struct(fields) => DataType::Struct(
+            fields.iter().map(|f| Some(Field::new(f.name(), stored_type(f.data_type())?, true))).collect::<Option<_>>()?,
+        ),
+        _ => return None,
+    })
+}
+
+impl Planned {
+    pub fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|(name, ..)| name.as_str())
+    }
+
+    /// The same columns with `event_time` first, as a time.
+    pub fn with_event_time_first(mut self) -> Result<Self, String> {
+        let at = self.columns.iter().position(|(name, ..)| name == "event_time").ok_or_else(|| {
+            "the column `event_time` is missing: write for example `to_timestamp_millis(ts) as event_time`".to_owned()
+        })?;
+        if self.columns[at].2 != types::timestamp() {
+            return Err(format!("`event_time` is {}; it must be a timestamp", self.columns[at].2));
+        }
+        self.columns[..=at].rotate_right(1);
+        let mut fields: Vec<_> = self.schema.fields().iter().cloned().collect();
+        fields[..=at].rotate_right(1);
+        self.schema = Arc::new(Schema::new(fields));
+        Ok(self)
+    }
+
+    /// Evaluates on a batch; an error is some row's fault.
+    pub fn evaluate(&self, input: &RecordBatch) -> Result<Filtered, String> {
+        let mut input = input.clone();
+        let mut passed = None;
+        if let Some(filter) = &self.filter {
+            let mask = booleans(filter, &input)?;
+            let true_only: Vec<bool> = mask.iter().map(|v| v == Some(true)).collect();
+            input = filter_record_batch(&input, &mask).map_err(|e| e.to_string())?;
+            passed = Some(true_only);
+        }
+        let rows = input.num_rows();
+        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let arrays = self
+            .columns
+            .iter()
+            .map(|(name, e, ty)| {
+                let array = e
+                    .evaluate(&input)
+                    .and_then(|v| v.into_array(rows))
+                    .map_err(|e| format!("{name}: {}", explain(&e)))?;
+                if array.data_type() == ty {
+                    return Ok(array);
+                }
+                cast_with_options(&array, ty, &options).map_err(|e| format!("{name}: {e}"))
+            })
+            .collect::<Result<Vec<_>, String>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(|e| e.to_string())?;
+        Ok(Filtered { rows, passed })
+    }
+}
+
+fn booleans(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<BooleanArray, String> {
+    let array =
+        expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows())).map_err(|e| explain(&e))?;
+    array.as_any().downcast_ref::<BooleanArray>().cloned().ok_or_else(|| "is no condition".to_owned())
+}
+
+/// A `require` rule.
+#[derive(Debug)]
+pub struct Rule {
+    text: String,
+    expression: Arc<dyn PhysicalExpr>,
+}
+
+impl Rule {
+    pub fn plan(stream: &str, output: &SchemaRef, text: &str) -> Result<Self, String> {
+        let (_, mut columns) = plan_rows(stream, output, &format!("select {text} as holds from {stream}"))
+            .map_err(|e| format!("`{text}`: {e}"))?;
+        let expression = match (columns.pop(), columns.len()) {
+            (Some((_, expression)), 0) => expression,
+            _ => return Err(format!("`{text}` is not one condition")),
+        };
+        match expression.data_type(output) {
+            Ok(DataType::Boolean) => Ok(Self { text: text.to_owned(), expression }),
+            _ => Err(format!("`{text}` is no condition")),
+        }
+    }
+
+    /// Notes the rule's text for every row, not refused yet, of which it is not true; null is not true.
+    pub fn judge(&self, batch: &RecordBatch, reasons: &mut [Option<String>]) {
+        let refuse = |reason: &mut Option<String>| {
+            if reason.is_none() {
+                *reason = Some(self.text.clone());
+            }
+        };
+        match booleans(&self.expression, batch) {
+            Ok(holds) => {
+                if holds.null_count() == 0 && holds.true_count() == holds.len() {
+                    return;
+                }
+                for (reason, holds) in reasons.iter_mut().zip(&holds) {
+                    if holds != Some(true) {
+                        refuse(reason);
+                    }
+                }
+            }
+            // Some row makes the rule fail; ask row by row which.
+            Err(_) if batch.num_rows() > 1 => {
+                for (row, reason) in reasons.iter_mut().enumerate() {
+                    self.judge(&batch.slice(row, 1), std::slice::from_mut(reason));
+                }
+            }
+            Err(_) => reasons.iter_mut().for_each(refuse),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Messages → records. A message may be an object, an array of them, or a JSON string that holds either (encoded twice).
+
+/// Gives each record of a message. What is no such shape is one record, for the decoder to refuse with its reason.
+pub fn split<'a>(message: &'a [u8], give: &mut dyn FnMut(&'a [u8])) {
+    let message = message.trim_ascii();
+    match message.first() {
+        Some(b'[') => match serde_json::from_slice::<Vec<&serde_json::value::RawValue>>(message) {
+            Ok(elements) => elements.into_iter().for_each(|e| give(e.get().as_bytes())),
+            Err(_) => give(message),
+        },
+        Some(_) => give(message),
+        None => {}
+    }
+}
+
+/// Like [`split`], for a message that may be a string that holds an array.
+pub fn records(message: &[u8]) -> Vec<Vec<u8>> {
+    let trimmed = message.trim_ascii();
+    if trimmed.first() == Some(&b'"')
+        && let Ok(inner) = serde_json::from_slice::<String>(trimmed)
+        && inner.trim_start().starts_with('[')
+    {
+        let mut out = Vec::new();
+        split(inner.as_bytes(), &mut |r| out.push(r.to_vec()));
+        return out;
+    }
+    let mut out = Vec::new();
+    split(message, &mut |r| out.push(r.to_vec()));
+    out
+}
+
+/// Whether a last line without its newline is a whole JSON object, array or string.
+pub fn is_whole(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    matches!(line.first(), Some(b'{' | b'[' | b'"')) && serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_gives_its_records() {
+        let texts = |m: &str| records(m.as_bytes()).into_iter().map(|r| String::from_utf8(r).expect("text")).collect::<Vec<_>>();
+        assert_eq!(texts(r#" {"a":1} "#), [r#"{"a":1}"#]);
+        assert_eq!(texts(r#"[{"a":1}, {"b":[2]}]"#), [r#"{"a":1}"#, r#"{"b":[2]}"#]);
+        assert_eq!(texts(r#""{\"a\":1}""#), [r#""{\"a\":1}""#]);
+        assert_eq!(texts(r#""[{\"a\":1},{}]""#), [r#"{"a":1}"#, "{}"]);
+        assert_eq!(texts("[{\"a\":"), ["[{\"a\":"]);
+        assert!(texts("  ").is_empty());
+    }
+
+    #[test]
+    fn whole_lines_are_told_from_cut_ones() {
+        assert!(is_whole(b"{\"a\":1}"));
+        assert!(is_whole(b"[]"));
+        assert!(!is_whole(b"{\"a\":"));
+        assert!(!is_whole(b"12"));
+    }
+}

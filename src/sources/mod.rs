@@ -1,0 +1,68 @@
+//! Where bytes enter. A *pull* source (file) waits for the views and can go on anywhere; a *push* source (websocket, HTTP)
+//! cannot wait. Each keeps the promise of the contract: exactly once, or what is missing lies in a gap.
+
+pub mod file;
+pub mod lines;
+pub mod message;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::ingest::Ingest;
+use crate::operators::PartitionState;
+
+/// Asks every source to end; waiting on it ends early when it is asked.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<(AtomicBool, Mutex<()>, Condvar)>);
+
+impl Stop {
+    pub fn ask(&self) {
+        self.0.0.store(true, Ordering::Release);
+        let _guard = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.2.notify_all();
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    /// Waits; true if the source is to end.
+    pub fn wait(&self, time: Duration) -> bool {
+        let guard = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_asked() {
+            drop(self.0.2.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner));
+        }
+        self.is_asked()
+    }
+}
+
+/// What a source works with.
+#[derive(Clone)]
+pub struct Context {
+    pub name: String,
+    pub stream: String,
+    pub ingest: Ingest,
+    pub stop: Stop,
+    /// Take what is there and end.
+    pub once: bool,
+    /// Longest record; a longer one is kept in part and refused.
+    pub record_bytes: usize,
+    /// Bytes kept of a record that is over the limit.
+    pub cut_bytes: usize,
+    /// Blocks while the views are behind; false when waiting timed out.
+    pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
+    /// Where this source's partitions go on.
+    pub partitions: Vec<(String, PartitionState)>,
+}
+
+/// Why a source ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+    #[error("{path} is shorter ({size} bytes) than what has been read of it ({read}); give a file that was begun anew another name")]
+    Shrunk { path: String, size: u64, read: u64 },
+    #[error(transparent)]
+    Ingest(#[from] crate::ingest::IngestError),
+}

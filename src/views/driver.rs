@@ -1,0 +1,140 @@
+//! Moves one view along the ring: take the next output, apply, commit when due, then say how far it is. A view that fell out of
+//! the ring is led through the log. A failed one starts again from what it has committed, and nobody waits for it meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ring::{Next, Ring};
+use super::{View, ViewError};
+use crate::event::Lsn;
+use crate::operators::Output;
+
+/// Longest wait for the next output before looking whether a commit is due.
+const POLL: Duration = Duration::from_millis(50);
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Tries without success after which a run that is to end gives up.
+const TRIES: u32 = 6;
+
+/// How far a view is, for everyone else.
+#[derive(Debug, Default)]
+pub struct Status {
+    applied: AtomicU64,
+    positions: Mutex<BTreeMap<String, Lsn>>,
+    failure: Mutex<Option<String>>,
+}
+
+impl Status {
+    /// In memory, everything up to this LSN is applied.
+    pub fn applied(&self) -> Lsn {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Committed positions.
+    pub fn positions(&self) -> BTreeMap<String, Lsn> {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the view does not go on at present.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn publish(&self, view: &dyn View) {
+        let positions = view.positions().into_iter().collect();
+        *self.positions.lock().unwrap_or_else(PoisonError::into_inner) = positions;
+        self.applied.store(view.applied(), Ordering::Release);
+    }
+
+    fn set_failure(&self, failure: Option<String>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+}
+
+/// Reads the log again for a view: gives it every output from its LSN on, up to `to`.
+pub trait CatchUp: Send + Sync {
+    fn replay(
+        &self,
+        positions: &BTreeMap<String, Lsn>,
+        after: Lsn,
+        to: Lsn,
+        give: &mut dyn FnMut(&Output) -> Result<(), ViewError>,
+    ) -> Result<(), ViewError>;
+}
+
+/// Runs a view until the ring closes; everything is committed then. An error is final.
+pub fn run(
+    mut view: Box<dyn View>,
+    ring: &Ring,
+    catch_up: &dyn CatchUp,
+    status: &Arc<Status>,
+) -> Result<(), ViewError> {
+    let name = view.name().to_owned();
+    status.publish(&*view);
+    let (mut retry, mut tries) = (FIRST_RETRY, 0);
+    loop {
+        match advance(&mut *view, &name, ring, catch_up, status) {
+            Ok(true) => {
+                (retry, tries) = (FIRST_RETRY, 0);
+                status.set_failure(None);
+            }
+            Ok(false) => return Ok(()),
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => {
+                tries += 1;
+                let is_ending = matches!(ring.next(&name, Lsn::MAX, Duration::ZERO), Next::Closed);
+                ring.leave(&name);
+                if is_ending && tries >= TRIES {
+                    return Err(error);
+                }
+                tracing::error!(view = name, %error, retry_ms = retry.as_millis() as u64, "view failed; it starts again from its position");
+                status.set_failure(Some(error.to_string()));
+                std::thread::sleep(retry);
+                retry = (retry * 2).min(LAST_RETRY);
+                view.reopen()?;
+            }
+        }
+    }
+}
+
+/// One step; false when the ring is closed and everything is committed.
+fn advance(
+    view: &mut dyn View,
+    name: &str,
+    ring: &Ring,
+    catch_up: &dyn CatchUp,
+    status: &Status,
+) -> Result<bool, ViewError> {
+    match ring.next(name, view.applied(), POLL) {
+        Next::Output(output) => view.apply(&output, Instant::now())?,
+        Next::Idle => {}
+        Next::Behind(to) => {
+            tracing::info!(view = name, from = view.applied(), to, "reading the log again");
+            let positions = view.positions().into_iter().collect();
+            let after = view.applied();
+            catch_up.replay(&positions, after, to, &mut |output| {
+                let now = Instant::now();
+                view.apply(output, now)?;
+                if view.is_due(now, false) {
+                    view.commit(false)?;
+                }
+                status.publish(&*view);
+                Ok(())
+            })?;
+        }
+        Next::Closed => {
+            view.commit(true)?;
+            status.publish(view);
+            return Ok(false);
+        }
+    }
+    if view.is_due(Instant::now(), !ring.has_more(view.applied())) {
+        view.commit(false)?;
+        status.publish(view);
+    } else {
+        status.applied.store(view.applied(), Ordering::Release);
+    }
+    Ok(true)
+}

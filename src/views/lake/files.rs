@@ -1,0 +1,251 @@
+//! Parquet files of a table: rows sorted by time and LSN, one file per partition, synced before their Delta entry.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::SchemaRef;
+use chrono::{DateTime, Datelike, Timelike};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+
+use super::TableSpec;
+use crate::event::{Lsn, Micros, bucket, lsn_sequence};
+use crate::schema::partition_width;
+
+/// Rows of a row group.
+const ROW_GROUP_ROWS: usize = 128 << 10;
+/// Bytes of a file above which a merge begins another one.
+pub const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// Which of a table's two classes a file's rows belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    Recent,
+    Old,
+}
+
+impl Class {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Recent => "recent",
+            Self::Old => "old",
+        }
+    }
+}
+
+/// A file of the table's current version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Relative to the table's folder.
+    pub path: String,
+    pub bytes: u64,
+    pub rows: u64,
+    /// Hours (or days) since 1970.
+    pub bucket: i64,
+    pub class: Class,
+    pub min_time: Micros,
+    pub max_time: Micros,
+    pub min_lsn: Lsn,
+    pub max_lsn: Lsn,
+    /// When it was written, milliseconds since 1970.
+    pub written_ms: i64,
+}
+
+/// Values of the partition columns of a bucket, in their order.
+pub fn partition_values(bucket: i64, by_hour: bool) -> Vec<(&'static str, i32)> {
+    let start = bucket.saturating_mul(partition_width(by_hour));
+    let time = DateTime::from_timestamp_micros(start).unwrap_or_default();
+    let mut values =
+        vec![("year", time.year()), ("month", time.month() as i32), ("day", time.day() as i32)];
+    if by_hour {
+        values.push(("hour", time.hour() as i32));
+    }
+    values
+}
+
+/// Folder of a bucket inside the table's: `year=2016/month=6/day=10/hour=1`.
+pub fn partition_folder(bucket: i64, by_hour: bool) -> String {
+    partition_values(bucket, by_hour).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("/")
+}
+
+/// Times of a batch, by the column that partitions the table.
+pub fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
+    batch
+        .column(spec.time_column)
+        .as_any()
+        .downcast_ref::<TimestampMicrosecondArray>()
+        .expect("the time column is a timestamp")
+        .values()
+}
+
+fn properties() -> WriterProperties {
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_offset_index_disabled(true)
+        .build()
+}
+
+/// A file being written.
+pub struct FileWriter {
+    writer: ArrowWriter<fs::File>,
+    target: PathBuf,
+    entry: FileEntry,
+}
+
+impl FileWriter {
+    /// Begins a file in the bucket's folder. Its name was never used before: a file of an earlier attempt is never committed.
+    pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<Self, String> {
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        let folder = partition_folder(bucket, spec.by_hour);
+        let path = format!("{folder}/{}-{:016x}.parquet", class.name(), rand::random::<u64>());
+        let target = spec.root.join(&path);
+        let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(spec.root.join(&folder)).map_err(in_target)?;
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(in_target)?;
+        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties())).map_err(|e| e.to_string())?;
+        let entry = FileEntry {
+            path,
+            bytes: 0,
+            rows: 0,
+            bucket,
+            class,
+            min_time: Micros::MAX,
+            max_time: Micros::MIN,
+            min_lsn: Lsn::MAX,
+            max_lsn: 0,
+            written_ms: now_ms,
+        };
+        Ok(Self { writer, target, entry })
+    }
+
+    pub fn write(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), String> {
+        for time in times(spec, batch) {
+            self.entry.min_time = self.entry.min_time.min(*time);
+            self.entry.max_time = self.entry.max_time.max(*time);
+        }
+        for lsn in crate::operators::lsns(batch) {
+            self.entry.min_lsn = self.entry.min_lsn.min(*lsn as u64);
+            self.entry.max_lsn = self.entry.max_lsn.max(*lsn as u64);
+        }
+        self.entry.rows += batch.num_rows() as u64;
+        self.writer.write(batch).map_err(|e| format!("{}: {e}", self.target.display()))
+    }
+
+    /// Bytes so far, those not yet written included.
+    pub fn bytes(&self) -> u64 {
+        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+    }
+
+    /// Ends the file and syncs it; its folders are synced by [`sync_all`].
+    pub fn finish(mut self) -> Result<FileEntry, String> {
+        let in_target = |e: String| format!("{}: {e}", self.target.display());
+        self.writer.finish().map_err(|e| in_target(e.to_string()))?;
+        let file = self.writer.inner();
+        file.sync_all().map_err(|e| in_target(e.to_string()))?;
+        self.entry.bytes = file.metadata().map_err(|e| in_target(e.to_string()))?.len();
+        Ok(self.entry)
+    }
+}
+
+/// Makes the names of new files durable.
+pub fn sync_names(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
+    let mut folders: Vec<PathBuf> = entries
+        .iter()
+        .flat_map(|e| root.join(&e.path).ancestors().skip(1).take_while(|a| a.starts_with(root)).map(Path::to_owned).collect::<Vec<_>>())
+        .collect();
+    folders.sort();
+    folders.dedup();
+    folders.iter().try_for_each(|f| crate::storage::sync_folder(f).map_err(|e| format!("{}: {e}", f.display())))
+}
+
+/// Writes rows as one sorted file per partition.
+pub fn write_partitions(
+    spec: &TableSpec,
+    batches: &[RecordBatch],
+    class: Class,
+    now_ms: i64,
+) -> Result<Vec<FileEntry>, String> {
+    if batches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = concat_batches(&spec.schema, batches).map_err(|e| e.to_string())?;
+    let mut entries = Vec::new();
+    for (bucket, order) in partition_order(spec, &all) {
+        let mut file = FileWriter::create(spec, bucket, class, now_ms)?;
+        for part in order.chunks(ROW_GROUP_ROWS) {
+            let rows = take_record_batch(&all, &UInt32Array::from(part.to_vec())).map_err(|e| e.to_string())?;
+            file.write(spec, &rows)?;
+        }
+        entries.push(file.finish()?);
+    }
+    Ok(entries)
+}
+
+/// Row numbers by partition, each in the order of time, then LSN.
+fn partition_order(spec: &TableSpec, rows: &RecordBatch) -> BTreeMap<i64, Vec<u32>> {
+    let times = times(spec, rows);
+    let width = partition_width(spec.by_hour);
+    let mut order: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
+    for (row, time) in times.iter().enumerate() {
+        order.entry(bucket(*time, width)).or_default().push(row as u32);
+    }
+    for rows in order.values_mut() {
+        // Rows come in the order of their LSNs, which a stable sort keeps among equal times.
+        rows.sort_by_key(|row| times[*row as usize]);
+    }
+    order
+}
+
+/// How many partitions the rows up to each of them reach; for cutting a commit at a number of partitions.
+pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut std::collections::BTreeSet<i64>) -> usize {
+    let width = partition_width(spec.by_hour);
+    seen.extend(times(spec, batch).iter().map(|t| bucket(*t, width)));
+    seen.len()
+}
+
+/// Delta's statistics of a file, as JSON.
+pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
+    let time = spec.schema.field(spec.time_column).name();
+    // Delta compares at milliseconds: the lower bound is cut, the upper one goes up.
+    let show = |t: Micros| crate::event::rfc3339(t);
+    serde_json::json!({
+        "numRecords": entry.rows,
+        "minValues": {"lsn": entry.min_lsn, time: show(entry.min_time)},
+        "maxValues": {"lsn": entry.max_lsn, time: show(entry.max_time.saturating_add(999))},
+        "nullCount": {"lsn": 0, time: 0},
+        "weir": {"min": entry.min_time, "max": entry.max_time, "sequence": lsn_sequence(entry.max_lsn)},
+    })
+    .to_string()
+}
+
+/// Schema of hot rows as queries see them: the table's columns, then its partition columns.
+pub fn with_partition_columns(spec: &TableSpec, batch: &RecordBatch, full: &SchemaRef) -> Result<RecordBatch, String> {
+    use arrow::array::Int32Array;
+    let width = partition_width(spec.by_hour);
+    let names = partition_values(0, spec.by_hour).len();
+    let mut values: Vec<Vec<i32>> = vec![Vec::with_capacity(batch.num_rows()); names];
+    let mut last: Option<(i64, Vec<i32>)> = None;
+    for time in times(spec, batch) {
+        let at = bucket(*time, width);
+        if last.as_ref().is_none_or(|(b, _)| *b != at) {
+            last = Some((at, partition_values(at, spec.by_hour).into_iter().map(|(_, v)| v).collect()));
+        }
+        if let Some((_, parts)) = &last {
+            values.iter_mut().zip(parts).for_each(|(column, value)| column.push(*value));
+        }
+    }
+    let mut columns = batch.columns().to_vec();
+    columns.extend(values.into_iter().map(|v| std::sync::Arc::new(Int32Array::from(v)) as arrow::array::ArrayRef));
+    RecordBatch::try_new(full.clone(), columns).map_err(|e| e.to_string())
+}
+
+/// The LSN column's bounds of a batch.
+pub fn lsn_column(batch: &RecordBatch) -> &Int64Array {
+    batch.column(0).as_any().downcast_ref().expect("the first column is the LSN")
+}

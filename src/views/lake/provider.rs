@@ -1,0 +1,195 @@
+//! A snapshot of a lake table as SQL sees it: files and hot rows of one moment, pruned by partition, time and LSN.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::pruning::PrunableStatistics;
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, DFSchema, ScalarValue, Statistics, project_schema};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::{DataSourceExec, MemorySourceConfig};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::table_schema::TableSchema;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::filter::FilterExecBuilder;
+use datafusion::physical_plan::union::UnionExec;
+
+use super::files::{FileEntry, partition_values};
+use super::table::TableState;
+use super::{LakeTable, TableSpec, hot_batches};
+
+/// The private URL under which the lake's folder is registered with a session.
+pub fn lake_url() -> ObjectStoreUrl {
+    ObjectStoreUrl::parse("weir-lake://files").expect("a constant")
+}
+
+/// A table at one moment.
+#[derive(Debug)]
+pub struct LakeSnapshot {
+    spec: TableSpec,
+    schema: TableSchema,
+    state: TableState,
+}
+
+impl LakeSnapshot {
+    pub fn new(table: &LakeTable) -> Self {
+        Self::of(table, table.snapshot())
+    }
+
+    /// The snapshot taken before, of the same table.
+    pub fn of(table: &LakeTable, state: TableState) -> Self {
+        let partition = table.full_schema.fields()[table.spec.schema.fields().len()..].to_vec();
+        let schema = TableSchema::builder(table.spec.schema.clone()).with_table_partition_cols(partition).build();
+        Self { spec: table.spec.clone(), schema, state }
+    }
+
+    fn file(&self, file: &FileEntry) -> PartitionedFile {
+        let values =
+            partition_values(file.bucket, self.spec.by_hour).into_iter().map(|(_, v)| ScalarValue::Int32(Some(v)));
+        PartitionedFile::new(format!("{}/{}", self.spec.name, file.path), file.bytes)
+            .with_partition_values(values.collect())
+            .with_statistics(Arc::new(self.statistics(file)))
+    }
+
+    fn statistics(&self, file: &FileEntry) -> Statistics {
+        let mut statistics =
+            Statistics::new_unknown(&self.spec.schema).with_num_rows(Precision::Exact(file.rows as usize));
+        let bounds = |low: ScalarValue, high: ScalarValue| {
+            ColumnStatistics::new_unknown()
+                .with_min_value(Precision::Exact(low))
+                .with_max_value(Precision::Exact(high))
+                .with_null_count(Precision::Exact(0))
+        };
+        let time = |t: i64| ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into()));
+        statistics.column_statistics[self.spec.time_column] = bounds(time(file.min_time), time(file.max_time));
+        let lsn = |l: u64| ScalarValue::Int64(Some(l as i64));
+        statistics.column_statistics[0] = bounds(lsn(file.min_lsn), lsn(file.max_lsn));
+        statistics
+    }
+
+    /// The files that can hold a row of which all filters are true.
+    fn prune(&self, state: &dyn Session, filters: &[Expr], schema: &SchemaRef) -> Result<Vec<PartitionedFile>> {
+        let mut files: Vec<PartitionedFile> = self.state.files.iter().map(|f| self.file(f)).collect();
+        let Some(filter) = conjunction(filters.to_vec()) else { return Ok(files) };
+        let columns = DFSchema::try_from(schema.clone())?;
+        let filter = state.create_physical_expr(filter, &columns)?;
+        let Some(predicate) = PruningPredicateBuilder::new().with_file_schema(schema.clone()).build(filter) else {
+            return Ok(files);
+        };
+        if predicate.always_true() || files.is_empty() {
+            return Ok(files);
+        }
+        let unknown = Arc::new(Statistics::new_unknown(schema));
+        let statistics = files.iter().map(|f| f.statistics.clone().unwrap_or_else(|| unknown.clone())).collect();
+        let mut keep = predicate.prune(&PrunableStatistics::new(statistics, schema.clone()))?.into_iter();
+        files.retain(|_| keep.next().unwrap_or(true));
+        Ok(files)
+    }
+
+    fn file_scan(
+        &self,
+        state: &dyn Session,
+        files: Vec<PartitionedFile>,
+        projection: Option<&Vec<usize>>,
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let source = ParquetSource::new(self.schema.clone())
+            .with_table_parquet_options(state.default_table_options().parquet);
+        let schema = self.schema.table_schema();
+        let merged = Statistics::try_merge_iter(files.iter().filter_map(|f| f.statistics.as_deref()), schema)?;
+        let groups: Vec<FileGroup> = FileGroup::new(files).split_files(state.config().target_partitions());
+        let scan = FileScanConfigBuilder::new(lake_url(), Arc::new(source))
+            .with_file_groups(groups)
+            .with_statistics(merged)
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(scan))
+    }
+}
+
+#[async_trait]
+impl TableProvider for LakeSnapshot {
+    fn schema(&self) -> SchemaRef {
+        self.schema.table_schema().clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = self.schema();
+        let Some(floor) = self.state.floor else { return self.scan_all(state, projection, filters, limit) };
+        // Rows below the retention's floor are hidden at once; their files go in their own time.
+        let name = schema.field(self.spec.time_column).name();
+        let above = col(name.as_str())
+            .gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(floor), Some("UTC".into()))));
+        let mut columns: Vec<usize> = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
+        let wanted: Vec<usize> = (0..columns.len()).collect();
+        if !columns.contains(&self.spec.time_column) {
+            columns.push(self.spec.time_column);
+        }
+        let mut filters = filters.to_vec();
+        filters.push(above.clone());
+        let scan = self.scan_all(state, Some(&columns), &filters, None)?;
+        let scanned = DFSchema::try_from(scan.schema())?;
+        let filter = FilterExecBuilder::new(state.create_physical_expr(above, &scanned)?, scan);
+        let is_whole = wanted.len() == columns.len();
+        Ok(Arc::new(filter.apply_projection((!is_whole).then_some(wanted))?.build()?))
+    }
+}
+
+impl LakeSnapshot {
+    fn scan_all(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = self.schema();
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
+        let files = self.prune(state, filters, &schema)?;
+        if !files.is_empty() {
+            inputs.push(self.file_scan(state, files, projection, limit)?);
+        }
+        for parts in [&self.state.recent, &self.state.old] {
+            if parts.is_empty() {
+                continue;
+            }
+            let batches = hot_batches(&self.spec, &schema, parts).map_err(DataFusionError::Execution)?;
+            let source = MemorySourceConfig::try_new(&[batches], schema.clone(), projection.cloned())?
+                .with_limit(limit)
+                .with_show_sizes(false);
+            inputs.push(DataSourceExec::from_data_source(source));
+        }
+        if inputs.is_empty() {
+            return Ok(Arc::new(EmptyExec::new(project_schema(&schema, projection)?)));
+        }
+        UnionExec::try_new(inputs)
+    }
+}
+
+/// Columns of a type that SQL's JSON output cannot show as they are.
+pub fn is_binary(ty: &DataType) -> bool {
+    matches!(ty, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+}

@@ -1,0 +1,405 @@
+//! One Delta table: opening it, committing to it, and the state that queries read. Files and hot rows change under one lock,
+//! so a snapshot has each row exactly once, also while a commit or a merge goes on.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference};
+use deltalake::kernel::{Action, Add, LogicalFileView, MetadataExt, Remove, StructType, Transaction};
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
+
+use super::files::{Class, FileEntry, partition_values, stats_json};
+use super::hot::{self, Hot};
+use super::store::SyncedFiles;
+use super::{LogName, TableSpec};
+use crate::event::{Lsn, Micros};
+use crate::schema::partition_fields;
+use crate::views::ViewError;
+
+/// Commits after which the Delta log gets a checkpoint.
+const CHECKPOINT_EVERY: u64 = 64;
+
+/// What queries read, taken under one lock.
+#[derive(Debug, Clone, Default)]
+pub struct TableState {
+    pub files: Arc<Vec<FileEntry>>,
+    pub recent: Vec<Arc<Hot>>,
+    pub old: Vec<Arc<Hot>>,
+    /// Everything up to here is in files or hot rows.
+    pub applied: Lsn,
+    /// Rows below this time are no longer part of the table.
+    pub floor: Option<Micros>,
+}
+
+/// A table, shared by its view, the compactor and queries.
+pub struct LakeTable {
+    pub spec: TableSpec,
+    /// `spec.schema` with the partition columns behind it.
+    pub full_schema: SchemaRef,
+    /// App ids of the two positions.
+    apps: [String; 2],
+    delta: Mutex<Delta>,
+    state: RwLock<TableState>,
+    runtime: tokio::runtime::Handle,
+}
+
+struct Delta {
+    table: DeltaTable,
+    commits: u64,
+    committed: [Lsn; 2],
+}
+
+/// Files to add and to remove in one Delta commit, with the positions that it brings.
+#[derive(Default)]
+pub struct Change {
+    pub add: Vec<FileEntry>,
+    pub remove: Vec<FileEntry>,
+    pub positions: Vec<(Class, Lsn)>,
+    /// Rows change; false for a merge, which only moves them.
+    pub data_change: bool,
+}
+
+/// Why opening failed: the table is of another log, or the disk or Delta say no.
+fn delta_error(path: &std::path::Path, error: &DeltaTableError) -> ViewError {
+    ViewError::Failed { view: path.display().to_string(), reason: error.to_string() }
+}
+
+impl LakeTable {
+    /// Opens the table, or makes it. `writable`: false never changes anything and gives none for a table that is not there.
+    pub fn open(
+        spec: TableSpec,
+        log: LogName,
+        runtime: tokio::runtime::Handle,
+        writable: bool,
+    ) -> Result<Option<Self>, ViewError> {
+        let mut fields: Vec<_> = spec.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
+        fields.extend(partition_fields(spec.by_hour));
+        let full_schema: SchemaRef = Arc::new(Schema::new(fields));
+        if !writable && !spec.root.join("_delta_log").is_dir() {
+            return Ok(None);
+        }
+        let mut table = runtime
+            .block_on(open_or_create(&spec, &full_schema))
+            .map_err(|e| delta_error(&spec.root, &e))?;
+        if writable {
+            runtime.block_on(add_columns(&mut table, &spec, &full_schema))?;
+        }
+        let apps = [log.app(Class::Recent), log.app(Class::Old)];
+        let mut committed = [log.zero; 2];
+        for (at, app) in committed.iter_mut().zip(&apps) {
+            let found = runtime.block_on(async {
+                table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await
+            });
+            if let Some(lsn) = found.map_err(|e| delta_error(&spec.root, &e))? {
+                *at = lsn as u64;
+            }
+        }
+        let files = read_files(&spec, &table).map_err(|e| delta_error(&spec.root, &e))?;
+        if committed == [log.zero; 2] && !files.is_empty() {
+            let reason = format!(
+                "holds rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
+                log.id
+            );
+            return Err(ViewError::Damaged { path: spec.root, reason });
+        }
+        let state = TableState { files: Arc::new(files), ..TableState::default() };
+        let delta = Mutex::new(Delta { table, commits: 0, committed });
+        Ok(Some(Self { spec, full_schema, apps, delta, state: RwLock::new(state), runtime }))
+    }
+
+    fn lock_delta(&self) -> std::sync::MutexGuard<'_, Delta> {
+        self.delta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, TableState> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, TableState> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Files and hot rows as of one moment.
+    pub fn snapshot(&self) -> TableState {
+        self.read().clone()
+    }
+
+    pub fn files(&self) -> Arc<Vec<FileEntry>> {
+        self.read().files.clone()
+    }
+
+    pub fn applied(&self) -> Lsn {
+        self.read().applied
+    }
+
+    /// Committed positions: recent, old.
+    pub fn committed(&self) -> [Lsn; 2] {
+        self.lock_delta().committed
+    }
+
+    /// Committed positions by the names that snapshots use.
+    pub fn positions(&self) -> Vec<(String, Lsn)> {
+        let committed = self.committed();
+        let (recent, old) = self.spec.position_names();
+        let mut positions = vec![(recent, committed[0])];
+        positions.extend(old.map(|name| (name, committed[1])));
+        positions
+    }
+
+    pub fn set_applied(&self, lsn: Lsn) {
+        self.write().applied = lsn;
+    }
+
+    /// Appends hot rows and moves the applied position, in one step.
+    pub fn push(&self, recent: Option<Hot>, old: Option<RecordBatch>, applied: Lsn, floor: Option<Micros>) {
+        let mut state = self.write();
+        match recent {
+            Some(Hot::Rows(rows)) => hot::push(&mut state.recent, rows),
+            Some(frame) => state.recent.push(Arc::new(frame)),
+            None => {}
+        }
+        if let Some(rows) = old {
+            hot::push(&mut state.old, rows);
+        }
+        state.applied = applied;
+        state.floor = state.floor.max(floor);
+    }
+
+    /// Forgets all hot rows, to read them again from the log.
+    pub fn clear_hot(&self) {
+        let mut state = self.write();
+        state.recent.clear();
+        state.old.clear();
+    }
+
+    /// Commits files with positions and, in the same step for queries, drops the first `parts` hot parts of each class named.
+    ///
+    /// After an error the table is read again: what it holds decides whether the commit happened.
+    pub fn commit(&self, change: &Change, drop_hot: &[(Class, usize)]) -> Result<(), ViewError> {
+        let mut delta = self.lock_delta();
+        let result = self.runtime.block_on(self.try_commit(&mut delta.table, change));
+        if let Err(error) = result {
+            self.settle(&mut delta, change, &error)?;
+        }
+        for (class, lsn) in &change.positions {
+            delta.committed[*class as usize] = *lsn;
+        }
+        delta.commits += 1;
+        let mut state = self.write();
+        let gone: std::collections::HashSet<&str> = change.remove.iter().map(|f| f.path.as_str()).collect();
+        let mut files: Vec<FileEntry> =
+            state.files.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
+        files.extend(change.add.iter().cloned());
+        state.files = Arc::new(files);
+        for (class, parts) in drop_hot {
+            match class {
+                Class::Recent => drop(state.recent.drain(..*parts)),
+                Class::Old => drop(state.old.drain(..*parts)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_commit(&self, table: &mut DeltaTable, change: &Change) -> Result<(), DeltaTableError> {
+        let mut transactions: Vec<Transaction> = Vec::new();
+        for (class, lsn) in &change.positions {
+            transactions.push(Transaction::new(&self.apps[*class as usize], *lsn as i64));
+        }
+        if !change.remove.is_empty() {
+            transactions.push(Transaction::new("__maint__", table.version().map_or(0, |v| v as i64 + 1)));
+        }
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let mut actions: Vec<Action> = Vec::with_capacity(change.add.len() + change.remove.len());
+        actions.extend(change.add.iter().map(|f| Action::Add(add_action(&self.spec, f, change.data_change))));
+        actions.extend(
+            change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
+        );
+        let operation = if change.data_change {
+            let partition_by = partition_values(0, self.spec.by_hour).iter().map(|(n, _)| (*n).to_owned()).collect();
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None }
+        } else {
+            DeltaOperation::Optimize { predicate: None, target_size: 256 << 20 }
+        };
+        let properties = CommitProperties::default()
+            .with_create_checkpoint(false)
+            .with_cleanup_expired_logs(Some(false))
+            .with_application_transactions(transactions);
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(table.snapshot()? as &dyn TableReference), table.log_store(), operation)
+            .await?;
+        table.state = Some(done.snapshot);
+        Ok(())
+    }
+
+    /// After an error of a commit: did it happen? Only the table knows.
+    fn settle(&self, delta: &mut Delta, change: &Change, error: &DeltaTableError) -> Result<(), ViewError> {
+        let reason = error.to_string();
+        let failed = |reason: String| ViewError::Failed { view: self.spec.name.clone(), reason };
+        delta.table.state = None;
+        self.runtime.block_on(delta.table.load()).map_err(|e| failed(format!("{reason}; reading the table again: {e}")))?;
+        let files = read_files(&self.spec, &delta.table).map_err(|e| failed(format!("{reason}; {e}")))?;
+        let happened = change.add.iter().chain(&change.remove).next().is_some()
+            && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
+            && change.remove.iter().all(|f| !files.iter().any(|g| g.path == f.path));
+        if happened { Ok(()) } else { Err(failed(reason)) }
+    }
+
+    /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files no reader needs.
+    pub fn tidy_log(&self, now: bool) -> Result<(), ViewError> {
+        let mut delta = self.lock_delta();
+        if delta.commits < CHECKPOINT_EVERY && !(now && delta.commits > 0) {
+            return Ok(());
+        }
+        let result = self.runtime.block_on(async {
+            deltalake::checkpoints::create_checkpoint(&delta.table, None).await?;
+            deltalake::checkpoints::cleanup_metadata(&delta.table, None).await?;
+            delta.table.state = None;
+            delta.table.load().await
+        });
+        delta.commits = 0;
+        result.map_err(|e| delta_error(&self.spec.root, &e))
+    }
+}
+
+async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTable, DeltaTableError> {
+    let url = ensure_table_uri(spec.root.to_string_lossy())?;
+    let mut table = DeltaTableBuilder::from_url(url.clone())?
+        .with_storage_backend(Arc::new(SyncedFiles::new()), url)
+        .build()?;
+    match table.load().await {
+        Ok(()) => return Ok(table),
+        Err(DeltaTableError::NotATable(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let columns: StructType = schema.as_ref().try_into_kernel()?;
+    table
+        .create()
+        .with_columns(columns.fields().cloned())
+        .with_partition_columns(partition_values(0, spec.by_hour).iter().map(|(n, _)| *n))
+        .with_table_name(&spec.name)
+        .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
+        .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some("interval 1 days"))
+        .with_save_mode(SaveMode::Ignore)
+        .await
+}
+
+/// Adds the columns that the schema has and the table lacks; a column whose type changed is refused.
+async fn add_columns(table: &mut DeltaTable, spec: &TableSpec, wanted: &SchemaRef) -> Result<(), ViewError> {
+    let failed = |e: String| ViewError::Failed { view: spec.name.clone(), reason: e };
+    let state = table.snapshot().map_err(|e| failed(e.to_string()))?;
+    let found: Schema = state.schema().as_ref().try_into_arrow().map_err(|e| failed(e.to_string()))?;
+    let mut new = Vec::new();
+    for field in wanted.fields() {
+        match found.field_with_name(field.name()) {
+            Ok(there) if there.data_type().equals_datatype(field.data_type()) => {}
+            Ok(there) => {
+                let reason = format!(
+                    "the column `{}` is {} in the table and {} in the configuration; give the changed column another name",
+                    field.name(),
+                    there.data_type(),
+                    field.data_type()
+                );
+                return Err(ViewError::Damaged { path: spec.root.clone(), reason });
+            }
+            Err(_) => new.push(field.as_ref().clone()),
+        }
+    }
+    if new.is_empty() {
+        return Ok(());
+    }
+    let columns: StructType = (&Schema::new(new)).try_into_kernel().map_err(|e| failed(e.to_string()))?;
+    let fields: Vec<_> = columns.fields().cloned().collect();
+    let schema = state.schema().add(fields.clone()).map_err(|e| failed(e.to_string()))?;
+    let metadata = state.metadata().clone().with_schema(&schema).map_err(|e| failed(e.to_string()))?;
+    let properties =
+        CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false));
+    let done = CommitBuilder::from(properties)
+        .with_actions(vec![Action::Metadata(metadata)])
+        .build(Some(state as &dyn TableReference), table.log_store(), DeltaOperation::AddColumn { fields })
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    table.state = Some(done.snapshot);
+    Ok(())
+}
+
+fn delta_partition_values(spec: &TableSpec, bucket: i64) -> HashMap<String, Option<String>> {
+    partition_values(bucket, spec.by_hour).into_iter().map(|(k, v)| (k.to_owned(), Some(v.to_string()))).collect()
+}
+
+fn tags(file: &FileEntry) -> HashMap<String, Option<String>> {
+    HashMap::from([("weir.class".to_owned(), Some(file.class.name().to_owned()))])
+}
+
+fn add_action(spec: &TableSpec, file: &FileEntry, data_change: bool) -> Add {
+    Add {
+        path: file.path.clone(),
+        partition_values: delta_partition_values(spec, file.bucket),
+        size: file.bytes as i64,
+        modification_time: file.written_ms,
+        data_change,
+        stats: Some(stats_json(spec, file)),
+        tags: Some(tags(file)),
+        ..Add::default()
+    }
+}
+
+fn remove_action(spec: &TableSpec, file: &FileEntry, data_change: bool, now_ms: i64) -> Remove {
+    Remove {
+        path: file.path.clone(),
+        data_change,
+        deletion_timestamp: Some(now_ms),
+        extended_file_metadata: Some(true),
+        partition_values: Some(delta_partition_values(spec, file.bucket)),
+        size: Some(file.bytes as i64),
+        tags: Some(tags(file)),
+        deletion_vector: None,
+        base_row_id: None,
+        default_row_commit_version: None,
+    }
+}
+
+/// The files of the loaded version.
+fn read_files(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<FileEntry>, DeltaTableError> {
+    Ok(table.snapshot()?.log_data().iter().map(|f| file_entry(spec, &f)).collect())
+}
+
+fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
+    let path = file.path().into_owned();
+    let stats: serde_json::Value =
+        file.stats().and_then(|s| serde_json::from_str(&s).ok()).unwrap_or(serde_json::Value::Null);
+    let lsn = |bound: &str, default: u64| stats[bound]["lsn"].as_u64().unwrap_or(default);
+    let class = if path.rsplit('/').next().is_some_and(|n| n.starts_with("old-")) { Class::Old } else { Class::Recent };
+    FileEntry {
+        bytes: file.size() as u64,
+        rows: stats["numRecords"].as_u64().unwrap_or(0),
+        bucket: bucket_of(spec, file),
+        class,
+        min_time: stats["weir"]["min"].as_i64().unwrap_or(Micros::MIN),
+        max_time: stats["weir"]["max"].as_i64().unwrap_or(Micros::MAX),
+        min_lsn: lsn("minValues", 0),
+        max_lsn: lsn("maxValues", Lsn::MAX),
+        written_ms: file.modification_time(),
+        path,
+    }
+}
+
+fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
+    let values = file.partition_values_map();
+    let value = |name: &str| values.get(name).cloned().flatten().and_then(|v| v.parse::<i64>().ok());
+    let date = value("year").zip(value("month")).zip(value("day")).and_then(|((y, m), d)| {
+        chrono::NaiveDate::from_ymd_opt(i32::try_from(y).ok()?, u32::try_from(m).ok()?, u32::try_from(d).ok()?)
+    });
+    let days = date.and_then(|d| d.and_hms_opt(0, 0, 0)).map_or(0, |t| t.and_utc().timestamp() / 86_400);
+    if spec.by_hour { days * 24 + value("hour").unwrap_or(0) } else { days }
+}
+
+/// Where a table of this name lives.
+pub fn root(lake: &std::path::Path, name: &str) -> PathBuf {
+    lake.join(name)
+}

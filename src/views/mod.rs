@@ -1,0 +1,71 @@
+//! Derived, committed state. A view stores its data and its own position in one atomic step, and ignores what is at or below it.
+//!
+//! [`ring`] carries the operators' output to all views, [`driver`] moves one view along it; a view that has fallen out of the
+//! ring reads the log again. [`lake`], [`search`], [`places`] and [`counts`] are the views.
+
+pub mod counts;
+pub mod driver;
+pub mod lake;
+pub mod places;
+pub mod ring;
+pub mod search;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::event::Lsn;
+use crate::operators::Output;
+
+/// Why a view could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// Worth another try from what is committed: a full disk, a lost race.
+    #[error("{view}: {reason}")]
+    Failed { view: String, reason: String },
+    #[error("{path}: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{path} was written by a newer version of weir ({what}); use that version")]
+    Newer { path: PathBuf, what: String },
+    #[error(
+        "{path} stands at record {found} of log {log:x}, which this data folder's log does not reach: restore log and views from one backup"
+    )]
+    Ahead { path: PathBuf, found: Lsn, log: u64 },
+}
+
+impl ViewError {
+    pub fn failed(view: impl Into<String>) -> impl FnOnce(String) -> Self {
+        let view = view.into();
+        move |reason| Self::Failed { view, reason }
+    }
+
+    /// Another try cannot help; the process ends with exit 65.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Failed { .. })
+    }
+}
+
+/// What the driver asks of a view.
+pub trait View: Send {
+    fn name(&self) -> &str;
+
+    /// In memory, everything up to this LSN is applied.
+    fn applied(&self) -> Lsn;
+
+    /// Committed positions by the names that snapshots use.
+    fn positions(&self) -> Vec<(String, Lsn)>;
+
+    /// Treats everything up to `lsn` as applied, where no row of this view lies between its position and there.
+    fn skip_to(&mut self, lsn: Lsn);
+
+    /// Takes the rows above what is applied.
+    fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError>;
+
+    /// Whether something should be committed now. `caught_up`: nothing more is waiting in the ring.
+    fn is_due(&self, now: Instant, caught_up: bool) -> bool;
+
+    /// Commits data with its position: what is due, or `all`.
+    fn commit(&mut self, all: bool) -> Result<(), ViewError>;
+
+    /// Gives up what is not committed, after an error.
+    fn reopen(&mut self) -> Result<(), ViewError>;
+}

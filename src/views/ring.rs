@@ -1,0 +1,141 @@
+//! The live path from operators to views: outputs in order, of bounded bytes. A view pulls; a slow one lags and finally falls
+//! out, it never blocks the others. Only sources that can wait are held back, by [`Ring::wait_for_room`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::event::Lsn;
+use crate::operators::Output;
+
+pub struct Ring {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    capacity: usize,
+}
+
+struct Inner {
+    items: VecDeque<(Arc<Output>, usize)>,
+    bytes: usize,
+    /// Everything up to here has left the ring.
+    start: Lsn,
+    /// Everything up to here has been pushed.
+    end: Lsn,
+    closed: bool,
+    /// Views that sources wait for, with what they have taken.
+    readers: BTreeMap<String, Lsn>,
+}
+
+/// What a view gets.
+pub enum Next {
+    Output(Arc<Output>),
+    /// Nothing above the view's LSN has come in time.
+    Idle,
+    /// The ring begins above the view's LSN, at this one: read the log up to there.
+    Behind(Lsn),
+    /// No more will come, and the view has all.
+    Closed,
+}
+
+impl Ring {
+    /// A ring of at most `capacity` bytes whose first output will follow `start`.
+    pub fn new(capacity: usize, start: Lsn) -> Self {
+        let inner =
+            Inner { items: VecDeque::new(), bytes: 0, start, end: start, closed: false, readers: BTreeMap::new() };
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), capacity }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while holding it half changed.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends the next output; the oldest leave when it is over its capacity.
+    pub fn push(&self, output: Arc<Output>) {
+        let mut inner = self.lock();
+        let bytes = output.memory_bytes();
+        inner.end = output.to;
+        inner.items.push_back((output, bytes));
+        inner.bytes += bytes;
+        while inner.bytes > self.capacity && inner.items.len() > 1 {
+            let Some((gone, bytes)) = inner.items.pop_front() else { break };
+            inner.bytes -= bytes;
+            inner.start = gone.to;
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// The output that holds the record after `after`, waiting for it up to `timeout`.
+    pub fn next(&self, reader: &str, after: Lsn, timeout: Duration) -> Next {
+        let deadline = Instant::now() + timeout;
+        let mut inner = self.lock();
+        inner.readers.insert(reader.to_owned(), after);
+        self.changed.notify_all();
+        loop {
+            if after < inner.start {
+                inner.readers.remove(reader);
+                return Next::Behind(inner.start);
+            }
+            let at = inner.items.partition_point(|(o, _)| o.to <= after);
+            if let Some((output, _)) = inner.items.get(at) {
+                return Next::Output(output.clone());
+            }
+            if inner.closed {
+                return Next::Closed;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Next::Idle;
+            }
+            inner = self.changed.wait_timeout(inner, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Sources wait for this view from now on; it has everything up to `after`.
+    pub fn join(&self, reader: &str, after: Lsn) {
+        self.lock().readers.insert(reader.to_owned(), after);
+    }
+
+    /// Whether something above `after` is waiting.
+    pub fn has_more(&self, after: Lsn) -> bool {
+        self.lock().end > after
+    }
+
+    /// Sources no longer wait for this view, until it asks for its next output.
+    pub fn leave(&self, reader: &str) {
+        self.lock().readers.remove(reader);
+        self.changed.notify_all();
+    }
+
+    /// Waits until every view has taken so much that half the ring is free, for a source that can wait. False: timed out.
+    pub fn wait_for_room(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut inner = self.lock();
+        loop {
+            let slowest = inner.readers.values().copied().min().unwrap_or(inner.end);
+            let at = inner.items.partition_point(|(o, _)| o.to <= slowest);
+            let waiting: usize = inner.items.iter().skip(at).map(|(_, bytes)| bytes).sum();
+            if waiting <= self.capacity / 2 {
+                return true;
+            }
+            let now = Instant::now();
+            if now >= deadline || inner.closed {
+                return inner.closed;
+            }
+            inner = self.changed.wait_timeout(inner, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// No more outputs will come.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Bytes held, and the LSN up to which outputs have come.
+    pub fn level(&self) -> (usize, Lsn) {
+        let inner = self.lock();
+        (inner.bytes, inner.end)
+    }
+}

@@ -1,0 +1,178 @@
+//! What a frame's bytes do not say: a list of `(tag u8, length varint, content)`; an unknown tag is passed over.
+//!
+//! | tag | content |
+//! |---|---|
+//! | 1 | per record its position: varint difference to the one before, from the frame's first position |
+//! | 2 | varint: the position behind the frame, where the source goes on |
+//! | 3 | idempotency key: 32 bytes SHA-256 of the body, then the key |
+//! | 4 | the record that a retry brings back: varint LSN |
+//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start |
+//! | 6 | cut records: per record varint index, varint original length |
+
+use super::record::DamagedFrame;
+
+/// Identity of a file: what it begins with, and its inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FileIdentity {
+    pub inode: u64,
+    /// Bytes of the file's start that `crc` covers, at most 1 KiB.
+    pub head: u64,
+    pub crc: u32,
+}
+
+/// The `about` part of a frame, decoded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct About {
+    /// One position per record, ascending; empty where the source has none.
+    pub positions: Vec<u64>,
+    pub next_position: Option<u64>,
+    pub idempotency: Option<([u8; 32], String)>,
+    pub retry_of: Option<u64>,
+    pub file: Option<FileIdentity>,
+    /// Records stored cut: (index in the frame, length before the cut).
+    pub cut: Vec<(u64, u64)>,
+}
+
+impl About {
+    pub fn encode(&self, first_position: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        if !self.positions.is_empty() {
+            let mut part = Vec::with_capacity(self.positions.len() * 2);
+            let mut before = first_position;
+            for position in &self.positions {
+                put_varint(&mut part, position.saturating_sub(before));
+                before = *position;
+            }
+            put_part(&mut out, 1, &part);
+        }
+        if let Some(next) = self.next_position {
+            put_numbers(&mut out, 2, &[next]);
+        }
+        if let Some((hash, key)) = &self.idempotency {
+            put_part(&mut out, 3, &[&hash[..], key.as_bytes()].concat());
+        }
+        if let Some(lsn) = self.retry_of {
+            put_numbers(&mut out, 4, &[lsn]);
+        }
+        if let Some(file) = self.file {
+            let mut part = Vec::new();
+            put_varint(&mut part, file.inode);
+            put_varint(&mut part, file.head);
+            part.extend_from_slice(&file.crc.to_le_bytes());
+            put_part(&mut out, 5, &part);
+        }
+        if !self.cut.is_empty() {
+            let numbers: Vec<u64> = self.cut.iter().flat_map(|(i, n)| [*i, *n]).collect();
+            put_numbers(&mut out, 6, &numbers);
+        }
+        out
+    }
+
+    pub fn decode(mut bytes: &[u8], first_position: u64) -> Result<Self, DamagedFrame> {
+        let mut about = Self::default();
+        while let Some((&tag, rest)) = bytes.split_first() {
+            bytes = rest;
+            let length = usize::try_from(take_varint(&mut bytes)?).map_err(|_| DamagedFrame)?;
+            let (mut part, rest) = bytes.split_at_checked(length).ok_or(DamagedFrame)?;
+            bytes = rest;
+            match tag {
+                1 => {
+                    let mut position = first_position;
+                    while !part.is_empty() {
+                        position = position.wrapping_add(take_varint(&mut part)?);
+                        about.positions.push(position);
+                    }
+                }
+                2 => about.next_position = Some(take_varint(&mut part)?),
+                3 => {
+                    let (hash, key) = part.split_first_chunk::<32>().ok_or(DamagedFrame)?;
+                    let key = std::str::from_utf8(key).map_err(|_| DamagedFrame)?;
+                    about.idempotency = Some((*hash, key.to_owned()));
+                }
+                4 => about.retry_of = Some(take_varint(&mut part)?),
+                5 => {
+                    let (inode, head) = (take_varint(&mut part)?, take_varint(&mut part)?);
+                    let crc = part.first_chunk::<4>().ok_or(DamagedFrame)?;
+                    about.file = Some(FileIdentity { inode, head, crc: u32::from_le_bytes(*crc) });
+                }
+                6 => {
+                    while !part.is_empty() {
+                        about.cut.push((take_varint(&mut part)?, take_varint(&mut part)?));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(about)
+    }
+}
+
+fn put_part(out: &mut Vec<u8>, tag: u8, part: &[u8]) {
+    out.push(tag);
+    put_varint(out, part.len() as u64);
+    out.extend_from_slice(part);
+}
+
+fn put_numbers(out: &mut Vec<u8>, tag: u8, numbers: &[u64]) {
+    let mut part = Vec::new();
+    for number in numbers {
+        put_varint(&mut part, *number);
+    }
+    put_part(out, tag, &part);
+}
+
+/// LEB128, least significant seven bits first.
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Result<u64, DamagedFrame> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first().ok_or(DamagedFrame)?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(DamagedFrame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn decodes_what_it_encodes(
+            first in 0u64..1 << 40,
+            steps in proptest::collection::vec(0u64..100_000, 0..50),
+            next in proptest::option::of(any::<u64>()),
+            key in proptest::option::of("[a-z0-9]{0,128}"),
+            file in proptest::option::of((any::<u64>(), 0u64..1024, any::<u32>())),
+            cut in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
+        ) {
+            let positions = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
+            let about = About {
+                positions,
+                next_position: next,
+                idempotency: key.map(|k| ([7; 32], k)),
+                retry_of: next.map(|n| n / 2),
+                file: file.map(|(inode, head, crc)| FileIdentity { inode, head, crc }),
+                cut,
+            };
+            prop_assert_eq!(About::decode(&about.encode(first), first), Ok(about));
+        }
+
+        #[test]
+        fn any_bytes_are_an_about_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = About::decode(&bytes, 0);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The write-ahead log: frames of opaque records in segment files, numbered, checked, synced. Everything else in Weir is a
+//! function of a prefix of it.
+//!
+//! [`record`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash left; [`writer`] appends;
+//! [`reader`] reads what is synced; [`retention`] decides what may go.
+
+pub mod about;
+pub mod reader;
+pub mod record;
+pub mod recovery;
+pub mod retention;
+pub mod segment;
+pub mod writer;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use about::{About, FileIdentity};
+pub use reader::LogReader;
+pub use record::{Frame, Header, Kind, Records, RecordsBuilder};
+pub use recovery::{Recovered, TornTail};
+pub use writer::{Wal, WalOptions};
+
+/// Why the log cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the log's sync failed ({source}); what was written since the last one is unknown, so nothing more is taken: restart to read again what the disk holds")]
+    Sync { source: io::Error },
+    #[error("{path} was written by a newer version of weir (log format {version}); use that version")]
+    Newer { path: PathBuf, version: u32 },
+    #[error("{path}: the segment's header is damaged; restore the file from a backup")]
+    SegmentHeader { path: PathBuf },
+    #[error("{path} at byte {offset}: records {from} to {to} are damaged although they were synced ({evidence}); restore the file from a backup, nothing has been changed")]
+    Damaged { path: PathBuf, offset: u64, from: u64, to: u64, evidence: String },
+    #[error("records {from} to {to} of the log are missing: {path} begins later; restore the missing segment from a backup")]
+    Missing { path: PathBuf, from: u64, to: u64 },
+    #[error("{path} belongs to instance {found}, this one is {expected}: set `instance = {found}`, or use another data folder")]
+    Instance { path: PathBuf, found: u16, expected: u16 },
+    #[error("a frame of {bytes} bytes is over the limit of 64 MiB")]
+    TooLarge { bytes: usize },
+}
+
+impl WalError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// No space where a segment should be allocated: the caller waits and tries again; nothing is lost.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}

@@ -1,0 +1,125 @@
+//! Reads frames that are synced, from any LSN on, while the writer goes on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::storage::{File, Storage};
+
+use super::record::{self, Frame};
+use super::{WalError, segment};
+
+/// A cursor over the log.
+pub struct LogReader {
+    storage: Arc<dyn Storage>,
+    folder: PathBuf,
+    open: Option<OpenSegment>,
+    /// The LSN up to which everything has been read.
+    after: u64,
+}
+
+struct OpenSegment {
+    path: PathBuf,
+    file: Arc<dyn File>,
+    size: u64,
+    at: u64,
+}
+
+impl LogReader {
+    /// A reader of the records above `after`.
+    pub fn new(storage: Arc<dyn Storage>, folder: PathBuf, after: u64) -> Self {
+        Self { storage, folder, open: None, after }
+    }
+
+    /// The LSN up to which everything has been read.
+    pub fn after(&self) -> u64 {
+        self.after
+    }
+
+    /// The next frame that holds a record above the cursor and begins at or below `limit` (what is known synced), or none.
+    /// A frame may begin at or below the cursor's LSN: its first records are then to be passed over.
+    pub fn next(&mut self, limit: u64) -> Result<Option<Frame>, WalError> {
+        while self.after < limit {
+            if self.open.is_none() {
+                self.open = Some(self.open_segment()?);
+            }
+            let segment = self.open.as_mut().expect("opened above");
+            match read_frame(segment)? {
+                Some(bytes) => {
+                    let frame = record::decode(&bytes).map_err(|_| WalError::Damaged {
+                        path: segment.path.clone(),
+                        offset: segment.at,
+                        from: self.after + 1,
+                        to: limit,
+                        evidence: format!("record {limit} is known synced"),
+                    })?;
+                    let header = &frame.header;
+                    let last = header.last_lsn();
+                    segment.at += record::padded(bytes.len()) as u64;
+                    if last <= self.after {
+                        continue;
+                    }
+                    if header.first_lsn > self.after + 1 {
+                        return Err(WalError::Missing {
+                            path: segment.path.clone(),
+                            from: self.after + 1,
+                            to: header.first_lsn - 1,
+                        });
+                    }
+                    self.after = last;
+                    return Ok(Some(frame));
+                }
+                None => {
+                    let next = segment::path(&self.folder, self.after + 1);
+                    let (path, offset) = (segment.path.clone(), segment.at);
+                    if path == next || !self.exists(&next)? {
+                        return Err(WalError::Damaged {
+                            path,
+                            offset,
+                            from: self.after + 1,
+                            to: limit,
+                            evidence: format!("record {limit} is known synced"),
+                        });
+                    }
+                    self.open = None;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn exists(&self, path: &std::path::Path) -> Result<bool, WalError> {
+        let names = self.storage.list(&self.folder).map_err(WalError::io(&self.folder))?;
+        Ok(path.file_name().is_some_and(|name| names.iter().any(|n| n.as_str() == name)))
+    }
+
+    fn open_segment(&self) -> Result<OpenSegment, WalError> {
+        let names = self.storage.list(&self.folder).map_err(WalError::io(&self.folder))?;
+        let firsts: Vec<u64> = names.iter().filter_map(|n| segment::first_lsn(n)).collect();
+        let wanted = self.after + 1;
+        let Some(first) = firsts.iter().rev().find(|first| **first <= wanted) else {
+            let to = firsts.first().map_or(wanted, |first| first - 1);
+            return Err(WalError::Missing { path: self.folder.clone(), from: wanted, to });
+        };
+        let path = segment::path(&self.folder, *first);
+        let file = self.storage.open_read_only(&path).map_err(WalError::io(&path))?;
+        let size = file.size().map_err(WalError::io(&path))?;
+        Ok(OpenSegment { path, file, size, at: segment::HEADER_BYTES as u64 })
+    }
+}
+
+/// The bytes of the frame at the cursor; none at the end of the frames.
+fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalError> {
+    let mut head = [0; record::HEADER_BYTES];
+    if segment.at + head.len() as u64 > segment.size {
+        return Ok(None);
+    }
+    segment.file.read_exact_at(&mut head, segment.at).map_err(WalError::io(&segment.path))?;
+    let Some(length) = record::claimed_length(&head).filter(|l| segment.at + *l as u64 <= segment.size) else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; length];
+    segment.file.read_exact_at(&mut bytes, segment.at).map_err(WalError::io(&segment.path))?;
+    Ok(Some(bytes.into()))
+}

@@ -1,0 +1,200 @@
+//! Appends frames. One owner, no locks: frames are collected, written in one go, and acknowledged after one sync.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::storage::{File, Storage};
+
+use super::record::{self, Frame};
+use super::segment::{self, SegmentHeader};
+use super::{Recovered, WalError, recovery};
+
+/// Collected bytes above which they are written before the sync.
+const WRITE_BYTES: usize = 4 << 20;
+
+/// How the log is kept.
+#[derive(Debug, Clone)]
+pub struct WalOptions {
+    pub folder: PathBuf,
+    pub instance: u16,
+    /// The LSN before the instance's first one.
+    pub zero: u64,
+    /// Bytes of a segment, allocated before use.
+    pub segment_bytes: u64,
+}
+
+/// The log's writing end.
+pub struct Wal {
+    storage: Arc<dyn Storage>,
+    options: WalOptions,
+    log_id: u64,
+    segments: Vec<u64>,
+    current: Option<Current>,
+    buffer: Vec<u8>,
+    next_lsn: u64,
+    synced_lsn: u64,
+    poisoned: bool,
+}
+
+struct Current {
+    file: Arc<dyn File>,
+    path: PathBuf,
+    size: u64,
+    /// Where the next byte of the buffer goes.
+    at: u64,
+}
+
+impl Wal {
+    /// Opens the log, cutting a torn tail. `new_log_id` names the log if there is none yet; `views_at` is the highest position
+    /// that a view has committed.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        options: WalOptions,
+        new_log_id: u64,
+        views_at: u64,
+    ) -> Result<(Self, Recovered), WalError> {
+        storage.create_folder(&options.folder).map_err(WalError::io(&options.folder))?;
+        let mut found =
+            recovery::open(&*storage, &options.folder, options.instance, options.zero, views_at, true)?;
+        if found.segments.is_empty() {
+            found.log_id = new_log_id;
+        }
+        let current = found.tail.take().map(|t| Current { file: t.file, path: t.path, size: t.size, at: t.at });
+        let wal = Self {
+            storage,
+            log_id: found.log_id,
+            segments: found.segments.clone(),
+            current,
+            buffer: Vec::new(),
+            next_lsn: found.last_lsn + 1,
+            synced_lsn: found.last_lsn,
+            poisoned: false,
+            options,
+        };
+        Ok((wal, found))
+    }
+
+    /// Reads the log's end without changing anything, for a reader beside a stopped writer.
+    pub fn peek(storage: &dyn Storage, options: &WalOptions, views_at: u64) -> Result<Recovered, WalError> {
+        recovery::open(storage, &options.folder, options.instance, options.zero, views_at, false)
+    }
+
+    /// The id of the log in a folder; none where there is no log.
+    pub fn log_id_of(storage: &dyn Storage, folder: &Path) -> Result<Option<u64>, WalError> {
+        recovery::log_id(storage, folder)
+    }
+
+    pub fn log_id(&self) -> u64 {
+        self.log_id
+    }
+
+    /// Everything up to this LSN is on the disk.
+    pub fn synced_lsn(&self) -> u64 {
+        self.synced_lsn
+    }
+
+    /// First LSNs of the segments, oldest first.
+    pub fn segments(&self) -> &[u64] {
+        &self.segments
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.options.folder
+    }
+
+    /// Numbers the frame's records and takes it into the next write. It is not durable before [`Wal::sync`].
+    ///
+    /// A full disk where a new segment should be allocated is an error that changes nothing ([`WalError::is_full`]).
+    pub fn append(&mut self, frame: &mut Frame) -> Result<(), WalError> {
+        let before = self.buffer.len();
+        frame.header.first_lsn = self.next_lsn;
+        frame.header.synced_lsn = self.synced_lsn;
+        record::encode(frame, &mut self.buffer);
+        let length = self.buffer.len() - before;
+        if length > record::MAX_FRAME_BYTES {
+            self.buffer.truncate(before);
+            return Err(WalError::TooLarge { bytes: length });
+        }
+        let fits = self.current.as_ref().is_some_and(|c| c.at + self.buffer.len() as u64 <= c.size);
+        if !fits {
+            let frame_bytes = self.buffer.split_off(before);
+            let rolled = self.roll(length as u64);
+            if rolled.is_ok() {
+                // The frames before it are synced now, which this one may say.
+                frame.header.synced_lsn = self.synced_lsn;
+                record::encode(frame, &mut self.buffer);
+            }
+            drop(frame_bytes);
+            rolled?;
+        }
+        self.next_lsn = frame.header.last_lsn() + 1;
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Writes and syncs what was appended; returns the LSN up to which everything is durable.
+    pub fn sync(&mut self) -> Result<u64, WalError> {
+        if self.synced_lsn + 1 == self.next_lsn {
+            return Ok(self.synced_lsn);
+        }
+        self.write()?;
+        if let Some(current) = &self.current
+            && let Err(source) = current.file.sync()
+        {
+            self.poisoned = true;
+            return Err(WalError::Sync { source });
+        }
+        self.synced_lsn = self.next_lsn - 1;
+        Ok(self.synced_lsn)
+    }
+
+    /// Removes the segment that begins with this LSN; never the last one.
+    pub fn remove_segment(&mut self, first_lsn: u64) -> Result<(), WalError> {
+        if self.segments.last() == Some(&first_lsn) {
+            return Ok(());
+        }
+        let path = segment::path(&self.options.folder, first_lsn);
+        self.storage.remove(&path).map_err(WalError::io(&path))?;
+        self.segments.retain(|s| *s != first_lsn);
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), WalError> {
+        if self.poisoned {
+            return Err(WalError::Sync { source: std::io::Error::other("an earlier write or sync failed") });
+        }
+        if let Some(current) = self.current.as_mut().filter(|_| !self.buffer.is_empty()) {
+            if let Err(source) = current.file.write_all_at(&self.buffer, current.at) {
+                // What reached the file is unknown, and numbers have been given: only a fresh start reads the truth.
+                self.poisoned = true;
+                return Err(WalError::Sync { source });
+            }
+            current.at += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    /// Goes on to a new segment that has room for a frame, after syncing the present one whole.
+    fn roll(&mut self, frame_bytes: u64) -> Result<(), WalError> {
+        self.sync()?;
+        let size = self.options.segment_bytes.max(frame_bytes + segment::HEADER_BYTES as u64);
+        let header =
+            SegmentHeader { instance: self.options.instance, log_id: self.log_id, first_lsn: self.next_lsn };
+        let path = segment::path(&self.options.folder, self.next_lsn);
+        let file = self.storage.create(&path, size, &segment::encode(&header)).map_err(WalError::io(&path))?;
+        // A segment that holds no frame has the same first LSN and was just replaced.
+        if self.segments.last() != Some(&self.next_lsn) {
+            self.segments.push(self.next_lsn);
+        }
+        self.current = Some(Current { file, path, size, at: segment::HEADER_BYTES as u64 });
+        Ok(())
+    }
+
+    /// Path of the segment being written.
+    pub fn current_path(&self) -> Option<&Path> {
+        self.current.as_ref().map(|c| c.path.as_path())
+    }
+}
