@@ -1,33 +1,125 @@
 //! Where query verbs get their answers: from the running server, or from the folder itself, read-only.
 
-use super::{Global, tokio_runtime};
-use crate::clock::{Clock, SystemClock};
-use crate::query::sql::SqlAnswer;
-use crate::runtime::RuntimeError;
-use crate::runtime::offline::Offline;
+use std::time::Duration;
 
-/// A data folder that nobody works on.
-pub struct Folder {
-    offline: Offline,
+use serde_json::Value;
+
+use super::{Global, tokio_runtime};
+use crate::config::Config;
+use crate::runtime::folder::{Address, Folder};
+use crate::runtime::offline::Offline;
+use crate::runtime::questions::Params;
+use crate::runtime::RuntimeError;
+
+/// How long a server may take to say that it is there.
+const HELLO: Duration = Duration::from_secs(2);
+
+/// Something that answers.
+pub struct Asked {
     runtime: tokio::runtime::Runtime,
+    place: Place,
 }
 
-impl Folder {
+enum Place {
+    Server { client: reqwest::Client, url: String, token: Option<String> },
+    Folder(Box<Offline>),
+}
+
+impl Asked {
     pub fn open(global: &Global) -> Result<Self, RuntimeError> {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
-        let offline = Offline::open(&config, runtime.handle())?;
-        if offline.pending > 0 {
+        let place = match runtime.block_on(find_server(&config)) {
+            Some(server) => server,
+            None => Place::Folder(Box::new(Offline::open(&config, runtime.handle())?)),
+        };
+        if let Place::Folder(offline) = &place
+            && offline.pending > 0
+        {
             eprintln!(
                 "weir: {} accepted records are not in this answer yet; `weir run --once` brings them in",
                 offline.pending
             );
         }
-        Ok(Self { offline, runtime })
+        Ok(Self { runtime, place })
     }
 
-    pub fn sql(&self, query: &str) -> Result<SqlAnswer, RuntimeError> {
-        let now = SystemClock::default().now();
-        Ok(self.runtime.block_on(self.offline.sql.run(query, &self.offline.handles, now))?)
+    /// Asks `/api/v1/<what>`.
+    pub fn ask(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
+        match &self.place {
+            Place::Folder(offline) => {
+                let answers = &offline.answers;
+                let answer = self.runtime.block_on(async {
+                    match what {
+                        "count" => answers.count(params).await,
+                        "search" => answers.search(params).await,
+                        "nearby" => answers.nearby(params).await,
+                        _ => Ok(answers.status()),
+                    }
+                });
+                Ok(answer?)
+            }
+            Place::Server { client, url, token } => {
+                let query: Vec<String> = params.iter().map(|(k, v)| format!("{k}={}", encode(v))).collect();
+                let request = client.get(format!("{url}/api/v1/{what}?{}", query.join("&")));
+                let text = self.runtime.block_on(send(request, token.as_deref()))?;
+                serde_json::from_slice(&text).map_err(|e| RuntimeError::Failed(format!("{url}: {e}")))
+            }
+        }
     }
+
+    /// Runs SQL; the answer in this format's bytes (`json`, `ndjson`, `csv`).
+    pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
+        match &self.place {
+            Place::Folder(offline) => {
+                let answer = self.runtime.block_on(offline.answers.sql(query))?;
+                Ok(answer.render(format)?)
+            }
+            Place::Server { client, url, token } => {
+                let body = serde_json::json!({"sql": query, "format": format});
+                self.runtime.block_on(send(client.post(format!("{url}/api/v1/sql")).json(&body), token.as_deref()))
+            }
+        }
+    }
+}
+
+/// Percent-encodes a parameter's value.
+fn encode(value: &str) -> String {
+    value
+        .bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => (b as char).to_string(),
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+async fn send(request: reqwest::RequestBuilder, token: Option<&str>) -> Result<Vec<u8>, RuntimeError> {
+    let failed = |e: reqwest::Error| RuntimeError::Failed(e.to_string());
+    let request = match token {
+        Some(token) => request.bearer_auth(token),
+        None => request,
+    };
+    let response = request.send().await.map_err(failed)?;
+    let status = response.status();
+    let bytes = response.bytes().await.map_err(failed)?;
+    if status.is_success() {
+        return Ok(bytes.to_vec());
+    }
+    let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let message = error["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
+    Err(if status.as_u16() == 400 { RuntimeError::Config(message) } else { RuntimeError::Failed(message) })
+}
+
+/// The server that works on this data folder, if one answers; a stale address is ignored.
+async fn find_server(config: &Config) -> Option<Place> {
+    let folder = Folder::existing(&config.data).ok()?;
+    let address: Address = folder.address()?;
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().ok()?;
+    let scheme = if address.tls { "https" } else { "http" };
+    let url = format!("{scheme}://{}", address.http);
+    let hello = client.get(format!("{url}/healthz")).timeout(HELLO).send().await.ok()?;
+    let body: Value = hello.json().await.ok()?;
+    (body["pid"].as_u64() == Some(address.pid.into()))
+        .then(|| Place::Server { client, url, token: std::env::var("WEIR_TOKEN").ok() })
 }

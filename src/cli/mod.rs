@@ -3,6 +3,7 @@
 mod ask;
 mod check;
 mod output;
+mod questions;
 mod run;
 mod sql;
 
@@ -62,6 +63,10 @@ enum Verb {
     Check(check::Check),
     /// Asks in SQL.
     Sql(sql::Sql),
+    Count(questions::Count),
+    Search(questions::Search),
+    Nearby(questions::Nearby),
+    Status(questions::Status),
 }
 
 impl Global {
@@ -95,6 +100,10 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Run(run) => run.run(global),
         Verb::Check(check) => check.run(global),
         Verb::Sql(sql) => sql.run(global),
+        Verb::Count(count) => count.run(global),
+        Verb::Search(search) => search.run(global),
+        Verb::Nearby(nearby) => nearby.run(global),
+        Verb::Status(status) => status.run(global),
     }
 }
 

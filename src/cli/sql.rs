@@ -3,11 +3,9 @@
 use std::io::Read;
 
 use clap::Args;
-use serde_json::json;
 
-use super::ask::Folder;
+use super::ask::Asked;
 use super::{Format, Global, output};
-use crate::query::sql;
 use crate::runtime::RuntimeError;
 
 #[derive(Debug, Args)]
@@ -27,20 +25,17 @@ impl Sql {
             Some(query) => query.to_owned(),
         };
         let format = global.format();
-        let folder = Folder::open(global)?;
-        let answer = folder.sql(&query)?;
-        let lines = sql::to_ndjson(&answer.schema, &answer.batches)?;
-        match format {
-            Format::Ndjson => return output::write(&lines),
-            Format::Csv => return output::write(&sql::to_csv(&answer.schema, &answer.batches)?),
-            Format::Json | Format::Table => {}
+        let asked = Asked::open(global)?;
+        let name = match format {
+            Format::Table | Format::Json => "json",
+            Format::Ndjson => "ndjson",
+            Format::Csv => "csv",
+        };
+        let answer = asked.sql(&query, name)?;
+        if format != Format::Table {
+            return output::write(&answer).and_then(|()| if format == Format::Json { output::write(b"\n") } else { Ok(()) });
         }
-        let rows = lines
-            .split(|b| *b == b'\n')
-            .filter(|line| !line.is_empty())
-            .map(serde_json::from_slice::<serde_json::Value>)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| RuntimeError::Failed(e.to_string()))?;
-        output::answer(&json!({"rows": rows, "as_of": answer.as_of}), "rows", format)
+        let answer = serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        output::answer(&answer, "rows", format)
     }
 }

@@ -1,5 +1,8 @@
 //! Answers, each with how true it is. Queries read a snapshot of live and committed state together and never write.
 
+pub mod count;
+pub mod nearby;
+pub mod search;
 pub mod snapshot;
 pub mod sql;
 pub mod system;

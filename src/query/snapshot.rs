@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::event::{Gap, Lsn, Micros, rfc3339};
-use crate::operators::{PartitionState, StreamProgress};
+use crate::operators::{PartitionState, StreamProgress, positions};
 use crate::schema::Catalog;
+use crate::views::counts::Counts;
 use crate::views::lake::LakeTable;
+use crate::views::places::Places;
+use crate::views::search::SearchIndex;
 
 /// Frames whose arrival is remembered, to tell how old the oldest record is that an answer lacks.
 const ARRIVALS: usize = 20_000;
@@ -21,6 +24,10 @@ pub struct Handles {
     pub lake: PathBuf,
     /// Lake tables by name.
     pub tables: BTreeMap<String, Arc<LakeTable>>,
+    /// By stream, where declared.
+    pub search: BTreeMap<String, Arc<SearchIndex>>,
+    pub places: BTreeMap<String, Arc<Places>>,
+    pub counts: BTreeMap<String, Arc<Counts>>,
     pub progress: Arc<Progress>,
 }
 
@@ -125,12 +132,12 @@ impl Progress {
 impl Handles {
     /// Every view with the LSN up to which queries see it.
     pub fn positions(&self) -> Vec<(String, Lsn)> {
-        self.tables.iter().map(|(name, table)| (format!("lake/{name}"), table.applied())).collect()
-    }
-
-    /// Every position that a view has committed.
-    pub fn committed(&self) -> Vec<Lsn> {
-        self.tables.values().flat_map(|t| t.committed()).collect()
+        let mut positions: Vec<(String, Lsn)> =
+            self.tables.iter().map(|(name, table)| (format!("lake/{name}"), table.applied())).collect();
+        positions.extend(self.search.iter().map(|(name, s)| (positions::search(name), s.visible())));
+        positions.extend(self.places.iter().map(|(name, p)| (positions::places(name), p.applied())));
+        positions.extend(self.counts.iter().map(|(name, c)| (positions::counts(name), c.applied())));
+        positions
     }
 
     /// The stream that a question without one means: the first.

@@ -248,6 +248,32 @@ pub fn to_ndjson(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>,
     Ok(writer.into_inner())
 }
 
+impl SqlAnswer {
+    /// The answer in a format: `json` (with `as_of`), `ndjson`, `csv`, `arrow` (IPC stream).
+    pub fn render(&self, format: &str) -> Result<Vec<u8>, QueryError> {
+        match format {
+            "json" => {
+                let lines = to_ndjson(&self.schema, &self.batches)?;
+                let as_of = serde_json::to_vec(&self.as_of).map_err(|e| QueryError::Failed(e.to_string()))?;
+                let rows: Vec<&[u8]> = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).collect();
+                Ok([b"{\"rows\":[".as_slice(), &rows.join(&b','), b"],\"as_of\":", &as_of, b"}"].concat())
+            }
+            "ndjson" => to_ndjson(&self.schema, &self.batches),
+            "csv" => to_csv(&self.schema, &self.batches),
+            "arrow" => {
+                let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
+                let mut writer =
+                    arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &self.schema).map_err(failed)?;
+                for batch in &self.batches {
+                    writer.write(batch).map_err(failed)?;
+                }
+                writer.into_inner().map_err(failed)
+            }
+            _ => Err(QueryError::Invalid(format!("format = `{format}`: write json, ndjson, csv or arrow"))),
+        }
+    }
+}
+
 /// Rows as CSV with a header.
 pub fn to_csv(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
     let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());

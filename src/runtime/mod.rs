@@ -4,6 +4,7 @@
 pub mod folder;
 pub mod offline;
 pub mod pipeline;
+pub mod questions;
 pub mod snapshots;
 pub mod views;
 
@@ -28,6 +29,7 @@ use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions};
 use folder::{Folder, Lock};
 use pipeline::{Pipeline, Resume};
+use questions::Answers;
 use snapshots::Snapshots;
 
 /// Why the process cannot go on; each kind has its exit code.
@@ -108,7 +110,7 @@ pub struct Options {
 pub struct Running {
     pub folder: Folder,
     pub handles: Handles,
-    pub sql: Arc<SqlEngine>,
+    pub answers: Answers,
     pub clock: Arc<dyn Clock>,
     pub stop: Stop,
     pipeline: Pipeline,
@@ -161,8 +163,10 @@ impl Running {
         let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
         let sql = Arc::new(SqlEngine::new(&folder.lake(), &folder.spill(), sql_limits(config))?);
         let handles = pipeline.handles.clone();
+        let answers =
+            Answers { handles: handles.clone(), sql, clock: clock.clone(), search_limit: config.limits.search_limit };
         let mut running =
-            Self { folder, handles, sql, clock, stop: Stop::default(), pipeline, sources: Vec::new(), _lock: lock };
+            Self { folder, handles, answers, clock, stop: Stop::default(), pipeline, sources: Vec::new(), _lock: lock };
         let resume = running.pipeline.resume()?;
         running.start_sources(config, options, &resume)?;
         Ok(running)
@@ -255,7 +259,7 @@ fn open_wal(
     if let Some(id) = id {
         let log = LogName { instance: config.instance, id, zero };
         let there = views::open(config, folder, catalog, log, runtime, false)?;
-        views_at = there.handles.committed().into_iter().max().unwrap_or(zero);
+        views_at = there.positions.values().copied().max().unwrap_or(zero);
     }
     let new_id = rand::random::<u64>() >> 1;
     let (wal, recovered) = Wal::open(Arc::new(Disk), options, new_id, views_at)?;
@@ -266,14 +270,10 @@ fn open_wal(
 }
 
 fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<(), RuntimeError> {
-    for view in &opened.views {
-        for (name, found) in view.positions() {
-            if found > end {
-                return Err(ViewError::Ahead { path: name.into(), found, log: log.id }.into());
-            }
-        }
+    match opened.positions.iter().find(|(_, found)| **found > end) {
+        Some((name, found)) => Err(ViewError::Ahead { path: name.into(), found: *found, log: log.id }.into()),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The streams that the log ends under; none in an empty log.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::folder::{Folder, Lock};
+use super::questions::Answers;
 use super::{RuntimeError, snapshots, sql_limits, views, wal_options};
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::query::Handles;
+use crate::operators::positions;
 use crate::query::sql::SqlEngine;
 use crate::storage::Disk;
 use crate::views::lake::LogName;
@@ -15,8 +17,7 @@ use crate::wal::{LogReader, Wal};
 
 /// A folder opened read-only.
 pub struct Offline {
-    pub handles: Handles,
-    pub sql: SqlEngine,
+    pub answers: Answers,
     /// Synced records that the views do not hold.
     pub pending: u64,
     _lock: Lock,
@@ -34,21 +35,29 @@ impl Offline {
         let snapshots = snapshots(config, &folder);
         let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
         let opened = views::open(config, &folder, newest.catalog(), log, runtime, false)?;
-        let handles = opened.handles;
+        let handles = opened.handles.clone();
         let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
         let progress = &handles.progress;
         progress.set_synced(end);
         progress.set_operators(newest.progress(), newest.gaps().cloned().collect(), newest.partitions().clone());
         // A view that has every row it was given stands, for its readers, where the snapshot does.
-        for (name, table) in &handles.tables {
-            let positions = table.positions().into_iter().collect();
-            let at = if crate::operators::snapshot::is_behind(newest.given(), &positions) {
-                positions.values().copied().min().unwrap_or(options.zero)
-            } else {
-                positions.values().copied().min().unwrap_or(options.zero).max(newest.lsn())
-            };
-            tracing::debug!(table = name, at, end, "read-only");
-            table.set_applied(at);
+        let stands = |names: Vec<String>| {
+            let own: BTreeMap<String, Lsn> =
+                names.iter().filter_map(|n| Some((n.clone(), *opened.positions.get(n)?))).collect();
+            let lowest = own.values().copied().min().unwrap_or(options.zero);
+            if crate::operators::snapshot::is_behind(newest.given(), &own) { lowest } else { lowest.max(newest.lsn()) }
+        };
+        for table in handles.tables.values() {
+            table.set_applied(stands(table.positions().into_iter().map(|(n, _)| n).collect()));
+        }
+        for (name, search) in &handles.search {
+            search.set_visible(stands(vec![positions::search(name)]));
+        }
+        for (name, places) in &handles.places {
+            places.set_applied(stands(vec![positions::places(name)]));
+        }
+        for (name, counts) in &handles.counts {
+            counts.set_applied(stands(vec![positions::counts(name)]));
         }
         let lowest = handles.positions().into_iter().map(|(_, lsn)| lsn).min().unwrap_or(end);
         let mut reader = LogReader::new(Arc::new(Disk), folder.log(), lowest);
@@ -56,7 +65,9 @@ impl Offline {
             progress.note_synced(frame.header.last_lsn(), frame.header.received_at);
         }
         let spill = std::env::temp_dir().join(format!("weir-{}", std::process::id()));
-        let sql = SqlEngine::new(&folder.lake(), &spill, sql_limits(config))?;
-        Ok(Self { handles, sql, pending: end.saturating_sub(lowest), _lock: lock })
+        let sql = Arc::new(SqlEngine::new(&folder.lake(), &spill, sql_limits(config))?);
+        let clock = Arc::new(SystemClock::default());
+        let answers = Answers { handles, sql, clock, search_limit: config.limits.search_limit };
+        Ok(Self { answers, pending: end.saturating_sub(lowest), _lock: lock })
     }
 }

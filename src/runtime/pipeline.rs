@@ -59,8 +59,7 @@ impl Pipeline {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, RuntimeError> {
         let shares = config.limits.shares();
-        let Opened { mut views, handles } = opened;
-        let positions: BTreeMap<String, Lsn> = views.iter().flat_map(|v| v.positions()).collect();
+        let Opened { mut views, handles, positions } = opened;
         let (operators, from_snapshot) = snapshots.newest_for(&positions, Lsn::MAX)?;
         if from_snapshot {
             views.iter_mut().for_each(|v| v.skip_to(operators.lsn()));

@@ -6,15 +6,23 @@ use std::sync::Arc;
 use super::RuntimeError;
 use super::folder::Folder;
 use crate::config::{Config, PartitionBy};
+use crate::event::Lsn;
+use crate::operators::positions;
 use crate::query::{Handles, Progress};
-use crate::schema::Catalog;
+use crate::schema::{Catalog, Stream};
 use crate::views::View;
+use crate::views::counts::{Counts, CountsView};
+use crate::views::database::Origin;
+use crate::views::places::{Places, PlacesView};
+use crate::views::search::{SearchIndex, SearchView};
 use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec};
 
 /// Everything that follows the log.
 pub struct Opened {
     pub views: Vec<Box<dyn View>>,
     pub handles: Handles,
+    /// Every position that a view has committed, by the names that snapshots use.
+    pub positions: BTreeMap<String, Lsn>,
 }
 
 fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
@@ -50,11 +58,64 @@ pub fn open(
         }
         tables.insert(name, table);
     }
+    let committed = tables.values().flat_map(|t| t.positions()).collect();
     let handles = Handles {
         catalog: catalog.clone(),
         lake: folder.lake(),
         tables,
+        search: BTreeMap::new(),
+        places: BTreeMap::new(),
+        counts: BTreeMap::new(),
         progress: Arc::new(Progress::default()),
     };
-    Ok(Opened { views, handles })
+    let mut opened = Opened { views, handles, positions: committed };
+    for stream in catalog.streams.values() {
+        opened.open_search(config, folder, stream, log, writable)?;
+        opened.open_state(config, folder, stream, log, writable)?;
+    }
+    Ok(opened)
+}
+
+impl Opened {
+    fn open_search(&mut self, config: &Config, folder: &Folder, stream: &Arc<Stream>, log: LogName, writable: bool) -> Result<(), RuntimeError> {
+        let Some(def) = &stream.def.search else { return Ok(()) };
+        let path = folder.search().join(&stream.name);
+        let Some(index) = SearchIndex::open(&path, def, writable)? else { return Ok(()) };
+        let index = Arc::new(index);
+        self.positions.insert(positions::search(&stream.name), index.position(log.id, log.zero)?);
+        if writable {
+            let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
+            self.views.push(Box::new(SearchView::new(index.clone(), stream.clone(), log.id, log.zero, memory)?));
+        }
+        self.handles.search.insert(stream.name.clone(), index);
+        Ok(())
+    }
+
+    fn open_state(&mut self, config: &Config, folder: &Folder, stream: &Arc<Stream>, log: LogName, writable: bool) -> Result<(), RuntimeError> {
+        let origin = Origin { log: log.id, zero: log.zero };
+        let name = &stream.name;
+        let cache = config.limits.shares().counts_and_places / 4 / self.handles.catalog.streams.len().max(1);
+        let path = |what: &str| folder.state().join(format!("{name}.{what}.redb"));
+        if stream.def.places.is_some()
+            && let Some(places) = Places::open(&path("places"), cache, writable)?
+        {
+            let places = Arc::new(places);
+            self.positions.insert(positions::places(name), places.position(origin)?);
+            if writable {
+                self.views.push(Box::new(PlacesView::new(places.clone(), stream.clone(), origin)?));
+            }
+            self.handles.places.insert(name.clone(), places);
+        }
+        if stream.def.count.is_some()
+            && let Some(counts) = Counts::open(&path("counts"), cache, writable)?
+        {
+            let counts = Arc::new(counts);
+            self.positions.insert(positions::counts(name), counts.position(origin)?);
+            if writable {
+                self.views.push(Box::new(CountsView::new(counts.clone(), stream.clone(), origin)?));
+            }
+            self.handles.counts.insert(name.clone(), counts);
+        }
+        Ok(())
+    }
 }

@@ -4,6 +4,7 @@
 //! ring reads the log again. [`lake`], [`search`], [`places`] and [`counts`] are the views.
 
 pub mod counts;
+pub mod database;
 pub mod driver;
 pub mod lake;
 pub mod places;

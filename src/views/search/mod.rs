@@ -1,1 +1,199 @@
+//! Full-text search: documents of a stream's text columns in tantivy, visible within a second. The rows themselves stay in the
+//! lake; a hit is an (event time, LSN).
 
+mod document;
+pub mod index;
+pub mod text;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tantivy::IndexWriter;
+use tantivy::indexer::{IndexWriterOptions, LogMergePolicy, UserOperation};
+
+use super::{View, ViewError};
+use crate::event::Lsn;
+use crate::operators::{Output, StreamRows, positions};
+use crate::schema::Stream;
+use crate::storage::sync_folder;
+use document::{Columns, Row};
+pub use index::SearchIndex;
+use index::{Payload, VERSION};
+
+/// A commit follows the first document that waits by this, once nothing more waits in the ring.
+const COMMIT_AFTER: Duration = Duration::from_millis(400);
+/// Behind, a commit comes every so many documents.
+const COMMIT_DOCUMENTS: usize = 200_000;
+/// Behind or not, a document does not wait longer.
+const COMMIT_AT_LAST: Duration = Duration::from_secs(5);
+/// Documents after which another index is begun.
+const ROLL_DOCUMENTS: u64 = 10_000_000;
+/// Rows handed to the writer at once; its memory is looked at between them.
+const HAND_OVER: usize = 256;
+/// The least memory tantivy works with.
+const LEAST_MEMORY: usize = 16 << 20;
+
+/// Feeds one stream's index.
+pub struct SearchView {
+    index: Arc<SearchIndex>,
+    stream: Arc<Stream>,
+    writer: Option<IndexWriter<Row>>,
+    memory: usize,
+    name: String,
+    log: u64,
+    zero: Lsn,
+    applied: Lsn,
+    committed: Lsn,
+    waiting: usize,
+    since: Option<Instant>,
+}
+
+impl SearchView {
+    pub fn new(index: Arc<SearchIndex>, stream: Arc<Stream>, log: u64, zero: Lsn, memory: usize) -> Result<Self, ViewError> {
+        let committed = index.position(log, zero)?;
+        index.set_visible(committed);
+        let name = positions::search(&stream.name);
+        // The writer's budget leaves room for a merge beside it.
+        let memory = (memory / 2).max(LEAST_MEMORY);
+        Ok(Self {
+            index,
+            stream,
+            writer: None,
+            memory,
+            name,
+            log,
+            zero,
+            applied: committed,
+            committed,
+            waiting: 0,
+            since: None,
+        })
+    }
+
+    fn failed(&self, error: impl std::fmt::Display) -> ViewError {
+        ViewError::Failed { view: self.name.clone(), reason: error.to_string() }
+    }
+
+    fn open_writer(&mut self) -> Result<(), ViewError> {
+        if self.writer.is_some() {
+            return Ok(());
+        }
+        let options = IndexWriterOptions::builder()
+            .num_worker_threads(1)
+            .memory_budget_per_thread(self.memory)
+            .num_merge_threads(1)
+            .build();
+        let writer: IndexWriter<Row> = self.index.last().0.writer_with_options(options).map_err(|e| self.failed(e))?;
+        let mut policy = LogMergePolicy::default();
+        policy.set_max_docs_before_merge(2_000_000);
+        writer.set_merge_policy(Box::new(policy));
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
+        let Some(def) = &self.stream.def.search else { return Ok(()) };
+        let columns = Arc::new(Columns::new(&rows.batch, &self.index.fields, def, &self.index.schema));
+        let lsns = rows.lsns();
+        let first = lsns.partition_point(|lsn| *lsn as u64 <= self.applied);
+        self.open_writer()?;
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let mut at = first;
+        while at < lsns.len() {
+            let end = (at + HAND_OVER).min(lsns.len());
+            let documents = (at..end).map(|row| UserOperation::Add(Row { columns: columns.clone(), row }));
+            writer.run(documents.collect::<Vec<_>>()).map_err(|e| self.failed(e))?;
+            at = end;
+        }
+        self.waiting += lsns.len() - first;
+        Ok(())
+    }
+
+    fn try_commit(&mut self) -> Result<(), tantivy::TantivyError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let payload = Payload { version: VERSION, log: self.log, position: self.applied };
+        let mut commit = writer.prepare_commit()?;
+        commit.set_payload(&serde_json::to_string(&payload).unwrap_or_default());
+        commit.commit()?;
+        let (index, number) = self.index.last();
+        // The rename that publishes the commit is durable only with its folder.
+        sync_folder(&self.index.folder.join(format!("{number:06}")))?;
+        self.index.reload(self.applied)?;
+        let documents: u64 = index.searchable_segment_metas()?.iter().map(|s| u64::from(s.num_docs())).sum();
+        if documents >= ROLL_DOCUMENTS {
+            if let Some(writer) = self.writer.take() {
+                writer.wait_merging_threads()?;
+            }
+            self.index.reload(self.applied)?;
+            self.index.roll()?;
+        }
+        Ok(())
+    }
+}
+
+impl View for SearchView {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    fn positions(&self) -> Vec<(String, Lsn)> {
+        vec![(self.name.clone(), self.committed)]
+    }
+
+    fn skip_to(&mut self, lsn: Lsn) {
+        self.applied = self.applied.max(lsn);
+        self.index.set_visible(self.applied);
+    }
+
+    fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError> {
+        if output.to <= self.applied {
+            return Ok(());
+        }
+        if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
+            self.add(rows)?;
+            self.since.get_or_insert(now);
+        }
+        self.applied = output.to;
+        if self.since.is_none() {
+            // Nothing waits: everything up to here is found.
+            self.index.set_visible(self.applied);
+        }
+        Ok(())
+    }
+
+    fn is_due(&self, now: Instant, caught_up: bool) -> bool {
+        let age = self.since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        self.since.is_some()
+            && (self.waiting >= COMMIT_DOCUMENTS || caught_up && age >= COMMIT_AFTER || age >= COMMIT_AT_LAST)
+    }
+
+    fn commit(&mut self, all: bool) -> Result<(), ViewError> {
+        if self.since.is_some() {
+            if let Err(error) = self.try_commit() {
+                // A writer that failed once may publish without its documents: never use it again.
+                self.writer = None;
+                return Err(self.failed(error));
+            }
+            self.committed = self.applied;
+            self.waiting = 0;
+            self.since = None;
+        }
+        if all && let Some(writer) = self.writer.take() {
+            writer.wait_merging_threads().map_err(|e| self.failed(e))?;
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), ViewError> {
+        self.writer = None;
+        self.committed = self.index.position(self.log, self.zero)?;
+        self.applied = self.committed;
+        self.waiting = 0;
+        self.since = None;
+        self.index.reload(self.applied).map_err(|e| self.failed(e))
+    }
+}

@@ -1,0 +1,146 @@
+//! `weir count`, `weir search`, `weir nearby`, `weir status`: the HTTP questions as verbs, with the same names.
+
+use clap::Args;
+
+use super::ask::Asked;
+use super::{Global, output};
+use crate::runtime::RuntimeError;
+use crate::runtime::questions::Params;
+
+/// Flags that ask about a stream and a time.
+#[derive(Debug, Args)]
+struct Range {
+    /// The stream [default: the first].
+    #[arg(long)]
+    stream: Option<String>,
+    /// From this time on: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
+    #[arg(long, allow_hyphen_values = true)]
+    from: Option<String>,
+    /// Before this time.
+    #[arg(long, allow_hyphen_values = true)]
+    to: Option<String>,
+}
+
+/// Counts events that said something new.
+#[derive(Debug, Args)]
+pub struct Count {
+    #[command(flatten)]
+    range: Range,
+    /// Only events of this type.
+    #[arg(long = "type")]
+    kind: Option<String>,
+    /// Count by this column.
+    #[arg(long)]
+    by: Option<String>,
+    /// Count repeats too.
+    #[arg(long)]
+    repeats: bool,
+}
+
+/// Finds events by their words.
+#[derive(Debug, Args)]
+pub struct Search {
+    /// Words, "phrases", prefix*, field:value; all must occur.
+    text: String,
+    #[command(flatten)]
+    range: Range,
+    /// Newest first, or best first.
+    #[arg(long, value_parser = ["time", "rank"], default_value = "time")]
+    sort: String,
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+    /// Only near this place: LAT,LON, with --within.
+    #[arg(long, allow_hyphen_values = true, value_name = "LAT,LON", requires = "within")]
+    near: Option<String>,
+    /// Only so far from it, for example 5km.
+    #[arg(long, value_name = "DISTANCE", requires = "near")]
+    within: Option<String>,
+    /// The cursor that the page before named as `next`.
+    #[arg(long)]
+    after: Option<String>,
+}
+
+/// Finds the venues nearest to a place.
+#[derive(Debug, Args)]
+pub struct Nearby {
+    #[arg(long, allow_hyphen_values = true)]
+    lat: f64,
+    #[arg(long, allow_hyphen_values = true)]
+    lon: f64,
+    /// The stream [default: the first].
+    #[arg(long)]
+    stream: Option<String>,
+    #[arg(long, default_value_t = 10)]
+    limit: usize,
+    /// Only so far away, for example 5km.
+    #[arg(long, value_name = "DISTANCE")]
+    within: Option<String>,
+}
+
+/// Shows how far log and views are.
+#[derive(Debug, Args)]
+pub struct Status {}
+
+fn params<const N: usize>(pairs: [(&str, Option<String>); N]) -> Params {
+    pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+impl Count {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let params = params([
+            ("stream", self.range.stream.clone()),
+            ("from", self.range.from.clone()),
+            ("to", self.range.to.clone()),
+            ("type", self.kind.clone()),
+            ("by", self.by.clone()),
+            ("repeats", self.repeats.then(|| "true".to_owned())),
+        ]);
+        let mut answer = Asked::open(global)?.ask("count", &params)?;
+        if global.format() != output::Format::Json && self.by.is_none() {
+            answer["groups"] = serde_json::json!([{"count": answer["count"]}]);
+        }
+        output::answer(&answer, "groups", global.format())
+    }
+}
+
+impl Search {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let params = params([
+            ("q", Some(self.text.clone())),
+            ("stream", self.range.stream.clone()),
+            ("from", self.range.from.clone()),
+            ("to", self.range.to.clone()),
+            ("sort", Some(self.sort.clone())),
+            ("limit", Some(self.limit.to_string())),
+            ("near", self.near.clone()),
+            ("within", self.within.clone()),
+            ("after", self.after.clone()),
+        ]);
+        let answer = Asked::open(global)?.ask("search", &params)?;
+        if global.format() == output::Format::Table {
+            eprintln!("{} hits", answer["total"]);
+        }
+        output::answer(&answer, "hits", global.format())
+    }
+}
+
+impl Nearby {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let params = params([
+            ("lat", Some(self.lat.to_string())),
+            ("lon", Some(self.lon.to_string())),
+            ("stream", self.stream.clone()),
+            ("limit", Some(self.limit.to_string())),
+            ("within", self.within.clone()),
+        ]);
+        let answer = Asked::open(global)?.ask("nearby", &params)?;
+        output::answer(&answer, "venues", global.format())
+    }
+}
+
+impl Status {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let answer = Asked::open(global)?.ask("status", &Params::new())?;
+        output::answer(&answer, "views", global.format())
+    }
+}

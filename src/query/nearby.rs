@@ -1,0 +1,60 @@
+//! Which venues are near: exact great-circle order.
+
+use serde_json::{Value, json};
+
+use super::{Handles, QueryError};
+use crate::event::{Micros, rfc3339};
+
+/// What is asked.
+#[derive(Debug, Clone, Default)]
+pub struct NearbyQuestion {
+    pub stream: Option<String>,
+    pub lat: f64,
+    pub lon: f64,
+    pub limit: usize,
+    pub within_m: Option<f64>,
+}
+
+/// Most venues that one answer names.
+const MAX_VENUES: usize = 1_000;
+
+/// `{"venues": [{"venue_id", "venue_name", "lat", "lon", "distance_m", "events": […]}], "as_of": …}`.
+pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Result<Value, QueryError> {
+    let stream = handles.stream(question.stream.as_deref())?;
+    let name = &stream.name;
+    let (Some(def), Some(places)) = (&stream.def.places, handles.places.get(name)) else {
+        return Err(QueryError::NotFound(format!("stream `{name}` declares no `places`")));
+    };
+    if !(-90.0..=90.0).contains(&question.lat) || !(-180.0..=180.0).contains(&question.lon) {
+        return Err(QueryError::Invalid("lat lies between -90 and 90, lon between -180 and 180".into()));
+    }
+    if question.limit == 0 || question.limit > MAX_VENUES {
+        return Err(QueryError::Limit(format!("limit = {}: from 1 to {MAX_VENUES}", question.limit)));
+    }
+    let (found, lsn) = places
+        .nearby(question.lat, question.lon, question.limit, question.within_m)
+        .map_err(|e| QueryError::Failed(e.to_string()))?;
+    let is_number = |column: &str| {
+        stream.output.field_with_name(column).is_ok_and(|f| *f.data_type() == arrow::datatypes::DataType::Int64)
+    };
+    let (venue_is_number, event_is_number) = (is_number(&def.venue), is_number(&def.event));
+    let id = |text: &str, is_number: bool| match text.parse::<i64>() {
+        Ok(number) if is_number => json!(number),
+        _ => json!(text),
+    };
+    let venues: Vec<Value> = found
+        .iter()
+        .map(|v| {
+            let events = v.events.iter().map(|(event, date)| json!({"event_id": id(event, event_is_number), "date": date.map(rfc3339)}));
+            json!({
+                "venue_id": id(&v.id, venue_is_number),
+                "venue_name": v.name,
+                "lat": v.lat,
+                "lon": v.lon,
+                "distance_m": v.distance_m,
+                "events": events.collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    Ok(json!({"venues": venues, "as_of": handles.progress.as_of(lsn, std::slice::from_ref(name), now)}))
+}

@@ -1,0 +1,175 @@
+//! Questions as verbs and HTTP ask them: parameters by the same names, read in one place, answered from one set of handles.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::clock::Clock;
+use crate::config::units::{parse_distance, parse_time};
+use crate::event::rfc3339;
+use crate::query::count::{CountQuestion, count};
+use crate::query::nearby::{NearbyQuestion, nearby};
+use crate::query::search::{SearchQuestion, Sort, search};
+use crate::query::sql::{SqlAnswer, SqlEngine};
+use crate::query::{Handles, QueryError};
+
+/// Parameters by name.
+pub type Params = BTreeMap<String, String>;
+
+/// Answers questions from live or committed views.
+#[derive(Clone)]
+pub struct Answers {
+    pub handles: Handles,
+    pub sql: Arc<SqlEngine>,
+    pub clock: Arc<dyn Clock>,
+    pub search_limit: usize,
+}
+
+/// Reads parameters; every one that nobody asked for is an error.
+struct Reader<'a> {
+    params: &'a Params,
+    now: i64,
+}
+
+impl Reader<'_> {
+    fn known(&self, names: &[&str]) -> Result<(), QueryError> {
+        match self.params.keys().find(|k| !names.contains(&k.as_str())) {
+            Some(unknown) => {
+                Err(QueryError::Invalid(format!("there is no parameter `{unknown}`; there are: {}", names.join(", "))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.params.get(name).filter(|v| !v.is_empty()).cloned()
+    }
+
+    fn read<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, QueryError> {
+        let value = self.text(name);
+        value.map(|v| parse(&v).map_err(|e| QueryError::Invalid(format!("{name}: {e}")))).transpose()
+    }
+
+    fn time(&self, name: &str) -> Result<Option<i64>, QueryError> {
+        self.read(name, |text| parse_time(text, self.now))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>, QueryError> {
+        self.read(name, |text| text.parse::<f64>().map_err(|_| format!("`{text}` is no number")))
+    }
+
+    fn limit(&self, default: usize) -> Result<usize, QueryError> {
+        let limit = self.read("limit", |text| text.parse::<usize>().map_err(|_| format!("`{text}` is no whole number")))?;
+        Ok(limit.unwrap_or(default))
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, QueryError> {
+        let flag = self.read(name, |text| text.parse::<bool>().map_err(|_| format!("`{text}` is neither true nor false")))?;
+        Ok(flag.unwrap_or(false))
+    }
+}
+
+fn parse_place(text: &str) -> Result<(f64, f64), String> {
+    let wrong = || format!("`{text}` is no place: write latitude,longitude, for example 40.7,-74.0");
+    let (lat, lon) = text.split_once(',').ok_or_else(wrong)?;
+    let place = (lat.trim().parse::<f64>().map_err(|_| wrong())?, lon.trim().parse::<f64>().map_err(|_| wrong())?);
+    if place.0.abs() <= 90.0 && place.1.abs() <= 180.0 { Ok(place) } else { Err(wrong()) }
+}
+
+impl Answers {
+    fn reader<'a>(&self, params: &'a Params) -> Reader<'a> {
+        Reader { params, now: self.clock.now() }
+    }
+
+    /// `stream, type, by, from, to, repeats`
+    pub async fn count(&self, params: &Params) -> Result<Value, QueryError> {
+        let reader = self.reader(params);
+        reader.known(&["stream", "type", "by", "from", "to", "repeats"])?;
+        let question = CountQuestion {
+            stream: reader.text("stream"),
+            kind: reader.text("type"),
+            by: reader.text("by"),
+            from: reader.time("from")?,
+            to: reader.time("to")?,
+            repeats: reader.flag("repeats")?,
+        };
+        count(&question, &self.handles, &self.sql, reader.now).await
+    }
+
+    /// `q, stream, sort, limit, from, to, near, within, after`
+    pub async fn search(&self, params: &Params) -> Result<Value, QueryError> {
+        let reader = self.reader(params);
+        reader.known(&["q", "stream", "sort", "limit", "from", "to", "near", "within", "after"])?;
+        let question = SearchQuestion {
+            stream: reader.text("stream"),
+            text: reader.text("q").unwrap_or_default(),
+            sort: reader
+                .read("sort", |text| match text {
+                    "time" => Ok(Sort::Time),
+                    "rank" => Ok(Sort::Rank),
+                    _ => Err(format!("`{text}`: write time or rank")),
+                })?
+                .unwrap_or_default(),
+            limit: reader.limit(20)?,
+            from: reader.time("from")?,
+            to: reader.time("to")?,
+            near: reader.read("near", parse_place)?,
+            within_m: reader.read("within", parse_distance)?,
+            after: reader.text("after"),
+        };
+        search(&question, &self.handles, &self.sql, self.search_limit, reader.now).await
+    }
+
+    /// `lat, lon, stream, limit, within`
+    pub async fn nearby(&self, params: &Params) -> Result<Value, QueryError> {
+        let reader = self.reader(params);
+        reader.known(&["lat", "lon", "stream", "limit", "within"])?;
+        let needed = |name: &str| {
+            reader.number(name)?.ok_or_else(|| QueryError::Invalid(format!("the parameter `{name}` is missing")))
+        };
+        let question = NearbyQuestion {
+            stream: reader.text("stream"),
+            lat: needed("lat")?,
+            lon: needed("lon")?,
+            limit: reader.limit(10)?,
+            within_m: reader.read("within", parse_distance)?,
+        };
+        let (handles, now) = (self.handles.clone(), reader.now);
+        tokio::task::spawn_blocking(move || nearby(&question, &handles, now))
+            .await
+            .map_err(|e| QueryError::Failed(e.to_string()))?
+    }
+
+    pub async fn sql(&self, query: &str) -> Result<SqlAnswer, QueryError> {
+        self.sql.run(query, &self.handles, self.clock.now()).await
+    }
+
+    /// How far everything is.
+    pub fn status(&self) -> Value {
+        let progress = &self.handles.progress;
+        let synced = progress.synced_lsn();
+        let views = self.handles.positions();
+        let streams: BTreeMap<String, Value> = progress
+            .streams()
+            .into_iter()
+            .map(|(name, s)| {
+                let t = s.totals;
+                let state = json!({
+                    "watermark": s.watermark.map(rfc3339),
+                    "events": t.events,
+                    "repeats": t.repeats,
+                    "late": t.late,
+                    "dead_letters": t.dead_letters,
+                });
+                (name, state)
+            })
+            .collect();
+        json!({
+            "synced_lsn": synced,
+            "streams": streams,
+            "views": views.iter().map(|(name, lsn)| json!({"view": name, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
+            "gaps": progress.gaps().len(),
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! Small state in a redb file, with the position in the same transaction. Counts and places keep theirs this way.
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+
+use super::ViewError;
+use crate::event::Lsn;
+
+/// The file's format.
+const VERSION: u64 = 1;
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+/// A file opened to write, or to read what is committed.
+pub struct StateFile {
+    path: PathBuf,
+    database: Opened,
+}
+
+enum Opened {
+    Writable(Database),
+    ReadOnly(ReadOnlyDatabase),
+    /// A copy that was repaired; the folder is removed with it.
+    Copy(Database, #[expect(dead_code, reason = "removes the folder when dropped")] tempfile::TempDir),
+}
+
+/// The log that positions belong to, and the LSN before its first.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    pub log: u64,
+    pub zero: Lsn,
+}
+
+/// The position that a transaction sees.
+pub fn position_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewError> {
+    let failed = |e: redb::Error| ViewError::Failed { view: "state".into(), reason: e.to_string() };
+    match transaction.open_table(META) {
+        Ok(table) => Ok(table.get("position").map_err(|e| failed(e.into()))?.map(|v| v.value())),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+impl StateFile {
+    fn damaged(path: &Path) -> impl Fn(redb::Error) -> ViewError {
+        let path = path.to_owned();
+        move |error| ViewError::Damaged { path: path.clone(), reason: error.to_string() }
+    }
+
+    /// Opens the file, or makes it, for writing; what a kill left is repaired.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, ViewError> {
+        let wrong = Self::damaged(path);
+        let database = redb::Builder::new().set_cache_size(cache_bytes).create(path).map_err(|e| wrong(e.into()))?;
+        Ok(Self { path: path.to_owned(), database: Opened::Writable(database) })
+    }
+
+    /// Opens the file for reading; one that a kill left unfinished is repaired in a temporary copy. None if there is no file.
+    pub fn open_read_only(path: &Path, cache_bytes: usize) -> Result<Option<Self>, ViewError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let mut builder = redb::Builder::new();
+        builder.set_cache_size(cache_bytes);
+        let database = match builder.open_read_only(path) {
+            Ok(database) => Opened::ReadOnly(database),
+            Err(_) => {
+                let wrong = |reason: String| ViewError::Damaged { path: path.to_owned(), reason };
+                let folder = tempfile::tempdir().map_err(|e| wrong(e.to_string()))?;
+                let copy = folder.path().join("copy.redb");
+                std::fs::copy(path, &copy).map_err(|e| wrong(e.to_string()))?;
+                Opened::Copy(builder.open(&copy).map_err(|e| wrong(e.to_string()))?, folder)
+            }
+        };
+        Ok(Some(Self { path: path.to_owned(), database }))
+    }
+
+    pub fn read(&self) -> Result<ReadTransaction, ViewError> {
+        let transaction = match &self.database {
+            Opened::Writable(database) | Opened::Copy(database, _) => database.begin_read(),
+            Opened::ReadOnly(database) => database.begin_read(),
+        };
+        transaction.map_err(|e| Self::damaged(&self.path)(e.into()))
+    }
+
+    /// The committed position, and whether the file has one of this log.
+    pub fn position(&self, origin: Origin) -> Result<Lsn, ViewError> {
+        let wrong = Self::damaged(&self.path);
+        let table = match self.read()?.open_table(META) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(origin.zero),
+            Err(e) => return Err(wrong(e.into())),
+        };
+        let get = |key: &str| table.get(key).map(|v| v.map(|v| v.value())).map_err(|e| wrong(e.into()));
+        match get("version")? {
+            Some(version) if version > VERSION => {
+                return Err(ViewError::Newer { path: self.path.clone(), what: format!("state format {version}") });
+            }
+            _ => {}
+        }
+        match (get("log")?, get("position")?) {
+            (Some(log), Some(position)) if log == origin.log => Ok(position),
+            (None, _) | (_, None) => Ok(origin.zero),
+            (Some(log), _) => {
+                let reason = format!("belongs to log {log:x}, this one is {:x}; restore log and views from one backup", origin.log);
+                Err(ViewError::Damaged { path: self.path.clone(), reason })
+            }
+        }
+    }
+
+    /// Writes and commits, durably, with the position.
+    pub fn commit(
+        &self,
+        origin: Origin,
+        position: Lsn,
+        write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), ViewError> {
+        let failed = |e: redb::Error| ViewError::Failed { view: self.path.display().to_string(), reason: e.to_string() };
+        let Opened::Writable(database) = &self.database else {
+            return Err(ViewError::Failed { view: self.path.display().to_string(), reason: "opened to read".into() });
+        };
+        let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
+        // A restart after a kill opens at once instead of reading the whole file.
+        transaction.set_quick_repair(true);
+        write(&transaction).map_err(failed)?;
+        {
+            let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
+            for (key, value) in [("version", VERSION), ("log", origin.log), ("position", position)] {
+                meta.insert(key, value).map_err(|e| failed(e.into()))?;
+            }
+        }
+        transaction.commit().map_err(|e| failed(e.into()))
+    }
+}

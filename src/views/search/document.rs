@@ -1,0 +1,124 @@
+//! Rows as tantivy documents whose values point into the Arrow columns: no copy on the way to the index.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, Float64Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray};
+use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
+use tantivy::schema::{Document, Field, Schema, Value};
+
+use super::index::Fields;
+use crate::schema::SearchDef;
+
+enum Column {
+    Text(StringArray),
+    /// Lists of text: the lists, and the items of all of them.
+    Texts(ListArray, StringArray),
+    Number(Int64Array),
+    Time(TimestampMicrosecondArray),
+    Double(Float64Array),
+}
+
+/// The columns of a batch that are searched.
+pub struct Columns(Vec<(Field, Column)>);
+
+impl Columns {
+    pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef, _schema: &Schema) -> Self {
+        let mut columns = Vec::new();
+        let any = |name: &str| batch.column_by_name(name).map(|c| c.as_any());
+        if let Some(lsn) = any("lsn").and_then(|a| a.downcast_ref::<Int64Array>()) {
+            columns.push((fields.lsn, Column::Number(lsn.clone())));
+        }
+        if let Some(time) = any("event_time").and_then(|a| a.downcast_ref::<TimestampMicrosecondArray>()) {
+            columns.push((fields.event_time, Column::Time(time.clone())));
+        }
+        for (name, field) in def.text.iter().chain(&def.exact).zip(fields.text.iter().chain(&fields.exact)) {
+            let Some(column) = any(name) else { continue };
+            if let Some(text) = column.downcast_ref::<StringArray>() {
+                columns.push((*field, Column::Text(text.clone())));
+            } else if let Some(list) = column.downcast_ref::<ListArray>()
+                && let Some(items) = list.values().as_any().downcast_ref::<StringArray>()
+            {
+                columns.push((*field, Column::Texts(list.clone(), items.clone())));
+            }
+        }
+        for (name, field) in def.geo.iter().zip(&fields.geo) {
+            if let Some(numbers) = any(name).and_then(|a| a.downcast_ref::<Float64Array>()) {
+                columns.push((*field, Column::Double(numbers.clone())));
+            }
+        }
+        Self(columns)
+    }
+}
+
+/// One row.
+pub struct Row {
+    pub columns: Arc<Columns>,
+    pub row: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum RowValue<'a> {
+    Text(&'a str),
+    Number(i64),
+    Double(f64),
+}
+
+impl<'a> Value<'a> for RowValue<'a> {
+    type ArrayIter = std::iter::Empty<Self>;
+    type ObjectIter = std::iter::Empty<(&'a str, Self)>;
+
+    fn as_value(&self) -> ReferenceValue<'a, Self> {
+        ReferenceValue::Leaf(match *self {
+            RowValue::Text(text) => ReferenceValueLeaf::Str(text),
+            RowValue::Number(number) => ReferenceValueLeaf::I64(number),
+            RowValue::Double(number) => ReferenceValueLeaf::F64(number),
+        })
+    }
+}
+
+pub struct RowValues<'a> {
+    columns: std::slice::Iter<'a, (Field, Column)>,
+    row: usize,
+    /// Items left of a list.
+    items: Option<(Field, &'a StringArray, std::ops::Range<usize>)>,
+}
+
+impl<'a> Iterator for RowValues<'a> {
+    type Item = (Field, RowValue<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((field, items, range)) = &mut self.items {
+                if let Some(i) = range.by_ref().find(|i| items.is_valid(*i)) {
+                    return Some((*field, RowValue::Text(items.value(i))));
+                }
+                self.items = None;
+            }
+            let (field, column) = self.columns.next()?;
+            let row = self.row;
+            let value = match column {
+                Column::Text(a) if a.is_valid(row) => RowValue::Text(a.value(row)),
+                Column::Number(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
+                Column::Time(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
+                // The sum makes -0.0 a plain zero.
+                Column::Double(a) if a.is_valid(row) && !a.value(row).is_nan() => RowValue::Double(a.value(row) + 0.0),
+                Column::Texts(list, items) if list.is_valid(row) => {
+                    let offsets = list.value_offsets();
+                    self.items = Some((*field, items, offsets[row] as usize..offsets[row + 1] as usize));
+                    continue;
+                }
+                _ => continue,
+            };
+            return Some((*field, value));
+        }
+    }
+}
+
+impl Document for Row {
+    type Value<'a> = RowValue<'a>;
+    type FieldsValuesIter<'a> = RowValues<'a>;
+
+    fn iter_fields_and_values(&self) -> RowValues<'_> {
+        RowValues { columns: self.columns.0.iter(), row: self.row, items: None }
+    }
+}

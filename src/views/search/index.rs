@@ -1,0 +1,180 @@
+//! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the position lies in the commit's payload.
+
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use tantivy::directory::MmapDirectory;
+use tantivy::schema::{
+    FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions,
+};
+use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, TantivyError};
+
+use super::text;
+use crate::schema::SearchDef;
+use crate::event::Lsn;
+use crate::views::ViewError;
+
+/// Version of the payload and of the fields' layout.
+pub const VERSION: u32 = 1;
+
+/// What a commit says beside its documents.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Payload {
+    pub version: u32,
+    pub log: u64,
+    pub position: Lsn,
+}
+
+/// Fields of an index, in the order of the declaration.
+#[derive(Debug, Clone)]
+pub struct Fields {
+    pub lsn: Field,
+    pub event_time: Field,
+    pub text: Vec<Field>,
+    pub exact: Vec<Field>,
+    /// Latitude, longitude; or empty.
+    pub geo: Vec<Field>,
+}
+
+/// The schema that a declaration gives.
+pub fn schema(def: &SearchDef) -> (Schema, Fields) {
+    let mut builder = Schema::builder();
+    let words = TextFieldIndexing::default()
+        .set_tokenizer(text::NAME)
+        .set_index_option(IndexRecordOption::WithFreqsAndPositions)
+        .set_fieldnorms(true);
+    let whole = TextFieldIndexing::default()
+        .set_tokenizer("raw")
+        .set_index_option(IndexRecordOption::Basic)
+        .set_fieldnorms(false);
+    let options = |indexing: &TextFieldIndexing| TextOptions::default().set_indexing_options(indexing.clone());
+    let fields = Fields {
+        lsn: builder.add_i64_field("lsn", FAST),
+        event_time: builder.add_i64_field("event_time", FAST),
+        text: def.text.iter().map(|n| builder.add_text_field(&format!("text/{n}"), options(&words))).collect(),
+        exact: def.exact.iter().map(|n| builder.add_text_field(&format!("exact/{n}"), options(&whole))).collect(),
+        geo: def.geo.iter().map(|n| builder.add_f64_field(&format!("geo/{n}"), NumericOptions::default().set_fast())).collect(),
+    };
+    (builder.build(), fields)
+}
+
+/// One index with its reader.
+pub struct Part {
+    pub index: Index,
+    reader: IndexReader,
+}
+
+/// All indexes of a stream, oldest first.
+pub struct SearchIndex {
+    pub folder: PathBuf,
+    pub def: SearchDef,
+    pub schema: Schema,
+    pub fields: Fields,
+    parts: RwLock<Vec<Part>>,
+    /// Everything up to here is found.
+    visible: RwLock<Lsn>,
+}
+
+impl SearchIndex {
+    /// Opens the indexes of a stream; none where there are none and `writable` is false.
+    pub fn open(folder: &Path, def: &SearchDef, writable: bool) -> Result<Option<Self>, ViewError> {
+        let (schema, fields) = schema(def);
+        let wrong = |reason: String| ViewError::Damaged { path: folder.to_owned(), reason };
+        if !writable && !folder.is_dir() {
+            return Ok(None);
+        }
+        std::fs::create_dir_all(folder).map_err(|e| wrong(e.to_string()))?;
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .map_err(|e| wrong(e.to_string()))?
+            .filter_map(|e| e.ok().map(|e| e.file_name().to_string_lossy().into_owned()))
+            .filter(|n| n.len() == 6 && n.bytes().all(|b| b.is_ascii_digit()))
+            .collect();
+        names.sort();
+        if names.is_empty() && writable {
+            names.push("000000".into());
+        }
+        let parts = names.iter().map(|n| open_part(&folder.join(n), &schema)).collect::<Result<Vec<_>, _>>();
+        let parts = RwLock::new(parts.map_err(|e| wrong(e.to_string()))?);
+        Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
+    }
+
+    fn parts(&self) -> std::sync::RwLockReadGuard<'_, Vec<Part>> {
+        self.parts.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The committed position of this log.
+    pub fn position(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
+        let wrong = |reason: String| ViewError::Damaged { path: self.folder.clone(), reason };
+        for part in self.parts().iter().rev() {
+            let metas = part.index.load_metas().map_err(|e| wrong(e.to_string()))?;
+            let Some(text) = metas.payload else { continue };
+            let payload: Payload = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+            if payload.version > VERSION {
+                let what = format!("search format {}", payload.version);
+                return Err(ViewError::Newer { path: self.folder.clone(), what });
+            }
+            if payload.log != log {
+                return Err(wrong(format!(
+                    "belongs to log {:x}, this one is {log:x}; restore log and views from one backup",
+                    payload.log
+                )));
+            }
+            return Ok(payload.position);
+        }
+        Ok(zero)
+    }
+
+    /// The newest index, which is written to, and its number.
+    pub fn last(&self) -> (Index, usize) {
+        let parts = self.parts();
+        let at = parts.len() - 1;
+        (parts[at].index.clone(), at)
+    }
+
+    /// Begins another index behind the others.
+    pub fn roll(&self) -> Result<(), TantivyError> {
+        let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
+        let part = open_part(&self.folder.join(format!("{:06}", parts.len())), &self.schema)?;
+        parts.push(part);
+        Ok(())
+    }
+
+    /// Makes what is committed visible, up to `position`.
+    pub fn reload(&self, position: Lsn) -> Result<(), TantivyError> {
+        let mut visible = self.visible.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = self.parts().last() {
+            part.reader.reload()?;
+        }
+        *visible = position;
+        Ok(())
+    }
+
+    pub fn set_visible(&self, position: Lsn) {
+        *self.visible.write().unwrap_or_else(PoisonError::into_inner) = position;
+    }
+
+    pub fn visible(&self) -> Lsn {
+        *self.visible.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Searchers over all indexes, with the position that they reach.
+    pub fn searchers(&self) -> (Vec<Searcher>, Lsn) {
+        let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
+        (self.parts().iter().map(|p| p.reader.searcher()).collect(), *visible)
+    }
+}
+
+fn open_part(folder: &Path, schema: &Schema) -> Result<Part, TantivyError> {
+    std::fs::create_dir_all(folder)?;
+    let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
+    let directory = MmapDirectory::open(folder)?;
+    let index = Index::builder().schema(schema.clone()).settings(settings).open_or_create(directory)?;
+    index.tokenizers().register(text::NAME, text::Words::default());
+    let reader = index
+        .reader_builder()
+        .reload_policy(ReloadPolicy::Manual)
+        .doc_store_cache_num_blocks(0)
+        .try_into()?;
+    Ok(Part { index, reader })
+}
