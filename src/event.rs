@@ -30,10 +30,8 @@ pub fn bucket(time: Micros, width: i64) -> i64 {
 
 /// Renders a time as RFC 3339 in UTC with milliseconds, as every output of Weir does.
 pub fn rfc3339(time: Micros) -> String {
-    chrono::DateTime::from_timestamp_micros(time).map_or_else(
-        || format!("{time} µs since 1970"),
-        |t| t.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
-    )
+    chrono::DateTime::from_timestamp_micros(time)
+        .map_or_else(|| format!("{time} µs since 1970"), |t| t.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
 }
 
 /// Columns that Weir puts before a stream's own; a `select` cannot use these names, except `event_time`, which it must give.

@@ -156,14 +156,19 @@ impl Ingest {
         // Bytes, their compressed block and the decoded rows.
         let bytes = page.len() * 3 + 1024;
         self.gate.admit(bytes, wait)?;
-        let result = self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
+        let result =
+            self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
         if result.is_err() {
             self.gate.release(bytes);
         }
         result
     }
 
-    fn prepare(&self, submission: Submission, page: &bytes::Bytes) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
+    fn prepare(
+        &self,
+        submission: Submission,
+        page: &bytes::Bytes,
+    ) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
         let received_at = self.clock.now();
         let decoded = match (submission.kind, self.catalog.streams.get(&submission.stream)) {
             (Kind::Record, Some(stream)) => {
@@ -192,7 +197,13 @@ impl Ingest {
         Ok((frame, decoded))
     }
 
-    fn enqueue(&self, frame: Frame, decoded: Option<Arc<Decoded>>, bytes: usize, wait: bool) -> Result<Receipt, IngestError> {
+    fn enqueue(
+        &self,
+        frame: Frame,
+        decoded: Option<Arc<Decoded>>,
+        bytes: usize,
+        wait: bool,
+    ) -> Result<Receipt, IngestError> {
         let (done, receipt) = sync_channel(1);
         let prepared = Prepared { frame, decoded: decoded.clone(), bytes, done };
         if wait {

@@ -1,4 +1,67 @@
+//! Weir takes live JSON events from files, websockets and HTTP, and keeps a Parquet/Delta lake, full-text search, counts, a map
+//! of venues and SQL over all of it up to date, without losing one.
+//!
+//! # The problem
+//!
+//! Events come faster than they can be looked at, late, twice, broken, and the process dies in between. Every answer must still
+//! be exactly what was accepted, and say how true it is.
+//!
+//! # The one idea
+//!
+//! ```text
+//! sources ─► ingest ─► log ─► operators ─► views ─► query ─► server, CLI
+//!  bytes    decode,   synced   repeats,    lake      SQL
+//!           reject    order    watermarks  search    count, search, nearby
+//!                                          places
+//!                                          counts
+//! ```
+//!
+//! **The log is the truth. Everything after it is a deterministic function of a prefix of the log.** Operators hold state in
+//! memory, saved together at one LSN. Views store data *and their own position* in one atomic commit, and ignore what is at or
+//! below it. Recovery is one path: the newest snapshot that no view is behind, then the log from there; each view skips what it
+//! has. Nothing else coordinates them. Data flows one way; only LSNs flow back, to acknowledge a source and to trim the log.
+//!
+//! # Where things are, in the order in which data flows
+//!
+//! | path | what |
+//! |---|---|
+//! | `src/event.rs` | the words every module shares: LSN, times, gap |
+//! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
+//! | `src/config` | the file as typed, and what it means, checked once |
+//! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once |
+//! | `src/sources` | where bytes enter: files |
+//! | `src/decode.rs` | bytes → rows or rejection, straight into columns |
+//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on |
+//! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
+//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/repeats.rs`, `src/operators/snapshot.rs` |
+//! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
+//! | `src/views/lake` | one Delta table per stream, `raw`, `dead_letters`; rows above the last commit in memory |
+//! | `src/views/search` | full-text search in tantivy |
+//! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
+//! | `src/views/counts` | events per type, group and second |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, each with `as_of` |
+//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations |
+//! | `src/cli` | one file per verb |
+//! | `src/testing` | a disk that fails on demand |
+//! | `tests/main.rs` | all integration tests, one binary |
+//!
+//! # Invariants
+//!
+//! 1. Only ingest appends to the log. 2. A source is acknowledged, and a frame seen, only after its sync. 3. A view stores data
+//!    and position in one atomic step. 4. Behind the log everything is deterministic, record by record: no clock, no randomness,
+//!    no map order. 5. The log is trimmed only below a snapshot that no view is behind. 6. Queries never write. 7. No frame is
+//!    applied under two configurations. 8. Every queue, batch, record, file, request, result and state has a maximum. 9. A broken
+//!    invariant stops the process with a clear message; bad input never does: it becomes a dead letter with its reason.
+//!    10. Views are individually, not mutually, consistent: each answer names its position.
+//!
+//! # What is deliberately absent
+//!
+//! No second recovery path; no coordination among views; no domain word outside presets and generator; no clock or randomness
+//! behind the log; no unsafe code. A test (`tests/tidy.rs`) holds imports and vendors to their rooms.
+
 #![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -10,7 +73,9 @@ pub mod presets;
 pub mod query;
 pub mod runtime;
 pub mod schema;
+pub mod server;
 pub mod sources;
 pub mod storage;
+pub mod testing;
 pub mod views;
 pub mod wal;

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{Global, tokio_runtime};
 use crate::config::Config;
+use crate::runtime::RuntimeError;
 use crate::runtime::folder::{Address, Folder};
 use crate::runtime::offline::Offline;
 use crate::runtime::questions::Params;
-use crate::runtime::RuntimeError;
 
 /// How long a server may take to say that it is there.
 const HELLO: Duration = Duration::from_secs(2);
@@ -107,7 +107,8 @@ async fn send(request: reqwest::RequestBuilder, token: Option<&str>) -> Result<V
         return Ok(bytes.to_vec());
     }
     let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let message = error["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
+    let message =
+        error["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
     Err(if status.as_u16() == 400 { RuntimeError::Config(message) } else { RuntimeError::Failed(message) })
 }
 
@@ -120,6 +121,9 @@ async fn find_server(config: &Config) -> Option<Place> {
     let url = format!("{scheme}://{}", address.http);
     let hello = client.get(format!("{url}/healthz")).timeout(HELLO).send().await.ok()?;
     let body: Value = hello.json().await.ok()?;
-    (body["pid"].as_u64() == Some(address.pid.into()))
-        .then(|| Place::Server { client, url, token: std::env::var("WEIR_TOKEN").ok() })
+    (body["pid"].as_u64() == Some(address.pid.into())).then(|| Place::Server {
+        client,
+        url,
+        token: std::env::var("WEIR_TOKEN").ok(),
+    })
 }

@@ -2,15 +2,19 @@
 
 mod ask;
 mod check;
+mod dead_letters;
+mod init;
 mod output;
 mod questions;
 mod run;
+mod serve;
 mod sql;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config};
 use crate::runtime::RuntimeError;
@@ -67,6 +71,18 @@ enum Verb {
     Search(questions::Search),
     Nearby(questions::Nearby),
     Status(questions::Status),
+    /// Shows records that became no event.
+    DeadLetters(dead_letters::DeadLetters),
+    /// Writes a configuration to begin with.
+    Init(init::Init),
+    /// Makes tokens for a server that others can reach.
+    Token(token::Token),
+    /// Prints completions for a shell.
+    Completions {
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page.
+    Man,
 }
 
 impl Global {
@@ -104,6 +120,20 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Search(search) => search.run(global),
         Verb::Nearby(nearby) => nearby.run(global),
         Verb::Status(status) => status.run(global),
+        Verb::DeadLetters(dead_letters) => dead_letters.run(global),
+        Verb::Init(init) => init.run(global),
+        Verb::Token(token) => token.run(global),
+        Verb::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "weir", &mut out);
+            output::write(&out)
+        }
+        Verb::Man => {
+            let mut out = Vec::new();
+            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut out);
+            rendered.map_err(|e| RuntimeError::Failed(e.to_string()))?;
+            output::write(&out)
+        }
     }
 }
 
@@ -111,9 +141,10 @@ fn start_logs(global: &Global) {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn,weir=info",
-        (_, 1) => "warn,weir=debug",
+        (true, _) => "off,weir=error",
+        // The Delta library logs an error for every table that is not there yet.
+        (_, 0) => "warn,weir=info,buoyant_kernel=off,deltalake_core=off",
+        (_, 1) => "warn,weir=debug,buoyant_kernel=off",
         (_, _) => "info,weir=trace",
     };
     let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new(level));

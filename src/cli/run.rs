@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{Global, tokio_runtime};
+use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
 use crate::operators::Totals;
 use crate::runtime::{Options, POLL, Running, RuntimeError};
@@ -23,25 +23,26 @@ impl Run {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
+        if !self.once {
+            let listener = serve::bind(&config)?;
+            return serve::serve(&config, listener, &runtime, |_| {});
+        }
         let started = Instant::now();
-        let running = Running::start(&config, Options { once: self.once }, runtime.handle())?;
+        let running = Running::start(&config, Options { once: true }, runtime.handle())?;
         let before = totals(&running);
         let signal = runtime.spawn(crate::runtime::stop_signal());
-        loop {
-            let is_over = self.once
-                && running.sources_have_ended()
-                && self.for_time.is_none_or(|time| started.elapsed() >= time || running.sources_have_ended());
-            if is_over || running.has_failed() || signal.is_finished() {
-                break;
-            }
+        while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
             std::thread::sleep(POLL);
         }
         let handles = running.handles.clone();
         running.stop()?;
-        if self.once {
-            summary(&handles, before, started);
-        }
+        summary(&handles, before, started);
         Ok(())
+    }
+
+    /// Sources with an end have ended; the others had their time.
+    fn is_over(&self, running: &Running, started: Instant) -> bool {
+        running.sources_have_ended() || self.for_time.is_some_and(|time| started.elapsed() >= time)
     }
 }
 

@@ -33,7 +33,8 @@ impl Sql {
         };
         let answer = asked.sql(&query, name)?;
         if format != Format::Table {
-            return output::write(&answer).and_then(|()| if format == Format::Json { output::write(b"\n") } else { Ok(()) });
+            return output::write(&answer)
+                .and_then(|()| if format == Format::Json { output::write(b"\n") } else { Ok(()) });
         }
         let answer = serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
         output::answer(&answer, "rows", format)

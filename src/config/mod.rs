@@ -74,6 +74,12 @@ pub struct Limits {
     pub sql_concurrent: usize,
     pub search_limit: usize,
     pub dead_letter: usize,
+    /// Rows, and times, after which a lake table is committed.
+    pub lake_rows: usize,
+    pub lake_recent: Duration,
+    pub lake_old: Duration,
+    /// Time between snapshots of the operators.
+    pub snapshot: Duration,
 }
 
 /// The least memory that every preset works with.
@@ -134,8 +140,12 @@ pub struct Source {
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     /// A file, a folder, or `-` for standard input.
-    File { path: PathBuf },
-    WebSocket { url: String },
+    File {
+        path: PathBuf,
+    },
+    WebSocket {
+        url: String,
+    },
 }
 
 /// `./weir.toml` unless named; without it the data folder `./weir-data` speaks for itself.
@@ -165,8 +175,7 @@ pub fn parse(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
     let at = Place { path: path.unwrap_or(Path::new("weir.toml")), text: &text };
-    let mut table: toml::Table =
-        toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
+    let mut table: toml::Table = toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
     // Read once for positions, then again with the environment's values laid over.
     toml::from_str::<typed::File>(&text).map_err(|e| at.error_at(e.span(), explain(e.message())))?;
     overlay_environment(&mut table, env);
@@ -220,7 +229,7 @@ impl Config {
     /// Every limit in force, with where it comes from.
     pub fn show(&self) -> String {
         let l = &self.limits;
-        let rows: [(&str, String); 11] = [
+        let rows: [(&str, String); 15] = [
             ("memory", Size(l.memory).to_string()),
             ("disk", l.disk.map_or("none".into(), |d| Size(d).to_string())),
             ("record", Size(l.record as u64).to_string()),
@@ -232,6 +241,10 @@ impl Config {
             ("sql_concurrent", l.sql_concurrent.to_string()),
             ("search_limit", l.search_limit.to_string()),
             ("dead_letter", Size(l.dead_letter as u64).to_string()),
+            ("lake_rows", l.lake_rows.to_string()),
+            ("lake_recent", Span(l.lake_recent).to_string()),
+            ("lake_old", Span(l.lake_old).to_string()),
+            ("snapshot", Span(l.snapshot).to_string()),
         ];
         let table: toml::Table = toml::from_str(&self.text).unwrap_or_default();
         let origin = |key: &str| {
@@ -264,7 +277,11 @@ impl typed::File {
 }
 
 fn explain(message: &str) -> String {
-    if message.starts_with("unknown field") { format!("{message}; remove the key or mend its spelling") } else { message.to_owned() }
+    if message.starts_with("unknown field") {
+        format!("{message}; remove the key or mend its spelling")
+    } else {
+        message.to_owned()
+    }
 }
 
 /// A text with its name, to make messages that point into it.
@@ -305,8 +322,21 @@ fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<Str
         (
             "limits",
             &[
-                "memory", "disk", "record", "body", "connections", "sql_time", "sql_rows", "sql_result",
-                "sql_concurrent", "search_limit", "dead_letter",
+                "memory",
+                "disk",
+                "record",
+                "body",
+                "connections",
+                "sql_time",
+                "sql_rows",
+                "sql_result",
+                "sql_concurrent",
+                "search_limit",
+                "dead_letter",
+                "lake_rows",
+                "lake_recent",
+                "lake_old",
+                "snapshot",
             ],
         ),
         ("log", &["segment", "keep", "budget"]),
@@ -379,6 +409,10 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
         sql_concurrent: typed.sql_concurrent.unwrap_or(8).max(1),
         search_limit: typed.search_limit.unwrap_or(1_000),
         dead_letter: bytes(typed.dead_letter, 64 << 10),
+        lake_rows: typed.lake_rows.unwrap_or(256 << 10).max(1),
+        lake_recent: typed.lake_recent.map_or(Duration::from_secs(60), |s| s.0),
+        lake_old: typed.lake_old.map_or(Duration::from_secs(300), |s| s.0),
+        snapshot: typed.snapshot.map_or(Duration::from_secs(300), |s| s.0),
     })
 }
 
@@ -396,7 +430,9 @@ fn streams(file: &typed::File, at: &Place<'_>) -> Result<Streams, ConfigError> {
         let line = at.line_of(&format!("[streams.{name}]"));
         let wrong = |message: String| at.error(line, message);
         if !is_name(name) {
-            return Err(wrong(format!("stream `{name}`: a name is lower-case letters, digits and _, and begins with a letter")));
+            return Err(wrong(format!(
+                "stream `{name}`: a name is lower-case letters, digits and _, and begins with a letter"
+            )));
         }
         if RESERVED_NAMES.contains(&name.as_str()) {
             return Err(wrong(format!("stream `{name}`: the table {name} is weir's own; choose another name")));
@@ -527,7 +563,9 @@ mod tests {
         assert!((LEAST_MEMORY..=2 << 30).contains(&config.limits.memory));
         let shares = config.limits.shares();
         let all = shares.queues + shares.ring + shares.hot_rows + shares.operators + shares.search;
-        assert!((all + shares.lake + shares.sql + shares.counts_and_places) as u64 <= config.limits.memory - BASE_MEMORY);
+        assert!(
+            (all + shares.lake + shares.sql + shares.counts_and_places) as u64 <= config.limits.memory - BASE_MEMORY
+        );
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub struct Limits {
     pub sql_concurrent: Option<usize>,
     pub search_limit: Option<usize>,
     pub dead_letter: Option<Size>,
+    pub lake_rows: Option<usize>,
+    pub lake_recent: Option<Span>,
+    pub lake_old: Option<Span>,
+    pub snapshot: Option<Span>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

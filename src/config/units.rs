@@ -81,7 +81,9 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
         .and_then(|d| d.and_hms_opt(0, 0, 0))
         .map(|t| t.and_utc().timestamp_micros())
         .ok_or_else(|| {
-            format!("`{text}` is no time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m")
+            format!(
+                "`{text}` is no time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m"
+            )
         })
 }
 

@@ -10,9 +10,7 @@ pub mod watermark;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::TimestampMicrosecondType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -281,9 +279,8 @@ impl Operators {
         if frame.header.kind != Kind::Record {
             return Ok(None);
         }
-        let records = frame
-            .records()
-            .map_err(|e| OperatorError::Frame { lsn: frame.header.first_lsn, reason: e.to_string() })?;
+        let records =
+            frame.records().map_err(|e| OperatorError::Frame { lsn: frame.header.first_lsn, reason: e.to_string() })?;
         Ok(Some(decode(stream, records.iter(), frame.header.received_at, &frame.about.cut)))
     }
 
@@ -345,9 +342,12 @@ impl Operators {
             state.file = Some(file);
         }
         if let Some(next) = frame.about.next_position {
-            // A frame that does not move its partition tells a line that is not whole yet.
-            let stays = next == header.first_position && header.kind == Kind::Record;
-            state.cut_line = stays.then(|| (next, frame.block_bytes.saturating_sub(4).into()));
+            if header.kind == Kind::Record {
+                // A frame that does not move its partition tells a line that is not whole yet.
+                let length =
+                    frame.about.cut.first().map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
+                state.cut_line = (next == header.first_position).then_some((next, length));
+            }
             state.next_position = next;
         }
     }
@@ -381,8 +381,7 @@ impl Operators {
         let (disorder, max_ahead) = (rules.disorder.micros(), rules.max_ahead.micros());
         let times = times(&decoded.rows);
         let mut hashes = RepeatHashes::new(stream, &decoded.rows);
-        let watermark =
-            state.watermarks.entry((header.source.clone(), header.partition.clone())).or_default();
+        let watermark = state.watermarks.entry((header.source.clone(), header.partition.clone())).or_default();
         let rows = times.len();
         let mut repeats = Vec::with_capacity(rows);
         let mut old: Option<Vec<bool>> = None;
@@ -390,8 +389,7 @@ impl Operators {
         for (row, time) in times.iter().copied().enumerate() {
             let before = watermark.at();
             let is_late = before.is_some_and(|w| time < w);
-            let is_old =
-                before.is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR));
+            let is_old = before.is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR));
             if is_old {
                 old.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
@@ -483,11 +481,7 @@ impl StreamState {
     /// The stream's watermark: the least of the active partitions; where none is, that of the one that went idle last.
     fn advance(&mut self) {
         let mut active = self.watermarks.values().filter(|w| !w.is_idle()).peekable();
-        let now = if active.peek().is_some() {
-            active.map(Watermark::at).min().flatten()
-        } else {
-            self.last_idle
-        };
+        let now = if active.peek().is_some() { active.map(Watermark::at).min().flatten() } else { self.last_idle };
         self.watermark = self.watermark.max(now);
     }
 }
@@ -516,7 +510,8 @@ fn stamp(stream: &Stream, header: &crate::wal::Header, decoded: &Decoded, repeat
         columns.push(Arc::new(BooleanArray::from(repeats)));
     }
     columns.extend(decoded.rows.columns()[1..].iter().cloned());
-    RecordBatch::try_new(stream.table_schema.clone(), columns).expect("the table's schema is the stamp and these columns")
+    RecordBatch::try_new(stream.table_schema.clone(), columns)
+        .expect("the table's schema is the stamp and these columns")
 }
 
 /// Key, content and version of rows, as the repeats operator compares them.

@@ -24,7 +24,12 @@ pub struct CountQuestion {
 }
 
 /// `{"count": n, "groups": [{column, "count"}], "as_of": …}`.
-pub async fn count(question: &CountQuestion, handles: &Handles, sql: &SqlEngine, now: Micros) -> Result<Value, QueryError> {
+pub async fn count(
+    question: &CountQuestion,
+    handles: &Handles,
+    sql: &SqlEngine,
+    now: Micros,
+) -> Result<Value, QueryError> {
     let stream = handles.stream(question.stream.as_deref())?;
     let name = &stream.name;
     let (Some(def), Some(counts)) = (&stream.def.count, handles.counts.get(name)) else {
@@ -119,4 +124,3 @@ async fn edge_rows(
     });
     Ok((rows.collect(), answer.as_of.lsn))
 }
-

@@ -45,7 +45,10 @@ pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Resu
     let venues: Vec<Value> = found
         .iter()
         .map(|v| {
-            let events = v.events.iter().map(|(event, date)| json!({"event_id": id(event, event_is_number), "date": date.map(rfc3339)}));
+            let events = v
+                .events
+                .iter()
+                .map(|(event, date)| json!({"event_id": id(event, event_is_number), "date": date.map(rfc3339)}));
             json!({
                 "venue_id": id(&v.id, venue_is_number),
                 "venue_name": v.name,

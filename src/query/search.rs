@@ -87,13 +87,21 @@ fn parse(text: &str, def: &crate::schema::SearchDef) -> Result<Vec<Part>, QueryE
         push_part(&mut parts, field, value, is_quoted, def);
     }
     match parts.len() {
-        0 => Err(QueryError::Invalid("the question has no word; write for example `jazz`, `\"open mic\"`, `jaz*` or `country:us`".into())),
+        0 => Err(QueryError::Invalid(
+            "the question has no word; write for example `jazz`, `\"open mic\"`, `jaz*` or `country:us`".into(),
+        )),
         n if n > MAX_PARTS => Err(QueryError::Limit(format!("the question has more than {MAX_PARTS} words"))),
         _ => Ok(parts),
     }
 }
 
-fn push_part(parts: &mut Vec<Part>, field: Option<String>, value: &str, is_quoted: bool, def: &crate::schema::SearchDef) {
+fn push_part(
+    parts: &mut Vec<Part>,
+    field: Option<String>,
+    value: &str,
+    is_quoted: bool,
+    def: &crate::schema::SearchDef,
+) {
     if let Some(name) = field.as_ref().filter(|f| def.exact.contains(f)) {
         parts.push(Part::Exact(name.clone(), value.to_owned()));
         return;
@@ -195,10 +203,7 @@ fn only(
         let holds = holds.clone();
         Ok::<_, TantivyError>(move |document: DocId| {
             let place = geo.as_ref().and_then(|(lat, lon)| lat.first(document).zip(lon.first(document)));
-            times
-                .first(document)
-                .zip(lsns.first(document))
-                .is_some_and(|(time, lsn)| holds(time, lsn as Lsn, place))
+            times.first(document).zip(lsns.first(document)).is_some_and(|(time, lsn)| holds(time, lsn as Lsn, place))
         })
     });
     Box::new(DocPredicateQuery::from(predicate))
@@ -218,7 +223,13 @@ struct Found {
 }
 
 /// `{"hits": [{"lsn", "event_time", "score", "highlights", "event"}], "total", "next", "as_of"}`.
-pub async fn search(question: &SearchQuestion, handles: &Handles, sql: &SqlEngine, limit: usize, now: Micros) -> Result<Value, QueryError> {
+pub async fn search(
+    question: &SearchQuestion,
+    handles: &Handles,
+    sql: &SqlEngine,
+    limit: usize,
+    now: Micros,
+) -> Result<Value, QueryError> {
     let stream = handles.stream(question.stream.as_deref())?.clone();
     let name = stream.name.clone();
     let index = handles
@@ -227,11 +238,16 @@ pub async fn search(question: &SearchQuestion, handles: &Handles, sql: &SqlEngin
         .ok_or_else(|| QueryError::NotFound(format!("stream `{name}` declares no `search`")))?
         .clone();
     if question.limit == 0 || question.limit > limit {
-        return Err(QueryError::Limit(format!("limit = {}: from 1 to {limit} (`[limits] search_limit`)", question.limit)));
+        return Err(QueryError::Limit(format!(
+            "limit = {}: from 1 to {limit} (`[limits] search_limit`)",
+            question.limit
+        )));
     }
     let cursor = match &question.after {
         None => None,
-        Some(text) => Some(Cursor::parse(text).ok_or_else(|| QueryError::Invalid(format!("after = `{text}` is no cursor: use the `next` of the page before")))?),
+        Some(text) => Some(Cursor::parse(text).ok_or_else(|| {
+            QueryError::Invalid(format!("after = `{text}` is no cursor: use the `next` of the page before"))
+        })?),
     };
     let parts = parse(&question.text, &index.def)?;
     let (searchers, visible) = index.searchers();
@@ -265,7 +281,13 @@ pub async fn search(question: &SearchQuestion, handles: &Handles, sql: &SqlEngin
     Ok(json!({"hits": hits, "total": found.total, "next": next, "as_of": as_of}))
 }
 
-fn next_cursor(found: &Found, question: &SearchQuestion, cursor: Option<Cursor>, upto: Lsn, now: Micros) -> Option<String> {
+fn next_cursor(
+    found: &Found,
+    question: &SearchQuestion,
+    cursor: Option<Cursor>,
+    upto: Lsn,
+    now: Micros,
+) -> Option<String> {
     let last = found.hits.last().filter(|_| found.has_more)?;
     let next = match question.sort {
         Sort::Time => Cursor::Time { time: last.time, lsn: last.lsn, upto },
@@ -286,7 +308,13 @@ struct Filters {
     page: Box<dyn Query>,
 }
 
-fn filters(question: &SearchQuestion, index: &SearchIndex, parts: &[Part], cursor: Option<Cursor>, upto: Lsn) -> Result<Filters, QueryError> {
+fn filters(
+    question: &SearchQuestion,
+    index: &SearchIndex,
+    parts: &[Part],
+    cursor: Option<Cursor>,
+    upto: Lsn,
+) -> Result<Filters, QueryError> {
     let mut must: Vec<Box<dyn Query>> = parts.iter().map(|p| query_of(p, index)).collect();
     let bound = |t: Micros| Term::from_field_i64(index.fields.event_time, t);
     if question.from.is_some() || question.to.is_some() {
@@ -334,7 +362,9 @@ fn find(
         }
         (Sort::Rank, Some(Cursor::Rank { offset, made, .. })) => {
             if now - made > RANK_CURSOR_MICROS || offset >= RANK_CURSOR_HITS {
-                let message = format!("a cursor by rank lives 5 minutes and {RANK_CURSOR_HITS} hits; ask again, or use --sort time");
+                let message = format!(
+                    "a cursor by rank lives 5 minutes and {RANK_CURSOR_HITS} hits; ask again, or use --sort time"
+                );
                 return Err(QueryError::Invalid(message));
             }
             offset
@@ -355,18 +385,27 @@ fn find(
                     (SortByStaticFastValue::<i64>::for_field("lsn"), Order::Desc),
                 ));
                 let (top, count) = searcher.search(&*filters.page, &(newest, Count)).map_err(failed)?;
-                hits.extend(top.into_iter().filter_map(|((time, lsn), _)| Some(Hit { time: time?, lsn: lsn? as Lsn, score: None })));
+                hits.extend(
+                    top.into_iter()
+                        .filter_map(|((time, lsn), _)| Some(Hit { time: time?, lsn: lsn? as Lsn, score: None })),
+                );
                 count
             }
             Sort::Rank => {
                 let best = TopDocs::with_limit(wanted).tweak_score(|reader: &SegmentReader| {
                     let column = |name: &str| reader.fast_fields().i64(name).ok();
                     let (times, lsns) = (column("event_time"), column("lsn"));
-                    let first = |column: &Option<tantivy::columnar::Column<i64>>, d| column.as_ref().and_then(|c| c.first(d)).unwrap_or(0);
+                    let first = |column: &Option<tantivy::columnar::Column<i64>>, d| {
+                        column.as_ref().and_then(|c| c.first(d)).unwrap_or(0)
+                    };
                     move |d: DocId, score: tantivy::Score| (score, first(&times, d), first(&lsns, d))
                 });
                 let (top, count) = searcher.search(&*filters.page, &(best, Count)).map_err(failed)?;
-                hits.extend(top.into_iter().map(|((score, time, lsn), _)| Hit { time, lsn: lsn as Lsn, score: Some(score) }));
+                hits.extend(top.into_iter().map(|((score, time, lsn), _)| Hit {
+                    time,
+                    lsn: lsn as Lsn,
+                    score: Some(score),
+                }));
                 count
             }
         };
@@ -438,7 +477,8 @@ impl<'a> Highlighter<'a> {
                 Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
                 _ => continue,
             };
-            let snippet = SnippetGenerator::new(self.terms.clone(), tokenizer.clone(), *field, HIGHLIGHT_CHARS).snippet(&text);
+            let snippet =
+                SnippetGenerator::new(self.terms.clone(), tokenizer.clone(), *field, HIGHLIGHT_CHARS).snippet(&text);
             if !snippet.is_empty() {
                 out.insert(name.clone(), snippet.to_html().into());
             }
@@ -462,7 +502,10 @@ mod tests {
         let phrase = |words: &[&str]| Part::Phrase(None, words.iter().map(|w| (*w).to_owned()).collect());
         assert_eq!(read("Jazz café"), [phrase(&["jazz"]), phrase(&["cafe"])]);
         assert_eq!(read("\"open mic\" nigh*"), [phrase(&["open", "mic"]), Part::Prefix(None, "nigh".into())]);
-        assert_eq!(read("country:us title:rust"), [Part::Exact("country".into(), "us".into()), Part::Phrase(Some("title".into()), vec!["rust".into()])]);
+        assert_eq!(
+            read("country:us title:rust"),
+            [Part::Exact("country".into(), "us".into()), Part::Phrase(Some("title".into()), vec!["rust".into()])]
+        );
         assert_eq!(read("re:invent"), [phrase(&["re", "invent"])]);
         assert_eq!(read("title:\"a b\""), [Part::Phrase(Some("title".into()), vec!["a".into(), "b".into()])]);
         assert_eq!(read(" - "), []);

@@ -69,8 +69,11 @@ impl SqlEngine {
             .with_default_catalog_and_schema("weir_lake", "main")
             .with_create_default_catalog_and_schema(false)
             .with_sort_spill_reservation_bytes(1 << 20);
-        let base =
-            SessionStateBuilder::new().with_config(config).with_runtime_env(environment).with_default_features().build();
+        let base = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(environment)
+            .with_default_features()
+            .build();
         Ok(Self { base, slots: Arc::new(Semaphore::new(limits.concurrent)), limits })
     }
 
@@ -79,10 +82,7 @@ impl SqlEngine {
         if sql.len() > MAX_SQL_BYTES {
             return Err(QueryError::Limit(format!("the query has more than {MAX_SQL_BYTES} bytes")));
         }
-        let _slot = self
-            .slots
-            .try_acquire()
-            .map_err(|_| QueryError::Busy { running: self.limits.concurrent })?;
+        let _slot = self.slots.try_acquire().map_err(|_| QueryError::Busy { running: self.limits.concurrent })?;
         let time = self.limits.time;
         tokio::time::timeout(time, self.answer(sql, handles, now)).await.unwrap_or_else(|_| {
             let limit = format!("the query took longer than {time:?} (`[limits] sql_time`); narrow it by event_time");
@@ -151,11 +151,17 @@ impl SqlEngine {
             rows += batch.num_rows();
             bytes += batch.get_array_memory_size();
             if rows > limits.rows {
-                let limit = format!("the result has more than {} rows (`[limits] sql_rows`); aggregate, or add a limit", limits.rows);
+                let limit = format!(
+                    "the result has more than {} rows (`[limits] sql_rows`); aggregate, or add a limit",
+                    limits.rows
+                );
                 return Err(QueryError::Limit(limit));
             }
             if bytes > limits.bytes {
-                let limit = format!("the result has more than {} bytes (`[limits] sql_result`); select fewer columns or rows", limits.bytes);
+                let limit = format!(
+                    "the result has more than {} bytes (`[limits] sql_result`); select fewer columns or rows",
+                    limits.bytes
+                );
                 return Err(QueryError::Limit(limit));
             }
             if batch.num_rows() > 0 {
@@ -262,8 +268,7 @@ impl SqlAnswer {
             "csv" => to_csv(&self.schema, &self.batches),
             "arrow" => {
                 let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
-                let mut writer =
-                    arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &self.schema).map_err(failed)?;
+                let mut writer = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &self.schema).map_err(failed)?;
                 for batch in &self.batches {
                     writer.write(batch).map_err(failed)?;
                 }

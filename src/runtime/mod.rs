@@ -2,6 +2,7 @@
 //! in the order in which data flows.
 
 pub mod folder;
+mod metrics;
 pub mod offline;
 pub mod pipeline;
 pub mod questions;
@@ -17,13 +18,14 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, SourceKind, Streams};
 use crate::event::{Lsn, lsn_zero};
 use crate::ingest::Ingest;
-use crate::operators::OperatorError;
+use crate::operators::{Answer, OperatorError};
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
 use crate::schema::Catalog;
 use crate::sources::{self, SourceError, Stop};
 use crate::storage::Disk;
 use crate::views::ViewError;
+use crate::views::driver::Status;
 use crate::views::lake::LogName;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions};
@@ -113,6 +115,8 @@ pub struct Running {
     pub answers: Answers,
     pub clock: Arc<dyn Clock>,
     pub stop: Stop,
+    /// Answers given under idempotency keys before this start.
+    pub remembered: Vec<(String, [u8; 32], Answer)>,
     pipeline: Pipeline,
     sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
     _lock: Lock,
@@ -165,9 +169,19 @@ impl Running {
         let handles = pipeline.handles.clone();
         let answers =
             Answers { handles: handles.clone(), sql, clock: clock.clone(), search_limit: config.limits.search_limit };
-        let mut running =
-            Self { folder, handles, answers, clock, stop: Stop::default(), pipeline, sources: Vec::new(), _lock: lock };
-        let resume = running.pipeline.resume()?;
+        let mut running = Self {
+            folder,
+            handles,
+            answers,
+            clock,
+            stop: Stop::default(),
+            remembered: Vec::new(),
+            pipeline,
+            sources: Vec::new(),
+            _lock: lock,
+        };
+        let mut resume = running.pipeline.resume()?;
+        running.remembered = std::mem::take(&mut resume.answers);
         running.start_sources(config, options, &resume)?;
         Ok(running)
     }
@@ -214,6 +228,21 @@ impl Running {
         self.pipeline.has_failed()
     }
 
+    /// Why not everything goes on, if so; for a readiness probe that outlives this borrow.
+    pub fn readiness(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
+        let views: Vec<(String, Arc<Status>)> =
+            self.pipeline.view_names.iter().cloned().zip(self.pipeline.views.iter().cloned()).collect();
+        Arc::new(move || {
+            let failed = views.iter().find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)));
+            failed.map_or(Ok(()), Err)
+        })
+    }
+
+    /// Sets the gauges and counters that `/metrics` shows.
+    pub fn publish_metrics(&self) {
+        metrics::publish(&self.handles, &self.views(), &self.folder.log());
+    }
+
     /// Whether every source has ended.
     pub fn sources_have_ended(&self) -> bool {
         self.sources.iter().all(|(_, thread)| thread.is_finished())
@@ -222,7 +251,13 @@ impl Running {
     /// Per view, its name, what it has applied, and why it does not go on, if so.
     pub fn views(&self) -> Vec<(String, Lsn, Option<String>)> {
         let states = self.pipeline.views.iter().map(|s| (s.applied(), s.failure()));
-        self.pipeline.view_names.iter().cloned().zip(states).map(|(name, (lsn, failure))| (name, lsn, failure)).collect()
+        self.pipeline
+            .view_names
+            .iter()
+            .cloned()
+            .zip(states)
+            .map(|(name, (lsn, failure))| (name, lsn, failure))
+            .collect()
     }
 
     /// Stops with the data: sources, log, operators, views with their last commit.

@@ -25,7 +25,6 @@ use crate::wal::{LogReader, Wal, segment};
 
 /// Frames between the log's writer and the operators.
 const HANDED_ON: usize = 16;
-const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
 /// A snapshot is worth writing after this many times its size of log.
 const SNAPSHOT_LOG_RATIO: u64 = 4;
 
@@ -68,8 +67,7 @@ impl Pipeline {
         tracing::debug!(from = operators.lsn(), to = end, from_snapshot, "recovering");
         handles.progress.set_synced(end);
         let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
-        let catch_up =
-            Arc::new(LogCatchUp { snapshots: snapshots.clone(), one_at_a_time: Mutex::new(()) });
+        let catch_up = Arc::new(LogCatchUp { snapshots: snapshots.clone(), one_at_a_time: Mutex::new(()) });
         let (statuses, names, drivers) = start_drivers(views, &ring, &catch_up);
         let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
@@ -92,7 +90,8 @@ impl Pipeline {
             budget: config.log.budget,
             last_snapshot: Instant::now(),
             log_bytes: 0,
-            snapshot_bytes: 1 << 20,
+            snapshot_bytes: 0,
+            snapshot_every: config.limits.snapshot,
         };
         let operators = std::thread::Builder::new()
             .name("operators".into())
@@ -139,7 +138,8 @@ impl Pipeline {
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
     thread.join().map_err(|panic| {
-        let what = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        let what =
+            panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
         RuntimeError::Failed(format!("a thread panicked: {}", what.unwrap_or_default()))
     })
 }
@@ -177,23 +177,26 @@ struct OperatorStage {
     last_snapshot: Instant,
     log_bytes: u64,
     snapshot_bytes: u64,
+    snapshot_every: Duration,
 }
 
 impl OperatorStage {
     /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to do so.
     fn run(mut self, end: Lsn, ready: &Sender<Resume>, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
-        let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators.lsn());
+        let mut reader =
+            LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators.lsn());
         self.publish();
         while let Some(frame) = reader.next(end)? {
             while !self.ring.wait_for_room(Duration::from_secs(1)) {}
             let decoded = self.operators.decode(&frame)?;
             self.apply(Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
         }
-        let answers = self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
+        let answers =
+            self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
         let _ = ready.send(Resume { partitions: self.operators.partitions().clone(), answers });
         while let Ok(frame) = committed.recv() {
             self.apply(frame)?;
-            if self.last_snapshot.elapsed() >= SNAPSHOT_EVERY
+            if self.last_snapshot.elapsed() >= self.snapshot_every
                 && self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes
             {
                 self.snapshot()?;

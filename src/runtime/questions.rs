@@ -60,12 +60,14 @@ impl Reader<'_> {
     }
 
     fn limit(&self, default: usize) -> Result<usize, QueryError> {
-        let limit = self.read("limit", |text| text.parse::<usize>().map_err(|_| format!("`{text}` is no whole number")))?;
+        let limit =
+            self.read("limit", |text| text.parse::<usize>().map_err(|_| format!("`{text}` is no whole number")))?;
         Ok(limit.unwrap_or(default))
     }
 
     fn flag(&self, name: &str) -> Result<bool, QueryError> {
-        let flag = self.read(name, |text| text.parse::<bool>().map_err(|_| format!("`{text}` is neither true nor false")))?;
+        let flag =
+            self.read(name, |text| text.parse::<bool>().map_err(|_| format!("`{text}` is neither true nor false")))?;
         Ok(flag.unwrap_or(false))
     }
 }

@@ -48,7 +48,11 @@ impl Snapshots {
     }
 
     /// The newest snapshot up to `limit` that none of these positions is behind; without one, the state before the first record.
-    pub fn newest_for(&self, positions: &BTreeMap<String, Lsn>, limit: Lsn) -> Result<(Operators, bool), OperatorError> {
+    pub fn newest_for(
+        &self,
+        positions: &BTreeMap<String, Lsn>,
+        limit: Lsn,
+    ) -> Result<(Operators, bool), OperatorError> {
         for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
             match self.load(lsn) {
                 Ok(operators) if !snapshot::is_behind(operators.given(), positions) => return Ok((operators, true)),
@@ -90,8 +94,7 @@ impl CatchUp for LogCatchUp {
         give: &mut dyn FnMut(&Output) -> Result<(), ViewError>,
     ) -> Result<(), ViewError> {
         let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        let damaged =
-            |reason: String| ViewError::Damaged { path: self.snapshots.log.clone(), reason };
+        let damaged = |reason: String| ViewError::Damaged { path: self.snapshots.log.clone(), reason };
         let (mut operators, _) =
             self.snapshots.newest_for(positions, after.max(self.snapshots.zero)).map_err(|e| damaged(e.to_string()))?;
         let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), operators.lsn());

@@ -13,9 +13,9 @@ use crate::schema::{Catalog, Stream};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
+use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec};
 use crate::views::places::{Places, PlacesView};
 use crate::views::search::{SearchIndex, SearchView};
-use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec};
 
 /// Everything that follows the log.
 pub struct Opened {
@@ -28,8 +28,7 @@ pub struct Opened {
 fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
     let by_hour = config.partition == PartitionBy::Hour;
-    let mut specs: Vec<TableSpec> =
-        catalog.streams.values().map(|s| TableSpec::stream(&lake, s, by_hour)).collect();
+    let mut specs: Vec<TableSpec> = catalog.streams.values().map(|s| TableSpec::stream(&lake, s, by_hour)).collect();
     specs.push(TableSpec::dead_letters(&lake, by_hour));
     specs.push(TableSpec::raw(&lake, by_hour));
     specs
@@ -46,7 +45,12 @@ pub fn open(
 ) -> Result<Opened, RuntimeError> {
     let shares = config.limits.shares();
     let specs = specs(config, folder, catalog);
-    let policy = CommitPolicy::with_memory(shares.hot_rows / specs.len().max(1));
+    let policy = CommitPolicy {
+        recent_every: config.limits.lake_recent,
+        old_every: config.limits.lake_old,
+        rows: config.limits.lake_rows,
+        bytes: shares.hot_rows / specs.len().max(1),
+    };
     let mut tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
@@ -77,7 +81,14 @@ pub fn open(
 }
 
 impl Opened {
-    fn open_search(&mut self, config: &Config, folder: &Folder, stream: &Arc<Stream>, log: LogName, writable: bool) -> Result<(), RuntimeError> {
+    fn open_search(
+        &mut self,
+        config: &Config,
+        folder: &Folder,
+        stream: &Arc<Stream>,
+        log: LogName,
+        writable: bool,
+    ) -> Result<(), RuntimeError> {
         let Some(def) = &stream.def.search else { return Ok(()) };
         let path = folder.search().join(&stream.name);
         let Some(index) = SearchIndex::open(&path, def, writable)? else { return Ok(()) };
@@ -91,7 +102,14 @@ impl Opened {
         Ok(())
     }
 
-    fn open_state(&mut self, config: &Config, folder: &Folder, stream: &Arc<Stream>, log: LogName, writable: bool) -> Result<(), RuntimeError> {
+    fn open_state(
+        &mut self,
+        config: &Config,
+        folder: &Folder,
+        stream: &Arc<Stream>,
+        log: LogName,
+        writable: bool,
+    ) -> Result<(), RuntimeError> {
         let origin = Origin { log: log.id, zero: log.zero };
         let name = &stream.name;
         let cache = config.limits.shares().counts_and_places / 4 / self.handles.catalog.streams.len().max(1);

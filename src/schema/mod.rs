@@ -112,7 +112,9 @@ impl Stream {
         let columns = columns.with_event_time_first().map_err(wrong("select"))?;
         for column in columns.names().filter(|c| *c != "event_time") {
             if STAMP_COLUMNS.contains(&column) || column == "session_id" {
-                return Err(wrong("select")(format!("the column `{column}` is weir's own; name yours otherwise with `as`")));
+                return Err(wrong("select")(format!(
+                    "the column `{column}` is weir's own; name yours otherwise with `as`"
+                )));
             }
         }
         let output = columns.schema();
@@ -155,7 +157,13 @@ impl Stream {
         })
     }
 
-    fn typed(&self, key: &'static str, column: &str, fits: fn(&DataType) -> bool, what: &str) -> Result<(), DeclarationError> {
+    fn typed(
+        &self,
+        key: &'static str,
+        column: &str,
+        fits: fn(&DataType) -> bool,
+        what: &str,
+    ) -> Result<(), DeclarationError> {
         let ty = self.output.field(self.index(key, column)?).data_type();
         if fits(ty) {
             return Ok(());
@@ -200,11 +208,21 @@ impl Stream {
             }
         }
         if let Some(places) = &def.places {
-            self.typed("places", &places.venue, |ty| matches!(ty, DataType::Int64 | DataType::Utf8), "bigint or varchar")?;
+            self.typed(
+                "places",
+                &places.venue,
+                |ty| matches!(ty, DataType::Int64 | DataType::Utf8),
+                "bigint or varchar",
+            )?;
             self.typed("places", &places.name, |ty| *ty == DataType::Utf8, "varchar")?;
             self.typed("places", &places.lat, number, "double")?;
             self.typed("places", &places.lon, number, "double")?;
-            self.typed("places", &places.event, |ty| matches!(ty, DataType::Int64 | DataType::Utf8), "bigint or varchar")?;
+            self.typed(
+                "places",
+                &places.event,
+                |ty| matches!(ty, DataType::Int64 | DataType::Utf8),
+                "bigint or varchar",
+            )?;
             self.typed("places", &places.date, |ty| *ty == types::timestamp(), "timestamp")?;
         }
         Ok(())
@@ -278,7 +296,8 @@ impl Stream {
                 all.into_iter().filter(|r| is(r)).collect()
             }
         };
-        let time = batch.column(0).as_any().downcast_ref::<TimestampMicrosecondArray>().expect("event_time comes first");
+        let time =
+            batch.column(0).as_any().downcast_ref::<TimestampMicrosecondArray>().expect("event_time comes first");
         let limit = received_at.saturating_add(self.def.watermark.max_ahead.micros());
         let mut reasons: Vec<Option<String>> = (0..batch.num_rows())
             .map(|row| {

@@ -39,7 +39,8 @@ pub fn session_config(partitions: usize) -> SessionConfig {
 pub fn explain(error: &DataFusionError) -> String {
     let error = error.iter().next().unwrap_or(error);
     if let Some(diagnostic) = error.diagnostic() {
-        let at = diagnostic.span.map_or(String::new(), |s| format!("line {}, column {}: ", s.start.line, s.start.column));
+        let at =
+            diagnostic.span.map_or(String::new(), |s| format!("line {}, column {}: ", s.start.line, s.start.column));
         let help = diagnostic.helps.first().map_or(String::new(), |h| format!("; {}", h.message));
         return format!("{at}{}{help}", diagnostic.message);
     }
@@ -74,10 +75,7 @@ fn plan_rows(
     let plan = futures::executor::block_on(state.create_logical_plan(sql)).map_err(|e| explain(&e))?;
     // Before the analyzer, which would fold `now()` into a constant.
     shape(&plan, stream)?;
-    let plan = state
-        .analyzer()
-        .execute_and_check(plan, state.config_options(), |_, _| {})
-        .map_err(|e| explain(&e))?;
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(|e| explain(&e))?;
     let (filter, projection) = shape(&plan, stream)?;
     let filter = filter.map(|f| physical(&state, &f.predicate, f.input.schema())).transpose()?;
     let columns = projection
@@ -93,7 +91,8 @@ type Shape<'a> = (Option<&'a datafusion::logical_expr::Filter>, &'a datafusion::
 
 /// Accepts `select … from stream [where …]` and nothing else.
 fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, String> {
-    let not_row_by_row = |what: String| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`");
+    let not_row_by_row =
+        |what: String| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`");
     let LogicalPlan::Projection(projection) = plan else {
         return Err(not_row_by_row(format!("`{}`", first_word(plan))));
     };
@@ -125,9 +124,17 @@ fn row_by_row(expression: &Expr) -> Result<(), String> {
     let mut wrong = None;
     let walked = expression.apply(|e| {
         wrong = match e {
-            Expr::AggregateFunction(_) | Expr::WindowFunction(_) | Expr::Exists(_) | Expr::InSubquery(_)
-            | Expr::SetComparison(_) | Expr::ScalarSubquery(_) | Expr::GroupingSet(_) | Expr::Placeholder(_)
-            | Expr::OuterReferenceColumn(..) | Expr::Unnest(_) | Expr::ScalarVariable(..) => Some(format!("`{e}`")),
+            Expr::AggregateFunction(_)
+            | Expr::WindowFunction(_)
+            | Expr::Exists(_)
+            | Expr::InSubquery(_)
+            | Expr::SetComparison(_)
+            | Expr::ScalarSubquery(_)
+            | Expr::GroupingSet(_)
+            | Expr::Placeholder(_)
+            | Expr::OuterReferenceColumn(..)
+            | Expr::Unnest(_)
+            | Expr::ScalarVariable(..) => Some(format!("`{e}`")),
             Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
                 Some(format!("`{}`, which differs from call to call,", f.func.name()))
             }
@@ -147,8 +154,7 @@ fn physical(state: &SessionState, expression: &Expr, schema: &DFSchemaRef) -> Re
         .with_schema(schema.clone())
         .with_config_options(state.config_options().clone())
         .build();
-    let simplified =
-        ExprSimplifier::new(context).simplify(expression.clone().unalias()).map_err(|e| explain(&e))?;
+    let simplified = ExprSimplifier::new(context).simplify(expression.clone().unalias()).map_err(|e| explain(&e))?;
     state.create_physical_expr(simplified, schema).map_err(|e| explain(&e))
 }
 
@@ -159,7 +165,8 @@ pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, Strin
         .into_iter()
         .map(|(name, e)| {
             let ty = e.data_type(input).map_err(|e| explain(&e))?;
-            let stored = stored_type(&ty).ok_or_else(|| format!("the column `{name}` is {ty}, which a table cannot hold; cast it"))?;
+            let stored = stored_type(&ty)
+                .ok_or_else(|| format!("the column `{name}` is {ty}, which a table cannot hold; cast it"))?;
             Ok((name, e, stored))
         })
         .collect::<Result<Vec<_>, String>>()?;
@@ -188,7 +195,10 @@ fn stored_type(ty: &DataType) -> Option<DataType> {
             DataType::List(Arc::new(Field::new("item", stored_type(item.data_type())?, true)))
         }
         DataType::Struct(fields) => DataType::Struct(
-            fields.iter().map(|f| Some(Field::new(f.name(), stored_type(f.data_type())?, true))).collect::<Option<_>>()?,
+            fields
+                .iter()
+                .map(|f| Some(Field::new(f.name(), stored_type(f.data_type())?, true)))
+                .collect::<Option<_>>()?,
         ),
         _ => return None,
     })
@@ -245,14 +255,14 @@ impl Planned {
             })
             .collect::<Result<Vec<_>, String>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(|e| e.to_string())?;
+        let rows =
+            RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(|e| e.to_string())?;
         Ok(Filtered { rows, passed })
     }
 }
 
 fn booleans(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<BooleanArray, String> {
-    let array =
-        expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows())).map_err(|e| explain(&e))?;
+    let array = expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows())).map_err(|e| explain(&e))?;
     array.as_any().downcast_ref::<BooleanArray>().cloned().ok_or_else(|| "is no condition".to_owned())
 }
 

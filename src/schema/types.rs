@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn nested_types_are_read() {
-        let columns = parse("id bigint not null, v struct<time bigint, y double>, t array<struct<k varchar>>").expect("valid");
+        let columns =
+            parse("id bigint not null, v struct<time bigint, y double>, t array<struct<k varchar>>").expect("valid");
         assert!(columns[0].not_null && !columns[1].not_null);
         let Type::Struct(fields) = &columns[1].ty else { panic!("struct") };
         assert_eq!(fields[0].name, "time");
@@ -133,7 +134,9 @@ mod tests {
 
     #[test]
     fn wrong_schemas_say_what_is_wrong() {
-        for (schema, part) in [("a decimal(3,2)", "DECIMAL"), ("a int, a int", "twice"), ("", "schema"), ("a", "schema")] {
+        for (schema, part) in
+            [("a decimal(3,2)", "DECIMAL"), ("a int, a int", "twice"), ("", "schema"), ("a", "schema")]
+        {
             let message = parse(schema).expect_err("wrong");
             assert!(message.contains(part), "{schema}: {message}");
         }

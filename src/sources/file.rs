@@ -182,7 +182,11 @@ impl OpenFile {
             return Ok(());
         }
         let mut frame = FrameBuilder::new(item.start);
-        frame.push(item, context);
+        if item.length > context.record_bytes as u64 {
+            frame.push(item, context);
+        } else {
+            frame.add(item.start, &item.bytes);
+        }
         self.submit(context, frame, item.start)?;
         self.cut_line = told;
         Ok(())
@@ -276,9 +280,7 @@ fn recognise<'a>(
     head: &[u8],
 ) -> Option<&'a (String, PartitionState)> {
     let begins_alike = |state: &PartitionState| {
-        state.file.is_some_and(|f| {
-            head.get(..f.head as usize).is_some_and(|start| crc32c::crc32c(start) == f.crc)
-        })
+        state.file.is_some_and(|f| head.get(..f.head as usize).is_some_and(|start| crc32c::crc32c(start) == f.crc))
     };
     let of_path = |partition: &str| partition.rsplit_once('@').is_some_and(|(path, _)| path == label);
     known
@@ -286,7 +288,11 @@ fn recognise<'a>(
         .find(|(_, s)| s.file.is_some_and(|f| f.inode == inode) && begins_alike(s))
         .or_else(|| known.iter().find(|(p, s)| of_path(p) && begins_alike(s)))
         // A file that lost its beginning under the same name and inode: its position tells that it became shorter.
-        .or_else(|| known.iter().find(|(p, s)| of_path(p) && s.file.is_some_and(|f| f.inode == inode && f.head > head.len() as u64)))
+        .or_else(|| {
+            known
+                .iter()
+                .find(|(p, s)| of_path(p) && s.file.is_some_and(|f| f.inode == inode && f.head > head.len() as u64))
+        })
 }
 
 fn is_gzip(path: &Path) -> bool {

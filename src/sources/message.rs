@@ -41,7 +41,9 @@ mod tests {
 
     #[test]
     fn every_shape_gives_its_records() {
-        let texts = |m: &str| records(m.as_bytes()).into_iter().map(|r| String::from_utf8(r).expect("text")).collect::<Vec<_>>();
+        let texts = |m: &str| {
+            records(m.as_bytes()).into_iter().map(|r| String::from_utf8(r).expect("text")).collect::<Vec<_>>()
+        };
         assert_eq!(texts(r#" {"a":1} "#), [r#"{"a":1}"#]);
         assert_eq!(texts(r#"[{"a":1}, {"b":[2]}]"#), [r#"{"a":1}"#, r#"{"b":[2]}"#]);
         assert_eq!(texts(r#""{\"a\":1}""#), [r#""{\"a\":1}""#]);

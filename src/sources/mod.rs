@@ -61,7 +61,9 @@ pub struct Context {
 pub enum SourceError {
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
-    #[error("{path} is shorter ({size} bytes) than what has been read of it ({read}); give a file that was begun anew another name")]
+    #[error(
+        "{path} is shorter ({size} bytes) than what has been read of it ({read}); give a file that was begun anew another name"
+    )]
     Shrunk { path: String, size: u64, read: u64 },
     #[error(transparent)]
     Ingest(#[from] crate::ingest::IngestError),

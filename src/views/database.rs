@@ -101,7 +101,10 @@ impl StateFile {
             (Some(log), Some(position)) if log == origin.log => Ok(position),
             (None, _) | (_, None) => Ok(origin.zero),
             (Some(log), _) => {
-                let reason = format!("belongs to log {log:x}, this one is {:x}; restore log and views from one backup", origin.log);
+                let reason = format!(
+                    "belongs to log {log:x}, this one is {:x}; restore log and views from one backup",
+                    origin.log
+                );
                 Err(ViewError::Damaged { path: self.path.clone(), reason })
             }
         }
@@ -114,7 +117,8 @@ impl StateFile {
         position: Lsn,
         write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), ViewError> {
-        let failed = |e: redb::Error| ViewError::Failed { view: self.path.display().to_string(), reason: e.to_string() };
+        let failed =
+            |e: redb::Error| ViewError::Failed { view: self.path.display().to_string(), reason: e.to_string() };
         let Opened::Writable(database) = &self.database else {
             return Err(ViewError::Failed { view: self.path.display().to_string(), reason: "opened to read".into() });
         };

@@ -26,17 +26,25 @@ pub use writer::{Wal, WalOptions};
 pub enum WalError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("the log's sync failed ({source}); what was written since the last one is unknown, so nothing more is taken: restart to read again what the disk holds")]
+    #[error(
+        "the log's sync failed ({source}); what was written since the last one is unknown, so nothing more is taken: restart to read again what the disk holds"
+    )]
     Sync { source: io::Error },
     #[error("{path} was written by a newer version of weir (log format {version}); use that version")]
     Newer { path: PathBuf, version: u32 },
     #[error("{path}: the segment's header is damaged; restore the file from a backup")]
     SegmentHeader { path: PathBuf },
-    #[error("{path} at byte {offset}: records {from} to {to} are damaged although they were synced ({evidence}); restore the file from a backup, nothing has been changed")]
+    #[error(
+        "{path} at byte {offset}: records {from} to {to} are damaged although they were synced ({evidence}); restore the file from a backup, nothing has been changed"
+    )]
     Damaged { path: PathBuf, offset: u64, from: u64, to: u64, evidence: String },
-    #[error("records {from} to {to} of the log are missing: {path} begins later; restore the missing segment from a backup")]
+    #[error(
+        "records {from} to {to} of the log are missing: {path} begins later; restore the missing segment from a backup"
+    )]
     Missing { path: PathBuf, from: u64, to: u64 },
-    #[error("{path} belongs to instance {found}, this one is {expected}: set `instance = {found}`, or use another data folder")]
+    #[error(
+        "{path} belongs to instance {found}, this one is {expected}: set `instance = {found}`, or use another data folder"
+    )]
     Instance { path: PathBuf, found: u16, expected: u16 },
     #[error("a frame of {bytes} bytes is over the limit of 64 MiB")]
     TooLarge { bytes: usize },

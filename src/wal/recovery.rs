@@ -15,9 +15,9 @@ use bytes::Bytes;
 
 use crate::storage::{File, Storage};
 
+use super::WalError;
 use super::record::{self, Frame};
 use super::segment::{self, SegmentHeader};
-use super::WalError;
 
 /// Bytes that a crash left behind the last whole frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -54,8 +54,7 @@ impl Wal {
         views_at: u64,
     ) -> Result<(Self, Recovered), WalError> {
         storage.create_folder(&options.folder).map_err(WalError::io(&options.folder))?;
-        let mut found =
-            recovery::open(&*storage, &options.folder, options.instance, options.zero, views_at, true)?;
+        let mut found = recovery::open(&*storage, &options.folder, options.instance, options.zero, views_at, true)?;
         if found.segments.is_empty() {
             found.log_id = new_log_id;
         }
@@ -181,8 +180,7 @@ impl Wal {
     fn roll(&mut self, frame_bytes: u64) -> Result<(), WalError> {
         self.sync()?;
         let size = self.options.segment_bytes.max(frame_bytes + segment::HEADER_BYTES as u64);
-        let header =
-            SegmentHeader { instance: self.options.instance, log_id: self.log_id, first_lsn: self.next_lsn };
+        let header = SegmentHeader { instance: self.options.instance, log_id: self.log_id, first_lsn: self.next_lsn };
         let path = segment::path(&self.options.folder, self.next_lsn);
         let file = self.storage.create(&path, size, &segment::encode(&header)).map_err(WalError::io(&path))?;
         // A segment that holds no frame has the same first LSN and was just replaced.

@@ -89,7 +89,11 @@ fn decode(bytes: &[u8]) -> impl Iterator<Item = (u16, Tally)> {
 impl Counts {
     /// Opens the counts of a stream; none where there are none and `writable` is false.
     pub fn open(path: &Path, cache_bytes: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let file = if writable { Some(StateFile::open(path, cache_bytes)?) } else { StateFile::open_read_only(path, cache_bytes)? };
+        let file = if writable {
+            Some(StateFile::open(path, cache_bytes)?)
+        } else {
+            StateFile::open_read_only(path, cache_bytes)?
+        };
         let Some(file) = file else { return Ok(None) };
         let counts = Self { file, state: RwLock::default() };
         counts.load()?;

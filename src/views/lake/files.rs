@@ -59,8 +59,7 @@ pub struct FileEntry {
 pub fn partition_values(bucket: i64, by_hour: bool) -> Vec<(&'static str, i32)> {
     let start = bucket.saturating_mul(partition_width(by_hour));
     let time = DateTime::from_timestamp_micros(start).unwrap_or_default();
-    let mut values =
-        vec![("year", time.year()), ("month", time.month() as i32), ("day", time.day() as i32)];
+    let mut values = vec![("year", time.year()), ("month", time.month() as i32), ("day", time.day() as i32)];
     if by_hour {
         values.push(("hour", time.hour() as i32));
     }
@@ -157,7 +156,14 @@ impl FileWriter {
 pub fn sync_names(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
     let mut folders: Vec<PathBuf> = entries
         .iter()
-        .flat_map(|e| root.join(&e.path).ancestors().skip(1).take_while(|a| a.starts_with(root)).map(Path::to_owned).collect::<Vec<_>>())
+        .flat_map(|e| {
+            root.join(&e.path)
+                .ancestors()
+                .skip(1)
+                .take_while(|a| a.starts_with(root))
+                .map(Path::to_owned)
+                .collect::<Vec<_>>()
+        })
         .collect();
     folders.sort();
     folders.dedup();

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-};
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 
@@ -19,7 +17,10 @@ const MERGE_ROWS: usize = 8_192;
 pub enum Hot {
     Rows(RecordBatch),
     /// A frame of the log, still compressed, standing for its rows of `raw` above an LSN.
-    Frame { frame: Arc<Frame>, above: Lsn },
+    Frame {
+        frame: Arc<Frame>,
+        above: Lsn,
+    },
 }
 
 impl Hot {

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, BinaryArray, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    ArrayRef, BinaryArray, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
@@ -143,12 +145,6 @@ pub struct CommitPolicy {
     pub bytes: usize,
 }
 
-impl CommitPolicy {
-    pub fn with_memory(bytes: usize) -> Self {
-        Self { recent_every: Duration::from_secs(60), old_every: Duration::from_secs(300), rows: 256 << 10, bytes }
-    }
-}
-
 /// Most partitions that one commit of old rows touches.
 const OLD_PARTITIONS: usize = 1_000;
 
@@ -211,7 +207,10 @@ impl LakeView {
         let mut batches: Vec<RecordBatch> = Vec::new();
         for part in parts {
             let batch = part.batch(&spec.schema).map_err(failed)?;
-            if class == Class::Old && !batches.is_empty() && files::count_partitions(spec, &batch, &mut reached) > OLD_PARTITIONS {
+            if class == Class::Old
+                && !batches.is_empty()
+                && files::count_partitions(spec, &batch, &mut reached) > OLD_PARTITIONS
+            {
                 break;
             }
             batches.push(batch);
@@ -268,7 +267,9 @@ impl LakeView {
                     } else if count == wanted.len() {
                         Ok(Some(rows.batch.clone()))
                     } else {
-                        filter_record_batch(&rows.batch, &BooleanArray::from(wanted)).map(Some).map_err(|e| e.to_string())
+                        filter_record_batch(&rows.batch, &BooleanArray::from(wanted))
+                            .map(Some)
+                            .map_err(|e| e.to_string())
                     }
                 };
                 Ok((pick(Class::Recent)?.map(Hot::Rows), pick(Class::Old)?, rows.floor))

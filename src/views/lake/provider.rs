@@ -101,8 +101,8 @@ impl LakeSnapshot {
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let source = ParquetSource::new(self.schema.clone())
-            .with_table_parquet_options(state.default_table_options().parquet);
+        let source =
+            ParquetSource::new(self.schema.clone()).with_table_parquet_options(state.default_table_options().parquet);
         let schema = self.schema.table_schema();
         let merged = Statistics::try_merge_iter(files.iter().filter_map(|f| f.statistics.as_deref()), schema)?;
         let groups: Vec<FileGroup> = FileGroup::new(files).split_files(state.config().target_partitions());
@@ -141,8 +141,7 @@ impl TableProvider for LakeSnapshot {
         let Some(floor) = self.state.floor else { return self.scan_all(state, projection, filters, limit) };
         // Rows below the retention's floor are hidden at once; their files go in their own time.
         let name = schema.field(self.spec.time_column).name();
-        let above = col(name.as_str())
-            .gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(floor), Some("UTC".into()))));
+        let above = col(name.as_str()).gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(floor), Some("UTC".into()))));
         let mut columns: Vec<usize> = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
         let wanted: Vec<usize> = (0..columns.len()).collect();
         if !columns.contains(&self.spec.time_column) {

@@ -94,7 +94,11 @@ impl ObjectStore for SyncedFiles {
         }
     }
 
-    async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let target = self.inner.path_to_filesystem(location)?;
         let inner = self.inner.put_multipart_opts(location, options).await?;
         Ok(Box::new(SyncedUpload { inner, target }))

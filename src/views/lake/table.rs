@@ -83,18 +83,16 @@ impl LakeTable {
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
         }
-        let mut table = runtime
-            .block_on(open_or_create(&spec, &full_schema))
-            .map_err(|e| delta_error(&spec.root, &e))?;
+        let mut table =
+            runtime.block_on(open_or_create(&spec, &full_schema)).map_err(|e| delta_error(&spec.root, &e))?;
         if writable {
             runtime.block_on(add_columns(&mut table, &spec, &full_schema))?;
         }
         let apps = [log.app(Class::Recent), log.app(Class::Old)];
         let mut committed = [log.zero; 2];
         for (at, app) in committed.iter_mut().zip(&apps) {
-            let found = runtime.block_on(async {
-                table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await
-            });
+            let found = runtime
+                .block_on(async { table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await });
             if let Some(lsn) = found.map_err(|e| delta_error(&spec.root, &e))? {
                 *at = lsn as u64;
             }
@@ -242,7 +240,9 @@ impl LakeTable {
         let reason = error.to_string();
         let failed = |reason: String| ViewError::Failed { view: self.spec.name.clone(), reason };
         delta.table.state = None;
-        self.runtime.block_on(delta.table.load()).map_err(|e| failed(format!("{reason}; reading the table again: {e}")))?;
+        self.runtime
+            .block_on(delta.table.load())
+            .map_err(|e| failed(format!("{reason}; reading the table again: {e}")))?;
         let files = read_files(&self.spec, &delta.table).map_err(|e| failed(format!("{reason}; {e}")))?;
         let happened = change.add.iter().chain(&change.remove).next().is_some()
             && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
@@ -269,9 +269,8 @@ impl LakeTable {
 
 async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTable, DeltaTableError> {
     let url = ensure_table_uri(spec.root.to_string_lossy())?;
-    let mut table = DeltaTableBuilder::from_url(url.clone())?
-        .with_storage_backend(Arc::new(SyncedFiles::new()), url)
-        .build()?;
+    let mut table =
+        DeltaTableBuilder::from_url(url.clone())?.with_storage_backend(Arc::new(SyncedFiles::new()), url).build()?;
     match table.load().await {
         Ok(()) => return Ok(table),
         Err(DeltaTableError::NotATable(_)) => {}
@@ -317,8 +316,7 @@ async fn add_columns(table: &mut DeltaTable, spec: &TableSpec, wanted: &SchemaRe
     let fields: Vec<_> = columns.fields().cloned().collect();
     let schema = state.schema().add(fields.clone()).map_err(|e| failed(e.to_string()))?;
     let metadata = state.metadata().clone().with_schema(&schema).map_err(|e| failed(e.to_string()))?;
-    let properties =
-        CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false));
+    let properties = CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false));
     let done = CommitBuilder::from(properties)
         .with_actions(vec![Action::Metadata(metadata)])
         .build(Some(state as &dyn TableReference), table.log_store(), DeltaOperation::AddColumn { fields })

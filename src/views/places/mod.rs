@@ -121,7 +121,11 @@ impl State {
 impl Places {
     /// Opens the places of a stream; none where there are none and `writable` is false.
     pub fn open(path: &Path, cache_bytes: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let file = if writable { Some(StateFile::open(path, cache_bytes)?) } else { StateFile::open_read_only(path, cache_bytes)? };
+        let file = if writable {
+            Some(StateFile::open(path, cache_bytes)?)
+        } else {
+            StateFile::open_read_only(path, cache_bytes)?
+        };
         let Some(file) = file else { return Ok(None) };
         let places = Self { file, state: RwLock::default() };
         places.load()?;
@@ -176,7 +180,13 @@ impl Places {
     }
 
     /// The nearest venues, at most `limit`, nearest first, ties by id; and the LSN that the answer reaches.
-    pub fn nearby(&self, lat: f64, lon: f64, limit: usize, within_m: Option<f64>) -> Result<(Vec<Near>, Lsn), ViewError> {
+    pub fn nearby(
+        &self,
+        lat: f64,
+        lon: f64,
+        limit: usize,
+        within_m: Option<f64>,
+    ) -> Result<(Vec<Near>, Lsn), ViewError> {
         let failed = |e: redb::Error| ViewError::Failed { view: "places".into(), reason: e.to_string() };
         let Some(point) = sphere::unit_vector(lat, lon) else { return Ok((Vec::new(), self.applied())) };
         let state = self.read();
@@ -212,7 +222,11 @@ impl Places {
             high.push(1);
             let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
             if let Some(table) = &table {
-                for edge in table.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(|e| failed(e.into()))?.take(EVENTS_PER_VENUE) {
+                for edge in table
+                    .range::<&[u8]>(low.as_slice()..high.as_slice())
+                    .map_err(|e| failed(e.into()))?
+                    .take(EVENTS_PER_VENUE)
+                {
                     keys.insert(edge.map_err(|e| failed(e.into()))?.0.value().to_vec());
                 }
             }
@@ -300,7 +314,8 @@ impl PlacesView {
         let Some(def) = &self.stream.def.places else { return };
         let batch = &rows.batch;
         let version = self.stream.def.version.as_deref().unwrap_or("event_time");
-        let columns = [&def.venue, &def.name, &def.lat, &def.lon, &def.event, &def.date].map(|c| batch.column_by_name(c));
+        let columns =
+            [&def.venue, &def.name, &def.lat, &def.lon, &def.event, &def.date].map(|c| batch.column_by_name(c));
         let [Some(venue), Some(name), Some(lat), Some(lon), Some(event), Some(date)] = columns else { return };
         let Some(version) = batch.column_by_name(version) else { return };
         let floats = |a: &ArrayRef| a.as_any().downcast_ref::<Float64Array>().cloned();

@@ -5,14 +5,12 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
-use tantivy::schema::{
-    FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions,
-};
+use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, TantivyError};
 
 use super::text;
-use crate::schema::SearchDef;
 use crate::event::Lsn;
+use crate::schema::SearchDef;
 use crate::views::ViewError;
 
 /// Version of the payload and of the fields' layout.
@@ -54,7 +52,11 @@ pub fn schema(def: &SearchDef) -> (Schema, Fields) {
         event_time: builder.add_i64_field("event_time", FAST),
         text: def.text.iter().map(|n| builder.add_text_field(&format!("text/{n}"), options(&words))).collect(),
         exact: def.exact.iter().map(|n| builder.add_text_field(&format!("exact/{n}"), options(&whole))).collect(),
-        geo: def.geo.iter().map(|n| builder.add_f64_field(&format!("geo/{n}"), NumericOptions::default().set_fast())).collect(),
+        geo: def
+            .geo
+            .iter()
+            .map(|n| builder.add_f64_field(&format!("geo/{n}"), NumericOptions::default().set_fast()))
+            .collect(),
     };
     (builder.build(), fields)
 }
@@ -171,10 +173,6 @@ fn open_part(folder: &Path, schema: &Schema) -> Result<Part, TantivyError> {
     let directory = MmapDirectory::open(folder)?;
     let index = Index::builder().schema(schema.clone()).settings(settings).open_or_create(directory)?;
     index.tokenizers().register(text::NAME, text::Words::default());
-    let reader = index
-        .reader_builder()
-        .reload_policy(ReloadPolicy::Manual)
-        .doc_store_cache_num_blocks(0)
-        .try_into()?;
+    let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
     Ok(Part { index, reader })
 }

@@ -49,7 +49,13 @@ pub struct SearchView {
 }
 
 impl SearchView {
-    pub fn new(index: Arc<SearchIndex>, stream: Arc<Stream>, log: u64, zero: Lsn, memory: usize) -> Result<Self, ViewError> {
+    pub fn new(
+        index: Arc<SearchIndex>,
+        stream: Arc<Stream>,
+        log: u64,
+        zero: Lsn,
+        memory: usize,
+    ) -> Result<Self, ViewError> {
         let committed = index.position(log, zero)?;
         index.set_visible(committed);
         let name = positions::search(&stream.name);

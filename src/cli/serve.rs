@@ -1,0 +1,99 @@
+//! What `run` and `demo` share: a pipeline with its HTTP server, until a signal.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+
+use crate::config::Config;
+use crate::runtime::folder::Address;
+use crate::runtime::{Options, POLL, Running, RuntimeError, stop_signal};
+use crate::server::{Parts, Server};
+
+/// How often metrics are brought up to date.
+const METRICS_EVERY: Duration = Duration::from_secs(1);
+
+/// Binds the configured address; a taken port is a message.
+pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
+    let address = config.server.http;
+    TcpListener::bind(address).map_err(|e| {
+        RuntimeError::Failed(format!(
+            "{address}: {e}; stop what listens there, or choose another port (`[server] http`, or --port for the demo)"
+        ))
+    })
+}
+
+/// Runs until asked to stop; `tick` is called about every 50 ms.
+pub fn serve(
+    config: &Config,
+    listener: TcpListener,
+    runtime: &tokio::runtime::Runtime,
+    mut tick: impl FnMut(&Running),
+) -> Result<(), RuntimeError> {
+    let metrics = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0])
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
+    let mut running = Running::start(config, Options::default(), runtime.handle())?;
+    let address = listener.local_addr().map_err(|e| RuntimeError::Failed(e.to_string()))?;
+    let parts = Parts {
+        answers: running.answers.clone(),
+        ingest: if config.server.ingest { Some(running.ingest()?) } else { None },
+        remembered: std::mem::take(&mut running.remembered),
+        readiness: running.readiness(),
+        metrics: metrics.clone(),
+        body_bytes: config.limits.body,
+        record_bytes: config.limits.record,
+        cut_bytes: config.limits.dead_letter,
+        connections: config.limits.connections,
+        tokens: read_tokens(config)?,
+        tls: config.server.tls.clone(),
+        hosts: vec![address.ip().to_string()],
+    };
+    let server = runtime
+        .block_on(Server::start(listener, parts))
+        .map_err(|e| RuntimeError::Failed(format!("{address}: {e}")))?;
+    running.folder.publish_address(&Address {
+        pid: std::process::id(),
+        http: address,
+        tls: config.server.tls.is_some(),
+    })?;
+    tracing::info!(%address, "ready");
+    let signal = runtime.spawn(stop_signal());
+    let mut since_metrics = METRICS_EVERY;
+    while !signal.is_finished() && !running.has_failed() {
+        tick(&running);
+        since_metrics += POLL;
+        if since_metrics >= METRICS_EVERY {
+            running.publish_metrics();
+            metrics.run_upkeep();
+            since_metrics = Duration::ZERO;
+        }
+        std::thread::sleep(POLL);
+    }
+    tracing::info!("stopping");
+    running.folder.remove_address();
+    running.stop.ask();
+    runtime.block_on(server.stop());
+    running.stop()
+}
+
+/// Lines of `<SHA-256 in hexadecimal> read|write`, as `weir token create` writes them.
+fn read_tokens(config: &Config) -> Result<Vec<([u8; 32], bool)>, RuntimeError> {
+    let Some(path) = &config.server.token_file else { return Ok(Vec::new()) };
+    let wrong =
+        |what: &str| RuntimeError::Config(format!("{}: {what}; make one with `weir token create`", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e.to_string()))?;
+    let tokens: Vec<([u8; 32], bool)> = text
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+        .map(|line| {
+            let (hash, rights) = line.split_once(' ').ok_or_else(|| wrong("a line is no token"))?;
+            let bytes: Vec<u8> =
+                (0..hash.len() / 2).filter_map(|i| u8::from_str_radix(hash.get(2 * i..2 * i + 2)?, 16).ok()).collect();
+            let hash: [u8; 32] = bytes.try_into().map_err(|_| wrong("a line is no token"))?;
+            Ok((hash, rights.trim() == "write"))
+        })
+        .collect::<Result<_, RuntimeError>>()?;
+    if tokens.is_empty() { Err(wrong("holds no token")) } else { Ok(tokens) }
+}

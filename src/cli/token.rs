@@ -1,0 +1,47 @@
+//! `weir token create`: a random bearer token, of which only the hash is kept.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use sha2::{Digest, Sha256};
+
+use super::{Global, output};
+use crate::runtime::RuntimeError;
+
+#[derive(Debug, Args)]
+pub struct Token {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Makes a token, prints it once, and adds its hash to `[server] token_file`.
+    Create {
+        /// The token may ask, but not send events.
+        #[arg(long)]
+        read_only: bool,
+        /// The file of hashes.
+        #[arg(long, value_name = "FILE", default_value = "weir.tokens")]
+        file: std::path::PathBuf,
+    },
+}
+
+impl Token {
+    pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let What::Create { read_only, file } = &self.what;
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let token = format!("weir_{}", hex(&rand::random::<[u8; 32]>()));
+        let line = format!("{} {}\n", hex(&Sha256::digest(&token)), if *read_only { "read" } else { "write" });
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(file)
+            .and_then(|mut f| f.write_all(line.as_bytes()).and_then(|()| f.sync_all()))
+            .map_err(|e| RuntimeError::Failed(format!("{}: {e}", file.display())))?;
+        eprintln!("weir: its hash is in {}; the token itself is shown only now", file.display());
+        output::write(format!("{token}\n").as_bytes())
+    }
+}

@@ -1,0 +1,72 @@
+//! Errors as `{"error":{"code","message","hint"}}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::ingest::IngestError;
+use crate::query::QueryError;
+
+/// A refused request.
+#[derive(Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub message: String,
+    pub hint: &'static str,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>, hint: &'static str) -> Self {
+        Self { status, code, message: message.into(), hint }
+    }
+
+    pub fn bad_request(message: impl Into<String>, hint: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message, hint)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
+        let mut response = (self.status, Json(body)).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        let message = error.to_string();
+        match error {
+            QueryError::Invalid(_) => Self::bad_request(message, "see /docs for the parameters"),
+            QueryError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", message, ""),
+            QueryError::Limit(_) => Self::new(StatusCode::BAD_REQUEST, "limit", message, "narrow the question"),
+            QueryError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again"),
+            QueryError::Failed(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message, "see the log"),
+        }
+    }
+}
+
+impl From<IngestError> for ApiError {
+    fn from(error: IngestError) -> Self {
+        let message = error.to_string();
+        let hint = "nothing was stored; send it again";
+        match error {
+            IngestError::Full { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message, hint),
+            IngestError::NoSpace { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "log_full", message, hint),
+            IngestError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint),
+            IngestError::Refused(_) => Self::bad_request(message, hint),
+        }
+    }
+}
+
+pub async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", uri.path()), "see /docs")
+}
+
+pub async fn bad_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method", "see /docs")
+}

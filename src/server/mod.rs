@@ -1,0 +1,178 @@
+//! HTTP: records in, questions answered, the process watched. Loopback unless tokens and TLS are configured.
+
+mod connections;
+mod error;
+mod guard;
+mod intake;
+mod live;
+mod page;
+mod routes;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware;
+use axum_server::Handle;
+use axum_server::accept::DefaultAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
+
+use crate::ingest::Ingest;
+use crate::operators::Answer;
+use crate::runtime::questions::Answers;
+use connections::Limit;
+use intake::IdempotencyKeys;
+
+/// How long open requests may go on once the server stops.
+const GRACE: Duration = Duration::from_secs(3);
+/// A client must have sent its request's head by then.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+
+/// What the server works with.
+pub struct Parts {
+    pub answers: Answers,
+    /// None: taking records in over HTTP is switched off.
+    pub ingest: Option<Ingest>,
+    /// Answers given under idempotency keys before this start.
+    pub remembered: Vec<(String, [u8; 32], Answer)>,
+    /// Why the process is not ready, if it is not.
+    pub readiness: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub metrics: PrometheusHandle,
+    pub body_bytes: usize,
+    pub record_bytes: usize,
+    pub cut_bytes: usize,
+    pub connections: usize,
+    /// SHA-256 of the tokens that are let in, with whether they may write; none needed where empty.
+    pub tokens: Vec<([u8; 32], bool)>,
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Hosts that requests may name beside loopback's.
+    pub hosts: Vec<String>,
+}
+
+/// State that routes share.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+pub(crate) struct Inner {
+    parts: Parts,
+    ingest: Mutex<Option<Ingest>>,
+    keys: IdempotencyKeys,
+    stop: CancellationToken,
+}
+
+impl App {
+    fn new(mut parts: Parts, stop: CancellationToken) -> Self {
+        let ingest = Mutex::new(parts.ingest.take());
+        let keys = IdempotencyKeys::new(std::mem::take(&mut parts.remembered));
+        Self(Arc::new(Inner { parts, ingest, keys, stop }))
+    }
+
+    fn ingest(&self) -> Option<Ingest> {
+        self.0.ingest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Weir",
+    description = "Live JSON events: taken in, kept, and asked.",
+    license(name = "MIT OR Apache-2.0")
+))]
+struct Document;
+
+fn api() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(intake::post_events))
+        .routes(routes!(routes::count))
+        .routes(routes!(routes::search))
+        .routes(routes!(routes::nearby))
+        .routes(routes!(routes::status))
+        .routes(routes!(routes::sql))
+        .routes(routes!(live::live))
+        .routes(routes!(routes::healthz))
+        .routes(routes!(routes::readyz))
+        .routes(routes!(routes::metrics))
+        .routes(routes!(page::index))
+        .routes(routes!(page::script))
+}
+
+/// The description of every route.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    api().into_openapi()
+}
+
+fn router(app: App) -> Router {
+    let (router, document) = api().split_for_parts();
+    let docs = SwaggerUi::new("/docs")
+        .config(SwaggerConfig::new(["/openapi.json"]).validator_url("none"))
+        .url("/openapi.json", document);
+    router
+        .merge(docs)
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::bad_method)
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+/// A server at work.
+pub struct Server {
+    app: App,
+    handle: Handle<SocketAddr>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Serves on a bound listener.
+    pub async fn start(listener: std::net::TcpListener, parts: Parts) -> std::io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let tls = match &parts.tls {
+            None => None,
+            Some((certificate, key)) => Some(RustlsConfig::from_pem_file(certificate, key).await?),
+        };
+        let slots = Arc::new(Semaphore::new(parts.connections));
+        let app = App::new(parts, CancellationToken::new());
+        let handle = Handle::new();
+        let service = router(app.clone()).into_make_service();
+        let serving = handle.clone();
+        macro_rules! serve {
+            ($acceptor:expr) => {{
+                let acceptor = Limit { inner: $acceptor, slots, first_byte: HEAD_TIME };
+                let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(serving);
+                server
+                    .http_builder()
+                    .http1()
+                    .timer(hyper_util::rt::TokioTimer::new())
+                    .header_read_timeout(HEAD_TIME)
+                    .max_buf_size(64 << 10);
+                tokio::spawn(server.serve(service))
+            }};
+        }
+        let task = match tls {
+            None => serve!(DefaultAcceptor::new()),
+            Some(config) => {
+                let mut only_http1 = (*config.get_inner()).clone();
+                only_http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+                config.reload_from_config(Arc::new(only_http1));
+                serve!(RustlsAcceptor::new(config).handshake_timeout(Duration::from_secs(5)))
+            }
+        };
+        Ok(Self { app, handle, task })
+    }
+
+    /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping it.
+    pub async fn stop(self) {
+        self.app.0.stop.cancel();
+        self.handle.graceful_shutdown(Some(GRACE));
+        let _ = self.task.await;
+        self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}

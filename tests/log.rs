@@ -1,0 +1,174 @@
+//! Torn, flipped and truncated bytes of the log: what was never acknowledged is cut, what was acknowledged is never dropped in
+//! silence; and the n-th write or sync that fails loses nothing before it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use weir::storage::{Disk, Storage};
+use weir::testing::FaultyDisk;
+use weir::wal::record::compress;
+use weir::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
+
+use crate::support::{Bench, Numbers, copy, files, holds_exactly, ndjson, records};
+
+fn frame(content: &str) -> Frame {
+    let mut records = RecordsBuilder::default();
+    records.push(content.as_bytes());
+    records.push(b"second");
+    let records = records.finish();
+    Frame {
+        header: Header {
+            kind: Kind::Record,
+            count: 2,
+            first_lsn: 0,
+            first_position: 0,
+            previous_position: 0,
+            received_at: 0,
+            configuration: 0,
+            synced_lsn: 0,
+            source: "s".into(),
+            partition: "p".into(),
+            stream: "t".into(),
+        },
+        block_bytes: records.page().len() as u32,
+        block: compress(records.page()).expect("memory"),
+        about: About::default(),
+    }
+}
+
+fn options(folder: PathBuf) -> WalOptions {
+    WalOptions { folder, instance: 0, zero: 0, segment_bytes: 4096 }
+}
+
+fn read_all(storage: Arc<dyn Storage>, folder: PathBuf, to: u64) -> Vec<String> {
+    let mut reader = LogReader::new(storage, folder, 0);
+    let mut out = Vec::new();
+    while let Some(frame) = reader.next(to).expect("readable") {
+        out.push(String::from_utf8(frame.records().expect("readable").get(0).to_vec()).expect("text"));
+    }
+    out
+}
+
+#[test]
+fn whatever_operation_fails_what_was_acknowledged_is_there_after_reopening() {
+    for fails_at in 0..120 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("log");
+        let disk = Arc::new(FaultyDisk::failing_at(fails_at));
+        let mut acknowledged = Vec::new();
+        if let Ok((mut wal, _)) = Wal::open(disk.clone(), options(log.clone()), 1, 0) {
+            for n in 0..40 {
+                let content = format!("record {n} {}", "x".repeat(n * 7));
+                let mut frame = frame(&content);
+                if wal.append(&mut frame).and_then(|()| wal.sync()).is_err() {
+                    break;
+                }
+                acknowledged.push(content);
+            }
+        }
+        // What the cache held and the disk did not is gone with the power.
+        disk.lose_what_was_not_synced();
+        let storage: Arc<dyn Storage> = Arc::new(Disk);
+        let (wal, found) = Wal::open(storage.clone(), options(log.clone()), 1, 0).expect("opens again");
+        let read = read_all(storage, log, wal.synced_lsn());
+        assert!(read.len() >= acknowledged.len(), "operation {fails_at}: {} of {}", read.len(), acknowledged.len());
+        assert_eq!(read[..acknowledged.len()], acknowledged, "operation {fails_at}");
+        assert_eq!(found.last_lsn, wal.synced_lsn());
+    }
+}
+
+#[test]
+fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let storage: Arc<dyn Storage> = Arc::new(Disk);
+    let mut ends = Vec::new();
+    {
+        let mut options = options(log.clone());
+        options.segment_bytes = 1 << 20;
+        let (mut wal, _) = Wal::open(storage.clone(), options, 1, 0).expect("opens");
+        for n in 0..20 {
+            wal.append(&mut frame(&format!("record {n}"))).expect("room");
+            ends.push(wal.sync().expect("synced"));
+        }
+    }
+    let segment = files(&log).into_keys().next().expect("a segment");
+    let good = std::fs::read(&segment).expect("readable");
+    let used = good.iter().rposition(|b| *b != 0).expect("frames") + 1;
+    let mut numbers = Numbers(5);
+    let (mut cut, mut refused) = (0, 0);
+    for _ in 0..300 {
+        let mut bad = good.clone();
+        let at = 64 + numbers.below(used as u64 - 64) as usize;
+        match numbers.below(3) {
+            0 => bad[at] ^= 1 << numbers.below(8),
+            1 => bad.truncate(at),
+            _ => bad[at..(at + 40).min(used)].fill(numbers.below(256) as u8),
+        }
+        if bad == good {
+            continue;
+        }
+        std::fs::write(&segment, &bad).expect("writable");
+        let mut options = options(log.clone());
+        options.segment_bytes = 1 << 20;
+        match Wal::open(storage.clone(), options, 1, 0) {
+            Ok((wal, found)) => {
+                // Only the last frame is not known synced by a later one; damage over both leaves no witness.
+                assert!(found.last_lsn >= 36 || bad.len() < good.len(), "{}", found.last_lsn);
+                let read = read_all(storage.clone(), log.clone(), wal.synced_lsn());
+                assert!(read.iter().enumerate().all(|(n, r)| *r == format!("record {n}")));
+                cut += 1;
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("damaged"), "{error}");
+                assert_eq!(std::fs::read(&segment).expect("readable"), bad, "nothing is changed");
+                refused += 1;
+            }
+        }
+        std::fs::write(&segment, &good).expect("writable");
+    }
+    assert!(cut > 0 && refused > 0, "{cut} cut, {refused} refused");
+}
+
+#[test]
+fn a_log_cut_below_the_views_refuses_with_65_and_changes_nothing() {
+    let bench = Bench::new("");
+    let all = records(2_000, 3);
+    bench.write("in.ndjson", &ndjson(&all));
+    bench.once();
+    copy(&bench.path("data"), &bench.path("good"));
+    let segment = files(&bench.path("data/log")).into_keys().next().expect("a segment");
+    let mut bytes = std::fs::read(&segment).expect("readable");
+    bytes[2_000..].fill(0);
+    std::fs::write(&segment, bytes).expect("writable");
+    let before = files(&bench.path("data/log"));
+    let output = bench.output(&["run", "--once"]);
+    assert_eq!(output.status.code(), Some(65), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(files(&bench.path("data/log")), before);
+    // A copy of the folder from before opens under another name.
+    std::fs::remove_dir_all(bench.path("data")).expect("removable");
+    std::fs::rename(bench.path("good"), bench.path("data")).expect("movable");
+    bench.once();
+    holds_exactly(&bench, &all);
+}
+
+#[test]
+fn newer_formats_are_refused_with_65() {
+    let bench = Bench::new("");
+    bench.write("in.ndjson", &ndjson(&records(50, 1)));
+    bench.once();
+    for (folder, what) in [("data/log", "log format"), ("data/operators", "snapshot format")] {
+        let path = files(&bench.path(folder)).into_keys().next_back().expect("a file");
+        let good = std::fs::read(&path).expect("readable");
+        let mut newer = good.clone();
+        newer[8] = 99;
+        std::fs::write(&path, &newer).expect("writable");
+        let output = bench.output(&["run", "--once"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(65), "{message}");
+        assert!(message.contains(what), "{message}");
+        assert_eq!(std::fs::read(&path).expect("readable"), newer);
+        std::fs::write(&path, good).expect("writable");
+    }
+    bench.once();
+}

@@ -1,0 +1,8 @@
+//! All integration tests, one binary. Each drives the built program or public modules and compares with a recount of its own.
+
+mod crash;
+mod log;
+mod recording;
+mod streams;
+mod support;
+mod tidy;

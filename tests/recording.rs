@@ -1,0 +1,126 @@
+//! The main job on files: made records and, where there are recordings, those.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+use crate::support::{Bench, holds_exactly, ndjson, recordings, records, repeats};
+
+#[test]
+fn every_answer_agrees_with_a_recount_and_a_second_run_adds_nothing() {
+    let bench = Bench::new("");
+    let all = records(5_000, 1);
+    bench.write("in.ndjson", &ndjson(&all));
+    bench.once();
+    holds_exactly(&bench, &all);
+    let before = bench.all_answers();
+    bench.once();
+    assert_eq!(bench.all_answers(), before);
+}
+
+#[test]
+fn two_halves_with_a_restart_answer_as_one_run() {
+    let all = records(3_000, 2);
+    let (whole, halves) = (Bench::new(""), Bench::new(""));
+    whole.write("in.ndjson", &ndjson(&all));
+    whole.once();
+    halves.write("in.ndjson", &ndjson(&all[..1_234]));
+    halves.once();
+    halves.write("in.ndjson", &ndjson(&all));
+    halves.once();
+    assert_eq!(whole.all_answers(), halves.all_answers());
+}
+
+#[test]
+fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
+    let all = records(400, 4);
+    let plain = Bench::new("");
+    plain.write("in.ndjson", &ndjson(&all));
+    plain.once();
+    let want = plain.all_answers();
+    let config = |path: &str| {
+        format!(
+            "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
+        )
+    };
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    let array = serde_json::to_string_pretty(&all).expect("JSON");
+    let twice: Vec<u8> = all.iter().flat_map(|r| format!("{}\n", Value::String(r.to_string())).into_bytes()).collect();
+    for (name, bytes) in [("x.ndjson.gz", gzip(&ndjson(&all))), ("x.json", array.into_bytes()), ("twice.ndjson", twice)]
+    {
+        let bench = Bench::new("");
+        bench.write(name, &bytes);
+        bench.configure(&config(name));
+        bench.once();
+        bench.once();
+        let mut got = bench.all_answers();
+        got.insert("raw".into(), want["raw"].clone());
+        assert_eq!(got, want, "{name}");
+    }
+    let folder = Bench::new("");
+    std::fs::create_dir(folder.path("many")).expect("a folder");
+    folder.write("many/a.ndjson", &ndjson(&all[..150]));
+    folder.write("many/b.ndjson.gz", &gzip(&ndjson(&all[150..])));
+    folder.configure(&config("many"));
+    folder.once();
+    // A renamed file is not read again.
+    std::fs::rename(folder.path("many/a.ndjson"), folder.path("many/c.ndjson")).expect("movable");
+    folder.once();
+    assert_eq!(folder.all_answers(), want);
+}
+
+#[test]
+fn a_cut_line_is_told_once_and_read_whole_when_it_is_completed() {
+    let all = records(100, 5);
+    let whole = ndjson(&all);
+    let bench = Bench::new("");
+    let cut = whole.len() - 200;
+    bench.write("in.ndjson", &whole[..cut]);
+    bench.once();
+    bench.once();
+    assert_eq!(bench.number("select count(*) from rsvps"), 99);
+    assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+    let mut file = std::fs::OpenOptions::new().append(true).open(bench.path("in.ndjson")).expect("a file");
+    file.write_all(&whole[cut..]).expect("writable");
+    bench.once();
+    assert_eq!(bench.number("select count(*) from rsvps"), 100);
+    assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+}
+
+#[test]
+fn a_file_that_became_shorter_halts_its_source() {
+    let all = ndjson(&records(100, 6));
+    let bench = Bench::new("");
+    bench.write("in.ndjson", &all);
+    bench.once();
+    bench.write("in.ndjson", &all[..500]);
+    let output = bench.output(&["run", "--once"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("shorter"));
+    assert_eq!(bench.number("select count(*) from rsvps"), 100);
+}
+
+#[test]
+fn recordings_agree_with_a_recount() {
+    let Some(folder) = recordings() else { return };
+    let bytes = std::fs::read(folder.join("rsvps-2015-03-08.ndjson")).expect("the recording");
+    let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
+    let all: Vec<Value> = lines.filter_map(|l| serde_json::from_slice(l).ok()).collect();
+    let bench = Bench::new("");
+    bench.write("in.ndjson", &bytes);
+    bench.once();
+    assert_eq!(bench.number("select count(*) from rsvps"), all.len() as u64);
+    let acts = repeats(&all).iter().filter(|r| !**r).count() as u64;
+    assert_eq!(bench.number("select count(*) from rsvps where not repeat"), acts);
+    assert_eq!(bench.ask(&["count"])["count"], acts);
+    // A question about seconds that are not whole reads the edges from the table.
+    let from = all[100]["mtime"].as_i64().expect("a number");
+    let to = from + 61_234;
+    let inside = |r: &&Value| (from..to).contains(&r["mtime"].as_i64().expect("a number"));
+    let count = bench.ask(&["count", "--repeats", "--from", &from.to_string(), "--to", &to.to_string()]);
+    assert_eq!(count["count"], all.iter().filter(inside).count() as u64);
+}

@@ -1,0 +1,130 @@
+//! Streams by declaration alone, and what happens to records that do not fit.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::support::Bench;
+
+const SENSORS: &str = r#"
+[[sources]]
+name = "in"
+type = "file"
+path = "in.ndjson"
+stream = "sensors"
+[streams.sensors]
+schema = "id varchar not null, at timestamp not null, kind varchar, note varchar, reading struct<value double, unit varchar>, tags array<varchar>"
+select = "select at as event_time, id, upper(kind) as kind, note, reading['value'] as value, reading['unit'] as unit, tags, 10 / length(note) as density from sensors"
+require = ["value < 1000", "unit in ('C', 'F')"]
+key = "id"
+repeat = { same = ["value"], within = "1s" }
+count = { type = "kind", by = ["unit"] }
+search = { text = ["note", "tags"], exact = ["id"] }
+"#;
+
+#[test]
+fn an_invented_stream_goes_through_everything_by_configuration_alone() {
+    let bench = Bench::new("");
+    bench.configure(SENSORS);
+    let lines = [
+        r#"{"id":"a","at":"2024-05-01T10:00:00Z","kind":"air","note":"warm room","reading":{"value":21,"unit":"C"},"tags":["hall","north"]}"#,
+        r#"{"id":"a","at":"2024-05-01T10:00:00.400Z","kind":"air","note":"warm room","reading":{"value":21.0,"unit":"C"},"tags":null}"#,
+        r#"{"id":7,"at":"2024-05-01T12:00:00+01:00","kind":"soil","note":"wet","reading":{"value":8,"unit":"F"},"extra":1}"#,
+        r#"{"id":"b","at":"2024-05-01T11:00:01Z","kind":"soil","note":"hot","reading":{"value":2000,"unit":"F"}}"#,
+        r#"{"id":"b","at":"2024-05-01T11:00:01Z","kind":"soil","note":"odd","reading":{"value":5,"unit":null}}"#,
+        r#"{"id":"c","at":"2024-05-01T11:00:01Z","note":"","reading":{"value":5,"unit":"C"}}"#,
+        r#"{"id":null,"at":"2024-05-01T11:00:01Z"}"#,
+        r#"{"id":"d","at":"yesterday"}"#,
+        r#"{"id":"e","at":"2024-05-01T11:00:01Z","reading":{"value":"five"}}"#,
+        r#"{"id":"f","#,
+        r"[]",
+        r#""text""#,
+        "42",
+    ];
+    bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    bench.once();
+    let rows = bench.rows("select id, kind, value, repeat, event_time, density from sensors order by lsn");
+    assert_eq!(rows.len(), 3, "{rows:?}");
+    assert_eq!(rows[0]["kind"], "AIR");
+    assert_eq!((rows[0]["repeat"].as_bool(), rows[1]["repeat"].as_bool()), (Some(false), Some(true)));
+    assert_eq!(rows[2]["id"], "7");
+    assert_eq!(rows[2]["event_time"], "2024-05-01T11:00:00.000Z");
+    let reasons = bench.rows("select reason from dead_letters order by lsn");
+    let reasons: Vec<&str> = reasons.iter().filter_map(|r| r["reason"].as_str()).collect();
+    insta::assert_snapshot!(reasons.join("\n"));
+    assert_eq!(bench.ask(&["count", "--by", "unit"])["groups"][0]["unit"], "C");
+    assert_eq!(bench.ask(&["count", "--type", "AIR"])["count"], 1);
+    assert_eq!(bench.ask(&["search", "north warm"])["total"], 1);
+    assert_eq!(bench.ask(&["search", "id:7"])["hits"][0]["event"]["note"], "wet");
+    let drift = bench.rows("select field, records from weir.drift");
+    assert_eq!(drift[0]["field"], "extra");
+}
+
+#[test]
+fn standard_input_is_a_source() {
+    let bench = Bench::new("");
+    bench.configure(&SENSORS.replace("in.ndjson", "-"));
+    let mut child = bench.command(&["run", "--once"]).stdin(Stdio::piped()).spawn().expect("the binary runs");
+    let line = r#"{"id":"a","at":"2024-05-01T10:00:00Z","kind":"air","note":"x","reading":{"value":1,"unit":"C"}}"#;
+    child.stdin.take().expect("piped").write_all(line.as_bytes()).expect("writable");
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(bench.number("select count(*) from sensors"), 1);
+}
+
+#[test]
+fn a_changed_configuration_applies_from_its_record_on() {
+    let bench = Bench::new("");
+    bench.configure(SENSORS);
+    let line = |n: u32| {
+        format!(
+            "{{\"id\":\"a{n}\",\"at\":\"2024-05-01T10:00:{n:02}Z\",\"kind\":\"air\",\"note\":\"x\",\"reading\":{{\"value\":{n},\"unit\":\"C\"}}}}\n"
+        )
+    };
+    bench.write("in.ndjson", line(1).as_bytes());
+    bench.once();
+    let changed = SENSORS
+        .replace("tags, 10", "tags, value_squared, 10")
+        .replace("value_squared", "reading['value'] * reading['value'] as squared");
+    bench.configure(&changed);
+    bench.write("in.ndjson", (line(1) + &line(2)).as_bytes());
+    bench.once();
+    let rows = bench.rows("select squared from sensors order by lsn");
+    assert_eq!((rows[0]["squared"].is_null(), rows[1]["squared"].as_f64()), (true, Some(4.0)));
+    // What a table cannot take is refused, with the way out.
+    bench.configure(
+        &changed
+            .replace("upper(kind) as kind", "upper(kind) as kind, 1 as value2")
+            .replace("reading['unit'] as unit", "3 as unit")
+            .replace("\"unit in ('C', 'F')\"", ""),
+    );
+    let output = bench.output(&["run", "--once"]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn check_says_where_and_what_to_do() {
+    let bench = Bench::new("");
+    let wrong = [
+        SENSORS.replace("upper(kind)", "uper(kind)"),
+        SENSORS.replace("upper(kind)", "count(kind)"),
+        SENSORS.replace("upper(kind)", "random()"),
+        SENSORS.replace("from sensors\"", "from sensors limit 3\""),
+        SENSORS.replace("at as event_time, ", ""),
+        SENSORS.replace("value < 1000", "valu < 1000"),
+        SENSORS.replace("value < 1000", "value"),
+        SENSORS.replace("text = [\"note\"", "text = [\"nite\""),
+        SENSORS.replace("id varchar", "id varchr"),
+        SENSORS.replace("key = \"id\"", ""),
+        SENSORS.replace("note, reading", "note as lsn, reading"),
+    ];
+    let mut messages = Vec::new();
+    for text in wrong {
+        bench.configure(&text);
+        let output = bench.output(&["check"]);
+        assert_eq!(output.status.code(), Some(2));
+        let message = String::from_utf8_lossy(&output.stderr).replace(&bench.path("").display().to_string(), "");
+        messages.push(message);
+    }
+    bench.configure(SENSORS);
+    assert!(bench.output(&["check"]).status.success());
+    insta::assert_snapshot!(messages.concat());
+}

@@ -1,0 +1,243 @@
+//! A data folder of one test, made records, and an independent recount of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+/// The built binary.
+pub fn weir() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.env_remove("WEIR_DATA").stdin(Stdio::null());
+    command
+}
+
+/// A folder with a configuration, removed when the test ends.
+pub struct Bench {
+    folder: tempfile::TempDir,
+}
+
+/// Commits and snapshots so often that a kill meets them.
+pub const OFTEN: &str = "[limits]\nlake_rows = 300\nlake_recent = \"40ms\"\nlake_old = \"90ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\n";
+
+impl Bench {
+    /// A stream `rsvps` from the file `in.ndjson`; `extra` comes first in the configuration.
+    pub fn new(extra: &str) -> Self {
+        let bench = Self { folder: tempfile::tempdir().expect("a folder") };
+        bench.configure(&format!(
+            "{extra}\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
+        ));
+        bench.write("in.ndjson", b"");
+        bench
+    }
+
+    pub fn configure(&self, text: &str) {
+        self.write("weir.toml", format!("data = \"data\"\n{text}").as_bytes());
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path(name), bytes).expect("a file");
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = weir();
+        command.args(arguments).arg("-c").arg(self.path("weir.toml"));
+        command
+    }
+
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the binary runs")
+    }
+
+    /// Runs to the end, successfully.
+    pub fn once(&self) {
+        let output = self.output(&["run", "--once"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The JSON answer of a verb.
+    pub fn ask(&self, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.extend(["--output", "json"]);
+        let output = self.output(&all);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    pub fn rows(&self, query: &str) -> Vec<Value> {
+        self.ask(&["sql", query])["rows"].as_array().cloned().expect("rows")
+    }
+
+    pub fn number(&self, query: &str) -> u64 {
+        self.rows(&format!("select ({query}) as n"))[0]["n"].as_u64().expect("a number")
+    }
+
+    /// Everything that does not depend on when and how records came in.
+    pub fn all_answers(&self) -> BTreeMap<String, Value> {
+        let mut answers = BTreeMap::new();
+        let columns = "event_time, repeat, rsvp_id, mtime, response, guests, member_id, event_id, event_start, venue_id, lat, lon, country, topics";
+        answers.insert(
+            "rows".to_owned(),
+            self.rows(&format!("select {columns} from rsvps order by rsvp_id, mtime, guests, response, repeat, lat"))
+                .into(),
+        );
+        answers.insert(
+            "dead".to_owned(),
+            self.rows("select reason, stream, bytes from dead_letters order by bytes, reason").into(),
+        );
+        answers.insert(
+            "raw".to_owned(),
+            self.rows("select count(*) as n, count(distinct bytes) as d from raw where kind = 'record'").into(),
+        );
+        answers.insert("counts".to_owned(), without_as_of(self.ask(&["count", "--by", "country"])));
+        answers.insert(
+            "near".to_owned(),
+            without_as_of(self.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "50"])),
+        );
+        answers.insert("found".to_owned(), self.ask(&["search", "open"])["total"].clone());
+        answers
+    }
+}
+
+pub fn without_as_of(mut answer: Value) -> Value {
+    if let Some(members) = answer.as_object_mut() {
+        members.remove("as_of");
+    }
+    answer
+}
+
+/// The folder of recordings, if this machine has it.
+pub fn recordings() -> Option<PathBuf> {
+    let folder = std::env::var_os("WEIR_RECORDINGS").map(PathBuf::from).filter(|f| f.is_dir());
+    if folder.is_none() {
+        eprintln!("skipped: WEIR_RECORDINGS names no folder of recordings");
+    }
+    folder
+}
+
+/// A small generator of numbers, the same at every run.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Made records: answers with twins, updates, lateness, missing venues, zero coordinates and odd text.
+pub fn records(count: usize, seed: u64) -> Vec<Value> {
+    let mut numbers = Numbers(seed);
+    let countries = ["us", "GB", "de", "au"];
+    let names = ["Open mic night", "Café müller — \"quoted\"\t", "東京 meetup", "Rust & Beer 🍺", "Reopening"];
+    let mut out: Vec<Value> = Vec::new();
+    for n in 0..count as u64 {
+        if n > 20 && numbers.below(5) == 0 {
+            let back = numbers.below(20) as usize + 1;
+            let mut twin = out[out.len() - back].clone();
+            match numbers.below(3) {
+                0 => {}
+                1 => twin["mtime"] = json!(twin["mtime"].as_i64().expect("a number") / 1000 * 1000),
+                _ => twin["guests"] = json!(numbers.below(4)),
+            }
+            out.push(twin);
+            continue;
+        }
+        let late = if numbers.below(20) == 0 { numbers.below(40) * 3_600_000 } else { numbers.below(8_000) };
+        let mut record = json!({
+            "rsvp_id": 1_500_000_000 + n,
+            "mtime": 1_465_520_400_000 + n * 400 - late,
+            "response": if numbers.below(4) == 0 { "no" } else { "yes" },
+            "guests": numbers.below(3),
+            "visibility": "public",
+            "event": {"event_id": format!("e{}", numbers.below(300)), "event_name": names[numbers.below(5) as usize], "time": 1_466_000_000_000 + numbers.below(90) * 86_400_000},
+            "member": {"member_id": numbers.below(1000), "member_name": " Ann ", "photo": "http:\\/\\/x"},
+            "group": {"group_id": 1, "group_name": "G", "group_urlname": "g", "group_country": countries[numbers.below(4) as usize],
+                "group_lat": 1.5, "group_lon": 2, "group_topics": [{"urlkey": "fun", "topic_name": "Fun"}]},
+        });
+        if numbers.below(5) > 0 {
+            let venue = numbers.below(200);
+            let is_zero = venue % 20 == 0;
+            record["venue"] = json!({
+                "venue_id": venue, "venue_name": format!("Venue {venue}"),
+                "lat": if is_zero { json!(0) } else { json!(40.0 + venue as f64 / 100.0) },
+                "lon": if is_zero { json!(0) } else { json!(-74.0 + (venue * 7 % 200) as f64 / 50.0) },
+            });
+        }
+        out.push(record);
+    }
+    out
+}
+
+pub fn ndjson(records: &[Value]) -> Vec<u8> {
+    records.iter().flat_map(|r| format!("{r}\n").into_bytes()).collect()
+}
+
+/// Per record, whether it says nothing new: the definition, word for word.
+pub fn repeats(records: &[Value]) -> Vec<bool> {
+    type Seen = Vec<(Value, Value, i64)>;
+    let mut seen: BTreeMap<i64, Seen> = BTreeMap::new();
+    records
+        .iter()
+        .map(|r| {
+            let (answer, guests, mtime) = (&r["response"], &r["guests"], r["mtime"].as_i64().expect("a number"));
+            let before = seen.entry(r["rsvp_id"].as_i64().expect("a number")).or_default();
+            let last = &before[before.len().saturating_sub(4)..];
+            let is_repeat = last.iter().any(|(a, g, m)| a == answer && g == guests && (m - mtime).abs() <= 500);
+            if !is_repeat {
+                before.push((answer.clone(), guests.clone(), mtime));
+            }
+            is_repeat
+        })
+        .collect()
+}
+
+/// Checks that rows, counts and search of a folder are exactly these records.
+pub fn holds_exactly(bench: &Bench, records: &[Value]) {
+    let repeats = repeats(records);
+    let acts = repeats.iter().filter(|r| !**r).count() as u64;
+    assert_eq!(bench.number("select count(*) from rsvps"), records.len() as u64, "rows");
+    assert_eq!(bench.number("select count(distinct lsn) from rsvps"), records.len() as u64, "distinct rows");
+    assert_eq!(bench.number("select count(*) from rsvps where not repeat"), acts, "acts in SQL");
+    assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), records.len() as u64, "raw");
+    assert_eq!(bench.ask(&["count"])["count"], acts, "acts in counts");
+    assert_eq!(bench.ask(&["count", "--repeats"])["count"], records.len() as u64, "all in counts");
+    let has_open = |r: &&Value| r["event"]["event_name"] == "Open mic night";
+    let open = records.iter().filter(has_open).count() as u64;
+    assert_eq!(bench.ask(&["search", "open", "--limit", "1"])["total"], open, "search");
+    let sum: i64 = records.iter().map(|r| r["mtime"].as_i64().expect("a number") % 100_000).sum();
+    let found = bench.rows("select sum(mtime % 100000) as s from rsvps")[0]["s"].as_i64();
+    assert_eq!(found, if records.is_empty() { None } else { Some(sum) }, "contents");
+}
+
+/// Every file below a folder with its bytes.
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut out = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            out.extend(files(&path));
+        } else {
+            out.insert(path.clone(), std::fs::read(&path).unwrap_or_default());
+        }
+    }
+    out
+}
+
+/// Copies a folder with all below it.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a file");
+        }
+    }
+}
