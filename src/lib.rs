@@ -67,6 +67,7 @@ pub mod clock;
 pub mod config;
 pub mod decode;
 pub mod event;
+pub mod generator;
 pub mod ingest;
 pub mod operators;
 pub mod presets;

@@ -3,6 +3,8 @@
 mod ask;
 mod check;
 mod dead_letters;
+mod demo;
+mod generate;
 mod init;
 mod output;
 mod questions;
@@ -61,6 +63,8 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Shows everything on a generated live stream: one command, data in ./weir-data.
+    Demo(demo::Demo),
     /// Takes events in and keeps everything up to date, until stopped.
     Run(run::Run),
     /// Checks the configuration without starting anything.
@@ -73,6 +77,8 @@ enum Verb {
     Status(questions::Status),
     /// Shows records that became no event.
     DeadLetters(dead_letters::DeadLetters),
+    Generate(generate::Generate),
+    Replay(generate::Replay),
     /// Writes a configuration to begin with.
     Init(init::Init),
     /// Makes tokens for a server that others can reach.
@@ -113,6 +119,9 @@ pub fn main() -> ExitCode {
 
 fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
     match verb {
+        Verb::Demo(demo) => demo.run(global),
+        Verb::Generate(generate) => generate.run(global),
+        Verb::Replay(replay) => replay.run(global),
         Verb::Run(run) => run.run(global),
         Verb::Check(check) => check.run(global),
         Verb::Sql(sql) => sql.run(global),

@@ -25,7 +25,12 @@ impl Format {
 /// Writes to stdout; a closed pipe ends quietly.
 pub fn write(bytes: &[u8]) -> Result<(), RuntimeError> {
     let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
+    written(out.write_all(bytes).and_then(|()| out.flush()))
+}
+
+/// The result of writing to stdout; a closed pipe ends quietly.
+pub fn written(result: io::Result<()>) -> Result<(), RuntimeError> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         result => result.map_err(|e| RuntimeError::Failed(format!("stdout: {e}"))),
     }

@@ -205,12 +205,12 @@ impl Running {
                     .map(|((_, partition), state)| (partition.clone(), state.clone()))
                     .collect(),
             };
-            let kind = source.kind.clone();
+            let (kind, clock) = (source.kind.clone(), self.clock.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("source/{}", source.name))
                 .spawn(move || match kind {
                     SourceKind::File { path } => sources::file::run(&context, &path),
-                    SourceKind::WebSocket { .. } => Ok(()),
+                    SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
                 })
                 .expect("the system can start a thread");
             self.sources.push((source.name.clone(), thread));

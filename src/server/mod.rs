@@ -7,6 +7,7 @@ mod intake;
 mod live;
 mod page;
 mod routes;
+pub mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -4,6 +4,7 @@
 pub mod file;
 pub mod lines;
 pub mod message;
+pub mod websocket;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -167,7 +167,8 @@ pub(super) fn open(
     let found = scan(&path, &bytes, header.first_lsn, views_at)?;
     let torn = found.torn.then(|| TornTail { path: path.clone(), offset: found.end, lsn: found.last_lsn + 1 });
     if writable && (torn.is_some() || found.last_lsn > found.synced_lsn) {
-        let again = &bytes[found.unsynced_from as usize..found.end as usize];
+        // A file that was cut short may lack the last frame's padding.
+        let again = &bytes[found.unsynced_from as usize..(found.end as usize).min(bytes.len())];
         file.write_all_at(again, found.unsynced_from).map_err(WalError::io(&path))?;
         if found.torn {
             let zeros = vec![0; 1 << 20];

@@ -1,0 +1,119 @@
+//! A server that speaks the protocol of the old stream: a websocket and chunked HTTP at one path, one record per message, with
+//! `since_mtime` and `since_count` over HTTP.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{Message, WebSocketUpgrade};
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use futures::{StreamExt, stream};
+use tokio::sync::broadcast;
+
+/// Records kept for `since_mtime` and `since_count`.
+const KEPT: usize = 10_000;
+/// Records that a slow client may be behind before it loses some.
+const BEHIND: usize = 16_384;
+const SEND_TIME: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+pub struct Upstream {
+    sender: broadcast::Sender<(i64, Bytes)>,
+    kept: Arc<Mutex<VecDeque<(i64, Bytes)>>>,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self { sender: broadcast::channel(BEHIND).0, kept: Arc::default() }
+    }
+}
+
+impl Upstream {
+    /// Sends a record to everyone who listens.
+    pub fn send(&self, mtime: i64, record: &str) {
+        let record = Bytes::copy_from_slice(record.as_bytes());
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back((mtime, record.clone()));
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        // Nobody listening is no error.
+        let _ = self.sender.send((mtime, record));
+    }
+
+    /// How many clients listen.
+    pub fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
+    /// Serves at `path` until the process ends; returns where.
+    pub async fn serve(self, address: SocketAddr, path: &str) -> std::io::Result<SocketAddr> {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let router = Router::new().route(path, any(records)).with_state(self);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(bound)
+    }
+
+    fn past(&self, params: &BTreeMap<String, String>) -> Vec<(i64, Bytes)> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = |name: &str| params.get(name).and_then(|v| v.parse::<i64>().ok());
+        match (number("since_mtime"), number("since_count")) {
+            (Some(since), _) => kept.iter().filter(|(mtime, _)| *mtime > since).cloned().collect(),
+            (None, Some(count)) => {
+                let count = usize::try_from(count).unwrap_or(0).min(kept.len());
+                kept.iter().skip(kept.len() - count).cloned().collect()
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+}
+
+async fn records(
+    State(upstream): State<Upstream>,
+    Query(params): Query<BTreeMap<String, String>>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let mut receiver = upstream.sender.subscribe();
+    if let Ok(upgrade) = upgrade {
+        return upgrade.on_upgrade(async move |mut socket| {
+            loop {
+                tokio::select! {
+                    record = receiver.recv() => match record {
+                        Ok((_, record)) => {
+                            let text = String::from_utf8_lossy(&record).into_owned();
+                            let sent = tokio::time::timeout(SEND_TIME, socket.send(Message::Text(text.into()))).await;
+                            if !matches!(sent, Ok(Ok(()))) { break }
+                        }
+                        Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => break,
+                    },
+                    message = socket.recv() => if !matches!(message, Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Binary(_)))) { break },
+                }
+            }
+        });
+    }
+    let past = stream::iter(upstream.past(&params));
+    let live = stream::unfold(receiver, |mut receiver| async move {
+        loop {
+            match receiver.recv().await {
+                Ok(record) => return Some((record, receiver)),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    });
+    let lines = past.chain(live).map(|(_, record)| {
+        let mut line = record.to_vec();
+        line.push(b'\n');
+        Ok::<_, std::io::Error>(Bytes::from(line))
+    });
+    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], Body::from_stream(lines)).into_response()
+}

@@ -1,0 +1,226 @@
+//! A websocket: one message is an object, an array, or a string that holds either. It cannot wait and cannot be read again, so
+//! what passed while nobody listened is told as a gap.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::connect_async_with_config;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::{Context, SourceError, message};
+use crate::clock::Clock;
+use crate::event::{Gap, Micros};
+use crate::ingest::{IngestError, Receipt, Submission};
+use crate::wal::{About, Kind, RecordsBuilder};
+
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// A connection that says nothing, not even to a ping, for this long is given up.
+const SILENCE: Duration = Duration::from_secs(60);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Messages that came together share a frame.
+const FRAME_RECORDS: usize = 512;
+const FRAME_BYTES: usize = 1 << 20;
+/// How long the first message of a frame waits for others.
+const GATHER: Duration = Duration::from_millis(10);
+/// A connection this old ends the growth of the time between tries.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Listens until asked to stop, and connects again whenever it has to.
+pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), SourceError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| SourceError::Io { path: url.to_owned(), source })?;
+    // A restart is a gap too: from the last record that was synced to the first one that comes.
+    let mut missed_since = context.partitions.iter().map(|(_, p)| p.received_at).max();
+    let mut retry = FIRST_RETRY;
+    let mut told = false;
+    while !context.stop.is_asked() {
+        let started = Instant::now();
+        let mut listener =
+            Listener { context, clock, missed_since, records: RecordsBuilder::default(), in_flight: VecDeque::new() };
+        let ended = runtime.block_on(listener.listen(url));
+        missed_since = listener.missed_since;
+        let reason = match ended {
+            Ok(()) => return Ok(()),
+            Err(Ended::Source(error)) => return Err(error),
+            Err(Ended::Connection(reason)) => reason,
+        };
+        if started.elapsed() > STEADY {
+            retry = FIRST_RETRY;
+        }
+        // The first failure is news, the others only details.
+        if told {
+            tracing::debug!(source = context.name, reason, "not connected")
+        } else {
+            tracing::warn!(source = context.name, url, reason, "not connected; trying again")
+        }
+        told = started.elapsed() < STEADY;
+        // Up to half of it more, so that many clients do not come back together.
+        let jitter = retry.mul_f64(rand::random::<f64>() / 2.0);
+        if context.stop.wait(retry + jitter) {
+            break;
+        }
+        retry = (retry * 2).min(LAST_RETRY);
+    }
+    Ok(())
+}
+
+enum Ended {
+    Connection(String),
+    Source(SourceError),
+}
+
+impl From<IngestError> for Ended {
+    fn from(error: IngestError) -> Self {
+        Self::Source(error.into())
+    }
+}
+
+struct Listener<'a> {
+    context: &'a Context,
+    clock: &'a dyn Clock,
+    /// Since when messages may have passed unheard.
+    missed_since: Option<Micros>,
+    records: RecordsBuilder,
+    in_flight: VecDeque<Receipt>,
+}
+
+impl Listener<'_> {
+    async fn listen(&mut self, url: &str) -> Result<(), Ended> {
+        let limit = self.context.record_bytes * 4;
+        let config = WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit));
+        let lost = |e: Error| Ended::Connection(e.to_string());
+        let (mut socket, _) = timeout(CONNECT_TIME, connect_async_with_config(url, Some(config), true))
+            .await
+            .map_err(|_| Ended::Connection("no answer in time".into()))?
+            .map_err(lost)?;
+        tracing::info!(source = self.context.name, url, "connected");
+        self.tell_gap("not connected")?;
+        let mut heard = Instant::now();
+        let mut pinged = Instant::now();
+        loop {
+            if self.context.stop.is_asked() {
+                self.flush()?;
+                let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
+                return self.settle();
+            }
+            let wait = if self.records.is_empty() { Duration::from_millis(200) } else { GATHER };
+            match timeout(wait, socket.next()).await {
+                Err(_) => self.flush()?,
+                Ok(Some(Ok(message))) => {
+                    heard = Instant::now();
+                    match message {
+                        Message::Text(text) => self.take(text.as_bytes())?,
+                        Message::Binary(bytes) => self.take(&bytes)?,
+                        Message::Close(_) => return self.lost("the server closed the connection".into()),
+                        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                    }
+                }
+                Ok(Some(Err(error))) => return self.lost(error.to_string()),
+                Ok(None) => return self.lost("the connection ended".into()),
+            }
+            if heard.elapsed() > SILENCE {
+                return self.lost("silence".into());
+            }
+            if pinged.elapsed() > PING_EVERY {
+                pinged = Instant::now();
+                if let Err(error) = socket.send(Message::Ping(Vec::new().into())).await {
+                    return self.lost(error.to_string());
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        for record in message::records(bytes) {
+            self.records.push(&record);
+        }
+        if self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn submission(&self, kind: Kind, records: RecordsBuilder) -> Submission {
+        let limit = self.context.record_bytes;
+        let records = records.finish();
+        let (mut kept, mut cut) = (RecordsBuilder::default(), Vec::new());
+        for (n, record) in records.iter().enumerate() {
+            if record.len() > limit {
+                cut.push((n as u64, record.len() as u64));
+                kept.push(&record[..self.context.cut_bytes.min(record.len())]);
+            } else {
+                kept.push(record);
+            }
+        }
+        Submission {
+            kind,
+            source: self.context.name.clone(),
+            partition: String::new(),
+            stream: self.context.stream.clone(),
+            records: kept.finish(),
+            first_position: 0,
+            previous_position: 0,
+            about: About { cut, ..About::default() },
+        }
+    }
+
+    /// Sends what was gathered to the log. A queue that is full makes the socket wait, and its sender.
+    fn flush(&mut self) -> Result<(), Ended> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        let records = std::mem::take(&mut self.records);
+        let submission = self.submission(Kind::Record, records);
+        self.in_flight.push_back(self.context.ingest.submit(submission, true)?);
+        while self.in_flight.len() > 16 {
+            self.settle_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn settle_oldest(&mut self) -> Result<(), Ended> {
+        let Some(receipt) = self.in_flight.pop_front() else { return Ok(()) };
+        match receipt.wait() {
+            Ok(_) => Ok(()),
+            Err(IngestError::NoSpace { reason }) => {
+                // What was not stored is told as a gap as soon as there is room for it.
+                self.missed_since.get_or_insert_with(|| self.clock.now());
+                tracing::error!(source = self.context.name, reason, "records were lost: no room in the log");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn settle(&mut self) -> Result<(), Ended> {
+        while !self.in_flight.is_empty() {
+            self.settle_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, reason: String) -> Result<(), Ended> {
+        self.flush()?;
+        self.settle()?;
+        self.missed_since.get_or_insert_with(|| self.clock.now());
+        Err(Ended::Connection(reason))
+    }
+
+    /// Writes down that messages may be missing since the connection was lost.
+    fn tell_gap(&mut self, reason: &str) -> Result<(), Ended> {
+        let Some(from) = self.missed_since else { return Ok(()) };
+        let gap = Gap { source: self.context.name.clone(), from, to: self.clock.now(), reason: reason.into() };
+        let mut records = RecordsBuilder::default();
+        records.push(serde_json::to_string(&gap).unwrap_or_default().as_bytes());
+        self.context.ingest.submit(self.submission(Kind::Gap, records), true)?.wait()?;
+        self.missed_since = None;
+        Ok(())
+    }
+}
