@@ -3,6 +3,7 @@
 mod crash;
 mod log;
 mod recording;
+mod server;
 mod streams;
 mod support;
 mod tidy;

@@ -162,7 +162,7 @@ pub fn records(count: usize, seed: u64) -> Vec<Value> {
         });
         if numbers.below(5) > 0 {
             let venue = numbers.below(200);
-            let is_zero = venue % 20 == 0;
+            let is_zero = venue.is_multiple_of(20);
             record["venue"] = json!({
                 "venue_id": venue, "venue_name": format!("Venue {venue}"),
                 "lat": if is_zero { json!(0) } else { json!(40.0 + venue as f64 / 100.0) },

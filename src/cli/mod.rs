@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+mod compact;
 mod dead_letters;
 mod demo;
 mod generate;
@@ -75,6 +76,8 @@ enum Verb {
     Search(questions::Search),
     Nearby(questions::Nearby),
     Status(questions::Status),
+    /// Merges the files of a stopped lake now.
+    Compact(compact::Compact),
     /// Shows records that became no event.
     DeadLetters(dead_letters::DeadLetters),
     Generate(generate::Generate),
@@ -129,6 +132,7 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Search(search) => search.run(global),
         Verb::Nearby(nearby) => nearby.run(global),
         Verb::Status(status) => status.run(global),
+        Verb::Compact(compact) => compact.run(global),
         Verb::DeadLetters(dead_letters) => dead_letters.run(global),
         Verb::Init(init) => init.run(global),
         Verb::Token(token) => token.run(global),

@@ -125,7 +125,7 @@ macro_rules! unit {
 fn show_duration(d: Duration) -> String {
     let ms = d.as_millis();
     for (unit, length) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-        if ms >= length && ms % length == 0 {
+        if ms >= length && ms.is_multiple_of(length) {
             return format!("{}{unit}", ms / length);
         }
     }
@@ -134,7 +134,7 @@ fn show_duration(d: Duration) -> String {
 
 fn show_size(bytes: u64) -> String {
     for (unit, length) in [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
-        if bytes >= length && bytes % length == 0 {
+        if bytes >= length && bytes.is_multiple_of(length) {
             return format!("{}{unit}", bytes / length);
         }
     }

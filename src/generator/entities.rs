@@ -158,12 +158,8 @@ fn city(random: &mut Random) -> &'static (&'static str, &'static str, &'static s
 
 /// A title; `foreign` of them are not ASCII.
 pub fn title(random: &mut Random, foreign: f64) -> String {
-    let mut text = format!(
-        "{} {}{}",
-        random.pick(&ADJECTIVES),
-        random.pick(&NOUNS),
-        random.pick(&TAILS).replace('–', "-").replace('—', "-")
-    );
+    let mut text =
+        format!("{} {}{}", random.pick(&ADJECTIVES), random.pick(&NOUNS), random.pick(&TAILS).replace(['–', '—'], "-"));
     if random.chance(foreign) {
         let _ = write!(text, " {}", random.pick(&FOREIGN));
         if random.chance(0.05) {

@@ -13,7 +13,7 @@ use crate::event::Micros;
 use entities::{GROUPS, Group, MEMBERS};
 use random::Random;
 
-pub use demo::{demo_configuration, demo_welcome};
+pub use demo::{TO_TRY, demo_configuration, demo_welcome};
 pub use recording::{mtime, shift};
 
 /// Where the old stream was found on its server.
@@ -224,7 +224,7 @@ impl Generator {
         let numeric = 220_000_000 + number * 17;
         let line = &mut self.line;
         if has_venue {
-            line.push_str("{");
+            line.push('{');
             line.push_str(&group.venues[(number % 3) as usize]);
         } else {
             line.push('{');
@@ -324,7 +324,8 @@ mod tests {
         let share = |is: &dyn Fn(&Value) -> bool| records.iter().filter(|(r, _)| is(r)).count() as f64 / total * 100.0;
         let venues = records.iter().filter(|(r, _)| r["venue"].is_object()).count() as f64 / total * 100.0;
         let has_other = |text: &Value| text.as_str().is_some_and(|t| !t.is_ascii());
-        let (mut kinds, mut seen): (BTreeMap<&str, f64>, BTreeMap<u64, Vec<(Value, Value, i64)>>) = Default::default();
+        let mut kinds: BTreeMap<&str, f64> = BTreeMap::new();
+        let mut seen: BTreeMap<u64, Vec<(Value, Value, i64)>> = BTreeMap::new();
         let (mut newest, mut late) = (i64::MIN, [0.0; 5]);
         for (r, _) in &records {
             let (id, mtime) = (r["rsvp_id"].as_u64().unwrap(), r["mtime"].as_i64().unwrap());

@@ -285,15 +285,15 @@ impl Operators {
     }
 
     /// Applies the next frame of the log with its decoded rows. Records at or below the state's LSN must not come again.
-    pub fn apply(&mut self, frame: Arc<Frame>, decoded: Option<&Decoded>) -> Result<Output, OperatorError> {
+    pub fn apply(&mut self, frame: &Arc<Frame>, decoded: Option<&Decoded>) -> Result<Output, OperatorError> {
         let header = &frame.header;
         let (after, to) = (self.lsn, header.last_lsn());
         let mut output = Output { after, to, frame: frame.clone(), rows: None, dead_letters: Vec::new() };
         match header.kind {
             Kind::Record => {
-                self.note_partition(&frame);
+                self.note_partition(frame);
                 if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
-                    self.apply_records(&stream, &frame, decoded, &mut output);
+                    self.apply_records(&stream, frame, decoded, &mut output);
                     if let Some((hash, key)) = &frame.about.idempotency {
                         self.remember_answer(key.clone(), *hash, Answer::new(decoded));
                     }
@@ -301,12 +301,12 @@ impl Operators {
             }
             Kind::Configuration => {
                 let wrong = |reason: String| OperatorError::Configuration { lsn: header.first_lsn, reason };
-                let text = self.payload(&frame)?;
+                let text = payload(frame)?;
                 let catalog = Catalog::from_json(&text).map_err(wrong)?;
                 self.switch(Arc::new(catalog));
             }
             Kind::Gap => {
-                let text = self.payload(&frame)?;
+                let text = payload(frame)?;
                 if let Ok(gap) = serde_json::from_str(&text) {
                     self.gaps.push_back(gap);
                     if self.gaps.len() > GAPS {
@@ -315,8 +315,8 @@ impl Operators {
                 }
             }
             Kind::End => {
-                self.note_partition(&frame);
-                self.end_partition(&frame);
+                self.note_partition(frame);
+                self.end_partition(frame);
             }
             // Kinds that nothing here answers to yet; they count and are kept in `raw`.
             Kind::Tick | Kind::Retry | Kind::Final | Kind::Floor | Kind::Place => {}
@@ -324,14 +324,6 @@ impl Operators {
         self.lsn = to;
         self.given.insert(positions::RAW.into(), to);
         Ok(output)
-    }
-
-    fn payload(&self, frame: &Frame) -> Result<String, OperatorError> {
-        let lsn = frame.header.first_lsn;
-        let wrong = |reason: String| OperatorError::Frame { lsn, reason };
-        let records = frame.records().map_err(|e| wrong(e.to_string()))?;
-        let bytes = if records.is_empty() { &[][..] } else { records.get(0) };
-        String::from_utf8(bytes.to_vec()).map_err(|e| wrong(e.to_string()))
     }
 
     fn note_partition(&mut self, frame: &Frame) {
@@ -422,18 +414,7 @@ impl Operators {
             .collect();
         let mut batch = stamp(stream, header, decoded, repeats);
         if !below.is_empty() {
-            let floor = rfc3339(state.floor.unwrap_or_default());
-            let mut keep = vec![true; rows];
-            for row in below {
-                keep[row] = false;
-                let index = decoded.index[row];
-                let reason = format!("event_time {} is before the retention's floor {floor}", rfc3339(times[row]));
-                output.dead_letters.push(DeadLetter { lsn: first + u64::from(index), index, reason });
-            }
-            output.dead_letters.sort_by_key(|d| d.lsn);
-            old = old.map(|o| o.into_iter().zip(&keep).filter_map(|(o, k)| k.then_some(o)).collect());
-            batch = arrow::compute::filter_record_batch(&batch, &BooleanArray::from(keep))
-                .expect("the mask has one value per row");
+            (batch, old) = refuse_below(&below, state.floor.unwrap_or_default(), times, decoded, (batch, old), output);
         }
         state.totals.events += batch.num_rows() as u64;
         state.totals.dead_letters += output.dead_letters.len() as u64;
@@ -477,6 +458,15 @@ impl Operators {
     }
 }
 
+/// What a control frame says.
+fn payload(frame: &Frame) -> Result<String, OperatorError> {
+    let lsn = frame.header.first_lsn;
+    let wrong = |reason: String| OperatorError::Frame { lsn, reason };
+    let records = frame.records().map_err(|e| wrong(e.to_string()))?;
+    let bytes = if records.is_empty() { &[][..] } else { records.get(0) };
+    String::from_utf8(bytes.to_vec()).map_err(|e| wrong(e.to_string()))
+}
+
 impl StreamState {
     /// The stream's watermark: the least of the active partitions; where none is, that of the one that went idle last.
     fn advance(&mut self) {
@@ -484,6 +474,30 @@ impl StreamState {
         let now = if active.peek().is_some() { active.map(Watermark::at).min().flatten() } else { self.last_idle };
         self.watermark = self.watermark.max(now);
     }
+}
+
+/// Takes rows below the retention's floor out of a batch: they become dead letters.
+fn refuse_below(
+    below: &[usize],
+    floor: Micros,
+    times: &[Micros],
+    decoded: &Decoded,
+    (batch, old): (RecordBatch, Option<Vec<bool>>),
+    output: &mut Output,
+) -> (RecordBatch, Option<Vec<bool>>) {
+    let first = output.frame.header.first_lsn;
+    let mut keep = vec![true; batch.num_rows()];
+    for row in below {
+        keep[*row] = false;
+        let index = decoded.index[*row];
+        let reason = format!("event_time {} is before the retention's floor {}", rfc3339(times[*row]), rfc3339(floor));
+        output.dead_letters.push(DeadLetter { lsn: first + u64::from(index), index, reason });
+    }
+    output.dead_letters.sort_by_key(|d| d.lsn);
+    let old = old.map(|o| o.into_iter().zip(&keep).filter_map(|(o, k)| k.then_some(o)).collect());
+    let batch =
+        arrow::compute::filter_record_batch(&batch, &BooleanArray::from(keep)).expect("the mask has one value per row");
+    (batch, old)
 }
 
 /// Event times of decoded rows.

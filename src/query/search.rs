@@ -256,8 +256,8 @@ pub async fn search(
         None => visible,
     };
     let filters = filters(question, &index, &parts, cursor, upto)?;
-    let (asked, looked_for) = (question.clone(), index.clone());
-    let found = tokio::task::spawn_blocking(move || find(&asked, &looked_for, &searchers, filters, cursor, now))
+    let asked = question.clone();
+    let found = tokio::task::spawn_blocking(move || find(&asked, &searchers, &filters, cursor, now))
         .await
         .map_err(|e| QueryError::Failed(e.to_string()))??;
     let events = events(&found.hits, &name, handles, sql, now).await?;
@@ -349,9 +349,8 @@ fn filters(
 
 fn find(
     question: &SearchQuestion,
-    index: &SearchIndex,
     searchers: &[Searcher],
-    filters: Filters,
+    filters: &Filters,
     cursor: Option<Cursor>,
     now: Micros,
 ) -> Result<Found, QueryError> {
@@ -413,7 +412,6 @@ fn find(
             total += counted;
         }
     }
-    let _ = index;
     hits.sort_by(|a, b| {
         let score = b.score.unwrap_or(0.0).total_cmp(&a.score.unwrap_or(0.0));
         score.then_with(|| (b.time, b.lsn).cmp(&(a.time, a.lsn)))

@@ -2,6 +2,7 @@
 //! in the order in which data flows.
 
 pub mod folder;
+mod maintenance;
 mod metrics;
 pub mod offline;
 pub mod pipeline;
@@ -119,6 +120,7 @@ pub struct Running {
     pub remembered: Vec<(String, [u8; 32], Answer)>,
     pipeline: Pipeline,
     sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
+    maintenance: Option<JoinHandle<()>>,
     _lock: Lock,
 }
 
@@ -178,11 +180,16 @@ impl Running {
             remembered: Vec::new(),
             pipeline,
             sources: Vec::new(),
+            maintenance: None,
             _lock: lock,
         };
         let mut resume = running.pipeline.resume()?;
         running.remembered = std::mem::take(&mut resume.answers);
         running.start_sources(config, options, &resume)?;
+        if !options.once {
+            let (tables, memory) = (running.handles.tables.clone(), config.limits.shares().lake);
+            running.maintenance = Some(maintenance::start(tables, memory, running.stop.clone()));
+        }
         Ok(running)
     }
 
@@ -271,9 +278,27 @@ impl Running {
                 Err(_) => failures.push(format!("source `{name}` panicked")),
             }
         }
+        if let Some(maintenance) = self.maintenance.take() {
+            let _ = maintenance.join();
+        }
         self.pipeline.stop()?;
         if failures.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(failures.join("; "))) }
     }
+}
+
+/// Merges a stopped folder's files without regard to their age; gives the numbers of merges and of files left.
+pub fn compact(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(usize, usize), RuntimeError> {
+    let folder = Folder::existing(&config.data)?;
+    let _lock = folder.lock()?;
+    let wal = wal_options(config, &folder);
+    let id = Wal::log_id_of(&Disk, &wal.folder)?
+        .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
+    let (newest, _) = snapshots(config, &folder).newest_for(&BTreeMap::new(), Lsn::MAX)?;
+    let log = LogName { instance: config.instance, id, zero: wal.zero };
+    let opened = views::open(config, &folder, newest.catalog(), log, runtime, true)?;
+    let tables = &opened.handles.tables;
+    let merges = maintenance::run(tables, config.limits.shares().lake, true, &|| false)?;
+    Ok((merges, tables.values().map(|t| t.files().len()).sum()))
 }
 
 fn log_name(config: &Config, wal: &Wal) -> LogName {

@@ -156,7 +156,13 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
         ring.join(&name, view.applied());
         let thread = std::thread::Builder::new()
             .name(name.clone())
-            .spawn(move || driver::run(view, &ring, &*catch_up, &published))
+            .spawn(move || {
+                let name = view.name().to_owned();
+                let result = driver::run(view, &ring, &*catch_up, &published);
+                // Nobody waits for a view that has ended.
+                ring.leave(&name);
+                result
+            })
             .expect("the system can start a thread");
         statuses.push(status);
         names.push(name);
@@ -189,13 +195,13 @@ impl OperatorStage {
         while let Some(frame) = reader.next(end)? {
             while !self.ring.wait_for_room(Duration::from_secs(1)) {}
             let decoded = self.operators.decode(&frame)?;
-            self.apply(Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
+            self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
         }
         let answers =
             self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
         let _ = ready.send(Resume { partitions: self.operators.partitions().clone(), answers });
         while let Ok(frame) = committed.recv() {
-            self.apply(frame)?;
+            self.apply(&frame)?;
             if self.last_snapshot.elapsed() >= self.snapshot_every
                 && self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes
             {
@@ -207,9 +213,9 @@ impl OperatorStage {
         Ok(())
     }
 
-    fn apply(&mut self, committed: Committed) -> Result<(), RuntimeError> {
+    fn apply(&mut self, committed: &Committed) -> Result<(), RuntimeError> {
         self.log_bytes += committed.frame.block.len() as u64;
-        let output = self.operators.apply(committed.frame, committed.decoded.as_deref())?;
+        let output = self.operators.apply(&committed.frame, committed.decoded.as_deref())?;
         self.ring.push(Arc::new(output));
         self.publish();
         Ok(())

@@ -100,7 +100,7 @@ impl CatchUp for LogCatchUp {
         let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), operators.lsn());
         while let Some(frame) = reader.next(to).map_err(|e| damaged(e.to_string()))? {
             let decoded = operators.decode(&frame).map_err(|e| damaged(e.to_string()))?;
-            let output = operators.apply(Arc::new(frame), decoded.as_ref()).map_err(|e| damaged(e.to_string()))?;
+            let output = operators.apply(&Arc::new(frame), decoded.as_ref()).map_err(|e| damaged(e.to_string()))?;
             give(&output)?;
         }
         Ok(())

@@ -59,11 +59,10 @@ pub struct Planned {
     schema: SchemaRef,
 }
 
-fn plan_rows(
-    stream: &str,
-    input: &SchemaRef,
-    sql: &str,
-) -> Result<(Option<Arc<dyn PhysicalExpr>>, Vec<(String, Arc<dyn PhysicalExpr>)>), String> {
+/// The condition of a `where`, and the columns with their names.
+type Expressions = (Option<Arc<dyn PhysicalExpr>>, Vec<(String, Arc<dyn PhysicalExpr>)>);
+
+fn plan_rows(stream: &str, input: &SchemaRef, sql: &str) -> Result<Expressions, String> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes"));
     }

@@ -56,9 +56,9 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
         }
         // The first failure is news, the others only details.
         if told {
-            tracing::debug!(source = context.name, reason, "not connected")
+            tracing::debug!(source = context.name, reason, "not connected");
         } else {
-            tracing::warn!(source = context.name, url, reason, "not connected; trying again")
+            tracing::warn!(source = context.name, url, reason, "not connected; trying again");
         }
         told = started.elapsed() < STEADY;
         // Up to half of it more, so that many clients do not come back together.

@@ -1,1 +1,226 @@
+//! Merges a table's files: a past hour is one file soon after its last recent row; rows that came late merge among themselves
+//! and, when they are worth it, into the hour's file. What is to be done is decided by a pure function.
+//!
+//! A merge only moves rows: it is one Delta commit that adds and removes, without data change, and queries see either side.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::error::DataFusionError;
+use datafusion::execution::TaskContext;
+use datafusion::physical_expr::expressions::col;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use futures::StreamExt;
+
+use super::files::{Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_names};
+use super::provider::scan_files;
+use super::{Change, LakeTable};
+use crate::views::ViewError;
+
+/// Quiet time of a partition's recent files before they become one.
+const QUIET: Duration = Duration::from_secs(300);
+/// Files of one class that merge even while rows still come.
+const MANY: usize = 8;
+/// Old files go into the hour's big file at this share of its size, or at this age.
+const WORTH_IT: u64 = 10;
+const OLD_AGE: Duration = Duration::from_secs(86_400);
+/// Files that one merge reads at once.
+const MOST_FILES: usize = 64;
+/// Rows handed on by a merge at once.
+const MERGE_ROWS: usize = 8_192;
+/// A file that a merge replaced stays this long, for queries that began before.
+pub const GRACE: Duration = Duration::from_secs(120);
+
+/// Files to become one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    pub files: Vec<FileEntry>,
+    pub class: Class,
+}
+
+/// What there is to merge. `all`: without regard to age, as when asked by hand.
+pub fn plan(files: &[FileEntry], now_ms: i64, all: bool) -> Vec<Job> {
+    let mut partitions: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
+    for file in files {
+        partitions.entry(file.bucket).or_default().push(file);
+    }
+    partitions.values().filter_map(|files| plan_partition(files, now_ms, all)).collect()
+}
+
+fn plan_partition(files: &[&FileEntry], now_ms: i64, all: bool) -> Option<Job> {
+    let is_older = |file: &FileEntry, age: Duration| now_ms - file.written_ms >= age.as_millis() as i64;
+    let of = |class: Class| -> Vec<&FileEntry> {
+        files.iter().copied().filter(|f| f.class == class && f.bytes < MAX_FILE_BYTES / 2).collect()
+    };
+    let bytes = |files: &[&FileEntry]| files.iter().map(|f| f.bytes).sum::<u64>();
+    let (recent, old) = (of(Class::Recent), of(Class::Old));
+    let job = |mut files: Vec<&FileEntry>, class: Class| {
+        files.sort_by_key(|f| f.bytes);
+        files.truncate(MOST_FILES);
+        (files.len() > 1).then(|| Job { files: files.into_iter().cloned().collect(), class })
+    };
+    if all {
+        return job([recent, old].concat(), Class::Recent);
+    }
+    let is_quiet = recent.iter().all(|f| is_older(f, QUIET));
+    if recent.len() > 1 && is_quiet {
+        return job(recent, Class::Recent);
+    }
+    // While rows come, only files much alike merge, so that each row is written again a few times at most.
+    let smallest = recent.iter().map(|f| f.bytes).min().unwrap_or(0);
+    let alike: Vec<&FileEntry> = recent.iter().copied().filter(|f| f.bytes <= smallest.saturating_mul(4)).collect();
+    if alike.len() >= MANY {
+        return job(alike, Class::Recent);
+    }
+    if let [big] = recent.as_slice()
+        && !old.is_empty()
+        && is_quiet
+        && (bytes(&old) * WORTH_IT >= big.bytes || old.iter().any(|f| is_older(f, OLD_AGE)))
+    {
+        return job([recent, old].concat(), Class::Recent);
+    }
+    if old.len() >= MANY { job(old, Class::Old) } else { None }
+}
+
+/// Merges what there is to merge; gives the number of merges and removes files that no query reads any more.
+pub fn maintain(table: &Arc<LakeTable>, memory: usize, all: bool, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
+    let now_ms = chrono::Utc::now().timestamp_millis();
+    let mut merges = 0;
+    loop {
+        let jobs = plan(&table.files(), now_ms, all);
+        if jobs.is_empty() {
+            break;
+        }
+        let mut is_done = true;
+        for job in jobs {
+            if stop() {
+                return Ok(merges);
+            }
+            let before = job.files.len();
+            is_done &= merge(table, &job, memory)? >= before;
+            merges += 1;
+        }
+        // A merge that gave as many files as it took would be planned again for ever.
+        if is_done || !all {
+            break;
+        }
+    }
+    table.tidy_log(all)?;
+    table.remove_unused_files(now_ms)?;
+    Ok(merges)
+}
+
+/// Does one merge; gives the number of files it wrote.
+fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, ViewError> {
+    let failed = |e: String| ViewError::Failed { view: format!("lake/{}", table.spec.name), reason: e };
+    let bucket = job.files.first().map_or(0, |f| f.bucket);
+    let now_ms = chrono::Utc::now().timestamp_millis();
+    let add = table.block_on(rewrite(table, job, bucket, now_ms, memory)).map_err(|e| failed(e.to_string()))?;
+    let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
+    if rows(&add) != rows(&job.files) {
+        return Err(failed(format!("a merge of {} rows gave {}; nothing was changed", rows(&job.files), rows(&add))));
+    }
+    sync_names(&table.spec.root, &add).map_err(failed)?;
+    let written = add.len();
+    let change = Change { add, remove: job.files.clone(), positions: Vec::new(), data_change: false };
+    table.commit(&change, &[])?;
+    Ok(written)
+}
+
+async fn rewrite(
+    table: &LakeTable,
+    job: &Job,
+    bucket: i64,
+    now_ms: i64,
+    memory: usize,
+) -> Result<Vec<FileEntry>, DataFusionError> {
+    let outside = |e: String| DataFusionError::Execution(e);
+    let (plan, context) = merge_plan(table, &job.files, memory)?;
+    let mut stream = plan.execute(0, context)?;
+    let mut done = Vec::new();
+    let mut file: Option<FileWriter> = None;
+    while let Some(batch) = stream.next().await {
+        let batch = batch?;
+        let writer = match &mut file {
+            Some(writer) => writer,
+            None => file.insert(FileWriter::create(&table.spec, bucket, job.class, now_ms).map_err(outside)?),
+        };
+        writer.write(&table.spec, &batch).map_err(outside)?;
+        if writer.bytes() >= MAX_FILE_BYTES
+            && let Some(full) = file.take()
+        {
+            done.push(full.finish().map_err(outside)?);
+        }
+    }
+    if let Some(last) = file {
+        done.push(last.finish().map_err(outside)?);
+    }
+    Ok(done)
+}
+
+type Merge = (Arc<dyn ExecutionPlan>, Arc<TaskContext>);
+
+/// Each file is sorted by time and LSN: merging them keeps the order without sorting again.
+fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<Merge, DataFusionError> {
+    let (scan, context) = scan_files(table, files, memory, MERGE_ROWS)?;
+    let schema = scan.schema();
+    let order = [table.spec.time_column, 0]
+        .iter()
+        .map(|c| {
+            let name = table.spec.schema.field(*c).name();
+            Ok(PhysicalSortExpr::new_default(col(name, &schema)?))
+        })
+        .collect::<Result<Vec<_>, DataFusionError>>()?;
+    let order = LexOrdering::new(order).ok_or_else(|| DataFusionError::Internal("an order of two columns".into()))?;
+    Ok((Arc::new(SortPreservingMergeExec::new(order, scan)), context))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(class: Class, kib: u64, minutes_old: i64) -> FileEntry {
+        FileEntry {
+            path: format!("{class:?}-{kib}-{minutes_old}"),
+            bytes: kib << 10,
+            rows: 1,
+            bucket: 7,
+            class,
+            min_time: 0,
+            max_time: 0,
+            min_lsn: 0,
+            max_lsn: 0,
+            written_ms: -minutes_old * 60_000,
+        }
+    }
+
+    fn planned(files: &[FileEntry], all: bool) -> Vec<(usize, Class)> {
+        plan(files, 0, all).into_iter().map(|j| (j.files.len(), j.class)).collect()
+    }
+
+    #[test]
+    fn a_quiet_hour_becomes_one_file() {
+        use Class::{Old, Recent};
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Recent, 50, 20)], false), [(2, Recent)]);
+        assert_eq!(planned(&[file(Recent, 100, 1), file(Recent, 50, 20)], false), []);
+        assert_eq!(planned(&[file(Recent, 100, 6)], false), []);
+        assert_eq!(planned(&[file(Recent, 200 << 10, 6), file(Recent, 50, 20)], false), []);
+        // Late rows wait until they are many, large or a day old.
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 5, 6)], false), []);
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 11, 6)], false), [(2, Recent)]);
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 1, 1_441)], false), [(2, Recent)]);
+        assert_eq!(planned(&vec![file(Old, 1, 0); 8], false), [(8, Old)]);
+        assert_eq!(planned(&vec![file(Old, 1, 0); 7], false), []);
+        assert_eq!(planned(&[file(Recent, 1, 0), file(Old, 1, 0)], true), [(2, Recent)]);
+    }
+
+    #[test]
+    fn while_rows_come_only_files_alike_merge() {
+        let mut files = vec![file(Class::Recent, 1_000, 0)];
+        files.extend(vec![file(Class::Recent, 10, 0); 8]);
+        assert_eq!(planned(&files, false), [(8, Class::Recent)]);
+    }
+}

@@ -166,6 +166,9 @@ impl Waiting {
     }
 }
 
+/// Recent rows, old ones, and the floor they came with.
+type SplitRows = (Option<Hot>, Option<RecordBatch>, Option<Micros>);
+
 /// Writes one lake table.
 pub struct LakeView {
     table: Arc<LakeTable>,
@@ -237,7 +240,7 @@ impl LakeView {
     }
 
     /// Rows of an output above what is applied, split by class.
-    fn rows(&self, output: &Output) -> Result<(Option<Hot>, Option<RecordBatch>, Option<Micros>), String> {
+    fn rows(&self, output: &Output) -> Result<SplitRows, String> {
         let spec = &self.table.spec;
         match &spec.feed {
             Feed::Raw => {

@@ -13,7 +13,10 @@ use datafusion::datasource::memory::{DataSourceExec, MemorySourceConfig};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
@@ -21,10 +24,13 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::union::UnionExec;
+use datafusion::prelude::SessionContext;
+use object_store::local::LocalFileSystem;
 
 use super::files::{FileEntry, partition_values};
 use super::table::TableState;
 use super::{LakeTable, TableSpec, hot_batches};
+use crate::schema::select::session_config;
 
 /// The private URL under which the lake's folder is registered with a session.
 pub fn lake_url() -> ObjectStoreUrl {
@@ -191,4 +197,27 @@ impl LakeSnapshot {
 /// Columns of a type that SQL's JSON output cannot show as they are.
 pub fn is_binary(ty: &DataType) -> bool {
     matches!(ty, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+}
+
+/// A scan of whole files, one partition each, in batches of `batch_rows`, with a session of its own memory.
+pub fn scan_files(
+    table: &LakeTable,
+    files: &[FileEntry],
+    memory: usize,
+    batch_rows: usize,
+) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
+    let snapshot = LakeSnapshot::of(table, TableState::default());
+    let source = ParquetSource::new(snapshot.schema.clone());
+    let groups = files.iter().map(|f| FileGroup::new(vec![snapshot.file(f)])).collect();
+    let columns = (0..table.spec.schema.fields().len()).collect();
+    let scan = FileScanConfigBuilder::new(lake_url(), Arc::new(source))
+        .with_file_groups(groups)
+        .with_projection_indices(Some(columns))?
+        .build();
+    let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(GreedyMemoryPool::new(memory))).build_arc()?;
+    let lake = table.spec.root.parent().unwrap_or(&table.spec.root);
+    environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));
+    let config = session_config(1).with_batch_size(batch_rows);
+    let context = SessionContext::new_with_config_rt(config, environment).task_ctx();
+    Ok((DataSourceExec::from_data_source(scan), context))
 }

@@ -24,9 +24,9 @@ pub struct SyncedFiles {
     inner: Arc<LocalFileSystem>,
 }
 
-impl SyncedFiles {
-    /// The whole file system; paths are absolute without the leading slash.
-    pub fn new() -> Self {
+/// The whole file system; paths are absolute without the leading slash.
+impl Default for SyncedFiles {
+    fn default() -> Self {
         Self { inner: Arc::new(LocalFileSystem::new()) }
     }
 }

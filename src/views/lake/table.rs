@@ -1,7 +1,7 @@
 //! One Delta table: opening it, committing to it, and the state that queries read. Files and hot rows change under one lock,
 //! so a snapshot has each row exactly once, also while a commit or a merge goes on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,6 +13,7 @@ use deltalake::kernel::{Action, Add, LogicalFileView, MetadataExt, Remove, Struc
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
 
+use super::compact::GRACE;
 use super::files::{Class, FileEntry, partition_values, stats_json};
 use super::hot::{self, Hot};
 use super::store::SyncedFiles;
@@ -52,6 +53,8 @@ struct Delta {
     table: DeltaTable,
     commits: u64,
     committed: [Lsn; 2],
+    /// Files that a merge replaced, with when.
+    replaced: HashMap<PathBuf, i64>,
 }
 
 /// Files to add and to remove in one Delta commit, with the positions that it brings.
@@ -106,7 +109,7 @@ impl LakeTable {
             return Err(ViewError::Damaged { path: spec.root, reason });
         }
         let state = TableState { files: Arc::new(files), ..TableState::default() };
-        let delta = Mutex::new(Delta { table, commits: 0, committed });
+        let delta = Mutex::new(Delta { table, commits: 0, committed, replaced: HashMap::new() });
         Ok(Some(Self { spec, full_schema, apps, delta, state: RwLock::new(state), runtime }))
     }
 
@@ -188,8 +191,11 @@ impl LakeTable {
             delta.committed[*class as usize] = *lsn;
         }
         delta.commits += 1;
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        delta.replaced.retain(|_, at| now_ms - *at < 2 * GRACE.as_millis() as i64);
+        delta.replaced.extend(change.remove.iter().map(|f| (self.spec.root.join(&f.path), now_ms)));
         let mut state = self.write();
-        let gone: std::collections::HashSet<&str> = change.remove.iter().map(|f| f.path.as_str()).collect();
+        let gone: HashSet<&str> = change.remove.iter().map(|f| f.path.as_str()).collect();
         let mut files: Vec<FileEntry> =
             state.files.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
         files.extend(change.add.iter().cloned());
@@ -250,6 +256,44 @@ impl LakeTable {
         if happened { Ok(()) } else { Err(failed(reason)) }
     }
 
+    /// Runs something asynchronous from a thread of its own.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Removes Parquet files that the table does not name and that have been there for a while: replaced by a merge, or left by
+    /// an attempt that failed.
+    pub fn remove_unused_files(&self, now_ms: i64) -> Result<(), ViewError> {
+        let delta = self.lock_delta();
+        let state = self.snapshot();
+        let named: HashSet<PathBuf> = state.files.iter().map(|f| self.spec.root.join(&f.path)).collect();
+        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let mut folders = vec![self.spec.root.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let path = entry.path();
+                let metadata = entry.metadata().map_err(failed)?;
+                if metadata.is_dir() {
+                    if entry.file_name() != "_delta_log" {
+                        folders.push(path);
+                    }
+                    continue;
+                }
+                let modified = metadata.modified().ok().and_then(|m| m.duration_since(std::time::UNIX_EPOCH).ok());
+                let age_ms = modified.map_or(0, |m| now_ms - m.as_millis() as i64);
+                let is_parquet = path.extension().is_some_and(|e| e == "parquet");
+                // A file being written is young; one that a query still reads was replaced a short while ago.
+                let replaced = delta.replaced.get(&path).is_none_or(|at| now_ms - at >= GRACE.as_millis() as i64);
+                if is_parquet && !named.contains(&path) && replaced && age_ms >= GRACE.as_millis() as i64 {
+                    std::fs::remove_file(&path).map_err(failed)?;
+                }
+            }
+        }
+        drop(delta);
+        Ok(())
+    }
+
     /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files no reader needs.
     pub fn tidy_log(&self, now: bool) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
@@ -269,8 +313,9 @@ impl LakeTable {
 
 async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTable, DeltaTableError> {
     let url = ensure_table_uri(spec.root.to_string_lossy())?;
-    let mut table =
-        DeltaTableBuilder::from_url(url.clone())?.with_storage_backend(Arc::new(SyncedFiles::new()), url).build()?;
+    let mut table = DeltaTableBuilder::from_url(url.clone())?
+        .with_storage_backend(Arc::new(SyncedFiles::default()), url)
+        .build()?;
     match table.load().await {
         Ok(()) => return Ok(table),
         Err(DeltaTableError::NotATable(_)) => {}

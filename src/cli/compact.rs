@@ -1,0 +1,19 @@
+//! `weir compact`: merges the lake's files now instead of in their own time.
+
+use clap::Args;
+
+use super::{Global, tokio_runtime};
+use crate::runtime::{RuntimeError, compact};
+
+#[derive(Debug, Args)]
+pub struct Compact {}
+
+impl Compact {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let config = global.load()?;
+        let runtime = tokio_runtime()?;
+        let (merges, files) = compact(&config, runtime.handle())?;
+        eprintln!("weir: {merges} merges; the lake has {files} files");
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! The HTTP server: what is accepted is there, what is refused stores nothing, and the demo's commands work when pasted.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Bench, holds_exactly, ndjson, records, weir, without_as_of};
+
+/// Waits for a condition, for a minute at most.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Starts a command and waits until the server in this data folder answers.
+    fn start(command: &mut Command, data: &Path) -> Self {
+        let child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
+        let mut server = Self { child, address: String::new() };
+        let path = data.join("address.json");
+        let pid = server.child.id();
+        wait_until("the server's address", || {
+            let address = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
+            let Some(address) = address.filter(|a| a["pid"] == pid) else { return false };
+            server.address = address["http"].as_str().expect("an address").to_owned();
+            true
+        });
+        server
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
+        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            head += &format!("Host: {}\r\n", self.address);
+        }
+        headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        // A server that refuses early may close before it has read everything.
+        let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let body =
+            if head.to_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    fn get(&self, path: &str) -> (u16, Value) {
+        self.request("GET", path, &[], b"")
+    }
+
+    fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
+        self.request("POST", "/api/v1/streams/rsvps/events", headers, body)
+    }
+
+    fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be asked to stop");
+        assert!(self.child.wait().expect("it ends").success());
+    }
+}
+
+fn unchunk(body: &str) -> String {
+    let (mut rest, mut out) = (body, String::new());
+    while let Some((size, tail)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        let Some(chunk) = tail.get(..size).filter(|_| size > 0) else { break };
+        out.push_str(chunk);
+        rest = tail.get(size + 2..).unwrap_or_default();
+    }
+    out
+}
+
+const HTTP_ONLY: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+
+fn http_bench() -> Bench {
+    let bench = Bench::new("");
+    bench.configure(HTTP_ONLY);
+    bench
+}
+
+fn start(bench: &Bench) -> Server {
+    Server::start(&mut bench.command(&["run"]), &bench.path("data"))
+}
+
+#[test]
+fn what_a_200_accepted_survives_a_kill_and_a_repeated_key_adds_nothing() {
+    let bench = http_bench();
+    let all = records(600, 21);
+    let mut accepted = Vec::new();
+    for round in 0..6 {
+        let server = start(&bench);
+        // The answer to the last round's last request may have been lost: the same key asks again.
+        for part in round.max(1) - 1..=round {
+            let rows = &all[part * 100..(part + 1) * 100];
+            let key = format!("part-{part}");
+            let (status, answer) = server.post(&[("Idempotency-Key", &key)], &ndjson(rows));
+            assert_eq!((status, &answer["accepted"]), (200, &json!(100)), "{answer}");
+        }
+        accepted = all[..(round + 1) * 100].to_vec();
+        // Dropping it kills it.
+    }
+    let output = bench.output(&["run", "--once"]);
+    assert!(output.status.success());
+    holds_exactly(&bench, &accepted);
+}
+
+#[test]
+fn refusals_have_their_codes_and_store_nothing() {
+    let bench = http_bench();
+    let server = start(&bench);
+    let one = ndjson(&records(1, 1));
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    let large = vec![b' '; 17 << 20];
+    let bomb = gzip(&large);
+    type Case<'a> = (u16, &'a [(&'a str, &'a str)], &'a [u8]);
+    let cases: [Case<'_>; 8] = [
+        (400, &[], b"no json"),
+        (400, &[], b""),
+        (400, &[], b"{\"a\":"),
+        (413, &[], &large),
+        (413, &[("Content-Encoding", "gzip")], &bomb),
+        (415, &[("Content-Type", "image/png")], &one),
+        (415, &[("Content-Encoding", "br")], &one),
+        (421, &[("Host", "evil.example")], &one),
+    ];
+    for (status, headers, body) in cases {
+        let (found, answer) = server.post(headers, body);
+        assert_eq!(found, status, "{headers:?} {answer}");
+        assert!(answer["error"]["message"].is_string(), "{answer}");
+    }
+    assert_eq!(server.post(&[("Origin", "http://evil.example")], &one).0, 403);
+    assert_eq!(server.request("POST", "/api/v1/streams/nothing/events", &[], &one).0, 404);
+    assert_eq!(server.post(&[("Idempotency-Key", "k")], &one).0, 200);
+    assert_eq!(server.post(&[("Idempotency-Key", "k")], b"{\"other\":1}").0, 422);
+    assert_eq!(server.post(&[("Content-Encoding", "gzip")], &gzip(&one)).0, 200);
+    let (status, answer) = server.post(&[], b"[{\"rsvp_id\":\"x\"},{\"mtime\":1}]");
+    assert_eq!((status, &answer["accepted"], &answer["rejected_total"]), (200, &json!(0), &json!(2)));
+    assert_eq!(answer["rejected"][0]["index"], 0);
+    server.stop();
+    assert_eq!(bench.number("select count(*) from rsvps"), 2);
+    assert_eq!(bench.number("select count(*) from dead_letters"), 2);
+}
+
+#[test]
+fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
+    let bench = http_bench();
+    let server = start(&bench);
+    let all = records(1_500, 8);
+    for part in all.chunks(500) {
+        assert_eq!(server.post(&[], &ndjson(part)).0, 200);
+    }
+    wait_until("search is up to date", || bench.ask(&["search", "open", "--limit", "1"])["as_of"]["pending"] == 0);
+    holds_exactly(&bench, &all);
+    let (status, near) = server.get("/api/v1/nearby?lat=40.7&lon=-74&limit=50");
+    assert_eq!(status, 200);
+    assert_eq!(without_as_of(near), bench.all_answers()["near"]);
+    let (status, wrong) = server.get("/api/v1/count?typo=1");
+    assert_eq!(status, 400, "{wrong}");
+    assert_eq!(server.get("/api/v1/search?q=").0, 400);
+    let sql = |query: &str| server.request("POST", "/api/v1/sql", &[], json!({"sql": query}).to_string().as_bytes());
+    assert_eq!(sql("select count(*) as n from rsvps").1["rows"][0]["n"], 1_500);
+    for forbidden in [
+        "create table x as select 1",
+        "copy rsvps to '/tmp/x'",
+        "insert into rsvps select 1",
+        "set a = 1",
+        "select * from '/etc/passwd'",
+    ] {
+        assert_eq!(sql(forbidden).0, 400, "{forbidden}");
+    }
+    let live = bench.all_answers();
+    for route in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/app.js", "/api/v1/status"] {
+        assert_eq!(server.get(route).0, 200, "{route}");
+    }
+    assert!(server.get("/metrics").1.as_str().expect("text").contains("weir_log_synced_lsn"));
+    server.stop();
+    assert_eq!(bench.all_answers(), live);
+    // A merged lake answers the same.
+    assert!(bench.output(&["compact"]).status.success());
+    assert_eq!(bench.all_answers(), live);
+    let crowded =
+        bench.rows("select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1");
+    assert_eq!(crowded, Vec::<Value>::new());
+}
+
+#[test]
+fn a_search_pages_through_every_hit_once_while_new_ones_come() {
+    let bench = http_bench();
+    let server = start(&bench);
+    let all = records(2_000, 9);
+    assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
+    wait_until("search is up to date", || bench.ask(&["search", "fun", "--limit", "1"])["total"] == 2_000);
+    let (mut after, mut seen) = (String::new(), Vec::new());
+    loop {
+        let (status, page) = server.get(&format!("/api/v1/search?q=fun&limit=300&after={after}"));
+        assert_eq!(status, 200, "{page}");
+        let hits = page["hits"].as_array().expect("hits");
+        seen.extend(
+            hits.iter()
+                .map(|h| (h["event_time"].as_str().expect("a time").to_owned(), h["lsn"].as_u64().expect("a number"))),
+        );
+        assert_eq!(page["total"], 2_000);
+        assert!(hits.iter().all(|h| h["event"]["lsn"] == h["lsn"]));
+        match page["next"].as_str() {
+            Some(next) => after = next.to_owned(),
+            None => break,
+        }
+        // What comes in between is newer than the first page.
+        assert_eq!(server.post(&[], &ndjson(&records(50, 10))).0, 200);
+    }
+    assert_eq!(seen.len(), 2_000);
+    let mut sorted = seen.clone();
+    sorted.sort_by(|a, b| b.cmp(a));
+    sorted.dedup();
+    assert_eq!(sorted.len(), 2_000, "nothing twice");
+    assert!(seen.windows(2).all(|w| w[0].0 >= w[1].0), "newest first");
+}
+
+#[test]
+fn a_websocket_is_taken_in_and_a_lost_connection_is_a_gap() {
+    let bench = Bench::new("");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    bench.configure(&format!(
+        "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"ws\"\ntype = \"websocket\"\nurl = \"ws://127.0.0.1:{port}/2/rsvps\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
+    ));
+    let upstream = || {
+        let arguments = ["generate", "--rate", "300", "--start", "now", "--serve"];
+        weir().args(arguments).arg(format!("127.0.0.1:{port}")).stderr(Stdio::null()).spawn().expect("the binary runs")
+    };
+    let mut first = upstream();
+    let server = start(&bench);
+    wait_until("records come", || bench.number("select count(*) from rsvps") > 100);
+    first.kill().and_then(|()| first.wait()).expect("it ends");
+    let mut second = upstream();
+    wait_until("the gap is told", || bench.number("select count(*) from weir.gaps where source = 'ws'") > 0);
+    let before = bench.number("select count(*) from rsvps");
+    wait_until("records come again", || bench.number("select count(*) from rsvps") > before);
+    second.kill().and_then(|()| second.wait()).expect("it ends");
+    server.stop();
+}
+
+#[test]
+fn the_commands_that_the_demo_shows_work_when_pasted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for run in 0..2 {
+        let mut demo = weir();
+        demo.args(["demo", "--port", "0"]).current_dir(folder.path());
+        let server = Server::start(&mut demo, &folder.path().join("weir-data"));
+        let paste = |line: &str| {
+            let line = line.replacen("weir", env!("CARGO_BIN_EXE_weir"), 1);
+            let output = Command::new("sh").args(["-c", &line]).current_dir(folder.path()).output().expect("a shell");
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+        };
+        let [sql, count, search, nearby, dead] = weir::generator::TO_TRY;
+        wait_until("records come", || {
+            let all = paste("weir sql \"select count(*) as n from rsvps\"")["rows"][0]["n"].as_u64();
+            all > Some(400 * (run + 1)) && paste(search)["total"].as_u64() > Some(0)
+        });
+        assert!(!paste(sql)["rows"].as_array().expect("rows").is_empty());
+        assert!(paste(count)["count"].as_u64() > Some(100));
+        assert_eq!(paste(nearby)["venues"].as_array().expect("venues").len(), 3);
+        assert!(paste(dead)["rows"].is_array());
+        // The same questions by another way agree: what was counted is in the table.
+        let at = "--from 2000-01-01 --to now-2s";
+        let counted = paste(&format!("weir count --type yes {at}"))["count"].as_u64();
+        let sql = "weir sql \"select count(*) as n from rsvps where response = 'yes' and not repeat and event_time < now() - interval '2 seconds'\"";
+        let rows = paste(sql)["rows"][0]["n"].as_u64();
+        assert!(counted.zip(rows).is_some_and(|(c, r)| r >= c && r - c < 60), "{counted:?} counted, {rows:?} rows");
+        server.stop();
+    }
+}
