@@ -54,7 +54,7 @@ impl<R: BufRead> Reader<R> {
                 if available.is_empty() {
                     break;
                 }
-                let newline = available.iter().position(|b| *b == b'\n');
+                let newline = memchr::memchr(b'\n', available);
                 let taken = newline.map_or(available.len(), |at| at + 1);
                 let content = &available[..newline.unwrap_or(taken)];
                 let room = self.limit.saturating_sub(item.bytes.len()).min(content.len());

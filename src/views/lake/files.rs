@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
-use arrow::compute::{concat_batches, take_record_batch};
+use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::compute::interleave_record_batch;
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Datelike, Timelike};
 use parquet::arrow::ArrowWriter;
@@ -13,11 +14,16 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::TableSpec;
+use super::hot::Hot;
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::partition_width;
 
 /// Rows of a row group.
 const ROW_GROUP_ROWS: usize = 128 << 10;
+/// Rows put in order and handed to the Parquet writer at once.
+const WRITE_ROWS: usize = 8 << 10;
+/// Unpacked bytes of records in a row group of `raw`.
+const RAW_ROW_GROUP_BYTES: usize = 16 << 20;
 /// Bytes of a file above which a merge begins another one.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
@@ -141,6 +147,15 @@ impl FileWriter {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
+    /// Bytes of the row group being collected.
+    fn pending_bytes(&self) -> usize {
+        self.writer.in_progress_size()
+    }
+
+    fn end_row_group(&mut self) -> Result<(), String> {
+        self.writer.flush().map_err(|e| format!("{}: {e}", self.target.display()))
+    }
+
     /// Ends the file and syncs it; its folders are synced by [`sync_all`].
     pub fn finish(mut self) -> Result<FileEntry, String> {
         let in_target = |e: String| format!("{}: {e}", self.target.display());
@@ -177,15 +192,14 @@ pub fn write_partitions(
     class: Class,
     now_ms: i64,
 ) -> Result<Vec<FileEntry>, String> {
-    if batches.is_empty() {
-        return Ok(Vec::new());
-    }
-    let all = concat_batches(&spec.schema, batches).map_err(|e| e.to_string())?;
+    let sources: Vec<&RecordBatch> = batches.iter().collect();
     let mut entries = Vec::new();
-    for (bucket, order) in partition_order(spec, &all) {
+    for (bucket, order) in partition_order(spec, batches) {
         let mut file = FileWriter::create(spec, bucket, class, now_ms)?;
-        for part in order.chunks(ROW_GROUP_ROWS) {
-            let rows = take_record_batch(&all, &UInt32Array::from(part.to_vec())).map_err(|e| e.to_string())?;
+        for part in order.chunks(WRITE_ROWS) {
+            let part: Vec<(usize, usize)> =
+                part.iter().map(|(_, batch, row)| (*batch as usize, *row as usize)).collect();
+            let rows = interleave_record_batch(&sources, &part).map_err(|e| e.to_string())?;
             file.write(spec, &rows)?;
         }
         entries.push(file.finish()?);
@@ -193,17 +207,51 @@ pub fn write_partitions(
     Ok(entries)
 }
 
-/// Row numbers by partition, each in the order of time, then LSN.
-fn partition_order(spec: &TableSpec, rows: &RecordBatch) -> BTreeMap<i64, Vec<u32>> {
-    let times = times(spec, rows);
+/// Writes frames as rows of `raw`, one unpacked at a time: a commit of many needs no more memory than one of few.
+pub fn write_frames(spec: &TableSpec, parts: &[Arc<Hot>], now_ms: i64) -> Result<Vec<FileEntry>, String> {
+    let received_at = |part: &Hot| match part {
+        Hot::Frame { frame, .. } => frame.header.received_at,
+        Hot::Rows(_) => 0,
+    };
+    let mut order: Vec<&Arc<Hot>> = parts.iter().collect();
+    // Frames come in the order of their LSNs, which a stable sort keeps among equal times.
+    order.sort_by_key(|part| received_at(part));
     let width = partition_width(spec.by_hour);
-    let mut order: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
-    for (row, time) in times.iter().enumerate() {
-        order.entry(bucket(*time, width)).or_default().push(row as u32);
+    let (mut entries, mut file): (Vec<FileEntry>, Option<(i64, FileWriter)>) = (Vec::new(), None);
+    for part in order {
+        let at = bucket(received_at(part), width);
+        if file.as_ref().is_some_and(|(open, _)| *open != at)
+            && let Some((_, full)) = file.take()
+        {
+            entries.push(full.finish()?);
+        }
+        let (_, writer) = match &mut file {
+            Some(open) => open,
+            None => file.insert((at, FileWriter::create(spec, at, Class::Recent, now_ms)?)),
+        };
+        writer.write(spec, &part.batch(&spec.schema)?)?;
+        if writer.pending_bytes() >= RAW_ROW_GROUP_BYTES {
+            writer.end_row_group()?;
+        }
+    }
+    if let Some((_, last)) = file {
+        entries.push(last.finish()?);
+    }
+    Ok(entries)
+}
+
+/// Times, batches and rows by partition, each in the order of time, then LSN.
+fn partition_order(spec: &TableSpec, batches: &[RecordBatch]) -> BTreeMap<i64, Vec<(Micros, u32, u32)>> {
+    let width = partition_width(spec.by_hour);
+    let mut order: BTreeMap<i64, Vec<(Micros, u32, u32)>> = BTreeMap::new();
+    for (n, batch) in batches.iter().enumerate() {
+        for (row, time) in times(spec, batch).iter().enumerate() {
+            order.entry(bucket(*time, width)).or_default().push((*time, n as u32, row as u32));
+        }
     }
     for rows in order.values_mut() {
         // Rows come in the order of their LSNs, which a stable sort keeps among equal times.
-        rows.sort_by_key(|row| times[*row as usize]);
+        rows.sort_by_key(|(time, ..)| *time);
     }
     order
 }
@@ -247,11 +295,6 @@ pub fn with_partition_columns(spec: &TableSpec, batch: &RecordBatch, full: &Sche
         }
     }
     let mut columns = batch.columns().to_vec();
-    columns.extend(values.into_iter().map(|v| std::sync::Arc::new(Int32Array::from(v)) as arrow::array::ArrayRef));
+    columns.extend(values.into_iter().map(|v| Arc::new(Int32Array::from(v)) as arrow::array::ArrayRef));
     RecordBatch::try_new(full.clone(), columns).map_err(|e| e.to_string())
-}
-
-/// The LSN column's bounds of a batch.
-pub fn lsn_column(batch: &RecordBatch) -> &Int64Array {
-    batch.column(0).as_any().downcast_ref().expect("the first column is the LSN")
 }

@@ -206,24 +206,24 @@ impl LakeView {
         let state = self.table.snapshot();
         let parts = if class == Class::Recent { &state.recent } else { &state.old };
         let spec = &self.table.spec;
-        let mut reached = BTreeSet::new();
-        let mut batches: Vec<RecordBatch> = Vec::new();
-        for part in parts {
-            let batch = part.batch(&spec.schema).map_err(failed)?;
-            if class == Class::Old
-                && !batches.is_empty()
-                && files::count_partitions(spec, &batch, &mut reached) > OLD_PARTITIONS
-            {
-                break;
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let (taken, add) = if spec.feed == Feed::Raw {
+            (parts.len(), files::write_frames(spec, parts, now_ms).map_err(failed)?)
+        } else {
+            let mut reached = BTreeSet::new();
+            let mut batches: Vec<RecordBatch> = Vec::new();
+            for part in parts {
+                let batch = part.batch(&spec.schema).map_err(failed)?;
+                let partitions = files::count_partitions(spec, &batch, &mut reached);
+                if class == Class::Old && !batches.is_empty() && partitions > OLD_PARTITIONS {
+                    break;
+                }
+                batches.push(batch);
             }
-            batches.push(batch);
-        }
-        let taken = batches.len();
+            (batches.len(), files::write_partitions(spec, &batches, class, now_ms).map_err(failed)?)
+        };
         // Everything up to the last part taken; all of it: up to what is applied.
         let to = if taken == parts.len() { self.applied[class as usize] } else { parts[taken - 1].last_lsn() };
-        let now_ms = chrono::Utc::now().timestamp_millis();
-        let add = files::write_partitions(spec, &batches, class, now_ms).map_err(failed)?;
-        drop(batches);
         files::sync_names(&spec.root, &add).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
         let change = Change { add, remove: Vec::new(), positions: vec![(class, to)], data_change: true };
