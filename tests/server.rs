@@ -44,6 +44,7 @@ impl Server {
             server.address = address["http"].as_str().expect("an address").to_owned();
             true
         });
+        wait_until("it takes records in", || server.get("/readyz").0 == 200);
         server
     }
 

@@ -1,6 +1,6 @@
 //! `weir run`: the pipeline in the foreground.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -16,7 +16,7 @@ pub struct Run {
     once: bool,
     /// With --once: take in for this long from sources that have no end.
     #[arg(long = "for", value_name = "DURATION", requires = "once", value_parser = parse_duration)]
-    for_time: Option<std::time::Duration>,
+    for_time: Option<Duration>,
 }
 
 impl Run {
@@ -28,7 +28,10 @@ impl Run {
             return serve::serve(&config, listener, &runtime, |_| {});
         }
         let started = Instant::now();
-        let running = Running::start(&config, Options { once: true }, runtime.handle())?;
+        let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
+        while running.resume(&config)?.is_none() && !running.has_failed() {
+            std::thread::sleep(RESUME_POLL);
+        }
         let before = totals(&running);
         let signal = runtime.spawn(crate::runtime::stop_signal());
         while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
@@ -45,6 +48,9 @@ impl Run {
         running.sources_have_ended() || self.for_time.is_some_and(|time| started.elapsed() >= time)
     }
 }
+
+/// How often a starting run looks whether the log's past has been applied.
+const RESUME_POLL: Duration = Duration::from_millis(5);
 
 fn totals(running: &Running) -> Totals {
     sum(&running.handles)

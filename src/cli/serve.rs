@@ -38,8 +38,6 @@ pub fn serve(
     let address = listener.local_addr().map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let parts = Parts {
         answers: running.answers.clone(),
-        ingest: if config.server.ingest { Some(running.ingest()?) } else { None },
-        remembered: std::mem::take(&mut running.remembered),
         readiness: running.readiness(),
         metrics: metrics.clone(),
         body_bytes: config.limits.body,
@@ -62,6 +60,11 @@ pub fn serve(
     let signal = runtime.spawn(stop_signal());
     let mut since_metrics = METRICS_EVERY;
     while !signal.is_finished() && !running.has_failed() {
+        if let Some(remembered) = running.resume(config)?
+            && config.server.ingest
+        {
+            server.open_intake(running.ingest()?, remembered);
+        }
         tick(&running);
         since_metrics += POLL;
         if since_metrics >= METRICS_EVERY {

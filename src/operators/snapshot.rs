@@ -5,7 +5,7 @@
 //! | 0 | 8 | magic `WEIRSNP` and a zero byte |
 //! | 8 | 4 | format version, 1 |
 //! | 12 | 4 | length of the body when unpacked |
-//! | 16 | … | body, zstd: u32 length and JSON of [`Head`], then per stream with repeats their state |
+//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream with repeats their state |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 
 use std::collections::BTreeMap;

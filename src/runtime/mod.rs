@@ -12,6 +12,7 @@ pub mod views;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -102,6 +103,9 @@ impl From<QueryError> for RuntimeError {
     }
 }
 
+/// Answers given under idempotency keys.
+pub type Remembered = Vec<(String, [u8; 32], Answer)>;
+
 /// How to run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -116,9 +120,10 @@ pub struct Running {
     pub answers: Answers,
     pub clock: Arc<dyn Clock>,
     pub stop: Stop,
-    /// Answers given under idempotency keys before this start.
-    pub remembered: Vec<(String, [u8; 32], Answer)>,
     pipeline: Pipeline,
+    /// The log's past has been applied, and the sources have started.
+    has_resumed: Arc<AtomicBool>,
+    options: Options,
     sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
     maintenance: Option<JoinHandle<()>>,
     _lock: Lock,
@@ -154,7 +159,8 @@ fn snapshots(config: &Config, folder: &Folder) -> Snapshots {
 }
 
 impl Running {
-    /// Opens the folder, recovers, switches to this configuration if the log holds another, and starts the sources.
+    /// Opens the folder and switches to this configuration if the log holds another. Questions are answered from now on, while the
+    /// log's past is still applied; [`Running::resume`] then starts the sources.
     pub fn start(config: &Config, options: Options, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
         let catalog = Arc::new(Catalog::of(config)?);
         let folder = Folder::create(&config.data)?;
@@ -177,20 +183,29 @@ impl Running {
             answers,
             clock,
             stop: Stop::default(),
-            remembered: Vec::new(),
             pipeline,
+            has_resumed: Arc::default(),
+            options,
             sources: Vec::new(),
             maintenance: None,
             _lock: lock,
         };
-        let mut resume = running.pipeline.resume()?;
-        running.remembered = std::mem::take(&mut resume.answers);
-        running.start_sources(config, options, &resume)?;
         if !options.once {
             let (tables, memory) = (running.handles.tables.clone(), config.limits.shares().lake);
             running.maintenance = Some(maintenance::start(tables, memory, running.stop.clone()));
         }
         Ok(running)
+    }
+
+    /// Starts the sources once the log's past has been applied; tells then, once, what was answered under idempotency keys.
+    pub fn resume(&mut self, config: &Config) -> Result<Option<Remembered>, RuntimeError> {
+        if self.has_resumed.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let Some(resume) = self.pipeline.try_resume()? else { return Ok(None) };
+        self.start_sources(config, self.options, &resume)?;
+        self.has_resumed.store(true, Ordering::Release);
+        Ok(Some(resume.answers))
     }
 
     fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
@@ -239,7 +254,11 @@ impl Running {
     pub fn readiness(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
         let views: Vec<(String, Arc<Status>)> =
             self.pipeline.view_names.iter().cloned().zip(self.pipeline.views.iter().cloned()).collect();
+        let has_resumed = self.has_resumed.clone();
         Arc::new(move || {
+            if !has_resumed.load(Ordering::Acquire) {
+                return Err("the log is still being read".into());
+            }
             let failed = views.iter().find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)));
             failed.map_or(Ok(()), Err)
         })
@@ -252,7 +271,7 @@ impl Running {
 
     /// Whether every source has ended.
     pub fn sources_have_ended(&self) -> bool {
-        self.sources.iter().all(|(_, thread)| thread.is_finished())
+        self.has_resumed.load(Ordering::Acquire) && self.sources.iter().all(|(_, thread)| thread.is_finished())
     }
 
     /// Per view, its name, what it has applied, and why it does not go on, if so.
@@ -318,7 +337,13 @@ fn open_wal(
     let mut views_at = zero;
     if let Some(id) = id {
         let log = LogName { instance: config.instance, id, zero };
-        let there = views::open(config, folder, catalog, log, runtime, false)?;
+        // The views that are there are those of the configuration that the log ends under.
+        let end = Wal::peek(&Disk, &options, zero)?.last_lsn;
+        let stored = match stored_streams(config, folder, end)? {
+            Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?),
+            None => catalog.clone(),
+        };
+        let there = views::open(config, folder, &stored, log, runtime, false)?;
         views_at = there.positions.values().copied().max().unwrap_or(zero);
     }
     let new_id = rand::random::<u64>() >> 1;
@@ -337,12 +362,12 @@ fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<
 }
 
 /// The streams that the log ends under; none in an empty log.
-fn stored_streams(config: &Config, folder: &Folder, wal: &Wal) -> Result<Option<Streams>, RuntimeError> {
+fn stored_streams(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Streams>, RuntimeError> {
     let snapshots = snapshots(config, folder);
-    let (operators, from_snapshot) = snapshots.newest_for(&BTreeMap::new(), wal.synced_lsn())?;
+    let (operators, from_snapshot) = snapshots.newest_for(&BTreeMap::new(), end)?;
     let mut stored = from_snapshot.then(|| operators.catalog().declarations());
     let mut reader = LogReader::new(Arc::new(Disk), folder.log(), operators.lsn());
-    while let Some(frame) = reader.next(wal.synced_lsn())? {
+    while let Some(frame) = reader.next(end)? {
         if frame.header.kind == Kind::Configuration {
             let records = frame.records().map_err(|e| RuntimeError::Damaged(e.to_string()))?;
             let text = String::from_utf8_lossy(records.get(0)).into_owned();
@@ -362,7 +387,7 @@ fn switch_configuration(
     runtime: &tokio::runtime::Handle,
     clock: &Arc<dyn Clock>,
 ) -> Result<Wal, RuntimeError> {
-    let stored = stored_streams(config, folder, &wal)?;
+    let stored = stored_streams(config, folder, wal.synced_lsn())?;
     if stored.as_ref().is_some_and(|s| *s == config.streams) {
         return Ok(wal);
     }

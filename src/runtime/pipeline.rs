@@ -2,7 +2,7 @@
 //! leaves is on the disk; starting one recovers from there.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -115,6 +115,15 @@ impl Pipeline {
         self.resume.recv().map_err(|_| RuntimeError::Failed("the operators ended before they had read the log".into()))
     }
 
+    /// Whether the log's past has been applied, with what sources need to know of it.
+    pub fn try_resume(&self) -> Result<Option<Resume>, RuntimeError> {
+        match self.resume.try_recv() {
+            Ok(resume) => Ok(Some(resume)),
+            // If the operators ended, stopping tells why.
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(None),
+        }
+    }
+
     /// Whether a thread ended that should not have.
     pub fn has_failed(&self) -> bool {
         self.writer.is_finished() || self.operators.is_finished() || self.drivers.iter().any(JoinHandle::is_finished)
@@ -150,6 +159,8 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
     let (mut statuses, mut names, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for view in views {
         let status = Arc::new(Status::default());
+        // Known before any snapshot asks what may be trimmed.
+        status.publish(&*view);
         let name = view.name().to_owned();
         let (ring, catch_up, published) = (ring.clone(), catch_up.clone(), status.clone());
         // Known to the ring from the start, so that no source runs ahead of a view that has not begun.

@@ -30,6 +30,7 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 type Cell = Arc<OnceCell<Answer>>;
 
 /// What was answered to POSTs with a key, or is about to be.
+#[derive(Default)]
 pub struct IdempotencyKeys(Mutex<Remembered>);
 
 #[derive(Default)]
@@ -39,13 +40,12 @@ struct Remembered {
 }
 
 impl IdempotencyKeys {
-    pub fn new(before: Vec<(String, [u8; 32], Answer)>) -> Self {
-        let mut remembered = Remembered::default();
+    pub fn remember(&self, before: Vec<(String, [u8; 32], Answer)>) {
+        let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, hash, answer) in before {
             remembered.order.push_back(key.clone());
             remembered.cells.insert(key, (hash, Arc::new(OnceCell::new_with(Some(answer)))));
         }
-        Self(Mutex::new(remembered))
     }
 
     /// The cell in which the key's answer stands, or will stand; none if the key was used with another body.
@@ -78,8 +78,10 @@ pub async fn post_events(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let off =
-        || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "no records are taken in", "try again later");
+    let off = || {
+        let message = "no records are taken in at present: weir is starting, stopping, or set so";
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_taking", message, "try again in a moment")
+    };
     let ingest = app.ingest().ok_or_else(off)?;
     if !ingest.catalog().streams.contains_key(&stream) {
         let known = ingest.catalog().streams.keys().cloned().collect::<Vec<_>>().join(", ");

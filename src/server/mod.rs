@@ -41,10 +41,6 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 /// What the server works with.
 pub struct Parts {
     pub answers: Answers,
-    /// None: taking records in over HTTP is switched off.
-    pub ingest: Option<Ingest>,
-    /// Answers given under idempotency keys before this start.
-    pub remembered: Vec<(String, [u8; 32], Answer)>,
     /// Why the process is not ready, if it is not.
     pub readiness: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     pub metrics: PrometheusHandle,
@@ -71,10 +67,8 @@ pub(crate) struct Inner {
 }
 
 impl App {
-    fn new(mut parts: Parts, stop: CancellationToken) -> Self {
-        let ingest = Mutex::new(parts.ingest.take());
-        let keys = IdempotencyKeys::new(std::mem::take(&mut parts.remembered));
-        Self(Arc::new(Inner { parts, ingest, keys, stop }))
+    fn new(parts: Parts, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner { parts, ingest: Mutex::default(), keys: IdempotencyKeys::default(), stop }))
     }
 
     fn ingest(&self) -> Option<Ingest> {
@@ -167,6 +161,12 @@ impl Server {
             }
         };
         Ok(Self { app, handle, task })
+    }
+
+    /// Takes records in from now on; `remembered` are answers given under idempotency keys before this start.
+    pub fn open_intake(&self, ingest: Ingest, remembered: Vec<(String, [u8; 32], Answer)>) {
+        self.app.0.keys.remember(remembered);
+        *self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner) = Some(ingest);
     }
 
     /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping it.

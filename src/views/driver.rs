@@ -42,7 +42,8 @@ impl Status {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn publish(&self, view: &dyn View) {
+    /// Says how far a view is.
+    pub fn publish(&self, view: &dyn View) {
         let positions = view.positions().into_iter().collect();
         *self.positions.lock().unwrap_or_else(PoisonError::into_inner) = positions;
         self.applied.store(view.applied(), Ordering::Release);

@@ -156,7 +156,7 @@ impl FileWriter {
         self.writer.flush().map_err(|e| format!("{}: {e}", self.target.display()))
     }
 
-    /// Ends the file and syncs it; its folders are synced by [`sync_all`].
+    /// Ends the file and syncs it; its folders are synced by [`sync_names`].
     pub fn finish(mut self) -> Result<FileEntry, String> {
         let in_target = |e: String| format!("{}: {e}", self.target.display());
         self.writer.finish().map_err(|e| in_target(e.to_string()))?;
