@@ -1,6 +1,7 @@
 //! The only writer of the log. A submission is decoded and compressed on its caller's thread, then numbered, written and
 //! synced by one thread for many at once; only then is it acknowledged and handed on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -81,6 +82,7 @@ impl Receipt {
 /// Bytes on their way from sources to the log, bounded.
 struct Gate {
     used: Mutex<usize>,
+    closed: AtomicBool,
     freed: Condvar,
     limit: usize,
 }
@@ -93,10 +95,20 @@ impl Gate {
             if !wait {
                 return Err(IngestError::Full { limit: self.limit });
             }
+            if self.closed.load(Ordering::Acquire) {
+                return Err(IngestError::Stopping);
+            }
             used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
         }
         *used += bytes;
         Ok(())
+    }
+
+    /// The writer has ended: nobody may wait for it.
+    fn close(&self) {
+        let _used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Release);
+        self.freed.notify_all();
     }
 
     fn release(&self, bytes: usize) {
@@ -131,12 +143,22 @@ impl Ingest {
         hand_on: impl FnMut(Committed) + Send + 'static,
     ) -> (Self, JoinHandle<Result<Wal, WalError>>) {
         let (queue, prepared) = sync_channel(QUEUE);
-        let gate = Arc::new(Gate { used: Mutex::new(0), freed: Condvar::new(), limit: queue_bytes });
+        let gate = Arc::new(Gate {
+            used: Mutex::new(0),
+            closed: AtomicBool::new(false),
+            freed: Condvar::new(),
+            limit: queue_bytes,
+        });
         let synced = Arc::new(Mutex::new(wal.synced_lsn()));
         let writer = Writer { wal, gate: gate.clone(), synced: synced.clone(), upkeep };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || writer.run(&prepared, hand_on))
+            .spawn(move || {
+                let gate = writer.gate.clone();
+                let result = writer.run(&prepared, hand_on);
+                gate.close();
+                result
+            })
             .expect("the system can start a thread");
         (Self { catalog, clock, queue, gate, synced }, thread)
     }
@@ -265,8 +287,9 @@ impl Writer {
     fn append(&mut self, frame: &mut Frame) -> Result<(), WalError> {
         loop {
             match self.wal.append(frame) {
-                Err(error) if error.is_full() && frame.about.next_position.is_some() => {
-                    tracing::error!(%error, "no room for the log; waiting");
+                // A refused frame among accepted ones would be passed over by its partition's position.
+                Err(error @ WalError::Io { .. }) if frame.about.next_position.is_some() => {
+                    tracing::error!(%error, "the log cannot grow; waiting");
                     self.keep_up();
                     std::thread::sleep(FULL_RETRY);
                 }

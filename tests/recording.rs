@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use crate::support::{Bench, holds_exactly, ndjson, recordings, records, repeats};
+use crate::support::{Bench, holds_exactly, ndjson, recordings, records, repeats, wait_until};
 
 #[test]
 fn every_answer_agrees_with_a_recount_and_a_second_run_adds_nothing() {
@@ -89,6 +89,42 @@ fn a_cut_line_is_told_once_and_read_whole_when_it_is_completed() {
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), 100);
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+}
+
+#[test]
+fn a_file_replaced_under_its_name_while_running_is_read_once() {
+    let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    let all = records(300, 12);
+    bench.write("in.ndjson", &ndjson(&all[..100]));
+    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    wait_until("the file is read", || counted(&bench) == 100);
+    // As rsync and editors do: a longer copy takes its place.
+    bench.write("copy", &ndjson(&all));
+    std::fs::rename(bench.path("copy"), bench.path("in.ndjson")).expect("movable");
+    wait_until("the rest is read", || counted(&bench) >= 300);
+    child.kill().and_then(|()| child.wait()).expect("it ends");
+    bench.once();
+    holds_exactly(&bench, &all);
+}
+
+/// Rows by a question that may come too early.
+fn counted(bench: &Bench) -> u64 {
+    let output = bench.output(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
+    String::from_utf8_lossy(&output.stdout).lines().last().and_then(|l| l.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn after_a_kill_the_folder_still_answers_and_says_what_is_pending() {
+    let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    bench.write("in.ndjson", &ndjson(&records(200, 13)));
+    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    wait_until("the file is read", || counted(&bench) == 200);
+    child.kill().and_then(|()| child.wait()).expect("it ends");
+    let answer = bench.ask(&["sql", "select count(*) as n from rsvps"]);
+    let missing = 200 - answer["rows"][0]["n"].as_u64().expect("a number");
+    assert!(answer["as_of"]["pending"].as_u64() >= Some(missing), "{answer}");
+    bench.once();
+    assert_eq!(bench.number("select count(*) from rsvps"), 200);
 }
 
 #[test]

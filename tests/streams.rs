@@ -128,3 +128,21 @@ fn check_says_where_and_what_to_do() {
     assert!(bench.output(&["check"]).status.success());
     insta::assert_snapshot!(messages.concat());
 }
+
+#[test]
+fn retention_follows_event_time_and_a_backfill_is_not_refused() {
+    let bench = Bench::new("");
+    bench.configure(&SENSORS.replace("key = \"id\"", "retention = \"2h\"\nkey = \"id\""));
+    let line = |id: &str, at: &str| {
+        format!(
+            "{{\"id\":\"{id}\",\"at\":\"2016-05-01T{at}:00Z\",\"kind\":\"air\",\"note\":\"x\",\"reading\":{{\"value\":1,\"unit\":\"C\"}}}}\n"
+        )
+    };
+    let times = ["10:00", "10:01", "10:02", "11:30", "12:00", "12:30", "13:00", "13:20", "10:30", "13:21"];
+    let text: String = times.iter().enumerate().map(|(n, at)| line(&format!("s{n}"), at)).collect();
+    bench.write("in.ndjson", text.as_bytes());
+    bench.once();
+    let dead = bench.rows("select reason from dead_letters");
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert!(dead[0]["reason"].as_str().is_some_and(|r| r.contains("floor")), "{dead:?}");
+}

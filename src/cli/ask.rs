@@ -37,8 +37,9 @@ impl Asked {
             && offline.pending > 0
         {
             eprintln!(
-                "weir: {} accepted records are not in this answer yet; `weir run --once` brings them in",
-                offline.pending
+                "weir: {} accepted records are not in this answer yet; {} brings them in",
+                offline.pending,
+                if config.path.is_some() { "`weir run --once`" } else { "`weir demo`" }
             );
         }
         Ok(Self { runtime, place })

@@ -15,7 +15,7 @@ pub struct Check {
 
 impl Check {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
-        let config = global.load()?;
+        let config = global.load_file()?;
         let catalog = Catalog::of(&config)?;
         if self.show {
             return output::write(config.show().as_bytes());

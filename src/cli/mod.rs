@@ -99,6 +99,16 @@ impl Global {
         Ok(config::load(self.config.as_deref(), self.memory.as_deref())?)
     }
 
+    /// The configuration of a verb that works on more than what is stored.
+    pub fn load_file(&self) -> Result<Config, RuntimeError> {
+        let config = self.load()?;
+        if config.path.is_none() {
+            let hint = "there is no ./weir.toml; `weir init` writes one, -c names one, `weir demo` goes without";
+            return Err(RuntimeError::Config(hint.into()));
+        }
+        Ok(config)
+    }
+
     pub fn format(&self) -> Format {
         self.output.unwrap_or_else(Format::default_for_stdout)
     }

@@ -7,6 +7,7 @@ use clap::Args;
 use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
 use crate::operators::Totals;
+use crate::runtime::folder::Folder;
 use crate::runtime::{Options, POLL, Running, RuntimeError};
 
 #[derive(Debug, Args)]
@@ -21,9 +22,11 @@ pub struct Run {
 
 impl Run {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
-        let config = global.load()?;
+        let config = global.load_file()?;
         let runtime = tokio_runtime()?;
         if !self.once {
+            // A folder in use is told before a port in use.
+            drop(Folder::create(&config.data)?.lock()?);
             let listener = serve::bind(&config)?;
             return serve::serve(&config, listener, &runtime, |_| {});
         }
@@ -31,6 +34,10 @@ impl Run {
         let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
         while running.resume(&config)?.is_none() && !running.has_failed() {
             std::thread::sleep(RESUME_POLL);
+        }
+        // A new log begins with one record, its configuration.
+        if running.recovered() > 1 {
+            eprintln!("{} records were in the log already and not in every view; brought in", running.recovered());
         }
         let before = totals(&running);
         let signal = runtime.spawn(crate::runtime::stop_signal());

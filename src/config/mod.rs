@@ -390,7 +390,7 @@ fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, 
 
 fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String> {
     let memory = match memory {
-        Some(text) => text.parse::<Size>()?.0,
+        Some(text) => text.parse::<Size>().map_err(|e| format!("--memory: {e}"))?.0,
         None => typed.memory.map_or_else(default_memory, |s| s.0),
     };
     if memory < LEAST_MEMORY {

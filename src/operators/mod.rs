@@ -386,16 +386,16 @@ impl Operators {
                 old.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
             watermark.observe(time, disorder, max_ahead);
-            if let Some(retention) = stream.def.retention {
-                let reach = watermark.at().map_or(header.received_at, |w| w.min(header.received_at));
+            // Without a watermark nothing is known of how far time has come, so the floor stays.
+            if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
+                let reach = reached.min(header.received_at);
                 let floor = stream.partition_start(reach.saturating_sub(retention.micros()));
-                let floor = state.floor.map_or(floor, |before| before.max(floor));
-                state.floor = Some(floor);
-                if time < floor {
-                    below.push(row);
-                    repeats.push(false);
-                    continue;
-                }
+                state.floor = Some(state.floor.map_or(floor, |before| before.max(floor)));
+            }
+            if state.floor.is_some_and(|floor| time < floor) {
+                below.push(row);
+                repeats.push(false);
+                continue;
             }
             state.totals.late += u64::from(is_late);
             let repeat = match (&mut hashes, &mut state.repeats) {

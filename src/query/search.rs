@@ -79,7 +79,8 @@ fn parse(text: &str, def: &crate::schema::SearchDef) -> Result<Vec<Part>, QueryE
         }
         let is_quoted = rest.starts_with('"');
         let (value, behind) = if is_quoted {
-            rest[1..].split_once('"').unwrap_or((&rest[1..], ""))
+            let unclosed = || QueryError::Invalid(format!("the quote of {rest} is not closed"));
+            rest[1..].split_once('"').ok_or_else(unclosed)?
         } else {
             rest.split_at(rest.find(char::is_whitespace).unwrap_or(rest.len()))
         };

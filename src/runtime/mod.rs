@@ -230,9 +230,15 @@ impl Running {
             let (kind, clock) = (source.kind.clone(), self.clock.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("source/{}", source.name))
-                .spawn(move || match kind {
-                    SourceKind::File { path } => sources::file::run(&context, &path),
-                    SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
+                .spawn(move || {
+                    let result = match kind {
+                        SourceKind::File { path } => sources::file::run(&context, &path),
+                        SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
+                    };
+                    if let Err(error) = &result {
+                        tracing::error!(source = context.name, %error, "the source has halted");
+                    }
+                    result
                 })
                 .expect("the system can start a thread");
             self.sources.push((source.name.clone(), thread));
@@ -243,6 +249,11 @@ impl Running {
     /// A handle to take records in.
     pub fn ingest(&self) -> Result<Ingest, RuntimeError> {
         self.pipeline.ingest.clone().ok_or_else(|| RuntimeError::Failed("weir is stopping".into()))
+    }
+
+    /// Records that were in the log and, since the last snapshot, not known to be in every view.
+    pub fn recovered(&self) -> u64 {
+        self.pipeline.recovered
     }
 
     /// Whether a thread ended that should not have; [`Running::stop`] tells why.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::folder::{Folder, Lock};
 use super::questions::Answers;
-use super::{RuntimeError, snapshots, sql_limits, views, wal_options};
+use super::{RuntimeError, snapshots, sql_limits, stored_streams, views, wal_options};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::operators::positions;
 use crate::query::sql::SqlEngine;
+use crate::schema::Catalog;
 use crate::storage::Disk;
 use crate::views::lake::LogName;
 use crate::wal::{LogReader, Wal};
@@ -34,9 +35,14 @@ impl Offline {
         let log = LogName { instance: config.instance, id, zero: options.zero };
         let snapshots = snapshots(config, &folder);
         let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
-        let opened = views::open(config, &folder, newest.catalog(), log, runtime, false)?;
-        let handles = opened.handles.clone();
         let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
+        // The streams that the log ends under, also where no snapshot tells them yet.
+        let catalog = match stored_streams(config, &folder, end)? {
+            Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?),
+            None => newest.catalog().clone(),
+        };
+        let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
+        let handles = opened.handles.clone();
         let progress = &handles.progress;
         progress.set_synced(end);
         progress.set_operators(newest.progress(), newest.gaps().cloned().collect(), newest.partitions().clone());

@@ -45,6 +45,8 @@ pub struct Pipeline {
     operators: JoinHandle<Result<(), RuntimeError>>,
     drivers: Vec<JoinHandle<Result<(), ViewError>>>,
     resume: Receiver<Resume>,
+    /// Records of the log that no snapshot covers.
+    pub recovered: u64,
 }
 
 impl Pipeline {
@@ -65,6 +67,7 @@ impl Pipeline {
         }
         let end = wal.synced_lsn();
         tracing::debug!(from = operators.lsn(), to = end, from_snapshot, "recovering");
+        let recovered = end.saturating_sub(operators.lsn());
         handles.progress.set_synced(end);
         let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
         let catch_up = Arc::new(LogCatchUp { snapshots: snapshots.clone(), one_at_a_time: Mutex::new(()) });
@@ -107,6 +110,7 @@ impl Pipeline {
             operators,
             drivers,
             resume,
+            recovered,
         })
     }
 

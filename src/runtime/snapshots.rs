@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::event::Lsn;
-use crate::operators::{OperatorError, Operators, Output, snapshot};
+use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
 use crate::storage::Storage;
-use crate::views::ViewError;
-use crate::views::driver::CatchUp;
-use crate::wal::LogReader;
+use crate::views::driver::{CatchUp, Give};
+use crate::views::{View, ViewError};
+use crate::wal::{LogReader, WalError};
 
 /// Where snapshots lie and which log they belong to.
 #[derive(Clone)]
@@ -86,23 +86,30 @@ pub struct LogCatchUp {
 }
 
 impl CatchUp for LogCatchUp {
-    fn replay(
-        &self,
-        positions: &BTreeMap<String, Lsn>,
-        after: Lsn,
-        to: Lsn,
-        give: &mut dyn FnMut(&Output) -> Result<(), ViewError>,
-    ) -> Result<(), ViewError> {
+    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<(), ViewError> {
         let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = view.name().to_owned();
+        let failed = |reason: String| ViewError::Failed { view: name.clone(), reason };
         let damaged = |reason: String| ViewError::Damaged { path: self.snapshots.log.clone(), reason };
-        let (mut operators, _) =
-            self.snapshots.newest_for(positions, after.max(self.snapshots.zero)).map_err(|e| damaged(e.to_string()))?;
+        let positions = view.positions().into_iter().collect();
+        let (mut operators, from_snapshot) =
+            self.snapshots.newest_for(&positions, Lsn::MAX).map_err(|e| damaged(e.to_string()))?;
+        if from_snapshot {
+            // It has every row up to there, wherever its own rows end.
+            view.skip_to(operators.lsn());
+        }
         let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), operators.lsn());
-        while let Some(frame) = reader.next(to).map_err(|e| damaged(e.to_string()))? {
+        loop {
+            let frame = match reader.next(to) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(()),
+                // The log may have been trimmed behind a newer snapshot meanwhile, which the next try begins with.
+                Err(error @ (WalError::Missing { .. } | WalError::Io { .. })) => return Err(failed(error.to_string())),
+                Err(error) => return Err(damaged(error.to_string())),
+            };
             let decoded = operators.decode(&frame).map_err(|e| damaged(e.to_string()))?;
             let output = operators.apply(&Arc::new(frame), decoded.as_ref()).map_err(|e| damaged(e.to_string()))?;
-            give(&output)?;
+            give(view, &output)?;
         }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! A file is known by its beginning and its inode, else its path, so that it is read once also when it is renamed. Each record
 //! is taken exactly once: the position that a frame carries is where reading goes on.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -37,15 +37,23 @@ pub fn run(context: &Context, path: &Path) -> Result<(), SourceError> {
     }
     let mut open: Vec<OpenFile> = Vec::new();
     let mut known: HashSet<(PathBuf, u64)> = HashSet::new();
+    let mut read: BTreeMap<String, PartitionState> = context.partitions.iter().cloned().collect();
     loop {
-        for (path, inode) in files_in(path)? {
+        let there = files_in(path)?;
+        // A file that is gone, or replaced under its name, is not read through that name any more.
+        open.retain(|file| file.path.as_ref().is_some_and(|p| there.contains(&(p.clone(), file.inode))));
+        known.retain(|file| there.contains(file));
+        for (path, inode) in there {
             if known.insert((path.clone(), inode)) {
-                open.push(OpenFile::open(context, &path, inode)?);
+                let file = OpenFile::open(&path, inode, &read)?;
+                open.push(file);
             }
         }
         let mut is_busy = false;
         for file in &mut open {
             is_busy |= file.read_on(context)?;
+            // What is known of it now decides whether a file that appears later is the same one.
+            read.insert(file.partition.clone(), file.state());
         }
         if context.stop.is_asked() || context.once && !is_busy {
             return Ok(());
@@ -59,7 +67,11 @@ pub fn run(context: &Context, path: &Path) -> Result<(), SourceError> {
 /// The path itself, or the files of the folder it names, by name; hidden ones are passed over.
 fn files_in(path: &Path) -> Result<Vec<(PathBuf, u64)>, SourceError> {
     let wrong = |source| SourceError::Io { path: path.display().to_string(), source };
-    let metadata = std::fs::metadata(path).map_err(wrong)?;
+    let metadata = match std::fs::metadata(path) {
+        // Being replaced: it is looked for again.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        metadata => metadata.map_err(wrong)?,
+    };
     if !metadata.is_dir() {
         return Ok(vec![(path.to_owned(), metadata.ino())]);
     }
@@ -111,12 +123,14 @@ impl OpenFile {
         }
     }
 
-    fn open(context: &Context, path: &Path, inode: u64) -> Result<Self, SourceError> {
+    fn open(path: &Path, inode: u64, read: &BTreeMap<String, PartitionState>) -> Result<Self, SourceError> {
         let label = path.display().to_string();
         let wrong = |source| SourceError::Io { path: label.clone(), source };
         let mut head = Vec::new();
         plain(path).map_err(wrong)?.take(HEAD_BYTES).read_to_end(&mut head).map_err(wrong)?;
-        let found = recognise(&context.partitions, &label, inode, &head);
+        let known: Vec<(String, PartitionState)> = read.iter().map(|(p, s)| (p.clone(), s.clone())).collect();
+        let found = recognise(&known, &label, inode, &head);
+
         let (partition, state) = match found {
             Some((partition, state)) => (partition.clone(), state.clone()),
             None => (format!("{label}@{inode}"), PartitionState::default()),
@@ -133,6 +147,21 @@ impl OpenFile {
             in_flight: VecDeque::new(),
             is_moved: false,
         })
+    }
+
+    /// What is known of it, as the log knows it after the frames sent so far.
+    fn state(&self) -> PartitionState {
+        PartitionState {
+            next_position: self.next_position,
+            file: Some(self.identity(self.next_position)),
+            received_at: 0,
+            cut_line: self.cut_line,
+        }
+    }
+
+    fn identity(&self, read: u64) -> FileIdentity {
+        let head = (self.head.len() as u64).min(read).min(HEAD_BYTES);
+        FileIdentity { inode: self.inode, head, crc: crc32c::crc32c(&self.head[..head as usize]) }
     }
 
     /// Takes what is there; true if that was something.
@@ -247,12 +276,7 @@ impl OpenFile {
     }
 
     fn submission(&self, context: &Context, kind: Kind, frame: FrameBuilder, next: u64) -> Submission {
-        let head = (self.head.len() as u64).min(next).min(HEAD_BYTES);
-        let file = self.path.is_some().then(|| FileIdentity {
-            inode: self.inode,
-            head,
-            crc: crc32c::crc32c(&self.head[..head as usize]),
-        });
+        let file = self.path.is_some().then(|| self.identity(next));
         Submission {
             kind,
             source: context.name.clone(),

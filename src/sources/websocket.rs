@@ -42,8 +42,15 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
     let mut told = false;
     while !context.stop.is_asked() {
         let started = Instant::now();
-        let mut listener =
-            Listener { context, clock, missed_since, records: RecordsBuilder::default(), in_flight: VecDeque::new() };
+        let mut listener = Listener {
+            context,
+            clock,
+            missed_since,
+            records: RecordsBuilder::default(),
+            in_flight: VecDeque::new(),
+            heard_at: clock.now(),
+            gathered_since: 0,
+        };
         let ended = runtime.block_on(listener.listen(url));
         missed_since = listener.missed_since;
         let reason = match ended {
@@ -88,7 +95,11 @@ struct Listener<'a> {
     /// Since when messages may have passed unheard.
     missed_since: Option<Micros>,
     records: RecordsBuilder,
-    in_flight: VecDeque<Receipt>,
+    /// Frames on their way to the disk, each with when its first message came.
+    in_flight: VecDeque<(Receipt, Micros)>,
+    /// When the last message came, and the first one of the frame being gathered.
+    heard_at: Micros,
+    gathered_since: Micros,
 }
 
 impl Listener<'_> {
@@ -101,6 +112,7 @@ impl Listener<'_> {
             .map_err(|_| Ended::Connection("no answer in time".into()))?
             .map_err(lost)?;
         tracing::info!(source = self.context.name, url, "connected");
+        self.heard_at = self.clock.now();
         self.tell_gap("not connected")?;
         let mut heard = Instant::now();
         let mut pinged = Instant::now();
@@ -108,13 +120,15 @@ impl Listener<'_> {
             if self.context.stop.is_asked() {
                 self.flush()?;
                 let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
-                return self.settle();
+                self.settle()?;
+                return self.tell_gap("no room in the log");
             }
             let wait = if self.records.is_empty() { Duration::from_millis(200) } else { GATHER };
             match timeout(wait, socket.next()).await {
                 Err(_) => self.flush()?,
                 Ok(Some(Ok(message))) => {
                     heard = Instant::now();
+                    self.heard_at = self.clock.now();
                     match message {
                         Message::Text(text) => self.take(text.as_bytes())?,
                         Message::Binary(bytes) => self.take(&bytes)?,
@@ -138,6 +152,9 @@ impl Listener<'_> {
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        if self.records.is_empty() {
+            self.gathered_since = self.heard_at;
+        }
         for record in message::records(bytes) {
             self.records.push(&record);
         }
@@ -178,7 +195,7 @@ impl Listener<'_> {
         }
         let records = std::mem::take(&mut self.records);
         let submission = self.submission(Kind::Record, records);
-        self.in_flight.push_back(self.context.ingest.submit(submission, true)?);
+        self.in_flight.push_back((self.context.ingest.submit(submission, true)?, self.gathered_since));
         while self.in_flight.len() > 16 {
             self.settle_oldest()?;
         }
@@ -186,12 +203,12 @@ impl Listener<'_> {
     }
 
     fn settle_oldest(&mut self) -> Result<(), Ended> {
-        let Some(receipt) = self.in_flight.pop_front() else { return Ok(()) };
+        let Some((receipt, since)) = self.in_flight.pop_front() else { return Ok(()) };
         match receipt.wait() {
             Ok(_) => Ok(()),
             Err(IngestError::NoSpace { reason }) => {
                 // What was not stored is told as a gap as soon as there is room for it.
-                self.missed_since.get_or_insert_with(|| self.clock.now());
+                self.missed_since.get_or_insert(since);
                 tracing::error!(source = self.context.name, reason, "records were lost: no room in the log");
                 Ok(())
             }
@@ -209,7 +226,8 @@ impl Listener<'_> {
     fn lost(&mut self, reason: String) -> Result<(), Ended> {
         self.flush()?;
         self.settle()?;
-        self.missed_since.get_or_insert_with(|| self.clock.now());
+        // From the last message heard: a silent connection may have been dead since then.
+        self.missed_since.get_or_insert(self.heard_at);
         Err(Ended::Connection(reason))
     }
 

@@ -54,15 +54,13 @@ impl Status {
     }
 }
 
-/// Reads the log again for a view: gives it every output from its LSN on, up to `to`.
+/// What is done with each output that is read again.
+pub type Give<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
+
+/// Reads the log again for a view: gives it every output from its LSN on, up to `to`, beginning with the newest snapshot that the
+/// view is not behind.
 pub trait CatchUp: Send + Sync {
-    fn replay(
-        &self,
-        positions: &BTreeMap<String, Lsn>,
-        after: Lsn,
-        to: Lsn,
-        give: &mut dyn FnMut(&Output) -> Result<(), ViewError>,
-    ) -> Result<(), ViewError>;
+    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<(), ViewError>;
 }
 
 /// Runs a view until the ring closes; everything is committed then. An error is final.
@@ -75,16 +73,22 @@ pub fn run(
     let name = view.name().to_owned();
     status.publish(&*view);
     let (mut retry, mut tries) = (FIRST_RETRY, 0);
+    // Only a commit shows that a view that failed goes on again.
+    let mut stood = view.positions();
     loop {
         match advance(&mut *view, &name, ring, catch_up, status) {
+            Ok(true) if tries == 0 => {}
             Ok(true) => {
-                (retry, tries) = (FIRST_RETRY, 0);
-                status.set_failure(None);
+                if view.positions() != stood {
+                    (retry, tries) = (FIRST_RETRY, 0);
+                    status.set_failure(None);
+                }
             }
             Ok(false) => return Ok(()),
             Err(error) if error.is_final() => return Err(error),
             Err(error) => {
                 tries += 1;
+                stood = view.positions();
                 let is_ending = matches!(ring.next(&name, Lsn::MAX, Duration::ZERO), Next::Closed);
                 ring.leave(&name);
                 if is_ending && tries >= TRIES {
@@ -92,9 +96,18 @@ pub fn run(
                 }
                 tracing::error!(view = name, %error, retry_ms = retry.as_millis() as u64, "view failed; it starts again from its position");
                 status.set_failure(Some(error.to_string()));
-                std::thread::sleep(retry);
-                retry = (retry * 2).min(LAST_RETRY);
-                view.reopen()?;
+                loop {
+                    std::thread::sleep(retry);
+                    retry = (retry * 2).min(LAST_RETRY);
+                    match view.reopen() {
+                        Ok(()) => break,
+                        Err(error) if error.is_final() || is_ending && tries >= TRIES => return Err(error),
+                        Err(error) => {
+                            tries += 1;
+                            status.set_failure(Some(error.to_string()));
+                        }
+                    }
+                }
             }
         }
     }
@@ -113,15 +126,13 @@ fn advance(
         Next::Idle => {}
         Next::Behind(to) => {
             tracing::info!(view = name, from = view.applied(), to, "reading the log again");
-            let positions = view.positions().into_iter().collect();
-            let after = view.applied();
-            catch_up.replay(&positions, after, to, &mut |output| {
+            catch_up.replay(view, to, &mut |view, output| {
                 let now = Instant::now();
                 view.apply(output, now)?;
                 if view.is_due(now, false) {
                     view.commit(false)?;
                 }
-                status.publish(&*view);
+                status.publish(view);
                 Ok(())
             })?;
         }

@@ -179,6 +179,8 @@ impl Wal {
     /// Goes on to a new segment that has room for a frame, after syncing the present one whole.
     fn roll(&mut self, frame_bytes: u64) -> Result<(), WalError> {
         self.sync()?;
+        // Should making the segment fail half way, the next frame must not go into the old one: it would lie behind the new name.
+        self.current = None;
         let size = self.options.segment_bytes.max(frame_bytes + segment::HEADER_BYTES as u64);
         let header = SegmentHeader { instance: self.options.instance, log_id: self.log_id, first_lsn: self.next_lsn };
         let path = segment::path(&self.options.folder, self.next_lsn);

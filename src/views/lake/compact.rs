@@ -109,7 +109,7 @@ pub fn maintain(table: &Arc<LakeTable>, memory: usize, all: bool, stop: &dyn Fn(
         }
     }
     table.tidy_log(all)?;
-    table.remove_unused_files(now_ms)?;
+    table.remove_replaced_files(now_ms)?;
     Ok(merges)
 }
 

@@ -331,8 +331,9 @@ impl View for LakeView {
     }
 
     fn reopen(&mut self) -> Result<(), ViewError> {
+        let committed = self.table.committed_for_sure()?;
         self.table.clear_hot();
-        self.applied = self.table.committed();
+        self.applied = committed;
         self.waiting = Default::default();
         self.table.set_applied(self.applied());
         Ok(())

@@ -55,6 +55,8 @@ struct Delta {
     committed: [Lsn; 2],
     /// Files that a merge replaced, with when.
     replaced: HashMap<PathBuf, i64>,
+    /// A commit failed and the table could not be read since: it must be, before anything is built on it.
+    is_unknown: bool,
 }
 
 /// Files to add and to remove in one Delta commit, with the positions that it brings.
@@ -109,8 +111,12 @@ impl LakeTable {
             return Err(ViewError::Damaged { path: spec.root, reason });
         }
         let state = TableState { files: Arc::new(files), ..TableState::default() };
-        let delta = Mutex::new(Delta { table, commits: 0, committed, replaced: HashMap::new() });
-        Ok(Some(Self { spec, full_schema, apps, delta, state: RwLock::new(state), runtime }))
+        let delta = Mutex::new(Delta { table, commits: 0, committed, replaced: HashMap::new(), is_unknown: false });
+        let table = Self { spec, full_schema, apps, delta, state: RwLock::new(state), runtime };
+        if writable {
+            table.remove_strays()?;
+        }
+        Ok(Some(table))
     }
 
     fn lock_delta(&self) -> std::sync::MutexGuard<'_, Delta> {
@@ -141,6 +147,13 @@ impl LakeTable {
     /// Committed positions: recent, old.
     pub fn committed(&self) -> [Lsn; 2] {
         self.lock_delta().committed
+    }
+
+    /// Committed positions as the table itself tells them, for a start from there after an error.
+    pub fn committed_for_sure(&self) -> Result<[Lsn; 2], ViewError> {
+        let mut delta = self.lock_delta();
+        self.reload_if_unknown(&mut delta)?;
+        Ok(delta.committed)
     }
 
     /// Committed positions by the names that snapshots use.
@@ -183,6 +196,7 @@ impl LakeTable {
     /// After an error the table is read again: what it holds decides whether the commit happened.
     pub fn commit(&self, change: &Change, drop_hot: &[(Class, usize)]) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
+        self.reload_if_unknown(&mut delta)?;
         let result = self.runtime.block_on(self.try_commit(&mut delta.table, change));
         if let Err(error) = result {
             self.settle(&mut delta, change, &error)?;
@@ -192,7 +206,6 @@ impl LakeTable {
         }
         delta.commits += 1;
         let now_ms = chrono::Utc::now().timestamp_millis();
-        delta.replaced.retain(|_, at| now_ms - *at < 2 * GRACE.as_millis() as i64);
         delta.replaced.extend(change.remove.iter().map(|f| (self.spec.root.join(&f.path), now_ms)));
         let mut state = self.write();
         let gone: HashSet<&str> = change.remove.iter().map(|f| f.path.as_str()).collect();
@@ -244,16 +257,35 @@ impl LakeTable {
     /// After an error of a commit: did it happen? Only the table knows.
     fn settle(&self, delta: &mut Delta, change: &Change, error: &DeltaTableError) -> Result<(), ViewError> {
         let reason = error.to_string();
-        let failed = |reason: String| ViewError::Failed { view: self.spec.name.clone(), reason };
-        delta.table.state = None;
-        self.runtime
-            .block_on(delta.table.load())
-            .map_err(|e| failed(format!("{reason}; reading the table again: {e}")))?;
-        let files = read_files(&self.spec, &delta.table).map_err(|e| failed(format!("{reason}; {e}")))?;
+        delta.is_unknown = true;
+        let files = self.reload_if_unknown(delta)?;
         let happened = change.add.iter().chain(&change.remove).next().is_some()
             && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
             && change.remove.iter().all(|f| !files.iter().any(|g| g.path == f.path));
-        if happened { Ok(()) } else { Err(failed(reason)) }
+        if happened { Ok(()) } else { Err(ViewError::Failed { view: self.spec.name.clone(), reason }) }
+    }
+
+    /// Reads files and positions again if a commit left it open what the table holds; gives the files.
+    fn reload_if_unknown(&self, delta: &mut Delta) -> Result<Arc<Vec<FileEntry>>, ViewError> {
+        if !delta.is_unknown {
+            return Ok(self.files());
+        }
+        let failed = |e: DeltaTableError| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        delta.table.state = None;
+        self.runtime.block_on(delta.table.load()).map_err(failed)?;
+        for (at, app) in self.apps.iter().enumerate() {
+            let table = &delta.table;
+            let found = self
+                .runtime
+                .block_on(async { table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await });
+            if let Some(lsn) = found.map_err(failed)? {
+                delta.committed[at] = lsn as u64;
+            }
+        }
+        let files = Arc::new(read_files(&self.spec, &delta.table).map_err(failed)?);
+        self.write().files = files.clone();
+        delta.is_unknown = false;
+        Ok(files)
     }
 
     /// Runs something asynchronous from a thread of its own.
@@ -261,36 +293,44 @@ impl LakeTable {
         self.runtime.block_on(future)
     }
 
-    /// Removes Parquet files that the table does not name and that have been there for a while: replaced by a merge, or left by
-    /// an attempt that failed.
-    pub fn remove_unused_files(&self, now_ms: i64) -> Result<(), ViewError> {
-        let delta = self.lock_delta();
-        let state = self.snapshot();
-        let named: HashSet<PathBuf> = state.files.iter().map(|f| self.spec.root.join(&f.path)).collect();
+    /// Removes files that a merge replaced long enough ago for no query to read them any more.
+    pub fn remove_replaced_files(&self, now_ms: i64) -> Result<(), ViewError> {
+        let mut delta = self.lock_delta();
+        self.reload_if_unknown(&mut delta)?;
+        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let is_old = |at: i64| now_ms - at >= GRACE.as_millis() as i64;
+        let old: Vec<PathBuf> = delta.replaced.iter().filter(|(_, at)| is_old(**at)).map(|(p, _)| p.clone()).collect();
+        for path in old {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => drop(delta.replaced.remove(&path)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes Parquet files that the table does not name: left by an attempt that failed, or replaced before a restart. Only
+    /// when nothing is being written yet.
+    fn remove_strays(&self) -> Result<(), ViewError> {
+        let named: HashSet<PathBuf> = self.files().iter().map(|f| self.spec.root.join(&f.path)).collect();
         let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
         let mut folders = vec![self.spec.root.clone()];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(&folder).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                let path = entry.path();
-                let metadata = entry.metadata().map_err(failed)?;
-                if metadata.is_dir() {
-                    if entry.file_name() != "_delta_log" {
+                let path = entry.map_err(failed)?.path();
+                if path.is_dir() {
+                    if path.file_name().is_some_and(|n| n != "_delta_log") {
                         folders.push(path);
                     }
-                    continue;
-                }
-                let modified = metadata.modified().ok().and_then(|m| m.duration_since(std::time::UNIX_EPOCH).ok());
-                let age_ms = modified.map_or(0, |m| now_ms - m.as_millis() as i64);
-                let is_parquet = path.extension().is_some_and(|e| e == "parquet");
-                // A file being written is young; one that a query still reads was replaced a short while ago.
-                let replaced = delta.replaced.get(&path).is_none_or(|at| now_ms - at >= GRACE.as_millis() as i64);
-                if is_parquet && !named.contains(&path) && replaced && age_ms >= GRACE.as_millis() as i64 {
-                    std::fs::remove_file(&path).map_err(failed)?;
+                } else if path.extension().is_some_and(|e| e == "parquet") && !named.contains(&path) {
+                    let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
+                    // An outside reader may still read what was replaced a moment ago.
+                    if age.is_some_and(|age| age >= GRACE) {
+                        std::fs::remove_file(&path).map_err(failed)?;
+                    }
                 }
             }
         }
-        drop(delta);
         Ok(())
     }
 
