@@ -30,7 +30,7 @@
 //! | `src/config` | the file as typed, and what it means, checked once |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once |
-//! | `src/sources` | where bytes enter: files |
+//! | `src/sources` | where bytes enter: files, websockets; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode.rs` | bytes → rows or rejection, straight into columns |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on |
 //! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
@@ -41,8 +41,10 @@
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, each with `as_of` |
-//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations |
+//! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
+//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations, maintenance of the lake |
 //! | `src/cli` | one file per verb |
+//! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |
 //! | `tests/main.rs` | all integration tests, one binary |
 //!

@@ -7,3 +7,4 @@ mod server;
 mod streams;
 mod support;
 mod tidy;
+mod views;

@@ -348,17 +348,11 @@ fn filters(
     Ok(Filters { all, page: Box::new(BooleanQuery::intersection(must)) })
 }
 
-fn find(
-    question: &SearchQuestion,
-    searchers: &[Searcher],
-    filters: &Filters,
-    cursor: Option<Cursor>,
-    now: Micros,
-) -> Result<Found, QueryError> {
-    let failed = |e: TantivyError| QueryError::Failed(e.to_string());
-    let offset = match (question.sort, cursor) {
+/// How many hits by rank lie on the pages before; a cursor of the other order, or one that is over, is refused.
+fn rank_offset(sort: Sort, cursor: Option<Cursor>, now: Micros) -> Result<usize, QueryError> {
+    match (sort, cursor) {
         (Sort::Time, Some(Cursor::Rank { .. })) | (Sort::Rank, Some(Cursor::Time { .. })) => {
-            return Err(QueryError::Invalid("this cursor belongs to the other --sort".into()));
+            Err(QueryError::Invalid("this cursor belongs to the other --sort".into()))
         }
         (Sort::Rank, Some(Cursor::Rank { offset, made, .. })) => {
             if now - made > RANK_CURSOR_MICROS || offset >= RANK_CURSOR_HITS {
@@ -367,10 +361,21 @@ fn find(
                 );
                 return Err(QueryError::Invalid(message));
             }
-            offset
+            Ok(offset)
         }
-        _ => 0,
-    };
+        _ => Ok(0),
+    }
+}
+
+fn find(
+    question: &SearchQuestion,
+    searchers: &[Searcher],
+    filters: &Filters,
+    cursor: Option<Cursor>,
+    now: Micros,
+) -> Result<Found, QueryError> {
+    let failed = |e: TantivyError| QueryError::Failed(e.to_string());
+    let offset = rank_offset(question.sort, cursor, now)?;
     let wanted = question.limit + offset + 1;
     let mut hits: Vec<Hit> = Vec::new();
     let mut total = 0;
