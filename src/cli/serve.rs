@@ -41,6 +41,7 @@ pub fn serve(
         readiness: running.readiness(),
         metrics: metrics.clone(),
         body_bytes: config.limits.body,
+        bodies_bytes: config.limits.shares().queues,
         record_bytes: config.limits.record,
         cut_bytes: config.limits.dead_letter,
         connections: config.limits.connections,

@@ -159,11 +159,6 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     Ok(operators)
 }
 
-/// Reads only what decides whether a snapshot can be used.
-pub fn given(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Lsn>, OperatorError> {
-    decode(path, bytes).map(|operators| operators.given)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

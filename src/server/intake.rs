@@ -12,11 +12,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 
 use super::App;
 use super::error::ApiError;
-use crate::ingest::{Ingest, Submission};
+use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::Answer;
 use crate::sources::message;
 use crate::wal::{About, Kind, Records, RecordsBuilder};
@@ -90,6 +90,7 @@ pub async fn post_events(
     }
     check_type(&headers)?;
     let key = idempotency_key(&headers)?;
+    let _admitted = admit(&app, &headers)?;
     let body = read_body(&headers, body, app.0.parts.body_bytes).await?;
     let hash: [u8; 32] = Sha256::digest(&body).into();
     let store = || async {
@@ -145,6 +146,17 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         ));
     }
     Ok(Some(key.to_owned()))
+}
+
+/// Takes the body's share of the queue before it is read, so that many clients cannot fill the memory together. A body that does
+/// not tell its length, or is packed, may be as large as the limit.
+fn admit(app: &App, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+    let parts = &app.0.parts;
+    let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    let is_plain = !headers.contains_key(header::CONTENT_ENCODING);
+    let bytes = told.filter(|_| is_plain).unwrap_or(parts.body_bytes).min(parts.body_bytes).min(parts.bodies_bytes);
+    let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).max(1);
+    app.0.bodies.clone().try_acquire_many_owned(kib).map_err(|_| IngestError::Full { limit: parts.bodies_bytes }.into())
 }
 
 async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {

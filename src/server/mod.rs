@@ -45,6 +45,8 @@ pub struct Parts {
     pub readiness: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     pub metrics: PrometheusHandle,
     pub body_bytes: usize,
+    /// Bytes of all bodies being taken in together.
+    pub bodies_bytes: usize,
     pub record_bytes: usize,
     pub cut_bytes: usize,
     pub connections: usize,
@@ -63,12 +65,15 @@ pub(crate) struct Inner {
     parts: Parts,
     ingest: Mutex<Option<Ingest>>,
     keys: IdempotencyKeys,
+    /// KiB that bodies may still take.
+    bodies: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl App {
     fn new(parts: Parts, stop: CancellationToken) -> Self {
-        Self(Arc::new(Inner { parts, ingest: Mutex::default(), keys: IdempotencyKeys::default(), stop }))
+        let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
+        Self(Arc::new(Inner { parts, ingest: Mutex::default(), keys: IdempotencyKeys::default(), bodies, stop }))
     }
 
     fn ingest(&self) -> Option<Ingest> {

@@ -48,11 +48,6 @@ impl Upstream {
         let _ = self.sender.send((mtime, record));
     }
 
-    /// How many clients listen.
-    pub fn listeners(&self) -> usize {
-        self.sender.receiver_count()
-    }
-
     /// Serves at `path` until the process ends; returns where.
     pub async fn serve(self, address: SocketAddr, path: &str) -> std::io::Result<SocketAddr> {
         let listener = tokio::net::TcpListener::bind(address).await?;

@@ -41,7 +41,6 @@ pub struct Recovered {
 
 pub(super) struct Tail {
     pub file: Arc<dyn File>,
-    pub path: PathBuf,
     pub size: u64,
     pub at: u64,
 }
@@ -186,6 +185,6 @@ pub(super) fn open(
         last_lsn: found.last_lsn,
         torn,
         segments,
-        tail: Some(Tail { file, path, size, at: found.end }),
+        tail: Some(Tail { file, size, at: found.end }),
     })
 }

@@ -38,7 +38,6 @@ pub struct Wal {
 
 struct Current {
     file: Arc<dyn File>,
-    path: PathBuf,
     size: u64,
     /// Where the next byte of the buffer goes.
     at: u64,
@@ -58,7 +57,7 @@ impl Wal {
         if found.segments.is_empty() {
             found.log_id = new_log_id;
         }
-        let current = found.tail.take().map(|t| Current { file: t.file, path: t.path, size: t.size, at: t.at });
+        let current = found.tail.take().map(|t| Current { file: t.file, size: t.size, at: t.at });
         let wal = Self {
             storage,
             log_id: found.log_id,
@@ -189,12 +188,7 @@ impl Wal {
         if self.segments.last() != Some(&self.next_lsn) {
             self.segments.push(self.next_lsn);
         }
-        self.current = Some(Current { file, path, size, at: segment::HEADER_BYTES as u64 });
+        self.current = Some(Current { file, size, at: segment::HEADER_BYTES as u64 });
         Ok(())
-    }
-
-    /// Path of the segment being written.
-    pub fn current_path(&self) -> Option<&Path> {
-        self.current.as_ref().map(|c| c.path.as_path())
     }
 }

@@ -24,9 +24,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
-use crate::operators::{Output, lsns, positions};
+use crate::operators::{Output, positions};
 use crate::schema::{Stream, types};
-use files::{Class, FileEntry};
+use files::Class;
 use hot::Hot;
 pub use table::{Change, LakeTable};
 
@@ -373,14 +373,4 @@ fn dead_letter_rows(output: &Output, above: Lsn, schema: &SchemaRef) -> Result<O
 /// Rows of hot parts, with the table's partition columns.
 pub fn hot_batches(spec: &TableSpec, full: &SchemaRef, parts: &[Arc<Hot>]) -> Result<Vec<RecordBatch>, String> {
     parts.iter().map(|p| files::with_partition_columns(spec, &p.batch(&spec.schema)?, full)).collect()
-}
-
-/// The LSNs of a batch (re-exported for queries).
-pub fn batch_lsns(batch: &RecordBatch) -> &[i64] {
-    lsns(batch)
-}
-
-/// Rows in files.
-pub fn rows_in(files: &[FileEntry]) -> u64 {
-    files.iter().map(|f| f.rows).sum()
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, Float64Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
-use tantivy::schema::{Document, Field, Schema, Value};
+use tantivy::schema::{Document, Field, Value};
 
 use super::index::Fields;
 use crate::schema::SearchDef;
@@ -22,7 +22,7 @@ enum Column {
 pub struct Columns(Vec<(Field, Column)>);
 
 impl Columns {
-    pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef, _schema: &Schema) -> Self {
+    pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef) -> Self {
         let mut columns = Vec::new();
         let any = |name: &str| batch.column_by_name(name).map(|c| c.as_any());
         if let Some(lsn) = any("lsn").and_then(|a| a.downcast_ref::<Int64Array>()) {

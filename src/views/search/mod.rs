@@ -99,7 +99,7 @@ impl SearchView {
 
     fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
         let Some(def) = &self.stream.def.search else { return Ok(()) };
-        let columns = Arc::new(Columns::new(&rows.batch, &self.index.fields, def, &self.index.schema));
+        let columns = Arc::new(Columns::new(&rows.batch, &self.index.fields, def));
         let lsns = rows.lsns();
         let first = lsns.partition_point(|lsn| *lsn as u64 <= self.applied);
         self.open_writer()?;
