@@ -1,8 +1,7 @@
 //! The only writer of the log. A submission is decoded and compressed on its caller's thread, then numbered, written and
 //! synced by one thread for many at once; only then is it acknowledged and handed on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,8 +17,8 @@ use crate::wal::{About, Frame, Header, Kind, Records, Wal, WalError};
 const QUEUE: usize = 256;
 /// Frames that one sync covers at most.
 const GROUP: usize = 256;
-/// How often a full disk is tried again.
-const FULL_RETRY: Duration = Duration::from_millis(500);
+/// How often a full log is tried again, and an idle writer looks after its segments.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What a source gives: records of one partition, in order.
 pub struct Submission {
@@ -42,6 +41,9 @@ pub enum IngestError {
     NoSpace { reason: String },
     #[error("weir is stopping")]
     Stopping,
+    /// The log's writer ended with the records in its hands: whether they are stored is known after the next start.
+    #[error("the log failed; whether the records are stored is known after a restart")]
+    Unknown,
     #[error("{0}")]
     Refused(String),
 }
@@ -74,46 +76,80 @@ pub struct Receipt {
 impl Receipt {
     /// Waits until the records are on the disk, or refused.
     pub fn wait(self) -> Result<Accepted, IngestError> {
-        let last_lsn = self.done.recv().map_err(|_| IngestError::Stopping)??;
+        let last_lsn = self.done.recv().map_err(|_| IngestError::Unknown)??;
         Ok(Accepted { last_lsn, decoded: self.decoded })
     }
 }
 
-/// Bytes on their way from sources to the log, bounded.
+/// Bytes on their way from sources to the log, bounded; and whether the log takes any.
 struct Gate {
-    used: Mutex<usize>,
-    closed: AtomicBool,
+    state: Mutex<GateState>,
     freed: Condvar,
     limit: usize,
 }
 
+#[derive(Default)]
+struct GateState {
+    used: usize,
+    /// Why the log has no room at present.
+    full: Option<String>,
+    is_closed: bool,
+}
+
 impl Gate {
+    fn lock(&self) -> std::sync::MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn admit(&self, bytes: usize, wait: bool) -> Result<(), IngestError> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         // One submission always fits into an empty queue.
-        while *used > 0 && *used + bytes > self.limit {
-            if !wait {
-                return Err(IngestError::Full { limit: self.limit });
-            }
-            if self.closed.load(Ordering::Acquire) {
+        while state.is_closed || state.full.is_some() || state.used > 0 && state.used + bytes > self.limit {
+            if state.is_closed {
                 return Err(IngestError::Stopping);
             }
-            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+            if !wait {
+                return Err(match &state.full {
+                    Some(reason) => IngestError::NoSpace { reason: reason.clone() },
+                    None => IngestError::Full { limit: self.limit },
+                });
+            }
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        *used += bytes;
+        state.used += bytes;
         Ok(())
     }
 
-    /// The writer has ended: nobody may wait for it.
+    fn set_full(&self, reason: Option<String>) {
+        self.lock().full = reason;
+        self.freed.notify_all();
+    }
+
+    /// Nobody may wait any more: the writer has ended, or everything stops.
     fn close(&self) {
-        let _used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        self.closed.store(true, Ordering::Release);
+        self.lock().is_closed = true;
         self.freed.notify_all();
     }
 
     fn release(&self, bytes: usize) {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
+        self.lock().used -= bytes;
         self.freed.notify_all();
+    }
+}
+
+/// Tells whether the log takes records at present, and ends all waiting for it; does not keep the writer from ending.
+#[derive(Clone)]
+pub struct Intake(Arc<Gate>);
+
+impl Intake {
+    /// Why the log has no room, if so.
+    pub fn full(&self) -> Option<String> {
+        self.0.lock().full.clone()
+    }
+
+    /// Nothing more is taken in; who waits for room is told that weir is stopping.
+    pub fn close(&self) {
+        self.0.close();
     }
 }
 
@@ -143,12 +179,7 @@ impl Ingest {
         hand_on: impl FnMut(Committed) + Send + 'static,
     ) -> (Self, JoinHandle<Result<Wal, WalError>>) {
         let (queue, prepared) = sync_channel(QUEUE);
-        let gate = Arc::new(Gate {
-            used: Mutex::new(0),
-            closed: AtomicBool::new(false),
-            freed: Condvar::new(),
-            limit: queue_bytes,
-        });
+        let gate = Arc::new(Gate { state: Mutex::default(), freed: Condvar::new(), limit: queue_bytes });
         let synced = Arc::new(Mutex::new(wal.synced_lsn()));
         let writer = Writer { wal, gate: gate.clone(), synced: synced.clone(), upkeep };
         let thread = std::thread::Builder::new()
@@ -161,6 +192,10 @@ impl Ingest {
             })
             .expect("the system can start a thread");
         (Self { catalog, clock, queue, gate, synced }, thread)
+    }
+
+    pub fn intake(&self) -> Intake {
+        Intake(self.gate.clone())
     }
 
     pub fn catalog(&self) -> &Arc<Catalog> {
@@ -249,7 +284,15 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, queue: &Receiver<Prepared>, mut hand_on: impl FnMut(Committed)) -> Result<Wal, WalError> {
-        while let Ok(first) = queue.recv() {
+        loop {
+            let first = match queue.recv_timeout(RETRY) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.keep_up();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             let mut group = vec![first];
             while group.len() < GROUP {
                 match queue.try_recv() {
@@ -258,47 +301,75 @@ impl Writer {
                 }
             }
             let mut written = Vec::with_capacity(group.len());
-            for mut prepared in group {
-                match self.append(&mut prepared.frame) {
-                    Ok(()) => written.push(prepared),
-                    Err(error @ WalError::Sync { .. }) => return Err(error),
-                    Err(error) => {
-                        self.gate.release(prepared.bytes);
-                        let _ = prepared.done.send(Err(IngestError::NoSpace { reason: error.to_string() }));
-                    }
-                }
+            for prepared in group {
+                self.append(prepared, &mut written, &mut hand_on)?;
             }
-            let started = Instant::now();
-            let synced = self.wal.sync()?;
-            metrics::histogram!("weir_sync_seconds").record(started.elapsed());
-            *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = synced;
-            for prepared in written {
-                self.gate.release(prepared.bytes);
-                let _ = prepared.done.send(Ok(prepared.frame.header.last_lsn()));
-                hand_on(Committed { frame: Arc::new(prepared.frame), decoded: prepared.decoded });
-            }
+            self.finish(&mut written, &mut hand_on)?;
             self.keep_up();
         }
         self.keep_up();
         Ok(self.wal)
     }
 
-    /// Appends; a pull source's frame waits while the disk has no room for another segment, any other is refused.
-    fn append(&mut self, frame: &mut Frame) -> Result<(), WalError> {
+    /// Appends. Where the log has no room for another segment, a pull source's frame waits, unless everything stops: a refused
+    /// frame among accepted ones would be passed over by its partition's position. Any other frame is refused.
+    fn append(
+        &mut self,
+        mut prepared: Prepared,
+        written: &mut Vec<Prepared>,
+        hand_on: &mut impl FnMut(Committed),
+    ) -> Result<(), WalError> {
         loop {
-            match self.wal.append(frame) {
-                // A refused frame among accepted ones would be passed over by its partition's position.
-                Err(error @ WalError::Io { .. }) if frame.about.next_position.is_some() => {
-                    tracing::error!(%error, "the log cannot grow; waiting");
-                    self.keep_up();
-                    std::thread::sleep(FULL_RETRY);
+            let error = match self.wal.append(&mut prepared.frame) {
+                Ok(()) => {
+                    written.push(prepared);
+                    return Ok(());
                 }
-                result => return result,
+                Err(error @ WalError::Sync { .. }) => return Err(error),
+                Err(error) => error,
+            };
+            let reason = error.to_string();
+            if error.is_full() {
+                if self.gate.lock().full.is_none() {
+                    tracing::error!(reason, "the log takes no more records until there is room");
+                }
+                self.gate.set_full(Some(reason.clone()));
             }
+            let waits = error.is_full() && prepared.frame.about.next_position.is_some();
+            if !waits || self.gate.lock().is_closed {
+                self.gate.release(prepared.bytes);
+                let _ = prepared.done.send(Err(IngestError::NoSpace { reason }));
+                return Ok(());
+            }
+            self.finish(written, hand_on)?;
+            std::thread::sleep(RETRY);
+            self.remove_segments();
         }
     }
 
+    /// Syncs what was written, acknowledges it and hands it on.
+    fn finish(&mut self, written: &mut Vec<Prepared>, hand_on: &mut impl FnMut(Committed)) -> Result<(), WalError> {
+        let started = Instant::now();
+        let synced = self.wal.sync()?;
+        metrics::histogram!("weir_sync_seconds").record(started.elapsed());
+        *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = synced;
+        for prepared in written.drain(..) {
+            self.gate.release(prepared.bytes);
+            let _ = prepared.done.send(Ok(prepared.frame.header.last_lsn()));
+            hand_on(Committed { frame: Arc::new(prepared.frame), decoded: prepared.decoded });
+        }
+        Ok(())
+    }
+
+    /// Removes what is no longer needed; what was full is tried again when there may be room.
     fn keep_up(&mut self) {
+        self.remove_segments();
+        if self.wal.has_room() && self.gate.lock().full.is_some() {
+            self.gate.set_full(None);
+        }
+    }
+
+    fn remove_segments(&mut self) {
         while let Ok(Upkeep::Remove(first_lsn)) = self.upkeep.try_recv() {
             if let Err(error) = self.wal.remove_segment(first_lsn) {
                 tracing::warn!(%error, "a segment of the log could not be removed; it is tried again");

@@ -35,7 +35,14 @@ fn output(n: u64) -> Output {
     };
     let block = compress(records.page()).expect("memory");
     let frame = Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() };
-    Output { after: n * ROWS, to: (n + 1) * ROWS, frame: Arc::new(frame), rows: None, dead_letters: Vec::new() }
+    Output {
+        after: n * ROWS,
+        to: (n + 1) * ROWS,
+        frame: Arc::new(frame),
+        rows: None,
+        dead_letters: Vec::new(),
+        floors: Default::default(),
+    }
 }
 
 #[test]

@@ -21,16 +21,80 @@ pub struct Asked {
 }
 
 enum Place {
-    Server { client: reqwest::Client, url: String, token: Option<String> },
+    Server(Server),
     Folder(Box<Offline>),
+}
+
+/// A server that works on the data folder.
+pub struct Server {
+    client: reqwest::Client,
+    url: String,
+    token: Option<String>,
+}
+
+impl Server {
+    /// The server that works on this data folder, if one answers; a stale address is ignored.
+    pub async fn find(config: &Config) -> Option<Self> {
+        let folder = Folder::existing(&config.data).ok()?;
+        let address: Address = folder.address()?;
+        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().ok()?;
+        let scheme = if address.tls { "https" } else { "http" };
+        let url = format!("{scheme}://{}", address.http);
+        let hello = client.get(format!("{url}/healthz")).timeout(HELLO).send().await.ok()?;
+        let body: Value = hello.json().await.ok()?;
+        (body["pid"].as_u64() == Some(address.pid.into())).then(|| Self {
+            client,
+            url,
+            token: std::env::var("WEIR_TOKEN").ok(),
+        })
+    }
+
+    /// Asks `GET /api/v1/<what>`.
+    async fn get(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
+        let query: Vec<String> = params.iter().map(|(k, v)| format!("{k}={}", encode(v))).collect();
+        let answer = self.send(self.client.get(format!("{}/api/v1/{what}?{}", self.url, query.join("&")))).await?;
+        self.json(&answer)
+    }
+
+    /// Asks `POST /api/v1/<what>`.
+    pub async fn post(&self, what: &str, body: &Value) -> Result<Value, RuntimeError> {
+        let answer = self.post_for_bytes(what, body).await?;
+        self.json(&answer)
+    }
+
+    async fn post_for_bytes(&self, what: &str, body: &Value) -> Result<Vec<u8>, RuntimeError> {
+        self.send(self.client.post(format!("{}/api/v1/{what}", self.url)).json(body)).await
+    }
+
+    fn json(&self, answer: &[u8]) -> Result<Value, RuntimeError> {
+        serde_json::from_slice(answer).map_err(|e| RuntimeError::Failed(format!("{}: {e}", self.url)))
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, RuntimeError> {
+        let failed = |e: reqwest::Error| RuntimeError::Failed(e.to_string());
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let response = request.send().await.map_err(failed)?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(failed)?;
+        if status.is_success() {
+            return Ok(bytes.to_vec());
+        }
+        let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let message =
+            error["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
+        Err(if status.as_u16() == 400 { RuntimeError::Config(message) } else { RuntimeError::Failed(message) })
+    }
 }
 
 impl Asked {
     pub fn open(global: &Global) -> Result<Self, RuntimeError> {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
-        let place = match runtime.block_on(find_server(&config)) {
-            Some(server) => server,
+        let place = match runtime.block_on(Server::find(&config)) {
+            Some(server) => Place::Server(server),
             None => Place::Folder(Box::new(Offline::open(&config, runtime.handle())?)),
         };
         if let Place::Folder(offline) = &place
@@ -60,12 +124,7 @@ impl Asked {
                 });
                 Ok(answer?)
             }
-            Place::Server { client, url, token } => {
-                let query: Vec<String> = params.iter().map(|(k, v)| format!("{k}={}", encode(v))).collect();
-                let request = client.get(format!("{url}/api/v1/{what}?{}", query.join("&")));
-                let text = self.runtime.block_on(send(request, token.as_deref()))?;
-                serde_json::from_slice(&text).map_err(|e| RuntimeError::Failed(format!("{url}: {e}")))
-            }
+            Place::Server(server) => self.runtime.block_on(server.get(what, params)),
         }
     }
 
@@ -76,9 +135,9 @@ impl Asked {
                 let answer = self.runtime.block_on(offline.answers.sql(query))?;
                 Ok(answer.render(format)?)
             }
-            Place::Server { client, url, token } => {
+            Place::Server(server) => {
                 let body = serde_json::json!({"sql": query, "format": format});
-                self.runtime.block_on(send(client.post(format!("{url}/api/v1/sql")).json(&body), token.as_deref()))
+                self.runtime.block_on(server.post_for_bytes("sql", &body))
             }
         }
     }
@@ -93,38 +152,4 @@ fn encode(value: &str) -> String {
             _ => format!("%{b:02X}"),
         })
         .collect()
-}
-
-async fn send(request: reqwest::RequestBuilder, token: Option<&str>) -> Result<Vec<u8>, RuntimeError> {
-    let failed = |e: reqwest::Error| RuntimeError::Failed(e.to_string());
-    let request = match token {
-        Some(token) => request.bearer_auth(token),
-        None => request,
-    };
-    let response = request.send().await.map_err(failed)?;
-    let status = response.status();
-    let bytes = response.bytes().await.map_err(failed)?;
-    if status.is_success() {
-        return Ok(bytes.to_vec());
-    }
-    let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let message =
-        error["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
-    Err(if status.as_u16() == 400 { RuntimeError::Config(message) } else { RuntimeError::Failed(message) })
-}
-
-/// The server that works on this data folder, if one answers; a stale address is ignored.
-async fn find_server(config: &Config) -> Option<Place> {
-    let folder = Folder::existing(&config.data).ok()?;
-    let address: Address = folder.address()?;
-    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().ok()?;
-    let scheme = if address.tls { "https" } else { "http" };
-    let url = format!("{scheme}://{}", address.http);
-    let hello = client.get(format!("{url}/healthz")).timeout(HELLO).send().await.ok()?;
-    let body: Value = hello.json().await.ok()?;
-    (body["pid"].as_u64() == Some(address.pid.into())).then(|| Place::Server {
-        client,
-        url,
-        token: std::env::var("WEIR_TOKEN").ok(),
-    })
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Results go to stdout, logs and progress to stderr.
 
 mod ask;
+mod backup;
 mod check;
 mod compact;
 mod dead_letters;
@@ -76,6 +77,7 @@ enum Verb {
     Search(questions::Search),
     Nearby(questions::Nearby),
     Status(questions::Status),
+    Backup(backup::Backup),
     /// Merges the files of a stopped lake now.
     Compact(compact::Compact),
     /// Shows records that became no event.
@@ -142,6 +144,7 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Search(search) => search.run(global),
         Verb::Nearby(nearby) => nearby.run(global),
         Verb::Status(status) => status.run(global),
+        Verb::Backup(backup) => backup.run(global),
         Verb::Compact(compact) => compact.run(global),
         Verb::DeadLetters(dead_letters) => dead_letters.run(global),
         Verb::Init(init) => init.run(global),

@@ -44,6 +44,9 @@ impl Run {
         while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
             std::thread::sleep(POLL);
         }
+        if !running.has_failed() {
+            running.maintain(&config)?;
+        }
         let handles = running.handles.clone();
         running.stop()?;
         summary(&handles, before, started);

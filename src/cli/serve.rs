@@ -40,6 +40,7 @@ pub fn serve(
         answers: running.answers.clone(),
         readiness: running.readiness(),
         metrics: metrics.clone(),
+        backup: running.backup(config),
         body_bytes: config.limits.body,
         bodies_bytes: config.limits.shares().queues,
         record_bytes: config.limits.record,

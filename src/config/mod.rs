@@ -120,7 +120,8 @@ impl Limits {
 pub struct Log {
     pub segment: u64,
     pub keep: Duration,
-    pub budget: Option<u64>,
+    /// Bytes that the log may take.
+    pub budget: u64,
 }
 
 /// How event time splits a table into folders.
@@ -205,12 +206,8 @@ pub fn parse(
         data,
         instance,
         server,
+        log: log(&file.log, limits.disk, &at)?,
         limits,
-        log: Log {
-            segment: file.log.segment.map_or(64 << 20, |s| s.0).clamp(1 << 20, 1 << 30),
-            keep: file.log.keep.map_or(Duration::from_secs(24 * 3_600), |s| s.0),
-            budget: file.log.budget.map(|s| s.0),
-        },
         partition,
         sources,
         streams,
@@ -414,6 +411,25 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
         lake_old: typed.lake_old.map_or(Duration::from_secs(300), |s| s.0),
         snapshot: typed.snapshot.map_or(Duration::from_secs(300), |s| s.0),
     })
+}
+
+/// Segments that the log needs: one being written, one for control frames, one that views still read.
+const LEAST_SEGMENTS: u64 = 4;
+
+/// Where the disk is limited, the log takes a quarter of it at most, and shorter segments if need be.
+fn log(typed: &typed::Log, disk: Option<u64>, at: &Place<'_>) -> Result<Log, ConfigError> {
+    let share = disk.map_or(u64::MAX, |disk| disk / 4);
+    let budget = typed.budget.map_or(10 << 30, |s| s.0).min(share);
+    let segment = typed.segment.map_or((64 << 20).min(budget / LEAST_SEGMENTS), |s| s.0).clamp(1 << 20, 1 << 30);
+    if budget < LEAST_SEGMENTS * segment {
+        let message = format!(
+            "the log may take {} and a segment is {}; it needs {LEAST_SEGMENTS} of them: raise `[log] budget` (or `[limits] disk`, of which the log takes a quarter), or lower `[log] segment`",
+            Size(budget),
+            Size(segment)
+        );
+        return Err(at.error(at.line_of("[log]").or_else(|| at.line_of("disk")), message));
+    }
+    Ok(Log { segment, keep: typed.keep.map_or(Duration::from_secs(24 * 3_600), |s| s.0), budget })
 }
 
 /// A quarter of the machine's memory, at least 512 MiB, at most 2 GiB.

@@ -26,6 +26,8 @@ use watermark::Watermark;
 const IDEMPOTENCY_KEYS: usize = 100_000;
 /// Gaps remembered for `weir.gaps`; all of them stay in `raw`.
 const GAPS: usize = 10_000;
+/// Dead letters remembered as retried; the newest.
+const RETRIED: usize = 100_000;
 /// Unknown keys remembered per stream.
 const DRIFT_KEYS: usize = 1_000;
 /// Rejections told one by one in the answer to a POST.
@@ -53,6 +55,9 @@ pub struct PartitionState {
     pub received_at: Micros,
     /// A last line without its end that was told as a dead letter: (offset, length).
     pub cut_line: Option<(u64, u64)>,
+    /// The dead letters that told it, one for each length it had.
+    #[serde(default)]
+    pub cut_lsns: Vec<Lsn>,
 }
 
 /// What a POST was answered, kept under its idempotency key.
@@ -102,6 +107,8 @@ pub struct StreamRows {
     pub old: Option<Vec<bool>>,
     /// Rows below this time are no longer part of the table.
     pub floor: Option<Micros>,
+    /// The stream's watermark behind these rows.
+    pub watermark: Option<Micros>,
 }
 
 impl StreamRows {
@@ -128,7 +135,12 @@ pub struct Output {
     pub frame: Arc<Frame>,
     pub rows: Option<StreamRows>,
     pub dead_letters: Vec<DeadLetter>,
+    /// Tables of which rows below a time are no longer part, as the disk's limit wants it.
+    pub floors: Floors,
 }
+
+/// Times per table below which its rows are no longer part of it; what a floor frame says.
+pub type Floors = BTreeMap<String, Micros>;
 
 impl Output {
     /// Bytes it takes in memory, about.
@@ -184,6 +196,10 @@ pub struct Operators {
     answers: HashMap<String, ([u8; 32], Answer)>,
     answer_order: VecDeque<String>,
     gaps: VecDeque<Gap>,
+    /// Dead letters that became events later, with the record that did.
+    retried: BTreeMap<Lsn, Lsn>,
+    /// Floors of the tables that are no stream's: `raw`, `dead_letters`.
+    floors: Floors,
 }
 
 /// What queries and metrics show of a stream's operators.
@@ -193,7 +209,6 @@ pub struct StreamProgress {
     pub totals: Totals,
     pub drift: Vec<(String, u64)>,
     pub repeat_keys: usize,
-    pub floor: Option<Micros>,
 }
 
 impl Operators {
@@ -207,6 +222,8 @@ impl Operators {
             answers: HashMap::new(),
             answer_order: VecDeque::new(),
             gaps: VecDeque::new(),
+            retried: BTreeMap::new(),
+            floors: Floors::new(),
         };
         operators.switch(catalog);
         operators
@@ -243,13 +260,23 @@ impl Operators {
         self.gaps.iter()
     }
 
+    /// Dead letters that became events later, with the record that did.
+    pub fn retried(&self) -> &BTreeMap<Lsn, Lsn> {
+        &self.retried
+    }
+
+    /// Per table, the time below which rows are no longer part of it.
+    pub fn floors(&self) -> Floors {
+        let of_streams = self.streams.iter().filter_map(|(name, state)| Some((name.clone(), state.floor?)));
+        of_streams.chain(self.floors.clone()).collect()
+    }
+
     pub fn progress(&self) -> BTreeMap<String, StreamProgress> {
         let show = |state: &StreamState| StreamProgress {
             watermark: state.watermark,
             totals: state.totals,
             drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             repeat_keys: state.repeats.as_ref().map_or(0, Repeats::keys),
-            floor: state.floor,
         };
         self.streams.iter().map(|(name, state)| (name.clone(), show(state))).collect()
     }
@@ -288,7 +315,8 @@ impl Operators {
     pub fn apply(&mut self, frame: &Arc<Frame>, decoded: Option<&Decoded>) -> Result<Output, OperatorError> {
         let header = &frame.header;
         let (after, to) = (self.lsn, header.last_lsn());
-        let mut output = Output { after, to, frame: frame.clone(), rows: None, dead_letters: Vec::new() };
+        let mut output =
+            Output { after, to, frame: frame.clone(), rows: None, dead_letters: Vec::new(), floors: Floors::new() };
         match header.kind {
             Kind::Record => {
                 self.note_partition(frame);
@@ -318,12 +346,28 @@ impl Operators {
                 self.note_partition(frame);
                 self.end_partition(frame);
             }
+            Kind::Floor => {
+                let wrong =
+                    |e: serde_json::Error| OperatorError::Frame { lsn: header.first_lsn, reason: e.to_string() };
+                output.floors = serde_json::from_str(&payload(frame)?).map_err(wrong)?;
+                self.raise_floors(&output.floors);
+            }
             // Kinds that nothing here answers to yet; they count and are kept in `raw`.
-            Kind::Tick | Kind::Retry | Kind::Final | Kind::Floor | Kind::Place => {}
+            Kind::Tick | Kind::Retry | Kind::Final | Kind::Place => {}
         }
         self.lsn = to;
         self.given.insert(positions::RAW.into(), to);
         Ok(output)
+    }
+
+    fn raise_floors(&mut self, floors: &Floors) {
+        for (table, floor) in floors {
+            let before = match self.streams.get_mut(table) {
+                Some(state) => state.floor.get_or_insert(*floor),
+                None => self.floors.entry(table.clone()).or_insert(*floor),
+            };
+            *before = (*before).max(*floor);
+        }
     }
 
     fn note_partition(&mut self, frame: &Frame) {
@@ -333,14 +377,29 @@ impl Operators {
         if let Some(file) = frame.about.file {
             state.file = Some(file);
         }
-        if let Some(next) = frame.about.next_position {
-            if header.kind == Kind::Record {
-                // A frame that does not move its partition tells a line that is not whole yet.
-                let length =
-                    frame.about.cut.first().map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
-                state.cut_line = (next == header.first_position).then_some((next, length));
+        let Some(next) = frame.about.next_position else { return };
+        state.next_position = next;
+        if header.kind != Kind::Record {
+            return;
+        }
+        let before = state.cut_line.take();
+        // A frame that does not move its partition tells a line that is not whole yet.
+        if next == header.first_position {
+            let length = frame.about.cut.first().map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
+            if before.is_none_or(|(offset, _)| offset != next) {
+                state.cut_lsns.clear();
             }
-            state.next_position = next;
+            state.cut_line = Some((next, length));
+            state.cut_lsns.push(header.first_lsn);
+            return;
+        }
+        let told = std::mem::take(&mut state.cut_lsns);
+        // The line is whole now: what told it as a dead letter has been retried.
+        if let Some(at) = before.and_then(|(offset, _)| frame.about.positions.iter().position(|p| *p == offset)) {
+            self.retried.extend(told.into_iter().map(|lsn| (lsn, header.first_lsn + at as u64)));
+            while self.retried.len() > RETRIED {
+                self.retried.pop_first();
+            }
         }
     }
 
@@ -424,10 +483,10 @@ impl Operators {
             }
         }
         state.advance();
-        let floor = state.floor;
+        let (floor, watermark) = (state.floor, state.watermark);
         self.note_given(stream, &batch, old.as_deref(), output);
         if batch.num_rows() > 0 {
-            output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor });
+            output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });
         }
     }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::repeats::Repeats;
 use super::watermark::Watermark;
-use super::{Answer, OperatorError, Operators, PartitionState, StreamState, Totals};
+use super::{Answer, Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
 use crate::event::{Gap, Lsn, Micros};
 use crate::schema::Catalog;
 
@@ -33,6 +33,10 @@ struct Head {
     partitions: Vec<(String, String, PartitionState)>,
     answers: Vec<(String, [u8; 32], Answer)>,
     gaps: Vec<Gap>,
+    #[serde(default)]
+    retried: Vec<(Lsn, Lsn)>,
+    #[serde(default)]
+    floors: Floors,
     streams: BTreeMap<String, StreamHead>,
 }
 
@@ -90,6 +94,8 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         partitions: operators.partitions.iter().map(|((a, b), p)| (a.clone(), b.clone(), p.clone())).collect(),
         answers: operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect(),
         gaps: operators.gaps.iter().cloned().collect(),
+        retried: operators.retried.iter().map(|(dead, by)| (*dead, *by)).collect(),
+        floors: operators.floors.clone(),
         streams: streams.collect(),
     };
     let head = serde_json::to_vec(&head).expect("plain data becomes JSON");
@@ -139,6 +145,8 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
         operators.remember_answer(key, hash, answer);
     }
     operators.gaps = head.gaps.into();
+    operators.retried = head.retried.into_iter().collect();
+    operators.floors = head.floors;
     for (name, saved) in head.streams {
         let fresh = operators.streams.remove(&name).and_then(|s| s.repeats);
         let repeats = match fresh {

@@ -46,7 +46,8 @@ pub async fn count(
             Some(at + 1)
         }
     };
-    let from = question.from.unwrap_or(Micros::MIN / 2);
+    // What lies below the retention's floor is no longer counted.
+    let from = question.from.max(handles.floor(name)).unwrap_or(Micros::MIN / 2);
     let to = question.to.unwrap_or(Micros::MAX / 2);
     let first = -(-from).div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
     let last = to.div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;

@@ -256,6 +256,10 @@ pub async fn search(
         Some(Cursor::Time { upto, .. } | Cursor::Rank { upto, .. }) => upto,
         None => visible,
     };
+    let mut question = question.clone();
+    // What lies below the retention's floor is no longer shown.
+    question.from = question.from.max(handles.floor(&name));
+    let question = &question;
     let filters = filters(question, &index, &parts, cursor, upto)?;
     let asked = question.clone();
     let found = tokio::task::spawn_blocking(move || find(&asked, &searchers, &filters, cursor, now))

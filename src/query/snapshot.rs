@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::event::{Gap, Lsn, Micros, rfc3339};
-use crate::operators::{PartitionState, StreamProgress, positions};
+use crate::operators::{Floors, Operators, PartitionState, StreamProgress, positions};
 use crate::schema::Catalog;
 use crate::views::counts::Counts;
 use crate::views::lake::LakeTable;
@@ -56,6 +56,7 @@ struct Inner {
     streams: BTreeMap<String, StreamProgress>,
     gaps: Vec<Gap>,
     partitions: BTreeMap<(String, String), PartitionState>,
+    retried: Arc<BTreeMap<Lsn, Lsn>>,
     synced_lsn: Lsn,
     /// (last LSN, arrival) of the latest frames.
     arrivals: VecDeque<(Lsn, Micros)>,
@@ -86,17 +87,26 @@ impl Progress {
         self.lock().synced_lsn
     }
 
-    /// What the operators say after a frame.
-    pub fn set_operators(
-        &self,
-        streams: BTreeMap<String, StreamProgress>,
-        gaps: Vec<Gap>,
-        partitions: BTreeMap<(String, String), PartitionState>,
-    ) {
+    /// What the operators say of their streams after a frame.
+    pub fn set_streams(&self, streams: BTreeMap<String, StreamProgress>) {
+        self.lock().streams = streams;
+    }
+
+    /// What the operators say, all of it.
+    pub fn set_operators(&self, operators: &Operators) {
+        let (gaps, partitions) = (operators.gaps().cloned().collect(), operators.partitions().clone());
         let mut inner = self.lock();
-        inner.streams = streams;
+        inner.streams = operators.progress();
         inner.gaps = gaps;
         inner.partitions = partitions;
+        if *inner.retried != *operators.retried() {
+            inner.retried = Arc::new(operators.retried().clone());
+        }
+    }
+
+    /// Dead letters that became events later, with the record that did.
+    pub fn retried(&self) -> Arc<BTreeMap<Lsn, Lsn>> {
+        self.lock().retried.clone()
     }
 
     pub fn streams(&self) -> BTreeMap<String, StreamProgress> {
@@ -130,6 +140,20 @@ impl Progress {
 }
 
 impl Handles {
+    /// Hides the rows of these tables that lie below a time.
+    pub fn raise_floors(&self, floors: &Floors) {
+        for (name, floor) in floors {
+            if let Some(table) = self.tables.get(name) {
+                table.raise_floor(*floor);
+            }
+        }
+    }
+
+    /// Events of a stream below this time are no longer shown.
+    pub fn floor(&self, stream: &str) -> Option<Micros> {
+        self.tables.get(stream).and_then(|table| table.floor())
+    }
+
     /// Every view with the LSN up to which queries see it.
     pub fn positions(&self) -> Vec<(String, Lsn)> {
         let mut positions: Vec<(String, Lsn)> =

@@ -28,6 +28,7 @@ use tokio::sync::Semaphore;
 use super::{AsOf, Handles, QueryError, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
+use crate::views::lake::Feed;
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 
 /// Longest query text.
@@ -107,7 +108,11 @@ impl SqlEngine {
         for (name, table) in &handles.tables {
             let state = table.snapshot();
             positions.push((name.clone(), state.applied));
-            let provider: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
+            let mut provider: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
+            let retried = handles.progress.retried();
+            if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
+                provider = system::with_retried(name, provider, &retried).map_err(failed)?;
+            }
             main.register_table(name.clone(), provider).map_err(failed)?;
         }
         let own = MemorySchemaProvider::new();

@@ -1,12 +1,17 @@
 //! The tables `weir.*`: what the process knows of itself, as rows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::datasource::provider_as_source;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, ident};
 
 use super::{Handles, QueryError};
-use crate::event::Micros;
+use crate::event::{Lsn, Micros};
 use crate::views::lake::files::partition_folder;
 
 /// Names of the tables in the schema `weir`.
@@ -38,6 +43,33 @@ pub fn table(name: &str, handles: &Handles) -> Result<Arc<dyn TableProvider>, Qu
     let batch = RecordBatch::try_from_iter(columns).map_err(|e| failed(e.to_string()))?;
     let table = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(|e| failed(e.to_string()))?;
     Ok(Arc::new(table))
+}
+
+/// Dead letters as their table has them, with the record that each one became later: that is told by the log, and files do not
+/// change.
+pub fn with_retried(
+    name: &str,
+    dead_letters: Arc<dyn TableProvider>,
+    retried: &BTreeMap<Lsn, Lsn>,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    const MARK: &str = "retried_lsn";
+    let marks = RecordBatch::try_from_iter([
+        ("dead_lsn", number(retried.keys().copied())),
+        ("by_lsn", number(retried.values().copied())),
+    ])?;
+    let marks = MemTable::try_new(marks.schema(), vec![vec![marks]])?;
+    let marks = LogicalPlanBuilder::scan("retried", provider_as_source(Arc::new(marks)), None)?.build()?;
+    let columns: Vec<_> = dead_letters
+        .schema()
+        .fields()
+        .iter()
+        .map(|f| if f.name() == MARK { ident("by_lsn").alias(MARK) } else { ident(f.name()) })
+        .collect();
+    let plan = LogicalPlanBuilder::scan(name, provider_as_source(dead_letters), None)?
+        .join(marks, JoinType::Left, (vec!["lsn"], vec!["dead_lsn"]), None)?
+        .project(columns)?
+        .build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
 }
 
 type Columns = Vec<(&'static str, ArrayRef)>;

@@ -1,46 +1,242 @@
-//! Work on committed data beside the pipeline: merging files, checkpoints, removing what is no longer named. One table at a time.
+//! Work on committed data beside the pipeline: merging files, checkpoints, taking out what lies below the retention's floor,
+//! removing what is no longer named, and keeping to the disk's limit.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::config::Config;
+use crate::config::units::Span;
+use crate::event::Micros;
+use crate::ingest::{Ingest, IngestError, Submission};
+use crate::operators::{Floors, positions};
+use crate::query::Handles;
+use crate::schema::partition_width;
 use crate::sources::Stop;
 use crate::views::ViewError;
 use crate::views::lake::{LakeTable, compact};
+use crate::wal::{About, Kind, RecordsBuilder};
 
 /// How often tables are looked at.
 const EVERY: Duration = Duration::from_secs(30);
+/// Over its limit, the disk is brought down to this share of it, so that hours do not leave one by one.
+const DISK_AIM: u64 = 95;
 
-/// Looks after the lake until asked to stop.
-pub fn start(tables: BTreeMap<String, Arc<LakeTable>>, memory: usize, stop: Stop) -> JoinHandle<()> {
-    std::thread::Builder::new()
-        .name("maintenance".into())
-        .spawn(move || {
-            while !stop.wait(EVERY) {
-                if let Err(error) = run(&tables, memory, false, &|| stop.is_asked()) {
-                    // Nothing was changed; the next round tries again.
-                    tracing::warn!(%error, "maintenance failed");
-                }
-            }
-        })
-        .expect("the system can start a thread")
+/// Looks after what views have committed.
+pub struct Maintenance {
+    pub handles: Handles,
+    /// Memory of a merge.
+    pub memory: usize,
+    /// The data folder, and the bytes that it may take.
+    pub folder: std::path::PathBuf,
+    pub disk: Option<u64>,
+    /// Retention of the tables that are no stream's.
+    pub retention: BTreeMap<String, Span>,
+    /// Takes in the frame that raises floors; none beside a stopped process.
+    pub ingest: Option<Ingest>,
+    /// Held during a round; a backup holds it while it copies.
+    pub trimming: Arc<Mutex<()>>,
 }
 
-/// One round over all tables; gives the number of merges.
-pub fn run(
-    tables: &BTreeMap<String, Arc<LakeTable>>,
-    memory: usize,
-    all: bool,
-    stop: &dyn Fn() -> bool,
-) -> Result<usize, ViewError> {
-    let mut merges = 0;
-    for (name, table) in tables {
-        let done = compact::maintain(table, memory, all, stop)?;
-        if done > 0 {
-            tracing::info!(table = name, merges = done, files = table.files().len(), "merged");
+impl Maintenance {
+    pub fn new(config: &Config, handles: Handles, ingest: Option<Ingest>, trimming: Arc<Mutex<()>>) -> Self {
+        let retention =
+            [(positions::RAW, config.raw_retention), (positions::DEAD_LETTERS, config.dead_letters_retention)];
+        Self {
+            handles,
+            memory: config.limits.shares().lake,
+            folder: config.data.clone(),
+            disk: config.limits.disk,
+            retention: retention.map(|(name, span)| (name.to_owned(), span)).into(),
+            ingest,
+            trimming,
         }
-        merges += done;
     }
-    Ok(merges)
+
+    /// Works in a thread of its own until asked to stop.
+    pub fn start(self, stop: Stop) -> JoinHandle<()> {
+        std::thread::Builder::new()
+            .name("maintenance".into())
+            .spawn(move || {
+                while !stop.wait(EVERY) {
+                    if let Err(error) = self.round(false, &|| stop.is_asked()) {
+                        // Nothing was changed; the next round tries again.
+                        tracing::warn!(%error, "maintenance failed");
+                    }
+                }
+            })
+            .expect("the system can start a thread")
+    }
+
+    /// One round over everything; gives the number of merges. `all`: merge without regard to age.
+    pub fn round(&self, all: bool, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
+        let _trimming = match self.trimming.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(0),
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Ok(held) => held,
+        };
+        let mut merges = 0;
+        for (name, table) in &self.handles.tables {
+            if let Some(retention) = self.retention.get(name)
+                && let Some(latest) = table.latest()
+            {
+                let width = partition_width(table.spec.by_hour);
+                table.raise_floor(latest.saturating_sub(retention.micros()).div_euclid(width) * width);
+            }
+            let dropped = table.drop_below_floor()?;
+            if dropped > 0 {
+                tracing::info!(table = name, files = dropped, "below the retention's floor; taken out");
+            }
+            let done = compact::maintain(table, self.memory, all, stop)?;
+            if done > 0 {
+                tracing::info!(table = name, merges = done, files = table.files().len(), "merged");
+            }
+            merges += done;
+        }
+        for (name, index) in &self.handles.search {
+            if let Some(floor) = self.handles.floor(name) {
+                index.drop_below(floor)?;
+            }
+        }
+        self.keep_to_the_disk()?;
+        Ok(merges)
+    }
+
+    /// Raises floors if the folder has grown over its limit.
+    fn keep_to_the_disk(&self) -> Result<(), ViewError> {
+        let (Some(limit), Some(ingest)) = (self.disk, &self.ingest) else { return Ok(()) };
+        let usage = Usage::of(&self.folder, &self.handles.tables);
+        let plan = plan_floors(&usage, limit);
+        if plan.is_short {
+            tracing::warn!(
+                limit,
+                used = usage.total,
+                "`[limits] disk` is too small for the log, the indexes and the present hour together"
+            );
+        }
+        let mut floors = Floors::new();
+        floors.extend(plan.raw.map(|floor| (positions::RAW.to_owned(), floor)));
+        if let Some(floor) = plan.others {
+            floors.extend(self.handles.tables.keys().filter(|n| *n != positions::RAW).map(|n| (n.clone(), floor)));
+        }
+        if floors.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(?floors, limit, used = usage.total, "the disk's limit is reached; the oldest hours leave");
+        match raise_floors(ingest, &floors) {
+            Err(error @ IngestError::Refused(_)) => Err(ViewError::failed("floor")(error.to_string())),
+            // The queue or the log is full, or weir stops: the next round tries again.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
+    let mut records = RecordsBuilder::default();
+    records.push(serde_json::to_string(floors).unwrap_or_default().as_bytes());
+    let submission = Submission {
+        kind: Kind::Floor,
+        source: String::new(),
+        partition: String::new(),
+        stream: String::new(),
+        records: records.finish(),
+        first_position: 0,
+        previous_position: 0,
+        about: About::default(),
+    };
+    ingest.submit(submission, false)?.wait().map(drop)
+}
+
+/// What takes how much of the disk. Partitions by their ends.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Usage {
+    /// Bytes that stay unless a floor rises: those of files already taken out do not count.
+    total: u64,
+    raw: BTreeMap<Micros, u64>,
+    others: BTreeMap<Micros, u64>,
+}
+
+impl Usage {
+    fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
+        let mut usage = Self { total: folder_bytes(folder), ..Self::default() };
+        for (name, table) in tables {
+            let width = partition_width(table.spec.by_hour);
+            let below = table.floor().map_or(i64::MIN, |floor| floor.div_euclid(width));
+            usage.total = usage.total.saturating_sub(table.replaced_bytes());
+            let partitions = if name == positions::RAW { &mut usage.raw } else { &mut usage.others };
+            for file in table.files().iter() {
+                if file.bucket < below {
+                    usage.total = usage.total.saturating_sub(file.bytes);
+                } else {
+                    *partitions.entry((file.bucket + 1).saturating_mul(width)).or_default() += file.bytes;
+                }
+            }
+        }
+        usage
+    }
+}
+
+/// Floors that bring the disk below its limit.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    raw: Option<Micros>,
+    others: Option<Micros>,
+    /// Even so it stays over the limit.
+    is_short: bool,
+}
+
+/// The oldest partitions leave, those of `raw` first, then those of all other tables together; the latest of each stays. Pure.
+fn plan_floors(usage: &Usage, limit: u64) -> Plan {
+    let mut plan = Plan::default();
+    if usage.total <= limit {
+        return plan;
+    }
+    let mut over = usage.total - limit / 100 * DISK_AIM;
+    for (partitions, floor) in [(&usage.raw, &mut plan.raw), (&usage.others, &mut plan.others)] {
+        for (end, bytes) in partitions.iter().take(partitions.len().saturating_sub(1)) {
+            if over == 0 {
+                break;
+            }
+            *floor = Some(*end);
+            over = over.saturating_sub(*bytes);
+        }
+    }
+    plan.is_short = over > limit / 100 * (100 - DISK_AIM);
+    plan
+}
+
+/// Bytes that a folder takes, with all below it.
+pub fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            // Removed meanwhile.
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(total: u64) -> Usage {
+        let partitions = |bytes: u64| (1..=4).map(|end| (end, bytes)).collect();
+        Usage { total, raw: partitions(100), others: partitions(50) }
+    }
+
+    #[test]
+    fn raw_leaves_first_then_all_tables_and_the_latest_hour_stays() {
+        assert_eq!(plan_floors(&usage(1_000), 1_000), Plan::default());
+        // 1,001 is brought down to 950.
+        assert_eq!(plan_floors(&usage(1_001), 1_000), Plan { raw: Some(1), ..Plan::default() });
+        assert_eq!(plan_floors(&usage(1_200), 1_000), Plan { raw: Some(3), ..Plan::default() });
+        assert_eq!(plan_floors(&usage(1_300), 1_000), Plan { raw: Some(3), others: Some(1), is_short: false });
+        assert_eq!(plan_floors(&usage(1_400), 1_000), Plan { raw: Some(3), others: Some(3), is_short: false });
+        assert_eq!(plan_floors(&usage(9_000), 1_000), Plan { raw: Some(3), others: Some(3), is_short: true });
+    }
 }

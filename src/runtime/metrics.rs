@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::maintenance::folder_bytes;
 use crate::event::Lsn;
 use crate::query::Handles;
 
@@ -27,9 +28,4 @@ pub(super) fn publish(handles: &Handles, views: &[(String, Lsn, Option<String>)]
         let hot: usize = state.recent.iter().chain(&state.old).map(|h| h.memory_bytes()).sum();
         metrics::gauge!("weir_memory_bytes", "part" => format!("hot_rows/{table}")).set(hot as f64);
     }
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
 }

@@ -1,6 +1,7 @@
 //! The composition root: opens a data folder, puts log, operators, views, queries and sources together, and takes them apart
 //! in the order in which data flows.
 
+pub mod backup;
 pub mod folder;
 mod maintenance;
 mod metrics;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, SourceKind, Streams};
 use crate::event::{Lsn, lsn_zero};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, IngestError};
 use crate::operators::{Answer, OperatorError};
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
@@ -31,7 +32,9 @@ use crate::views::driver::Status;
 use crate::views::lake::LogName;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions};
+use backup::Backup;
 use folder::{Folder, Lock};
+use maintenance::Maintenance;
 use pipeline::{Pipeline, Resume};
 use questions::Answers;
 use snapshots::Snapshots;
@@ -77,7 +80,9 @@ impl From<WalError> for RuntimeError {
             | WalError::Damaged { .. }
             | WalError::Missing { .. }
             | WalError::Instance { .. } => Self::Damaged(error.to_string()),
-            WalError::Io { .. } | WalError::Sync { .. } | WalError::TooLarge { .. } => Self::Failed(error.to_string()),
+            WalError::Io { .. } | WalError::Sync { .. } | WalError::TooLarge { .. } | WalError::Budget { .. } => {
+                Self::Failed(error.to_string())
+            }
         }
     }
 }
@@ -146,6 +151,7 @@ fn wal_options(config: &Config, folder: &Folder) -> WalOptions {
         instance: config.instance,
         zero: lsn_zero(config.instance),
         segment_bytes: config.log.segment,
+        budget: Some(config.log.budget),
     }
 }
 
@@ -191,10 +197,20 @@ impl Running {
             _lock: lock,
         };
         if !options.once {
-            let (tables, memory) = (running.handles.tables.clone(), config.limits.shares().lake);
-            running.maintenance = Some(maintenance::start(tables, memory, running.stop.clone()));
+            running.maintenance = Some(running.maintenance(config).start(running.stop.clone()));
         }
         Ok(running)
+    }
+
+    fn maintenance(&self, config: &Config) -> Maintenance {
+        let (handles, ingest) = (self.handles.clone(), self.pipeline.ingest.clone());
+        Maintenance::new(config, handles, ingest, self.pipeline.trimming.clone())
+    }
+
+    /// One round of what a server does now and then, for a run that ends: merges that are due, retention, the disk's limit.
+    pub fn maintain(&self, config: &Config) -> Result<(), RuntimeError> {
+        self.maintenance(config).round(false, &|| false)?;
+        Ok(())
     }
 
     /// Starts the sources once the log's past has been applied; tells then, once, what was answered under idempotency keys.
@@ -235,15 +251,34 @@ impl Running {
                         SourceKind::File { path } => sources::file::run(&context, &path),
                         SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
                     };
-                    if let Err(error) = &result {
-                        tracing::error!(source = context.name, %error, "the source has halted");
+                    match result {
+                        // It waited for room in the log when everything stopped; it goes on from what was acknowledged.
+                        Err(SourceError::Ingest(IngestError::Stopping | IngestError::NoSpace { .. }))
+                            if context.stop.is_asked() =>
+                        {
+                            Ok(())
+                        }
+                        Err(error) => {
+                            tracing::error!(source = context.name, %error, "the source has halted");
+                            Err(error)
+                        }
+                        Ok(()) => Ok(()),
                     }
-                    result
                 })
                 .expect("the system can start a thread");
             self.sources.push((source.name.clone(), thread));
         }
         Ok(())
+    }
+
+    /// Copies the folder while it is worked on.
+    pub fn backup(&self, config: &Config) -> Backup {
+        Backup {
+            handles: self.handles.clone(),
+            folder: self.folder.clone(),
+            snapshots: snapshots(config, &self.folder),
+            trimming: self.pipeline.trimming.clone(),
+        }
     }
 
     /// A handle to take records in.
@@ -266,9 +301,13 @@ impl Running {
         let views: Vec<(String, Arc<Status>)> =
             self.pipeline.view_names.iter().cloned().zip(self.pipeline.views.iter().cloned()).collect();
         let has_resumed = self.has_resumed.clone();
+        let intake = self.pipeline.intake.clone();
         Arc::new(move || {
             if !has_resumed.load(Ordering::Acquire) {
                 return Err("the log is still being read".into());
+            }
+            if let Some(reason) = intake.full() {
+                return Err(reason);
             }
             let failed = views.iter().find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)));
             failed.map_or(Ok(()), Err)
@@ -301,6 +340,13 @@ impl Running {
     pub fn stop(mut self) -> Result<(), RuntimeError> {
         self.stop.ask();
         let mut failures = Vec::new();
+        while self.sources.iter().any(|(_, thread)| !thread.is_finished()) {
+            // A source that waits for room in a full log would wait for ever.
+            if self.pipeline.intake.full().is_some() {
+                self.pipeline.intake.close();
+            }
+            std::thread::sleep(POLL);
+        }
         for (name, thread) in self.sources.drain(..) {
             match thread.join() {
                 Ok(Ok(())) => {}
@@ -327,7 +373,8 @@ pub fn compact(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(usi
     let log = LogName { instance: config.instance, id, zero: wal.zero };
     let opened = views::open(config, &folder, newest.catalog(), log, runtime, true)?;
     let tables = &opened.handles.tables;
-    let merges = maintenance::run(tables, config.limits.shares().lake, true, &|| false)?;
+    opened.handles.raise_floors(&newest.floors());
+    let merges = Maintenance::new(config, opened.handles.clone(), None, Arc::default()).round(true, &|| false)?;
     Ok((merges, tables.values().map(|t| t.files().len()).sum()))
 }
 
@@ -386,6 +433,12 @@ fn stored_streams(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<S
         }
     }
     Ok(stored)
+}
+
+/// The streams that the log ends under, compiled; those of the newest snapshot where it does not say.
+fn stored_catalog(config: &Config, folder: &Folder, end: Lsn) -> Result<Arc<Catalog>, RuntimeError> {
+    let stored = stored_streams(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
+    Ok(Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?))
 }
 
 /// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the

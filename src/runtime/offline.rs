@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use super::folder::{Folder, Lock};
 use super::questions::Answers;
-use super::{RuntimeError, snapshots, sql_limits, stored_streams, views, wal_options};
+use super::{RuntimeError, snapshots, sql_limits, stored_catalog, views, wal_options};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::operators::positions;
 use crate::query::sql::SqlEngine;
-use crate::schema::Catalog;
 use crate::storage::Disk;
 use crate::views::lake::LogName;
 use crate::wal::{LogReader, Wal};
@@ -37,15 +36,13 @@ impl Offline {
         let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
         let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
         // The streams that the log ends under, also where no snapshot tells them yet.
-        let catalog = match stored_streams(config, &folder, end)? {
-            Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?),
-            None => newest.catalog().clone(),
-        };
+        let catalog = stored_catalog(config, &folder, end)?;
         let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
         let handles = opened.handles.clone();
         let progress = &handles.progress;
         progress.set_synced(end);
-        progress.set_operators(newest.progress(), newest.gaps().cloned().collect(), newest.partitions().clone());
+        progress.set_operators(&newest);
+        handles.raise_floors(&newest.floors());
         // A view that has every row it was given stands, for its readers, where the snapshot does.
         let stands = |names: Vec<String>| {
             let own: BTreeMap<String, Lsn> =

@@ -2,7 +2,7 @@
 //! leaves is on the disk; starting one recovers from there.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::views::Opened;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::ingest::{Committed, Ingest, Upkeep};
+use crate::ingest::{Committed, Ingest, Intake, Upkeep};
 use crate::operators::{Answer, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
@@ -25,6 +25,10 @@ use crate::wal::{LogReader, Wal, segment};
 
 /// Frames between the log's writer and the operators.
 const HANDED_ON: usize = 16;
+/// How often an idle stage looks whether the log can be trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// Partitions, gaps and retried dead letters are shown at least so often.
+const PUBLISH_AT_LAST: Duration = Duration::from_secs(1);
 /// A snapshot is worth writing after this many times its size of log.
 const SNAPSHOT_LOG_RATIO: u64 = 4;
 
@@ -37,6 +41,9 @@ pub struct Resume {
 /// A running pipeline.
 pub struct Pipeline {
     pub ingest: Option<Ingest>,
+    pub intake: Intake,
+    /// Who holds it keeps log, snapshots and files from being removed.
+    pub trimming: Arc<Mutex<()>>,
     pub handles: Handles,
     pub ring: Arc<Ring>,
     pub views: Vec<Arc<Status>>,
@@ -69,6 +76,7 @@ impl Pipeline {
         tracing::debug!(from = operators.lsn(), to = end, from_snapshot, "recovering");
         let recovered = end.saturating_sub(operators.lsn());
         handles.progress.set_synced(end);
+        handles.raise_floors(&operators.floors());
         let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
         let catch_up = Arc::new(LogCatchUp { snapshots: snapshots.clone(), one_at_a_time: Mutex::new(()) });
         let (statuses, names, drivers) = start_drivers(views, &ring, &catch_up);
@@ -82,6 +90,7 @@ impl Pipeline {
         };
         let (ingest, writer) = Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, hand_on);
         let (ready, resume) = channel();
+        let trimming = Arc::new(Mutex::new(()));
         let stage = OperatorStage {
             operators,
             ring: ring.clone(),
@@ -91,16 +100,21 @@ impl Pipeline {
             upkeep,
             keep: config.log.keep,
             budget: config.log.budget,
+            segment: config.log.segment,
+            trimming: trimming.clone(),
             last_snapshot: Instant::now(),
             log_bytes: 0,
             snapshot_bytes: 0,
             snapshot_every: config.limits.snapshot,
+            published: Instant::now(),
         };
         let operators = std::thread::Builder::new()
             .name("operators".into())
             .spawn(move || stage.run(end, &ready, &committed))
             .expect("the system can start a thread");
         Ok(Self {
+            trimming,
+            intake: ingest.intake(),
             ingest: Some(ingest),
             handles,
             ring,
@@ -194,11 +208,14 @@ struct OperatorStage {
     statuses: Vec<Arc<Status>>,
     upkeep: Sender<Upkeep>,
     keep: Duration,
-    budget: Option<u64>,
+    budget: u64,
+    segment: u64,
+    trimming: Arc<Mutex<()>>,
     last_snapshot: Instant,
     log_bytes: u64,
     snapshot_bytes: u64,
     snapshot_every: Duration,
+    published: Instant,
 }
 
 impl OperatorStage {
@@ -206,7 +223,7 @@ impl OperatorStage {
     fn run(mut self, end: Lsn, ready: &Sender<Resume>, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
         let mut reader =
             LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators.lsn());
-        self.publish();
+        self.progress.set_operators(&self.operators);
         while let Some(frame) = reader.next(end)? {
             while !self.ring.wait_for_room(Duration::from_secs(1)) {}
             let decoded = self.operators.decode(&frame)?;
@@ -215,11 +232,10 @@ impl OperatorStage {
         let answers =
             self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
         let _ = ready.send(Resume { partitions: self.operators.partitions().clone(), answers });
-        while let Ok(frame) = committed.recv() {
+        while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
-            if self.last_snapshot.elapsed() >= self.snapshot_every
-                && self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes
-            {
+            let is_worth_it = self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes;
+            if is_worth_it && self.last_snapshot.elapsed() >= self.snapshot_every || self.log_bytes >= self.budget / 4 {
                 self.snapshot()?;
             }
         }
@@ -232,13 +248,32 @@ impl OperatorStage {
         self.log_bytes += committed.frame.block.len() as u64;
         let output = self.operators.apply(&committed.frame, committed.decoded.as_deref())?;
         self.ring.push(Arc::new(output));
-        self.publish();
+        self.progress.set_streams(self.operators.progress());
         Ok(())
     }
 
-    fn publish(&self) {
-        let gaps = self.operators.gaps().cloned().collect();
-        self.progress.set_operators(self.operators.progress(), gaps, self.operators.partitions().clone());
+    /// The next frame; what changes less often than rows come is published while none waits, or once in a while.
+    fn next(&mut self, committed: &Receiver<Committed>) -> Result<Option<Committed>, RuntimeError> {
+        let waiting = committed.try_recv();
+        if matches!(waiting, Err(TryRecvError::Empty)) || self.published.elapsed() >= PUBLISH_AT_LAST {
+            self.progress.set_operators(&self.operators);
+            self.published = Instant::now();
+        }
+        if let Ok(frame) = waiting {
+            return Ok(Some(frame));
+        }
+        loop {
+            match committed.recv_timeout(TRIM_EVERY) {
+                Ok(frame) => return Ok(Some(frame)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                // A full log takes nothing in before views have committed and it was trimmed.
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.trim_above() {
+                        if self.log_bytes > 0 { self.snapshot()? } else { self.trim()? }
+                    }
+                }
+            }
+        }
     }
 
     /// Saves the operators, then lets go of what recovery no longer needs.
@@ -246,9 +281,20 @@ impl OperatorStage {
         self.snapshot_bytes = self.snapshots.save(&self.operators)? as u64;
         self.last_snapshot = Instant::now();
         self.log_bytes = 0;
+        self.trim()
+    }
+
+    /// Bytes of log above which even young segments leave, well before records find no room.
+    fn trim_above(&self) -> u64 {
+        (self.budget / 4 * 3).min(self.budget.saturating_sub(3 * self.segment))
+    }
+
+    fn trim(&self) -> Result<(), RuntimeError> {
+        // While a backup copies, everything stays.
+        let Ok(_trimming) = self.trimming.try_lock() else { return Ok(()) };
         let positions = self.statuses.iter().flat_map(|s| s.positions()).collect();
         let Some(safe) = self.snapshots.tidy(&positions)? else { return Ok(()) };
-        for first_lsn in plan_trim(&self.segments(), safe, self.keep, self.budget) {
+        for first_lsn in plan_trim(&self.segments(), safe, self.keep, Some(self.trim_above())) {
             let _ = self.upkeep.send(Upkeep::Remove(first_lsn));
         }
         Ok(())

@@ -15,7 +15,7 @@ use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
 use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec};
 use crate::views::places::{Places, PlacesView};
-use crate::views::search::{SearchIndex, SearchView};
+use crate::views::search::{SearchIndex, SearchView, roll_documents};
 
 /// Everything that follows the log.
 pub struct Opened {
@@ -96,7 +96,9 @@ impl Opened {
         self.positions.insert(positions::search(&stream.name), index.position(log.id, log.zero)?);
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
-            self.views.push(Box::new(SearchView::new(index.clone(), stream.clone(), log.id, log.zero, memory)?));
+            let roll = roll_documents(config.limits.disk);
+            let view = SearchView::new(index.clone(), stream.clone(), log.id, log.zero, memory, roll)?;
+            self.views.push(Box::new(view));
         }
         self.handles.search.insert(stream.name.clone(), index);
         Ok(())

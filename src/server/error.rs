@@ -59,6 +59,7 @@ impl From<IngestError> for ApiError {
             IngestError::NoSpace { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "log_full", message, hint),
             IngestError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint),
             IngestError::Refused(_) => Self::bad_request(message, hint),
+            IngestError::Unknown => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", message, "send it again"),
         }
     }
 }

@@ -95,9 +95,15 @@ pub async fn post_events(
     let hash: [u8; 32] = Sha256::digest(&body).into();
     let store = || async {
         let (ingest, stream, key, app) = (ingest.clone(), stream.clone(), key.clone(), app.clone());
-        tokio::task::spawn_blocking(move || store(&app, &ingest, stream, &body, key.map(|k| (hash, k))))
+        let stored = tokio::task::spawn_blocking(move || store(&app, &ingest, stream, &body, key.map(|k| (hash, k))))
             .await
-            .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e.to_string(), "see the log"))?
+            .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e.to_string(), "see the log"))?;
+        match stored {
+            // Behind the log's writer only a 200 or a broken connection is true: the process ends, and the connection with it.
+            Err(Refusal::Unknown) => std::future::pending().await,
+            Err(Refusal::Told(error)) => Err(error),
+            Ok(answer) => Ok(answer),
+        }
     };
     let answer = match &key {
         None => store().await?,
@@ -226,13 +232,25 @@ fn split(body: &[u8], limit: usize, cut_bytes: usize) -> Result<Split, ApiError>
     Ok(Split { records: records.finish(), cut })
 }
 
+/// Why a body got no answer yet: nothing of it is stored, or nobody knows.
+enum Refusal {
+    Told(ApiError),
+    Unknown,
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self::Told(error)
+    }
+}
+
 fn store(
     app: &App,
     ingest: &Ingest,
     stream: String,
     body: &[u8],
     key: Option<([u8; 32], String)>,
-) -> Result<Answer, ApiError> {
+) -> Result<Answer, Refusal> {
     let parts = &app.0.parts;
     let Split { records, cut } = split(body, parts.record_bytes, parts.cut_bytes)?;
     if records.is_empty() {
@@ -248,6 +266,10 @@ fn store(
         previous_position: 0,
         about: About { idempotency: key, cut, ..About::default() },
     };
-    let accepted = ingest.submit(submission, false)?.wait()?;
+    let receipt = ingest.submit(submission, false).map_err(ApiError::from)?;
+    let accepted = match receipt.wait() {
+        Err(IngestError::Unknown) => return Err(Refusal::Unknown),
+        accepted => accepted.map_err(ApiError::from)?,
+    };
     Ok(accepted.decoded.as_deref().map(Answer::new).unwrap_or_default())
 }

@@ -9,9 +9,10 @@ mod page;
 mod routes;
 pub mod upstream;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -29,6 +30,7 @@ use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::ingest::Ingest;
 use crate::operators::Answer;
+use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
 use connections::Limit;
 use intake::IdempotencyKeys;
@@ -44,6 +46,7 @@ pub struct Parts {
     /// Why the process is not ready, if it is not.
     pub readiness: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     pub metrics: PrometheusHandle,
+    pub backup: Backup,
     pub body_bytes: usize,
     /// Bytes of all bodies being taken in together.
     pub bodies_bytes: usize,
@@ -65,6 +68,8 @@ pub(crate) struct Inner {
     parts: Parts,
     ingest: Mutex<Option<Ingest>>,
     keys: IdempotencyKeys,
+    /// Running queries that have a name.
+    queries: Mutex<HashMap<String, CancellationToken>>,
     /// KiB that bodies may still take.
     bodies: Arc<Semaphore>,
     stop: CancellationToken,
@@ -73,7 +78,12 @@ pub(crate) struct Inner {
 impl App {
     fn new(parts: Parts, stop: CancellationToken) -> Self {
         let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
-        Self(Arc::new(Inner { parts, ingest: Mutex::default(), keys: IdempotencyKeys::default(), bodies, stop }))
+        let (ingest, keys, queries) = (Mutex::default(), IdempotencyKeys::default(), Mutex::default());
+        Self(Arc::new(Inner { parts, ingest, keys, queries, bodies, stop }))
+    }
+
+    fn queries(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.0.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ingest(&self) -> Option<Ingest> {
@@ -97,6 +107,8 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::nearby))
         .routes(routes!(routes::status))
         .routes(routes!(routes::sql))
+        .routes(routes!(routes::end_sql))
+        .routes(routes!(routes::backup))
         .routes(routes!(live::live))
         .routes(routes!(routes::healthz))
         .routes(routes!(routes::readyz))

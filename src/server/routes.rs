@@ -1,17 +1,20 @@
 //! Questions, and the state of the process.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 
 use axum::Json;
-use axum::extract::{Query, State};
-use axum::http::header;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::App;
 use super::error::ApiError;
+use crate::runtime::RuntimeError;
 
 type Params = Query<BTreeMap<String, String>>;
 
@@ -52,6 +55,8 @@ pub struct SqlRequest {
     /// json, ndjson, csv or arrow
     #[serde(default = "json_format")]
     format: String,
+    /// A name of the client's choice, by which the query can be ended while it runs.
+    id: Option<String>,
 }
 
 fn json_format() -> String {
@@ -60,7 +65,8 @@ fn json_format() -> String {
 
 /// SQL, read-only.
 #[utoipa::path(post, path = "/api/v1/sql", request_body = SqlRequest,
-    responses((status = 200, description = "{rows, as_of} in json; rows alone in the other formats"), (status = 400), (status = 429)))]
+    responses((status = 200, description = "{rows, as_of} in json; rows alone in the other formats"), (status = 400),
+        (status = 409, description = "the id is in use, or the query was ended"), (status = 429)))]
 pub async fn sql(State(app): State<App>, body: axum::body::Bytes) -> Result<Response, ApiError> {
     let request: SqlRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"sql\": \"select …\", \"format\": \"json\"}"))?;
@@ -70,9 +76,86 @@ pub async fn sql(State(app): State<App>, body: axum::body::Bytes) -> Result<Resp
         "csv" => "text/csv; charset=utf-8",
         _ => "application/vnd.apache.arrow.stream",
     };
-    let answer = app.0.parts.answers.sql(&request.sql).await?;
+    let conflict = |message: String| ApiError::new(StatusCode::CONFLICT, "conflict", message, "");
+    let running = match &request.id {
+        Some(id) => Some(RunningQuery::new(&app, id).ok_or_else(|| conflict(format!("a query `{id}` is running")))?),
+        None => None,
+    };
+    let ended = async {
+        match &running {
+            Some(running) => running.end.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    let answer = tokio::select! {
+        answer = app.0.parts.answers.sql(&request.sql) => answer?,
+        () = ended => return Err(conflict("the query was ended by its id".into())),
+    };
     let bytes = answer.render(&request.format)?;
     Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
+}
+
+/// A query that can be ended by its id while this lives.
+struct RunningQuery {
+    app: App,
+    id: String,
+    end: CancellationToken,
+}
+
+impl RunningQuery {
+    /// None while another query has the id.
+    fn new(app: &App, id: &str) -> Option<Self> {
+        let end = CancellationToken::new();
+        match app.queries().entry(id.to_owned()) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(free) => free.insert(end.clone()),
+        };
+        Some(Self { app: app.clone(), id: id.to_owned(), end })
+    }
+}
+
+impl Drop for RunningQuery {
+    fn drop(&mut self) {
+        self.app.queries().remove(&self.id);
+    }
+}
+
+/// Ends a running query.
+#[utoipa::path(delete, path = "/api/v1/sql/{id}", params(("id" = String, Path)), responses((status = 200), (status = 404)))]
+pub async fn end_sql(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let Some(end) = app.queries().get(&id).cloned() else {
+        let message = format!("no query `{id}` is running");
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            message,
+            "name queries by `id` in POST /api/v1/sql",
+        ));
+    };
+    end.cancel();
+    Ok(Json(json!({"ended": id})))
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct BackupRequest {
+    /// An absolute path on the server's machine, empty or not there.
+    to: String,
+}
+
+/// Copies the data folder while everything goes on; answers when the copy is whole.
+#[utoipa::path(post, path = "/api/v1/backup", request_body = BackupRequest,
+    responses((status = 200, description = "{to, files, bytes, lsn}"), (status = 400), (status = 500)))]
+pub async fn backup(State(app): State<App>, body: axum::body::Bytes) -> Result<Json<Value>, ApiError> {
+    let request: BackupRequest = serde_json::from_slice(&body)
+        .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"to\": \"/an/absolute/path\"}"))?;
+    let failed = |e: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e, "see the log");
+    let backup = app.0.parts.backup.clone();
+    let copied = tokio::task::spawn_blocking(move || backup.run(std::path::Path::new(&request.to))).await;
+    let summary = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| match e {
+        RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+        other => failed(other.to_string()),
+    })?;
+    Ok(Json(json!(summary)))
 }
 
 /// The process is alive.
@@ -86,7 +169,7 @@ pub async fn healthz() -> Json<Value> {
 pub async fn readyz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     match (app.0.parts.readiness)() {
         Ok(()) => Ok(Json(json!({"status": "ready"}))),
-        Err(why) => Err(ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "not_ready", why, "see the log")),
+        Err(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why, "see the log")),
     }
 }
 

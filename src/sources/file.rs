@@ -156,6 +156,7 @@ impl OpenFile {
             file: Some(self.identity(self.next_position)),
             received_at: 0,
             cut_line: self.cut_line,
+            cut_lsns: Vec::new(),
         }
     }
 

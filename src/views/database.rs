@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value,
+    WriteTransaction,
+};
 
 use super::ViewError;
 use crate::event::Lsn;
@@ -39,6 +42,24 @@ pub fn position_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewErr
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
         Err(e) => Err(failed(e.into())),
     }
+}
+
+/// Copies a table, if there is one.
+pub fn copy_table<K: Key + 'static, V: Value + 'static>(
+    table: TableDefinition<K, V>,
+    read: &ReadTransaction,
+    write: &WriteTransaction,
+) -> Result<(), redb::Error> {
+    let from = match read.open_table(table) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+        opened => opened?,
+    };
+    let mut to = write.open_table(table)?;
+    for entry in from.iter()? {
+        let (key, value) = entry?;
+        to.insert(key.value(), value.value())?;
+    }
+    Ok(())
 }
 
 impl StateFile {
@@ -108,6 +129,20 @@ impl StateFile {
                 Err(ViewError::Damaged { path: self.path.clone(), reason })
             }
         }
+    }
+
+    /// Copies what one read transaction sees into a new file; `tables` copies those of the view.
+    pub fn copy_to(
+        &self,
+        path: &Path,
+        tables: impl FnOnce(&ReadTransaction, &WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), ViewError> {
+        let failed = |e: redb::Error| ViewError::Failed { view: path.display().to_string(), reason: e.to_string() };
+        let read = self.read()?;
+        let copy = Database::create(path).map_err(|e| failed(e.into()))?;
+        let write = copy.begin_write().map_err(|e| failed(e.into()))?;
+        copy_table(META, &read, &write).and_then(|()| tables(&read, &write)).map_err(failed)?;
+        write.commit().map_err(|e| failed(e.into()))
     }
 
     /// Writes and commits, durably, with the position.

@@ -2,9 +2,10 @@
 //! function of a prefix of it.
 //!
 //! [`record`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash left; [`writer`] appends;
-//! [`reader`] reads what is synced; [`retention`] decides what may go.
+//! [`reader`] reads what is synced; [`retention`] decides what may go; [`backup`] copies.
 
 pub mod about;
+pub mod backup;
 pub mod reader;
 pub mod record;
 pub mod recovery;
@@ -46,6 +47,10 @@ pub enum WalError {
         "{path} belongs to instance {found}, this one is {expected}: set `instance = {found}`, or use another data folder"
     )]
     Instance { path: PathBuf, found: u16, expected: u16 },
+    #[error(
+        "the log has {bytes} bytes and its budget is {budget} (`[log] budget`): views are behind, or it is too small"
+    )]
+    Budget { bytes: u64, budget: u64 },
     #[error("a frame of {bytes} bytes is over the limit of 64 MiB")]
     TooLarge { bytes: usize },
 }
@@ -56,8 +61,8 @@ impl WalError {
         move |source| Self::Io { path, source }
     }
 
-    /// No space where a segment should be allocated: the caller waits and tries again; nothing is lost.
+    /// No room where a segment should be allocated: the caller waits and tries again; nothing is lost.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        matches!(self, Self::Io { .. } | Self::Budget { .. })
     }
 }

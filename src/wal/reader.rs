@@ -19,11 +19,12 @@ pub struct LogReader {
     after: u64,
 }
 
-struct OpenSegment {
-    path: PathBuf,
-    file: Arc<dyn File>,
-    size: u64,
-    at: u64,
+/// A segment being read, up to a byte.
+pub(super) struct OpenSegment {
+    pub path: PathBuf,
+    pub file: Arc<dyn File>,
+    pub size: u64,
+    pub at: u64,
 }
 
 impl LogReader {
@@ -110,7 +111,7 @@ impl LogReader {
 }
 
 /// The bytes of the frame at the cursor; none at the end of the frames.
-fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalError> {
+pub(super) fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalError> {
     let mut head = [0; record::HEADER_BYTES];
     if segment.at + head.len() as u64 > segment.size {
         return Ok(None);

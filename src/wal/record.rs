@@ -167,6 +167,12 @@ impl Records {
         (0..self.len()).map(|i| self.get(i))
     }
 
+    /// The page's bytes from a record on.
+    pub fn page_from(&self, index: usize) -> &[u8] {
+        let start = self.ranges.get(index).map_or(self.page.len(), |(start, _)| *start as usize - 4);
+        &self.page[start..]
+    }
+
     /// The page as stored, uncompressed.
     pub fn page(&self) -> &Bytes {
         &self.page

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::storage::{File, Storage};
 
-use super::record::{self, Frame};
+use super::record::{self, Frame, Kind};
 use super::segment::{self, SegmentHeader};
 use super::{Recovered, WalError, recovery};
 
@@ -21,6 +21,9 @@ pub struct WalOptions {
     pub zero: u64,
     /// Bytes of a segment, allocated before use.
     pub segment_bytes: u64,
+    /// Bytes that all segments may take; the last segment's worth of them is for control frames alone. None: as many as the disk
+    /// has.
+    pub budget: Option<u64>,
 }
 
 /// The log's writing end.
@@ -28,12 +31,17 @@ pub struct Wal {
     storage: Arc<dyn Storage>,
     options: WalOptions,
     log_id: u64,
-    segments: Vec<u64>,
+    segments: Vec<Segment>,
     current: Option<Current>,
     buffer: Vec<u8>,
     next_lsn: u64,
     synced_lsn: u64,
     poisoned: bool,
+}
+
+struct Segment {
+    first_lsn: u64,
+    bytes: u64,
 }
 
 struct Current {
@@ -58,10 +66,16 @@ impl Wal {
             found.log_id = new_log_id;
         }
         let current = found.tail.take().map(|t| Current { file: t.file, size: t.size, at: t.at });
+        let segments = found.segments.iter().map(|first_lsn| {
+            let path = segment::path(&options.folder, *first_lsn);
+            let bytes = storage.open_read_only(&path).and_then(|f| f.size()).map_err(WalError::io(&path))?;
+            Ok(Segment { first_lsn: *first_lsn, bytes })
+        });
+        let segments = segments.collect::<Result<_, WalError>>()?;
         let wal = Self {
             storage,
             log_id: found.log_id,
-            segments: found.segments.clone(),
+            segments,
             current,
             buffer: Vec::new(),
             next_lsn: found.last_lsn + 1,
@@ -91,9 +105,20 @@ impl Wal {
         self.synced_lsn
     }
 
-    /// First LSNs of the segments, oldest first.
-    pub fn segments(&self) -> &[u64] {
-        &self.segments
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.bytes).sum()
+    }
+
+    /// Whether a frame that needs a new segment of this size would leave none of the budget for control frames.
+    fn is_over_budget(&self, segment_bytes: u64) -> bool {
+        let reserved = self.options.segment_bytes;
+        self.options.budget.is_some_and(|budget| self.bytes() + segment_bytes + reserved > budget.max(3 * reserved))
+    }
+
+    /// Whether records find room: in the present segment's rest, about, or in a new one within the budget.
+    pub fn has_room(&self) -> bool {
+        !self.is_over_budget(self.options.segment_bytes)
     }
 
     pub fn folder(&self) -> &Path {
@@ -102,7 +127,8 @@ impl Wal {
 
     /// Numbers the frame's records and takes it into the next write. It is not durable before [`Wal::sync`].
     ///
-    /// A full disk where a new segment should be allocated is an error that changes nothing ([`WalError::is_full`]).
+    /// A full disk where a new segment should be allocated, or a budget that is spent, is an error that changes nothing
+    /// ([`WalError::is_full`]).
     pub fn append(&mut self, frame: &mut Frame) -> Result<(), WalError> {
         let before = self.buffer.len();
         frame.header.first_lsn = self.next_lsn;
@@ -115,15 +141,15 @@ impl Wal {
         }
         let fits = self.current.as_ref().is_some_and(|c| c.at + self.buffer.len() as u64 <= c.size);
         if !fits {
-            let frame_bytes = self.buffer.split_off(before);
-            let rolled = self.roll(length as u64);
-            if rolled.is_ok() {
-                // The frames before it are synced now, which this one may say.
-                frame.header.synced_lsn = self.synced_lsn;
-                record::encode(frame, &mut self.buffer);
+            self.buffer.truncate(before);
+            let bytes = self.options.segment_bytes.max(length as u64 + segment::HEADER_BYTES as u64);
+            if frame.header.kind == Kind::Record && self.is_over_budget(bytes) {
+                return Err(WalError::Budget { bytes: self.bytes(), budget: self.options.budget.unwrap_or_default() });
             }
-            drop(frame_bytes);
-            rolled?;
+            self.roll(bytes)?;
+            // The frames before it are synced now, which this one may say.
+            frame.header.synced_lsn = self.synced_lsn;
+            record::encode(frame, &mut self.buffer);
         }
         self.next_lsn = frame.header.last_lsn() + 1;
         if self.buffer.len() >= WRITE_BYTES {
@@ -150,12 +176,12 @@ impl Wal {
 
     /// Removes the segment that begins with this LSN; never the last one.
     pub fn remove_segment(&mut self, first_lsn: u64) -> Result<(), WalError> {
-        if self.segments.last() == Some(&first_lsn) {
+        if self.segments.last().is_some_and(|last| last.first_lsn == first_lsn) {
             return Ok(());
         }
         let path = segment::path(&self.options.folder, first_lsn);
         self.storage.remove(&path).map_err(WalError::io(&path))?;
-        self.segments.retain(|s| *s != first_lsn);
+        self.segments.retain(|s| s.first_lsn != first_lsn);
         Ok(())
     }
 
@@ -175,20 +201,18 @@ impl Wal {
         Ok(())
     }
 
-    /// Goes on to a new segment that has room for a frame, after syncing the present one whole.
-    fn roll(&mut self, frame_bytes: u64) -> Result<(), WalError> {
+    /// Goes on to a new segment of this size, after syncing the present one whole.
+    fn roll(&mut self, bytes: u64) -> Result<(), WalError> {
         self.sync()?;
         // Should making the segment fail half way, the next frame must not go into the old one: it would lie behind the new name.
         self.current = None;
-        let size = self.options.segment_bytes.max(frame_bytes + segment::HEADER_BYTES as u64);
         let header = SegmentHeader { instance: self.options.instance, log_id: self.log_id, first_lsn: self.next_lsn };
         let path = segment::path(&self.options.folder, self.next_lsn);
-        let file = self.storage.create(&path, size, &segment::encode(&header)).map_err(WalError::io(&path))?;
+        let file = self.storage.create(&path, bytes, &segment::encode(&header)).map_err(WalError::io(&path))?;
         // A segment that holds no frame has the same first LSN and was just replaced.
-        if self.segments.last() != Some(&self.next_lsn) {
-            self.segments.push(self.next_lsn);
-        }
-        self.current = Some(Current { file, size, at: segment::HEADER_BYTES as u64 });
+        self.segments.retain(|s| s.first_lsn != self.next_lsn);
+        self.segments.push(Segment { first_lsn: self.next_lsn, bytes });
+        self.current = Some(Current { file, size: bytes, at: segment::HEADER_BYTES as u64 });
         Ok(())
     }
 }

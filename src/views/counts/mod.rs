@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{Array, BooleanArray, StringArray, TimestampMicrosecondArray};
 use redb::{ReadableTable, TableDefinition};
 
-use super::database::{Origin, StateFile};
+use super::database::{Origin, StateFile, copy_table};
 use super::{View, ViewError};
 use crate::event::{Lsn, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
 use crate::operators::{Output, StreamRows, positions};
@@ -135,6 +135,11 @@ impl Counts {
         self.file.position(origin)
     }
 
+    /// Copies what is committed into a new file.
+    pub fn copy_to(&self, path: &Path) -> Result<(), ViewError> {
+        self.file.copy_to(path, |read, write| copy_table(BLOCKS, read, write))
+    }
+
     pub fn applied(&self) -> Lsn {
         self.read().applied
     }
@@ -219,6 +224,10 @@ pub struct CountsView {
     committed: Lsn,
     since: Option<Instant>,
     groups: HashMap<String, Arc<str>>,
+    /// Hours before this one are below the retention's floor.
+    floor: Option<i64>,
+    /// The hour before which everything has been deleted.
+    swept: Option<i64>,
 }
 
 impl CountsView {
@@ -227,7 +236,9 @@ impl CountsView {
         counts.set_applied(committed);
         counts.write().committed = committed;
         let name = positions::counts(&stream.name);
-        Ok(Self { counts, stream, origin, name, applied: committed, committed, since: None, groups: HashMap::new() })
+        let groups = HashMap::new();
+        let (floor, swept) = (None, None);
+        Ok(Self { counts, stream, origin, name, applied: committed, committed, since: None, groups, floor, swept })
     }
 
     fn add(&mut self, rows: &StreamRows) {
@@ -289,10 +300,13 @@ impl View for CountsView {
         if output.to <= self.applied {
             return Ok(());
         }
+        let mut floor = output.floors.get(&self.stream.name).copied();
         if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
             self.add(rows);
             self.since.get_or_insert(now);
+            floor = floor.max(rows.floor);
         }
+        self.floor = self.floor.max(floor.map(|floor| bucket(floor, MICROS_PER_HOUR)));
         self.applied = output.to;
         self.counts.set_applied(output.to);
         Ok(())
@@ -318,9 +332,16 @@ impl View for CountsView {
                 added.iter().for_each(|(second, tally)| block.entry(*second).or_default().add(*tally));
                 table.insert(key.as_slice(), encode(&block).as_slice())?;
             }
+            if let Some(floor) = self.floor.filter(|_| self.floor > self.swept) {
+                table.retain_in::<&[u8], _>(..key(floor, "").as_slice(), |_, _| false)?;
+            }
             Ok(())
         })?;
         let mut state = self.counts.write();
+        if let Some(floor) = self.floor.filter(|_| self.floor > self.swept) {
+            state.totals = state.totals.split_off(&floor);
+            self.swept = self.floor;
+        }
         state.waiting.clear();
         state.committed = self.applied;
         drop(state);

@@ -14,7 +14,6 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::TableSpec;
-use super::hot::Hot;
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::partition_width;
 
@@ -22,8 +21,6 @@ use crate::schema::partition_width;
 const ROW_GROUP_ROWS: usize = 128 << 10;
 /// Rows put in order and handed to the Parquet writer at once.
 const WRITE_ROWS: usize = 8 << 10;
-/// Unpacked bytes of records in a row group of `raw`.
-const RAW_ROW_GROUP_BYTES: usize = 16 << 20;
 /// Bytes of a file above which a merge begins another one.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
@@ -87,7 +84,8 @@ pub fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
         .values()
 }
 
-fn properties() -> WriterProperties {
+/// How every file is written.
+pub fn properties() -> WriterProperties {
     WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_statistics_enabled(EnabledStatistics::Chunk)
@@ -96,16 +94,15 @@ fn properties() -> WriterProperties {
         .build()
 }
 
-/// A file being written.
-pub struct FileWriter {
-    writer: ArrowWriter<fs::File>,
+/// A file that is being written, under a name that was never used before: a file of an earlier attempt is never committed.
+pub struct NewFile {
     target: PathBuf,
-    entry: FileEntry,
+    pub entry: FileEntry,
 }
 
-impl FileWriter {
-    /// Begins a file in the bucket's folder. Its name was never used before: a file of an earlier attempt is never committed.
-    pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<Self, String> {
+impl NewFile {
+    /// Begins a file in the bucket's folder.
+    pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<(Self, fs::File), String> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let folder = partition_folder(bucket, spec.by_hour);
         let path = format!("{folder}/{}-{:016x}.parquet", class.name(), rand::random::<u64>());
@@ -113,7 +110,6 @@ impl FileWriter {
         let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(spec.root.join(&folder)).map_err(in_target)?;
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(in_target)?;
-        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties())).map_err(|e| e.to_string())?;
         let entry = FileEntry {
             path,
             bytes: 0,
@@ -126,20 +122,47 @@ impl FileWriter {
             max_lsn: 0,
             written_ms: now_ms,
         };
-        Ok(Self { writer, target, entry })
+        Ok((Self { target, entry }, file))
+    }
+
+    pub fn error(&self, error: &dyn std::fmt::Display) -> String {
+        format!("{}: {error}", self.target.display())
+    }
+
+    /// Notes rows of one time with these LSNs.
+    pub fn note(&mut self, time: Micros, lsns: std::ops::RangeInclusive<Lsn>) {
+        let entry = &mut self.entry;
+        (entry.min_time, entry.max_time) = (entry.min_time.min(time), entry.max_time.max(time));
+        (entry.min_lsn, entry.max_lsn) = (entry.min_lsn.min(*lsns.start()), entry.max_lsn.max(*lsns.end()));
+        entry.rows += lsns.end() + 1 - lsns.start();
+    }
+
+    /// Syncs the written file; its folders are synced by [`sync_names`].
+    pub fn finish(mut self, file: &fs::File) -> Result<FileEntry, String> {
+        file.sync_all().map_err(|e| self.error(&e))?;
+        self.entry.bytes = file.metadata().map_err(|e| self.error(&e))?.len();
+        Ok(self.entry)
+    }
+}
+
+/// Writes rows into a file.
+pub struct FileWriter {
+    writer: ArrowWriter<fs::File>,
+    new: NewFile,
+}
+
+impl FileWriter {
+    pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<Self, String> {
+        let (new, file) = NewFile::create(spec, bucket, class, now_ms)?;
+        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties())).map_err(|e| new.error(&e))?;
+        Ok(Self { writer, new })
     }
 
     pub fn write(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), String> {
-        for time in times(spec, batch) {
-            self.entry.min_time = self.entry.min_time.min(*time);
-            self.entry.max_time = self.entry.max_time.max(*time);
+        for (time, lsn) in times(spec, batch).iter().zip(crate::operators::lsns(batch)) {
+            self.new.note(*time, *lsn as Lsn..=*lsn as Lsn);
         }
-        for lsn in crate::operators::lsns(batch) {
-            self.entry.min_lsn = self.entry.min_lsn.min(*lsn as u64);
-            self.entry.max_lsn = self.entry.max_lsn.max(*lsn as u64);
-        }
-        self.entry.rows += batch.num_rows() as u64;
-        self.writer.write(batch).map_err(|e| format!("{}: {e}", self.target.display()))
+        self.writer.write(batch).map_err(|e| self.new.error(&e))
     }
 
     /// Bytes so far, those not yet written included.
@@ -147,23 +170,10 @@ impl FileWriter {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
-    /// Bytes of the row group being collected.
-    fn pending_bytes(&self) -> usize {
-        self.writer.in_progress_size()
-    }
-
-    fn end_row_group(&mut self) -> Result<(), String> {
-        self.writer.flush().map_err(|e| format!("{}: {e}", self.target.display()))
-    }
-
     /// Ends the file and syncs it; its folders are synced by [`sync_names`].
     pub fn finish(mut self) -> Result<FileEntry, String> {
-        let in_target = |e: String| format!("{}: {e}", self.target.display());
-        self.writer.finish().map_err(|e| in_target(e.to_string()))?;
-        let file = self.writer.inner();
-        file.sync_all().map_err(|e| in_target(e.to_string()))?;
-        self.entry.bytes = file.metadata().map_err(|e| in_target(e.to_string()))?.len();
-        Ok(self.entry)
+        self.writer.finish().map_err(|e| self.new.error(&e))?;
+        self.new.finish(self.writer.inner())
     }
 }
 
@@ -203,39 +213,6 @@ pub fn write_partitions(
             file.write(spec, &rows)?;
         }
         entries.push(file.finish()?);
-    }
-    Ok(entries)
-}
-
-/// Writes frames as rows of `raw`, one unpacked at a time: a commit of many needs no more memory than one of few.
-pub fn write_frames(spec: &TableSpec, parts: &[Arc<Hot>], now_ms: i64) -> Result<Vec<FileEntry>, String> {
-    let received_at = |part: &Hot| match part {
-        Hot::Frame { frame, .. } => frame.header.received_at,
-        Hot::Rows(_) => 0,
-    };
-    let mut order: Vec<&Arc<Hot>> = parts.iter().collect();
-    // Frames come in the order of their LSNs, which a stable sort keeps among equal times.
-    order.sort_by_key(|part| received_at(part));
-    let width = partition_width(spec.by_hour);
-    let (mut entries, mut file): (Vec<FileEntry>, Option<(i64, FileWriter)>) = (Vec::new(), None);
-    for part in order {
-        let at = bucket(received_at(part), width);
-        if file.as_ref().is_some_and(|(open, _)| *open != at)
-            && let Some((_, full)) = file.take()
-        {
-            entries.push(full.finish()?);
-        }
-        let (_, writer) = match &mut file {
-            Some(open) => open,
-            None => file.insert((at, FileWriter::create(spec, at, Class::Recent, now_ms)?)),
-        };
-        writer.write(spec, &part.batch(&spec.schema)?)?;
-        if writer.pending_bytes() >= RAW_ROW_GROUP_BYTES {
-            writer.end_row_group()?;
-        }
-    }
-    if let Some((_, last)) = file {
-        entries.push(last.finish()?);
     }
     Ok(entries)
 }

@@ -1,13 +1,14 @@
 //! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the rows above its last commit in
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
-//! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`compact`] merges;
+//! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's blocks; [`compact`] merges;
 //! [`provider`] is the table for SQL; [`store`] makes Delta's commits durable.
 
 pub mod compact;
 pub mod files;
 pub mod hot;
 pub mod provider;
+pub mod raw;
 pub mod store;
 pub mod table;
 
@@ -28,6 +29,7 @@ use crate::operators::{Output, positions};
 use crate::schema::{Stream, types};
 use files::Class;
 use hot::Hot;
+use raw::RawFrame;
 pub use table::{Change, LakeTable};
 
 /// The log whose LSNs a table's positions are: Delta app id `weir/<instance>/<log id>/recent|old`.
@@ -208,7 +210,7 @@ impl LakeView {
         let spec = &self.table.spec;
         let now_ms = chrono::Utc::now().timestamp_millis();
         let (taken, add) = if spec.feed == Feed::Raw {
-            (parts.len(), files::write_frames(spec, parts, now_ms).map_err(failed)?)
+            (parts.len(), raw::write_frames(spec, parts, now_ms).map_err(failed)?)
         } else {
             let mut reached = BTreeSet::new();
             let mut batches: Vec<RecordBatch> = Vec::new();
@@ -245,7 +247,8 @@ impl LakeView {
         match &spec.feed {
             Feed::Raw => {
                 let above = self.applied[0].max(output.after);
-                Ok(((output.to > above).then(|| Hot::Frame { frame: output.frame.clone(), above }), None, None))
+                let part = || Hot::Frame(RawFrame { frame: output.frame.clone(), above });
+                Ok(((output.to > above).then(part), None, None))
             }
             Feed::DeadLetters => {
                 let rows = dead_letter_rows(output, self.applied[0], &spec.schema)?;
@@ -312,6 +315,7 @@ impl View for LakeView {
             self.waiting[1].add(old.num_rows(), old.get_array_memory_size(), now);
         }
         self.applied = self.applied.map(|a| a.max(output.to));
+        let floor = floor.max(output.floors.get(&self.table.spec.name).copied());
         self.table.push(recent, old, output.to, floor);
         Ok(())
     }

@@ -18,8 +18,8 @@ use super::files::{Class, FileEntry, partition_values, stats_json};
 use super::hot::{self, Hot};
 use super::store::SyncedFiles;
 use super::{LogName, TableSpec};
-use crate::event::{Lsn, Micros};
-use crate::schema::partition_fields;
+use crate::event::{Lsn, Micros, bucket};
+use crate::schema::{partition_fields, partition_width};
 use crate::views::ViewError;
 
 /// Commits after which the Delta log gets a checkpoint.
@@ -53,8 +53,8 @@ struct Delta {
     table: DeltaTable,
     commits: u64,
     committed: [Lsn; 2],
-    /// Files that a merge replaced, with when.
-    replaced: HashMap<PathBuf, i64>,
+    /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
+    replaced: HashMap<PathBuf, (i64, u64)>,
     /// A commit failed and the table could not be read since: it must be, before anything is built on it.
     is_unknown: bool,
 }
@@ -169,6 +169,16 @@ impl LakeTable {
         self.write().applied = lsn;
     }
 
+    /// Rows below this time are no longer part of the table.
+    pub fn floor(&self) -> Option<Micros> {
+        self.read().floor
+    }
+
+    pub fn raise_floor(&self, floor: Micros) {
+        let mut state = self.write();
+        state.floor = state.floor.max(Some(floor));
+    }
+
     /// Appends hot rows and moves the applied position, in one step.
     pub fn push(&self, recent: Option<Hot>, old: Option<RecordBatch>, applied: Lsn, floor: Option<Micros>) {
         let mut state = self.write();
@@ -206,7 +216,7 @@ impl LakeTable {
         }
         delta.commits += 1;
         let now_ms = chrono::Utc::now().timestamp_millis();
-        delta.replaced.extend(change.remove.iter().map(|f| (self.spec.root.join(&f.path), now_ms)));
+        delta.replaced.extend(change.remove.iter().map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
         let gone: HashSet<&str> = change.remove.iter().map(|f| f.path.as_str()).collect();
         let mut files: Vec<FileEntry> =
@@ -236,7 +246,9 @@ impl LakeTable {
         actions.extend(
             change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
-        let operation = if change.data_change {
+        let operation = if change.data_change && !change.remove.is_empty() {
+            DeltaOperation::Delete { predicate: None }
+        } else if change.data_change {
             let partition_by = partition_values(0, self.spec.by_hour).iter().map(|(n, _)| (*n).to_owned()).collect();
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None }
         } else {
@@ -293,13 +305,39 @@ impl LakeTable {
         self.runtime.block_on(future)
     }
 
+    /// Bytes of files that the table names no more and that are not removed yet.
+    pub fn replaced_bytes(&self) -> u64 {
+        self.lock_delta().replaced.values().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Takes the partitions that lie whole below the floor out of the table; gives the number of files. Rows below it are hidden
+    /// already.
+    pub fn drop_below_floor(&self) -> Result<usize, ViewError> {
+        let Some(floor) = self.floor() else { return Ok(0) };
+        let below = bucket(floor, partition_width(self.spec.by_hour));
+        let remove: Vec<FileEntry> = self.files().iter().filter(|f| f.bucket < below).cloned().collect();
+        let files = remove.len();
+        if files > 0 {
+            self.commit(&Change { remove, data_change: true, ..Change::default() }, &[])?;
+        }
+        Ok(files)
+    }
+
+    /// The latest time in the table, by the column that partitions it.
+    pub fn latest(&self) -> Option<Micros> {
+        let state = self.snapshot();
+        let hot = state.recent.iter().chain(&state.old).filter_map(|part| part.latest(&self.spec));
+        state.files.iter().map(|f| f.max_time).chain(hot).max()
+    }
+
     /// Removes files that a merge replaced long enough ago for no query to read them any more.
     pub fn remove_replaced_files(&self, now_ms: i64) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_unknown(&mut delta)?;
         let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
         let is_old = |at: i64| now_ms - at >= GRACE.as_millis() as i64;
-        let old: Vec<PathBuf> = delta.replaced.iter().filter(|(_, at)| is_old(**at)).map(|(p, _)| p.clone()).collect();
+        let old: Vec<PathBuf> =
+            delta.replaced.iter().filter(|(_, (at, _))| is_old(*at)).map(|(p, _)| p.clone()).collect();
         for path in old {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),

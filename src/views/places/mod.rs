@@ -13,9 +13,9 @@ use redb::{ReadableTable, TableDefinition};
 use rstar::RTree;
 use rstar::primitives::GeomWithData;
 
-use super::database::{Origin, StateFile, position_in};
+use super::database::{Origin, StateFile, copy_table, position_in};
 use super::{View, ViewError};
-use crate::event::{Lsn, Micros};
+use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
 use crate::operators::{Output, StreamRows, positions};
 use crate::schema::Stream;
 
@@ -23,6 +23,8 @@ use crate::schema::Stream;
 const VENUES: TableDefinition<&str, &[u8]> = TableDefinition::new("venues");
 /// Venue id, zero byte, date i64 (big-endian, sign and order flipped: latest first), event id → nothing.
 const EDGES: TableDefinition<&[u8], ()> = TableDefinition::new("edges");
+/// Venue id → day since 1970 on which an event last named it; none for a venue of an older file.
+const SEEN: TableDefinition<&str, i64> = TableDefinition::new("seen");
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
 const COMMIT_ROWS: usize = 50_000;
 /// Events told of a venue.
@@ -37,7 +39,12 @@ struct Venue {
     lat: f64,
     lon: f64,
     version: i64,
+    /// Day since 1970 on which an event last named it.
+    seen: i64,
 }
+
+/// Of a venue of which it is not known when it was named: it stays.
+const UNKNOWN: i64 = i64::MAX;
 
 #[derive(Default)]
 struct State {
@@ -47,6 +54,8 @@ struct State {
     /// Venues and edges that wait for their commit.
     changed: BTreeSet<u32>,
     edges: BTreeSet<Vec<u8>>,
+    /// Edges dated before this, and venues not named since, are no longer shown.
+    floor: Option<Micros>,
     applied: Lsn,
     committed: Lsn,
 }
@@ -85,13 +94,33 @@ fn split_edge(key: &[u8], prefix: usize) -> Option<(String, Option<Micros>)> {
     Some((String::from_utf8_lossy(event).into_owned(), (date != Micros::MIN).then_some(date)))
 }
 
+/// Whether an edge's date lies before the floor; one without a date does not.
+fn is_before(date: Option<Micros>, floor: Option<Micros>) -> bool {
+    date.zip(floor).is_some_and(|(date, floor)| date < floor)
+}
+
 impl State {
-    fn set(&mut self, id: &str, name: &str, lat: f64, lon: f64, version: i64) -> bool {
-        let Some(point) = sphere::unit_vector(lat, lon) else { return false };
+    /// An event named the venue on this day.
+    fn see(&mut self, id: &str, day: i64) {
+        let Some(&slot) = self.by_id.get(id) else { return };
+        let venue = &mut self.venues[slot as usize];
+        if venue.seen == UNKNOWN || day > venue.seen {
+            venue.seen = day;
+            self.changed.insert(slot);
+        }
+    }
+
+    /// Whether no event has named the venue since the floor.
+    fn is_gone(&self, venue: &Venue) -> bool {
+        self.floor.is_some_and(|floor| venue.seen < bucket(floor, MICROS_PER_DAY))
+    }
+
+    fn set(&mut self, id: &str, name: &str, lat: f64, lon: f64, version: i64) {
+        let Some(point) = sphere::unit_vector(lat, lon) else { return };
         if let Some(&slot) = self.by_id.get(id) {
             let venue = &mut self.venues[slot as usize];
             if version < venue.version {
-                return false;
+                return;
             }
             if (venue.lat, venue.lon) != (lat, lon) {
                 if let Some(before) = sphere::unit_vector(venue.lat, venue.lon) {
@@ -107,14 +136,13 @@ impl State {
             if is_new {
                 self.changed.insert(slot);
             }
-            return is_new;
+            return;
         }
         let slot = self.venues.len() as u32;
-        self.venues.push(Venue { id: id.into(), name: name.into(), lat, lon, version });
+        self.venues.push(Venue { id: id.into(), name: name.into(), lat, lon, version, seen: UNKNOWN });
         self.by_id.insert(id.into(), slot);
         self.tree.insert(Point::new(point, slot));
         self.changed.insert(slot);
-        true
     }
 }
 
@@ -144,11 +172,21 @@ impl Places {
         let failed = |e: redb::Error| ViewError::Failed { view: "places".into(), reason: e.to_string() };
         let mut state = State::default();
         let mut points = Vec::new();
-        match self.file.read()?.open_table(VENUES) {
+        let transaction = self.file.read()?;
+        let seen = match transaction.open_table(SEEN) {
+            Ok(table) => Some(table),
+            Err(redb::TableError::TableDoesNotExist(_)) => None,
+            Err(e) => return Err(failed(e.into())),
+        };
+        match transaction.open_table(VENUES) {
             Ok(table) => {
                 for entry in table.iter().map_err(|e| failed(e.into()))? {
                     let (id, value) = entry.map_err(|e| failed(e.into()))?;
-                    let Some(venue) = decode_venue(id.value(), value.value()) else { continue };
+                    let Some(mut venue) = decode_venue(id.value(), value.value()) else { continue };
+                    if let Some(seen) = &seen {
+                        let day = seen.get(id.value()).map_err(|e| failed(e.into()))?;
+                        venue.seen = day.map_or(UNKNOWN, |day| day.value());
+                    }
                     let slot = state.venues.len() as u32;
                     points.extend(sphere::unit_vector(venue.lat, venue.lon).map(|p| Point::new(p, slot)));
                     state.by_id.insert(venue.id.clone(), slot);
@@ -165,6 +203,15 @@ impl Places {
 
     pub fn position(&self, origin: Origin) -> Result<Lsn, ViewError> {
         self.file.position(origin)
+    }
+
+    /// Copies what is committed into a new file.
+    pub fn copy_to(&self, path: &Path) -> Result<(), ViewError> {
+        self.file.copy_to(path, |read, write| {
+            copy_table(VENUES, read, write)?;
+            copy_table(SEEN, read, write)?;
+            copy_table(EDGES, read, write)
+        })
     }
 
     pub fn applied(&self) -> Lsn {
@@ -199,6 +246,9 @@ impl Places {
                 break;
             }
             let venue = &state.venues[p.data as usize];
+            if state.is_gone(venue) {
+                continue;
+            }
             let distance = sphere::distance_m((lat, lon), (venue.lat, venue.lon));
             if within_m.is_none_or(|m| distance <= m) {
                 found.push((distance, venue));
@@ -239,7 +289,12 @@ impl Places {
                 lat: venue.lat,
                 lon: venue.lon,
                 distance_m,
-                events: keys.iter().take(EVENTS_PER_VENUE).filter_map(|k| split_edge(k, low.len())).collect(),
+                events: keys
+                    .iter()
+                    .take(EVENTS_PER_VENUE)
+                    .filter_map(|k| split_edge(k, low.len()))
+                    .filter(|(_, date)| !is_before(*date, state.floor))
+                    .collect(),
             });
         }
         Ok((out, state.applied))
@@ -264,6 +319,7 @@ fn decode_venue(id: &str, bytes: &[u8]) -> Option<Venue> {
         lat: f64::from_le_bytes(*lat),
         lon: f64::from_le_bytes(*lon),
         version: i64::from_le_bytes(*version),
+        seen: UNKNOWN,
     })
 }
 
@@ -276,6 +332,8 @@ pub struct PlacesView {
     applied: Lsn,
     committed: Lsn,
     since: Option<Instant>,
+    /// The day before which everything has been deleted.
+    swept: Option<i64>,
 }
 
 /// A value as the text that identifies it.
@@ -307,7 +365,7 @@ impl PlacesView {
         places.set_applied(committed);
         places.write().committed = committed;
         let name = positions::places(&stream.name);
-        Ok(Self { places, stream, origin, name, applied: committed, committed, since: None })
+        Ok(Self { places, stream, origin, name, applied: committed, committed, since: None, swept: None })
     }
 
     fn add(&mut self, rows: &StreamRows) {
@@ -320,7 +378,11 @@ impl PlacesView {
         let Some(version) = batch.column_by_name(version) else { return };
         let floats = |a: &ArrayRef| a.as_any().downcast_ref::<Float64Array>().cloned();
         let (Some(lat), Some(lon)) = (floats(lat), floats(lon)) else { return };
+        let Some(times) = batch.column(1).as_any().downcast_ref::<TimestampMicrosecondArray>() else { return };
         let mut state = self.places.write();
+        let floor =
+            rows.watermark.map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
+        state.floor = state.floor.max(floor);
         for (row, lsn) in rows.lsns().iter().enumerate() {
             if *lsn as u64 <= self.applied {
                 continue;
@@ -330,11 +392,43 @@ impl PlacesView {
                 let name = id_at(name, row).unwrap_or_default();
                 state.set(&id, &name, lat.value(row), lon.value(row), number_at(version, row));
             }
-            if let Some(event) = id_at(event, row) {
-                let date = date.is_valid(row).then(|| number_at(date, row));
+            state.see(&id, bucket(times.value(row), MICROS_PER_DAY));
+            let date = date.is_valid(row).then(|| number_at(date, row));
+            if let Some(event) = id_at(event, row).filter(|_| !is_before(date, state.floor)) {
                 state.edges.insert(edge_key(&id, date, &event));
             }
         }
+    }
+}
+
+impl PlacesView {
+    /// Forgets the venues that no event has named since the floor; gives their ids, sorted.
+    fn take_gone_venues(&self) -> Vec<Box<str>> {
+        let mut state = self.places.write();
+        let mut gone: Vec<Box<str>> =
+            state.venues.iter().filter(|v| state.is_gone(v)).map(|venue| venue.id.clone()).collect();
+        if gone.is_empty() {
+            return gone;
+        }
+        gone.sort_unstable();
+        let all = std::mem::take(&mut state.venues);
+        let changed = std::mem::take(&mut state.changed);
+        state.by_id.clear();
+        for (slot, venue) in all.into_iter().enumerate() {
+            if gone.binary_search(&venue.id).is_ok() {
+                continue;
+            }
+            let at = state.venues.len() as u32;
+            if changed.contains(&(slot as u32)) {
+                state.changed.insert(at);
+            }
+            state.by_id.insert(venue.id.clone(), at);
+            state.venues.push(venue);
+        }
+        let points = state.venues.iter().enumerate();
+        let points = points.filter_map(|(at, v)| Some(Point::new(sphere::unit_vector(v.lat, v.lon)?, at as u32)));
+        state.tree = RTree::bulk_load(points.collect());
+        gone
     }
 }
 
@@ -381,22 +475,39 @@ impl View for PlacesView {
         if self.since.is_none() {
             return Ok(());
         }
-        let (venues, edges) = {
+        let (venues, edges, floor) = {
             let state = self.places.read();
             let venues: Vec<Venue> = state.changed.iter().map(|slot| state.venues[*slot as usize].clone()).collect();
-            (venues, state.edges.clone())
+            (venues, state.edges.clone(), state.floor)
         };
+        let day = floor.map(|floor| bucket(floor, MICROS_PER_DAY));
+        let gone = if day > self.swept { self.take_gone_venues() } else { Vec::new() };
         self.places.file.commit(self.origin, self.applied, |transaction| {
-            let mut table = transaction.open_table(VENUES)?;
+            let (mut table, mut seen) = (transaction.open_table(VENUES)?, transaction.open_table(SEEN)?);
             for venue in &venues {
                 table.insert(&*venue.id, encode_venue(venue).as_slice())?;
+                if venue.seen != UNKNOWN {
+                    seen.insert(&*venue.id, venue.seen)?;
+                }
+            }
+            for id in &gone {
+                table.remove(&**id)?;
+                seen.remove(&**id)?;
             }
             let mut table = transaction.open_table(EDGES)?;
             for edge in &edges {
                 table.insert(edge.as_slice(), ())?;
             }
+            if day > self.swept {
+                table.retain(|key, ()| {
+                    let venue = key.iter().position(|b| *b == 0).unwrap_or(0);
+                    let is_gone = gone.binary_search_by(|id| id.as_bytes().cmp(&key[..venue])).is_ok();
+                    !is_gone && split_edge(key, venue + 1).is_some_and(|(_, date)| !is_before(date, floor))
+                })?;
+            }
             Ok(())
         })?;
+        self.swept = self.swept.max(day);
         let mut state = self.places.write();
         state.changed.clear();
         state.edges.clear();

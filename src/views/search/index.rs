@@ -1,20 +1,27 @@
 //! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the position lies in the commit's payload.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
 use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
-use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, TantivyError};
+use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
 
 use super::text;
-use crate::event::Lsn;
+use crate::event::{Lsn, Micros};
 use crate::schema::SearchDef;
 use crate::views::ViewError;
 
 /// Version of the payload and of the fields' layout.
 pub const VERSION: u32 = 1;
+
+/// Files of an index that name its others.
+const META: &str = "meta.json";
+const MANAGED: &str = ".managed.json";
+/// Commits that may come between looking and opening.
+const TRIES: usize = 50;
 
 /// What a commit says beside its documents.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -63,6 +70,8 @@ pub fn schema(def: &SearchDef) -> (Schema, Fields) {
 
 /// One index with its reader.
 pub struct Part {
+    /// Its folder's name.
+    number: usize,
     pub index: Index,
     reader: IndexReader,
 }
@@ -96,13 +105,57 @@ impl SearchIndex {
         if names.is_empty() && writable {
             names.push("000000".into());
         }
-        let parts = names.iter().map(|n| open_part(&folder.join(n), &schema)).collect::<Result<Vec<_>, _>>();
+        let numbers = names.iter().filter_map(|n| n.parse::<usize>().ok());
+        let parts = numbers.map(|n| open_part(folder, n, &schema)).collect::<Result<Vec<_>, _>>();
         let parts = RwLock::new(parts.map_err(|e| wrong(e.to_string()))?);
         Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
     }
 
     fn parts(&self) -> std::sync::RwLockReadGuard<'_, Vec<Part>> {
         self.parts.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files that hold what is committed, opened, so that a merge which replaces them takes nothing away: path below the
+    /// stream's folder, and the file.
+    pub fn committed_files(&self) -> Result<Vec<(PathBuf, File)>, ViewError> {
+        let mut files = Vec::new();
+        for part in self.parts().iter() {
+            files.extend(self.files_of(part)?);
+        }
+        Ok(files)
+    }
+
+    fn files_of(&self, part: &Part) -> Result<Vec<(PathBuf, File)>, ViewError> {
+        let failed = |reason: String| ViewError::Failed { view: self.folder.display().to_string(), reason };
+        let folder = part_folder(&self.folder, part.number);
+        let read_meta = || std::fs::read(folder.join(META)).map_err(|e| failed(e.to_string()));
+        for _ in 0..TRIES {
+            let before = read_meta()?;
+            let metas = part.index.load_metas().map_err(|e| failed(e.to_string()))?;
+            let segments: Vec<String> = metas.segments.iter().map(|segment| segment.id().uuid_string()).collect();
+            let mut files = Vec::new();
+            for entry in std::fs::read_dir(&folder).map_err(|e| failed(e.to_string()))? {
+                let name = entry.map_err(|e| failed(e.to_string()))?.file_name().to_string_lossy().into_owned();
+                let is_named = segments.iter().any(|s| name.starts_with(s.as_str()) && !name.ends_with(".temp"));
+                if !(is_named || name == META || name == MANAGED) {
+                    continue;
+                }
+                // One that is gone meanwhile is no longer named either, which the second look shows.
+                if let Ok(file) = File::open(folder.join(&name)) {
+                    files.push((Path::new(folder.file_name().unwrap_or_default()).join(name), file));
+                }
+            }
+            // No file is removed while the index names it: unchanged, it named these all the time.
+            if read_meta()? == before {
+                return Ok(files);
+            }
+        }
+        Err(failed(format!("commits came faster than its files could be opened, {TRIES} times")))
+    }
+
+    /// Documents of all indexes.
+    pub fn documents(&self) -> u64 {
+        self.parts().iter().map(|p| p.reader.searcher().num_docs()).sum()
     }
 
     /// The committed position of this log.
@@ -130,16 +183,35 @@ impl SearchIndex {
     /// The newest index, which is written to, and its number.
     pub fn last(&self) -> (Index, usize) {
         let parts = self.parts();
-        let at = parts.len() - 1;
-        (parts[at].index.clone(), at)
+        let last = parts.last().expect("an index that is written to has a part");
+        (last.index.clone(), last.number)
     }
 
     /// Begins another index behind the others.
     pub fn roll(&self) -> Result<(), TantivyError> {
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
-        let part = open_part(&self.folder.join(format!("{:06}", parts.len())), &self.schema)?;
-        parts.push(part);
+        let number = parts.last().map_or(0, |last| last.number + 1);
+        parts.push(open_part(&self.folder, number, &self.schema)?);
         Ok(())
+    }
+
+    /// Removes indexes of which every event lies before `floor`, but never the one that carries the position; gives their number.
+    pub fn drop_below(&self, floor: Micros) -> Result<usize, ViewError> {
+        let failed = |reason: String| ViewError::Failed { view: self.folder.display().to_string(), reason };
+        let mut gone = Vec::new();
+        {
+            let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
+            let positioned = parts.iter().rposition(|p| p.index.load_metas().is_ok_and(|m| m.payload.is_some()));
+            let keep = positioned.unwrap_or(0);
+            for at in (0..keep).rev() {
+                if latest(&parts[at].reader.searcher()).map_err(|e| failed(e.to_string()))?.is_none_or(|t| t < floor) {
+                    gone.push(parts.remove(at));
+                }
+            }
+        }
+        let removed = gone.iter().try_for_each(|part| std::fs::remove_dir_all(part_folder(&self.folder, part.number)));
+        removed.map_err(|e| failed(e.to_string()))?;
+        Ok(gone.len())
     }
 
     /// Makes what is committed visible, up to `position`.
@@ -167,12 +239,28 @@ impl SearchIndex {
     }
 }
 
-fn open_part(folder: &Path, schema: &Schema) -> Result<Part, TantivyError> {
+/// Folder of the index with this number.
+pub fn part_folder(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("{number:06}"))
+}
+
+/// The greatest event time among the documents.
+fn latest(searcher: &Searcher) -> Result<Option<Micros>, TantivyError> {
+    let of = |reader: &SegmentReader| {
+        let times = reader.fast_fields().i64("event_time")?;
+        Ok((reader.num_docs() > 0).then(|| times.max_value()))
+    };
+    let latest = searcher.segment_readers().iter().map(of).collect::<Result<Vec<_>, TantivyError>>()?;
+    Ok(latest.into_iter().flatten().max())
+}
+
+fn open_part(folder: &Path, number: usize, schema: &Schema) -> Result<Part, TantivyError> {
+    let folder = &part_folder(folder, number);
     std::fs::create_dir_all(folder)?;
     let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
     let directory = MmapDirectory::open(folder)?;
     let index = Index::builder().schema(schema.clone()).settings(settings).open_or_create(directory)?;
     index.tokenizers().register(text::NAME, text::Words::default());
     let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
-    Ok(Part { index, reader })
+    Ok(Part { number, index, reader })
 }

@@ -18,7 +18,7 @@ use crate::schema::Stream;
 use crate::storage::sync_folder;
 use document::{Columns, Row};
 pub use index::SearchIndex;
-use index::{Payload, VERSION};
+use index::{Payload, VERSION, part_folder};
 
 /// A commit follows the first document that waits by this, once nothing more waits in the ring.
 const COMMIT_AFTER: Duration = Duration::from_millis(400);
@@ -26,8 +26,18 @@ const COMMIT_AFTER: Duration = Duration::from_millis(400);
 const COMMIT_DOCUMENTS: usize = 200_000;
 /// Behind or not, a document does not wait longer.
 const COMMIT_AT_LAST: Duration = Duration::from_secs(5);
-/// Documents after which another index is begun.
-const ROLL_DOCUMENTS: u64 = 10_000_000;
+/// Documents after which another index is begun: many, so that there are few indexes to ask; fewer where the disk is limited,
+/// because only a whole index gives its space back.
+const ROLL_DOCUMENTS: std::ops::RangeInclusive<u64> = 100_000..=10_000_000;
+/// About what a document takes, and the share of a limited disk that one index may.
+const DOCUMENT_BYTES: u64 = 256;
+const INDEX_SHARE: u64 = 16;
+
+/// After how many documents another index is begun.
+pub fn roll_documents(disk: Option<u64>) -> u64 {
+    let fitting = disk.map_or(u64::MAX, |disk| disk / INDEX_SHARE / DOCUMENT_BYTES);
+    fitting.clamp(*ROLL_DOCUMENTS.start(), *ROLL_DOCUMENTS.end())
+}
 /// Rows handed to the writer at once; its memory is looked at between them.
 const HAND_OVER: usize = 256;
 /// The least memory tantivy works with.
@@ -39,6 +49,7 @@ pub struct SearchView {
     stream: Arc<Stream>,
     writer: Option<IndexWriter<Row>>,
     memory: usize,
+    roll: u64,
     name: String,
     log: u64,
     zero: Lsn,
@@ -55,6 +66,7 @@ impl SearchView {
         log: u64,
         zero: Lsn,
         memory: usize,
+        roll: u64,
     ) -> Result<Self, ViewError> {
         let committed = index.position(log, zero)?;
         index.set_visible(committed);
@@ -66,6 +78,7 @@ impl SearchView {
             stream,
             writer: None,
             memory,
+            roll,
             name,
             log,
             zero,
@@ -123,10 +136,10 @@ impl SearchView {
         commit.commit()?;
         let (index, number) = self.index.last();
         // The rename that publishes the commit is durable only with its folder.
-        sync_folder(&self.index.folder.join(format!("{number:06}")))?;
+        sync_folder(&part_folder(&self.index.folder, number))?;
         self.index.reload(self.applied)?;
         let documents: u64 = index.searchable_segment_metas()?.iter().map(|s| u64::from(s.num_docs())).sum();
-        if documents >= ROLL_DOCUMENTS {
+        if documents >= self.roll {
             if let Some(writer) = self.writer.take() {
                 writer.wait_merging_threads()?;
             }

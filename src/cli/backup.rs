@@ -1,0 +1,43 @@
+//! `weir backup`: a copy of the data folder that opens as it is.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::ask::Server;
+use super::{Format, Global, output, tokio_runtime};
+use crate::runtime::{RuntimeError, backup};
+
+/// Copies the data folder, also while a server works on it; the copy opens as it is, as `data` of a configuration.
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// Where to: a folder that is empty or not there.
+    dir: PathBuf,
+}
+
+impl Backup {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let config = global.load()?;
+        let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.dir.display()));
+        let to = std::path::absolute(&self.dir).map_err(failed)?;
+        let runtime = tokio_runtime()?;
+        let answer = match runtime.block_on(Server::find(&config)) {
+            Some(server) => runtime.block_on(server.post("backup", &json!({"to": to})))?,
+            None => json!(backup::offline(&config, &to, runtime.handle())?),
+        };
+        match global.format() {
+            Format::Table => output::write(
+                format!(
+                    "{}: {} files, {} bytes, up to record {}\n",
+                    to.display(),
+                    answer["files"],
+                    answer["bytes"],
+                    answer["lsn"]
+                )
+                .as_bytes(),
+            ),
+            _ => output::write(format!("{answer}\n").as_bytes()),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A copy of the data folder that opens as it is, made while everything goes on. Nothing is trimmed meanwhile; views are copied
+//! first, then the operators' snapshots, then the log, so that the log reaches as far as every view.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use super::folder::Folder;
+use super::{RuntimeError, views, wal_options};
+use crate::config::Config;
+use crate::event::Lsn;
+use crate::query::Handles;
+use crate::runtime::snapshots::Snapshots;
+use crate::storage::{Disk, sync_folder};
+use crate::views::lake::LogName;
+use crate::wal::{Wal, backup};
+
+/// What was copied.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub to: PathBuf,
+    pub files: u64,
+    pub bytes: u64,
+    /// The last record of the copy.
+    pub lsn: Lsn,
+}
+
+/// What a backup reads.
+#[derive(Clone)]
+pub struct Backup {
+    pub handles: Handles,
+    pub folder: Folder,
+    pub snapshots: Snapshots,
+    pub trimming: Arc<Mutex<()>>,
+}
+
+impl Backup {
+    /// Copies into a folder that is empty or not there; it gets its name when the copy is whole.
+    pub fn run(&self, to: &Path) -> Result<Summary, RuntimeError> {
+        let _trimming = self.trimming.lock().unwrap_or_else(PoisonError::into_inner);
+        let partial = self.begin(to)?;
+        let mut copy = Copy { to: partial.clone(), files: 0, bytes: 0 };
+        for table in self.handles.tables.values() {
+            let root = &table.spec.root;
+            let own = Path::new("lake").join(root.file_name().unwrap_or_default());
+            // The log first: every file that it names is there, and stays while nothing is trimmed.
+            for name in names(&root.join("_delta_log"))?.iter().filter(|n| !n.starts_with('.')) {
+                let name = Path::new("_delta_log").join(name);
+                copy.file(&root.join(&name), &own.join(&name))?;
+            }
+            for file in table.files().iter() {
+                copy.file(&root.join(&file.path), &own.join(&file.path))?;
+            }
+        }
+        for (stream, index) in &self.handles.search {
+            for (name, file) in index.committed_files()? {
+                copy.open_file(&file, &Path::new("search").join(stream).join(name))?;
+            }
+        }
+        copy.folder("state")?;
+        for (stream, counts) in &self.handles.counts {
+            counts.copy_to(&partial.join("state").join(format!("{stream}.counts.redb")))?;
+            copy.files += 1;
+        }
+        for (stream, places) in &self.handles.places {
+            places.copy_to(&partial.join("state").join(format!("{stream}.places.redb")))?;
+            copy.files += 1;
+        }
+        for lsn in self.snapshots.list()? {
+            let path = crate::operators::snapshot::path(&self.snapshots.folder, lsn);
+            copy.file(&path, &Path::new("operators").join(path.file_name().unwrap_or_default()))?;
+        }
+        let lsn = self.handles.progress.synced_lsn();
+        copy.bytes += backup::copy(&Disk, &self.folder.log(), &partial.join("log"), lsn)?;
+        copy.end(to)?;
+        Ok(Summary { to: to.to_owned(), files: copy.files, bytes: copy.bytes, lsn })
+    }
+
+    fn begin(&self, to: &Path) -> Result<PathBuf, RuntimeError> {
+        let refuse = |why: &str| Err(RuntimeError::Config(format!("{}: {why}; name another folder", to.display())));
+        if !to.is_absolute() || to.starts_with(&self.folder.root) {
+            return refuse("a backup goes to an absolute path outside the data folder");
+        }
+        if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) || to.is_file() {
+            return refuse("is not empty");
+        }
+        let mut partial = to.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        if partial.exists() {
+            return refuse(&format!("{} is there, from a backup that did not end; remove it", partial.display()));
+        }
+        create_folder(&partial).map_err(in_path(&partial))?;
+        Ok(partial)
+    }
+}
+
+/// Copies a folder that no process is working on.
+pub fn offline(config: &Config, to: &Path, runtime: &tokio::runtime::Handle) -> Result<Summary, RuntimeError> {
+    let folder = Folder::existing(&config.data)?;
+    let _lock = folder.lock()?;
+    let options = wal_options(config, &folder);
+    let id = Wal::log_id_of(&Disk, &options.folder)?
+        .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
+    let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
+    let snapshots = super::snapshots(config, &folder);
+    let catalog = super::stored_catalog(config, &folder, end)?;
+    let log = LogName { instance: config.instance, id, zero: options.zero };
+    let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
+    opened.handles.progress.set_synced(end);
+    Backup { handles: opened.handles, folder, snapshots, trimming: Arc::default() }.run(to)
+}
+
+fn in_path(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
+    let path = path.to_owned();
+    move |e| RuntimeError::Failed(format!("{}: {e}", path.display()))
+}
+
+fn create_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, RuntimeError> {
+    use crate::storage::Storage;
+    Disk.list(folder).map_err(in_path(folder))
+}
+
+/// A copy being made.
+struct Copy {
+    to: PathBuf,
+    files: u64,
+    bytes: u64,
+}
+
+impl Copy {
+    fn folder(&self, name: &str) -> Result<(), RuntimeError> {
+        let path = self.to.join(name);
+        create_folder(&path).map_err(in_path(&path))
+    }
+
+    fn file(&mut self, from: &Path, name: &Path) -> Result<(), RuntimeError> {
+        let file = File::open(from).map_err(in_path(from))?;
+        self.open_file(&file, name)
+    }
+
+    fn open_file(&mut self, mut from: &File, name: &Path) -> Result<(), RuntimeError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let target = self.to.join(name);
+        let wrong = in_path(&target);
+        create_folder(target.parent().unwrap_or(&self.to)).map_err(&wrong)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&target).map_err(&wrong)?;
+        self.bytes += io::copy(&mut from, &mut file).map_err(&wrong)?;
+        self.files += 1;
+        file.sync_all().map_err(&wrong)
+    }
+
+    /// Makes all names durable, the copy's own last.
+    fn end(&self, to: &Path) -> Result<(), RuntimeError> {
+        sync_folders(&self.to).map_err(in_path(&self.to))?;
+        fs::rename(&self.to, to).map_err(in_path(to))?;
+        sync_folder(to.parent().unwrap_or(to)).map_err(in_path(to))
+    }
+}
+
+fn sync_folders(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_folders(&path)?;
+        }
+    }
+    sync_folder(folder)
+}

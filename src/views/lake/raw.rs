@@ -1,0 +1,280 @@
+//! The table `raw`: every record as it came. Its rows wait as frames of the log, still compressed, and go into Parquet as they are:
+//! a frame's block is a page of the column `bytes`, copied instead of unpacked and compressed again. Blocks too small to be a
+//! page of their own are gathered first.
+
+use std::fs;
+use std::mem;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use bytes::Bytes;
+use parquet::arrow::ArrowSchemaConverter;
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::basic::Compression;
+use parquet::basic::{Encoding, ZstdLevel};
+use parquet::column::page::{CompressedPage, Page, PageWriter};
+use parquet::column::writer::ColumnCloseResult;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
+
+use super::TableSpec;
+use super::files::{Class, FileEntry, NewFile, properties};
+use super::hot::Hot;
+use crate::event::{Lsn, bucket};
+use crate::schema::partition_width;
+use crate::wal::{Frame, record};
+
+/// A block of so many plain bytes is copied as a page.
+const PAGE_BYTES: usize = 64 << 10;
+/// Smaller ones are gathered until they have so many.
+const GATHERED_BYTES: usize = 1 << 20;
+/// Plain bytes of records in a row group.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+
+/// A frame of the log, standing for its rows of `raw` above an LSN.
+#[derive(Debug, Clone)]
+pub struct RawFrame {
+    pub frame: Arc<Frame>,
+    pub above: Lsn,
+}
+
+impl RawFrame {
+    /// Records of the frame that are not rows of this part.
+    fn skipped(&self) -> usize {
+        (self.above + 1).saturating_sub(self.frame.header.first_lsn) as usize
+    }
+
+    pub fn rows(&self) -> usize {
+        let header = &self.frame.header;
+        (header.last_lsn() + 1).saturating_sub(header.first_lsn.max(self.above + 1)) as usize
+    }
+
+    /// The rows in the table's schema (without partition columns).
+    pub fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, String> {
+        let header = &self.frame.header;
+        let records = self.frame.records().map_err(|e| format!("record {}: {e}", header.first_lsn))?;
+        let mut columns = self.columns();
+        let rows = self.skipped()..self.skipped() + self.rows();
+        columns.push(Arc::new(BinaryArray::from_iter_values(rows.map(|i| records.get(i)))));
+        RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())
+    }
+
+    /// All columns but the last, the records' bytes.
+    fn columns(&self) -> Vec<ArrayRef> {
+        let header = &self.frame.header;
+        let rows = self.skipped()..self.skipped() + self.rows();
+        let n = rows.len();
+        let text = |value: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef;
+        let positions = &self.frame.about.positions;
+        let about = about_json(&self.frame);
+        vec![
+            Arc::new(Int64Array::from_iter_values(rows.clone().map(|i| (header.first_lsn + i as u64) as i64))),
+            Arc::new(TimestampMicrosecondArray::from(vec![header.received_at; n]).with_timezone("UTC")),
+            text(&header.source),
+            text(&header.partition),
+            Arc::new(rows.clone().map(|i| positions.get(i).map(|p| *p as i64)).collect::<Int64Array>()),
+            text(&header.stream),
+            text(header.kind.name()),
+            Arc::new(rows.map(|_| about.as_deref()).collect::<StringArray>()),
+        ]
+    }
+}
+
+/// What `about` says beside positions, as JSON; none where it says nothing.
+fn about_json(frame: &Frame) -> Option<String> {
+    let about = &frame.about;
+    let mut out = serde_json::Map::new();
+    if let Some((_, key)) = &about.idempotency {
+        out.insert("idempotency_key".into(), key.as_str().into());
+    }
+    if let Some(lsn) = about.retry_of {
+        out.insert("retry_of".into(), lsn.into());
+    }
+    if !about.cut.is_empty() {
+        out.insert("cut".into(), about.cut.iter().map(|(i, n)| serde_json::json!([i, n])).collect());
+    }
+    (!out.is_empty()).then(|| serde_json::Value::Object(out).to_string())
+}
+
+/// Writes frames as rows of `raw`, one file per hour of arrival.
+pub fn write_frames(spec: &TableSpec, parts: &[Arc<Hot>], now_ms: i64) -> Result<Vec<FileEntry>, String> {
+    let mut order: Vec<&RawFrame> = parts
+        .iter()
+        .filter_map(|part| match part.as_ref() {
+            Hot::Frame(frame) => Some(frame),
+            Hot::Rows(_) => None,
+        })
+        .collect();
+    // Frames come in the order of their LSNs, which a stable sort keeps among equal times.
+    order.sort_by_key(|part| part.frame.header.received_at);
+    let width = partition_width(spec.by_hour);
+    let (mut entries, mut file): (Vec<FileEntry>, Option<RawWriter>) = (Vec::new(), None);
+    for part in order {
+        let at = bucket(part.frame.header.received_at, width);
+        if file.as_ref().is_some_and(|open| open.new.entry.bucket != at)
+            && let Some(full) = file.take()
+        {
+            entries.push(full.finish()?);
+        }
+        let writer = match &mut file {
+            Some(open) => open,
+            None => file.insert(RawWriter::create(spec, at, now_ms)?),
+        };
+        writer.push(part)?;
+    }
+    if let Some(last) = file {
+        entries.push(last.finish()?);
+    }
+    Ok(entries)
+}
+
+/// A file of `raw` being written.
+struct RawWriter {
+    new: NewFile,
+    writer: SerializedFileWriter<fs::File>,
+    factory: ArrowRowGroupWriterFactory,
+    schema: SchemaRef,
+    group: Option<Group>,
+    /// Records, laid out as a page, that are too few for a page of their own; and their number.
+    gathered: (Vec<u8>, u32),
+}
+
+/// A row group being written: pages of `bytes`, and the other columns.
+struct Group {
+    columns: Vec<ArrowColumnWriter>,
+    pages: TrackedWrite<Vec<u8>>,
+    rows: usize,
+    plain: usize,
+    sizes: (usize, usize),
+}
+
+impl RawWriter {
+    fn create(spec: &TableSpec, bucket: i64, now_ms: i64) -> Result<Self, String> {
+        let (new, file) = NewFile::create(spec, bucket, Class::Recent, now_ms)?;
+        // A page of a column that may be null would begin with levels, which a block has not.
+        let fields = spec.schema.fields().iter().map(|f| {
+            let is_bytes = f.name() == spec.schema.field(spec.schema.fields().len() - 1).name();
+            Field::new(f.name(), f.data_type().clone(), f.is_nullable() && !is_bytes)
+        });
+        let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let columns = ArrowSchemaConverter::new().convert(&schema).map_err(|e| e.to_string())?;
+        let writer = SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties()));
+        let writer = writer.map_err(|e| new.error(&e))?;
+        let factory = ArrowRowGroupWriterFactory::new(&writer, schema.clone());
+        Ok(Self { new, writer, factory, schema, group: None, gathered: (Vec::new(), 0) })
+    }
+
+    fn push(&mut self, part: &RawFrame) -> Result<(), String> {
+        let frame = &part.frame;
+        let rows = part.rows();
+        if rows == 0 {
+            return Ok(());
+        }
+        let header = &frame.header;
+        self.new.note(header.received_at, header.last_lsn() + 1 - rows as u64..=header.last_lsn());
+        if part.skipped() == 0 && frame.block_bytes as usize >= PAGE_BYTES {
+            self.end_gathered()?;
+            self.page(frame.block.clone(), frame.block_bytes as usize, rows as u32)?;
+        } else {
+            let records = frame.records().map_err(|e| format!("record {}: {e}", header.first_lsn))?;
+            self.gathered.0.extend_from_slice(records.page_from(part.skipped()));
+            self.gathered.1 += rows as u32;
+            if self.gathered.0.len() >= GATHERED_BYTES {
+                self.end_gathered()?;
+            }
+        }
+        let columns = part.columns();
+        let schema = self.schema.clone();
+        let group = self.group()?;
+        for ((column, field), writer) in columns.iter().zip(schema.fields()).zip(&mut group.columns) {
+            let leaves =
+                compute_leaves(field, column).and_then(|leaves| leaves.iter().try_for_each(|leaf| writer.write(leaf)));
+            leaves.map_err(|e| e.to_string())?;
+        }
+        group.rows += rows;
+        group.plain += frame.block_bytes as usize;
+        if group.plain >= ROW_GROUP_BYTES { self.end_group() } else { Ok(()) }
+    }
+
+    fn group(&mut self) -> Result<&mut Group, String> {
+        if self.group.is_none() {
+            let mut columns = self
+                .factory
+                .create_column_writers(self.writer.flushed_row_groups().len())
+                .map_err(|e| e.to_string())?;
+            // The last column is made of pages.
+            columns.pop();
+            let pages = TrackedWrite::new(Vec::new());
+            self.group = Some(Group { columns, pages, rows: 0, plain: 0, sizes: (0, 0) });
+        }
+        Ok(self.group.as_mut().expect("made above"))
+    }
+
+    fn end_gathered(&mut self) -> Result<(), String> {
+        let (plain, rows) = mem::take(&mut self.gathered);
+        if rows == 0 {
+            return Ok(());
+        }
+        let block = record::compress(&plain).map_err(|e| e.to_string())?;
+        self.page(block, plain.len(), rows)
+    }
+
+    fn page(&mut self, block: Bytes, plain_bytes: usize, rows: u32) -> Result<(), String> {
+        let group = self.group()?;
+        let page = Page::DataPage {
+            buf: block,
+            num_values: rows,
+            encoding: Encoding::PLAIN,
+            def_level_encoding: Encoding::RLE,
+            rep_level_encoding: Encoding::RLE,
+            statistics: None,
+        };
+        let written = SerializedPageWriter::new(&mut group.pages)
+            .write_page(CompressedPage::new(page, plain_bytes))
+            .map_err(|e| e.to_string())?;
+        group.sizes.0 += written.compressed_size;
+        group.sizes.1 += written.uncompressed_size;
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), String> {
+        self.end_gathered()?;
+        let Some(group) = self.group.take() else { return Ok(()) };
+        self.write_group(group).map_err(|e| self.new.error(&e))
+    }
+
+    fn write_group(&mut self, group: Group) -> Result<(), ParquetError> {
+        let bytes_column = self.writer.schema_descr().num_columns() - 1;
+        let metadata = ColumnChunkMetaData::builder(self.writer.schema_descr().column(bytes_column))
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
+            .set_total_compressed_size(group.sizes.0 as i64)
+            .set_total_uncompressed_size(group.sizes.1 as i64)
+            .set_num_values(group.rows as i64)
+            .set_data_page_offset(0)
+            .build()?;
+        let mut row_group = self.writer.next_row_group()?;
+        for column in group.columns {
+            column.close()?.append_to_row_group(&mut row_group)?;
+        }
+        let close = ColumnCloseResult {
+            bytes_written: group.sizes.0 as u64,
+            rows_written: group.rows as u64,
+            metadata,
+            bloom_filter: None,
+            column_index: None,
+            offset_index: None,
+        };
+        row_group.append_column(&Bytes::from(group.pages.into_inner()?), close)?;
+        row_group.close()?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<FileEntry, String> {
+        self.end_group()?;
+        self.writer.finish().map_err(|e| self.new.error(&e))?;
+        self.new.finish(self.writer.inner())
+    }
+}
