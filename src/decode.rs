@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, RecordBatchOptions,
@@ -42,6 +43,9 @@ pub struct Decoded {
     pub drift: Vec<(String, u64)>,
 }
 
+/// Values for which room is noted, and the fewest values from which it is learned.
+const ROOM_VALUES: usize = 1_024;
+const LEAST_FOR_ROOM: usize = 64;
 /// Unknown keys remembered per object of the schema and call.
 const MAX_DRIFT_KEYS: usize = 100;
 /// Event times that a table can hold: the years 1 to 9999.
@@ -55,14 +59,17 @@ pub fn decode<'a>(
     received_at: Micros,
     cut: &[(u64, u64)],
 ) -> Decoded {
-    let mut columns: Vec<Column> = stream.input.iter().map(|c| Column::new(c, "")).collect();
+    let mut rooms = stream.rooms.0.iter();
+    let expected = records.size_hint().0;
+    let mut columns: Vec<Column> = stream.input.iter().map(|c| Column::new(c, "", expected, &mut rooms)).collect();
+    let mut first = 0;
     let mut drift = HashMap::new();
     let (mut index, mut rejected) = (Vec::new(), Vec::new());
     for (i, record) in records.enumerate() {
         let i = i as u32;
         let result = match cut.iter().find(|(at, _)| *at == u64::from(i)) {
             Some((_, bytes)) => Err(format!("the record has {bytes} bytes, more than `[limits] record` allows")),
-            None => parse_record(record, &mut columns, &mut drift),
+            None => parse_record(record, &mut columns, &mut first, &mut drift),
         };
         match result {
             Ok(()) => index.push(i),
@@ -73,8 +80,10 @@ pub fn decode<'a>(
         }
     }
     let rows = index.len();
+    let mut rooms = stream.rooms.0.iter();
     for column in &mut columns {
         column.collect_drift(&mut drift);
+        column.note_room(rows, &mut rooms);
     }
     let arrays: Vec<ArrayRef> = columns.into_iter().map(Column::finish).collect();
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
@@ -93,7 +102,12 @@ pub fn too_far_ahead(time: Micros, received_at: Micros) -> String {
     format!("event_time {} is further ahead of its arrival at {} than max_ahead", rfc3339(time), rfc3339(received_at))
 }
 
-fn parse_record(record: &[u8], columns: &mut [Column], drift: &mut HashMap<String, u64>) -> Result<(), String> {
+fn parse_record(
+    record: &[u8],
+    columns: &mut [Column],
+    first: &mut usize,
+    drift: &mut HashMap<String, u64>,
+) -> Result<(), String> {
     let text = simdutf8::basic::from_utf8(record).map_err(|_| "no UTF-8".to_owned())?;
     let text: Cow<'_, str> = if text.trim_start().starts_with('"') {
         // JSON that was encoded twice: a string that holds the object.
@@ -102,7 +116,7 @@ fn parse_record(record: &[u8], columns: &mut [Column], drift: &mut HashMap<Strin
         Cow::Borrowed(text)
     };
     let mut parser = serde_json::Deserializer::from_str(&text);
-    let visitor = ObjectVisitor { path: "", columns, row: None, drift };
+    let visitor = ObjectVisitor { path: "", columns, first, row: None, drift };
     parser.deserialize_any(visitor).map_err(|e| reason(&e))?;
     parser.end().map_err(|e| format!("no JSON: {e}"))
 }
@@ -127,6 +141,8 @@ struct Column {
     not_null: bool,
     valid: Vec<bool>,
     data: Data,
+    /// The column whose key followed this one's the last time: keys come in one order, which need not be the schema's.
+    next: usize,
 }
 
 enum Data {
@@ -136,27 +152,65 @@ enum Data {
     Boolean(Vec<bool>),
     Timestamp(Vec<i64>),
     Varchar { bytes: Vec<u8>, ends: Vec<i32> },
-    Struct { columns: Vec<Column>, drift: HashMap<String, u64> },
+    Struct { columns: Vec<Column>, first: usize, drift: HashMap<String, u64> },
     Array { item: Box<Column>, ends: Vec<i32> },
 }
 
 impl Column {
-    fn new(def: &ColumnDef, around: &str) -> Self {
+    /// With room for so many values.
+    fn new<'a>(
+        def: &ColumnDef,
+        around: &str,
+        values: usize,
+        rooms: &mut impl Iterator<Item = &'a AtomicUsize>,
+    ) -> Self {
         let path = if around.is_empty() { def.name.clone() } else { format!("{around}.{}", def.name) };
-        let data = match &def.ty {
-            Type::BigInt => Data::BigInt(Vec::new()),
-            Type::Int => Data::Int(Vec::new()),
-            Type::Double => Data::Double(Vec::new()),
-            Type::Boolean => Data::Boolean(Vec::new()),
-            Type::Timestamp => Data::Timestamp(Vec::new()),
-            Type::Varchar => Data::Varchar { bytes: Vec::new(), ends: Vec::new() },
-            Type::Struct(fields) => {
-                let columns = fields.iter().map(|f| Self::new(f, &path)).collect();
-                Data::Struct { columns, drift: HashMap::new() }
-            }
-            Type::Array(item) => Data::Array { item: Box::new(Self::new(item, &path)), ends: Vec::new() },
+        let mut room = |values: usize| {
+            let last = rooms.next().map_or(0, |r| r.load(Ordering::Relaxed));
+            // A sixteenth more, so that small differences need no second allocation.
+            if values < LEAST_FOR_ROOM { 0 } else { last * values / ROOM_VALUES * 17 / 16 }
         };
-        Self { name: def.name.clone(), path, not_null: def.not_null, valid: Vec::new(), data }
+        let data = match &def.ty {
+            Type::BigInt => Data::BigInt(Vec::with_capacity(values)),
+            Type::Int => Data::Int(Vec::with_capacity(values)),
+            Type::Double => Data::Double(Vec::with_capacity(values)),
+            Type::Boolean => Data::Boolean(Vec::with_capacity(values)),
+            Type::Timestamp => Data::Timestamp(Vec::with_capacity(values)),
+            Type::Varchar => {
+                Data::Varchar { bytes: Vec::with_capacity(room(values)), ends: Vec::with_capacity(values) }
+            }
+            Type::Struct(fields) => {
+                let columns = fields.iter().map(|f| Self::new(f, &path, values, rooms)).collect();
+                Data::Struct { columns, first: 0, drift: HashMap::new() }
+            }
+            Type::Array(item) => {
+                let items = room(values);
+                let item = Box::new(Self::new(item, &path, items, rooms));
+                Data::Array { item, ends: Vec::with_capacity(values) }
+            }
+        };
+        let valid = Vec::with_capacity(values);
+        Self { name: def.name.clone(), path, not_null: def.not_null, valid, data, next: usize::MAX }
+    }
+
+    /// Notes what `values` values took.
+    fn note_room<'a>(&self, values: usize, rooms: &mut impl Iterator<Item = &'a AtomicUsize>) {
+        let mut note = |taken: usize| {
+            if let Some(room) = rooms.next()
+                && values >= LEAST_FOR_ROOM
+            {
+                room.store(taken * ROOM_VALUES / values, Ordering::Relaxed);
+            }
+        };
+        match &self.data {
+            Data::Varchar { bytes, .. } => note(bytes.len()),
+            Data::Struct { columns, .. } => columns.iter().for_each(|c| c.note_room(values, rooms)),
+            Data::Array { item, .. } => {
+                note(item.len());
+                item.note_room(item.len(), rooms);
+            }
+            _ => {}
+        }
     }
 
     fn len(&self) -> usize {
@@ -219,7 +273,7 @@ impl Column {
 
     fn collect_drift(&mut self, all: &mut HashMap<String, u64>) {
         match &mut self.data {
-            Data::Struct { columns, drift } => {
+            Data::Struct { columns, drift, .. } => {
                 for (key, n) in drift.drain() {
                     *all.entry(key).or_default() += n;
                 }
@@ -273,6 +327,8 @@ fn offsets(ends: Vec<i32>) -> OffsetBuffer<i32> {
 struct ObjectVisitor<'a> {
     path: &'a str,
     columns: &'a mut [Column],
+    /// The column whose key came first the last time.
+    first: &'a mut usize,
     /// Row being written; none for the record, whose columns tell it.
     row: Option<usize>,
     drift: &'a mut HashMap<String, u64>,
@@ -287,13 +343,22 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let row = self.row.unwrap_or_else(|| self.columns.first().map_or(0, Column::len));
-        let mut expected = 0;
-        while let Some(key) = map.next_key_seed(KeySeed { columns: self.columns, expected })? {
+        let mut before = None;
+        loop {
+            let expected = before.map_or(*self.first, |b: usize| self.columns[b].next);
+            let Some(key) = map.next_key_seed(KeySeed { columns: self.columns, expected })? else { break };
             match key {
                 Key::Column(at) => {
-                    expected = at + 1;
+                    match before {
+                        Some(before) => self.columns[before].next = at,
+                        None => *self.first = at,
+                    }
+                    before = Some(at);
                     let column = &mut self.columns[at];
-                    column.truncate(row);
+                    // Of a key twice in an object the last counts.
+                    if column.len() > row {
+                        column.truncate(row);
+                    }
                     map.next_value_seed(ValueSeed(column))?;
                 }
                 Key::Unknown(key) => {
@@ -324,7 +389,7 @@ enum Key {
     Unknown(String),
 }
 
-/// Finds a key among the columns; the one after the last found is tried first, for keys come in one order.
+/// Finds a key among the columns; those that followed the last time are tried first, also where an optional one is missing.
 struct KeySeed<'a> {
     columns: &'a [Column],
     expected: usize,
@@ -345,8 +410,13 @@ impl Visitor<'_> for KeySeed<'_> {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Key, E> {
-        if self.columns.get(self.expected).is_some_and(|c| c.name == key) {
-            return Ok(Key::Column(self.expected));
+        let mut at = self.expected;
+        for _ in 0..2 {
+            let Some(column) = self.columns.get(at) else { break };
+            if column.name == key {
+                return Ok(Key::Column(at));
+            }
+            at = column.next;
         }
         Ok(self
             .columns
@@ -455,8 +525,8 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         if !matches!(column.data, Data::Struct { .. }) {
             return Err(A::Error::custom(column.mismatch("an object")));
         }
-        let Data::Struct { columns, drift } = &mut column.data else { unreachable!("checked above") };
-        ObjectVisitor { path: &column.path, columns, row: Some(row), drift }.visit_map(map)?;
+        let Data::Struct { columns, first, drift } = &mut column.data else { unreachable!("checked above") };
+        ObjectVisitor { path: &column.path, columns, first, row: Some(row), drift }.visit_map(map)?;
         column.valid.push(true);
         Ok(())
     }

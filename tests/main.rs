@@ -2,6 +2,7 @@
 
 mod crash;
 mod log;
+mod operations;
 mod recording;
 mod server;
 mod streams;

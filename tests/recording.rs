@@ -86,9 +86,14 @@ fn a_cut_line_is_told_once_and_read_whole_when_it_is_completed() {
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
     let mut file = std::fs::OpenOptions::new().append(true).open(bench.path("in.ndjson")).expect("a file");
     file.write_all(&whole[cut..]).expect("writable");
+    assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is not null"), 0);
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), 100);
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+    let marked = bench.rows("select r.lsn, d.reason from dead_letters d join rsvps r on r.lsn = d.retried_lsn");
+    assert_eq!(marked.len(), 1, "the dead letter names the record that the line became");
+    bench.once();
+    assert_eq!(bench.number("select count(retried_lsn) from dead_letters"), 1);
 }
 
 #[test]

@@ -7,11 +7,11 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Bench, holds_exactly, ndjson, records, wait_until, weir, without_as_of};
+use crate::support::{Bench, HTTP_ONLY, holds_exactly, ndjson, records, wait_until, weir, without_as_of};
 
-struct Server {
+pub struct Server {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Drop for Server {
@@ -23,7 +23,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts a command and waits until the server in this data folder answers.
-    fn start(command: &mut Command, data: &Path) -> Self {
+    pub fn start(command: &mut Command, data: &Path) -> Self {
         let child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
         let mut server = Self { child, address: String::new() };
         let path = data.join("address.json");
@@ -38,7 +38,7 @@ impl Server {
         server
     }
 
-    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
         let mut stream = TcpStream::connect(&self.address).expect("a connection");
         let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         if !headers.iter().any(|(name, _)| *name == "Host") {
@@ -57,15 +57,15 @@ impl Server {
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub fn get(&self, path: &str) -> (u16, Value) {
         self.request("GET", path, &[], b"")
     }
 
-    fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
+    pub fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
         self.request("POST", "/api/v1/streams/rsvps/events", headers, body)
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be asked to stop");
         assert!(self.child.wait().expect("it ends").success());
@@ -83,15 +83,13 @@ fn unchunk(body: &str) -> String {
     out
 }
 
-const HTTP_ONLY: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
-
 fn http_bench() -> Bench {
     let bench = Bench::new("");
     bench.configure(HTTP_ONLY);
     bench
 }
 
-fn start(bench: &Bench) -> Server {
+pub fn start(bench: &Bench) -> Server {
     Server::start(&mut bench.command(&["run"]), &bench.path("data"))
 }
 

@@ -31,6 +31,9 @@ pub struct Bench {
 /// Commits and snapshots so often that a kill meets them.
 pub const OFTEN: &str = "[limits]\nlake_rows = 300\nlake_recent = \"40ms\"\nlake_old = \"90ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\n";
 
+/// A server on a free port and a stream that records are posted to.
+pub const HTTP_ONLY: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+
 impl Bench {
     /// A stream `rsvps` from the file `in.ndjson`; `extra` comes first in the configuration.
     pub fn new(extra: &str) -> Self {

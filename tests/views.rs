@@ -74,7 +74,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let compactor = std::thread::spawn(move || {
         let mut merges = 0;
         while !stop.load(Ordering::Acquire) {
-            merges += compact::maintain(&merging, 64 << 20, true, &|| false).expect("merges");
+            merges += compact::maintain(&merging, 64 << 20, compact::When::Now, &|| false).expect("merges");
         }
         merges
     });

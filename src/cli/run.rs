@@ -45,7 +45,7 @@ impl Run {
             std::thread::sleep(POLL);
         }
         if !running.has_failed() {
-            running.maintain(&config)?;
+            running.maintain(&config);
         }
         let handles = running.handles.clone();
         running.stop()?;

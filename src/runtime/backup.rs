@@ -46,13 +46,10 @@ impl Backup {
         for table in self.handles.tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
-            // The log first: every file that it names is there, and stays while nothing is trimmed.
-            for name in names(&root.join("_delta_log"))?.iter().filter(|n| !n.starts_with('.')) {
-                let name = Path::new("_delta_log").join(name);
-                copy.file(&root.join(&name), &own.join(&name))?;
-            }
-            for file in table.files().iter() {
-                copy.file(&root.join(&file.path), &own.join(&file.path))?;
+            // What one version names is there, and stays while nothing is trimmed.
+            let (log, files) = table.committed_files()?;
+            for name in log.iter().map(PathBuf::as_path).chain(files.iter().map(|f| Path::new(&f.path))) {
+                copy.file(&root.join(name), &own.join(name))?;
             }
         }
         for (stream, index) in &self.handles.search {
@@ -122,11 +119,6 @@ fn in_path(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
 fn create_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-fn names(folder: &Path) -> Result<Vec<String>, RuntimeError> {
-    use crate::storage::Storage;
-    Disk.list(folder).map_err(in_path(folder))
 }
 
 /// A copy being made.

@@ -16,7 +16,8 @@ use crate::query::Handles;
 use crate::schema::partition_width;
 use crate::sources::Stop;
 use crate::views::ViewError;
-use crate::views::lake::{LakeTable, compact};
+use crate::views::lake::LakeTable;
+use crate::views::lake::compact::{self, When};
 use crate::wal::{About, Kind, RecordsBuilder};
 
 /// How often tables are looked at.
@@ -61,7 +62,7 @@ impl Maintenance {
             .name("maintenance".into())
             .spawn(move || {
                 while !stop.wait(EVERY) {
-                    if let Err(error) = self.round(false, &|| stop.is_asked()) {
+                    if let Err(error) = self.round(When::Running, &|| stop.is_asked()) {
                         // Nothing was changed; the next round tries again.
                         tracing::warn!(%error, "maintenance failed");
                     }
@@ -70,8 +71,8 @@ impl Maintenance {
             .expect("the system can start a thread")
     }
 
-    /// One round over everything; gives the number of merges. `all`: merge without regard to age.
-    pub fn round(&self, all: bool, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
+    /// One round over everything; gives the number of merges.
+    pub fn round(&self, when: When, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
         let _trimming = match self.trimming.try_lock() {
             Err(TryLockError::WouldBlock) => return Ok(0),
             Err(TryLockError::Poisoned(held)) => held.into_inner(),
@@ -89,7 +90,7 @@ impl Maintenance {
             if dropped > 0 {
                 tracing::info!(table = name, files = dropped, "below the retention's floor; taken out");
             }
-            let done = compact::maintain(table, self.memory, all, stop)?;
+            let done = compact::maintain(table, self.memory, when, stop)?;
             if done > 0 {
                 tracing::info!(table = name, merges = done, files = table.files().len(), "merged");
             }

@@ -30,6 +30,7 @@ use crate::storage::Disk;
 use crate::views::ViewError;
 use crate::views::driver::Status;
 use crate::views::lake::LogName;
+use crate::views::lake::compact::When;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions};
 use backup::Backup;
@@ -208,9 +209,11 @@ impl Running {
     }
 
     /// One round of what a server does now and then, for a run that ends: merges that are due, retention, the disk's limit.
-    pub fn maintain(&self, config: &Config) -> Result<(), RuntimeError> {
-        self.maintenance(config).round(false, &|| false)?;
-        Ok(())
+    pub fn maintain(&self, config: &Config) {
+        if let Err(error) = self.maintenance(config).round(When::Quiet, &|| self.stop.is_asked()) {
+            // Nothing was changed; the next run tries again.
+            tracing::warn!(%error, "maintenance failed");
+        }
     }
 
     /// Starts the sources once the log's past has been applied; tells then, once, what was answered under idempotency keys.
@@ -374,7 +377,7 @@ pub fn compact(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(usi
     let opened = views::open(config, &folder, newest.catalog(), log, runtime, true)?;
     let tables = &opened.handles.tables;
     opened.handles.raise_floors(&newest.floors());
-    let merges = Maintenance::new(config, opened.handles.clone(), None, Arc::default()).round(true, &|| false)?;
+    let merges = Maintenance::new(config, opened.handles.clone(), None, Arc::default()).round(When::Now, &|| false)?;
     Ok((merges, tables.values().map(|t| t.files().len()).sum()))
 }
 

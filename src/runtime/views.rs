@@ -13,7 +13,7 @@ use crate::schema::{Catalog, Stream};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
-use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec};
+use crate::views::lake::{CommitPolicy, Feed, LakeTable, LakeView, LogName, TableSpec};
 use crate::views::places::{Places, PlacesView};
 use crate::views::search::{SearchIndex, SearchView, roll_documents};
 
@@ -45,16 +45,22 @@ pub fn open(
 ) -> Result<Opened, RuntimeError> {
     let shares = config.limits.shares();
     let specs = specs(config, folder, catalog);
-    let policy = CommitPolicy {
+    let policy = |feed: &Feed| CommitPolicy {
         recent_every: config.limits.lake_recent,
         old_every: config.limits.lake_old,
         rows: config.limits.lake_rows,
-        bytes: shares.hot_rows / specs.len().max(1),
+        // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
+        bytes: match feed {
+            Feed::DeadLetters => shares.hot_rows / 24,
+            Feed::Raw => shares.hot_rows / 6,
+            Feed::Stream(_) => shares.hot_rows / 24 * 19 / catalog.streams.len().max(1),
+        },
     };
     let mut tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
         let name = spec.name.clone();
+        let policy = policy(&spec.feed);
         let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else { continue };
         let table = Arc::new(table);
         if writable {

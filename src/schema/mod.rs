@@ -32,6 +32,7 @@ pub struct Stream {
     /// Fields of the JSON that are read.
     pub input: Vec<types::Column>,
     pub input_schema: SchemaRef,
+    pub rooms: types::Rooms,
     /// `event_time`, then the stream's own columns.
     pub output: SchemaRef,
     /// `output` behind the stamp: lsn, event_time, received_at, source, repeat (where declared).
@@ -127,6 +128,7 @@ impl Stream {
         let mut stream = Self {
             name: name.to_owned(),
             def: def.clone(),
+            rooms: types::Rooms::of(&input),
             input,
             input_schema,
             table_schema: table_schema(&output, def.repeat.is_some()),

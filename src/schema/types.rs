@@ -1,6 +1,7 @@
 //! The `schema` of a stream: SQL types of the JSON that comes in.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 use datafusion::sql::sqlparser::ast;
@@ -29,6 +30,17 @@ pub enum Type {
     Array(Box<Column>),
 }
 
+/// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so that the next frame's are made
+/// as large at once. In the order of [`Column::rooms`].
+#[derive(Debug, Default)]
+pub struct Rooms(pub Vec<AtomicUsize>);
+
+impl Rooms {
+    pub fn of(columns: &[Column]) -> Self {
+        Self((0..columns.iter().map(Column::rooms).sum()).map(|_| AtomicUsize::new(0)).collect())
+    }
+}
+
 /// Microseconds in UTC, the one timestamp type of every table.
 pub fn timestamp() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
@@ -50,6 +62,16 @@ impl Type {
 }
 
 impl Column {
+    /// How many columns of no fixed width it has, itself included, depth first.
+    pub fn rooms(&self) -> usize {
+        match &self.ty {
+            Type::Varchar => 1,
+            Type::Struct(fields) => fields.iter().map(Self::rooms).sum(),
+            Type::Array(item) => 1 + item.rooms(),
+            _ => 0,
+        }
+    }
+
     pub fn arrow(&self) -> Field {
         Field::new(&self.name, self.ty.arrow(), true)
     }

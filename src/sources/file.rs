@@ -181,7 +181,7 @@ impl OpenFile {
             frame.push(&item, context);
             self.next_position = item.end;
             if frame.is_full() {
-                let full = std::mem::replace(&mut frame, FrameBuilder::new(self.next_position));
+                let full = std::mem::replace(&mut frame, FrameBuilder::with_room(self.next_position));
                 self.submit(context, full, self.next_position)?;
             }
         }
@@ -367,15 +367,19 @@ impl FrameBuilder {
         Self { records: RecordsBuilder::default(), positions: Vec::new(), cut: Vec::new(), first_position }
     }
 
+    /// For a frame that will probably be full.
+    fn with_room(first_position: u64) -> Self {
+        let records = RecordsBuilder::with_capacity(FRAME_BYTES + (64 << 10), FRAME_RECORDS);
+        Self { records, positions: Vec::with_capacity(FRAME_RECORDS), cut: Vec::new(), first_position }
+    }
+
     fn push(&mut self, item: &Item, context: &Context) {
         if item.length > context.record_bytes as u64 {
             self.cut.push((self.records.len() as u64, item.length));
             self.add(item.start, &item.bytes[..item.bytes.len().min(context.cut_bytes)]);
             return;
         }
-        for record in message::records(&item.bytes) {
-            self.add(item.start, &record);
-        }
+        message::each(&item.bytes, &mut |record| self.add(item.start, record));
     }
 
     fn add(&mut self, position: u64, record: &[u8]) {

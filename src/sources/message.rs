@@ -1,7 +1,7 @@
 //! Messages → records. A message may be an object, an array of them, or a JSON string that holds either (encoded twice).
 
 /// Gives each record of a message. What is no such shape is one record, for the decoder to refuse with its reason.
-pub fn split<'a>(message: &'a [u8], give: &mut dyn FnMut(&'a [u8])) {
+fn split(message: &[u8], give: &mut dyn FnMut(&[u8])) {
     let message = message.trim_ascii();
     match message.first() {
         Some(b'[') => match serde_json::from_slice::<Vec<&serde_json::value::RawValue>>(message) {
@@ -14,18 +14,21 @@ pub fn split<'a>(message: &'a [u8], give: &mut dyn FnMut(&'a [u8])) {
 }
 
 /// Like [`split`], for a message that may be a string that holds an array.
-pub fn records(message: &[u8]) -> Vec<Vec<u8>> {
+pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
     let trimmed = message.trim_ascii();
     if trimmed.first() == Some(&b'"')
         && let Ok(inner) = serde_json::from_slice::<String>(trimmed)
         && inner.trim_start().starts_with('[')
     {
-        let mut out = Vec::new();
-        split(inner.as_bytes(), &mut |r| out.push(r.to_vec()));
-        return out;
+        return split(inner.as_bytes(), give);
     }
+    split(trimmed, give);
+}
+
+/// The records of a message.
+pub fn records(message: &[u8]) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
-    split(message, &mut |r| out.push(r.to_vec()));
+    each(message, &mut |record| out.push(record.to_vec()));
     out
 }
 

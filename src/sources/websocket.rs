@@ -155,9 +155,7 @@ impl Listener<'_> {
         if self.records.is_empty() {
             self.gathered_since = self.heard_at;
         }
-        for record in message::records(bytes) {
-            self.records.push(&record);
-        }
+        message::each(bytes, &mut |record| self.records.push(record));
         if self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES {
             self.flush()?;
         }

@@ -24,6 +24,8 @@
 //! The block is zstd level 1 over a PLAIN BYTE_ARRAY page as Parquet lays it out: per record its length (u32), then its
 //! bytes. A frame starts at a multiple of 8 in its segment; the bytes up to the next multiple are zero.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 
 use super::about::About;
@@ -187,6 +189,11 @@ pub struct RecordsBuilder {
 }
 
 impl RecordsBuilder {
+    /// With room for so many bytes and records.
+    pub fn with_capacity(bytes: usize, records: usize) -> Self {
+        Self { page: Vec::with_capacity(bytes), ranges: Vec::with_capacity(records) }
+    }
+
     pub fn push(&mut self, record: &[u8]) {
         let length = u32::try_from(record.len()).expect("a record is bounded by its limit, far below 4 GiB");
         self.page.extend_from_slice(&length.to_le_bytes());
@@ -213,9 +220,31 @@ impl RecordsBuilder {
     }
 }
 
+/// Largest buffer that a thread keeps for its next block.
+const KEPT_BUFFER_BYTES: usize = 4 << 20;
+
+thread_local! {
+    /// A context and a buffer that are made once: new ones for each block cost as much as its compression.
+    static COMPRESSOR: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
 /// Compresses a page as the log stores it.
 pub fn compress(page: &[u8]) -> std::io::Result<Bytes> {
-    zstd::bulk::compress(page, 1).map(Bytes::from)
+    COMPRESSOR.with_borrow_mut(|kept| {
+        let (mut compressor, mut buffer) = match kept.take() {
+            Some(kept) => kept,
+            None => (zstd::bulk::Compressor::new(1)?, Vec::new()),
+        };
+        buffer.clear();
+        buffer.reserve(zstd::zstd_safe::compress_bound(page.len()));
+        compressor.compress_to_buffer(page, &mut buffer)?;
+        let block = Bytes::copy_from_slice(&buffer);
+        if buffer.capacity() > KEPT_BUFFER_BYTES {
+            buffer = Vec::new();
+        }
+        *kept = Some((compressor, buffer));
+        Ok(block)
+    })
 }
 
 /// Appends the frame's bytes, CRC included, padded with zeros to a multiple of 8.

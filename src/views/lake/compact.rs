@@ -15,7 +15,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use futures::StreamExt;
 
-use super::files::{Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_names};
+use super::files::{Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
 use super::provider::scan_files;
 use super::{Change, LakeTable};
 use crate::views::ViewError;
@@ -29,8 +29,12 @@ const WORTH_IT: u64 = 10;
 const OLD_AGE: Duration = Duration::from_secs(86_400);
 /// Files that one merge reads at once.
 const MOST_FILES: usize = 64;
-/// Rows handed on by a merge at once.
-const MERGE_ROWS: usize = 8_192;
+/// Rows handed on by a merge at once: few, where many files are read in little memory.
+const MERGE_ROWS: std::ops::RangeInclusive<usize> = 64..=8_192;
+/// What a row being merged takes, about: it is held by its file's reader, by the merge and by the writer.
+const MERGE_ROW_BYTES: usize = 8 << 10;
+/// The packed bytes that reading a large file holds: those of a row group.
+const GROUP_BYTES: u64 = 32 << 20;
 /// A file that a merge replaced stays this long, for queries that began before.
 pub const GRACE: Duration = Duration::from_secs(120);
 
@@ -41,16 +45,27 @@ pub struct Job {
     pub class: Class,
 }
 
-/// What there is to merge. `all`: without regard to age, as when asked by hand.
-pub fn plan(files: &[FileEntry], now_ms: i64, all: bool) -> Vec<Job> {
+/// When files are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// In hours to which no recent rows come any more; what a run that ends has the time for.
+    Quiet,
+    /// Also while rows come, so that an hour never has many files.
+    Running,
+    /// Without regard to age, as when asked by hand.
+    Now,
+}
+
+/// What there is to merge with so much memory.
+pub fn plan(files: &[FileEntry], now_ms: i64, when: When, memory: usize) -> Vec<Job> {
     let mut partitions: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
     for file in files {
         partitions.entry(file.bucket).or_default().push(file);
     }
-    partitions.values().filter_map(|files| plan_partition(files, now_ms, all)).collect()
+    partitions.values().filter_map(|files| plan_partition(files, now_ms, when, memory)).collect()
 }
 
-fn plan_partition(files: &[&FileEntry], now_ms: i64, all: bool) -> Option<Job> {
+fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) -> Option<Job> {
     let is_older = |file: &FileEntry, age: Duration| now_ms - file.written_ms >= age.as_millis() as i64;
     let of = |class: Class| -> Vec<&FileEntry> {
         files.iter().copied().filter(|f| f.class == class && f.bytes < MAX_FILE_BYTES / 2).collect()
@@ -60,9 +75,15 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, all: bool) -> Option<Job> {
     let job = |mut files: Vec<&FileEntry>, class: Class| {
         files.sort_by_key(|f| f.bytes);
         files.truncate(MOST_FILES);
+        let mut held = 0;
+        let fitting = files.iter().take_while(|f| {
+            held += f.bytes.min(GROUP_BYTES);
+            held <= memory as u64 / 2
+        });
+        files.truncate(fitting.count().max(2));
         (files.len() > 1).then(|| Job { files: files.into_iter().cloned().collect(), class })
     };
-    if all {
+    if when == When::Now {
         return job([recent, old].concat(), Class::Recent);
     }
     let is_quiet = recent.iter().all(|f| is_older(f, QUIET));
@@ -72,7 +93,7 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, all: bool) -> Option<Job> {
     // While rows come, only files much alike merge, so that each row is written again a few times at most.
     let smallest = recent.iter().map(|f| f.bytes).min().unwrap_or(0);
     let alike: Vec<&FileEntry> = recent.iter().copied().filter(|f| f.bytes <= smallest.saturating_mul(4)).collect();
-    if alike.len() >= MANY {
+    if alike.len() >= MANY && when == When::Running {
         return job(alike, Class::Recent);
     }
     if let [big] = recent.as_slice()
@@ -86,11 +107,16 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, all: bool) -> Option<Job> {
 }
 
 /// Merges what there is to merge; gives the number of merges and removes files that no query reads any more.
-pub fn maintain(table: &Arc<LakeTable>, memory: usize, all: bool, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
+pub fn maintain(
+    table: &Arc<LakeTable>,
+    memory: usize,
+    when: When,
+    stop: &dyn Fn() -> bool,
+) -> Result<usize, ViewError> {
     let now_ms = chrono::Utc::now().timestamp_millis();
     let mut merges = 0;
     loop {
-        let jobs = plan(&table.files(), now_ms, all);
+        let jobs = plan(&table.files(), now_ms, when, memory);
         if jobs.is_empty() {
             break;
         }
@@ -104,11 +130,11 @@ pub fn maintain(table: &Arc<LakeTable>, memory: usize, all: bool, stop: &dyn Fn(
             merges += 1;
         }
         // A merge that gave as many files as it took would be planned again for ever.
-        if is_done || !all {
+        if is_done || when != When::Now {
             break;
         }
     }
-    table.tidy_log(all)?;
+    table.tidy_log(when == When::Now)?;
     table.remove_replaced_files(now_ms)?;
     Ok(merges)
 }
@@ -123,7 +149,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     if rows(&add) != rows(&job.files) {
         return Err(failed(format!("a merge of {} rows gave {}; nothing was changed", rows(&job.files), rows(&add))));
     }
-    sync_names(&table.spec.root, &add).map_err(failed)?;
+    sync_files(&table.spec.root, &add).map_err(failed)?;
     let written = add.len();
     let change = Change { add, remove: job.files.clone(), positions: Vec::new(), data_change: false };
     table.commit(&change, &[])?;
@@ -146,7 +172,7 @@ async fn rewrite(
         let batch = batch?;
         let writer = match &mut file {
             Some(writer) => writer,
-            None => file.insert(FileWriter::create(&table.spec, bucket, job.class, now_ms).map_err(outside)?),
+            None => file.insert(FileWriter::create(&table.spec, bucket, job.class, now_ms, None).map_err(outside)?),
         };
         writer.write(&table.spec, &batch).map_err(outside)?;
         if writer.bytes() >= MAX_FILE_BYTES
@@ -165,7 +191,8 @@ type Merge = (Arc<dyn ExecutionPlan>, Arc<TaskContext>);
 
 /// Each file is sorted by time and LSN: merging them keeps the order without sorting again.
 fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<Merge, DataFusionError> {
-    let (scan, context) = scan_files(table, files, memory, MERGE_ROWS)?;
+    let rows = (memory / MERGE_ROW_BYTES / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
+    let (scan, context) = scan_files(table, files, memory, rows)?;
     let schema = scan.schema();
     let order = [table.spec.time_column, 0]
         .iter()
@@ -197,30 +224,40 @@ mod tests {
         }
     }
 
-    fn planned(files: &[FileEntry], all: bool) -> Vec<(usize, Class)> {
-        plan(files, 0, all).into_iter().map(|j| (j.files.len(), j.class)).collect()
+    const MEMORY: usize = 1 << 30;
+
+    fn planned(files: &[FileEntry], when: When) -> Vec<(usize, Class)> {
+        plan(files, 0, when, MEMORY).into_iter().map(|j| (j.files.len(), j.class)).collect()
     }
 
     #[test]
     fn a_quiet_hour_becomes_one_file() {
         use Class::{Old, Recent};
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Recent, 50, 20)], false), [(2, Recent)]);
-        assert_eq!(planned(&[file(Recent, 100, 1), file(Recent, 50, 20)], false), []);
-        assert_eq!(planned(&[file(Recent, 100, 6)], false), []);
-        assert_eq!(planned(&[file(Recent, 200 << 10, 6), file(Recent, 50, 20)], false), []);
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Recent, 50, 20)], When::Running), [(2, Recent)]);
+        assert_eq!(planned(&[file(Recent, 100, 1), file(Recent, 50, 20)], When::Running), []);
+        assert_eq!(planned(&[file(Recent, 100, 6)], When::Running), []);
+        assert_eq!(planned(&[file(Recent, 200 << 10, 6), file(Recent, 50, 20)], When::Running), []);
         // Late rows wait until they are many, large or a day old.
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 5, 6)], false), []);
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 11, 6)], false), [(2, Recent)]);
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 1, 1_441)], false), [(2, Recent)]);
-        assert_eq!(planned(&vec![file(Old, 1, 0); 8], false), [(8, Old)]);
-        assert_eq!(planned(&vec![file(Old, 1, 0); 7], false), []);
-        assert_eq!(planned(&[file(Recent, 1, 0), file(Old, 1, 0)], true), [(2, Recent)]);
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 5, 6)], When::Running), []);
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 11, 6)], When::Running), [(2, Recent)]);
+        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 1, 1_441)], When::Running), [(2, Recent)]);
+        assert_eq!(planned(&vec![file(Old, 1, 0); 8], When::Running), [(8, Old)]);
+        assert_eq!(planned(&vec![file(Old, 1, 0); 7], When::Running), []);
+        assert_eq!(planned(&[file(Recent, 1, 0), file(Old, 1, 0)], When::Now), [(2, Recent)]);
+    }
+
+    #[test]
+    fn a_merge_reads_no_more_at_once_than_fits_into_its_memory() {
+        let files = vec![file(Class::Recent, 4 << 10, 6); 50];
+        let counts = |memory: usize| plan(&files, 0, When::Quiet, memory).iter().map(|j| j.files.len()).sum::<usize>();
+        assert_eq!((counts(MEMORY), counts(80 << 20), counts(1 << 20)), (50, 10, 2));
+        assert_eq!(plan(&[file(Class::Recent, 10, 0), file(Class::Recent, 10, 0)], 0, When::Quiet, MEMORY), []);
     }
 
     #[test]
     fn while_rows_come_only_files_alike_merge() {
         let mut files = vec![file(Class::Recent, 1_000, 0)];
         files.extend(vec![file(Class::Recent, 10, 0); 8]);
-        assert_eq!(planned(&files, false), [(8, Class::Recent)]);
+        assert_eq!(planned(&files, When::Running), [(8, Class::Recent)]);
     }
 }

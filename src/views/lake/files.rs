@@ -1,6 +1,6 @@
 //! Parquet files of a table: rows sorted by time and LSN, one file per partition, synced before their Delta entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use arrow::compute::interleave_record_batch;
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Datelike, Timelike};
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
 
 use super::TableSpec;
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
@@ -19,6 +20,13 @@ use crate::schema::partition_width;
 
 /// Rows of a row group.
 const ROW_GROUP_ROWS: usize = 128 << 10;
+/// Files from which on a commit uses several threads, and their number.
+const MANY_FILES: usize = 32;
+const WRITERS: usize = 4;
+/// Rows of a file that is small.
+const SMALL_ROWS: usize = 256;
+/// Bytes of different values after which a column is written without a dictionary.
+const DICTIONARY_BYTES: usize = 256 << 10;
 /// Rows put in order and handed to the Parquet writer at once.
 const WRITE_ROWS: usize = 8 << 10;
 /// Bytes of a file above which a merge begins another one.
@@ -84,10 +92,19 @@ pub fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
         .values()
 }
 
-/// How every file is written.
-pub fn properties() -> WriterProperties {
+/// How a file is written that will have so many rows, as far as that is known.
+pub fn properties(rows: Option<usize>) -> WriterProperties {
+    let lsn = ColumnPath::from("lsn");
+    // Making zstd's tables for each column costs more than a few rows are worth; they are written again by the next merge.
+    let is_small = rows.is_some_and(|rows| rows <= SMALL_ROWS);
+    let compression = if is_small { Compression::SNAPPY } else { Compression::ZSTD(ZstdLevel::default()) };
     WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        // A number that ascends is told best by its steps; values that hardly repeat are not worth a dictionary.
+        .set_column_dictionary_enabled(lsn.clone(), false)
+        .set_column_encoding(lsn, Encoding::DELTA_BINARY_PACKED)
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES)
+        .set_compression(compression)
+        .set_dictionary_enabled(!is_small)
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_offset_index_disabled(true)
@@ -137,9 +154,8 @@ impl NewFile {
         entry.rows += lsns.end() + 1 - lsns.start();
     }
 
-    /// Syncs the written file; its folders are synced by [`sync_names`].
+    /// Ends the written file; it is durable behind [`sync_files`].
     pub fn finish(mut self, file: &fs::File) -> Result<FileEntry, String> {
-        file.sync_all().map_err(|e| self.error(&e))?;
         self.entry.bytes = file.metadata().map_err(|e| self.error(&e))?.len();
         Ok(self.entry)
     }
@@ -152,9 +168,17 @@ pub struct FileWriter {
 }
 
 impl FileWriter {
-    pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<Self, String> {
+    /// Begins a file that will have so many rows, as far as that is known.
+    pub fn create(
+        spec: &TableSpec,
+        bucket: i64,
+        class: Class,
+        now_ms: i64,
+        rows: Option<usize>,
+    ) -> Result<Self, String> {
         let (new, file) = NewFile::create(spec, bucket, class, now_ms)?;
-        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties())).map_err(|e| new.error(&e))?;
+        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties(rows)));
+        let writer = writer.map_err(|e| new.error(&e))?;
         Ok(Self { writer, new })
     }
 
@@ -170,29 +194,28 @@ impl FileWriter {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
-    /// Ends the file and syncs it; its folders are synced by [`sync_names`].
+    /// Ends the file; it is durable behind [`sync_files`].
     pub fn finish(mut self) -> Result<FileEntry, String> {
         self.writer.finish().map_err(|e| self.new.error(&e))?;
         self.new.finish(self.writer.inner())
     }
 }
 
-/// Makes the names of new files durable.
-pub fn sync_names(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
-    let mut folders: Vec<PathBuf> = entries
-        .iter()
-        .flat_map(|e| {
-            root.join(&e.path)
-                .ancestors()
-                .skip(1)
-                .take_while(|a| a.starts_with(root))
-                .map(Path::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    folders.sort();
-    folders.dedup();
-    folders.iter().try_for_each(|f| crate::storage::sync_folder(f).map_err(|e| format!("{}: {e}", f.display())))
+/// Makes new files durable, together: contents first, then their names. One sync after another, each right behind its file's
+/// writing, would wait for the disk as often as there are files.
+pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
+    let paths: Vec<PathBuf> = entries.iter().map(|e| root.join(&e.path)).collect();
+    let folders = |path: &PathBuf| {
+        path.ancestors().skip(1).take_while(|a| a.starts_with(root)).map(Path::to_owned).collect::<Vec<_>>()
+    };
+    let folders: BTreeSet<PathBuf> = paths.iter().flat_map(folders).collect();
+    for names in [paths, folders.into_iter().collect()] {
+        side_by_side(&names, |path| {
+            let synced = fs::File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(|e| format!("{}: {e}", path.display()))
+        })?;
+    }
+    Ok(())
 }
 
 /// Writes rows as one sorted file per partition.
@@ -203,18 +226,36 @@ pub fn write_partitions(
     now_ms: i64,
 ) -> Result<Vec<FileEntry>, String> {
     let sources: Vec<&RecordBatch> = batches.iter().collect();
-    let mut entries = Vec::new();
-    for (bucket, order) in partition_order(spec, batches) {
-        let mut file = FileWriter::create(spec, bucket, class, now_ms)?;
+    let partitions: Vec<_> = partition_order(spec, batches).into_iter().collect();
+    side_by_side(&partitions, |(bucket, order)| {
+        let mut file = FileWriter::create(spec, *bucket, class, now_ms, Some(order.len()))?;
         for part in order.chunks(WRITE_ROWS) {
             let part: Vec<(usize, usize)> =
                 part.iter().map(|(_, batch, row)| (*batch as usize, *row as usize)).collect();
             let rows = interleave_record_batch(&sources, &part).map_err(|e| e.to_string())?;
             file.write(spec, &rows)?;
         }
-        entries.push(file.finish()?);
+        file.finish()
+    })
+}
+
+/// Does the same with each item: many of them on a few threads, because each waits for the disk.
+fn side_by_side<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, String> + Sync,
+) -> Result<Vec<R>, String> {
+    if items.len() < MANY_FILES {
+        return items.iter().map(work).collect();
     }
-    Ok(entries)
+    let parts: Vec<Result<Vec<R>, String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .chunks(items.len().div_ceil(WRITERS))
+            .map(|part| scope.spawn(|| part.iter().map(&work).collect()))
+            .collect();
+        let lost = |_| Err("a thread that wrote files panicked".to_owned());
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(lost)).collect()
+    });
+    Ok(parts.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
 }
 
 /// Times, batches and rows by partition, each in the order of time, then LSN.
@@ -234,7 +275,7 @@ fn partition_order(spec: &TableSpec, batches: &[RecordBatch]) -> BTreeMap<i64, V
 }
 
 /// How many partitions the rows up to each of them reach; for cutting a commit at a number of partitions.
-pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut std::collections::BTreeSet<i64>) -> usize {
+pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut BTreeSet<i64>) -> usize {
     let width = partition_width(spec.by_hour);
     seen.extend(times(spec, batch).iter().map(|t| bucket(*t, width)));
     seen.len()

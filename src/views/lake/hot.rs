@@ -11,8 +11,8 @@ use super::files::times;
 use super::raw::RawFrame;
 use crate::event::{Lsn, Micros};
 
-/// Batches smaller than this are merged with their neighbours.
-const MERGE_ROWS: usize = 8_192;
+/// Batches smaller than this are merged with their neighbours; a full frame's is as large already.
+const MERGE_ROWS: usize = 512;
 
 /// Some rows in the order of their LSNs.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ impl Hot {
     }
 }
 
-/// Appends rows, merging small batches: each row is copied at most about log2(8192) times.
+/// Appends rows, merging small batches: each row is copied at most about log2(512) times.
 pub fn push(parts: &mut Vec<Arc<Hot>>, rows: RecordBatch) {
     let mut rows = rows;
     while let Some(Hot::Rows(last)) = parts.last().map(AsRef::as_ref) {

@@ -226,7 +226,7 @@ impl LakeView {
         };
         // Everything up to the last part taken; all of it: up to what is applied.
         let to = if taken == parts.len() { self.applied[class as usize] } else { parts[taken - 1].last_lsn() };
-        files::sync_names(&spec.root, &add).map_err(failed)?;
+        files::sync_files(&spec.root, &add).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
         let change = Change { add, remove: Vec::new(), positions: vec![(class, to)], data_change: true };
         self.table.commit(&change, &[(class, taken)])?;

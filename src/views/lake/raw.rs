@@ -160,7 +160,7 @@ impl RawWriter {
         });
         let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let columns = ArrowSchemaConverter::new().convert(&schema).map_err(|e| e.to_string())?;
-        let writer = SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties()));
+        let writer = SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties(None)));
         let writer = writer.map_err(|e| new.error(&e))?;
         let factory = ArrowRowGroupWriterFactory::new(&writer, schema.clone());
         Ok(Self { new, writer, factory, schema, group: None, gathered: (Vec::new(), 0) })

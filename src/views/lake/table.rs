@@ -2,7 +2,7 @@
 //! so a snapshot has each row exactly once, also while a commit or a merge goes on.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use arrow::array::RecordBatch;
@@ -70,7 +70,7 @@ pub struct Change {
 }
 
 /// Why opening failed: the table is of another log, or the disk or Delta say no.
-fn delta_error(path: &std::path::Path, error: &DeltaTableError) -> ViewError {
+fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     ViewError::Failed { view: path.display().to_string(), reason: error.to_string() }
 }
 
@@ -323,6 +323,23 @@ impl LakeTable {
         Ok(files)
     }
 
+    /// Names of the Delta log's files, and the files of rows that they name, of one moment.
+    pub fn committed_files(&self) -> Result<(Vec<PathBuf>, Arc<Vec<FileEntry>>), ViewError> {
+        let mut delta = self.lock_delta();
+        let files = self.reload_if_unknown(&mut delta)?;
+        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let folder = Path::new("_delta_log");
+        let mut log = Vec::new();
+        for entry in std::fs::read_dir(self.spec.root.join(folder)).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            // What begins with a dot is being written.
+            if !name.to_string_lossy().starts_with('.') {
+                log.push(folder.join(name));
+            }
+        }
+        Ok((log, files))
+    }
+
     /// The latest time in the table, by the column that partitions it.
     pub fn latest(&self) -> Option<Micros> {
         let state = self.snapshot();
@@ -521,6 +538,6 @@ fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
 }
 
 /// Where a table of this name lives.
-pub fn root(lake: &std::path::Path, name: &str) -> PathBuf {
+pub fn root(lake: &Path, name: &str) -> PathBuf {
     lake.join(name)
 }
