@@ -147,6 +147,11 @@ impl Intake {
         self.0.lock().full.clone()
     }
 
+    /// Bytes on their way to the log.
+    pub fn used(&self) -> usize {
+        self.0.lock().used
+    }
+
     /// Nothing more is taken in; who waits for room is told that weir is stopping.
     pub fn close(&self) {
         self.0.close();

@@ -36,13 +36,13 @@
 //! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/repeats.rs`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
-//! | `src/views/lake` | one Delta table per stream, `raw`, `dead_letters`; rows above the last commit in memory |
+//! | `src/views/lake` | one Delta table per stream, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
 //! | `src/views/search` | full-text search in tantivy |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, each with `as_of` |
 //! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations, maintenance of the lake |
+//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/backup.rs` |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |

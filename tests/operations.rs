@@ -188,6 +188,7 @@ fn a_running_query_is_ended_by_its_id() {
     bench.configure(HTTP_ONLY);
     let server = start(&bench);
     assert_eq!(server.post(&[], &ndjson(&records(400, 3))).0, 200);
+    crate::support::wait_until("the rows are there", || bench.number("select count(*) from rsvps") == 400);
     let endless = json!({"id": "q1", "sql": "select count(*) from rsvps a, rsvps b, rsvps c, rsvps d where a.lsn + b.lsn + c.lsn > d.lsn"});
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| server.request("POST", "/api/v1/sql", &[], endless.to_string().as_bytes()));

@@ -305,3 +305,43 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
         server.stop();
     }
 }
+
+#[test]
+fn verbs_ask_a_server_behind_tls_with_their_token_and_nobody_else_does() {
+    let bench = http_bench();
+    let made = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
+    bench.write("cert.pem", made.cert.pem().as_bytes());
+    bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
+    let token = |kind: &[&str]| {
+        let mut arguments = vec!["token", "create", "--file"];
+        let file = bench.path("tokens");
+        arguments.push(file.to_str().expect("text"));
+        arguments.extend(kind);
+        let output = weir().args(arguments).output().expect("the binary runs");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    let (write, read) = (token(&[]), token(&["--read-only"]));
+    bench.configure(
+        "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
+    );
+    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let ask =
+        |arguments: &[&str], token: &str| bench.command(arguments).env("WEIR_TOKEN", token).output().expect("runs");
+    wait_until("the server answers", || ask(&["status"], &read).status.success());
+    assert!(ask(&["sql", "select 1 as one"], &read).status.success());
+    let refused = |arguments: &[&str], token: &str, part: &str| {
+        let output = ask(arguments, token);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains(part), "{arguments:?}: {message}");
+    };
+    refused(&["count"], "", "token");
+    refused(&["count"], "weir_0123", "token");
+    let to = bench.path("backup");
+    refused(&["backup", to.to_str().expect("text")], &read, "only reads");
+    assert!(ask(&["backup", to.to_str().expect("text")], &write).status.success());
+    // Another certificate than the configured one is not trusted, so the folder is found to be in use.
+    let other = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
+    bench.write("cert.pem", other.cert.pem().as_bytes());
+    assert_eq!(ask(&["count"], &write).status.code(), Some(75));
+    child.kill().and_then(|()| child.wait()).expect("it ends");
+}

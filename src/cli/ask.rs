@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Global, tokio_runtime};
+use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
 use crate::runtime::RuntimeError;
 use crate::runtime::folder::{Address, Folder};
@@ -37,7 +37,11 @@ impl Server {
     pub async fn find(config: &Config) -> Option<Self> {
         let folder = Folder::existing(&config.data).ok()?;
         let address: Address = folder.address()?;
-        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().ok()?;
+        let mut client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        if let Some((certificate, _)) = config.server.tls.as_ref().filter(|_| address.tls) {
+            client = client.tls_backend_preconfigured(tls::trusting(certificate).ok()?);
+        }
+        let client = client.build().ok()?;
         let scheme = if address.tls { "https" } else { "http" };
         let url = format!("{scheme}://{}", address.http);
         let hello = client.get(format!("{url}/healthz")).timeout(HELLO).send().await.ok()?;

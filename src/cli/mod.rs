@@ -13,6 +13,7 @@ mod questions;
 mod run;
 mod serve;
 mod sql;
+mod tls;
 mod token;
 
 use std::path::PathBuf;

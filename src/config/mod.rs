@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::presets;
-pub use stream::{PlacesDef, RepeatDef, SearchDef, StreamDef, Streams, WatermarkDef};
+pub use stream::{PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SearchDef, StreamDef, Streams, WatermarkDef};
 use units::{Size, Span};
 
 /// What is wrong with a configuration: where, what, and what to do.
@@ -185,6 +185,7 @@ pub fn parse(
     let server = server(&file.server, &base, &at)?;
     let limits = limits(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
     let streams = streams(&file, &at)?;
+    refuse_too_little_memory(&limits, &streams).map_err(|m| at.error(at.line_of("memory"), m))?;
     let sources = sources(&file, &base, &streams, &at)?;
     let (raw_retention, dead_letters_retention) = tables(&file, &at)?;
     refuse_what_is_not_built(&file, &at)?;
@@ -413,6 +414,21 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
     })
 }
 
+/// The keys that `repeat` remembers are part of what a stream is; their memory must be there.
+fn refuse_too_little_memory(limits: &Limits, streams: &Streams) -> Result<(), String> {
+    let keys: usize = streams.0.values().filter_map(|s| s.repeat.as_ref()).map(|r| r.max_keys).sum();
+    let needed = 2 * keys.saturating_mul(REPEAT_KEY_BYTES);
+    if needed <= limits.shares().operators {
+        return Ok(());
+    }
+    let least = BASE_MEMORY + 4 * needed as u64;
+    Err(format!(
+        "memory = {}: the {keys} keys that `repeat` remembers need {} (`[limits] memory`, or --memory), or fewer `max_keys`",
+        Size(limits.memory),
+        Size(least.next_multiple_of(1 << 20))
+    ))
+}
+
 /// Segments that the log needs: one being written, one for control frames, one that views still read.
 const LEAST_SEGMENTS: u64 = 4;
 
@@ -619,6 +635,8 @@ mod tests {
             "[limits]\nmemory = \"100MiB\"",
             "[log]\nkeep = \"1 fortnight\"",
             "[windows.w]\nsql = \"select 1\"",
+            "[limits]\nmemory = \"600MiB\"\n[streams.a]\npreset = \"rsvps\"\n[streams.b]\npreset = \"rsvps\"",
+            "[log]\nbudget = \"100MiB\"\nsegment = \"64MiB\"",
         ];
         let messages: Vec<String> = wrong.iter().map(|w| read(w).expect_err("wrong")).collect();
         insta::assert_snapshot!(messages.join("\n"));

@@ -44,6 +44,9 @@ pub struct RepeatDef {
     pub max_keys: usize,
 }
 
+/// Memory that a key of `repeat` takes, in bytes; the operators' state and the copy that catches up have it twice.
+pub const REPEAT_KEY_BYTES: usize = 52;
+
 fn default_max_keys() -> usize {
     1_000_000
 }

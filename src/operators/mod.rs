@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
-use crate::schema::{Catalog, Stream};
+use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream};
 use crate::wal::{FileIdentity, Frame, Kind};
 use repeats::Repeats;
 use watermark::Watermark;
@@ -284,7 +284,7 @@ impl Operators {
     /// Bytes of state, about.
     pub fn memory_bytes(&self) -> usize {
         let repeats: usize = self.streams.values().filter_map(|s| s.repeats.as_ref()).map(Repeats::keys).sum();
-        repeats * repeats::KEY_BYTES + self.answers.len() * 256 + self.partitions.len() * 256
+        repeats * REPEAT_KEY_BYTES + self.answers.len() * 256 + self.partitions.len() * 256
     }
 
     /// Goes over to another configuration. An operator whose stream is declared as before keeps its state.
@@ -607,12 +607,12 @@ impl<'a> RepeatHashes<'a> {
     }
 
     /// None for an event without a key, which is never a repeat.
-    fn at(&mut self, row: usize) -> Option<(u128, u64, i64)> {
+    fn at(&mut self, row: usize) -> Option<(u64, u64, i64)> {
         if self.key.is_null(row) {
             return None;
         }
         let key = match self.key.as_any().downcast_ref::<Int64Array>() {
-            Some(numbers) => numbers.value(row) as u64 as u128,
+            Some(numbers) => numbers.value(row) as u64,
             None => {
                 self.scratch.clear();
                 canonical(self.key, row, &mut self.scratch);
@@ -624,12 +624,12 @@ impl<'a> RepeatHashes<'a> {
             canonical(column, row, &mut self.scratch);
         }
         let version = self.version.map_or(0, |column| number(column, row));
-        Some((key, hash(&self.scratch) as u64, version))
+        Some((key, hash(&self.scratch), version))
     }
 }
 
-fn hash(bytes: &[u8]) -> u128 {
-    u128::from_le_bytes(*Sha256::digest(bytes).first_chunk().expect("32 bytes"))
+fn hash(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(*Sha256::digest(bytes).first_chunk().expect("32 bytes"))
 }
 
 /// A number or time as an integer; null is the least.

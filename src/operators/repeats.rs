@@ -2,65 +2,98 @@
 //!
 //! Per key the last four events that said something are kept. Keys are bounded; the one unseen for longest leaves first.
 
-use std::collections::HashMap;
+use hashbrown::HashTable;
 
-/// What is remembered of a key's events that said something new, newest last.
+/// What is remembered of a key's events that said something new.
 const REMEMBERED: usize = 4;
 const NONE: u32 = u32::MAX;
 
-/// Bytes that one key takes, about: its slot and its entry in the map.
-pub const KEY_BYTES: usize = size_of::<Slot>() + 32;
+/// Content and version of an event.
+type Seen = (u64, i64);
 
+/// A key with what its latest events said that was new. Most keys have one such event.
 #[derive(Debug, Clone)]
 struct Slot {
-    key: u128,
-    /// (content, version)
-    seen: [(u64, i64); REMEMBERED],
-    count: u8,
+    key: u64,
+    /// The oldest that is remembered.
+    first: Seen,
+    /// Those after it.
+    more: Option<Box<More>>,
     /// Neighbours in the order of last sight.
     older: u32,
     newer: u32,
+}
+
+/// The other events of a key that are remembered, newest last.
+#[derive(Debug, Clone, Default)]
+struct More {
+    seen: [Seen; REMEMBERED - 1],
+    count: usize,
+}
+
+impl Slot {
+    fn new(key: u64, first: Seen) -> Self {
+        Self { key, first, more: None, older: NONE, newer: NONE }
+    }
+
+    fn seen(&self) -> impl Iterator<Item = Seen> {
+        std::iter::once(self.first).chain(self.more.iter().flat_map(|more| more.seen[..more.count].iter().copied()))
+    }
+
+    fn remember(&mut self, seen: Seen) {
+        let more = self.more.get_or_insert_default();
+        if more.count < more.seen.len() {
+            more.seen[more.count] = seen;
+            more.count += 1;
+        } else {
+            self.first = more.seen[0];
+            more.seen.rotate_left(1);
+            more.seen[REMEMBERED - 2] = seen;
+        }
+    }
 }
 
 /// State of one (stream, scope).
 #[derive(Debug, Clone)]
 pub struct Repeats {
     slots: Vec<Slot>,
-    by_key: HashMap<u128, u32>,
+    /// Where the slot of a key is.
+    by_key: HashTable<u32>,
     oldest: u32,
     newest: u32,
     max_keys: usize,
     within: i64,
 }
 
+/// Spreads keys over the table; those that are numbers are often one after the other.
+fn spread(key: u64) -> u64 {
+    // The finalizer of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    let key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    key ^ (key >> 31)
+}
+
 impl Repeats {
     /// `within` is in the version's unit.
     pub fn new(max_keys: usize, within: i64) -> Self {
         let max_keys = max_keys.clamp(1, NONE as usize - 1);
-        Self { slots: Vec::new(), by_key: HashMap::new(), oldest: NONE, newest: NONE, max_keys, within }
+        Self { slots: Vec::new(), by_key: HashTable::new(), oldest: NONE, newest: NONE, max_keys, within }
     }
 
-    /// Takes an event in; true if it says nothing new. Keys and contents are hashes.
-    pub fn observe(&mut self, key: u128, content: u64, version: i64) -> bool {
-        let at = match self.by_key.get(&key) {
-            Some(&at) => {
-                self.unlink(at);
-                at
-            }
-            None => self.take_slot(key),
+    /// Takes an event in; true if it says nothing new. A key is a number or a hash, a content a hash.
+    pub fn observe(&mut self, key: u64, content: u64, version: i64) -> bool {
+        let found = self.by_key.find(spread(key), |at| self.slots[*at as usize].key == key).copied();
+        let Some(at) = found else {
+            let at = self.take_slot(Slot::new(key, (content, version)));
+            self.link_newest(at);
+            return false;
         };
+        self.unlink(at);
         self.link_newest(at);
         let slot = &mut self.slots[at as usize];
-        let count = usize::from(slot.count);
-        let known = slot.seen[..count].iter().any(|(c, v)| *c == content && v.abs_diff(version) <= self.within as u64);
+        let known = slot.seen().any(|(c, v)| c == content && v.abs_diff(version) <= self.within as u64);
         if !known {
-            if count == REMEMBERED {
-                slot.seen.rotate_left(1);
-                slot.seen[REMEMBERED - 1] = (content, version);
-            } else {
-                slot.seen[count] = (content, version);
-                slot.count += 1;
-            }
+            slot.remember((content, version));
         }
         known
     }
@@ -69,19 +102,27 @@ impl Repeats {
         self.by_key.len()
     }
 
-    fn take_slot(&mut self, key: u128) -> u32 {
-        let slot = Slot { key, seen: [(0, 0); REMEMBERED], count: 0, older: NONE, newer: NONE };
+    fn take_slot(&mut self, slot: Slot) -> u32 {
+        let key = slot.key;
         let at = if self.slots.len() < self.max_keys {
+            if self.slots.len() == self.slots.capacity() {
+                // By a quarter, not by twice: the room is counted by keys.
+                self.slots.reserve_exact((self.slots.len() / 4).max(64).min(self.max_keys - self.slots.len()));
+            }
             self.slots.push(slot);
             self.slots.len() as u32 - 1
         } else {
             let at = self.oldest;
             self.unlink(at);
-            self.by_key.remove(&self.slots[at as usize].key);
+            let gone = self.slots[at as usize].key;
+            if let Ok(entry) = self.by_key.find_entry(spread(gone), |other| *other == at) {
+                entry.remove();
+            }
             self.slots[at as usize] = slot;
             at
         };
-        self.by_key.insert(key, at);
+        let slots = &self.slots;
+        self.by_key.insert_unique(spread(key), at, |other| spread(slots[*other as usize].key));
         at
     }
 
@@ -112,9 +153,9 @@ impl Repeats {
         out.extend_from_slice(&(self.by_key.len() as u32).to_le_bytes());
         let mut at = self.oldest;
         while let Some(slot) = self.slots.get(at as usize) {
-            out.extend_from_slice(&slot.key.to_le_bytes());
-            out.push(slot.count);
-            for (content, version) in &slot.seen[..usize::from(slot.count)] {
+            out.extend_from_slice(&u128::from(slot.key).to_le_bytes());
+            out.push(slot.seen().count() as u8);
+            for (content, version) in slot.seen() {
                 out.extend_from_slice(&content.to_le_bytes());
                 out.extend_from_slice(&version.to_le_bytes());
             }
@@ -129,16 +170,21 @@ impl Repeats {
             *bytes = rest;
             Some(*head)
         }
+        fn take_seen(bytes: &mut &[u8]) -> Option<Seen> {
+            Some((u64::from_le_bytes(take(bytes)?), i64::from_le_bytes(take(bytes)?)))
+        }
         for _ in 0..u32::from_le_bytes(take(bytes)?) {
-            let key = u128::from_le_bytes(take(bytes)?);
+            let key = u128::from_le_bytes(take(bytes)?) as u64;
             let [count] = take(bytes)?;
-            let at = self.take_slot(key);
-            self.link_newest(at);
-            let slot = &mut self.slots[at as usize];
-            slot.count = count;
-            for seen in slot.seen.get_mut(..usize::from(count))? {
-                *seen = (u64::from_le_bytes(take(bytes)?), i64::from_le_bytes(take(bytes)?));
+            if !(1..=REMEMBERED).contains(&usize::from(count)) {
+                return None;
             }
+            let mut slot = Slot::new(key, take_seen(bytes)?);
+            for _ in 1..count {
+                slot.remember(take_seen(bytes)?);
+            }
+            let at = self.take_slot(slot);
+            self.link_newest(at);
         }
         Some(self)
     }
@@ -147,6 +193,7 @@ impl Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::REPEAT_KEY_BYTES;
     use proptest::prelude::*;
 
     #[test]
@@ -159,14 +206,21 @@ mod tests {
         assert!(!repeats.observe(1, 7, 10_801));
     }
 
+    #[test]
+    fn a_key_takes_what_the_memory_is_divided_by() {
+        // The table is at most half empty, each entry with its control byte.
+        let in_table = 2 * (size_of::<u32>() + 1);
+        assert!(size_of::<Slot>() + in_table <= REPEAT_KEY_BYTES, "{}", size_of::<Slot>());
+    }
+
     /// The definition, word for word, over lists.
     #[derive(Default)]
     struct Model {
-        keys: Vec<(u128, Vec<(u64, i64)>)>,
+        keys: Vec<(u64, Vec<(u64, i64)>)>,
     }
 
     impl Model {
-        fn observe(&mut self, max_keys: usize, key: u128, content: u64, version: i64) -> bool {
+        fn observe(&mut self, max_keys: usize, key: u64, content: u64, version: i64) -> bool {
             let mut seen = match self.keys.iter().position(|(k, _)| *k == key) {
                 Some(at) => self.keys.remove(at).1,
                 None => Vec::new(),
@@ -187,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_agrees_with_its_definition_also_over_a_restart(
-            events in proptest::collection::vec((0u128..8, 0u64..3, 0i64..30), 0..200),
+            events in proptest::collection::vec((0u64..8, 0u64..3, 0i64..30), 0..200),
             max_keys in 1usize..8,
             restart in 0usize..200,
         ) {

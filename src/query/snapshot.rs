@@ -57,6 +57,8 @@ struct Inner {
     gaps: Vec<Gap>,
     partitions: BTreeMap<(String, String), PartitionState>,
     retried: Arc<BTreeMap<Lsn, Lsn>>,
+    /// Bytes of the operators' state, about.
+    operators_bytes: usize,
     synced_lsn: Lsn,
     /// (last LSN, arrival) of the latest frames.
     arrivals: VecDeque<(Lsn, Micros)>,
@@ -97,11 +99,17 @@ impl Progress {
         let (gaps, partitions) = (operators.gaps().cloned().collect(), operators.partitions().clone());
         let mut inner = self.lock();
         inner.streams = operators.progress();
+        inner.operators_bytes = operators.memory_bytes();
         inner.gaps = gaps;
         inner.partitions = partitions;
         if *inner.retried != *operators.retried() {
             inner.retried = Arc::new(operators.retried().clone());
         }
+    }
+
+    /// Bytes of the operators' state, about.
+    pub fn operators_bytes(&self) -> usize {
+        self.lock().operators_bytes
     }
 
     /// Dead letters that became events later, with the record that did.

@@ -78,6 +78,11 @@ impl SqlEngine {
         Ok(Self { base, slots: Arc::new(Semaphore::new(limits.concurrent)), limits })
     }
 
+    /// Bytes that running queries have reserved.
+    pub fn memory_in_use(&self) -> usize {
+        self.base.runtime_env().memory_pool.reserved()
+    }
+
     /// Runs a query on a snapshot taken now.
     pub async fn run(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
         if sql.len() > MAX_SQL_BYTES {

@@ -6,7 +6,13 @@ use super::maintenance::folder_bytes;
 use crate::event::Lsn;
 use crate::query::Handles;
 
-pub(super) fn publish(handles: &Handles, views: &[(String, Lsn, Option<String>)], log: &Path) {
+/// `parts`: bytes held at present by what the memory is shared among, beside hot rows.
+pub(super) fn publish(
+    handles: &Handles,
+    views: &[(String, Lsn, Option<String>)],
+    log: &Path,
+    parts: &[(&'static str, usize)],
+) {
     let progress = &handles.progress;
     let synced = progress.synced_lsn();
     metrics::gauge!("weir_log_synced_lsn").set(synced as f64);
@@ -23,9 +29,11 @@ pub(super) fn publish(handles: &Handles, views: &[(String, Lsn, Option<String>)]
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
         metrics::counter!("weir_repeats_total", "stream" => name).absolute(totals.repeats);
     }
-    for (table, lake) in &handles.tables {
-        let state = lake.snapshot();
-        let hot: usize = state.recent.iter().chain(&state.old).map(|h| h.memory_bytes()).sum();
-        metrics::gauge!("weir_memory_bytes", "part" => format!("hot_rows/{table}")).set(hot as f64);
+    let hot = handles.tables.values().map(|table| {
+        let state = table.snapshot();
+        state.recent.iter().chain(&state.old).map(|h| h.memory_bytes()).sum::<usize>()
+    });
+    for (part, bytes) in parts.iter().copied().chain([("hot_rows", hot.sum())]) {
+        metrics::gauge!("weir_memory_bytes", "part" => part).set(bytes as f64);
     }
 }

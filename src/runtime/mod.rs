@@ -319,7 +319,13 @@ impl Running {
 
     /// Sets the gauges and counters that `/metrics` shows.
     pub fn publish_metrics(&self) {
-        metrics::publish(&self.handles, &self.views(), &self.folder.log());
+        let parts = [
+            ("queues", self.pipeline.intake.used()),
+            ("ring", self.pipeline.ring.level().0),
+            ("operators", self.handles.progress.operators_bytes()),
+            ("sql", self.answers.sql.memory_in_use()),
+        ];
+        metrics::publish(&self.handles, &self.views(), &self.folder.log(), &parts);
     }
 
     /// Whether every source has ended.

@@ -11,8 +11,8 @@ use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-pub use crate::config::SearchDef;
 use crate::config::{Config, ConfigError, StreamDef, Streams};
+pub use crate::config::{REPEAT_KEY_BYTES, SearchDef};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 use select::{Planned, Rule};
 

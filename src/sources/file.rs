@@ -259,7 +259,8 @@ impl OpenFile {
     }
 
     fn submit(&mut self, context: &Context, frame: FrameBuilder, next: u64) -> Result<(), SourceError> {
-        while self.path.is_some() && !(context.wait_for_room)(Duration::from_secs(1)) && !context.stop.is_asked() {}
+        // Whoever writes into a pipe can wait as a file can.
+        while !(context.wait_for_room)(Duration::from_secs(1)) && !context.stop.is_asked() {}
         let submission = self.submission(context, Kind::Record, frame, next);
         self.in_flight.push_back(context.ingest.submit(submission, true)?);
         self.is_moved = true;

@@ -1,0 +1,108 @@
+//! The ten nearest of a million venues, in-process: `cargo bench --bench nearest`. Exits non-zero when the p99 is over its target.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use weir::operators::Operators;
+use weir::schema::Catalog;
+use weir::views::View;
+use weir::views::database::Origin;
+use weir::views::places::{Places, PlacesView};
+use weir::wal::record::compress;
+use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
+
+const VENUES: u64 = 1_000_000;
+const FRAME: u64 = 10_000;
+const QUESTIONS: usize = 20_000;
+const RUNS: u64 = 5;
+const TARGET: Duration = Duration::from_millis(1);
+
+const STREAM: &str = r#"
+[streams.shows]
+schema = "id bigint, at bigint, lat double, lon double"
+select = "select to_timestamp_millis(at) as event_time, id, 'venue' as name, lat, lon, 'show' as show, to_timestamp_millis(at) as date from shows"
+places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show", date = "date" }
+"#;
+
+/// A point anywhere on the earth, as likely here as there.
+fn place(random: &mut SmallRng) -> (f64, f64) {
+    (random.random_range(-1.0f64..1.0).asin().to_degrees(), random.random_range(-180.0..180.0))
+}
+
+fn frame(first: u64, random: &mut SmallRng) -> Frame {
+    let mut records = RecordsBuilder::default();
+    for id in first..first + FRAME {
+        let (lat, lon) = place(random);
+        let record = format!(r#"{{"id":{id},"at":1465520400000,"lat":{lat},"lon":{lon}}}"#);
+        records.push(record.as_bytes());
+    }
+    let records = records.finish();
+    let header = Header {
+        kind: Kind::Record,
+        count: FRAME as u32,
+        first_lsn: first + 1,
+        first_position: 0,
+        previous_position: 0,
+        received_at: 1_465_520_400_000_000,
+        configuration: 0,
+        synced_lsn: 0,
+        source: "bench".into(),
+        partition: String::new(),
+        stream: "shows".into(),
+    };
+    let block = compress(records.page()).expect("memory");
+    Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() }
+}
+
+fn filled(folder: &std::path::Path) -> Arc<Places> {
+    let config = weir::config::parse(None, STREAM.into(), None, &|_| None).expect("valid");
+    let catalog = Arc::new(Catalog::of(&config).expect("valid"));
+    let stream = catalog.streams["shows"].clone();
+    let places = Places::open(&folder.join("places.redb"), 64 << 20, true).expect("opens").expect("writable");
+    let places = Arc::new(places);
+    let mut view = PlacesView::new(places.clone(), stream, Origin { log: 1, zero: 0 }).expect("opens");
+    let mut operators = Operators::new(catalog, 0);
+    let mut random = SmallRng::seed_from_u64(1);
+    for first in (0..VENUES).step_by(FRAME as usize) {
+        let frame = Arc::new(frame(first, &mut random));
+        let decoded = operators.decode(&frame).expect("readable");
+        let output = operators.apply(&frame, decoded.as_ref()).expect("applies");
+        view.apply(&output, Instant::now()).expect("applies");
+        view.commit(false).expect("commits");
+    }
+    places
+}
+
+fn main() -> ExitCode {
+    let folder = tempfile::tempdir().expect("a folder");
+    let places = filled(folder.path());
+    assert_eq!(places.venues() as u64, VENUES);
+    let mut found: Vec<Duration> = (0..RUNS)
+        .map(|run| {
+            let mut random = SmallRng::seed_from_u64(100 + run);
+            let mut times: Vec<Duration> = (0..QUESTIONS)
+                .map(|_| {
+                    let (lat, lon) = place(&mut random);
+                    let begun = Instant::now();
+                    let (near, _) = places.nearby(lat, lon, 10, None).expect("an answer");
+                    let time = begun.elapsed();
+                    assert_eq!(near.len(), 10);
+                    time
+                })
+                .collect();
+            times.sort();
+            times[QUESTIONS * 99 / 100]
+        })
+        .collect();
+    found.sort();
+    let median = found[found.len() / 2];
+    println!(
+        "ten nearest of {VENUES} venues, p99 of {QUESTIONS}: median {median:?} of {RUNS} runs ({:?} to {:?}), target {TARGET:?}",
+        found[0],
+        found[found.len() - 1]
+    );
+    if median <= TARGET { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
