@@ -201,3 +201,30 @@ fn a_running_query_is_ended_by_its_id() {
     assert_eq!(count["count"], 400);
     drop::<Server>(server);
 }
+
+#[test]
+fn a_server_that_ends_while_it_reads_the_log_goes_on_from_there_at_the_next_start() {
+    let bench = Bench::new("");
+    bench.once();
+    copy(&bench.path("data"), &bench.path("empty"));
+    let all = records(6_000, 37);
+    bench.write("in.ndjson", &ndjson(&all));
+    bench.once();
+    // The log holds everything, and every view stands before it.
+    std::fs::rename(bench.path("data"), bench.path("whole")).expect("movable");
+    std::fs::rename(bench.path("empty"), bench.path("data")).expect("movable");
+    std::fs::remove_dir_all(bench.path("data/log")).expect("removable");
+    copy(&bench.path("whole/log"), &bench.path("data/log"));
+    bench.configure(HTTP_ONLY);
+    for _ in 0..4 {
+        let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+        let address = bench.path("data/address.json");
+        crate::support::wait_until("it answers", || address.exists());
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be asked to stop");
+        assert!(child.wait().expect("it ends").success());
+    }
+    let output = bench.output(&["run", "--once"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    holds_exactly(&bench, &all);
+}

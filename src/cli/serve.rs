@@ -30,6 +30,8 @@ pub fn serve(
     runtime: &tokio::runtime::Runtime,
     mut tick: impl FnMut(&Running),
 ) -> Result<(), RuntimeError> {
+    // Memory that is used little by little would otherwise take two megabytes at a time.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0])
         .and_then(PrometheusBuilder::install_recorder)
@@ -48,7 +50,8 @@ pub fn serve(
         connections: config.limits.connections,
         tokens: read_tokens(config)?,
         tls: config.server.tls.clone(),
-        hosts: vec![address.ip().to_string()],
+        host: address.ip().to_string(),
+        is_public: !address.ip().is_loopback(),
     };
     let server = runtime
         .block_on(Server::start(listener, parts))

@@ -7,6 +7,8 @@ use hashbrown::HashTable;
 /// What is remembered of a key's events that said something new.
 const REMEMBERED: usize = 4;
 const NONE: u32 = u32::MAX;
+/// Bytes that a key with one event takes when saved.
+const LEAST_SAVED_BYTES: usize = 16 + 1 + 16;
 
 /// Content and version of an event.
 type Seen = (u64, i64);
@@ -173,7 +175,12 @@ impl Repeats {
         fn take_seen(bytes: &mut &[u8]) -> Option<Seen> {
             Some((u64::from_le_bytes(take(bytes)?), i64::from_le_bytes(take(bytes)?)))
         }
-        for _ in 0..u32::from_le_bytes(take(bytes)?) {
+        let keys = u32::from_le_bytes(take(bytes)?);
+        // Room at once for as many as the bytes can hold: growing would take as much again.
+        let room = (keys as usize).min(self.max_keys).min(bytes.len() / LEAST_SAVED_BYTES);
+        self.slots.reserve_exact(room);
+        self.by_key.reserve(room, |_| 0);
+        for _ in 0..keys {
             let key = u128::from_le_bytes(take(bytes)?) as u64;
             let [count] = take(bytes)?;
             if !(1..=REMEMBERED).contains(&usize::from(count)) {

@@ -115,8 +115,21 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
     out
 }
 
-/// Reads a snapshot. The configuration that it names is compiled again; `path` is for messages.
-pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
+/// What a snapshot says without its operators' state.
+pub struct Summary {
+    /// The streams in force, as JSON.
+    pub configuration: String,
+    /// Per position of a view, the LSN of the last row it was given.
+    pub given: BTreeMap<String, Lsn>,
+}
+
+pub fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
+    let (head, ..) = open(path, bytes)?;
+    Ok(Summary { configuration: head.configuration, given: head.given })
+}
+
+/// The head of a snapshot, its body, and where the state begins in it.
+fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorError> {
     let wrong = |reason: &str| OperatorError::Snapshot { path: path.to_owned(), reason: reason.to_owned() };
     let u32_at = |at: usize| bytes.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_le_bytes(*b));
     if bytes.get(..8) != Some(&MAGIC) {
@@ -132,11 +145,20 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     }
     let length = u32_at(12).unwrap_or(0) as usize;
     let body = zstd::bulk::decompress(&bytes[HEADER_BYTES..end], length).map_err(|_| wrong("is damaged (zstd)"))?;
-    let (head, mut rest) = body
+    let (head, rest) = body
         .split_first_chunk::<4>()
         .and_then(|(n, rest)| rest.split_at_checked(u32::from_le_bytes(*n) as usize))
         .ok_or_else(|| wrong("is damaged (head)"))?;
     let head: Head = serde_json::from_slice(head).map_err(|e| wrong(&e.to_string()))?;
+    let state = body.len() - rest.len();
+    Ok((head, body, state))
+}
+
+/// Reads a snapshot. The configuration that it names is compiled again; `path` is for messages.
+pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
+    let wrong = |reason: &str| OperatorError::Snapshot { path: path.to_owned(), reason: reason.to_owned() };
+    let (head, body, state) = open(path, bytes)?;
+    let mut rest = &body[state..];
     let catalog = Catalog::from_json(&head.configuration).map_err(|e| wrong(&e))?;
     let mut operators = Operators::new(Arc::new(catalog), head.lsn);
     operators.given = head.given;

@@ -366,6 +366,10 @@ impl Running {
         if let Some(maintenance) = self.maintenance.take() {
             let _ = maintenance.join();
         }
+        if !self.options.once {
+            // What is in the log is safe; a server that is asked to end does so in time.
+            self.pipeline.leave_the_rest();
+        }
         self.pipeline.stop()?;
         if failures.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(failures.join("; "))) }
     }
@@ -431,14 +435,15 @@ fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<
 /// The streams that the log ends under; none in an empty log.
 fn stored_streams(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Streams>, RuntimeError> {
     let snapshots = snapshots(config, folder);
-    let (operators, from_snapshot) = snapshots.newest_for(&BTreeMap::new(), end)?;
-    let mut stored = from_snapshot.then(|| operators.catalog().declarations());
-    let mut reader = LogReader::new(Arc::new(Disk), folder.log(), operators.lsn());
+    let streams = |text: &str| Streams::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()));
+    let newest = snapshots.newest_configuration(end)?;
+    let mut stored = newest.as_ref().map(|(_, text)| streams(text)).transpose()?;
+    let after = newest.map_or(snapshots.zero, |(lsn, _)| lsn);
+    let mut reader = LogReader::new(Arc::new(Disk), folder.log(), after);
     while let Some(frame) = reader.next(end)? {
         if frame.header.kind == Kind::Configuration {
             let records = frame.records().map_err(|e| RuntimeError::Damaged(e.to_string()))?;
-            let text = String::from_utf8_lossy(records.get(0)).into_owned();
-            stored = Some(Streams::from_json(&text).map_err(|e| RuntimeError::Damaged(e.to_string()))?);
+            stored = Some(streams(&String::from_utf8_lossy(records.get(0)))?);
         }
     }
     Ok(stored)

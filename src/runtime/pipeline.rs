@@ -2,6 +2,7 @@
 //! leaves is on the disk; starting one recovers from there.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -44,6 +45,7 @@ pub struct Pipeline {
     pub intake: Intake,
     /// Who holds it keeps log, snapshots and files from being removed.
     pub trimming: Arc<Mutex<()>>,
+    leave_the_rest: Arc<AtomicBool>,
     pub handles: Handles,
     pub ring: Arc<Ring>,
     pub views: Vec<Arc<Status>>,
@@ -78,7 +80,12 @@ impl Pipeline {
         handles.progress.set_synced(end);
         handles.raise_floors(&operators.floors());
         let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
-        let catch_up = Arc::new(LogCatchUp { snapshots: snapshots.clone(), one_at_a_time: Mutex::new(()) });
+        let leave_the_rest = Arc::new(AtomicBool::new(false));
+        let catch_up = Arc::new(LogCatchUp {
+            snapshots: snapshots.clone(),
+            one_at_a_time: Mutex::new(()),
+            leave_the_rest: leave_the_rest.clone(),
+        });
         let (statuses, names, drivers) = start_drivers(views, &ring, &catch_up);
         let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
@@ -102,6 +109,7 @@ impl Pipeline {
             budget: config.log.budget,
             segment: config.log.segment,
             trimming: trimming.clone(),
+            leave_the_rest: leave_the_rest.clone(),
             last_snapshot: Instant::now(),
             log_bytes: 0,
             snapshot_bytes: 0,
@@ -114,6 +122,7 @@ impl Pipeline {
             .expect("the system can start a thread");
         Ok(Self {
             trimming,
+            leave_the_rest,
             intake: ingest.intake(),
             ingest: Some(ingest),
             handles,
@@ -145,6 +154,11 @@ impl Pipeline {
     /// Whether a thread ended that should not have.
     pub fn has_failed(&self) -> bool {
         self.writer.is_finished() || self.operators.is_finished() || self.drivers.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Commits at [`Pipeline::stop`] what has been applied until then, instead of reading the log to its end before.
+    pub fn leave_the_rest(&self) {
+        self.leave_the_rest.store(true, Ordering::Release);
     }
 
     /// Ends with the data: no more frames, operators, views with their last commit. Every other holder of `ingest` must be gone.
@@ -211,6 +225,7 @@ struct OperatorStage {
     budget: u64,
     segment: u64,
     trimming: Arc<Mutex<()>>,
+    leave_the_rest: Arc<AtomicBool>,
     last_snapshot: Instant,
     log_bytes: u64,
     snapshot_bytes: u64,
@@ -225,7 +240,13 @@ impl OperatorStage {
             LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators.lsn());
         self.progress.set_operators(&self.operators);
         while let Some(frame) = reader.next(end)? {
-            while !self.ring.wait_for_room(Duration::from_secs(1)) {}
+            let is_to_end = || self.leave_the_rest.load(Ordering::Acquire);
+            while !self.ring.wait_for_room(Duration::from_secs(1)) && !is_to_end() {}
+            if is_to_end() {
+                self.snapshot()?;
+                self.ring.close();
+                return Ok(());
+            }
             let decoded = self.operators.decode(&frame)?;
             self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::event::Lsn;
@@ -39,6 +40,12 @@ impl Snapshots {
         snapshot::decode(&path, &bytes)
     }
 
+    fn summary(&self, lsn: Lsn) -> Result<snapshot::Summary, OperatorError> {
+        let path = snapshot::path(&self.folder, lsn);
+        let bytes = std::fs::read(&path).map_err(|e| self.failed(e))?;
+        snapshot::summary(&path, &bytes)
+    }
+
     /// Saves the state; gives its size.
     pub fn save(&self, operators: &Operators) -> Result<usize, OperatorError> {
         let bytes = snapshot::encode(operators);
@@ -64,6 +71,18 @@ impl Snapshots {
         Ok((Operators::new(Arc::new(Catalog::default()), self.zero), false))
     }
 
+    /// The configuration in force at the newest snapshot up to `limit`, as JSON, and the snapshot's LSN.
+    pub fn newest_configuration(&self, limit: Lsn) -> Result<Option<(Lsn, String)>, OperatorError> {
+        for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
+            match self.summary(lsn) {
+                Ok(summary) => return Ok(Some((lsn, summary.configuration))),
+                Err(error @ OperatorError::Newer { .. }) => return Err(error),
+                Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
+            }
+        }
+        Ok(None)
+    }
+
     /// Removes snapshots older than the newest one that no view is behind, and names that one.
     pub fn tidy(&self, positions: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
         let mut keep = None;
@@ -71,7 +90,7 @@ impl Snapshots {
             if keep.is_some() {
                 let path = snapshot::path(&self.folder, lsn);
                 self.storage.remove(&path).map_err(|e| self.failed(e))?;
-            } else if self.load(lsn).is_ok_and(|o| !snapshot::is_behind(o.given(), positions)) {
+            } else if self.summary(lsn).is_ok_and(|s| !snapshot::is_behind(&s.given, positions)) {
                 keep = Some(lsn);
             }
         }
@@ -83,10 +102,12 @@ impl Snapshots {
 pub struct LogCatchUp {
     pub snapshots: Snapshots,
     pub one_at_a_time: Mutex<()>,
+    /// What is not read yet is left for the next start.
+    pub leave_the_rest: Arc<AtomicBool>,
 }
 
 impl CatchUp for LogCatchUp {
-    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<(), ViewError> {
+    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<bool, ViewError> {
         let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         let name = view.name().to_owned();
         let failed = |reason: String| ViewError::Failed { view: name.clone(), reason };
@@ -99,10 +120,10 @@ impl CatchUp for LogCatchUp {
             view.skip_to(operators.lsn());
         }
         let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), operators.lsn());
-        loop {
+        while !self.leave_the_rest.load(Ordering::Acquire) {
             let frame = match reader.next(to) {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(true),
                 // The log may have been trimmed behind a newer snapshot meanwhile, which the next try begins with.
                 Err(error @ (WalError::Missing { .. } | WalError::Io { .. })) => return Err(failed(error.to_string())),
                 Err(error) => return Err(damaged(error.to_string())),
@@ -111,5 +132,6 @@ impl CatchUp for LogCatchUp {
             let output = operators.apply(&Arc::new(frame), decoded.as_ref()).map_err(|e| damaged(e.to_string()))?;
             give(view, &output)?;
         }
+        Ok(false)
     }
 }

@@ -56,8 +56,10 @@ pub struct Parts {
     /// SHA-256 of the tokens that are let in, with whether they may write; none needed where empty.
     pub tokens: Vec<([u8; 32], bool)>,
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// Hosts that requests may name beside loopback's.
-    pub hosts: Vec<String>,
+    /// The address listened on, which requests may name as their host.
+    pub host: String,
+    /// It is reachable from other machines; tokens are needed then.
+    pub is_public: bool,
 }
 
 /// State that routes share.

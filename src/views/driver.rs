@@ -58,9 +58,9 @@ impl Status {
 pub type Give<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
 
 /// Reads the log again for a view: gives it every output from its LSN on, up to `to`, beginning with the newest snapshot that the
-/// view is not behind.
+/// view is not behind. False: it was broken off, because everything stops.
 pub trait CatchUp: Send + Sync {
-    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<(), ViewError>;
+    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<bool, ViewError>;
 }
 
 /// Runs a view until the ring closes; everything is committed then. An error is final.
@@ -126,7 +126,7 @@ fn advance(
         Next::Idle => {}
         Next::Behind(to) => {
             tracing::info!(view = name, from = view.applied(), to, "reading the log again");
-            catch_up.replay(view, to, &mut |view, output| {
+            let is_there = catch_up.replay(view, to, &mut |view, output| {
                 let now = Instant::now();
                 view.apply(output, now)?;
                 if view.is_due(now, false) {
@@ -135,6 +135,11 @@ fn advance(
                 status.publish(view);
                 Ok(())
             })?;
+            if !is_there {
+                view.commit(true)?;
+                status.publish(view);
+                return Ok(false);
+            }
         }
         Next::Closed => {
             view.commit(true)?;

@@ -88,52 +88,96 @@ struct Scan {
     torn: bool,
 }
 
-fn frame_at(bytes: &Bytes, at: usize) -> Option<(Frame, usize)> {
-    let head = bytes.get(at..)?.first_chunk()?;
-    let length = record::claimed_length(head)?;
-    let frame = record::decode(&bytes.get(at..at + length).map(|_| bytes.slice(at..at + length))?).ok()?;
-    Some((frame, record::padded(length)))
+/// Bytes read at once behind the last whole frame.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// A segment read in parts: a whole one would stay in memory long after it was looked at.
+struct Scanned<'a> {
+    path: &'a Path,
+    file: &'a dyn File,
+    size: u64,
 }
 
-/// Reads the frames of a segment. Pure: the decision what damage means is here, without I/O.
-fn scan(path: &Path, bytes: &Bytes, first_lsn: u64, views_at: u64) -> Result<Scan, WalError> {
-    let mut at = segment::HEADER_BYTES;
+impl Scanned<'_> {
+    fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>, WalError> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, at).map_err(WalError::io(self.path))?;
+        Ok(bytes)
+    }
+
+    /// The valid frame that begins at a byte, with its padded length.
+    fn frame_at(&self, at: u64) -> Result<Option<(Frame, u64)>, WalError> {
+        if at + record::HEADER_BYTES as u64 > self.size {
+            return Ok(None);
+        }
+        let head = self.bytes(at, record::HEADER_BYTES)?;
+        let length = head.first_chunk().and_then(record::claimed_length);
+        let Some(length) = length.filter(|length| at + *length as u64 <= self.size) else { return Ok(None) };
+        let frame = record::decode(&Bytes::from(self.bytes(at, length)?)).ok();
+        Ok(frame.map(|frame| (frame, record::padded(length) as u64)))
+    }
+
+    /// Calls `look` with each chunk from a byte on and its place, until it says that it has seen enough.
+    fn chunks(&self, from: u64, mut look: impl FnMut(u64, &[u8]) -> Result<bool, WalError>) -> Result<(), WalError> {
+        let mut at = from;
+        while at < self.size {
+            let chunk = self.bytes(at, CHUNK_BYTES.min((self.size - at) as usize))?;
+            if look(at, &chunk)? {
+                break;
+            }
+            at += chunk.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the frames of a segment and decides what damage means.
+fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, WalError> {
+    let mut at = segment::HEADER_BYTES as u64;
     let mut next_lsn = first_lsn;
     let mut synced_lsn = first_lsn - 1;
     let mut starts = Vec::new();
-    while let Some((frame, length)) = frame_at(bytes, at).filter(|(f, _)| f.header.first_lsn == next_lsn) {
-        starts.push((at as u64, frame.header.last_lsn()));
+    while let Some((frame, length)) = segment.frame_at(at)?.filter(|(f, _)| f.header.first_lsn == next_lsn) {
+        starts.push((at, frame.header.last_lsn()));
         synced_lsn = synced_lsn.max(frame.header.synced_lsn);
         next_lsn = frame.header.last_lsn() + 1;
         at += length;
     }
-    let rest = bytes.get(at..).unwrap_or_default();
-    let torn = rest.iter().any(|b| *b != 0);
+    let mut torn = false;
+    segment.chunks(at, |_, chunk| {
+        torn = chunk.iter().any(|b| *b != 0);
+        Ok(torn)
+    })?;
     let damaged = |to: u64, evidence: String| WalError::Damaged {
-        path: path.to_owned(),
-        offset: at as u64,
+        path: segment.path.to_owned(),
+        offset: at,
         from: next_lsn,
         to,
         evidence,
     };
     if torn {
-        for start in (at + 8..bytes.len().saturating_sub(record::HEADER_BYTES)).step_by(8) {
-            if bytes[start..start + 4] != record::MAGIC {
-                continue;
+        // A frame begins at a multiple of 8, and so does each chunk.
+        segment.chunks(at + 8, |from, chunk| {
+            for start in (0..chunk.len().saturating_sub(record::MAGIC.len() - 1)).step_by(8) {
+                if chunk[start..start + record::MAGIC.len()] != record::MAGIC {
+                    continue;
+                }
+                let start = from + start as u64;
+                if let Some((frame, _)) = segment.frame_at(start)?
+                    && frame.header.synced_lsn >= next_lsn
+                {
+                    let to = frame.header.synced_lsn;
+                    return Err(damaged(to, format!("the frame at byte {start} names record {to} as synced")));
+                }
             }
-            if let Some((frame, _)) = frame_at(bytes, start)
-                && frame.header.synced_lsn >= next_lsn
-            {
-                let to = frame.header.synced_lsn;
-                return Err(damaged(to, format!("the frame at byte {start} names record {to} as synced")));
-            }
-        }
+            Ok(false)
+        })?;
     }
     if views_at >= next_lsn {
         return Err(damaged(views_at, format!("a view has committed up to record {views_at}")));
     }
-    let unsynced_from = starts.iter().find(|(_, last)| *last > synced_lsn).map_or(at as u64, |(start, _)| *start);
-    Ok(Scan { end: at as u64, last_lsn: next_lsn - 1, synced_lsn, unsynced_from, torn })
+    let unsynced_from = starts.iter().find(|(_, last)| *last > synced_lsn).map_or(at, |(start, _)| *start);
+    Ok(Scan { end: at, last_lsn: next_lsn - 1, synced_lsn, unsynced_from, torn })
 }
 
 /// Opens the log for reading and appending. `views_at` is the highest position that any view has committed; `zero` the LSN
@@ -160,15 +204,18 @@ pub(super) fn open(
         return Err(WalError::Instance { path, found: header.instance, expected: instance });
     }
     let size = file.size().map_err(WalError::io(&path))?;
-    let mut bytes = vec![0; usize::try_from(size).expect("64-bit")];
-    file.read_exact_at(&mut bytes, 0).map_err(WalError::io(&path))?;
-    let bytes = Bytes::from(bytes);
-    let found = scan(&path, &bytes, header.first_lsn, views_at)?;
+    let scanned = Scanned { path: &path, file: &*file, size };
+    let found = scan(&scanned, header.first_lsn, views_at)?;
     let torn = found.torn.then(|| TornTail { path: path.clone(), offset: found.end, lsn: found.last_lsn + 1 });
     if writable && (torn.is_some() || found.last_lsn > found.synced_lsn) {
         // A file that was cut short may lack the last frame's padding.
-        let again = &bytes[found.unsynced_from as usize..(found.end as usize).min(bytes.len())];
-        file.write_all_at(again, found.unsynced_from).map_err(WalError::io(&path))?;
+        let end = found.end.min(size);
+        let mut at = found.unsynced_from;
+        while at < end {
+            let again = scanned.bytes(at, CHUNK_BYTES.min((end - at) as usize))?;
+            file.write_all_at(&again, at).map_err(WalError::io(&path))?;
+            at += again.len() as u64;
+        }
         if found.torn {
             let zeros = vec![0; 1 << 20];
             let mut at = found.end;

@@ -62,10 +62,14 @@ impl Hot {
 }
 
 /// Appends rows, merging small batches: each row is copied at most about log2(512) times.
-pub fn push(parts: &mut Vec<Arc<Hot>>, rows: RecordBatch) {
+/// The first `sealed` parts stay as they are.
+pub fn push(parts: &mut Vec<Arc<Hot>>, rows: RecordBatch, sealed: usize) {
     let mut rows = rows;
     while let Some(Hot::Rows(last)) = parts.last().map(AsRef::as_ref) {
-        if last.num_rows() > 2 * rows.num_rows() || last.num_rows() + rows.num_rows() > MERGE_ROWS {
+        if parts.len() <= sealed
+            || last.num_rows() > 2 * rows.num_rows()
+            || last.num_rows() + rows.num_rows() > MERGE_ROWS
+        {
             break;
         }
         let Ok(merged) = concat_batches(&rows.schema(), [last, &rows]) else { break };

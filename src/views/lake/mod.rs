@@ -15,6 +15,7 @@ pub mod table;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arrow::array::{
@@ -27,7 +28,7 @@ use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, positions};
 use crate::schema::{Stream, types};
-use files::Class;
+use files::{Class, FileEntry};
 use hot::Hot;
 use raw::RawFrame;
 pub use table::{Change, LakeTable};
@@ -179,13 +180,23 @@ pub struct LakeView {
     /// In memory, per class, everything up to here is applied.
     applied: [Lsn; 2],
     waiting: [Waiting; 2],
+    writing: Option<Writing>,
+}
+
+/// A commit that has begun: its files are being written.
+struct Writing {
+    class: Class,
+    /// Hot parts that they hold, and the position that they bring.
+    taken: usize,
+    to: Lsn,
+    files: JoinHandle<Result<Vec<FileEntry>, String>>,
 }
 
 impl LakeView {
     pub fn new(table: Arc<LakeTable>, policy: CommitPolicy) -> Self {
         let applied = table.committed();
         let name = format!("lake/{}", table.spec.name);
-        let view = Self { table, policy, name, applied, waiting: Default::default() };
+        let view = Self { table, policy, name, applied, waiting: Default::default(), writing: None };
         view.table.set_applied(view.applied());
         view
     }
@@ -202,31 +213,38 @@ impl LakeView {
             || waiting.since.is_some_and(|since| now.duration_since(since) >= every)
     }
 
-    /// Commits what a class has in memory: files first, synced, then the Delta entry with the position.
-    fn commit_class(&mut self, class: Class) -> Result<(), ViewError> {
+    /// Rows wait that have no room beside those being written.
+    fn is_overfull(&self) -> bool {
+        self.waiting.iter().map(|w| w.bytes).sum::<usize>() >= self.policy.bytes
+    }
+
+    /// Begins a commit of what a class has in memory: its files are written beside this thread, so that rows go on being seen.
+    fn begin(&mut self, class: Class) -> Result<(), ViewError> {
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
-        let state = self.table.snapshot();
-        let parts = if class == Class::Recent { &state.recent } else { &state.old };
-        let spec = &self.table.spec;
-        let now_ms = chrono::Utc::now().timestamp_millis();
-        let (taken, add) = if spec.feed == Feed::Raw {
-            (parts.len(), raw::write_frames(spec, parts, now_ms).map_err(failed)?)
-        } else {
-            let mut reached = BTreeSet::new();
-            let mut batches: Vec<RecordBatch> = Vec::new();
-            for part in parts {
-                let batch = part.batch(&spec.schema).map_err(failed)?;
-                let partitions = files::count_partitions(spec, &batch, &mut reached);
-                if class == Class::Old && !batches.is_empty() && partitions > OLD_PARTITIONS {
-                    break;
-                }
-                batches.push(batch);
-            }
-            (batches.len(), files::write_partitions(spec, &batches, class, now_ms).map_err(failed)?)
-        };
+        let mut parts = self.table.seal(class);
+        let all = parts.len();
+        if class == Class::Old {
+            let fitting = partitions_fitting(&self.table.spec, &parts).map_err(failed)?;
+            parts.truncate(fitting);
+        }
         // Everything up to the last part taken; all of it: up to what is applied.
-        let to = if taken == parts.len() { self.applied[class as usize] } else { parts[taken - 1].last_lsn() };
-        files::sync_files(&spec.root, &add).map_err(failed)?;
+        let last = parts.last().map_or(0, |part| part.last_lsn());
+        let to = if parts.len() == all { self.applied[class as usize] } else { last };
+        let (spec, taken) = (self.table.spec.clone(), parts.len());
+        let files = std::thread::Builder::new()
+            .name(format!("{}/files", self.name))
+            .spawn(move || write_files(&spec, &parts, class))
+            .map_err(|e| failed(e.to_string()))?;
+        self.writing = Some(Writing { class, taken, to, files });
+        Ok(())
+    }
+
+    /// Ends the commit that has begun, when its files are written: the Delta entry with the position.
+    fn end(&mut self) -> Result<(), ViewError> {
+        let Some(Writing { class, taken, to, files }) = self.writing.take() else { return Ok(()) };
+        let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
+        let add =
+            files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
         let change = Change { add, remove: Vec::new(), positions: vec![(class, to)], data_change: true };
         self.table.commit(&change, &[(class, taken)])?;
@@ -321,20 +339,35 @@ impl View for LakeView {
     }
 
     fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
-        self.is_class_due(Class::Recent, now) || self.is_class_due(Class::Old, now)
+        match &self.writing {
+            Some(writing) => writing.files.is_finished() || self.is_overfull(),
+            None => self.is_class_due(Class::Recent, now) || self.is_class_due(Class::Old, now),
+        }
     }
 
     fn commit(&mut self, all: bool) -> Result<(), ViewError> {
-        let now = Instant::now();
-        for class in [Class::Recent, Class::Old] {
-            while self.waiting[class as usize].rows > 0 && (all || self.is_class_due(class, now)) {
-                self.commit_class(class)?;
+        loop {
+            if let Some(writing) = &self.writing {
+                if !(all || writing.files.is_finished() || self.is_overfull()) {
+                    return Ok(());
+                }
+                self.end()?;
+                continue;
+            }
+            let now = Instant::now();
+            let is_due = |c: &Class| self.waiting[*c as usize].rows > 0 && (all || self.is_class_due(*c, now));
+            match [Class::Recent, Class::Old].into_iter().find(is_due) {
+                Some(class) => self.begin(class)?,
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), ViewError> {
+        if let Some(writing) = self.writing.take() {
+            // Files of an attempt that was given up are never committed.
+            let _ = writing.files.join();
+        }
         let committed = self.table.committed_for_sure()?;
         self.table.clear_hot();
         self.applied = committed;
@@ -342,6 +375,31 @@ impl View for LakeView {
         self.table.set_applied(self.applied());
         Ok(())
     }
+}
+
+/// How many of the parts, from the first on, reach no more partitions than one commit may; at least one.
+fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, String> {
+    let mut reached = BTreeSet::new();
+    for (n, part) in parts.iter().enumerate() {
+        let partitions = files::count_partitions(spec, &part.batch(&spec.schema)?, &mut reached);
+        if n > 0 && partitions > OLD_PARTITIONS {
+            return Ok(n);
+        }
+    }
+    Ok(parts.len())
+}
+
+/// Writes parts into files and syncs them.
+fn write_files(spec: &TableSpec, parts: &[Arc<Hot>], class: Class) -> Result<Vec<FileEntry>, String> {
+    let now_ms = chrono::Utc::now().timestamp_millis();
+    let add = if spec.feed == Feed::Raw {
+        raw::write_frames(spec, parts, now_ms)?
+    } else {
+        let batches = parts.iter().map(|part| part.batch(&spec.schema)).collect::<Result<Vec<_>, _>>()?;
+        files::write_partitions(spec, &batches, class, now_ms)?
+    };
+    files::sync_files(&spec.root, &add)?;
+    Ok(add)
 }
 
 /// Longest part of a record that `dead_letters` repeats; the whole record is in `raw`.
@@ -374,7 +432,12 @@ fn dead_letter_rows(output: &Output, above: Lsn, schema: &SchemaRef) -> Result<O
     RecordBatch::try_new(schema.clone(), columns).map(Some).map_err(|e| e.to_string())
 }
 
-/// Rows of hot parts, with the table's partition columns.
-pub fn hot_batches(spec: &TableSpec, full: &SchemaRef, parts: &[Arc<Hot>]) -> Result<Vec<RecordBatch>, String> {
-    parts.iter().map(|p| files::with_partition_columns(spec, &p.batch(&spec.schema)?, full)).collect()
+/// Rows of hot parts in the table's own schema, or in the full one with its partition columns.
+pub fn hot_batches(spec: &TableSpec, wanted: &SchemaRef, parts: &[Arc<Hot>]) -> Result<Vec<RecordBatch>, String> {
+    let is_own = wanted.fields().len() == spec.schema.fields().len();
+    let batch = |part: &Arc<Hot>| {
+        let own = part.batch(&spec.schema)?;
+        if is_own { Ok(own) } else { files::with_partition_columns(spec, &own, wanted) }
+    };
+    parts.iter().map(batch).collect()
 }

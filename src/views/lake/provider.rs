@@ -172,6 +172,10 @@ impl LakeSnapshot {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = self.schema();
+        // Hot rows lack the partition columns; they are made only where they are asked for.
+        let own = self.spec.schema.fields().len();
+        let is_narrow = projection.is_some_and(|columns| columns.iter().all(|c| *c < own));
+        let hot_schema = if is_narrow { &self.spec.schema } else { &schema };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let files = self.prune(state, filters, &schema)?;
         if !files.is_empty() {
@@ -181,8 +185,8 @@ impl LakeSnapshot {
             if parts.is_empty() {
                 continue;
             }
-            let batches = hot_batches(&self.spec, &schema, parts).map_err(DataFusionError::Execution)?;
-            let source = MemorySourceConfig::try_new(&[batches], schema.clone(), projection.cloned())?
+            let batches = hot_batches(&self.spec, hot_schema, parts).map_err(DataFusionError::Execution)?;
+            let source = MemorySourceConfig::try_new(&[batches], hot_schema.clone(), projection.cloned())?
                 .with_limit(limit)
                 .with_show_sizes(false);
             inputs.push(DataSourceExec::from_data_source(source));

@@ -31,6 +31,8 @@ pub struct TableState {
     pub files: Arc<Vec<FileEntry>>,
     pub recent: Vec<Arc<Hot>>,
     pub old: Vec<Arc<Hot>>,
+    /// The first parts of each class that are being written: no rows are merged into them.
+    sealed: [usize; 2],
     /// Everything up to here is in files or hot rows.
     pub applied: Lsn,
     /// Rows below this time are no longer part of the table.
@@ -183,15 +185,27 @@ impl LakeTable {
     pub fn push(&self, recent: Option<Hot>, old: Option<RecordBatch>, applied: Lsn, floor: Option<Micros>) {
         let mut state = self.write();
         match recent {
-            Some(Hot::Rows(rows)) => hot::push(&mut state.recent, rows),
+            Some(Hot::Rows(rows)) => {
+                let sealed = state.sealed[Class::Recent as usize];
+                hot::push(&mut state.recent, rows, sealed);
+            }
             Some(frame) => state.recent.push(Arc::new(frame)),
             None => {}
         }
         if let Some(rows) = old {
-            hot::push(&mut state.old, rows);
+            let sealed = state.sealed[Class::Old as usize];
+            hot::push(&mut state.old, rows, sealed);
         }
         state.applied = applied;
         state.floor = state.floor.max(floor);
+    }
+
+    /// The hot parts of a class, which stay as they are until a commit drops them.
+    pub fn seal(&self, class: Class) -> Vec<Arc<Hot>> {
+        let mut state = self.write();
+        let parts = if class == Class::Recent { state.recent.clone() } else { state.old.clone() };
+        state.sealed[class as usize] = parts.len();
+        parts
     }
 
     /// Forgets all hot rows, to read them again from the log.
@@ -199,6 +213,7 @@ impl LakeTable {
         let mut state = self.write();
         state.recent.clear();
         state.old.clear();
+        state.sealed = [0; 2];
     }
 
     /// Commits files with positions and, in the same step for queries, drops the first `parts` hot parts of each class named.
@@ -224,6 +239,7 @@ impl LakeTable {
         files.extend(change.add.iter().cloned());
         state.files = Arc::new(files);
         for (class, parts) in drop_hot {
+            state.sealed[*class as usize] = 0;
             match class {
                 Class::Recent => drop(state.recent.drain(..*parts)),
                 Class::Old => drop(state.old.drain(..*parts)),
