@@ -46,6 +46,8 @@ pub struct Decoded {
 /// Values for which room is noted, and the fewest values from which it is learned.
 const ROOM_VALUES: usize = 1_024;
 const LEAST_FOR_ROOM: usize = 64;
+/// Room that is made beforehand at most; a column that needs more grows.
+const MOST_ROOM: usize = 1 << 20;
 /// Unknown keys remembered per object of the schema and call.
 const MAX_DRIFT_KEYS: usize = 100;
 /// Event times that a table can hold: the years 1 to 9999.
@@ -168,7 +170,7 @@ impl Column {
         let mut room = |values: usize| {
             let last = rooms.next().map_or(0, |r| r.load(Ordering::Relaxed));
             // A sixteenth more, so that small differences need no second allocation.
-            if values < LEAST_FOR_ROOM { 0 } else { last * values / ROOM_VALUES * 17 / 16 }
+            if values < LEAST_FOR_ROOM { 0 } else { (last * values / ROOM_VALUES * 17 / 16).min(MOST_ROOM) }
         };
         let data = match &def.ty {
             Type::BigInt => Data::BigInt(Vec::with_capacity(values)),

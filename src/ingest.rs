@@ -101,10 +101,14 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(&self, bytes: usize, wait: bool) -> Result<(), IngestError> {
+    /// A control frame has room in a log that takes no more records.
+    fn admit(&self, bytes: usize, wait: bool, is_control: bool) -> Result<(), IngestError> {
         let mut state = self.lock();
         // One submission always fits into an empty queue.
-        while state.is_closed || state.full.is_some() || state.used > 0 && state.used + bytes > self.limit {
+        while state.is_closed
+            || state.full.is_some() && !is_control
+            || state.used > 0 && state.used + bytes > self.limit
+        {
             if state.is_closed {
                 return Err(IngestError::Stopping);
             }
@@ -186,7 +190,7 @@ impl Ingest {
         let (queue, prepared) = sync_channel(QUEUE);
         let gate = Arc::new(Gate { state: Mutex::default(), freed: Condvar::new(), limit: queue_bytes });
         let synced = Arc::new(Mutex::new(wal.synced_lsn()));
-        let writer = Writer { wal, gate: gate.clone(), synced: synced.clone(), upkeep };
+        let writer = Writer { wal, gate: gate.clone(), synced: synced.clone(), upkeep, refuses_pull: false };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || {
@@ -217,7 +221,7 @@ impl Ingest {
         let page = submission.records.page().clone();
         // Bytes, their compressed block and the decoded rows.
         let bytes = page.len() * 3 + 1024;
-        self.gate.admit(bytes, wait)?;
+        self.gate.admit(bytes, wait, submission.kind != Kind::Record)?;
         let result =
             self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
         if result.is_err() {
@@ -285,6 +289,8 @@ struct Writer {
     gate: Arc<Gate>,
     synced: Arc<Mutex<Lsn>>,
     upkeep: Receiver<Upkeep>,
+    /// A pull source's frame was refused, because everything stops: every later one is, or its partition would pass over it.
+    refuses_pull: bool,
 }
 
 impl Writer {
@@ -324,6 +330,11 @@ impl Writer {
         written: &mut Vec<Prepared>,
         hand_on: &mut impl FnMut(Committed),
     ) -> Result<(), WalError> {
+        let is_pull = prepared.frame.about.next_position.is_some();
+        if is_pull && self.refuses_pull {
+            self.refuse(&prepared, "weir is stopping".into());
+            return Ok(());
+        }
         loop {
             let error = match self.wal.append(&mut prepared.frame) {
                 Ok(()) => {
@@ -340,16 +351,20 @@ impl Writer {
                 }
                 self.gate.set_full(Some(reason.clone()));
             }
-            let waits = error.is_full() && prepared.frame.about.next_position.is_some();
-            if !waits || self.gate.lock().is_closed {
-                self.gate.release(prepared.bytes);
-                let _ = prepared.done.send(Err(IngestError::NoSpace { reason }));
+            if !(is_pull && error.is_full()) || self.gate.lock().is_closed {
+                self.refuses_pull |= is_pull;
+                self.refuse(&prepared, reason);
                 return Ok(());
             }
             self.finish(written, hand_on)?;
             std::thread::sleep(RETRY);
             self.remove_segments();
         }
+    }
+
+    fn refuse(&self, prepared: &Prepared, reason: String) {
+        self.gate.release(prepared.bytes);
+        let _ = prepared.done.send(Err(IngestError::NoSpace { reason }));
     }
 
     /// Syncs what was written, acknowledges it and hands it on.

@@ -30,9 +30,10 @@ impl Run {
             let listener = serve::bind(&config)?;
             return serve::serve(&config, listener, &runtime, |_| {});
         }
+        let signal = crate::runtime::stop_signal(&runtime);
         let started = Instant::now();
         let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
-        while running.resume(&config)?.is_none() && !running.has_failed() {
+        while running.resume(&config)?.is_none() && !running.has_failed() && !signal.is_finished() {
             std::thread::sleep(RESUME_POLL);
         }
         // A new log begins with one record, its configuration.
@@ -40,12 +41,14 @@ impl Run {
             eprintln!("{} records were in the log already and not in every view; brought in", running.recovered());
         }
         let before = totals(&running);
-        let signal = runtime.spawn(crate::runtime::stop_signal());
         while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
             std::thread::sleep(POLL);
         }
-        if !running.has_failed() {
+        if !running.has_failed() && !signal.is_finished() {
             running.maintain(&config);
+        }
+        if signal.is_finished() {
+            running.leave_the_rest();
         }
         let handles = running.handles.clone();
         running.stop()?;

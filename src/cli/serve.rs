@@ -30,8 +30,7 @@ pub fn serve(
     runtime: &tokio::runtime::Runtime,
     mut tick: impl FnMut(&Running),
 ) -> Result<(), RuntimeError> {
-    // Memory that is used little by little would otherwise take two megabytes at a time.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    let signal = stop_signal(runtime);
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0])
         .and_then(PrometheusBuilder::install_recorder)
@@ -62,7 +61,6 @@ pub fn serve(
         tls: config.server.tls.is_some(),
     })?;
     tracing::info!(%address, "ready");
-    let signal = runtime.spawn(stop_signal());
     let mut since_metrics = METRICS_EVERY;
     while !signal.is_finished() && !running.has_failed() {
         if let Some(remembered) = running.resume(config)?

@@ -116,7 +116,7 @@ impl Limits {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Log {
     pub segment: u64,
     pub keep: Duration,

@@ -13,17 +13,21 @@ use datafusion::catalog::{
     CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
     SchemaProvider, TableProvider,
 };
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{DataFrame, SQLOptions, SessionContext};
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{AsOf, Handles, QueryError, system};
 use crate::event::{Lsn, Micros};
@@ -46,11 +50,25 @@ pub struct SqlLimits {
     pub memory: usize,
 }
 
-/// Plans and runs SQL.
+/// Plans and runs SQL, on threads of its own: a query that computes for long keeps nothing else from answering.
 pub struct SqlEngine {
-    base: SessionState,
+    planner: Planner,
     slots: Arc<Semaphore>,
+    runtime: Option<Runtime>,
+}
+
+#[derive(Clone)]
+struct Planner {
+    base: SessionState,
     limits: SqlLimits,
+}
+
+impl Drop for SqlEngine {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// A finished query.
@@ -75,12 +93,19 @@ impl SqlEngine {
             .with_runtime_env(environment)
             .with_default_features()
             .build();
-        Ok(Self { base, slots: Arc::new(Semaphore::new(limits.concurrent)), limits })
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .thread_name("sql")
+            .build()
+            .map_err(|e| QueryError::Failed(e.to_string()))?;
+        let slots = Arc::new(Semaphore::new(limits.concurrent));
+        Ok(Self { planner: Planner { base, limits }, slots, runtime: Some(runtime) })
     }
 
     /// Bytes that running queries have reserved.
     pub fn memory_in_use(&self) -> usize {
-        self.base.runtime_env().memory_pool.reserved()
+        self.planner.base.runtime_env().memory_pool.reserved()
     }
 
     /// Runs a query on a snapshot taken now.
@@ -88,14 +113,26 @@ impl SqlEngine {
         if sql.len() > MAX_SQL_BYTES {
             return Err(QueryError::Limit(format!("the query has more than {MAX_SQL_BYTES} bytes")));
         }
-        let _slot = self.slots.try_acquire().map_err(|_| QueryError::Busy { running: self.limits.concurrent })?;
-        let time = self.limits.time;
-        tokio::time::timeout(time, self.answer(sql, handles, now)).await.unwrap_or_else(|_| {
-            let limit = format!("the query took longer than {time:?} (`[limits] sql_time`); narrow it by event_time");
-            Err(QueryError::Limit(limit))
-        })
+        let SqlLimits { concurrent, time, .. } = self.planner.limits;
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| QueryError::Busy { running: concurrent })?;
+        let runtime = self.runtime.as_ref().ok_or_else(|| QueryError::Failed("weir is stopping".into()))?;
+        let (planner, sql, handles) = (self.planner.clone(), sql.to_owned(), handles.clone());
+        // Dropped, as when its client has gone, the query ends; its slot is free when it has ended.
+        let query = AbortOnDropHandle::new(runtime.spawn(async move {
+            let _slot = slot;
+            planner.answer(&sql, &handles, now).await
+        }));
+        match tokio::time::timeout(time, query).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(lost)) => Err(QueryError::Failed(lost.to_string())),
+            Err(_) => Err(QueryError::Limit(format!(
+                "the query took longer than {time:?} (`[limits] sql_time`); narrow it by event_time"
+            ))),
+        }
     }
+}
 
+impl Planner {
     async fn answer(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
         let (context, positions) = self.session(handles)?;
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
@@ -154,7 +191,9 @@ impl SqlEngine {
 
     async fn collect(&self, frame: DataFrame) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {
         let limits = self.limits;
-        let mut stream = frame.execute_stream().await.map_err(|e| run_error(&e, limits))?;
+        let context = Arc::new(frame.task_ctx());
+        let plan = frame.create_physical_plan().await.and_then(yielding);
+        let mut stream = plan.and_then(|plan| execute_stream(plan, context)).map_err(|e| run_error(&e, limits))?;
         let schema = stream.schema();
         let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
         while let Some(batch) = stream.try_next().await.map_err(|e| run_error(&e, limits))? {
@@ -180,6 +219,16 @@ impl SqlEngine {
         }
         Ok((schema, batches))
     }
+}
+
+/// The plan with every join giving way to others now and then: it makes many rows of few, which need not be waited for, so that
+/// nothing below it would.
+fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    let wrapped = plan.transform_up(|node| {
+        let is_join = node.children().len() > 1 || node.name() == "UnnestExec";
+        Ok(if is_join { Transformed::yes(Arc::new(CooperativeExec::new(node)) as _) } else { Transformed::no(node) })
+    });
+    wrapped.map(|wrapped| wrapped.data)
 }
 
 fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::event::Lsn;
 use crate::query::Handles;
 use crate::runtime::snapshots::Snapshots;
+use crate::sources::Stop;
 use crate::storage::{Disk, sync_folder};
 use crate::views::lake::LogName;
 use crate::wal::{Wal, backup};
@@ -35,14 +36,16 @@ pub struct Backup {
     pub folder: Folder,
     pub snapshots: Snapshots,
     pub trimming: Arc<Mutex<()>>,
+    pub stop: Stop,
 }
 
 impl Backup {
     /// Copies into a folder that is empty or not there; it gets its name when the copy is whole.
     pub fn run(&self, to: &Path) -> Result<Summary, RuntimeError> {
         let _trimming = self.trimming.lock().unwrap_or_else(PoisonError::into_inner);
+        let to = &plain(to)?;
         let partial = self.begin(to)?;
-        let mut copy = Copy { to: partial.clone(), files: 0, bytes: 0 };
+        let mut copy = Copy { to: partial.clone(), files: 0, bytes: 0, stop: self.stop.clone() };
         for table in self.handles.tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
@@ -78,8 +81,8 @@ impl Backup {
 
     fn begin(&self, to: &Path) -> Result<PathBuf, RuntimeError> {
         let refuse = |why: &str| Err(RuntimeError::Config(format!("{}: {why}; name another folder", to.display())));
-        if !to.is_absolute() || to.starts_with(&self.folder.root) {
-            return refuse("a backup goes to an absolute path outside the data folder");
+        if to.starts_with(&self.folder.root) {
+            return refuse("a backup goes outside the data folder");
         }
         if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) || to.is_file() {
             return refuse("is not empty");
@@ -108,7 +111,16 @@ pub fn offline(config: &Config, to: &Path, runtime: &tokio::runtime::Handle) -> 
     let log = LogName { instance: config.instance, id, zero: options.zero };
     let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
     opened.handles.progress.set_synced(end);
-    Backup { handles: opened.handles, folder, snapshots, trimming: Arc::default() }.run(to)
+    Backup { handles: opened.handles, folder, snapshots, trimming: Arc::default(), stop: Stop::default() }.run(to)
+}
+
+/// The path without links, dots and a slash at its end; its parent must be there.
+fn plain(to: &Path) -> Result<PathBuf, RuntimeError> {
+    let to: PathBuf = to.components().collect();
+    let wrong = |why: &str| RuntimeError::Config(format!("{}: {why}; name another folder", to.display()));
+    let name = to.file_name().filter(|_| to.is_absolute()).ok_or_else(|| wrong("is no absolute path to a folder"))?;
+    let parent = to.parent().and_then(|p| p.canonicalize().ok());
+    Ok(parent.ok_or_else(|| wrong("the folder around it is not there"))?.join(name))
 }
 
 fn in_path(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
@@ -126,6 +138,7 @@ struct Copy {
     to: PathBuf,
     files: u64,
     bytes: u64,
+    stop: Stop,
 }
 
 impl Copy {
@@ -141,6 +154,9 @@ impl Copy {
 
     fn open_file(&mut self, mut from: &File, name: &Path) -> Result<(), RuntimeError> {
         use std::os::unix::fs::OpenOptionsExt;
+        if self.stop.is_asked() {
+            return Err(RuntimeError::Failed("weir is stopping; the backup is not whole".into()));
+        }
         let target = self.to.join(name);
         let wrong = in_path(&target);
         create_folder(target.parent().unwrap_or(&self.to)).map_err(&wrong)?;

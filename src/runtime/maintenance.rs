@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -73,36 +73,61 @@ impl Maintenance {
 
     /// One round over everything; gives the number of merges.
     pub fn round(&self, when: When, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
-        let _trimming = match self.trimming.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(0),
-            Err(TryLockError::Poisoned(held)) => held.into_inner(),
-            Ok(held) => held,
-        };
         let mut merges = 0;
+        let mut result = Ok(());
         for (name, table) in &self.handles.tables {
-            if let Some(retention) = self.retention.get(name)
-                && let Some(latest) = table.latest()
-            {
-                let width = partition_width(table.spec.by_hour);
-                table.raise_floor(latest.saturating_sub(retention.micros()).div_euclid(width) * width);
+            // One table that fails does not keep the others, and the disk, from being looked after.
+            match self.look_after(name, table, when, stop) {
+                Ok(done) => merges += done,
+                Err(error) => result = result.and(Err(error)),
             }
-            let dropped = table.drop_below_floor()?;
-            if dropped > 0 {
-                tracing::info!(table = name, files = dropped, "below the retention's floor; taken out");
-            }
-            let done = compact::maintain(table, self.memory, when, stop)?;
-            if done > 0 {
-                tracing::info!(table = name, merges = done, files = table.files().len(), "merged");
-            }
-            merges += done;
         }
+        result = result.and(self.drop_indexes()).and(self.keep_to_the_disk());
+        result.map(|()| merges)
+    }
+
+    /// Keeps a backup from beginning, and does nothing while one copies.
+    fn hold(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.trimming.try_lock() {
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
+            Ok(held) => Some(held),
+        }
+    }
+
+    fn look_after(
+        &self,
+        name: &String,
+        table: &Arc<LakeTable>,
+        when: When,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<usize, ViewError> {
+        let Some(_trimming) = self.hold() else { return Ok(0) };
+        if let Some(retention) = self.retention.get(name)
+            && let Some(latest) = table.latest()
+        {
+            let width = partition_width(table.spec.by_hour);
+            table.raise_floor(latest.saturating_sub(retention.micros()).div_euclid(width) * width);
+        }
+        let dropped = table.drop_below_floor()?;
+        if dropped > 0 {
+            tracing::info!(table = name, files = dropped, "below the retention's floor; taken out");
+        }
+        let done = compact::maintain(table, self.memory, when, stop)?;
+        if done > 0 {
+            tracing::info!(table = name, merges = done, files = table.files().len(), "merged");
+        }
+        Ok(done)
+    }
+
+    fn drop_indexes(&self) -> Result<(), ViewError> {
+        let Some(_trimming) = self.hold() else { return Ok(()) };
         for (name, index) in &self.handles.search {
             if let Some(floor) = self.handles.floor(name) {
                 index.drop_below(floor)?;
             }
         }
-        self.keep_to_the_disk()?;
-        Ok(merges)
+        Ok(())
     }
 
     /// Raises floors if the folder has grown over its limit.

@@ -281,6 +281,7 @@ impl Running {
             folder: self.folder.clone(),
             snapshots: snapshots(config, &self.folder),
             trimming: self.pipeline.trimming.clone(),
+            stop: self.stop.clone(),
         }
     }
 
@@ -345,6 +346,11 @@ impl Running {
             .collect()
     }
 
+    /// What the views have not read yet of the log is left for the next start, where the process is asked to end: it is safe there.
+    pub fn leave_the_rest(&self) {
+        self.pipeline.leave_the_rest();
+    }
+
     /// Stops with the data: sources, log, operators, views with their last commit.
     pub fn stop(mut self) -> Result<(), RuntimeError> {
         self.stop.ask();
@@ -363,14 +369,18 @@ impl Running {
                 Err(_) => failures.push(format!("source `{name}` panicked")),
             }
         }
+        // Nobody gives more; frames of a source that has ended may still wait for room in a full log.
+        self.pipeline.intake.close();
         if let Some(maintenance) = self.maintenance.take() {
             let _ = maintenance.join();
         }
         if !self.options.once {
-            // What is in the log is safe; a server that is asked to end does so in time.
-            self.pipeline.leave_the_rest();
+            self.leave_the_rest();
         }
+        // A backup breaks off at its next file; until then the folder is not given up.
+        let trimming = self.pipeline.trimming.clone();
         self.pipeline.stop()?;
+        drop(trimming.lock());
         if failures.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(failures.join("; "))) }
     }
 }
@@ -543,12 +553,15 @@ fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog)
 /// How often a waiting run looks whether it is over.
 pub const POLL: Duration = Duration::from_millis(50);
 
-/// Ends when the process is asked to stop: SIGINT or SIGTERM.
-pub async fn stop_signal() {
+/// Ends when the process is asked to stop: SIGINT or SIGTERM. From this call on neither ends the process at once.
+pub fn stop_signal(runtime: &tokio::runtime::Runtime) -> tokio::task::JoinHandle<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    let _inside = runtime.enter();
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    runtime.spawn(async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    })
 }

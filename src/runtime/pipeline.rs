@@ -12,10 +12,10 @@ use super::RuntimeError;
 use super::snapshots::{LogCatchUp, Snapshots};
 use super::views::Opened;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Log};
 use crate::event::Lsn;
 use crate::ingest::{Committed, Ingest, Intake, Upkeep};
-use crate::operators::{Answer, Operators, PartitionState};
+use crate::operators::{Answer, OperatorError, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
 use crate::views::driver::{self, Status};
@@ -103,17 +103,15 @@ impl Pipeline {
             ring: ring.clone(),
             snapshots,
             progress: handles.progress.clone(),
+            handles: handles.clone(),
             statuses: statuses.clone(),
             upkeep,
-            keep: config.log.keep,
-            budget: config.log.budget,
-            segment: config.log.segment,
+            limits: LogLimits::of(config),
             trimming: trimming.clone(),
             leave_the_rest: leave_the_rest.clone(),
             last_snapshot: Instant::now(),
             log_bytes: 0,
             snapshot_bytes: 0,
-            snapshot_every: config.limits.snapshot,
             published: Instant::now(),
         };
         let operators = std::thread::Builder::new()
@@ -219,18 +217,37 @@ struct OperatorStage {
     ring: Arc<Ring>,
     snapshots: Snapshots,
     progress: Arc<Progress>,
+    handles: Handles,
     statuses: Vec<Arc<Status>>,
     upkeep: Sender<Upkeep>,
-    keep: Duration,
-    budget: u64,
-    segment: u64,
+    limits: LogLimits,
     trimming: Arc<Mutex<()>>,
     leave_the_rest: Arc<AtomicBool>,
     last_snapshot: Instant,
     log_bytes: u64,
     snapshot_bytes: u64,
-    snapshot_every: Duration,
     published: Instant,
+}
+
+/// How much of the log stays, and when a snapshot lets go of it.
+#[derive(Debug, Clone, Copy)]
+struct LogLimits {
+    keep: Duration,
+    budget: u64,
+    segment: u64,
+    snapshot_every: Duration,
+}
+
+impl LogLimits {
+    fn of(config: &Config) -> Self {
+        let Log { keep, budget, segment } = config.log;
+        Self { keep, budget, segment, snapshot_every: config.limits.snapshot }
+    }
+
+    /// Bytes of log above which even young segments leave, well before records find no room.
+    fn trim_above(self) -> u64 {
+        (self.budget / 4 * 3).min(self.budget.saturating_sub(3 * self.segment))
+    }
 }
 
 impl OperatorStage {
@@ -250,13 +267,17 @@ impl OperatorStage {
             let decoded = self.operators.decode(&frame)?;
             self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
         }
+        // A view that had a floor's frame already did not see it again.
+        self.handles.raise_floors(&self.operators.floors());
         let answers =
             self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
         let _ = ready.send(Resume { partitions: self.operators.partitions().clone(), answers });
         while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
             let is_worth_it = self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes;
-            if is_worth_it && self.last_snapshot.elapsed() >= self.snapshot_every || self.log_bytes >= self.budget / 4 {
+            if is_worth_it && self.last_snapshot.elapsed() >= self.limits.snapshot_every
+                || self.log_bytes >= self.limits.budget / 8
+            {
                 self.snapshot()?;
             }
         }
@@ -268,6 +289,9 @@ impl OperatorStage {
     fn apply(&mut self, committed: &Committed) -> Result<(), RuntimeError> {
         self.log_bytes += committed.frame.block.len() as u64;
         let output = self.operators.apply(&committed.frame, committed.decoded.as_deref())?;
+        if !output.floors.is_empty() {
+            self.handles.raise_floors(&output.floors);
+        }
         self.ring.push(Arc::new(output));
         self.progress.set_streams(self.operators.progress());
         Ok(())
@@ -289,7 +313,7 @@ impl OperatorStage {
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 // A full log takes nothing in before views have committed and it was trimmed.
                 Err(RecvTimeoutError::Timeout) => {
-                    if self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.trim_above() {
+                    if self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.limits.trim_above() {
                         if self.log_bytes > 0 { self.snapshot()? } else { self.trim()? }
                     }
                 }
@@ -299,24 +323,39 @@ impl OperatorStage {
 
     /// Saves the operators, then lets go of what recovery no longer needs.
     fn snapshot(&mut self) -> Result<(), RuntimeError> {
-        self.snapshot_bytes = self.snapshots.save(&self.operators)? as u64;
         self.last_snapshot = Instant::now();
-        self.log_bytes = 0;
+        match self.snapshots.save(&self.operators) {
+            Ok(bytes) => {
+                self.snapshot_bytes = bytes as u64;
+                self.log_bytes = 0;
+            }
+            // A full disk: the log keeps what the snapshot would have covered, and the next one is tried in its time.
+            Err(error) => tracing::error!(%error, "no snapshot could be written"),
+        }
         self.trim()
-    }
-
-    /// Bytes of log above which even young segments leave, well before records find no room.
-    fn trim_above(&self) -> u64 {
-        (self.budget / 4 * 3).min(self.budget.saturating_sub(3 * self.segment))
     }
 
     fn trim(&self) -> Result<(), RuntimeError> {
         // While a backup copies, everything stays.
         let Ok(_trimming) = self.trimming.try_lock() else { return Ok(()) };
         let positions = self.statuses.iter().flat_map(|s| s.positions()).collect();
-        let Some(safe) = self.snapshots.tidy(&positions)? else { return Ok(()) };
-        for first_lsn in plan_trim(&self.segments(), safe, self.keep, Some(self.trim_above())) {
+        let safe = match self.snapshots.tidy(&positions) {
+            Ok(Some(safe)) => safe,
+            Ok(None) => return Ok(()),
+            Err(error @ OperatorError::Newer { .. }) => return Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "old snapshots could not be looked at; the log is not trimmed");
+                return Ok(());
+            }
+        };
+        for first_lsn in plan_trim(&self.segments(), safe, self.limits.keep, Some(self.limits.trim_above())) {
             let _ = self.upkeep.send(Upkeep::Remove(first_lsn));
+        }
+        if self.segments().iter().filter(|s| s.first_lsn > safe).map(|s| s.bytes).sum::<u64>()
+            > self.limits.trim_above()
+        {
+            // Rows that wait in a view for their time keep the log.
+            self.ring.hurry();
         }
         Ok(())
     }

@@ -50,6 +50,7 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
             in_flight: VecDeque::new(),
             heard_at: clock.now(),
             gathered_since: 0,
+            has_room_again: false,
         };
         let ended = runtime.block_on(listener.listen(url));
         missed_since = listener.missed_since;
@@ -100,6 +101,8 @@ struct Listener<'a> {
     /// When the last message came, and the first one of the frame being gathered.
     heard_at: Micros,
     gathered_since: Micros,
+    /// Records are stored again after some were not.
+    has_room_again: bool,
 }
 
 impl Listener<'_> {
@@ -122,6 +125,9 @@ impl Listener<'_> {
                 let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
                 self.settle()?;
                 return self.tell_gap("no room in the log");
+            }
+            if std::mem::take(&mut self.has_room_again) {
+                self.tell_gap("no room in the log")?;
             }
             let wait = if self.records.is_empty() { Duration::from_millis(200) } else { GATHER };
             match timeout(wait, socket.next()).await {
@@ -203,7 +209,10 @@ impl Listener<'_> {
     fn settle_oldest(&mut self) -> Result<(), Ended> {
         let Some((receipt, since)) = self.in_flight.pop_front() else { return Ok(()) };
         match receipt.wait() {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.has_room_again = self.missed_since.is_some();
+                Ok(())
+            }
             Err(IngestError::NoSpace { reason }) => {
                 // What was not stored is told as a gap as soon as there is room for it.
                 self.missed_since.get_or_insert(since);

@@ -12,6 +12,8 @@ use crate::event::Lsn;
 
 /// The file's format.
 const VERSION: u64 = 1;
+/// Memory of a file that a copy is written into.
+const COPY_CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// A file opened to write, or to read what is committed.
@@ -139,7 +141,7 @@ impl StateFile {
     ) -> Result<(), ViewError> {
         let failed = |e: redb::Error| ViewError::Failed { view: path.display().to_string(), reason: e.to_string() };
         let read = self.read()?;
-        let copy = Database::create(path).map_err(|e| failed(e.into()))?;
+        let copy = redb::Builder::new().set_cache_size(COPY_CACHE_BYTES).create(path).map_err(|e| failed(e.into()))?;
         let write = copy.begin_write().map_err(|e| failed(e.into()))?;
         copy_table(META, &read, &write).and_then(|()| tables(&read, &write)).map_err(failed)?;
         write.commit().map_err(|e| failed(e.into()))

@@ -75,8 +75,9 @@ pub fn run(
     let (mut retry, mut tries) = (FIRST_RETRY, 0);
     // Only a commit shows that a view that failed goes on again.
     let mut stood = view.positions();
+    let mut hurries = ring.hurries();
     loop {
-        match advance(&mut *view, &name, ring, catch_up, status) {
+        match advance(&mut *view, &name, ring, catch_up, status, &mut hurries) {
             Ok(true) if tries == 0 => {}
             Ok(true) => {
                 if view.positions() != stood {
@@ -120,6 +121,7 @@ fn advance(
     ring: &Ring,
     catch_up: &dyn CatchUp,
     status: &Status,
+    hurries: &mut u64,
 ) -> Result<bool, ViewError> {
     match ring.next(name, view.applied(), POLL) {
         Next::Output(output) => view.apply(&output, Instant::now())?,
@@ -147,8 +149,9 @@ fn advance(
             return Ok(false);
         }
     }
-    if view.is_due(Instant::now(), !ring.has_more(view.applied())) {
-        view.commit(false)?;
+    let is_hurried = std::mem::replace(hurries, ring.hurries()) != *hurries;
+    if is_hurried || view.is_due(Instant::now(), !ring.has_more(view.applied())) {
+        view.commit(is_hurried)?;
         status.publish(view);
     } else {
         status.applied.store(view.applied(), Ordering::Release);

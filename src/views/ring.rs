@@ -2,6 +2,7 @@
 //! out, it never blocks the others. Only sources that can wait are held back, by [`Ring::wait_for_room`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ pub struct Ring {
     inner: Mutex<Inner>,
     changed: Condvar,
     capacity: usize,
+    /// How often every view has been asked to commit all it has.
+    hurries: AtomicU64,
 }
 
 struct Inner {
@@ -42,7 +45,7 @@ impl Ring {
     pub fn new(capacity: usize, start: Lsn) -> Self {
         let inner =
             Inner { items: VecDeque::new(), bytes: 0, start, end: start, closed: false, readers: BTreeMap::new() };
-        Self { inner: Mutex::new(inner), changed: Condvar::new(), capacity }
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), capacity, hurries: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -106,6 +109,16 @@ impl Ring {
     pub fn leave(&self, reader: &str) {
         self.lock().readers.remove(reader);
         self.changed.notify_all();
+    }
+
+    /// Asks every view to commit all it has, soon.
+    pub fn hurry(&self) {
+        self.hurries.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often that has been asked.
+    pub fn hurries(&self) -> u64 {
+        self.hurries.load(Ordering::Acquire)
     }
 
     /// Waits until every view has taken so much that half the ring is free, for a source that can wait. False: timed out.

@@ -29,10 +29,12 @@ const WORTH_IT: u64 = 10;
 const OLD_AGE: Duration = Duration::from_secs(86_400);
 /// Files that one merge reads at once.
 const MOST_FILES: usize = 64;
-/// Rows handed on by a merge at once: few, where many files are read in little memory.
-const MERGE_ROWS: std::ops::RangeInclusive<usize> = 64..=8_192;
-/// What a row being merged takes, about: it is held by its file's reader, by the merge and by the writer.
+/// Rows handed on by a merge at once: few, where many files are read in little memory, or rows are large.
+const MERGE_ROWS: std::ops::RangeInclusive<usize> = 4..=8_192;
+/// What a row being merged takes at least, about: it is held by its file's reader, by the merge and by the writer. And how many
+/// times what it takes in its file.
 const MERGE_ROW_BYTES: usize = 8 << 10;
+const UNPACKED: usize = 24;
 /// The packed bytes that reading a large file holds: those of a row group.
 const GROUP_BYTES: u64 = 32 << 20;
 /// A file that a merge replaced stays this long, for queries that began before.
@@ -191,7 +193,9 @@ type Merge = (Arc<dyn ExecutionPlan>, Arc<TaskContext>);
 
 /// Each file is sorted by time and LSN: merging them keeps the order without sorting again.
 fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<Merge, DataFusionError> {
-    let rows = (memory / MERGE_ROW_BYTES / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
+    let packed = files.iter().map(|f| f.bytes / f.rows.max(1)).max().unwrap_or(0) as usize;
+    let row_bytes = MERGE_ROW_BYTES.max(packed * UNPACKED);
+    let rows = (memory / row_bytes / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
     let (scan, context) = scan_files(table, files, memory, rows)?;
     let schema = scan.schema();
     let order = [table.spec.time_column, 0]

@@ -233,7 +233,8 @@ impl LakeTable {
         let now_ms = chrono::Utc::now().timestamp_millis();
         delta.replaced.extend(change.remove.iter().map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
-        let gone: HashSet<&str> = change.remove.iter().map(|f| f.path.as_str()).collect();
+        // After an error the table was read again, and names the new files already.
+        let gone: HashSet<&str> = change.remove.iter().chain(&change.add).map(|f| f.path.as_str()).collect();
         let mut files: Vec<FileEntry> =
             state.files.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
         files.extend(change.add.iter().cloned());

@@ -12,6 +12,7 @@ use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, Segment
 use super::text;
 use crate::event::{Lsn, Micros};
 use crate::schema::SearchDef;
+use crate::storage::sync_folder;
 use crate::views::ViewError;
 
 /// Version of the payload and of the fields' layout.
@@ -20,6 +21,8 @@ pub const VERSION: u32 = 1;
 /// Files of an index that name its others.
 const META: &str = "meta.json";
 const MANAGED: &str = ".managed.json";
+/// Begins the name of an index that is being removed.
+const GONE: &str = "gone-";
 /// Commits that may come between looking and opening.
 const TRIES: usize = 50;
 
@@ -96,6 +99,9 @@ impl SearchIndex {
             return Ok(None);
         }
         std::fs::create_dir_all(folder).map_err(|e| wrong(e.to_string()))?;
+        if writable {
+            remove_gone(folder).map_err(|e| wrong(e.to_string()))?;
+        }
         let mut names: Vec<String> = std::fs::read_dir(folder)
             .map_err(|e| wrong(e.to_string()))?
             .filter_map(|e| e.ok().map(|e| e.file_name().to_string_lossy().into_owned()))
@@ -140,9 +146,11 @@ impl SearchIndex {
                 if !(is_named || name == META || name == MANAGED) {
                     continue;
                 }
-                // One that is gone meanwhile is no longer named either, which the second look shows.
-                if let Ok(file) = File::open(folder.join(&name)) {
-                    files.push((Path::new(folder.file_name().unwrap_or_default()).join(name), file));
+                match File::open(folder.join(&name)) {
+                    Ok(file) => files.push((Path::new(folder.file_name().unwrap_or_default()).join(name), file)),
+                    // One that is gone meanwhile is no longer named either, which the second look shows.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(failed(error.to_string())),
                 }
             }
             // No file is removed while the index names it: unchanged, it named these all the time.
@@ -209,7 +217,14 @@ impl SearchIndex {
                 }
             }
         }
-        let removed = gone.iter().try_for_each(|part| std::fs::remove_dir_all(part_folder(&self.folder, part.number)));
+        let removed = gone.iter().try_for_each(|part| {
+            // Under a name that is no index's: half removed, it must not be opened.
+            let (folder, away) =
+                (part_folder(&self.folder, part.number), self.folder.join(format!("{GONE}{}", part.number)));
+            std::fs::rename(&folder, &away)?;
+            sync_folder(&self.folder)?;
+            std::fs::remove_dir_all(away)
+        });
         removed.map_err(|e| failed(e.to_string()))?;
         Ok(gone.len())
     }
@@ -242,6 +257,17 @@ impl SearchIndex {
 /// Folder of the index with this number.
 pub fn part_folder(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("{number:06}"))
+}
+
+/// Removes what a crash left of indexes that were being removed.
+fn remove_gone(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(GONE) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The greatest event time among the documents.
