@@ -50,9 +50,9 @@ impl Run {
         if signal.is_finished() {
             running.leave_the_rest();
         }
-        let handles = running.handles.clone();
+        let (handles, was_asked) = (running.handles.clone(), signal.is_finished());
         running.stop()?;
-        summary(&handles, before, started);
+        summary(&handles, before, started, was_asked);
         Ok(())
     }
 
@@ -78,12 +78,13 @@ fn sum(handles: &crate::query::Handles) -> Totals {
     })
 }
 
-fn summary(handles: &crate::query::Handles, before: Totals, started: Instant) {
+fn summary(handles: &crate::query::Handles, before: Totals, started: Instant, was_asked: bool) {
     let after = sum(handles);
     let events = after.events.saturating_sub(before.events);
     let seconds = started.elapsed().as_secs_f64();
+    let reached = if was_asked { "stopped as asked, what was taken in is safe" } else { "all views have committed" };
     eprintln!(
-        "{events} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; all views committed up to record {}",
+        "{events} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
         after.repeats.saturating_sub(before.repeats),
         after.late.saturating_sub(before.late),
         after.dead_letters.saturating_sub(before.dead_letters),
