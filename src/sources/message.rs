@@ -1,6 +1,5 @@
 //! Messages → records. A message may be an object, an array of them, or a JSON string that holds either (encoded twice).
 
-/// Gives each record of a message. What is no such shape is one record, for the decoder to refuse with its reason.
 fn split(message: &[u8], give: &mut dyn FnMut(&[u8])) {
     let message = message.trim_ascii();
     match message.first() {
@@ -13,7 +12,8 @@ fn split(message: &[u8], give: &mut dyn FnMut(&[u8])) {
     }
 }
 
-/// Like [`split`], for a message that may be a string that holds an array.
+/// Gives each record of a message, which may be a string that holds an array. What is no such shape is one record, for the decoder
+/// to refuse with its reason.
 pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
     let trimmed = message.trim_ascii();
     if trimmed.first() == Some(&b'"')
