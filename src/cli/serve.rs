@@ -35,7 +35,11 @@ pub fn serve(
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0])
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
-    let mut running = Running::start(config, Options::default(), runtime.handle())?;
+    // In a thread that ends: the memory that opening takes and gives back returns to the system with it.
+    let mut running = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| Running::start(config, Options::default(), runtime.handle()));
+        opening.join().unwrap_or_else(|_| Err(RuntimeError::Failed("opening the data folder panicked".into())))
+    })?;
     let address = listener.local_addr().map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let parts = Parts {
         answers: running.answers.clone(),
