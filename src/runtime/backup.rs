@@ -45,7 +45,16 @@ impl Backup {
         let _trimming = self.trimming.lock().unwrap_or_else(PoisonError::into_inner);
         let to = &plain(to)?;
         let partial = self.begin(to)?;
-        let mut copy = Copy { to: partial.clone(), files: 0, bytes: 0, stop: self.stop.clone() };
+        let copied = self.copy(&partial, to);
+        if copied.is_err() {
+            // Half a copy is worth nothing.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        copied
+    }
+
+    fn copy(&self, partial: &Path, to: &Path) -> Result<Summary, RuntimeError> {
+        let mut copy = Copy { to: partial.to_owned(), files: 0, bytes: 0, stop: self.stop.clone() };
         for table in self.handles.tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
