@@ -178,7 +178,7 @@ pub fn records(count: usize, seed: u64) -> Vec<Value> {
             let is_zero = venue.is_multiple_of(20);
             record["venue"] = json!({
                 "venue_id": venue, "venue_name": format!("Venue {venue}"),
-                "lat": if is_zero { json!(0) } else { json!(40.0 + venue as f64 / 100.0) },
+                "lat": if is_zero { json!(0) } else { json!(40.0 + venue as f64 / 100.0 + (n / 400) as f64 / 1_000.0) },
                 "lon": if is_zero { json!(0) } else { json!(-74.0 + (venue * 7 % 200) as f64 / 50.0) },
             });
         }
@@ -223,9 +223,53 @@ pub fn holds_exactly(bench: &Bench, records: &[Value]) {
     let has_open = |r: &&Value| r["event"]["event_name"] == "Open mic night";
     let open = records.iter().filter(has_open).count() as u64;
     assert_eq!(bench.ask(&["search", "open", "--limit", "1"])["total"], open, "search");
+    assert_eq!(
+        venues(&bench.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "1000"])),
+        places(records),
+        "places"
+    );
     let sum: i64 = records.iter().map(|r| r["mtime"].as_i64().expect("a number") % 100_000).sum();
     let found = bench.rows("select sum(mtime % 100000) as s from rsvps")[0]["s"].as_i64();
     assert_eq!(found, if records.is_empty() { None } else { Some(sum) }, "contents");
+}
+
+/// A venue's place, and its latest dates.
+type Venues = BTreeMap<i64, (String, Vec<String>)>;
+
+/// Latitude and longitude, to a millimetre.
+fn place(venue: &Value) -> String {
+    format!("{:.8} {:.8}", venue["lat"].as_f64().expect("a number"), venue["lon"].as_f64().expect("a number"))
+}
+
+fn venues(answer: &Value) -> Venues {
+    let venue = |v: &Value| {
+        let dates =
+            v["events"].as_array().expect("events").iter().map(|e| e["date"].as_str().expect("a date").to_owned());
+        (v["venue_id"].as_i64().expect("an id"), (place(v), dates.collect()))
+    };
+    answer["venues"].as_array().expect("venues").iter().map(venue).collect()
+}
+
+/// Of every venue with a place, that of its latest record, and the ten latest dates of its different (event, date).
+fn places(records: &[Value]) -> Venues {
+    type Known<'a> = (Option<(i64, String)>, std::collections::BTreeSet<(i64, &'a str)>);
+    let mut known: BTreeMap<i64, Known<'_>> = BTreeMap::new();
+    for record in records {
+        let (venue, event) = (&record["venue"], &record["event"]);
+        let Some(id) = venue["venue_id"].as_i64() else { continue };
+        let (at, events) = known.entry(id).or_default();
+        events.insert((event["time"].as_i64().expect("a time"), event["event_id"].as_str().expect("an id")));
+        let is_place = venue["lat"].as_f64() != Some(0.0) || venue["lon"].as_f64() != Some(0.0);
+        let version = record["mtime"].as_i64().expect("a number");
+        if is_place && at.as_ref().is_none_or(|(before, _)| version >= *before) {
+            *at = Some((version, place(venue)));
+        }
+    }
+    let latest = |events: std::collections::BTreeSet<(i64, &str)>| -> Vec<String> {
+        let date = |(time, _): (i64, &str)| weir::event::rfc3339(time * 1_000);
+        events.into_iter().rev().take(10).map(date).collect()
+    };
+    known.into_iter().filter_map(|(id, (at, events))| Some((id, (at?.1, latest(events))))).collect()
 }
 
 /// Every file below a folder with its bytes.
