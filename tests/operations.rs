@@ -197,6 +197,8 @@ fn a_running_query_is_ended_by_its_id() {
         assert_eq!(status, 409, "{answer}");
     });
     assert_eq!(server.request("DELETE", "/api/v1/sql/q1", &[], b"").0, 404);
+    let long = json!({"id": "q".repeat(129), "sql": "select 1"});
+    assert_eq!(server.request("POST", "/api/v1/sql", &[], long.to_string().as_bytes()).0, 400);
     let count = without_as_of(bench.ask(&["count", "--repeats"]));
     assert_eq!(count["count"], 400);
     drop::<Server>(server);

@@ -18,6 +18,9 @@ use crate::runtime::RuntimeError;
 
 type Params = Query<BTreeMap<String, String>>;
 
+/// Longest name that a client gives a query.
+const QUERY_ID_BYTES: usize = 128;
+
 /// How many events said something new.
 #[utoipa::path(get, path = "/api/v1/count", params(("stream" = Option<String>, Query), ("type" = Option<String>, Query),
     ("by" = Option<String>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query), ("repeats" = Option<bool>, Query)),
@@ -77,6 +80,12 @@ pub async fn sql(State(app): State<App>, body: axum::body::Bytes) -> Result<Resp
         _ => "application/vnd.apache.arrow.stream",
     };
     let conflict = |message: String| ApiError::new(StatusCode::CONFLICT, "conflict", message, "");
+    if request.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > QUERY_ID_BYTES) {
+        return Err(ApiError::bad_request(
+            format!("a query's id has 1 to {QUERY_ID_BYTES} bytes"),
+            "choose a shorter one",
+        ));
+    }
     let running = match &request.id {
         Some(id) => Some(RunningQuery::new(&app, id).ok_or_else(|| conflict(format!("a query `{id}` is running")))?),
         None => None,

@@ -1,8 +1,8 @@
 //! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the rows above its last commit in
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
-//! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's blocks; [`compact`] merges;
-//! [`provider`] is the table for SQL; [`store`] makes Delta's commits durable.
+//! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's
+//! blocks; [`compact`] merges; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable.
 
 pub mod compact;
 pub mod files;
