@@ -230,3 +230,36 @@ fn a_server_that_ends_while_it_reads_the_log_goes_on_from_there_at_the_next_star
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     holds_exactly(&bench, &all);
 }
+
+#[test]
+fn venues_that_nobody_named_for_so_long_leave_the_map_with_their_edges() {
+    let bench = Bench::new("");
+    let places = "places = { venue = \"venue_id\", name = \"venue_name\", lat = \"lat\", lon = \"lon\", event = \"event_id\", date = \"event_start\", keep = \"2d\" }";
+    bench.configure(&format!(
+        "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n{places}\n"
+    ));
+    let mut all = minutes(40);
+    for (n, record) in all.iter_mut().enumerate() {
+        // Half of them ten days later, at another venue, for an event of the day after.
+        let day = 86_400_000 * if n < 20 { 0 } else { 10 };
+        let mtime = record["mtime"].as_i64().expect("a number") + day;
+        record["mtime"] = json!(mtime);
+        record["event"]["time"] = json!(mtime + 86_400_000);
+        record["venue"] = json!({"venue_id": if n < 20 { 1 } else { 2 }, "venue_name": "V", "lat": 40.5, "lon": -74.5});
+    }
+    let near = || {
+        let answer = bench.ask(&["nearby", "--lat", "40.7", "--lon=-74"]);
+        let venues = answer["venues"].as_array().expect("venues").clone();
+        let events = venues.iter().map(|v| v["events"].as_array().expect("events").len()).sum::<usize>();
+        (venues.iter().map(|v| v["venue_id"].as_u64().expect("an id")).collect::<Vec<_>>(), events)
+    };
+    bench.write("in.ndjson", &ndjson(&all[..20]));
+    bench.once();
+    let (venues, events) = near();
+    assert!(venues == [1] && events > 0, "{venues:?} {events}");
+    bench.write("in.ndjson", &ndjson(&all));
+    bench.once();
+    let (venues, events) = near();
+    assert!(venues == [2] && events > 0, "{venues:?} {events}");
+    assert_eq!(bench.number("select count(distinct venue_id) from rsvps"), 2, "the table has its own retention");
+}

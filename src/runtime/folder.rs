@@ -4,10 +4,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
+
+/// How often, and after what time, a folder that is in use is asked for again.
+const READER_TRIES: usize = 20;
+const READER_WAIT: Duration = Duration::from_millis(50);
 
 /// Paths inside a data folder.
 #[derive(Debug, Clone)]
@@ -97,7 +102,16 @@ impl Folder {
     /// Takes the folder for writing: alone.
     pub fn lock(&self) -> Result<Lock, RuntimeError> {
         let mut file = self.lock_file()?;
-        self.taken(file.try_lock())?;
+        let mut locked = file.try_lock();
+        for _ in 0..READER_TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            // A verb that reads the folder holds it for a moment only.
+            std::thread::sleep(READER_WAIT);
+            locked = file.try_lock();
+        }
+        self.taken(locked)?;
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         Ok(Lock(file))
     }
