@@ -11,7 +11,7 @@ use crate::decode::{Decoded, decode};
 use crate::event::Lsn;
 use crate::schema::Catalog;
 use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, Records, Wal, WalError};
+use crate::wal::{About, Frame, Header, Kind, Records, RecordsBuilder, Wal, WalError};
 
 /// Submissions that may wait for the writer, whatever their size.
 const QUEUE: usize = 256;
@@ -30,6 +30,24 @@ pub struct Submission {
     pub first_position: u64,
     pub previous_position: u64,
     pub about: About,
+}
+
+impl Submission {
+    /// A control frame of one payload.
+    pub fn control(kind: Kind, stream: &str, payload: &[u8]) -> Self {
+        let mut records = RecordsBuilder::default();
+        records.push(payload);
+        Self {
+            kind,
+            source: String::new(),
+            partition: String::new(),
+            stream: stream.to_owned(),
+            records: records.finish(),
+            first_position: 0,
+            previous_position: 0,
+            about: About::default(),
+        }
+    }
 }
 
 /// Why a submission was not taken; nothing of it is stored.
@@ -221,7 +239,7 @@ impl Ingest {
         let page = submission.records.page().clone();
         // Bytes, their compressed block and the decoded rows.
         let bytes = page.len() * 3 + 1024;
-        self.gate.admit(bytes, wait, submission.kind != Kind::Record)?;
+        self.gate.admit(bytes, wait, !matches!(submission.kind, Kind::Record | Kind::Retry))?;
         let result =
             self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
         if result.is_err() {
@@ -237,7 +255,7 @@ impl Ingest {
     ) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
         let received_at = self.clock.now();
         let decoded = match (submission.kind, self.catalog.streams.get(&submission.stream)) {
-            (Kind::Record, Some(stream)) => {
+            (Kind::Record | Kind::Retry, Some(stream)) => {
                 Some(Arc::new(decode(stream, submission.records.iter(), received_at, &submission.about.cut)))
             }
             _ => None,

@@ -113,7 +113,7 @@ impl Asked {
         Ok(Self { runtime, place })
     }
 
-    /// Asks `/api/v1/<what>`.
+    /// Asks `/api/v1/<what>`; of a window by the parameter `name`.
     pub fn ask(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
         match &self.place {
             Place::Folder(offline) => {
@@ -123,12 +123,17 @@ impl Asked {
                         "count" => answers.count(params).await,
                         "search" => answers.search(params).await,
                         "nearby" => answers.nearby(params).await,
+                        "windows" => answers.windows(params).await,
                         _ => Ok(answers.status()),
                     }
                 });
                 Ok(answer?)
             }
-            Place::Server(server) => self.runtime.block_on(server.get(what, params)),
+            Place::Server(server) => {
+                let mut params = params.clone();
+                let what = params.remove("name").map_or(what.to_owned(), |name| format!("{what}/{}", encode(&name)));
+                self.runtime.block_on(server.get(&what, &params))
+            }
         }
     }
 

@@ -2,9 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::ask::Asked;
-use super::{Global, output};
-use crate::runtime::RuntimeError;
+use super::ask::{Asked, Server};
+use super::{Global, output, tokio_runtime};
+use crate::runtime::retry::RetryQuestion;
+use crate::runtime::{Options, Running, RuntimeError};
 
 #[derive(Debug, Args)]
 pub struct DeadLetters {
@@ -24,11 +25,50 @@ enum What {
     },
     /// One whole, with its bytes.
     Show { lsn: u64 },
+    /// Brings those back that are accepted now, after a schema or a rule was mended.
+    Retry {
+        /// Only of this stream.
+        #[arg(long)]
+        stream: Option<String>,
+        /// Only those with exactly this reason.
+        #[arg(long)]
+        reason: Option<String>,
+        /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds, now-15m.
+        #[arg(long, allow_hyphen_values = true)]
+        since: Option<String>,
+        /// At most so many, the oldest first.
+        #[arg(long)]
+        limit: Option<usize>,
+    },
+}
+
+fn retry(global: &Global, question: &RetryQuestion) -> Result<(), RuntimeError> {
+    let config = global.load_file()?;
+    let runtime = tokio_runtime()?;
+    let answer = match runtime.block_on(Server::find(&config)) {
+        Some(server) => runtime.block_on(server.post("dead-letters/retry", &serde_json::json!(question)))?,
+        None => {
+            let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
+            let done = running.resume_alone().and_then(|()| runtime.block_on(running.retry()?.run(question)));
+            running.stop()?;
+            serde_json::json!(done?)
+        }
+    };
+    output::answer(&serde_json::json!({"rows": [answer]}), "rows", global.format())
 }
 
 impl DeadLetters {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let query = match &self.what {
+            What::Retry { stream, reason, since, limit } => {
+                let question = RetryQuestion {
+                    stream: stream.clone(),
+                    reason: reason.clone(),
+                    since: since.clone(),
+                    limit: *limit,
+                };
+                return retry(global, &question);
+            }
             What::List { limit, stream } => {
                 let only =
                     stream.as_ref().map_or(String::new(), |s| format!("where stream = '{}'", s.replace('\'', "''")));

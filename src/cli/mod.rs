@@ -77,6 +77,7 @@ enum Verb {
     Count(questions::Count),
     Search(questions::Search),
     Nearby(questions::Nearby),
+    Windows(questions::Windows),
     Status(questions::Status),
     Backup(backup::Backup),
     /// Merges the files of a stopped lake now.
@@ -144,6 +145,7 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Count(count) => count.run(global),
         Verb::Search(search) => search.run(global),
         Verb::Nearby(nearby) => nearby.run(global),
+        Verb::Windows(windows) => windows.run(global),
         Verb::Status(status) => status.run(global),
         Verb::Backup(backup) => backup.run(global),
         Verb::Compact(compact) => compact.run(global),

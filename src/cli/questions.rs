@@ -77,6 +77,21 @@ pub struct Nearby {
     within: Option<String>,
 }
 
+/// Shows a window's rows, those of the latest windows first, open ones too.
+#[derive(Debug, Args)]
+pub struct Windows {
+    /// The window, as the configuration names it.
+    name: String,
+    /// Windows that start from this time on: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
+    #[arg(long, allow_hyphen_values = true)]
+    from: Option<String>,
+    /// Windows that start before this time.
+    #[arg(long, allow_hyphen_values = true)]
+    to: Option<String>,
+    #[arg(long, default_value_t = 1_000)]
+    limit: usize,
+}
+
 /// Shows how far log and views are.
 #[derive(Debug, Args)]
 pub struct Status {}
@@ -135,6 +150,19 @@ impl Nearby {
         ]);
         let answer = Asked::open(global)?.ask("nearby", &params)?;
         output::answer(&answer, "venues", global.format())
+    }
+}
+
+impl Windows {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let params = params([
+            ("name", Some(self.name.clone())),
+            ("from", self.from.clone()),
+            ("to", self.to.clone()),
+            ("limit", Some(self.limit.to_string())),
+        ]);
+        let answer = Asked::open(global)?.ask("windows", &params)?;
+        output::answer(&answer, "rows", global.format())
     }
 }
 

@@ -18,6 +18,9 @@ pub struct Run {
     /// With --once: take in for this long from sources that have no end.
     #[arg(long = "for", value_name = "DURATION", requires = "once", value_parser = parse_duration)]
     for_time: Option<Duration>,
+    /// With --once: close all windows and sessions at the end, as if nothing more were to come.
+    #[arg(long = "final", requires = "once")]
+    is_final: bool,
 }
 
 impl Run {
@@ -45,6 +48,9 @@ impl Run {
             std::thread::sleep(POLL);
         }
         if !running.has_failed() && !signal.is_finished() {
+            if self.is_final {
+                running.close_windows()?;
+            }
             running.maintain(&config);
         }
         if signal.is_finished() {

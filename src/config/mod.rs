@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::presets;
-pub use stream::{PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SearchDef, StreamDef, Streams, WatermarkDef};
+pub use stream::{
+    Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SearchDef, SessionDef, StreamDef, WatermarkDef, WindowDef,
+};
 use units::{Size, Span};
 
 /// What is wrong with a configuration: where, what, and what to do.
@@ -47,7 +49,7 @@ pub struct Config {
     pub log: Log,
     pub partition: PartitionBy,
     pub sources: Vec<Source>,
-    pub streams: Streams,
+    pub declared: Declarations,
     /// Retention of `raw` and `dead_letters`.
     pub raw_retention: Span,
     pub dead_letters_retention: Span,
@@ -184,9 +186,9 @@ pub fn parse(
     let base = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
     let server = server(&file.server, &base, &at)?;
     let limits = limits(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
-    let streams = streams(&file, &at)?;
-    refuse_too_little_memory(&limits, &streams).map_err(|m| at.error(at.line_of("memory"), m))?;
-    let sources = sources(&file, &base, &streams, &at)?;
+    let declared = declarations(&file, &at)?;
+    refuse_too_little_memory(&limits, &declared).map_err(|m| at.error(at.line_of("memory"), m))?;
+    let sources = sources(&file, &base, &declared, &at)?;
     let (raw_retention, dead_letters_retention) = tables(&file, &at)?;
     refuse_what_is_not_built(&file, &at)?;
     let partition = match file.lake.partition.as_deref() {
@@ -211,7 +213,7 @@ pub fn parse(
         limits,
         partition,
         sources,
-        streams,
+        declared,
         raw_retention,
         dead_letters_retention,
         text,
@@ -261,8 +263,17 @@ impl Config {
 
     /// An error that points at the line where a stream's key stands (its declaration's line, where the key comes from a preset).
     pub fn stream_error(&self, stream: &str, key: Option<&str>, message: String) -> ConfigError {
+        self.section_error(&format!("[streams.{stream}]"), key, message)
+    }
+
+    /// An error that points at the line of a window's SQL.
+    pub fn window_error(&self, window: &str, message: String) -> ConfigError {
+        self.section_error(&format!("[windows.{window}]"), Some("sql"), message)
+    }
+
+    fn section_error(&self, section: &str, key: Option<&str>, message: String) -> ConfigError {
         let at = Place { path: &self.place(), text: &self.text };
-        let section = at.line_of(&format!("[streams.{stream}]"));
+        let section = at.line_of(section);
         let line = key.zip(section).and_then(|(key, section)| at.line_after(section, key)).or(section);
         at.error(line, message)
     }
@@ -415,8 +426,8 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
 }
 
 /// The keys that `repeat` remembers are part of what a stream is; their memory must be there.
-fn refuse_too_little_memory(limits: &Limits, streams: &Streams) -> Result<(), String> {
-    let keys: usize = streams.0.values().filter_map(|s| s.repeat.as_ref()).map(|r| r.max_keys).sum();
+fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<(), String> {
+    let keys: usize = declared.streams.values().filter_map(|s| s.repeat.as_ref()).map(|r| r.max_keys).sum();
     let needed = 2 * keys.saturating_mul(REPEAT_KEY_BYTES);
     if needed <= limits.shares().operators {
         return Ok(());
@@ -456,9 +467,10 @@ fn default_memory() -> u64 {
     kib.map_or(LEAST_MEMORY, |kib| kib * 1024 / 4).clamp(LEAST_MEMORY, 2 << 30)
 }
 
-fn streams(file: &typed::File, at: &Place<'_>) -> Result<Streams, ConfigError> {
-    let mut streams = BTreeMap::new();
-    for (name, declared) in &file.streams {
+/// Streams and windows, presets expanded; what a stream's keys or the file's own windows say goes before a preset's.
+fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, ConfigError> {
+    let mut declared = Declarations::default();
+    for (name, typed) in &file.streams {
         let line = at.line_of(&format!("[streams.{name}]"));
         let wrong = |message: String| at.error(line, message);
         if !is_name(name) {
@@ -469,25 +481,60 @@ fn streams(file: &typed::File, at: &Place<'_>) -> Result<Streams, ConfigError> {
         if RESERVED_NAMES.contains(&name.as_str()) {
             return Err(wrong(format!("stream `{name}`: the table {name} is weir's own; choose another name")));
         }
-        let mut declared = declared.clone();
-        if let Some(preset) = declared.remove("preset") {
+        let mut typed = typed.clone();
+        if let Some(preset) = typed.remove("preset") {
             let preset = preset.as_str().unwrap_or_default().to_owned();
             let text = presets::text(&preset, name).ok_or_else(|| {
                 let known = presets::names().collect::<Vec<_>>().join(", ");
                 wrong(format!("stream `{name}`: there is no preset `{preset}`; there are: {known}"))
             })?;
             let mut whole: toml::Table = toml::from_str(&text).expect("presets are tested");
-            whole.extend(declared);
-            declared = whole;
+            if let Some(windows) = whole.remove("windows") {
+                let windows: BTreeMap<String, WindowDef> =
+                    serde::Deserialize::deserialize(windows).expect("presets are tested");
+                // A stream named as its preset gives the windows their plain names.
+                let named = |window: String| if *name == preset { window } else { format!("{name}_{window}") };
+                declared.windows.extend(windows.into_iter().map(|(window, def)| (named(window), def)));
+            }
+            whole.extend(typed);
+            typed = whole;
         }
-        if declared.contains_key("session") {
-            return Err(wrong(format!("stream `{name}`: sessions are not built yet; remove the key `session`")));
-        }
-        let def: StreamDef = serde::Deserialize::deserialize(toml::Value::Table(declared))
+        let def: StreamDef = serde::Deserialize::deserialize(toml::Value::Table(typed))
             .map_err(|e: toml::de::Error| wrong(format!("stream `{name}`: {}", explain(e.message()))))?;
-        streams.insert(name.clone(), def);
+        declared.streams.insert(name.clone(), def);
     }
-    Ok(Streams(streams))
+    for (name, typed) in &file.windows {
+        let wrong = |message: String| at.error(at.line_of(&format!("[windows.{name}]")), message);
+        if !is_name(name) {
+            return Err(wrong(format!(
+                "window `{name}`: a name is lower-case letters, digits and _, and begins with a letter"
+            )));
+        }
+        let def: WindowDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
+            .map_err(|e: toml::de::Error| wrong(format!("window `{name}`: {}", explain(e.message()))))?;
+        declared.windows.insert(name.clone(), def);
+    }
+    refuse_clashing_names(&declared, at)?;
+    Ok(declared)
+}
+
+/// A window is two tables, NAME and NAME_versions; no table has two meanings.
+fn refuse_clashing_names(declared: &Declarations, at: &Place<'_>) -> Result<(), ConfigError> {
+    for name in declared.windows.keys() {
+        let is_taken = |table: &str| declared.streams.contains_key(table) || RESERVED_NAMES.contains(&table);
+        let versions = versions_of(name);
+        let other = declared.windows.contains_key(&versions).then_some(&versions);
+        if let Some(taken) = [name, &versions].into_iter().find(|t| is_taken(t)).or(other) {
+            let message = format!("window `{name}`: the table `{taken}` is there already; give one of them another name");
+            return Err(at.error(at.line_of(&format!("[windows.{name}]")), message));
+        }
+    }
+    Ok(())
+}
+
+/// The table of all rows that a window ever stored.
+pub fn versions_of(window: &str) -> String {
+    format!("{window}_versions")
 }
 
 /// Tables and schemas of Weir's own.
@@ -499,7 +546,7 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
-fn sources(file: &typed::File, base: &Path, streams: &Streams, at: &Place<'_>) -> Result<Vec<Source>, ConfigError> {
+fn sources(file: &typed::File, base: &Path, declared: &Declarations, at: &Place<'_>) -> Result<Vec<Source>, ConfigError> {
     let mut names = BTreeSet::new();
     let mut sources = Vec::new();
     for source in &file.sources {
@@ -533,10 +580,10 @@ fn sources(file: &typed::File, base: &Path, streams: &Streams, at: &Place<'_>) -
         };
         let stream = match &source.stream {
             Some(stream) => stream.clone(),
-            None if streams.0.len() == 1 => streams.0.keys().next().cloned().unwrap_or_default(),
+            None if declared.streams.len() == 1 => declared.streams.keys().next().cloned().unwrap_or_default(),
             None => return Err(wrong("the key `stream` is missing".into())),
         };
-        if !streams.0.contains_key(&stream) {
+        if !declared.streams.contains_key(&stream) {
             return Err(wrong(format!("there is no [streams.{stream}]")));
         }
         sources.push(Source { name: name.clone(), stream, kind });
@@ -567,9 +614,6 @@ fn refuse_what_is_not_built(file: &typed::File, at: &Place<'_>) -> Result<(), Co
     let refuse = |needle: &str, what: &str| {
         Err(at.error(at.line_of(needle), format!("{what} are not built yet; remove the section")))
     };
-    if !file.windows.is_empty() {
-        return refuse("[windows", "windows");
-    }
     if !file.sinks.is_empty() {
         return refuse("[[sinks", "sinks");
     }
@@ -604,15 +648,15 @@ mod tests {
     fn every_preset_is_a_stream() {
         for name in presets::names() {
             let config = read(&format!("[streams.things]\npreset = \"{name}\"")).expect("valid");
-            assert!(config.streams.0["things"].select.contains("from things"));
+            assert!(config.declared.streams["things"].select.contains("from things"));
         }
     }
 
     #[test]
     fn keys_beside_a_preset_replace_its_keys() {
         let config = read("[streams.a]\npreset = \"rsvps\"\nretention = \"30d\"\nrequire = []").expect("valid");
-        assert!(config.streams.0["a"].require.is_empty());
-        assert_eq!(config.streams.0["a"].retention, Some(Span::seconds(30 * 86_400)));
+        assert!(config.declared.streams["a"].require.is_empty());
+        assert_eq!(config.declared.streams["a"].retention, Some(Span::seconds(30 * 86_400)));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct StreamDef {
     pub search: Option<SearchDef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub places: Option<PlacesDef>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionDef>,
     #[serde(default)]
     pub watermark: WatermarkDef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,18 +104,83 @@ impl Default for WatermarkDef {
     }
 }
 
-/// The streams in force, and the number by which frames name them.
+/// Events of one key belong to one session while no more than `gap` lies between them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Streams(pub BTreeMap<String, StreamDef>);
+#[serde(deny_unknown_fields)]
+pub struct SessionDef {
+    pub key: String,
+    pub gap: Span,
+    /// A condition on an event that begins a new session in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opens: Option<String>,
+    /// The column of which a session tells the first and the last value; the type of `count` where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what: Option<String>,
+    /// Open sessions at once; beyond it the one that was silent for longest closes as `abandoned`.
+    #[serde(default = "default_max_open")]
+    pub max_open: usize,
+}
 
-impl Streams {
+fn default_max_open() -> usize {
+    100_000
+}
+
+/// `[windows.NAME]`, complete.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowDef {
+    pub sql: String,
+    /// How far behind the watermark an event is still taken in.
+    #[serde(default = "no_lateness")]
+    pub allowed_lateness: Span,
+    #[serde(default)]
+    pub late: Late,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Span>,
+    /// Groups in memory, over all its open windows; beyond it the oldest window closes as `abandoned`.
+    #[serde(default = "default_max_groups")]
+    pub max_groups: usize,
+}
+
+fn no_lateness() -> Span {
+    Span::seconds(0)
+}
+
+fn default_max_groups() -> usize {
+    500_000
+}
+
+/// What happens between a window's end and the end of its allowed lateness.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// It fires once, behind both.
+    #[default]
+    Drop,
+    /// It fires at its end, and again where late events change it.
+    Amend,
+}
+
+/// Streams, and the windows over them: what operators and tables are made from, and the number by which frames name it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Declarations {
+    pub streams: BTreeMap<String, StreamDef>,
+    #[serde(default)]
+    pub windows: BTreeMap<String, WindowDef>,
+}
+
+impl Declarations {
     pub fn to_json(&self) -> String {
-        serde_json::to_string(&self.0).expect("plain data becomes JSON")
+        serde_json::to_string(self).expect("plain data becomes JSON")
     }
 
+    /// Reads what [`Self::to_json`] wrote, or the streams alone, as logs before there were windows have them.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
+        serde_json::from_str(text).or_else(|error| match serde_json::from_str(text) {
+            Ok(streams) => Ok(Self { streams, windows: BTreeMap::new() }),
+            Err(_) => Err(error),
+        })
     }
 
     /// A hash of the declarations: equal declarations have equal ids.

@@ -4,8 +4,10 @@
 //! LSN. There is no clock, no randomness and no map order in here, so a replay gives the same rows.
 
 pub mod repeats;
+pub mod sessions;
 pub mod snapshot;
 pub mod watermark;
+pub mod windows;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,17 +19,19 @@ use sha2::{Digest, Sha256};
 
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
-use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream};
+use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream, Window};
 use crate::wal::{FileIdentity, Frame, Kind};
 use repeats::Repeats;
+use sessions::{Seen, Sessions, Status};
 use watermark::Watermark;
+use windows::{Feed, WindowState};
 
 /// Answers to POSTs with an idempotency key that are remembered.
 const IDEMPOTENCY_KEYS: usize = 100_000;
 /// Gaps remembered for `weir.gaps`; all of them stay in `raw`.
 const GAPS: usize = 10_000;
 /// Dead letters remembered as retried; the newest.
-const RETRIED: usize = 100_000;
+pub const RETRIED: usize = 100_000;
 /// Unknown keys remembered per stream.
 const DRIFT_KEYS: usize = 1_000;
 /// Rejections told one by one in the answer to a POST.
@@ -40,6 +44,8 @@ pub enum OperatorError {
     Frame { lsn: Lsn, reason: String },
     #[error("record {lsn}: the stored configuration cannot be used: {reason}")]
     Configuration { lsn: Lsn, reason: String },
+    #[error("record {lsn}: window `{window}` failed: {reason}")]
+    Window { lsn: Lsn, window: String, reason: String },
     #[error("{path}: {reason}")]
     Snapshot { path: std::path::PathBuf, reason: String },
     #[error("{path} was written by a newer version of weir (snapshot format {version}); use that version")]
@@ -127,6 +133,28 @@ pub fn lsns(batch: &RecordBatch) -> &[i64] {
         .values()
 }
 
+/// Rows of a table that operators make: sessions, windows, late rows.
+#[derive(Debug, Clone)]
+pub struct TableRows {
+    pub table: Arc<str>,
+    /// In the table's schema without partition columns; LSNs ascend.
+    pub batch: RecordBatch,
+    /// Rows below this time are no longer part of the table.
+    pub floor: Option<Micros>,
+}
+
+/// Names of tables that operators make.
+pub mod tables {
+    pub use crate::schema::versions_of;
+
+    pub fn sessions(stream: &str) -> String {
+        format!("{stream}.sessions")
+    }
+    pub fn late(stream: &str) -> String {
+        format!("{stream}.late")
+    }
+}
+
 /// What one frame gave: everything in the range (after, to].
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -134,6 +162,8 @@ pub struct Output {
     pub to: Lsn,
     pub frame: Arc<Frame>,
     pub rows: Option<StreamRows>,
+    /// One entry a table at most.
+    pub tables: Vec<TableRows>,
     pub dead_letters: Vec<DeadLetter>,
     /// Tables of which rows below a time are no longer part, as the disk's limit wants it.
     pub floors: Floors,
@@ -146,7 +176,8 @@ impl Output {
     /// Bytes it takes in memory, about.
     pub fn memory_bytes(&self) -> usize {
         let rows = self.rows.as_ref().map_or(0, |r| r.batch.get_array_memory_size());
-        self.frame.memory_bytes() + rows + self.dead_letters.len() * 128 + 512
+        let tables: usize = self.tables.iter().map(|t| t.batch.get_array_memory_size()).sum();
+        self.frame.memory_bytes() + rows + tables + self.dead_letters.len() * 128 + 512
     }
 }
 
@@ -175,21 +206,24 @@ pub mod positions {
 #[derive(Debug, Clone, Default)]
 struct StreamState {
     watermarks: BTreeMap<(String, String), Watermark>,
-    /// Watermark of the partition that went idle last.
+    /// The partition that went idle last, and its watermark.
     last_idle: Option<Micros>,
+    idle_partition: Option<(String, String)>,
     watermark: Option<Micros>,
     repeats: Option<Repeats>,
+    sessions: Option<Sessions>,
     floor: Option<Micros>,
     totals: Totals,
     drift: BTreeMap<String, u64>,
 }
 
 /// All operators, with what a trimmed log can no longer tell.
-#[derive(Debug, Clone)]
 pub struct Operators {
     catalog: Arc<Catalog>,
     lsn: Lsn,
     streams: BTreeMap<String, StreamState>,
+    /// In the catalog's order: a window comes behind every one that it reads.
+    windows: Vec<WindowState>,
     partitions: BTreeMap<(String, String), PartitionState>,
     /// Per position of a view, the LSN of the last row it was given.
     given: BTreeMap<String, Lsn>,
@@ -209,6 +243,17 @@ pub struct StreamProgress {
     pub totals: Totals,
     pub drift: Vec<(String, u64)>,
     pub repeat_keys: usize,
+    pub open_sessions: usize,
+    /// Something waits for the watermark: a session or a window is open.
+    pub is_open: bool,
+}
+
+/// What metrics show of a window.
+#[derive(Debug, Clone, Default)]
+pub struct WindowProgress {
+    pub groups: usize,
+    pub late: u64,
+    pub memory_bytes: usize,
 }
 
 impl Operators {
@@ -217,6 +262,7 @@ impl Operators {
             catalog: Arc::new(Catalog::default()),
             lsn: zero,
             streams: BTreeMap::new(),
+            windows: Vec::new(),
             partitions: BTreeMap::new(),
             given: BTreeMap::new(),
             answers: HashMap::new(),
@@ -225,7 +271,8 @@ impl Operators {
             retried: BTreeMap::new(),
             floors: Floors::new(),
         };
-        operators.switch(catalog);
+        // In an empty state no window is open.
+        operators.switch(catalog, zero).expect("nothing is closed, and the windows were planned");
         operators
     }
 
@@ -268,7 +315,48 @@ impl Operators {
     /// Per table, the time below which rows are no longer part of it.
     pub fn floors(&self) -> Floors {
         let of_streams = self.streams.iter().filter_map(|(name, state)| Some((name.clone(), state.floor?)));
-        of_streams.chain(self.floors.clone()).collect()
+        let mut floors: Floors = of_streams.collect();
+        for stream in self.catalog.streams.values() {
+            let floor = self.streams.get(&stream.name).and_then(|s| s.floor);
+            let beside = [tables::sessions(&stream.name), tables::late(&stream.name)];
+            floors.extend(beside.into_iter().filter_map(|table| Some((table, floor?))));
+        }
+        for window in &self.catalog.windows {
+            floors.extend(self.window_floor(window).map(|floor| (tables::versions_of(&window.name), floor)));
+        }
+        for (table, floor) in &self.floors {
+            let before = floors.entry(table.clone()).or_insert(*floor);
+            *before = (*floor).max(*before);
+        }
+        floors
+    }
+
+    /// The time below which a window's rows are no longer part of its table.
+    fn window_floor(&self, window: &Window) -> Option<Micros> {
+        let state = self.streams.get(&window.stream)?;
+        match (window.def.retention, state.watermark) {
+            (Some(retention), Some(watermark)) => {
+                Some(bucket(watermark.saturating_sub(retention.micros()), MICROS_PER_HOUR) * MICROS_PER_HOUR)
+            }
+            (Some(_), None) => None,
+            (None, _) => state.floor,
+        }
+    }
+
+    /// Per window, what it holds.
+    pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
+        let show =
+            |w: &WindowState| WindowProgress { groups: w.groups(), late: w.late(), memory_bytes: w.memory_bytes() };
+        self.windows.iter().map(|w| (w.window.name.clone(), show(w))).collect()
+    }
+
+    /// Rows of what is still open in a window or in a stream's sessions, as of [`Self::lsn`]; none where nothing is.
+    pub fn open_rows(&self, table: &str) -> Result<Option<RecordBatch>, String> {
+        if let Some(window) = self.windows.iter().find(|w| tables::versions_of(&w.window.name) == table) {
+            return window.open_rows(self.lsn);
+        }
+        let of = |name: &str| self.streams.get(name).and_then(|s| s.sessions.as_ref());
+        Ok(table.strip_suffix(".sessions").and_then(of).map(|sessions| sessions.open_rows(self.lsn)))
     }
 
     pub fn progress(&self) -> BTreeMap<String, StreamProgress> {
@@ -277,33 +365,103 @@ impl Operators {
             totals: state.totals,
             drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             repeat_keys: state.repeats.as_ref().map_or(0, Repeats::keys),
+            open_sessions: state.sessions.as_ref().map_or(0, Sessions::open),
+            is_open: state.sessions.as_ref().is_some_and(|s| s.open() > 0),
         };
-        self.streams.iter().map(|(name, state)| (name.clone(), show(state))).collect()
+        let mut progress: BTreeMap<String, StreamProgress> =
+            self.streams.iter().map(|(name, state)| (name.clone(), show(state))).collect();
+        for window in self.windows.iter().filter(|w| w.is_open()) {
+            if let Some(stream) = progress.get_mut(&window.window.stream) {
+                stream.is_open = true;
+            }
+        }
+        progress
+    }
+
+    /// Partitions with a watermark, of streams in which something is open: stream, source, partition, records so far.
+    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+        let progress = self.progress();
+        let is_open = |name: &str| progress.get(name).is_some_and(|p| p.is_open);
+        let open = self.streams.iter().filter(|(name, _)| is_open(name));
+        open.flat_map(|(name, state)| {
+            let known = state.watermarks.iter().filter(|(_, w)| w.at().is_some());
+            known.map(|((source, partition), w)| (name.clone(), source.clone(), partition.clone(), w.seen()))
+        })
+        .collect()
     }
 
     /// Bytes of state, about.
     pub fn memory_bytes(&self) -> usize {
         let repeats: usize = self.streams.values().filter_map(|s| s.repeats.as_ref()).map(Repeats::keys).sum();
-        repeats * REPEAT_KEY_BYTES + self.answers.len() * 256 + self.partitions.len() * 256
+        let sessions = self.streams.values().filter_map(|s| s.sessions.as_ref());
+        let open = sessions.map(Sessions::memory_bytes).sum::<usize>();
+        let windows: usize = self.windows.iter().map(WindowState::memory_bytes).sum();
+        repeats * REPEAT_KEY_BYTES + open + windows + self.answers.len() * 256 + self.partitions.len() * 256
     }
 
-    /// Goes over to another configuration. An operator whose stream is declared as before keeps its state.
-    fn switch(&mut self, catalog: Arc<Catalog>) {
+    /// Goes over to another configuration at a record. An operator whose declaration and whose stream's are as before keeps its
+    /// state; a changed one stores what is open once more, and a window answers for what starts behind the times seen so far.
+    fn switch(&mut self, catalog: Arc<Catalog>, lsn: Lsn) -> Result<Vec<TableRows>, OperatorError> {
         let before = std::mem::replace(&mut self.catalog, catalog);
-        self.streams.retain(|name, _| self.catalog.streams.contains_key(name));
-        for (name, stream) in &self.catalog.streams {
-            let state = self.streams.entry(name.clone()).or_default();
-            let same = before.streams.get(name).is_some_and(|b| b.def == stream.def);
-            if !same {
-                state.repeats = stream.repeats().map(|r| Repeats::new(r.max_keys, r.within));
+        let catalog = self.catalog.clone();
+        let mut rows = Vec::new();
+        let is_same_stream =
+            |name: &str| before.streams.get(name).zip(catalog.streams.get(name)).is_some_and(|(b, a)| b.def == a.def);
+        let (mut kept, mut windows) = (BTreeMap::new(), Vec::new());
+        for mut window in std::mem::take(&mut self.windows) {
+            let name = window.window.name.clone();
+            if is_same_stream(&window.window.stream) && is_same_chain(&before, &catalog, &name) {
+                kept.insert(name, window);
+                continue;
+            }
+            let failed = |reason: String| OperatorError::Window { lsn, window: name.clone(), reason };
+            let abandoned = window.abandon(lsn).map_err(failed)?;
+            if let (Some(batch), Some(now)) = (abandoned, catalog.window(&name)) {
+                let batch = fit(&batch, &now.schema);
+                rows.extend(batch.map(|batch| TableRows { table: tables::versions_of(&name).into(), batch, floor: None }));
             }
         }
+        for window in &catalog.windows {
+            windows.push(match kept.remove(&window.name) {
+                Some(state) => state,
+                None => {
+                    let greatest = self.streams.get(&window.stream).and_then(|s| s.greatest(&catalog, &window.stream));
+                    let failed = |reason| OperatorError::Window { lsn, window: window.name.clone(), reason };
+                    WindowState::new(window, greatest).map_err(failed)?
+                }
+            });
+        }
+        for window in &mut windows {
+            if catalog.windows.iter().any(|outer| outer.over == window.window.name) {
+                window.set_read();
+            }
+        }
+        self.windows = windows;
+        self.streams.retain(|name, _| catalog.streams.contains_key(name));
+        for (name, stream) in &catalog.streams {
+            let state = self.streams.entry(name.clone()).or_default();
+            if is_same_stream(name) {
+                continue;
+            }
+            state.repeats = stream.repeats().map(|r| Repeats::new(r.max_keys, r.within));
+            let fresh = stream.session().map(|s| Sessions::new(name, s.gap, s.max_open));
+            if let Some(mut sessions) = std::mem::replace(&mut state.sessions, fresh).filter(|_| stream.session().is_some())
+            {
+                let mut closed = Vec::new();
+                sessions.close_all(lsn, Status::Abandoned, &mut closed);
+                if !closed.is_empty() {
+                    let batch = sessions.rows(&closed);
+                    rows.push(TableRows { table: tables::sessions(name).into(), batch, floor: state.floor });
+                }
+            }
+        }
+        Ok(rows)
     }
 
     /// Reads the frame's records as rows, for a frame that did not bring them along.
     pub fn decode(&self, frame: &Frame) -> Result<Option<Decoded>, OperatorError> {
         let Some(stream) = self.catalog.streams.get(&frame.header.stream) else { return Ok(None) };
-        if frame.header.kind != Kind::Record {
+        if !matches!(frame.header.kind, Kind::Record | Kind::Retry) {
             return Ok(None);
         }
         let records =
@@ -316,12 +474,12 @@ impl Operators {
         let header = &frame.header;
         let (after, to) = (self.lsn, header.last_lsn());
         let mut output =
-            Output { after, to, frame: frame.clone(), rows: None, dead_letters: Vec::new(), floors: Floors::new() };
+            Output { after, to, frame: frame.clone(), rows: None, tables: Vec::new(), dead_letters: Vec::new(), floors: Floors::new() };
         match header.kind {
             Kind::Record => {
                 self.note_partition(frame);
                 if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
-                    self.apply_records(&stream, frame, decoded, &mut output);
+                    self.apply_records(&stream, frame, decoded, &mut output)?;
                     if let Some((hash, key)) = &frame.about.idempotency {
                         self.remember_answer(key.clone(), *hash, Answer::new(decoded));
                     }
@@ -331,7 +489,7 @@ impl Operators {
                 let wrong = |reason: String| OperatorError::Configuration { lsn: header.first_lsn, reason };
                 let text = payload(frame)?;
                 let catalog = Catalog::from_json(&text).map_err(wrong)?;
-                self.switch(Arc::new(catalog));
+                output.tables = self.switch(Arc::new(catalog), header.first_lsn)?;
             }
             Kind::Gap => {
                 let text = payload(frame)?;
@@ -345,15 +503,36 @@ impl Operators {
             Kind::End => {
                 self.note_partition(frame);
                 self.end_partition(frame);
+                self.time_moved(&header.stream.clone(), to, &mut output)?;
             }
+            Kind::Tick => {
+                let wrong =
+                    |e: serde_json::Error| OperatorError::Frame { lsn: header.first_lsn, reason: e.to_string() };
+                let ticks: Vec<Tick> = serde_json::from_str(&payload(frame)?).map_err(wrong)?;
+                self.tick(&header.stream, &ticks);
+                self.time_moved(&header.stream.clone(), to, &mut output)?;
+            }
+            Kind::Final => self.close_all(to, &mut output)?,
             Kind::Floor => {
                 let wrong =
                     |e: serde_json::Error| OperatorError::Frame { lsn: header.first_lsn, reason: e.to_string() };
                 output.floors = serde_json::from_str(&payload(frame)?).map_err(wrong)?;
                 self.raise_floors(&output.floors);
             }
+            Kind::Retry => {
+                if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
+                    let fresh = self.not_retried(frame, decoded);
+                    self.apply_records(&stream, frame, &fresh, &mut output)?;
+                    self.mark_retried(frame, &output);
+                }
+            }
             // Kinds that nothing here answers to yet; they count and are kept in `raw`.
-            Kind::Tick | Kind::Retry | Kind::Final | Kind::Place => {}
+            Kind::Place => {}
+        }
+        for table in &output.tables {
+            if let Some(lsn) = lsns(&table.batch).last() {
+                self.given.insert(positions::recent(&table.table), *lsn as Lsn);
+            }
         }
         self.lsn = to;
         self.given.insert(positions::RAW.into(), to);
@@ -403,14 +582,161 @@ impl Operators {
         }
     }
 
+    /// A retry's rows without those whose dead letter has come back already: by another retry, or twice in this one.
+    fn not_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
+        let dead = |index: u32| frame.about.retry_of.get(index as usize).copied();
+        let mut seen = std::collections::BTreeSet::new();
+        let keep: Vec<bool> = decoded
+            .index
+            .iter()
+            .map(|index| dead(*index).is_some_and(|dead| !self.retried.contains_key(&dead) && seen.insert(dead)))
+            .collect();
+        let index = decoded.index.iter().zip(&keep).filter_map(|(index, keep)| keep.then_some(*index)).collect();
+        let rows = arrow::compute::filter_record_batch(&decoded.rows, &BooleanArray::from(keep));
+        let rows = rows.expect("the mask has one value per row");
+        Decoded { rows, index, rejected: decoded.rejected.clone(), drift: Vec::new() }
+    }
+
+    /// Notes which record each dead letter became.
+    fn mark_retried(&mut self, frame: &Frame, output: &Output) {
+        let first = frame.header.first_lsn;
+        for lsn in output.rows.iter().flat_map(|rows| rows.lsns()) {
+            if let Some(dead) = frame.about.retry_of.get((*lsn as Lsn - first) as usize) {
+                self.retried.insert(*dead, *lsn as Lsn);
+            }
+        }
+    }
+
     fn end_partition(&mut self, frame: &Frame) {
         let Some(state) = self.streams.get_mut(&frame.header.stream) else { return };
         let key = (frame.header.source.clone(), frame.header.partition.clone());
         if let Some(watermark) = state.watermarks.get_mut(&key) {
             watermark.set_idle();
             state.last_idle = watermark.at();
+            state.idle_partition = Some(key);
         }
         state.advance();
+    }
+
+    /// Time passes in partitions that are silent.
+    fn tick(&mut self, stream: &str, ticks: &[Tick]) {
+        let Some((state, stream)) = self.streams.get_mut(stream).zip(self.catalog.streams.get(stream)) else { return };
+        let idle = stream.def.watermark.idle.micros();
+        for Tick { source, partition, elapsed } in ticks {
+            let key = (source.clone(), partition.clone());
+            let Some(watermark) = state.watermarks.get_mut(&key) else { continue };
+            if watermark.tick(*elapsed, idle) {
+                state.idle_partition = Some(key.clone());
+            }
+            if state.idle_partition.as_ref() == Some(&key) {
+                state.last_idle = watermark.at();
+            }
+        }
+        state.advance();
+    }
+
+    /// A stream's watermark may have moved without a row.
+    fn time_moved(&mut self, name: &str, lsn: Lsn, output: &mut Output) -> Result<(), OperatorError> {
+        let Some((state, stream)) = self.streams.get_mut(name).zip(self.catalog.streams.get(name).cloned()) else {
+            return Ok(());
+        };
+        let Some(mark) = state.watermark else { return Ok(()) };
+        let floor = state.floor;
+        if let Some(sessions) = &mut state.sessions {
+            let mut closed = Vec::new();
+            sessions.advance(mark, lsn, &mut closed);
+            push_sessions(output, &stream, sessions, &closed, floor);
+        }
+        let nothing = RecordBatch::new_empty(stream.table_schema.clone());
+        self.feed_windows(&stream, &nothing, &[(lsn, mark)], output)
+    }
+
+    /// Closes every session and window, as at the end of all input.
+    fn close_all(&mut self, lsn: Lsn, output: &mut Output) -> Result<(), OperatorError> {
+        for (name, state) in &mut self.streams {
+            let (Some(sessions), Some(stream)) = (&mut state.sessions, self.catalog.streams.get(name)) else { continue };
+            let mut closed = Vec::new();
+            sessions.close_all(lsn, Status::ClosedTimeout, &mut closed);
+            push_sessions(output, stream, sessions, &closed, state.floor);
+        }
+        let mut finals: BTreeMap<String, RecordBatch> = BTreeMap::new();
+        for at in 0..self.windows.len() {
+            let window = self.windows[at].window.clone();
+            let failed = |reason| OperatorError::Window { lsn, window: window.name.clone(), reason };
+            let mut parts = Vec::new();
+            if let Some(inner) = finals.get(&window.over) {
+                let feed = Feed { batch: inner, times: column_times(inner, window.time), lsns: lsns(inner), marks: &[] };
+                parts.push(self.windows[at].feed(&feed).map_err(failed)?.1);
+            }
+            parts.push(self.windows[at].close_all(lsn).map_err(failed)?);
+            let (stored, last): (Vec<_>, Vec<_>) = parts.into_iter().map(|o| (o.stored, o.finals)).unzip();
+            let join = |parts: Vec<Option<RecordBatch>>| {
+                let parts: Vec<RecordBatch> = parts.into_iter().flatten().collect();
+                (!parts.is_empty()).then(|| {
+                    arrow::compute::concat_batches(&window.schema, &parts).expect("both are of the window's schema")
+                })
+            };
+            if let Some(batch) = join(stored) {
+                let floor = self.window_floor(&window);
+                output.tables.push(TableRows { table: tables::versions_of(&window.name).into(), batch, floor });
+            }
+            if let Some(batch) = join(last) {
+                finals.insert(window.name.clone(), batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Feeds a stream's rows, and the watermarks behind them, to its windows, and theirs to the windows over them.
+    fn feed_windows(
+        &mut self,
+        stream: &Arc<Stream>,
+        batch: &RecordBatch,
+        marks: &[(Lsn, Micros)],
+        output: &mut Output,
+    ) -> Result<(), OperatorError> {
+        let mut finals: BTreeMap<String, (RecordBatch, Micros)> = BTreeMap::new();
+        let mut accepted = vec![false; batch.num_rows()];
+        let mut late: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for at in 0..self.windows.len() {
+            let window = self.windows[at].window.clone();
+            if window.stream != stream.name {
+                continue;
+            }
+            let lsn = output.to;
+            let failed = |reason| OperatorError::Window { lsn, window: window.name.clone(), reason };
+            let is_first = window.over == stream.name;
+            let (verdict, given) = if is_first {
+                let feed = Feed { batch, times: column_times(batch, window.time), lsns: lsns(batch), marks };
+                self.windows[at].feed(&feed).map_err(failed)?
+            } else {
+                // The inner window's rows are final behind its lateness.
+                let Some((inner, lateness)) = finals.get(&window.over) else { continue };
+                let marks: Vec<(Lsn, Micros)> = marks.iter().map(|(l, m)| (*l, m.saturating_sub(*lateness))).collect();
+                let times = column_times(inner, window.time);
+                self.windows[at].feed(&Feed { batch: inner, times, lsns: lsns(inner), marks: &marks }).map_err(failed)?
+            };
+            if is_first {
+                verdict.accepted.iter().for_each(|row| accepted[*row as usize] = true);
+                for row in verdict.late {
+                    late.entry(row).or_default().push(window.name.clone());
+                }
+            }
+            let outer = finals.get(&window.over).map_or(0, |(_, lateness)| *lateness);
+            let last = given.finals.unwrap_or_else(|| RecordBatch::new_empty(window.schema.clone()));
+            finals.insert(window.name.clone(), (last, outer + window.def.allowed_lateness.micros()));
+            if let Some(batch) = given.stored {
+                let floor = self.window_floor(&window);
+                output.tables.push(TableRows { table: tables::versions_of(&window.name).into(), batch, floor });
+            }
+        }
+        late.retain(|row, _| !accepted[*row as usize]);
+        if !late.is_empty() {
+            let floor = self.streams.get(&stream.name).and_then(|s| s.floor);
+            let batch = late_rows(stream, batch, &late);
+            output.tables.push(TableRows { table: tables::late(&stream.name).into(), batch, floor });
+        }
+        Ok(())
     }
 
     fn remember_answer(&mut self, key: String, hash: [u8; 32], answer: Answer) {
@@ -424,7 +750,13 @@ impl Operators {
         }
     }
 
-    fn apply_records(&mut self, stream: &Arc<Stream>, frame: &Frame, decoded: &Decoded, output: &mut Output) {
+    fn apply_records(
+        &mut self,
+        stream: &Arc<Stream>,
+        frame: &Frame,
+        decoded: &Decoded,
+        output: &mut Output,
+    ) -> Result<(), OperatorError> {
         let header = &frame.header;
         let first = header.first_lsn;
         let state = self.streams.get_mut(&stream.name).expect("every stream of the catalog has a state");
@@ -432,19 +764,39 @@ impl Operators {
         let (disorder, max_ahead) = (rules.disorder.micros(), rules.max_ahead.micros());
         let times = times(&decoded.rows);
         let mut hashes = RepeatHashes::new(stream, &decoded.rows);
-        let watermark = state.watermarks.entry((header.source.clone(), header.partition.clone())).or_default();
+        let key = (header.source.clone(), header.partition.clone());
+        // The other partitions stand still during a frame.
+        let others = state.watermarks.iter().filter(|(k, w)| **k != key && !w.is_idle());
+        let others = others.map(|(_, w)| w.at()).min();
+        // What comes back says nothing of how far time has come.
+        let is_retry = header.kind == Kind::Retry;
+        let mut aside = Watermark::standing(state.watermark);
+        let watermark = if is_retry { &mut aside } else { state.watermarks.entry(key).or_default() };
         let rows = times.len();
         let mut repeats = Vec::with_capacity(rows);
         let mut old: Option<Vec<bool>> = None;
         let mut below: Vec<usize> = Vec::new();
+        // Records behind which the stream's watermark is another one.
+        let mut marks: Vec<(Lsn, Micros)> = Vec::new();
+        let mut mark = state.watermark;
+        let mut sessions = SessionRows::new(stream, &decoded.rows, state.sessions.as_mut());
         for (row, time) in times.iter().copied().enumerate() {
+            let lsn = first + u64::from(decoded.index[row]);
             let before = watermark.at();
             let is_late = before.is_some_and(|w| time < w);
             let is_old = before.is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR));
             if is_old {
                 old.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
-            watermark.observe(time, disorder, max_ahead);
+            if !is_retry {
+                watermark.observe(time, disorder, max_ahead);
+            }
+            let now = others.map_or(watermark.at(), |others| others.min(watermark.at()));
+            let has_moved = now > mark && !is_retry;
+            if has_moved {
+                mark = now;
+                marks.extend(now.map(|now| (lsn, now)));
+            }
             // Without a watermark nothing is known of how far time has come, so the floor stays.
             if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
                 let reach = reached.min(header.received_at);
@@ -454,24 +806,30 @@ impl Operators {
             if state.floor.is_some_and(|floor| time < floor) {
                 below.push(row);
                 repeats.push(false);
-                continue;
+                sessions.skip();
+            } else {
+                state.totals.late += u64::from(is_late);
+                let repeat = match (&mut hashes, &mut state.repeats) {
+                    (Some(hashes), Some(repeats)) => {
+                        hashes.at(row).is_some_and(|(key, content, version)| repeats.observe(key, content, version))
+                    }
+                    _ => false,
+                };
+                state.totals.repeats += u64::from(repeat);
+                repeats.push(repeat);
+                sessions.observe(row, time, lsn);
             }
-            state.totals.late += u64::from(is_late);
-            let repeat = match (&mut hashes, &mut state.repeats) {
-                (Some(hashes), Some(repeats)) => {
-                    hashes.at(row).is_some_and(|(key, content, version)| repeats.observe(key, content, version))
-                }
-                _ => false,
-            };
-            state.totals.repeats += u64::from(repeat);
-            repeats.push(repeat);
+            if let Some(mark) = mark.filter(|_| has_moved) {
+                sessions.advance(mark, lsn);
+            }
         }
+        let (session_ids, closed) = sessions.finish();
         output.dead_letters = decoded
             .rejected
             .iter()
             .map(|r| DeadLetter { lsn: first + u64::from(r.index), index: r.index, reason: r.reason.clone() })
             .collect();
-        let mut batch = stamp(stream, header, decoded, repeats);
+        let mut batch = stamp(stream, header, decoded, repeats, session_ids);
         if !below.is_empty() {
             (batch, old) = refuse_below(&below, state.floor.unwrap_or_default(), times, decoded, (batch, old), output);
         }
@@ -484,10 +842,15 @@ impl Operators {
         }
         state.advance();
         let (floor, watermark) = (state.floor, state.watermark);
+        if let Some(sessions) = &state.sessions {
+            push_sessions(output, stream, sessions, &closed, floor);
+        }
+        self.feed_windows(stream, &batch, &marks, output)?;
         self.note_given(stream, &batch, old.as_deref(), output);
         if batch.num_rows() > 0 {
             output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });
         }
+        Ok(())
     }
 
     fn note_given(&mut self, stream: &Stream, batch: &RecordBatch, old: Option<&[bool]>, output: &Output) {
@@ -517,6 +880,121 @@ impl Operators {
     }
 }
 
+/// Time that has passed in a partition without a record: what a tick's frame lists, in microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tick {
+    pub source: String,
+    pub partition: String,
+    pub elapsed: Micros,
+}
+
+/// Whether a window and every one that it reads are declared as before.
+fn is_same_chain(before: &Catalog, after: &Catalog, name: &str) -> bool {
+    let (Some(old), Some(new)) = (before.window(name), after.window(name)) else { return false };
+    old.def == new.def && (old.over == old.stream || is_same_chain(before, after, &old.over))
+}
+
+/// Rows in another version of their table's schema; none where a column has another type.
+fn fit(batch: &RecordBatch, schema: &arrow::datatypes::SchemaRef) -> Option<RecordBatch> {
+    let column = |field: &Arc<arrow::datatypes::Field>| match batch.column_by_name(field.name()) {
+        Some(column) if column.data_type() == field.data_type() => Some(column.clone()),
+        Some(_) => None,
+        None => Some(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
+    };
+    let columns = schema.fields().iter().map(column).collect::<Option<Vec<_>>>()?;
+    RecordBatch::try_new(schema.clone(), columns).ok()
+}
+
+/// The sessions of a frame's rows.
+struct SessionRows<'a> {
+    sessions: Option<(&'a mut Sessions, ArrayRef, Option<ArrayRef>, Vec<bool>)>,
+    ids: Vec<Option<String>>,
+    closed: Vec<sessions::Closed>,
+}
+
+impl<'a> SessionRows<'a> {
+    fn new(stream: &Stream, rows: &RecordBatch, sessions: Option<&'a mut Sessions>) -> Self {
+        let text = |column: usize| {
+            arrow::compute::cast(rows.column(column), &arrow::datatypes::DataType::Utf8)
+                .expect("what is not nested becomes text")
+        };
+        let sessions = stream.session().zip(sessions).map(|(columns, sessions)| {
+            (sessions, text(columns.key), columns.what.map(text), columns.opens(rows))
+        });
+        Self { sessions, ids: Vec::new(), closed: Vec::new() }
+    }
+
+    /// The next row belongs to no session.
+    fn skip(&mut self) {
+        if self.sessions.is_some() {
+            self.ids.push(None);
+        }
+    }
+
+    fn observe(&mut self, row: usize, time: Micros, lsn: Lsn) {
+        let Some((sessions, keys, what, opens)) = &mut self.sessions else { return };
+        let text = |array: &ArrayRef| {
+            let array = array.as_any().downcast_ref::<StringArray>()?;
+            array.is_valid(row).then(|| array.value(row).to_owned())
+        };
+        // An event without a key is in no session.
+        let Some(key) = text(keys) else { return self.ids.push(None) };
+        let what = what.as_ref().and_then(text);
+        let seen = Seen { lsn, key: &key, time, what: what.as_deref(), opens: opens[row] };
+        let begun = sessions.observe(&seen, &mut self.closed);
+        self.ids.push(Some(sessions.id(&key, begun)));
+    }
+
+    fn advance(&mut self, mark: Micros, lsn: Lsn) {
+        if let Some((sessions, ..)) = &mut self.sessions {
+            sessions.advance(mark, lsn, &mut self.closed);
+        }
+    }
+
+    /// Per row its session's id, where there are sessions, and the sessions that are over.
+    fn finish(self) -> (Option<Vec<Option<String>>>, Vec<sessions::Closed>) {
+        (self.sessions.is_some().then_some(self.ids), self.closed)
+    }
+}
+
+fn push_sessions(
+    output: &mut Output,
+    stream: &Stream,
+    sessions: &Sessions,
+    closed: &[sessions::Closed],
+    floor: Option<Micros>,
+) {
+    if !closed.is_empty() {
+        let table = tables::sessions(&stream.name).into();
+        output.tables.push(TableRows { table, batch: sessions.rows(closed), floor });
+    }
+}
+
+/// Rows that no window took, with the names of those that would have.
+fn late_rows(stream: &Stream, batch: &RecordBatch, late: &BTreeMap<u32, Vec<String>>) -> RecordBatch {
+    use arrow::array::{ListBuilder, StringBuilder, UInt32Array};
+    let rows = UInt32Array::from_iter_values(late.keys().copied());
+    let rows = arrow::compute::take_record_batch(batch, &rows).expect("the rows are there");
+    let mut names = ListBuilder::new(StringBuilder::new());
+    for windows in late.values() {
+        windows.iter().for_each(|name| names.values().append_value(name));
+        names.append(true);
+    }
+    let mut columns = rows.columns().to_vec();
+    columns.push(Arc::new(names.finish()));
+    RecordBatch::try_new(stream.late_schema(), columns).expect("the columns are the schema's")
+}
+
+/// Times of a batch by a column of it.
+fn column_times(batch: &RecordBatch, column: usize) -> &[Micros] {
+    batch
+        .column(column)
+        .as_any()
+        .downcast_ref::<arrow::array::PrimitiveArray<TimestampMicrosecondType>>()
+        .expect("a window's time was checked to be one")
+        .values()
+}
+
 /// What a control frame says.
 fn payload(frame: &Frame) -> Result<String, OperatorError> {
     let lsn = frame.header.first_lsn;
@@ -527,6 +1005,12 @@ fn payload(frame: &Frame) -> Result<String, OperatorError> {
 }
 
 impl StreamState {
+    /// The greatest event time that the watermarks rest on.
+    fn greatest(&self, catalog: &Catalog, stream: &str) -> Option<Micros> {
+        let disorder = catalog.streams.get(stream)?.def.watermark.disorder.micros();
+        Some(self.watermarks.values().filter_map(Watermark::at).max()?.saturating_add(disorder))
+    }
+
     /// The stream's watermark: the least of the active partitions; where none is, that of the one that went idle last.
     fn advance(&mut self) {
         let mut active = self.watermarks.values().filter(|w| !w.is_idle()).peekable();
@@ -561,15 +1045,17 @@ fn refuse_below(
 
 /// Event times of decoded rows.
 fn times(rows: &RecordBatch) -> &[Micros] {
-    rows.column(0)
-        .as_any()
-        .downcast_ref::<arrow::array::PrimitiveArray<TimestampMicrosecondType>>()
-        .expect("the first decoded column is event_time")
-        .values()
+    column_times(rows, 0)
 }
 
 /// Puts a stream table's stamp before the decoded columns.
-fn stamp(stream: &Stream, header: &crate::wal::Header, decoded: &Decoded, repeats: Vec<bool>) -> RecordBatch {
+fn stamp(
+    stream: &Stream,
+    header: &crate::wal::Header,
+    decoded: &Decoded,
+    repeats: Vec<bool>,
+    sessions: Option<Vec<Option<String>>>,
+) -> RecordBatch {
     let rows = decoded.index.len();
     let lsn: Vec<i64> = decoded.index.iter().map(|i| (header.first_lsn + u64::from(*i)) as i64).collect();
     let received = vec![header.received_at; rows];
@@ -581,6 +1067,9 @@ fn stamp(stream: &Stream, header: &crate::wal::Header, decoded: &Decoded, repeat
     ];
     if stream.repeats().is_some() {
         columns.push(Arc::new(BooleanArray::from(repeats)));
+    }
+    if let Some(sessions) = sessions {
+        columns.push(Arc::new(StringArray::from(sessions)));
     }
     columns.extend(decoded.rows.columns()[1..].iter().cloned());
     RecordBatch::try_new(stream.table_schema.clone(), columns)
@@ -651,7 +1140,7 @@ fn number(array: &ArrayRef, row: usize) -> i64 {
 }
 
 /// Bytes that are equal exactly for equal scalar values, the same in every version.
-fn canonical(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
+pub(crate) fn canonical(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
     use arrow::array::{Float64Array, StringArray};
     if array.is_null(row) {
         out.push(0);

@@ -3,9 +3,10 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WEIRSNP` and a zero byte |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 2 (1: before there were sessions and windows) |
 //! | 12 | 4 | length of the body when unpacked |
-//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream with repeats their state |
+//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its repeats and of its sessions, where
+//! it has them, then that of each window |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 
 use std::collections::BTreeMap;
@@ -16,11 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use super::repeats::Repeats;
 use super::watermark::Watermark;
+use super::windows::WindowState;
 use super::{Answer, Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
 use crate::event::{Gap, Lsn, Micros};
 use crate::schema::Catalog;
 
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"WEIRSNP\0";
 const HEADER_BYTES: usize = 16;
 
@@ -44,6 +46,8 @@ struct Head {
 struct StreamHead {
     watermarks: Vec<(String, String, Watermark)>,
     last_idle: Option<Micros>,
+    #[serde(default)]
+    idle_partition: Option<(String, String)>,
     watermark: Option<Micros>,
     floor: Option<Micros>,
     totals: Totals,
@@ -80,6 +84,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         let head = StreamHead {
             watermarks,
             last_idle: s.last_idle,
+            idle_partition: s.idle_partition.clone(),
             watermark: s.watermark,
             floor: s.floor,
             totals: s.totals,
@@ -105,7 +110,11 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         if let Some(repeats) = &state.repeats {
             repeats.save(&mut body);
         }
+        if let Some(sessions) = &state.sessions {
+            sessions.save(&mut body);
+        }
     }
+    operators.windows.iter().for_each(|window| window.save(&mut body));
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
@@ -170,21 +179,34 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     operators.retried = head.retried.into_iter().collect();
     operators.floors = head.floors;
     for (name, saved) in head.streams {
-        let fresh = operators.streams.remove(&name).and_then(|s| s.repeats);
+        let (fresh, sessions) = operators.streams.remove(&name).map_or((None, None), |s| (s.repeats, s.sessions));
         let repeats = match fresh {
             Some(fresh) => Some(Repeats::load(fresh, &mut rest).ok_or_else(|| wrong("is damaged (repeats)"))?),
+            None => None,
+        };
+        let sessions = match sessions {
+            Some(fresh) => Some(fresh.load(&mut rest).ok_or_else(|| wrong("is damaged (sessions)"))?),
             None => None,
         };
         let state = StreamState {
             watermarks: saved.watermarks.into_iter().map(|(a, b, w)| ((a, b), w)).collect(),
             last_idle: saved.last_idle,
+            idle_partition: saved.idle_partition,
             watermark: saved.watermark,
             repeats,
+            sessions,
             floor: saved.floor,
             totals: saved.totals,
             drift: saved.drift,
         };
         operators.streams.insert(name, state);
+    }
+    for window in &mut operators.windows {
+        let is_read = window.is_read();
+        *window = WindowState::load(&window.window, &mut rest).map_err(|e| wrong(&e))?;
+        if is_read {
+            window.set_read();
+        }
     }
     Ok(operators)
 }

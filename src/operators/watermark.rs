@@ -13,11 +13,27 @@ pub struct Watermark {
     remembered: Option<Micros>,
     /// An ended file, or a partition silent for the stream's `idle`: it holds nobody back.
     idle: bool,
+    /// Time told by ticks since the last record.
+    #[serde(default)]
+    silent: Micros,
+    /// Records so far.
+    #[serde(default)]
+    seen: u64,
 }
 
 impl Watermark {
+    /// One that stands where a stream's does.
+    pub fn standing(at: Option<Micros>) -> Self {
+        Self { at, ..Self::default() }
+    }
+
     pub fn at(&self) -> Option<Micros> {
         self.at
+    }
+
+    /// Records so far.
+    pub fn seen(&self) -> u64 {
+        self.seen
     }
 
     pub fn is_idle(&self) -> bool {
@@ -28,9 +44,18 @@ impl Watermark {
         self.idle = true;
     }
 
+    /// So much time has passed without a record; from `idle_after` on the partition is idle. True if it became so just now.
+    pub fn tick(&mut self, elapsed: Micros, idle_after: Micros) -> bool {
+        self.at = self.at.map(|at| at.saturating_add(elapsed));
+        self.silent = self.silent.saturating_add(elapsed);
+        let was_idle = self.idle;
+        self.idle |= self.silent >= idle_after;
+        self.idle && !was_idle
+    }
+
     /// Takes a record's event time into account.
     pub fn observe(&mut self, time: Micros, disorder: Micros, max_ahead: Micros) {
-        self.idle = false;
+        (self.idle, self.silent, self.seen) = (false, 0, self.seen + 1);
         let is_ahead = |at: Option<Micros>, time: Micros| at.is_none_or(|at| time > at.saturating_add(max_ahead));
         if !is_ahead(self.at, time) {
             self.remembered = None;

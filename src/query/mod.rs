@@ -1,11 +1,13 @@
 //! Answers, each with how true it is. Queries read a snapshot of live and committed state together and never write.
 
 pub mod count;
+mod made;
 pub mod nearby;
 pub mod search;
 pub mod snapshot;
 pub mod sql;
 pub mod system;
+pub mod windows;
 
 pub use snapshot::{AsOf, Handles, Progress};
 

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use arrow::array::RecordBatch;
 use serde::Serialize;
 
 use crate::event::{Gap, Lsn, Micros, rfc3339};
-use crate::operators::{Floors, Operators, PartitionState, StreamProgress, positions};
+use crate::operators::{Floors, Operators, PartitionState, StreamProgress, WindowProgress, positions, tables};
 use crate::schema::Catalog;
 use crate::views::counts::Counts;
 use crate::views::lake::LakeTable;
@@ -47,13 +48,17 @@ pub struct AsOf {
     pub pending: u64,
 }
 
-/// How far operators and log are.
+/// How far operators and log are, and what is open in them.
 #[derive(Default)]
-pub struct Progress(Mutex<Inner>);
+pub struct Progress {
+    inner: Mutex<Inner>,
+    operators: OnceLock<Arc<Mutex<Operators>>>,
+}
 
 #[derive(Default)]
 struct Inner {
     streams: BTreeMap<String, StreamProgress>,
+    windows: BTreeMap<String, WindowProgress>,
     gaps: Vec<Gap>,
     partitions: BTreeMap<(String, String), PartitionState>,
     retried: Arc<BTreeMap<Lsn, Lsn>>,
@@ -66,7 +71,25 @@ struct Inner {
 
 impl Progress {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The operators whose open windows and sessions are shown.
+    pub fn show(&self, operators: Arc<Mutex<Operators>>) {
+        let _ = self.operators.set(operators);
+    }
+
+    /// Rows of what is open in a window or in a stream's sessions, and the LSN up to which records are in them.
+    pub fn open_rows(&self, table: &str) -> Result<Option<(Lsn, Option<RecordBatch>)>, String> {
+        let Some(operators) = self.operators.get() else { return Ok(None) };
+        let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some((operators.lsn(), operators.open_rows(table)?)))
+    }
+
+    /// Partitions whose silence moves time: stream, source, partition, records so far.
+    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+        let Some(operators) = self.operators.get() else { return Vec::new() };
+        operators.lock().unwrap_or_else(PoisonError::into_inner).waiting_partitions()
     }
 
     /// A frame is synced.
@@ -99,6 +122,7 @@ impl Progress {
         let (gaps, partitions) = (operators.gaps().cloned().collect(), operators.partitions().clone());
         let mut inner = self.lock();
         inner.streams = operators.progress();
+        inner.windows = operators.window_progress();
         inner.operators_bytes = operators.memory_bytes();
         inner.gaps = gaps;
         inner.partitions = partitions;
@@ -119,6 +143,10 @@ impl Progress {
 
     pub fn streams(&self) -> BTreeMap<String, StreamProgress> {
         self.lock().streams.clone()
+    }
+
+    pub fn windows(&self) -> BTreeMap<String, WindowProgress> {
+        self.lock().windows.clone()
     }
 
     pub fn gaps(&self) -> Vec<Gap> {
@@ -170,6 +198,15 @@ impl Handles {
         positions.extend(self.places.iter().map(|(name, p)| (positions::places(name), p.applied())));
         positions.extend(self.counts.iter().map(|(name, c)| (positions::counts(name), c.applied())));
         positions
+    }
+
+    /// The stream that a table's rows come from, if one.
+    pub fn stream_of(&self, table: &str) -> Option<String> {
+        let streams = &self.catalog.streams;
+        let window = |w: &&Arc<crate::schema::Window>| w.name == table || tables::versions_of(&w.name) == table;
+        let window = self.catalog.windows.iter().find(window).map(|w| w.stream.clone());
+        let name = table.split('.').next().unwrap_or(table);
+        window.or_else(|| streams.contains_key(name).then(|| name.to_owned()))
     }
 
     /// The stream that a question without one means: the first.

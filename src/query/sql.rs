@@ -1,7 +1,7 @@
 //! SQL over everything: planned and run by DataFusion, read-only, with limits of memory, time, rows and bytes, and a number of
 //! queries at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,14 +29,19 @@ use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::made::{self, Open};
 use super::{AsOf, Handles, QueryError, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
-use crate::views::lake::Feed;
+use crate::schema::versions_of;
+use crate::views::lake::{Feed, LakeTable};
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 
 /// Longest query text.
 const MAX_SQL_BYTES: usize = 256 << 10;
+/// How long a query waits for the rows of windows that have just closed, and how often it looks.
+const OPEN_WAIT: Duration = Duration::from_secs(2);
+const OPEN_POLL: Duration = Duration::from_millis(2);
 /// Bytes that queries may spill to disk.
 const MAX_SPILL_BYTES: u64 = 4 << 30;
 
@@ -134,7 +139,8 @@ impl SqlEngine {
 
 impl Planner {
     async fn answer(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
-        let (context, positions) = self.session(handles)?;
+        let open = self.open_rows(sql, handles).await?;
+        let (context, positions) = self.session(handles, &open)?;
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let frame = context.sql_with_options(sql, options).await.map_err(|e| QueryError::Invalid(explain(&e)))?;
         let as_of = self.as_of(frame.logical_plan(), &positions, handles, now);
@@ -142,28 +148,71 @@ impl Planner {
         Ok(SqlAnswer { schema, batches, as_of })
     }
 
+    /// What is open in the windows and sessions that a query reads. Their tables are waited for up to there, for a moment, so that
+    /// what has been closed since is not missed.
+    async fn open_rows(&self, sql: &str, handles: &Handles) -> Result<BTreeMap<String, Open>, QueryError> {
+        let dialect = self.base.config_options().sql_parser.dialect;
+        let mut open = BTreeMap::new();
+        // What cannot be parsed is told by the planner.
+        let Ok(statement) = self.base.sql_to_statement(sql, &dialect) else { return Ok(open) };
+        for reference in self.base.resolve_table_references(&statement).unwrap_or_default() {
+            let Some(table) = open_table(handles, reference.schema(), reference.table()) else { continue };
+            let progress = handles.progress.clone();
+            let name = table.spec.name.clone();
+            let rows = tokio::task::spawn_blocking(move || progress.open_rows(&name)).await;
+            let rows = rows.map_err(|e| QueryError::Failed(e.to_string()))?.map_err(QueryError::Failed)?;
+            let Some((lsn, rows)) = rows else { continue };
+            let deadline = tokio::time::Instant::now() + OPEN_WAIT;
+            while table.applied() < lsn && tokio::time::Instant::now() < deadline {
+                tokio::time::sleep(OPEN_POLL).await;
+            }
+            open.insert(table.spec.name.clone(), Open { lsn, rows });
+        }
+        Ok(open)
+    }
+
     /// A session whose tables are snapshots taken now, and the LSN that each one reaches.
-    fn session(&self, handles: &Handles) -> Result<(SessionContext, Vec<(String, Lsn)>), QueryError> {
+    fn session(
+        &self,
+        handles: &Handles,
+        open: &BTreeMap<String, Open>,
+    ) -> Result<(SessionContext, Vec<(String, Lsn)>), QueryError> {
         let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
-        let main = MemorySchemaProvider::new();
         let mut positions = Vec::new();
+        let mut schemas: BTreeMap<String, MemorySchemaProvider> = BTreeMap::new();
+        let mut register = |name: &str, provider: Arc<dyn TableProvider>| {
+            let (schema, table) = name.split_once('.').unwrap_or(("main", name));
+            schemas.entry(schema.to_owned()).or_default().register_table(table.to_owned(), provider)
+        };
         for (name, table) in &handles.tables {
             let state = table.snapshot();
             positions.push((name.clone(), state.applied));
-            let mut provider: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
+            let applied = state.applied;
+            let stored: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
             let retried = handles.progress.retried();
-            if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
-                provider = system::with_retried(name, provider, &retried).map_err(failed)?;
+            let window = handles.catalog.windows.iter().find(|w| versions_of(&w.name) == *name);
+            let open = open.get(name).filter(|open| open.lsn <= applied);
+            if let Some(window) = window {
+                let latest = made::window(window, table, stored.clone(), open).map_err(failed)?;
+                register(&window.name, latest).map_err(failed)?;
+                positions.push((window.name.clone(), open.map_or(applied, |open| open.lsn)));
+                register(name, stored).map_err(failed)?;
+            } else if name.ends_with(".sessions") {
+                register(name, made::sessions(table, stored, open).map_err(failed)?).map_err(failed)?;
+            } else if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
+                register(name, system::with_retried(name, stored, &retried).map_err(failed)?).map_err(failed)?;
+            } else {
+                register(name, stored).map_err(failed)?;
             }
-            main.register_table(name.clone(), provider).map_err(failed)?;
         }
-        let own = MemorySchemaProvider::new();
         for name in system::TABLES {
-            own.register_table(name.into(), system::table(name, handles)?).map_err(failed)?;
+            register(&format!("weir.{name}"), system::table(name, handles)?).map_err(failed)?;
         }
+        schemas.entry("main".into()).or_default();
         let catalog = MemoryCatalogProvider::new();
-        catalog.register_schema("main", Arc::new(main)).map_err(failed)?;
-        catalog.register_schema("weir", Arc::new(own)).map_err(failed)?;
+        for (name, schema) in schemas {
+            catalog.register_schema(&name, Arc::new(schema)).map_err(failed)?;
+        }
         let catalogs = MemoryCatalogProviderList::new();
         catalogs.register_catalog("weir_lake".into(), Arc::new(catalog));
         let mut state = self.base.clone();
@@ -175,13 +224,16 @@ impl Planner {
         let mut read = BTreeSet::new();
         let _ = plan.apply_with_subqueries(|node| {
             if let LogicalPlan::TableScan(scan) = node {
-                read.insert(scan.table_name.table().to_owned());
+                read.insert(match scan.table_name.schema() {
+                    Some(schema) if schema != "main" => format!("{schema}.{}", scan.table_name.table()),
+                    _ => scan.table_name.table().to_owned(),
+                });
             }
             Ok(TreeNodeRecursion::Continue)
         });
         let lsn = positions.iter().filter(|(name, _)| read.contains(name)).map(|(_, lsn)| *lsn).min();
-        let own = |name: &&String| handles.catalog.streams.contains_key(*name);
-        let mut streams: Vec<String> = read.iter().filter(own).cloned().collect();
+        let mut streams: Vec<String> = read.iter().filter_map(|table| handles.stream_of(table)).collect();
+        streams.dedup();
         if streams.is_empty() {
             streams = handles.catalog.streams.keys().cloned().collect();
         }
@@ -218,6 +270,15 @@ impl Planner {
             }
         }
         Ok((schema, batches))
+    }
+}
+
+/// The lake table behind a name whose rows may be open still.
+fn open_table<'a>(handles: &'a Handles, schema: Option<&str>, table: &str) -> Option<&'a Arc<LakeTable>> {
+    match schema {
+        None | Some("main") => handles.catalog.window(table).and_then(|w| handles.tables.get(&versions_of(&w.name))),
+        Some(schema) if table == "sessions" => handles.tables.get(&format!("{schema}.{table}")),
+        Some(_) => None,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::sources::Stop;
 use crate::views::ViewError;
 use crate::views::lake::LakeTable;
 use crate::views::lake::compact::{self, When};
-use crate::wal::{About, Kind, RecordsBuilder};
+use crate::wal::Kind;
 
 /// How often tables are looked at.
 const EVERY: Duration = Duration::from_secs(30);
@@ -160,18 +160,8 @@ impl Maintenance {
 }
 
 fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
-    let mut records = RecordsBuilder::default();
-    records.push(serde_json::to_string(floors).unwrap_or_default().as_bytes());
-    let submission = Submission {
-        kind: Kind::Floor,
-        source: String::new(),
-        partition: String::new(),
-        stream: String::new(),
-        records: records.finish(),
-        first_position: 0,
-        previous_position: 0,
-        about: About::default(),
-    };
+    let floors = serde_json::to_string(floors).unwrap_or_default();
+    let submission = Submission::control(Kind::Floor, "", floors.as_bytes());
     ingest.submit(submission, false)?.wait().map(drop)
 }
 

@@ -8,7 +8,9 @@ mod metrics;
 pub mod offline;
 pub mod pipeline;
 pub mod questions;
+pub mod retry;
 pub mod snapshots;
+mod ticks;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -18,9 +20,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, SourceKind, Streams};
+use crate::config::{Config, ConfigError, Declarations, SourceKind};
 use crate::event::{Lsn, lsn_zero};
-use crate::ingest::{Ingest, IngestError};
+use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{Answer, OperatorError};
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
@@ -38,7 +40,9 @@ use folder::{Folder, Lock};
 use maintenance::Maintenance;
 use pipeline::{Pipeline, Resume};
 use questions::Answers;
+use retry::Retry;
 use snapshots::Snapshots;
+use ticks::{Connected, Ticker};
 
 /// Why the process cannot go on; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +116,9 @@ impl From<QueryError> for RuntimeError {
 /// Answers given under idempotency keys.
 pub type Remembered = Vec<(String, [u8; 32], Answer)>;
 
+/// The name of the source that POSTs come from.
+const HTTP: &str = "http";
+
 /// How to run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -132,6 +139,7 @@ pub struct Running {
     options: Options,
     sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
     maintenance: Option<JoinHandle<()>>,
+    ticks: Option<JoinHandle<()>>,
     _lock: Lock,
 }
 
@@ -195,6 +203,7 @@ impl Running {
             options,
             sources: Vec::new(),
             maintenance: None,
+            ticks: None,
             _lock: lock,
         };
         if !options.once {
@@ -228,7 +237,10 @@ impl Running {
     }
 
     fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
+        let mut connected = Connected::from([(HTTP.to_owned(), Arc::new(AtomicBool::new(!options.once)))]);
         for source in &config.sources {
+            let is_connected = Arc::new(AtomicBool::new(false));
+            connected.insert(source.name.clone(), is_connected.clone());
             let ring = self.pipeline.ring.clone();
             let context = sources::Context {
                 name: source.name.clone(),
@@ -239,6 +251,7 @@ impl Running {
                 record_bytes: config.limits.record,
                 cut_bytes: config.limits.dead_letter,
                 wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
+                is_connected,
                 partitions: resume
                     .partitions
                     .iter()
@@ -271,7 +284,16 @@ impl Running {
                 .expect("the system can start a thread");
             self.sources.push((source.name.clone(), thread));
         }
+        let (ingest, progress, stop) = (self.ingest()?, self.handles.progress.clone(), self.stop.clone());
+        self.ticks = Some(Ticker { ingest, progress, connected, stop }.start());
         Ok(())
+    }
+
+    /// Closes every window and session, as if no event were to come: their last rows are stored.
+    pub fn close_windows(&self) -> Result<(), RuntimeError> {
+        let submission = Submission::control(Kind::Final, "", b"{}");
+        let stored = self.ingest()?.submit(submission, true).and_then(|receipt| receipt.wait());
+        stored.map(drop).map_err(|e| RuntimeError::Failed(e.to_string()))
     }
 
     /// Copies the folder while it is worked on.
@@ -283,6 +305,16 @@ impl Running {
             trimming: self.pipeline.trimming.clone(),
             stop: self.stop.clone(),
         }
+    }
+
+    /// Brings dead letters back.
+    pub fn retry(&self) -> Result<Retry, RuntimeError> {
+        Ok(Retry { answers: self.answers.clone(), clock: self.clock.clone(), ingest: self.ingest()? })
+    }
+
+    /// Waits until the log's past has been applied, without starting a source.
+    pub fn resume_alone(&mut self) -> Result<(), RuntimeError> {
+        self.pipeline.resume().map(drop)
     }
 
     /// A handle to take records in.
@@ -371,8 +403,8 @@ impl Running {
         }
         // Nobody gives more; frames of a source that has ended may still wait for room in a full log.
         self.pipeline.intake.close();
-        if let Some(maintenance) = self.maintenance.take() {
-            let _ = maintenance.join();
+        for thread in self.maintenance.take().into_iter().chain(self.ticks.take()) {
+            let _ = thread.join();
         }
         if !self.options.once {
             self.leave_the_rest();
@@ -420,8 +452,8 @@ fn open_wal(
         let log = LogName { instance: config.instance, id, zero };
         // The views that are there are those of the configuration that the log ends under.
         let end = Wal::peek(&Disk, &options, zero)?.last_lsn;
-        let stored = match stored_streams(config, folder, end)? {
-            Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?),
+        let stored = match stored_declarations(config, folder, end)? {
+            Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?),
             None => catalog.clone(),
         };
         let there = views::open(config, folder, &stored, log, runtime, false)?;
@@ -443,17 +475,17 @@ fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<
 }
 
 /// The streams that the log ends under; none in an empty log.
-fn stored_streams(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Streams>, RuntimeError> {
+fn stored_declarations(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Declarations>, RuntimeError> {
     let snapshots = snapshots(config, folder);
-    let streams = |text: &str| Streams::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()));
+    let declared = |text: &str| Declarations::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()));
     let newest = snapshots.newest_configuration(end)?;
-    let mut stored = newest.as_ref().map(|(_, text)| streams(text)).transpose()?;
+    let mut stored = newest.as_ref().map(|(_, text)| declared(text)).transpose()?;
     let after = newest.map_or(snapshots.zero, |(lsn, _)| lsn);
     let mut reader = LogReader::new(Arc::new(Disk), folder.log(), after);
     while let Some(frame) = reader.next(end)? {
         if frame.header.kind == Kind::Configuration {
             let records = frame.records().map_err(|e| RuntimeError::Damaged(e.to_string()))?;
-            stored = Some(streams(&String::from_utf8_lossy(records.get(0)))?);
+            stored = Some(declared(&String::from_utf8_lossy(records.get(0)))?);
         }
     }
     Ok(stored)
@@ -461,8 +493,8 @@ fn stored_streams(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<S
 
 /// The streams that the log ends under, compiled; those of the newest snapshot where it does not say.
 fn stored_catalog(config: &Config, folder: &Folder, end: Lsn) -> Result<Arc<Catalog>, RuntimeError> {
-    let stored = stored_streams(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
-    Ok(Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?))
+    let stored = stored_declarations(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
+    Ok(Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?))
 }
 
 /// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the
@@ -475,12 +507,12 @@ fn switch_configuration(
     runtime: &tokio::runtime::Handle,
     clock: &Arc<dyn Clock>,
 ) -> Result<Wal, RuntimeError> {
-    let stored = stored_streams(config, folder, wal.synced_lsn())?;
-    if stored.as_ref().is_some_and(|s| *s == config.streams) {
+    let stored = stored_declarations(config, folder, wal.synced_lsn())?;
+    if stored.as_ref().is_some_and(|s| *s == config.declared) {
         return Ok(wal);
     }
     if let Some(stored) = stored {
-        let before = Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.message))?);
+        let before = Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?);
         refuse_what_cannot_change(config, &before, catalog)?;
         let log = log_name(config, &wal);
         let opened = views::open(config, folder, &before, log, runtime, true)?;

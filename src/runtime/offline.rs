@@ -1,7 +1,7 @@
 //! Reading a data folder that no process is working on: what is committed, and how much of the log is not.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::folder::{Folder, Lock};
 use super::questions::Answers;
@@ -62,6 +62,7 @@ impl Offline {
         for (name, counts) in &handles.counts {
             counts.set_applied(stands(vec![positions::counts(name)]));
         }
+        progress.show(Arc::new(Mutex::new(newest)));
         let lowest = handles.positions().into_iter().map(|(_, lsn)| lsn).min().unwrap_or(end);
         let mut reader = LogReader::new(Arc::new(Disk), folder.log(), lowest);
         if let Some(frame) = reader.next(end)? {

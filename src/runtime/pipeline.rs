@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,8 @@ impl Pipeline {
             let _ = handed_on.send(frame);
         };
         let (ingest, writer) = Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, hand_on);
+        let operators = Arc::new(Mutex::new(operators));
+        handles.progress.show(operators.clone());
         let (ready, resume) = channel();
         let trimming = Arc::new(Mutex::new(()));
         let stage = OperatorStage {
@@ -213,7 +215,8 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
 }
 
 struct OperatorStage {
-    operators: Operators,
+    /// Shared with queries, which look between frames.
+    operators: Arc<Mutex<Operators>>,
     ring: Arc<Ring>,
     snapshots: Snapshots,
     progress: Arc<Progress>,
@@ -251,11 +254,16 @@ impl LogLimits {
 }
 
 impl OperatorStage {
+    fn operators(&self) -> MutexGuard<'_, Operators> {
+        // What a panic leaves half applied is never snapshotted: the stage ends with it.
+        self.operators.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to do so.
     fn run(mut self, end: Lsn, ready: &Sender<Resume>, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
         let mut reader =
-            LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators.lsn());
-        self.progress.set_operators(&self.operators);
+            LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators().lsn());
+        self.progress.set_operators(&self.operators());
         while let Some(frame) = reader.next(end)? {
             let is_to_end = || self.leave_the_rest.load(Ordering::Acquire);
             while !self.ring.wait_for_room(Duration::from_secs(1)) && !is_to_end() {}
@@ -264,14 +272,17 @@ impl OperatorStage {
                 self.ring.close();
                 return Ok(());
             }
-            let decoded = self.operators.decode(&frame)?;
+            let decoded = self.operators().decode(&frame)?;
             self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
         }
         // A view that had a floor's frame already did not see it again.
-        self.handles.raise_floors(&self.operators.floors());
-        let answers =
-            self.operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect();
-        let _ = ready.send(Resume { partitions: self.operators.partitions().clone(), answers });
+        self.handles.raise_floors(&self.operators().floors());
+        let resume = {
+            let operators = self.operators();
+            let answers = operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone()));
+            Resume { partitions: operators.partitions().clone(), answers: answers.collect() }
+        };
+        let _ = ready.send(resume);
         while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
             let is_worth_it = self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes;
@@ -288,12 +299,16 @@ impl OperatorStage {
 
     fn apply(&mut self, committed: &Committed) -> Result<(), RuntimeError> {
         self.log_bytes += committed.frame.block.len() as u64;
-        let output = self.operators.apply(&committed.frame, committed.decoded.as_deref())?;
+        let (output, streams) = {
+            let mut operators = self.operators();
+            let output = operators.apply(&committed.frame, committed.decoded.as_deref())?;
+            (output, operators.progress())
+        };
         if !output.floors.is_empty() {
             self.handles.raise_floors(&output.floors);
         }
         self.ring.push(Arc::new(output));
-        self.progress.set_streams(self.operators.progress());
+        self.progress.set_streams(streams);
         Ok(())
     }
 
@@ -301,7 +316,7 @@ impl OperatorStage {
     fn next(&mut self, committed: &Receiver<Committed>) -> Result<Option<Committed>, RuntimeError> {
         let waiting = committed.try_recv();
         if matches!(waiting, Err(TryRecvError::Empty)) || self.published.elapsed() >= PUBLISH_AT_LAST {
-            self.progress.set_operators(&self.operators);
+            self.progress.set_operators(&self.operators());
             self.published = Instant::now();
         }
         if let Ok(frame) = waiting {
@@ -324,7 +339,8 @@ impl OperatorStage {
     /// Saves the operators, then lets go of what recovery no longer needs.
     fn snapshot(&mut self) -> Result<(), RuntimeError> {
         self.last_snapshot = Instant::now();
-        match self.snapshots.save(&self.operators) {
+        let saved = self.snapshots.save(&self.operators());
+        match saved {
             Ok(bytes) => {
                 self.snapshot_bytes = bytes as u64;
                 self.log_bytes = 0;

@@ -12,6 +12,7 @@ use crate::query::count::{CountQuestion, count};
 use crate::query::nearby::{NearbyQuestion, nearby};
 use crate::query::search::{SearchQuestion, Sort, search};
 use crate::query::sql::{SqlAnswer, SqlEngine};
+use crate::query::windows::{WindowsQuestion, windows};
 use crate::query::{Handles, QueryError};
 
 /// Parameters by name.
@@ -141,6 +142,19 @@ impl Answers {
         tokio::task::spawn_blocking(move || nearby(&question, &handles, now))
             .await
             .map_err(|e| QueryError::Failed(e.to_string()))?
+    }
+
+    /// `name, from, to, limit`
+    pub async fn windows(&self, params: &Params) -> Result<Value, QueryError> {
+        let reader = self.reader(params);
+        reader.known(&["name", "from", "to", "limit"])?;
+        let question = WindowsQuestion {
+            name: reader.text("name").unwrap_or_default(),
+            from: reader.time("from")?,
+            to: reader.time("to")?,
+            limit: reader.limit(1_000)?,
+        };
+        windows(&question, &self.handles, &self.sql, reader.now).await
     }
 
     pub async fn sql(&self, query: &str) -> Result<SqlAnswer, QueryError> {

@@ -7,7 +7,7 @@ use super::RuntimeError;
 use super::folder::Folder;
 use crate::config::{Config, PartitionBy};
 use crate::event::Lsn;
-use crate::operators::positions;
+use crate::operators::{positions, tables};
 use crate::query::{Handles, Progress};
 use crate::schema::{Catalog, Stream};
 use crate::views::View;
@@ -29,6 +29,19 @@ fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> 
     let lake = folder.lake();
     let by_hour = config.partition == PartitionBy::Hour;
     let mut specs: Vec<TableSpec> = catalog.streams.values().map(|s| TableSpec::stream(&lake, s, by_hour)).collect();
+    for stream in catalog.streams.values() {
+        if stream.session().is_some() {
+            let schema = crate::operators::sessions::schema();
+            specs.push(TableSpec::made(&lake, &tables::sessions(&stream.name), schema, by_hour));
+        }
+        if catalog.windows.iter().any(|w| w.over == stream.name) {
+            specs.push(TableSpec::made(&lake, &tables::late(&stream.name), stream.late_schema(), by_hour));
+        }
+    }
+    for window in &catalog.windows {
+        let name = tables::versions_of(&window.name);
+        specs.push(TableSpec::made(&lake, &name, window.schema.clone(), by_hour));
+    }
     specs.push(TableSpec::dead_letters(&lake, by_hour));
     specs.push(TableSpec::raw(&lake, by_hour));
     specs
@@ -45,6 +58,7 @@ pub fn open(
 ) -> Result<Opened, RuntimeError> {
     let shares = config.limits.shares();
     let specs = specs(config, folder, catalog);
+    let made = specs.iter().filter(|s| matches!(s.feed, Feed::Made(_))).count();
     let policy = |feed: &Feed| CommitPolicy {
         recent_every: config.limits.lake_recent,
         old_every: config.limits.lake_old,
@@ -53,10 +67,11 @@ pub fn open(
         bytes: match feed {
             Feed::DeadLetters => shares.hot_rows / 24,
             Feed::Raw => shares.hot_rows / 6,
-            Feed::Stream(_) => shares.hot_rows / 24 * 19 / catalog.streams.len().max(1),
+            Feed::Stream(_) => shares.hot_rows / 24 * 15 / catalog.streams.len().max(1),
+            Feed::Made(_) => shares.hot_rows / 6 / made.max(1),
         },
     };
-    let mut tables = BTreeMap::new();
+    let mut opened_tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
         let name = spec.name.clone();
@@ -66,13 +81,13 @@ pub fn open(
         if writable {
             views.push(Box::new(LakeView::new(table.clone(), policy)));
         }
-        tables.insert(name, table);
+        opened_tables.insert(name, table);
     }
-    let committed = tables.values().flat_map(|t| t.positions()).collect();
+    let committed = opened_tables.values().flat_map(|t| t.positions()).collect();
     let handles = Handles {
         catalog: catalog.clone(),
         lake: folder.lake(),
-        tables,
+        tables: opened_tables,
         search: BTreeMap::new(),
         places: BTreeMap::new(),
         counts: BTreeMap::new(),

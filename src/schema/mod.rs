@@ -3,6 +3,7 @@
 
 pub mod select;
 pub mod types;
+pub mod window;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,17 +12,30 @@ use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use crate::config::{Config, ConfigError, StreamDef, Streams};
-pub use crate::config::{REPEAT_KEY_BYTES, SearchDef};
+use crate::config::{Config, ConfigError, Declarations, StreamDef, WindowDef};
+pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 use select::{Planned, Rule};
+pub use window::Window;
 
 /// What is wrong with a declaration: the key it stands in, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeclarationError {
+    /// The stream's name; of a window's SQL, the window's.
     pub stream: String,
     pub key: &'static str,
     pub message: String,
+}
+
+/// The key of a declaration error that speaks of a window.
+pub const WINDOW_KEY: &str = "sql";
+
+impl std::fmt::Display for DeclarationError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { stream, key, message } = self;
+        let what = if *key == WINDOW_KEY { "window" } else { "stream" };
+        write!(f, "{what} `{stream}`: {key}: {message}")
+    }
 }
 
 /// A stream, ready to decode records.
@@ -40,6 +54,32 @@ pub struct Stream {
     columns: Planned,
     rules: Vec<Rule>,
     repeats: Option<RepeatColumns>,
+    session: Option<SessionColumns>,
+}
+
+/// Where the sessions operator finds its columns in a decoded batch.
+#[derive(Debug)]
+pub struct SessionColumns {
+    pub key: usize,
+    /// The column of which a session tells the first and the last value.
+    pub what: Option<usize>,
+    pub gap: Micros,
+    pub max_open: usize,
+    opens: Option<Rule>,
+}
+
+impl SessionColumns {
+    /// Which rows begin a new session in any case.
+    pub fn opens(&self, rows: &RecordBatch) -> Vec<bool> {
+        match &self.opens {
+            None => vec![false; rows.num_rows()],
+            Some(rule) => {
+                let mut refused = vec![None; rows.num_rows()];
+                rule.judge(rows, &mut refused);
+                refused.iter().map(Option::is_none).collect()
+            }
+        }
+    }
 }
 
 /// Where the repeats operator finds its columns in a decoded batch.
@@ -62,27 +102,31 @@ pub struct Selected {
     pub rejected: Vec<(u32, String)>,
 }
 
-/// The streams of a configuration, compiled.
+/// The streams and windows of a configuration, compiled.
 #[derive(Debug, Default)]
 pub struct Catalog {
     pub id: u64,
     pub streams: BTreeMap<String, Arc<Stream>>,
+    /// A window comes behind every one that it reads.
+    pub windows: Vec<Arc<Window>>,
 }
 
 impl Catalog {
-    pub fn compile(streams: &Streams) -> Result<Self, DeclarationError> {
-        let compiled = streams
-            .0
+    pub fn compile(declared: &Declarations) -> Result<Self, DeclarationError> {
+        let streams: BTreeMap<String, Arc<Stream>> = declared
+            .streams
             .iter()
             .map(|(name, def)| Ok((name.clone(), Arc::new(Stream::compile(name, def)?))))
             .collect::<Result<_, DeclarationError>>()?;
-        Ok(Self { id: streams.id(), streams: compiled })
+        let windows = compile_windows(&declared.windows, &streams)?;
+        Ok(Self { id: declared.id(), streams, windows })
     }
 
-    /// Compiles a configuration's streams; errors point into its file.
+    /// Compiles a configuration's declarations; errors point into its file.
     pub fn of(config: &Config) -> Result<Self, ConfigError> {
-        Self::compile(&config.streams).map_err(|e| {
-            config.stream_error(&e.stream, Some(e.key), format!("stream `{}`: {}: {}", e.stream, e.key, e.message))
+        Self::compile(&config.declared).map_err(|e| match e.key {
+            WINDOW_KEY => config.window_error(&e.stream, e.to_string()),
+            key => config.stream_error(&e.stream, Some(key), e.to_string()),
         })
     }
 
@@ -91,14 +135,60 @@ impl Catalog {
         self.declarations().to_json()
     }
 
-    pub fn declarations(&self) -> Streams {
-        Streams(self.streams.iter().map(|(name, stream)| (name.clone(), stream.def.clone())).collect())
+    pub fn declarations(&self) -> Declarations {
+        Declarations {
+            streams: self.streams.iter().map(|(name, stream)| (name.clone(), stream.def.clone())).collect(),
+            windows: self.windows.iter().map(|w| (w.name.clone(), w.def.clone())).collect(),
+        }
     }
 
     pub fn from_json(text: &str) -> Result<Self, String> {
-        let streams = Streams::from_json(text).map_err(|e| e.to_string())?;
-        Self::compile(&streams).map_err(|e| format!("stream `{}`: {}: {}", e.stream, e.key, e.message))
+        let declared = Declarations::from_json(text).map_err(|e| e.to_string())?;
+        Self::compile(&declared).map_err(|e| e.to_string())
     }
+
+    pub fn window(&self, name: &str) -> Option<&Arc<Window>> {
+        self.windows.iter().find(|w| w.name == name)
+    }
+}
+
+/// Plans windows in the order in which they read each other.
+fn compile_windows(
+    declared: &BTreeMap<String, WindowDef>,
+    streams: &BTreeMap<String, Arc<Stream>>,
+) -> Result<Vec<Arc<Window>>, DeclarationError> {
+    let wrong = |window: &str, message: String| DeclarationError { stream: window.to_owned(), key: WINDOW_KEY, message };
+    let mut waiting: Vec<(&String, &WindowDef, String)> = declared
+        .iter()
+        .map(|(name, def)| Ok((name, def, window::reads(&def.sql).map_err(|m| wrong(name, m))?)))
+        .collect::<Result<_, _>>()?;
+    let mut done: Vec<Arc<Window>> = Vec::new();
+    while !waiting.is_empty() {
+        let before = waiting.len();
+        let mut rest = Vec::new();
+        for (name, def, over) in waiting {
+            let inner = done.iter().find(|w| w.name == over).cloned();
+            let input = match (&inner, streams.get(&over)) {
+                (Some(inner), _) => window::Input { name: &over, stream: &inner.stream, schema: &inner.schema },
+                (None, Some(stream)) => window::Input { name: &over, stream: &over, schema: &stream.table_schema },
+                (None, None) if declared.contains_key(&over) => {
+                    rest.push((name, def, over));
+                    continue;
+                }
+                (None, None) => {
+                    let known = streams.keys().chain(declared.keys()).cloned().collect::<Vec<_>>().join(", ");
+                    return Err(wrong(name, format!("there is no stream or window `{over}`; there are {known}")));
+                }
+            };
+            done.push(Arc::new(Window::plan(name, def, &input).map_err(|m| wrong(name, m))?));
+        }
+        if let Some((name, ..)) = rest.first().filter(|_| rest.len() == before) {
+            let cycle = rest.iter().map(|(n, ..)| n.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(wrong(name, format!("the windows {cycle} read each other in a circle; let one of them read a stream")));
+        }
+        waiting = rest;
+    }
+    Ok(done)
 }
 
 impl Stream {
@@ -131,19 +221,55 @@ impl Stream {
             rooms: types::Rooms::of(&input),
             input,
             input_schema,
-            table_schema: table_schema(&output, def.repeat.is_some()),
+            table_schema: table_schema(&output, def.repeat.is_some(), def.session.is_some()),
             output,
             columns,
             rules,
             repeats: None,
+            session: None,
         };
         stream.check_columns()?;
         stream.repeats = stream.repeat_columns()?;
+        stream.session = stream.session_columns()?;
         Ok(stream)
     }
 
     pub fn repeats(&self) -> Option<&RepeatColumns> {
         self.repeats.as_ref()
+    }
+
+    /// Columns of `<stream>.late`: the table's own, and the names of the windows that a row came too late for.
+    pub fn late_schema(&self) -> SchemaRef {
+        let mut fields: Vec<_> = self.table_schema.fields().iter().cloned().collect();
+        let item = Field::new("item", DataType::Utf8, true);
+        fields.push(Arc::new(Field::new("windows", DataType::List(Arc::new(item)), true)));
+        Arc::new(Schema::new(fields))
+    }
+
+    pub fn session(&self) -> Option<&SessionColumns> {
+        self.session.as_ref()
+    }
+
+    fn session_columns(&self) -> Result<Option<SessionColumns>, DeclarationError> {
+        let Some(def) = &self.def.session else { return Ok(None) };
+        self.typed("session", &def.key, |ty| !ty.is_nested(), "a number, text or time")?;
+        let what = def.what.as_ref().or(self.def.count.as_ref().map(|count| &count.kind));
+        if let Some(what) = what {
+            self.typed("session", what, |ty| !ty.is_nested(), "a number, text or time")?;
+        }
+        if def.gap.micros() <= 0 || def.max_open == 0 {
+            let message = "a session needs a `gap` and a `max_open` above 0, or it would never end".to_owned();
+            return Err(DeclarationError { stream: self.name.clone(), key: "session", message });
+        }
+        let opens = def.opens.as_ref().map(|rule| Rule::plan(&self.name, &self.output, rule)).transpose();
+        let wrong = |message| DeclarationError { stream: self.name.clone(), key: "session", message };
+        Ok(Some(SessionColumns {
+            key: self.index("session", &def.key)?,
+            what: what.map(|column| self.index("session", column)).transpose()?,
+            gap: def.gap.micros(),
+            max_open: def.max_open,
+            opens: opens.map_err(wrong)?,
+        }))
     }
 
     /// Start of the hour that a time lies in.
@@ -339,7 +465,7 @@ pub struct Filtered {
     pub passed: Option<Vec<bool>>,
 }
 
-fn table_schema(output: &Schema, repeat: bool) -> SchemaRef {
+fn table_schema(output: &Schema, repeat: bool, session: bool) -> SchemaRef {
     let mut fields = vec![
         Field::new("lsn", DataType::Int64, true),
         output.field(0).clone(),
@@ -348,6 +474,9 @@ fn table_schema(output: &Schema, repeat: bool) -> SchemaRef {
     ];
     if repeat {
         fields.push(Field::new("repeat", DataType::Boolean, true));
+    }
+    if session {
+        fields.push(Field::new("session_id", DataType::Utf8, true));
     }
     fields.extend(output.fields().iter().skip(1).map(|f| f.as_ref().clone()));
     Arc::new(Schema::new(fields))

@@ -20,7 +20,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use super::{Filtered, types};
 
 /// Longest text of SQL that is planned; deep nesting is bounded by the parser.
-const MAX_SQL_BYTES: usize = 64 << 10;
+pub const MAX_SQL_BYTES: usize = 64 << 10;
 
 /// Settings under which all of Weir's SQL is parsed and planned.
 pub fn session_config(partitions: usize) -> SessionConfig {
@@ -148,7 +148,7 @@ fn row_by_row(expression: &Expr) -> Result<(), String> {
     }
 }
 
-fn physical(state: &SessionState, expression: &Expr, schema: &DFSchemaRef) -> Result<Arc<dyn PhysicalExpr>, String> {
+pub fn physical(state: &SessionState, expression: &Expr, schema: &DFSchemaRef) -> Result<Arc<dyn PhysicalExpr>, String> {
     let context = SimplifyContext::builder()
         .with_schema(schema.clone())
         .with_config_options(state.config_options().clone())
@@ -181,7 +181,7 @@ pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, Strin
 }
 
 /// The type under which a table keeps values of this type; none where it cannot.
-fn stored_type(ty: &DataType) -> Option<DataType> {
+pub fn stored_type(ty: &DataType) -> Option<DataType> {
     Some(match ty {
         DataType::Boolean | DataType::Int32 | DataType::Int64 | DataType::Float64 | DataType::Utf8 => ty.clone(),
         DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use super::App;
 use super::error::ApiError;
 use crate::runtime::RuntimeError;
+use crate::runtime::retry::{Retry, RetryQuestion};
 
 type Params = Query<BTreeMap<String, String>>;
 
@@ -44,6 +45,19 @@ pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Jso
     responses((status = 200, description = "{venues, as_of}"), (status = 400), (status = 404)))]
 pub async fn nearby(State(app): State<App>, Query(params): Params) -> Result<Json<Value>, ApiError> {
     Ok(Json(app.0.parts.answers.nearby(&params).await?))
+}
+
+/// Rows of a window, those of the latest windows first, open ones too.
+#[utoipa::path(get, path = "/api/v1/windows/{name}", params(("name" = String, Path), ("from" = Option<String>, Query),
+    ("to" = Option<String>, Query), ("limit" = Option<usize>, Query)),
+    responses((status = 200, description = "{window, rows, as_of}"), (status = 400), (status = 404)))]
+pub async fn windows(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Query(mut params): Params,
+) -> Result<Json<Value>, ApiError> {
+    params.insert("name".into(), name);
+    Ok(Json(app.0.parts.answers.windows(&params).await?))
 }
 
 /// How far log and views are.
@@ -165,6 +179,29 @@ pub async fn backup(State(app): State<App>, body: axum::body::Bytes) -> Result<J
         other => failed(other.to_string()),
     })?;
     Ok(Json(json!(summary)))
+}
+
+/// Brings dead letters back that are accepted now.
+#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryQuestion,
+    responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 503)))]
+pub async fn retry(State(app): State<App>, body: axum::body::Bytes) -> Result<Json<Value>, ApiError> {
+    let body = if body.is_empty() { &b"{}"[..] } else { &body[..] };
+    let question: RetryQuestion = serde_json::from_slice(body)
+        .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"reason\": …, \"since\": …, \"limit\": …}"))?;
+    let ingest = app.ingest().ok_or_else(|| {
+        let message = "no records are taken in at present: weir is starting, stopping, or set so";
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_taking", message, "try again in a moment")
+    })?;
+    let answers = app.0.parts.answers.clone();
+    let retry = Retry { clock: answers.clock.clone(), answers, ingest };
+    let runtime = tokio::runtime::Handle::current();
+    let done = tokio::task::spawn_blocking(move || runtime.block_on(retry.run(&question))).await;
+    let failed = |e: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e, "see the log");
+    let done = done.map_err(|e| failed(e.to_string()))?.map_err(|e| match e {
+        RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+        other => failed(other.to_string()),
+    })?;
+    Ok(Json(json!(done)))
 }
 
 /// The process is alive.

@@ -53,6 +53,8 @@ pub struct Context {
     pub cut_bytes: usize,
     /// Blocks while the views are behind; false when waiting timed out.
     pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
+    /// Set while a push source can be heard.
+    pub is_connected: Arc<AtomicBool>,
     /// Where this source's partitions go on.
     pub partitions: Vec<(String, PartitionState)>,
 }

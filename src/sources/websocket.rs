@@ -2,6 +2,7 @@
 //! what passed while nobody listened is told as a gap.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -53,6 +54,7 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
             has_room_again: false,
         };
         let ended = runtime.block_on(listener.listen(url));
+        context.is_connected.store(false, Ordering::Release);
         missed_since = listener.missed_since;
         let reason = match ended {
             Ok(()) => return Ok(()),
@@ -115,6 +117,7 @@ impl Listener<'_> {
             .map_err(|_| Ended::Connection("no answer in time".into()))?
             .map_err(lost)?;
         tracing::info!(source = self.context.name, url, "connected");
+        self.context.is_connected.store(true, Ordering::Release);
         self.heard_at = self.clock.now();
         self.tell_gap("not connected")?;
         let mut heard = Instant::now();

@@ -5,7 +5,7 @@
 //! | 1 | per record its position: varint difference to the one before, from the frame's first position |
 //! | 2 | varint: the position behind the frame, where the source goes on |
 //! | 3 | idempotency key: 32 bytes SHA-256 of the body, then the key |
-//! | 4 | the record that a retry brings back: varint LSN |
+//! | 4 | per record of a retry, the dead letter that it brings back: varint LSN |
 //! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start |
 //! | 6 | cut records: per record varint index, varint original length |
 
@@ -27,7 +27,8 @@ pub struct About {
     pub positions: Vec<u64>,
     pub next_position: Option<u64>,
     pub idempotency: Option<([u8; 32], String)>,
-    pub retry_of: Option<u64>,
+    /// Of a retry: per record, the dead letter that it brings back.
+    pub retry_of: Vec<u64>,
     pub file: Option<FileIdentity>,
     /// Records stored cut: (index in the frame, length before the cut).
     pub cut: Vec<(u64, u64)>,
@@ -51,8 +52,8 @@ impl About {
         if let Some((hash, key)) = &self.idempotency {
             put_part(&mut out, 3, &[&hash[..], key.as_bytes()].concat());
         }
-        if let Some(lsn) = self.retry_of {
-            put_numbers(&mut out, 4, &[lsn]);
+        if !self.retry_of.is_empty() {
+            put_numbers(&mut out, 4, &self.retry_of);
         }
         if let Some(file) = self.file {
             let mut part = Vec::new();
@@ -89,7 +90,11 @@ impl About {
                     let key = std::str::from_utf8(key).map_err(|_| DamagedFrame)?;
                     about.idempotency = Some((*hash, key.to_owned()));
                 }
-                4 => about.retry_of = Some(take_varint(&mut part)?),
+                4 => {
+                    while !part.is_empty() {
+                        about.retry_of.push(take_varint(&mut part)?);
+                    }
+                }
                 5 => {
                     let (inode, head) = (take_varint(&mut part)?, take_varint(&mut part)?);
                     let crc = part.first_chunk::<4>().ok_or(DamagedFrame)?;
@@ -163,7 +168,7 @@ mod tests {
                 positions,
                 next_position: next,
                 idempotency: key.map(|k| ([7; 32], k)),
-                retry_of: next.map(|n| n / 2),
+                retry_of: next.map(|n| n / 2).into_iter().collect(),
                 file: file.map(|(inode, head, crc)| FileIdentity { inode, head, crc }),
                 cut,
             };

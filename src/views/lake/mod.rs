@@ -66,6 +66,8 @@ pub struct TableSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Feed {
     Stream(String),
+    /// A table that operators make: sessions, windows, late rows.
+    Made(String),
     /// Bytes kept of a record that is over its limit.
     DeadLetters,
     Raw,
@@ -80,6 +82,18 @@ impl TableSpec {
             time_column: 1,
             by_hour,
             feed: Feed::Stream(stream.name.clone()),
+        }
+    }
+
+    /// A table that operators make, by the time in its second column.
+    pub fn made(lake: &Path, name: &str, schema: SchemaRef, by_hour: bool) -> Self {
+        Self {
+            name: name.to_owned(),
+            root: table::root(lake, name),
+            schema,
+            time_column: 1,
+            by_hour,
+            feed: Feed::Made(name.to_owned()),
         }
     }
 
@@ -132,6 +146,7 @@ impl TableSpec {
     fn position_names(&self) -> (String, Option<String>) {
         match &self.feed {
             Feed::Stream(name) => (positions::recent(name), Some(positions::old(name))),
+            Feed::Made(name) => (positions::recent(name), None),
             Feed::DeadLetters => (positions::DEAD_LETTERS.into(), None),
             Feed::Raw => (positions::RAW.into(), None),
         }
@@ -271,6 +286,13 @@ impl LakeView {
             Feed::DeadLetters => {
                 let rows = dead_letter_rows(output, self.applied[0], &spec.schema)?;
                 Ok((rows.map(Hot::Rows), None, None))
+            }
+            Feed::Made(name) => {
+                let Some(made) = output.tables.iter().find(|t| *t.table == **name) else { return Ok((None, None, None)) };
+                let above = self.applied[0] as i64;
+                let from = crate::operators::lsns(&made.batch).partition_point(|lsn| *lsn <= above);
+                let rows = made.batch.slice(from, made.batch.num_rows() - from);
+                Ok(((rows.num_rows() > 0).then_some(Hot::Rows(rows)), None, made.floor))
             }
             Feed::Stream(name) => {
                 let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == *name) else {

@@ -89,8 +89,8 @@ fn about_json(frame: &Frame) -> Option<String> {
     if let Some((_, key)) = &about.idempotency {
         out.insert("idempotency_key".into(), key.as_str().into());
     }
-    if let Some(lsn) = about.retry_of {
-        out.insert("retry_of".into(), lsn.into());
+    if !about.retry_of.is_empty() {
+        out.insert("retry_of".into(), about.retry_of.clone().into());
     }
     if !about.cut.is_empty() {
         out.insert("cut".into(), about.cut.iter().map(|(i, n)| serde_json::json!([i, n])).collect());

@@ -1,0 +1,77 @@
+//! Tables that are more than what is stored: windows and sessions with what is open of them, and of a window the latest version.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::view::ViewTable;
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::TableReference;
+use datafusion::datasource::provider_as_source;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::functions_window::expr_fn::row_number;
+use datafusion::logical_expr::{Expr, ExprFunctionExt, LogicalPlanBuilder, ident, lit};
+
+use crate::event::Lsn;
+use crate::schema::window::WINDOW_COLUMNS;
+use crate::schema::{Late, Window};
+use crate::views::lake::LakeTable;
+
+/// Rows that are not stored because what they tell is not over, as of a record.
+pub struct Open {
+    pub lsn: Lsn,
+    pub rows: Option<RecordBatch>,
+}
+
+/// A scan of the table's own columns, of the same record as the open rows, and those.
+fn stored_and_open(
+    table: &LakeTable,
+    stored: Arc<dyn TableProvider>,
+    open: Option<&Open>,
+) -> Result<LogicalPlanBuilder> {
+    let name = TableReference::bare(table.spec.name.clone());
+    let own: SchemaRef = table.spec.schema.clone();
+    let columns = || own.fields().iter().map(|f| ident(f.name()));
+    let mut plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?;
+    let Some(open) = open else { return plan.project(columns()) };
+    plan = plan.filter(ident("lsn").lt_eq(lit(open.lsn as i64)))?.project(columns())?;
+    let Some(rows) = &open.rows else { return Ok(plan) };
+    let rows = MemTable::try_new(own.clone(), vec![vec![rows.clone()]])?;
+    let rows = LogicalPlanBuilder::scan("open", provider_as_source(Arc::new(rows)), None)?.build()?;
+    plan.union(rows)
+}
+
+/// A window's latest rows, open ones too.
+pub fn window(
+    window: &Window,
+    table: &LakeTable,
+    stored: Arc<dyn TableProvider>,
+    open: Option<&Open>,
+) -> Result<Arc<dyn TableProvider>> {
+    let mut plan = stored_and_open(table, stored, open)?;
+    if window.def.late == Late::Amend {
+        let known_by = window.keys.iter().map(|c| window.schema.field(*c).name().as_str()).chain(["window_start"]);
+        let rank = row_number()
+            .partition_by(known_by.map(ident).collect::<Vec<Expr>>())
+            .order_by(vec![ident("version").sort(false, false), ident("lsn").sort(false, false)])
+            .build()?
+            .alias("rank_of_version");
+        plan = plan.window(vec![rank])?.filter(ident("rank_of_version").eq(lit(1_u64)))?;
+    }
+    plan = plan.filter(ident("status").not_eq(lit("gone")))?;
+    let own = window.schema.fields().iter().skip(WINDOW_COLUMNS.len()).map(|f| f.name().as_str());
+    let columns = own.chain(["window_start", "window_end", "version", "status", "lsn"]);
+    let plan = plan.project(columns.map(ident))?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+/// A stream's sessions, open ones too.
+pub fn sessions(
+    table: &LakeTable,
+    stored: Arc<dyn TableProvider>,
+    open: Option<&Open>,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    let columns = ["session_id", "key", "status", "started", "ended", "duration_s", "events", "first", "last", "lsn"];
+    let plan = stored_and_open(table, stored, open)?.project(columns.map(ident))?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}

@@ -1,0 +1,184 @@
+//! Dead letters that come back: after a schema or a rule was mended, their bytes go through the log again, each with the number of the
+//! dead letter it was. What is still refused stays where it is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, BinaryArray, Int64Array, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+use serde::{Deserialize, Serialize};
+
+use super::RuntimeError;
+use super::questions::Answers;
+use crate::clock::Clock;
+use crate::decode::decode;
+use crate::event::Lsn;
+use crate::ingest::{Ingest, IngestError, Receipt, Submission};
+use crate::operators::RETRIED;
+use crate::wal::{About, Kind, RecordsBuilder};
+
+/// Dead letters read at once, and those that share a frame.
+const PAGE: usize = 1_000;
+const FRAME_RECORDS: usize = 100;
+const FRAME_BYTES: usize = 4 << 20;
+
+/// Which dead letters.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryQuestion {
+    pub stream: Option<String>,
+    /// Only those with exactly this reason.
+    pub reason: Option<String>,
+    /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds, now-15m.
+    pub since: Option<String>,
+    /// At most so many, the oldest first.
+    pub limit: Option<usize>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Retried {
+    /// Came back as events.
+    pub retried: u64,
+    /// Are refused still, by the reason that they have now.
+    pub still_refused: BTreeMap<String, u64>,
+}
+
+/// Reasons told one by one; the others are counted together.
+const TOLD_REASONS: usize = 20;
+
+pub struct Retry {
+    pub answers: Answers,
+    pub clock: Arc<dyn Clock>,
+    pub ingest: Ingest,
+}
+
+struct Letter {
+    lsn: Lsn,
+    source: String,
+    stream: String,
+    bytes: Vec<u8>,
+}
+
+/// Records of one source and stream on their way.
+#[derive(Default)]
+struct Gathered {
+    records: RecordsBuilder,
+    of: Vec<Lsn>,
+}
+
+impl Retry {
+    /// Brings them back, page by page; returns when the log has them.
+    pub async fn run(&self, question: &RetryQuestion) -> Result<Retried, RuntimeError> {
+        let limit = question.limit.unwrap_or(usize::MAX);
+        let mut done = Retried::default();
+        let mut looked_at = 0;
+        let mut after = 0;
+        while looked_at < limit {
+            let page = self.page(question, after, PAGE.min(limit - looked_at)).await?;
+            let Some(last) = page.last() else { break };
+            after = last.lsn;
+            looked_at += page.len();
+            let room = RETRIED.saturating_sub(self.answers.handles.progress.retried().len() + done.retried as usize);
+            if page.len() > room {
+                return Err(RuntimeError::Failed(format!(
+                    "{} dead letters came back; marks of {RETRIED} are remembered, so more could come back twice",
+                    done.retried
+                )));
+            }
+            self.bring_back(page, &mut done)?;
+        }
+        Ok(done)
+    }
+
+    async fn page(&self, question: &RetryQuestion, after: Lsn, limit: usize) -> Result<Vec<Letter>, RuntimeError> {
+        let quoted = |text: &str| text.replace('\'', "''");
+        let mut wanted = vec![format!("retried_lsn is null and lsn > {after}")];
+        wanted.extend(question.stream.as_ref().map(|s| format!("stream = '{}'", quoted(s))));
+        wanted.extend(question.reason.as_ref().map(|r| format!("reason = '{}'", quoted(r))));
+        if let Some(since) = &question.since {
+            let since = crate::config::units::parse_time(since, self.clock.now())
+                .map_err(|e| RuntimeError::Config(format!("since: {e}")))?;
+            wanted.push(format!("received_at >= timestamp '{}'", crate::event::rfc3339(since)));
+        }
+        let query = format!(
+            "select lsn, source, stream, bytes from dead_letters where {} order by lsn limit {limit}",
+            wanted.join(" and ")
+        );
+        let answer = self.answers.sql(&query).await?;
+        let failed = |e: arrow::error::ArrowError| RuntimeError::Failed(e.to_string());
+        let mut letters = Vec::new();
+        for batch in &answer.batches {
+            let columns = [DataType::Int64, DataType::Utf8, DataType::Utf8, DataType::Binary];
+            let columns = columns.iter().enumerate().map(|(n, ty)| cast(batch.column(n), ty).map_err(failed));
+            let columns = columns.collect::<Result<Vec<_>, _>>()?;
+            let lsn = columns[0].as_any().downcast_ref::<Int64Array>();
+            let [source, stream] = [1, 2].map(|n| columns[n].as_any().downcast_ref::<StringArray>());
+            let bytes = columns[3].as_any().downcast_ref::<BinaryArray>();
+            let (Some(lsn), Some(source), Some(stream), Some(bytes)) = (lsn, source, stream, bytes) else { continue };
+            for row in 0..batch.num_rows() {
+                letters.push(Letter {
+                    lsn: lsn.value(row) as Lsn,
+                    source: source.value(row).to_owned(),
+                    stream: stream.value(row).to_owned(),
+                    bytes: bytes.value(row).to_vec(),
+                });
+            }
+        }
+        Ok(letters)
+    }
+
+    /// Sends those that are accepted now.
+    fn bring_back(&self, letters: Vec<Letter>, done: &mut Retried) -> Result<(), RuntimeError> {
+        let mut gathered: BTreeMap<(String, String), Gathered> = BTreeMap::new();
+        let mut receipts: Vec<Receipt> = Vec::new();
+        for letter in letters {
+            let reason = match self.ingest.catalog().streams.get(&letter.stream) {
+                None => Some(format!("there is no stream `{}` any more", letter.stream)),
+                Some(stream) => {
+                    let decoded = decode(stream, std::iter::once(letter.bytes.as_slice()), self.clock.now(), &[]);
+                    decoded.rejected.into_iter().next().map(|r| r.reason)
+                }
+            };
+            if let Some(reason) = reason {
+                let is_told = done.still_refused.len() < TOLD_REASONS || done.still_refused.contains_key(&reason);
+                let reason = if is_told { reason } else { "other reasons".to_owned() };
+                *done.still_refused.entry(reason).or_default() += 1;
+                continue;
+            }
+            let key = (letter.source, letter.stream);
+            let own = gathered.entry(key.clone()).or_default();
+            own.records.push(&letter.bytes);
+            own.of.push(letter.lsn);
+            done.retried += 1;
+            if own.of.len() >= FRAME_RECORDS || own.records.bytes() >= FRAME_BYTES {
+                receipts.extend(self.send(key, std::mem::take(own))?);
+            }
+        }
+        for (key, own) in gathered {
+            receipts.extend(self.send(key, own)?);
+        }
+        let failed = |e: IngestError| RuntimeError::Failed(e.to_string());
+        receipts.into_iter().try_for_each(|receipt| receipt.wait().map(drop).map_err(failed))
+    }
+
+    fn send(&self, (source, stream): (String, String), own: Gathered) -> Result<Option<Receipt>, RuntimeError> {
+        if own.of.is_empty() {
+            return Ok(None);
+        }
+        let submission = Submission {
+            kind: Kind::Retry,
+            source,
+            partition: String::new(),
+            stream,
+            records: own.records.finish(),
+            first_position: 0,
+            previous_position: 0,
+            about: About { retry_of: own.of, ..About::default() },
+        };
+        // Nothing is half done by a refusal: what came back is marked, the rest is found again.
+        let receipt = self.ingest.submit(submission, true);
+        receipt.map(Some).map_err(|e| RuntimeError::Failed(e.to_string()))
+    }
+}

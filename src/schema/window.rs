@@ -1,0 +1,726 @@
+//! A window's SQL, planned: one aggregation over `tumble`, `hop` or `session` of a stream or of another window. What lies below the
+//! aggregation and above it becomes physical expressions; the aggregation itself runs in parts, as `operators::windows` says.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{
+    CastOptions, SortColumn, SortOptions, and, cast_with_options, filter, filter_record_batch, lexsort_to_indices,
+    not, prep_null_mask_filter, take,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DFSchema, DFSchemaRef};
+use datafusion::config::Dialect;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::{Aggregate, Expr, FetchType, LogicalPlan, SkipType, Volatility};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
+use datafusion::physical_expr::expressions::Column as PhysicalColumn;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
+
+use super::select::{MAX_SQL_BYTES, explain, physical, session_config, stored_type};
+use super::types;
+use crate::config::{Late, WindowDef};
+use crate::event::Micros;
+
+/// The name under which the windowed input is planned.
+const INPUT: &str = "windowed";
+const START: &str = "window_start";
+const END: &str = "window_end";
+/// Columns that Weir puts before a window's own.
+pub const WINDOW_COLUMNS: [&str; 5] = ["lsn", START, END, "version", "status"];
+/// Shortest slide and longest size of a window, and the most panes that a hop's size has.
+const SHORTEST: Micros = 1_000;
+const LONGEST: Micros = 400 * crate::event::MICROS_PER_DAY;
+const MOST_PANES: i64 = 100_000;
+/// Counts that the fast way of counting keeps of a group.
+pub const FAST_COUNTS: usize = 4;
+
+/// How a window cuts time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Starts every `slide`, from 1970 on, and lasts `size`; a tumbling window has both equal.
+    Fixed { slide: Micros, size: Micros },
+    /// Events of one key with no more than `gap` between them; `key` is its column in the input.
+    Session { gap: Micros, key: usize },
+}
+
+/// One aggregate of the select.
+#[derive(Debug, Clone)]
+pub struct AggregatePlan {
+    pub function: Arc<AggregateFunctionExpr>,
+    pub filter: Option<Arc<dyn PhysicalExpr>>,
+}
+
+/// The largest counts of a window are all that its rows depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Top {
+    pub aggregate: usize,
+    pub rows: usize,
+}
+
+/// What happens to the aggregation's rows, in order.
+#[derive(Debug, Clone)]
+enum Step {
+    Filter(Arc<dyn PhysicalExpr>),
+    Project(Vec<Arc<dyn PhysicalExpr>>),
+    /// Ties stay in the order of the group columns.
+    Sort(Vec<(Arc<dyn PhysicalExpr>, SortOptions)>),
+    Limit { skip: usize, fetch: Option<usize> },
+}
+
+/// A window, ready to run.
+#[derive(Debug)]
+pub struct Window {
+    pub name: String,
+    pub def: WindowDef,
+    /// The stream or window that it reads.
+    pub over: String,
+    /// The stream at the beginning of the chain.
+    pub stream: String,
+    pub shape: Shape,
+    /// The time's column in the input.
+    pub time: usize,
+    /// The column that says whether a row is a repeat, where they are passed over because the SQL does not speak of it.
+    repeat: Option<usize>,
+    filter: Option<Arc<dyn PhysicalExpr>>,
+    /// Columns of the input that the aggregation reads; window_start and window_end come behind them.
+    pub columns: Vec<usize>,
+    /// `columns` with window_start and window_end, which the aggregation's expressions are made for.
+    pub reduced: SchemaRef,
+    pub groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
+    /// Where window_start and window_end are among the groups.
+    pub start_at: usize,
+    pub end_at: usize,
+    pub aggregates: Vec<AggregatePlan>,
+    /// Every aggregate is a plain count.
+    pub counts_only: bool,
+    pub top: Option<Top>,
+    steps: Vec<Step>,
+    /// Per own column of the table, which one of the last step's it is.
+    own: Vec<usize>,
+    /// Columns of NAME_versions, without partition columns.
+    pub schema: SchemaRef,
+    /// Columns of `schema` by which a row is known in its window.
+    pub keys: Vec<usize>,
+}
+
+/// What a window reads: its name, the stream at the beginning, the columns, and which of them are times.
+pub struct Input<'a> {
+    pub name: &'a str,
+    pub stream: &'a str,
+    pub schema: &'a SchemaRef,
+}
+
+/// What the SQL of a window reads, found before anything is planned; none where it has another shape.
+pub fn reads(sql: &str) -> Result<String, String> {
+    Ok(call(&mut parse(sql)?.1)?.over)
+}
+
+fn parse(sql: &str) -> Result<(SessionState, Statement), String> {
+    if sql.len() > MAX_SQL_BYTES {
+        return Err(format!("the text has more than {MAX_SQL_BYTES} bytes"));
+    }
+    let state = SessionContext::new_with_config(session_config(1)).state();
+    let statement = state.sql_to_statement(sql, &Dialect::DuckDB).map_err(|e| explain(&e))?;
+    Ok((state, statement))
+}
+
+const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
+
+struct Call {
+    function: String,
+    over: String,
+    time: String,
+    arguments: Vec<ast::Expr>,
+}
+
+/// Takes the call of `tumble`, `hop` or `session` out of the statement; the plain input stands there afterwards.
+fn call(statement: &mut Statement) -> Result<Call, String> {
+    let Statement::Statement(inner) = statement else { return Err(FORM.into()) };
+    let ast::Statement::Query(query) = inner.as_mut() else { return Err(FORM.into()) };
+    if query.with.is_some() {
+        return Err(format!("`with` is not allowed here; {FORM}"));
+    }
+    let ast::SetExpr::Select(select) = query.body.as_mut() else { return Err(FORM.into()) };
+    let [from] = select.from.as_mut_slice() else { return Err(format!("it reads more than one table; {FORM}")) };
+    if !from.joins.is_empty() {
+        return Err(format!("joins are not allowed here; {FORM}"));
+    }
+    let ast::TableFactor::Table { name, alias, args, .. } = &mut from.relation else { return Err(FORM.into()) };
+    let function = name.to_string().to_lowercase();
+    let Some(found) = args.take() else {
+        return Err(format!("an aggregate over `{function}` without a window would never end; {FORM}"));
+    };
+    let mut arguments = found.args.into_iter().map(|argument| match argument {
+        ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expression)) => Ok(expression),
+        other => Err(format!("`{other}` is no argument of a window; {FORM}")),
+    });
+    let mut name_of = |what: &str| match arguments.next() {
+        Some(Ok(ast::Expr::Identifier(name))) => Ok(name.value),
+        Some(Err(error)) => Err(error),
+        Some(Ok(other)) => Err(format!("`{other}` is no {what}; {FORM}")),
+        None => Err(format!("the {what} is missing; {FORM}")),
+    };
+    let (over, time) = (name_of("stream")?, name_of("time column")?);
+    let arguments = arguments.collect::<Result<_, _>>()?;
+    *name = ast::ObjectName::from(vec![ast::Ident::new(INPUT)]);
+    if alias.is_none() {
+        *alias = Some(ast::TableAlias { explicit: true, name: ast::Ident::new(&over), columns: Vec::new(), at: None });
+    }
+    Ok(Call { function, over, time, arguments })
+}
+
+/// Microseconds of an interval of fixed length.
+fn interval(expression: Option<&ast::Expr>, what: &str) -> Result<Micros, String> {
+    let wrong = |why: &str| format!("the {what} {why}; write for example interval '10 seconds'");
+    let Some(ast::Expr::Interval(interval)) = expression else { return Err(wrong("is missing or no interval")) };
+    let value = match interval.value.as_ref() {
+        ast::Expr::Value(value) => match &value.value {
+            ast::Value::SingleQuotedString(text) => text.clone(),
+            ast::Value::Number(number, _) => number.clone(),
+            _ => return Err(wrong("is no interval")),
+        },
+        _ => return Err(wrong("is no constant")),
+    };
+    let unit = interval.leading_field.as_ref().map_or(String::new(), |unit| format!(" {unit}"));
+    let parsed = arrow::compute::kernels::cast_utils::parse_interval_month_day_nano(&format!("{value}{unit}"))
+        .map_err(|e| wrong(&e.to_string()))?;
+    if parsed.months != 0 {
+        return Err(wrong("has months or years, which are not all equally long"));
+    }
+    let micros = i64::from(parsed.days) * crate::event::MICROS_PER_DAY + parsed.nanoseconds / 1_000;
+    if (SHORTEST..=LONGEST).contains(&micros) { Ok(micros) } else { Err(wrong("lies outside 1 ms to 400 days")) }
+}
+
+impl Window {
+    /// Plans a window over an input.
+    pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>) -> Result<Self, String> {
+        let (_, mut statement) = parse(&def.sql)?;
+        let speaks_of_repeats = speaks_of(&statement, "repeat");
+        let call = call(&mut statement)?;
+        let is_stream = input.name == input.stream;
+        // A window's own times are named anew by the window over it.
+        let visible: Vec<(usize, Field)> = input
+            .schema
+            .fields()
+            .iter()
+            .enumerate()
+            .filter(|(_, f)| is_stream || !WINDOW_COLUMNS.contains(&f.name().as_str()))
+            .map(|(at, f)| (at, f.as_ref().clone()))
+            .collect();
+        let column = |wanted: &str| {
+            input.schema.index_of(wanted).map_err(|_| {
+                let known = input.schema.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
+                format!("`{wanted}` is no column of {}; there are {known}", input.name)
+            })
+        };
+        let time = column(&call.time)?;
+        if input.schema.field(time).data_type() != &types::timestamp() || !is_stream && time > 2 {
+            return Err(format!("`{}` is no time of {}", call.time, input.name));
+        }
+        let shape = shape(&call, &column)?;
+        if let Shape::Session { .. } = shape
+            && def.late == Late::Amend
+        {
+            return Err("late = \"amend\" is for tumble and hop; a session is stored once, when it is closed".into());
+        }
+        let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
+        fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
+        let context = SessionContext::new_with_config(session_config(1));
+        let table = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
+        context.register_table(INPUT, table).map_err(|e| explain(&e))?;
+        let state = context.state();
+        // Planning over a table in memory does no I/O, so it needs no runtime.
+        let plan = futures::executor::block_on(state.statement_to_plan(statement)).map_err(|e| explain(&e))?;
+        refuse_what_changes(&plan)?;
+        let plan =
+            state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(|e| explain(&e))?;
+        let (above, aggregate) = split(&plan)?;
+        let below = below(&state, &aggregate.input, &visible)?;
+        Self::assemble(name, def, input, (shape, time), &state, (&above, aggregate), (below, &visible)).map(|window| {
+            let repeat = (is_stream && !speaks_of_repeats).then(|| input.schema.index_of("repeat").ok()).flatten();
+            Self { repeat, ..window }
+        })
+    }
+
+    fn assemble(
+        name: &str,
+        def: &WindowDef,
+        input: &Input<'_>,
+        (shape, time): (Shape, usize),
+        state: &SessionState,
+        (above, aggregate): (&[&LogicalPlan], &Aggregate),
+        (filter, visible): (Option<Arc<dyn PhysicalExpr>>, &[(usize, Field)]),
+    ) -> Result<Self, String> {
+        let inner = aggregate.input.schema();
+        let at = |wanted: &str| {
+            let position = aggregate.group_expr.iter().position(|e| is_column(e, wanted));
+            position.ok_or_else(|| format!("group by {wanted} too, as it stands; {FORM}"))
+        };
+        let (start_at, end_at) = (at(START)?, at(END)?);
+        let others = aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at);
+        for expression in others.map(|(_, e)| e).chain(&aggregate.aggr_expr) {
+            if matches!(expression, Expr::GroupingSet(_)) {
+                return Err("grouping sets are not allowed here; declare one window for each".into());
+            }
+            if expression.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
+                return Err(format!("`{expression}`: use the time column instead of {START} and {END} inside expressions"));
+            }
+        }
+        // The aggregation reads these columns alone.
+        let used: BTreeSet<&Column> =
+            aggregate.group_expr.iter().chain(&aggregate.aggr_expr).flat_map(Expr::column_refs).collect();
+        let wanted: Vec<usize> = (0..visible.len())
+            .filter(|n| {
+                let (qualifier, field) = inner.qualified_field(*n);
+                used.contains(&Column::new(qualifier.cloned(), field.name()))
+            })
+            .collect();
+        let count = inner.fields().len();
+        let kept: Vec<_> = wanted
+            .iter()
+            .copied()
+            .chain([count - 2, count - 1])
+            .map(|n| {
+                let (qualifier, field) = inner.qualified_field(n);
+                (qualifier.cloned(), field.clone())
+            })
+            .collect();
+        let reduced: DFSchemaRef =
+            Arc::new(DFSchema::new_with_metadata(kept, Default::default()).map_err(|e| explain(&e))?);
+        let arrow: SchemaRef = Arc::new(reduced.as_arrow().clone());
+        let groups = aggregate
+            .group_expr
+            .iter()
+            .enumerate()
+            .map(|(n, e)| Ok((physical(state, e, &reduced)?, format!("group_{n}"))))
+            .collect::<Result<Vec<_>, String>>()?;
+        let planning = PhysicalPlanningContext::default();
+        let aggregates = aggregate
+            .aggr_expr
+            .iter()
+            .enumerate()
+            .map(|(n, e)| {
+                let lowered = LoweredAggregateBuilder::new(e, &reduced, &arrow, state.execution_props(), &planning)
+                    .with_name(format!("aggregate_{n}"))
+                    .build()
+                    .map_err(|e| explain(&e))?;
+                Ok(AggregatePlan { function: lowered.aggregate, filter: lowered.filter })
+            })
+            .collect::<Result<Vec<_>, String>>()?;
+        let counts_only = aggregates.len() <= FAST_COUNTS
+            && aggregates.iter().all(|a| {
+                a.function.fun().name() == "count" && !a.function.is_distinct() && a.function.expressions().len() == 1
+            });
+        let steps = steps(state, above, aggregate)?;
+        let last = above.first().map_or(&aggregate.schema, |plan| plan.schema());
+        let (own, schema) = table_schema(name, last)?;
+        let keys = keys(&steps, &own, &schema, aggregate, start_at, end_at)?;
+        let top = if counts_only { top(&steps, groups.len()) } else { None };
+        Ok(Self {
+            name: name.to_owned(),
+            def: def.clone(),
+            over: input.name.to_owned(),
+            stream: input.stream.to_owned(),
+            shape,
+            time,
+            repeat: None,
+            filter,
+            columns: wanted.iter().map(|n| visible[*n].0).collect(),
+            reduced: arrow,
+            groups,
+            start_at,
+            end_at,
+            aggregates,
+            counts_only,
+            top,
+            steps,
+            own,
+            schema,
+            keys,
+        })
+    }
+
+    /// Which rows of an input the window counts at all.
+    pub fn passes(&self, input: &RecordBatch) -> Result<BooleanArray, String> {
+        let mut passes = match &self.filter {
+            Some(condition) => {
+                let array = condition.evaluate(input).and_then(|v| v.into_array(input.num_rows()));
+                let array = array.map_err(|e| explain(&e))?;
+                let mask = array.as_any().downcast_ref::<BooleanArray>().ok_or("the condition is no condition")?;
+                true_only(mask)
+            }
+            None => BooleanArray::from(vec![true; input.num_rows()]),
+        };
+        if let Some(repeat) = self.repeat
+            && let Some(is_repeat) = input.column(repeat).as_any().downcast_ref::<BooleanArray>()
+        {
+            let is_new = not(&true_only(is_repeat)).map_err(|e| e.to_string())?;
+            passes = and(&passes, &is_new).map_err(|e| e.to_string())?;
+        }
+        Ok(passes)
+    }
+
+    /// The columns that the aggregation reads, with window_start and window_end.
+    pub fn reduce(&self, input: &RecordBatch, times: &ArrayRef) -> Result<RecordBatch, String> {
+        let mut columns: Vec<ArrayRef> = self.columns.iter().map(|c| input.column(*c).clone()).collect();
+        columns.extend([times.clone(), times.clone()]);
+        RecordBatch::try_new(self.reduced.clone(), columns).map_err(|e| e.to_string())
+    }
+
+    /// From the aggregation's rows (groups, then aggregates, in the order of the group columns) to the table's own columns. `beside`
+    /// goes with the rows. Where the SQL orders or limits, all rows must be of one window.
+    pub fn finish(&self, rows: Vec<ArrayRef>, beside: Vec<ArrayRef>) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>), String> {
+        let count = rows.first().map_or(0, |a| a.len());
+        let (mut rows, mut beside) = (as_batch(rows, count)?, beside);
+        for step in &self.steps {
+            match step {
+                Step::Filter(condition) => {
+                    let mask = evaluate(condition, &rows)?;
+                    let mask = mask.as_any().downcast_ref::<BooleanArray>().ok_or("having is no condition")?;
+                    let mask = true_only(mask);
+                    rows = filter_record_batch(&rows, &mask).map_err(|e| e.to_string())?;
+                    beside = pick(&beside, |a| filter(a, &mask))?;
+                }
+                Step::Project(expressions) => {
+                    let columns = expressions.iter().map(|e| evaluate(e, &rows)).collect::<Result<Vec<_>, _>>()?;
+                    rows = as_batch(columns, rows.num_rows())?;
+                }
+                Step::Sort(by) => {
+                    let mut columns = by
+                        .iter()
+                        .map(|(e, options)| Ok(SortColumn { values: evaluate(e, &rows)?, options: Some(*options) }))
+                        .collect::<Result<Vec<_>, String>>()?;
+                    let order: UInt32Array = (0..rows.num_rows() as u32).collect();
+                    columns.push(SortColumn { values: Arc::new(order), options: None });
+                    let order = lexsort_to_indices(&columns, None).map_err(|e| e.to_string())?;
+                    let columns = pick(rows.columns(), |a| take(a, &order, None))?;
+                    rows = as_batch(columns, rows.num_rows())?;
+                    beside = pick(&beside, |a| take(a, &order, None))?;
+                }
+                Step::Limit { skip, fetch } => {
+                    let from = (*skip).min(rows.num_rows());
+                    let length = fetch.unwrap_or(usize::MAX).min(rows.num_rows() - from);
+                    rows = rows.slice(from, length);
+                    beside = beside.iter().map(|a| a.slice(from, length)).collect();
+                }
+            }
+        }
+        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let fields = self.schema.fields().iter().skip(WINDOW_COLUMNS.len());
+        let own = self
+            .own
+            .iter()
+            .skip(2)
+            .zip(fields)
+            .map(|(at, f)| cast_with_options(rows.column(*at), f.data_type(), &options).map_err(|e| e.to_string()));
+        let times = self.own[..2].iter().map(|at| Ok(rows.column(*at).clone()));
+        Ok((times.chain(own).collect::<Result<_, String>>()?, beside))
+    }
+
+    /// Whether the SQL orders or limits, so that windows must be finished one by one.
+    pub fn is_one_by_one(&self) -> bool {
+        self.steps.iter().any(|s| matches!(s, Step::Sort(_) | Step::Limit { .. }))
+    }
+}
+
+/// Whether a name occurs as a column anywhere in a statement.
+fn speaks_of(statement: &Statement, name: &str) -> bool {
+    let Statement::Statement(inner) = statement else { return false };
+    ast::visit_expressions(inner.as_ref(), |expression| match expression {
+        ast::Expr::Identifier(found) if found.value.eq_ignore_ascii_case(name) => ControlFlow::Break(()),
+        ast::Expr::CompoundIdentifier(parts) if parts.last().is_some_and(|p| p.value.eq_ignore_ascii_case(name)) => {
+            ControlFlow::Break(())
+        }
+        _ => ControlFlow::Continue(()),
+    })
+    .is_break()
+}
+
+fn shape(call: &Call, column: &dyn Fn(&str) -> Result<usize, String>) -> Result<Shape, String> {
+    let arguments = call.arguments.as_slice();
+    let at = |n: usize, what: &str| interval(arguments.get(n), what);
+    let exactly = |n: usize| {
+        if arguments.len() == n { Ok(()) } else { Err(format!("{} takes {} arguments; {FORM}", call.function, n + 2)) }
+    };
+    match call.function.as_str() {
+        "tumble" => {
+            exactly(1)?;
+            let size = at(0, "size")?;
+            Ok(Shape::Fixed { slide: size, size })
+        }
+        "hop" => {
+            exactly(2)?;
+            let (slide, size) = (at(0, "slide")?, at(1, "size")?);
+            if slide > size {
+                return Err("the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)".into());
+            }
+            if size / gcd(slide, size) > MOST_PANES {
+                return Err(format!("size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide"));
+            }
+            Ok(Shape::Fixed { slide, size })
+        }
+        "session" => {
+            if arguments.len() == 1 {
+                return Err(format!("a session without a key is not bounded; {FORM}"));
+            }
+            exactly(2)?;
+            let gap = at(0, "gap")?;
+            match &arguments[1] {
+                ast::Expr::Identifier(key) => Ok(Shape::Session { gap, key: column(&key.value)? }),
+                other => Err(format!("`{other}` is no key column; {FORM}")),
+            }
+        }
+        other => Err(format!("there is no window `{other}`; {FORM}")),
+    }
+}
+
+/// Greatest common divisor of two positive lengths: a pane.
+pub fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn is_column(expression: &Expr, name: &str) -> bool {
+    matches!(expression, Expr::Column(column) if column.name == name)
+}
+
+/// The nodes above the aggregation, outermost first, and the aggregation.
+fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), String> {
+    let (mut above, mut node) = (Vec::new(), plan);
+    loop {
+        let input = match node {
+            LogicalPlan::Aggregate(aggregate) => return Ok((above, aggregate)),
+            LogicalPlan::Projection(p) => &p.input,
+            LogicalPlan::Filter(f) => &f.input,
+            LogicalPlan::Sort(s) => &s.input,
+            LogicalPlan::Limit(l) => &l.input,
+            LogicalPlan::Window(_) => {
+                return Err("functions with `over` are not allowed here; `order by … limit n` gives the first n rows of each window".into());
+            }
+            LogicalPlan::Distinct(_) => return Err(format!("`distinct` is not allowed here; {FORM}")),
+            _ => return Err(format!("there is no `group by`; {FORM}")),
+        };
+        above.push(node);
+        node = input;
+    }
+}
+
+/// The condition on the rows that are aggregated, made for the input's columns.
+fn below(
+    state: &SessionState,
+    mut node: &LogicalPlan,
+    visible: &[(usize, Field)],
+) -> Result<Option<Arc<dyn PhysicalExpr>>, String> {
+    let mut filter = None;
+    loop {
+        match node {
+            LogicalPlan::SubqueryAlias(alias) => node = alias.input.as_ref(),
+            LogicalPlan::Filter(found) if filter.is_none() => {
+                if found.predicate.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
+                    return Err(format!("`where` speaks of {START} or {END}; use the time column, or `having`"));
+                }
+                let condition = physical(state, &found.predicate, found.input.schema())?;
+                filter = Some(on_input(condition, visible)?);
+                node = found.input.as_ref();
+            }
+            LogicalPlan::TableScan(_) => return Ok(filter),
+            _ => return Err(FORM.into()),
+        }
+    }
+}
+
+/// The same condition with the columns where the input has them.
+fn on_input(condition: Arc<dyn PhysicalExpr>, visible: &[(usize, Field)]) -> Result<Arc<dyn PhysicalExpr>, String> {
+    use datafusion::common::tree_node::Transformed;
+    let moved = condition.transform(|e| {
+        let Some(column) = e.downcast_ref::<PhysicalColumn>() else { return Ok(Transformed::no(e)) };
+        let (at, _) = &visible[column.index()];
+        Ok(Transformed::yes(Arc::new(PhysicalColumn::new(column.name(), *at)) as _))
+    });
+    moved.map(|m| m.data).map_err(|e| explain(&e))
+}
+
+fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), String> {
+    let mut wrong = None;
+    let _ = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::Subquery(_) = node {
+            wrong = Some("subqueries are not allowed here".to_owned());
+        }
+        node.apply_expressions(|outer| {
+            outer.apply(|e| {
+                match e {
+                    Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
+                        wrong = Some(format!("`{}` differs from call to call", f.func.name()));
+                    }
+                    Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) => {
+                        wrong = Some("subqueries are not allowed here".to_owned());
+                    }
+                    _ => {}
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    wrong.map_or(Ok(()), Err)
+}
+
+fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) -> Result<Vec<Step>, String> {
+    let mut steps = Vec::new();
+    let mut schema = &aggregate.schema;
+    for node in above.iter().rev() {
+        match node {
+            LogicalPlan::Filter(f) => steps.push(Step::Filter(physical(state, &f.predicate, schema)?)),
+            LogicalPlan::Projection(p) => {
+                let expressions = p.expr.iter().map(|e| physical(state, e, schema)).collect::<Result<_, _>>()?;
+                steps.push(Step::Project(expressions));
+                schema = &p.schema;
+            }
+            LogicalPlan::Sort(s) => {
+                let by = s
+                    .expr
+                    .iter()
+                    .map(|e| {
+                        let options = SortOptions { descending: !e.asc, nulls_first: e.nulls_first };
+                        Ok((physical(state, &e.expr, schema)?, options))
+                    })
+                    .collect::<Result<_, String>>()?;
+                steps.push(Step::Sort(by));
+                if s.fetch.is_some() {
+                    steps.push(Step::Limit { skip: 0, fetch: s.fetch });
+                }
+            }
+            LogicalPlan::Limit(l) => {
+                let constant = "the limit of a window is a number";
+                let SkipType::Literal(skip) = l.get_skip_type().map_err(|e| explain(&e))? else {
+                    return Err(constant.into());
+                };
+                let FetchType::Literal(fetch) = l.get_fetch_type().map_err(|e| explain(&e))? else {
+                    return Err(constant.into());
+                };
+                steps.push(Step::Limit { skip, fetch });
+            }
+            _ => return Err(FORM.into()),
+        }
+    }
+    Ok(steps)
+}
+
+/// Which columns of the last step the table has (window_start, window_end first), and the table's schema.
+fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), String> {
+    let named = |wanted: &str| {
+        let position = last.fields().iter().position(|f| f.name() == wanted);
+        position.ok_or_else(|| format!("select {wanted} too; {FORM}"))
+    };
+    let (start, end) = (named(START)?, named(END)?);
+    let mut own = vec![start, end];
+    let mut fields = vec![
+        Field::new("lsn", DataType::Int64, true),
+        Field::new(START, types::timestamp(), true),
+        Field::new(END, types::timestamp(), true),
+        Field::new("version", DataType::Int64, true),
+        Field::new("status", DataType::Utf8, true),
+    ];
+    for (at, field) in last.fields().iter().enumerate().filter(|(at, _)| *at != start && *at != end) {
+        let column = field.name();
+        if WINDOW_COLUMNS.contains(&column.as_str()) || ["year", "month", "day", "hour"].contains(&column.as_str()) {
+            return Err(format!("the column `{column}` of window `{name}` is weir's own; name yours otherwise with `as`"));
+        }
+        if fields.iter().any(|f| f.name().eq_ignore_ascii_case(column)) {
+            return Err(format!("there are two columns `{column}`"));
+        }
+        let ty = stored_type(field.data_type())
+            .ok_or_else(|| format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type()))?;
+        fields.push(Field::new(column, ty, true));
+        own.push(at);
+    }
+    Ok((own, Arc::new(Schema::new(fields))))
+}
+
+/// The columns by which a row is known in its window: every group column must be selected as it is.
+fn keys(
+    steps: &[Step],
+    own: &[usize],
+    schema: &SchemaRef,
+    aggregate: &Aggregate,
+    start_at: usize,
+    end_at: usize,
+) -> Result<Vec<usize>, String> {
+    // Per column, which of the aggregation's it is, if one.
+    let mut from: Vec<Option<usize>> = (0..aggregate.schema.fields().len()).map(Some).collect();
+    for step in steps {
+        if let Step::Project(expressions) = step {
+            from = expressions
+                .iter()
+                .map(|e| e.downcast_ref::<PhysicalColumn>().and_then(|c| from.get(c.index()).copied().flatten()))
+                .collect();
+        }
+    }
+    let mut keys = Vec::new();
+    for (group, expression) in aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at) {
+        let position = own.iter().position(|at| from[*at] == Some(group));
+        let position = position.ok_or_else(|| format!("select `{expression}` too: rows are known by all columns of `group by`"))?;
+        // The table's own columns come behind those of every window; its first two are the window's times.
+        keys.push(position - 2 + WINDOW_COLUMNS.len());
+    }
+    debug_assert!(keys.iter().all(|k| *k < schema.fields().len()));
+    Ok(keys)
+}
+
+/// Whether the rows are those of the greatest counts: `order by n desc … limit k` and nothing that drops rows before.
+fn top(steps: &[Step], groups: usize) -> Option<Top> {
+    let mut from: Vec<Option<usize>> = (0..groups + FAST_COUNTS).map(Some).collect();
+    let mut sorted = None;
+    for step in steps {
+        match step {
+            Step::Filter(_) => return None,
+            Step::Project(expressions) => {
+                from = expressions
+                    .iter()
+                    .map(|e| e.downcast_ref::<PhysicalColumn>().and_then(|c| from.get(c.index()).copied().flatten()))
+                    .collect();
+            }
+            Step::Sort(by) => {
+                let (first, options) = by.first()?;
+                let column = first.downcast_ref::<PhysicalColumn>()?.index();
+                sorted = from.get(column).copied().flatten().filter(|_| options.descending);
+            }
+            Step::Limit { skip, fetch } => {
+                let aggregate = sorted?.checked_sub(groups)?;
+                return Some(Top { aggregate, rows: skip + (*fetch)? });
+            }
+        }
+    }
+    None
+}
+
+/// A condition's result with null as false.
+pub fn true_only(mask: &BooleanArray) -> BooleanArray {
+    if mask.null_count() == 0 { mask.clone() } else { prep_null_mask_filter(mask) }
+}
+
+fn evaluate(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<ArrayRef, String> {
+    expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows())).map_err(|e| explain(&e))
+}
+
+/// Columns as a batch, whatever their names.
+fn as_batch(columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, String> {
+    let fields: Vec<Field> =
+        columns.iter().enumerate().map(|(n, a)| Field::new(format!("c{n}"), a.data_type().clone(), true)).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options).map_err(|e| e.to_string())
+}
+
+fn pick(
+    columns: &[ArrayRef],
+    kernel: impl Fn(&dyn Array) -> Result<ArrayRef, arrow::error::ArrowError>,
+) -> Result<Vec<ArrayRef>, String> {
+    columns.iter().map(|a| kernel(a.as_ref()).map_err(|e| e.to_string())).collect()
+}
