@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, RecordBatchOptions,
+    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, MapArray, RecordBatch, RecordBatchOptions,
     StringArray, StructArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{Field, Fields};
+use arrow::datatypes::{DataType, Field, Fields};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::event::{Micros, rfc3339};
-use crate::schema::types::{Column as ColumnDef, Type};
+use crate::schema::types::{self, Column as ColumnDef, Type};
 use crate::schema::{Selected, Stream};
 
 /// A record that did not become an event.
@@ -156,6 +156,7 @@ enum Data {
     Varchar { bytes: Vec<u8>, ends: Vec<i32> },
     Struct { columns: Vec<Column>, first: usize, drift: HashMap<String, u64> },
     Array { item: Box<Column>, ends: Vec<i32> },
+    Map { keys: Vec<String>, values: Box<Column>, ends: Vec<i32> },
 }
 
 impl Column {
@@ -190,6 +191,10 @@ impl Column {
                 let item = Box::new(Self::new(item, &path, items, rooms));
                 Data::Array { item, ends: Vec::with_capacity(values) }
             }
+            Type::Map(item) => {
+                let item = Box::new(Self::new(item, &path, values, rooms));
+                Data::Map { keys: Vec::new(), values: item, ends: Vec::with_capacity(values) }
+            }
         };
         let valid = Vec::with_capacity(values);
         Self { name: def.name.clone(), path, not_null: def.not_null, valid, data, next: usize::MAX }
@@ -211,6 +216,7 @@ impl Column {
                 note(item.len());
                 item.note_room(item.len(), rooms);
             }
+            Data::Map { values: items, .. } => items.note_room(values, rooms),
             _ => {}
         }
     }
@@ -225,7 +231,7 @@ impl Column {
             Data::Int(v) => v.push(0),
             Data::Double(v) => v.push(0.0),
             Data::Boolean(v) => v.push(false),
-            Data::Varchar { ends, .. } | Data::Array { ends, .. } => ends.push(ends.last().copied().unwrap_or(0)),
+            Data::Varchar { ends, .. } | Data::Array { ends, .. } | Data::Map { ends, .. } => ends.push(ends.last().copied().unwrap_or(0)),
             Data::Struct { columns, .. } => columns.iter_mut().for_each(Self::push_null),
         }
         self.valid.push(false);
@@ -248,6 +254,12 @@ impl Column {
                 ends.truncate(rows);
                 item.truncate(ends.last().copied().unwrap_or(0) as usize);
             }
+            Data::Map { keys, values, ends } => {
+                ends.truncate(rows);
+                let entries = ends.last().copied().unwrap_or(0) as usize;
+                keys.truncate(entries);
+                values.truncate(entries);
+            }
         }
     }
 
@@ -257,6 +269,13 @@ impl Column {
         ends.push(bytes.len() as i32);
         self.valid.push(true);
         true
+    }
+
+    /// A value of a text column.
+    fn text_at(&self, row: usize) -> Option<String> {
+        let Data::Varchar { bytes, ends } = &self.data else { return None };
+        let start = row.checked_sub(1).map_or(0, |before| ends[before] as usize);
+        self.valid[row].then(|| String::from_utf8_lossy(&bytes[start..ends[row] as usize]).into_owned())
     }
 
     fn mismatch(&self, found: &str) -> String {
@@ -269,6 +288,7 @@ impl Column {
             Data::Varchar { .. } => "varchar",
             Data::Struct { .. } => "struct",
             Data::Array { .. } => "array",
+            Data::Map { .. } => "map",
         };
         format!("{}: {found} where the schema has {wanted}", self.path)
     }
@@ -314,8 +334,49 @@ impl Column {
                 let field = Arc::new(Field::new("item", items.data_type().clone(), true));
                 Arc::new(ListArray::new(field, offsets(ends), items, nulls))
             }
+            Data::Map { keys, values, ends } => {
+                let DataType::Map(entries, ordered) = types::map() else { unreachable!("a map's type") };
+                let DataType::Struct(fields) = entries.data_type() else { unreachable!("a map's entries") };
+                let arrays: Vec<ArrayRef> = vec![Arc::new(StringArray::from(keys)), values.finish()];
+                let items = StructArray::new(fields.clone(), arrays, None);
+                Arc::new(MapArray::new(entries, offsets(ends), items, nulls, ordered))
+            }
         }
     }
+}
+
+/// Reads an object of any keys; of a key twice the last counts.
+fn read_map<'de, A: MapAccess<'de>>(
+    mut map: A,
+    keys: &mut Vec<String>,
+    values: &mut Column,
+    ends: &mut Vec<i32>,
+) -> Result<(), A::Error> {
+    let first = ends.last().copied().unwrap_or(0) as usize;
+    // A record that was refused half way has left what lies behind.
+    keys.truncate(first);
+    values.truncate(first);
+    while let Some(key) = map.next_key::<String>()? {
+        if let Some(at) = keys[first..].iter().position(|k| *k == key) {
+            // Rare: everything behind the first one is moved up by one.
+            let at = first + at;
+            let behind: Vec<(String, Option<String>)> =
+                (at + 1..keys.len()).map(|n| (keys[n].clone(), values.text_at(n))).collect();
+            keys.truncate(at);
+            values.truncate(at);
+            for (key, value) in behind {
+                keys.push(key);
+                match value {
+                    Some(value) => drop(values.push_text(&value)),
+                    None => values.push_null(),
+                }
+            }
+        }
+        keys.push(key);
+        map.next_value_seed(ValueSeed(values))?;
+    }
+    ends.push(keys.len() as i32);
+    Ok(())
 }
 
 fn offsets(ends: Vec<i32>) -> OffsetBuffer<i32> {
@@ -524,6 +585,11 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
         let column = self.0;
         let row = column.valid.len();
+        if let Data::Map { keys, values, ends } = &mut column.data {
+            read_map(map, keys, values, ends)?;
+            column.valid.push(true);
+            return Ok(());
+        }
         if !matches!(column.data, Data::Struct { .. }) {
             return Err(A::Error::custom(column.mismatch("an object")));
         }

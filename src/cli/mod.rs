@@ -13,6 +13,7 @@ mod questions;
 mod run;
 mod serve;
 mod sql;
+mod test;
 mod tls;
 mod token;
 
@@ -72,6 +73,7 @@ enum Verb {
     Run(run::Run),
     /// Checks the configuration without starting anything.
     Check(check::Check),
+    Test(test::Test),
     /// Asks in SQL.
     Sql(sql::Sql),
     Count(questions::Count),
@@ -141,6 +143,7 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Replay(replay) => replay.run(global),
         Verb::Run(run) => run.run(global),
         Verb::Check(check) => check.run(global),
+        Verb::Test(test) => test.run(global),
         Verb::Sql(sql) => sql.run(global),
         Verb::Count(count) => count.run(global),
         Verb::Search(search) => search.run(global),

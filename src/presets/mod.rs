@@ -1,7 +1,12 @@
 //! Ready-made stream declarations, each a TOML file beside this one. The only place, with the generator, that knows a domain.
 
 /// Names and texts of the presets; `{stream}` in a text stands for the stream's name.
-const PRESETS: [(&str, &str); 1] = [("rsvps", include_str!("rsvps.toml"))];
+const PRESETS: [(&str, &str); 4] = [
+    ("rsvps", include_str!("rsvps.toml")),
+    ("events", include_str!("events.toml")),
+    ("sessions", include_str!("sessions.toml")),
+    ("edits", include_str!("edits.toml")),
+];
 
 /// The preset's text for a stream of this name.
 pub fn text(preset: &str, stream: &str) -> Option<String> {

@@ -14,10 +14,11 @@ use tantivy::{DocId, Order, Searcher, SegmentReader, TantivyError, Term};
 
 use super::sql::{SqlEngine, to_ndjson};
 use super::{Handles, QueryError};
+use crate::schema::MAP_SUFFIX;
 use crate::event::{Lsn, Micros, rfc3339};
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
-use crate::views::search::text::{NAME, words};
+use crate::views::search::text::{NAME, pair, words};
 
 /// How hits are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +59,8 @@ enum Part {
     Phrase(Option<String>, Vec<String>),
     Prefix(Option<String>, String),
     Exact(String, String),
+    /// A map's column, and the term of an entry.
+    Pair(String, String),
 }
 
 /// Reads a question's text.
@@ -72,7 +75,12 @@ fn parse(text: &str, def: &crate::schema::SearchDef) -> Result<Vec<Part>, QueryE
         let stop = rest.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(rest.len());
         if let Some(colon) = rest[..stop].find(':') {
             let name = &rest[..colon];
-            if def.text.iter().chain(&def.exact).any(|f| f == name) {
+            let of_map = name.split_once('.').is_some_and(|(map, _)| def.text.contains(&format!("{map}{MAP_SUFFIX}")));
+            let whole = format!("{name}{MAP_SUFFIX}");
+            if def.text.contains(&whole) {
+                field = Some(whole);
+                rest = &rest[colon + 1..];
+            } else if of_map || def.text.iter().chain(&def.exact).any(|f| f == name) {
                 field = Some(name.to_owned());
                 rest = &rest[colon + 1..];
             }
@@ -105,6 +113,10 @@ fn push_part(
 ) {
     if let Some(name) = field.as_ref().filter(|f| def.exact.contains(f)) {
         parts.push(Part::Exact(name.clone(), value.to_owned()));
+        return;
+    }
+    if let Some((map, key)) = field.as_ref().filter(|f| !def.text.contains(f)).and_then(|f| f.split_once('.')) {
+        parts.push(Part::Pair(map.to_owned(), pair(key, value)));
         return;
     }
     let mut split: Vec<String> = words(value).into_iter().map(|w| w.text).collect();
@@ -159,6 +171,11 @@ fn query_of(part: &Part, index: &SearchIndex) -> Box<dyn Query> {
         Part::Exact(name, value) => {
             let at = index.def.exact.iter().position(|n| n == name).unwrap_or(0);
             Box::new(TermQuery::new(Term::from_field_text(index.fields.exact[at], value), IndexRecordOption::Basic))
+        }
+        Part::Pair(map, term) => {
+            let fields = index.fields.pairs.iter().filter(|(name, _)| name == map).map(|(_, field)| *field);
+            let term = |field| Term::from_field_text(field, term);
+            any_of(fields.map(|f| Box::new(TermQuery::new(term(f), IndexRecordOption::Basic)) as _).collect())
         }
     }
 }
@@ -469,7 +486,7 @@ impl<'a> Highlighter<'a> {
         for part in parts {
             match part {
                 Part::Phrase(_, words) => terms.extend(words.iter().map(|w| (w.clone(), 1.0))),
-                Part::Prefix(..) | Part::Exact(..) => {}
+                Part::Prefix(..) | Part::Exact(..) | Part::Pair(..) => {}
             }
         }
         Self { index, terms }
@@ -480,8 +497,9 @@ impl<'a> Highlighter<'a> {
         let Some(tokenizer) = tokenizer else { return Value::Null };
         let mut out = Map::new();
         for (name, field) in self.index.def.text.iter().zip(&self.index.fields.text) {
-            let text = match &event[name] {
+            let text = match &event[name.strip_suffix(MAP_SUFFIX).unwrap_or(name)] {
                 Value::String(text) => text.clone(),
+                Value::Object(map) => map.values().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
                 Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
                 _ => continue,
             };

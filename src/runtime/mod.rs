@@ -9,6 +9,7 @@ pub mod offline;
 pub mod pipeline;
 pub mod questions;
 pub mod retry;
+pub mod samples;
 pub mod snapshots;
 mod ticks;
 pub mod views;

@@ -38,6 +38,9 @@ impl std::fmt::Display for DeclarationError {
     }
 }
 
+/// Behind the name of a map in `search.text`: all its values.
+pub const MAP_SUFFIX: &str = ".*";
+
 /// A stream, ready to decode records.
 #[derive(Debug)]
 pub struct Stream {
@@ -322,7 +325,10 @@ impl Stream {
         }
         if let Some(search) = &def.search {
             for column in &search.text {
-                self.typed("search", column, text, "varchar or a list of varchar")?;
+                match column.strip_suffix(MAP_SUFFIX) {
+                    Some(map) => self.typed("search", map, |ty| *ty == types::map(), "a map of varchar")?,
+                    None => self.typed("search", column, text, "varchar or a list of varchar, or of a map NAME.*")?,
+                }
             }
             for column in &search.exact {
                 self.typed("search", column, |ty| *ty == DataType::Utf8, "varchar")?;

@@ -193,6 +193,7 @@ pub fn stored_type(ty: &DataType) -> Option<DataType> {
         DataType::List(item) | DataType::LargeList(item) => {
             DataType::List(Arc::new(Field::new("item", stored_type(item.data_type())?, true)))
         }
+        DataType::Map(..) if *ty == types::map() => ty.clone(),
         DataType::Struct(fields) => DataType::Struct(
             fields
                 .iter()

@@ -28,6 +28,8 @@ pub enum Type {
     Timestamp,
     Struct(Vec<Column>),
     Array(Box<Column>),
+    /// An object of any keys whose values are text.
+    Map(Box<Column>),
 }
 
 /// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so that the next frame's are made
@@ -46,6 +48,12 @@ pub fn timestamp() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
+/// Text by text, with the names that Delta gives a map's parts.
+pub fn map() -> DataType {
+    let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, true)];
+    DataType::Map(Arc::new(Field::new("key_value", DataType::Struct(entries.into()), false)), false)
+}
+
 impl Type {
     pub fn arrow(&self) -> DataType {
         match self {
@@ -57,6 +65,7 @@ impl Type {
             Self::Timestamp => timestamp(),
             Self::Struct(fields) => DataType::Struct(fields.iter().map(Column::arrow).collect::<Fields>()),
             Self::Array(item) => DataType::List(Arc::new(Field::new("item", item.ty.arrow(), true))),
+            Self::Map(_) => map(),
         }
     }
 }
@@ -68,6 +77,7 @@ impl Column {
             Type::Varchar => 1,
             Type::Struct(fields) => fields.iter().map(Self::rooms).sum(),
             Type::Array(item) => 1 + item.rooms(),
+            Type::Map(values) => values.rooms(),
             _ => 0,
         }
     }
@@ -132,9 +142,15 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
         Sql::Array(ast::ArrayElemTypeDef::AngleBracket(item) | ast::ArrayElemTypeDef::SquareBracket(item, _)) => {
             Type::Array(Box::new(Column { name: "[]".into(), ty: convert(name, item)?, not_null: false }))
         }
+        Sql::Map(key, value) => match (convert(name, key)?, convert(name, value)?) {
+            (Type::Varchar, ty @ Type::Varchar) => {
+                Type::Map(Box::new(Column { name: "*".into(), ty, not_null: false }))
+            }
+            _ => return Err(format!("schema: {name}: a map is map(varchar, varchar)")),
+        },
         other => {
             return Err(format!(
-                "schema: {name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, struct<…>, array<…>"
+                "schema: {name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, struct<…>, array<…>, map(varchar, varchar)"
             ));
         }
     })

@@ -2,6 +2,7 @@
 
 mod connections;
 mod error;
+mod getsocial;
 mod guard;
 mod intake;
 mod live;
@@ -114,6 +115,8 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::backup))
         .routes(routes!(routes::retry))
         .routes(routes!(live::live))
+        .routes(routes!(getsocial::count))
+        .routes(routes!(getsocial::all_events))
         .routes(routes!(routes::healthz))
         .routes(routes!(routes::readyz))
         .routes(routes!(routes::metrics))

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, Float64Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, Float64Array, Int64Array, ListArray, MapArray, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+use arrow::buffer::OffsetBuffer;
 use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
 use tantivy::schema::{Document, Field, Value};
 
 use super::index::Fields;
-use crate::schema::SearchDef;
+use crate::schema::{MAP_SUFFIX, SearchDef};
 
 enum Column {
     Text(StringArray),
-    /// Lists of text: the lists, and the items of all of them.
-    Texts(ListArray, StringArray),
+    /// Lists of text: where each begins and ends, and the items of all of them.
+    Texts(OffsetBuffer<i32>, StringArray),
     Number(Int64Array),
     Time(TimestampMicrosecondArray),
     Double(Float64Array),
@@ -31,14 +34,22 @@ impl Columns {
         if let Some(time) = any("event_time").and_then(|a| a.downcast_ref::<TimestampMicrosecondArray>()) {
             columns.push((fields.event_time, Column::Time(time.clone())));
         }
+        for (name, field) in &fields.pairs {
+            let map = any(name).and_then(|a| a.downcast_ref::<MapArray>());
+            columns.extend(map.and_then(pairs).map(|pairs| (*field, pairs)));
+        }
         for (name, field) in def.text.iter().chain(&def.exact).zip(fields.text.iter().chain(&fields.exact)) {
-            let Some(column) = any(name) else { continue };
+            let Some(column) = any(name.strip_suffix(MAP_SUFFIX).unwrap_or(name)) else { continue };
             if let Some(text) = column.downcast_ref::<StringArray>() {
                 columns.push((*field, Column::Text(text.clone())));
             } else if let Some(list) = column.downcast_ref::<ListArray>()
                 && let Some(items) = list.values().as_any().downcast_ref::<StringArray>()
             {
-                columns.push((*field, Column::Texts(list.clone(), items.clone())));
+                columns.push((*field, Column::Texts(list.offsets().clone(), items.clone())));
+            } else if let Some(map) = column.downcast_ref::<MapArray>()
+                && let Some(values) = map.values().as_any().downcast_ref::<StringArray>()
+            {
+                columns.push((*field, Column::Texts(map.offsets().clone(), values.clone())));
             }
         }
         for (name, field) in def.geo.iter().zip(&fields.geo) {
@@ -48,6 +59,15 @@ impl Columns {
         }
         Self(columns)
     }
+}
+
+/// A map's entries as whole terms, as [`super::text::pair`] writes them.
+fn pairs(map: &MapArray) -> Option<Column> {
+    let keys = map.keys().as_any().downcast_ref::<StringArray>()?;
+    let values = map.values().as_any().downcast_ref::<StringArray>()?;
+    let pairs: StringArray =
+        keys.iter().zip(values).map(|(key, value)| Some(super::text::pair(key?, value?))).collect();
+    Some(Column::Texts(map.offsets().clone(), pairs))
 }
 
 /// One row.
@@ -102,8 +122,8 @@ impl<'a> Iterator for RowValues<'a> {
                 Column::Time(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
                 // The sum makes -0.0 a plain zero.
                 Column::Double(a) if a.is_valid(row) && !a.value(row).is_nan() => RowValue::Double(a.value(row) + 0.0),
-                Column::Texts(list, items) if list.is_valid(row) => {
-                    let offsets = list.value_offsets();
+                // A list that is null has no items.
+                Column::Texts(offsets, items) => {
                     self.items = Some((*field, items, offsets[row] as usize..offsets[row + 1] as usize));
                     continue;
                 }

@@ -11,7 +11,7 @@ use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, Segment
 
 use super::text;
 use crate::event::{Lsn, Micros};
-use crate::schema::SearchDef;
+use crate::schema::{MAP_SUFFIX, SearchDef};
 use crate::storage::sync_folder;
 use crate::views::ViewError;
 
@@ -41,6 +41,8 @@ pub struct Fields {
     pub event_time: Field,
     pub text: Vec<Field>,
     pub exact: Vec<Field>,
+    /// Of each map in `text`: its column, and the field of its entries.
+    pub pairs: Vec<(String, Field)>,
     /// Latitude, longitude; or empty.
     pub geo: Vec<Field>,
 }
@@ -66,6 +68,12 @@ pub fn schema(def: &SearchDef) -> (Schema, Fields) {
             .geo
             .iter()
             .map(|n| builder.add_f64_field(&format!("geo/{n}"), NumericOptions::default().set_fast()))
+            .collect(),
+        pairs: def
+            .text
+            .iter()
+            .filter_map(|n| n.strip_suffix(MAP_SUFFIX))
+            .map(|n| (n.to_owned(), builder.add_text_field(&format!("pairs/{n}"), options(&whole))))
             .collect(),
     };
     (builder.build(), fields)

@@ -134,6 +134,11 @@ impl TokenStream for WordStream<'_> {
     }
 }
 
+/// A map's entry as one term: found by its whole value, in any case.
+pub fn pair(key: &str, value: &str) -> String {
+    format!("{key}\u{1f}{}", value.to_lowercase())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

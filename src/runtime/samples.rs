@@ -1,0 +1,173 @@
+//! Sample records through a configuration, in memory: what each becomes, and what the windows and sessions then hold. Touches no
+//! data folder.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
+use serde_json::{Map, Value, json};
+
+use super::RuntimeError;
+use crate::event::{Micros, rfc3339};
+use crate::operators::{Operators, Output, tables};
+use crate::query::sql::to_ndjson;
+use crate::schema::window::Shape;
+use crate::schema::{Catalog, Stream};
+use crate::wal::record::compress;
+use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
+
+/// Runs records of one stream; `is_final` closes windows and sessions at the end.
+pub fn run(
+    catalog: &Arc<Catalog>,
+    stream: &str,
+    records: &[Vec<u8>],
+    received_at: Micros,
+    is_final: bool,
+) -> Result<Value, RuntimeError> {
+    let Some(stream) = catalog.streams.get(stream) else {
+        let known = catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
+        return Err(RuntimeError::Config(format!("there is no stream `{stream}`; there are: {known}")));
+    };
+    let mut samples = Samples { operators: Operators::new(catalog.clone(), 0), stored: Map::new(), received_at };
+    let mut shown = Vec::new();
+    for record in records {
+        let output = samples.apply(Kind::Record, &stream.name, record)?;
+        let mut sample = samples.show(stream, &output)?;
+        sample["record"] = String::from_utf8_lossy(record).into_owned().into();
+        shown.push(sample);
+    }
+    if is_final {
+        samples.apply(Kind::Final, "", b"{}")?;
+    }
+    let mut tables: Vec<String> = catalog.windows.iter().map(|w| tables::versions_of(&w.name)).collect();
+    tables.extend(catalog.streams.keys().map(|name| tables::sessions(name)));
+    for table in tables {
+        let open = samples.operators.open_rows(&table).map_err(RuntimeError::Failed)?;
+        samples.store(&table, open.as_ref())?;
+    }
+    let take = |name: &str| samples.stored.get(name).cloned().unwrap_or_else(|| json!([]));
+    let windows: Map<String, Value> = catalog
+        .windows
+        .iter()
+        .filter(|w| w.stream == stream.name)
+        .map(|w| (w.name.clone(), take(&tables::versions_of(&w.name))))
+        .collect();
+    Ok(json!({
+        "records": shown,
+        "windows": windows,
+        "sessions": take(&tables::sessions(&stream.name)),
+    }))
+}
+
+struct Samples {
+    operators: Operators,
+    /// Rows by table.
+    stored: Map<String, Value>,
+    received_at: Micros,
+}
+
+impl Samples {
+    fn apply(&mut self, kind: Kind, stream: &str, bytes: &[u8]) -> Result<Output, RuntimeError> {
+        let mut records = RecordsBuilder::default();
+        records.push(bytes);
+        let records = records.finish();
+        let frame = Arc::new(Frame {
+            header: Header {
+                kind,
+                count: 1,
+                first_lsn: self.operators.lsn() + 1,
+                first_position: 0,
+                previous_position: 0,
+                received_at: self.received_at,
+                configuration: self.operators.catalog().id,
+                synced_lsn: 0,
+                source: "sample".into(),
+                partition: String::new(),
+                stream: stream.to_owned(),
+            },
+            block_bytes: records.page().len() as u32,
+            block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
+            about: About::default(),
+        });
+        let decoded = self.operators.decode(&frame)?;
+        let output = self.operators.apply(&frame, decoded.as_ref())?;
+        for made in &output.tables {
+            self.store(&made.table, Some(&made.batch))?;
+        }
+        Ok(output)
+    }
+
+    fn store(&mut self, table: &str, rows: Option<&RecordBatch>) -> Result<(), RuntimeError> {
+        let Some(rows) = rows else { return Ok(()) };
+        let rows = as_json(rows)?;
+        let all = self.stored.entry(table).or_insert_with(|| json!([]));
+        if let Some(all) = all.as_array_mut() {
+            all.extend(rows);
+        }
+        Ok(())
+    }
+
+    /// What one record became.
+    fn show(&self, stream: &Stream, output: &Output) -> Result<Value, RuntimeError> {
+        let rejected = output.dead_letters.first().map(|d| d.reason.clone());
+        let Some(rows) = &output.rows else {
+            return Ok(json!({"row": null, "rejected": rejected}));
+        };
+        let row = as_json(&rows.batch)?.into_iter().next().unwrap_or(Value::Null);
+        let late = output.tables.iter().find(|t| *t.table == *tables::late(&stream.name));
+        let late_for = match late {
+            Some(late) => as_json(&late.batch)?.into_iter().next().map_or(Value::Null, |row| row["windows"].clone()),
+            None => json!([]),
+        };
+        let mut sample = json!({"rejected": null, "windows": self.windows_of(stream, &rows.batch, &late_for)?});
+        for (key, column) in [("repeat", "repeat"), ("session", "session_id")] {
+            if let Some(value) = row.get(column) {
+                sample[key] = value.clone();
+            }
+        }
+        sample["row"] = row;
+        sample["late_for"] = late_for;
+        Ok(sample)
+    }
+
+    /// The windows that take the row, each with the first start and the last end of those it lies in.
+    fn windows_of(&self, stream: &Stream, row: &RecordBatch, late: &Value) -> Result<Vec<Value>, RuntimeError> {
+        let mut out = Vec::new();
+        let is_late = |name: &str| late.as_array().is_some_and(|all| all.iter().any(|n| n == name));
+        for window in &self.operators.catalog().windows {
+            if window.over != stream.name || is_late(&window.name) {
+                continue;
+            }
+            let passes = window.passes(row).map_err(RuntimeError::Failed)?;
+            let times = row.column(window.time).as_any().downcast_ref::<TimestampMicrosecondArray>();
+            let Some(time) = times.filter(|t| t.is_valid(0) && passes.value(0)).map(|t| t.value(0)) else { continue };
+            out.push(match window.shape {
+                Shape::Fixed { slide, size } => {
+                    let last = time.div_euclid(slide) * slide;
+                    let first = (time - size).div_euclid(slide) * slide + slide;
+                    json!({
+                        "window": window.name,
+                        "window_start": rfc3339(first),
+                        "window_end": rfc3339(last + size),
+                        "windows": (last - first) / slide + 1,
+                    })
+                }
+                Shape::Session { .. } => json!({"window": window.name}),
+            });
+        }
+        Ok(out)
+    }
+}
+
+/// Rows as JSON, without what differs from run to run.
+fn as_json(batch: &RecordBatch) -> Result<Vec<Value>, RuntimeError> {
+    let lines = to_ndjson(&batch.schema(), std::slice::from_ref(batch))?;
+    let rows = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|line| {
+        let mut row: Value = serde_json::from_slice(line).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        if let Some(row) = row.as_object_mut() {
+            row.remove("received_at");
+            row.remove("source");
+        }
+        Ok(row)
+    });
+    rows.collect()
+}

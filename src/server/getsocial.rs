@@ -1,0 +1,164 @@
+//! `/getsocial/events/…`: an older API of event counts and lists, kept for its clients. Times are whole seconds since 1970, ranges
+//! include both ends; every answer is `{result, status, timeStamp}`, every refusal `{status, timeStamp, reason}`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::App;
+use crate::event::{MICROS_PER_SECOND, Micros, rfc3339};
+use crate::query::QueryError;
+use crate::runtime::questions::Params;
+
+const INVALID: &str =
+    "Event Type / Start time / End time is missing /invalid. please check input parameters again";
+const ORDER: &str = "Start time must be less than end time. Please check input params";
+/// The column that the API's stream counts by.
+const TYPE_COLUMN: &str = "event_type";
+/// Events of one answer; `next` continues.
+const PAGE: usize = 10_000;
+/// Seconds whose microseconds are no overflow.
+const SECONDS: std::ops::RangeInclusive<i64> = -60_000_000_000..=250_000_000_000;
+
+/// A refusal as this API writes it.
+pub struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({"status": "FAILURE", "timeStamp": now_ms(), "reason": self.1}))).into_response()
+    }
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        let status = match &error {
+            QueryError::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            QueryError::NotFound(_) => StatusCode::NOT_FOUND,
+            QueryError::Invalid(_) | QueryError::Limit(_) => StatusCode::BAD_REQUEST,
+            QueryError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+fn now_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
+fn answer(result: Value) -> Map<String, Value> {
+    Map::from_iter([
+        ("result".to_owned(), result),
+        ("status".to_owned(), "SUCCESS".into()),
+        ("timeStamp".to_owned(), now_ms().into()),
+    ])
+}
+
+fn invalid() -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, INVALID.into())
+}
+
+/// The stream that the API speaks of: the first that counts by its types.
+fn stream(app: &App) -> Result<String, Refusal> {
+    let mut streams = app.0.parts.answers.handles.catalog.streams.values();
+    let found = streams.find(|s| s.def.count.as_ref().is_some_and(|c| c.kind == TYPE_COLUMN));
+    let none = || Refusal(StatusCode::NOT_FOUND, format!("no stream counts by `{TYPE_COLUMN}`; preset = \"events\" does"));
+    found.map(|s| s.name.clone()).ok_or_else(none)
+}
+
+/// First second and last second of the range, in microseconds: from the start of the one, before the end of the other.
+fn range(params: &Params) -> Result<(Micros, Micros), Refusal> {
+    let second = |name: &str| {
+        let number = params.get(name).and_then(|text| text.trim().parse::<i64>().ok());
+        number.filter(|n| SECONDS.contains(n)).ok_or_else(invalid)
+    };
+    let (start, end) = (second("start_time")?, second("end_time")?);
+    if start > end {
+        return Err(Refusal(StatusCode::BAD_REQUEST, ORDER.into()));
+    }
+    Ok((start * MICROS_PER_SECOND, (end + 1) * MICROS_PER_SECOND))
+}
+
+fn text<'a>(params: &'a Params, name: &str) -> Option<&'a str> {
+    params.get(name).map(|t| t.trim()).filter(|t| !t.is_empty())
+}
+
+/// How many events of a type lie in a range of seconds.
+#[utoipa::path(get, path = "/getsocial/events/count/", params(("event_type" = String, Query), ("start_time" = i64, Query),
+    ("end_time" = i64, Query)), responses((status = 200, description = "{result, status, timeStamp}"), (status = 400)))]
+pub async fn count(
+    State(app): State<App>,
+    Query(params): Query<BTreeMap<String, String>>,
+) -> Result<Json<Value>, Refusal> {
+    count_answer(&app, &params).await.map(Json)
+}
+
+async fn count_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
+    let kind = text(params, "event_type").ok_or_else(invalid)?;
+    let (from, to) = range(params)?;
+    let question = Params::from([
+        ("stream".to_owned(), stream(app)?),
+        ("type".to_owned(), kind.to_owned()),
+        ("from".to_owned(), rfc3339(from)),
+        ("to".to_owned(), rfc3339(to)),
+        ("repeats".to_owned(), "true".to_owned()),
+    ]);
+    let counted = app.0.parts.answers.count(&question).await?;
+    Ok(Value::Object(answer(counted["count"].clone())))
+}
+
+/// The events in a range of seconds, of one type or all, in the order of their times; `next`, where there is one, is the `after` of
+/// the next page.
+#[utoipa::path(get, path = "/getsocial/events/getallevents/", params(("event_type" = Option<String>, Query),
+    ("start_time" = i64, Query), ("end_time" = i64, Query), ("after" = Option<String>, Query)),
+    responses((status = 200, description = "{result, status, timeStamp, next}"), (status = 400)))]
+pub async fn all_events(
+    State(app): State<App>,
+    Query(params): Query<BTreeMap<String, String>>,
+) -> Result<Json<Value>, Refusal> {
+    events_answer(&app, &params).await.map(Json)
+}
+
+async fn events_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
+    // A type that is there but blank is no type.
+    if params.get("event_type").is_some_and(|t| t.trim().is_empty()) {
+        return Err(invalid());
+    }
+    let (from, to) = range(params)?;
+    let time = |at: Micros| {
+        let whole = chrono::DateTime::from_timestamp_micros(at).unwrap_or_default();
+        format!("timestamp '{}'", whole.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+    };
+    let mut wanted = vec![format!("event_time >= {} and event_time < {}", time(from), time(to))];
+    if let Some(kind) = text(params, "event_type") {
+        wanted.push(format!("{TYPE_COLUMN} = '{}'", kind.replace('\'', "''")));
+    }
+    if let Some(after) = text(params, "after") {
+        let (at, lsn) = after.split_once('.').ok_or_else(invalid)?;
+        let (at, lsn) = at.parse::<i64>().ok().zip(lsn.parse::<u64>().ok()).ok_or_else(invalid)?;
+        wanted.push(format!("(event_time > {0} or event_time = {0} and lsn > {lsn})", time(at)));
+    }
+    let stream = stream(app)?;
+    let query = format!(
+        "select lsn, {TYPE_COLUMN}, params, ts, cast(event_time as bigint) as at \
+         from \"{stream}\" where {} order by event_time, lsn limit {}",
+        wanted.join(" and "),
+        PAGE + 1
+    );
+    let rows = app.0.parts.answers.sql(&query).await?.render("ndjson")?;
+    let mut rows: Vec<Value> =
+        rows.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let has_more = rows.len() > PAGE;
+    rows.truncate(PAGE);
+    let next = rows.last().filter(|_| has_more).map(|row| format!("{}.{}", row["at"], row["lsn"]));
+    let event = |row: &Value| {
+        let params = if row["params"].is_null() { json!({}) } else { row["params"].clone() };
+        json!({"event_type": row[TYPE_COLUMN], "id": row["lsn"].to_string(), "params": params, "ts": row["ts"]})
+    };
+    let mut whole = answer(rows.iter().map(event).collect::<Vec<_>>().into());
+    whole.extend(next.map(|next| ("next".to_owned(), next.into())));
+    Ok(Value::Object(whole))
+}
