@@ -9,3 +9,4 @@ mod streams;
 mod support;
 mod tidy;
 mod views;
+mod windows;

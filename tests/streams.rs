@@ -100,6 +100,10 @@ fn a_changed_configuration_applies_from_its_record_on() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn window(sql: &str) -> String {
+    format!("{SENSORS}[windows.w]\nsql = \"{sql}\"\n")
+}
+
 #[test]
 fn check_says_where_and_what_to_do() {
     let bench = Bench::new("");
@@ -115,6 +119,18 @@ fn check_says_where_and_what_to_do() {
         SENSORS.replace("id varchar", "id varchr"),
         SENSORS.replace("key = \"id\"", ""),
         SENSORS.replace("note, reading", "note as lsn, reading"),
+        SENSORS.replace("key = \"id\"", "key = \"id\"\nsession = { key = \"nobody\", gap = \"5m\" }"),
+        SENSORS.replace("key = \"id\"", "key = \"id\"\nsession = { key = \"id\", gap = \"0s\" }"),
+        window("select count(*) as n from sensors"),
+        window("select window_start, window_end, count(*) as n from tumble(sensor, event_time, interval '1 minute') group by 1, 2"),
+        window("select window_start, window_end, count(*) as n from tumble(sensors, at, interval '1 minute') group by 1, 2"),
+        window("select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 month') group by 1, 2"),
+        window("select window_start, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1"),
+        window("select window_start, window_end, kidn, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, 3"),
+        window("select window_start, window_end, count(*) as n from session(sensors, event_time, interval '1 minute') group by 1, 2"),
+        window("select window_start, window_end, count(*) as n from tumble(w, window_start, interval '1 minute') group by 1, 2"),
+        window("select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, kind"),
+        window("select window_start, window_end, now() as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2"),
     ];
     let mut messages = Vec::new();
     for text in wrong {

@@ -39,7 +39,7 @@ fn output(n: u64) -> Output {
         after: n * ROWS,
         to: (n + 1) * ROWS,
         frame: Arc::new(frame),
-        rows: None,
+        rows: None, tables: Vec::new(),
         dead_letters: Vec::new(),
         floors: Default::default(),
     }

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::presets;
 pub use stream::{
-    Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SearchDef, SessionDef, StreamDef, WatermarkDef, WindowDef,
+    Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef,
+    StreamDef, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 
@@ -425,16 +426,21 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
     })
 }
 
-/// The keys that `repeat` remembers are part of what a stream is; their memory must be there.
+/// What operators remember is part of what streams and windows are; its memory must be there. Repeats are by far the most of it, and
+/// are counted with the copy that catches up.
 fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<(), String> {
     let keys: usize = declared.streams.values().filter_map(|s| s.repeat.as_ref()).map(|r| r.max_keys).sum();
-    let needed = 2 * keys.saturating_mul(REPEAT_KEY_BYTES);
+    let open: usize = declared.streams.values().filter_map(|s| s.session.as_ref()).map(|s| s.max_open).sum();
+    let groups: usize = declared.windows.values().map(|w| w.max_groups).sum();
+    let needed = (2 * keys.saturating_mul(REPEAT_KEY_BYTES))
+        .saturating_add(open.saturating_mul(SESSION_BYTES))
+        .saturating_add(groups.saturating_mul(WINDOW_GROUP_BYTES));
     if needed <= limits.shares().operators {
         return Ok(());
     }
-    let least = BASE_MEMORY + 4 * needed as u64;
+    let least = BASE_MEMORY.saturating_add(4 * needed as u64);
     Err(format!(
-        "memory = {}: the {keys} keys that `repeat` remembers need {} (`[limits] memory`, or --memory), or fewer `max_keys`",
+        "memory = {}: {keys} keys of `repeat`, {open} open sessions and {groups} groups of windows need {} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`",
         Size(limits.memory),
         Size(least.next_multiple_of(1 << 20))
     ))
@@ -678,7 +684,7 @@ mod tests {
             "[streams.a]\npreset = \"rsvps\"\nretensjon = \"1d\"",
             "[limits]\nmemory = \"100MiB\"",
             "[log]\nkeep = \"1 fortnight\"",
-            "[windows.w]\nsql = \"select 1\"",
+            "[streams.a]\npreset = \"rsvps\"\n[windows.a]\nsql = \"select 1\"",
             "[limits]\nmemory = \"600MiB\"\n[streams.a]\npreset = \"rsvps\"\n[streams.b]\npreset = \"rsvps\"",
             "[log]\nbudget = \"100MiB\"\nsegment = \"64MiB\"",
         ];

@@ -49,6 +49,10 @@ pub struct RepeatDef {
 /// Memory that a key of `repeat` takes, in bytes; the operators' state and the copy that catches up have it twice.
 pub const REPEAT_KEY_BYTES: usize = 52;
 
+/// Memory that an open session takes, in bytes, and a group of a window in one of its panes.
+pub const SESSION_BYTES: usize = 256;
+pub const WINDOW_GROUP_BYTES: usize = 256;
+
 fn default_max_keys() -> usize {
     1_000_000
 }
@@ -147,7 +151,7 @@ fn no_lateness() -> Span {
 }
 
 fn default_max_groups() -> usize {
-    500_000
+    100_000
 }
 
 /// What happens between a window's end and the end of its allowed lateness.

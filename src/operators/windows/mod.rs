@@ -156,6 +156,11 @@ fn floor(time: Micros, width: Micros) -> Micros {
     time.div_euclid(width) * width
 }
 
+/// The greatest end of a window up to a time.
+fn passed(limit: Micros, slide: Micros, size: Micros) -> Micros {
+    floor(limit.saturating_sub(size).max(FIRST), slide) + size
+}
+
 impl WindowState {
     /// A window that answers from its first event on, or for windows that start after `greatest`, the greatest event time so far.
     pub fn new(window: &Arc<Window>, greatest: Option<Micros>) -> Result<Self, String> {
@@ -287,7 +292,7 @@ impl WindowState {
                 }
                 if self.is_amending() {
                     self.flush()?;
-                    self.amend(lsn, Micros::MAX / 4)?;
+                    self.amend(lsn, Micros::MAX / 4, true)?;
                 }
                 self.closed_to = self.closed_to.max(self.fired_to);
                 self.next_due = Micros::MAX;
@@ -341,14 +346,15 @@ impl WindowState {
             Shape::Session { gap, key } => return self.take_into_session(row, time, lsn, gap, batch.column(key)),
         };
         let last_end = floor(time, slide) + size;
-        if last_end <= self.closed_to {
+        let closed_to = self.closed_to.max(passed(self.mark.saturating_sub(self.lateness()), slide, size));
+        if last_end <= closed_to {
             return Ok(false);
         }
         self.add(row, floor(time, gcd(slide, size)), lsn)?;
         let first_end = floor(time - size, slide) + slide + size;
         if self.is_amending() && first_end <= self.fired_to {
             // It changes windows that have fired already.
-            let mut end = first_end.max(self.closed_to + slide - (self.closed_to - first_end).rem_euclid(slide));
+            let mut end = first_end.max(closed_to + slide - (closed_to - first_end).rem_euclid(slide));
             while end <= last_end.min(self.fired_to) {
                 let empty = || Standing {
                     rows: RecordBatch::new_empty(self.window.schema.clone()),
@@ -409,18 +415,19 @@ impl WindowState {
             }
             self.next_due = self.candidate().map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
         }
-        // The greatest end that has passed, whether there was a row or not.
-        let passed = |limit: Micros| floor(limit.saturating_sub(size).max(FIRST), slide) + size;
-        self.fired_to = self.fired_to.max(passed(mark.saturating_sub(self.wait())));
+        // Also where there was no row.
+        self.fired_to = self.fired_to.max(passed(mark.saturating_sub(self.wait()), slide, size));
         if !self.is_amending() {
             self.closed_to = self.fired_to;
             return Ok(());
         }
         let pane = gcd(slide, size);
-        if before == NEVER || floor(mark, pane) > floor(before, pane) {
+        let crosses = before == NEVER || floor(mark, pane) > floor(before, pane);
+        let first = self.standing.keys().next().copied().into_iter().chain(self.fired.first().map(|f| f.end)).min();
+        if crosses || first.is_some_and(|end| end.saturating_add(self.lateness()) <= mark) {
             self.flush()?;
-            self.amend(lsn, mark)?;
-            self.closed_to = self.closed_to.max(passed(mark.saturating_sub(self.lateness())));
+            self.amend(lsn, mark, crosses)?;
+            self.closed_to = self.closed_to.max(passed(mark.saturating_sub(self.lateness()), slide, size));
             self.drop_panes(slide, size);
         }
         Ok(())
@@ -485,7 +492,7 @@ impl WindowState {
         self.flush()?;
         if self.is_amending() {
             let first = self.standing.keys().next().copied().unwrap_or(self.fired_to);
-            self.amend(lsn, first.saturating_add(self.lateness()))?;
+            self.amend(lsn, first.saturating_add(self.lateness()), false)?;
             self.closed_to = self.closed_to.max(first);
             self.drop_panes(slide, size);
         }
@@ -604,14 +611,14 @@ impl WindowState {
         a.num_rows() == b.num_rows() && own.clone().all(|c| a.column(c).as_ref() == b.column(c).as_ref())
     }
 
-    /// Fires again what late rows have changed, up to the windows whose lateness is over at `mark`, which say their last.
-    fn amend(&mut self, lsn: Lsn, mark: Micros) -> Result<(), String> {
+    /// Fires again what late rows have changed: `all` of it, or only windows whose lateness is over at `mark`, which say their last.
+    fn amend(&mut self, lsn: Lsn, mark: Micros, all: bool) -> Result<(), String> {
         let Shape::Fixed { slide, size } = self.window.shape else { return Ok(()) };
         let ends: Vec<Micros> = self.standing.keys().copied().collect();
         for end in ends {
             let is_over = end.saturating_add(self.lateness()) <= mark;
             let Some(standing) = self.standing.get(&end) else { continue };
-            if standing.is_changed {
+            if standing.is_changed && (all || is_over) {
                 let rows = match &mut self.panes {
                     Panes::Counting(panes) => Rows::Counted(panes.rows(&Which::Range(end - size, end), false)),
                     Panes::Partial(panes) => {

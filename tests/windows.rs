@@ -1,0 +1,523 @@
+//! Windows and sessions against brute force over disordered, late and repeated input of several partitions; equal however frames
+//! are cut and wherever a snapshot is saved and read back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use weir::operators::{Operators, snapshot};
+use weir::query::sql::to_ndjson;
+use weir::schema::Catalog;
+use weir::wal::record::compress;
+use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
+
+use crate::support::{Bench, Numbers};
+
+const SECOND: i64 = 1_000;
+const DISORDER: i64 = 5 * SECOND;
+
+const STREAM: &str = r#"
+[streams.ev]
+schema = "k varchar, t bigint not null, v bigint, x double"
+select = "select to_timestamp_millis(t) as event_time, k, t, v, x from ev"
+watermark = { disorder = "5s", idle = "60s", max_ahead = "100d" }
+"#;
+
+/// A record of a partition.
+#[derive(Debug, Clone)]
+struct Made {
+    partition: usize,
+    k: &'static str,
+    t: i64,
+    v: i64,
+}
+
+const START: i64 = 1_465_520_400_000;
+
+/// Two partitions that go forward, with disorder, lateness and gaps without a record.
+fn made(count: usize, seed: u64) -> Vec<Made> {
+    let mut numbers = Numbers(seed);
+    let mut now = START;
+    (0..count)
+        .map(|_| {
+            now += numbers.below(900) as i64;
+            if numbers.below(80) == 0 {
+                now += 40 * SECOND;
+            }
+            let late = match numbers.below(20) {
+                0 => numbers.below(60_000),
+                1 => numbers.below(14_000),
+                _ => numbers.below(4_000),
+            };
+            Made {
+                partition: numbers.below(2) as usize,
+                k: ["a", "b", "c", "d"][numbers.below(4) as usize],
+                t: now - late as i64,
+                v: numbers.below(50) as i64 - 10,
+            }
+        })
+        .collect()
+}
+
+/// The watermark before each record, and behind the last: the rule, word for word.
+fn watermarks(records: &[Made]) -> Vec<Option<i64>> {
+    let mut seen: [Vec<i64>; 2] = [Vec::new(), Vec::new()];
+    let mut stream = None;
+    let mut out = vec![None];
+    for record in records {
+        seen[record.partition].push(record.t);
+        // A first record only is remembered; the second goes by the lesser of the two.
+        let of = |times: &Vec<i64>| match times.as_slice() {
+            [] | [_] => None,
+            [a, b, rest @ ..] => Some(rest.iter().copied().chain([*a.min(b)]).max().unwrap_or(0) - DISORDER),
+        };
+        let active: Vec<Option<i64>> = seen.iter().filter(|s| !s.is_empty()).map(of).collect();
+        stream = stream.max(active.into_iter().min().flatten());
+        out.push(stream);
+    }
+    out
+}
+
+fn catalog(window: &str) -> Arc<Catalog> {
+    let config = weir::config::parse(None, format!("{STREAM}{window}"), None, &|_| None).expect("a configuration");
+    Arc::new(Catalog::of(&config).expect("it compiles"))
+}
+
+fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<Frame> {
+    let mut builder = RecordsBuilder::default();
+    records.iter().for_each(|record| builder.push(record.to_string().as_bytes()));
+    let built = builder.finish();
+    Arc::new(Frame {
+        header: Header {
+            kind,
+            count: records.len() as u32,
+            first_lsn,
+            first_position: 0,
+            previous_position: 0,
+            received_at: (START + 30 * 86_400 * SECOND) * 1_000,
+            configuration: 0,
+            synced_lsn: 0,
+            source: "s".into(),
+            partition: partition.into(),
+            stream: "ev".into(),
+        },
+        block: compress(built.page()).expect("memory"),
+        block_bytes: built.page().len() as u32,
+        about: About::default(),
+    })
+}
+
+/// Rows by table, in their order, as text.
+type Tables = BTreeMap<String, Vec<String>>;
+
+fn collect(output: &weir::operators::Output, tables: &mut Tables) {
+    for made in &output.tables {
+        let lines = to_ndjson(&made.batch.schema(), std::slice::from_ref(&made.batch)).expect("rows");
+        let lines = String::from_utf8(lines).expect("text");
+        tables.entry(made.table.to_string()).or_default().extend(lines.lines().map(str::to_owned));
+    }
+}
+
+/// Runs the records with frames cut at random, saved and read back now and then; the last frame closes everything if asked.
+fn run(catalog: &Arc<Catalog>, records: &[Made], seed: u64, largest: u64, is_final: bool) -> Tables {
+    let mut numbers = Numbers(seed);
+    let mut operators = Operators::new(catalog.clone(), 0);
+    let mut tables = Tables::new();
+    let mut at = 0;
+    while at < records.len() {
+        let partition = records[at].partition;
+        let most = numbers.below(largest) as usize + 1;
+        let own = records[at..].iter().take(most).take_while(|r| r.partition == partition);
+        let values: Vec<Value> =
+            own.map(|r| json!({"k": r.k, "t": r.t, "v": r.v, "x": r.v as f64 / 4.0})).collect();
+        let frame = frame(Kind::Record, ["p0", "p1"][partition], operators.lsn() + 1, &values);
+        let decoded = operators.decode(&frame).expect("decoded");
+        let output = operators.apply(&frame, decoded.as_ref()).expect("applied");
+        collect(&output, &mut tables);
+        at += values.len();
+        if largest > 1 && numbers.below(6) == 0 {
+            let bytes = snapshot::encode(&operators);
+            operators = snapshot::decode("a snapshot".as_ref(), &bytes).expect("its own bytes");
+        }
+    }
+    if is_final {
+        let frame = frame(Kind::Final, "", operators.lsn() + 1, &[json!({})]);
+        collect(&operators.apply(&frame, None).expect("applied"), &mut tables);
+    }
+    tables
+}
+
+/// Of each window and group the latest version, without what is gone: (start, key) → the values asked for.
+fn latest(rows: &[String], values: &[&str]) -> BTreeMap<(String, String), Vec<Value>> {
+    let mut out: BTreeMap<(String, String), (i64, Vec<Value>, bool)> = BTreeMap::new();
+    for row in rows {
+        let row: Value = serde_json::from_str(row).expect("JSON");
+        let key = (row["window_start"].to_string(), row["k"].to_string());
+        let version = row["version"].as_i64().expect("a version");
+        let is_gone = row["status"] == "gone";
+        let values = values.iter().map(|v| row[*v].clone()).collect();
+        let entry = out.entry(key).or_insert((0, Vec::new(), false));
+        assert!(version > entry.0, "versions ascend: {row}");
+        *entry = (version, values, is_gone);
+    }
+    out.into_iter().filter(|(_, (.., is_gone))| !is_gone).map(|(key, (_, values, _))| (key, values)).collect()
+}
+
+fn time(ms: i64) -> String {
+    json!(weir::event::rfc3339(ms * 1_000)).to_string()
+}
+
+/// What each window holds: records that came before its end and lateness had passed.
+fn brute_force(records: &[Made], slide: i64, size: i64, lateness: i64) -> BTreeMap<i64, BTreeMap<&'static str, Vec<i64>>> {
+    let mut windows: BTreeMap<i64, BTreeMap<&'static str, Vec<i64>>> = BTreeMap::new();
+    for (record, watermark) in records.iter().zip(watermarks(records)) {
+        let last = record.t.div_euclid(slide) * slide;
+        let mut start = (record.t - size).div_euclid(slide) * slide + slide;
+        while start <= last {
+            if watermark.is_none_or(|w| start + size + lateness > w) {
+                windows.entry(start).or_default().entry(record.k).or_default().push(record.v);
+            }
+            start += slide;
+        }
+    }
+    windows
+}
+
+fn is_the_same_however_cut(catalog: &Arc<Catalog>, records: &[Made], is_final: bool) -> Tables {
+    let one_by_one = run(catalog, records, 1, 1, is_final);
+    for (seed, largest) in [(2, 7), (3, 90)] {
+        assert_eq!(run(catalog, records, seed, largest, is_final), one_by_one, "frames of up to {largest}");
+    }
+    one_by_one
+}
+
+#[test]
+fn tumbling_counts_are_those_of_brute_force() {
+    for (late, lateness) in [("drop", 0), ("drop", 12), ("amend", 0), ("amend", 12), ("amend", 35)] {
+        let catalog = catalog(&format!(
+            "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n, count(*) filter (where v > 0) as p from tumble(ev, event_time, interval '10 seconds') where v <> 7 group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"{lateness}s\"\n"
+        ));
+        for seed in 0..2 {
+            let records = made(600, 100 + seed);
+            let rows = is_the_same_however_cut(&catalog, &records, true);
+            let found = latest(&rows["w_versions"], &["n", "p"]);
+            let mut want = BTreeMap::new();
+            for (start, groups) in brute_force(&records, 10 * SECOND, 10 * SECOND, lateness * SECOND) {
+                for (k, values) in groups {
+                    let counted: Vec<&i64> = values.iter().filter(|v| **v != 7).collect();
+                    if !counted.is_empty() {
+                        let positive = counted.iter().filter(|v| ***v > 0).count();
+                        want.insert((time(start), json!(k).to_string()), vec![json!(counted.len()), json!(positive)]);
+                    }
+                }
+            }
+            assert_eq!(found, want, "{late} {lateness} seed {seed}");
+            let is_late = |(record, watermark): (&Made, Option<i64>)| {
+                let end = record.t.div_euclid(10 * SECOND) * 10 * SECOND + 10 * SECOND;
+                record.v != 7 && watermark.is_some_and(|w| end + lateness * SECOND <= w)
+            };
+            let late = records.iter().zip(watermarks(&records)).filter(|r| is_late((r.0, r.1))).count();
+            assert_eq!(rows.get("ev.late").map_or(0, Vec::len), late, "late rows");
+        }
+    }
+}
+
+#[test]
+fn a_sliding_top_is_stored_when_it_changes() {
+    let catalog = catalog(
+        "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from hop(ev, event_time, interval '1 second', interval '20 seconds') where v > 0 group by 1, 2, 3 order by n desc limit 2\"\n",
+    );
+    for seed in 0..3 {
+        let records = made(600, 200 + seed);
+        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let mut found: BTreeMap<String, Vec<(String, Value)>> = BTreeMap::new();
+        let mut gone = BTreeSet::new();
+        for row in &rows["w_versions"] {
+            let row: Value = serde_json::from_str(row).expect("JSON");
+            if row["status"] == "gone" {
+                gone.insert(row["window_start"].to_string());
+            } else {
+                let start = found.entry(row["window_start"].to_string()).or_default();
+                start.push((row["k"].to_string(), row["n"].clone()));
+            }
+        }
+        // Every slide with its first two; those that say what the one before says are left out.
+        let windows = brute_force(&records, SECOND, 20 * SECOND, 0);
+        let (first, last) = (*windows.keys().next().expect("one"), *windows.keys().last().expect("one"));
+        let (mut want, mut want_gone) = (BTreeMap::new(), BTreeSet::new());
+        let mut before: Vec<(String, Value)> = Vec::new();
+        for start in (first..=last + SECOND).step_by(SECOND as usize) {
+            let mut top: Vec<(i64, &str)> = windows
+                .get(&start)
+                .into_iter()
+                .flatten()
+                .map(|(k, values)| (-(values.iter().filter(|v| **v > 0).count() as i64), *k))
+                .filter(|(n, _)| *n < 0)
+                .collect();
+            top.sort_unstable();
+            let top: Vec<(String, Value)> =
+                top.into_iter().take(2).map(|(n, k)| (json!(k).to_string(), json!(-n))).collect();
+            if top != before {
+                if top.is_empty() {
+                    want_gone.insert(time(start));
+                } else {
+                    want.insert(time(start), top.clone());
+                }
+            }
+            before = top;
+        }
+        assert_eq!(found, want, "seed {seed}");
+        assert_eq!(gone, want_gone, "seed {seed}: empty slides");
+    }
+}
+
+#[test]
+fn every_kind_of_aggregate_runs_in_parts() {
+    let catalog = catalog(
+        "[windows.w]\nsql = \"\"\"select window_start, window_end, k, count(*) as n, sum(v) as s, avg(x) as a, min(v) as low, max(v) as high,
+         count(distinct v) as d, approx_distinct(v) as about, array_agg(v order by v, t) as all_v, sum(v) filter (where v > 5) as big,
+         approx_percentile_cont(x, 0.5) as middle, first_value(v order by t, v) as first_v, stddev(x) as spread
+         from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3 having count(*) > 1\"\"\"\nlate = \"amend\"\nallowed_lateness = \"20s\"\n",
+    );
+    let records = made(400, 300);
+    let rows = is_the_same_however_cut(&catalog, &records, true);
+    // A slide that says what the one before said is not stored.
+    let found = latest(&rows["w_versions"], &["n", "s", "low", "high", "d", "all_v", "big", "a"]);
+    let mut want = BTreeMap::new();
+    for (start, groups) in brute_force(&records, 5 * SECOND, 15 * SECOND, 20 * SECOND) {
+        for (k, mut values) in groups.into_iter().filter(|(_, v)| v.len() > 1) {
+            values.sort_unstable();
+            let different: BTreeSet<&i64> = values.iter().collect();
+            let big: Vec<i64> = values.iter().copied().filter(|v| *v > 5).collect();
+            let sum: i64 = values.iter().sum();
+            let row = vec![
+                json!(values.len()),
+                json!(sum),
+                json!(values[0]),
+                json!(values[values.len() - 1]),
+                json!(different.len()),
+                json!(values),
+                if big.is_empty() { Value::Null } else { json!(big.iter().sum::<i64>()) },
+                json!(sum as f64 / 4.0 / values.len() as f64),
+            ];
+            want.insert((time(start), json!(k).to_string()), row);
+        }
+    }
+    assert!(found.len() > 50);
+    for (key, row) in &found {
+        let wanted = want.get(key).unwrap_or_else(|| panic!("{key:?} has no rows"));
+        assert_eq!(row[..7], wanted[..7], "{key:?}");
+        let (a, b) = (row[7].as_f64().expect("a number"), wanted[7].as_f64().expect("a number"));
+        assert!((a - b).abs() < 1e-9, "{key:?}: {a} and {b}");
+    }
+    // What is left out says what the slide before it says.
+    let slide = |start: &str| -> Vec<(&String, &Vec<Value>)> {
+        want.iter().filter(|((s, _), _)| s == start).map(|((_, k), row)| (k, row)).collect()
+    };
+    let starts: BTreeSet<&String> = want.keys().map(|(start, _)| start).collect();
+    for start in starts {
+        if !found.keys().any(|(s, _)| s == start) {
+            let text: String = serde_json::from_str(start).expect("text");
+            let at = chrono_ms(&text) - 5 * SECOND;
+            assert_eq!(slide(start), slide(&time(at)), "{start}");
+        }
+    }
+}
+
+fn chrono_ms(text: &str) -> i64 {
+    weir::config::units::parse_time(text, 0).expect("a time") / 1_000
+}
+
+#[test]
+fn session_windows_are_those_of_brute_force() {
+    let catalog = catalog(
+        "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n, max(v) as high from session(ev, event_time, interval '3 seconds', k) group by 1, 2, 3\"\nallowed_lateness = \"300d\"\n",
+    );
+    for seed in 0..3 {
+        let records = made(400, 400 + seed);
+        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let found = latest(&rows["w_versions"], &["window_end", "n", "high"]);
+        let mut want = BTreeMap::new();
+        for k in ["a", "b", "c", "d"] {
+            let mut own: Vec<(i64, i64)> = records.iter().filter(|r| r.k == k).map(|r| (r.t, r.v)).collect();
+            own.sort_unstable();
+            for session in own.chunk_by(|a, b| b.0 - a.0 <= 3 * SECOND) {
+                let (start, end) = (session[0].0, session[session.len() - 1].0 + 3 * SECOND);
+                let high = session.iter().map(|(_, v)| v).max();
+                let end: Value = serde_json::from_str(&time(end)).expect("text");
+                want.insert((time(start), json!(k).to_string()), vec![end, json!(session.len()), json!(high)]);
+            }
+        }
+        assert_eq!(found, want, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_window_over_a_window_takes_every_final_row_once() {
+    for late in ["drop", "amend"] {
+        let catalog = catalog(&format!(
+            "[windows.small]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '2 seconds') group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"7s\"\n[windows.large]\nsql = \"select window_start, window_end, k, sum(n) as total, count(*) as parts from tumble(small, window_start, interval '20 seconds') group by 1, 2, 3\"\n"
+        ));
+        let records = made(600, 500);
+        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let found = latest(&rows["large_versions"], &["total", "parts"]);
+        let mut want: BTreeMap<(String, String), (usize, usize)> = BTreeMap::new();
+        for (start, groups) in brute_force(&records, 2 * SECOND, 2 * SECOND, 7 * SECOND) {
+            for (k, values) in groups {
+                let large = start.div_euclid(20 * SECOND) * 20 * SECOND;
+                let (total, parts) = want.entry((time(large), json!(k).to_string())).or_default();
+                *total += values.len();
+                *parts += 1;
+            }
+        }
+        let want: BTreeMap<_, _> = want.into_iter().map(|(k, (a, b))| (k, vec![json!(a), json!(b)])).collect();
+        assert_eq!(found, want, "{late}");
+    }
+}
+
+#[test]
+fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
+    let open = catalog("[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n");
+    let records = made(400, 600);
+    let mut operators = Operators::new(open, 0);
+    let mut stored = Tables::new();
+    for record in &records {
+        let value = json!({"k": record.k, "t": record.t, "v": 1, "x": 1.0});
+        let frame = frame(Kind::Record, ["p0", "p1"][record.partition], operators.lsn() + 1, &[value]);
+        let decoded = operators.decode(&frame).expect("decoded");
+        collect(&operators.apply(&frame, decoded.as_ref()).expect("applied"), &mut stored);
+    }
+    let open = operators.open_rows("w_versions").expect("rows").expect("some are open");
+    let open = String::from_utf8(to_ndjson(&open.schema(), &[open]).expect("rows")).expect("text");
+    let sum = |rows: &mut dyn Iterator<Item = &str>| -> u64 {
+        rows.map(|r| serde_json::from_str::<Value>(r).expect("JSON")["n"].as_u64().expect("a number")).sum()
+    };
+    let all = sum(&mut stored["w_versions"].iter().map(String::as_str).chain(open.lines()));
+    assert_eq!(all as usize + stored.get("ev.late").map_or(0, Vec::len), records.len());
+    assert!(open.lines().all(|row| row.contains("\"status\":\"open\"")), "{open}");
+
+    let small = catalog("[windows.w]\nsql = \"select window_start, window_end, t, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\nmax_groups = 20\n");
+    let rows = is_the_same_however_cut(&small, &records, true);
+    let rows = &rows["w_versions"];
+    assert!(rows.iter().any(|r| r.contains("abandoned")));
+    assert!(sum(&mut rows.iter().map(String::as_str)) <= records.len() as u64);
+}
+
+const VISITS: &str = "[streams.visits]\npreset = \"sessions\"\n";
+
+fn visit(inst: &str, action: &str, at: i64) -> String {
+    format!(
+        "{{\"build_id\":\"10.3.5.34\",\"inst_id\":\"{inst}\",\"trialstate\":\"Trial\",\"action\":\"{action}\",\"timestamp\":{at}}}\n"
+    )
+}
+
+#[test]
+fn sessions_open_and_close_as_their_five_cases_say() {
+    let bench = Bench::new("");
+    bench.configure(&format!(
+        "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"visits\"\n{VISITS}"
+    ));
+    let cases = [
+        ("A", "prostarted", 1_486_250_584),
+        ("A", "proedit", 1_486_250_694),
+        ("B", "prostarted", 1_486_250_722),
+        ("B", "prostarted", 1_486_250_795),
+        ("A", "proedit", 1_486_260_694),
+    ];
+    let text: String = cases.iter().map(|(inst, action, at)| visit(inst, action, *at)).collect();
+    bench.write("in.ndjson", text.as_bytes());
+    bench.once();
+    let sessions = |bench: &Bench| {
+        bench.rows("select key, status, events, duration_s, first, last from visits.sessions order by started")
+    };
+    let row = |key: &str, status: &str, events: u64, seconds: f64, first: &str, last: &str| {
+        json!({"key": key, "status": status, "events": events, "duration_s": seconds, "first": first, "last": last})
+    };
+    let mut want = vec![
+        row("A", "closed_timeout", 2, 110.0, "prostarted", "proedit"),
+        row("B", "closed_on_open_event", 1, 0.0, "prostarted", "prostarted"),
+        row("B", "open", 1, 0.0, "prostarted", "prostarted"),
+        row("A", "open", 1, 0.0, "proedit", "proedit"),
+    ];
+    assert_eq!(sessions(&bench), want);
+    // Each event names its session, and no two sessions have one name.
+    let events = bench.rows("select session_id, count(*) as n from visits group by 1 order by 2 desc");
+    assert_eq!(events.iter().map(|e| e["n"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(1), Some(1), Some(1)]);
+    // A second run goes on where the first one stood; its end closes everything.
+    let more = format!("{text}{}", visit("A", "proedit", 1_486_262_494));
+    bench.write("in.ndjson", more.as_bytes());
+    let output = bench.output(&["run", "--once", "--final"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    want[2] = row("B", "closed_timeout", 1, 0.0, "prostarted", "prostarted");
+    // Exactly 1,800 seconds later is not later than the gap.
+    want[3] = row("A", "closed_timeout", 2, 1_800.0, "proedit", "proedit");
+    assert_eq!(sessions(&bench), want);
+}
+
+#[test]
+fn sessions_are_those_of_their_definition_however_cut() {
+    let text = "session = { key = \"k\", gap = \"4s\", opens = \"v > 35\", what = \"k\" }\n";
+    let catalog = catalog(text);
+    for seed in 0..3 {
+        let records = made(900, 700 + seed);
+        let tables = is_the_same_however_cut(&catalog, &records, true);
+        let mut found: Vec<(String, i64, i64, u64, String)> = tables["ev.sessions"]
+            .iter()
+            .map(|row| {
+                let row: Value = serde_json::from_str(row).expect("JSON");
+                let at = |name: &str| chrono_ms(row[name].as_str().expect("a time"));
+                let text = |name: &str| row[name].as_str().expect("text").to_owned();
+                (text("key"), at("started"), at("ended"), row["events"].as_u64().expect("a number"), text("status"))
+            })
+            .collect();
+        found.sort();
+        let mut want = definition(&records);
+        want.sort();
+        assert_eq!(found, want, "seed {seed}");
+    }
+}
+
+/// Key, start, end, events, status of every session, by their definition, word for word.
+fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
+    const GAP: i64 = 4 * SECOND;
+    type Open = (i64, i64, u64);
+    let mut open: BTreeMap<&str, Open> = BTreeMap::new();
+    let mut ended: BTreeMap<&str, i64> = BTreeMap::new();
+    let mut out = Vec::new();
+    let told = |key: &str, (start, end, events): Open, status: &str| (key.to_owned(), start, end, events, status.to_owned());
+    let marks = watermarks(records);
+    for (n, record) in records.iter().enumerate() {
+        let Made { k, t, v, .. } = *record;
+        let opens = v > 35;
+        match open.get_mut(k) {
+            Some((start, _, _)) if t < *start - GAP => out.push(told(k, (t, t, 1), "late")),
+            Some(session) if !opens && t <= session.1 + GAP => {
+                *session = (session.0.min(t), session.1.max(t), session.2 + 1);
+            }
+            Some(session) => {
+                let status = if t > session.1 + GAP { "closed_timeout" } else { "closed_on_open_event" };
+                out.push(told(k, std::mem::replace(session, (t, t, 1)), status));
+            }
+            None => {
+                let is_over = marks[n].is_some_and(|w| t + GAP < w);
+                let is_for_closed = !opens && ended.get(k).is_some_and(|end| t <= end + GAP);
+                if is_over || is_for_closed {
+                    out.push(told(k, (t, t, 1), "late"));
+                } else {
+                    open.insert(k, (t, t, 1));
+                }
+            }
+        }
+        if let Some(mark) = marks[n + 1] {
+            for (k, session) in open.clone() {
+                if session.1 + GAP < mark {
+                    out.push(told(k, session, "closed_timeout"));
+                    ended.insert(k, session.1);
+                    open.remove(k);
+                }
+            }
+        }
+    }
+    out.extend(open.into_iter().map(|(k, session)| told(k, session, "closed_timeout")));
+    out
+}
