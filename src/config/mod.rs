@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::presets;
 pub use stream::{
     Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef,
-    StreamDef, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
+    StreamDef, TableDef, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 
@@ -272,6 +272,11 @@ impl Config {
         self.section_error(&format!("[windows.{window}]"), Some("sql"), message)
     }
 
+    /// An error that points at an entity table's declaration.
+    pub fn table_error(&self, table: &str, message: String) -> ConfigError {
+        self.section_error(&format!("[tables.\"{table}\"]"), None, message)
+    }
+
     fn section_error(&self, section: &str, key: Option<&str>, message: String) -> ConfigError {
         let at = Place { path: &self.place(), text: &self.text };
         let section = at.line_of(section);
@@ -502,6 +507,11 @@ fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, Conf
                 let named = |window: String| if *name == preset { window } else { format!("{name}_{window}") };
                 declared.windows.extend(windows.into_iter().map(|(window, def)| (named(window), def)));
             }
+            if let Some(tables) = whole.remove("tables") {
+                let tables: BTreeMap<String, TableDef> =
+                    serde::Deserialize::deserialize(tables).expect("presets are tested");
+                declared.tables.extend(tables.into_iter().map(|(table, def)| (format!("{name}.{table}"), def)));
+            }
             whole.extend(typed);
             typed = whole;
         }
@@ -520,9 +530,24 @@ fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, Conf
             .map_err(|e: toml::de::Error| wrong(format!("window `{name}`: {}", explain(e.message()))))?;
         declared.windows.insert(name.clone(), def);
     }
+    for (name, typed) in file.tables.iter().filter(|(name, _)| !OWN_TABLES.contains(&name.as_str())) {
+        let wrong = |message: String| at.error(at.line_of(&format!("[tables.\"{name}\"]")), format!("table `{name}`: {message}"));
+        let def: TableDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
+            .map_err(|e: toml::de::Error| wrong(explain(e.message())))?;
+        if name.split_once('.').is_none_or(|(stream, table)| stream != def.stream || !is_name(table)) {
+            return Err(wrong(format!("an entity table is named [tables.\"{}.NAME\"], after its stream", def.stream)));
+        }
+        if !declared.streams.contains_key(&def.stream) {
+            return Err(wrong(format!("there is no [streams.{}]", def.stream)));
+        }
+        declared.tables.insert(name.clone(), def);
+    }
     refuse_clashing_names(&declared, at)?;
     Ok(declared)
 }
+
+/// Tables of Weir's own whose retention can be set.
+const OWN_TABLES: [&str; 2] = ["raw", "dead_letters"];
 
 /// A window is two tables, NAME and NAME_versions; no table has two meanings.
 fn refuse_clashing_names(declared: &Declarations, at: &Place<'_>) -> Result<(), ConfigError> {
@@ -533,6 +558,12 @@ fn refuse_clashing_names(declared: &Declarations, at: &Place<'_>) -> Result<(), 
         if let Some(taken) = [name, &versions].into_iter().find(|t| is_taken(t)).or(other) {
             let message = format!("window `{name}`: the table `{taken}` is there already; give one of them another name");
             return Err(at.error(at.line_of(&format!("[windows.{name}]")), message));
+        }
+    }
+    for name in declared.tables.keys() {
+        if name.ends_with(".sessions") || name.ends_with(".late") {
+            let message = format!("table `{name}`: it is weir's own; give it another name");
+            return Err(at.error(at.line_of(&format!("[tables.\"{name}\"]")), message));
         }
     }
     Ok(())
@@ -599,19 +630,15 @@ fn sources(file: &typed::File, base: &Path, declared: &Declarations, at: &Place<
 
 fn tables(file: &typed::File, at: &Place<'_>) -> Result<(Span, Span), ConfigError> {
     let (mut raw, mut dead) = (Span::seconds(30 * 86_400), Span::seconds(400 * 86_400));
-    for (name, table) in &file.tables {
-        let wrong = |message: &str| at.error(at.line_of("[tables."), format!("table `{name}`: {message}"));
-        let target = match name.as_str() {
-            "raw" => &mut raw,
-            "dead_letters" => &mut dead,
-            _ => return Err(wrong("entity tables are not built yet; remove the section")),
-        };
-        if table.stream.is_some() || table.key.is_some() || table.version.is_some() || table.select.is_some() {
-            return Err(wrong("only `retention` can be set here"));
-        }
-        if let Some(retention) = table.retention {
-            *target = retention;
-        }
+    for (name, target) in OWN_TABLES.into_iter().zip([&mut raw, &mut dead]) {
+        let Some(typed) = file.tables.get(name) else { continue };
+        let own: typed::OwnTable = serde::Deserialize::deserialize(toml::Value::Table(typed.clone())).map_err(
+            |e: toml::de::Error| {
+                let message = format!("table `{name}`: only `retention` can be set here: {}", explain(e.message()));
+                at.error(at.line_of("[tables."), message)
+            },
+        )?;
+        *target = own.retention.unwrap_or(*target);
     }
     Ok((raw, dead))
 }

@@ -165,6 +165,49 @@ pub enum Late {
     Amend,
 }
 
+/// `[tables."STREAM.NAME"]`, an entity table: unique by its key, of each the latest version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableDef {
+    pub stream: String,
+    pub key: Keys,
+    /// A column of the stream; the stream's own version where none is named, else the event time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// `select …` without `from`, on the stream's columns.
+    pub select: String,
+}
+
+/// One column, or several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "OneOrMore", into = "OneOrMore")]
+pub struct Keys(pub Vec<String>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl From<OneOrMore> for Keys {
+    fn from(typed: OneOrMore) -> Self {
+        match typed {
+            OneOrMore::One(key) => Self(vec![key]),
+            OneOrMore::More(keys) => Self(keys),
+        }
+    }
+}
+
+impl From<Keys> for OneOrMore {
+    fn from(mut keys: Keys) -> Self {
+        match keys.0.len() {
+            1 => Self::One(keys.0.remove(0)),
+            _ => Self::More(keys.0),
+        }
+    }
+}
+
 /// Streams, and the windows over them: what operators and tables are made from, and the number by which frames name it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -172,6 +215,8 @@ pub struct Declarations {
     pub streams: BTreeMap<String, StreamDef>,
     #[serde(default)]
     pub windows: BTreeMap<String, WindowDef>,
+    #[serde(default)]
+    pub tables: BTreeMap<String, TableDef>,
 }
 
 impl Declarations {
@@ -182,7 +227,7 @@ impl Declarations {
     /// Reads what [`Self::to_json`] wrote, or the streams alone, as logs before there were windows have them.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text).or_else(|error| match serde_json::from_str(text) {
-            Ok(streams) => Ok(Self { streams, windows: BTreeMap::new() }),
+            Ok(streams) => Ok(Self { streams, ..Self::default() }),
             Err(_) => Err(error),
         })
     }

@@ -18,7 +18,7 @@ pub struct File {
     pub lake: Lake,
     pub sources: Vec<Source>,
     pub streams: BTreeMap<String, toml::Table>,
-    pub tables: BTreeMap<String, Table>,
+    pub tables: BTreeMap<String, toml::Table>,
     pub windows: BTreeMap<String, toml::Table>,
     pub sinks: Vec<toml::Table>,
 }
@@ -68,14 +68,11 @@ pub struct Lake {
     pub partition: Option<String>,
 }
 
+/// What can be set of a table of Weir's own.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Table {
+pub struct OwnTable {
     pub retention: Option<Span>,
-    pub stream: Option<String>,
-    pub key: Option<String>,
-    pub version: Option<String>,
-    pub select: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -46,6 +46,8 @@ pub enum OperatorError {
     Configuration { lsn: Lsn, reason: String },
     #[error("record {lsn}: window `{window}` failed: {reason}")]
     Window { lsn: Lsn, window: String, reason: String },
+    #[error("record {lsn}: the rows of `{table}` failed: {reason}")]
+    Entity { lsn: Lsn, table: String, reason: String },
     #[error("{path}: {reason}")]
     Snapshot { path: std::path::PathBuf, reason: String },
     #[error("{path} was written by a newer version of weir (snapshot format {version}); use that version")]
@@ -253,6 +255,8 @@ pub struct StreamProgress {
 pub struct WindowProgress {
     pub groups: usize,
     pub late: u64,
+    /// Rows and windows left out because an expression had no value.
+    pub failed: u64,
     pub memory_bytes: usize,
 }
 
@@ -346,7 +350,7 @@ impl Operators {
     /// Per window, what it holds.
     pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
         let show =
-            |w: &WindowState| WindowProgress { groups: w.groups(), late: w.late(), memory_bytes: w.memory_bytes() };
+            |w: &WindowState| WindowProgress { groups: w.groups(), late: w.late(), failed: w.failed(), memory_bytes: w.memory_bytes() };
         self.windows.iter().map(|w| (w.window.name.clone(), show(w))).collect()
     }
 
@@ -846,6 +850,13 @@ impl Operators {
             push_sessions(output, stream, sessions, &closed, floor);
         }
         self.feed_windows(stream, &batch, &marks, output)?;
+        for entity in self.catalog.entities.iter().filter(|e| e.stream == stream.name) {
+            let failed = |reason| OperatorError::Entity { lsn: output.to, table: entity.name.clone(), reason };
+            let rows = entity.rows(&batch).map_err(failed)?;
+            if rows.num_rows() > 0 {
+                output.tables.push(TableRows { table: entity.name.as_str().into(), batch: rows, floor: None });
+            }
+        }
         self.note_given(stream, &batch, old.as_deref(), output);
         if batch.num_rows() > 0 {
             output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });

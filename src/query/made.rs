@@ -13,6 +13,7 @@ use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, ExprFunctionExt, LogicalPlanBuilder, ident, lit};
 
 use crate::event::Lsn;
+use crate::schema::entity::ENTITY_COLUMNS;
 use crate::schema::window::WINDOW_COLUMNS;
 use crate::schema::{Late, Window};
 use crate::views::lake::LakeTable;
@@ -62,6 +63,24 @@ pub fn window(
     let own = window.schema.fields().iter().skip(WINDOW_COLUMNS.len()).map(|f| f.name().as_str());
     let columns = own.chain(["window_start", "window_end", "version", "status", "lsn"]);
     let plan = plan.project(columns.map(ident))?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+/// An entity table: files hold each key once; rows above them may hold a newer one, or an older.
+pub fn entity(table: &LakeTable, stored: Arc<dyn TableProvider>, has_hot: bool) -> Result<Arc<dyn TableProvider>> {
+    let schema = &table.spec.schema;
+    let name = |column: usize| schema.field(column).name().as_str();
+    let mut plan = stored_and_open(table, stored, None)?;
+    if has_hot {
+        let rank = row_number()
+            .partition_by(table.spec.keys.iter().map(|c| ident(name(*c))).collect::<Vec<Expr>>())
+            .order_by(vec![ident("version").sort(false, false), ident("lsn").sort(false, false)])
+            .build()?
+            .alias("rank_of_version");
+        plan = plan.window(vec![rank])?.filter(ident("rank_of_version").eq(lit(1_u64)))?;
+    }
+    let own = (ENTITY_COLUMNS.len()..schema.fields().len()).map(name).chain(ENTITY_COLUMNS);
+    let plan = plan.project(own.map(ident))?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 

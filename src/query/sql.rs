@@ -33,7 +33,7 @@ use super::made::{self, Open};
 use super::{AsOf, Handles, QueryError, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
-use crate::schema::versions_of;
+use crate::schema::{Layout, versions_of};
 use crate::views::lake::{Feed, LakeTable};
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 
@@ -187,7 +187,7 @@ impl Planner {
         for (name, table) in &handles.tables {
             let state = table.snapshot();
             positions.push((name.clone(), state.applied));
-            let applied = state.applied;
+            let (applied, has_hot) = (state.applied, !state.recent.is_empty());
             let stored: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
             let retried = handles.progress.retried();
             let window = handles.catalog.windows.iter().find(|w| versions_of(&w.name) == *name);
@@ -199,6 +199,8 @@ impl Planner {
                 register(name, stored).map_err(failed)?;
             } else if name.ends_with(".sessions") {
                 register(name, made::sessions(table, stored, open).map_err(failed)?).map_err(failed)?;
+            } else if table.spec.layout == Layout::Buckets {
+                register(name, made::entity(table, stored, has_hot).map_err(failed)?).map_err(failed)?;
             } else if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
                 register(name, system::with_retried(name, stored, &retried).map_err(failed)?).map_err(failed)?;
             } else {

@@ -99,12 +99,12 @@ fn files(handles: &Handles) -> Columns {
         .values()
         .flat_map(|t| {
             let files = t.files();
-            (0..files.len()).map(|i| (t.spec.name.clone(), t.spec.by_hour, files[i].clone())).collect::<Vec<_>>()
+            (0..files.len()).map(|i| (t.spec.name.clone(), t.spec.layout, files[i].clone())).collect::<Vec<_>>()
         })
         .collect();
     vec![
         ("table", text(rows.iter().map(|(t, ..)| t.clone()))),
-        ("partition", text(rows.iter().map(|(_, by_hour, f)| partition_folder(f.bucket, *by_hour)))),
+        ("partition", text(rows.iter().map(|(_, layout, f)| partition_folder(f.bucket, *layout)))),
         ("path", text(rows.iter().map(|(_, _, f)| f.path.clone()))),
         ("class", text(rows.iter().map(|(_, _, f)| f.class.name().to_owned()))),
         ("rows", number(rows.iter().map(|(_, _, f)| f.rows))),

@@ -13,7 +13,6 @@ use crate::event::Micros;
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{Floors, positions};
 use crate::query::Handles;
-use crate::schema::partition_width;
 use crate::sources::Stop;
 use crate::views::ViewError;
 use crate::views::lake::LakeTable;
@@ -104,9 +103,8 @@ impl Maintenance {
     ) -> Result<usize, ViewError> {
         let Some(_trimming) = self.hold() else { return Ok(0) };
         if let Some(retention) = self.retention.get(name)
-            && let Some(latest) = table.latest()
+            && let Some((latest, width)) = table.latest().zip(table.spec.layout.width())
         {
-            let width = partition_width(table.spec.by_hour);
             table.raise_floor(latest.saturating_sub(retention.micros()).div_euclid(width) * width);
         }
         let dropped = table.drop_below_floor()?;
@@ -145,7 +143,8 @@ impl Maintenance {
         let mut floors = Floors::new();
         floors.extend(plan.raw.map(|floor| (positions::RAW.to_owned(), floor)));
         if let Some(floor) = plan.others {
-            floors.extend(self.handles.tables.keys().filter(|n| *n != positions::RAW).map(|n| (n.clone(), floor)));
+            let by_time = self.handles.tables.iter().filter(|(_, t)| t.spec.layout.width().is_some());
+            floors.extend(by_time.map(|(n, _)| n).filter(|n| *n != positions::RAW).map(|n| (n.clone(), floor)));
         }
         if floors.is_empty() {
             return Ok(());
@@ -178,7 +177,7 @@ impl Usage {
     fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
         let mut usage = Self { total: folder_bytes(folder), ..Self::default() };
         for (name, table) in tables {
-            let width = partition_width(table.spec.by_hour);
+            let Some(width) = table.spec.layout.width() else { continue };
             let below = table.floor().map_or(i64::MIN, |floor| floor.div_euclid(width));
             usage.total = usage.total.saturating_sub(table.replaced_bytes());
             let partitions = if name == positions::RAW { &mut usage.raw } else { &mut usage.others };

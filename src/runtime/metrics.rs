@@ -27,7 +27,14 @@ pub(super) fn publish(
             .absolute(totals.events + totals.dead_letters);
         metrics::counter!("weir_rejected_total", "stream" => name.clone()).absolute(totals.dead_letters);
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
+        metrics::gauge!("weir_open_sessions", "stream" => name.clone()).set(stream.open_sessions as f64);
         metrics::counter!("weir_repeats_total", "stream" => name).absolute(totals.repeats);
+    }
+    for (name, window) in progress.windows() {
+        metrics::gauge!("weir_window_groups", "window" => name.clone()).set(window.groups as f64);
+        metrics::gauge!("weir_window_bytes", "window" => name.clone()).set(window.memory_bytes as f64);
+        metrics::counter!("weir_window_late_total", "window" => name.clone()).absolute(window.late);
+        metrics::counter!("weir_window_failed_total", "window" => name).absolute(window.failed);
     }
     let hot = handles.tables.values().map(|table| {
         let state = table.snapshot();

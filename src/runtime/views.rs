@@ -9,7 +9,7 @@ use crate::config::{Config, PartitionBy};
 use crate::event::Lsn;
 use crate::operators::{positions, tables};
 use crate::query::{Handles, Progress};
-use crate::schema::{Catalog, Stream};
+use crate::schema::{Catalog, Layout, Stream};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
@@ -27,23 +27,24 @@ pub struct Opened {
 
 fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
-    let by_hour = config.partition == PartitionBy::Hour;
-    let mut specs: Vec<TableSpec> = catalog.streams.values().map(|s| TableSpec::stream(&lake, s, by_hour)).collect();
+    let layout = if config.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
+    let mut specs: Vec<TableSpec> = catalog.streams.values().map(|s| TableSpec::stream(&lake, s, layout)).collect();
     for stream in catalog.streams.values() {
         if stream.session().is_some() {
             let schema = crate::operators::sessions::schema();
-            specs.push(TableSpec::made(&lake, &tables::sessions(&stream.name), schema, by_hour));
+            specs.push(TableSpec::made(&lake, &tables::sessions(&stream.name), schema, layout));
         }
         if catalog.windows.iter().any(|w| w.over == stream.name) {
-            specs.push(TableSpec::made(&lake, &tables::late(&stream.name), stream.late_schema(), by_hour));
+            specs.push(TableSpec::made(&lake, &tables::late(&stream.name), stream.late_schema(), layout));
         }
     }
     for window in &catalog.windows {
         let name = tables::versions_of(&window.name);
-        specs.push(TableSpec::made(&lake, &name, window.schema.clone(), by_hour));
+        specs.push(TableSpec::made(&lake, &name, window.schema.clone(), layout));
     }
-    specs.push(TableSpec::dead_letters(&lake, by_hour));
-    specs.push(TableSpec::raw(&lake, by_hour));
+    specs.extend(catalog.entities.iter().map(|entity| TableSpec::entity(&lake, entity)));
+    specs.push(TableSpec::dead_letters(&lake, layout));
+    specs.push(TableSpec::raw(&lake, layout));
     specs
 }
 

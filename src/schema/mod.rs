@@ -1,6 +1,7 @@
 //! From a stream's declaration to what runs: the JSON's columns, `select` and `require` planned once into physical expressions,
 //! the table's Arrow schema. Whatever is wrong with a declaration is found here, by `weir check` and at the start alike.
 
+pub mod entity;
 pub mod select;
 pub mod types;
 pub mod window;
@@ -15,6 +16,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use crate::config::{Config, ConfigError, Declarations, StreamDef, WindowDef};
 pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
+pub use entity::Entity;
 use select::{Planned, Rule};
 pub use window::Window;
 
@@ -27,14 +29,18 @@ pub struct DeclarationError {
     pub message: String,
 }
 
-/// The key of a declaration error that speaks of a window.
+/// The keys of declaration errors that speak of a window, and of an entity table.
 pub const WINDOW_KEY: &str = "sql";
+pub const TABLE_KEY: &str = "table";
 
 impl std::fmt::Display for DeclarationError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { stream, key, message } = self;
-        let what = if *key == WINDOW_KEY { "window" } else { "stream" };
-        write!(f, "{what} `{stream}`: {key}: {message}")
+        match *key {
+            WINDOW_KEY => write!(f, "window `{stream}`: {key}: {message}"),
+            TABLE_KEY => write!(f, "table `{stream}`: {message}"),
+            _ => write!(f, "stream `{stream}`: {key}: {message}"),
+        }
     }
 }
 
@@ -112,6 +118,7 @@ pub struct Catalog {
     pub streams: BTreeMap<String, Arc<Stream>>,
     /// A window comes behind every one that it reads.
     pub windows: Vec<Arc<Window>>,
+    pub entities: Vec<Arc<Entity>>,
 }
 
 impl Catalog {
@@ -122,13 +129,24 @@ impl Catalog {
             .map(|(name, def)| Ok((name.clone(), Arc::new(Stream::compile(name, def)?))))
             .collect::<Result<_, DeclarationError>>()?;
         let windows = compile_windows(&declared.windows, &streams)?;
-        Ok(Self { id: declared.id(), streams, windows })
+        let entities = declared
+            .tables
+            .iter()
+            .map(|(name, def)| {
+                let wrong = |message| DeclarationError { stream: name.clone(), key: TABLE_KEY, message };
+                let none = || wrong(format!("there is no stream `{}`", def.stream));
+                let stream = streams.get(&def.stream).ok_or_else(none)?;
+                Entity::plan(name, def, stream).map(Arc::new).map_err(wrong)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { id: declared.id(), streams, windows, entities })
     }
 
     /// Compiles a configuration's declarations; errors point into its file.
     pub fn of(config: &Config) -> Result<Self, ConfigError> {
         Self::compile(&config.declared).map_err(|e| match e.key {
             WINDOW_KEY => config.window_error(&e.stream, e.to_string()),
+            TABLE_KEY => config.table_error(&e.stream, e.to_string()),
             key => config.stream_error(&e.stream, Some(key), e.to_string()),
         })
     }
@@ -142,6 +160,7 @@ impl Catalog {
         Declarations {
             streams: self.streams.iter().map(|(name, stream)| (name.clone(), stream.def.clone())).collect(),
             windows: self.windows.iter().map(|w| (w.name.clone(), w.def.clone())).collect(),
+            tables: self.entities.iter().map(|e| (e.name.clone(), e.def.clone())).collect(),
         }
     }
 
@@ -488,13 +507,35 @@ fn table_schema(output: &Schema, repeat: bool, session: bool) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Columns that split an event-time table into folders, behind its own ones.
-pub fn partition_fields(by_hour: bool) -> Vec<Field> {
-    let names: &[&str] = if by_hour { &["year", "month", "day", "hour"] } else { &["year", "month", "day"] };
-    names.iter().map(|n| Field::new(*n, DataType::Int32, true)).collect()
+/// How a table is split into folders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    Hours,
+    Days,
+    /// By a hash of the columns that a row is known by.
+    Buckets,
 }
 
-/// Width of a partition in microseconds.
-pub fn partition_width(by_hour: bool) -> i64 {
-    if by_hour { MICROS_PER_HOUR } else { MICROS_PER_DAY }
+/// Folders of a table that is split by hash.
+pub const BUCKETS: i64 = 16;
+
+impl Layout {
+    /// Columns that name a row's folder, behind the table's own ones.
+    pub fn fields(self) -> Vec<Field> {
+        let names: &[&str] = match self {
+            Self::Hours => &["year", "month", "day", "hour"],
+            Self::Days => &["year", "month", "day"],
+            Self::Buckets => &["bucket"],
+        };
+        names.iter().map(|n| Field::new(*n, DataType::Int32, true)).collect()
+    }
+
+    /// Width of a folder in microseconds; none where time decides nothing.
+    pub fn width(self) -> Option<i64> {
+        match self {
+            Self::Hours => Some(MICROS_PER_HOUR),
+            Self::Days => Some(MICROS_PER_DAY),
+            Self::Buckets => None,
+        }
+    }
 }

@@ -369,6 +369,30 @@ impl Window {
         Ok(passes)
     }
 
+    /// Whether every expression below the aggregation has a value for these rows.
+    fn evaluates(&self, reduced: &RecordBatch) -> bool {
+        let groups = self.groups.iter().map(|(e, _)| e);
+        let arguments: Vec<Arc<dyn PhysicalExpr>> = self.aggregates.iter().flat_map(|a| a.function.expressions()).collect();
+        let filters = self.aggregates.iter().filter_map(|a| a.filter.as_ref());
+        groups.chain(&arguments).chain(filters).all(|e| e.evaluate(reduced).is_ok())
+    }
+
+    /// The rows that are counted, and the rows of which some expression has no value: a division by zero, a cast that fails.
+    pub fn passing(&self, input: &RecordBatch, reduced: &RecordBatch) -> (BooleanArray, usize) {
+        if let Ok(passes) = self.passes(input)
+            && self.evaluates(reduced)
+        {
+            return (passes, 0);
+        }
+        let row = |at: usize| {
+            let passes = self.passes(&input.slice(at, 1)).ok()?;
+            (!passes.value(0) || self.evaluates(&reduced.slice(at, 1))).then_some(passes.value(0))
+        };
+        let rows: Vec<Option<bool>> = (0..input.num_rows()).map(row).collect();
+        let failed = rows.iter().filter(|r| r.is_none()).count();
+        (rows.into_iter().map(|r| Some(r == Some(true))).collect(), failed)
+    }
+
     /// The columns that the aggregation reads, with window_start and window_end.
     pub fn reduce(&self, input: &RecordBatch, times: &ArrayRef) -> Result<RecordBatch, String> {
         let mut columns: Vec<ArrayRef> = self.columns.iter().map(|c| input.column(*c).clone()).collect();

@@ -11,7 +11,7 @@ mod saved;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::row::{RowConverter, SortField};
 
@@ -130,6 +130,8 @@ pub struct WindowState {
     /// Another window reads this one's final rows.
     is_read: bool,
     late: u64,
+    /// Rows and windows of which an expression has no value; they are left out.
+    failed: u64,
     fired: Vec<Fired>,
     /// Rows for NAME_versions.
     stored: Vec<RecordBatch>,
@@ -183,6 +185,7 @@ impl WindowState {
             sessions: Sessions::default(),
             is_read: false,
             late: 0,
+            failed: 0,
             fired: Vec::new(),
             stored: Vec::new(),
             finals: Vec::new(),
@@ -213,6 +216,11 @@ impl WindowState {
     /// Late rows so far.
     pub fn late(&self) -> u64 {
         self.late
+    }
+
+    /// Rows and windows left out because an expression had no value.
+    pub fn failed(&self) -> u64 {
+        self.failed
     }
 
     /// Groups in memory.
@@ -251,20 +259,26 @@ impl WindowState {
         let window = self.window.clone();
         let mut marks = feed.marks.iter().peekable();
         if feed.batch.num_rows() > 0 {
-            let passes = window.passes(feed.batch)?;
             let times: ArrayRef = feed.batch.column(window.time).clone();
             let reduced = window.reduce(feed.batch, &times)?;
+            let (passes, failed) = window.passing(feed.batch, &reduced);
+            self.failed += failed as u64;
             match &mut self.panes {
+                // Where some row has no value, those that have are taken alone.
+                _ if failed > 0 => self.prepare_passing(&reduced, &passes)?,
                 Panes::Counting(panes) => panes.prepare(&window, &reduced)?,
                 Panes::Partial(panes) => panes.prepare(reduced),
             }
+            let mut passing = 0;
             for (row, time) in feed.times.iter().copied().enumerate() {
                 let lsn = feed.lsns[row] as Lsn;
                 while let Some((at, mark)) = marks.next_if(|(at, _)| *at < lsn) {
                     self.advance(*mark, *at)?;
                 }
+                let prepared = if failed > 0 { passing } else { row };
+                passing += usize::from(passes.value(row));
                 if passes.value(row) && time >= self.not_before {
-                    if self.take(row, time, lsn, feed.batch)? {
+                    if self.take(row, prepared, time, lsn, feed.batch)? {
                         verdict.accepted.push(row as u32);
                         while self.groups() > window.def.max_groups {
                             self.force(lsn)?;
@@ -315,6 +329,15 @@ impl WindowState {
         self.output().map(|output| output.stored)
     }
 
+    fn prepare_passing(&mut self, reduced: &RecordBatch, passes: &BooleanArray) -> Result<(), String> {
+        let reduced = arrow::compute::filter_record_batch(reduced, passes).map_err(|e| e.to_string())?;
+        match &mut self.panes {
+            Panes::Counting(panes) => panes.prepare(&self.window, &reduced)?,
+            Panes::Partial(panes) => panes.prepare(reduced),
+        }
+        Ok(())
+    }
+
     fn output(&mut self) -> Result<Output, String> {
         self.flush()?;
         match &mut self.panes {
@@ -339,18 +362,27 @@ impl WindowState {
         Ok(())
     }
 
-    /// Takes a row in; false where every window it belongs to takes nothing more.
-    fn take(&mut self, row: usize, time: Micros, lsn: Lsn, batch: &RecordBatch) -> Result<bool, String> {
+    /// Takes a row in, by its place among the prepared ones; false where every window it belongs to takes nothing more.
+    fn take(
+        &mut self,
+        row: usize,
+        prepared: usize,
+        time: Micros,
+        lsn: Lsn,
+        batch: &RecordBatch,
+    ) -> Result<bool, String> {
         let (slide, size) = match self.window.shape {
             Shape::Fixed { slide, size } => (slide, size),
-            Shape::Session { gap, key } => return self.take_into_session(row, time, lsn, gap, batch.column(key)),
+            Shape::Session { gap, key } => {
+                return self.take_into_session((row, prepared), time, lsn, gap, batch.column(key));
+            }
         };
         let last_end = floor(time, slide) + size;
         let closed_to = self.closed_to.max(passed(self.mark.saturating_sub(self.lateness()), slide, size));
         if last_end <= closed_to {
             return Ok(false);
         }
-        self.add(row, floor(time, gcd(slide, size)), lsn)?;
+        self.add(prepared, floor(time, gcd(slide, size)), lsn)?;
         let first_end = floor(time - size, slide) + slide + size;
         if self.is_amending() && first_end <= self.fired_to {
             // It changes windows that have fired already.
@@ -508,7 +540,15 @@ impl WindowState {
         let slides = matches!(self.window.shape, Shape::Fixed { slide, size } if slide < size);
         if !slides && !self.is_amending() && !self.window.is_one_by_one() {
             let all: Vec<&Fired> = fired.iter().collect();
-            let batch = self.finish(&all)?;
+            let batch = match self.finish(&all) {
+                Ok(batch) => batch,
+                Err(_) if all.len() > 1 => {
+                    let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
+                    self.failed += parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
+                    concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
+                }
+                Err(_) => self.finish_or_nothing(all[0]),
+            };
             if batch.num_rows() > 0 {
                 if self.is_read {
                     self.finals.push(batch.clone());
@@ -521,7 +561,7 @@ impl WindowState {
             if window.is_same {
                 continue;
             }
-            let batch = self.finish(&[window])?;
+            let batch = self.finish_or_nothing(window);
             if self.is_read && !self.is_amending() && batch.num_rows() > 0 {
                 self.finals.push(batch.clone());
             }
@@ -555,6 +595,20 @@ impl WindowState {
             }
         }
         Ok(())
+    }
+
+    /// A window's rows; none where what is selected of them has no value.
+    fn finish_alone(&self, fired: &Fired) -> RecordBatch {
+        self.finish(&[fired]).unwrap_or_else(|reason| {
+            tracing::error!(window = self.window.name, reason, "a window could not be told and is left out");
+            RecordBatch::new_empty(self.window.schema.clone())
+        })
+    }
+
+    fn finish_or_nothing(&mut self, fired: &Fired) -> RecordBatch {
+        let rows = self.finish_alone(fired);
+        self.failed += u64::from(rows.num_rows() == 0 && fired.rows.len() > 0 && self.finish(&[fired]).is_err());
+        rows
     }
 
     /// Rows in the table's columns.
@@ -626,7 +680,7 @@ impl WindowState {
                     }
                 };
                 let fired = Fired { start: end - size, end, lsn, status: status::AMENDED, rows, is_same: false };
-                let now = self.finish(&[&fired])?;
+                let now = self.finish_or_nothing(&fired);
                 self.replace(end, slide, slide < size, lsn, now)?;
             }
             if is_over && let Some(last) = self.standing.remove(&end) {
@@ -715,7 +769,7 @@ impl WindowState {
 
     fn take_into_session(
         &mut self,
-        row: usize,
+        (row, prepared): (usize, usize),
         time: Micros,
         lsn: Lsn,
         gap: Micros,
@@ -748,7 +802,7 @@ impl WindowState {
         rest.extend(joined);
         rest.sort_by_key(|s| s.start);
         self.sessions.by_key.insert(bytes, rest);
-        self.add(row, pane, lsn)?;
+        self.add(prepared, pane, lsn)?;
         Ok(true)
     }
 

@@ -21,6 +21,7 @@ struct Head {
     not_before: Micros,
     next_due: Micros,
     late: u64,
+    failed: u64,
     cut: Lsn,
     /// End, version, changed, stored; their rows follow.
     standing: Vec<(Micros, i64, bool, bool)>,
@@ -71,6 +72,7 @@ impl WindowState {
             not_before: self.not_before,
             next_due: self.next_due,
             late: self.late,
+            failed: self.failed,
             cut,
             standing: self.standing.iter().map(|(end, s)| (*end, s.version, s.is_changed, s.was_stored)).collect(),
             has_before: self.before.is_some(),
@@ -123,7 +125,8 @@ impl WindowState {
             }
         }
         (state.mark, state.fired_to, state.closed_to) = (head.mark, head.fired_to, head.closed_to);
-        (state.not_before, state.next_due, state.late) = (head.not_before, head.next_due, head.late);
+        (state.not_before, state.next_due) = (head.not_before, head.next_due);
+        (state.late, state.failed) = (head.late, head.failed);
         let by_key: BTreeMap<Vec<u8>, Vec<OpenSession>> = head.sessions.into_iter().collect();
         let ends: BTreeSet<_> =
             by_key.iter().flat_map(|(key, open)| open.iter().map(|s| (s.end, key.clone()))).collect();

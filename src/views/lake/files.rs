@@ -16,7 +16,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::TableSpec;
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
-use crate::schema::partition_width;
+use crate::schema::{BUCKETS, Layout};
 
 /// Rows of a row group.
 const ROW_GROUP_ROWS: usize = 128 << 10;
@@ -67,19 +67,34 @@ pub struct FileEntry {
 }
 
 /// Values of the partition columns of a bucket, in their order.
-pub fn partition_values(bucket: i64, by_hour: bool) -> Vec<(&'static str, i32)> {
-    let start = bucket.saturating_mul(partition_width(by_hour));
-    let time = DateTime::from_timestamp_micros(start).unwrap_or_default();
+pub fn partition_values(bucket: i64, layout: Layout) -> Vec<(&'static str, i32)> {
+    let Some(width) = layout.width() else { return vec![("bucket", bucket as i32)] };
+    let time = DateTime::from_timestamp_micros(bucket.saturating_mul(width)).unwrap_or_default();
     let mut values = vec![("year", time.year()), ("month", time.month() as i32), ("day", time.day() as i32)];
-    if by_hour {
+    if layout == Layout::Hours {
         values.push(("hour", time.hour() as i32));
     }
     values
 }
 
 /// Folder of a bucket inside the table's: `year=2016/month=6/day=10/hour=1`.
-pub fn partition_folder(bucket: i64, by_hour: bool) -> String {
-    partition_values(bucket, by_hour).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("/")
+pub fn partition_folder(bucket: i64, layout: Layout) -> String {
+    partition_values(bucket, layout).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("/")
+}
+
+/// The bucket of each row.
+pub fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
+    if let Some(width) = spec.layout.width() {
+        return times(spec, batch).iter().map(|time| bucket(*time, width)).collect();
+    }
+    let mut bytes = Vec::new();
+    (0..batch.num_rows())
+        .map(|row| {
+            bytes.clear();
+            spec.keys.iter().for_each(|key| crate::operators::canonical(batch.column(*key), row, &mut bytes));
+            i64::from(crc32c::crc32c(&bytes)) % BUCKETS
+        })
+        .collect()
 }
 
 /// Times of a batch, by the column that partitions the table.
@@ -121,7 +136,7 @@ impl NewFile {
     /// Begins a file in the bucket's folder.
     pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<(Self, fs::File), String> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        let folder = partition_folder(bucket, spec.by_hour);
+        let folder = partition_folder(bucket, spec.layout);
         let path = format!("{folder}/{}-{:016x}.parquet", class.name(), rand::random::<u64>());
         let target = spec.root.join(&path);
         let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
@@ -260,11 +275,10 @@ fn side_by_side<T: Sync, R: Send>(
 
 /// Times, batches and rows by partition, each in the order of time, then LSN.
 fn partition_order(spec: &TableSpec, batches: &[RecordBatch]) -> BTreeMap<i64, Vec<(Micros, u32, u32)>> {
-    let width = partition_width(spec.by_hour);
     let mut order: BTreeMap<i64, Vec<(Micros, u32, u32)>> = BTreeMap::new();
     for (n, batch) in batches.iter().enumerate() {
-        for (row, time) in times(spec, batch).iter().enumerate() {
-            order.entry(bucket(*time, width)).or_default().push((*time, n as u32, row as u32));
+        for (row, (time, bucket)) in times(spec, batch).iter().zip(buckets(spec, batch)).enumerate() {
+            order.entry(bucket).or_default().push((*time, n as u32, row as u32));
         }
     }
     for rows in order.values_mut() {
@@ -276,8 +290,7 @@ fn partition_order(spec: &TableSpec, batches: &[RecordBatch]) -> BTreeMap<i64, V
 
 /// How many partitions the rows up to each of them reach; for cutting a commit at a number of partitions.
 pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut BTreeSet<i64>) -> usize {
-    let width = partition_width(spec.by_hour);
-    seen.extend(times(spec, batch).iter().map(|t| bucket(*t, width)));
+    seen.extend(buckets(spec, batch));
     seen.len()
 }
 
@@ -299,14 +312,12 @@ pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
 /// Schema of hot rows as queries see them: the table's columns, then its partition columns.
 pub fn with_partition_columns(spec: &TableSpec, batch: &RecordBatch, full: &SchemaRef) -> Result<RecordBatch, String> {
     use arrow::array::Int32Array;
-    let width = partition_width(spec.by_hour);
-    let names = partition_values(0, spec.by_hour).len();
+    let names = partition_values(0, spec.layout).len();
     let mut values: Vec<Vec<i32>> = vec![Vec::with_capacity(batch.num_rows()); names];
     let mut last: Option<(i64, Vec<i32>)> = None;
-    for time in times(spec, batch) {
-        let at = bucket(*time, width);
+    for at in buckets(spec, batch) {
         if last.as_ref().is_none_or(|(b, _)| *b != at) {
-            last = Some((at, partition_values(at, spec.by_hour).into_iter().map(|(_, v)| v).collect()));
+            last = Some((at, partition_values(at, spec.layout).into_iter().map(|(_, v)| v).collect()));
         }
         if let Some((_, parts)) = &last {
             values.iter_mut().zip(parts).for_each(|(column, value)| column.push(*value));

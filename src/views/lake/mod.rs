@@ -2,9 +2,10 @@
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
 //! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's
-//! blocks; [`compact`] merges; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable.
+//! blocks; [`compact`] merges; `entities` keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable.
 
 pub mod compact;
+mod entities;
 pub mod files;
 pub mod hot;
 pub mod provider;
@@ -27,7 +28,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, positions};
-use crate::schema::{Stream, types};
+use crate::schema::{Entity, Layout, Stream, types};
 use files::{Class, FileEntry};
 use hot::Hot;
 use raw::RawFrame;
@@ -58,7 +59,9 @@ pub struct TableSpec {
     pub schema: SchemaRef,
     /// The column whose time decides the folder.
     pub time_column: usize,
-    pub by_hour: bool,
+    pub layout: Layout,
+    /// Of a table that is split by hash, the columns by which a row is known; of each the newest row stays.
+    pub keys: Vec<usize>,
     pub feed: Feed,
 }
 
@@ -74,30 +77,38 @@ pub enum Feed {
 }
 
 impl TableSpec {
-    pub fn stream(lake: &Path, stream: &Stream, by_hour: bool) -> Self {
+    pub fn stream(lake: &Path, stream: &Stream, layout: Layout) -> Self {
         Self {
             name: stream.name.clone(),
             root: table::root(lake, &stream.name),
             schema: stream.table_schema.clone(),
             time_column: 1,
-            by_hour,
+            layout,
+            keys: Vec::new(),
             feed: Feed::Stream(stream.name.clone()),
         }
     }
 
     /// A table that operators make, by the time in its second column.
-    pub fn made(lake: &Path, name: &str, schema: SchemaRef, by_hour: bool) -> Self {
+    pub fn made(lake: &Path, name: &str, schema: SchemaRef, layout: Layout) -> Self {
         Self {
             name: name.to_owned(),
             root: table::root(lake, name),
             schema,
             time_column: 1,
-            by_hour,
+            layout,
+            keys: Vec::new(),
             feed: Feed::Made(name.to_owned()),
         }
     }
 
-    pub fn dead_letters(lake: &Path, by_hour: bool) -> Self {
+    /// An entity table: of each key the newest row.
+    pub fn entity(lake: &Path, entity: &Entity) -> Self {
+        let made = Self::made(lake, &entity.name, entity.schema.clone(), Layout::Buckets);
+        Self { keys: entity.keys.clone(), ..made }
+    }
+
+    pub fn dead_letters(lake: &Path, layout: Layout) -> Self {
         let fields = vec![
             Field::new("lsn", DataType::Int64, true),
             Field::new("received_at", types::timestamp(), true),
@@ -114,12 +125,13 @@ impl TableSpec {
             root: table::root(lake, name),
             schema: Arc::new(Schema::new(fields)),
             time_column: 1,
-            by_hour,
+            layout,
+            keys: Vec::new(),
             feed: Feed::DeadLetters,
         }
     }
 
-    pub fn raw(lake: &Path, by_hour: bool) -> Self {
+    pub fn raw(lake: &Path, layout: Layout) -> Self {
         let fields = vec![
             Field::new("lsn", DataType::Int64, true),
             Field::new("received_at", types::timestamp(), true),
@@ -137,7 +149,8 @@ impl TableSpec {
             root: table::root(lake, name),
             schema: Arc::new(Schema::new(fields)),
             time_column: 1,
-            by_hour,
+            layout,
+            keys: Vec::new(),
             feed: Feed::Raw,
         }
     }
@@ -198,13 +211,16 @@ pub struct LakeView {
     writing: Option<Writing>,
 }
 
+/// Files written for a commit, and those whose rows they hold too.
+type Written = (Vec<FileEntry>, Vec<FileEntry>);
+
 /// A commit that has begun: its files are being written.
 struct Writing {
     class: Class,
     /// Hot parts that they hold, and the position that they bring.
     taken: usize,
     to: Lsn,
-    files: JoinHandle<Result<Vec<FileEntry>, String>>,
+    files: JoinHandle<Result<Written, String>>,
 }
 
 impl LakeView {
@@ -245,10 +261,10 @@ impl LakeView {
         // Everything up to the last part taken; all of it: up to what is applied.
         let last = parts.last().map_or(0, |part| part.last_lsn());
         let to = if parts.len() == all { self.applied[class as usize] } else { last };
-        let (spec, taken) = (self.table.spec.clone(), parts.len());
+        let (table, taken) = (self.table.clone(), parts.len());
         let files = std::thread::Builder::new()
             .name(format!("{}/files", self.name))
-            .spawn(move || write_files(&spec, &parts, class))
+            .spawn(move || write_files(&table, &parts, class))
             .map_err(|e| failed(e.to_string()))?;
         self.writing = Some(Writing { class, taken, to, files });
         Ok(())
@@ -258,10 +274,10 @@ impl LakeView {
     fn end(&mut self) -> Result<(), ViewError> {
         let Some(Writing { class, taken, to, files }) = self.writing.take() else { return Ok(()) };
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
-        let add =
+        let (add, remove) =
             files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
-        let change = Change { add, remove: Vec::new(), positions: vec![(class, to)], data_change: true };
+        let change = Change { add, remove, positions: vec![(class, to)], data_change: true };
         self.table.commit(&change, &[(class, taken)])?;
         let waiting = &mut self.waiting[class as usize];
         *waiting = Waiting::default();
@@ -411,17 +427,25 @@ fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, Str
     Ok(parts.len())
 }
 
-/// Writes parts into files and syncs them.
-fn write_files(spec: &TableSpec, parts: &[Arc<Hot>], class: Class) -> Result<Vec<FileEntry>, String> {
+/// Writes parts into files and syncs them. Where a key's newest row stays alone, files of the same buckets are written anew.
+fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<Written, String> {
+    let spec = &table.spec;
     let now_ms = chrono::Utc::now().timestamp_millis();
+    let mut replaced = Vec::new();
     let add = if spec.feed == Feed::Raw {
         raw::write_frames(spec, parts, now_ms)?
     } else {
         let batches = parts.iter().map(|part| part.batch(&spec.schema)).collect::<Result<Vec<_>, _>>()?;
-        files::write_partitions(spec, &batches, class, now_ms)?
+        if spec.layout == Layout::Buckets {
+            let (written, gone) = entities::rewrite(table, &batches, class, now_ms)?;
+            replaced = gone;
+            written
+        } else {
+            files::write_partitions(spec, &batches, class, now_ms)?
+        }
     };
     files::sync_files(&spec.root, &add)?;
-    Ok(add)
+    Ok((add, replaced))
 }
 
 /// Longest part of a record that `dead_letters` repeats; the whole record is in `raw`.

@@ -59,7 +59,7 @@ impl LakeSnapshot {
 
     fn file(&self, file: &FileEntry) -> PartitionedFile {
         let values =
-            partition_values(file.bucket, self.spec.by_hour).into_iter().map(|(_, v)| ScalarValue::Int32(Some(v)));
+            partition_values(file.bucket, self.spec.layout).into_iter().map(|(_, v)| ScalarValue::Int32(Some(v)));
         PartitionedFile::new(format!("{}/{}", self.spec.name, file.path), file.bytes)
             .with_partition_values(values.collect())
             .with_statistics(Arc::new(self.statistics(file)))

@@ -23,7 +23,6 @@ use super::TableSpec;
 use super::files::{Class, FileEntry, NewFile, properties};
 use super::hot::Hot;
 use crate::event::{Lsn, bucket};
-use crate::schema::partition_width;
 use crate::wal::{Frame, record};
 
 /// A block of so many plain bytes is copied as a page.
@@ -109,7 +108,7 @@ pub fn write_frames(spec: &TableSpec, parts: &[Arc<Hot>], now_ms: i64) -> Result
         .collect();
     // Frames come in the order of their LSNs, which a stable sort keeps among equal times.
     order.sort_by_key(|part| part.frame.header.received_at);
-    let width = partition_width(spec.by_hour);
+    let width = spec.layout.width().unwrap_or(crate::event::MICROS_PER_HOUR);
     let (mut entries, mut file): (Vec<FileEntry>, Option<RawWriter>) = (Vec::new(), None);
     for part in order {
         let at = bucket(part.frame.header.received_at, width);

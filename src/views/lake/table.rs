@@ -19,7 +19,7 @@ use super::hot::{self, Hot};
 use super::store::SyncedFiles;
 use super::{LogName, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
-use crate::schema::{partition_fields, partition_width};
+use crate::schema::Layout;
 use crate::views::ViewError;
 
 /// Commits after which the Delta log gets a checkpoint.
@@ -85,7 +85,7 @@ impl LakeTable {
         writable: bool,
     ) -> Result<Option<Self>, ViewError> {
         let mut fields: Vec<_> = spec.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
-        fields.extend(partition_fields(spec.by_hour));
+        fields.extend(spec.layout.fields());
         let full_schema: SchemaRef = Arc::new(Schema::new(fields));
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
@@ -263,10 +263,12 @@ impl LakeTable {
         actions.extend(
             change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
-        let operation = if change.data_change && !change.remove.is_empty() {
+        let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty() {
+            DeltaOperation::Update { predicate: None }
+        } else if change.data_change && !change.remove.is_empty() {
             DeltaOperation::Delete { predicate: None }
         } else if change.data_change {
-            let partition_by = partition_values(0, self.spec.by_hour).iter().map(|(n, _)| (*n).to_owned()).collect();
+            let partition_by = partition_values(0, self.spec.layout).iter().map(|(n, _)| (*n).to_owned()).collect();
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None }
         } else {
             DeltaOperation::Optimize { predicate: None, target_size: 256 << 20 }
@@ -331,7 +333,8 @@ impl LakeTable {
     /// already.
     pub fn drop_below_floor(&self) -> Result<usize, ViewError> {
         let Some(floor) = self.floor() else { return Ok(0) };
-        let below = bucket(floor, partition_width(self.spec.by_hour));
+        let Some(width) = self.spec.layout.width() else { return Ok(0) };
+        let below = bucket(floor, width);
         let remove: Vec<FileEntry> = self.files().iter().filter(|f| f.bucket < below).cloned().collect();
         let files = remove.len();
         if files > 0 {
@@ -437,7 +440,7 @@ async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTab
     table
         .create()
         .with_columns(columns.fields().cloned())
-        .with_partition_columns(partition_values(0, spec.by_hour).iter().map(|(n, _)| *n))
+        .with_partition_columns(partition_values(0, spec.layout).iter().map(|(n, _)| *n))
         .with_table_name(&spec.name)
         .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
         .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some("interval 1 days"))
@@ -484,7 +487,7 @@ async fn add_columns(table: &mut DeltaTable, spec: &TableSpec, wanted: &SchemaRe
 }
 
 fn delta_partition_values(spec: &TableSpec, bucket: i64) -> HashMap<String, Option<String>> {
-    partition_values(bucket, spec.by_hour).into_iter().map(|(k, v)| (k.to_owned(), Some(v.to_string()))).collect()
+    partition_values(bucket, spec.layout).into_iter().map(|(k, v)| (k.to_owned(), Some(v.to_string()))).collect()
 }
 
 fn tags(file: &FileEntry) -> HashMap<String, Option<String>> {
@@ -547,11 +550,14 @@ fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
 fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
     let values = file.partition_values_map();
     let value = |name: &str| values.get(name).cloned().flatten().and_then(|v| v.parse::<i64>().ok());
+    if spec.layout == Layout::Buckets {
+        return value("bucket").unwrap_or(0);
+    }
     let date = value("year").zip(value("month")).zip(value("day")).and_then(|((y, m), d)| {
         chrono::NaiveDate::from_ymd_opt(i32::try_from(y).ok()?, u32::try_from(m).ok()?, u32::try_from(d).ok()?)
     });
     let days = date.and_then(|d| d.and_hms_opt(0, 0, 0)).map_or(0, |t| t.and_utc().timestamp() / 86_400);
-    if spec.by_hour { days * 24 + value("hour").unwrap_or(0) } else { days }
+    if spec.layout == Layout::Hours { days * 24 + value("hour").unwrap_or(0) } else { days }
 }
 
 /// Where a table of this name lives.

@@ -1,0 +1,263 @@
+//! An entity table, planned: which rows a stream's event gives it, by which columns they are known, and which version wins.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{cast, filter, take, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::row::{RowConverter, SortField};
+use datafusion::config::Dialect;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
+
+use super::select::{self, Planned, explain, session_config};
+use super::{Stream, types};
+use crate::config::TableDef;
+
+/// Columns that Weir puts before an entity's own.
+pub const ENTITY_COLUMNS: [&str; 3] = ["lsn", "updated", "version"];
+
+/// An entity table, ready to run.
+#[derive(Debug)]
+pub struct Entity {
+    /// `<stream>.<name>`
+    pub name: String,
+    pub def: TableDef,
+    pub stream: String,
+    /// Columns of the stream's table that the select reads.
+    columns: Vec<usize>,
+    /// Lists of the stream's table whose items are rows, gone through together.
+    lists: Vec<usize>,
+    input: SchemaRef,
+    planned: Planned,
+    version: usize,
+    /// lsn, updated, version, then the select's columns.
+    pub schema: SchemaRef,
+    /// Columns of `schema` by which a row is known.
+    pub keys: Vec<usize>,
+}
+
+const FORM: &str = "write `select <columns> [where …]`, with `unnest(list)` for a row per item";
+
+impl Entity {
+    /// Plans a table over its stream.
+    pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, String> {
+        let context = SessionContext::new_with_config(session_config(1));
+        let sql = format!("{} from {}", def.select, stream.name);
+        let mut statement =
+            context.state().sql_to_statement(&sql, &Dialect::DuckDB).map_err(|e| format!("{}; {FORM}", explain(&e)))?;
+        let lists = take_lists(&mut statement)?;
+        let table = &stream.table_schema;
+        let column = |wanted: &str| {
+            table.index_of(wanted).map_err(|_| {
+                let known = table.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
+                format!("`{wanted}` is no column of {}; there are {known}", stream.name)
+            })
+        };
+        let lists = lists.iter().map(|list| column(list)).collect::<Result<Vec<_>, _>>()?;
+        let used = names(&statement);
+        let columns: Vec<usize> =
+            (0..table.fields().len()).filter(|c| used.contains(&table.field(*c).name().to_lowercase())).collect();
+        let mut fields: Vec<Field> = columns.iter().map(|c| table.field(*c).clone()).collect();
+        for list in &lists {
+            let DataType::List(item) = table.field(*list).data_type() else {
+                return Err(format!("`unnest({})`: it is no list", table.field(*list).name()));
+            };
+            fields.push(Field::new(item_of(table.field(*list).name()), item.data_type().clone(), true));
+        }
+        let input: SchemaRef = Arc::new(Schema::new(fields));
+        let planned = select::plan(&stream.name, &input, &statement.to_string())?;
+        let own = planned.schema();
+        let mut fields = vec![
+            Field::new("lsn", DataType::Int64, true),
+            Field::new("updated", types::timestamp(), true),
+            Field::new("version", DataType::Int64, true),
+        ];
+        for field in own.fields() {
+            if ENTITY_COLUMNS.contains(&field.name().as_str()) || field.name() == "bucket" {
+                return Err(format!("the column `{}` is weir's own; name yours otherwise with `as`", field.name()));
+            }
+            fields.push(field.as_ref().clone());
+        }
+        let known = || own.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
+        let keys = def.key.0.iter().map(|key| match own.index_of(key) {
+            Ok(at) if !own.field(at).data_type().is_nested() => Ok(at + ENTITY_COLUMNS.len()),
+            Ok(_) => Err(format!("key: `{key}` must be a number, text or time")),
+            Err(_) => Err(format!("key: `{key}` is no column of `select`; there are {}", known())),
+        });
+        let keys = keys.collect::<Result<Vec<_>, _>>()?;
+        if keys.is_empty() {
+            return Err("key: it names no column".into());
+        }
+        let version = def.version.as_deref().or(stream.def.version.as_deref()).unwrap_or("event_time");
+        let version = column(version)?;
+        if !matches!(table.field(version).data_type(), DataType::Int64 | DataType::Int32 | DataType::Timestamp(..)) {
+            return Err(format!("version: `{}` must be a whole number or a time", table.field(version).name()));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            def: def.clone(),
+            stream: stream.name.clone(),
+            columns,
+            lists,
+            input,
+            planned,
+            version,
+            schema: Arc::new(Schema::new(fields)),
+            keys,
+        })
+    }
+
+    /// The rows that a stream's rows give: of each key the greatest version, of equal ones the last; none without a key. A row of
+    /// which the select has no value (a division by zero) gives none.
+    pub fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
+        match self.all_rows(batch) {
+            Err(_) if batch.num_rows() > 1 => {
+                let half = batch.num_rows() / 2;
+                let parts = [self.rows(&batch.slice(0, half))?, self.rows(&batch.slice(half, batch.num_rows() - half))?];
+                let rows = arrow::compute::concat_batches(&self.schema, &parts).map_err(|e| e.to_string())?;
+                newest(&rows, &self.keys)
+            }
+            Err(reason) => {
+                tracing::warn!(table = self.name, reason, "an event gives the table no row");
+                Ok(RecordBatch::new_empty(self.schema.clone()))
+            }
+            rows => rows,
+        }
+    }
+
+    fn all_rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
+        let failed = |e: arrow::error::ArrowError| e.to_string();
+        let (from, items) = self.items(batch)?;
+        let pick = |array: &ArrayRef| match &from {
+            Some(rows) => take(array, rows, None).map_err(failed),
+            None => Ok(array.clone()),
+        };
+        let mut columns = self.columns.iter().map(|c| pick(batch.column(*c))).collect::<Result<Vec<_>, _>>()?;
+        columns.extend(items);
+        let count = from.as_ref().map_or(batch.num_rows(), |rows| rows.len());
+        let options = RecordBatchOptions::new().with_row_count(Some(count));
+        let input = RecordBatch::try_new_with_options(self.input.clone(), columns, &options).map_err(failed)?;
+        let filtered = self.planned.evaluate(&input)?;
+        let passed = filtered.passed.map(BooleanArray::from);
+        let beside = |array: &ArrayRef| {
+            let array = pick(array)?;
+            passed.as_ref().map_or(Ok(array.clone()), |mask| filter(&array, mask).map_err(failed))
+        };
+        let version = cast(&beside(batch.column(self.version))?, &DataType::Int64).map_err(failed)?;
+        let mut columns = vec![beside(batch.column(0))?, beside(batch.column(1))?, version];
+        columns.extend(filtered.rows.columns().iter().cloned());
+        let rows = RecordBatch::try_new(self.schema.clone(), columns).map_err(failed)?;
+        newest(&rows, &self.keys)
+    }
+
+    /// Where lists are gone through: per item the row it lies in, and the items of each list.
+    fn items(&self, batch: &RecordBatch) -> Result<(Option<UInt32Array>, Vec<ArrayRef>), String> {
+        if self.lists.is_empty() {
+            return Ok((None, Vec::new()));
+        }
+        let lists = self.lists.iter().map(|c| {
+            batch.column(*c).as_any().downcast_ref::<ListArray>().ok_or_else(|| "a list is no list".to_owned())
+        });
+        let lists = lists.collect::<Result<Vec<_>, _>>()?;
+        let mut rows: Vec<u32> = Vec::new();
+        let mut places: Vec<Vec<Option<u32>>> = vec![Vec::new(); lists.len()];
+        for row in 0..batch.num_rows() {
+            let length = |list: &ListArray| if list.is_valid(row) { list.value_length(row) as u32 } else { 0 };
+            let longest = lists.iter().map(|list| length(list)).max().unwrap_or(0);
+            for item in 0..longest {
+                rows.push(row as u32);
+                for (list, places) in lists.iter().zip(&mut places) {
+                    let start = list.value_offsets()[row] as u32;
+                    places.push((item < length(list)).then_some(start + item));
+                }
+            }
+        }
+        let items = lists.iter().zip(places).map(|(list, places)| {
+            take(list.values(), &UInt32Array::from(places), None).map_err(|e| e.to_string())
+        });
+        Ok((Some(UInt32Array::from(rows)), items.collect::<Result<_, _>>()?))
+    }
+}
+
+/// Of rows of an entity table the newest of each key, in the order of their LSNs; rows without a key are left out.
+pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String> {
+    let failed = |e: arrow::error::ArrowError| e.to_string();
+    let fields = keys.iter().map(|c| SortField::new(rows.column(*c).data_type().clone())).collect();
+    let converter = RowConverter::new(fields).map_err(failed)?;
+    let columns: Vec<ArrayRef> = keys.iter().map(|c| rows.column(*c).clone()).collect();
+    let known_by = converter.convert_columns(&columns).map_err(failed)?;
+    let number = |column: usize| rows.column(column).as_any().downcast_ref::<Int64Array>();
+    let (Some(lsn), Some(version)) = (number(0), number(2)) else { return Err("a version is no number".into()) };
+    let rank = |row: u32| {
+        let row = row as usize;
+        (if version.is_valid(row) { version.value(row) } else { i64::MIN }, lsn.value(row))
+    };
+    let mut best: HashMap<&[u8], u32> = HashMap::with_capacity(rows.num_rows());
+    for row in 0..rows.num_rows() as u32 {
+        if columns.iter().any(|c| c.is_null(row as usize)) {
+            continue;
+        }
+        let bytes = known_by.row(row as usize).data();
+        let now = best.entry(bytes).or_insert(row);
+        if rank(row) >= rank(*now) {
+            *now = row;
+        }
+    }
+    if best.len() == rows.num_rows() {
+        return Ok(rows.clone());
+    }
+    let mut kept: Vec<u32> = best.into_values().collect();
+    kept.sort_unstable();
+    take_record_batch(rows, &UInt32Array::from(kept)).map_err(failed)
+}
+
+fn item_of(list: &str) -> String {
+    format!("item_of_{list}")
+}
+
+/// Puts a name in the place of each `unnest(list)`; gives the lists.
+fn take_lists(statement: &mut Statement) -> Result<Vec<String>, String> {
+    let Statement::Statement(inner) = statement else { return Err(FORM.into()) };
+    let mut lists: Vec<String> = Vec::new();
+    let walked = ast::visit_expressions_mut(inner.as_mut(), |expression| {
+        let ast::Expr::Function(function) = expression else { return ControlFlow::Continue(()) };
+        if !function.name.to_string().eq_ignore_ascii_case("unnest") {
+            return ControlFlow::Continue(());
+        }
+        let list = match &function.args {
+            ast::FunctionArguments::List(arguments) => match arguments.args.as_slice() {
+                [ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(ast::Expr::Identifier(name)))] => name.value.clone(),
+                _ => return ControlFlow::Break(function.to_string()),
+            },
+            _ => return ControlFlow::Break(function.to_string()),
+        };
+        *expression = ast::Expr::Identifier(ast::Ident::new(item_of(&list)));
+        if !lists.contains(&list) {
+            lists.push(list);
+        }
+        ControlFlow::Continue(())
+    });
+    match walked {
+        ControlFlow::Continue(()) => Ok(lists),
+        ControlFlow::Break(wrong) => Err(format!("`{wrong}`: name one list column; {FORM}")),
+    }
+}
+
+/// Names that occur in a statement, in lower case.
+fn names(statement: &Statement) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    let Statement::Statement(inner) = statement else { return out };
+    let _ = ast::visit_expressions(inner.as_ref(), |expression| {
+        match expression {
+            ast::Expr::Identifier(name) => drop(out.insert(name.value.to_lowercase())),
+            ast::Expr::CompoundIdentifier(parts) => out.extend(parts.iter().map(|p| p.value.to_lowercase())),
+            _ => {}
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    out
+}
