@@ -11,9 +11,9 @@
 //! ```text
 //! sources ─► ingest ─► log ─► operators ─► views ─► query ─► server, CLI
 //!  bytes    decode,   synced   repeats,    lake      SQL
-//!           reject    order    watermarks  search    count, search, nearby
-//!                                          places
-//!                                          counts
+//!           reject    order    sessions,   search    count, search, nearby
+//!                              windows,    places
+//!                              entities    counts
 //! ```
 //!
 //! **The log is the truth. Everything after it is a deterministic function of a prefix of the log.** Operators hold state in
@@ -29,20 +29,20 @@
 //! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
 //! | `src/config` | the file as typed, and what it means, checked once |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
-//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables |
 //! | `src/sources` | where bytes enter: files, websockets; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode.rs` | bytes → rows or rejection, straight into columns |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on |
 //! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
-//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/repeats.rs`, `src/operators/snapshot.rs` |
+//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/repeats.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
-//! | `src/views/lake` | one Delta table per stream, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
+//! | `src/views/lake` | one Delta table per stream, window, set of sessions or entities, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
 //! | `src/views/search` | full-text search in tantivy |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
-//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, each with `as_of` |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open |
 //! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/backup.rs` |
+//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/samples.rs` |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |

@@ -27,4 +27,9 @@ fn fifty_kills_during_ingest_lose_and_double_nothing() {
     }
     bench.once();
     holds_exactly(&bench, &all[..written]);
+    // Windows and entities are those of one undisturbed run.
+    let undisturbed = Bench::new("");
+    undisturbed.write("in.ndjson", &ndjson(&all[..written]));
+    undisturbed.once();
+    assert_eq!(bench.all_answers(), undisturbed.all_answers());
 }

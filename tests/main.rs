@@ -7,6 +7,7 @@ mod recording;
 mod server;
 mod streams;
 mod support;
+mod tables;
 mod tidy;
 mod views;
 mod windows;

@@ -162,3 +162,58 @@ fn retention_follows_event_time_and_a_backfill_is_not_refused() {
     assert_eq!(dead.len(), 1, "{dead:?}");
     assert!(dead[0]["reason"].as_str().is_some_and(|r| r.contains("floor")), "{dead:?}");
 }
+
+/// The files and commands of a page: (attributes behind the language, text).
+fn blocks(page: &str) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    let mut rest = page;
+    while let Some((_, behind)) = rest.split_once("\n```") {
+        let (head, behind) = behind.split_once('\n').expect("a line");
+        let (text, behind) = behind.split_once("\n```").expect("an end");
+        out.push((head.to_owned(), text.to_owned()));
+        rest = behind;
+    }
+    out
+}
+
+#[test]
+fn the_page_about_a_stream_of_your_own_is_true() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/your-own-stream.md")).expect("the page");
+    let bench = Bench::new("");
+    let mut answers = Vec::new();
+    for (head, text) in blocks(&page) {
+        if let Some((_, name)) = head.split_once("file=") {
+            bench.write(name, format!("{text}\n").as_bytes());
+        } else if head.starts_with("sh run") {
+            if let Some((_, change)) = head.split_once("after=\"s/") {
+                let (from, to) = change.trim_end_matches("/\"").split_once('/').expect("a change");
+                let before = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
+                bench.write("weir.toml", before.replace(from, to).as_bytes());
+            }
+            for line in text.lines() {
+                let path = std::env::var("PATH").unwrap_or_default();
+                let bin = std::path::Path::new(env!("CARGO_BIN_EXE_weir")).parent().expect("a folder").display();
+                let output = std::process::Command::new("sh")
+                    .args(["-c", line])
+                    .current_dir(bench.path(""))
+                    .env("PATH", format!("{bin}:{path}"))
+                    .env_remove("WEIR_DATA")
+                    .output()
+                    .expect("it runs");
+                assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+                answers.push(String::from_utf8_lossy(&output.stdout).into_owned());
+            }
+        }
+    }
+    assert_eq!(answers.len(), 11);
+    let has = |n: usize, part: &str| assert!(answers[n].contains(part), "{}", answers[n]);
+    has(2, "OSLO");
+    has(3, "\"count\":4");
+    has(4, "<b>glass</b>");
+    has(5, "kg > 0");
+    has(6, "closed_timeout");
+    has(7, "delivered");
+    has(8, "\"status\":\"open\"");
+    has(9, "\"retried\":1");
+    has(10, "p3");
+}

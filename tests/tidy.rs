@@ -68,7 +68,7 @@ fn modules_import_only_what_the_architecture_allows() {
         ("views", vec!["event", "schema", "storage", "wal", "operators", "views"]),
         (
             "server",
-            vec!["query", "ingest", "runtime", "config", "event", "sources", "wal", "operators", "server", "generator"],
+            vec!["query", "ingest", "runtime", "config", "event", "schema", "sources", "wal", "operators", "server", "generator"],
         ),
         (
             "cli",

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use weir::schema::Layout;
 use weir::operators::Output;
 use weir::views::View;
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
@@ -50,11 +51,11 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let log = LogName { instance: 0, id: 1, zero: 0 };
-    let spec = TableSpec::raw(folder.path(), true);
+    let spec = TableSpec::raw(folder.path(), Layout::Hours);
     let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opens").expect("writable");
     let table = Arc::new(table);
     let policy =
-        CommitPolicy { recent_every: Duration::ZERO, old_every: Duration::ZERO, rows: 1, bytes: usize::MAX / 4 };
+        CommitPolicy { recent_every: Duration::ZERO, old_every: Duration::ZERO, rows: 1, bytes: usize::MAX / 4, pool: None };
     let mut view = LakeView::new(table.clone(), policy);
     let is_over = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..2)
@@ -92,7 +93,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     view.commit(true).expect("committed");
     drop((view, table));
     // What a fresh start reads is the same.
-    let spec = TableSpec::raw(folder.path(), true);
+    let spec = TableSpec::raw(folder.path(), Layout::Hours);
     let table = LakeTable::open(spec, log, runtime.handle().clone(), false).expect("opens").expect("there");
     assert_eq!(table.files().iter().map(|f| f.rows).sum::<u64>(), n * ROWS);
     assert_eq!(table.committed()[0], n * ROWS);

@@ -54,6 +54,9 @@ fn retry(global: &Global, question: &RetryQuestion) -> Result<(), RuntimeError> 
             serde_json::json!(done?)
         }
     };
+    if global.format() == output::Format::Json {
+        return output::answer(&answer, "rows", global.format());
+    }
     output::answer(&serde_json::json!({"rows": [answer]}), "rows", global.format())
 }
 

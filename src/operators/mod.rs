@@ -3,6 +3,7 @@
 //! [`Operators::apply`] turns a frame into rows of tables, each stamped with its LSN; [`snapshot`] saves the whole state at one
 //! LSN. There is no clock, no randomness and no map order in here, so a replay gives the same rows.
 
+pub mod entities;
 pub mod repeats;
 pub mod sessions;
 pub mod snapshot;
@@ -21,6 +22,7 @@ use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
 use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream, Window};
 use crate::wal::{FileIdentity, Frame, Kind};
+use entities::EntityState;
 use repeats::Repeats;
 use sessions::{Seen, Sessions, Status};
 use watermark::Watermark;
@@ -226,6 +228,8 @@ pub struct Operators {
     streams: BTreeMap<String, StreamState>,
     /// In the catalog's order: a window comes behind every one that it reads.
     windows: Vec<WindowState>,
+    /// In the catalog's order.
+    entities: Vec<EntityState>,
     partitions: BTreeMap<(String, String), PartitionState>,
     /// Per position of a view, the LSN of the last row it was given.
     given: BTreeMap<String, Lsn>,
@@ -267,6 +271,7 @@ impl Operators {
             lsn: zero,
             streams: BTreeMap::new(),
             windows: Vec::new(),
+            entities: Vec::new(),
             partitions: BTreeMap::new(),
             given: BTreeMap::new(),
             answers: HashMap::new(),
@@ -400,7 +405,8 @@ impl Operators {
         let sessions = self.streams.values().filter_map(|s| s.sessions.as_ref());
         let open = sessions.map(Sessions::memory_bytes).sum::<usize>();
         let windows: usize = self.windows.iter().map(WindowState::memory_bytes).sum();
-        repeats * REPEAT_KEY_BYTES + open + windows + self.answers.len() * 256 + self.partitions.len() * 256
+        let entities: usize = self.entities.iter().map(EntityState::memory_bytes).sum();
+        entities + repeats * REPEAT_KEY_BYTES + open + windows + self.answers.len() * 256 + self.partitions.len() * 256
     }
 
     /// Goes over to another configuration at a record. An operator whose declaration and whose stream's are as before keeps its
@@ -441,6 +447,17 @@ impl Operators {
             }
         }
         self.windows = windows;
+        let is_same_entity = |state: &EntityState| {
+            let now = catalog.entities.iter().find(|e| e.name == state.entity.name);
+            is_same_stream(&state.entity.stream) && now.is_some_and(|e| e.def == state.entity.def)
+        };
+        let mut known: BTreeMap<String, EntityState> = std::mem::take(&mut self.entities)
+            .into_iter()
+            .filter(is_same_entity)
+            .map(|state| (state.entity.name.clone(), state))
+            .collect();
+        self.entities =
+            catalog.entities.iter().map(|e| known.remove(&e.name).unwrap_or_else(|| EntityState::new(e))).collect();
         self.streams.retain(|name, _| catalog.streams.contains_key(name));
         for (name, stream) in &catalog.streams {
             let state = self.streams.entry(name.clone()).or_default();
@@ -850,11 +867,13 @@ impl Operators {
             push_sessions(output, stream, sessions, &closed, floor);
         }
         self.feed_windows(stream, &batch, &marks, output)?;
-        for entity in self.catalog.entities.iter().filter(|e| e.stream == stream.name) {
-            let failed = |reason| OperatorError::Entity { lsn: output.to, table: entity.name.clone(), reason };
-            let rows = entity.rows(&batch).map_err(failed)?;
+        for state in self.entities.iter_mut().filter(|e| e.entity.stream == stream.name) {
+            let (name, lsn) = (state.entity.name.clone(), output.to);
+            let table = name.as_str().into();
+            let failed = |reason| OperatorError::Entity { lsn, table: name, reason };
+            let rows = state.rows(&batch).map_err(failed)?;
             if rows.num_rows() > 0 {
-                output.tables.push(TableRows { table: entity.name.as_str().into(), batch: rows, floor: None });
+                output.tables.push(TableRows { table, batch: rows, floor: None });
             }
         }
         self.note_given(stream, &batch, old.as_deref(), output);

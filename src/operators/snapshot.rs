@@ -6,7 +6,7 @@
 //! | 8 | 4 | format version, 2 (1: before there were sessions and windows) |
 //! | 12 | 4 | length of the body when unpacked |
 //! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its repeats and of its sessions, where
-//! it has them, then that of each window |
+//! it has them, then that of each window and each entity table |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::entities::EntityState;
 use super::repeats::Repeats;
 use super::watermark::Watermark;
 use super::windows::WindowState;
@@ -115,6 +116,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         }
     }
     operators.windows.iter().for_each(|window| window.save(&mut body));
+    operators.entities.iter().for_each(|entity| entity.save(&mut body));
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
@@ -207,6 +209,9 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
         if is_read {
             window.set_read();
         }
+    }
+    for state in &mut operators.entities {
+        *state = EntityState::load(&state.entity, &mut rest).ok_or_else(|| wrong("is damaged (entities)"))?;
     }
     Ok(operators)
 }

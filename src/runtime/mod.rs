@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arrow::datatypes::SchemaRef;
+
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Declarations, SourceKind};
 use crate::event::{Lsn, lsn_zero};
@@ -549,22 +551,27 @@ fn switch_configuration(
     Ok(wal)
 }
 
+/// A column that is there with another type than it would have.
+fn changed_type(before: &SchemaRef, after: &SchemaRef) -> Option<String> {
+    after.fields().iter().find_map(|field| {
+        let there = before.field_with_name(field.name()).ok()?;
+        (there.data_type() != field.data_type()).then(|| {
+            format!(
+                "the column `{}` is {} in the table and would be {}; give the changed column another name",
+                field.name(),
+                there.data_type(),
+                field.data_type()
+            )
+        })
+    })
+}
+
 /// Changes that existing tables and indexes cannot take.
 fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog) -> Result<(), RuntimeError> {
     for (name, new) in &after.streams {
         let Some(old) = before.streams.get(name) else { continue };
-        for field in new.table_schema.fields() {
-            if let Ok(there) = old.table_schema.field_with_name(field.name())
-                && there.data_type() != field.data_type()
-            {
-                let message = format!(
-                    "stream `{name}`: the column `{}` is {} in the table and would be {}; give the changed column another name",
-                    field.name(),
-                    there.data_type(),
-                    field.data_type()
-                );
-                return Err(config.stream_error(name, Some("select"), message).into());
-            }
+        if let Some(changed) = changed_type(&old.table_schema, &new.table_schema) {
+            return Err(config.stream_error(name, Some("select"), format!("stream `{name}`: {changed}")).into());
         }
         let (old, new) = (&old.def, &new.def);
         for (key, is_same) in [
@@ -578,6 +585,24 @@ fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog)
                 );
                 return Err(config.stream_error(name, Some(key), message).into());
             }
+        }
+    }
+    for window in &after.windows {
+        let changed = before.window(&window.name).and_then(|old| changed_type(&old.schema, &window.schema));
+        if let Some(changed) = changed {
+            let name = &window.name;
+            return Err(config.window_error(name, format!("window `{name}`: {changed}")).into());
+        }
+    }
+    for entity in &after.entities {
+        let Some(old) = before.entities.iter().find(|e| e.name == entity.name) else { continue };
+        let name = &entity.name;
+        if old.def.key != entity.def.key || old.def.version != entity.def.version {
+            let message = "`key` and `version` cannot be changed in place yet; declare the changed table under another name";
+            return Err(config.table_error(name, format!("table `{name}`: {message}")).into());
+        }
+        if let Some(changed) = changed_type(&old.schema, &entity.schema) {
+            return Err(config.table_error(name, format!("table `{name}`: {changed}")).into());
         }
     }
     Ok(())

@@ -7,13 +7,14 @@ use super::RuntimeError;
 use super::folder::Folder;
 use crate::config::{Config, PartitionBy};
 use crate::event::Lsn;
+use crate::operators::entities::{KNOWN_KEY_BYTES, KNOWN_KEYS};
 use crate::operators::{positions, tables};
 use crate::query::{Handles, Progress};
 use crate::schema::{Catalog, Layout, Stream};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
-use crate::views::lake::{CommitPolicy, Feed, LakeTable, LakeView, LogName, TableSpec};
+use crate::views::lake::{CommitPolicy, Feed, LakeTable, LakeView, LogName, Pool, TableSpec};
 use crate::views::places::{Places, PlacesView};
 use crate::views::search::{SearchIndex, SearchView, roll_documents};
 
@@ -35,7 +36,8 @@ fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> 
             specs.push(TableSpec::made(&lake, &tables::sessions(&stream.name), schema, layout));
         }
         if catalog.windows.iter().any(|w| w.over == stream.name) {
-            specs.push(TableSpec::made(&lake, &tables::late(&stream.name), stream.late_schema(), layout));
+            // Few rows over many days: an hour each would be as many files as rows.
+            specs.push(TableSpec::made(&lake, &tables::late(&stream.name), stream.late_schema(), Layout::Days));
         }
     }
     for window in &catalog.windows {
@@ -46,6 +48,10 @@ fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> 
     specs.push(TableSpec::dead_letters(&lake, layout));
     specs.push(TableSpec::raw(&lake, layout));
     specs
+}
+
+fn is_late(spec: &TableSpec) -> bool {
+    matches!(&spec.feed, Feed::Made(name) if name.ends_with(".late"))
 }
 
 /// Opens all views of the catalog. Not `writable`: only what is there, and no view to drive.
@@ -60,23 +66,30 @@ pub fn open(
     let shares = config.limits.shares();
     let specs = specs(config, folder, catalog);
     let made = specs.iter().filter(|s| matches!(s.feed, Feed::Made(_))).count();
-    let policy = |feed: &Feed| CommitPolicy {
-        recent_every: config.limits.lake_recent,
+    let part = shares.hot_rows / 24;
+    // What operators know of entities keeps as many rows from waiting here.
+    let known = catalog.entities.len() * KNOWN_KEYS * KNOWN_KEY_BYTES;
+    let pool = Arc::new(Pool::new((7 * part).saturating_sub(known).max(part), made.max(1)));
+    let policy = |spec: &TableSpec| CommitPolicy {
+        // Late rows lie scattered over many hours; they wait together.
+        recent_every: if is_late(spec) { config.limits.lake_old } else { config.limits.lake_recent },
         old_every: config.limits.lake_old,
-        rows: config.limits.lake_rows,
+        rows: if spec.layout == Layout::Buckets { usize::MAX } else { config.limits.lake_rows },
         // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
-        bytes: match feed {
-            Feed::DeadLetters => shares.hot_rows / 24,
-            Feed::Raw => shares.hot_rows / 6,
-            Feed::Stream(_) => shares.hot_rows / 24 * 15 / catalog.streams.len().max(1),
-            Feed::Made(_) => shares.hot_rows / 6 / made.max(1),
+        bytes: match &spec.feed {
+            Feed::DeadLetters => part,
+            Feed::Raw => 4 * part,
+            Feed::Stream(_) => 10 * part / catalog.streams.len().max(1),
+            Feed::Made(_) if is_late(spec) => 2 * part,
+            Feed::Made(_) => 7 * part,
         },
+        pool: (matches!(spec.feed, Feed::Made(_)) && !is_late(spec)).then(|| pool.clone()),
     };
     let mut opened_tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
         let name = spec.name.clone();
-        let policy = policy(&spec.feed);
+        let policy = policy(&spec);
         let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else { continue };
         let table = Arc::new(table);
         if writable {

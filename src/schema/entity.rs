@@ -1,6 +1,6 @@
 //! An entity table, planned: which rows a stream's event gives it, by which columns they are known, and which version wins.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ use datafusion::config::Dialect;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::select::{self, Planned, explain, session_config};
 use super::{Stream, types};
@@ -111,15 +113,24 @@ impl Entity {
         })
     }
 
-    /// The rows that a stream's rows give: of each key the greatest version, of equal ones the last; none without a key. A row of
-    /// which the select has no value (a division by zero) gives none.
+    /// Whether a row is known by all of it: there is nothing that a later version could change.
+    pub fn is_all_key(&self) -> bool {
+        self.keys.len() + ENTITY_COLUMNS.len() == self.schema.fields().len()
+    }
+
+    /// The columns of a stream's rows that decide what an event gives, its version apart.
+    pub fn inputs<'a>(&'a self, batch: &'a RecordBatch) -> impl Iterator<Item = &'a ArrayRef> + Clone {
+        self.columns.iter().chain(&self.lists).map(|c| batch.column(*c))
+    }
+
+    /// The rows that a stream's rows give, in their order; a key may come more than once. A row of which the select has no value (a
+    /// division by zero) gives none.
     pub fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
         match self.all_rows(batch) {
             Err(_) if batch.num_rows() > 1 => {
                 let half = batch.num_rows() / 2;
                 let parts = [self.rows(&batch.slice(0, half))?, self.rows(&batch.slice(half, batch.num_rows() - half))?];
-                let rows = arrow::compute::concat_batches(&self.schema, &parts).map_err(|e| e.to_string())?;
-                newest(&rows, &self.keys)
+                arrow::compute::concat_batches(&self.schema, &parts).map_err(|e| e.to_string())
             }
             Err(reason) => {
                 tracing::warn!(table = self.name, reason, "an event gives the table no row");
@@ -150,8 +161,7 @@ impl Entity {
         let version = cast(&beside(batch.column(self.version))?, &DataType::Int64).map_err(failed)?;
         let mut columns = vec![beside(batch.column(0))?, beside(batch.column(1))?, version];
         columns.extend(filtered.rows.columns().iter().cloned());
-        let rows = RecordBatch::try_new(self.schema.clone(), columns).map_err(failed)?;
-        newest(&rows, &self.keys)
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(failed)
     }
 
     /// Where lists are gone through: per item the row it lies in, and the items of each list.
@@ -196,21 +206,24 @@ pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String>
         let row = row as usize;
         (if version.is_valid(row) { version.value(row) } else { i64::MIN }, lsn.value(row))
     };
-    let mut best: HashMap<&[u8], u32> = HashMap::with_capacity(rows.num_rows());
+    let bytes = |row: u32| known_by.row(row as usize).data();
+    // Spread over all bits, of which the table uses the highest and the lowest.
+    let hash = |row: u32| u64::from(crc32c::crc32c(bytes(row))).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut best: HashTable<u32> = HashTable::with_capacity(rows.num_rows());
     for row in 0..rows.num_rows() as u32 {
         if columns.iter().any(|c| c.is_null(row as usize)) {
             continue;
         }
-        let bytes = known_by.row(row as usize).data();
-        let now = best.entry(bytes).or_insert(row);
-        if rank(row) >= rank(*now) {
-            *now = row;
+        match best.entry(hash(row), |known| bytes(*known) == bytes(row), |known| hash(*known)) {
+            Entry::Occupied(mut known) if rank(row) >= rank(*known.get()) => *known.get_mut() = row,
+            Entry::Occupied(_) => {}
+            Entry::Vacant(free) => drop(free.insert(row)),
         }
     }
     if best.len() == rows.num_rows() {
         return Ok(rows.clone());
     }
-    let mut kept: Vec<u32> = best.into_values().collect();
+    let mut kept: Vec<u32> = best.into_iter().collect();
     kept.sort_unstable();
     take_record_batch(rows, &UInt32Array::from(kept)).map_err(failed)
 }

@@ -16,6 +16,7 @@ pub mod table;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -167,13 +168,34 @@ impl TableSpec {
 }
 
 /// When hot rows are committed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct CommitPolicy {
     pub recent_every: Duration,
     pub old_every: Duration,
     pub rows: usize,
     /// Memory of the table's hot rows; half of it makes either class due.
     pub bytes: usize,
+    /// Memory that the table shares with others: when most of it is used, those are due that use more than their part.
+    pub pool: Option<Arc<Pool>>,
+}
+
+/// Memory of the hot rows of several tables, few of which have many.
+#[derive(Debug)]
+pub struct Pool {
+    pub limit: usize,
+    pub tables: usize,
+    used: AtomicUsize,
+}
+
+impl Pool {
+    pub fn new(limit: usize, tables: usize) -> Self {
+        Self { limit, tables, used: AtomicUsize::new(0) }
+    }
+
+    fn is_due(&self, own: usize) -> bool {
+        let used = self.used.load(Ordering::Relaxed);
+        used * 4 >= self.limit * 3 && own * self.tables >= used
+    }
 }
 
 /// Most partitions that one commit of old rows touches.
@@ -209,7 +231,15 @@ pub struct LakeView {
     applied: [Lsn; 2],
     waiting: [Waiting; 2],
     writing: Option<Writing>,
+    /// Its part of what the pool counts.
+    pooled: usize,
+    /// Of an entity table: rows behind the last time that each key's newest was picked, and how many there were then.
+    loose_rows: usize,
+    picked_rows: usize,
 }
+
+/// Rows of an entity table that gather before each key's newest is picked.
+const PICK_ROWS: usize = 8 << 10;
 
 /// Files written for a commit, and those whose rows they hold too.
 type Written = (Vec<FileEntry>, Vec<FileEntry>);
@@ -227,7 +257,17 @@ impl LakeView {
     pub fn new(table: Arc<LakeTable>, policy: CommitPolicy) -> Self {
         let applied = table.committed();
         let name = format!("lake/{}", table.spec.name);
-        let view = Self { table, policy, name, applied, waiting: Default::default(), writing: None };
+        let view = Self {
+            table,
+            policy,
+            name,
+            applied,
+            waiting: Default::default(),
+            writing: None,
+            pooled: 0,
+            loose_rows: 0,
+            picked_rows: 0,
+        };
         view.table.set_applied(view.applied());
         view
     }
@@ -236,11 +276,35 @@ impl LakeView {
         self.table.spec.position_names().1.is_some()
     }
 
+    /// Tells the pool what waits here.
+    fn count(&mut self) {
+        let Some(pool) = &self.policy.pool else { return };
+        let now = self.waiting.iter().map(|w| w.bytes).sum();
+        let before = std::mem::replace(&mut self.pooled, now);
+        pool.used.fetch_add(now, Ordering::Relaxed);
+        pool.used.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Of an entity table, keeps in memory the newest row of each key, once enough have come.
+    fn pick_newest(&mut self, new_rows: usize) -> Result<(), ViewError> {
+        self.loose_rows += new_rows;
+        if self.table.spec.layout != Layout::Buckets || self.loose_rows < PICK_ROWS.max(self.picked_rows) {
+            return Ok(());
+        }
+        let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
+        let (rows, bytes) = self.table.pick_newest().map_err(failed)?;
+        (self.loose_rows, self.picked_rows) = (0, rows);
+        let waiting = &mut self.waiting[Class::Recent as usize];
+        (waiting.rows, waiting.bytes) = (rows, bytes);
+        Ok(())
+    }
+
     fn is_class_due(&self, class: Class, now: Instant) -> bool {
         let waiting = &self.waiting[class as usize];
         let every = if class == Class::Recent { self.policy.recent_every } else { self.policy.old_every };
         waiting.rows >= self.policy.rows
             || waiting.bytes * 2 >= self.policy.bytes
+            || self.policy.pool.as_ref().is_some_and(|pool| pool.is_due(waiting.bytes))
             || waiting.since.is_some_and(|since| now.duration_since(since) >= every)
     }
 
@@ -287,6 +351,8 @@ impl LakeView {
         for part in rest {
             waiting.add(part.rows(), part.memory_bytes(), now);
         }
+        (self.loose_rows, self.picked_rows) = (waiting.rows, 0);
+        self.count();
         Ok(())
     }
 
@@ -373,6 +439,10 @@ impl View for LakeView {
         self.applied = self.applied.map(|a| a.max(output.to));
         let floor = floor.max(output.floors.get(&self.table.spec.name).copied());
         self.table.push(recent, old, output.to, floor);
+        if rows > 0 {
+            self.pick_newest(rows)?;
+        }
+        self.count();
         Ok(())
     }
 
@@ -410,6 +480,8 @@ impl View for LakeView {
         self.table.clear_hot();
         self.applied = committed;
         self.waiting = Default::default();
+        (self.loose_rows, self.picked_rows) = (0, 0);
+        self.count();
         self.table.set_applied(self.applied());
         Ok(())
     }

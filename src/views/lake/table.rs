@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference};
@@ -20,6 +21,7 @@ use super::store::SyncedFiles;
 use super::{LogName, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
+use crate::schema::entity::newest;
 use crate::views::ViewError;
 
 /// Commits after which the Delta log gets a checkpoint.
@@ -198,6 +200,21 @@ impl LakeTable {
         }
         state.applied = applied;
         state.floor = state.floor.max(floor);
+    }
+
+    /// Keeps of an entity table's rows that are not being written the newest of each key; gives the rows and bytes of all in memory.
+    pub fn pick_newest(&self) -> Result<(usize, usize), String> {
+        let state = self.snapshot();
+        let sealed = state.sealed[Class::Recent as usize];
+        let loose = state.recent[sealed..].iter().map(|part| part.batch(&self.spec.schema));
+        let loose = loose.collect::<Result<Vec<_>, _>>()?;
+        let all = concat_batches(&self.spec.schema, &loose).map_err(|e| e.to_string())?;
+        let picked = newest(&all, &self.spec.keys)?;
+        let mut state = self.write();
+        // Only this view's thread adds parts.
+        state.recent.truncate(sealed);
+        state.recent.push(Arc::new(Hot::Rows(picked)));
+        Ok((state.recent.iter().map(|p| p.rows()).sum(), state.recent.iter().map(|p| p.memory_bytes()).sum()))
     }
 
     /// The hot parts of a class, which stay as they are until a commit drops them.
