@@ -171,7 +171,7 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
         }
     });
     wait_until("they are rows", || bench.number("select count(*) from readings") >= 500);
-    drop(server);
+    server.stop();
     let check = |bench: &Bench| {
         assert_eq!(bench.number("select count(*) from readings"), 500);
         assert_eq!(bench.number("select count(distinct id) from readings"), 500);

@@ -521,3 +521,28 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
     out.extend(open.into_iter().map(|(k, session)| told(k, session, "closed_timeout")));
     out
 }
+
+#[test]
+fn a_row_without_a_value_stops_nothing_and_is_counted() {
+    for select in ["count(10 / v) as n", "sum(10 / v) as n"] {
+        let catalog = catalog(&format!(
+            "[windows.w]\nsql = \"select window_start, window_end, k, {select} from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n"
+        ));
+        let records = made(300, 800);
+        assert!(records.iter().any(|r| r.v == 0), "some row divides by zero");
+        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let found = latest(&rows["w_versions"], &["n"]);
+        let mut want = BTreeMap::new();
+        for (start, groups) in brute_force(&records, 10 * SECOND, 10 * SECOND, 0) {
+            for (k, values) in groups {
+                let values: Vec<i64> = values.into_iter().filter(|v| *v != 0).collect();
+                if !values.is_empty() {
+                    let sum: i64 = values.iter().map(|v| 10 / v).sum();
+                    let n = if select.starts_with("count") { values.len() as i64 } else { sum };
+                    want.insert((time(start), json!(k).to_string()), vec![json!(n)]);
+                }
+            }
+        }
+        assert_eq!(found, want, "{select}");
+    }
+}

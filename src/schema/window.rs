@@ -380,10 +380,16 @@ impl Window {
     /// The rows that are counted, and the rows of which some expression has no value: a division by zero, a cast that fails.
     pub fn passing(&self, input: &RecordBatch, reduced: &RecordBatch) -> (BooleanArray, usize) {
         if let Ok(passes) = self.passes(input)
-            && self.evaluates(reduced)
+            // Counting evaluates everything once; what comes of an error there is found out row by row.
+            && (self.counts_only || self.evaluates(reduced))
         {
             return (passes, 0);
         }
+        self.passing_one_by_one(input, reduced)
+    }
+
+    /// As [`Self::passing`], where some row is known to have no value.
+    pub fn passing_one_by_one(&self, input: &RecordBatch, reduced: &RecordBatch) -> (BooleanArray, usize) {
         let row = |at: usize| {
             let passes = self.passes(&input.slice(at, 1)).ok()?;
             (!passes.value(0) || self.evaluates(&reduced.slice(at, 1))).then_some(passes.value(0))

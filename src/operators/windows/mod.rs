@@ -261,14 +261,23 @@ impl WindowState {
         if feed.batch.num_rows() > 0 {
             let times: ArrayRef = feed.batch.column(window.time).clone();
             let reduced = window.reduce(feed.batch, &times)?;
-            let (passes, failed) = window.passing(feed.batch, &reduced);
-            self.failed += failed as u64;
-            match &mut self.panes {
-                // Where some row has no value, those that have are taken alone.
-                _ if failed > 0 => self.prepare_passing(&reduced, &passes)?,
-                Panes::Counting(panes) => panes.prepare(&window, &reduced)?,
-                Panes::Partial(panes) => panes.prepare(reduced),
+            let (mut passes, mut failed) = window.passing(feed.batch, &reduced);
+            let prepared = match &mut self.panes {
+                _ if failed > 0 => Ok(()),
+                Panes::Counting(panes) => panes.prepare(&window, &reduced),
+                Panes::Partial(panes) => {
+                    panes.prepare(reduced.clone());
+                    Ok(())
+                }
+            };
+            if prepared.is_err() {
+                (passes, failed) = window.passing_one_by_one(feed.batch, &reduced);
             }
+            // Where some row has no value, those that have are taken alone.
+            if failed > 0 {
+                self.prepare_passing(&reduced, &passes)?;
+            }
+            self.failed += failed as u64;
             let mut passing = 0;
             for (row, time) in feed.times.iter().copied().enumerate() {
                 let lsn = feed.lsns[row] as Lsn;
