@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, MapArray, RecordBatch, RecordBatchOptions,
-    StringArray, StructArray, TimestampMicrosecondArray,
+    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, MapArray, RecordBatch,
+    RecordBatchOptions, StringArray, StructArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Fields};
@@ -231,7 +231,9 @@ impl Column {
             Data::Int(v) => v.push(0),
             Data::Double(v) => v.push(0.0),
             Data::Boolean(v) => v.push(false),
-            Data::Varchar { ends, .. } | Data::Array { ends, .. } | Data::Map { ends, .. } => ends.push(ends.last().copied().unwrap_or(0)),
+            Data::Varchar { ends, .. } | Data::Array { ends, .. } | Data::Map { ends, .. } => {
+                ends.push(ends.last().copied().unwrap_or(0));
+            }
             Data::Struct { columns, .. } => columns.iter_mut().for_each(Self::push_null),
         }
         self.valid.push(false);

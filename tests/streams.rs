@@ -122,15 +122,31 @@ fn check_says_where_and_what_to_do() {
         SENSORS.replace("key = \"id\"", "key = \"id\"\nsession = { key = \"nobody\", gap = \"5m\" }"),
         SENSORS.replace("key = \"id\"", "key = \"id\"\nsession = { key = \"id\", gap = \"0s\" }"),
         window("select count(*) as n from sensors"),
-        window("select window_start, window_end, count(*) as n from tumble(sensor, event_time, interval '1 minute') group by 1, 2"),
-        window("select window_start, window_end, count(*) as n from tumble(sensors, at, interval '1 minute') group by 1, 2"),
-        window("select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 month') group by 1, 2"),
+        window(
+            "select window_start, window_end, count(*) as n from tumble(sensor, event_time, interval '1 minute') group by 1, 2",
+        ),
+        window(
+            "select window_start, window_end, count(*) as n from tumble(sensors, at, interval '1 minute') group by 1, 2",
+        ),
+        window(
+            "select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 month') group by 1, 2",
+        ),
         window("select window_start, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1"),
-        window("select window_start, window_end, kidn, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, 3"),
-        window("select window_start, window_end, count(*) as n from session(sensors, event_time, interval '1 minute') group by 1, 2"),
-        window("select window_start, window_end, count(*) as n from tumble(w, window_start, interval '1 minute') group by 1, 2"),
-        window("select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, kind"),
-        window("select window_start, window_end, now() as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2"),
+        window(
+            "select window_start, window_end, kidn, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, 3",
+        ),
+        window(
+            "select window_start, window_end, count(*) as n from session(sensors, event_time, interval '1 minute') group by 1, 2",
+        ),
+        window(
+            "select window_start, window_end, count(*) as n from tumble(w, window_start, interval '1 minute') group by 1, 2",
+        ),
+        window(
+            "select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, kind",
+        ),
+        window(
+            "select window_start, window_end, now() as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2",
+        ),
     ];
     let mut messages = Vec::new();
     for text in wrong {
@@ -178,7 +194,8 @@ fn blocks(page: &str) -> Vec<(String, String)> {
 
 #[test]
 fn the_page_about_a_stream_of_your_own_is_true() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/your-own-stream.md")).expect("the page");
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/your-own-stream.md")).expect("the page");
     let bench = Bench::new("");
     let mut answers = Vec::new();
     for (head, text) in blocks(&page) {

@@ -116,7 +116,10 @@ impl Bench {
         for (name, query) in [
             ("by_country", "select country, window_start, n, status from by_country order by window_start, country"),
             ("totals", "select answer, window_start, n, status from totals order by window_start, answer"),
-            ("top", "select event_id, window_start, yes, status from top_events_versions order by window_start, yes desc, event_id, status"),
+            (
+                "top",
+                "select event_id, window_start, yes, status from top_events_versions order by window_start, yes desc, event_id, status",
+            ),
             ("latest", "select rsvp_id, event_id, guests, mtime, response from rsvps.latest order by rsvp_id"),
             ("members", "select member_id, member_name, photo from rsvps.members order by member_id"),
             ("venues", "select venue_id, venue_name, lat, lon from rsvps.venues order by venue_id"),

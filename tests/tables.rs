@@ -39,9 +39,12 @@ fn read_delta(folder: &Path) -> Vec<Value> {
         for batch in reader {
             let batch: RecordBatch = batch.expect("rows");
             let lines = to_ndjson(&batch.schema(), &[batch]).expect("JSON");
-            rows.extend(lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| {
-                serde_json::from_slice::<Value>(l).expect("JSON")
-            }));
+            rows.extend(
+                lines
+                    .split(|b| *b == b'\n')
+                    .filter(|l| !l.is_empty())
+                    .map(|l| serde_json::from_slice::<Value>(l).expect("JSON")),
+            );
         }
     }
     rows
@@ -82,10 +85,26 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
         vec![(part[key].to_string(), fields.iter().map(|f| part[*f].clone()).collect())]
     };
     let tables: [(&str, &[&str], BTreeMap<String, Value>); 4] = [
-        ("latest", &["rsvp_id", "response", "guests"], latest(&records, |r| one(r, "", "rsvp_id", &["rsvp_id", "response", "guests"]))),
-        ("members", &["member_id", "member_name", "photo"], latest(&records, |r| one(r, "member", "member_id", &["member_id", "member_name", "photo"]))),
-        ("events", &["event_id", "event_name", "event_url"], latest(&records, |r| one(r, "event", "event_id", &["event_id", "event_name", "event_url"]))),
-        ("venues", &["venue_id", "venue_name"], latest(&records, |r| one(r, "venue", "venue_id", &["venue_id", "venue_name"]))),
+        (
+            "latest",
+            &["rsvp_id", "response", "guests"],
+            latest(&records, |r| one(r, "", "rsvp_id", &["rsvp_id", "response", "guests"])),
+        ),
+        (
+            "members",
+            &["member_id", "member_name", "photo"],
+            latest(&records, |r| one(r, "member", "member_id", &["member_id", "member_name", "photo"])),
+        ),
+        (
+            "events",
+            &["event_id", "event_name", "event_url"],
+            latest(&records, |r| one(r, "event", "event_id", &["event_id", "event_name", "event_url"])),
+        ),
+        (
+            "venues",
+            &["venue_id", "venue_name"],
+            latest(&records, |r| one(r, "venue", "venue_id", &["venue_id", "venue_name"])),
+        ),
     ];
     for (table, fields, want) in &tables {
         let shown = |rows: &[Value]| -> BTreeMap<String, Value> {
@@ -98,6 +117,11 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
         assert_eq!(stored.len(), want.len(), "{table}: unique in its files");
         assert_eq!(shown(&stored), *want, "{table}: its files");
     }
+    lists_are_gone_through(&bench, &records);
+    keys_resolve(&bench);
+}
+
+fn lists_are_gone_through(bench: &Bench, records: &[Value]) {
     let topics: BTreeSet<String> = records
         .iter()
         .flat_map(|r| r["group"]["group_topics"].as_array().expect("topics"))
@@ -113,7 +137,10 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
         })
         .collect();
     assert_eq!(bench.number("select count(*) from rsvps.groups_topics"), pairs.len() as u64);
-    // Every foreign key resolves, and no row is made of nulls.
+}
+
+/// Every foreign key resolves, and no row is made of nulls.
+fn keys_resolve(bench: &Bench) {
     for (from, column, to) in [
         ("latest", "event_id", "events"),
         ("latest", "member_id", "members"),
@@ -151,7 +178,8 @@ session = { key = "id", gap = "1s" }
 fn dead_letters_come_back_once_when_their_rule_is_mended() {
     let bench = Bench::new("");
     bench.configure(READINGS);
-    let line = |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:{:02}Z\",\"value\":{}}}\n", n % 60, n % 7 - 3);
+    let line =
+        |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:{:02}Z\",\"value\":{}}}\n", n % 60, n % 7 - 3);
     let body: String = (0..700).map(line).collect();
     let server = start(&bench);
     let answer = post(&server, "/api/v1/streams/readings/events", &body);
@@ -192,7 +220,11 @@ fn a_session_closes_in_silence() {
     bench.configure(READINGS);
     let server = start(&bench);
     for second in [0, 1] {
-        post(&server, "/api/v1/streams/readings/events", &format!("{{\"id\":\"a\",\"at\":\"2024-05-01T10:00:0{second}Z\",\"value\":1}}"));
+        post(
+            &server,
+            "/api/v1/streams/readings/events",
+            &format!("{{\"id\":\"a\",\"at\":\"2024-05-01T10:00:0{second}Z\",\"value\":1}}"),
+        );
     }
     let status = |bench: &Bench| bench.rows("select status, events from readings.sessions");
     assert_eq!(status(&bench), [json!({"status": "open", "events": 2})]);
@@ -210,8 +242,15 @@ fn the_older_api_answers_as_its_clients_expect() {
     let bench = Bench::new("");
     bench.configure("[server]\nhttp = \"127.0.0.1:0\"\n[streams.events]\npreset = \"events\"\n");
     let server = start(&bench);
-    let event = |kind: &str, ts: i64, city: &str| format!("{{\"event_type\":\"{kind}\",\"ts\":{ts},\"params\":{{\"city\":\"{city}\",\"n\":{ts}}}}}\n");
-    let body = [event("login", 100 + 1_465_552_000, "New York"), event("login", 100 + 1_465_552_000, "Oslo"), event("logout", 101 + 1_465_552_000, "Oslo")].concat();
+    let event = |kind: &str, ts: i64, city: &str| {
+        format!("{{\"event_type\":\"{kind}\",\"ts\":{ts},\"params\":{{\"city\":\"{city}\",\"n\":{ts}}}}}\n")
+    };
+    let body = [
+        event("login", 100 + 1_465_552_000, "New York"),
+        event("login", 100 + 1_465_552_000, "Oslo"),
+        event("logout", 101 + 1_465_552_000, "Oslo"),
+    ]
+    .concat();
     post(&server, "/api/v1/streams/events/events", &body);
     wait_until("they are counted", || bench.ask(&["count", "--repeats"])["count"] == 3);
     wait_until("they are found", || bench.ask(&["search", "event_type:login"])["total"] == 2);
@@ -219,22 +258,42 @@ fn the_older_api_answers_as_its_clients_expect() {
     let (status, answer) = get("count/?event_type=login&start_time=1465552100&end_time=1465552100");
     assert_eq!((status, &answer["result"], &answer["status"]), (200, &json!(2), &json!("SUCCESS")));
     assert!(answer["timeStamp"].as_i64().is_some_and(|t| t > 1_600_000_000_000));
-    for wrong in ["count/?event_type=login&start_time=x&end_time=2", "count/?event_type=%20&start_time=1&end_time=2", "count/?start_time=1&end_time=2", "getallevents/?start_time=1"] {
+    for wrong in [
+        "count/?event_type=login&start_time=x&end_time=2",
+        "count/?event_type=%20&start_time=1&end_time=2",
+        "count/?start_time=1&end_time=2",
+        "getallevents/?start_time=1",
+    ] {
         let (status, answer) = get(wrong);
         assert_eq!(status, 400, "{wrong}");
-        assert_eq!(answer["reason"], "Event Type / Start time / End time is missing /invalid. please check input parameters again");
+        assert_eq!(
+            answer["reason"],
+            "Event Type / Start time / End time is missing /invalid. please check input parameters again"
+        );
     }
     let (status, answer) = get("getallevents/?start_time=5&end_time=4");
-    assert_eq!((status, &answer["reason"]), (400, &json!("Start time must be less than end time. Please check input params")));
+    assert_eq!(
+        (status, &answer["reason"]),
+        (400, &json!("Start time must be less than end time. Please check input params"))
+    );
     let (_, answer) = get("getallevents/?start_time=1465552100&end_time=1465552101");
     let events = answer["result"].as_array().expect("events");
     assert_eq!(events.len(), 3);
     assert_eq!(events[0]["params"], json!({"city": "New York", "n": "1465552100"}));
     assert_eq!((&events[2]["event_type"], &events[2]["ts"]), (&json!("logout"), &json!(1_465_552_101)));
-    for (text, total) in [("oslo", 2), ("params.city:Oslo", 2), ("params.city:york", 0), ("params.city:\"new york\"", 1), ("params:york", 1)] {
+    for (text, total) in [
+        ("oslo", 2),
+        ("params.city:Oslo", 2),
+        ("params.city:york", 0),
+        ("params.city:\"new york\"", 1),
+        ("params:york", 1),
+    ] {
         assert_eq!(bench.ask(&["search", text])["total"], total, "{text}");
     }
-    assert_eq!(bench.rows("select params['city'] as city from events order by lsn limit 1"), [json!({"city": "New York"})]);
+    assert_eq!(
+        bench.rows("select params['city'] as city from events order by lsn limit 1"),
+        [json!({"city": "New York"})]
+    );
     let (status, answer) = server.get("/api/v1/windows/per_type");
     assert_eq!(status, 200);
     assert_eq!(answer["rows"].as_array().map(Vec::len), Some(2), "{answer}");
@@ -256,6 +315,11 @@ fn sample_records_are_shown_and_compared_without_any_data() {
     let output = bench.output(&["test", "--suite", &bench.path("suite.toml").display().to_string()]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("ok     a yes") && text.contains("FAILED a no") && text.contains("records[0].row.response: \"yes\" instead of \"no\""), "{text}");
+    assert!(
+        text.contains("ok     a yes")
+            && text.contains("FAILED a no")
+            && text.contains("records[0].row.response: \"yes\" instead of \"no\""),
+        "{text}"
+    );
     assert!(!bench.path("data").exists());
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weir::schema::Layout;
 use weir::operators::Output;
+use weir::schema::Layout;
 use weir::views::View;
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
 use weir::wal::record::compress;
@@ -40,7 +40,8 @@ fn output(n: u64) -> Output {
         after: n * ROWS,
         to: (n + 1) * ROWS,
         frame: Arc::new(frame),
-        rows: None, tables: Vec::new(),
+        rows: None,
+        tables: Vec::new(),
         dead_letters: Vec::new(),
         floors: Default::default(),
     }
@@ -54,8 +55,13 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let spec = TableSpec::raw(folder.path(), Layout::Hours);
     let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opens").expect("writable");
     let table = Arc::new(table);
-    let policy =
-        CommitPolicy { recent_every: Duration::ZERO, old_every: Duration::ZERO, rows: 1, bytes: usize::MAX / 4, pool: None };
+    let policy = CommitPolicy {
+        recent_every: Duration::ZERO,
+        old_every: Duration::ZERO,
+        rows: 1,
+        bytes: usize::MAX / 4,
+        pool: None,
+    };
     let mut view = LakeView::new(table.clone(), policy);
     let is_over = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..2)

@@ -128,8 +128,7 @@ fn run(catalog: &Arc<Catalog>, records: &[Made], seed: u64, largest: u64, is_fin
         let partition = records[at].partition;
         let most = numbers.below(largest) as usize + 1;
         let own = records[at..].iter().take(most).take_while(|r| r.partition == partition);
-        let values: Vec<Value> =
-            own.map(|r| json!({"k": r.k, "t": r.t, "v": r.v, "x": r.v as f64 / 4.0})).collect();
+        let values: Vec<Value> = own.map(|r| json!({"k": r.k, "t": r.t, "v": r.v, "x": r.v as f64 / 4.0})).collect();
         let frame = frame(Kind::Record, ["p0", "p1"][partition], operators.lsn() + 1, &values);
         let decoded = operators.decode(&frame).expect("decoded");
         let output = operators.apply(&frame, decoded.as_ref()).expect("applied");
@@ -168,7 +167,12 @@ fn time(ms: i64) -> String {
 }
 
 /// What each window holds: records that came before its end and lateness had passed.
-fn brute_force(records: &[Made], slide: i64, size: i64, lateness: i64) -> BTreeMap<i64, BTreeMap<&'static str, Vec<i64>>> {
+fn brute_force(
+    records: &[Made],
+    slide: i64,
+    size: i64,
+    lateness: i64,
+) -> BTreeMap<i64, BTreeMap<&'static str, Vec<i64>>> {
     let mut windows: BTreeMap<i64, BTreeMap<&'static str, Vec<i64>>> = BTreeMap::new();
     for (record, watermark) in records.iter().zip(watermarks(records)) {
         let last = record.t.div_euclid(slide) * slide;
@@ -377,7 +381,9 @@ fn a_window_over_a_window_takes_every_final_row_once() {
 
 #[test]
 fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
-    let open = catalog("[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n");
+    let open = catalog(
+        "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n",
+    );
     let records = made(400, 600);
     let mut operators = Operators::new(open, 0);
     let mut stored = Tables::new();
@@ -396,7 +402,9 @@ fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
     assert_eq!(all as usize + stored.get("ev.late").map_or(0, Vec::len), records.len());
     assert!(open.lines().all(|row| row.contains("\"status\":\"open\"")), "{open}");
 
-    let small = catalog("[windows.w]\nsql = \"select window_start, window_end, t, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\nmax_groups = 20\n");
+    let small = catalog(
+        "[windows.w]\nsql = \"select window_start, window_end, t, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\nmax_groups = 20\n",
+    );
     let rows = is_the_same_however_cut(&small, &records, true);
     let rows = &rows["w_versions"];
     assert!(rows.iter().any(|r| r.contains("abandoned")));
@@ -430,9 +438,7 @@ fn sessions_open_and_close_as_their_five_cases_say() {
     let sessions = |bench: &Bench| {
         bench.rows("select key, status, events, duration_s, first, last from visits.sessions order by started")
     };
-    let row = |key: &str, status: &str, events: u64, seconds: f64, first: &str, last: &str| {
-        json!({"key": key, "status": status, "events": events, "duration_s": seconds, "first": first, "last": last})
-    };
+    let row = |key: &str, status: &str, events: u64, seconds: f64, first: &str, last: &str| json!({"key": key, "status": status, "events": events, "duration_s": seconds, "first": first, "last": last});
     let mut want = vec![
         row("A", "closed_timeout", 2, 110.0, "prostarted", "proedit"),
         row("B", "closed_on_open_event", 1, 0.0, "prostarted", "prostarted"),
@@ -484,7 +490,8 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
     let mut open: BTreeMap<&str, Open> = BTreeMap::new();
     let mut ended: BTreeMap<&str, i64> = BTreeMap::new();
     let mut out = Vec::new();
-    let told = |key: &str, (start, end, events): Open, status: &str| (key.to_owned(), start, end, events, status.to_owned());
+    let told =
+        |key: &str, (start, end, events): Open, status: &str| (key.to_owned(), start, end, events, status.to_owned());
     let marks = watermarks(records);
     for (n, record) in records.iter().enumerate() {
         let Made { k, t, v, .. } = *record;

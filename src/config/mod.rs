@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::presets;
 pub use stream::{
-    Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef,
-    StreamDef, TableDef, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
+    Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef, StreamDef,
+    TableDef, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 
@@ -531,7 +531,9 @@ fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, Conf
         declared.windows.insert(name.clone(), def);
     }
     for (name, typed) in file.tables.iter().filter(|(name, _)| !OWN_TABLES.contains(&name.as_str())) {
-        let wrong = |message: String| at.error(at.line_of(&format!("[tables.\"{name}\"]")), format!("table `{name}`: {message}"));
+        let wrong = |message: String| {
+            at.error(at.line_of(&format!("[tables.\"{name}\"]")), format!("table `{name}`: {message}"))
+        };
         let def: TableDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
             .map_err(|e: toml::de::Error| wrong(explain(e.message())))?;
         if name.split_once('.').is_none_or(|(stream, table)| stream != def.stream || !is_name(table)) {
@@ -556,7 +558,8 @@ fn refuse_clashing_names(declared: &Declarations, at: &Place<'_>) -> Result<(), 
         let versions = versions_of(name);
         let other = declared.windows.contains_key(&versions).then_some(&versions);
         if let Some(taken) = [name, &versions].into_iter().find(|t| is_taken(t)).or(other) {
-            let message = format!("window `{name}`: the table `{taken}` is there already; give one of them another name");
+            let message =
+                format!("window `{name}`: the table `{taken}` is there already; give one of them another name");
             return Err(at.error(at.line_of(&format!("[windows.{name}]")), message));
         }
     }
@@ -583,7 +586,12 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
-fn sources(file: &typed::File, base: &Path, declared: &Declarations, at: &Place<'_>) -> Result<Vec<Source>, ConfigError> {
+fn sources(
+    file: &typed::File,
+    base: &Path,
+    declared: &Declarations,
+    at: &Place<'_>,
+) -> Result<Vec<Source>, ConfigError> {
     let mut names = BTreeSet::new();
     let mut sources = Vec::new();
     for source in &file.sources {
@@ -632,12 +640,11 @@ fn tables(file: &typed::File, at: &Place<'_>) -> Result<(Span, Span), ConfigErro
     let (mut raw, mut dead) = (Span::seconds(30 * 86_400), Span::seconds(400 * 86_400));
     for (name, target) in OWN_TABLES.into_iter().zip([&mut raw, &mut dead]) {
         let Some(typed) = file.tables.get(name) else { continue };
-        let own: typed::OwnTable = serde::Deserialize::deserialize(toml::Value::Table(typed.clone())).map_err(
-            |e: toml::de::Error| {
+        let own: typed::OwnTable =
+            serde::Deserialize::deserialize(toml::Value::Table(typed.clone())).map_err(|e: toml::de::Error| {
                 let message = format!("table `{name}`: only `retention` can be set here: {}", explain(e.message()));
                 at.error(at.line_of("[tables."), message)
-            },
-        )?;
+            })?;
         *target = own.retention.unwrap_or(*target);
     }
     Ok((raw, dead))

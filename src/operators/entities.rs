@@ -1,17 +1,19 @@
 //! What the entity tables are known to hold: an event that tells an entity as it is already gives no row. Of the keys that came first,
 //! as many as fit, what each was told last is remembered with its greatest version; every other event gives its row, and the table
-//! decides. Where rows are all key, what is remembered is the input that gave them.
+//! decides. Of a table with lists what whole events tell is remembered too, so that their items need not be looked at again.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, UInt32Array};
-use arrow::compute::{filter_record_batch, take_record_batch};
+use arrow::compute::filter_record_batch;
 use arrow::row::{RowConverter, Rows, SortField};
 
+use serde::{Deserialize, Serialize};
+
 use crate::schema::Entity;
-use crate::schema::entity::{ENTITY_COLUMNS, newest};
+use crate::schema::entity::ENTITY_COLUMNS;
 
 /// Keys remembered of a table, and the memory that one takes.
 pub const KNOWN_KEYS: usize = 16 << 10;
@@ -19,51 +21,83 @@ pub const KNOWN_KEY_BYTES: usize = 48;
 
 pub struct EntityState {
     pub entity: Arc<Entity>,
-    /// Hash of the key → hash of the row's own columns, greatest version.
-    known: HashMap<u64, (u64, i64), BuildHasherDefault<Same>>,
+    /// By the hash of the key.
+    known: Hashed<Known>,
+    /// Of a table with lists, by the hash of what an event tells: the greatest version that told it.
+    told: Hashed<i64>,
+}
+
+/// What a snapshot has of it.
+type Saved = (Vec<(u64, Known)>, Vec<(u64, i64)>);
+
+type Hashed<T> = HashMap<u64, T, BuildHasherDefault<Same>>;
+
+/// What a key was told last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    /// Hash of the row's own columns.
+    content: u64,
+    /// The greatest version that told it, beside those in `told`.
+    version: i64,
+    /// Events of `told` that tell it too.
+    by: Vec<u64>,
 }
 
 impl EntityState {
     pub fn new(entity: &Arc<Entity>) -> Self {
-        Self { entity: entity.clone(), known: HashMap::default() }
+        Self { entity: entity.clone(), known: Hashed::default(), told: Hashed::default() }
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.known.len() * KNOWN_KEY_BYTES
+        (self.known.len() + self.told.len()) * KNOWN_KEY_BYTES
     }
 
     /// The rows that a stream's rows give and that tell something new.
     pub fn rows(&mut self, batch: &RecordBatch) -> Result<RecordBatch, String> {
-        if self.entity.is_all_key() {
-            // What came in like this before has given its rows.
-            let columns: Vec<ArrayRef> = self.entity.inputs(batch).cloned().collect();
-            let inputs = row_bytes(&columns)?;
-            let fresh: Vec<u32> = (0..batch.num_rows() as u32)
-                .filter(|row| {
-                    let input = hash(inputs.row(*row as usize).data());
-                    let has_room = self.known.len() < KNOWN_KEYS;
-                    !self.known.contains_key(&input) && {
-                        if has_room {
-                            self.known.insert(input, (0, 0));
-                        }
-                        true
-                    }
-                })
-                .collect();
-            if fresh.is_empty() {
-                return Ok(RecordBatch::new_empty(self.entity.schema.clone()));
-            }
-            let fresh = take_record_batch(batch, &UInt32Array::from(fresh)).map_err(|e| e.to_string())?;
-            return newest(&self.entity.rows(&fresh)?, &self.entity.keys);
+        if !self.entity.has_lists() {
+            let rows = self.entity.rows(batch)?;
+            return self.new_rows(&rows, None);
         }
-        let rows = self.entity.rows(batch)?;
+        // What was told before, list for list, tells nothing new, whatever its version.
+        let inputs: Vec<ArrayRef> = self.entity.inputs(batch).cloned().collect();
+        let inputs = row_bytes(&inputs)?;
+        let versions = self.entity.versions(batch)?;
+        let versions = versions.as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
+        let (mut fresh, mut by) = (Vec::new(), HashMap::new());
+        for (row, lsn) in super::lsns(batch).iter().copied().enumerate() {
+            let input = hash(inputs.row(row).data());
+            let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
+            let has_room = self.told.len() < KNOWN_KEYS;
+            match self.told.get_mut(&input) {
+                Some(greatest) => *greatest = version.max(*greatest),
+                None => {
+                    if has_room {
+                        self.told.insert(input, version);
+                        by.insert(lsn, input);
+                    }
+                    fresh.push(row as u32);
+                }
+            }
+        }
+        if fresh.is_empty() {
+            return Ok(RecordBatch::new_empty(self.entity.schema.clone()));
+        }
+        let fresh = self.entity.pick(batch, &UInt32Array::from(fresh))?;
+        let rows = self.entity.rows(&fresh)?;
+        self.new_rows(&rows, Some(&by))
+    }
+
+    /// Of rows those that tell something new; `by`: the remembered events that tell them, by their LSNs.
+    fn new_rows(&mut self, rows: &RecordBatch, by: Option<&HashMap<i64, u64>>) -> Result<RecordBatch, String> {
         if rows.num_rows() == 0 {
-            return Ok(rows);
+            return Ok(rows.clone());
         }
         let keys: Vec<ArrayRef> = self.entity.keys.iter().map(|c| rows.column(*c).clone()).collect();
         let key_bytes = row_bytes(&keys)?;
         let contents = row_bytes(&rows.columns()[ENTITY_COLUMNS.len()..])?;
         let versions = rows.column(2).as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
+        let lsns = super::lsns(rows);
+        let (known, told) = (&mut self.known, &mut self.told);
         let is_new = |row: usize| {
             if keys.iter().any(|key| key.is_null(row)) {
                 return false;
@@ -71,52 +105,53 @@ impl EntityState {
             let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
             let content = hash(contents.row(row).data());
             let key = hash(key_bytes.row(row).data());
-            let has_room = self.known.len() < KNOWN_KEYS;
-            match self.known.get_mut(&key) {
-                Some((known, greatest)) if *known == content => {
-                    *greatest = version.max(*greatest);
-                    false
+            let by = by.and_then(|by| by.get(&lsns[row])).copied();
+            let has_room = known.len() < KNOWN_KEYS;
+            let Some(known) = known.get_mut(&key) else {
+                if has_room {
+                    known.insert(key, Known { content, version, by: by.into_iter().collect() });
                 }
-                Some((known, greatest)) if version >= *greatest => {
-                    (*known, *greatest) = (content, version);
-                    true
-                }
-                Some(_) => false,
-                None => {
-                    if has_room {
-                        self.known.insert(key, (content, version));
-                    }
-                    true
-                }
+                return true;
+            };
+            if known.content == content {
+                known.version = version.max(known.version);
+                known.by.extend(by);
+                return false;
             }
+            let greatest = known.by.iter().filter_map(|by| told.get(by)).copied().max().unwrap_or(i64::MIN);
+            let is_newer = version >= greatest.max(known.version);
+            // Whoever tells the other thing from now on is listened to again.
+            if is_newer {
+                known.by.iter().for_each(|by| {
+                    told.remove(by);
+                });
+                *known = Known { content, version, by: by.into_iter().collect() };
+            } else if let Some(by) = by {
+                told.remove(&by);
+            }
+            is_newer
         };
         let keep: BooleanArray = (0..rows.num_rows()).map(is_new).map(Some).collect();
-        filter_record_batch(&rows, &keep).map_err(|e| e.to_string())
+        filter_record_batch(rows, &keep).map_err(|e| e.to_string())
     }
 
     pub fn save(&self, out: &mut Vec<u8>) {
-        let mut known: Vec<(u64, u64, i64)> = self.known.iter().map(|(k, (c, v))| (*k, *c, *v)).collect();
-        known.sort_unstable();
-        out.extend_from_slice(&(known.len() as u64).to_le_bytes());
-        for (key, content, version) in known {
-            for number in [key, content, version as u64] {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-        }
+        let mut known: Vec<(&u64, &Known)> = self.known.iter().collect();
+        known.sort_unstable_by_key(|(key, _)| **key);
+        let mut told: Vec<(u64, i64)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
+        told.sort_unstable();
+        let saved = serde_json::to_vec(&(known, told)).expect("plain data becomes JSON");
+        out.extend_from_slice(&(saved.len() as u64).to_le_bytes());
+        out.extend_from_slice(&saved);
     }
 
     /// Reads what [`Self::save`] wrote.
     pub fn load(entity: &Arc<Entity>, bytes: &mut &[u8]) -> Option<Self> {
-        let mut next = || -> Option<u64> {
-            let (number, rest) = bytes.split_first_chunk::<8>()?;
-            *bytes = rest;
-            Some(u64::from_le_bytes(*number))
-        };
-        let mut state = Self::new(entity);
-        for _ in 0..next()? {
-            state.known.insert(next()?, (next()?, next()? as i64));
-        }
-        Some(state)
+        let (length, rest) = bytes.split_first_chunk::<8>()?;
+        let (own, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+        *bytes = rest;
+        let (known, told): Saved = serde_json::from_slice(own).ok()?;
+        Some(Self { entity: entity.clone(), known: known.into_iter().collect(), told: told.into_iter().collect() })
     }
 }
 

@@ -34,6 +34,11 @@ const IDEMPOTENCY_KEYS: usize = 100_000;
 const GAPS: usize = 10_000;
 /// Dead letters remembered as retried; the newest.
 pub const RETRIED: usize = 100_000;
+/// Reasons of dead letters counted one by one per stream; the others are counted together, as [`OTHER_REASONS`].
+const REASONS: usize = 50;
+const OTHER_REASONS: &str = "other";
+/// Longest reason that is counted by itself, in characters.
+const REASON_CHARS: usize = 120;
 /// Unknown keys remembered per stream.
 const DRIFT_KEYS: usize = 1_000;
 /// Rejections told one by one in the answer to a POST.
@@ -219,6 +224,8 @@ struct StreamState {
     floor: Option<Micros>,
     totals: Totals,
     drift: BTreeMap<String, u64>,
+    /// Dead letters by their reason.
+    reasons: BTreeMap<String, u64>,
 }
 
 /// All operators, with what a trimmed log can no longer tell.
@@ -248,6 +255,7 @@ pub struct StreamProgress {
     pub watermark: Option<Micros>,
     pub totals: Totals,
     pub drift: Vec<(String, u64)>,
+    pub reasons: Vec<(String, u64)>,
     pub repeat_keys: usize,
     pub open_sessions: usize,
     /// Something waits for the watermark: a session or a window is open.
@@ -354,8 +362,12 @@ impl Operators {
 
     /// Per window, what it holds.
     pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
-        let show =
-            |w: &WindowState| WindowProgress { groups: w.groups(), late: w.late(), failed: w.failed(), memory_bytes: w.memory_bytes() };
+        let show = |w: &WindowState| WindowProgress {
+            groups: w.groups(),
+            late: w.late(),
+            failed: w.failed(),
+            memory_bytes: w.memory_bytes(),
+        };
         self.windows.iter().map(|w| (w.window.name.clone(), show(w))).collect()
     }
 
@@ -373,6 +385,7 @@ impl Operators {
             watermark: state.watermark,
             totals: state.totals,
             drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
+            reasons: state.reasons.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             repeat_keys: state.repeats.as_ref().map_or(0, Repeats::keys),
             open_sessions: state.sessions.as_ref().map_or(0, Sessions::open),
             is_open: state.sessions.as_ref().is_some_and(|s| s.open() > 0),
@@ -428,7 +441,11 @@ impl Operators {
             let abandoned = window.abandon(lsn).map_err(failed)?;
             if let (Some(batch), Some(now)) = (abandoned, catalog.window(&name)) {
                 let batch = fit(&batch, &now.schema);
-                rows.extend(batch.map(|batch| TableRows { table: tables::versions_of(&name).into(), batch, floor: None }));
+                rows.extend(batch.map(|batch| TableRows {
+                    table: tables::versions_of(&name).into(),
+                    batch,
+                    floor: None,
+                }));
             }
         }
         for window in &catalog.windows {
@@ -466,7 +483,8 @@ impl Operators {
             }
             state.repeats = stream.repeats().map(|r| Repeats::new(r.max_keys, r.within));
             let fresh = stream.session().map(|s| Sessions::new(name, s.gap, s.max_open));
-            if let Some(mut sessions) = std::mem::replace(&mut state.sessions, fresh).filter(|_| stream.session().is_some())
+            if let Some(mut sessions) =
+                std::mem::replace(&mut state.sessions, fresh).filter(|_| stream.session().is_some())
             {
                 let mut closed = Vec::new();
                 sessions.close_all(lsn, Status::Abandoned, &mut closed);
@@ -494,8 +512,15 @@ impl Operators {
     pub fn apply(&mut self, frame: &Arc<Frame>, decoded: Option<&Decoded>) -> Result<Output, OperatorError> {
         let header = &frame.header;
         let (after, to) = (self.lsn, header.last_lsn());
-        let mut output =
-            Output { after, to, frame: frame.clone(), rows: None, tables: Vec::new(), dead_letters: Vec::new(), floors: Floors::new() };
+        let mut output = Output {
+            after,
+            to,
+            frame: frame.clone(),
+            rows: None,
+            tables: Vec::new(),
+            dead_letters: Vec::new(),
+            floors: Floors::new(),
+        };
         match header.kind {
             Kind::Record => {
                 self.note_partition(frame);
@@ -527,17 +552,13 @@ impl Operators {
                 self.time_moved(&header.stream.clone(), to, &mut output)?;
             }
             Kind::Tick => {
-                let wrong =
-                    |e: serde_json::Error| OperatorError::Frame { lsn: header.first_lsn, reason: e.to_string() };
-                let ticks: Vec<Tick> = serde_json::from_str(&payload(frame)?).map_err(wrong)?;
+                let ticks: Vec<Tick> = from_payload(frame)?;
                 self.tick(&header.stream, &ticks);
                 self.time_moved(&header.stream.clone(), to, &mut output)?;
             }
             Kind::Final => self.close_all(to, &mut output)?,
             Kind::Floor => {
-                let wrong =
-                    |e: serde_json::Error| OperatorError::Frame { lsn: header.first_lsn, reason: e.to_string() };
-                output.floors = serde_json::from_str(&payload(frame)?).map_err(wrong)?;
+                output.floors = from_payload(frame)?;
                 self.raise_floors(&output.floors);
             }
             Kind::Retry => {
@@ -675,7 +696,9 @@ impl Operators {
     /// Closes every session and window, as at the end of all input.
     fn close_all(&mut self, lsn: Lsn, output: &mut Output) -> Result<(), OperatorError> {
         for (name, state) in &mut self.streams {
-            let (Some(sessions), Some(stream)) = (&mut state.sessions, self.catalog.streams.get(name)) else { continue };
+            let (Some(sessions), Some(stream)) = (&mut state.sessions, self.catalog.streams.get(name)) else {
+                continue;
+            };
             let mut closed = Vec::new();
             sessions.close_all(lsn, Status::ClosedTimeout, &mut closed);
             push_sessions(output, stream, sessions, &closed, state.floor);
@@ -686,7 +709,8 @@ impl Operators {
             let failed = |reason| OperatorError::Window { lsn, window: window.name.clone(), reason };
             let mut parts = Vec::new();
             if let Some(inner) = finals.get(&window.over) {
-                let feed = Feed { batch: inner, times: column_times(inner, window.time), lsns: lsns(inner), marks: &[] };
+                let feed =
+                    Feed { batch: inner, times: column_times(inner, window.time), lsns: lsns(inner), marks: &[] };
                 parts.push(self.windows[at].feed(&feed).map_err(failed)?.1);
             }
             parts.push(self.windows[at].close_all(lsn).map_err(failed)?);
@@ -735,7 +759,9 @@ impl Operators {
                 let Some((inner, lateness)) = finals.get(&window.over) else { continue };
                 let marks: Vec<(Lsn, Micros)> = marks.iter().map(|(l, m)| (*l, m.saturating_sub(*lateness))).collect();
                 let times = column_times(inner, window.time);
-                self.windows[at].feed(&Feed { batch: inner, times, lsns: lsns(inner), marks: &marks }).map_err(failed)?
+                self.windows[at]
+                    .feed(&Feed { batch: inner, times, lsns: lsns(inner), marks: &marks })
+                    .map_err(failed)?
             };
             if is_first {
                 verdict.accepted.iter().for_each(|row| accepted[*row as usize] = true);
@@ -781,70 +807,7 @@ impl Operators {
         let header = &frame.header;
         let first = header.first_lsn;
         let state = self.streams.get_mut(&stream.name).expect("every stream of the catalog has a state");
-        let rules = &stream.def.watermark;
-        let (disorder, max_ahead) = (rules.disorder.micros(), rules.max_ahead.micros());
-        let times = times(&decoded.rows);
-        let mut hashes = RepeatHashes::new(stream, &decoded.rows);
-        let key = (header.source.clone(), header.partition.clone());
-        // The other partitions stand still during a frame.
-        let others = state.watermarks.iter().filter(|(k, w)| **k != key && !w.is_idle());
-        let others = others.map(|(_, w)| w.at()).min();
-        // What comes back says nothing of how far time has come.
-        let is_retry = header.kind == Kind::Retry;
-        let mut aside = Watermark::standing(state.watermark);
-        let watermark = if is_retry { &mut aside } else { state.watermarks.entry(key).or_default() };
-        let rows = times.len();
-        let mut repeats = Vec::with_capacity(rows);
-        let mut old: Option<Vec<bool>> = None;
-        let mut below: Vec<usize> = Vec::new();
-        // Records behind which the stream's watermark is another one.
-        let mut marks: Vec<(Lsn, Micros)> = Vec::new();
-        let mut mark = state.watermark;
-        let mut sessions = SessionRows::new(stream, &decoded.rows, state.sessions.as_mut());
-        for (row, time) in times.iter().copied().enumerate() {
-            let lsn = first + u64::from(decoded.index[row]);
-            let before = watermark.at();
-            let is_late = before.is_some_and(|w| time < w);
-            let is_old = before.is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR));
-            if is_old {
-                old.get_or_insert_with(|| vec![false; rows])[row] = true;
-            }
-            if !is_retry {
-                watermark.observe(time, disorder, max_ahead);
-            }
-            let now = others.map_or(watermark.at(), |others| others.min(watermark.at()));
-            let has_moved = now > mark && !is_retry;
-            if has_moved {
-                mark = now;
-                marks.extend(now.map(|now| (lsn, now)));
-            }
-            // Without a watermark nothing is known of how far time has come, so the floor stays.
-            if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
-                let reach = reached.min(header.received_at);
-                let floor = stream.partition_start(reach.saturating_sub(retention.micros()));
-                state.floor = Some(state.floor.map_or(floor, |before| before.max(floor)));
-            }
-            if state.floor.is_some_and(|floor| time < floor) {
-                below.push(row);
-                repeats.push(false);
-                sessions.skip();
-            } else {
-                state.totals.late += u64::from(is_late);
-                let repeat = match (&mut hashes, &mut state.repeats) {
-                    (Some(hashes), Some(repeats)) => {
-                        hashes.at(row).is_some_and(|(key, content, version)| repeats.observe(key, content, version))
-                    }
-                    _ => false,
-                };
-                state.totals.repeats += u64::from(repeat);
-                repeats.push(repeat);
-                sessions.observe(row, time, lsn);
-            }
-            if let Some(mark) = mark.filter(|_| has_moved) {
-                sessions.advance(mark, lsn);
-            }
-        }
-        let (session_ids, closed) = sessions.finish();
+        let Advanced { repeats, mut old, below, marks, session_ids, closed } = state.observe(stream, header, decoded);
         output.dead_letters = decoded
             .rejected
             .iter()
@@ -852,33 +815,39 @@ impl Operators {
             .collect();
         let mut batch = stamp(stream, header, decoded, repeats, session_ids);
         if !below.is_empty() {
-            (batch, old) = refuse_below(&below, state.floor.unwrap_or_default(), times, decoded, (batch, old), output);
+            let (floor, times) = (state.floor.unwrap_or_default(), times(&decoded.rows));
+            (batch, old) = refuse_below(&below, floor, times, decoded, (batch, old), output);
         }
         state.totals.events += batch.num_rows() as u64;
-        state.totals.dead_letters += output.dead_letters.len() as u64;
-        for (key, n) in &decoded.drift {
-            if state.drift.len() < DRIFT_KEYS || state.drift.contains_key(key) {
-                *state.drift.entry(key.clone()).or_default() += n;
-            }
-        }
+        state.count_refused(decoded, output);
         state.advance();
         let (floor, watermark) = (state.floor, state.watermark);
         if let Some(sessions) = &state.sessions {
             push_sessions(output, stream, sessions, &closed, floor);
         }
         self.feed_windows(stream, &batch, &marks, output)?;
+        self.feed_entities(stream, &batch, output)?;
+        self.note_given(stream, &batch, old.as_deref(), output);
+        if batch.num_rows() > 0 {
+            output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });
+        }
+        Ok(())
+    }
+
+    fn feed_entities(
+        &mut self,
+        stream: &Stream,
+        batch: &RecordBatch,
+        output: &mut Output,
+    ) -> Result<(), OperatorError> {
         for state in self.entities.iter_mut().filter(|e| e.entity.stream == stream.name) {
             let (name, lsn) = (state.entity.name.clone(), output.to);
             let table = name.as_str().into();
             let failed = |reason| OperatorError::Entity { lsn, table: name, reason };
-            let rows = state.rows(&batch).map_err(failed)?;
+            let rows = state.rows(batch).map_err(failed)?;
             if rows.num_rows() > 0 {
                 output.tables.push(TableRows { table, batch: rows, floor: None });
             }
-        }
-        self.note_given(stream, &batch, old.as_deref(), output);
-        if batch.num_rows() > 0 {
-            output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });
         }
         Ok(())
     }
@@ -948,9 +917,10 @@ impl<'a> SessionRows<'a> {
             arrow::compute::cast(rows.column(column), &arrow::datatypes::DataType::Utf8)
                 .expect("what is not nested becomes text")
         };
-        let sessions = stream.session().zip(sessions).map(|(columns, sessions)| {
-            (sessions, text(columns.key), columns.what.map(text), columns.opens(rows))
-        });
+        let sessions = stream
+            .session()
+            .zip(sessions)
+            .map(|(columns, sessions)| (sessions, text(columns.key), columns.what.map(text), columns.opens(rows)));
         Self { sessions, ids: Vec::new(), closed: Vec::new() }
     }
 
@@ -1025,6 +995,12 @@ fn column_times(batch: &RecordBatch, column: usize) -> &[Micros] {
         .values()
 }
 
+/// What a control frame says, as the JSON of something.
+fn from_payload<T: serde::de::DeserializeOwned>(frame: &Frame) -> Result<T, OperatorError> {
+    let lsn = frame.header.first_lsn;
+    serde_json::from_str(&payload(frame)?).map_err(|e| OperatorError::Frame { lsn, reason: e.to_string() })
+}
+
 /// What a control frame says.
 fn payload(frame: &Frame) -> Result<String, OperatorError> {
     let lsn = frame.header.first_lsn;
@@ -1034,7 +1010,100 @@ fn payload(frame: &Frame) -> Result<String, OperatorError> {
     String::from_utf8(bytes.to_vec()).map_err(|e| wrong(e.to_string()))
 }
 
+/// What a frame's rows did to their stream's state.
+struct Advanced {
+    /// Per row, whether it says nothing new.
+    repeats: Vec<bool>,
+    /// Per row, whether its hour is more than one before its partition's watermark; none where no row is.
+    old: Option<Vec<bool>>,
+    /// Rows below the retention's floor.
+    below: Vec<usize>,
+    /// Records behind which the stream's watermark is another one.
+    marks: Vec<(Lsn, Micros)>,
+    session_ids: Option<Vec<Option<String>>>,
+    closed: Vec<sessions::Closed>,
+}
+
 impl StreamState {
+    /// Takes rows in, one by one: watermark, floor, repeats, sessions.
+    fn observe(&mut self, stream: &Stream, header: &crate::wal::Header, decoded: &Decoded) -> Advanced {
+        let rules = &stream.def.watermark;
+        let (disorder, max_ahead) = (rules.disorder.micros(), rules.max_ahead.micros());
+        let times = times(&decoded.rows);
+        let mut hashes = RepeatHashes::new(stream, &decoded.rows);
+        let key = (header.source.clone(), header.partition.clone());
+        // The other partitions stand still during a frame.
+        let others = self.watermarks.iter().filter(|(k, w)| **k != key && !w.is_idle());
+        let others = others.map(|(_, w)| w.at()).min();
+        // What comes back says nothing of how far time has come.
+        let is_retry = header.kind == Kind::Retry;
+        let mut aside = Watermark::standing(self.watermark);
+        let watermark = if is_retry { &mut aside } else { self.watermarks.entry(key).or_default() };
+        let rows = times.len();
+        let (mut repeats, mut old, mut below) = (Vec::with_capacity(rows), None, Vec::new());
+        let (mut marks, mut mark) = (Vec::new(), self.watermark);
+        let mut sessions = SessionRows::new(stream, &decoded.rows, self.sessions.as_mut());
+        for (row, time) in times.iter().copied().enumerate() {
+            let lsn = header.first_lsn + u64::from(decoded.index[row]);
+            let before = watermark.at();
+            let is_late = before.is_some_and(|w| time < w);
+            if before.is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR)) {
+                old.get_or_insert_with(|| vec![false; rows])[row] = true;
+            }
+            if !is_retry {
+                watermark.observe(time, disorder, max_ahead);
+            }
+            let now = others.map_or(watermark.at(), |others| others.min(watermark.at()));
+            let has_moved = now > mark && !is_retry;
+            if has_moved {
+                mark = now;
+                marks.extend(now.map(|now| (lsn, now)));
+            }
+            // Without a watermark nothing is known of how far time has come, so the floor stays.
+            if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
+                let reach = reached.min(header.received_at);
+                let floor = stream.partition_start(reach.saturating_sub(retention.micros()));
+                self.floor = Some(self.floor.map_or(floor, |before| before.max(floor)));
+            }
+            if self.floor.is_some_and(|floor| time < floor) {
+                below.push(row);
+                repeats.push(false);
+                sessions.skip();
+            } else {
+                self.totals.late += u64::from(is_late);
+                let repeat = match (&mut hashes, &mut self.repeats) {
+                    (Some(hashes), Some(repeats)) => {
+                        hashes.at(row).is_some_and(|(key, content, version)| repeats.observe(key, content, version))
+                    }
+                    _ => false,
+                };
+                self.totals.repeats += u64::from(repeat);
+                repeats.push(repeat);
+                sessions.observe(row, time, lsn);
+            }
+            if let Some(mark) = mark.filter(|_| has_moved) {
+                sessions.advance(mark, lsn);
+            }
+        }
+        let (session_ids, closed) = sessions.finish();
+        Advanced { repeats, old, below, marks, session_ids, closed }
+    }
+
+    /// Counts dead letters by their reasons, and keys that the schema does not know.
+    fn count_refused(&mut self, decoded: &Decoded, output: &Output) {
+        self.totals.dead_letters += output.dead_letters.len() as u64;
+        for letter in &output.dead_letters {
+            let reason: String = letter.reason.chars().take(REASON_CHARS).collect();
+            let is_told = self.reasons.len() < REASONS || self.reasons.contains_key(&reason);
+            *self.reasons.entry(if is_told { reason } else { OTHER_REASONS.into() }).or_default() += 1;
+        }
+        for (key, n) in &decoded.drift {
+            if self.drift.len() < DRIFT_KEYS || self.drift.contains_key(key) {
+                *self.drift.entry(key.clone()).or_default() += n;
+            }
+        }
+    }
+
     /// The greatest event time that the watermarks rest on.
     fn greatest(&self, catalog: &Catalog, stream: &str) -> Option<Micros> {
         let disorder = catalog.streams.get(stream)?.def.watermark.disorder.micros();

@@ -53,6 +53,8 @@ struct StreamHead {
     floor: Option<Micros>,
     totals: Totals,
     drift: BTreeMap<String, u64>,
+    #[serde(default)]
+    reasons: BTreeMap<String, u64>,
 }
 
 pub fn path(folder: &Path, lsn: Lsn) -> PathBuf {
@@ -90,6 +92,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
             floor: s.floor,
             totals: s.totals,
             drift: s.drift.clone(),
+            reasons: s.reasons.clone(),
         };
         (name.clone(), head)
     });
@@ -200,6 +203,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
             floor: saved.floor,
             totals: saved.totals,
             drift: saved.drift,
+            reasons: saved.reasons,
         };
         operators.streams.insert(name, state);
     }

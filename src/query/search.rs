@@ -14,8 +14,8 @@ use tantivy::{DocId, Order, Searcher, SegmentReader, TantivyError, Term};
 
 use super::sql::{SqlEngine, to_ndjson};
 use super::{Handles, QueryError};
-use crate::schema::MAP_SUFFIX;
 use crate::event::{Lsn, Micros, rfc3339};
+use crate::schema::MAP_SUFFIX;
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
 use crate::views::search::text::{NAME, pair, words};

@@ -34,8 +34,8 @@ use super::{AsOf, Handles, QueryError, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, versions_of};
-use crate::views::lake::{Feed, LakeTable};
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
+use crate::views::lake::{Feed, LakeTable};
 
 /// Longest query text.
 const MAX_SQL_BYTES: usize = 256 << 10;

@@ -25,7 +25,9 @@ pub(super) fn publish(
         let totals = stream.totals;
         metrics::counter!("weir_source_records_total", "stream" => name.clone())
             .absolute(totals.events + totals.dead_letters);
-        metrics::counter!("weir_rejected_total", "stream" => name.clone()).absolute(totals.dead_letters);
+        for (reason, count) in stream.reasons {
+            metrics::counter!("weir_rejected_total", "stream" => name.clone(), "reason" => reason).absolute(count);
+        }
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
         metrics::gauge!("weir_open_sessions", "stream" => name.clone()).set(stream.open_sessions as f64);
         metrics::counter!("weir_repeats_total", "stream" => name).absolute(totals.repeats);

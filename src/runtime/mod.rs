@@ -598,7 +598,8 @@ fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog)
         let Some(old) = before.entities.iter().find(|e| e.name == entity.name) else { continue };
         let name = &entity.name;
         if old.def.key != entity.def.key || old.def.version != entity.def.version {
-            let message = "`key` and `version` cannot be changed in place yet; declare the changed table under another name";
+            let message =
+                "`key` and `version` cannot be changed in place yet; declare the changed table under another name";
             return Err(config.table_error(name, format!("table `{name}`: {message}")).into());
         }
         if let Some(changed) = changed_type(&old.schema, &entity.schema) {

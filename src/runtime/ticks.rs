@@ -43,7 +43,8 @@ impl Ticker {
             let elapsed = i64::try_from((now - std::mem::replace(&mut at, now)).as_micros()).unwrap_or(0);
             // While the log takes nothing in, silence says nothing.
             let is_heard = |source: &str| {
-                self.connected.get(source).is_some_and(|c| c.load(Ordering::Acquire)) && self.ingest.intake().full().is_none()
+                self.connected.get(source).is_some_and(|c| c.load(Ordering::Acquire))
+                    && self.ingest.intake().full().is_none()
             };
             let heard = self.progress.waiting_partitions().into_iter().filter(|(_, source, ..)| is_heard(source));
             let seen: BTreeMap<Partition, u64> =

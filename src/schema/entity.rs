@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, ListArray, NullArray, RecordBatch, RecordBatchOptions, UInt32Array,
+};
 use arrow::compute::{cast, filter, take, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
@@ -113,9 +115,26 @@ impl Entity {
         })
     }
 
-    /// Whether a row is known by all of it: there is nothing that a later version could change.
-    pub fn is_all_key(&self) -> bool {
-        self.keys.len() + ENTITY_COLUMNS.len() == self.schema.fields().len()
+    /// Whether an event gives a row for each item of a list.
+    pub fn has_lists(&self) -> bool {
+        !self.lists.is_empty()
+    }
+
+    /// The version that each of a stream's rows gives.
+    pub fn versions(&self, batch: &RecordBatch) -> Result<ArrayRef, String> {
+        cast(batch.column(self.version), &DataType::Int64).map_err(|e| e.to_string())
+    }
+
+    /// Some of a stream's rows, with only the columns that are read here.
+    pub fn pick(&self, batch: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch, String> {
+        let is_read = |c: usize| c < 2 || c == self.version || self.columns.contains(&c) || self.lists.contains(&c);
+        let columns = batch.columns().iter().enumerate().map(|(c, array)| {
+            if is_read(c) { take(array, rows, None) } else { Ok(Arc::new(NullArray::new(rows.len())) as ArrayRef) }
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+        let fields: Vec<Field> =
+            columns.iter().enumerate().map(|(c, a)| Field::new(format!("c{c}"), a.data_type().clone(), true)).collect();
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
     }
 
     /// The columns of a stream's rows that decide what an event gives, its version apart.
@@ -129,7 +148,8 @@ impl Entity {
         match self.all_rows(batch) {
             Err(_) if batch.num_rows() > 1 => {
                 let half = batch.num_rows() / 2;
-                let parts = [self.rows(&batch.slice(0, half))?, self.rows(&batch.slice(half, batch.num_rows() - half))?];
+                let parts =
+                    [self.rows(&batch.slice(0, half))?, self.rows(&batch.slice(half, batch.num_rows() - half))?];
                 arrow::compute::concat_batches(&self.schema, &parts).map_err(|e| e.to_string())
             }
             Err(reason) => {
@@ -158,7 +178,7 @@ impl Entity {
             let array = pick(array)?;
             passed.as_ref().map_or(Ok(array.clone()), |mask| filter(&array, mask).map_err(failed))
         };
-        let version = cast(&beside(batch.column(self.version))?, &DataType::Int64).map_err(failed)?;
+        let version = beside(&self.versions(batch)?)?;
         let mut columns = vec![beside(batch.column(0))?, beside(batch.column(1))?, version];
         columns.extend(filtered.rows.columns().iter().cloned());
         RecordBatch::try_new(self.schema.clone(), columns).map_err(failed)
@@ -186,9 +206,10 @@ impl Entity {
                 }
             }
         }
-        let items = lists.iter().zip(places).map(|(list, places)| {
-            take(list.values(), &UInt32Array::from(places), None).map_err(|e| e.to_string())
-        });
+        let items = lists
+            .iter()
+            .zip(places)
+            .map(|(list, places)| take(list.values(), &UInt32Array::from(places), None).map_err(|e| e.to_string()));
         Ok((Some(UInt32Array::from(rows)), items.collect::<Result<_, _>>()?))
     }
 }
@@ -243,7 +264,9 @@ fn take_lists(statement: &mut Statement) -> Result<Vec<String>, String> {
         }
         let list = match &function.args {
             ast::FunctionArguments::List(arguments) => match arguments.args.as_slice() {
-                [ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(ast::Expr::Identifier(name)))] => name.value.clone(),
+                [ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(ast::Expr::Identifier(name)))] => {
+                    name.value.clone()
+                }
                 _ => return ControlFlow::Break(function.to_string()),
             },
             _ => return ControlFlow::Break(function.to_string()),

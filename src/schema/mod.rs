@@ -179,7 +179,8 @@ fn compile_windows(
     declared: &BTreeMap<String, WindowDef>,
     streams: &BTreeMap<String, Arc<Stream>>,
 ) -> Result<Vec<Arc<Window>>, DeclarationError> {
-    let wrong = |window: &str, message: String| DeclarationError { stream: window.to_owned(), key: WINDOW_KEY, message };
+    let wrong =
+        |window: &str, message: String| DeclarationError { stream: window.to_owned(), key: WINDOW_KEY, message };
     let mut waiting: Vec<(&String, &WindowDef, String)> = declared
         .iter()
         .map(|(name, def)| Ok((name, def, window::reads(&def.sql).map_err(|m| wrong(name, m))?)))
@@ -206,7 +207,10 @@ fn compile_windows(
         }
         if let Some((name, ..)) = rest.first().filter(|_| rest.len() == before) {
             let cycle = rest.iter().map(|(n, ..)| n.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(wrong(name, format!("the windows {cycle} read each other in a circle; let one of them read a stream")));
+            return Err(wrong(
+                name,
+                format!("the windows {cycle} read each other in a circle; let one of them read a stream"),
+            ));
         }
         waiting = rest;
     }

@@ -148,7 +148,11 @@ fn row_by_row(expression: &Expr) -> Result<(), String> {
     }
 }
 
-pub fn physical(state: &SessionState, expression: &Expr, schema: &DFSchemaRef) -> Result<Arc<dyn PhysicalExpr>, String> {
+pub fn physical(
+    state: &SessionState,
+    expression: &Expr,
+    schema: &DFSchemaRef,
+) -> Result<Arc<dyn PhysicalExpr>, String> {
     let context = SimplifyContext::builder()
         .with_schema(schema.clone())
         .with_config_options(state.config_options().clone())

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{
-    CastOptions, SortColumn, SortOptions, and, cast_with_options, filter, filter_record_batch, lexsort_to_indices,
-    not, prep_null_mask_filter, take,
+    CastOptions, SortColumn, SortOptions, and, cast_with_options, filter, filter_record_batch, lexsort_to_indices, not,
+    prep_null_mask_filter, take,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -73,7 +73,10 @@ enum Step {
     Project(Vec<Arc<dyn PhysicalExpr>>),
     /// Ties stay in the order of the group columns.
     Sort(Vec<(Arc<dyn PhysicalExpr>, SortOptions)>),
-    Limit { skip: usize, fetch: Option<usize> },
+    Limit {
+        skip: usize,
+        fetch: Option<usize>,
+    },
 }
 
 /// A window, ready to run.
@@ -232,95 +235,17 @@ impl Window {
         {
             return Err("late = \"amend\" is for tumble and hop; a session is stored once, when it is closed".into());
         }
-        let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
-        fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
-        let context = SessionContext::new_with_config(session_config(1));
-        let table = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
-        context.register_table(INPUT, table).map_err(|e| explain(&e))?;
-        let state = context.state();
-        // Planning over a table in memory does no I/O, so it needs no runtime.
-        let plan = futures::executor::block_on(state.statement_to_plan(statement)).map_err(|e| explain(&e))?;
-        refuse_what_changes(&plan)?;
-        let plan =
-            state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(|e| explain(&e))?;
+        let (state, plan) = logical(statement, &visible)?;
         let (above, aggregate) = split(&plan)?;
-        let below = below(&state, &aggregate.input, &visible)?;
-        Self::assemble(name, def, input, (shape, time), &state, (&above, aggregate), (below, &visible)).map(|window| {
-            let repeat = (is_stream && !speaks_of_repeats).then(|| input.schema.index_of("repeat").ok()).flatten();
-            Self { repeat, ..window }
-        })
-    }
-
-    fn assemble(
-        name: &str,
-        def: &WindowDef,
-        input: &Input<'_>,
-        (shape, time): (Shape, usize),
-        state: &SessionState,
-        (above, aggregate): (&[&LogicalPlan], &Aggregate),
-        (filter, visible): (Option<Arc<dyn PhysicalExpr>>, &[(usize, Field)]),
-    ) -> Result<Self, String> {
-        let inner = aggregate.input.schema();
-        let at = |wanted: &str| {
-            let position = aggregate.group_expr.iter().position(|e| is_column(e, wanted));
-            position.ok_or_else(|| format!("group by {wanted} too, as it stands; {FORM}"))
-        };
-        let (start_at, end_at) = (at(START)?, at(END)?);
-        let others = aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at);
-        for expression in others.map(|(_, e)| e).chain(&aggregate.aggr_expr) {
-            if matches!(expression, Expr::GroupingSet(_)) {
-                return Err("grouping sets are not allowed here; declare one window for each".into());
-            }
-            if expression.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
-                return Err(format!("`{expression}`: use the time column instead of {START} and {END} inside expressions"));
-            }
-        }
-        // The aggregation reads these columns alone.
-        let used: BTreeSet<&Column> =
-            aggregate.group_expr.iter().chain(&aggregate.aggr_expr).flat_map(Expr::column_refs).collect();
-        let wanted: Vec<usize> = (0..visible.len())
-            .filter(|n| {
-                let (qualifier, field) = inner.qualified_field(*n);
-                used.contains(&Column::new(qualifier.cloned(), field.name()))
-            })
-            .collect();
-        let count = inner.fields().len();
-        let kept: Vec<_> = wanted
-            .iter()
-            .copied()
-            .chain([count - 2, count - 1])
-            .map(|n| {
-                let (qualifier, field) = inner.qualified_field(n);
-                (qualifier.cloned(), field.clone())
-            })
-            .collect();
-        let reduced: DFSchemaRef =
-            Arc::new(DFSchema::new_with_metadata(kept, Default::default()).map_err(|e| explain(&e))?);
-        let arrow: SchemaRef = Arc::new(reduced.as_arrow().clone());
-        let groups = aggregate
-            .group_expr
-            .iter()
-            .enumerate()
-            .map(|(n, e)| Ok((physical(state, e, &reduced)?, format!("group_{n}"))))
-            .collect::<Result<Vec<_>, String>>()?;
-        let planning = PhysicalPlanningContext::default();
-        let aggregates = aggregate
-            .aggr_expr
-            .iter()
-            .enumerate()
-            .map(|(n, e)| {
-                let lowered = LoweredAggregateBuilder::new(e, &reduced, &arrow, state.execution_props(), &planning)
-                    .with_name(format!("aggregate_{n}"))
-                    .build()
-                    .map_err(|e| explain(&e))?;
-                Ok(AggregatePlan { function: lowered.aggregate, filter: lowered.filter })
-            })
-            .collect::<Result<Vec<_>, String>>()?;
+        let filter = below(&state, &aggregate.input, &visible)?;
+        let (start_at, end_at) = times_among_groups(aggregate)?;
+        let (columns, reduced) = columns_read(aggregate, visible.len())?;
+        let Expressions { groups, aggregates } = expressions(&state, aggregate, &reduced)?;
         let counts_only = aggregates.len() <= FAST_COUNTS
             && aggregates.iter().all(|a| {
                 a.function.fun().name() == "count" && !a.function.is_distinct() && a.function.expressions().len() == 1
             });
-        let steps = steps(state, above, aggregate)?;
+        let steps = steps(&state, &above, aggregate)?;
         let last = above.first().map_or(&aggregate.schema, |plan| plan.schema());
         let (own, schema) = table_schema(name, last)?;
         let keys = keys(&steps, &own, &schema, aggregate, start_at, end_at)?;
@@ -332,10 +257,10 @@ impl Window {
             stream: input.stream.to_owned(),
             shape,
             time,
-            repeat: None,
+            repeat: (is_stream && !speaks_of_repeats).then(|| input.schema.index_of("repeat").ok()).flatten(),
             filter,
-            columns: wanted.iter().map(|n| visible[*n].0).collect(),
-            reduced: arrow,
+            columns: columns.iter().map(|n| visible[*n].0).collect(),
+            reduced: Arc::new(reduced.as_arrow().clone()),
             groups,
             start_at,
             end_at,
@@ -372,7 +297,8 @@ impl Window {
     /// Whether every expression below the aggregation has a value for these rows.
     fn evaluates(&self, reduced: &RecordBatch) -> bool {
         let groups = self.groups.iter().map(|(e, _)| e);
-        let arguments: Vec<Arc<dyn PhysicalExpr>> = self.aggregates.iter().flat_map(|a| a.function.expressions()).collect();
+        let arguments: Vec<Arc<dyn PhysicalExpr>> =
+            self.aggregates.iter().flat_map(|a| a.function.expressions()).collect();
         let filters = self.aggregates.iter().filter_map(|a| a.filter.as_ref());
         groups.chain(&arguments).chain(filters).all(|e| e.evaluate(reduced).is_ok())
     }
@@ -494,7 +420,9 @@ fn shape(call: &Call, column: &dyn Fn(&str) -> Result<usize, String>) -> Result<
                 return Err("the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)".into());
             }
             if size / gcd(slide, size) > MOST_PANES {
-                return Err(format!("size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide"));
+                return Err(format!(
+                    "size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide"
+                ));
             }
             Ok(Shape::Fixed { slide, size })
         }
@@ -520,6 +448,89 @@ pub fn gcd(a: i64, b: i64) -> i64 {
 
 fn is_column(expression: &Expr, name: &str) -> bool {
     matches!(expression, Expr::Column(column) if column.name == name)
+}
+
+/// Plans a statement over the visible columns with window_start and window_end behind them.
+fn logical(statement: Statement, visible: &[(usize, Field)]) -> Result<(SessionState, LogicalPlan), String> {
+    let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
+    fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
+    let context = SessionContext::new_with_config(session_config(1));
+    let table = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
+    context.register_table(INPUT, table).map_err(|e| explain(&e))?;
+    let state = context.state();
+    // Planning over a table in memory does no I/O, so it needs no runtime.
+    let plan = futures::executor::block_on(state.statement_to_plan(statement)).map_err(|e| explain(&e))?;
+    refuse_what_changes(&plan)?;
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(|e| explain(&e))?;
+    Ok((state, plan))
+}
+
+/// Where window_start and window_end are among the groups; nothing else may speak of them.
+fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), String> {
+    let at = |wanted: &str| {
+        let position = aggregate.group_expr.iter().position(|e| is_column(e, wanted));
+        position.ok_or_else(|| format!("group by {wanted} too, as it stands; {FORM}"))
+    };
+    let (start_at, end_at) = (at(START)?, at(END)?);
+    let others = aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at);
+    for expression in others.map(|(_, e)| e).chain(&aggregate.aggr_expr) {
+        if matches!(expression, Expr::GroupingSet(_)) {
+            return Err("grouping sets are not allowed here; declare one window for each".into());
+        }
+        if expression.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
+            return Err(format!("`{expression}`: use the time column instead of {START} and {END} inside expressions"));
+        }
+    }
+    Ok((start_at, end_at))
+}
+
+/// The columns that the aggregation reads, by their places among the visible ones, and their schema with window_start and window_end.
+fn columns_read(aggregate: &Aggregate, visible: usize) -> Result<(Vec<usize>, DFSchemaRef), String> {
+    let inner = aggregate.input.schema();
+    let used: BTreeSet<&Column> =
+        aggregate.group_expr.iter().chain(&aggregate.aggr_expr).flat_map(Expr::column_refs).collect();
+    let qualified = |n: usize| {
+        let (qualifier, field) = inner.qualified_field(n);
+        (qualifier.cloned(), field.clone())
+    };
+    let is_used = |n: &usize| {
+        let (qualifier, field) = qualified(*n);
+        used.contains(&Column::new(qualifier, field.name()))
+    };
+    let wanted: Vec<usize> = (0..visible).filter(is_used).collect();
+    let kept = wanted.iter().copied().chain([visible, visible + 1]).map(qualified).collect();
+    let reduced = DFSchema::new_with_metadata(kept, Default::default()).map_err(|e| explain(&e))?;
+    Ok((wanted, Arc::new(reduced)))
+}
+
+/// Groups and aggregates on the columns that are read.
+struct Expressions {
+    groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
+    aggregates: Vec<AggregatePlan>,
+}
+
+fn expressions(state: &SessionState, aggregate: &Aggregate, reduced: &DFSchemaRef) -> Result<Expressions, String> {
+    let groups = aggregate
+        .group_expr
+        .iter()
+        .enumerate()
+        .map(|(n, e)| Ok((physical(state, e, reduced)?, format!("group_{n}"))))
+        .collect::<Result<_, String>>()?;
+    let planning = PhysicalPlanningContext::default();
+    let aggregates = aggregate
+        .aggr_expr
+        .iter()
+        .enumerate()
+        .map(|(n, e)| {
+            let lowered =
+                LoweredAggregateBuilder::new(e, reduced, reduced.as_arrow(), state.execution_props(), &planning)
+                    .with_name(format!("aggregate_{n}"))
+                    .build()
+                    .map_err(|e| explain(&e))?;
+            Ok(AggregatePlan { function: lowered.aggregate, filter: lowered.filter })
+        })
+        .collect::<Result<_, String>>()?;
+    Ok(Expressions { groups, aggregates })
 }
 
 /// The nodes above the aggregation, outermost first, and the aggregation.
@@ -661,13 +672,16 @@ fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef
     for (at, field) in last.fields().iter().enumerate().filter(|(at, _)| *at != start && *at != end) {
         let column = field.name();
         if WINDOW_COLUMNS.contains(&column.as_str()) || ["year", "month", "day", "hour"].contains(&column.as_str()) {
-            return Err(format!("the column `{column}` of window `{name}` is weir's own; name yours otherwise with `as`"));
+            return Err(format!(
+                "the column `{column}` of window `{name}` is weir's own; name yours otherwise with `as`"
+            ));
         }
         if fields.iter().any(|f| f.name().eq_ignore_ascii_case(column)) {
             return Err(format!("there are two columns `{column}`"));
         }
-        let ty = stored_type(field.data_type())
-            .ok_or_else(|| format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type()))?;
+        let ty = stored_type(field.data_type()).ok_or_else(|| {
+            format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type())
+        })?;
         fields.push(Field::new(column, ty, true));
         own.push(at);
     }
@@ -696,7 +710,8 @@ fn keys(
     let mut keys = Vec::new();
     for (group, expression) in aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at) {
         let position = own.iter().position(|at| from[*at] == Some(group));
-        let position = position.ok_or_else(|| format!("select `{expression}` too: rows are known by all columns of `group by`"))?;
+        let position = position
+            .ok_or_else(|| format!("select `{expression}` too: rows are known by all columns of `group by`"))?;
         // The table's own columns come behind those of every window; its first two are the window's times.
         keys.push(position - 2 + WINDOW_COLUMNS.len());
     }

@@ -14,8 +14,7 @@ use crate::event::{MICROS_PER_SECOND, Micros, rfc3339};
 use crate::query::QueryError;
 use crate::runtime::questions::Params;
 
-const INVALID: &str =
-    "Event Type / Start time / End time is missing /invalid. please check input parameters again";
+const INVALID: &str = "Event Type / Start time / End time is missing /invalid. please check input parameters again";
 const ORDER: &str = "Start time must be less than end time. Please check input params";
 /// The column that the API's stream counts by.
 const TYPE_COLUMN: &str = "event_type";
@@ -65,7 +64,8 @@ fn invalid() -> Refusal {
 fn stream(app: &App) -> Result<String, Refusal> {
     let mut streams = app.0.parts.answers.handles.catalog.streams.values();
     let found = streams.find(|s| s.def.count.as_ref().is_some_and(|c| c.kind == TYPE_COLUMN));
-    let none = || Refusal(StatusCode::NOT_FOUND, format!("no stream counts by `{TYPE_COLUMN}`; preset = \"events\" does"));
+    let none =
+        || Refusal(StatusCode::NOT_FOUND, format!("no stream counts by `{TYPE_COLUMN}`; preset = \"events\" does"));
     found.map(|s| s.name.clone()).ok_or_else(none)
 }
 

@@ -88,8 +88,7 @@ async fn rows_above(
     let query = format!("select * from \"{table}\" where lsn > {} order by {order} limit {limit}", at.after);
     let answer = app.0.parts.answers.sql(&query).await?;
     let lines = answer.render("ndjson")?;
-    let rows: Vec<Value> =
-        lines.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let rows: Vec<Value> = lines.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     let (mut lsn, mut ordinal) = (0, 0);
     let mut out = Vec::with_capacity(rows.len());
     let is_all = rows.len() < limit;

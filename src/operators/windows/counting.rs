@@ -372,7 +372,8 @@ impl Counting {
     pub fn arrays(&self, window: &Window, results: &[(Micros, Micros, &Counted)]) -> Result<Vec<ArrayRef>, String> {
         let rows = || results.iter().flat_map(|(start, end, counted)| counted.iter().map(move |c| (*start, *end, c)));
         let mut groups = self.group_columns(rows().map(|(.., (g, _))| *g))?.into_iter();
-        let time = |times: Vec<Micros>| Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")) as ArrayRef;
+        let time =
+            |times: Vec<Micros>| Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")) as ArrayRef;
         let mut columns: Vec<ArrayRef> = (0..window.groups.len())
             .filter_map(|n| {
                 if n == window.start_at {

@@ -11,7 +11,9 @@ mod saved;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
+};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::row::{RowConverter, SortField};
 
@@ -553,7 +555,8 @@ impl WindowState {
                 Ok(batch) => batch,
                 Err(_) if all.len() > 1 => {
                     let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
-                    self.failed += parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
+                    self.failed +=
+                        parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
                     concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
                 }
                 Err(_) => self.finish_or_nothing(all[0]),
@@ -583,7 +586,13 @@ impl WindowState {
                 if batch.num_rows() == 0
                     && let Some(before) = before.filter(|b| b.num_rows() > 0)
                 {
-                    self.stored.push(self.stamp(&before, Some((window.start, window.end)), window.lsn, 1, status::GONE)?);
+                    self.stored.push(self.stamp(
+                        &before,
+                        Some((window.start, window.end)),
+                        window.lsn,
+                        1,
+                        status::GONE,
+                    )?);
                 }
                 self.before = Some(batch.clone());
             }
@@ -660,7 +669,8 @@ impl WindowState {
         let mut columns = rows.columns().to_vec();
         columns[0] = Arc::new(Int64Array::from(vec![lsn as i64; n]));
         if let Some((start, end)) = times {
-            let time = |t: Micros| Arc::new(TimestampMicrosecondArray::from(vec![t; n]).with_timezone("UTC")) as ArrayRef;
+            let time =
+                |t: Micros| Arc::new(TimestampMicrosecondArray::from(vec![t; n]).with_timezone("UTC")) as ArrayRef;
             (columns[1], columns[2]) = (time(start), time(end));
         }
         columns[3] = Arc::new(Int64Array::from(vec![version; n]));
@@ -670,8 +680,8 @@ impl WindowState {
 
     /// Whether two windows say the same, apart from their times.
     fn is_equal(&self, a: &RecordBatch, b: &RecordBatch) -> bool {
-        let own = WINDOW_COLUMNS.len()..self.window.schema.fields().len();
-        a.num_rows() == b.num_rows() && own.clone().all(|c| a.column(c).as_ref() == b.column(c).as_ref())
+        let mut own = WINDOW_COLUMNS.len()..self.window.schema.fields().len();
+        a.num_rows() == b.num_rows() && own.all(|c| a.column(c).as_ref() == b.column(c).as_ref())
     }
 
     /// Fires again what late rows have changed: `all` of it, or only windows whose lateness is over at `mark`, which say their last.
@@ -692,11 +702,10 @@ impl WindowState {
                 let now = self.finish_or_nothing(&fired);
                 self.replace(end, slide, slide < size, lsn, now)?;
             }
-            if is_over && let Some(last) = self.standing.remove(&end) {
-                if self.is_read && last.rows.num_rows() > 0 {
-                    let rows = self.stamp(&last.rows, None, lsn, last.version, status::FINAL)?;
-                    self.finals.push(rows);
-                }
+            let last = if is_over { self.standing.remove(&end) } else { None };
+            if let Some(last) = last.filter(|last| self.is_read && last.rows.num_rows() > 0) {
+                let rows = self.stamp(&last.rows, None, lsn, last.version, status::FINAL)?;
+                self.finals.push(rows);
             }
         }
         Ok(())
@@ -730,7 +739,10 @@ impl WindowState {
             }
         }
         let is_new = was_stored && (changed.num_rows() > 0 || gone.num_rows() > 0);
-        if slides && is_new && let Some(behind) = self.standing.get_mut(&(end + slide)) {
+        if slides
+            && is_new
+            && let Some(behind) = self.standing.get_mut(&(end + slide))
+        {
             behind.is_changed = true;
         }
         if slides && end == self.fired_to {

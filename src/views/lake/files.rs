@@ -192,7 +192,14 @@ impl FileWriter {
         rows: Option<usize>,
     ) -> Result<Self, String> {
         let (new, file) = NewFile::create(spec, bucket, class, now_ms)?;
-        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties(rows)));
+        let mut properties = properties(rows).into_builder();
+        // Values that are unique, or nearly, fill a dictionary for nothing.
+        for column in spec.keys.iter().copied().chain([0, spec.time_column]).filter(|_| spec.layout == Layout::Buckets)
+        {
+            let column = ColumnPath::from(spec.schema.field(column).name().as_str());
+            properties = properties.set_column_dictionary_enabled(column, false);
+        }
+        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties.build()));
         let writer = writer.map_err(|e| new.error(&e))?;
         Ok(Self { writer, new })
     }

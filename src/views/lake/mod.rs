@@ -233,7 +233,7 @@ pub struct LakeView {
     writing: Option<Writing>,
     /// Its part of what the pool counts.
     pooled: usize,
-    /// Of an entity table: rows behind the last time that each key's newest was picked, and how many there were then.
+    /// Of an entity table: rows behind the last time that each key's newest was picked, and how many make the next time.
     loose_rows: usize,
     picked_rows: usize,
 }
@@ -292,8 +292,11 @@ impl LakeView {
             return Ok(());
         }
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
+        let before = self.waiting[Class::Recent as usize].rows;
         let (rows, bytes) = self.table.pick_newest().map_err(failed)?;
-        (self.loose_rows, self.picked_rows) = (0, rows);
+        // Where hardly a key comes twice, it is not looked for so often.
+        let is_worth_it = rows < before / 2;
+        (self.loose_rows, self.picked_rows) = (0, if is_worth_it { rows } else { 4 * rows });
         let waiting = &mut self.waiting[Class::Recent as usize];
         (waiting.rows, waiting.bytes) = (rows, bytes);
         Ok(())
@@ -370,7 +373,9 @@ impl LakeView {
                 Ok((rows.map(Hot::Rows), None, None))
             }
             Feed::Made(name) => {
-                let Some(made) = output.tables.iter().find(|t| *t.table == **name) else { return Ok((None, None, None)) };
+                let Some(made) = output.tables.iter().find(|t| *t.table == **name) else {
+                    return Ok((None, None, None));
+                };
                 let above = self.applied[0] as i64;
                 let from = crate::operators::lsns(&made.batch).partition_point(|lsn| *lsn <= above);
                 let rows = made.batch.slice(from, made.batch.num_rows() - from);
