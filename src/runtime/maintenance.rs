@@ -177,9 +177,10 @@ impl Usage {
     fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
         let mut usage = Self { total: folder_bytes(folder), ..Self::default() };
         for (name, table) in tables {
+            usage.total = usage.total.saturating_sub(table.replaced_bytes());
+            // Entities have no hours that could leave.
             let Some(width) = table.spec.layout.width() else { continue };
             let below = table.floor().map_or(i64::MIN, |floor| floor.div_euclid(width));
-            usage.total = usage.total.saturating_sub(table.replaced_bytes());
             let partitions = if name == positions::RAW { &mut usage.raw } else { &mut usage.others };
             for file in table.files().iter() {
                 if file.bucket < below {
