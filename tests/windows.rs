@@ -483,6 +483,19 @@ fn sessions_are_those_of_their_definition_however_cut() {
     }
 }
 
+#[test]
+fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
+    let catalog = catalog("session = { key = \"t\", gap = \"1h\", max_open = 20 }\n");
+    let records = made(400, 900);
+    let tables = is_the_same_however_cut(&catalog, &records, true);
+    let rows: Vec<Value> = tables["ev.sessions"].iter().map(|row| serde_json::from_str(row).expect("JSON")).collect();
+    let ids: BTreeSet<String> = rows.iter().map(|r| r["session_id"].to_string()).collect();
+    assert_eq!(ids.len(), rows.len(), "each is told once");
+    assert_eq!(rows.iter().map(|r| r["events"].as_u64().expect("a number")).sum::<u64>(), 400);
+    assert!(rows.iter().filter(|r| r["status"] == "abandoned").count() > 300);
+    assert_eq!(rows.iter().filter(|r| r["status"] == "closed_timeout").count(), 20);
+}
+
 /// Key, start, end, events, status of every session, by their definition, word for word.
 fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
     const GAP: i64 = 4 * SECOND;

@@ -3,11 +3,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::hash::Hasher;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use serde::{Deserialize, Serialize};
+use hashbrown::HashTable;
 use sha2::{Digest, Sha256};
 
 use crate::event::{Lsn, MICROS_PER_SECOND, Micros};
@@ -39,7 +40,7 @@ impl Status {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 struct Session {
     /// The record that began it.
     begun: Lsn,
@@ -51,12 +52,17 @@ struct Session {
 }
 
 /// What is known of a key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 struct Known {
+    key: Arc<str>,
     open: Option<Session>,
-    /// End of the session before, while an event for it can still come.
-    closed: Option<Micros>,
+    /// End of the session before, while an event for it can still come; [`NEVER`] where none is.
+    closed: Micros,
+    /// The time of its entry in the queue; other entries of it are void.
+    queued: Micros,
 }
+
+const NEVER: Micros = Micros::MIN;
 
 /// A session that is over, at a record.
 #[derive(Debug, Clone)]
@@ -83,10 +89,12 @@ pub struct Sessions {
     stream: Arc<str>,
     gap: Micros,
     max_open: usize,
-    keys: HashMap<Arc<str>, Known>,
+    slots: Vec<Option<Known>>,
+    free: Vec<u32>,
+    by_key: HashTable<u32>,
     open: usize,
-    /// (a time at which a key may have something to end, key): one entry a key, brought up to date when its time comes.
-    due: BinaryHeap<Reverse<(Micros, Arc<str>)>>,
+    /// (a time at which a key may have something to end, its slot): brought up to date when its time comes.
+    due: BinaryHeap<Reverse<(Micros, u32)>>,
     /// Texts that sessions tell, each once.
     texts: HashMap<Box<str>, Arc<str>>,
     mark: Micros,
@@ -101,7 +109,9 @@ impl Sessions {
             stream: stream.into(),
             gap,
             max_open,
-            keys: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_key: HashTable::new(),
             open: 0,
             due: BinaryHeap::new(),
             texts: HashMap::new(),
@@ -115,7 +125,51 @@ impl Sessions {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.keys.capacity() * (size_of::<(Arc<str>, Known)>() + 1) + self.keys.len() * 40 + self.due.len() * 24
+        self.slots.capacity() * size_of::<Option<Known>>()
+            + self.by_key.capacity() * 6
+            + self.by_key.len() * 40
+            + self.due.capacity() * 16
+    }
+
+    fn find(&self, key: &str) -> Option<u32> {
+        self.by_key.find(hash(key), |slot| self.key(*slot) == key).copied()
+    }
+
+    fn key(&self, slot: u32) -> &str {
+        self.slots[slot as usize].as_ref().map_or("", |known| &known.key)
+    }
+
+    fn insert(&mut self, known: Known) -> u32 {
+        let hashed = hash(&known.key);
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = Some(known);
+                slot
+            }
+            None => {
+                self.slots.push(Some(known));
+                self.slots.len() as u32 - 1
+            }
+        };
+        let slots = &self.slots;
+        self.by_key.insert_unique(hashed, slot, |s| slots[*s as usize].as_ref().map_or(0, |known| hash(&known.key)));
+        slot
+    }
+
+    /// Looks at a key again behind this time.
+    fn queue(&mut self, slot: u32, due: Micros) {
+        if let Some(known) = &mut self.slots[slot as usize] {
+            known.queued = due;
+            self.due.push(Reverse((due, slot)));
+        }
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let Some(known) = self.slots[slot as usize].take() else { return };
+        if let Ok(found) = self.by_key.find_entry(hash(&known.key), |s| *s == slot) {
+            found.remove();
+        }
+        self.free.push(slot);
     }
 
     /// Of a stream's session that the record `begun` began.
@@ -146,55 +200,55 @@ impl Sessions {
         let Seen { lsn, time, .. } = *seen;
         let what = self.text(seen.what);
         let gap = self.gap;
-        let key: Arc<str> = match self.keys.get_key_value(seen.key) {
-            Some((key, _)) => key.clone(),
-            None => seen.key.into(),
-        };
+        let slot = self.find(seen.key);
+        let known = slot.and_then(|slot| self.slots[slot as usize].as_mut());
+        let key: Arc<str> = known.as_ref().map_or_else(|| seen.key.into(), |known| known.key.clone());
         let fresh = Session { begun: lsn, start: time, end: time, events: 1, first: what.clone(), last: what.clone() };
-        let late = |fresh: Session| Closed { lsn, key: key.clone(), session: fresh, status: Status::Late };
-        let known = self.keys.get_mut(&key);
-        let is_due = known.is_none();
-        let before = known.as_ref().and_then(|k| k.closed);
-        match known.and_then(|k| k.open.as_mut()) {
-            Some(open) => {
-                if time < open.start.saturating_sub(gap) {
-                    closed.push(late(fresh));
-                    return lsn;
+        let before = known.as_ref().map_or(NEVER, |known| known.closed);
+        if let Some(open) = known.and_then(|known| known.open.as_mut()) {
+            if time < open.start.saturating_sub(gap) {
+                closed.push(Closed { lsn, key, session: fresh, status: Status::Late });
+                return lsn;
+            }
+            let is_over = time > open.end.saturating_add(gap);
+            if !seen.opens && !is_over {
+                if time < open.start {
+                    (open.start, open.first) = (time, what.clone());
                 }
-                let is_over = time > open.end.saturating_add(gap);
-                if !seen.opens && !is_over {
-                    if time < open.start {
-                        (open.start, open.first) = (time, what.clone());
-                    }
-                    if time >= open.end {
-                        (open.end, open.last) = (time, what);
-                    }
-                    open.events += 1;
-                    return open.begun;
+                if time >= open.end {
+                    (open.end, open.last) = (time, what);
                 }
-                let status = if is_over { Status::ClosedTimeout } else { Status::ClosedOnOpenEvent };
-                let session = std::mem::replace(open, fresh);
-                closed.push(Closed { lsn, key, session, status });
-                lsn
+                open.events += 1;
+                return open.begun;
+            }
+            let status = if is_over { Status::ClosedTimeout } else { Status::ClosedOnOpenEvent };
+            let session = std::mem::replace(open, fresh);
+            closed.push(Closed { lsn, key, session, status });
+            return lsn;
+        }
+        let is_for_closed = before != NEVER && time <= before.saturating_add(gap) && !seen.opens;
+        if is_for_closed || time.saturating_add(gap) < self.mark {
+            closed.push(Closed { lsn, key, session: fresh, status: Status::Late });
+            return lsn;
+        }
+        let due = time.saturating_add(gap);
+        match slot.and_then(|slot| Some((slot, self.slots[slot as usize].as_mut()?))) {
+            Some((slot, known)) => {
+                known.open = Some(fresh);
+                if known.queued > due {
+                    self.queue(slot, due);
+                }
             }
             None => {
-                let is_for_closed = before.is_some_and(|end| time <= end.saturating_add(gap)) && !seen.opens;
-                if is_for_closed || time.saturating_add(gap) < self.mark {
-                    closed.push(late(fresh));
-                    return lsn;
-                }
-                let known = self.keys.entry(key.clone()).or_insert(Known { open: None, closed: None });
-                known.open = Some(fresh);
-                self.open += 1;
-                if is_due {
-                    self.due.push(Reverse((time.saturating_add(gap), key)));
-                }
-                if self.open > self.max_open {
-                    self.close_longest_silent(lsn, closed);
-                }
-                lsn
+                let slot = self.insert(Known { key, open: Some(fresh), closed: NEVER, queued: NEVER });
+                self.queue(slot, due);
             }
         }
+        self.open += 1;
+        if self.open > self.max_open {
+            self.close_longest_silent(lsn, closed);
+        }
+        lsn
     }
 
     /// Closes what the watermark has left behind.
@@ -204,54 +258,78 @@ impl Sessions {
         }
         self.mark = mark;
         let first = closed.len();
-        while let Some(Reverse((_, key))) = self.due.peek().filter(|Reverse((due, _))| *due < mark).cloned() {
+        while let Some(Reverse((due, slot))) = self.due.peek().copied().filter(|Reverse((due, _))| *due < mark) {
             self.due.pop();
-            let Some(known) = self.keys.get_mut(&key) else { continue };
+            let Some(known) = self.slots[slot as usize].as_mut().filter(|known| known.queued == due) else { continue };
             if let Some(session) = known.open.take_if(|s| s.end.saturating_add(self.gap) < mark) {
-                known.closed = Some(session.end);
+                known.closed = session.end;
                 self.open -= 1;
-                closed.push(Closed { lsn, key: key.clone(), session, status: Status::ClosedTimeout });
+                closed.push(Closed { lsn, key: known.key.clone(), session, status: Status::ClosedTimeout });
             }
             // An event for a closed one is late up to twice the gap behind it.
-            known.closed = known.closed.filter(|end| end.saturating_add(2 * self.gap) >= mark);
-            let next = known.open.as_ref().map(|s| s.end.saturating_add(self.gap));
-            match next.or(known.closed.map(|end| end.saturating_add(2 * self.gap))) {
-                Some(next) => self.due.push(Reverse((next, key))),
-                None => drop(self.keys.remove(&key)),
+            let forgotten = known.closed.saturating_add(2 * self.gap);
+            if known.closed != NEVER && forgotten < mark {
+                known.closed = NEVER;
+            }
+            match (&known.open, known.closed) {
+                (Some(open), _) => {
+                    let next = open.end.saturating_add(self.gap);
+                    self.queue(slot, next);
+                }
+                (None, NEVER) => self.remove(slot),
+                (None, _) => self.queue(slot, forgotten),
             }
         }
         closed[first..].sort_by(|a, b| (a.session.start, &a.key).cmp(&(b.session.start, &b.key)));
     }
 
+    /// Of the sessions that were silent for longest the one of the least key.
     fn close_longest_silent(&mut self, lsn: Lsn, closed: &mut Vec<Closed>) {
-        // Entries may lie before what their key's session has become; the least that is true is found by bringing them up to date.
-        while let Some(Reverse((due, key))) = self.due.pop() {
-            let Some(known) = self.keys.get_mut(&key) else { continue };
+        let mut longest: Vec<u32> = Vec::new();
+        let mut least = None;
+        while let Some(Reverse((due, slot))) =
+            self.due.peek().copied().filter(|Reverse((due, _))| least.is_none_or(|l| *due == l))
+        {
+            self.due.pop();
+            let Some(known) = self.slots[slot as usize].as_ref().filter(|known| known.queued == due) else { continue };
             let Some(open) = &known.open else {
                 // Nothing open here: it can be forgotten early.
-                self.keys.remove(&key);
+                self.remove(slot);
                 continue;
             };
+            // An entry may lie before what its session has become.
             let now = open.end.saturating_add(self.gap);
             if now > due {
-                self.due.push(Reverse((now, key)));
+                self.queue(slot, now);
                 continue;
             }
-            if let Some(session) = known.open.take() {
-                self.open -= 1;
-                closed.push(Closed { lsn, key: key.clone(), session, status: Status::Abandoned });
-            }
-            self.keys.remove(&key);
-            return;
+            least = Some(due);
+            longest.push(slot);
         }
+        longest.sort_unstable();
+        longest.dedup();
+        let Some(chosen) = longest.iter().copied().min_by(|a, b| self.key(*a).cmp(self.key(*b))) else { return };
+        for slot in longest.into_iter().filter(|slot| *slot != chosen) {
+            self.queue(slot, least.unwrap_or_default());
+        }
+        let taken =
+            self.slots[chosen as usize].as_mut().and_then(|known| Some((known.key.clone(), known.open.take()?)));
+        if let Some((key, session)) = taken {
+            self.open -= 1;
+            closed.push(Closed { lsn, key, session, status: Status::Abandoned });
+        }
+        self.remove(chosen);
     }
 
     /// Closes everything, in the order of starts and keys.
     pub fn close_all(&mut self, lsn: Lsn, status: Status, closed: &mut Vec<Closed>) {
         let first = closed.len();
-        for (key, known) in self.keys.drain() {
-            closed.extend(known.open.map(|session| Closed { lsn, key, session, status }));
+        for known in std::mem::take(&mut self.slots).into_iter().flatten() {
+            let Known { key, open, .. } = known;
+            closed.extend(open.map(|session| Closed { lsn, key, session, status }));
         }
+        self.free.clear();
+        self.by_key.clear();
         self.due.clear();
         self.open = 0;
         closed[first..].sort_by(|a, b| (a.session.start, &a.key).cmp(&(b.session.start, &b.key)));
@@ -281,47 +359,96 @@ impl Sessions {
     /// The sessions that are open, as rows.
     pub fn open_rows(&self, lsn: Lsn) -> RecordBatch {
         let open: Vec<Closed> = self
-            .keys
+            .slots
             .iter()
-            .filter_map(|(key, known)| {
+            .flatten()
+            .filter_map(|known| {
                 let session = known.open.clone()?;
-                Some(Closed { lsn, key: key.clone(), session, status: Status::Open })
+                Some(Closed { lsn, key: known.key.clone(), session, status: Status::Open })
             })
             .collect();
         self.rows(&open)
     }
 
+    /// Watermark, number of keys, and per key, in their order: its text, the end of the session before, whether one is open, and of
+    /// that its numbers and texts. Numbers have eight bytes, a text its length before it, none the greatest length.
     pub fn save(&self, out: &mut Vec<u8>) {
-        let mut keys: Vec<(&Arc<str>, &Known)> = self.keys.iter().collect();
-        keys.sort_by_key(|(key, _)| *key);
-        let saved = serde_json::to_vec(&(self.mark, keys)).expect("plain data becomes JSON");
-        out.extend_from_slice(&(saved.len() as u64).to_le_bytes());
-        out.extend_from_slice(&saved);
+        let mut known: Vec<&Known> = self.slots.iter().flatten().collect();
+        known.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        put(out, self.mark as u64);
+        put(out, known.len() as u64);
+        for Known { key, open, closed, .. } in known {
+            put_text(out, Some(key));
+            put(out, *closed as u64);
+            put(out, u64::from(open.is_some()));
+            if let Some(open) = open {
+                [open.begun, open.start as u64, open.end as u64, open.events].into_iter().for_each(|n| put(out, n));
+                put_text(out, open.first.as_deref());
+                put_text(out, open.last.as_deref());
+            }
+        }
     }
 
     /// Reads what [`Self::save`] wrote into a fresh state.
     pub fn load(mut self, bytes: &mut &[u8]) -> Option<Self> {
-        let (length, rest) = bytes.split_first_chunk::<8>()?;
-        let (own, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-        *bytes = rest;
-        let (mark, keys): (Micros, Vec<(Arc<str>, Known)>) = serde_json::from_slice(own).ok()?;
-        self.mark = mark;
-        for (key, mut known) in keys {
-            if let Some(open) = &mut known.open {
-                open.first = self.text(open.first.as_deref());
-                open.last = self.text(open.last.as_deref());
-            }
-            let due = match (&known.open, known.closed) {
-                (Some(open), _) => open.end.saturating_add(self.gap),
-                (None, Some(end)) => end.saturating_add(2 * self.gap),
-                (None, None) => continue,
+        self.mark = take(bytes)? as Micros;
+        for _ in 0..take(bytes)? {
+            let key: Arc<str> = take_text(bytes)??.into();
+            let closed = take(bytes)? as Micros;
+            let open = match take(bytes)? {
+                0 => None,
+                _ => {
+                    let (begun, start, end) = (take(bytes)?, take(bytes)? as Micros, take(bytes)? as Micros);
+                    let events = take(bytes)?;
+                    let first = take_text(bytes)?;
+                    let last = take_text(bytes)?;
+                    let (first, last) = (self.text(first), self.text(last));
+                    Some(Session { begun, start, end, events, first, last })
+                }
             };
-            self.open += usize::from(known.open.is_some());
-            self.due.push(Reverse((due, key.clone())));
-            self.keys.insert(key, known);
+            let due = match &open {
+                Some(open) => open.end.saturating_add(self.gap),
+                None => closed.saturating_add(2 * self.gap),
+            };
+            self.open += usize::from(open.is_some());
+            let slot = self.insert(Known { key, open, closed, queued: NEVER });
+            self.queue(slot, due);
         }
         Some(self)
     }
+}
+
+fn hash(key: &str) -> u64 {
+    // With keys that are the same in every process.
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(key.as_bytes());
+    hasher.finish()
+}
+
+fn put(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: Option<&str>) {
+    put(out, text.map_or(u64::MAX, |text| text.len() as u64));
+    out.extend_from_slice(text.unwrap_or_default().as_bytes());
+}
+
+fn take(bytes: &mut &[u8]) -> Option<u64> {
+    let (number, rest) = bytes.split_first_chunk::<8>()?;
+    *bytes = rest;
+    Some(u64::from_le_bytes(*number))
+}
+
+/// The outer none: it is cut short.
+fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<Option<&'a str>> {
+    let length = take(bytes)?;
+    if length == u64::MAX {
+        return Some(None);
+    }
+    let (own, rest) = bytes.split_at_checked(usize::try_from(length).ok()?)?;
+    *bytes = rest;
+    Some(Some(std::str::from_utf8(own).ok()?))
 }
 
 /// Columns of `<stream>.sessions`, without partition columns.
