@@ -6,14 +6,17 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, UInt32Array};
 use arrow::compute::filter_record_batch;
+use arrow::datatypes::DataType;
 use arrow::row::{RowConverter, Rows, SortField};
 
 use serde::{Deserialize, Serialize};
 
+use super::canonical;
 use crate::schema::Entity;
 use crate::schema::entity::ENTITY_COLUMNS;
+use crate::schema::types::timestamp;
 
 /// Keys remembered of a table, and the memory that one takes.
 pub const KNOWN_KEYS: usize = 16 << 10;
@@ -54,18 +57,20 @@ impl EntityState {
 
     /// The rows that a stream's rows give and that tell something new.
     pub fn rows(&mut self, batch: &RecordBatch) -> Result<RecordBatch, String> {
-        if !self.entity.has_lists() {
+        if !self.entity.has_lists() || !self.entity.inputs(batch).all(|input| is_plain(input.data_type())) {
             let rows = self.entity.rows(batch)?;
             return self.new_rows(&rows, None);
         }
         // What was told before, list for list, tells nothing new, whatever its version.
-        let inputs: Vec<ArrayRef> = self.entity.inputs(batch).cloned().collect();
-        let inputs = row_bytes(&inputs)?;
+        let inputs: Vec<&ArrayRef> = self.entity.inputs(batch).collect();
+        let mut bytes = Vec::new();
         let versions = self.entity.versions(batch)?;
         let versions = versions.as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
         let (mut fresh, mut by) = (Vec::new(), HashMap::new());
         for (row, lsn) in super::lsns(batch).iter().copied().enumerate() {
-            let input = hash(inputs.row(row).data());
+            bytes.clear();
+            inputs.iter().for_each(|input| input_bytes(input, row, &mut bytes));
+            let input = hash(&bytes);
             let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
             let has_room = self.told.len() < KNOWN_KEYS;
             match self.told.get_mut(&input) {
@@ -152,6 +157,27 @@ impl EntityState {
         *bytes = rest;
         let (known, told): Saved = serde_json::from_slice(own).ok()?;
         Some(Self { entity: entity.clone(), known: known.into_iter().collect(), told: told.into_iter().collect() })
+    }
+}
+
+/// Whether [`input_bytes`] tells values of a type apart.
+fn is_plain(ty: &DataType) -> bool {
+    match ty {
+        DataType::List(item) => !item.data_type().is_nested() && is_plain(item.data_type()),
+        DataType::Utf8 | DataType::Int64 | DataType::Int32 | DataType::Float64 | DataType::Boolean => true,
+        ty => *ty == timestamp(),
+    }
+}
+
+/// Bytes that are equal exactly for equal values; a list's are its items'.
+fn input_bytes(input: &ArrayRef, row: usize, out: &mut Vec<u8>) {
+    let Some(list) = input.as_any().downcast_ref::<ListArray>().filter(|list| list.is_valid(row)) else {
+        return canonical(input, row, out);
+    };
+    let offsets = list.value_offsets();
+    out.extend_from_slice(&offsets[row].abs_diff(offsets[row + 1]).to_le_bytes());
+    for item in offsets[row] as usize..offsets[row + 1] as usize {
+        canonical(list.values(), item, out);
     }
 }
 

@@ -69,7 +69,7 @@ pub fn open(
     let part = shares.hot_rows / 24;
     // What operators know of entities keeps as many rows from waiting here.
     let known = catalog.entities.len() * KNOWN_KEYS * KNOWN_KEY_BYTES;
-    let pool = Arc::new(Pool::new((9 * part).saturating_sub(known).max(part), made.max(1)));
+    let pool = Arc::new(Pool::new((7 * part).saturating_sub(known).max(part), made.max(1)));
     let policy = |spec: &TableSpec| CommitPolicy {
         // Late rows lie scattered over many hours; they wait together.
         recent_every: if is_late(spec) { config.limits.lake_old } else { config.limits.lake_recent },
@@ -80,8 +80,8 @@ pub fn open(
             Feed::DeadLetters => part,
             Feed::Raw => 3 * part,
             Feed::Stream(_) => 9 * part / catalog.streams.len().max(1),
-            Feed::Made(_) if is_late(spec) => 2 * part,
-            Feed::Made(_) => 9 * part,
+            Feed::Made(_) if is_late(spec) => 4 * part,
+            Feed::Made(_) => 7 * part,
         },
         pool: (matches!(spec.feed, Feed::Made(_)) && !is_late(spec)).then(|| pool.clone()),
     };

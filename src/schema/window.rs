@@ -64,6 +64,8 @@ pub struct AggregatePlan {
 pub struct Top {
     pub aggregate: usize,
     pub rows: usize,
+    /// Nothing but the count orders them, so that of equal ones the first by their group columns are taken.
+    pub is_exact: bool,
 }
 
 /// What happens to the aggregation's rows, in order.
@@ -722,7 +724,7 @@ fn keys(
 /// Whether the rows are those of the greatest counts: `order by n desc … limit k` and nothing that drops rows before.
 fn top(steps: &[Step], groups: usize) -> Option<Top> {
     let mut from: Vec<Option<usize>> = (0..groups + FAST_COUNTS).map(Some).collect();
-    let mut sorted = None;
+    let (mut sorted, mut is_exact) = (None, false);
     for step in steps {
         match step {
             Step::Filter(_) => return None,
@@ -736,10 +738,11 @@ fn top(steps: &[Step], groups: usize) -> Option<Top> {
                 let (first, options) = by.first()?;
                 let column = first.downcast_ref::<PhysicalColumn>()?.index();
                 sorted = from.get(column).copied().flatten().filter(|_| options.descending);
+                is_exact = by.len() == 1;
             }
             Step::Limit { skip, fetch } => {
                 let aggregate = sorted?.checked_sub(groups)?;
-                return Some(Top { aggregate, rows: skip + (*fetch)? });
+                return Some(Top { aggregate, rows: skip + (*fetch)?, is_exact });
             }
         }
     }

@@ -116,16 +116,24 @@ impl Running {
         }
     }
 
-    /// The groups whose rows can be among the first: all down to the count of the last of them.
-    fn first(&self, top: Top) -> Counted {
-        let mut found = Vec::new();
+    /// The groups whose rows can be among the first: down to the count of the last of them, of equal ones all, or the least by
+    /// their bytes where nothing else orders them.
+    fn first(&self, top: Top, slots: &[Group]) -> Counted {
+        let mut found: Vec<u32> = Vec::new();
         for level in self.levels.values().rev() {
-            found.extend(level.iter().map(|g| (*g, self.counts[g].0)));
+            let room = top.rows - found.len();
+            if top.is_exact && level.len() > room {
+                let mut level = level.clone();
+                level.select_nth_unstable_by(room, |a, b| slots[*a as usize].bytes.cmp(&slots[*b as usize].bytes));
+                found.extend_from_slice(&level[..room]);
+            } else {
+                found.extend_from_slice(level);
+            }
             if found.len() >= top.rows {
                 break;
             }
         }
-        found
+        found.into_iter().map(|group| (group, self.counts[&group].0)).collect()
     }
 }
 
@@ -342,7 +350,7 @@ impl Counting {
         }
         (running.from, running.to) = (from, to);
         let found = match self.top {
-            Some(top) => running.first(top),
+            Some(top) => running.first(top, &self.slots),
             None => running.counts.iter().map(|(g, (c, _))| (*g, *c)).collect(),
         };
         self.running = Some(running);
