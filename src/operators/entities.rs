@@ -21,6 +21,9 @@ use crate::schema::types::timestamp;
 /// Keys remembered of a table, and the memory that one takes.
 pub const KNOWN_KEYS: usize = 16 << 10;
 pub const KNOWN_KEY_BYTES: usize = 48;
+/// Pairs of a remembered event and a key that it tells, and the most keys of one that is remembered.
+const LINKS: usize = 8 * KNOWN_KEYS;
+const EVENT_KEYS: usize = 64;
 
 pub struct EntityState {
     pub entity: Arc<Entity>,
@@ -28,10 +31,12 @@ pub struct EntityState {
     known: Hashed<Known>,
     /// Of a table with lists, by the hash of what an event tells: the greatest version that told it.
     told: Hashed<i64>,
+    /// Pairs of them, as far as they were ever made: none is made above [`LINKS`].
+    links: usize,
 }
 
 /// What a snapshot has of it.
-type Saved = (Vec<(u64, Known)>, Vec<(u64, i64)>);
+type Saved = (Vec<(u64, Known)>, Vec<(u64, i64)>, usize);
 
 type Hashed<T> = HashMap<u64, T, BuildHasherDefault<Same>>;
 
@@ -48,11 +53,11 @@ struct Known {
 
 impl EntityState {
     pub fn new(entity: &Arc<Entity>) -> Self {
-        Self { entity: entity.clone(), known: Hashed::default(), told: Hashed::default() }
+        Self { entity: entity.clone(), known: Hashed::default(), told: Hashed::default(), links: 0 }
     }
 
     pub fn memory_bytes(&self) -> usize {
-        (self.known.len() + self.told.len()) * KNOWN_KEY_BYTES
+        (self.known.len() + self.told.len()) * KNOWN_KEY_BYTES + self.links * size_of::<u64>()
     }
 
     /// The rows that a stream's rows give and that tell something new.
@@ -72,12 +77,14 @@ impl EntityState {
             inputs.iter().for_each(|input| input_bytes(input, row, &mut bytes));
             let input = hash(&bytes);
             let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
-            let has_room = self.told.len() < KNOWN_KEYS;
+            let keys = inputs.iter().map(|input| items(input, row)).max().unwrap_or(0);
+            let has_room = self.told.len() < KNOWN_KEYS && keys <= EVENT_KEYS && self.links + keys <= LINKS;
             match self.told.get_mut(&input) {
                 Some(greatest) => *greatest = version.max(*greatest),
                 None => {
                     if has_room {
                         self.told.insert(input, version);
+                        self.links += keys;
                         by.insert(lsn, input);
                     }
                     fresh.push(row as u32);
@@ -145,7 +152,7 @@ impl EntityState {
         known.sort_unstable_by_key(|(key, _)| **key);
         let mut told: Vec<(u64, i64)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
         told.sort_unstable();
-        let saved = serde_json::to_vec(&(known, told)).expect("plain data becomes JSON");
+        let saved = serde_json::to_vec(&(known, told, self.links)).expect("plain data becomes JSON");
         out.extend_from_slice(&(saved.len() as u64).to_le_bytes());
         out.extend_from_slice(&saved);
     }
@@ -155,9 +162,16 @@ impl EntityState {
         let (length, rest) = bytes.split_first_chunk::<8>()?;
         let (own, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
         *bytes = rest;
-        let (known, told): Saved = serde_json::from_slice(own).ok()?;
-        Some(Self { entity: entity.clone(), known: known.into_iter().collect(), told: told.into_iter().collect() })
+        let (known, told, links): Saved = serde_json::from_slice(own).ok()?;
+        let (known, told) = (known.into_iter().collect(), told.into_iter().collect());
+        Some(Self { entity: entity.clone(), known, told, links })
     }
+}
+
+/// Items of a list; none of what is no list.
+fn items(input: &ArrayRef, row: usize) -> usize {
+    let list = input.as_any().downcast_ref::<ListArray>().filter(|list| list.is_valid(row));
+    list.map_or(0, |list| list.value_length(row) as usize)
 }
 
 /// Whether [`input_bytes`] tells values of a type apart.
@@ -187,22 +201,12 @@ fn row_bytes(columns: &[ArrayRef]) -> Result<Rows, String> {
     converter.convert_columns(columns).map_err(|e| e.to_string())
 }
 
-/// 64 bits of a row's bytes, eight at a time (multiply and fold, after wyhash): the same in every process.
+/// 64 bits of a row's bytes. Of two rows with one hash the second would be lost, so it is one that nobody finds by hand (SipHash),
+/// with keys that are the same in every process.
 fn hash(bytes: &[u8]) -> u64 {
-    const KEYS: [u64; 2] = [0xA076_1D64_78BD_642F, 0xE703_7ED1_A0B4_28DB];
-    let fold = |a: u64, b: u64| {
-        let product = u128::from(a) * u128::from(b);
-        product as u64 ^ (product >> 64) as u64
-    };
-    let mut chunks = bytes.chunks_exact(8);
-    let mut hash = KEYS[0] ^ bytes.len() as u64;
-    for chunk in &mut chunks {
-        let number = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
-        hash = fold(hash ^ number, KEYS[1]);
-    }
-    let mut last = [0; 8];
-    last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    fold(fold(hash ^ u64::from_le_bytes(last), KEYS[1]), KEYS[0])
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// What is a hash already is not hashed again.

@@ -16,6 +16,7 @@ use crate::decode::decode;
 use crate::event::Lsn;
 use crate::ingest::{Ingest, IngestError, Receipt, Submission};
 use crate::operators::RETRIED;
+use crate::query::QueryError;
 use crate::wal::{About, Kind, RecordsBuilder};
 
 /// Dead letters read at once, and those that share a frame.
@@ -61,6 +62,22 @@ struct Letter {
     bytes: Vec<u8>,
 }
 
+/// Why a page was not read.
+enum PageError {
+    /// It is over a limit of queries.
+    TooLarge(String),
+    Other(RuntimeError),
+}
+
+impl From<PageError> for RuntimeError {
+    fn from(error: PageError) -> Self {
+        match error {
+            PageError::TooLarge(message) => Self::Failed(message),
+            PageError::Other(error) => error,
+        }
+    }
+}
+
 /// Records of one source and stream on their way.
 #[derive(Default)]
 struct Gathered {
@@ -75,8 +92,16 @@ impl Retry {
         let mut done = Retried::default();
         let mut looked_at = 0;
         let mut after = 0;
+        let mut page_rows = PAGE;
         while looked_at < limit {
-            let page = self.page(question, after, PAGE.min(limit - looked_at)).await?;
+            let page = match self.page(question, after, page_rows.min(limit - looked_at)).await {
+                // Large letters: fewer of them fit into an answer.
+                Err(PageError::TooLarge(_)) if page_rows > 1 => {
+                    page_rows /= 2;
+                    continue;
+                }
+                page => page.map_err(RuntimeError::from)?,
+            };
             let Some(last) = page.last() else { break };
             after = last.lsn;
             looked_at += page.len();
@@ -92,22 +117,25 @@ impl Retry {
         Ok(done)
     }
 
-    async fn page(&self, question: &RetryQuestion, after: Lsn, limit: usize) -> Result<Vec<Letter>, RuntimeError> {
+    async fn page(&self, question: &RetryQuestion, after: Lsn, limit: usize) -> Result<Vec<Letter>, PageError> {
         let quoted = |text: &str| text.replace('\'', "''");
         let mut wanted = vec![format!("retried_lsn is null and lsn > {after}")];
         wanted.extend(question.stream.as_ref().map(|s| format!("stream = '{}'", quoted(s))));
         wanted.extend(question.reason.as_ref().map(|r| format!("reason = '{}'", quoted(r))));
         if let Some(since) = &question.since {
             let since = crate::config::units::parse_time(since, self.clock.now())
-                .map_err(|e| RuntimeError::Config(format!("since: {e}")))?;
+                .map_err(|e| PageError::Other(RuntimeError::Config(format!("since: {e}"))))?;
             wanted.push(format!("received_at >= timestamp '{}'", crate::event::rfc3339(since)));
         }
         let query = format!(
             "select lsn, source, stream, bytes from dead_letters where {} order by lsn limit {limit}",
             wanted.join(" and ")
         );
-        let answer = self.answers.sql(&query).await?;
-        let failed = |e: arrow::error::ArrowError| RuntimeError::Failed(e.to_string());
+        let answer = self.answers.sql(&query).await.map_err(|e| match e {
+            QueryError::Limit(_) => PageError::TooLarge(e.to_string()),
+            e => PageError::Other(e.into()),
+        })?;
+        let failed = |e: arrow::error::ArrowError| PageError::Other(RuntimeError::Failed(e.to_string()));
         let mut letters = Vec::new();
         for batch in &answer.batches {
             let columns = [DataType::Int64, DataType::Utf8, DataType::Utf8, DataType::Binary];

@@ -232,6 +232,9 @@ impl Window {
             return Err(format!("`{}` is no time of {}", call.time, input.name));
         }
         let shape = shape(&call, &column)?;
+        if def.allowed_lateness.micros() > LONGEST {
+            return Err("allowed_lateness: at most 400 days".into());
+        }
         if let Shape::Session { .. } = shape
             && def.late == Late::Amend
         {

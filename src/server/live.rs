@@ -18,6 +18,8 @@ use crate::schema::versions_of;
 /// How often new rows are looked for, and how many are sent at once.
 const POLL: Duration = Duration::from_millis(100);
 const ROWS: usize = 500;
+/// More rows than this of one record are not counted through for a client that comes back.
+const MOST_ORDINAL: usize = 1_000_000;
 
 /// Where a client is: everything up to this record, and so many rows of the next one that has some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +32,9 @@ impl Position {
     /// The row after the one of this id, `LSN.ordinal`.
     fn behind(id: &str) -> Option<Self> {
         let (lsn, ordinal) = id.split_once('.').unwrap_or((id, "0"));
-        Some(Self { after: lsn.parse::<u64>().ok()?.checked_sub(1)?, sent: ordinal.parse::<usize>().ok()? + 1 })
+        let sent = ordinal.parse::<usize>().ok().filter(|n| *n < MOST_ORDINAL)? + 1;
+        // An LSN is exact in JSON; what lies above is none.
+        Some(Self { after: lsn.parse::<u64>().ok().filter(|lsn| *lsn < 1 << 53)?.checked_sub(1)?, sent })
     }
 }
 
@@ -106,4 +110,18 @@ async fn rows_above(
         Position { after: lsn.saturating_sub(1), sent: ordinal + 1 }
     };
     Ok((out, next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_names_the_row_behind_it_and_nonsense_names_none() {
+        assert_eq!(Position::behind("7.2"), Some(Position { after: 6, sent: 3 }));
+        assert_eq!(Position::behind("7"), Some(Position { after: 6, sent: 1 }));
+        for wrong in ["", "x", "0.0", "7.x", "7.18446744073709551615", "18446744073709551615.0"] {
+            assert_eq!(Position::behind(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -272,11 +272,12 @@ impl WindowState {
                     Ok(())
                 }
             };
+            let is_filtered = failed > 0 || prepared.is_err();
             if prepared.is_err() {
                 (passes, failed) = window.passing_one_by_one(feed.batch, &reduced);
             }
             // Where some row has no value, those that have are taken alone.
-            if failed > 0 {
+            if is_filtered {
                 self.prepare_passing(&reduced, &passes)?;
             }
             self.failed += failed as u64;
@@ -286,7 +287,7 @@ impl WindowState {
                 while let Some((at, mark)) = marks.next_if(|(at, _)| *at < lsn) {
                     self.advance(*mark, *at)?;
                 }
-                let prepared = if failed > 0 { passing } else { row };
+                let prepared = if is_filtered { passing } else { row };
                 passing += usize::from(passes.value(row));
                 if passes.value(row) && time >= self.not_before {
                     if self.take(row, prepared, time, lsn, feed.batch)? {
@@ -526,7 +527,8 @@ impl WindowState {
         let Shape::Fixed { slide, size } = self.window.shape else {
             let Some((end, _)) = self.sessions.ends.first().cloned() else { return Ok(()) };
             let Shape::Session { gap, .. } = self.window.shape else { return Ok(()) };
-            return self.close_sessions(end + gap + self.lateness() + 1, lsn, status::ABANDONED);
+            let over = end.saturating_add(gap).saturating_add(self.lateness()).saturating_add(1);
+            return self.close_sessions(over, lsn, status::ABANDONED);
         };
         match self.candidate() {
             Some(end) if !self.is_amending() || self.standing.is_empty() => self.fire(end, lsn, status::ABANDONED)?,
