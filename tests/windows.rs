@@ -496,6 +496,25 @@ fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
     assert_eq!(rows.iter().filter(|r| r["status"] == "closed_timeout").count(), 20);
 }
 
+#[test]
+fn long_keys_of_sessions_are_kept_short_and_apart() {
+    let text = "[streams.long]\nschema = \"k varchar, t bigint not null\"\nselect = \"select to_timestamp_millis(t) as event_time, k, t from long\"\nsession = { key = \"k\", gap = \"1h\", what = \"k\" }\n";
+    let bench = Bench::new("");
+    bench.configure(&format!(
+        "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"long\"\n{text}"
+    ));
+    let long = "é".repeat(40_000);
+    let record = |end: &str, n: i64| json!({"k": format!("{long}{end}"), "t": START + n}).to_string();
+    let lines: Vec<String> = [("a", 0), ("b", 1), ("a", 2)].iter().map(|(end, n)| record(end, *n)).collect();
+    bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    bench.once();
+    let rows = bench.rows("select events, length(key) as l, session_id from long.sessions order by events");
+    assert_eq!(rows.iter().map(|r| r["events"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
+    assert!(rows.iter().all(|r| r["l"].as_u64().is_some_and(|l| l < 100)), "{rows:?}");
+    let joined = "select count(*) from long l join long.sessions s on l.session_id = s.session_id";
+    assert_eq!(bench.number(joined), 3);
+}
+
 /// Key, start, end, events, status of every session, by their definition, word for word.
 fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
     const GAP: i64 = 4 * SECOND;

@@ -1,6 +1,7 @@
 //! Sessions: events of one key with no more than a gap between them, in the order of LSNs. A session is known by the record that
 //! began it; it never merges with another one and never changes its id.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hasher;
@@ -100,6 +101,18 @@ pub struct Sessions {
     mark: Micros,
 }
 
+/// Longest text that is kept of a key or of what a session tells, in bytes.
+const TEXT_BYTES: usize = 128;
+
+/// A text short enough to be kept: of a longer one its beginning and a hash of all of it, so that different ones stay different.
+fn kept(text: &str) -> Cow<'_, str> {
+    if text.len() <= TEXT_BYTES {
+        return text.into();
+    }
+    let hash: String = Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}…{hash}", &text[..text.floor_char_boundary(TEXT_BYTES - 24)]).into()
+}
+
 /// Different texts kept once; beyond it each session has its own.
 const MAX_TEXTS: usize = 4_096;
 
@@ -177,7 +190,7 @@ impl Sessions {
         let mut hash = Sha256::new();
         hash.update(self.stream.as_bytes());
         hash.update([0]);
-        hash.update(key.as_bytes());
+        hash.update(kept(key).as_bytes());
         hash.update([0]);
         hash.update(begun.to_le_bytes());
         hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
@@ -198,11 +211,12 @@ impl Sessions {
     /// Takes an event in; gives its session's first record.
     pub fn observe(&mut self, seen: &Seen<'_>, closed: &mut Vec<Closed>) -> Lsn {
         let Seen { lsn, time, .. } = *seen;
-        let what = self.text(seen.what);
+        let what = self.text(seen.what.map(kept).as_deref());
+        let own_key = kept(seen.key);
         let gap = self.gap;
-        let slot = self.find(seen.key);
+        let slot = self.find(&own_key);
         let known = slot.and_then(|slot| self.slots[slot as usize].as_mut());
-        let key: Arc<str> = known.as_ref().map_or_else(|| seen.key.into(), |known| known.key.clone());
+        let key: Arc<str> = known.as_ref().map_or_else(|| own_key.as_ref().into(), |known| known.key.clone());
         let fresh = Session { begun: lsn, start: time, end: time, events: 1, first: what.clone(), last: what.clone() };
         let before = known.as_ref().map_or(NEVER, |known| known.closed);
         if let Some(open) = known.and_then(|known| known.open.as_mut()) {

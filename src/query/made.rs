@@ -9,6 +9,7 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::TableReference;
 use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, ExprFunctionExt, LogicalPlanBuilder, ident, lit};
 
@@ -22,6 +23,17 @@ use crate::views::lake::LakeTable;
 pub struct Open {
     pub lsn: Lsn,
     pub rows: Option<RecordBatch>,
+    /// Their memory, as long as the query has them.
+    _reserved: MemoryReservation,
+}
+
+impl Open {
+    /// Counts the rows' memory among that of queries; an error where it is not there.
+    pub fn new(lsn: Lsn, rows: Option<RecordBatch>, pool: &Arc<dyn MemoryPool>) -> Result<Self> {
+        let reserved = MemoryConsumer::new("open rows").register(pool);
+        reserved.try_grow(rows.as_ref().map_or(0, RecordBatch::get_array_memory_size))?;
+        Ok(Self { lsn, rows, _reserved: reserved })
+    }
 }
 
 /// A scan of the table's own columns, of the same record as the open rows, and those.

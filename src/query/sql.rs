@@ -166,7 +166,9 @@ impl Planner {
             while table.applied() < lsn && tokio::time::Instant::now() < deadline {
                 tokio::time::sleep(OPEN_POLL).await;
             }
-            open.insert(table.spec.name.clone(), Open { lsn, rows });
+            let pool = &self.base.runtime_env().memory_pool;
+            let rows = Open::new(lsn, rows, pool).map_err(|e| run_error(&e, self.limits))?;
+            open.insert(table.spec.name.clone(), rows);
         }
         Ok(open)
     }

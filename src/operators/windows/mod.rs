@@ -354,7 +354,10 @@ impl WindowState {
         self.flush()?;
         match &mut self.panes {
             Panes::Counting(panes) => panes.end(),
-            Panes::Partial(panes) => panes.end()?,
+            Panes::Partial(panes) => {
+                panes.end()?;
+                self.failed += panes.take_failed();
+            }
         }
         let one = |parts: &mut Vec<RecordBatch>| {
             let parts = std::mem::take(parts);
@@ -866,10 +869,16 @@ impl WindowState {
 
     /// Rows of the windows that have not fired, as they are now.
     pub fn open_rows(&self, lsn: Lsn) -> Result<Option<RecordBatch>, String> {
+        // What waits becomes states in a copy, once for all windows.
+        let states = match &self.panes {
+            Panes::Counting(_) => None,
+            Panes::Partial(panes) => Some(panes.flushed()?),
+        };
         let look = |which: Which<'_>, start: Micros, end: Micros| -> Result<Fired, String> {
-            let rows = match &self.panes {
-                Panes::Counting(panes) => Rows::Counted(panes.look(&which)),
-                Panes::Partial(panes) => Rows::Columns(panes.look(&which, start, end)?),
+            let rows = match (&self.panes, &states) {
+                (Panes::Partial(_), Some(states)) => Rows::Columns(states.close(&which, start, end)?),
+                (Panes::Counting(panes), _) => Rows::Counted(panes.look(&which)),
+                (Panes::Partial(_), None) => return Err("the states were not copied".into()),
             };
             Ok(Fired { start, end, lsn, status: status::OPEN, rows, is_same: false })
         };

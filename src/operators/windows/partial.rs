@@ -35,6 +35,7 @@ pub struct Partial {
     /// Rows of the batch being added, with the pane that each goes to.
     chosen: Vec<(u32, Micros)>,
     current: Option<RecordBatch>,
+    failed: u64,
 }
 
 fn aggregate(
@@ -80,6 +81,7 @@ impl Partial {
             entries: 0,
             chosen: Vec::new(),
             current: None,
+            failed: 0,
         })
     }
 
@@ -127,6 +129,29 @@ impl Partial {
         Ok(())
     }
 
+    /// States of rows; a row that makes an aggregate fail is left out and counted.
+    fn states_of(&mut self, rows: &RecordBatch) -> Vec<RecordBatch> {
+        match aggregate(&self.window, AggregateMode::Partial, vec![rows.clone()], self.window.reduced.clone()) {
+            Ok(states) => states,
+            Err(_) if rows.num_rows() > 1 => {
+                let half = rows.num_rows() / 2;
+                let mut states = self.states_of(&rows.slice(0, half));
+                states.extend(self.states_of(&rows.slice(half, rows.num_rows() - half)));
+                states
+            }
+            Err(reason) => {
+                tracing::error!(window = self.window.name, reason, "a row could not be aggregated and is left out");
+                self.failed += 1;
+                Vec::new()
+            }
+        }
+    }
+
+    /// Rows left out because an aggregate failed, since the last time this was asked.
+    pub fn take_failed(&mut self) -> u64 {
+        std::mem::take(&mut self.failed)
+    }
+
     /// What waits becomes states.
     fn flush(&mut self) -> Result<(), String> {
         self.settle()?;
@@ -137,8 +162,7 @@ impl Partial {
         self.waiting_rows = 0;
         // One batch, so that the states do not depend on where batches were cut.
         let waiting = concat_batches(&self.window.reduced, &waiting).map_err(|e| e.to_string())?;
-        let states = aggregate(&self.window, AggregateMode::Partial, vec![waiting], self.window.reduced.clone())?;
-        for state in states {
+        for state in self.states_of(&waiting) {
             let mut rows: BTreeMap<Micros, Vec<u32>> = BTreeMap::new();
             for (row, pane) in times(state.column(self.window.start_at))?.values().iter().enumerate() {
                 rows.entry(*pane).or_default().push(row as u32);
@@ -189,12 +213,15 @@ impl Partial {
         self.close(which, start, end)
     }
 
-    /// As [`Self::rows`], for a look that changes nothing.
-    pub fn look(&self, which: &Which<'_>, start: Micros, end: Micros) -> Result<Vec<ArrayRef>, String> {
-        self.clone().rows(which, start, end)
+    /// A copy in which nothing waits, for a look that changes nothing.
+    pub fn flushed(&self) -> Result<Self, String> {
+        let mut copy = self.clone();
+        copy.flush()?;
+        Ok(copy)
     }
 
-    fn close(&self, which: &Which<'_>, start: Micros, end: Micros) -> Result<Vec<ArrayRef>, String> {
+    /// As [`Self::rows`], where nothing waits.
+    pub fn close(&self, which: &Which<'_>, start: Micros, end: Micros) -> Result<Vec<ArrayRef>, String> {
         let panes: Vec<&Vec<RecordBatch>> = match which {
             Which::Range(from, to) => self.panes.range(*from..*to).map(|(_, parts)| parts).collect(),
             Which::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
