@@ -2,7 +2,12 @@
 //!
 //! Per key the last four events that said something are kept. Keys are bounded; the one unseen for longest leaves first.
 
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use hashbrown::HashTable;
+use sha2::{Digest, Sha256};
+
+use super::values::{canonical, number};
+use crate::schema::Stream;
 
 /// What is remembered of a key's events that said something new.
 const REMEMBERED: usize = 4;
@@ -195,6 +200,51 @@ impl Repeats {
         }
         Some(self)
     }
+}
+
+/// Key, content and version of rows, as the repeats operator compares them.
+pub struct RepeatHashes<'a> {
+    key: &'a ArrayRef,
+    same: Vec<&'a ArrayRef>,
+    version: Option<&'a ArrayRef>,
+    scratch: Vec<u8>,
+}
+
+impl<'a> RepeatHashes<'a> {
+    pub fn new(stream: &Stream, rows: &'a RecordBatch) -> Option<Self> {
+        let columns = stream.repeats()?;
+        Some(Self {
+            key: rows.column(columns.key),
+            same: columns.same.iter().map(|c| rows.column(*c)).collect(),
+            version: columns.version.map(|c| rows.column(c)),
+            scratch: Vec::new(),
+        })
+    }
+
+    /// None for an event without a key, which is never a repeat.
+    pub fn at(&mut self, row: usize) -> Option<(u64, u64, i64)> {
+        if self.key.is_null(row) {
+            return None;
+        }
+        let key = match self.key.as_any().downcast_ref::<Int64Array>() {
+            Some(numbers) => numbers.value(row) as u64,
+            None => {
+                self.scratch.clear();
+                canonical(self.key, row, &mut self.scratch);
+                hash(&self.scratch)
+            }
+        };
+        self.scratch.clear();
+        for column in &self.same {
+            canonical(column, row, &mut self.scratch);
+        }
+        let version = self.version.map_or(0, |column| number(column, row));
+        Some((key, hash(&self.scratch), version))
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(*Sha256::digest(bytes).first_chunk().expect("32 bytes"))
 }
 
 #[cfg(test)]

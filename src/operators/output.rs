@@ -1,0 +1,109 @@
+//! What a frame gives: rows of tables, dead letters, floors; and the names of the tables and positions that they go to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+
+use super::values::lsns;
+use crate::event::{Lsn, Micros};
+use crate::schema::Stream;
+use crate::wal::Frame;
+
+/// A record that became no event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    pub lsn: Lsn,
+    /// Its place in the frame.
+    pub index: u32,
+    pub reason: String,
+}
+
+/// Rows of a stream table.
+#[derive(Debug, Clone)]
+pub struct StreamRows {
+    pub stream: Arc<Stream>,
+    /// In the table's schema without partition columns; LSNs ascend.
+    pub batch: RecordBatch,
+    /// Per row: its hour is more than one before its partition's watermark just before its record. None where no row is.
+    pub old: Option<Vec<bool>>,
+    /// Rows below this time are no longer part of the table.
+    pub floor: Option<Micros>,
+    /// The stream's watermark behind these rows.
+    pub watermark: Option<Micros>,
+}
+
+impl StreamRows {
+    pub fn lsns(&self) -> &[i64] {
+        lsns(&self.batch)
+    }
+}
+
+/// Rows of a table that operators make: sessions, windows, late rows.
+#[derive(Debug, Clone)]
+pub struct TableRows {
+    pub table: Arc<str>,
+    /// In the table's schema without partition columns; LSNs ascend.
+    pub batch: RecordBatch,
+    /// Rows below this time are no longer part of the table.
+    pub floor: Option<Micros>,
+}
+
+/// Names of tables that operators make.
+pub mod tables {
+    pub use crate::schema::versions_of;
+
+    pub fn sessions(stream: &str) -> String {
+        format!("{stream}.sessions")
+    }
+    pub fn late(stream: &str) -> String {
+        format!("{stream}.late")
+    }
+}
+
+/// What one frame gave: everything in the range (after, to].
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub after: Lsn,
+    pub to: Lsn,
+    pub frame: Arc<Frame>,
+    pub rows: Option<StreamRows>,
+    /// One entry a table at most.
+    pub tables: Vec<TableRows>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Tables of which rows below a time are no longer part, as the disk's limit wants it.
+    pub floors: Floors,
+}
+
+/// Times per table below which its rows are no longer part of it; what a floor frame says.
+pub type Floors = BTreeMap<String, Micros>;
+
+impl Output {
+    /// Bytes it takes in memory, about.
+    pub fn memory_bytes(&self) -> usize {
+        let rows = self.rows.as_ref().map_or(0, |r| r.batch.get_array_memory_size());
+        let tables: usize = self.tables.iter().map(|t| t.batch.get_array_memory_size()).sum();
+        self.frame.memory_bytes() + rows + tables + self.dead_letters.len() * 128 + 512
+    }
+}
+
+/// Names of the positions that views commit, as snapshots list them.
+pub mod positions {
+    pub const RAW: &str = "raw";
+    pub const DEAD_LETTERS: &str = "dead_letters";
+    pub fn recent(table: &str) -> String {
+        format!("{table}/recent")
+    }
+    pub fn old(table: &str) -> String {
+        format!("{table}/old")
+    }
+    pub fn search(stream: &str) -> String {
+        format!("search/{stream}")
+    }
+    pub fn places(stream: &str) -> String {
+        format!("places/{stream}")
+    }
+    pub fn counts(stream: &str) -> String {
+        format!("counts/{stream}")
+    }
+}

@@ -1,0 +1,67 @@
+//! Values of columns: what rows are stamped with, and what is compared.
+
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::TimestampMicrosecondType;
+
+use crate::event::Micros;
+
+/// The LSN column of a stamped batch.
+pub fn lsns(batch: &RecordBatch) -> &[i64] {
+    batch
+        .column(0)
+        .as_any()
+        .downcast_ref::<Int64Array>()
+        .expect("the first column of stamped rows is their LSN")
+        .values()
+}
+
+/// Times of a batch by a column of it.
+pub fn column_times(batch: &RecordBatch, column: usize) -> &[Micros] {
+    batch
+        .column(column)
+        .as_any()
+        .downcast_ref::<arrow::array::PrimitiveArray<TimestampMicrosecondType>>()
+        .expect("a window's time was checked to be one")
+        .values()
+}
+
+/// A number or time as an integer; null is the least.
+pub fn number(array: &ArrayRef, row: usize) -> i64 {
+    use arrow::array::Int32Array;
+    if array.is_null(row) {
+        return i64::MIN;
+    }
+    let any = array.as_any();
+    if let Some(a) = any.downcast_ref::<Int64Array>() {
+        a.value(row)
+    } else if let Some(a) = any.downcast_ref::<Int32Array>() {
+        a.value(row).into()
+    } else if let Some(a) = any.downcast_ref::<TimestampMicrosecondArray>() {
+        a.value(row)
+    } else {
+        0
+    }
+}
+
+/// Bytes that are equal exactly for equal scalar values, the same in every version.
+pub fn canonical(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
+    use arrow::array::{Float64Array, StringArray};
+    if array.is_null(row) {
+        out.push(0);
+        return;
+    }
+    let any = array.as_any();
+    if let Some(a) = any.downcast_ref::<StringArray>() {
+        out.push(1);
+        out.extend_from_slice(&(a.value(row).len() as u64).to_le_bytes());
+        out.extend_from_slice(a.value(row).as_bytes());
+    } else if let Some(a) = any.downcast_ref::<Float64Array>() {
+        out.push(2);
+        out.extend_from_slice(&a.value(row).to_bits().to_le_bytes());
+    } else if let Some(a) = any.downcast_ref::<BooleanArray>() {
+        out.extend_from_slice(&[3, u8::from(a.value(row))]);
+    } else {
+        out.push(4);
+        out.extend_from_slice(&number(array, row).to_le_bytes());
+    }
+}
