@@ -411,6 +411,35 @@ fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
     assert!(sum(&mut rows.iter().map(String::as_str)) <= records.len() as u64);
 }
 
+#[test]
+fn what_a_window_holds_is_bounded_whatever_its_kind_and_its_values() {
+    let tumble = "tumble(ev, event_time, interval '10 seconds')";
+    let hop = "hop(ev, event_time, interval '2 seconds', interval '20 seconds')";
+    let session = "session(ev, event_time, interval '30 seconds', k)";
+    for (select, from, late) in [
+        ("count(*) as n", tumble, "amend"),
+        ("count(*) as n", hop, "amend"),
+        ("count(*) as n", hop, "drop"),
+        ("max(v) as n", tumble, "amend"),
+        ("max(v) as n", hop, "drop"),
+        ("count(*) as n", session, "drop"),
+    ] {
+        let catalog = catalog(&format!(
+            "[windows.w]\nsql = \"select window_start, window_end, k, t, {select} from {from} group by 1, 2, 3, 4\"\nlate = \"{late}\"\nallowed_lateness = \"15s\"\nmax_groups = 25\n"
+        ));
+        let rows = is_the_same_however_cut(&catalog, &made(250, 1_000), true);
+        if late == "drop" {
+            assert!(rows["w_versions"].iter().any(|r| r.contains("abandoned")), "{from}");
+        }
+    }
+    // Values that grow count as more groups: all of one group, and yet windows close early.
+    let catalog = catalog(
+        "[windows.w]\nsql = \"select window_start, window_end, k, array_agg(repeat(k, 200)) as n from tumble(ev, event_time, interval '1 hour') group by 1, 2, 3\"\nmax_groups = 60\n",
+    );
+    let rows = is_the_same_however_cut(&catalog, &made(400, 1_001), true);
+    assert!(rows["w_versions"].iter().any(|r| r.contains("abandoned")));
+}
+
 const VISITS: &str = "[streams.visits]\npreset = \"sessions\"\n";
 
 fn visit(inst: &str, action: &str, at: i64) -> String {

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::row::{RowConverter, Rows, SortField};
 use hashbrown::HashTable;
 
-use super::Which;
+use super::{Which, weight};
 use crate::event::Micros;
 use crate::schema::Window;
 use crate::schema::window::{FAST_COUNTS, Top, true_only};
@@ -165,7 +165,7 @@ impl Counting {
         }
     }
 
-    /// Pairs of pane and group in memory.
+    /// Pairs of pane and group in memory; one with long texts counts as several.
     pub fn entries(&self) -> usize {
         self.entries
     }
@@ -230,8 +230,9 @@ impl Counting {
 
     fn count(&mut self, group: u32, more: Counts, pane: Micros) {
         let sums = self.panes.entry(pane).or_default().entry(group).or_insert_with(|| {
-            self.entries += 1;
-            self.slots[group as usize].users += 1;
+            let slot = &mut self.slots[group as usize];
+            self.entries += weight(slot.bytes.len());
+            slot.users += 1;
             // Also a group of which nothing is counted is a row.
             [0; FAST_COUNTS]
         });
@@ -366,7 +367,7 @@ impl Counting {
 
     pub fn remove(&mut self, pane: Micros) {
         let Some(groups) = self.panes.remove(&pane) else { return };
-        self.entries -= groups.len();
+        self.entries -= groups.keys().map(|group| weight(self.slots[*group as usize].bytes.len())).sum::<usize>();
         let is_in = self.running.as_ref().is_some_and(|r| r.from <= pane && pane < r.to);
         for (group, counts) in groups {
             if let Some(running) = self.running.as_mut().filter(|_| is_in) {

@@ -1,26 +1,29 @@
 //! Windows: rows go into panes, the watermark closes them. A window's state is its panes ([`counting`] where it only counts,
-//! [`partial`] for every other aggregate) and, where late rows amend, what it said last.
+//! [`partial`] for every other aggregate) and, where late rows amend, what it said last (`amend`). `keyed` are session windows,
+//! `tell` makes rows of what has fired.
 //!
 //! Everything goes row by row in the order of LSNs. A fixed window is known by its end: those up to `fired_to` have been stored once,
 //! those up to `closed_to` take nothing more.
 
+mod amend;
 pub mod counting;
+mod keyed;
 pub mod partial;
 mod saved;
+mod tell;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
-};
-use arrow::compute::{concat_batches, take_record_batch};
-use arrow::row::{RowConverter, SortField};
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
+use arrow::compute::concat_batches;
 
 use crate::event::{Lsn, Micros};
-use crate::schema::window::{Shape, WINDOW_COLUMNS, gcd};
-use crate::schema::{Late, Window};
+use crate::schema::window::{Shape, gcd};
+use crate::schema::{Late, WINDOW_GROUP_BYTES, Window};
+use amend::Standing;
 use counting::{Counted, Counting};
+use keyed::Sessions;
 use partial::Partial;
 
 /// Panes of one window.
@@ -87,32 +90,6 @@ struct Fired {
     is_same: bool,
 }
 
-/// What a window said last, while late rows may change it.
-#[derive(Debug, Clone)]
-struct Standing {
-    /// The table's own columns.
-    rows: RecordBatch,
-    version: i64,
-    is_changed: bool,
-    was_stored: bool,
-}
-
-/// A session of one key that is not over.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-struct OpenSession {
-    start: Micros,
-    end: Micros,
-    panes: Vec<Micros>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Sessions {
-    by_key: BTreeMap<Vec<u8>, Vec<OpenSession>>,
-    /// (end, key) of every open one.
-    ends: BTreeSet<(Micros, Vec<u8>)>,
-    next: Micros,
-}
-
 /// A window's state.
 pub struct WindowState {
     pub window: Arc<Window>,
@@ -125,6 +102,7 @@ pub struct WindowState {
     next_due: Micros,
     panes: Panes,
     standing: BTreeMap<Micros, Standing>,
+    standing_rows: usize,
     /// Of a hop: the slide before as it was stored last, and the same by numbers where it counts.
     before: Option<RecordBatch>,
     before_counted: Option<Counted>,
@@ -156,6 +134,11 @@ pub struct Verdict {
     pub late: Vec<u32>,
 }
 
+/// As how many groups one counts whose values take so many bytes.
+fn weight(bytes: usize) -> usize {
+    1 + bytes / WINDOW_GROUP_BYTES
+}
+
 fn floor(time: Micros, width: Micros) -> Micros {
     time.div_euclid(width) * width
 }
@@ -182,6 +165,7 @@ impl WindowState {
             next_due: Micros::MAX,
             panes,
             standing: BTreeMap::new(),
+            standing_rows: 0,
             before: None,
             before_counted: None,
             sessions: Sessions::default(),
@@ -225,12 +209,13 @@ impl WindowState {
         self.failed
     }
 
-    /// Groups in memory.
+    /// Groups in memory, those that were told and may be amended too.
     pub fn groups(&self) -> usize {
-        match &self.panes {
+        let panes = match &self.panes {
             Panes::Counting(panes) => panes.entries(),
             Panes::Partial(panes) => panes.entries(),
-        }
+        };
+        panes + self.standing_rows
     }
 
     pub fn memory_bytes(&self) -> usize {
@@ -292,9 +277,7 @@ impl WindowState {
                 if passes.value(row) && time >= self.not_before {
                     if self.take(row, prepared, time, lsn, feed.batch)? {
                         verdict.accepted.push(row as u32);
-                        while self.groups() > window.def.max_groups {
-                            self.force(lsn)?;
-                        }
+                        while self.groups() > window.def.max_groups && self.force(lsn)? {}
                     } else {
                         self.late += 1;
                         verdict.late.push(row as u32);
@@ -409,12 +392,20 @@ impl WindowState {
                     is_changed: true,
                     was_stored: false,
                 };
-                self.standing.entry(end).or_insert_with(empty).is_changed = true;
+                match self.standing.get_mut(&end) {
+                    Some(standing) => standing.is_changed = true,
+                    None => self.stand(end, empty()),
+                }
                 end += slide;
             }
         }
         self.next_due = self.next_due.min(first_end.max(self.next_end(slide)).saturating_add(self.wait()));
         Ok(true)
+    }
+
+    fn stand(&mut self, end: Micros, standing: Standing) {
+        self.standing_rows += standing.weight();
+        self.standing_rows -= self.standing.insert(end, standing).as_ref().map_or(0, Standing::weight);
     }
 
     /// How long after its end a window fires first.
@@ -525,13 +516,14 @@ impl WindowState {
         Ok(())
     }
 
-    /// The oldest window closes at once, because there are too many groups.
-    fn force(&mut self, lsn: Lsn) -> Result<(), String> {
+    /// The oldest window closes at once, because there are too many groups; false where nothing is left to close.
+    fn force(&mut self, lsn: Lsn) -> Result<bool, String> {
+        let before = (self.groups(), self.fired_to, self.closed_to);
         let Shape::Fixed { slide, size } = self.window.shape else {
-            let Some((end, _)) = self.sessions.ends.first().cloned() else { return Ok(()) };
-            let Shape::Session { gap, .. } = self.window.shape else { return Ok(()) };
+            let Some((end, _)) = self.sessions.ends.first().cloned() else { return Ok(false) };
+            let Shape::Session { gap, .. } = self.window.shape else { return Ok(false) };
             let over = end.saturating_add(gap).saturating_add(self.lateness()).saturating_add(1);
-            return self.close_sessions(over, lsn, status::ABANDONED);
+            return self.close_sessions(over, lsn, status::ABANDONED).map(|()| true);
         };
         match self.candidate() {
             Some(end) if !self.is_amending() || self.standing.is_empty() => self.fire(end, lsn, status::ABANDONED)?,
@@ -544,327 +536,7 @@ impl WindowState {
             self.closed_to = self.closed_to.max(first);
             self.drop_panes(slide, size);
         }
-        Ok(())
-    }
-
-    /// Finishes what has fired: rows of the table, in the order in which they fired.
-    fn flush(&mut self) -> Result<(), String> {
-        let fired = std::mem::take(&mut self.fired);
-        if fired.is_empty() {
-            return Ok(());
-        }
-        let slides = matches!(self.window.shape, Shape::Fixed { slide, size } if slide < size);
-        if !slides && !self.is_amending() && !self.window.is_one_by_one() {
-            let all: Vec<&Fired> = fired.iter().collect();
-            let batch = match self.finish(&all) {
-                Ok(batch) => batch,
-                Err(_) if all.len() > 1 => {
-                    let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
-                    self.failed +=
-                        parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
-                    concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
-                }
-                Err(_) => self.finish_or_nothing(all[0]),
-            };
-            if batch.num_rows() > 0 {
-                if self.is_read {
-                    self.finals.push(batch.clone());
-                }
-                self.stored.push(batch);
-            }
-            return Ok(());
-        }
-        for window in &fired {
-            if window.is_same {
-                continue;
-            }
-            let batch = self.finish_or_nothing(window);
-            if self.is_read && !self.is_amending() && batch.num_rows() > 0 {
-                self.finals.push(batch.clone());
-            }
-            let mut is_stored = batch.num_rows() > 0;
-            if slides {
-                let before = self.before.take();
-                if before.as_ref().is_some_and(|before| self.is_equal(before, &batch)) {
-                    is_stored = false;
-                }
-                if batch.num_rows() == 0
-                    && let Some(before) = before.filter(|b| b.num_rows() > 0)
-                {
-                    self.stored.push(self.stamp(
-                        &before,
-                        Some((window.start, window.end)),
-                        window.lsn,
-                        1,
-                        status::GONE,
-                    )?);
-                }
-                self.before = Some(batch.clone());
-            }
-            if is_stored {
-                self.stored.push(batch.clone());
-            }
-            if self.is_amending() && window.status != status::ABANDONED {
-                let version = i64::from(is_stored);
-                let standing = Standing { rows: batch, version, is_changed: false, was_stored: is_stored };
-                self.standing.insert(window.end, standing);
-            }
-        }
-        // An empty slide is not compared with.
-        if self.before.as_ref().is_some_and(|b| b.num_rows() == 0) {
-            self.before = None;
-            if let (Panes::Counting(panes), Some(before)) = (&mut self.panes, self.before_counted.take()) {
-                panes.release(&before);
-            }
-        }
-        Ok(())
-    }
-
-    /// A window's rows; none where what is selected of them has no value.
-    fn finish_alone(&self, fired: &Fired) -> RecordBatch {
-        self.finish(&[fired]).unwrap_or_else(|reason| {
-            tracing::error!(window = self.window.name, reason, "a window could not be told and is left out");
-            RecordBatch::new_empty(self.window.schema.clone())
-        })
-    }
-
-    fn finish_or_nothing(&mut self, fired: &Fired) -> RecordBatch {
-        let rows = self.finish_alone(fired);
-        self.failed += u64::from(rows.num_rows() == 0 && fired.rows.len() > 0 && self.finish(&[fired]).is_err());
-        rows
-    }
-
-    /// Rows in the table's columns.
-    fn finish(&self, fired: &[&Fired]) -> Result<RecordBatch, String> {
-        let lengths: Vec<usize> = fired.iter().map(|f| f.rows.len()).collect();
-        let per_row = |value: &dyn Fn(&Fired) -> i64| -> ArrayRef {
-            let values = fired.iter().zip(&lengths).flat_map(|(f, n)| std::iter::repeat_n(value(f), *n));
-            Arc::new(Int64Array::from(values.collect::<Vec<i64>>()))
-        };
-        let (lsns, versions) = (per_row(&|f| f.lsn as i64), per_row(&|_| 1));
-        let statuses = fired.iter().zip(&lengths).flat_map(|(f, n)| std::iter::repeat_n(f.status, *n));
-        let statuses: ArrayRef = Arc::new(StringArray::from(statuses.collect::<Vec<&str>>()));
-        let columns = match &self.panes {
-            Panes::Counting(panes) => {
-                let results: Vec<(Micros, Micros, &Counted)> = fired
-                    .iter()
-                    .filter_map(|f| match &f.rows {
-                        Rows::Counted(counted) => Some((f.start, f.end, counted)),
-                        Rows::Columns(_) => None,
-                    })
-                    .collect();
-                panes.arrays(&self.window, &results)?
-            }
-            Panes::Partial(_) => concat_columns(fired)?,
-        };
-        let (own, beside) = self.window.finish(columns, vec![lsns, versions, statuses])?;
-        assemble(&self.window, own, beside)
-    }
-
-    /// The same rows with another LSN, version and status, and with other times if these are given.
-    fn stamp(
-        &self,
-        rows: &RecordBatch,
-        times: Option<(Micros, Micros)>,
-        lsn: Lsn,
-        version: i64,
-        status: &str,
-    ) -> Result<RecordBatch, String> {
-        let n = rows.num_rows();
-        let mut columns = rows.columns().to_vec();
-        columns[0] = Arc::new(Int64Array::from(vec![lsn as i64; n]));
-        if let Some((start, end)) = times {
-            let time =
-                |t: Micros| Arc::new(TimestampMicrosecondArray::from(vec![t; n]).with_timezone("UTC")) as ArrayRef;
-            (columns[1], columns[2]) = (time(start), time(end));
-        }
-        columns[3] = Arc::new(Int64Array::from(vec![version; n]));
-        columns[4] = Arc::new(StringArray::from(vec![status; n]));
-        RecordBatch::try_new(self.window.schema.clone(), columns).map_err(|e| e.to_string())
-    }
-
-    /// Whether two windows say the same, apart from their times.
-    fn is_equal(&self, a: &RecordBatch, b: &RecordBatch) -> bool {
-        let mut own = WINDOW_COLUMNS.len()..self.window.schema.fields().len();
-        a.num_rows() == b.num_rows() && own.all(|c| a.column(c).as_ref() == b.column(c).as_ref())
-    }
-
-    /// Fires again what late rows have changed: `all` of it, or only windows whose lateness is over at `mark`, which say their last.
-    fn amend(&mut self, lsn: Lsn, mark: Micros, all: bool) -> Result<(), String> {
-        let Shape::Fixed { slide, size } = self.window.shape else { return Ok(()) };
-        let ends: Vec<Micros> = self.standing.keys().copied().collect();
-        for end in ends {
-            let is_over = end.saturating_add(self.lateness()) <= mark;
-            let Some(standing) = self.standing.get(&end) else { continue };
-            if standing.is_changed && (all || is_over) {
-                let rows = match &mut self.panes {
-                    Panes::Counting(panes) => Rows::Counted(panes.rows(&Which::Range(end - size, end), false)),
-                    Panes::Partial(panes) => {
-                        Rows::Columns(panes.rows(&Which::Range(end - size, end), end - size, end)?)
-                    }
-                };
-                let fired = Fired { start: end - size, end, lsn, status: status::AMENDED, rows, is_same: false };
-                let now = self.finish_or_nothing(&fired);
-                self.replace(end, slide, slide < size, lsn, now)?;
-            }
-            let last = if is_over { self.standing.remove(&end) } else { None };
-            if let Some(last) = last.filter(|last| self.is_read && last.rows.num_rows() > 0) {
-                let rows = self.stamp(&last.rows, None, lsn, last.version, status::FINAL)?;
-                self.finals.push(rows);
-            }
-        }
-        Ok(())
-    }
-
-    /// A window says something else than before: what differs is stored.
-    fn replace(&mut self, end: Micros, slide: Micros, slides: bool, lsn: Lsn, now: RecordBatch) -> Result<(), String> {
-        let Some(standing) = self.standing.get(&end).cloned() else { return Ok(()) };
-        let version = standing.version + 1;
-        let (changed, gone) = self.difference(&standing.rows, &now)?;
-        // A slide that was not stored, as it said what the one before said, is stored whole once it differs from that.
-        let repeats_before = slides
-            && !standing.was_stored
-            && self.standing.get(&(end - slide)).is_some_and(|before| self.is_equal(&before.rows, &now));
-        let mut was_stored = standing.was_stored;
-        if slides && !standing.was_stored {
-            if !repeats_before && now.num_rows() > 0 {
-                let status = if standing.version == 0 { status::FINAL } else { status::AMENDED };
-                self.stored.push(self.stamp(&now, None, lsn, version, status)?);
-                was_stored = true;
-            }
-        } else {
-            if changed.num_rows() > 0 {
-                let status = if standing.version == 0 { status::FINAL } else { status::AMENDED };
-                self.stored.push(self.stamp(&changed, None, lsn, version, status)?);
-                was_stored = true;
-            }
-            if gone.num_rows() > 0 {
-                self.stored.push(self.stamp(&gone, None, lsn, version, status::GONE)?);
-                was_stored = true;
-            }
-        }
-        let is_new = was_stored && (changed.num_rows() > 0 || gone.num_rows() > 0);
-        if slides
-            && is_new
-            && let Some(behind) = self.standing.get_mut(&(end + slide))
-        {
-            behind.is_changed = true;
-        }
-        if slides && end == self.fired_to {
-            self.before = Some(now.clone());
-        }
-        let version = if is_new { version } else { standing.version };
-        self.standing.insert(end, Standing { rows: now, version, is_changed: false, was_stored });
-        Ok(())
-    }
-
-    /// Rows that are new or say something else, and rows whose group is gone.
-    fn difference(&self, before: &RecordBatch, now: &RecordBatch) -> Result<(RecordBatch, RecordBatch), String> {
-        let failed = |e: arrow::error::ArrowError| e.to_string();
-        let rows_of = |batch: &RecordBatch, columns: &[usize]| -> Result<Vec<Vec<u8>>, String> {
-            if columns.is_empty() {
-                return Ok(vec![Vec::new(); batch.num_rows()]);
-            }
-            let fields = columns.iter().map(|c| SortField::new(batch.column(*c).data_type().clone())).collect();
-            let converter = RowConverter::new(fields).map_err(failed)?;
-            let columns: Vec<ArrayRef> = columns.iter().map(|c| batch.column(*c).clone()).collect();
-            let rows = converter.convert_columns(&columns).map_err(failed)?;
-            Ok(rows.iter().map(|r| r.as_ref().to_vec()).collect())
-        };
-        let own: Vec<usize> = (WINDOW_COLUMNS.len()..self.window.schema.fields().len()).collect();
-        let keys = &self.window.keys;
-        let (old_keys, new_keys) = (rows_of(before, keys)?, rows_of(now, keys)?);
-        let (old, new) = (rows_of(before, &own)?, rows_of(now, &own)?);
-        let known: BTreeMap<&[u8], &[u8]> =
-            old_keys.iter().zip(&old).map(|(k, r)| (k.as_slice(), r.as_slice())).collect();
-        let there: BTreeSet<&[u8]> = new_keys.iter().map(Vec::as_slice).collect();
-        let changed: UInt64Array = (0..new.len())
-            .filter(|n| known.get(new_keys[*n].as_slice()) != Some(&new[*n].as_slice()))
-            .map(|n| Some(n as u64))
-            .collect();
-        let gone: UInt64Array =
-            (0..old.len()).filter(|n| !there.contains(old_keys[*n].as_slice())).map(|n| Some(n as u64)).collect();
-        Ok((take_record_batch(now, &changed).map_err(failed)?, take_record_batch(before, &gone).map_err(failed)?))
-    }
-
-    fn is_session_over(&self, end: Micros, mark: Micros) -> bool {
-        let Shape::Session { gap, .. } = self.window.shape else { return false };
-        // The gap itself still belongs to it.
-        mark > end.saturating_add(gap).saturating_add(self.lateness())
-    }
-
-    fn take_into_session(
-        &mut self,
-        (row, prepared): (usize, usize),
-        time: Micros,
-        lsn: Lsn,
-        gap: Micros,
-        key: &ArrayRef,
-    ) -> Result<bool, String> {
-        let mut bytes = Vec::new();
-        super::canonical(key, row, &mut bytes);
-        let open = self.sessions.by_key.get(&bytes).map_or(&[][..], Vec::as_slice);
-        let is_near = |s: &OpenSession| time >= s.start.saturating_sub(gap) && time <= s.end.saturating_add(gap);
-        let is_joining = open.iter().any(is_near);
-        if !is_joining && self.is_session_over(time, self.mark) {
-            return Ok(false);
-        }
-        let (near, mut rest): (Vec<_>, Vec<_>) = open.iter().cloned().partition(is_near);
-        for session in &near {
-            self.sessions.ends.remove(&(session.end, bytes.clone()));
-        }
-        let mut joined = near.into_iter().reduce(|mut a, b| {
-            (a.start, a.end) = (a.start.min(b.start), a.end.max(b.end));
-            a.panes.extend(b.panes);
-            a
-        });
-        let session = joined.get_or_insert_with(|| {
-            self.sessions.next += 1;
-            OpenSession { start: time, end: time, panes: vec![self.sessions.next] }
-        });
-        (session.start, session.end) = (session.start.min(time), session.end.max(time));
-        let pane = session.panes[0];
-        self.sessions.ends.insert((session.end, bytes.clone()));
-        rest.extend(joined);
-        rest.sort_by_key(|s| s.start);
-        self.sessions.by_key.insert(bytes, rest);
-        self.add(prepared, pane, lsn)?;
-        Ok(true)
-    }
-
-    /// Sessions that are over at `mark`, in the order of their starts and keys.
-    fn close_sessions(&mut self, mark: Micros, lsn: Lsn, status: &'static str) -> Result<(), String> {
-        let Shape::Session { gap, .. } = self.window.shape else { return Ok(()) };
-        let mut over: Vec<(Micros, Vec<u8>, OpenSession)> = Vec::new();
-        while let Some((end, key)) =
-            self.sessions.ends.first().filter(|(end, _)| self.is_session_over(*end, mark)).cloned()
-        {
-            self.sessions.ends.pop_first();
-            let Some(open) = self.sessions.by_key.get_mut(&key) else { continue };
-            let at = open.iter().position(|s| s.end == end);
-            let session = at.map(|at| open.remove(at));
-            if open.is_empty() {
-                self.sessions.by_key.remove(&key);
-            }
-            over.extend(session.map(|session| (session.start, key, session)));
-        }
-        over.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-        for (start, _, session) in over {
-            let end = session.end + gap;
-            let which = Which::Panes(&session.panes);
-            let rows = match &mut self.panes {
-                Panes::Counting(panes) => Rows::Counted(panes.rows(&which, false)),
-                Panes::Partial(panes) => Rows::Columns(panes.rows(&which, start, end)?),
-            };
-            self.fired.push(Fired { start, end, lsn, status, rows, is_same: false });
-            for pane in session.panes {
-                match &mut self.panes {
-                    Panes::Counting(panes) => panes.remove(pane),
-                    Panes::Partial(panes) => panes.remove(pane),
-                }
-            }
-        }
-        Ok(())
+        Ok(before != (self.groups(), self.fired_to, self.closed_to))
     }
 
     /// Rows of the windows that have not fired, as they are now.
@@ -920,32 +592,4 @@ impl WindowState {
         let parts = open.iter().map(|f| self.finish(&[f])).collect::<Result<Vec<_>, _>>()?;
         concat_batches(&self.window.schema, &parts).map(Some).map_err(|e| e.to_string())
     }
-}
-
-fn concat_columns(fired: &[&Fired]) -> Result<Vec<ArrayRef>, String> {
-    let parts: Vec<&Vec<ArrayRef>> = fired
-        .iter()
-        .filter_map(|f| match &f.rows {
-            Rows::Columns(columns) => Some(columns),
-            Rows::Counted(_) => None,
-        })
-        .collect();
-    let Some(first) = parts.first() else { return Ok(Vec::new()) };
-    (0..first.len())
-        .map(|n| {
-            let columns: Vec<&dyn Array> = parts.iter().map(|p| p[n].as_ref()).collect();
-            arrow::compute::concat(&columns).map_err(|e| e.to_string())
-        })
-        .collect()
-}
-
-/// The table's columns: lsn, the window's times, version and status, then the rest.
-fn assemble(window: &Window, own: Vec<ArrayRef>, beside: Vec<ArrayRef>) -> Result<RecordBatch, String> {
-    let (mut own, mut beside) = (own.into_iter(), beside.into_iter());
-    let mut columns = Vec::with_capacity(window.schema.fields().len());
-    columns.extend(beside.next());
-    columns.extend(own.by_ref().take(2));
-    columns.extend(beside);
-    columns.extend(own);
-    RecordBatch::try_new(window.schema.clone(), columns).map_err(|e| e.to_string())
 }

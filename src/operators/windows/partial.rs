@@ -5,15 +5,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray, UInt32Array};
 use arrow::compute::{SortColumn, concat_batches, lexsort_to_indices, take, take_record_batch};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::{ExecutionPlan, common::collect};
 
-use super::Which;
+use super::{Which, weight};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
 use crate::schema::select::explain;
@@ -28,7 +28,8 @@ pub struct Partial {
     window: Arc<Window>,
     states: SchemaRef,
     waiting: Vec<RecordBatch>,
-    waiting_rows: usize,
+    /// Of the rows that wait, the chosen ones among them.
+    waiting_weight: usize,
     cut: Lsn,
     panes: BTreeMap<Micros, Vec<RecordBatch>>,
     entries: usize,
@@ -68,6 +69,36 @@ fn times(column: &ArrayRef) -> Result<&TimestampMicrosecondArray, String> {
     column.as_any().downcast_ref().ok_or_else(|| "a pane is no time".to_owned())
 }
 
+/// Bytes of an array's values beside those of fixed width: the same for the same values, however they lie in memory.
+fn value_bytes(array: &dyn Array) -> usize {
+    let span = |offsets: &[i32]| (offsets[offsets.len() - 1] - offsets[0]) as usize;
+    match array.data_type() {
+        DataType::Utf8 => span(array.as_string::<i32>().value_offsets()),
+        DataType::Binary => span(array.as_binary::<i32>().value_offsets()),
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let offsets = list.value_offsets();
+            let (from, items) = (offsets[0] as usize, span(offsets));
+            items * size_of::<u64>() + value_bytes(&list.values().slice(from, items))
+        }
+        DataType::Struct(_) => {
+            array.as_struct().columns().iter().map(|c| size_of::<u64>() * c.len() + value_bytes(c)).sum()
+        }
+        _ => 0,
+    }
+}
+
+fn batch_weight(batch: &RecordBatch) -> usize {
+    let bytes: usize = batch.columns().iter().map(|c| value_bytes(c)).sum();
+    batch.num_rows() + weight(bytes) - 1
+}
+
+fn row_weight(batch: &RecordBatch, row: usize) -> usize {
+    weight(
+        batch.columns().iter().filter(|c| !c.data_type().is_primitive()).map(|c| value_bytes(&c.slice(row, 1))).sum(),
+    )
+}
+
 impl Partial {
     pub fn new(window: &Arc<Window>) -> Result<Self, String> {
         let states = plan(window, AggregateMode::Partial, Vec::new(), window.reduced.clone())?.schema();
@@ -75,7 +106,7 @@ impl Partial {
             window: window.clone(),
             states,
             waiting: Vec::new(),
-            waiting_rows: 0,
+            waiting_weight: 0,
             cut: 0,
             panes: BTreeMap::new(),
             entries: 0,
@@ -85,9 +116,9 @@ impl Partial {
         })
     }
 
-    /// Rows of states, and rows that wait.
+    /// Rows of states, and rows that wait; one with long values counts as several.
     pub fn entries(&self) -> usize {
-        self.entries + self.waiting_rows + self.chosen.len()
+        self.entries + self.waiting_weight
     }
 
     pub fn memory_bytes(&self) -> usize {
@@ -106,6 +137,7 @@ impl Partial {
             self.cut = lsn / CUT;
         }
         self.chosen.push((row as u32, pane));
+        self.waiting_weight += self.current.as_ref().map_or(1, |batch| row_weight(batch, row));
         Ok(())
     }
 
@@ -124,7 +156,6 @@ impl Partial {
             .map_err(|e| e.to_string())?;
         columns.extend([panes.clone(), panes]);
         let batch = RecordBatch::try_new(self.window.reduced.clone(), columns).map_err(|e| e.to_string())?;
-        self.waiting_rows += batch.num_rows();
         self.waiting.push(batch);
         Ok(())
     }
@@ -159,7 +190,7 @@ impl Partial {
             return Ok(());
         }
         let waiting = std::mem::take(&mut self.waiting);
-        self.waiting_rows = 0;
+        self.waiting_weight = 0;
         // One batch, so that the states do not depend on where batches were cut.
         let waiting = concat_batches(&self.window.reduced, &waiting).map_err(|e| e.to_string())?;
         for state in self.states_of(&waiting) {
@@ -169,15 +200,15 @@ impl Partial {
             }
             for (pane, rows) in rows {
                 let part = take_record_batch(&state, &UInt32Array::from(rows)).map_err(|e| e.to_string())?;
-                self.entries += part.num_rows();
+                self.entries += batch_weight(&part);
                 let parts = self.panes.entry(pane).or_default();
                 parts.push(part);
                 if parts.len() >= MERGE {
-                    let before: usize = parts.iter().map(RecordBatch::num_rows).sum();
+                    let before: usize = parts.iter().map(batch_weight).sum();
                     let merged =
                         aggregate(&self.window, AggregateMode::PartialReduce, parts.clone(), self.states.clone())?;
                     *parts = vec![concat_batches(&self.states, &merged).map_err(|e| e.to_string())?];
-                    self.entries -= before - parts[0].num_rows();
+                    self.entries = (self.entries + batch_weight(&parts[0])).saturating_sub(before);
                 }
             }
         }
@@ -262,7 +293,7 @@ impl Partial {
 
     pub fn remove(&mut self, pane: Micros) {
         let parts = self.panes.remove(&pane).unwrap_or_default();
-        self.entries -= parts.iter().map(RecordBatch::num_rows).sum::<usize>();
+        self.entries = self.entries.saturating_sub(parts.iter().map(batch_weight).sum());
     }
 
     /// What waits, and the states with their panes: a snapshot is no cut.
@@ -275,11 +306,12 @@ impl Partial {
     }
 
     pub fn load(&mut self, waiting: Vec<RecordBatch>, states: Vec<RecordBatch>, cut: Lsn) -> Result<(), String> {
-        self.waiting_rows = waiting.iter().map(RecordBatch::num_rows).sum();
+        let rows = waiting.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| row_weight(batch, row)));
+        self.waiting_weight = rows.sum();
         (self.waiting, self.cut) = (waiting, cut);
         for state in states {
             let pane = times(state.column(self.window.start_at))?.values().first().copied();
-            self.entries += state.num_rows();
+            self.entries += batch_weight(&state);
             if let Some(pane) = pane {
                 self.panes.entry(pane).or_default().push(state);
             }

@@ -9,7 +9,9 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
-use super::{OpenSession, Panes, Sessions, Standing, WindowState};
+use super::amend::Standing;
+use super::keyed::{OpenSession, Sessions};
+use super::{Panes, WindowState};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
 
@@ -109,7 +111,7 @@ impl WindowState {
         };
         for (end, version, is_changed, was_stored) in head.standing {
             let rows = one(bytes)?;
-            state.standing.insert(end, Standing { rows, version, is_changed, was_stored });
+            state.stand(end, Standing { rows, version, is_changed, was_stored });
         }
         if head.has_before {
             state.before = Some(one(bytes)?);
