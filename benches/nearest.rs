@@ -21,10 +21,12 @@ const RUNS: u64 = 5;
 const TARGET: Duration = Duration::from_millis(1);
 
 const STREAM: &str = r#"
+[limits]
+memory = "4GiB"
 [streams.shows]
 schema = "id bigint, at bigint, lat double, lon double"
 select = "select to_timestamp_millis(at) as event_time, id, 'venue' as name, lat, lon, 'show' as show, to_timestamp_millis(at) as date from shows"
-places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show", date = "date" }
+places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show", date = "date", max_venues = 1_000_000 }
 "#;
 
 /// A point anywhere on the earth, as likely here as there.
@@ -61,7 +63,7 @@ fn filled(folder: &std::path::Path) -> Arc<Places> {
     let config = weir::config::parse(None, STREAM.into(), None, &|_| None).expect("valid");
     let catalog = Arc::new(Catalog::of(&config).expect("valid"));
     let stream = catalog.streams["shows"].clone();
-    let places = Places::open(&folder.join("places.redb"), 64 << 20, true).expect("opens").expect("writable");
+    let places = Places::open(&folder.join("places.redb"), 16 << 20, true).expect("opens").expect("writable");
     let places = Arc::new(places);
     let mut view = PlacesView::new(places.clone(), stream, Origin { log: 1, zero: 0 }).expect("opens");
     let mut operators = Operators::new(catalog, 0);
@@ -76,10 +78,18 @@ fn filled(folder: &std::path::Path) -> Arc<Places> {
     places
 }
 
+fn anonymous_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 fn main() -> ExitCode {
     let folder = tempfile::tempdir().expect("a folder");
+    let before = anonymous_kib();
     let places = filled(folder.path());
     assert_eq!(places.venues() as u64, VENUES);
+    println!("RssAnon of {VENUES} venues beside their file's cache: {} MiB", anonymous_kib().saturating_sub(before) / 1024);
     let mut found: Vec<Duration> = (0..RUNS)
         .map(|run| {
             let mut random = SmallRng::seed_from_u64(100 + run);

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weir::operators::Output;
-use weir::schema::Layout;
+use weir::operators::{Operators, Output};
+use weir::schema::{Catalog, Layout, Stream};
 use weir::views::View;
+use weir::views::counts::{Counts, CountsView, Tally};
+use weir::views::database::Origin;
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
+use weir::views::places::{Near, Places, PlacesView};
 use weir::wal::record::compress;
 use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
 
@@ -16,26 +19,46 @@ use crate::support::{Bench, Numbers, ndjson, records};
 
 const ROWS: u64 = 7;
 
-/// The n-th frame's output: seven records.
-fn output(n: u64) -> Output {
+/// A frame of the stream with these records, the first with this LSN.
+fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
     let mut records = RecordsBuilder::default();
-    (0..ROWS).for_each(|i| records.push(format!("{n} {i}").as_bytes()));
+    texts.iter().for_each(|text| records.push(text.as_bytes()));
     let records = records.finish();
     let header = Header {
         kind: Kind::Record,
-        count: ROWS as u32,
-        first_lsn: n * ROWS + 1,
+        count: texts.len() as u32,
+        first_lsn,
         first_position: 0,
         previous_position: 0,
-        received_at: 1_465_520_400_000_000 + n as i64,
+        received_at: 1_465_520_400_000_000 + first_lsn as i64,
         configuration: 0,
         synced_lsn: 0,
         source: "s".into(),
         partition: String::new(),
-        stream: "t".into(),
+        stream: stream.into(),
     };
     let block = compress(records.page()).expect("memory");
-    let frame = Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() };
+    Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() }
+}
+
+/// What the operators of a configuration make of records, cut into frames of 50.
+fn outputs(configuration: &str, stream: &str, texts: &[String]) -> (Arc<Stream>, Vec<Output>) {
+    let config = weir::config::parse(None, configuration.into(), None, &|_| None).expect("valid");
+    let catalog = Arc::new(Catalog::of(&config).expect("valid"));
+    let mut operators = Operators::new(catalog.clone(), 0);
+    let frames = texts.chunks(50).enumerate().map(|(n, part)| Arc::new(frame(stream, n as u64 * 50 + 1, part)));
+    let outputs = frames.map(|frame| {
+        let decoded = operators.decode(&frame).expect("readable");
+        operators.apply(&frame, decoded.as_ref()).expect("applies")
+    });
+    let outputs = outputs.collect();
+    (catalog.streams[stream].clone(), outputs)
+}
+
+/// The n-th frame's output: seven records.
+fn output(n: u64) -> Output {
+    let texts: Vec<String> = (0..ROWS).map(|i| format!("{n} {i}")).collect();
+    let frame = frame("t", n * ROWS + 1, &texts);
     Output {
         after: n * ROWS,
         to: (n + 1) * ROWS,
@@ -145,5 +168,176 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
             ["nearby", &format!("--lat={}", at.0), &format!("--lon={}", at.1), "--limit", "1000", "--within", &within];
         let inside = want.iter().filter(|d| **d <= want[20] + 0.5).count();
         assert_eq!(bench.ask(&near)["venues"].as_array().map(Vec::len), Some(inside), "{at:?} within {within}");
+    }
+}
+
+const MINUTE: i64 = 60_000_000;
+const ORIGIN: Origin = Origin { log: 1, zero: 0 };
+
+const CALLS: &str = r#"
+[streams.calls]
+schema = "at bigint, kind varchar, region varchar"
+select = "select to_timestamp_millis(at) as event_time, kind, region from calls"
+count = { type = "kind", by = ["region"] }
+retention = "20d"
+watermark = { max_ahead = "1000d" }
+"#;
+
+#[test]
+fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
+    let start = 1_465_520_400_000_000;
+    let mut numbers = Numbers(5);
+    // Forty days, a record in about a quarter of an hour, some of them days late.
+    let events: Vec<(i64, String)> = (0..4_000)
+        .map(|n| {
+            let late = if numbers.below(9) == 0 { numbers.below(3 * 1_440) as i64 } else { 0 };
+            let time = start + (n * 15 + numbers.below(20) as i64 - late) * MINUTE;
+            (time, format!("k{}\u{1f}r{}", numbers.below(3), numbers.below(7)))
+        })
+        .collect();
+    let texts: Vec<String> = events
+        .iter()
+        .map(|(time, group)| {
+            let (kind, region) = group.split_once('\u{1f}').expect("two");
+            json!({"at": time / 1000, "kind": kind, "region": region}).to_string()
+        })
+        .collect();
+    let (stream, outputs) = outputs(CALLS, "calls", &texts);
+    let folder = tempfile::tempdir().expect("a folder");
+    // Room for about 40 totals, and for 10 blocks that wait; of 21 groups.
+    let open =
+        || Arc::new(Counts::open(&folder.path().join("counts"), 16 << 10, true).expect("opens").expect("writable"));
+    let mut counts = open();
+    let mut view = CountsView::new(counts.clone(), stream.clone(), ORIGIN).expect("opens");
+    let mut accepted: Vec<&(i64, String)> = Vec::new();
+    for (n, output) in outputs.iter().enumerate() {
+        let rows = output.rows.as_ref().expect("rows");
+        accepted.extend(rows.lsns().iter().map(|lsn| &events[*lsn as usize - 1]));
+        view.apply(output, Instant::now()).expect("applies");
+        if n % 3 == 0 {
+            view.commit(false).expect("commits");
+            assert!(counts.memory_bytes() <= 12 << 10, "{}", counts.memory_bytes());
+        }
+        if n == 40 {
+            // What was not committed comes again.
+            view.commit(true).expect("commits");
+            drop((view, counts));
+            counts = open();
+            view = CountsView::new(counts.clone(), stream.clone(), ORIGIN).expect("opens");
+        }
+        let floor = rows.floor.unwrap_or(i64::MIN / 2);
+        for _ in 0..3 {
+            let at = |numbers: &mut Numbers| start + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000;
+            let (a, b) = (at(&mut numbers), at(&mut numbers));
+            let (from, to) = if numbers.below(5) == 0 { (i64::MIN / 2, b) } else { (a.min(b), a.max(b)) };
+            let from = from.max(floor);
+            let (found, lsn) = counts.count(from, to).expect("an answer");
+            assert_eq!(lsn, output.to);
+            let mut want: std::collections::HashMap<Arc<str>, Tally> = Default::default();
+            for (_, group) in accepted.iter().filter(|(time, _)| (from..to).contains(time)) {
+                want.entry(group.as_str().into()).or_default().add(Tally { acts: 1, all: 1 });
+            }
+            assert_eq!(found, want, "frame {n}, {from}..{to}");
+        }
+    }
+}
+
+const SHOWS: &str = r#"
+[streams.shows]
+schema = "id varchar, at bigint, rev bigint, name varchar, lat double, lon double, show varchar"
+select = "select to_timestamp_millis(at) as event_time, id, rev, name, lat, lon, show, to_timestamp_millis(at) as date from shows"
+version = "rev"
+watermark = { max_ahead = "1000d" }
+places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show", date = "date", max_venues = 40 }
+"#;
+
+/// A venue as a plain recount knows it.
+#[derive(Debug, Clone)]
+struct Known {
+    number: usize,
+    seen: i64,
+    rev: i64,
+    place: (f64, f64),
+}
+
+#[test]
+fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
+    let start = 1_465_520_400_000;
+    let mut numbers = Numbers(11);
+    let mut known: std::collections::BTreeMap<String, Known> = Default::default();
+    // Also of venues of which it is not known yet where they are.
+    let mut shows: std::collections::BTreeMap<String, std::collections::BTreeSet<(i64, String)>> = Default::default();
+    let mut came = 0;
+    let mut states = Vec::new();
+    let texts: Vec<String> = (0..3_000i64)
+        .map(|n| {
+            // Old names come back now and then.
+            let id = format!("v{}", if numbers.below(4) == 0 { numbers.below(300) as i64 } else { n / 10 });
+            let (at, rev) = (start + n * 600_000, numbers.below(1_000) as i64);
+            let has_place = numbers.below(5) > 0;
+            let place =
+                (numbers.below(180 << 10) as f64 / 1024.0 - 90.0, numbers.below(360 << 10) as f64 / 1024.0 - 180.0);
+            let show = format!("s{}", numbers.below(50));
+            let day = at.div_euclid(86_400_000);
+            if let Some(venue) = known.get_mut(&id) {
+                venue.seen = venue.seen.max(day);
+                if has_place && rev >= venue.rev {
+                    (venue.place, venue.rev) = (place, rev);
+                }
+            } else if has_place {
+                known.insert(id.clone(), Known { number: came, seen: day, rev, place });
+                came += 1;
+            }
+            if known.len() > 40 {
+                let mut order: Vec<(i64, usize, String)> =
+                    known.iter().map(|(id, v)| (v.seen, v.number, id.clone())).collect();
+                order.sort();
+                for (.., id) in order.iter().take(known.len() - 40 + 40 / 16) {
+                    known.remove(id);
+                    shows.remove(id);
+                }
+            }
+            shows.entry(id.clone()).or_default().insert((-at * 1000, show.clone()));
+            if n % 50 == 49 {
+                states.push((known.clone(), shows.clone()));
+            }
+            let (lat, lon) = if has_place { (json!(place.0), json!(place.1)) } else { (Value::Null, Value::Null) };
+            json!({"id": id, "at": at, "rev": rev, "name": "N", "lat": lat, "lon": lon, "show": show}).to_string()
+        })
+        .collect();
+    let (stream, outputs) = outputs(SHOWS, "shows", &texts);
+    let folder = tempfile::tempdir().expect("a folder");
+    let open =
+        || Arc::new(Places::open(&folder.path().join("places"), 64 << 10, true).expect("opens").expect("writable"));
+    let mut places = open();
+    let mut view = PlacesView::new(places.clone(), stream.clone(), ORIGIN).expect("opens");
+    let mut committed = 0;
+    for (n, (output, (known, shows))) in outputs.iter().zip(&states).enumerate() {
+        view.apply(output, Instant::now()).expect("applies");
+        if numbers.below(4) == 0 {
+            view.commit(true).expect("commits");
+            committed = n + 1;
+        }
+        if numbers.below(10) == 0 {
+            // What was not committed is lost, and comes again.
+            drop((view, places));
+            places = open();
+            view = PlacesView::new(places.clone(), stream.clone(), ORIGIN).expect("opens");
+            outputs[committed..=n].iter().for_each(|o| view.apply(o, Instant::now()).expect("applies"));
+        }
+        assert_eq!(places.venues(), known.len());
+        let from = (numbers.below(181) as f64 - 90.0, numbers.below(361) as f64 - 180.0);
+        let (found, lsn) = places.nearby(from.0, from.1, 15, None).expect("an answer");
+        assert_eq!(lsn, output.to);
+        let mut want: Vec<(f64, &String, &Known)> =
+            known.iter().map(|(id, v)| (distance_m(from, v.place), id, v)).collect();
+        want.sort_by(|a, b| a.0.total_cmp(&b.0));
+        want.truncate(15);
+        let shows = |id: &String| -> Vec<(String, Option<i64>)> {
+            shows[id].iter().take(10).map(|(at, show)| (show.clone(), Some(-at))).collect()
+        };
+        let told = |near: &Near| (near.id.clone(), (near.lat, near.lon), near.events.clone());
+        let want: Vec<_> = want.into_iter().map(|(_, id, v)| (id.clone(), v.place, shows(id))).collect();
+        assert_eq!(found.iter().map(told).collect::<Vec<_>>(), want, "frame {n}");
     }
 }

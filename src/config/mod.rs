@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::presets;
 pub use stream::{
     Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef, StreamDef,
-    TableDef, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
+    TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 
@@ -101,6 +101,23 @@ pub struct Shares {
     pub lake: usize,
     pub sql: usize,
     pub counts_and_places: usize,
+}
+
+impl Shares {
+    /// Of counts and places, what counts have.
+    pub fn counts(&self) -> usize {
+        self.counts_and_places / 4
+    }
+
+    /// What the points of places have.
+    pub fn points(&self) -> usize {
+        self.counts_and_places / 16 * 9
+    }
+
+    /// What places have beside their points.
+    pub fn places(&self) -> usize {
+        self.counts_and_places - self.counts() - self.points()
+    }
 }
 
 impl Limits {
@@ -441,11 +458,27 @@ fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<
         .saturating_add(open.saturating_mul(SESSION_BYTES))
         .saturating_add(groups.saturating_mul(WINDOW_GROUP_BYTES));
     if needed <= limits.shares().operators {
-        return Ok(());
+        return refuse_too_many_venues(limits, declared);
     }
     let least = BASE_MEMORY.saturating_add(4 * needed as u64);
     Err(format!(
         "memory = {}: {keys} keys of `repeat`, {open} open sessions and {groups} groups of windows need {} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`",
+        Size(limits.memory),
+        Size(least.next_multiple_of(1 << 20))
+    ))
+}
+
+/// The points of venues are held in memory: within their part of the share of counts and places.
+fn refuse_too_many_venues(limits: &Limits, declared: &Declarations) -> Result<(), String> {
+    let venues: usize = declared.streams.values().filter_map(|s| s.places.as_ref()).map(|p| p.max_venues).sum();
+    let needed = venues.saturating_mul(VENUE_BYTES);
+    if needed <= limits.shares().points() {
+        return Ok(());
+    }
+    // The share is a sixteenth, and points are nine sixteenths of that.
+    let least = BASE_MEMORY.saturating_add((needed as u64).saturating_mul(256) / 9 + 256);
+    Err(format!(
+        "memory = {}: {venues} venues on the map need {} (`[limits] memory`, or --memory), or a smaller `max_venues` of `places`",
         Size(limits.memory),
         Size(least.next_multiple_of(1 << 20))
     ))

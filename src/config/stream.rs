@@ -88,6 +88,16 @@ pub struct PlacesDef {
     pub date: String,
     #[serde(default = "default_keep")]
     pub keep: Span,
+    /// Venues on the map; beyond them those that no event named for longest leave.
+    #[serde(default = "default_max_venues")]
+    pub max_venues: usize,
+}
+
+/// Memory that a venue's point takes, in bytes.
+pub const VENUE_BYTES: usize = 72;
+
+fn default_max_venues() -> usize {
+    200_000
 }
 
 fn default_keep() -> Span {

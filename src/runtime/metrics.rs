@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::maintenance::folder_bytes;
+use crate::config::VENUE_BYTES;
 use crate::event::Lsn;
 use crate::query::Handles;
 
@@ -42,7 +43,10 @@ pub(super) fn publish(
         let state = table.snapshot();
         state.recent.iter().chain(&state.old).map(|h| h.memory_bytes()).sum::<usize>()
     });
-    for (part, bytes) in parts.iter().copied().chain([("hot_rows", hot.sum())]) {
+    let places = handles.places.values().map(|p| p.memory_bytes() + p.venues() * VENUE_BYTES).sum();
+    let counts = handles.counts.values().map(|c| c.memory_bytes()).sum();
+    let views = [("hot_rows", hot.sum()), ("places", places), ("counts", counts)];
+    for (part, bytes) in parts.iter().copied().chain(views) {
         metrics::gauge!("weir_memory_bytes", "part" => part).set(bytes as f64);
     }
 }

@@ -149,10 +149,13 @@ impl Opened {
     ) -> Result<(), RuntimeError> {
         let origin = Origin { log: log.id, zero: log.zero };
         let name = &stream.name;
-        let cache = config.limits.shares().counts_and_places / 4 / self.handles.catalog.streams.len().max(1);
+        let shares = config.limits.shares();
+        let streams = self.handles.catalog.streams.values();
+        let sharing = |is_one: &dyn Fn(&Stream) -> bool| streams.clone().filter(|s| is_one(s)).count().max(1);
         let path = |what: &str| folder.state().join(format!("{name}.{what}.redb"));
         if stream.def.places.is_some()
-            && let Some(places) = Places::open(&path("places"), cache, writable)?
+            && let Some(places) =
+                Places::open(&path("places"), shares.places() / sharing(&|s| s.def.places.is_some()), writable)?
         {
             let places = Arc::new(places);
             self.positions.insert(positions::places(name), places.position(origin)?);
@@ -162,7 +165,8 @@ impl Opened {
             self.handles.places.insert(name.clone(), places);
         }
         if stream.def.count.is_some()
-            && let Some(counts) = Counts::open(&path("counts"), cache, writable)?
+            && let Some(counts) =
+                Counts::open(&path("counts"), shares.counts() / sharing(&|s| s.def.count.is_some()), writable)?
         {
             let counts = Arc::new(counts);
             self.positions.insert(positions::counts(name), counts.position(origin)?);

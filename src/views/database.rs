@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use redb::{
-    Database, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value,
-    WriteTransaction,
+    Database, Key, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    TableHandle, Value, WriteTransaction,
 };
 
 use super::ViewError;
 use crate::event::Lsn;
 
 /// The file's format.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Memory of a file that a copy is written into.
 const COPY_CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -38,11 +38,20 @@ pub struct Origin {
 
 /// The position that a transaction sees.
 pub fn position_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewError> {
-    let failed = |e: redb::Error| ViewError::Failed { view: "state".into(), reason: e.to_string() };
-    match transaction.open_table(META) {
-        Ok(table) => Ok(table.get("position").map_err(|e| failed(e.into()))?.map(|v| v.value())),
+    let failed = |e: redb::StorageError| ViewError::Failed { view: "state".into(), reason: e.to_string() };
+    let Some(table) = open_table(transaction, META)? else { return Ok(None) };
+    Ok(table.get("position").map_err(failed)?.map(|v| v.value()))
+}
+
+/// Opens a table, if there is one.
+pub fn open_table<K: Key + 'static, V: Value + 'static>(
+    transaction: &ReadTransaction,
+    table: TableDefinition<K, V>,
+) -> Result<Option<ReadOnlyTable<K, V>>, ViewError> {
+    match transaction.open_table(table) {
+        Ok(table) => Ok(Some(table)),
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(e) => Err(failed(e.into())),
+        Err(e) => Err(ViewError::Failed { view: table.name().into(), reason: e.to_string() }),
     }
 }
 
@@ -70,15 +79,20 @@ impl StateFile {
         move |error| ViewError::Damaged { path: path.clone(), reason: error.to_string() }
     }
 
+    /// Opens the file to write, or what is there to read.
+    pub fn open_as(path: &Path, cache_bytes: usize, writable: bool) -> Result<Option<Self>, ViewError> {
+        if writable { Self::open(path, cache_bytes).map(Some) } else { Self::open_read_only(path, cache_bytes) }
+    }
+
     /// Opens the file, or makes it, for writing; what a kill left is repaired.
-    pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, ViewError> {
+    fn open(path: &Path, cache_bytes: usize) -> Result<Self, ViewError> {
         let wrong = Self::damaged(path);
         let database = redb::Builder::new().set_cache_size(cache_bytes).create(path).map_err(|e| wrong(e.into()))?;
         Ok(Self { path: path.to_owned(), database: Opened::Writable(database) })
     }
 
     /// Opens the file for reading; one that a kill left unfinished is repaired in a temporary copy. None if there is no file.
-    pub fn open_read_only(path: &Path, cache_bytes: usize) -> Result<Option<Self>, ViewError> {
+    fn open_read_only(path: &Path, cache_bytes: usize) -> Result<Option<Self>, ViewError> {
         if !path.exists() {
             return Ok(None);
         }
@@ -117,6 +131,11 @@ impl StateFile {
         match get("version")? {
             Some(version) if version > VERSION => {
                 return Err(ViewError::Newer { path: self.path.clone(), what: format!("state format {version}") });
+            }
+            Some(version) if version < VERSION => {
+                let reason =
+                    format!("has the format {version} of a version before the first release; begin a new data folder");
+                return Err(ViewError::Damaged { path: self.path.clone(), reason });
             }
             _ => {}
         }

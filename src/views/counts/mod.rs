@@ -1,5 +1,6 @@
-//! How many events of each type and group, per second: blocks of an hour in redb, totals of hours in memory, so that any range
-//! of whole seconds is a sum over hours and two edges.
+//! How many events of each type and group, per second: blocks of an hour and totals of days in redb, totals of the newest hours
+//! in memory, so that any range of whole seconds is a sum over days, hours and two edges. Memory holds whole hours from some
+//! hour on; that hour rises when the share is full.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -7,18 +8,23 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, BooleanArray, StringArray, TimestampMicrosecondArray};
-use redb::{ReadableTable, TableDefinition};
+use redb::{ReadOnlyTable, ReadableTable, TableDefinition};
 
-use super::database::{Origin, StateFile, copy_table};
+use super::database::{Origin, StateFile, copy_table, open_table};
 use super::{View, ViewError};
-use crate::event::{Lsn, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
+use crate::event::{Lsn, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
 use crate::operators::{Output, StreamRows, positions};
 use crate::schema::Stream;
 
 /// Key: hour since 1970 (big-endian, sign flipped), then the group's text. Value: see [`encode`].
 const BLOCKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("blocks");
+/// Key: as of blocks, with the day since 1970. Value: the day's acts and all, in whatever of its hours is kept.
+const DAYS: TableDefinition<&[u8], (u64, u64)> = TableDefinition::new("days");
+const HOURS_PER_DAY: i64 = 24;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
-const COMMIT_BLOCKS: usize = 50_000;
+/// Memory of a group's total of an hour, with its name's share, and of a block that waits for its commit.
+const TOTAL_BYTES: usize = 96;
+const WAITING_BYTES: usize = 384;
 
 /// Joins a group's values; a null value is an empty text.
 pub const SEPARATOR: char = '\u{1f}';
@@ -39,10 +45,27 @@ impl Tally {
 
 type Block = BTreeMap<u16, Tally>;
 
+/// How much may be held in memory.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    totals: usize,
+    waiting: usize,
+}
+
+impl Room {
+    fn of(bytes: usize) -> Self {
+        Self { totals: bytes * 2 / 3 / TOTAL_BYTES, waiting: (bytes / 3 / WAITING_BYTES).max(1) }
+    }
+}
+
 #[derive(Default)]
 struct State {
     /// Per hour and group, the whole hour's tally, commits and what waits together.
     totals: BTreeMap<i64, HashMap<Arc<str>, Tally>>,
+    /// Totals held.
+    held: usize,
+    /// Hours before this one are not held.
+    held_from: Option<i64>,
     /// What waits for its commit.
     waiting: HashMap<(i64, Arc<str>), Block>,
     applied: Lsn,
@@ -50,10 +73,37 @@ struct State {
     committed: Lsn,
 }
 
+impl State {
+    fn is_held(&self, hour: i64) -> bool {
+        self.held_from.is_none_or(|from| hour >= from)
+    }
+
+    /// Lets the oldest hours go until what is held has room.
+    fn make_room(&mut self, most: usize) {
+        while self.held > most {
+            let Some((hour, groups)) = self.totals.pop_first() else { return };
+            self.held -= groups.len();
+            self.held_from = Some(hour + 1);
+        }
+    }
+
+    /// Forgets the hours before one.
+    fn forget_before(&mut self, hour: i64) {
+        let kept = self.totals.split_off(&hour);
+        let gone = std::mem::replace(&mut self.totals, kept);
+        self.held -= gone.values().map(HashMap::len).sum::<usize>();
+    }
+}
+
 /// What queries read.
 pub struct Counts {
     file: StateFile,
+    room: Room,
     state: RwLock<State>,
+}
+
+fn failed(error: impl Into<redb::Error>) -> ViewError {
+    ViewError::Failed { view: "counts".into(), reason: error.into().to_string() }
 }
 
 fn key(hour: i64, group: &str) -> Vec<u8> {
@@ -87,15 +137,10 @@ fn decode(bytes: &[u8]) -> impl Iterator<Item = (u16, Tally)> {
 }
 
 impl Counts {
-    /// Opens the counts of a stream; none where there are none and `writable` is false.
-    pub fn open(path: &Path, cache_bytes: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let file = if writable {
-            Some(StateFile::open(path, cache_bytes)?)
-        } else {
-            StateFile::open_read_only(path, cache_bytes)?
-        };
-        let Some(file) = file else { return Ok(None) };
-        let counts = Self { file, state: RwLock::default() };
+    /// Opens the counts of a stream within `memory` bytes; none where there are none and `writable` is false.
+    pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
+        let Some(file) = StateFile::open_as(path, memory / 4, writable)? else { return Ok(None) };
+        let counts = Self { file, room: Room::of(memory - memory / 4), state: RwLock::default() };
         counts.load()?;
         Ok(Some(counts))
     }
@@ -108,25 +153,29 @@ impl Counts {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads totals from the newest hour on, as many as have room.
     fn load(&self) -> Result<(), ViewError> {
-        let failed = |e: redb::Error| ViewError::Failed { view: "counts".into(), reason: e.to_string() };
-        let mut totals: BTreeMap<i64, HashMap<Arc<str>, Tally>> = BTreeMap::new();
+        let mut loaded = State::default();
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
-        match self.file.read()?.open_table(BLOCKS) {
-            Ok(table) => {
-                for entry in table.iter().map_err(|e| failed(e.into()))? {
-                    let (key, value) = entry.map_err(|e| failed(e.into()))?;
-                    let Some((hour, group)) = split_key(key.value()) else { continue };
-                    let group = names.entry(group.to_owned()).or_insert_with(|| group.into()).clone();
-                    let tally = totals.entry(hour).or_default().entry(group).or_default();
-                    decode(value.value()).for_each(|(_, t)| tally.add(t));
+        if let Some(table) = open_table(&self.file.read()?, BLOCKS)? {
+            for entry in table.iter().map_err(failed)?.rev() {
+                let (key, value) = entry.map_err(failed)?;
+                let Some((hour, group)) = split_key(key.value()) else { continue };
+                if loaded.held >= self.room.totals && !loaded.totals.contains_key(&hour) {
+                    loaded.held_from = Some(hour + 1);
+                    break;
                 }
+                let group = names.entry(group.to_owned()).or_insert_with(|| group.into()).clone();
+                let groups = loaded.totals.entry(hour).or_default();
+                let before = groups.len();
+                let tally = groups.entry(group).or_default();
+                decode(value.value()).for_each(|(_, t)| tally.add(t));
+                loaded.held += groups.len() - before;
             }
-            Err(redb::TableError::TableDoesNotExist(_)) => {}
-            Err(e) => return Err(failed(e.into())),
         }
+        loaded.make_room(self.room.totals);
         let mut state = self.write();
-        state.totals = totals;
+        (state.totals, state.held, state.held_from) = (loaded.totals, loaded.held, loaded.held_from);
         state.waiting.clear();
         Ok(())
     }
@@ -137,7 +186,10 @@ impl Counts {
 
     /// Copies what is committed into a new file.
     pub fn copy_to(&self, path: &Path) -> Result<(), ViewError> {
-        self.file.copy_to(path, |read, write| copy_table(BLOCKS, read, write))
+        self.file.copy_to(path, |read, write| {
+            copy_table(BLOCKS, read, write)?;
+            copy_table(DAYS, read, write)
+        })
     }
 
     pub fn applied(&self) -> Lsn {
@@ -148,67 +200,123 @@ impl Counts {
         self.write().applied = lsn;
     }
 
+    /// Bytes held in memory, about.
+    pub fn memory_bytes(&self) -> usize {
+        let state = self.read();
+        state.held * TOTAL_BYTES + state.waiting.len() * WAITING_BYTES
+    }
+
     /// Tallies by group of the seconds in `from..to`, both whole seconds, and the LSN they reach.
     pub fn count(&self, from: Micros, to: Micros) -> Result<(HashMap<Arc<str>, Tally>, Lsn), ViewError> {
-        let mut sums: HashMap<Arc<str>, Tally> = HashMap::new();
+        let mut sums = Sums::default();
         let state = self.read();
         if from < to {
             let (first, last) = (bucket(from, MICROS_PER_HOUR), bucket(to - 1, MICROS_PER_HOUR));
-            for (hour, groups) in state.totals.range(first..=last) {
+            let held_from = state.held_from.map_or(first, |from| from.clamp(first, last + 1));
+            let stored = Stored::open(&self.file, &state)?;
+            stored.add(first, held_from, from, to, &mut sums)?;
+            for (hour, groups) in state.totals.range(held_from..last + 1) {
                 let start = hour * MICROS_PER_HOUR;
                 if from <= start && start + MICROS_PER_HOUR <= to {
-                    groups.iter().for_each(|(group, tally)| sums.entry(group.clone()).or_default().add(*tally));
+                    groups.iter().for_each(|(group, tally)| sums.add(group, *tally));
                 } else {
-                    self.add_part(&state, *hour, from, to, &mut sums)?;
+                    stored.add_hour(*hour, from, to, &mut sums)?;
                 }
             }
         }
-        Ok((sums, state.applied))
+        Ok((sums.0, state.applied))
+    }
+}
+
+#[derive(Default)]
+struct Sums(HashMap<Arc<str>, Tally>);
+
+impl Sums {
+    fn add(&mut self, group: &str, tally: Tally) {
+        match self.0.get_mut(group) {
+            Some(sum) => sum.add(tally),
+            None => drop(self.0.insert(group.into(), tally)),
+        }
+    }
+}
+
+/// What is in the file, and what waits above it.
+struct Stored<'a> {
+    blocks: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    days: Option<ReadOnlyTable<&'static [u8], (u64, u64)>>,
+    waiting: Option<&'a HashMap<(i64, Arc<str>), Block>>,
+}
+
+impl<'a> Stored<'a> {
+    fn open(file: &StateFile, state: &'a State) -> Result<Self, ViewError> {
+        let transaction = file.read()?;
+        // A commit may have happened since the state was locked: what waited is then in the file.
+        let is_committed = super::database::position_in(&transaction)?.is_some_and(|p| p > state.committed);
+        Ok(Self {
+            blocks: open_table(&transaction, BLOCKS)?,
+            days: open_table(&transaction, DAYS)?,
+            waiting: (!is_committed).then_some(&state.waiting),
+        })
+    }
+
+    /// Adds the seconds of the hours `first..end` that lie in the range: whole days by their totals.
+    fn add(&self, first: i64, end: i64, from: Micros, to: Micros, sums: &mut Sums) -> Result<(), ViewError> {
+        if first >= end {
+            return Ok(());
+        }
+        let first_day = -(-from).div_euclid(MICROS_PER_DAY);
+        let end_day = to.min(end * MICROS_PER_HOUR).div_euclid(MICROS_PER_DAY);
+        // Without a whole day the range is shorter than two.
+        let (before, after) = if first_day < end_day {
+            self.add_days(first_day, end_day, sums)?;
+            (first..first_day * HOURS_PER_DAY, end_day * HOURS_PER_DAY..end)
+        } else {
+            (first..end, end..end)
+        };
+        before.chain(after).try_for_each(|hour| self.add_hour(hour, from, to, sums))
+    }
+
+    fn add_days(&self, first: i64, end: i64, sums: &mut Sums) -> Result<(), ViewError> {
+        if let Some(days) = &self.days {
+            let (low, high) = (key(first, ""), key(end, ""));
+            for entry in days.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)? {
+                let (key, value) = entry.map_err(failed)?;
+                let (acts, all) = value.value();
+                if let Some((_, group)) = split_key(key.value()) {
+                    sums.add(group, Tally { acts, all });
+                }
+            }
+        }
+        let hours = first * HOURS_PER_DAY..end * HOURS_PER_DAY;
+        for ((_, group), block) in self.waiting.iter().copied().flatten().filter(|((h, _), _)| hours.contains(h)) {
+            block.values().for_each(|tally| sums.add(group, *tally));
+        }
+        Ok(())
     }
 
     /// Adds those seconds of an hour that lie in the range.
-    fn add_part(
-        &self,
-        state: &State,
-        hour: i64,
-        from: Micros,
-        to: Micros,
-        sums: &mut HashMap<Arc<str>, Tally>,
-    ) -> Result<(), ViewError> {
-        let failed = |e: redb::Error| ViewError::Failed { view: "counts".into(), reason: e.to_string() };
+    fn add_hour(&self, hour: i64, from: Micros, to: Micros, sums: &mut Sums) -> Result<(), ViewError> {
         let start = hour * MICROS_PER_HOUR;
         let is_inside = |second: u16| {
             let at = start + i64::from(second) * MICROS_PER_SECOND;
             from <= at && at < to
         };
-        let mut add = |group: &str, second: u16, tally: Tally| {
+        let mut add = |group: &str, (second, tally): (u16, Tally)| {
             if is_inside(second) {
-                match sums.get_mut(group) {
-                    Some(sum) => sum.add(tally),
-                    None => drop(sums.insert(group.into(), tally)),
-                }
+                sums.add(group, tally);
             }
         };
-        let transaction = self.file.read()?;
-        match transaction.open_table(BLOCKS) {
-            Ok(table) => {
-                let (low, high) = (key(hour, ""), key(hour + 1, ""));
-                for entry in table.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(|e| failed(e.into()))? {
-                    let (key, value) = entry.map_err(|e| failed(e.into()))?;
-                    if let Some((_, group)) = split_key(key.value()) {
-                        decode(value.value()).for_each(|(second, tally)| add(group, second, tally));
-                    }
+        if let Some(blocks) = &self.blocks {
+            let (low, high) = (key(hour, ""), key(hour + 1, ""));
+            for entry in blocks.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)? {
+                let (key, value) = entry.map_err(failed)?;
+                if let Some((_, group)) = split_key(key.value()) {
+                    decode(value.value()).for_each(|part| add(group, part));
                 }
             }
-            Err(redb::TableError::TableDoesNotExist(_)) => {}
-            Err(e) => return Err(failed(e.into())),
         }
-        // A commit may have happened since the state was locked: what waited is then in the file.
-        if super::database::position_in(&transaction)?.is_some_and(|p| p > state.committed) {
-            return Ok(());
-        }
-        for ((_, group), block) in state.waiting.iter().filter(|((h, _), _)| *h == hour) {
-            block.iter().for_each(|(second, tally)| add(group, *second, *tally));
+        for ((_, group), block) in self.waiting.iter().copied().flatten().filter(|((h, _), _)| *h == hour) {
+            block.iter().for_each(|(second, tally)| add(group, (*second, *tally)));
         }
         Ok(())
     }
@@ -272,9 +380,62 @@ impl CountsView {
             let hour = bucket(time, MICROS_PER_HOUR);
             let second = ((time - hour * MICROS_PER_HOUR) / MICROS_PER_SECOND) as u16;
             let tally = Tally { acts: u64::from(!repeats.is_some_and(|r| r.value(row))), all: 1 };
-            state.totals.entry(hour).or_default().entry(group.clone()).or_default().add(tally);
+            if state.is_held(hour) {
+                let groups = state.totals.entry(hour).or_default();
+                let before = groups.len();
+                groups.entry(group.clone()).or_default().add(tally);
+                state.held += usize::from(groups.len() > before);
+            }
             state.waiting.entry((hour, group)).or_default().entry(second).or_default().add(tally);
         }
+        state.make_room(self.counts.room.totals);
+        if self.groups.len() > self.counts.room.waiting {
+            self.groups.clear();
+        }
+    }
+
+    /// Writes the blocks that wait and the totals of their days.
+    fn write(
+        &self,
+        transaction: &redb::WriteTransaction,
+        waiting: &HashMap<(i64, Arc<str>), Block>,
+    ) -> Result<(), redb::Error> {
+        let mut blocks = transaction.open_table(BLOCKS)?;
+        let mut days = transaction.open_table(DAYS)?;
+        let mut added_to: BTreeMap<(i64, &str), Tally> = BTreeMap::new();
+        for ((hour, group), added) in waiting {
+            let key = key(*hour, group);
+            let mut block: Block = blocks.get(key.as_slice())?.map(|v| decode(v.value()).collect()).unwrap_or_default();
+            let day = added_to.entry((hour.div_euclid(HOURS_PER_DAY), group)).or_default();
+            for (second, tally) in added {
+                block.entry(*second).or_default().add(*tally);
+                day.add(*tally);
+            }
+            blocks.insert(key.as_slice(), encode(&block).as_slice())?;
+        }
+        for ((day, group), tally) in added_to {
+            let key = key(day, group);
+            let before = days.get(key.as_slice())?.map_or((0, 0), |v| v.value());
+            days.insert(key.as_slice(), (before.0 + tally.acts, before.1 + tally.all))?;
+        }
+        let Some(floor) = self.floor.filter(|_| self.floor > self.swept) else { return Ok(()) };
+        // The floor may lie within a day: what leaves of it leaves its total.
+        let day = floor.div_euclid(HOURS_PER_DAY);
+        let mut left: HashMap<String, Tally> = HashMap::new();
+        blocks.retain_in::<&[u8], _>(..key(floor, "").as_slice(), |key, value| {
+            if let Some((_, group)) = split_key(key).filter(|(hour, _)| hour.div_euclid(HOURS_PER_DAY) == day) {
+                let sum = left.entry(group.to_owned()).or_default();
+                decode(value).for_each(|(_, tally)| sum.add(tally));
+            }
+            false
+        })?;
+        days.retain_in::<&[u8], _>(..key(day, "").as_slice(), |_, _| false)?;
+        for (group, tally) in left {
+            let key = key(day, &group);
+            let before = days.get(key.as_slice())?.map_or((0, 0), |v| v.value());
+            days.insert(key.as_slice(), (before.0.saturating_sub(tally.acts), before.1.saturating_sub(tally.all)))?;
+        }
+        Ok(())
     }
 }
 
@@ -314,7 +475,7 @@ impl View for CountsView {
 
     fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
         self.since.is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
-            || self.counts.read().waiting.len() >= COMMIT_BLOCKS
+            || self.counts.read().waiting.len() >= self.counts.room.waiting
     }
 
     fn commit(&mut self, _all: bool) -> Result<(), ViewError> {
@@ -323,23 +484,10 @@ impl View for CountsView {
         }
         // Only this thread changes what waits, so the lock need not be held while it is written.
         let waiting = self.counts.read().waiting.clone();
-        self.counts.file.commit(self.origin, self.applied, |transaction| {
-            let mut table = transaction.open_table(BLOCKS)?;
-            for ((hour, group), added) in &waiting {
-                let key = key(*hour, group);
-                let mut block: Block =
-                    table.get(key.as_slice())?.map(|v| decode(v.value()).collect()).unwrap_or_default();
-                added.iter().for_each(|(second, tally)| block.entry(*second).or_default().add(*tally));
-                table.insert(key.as_slice(), encode(&block).as_slice())?;
-            }
-            if let Some(floor) = self.floor.filter(|_| self.floor > self.swept) {
-                table.retain_in::<&[u8], _>(..key(floor, "").as_slice(), |_, _| false)?;
-            }
-            Ok(())
-        })?;
+        self.counts.file.commit(self.origin, self.applied, |transaction| self.write(transaction, &waiting))?;
         let mut state = self.counts.write();
         if let Some(floor) = self.floor.filter(|_| self.floor > self.swept) {
-            state.totals = state.totals.split_off(&floor);
+            state.forget_before(floor);
             self.swept = self.floor;
         }
         state.waiting.clear();

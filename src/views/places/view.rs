@@ -1,0 +1,234 @@
+//! Keeps the places of one stream.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::venue::{EDGES, NUMBERS, Stored, VENUES, Venue, edge_key, edges_end, edges_of, is_before, split_edge};
+use super::{Places, Said, State};
+use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
+use crate::operators::{Output, StreamRows, positions};
+use crate::schema::Stream;
+use crate::views::database::Origin;
+use crate::views::{View, ViewError};
+use arrow::array::{Array, ArrayRef, Float64Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray};
+
+const COMMIT_AFTER: Duration = Duration::from_secs(1);
+
+pub struct PlacesView {
+    places: Arc<Places>,
+    stream: Arc<Stream>,
+    origin: Origin,
+    name: String,
+    applied: Lsn,
+    committed: Lsn,
+    since: Option<Instant>,
+    /// The day before which everything has been deleted.
+    swept: Option<i64>,
+}
+
+/// A value as the text that identifies it.
+fn id_at(column: &ArrayRef, row: usize) -> Option<String> {
+    if column.is_null(row) {
+        return None;
+    }
+    let any = column.as_any();
+    any.downcast_ref::<Int64Array>()
+        .map(|a| a.value(row).to_string())
+        .or_else(|| any.downcast_ref::<StringArray>().map(|a| a.value(row).to_owned()))
+}
+
+fn number_at(column: &ArrayRef, row: usize) -> i64 {
+    let any = column.as_any();
+    if column.is_null(row) {
+        return i64::MIN;
+    }
+    any.downcast_ref::<Int64Array>()
+        .map(|a| a.value(row))
+        .or_else(|| any.downcast_ref::<Int32Array>().map(|a| a.value(row).into()))
+        .or_else(|| any.downcast_ref::<TimestampMicrosecondArray>().map(|a| a.value(row)))
+        .unwrap_or(0)
+}
+
+/// What waits for a commit.
+struct Waiting {
+    removed: Vec<(Arc<str>, u32)>,
+    changed: Vec<(Arc<str>, Venue)>,
+    edges: Vec<Vec<u8>>,
+}
+
+impl Waiting {
+    fn of(state: &State) -> Self {
+        let changed = state.changed.values().filter_map(|id| Some((id.clone(), state.recent.get(id)?.clone())));
+        Self {
+            removed: state.removed.iter().map(|(id, number)| (id.clone(), *number)).collect(),
+            changed: changed.collect(),
+            edges: state.edges.iter().cloned().collect(),
+        }
+    }
+
+    /// What left goes first: a venue may have left and come back.
+    fn write(&self, transaction: &redb::WriteTransaction) -> Result<(), redb::Error> {
+        let mut venues = transaction.open_table(VENUES)?;
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        let mut edges = transaction.open_table(EDGES)?;
+        for (id, number) in &self.removed {
+            venues.remove(&**id)?;
+            numbers.remove(number)?;
+            edges.retain_in::<&[u8], _>(edges_of(id).as_slice()..edges_end(id).as_slice(), |_, ()| false)?;
+        }
+        for (id, venue) in &self.changed {
+            venues.insert(&**id, venue.encode().as_slice())?;
+            numbers.insert(venue.number, &**id)?;
+        }
+        for edge in &self.edges {
+            edges.insert(edge.as_slice(), ())?;
+        }
+        Ok(())
+    }
+}
+
+impl PlacesView {
+    pub fn new(places: Arc<Places>, stream: Arc<Stream>, origin: Origin) -> Result<Self, ViewError> {
+        let committed = places.position(origin)?;
+        places.set_applied(committed);
+        places.write().committed = committed;
+        let name = positions::places(&stream.name);
+        Ok(Self { places, stream, origin, name, applied: committed, committed, since: None, swept: None })
+    }
+
+    fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
+        let Some(def) = &self.stream.def.places else { return Ok(()) };
+        let batch = &rows.batch;
+        let version = self.stream.def.version.as_deref().unwrap_or("event_time");
+        let columns =
+            [&def.venue, &def.name, &def.lat, &def.lon, &def.event, &def.date].map(|c| batch.column_by_name(c));
+        let [Some(venue), Some(name), Some(lat), Some(lon), Some(event), Some(date)] = columns else { return Ok(()) };
+        let Some(version) = batch.column_by_name(version) else { return Ok(()) };
+        let floats = |a: &ArrayRef| a.as_any().downcast_ref::<Float64Array>().cloned();
+        let (Some(lat), Some(lon)) = (floats(lat), floats(lon)) else { return Ok(()) };
+        let Some(times) = batch.column(1).as_any().downcast_ref::<TimestampMicrosecondArray>() else { return Ok(()) };
+        // Only this thread commits, so the file stays as it is.
+        let stored = Stored::open(&self.places.file.read()?)?;
+        let mut state = self.places.write();
+        let floor =
+            rows.watermark.map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
+        state.floor = state.floor.max(floor);
+        for (row, lsn) in rows.lsns().iter().enumerate() {
+            if *lsn as u64 <= self.applied {
+                continue;
+            }
+            let Some(id) = id_at(venue, row).filter(|id| !id.contains('\0')) else { continue };
+            let name = id_at(name, row).unwrap_or_default();
+            let said = (lat.is_valid(row) && lon.is_valid(row)).then(|| Said {
+                name: &name,
+                lat: lat.value(row),
+                lon: lon.value(row),
+                version: number_at(version, row),
+            });
+            state.name(&stored, &id, bucket(times.value(row), MICROS_PER_DAY), said)?;
+            state.make_room(&stored, def.max_venues)?;
+            let date = date.is_valid(row).then(|| number_at(date, row));
+            if let Some(event) = id_at(event, row).filter(|_| !is_before(date, state.floor)) {
+                let edge = edge_key(&id, date, &event);
+                let bytes = edge.len();
+                if state.edges.insert(edge) {
+                    state.edge_bytes += bytes;
+                }
+            }
+        }
+        state.trim_recent(self.places.room);
+        Ok(())
+    }
+
+    /// Lets the venues go that no event has named since the floor.
+    fn forget_gone(&self) -> Result<(), ViewError> {
+        let stored = Stored::open(&self.places.file.read()?)?;
+        let mut state = self.places.write();
+        let day = state.floor.map_or(i64::MIN, |floor| bucket(floor, MICROS_PER_DAY));
+        state.forget(&stored, |venue| venue.seen < day)
+    }
+}
+
+/// Deletes the edges dated before the floor.
+fn sweep(transaction: &redb::WriteTransaction, floor: Option<Micros>) -> Result<(), redb::Error> {
+    transaction.open_table(EDGES)?.retain(|key, ()| {
+        let venue = key.iter().position(|b| *b == 0).unwrap_or(0);
+        split_edge(key, venue + 1).is_some_and(|(_, date)| !is_before(date, floor))
+    })?;
+    Ok(())
+}
+
+impl View for PlacesView {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    fn positions(&self) -> Vec<(String, Lsn)> {
+        vec![(self.name.clone(), self.committed)]
+    }
+
+    fn skip_to(&mut self, lsn: Lsn) {
+        self.applied = self.applied.max(lsn);
+        self.places.set_applied(self.applied);
+    }
+
+    fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError> {
+        if output.to <= self.applied {
+            return Ok(());
+        }
+        if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
+            self.add(rows)?;
+            self.since.get_or_insert(now);
+        }
+        self.applied = output.to;
+        self.places.set_applied(output.to);
+        Ok(())
+    }
+
+    fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
+        self.since.is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
+            || self.places.read().waiting_bytes() >= self.places.room
+    }
+
+    fn commit(&mut self, _all: bool) -> Result<(), ViewError> {
+        if self.since.is_none() {
+            return Ok(());
+        }
+        let floor = self.places.read().floor;
+        let day = floor.map(|floor| bucket(floor, MICROS_PER_DAY));
+        if day > self.swept {
+            self.forget_gone()?;
+        }
+        // Only this thread changes what waits, so the lock need not be held while it is written.
+        let waiting = Waiting::of(&self.places.read());
+        self.places.file.commit(self.origin, self.applied, |transaction| {
+            waiting.write(transaction)?;
+            if day > self.swept { sweep(transaction, floor) } else { Ok(()) }
+        })?;
+        self.swept = self.swept.max(day);
+        let mut state = self.places.write();
+        state.changed.clear();
+        state.removed.clear();
+        state.edges.clear();
+        state.edge_bytes = 0;
+        state.committed = self.applied;
+        drop(state);
+        self.committed = self.applied;
+        self.since = None;
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), ViewError> {
+        self.places.load()?;
+        self.committed = self.places.position(self.origin)?;
+        self.applied = self.committed;
+        self.since = None;
+        let mut state = self.places.write();
+        (state.applied, state.committed) = (self.applied, self.committed);
+        Ok(())
+    }
+}
