@@ -89,7 +89,10 @@ fn main() -> ExitCode {
     let before = anonymous_kib();
     let places = filled(folder.path());
     assert_eq!(places.venues() as u64, VENUES);
-    println!("RssAnon of {VENUES} venues beside their file's cache: {} MiB", anonymous_kib().saturating_sub(before) / 1024);
+    println!(
+        "RssAnon of {VENUES} venues beside their file's cache: {} MiB",
+        anonymous_kib().saturating_sub(before) / 1024
+    );
     let mut found: Vec<Duration> = (0..RUNS)
         .map(|run| {
             let mut random = SmallRng::seed_from_u64(100 + run);

@@ -3,6 +3,7 @@
 mod crash;
 mod log;
 mod operations;
+mod rebuild;
 mod recording;
 mod server;
 mod streams;

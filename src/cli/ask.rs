@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
+use crate::event::Lsn;
 use crate::runtime::RuntimeError;
 use crate::runtime::folder::{Address, Folder};
 use crate::runtime::offline::Offline;
@@ -64,6 +65,13 @@ impl Server {
     pub async fn post(&self, what: &str, body: &Value) -> Result<Value, RuntimeError> {
         let answer = self.post_for_bytes(what, body).await?;
         self.json(&answer)
+    }
+
+    /// The last record that is synced.
+    pub async fn synced_lsn(&self) -> Result<Lsn, RuntimeError> {
+        let status = self.get("status", &Params::default()).await?;
+        let message = || RuntimeError::Failed(format!("{}: its status does not tell how far its log is", self.url));
+        status["synced_lsn"].as_u64().ok_or_else(message)
     }
 
     async fn post_for_bytes(&self, what: &str, body: &Value) -> Result<Vec<u8>, RuntimeError> {

@@ -10,6 +10,7 @@ mod generate;
 mod init;
 mod output;
 mod questions;
+mod rebuild;
 mod run;
 mod serve;
 mod sql;
@@ -82,6 +83,7 @@ enum Verb {
     Windows(questions::Windows),
     Status(questions::Status),
     Backup(backup::Backup),
+    Rebuild(rebuild::Rebuild),
     /// Merges the files of a stopped lake now.
     Compact(compact::Compact),
     /// Shows records that became no event.
@@ -151,6 +153,7 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Windows(windows) => windows.run(global),
         Verb::Status(status) => status.run(global),
         Verb::Backup(backup) => backup.run(global),
+        Verb::Rebuild(rebuild) => rebuild.run(global),
         Verb::Compact(compact) => compact.run(global),
         Verb::DeadLetters(dead_letters) => dead_letters.run(global),
         Verb::Init(init) => init.run(global),

@@ -1,9 +1,11 @@
 //! What `run` and `demo` share: a pipeline with its HTTP server, until a signal.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::config::Config;
 use crate::runtime::folder::Address;
@@ -23,7 +25,8 @@ pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
     })
 }
 
-/// Runs until asked to stop; `tick` is called about every 50 ms.
+/// Runs until asked to stop; `tick` is called about every 50 ms. Where a rebuilt view is to take its place, everything stops and
+/// starts once more, while the port stays open.
 pub fn serve(
     config: &Config,
     listener: TcpListener,
@@ -35,17 +38,38 @@ pub fn serve(
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0])
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
+    loop {
+        let own = listener.try_clone().map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        let is_over = || signal.is_finished();
+        if !serve_once(config, own, runtime, &metrics, &is_over, &mut tick)? {
+            return Ok(());
+        }
+        tracing::info!("starting anew");
+    }
+}
+
+/// Runs until asked to stop, or to start anew, which is true.
+fn serve_once(
+    config: &Config,
+    listener: TcpListener,
+    runtime: &tokio::runtime::Runtime,
+    metrics: &PrometheusHandle,
+    is_over: &dyn Fn() -> bool,
+    tick: &mut dyn FnMut(&Running),
+) -> Result<bool, RuntimeError> {
     // In a thread that ends: the memory that opening takes and gives back returns to the system with it.
     let mut running = std::thread::scope(|scope| {
         let opening = scope.spawn(|| Running::start(config, Options::default(), runtime.handle()));
         opening.join().unwrap_or_else(|_| Err(RuntimeError::Failed("opening the data folder panicked".into())))
     })?;
     let address = listener.local_addr().map_err(|e| RuntimeError::Failed(e.to_string()))?;
+    let restart = Arc::new(AtomicBool::new(false));
     let parts = Parts {
         answers: running.answers.clone(),
         readiness: running.readiness(),
         metrics: metrics.clone(),
         backup: running.backup(config),
+        restart: restart.clone(),
         body_bytes: config.limits.body,
         bodies_bytes: config.limits.shares().queues,
         record_bytes: config.limits.record,
@@ -66,7 +90,7 @@ pub fn serve(
     })?;
     tracing::info!(%address, "ready");
     let mut since_metrics = METRICS_EVERY;
-    while !signal.is_finished() && !running.has_failed() {
+    while !is_over() && !running.has_failed() && !restart.load(Ordering::Acquire) {
         if let Some(remembered) = running.resume(config)?
             && config.server.ingest
         {
@@ -82,10 +106,14 @@ pub fn serve(
         std::thread::sleep(POLL);
     }
     tracing::info!("stopping");
-    running.folder.remove_address();
+    if !restart.load(Ordering::Acquire) {
+        running.folder.remove_address();
+    }
     running.stop.ask();
     runtime.block_on(server.stop());
-    running.stop()
+    let is_to_restart = restart.load(Ordering::Acquire) && !running.has_failed();
+    running.stop()?;
+    Ok(is_to_restart && !is_over())
 }
 
 /// Lines of `<SHA-256 in hexadecimal> read|write`, as `weir token create` writes them.

@@ -94,10 +94,10 @@ pub struct PlacesDef {
 }
 
 /// Memory that a venue's point takes, in bytes.
-pub const VENUE_BYTES: usize = 72;
+pub const VENUE_BYTES: usize = 80;
 
 fn default_max_venues() -> usize {
-    200_000
+    150_000
 }
 
 fn default_keep() -> Span {

@@ -11,7 +11,7 @@ use super::repeats::Repeats;
 use super::sessions::{self, Sessions, Status};
 use super::values::{column_times, lsns};
 use super::windows::{Feed, WindowState};
-use super::{OperatorError, Operators, Output, TableRows, tables};
+use super::{OperatorError, Operators, Output, TableRows, positions, tables};
 use crate::event::{Lsn, Micros};
 use crate::schema::{Catalog, Stream};
 
@@ -24,6 +24,36 @@ impl Operators {
         self.switch_entities(&before);
         self.switch_streams(&before, lsn, &mut rows);
         Ok(rows)
+    }
+
+    /// Takes over from operators that stand at the same record what a table is made by: its window's, sessions', entities' or
+    /// repeats' state.
+    pub fn adopt(&mut self, table: &str, from: &mut Self) {
+        let is_it = |w: &WindowState| tables::versions_of(&w.window.name) == table;
+        if let (Some(mine), Some(new)) =
+            (self.windows.iter_mut().find(|w| is_it(w)), from.windows.iter_mut().find(|w| is_it(w)))
+        {
+            std::mem::swap(mine, new);
+        }
+        if let (Some(mine), Some(new)) = (
+            self.entities.iter_mut().find(|e| e.entity.name == table),
+            from.entities.iter_mut().find(|e| e.entity.name == table),
+        ) {
+            std::mem::swap(mine, new);
+        }
+        for (name, mine) in &mut self.streams {
+            let Some(new) = from.streams.get_mut(name) else { continue };
+            if tables::sessions(name) == table {
+                std::mem::swap(&mut mine.sessions, &mut new.sessions);
+            } else if name == table {
+                std::mem::swap(&mut mine.repeats, &mut new.repeats);
+            }
+        }
+        for position in [positions::recent(table), positions::old(table)] {
+            if let Some(lsn) = from.given.get(&position) {
+                self.given.insert(position, *lsn);
+            }
+        }
     }
 
     fn switch_windows(&mut self, before: &Catalog, lsn: Lsn) -> Result<Vec<TableRows>, OperatorError> {

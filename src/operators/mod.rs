@@ -105,6 +105,8 @@ pub struct Totals {
 /// All operators, with what a trimmed log can no longer tell.
 pub struct Operators {
     catalog: Arc<Catalog>,
+    /// Stays with its configuration, whatever the log says.
+    is_pinned: bool,
     lsn: Lsn,
     streams: BTreeMap<String, StreamState>,
     /// In the catalog's order: a window comes behind every one that it reads.
@@ -150,6 +152,7 @@ impl Operators {
     pub fn new(catalog: Arc<Catalog>, zero: Lsn) -> Self {
         let mut operators = Self {
             catalog: Arc::new(Catalog::default()),
+            is_pinned: false,
             lsn: zero,
             streams: BTreeMap::new(),
             windows: Vec::new(),
@@ -330,6 +333,7 @@ impl Operators {
                     }
                 }
             }
+            Kind::Configuration if self.is_pinned => {}
             Kind::Configuration => {
                 let wrong = |reason: String| OperatorError::Configuration { lsn: header.first_lsn, reason };
                 let text = payload(frame)?;
@@ -378,6 +382,11 @@ impl Operators {
         self.lsn = to;
         self.given.insert(positions::RAW.into(), to);
         Ok(output)
+    }
+
+    /// Applies this configuration to everything from here on, whatever the log says: history is processed once more.
+    pub fn pin(&mut self) {
+        self.is_pinned = true;
     }
 
     fn raise_floors(&mut self, floors: &Floors) {

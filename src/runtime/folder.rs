@@ -77,6 +77,11 @@ impl Folder {
         self.root.join("state")
     }
 
+    /// Views being rebuilt.
+    pub fn rebuilds(&self) -> PathBuf {
+        self.root.join("rebuild")
+    }
+
     /// Intermediate results of queries; emptied at every start.
     pub fn spill(&self) -> PathBuf {
         self.root.join("spill")

@@ -3,11 +3,13 @@
 
 pub mod backup;
 pub mod folder;
+mod history;
 mod maintenance;
 mod metrics;
 pub mod offline;
 pub mod pipeline;
 pub mod questions;
+pub mod rebuild;
 pub mod retry;
 pub mod samples;
 pub mod snapshots;
@@ -26,10 +28,10 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Declarations, SourceKind};
 use crate::event::{Lsn, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{Answer, OperatorError};
+use crate::operators::{Answer, OperatorError, positions};
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
-use crate::schema::Catalog;
+use crate::schema::{Catalog, versions_of};
 use crate::sources::{self, SourceError, Stop};
 use crate::storage::Disk;
 use crate::views::ViewError;
@@ -184,7 +186,9 @@ impl Running {
         let folder = Folder::create(&config.data)?;
         let lock = folder.lock()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        rebuild::place(config, &folder, runtime)?;
         let wal = open_wal(config, &folder, &catalog, runtime)?;
+        let wal = rebuild::finish(config, &folder, wal, runtime, &clock)?;
         let wal = switch_configuration(config, &folder, &catalog, wal, runtime, &clock)?;
         let snapshots = snapshots(config, &folder);
         let log = log_name(config, &wal);
@@ -500,8 +504,26 @@ fn stored_catalog(config: &Config, folder: &Folder, end: Lsn) -> Result<Arc<Cata
     Ok(Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?))
 }
 
+/// Brings everything to the end of the log under the configuration that it ends under: all views have committed it then, and the
+/// operators are saved there.
+fn drain(
+    config: &Config,
+    folder: &Folder,
+    catalog: &Arc<Catalog>,
+    wal: Wal,
+    runtime: &tokio::runtime::Handle,
+    clock: &Arc<dyn Clock>,
+) -> Result<Wal, RuntimeError> {
+    let log = log_name(config, &wal);
+    let opened = views::open(config, folder, catalog, log, runtime, true)?;
+    refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
+    let pipeline = Pipeline::start(config, snapshots(config, folder), wal, catalog, opened, clock.clone())?;
+    pipeline.resume()?;
+    pipeline.stop()
+}
+
 /// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the
-/// new one. No frame is applied under two configurations.
+/// new one. No frame is applied under two configurations. Views that were rebuilt for it take their place there.
 fn switch_configuration(
     config: &Config,
     folder: &Folder,
@@ -511,20 +533,30 @@ fn switch_configuration(
     clock: &Arc<dyn Clock>,
 ) -> Result<Wal, RuntimeError> {
     let stored = stored_declarations(config, folder, wal.synced_lsn())?;
-    if stored.as_ref().is_some_and(|s| *s == config.declared) {
+    let is_same = stored.as_ref().is_some_and(|s| *s == config.declared);
+    let rebuilt = rebuild::ready(config, folder, catalog, log_name(config, &wal), runtime)?;
+    if is_same && rebuilt.is_empty() {
         return Ok(wal);
     }
     if let Some(stored) = stored {
         let before = Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?);
-        refuse_what_cannot_change(config, &before, catalog)?;
-        let log = log_name(config, &wal);
-        let opened = views::open(config, folder, &before, log, runtime, true)?;
-        refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
-        let pipeline = Pipeline::start(config, snapshots(config, folder), wal, &before, opened, clock.clone())?;
-        pipeline.resume()?;
-        wal = pipeline.stop()?;
+        refuse_what_cannot_change(config, &before, catalog, &rebuild::views_of(&rebuilt))?;
+        wal = drain(config, folder, &before, wal, runtime, clock)?;
+    }
+    let has_rebuilt = !rebuilt.is_empty();
+    rebuild::complete(rebuilt, config, wal.synced_lsn())?;
+    if !is_same {
+        append_configuration(catalog, &mut wal, clock)?;
         tracing::info!("the configuration changed; it applies from here on");
     }
+    if has_rebuilt {
+        rebuild::place(config, folder, runtime)?;
+        wal = rebuild::finish(config, folder, wal, runtime, clock)?;
+    }
+    Ok(wal)
+}
+
+fn append_configuration(catalog: &Catalog, wal: &mut Wal, clock: &Arc<dyn Clock>) -> Result<(), RuntimeError> {
     let mut records = RecordsBuilder::default();
     records.push(catalog.to_json().as_bytes());
     let records = records.finish();
@@ -548,16 +580,16 @@ fn switch_configuration(
     };
     wal.append(&mut frame)?;
     wal.sync()?;
-    Ok(wal)
+    Ok(())
 }
 
 /// A column that is there with another type than it would have.
-fn changed_type(before: &SchemaRef, after: &SchemaRef) -> Option<String> {
+fn changed_type(before: &SchemaRef, after: &SchemaRef, table: &str) -> Option<String> {
     after.fields().iter().find_map(|field| {
         let there = before.field_with_name(field.name()).ok()?;
         (there.data_type() != field.data_type()).then(|| {
             format!(
-                "the column `{}` is {} in the table and would be {}; give the changed column another name",
+                "the column `{}` is {} in the table and would be {}; `weir rebuild {table}` makes the table anew, or give the changed column another name",
                 field.name(),
                 there.data_type(),
                 field.data_type()
@@ -567,28 +599,39 @@ fn changed_type(before: &SchemaRef, after: &SchemaRef) -> Option<String> {
 }
 
 /// Changes that existing tables and indexes cannot take.
-fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog) -> Result<(), RuntimeError> {
+fn refuse_what_cannot_change(
+    config: &Config,
+    before: &Catalog,
+    after: &Catalog,
+    rebuilt: &[String],
+) -> Result<(), RuntimeError> {
+    let is_rebuilt = |view: &str| rebuilt.iter().any(|v| v == view);
+    let is_table_rebuilt = |table: &str| is_rebuilt(&views::of_table(table));
     for (name, new) in &after.streams {
         let Some(old) = before.streams.get(name) else { continue };
-        if let Some(changed) = changed_type(&old.table_schema, &new.table_schema) {
+        if let Some(changed) =
+            changed_type(&old.table_schema, &new.table_schema, name).filter(|_| !is_table_rebuilt(name))
+        {
             return Err(config.stream_error(name, Some("select"), format!("stream `{name}`: {changed}")).into());
         }
         let (old, new) = (&old.def, &new.def);
-        for (key, is_same) in [
-            ("search", old.search.is_none() || old.search == new.search),
-            ("places", old.places.is_none() || old.places == new.places),
-            ("count", old.count.is_none() || old.count == new.count),
+        for (key, what, view, is_same) in [
+            ("search", "search", positions::search(name), old.search.is_none() || old.search == new.search),
+            ("places", "places", positions::places(name), old.places.is_none() || old.places == new.places),
+            ("count", "counts", positions::counts(name), old.count.is_none() || old.count == new.count),
         ] {
-            if !is_same {
+            if !is_same && !is_rebuilt(&view) {
                 let message = format!(
-                    "stream `{name}`: `{key}` cannot be changed in place yet; declare the changed stream under another name"
+                    "stream `{name}`: `{key}` has changed; `weir rebuild {what} --stream {name}` makes what is there anew, or declare the changed stream under another name"
                 );
                 return Err(config.stream_error(name, Some(key), message).into());
             }
         }
     }
     for window in &after.windows {
-        let changed = before.window(&window.name).and_then(|old| changed_type(&old.schema, &window.schema));
+        let changed =
+            before.window(&window.name).and_then(|old| changed_type(&old.schema, &window.schema, &window.name));
+        let changed = changed.filter(|_| !is_table_rebuilt(&versions_of(&window.name)));
         if let Some(changed) = changed {
             let name = &window.name;
             return Err(config.window_error(name, format!("window `{name}`: {changed}")).into());
@@ -597,12 +640,14 @@ fn refuse_what_cannot_change(config: &Config, before: &Catalog, after: &Catalog)
     for entity in &after.entities {
         let Some(old) = before.entities.iter().find(|e| e.name == entity.name) else { continue };
         let name = &entity.name;
+        if is_table_rebuilt(name) {
+            continue;
+        }
         if old.def.key != entity.def.key || old.def.version != entity.def.version {
-            let message =
-                "`key` and `version` cannot be changed in place yet; declare the changed table under another name";
+            let message = "`key` or `version` has changed; `weir rebuild` makes the table anew, or declare the changed one under another name";
             return Err(config.table_error(name, format!("table `{name}`: {message}")).into());
         }
-        if let Some(changed) = changed_type(&old.schema, &entity.schema) {
+        if let Some(changed) = changed_type(&old.schema, &entity.schema, name) {
             return Err(config.table_error(name, format!("table `{name}`: {changed}")).into());
         }
     }

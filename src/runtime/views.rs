@@ -50,6 +50,20 @@ fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> 
     specs
 }
 
+/// Ends of the names of a stream's files.
+pub const PLACES: &str = "places.redb";
+pub const COUNTS: &str = "counts.redb";
+
+/// The name of the view that writes a table.
+pub fn of_table(table: &str) -> String {
+    format!("lake/{table}")
+}
+
+/// The specification of a table, by its name.
+pub fn spec(config: &Config, folder: &Folder, catalog: &Catalog, table: &str) -> Option<TableSpec> {
+    specs(config, folder, catalog).into_iter().find(|spec| spec.name == table)
+}
+
 fn is_late(spec: &TableSpec) -> bool {
     matches!(&spec.feed, Feed::Made(name) if name.ends_with(".late"))
 }
@@ -62,6 +76,19 @@ pub fn open(
     log: LogName,
     runtime: &tokio::runtime::Handle,
     writable: bool,
+) -> Result<Opened, RuntimeError> {
+    open_some(config, folder, catalog, log, runtime, writable, &|_| true)
+}
+
+/// Opens those views that are wanted, by their names.
+pub fn open_some(
+    config: &Config,
+    folder: &Folder,
+    catalog: &Arc<Catalog>,
+    log: LogName,
+    runtime: &tokio::runtime::Handle,
+    writable: bool,
+    is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Opened, RuntimeError> {
     let shares = config.limits.shares();
     let specs = specs(config, folder, catalog);
@@ -89,6 +116,9 @@ pub fn open(
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
         let name = spec.name.clone();
+        if !is_wanted(&of_table(&name)) {
+            continue;
+        }
         let policy = policy(&spec);
         let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else { continue };
         let table = Arc::new(table);
@@ -109,8 +139,10 @@ pub fn open(
     };
     let mut opened = Opened { views, handles, positions: committed };
     for stream in catalog.streams.values() {
-        opened.open_search(config, folder, stream, log, writable)?;
-        opened.open_state(config, folder, stream, log, writable)?;
+        if is_wanted(&positions::search(&stream.name)) {
+            opened.open_search(config, folder, stream, log, writable)?;
+        }
+        opened.open_state(config, folder, stream, log, writable, is_wanted)?;
     }
     Ok(opened)
 }
@@ -146,16 +178,20 @@ impl Opened {
         stream: &Arc<Stream>,
         log: LogName,
         writable: bool,
+        is_wanted: &dyn Fn(&str) -> bool,
     ) -> Result<(), RuntimeError> {
         let origin = Origin { log: log.id, zero: log.zero };
         let name = &stream.name;
         let shares = config.limits.shares();
         let streams = self.handles.catalog.streams.values();
         let sharing = |is_one: &dyn Fn(&Stream) -> bool| streams.clone().filter(|s| is_one(s)).count().max(1);
-        let path = |what: &str| folder.state().join(format!("{name}.{what}.redb"));
         if stream.def.places.is_some()
-            && let Some(places) =
-                Places::open(&path("places"), shares.places() / sharing(&|s| s.def.places.is_some()), writable)?
+            && is_wanted(&positions::places(name))
+            && let Some(places) = Places::open(
+                &folder.state().join(format!("{name}.{PLACES}")),
+                shares.places() / sharing(&|s| s.def.places.is_some()),
+                writable,
+            )?
         {
             let places = Arc::new(places);
             self.positions.insert(positions::places(name), places.position(origin)?);
@@ -165,8 +201,12 @@ impl Opened {
             self.handles.places.insert(name.clone(), places);
         }
         if stream.def.count.is_some()
-            && let Some(counts) =
-                Counts::open(&path("counts"), shares.counts() / sharing(&|s| s.def.count.is_some()), writable)?
+            && is_wanted(&positions::counts(name))
+            && let Some(counts) = Counts::open(
+                &folder.state().join(format!("{name}.{COUNTS}")),
+                shares.counts() / sharing(&|s| s.def.count.is_some()),
+                writable,
+            )?
         {
             let counts = Arc::new(counts);
             self.positions.insert(positions::counts(name), counts.position(origin)?);

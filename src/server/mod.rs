@@ -13,6 +13,7 @@ pub mod upstream;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Parts {
     pub readiness: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     pub metrics: PrometheusHandle,
     pub backup: Backup,
+    /// Set, the process starts anew without giving up its port: what was rebuilt takes its place then.
+    pub restart: Arc<AtomicBool>,
     pub body_bytes: usize,
     /// Bytes of all bodies being taken in together.
     pub bodies_bytes: usize,
@@ -114,6 +117,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::end_sql))
         .routes(routes!(routes::backup))
         .routes(routes!(routes::retry))
+        .routes(routes!(routes::rebuild))
         .routes(routes!(live::live))
         .routes(routes!(getsocial::count))
         .routes(routes!(getsocial::all_events))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -202,6 +203,26 @@ pub async fn retry(State(app): State<App>, body: axum::body::Bytes) -> Result<Js
         other => failed(other.to_string()),
     })?;
     Ok(Json(json!(done)))
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct RebuildRequest {
+    /// The id of the configuration that views were rebuilt under.
+    configuration: String,
+}
+
+/// Lets views that `weir rebuild` made take the place of the old ones: the server pauses for a moment.
+#[utoipa::path(post, path = "/api/v1/rebuild", request_body = RebuildRequest,
+    responses((status = 202, description = "{pausing}"), (status = 400), (status = 409, description = "another configuration is in force")))]
+pub async fn rebuild(State(app): State<App>, body: axum::body::Bytes) -> Result<Response, ApiError> {
+    let request: RebuildRequest = serde_json::from_slice(&body)
+        .map_err(|e| ApiError::bad_request(e.to_string(), "this is for `weir rebuild`"))?;
+    if request.configuration != app.0.parts.answers.handles.catalog.id.to_string() {
+        let message = "what was rebuilt is of another configuration than the server's; it takes its place when the server is started with that one";
+        return Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, "stop the server and start it again"));
+    }
+    app.0.parts.restart.store(true, Ordering::Release);
+    Ok((StatusCode::ACCEPTED, Json(json!({"pausing": true}))).into_response())
 }
 
 /// The process is alive.

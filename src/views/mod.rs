@@ -67,6 +67,9 @@ pub trait View: Send {
     /// Commits data with its position: what is due, or `all`.
     fn commit(&mut self, all: bool) -> Result<(), ViewError>;
 
+    /// Commits all data, and the position of everything applied also where it has no row.
+    fn settle(&mut self) -> Result<(), ViewError>;
+
     /// Gives up what is not committed, after an error.
     fn reopen(&mut self) -> Result<(), ViewError>;
 }

@@ -54,9 +54,18 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn from_byte(byte: u8) -> Option<Self> {
+    const ALL: [Self; 9] = {
         use Kind::*;
-        [Record, Tick, End, Gap, Retry, Final, Floor, Configuration, Place].into_iter().find(|k| *k as u8 == byte)
+        [Record, Tick, End, Gap, Retry, Final, Floor, Configuration, Place]
+    };
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| *k as u8 == byte)
+    }
+
+    /// The kind that the table `raw` shows under this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.name() == name)
     }
 
     /// The name that the table `raw` shows.

@@ -498,6 +498,11 @@ impl View for CountsView {
         Ok(())
     }
 
+    fn settle(&mut self) -> Result<(), ViewError> {
+        self.since.get_or_insert_with(Instant::now);
+        self.commit(true)
+    }
+
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.counts.load()?;
         self.committed = self.counts.position(self.origin)?;

@@ -153,7 +153,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     }
     sync_files(&table.spec.root, &add).map_err(failed)?;
     let written = add.len();
-    let change = Change { add, remove: job.files.clone(), positions: Vec::new(), data_change: false };
+    let change = Change { add, remove: job.files.clone(), ..Change::default() };
     table.commit(&change, &[])?;
     Ok(written)
 }

@@ -10,6 +10,7 @@ pub mod files;
 pub mod hot;
 pub mod provider;
 pub mod raw;
+pub mod replay;
 pub mod store;
 pub mod table;
 
@@ -344,7 +345,7 @@ impl LakeView {
         let (add, remove) =
             files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
-        let change = Change { add, remove, positions: vec![(class, to)], data_change: true };
+        let change = Change { add, remove, positions: vec![(class, to)], data_change: true, new_schema: false };
         self.table.commit(&change, &[(class, taken)])?;
         let waiting = &mut self.waiting[class as usize];
         *waiting = Waiting::default();
@@ -474,6 +475,13 @@ impl View for LakeView {
                 None => return Ok(()),
             }
         }
+    }
+
+    fn settle(&mut self) -> Result<(), ViewError> {
+        self.commit(true)?;
+        let classes = if self.two_classes() { &[Class::Recent, Class::Old][..] } else { &[Class::Recent] };
+        let positions = classes.iter().map(|class| (*class, self.applied[*class as usize])).collect();
+        self.table.commit(&Change { positions, data_change: true, ..Change::default() }, &[])
     }
 
     fn reopen(&mut self) -> Result<(), ViewError> {

@@ -15,7 +15,7 @@ use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
 
 use super::compact::GRACE;
-use super::files::{Class, FileEntry, partition_values, stats_json};
+use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
 use super::store::SyncedFiles;
 use super::{LogName, TableSpec};
@@ -71,6 +71,8 @@ pub struct Change {
     pub positions: Vec<(Class, Lsn)>,
     /// Rows change; false for a merge, which only moves them.
     pub data_change: bool,
+    /// The table's columns become those of its specification.
+    pub new_schema: bool,
 }
 
 /// Why opening failed: the table is of another log, or the disk or Delta say no.
@@ -86,6 +88,54 @@ impl LakeTable {
         runtime: tokio::runtime::Handle,
         writable: bool,
     ) -> Result<Option<Self>, ViewError> {
+        Self::open_as(spec, log, runtime, writable, true)
+    }
+
+    /// Opens a table whose rows are replaced by [`Self::replace_with`]: its columns may be others.
+    pub fn open_to_replace(spec: TableSpec, log: LogName, runtime: tokio::runtime::Handle) -> Result<Self, ViewError> {
+        let root = spec.root.clone();
+        let missing = || ViewError::Damaged { path: root, reason: "is not there".into() };
+        Self::open_as(spec, log, runtime, true, false)?.ok_or_else(missing)
+    }
+
+    /// In one commit, all rows leave, those of another table come, and its positions with them. Does nothing where that was done.
+    pub fn replace_with(&self, new: &Self) -> Result<(), ViewError> {
+        let (there, files) = (self.files(), new.files());
+        let paths: HashSet<&str> = there.iter().map(|f| f.path.as_str()).collect();
+        if !files.is_empty() && files.iter().all(|f| paths.contains(f.path.as_str())) {
+            return Ok(());
+        }
+        let failed = |path: &Path, e: &dyn std::fmt::Display| ViewError::Failed {
+            view: path.display().to_string(),
+            reason: e.to_string(),
+        };
+        for file in files.iter() {
+            let (from, to) = (new.spec.root.join(&file.path), self.spec.root.join(&file.path));
+            if let Some(folder) = to.parent() {
+                std::fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
+            }
+            match std::fs::hard_link(&from, &to) {
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(&to, &e)),
+                _ => {}
+            }
+        }
+        sync_files(&self.spec.root, &files).map_err(|e| failed(&self.spec.root, &e))?;
+        let committed = new.committed();
+        let positions = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
+        let is_one = self.spec.position_names().1.is_none();
+        let positions = positions.into_iter().filter(|(class, _)| !(is_one && *class == Class::Old)).collect();
+        let change =
+            Change { add: files.to_vec(), remove: there.to_vec(), positions, data_change: true, new_schema: true };
+        self.commit(&change, &[])
+    }
+
+    fn open_as(
+        spec: TableSpec,
+        log: LogName,
+        runtime: tokio::runtime::Handle,
+        writable: bool,
+        adds_columns: bool,
+    ) -> Result<Option<Self>, ViewError> {
         let mut fields: Vec<_> = spec.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
         fields.extend(spec.layout.fields());
         let full_schema: SchemaRef = Arc::new(Schema::new(fields));
@@ -94,7 +144,7 @@ impl LakeTable {
         }
         let mut table =
             runtime.block_on(open_or_create(&spec, &full_schema)).map_err(|e| delta_error(&spec.root, &e))?;
-        if writable {
+        if writable && adds_columns {
             runtime.block_on(add_columns(&mut table, &spec, &full_schema))?;
         }
         let apps = [log.app(Class::Recent), log.app(Class::Old)];
@@ -280,6 +330,10 @@ impl LakeTable {
         actions.extend(
             change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
+        if change.new_schema {
+            let columns: StructType = self.full_schema.as_ref().try_into_kernel()?;
+            actions.push(Action::Metadata(table.snapshot()?.metadata().clone().with_schema(&columns)?));
+        }
         let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty() {
             DeltaOperation::Update { predicate: None }
         } else if change.data_change && !change.remove.is_empty() {

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rstar::RTree;
 use rstar::primitives::GeomWithData;
+use rstar::{RStarInsertionStrategy, RTree, RTreeParams};
 
 use super::ViewError;
 use super::database::{Origin, StateFile, copy_table, position_in};
@@ -39,9 +39,19 @@ fn point(lat: f64, lon: f64, number: u32) -> Option<Point> {
     Some(Point::new(sphere::unit_vector(lat, lon)?.map(|x| x as f32), number))
 }
 
+/// Nodes of many children waste less of their room than the usual six, where most points come one by one.
+struct Wide;
+
+impl RTreeParams for Wide {
+    const MIN_SIZE: usize = 12;
+    const MAX_SIZE: usize = 30;
+    const REINSERTION_COUNT: usize = 9;
+    type DefaultInsertionStrategy = RStarInsertionStrategy;
+}
+
 #[derive(Default)]
 struct State {
-    tree: RTree<Point>,
+    tree: RTree<Point, Wide>,
     /// What the next new venue gets.
     next: u32,
     /// Venues lately named, as they are now.
@@ -226,7 +236,7 @@ impl Places {
             next = next.max(venue.number + 1);
             points.extend(point(venue.lat, venue.lon, venue.number));
         })?;
-        *self.write() = State { tree: RTree::bulk_load(points), next, ..State::default() };
+        *self.write() = State { tree: RTree::bulk_load_with_params(points), next, ..State::default() };
         Ok(())
     }
 

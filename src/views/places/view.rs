@@ -222,6 +222,11 @@ impl View for PlacesView {
         Ok(())
     }
 
+    fn settle(&mut self) -> Result<(), ViewError> {
+        self.since.get_or_insert_with(Instant::now);
+        self.commit(true)
+    }
+
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.places.load()?;
         self.committed = self.places.position(self.origin)?;

@@ -207,6 +207,12 @@ impl View for SearchView {
         Ok(())
     }
 
+    fn settle(&mut self) -> Result<(), ViewError> {
+        self.open_writer()?;
+        self.since.get_or_insert_with(Instant::now);
+        self.commit(true)
+    }
+
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.writer = None;
         self.committed = self.index.position(self.log, self.zero)?;

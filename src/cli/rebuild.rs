@@ -1,0 +1,98 @@
+//! `weir rebuild`: a view made anew from everything that was ever taken in.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::json;
+
+use super::ask::Server;
+use super::{Global, tokio_runtime};
+use crate::config::Config;
+use crate::event::Lsn;
+use crate::runtime::rebuild::{self, Generation};
+use crate::runtime::{Options, POLL, Running, RuntimeError};
+use crate::schema::Catalog;
+
+/// Makes windows, tables, search, places or counts anew, as the configuration declares them now, from the first record on.
+///
+/// What is there goes on serving meanwhile, also in a running server; what is begun goes on where it was broken off. At the end the
+/// new ones take their places together: a server pauses for a moment, and its websockets have a gap.
+#[derive(Debug, Args)]
+pub struct Rebuild {
+    /// Windows, tables (`rsvps.members`, `rsvps.sessions`, `rsvps`, `dead_letters`), or search, places, counts.
+    #[arg(required = true)]
+    what: Vec<String>,
+    /// The stream of search, places or counts [default: the first].
+    #[arg(long)]
+    stream: Option<String>,
+}
+
+/// Records that may be left for the moment in which a server pauses.
+const FEW: Lsn = 20_000;
+/// How long a server may take to bring in the new one.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+impl Rebuild {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let config = global.load_file()?;
+        let runtime = tokio_runtime()?;
+        let catalog = Catalog::of(&config)?;
+        let named = |what: &String| rebuild::view_named(&catalog, what, self.stream.as_deref());
+        let views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let begin = |view: &String| Generation::begin(&config, runtime.handle(), view);
+        let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
+        let begun = Instant::now();
+        let mut reached = None;
+        let server = loop {
+            let server = runtime.block_on(Server::find(&config));
+            let end = match &server {
+                Some(server) => runtime.block_on(server.synced_lsn())?,
+                None => rebuild::end_of_log(&config)?,
+            };
+            if reached.is_some_and(|reached: Lsn| end.saturating_sub(reached) <= FEW) {
+                break server;
+            }
+            for (generation, what) in generations.iter_mut().zip(&self.what) {
+                generation.advance(&config, end, &mut |done, all, time| tell(what, done, all, time))?;
+            }
+            reached = Some(end);
+        };
+        for mut generation in generations {
+            generation.is_ready()?;
+        }
+        match server {
+            None => take_place(&config, runtime.handle())?,
+            Some(server) => {
+                runtime.block_on(server.post("rebuild", &json!({"configuration": catalog.id.to_string()})))?;
+                views.iter().try_for_each(|view| wait_for_place(&config, view))?;
+            }
+        }
+        eprintln!("weir: rebuilt: {}, in {:.1} s", self.what.join(", "), begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+fn tell(what: &str, done: Lsn, all: Lsn, time: Duration) {
+    let share = 100.0 * done as f64 / all.max(1) as f64;
+    eprintln!("weir: {what}: {done} of {all} records ({share:.0} %), {:.0} s", time.as_secs_f64());
+}
+
+/// A stopped folder: what is ready takes its place as at a start, with which nothing is taken in.
+fn take_place(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
+    let mut running = Running::start(config, Options { once: true }, runtime)?;
+    running.resume_alone()?;
+    running.stop()
+}
+
+fn wait_for_place(config: &Config, view: &str) -> Result<(), RuntimeError> {
+    let begun = Instant::now();
+    while !rebuild::is_done(config, view) {
+        if begun.elapsed() > PATIENCE {
+            return Err(RuntimeError::Failed(
+                "the server has not brought it in yet; it does so with its next start".into(),
+            ));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Everything that was ever taken in, in its order: from `raw` as far as it is committed there, then from the log.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::RuntimeError;
+use crate::config::PartitionBy;
+use crate::event::Lsn;
+use crate::schema::Layout;
+use crate::storage::Disk;
+use crate::views::lake::replay::RawFrames;
+use crate::views::lake::{LakeTable, LogName, TableSpec};
+use crate::wal::record::compress;
+use crate::wal::{About, Frame, LogReader, RecordsBuilder, WalError};
+
+/// Where history lies.
+#[derive(Clone)]
+pub struct Places {
+    pub lake: PathBuf,
+    pub log_folder: PathBuf,
+    pub log: LogName,
+    pub partition: PartitionBy,
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// A cursor over it.
+pub struct History {
+    places: Places,
+    after: Lsn,
+    from: From,
+}
+
+enum From {
+    Raw(RawFrames),
+    Log(LogReader),
+}
+
+impl History {
+    /// Everything above `after`.
+    pub fn new(places: Places, after: Lsn) -> Result<Self, RuntimeError> {
+        let raw = places.raw(after)?;
+        Ok(Self { places, after, from: From::Raw(raw) })
+    }
+
+    /// The next frame, up to `limit`; none when that is reached. Its records are all above the one before.
+    pub fn next(&mut self, limit: Lsn) -> Result<Option<Frame>, RuntimeError> {
+        let mut was_missing = false;
+        while self.after < limit {
+            let next = match &mut self.from {
+                From::Raw(raw) => match raw.next() {
+                    Ok(Some(frame)) => Some(frame),
+                    Ok(None) => {
+                        self.from = From::Log(self.places.log(self.after));
+                        None
+                    }
+                    Err(reason) if was_missing => return Err(RuntimeError::Failed(reason)),
+                    // A merge may have replaced a file while it was read.
+                    Err(reason) => {
+                        tracing::debug!(reason, "`raw` is read again");
+                        was_missing = true;
+                        self.from = From::Raw(self.places.raw(self.after)?);
+                        None
+                    }
+                },
+                From::Log(log) => match log.next(limit) {
+                    Ok(frame) => frame,
+                    Err(error @ WalError::Missing { .. }) if was_missing => return Err(error.into()),
+                    // It was trimmed meanwhile: what left it is in `raw`.
+                    Err(WalError::Missing { .. } | WalError::Io { .. }) => {
+                        was_missing = true;
+                        self.from = From::Raw(self.places.raw(self.after)?);
+                        None
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            if let Some(frame) = next {
+                let frame = behind(frame, self.after)?;
+                self.after = frame.header.last_lsn();
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Places {
+    fn raw(&self, after: Lsn) -> Result<RawFrames, RuntimeError> {
+        let layout = if self.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
+        let spec = TableSpec::raw(&self.lake, layout);
+        let root = spec.root.clone();
+        let table = LakeTable::open(spec, self.log, self.runtime.clone(), false)?;
+        let files = table.map(|table| table.files()).unwrap_or_default();
+        Ok(RawFrames::new(root, &files, after))
+    }
+
+    fn log(&self, after: Lsn) -> LogReader {
+        LogReader::new(Arc::new(Disk), self.log_folder.clone(), after)
+    }
+
+    /// The first record that is still there, in `raw` or in the log.
+    pub fn first(&self) -> Result<Lsn, RuntimeError> {
+        let zero = self.log.zero;
+        let mut first = self.log(zero);
+        let in_log = match first.next(zero + 1) {
+            Err(WalError::Missing { to, .. }) => to + 1,
+            Ok(_) => zero + 1,
+            Err(error) => return Err(error.into()),
+        };
+        let in_raw = self.raw(zero)?.first();
+        Ok(in_raw.map_or(in_log, |lsn| lsn.min(in_log)))
+    }
+}
+
+/// A frame without the records up to `after`.
+fn behind(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
+    let skipped = (after + 1).saturating_sub(frame.header.first_lsn);
+    if skipped == 0 {
+        return Ok(frame);
+    }
+    let failed = |e: &dyn std::fmt::Display| RuntimeError::Failed(format!("record {}: {e}", frame.header.first_lsn));
+    let all = frame.records().map_err(|e| failed(&e))?;
+    let mut records = RecordsBuilder::default();
+    all.iter().skip(skipped as usize).for_each(|record| records.push(record));
+    let records = records.finish();
+    let about = About {
+        positions: frame.about.positions.iter().skip(skipped as usize).copied().collect(),
+        retry_of: frame.about.retry_of.iter().skip(skipped as usize).copied().collect(),
+        cut: frame.about.cut.iter().filter(|(i, _)| *i >= skipped).map(|(i, n)| (i - skipped, *n)).collect(),
+        ..frame.about.clone()
+    };
+    let block = compress(records.page()).map_err(|e| failed(&e))?;
+    let mut header = frame.header.clone();
+    (header.first_lsn, header.count) = (after + 1, header.count - skipped as u32);
+    Ok(Frame { header, block, block_bytes: records.page().len() as u32, about })
+}

@@ -1,0 +1,443 @@
+//! Processing history once more for one view, under the configuration that is in force or is to be: a new generation is built
+//! beside the old one, which goes on serving. It takes the old one's place while nothing is taken in, at the end of the log.
+//!
+//! What a generation has reached lies in its folder, so that every step can be taken again after a kill: `building` by a verb,
+//! `ready` for the next start, `whole` at the end of the log, `placed` where the old one was; then the operators take over what
+//! made it, and the folder is removed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::folder::Folder;
+use super::history::{self, History};
+use super::snapshots::Snapshots;
+use super::views::{self, COUNTS, PLACES, of_table};
+use super::{RuntimeError, log_name, snapshots, stored_catalog, wal_options};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::event::{Lsn, lsn_sequence};
+use crate::operators::{Operators, positions, tables};
+use crate::schema::Catalog;
+use crate::storage::{Disk, Storage, sync_folder};
+use crate::views::View;
+use crate::views::lake::{LakeTable, LogName};
+use crate::wal::Wal;
+
+/// How often what was built is made safe, and the progress told.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+const TELL_EVERY: Duration = Duration::from_secs(1);
+const ABOUT: &str = "rebuild.json";
+
+/// How far a generation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Building,
+    Ready,
+    Whole,
+    Placed,
+}
+
+/// What a generation is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct About {
+    view: String,
+    configuration: u64,
+    log: u64,
+    state: State,
+}
+
+/// A generation being built, held by this process.
+pub struct Generation {
+    /// The data folder, and the generation's own beside everything else in it.
+    folder: Folder,
+    own: Folder,
+    about: About,
+    catalog: Arc<Catalog>,
+    places: history::Places,
+    _lock: fs::File,
+}
+
+/// How far a build is: records done, of how many, since when.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, Duration);
+
+/// The view that a name means: a window, an entity table, another table, or `search`, `places`, `counts` of a stream.
+pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<String, RuntimeError> {
+    let wrong = |message: String| Err(RuntimeError::Config(message));
+    if let "search" | "places" | "counts" = what {
+        let found = match stream {
+            None => catalog.streams.values().next(),
+            Some(name) => catalog.streams.get(name),
+        };
+        let Some(found) = found else {
+            return wrong(stream.map_or("no stream is declared".into(), |name| format!("there is no stream `{name}`")));
+        };
+        let (is_declared, view) = match what {
+            "search" => (found.def.search.is_some(), positions::search(&found.name)),
+            "places" => (found.def.places.is_some(), positions::places(&found.name)),
+            _ => (found.def.count.is_some(), positions::counts(&found.name)),
+        };
+        let key = if what == "counts" { "count" } else { what };
+        return if is_declared { Ok(view) } else { wrong(format!("stream `{}` declares no `{key}`", found.name)) };
+    }
+    if catalog.window(what).is_some() {
+        return Ok(of_table(&tables::versions_of(what)));
+    }
+    let mut known: Vec<String> = catalog.entities.iter().map(|e| e.name.clone()).collect();
+    for stream in catalog.streams.values() {
+        known.push(stream.name.clone());
+        known.extend(stream.session().map(|_| tables::sessions(&stream.name)));
+        let has_windows = catalog.windows.iter().any(|w| w.over == stream.name);
+        known.extend(has_windows.then(|| tables::late(&stream.name)));
+    }
+    known.push(positions::DEAD_LETTERS.into());
+    if known.iter().any(|name| name == what) {
+        return Ok(of_table(what));
+    }
+    let windows = catalog.windows.iter().map(|w| w.name.clone());
+    let all: Vec<String> =
+        ["search", "places", "counts"].map(str::to_owned).into_iter().chain(windows).chain(known).collect();
+    wrong(format!("`{what}` cannot be rebuilt; there are {}", all.join(", ")))
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
+    let path = path.to_owned();
+    move |e| RuntimeError::Failed(format!("{}: {e}", path.display()))
+}
+
+impl Generation {
+    /// Opens what was begun of this view under this configuration, or begins it.
+    pub fn begin(config: &Config, runtime: &tokio::runtime::Handle, view: &str) -> Result<Self, RuntimeError> {
+        let folder = Folder::existing(&config.data)?;
+        let catalog = Arc::new(Catalog::of(config)?);
+        let options = wal_options(config, &folder);
+        let id = Wal::log_id_of(&Disk, &options.folder)?
+            .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
+        let log = LogName { instance: config.instance, id, zero: options.zero };
+        let about = About { view: view.to_owned(), configuration: catalog.id, log: id, state: State::Building };
+        let root = folder.rebuilds().join(view.replace('/', "."));
+        if read_about(&root).is_none_or(|found| About { state: State::Building, ..found } != about) {
+            // Another configuration's, or half begun.
+            remove(&folder, &root)?;
+        }
+        let own = Folder::create(&root)?;
+        let Some(lock) = lock(&own)? else {
+            return Err(RuntimeError::InUse(format!("{view} is being rebuilt by another process")));
+        };
+        let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, lock);
+        generation.refuse_what_is_gone()?;
+        match read_about(&root) {
+            Some(found) => generation.about = found,
+            None => generation.set(State::Building)?,
+        }
+        Ok(generation)
+    }
+
+    fn of(
+        config: &Config,
+        folder: &Folder,
+        catalog: &Arc<Catalog>,
+        log: LogName,
+        runtime: &tokio::runtime::Handle,
+        about: About,
+        lock: fs::File,
+    ) -> Self {
+        let own = Folder { root: folder.rebuilds().join(about.view.replace('/', ".")) };
+        let places = history::Places {
+            lake: folder.lake(),
+            log_folder: folder.log(),
+            log,
+            partition: config.partition,
+            runtime: runtime.clone(),
+        };
+        Self { folder: folder.clone(), own, about, catalog: catalog.clone(), places, _lock: lock }
+    }
+
+    /// History must begin with the first record: what `raw` has let go of cannot be processed again.
+    fn refuse_what_is_gone(&self) -> Result<(), RuntimeError> {
+        let first = self.places.first()?;
+        if first <= self.places.log.zero + 1 {
+            return Ok(());
+        }
+        Err(RuntimeError::Config(format!(
+            "{} cannot be rebuilt: `raw` begins with record {}, and what came before would be missing; declare it under another name, which begins with what comes next, or keep `raw` for longer (`[tables.\"raw\"] retention`)",
+            self.about.view,
+            lsn_sequence(first)
+        )))
+    }
+
+    fn set(&mut self, state: State) -> Result<(), RuntimeError> {
+        self.about.state = state;
+        let path = self.own.root.join(ABOUT);
+        let text = serde_json::to_vec(&self.about).expect("plain data becomes JSON");
+        Disk.replace(&path, &text).map_err(failed(&path))
+    }
+
+    fn snapshots(&self) -> Snapshots {
+        Snapshots {
+            storage: Arc::new(Disk),
+            folder: self.own.operators(),
+            log: self.own.log(),
+            zero: self.places.log.zero,
+        }
+    }
+
+    fn open(&self, config: &Config) -> Result<(Box<dyn View>, BTreeMap<String, Lsn>), RuntimeError> {
+        let places = &self.places;
+        let is_it = |view: &str| view == self.about.view;
+        let runtime = &places.runtime;
+        let mut opened = views::open_some(config, &self.own, &self.catalog, places.log, runtime, true, &is_it)?;
+        let view = opened.views.pop().ok_or_else(|| RuntimeError::Failed(format!("{} is no view", self.about.view)))?;
+        Ok((view, opened.positions))
+    }
+
+    /// Goes on up to a record, and makes it safe.
+    pub fn advance(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
+        let (mut view, positions) = self.open(config)?;
+        let (saved, zero) = (self.snapshots(), self.places.log.zero);
+        let (found, from_snapshot) = saved.newest_for(&positions, Lsn::MAX)?;
+        let mut operators = if from_snapshot { found } else { Operators::new(self.catalog.clone(), zero) };
+        operators.pin();
+        if from_snapshot {
+            view.skip_to(operators.lsn());
+        }
+        let mut history = History::new(self.places.clone(), operators.lsn())?;
+        let (begun, mut told, mut safe) = (Instant::now(), Instant::now(), Instant::now());
+        let all = lsn_sequence(to);
+        while let Some(frame) = history.next(to)? {
+            let decoded = operators.decode(&frame)?;
+            let output = operators.apply(&Arc::new(frame), decoded.as_ref())?;
+            let now = Instant::now();
+            view.apply(&output, now)?;
+            if view.is_due(now, false) {
+                view.commit(false)?;
+            }
+            if safe.elapsed() >= SAVE_EVERY {
+                save(&mut *view, &saved, &operators)?;
+                safe = Instant::now();
+            }
+            if told.elapsed() >= TELL_EVERY {
+                progress(lsn_sequence(operators.lsn()), all, begun.elapsed());
+                told = Instant::now();
+            }
+        }
+        save(&mut *view, &saved, &operators)?;
+        progress(lsn_sequence(operators.lsn()), all, begun.elapsed());
+        Ok(())
+    }
+
+    /// It takes the old generation's place with the next start.
+    pub fn is_ready(&mut self) -> Result<(), RuntimeError> {
+        self.set(State::Ready)
+    }
+
+    /// Moves what was built to where the old generation is.
+    fn place(&mut self, config: &Config) -> Result<(), RuntimeError> {
+        let (view, log) = (self.about.view.clone(), self.places.log);
+        match view.split_once('/') {
+            Some(("lake", name)) => {
+                let open = |folder: &Folder| views::spec(config, folder, &self.catalog, name);
+                let (Some(new), Some(old)) = (open(&self.own), open(&self.folder)) else {
+                    return Err(RuntimeError::Failed(format!("{view} is no table")));
+                };
+                let runtime = &self.places.runtime;
+                let new = LakeTable::open(new, log, runtime.clone(), false)?.ok_or_else(|| {
+                    RuntimeError::Damaged(format!("{}: the new {view} is gone", self.own.root.display()))
+                })?;
+                LakeTable::open_to_replace(old, log, runtime.clone())?.replace_with(&new)?;
+            }
+            Some(("search", stream)) => {
+                let gone = self.own.root.join("before");
+                move_over(&self.own.search().join(stream), &self.folder.search().join(stream), Some(&gone))?;
+            }
+            Some((kind, stream)) => {
+                let name = format!("{stream}.{}", if kind == "places" { PLACES } else { COUNTS });
+                move_over(&self.own.state().join(&name), &self.folder.state().join(&name), None)?;
+            }
+            None => {}
+        }
+        self.set(State::Placed)
+    }
+
+    /// Lets the operators, saved at the end of the log, go on from what made this generation.
+    fn hand_over(&self, config: &Config, end: Lsn) -> Result<(), RuntimeError> {
+        let live = snapshots(config, &self.folder);
+        let mut operators = live.load(end)?;
+        let (mut own, is_saved) = self.snapshots().newest_for(&BTreeMap::new(), Lsn::MAX)?;
+        if !is_saved {
+            own = Operators::new(self.catalog.clone(), self.places.log.zero);
+        }
+        own.pin();
+        // The frame of a changed configuration may lie between.
+        let mut history = History::new(self.places.clone(), own.lsn())?;
+        while let Some(frame) = history.next(end)? {
+            let decoded = own.decode(&frame)?;
+            own.apply(&Arc::new(frame), decoded.as_ref())?;
+        }
+        if let Some(table) = self.about.view.strip_prefix("lake/") {
+            operators.adopt(table, &mut own);
+            live.save(&operators)?;
+        }
+        Ok(())
+    }
+}
+
+/// Commits what a view has, then saves the operators that made it.
+fn save(view: &mut dyn View, snapshots: &Snapshots, operators: &Operators) -> Result<(), RuntimeError> {
+    view.settle()?;
+    snapshots.save(operators)?;
+    snapshots.tidy(&view.positions().into_iter().collect())?;
+    Ok(())
+}
+
+/// Renames over what is there, durably; where that is a folder it goes to `gone` first. Does nothing where it was done before.
+fn move_over(new: &Path, old: &Path, gone: Option<&Path>) -> Result<(), RuntimeError> {
+    if !new.exists() {
+        return Ok(());
+    }
+    if let Some(gone) = gone.filter(|_| old.exists()) {
+        fs::rename(old, gone).map_err(failed(old))?;
+    }
+    fs::rename(new, old).map_err(failed(old))?;
+    for folder in [new.parent(), old.parent()].into_iter().flatten() {
+        sync_folder(folder).map_err(failed(folder))?;
+    }
+    Ok(())
+}
+
+fn read_about(root: &Path) -> Option<About> {
+    serde_json::from_slice(&fs::read(root.join(ABOUT)).ok()?).ok()
+}
+
+/// None while another process has it.
+fn lock(own: &Folder) -> Result<Option<fs::File>, RuntimeError> {
+    let path = own.root.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(failed(&path)(e)),
+    }
+}
+
+/// Removes a generation's folder: under a name first that nobody looks for.
+fn remove(folder: &Folder, root: &Path) -> Result<(), RuntimeError> {
+    if root.exists() {
+        let gone = folder.rebuilds().join(".gone");
+        let _ = fs::remove_dir_all(&gone);
+        fs::rename(root, &gone).map_err(failed(root))?;
+        sync_folder(&folder.rebuilds()).map_err(failed(root))?;
+        let _ = fs::remove_dir_all(&gone);
+    }
+    Ok(())
+}
+
+/// The generations of a configuration that are at least so far, and that no other process holds.
+fn at_least(
+    config: &Config,
+    folder: &Folder,
+    catalog: &Arc<Catalog>,
+    log: LogName,
+    runtime: &tokio::runtime::Handle,
+    states: &[State],
+) -> Result<Vec<Generation>, RuntimeError> {
+    let Ok(entries) = fs::read_dir(folder.rebuilds()) else { return Ok(Vec::new()) };
+    let mut roots: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    roots.sort();
+    let mut found = Vec::new();
+    for root in roots {
+        let Some(about) = read_about(&root) else { continue };
+        if about.configuration != catalog.id || about.log != log.id || !states.contains(&about.state) {
+            continue;
+        }
+        if let Some(lock) = lock(&Folder { root })? {
+            found.push(Generation::of(config, folder, catalog, log, runtime, about, lock));
+        }
+    }
+    Ok(found)
+}
+
+/// Generations that wait to take their place under a configuration.
+pub fn ready(
+    config: &Config,
+    folder: &Folder,
+    catalog: &Arc<Catalog>,
+    log: LogName,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Vec<Generation>, RuntimeError> {
+    at_least(config, folder, catalog, log, runtime, &[State::Ready, State::Whole])
+}
+
+/// The last record of a stopped folder's log.
+pub fn end_of_log(config: &Config) -> Result<Lsn, RuntimeError> {
+    let options = wal_options(config, &Folder::existing(&config.data)?);
+    Ok(Wal::peek(&Disk, &options, options.zero)?.last_lsn)
+}
+
+/// Whether nothing of a view waits to take its place.
+pub fn is_done(config: &Config, view: &str) -> bool {
+    Folder::existing(&config.data).is_ok_and(|folder| !folder.rebuilds().join(view.replace('/', ".")).exists())
+}
+
+/// Names of their views.
+pub fn views_of(generations: &[Generation]) -> Vec<String> {
+    generations.iter().map(|g| g.about.view.clone()).collect()
+}
+
+/// Brings generations to the end of the log, where every view has committed. From here on they take their place, whatever happens.
+pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Result<(), RuntimeError> {
+    for mut generation in generations {
+        generation.advance(config, end, &mut |_, _, _| {})?;
+        generation.set(State::Whole)?;
+    }
+    Ok(())
+}
+
+/// Puts whole generations in their place: before anything is opened, because what is there may not fit the configuration.
+pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
+    if !folder.rebuilds().is_dir() {
+        return Ok(());
+    }
+    let options = wal_options(config, folder);
+    let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else { return Ok(()) };
+    let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
+    let catalog = stored_catalog(config, folder, end)?;
+    let log = LogName { instance: config.instance, id, zero: options.zero };
+    for mut generation in at_least(config, folder, &catalog, log, runtime, &[State::Whole])? {
+        tracing::info!(view = generation.about.view, "the rebuilt one takes its place");
+        generation.place(config)?;
+    }
+    Ok(())
+}
+
+/// Ends what [`place`] began: the operators go on from what made the new generations.
+pub fn finish(
+    config: &Config,
+    folder: &Folder,
+    wal: Wal,
+    runtime: &tokio::runtime::Handle,
+    clock: &Arc<dyn Clock>,
+) -> Result<Wal, RuntimeError> {
+    if !folder.rebuilds().is_dir() {
+        return Ok(wal);
+    }
+    let (log, end) = (log_name(config, &wal), wal.synced_lsn());
+    let catalog = stored_catalog(config, folder, end)?;
+    let placed = at_least(config, folder, &catalog, log, runtime, &[State::Placed])?;
+    if placed.is_empty() {
+        return Ok(wal);
+    }
+    let wal = super::drain(config, folder, &catalog, wal, runtime, clock)?;
+    for generation in placed {
+        generation.hand_over(config, end)?;
+        let root = generation.own.root.clone();
+        drop(generation);
+        remove(folder, &root)?;
+    }
+    Ok(wal)
+}

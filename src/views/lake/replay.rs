@@ -1,0 +1,235 @@
+//! Frames out of the files of `raw`, in the order of their LSNs: how history is processed once more after the log was trimmed.
+//! Rows of a file lie by their time of arrival; where a clock went back, frames wait until those before them have come.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::path::PathBuf;
+
+use arrow::array::{Array, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+
+use super::files::FileEntry;
+use crate::event::Lsn;
+use crate::wal::record::compress;
+use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
+
+/// Plain bytes read at once, about, and the most rows.
+const READ_BYTES: u64 = 8 << 20;
+const READ_ROWS: u64 = 4_096;
+/// Bytes of frames that may wait for earlier ones.
+const WAITING_BYTES: usize = 128 << 20;
+
+/// Reads frames above an LSN.
+pub struct RawFrames {
+    root: PathBuf,
+    /// Files that are not read yet, by their first LSN.
+    files: VecDeque<FileEntry>,
+    open: Option<ParquetRecordBatchReader>,
+    after: Lsn,
+    /// The frame that the last row read belongs to, which may go on in the next rows.
+    last: Option<Run>,
+    waiting: BTreeMap<Lsn, Frame>,
+    waiting_bytes: usize,
+}
+
+/// What the rows of one frame have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Run {
+    first: Lsn,
+    /// The LSN behind its last row so far.
+    next: Lsn,
+    received_at: i64,
+    source: String,
+    partition: String,
+    stream: String,
+    kind: String,
+    about: Option<String>,
+}
+
+impl Run {
+    /// Whether a row with this head, and this LSN, goes on with the frame.
+    fn goes_on(&self, row: &Self) -> bool {
+        let (retried, _) = self.about();
+        self.next == row.first
+            && (retried.is_empty() || self.next - self.first < retried.len() as u64)
+            && (self.received_at, &self.about, &self.kind) == (row.received_at, &row.about, &row.kind)
+            && (&self.source, &self.partition, &self.stream) == (&row.source, &row.partition, &row.stream)
+    }
+
+    /// Dead letters that come back, and records stored cut.
+    fn about(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
+        let Some(about) = &self.about else { return Default::default() };
+        let about: serde_json::Value = serde_json::from_str(about).unwrap_or_default();
+        let part = |name: &str| about.get(name).cloned().unwrap_or_default();
+        let retried = serde_json::from_value(part("retry_of")).unwrap_or_default();
+        (retried, serde_json::from_value(part("cut")).unwrap_or_default())
+    }
+}
+
+/// The columns of rows read at once.
+struct Rows<'a> {
+    lsn: &'a Int64Array,
+    received_at: &'a TimestampMicrosecondArray,
+    texts: [&'a StringArray; 5],
+    position: &'a Int64Array,
+    bytes: &'a BinaryArray,
+}
+
+impl<'a> Rows<'a> {
+    fn of(batch: &'a RecordBatch) -> Option<Self> {
+        fn column<'a, T: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Option<&'a T> {
+            batch.column_by_name(name)?.as_any().downcast_ref()
+        }
+        let text = |name| column::<StringArray>(batch, name);
+        Some(Self {
+            lsn: column(batch, "lsn")?,
+            received_at: column(batch, "received_at")?,
+            texts: [text("source")?, text("partition")?, text("stream")?, text("kind")?, text("about")?],
+            position: column(batch, "position")?,
+            bytes: column(batch, "bytes")?,
+        })
+    }
+
+    fn head(&self, row: usize) -> Run {
+        let [source, partition, stream, kind] = [0, 1, 2, 3].map(|t| self.texts[t].value(row).to_owned());
+        let lsn = self.lsn.value(row) as Lsn;
+        let about = self.texts[4].is_valid(row).then(|| self.texts[4].value(row).to_owned());
+        let received_at = self.received_at.value(row);
+        Run { first: lsn, next: lsn + 1, received_at, source, partition, stream, kind, about }
+    }
+
+    /// Whether a row has the same head as the one before, its LSN apart.
+    fn is_as_before(&self, row: usize) -> bool {
+        let same = |t: &&StringArray| t.is_valid(row) == t.is_valid(row - 1) && t.value(row) == t.value(row - 1);
+        self.received_at.value(row) == self.received_at.value(row - 1) && self.texts.iter().all(same)
+    }
+}
+
+impl RawFrames {
+    /// Reads the files below `root` that hold records above `after`.
+    pub fn new(root: PathBuf, files: &[FileEntry], after: Lsn) -> Self {
+        let mut files: Vec<FileEntry> = files.iter().filter(|f| f.max_lsn > after).cloned().collect();
+        files.sort_by_key(|f| f.min_lsn);
+        Self { root, files: files.into(), open: None, after, last: None, waiting: BTreeMap::new(), waiting_bytes: 0 }
+    }
+
+    /// The first record that the files have.
+    pub fn first(&self) -> Option<Lsn> {
+        self.files.front().map(|file| file.min_lsn)
+    }
+
+    /// The frame with the record behind the last one; none where the files have it not.
+    pub fn next(&mut self) -> Result<Option<Frame>, String> {
+        loop {
+            if let Some(entry) = self.waiting.first_entry()
+                && *entry.key() <= self.after + 1
+            {
+                let frame = entry.remove();
+                self.waiting_bytes -= frame.block.len();
+                self.after = self.after.max(frame.header.last_lsn());
+                return Ok(Some(frame));
+            }
+            if self.waiting_bytes > WAITING_BYTES {
+                let first = self.waiting.keys().next().copied().unwrap_or_default();
+                return Err(format!("`raw` has {first} and later records where {} should be", self.after + 1));
+            }
+            if !self.read()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads some more rows; false at the end of the files.
+    fn read(&mut self) -> Result<bool, String> {
+        if self.open.is_none() {
+            let Some(file) = self.files.pop_front() else { return Ok(false) };
+            let path = self.root.join(&file.path);
+            let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+            let opened = File::open(&path).map_err(|e| wrong(&e))?;
+            let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
+            let plain: i64 = builder.metadata().row_groups().iter().map(|g| g.total_byte_size()).sum();
+            let row = (plain.max(1) as u64 / file.rows.max(1)).max(1);
+            let rows = (READ_BYTES / row).clamp(1, READ_ROWS) as usize;
+            self.open = Some(builder.with_batch_size(rows).build().map_err(|e| wrong(&e))?);
+        }
+        match self.open.as_mut().and_then(Iterator::next) {
+            Some(batch) => self.take(&batch.map_err(|e| e.to_string())?)?,
+            None => self.open = None,
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, batch: &RecordBatch) -> Result<(), String> {
+        let rows = Rows::of(batch).ok_or("`raw` has other columns than it should")?;
+        let mut start = 0;
+        while start < batch.num_rows() {
+            let mut run = rows.head(start);
+            match &self.last {
+                Some(last) if last.goes_on(&run) => run.first = last.first,
+                _ => {}
+            }
+            let (retried, cut) = run.about();
+            let end_of_frame = if retried.is_empty() { Lsn::MAX } else { run.first + retried.len() as u64 };
+            let mut end = start + 1;
+            while end < batch.num_rows()
+                && rows.lsn.value(end) == rows.lsn.value(end - 1) + 1
+                && (rows.lsn.value(end) as Lsn) < end_of_frame
+                && rows.is_as_before(end)
+            {
+                end += 1;
+            }
+            run.next = rows.lsn.value(end - 1) as Lsn + 1;
+            // What was applied before stays away.
+            let fresh = (start..end).find(|row| rows.lsn.value(*row) as Lsn > self.after);
+            if let Some(fresh) = fresh {
+                let frame = frame(&rows, fresh..end, &run, &retried, &cut)?;
+                self.waiting_bytes += frame.block.len();
+                self.waiting.insert(frame.header.first_lsn, frame);
+            }
+            self.last = Some(run);
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+/// A frame of some rows of a run.
+fn frame(
+    rows: &Rows<'_>,
+    range: std::ops::Range<usize>,
+    run: &Run,
+    retried: &[u64],
+    cut: &[(u64, u64)],
+) -> Result<Frame, String> {
+    let first_lsn = rows.lsn.value(range.start) as Lsn;
+    let skipped = first_lsn - run.first;
+    let count = range.len() as u64;
+    let mut records = RecordsBuilder::default();
+    range.clone().for_each(|row| records.push(rows.bytes.value(row)));
+    let records = records.finish();
+    let positions: Vec<u64> =
+        range.filter(|row| rows.position.is_valid(*row)).map(|row| rows.position.value(row) as u64).collect();
+    let own = |index: &u64| (skipped..skipped + count).contains(index);
+    let about = About {
+        positions: if positions.len() as u64 == count { positions } else { Vec::new() },
+        retry_of: retried.iter().skip(skipped as usize).take(count as usize).copied().collect(),
+        cut: cut.iter().filter(|(index, _)| own(index)).map(|(index, bytes)| (index - skipped, *bytes)).collect(),
+        ..About::default()
+    };
+    let kind = Kind::from_name(&run.kind).ok_or_else(|| format!("`raw` has a record of the kind `{}`", run.kind))?;
+    let header = Header {
+        kind,
+        count: count as u32,
+        first_lsn,
+        first_position: about.positions.first().copied().unwrap_or(0),
+        previous_position: 0,
+        received_at: run.received_at,
+        configuration: 0,
+        synced_lsn: 0,
+        source: run.source.clone(),
+        partition: run.partition.clone(),
+        stream: run.stream.clone(),
+    };
+    let block = compress(records.page()).map_err(|e| e.to_string())?;
+    Ok(Frame { header, block, block_bytes: records.page().len() as u32, about })
+}

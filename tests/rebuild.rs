@@ -1,0 +1,199 @@
+//! What is made anew from history is what it would have been from the beginning.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::server::start;
+use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, ndjson, records, wait_until};
+
+/// One more window, of an aggregate in parts, and one more entity table: nothing of the stream changes.
+const MORE: &str = r#"
+[windows.guests]
+sql = """select window_start, window_end, country, sum(guests) as guests, max(mtime) as latest
+         from hop(rsvps, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3"""
+[tables."rsvps.answers"]
+stream = "rsvps"
+key = ["member_id", "event_id"]
+select = "select member_id, event_id, response, guests"
+"#;
+
+/// Another search, other counts and places, sessions, and an answer that is no longer accepted.
+const OTHER: &str = r#"
+count = { type = "country", by = ["response"] }
+search = { text = ["event_name", "venue_name"], exact = ["event_id", "response"] }
+places = { venue = "venue_id", name = "event_name", lat = "lat", lon = "lon", event = "event_id", date = "event_start" }
+session = { key = "member_id", gap = "30s" }
+require = ["event_time > timestamp '2000-01-01'", "guests < 2"]
+"#;
+
+const SOURCE: &str = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n";
+
+/// Everything, with what the tests declare beside the preset.
+fn answers(bench: &Bench, is_other: bool) -> BTreeMap<String, Value> {
+    let mut answers = bench.all_answers();
+    let mut add = |name: &str, query: &str| drop(answers.insert(name.into(), bench.rows(query).into()));
+    add(
+        "guests",
+        "select window_start, country, guests, latest, status from guests order by window_start, country, status",
+    );
+    add("answers", "select member_id, event_id, response, guests from rsvps.answers order by member_id, event_id");
+    add("late", "select rsvp_id, mtime, guests from rsvps.late order by rsvp_id, mtime, guests");
+    if is_other {
+        add(
+            "sessions",
+            "select key, status, started, ended, events from rsvps.sessions order by key, started, status, ended",
+        );
+    }
+    let found = bench.ask(&["search", "event_id:e7"])["total"].clone();
+    answers.insert("event".into(), found);
+    answers
+}
+
+fn rebuild(bench: &Bench, what: &[&str]) {
+    let output = bench.output(&[&["rebuild"], what].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+const EVERYTHING: [&str; 19] = [
+    "search",
+    "places",
+    "counts",
+    "rsvps",
+    "rsvps.late",
+    "rsvps.sessions",
+    "dead_letters",
+    "by_country",
+    "totals",
+    "top_events",
+    "guests",
+    "rsvps.answers",
+    "rsvps.latest",
+    "rsvps.members",
+    "rsvps.events",
+    "rsvps.venues",
+    "rsvps.groups",
+    "rsvps.topics",
+    "rsvps.groups_topics",
+];
+
+#[test]
+fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
+    let before = format!("{OFTEN}keep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
+    let after = format!("{before}{OTHER}{}", MORE);
+    let all = records(40_000, 31);
+    let (bench, reference) = (Bench::new(""), Bench::new(""));
+    bench.configure(&before);
+    for part in [8_000, 16_000, 30_000] {
+        bench.write("in.ndjson", &ndjson(&all[..part]));
+        bench.once();
+    }
+    let first = std::fs::read_dir(bench.path("data/log")).expect("a log").flatten().map(|e| e.file_name()).min();
+    assert!(first.is_some_and(|name| !name.to_string_lossy().contains("0001.")), "the log was trimmed");
+    bench.configure(&after);
+    let refused = bench.output(&["run", "--once"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"), "it names the way out");
+    rebuild(&bench, &EVERYTHING);
+    reference.configure(&after);
+    reference.write("in.ndjson", &ndjson(&all[..30_000]));
+    reference.once();
+    assert_eq!(answers(&bench, true), answers(&reference, true));
+    // What makes them goes on from there.
+    for side in [&bench, &reference] {
+        side.write("in.ndjson", &ndjson(&all));
+        side.once();
+    }
+    assert_eq!(answers(&bench, true), answers(&reference, true));
+    assert!(!bench.path("data/rebuild/search.rsvps").exists());
+}
+
+#[test]
+fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
+    let source = format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
+    let all = records(12_000, 5);
+    let (bench, reference) = (Bench::new(""), Bench::new(""));
+    bench.configure(&source);
+    bench.write("in.ndjson", &ndjson(&all[..9_000]));
+    bench.once();
+    bench.configure(&format!("{source}{}", MORE));
+    let what = ["rebuild", "guests", "rsvps.answers", "search", "places", "counts", "top_events", "rsvps.members"];
+    let mut numbers = Numbers(3);
+    for _ in 0..25 {
+        let mut child = bench.command(&what).stderr(std::process::Stdio::null()).spawn().expect("the binary runs");
+        std::thread::sleep(Duration::from_millis(50 + numbers.below(2_500)));
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+        // What is there answers, whatever was broken off.
+        assert_eq!(bench.number("select count(*) from rsvps"), 9_000);
+    }
+    rebuild(&bench, &what[1..]);
+    reference.configure(&format!("{source}{}", MORE));
+    for side in [&bench, &reference] {
+        side.write("in.ndjson", &ndjson(&all));
+        side.once();
+    }
+    assert_eq!(answers(&bench, false), answers(&reference, false));
+}
+
+#[test]
+fn a_server_goes_on_while_what_it_serves_is_made_anew() {
+    let (bench, reference) = (Bench::new(""), Bench::new(""));
+    bench.configure(HTTP_ONLY);
+    let all = records(9_000, 12);
+    let server = start(&bench);
+    all[..2_000].chunks(500).for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
+    server.stop();
+    let after = format!("{HTTP_ONLY}{}", MORE);
+    bench.configure(&after);
+    let server = start(&bench);
+    let (is_over, mut posted) = (AtomicBool::new(false), 2_000);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            rebuild(&bench, &["guests", "rsvps.answers", "search", "counts", "by_country"]);
+            is_over.store(true, Ordering::Release);
+        });
+        // Records come in all the while; a key makes that a request whose answer was lost is not taken twice.
+        while posted < all.len() || !is_over.load(Ordering::Acquire) {
+            let part = &all[posted..(posted + 100).min(all.len())];
+            let key = format!("from-{posted}");
+            let has_room = !part.is_empty();
+            wait_until("the part is taken", || {
+                !has_room || server.post(&[("Idempotency-Key", &key)], &ndjson(part)).0 == 200
+            });
+            posted += part.len();
+        }
+    });
+    wait_until("everything is found", || {
+        bench.ask(&["status"])["views"].as_array().expect("views").iter().all(|v| v["lag"] == 0)
+    });
+    server.stop();
+    reference.configure(&format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{}", MORE));
+    reference.write("in.ndjson", &ndjson(&all));
+    reference.once();
+    // A server's partition does not end with the run, so what is open differs: all windows are closed on both sides.
+    for side in [&bench, &reference] {
+        assert!(side.output(&["run", "--once", "--final"]).status.success());
+    }
+    assert_eq!(answers(&bench, false), answers(&reference, false));
+}
+
+#[test]
+fn what_cannot_be_rebuilt_is_told() {
+    let bench = Bench::new("");
+    bench.write("in.ndjson", &ndjson(&records(10, 1)));
+    bench.once();
+    for (what, code, part) in [
+        (&["rebuild", "nothing"][..], 2, "there are search, places, counts, by_country"),
+        (&["rebuild", "search", "--stream", "other"][..], 2, "no stream `other`"),
+        (&["rebuild"][..], 2, "required"),
+        (&["rebuild", "raw"][..], 2, "cannot be rebuilt"),
+    ] {
+        let output = bench.output(what);
+        assert_eq!(output.status.code(), Some(code), "{what:?}");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(part), "{what:?}: {told}");
+    }
+}
