@@ -34,6 +34,9 @@ impl Operators {
             (self.windows.iter_mut().find(|w| is_it(w)), from.windows.iter_mut().find(|w| is_it(w)))
         {
             std::mem::swap(mine, new);
+            if new.is_read() {
+                mine.set_read();
+            }
         }
         if let (Some(mine), Some(new)) = (
             self.entities.iter_mut().find(|e| e.entity.name == table),

@@ -2,7 +2,8 @@
 //! beside the old one, which goes on serving. It takes the old one's place while nothing is taken in, at the end of the log.
 //!
 //! What a generation has reached lies in its folder, so that every step can be taken again after a kill: `building` by a verb,
-//! `ready` for the next start, `whole` at the end of the log, `placed` where the old one was; then the operators take over what
+//! `ready` for the next start, `whole` at the end of the log, `settled` behind a changed configuration's frame, `placed` where the
+//! old one was; then the operators take over what
 //! made it, and the folder is removed.
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use super::snapshots::Snapshots;
 use super::views::{self, COUNTS, PLACES, of_table};
 use super::{RuntimeError, log_name, snapshots, stored_catalog, wal_options};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Declarations};
 use crate::event::{Lsn, lsn_sequence};
 use crate::operators::{Operators, positions, tables};
 use crate::schema::Catalog;
@@ -40,6 +41,7 @@ enum State {
     Building,
     Ready,
     Whole,
+    Settled,
     Placed,
 }
 
@@ -58,6 +60,7 @@ pub struct Generation {
     folder: Folder,
     own: Folder,
     about: About,
+    /// What the view follows from.
     catalog: Arc<Catalog>,
     places: history::Places,
     _lock: fs::File,
@@ -65,6 +68,34 @@ pub struct Generation {
 
 /// How far a build is: records done, of how many, since when.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, Duration);
+
+/// Of a configuration what one view follows from: less to process.
+fn needed(catalog: &Catalog, view: &str) -> Declarations {
+    let mut declared = catalog.declarations();
+    let (kind, name) = view.split_once('/').unwrap_or(("", view));
+    let is_late = |name: &str| catalog.streams.keys().any(|s| tables::late(s) == name);
+    if kind == "lake" && (name == positions::DEAD_LETTERS || is_late(name)) {
+        declared.tables.clear();
+        return declared;
+    }
+    let window = catalog.windows.iter().find(|w| kind == "lake" && tables::versions_of(&w.name) == name);
+    let mut chain = Vec::new();
+    let mut next = window;
+    while let Some(window) = next {
+        chain.push(window.name.as_str());
+        next = catalog.window(&window.over);
+    }
+    // Who reads a window of these has it tell more.
+    let is_of_it = |w: &str| chain.contains(&w) || catalog.window(w).is_some_and(|w| chain.contains(&w.over.as_str()));
+    declared.windows.retain(|name, _| is_of_it(name));
+    declared.tables.retain(|table, _| kind == "lake" && table == name);
+    let of_window = window.map(|w| w.stream.as_str());
+    let of_entity = catalog.entities.iter().find(|e| kind == "lake" && e.name == name).map(|e| e.stream.as_str());
+    let own = name.strip_suffix(".sessions").filter(|s| catalog.streams.contains_key(*s)).unwrap_or(name);
+    let stream = of_window.or(of_entity).unwrap_or(own);
+    declared.streams.retain(|name, _| name == stream);
+    declared
+}
 
 /// The view that a name means: a window, an entity table, another table, or `search`, `places`, `counts` of a stream.
 pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<String, RuntimeError> {
@@ -129,7 +160,7 @@ impl Generation {
         let Some(lock) = lock(&own)? else {
             return Err(RuntimeError::InUse(format!("{view} is being rebuilt by another process")));
         };
-        let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, lock);
+        let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, lock)?;
         generation.refuse_what_is_gone()?;
         match read_about(&root) {
             Some(found) => generation.about = found,
@@ -146,8 +177,10 @@ impl Generation {
         runtime: &tokio::runtime::Handle,
         about: About,
         lock: fs::File,
-    ) -> Self {
+    ) -> Result<Self, RuntimeError> {
         let own = Folder { root: folder.rebuilds().join(about.view.replace('/', ".")) };
+        let needed =
+            Catalog::compile(&needed(catalog, &about.view)).map_err(|e| RuntimeError::Config(e.to_string()))?;
         let places = history::Places {
             lake: folder.lake(),
             log_folder: folder.log(),
@@ -155,7 +188,7 @@ impl Generation {
             partition: config.partition,
             runtime: runtime.clone(),
         };
-        Self { folder: folder.clone(), own, about, catalog: catalog.clone(), places, _lock: lock }
+        Ok(Self { folder: folder.clone(), own, about, catalog: Arc::new(needed), places, _lock: lock })
     }
 
     /// History must begin with the first record: what `raw` has let go of cannot be processed again.
@@ -236,8 +269,13 @@ impl Generation {
         self.set(State::Ready)
     }
 
-    /// Moves what was built to where the old generation is.
-    fn place(&mut self, config: &Config) -> Result<(), RuntimeError> {
+    /// Moves what was built to where the old generation is, at the end of the log.
+    fn place(&mut self, config: &Config, end: Lsn) -> Result<(), RuntimeError> {
+        if self.about.state == State::Whole {
+            // What a changed configuration's frame makes of the old one is not this one's.
+            self.advance(config, end, &mut |_, _, _| {})?;
+            self.set(State::Settled)?;
+        }
         let (view, log) = (self.about.view.clone(), self.places.log);
         match view.split_once('/') {
             Some(("lake", name)) => {
@@ -356,7 +394,7 @@ fn at_least(
             continue;
         }
         if let Some(lock) = lock(&Folder { root })? {
-            found.push(Generation::of(config, folder, catalog, log, runtime, about, lock));
+            found.push(Generation::of(config, folder, catalog, log, runtime, about, lock)?);
         }
     }
     Ok(found)
@@ -408,9 +446,9 @@ pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle)
     let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
     let catalog = stored_catalog(config, folder, end)?;
     let log = LogName { instance: config.instance, id, zero: options.zero };
-    for mut generation in at_least(config, folder, &catalog, log, runtime, &[State::Whole])? {
+    for mut generation in at_least(config, folder, &catalog, log, runtime, &[State::Whole, State::Settled])? {
         tracing::info!(view = generation.about.view, "the rebuilt one takes its place");
-        generation.place(config)?;
+        generation.place(config, end)?;
     }
     Ok(())
 }
