@@ -95,13 +95,13 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
         "[limits]\nlake_recent = \"300ms\"\nlake_old = \"300ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\nkeep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n"
     );
     let after = format!("{before}{OTHER}{}", MORE);
-    let mut all = records(14_000, 31);
+    let mut all = records(9_000, 31);
     // What hardly packs makes a log of several segments.
     let mut numbers = Numbers(9);
     all.iter_mut().for_each(|r| r["noise"] = (0..90).map(|_| format!("{:x}", numbers.below(1 << 31))).collect());
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&before);
-    for part in [3_000, 6_000, 10_000] {
+    for part in [2_000, 4_000, 7_000] {
         bench.write("in.ndjson", &ndjson(&all[..part]));
         bench.once();
     }
@@ -112,7 +112,7 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"), "it names the way out");
     rebuild(&bench, &EVERYTHING);
     reference.configure(&after);
-    reference.write("in.ndjson", &ndjson(&all[..10_000]));
+    reference.write("in.ndjson", &ndjson(&all[..7_000]));
     reference.once();
     same(&bench, &reference, true);
     // What makes them goes on from there.
@@ -127,21 +127,21 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
 #[test]
 fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
     let source = format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
-    let all = records(12_000, 5);
+    let all = records(7_000, 5);
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&source);
-    bench.write("in.ndjson", &ndjson(&all[..9_000]));
+    bench.write("in.ndjson", &ndjson(&all[..5_000]));
     bench.once();
     bench.configure(&format!("{source}{}", MORE));
     let what = ["rebuild", "guests", "rsvps.answers", "search", "places", "counts", "top_events", "rsvps.members"];
     let mut numbers = Numbers(3);
-    for _ in 0..25 {
+    for _ in 0..14 {
         let mut child = bench.command(&what).stderr(std::process::Stdio::null()).spawn().expect("the binary runs");
         std::thread::sleep(Duration::from_millis(50 + numbers.below(2_500)));
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
         // What is there answers, whatever was broken off.
-        assert_eq!(bench.number("select count(*) from rsvps"), 9_000);
+        assert_eq!(bench.number("select count(*) from rsvps"), 5_000);
     }
     rebuild(&bench, &what[1..]);
     reference.configure(&format!("{source}{}", MORE));
