@@ -1,10 +1,18 @@
 //! What is made anew from history is what it would have been from the beginning.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use weir::operators::Output;
+use weir::schema::Layout;
+use weir::views::View;
+use weir::views::lake::replay::RawFrames;
+use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
+use weir::wal::record::compress;
+use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
 
 use crate::server::start;
 use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
@@ -94,7 +102,7 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
     let before = format!(
         "[limits]\nlake_recent = \"300ms\"\nlake_old = \"300ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\nkeep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n"
     );
-    let after = format!("{before}{OTHER}{}", MORE);
+    let after = format!("{before}{OTHER}{MORE}");
     let mut all = records(9_000, 31);
     // What hardly packs makes a log of several segments.
     let mut numbers = Numbers(9);
@@ -132,7 +140,7 @@ fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
     bench.configure(&source);
     bench.write("in.ndjson", &ndjson(&all[..5_000]));
     bench.once();
-    bench.configure(&format!("{source}{}", MORE));
+    bench.configure(&format!("{source}{MORE}"));
     let what = ["rebuild", "guests", "rsvps.answers", "search", "places", "counts", "top_events", "rsvps.members"];
     let mut numbers = Numbers(3);
     for _ in 0..14 {
@@ -144,7 +152,7 @@ fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
         assert_eq!(bench.number("select count(*) from rsvps"), 5_000);
     }
     rebuild(&bench, &what[1..]);
-    reference.configure(&format!("{source}{}", MORE));
+    reference.configure(&format!("{source}{MORE}"));
     for side in [&bench, &reference] {
         side.write("in.ndjson", &ndjson(&all));
         side.once();
@@ -160,7 +168,7 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
     let server = start(&bench);
     all[..2_000].chunks(500).for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
     server.stop();
-    let after = format!("{HTTP_ONLY}{}", MORE);
+    let after = format!("{HTTP_ONLY}{MORE}");
     bench.configure(&after);
     let server = start(&bench);
     let (is_over, mut posted) = (AtomicBool::new(false), 2_000);
@@ -184,7 +192,7 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
         bench.ask(&["status"])["views"].as_array().expect("views").iter().all(|v| v["lag"] == 0)
     });
     server.stop();
-    reference.configure(&format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{}", MORE));
+    reference.configure(&format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{MORE}"));
     reference.write("in.ndjson", &ndjson(&all));
     reference.once();
     // A server's partition does not end with the run, so what is open differs: all windows are closed on both sides.
@@ -192,6 +200,119 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
         assert!(side.output(&["run", "--once", "--final"]).status.success());
     }
     same(&bench, &reference, false);
+}
+
+/// A record as history tells it: everything that operators look at.
+type Told = (u64, Kind, String, String, String, i64, Vec<u8>, Option<u64>, Option<u64>, Option<u64>);
+
+fn told(frame: &Frame, above: u64) -> Vec<Told> {
+    let (header, about) = (&frame.header, &frame.about);
+    let records = frame.records().expect("readable");
+    let record = |i: usize| {
+        let cut = about.cut.iter().find(|(index, _)| *index == i as u64).map(|(_, bytes)| *bytes);
+        let (position, retried) = (about.positions.get(i).copied(), about.retry_of.get(i).copied());
+        let names = (header.source.clone(), header.partition.clone(), header.stream.clone());
+        let (bytes, lsn) = (records.get(i).to_vec(), header.first_lsn + i as u64);
+        (lsn, header.kind, names.0, names.1, names.2, header.received_at, bytes, position, retried, cut)
+    };
+    (0..header.count as usize).map(record).filter(|told| told.0 > above).collect()
+}
+
+/// Frames of every kind, of several sources, small and large, under a clock that now and then goes back.
+fn frames(numbers: &mut Numbers) -> Vec<Frame> {
+    let kinds = [Kind::Record, Kind::Record, Kind::Record, Kind::Retry, Kind::Tick, Kind::End, Kind::Gap, Kind::Floor];
+    let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
+    let mut out = Vec::new();
+    for _ in 0..120 {
+        let kind = kinds[numbers.below(8) as usize];
+        let count = if matches!(kind, Kind::Record | Kind::Retry) { 1 + numbers.below(40) } else { 1 };
+        let mut records = RecordsBuilder::default();
+        for _ in 0..count {
+            let length = if numbers.below(30) == 0 { 9_000 } else { numbers.below(50) };
+            records.push(&(0..length).map(|_| numbers.below(256) as u8).collect::<Vec<_>>());
+        }
+        let records = records.finish();
+        let mut about = About::default();
+        if kind == Kind::Record && numbers.below(2) == 0 {
+            about.positions = (0..count).map(|i| lsn * 10 + i).collect();
+        }
+        if kind == Kind::Retry {
+            about.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
+        }
+        if kind == Kind::Record && numbers.below(4) == 0 {
+            about.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
+        }
+        time += 1 + numbers.below(900_000_000) as i64;
+        if numbers.below(25) == 0 {
+            time -= 5_000_000_000;
+        }
+        let header = Header {
+            kind,
+            count: count as u32,
+            first_lsn: lsn,
+            first_position: about.positions.first().copied().unwrap_or(0),
+            previous_position: 0,
+            received_at: time,
+            configuration: 0,
+            synced_lsn: 0,
+            source: format!("s{}", numbers.below(2)),
+            partition: format!("p{}", numbers.below(2)),
+            stream: "t".into(),
+        };
+        let block = compress(records.page()).expect("memory");
+        out.push(Frame { header, block, block_bytes: records.page().len() as u32, about });
+        lsn += count;
+    }
+    out
+}
+
+#[test]
+fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    let log = LogName { instance: 0, id: 1, zero: 0 };
+    for seed in 0..6 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut numbers = Numbers(seed + 40);
+        let frames = frames(&mut numbers);
+        let spec = TableSpec::raw(folder.path(), Layout::Hours);
+        let root = spec.root.clone();
+        let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opens").expect("writable");
+        let table = Arc::new(table);
+        let each = Duration::from_secs(1_000);
+        let policy =
+            CommitPolicy { recent_every: each, old_every: each, rows: usize::MAX, bytes: usize::MAX / 4, pool: None };
+        let mut view = LakeView::new(table.clone(), policy);
+        for frame in &frames {
+            let (after, to) = (frame.header.first_lsn - 1, frame.header.last_lsn());
+            let frame = Arc::new(frame.clone());
+            let output = Output {
+                after,
+                to,
+                frame,
+                rows: None,
+                tables: Vec::new(),
+                dead_letters: Vec::new(),
+                floors: Default::default(),
+            };
+            view.apply(&output, Instant::now()).expect("applied");
+            if numbers.below(12) == 0 {
+                view.commit(true).expect("committed");
+            }
+        }
+        view.commit(true).expect("committed");
+        if seed % 2 == 0 {
+            compact::maintain(&table, 64 << 20, compact::When::Now, &|| false).expect("merges");
+        }
+        let last = frames.last().map_or(0, |f| f.header.last_lsn());
+        for above in [0, 1, numbers.below(last), numbers.below(last), last - 1, last] {
+            let want: Vec<Told> = frames.iter().flat_map(|f| told(f, above)).collect();
+            let (mut raw, mut found) = (RawFrames::new(root.clone(), &table.files(), above), Vec::new());
+            while let Some(frame) = raw.next_frame().expect("readable") {
+                found.extend(told(&frame, above));
+            }
+            assert!(found == want, "seed {seed}, above {above}: {} records, {} wanted", found.len(), want.len());
+        }
+    }
 }
 
 #[test]

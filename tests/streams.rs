@@ -222,7 +222,7 @@ fn the_page_about_a_stream_of_your_own_is_true() {
             }
         }
     }
-    assert_eq!(answers.len(), 11);
+    assert_eq!(answers.len(), 13);
     let has = |n: usize, part: &str| assert!(answers[n].contains(part), "{}", answers[n]);
     has(2, "OSLO");
     has(3, "\"count\":4");
@@ -233,4 +233,5 @@ fn the_page_about_a_stream_of_your_own_is_true() {
     has(8, "\"status\":\"open\"");
     has(9, "\"retried\":1");
     has(10, "p3");
+    has(12, "\"parcel\":\"p3\"");
 }

@@ -260,13 +260,16 @@ struct Known {
     place: (f64, f64),
 }
 
-#[test]
-fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
+/// Venues, and the shows of each also where it is not known yet where it is, at the end of a frame.
+type Map = (
+    std::collections::BTreeMap<String, Known>,
+    std::collections::BTreeMap<String, std::collections::BTreeSet<(i64, String)>>,
+);
+
+/// Records, and a recount behind every fiftieth.
+fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
     let start = 1_465_520_400_000;
-    let mut numbers = Numbers(11);
-    let mut known: std::collections::BTreeMap<String, Known> = Default::default();
-    // Also of venues of which it is not known yet where they are.
-    let mut shows: std::collections::BTreeMap<String, std::collections::BTreeSet<(i64, String)>> = Default::default();
+    let (mut known, mut shows): Map = Default::default();
     let mut came = 0;
     let mut states = Vec::new();
     let texts: Vec<String> = (0..3_000i64)
@@ -305,6 +308,13 @@ fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
             json!({"id": id, "at": at, "rev": rev, "name": "N", "lat": lat, "lon": lon, "show": show}).to_string()
         })
         .collect();
+    (texts, states)
+}
+
+#[test]
+fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
+    let mut numbers = Numbers(11);
+    let (texts, states) = shows(&mut numbers);
     let (stream, outputs) = outputs(SHOWS, "shows", &texts);
     let folder = tempfile::tempdir().expect("a folder");
     let open =

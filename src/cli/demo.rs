@@ -40,7 +40,7 @@ impl Demo {
         let generator = std::thread::spawn(move || generate(&upstream, &stopping));
         eprintln!("{}", crate::generator::demo_welcome(self.port));
         let mut line = StatusLine::default();
-        let result = serve::serve(&config, listener, &runtime, |running| line.show(running));
+        let result = serve::serve(&config, &listener, &runtime, |running| line.show(running));
         stop.store(true, Ordering::Release);
         let _ = generator.join();
         line.end();

@@ -31,7 +31,7 @@ impl Run {
             // A folder in use is told before a port in use.
             drop(Folder::create(&config.data)?.lock()?);
             let listener = serve::bind(&config)?;
-            return serve::serve(&config, listener, &runtime, |_| {});
+            return serve::serve(&config, &listener, &runtime, |_| {});
         }
         let signal = crate::runtime::stop_signal(&runtime);
         let started = Instant::now();

@@ -29,7 +29,7 @@ pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
 /// starts once more, while the port stays open.
 pub fn serve(
     config: &Config,
-    listener: TcpListener,
+    listener: &TcpListener,
     runtime: &tokio::runtime::Runtime,
     mut tick: impl FnMut(&Running),
 ) -> Result<(), RuntimeError> {

@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, UInt32Array};
-use arrow::compute::filter_record_batch;
+use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::DataType;
 use arrow::row::{RowConverter, Rows, SortField};
 
@@ -106,17 +106,19 @@ impl EntityState {
         }
         let keys: Vec<ArrayRef> = self.entity.keys.iter().map(|c| rows.column(*c).clone()).collect();
         let key_bytes = row_bytes(&keys)?;
-        let contents = row_bytes(&rows.columns()[ENTITY_COLUMNS.len()..])?;
+        let hashes: Vec<u64> = (0..rows.num_rows()).map(|row| hash(key_bytes.row(row).data())).collect();
+        let mut contents = self.contents(rows, &hashes)?.into_iter();
         let versions = rows.column(2).as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
         let lsns = super::lsns(rows);
         let (known, told) = (&mut self.known, &mut self.told);
         let is_new = |row: usize| {
             if keys.iter().any(|key| key.is_null(row)) {
+                contents.next();
                 return false;
             }
             let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
-            let content = hash(contents.row(row).data());
-            let key = hash(key_bytes.row(row).data());
+            let key = hashes[row];
+            let Some(content) = contents.next().flatten() else { return true };
             let by = by.and_then(|by| by.get(&lsns[row])).copied();
             let has_room = known.len() < KNOWN_KEYS;
             let Some(known) = known.get_mut(&key) else {
@@ -145,6 +147,25 @@ impl EntityState {
         };
         let keep: BooleanArray = (0..rows.num_rows()).map(is_new).map(Some).collect();
         filter_record_batch(rows, &keep).map_err(|e| e.to_string())
+    }
+
+    /// Per row the hash of its own columns; none of a row whose key is not remembered, where no more keys are.
+    fn contents(&self, rows: &RecordBatch, keys: &[u64]) -> Result<Vec<Option<u64>>, String> {
+        let own = &rows.columns()[ENTITY_COLUMNS.len()..];
+        if self.known.len() < KNOWN_KEYS {
+            let bytes = row_bytes(own)?;
+            return Ok(bytes.iter().map(|row| Some(hash(row.data()))).collect());
+        }
+        let known: Vec<u32> =
+            (0..).zip(keys).filter(|(_, key)| self.known.contains_key(key)).map(|(row, _)| row).collect();
+        let mut contents = vec![None; keys.len()];
+        if !known.is_empty() {
+            let at = UInt32Array::from(known);
+            let picked = own.iter().map(|column| take(column, &at, None)).collect::<Result<Vec<_>, _>>();
+            let bytes = row_bytes(&picked.map_err(|e| e.to_string())?)?;
+            bytes.iter().zip(at.values()).for_each(|(row, at)| contents[*at as usize] = Some(hash(row.data())));
+        }
+        Ok(contents)
     }
 
     pub fn save(&self, out: &mut Vec<u8>) {

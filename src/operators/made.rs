@@ -13,7 +13,7 @@ use super::values::{column_times, lsns};
 use super::windows::{Feed, WindowState};
 use super::{OperatorError, Operators, Output, TableRows, positions, tables};
 use crate::event::{Lsn, Micros};
-use crate::schema::{Catalog, Stream};
+use crate::schema::{Catalog, Stream, StreamDef};
 
 impl Operators {
     /// Goes over to another configuration at a record. An operator whose declaration and whose stream's are as before keeps its
@@ -266,7 +266,18 @@ impl Operators {
 }
 
 fn is_same_stream(before: &Catalog, after: &Catalog, name: &str) -> bool {
-    before.streams.get(name).zip(after.streams.get(name)).is_some_and(|(b, a)| b.def == a.def)
+    let (Some(before), Some(after)) = (before.streams.get(name), after.streams.get(name)) else { return false };
+    followed(&before.def) == followed(&after.def)
+}
+
+/// Of a stream's declaration what operators follow from: views alone read the rest.
+fn followed(def: &StreamDef) -> StreamDef {
+    let mut def = StreamDef { search: None, places: None, ..def.clone() };
+    // Sessions tell the type that is counted, where they name no column.
+    if def.session.as_ref().is_none_or(|session| session.what.is_some()) {
+        def.count = None;
+    }
+    def
 }
 
 /// Whether a window and every one that it reads are declared as before.

@@ -31,7 +31,7 @@ pub struct History {
 }
 
 enum From {
-    Raw(RawFrames),
+    Raw(Box<RawFrames>),
     Log(LogReader),
 }
 
@@ -39,7 +39,7 @@ impl History {
     /// Everything above `after`.
     pub fn new(places: Places, after: Lsn) -> Result<Self, RuntimeError> {
         let raw = places.raw(after)?;
-        Ok(Self { places, after, from: From::Raw(raw) })
+        Ok(Self { places, after, from: From::Raw(Box::new(raw)) })
     }
 
     /// The next frame, up to `limit`; none when that is reached. Its records are all above the one before.
@@ -47,7 +47,7 @@ impl History {
         let mut was_missing = false;
         while self.after < limit {
             let next = match &mut self.from {
-                From::Raw(raw) => match raw.next() {
+                From::Raw(raw) => match raw.next_frame() {
                     Ok(Some(frame)) => Some(frame),
                     Ok(None) => {
                         self.from = From::Log(self.places.log(self.after));
@@ -58,7 +58,7 @@ impl History {
                     Err(reason) => {
                         tracing::debug!(reason, "`raw` is read again");
                         was_missing = true;
-                        self.from = From::Raw(self.places.raw(self.after)?);
+                        self.from = From::Raw(Box::new(self.places.raw(self.after)?));
                         None
                     }
                 },
@@ -68,7 +68,7 @@ impl History {
                     // It was trimmed meanwhile: what left it is in `raw`.
                     Err(WalError::Missing { .. } | WalError::Io { .. }) => {
                         was_missing = true;
-                        self.from = From::Raw(self.places.raw(self.after)?);
+                        self.from = From::Raw(Box::new(self.places.raw(self.after)?));
                         None
                     }
                     Err(error) => return Err(error.into()),

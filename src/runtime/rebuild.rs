@@ -66,6 +66,9 @@ pub struct Generation {
     _lock: fs::File,
 }
 
+/// The view, and the positions that it has committed.
+type Built = (Box<dyn View>, BTreeMap<String, Lsn>);
+
 /// How far a build is: records done, of how many, since when.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, Duration);
 
@@ -220,7 +223,7 @@ impl Generation {
         }
     }
 
-    fn open(&self, config: &Config) -> Result<(Box<dyn View>, BTreeMap<String, Lsn>), RuntimeError> {
+    fn open(&self, config: &Config) -> Result<Built, RuntimeError> {
         let places = &self.places;
         let is_it = |view: &str| view == self.about.view;
         let runtime = &places.runtime;
@@ -375,8 +378,24 @@ fn remove(folder: &Folder, root: &Path) -> Result<(), RuntimeError> {
     Ok(())
 }
 
-/// The generations of a configuration that are at least so far, and that no other process holds.
-fn at_least(
+/// Folders of generations that are so far, with what they are of.
+fn in_state(folder: &Folder, states: &[State]) -> Vec<(PathBuf, About)> {
+    let Ok(entries) = fs::read_dir(folder.rebuilds()) else { return Vec::new() };
+    let roots = entries.filter_map(|e| Some(e.ok()?.path()));
+    let mut found: Vec<(PathBuf, About)> =
+        roots.filter_map(|root| Some((read_about(&root)?, root))).map(|(a, r)| (r, a)).collect();
+    found.retain(|(_, about)| states.contains(&about.state));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// Whether something waits to take its place under a configuration.
+pub fn is_waiting(folder: &Folder, configuration: u64) -> bool {
+    in_state(folder, &[State::Ready, State::Whole]).iter().any(|(_, about)| about.configuration == configuration)
+}
+
+/// The generations of a configuration that are so far, and that no other process holds.
+fn of_configuration(
     config: &Config,
     folder: &Folder,
     catalog: &Arc<Catalog>,
@@ -384,13 +403,9 @@ fn at_least(
     runtime: &tokio::runtime::Handle,
     states: &[State],
 ) -> Result<Vec<Generation>, RuntimeError> {
-    let Ok(entries) = fs::read_dir(folder.rebuilds()) else { return Ok(Vec::new()) };
-    let mut roots: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
-    roots.sort();
     let mut found = Vec::new();
-    for root in roots {
-        let Some(about) = read_about(&root) else { continue };
-        if about.configuration != catalog.id || about.log != log.id || !states.contains(&about.state) {
+    for (root, about) in in_state(folder, states) {
+        if about.configuration != catalog.id || about.log != log.id {
             continue;
         }
         if let Some(lock) = lock(&Folder { root })? {
@@ -408,7 +423,7 @@ pub fn ready(
     log: LogName,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Vec<Generation>, RuntimeError> {
-    at_least(config, folder, catalog, log, runtime, &[State::Ready, State::Whole])
+    of_configuration(config, folder, catalog, log, runtime, &[State::Ready, State::Whole])
 }
 
 /// The last record of a stopped folder's log.
@@ -438,7 +453,7 @@ pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Resu
 
 /// Puts whole generations in their place: before anything is opened, because what is there may not fit the configuration.
 pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
-    if !folder.rebuilds().is_dir() {
+    if in_state(folder, &[State::Whole, State::Settled]).is_empty() {
         return Ok(());
     }
     let options = wal_options(config, folder);
@@ -446,7 +461,7 @@ pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle)
     let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
     let catalog = stored_catalog(config, folder, end)?;
     let log = LogName { instance: config.instance, id, zero: options.zero };
-    for mut generation in at_least(config, folder, &catalog, log, runtime, &[State::Whole, State::Settled])? {
+    for mut generation in of_configuration(config, folder, &catalog, log, runtime, &[State::Whole, State::Settled])? {
         tracing::info!(view = generation.about.view, "the rebuilt one takes its place");
         generation.place(config, end)?;
     }
@@ -461,12 +476,12 @@ pub fn finish(
     runtime: &tokio::runtime::Handle,
     clock: &Arc<dyn Clock>,
 ) -> Result<Wal, RuntimeError> {
-    if !folder.rebuilds().is_dir() {
+    if in_state(folder, &[State::Placed]).is_empty() {
         return Ok(wal);
     }
     let (log, end) = (log_name(config, &wal), wal.synced_lsn());
     let catalog = stored_catalog(config, folder, end)?;
-    let placed = at_least(config, folder, &catalog, log, runtime, &[State::Placed])?;
+    let placed = of_configuration(config, folder, &catalog, log, runtime, &[State::Placed])?;
     if placed.is_empty() {
         return Ok(wal);
     }

@@ -13,8 +13,8 @@ use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use crate::config::{Config, ConfigError, Declarations, StreamDef, WindowDef};
-pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, WINDOW_GROUP_BYTES, versions_of};
+use crate::config::{Config, ConfigError, Declarations, WindowDef};
+pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use entity::Entity;
 use select::{Planned, Rule};

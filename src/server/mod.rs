@@ -117,7 +117,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::end_sql))
         .routes(routes!(routes::backup))
         .routes(routes!(routes::retry))
-        .routes(routes!(routes::rebuild))
+        .routes(routes!(routes::take_rebuilt))
         .routes(routes!(live::live))
         .routes(routes!(getsocial::count))
         .routes(routes!(getsocial::all_events))

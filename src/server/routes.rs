@@ -15,8 +15,8 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::error::ApiError;
-use crate::runtime::RuntimeError;
 use crate::runtime::retry::{Retry, RetryQuestion};
+use crate::runtime::{RuntimeError, rebuild};
 
 type Params = Query<BTreeMap<String, String>>;
 
@@ -214,12 +214,15 @@ pub struct RebuildRequest {
 /// Lets views that `weir rebuild` made take the place of the old ones: the server pauses for a moment.
 #[utoipa::path(post, path = "/api/v1/rebuild", request_body = RebuildRequest,
     responses((status = 202, description = "{pausing}"), (status = 400), (status = 409, description = "another configuration is in force")))]
-pub async fn rebuild(State(app): State<App>, body: axum::body::Bytes) -> Result<Response, ApiError> {
+pub async fn take_rebuilt(State(app): State<App>, body: axum::body::Bytes) -> Result<Response, ApiError> {
     let request: RebuildRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "this is for `weir rebuild`"))?;
     if request.configuration != app.0.parts.answers.handles.catalog.id.to_string() {
         let message = "what was rebuilt is of another configuration than the server's; it takes its place when the server is started with that one";
         return Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, "stop the server and start it again"));
+    }
+    if !rebuild::is_waiting(&app.0.parts.backup.folder, app.0.parts.answers.handles.catalog.id) {
+        return Err(ApiError::bad_request("nothing waits to take its place", "`weir rebuild` makes what does"));
     }
     app.0.parts.restart.store(true, Ordering::Release);
     Ok((StatusCode::ACCEPTED, Json(json!({"pausing": true}))).into_response())

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::interleave_record_batch;
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Datelike, Timelike};
@@ -82,10 +82,20 @@ pub fn partition_folder(bucket: i64, layout: Layout) -> String {
     partition_values(bucket, layout).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("/")
 }
 
+/// Numbers that are equal but for so many of their last bits share a bucket.
+const NEIGHBOURS: u32 = 16;
+
 /// The bucket of each row.
 pub fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
     if let Some(width) = spec.layout.width() {
         return times(spec, batch).iter().map(|time| bucket(*time, width)).collect();
+    }
+    // Keys that are numbered as they come lie together, so that new ones leave most buckets as they are.
+    if let [key] = spec.keys.as_slice()
+        && let Some(numbers) = batch.column(*key).as_any().downcast_ref::<Int64Array>()
+    {
+        let bucket = |number: &i64| i64::from(crc32c::crc32c(&(number >> NEIGHBOURS).to_le_bytes())) % BUCKETS;
+        return numbers.values().iter().map(bucket).collect();
     }
     let mut bytes = Vec::new();
     (0..batch.num_rows())

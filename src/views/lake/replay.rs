@@ -119,7 +119,7 @@ impl RawFrames {
     }
 
     /// The frame with the record behind the last one; none where the files have it not.
-    pub fn next(&mut self) -> Result<Option<Frame>, String> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, String> {
         loop {
             if let Some(entry) = self.waiting.first_entry()
                 && *entry.key() <= self.after + 1

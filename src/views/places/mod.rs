@@ -137,8 +137,12 @@ impl State {
                 venue.name = said.name.into();
             }
             if (before.lat, before.lon) != (venue.lat, venue.lon) {
-                point(before.lat, before.lon, before.number).map(|p| self.tree.remove(&p));
-                point(venue.lat, venue.lon, venue.number).map(|p| self.tree.insert(p));
+                if let Some(there) = point(before.lat, before.lon, before.number) {
+                    self.tree.remove(&there);
+                }
+                if let Some(here) = point(venue.lat, venue.lon, venue.number) {
+                    self.tree.insert(here);
+                }
             }
         }
         if venue != before {
