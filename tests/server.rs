@@ -39,7 +39,8 @@ impl Server {
     }
 
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
-        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        // A server that has been killed answers nothing.
+        let Ok(mut stream) = TcpStream::connect(&self.address) else { return (0, Value::Null) };
         let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         if !headers.iter().any(|(name, _)| *name == "Host") {
             head += &format!("Host: {}\r\n", self.address);
@@ -63,6 +64,12 @@ impl Server {
 
     pub fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
         self.request("POST", "/api/v1/streams/rsvps/events", headers, body)
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it can be killed");
     }
 
     pub fn stop(mut self) {
@@ -211,7 +218,20 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     for route in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/app.js", "/api/v1/status"] {
         assert_eq!(server.get(route).0, 200, "{route}");
     }
-    assert!(server.get("/metrics").1.as_str().expect("text").contains("weir_log_synced_lsn"));
+    wait_until("metrics tell what is held", || {
+        let metrics = server.get("/metrics").1.as_str().expect("text").to_owned();
+        [
+            "weir_log_synced_lsn",
+            "weir_window_groups{window=\"by_country\"}",
+            "weir_window_bytes{window=\"top_events\"}",
+            "weir_window_late_total{window=\"by_country\"}",
+            "weir_memory_bytes{part=\"places\"}",
+            "weir_memory_bytes{part=\"counts\"}",
+            "weir_memory_bytes{part=\"operators\"}",
+        ]
+        .iter()
+        .all(|name| metrics.contains(name))
+    });
     server.stop();
     assert_eq!(bench.all_answers(), live);
     // A merged lake answers the same.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use weir::query::sql::to_ndjson;
 
 use crate::server::{Server, start};
-use crate::support::{Bench, HTTP_ONLY, OFTEN, wait_until, weir};
+use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, wait_until, weir};
 
 /// The rows of a Delta table by its log and files alone.
 fn read_delta(folder: &Path) -> Vec<Value> {
@@ -212,6 +212,33 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
     let again = bench.ask(&["dead-letters", "retry"]);
     assert_eq!(again["retried"], 0, "{again}");
     check(&bench);
+}
+
+#[test]
+fn a_retry_that_is_killed_at_any_moment_doubles_and_loses_nothing() {
+    let bench = Bench::new("");
+    bench.configure(READINGS);
+    let line = |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:00Z\",\"value\":-1}}\n");
+    let body: String = (0..400).map(line).collect();
+    let server = start(&bench);
+    post(&server, "/api/v1/streams/readings/events", &body);
+    server.stop();
+    bench.configure(&READINGS.replace("value > 0", "value > -2"));
+    let mut numbers = Numbers(8);
+    for _ in 0..12 {
+        let server = start(&bench);
+        std::thread::scope(|scope| {
+            let retry = || server.request("POST", "/api/v1/dead-letters/retry", &[], b"{\"limit\": 40}");
+            scope.spawn(move || (0..3).for_each(|_| drop(retry())));
+            std::thread::sleep(std::time::Duration::from_millis(numbers.below(120)));
+            server.kill();
+        });
+    }
+    let rest = bench.ask(&["dead-letters", "retry"])["retried"].as_u64().expect("a number");
+    assert!(rest < 400, "some came back before");
+    assert_eq!(bench.number("select count(*) from readings"), 400);
+    assert_eq!(bench.number("select count(distinct id) from readings"), 400);
+    assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is not null"), 400);
 }
 
 #[test]
