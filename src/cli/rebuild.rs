@@ -16,7 +16,8 @@ use crate::schema::Catalog;
 /// Makes windows, tables, search, places or counts anew, as the configuration declares them now, from the first record on.
 ///
 /// What is there goes on serving meanwhile, also in a running server; what is begun goes on where it was broken off. At the end the
-/// new ones take their places together: a server pauses for a moment, and its websockets have a gap.
+/// new ones take their places together: a server pauses for a moment, and its websockets have a gap. Until then this takes memory
+/// of its own, as `--memory` says, and as much disk again as what it makes.
 #[derive(Debug, Args)]
 pub struct Rebuild {
     /// Windows, tables (`rsvps.members`, `rsvps.sessions`, `rsvps`, `dead_letters`), or search, places, counts.

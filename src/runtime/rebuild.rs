@@ -155,15 +155,15 @@ impl Generation {
         let log = LogName { instance: config.instance, id, zero: options.zero };
         let about = About { view: view.to_owned(), configuration: catalog.id, log: id, state: State::Building };
         let root = folder.rebuilds().join(view.replace('/', "."));
+        let own = Folder::create(&root)?;
+        let taken = || RuntimeError::InUse(format!("{view} is being rebuilt by another process"));
+        let mut held = lock(&own)?.ok_or_else(taken)?;
         if read_about(&root).is_none_or(|found| About { state: State::Building, ..found } != about) {
             // Another configuration's, or half begun.
             remove(&folder, &root)?;
+            held = lock(&Folder::create(&root)?)?.ok_or_else(taken)?;
         }
-        let own = Folder::create(&root)?;
-        let Some(lock) = lock(&own)? else {
-            return Err(RuntimeError::InUse(format!("{view} is being rebuilt by another process")));
-        };
-        let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, lock)?;
+        let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, held)?;
         generation.refuse_what_is_gone()?;
         match read_about(&root) {
             Some(found) => generation.about = found,

@@ -237,7 +237,7 @@ impl Places {
         let mut points = Vec::new();
         let mut next = 0;
         Stored::open(&self.file.read()?)?.each(|_, venue| {
-            next = next.max(venue.number + 1);
+            next = next.max(venue.number.saturating_add(1));
             points.extend(point(venue.lat, venue.lon, venue.number));
         })?;
         *self.write() = State { tree: RTree::bulk_load_with_params(points), next, ..State::default() };
