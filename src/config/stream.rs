@@ -94,7 +94,7 @@ pub struct PlacesDef {
 }
 
 /// Memory that a venue's point takes, in bytes.
-pub const VENUE_BYTES: usize = 80;
+pub const VENUE_BYTES: usize = 96;
 
 fn default_max_venues() -> usize {
     150_000

@@ -146,7 +146,10 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     let failed = |e: String| ViewError::Failed { view: format!("lake/{}", table.spec.name), reason: e };
     let bucket = job.files.first().map_or(0, |f| f.bucket);
     let now_ms = chrono::Utc::now().timestamp_millis();
-    let add = table.block_on(rewrite(table, job, bucket, now_ms, memory)).map_err(|e| failed(e.to_string()))?;
+    // In a runtime of its own, whose threads end with it: what a merge takes and gives back returns to the system.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(e.to_string()))?;
+    let add = runtime.block_on(rewrite(table, job, bucket, now_ms, memory)).map_err(|e| failed(e.to_string()))?;
     let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
     if rows(&add) != rows(&job.files) {
         return Err(failed(format!("a merge of {} rows gave {}; nothing was changed", rows(&job.files), rows(&add))));

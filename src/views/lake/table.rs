@@ -390,11 +390,6 @@ impl LakeTable {
         Ok(files)
     }
 
-    /// Runs something asynchronous from a thread of its own.
-    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
-    }
-
     /// Bytes of files that the table names no more and that are not removed yet.
     pub fn replaced_bytes(&self) -> u64 {
         self.lock_delta().replaced.values().map(|(_, bytes)| bytes).sum()
