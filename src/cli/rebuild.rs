@@ -30,6 +30,8 @@ pub struct Rebuild {
 
 /// Records that may be left for the moment in which a server pauses.
 const FEW: Lsn = 20_000;
+/// After so many rounds the rest is left for it in any case.
+const ROUNDS: usize = 6;
 /// How long a server may take to bring in the new one.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -40,19 +42,21 @@ impl Rebuild {
         let catalog = Catalog::of(&config)?;
         let named = |what: &String| rebuild::view_named(&catalog, what, self.stream.as_deref());
         let views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        rebuild::finish_what_was_begun(&config, runtime.handle())?;
         let begin = |view: &String| Generation::begin(&config, runtime.handle(), view);
         let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
         let begun = Instant::now();
-        let mut reached = None;
+        let (mut reached, mut rounds) = (None, 0);
         let server = loop {
             let server = runtime.block_on(Server::find(&config));
             let end = match &server {
                 Some(server) => runtime.block_on(server.synced_lsn())?,
                 None => rebuild::end_of_log(&config)?,
             };
-            if reached.is_some_and(|reached: Lsn| end.saturating_sub(reached) <= FEW) {
+            if rounds == ROUNDS || reached.is_some_and(|reached: Lsn| end.saturating_sub(reached) <= FEW) {
                 break server;
             }
+            rounds += 1;
             for (generation, what) in generations.iter_mut().zip(&self.what) {
                 generation.advance(&config, end, &mut |done, all, time| tell(what, done, all, time))?;
             }

@@ -112,7 +112,11 @@ fn serve_once(
     running.stop.ask();
     runtime.block_on(server.stop());
     let is_to_restart = restart.load(Ordering::Acquire) && !running.has_failed();
-    running.stop()?;
+    if is_to_restart {
+        running.stop_to_go_on()?;
+    } else {
+        running.stop()?;
+    }
     Ok(is_to_restart && !is_over())
 }
 

@@ -40,6 +40,8 @@ const IDEMPOTENCY_KEYS: usize = 100_000;
 const GAPS: usize = 10_000;
 /// Dead letters remembered as retried; the newest.
 pub const RETRIED: usize = 100_000;
+/// In the place of the record that a dead letter became: it has not come back.
+const REFUSED: Lsn = 0;
 /// Rejections told one by one in the answer to a POST.
 pub const TOLD_REJECTIONS: usize = 100;
 
@@ -439,12 +441,31 @@ impl Operators {
         let keep: Vec<bool> = decoded
             .index
             .iter()
-            .map(|index| dead(*index).is_some_and(|dead| !self.retried.contains_key(&dead) && seen.insert(dead)))
+            .map(|index| dead(*index).is_some_and(|dead| self.may_come_back(dead) && seen.insert(dead)))
             .collect();
         let index = decoded.index.iter().zip(&keep).filter_map(|(index, keep)| keep.then_some(*index)).collect();
         let rows = arrow::compute::filter_record_batch(&decoded.rows, &BooleanArray::from(keep));
         let rows = rows.expect("the mask has one value per row");
         Decoded { rows, index, rejected: decoded.rejected.clone(), drift: Vec::new() }
+    }
+
+    /// Whether a dead letter has not come back. Under a pinned configuration it may never have been one: what was refused when it
+    /// came may be accepted now, and is there already.
+    fn may_come_back(&self, dead: Lsn) -> bool {
+        match self.retried.get(&dead) {
+            Some(became) => *became == REFUSED,
+            None if !self.is_pinned => true,
+            // Refused longer ago than is remembered.
+            None => self.retried.len() >= RETRIED && self.retried.keys().next().is_some_and(|first| dead < *first),
+        }
+    }
+
+    /// Notes what is refused under a pinned configuration.
+    fn note_refused(&mut self, output: &Output) {
+        self.retried.extend(output.dead_letters.iter().map(|dead| (dead.lsn, REFUSED)));
+        while self.retried.len() > RETRIED {
+            self.retried.pop_first();
+        }
     }
 
     /// Notes which record each dead letter became.
@@ -527,6 +548,9 @@ impl Operators {
         self.feed_windows(stream, &batch, &marks, output)?;
         self.feed_entities(stream, &batch, output)?;
         self.note_given(stream, &batch, old.as_deref(), output);
+        if self.is_pinned {
+            self.note_refused(output);
+        }
         if batch.num_rows() > 0 {
             output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });
         }

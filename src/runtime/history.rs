@@ -64,9 +64,8 @@ impl History {
                 },
                 From::Log(log) => match log.next(limit) {
                     Ok(frame) => frame,
-                    Err(error @ WalError::Missing { .. }) if was_missing => return Err(error.into()),
-                    // It was trimmed meanwhile: what left it is in `raw`.
-                    Err(WalError::Missing { .. } | WalError::Io { .. }) => {
+                    // It was trimmed meanwhile, perhaps while a segment was read: what left it is in `raw`.
+                    Err(WalError::Missing { .. } | WalError::Io { .. } | WalError::Damaged { .. }) if !was_missing => {
                         was_missing = true;
                         self.from = From::Raw(Box::new(self.places.raw(self.after)?));
                         None

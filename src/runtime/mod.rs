@@ -390,8 +390,19 @@ impl Running {
         self.pipeline.leave_the_rest();
     }
 
-    /// Stops with the data: sources, log, operators, views with their last commit.
-    pub fn stop(mut self) -> Result<(), RuntimeError> {
+    /// Stops with the data: sources, log, operators, views with their last commit. A source that had halted is an error.
+    pub fn stop(self) -> Result<(), RuntimeError> {
+        let halted = self.end()?;
+        if halted.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(halted.join("; "))) }
+    }
+
+    /// Stops with the data, to start again; a source that had halted starts again too.
+    pub fn stop_to_go_on(self) -> Result<(), RuntimeError> {
+        self.end().map(|halted| halted.iter().for_each(|error| tracing::warn!(error, "it had halted")))
+    }
+
+    /// Stops everything; gives what halted sources said.
+    fn end(mut self) -> Result<Vec<String>, RuntimeError> {
         self.stop.ask();
         let mut failures = Vec::new();
         while self.sources.iter().any(|(_, thread)| !thread.is_finished()) {
@@ -420,7 +431,7 @@ impl Running {
         let trimming = self.pipeline.trimming.clone();
         self.pipeline.stop()?;
         drop(trimming.lock());
-        if failures.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(failures.join("; "))) }
+        Ok(failures)
     }
 }
 
@@ -538,18 +549,21 @@ fn switch_configuration(
     if is_same && rebuilt.is_empty() {
         return Ok(wal);
     }
-    if let Some(stored) = stored {
-        let before = Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?);
-        refuse_what_cannot_change(config, &before, catalog, &rebuild::views_of(&rebuilt))?;
-        wal = drain(config, folder, &before, wal, runtime, clock)?;
+    let compile = |stored| Catalog::compile(stored).map(Arc::new).map_err(|e| RuntimeError::Damaged(e.to_string()));
+    let before = stored.as_ref().map(compile).transpose()?;
+    if let Some(before) = &before {
+        refuse_what_cannot_change(config, before, catalog, &rebuild::views_of(&rebuilt))?;
+        wal = drain(config, folder, before, wal, runtime, clock)?;
     }
-    let has_rebuilt = !rebuilt.is_empty();
-    rebuild::complete(rebuilt, config, wal.synced_lsn())?;
+    let rebuilt = rebuild::complete(rebuilt, config, wal.synced_lsn())?;
+    if let Some(before) = before {
+        refuse_what_cannot_change(config, &before, catalog, &rebuilt)?;
+    }
     if !is_same {
         append_configuration(catalog, &mut wal, clock)?;
         tracing::info!("the configuration changed; it applies from here on");
     }
-    if has_rebuilt {
+    if !rebuilt.is_empty() {
         rebuild::place(config, folder, runtime)?;
         wal = rebuild::finish(config, folder, wal, runtime, clock)?;
     }

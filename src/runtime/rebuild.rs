@@ -19,7 +19,7 @@ use super::history::{self, History};
 use super::snapshots::Snapshots;
 use super::views::{self, COUNTS, PLACES, of_table};
 use super::{RuntimeError, log_name, snapshots, stored_catalog, wal_options};
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Declarations};
 use crate::event::{Lsn, lsn_sequence};
 use crate::operators::{Operators, positions, tables};
@@ -166,6 +166,11 @@ impl Generation {
         let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, held)?;
         generation.refuse_what_is_gone()?;
         match read_about(&root) {
+            Some(found) if matches!(found.state, State::Settled | State::Placed) => {
+                return Err(RuntimeError::InUse(format!(
+                    "the rebuilt {view} is taking its place; try again behind the next start"
+                )));
+            }
             Some(found) => generation.about = found,
             None => generation.set(State::Building)?,
         }
@@ -342,6 +347,8 @@ fn move_over(new: &Path, old: &Path, gone: Option<&Path>) -> Result<(), RuntimeE
         return Ok(());
     }
     if let Some(gone) = gone.filter(|_| old.exists()) {
+        // Of an attempt before.
+        let _ = fs::remove_dir_all(gone);
         fs::rename(old, gone).map_err(failed(old))?;
     }
     fs::rename(new, old).map_err(failed(old))?;
@@ -382,9 +389,11 @@ fn remove(folder: &Folder, root: &Path) -> Result<(), RuntimeError> {
 fn in_state(folder: &Folder, states: &[State]) -> Vec<(PathBuf, About)> {
     let Ok(entries) = fs::read_dir(folder.rebuilds()) else { return Vec::new() };
     let roots = entries.filter_map(|e| Some(e.ok()?.path()));
-    let mut found: Vec<(PathBuf, About)> =
-        roots.filter_map(|root| Some((read_about(&root)?, root))).map(|(a, r)| (r, a)).collect();
-    found.retain(|(_, about)| states.contains(&about.state));
+    let mut found: Vec<(PathBuf, About)> = roots.filter_map(|root| Some((root.clone(), read_about(&root)?))).collect();
+    // What is being removed has another name.
+    let is_its_own =
+        |root: &Path, about: &About| root.file_name().is_some_and(|n| n == about.view.replace('/', ".").as_str());
+    found.retain(|(root, about)| states.contains(&about.state) && is_its_own(root, about));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
 }
@@ -408,8 +417,11 @@ fn of_configuration(
         if about.configuration != catalog.id || about.log != log.id {
             continue;
         }
-        if let Some(lock) = lock(&Folder { root })? {
-            found.push(Generation::of(config, folder, catalog, log, runtime, about, lock)?);
+        match lock(&Folder { root })? {
+            Some(lock) => found.push(Generation::of(config, folder, catalog, log, runtime, about, lock)?),
+            // It may be built on; but what has begun to take its place must end before anything else.
+            None if about.state == State::Ready => {}
+            None => return Err(RuntimeError::InUse(format!("the rebuilt {} is held by another process", about.view))),
         }
     }
     Ok(found)
@@ -442,13 +454,37 @@ pub fn views_of(generations: &[Generation]) -> Vec<String> {
     generations.iter().map(|g| g.about.view.clone()).collect()
 }
 
-/// Brings generations to the end of the log, where every view has committed. From here on they take their place, whatever happens.
-pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Result<(), RuntimeError> {
+/// Brings generations to the end of the log, where every view has committed. From here on they take their place, whatever happens;
+/// one that cannot be completed is left out. Gives the views of the others.
+pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Result<Vec<String>, RuntimeError> {
+    let mut whole = Vec::new();
     for mut generation in generations {
-        generation.advance(config, end, &mut |_, _, _| {})?;
-        generation.set(State::Whole)?;
+        let view = generation.about.view.clone();
+        match generation.advance(config, end, &mut |_, _, _| {}) {
+            Ok(()) => {
+                generation.set(State::Whole)?;
+                whole.push(view);
+            }
+            Err(error) => {
+                tracing::error!(view, %error, "what was rebuilt does not take its place; `weir rebuild` goes on with it");
+                generation.set(State::Building)?;
+            }
+        }
     }
-    Ok(())
+    Ok(whole)
+}
+
+/// Ends on a stopped folder what was begun and broken off: a generation that has begun to take its place does so.
+pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
+    let folder = Folder::existing(&config.data)?;
+    if in_state(&folder, &[State::Whole, State::Settled, State::Placed]).is_empty() {
+        return Ok(());
+    }
+    let _lock = folder.lock()?;
+    place(config, &folder, runtime)?;
+    let wal = super::open_wal(config, &folder, &Arc::new(Catalog::of(config)?), runtime)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    finish(config, &folder, wal, runtime, &clock).map(drop)
 }
 
 /// Puts whole generations in their place: before anything is opened, because what is there may not fit the configuration.
