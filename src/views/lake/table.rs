@@ -126,7 +126,13 @@ impl LakeTable {
         let positions = positions.into_iter().filter(|(class, _)| !(is_one && *class == Class::Old)).collect();
         let change =
             Change { add: files.to_vec(), remove: there.to_vec(), positions, data_change: true, new_schema: true };
-        self.commit(&change, &[])
+        self.commit(&change, &[])?;
+        // An outside reader may still read them: their grace begins now, also for the next start, which goes by this time.
+        for file in there.iter() {
+            let _ = std::fs::File::open(self.spec.root.join(&file.path))
+                .and_then(|file| file.set_modified(std::time::SystemTime::now()));
+        }
+        Ok(())
     }
 
     fn open_as(
