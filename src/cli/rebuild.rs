@@ -66,7 +66,10 @@ impl Rebuild {
             generation.is_ready()?;
         }
         match server {
-            None => take_place(&config, runtime.handle())?,
+            None => {
+                take_place(&config, runtime.handle())?;
+                views.iter().try_for_each(|view| rebuild::is_done(&config, view).map(drop))?;
+            }
             Some(server) => {
                 runtime.block_on(server.post("rebuild", &json!({"configuration": catalog.id.to_string()})))?;
                 views.iter().try_for_each(|view| wait_for_place(&config, view))?;
@@ -91,7 +94,7 @@ fn take_place(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), R
 
 fn wait_for_place(config: &Config, view: &str) -> Result<(), RuntimeError> {
     let begun = Instant::now();
-    while !rebuild::is_done(config, view) {
+    while !rebuild::is_done(config, view)? {
         if begun.elapsed() > PATIENCE {
             return Err(RuntimeError::Failed(
                 "the server has not brought it in yet; it does so with its next start".into(),

@@ -112,12 +112,17 @@ fn serve_once(
     running.stop.ask();
     runtime.block_on(server.stop());
     let is_to_restart = restart.load(Ordering::Acquire) && !running.has_failed();
+    let folder = running.folder.clone();
     if is_to_restart {
         running.stop_to_go_on()?;
     } else {
         running.stop()?;
     }
-    Ok(is_to_restart && !is_over())
+    let goes_on = is_to_restart && !is_over();
+    if !goes_on {
+        folder.remove_address();
+    }
+    Ok(goes_on)
 }
 
 /// Lines of `<SHA-256 in hexadecimal> read|write`, as `weir token create` writes them.

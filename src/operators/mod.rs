@@ -376,14 +376,19 @@ impl Operators {
             // Kinds that nothing here answers to yet; they count and are kept in `raw`.
             Kind::Place => {}
         }
+        self.note_made(&output);
+        self.lsn = to;
+        self.given.insert(positions::RAW.into(), to);
+        Ok(output)
+    }
+
+    /// Notes the last rows of the tables made here.
+    fn note_made(&mut self, output: &Output) {
         for table in &output.tables {
             if let Some(lsn) = lsns(&table.batch).last() {
                 self.given.insert(positions::recent(&table.table), *lsn as Lsn);
             }
         }
-        self.lsn = to;
-        self.given.insert(positions::RAW.into(), to);
-        Ok(output)
     }
 
     /// Applies this configuration to everything from here on, whatever the log says: history is processed once more.

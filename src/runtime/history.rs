@@ -15,7 +15,7 @@ use crate::wal::{About, Frame, LogReader, RecordsBuilder, WalError};
 
 /// Where history lies.
 #[derive(Clone)]
-pub struct Places {
+pub struct Archive {
     pub lake: PathBuf,
     pub log_folder: PathBuf,
     pub log: LogName,
@@ -25,7 +25,7 @@ pub struct Places {
 
 /// A cursor over it.
 pub struct History {
-    places: Places,
+    archive: Archive,
     after: Lsn,
     from: From,
 }
@@ -37,9 +37,9 @@ enum From {
 
 impl History {
     /// Everything above `after`.
-    pub fn new(places: Places, after: Lsn) -> Result<Self, RuntimeError> {
-        let raw = places.raw(after)?;
-        Ok(Self { places, after, from: From::Raw(Box::new(raw)) })
+    pub fn new(archive: Archive, after: Lsn) -> Result<Self, RuntimeError> {
+        let raw = archive.raw(after)?;
+        Ok(Self { archive, after, from: From::Raw(Box::new(raw)) })
     }
 
     /// The next frame, up to `limit`; none when that is reached. Its records are all above the one before.
@@ -50,7 +50,7 @@ impl History {
                 From::Raw(raw) => match raw.next_frame() {
                     Ok(Some(frame)) => Some(frame),
                     Ok(None) => {
-                        self.from = From::Log(self.places.log(self.after));
+                        self.from = From::Log(self.archive.log(self.after));
                         None
                     }
                     Err(reason) if was_missing => return Err(RuntimeError::Failed(reason)),
@@ -58,7 +58,7 @@ impl History {
                     Err(reason) => {
                         tracing::debug!(reason, "`raw` is read again");
                         was_missing = true;
-                        self.from = From::Raw(Box::new(self.places.raw(self.after)?));
+                        self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
                         None
                     }
                 },
@@ -67,7 +67,7 @@ impl History {
                     // It was trimmed meanwhile, perhaps while a segment was read: what left it is in `raw`.
                     Err(WalError::Missing { .. } | WalError::Io { .. } | WalError::Damaged { .. }) if !was_missing => {
                         was_missing = true;
-                        self.from = From::Raw(Box::new(self.places.raw(self.after)?));
+                        self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
                         None
                     }
                     Err(error) => return Err(error.into()),
@@ -83,7 +83,7 @@ impl History {
     }
 }
 
-impl Places {
+impl Archive {
     fn raw(&self, after: Lsn) -> Result<RawFrames, RuntimeError> {
         let layout = if self.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
         let spec = TableSpec::raw(&self.lake, layout);

@@ -3,8 +3,7 @@
 //!
 //! What a generation has reached lies in its folder, so that every step can be taken again after a kill: `building` by a verb,
 //! `ready` for the next start, `whole` at the end of the log, `settled` behind a changed configuration's frame, `placed` where the
-//! old one was; then the operators take over what
-//! made it, and the folder is removed.
+//! old one was; then the operators take over what made it, and the folder is removed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
@@ -62,7 +61,7 @@ pub struct Generation {
     about: About,
     /// What the view follows from.
     catalog: Arc<Catalog>,
-    places: history::Places,
+    archive: history::Archive,
     _lock: fs::File,
 }
 
@@ -189,20 +188,20 @@ impl Generation {
         let own = Folder { root: folder.rebuilds().join(about.view.replace('/', ".")) };
         let needed =
             Catalog::compile(&needed(catalog, &about.view)).map_err(|e| RuntimeError::Config(e.to_string()))?;
-        let places = history::Places {
+        let archive = history::Archive {
             lake: folder.lake(),
             log_folder: folder.log(),
             log,
             partition: config.partition,
             runtime: runtime.clone(),
         };
-        Ok(Self { folder: folder.clone(), own, about, catalog: Arc::new(needed), places, _lock: lock })
+        Ok(Self { folder: folder.clone(), own, about, catalog: Arc::new(needed), archive, _lock: lock })
     }
 
     /// History must begin with the first record: what `raw` has let go of cannot be processed again.
     fn refuse_what_is_gone(&self) -> Result<(), RuntimeError> {
-        let first = self.places.first()?;
-        if first <= self.places.log.zero + 1 {
+        let first = self.archive.first()?;
+        if first <= self.archive.log.zero + 1 {
             return Ok(());
         }
         Err(RuntimeError::Config(format!(
@@ -224,15 +223,15 @@ impl Generation {
             storage: Arc::new(Disk),
             folder: self.own.operators(),
             log: self.own.log(),
-            zero: self.places.log.zero,
+            zero: self.archive.log.zero,
         }
     }
 
     fn open(&self, config: &Config) -> Result<Built, RuntimeError> {
-        let places = &self.places;
+        let archive = &self.archive;
         let is_it = |view: &str| view == self.about.view;
-        let runtime = &places.runtime;
-        let mut opened = views::open_some(config, &self.own, &self.catalog, places.log, runtime, true, &is_it)?;
+        let runtime = &archive.runtime;
+        let mut opened = views::open_some(config, &self.own, &self.catalog, archive.log, runtime, true, &is_it)?;
         let view = opened.views.pop().ok_or_else(|| RuntimeError::Failed(format!("{} is no view", self.about.view)))?;
         Ok((view, opened.positions))
     }
@@ -240,14 +239,14 @@ impl Generation {
     /// Goes on up to a record, and makes it safe.
     pub fn advance(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
         let (mut view, positions) = self.open(config)?;
-        let (saved, zero) = (self.snapshots(), self.places.log.zero);
+        let (saved, zero) = (self.snapshots(), self.archive.log.zero);
         let (found, from_snapshot) = saved.newest_for(&positions, Lsn::MAX)?;
         let mut operators = if from_snapshot { found } else { Operators::new(self.catalog.clone(), zero) };
         operators.pin();
         if from_snapshot {
             view.skip_to(operators.lsn());
         }
-        let mut history = History::new(self.places.clone(), operators.lsn())?;
+        let mut history = History::new(self.archive.clone(), operators.lsn())?;
         let (begun, mut told, mut safe) = (Instant::now(), Instant::now(), Instant::now());
         let all = lsn_sequence(to);
         while let Some(frame) = history.next(to)? {
@@ -284,14 +283,14 @@ impl Generation {
             self.advance(config, end, &mut |_, _, _| {})?;
             self.set(State::Settled)?;
         }
-        let (view, log) = (self.about.view.clone(), self.places.log);
+        let (view, log) = (self.about.view.clone(), self.archive.log);
         match view.split_once('/') {
             Some(("lake", name)) => {
                 let open = |folder: &Folder| views::spec(config, folder, &self.catalog, name);
                 let (Some(new), Some(old)) = (open(&self.own), open(&self.folder)) else {
                     return Err(RuntimeError::Failed(format!("{view} is no table")));
                 };
-                let runtime = &self.places.runtime;
+                let runtime = &self.archive.runtime;
                 let new = LakeTable::open(new, log, runtime.clone(), false)?.ok_or_else(|| {
                     RuntimeError::Damaged(format!("{}: the new {view} is gone", self.own.root.display()))
                 })?;
@@ -316,11 +315,11 @@ impl Generation {
         let mut operators = live.load(end)?;
         let (mut own, is_saved) = self.snapshots().newest_for(&BTreeMap::new(), Lsn::MAX)?;
         if !is_saved {
-            own = Operators::new(self.catalog.clone(), self.places.log.zero);
+            own = Operators::new(self.catalog.clone(), self.archive.log.zero);
         }
         own.pin();
         // The frame of a changed configuration may lie between.
-        let mut history = History::new(self.places.clone(), own.lsn())?;
+        let mut history = History::new(self.archive.clone(), own.lsn())?;
         while let Some(frame) = history.next(end)? {
             let decoded = own.decode(&frame)?;
             own.apply(&Arc::new(frame), decoded.as_ref())?;
@@ -444,9 +443,16 @@ pub fn end_of_log(config: &Config) -> Result<Lsn, RuntimeError> {
     Ok(Wal::peek(&Disk, &options, options.zero)?.last_lsn)
 }
 
-/// Whether nothing of a view waits to take its place.
-pub fn is_done(config: &Config, view: &str) -> bool {
-    Folder::existing(&config.data).is_ok_and(|folder| !folder.rebuilds().join(view.replace('/', ".")).exists())
+/// Whether a view that was ready has taken its place; an error where it could not be completed.
+pub fn is_done(config: &Config, view: &str) -> Result<bool, RuntimeError> {
+    let root = Folder::existing(&config.data)?.rebuilds().join(view.replace('/', "."));
+    match read_about(&root) {
+        None => Ok(true),
+        Some(about) if about.state == State::Building => Err(RuntimeError::Failed(format!(
+            "the rebuilt {view} could not be brought to the end of the log and has not taken its place; the log of the process that tried says why, `weir rebuild` goes on with it"
+        ))),
+        Some(_) => Ok(false),
+    }
 }
 
 /// Names of their views.
