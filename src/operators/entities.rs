@@ -3,10 +3,9 @@
 //! decides. Of a table with lists what whole events tell is remembered too, so that their items need not be looked at again.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::DataType;
 use arrow::row::{RowConverter, Rows, SortField};
@@ -14,6 +13,7 @@ use arrow::row::{RowConverter, Rows, SortField};
 use serde::{Deserialize, Serialize};
 
 use super::canonical;
+use super::hashing::{ByNumber, hash};
 use crate::schema::Entity;
 use crate::schema::entity::ENTITY_COLUMNS;
 use crate::schema::types::timestamp;
@@ -28,32 +28,36 @@ const EVENT_KEYS: usize = 64;
 pub struct EntityState {
     pub entity: Arc<Entity>,
     /// By the hash of the key.
-    known: Hashed<Known>,
+    known: ByNumber<u64, Known>,
+    /// Of a table with lists, by the hash of the key: events of `told` that tell it too.
+    by: ByNumber<u64, Vec<u64>>,
     /// Of a table with lists, by the hash of what an event tells: the greatest version that told it.
-    told: Hashed<i64>,
+    told: ByNumber<u64, i64>,
     /// Pairs of them, as far as they were ever made: none is made above [`LINKS`].
     links: usize,
 }
 
-/// What a snapshot has of it.
-type Saved = (Vec<(u64, Known)>, Vec<(u64, i64)>, usize);
-
-type Hashed<T> = HashMap<u64, T, BuildHasherDefault<Same>>;
+/// What a snapshot has of it: per key what it was told, and by which events.
+type Saved = (Vec<(u64, Known, Vec<u64>)>, Vec<(u64, i64)>, usize);
 
 /// What a key was told last.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     /// Hash of the row's own columns.
     content: u64,
     /// The greatest version that told it, beside those in `told`.
     version: i64,
-    /// Events of `told` that tell it too.
-    by: Vec<u64>,
 }
 
 impl EntityState {
     pub fn new(entity: &Arc<Entity>) -> Self {
-        Self { entity: entity.clone(), known: Hashed::default(), told: Hashed::default(), links: 0 }
+        Self {
+            entity: entity.clone(),
+            known: ByNumber::default(),
+            by: ByNumber::default(),
+            told: ByNumber::default(),
+            links: 0,
+        }
     }
 
     pub fn memory_bytes(&self) -> usize {
@@ -110,7 +114,7 @@ impl EntityState {
         let mut contents = self.contents(rows, &hashes)?.into_iter();
         let versions = rows.column(2).as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
         let lsns = super::lsns(rows);
-        let (known, told) = (&mut self.known, &mut self.told);
+        let (known, told, tellers) = (&mut self.known, &mut self.told, &mut self.by);
         let is_new = |row: usize| {
             if keys.iter().any(|key| key.is_null(row)) {
                 contents.next();
@@ -121,25 +125,30 @@ impl EntityState {
             let Some(content) = contents.next().flatten() else { return true };
             let by = by.and_then(|by| by.get(&lsns[row])).copied();
             let has_room = known.len() < KNOWN_KEYS;
-            let Some(known) = known.get_mut(&key) else {
+            let Some(before) = known.get_mut(&key) else {
                 if has_room {
-                    known.insert(key, Known { content, version, by: by.into_iter().collect() });
+                    known.insert(key, Known { content, version });
+                    tellers.extend(by.map(|by| (key, vec![by])));
                 }
                 return true;
             };
-            if known.content == content {
-                known.version = version.max(known.version);
-                known.by.extend(by);
+            if before.content == content {
+                before.version = version.max(before.version);
+                if let Some(by) = by {
+                    tellers.entry(key).or_default().push(by);
+                }
                 return false;
             }
-            let greatest = known.by.iter().filter_map(|by| told.get(by)).copied().max().unwrap_or(i64::MIN);
-            let is_newer = version >= greatest.max(known.version);
+            let of_key = tellers.get(&key).map_or(&[][..], Vec::as_slice);
+            let greatest = of_key.iter().filter_map(|by| told.get(by)).copied().max().unwrap_or(i64::MIN);
+            let is_newer = version >= greatest.max(before.version);
             // Whoever tells the other thing from now on is listened to again.
             if is_newer {
-                known.by.iter().for_each(|by| {
-                    told.remove(by);
-                });
-                *known = Known { content, version, by: by.into_iter().collect() };
+                for by in tellers.remove(&key).into_iter().flatten() {
+                    told.remove(&by);
+                }
+                *before = Known { content, version };
+                tellers.extend(by.map(|by| (key, vec![by])));
             } else if let Some(by) = by {
                 told.remove(&by);
             }
@@ -169,8 +178,9 @@ impl EntityState {
     }
 
     pub fn save(&self, out: &mut Vec<u8>) {
-        let mut known: Vec<(&u64, &Known)> = self.known.iter().collect();
-        known.sort_unstable_by_key(|(key, _)| **key);
+        let of_key = |key: &u64| self.by.get(key).map_or(&[][..], Vec::as_slice);
+        let mut known: Vec<(&u64, &Known, &[u64])> = self.known.iter().map(|(k, v)| (k, v, of_key(k))).collect();
+        known.sort_unstable_by_key(|(key, ..)| **key);
         let mut told: Vec<(u64, i64)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
         told.sort_unstable();
         let saved = serde_json::to_vec(&(known, told, self.links)).expect("plain data becomes JSON");
@@ -184,8 +194,12 @@ impl EntityState {
         let (own, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
         *bytes = rest;
         let (known, told, links): Saved = serde_json::from_slice(own).ok()?;
-        let (known, told) = (known.into_iter().collect(), told.into_iter().collect());
-        Some(Self { entity: entity.clone(), known, told, links })
+        let mut state = Self { told: told.into_iter().collect(), links, ..Self::new(entity) };
+        for (key, what, by) in known {
+            state.known.insert(key, what);
+            state.by.extend((!by.is_empty()).then_some((key, by)));
+        }
+        Some(state)
     }
 }
 
@@ -210,8 +224,18 @@ fn input_bytes(input: &ArrayRef, row: usize, out: &mut Vec<u8>) {
         return canonical(input, row, out);
     };
     let offsets = list.value_offsets();
-    out.extend_from_slice(&offsets[row].abs_diff(offsets[row + 1]).to_le_bytes());
-    for item in offsets[row] as usize..offsets[row + 1] as usize {
+    let items = offsets[row] as usize..offsets[row + 1] as usize;
+    out.extend_from_slice(&(items.len() as u32).to_le_bytes());
+    let texts = list.values().as_any().downcast_ref::<StringArray>();
+    if let Some(texts) = texts.filter(|texts| texts.nulls().is_none_or(|n| items.clone().all(|i| n.is_valid(i)))) {
+        // All of them at once: how long each is, then their bytes.
+        let offsets = &texts.value_offsets()[items.start..=items.end];
+        out.push(5);
+        offsets.windows(2).for_each(|ends| out.extend_from_slice(&(ends[1] - ends[0]).to_le_bytes()));
+        let (from, to) = (offsets[0] as usize, offsets[items.len()] as usize);
+        return out.extend_from_slice(&texts.value_data()[from..to]);
+    }
+    for item in items {
         canonical(list.values(), item, out);
     }
 }
@@ -220,30 +244,4 @@ fn row_bytes(columns: &[ArrayRef]) -> Result<Rows, String> {
     let fields = columns.iter().map(|c| SortField::new(c.data_type().clone())).collect();
     let converter = RowConverter::new(fields).map_err(|e| e.to_string())?;
     converter.convert_columns(columns).map_err(|e| e.to_string())
-}
-
-/// 64 bits of a row's bytes. Of two rows with one hash the second would be lost, so it is one that nobody finds by hand (SipHash),
-/// with keys that are the same in every process.
-fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// What is a hash already is not hashed again.
-#[derive(Debug, Clone, Copy, Default)]
-struct Same(u64);
-
-impl Hasher for Same {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = hash(bytes);
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
 }

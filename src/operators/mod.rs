@@ -4,6 +4,7 @@
 //! LSN. There is no clock, no randomness and no map order in here, so a replay gives the same rows.
 
 pub mod entities;
+mod hashing;
 mod made;
 mod output;
 pub mod repeats;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::event::Lsn;
@@ -11,7 +12,8 @@ use crate::operators::Output;
 
 pub struct Ring {
     inner: Mutex<Inner>,
-    changed: Condvar,
+    /// A view has taken what it had been given, or has left: for sources that wait for room.
+    taken: Condvar,
     capacity: usize,
     /// How often every view has been asked to commit all it has.
     hurries: AtomicU64,
@@ -25,8 +27,32 @@ struct Inner {
     /// Everything up to here has been pushed.
     end: Lsn,
     closed: bool,
-    /// Views that sources wait for, with what they have taken.
-    readers: BTreeMap<String, Lsn>,
+    /// Views that sources wait for.
+    readers: BTreeMap<String, Reader>,
+    /// Sources that wait for room.
+    held_back: usize,
+}
+
+struct Reader {
+    taken: Lsn,
+    /// Its thread, while it sleeps. Each is woken by itself: of all that one condition variable woke at once most would only find
+    /// the lock taken and sleep again, many times for each output.
+    sleeps: Option<Thread>,
+}
+
+impl Inner {
+    /// A view has everything up to `after`.
+    fn take(&mut self, reader: &str, after: Lsn) {
+        match self.readers.get_mut(reader) {
+            Some(reader) => reader.taken = after,
+            None => drop(self.readers.insert(reader.to_owned(), Reader { taken: after, sleeps: None })),
+        }
+    }
+
+    /// The threads of views that sleep; they are to be woken without the lock.
+    fn sleepers(&mut self) -> Vec<Thread> {
+        self.readers.values_mut().filter_map(|reader| reader.sleeps.take()).collect()
+    }
 }
 
 /// What a view gets.
@@ -43,9 +69,16 @@ pub enum Next {
 impl Ring {
     /// A ring of at most `capacity` bytes whose first output will follow `start`.
     pub fn new(capacity: usize, start: Lsn) -> Self {
-        let inner =
-            Inner { items: VecDeque::new(), bytes: 0, start, end: start, closed: false, readers: BTreeMap::new() };
-        Self { inner: Mutex::new(inner), changed: Condvar::new(), capacity, hurries: AtomicU64::new(0) }
+        let inner = Inner {
+            items: VecDeque::new(),
+            bytes: 0,
+            start,
+            end: start,
+            closed: false,
+            readers: BTreeMap::new(),
+            held_back: 0,
+        };
+        Self { inner: Mutex::new(inner), taken: Condvar::new(), capacity, hurries: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -65,19 +98,28 @@ impl Ring {
             inner.bytes -= bytes;
             inner.start = gone.to;
         }
+        let sleepers = inner.sleepers();
         drop(inner);
-        self.changed.notify_all();
+        sleepers.iter().for_each(Thread::unpark);
+    }
+
+    /// Tells sources that wait for room to look again.
+    fn tell_sources(&self, inner: &Inner) {
+        if inner.held_back > 0 {
+            self.taken.notify_all();
+        }
     }
 
     /// The output that holds the record after `after`, waiting for it up to `timeout`.
     pub fn next(&self, reader: &str, after: Lsn, timeout: Duration) -> Next {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
-        inner.readers.insert(reader.to_owned(), after);
-        self.changed.notify_all();
+        inner.take(reader, after);
+        self.tell_sources(&inner);
         loop {
             if after < inner.start {
                 inner.readers.remove(reader);
+                self.tell_sources(&inner);
                 return Next::Behind(inner.start);
             }
             let at = inner.items.partition_point(|(o, _)| o.to <= after);
@@ -91,13 +133,18 @@ impl Ring {
             if now >= deadline {
                 return Next::Idle;
             }
-            inner = self.changed.wait_timeout(inner, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+            if let Some(reader) = inner.readers.get_mut(reader) {
+                reader.sleeps = Some(std::thread::current());
+            }
+            drop(inner);
+            std::thread::park_timeout(deadline - now);
+            inner = self.lock();
         }
     }
 
     /// Sources wait for this view from now on; it has everything up to `after`.
     pub fn join(&self, reader: &str, after: Lsn) {
-        self.lock().readers.insert(reader.to_owned(), after);
+        self.lock().take(reader, after);
     }
 
     /// Whether something above `after` is waiting.
@@ -107,8 +154,9 @@ impl Ring {
 
     /// Sources no longer wait for this view, until it asks for its next output.
     pub fn leave(&self, reader: &str) {
-        self.lock().readers.remove(reader);
-        self.changed.notify_all();
+        let mut inner = self.lock();
+        inner.readers.remove(reader);
+        self.tell_sources(&inner);
     }
 
     /// Asks every view to commit all it has, soon.
@@ -126,7 +174,7 @@ impl Ring {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
         loop {
-            let slowest = inner.readers.values().copied().min().unwrap_or(inner.end);
+            let slowest = inner.readers.values().map(|reader| reader.taken).min().unwrap_or(inner.end);
             let at = inner.items.partition_point(|(o, _)| o.to <= slowest);
             let waiting: usize = inner.items.iter().skip(at).map(|(_, bytes)| bytes).sum();
             if waiting <= self.capacity / 2 {
@@ -136,14 +184,20 @@ impl Ring {
             if now >= deadline || inner.closed {
                 return inner.closed;
             }
-            inner = self.changed.wait_timeout(inner, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+            inner.held_back += 1;
+            inner = self.taken.wait_timeout(inner, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+            inner.held_back -= 1;
         }
     }
 
     /// No more outputs will come.
     pub fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
+        let mut inner = self.lock();
+        inner.closed = true;
+        let sleepers = inner.sleepers();
+        self.tell_sources(&inner);
+        drop(inner);
+        sleepers.iter().for_each(Thread::unpark);
     }
 
     /// Bytes held, and the LSN up to which outputs have come.

@@ -1,8 +1,7 @@
 //! Panes of a window that only counts: per pane and group up to four numbers. A sliding window keeps its sum, to which each slide adds
 //! the pane that comes in and from which it takes the one that goes out, and knows its largest counts without looking at the rest.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hasher;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
@@ -13,6 +12,7 @@ use hashbrown::HashTable;
 
 use super::{Which, weight};
 use crate::event::Micros;
+use crate::operators::hashing::{ByNumber, hash};
 use crate::schema::Window;
 use crate::schema::window::{FAST_COUNTS, Top, true_only};
 
@@ -43,7 +43,7 @@ struct Prepared {
 struct Running {
     from: Micros,
     to: Micros,
-    counts: HashMap<u32, (Counts, u32)>,
+    counts: ByNumber<u32, (Counts, u32)>,
     /// For a top: groups by the count that orders them; each knows its place there.
     levels: BTreeMap<i64, Vec<u32>>,
     top: Option<Top>,
@@ -59,17 +59,10 @@ pub struct Counting {
     by_bytes: HashTable<u32>,
     /// Groups that lost their last user; forgotten when nothing refers to them by number any more.
     unused: Vec<u32>,
-    panes: BTreeMap<Micros, HashMap<u32, Counts>>,
+    panes: BTreeMap<Micros, ByNumber<u32, Counts>>,
     entries: usize,
     running: Option<Running>,
     prepared: Option<Prepared>,
-}
-
-fn hash_of(bytes: &[u8]) -> u64 {
-    // Keys of its own would give another order of nothing that is seen, but make no two runs alike.
-    let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
 }
 
 fn add(sum: &mut Counts, more: Counts, sign: i64) {
@@ -243,7 +236,7 @@ impl Counting {
     }
 
     fn group(&mut self, bytes: &[u8]) -> u32 {
-        let hash = hash_of(bytes);
+        let hash = hash(bytes);
         if let Some(found) = self.by_bytes.find(hash, |g| *self.slots[*g as usize].bytes == *bytes) {
             return *found;
         }
@@ -324,14 +317,14 @@ impl Counting {
     }
 
     fn sum(&self, which: &Which<'_>) -> Counted {
-        let mut panes: Vec<&HashMap<u32, Counts>> = match which {
+        let mut panes: Vec<&ByNumber<u32, Counts>> = match which {
             Which::Range(from, to) => self.panes.range(*from..*to).map(|(_, pane)| pane).collect(),
             Which::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
         };
         if panes.len() == 1 {
             return panes.remove(0).iter().map(|(g, c)| (*g, *c)).collect();
         }
-        let mut sums: HashMap<u32, Counts> = HashMap::new();
+        let mut sums: ByNumber<u32, Counts> = ByNumber::default();
         for (group, counts) in panes.into_iter().flatten() {
             add(sums.entry(*group).or_default(), *counts, 1);
         }

@@ -16,7 +16,7 @@ use rstar::{RStarInsertionStrategy, RTree, RTreeParams};
 use super::ViewError;
 use super::database::{Origin, StateFile, copy_table, position_in};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
-use venue::{EDGES, NUMBERS, Stored, VENUES, Venue, edges_end, edges_of, is_before, split_edge};
+use venue::{EDGES, NUMBERS, Stored, VENUES, Venue, is_before, split_edge};
 
 pub use view::PlacesView;
 
@@ -24,6 +24,8 @@ pub use view::PlacesView;
 const EVENTS_PER_VENUE: usize = 10;
 /// Of `max_venues`, what leaves at once when they are reached.
 const LEAVES: usize = 16;
+/// Bytes in memory of an edge that waits, beside its key.
+const EDGE_BYTES: usize = 96;
 /// Points have single precision, which halves the tree: of two chords of the unit sphere the difference between what they are and
 /// what the tree says is below this. The order is that of the exact places.
 const CHORD_ERROR: f64 = 5e-7;
@@ -61,8 +63,8 @@ struct State {
     changed: BTreeMap<u32, Arc<str>>,
     /// Venues of the file that have left; their rows and edges go with the next commit.
     removed: BTreeMap<Arc<str>, u32>,
-    /// Edges that wait for their commit.
-    edges: BTreeSet<Vec<u8>>,
+    /// Edges that wait for their commit, by venue: what of their keys follows the venue's.
+    edges: HashMap<Arc<str>, BTreeSet<Vec<u8>>>,
     edge_bytes: usize,
     /// Edges dated before this, and venues not named since, are no longer shown.
     floor: Option<Micros>,
@@ -111,45 +113,70 @@ impl State {
         }
     }
 
+    /// The venue as it was left, if there is one, among those lately named.
+    fn recall(&mut self, stored: &Stored, id: &str) -> Result<Option<(Arc<str>, &mut Venue)>, ViewError> {
+        if !self.recent.contains_key(id)
+            && !self.removed.contains_key(id)
+            && let Some(venue) = stored.venue(id)?
+        {
+            self.remember(&id.into(), venue);
+        }
+        let id = self.recent.get_key_value(id).map(|(id, _)| id.clone());
+        Ok(id.and_then(|id| self.recent.get_mut(&id).map(|venue| (id, venue))))
+    }
+
     /// An event named the venue on this day, and perhaps said where it is.
     fn name(&mut self, stored: &Stored, id: &str, day: i64, said: Option<Said<'_>>) -> Result<(), ViewError> {
-        let (id, before) = match self.recent.get_key_value(id) {
-            Some((id, venue)) => (id.clone(), Some(venue.clone())),
-            None if self.removed.contains_key(id) => (id.into(), None),
-            None => (id.into(), stored.venue(id)?),
-        };
         let said = said.filter(|s| sphere::unit_vector(s.lat, s.lon).is_some());
-        let Some(before) = before else {
+        let Some((id, venue)) = self.recall(stored, id)? else {
             // A record without a place makes no venue.
             let Some(Said { name, lat, lon, version }) = said else { return Ok(()) };
-            let number = self.next;
+            let (id, number) = (Arc::from(id), self.next);
             self.next += 1;
             self.tree.insert(point(lat, lon, number).expect("a place, as filtered above"));
             self.remember(&id, Venue { number, seen: day, lat, lon, version, name: name.into() });
             self.changed.insert(number, id);
             return Ok(());
         };
-        let mut venue = before.clone();
+        let (number, before) = (venue.number, (venue.lat, venue.lon));
+        let mut is_changed = day > venue.seen;
         venue.seen = venue.seen.max(day);
-        if let Some(said) = said.filter(|s| s.version >= before.version) {
+        let (mut longer, mut after) = (0, before);
+        if let Some(said) = said.filter(|s| s.version >= venue.version) {
+            after = (said.lat, said.lon);
+            is_changed |= after != before || said.version != venue.version;
             (venue.lat, venue.lon, venue.version) = (said.lat, said.lon, said.version);
             if *venue.name != *said.name {
+                longer = said.name.len() as isize - venue.name.len() as isize;
                 venue.name = said.name.into();
-            }
-            if (before.lat, before.lon) != (venue.lat, venue.lon) {
-                if let Some(there) = point(before.lat, before.lon, before.number) {
-                    self.tree.remove(&there);
-                }
-                if let Some(here) = point(venue.lat, venue.lon, venue.number) {
-                    self.tree.insert(here);
-                }
+                is_changed = true;
             }
         }
-        if venue != before {
-            self.changed.insert(venue.number, id.clone());
+        self.recent_bytes = self.recent_bytes.saturating_add_signed(longer);
+        if before != after {
+            if let Some(there) = point(before.0, before.1, number) {
+                self.tree.remove(&there);
+            }
+            if let Some(here) = point(after.0, after.1, number) {
+                self.tree.insert(here);
+            }
         }
-        self.remember(&id, venue);
+        if is_changed {
+            self.changed.insert(number, id);
+        }
         Ok(())
+    }
+
+    /// An event took place there; `edge` is what of its key follows the venue's.
+    fn connect(&mut self, id: &str, edge: &[u8]) {
+        let of_venue = match self.edges.get_mut(id) {
+            Some(edges) => edges,
+            None => self.edges.entry(id.into()).or_default(),
+        };
+        if !of_venue.contains(edge) {
+            of_venue.insert(edge.to_vec());
+            self.edge_bytes += EDGE_BYTES + edge.len();
+        }
     }
 
     /// Everything that is known of venues now: the file's, and newer.
@@ -190,10 +217,8 @@ impl State {
             if let Some(venue) = self.recent.remove(&id) {
                 self.recent_bytes -= venue.memory_bytes(&id);
             }
-            let gone: Vec<Vec<u8>> = self.edges.range(edges_of(&id)..edges_end(&id)).cloned().collect();
-            for edge in gone {
-                self.edge_bytes -= edge.len();
-                self.edges.remove(&edge);
+            for edge in self.edges.remove(&id).into_iter().flatten() {
+                self.edge_bytes -= EDGE_BYTES + edge.len();
             }
             self.removed.entry(id).or_insert(point.data);
         }
@@ -211,8 +236,7 @@ impl State {
 
     /// Bytes of what waits for its commit, about; `recent` holds little else once it is trimmed.
     fn waiting_bytes(&self) -> usize {
-        let edges = self.edge_bytes + self.edges.len() * 48;
-        self.changed.len() * 128 + self.removed.len() * 64 + edges
+        self.changed.len() * 128 + self.removed.len() * 64 + self.edge_bytes
     }
 }
 
@@ -320,9 +344,9 @@ impl Places {
                 keys.extend(stored.edges(&id, EVENTS_PER_VENUE)?);
             }
             if !is_committed {
-                keys.extend(state.edges.range(edges_of(&id)..edges_end(&id)).take(EVENTS_PER_VENUE).cloned());
+                keys.extend(state.edges.get(&id).into_iter().flatten().take(EVENTS_PER_VENUE).cloned());
             }
-            let events = keys.iter().take(EVENTS_PER_VENUE).filter_map(|k| split_edge(k, id.len() + 1));
+            let events = keys.iter().take(EVENTS_PER_VENUE).filter_map(|edge| split_edge(edge));
             out.push(Near {
                 events: events.filter(|(_, date)| !is_before(*date, state.floor)).collect(),
                 id: id.to_string(),

@@ -78,18 +78,18 @@ pub(super) fn edges_end(venue: &str) -> Vec<u8> {
     end
 }
 
-pub(super) fn edge_key(venue: &str, date: Option<Micros>, event: &str) -> Vec<u8> {
-    let mut key = edges_of(venue);
+/// What of an edge's key follows [`edges_of`] its venue; written over `out`.
+pub(super) fn write_edge(date: Option<Micros>, event: &str, out: &mut Vec<u8>) {
     // An edge without a date comes last.
     let order = !(date.unwrap_or(Micros::MIN) as u64 ^ (1 << 63));
-    key.extend_from_slice(&order.to_be_bytes());
-    key.extend_from_slice(event.as_bytes());
-    key
+    out.clear();
+    out.extend_from_slice(&order.to_be_bytes());
+    out.extend_from_slice(event.as_bytes());
 }
 
-/// Event and date of an edge, behind the prefix of its venue.
-pub(super) fn split_edge(key: &[u8], prefix: usize) -> Option<(String, Option<Micros>)> {
-    let (order, event) = key.get(prefix..)?.split_first_chunk::<8>()?;
+/// Event and date of an edge, as [`write_edge`] wrote them.
+pub(super) fn split_edge(edge: &[u8]) -> Option<(String, Option<Micros>)> {
+    let (order, event) = edge.split_first_chunk::<8>()?;
     let date = (!u64::from_be_bytes(*order) ^ (1 << 63)) as i64;
     Some((String::from_utf8_lossy(event).into_owned(), (date != Micros::MIN).then_some(date)))
 }
@@ -137,11 +137,11 @@ impl Stored {
         Ok(())
     }
 
-    /// The first edges of a venue, at most `most`: latest date first.
+    /// The first edges of a venue, at most `most`, without what names the venue: latest date first.
     pub fn edges(&self, venue: &str, most: usize) -> Result<Vec<Vec<u8>>, ViewError> {
         let Some(edges) = &self.edges else { return Ok(Vec::new()) };
         let (low, high) = (edges_of(venue), edges_end(venue));
         let found = edges.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)?;
-        found.take(most).map(|edge| Ok(edge.map_err(failed)?.0.value().to_vec())).collect()
+        found.take(most).map(|edge| Ok(edge.map_err(failed)?.0.value()[low.len()..].to_vec())).collect()
     }
 }

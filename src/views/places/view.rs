@@ -1,9 +1,10 @@
 //! Keeps the places of one stream.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::venue::{EDGES, NUMBERS, Stored, VENUES, Venue, edge_key, edges_end, edges_of, is_before, split_edge};
+use super::venue::{EDGES, NUMBERS, Stored, VENUES, Venue, edges_end, edges_of, is_before, split_edge, write_edge};
 use super::{Places, Said, State};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
 use crate::operators::{Output, StreamRows, positions};
@@ -26,15 +27,21 @@ pub struct PlacesView {
     swept: Option<i64>,
 }
 
-/// A value as the text that identifies it.
-fn id_at(column: &ArrayRef, row: usize) -> Option<String> {
+/// The value as the text that identifies it, written over `out`; false where there is none.
+fn write_id(column: &ArrayRef, row: usize, out: &mut String) -> bool {
+    out.clear();
     if column.is_null(row) {
-        return None;
+        return false;
     }
     let any = column.as_any();
-    any.downcast_ref::<Int64Array>()
-        .map(|a| a.value(row).to_string())
-        .or_else(|| any.downcast_ref::<StringArray>().map(|a| a.value(row).to_owned()))
+    if let Some(texts) = any.downcast_ref::<StringArray>() {
+        out.push_str(texts.value(row));
+    } else if let Some(numbers) = any.downcast_ref::<Int64Array>() {
+        write!(out, "{}", numbers.value(row)).expect("text takes all that is written");
+    } else {
+        return false;
+    }
+    true
 }
 
 fn number_at(column: &ArrayRef, row: usize) -> i64 {
@@ -53,16 +60,19 @@ fn number_at(column: &ArrayRef, row: usize) -> i64 {
 struct Waiting {
     removed: Vec<(Arc<str>, u32)>,
     changed: Vec<(Arc<str>, Venue)>,
-    edges: Vec<Vec<u8>>,
+    edges: Vec<(Arc<str>, Vec<Vec<u8>>)>,
 }
 
 impl Waiting {
     fn of(state: &State) -> Self {
+        // In the order of the file, so that neighbours are written together.
+        let mut edges: Vec<_> = state.edges.iter().collect();
+        edges.sort_unstable_by_key(|(id, _)| *id);
         let changed = state.changed.values().filter_map(|id| Some((id.clone(), state.recent.get(id)?.clone())));
         Self {
             removed: state.removed.iter().map(|(id, number)| (id.clone(), *number)).collect(),
             changed: changed.collect(),
-            edges: state.edges.iter().cloned().collect(),
+            edges: edges.into_iter().map(|(id, edges)| (id.clone(), edges.iter().cloned().collect())).collect(),
         }
     }
 
@@ -80,8 +90,14 @@ impl Waiting {
             venues.insert(&**id, venue.encode().as_slice())?;
             numbers.insert(venue.number, &**id)?;
         }
-        for edge in &self.edges {
-            edges.insert(edge.as_slice(), ())?;
+        for (id, of_venue) in &self.edges {
+            let mut key = edges_of(id);
+            let prefix = key.len();
+            for edge in of_venue {
+                key.truncate(prefix);
+                key.extend_from_slice(edge);
+                edges.insert(key.as_slice(), ())?;
+            }
         }
         Ok(())
     }
@@ -113,27 +129,24 @@ impl PlacesView {
         let floor =
             rows.watermark.map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
         state.floor = state.floor.max(floor);
+        let (mut id, mut text, mut edge) = (String::new(), String::new(), Vec::new());
         for (row, lsn) in rows.lsns().iter().enumerate() {
             if *lsn as u64 <= self.applied {
                 continue;
             }
-            let Some(id) = id_at(venue, row).filter(|id| !id.contains('\0')) else { continue };
-            let name = id_at(name, row).unwrap_or_default();
-            let said = (lat.is_valid(row) && lon.is_valid(row)).then(|| Said {
-                name: &name,
-                lat: lat.value(row),
-                lon: lon.value(row),
-                version: number_at(version, row),
+            if !write_id(venue, row, &mut id) || id.contains('\0') {
+                continue;
+            }
+            let said = (lat.is_valid(row) && lon.is_valid(row)).then(|| {
+                write_id(name, row, &mut text);
+                Said { name: &text, lat: lat.value(row), lon: lon.value(row), version: number_at(version, row) }
             });
             state.name(&stored, &id, bucket(times.value(row), MICROS_PER_DAY), said)?;
             state.make_room(&stored, def.max_venues)?;
             let date = date.is_valid(row).then(|| number_at(date, row));
-            if let Some(event) = id_at(event, row).filter(|_| !is_before(date, state.floor)) {
-                let edge = edge_key(&id, date, &event);
-                let bytes = edge.len();
-                if state.edges.insert(edge) {
-                    state.edge_bytes += bytes;
-                }
+            if write_id(event, row, &mut text) && !is_before(date, state.floor) {
+                write_edge(date, &text, &mut edge);
+                state.connect(&id, &edge);
             }
         }
         state.trim_recent(self.places.room);
@@ -153,7 +166,7 @@ impl PlacesView {
 fn sweep(transaction: &redb::WriteTransaction, floor: Option<Micros>) -> Result<(), redb::Error> {
     transaction.open_table(EDGES)?.retain(|key, ()| {
         let venue = key.iter().position(|b| *b == 0).unwrap_or(0);
-        split_edge(key, venue + 1).is_some_and(|(_, date)| !is_before(date, floor))
+        key.get(venue + 1..).and_then(split_edge).is_some_and(|(_, date)| !is_before(date, floor))
     })?;
     Ok(())
 }

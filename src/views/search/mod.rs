@@ -40,6 +40,8 @@ pub fn roll_documents(disk: Option<u64>) -> u64 {
 }
 /// Rows handed to the writer at once; its memory is looked at between them.
 const HAND_OVER: usize = 256;
+/// Segments of about one size that become one: fewer are merged more often, more are longer to search.
+const MERGE_SEGMENTS: usize = 10;
 /// The least memory tantivy works with.
 const LEAST_MEMORY: usize = 16 << 20;
 
@@ -71,8 +73,8 @@ impl SearchView {
         let committed = index.position(log, zero)?;
         index.set_visible(committed);
         let name = positions::search(&stream.name);
-        // The writer's budget leaves room for a merge beside it.
-        let memory = (memory / 2).max(LEAST_MEMORY);
+        // A merge beside it goes through its segments as they lie on the disk and takes little.
+        let memory = (memory / 4 * 3).max(LEAST_MEMORY);
         Ok(Self {
             index,
             stream,
@@ -104,6 +106,7 @@ impl SearchView {
             .build();
         let writer: IndexWriter<Row> = self.index.last().0.writer_with_options(options).map_err(|e| self.failed(e))?;
         let mut policy = LogMergePolicy::default();
+        policy.set_min_num_segments(MERGE_SEGMENTS);
         policy.set_max_docs_before_merge(2_000_000);
         writer.set_merge_policy(Box::new(policy));
         self.writer = Some(writer);
