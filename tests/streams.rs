@@ -104,6 +104,10 @@ fn window(sql: &str) -> String {
     format!("{SENSORS}[windows.w]\nsql = \"{sql}\"\n")
 }
 
+fn table(select: &str) -> String {
+    format!("{SENSORS}\n[tables.\"sensors.kinds\"]\nstream = \"sensors\"\nkey = \"kind\"\nselect = \"{select}\"\n")
+}
+
 #[test]
 fn check_says_where_and_what_to_do() {
     let bench = Bench::new("");
@@ -147,6 +151,22 @@ fn check_says_where_and_what_to_do() {
         window(
             "select window_start, window_end, now() as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2",
         ),
+        SENSORS.replace("upper(kind)", "(select max(kind) from sensors)"),
+        SENSORS.replace("from sensors\"", "from sensors order by id\""),
+        SENSORS.replace("[\"value < 1000", "[\"value > 0\", \"vallue < 1000"),
+        format!(
+            "{SENSORS}\n[windows.w]\nsql = \"\"\"\nselect window_start, window_end,\n  count(*) as n, kidn\nfrom tumble(sensors, event_time, interval '1 minute')\ngroup by 1, 2, kidn\n\"\"\"\n"
+        ),
+        format!(
+            "{SENSORS}\n[windows.w]\nsql = '''select window_start,\n window_end from hop(sensors, event_time)'''\n"
+        ),
+        format!(
+            "{SENSORS}\n[windows.a]\nsql = \"select window_start, window_end, count(*) as n from tumble(b, window_start, interval '1 minute') group by 1, 2\"\n[windows.b]\nsql = \"select window_start, window_end, count(*) as n from tumble(a, window_start, interval '1 minute') group by 1, 2\"\n"
+        ),
+        window("select window_start, window_end from tumble(sensors, event_time, interval '1 minute') group bye 1, 2"),
+        table("select kind, unit, lenght(note) as n"),
+        table("select kind, unnest(tagz) as tag"),
+        table("select kind, count(*) as n"),
     ];
     let mut messages = Vec::new();
     for text in wrong {

@@ -2,6 +2,7 @@
 //!
 //! The declarations of streams are checked against SQL by `schema`; everything that can be known without it is checked here.
 
+mod place;
 pub mod stream;
 pub mod typed;
 pub mod units;
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::presets;
+pub use place::Location;
+use place::Place;
 pub use stream::{
     Declarations, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef, StreamDef,
     TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
@@ -23,19 +26,25 @@ use units::{Size, Span};
 pub struct ConfigError {
     pub path: PathBuf,
     pub line: Option<usize>,
+    pub column: Option<usize>,
     pub message: String,
 }
 
 impl std::fmt::Display for ConfigError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.path.display(), self.message),
-            None => write!(f, "{}: {}", self.path.display(), self.message),
-        }
+        let part = |number: Option<usize>| number.map_or(String::new(), |n| format!(":{n}"));
+        write!(f, "{}{}{}: {}", self.path.display(), part(self.line), part(self.column), self.message)
     }
 }
 
 impl std::error::Error for ConfigError {}
+
+/// Where in a value something is wrong: which item of a list, and where in its text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Where {
+    pub item: Option<usize>,
+    pub text: Option<Location>,
+}
 
 /// The configuration in force.
 #[derive(Debug, Clone)]
@@ -181,6 +190,7 @@ pub fn load(named: Option<&Path>, memory: Option<&str>) -> Result<Config, Config
         Some(path) => std::fs::read_to_string(path).map_err(|e| ConfigError {
             path: path.to_owned(),
             line: None,
+            column: None,
             message: format!("cannot be read: {e}; name a configuration with -c, or make one with `weir init`"),
         })?,
         None => String::new(),
@@ -279,26 +289,35 @@ impl Config {
         rows.iter().map(|(key, value)| format!("limits.{key} = {value}  # {}\n", origin(key))).collect()
     }
 
-    /// An error that points at the line where a stream's key stands (its declaration's line, where the key comes from a preset).
-    pub fn stream_error(&self, stream: &str, key: Option<&str>, message: String) -> ConfigError {
-        self.section_error(&format!("[streams.{stream}]"), key, message)
+    /// An error that points into the value of a stream's key (at the declaration, where the key comes from a preset).
+    pub fn stream_error(&self, stream: &str, key: &str, message: String) -> ConfigError {
+        self.error_in(["streams", stream, key], Where::default(), message)
     }
 
-    /// An error that points at the line of a window's SQL.
+    /// An error that points at a window's SQL.
     pub fn window_error(&self, window: &str, message: String) -> ConfigError {
-        self.section_error(&format!("[windows.{window}]"), Some("sql"), message)
+        self.error_in(["windows", window, "sql"], Where::default(), message)
     }
 
-    /// An error that points at an entity table's declaration.
+    /// An error that points at an entity table's SQL.
     pub fn table_error(&self, table: &str, message: String) -> ConfigError {
-        self.section_error(&format!("[tables.\"{table}\"]"), None, message)
+        self.error_in(["tables", table, "select"], Where::default(), message)
     }
 
-    fn section_error(&self, section: &str, key: Option<&str>, message: String) -> ConfigError {
+    /// An error that points into the value of a key, or at what it belongs to, where the file does not have the key.
+    pub fn error_in(&self, path: [&str; 3], place: Where, message: String) -> ConfigError {
         let at = Place { path: &self.place(), text: &self.text };
-        let section = at.line_of(section);
-        let line = key.zip(section).and_then(|(key, section)| at.line_after(section, key)).or(section);
-        at.error(line, message)
+        if let Some(value) = at.value(&path, place.item) {
+            return at.located(at.inside(value, place.text), message);
+        }
+        let [section, name, _] = path;
+        let header = [format!("[{section}.{name}]"), format!("[{section}.\"{name}\"]")];
+        at.error(header.iter().find_map(|header| at.line_of(header)), message)
+    }
+
+    /// Whether the file itself has a key.
+    pub fn has(&self, path: [&str; 3]) -> bool {
+        Place { path: &self.place(), text: &self.text }.value(&path, None).is_some()
     }
 }
 
@@ -313,37 +332,6 @@ fn explain(message: &str) -> String {
         format!("{message}; remove the key or mend its spelling")
     } else {
         message.to_owned()
-    }
-}
-
-/// A text with its name, to make messages that point into it.
-struct Place<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Place<'_> {
-    fn error(&self, line: Option<usize>, message: String) -> ConfigError {
-        ConfigError { path: self.path.to_owned(), line, message }
-    }
-
-    fn error_at(&self, span: Option<std::ops::Range<usize>>, message: String) -> ConfigError {
-        let line = span.map(|s| self.text[..s.start.min(self.text.len())].matches('\n').count() + 1);
-        self.error(line, message)
-    }
-
-    fn line_of(&self, needle: &str) -> Option<usize> {
-        self.text.lines().position(|l| l.trim_start().starts_with(needle)).map(|n| n + 1)
-    }
-
-    fn line_after(&self, section: usize, key: &str) -> Option<usize> {
-        self.text
-            .lines()
-            .enumerate()
-            .skip(section)
-            .take_while(|(_, l)| !l.trim_start().starts_with('['))
-            .find(|(_, l)| l.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')))
-            .map(|(n, _)| n + 1)
     }
 }
 

@@ -626,7 +626,7 @@ fn refuse_what_cannot_change(
         if let Some(changed) =
             changed_type(&old.table_schema, &new.table_schema, name).filter(|_| !is_table_rebuilt(name))
         {
-            return Err(config.stream_error(name, Some("select"), format!("stream `{name}`: {changed}")).into());
+            return Err(config.stream_error(name, "select", format!("stream `{name}`: {changed}")).into());
         }
         let (old, new) = (&old.def, &new.def);
         for (key, what, view, is_same) in [
@@ -638,7 +638,7 @@ fn refuse_what_cannot_change(
                 let message = format!(
                     "stream `{name}`: `{key}` has changed; `weir rebuild {what} --stream {name}` makes what is there anew, or declare the changed stream under another name"
                 );
-                return Err(config.stream_error(name, Some(key), message).into());
+                return Err(config.stream_error(name, key, message).into());
             }
         }
     }

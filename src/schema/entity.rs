@@ -17,8 +17,8 @@ use datafusion::sql::sqlparser::ast;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use super::select::{self, Planned, explain, session_config};
-use super::{Stream, types};
+use super::select::{self, Planned, session_config};
+use super::{Refusal, Stream, types};
 use crate::config::TableDef;
 
 /// Columns that Weir puts before an entity's own.
@@ -48,17 +48,17 @@ const FORM: &str = "write `select <columns> [where …]`, with `unnest(list)` fo
 
 impl Entity {
     /// Plans a table over its stream.
-    pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, String> {
+    pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, Refusal> {
         let context = SessionContext::new_with_config(session_config(1));
         let sql = format!("{} from {}", def.select, stream.name);
-        let mut statement =
-            context.state().sql_to_statement(&sql, &Dialect::DuckDB).map_err(|e| format!("{}; {FORM}", explain(&e)))?;
+        let statement = context.state().sql_to_statement(&sql, &Dialect::DuckDB);
+        let mut statement = statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))?;
         let lists = take_lists(&mut statement)?;
         let table = &stream.table_schema;
         let column = |wanted: &str| {
             table.index_of(wanted).map_err(|_| {
                 let known = table.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
-                format!("`{wanted}` is no column of {}; there are {known}", stream.name)
+                Refusal::about(&[wanted], format!("`{wanted}` is no column of {}; there are {known}", stream.name))
             })
         };
         let lists = lists.iter().map(|list| column(list)).collect::<Result<Vec<_>, _>>()?;
@@ -68,12 +68,14 @@ impl Entity {
         let mut fields: Vec<Field> = columns.iter().map(|c| table.field(*c).clone()).collect();
         for list in &lists {
             let DataType::List(item) = table.field(*list).data_type() else {
-                return Err(format!("`unnest({})`: it is no list", table.field(*list).name()));
+                let name = table.field(*list).name();
+                return Err(Refusal::about(&["unnest"], format!("`unnest({name})`: it is no list")));
             };
             fields.push(Field::new(item_of(table.field(*list).name()), item.data_type().clone(), true));
         }
         let input: SchemaRef = Arc::new(Schema::new(fields));
-        let planned = select::plan(&stream.name, &input, &statement.to_string())?;
+        let made = statement.to_string();
+        let planned = select::plan(&stream.name, &input, &made).map_err(|e| e.moved(&made, &def.select))?;
         let own = planned.schema();
         let mut fields = vec![
             Field::new("lsn", DataType::Int64, true),
@@ -82,7 +84,8 @@ impl Entity {
         ];
         for field in own.fields() {
             if ENTITY_COLUMNS.contains(&field.name().as_str()) || field.name() == "bucket" {
-                return Err(format!("the column `{}` is weir's own; name yours otherwise with `as`", field.name()));
+                let message = format!("the column `{}` is weir's own; name yours otherwise with `as`", field.name());
+                return Err(Refusal::about(&[field.name()], message));
             }
             fields.push(field.as_ref().clone());
         }
@@ -92,14 +95,14 @@ impl Entity {
             Ok(_) => Err(format!("key: `{key}` must be a number, text or time")),
             Err(_) => Err(format!("key: `{key}` is no column of `select`; there are {}", known())),
         });
-        let keys = keys.collect::<Result<Vec<_>, _>>()?;
+        let keys = keys.collect::<Result<Vec<_>, String>>()?;
         if keys.is_empty() {
             return Err("key: it names no column".into());
         }
         let version = def.version.as_deref().or(stream.def.version.as_deref()).unwrap_or("event_time");
         let version = column(version)?;
         if !matches!(table.field(version).data_type(), DataType::Int64 | DataType::Int32 | DataType::Timestamp(..)) {
-            return Err(format!("version: `{}` must be a whole number or a time", table.field(version).name()));
+            return Err(format!("version: `{}` must be a whole number or a time", table.field(version).name()).into());
         }
         Ok(Self {
             name: name.to_owned(),
@@ -254,7 +257,7 @@ fn item_of(list: &str) -> String {
 }
 
 /// Puts a name in the place of each `unnest(list)`; gives the lists.
-fn take_lists(statement: &mut Statement) -> Result<Vec<String>, String> {
+fn take_lists(statement: &mut Statement) -> Result<Vec<String>, Refusal> {
     let Statement::Statement(inner) = statement else { return Err(FORM.into()) };
     let mut lists: Vec<String> = Vec::new();
     let walked = ast::visit_expressions_mut(inner.as_mut(), |expression| {
@@ -279,7 +282,9 @@ fn take_lists(statement: &mut Statement) -> Result<Vec<String>, String> {
     });
     match walked {
         ControlFlow::Continue(()) => Ok(lists),
-        ControlFlow::Break(wrong) => Err(format!("`{wrong}`: name one list column; {FORM}")),
+        ControlFlow::Break(wrong) => {
+            Err(Refusal::about(&["unnest"], format!("`{wrong}`: name one list column; {FORM}")))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! the table's Arrow schema. Whatever is wrong with a declaration is found here, by `weir check` and at the start alike.
 
 pub mod entity;
+mod refusal;
 pub mod select;
 pub mod types;
 pub mod window;
@@ -13,10 +14,11 @@ use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use crate::config::{Config, ConfigError, Declarations, WindowDef};
+use crate::config::{Config, ConfigError, Declarations, Where, WindowDef};
 pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use entity::Entity;
+pub use refusal::Refusal;
 use select::{Planned, Rule};
 pub use window::Window;
 
@@ -26,7 +28,20 @@ pub struct DeclarationError {
     /// The stream's name; of a window's SQL, the window's.
     pub stream: String,
     pub key: &'static str,
-    pub message: String,
+    /// Which item of the key's list.
+    pub item: Option<usize>,
+    pub refusal: Box<Refusal>,
+}
+
+impl DeclarationError {
+    fn new(of: &str, key: &'static str, refusal: impl Into<Refusal>) -> Self {
+        Self { stream: of.to_owned(), key, item: None, refusal: Box::new(refusal.into()) }
+    }
+
+    /// Without where it stands, which a message that points into the file says better.
+    fn unplaced(self) -> Self {
+        Self { refusal: Box::new(self.refusal.message.into()), ..self }
+    }
 }
 
 /// The keys of declaration errors that speak of a window, and of an entity table.
@@ -35,11 +50,11 @@ pub const TABLE_KEY: &str = "table";
 
 impl std::fmt::Display for DeclarationError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { stream, key, message } = self;
+        let Self { stream, key, refusal, .. } = self;
         match *key {
-            WINDOW_KEY => write!(f, "window `{stream}`: {key}: {message}"),
-            TABLE_KEY => write!(f, "table `{stream}`: {message}"),
-            _ => write!(f, "stream `{stream}`: {key}: {message}"),
+            WINDOW_KEY => write!(f, "window `{stream}`: {key}: {refusal}"),
+            TABLE_KEY => write!(f, "table `{stream}`: {refusal}"),
+            _ => write!(f, "stream `{stream}`: {key}: {refusal}"),
         }
     }
 }
@@ -133,10 +148,10 @@ impl Catalog {
             .tables
             .iter()
             .map(|(name, def)| {
-                let wrong = |message| DeclarationError { stream: name.clone(), key: TABLE_KEY, message };
-                let none = || wrong(format!("there is no stream `{}`", def.stream));
+                let none = || DeclarationError::new(name, TABLE_KEY, format!("there is no stream `{}`", def.stream));
                 let stream = streams.get(&def.stream).ok_or_else(none)?;
-                Entity::plan(name, def, stream).map(Arc::new).map_err(wrong)
+                let planned = Entity::plan(name, def, stream).map_err(|e| e.within(&def.select));
+                planned.map(Arc::new).map_err(|e| DeclarationError::new(name, TABLE_KEY, e))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { id: declared.id(), streams, windows, entities })
@@ -144,10 +159,16 @@ impl Catalog {
 
     /// Compiles a configuration's declarations; errors point into its file.
     pub fn of(config: &Config) -> Result<Self, ConfigError> {
-        Self::compile(&config.declared).map_err(|e| match e.key {
-            WINDOW_KEY => config.window_error(&e.stream, e.to_string()),
-            TABLE_KEY => config.table_error(&e.stream, e.to_string()),
-            key => config.stream_error(&e.stream, Some(key), e.to_string()),
+        Self::compile(&config.declared).map_err(|e| {
+            let (name, place) = (e.stream.clone(), Where { item: e.item, text: e.refusal.at });
+            let path = match e.key {
+                WINDOW_KEY => ["windows", &name, "sql"],
+                TABLE_KEY => ["tables", &name, "select"],
+                key => ["streams", &name, key],
+            };
+            // What a preset says stands in no file.
+            let error = if config.has(path) { e.unplaced() } else { e };
+            config.error_in(path, place, error.to_string())
         })
     }
 
@@ -180,10 +201,10 @@ fn compile_windows(
     streams: &BTreeMap<String, Arc<Stream>>,
 ) -> Result<Vec<Arc<Window>>, DeclarationError> {
     let wrong =
-        |window: &str, message: String| DeclarationError { stream: window.to_owned(), key: WINDOW_KEY, message };
+        |window: &str, sql: &str, refusal: Refusal| DeclarationError::new(window, WINDOW_KEY, refusal.within(sql));
     let mut waiting: Vec<(&String, &WindowDef, String)> = declared
         .iter()
-        .map(|(name, def)| Ok((name, def, window::reads(&def.sql).map_err(|m| wrong(name, m))?)))
+        .map(|(name, def)| Ok((name, def, window::reads(&def.sql).map_err(|m| wrong(name, &def.sql, m))?)))
         .collect::<Result<_, _>>()?;
     let mut done: Vec<Arc<Window>> = Vec::new();
     while !waiting.is_empty() {
@@ -200,17 +221,16 @@ fn compile_windows(
                 }
                 (None, None) => {
                     let known = streams.keys().chain(declared.keys()).cloned().collect::<Vec<_>>().join(", ");
-                    return Err(wrong(name, format!("there is no stream or window `{over}`; there are {known}")));
+                    let message = format!("there is no stream or window `{over}`; there are {known}");
+                    return Err(wrong(name, &def.sql, Refusal::about(&[&over], message)));
                 }
             };
-            done.push(Arc::new(Window::plan(name, def, &input).map_err(|m| wrong(name, m))?));
+            done.push(Arc::new(Window::plan(name, def, &input).map_err(|m| wrong(name, &def.sql, m))?));
         }
-        if let Some((name, ..)) = rest.first().filter(|_| rest.len() == before) {
+        if let Some((name, def, over)) = rest.first().filter(|_| rest.len() == before) {
             let cycle = rest.iter().map(|(n, ..)| n.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(wrong(
-                name,
-                format!("the windows {cycle} read each other in a circle; let one of them read a stream"),
-            ));
+            let message = format!("the windows {cycle} read each other in a circle; let one of them read a stream");
+            return Err(wrong(name, &def.sql, Refusal::about(&[over], message)));
         }
         waiting = rest;
     }
@@ -219,28 +239,27 @@ fn compile_windows(
 
 impl Stream {
     pub fn compile(name: &str, def: &StreamDef) -> Result<Self, DeclarationError> {
-        let wrong = |key: &'static str| {
-            let stream = name.to_owned();
-            move |message: String| DeclarationError { stream, key, message }
-        };
-        let input = types::parse(&def.schema).map_err(wrong("schema"))?;
+        let in_select = |refusal: Refusal| DeclarationError::new(name, "select", refusal.within(&def.select));
+        let input = types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
         let input_schema: SchemaRef = Arc::new(Schema::new(input.iter().map(types::Column::arrow).collect::<Vec<_>>()));
-        let columns = select::plan(name, &input_schema, &def.select).map_err(wrong("select"))?;
-        let columns = columns.with_event_time_first().map_err(wrong("select"))?;
+        let columns = select::plan(name, &input_schema, &def.select).map_err(in_select)?;
+        let columns = columns.with_event_time_first().map_err(in_select)?;
         for column in columns.names().filter(|c| *c != "event_time") {
             if STAMP_COLUMNS.contains(&column) || column == "session_id" {
-                return Err(wrong("select")(format!(
-                    "the column `{column}` is weir's own; name yours otherwise with `as`"
-                )));
+                let message = format!("the column `{column}` is weir's own; name yours otherwise with `as`");
+                return Err(in_select(Refusal::about(&[column], message)));
             }
         }
         let output = columns.schema();
         let rules = def
             .require
             .iter()
-            .map(|rule| Rule::plan(name, &output, rule))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(wrong("require"))?;
+            .enumerate()
+            .map(|(item, rule)| {
+                Rule::plan(name, &output, rule)
+                    .map_err(|e| DeclarationError { item: Some(item), ..DeclarationError::new(name, "require", e) })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         let mut stream = Self {
             name: name.to_owned(),
             def: def.clone(),
@@ -285,10 +304,11 @@ impl Stream {
         }
         if def.gap.micros() <= 0 || def.max_open == 0 {
             let message = "a session needs a `gap` and a `max_open` above 0, or it would never end".to_owned();
-            return Err(DeclarationError { stream: self.name.clone(), key: "session", message });
+            return Err(DeclarationError::new(&self.name, "session", message));
         }
         let opens = def.opens.as_ref().map(|rule| Rule::plan(&self.name, &self.output, rule)).transpose();
-        let wrong = |message| DeclarationError { stream: self.name.clone(), key: "session", message };
+        // The rule is not all of the key's value.
+        let wrong = |refusal: Refusal| DeclarationError::new(&self.name, "session", refusal.message);
         Ok(Some(SessionColumns {
             key: self.index("session", &def.key)?,
             what: what.map(|column| self.index("session", column)).transpose()?,
@@ -307,7 +327,7 @@ impl Stream {
         self.output.index_of(column).map_err(|_| {
             let known = self.output.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
             let message = format!("`{column}` is no column of `select`; there are {known}");
-            DeclarationError { stream: self.name.clone(), key, message }
+            DeclarationError::new(&self.name, key, message)
         })
     }
 
@@ -323,7 +343,7 @@ impl Stream {
             return Ok(());
         }
         let message = format!("`{column}` is {ty}; it must be {what}");
-        Err(DeclarationError { stream: self.name.clone(), key, message })
+        Err(DeclarationError::new(&self.name, key, message))
     }
 
     /// Every column that a key names exists and has a type that fits.
@@ -361,7 +381,7 @@ impl Stream {
             }
             if !matches!(search.geo.len(), 0 | 2) {
                 let message = "geo names two columns, latitude and longitude".to_owned();
-                return Err(DeclarationError { stream: self.name.clone(), key: "search", message });
+                return Err(DeclarationError::new(&self.name, "search", message));
             }
         }
         if let Some(places) = &def.places {
@@ -389,7 +409,7 @@ impl Stream {
         let Some(repeat) = &self.def.repeat else { return Ok(None) };
         let Some(key) = &self.def.key else {
             let message = "repeats are told by `key`, which is missing".to_owned();
-            return Err(DeclarationError { stream: self.name.clone(), key: "repeat", message });
+            return Err(DeclarationError::new(&self.name, "repeat", message));
         };
         let same = repeat
             .same

@@ -1,6 +1,7 @@
 //! `select` and `require` as physical expressions: planned by DataFusion once, evaluated on batches of columns. Only what is
 //! row by row and the same at every call is let in.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::array::{Array, BooleanArray, RecordBatch, RecordBatchOptions};
@@ -16,8 +17,11 @@ use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::optimizer::simplify_expressions::{ExprSimplifier, SimplifyContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::dialect::DuckDbDialect;
+use datafusion::sql::sqlparser::parser::Parser;
 
-use super::{Filtered, types};
+use super::{Filtered, Refusal, types};
 
 /// Longest text of SQL that is planned; deep nesting is bounded by the parser.
 pub const MAX_SQL_BYTES: usize = 64 << 10;
@@ -37,18 +41,7 @@ pub fn session_config(partitions: usize) -> SessionConfig {
 
 /// The planner's message without its internals, with line and column where it knows them.
 pub fn explain(error: &DataFusionError) -> String {
-    let error = error.iter().next().unwrap_or(error);
-    if let Some(diagnostic) = error.diagnostic() {
-        let at =
-            diagnostic.span.map_or(String::new(), |s| format!("line {}, column {}: ", s.start.line, s.start.column));
-        let help = diagnostic.helps.first().map_or(String::new(), |h| format!("; {}", h.message));
-        return format!("{at}{}{help}", diagnostic.message);
-    }
-    let text = match error.find_root() {
-        DataFusionError::SQL(parser, _) => parser.to_string(),
-        other => other.message().into_owned(),
-    };
-    text.strip_prefix("sql parser error: ").unwrap_or(&text).to_owned()
+    Refusal::of(error).to_string()
 }
 
 /// A `select`, planned.
@@ -62,19 +55,26 @@ pub struct Planned {
 /// The condition of a `where`, and the columns with their names.
 type Expressions = (Option<Arc<dyn PhysicalExpr>>, Vec<(String, Arc<dyn PhysicalExpr>)>);
 
-fn plan_rows(stream: &str, input: &SchemaRef, sql: &str) -> Result<Expressions, String> {
+fn plan_rows(stream: &str, input: &SchemaRef, sql: &str) -> Result<Expressions, Refusal> {
     if sql.len() > MAX_SQL_BYTES {
-        return Err(format!("the text has more than {MAX_SQL_BYTES} bytes"));
+        return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
     let context = SessionContext::new_with_config(session_config(1));
     let table = Arc::new(EmptyTable::new(input.clone()));
-    context.register_table(stream, table).map_err(|e| explain(&e))?;
+    context.register_table(stream, table)?;
     let state = context.state();
     // Planning over a table in memory does no I/O, so it needs no runtime.
-    let plan = futures::executor::block_on(state.create_logical_plan(sql)).map_err(|e| explain(&e))?;
+    let plan = futures::executor::block_on(state.create_logical_plan(sql)).map_err(|e| {
+        // What the planner says of an aggregate would lead to `group by`, which is none of this either.
+        let call = called(sql, |name| state.aggregate_functions().contains_key(name));
+        call.map_or_else(
+            || Refusal::of(&e),
+            |name| not_row_by_row(stream, Refusal::about(&[&name], format!("`{name}`"))),
+        )
+    })?;
     // Before the analyzer, which would fold `now()` into a constant.
     shape(&plan, stream)?;
-    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(|e| explain(&e))?;
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
     let (filter, projection) = shape(&plan, stream)?;
     let filter = filter.map(|f| physical(&state, &f.predicate, f.input.schema())).transpose()?;
     let columns = projection
@@ -82,21 +82,18 @@ fn plan_rows(stream: &str, input: &SchemaRef, sql: &str) -> Result<Expressions, 
         .iter()
         .zip(projection.schema.fields())
         .map(|(e, f)| Ok((f.name().clone(), physical(&state, e, projection.input.schema())?)))
-        .collect::<Result<_, String>>()?;
+        .collect::<Result<_, Refusal>>()?;
     Ok((filter, columns))
 }
 
 type Shape<'a> = (Option<&'a datafusion::logical_expr::Filter>, &'a datafusion::logical_expr::Projection);
 
 /// Accepts `select … from stream [where …]` and nothing else.
-fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, String> {
-    let not_row_by_row =
-        |what: String| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`");
-    let LogicalPlan::Projection(projection) = plan else {
-        return Err(not_row_by_row(format!("`{}`", first_word(plan))));
-    };
+fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, Refusal> {
+    let not_row_by_row = |refusal| not_row_by_row(stream, refusal);
+    let LogicalPlan::Projection(projection) = plan else { return Err(not_row_by_row(of_many(plan))) };
     for expression in &projection.expr {
-        row_by_row(expression).map_err(&not_row_by_row)?;
+        row_by_row(expression).map_err(not_row_by_row)?;
     }
     let mut filter = None;
     let mut input = projection.input.as_ref();
@@ -104,38 +101,73 @@ fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, String> {
         match input {
             LogicalPlan::SubqueryAlias(alias) => input = alias.input.as_ref(),
             LogicalPlan::Filter(found) if filter.is_none() => {
-                row_by_row(&found.predicate).map_err(&not_row_by_row)?;
+                row_by_row(&found.predicate).map_err(not_row_by_row)?;
                 filter = Some(found);
                 input = found.input.as_ref();
             }
             LogicalPlan::TableScan(scan) if scan.table_name.table() == stream => return Ok((filter, projection)),
-            other => return Err(not_row_by_row(format!("`{}`", first_word(other)))),
+            other => return Err(not_row_by_row(of_many(other))),
         }
     }
 }
 
-fn first_word(plan: &LogicalPlan) -> String {
-    let text = plan.display().to_string();
-    text.split([':', ' ']).next().unwrap_or(&text).to_owned()
+fn not_row_by_row(stream: &str, what: Refusal) -> Refusal {
+    what.map(|what| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`"))
 }
 
-fn row_by_row(expression: &Expr) -> Result<(), String> {
+/// The first function that SQL calls among those asked for.
+fn called(sql: &str, is_asked_for: impl Fn(&str) -> bool) -> Option<String> {
+    let statements = Parser::parse_sql(&DuckDbDialect {}, sql).ok()?;
+    let call = ast::visit_expressions(&statements, |expression| match expression {
+        ast::Expr::Function(function) => {
+            let name = function.name.to_string().to_lowercase();
+            if is_asked_for(&name) { ControlFlow::Break(name) } else { ControlFlow::Continue(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    call.break_value()
+}
+
+/// What a plan does that looks at more than one row, by the words that say so in SQL.
+fn of_many(plan: &LogicalPlan) -> Refusal {
+    let (what, words): (String, &[&str]) = match plan {
+        LogicalPlan::Aggregate(aggregate) => match aggregate.aggr_expr.first() {
+            Some(Expr::AggregateFunction(call)) => {
+                return Refusal::about(&[call.func.name(), "group"], format!("`{}`", call.func.name()));
+            }
+            _ => ("group by".into(), &["group"]),
+        },
+        LogicalPlan::Limit(_) => ("limit".into(), &["limit", "fetch", "offset"]),
+        LogicalPlan::Sort(_) => ("order by".into(), &["order"]),
+        LogicalPlan::Distinct(_) => ("distinct".into(), &["distinct"]),
+        LogicalPlan::Union(_) => ("union".into(), &["union"]),
+        LogicalPlan::Window(_) => ("over".into(), &["over"]),
+        LogicalPlan::Join(_) => ("join".into(), &["join", "from"]),
+        LogicalPlan::Unnest(_) => ("unnest".into(), &["unnest"]),
+        other => {
+            let text = other.display().to_string();
+            (text.split([':', ' ']).next().unwrap_or(&text).to_owned(), &["from"])
+        }
+    };
+    Refusal::about(words, format!("`{what}`"))
+}
+
+fn row_by_row(expression: &Expr) -> Result<(), Refusal> {
     let mut wrong = None;
     let walked = expression.apply(|e| {
+        let shown = || format!("`{e}`");
         wrong = match e {
-            Expr::AggregateFunction(_)
-            | Expr::WindowFunction(_)
-            | Expr::Exists(_)
-            | Expr::InSubquery(_)
-            | Expr::SetComparison(_)
-            | Expr::ScalarSubquery(_)
-            | Expr::GroupingSet(_)
-            | Expr::Placeholder(_)
-            | Expr::OuterReferenceColumn(..)
-            | Expr::Unnest(_)
-            | Expr::ScalarVariable(..) => Some(format!("`{e}`")),
+            Expr::AggregateFunction(call) => Some(Refusal::about(&[call.func.name()], shown())),
+            Expr::WindowFunction(_) => Some(Refusal::about(&["over"], shown())),
+            Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) | Expr::ScalarSubquery(_) => {
+                Some(Refusal::about(&["select"], "a subquery"))
+            }
+            Expr::Unnest(_) => Some(Refusal::about(&["unnest"], shown())),
+            Expr::GroupingSet(_) => Some(Refusal::about(&["group"], shown())),
+            Expr::Placeholder(_) | Expr::OuterReferenceColumn(..) | Expr::ScalarVariable(..) => Some(shown().into()),
             Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
-                Some(format!("`{}`, which differs from call to call,", f.func.name()))
+                let name = f.func.name();
+                Some(Refusal::about(&[name], format!("`{name}`, which differs from call to call,")))
             }
             _ => None,
         };
@@ -144,7 +176,7 @@ fn row_by_row(expression: &Expr) -> Result<(), String> {
     match (walked, wrong) {
         (Ok(_), None) => Ok(()),
         (_, Some(wrong)) => Err(wrong),
-        (Err(e), None) => Err(explain(&e)),
+        (Err(e), None) => Err(e.into()),
     }
 }
 
@@ -152,30 +184,32 @@ pub fn physical(
     state: &SessionState,
     expression: &Expr,
     schema: &DFSchemaRef,
-) -> Result<Arc<dyn PhysicalExpr>, String> {
+) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
     let context = SimplifyContext::builder()
         .with_schema(schema.clone())
         .with_config_options(state.config_options().clone())
         .build();
-    let simplified = ExprSimplifier::new(context).simplify(expression.clone().unalias()).map_err(|e| explain(&e))?;
-    state.create_physical_expr(simplified, schema).map_err(|e| explain(&e))
+    let simplified = ExprSimplifier::new(context).simplify(expression.clone().unalias())?;
+    Ok(state.create_physical_expr(simplified, schema)?)
 }
 
 /// Plans a stream's `select`.
-pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, String> {
+pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, Refusal> {
     let (filter, columns) = plan_rows(stream, input, sql)?;
     let columns = columns
         .into_iter()
         .map(|(name, e)| {
-            let ty = e.data_type(input).map_err(|e| explain(&e))?;
-            let stored = stored_type(&ty)
-                .ok_or_else(|| format!("the column `{name}` is {ty}, which a table cannot hold; cast it"))?;
+            let ty = e.data_type(input)?;
+            let stored = stored_type(&ty).ok_or_else(|| {
+                let message = format!("the column `{name}` is {ty}, which a table cannot hold; cast it");
+                Refusal::about(&[&name], message)
+            })?;
             Ok((name, e, stored))
         })
-        .collect::<Result<Vec<_>, String>>()?;
+        .collect::<Result<Vec<_>, Refusal>>()?;
     for (i, (name, ..)) in columns.iter().enumerate() {
         if columns[..i].iter().any(|(n, ..)| n.eq_ignore_ascii_case(name)) {
-            return Err(format!("there are two columns `{name}`"));
+            return Err(Refusal::about(&[name], format!("there are two columns `{name}`")));
         }
     }
     let schema = Arc::new(Schema::new(
@@ -218,12 +252,13 @@ impl Planned {
     }
 
     /// The same columns with `event_time` first, as a time.
-    pub fn with_event_time_first(mut self) -> Result<Self, String> {
+    pub fn with_event_time_first(mut self) -> Result<Self, Refusal> {
         let at = self.columns.iter().position(|(name, ..)| name == "event_time").ok_or_else(|| {
             "the column `event_time` is missing: write for example `to_timestamp_millis(ts) as event_time`".to_owned()
         })?;
         if self.columns[at].2 != types::timestamp() {
-            return Err(format!("`event_time` is {}; it must be a timestamp", self.columns[at].2));
+            let message = format!("`event_time` is {}; it must be a timestamp", self.columns[at].2);
+            return Err(Refusal::about(&["event_time"], message));
         }
         self.columns[..=at].rotate_right(1);
         let mut fields: Vec<_> = self.schema.fields().iter().cloned().collect();
@@ -278,16 +313,18 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub fn plan(stream: &str, output: &SchemaRef, text: &str) -> Result<Self, String> {
-        let (_, mut columns) = plan_rows(stream, output, &format!("select {text} as holds from {stream}"))
-            .map_err(|e| format!("`{text}`: {e}"))?;
+    pub fn plan(stream: &str, output: &SchemaRef, text: &str) -> Result<Self, Refusal> {
+        const BEFORE: &str = "select ";
+        let sql = format!("{BEFORE}{text} as holds from {stream}");
+        let (_, mut columns) = plan_rows(stream, output, &sql)
+            .map_err(|e| e.within(&sql).behind(BEFORE.len()).map(|message| format!("`{text}`: {message}")))?;
         let expression = match (columns.pop(), columns.len()) {
             (Some((_, expression)), 0) => expression,
-            _ => return Err(format!("`{text}` is not one condition")),
+            _ => return Err(format!("`{text}` is not one condition").into()),
         };
         match expression.data_type(output) {
             Ok(DataType::Boolean) => Ok(Self { text: text.to_owned(), expression }),
-            _ => Err(format!("`{text}` is no condition")),
+            _ => Err(format!("`{text}` is no condition").into()),
         }
     }
 

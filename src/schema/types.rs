@@ -91,12 +91,12 @@ impl Column {
 pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
     // The SQL parser follows nested types without a bound of its own.
     if schema.len() > 64 << 10 || schema.matches('<').count() > 500 {
-        return Err("schema: longer than 64 KiB, or more than 500 nested types".into());
+        return Err("longer than 64 KiB, or more than 500 nested types".into());
     }
     let sql = format!("create table t (\n{schema}\n)");
-    let statements = Parser::parse_sql(&GenericDialect {}, &sql).map_err(|e| format!("schema: {e}"))?;
+    let statements = Parser::parse_sql(&GenericDialect {}, &sql).map_err(|e| format!("{e}"))?;
     let [ast::Statement::CreateTable(table)] = statements.as_slice() else {
-        return Err("schema: write `name type [not null], …`".into());
+        return Err("write `name type [not null], …`".into());
     };
     let columns = table
         .columns
@@ -107,7 +107,7 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
         })
         .collect::<Result<Vec<_>, String>>()?;
     unique("schema", &columns)?;
-    if columns.is_empty() { Err("schema: there is no column".into()) } else { Ok(columns) }
+    if columns.is_empty() { Err("there is no column".into()) } else { Ok(columns) }
 }
 
 fn unique(place: &str, columns: &[Column]) -> Result<(), String> {
@@ -132,11 +132,11 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
             let columns = fields
                 .iter()
                 .map(|f| {
-                    let field = f.field_name.as_ref().ok_or_else(|| format!("schema: {name}: a field has no name"))?;
+                    let field = f.field_name.as_ref().ok_or_else(|| format!("{name}: a field has no name"))?;
                     Ok(Column { name: field.value.clone(), ty: convert(&field.value, &f.field_type)?, not_null: false })
                 })
                 .collect::<Result<Vec<_>, String>>()?;
-            unique(&format!("schema: {name}"), &columns)?;
+            unique(name, &columns)?;
             Type::Struct(columns)
         }
         Sql::Array(ast::ArrayElemTypeDef::AngleBracket(item) | ast::ArrayElemTypeDef::SquareBracket(item, _)) => {
@@ -146,11 +146,11 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
             (Type::Varchar, ty @ Type::Varchar) => {
                 Type::Map(Box::new(Column { name: "*".into(), ty, not_null: false }))
             }
-            _ => return Err(format!("schema: {name}: a map is map(varchar, varchar)")),
+            _ => return Err(format!("{name}: a map is map(varchar, varchar)")),
         },
         other => {
             return Err(format!(
-                "schema: {name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, struct<…>, array<…>, map(varchar, varchar)"
+                "{name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, struct<…>, array<…>, map(varchar, varchar)"
             ));
         }
     })
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn wrong_schemas_say_what_is_wrong() {
         for (schema, part) in
-            [("a decimal(3,2)", "DECIMAL"), ("a int, a int", "twice"), ("", "schema"), ("a", "schema")]
+            [("a decimal(3,2)", "DECIMAL"), ("a int, a int", "twice"), ("", "no column"), ("a", "type")]
         {
             let message = parse(schema).expect_err("wrong");
             assert!(message.contains(part), "{schema}: {message}");

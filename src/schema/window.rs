@@ -26,7 +26,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
 use super::select::{MAX_SQL_BYTES, explain, physical, session_config, stored_type};
-use super::types;
+use super::{Refusal, types};
 use crate::config::{Late, WindowDef};
 use crate::event::Micros;
 
@@ -125,16 +125,16 @@ pub struct Input<'a> {
 }
 
 /// What the SQL of a window reads, found before anything is planned; none where it has another shape.
-pub fn reads(sql: &str) -> Result<String, String> {
-    Ok(call(&mut parse(sql)?.1)?.over)
+pub fn reads(sql: &str) -> Result<String, Refusal> {
+    Ok(call(&mut parse(sql)?.1)?.over.value)
 }
 
-fn parse(sql: &str) -> Result<(SessionState, Statement), String> {
+fn parse(sql: &str) -> Result<(SessionState, Statement), Refusal> {
     if sql.len() > MAX_SQL_BYTES {
-        return Err(format!("the text has more than {MAX_SQL_BYTES} bytes"));
+        return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
     let state = SessionContext::new_with_config(session_config(1)).state();
-    let statement = state.sql_to_statement(sql, &Dialect::DuckDB).map_err(|e| explain(&e))?;
+    let statement = state.sql_to_statement(sql, &Dialect::DuckDB)?;
     Ok((state, statement))
 }
 
@@ -142,50 +142,58 @@ const FORM: &str = "write `select window_start, window_end, … from tumble(STRE
 
 struct Call {
     function: String,
-    over: String,
-    time: String,
+    over: ast::Ident,
+    time: ast::Ident,
     arguments: Vec<ast::Expr>,
 }
 
 /// Takes the call of `tumble`, `hop` or `session` out of the statement; the plain input stands there afterwards.
-fn call(statement: &mut Statement) -> Result<Call, String> {
+fn call(statement: &mut Statement) -> Result<Call, Refusal> {
     let Statement::Statement(inner) = statement else { return Err(FORM.into()) };
     let ast::Statement::Query(query) = inner.as_mut() else { return Err(FORM.into()) };
     if query.with.is_some() {
-        return Err(format!("`with` is not allowed here; {FORM}"));
+        return Err(Refusal::about(&["with"], format!("`with` is not allowed here; {FORM}")));
     }
     let ast::SetExpr::Select(select) = query.body.as_mut() else { return Err(FORM.into()) };
-    let [from] = select.from.as_mut_slice() else { return Err(format!("it reads more than one table; {FORM}")) };
+    let [from] = select.from.as_mut_slice() else {
+        return Err(Refusal::about(&["from"], format!("it reads more than one table; {FORM}")));
+    };
     if !from.joins.is_empty() {
-        return Err(format!("joins are not allowed here; {FORM}"));
+        return Err(Refusal::about(&["join"], format!("joins are not allowed here; {FORM}")));
     }
     let ast::TableFactor::Table { name, alias, args, .. } = &mut from.relation else { return Err(FORM.into()) };
     let function = name.to_string().to_lowercase();
     let Some(found) = args.take() else {
-        return Err(format!("an aggregate over `{function}` without a window would never end; {FORM}"));
+        let message = format!("an aggregate over `{function}` without a window would never end; {FORM}");
+        return Err(Refusal::at(&*name, message));
     };
     let mut arguments = found.args.into_iter().map(|argument| match argument {
         ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expression)) => Ok(expression),
-        other => Err(format!("`{other}` is no argument of a window; {FORM}")),
+        other => Err(Refusal::at(&other, format!("`{other}` is no argument of a window; {FORM}"))),
     });
     let mut name_of = |what: &str| match arguments.next() {
-        Some(Ok(ast::Expr::Identifier(name))) => Ok(name.value),
+        Some(Ok(ast::Expr::Identifier(name))) => Ok(name),
         Some(Err(error)) => Err(error),
-        Some(Ok(other)) => Err(format!("`{other}` is no {what}; {FORM}")),
-        None => Err(format!("the {what} is missing; {FORM}")),
+        Some(Ok(other)) => Err(Refusal::at(&other, format!("`{other}` is no {what}; {FORM}"))),
+        None => Err(Refusal::about(&[&function], format!("the {what} is missing; {FORM}"))),
     };
     let (over, time) = (name_of("stream")?, name_of("time column")?);
     let arguments = arguments.collect::<Result<_, _>>()?;
     *name = ast::ObjectName::from(vec![ast::Ident::new(INPUT)]);
     if alias.is_none() {
-        *alias = Some(ast::TableAlias { explicit: true, name: ast::Ident::new(&over), columns: Vec::new(), at: None });
+        *alias =
+            Some(ast::TableAlias { explicit: true, name: ast::Ident::new(&over.value), columns: Vec::new(), at: None });
     }
     Ok(Call { function, over, time, arguments })
 }
 
 /// Microseconds of an interval of fixed length.
-fn interval(expression: Option<&ast::Expr>, what: &str) -> Result<Micros, String> {
-    let wrong = |why: &str| format!("the {what} {why}; write for example interval '10 seconds'");
+fn interval(function: &str, expression: Option<&ast::Expr>, what: &str) -> Result<Micros, Refusal> {
+    let wrong = |why: &str| {
+        let message = format!("the {what} {why}; write for example interval '10 seconds'");
+        let refusal = Refusal::about(&["interval", function], message);
+        expression.map_or(refusal.clone(), |found| refusal.placed(ast::Spanned::span(found)))
+    };
     let Some(ast::Expr::Interval(interval)) = expression else { return Err(wrong("is missing or no interval")) };
     let value = match interval.value.as_ref() {
         ast::Expr::Value(value) => match &value.value {
@@ -207,7 +215,7 @@ fn interval(expression: Option<&ast::Expr>, what: &str) -> Result<Micros, String
 
 impl Window {
     /// Plans a window over an input.
-    pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>) -> Result<Self, String> {
+    pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>) -> Result<Self, Refusal> {
         let (_, mut statement) = parse(&def.sql)?;
         let speaks_of_repeats = speaks_of(&statement, "repeat");
         let call = call(&mut statement)?;
@@ -221,15 +229,16 @@ impl Window {
             .filter(|(_, f)| is_stream || !WINDOW_COLUMNS.contains(&f.name().as_str()))
             .map(|(at, f)| (at, f.as_ref().clone()))
             .collect();
-        let column = |wanted: &str| {
-            input.schema.index_of(wanted).map_err(|_| {
+        let column = |wanted: &ast::Ident| {
+            input.schema.index_of(&wanted.value).map_err(|_| {
                 let known = input.schema.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
-                format!("`{wanted}` is no column of {}; there are {known}", input.name)
+                let message = format!("`{}` is no column of {}; there are {known}", wanted.value, input.name);
+                Refusal::from(message).placed(wanted.span)
             })
         };
         let time = column(&call.time)?;
         if input.schema.field(time).data_type() != &types::timestamp() || !is_stream && time > 2 {
-            return Err(format!("`{}` is no time of {}", call.time, input.name));
+            return Err(Refusal::from(format!("`{}` is no time of {}", call.time, input.name)).placed(call.time.span));
         }
         let shape = shape(&call, &column)?;
         if def.allowed_lateness.micros() > LONGEST {
@@ -238,7 +247,8 @@ impl Window {
         if let Shape::Session { .. } = shape
             && def.late == Late::Amend
         {
-            return Err("late = \"amend\" is for tumble and hop; a session is stored once, when it is closed".into());
+            let message = "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
+            return Err(Refusal::about(&["session"], message));
         }
         let (state, plan) = logical(statement, &visible)?;
         let (above, aggregate) = split(&plan)?;
@@ -406,11 +416,15 @@ fn speaks_of(statement: &Statement, name: &str) -> bool {
     .is_break()
 }
 
-fn shape(call: &Call, column: &dyn Fn(&str) -> Result<usize, String>) -> Result<Shape, String> {
+fn shape(call: &Call, column: &dyn Fn(&ast::Ident) -> Result<usize, Refusal>) -> Result<Shape, Refusal> {
     let arguments = call.arguments.as_slice();
-    let at = |n: usize, what: &str| interval(arguments.get(n), what);
+    let at = |n: usize, what: &str| interval(&call.function, arguments.get(n), what);
     let exactly = |n: usize| {
-        if arguments.len() == n { Ok(()) } else { Err(format!("{} takes {} arguments; {FORM}", call.function, n + 2)) }
+        if arguments.len() == n {
+            return Ok(());
+        }
+        let message = format!("{} takes {} arguments; {FORM}", call.function, n + 2);
+        Err(Refusal::about(&[&call.function], message))
     };
     match call.function.as_str() {
         "tumble" => {
@@ -422,27 +436,28 @@ fn shape(call: &Call, column: &dyn Fn(&str) -> Result<usize, String>) -> Result<
             exactly(2)?;
             let (slide, size) = (at(0, "slide")?, at(1, "size")?);
             if slide > size {
-                return Err("the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)".into());
+                let message = "the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)";
+                return Err(Refusal::at(&arguments[0], message));
             }
             if size / gcd(slide, size) > MOST_PANES {
-                return Err(format!(
-                    "size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide"
-                ));
+                let message =
+                    format!("size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide");
+                return Err(Refusal::at(&arguments[0], message));
             }
             Ok(Shape::Fixed { slide, size })
         }
         "session" => {
             if arguments.len() == 1 {
-                return Err(format!("a session without a key is not bounded; {FORM}"));
+                return Err(Refusal::about(&["session"], format!("a session without a key is not bounded; {FORM}")));
             }
             exactly(2)?;
             let gap = at(0, "gap")?;
             match &arguments[1] {
-                ast::Expr::Identifier(key) => Ok(Shape::Session { gap, key: column(&key.value)? }),
-                other => Err(format!("`{other}` is no key column; {FORM}")),
+                ast::Expr::Identifier(key) => Ok(Shape::Session { gap, key: column(key)? }),
+                other => Err(Refusal::at(other, format!("`{other}` is no key column; {FORM}"))),
             }
         }
-        other => Err(format!("there is no window `{other}`; {FORM}")),
+        other => Err(Refusal::about(&[other], format!("there is no window `{other}`; {FORM}"))),
     }
 }
 
@@ -456,41 +471,47 @@ fn is_column(expression: &Expr, name: &str) -> bool {
 }
 
 /// Plans a statement over the visible columns with window_start and window_end behind them.
-fn logical(statement: Statement, visible: &[(usize, Field)]) -> Result<(SessionState, LogicalPlan), String> {
+fn logical(statement: Statement, visible: &[(usize, Field)]) -> Result<(SessionState, LogicalPlan), Refusal> {
     let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
     fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
     let context = SessionContext::new_with_config(session_config(1));
     let table = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
-    context.register_table(INPUT, table).map_err(|e| explain(&e))?;
+    context.register_table(INPUT, table)?;
     let state = context.state();
     // Planning over a table in memory does no I/O, so it needs no runtime.
-    let plan = futures::executor::block_on(state.statement_to_plan(statement)).map_err(|e| explain(&e))?;
+    let plan = futures::executor::block_on(state.statement_to_plan(statement))?;
     refuse_what_changes(&plan)?;
-    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(|e| explain(&e))?;
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
     Ok((state, plan))
 }
 
 /// Where window_start and window_end are among the groups; nothing else may speak of them.
-fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), String> {
+fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> {
     let at = |wanted: &str| {
         let position = aggregate.group_expr.iter().position(|e| is_column(e, wanted));
-        position.ok_or_else(|| format!("group by {wanted} too, as it stands; {FORM}"))
+        position.ok_or_else(|| {
+            let message = format!("group by {wanted} too, as it stands; {FORM}");
+            Refusal::about(&["group"], message)
+        })
     };
     let (start_at, end_at) = (at(START)?, at(END)?);
     let others = aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at);
     for expression in others.map(|(_, e)| e).chain(&aggregate.aggr_expr) {
         if matches!(expression, Expr::GroupingSet(_)) {
-            return Err("grouping sets are not allowed here; declare one window for each".into());
+            let message = "grouping sets are not allowed here; declare one window for each";
+            return Err(Refusal::about(&["group"], message));
         }
         if expression.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
-            return Err(format!("`{expression}`: use the time column instead of {START} and {END} inside expressions"));
+            let message =
+                format!("`{expression}`: use the time column instead of {START} and {END} inside expressions");
+            return Err(Refusal::about(&["group"], message));
         }
     }
     Ok((start_at, end_at))
 }
 
 /// The columns that the aggregation reads, by their places among the visible ones, and their schema with window_start and window_end.
-fn columns_read(aggregate: &Aggregate, visible: usize) -> Result<(Vec<usize>, DFSchemaRef), String> {
+fn columns_read(aggregate: &Aggregate, visible: usize) -> Result<(Vec<usize>, DFSchemaRef), Refusal> {
     let inner = aggregate.input.schema();
     let used: BTreeSet<&Column> =
         aggregate.group_expr.iter().chain(&aggregate.aggr_expr).flat_map(Expr::column_refs).collect();
@@ -504,7 +525,7 @@ fn columns_read(aggregate: &Aggregate, visible: usize) -> Result<(Vec<usize>, DF
     };
     let wanted: Vec<usize> = (0..visible).filter(is_used).collect();
     let kept = wanted.iter().copied().chain([visible, visible + 1]).map(qualified).collect();
-    let reduced = DFSchema::new_with_metadata(kept, Default::default()).map_err(|e| explain(&e))?;
+    let reduced = DFSchema::new_with_metadata(kept, Default::default())?;
     Ok((wanted, Arc::new(reduced)))
 }
 
@@ -514,13 +535,13 @@ struct Expressions {
     aggregates: Vec<AggregatePlan>,
 }
 
-fn expressions(state: &SessionState, aggregate: &Aggregate, reduced: &DFSchemaRef) -> Result<Expressions, String> {
+fn expressions(state: &SessionState, aggregate: &Aggregate, reduced: &DFSchemaRef) -> Result<Expressions, Refusal> {
     let groups = aggregate
         .group_expr
         .iter()
         .enumerate()
         .map(|(n, e)| Ok((physical(state, e, reduced)?, format!("group_{n}"))))
-        .collect::<Result<_, String>>()?;
+        .collect::<Result<_, Refusal>>()?;
     let planning = PhysicalPlanningContext::default();
     let aggregates = aggregate
         .aggr_expr
@@ -530,16 +551,15 @@ fn expressions(state: &SessionState, aggregate: &Aggregate, reduced: &DFSchemaRe
             let lowered =
                 LoweredAggregateBuilder::new(e, reduced, reduced.as_arrow(), state.execution_props(), &planning)
                     .with_name(format!("aggregate_{n}"))
-                    .build()
-                    .map_err(|e| explain(&e))?;
+                    .build()?;
             Ok(AggregatePlan { function: lowered.aggregate, filter: lowered.filter })
         })
-        .collect::<Result<_, String>>()?;
+        .collect::<Result<_, Refusal>>()?;
     Ok(Expressions { groups, aggregates })
 }
 
 /// The nodes above the aggregation, outermost first, and the aggregation.
-fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), String> {
+fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), Refusal> {
     let (mut above, mut node) = (Vec::new(), plan);
     loop {
         let input = match node {
@@ -549,10 +569,13 @@ fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), String> 
             LogicalPlan::Sort(s) => &s.input,
             LogicalPlan::Limit(l) => &l.input,
             LogicalPlan::Window(_) => {
-                return Err("functions with `over` are not allowed here; `order by … limit n` gives the first n rows of each window".into());
+                let message = "functions with `over` are not allowed here; `order by … limit n` gives the first n rows of each window";
+                return Err(Refusal::about(&["over"], message));
             }
-            LogicalPlan::Distinct(_) => return Err(format!("`distinct` is not allowed here; {FORM}")),
-            _ => return Err(format!("there is no `group by`; {FORM}")),
+            LogicalPlan::Distinct(_) => {
+                return Err(Refusal::about(&["distinct"], format!("`distinct` is not allowed here; {FORM}")));
+            }
+            _ => return Err(format!("there is no `group by`; {FORM}").into()),
         };
         above.push(node);
         node = input;
@@ -564,14 +587,15 @@ fn below(
     state: &SessionState,
     mut node: &LogicalPlan,
     visible: &[(usize, Field)],
-) -> Result<Option<Arc<dyn PhysicalExpr>>, String> {
+) -> Result<Option<Arc<dyn PhysicalExpr>>, Refusal> {
     let mut filter = None;
     loop {
         match node {
             LogicalPlan::SubqueryAlias(alias) => node = alias.input.as_ref(),
             LogicalPlan::Filter(found) if filter.is_none() => {
                 if found.predicate.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
-                    return Err(format!("`where` speaks of {START} or {END}; use the time column, or `having`"));
+                    let message = format!("`where` speaks of {START} or {END}; use the time column, or `having`");
+                    return Err(Refusal::about(&["where"], message));
                 }
                 let condition = physical(state, &found.predicate, found.input.schema())?;
                 filter = Some(on_input(condition, visible)?);
@@ -584,30 +608,31 @@ fn below(
 }
 
 /// The same condition with the columns where the input has them.
-fn on_input(condition: Arc<dyn PhysicalExpr>, visible: &[(usize, Field)]) -> Result<Arc<dyn PhysicalExpr>, String> {
+fn on_input(condition: Arc<dyn PhysicalExpr>, visible: &[(usize, Field)]) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
     use datafusion::common::tree_node::Transformed;
     let moved = condition.transform(|e| {
         let Some(column) = e.downcast_ref::<PhysicalColumn>() else { return Ok(Transformed::no(e)) };
         let (at, _) = &visible[column.index()];
         Ok(Transformed::yes(Arc::new(PhysicalColumn::new(column.name(), *at)) as _))
     });
-    moved.map(|m| m.data).map_err(|e| explain(&e))
+    Ok(moved?.data)
 }
 
-fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), String> {
+fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), Refusal> {
     let mut wrong = None;
     let _ = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::Subquery(_) = node {
-            wrong = Some("subqueries are not allowed here".to_owned());
+            wrong = Some(Refusal::about(&["select"], "subqueries are not allowed here"));
         }
         node.apply_expressions(|outer| {
             outer.apply(|e| {
                 match e {
                     Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
-                        wrong = Some(format!("`{}` differs from call to call", f.func.name()));
+                        let name = f.func.name();
+                        wrong = Some(Refusal::about(&[name], format!("`{name}` differs from call to call")));
                     }
                     Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) => {
-                        wrong = Some("subqueries are not allowed here".to_owned());
+                        wrong = Some(Refusal::about(&["select"], "subqueries are not allowed here"));
                     }
                     _ => {}
                 }
@@ -618,7 +643,7 @@ fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), String> {
     wrong.map_or(Ok(()), Err)
 }
 
-fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) -> Result<Vec<Step>, String> {
+fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) -> Result<Vec<Step>, Refusal> {
     let mut steps = Vec::new();
     let mut schema = &aggregate.schema;
     for node in above.iter().rev() {
@@ -637,7 +662,7 @@ fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) ->
                         let options = SortOptions { descending: !e.asc, nulls_first: e.nulls_first };
                         Ok((physical(state, &e.expr, schema)?, options))
                     })
-                    .collect::<Result<_, String>>()?;
+                    .collect::<Result<_, Refusal>>()?;
                 steps.push(Step::Sort(by));
                 if s.fetch.is_some() {
                     steps.push(Step::Limit { skip: 0, fetch: s.fetch });
@@ -645,11 +670,11 @@ fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) ->
             }
             LogicalPlan::Limit(l) => {
                 let constant = "the limit of a window is a number";
-                let SkipType::Literal(skip) = l.get_skip_type().map_err(|e| explain(&e))? else {
-                    return Err(constant.into());
+                let SkipType::Literal(skip) = l.get_skip_type()? else {
+                    return Err(Refusal::about(&["limit"], constant));
                 };
-                let FetchType::Literal(fetch) = l.get_fetch_type().map_err(|e| explain(&e))? else {
-                    return Err(constant.into());
+                let FetchType::Literal(fetch) = l.get_fetch_type()? else {
+                    return Err(Refusal::about(&["limit"], constant));
                 };
                 steps.push(Step::Limit { skip, fetch });
             }
@@ -660,10 +685,10 @@ fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) ->
 }
 
 /// Which columns of the last step the table has (window_start, window_end first), and the table's schema.
-fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), String> {
+fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> {
     let named = |wanted: &str| {
         let position = last.fields().iter().position(|f| f.name() == wanted);
-        position.ok_or_else(|| format!("select {wanted} too; {FORM}"))
+        position.ok_or_else(|| Refusal::from(format!("select {wanted} too; {FORM}")))
     };
     let (start, end) = (named(START)?, named(END)?);
     let mut own = vec![start, end];
@@ -677,15 +702,16 @@ fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef
     for (at, field) in last.fields().iter().enumerate().filter(|(at, _)| *at != start && *at != end) {
         let column = field.name();
         if WINDOW_COLUMNS.contains(&column.as_str()) || ["year", "month", "day", "hour"].contains(&column.as_str()) {
-            return Err(format!(
-                "the column `{column}` of window `{name}` is weir's own; name yours otherwise with `as`"
-            ));
+            let message =
+                format!("the column `{column}` of window `{name}` is weir's own; name yours otherwise with `as`");
+            return Err(Refusal::about(&[column], message));
         }
         if fields.iter().any(|f| f.name().eq_ignore_ascii_case(column)) {
-            return Err(format!("there are two columns `{column}`"));
+            return Err(Refusal::about(&[column], format!("there are two columns `{column}`")));
         }
         let ty = stored_type(field.data_type()).ok_or_else(|| {
-            format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type())
+            let message = format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type());
+            Refusal::about(&[column], message)
         })?;
         fields.push(Field::new(column, ty, true));
         own.push(at);
@@ -701,7 +727,7 @@ fn keys(
     aggregate: &Aggregate,
     start_at: usize,
     end_at: usize,
-) -> Result<Vec<usize>, String> {
+) -> Result<Vec<usize>, Refusal> {
     // Per column, which of the aggregation's it is, if one.
     let mut from: Vec<Option<usize>> = (0..aggregate.schema.fields().len()).map(Some).collect();
     for step in steps {
@@ -715,8 +741,10 @@ fn keys(
     let mut keys = Vec::new();
     for (group, expression) in aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at) {
         let position = own.iter().position(|at| from[*at] == Some(group));
-        let position = position
-            .ok_or_else(|| format!("select `{expression}` too: rows are known by all columns of `group by`"))?;
+        let position = position.ok_or_else(|| {
+            let message = format!("select `{expression}` too: rows are known by all columns of `group by`");
+            Refusal::about(&["group"], message)
+        })?;
         // The table's own columns come behind those of every window; its first two are the window's times.
         keys.push(position - 2 + WINDOW_COLUMNS.len());
     }

@@ -1,0 +1,77 @@
+//! Places in the text of a configuration file, for messages that point there.
+
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::ConfigError;
+
+/// Line and column in a text, both from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    pub line: usize,
+    pub column: usize,
+}
+
+/// A text with its name.
+pub(super) struct Place<'a> {
+    pub path: &'a Path,
+    pub text: &'a str,
+}
+
+impl Place<'_> {
+    pub fn error(&self, line: Option<usize>, message: String) -> ConfigError {
+        ConfigError { path: self.path.to_owned(), line, column: None, message }
+    }
+
+    pub fn error_at(&self, span: Option<Range<usize>>, message: String) -> ConfigError {
+        match span {
+            Some(span) => self.located(self.location(span.start), message),
+            None => self.error(None, message),
+        }
+    }
+
+    pub fn located(&self, at: Location, message: String) -> ConfigError {
+        ConfigError { path: self.path.to_owned(), line: Some(at.line), column: Some(at.column), message }
+    }
+
+    pub fn line_of(&self, needle: &str) -> Option<usize> {
+        self.text.lines().position(|l| l.trim_start().starts_with(needle)).map(|n| n + 1)
+    }
+
+    /// Line and column of a byte.
+    fn location(&self, at: usize) -> Location {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let begun = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Location { line: before.matches('\n').count() + 1, column: before[begun..].chars().count() + 1 }
+    }
+
+    /// Where the value of a key stands; of a list, its `item`.
+    pub fn value(&self, path: &[&str], item: Option<usize>) -> Option<Range<usize>> {
+        let whole = DeTable::parse(self.text).ok()?;
+        let (first, rest) = path.split_first()?;
+        let mut value = whole.get_ref().get(*first)?;
+        for key in rest {
+            value = value.get_ref().as_table()?.get(*key)?;
+        }
+        let listed = item.and_then(|item| value.get_ref().as_array()?.get(item));
+        Some(listed.map_or_else(|| value.span(), Spanned::span))
+    }
+
+    /// Where a place in a text that is a value stands in the file.
+    pub fn inside(&self, value: Range<usize>, at: Option<Location>) -> Location {
+        let start = self.location(value.start);
+        let Some(at) = at else { return start };
+        let literal = self.text.get(value).unwrap_or_default();
+        let quotes = if literal.starts_with("\"\"\"") || literal.starts_with("'''") { 3 } else { 1 };
+        let rest = literal.get(quotes..).unwrap_or_default();
+        // A newline right behind three quotes is no part of the text.
+        if quotes == 3 && rest.trim_start_matches('\r').starts_with('\n') {
+            return Location { line: start.line + at.line, column: at.column };
+        }
+        let column = if at.line == 1 { start.column + quotes + at.column - 1 } else { at.column };
+        Location { line: start.line + at.line - 1, column }
+    }
+}
