@@ -27,9 +27,9 @@
 //! |---|---|
 //! | `src/event.rs` | the words every module shares: LSN, times, gap |
 //! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
-//! | `src/config` | the file as typed, and what it means, checked once |
+//! | `src/config` | the file as typed, and what it means, checked once; `src/config/place.rs` points into its text |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
-//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/refusal.rs` says where in SQL something is wrong |
 //! | `src/sources` | where bytes enter: files, websockets; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode.rs` | bytes → rows or rejection, straight into columns |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on |
@@ -42,7 +42,7 @@
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open |
 //! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs`), `src/runtime/samples.rs` |
+//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |

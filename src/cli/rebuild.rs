@@ -45,6 +45,7 @@ impl Rebuild {
         rebuild::finish_what_was_begun(&config, runtime.handle())?;
         let begin = |view: &String| Generation::begin(&config, runtime.handle(), view);
         let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
+        generations.iter().filter_map(Generation::told).for_each(|told| eprintln!("weir: {told}"));
         let begun = Instant::now();
         let (mut reached, mut rounds) = (None, 0);
         let server = loop {

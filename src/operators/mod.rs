@@ -35,6 +35,9 @@ pub(crate) use values::canonical;
 pub use values::lsns;
 use windows::WindowState;
 
+/// The partition of records of which only rows are left.
+pub const KEPT: &str = "\u{1}kept";
+
 /// Answers to POSTs with an idempotency key that are remembered.
 const IDEMPOTENCY_KEYS: usize = 100_000;
 /// Gaps remembered for `weir.gaps`; all of them stay in `raw`.
@@ -110,6 +113,8 @@ pub struct Operators {
     catalog: Arc<Catalog>,
     /// Stays with its configuration, whatever the log says.
     is_pinned: bool,
+    /// The first record that is whole: of those before only rows are left.
+    first: Lsn,
     lsn: Lsn,
     streams: BTreeMap<String, StreamState>,
     /// In the catalog's order: a window comes behind every one that it reads.
@@ -156,6 +161,7 @@ impl Operators {
         let mut operators = Self {
             catalog: Arc::new(Catalog::default()),
             is_pinned: false,
+            first: 0,
             lsn: zero,
             streams: BTreeMap::new(),
             windows: Vec::new(),
@@ -392,9 +398,18 @@ impl Operators {
         }
     }
 
-    /// Applies this configuration to everything from here on, whatever the log says: history is processed once more.
-    pub fn pin(&mut self) {
+    /// Applies this configuration to everything from here on, whatever the log says: history is processed once more. Of what came
+    /// before the record `first` only rows are left.
+    pub fn pin(&mut self, first: Lsn) {
         self.is_pinned = true;
+        self.first = first;
+    }
+
+    /// Whole records come from here on, in partitions that know how far time has come in them.
+    pub fn end_kept(&mut self) {
+        for state in self.streams.values_mut() {
+            state.watermarks.retain(|(_, partition), _| partition != KEPT);
+        }
     }
 
     fn raise_floors(&mut self, floors: &Floors) {
@@ -460,7 +475,7 @@ impl Operators {
     fn may_come_back(&self, dead: Lsn) -> bool {
         match self.retried.get(&dead) {
             Some(became) => *became == REFUSED,
-            None if !self.is_pinned => true,
+            None if !self.is_pinned || dead < self.first => true,
             // Refused longer ago than is remembered.
             None => self.retried.len() >= RETRIED && self.retried.keys().next().is_some_and(|first| dead < *first),
         }

@@ -1,10 +1,13 @@
-//! Everything that was ever taken in, in its order: from `raw` as far as it is committed there, then from the log.
+//! Everything that was ever taken in, in its order: what is left of it where `raw` has lost its beginning, then `raw` as far as it is
+//! committed there, then the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::RuntimeError;
+use super::kept::Kept;
 use crate::config::PartitionBy;
+use crate::decode::Decoded;
 use crate::event::Lsn;
 use crate::schema::Layout;
 use crate::storage::Disk;
@@ -28,9 +31,18 @@ pub struct History {
     archive: Archive,
     after: Lsn,
     from: From,
+    /// The first record that is whole.
+    first: Lsn,
+}
+
+/// A frame; with its rows, where they are all that is left of it.
+pub struct Piece {
+    pub frame: Frame,
+    pub decoded: Option<Decoded>,
 }
 
 enum From {
+    Kept(Box<Kept>),
     Raw(Box<RawFrames>),
     Log(LogReader),
 }
@@ -39,14 +51,30 @@ impl History {
     /// Everything above `after`.
     pub fn new(archive: Archive, after: Lsn) -> Result<Self, RuntimeError> {
         let raw = archive.raw(after)?;
-        Ok(Self { archive, after, from: From::Raw(Box::new(raw)) })
+        Ok(Self { archive, after, from: From::Raw(Box::new(raw)), first: 0 })
+    }
+
+    /// As [`Self::new`]; what came before the record `first` is what is kept of it.
+    pub fn kept(archive: Archive, after: Lsn, kept: Kept, first: Lsn) -> Self {
+        Self { archive, after, from: From::Kept(Box::new(kept)), first }
     }
 
     /// The next frame, up to `limit`; none when that is reached. Its records are all above the one before.
-    pub fn next(&mut self, limit: Lsn) -> Result<Option<Frame>, RuntimeError> {
+    pub fn next(&mut self, limit: Lsn) -> Result<Option<Piece>, RuntimeError> {
         let mut was_missing = false;
         while self.after < limit {
             let next = match &mut self.from {
+                From::Kept(kept) => match kept.next_piece().map_err(RuntimeError::Failed)? {
+                    Some(piece) => {
+                        self.after = piece.frame.header.last_lsn();
+                        return Ok(Some(piece));
+                    }
+                    None => {
+                        self.after = self.after.max(self.first - 1);
+                        self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
+                        None
+                    }
+                },
                 From::Raw(raw) => match raw.next_frame() {
                     Ok(Some(frame)) => Some(frame),
                     Ok(None) => {
@@ -76,7 +104,7 @@ impl History {
             if let Some(frame) = next {
                 let frame = behind(frame, self.after)?;
                 self.after = frame.header.last_lsn();
-                return Ok(Some(frame));
+                return Ok(Some(Piece { frame, decoded: None }));
             }
         }
         Ok(None)

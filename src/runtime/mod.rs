@@ -4,6 +4,7 @@
 pub mod backup;
 pub mod folder;
 mod history;
+mod kept;
 mod maintenance;
 mod metrics;
 pub mod offline;

@@ -14,15 +14,17 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::folder::Folder;
-use super::history::{self, History};
+use super::history::{self, History, Piece};
+use super::kept::{Kept, Of, TakenOver};
 use super::snapshots::Snapshots;
 use super::views::{self, COUNTS, PLACES, of_table};
 use super::{RuntimeError, log_name, snapshots, stored_catalog, wal_options};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Declarations};
-use crate::event::{Lsn, lsn_sequence};
-use crate::operators::{Operators, positions, tables};
-use crate::schema::Catalog;
+use crate::event::{Lsn, Micros, lsn_sequence, rfc3339};
+use crate::operators::{Operators, Output, positions, tables};
+use crate::schema::window::Shape;
+use crate::schema::{Catalog, Stream};
 use crate::storage::{Disk, Storage, sync_folder};
 use crate::views::View;
 use crate::views::lake::{LakeTable, LogName};
@@ -51,6 +53,16 @@ struct About {
     configuration: u64,
     log: u64,
     state: State,
+    /// The first record that was whole when it was begun: of those before, what is kept of them is processed.
+    first: Lsn,
+    /// Where rows of the stream have left too: the time from which on what is made is whole. What lies before is taken over.
+    whole_from: Option<Micros>,
+}
+
+impl About {
+    fn is_of(&self, other: &Self) -> bool {
+        (&self.view, self.configuration, self.log) == (&other.view, other.configuration, other.log)
+    }
 }
 
 /// A generation being built, held by this process.
@@ -152,18 +164,24 @@ impl Generation {
         let id = Wal::log_id_of(&Disk, &options.folder)?
             .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
         let log = LogName { instance: config.instance, id, zero: options.zero };
-        let about = About { view: view.to_owned(), configuration: catalog.id, log: id, state: State::Building };
+        let about = About {
+            view: view.to_owned(),
+            configuration: catalog.id,
+            log: id,
+            state: State::Building,
+            first: 0,
+            whole_from: None,
+        };
         let root = folder.rebuilds().join(view.replace('/', "."));
         let own = Folder::create(&root)?;
         let taken = || RuntimeError::InUse(format!("{view} is being rebuilt by another process"));
         let mut held = lock(&own)?.ok_or_else(taken)?;
-        if read_about(&root).is_none_or(|found| About { state: State::Building, ..found } != about) {
+        if read_about(&root).is_none_or(|found| !found.is_of(&about)) {
             // Another configuration's, or half begun.
             remove(&folder, &root)?;
             held = lock(&Folder::create(&root)?)?.ok_or_else(taken)?;
         }
         let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, held)?;
-        generation.refuse_what_is_gone()?;
         match read_about(&root) {
             Some(found) if matches!(found.state, State::Settled | State::Placed) => {
                 return Err(RuntimeError::InUse(format!(
@@ -171,7 +189,10 @@ impl Generation {
                 )));
             }
             Some(found) => generation.about = found,
-            None => generation.set(State::Building)?,
+            None => {
+                generation.find_what_is_left(config)?;
+                generation.set(State::Building)?;
+            }
         }
         Ok(generation)
     }
@@ -198,17 +219,95 @@ impl Generation {
         Ok(Self { folder: folder.clone(), own, about, catalog: Arc::new(needed), archive, _lock: lock })
     }
 
-    /// History must begin with the first record: what `raw` has let go of cannot be processed again.
-    fn refuse_what_is_gone(&self) -> Result<(), RuntimeError> {
-        let first = self.archive.first()?;
-        if first <= self.archive.log.zero + 1 {
+    /// Notes where whole records begin, and from when on what is made of them is whole.
+    fn find_what_is_left(&mut self, config: &Config) -> Result<(), RuntimeError> {
+        self.about.first = self.archive.first()?;
+        if !self.is_without_beginning() {
             return Ok(());
         }
-        Err(RuntimeError::Config(format!(
-            "{} cannot be rebuilt: `raw` begins with record {}, and what came before would be missing; declare it under another name, which begins with what comes next, or keep `raw` for longer (`[tables.\"raw\"] retention`)",
-            self.about.view,
-            lsn_sequence(first)
-        )))
+        let (live, _) = snapshots(config, &self.folder).newest_for(&BTreeMap::new(), Lsn::MAX)?;
+        let floor = self.stream().and_then(|stream| live.floors().get(stream.name.as_str()).copied());
+        self.about.whole_from = floor.map(|floor| floor.saturating_add(self.longest_gap()));
+        Ok(())
+    }
+
+    fn is_without_beginning(&self) -> bool {
+        self.about.first > self.archive.log.zero + 1
+    }
+
+    /// The stream that the view follows from; none of dead letters, which are of all.
+    fn stream(&self) -> Option<&Arc<Stream>> {
+        let is_of_all = self.about.view == of_table(positions::DEAD_LETTERS);
+        self.catalog.streams.values().next().filter(|_| !is_of_all)
+    }
+
+    /// How long silence must be behind a record that is gone before a session is whole again.
+    fn longest_gap(&self) -> Micros {
+        let of_stream = self.stream().and_then(|s| s.session()).filter(|_| self.about.view.ends_with(".sessions"));
+        let of_windows = self.catalog.windows.iter().map(|window| match window.shape {
+            Shape::Session { gap, .. } => gap,
+            Shape::Fixed { .. } => 0,
+        });
+        of_stream.map_or(0, |session| session.gap).saturating_add(of_windows.sum())
+    }
+
+    /// What is not made of every record, for whoever asked for it.
+    pub fn told(&self) -> Option<String> {
+        let About { view, first, whole_from, .. } = &self.about;
+        let first = self.is_without_beginning().then(|| lsn_sequence(*first))?;
+        let of = self.stream().map_or("dead letters", |stream| &stream.name);
+        let mut told =
+            format!("{view}: `raw` begins with record {first}; what came before is taken from the rows of {of}");
+        if let Some(from) = whole_from.filter(|_| self.makes_rows_of_its_own()) {
+            told += &format!(", and rows before {} stay as they were", rfc3339(from));
+        }
+        Some(told)
+    }
+
+    /// A table that operators make: of what is gone it has rows that nothing else has.
+    fn makes_rows_of_its_own(&self) -> bool {
+        let table = self.about.view.strip_prefix("lake/");
+        table.is_some_and(|table| table != positions::DEAD_LETTERS && !self.catalog.streams.contains_key(table))
+    }
+
+    /// Whether the old generation has a table; one that is declared only now is not there.
+    fn has_table(&self, config: &Config, name: &str) -> bool {
+        views::spec(config, &self.folder, &self.catalog, name).is_some_and(|spec| spec.root.exists())
+    }
+
+    /// A table of the old generation, as this configuration reads it.
+    fn old_table(&self, config: &Config, name: &str) -> Result<LakeTable, RuntimeError> {
+        let gone = || RuntimeError::Damaged(format!("the table {name} is gone"));
+        let spec = views::spec(config, &self.folder, &self.catalog, name).ok_or_else(gone)?;
+        LakeTable::open(spec, self.archive.log, self.archive.runtime.clone(), false)?.ok_or_else(gone)
+    }
+
+    /// Everything above a record.
+    fn history(&self, config: &Config, after: Lsn) -> Result<History, RuntimeError> {
+        // Since the beginning more of it may have left.
+        let first = self.archive.first()?;
+        if after + 1 >= first {
+            return History::new(self.archive.clone(), after);
+        }
+        let (table, of) = match self.stream() {
+            Some(stream) => (stream.name.as_str(), Of::Stream(stream.clone())),
+            None => (positions::DEAD_LETTERS, Of::DeadLetters(self.catalog.clone())),
+        };
+        if !self.has_table(config, table) {
+            return History::new(self.archive.clone(), first - 1);
+        }
+        let kept = Kept::new(&self.old_table(config, table)?, of, after, first - 1);
+        Ok(History::kept(self.archive.clone(), after, kept, first))
+    }
+
+    /// Rows that stay as they were, above a record.
+    fn taken_over(&self, config: &Config, after: Lsn) -> Result<Option<TakenOver>, RuntimeError> {
+        let table = self.about.view.strip_prefix("lake/").filter(|_| self.makes_rows_of_its_own());
+        let Some((table, before)) = table.zip(self.about.whole_from) else { return Ok(None) };
+        if !self.has_table(config, table) {
+            return Ok(None);
+        }
+        Ok(Some(TakenOver::new(&self.old_table(config, table)?, after, before)))
     }
 
     fn set(&mut self, state: State) -> Result<(), RuntimeError> {
@@ -242,16 +341,19 @@ impl Generation {
         let (saved, zero) = (self.snapshots(), self.archive.log.zero);
         let (found, from_snapshot) = saved.newest_for(&positions, Lsn::MAX)?;
         let mut operators = if from_snapshot { found } else { Operators::new(self.catalog.clone(), zero) };
-        operators.pin();
+        operators.pin(self.about.first);
         if from_snapshot {
             view.skip_to(operators.lsn());
         }
-        let mut history = History::new(self.archive.clone(), operators.lsn())?;
+        let mut history = self.history(config, operators.lsn())?;
+        let mut taken_over = self.taken_over(config, operators.lsn())?;
         let (begun, mut told, mut safe) = (Instant::now(), Instant::now(), Instant::now());
         let all = lsn_sequence(to);
-        while let Some(frame) = history.next(to)? {
-            let decoded = operators.decode(&frame)?;
-            let output = operators.apply(&Arc::new(frame), decoded.as_ref())?;
+        while let Some(piece) = history.next(to)? {
+            let mut output = process(&mut operators, piece)?;
+            if let Some(rows) = &mut taken_over {
+                rows.give(&mut output).map_err(RuntimeError::Failed)?;
+            }
             let now = Instant::now();
             view.apply(&output, now)?;
             if view.is_due(now, false) {
@@ -317,12 +419,11 @@ impl Generation {
         if !is_saved {
             own = Operators::new(self.catalog.clone(), self.archive.log.zero);
         }
-        own.pin();
+        own.pin(self.about.first);
         // The frame of a changed configuration may lie between.
-        let mut history = History::new(self.archive.clone(), own.lsn())?;
-        while let Some(frame) = history.next(end)? {
-            let decoded = own.decode(&frame)?;
-            own.apply(&Arc::new(frame), decoded.as_ref())?;
+        let mut history = self.history(config, own.lsn())?;
+        while let Some(piece) = history.next(end)? {
+            process(&mut own, piece)?;
         }
         if let Some(table) = self.about.view.strip_prefix("lake/") {
             operators.adopt(table, &mut own);
@@ -330,6 +431,18 @@ impl Generation {
         }
         Ok(())
     }
+}
+
+/// Applies what comes next.
+fn process(operators: &mut Operators, Piece { frame, decoded }: Piece) -> Result<Output, RuntimeError> {
+    let decoded = match decoded {
+        Some(rows) => Some(rows),
+        None => {
+            operators.end_kept();
+            operators.decode(&frame)?
+        }
+    };
+    Ok(operators.apply(&Arc::new(frame), decoded.as_ref())?)
 }
 
 /// Commits what a view has, then saves the operators that made it.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::files::{Class, FileEntry, FileWriter, buckets};
+use super::files::{Class, FileWriter, buckets, read};
 use super::{LakeTable, Written};
+use crate::event::Lsn;
 use crate::schema::entity::newest;
 
 /// Writes the buckets of these rows anew; gives the new files and those they replace.
@@ -32,7 +32,7 @@ pub fn rewrite(table: &LakeTable, rows: &[RecordBatch], class: Class, now_ms: i6
     for (bucket, new) in touched {
         let mut parts = Vec::new();
         for file in there.iter().filter(|f| f.bucket == bucket) {
-            parts.extend(read(table, file)?);
+            parts.extend(read(spec, file, 0..=Lsn::MAX)?);
             replaced.push(file.clone());
         }
         // Of equal versions the last one wins, by its LSN.
@@ -44,23 +44,4 @@ pub fn rewrite(table: &LakeTable, rows: &[RecordBatch], class: Class, now_ms: i6
         add.push(file.finish()?);
     }
     Ok((add, replaced))
-}
-
-fn read(table: &LakeTable, file: &FileEntry) -> Result<Vec<RecordBatch>, String> {
-    let path = table.spec.root.join(&file.path);
-    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let opened = std::fs::File::open(&path).map_err(|e| wrong(&e))?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(opened).and_then(|b| b.build()).map_err(|e| wrong(&e))?;
-    reader
-        .map(|batch| {
-            let batch = batch.map_err(|e| wrong(&e))?;
-            // A file may be older than a column of the table.
-            let columns = table.spec.schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
-                Some(column) => arrow::compute::cast(column, field.data_type()).map_err(|e| wrong(&e)),
-                None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
-            });
-            let columns = columns.collect::<Result<Vec<_>, _>>()?;
-            RecordBatch::try_new(table.spec.schema.clone(), columns).map_err(|e| wrong(&e))
-        })
-        .collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::interleave_record_batch;
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Datelike, Timelike};
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -172,7 +174,7 @@ impl NewFile {
     }
 
     /// Notes rows of one time with these LSNs.
-    pub fn note(&mut self, time: Micros, lsns: std::ops::RangeInclusive<Lsn>) {
+    pub fn note(&mut self, time: Micros, lsns: RangeInclusive<Lsn>) {
         let entry = &mut self.entry;
         (entry.min_time, entry.max_time) = (entry.min_time.min(time), entry.max_time.max(time));
         (entry.min_lsn, entry.max_lsn) = (entry.min_lsn.min(*lsns.start()), entry.max_lsn.max(*lsns.end()));
@@ -231,6 +233,33 @@ impl FileWriter {
         self.writer.finish().map_err(|e| self.new.error(&e))?;
         self.new.finish(self.writer.inner())
     }
+}
+
+/// The rows of a file that have these LSNs, in the table's columns.
+pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Result<Vec<RecordBatch>, String> {
+    let path = spec.root.join(&file.path);
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let opened = fs::File::open(&path).map_err(|e| wrong(&e))?;
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
+    if *lsns.start() > file.min_lsn || *lsns.end() < file.max_lsn {
+        let mask = ProjectionMask::columns(builder.parquet_schema(), ["lsn"]);
+        let is_in = move |rows: RecordBatch| {
+            Ok(crate::operators::lsns(&rows).iter().map(|lsn| Some(lsns.contains(&(*lsn as Lsn)))).collect())
+        };
+        builder = builder.with_row_filter(RowFilter::new(vec![Box::new(ArrowPredicateFn::new(mask, is_in))]));
+    }
+    let reader = builder.build().map_err(|e| wrong(&e))?;
+    let rows = reader.map(|batch| {
+        let batch = batch.map_err(|e| wrong(&e))?;
+        // A file may be older than a column of the table.
+        let columns = spec.schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
+            Some(column) => arrow::compute::cast(column, field.data_type()).map_err(|e| wrong(&e)),
+            None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        RecordBatch::try_new(spec.schema.clone(), columns).map_err(|e| wrong(&e))
+    });
+    rows.collect()
 }
 
 /// Makes new files durable, together: contents first, then their names. One sync after another, each right behind its file's

@@ -8,6 +8,7 @@ pub mod compact;
 mod entities;
 pub mod files;
 pub mod hot;
+pub mod kept;
 pub mod provider;
 pub mod raw;
 pub mod replay;

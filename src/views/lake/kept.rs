@@ -1,0 +1,62 @@
+//! Rows of a table in the order of their LSNs: what is left of records that `raw` has let go of.
+
+use arrow::array::{Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
+
+use super::files::{FileEntry, read};
+use super::{LakeTable, TableSpec};
+use crate::event::Lsn;
+
+/// LSNs of which the rows are in memory at once.
+const RANGE: u64 = 16 << 10;
+
+/// Reads the rows of a range of LSNs.
+pub struct KeptRows {
+    spec: TableSpec,
+    files: Vec<FileEntry>,
+    after: Lsn,
+    to: Lsn,
+}
+
+impl KeptRows {
+    /// The committed rows of a table above `after`, up to `to`.
+    pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
+        Self { spec: table.spec.clone(), files: table.files().to_vec(), after, to }
+    }
+
+    /// The next of them, in order; none at the end.
+    pub fn next_rows(&mut self) -> Result<Option<RecordBatch>, String> {
+        loop {
+            // Within a file rows lie by time, and files overlap.
+            self.files.retain(|file| file.max_lsn > self.after);
+            let Some(first) = self.files.iter().map(|file| file.min_lsn.max(self.after + 1)).min() else {
+                return Ok(None);
+            };
+            if first > self.to {
+                return Ok(None);
+            }
+            let last = first.saturating_add(RANGE - 1).min(self.to);
+            let mut parts = Vec::new();
+            for file in self.files.iter().filter(|file| file.min_lsn <= last) {
+                parts.extend(read(&self.spec, file, first..=last)?);
+            }
+            self.after = last;
+            let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
+            if rows.num_rows() > 0 {
+                return by_lsn(&rows).map(Some);
+            }
+        }
+    }
+}
+
+/// Rows in the order of their LSNs.
+pub fn by_lsn(rows: &RecordBatch) -> Result<RecordBatch, String> {
+    let failed = |e: arrow::error::ArrowError| e.to_string();
+    let lsns = rows.column(0).as_any().downcast_ref::<Int64Array>().ok_or("the first column is no LSN")?;
+    if lsns.values().is_sorted() {
+        return Ok(rows.clone());
+    }
+    let order: UInt32Array = sort_to_indices(lsns, None, None).map_err(failed)?;
+    debug_assert_eq!(order.null_count(), 0);
+    take_record_batch(rows, &order).map_err(failed)
+}
