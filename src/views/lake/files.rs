@@ -205,6 +205,11 @@ impl FileWriter {
     ) -> Result<Self, String> {
         let (new, file) = NewFile::create(spec, bucket, class, now_ms)?;
         let mut properties = properties(rows).into_builder();
+        // No question is answered by the least and the greatest item of a list.
+        for field in spec.schema.fields().iter().filter(|field| field.data_type().is_nested()) {
+            let items = [field.name().as_str(), "list", "item"].map(str::to_owned).to_vec();
+            properties = properties.set_column_statistics_enabled(ColumnPath::new(items), EnabledStatistics::None);
+        }
         // Values that are unique, or nearly, fill a dictionary for nothing.
         for column in spec.keys.iter().copied().chain([0, spec.time_column]).filter(|_| spec.layout == Layout::Buckets)
         {

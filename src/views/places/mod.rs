@@ -115,14 +115,17 @@ impl State {
 
     /// The venue as it was left, if there is one, among those lately named.
     fn recall(&mut self, stored: &Stored, id: &str) -> Result<Option<(Arc<str>, &mut Venue)>, ViewError> {
-        if !self.recent.contains_key(id)
-            && !self.removed.contains_key(id)
-            && let Some(venue) = stored.venue(id)?
-        {
-            self.remember(&id.into(), venue);
-        }
-        let id = self.recent.get_key_value(id).map(|(id, _)| id.clone());
-        Ok(id.and_then(|id| self.recent.get_mut(&id).map(|venue| (id, venue))))
+        let known = self.recent.get_key_value(id).map(|(id, _)| id.clone());
+        let known = match known {
+            Some(id) => Some(id),
+            None if self.removed.contains_key(id) => None,
+            None => stored.venue(id)?.map(|venue| {
+                let id = Arc::from(id);
+                self.remember(&id, venue);
+                id
+            }),
+        };
+        Ok(known.and_then(|id| self.recent.get_mut(&id).map(|venue| (id, venue))))
     }
 
     /// An event named the venue on this day, and perhaps said where it is.

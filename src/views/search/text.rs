@@ -114,10 +114,13 @@ impl TokenStream for WordStream<'_> {
             self.token.text.push_str(&word.text);
             (self.token.offset_from, self.token.offset_to) = (word.from, word.to);
         } else {
-            let bytes = self.text.as_bytes();
-            let Some(from) = (self.at..bytes.len()).find(|i| bytes[*i].is_ascii_alphanumeric()) else { return false };
-            let to = (from..bytes.len()).find(|i| !bytes[*i].is_ascii_alphanumeric()).unwrap_or(bytes.len());
-            self.token.text.extend(self.text[from..to].chars().map(|c| c.to_ascii_lowercase()));
+            let rest = &self.text.as_bytes()[self.at..];
+            let Some(skipped) = rest.iter().position(u8::is_ascii_alphanumeric) else { return false };
+            let length = rest[skipped..].iter().position(|b| !b.is_ascii_alphanumeric());
+            let from = self.at + skipped;
+            let to = length.map_or(self.text.len(), |length| from + length);
+            self.token.text.push_str(&self.text[from..to]);
+            self.token.text.make_ascii_lowercase();
             (self.token.offset_from, self.token.offset_to) = (from, to);
             self.at = to;
         }
