@@ -86,6 +86,17 @@ impl Progress {
         Ok(Some((operators.lsn(), operators.open_rows(table)?)))
     }
 
+    /// Shows what operators know at this moment; false while they have not applied everything up to a record.
+    pub fn refresh(&self, to: Lsn) -> bool {
+        let Some(operators) = self.operators.get() else { return true };
+        let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_there = operators.lsn() >= to;
+        if is_there {
+            self.set_operators(&operators);
+        }
+        is_there
+    }
+
     /// Partitions whose silence moves time: stream, source, partition, records so far.
     pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
         let Some(operators) = self.operators.get() else { return Vec::new() };

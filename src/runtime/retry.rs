@@ -3,19 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, BinaryArray, Int64Array, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
 
-use super::RuntimeError;
 use super::questions::Answers;
+use super::{POLL, RuntimeError};
 use crate::clock::Clock;
 use crate::decode::decode;
 use crate::event::Lsn;
 use crate::ingest::{Ingest, IngestError, Receipt, Submission};
-use crate::operators::RETRIED;
+use crate::operators::{RETRIED, positions};
 use crate::query::QueryError;
 use crate::wal::{About, Kind, RecordsBuilder};
 
@@ -45,6 +46,9 @@ pub struct Retried {
     /// Are refused still, by the reason that they have now.
     pub still_refused: BTreeMap<String, u64>,
 }
+
+/// How long records that came before may take to be applied.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reasons told one by one; the others are counted together.
 const TOLD_REASONS: usize = 20;
@@ -88,6 +92,7 @@ struct Gathered {
 impl Retry {
     /// Brings them back, page by page; returns when the log has them.
     pub async fn run(&self, question: &RetryQuestion) -> Result<Retried, RuntimeError> {
+        self.wait_for_the_newest().await?;
         let limit = question.limit.unwrap_or(usize::MAX);
         let mut done = Retried::default();
         let mut looked_at = 0;
@@ -115,6 +120,20 @@ impl Retry {
             self.bring_back(page, &mut done)?;
         }
         Ok(done)
+    }
+
+    /// What came back a moment ago, or before a start, is marked as such, so that it is not counted once more.
+    async fn wait_for_the_newest(&self) -> Result<(), RuntimeError> {
+        let (handles, synced) = (&self.answers.handles, self.ingest.synced_lsn());
+        let letters = handles.tables.get(positions::DEAD_LETTERS);
+        let begun = Instant::now();
+        while !handles.progress.refresh(synced) || letters.is_some_and(|table| table.applied() < synced) {
+            if begun.elapsed() > PATIENCE {
+                return Err(RuntimeError::Failed("records that came before are still being applied; try again".into()));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     async fn page(&self, question: &RetryQuestion, after: Lsn, limit: usize) -> Result<Vec<Letter>, PageError> {
