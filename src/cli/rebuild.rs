@@ -59,7 +59,7 @@ impl Rebuild {
             }
             rounds += 1;
             for (generation, what) in generations.iter_mut().zip(&self.what) {
-                generation.advance(&config, end, &mut |done, all, time| tell(what, done, all, time))?;
+                generation.build(&config, end, &mut |done, all, time| tell(what, done, all, time))?;
             }
             reached = Some(end);
         };

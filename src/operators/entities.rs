@@ -2,6 +2,7 @@
 //! as many as fit, what each was told last is remembered with its greatest version; every other event gives its row, and the table
 //! decides. Of a table with lists what whole events tell is remembered too, so that their items need not be looked at again.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -37,11 +38,19 @@ pub struct EntityState {
     links: usize,
 }
 
-/// What a snapshot has of it: per key what it was told, and by which events.
-type Saved = (Vec<(u64, Known, Vec<u64>)>, Vec<(u64, i64)>, usize);
+/// What a snapshot has of it.
+type Saved<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, i64)>, usize);
+
+/// What a key was told, and by which events of `told` too.
+#[derive(Serialize, Deserialize)]
+struct SavedKey<'a> {
+    content: u64,
+    version: i64,
+    by: Cow<'a, [u64]>,
+}
 
 /// What a key was told last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Known {
     /// Hash of the row's own columns.
     content: u64,
@@ -178,12 +187,15 @@ impl EntityState {
     }
 
     pub fn save(&self, out: &mut Vec<u8>) {
-        let of_key = |key: &u64| self.by.get(key).map_or(&[][..], Vec::as_slice);
-        let mut known: Vec<(&u64, &Known, &[u64])> = self.known.iter().map(|(k, v)| (k, v, of_key(k))).collect();
-        known.sort_unstable_by_key(|(key, ..)| **key);
+        let saved = |(key, known): (&u64, &Known)| {
+            let by = self.by.get(key).map_or(&[][..], Vec::as_slice).into();
+            (*key, SavedKey { content: known.content, version: known.version, by })
+        };
+        let mut known: Vec<(u64, SavedKey<'_>)> = self.known.iter().map(saved).collect();
+        known.sort_unstable_by_key(|(key, _)| *key);
         let mut told: Vec<(u64, i64)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
         told.sort_unstable();
-        let saved = serde_json::to_vec(&(known, told, self.links)).expect("plain data becomes JSON");
+        let saved = serde_json::to_vec::<Saved<'_>>(&(known, told, self.links)).expect("plain data becomes JSON");
         out.extend_from_slice(&(saved.len() as u64).to_le_bytes());
         out.extend_from_slice(&saved);
     }
@@ -193,11 +205,11 @@ impl EntityState {
         let (length, rest) = bytes.split_first_chunk::<8>()?;
         let (own, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
         *bytes = rest;
-        let (known, told, links): Saved = serde_json::from_slice(own).ok()?;
+        let (known, told, links): Saved<'_> = serde_json::from_slice(own).ok()?;
         let mut state = Self { told: told.into_iter().collect(), links, ..Self::new(entity) };
-        for (key, what, by) in known {
-            state.known.insert(key, what);
-            state.by.extend((!by.is_empty()).then_some((key, by)));
+        for (key, SavedKey { content, version, by }) in known {
+            state.known.insert(key, Known { content, version });
+            state.by.extend((!by.is_empty()).then(|| (key, by.into_owned())));
         }
         Some(state)
     }

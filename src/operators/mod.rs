@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
 use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream, Window};
-use crate::wal::{FileIdentity, Frame, Kind};
+use crate::wal::{FileIdentity, Frame, Header, Kind};
 use entities::EntityState;
 use made::push_sessions;
 pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, positions, tables};
@@ -334,6 +334,7 @@ impl Operators {
         };
         match header.kind {
             Kind::Record => {
+                self.pass_kept_silence(header);
                 self.note_partition(frame);
                 if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
                     self.apply_records(&stream, frame, decoded, &mut output)?;
@@ -409,6 +410,21 @@ impl Operators {
     pub fn end_kept(&mut self) {
         for state in self.streams.values_mut() {
             state.watermarks.retain(|(_, partition), _| partition != KEPT);
+        }
+    }
+
+    /// Of records of which only rows are left no ticks are: a source is idle when others' arrivals say so.
+    fn pass_kept_silence(&mut self, header: &Header) {
+        let Some(stream) = self.catalog.streams.get(&header.stream).filter(|_| header.partition == KEPT) else {
+            return;
+        };
+        let Some(state) = self.streams.get_mut(&header.stream) else { return };
+        let since = header.received_at.saturating_sub(stream.def.watermark.idle.micros());
+        for (key, watermark) in &mut state.watermarks {
+            let is_other = key.1 == KEPT && key.0 != header.source;
+            if is_other && self.partitions.get(key).is_none_or(|partition| partition.received_at < since) {
+                watermark.set_idle();
+            }
         }
     }
 

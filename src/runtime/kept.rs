@@ -146,19 +146,24 @@ pub struct TakenOver {
 impl TakenOver {
     /// Of the old table, in the new one's columns.
     pub fn new(old: &LakeTable, after: Lsn, before: Micros) -> Self {
-        Self { spec: old.spec.clone(), rows: KeptRows::new(old, after, Lsn::MAX), before, next: None }
+        let mut rows = KeptRows::new(old, after, Lsn::MAX);
+        if old.spec.layout != Layout::Buckets {
+            rows.only_before(before);
+        }
+        Self { spec: old.spec.clone(), rows, before, next: None }
     }
 
     /// Puts the old rows of an output's records in the place of new ones of the same time.
     pub fn give(&mut self, output: &mut Output) -> Result<(), String> {
         let mut parts = Vec::new();
+        while let Some(rows) = self.take(output.to)? {
+            parts.push(self.of_time(&rows, |time| time < self.before)?);
+        }
+        // From here on nothing is read, so nothing fails half-way.
         if let Some(at) = output.tables.iter().position(|t| *t.table == *self.spec.name) {
             // Of an entity the newest row stays in any case.
             let is_kept = |time: Micros| self.spec.layout == Layout::Buckets || time >= self.before;
             parts.push(self.of_time(&output.tables.remove(at).batch, is_kept)?);
-        }
-        while let Some(rows) = self.take(output.to)? {
-            parts.push(self.of_time(&rows, |time| time < self.before)?);
         }
         let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
         if rows.num_rows() > 0 {

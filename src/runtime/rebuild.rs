@@ -24,7 +24,7 @@ use crate::config::{Config, Declarations};
 use crate::event::{Lsn, Micros, lsn_sequence, rfc3339};
 use crate::operators::{Operators, Output, positions, tables};
 use crate::schema::window::Shape;
-use crate::schema::{Catalog, Stream};
+use crate::schema::{Catalog, Stream, Window};
 use crate::storage::{Disk, Storage, sync_folder};
 use crate::views::View;
 use crate::views::lake::{LakeTable, LogName};
@@ -189,11 +189,10 @@ impl Generation {
                 )));
             }
             Some(found) => generation.about = found,
-            None => {
-                generation.find_what_is_left(config)?;
-                generation.set(State::Building)?;
-            }
+            None => {}
         }
+        generation.find_what_is_left(config)?;
+        generation.set(generation.about.state)?;
         Ok(generation)
     }
 
@@ -219,15 +218,25 @@ impl Generation {
         Ok(Self { folder: folder.clone(), own, about, catalog: Arc::new(needed), archive, _lock: lock })
     }
 
-    /// Notes where whole records begin, and from when on what is made of them is whole.
+    /// Notes where whole records begin, and from when on what is made of them is whole: again with each attempt, because more may
+    /// have left since.
     fn find_what_is_left(&mut self, config: &Config) -> Result<(), RuntimeError> {
-        self.about.first = self.archive.first()?;
-        if !self.is_without_beginning() {
-            return Ok(());
-        }
+        self.about.first = self.about.first.max(self.archive.first()?);
+        let stream = self.stream().filter(|_| self.is_without_beginning()).cloned();
+        let Some(stream) = stream.filter(|stream| self.has_table(config, &stream.name)) else { return Ok(()) };
         let (live, _) = snapshots(config, &self.folder).newest_for(&BTreeMap::new(), Lsn::MAX)?;
-        let floor = self.stream().and_then(|stream| live.floors().get(stream.name.as_str()).copied());
-        self.about.whole_from = floor.map(|floor| floor.saturating_add(self.longest_gap()));
+        let floor = live.floors().get(stream.name.as_str()).copied();
+        // Hours may have left since that snapshot. What begins before the first that is there stays as it was.
+        let may_leave = stream.def.retention.is_some() || config.limits.disk.is_some();
+        let table = self.old_table(config, &stream.name)?;
+        let begins = table
+            .spec
+            .layout
+            .width()
+            .filter(|_| may_leave)
+            .and_then(|width| table.files().iter().map(|file| file.bucket.saturating_mul(width)).min());
+        let whole_from = floor.max(begins).map(|floor| floor.saturating_add(self.longest_gap()));
+        self.about.whole_from = self.about.whole_from.max(whole_from);
         Ok(())
     }
 
@@ -237,16 +246,22 @@ impl Generation {
 
     /// The stream that the view follows from; none of dead letters, which are of all.
     fn stream(&self) -> Option<&Arc<Stream>> {
-        let is_of_all = self.about.view == of_table(positions::DEAD_LETTERS);
-        self.catalog.streams.values().next().filter(|_| !is_of_all)
+        if self.about.view == of_table(positions::DEAD_LETTERS) {
+            return None;
+        }
+        let late = self.about.view.strip_prefix("lake/").and_then(|table| table.strip_suffix(".late"));
+        late.map_or_else(|| self.catalog.streams.values().next(), |stream| self.catalog.streams.get(stream))
     }
 
     /// How long silence must be behind a record that is gone before a session is whole again.
     fn longest_gap(&self) -> Micros {
         let of_stream = self.stream().and_then(|s| s.session()).filter(|_| self.about.view.ends_with(".sessions"));
+        // A window over a window may go by the end of that one.
+        let is_own = |window: &Window| of_table(&tables::versions_of(&window.name)) == self.about.view;
         let of_windows = self.catalog.windows.iter().map(|window| match window.shape {
             Shape::Session { gap, .. } => gap,
-            Shape::Fixed { .. } => 0,
+            Shape::Fixed { .. } if is_own(window) => 0,
+            Shape::Fixed { size, .. } => size,
         });
         of_stream.map_or(0, |session| session.gap).saturating_add(of_windows.sum())
     }
@@ -300,6 +315,10 @@ impl Generation {
         Ok(History::kept(self.archive.clone(), after, kept, first))
     }
 
+    fn takes_over(&self) -> bool {
+        self.about.whole_from.is_some() && self.makes_rows_of_its_own()
+    }
+
     /// Rows that stay as they were, above a record.
     fn taken_over(&self, config: &Config, after: Lsn) -> Result<Option<TakenOver>, RuntimeError> {
         let table = self.about.view.strip_prefix("lake/").filter(|_| self.makes_rows_of_its_own());
@@ -335,8 +354,18 @@ impl Generation {
         Ok((view, opened.positions))
     }
 
+    /// Goes on while the old generation serves, up to a record, or to where the rows that are taken over are committed.
+    pub fn build(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
+        let table = self.about.view.strip_prefix("lake/").filter(|_| self.takes_over());
+        let committed = match table.filter(|table| self.has_table(config, table)) {
+            Some(table) => self.old_table(config, table)?.committed()[0],
+            None => Lsn::MAX,
+        };
+        self.advance(config, to.min(committed), progress)
+    }
+
     /// Goes on up to a record, and makes it safe.
-    pub fn advance(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
+    fn advance(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
         let (mut view, positions) = self.open(config)?;
         let (saved, zero) = (self.snapshots(), self.archive.log.zero);
         let (found, from_snapshot) = saved.newest_for(&positions, Lsn::MAX)?;
@@ -349,10 +378,27 @@ impl Generation {
         let mut taken_over = self.taken_over(config, operators.lsn())?;
         let (begun, mut told, mut safe) = (Instant::now(), Instant::now(), Instant::now());
         let all = lsn_sequence(to);
-        while let Some(piece) = history.next(to)? {
+        // Files that are read may be replaced meanwhile: once, what is there now is looked at.
+        let mut is_again = false;
+        loop {
+            let piece = match history.next(to) {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break,
+                Err(error) if is_again => return Err(error),
+                Err(_) => {
+                    is_again = true;
+                    history = self.history(config, operators.lsn())?;
+                    continue;
+                }
+            };
+            is_again = false;
             let mut output = process(&mut operators, piece)?;
-            if let Some(rows) = &mut taken_over {
-                rows.give(&mut output).map_err(RuntimeError::Failed)?;
+            if let Some(rows) = &mut taken_over
+                && rows.give(&mut output).is_err()
+                && let Some(mut again) = self.taken_over(config, output.after)?
+            {
+                again.give(&mut output).map_err(RuntimeError::Failed)?;
+                *rows = again;
             }
             let now = Instant::now();
             view.apply(&output, now)?;

@@ -71,7 +71,7 @@ impl Refusal {
         let (text, mut at) = match error.diagnostic() {
             Some(diagnostic) => {
                 let help = diagnostic.helps.first().map_or(String::new(), |h| format!("; {}", h.message));
-                let at = diagnostic.span.map(|span| span.start);
+                let at = diagnostic.span.map(|span| span.start).filter(|start| start.line > 0);
                 let at = at.map(|at| Location { line: at.line as usize, column: at.column as usize });
                 (format!("{}{help}", diagnostic.message), at)
             }

@@ -94,7 +94,11 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
         return Err("longer than 64 KiB, or more than 500 nested types".into());
     }
     let sql = format!("create table t (\n{schema}\n)");
-    let statements = Parser::parse_sql(&GenericDialect {}, &sql).map_err(|e| format!("{e}"))?;
+    let statements = Parser::parse_sql(&GenericDialect {}, &sql).map_err(|e| {
+        // The place is one in the text around it.
+        let text = e.to_string();
+        text.split(" at Line: ").next().unwrap_or(&text).to_owned()
+    })?;
     let [ast::Statement::CreateTable(table)] = statements.as_slice() else {
         return Err("write `name type [not null], …`".into());
     };

@@ -5,7 +5,7 @@ use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
 
 use super::files::{FileEntry, read};
 use super::{LakeTable, TableSpec};
-use crate::event::Lsn;
+use crate::event::{Lsn, Micros};
 
 /// LSNs of which the rows are in memory at once.
 const RANGE: u64 = 16 << 10;
@@ -22,6 +22,11 @@ impl KeptRows {
     /// The committed rows of a table above `after`, up to `to`.
     pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
         Self { spec: table.spec.clone(), files: table.files().to_vec(), after, to }
+    }
+
+    /// Leaves out files whose rows all have a time from this on.
+    pub fn only_before(&mut self, time: Micros) {
+        self.files.retain(|file| file.min_time < time);
     }
 
     /// The next of them, in order; none at the end.
