@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
-use arrow::compute::interleave_record_batch;
+use arrow::compute::{CastOptions, cast_with_options, interleave_record_batch};
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Datelike, Timelike};
 use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
@@ -254,11 +254,13 @@ pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Re
         builder = builder.with_row_filter(RowFilter::new(vec![Box::new(ArrowPredicateFn::new(mask, is_in))]));
     }
     let reader = builder.build().map_err(|e| wrong(&e))?;
+    // A value that a column of another type cannot have is not lost without a word.
+    let exactly = CastOptions { safe: false, ..CastOptions::default() };
     let rows = reader.map(|batch| {
         let batch = batch.map_err(|e| wrong(&e))?;
         // A file may be older than a column of the table.
         let columns = spec.schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
-            Some(column) => arrow::compute::cast(column, field.data_type()).map_err(|e| wrong(&e)),
+            Some(column) => cast_with_options(column, field.data_type(), &exactly).map_err(|e| wrong(&e)),
             None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
         });
         let columns = columns.collect::<Result<Vec<_>, _>>()?;

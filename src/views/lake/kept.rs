@@ -7,8 +7,11 @@ use super::files::{FileEntry, read};
 use super::{LakeTable, TableSpec};
 use crate::event::{Lsn, Micros};
 
-/// LSNs of which the rows are in memory at once.
-const RANGE: u64 = 16 << 10;
+/// LSNs of which the rows are in memory at once, at first and at most.
+const FIRST_RANGE: u64 = 64;
+const MOST_RANGE: u64 = 4 << 10;
+/// Bytes that their rows are to take, about: a range follows the one before, at most doubled.
+const RANGE_BYTES: u64 = 16 << 20;
 
 /// Reads the rows of a range of LSNs.
 pub struct KeptRows {
@@ -16,12 +19,13 @@ pub struct KeptRows {
     files: Vec<FileEntry>,
     after: Lsn,
     to: Lsn,
+    range: u64,
 }
 
 impl KeptRows {
     /// The committed rows of a table above `after`, up to `to`.
     pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
-        Self { spec: table.spec.clone(), files: table.files().to_vec(), after, to }
+        Self { spec: table.spec.clone(), files: table.files().to_vec(), after, to, range: FIRST_RANGE }
     }
 
     /// Leaves out files whose rows all have a time from this on.
@@ -40,13 +44,15 @@ impl KeptRows {
             if first > self.to {
                 return Ok(None);
             }
-            let last = first.saturating_add(RANGE - 1).min(self.to);
+            let last = first.saturating_add(self.range - 1).min(self.to);
             let mut parts = Vec::new();
             for file in self.files.iter().filter(|file| file.min_lsn <= last) {
                 parts.extend(read(&self.spec, file, first..=last)?);
             }
             self.after = last;
             let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
+            let bytes = rows.get_array_memory_size().max(1) as u64;
+            self.range = (self.range.saturating_mul(RANGE_BYTES) / bytes).clamp(1, (2 * self.range).min(MOST_RANGE));
             if rows.num_rows() > 0 {
                 return by_lsn(&rows).map(Some);
             }
