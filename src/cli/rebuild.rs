@@ -41,7 +41,13 @@ impl Rebuild {
         let runtime = tokio_runtime()?;
         let catalog = Catalog::of(&config)?;
         let named = |what: &String| rebuild::view_named(&catalog, what, self.stream.as_deref());
-        let views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let mut views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let mut whats = self.what.clone();
+        // What is named twice is made once.
+        for at in (1..views.len()).rev().filter(|at| views[..*at].contains(&views[*at])).collect::<Vec<_>>() {
+            views.remove(at);
+            whats.remove(at);
+        }
         rebuild::finish_what_was_begun(&config, runtime.handle())?;
         let begin = |view: &String| Generation::begin(&config, runtime.handle(), view);
         let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
@@ -58,7 +64,7 @@ impl Rebuild {
                 break server;
             }
             rounds += 1;
-            for (generation, what) in generations.iter_mut().zip(&self.what) {
+            for (generation, what) in generations.iter_mut().zip(&whats) {
                 generation.build(&config, end, &mut |done, all, time| tell(what, done, all, time))?;
             }
             reached = Some(end);
@@ -76,7 +82,7 @@ impl Rebuild {
                 views.iter().try_for_each(|view| wait_for_place(&config, view))?;
             }
         }
-        eprintln!("weir: rebuilt: {}, in {:.1} s", self.what.join(", "), begun.elapsed().as_secs_f64());
+        eprintln!("weir: rebuilt: {}, in {:.1} s", whats.join(", "), begun.elapsed().as_secs_f64());
         Ok(())
     }
 }
