@@ -1,0 +1,149 @@
+//! The call of `tumble`, `hop` or `session` in a window's SQL: what it reads, and how it cuts time.
+
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
+
+use crate::event::Micros;
+use crate::schema::Refusal;
+
+/// The name under which the windowed input is planned.
+pub(super) const INPUT: &str = "windowed";
+/// Shortest slide and longest size of a window, and the most panes that a hop's size has.
+const SHORTEST: Micros = 1_000;
+pub(super) const LONGEST: Micros = 400 * crate::event::MICROS_PER_DAY;
+const MOST_PANES: i64 = 100_000;
+/// What a window's SQL must look like.
+pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
+
+/// How a window cuts time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Starts every `slide`, from 1970 on, and lasts `size`; a tumbling window has both equal.
+    Fixed { slide: Micros, size: Micros },
+    /// Events of one key with no more than `gap` between them; `key` is its column in the input.
+    Session { gap: Micros, key: usize },
+}
+
+pub(super) struct Call {
+    pub function: String,
+    pub over: ast::Ident,
+    pub time: ast::Ident,
+    pub arguments: Vec<ast::Expr>,
+}
+
+/// Takes the call of `tumble`, `hop` or `session` out of the statement; the plain input stands there afterwards.
+pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
+    let Statement::Statement(inner) = statement else { return Err(FORM.into()) };
+    let ast::Statement::Query(query) = inner.as_mut() else { return Err(FORM.into()) };
+    if query.with.is_some() {
+        return Err(Refusal::about(&["with"], format!("`with` is not allowed here; {FORM}")));
+    }
+    let ast::SetExpr::Select(select) = query.body.as_mut() else { return Err(FORM.into()) };
+    let [from] = select.from.as_mut_slice() else {
+        return Err(Refusal::about(&["from"], format!("it reads more than one table; {FORM}")));
+    };
+    if !from.joins.is_empty() {
+        return Err(Refusal::about(&["join"], format!("joins are not allowed here; {FORM}")));
+    }
+    let ast::TableFactor::Table { name, alias, args, .. } = &mut from.relation else { return Err(FORM.into()) };
+    let function = name.to_string().to_lowercase();
+    let Some(found) = args.take() else {
+        let message = format!("an aggregate over `{function}` without a window would never end; {FORM}");
+        return Err(Refusal::at(&*name, message));
+    };
+    let mut arguments = found.args.into_iter().map(|argument| match argument {
+        ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expression)) => Ok(expression),
+        other => Err(Refusal::at(&other, format!("`{other}` is no argument of a window; {FORM}"))),
+    });
+    let mut name_of = |what: &str| match arguments.next() {
+        Some(Ok(ast::Expr::Identifier(name))) => Ok(name),
+        Some(Err(error)) => Err(error),
+        Some(Ok(other)) => Err(Refusal::at(&other, format!("`{other}` is no {what}; {FORM}"))),
+        None => Err(Refusal::about(&[&function], format!("the {what} is missing; {FORM}"))),
+    };
+    let (over, time) = (name_of("stream")?, name_of("time column")?);
+    let arguments = arguments.collect::<Result<_, _>>()?;
+    *name = ast::ObjectName::from(vec![ast::Ident::new(INPUT)]);
+    if alias.is_none() {
+        *alias =
+            Some(ast::TableAlias { explicit: true, name: ast::Ident::new(&over.value), columns: Vec::new(), at: None });
+    }
+    Ok(Call { function, over, time, arguments })
+}
+
+/// Microseconds of an interval of fixed length.
+fn interval(function: &str, expression: Option<&ast::Expr>, what: &str) -> Result<Micros, Refusal> {
+    let wrong = |why: &str| {
+        let message = format!("the {what} {why}; write for example interval '10 seconds'");
+        let refusal = Refusal::about(&["interval", function], message);
+        expression.map_or(refusal.clone(), |found| refusal.placed(ast::Spanned::span(found)))
+    };
+    let Some(ast::Expr::Interval(interval)) = expression else { return Err(wrong("is missing or no interval")) };
+    let value = match interval.value.as_ref() {
+        ast::Expr::Value(value) => match &value.value {
+            ast::Value::SingleQuotedString(text) => text.clone(),
+            ast::Value::Number(number, _) => number.clone(),
+            _ => return Err(wrong("is no interval")),
+        },
+        _ => return Err(wrong("is no constant")),
+    };
+    let unit = interval.leading_field.as_ref().map_or(String::new(), |unit| format!(" {unit}"));
+    let parsed = arrow::compute::kernels::cast_utils::parse_interval_month_day_nano(&format!("{value}{unit}"))
+        .map_err(|e| wrong(&e.to_string()))?;
+    if parsed.months != 0 {
+        return Err(wrong("has months or years, which are not all equally long"));
+    }
+    let micros = i64::from(parsed.days) * crate::event::MICROS_PER_DAY + parsed.nanoseconds / 1_000;
+    if (SHORTEST..=LONGEST).contains(&micros) { Ok(micros) } else { Err(wrong("lies outside 1 ms to 400 days")) }
+}
+
+/// How the call cuts time; `column` finds a column of what it reads.
+pub(super) fn shape(call: &Call, column: &dyn Fn(&ast::Ident) -> Result<usize, Refusal>) -> Result<Shape, Refusal> {
+    let arguments = call.arguments.as_slice();
+    let at = |n: usize, what: &str| interval(&call.function, arguments.get(n), what);
+    let exactly = |n: usize| {
+        if arguments.len() == n {
+            return Ok(());
+        }
+        let message = format!("{} takes {} arguments; {FORM}", call.function, n + 2);
+        Err(Refusal::about(&[&call.function], message))
+    };
+    match call.function.as_str() {
+        "tumble" => {
+            exactly(1)?;
+            let size = at(0, "size")?;
+            Ok(Shape::Fixed { slide: size, size })
+        }
+        "hop" => {
+            exactly(2)?;
+            let (slide, size) = (at(0, "slide")?, at(1, "size")?);
+            if slide > size {
+                let message = "the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)";
+                return Err(Refusal::at(&arguments[0], message));
+            }
+            if size / gcd(slide, size) > MOST_PANES {
+                let message =
+                    format!("size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide");
+                return Err(Refusal::at(&arguments[0], message));
+            }
+            Ok(Shape::Fixed { slide, size })
+        }
+        "session" => {
+            if arguments.len() == 1 {
+                return Err(Refusal::about(&["session"], format!("a session without a key is not bounded; {FORM}")));
+            }
+            exactly(2)?;
+            let gap = at(0, "gap")?;
+            match &arguments[1] {
+                ast::Expr::Identifier(key) => Ok(Shape::Session { gap, key: column(key)? }),
+                other => Err(Refusal::at(other, format!("`{other}` is no key column; {FORM}"))),
+            }
+        }
+        other => Err(Refusal::about(&[other], format!("there is no window `{other}`; {FORM}"))),
+    }
+}
+
+/// Greatest common divisor of two positive lengths: a pane.
+pub fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
