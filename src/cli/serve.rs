@@ -111,7 +111,12 @@ fn serve_once(
     }
     running.stop.ask();
     runtime.block_on(server.stop());
-    let is_to_restart = restart.load(Ordering::Acquire) && !running.has_failed();
+    end(running, restart.load(Ordering::Acquire), is_over)
+}
+
+/// Ends what runs; whether it is to start anew. The address stays while it does.
+fn end(running: Running, restart: bool, is_over: &dyn Fn() -> bool) -> Result<bool, RuntimeError> {
+    let is_to_restart = restart && !running.has_failed();
     let folder = running.folder.clone();
     if is_to_restart {
         running.stop_to_go_on()?;

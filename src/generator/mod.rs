@@ -317,6 +317,20 @@ mod tests {
         }
     }
 
+    /// What a record is to those of its id before it: (response, guests, mtime).
+    fn kind_of(record: &Value, mtime: i64, before: &[(Value, Value, i64)]) -> &'static str {
+        let same = |b: &&(Value, Value, i64)| b.0 == record["response"] && b.1 == record["guests"];
+        if before.is_empty() {
+            "new"
+        } else if before.iter().any(|b| same(&b) && b.2 == mtime) {
+            "copy"
+        } else if before.iter().any(|b| same(&b) && (b.2 - mtime).abs() <= 500) {
+            "twin"
+        } else {
+            "update"
+        }
+    }
+
     #[test]
     fn fifty_thousand_records_are_as_measured() {
         let records = records(50_000);
@@ -330,16 +344,7 @@ mod tests {
         for (r, _) in &records {
             let (id, mtime) = (r["rsvp_id"].as_u64().unwrap(), r["mtime"].as_i64().unwrap());
             let before = seen.entry(id).or_default();
-            let same = |b: &&(Value, Value, i64)| b.0 == r["response"] && b.1 == r["guests"];
-            let kind = if before.is_empty() {
-                "new"
-            } else if before.iter().any(|b| same(&b) && b.2 == mtime) {
-                "copy"
-            } else if before.iter().any(|b| same(&b) && (b.2 - mtime).abs() <= 500) {
-                "twin"
-            } else {
-                "update"
-            };
+            let kind = kind_of(r, mtime, before);
             before.push((r["response"].clone(), r["guests"].clone(), mtime));
             *kinds.entry(kind).or_default() += 100.0 / total;
             newest = newest.max(mtime);

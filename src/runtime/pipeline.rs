@@ -51,7 +51,7 @@ pub struct Pipeline {
     pub views: Vec<Arc<Status>>,
     pub view_names: Vec<String>,
     writer: JoinHandle<Result<Wal, crate::wal::WalError>>,
-    operators: JoinHandle<Result<(), RuntimeError>>,
+    operators: OperatorThread,
     drivers: Vec<JoinHandle<Result<(), ViewError>>>,
     resume: Receiver<Resume>,
     /// Records of the log that no snapshot covers.
@@ -70,12 +70,9 @@ impl Pipeline {
     ) -> Result<Self, RuntimeError> {
         let shares = config.limits.shares();
         let Opened { mut views, handles, positions } = opened;
-        let (operators, from_snapshot) = snapshots.newest_for(&positions, Lsn::MAX)?;
-        if from_snapshot {
-            views.iter_mut().for_each(|v| v.skip_to(operators.lsn()));
-        }
+        let operators = newest_state(&snapshots, &mut views, &positions)?;
         let end = wal.synced_lsn();
-        tracing::debug!(from = operators.lsn(), to = end, from_snapshot, "recovering");
+        tracing::debug!(from = operators.lsn(), to = end, "recovering");
         let recovered = end.saturating_sub(operators.lsn());
         handles.progress.set_synced(end);
         handles.raise_floors(&operators.floors());
@@ -116,10 +113,7 @@ impl Pipeline {
             snapshot_bytes: 0,
             published: Instant::now(),
         };
-        let operators = std::thread::Builder::new()
-            .name("operators".into())
-            .spawn(move || stage.run(end, &ready, &committed))
-            .expect("the system can start a thread");
+        let operators = stage.start(end, ready, committed);
         Ok(Self {
             trimming,
             leave_the_rest,
@@ -214,6 +208,21 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
     (statuses, names, threads)
 }
 
+/// The newest state that no view is behind; views know then that nothing below it is theirs.
+fn newest_state(
+    snapshots: &Snapshots,
+    views: &mut [Box<dyn View>],
+    positions: &BTreeMap<String, Lsn>,
+) -> Result<Operators, RuntimeError> {
+    let (operators, from_snapshot) = snapshots.newest_for(positions, Lsn::MAX)?;
+    if from_snapshot {
+        views.iter_mut().for_each(|v| v.skip_to(operators.lsn()));
+    }
+    Ok(operators)
+}
+
+type OperatorThread = JoinHandle<Result<(), RuntimeError>>;
+
 struct OperatorStage {
     /// Shared with queries, which look between frames.
     operators: Arc<Mutex<Operators>>,
@@ -257,6 +266,14 @@ impl OperatorStage {
     fn operators(&self) -> MutexGuard<'_, Operators> {
         // What a panic leaves half applied is never snapshotted: the stage ends with it.
         self.operators.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs in a thread of its own.
+    fn start(self, end: Lsn, ready: Sender<Resume>, committed: Receiver<Committed>) -> OperatorThread {
+        std::thread::Builder::new()
+            .name("operators".into())
+            .spawn(move || self.run(end, &ready, &committed))
+            .expect("the system can start a thread")
     }
 
     /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to do so.
