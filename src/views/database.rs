@@ -1,6 +1,7 @@
 //! Small state in a redb file, with the position in the same transaction. Counts and places keep theirs this way.
 
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use redb::{
     Database, Key, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
@@ -19,7 +20,9 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// A file opened to write, or to read what is committed.
 pub struct StateFile {
     path: PathBuf,
-    database: Opened,
+    cache_bytes: usize,
+    /// None: it could not be opened again after a fault.
+    database: RwLock<Option<Opened>>,
 }
 
 enum Opened {
@@ -73,10 +76,29 @@ pub fn copy_table<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
+/// What an error of the file means.
+fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
+    let path = path.to_owned();
+    move |error| match error {
+        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseAlreadyOpen => failed(&path)(error),
+        error => ViewError::Damaged { path: path.clone(), reason: error.to_string() },
+    }
+}
+
+/// An error of what was worth another try.
+fn failed(path: &Path) -> impl Fn(redb::Error) -> ViewError {
+    let view = path.display().to_string();
+    move |error| ViewError::Failed { view: view.clone(), reason: error.to_string() }
+}
+
+fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
+    let database = redb::Builder::new().set_cache_size(cache_bytes).create(path);
+    database.map(Opened::Writable).map_err(|e| wrong(path)(e.into()))
+}
+
 impl StateFile {
-    fn damaged(path: &Path) -> impl Fn(redb::Error) -> ViewError {
-        let path = path.to_owned();
-        move |error| ViewError::Damaged { path: path.clone(), reason: error.to_string() }
+    fn new(path: &Path, cache_bytes: usize, database: Opened) -> Self {
+        Self { path: path.to_owned(), cache_bytes, database: RwLock::new(Some(database)) }
     }
 
     /// Opens the file to write, or what is there to read.
@@ -86,9 +108,20 @@ impl StateFile {
 
     /// Opens the file, or makes it, for writing; what a kill left is repaired.
     fn open(path: &Path, cache_bytes: usize) -> Result<Self, ViewError> {
-        let wrong = Self::damaged(path);
-        let database = redb::Builder::new().set_cache_size(cache_bytes).create(path).map_err(|e| wrong(e.into()))?;
-        Ok(Self { path: path.to_owned(), database: Opened::Writable(database) })
+        Ok(Self::new(path, cache_bytes, create(path, cache_bytes)?))
+    }
+
+    /// Closes the file and opens it again: after one fault redb refuses every further write. It takes its place only when no
+    /// reader from before is left.
+    pub fn reopen(&self) -> Result<(), ViewError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        *database = None;
+        *database = Some(create(&self.path, self.cache_bytes)?);
+        Ok(())
+    }
+
+    fn database(&self) -> RwLockReadGuard<'_, Option<Opened>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the file for reading; one that a kill left unfinished is repaired in a temporary copy. None if there is no file.
@@ -108,20 +141,21 @@ impl StateFile {
                 Opened::Copy(builder.open(&copy).map_err(|e| wrong(e.to_string()))?, folder)
             }
         };
-        Ok(Some(Self { path: path.to_owned(), database }))
+        Ok(Some(Self::new(path, cache_bytes, database)))
     }
 
     pub fn read(&self) -> Result<ReadTransaction, ViewError> {
-        let transaction = match &self.database {
-            Opened::Writable(database) | Opened::Copy(database, _) => database.begin_read(),
-            Opened::ReadOnly(database) => database.begin_read(),
+        let transaction = match &*self.database() {
+            Some(Opened::Writable(database) | Opened::Copy(database, _)) => database.begin_read(),
+            Some(Opened::ReadOnly(database)) => database.begin_read(),
+            None => return Err(failed(&self.path)(redb::Error::PreviousIo)),
         };
-        transaction.map_err(|e| Self::damaged(&self.path)(e.into()))
+        transaction.map_err(|e| wrong(&self.path)(e.into()))
     }
 
     /// The committed position, and whether the file has one of this log.
     pub fn position(&self, origin: Origin) -> Result<Lsn, ViewError> {
-        let wrong = Self::damaged(&self.path);
+        let wrong = wrong(&self.path);
         let table = match self.read()?.open_table(META) {
             Ok(table) => table,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(origin.zero),
@@ -158,11 +192,11 @@ impl StateFile {
         path: &Path,
         tables: impl FnOnce(&ReadTransaction, &WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), ViewError> {
-        let failed = |e: redb::Error| ViewError::Failed { view: path.display().to_string(), reason: e.to_string() };
+        let failed = failed(path);
         let read = self.read()?;
         let copy = redb::Builder::new().set_cache_size(COPY_CACHE_BYTES).create(path).map_err(|e| failed(e.into()))?;
         let write = copy.begin_write().map_err(|e| failed(e.into()))?;
-        copy_table(META, &read, &write).and_then(|()| tables(&read, &write)).map_err(failed)?;
+        copy_table(META, &read, &write).and_then(|()| tables(&read, &write)).map_err(&failed)?;
         write.commit().map_err(|e| failed(e.into()))
     }
 
@@ -173,15 +207,15 @@ impl StateFile {
         position: Lsn,
         write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), ViewError> {
-        let failed =
-            |e: redb::Error| ViewError::Failed { view: self.path.display().to_string(), reason: e.to_string() };
-        let Opened::Writable(database) = &self.database else {
+        let failed = failed(&self.path);
+        let opened = self.database();
+        let Some(Opened::Writable(database)) = &*opened else {
             return Err(ViewError::Failed { view: self.path.display().to_string(), reason: "opened to read".into() });
         };
         let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
         // A restart after a kill opens at once instead of reading the whole file.
         transaction.set_quick_repair(true);
-        write(&transaction).map_err(failed)?;
+        write(&transaction).map_err(&failed)?;
         {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
             for (key, value) in [("version", VERSION), ("log", origin.log), ("position", position)] {

@@ -72,43 +72,59 @@ pub fn run(
 ) -> Result<(), ViewError> {
     let name = view.name().to_owned();
     status.publish(&*view);
-    let (mut retry, mut tries) = (FIRST_RETRY, 0);
-    // Only a commit shows that a view that failed goes on again.
-    let mut stood = view.positions();
+    let mut failures = Failures { tries: 0, stood: view.positions() };
     let mut hurries = ring.hurries();
     loop {
         match advance(&mut *view, &name, ring, catch_up, status, &mut hurries) {
-            Ok(true) if tries == 0 => {}
-            Ok(true) => {
-                if view.positions() != stood {
-                    (retry, tries) = (FIRST_RETRY, 0);
-                    status.set_failure(None);
-                }
+            // Only a commit shows that a view that failed goes on again.
+            Ok(true) if failures.tries > 0 && view.positions() != failures.stood => {
+                failures.tries = 0;
+                status.set_failure(None);
             }
+            Ok(true) => {}
             Ok(false) => return Ok(()),
-            Err(error) if error.is_final() => return Err(error),
-            Err(error) => {
-                tries += 1;
-                stood = view.positions();
-                let is_ending = matches!(ring.next(&name, Lsn::MAX, Duration::ZERO), Next::Closed);
-                ring.leave(&name);
-                if is_ending && tries >= TRIES {
+            Err(error) => failures.recover(&mut *view, ring, status, error)?,
+        }
+    }
+}
+
+/// What a view has failed since its last commit.
+struct Failures {
+    tries: u32,
+    /// Where it stood then.
+    stood: Vec<(String, Lsn)>,
+}
+
+impl Failures {
+    /// Starts a view again from its position, as often as it takes; an error where that cannot help, or everything ends.
+    fn recover(
+        &mut self,
+        view: &mut dyn View,
+        ring: &Ring,
+        status: &Status,
+        mut error: ViewError,
+    ) -> Result<(), ViewError> {
+        let name = view.name().to_owned();
+        self.stood = view.positions();
+        loop {
+            if error.is_final() {
+                return Err(error);
+            }
+            let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.tries)).min(LAST_RETRY);
+            self.tries = self.tries.saturating_add(1);
+            tracing::error!(view = name, %error, retry_ms = wait.as_millis() as u64, "view failed; it starts again from its position");
+            status.set_failure(Some(error.to_string()));
+            // Nobody waits for it meanwhile, and the end of everything wakes it.
+            if matches!(ring.next(&name, Lsn::MAX, wait), Next::Closed) {
+                if self.tries >= TRIES {
                     return Err(error);
                 }
-                tracing::error!(view = name, %error, retry_ms = retry.as_millis() as u64, "view failed; it starts again from its position");
-                status.set_failure(Some(error.to_string()));
-                loop {
-                    std::thread::sleep(retry);
-                    retry = (retry * 2).min(LAST_RETRY);
-                    match view.reopen() {
-                        Ok(()) => break,
-                        Err(error) if error.is_final() || is_ending && tries >= TRIES => return Err(error),
-                        Err(error) => {
-                            tries += 1;
-                            status.set_failure(Some(error.to_string()));
-                        }
-                    }
-                }
+                std::thread::sleep(FIRST_RETRY * self.tries);
+            }
+            ring.leave(&name);
+            match view.reopen() {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
             }
         }
     }

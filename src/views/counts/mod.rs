@@ -153,6 +153,12 @@ impl Counts {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Gives up what is not committed.
+    fn reopen(&self) -> Result<(), ViewError> {
+        self.file.reopen()?;
+        self.load()
+    }
+
     /// Reads totals from the newest hour on, as many as have room.
     fn load(&self) -> Result<(), ViewError> {
         let mut loaded = State::default();
@@ -504,7 +510,7 @@ impl View for CountsView {
     }
 
     fn reopen(&mut self) -> Result<(), ViewError> {
-        self.counts.load()?;
+        self.counts.reopen()?;
         self.committed = self.counts.position(self.origin)?;
         self.applied = self.committed;
         self.since = None;

@@ -260,6 +260,12 @@ impl Places {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Gives up what is not committed.
+    fn reopen(&self) -> Result<(), ViewError> {
+        self.file.reopen()?;
+        self.load()
+    }
+
     fn load(&self) -> Result<(), ViewError> {
         let mut points = Vec::new();
         let mut next = 0;

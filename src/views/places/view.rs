@@ -241,7 +241,7 @@ impl View for PlacesView {
     }
 
     fn reopen(&mut self) -> Result<(), ViewError> {
-        self.places.load()?;
+        self.places.reopen()?;
         self.committed = self.places.position(self.origin)?;
         self.applied = self.committed;
         self.since = None;

@@ -6,6 +6,7 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
+use tantivy::directory::error::OpenReadError;
 use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
 
@@ -102,16 +103,16 @@ impl SearchIndex {
     /// Opens the indexes of a stream; none where there are none and `writable` is false.
     pub fn open(folder: &Path, def: &SearchDef, writable: bool) -> Result<Option<Self>, ViewError> {
         let (schema, fields) = schema(def);
-        let wrong = |reason: String| ViewError::Damaged { path: folder.to_owned(), reason };
+        let failed = |error: std::io::Error| wrong(folder)(error.into());
         if !writable && !folder.is_dir() {
             return Ok(None);
         }
-        std::fs::create_dir_all(folder).map_err(|e| wrong(e.to_string()))?;
+        std::fs::create_dir_all(folder).map_err(failed)?;
         if writable {
-            remove_gone(folder).map_err(|e| wrong(e.to_string()))?;
+            remove_gone(folder).map_err(failed)?;
         }
         let mut names: Vec<String> = std::fs::read_dir(folder)
-            .map_err(|e| wrong(e.to_string()))?
+            .map_err(failed)?
             .filter_map(|e| e.ok().map(|e| e.file_name().to_string_lossy().into_owned()))
             .filter(|n| n.len() == 6 && n.bytes().all(|b| b.is_ascii_digit()))
             .collect();
@@ -121,7 +122,7 @@ impl SearchIndex {
         }
         let numbers = names.iter().filter_map(|n| n.parse::<usize>().ok());
         let parts = numbers.map(|n| open_part(folder, n, &schema)).collect::<Result<Vec<_>, _>>();
-        let parts = RwLock::new(parts.map_err(|e| wrong(e.to_string()))?);
+        let parts = RwLock::new(parts.map_err(wrong(folder))?);
         Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
     }
 
@@ -178,7 +179,7 @@ impl SearchIndex {
     pub fn position(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
         let wrong = |reason: String| ViewError::Damaged { path: self.folder.clone(), reason };
         for part in self.parts().iter().rev() {
-            let metas = part.index.load_metas().map_err(|e| wrong(e.to_string()))?;
+            let metas = part.index.load_metas().map_err(self::wrong(&self.folder))?;
             let Some(text) = metas.payload else { continue };
             let payload: Payload = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
             if payload.version > VERSION {
@@ -259,6 +260,22 @@ impl SearchIndex {
     pub fn searchers(&self) -> (Vec<Searcher>, Lsn) {
         let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
         (self.parts().iter().map(|p| p.reader.searcher()).collect(), *visible)
+    }
+}
+
+/// What an error of an index means: a disk that fails is worth another try.
+fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
+    let path = folder.to_owned();
+    move |error| {
+        let reason = error.to_string();
+        match error {
+            TantivyError::IoError(_)
+            | TantivyError::LockFailure(..)
+            | TantivyError::OpenDirectoryError(_)
+            | TantivyError::OpenReadError(OpenReadError::IoError { .. })
+            | TantivyError::OpenWriteError(_) => ViewError::Failed { view: path.display().to_string(), reason },
+            _ => ViewError::Damaged { path: path.clone(), reason },
+        }
     }
 }
 
