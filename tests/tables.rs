@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use weir::query::sql::to_ndjson;
 
 use crate::server::{Server, start};
-use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, wait_until, weir};
+use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, ndjson, records, wait_until, weir};
 
 /// The rows of a Delta table by its log and files alone.
 fn read_delta(folder: &Path) -> Vec<Value> {
@@ -121,13 +121,49 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
     keys_resolve(&bench);
 }
 
+/// Each topic has the name that the record with the greatest mtime tells, whichever other topics it tells beside it.
+fn topics_are_latest(bench: &Bench, records: &[Value]) {
+    let want = latest(records, |r| {
+        let topics = r["group"]["group_topics"].as_array().expect("topics");
+        topics.iter().map(|t| (t["urlkey"].to_string(), t["topic_name"].clone())).collect()
+    });
+    let shown = |rows: &[Value]| -> BTreeMap<String, Value> {
+        rows.iter().map(|r| (r["urlkey"].to_string(), r["topic_name"].clone())).collect()
+    };
+    let found = bench.rows("select * from rsvps.topics");
+    assert_eq!(found.len(), want.len(), "topics: unique keys");
+    assert_eq!(shown(&found), want, "topics");
+    assert_eq!(shown(&read_delta(&bench.path("data/lake/rsvps.topics"))), want, "topics: its files");
+}
+
+#[test]
+fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
+    let bench = Bench::new(OFTEN);
+    let mut numbers = Numbers(3);
+    // Groups that each call their topics as they like, and now and then otherwise.
+    let mut groups: Vec<Vec<(u64, u64)>> =
+        (0..60).map(|_| (0..10).map(|_| (numbers.below(200), numbers.below(3))).collect()).collect();
+    let mut all = records(4_000, 12);
+    for (n, record) in all.iter_mut().enumerate() {
+        let group = &mut groups[numbers.below(60) as usize];
+        if numbers.below(10) == 0 {
+            group[numbers.below(10) as usize].1 = numbers.below(3);
+        }
+        // In no order of their versions, some of which are equal.
+        record["mtime"] = json!(1_465_520_400_000 + n as u64 * 10 + numbers.below(400) / 7 * 7);
+        let topic =
+            |(key, name): &(u64, u64)| json!({"urlkey": format!("t{key}"), "topic_name": format!("{key}, {name}")});
+        record["group"]["group_topics"] = group.iter().map(topic).collect();
+    }
+    for end in [1_000, 2_500, 4_000] {
+        bench.write("in.ndjson", &ndjson(&all[..end]));
+        bench.once();
+        topics_are_latest(&bench, &all[..end]);
+    }
+}
+
 fn lists_are_gone_through(bench: &Bench, records: &[Value]) {
-    let topics: BTreeSet<String> = records
-        .iter()
-        .flat_map(|r| r["group"]["group_topics"].as_array().expect("topics"))
-        .map(|t| t["urlkey"].as_str().expect("a key").to_owned())
-        .collect();
-    assert_eq!(bench.number("select count(*) from rsvps.topics"), topics.len() as u64);
+    topics_are_latest(bench, records);
     let pairs: BTreeSet<(i64, &str)> = records
         .iter()
         .flat_map(|r| {

@@ -32,14 +32,14 @@ pub struct EntityState {
     known: ByNumber<u64, Known>,
     /// Of a table with lists, by the hash of the key: events of `told` that tell it too.
     by: ByNumber<u64, Vec<u64>>,
-    /// Of a table with lists, by the hash of what an event tells: the greatest version that told it.
-    told: ByNumber<u64, i64>,
+    /// Of a table with lists, by the hash of what an event tells.
+    told: ByNumber<u64, Told>,
     /// Pairs of them, as far as they were ever made: none is made above [`LINKS`].
     links: usize,
 }
 
 /// What a snapshot has of it.
-type Saved<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, i64)>, usize);
+type Saved<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, Told)>, usize);
 
 /// What a key was told, and by which events of `told` too.
 #[derive(Serialize, Deserialize)]
@@ -56,6 +56,15 @@ struct Known {
     content: u64,
     /// The greatest version that told it, beside those in `told`.
     version: i64,
+}
+
+/// An event that was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Told {
+    /// The greatest version that told it. It counts for all keys of which it tells what they are.
+    version: i64,
+    /// All its keys are as it tells them, and it is among those in `by`: told again, it tells nothing new.
+    is_known: bool,
 }
 
 impl EntityState {
@@ -79,7 +88,7 @@ impl EntityState {
             let rows = self.entity.rows(batch)?;
             return self.new_rows(&rows, None);
         }
-        // What was told before, list for list, tells nothing new, whatever its version.
+        // What was told before, list for list, tells nothing new, whatever its version, as long as all its keys are as it tells them.
         let inputs: Vec<&ArrayRef> = self.entity.inputs(batch).collect();
         let mut bytes = Vec::new();
         let versions = self.entity.versions(batch)?;
@@ -92,24 +101,35 @@ impl EntityState {
             let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
             let keys = inputs.iter().map(|input| items(input, row)).max().unwrap_or(0);
             let has_room = self.told.len() < KNOWN_KEYS && keys <= EVENT_KEYS && self.links + keys <= LINKS;
-            match self.told.get_mut(&input) {
-                Some(greatest) => *greatest = version.max(*greatest),
-                None => {
-                    if has_room {
-                        self.told.insert(input, version);
-                        self.links += keys;
-                        by.insert(lsn, input);
-                    }
-                    fresh.push(row as u32);
+            if let Some(told) = self.told.get_mut(&input) {
+                told.version = version.max(told.version);
+                if told.is_known {
+                    continue;
                 }
+                by.insert(lsn, input);
+            } else if has_room {
+                self.told.insert(input, Told { version, is_known: false });
+                self.links += keys;
+                by.insert(lsn, input);
             }
+            fresh.push(row as u32);
         }
         if fresh.is_empty() {
             return Ok(RecordBatch::new_empty(self.entity.schema.clone()));
         }
         let fresh = self.entity.pick(batch, &UInt32Array::from(fresh))?;
         let rows = self.entity.rows(&fresh)?;
+        // Until one of its keys shows otherwise.
+        for input in by.values() {
+            self.know(*input, true);
+        }
         self.new_rows(&rows, Some(&by))
+    }
+
+    fn know(&mut self, input: u64, is_known: bool) {
+        if let Some(told) = self.told.get_mut(&input) {
+            told.is_known = is_known;
+        }
     }
 
     /// Of rows those that tell something new; `by`: the remembered events that tell them, by their LSNs.
@@ -123,7 +143,14 @@ impl EntityState {
         let mut contents = self.contents(rows, &hashes)?.into_iter();
         let versions = rows.column(2).as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
         let lsns = super::lsns(rows);
+        let is_all_key = self.entity.keys.len() + ENTITY_COLUMNS.len() == rows.num_columns();
         let (known, told, tellers) = (&mut self.known, &mut self.told, &mut self.by);
+        // Whoever tells another thing is listened to again.
+        let hear = |told: &mut ByNumber<u64, Told>, by: u64| {
+            if let Some(told) = told.get_mut(&by) {
+                told.is_known = false;
+            }
+        };
         let is_new = |row: usize| {
             if keys.iter().any(|key| key.is_null(row)) {
                 contents.next();
@@ -131,35 +158,38 @@ impl EntityState {
             }
             let version = if versions.is_valid(row) { versions.value(row) } else { i64::MIN };
             let key = hashes[row];
-            let Some(content) = contents.next().flatten() else { return true };
             let by = by.and_then(|by| by.get(&lsns[row])).copied();
+            let content = contents.next().flatten();
             let has_room = known.len() < KNOWN_KEYS;
-            let Some(before) = known.get_mut(&key) else {
-                if has_room {
+            let (Some(content), Some(before)) = (content, known.get_mut(&key)) else {
+                if let Some(content) = content.filter(|_| has_room) {
                     known.insert(key, Known { content, version });
                     tellers.extend(by.map(|by| (key, vec![by])));
+                } else if let Some(by) = by.filter(|_| !is_all_key) {
+                    // What a key is that is not remembered can change unseen, unless it is nothing else than its key.
+                    hear(told, by);
                 }
                 return true;
             };
             if before.content == content {
                 before.version = version.max(before.version);
                 if let Some(by) = by {
-                    tellers.entry(key).or_default().push(by);
+                    let of_key = tellers.entry(key).or_default();
+                    if !of_key.contains(&by) {
+                        of_key.push(by);
+                    }
                 }
                 return false;
             }
             let of_key = tellers.get(&key).map_or(&[][..], Vec::as_slice);
-            let greatest = of_key.iter().filter_map(|by| told.get(by)).copied().max().unwrap_or(i64::MIN);
-            let is_newer = version >= greatest.max(before.version);
-            // Whoever tells the other thing from now on is listened to again.
+            let greatest = of_key.iter().filter_map(|by| told.get(by)).map(|told| told.version).max();
+            let is_newer = version >= greatest.unwrap_or(i64::MIN).max(before.version);
             if is_newer {
-                for by in tellers.remove(&key).into_iter().flatten() {
-                    told.remove(&by);
-                }
+                tellers.remove(&key).into_iter().flatten().for_each(|by| hear(told, by));
                 *before = Known { content, version };
                 tellers.extend(by.map(|by| (key, vec![by])));
             } else if let Some(by) = by {
-                told.remove(&by);
+                hear(told, by);
             }
             is_newer
         };
@@ -193,7 +223,7 @@ impl EntityState {
         };
         let mut known: Vec<(u64, SavedKey<'_>)> = self.known.iter().map(saved).collect();
         known.sort_unstable_by_key(|(key, _)| *key);
-        let mut told: Vec<(u64, i64)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
+        let mut told: Vec<(u64, Told)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
         told.sort_unstable();
         let saved = serde_json::to_vec::<Saved<'_>>(&(known, told, self.links)).expect("plain data becomes JSON");
         out.extend_from_slice(&(saved.len() as u64).to_le_bytes());

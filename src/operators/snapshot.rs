@@ -3,7 +3,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WEIRSNP` and a zero byte |
-//! | 8 | 4 | format version, 2 (1: before there were sessions and windows) |
+//! | 8 | 4 | format version, 3; those before it are of no release |
 //! | 12 | 4 | length of the body when unpacked |
 //! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its repeats and of its sessions, where
 //! it has them, then that of each window and each entity table |
@@ -23,7 +23,7 @@ use super::{Answer, Floors, OperatorError, Operators, PartitionState, StreamStat
 use crate::event::{Gap, Lsn, Micros};
 use crate::schema::Catalog;
 
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const MAGIC: [u8; 8] = *b"WEIRSNP\0";
 const HEADER_BYTES: usize = 16;
 
@@ -151,6 +151,9 @@ fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorErr
     }
     match u32_at(8) {
         Some(version) if version > VERSION => return Err(OperatorError::Newer { path: path.to_owned(), version }),
+        Some(version) if version < VERSION => {
+            return Err(wrong(&format!("has the format {version} of a version before the first release")));
+        }
         _ => {}
     }
     let end = bytes.len().checked_sub(4).filter(|end| *end >= HEADER_BYTES).ok_or_else(|| wrong("is cut short"))?;
