@@ -149,8 +149,8 @@ fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
         if numbers.below(10) == 0 {
             group[numbers.below(10) as usize].1 = numbers.below(3);
         }
-        // In no order of their versions, some of which are equal.
-        record["mtime"] = json!(1_465_520_400_000 + n as u64 * 10 + numbers.below(400) / 7 * 7);
+        // In no order of their versions, of which ten or so are equal.
+        record["mtime"] = json!(1_465_520_400_000 + (n as u64 * 10 + numbers.below(400)) / 100 * 100);
         let topic =
             |(key, name): &(u64, u64)| json!({"urlkey": format!("t{key}"), "topic_name": format!("{key}, {name}")});
         record["group"]["group_topics"] = group.iter().map(topic).collect();

@@ -61,8 +61,9 @@ struct Known {
 /// An event that was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Told {
-    /// The greatest version that told it. It counts for all keys of which it tells what they are.
-    version: i64,
+    /// The greatest version that told it, and the last record of that version. They count for all keys of which it tells what
+    /// they are.
+    greatest: (i64, i64),
     /// All its keys are as it tells them, and it is among those in `by`: told again, it tells nothing new.
     is_known: bool,
 }
@@ -102,13 +103,13 @@ impl EntityState {
             let keys = inputs.iter().map(|input| items(input, row)).max().unwrap_or(0);
             let has_room = self.told.len() < KNOWN_KEYS && keys <= EVENT_KEYS && self.links + keys <= LINKS;
             if let Some(told) = self.told.get_mut(&input) {
-                told.version = version.max(told.version);
+                told.greatest = told.greatest.max((version, lsn));
                 if told.is_known {
                     continue;
                 }
                 by.insert(lsn, input);
             } else if has_room {
-                self.told.insert(input, Told { version, is_known: false });
+                self.told.insert(input, Told { greatest: (version, lsn), is_known: false });
                 self.links += keys;
                 by.insert(lsn, input);
             }
@@ -182,8 +183,10 @@ impl EntityState {
                 return false;
             }
             let of_key = tellers.get(&key).map_or(&[][..], Vec::as_slice);
-            let greatest = of_key.iter().filter_map(|by| told.get(by)).map(|told| told.version).max();
-            let is_newer = version >= greatest.unwrap_or(i64::MIN).max(before.version);
+            // Also what a later record of this batch tells, which may have been passed over: of one version the last record counts.
+            let greatest = of_key.iter().filter_map(|by| told.get(by)).map(|told| told.greatest).max();
+            let is_newer =
+                version >= before.version && greatest.is_none_or(|greatest| (version, lsns[row]) >= greatest);
             if is_newer {
                 tellers.remove(&key).into_iter().flatten().for_each(|by| hear(told, by));
                 *before = Known { content, version };
