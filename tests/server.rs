@@ -190,6 +190,8 @@ fn bodies_that_would_fill_the_memory_together_are_refused_before_they_are_read()
 #[test]
 fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     let bench = http_bench();
+    // The time that passes meanwhile closes no window.
+    bench.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
     let server = start(&bench);
     let all = records(1_500, 8);
     for part in all.chunks(500) {
