@@ -1,6 +1,7 @@
 // A disk that fails, under a program that does not know: loaded before the C library, it lets FAIL_AFTER operations that change
 // something below the folder FAIL_UNDER succeed, and the next FAIL_FOR ones fail with FAIL_WITH. A failing write leaves half of its
-// bytes. At its end the program leaves the number of its operations in FAIL_COUNT, where that names a file.
+// bytes. At its end the program leaves the number of its operations in FAIL_COUNT, where that names a file. What goes to the kernel
+// past the C library (allocation of the log's segments, renames of temporary files) does not fail, and neither does reading.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

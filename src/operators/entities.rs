@@ -144,7 +144,7 @@ impl EntityState {
         let mut contents = self.contents(rows, &hashes)?.into_iter();
         let versions = rows.column(2).as_any().downcast_ref::<Int64Array>().ok_or("a version is no number")?;
         let lsns = super::lsns(rows);
-        let is_all_key = self.entity.keys.len() + ENTITY_COLUMNS.len() == rows.num_columns();
+        let is_all_key = (ENTITY_COLUMNS.len()..rows.num_columns()).all(|column| self.entity.keys.contains(&column));
         let (known, told, tellers) = (&mut self.known, &mut self.told, &mut self.by);
         // Whoever tells another thing is listened to again.
         let hear = |told: &mut ByNumber<u64, Told>, by: u64| {

@@ -114,7 +114,11 @@ impl CatchUp for LogCatchUp {
         let damaged = |reason: String| ViewError::Damaged { path: self.snapshots.log.clone(), reason };
         let positions = view.positions().into_iter().collect();
         let (mut operators, from_snapshot) =
-            self.snapshots.newest_for(&positions, Lsn::MAX).map_err(|e| damaged(e.to_string()))?;
+            self.snapshots.newest_for(&positions, Lsn::MAX).map_err(|error| match error {
+                OperatorError::Newer { .. } => damaged(error.to_string()),
+                // The folder could not be listed.
+                error => failed(error.to_string()),
+            })?;
         if from_snapshot {
             // It has every row up to there, wherever its own rows end.
             view.skip_to(operators.lsn());

@@ -1,5 +1,6 @@
 //! Small state in a redb file, with the position in the same transaction. Counts and places keep theirs this way.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -10,6 +11,7 @@ use redb::{
 
 use super::ViewError;
 use crate::event::Lsn;
+use crate::storage::sync_folder;
 
 /// The file's format.
 const VERSION: u64 = 2;
@@ -80,7 +82,14 @@ pub fn copy_table<K: Key + 'static, V: Value + 'static>(
 fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     let path = path.to_owned();
     move |error| match error {
-        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseAlreadyOpen => failed(&path)(error),
+        // What is no file of redb's.
+        redb::Error::Io(ref io) if io.kind() == ErrorKind::InvalidData => {
+            ViewError::Damaged { path: path.clone(), reason: error.to_string() }
+        }
+        redb::Error::Io(_)
+        | redb::Error::PreviousIo
+        | redb::Error::DatabaseClosed
+        | redb::Error::DatabaseAlreadyOpen => failed(&path)(error),
         error => ViewError::Damaged { path: path.clone(), reason: error.to_string() },
     }
 }
@@ -91,7 +100,19 @@ fn failed(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     move |error| ViewError::Failed { view: view.clone(), reason: error.to_string() }
 }
 
+/// Opens the file; makes it under another name first, because one that was begun only is none of redb's.
 fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
+    if !path.exists() {
+        let io = |error: std::io::Error| failed(path)(error.into());
+        let new = path.with_extension("new");
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        redb::Builder::new().create(&new).map(drop).map_err(|e| wrong(&new)(e.into()))?;
+        std::fs::rename(&new, path).map_err(io)?;
+        sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
+    }
     let database = redb::Builder::new().set_cache_size(cache_bytes).create(path);
     database.map(Opened::Writable).map_err(|e| wrong(path)(e.into()))
 }
@@ -111,8 +132,7 @@ impl StateFile {
         Ok(Self::new(path, cache_bytes, create(path, cache_bytes)?))
     }
 
-    /// Closes the file and opens it again: after one fault redb refuses every further write. It takes its place only when no
-    /// reader from before is left.
+    /// Closes the file and opens it again: after one fault redb refuses every further write. What reads meanwhile fails.
     pub fn reopen(&self) -> Result<(), ViewError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         *database = None;

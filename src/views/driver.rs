@@ -72,7 +72,7 @@ pub fn run(
 ) -> Result<(), ViewError> {
     let name = view.name().to_owned();
     status.publish(&*view);
-    let mut failures = Failures { tries: 0, stood: view.positions() };
+    let mut failures = Failures { tries: 0, tries_at_the_end: 0, stood: view.positions() };
     let mut hurries = ring.hurries();
     loop {
         match advance(&mut *view, &name, ring, catch_up, status, &mut hurries) {
@@ -91,6 +91,8 @@ pub fn run(
 /// What a view has failed since its last commit.
 struct Failures {
     tries: u32,
+    /// Those since everything ends.
+    tries_at_the_end: u32,
     /// Where it stood then.
     stood: Vec<(String, Lsn)>,
 }
@@ -105,7 +107,11 @@ impl Failures {
         mut error: ViewError,
     ) -> Result<(), ViewError> {
         let name = view.name().to_owned();
-        self.stood = view.positions();
+        // It may have committed while it read the log again.
+        let stood = std::mem::replace(&mut self.stood, view.positions());
+        if stood != self.stood {
+            self.tries = 0;
+        }
         loop {
             if error.is_final() {
                 return Err(error);
@@ -116,10 +122,11 @@ impl Failures {
             status.set_failure(Some(error.to_string()));
             // Nobody waits for it meanwhile, and the end of everything wakes it.
             if matches!(ring.next(&name, Lsn::MAX, wait), Next::Closed) {
-                if self.tries >= TRIES {
+                self.tries_at_the_end += 1;
+                if self.tries_at_the_end >= TRIES {
                     return Err(error);
                 }
-                std::thread::sleep(FIRST_RETRY * self.tries);
+                std::thread::sleep(FIRST_RETRY * self.tries_at_the_end);
             }
             ring.leave(&name);
             match view.reopen() {

@@ -273,7 +273,9 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
             | TantivyError::LockFailure(..)
             | TantivyError::OpenDirectoryError(_)
             | TantivyError::OpenReadError(OpenReadError::IoError { .. })
-            | TantivyError::OpenWriteError(_) => ViewError::Failed { view: path.display().to_string(), reason },
+            | TantivyError::OpenWriteError(_)
+            | TantivyError::SystemError(_)
+            | TantivyError::ErrorInThread(_) => ViewError::Failed { view: path.display().to_string(), reason },
             _ => ViewError::Damaged { path: path.clone(), reason },
         }
     }
