@@ -177,17 +177,17 @@ impl SearchIndex {
 
     /// The committed position of this log.
     pub fn position(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
-        let wrong = |reason: String| ViewError::Damaged { path: self.folder.clone(), reason };
+        let damaged = |reason: String| ViewError::Damaged { path: self.folder.clone(), reason };
         for part in self.parts().iter().rev() {
-            let metas = part.index.load_metas().map_err(self::wrong(&self.folder))?;
+            let metas = part.index.load_metas().map_err(wrong(&self.folder))?;
             let Some(text) = metas.payload else { continue };
-            let payload: Payload = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+            let payload: Payload = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
             if payload.version > VERSION {
                 let what = format!("search format {}", payload.version);
                 return Err(ViewError::Newer { path: self.folder.clone(), what });
             }
             if payload.log != log {
-                return Err(wrong(format!(
+                return Err(damaged(format!(
                     "belongs to log {:x}, this one is {log:x}; restore log and views from one backup",
                     payload.log
                 )));
