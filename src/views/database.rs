@@ -102,8 +102,9 @@ fn failed(path: &Path) -> impl Fn(redb::Error) -> ViewError {
 
 /// Opens the file; makes it under another name first, because one that was begun only is none of redb's.
 fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
-    if !path.exists() {
-        let io = |error: std::io::Error| failed(path)(error.into());
+    let io = |error: std::io::Error| failed(path)(error.into());
+    // A disk that cannot say whether the file is there must not make it anew.
+    if !path.try_exists().map_err(io)? {
         let new = path.with_extension("new");
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
