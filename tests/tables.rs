@@ -136,18 +136,17 @@ fn topics_are_latest(bench: &Bench, records: &[Value]) {
     assert_eq!(shown(&read_delta(&bench.path("data/lake/rsvps.topics"))), want, "topics: its files");
 }
 
-#[test]
-fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
-    let bench = Bench::new(OFTEN);
+/// Records of groups that each call their topics as they like, and now and then otherwise: how many groups, how many topics of each,
+/// and of how many there are.
+fn told_to_and_fro(count: usize, groups: u64, topics: usize, all_topics: u64) -> Vec<Value> {
     let mut numbers = Numbers(3);
-    // Groups that each call their topics as they like, and now and then otherwise.
-    let mut groups: Vec<Vec<(u64, u64)>> =
-        (0..60).map(|_| (0..10).map(|_| (numbers.below(200), numbers.below(3))).collect()).collect();
-    let mut all = records(4_000, 12);
+    let mut names: Vec<Vec<(u64, u64)>> =
+        (0..groups).map(|_| (0..topics).map(|_| (numbers.below(all_topics), numbers.below(3))).collect()).collect();
+    let mut all = records(count, 12);
     for (n, record) in all.iter_mut().enumerate() {
-        let group = &mut groups[numbers.below(60) as usize];
+        let group = &mut names[numbers.below(groups) as usize];
         if numbers.below(10) == 0 {
-            group[numbers.below(10) as usize].1 = numbers.below(3);
+            group[numbers.below(topics as u64) as usize].1 = numbers.below(3);
         }
         // In no order of their versions, of which ten or so are equal.
         record["mtime"] = json!(1_465_520_400_000 + (n as u64 * 10 + numbers.below(400)) / 100 * 100);
@@ -155,7 +154,26 @@ fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
             |(key, name): &(u64, u64)| json!({"urlkey": format!("t{key}"), "topic_name": format!("{key}, {name}")});
         record["group"]["group_topics"] = group.iter().map(topic).collect();
     }
+    all
+}
+
+#[test]
+fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
+    let bench = Bench::new(OFTEN);
+    let all = told_to_and_fro(4_000, 60, 10, 200);
     for end in [1_000, 2_500, 4_000] {
+        bench.write("in.ndjson", &ndjson(&all[..end]));
+        bench.once();
+        topics_are_latest(&bench, &all[..end]);
+    }
+}
+
+#[test]
+fn so_it_is_where_there_are_more_keys_than_are_remembered() {
+    // About 20,000 topics, of which 16,384 are remembered and a fifth are told by several groups.
+    let bench = Bench::new("");
+    let all = told_to_and_fro(2_500, 500, 50, 60_000);
+    for end in [1_200, 2_500] {
         bench.write("in.ndjson", &ndjson(&all[..end]));
         bench.once();
         topics_are_latest(&bench, &all[..end]);
