@@ -1,8 +1,6 @@
-//! Killed at any moment, or on a disk that fails at any operation, nothing that was accepted is lost or doubled.
+//! Killed at any moment, nothing that was accepted is lost or doubled.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records};
 
@@ -30,85 +28,6 @@ fn fifty_kills_during_ingest_lose_and_double_nothing() {
     bench.once();
     holds_exactly(&bench, &all[..written]);
     // Windows and entities are those of one undisturbed run.
-    let undisturbed = Bench::new("");
-    undisturbed.write("in.ndjson", &ndjson(&all[..written]));
-    undisturbed.once();
-    assert_eq!(bench.all_answers(), undisturbed.all_answers());
-}
-
-/// `disk.c`, built by the C compiler that the crate needs anyway.
-fn failing_disk(bench: &Bench) -> PathBuf {
-    let library = bench.path("disk.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/disk.c");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
-    assert!(built.expect("a C compiler").success());
-    library
-}
-
-const EIO: u32 = 5;
-const ENOSPC: u32 = 28;
-const FOR_EVER: u64 = u64::MAX / 2;
-
-/// Any file below the data folder: log, snapshots, tables, indexes, state.
-#[test]
-#[cfg(target_os = "linux")]
-fn a_disk_that_fails_at_any_operation_loses_and_doubles_nothing() {
-    let bench = Bench::new(OFTEN);
-    let library = failing_disk(&bench);
-    let all = records(7_200, 17);
-    let mut numbers = Numbers(5);
-    let folder = bench.path("").canonicalize().expect("a folder");
-    let (mut written, mut survived, mut failed) = (0, 0, 0);
-    let runs = 24;
-    for run in 0..runs {
-        written += 300;
-        bench.write("in.ndjson", &ndjson(&all[..written]));
-        // The first run makes the folder; later ones have about a thousand operations.
-        let after = numbers.below(if run == 0 { 300 } else { 900 });
-        let error = if numbers.below(2) == 0 { EIO } else { ENOSPC };
-        // Mostly it works again; a disk that is gone for good ends the run.
-        let length = [1, 1, 2, 20, FOR_EVER][numbers.below(5) as usize];
-        let mut child = bench
-            .command(&["run", "--once"])
-            .env("LD_PRELOAD", &library)
-            .env("FAIL_UNDER", folder.join("data"))
-            .env("FAIL_COUNT", bench.path("count"))
-            .env("FAIL_AFTER", after.to_string())
-            .env("FAIL_FOR", length.to_string())
-            .env("FAIL_WITH", error.to_string())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary runs");
-        let begun = Instant::now();
-        let status = loop {
-            match child.try_wait().expect("it can be waited for") {
-                Some(status) => break status,
-                None => std::thread::sleep(Duration::from_millis(20)),
-            }
-            if begun.elapsed() > Duration::from_secs(120) {
-                let _ = child.kill();
-                panic!("run {run}, {error} after {after} for {length}: it does not end");
-            }
-        };
-        let count = std::fs::read_to_string(bench.path("count")).expect("a count");
-        let is_met = count.parse::<u64>().expect("a number") > after;
-        match status.code() {
-            Some(0) => survived += usize::from(is_met),
-            Some(1) => failed += usize::from(is_met),
-            other => panic!("run {run}, {error} after {after} for {length}: {other:?}"),
-        }
-        // What ended well has everything; what did not goes on from there.
-        if !status.success() && run % 3 == 2 || run + 1 == runs {
-            bench.once();
-        } else if !status.success() {
-            continue;
-        }
-        if run % 3 == 2 {
-            holds_exactly(&bench, &all[..written]);
-        }
-    }
-    assert!(survived >= 4 && failed >= 2, "{survived} runs survived a fault, {failed} ended with one, of {runs}");
-    holds_exactly(&bench, &all[..written]);
     let undisturbed = Bench::new("");
     undisturbed.write("in.ndjson", &ndjson(&all[..written]));
     undisturbed.once();

@@ -1,6 +1,8 @@
 //! All integration tests, one binary. Each drives the built program or public modules and compares with a recount of its own.
 
 mod crash;
+#[cfg(target_os = "linux")]
+mod disk;
 mod log;
 mod operations;
 mod rebuild;
