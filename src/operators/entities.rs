@@ -22,6 +22,8 @@ use crate::schema::types::timestamp;
 /// Keys remembered of a table, and the memory that one takes.
 pub const KNOWN_KEYS: usize = 16 << 10;
 pub const KNOWN_KEY_BYTES: usize = 48;
+/// And the memory of an event that was told.
+const TOLD_BYTES: usize = 64;
 /// Pairs of a remembered event and a key that it tells, and the most keys of one that is remembered.
 const LINKS: usize = 8 * KNOWN_KEYS;
 const EVENT_KEYS: usize = 64;
@@ -80,7 +82,7 @@ impl EntityState {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        (self.known.len() + self.told.len()) * KNOWN_KEY_BYTES + self.links * size_of::<u64>()
+        self.known.len() * KNOWN_KEY_BYTES + self.told.len() * TOLD_BYTES + self.links * size_of::<u64>()
     }
 
     /// The rows that a stream's rows give and that tell something new.
