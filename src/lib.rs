@@ -31,7 +31,7 @@
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/refusal.rs` says where in SQL something is wrong |
 //! | `src/sources` | where bytes enter: files, websockets; HTTP comes in by `src/server/intake.rs` |
-//! | `src/decode.rs` | bytes → rows or rejection, straight into columns |
+//! | `src/decode` | bytes → rows or rejection, straight into columns |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on |
 //! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/repeats.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |

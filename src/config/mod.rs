@@ -6,6 +6,7 @@ mod place;
 pub mod stream;
 pub mod typed;
 pub mod units;
+pub mod zone;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -501,7 +502,7 @@ fn default_memory() -> u64 {
 
 /// Streams and windows, presets expanded; what a stream's keys or the file's own windows say goes before a preset's.
 fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, ConfigError> {
-    let mut declared = Declarations::default();
+    let mut declared = Declarations { zone_data: zone::data_version().to_owned(), ..Declarations::default() };
     for (name, typed) in &file.streams {
         let line = at.line_of(&format!("[streams.{name}]"));
         let wrong = |message: String| at.error(line, message);

@@ -227,6 +227,9 @@ pub struct Declarations {
     pub windows: BTreeMap<String, WindowDef>,
     #[serde(default)]
     pub tables: BTreeMap<String, TableDef>,
+    /// Version of the zone data that local times are computed with; empty where none was stored.
+    #[serde(default)]
+    pub zone_data: String,
 }
 
 impl Declarations {

@@ -14,6 +14,7 @@ use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
+pub use crate::config::zone;
 use crate::config::{Config, ConfigError, Declarations, Where, WindowDef};
 pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
@@ -134,6 +135,8 @@ pub struct Catalog {
     /// A window comes behind every one that it reads.
     pub windows: Vec<Arc<Window>>,
     pub entities: Vec<Arc<Entity>>,
+    /// Version of the zone data that the configuration was stored with.
+    pub zone_data: String,
 }
 
 impl Catalog {
@@ -154,7 +157,7 @@ impl Catalog {
                 planned.map(Arc::new).map_err(|e| DeclarationError::new(name, TABLE_KEY, e))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { id: declared.id(), streams, windows, entities })
+        Ok(Self { id: declared.id(), streams, windows, entities, zone_data: declared.zone_data.clone() })
     }
 
     /// Compiles a configuration's declarations; errors point into its file.
@@ -182,6 +185,7 @@ impl Catalog {
             streams: self.streams.iter().map(|(name, stream)| (name.clone(), stream.def.clone())).collect(),
             windows: self.windows.iter().map(|w| (w.name.clone(), w.def.clone())).collect(),
             tables: self.entities.iter().map(|e| (e.name.clone(), e.def.clone())).collect(),
+            zone_data: self.zone_data.clone(),
         }
     }
 
