@@ -1,6 +1,7 @@
 //! Where bytes enter. A *pull* source (file) waits for the views and can go on anywhere; a *push* source (websocket, HTTP)
 //! cannot wait. Each keeps the promise of the contract: exactly once, or what is missing lies in a gap.
 
+pub mod compression;
 pub mod file;
 pub mod lines;
 pub mod message;

@@ -1,0 +1,212 @@
+//! One member, frame or stream → bytes, a step at a time. Unlike the readers of the libraries, a step that fails still gives what
+//! was decoded before the bad place.
+
+use std::io;
+
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
+
+use super::Compression;
+
+/// Windows up to 2^27 bytes, as `zstd -d` reads without an option.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// What a step did. The outcome is whether the member has ended, or why it is damaged.
+pub(super) struct Step {
+    pub consumed: usize,
+    pub produced: usize,
+    pub outcome: Result<bool, String>,
+}
+
+pub(super) enum Decoder {
+    Gzip(Box<Gzip>),
+    Zstd { decoder: Box<ZstdDecoder<'static>>, wanted: usize },
+    Bzip2(bzip2::Decompress),
+}
+
+impl Decoder {
+    pub fn new(compression: Compression) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::Gzip => Self::Gzip(Box::new(Gzip::new())),
+            Compression::Zstd => {
+                let mut decoder = ZstdDecoder::new()?;
+                decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))?;
+                Self::Zstd { decoder: Box::new(decoder), wanted: 1 }
+            }
+            Compression::Bzip2 => Self::Bzip2(bzip2::Decompress::new(false)),
+        })
+    }
+
+    pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
+        match self {
+            Self::Gzip(gzip) => gzip.step(input, output),
+            Self::Zstd { decoder, wanted } => {
+                // A call that fails forgets what it decoded: one block at a time is given, no more than it asks for.
+                let mut from = InBuffer::around(&input[..input.len().min(*wanted)]);
+                let mut to = OutBuffer::around(output);
+                let result = decoder.run(&mut from, &mut to);
+                let (consumed, produced) = (from.pos(), to.pos());
+                let outcome = match result {
+                    Ok(next) => {
+                        *wanted = next.max(1);
+                        Ok(next == 0)
+                    }
+                    Err(error) => Err(error.to_string()),
+                };
+                Step { consumed, produced, outcome }
+            }
+            Self::Bzip2(decoder) => {
+                let (read, written) = (decoder.total_in(), decoder.total_out());
+                let result = decoder.decompress(input, output);
+                let consumed = (decoder.total_in() - read) as usize;
+                let produced = (decoder.total_out() - written) as usize;
+                let outcome = match result {
+                    Ok(bzip2::Status::MemNeeded) => Err("no memory to decode it".into()),
+                    Ok(status) => Ok(status == bzip2::Status::StreamEnd),
+                    Err(error) => Err(error.to_string()),
+                };
+                Step { consumed, produced, outcome }
+            }
+        }
+    }
+}
+
+/// A gzip member (RFC 1952).
+pub(super) struct Gzip {
+    part: Part,
+    inflate: Decompress,
+    crc: Crc,
+}
+
+/// Where in a member the next byte is.
+enum Part {
+    /// Ten bytes.
+    Fixed {
+        at: usize,
+        flags: u8,
+    },
+    /// Bytes of the extra field, after its length.
+    ExtraLength {
+        low: Option<u8>,
+        flags: u8,
+    },
+    Extra {
+        left: u16,
+        flags: u8,
+    },
+    /// Up to a zero.
+    Text {
+        flags: u8,
+    },
+    HeaderCrc {
+        left: u8,
+    },
+    Body,
+    Trailer {
+        at: usize,
+        bytes: [u8; 8],
+    },
+}
+
+const HEADER_CRC: u8 = 2;
+const EXTRA: u8 = 4;
+const NAME: u8 = 8;
+const COMMENT: u8 = 16;
+
+/// The part of the header that comes next, by the flags of those still to come.
+fn next_part(flags: u8) -> Part {
+    if flags & EXTRA != 0 {
+        Part::ExtraLength { low: None, flags: flags & !EXTRA }
+    } else if flags & NAME != 0 {
+        Part::Text { flags: flags & !NAME }
+    } else if flags & COMMENT != 0 {
+        Part::Text { flags: flags & !COMMENT }
+    } else if flags & HEADER_CRC != 0 {
+        Part::HeaderCrc { left: 2 }
+    } else {
+        Part::Body
+    }
+}
+
+impl Gzip {
+    fn new() -> Self {
+        Self { part: Part::Fixed { at: 0, flags: 0 }, inflate: Decompress::new(false), crc: Crc::new() }
+    }
+
+    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
+        let mut consumed = 0;
+        let step = |consumed, produced, outcome| Step { consumed, produced, outcome };
+        loop {
+            if matches!(self.part, Part::Body) {
+                let (more, produced, outcome) = self.inflate(&input[consumed..], output);
+                consumed += more;
+                let is_at_trailer = matches!(self.part, Part::Trailer { .. });
+                if outcome.is_err() || produced > 0 || !is_at_trailer {
+                    return step(consumed, produced, outcome.map(|()| false));
+                }
+            }
+            let Some(&byte) = input.get(consumed) else { return step(consumed, 0, Ok(false)) };
+            consumed += 1;
+            match self.take(byte) {
+                Ok(false) => {}
+                outcome => return step(consumed, 0, outcome),
+            }
+        }
+    }
+
+    fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> (usize, usize, Result<(), String>) {
+        let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
+        let result = self.inflate.decompress(input, output, FlushDecompress::None);
+        let consumed = (self.inflate.total_in() - read) as usize;
+        let produced = (self.inflate.total_out() - written) as usize;
+        self.crc.update(&output[..produced]);
+        if let Ok(Status::StreamEnd) = result {
+            self.part = Part::Trailer { at: 0, bytes: [0; 8] };
+        }
+        (consumed, produced, result.map(drop).map_err(|e| e.to_string()))
+    }
+
+    /// Takes a byte of the header or the trailer; true when the member has ended.
+    fn take(&mut self, byte: u8) -> Result<bool, String> {
+        self.part = match &mut self.part {
+            Part::Fixed { at, flags } => match at {
+                2 if byte != 8 => return Err("an unknown compression method".into()),
+                3 if byte & 0xe0 != 0 => return Err("reserved flags are set".into()),
+                3 => Part::Fixed { at: 4, flags: byte },
+                9 => next_part(*flags),
+                _ => Part::Fixed { at: *at + 1, flags: *flags },
+            },
+            Part::ExtraLength { low: None, flags } => Part::ExtraLength { low: Some(byte), flags: *flags },
+            Part::ExtraLength { low: Some(low), flags } => match u16::from_le_bytes([*low, byte]) {
+                0 => next_part(*flags),
+                left => Part::Extra { left, flags: *flags },
+            },
+            Part::Extra { left: 1, flags } => next_part(*flags),
+            Part::Extra { left, flags } => Part::Extra { left: *left - 1, flags: *flags },
+            Part::Text { flags } if byte == 0 => next_part(*flags),
+            Part::Text { flags } => Part::Text { flags: *flags },
+            Part::HeaderCrc { left: 1 } => Part::Body,
+            Part::HeaderCrc { left } => Part::HeaderCrc { left: *left - 1 },
+            Part::Body => Part::Body,
+            Part::Trailer { at, bytes } => {
+                bytes[*at] = byte;
+                if *at == 7 {
+                    return self.check_trailer();
+                }
+                Part::Trailer { at: *at + 1, bytes: *bytes }
+            }
+        };
+        Ok(false)
+    }
+
+    fn check_trailer(&self) -> Result<bool, String> {
+        let Part::Trailer { bytes: [a, b, c, d, e, f, g, h], .. } = self.part else { return Ok(false) };
+        if u32::from_le_bytes([a, b, c, d]) != self.crc.sum() {
+            return Err("the checksum does not match".into());
+        }
+        if u32::from_le_bytes([e, f, g, h]) != self.crc.amount() {
+            return Err("the length does not match".into());
+        }
+        Ok(true)
+    }
+}
