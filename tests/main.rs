@@ -12,5 +12,6 @@ mod streams;
 mod support;
 mod tables;
 mod tidy;
+mod values;
 mod views;
 mod windows;

@@ -4,6 +4,7 @@
 
 mod place;
 pub mod stream;
+pub mod time_range;
 pub mod typed;
 pub mod units;
 pub mod zone;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::time_range::TimeRange;
 use super::units::Span;
+use super::zone::Zone;
 
 /// `[streams.NAME]`, complete.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +34,12 @@ pub struct StreamDef {
     pub session: Option<SessionDef>,
     #[serde(default)]
     pub watermark: WatermarkDef,
+    /// Event times outside it are refused.
+    #[serde(default)]
+    pub time_range: TimeRange,
+    /// The zone of times that are written without an offset; UTC where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<Zone>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
 }

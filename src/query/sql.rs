@@ -33,7 +33,7 @@ use super::made::{self, Open};
 use super::{AsOf, Handles, QueryError, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
-use crate::schema::{Layout, versions_of};
+use crate::schema::{Layout, dialect, functions, versions_of};
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 use crate::views::lake::{Feed, LakeTable};
 
@@ -93,11 +93,12 @@ impl SqlEngine {
             .with_default_catalog_and_schema("weir_lake", "main")
             .with_create_default_catalog_and_schema(false)
             .with_sort_spill_reservation_bytes(1 << 20);
-        let base = SessionStateBuilder::new()
+        let mut base = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(environment)
             .with_default_features()
             .build();
+        functions::register(&mut base).map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -142,7 +143,10 @@ impl Planner {
         let open = self.open_rows(sql, handles).await?;
         let (context, positions) = self.session(handles, &open)?;
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = context.sql_with_options(sql, options).await.map_err(|e| QueryError::Invalid(explain(&e)))?;
+        let invalid = |e: DataFusionError| QueryError::Invalid(explain(&e));
+        let plan = dialect::plan(&context.state(), sql).await.and_then(functions::showable).map_err(invalid)?;
+        options.verify_plan(&plan).map_err(invalid)?;
+        let frame = context.execute_logical_plan(plan).await.map_err(invalid)?;
         let as_of = self.as_of(frame.logical_plan(), &positions, handles, now);
         let (schema, batches) = self.collect(frame).await?;
         Ok(SqlAnswer { schema, batches, as_of })
@@ -151,10 +155,9 @@ impl Planner {
     /// What is open in the windows and sessions that a query reads. Their tables are waited for up to there, for a moment, so that
     /// what has been closed since is not missed.
     async fn open_rows(&self, sql: &str, handles: &Handles) -> Result<BTreeMap<String, Open>, QueryError> {
-        let dialect = self.base.config_options().sql_parser.dialect;
         let mut open = BTreeMap::new();
         // What cannot be parsed is told by the planner.
-        let Ok(statement) = self.base.sql_to_statement(sql, &dialect) else { return Ok(open) };
+        let Ok(statement) = dialect::parse(&self.base, sql) else { return Ok(open) };
         for reference in self.base.resolve_table_references(&statement).unwrap_or_default() {
             let Some(table) = open_table(handles, reference.schema(), reference.table()) else { continue };
             let progress = handles.progress.clone();

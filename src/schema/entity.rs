@@ -10,15 +10,13 @@ use arrow::array::{
 use arrow::compute::{cast, filter, take, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
-use datafusion::config::Dialect;
-use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use super::select::{self, Planned, session_config};
-use super::{Refusal, Stream, types};
+use super::select::{self, Planned};
+use super::{Refusal, Stream, dialect, types};
 use crate::config::TableDef;
 
 /// Columns that Weir puts before an entity's own.
@@ -49,9 +47,9 @@ const FORM: &str = "write `select <columns> [where …]`, with `unnest(list)` fo
 impl Entity {
     /// Plans a table over its stream.
     pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, Refusal> {
-        let context = SessionContext::new_with_config(session_config(1));
+        let context = select::planning()?;
         let sql = format!("{} from {}", def.select, stream.name);
-        let statement = context.state().sql_to_statement(&sql, &Dialect::DuckDB);
+        let statement = dialect::parse(&context.state(), &sql);
         let mut statement = statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))?;
         let lists = take_lists(&mut statement)?;
         let table = &stream.table_schema;
@@ -75,7 +73,8 @@ impl Entity {
         }
         let input: SchemaRef = Arc::new(Schema::new(fields));
         let made = statement.to_string();
-        let planned = select::plan(&stream.name, &input, &made).map_err(|e| e.moved(&made, &def.select))?;
+        let marked = marked(stream, &input, &lists);
+        let planned = select::plan(&stream.name, &input, &marked, &made).map_err(|e| e.moved(&made, &def.select))?;
         let own = planned.schema();
         let mut fields = vec![
             Field::new("lsn", DataType::Int64, true),
@@ -90,7 +89,9 @@ impl Entity {
             fields.push(field.as_ref().clone());
         }
         let known = || own.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
+        let marked = planned.marked();
         let keys = def.key.0.iter().map(|key| match own.index_of(key) {
+            Ok(at) if types::is_json(marked.field(at)) => Err(format!("key: {}", select::json_is_no_key(key))),
             Ok(at) if !own.field(at).data_type().is_nested() => Ok(at + ENTITY_COLUMNS.len()),
             Ok(_) => Err(format!("key: `{key}` must be a number, text or time")),
             Err(_) => Err(format!("key: `{key}` is no column of `select`; there are {}", known())),
@@ -250,6 +251,23 @@ pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String>
     let mut kept: Vec<u32> = best.into_iter().collect();
     kept.sort_unstable();
     take_record_batch(rows, &UInt32Array::from(kept)).map_err(failed)
+}
+
+/// The columns that a table's select reads, with marks on what holds JSON text.
+fn marked(stream: &Stream, input: &SchemaRef, lists: &[usize]) -> Schema {
+    let items: Vec<Field> = lists
+        .iter()
+        .filter_map(|list| {
+            let list = stream.marked.field_with_name(stream.table_schema.field(*list).name()).ok()?;
+            let DataType::List(item) = list.data_type() else { return None };
+            Some(item.as_ref().clone().with_name(item_of(list.name())))
+        })
+        .collect();
+    let field = |field: &Field| {
+        let item = items.iter().find(|item| item.name() == field.name());
+        item.or(stream.marked.field_with_name(field.name()).ok()).unwrap_or(field).clone()
+    };
+    Schema::new(input.fields().iter().map(|f| field(f)).collect::<Vec<_>>())
 }
 
 fn item_of(list: &str) -> String {

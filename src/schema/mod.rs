@@ -1,7 +1,9 @@
 //! From a stream's declaration to what runs: the JSON's columns, `select` and `require` planned once into physical expressions,
 //! the table's Arrow schema. Whatever is wrong with a declaration is found here, by `weir check` and at the start alike.
 
+pub mod dialect;
 pub mod entity;
+pub mod functions;
 mod refusal;
 pub mod select;
 pub mod types;
@@ -14,6 +16,7 @@ use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
+pub use crate::config::time_range::TimeRange;
 pub use crate::config::zone;
 use crate::config::{Config, ConfigError, Declarations, Where, WindowDef};
 pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
@@ -74,6 +77,8 @@ pub struct Stream {
     pub rooms: types::Rooms,
     /// `event_time`, then the stream's own columns.
     pub output: SchemaRef,
+    /// `output`, with marks on what holds JSON text.
+    pub marked: SchemaRef,
     /// `output` behind the stamp: lsn, event_time, received_at, source, repeat (where declared).
     pub table_schema: SchemaRef,
     columns: Planned,
@@ -217,8 +222,12 @@ fn compile_windows(
         for (name, def, over) in waiting {
             let inner = done.iter().find(|w| w.name == over).cloned();
             let input = match (&inner, streams.get(&over)) {
-                (Some(inner), _) => window::Input { name: &over, stream: &inner.stream, schema: &inner.schema },
-                (None, Some(stream)) => window::Input { name: &over, stream: &over, schema: &stream.table_schema },
+                (Some(inner), _) => {
+                    window::Input { name: &over, stream: &inner.stream, schema: &inner.schema, marked: &inner.schema }
+                }
+                (None, Some(stream)) => {
+                    window::Input { name: &over, stream: &over, schema: &stream.table_schema, marked: &stream.marked }
+                }
                 (None, None) if declared.contains_key(&over) => {
                     rest.push((name, def, over));
                     continue;
@@ -246,7 +255,8 @@ impl Stream {
         let in_select = |refusal: Refusal| DeclarationError::new(name, "select", refusal.within(&def.select));
         let input = types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
         let input_schema: SchemaRef = Arc::new(Schema::new(input.iter().map(types::Column::arrow).collect::<Vec<_>>()));
-        let columns = select::plan(name, &input_schema, &def.select).map_err(in_select)?;
+        let marked = Schema::new(input.iter().map(types::Column::marked).collect::<Vec<_>>());
+        let columns = select::plan(name, &input_schema, &marked, &def.select).map_err(in_select)?;
         let columns = columns.with_event_time_first().map_err(in_select)?;
         for column in columns.names().filter(|c| *c != "event_time") {
             if STAMP_COLUMNS.contains(&column) || column == "session_id" {
@@ -272,6 +282,7 @@ impl Stream {
             input_schema,
             table_schema: table_schema(&output, def.repeat.is_some(), def.session.is_some()),
             output,
+            marked: columns.marked(),
             columns,
             rules,
             repeats: None,
@@ -342,7 +353,11 @@ impl Stream {
         fits: fn(&DataType) -> bool,
         what: &str,
     ) -> Result<(), DeclarationError> {
-        let ty = self.output.field(self.index(key, column)?).data_type();
+        let at = self.index(key, column)?;
+        if key != "search" && types::is_json(self.marked.field(at)) {
+            return Err(DeclarationError::new(&self.name, key, select::json_is_no_key(column)));
+        }
+        let ty = self.output.field(at).data_type();
         if fits(ty) {
             return Ok(());
         }
@@ -436,17 +451,17 @@ impl Stream {
         }))
     }
 
-    /// Applies `select` and `require`, and refuses rows whose time is missing, outside `times`, or too far ahead.
-    pub fn select(&self, input: &RecordBatch, received_at: Micros, times: std::ops::Range<Micros>) -> Selected {
+    /// Applies `select` and `require`, and refuses rows whose time is missing, outside `time_range`, or too far ahead.
+    pub fn select(&self, input: &RecordBatch, received_at: Micros) -> Selected {
         let rows = input.num_rows() as u32;
         let all = || (0..rows).collect::<Vec<_>>();
         match self.columns.evaluate(input) {
-            Ok(batch) => self.require(batch, all(), received_at, times),
+            Ok(batch) => self.require(batch, all(), received_at),
             Err(_) if rows > 1 => {
                 // One record's value made an expression fail: find it, so that only that one is refused.
                 let half = rows / 2;
-                let first = self.select(&input.slice(0, half as usize), received_at, times.clone());
-                let second = self.select(&input.slice(half as usize, (rows - half) as usize), received_at, times);
+                let first = self.select(&input.slice(0, half as usize), received_at);
+                let second = self.select(&input.slice(half as usize, (rows - half) as usize), received_at);
                 let batches = [&first.rows, &second.rows];
                 Selected {
                     rows: arrow::compute::concat_batches(&self.output, batches).expect("both have the output's schema"),
@@ -466,7 +481,7 @@ impl Stream {
         }
     }
 
-    fn require(&self, batch: Filtered, all: Vec<u32>, received_at: Micros, times: std::ops::Range<Micros>) -> Selected {
+    fn require(&self, batch: Filtered, all: Vec<u32>, received_at: Micros) -> Selected {
         let Filtered { rows: batch, passed } = batch;
         let mut rejected: Vec<(u32, String)> = Vec::new();
         let from: Vec<u32> = match &passed {
@@ -484,8 +499,8 @@ impl Stream {
             .map(|row| {
                 if time.is_null(row) {
                     Some("event_time is null".to_owned())
-                } else if !times.contains(&time.value(row)) {
-                    Some("event_time lies outside the years 1 to 9999".to_owned())
+                } else if !self.def.time_range.contains(time.value(row)) {
+                    Some(crate::decode::outside_range(time.value(row), &self.def.time_range))
                 } else if time.value(row) > limit {
                     Some(crate::decode::too_far_ahead(time.value(row), received_at))
                 } else {

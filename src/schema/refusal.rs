@@ -5,9 +5,9 @@ use std::fmt;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::Spanned;
-use datafusion::sql::sqlparser::dialect::DuckDbDialect;
 use datafusion::sql::sqlparser::tokenizer::{Location as Start, Span, Token, TokenWithSpan, Tokenizer};
 
+use super::dialect::WeirDialect;
 use crate::config::Location;
 
 /// What is wrong, and what to do.
@@ -144,7 +144,7 @@ fn location(place: Start) -> Option<Location> {
 }
 
 fn tokens(sql: &str) -> Vec<TokenWithSpan> {
-    Tokenizer::new(&DuckDbDialect {}, sql).tokenize_with_location().unwrap_or_default()
+    Tokenizer::new(&WeirDialect, sql).tokenize_with_location().unwrap_or_default()
 }
 
 /// Where a word stands in SQL, neither in a text nor in a comment. The first word of all only says that this is a `select`.

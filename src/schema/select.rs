@@ -18,10 +18,10 @@ use datafusion::optimizer::simplify_expressions::{ExprSimplifier, SimplifyContex
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::sqlparser::ast;
-use datafusion::sql::sqlparser::dialect::DuckDbDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
-use super::{Filtered, Refusal, types};
+use super::dialect::{self, WeirDialect};
+use super::{Filtered, Refusal, functions, types};
 
 /// Longest text of SQL that is planned; deep nesting is bounded by the parser.
 pub const MAX_SQL_BYTES: usize = 64 << 10;
@@ -39,6 +39,13 @@ pub fn session_config(partitions: usize) -> SessionConfig {
     config
 }
 
+/// A context in which declarations are planned.
+pub fn planning() -> Result<SessionContext, Refusal> {
+    let mut state = SessionContext::new_with_config(session_config(1)).state();
+    functions::register(&mut state)?;
+    Ok(SessionContext::new_with_state(state))
+}
+
 /// The planner's message without its internals, with line and column where it knows them.
 pub fn explain(error: &DataFusionError) -> String {
     Refusal::of(error).to_string()
@@ -50,21 +57,28 @@ pub struct Planned {
     filter: Option<Arc<dyn PhysicalExpr>>,
     columns: Vec<(String, Arc<dyn PhysicalExpr>, DataType)>,
     schema: SchemaRef,
+    /// `schema`, with marks on what holds JSON text.
+    marked: SchemaRef,
 }
 
-/// The condition of a `where`, and the columns with their names.
-type Expressions = (Option<Arc<dyn PhysicalExpr>>, Vec<(String, Arc<dyn PhysicalExpr>)>);
+struct Expressions {
+    /// The condition of a `where`.
+    filter: Option<Arc<dyn PhysicalExpr>>,
+    /// The columns with their names, and the field of the input that each takes as it is.
+    columns: Vec<(String, Arc<dyn PhysicalExpr>, Option<Field>)>,
+}
 
-fn plan_rows(stream: &str, input: &SchemaRef, sql: &str) -> Result<Expressions, Refusal> {
+/// `marked` is the input's schema with marks on what holds JSON text.
+fn plan_rows(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Result<Expressions, Refusal> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
-    let context = SessionContext::new_with_config(session_config(1));
+    let context = planning()?;
     let table = Arc::new(EmptyTable::new(input.clone()));
     context.register_table(stream, table)?;
     let state = context.state();
     // Planning over a table in memory does no I/O, so it needs no runtime.
-    let plan = futures::executor::block_on(state.create_logical_plan(sql)).map_err(|e| {
+    let plan = futures::executor::block_on(dialect::plan(&state, sql)).map_err(|e| {
         // What the planner says of an aggregate would lead to `group by`, which is none of this either.
         let call = called(sql, |name| state.aggregate_functions().contains_key(name));
         call.map_or_else(
@@ -81,9 +95,37 @@ fn plan_rows(stream: &str, input: &SchemaRef, sql: &str) -> Result<Expressions, 
         .expr
         .iter()
         .zip(projection.schema.fields())
-        .map(|(e, f)| Ok((f.name().clone(), physical(&state, e, projection.input.schema())?)))
+        .map(|(e, f)| Ok((f.name().clone(), physical(&state, e, projection.input.schema())?, taken(e, marked))))
         .collect::<Result<_, Refusal>>()?;
-    Ok((filter, columns))
+    Ok(Expressions { filter, columns })
+}
+
+/// The field that an expression takes as it is: a column, a member of one, an item of one.
+pub fn taken(expression: &Expr, marked: &Schema) -> Option<Field> {
+    match expression {
+        Expr::Alias(alias) => taken(&alias.expr, marked),
+        Expr::Column(column) => marked.field_with_name(&column.name).ok().cloned(),
+        Expr::ScalarFunction(call) => match (call.func.name(), call.args.as_slice()) {
+            ("get_field", [of, names @ ..]) => names.iter().try_fold(taken(of, marked)?, |of, name| {
+                let (DataType::Struct(fields), Expr::Literal(name, _)) = (of.data_type(), name) else { return None };
+                let name = name.try_as_str().flatten()?;
+                fields.iter().find(|field| field.name() == name).map(|field| field.as_ref().clone())
+            }),
+            ("array_element", [list, _]) => match taken(list, marked)?.data_type() {
+                DataType::List(item) => Some(item.as_ref().clone()),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// What to do where JSON text decides which rows belong together, which it cannot: equal values may be written differently.
+pub fn json_is_no_key(column: &str) -> String {
+    format!(
+        "`{column}` is json, which cannot be a key, version, count or group; take a value out of it, such as `{column} ->> 'id'`"
+    )
 }
 
 type Shape<'a> = (Option<&'a datafusion::logical_expr::Filter>, &'a datafusion::logical_expr::Projection);
@@ -117,7 +159,7 @@ fn not_row_by_row(stream: &str, what: Refusal) -> Refusal {
 
 /// The first function that SQL calls among those asked for.
 fn called(sql: &str, is_asked_for: impl Fn(&str) -> bool) -> Option<String> {
-    let statements = Parser::parse_sql(&DuckDbDialect {}, sql).ok()?;
+    let statements = Parser::parse_sql(&WeirDialect, sql).ok()?;
     let call = ast::visit_expressions(&statements, |expression| match expression {
         ast::Expr::Function(function) => {
             let name = function.name.to_string().to_lowercase();
@@ -194,11 +236,12 @@ pub fn physical(
 }
 
 /// Plans a stream's `select`.
-pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, Refusal> {
-    let (filter, columns) = plan_rows(stream, input, sql)?;
+pub fn plan(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Result<Planned, Refusal> {
+    let Expressions { filter, columns } = plan_rows(stream, input, marked, sql)?;
+    let taken: Vec<Option<Field>> = columns.iter().map(|(_, _, taken)| taken.clone()).collect();
     let columns = columns
         .into_iter()
-        .map(|(name, e)| {
+        .map(|(name, e, _)| {
             let ty = e.data_type(input)?;
             let stored = stored_type(&ty).ok_or_else(|| {
                 let message = format!("the column `{name}` is {ty}, which a table cannot hold; cast it");
@@ -215,7 +258,12 @@ pub fn plan(stream: &str, input: &SchemaRef, sql: &str) -> Result<Planned, Refus
     let schema = Arc::new(Schema::new(
         columns.iter().map(|(name, _, ty)| Field::new(name, ty.clone(), true)).collect::<Vec<_>>(),
     ));
-    Ok(Planned { filter, columns, schema })
+    let marked = schema.fields().iter().zip(taken).map(|(field, taken)| match taken {
+        Some(taken) => taken.with_name(field.name()),
+        None => field.as_ref().clone(),
+    });
+    let marked = Arc::new(Schema::new(marked.collect::<Vec<_>>()));
+    Ok(Planned { filter, columns, schema, marked })
 }
 
 /// The type under which a table keeps values of this type; none where it cannot.
@@ -247,6 +295,10 @@ impl Planned {
         self.schema.clone()
     }
 
+    pub fn marked(&self) -> SchemaRef {
+        self.marked.clone()
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.columns.iter().map(|(name, ..)| name.as_str())
     }
@@ -261,9 +313,11 @@ impl Planned {
             return Err(Refusal::about(&["event_time"], message));
         }
         self.columns[..=at].rotate_right(1);
-        let mut fields: Vec<_> = self.schema.fields().iter().cloned().collect();
-        fields[..=at].rotate_right(1);
-        self.schema = Arc::new(Schema::new(fields));
+        for schema in [&mut self.schema, &mut self.marked] {
+            let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
+            fields[..=at].rotate_right(1);
+            *schema = Arc::new(Schema::new(fields));
+        }
         Ok(self)
     }
 
@@ -316,10 +370,10 @@ impl Rule {
     pub fn plan(stream: &str, output: &SchemaRef, text: &str) -> Result<Self, Refusal> {
         const BEFORE: &str = "select ";
         let sql = format!("{BEFORE}{text} as holds from {stream}");
-        let (_, mut columns) = plan_rows(stream, output, &sql)
+        let Expressions { mut columns, .. } = plan_rows(stream, output, output, &sql)
             .map_err(|e| e.within(&sql).behind(BEFORE.len()).map(|message| format!("`{text}`: {message}")))?;
         let expression = match (columns.pop(), columns.len()) {
-            (Some((_, expression)), 0) => expression,
+            (Some((_, expression, _)), 0) => expression,
             _ => return Err(format!("`{text}` is not one condition").into()),
         };
         match expression.data_type(output) {

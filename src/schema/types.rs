@@ -7,6 +7,7 @@ use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 /// A declared field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,13 +25,51 @@ pub enum Type {
     Double,
     Boolean,
     Varchar,
-    /// RFC 3339 text.
-    Timestamp,
+    Timestamp(Ticks),
+    /// Any value, as its compact JSON text.
+    Json,
     Struct(Vec<Column>),
     Array(Box<Column>),
     /// An object of any keys whose values are text.
     Map(Box<Column>),
 }
+
+/// What a number means where a timestamp is declared. Texts of times are read in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ticks {
+    /// It is refused: whether it counts seconds or milliseconds cannot be guessed.
+    None,
+    Seconds,
+    Millis,
+    Micros,
+}
+
+impl Ticks {
+    const UNITS: [(&'static str, Self); 3] = [("s", Self::Seconds), ("ms", Self::Millis), ("us", Self::Micros)];
+
+    /// The type's name in a schema.
+    pub fn type_name(self) -> &'static str {
+        match self {
+            Self::None => "timestamp",
+            Self::Seconds => "timestamp(s)",
+            Self::Millis => "timestamp(ms)",
+            Self::Micros => "timestamp(us)",
+        }
+    }
+
+    /// The power of ten that makes microseconds of it; none where numbers are refused.
+    pub fn power(self) -> Option<i64> {
+        match self {
+            Self::None => None,
+            Self::Seconds => Some(6),
+            Self::Millis => Some(3),
+            Self::Micros => Some(0),
+        }
+    }
+}
+
+/// Metadata by which a field of a marked schema is known to hold JSON text. Tables do not have it.
+const JSON_MARK: &str = "weir.json";
 
 /// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so that the next frame's are made
 /// as large at once. In the order of [`Column::rooms`].
@@ -61,8 +100,8 @@ impl Type {
             Self::Int => DataType::Int32,
             Self::Double => DataType::Float64,
             Self::Boolean => DataType::Boolean,
-            Self::Varchar => DataType::Utf8,
-            Self::Timestamp => timestamp(),
+            Self::Varchar | Self::Json => DataType::Utf8,
+            Self::Timestamp(_) => timestamp(),
             Self::Struct(fields) => DataType::Struct(fields.iter().map(Column::arrow).collect::<Fields>()),
             Self::Array(item) => DataType::List(Arc::new(Field::new("item", item.ty.arrow(), true))),
             Self::Map(_) => map(),
@@ -74,7 +113,7 @@ impl Column {
     /// How many columns of no fixed width it has, itself included, depth first.
     pub fn rooms(&self) -> usize {
         match &self.ty {
-            Type::Varchar => 1,
+            Type::Varchar | Type::Json => 1,
             Type::Struct(fields) => fields.iter().map(Self::rooms).sum(),
             Type::Array(item) => 1 + item.rooms(),
             Type::Map(values) => values.rooms(),
@@ -85,6 +124,25 @@ impl Column {
     pub fn arrow(&self) -> Field {
         Field::new(&self.name, self.ty.arrow(), true)
     }
+
+    /// As [`Self::arrow`], with a mark on every field that holds JSON text.
+    pub fn marked(&self) -> Field {
+        let ty = match &self.ty {
+            Type::Struct(fields) => DataType::Struct(fields.iter().map(Self::marked).collect::<Fields>()),
+            Type::Array(item) => DataType::List(Arc::new(item.marked().with_name("item"))),
+            other => other.arrow(),
+        };
+        let field = Field::new(&self.name, ty, true);
+        if self.ty == Type::Json {
+            return field.with_metadata([(JSON_MARK.to_owned(), String::new())].into());
+        }
+        field
+    }
+}
+
+/// Whether a field of a marked schema holds JSON text.
+pub fn is_json(field: &Field) -> bool {
+    field.metadata().contains_key(JSON_MARK)
 }
 
 /// Reads `name type [not null], …`.
@@ -94,11 +152,11 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
         return Err("longer than 64 KiB, or more than 500 nested types".into());
     }
     let sql = format!("create table t (\n{schema}\n)");
-    let statements = Parser::parse_sql(&GenericDialect {}, &sql).map_err(|e| {
-        // The place is one in the text around it.
-        let text = e.to_string();
-        text.split(" at Line: ").next().unwrap_or(&text).to_owned()
-    })?;
+    // The place of an error is one in the text around the schema.
+    let without_place = |text: String| text.split(" at Line: ").next().unwrap_or(&text).to_owned();
+    let tokens = Tokenizer::new(&GenericDialect {}, &sql).tokenize().map_err(|e| without_place(e.to_string()))?;
+    let mut parser = Parser::new(&GenericDialect {}).with_tokens(with_ticks(tokens));
+    let statements = parser.parse_statements().map_err(|e| without_place(e.to_string()))?;
     let [ast::Statement::CreateTable(table)] = statements.as_slice() else {
         return Err("write `name type [not null], …`".into());
     };
@@ -112,6 +170,33 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
         .collect::<Result<Vec<_>, String>>()?;
     unique("schema", &columns)?;
     if columns.is_empty() { Err("there is no column".into()) } else { Ok(columns) }
+}
+
+/// Makes one quoted name of each `timestamp(s)`, `timestamp(ms)` and `timestamp(us)`: SQL has only digits there.
+fn with_ticks(tokens: Vec<Token>) -> Vec<Token> {
+    let tokens: Vec<Token> = tokens.into_iter().filter(|t| !matches!(t, Token::Whitespace(_))).collect();
+    let is_word = |token: Option<&Token>, word: &str| matches!(token, Some(Token::Word(w)) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word));
+    let mut out = Vec::with_capacity(tokens.len());
+    let mut at = 0;
+    while at < tokens.len() {
+        let unit = Ticks::UNITS.iter().find(|(unit, _)| {
+            is_word(tokens.get(at), "timestamp")
+                && tokens.get(at + 1) == Some(&Token::LParen)
+                && is_word(tokens.get(at + 2), unit)
+                && tokens.get(at + 3) == Some(&Token::RParen)
+        });
+        match unit {
+            Some((_, ticks)) => {
+                out.push(Token::make_word(ticks.type_name(), Some('"')));
+                at += 4;
+            }
+            None => {
+                out.push(tokens[at].clone());
+                at += 1;
+            }
+        }
+    }
+    out
 }
 
 fn unique(place: &str, columns: &[Column]) -> Result<(), String> {
@@ -131,7 +216,11 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
         Sql::Double(_) | Sql::DoublePrecision | Sql::Float8 | Sql::Float64 | Sql::Float(_) | Sql::Real => Type::Double,
         Sql::Boolean | Sql::Bool => Type::Boolean,
         Sql::Varchar(_) | Sql::Text | Sql::String(_) | Sql::Char(_) | Sql::CharVarying(_) => Type::Varchar,
-        Sql::Timestamp(..) | Sql::Datetime(_) => Type::Timestamp,
+        Sql::Timestamp(..) | Sql::Datetime(_) => Type::Timestamp(Ticks::None),
+        Sql::JSON | Sql::JSONB => Type::Json,
+        Sql::Custom(of, modifiers) if modifiers.is_empty() && ticks(of).is_some() => {
+            Type::Timestamp(ticks(of).unwrap_or(Ticks::None))
+        }
         Sql::Struct(fields, _) => {
             let columns = fields
                 .iter()
@@ -154,10 +243,17 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
         },
         other => {
             return Err(format!(
-                "{name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, struct<…>, array<…>, map(varchar, varchar)"
+                "{name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, timestamp(s), timestamp(ms), timestamp(us), json, struct<…>, array<…>, map(varchar, varchar)"
             ));
         }
     })
+}
+
+/// The type that [`with_ticks`] made a name of.
+fn ticks(name: &ast::ObjectName) -> Option<Ticks> {
+    let [ast::ObjectNamePart::Identifier(name)] = name.0.as_slice() else { return None };
+    let known = Ticks::UNITS.iter().map(|(_, ticks)| *ticks);
+    known.filter(|_| name.quote_style.is_some()).find(|ticks| ticks.type_name() == name.value)
 }
 
 #[cfg(test)]
@@ -172,6 +268,19 @@ mod tests {
         let Type::Struct(fields) = &columns[1].ty else { panic!("struct") };
         assert_eq!(fields[0].name, "time");
         assert!(matches!(&columns[2].ty, Type::Array(item) if matches!(item.ty, Type::Struct(_))));
+    }
+
+    #[test]
+    fn units_of_numbers_are_declared_with_the_type() {
+        let columns =
+            parse("a timestamp, b timestamp( S ) not null, c struct<d timestamp(ms)>, e array<timestamp(us)>, f json");
+        let columns = columns.expect("valid");
+        assert_eq!(columns[0].ty, Type::Timestamp(Ticks::None));
+        assert!(columns[1].not_null && columns[1].ty == Type::Timestamp(Ticks::Seconds));
+        assert!(matches!(&columns[2].ty, Type::Struct(f) if f[0].ty == Type::Timestamp(Ticks::Millis)));
+        assert!(matches!(&columns[3].ty, Type::Array(item) if item.ty == Type::Timestamp(Ticks::Micros)));
+        assert!(columns[4].ty == Type::Json && is_json(&columns[4].marked()) && !is_json(&columns[4].arrow()));
+        assert!(parse("a timestamp(ns)").is_err());
     }
 
     #[test]

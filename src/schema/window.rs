@@ -15,7 +15,6 @@ use arrow::compute::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, DFSchemaRef};
-use datafusion::config::Dialect;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
@@ -23,12 +22,11 @@ use datafusion::logical_expr::{Aggregate, Expr, FetchType, LogicalPlan, SkipType
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
 use datafusion::physical_expr::expressions::Column as PhysicalColumn;
-use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
-use super::select::{MAX_SQL_BYTES, explain, physical, session_config, stored_type};
-use super::{Refusal, types};
+use super::select::{MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken};
+use super::{Refusal, dialect, types};
 use crate::config::{Late, WindowDef};
 use call::{FORM, INPUT, LONGEST, call, shape};
 pub use call::{Shape, gcd};
@@ -110,6 +108,8 @@ pub struct Input<'a> {
     pub name: &'a str,
     pub stream: &'a str,
     pub schema: &'a SchemaRef,
+    /// Columns with marks on what holds JSON text.
+    pub marked: &'a SchemaRef,
 }
 
 /// What the SQL of a window reads, found before anything is planned; none where it has another shape.
@@ -121,8 +121,8 @@ fn parse(sql: &str) -> Result<(SessionState, Statement), Refusal> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
-    let state = SessionContext::new_with_config(session_config(1)).state();
-    let statement = state.sql_to_statement(sql, &Dialect::DuckDB)?;
+    let state = planning()?.state();
+    let statement = dialect::parse(&state, sql)?;
     Ok((state, statement))
 }
 
@@ -146,6 +146,12 @@ impl Window {
             return Err(Refusal::from(format!("`{}` is no time of {}", call.time, input.name)).placed(call.time.span));
         }
         let shape = shape(&call, &column)?;
+        if let Shape::Session { key, .. } = shape {
+            let key = input.schema.field(key).name();
+            if input.marked.field_with_name(key).is_ok_and(types::is_json) {
+                return Err(Refusal::about(&[key], json_is_no_key(key)));
+            }
+        }
         if def.allowed_lateness.micros() > LONGEST {
             return Err("allowed_lateness: at most 400 days".into());
         }
@@ -158,6 +164,7 @@ impl Window {
         let (state, plan) = logical(statement, &visible)?;
         let (above, aggregate) = split(&plan)?;
         let filter = below(&state, &aggregate.input, &visible)?;
+        refuse_json_groups(aggregate, input.marked)?;
         let (start_at, end_at) = times_among_groups(aggregate)?;
         let (columns, reduced) = columns_read(aggregate, visible.len())?;
         let Expressions { groups, aggregates } = expressions(&state, aggregate, &reduced)?;
@@ -336,7 +343,7 @@ fn is_column(expression: &Expr, name: &str) -> bool {
 fn logical(statement: Statement, visible: &[(usize, Field)]) -> Result<(SessionState, LogicalPlan), Refusal> {
     let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
     fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
-    let context = SessionContext::new_with_config(session_config(1));
+    let context = planning()?;
     let table = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
     context.register_table(INPUT, table)?;
     let state = context.state();
@@ -345,6 +352,11 @@ fn logical(statement: Statement, visible: &[(usize, Field)]) -> Result<(SessionS
     refuse_what_changes(&plan)?;
     let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
     Ok((state, plan))
+}
+
+fn refuse_json_groups(aggregate: &Aggregate, marked: &Schema) -> Result<(), Refusal> {
+    let json = aggregate.group_expr.iter().filter_map(|e| taken(e, marked)).find(types::is_json);
+    json.map_or(Ok(()), |field| Err(Refusal::about(&["group"], json_is_no_key(field.name()))))
 }
 
 /// Where window_start and window_end are among the groups; nothing else may speak of them.

@@ -1,0 +1,383 @@
+//! One record into columns: the parser drives, the columns' types say how each value is read.
+//!
+//! The parser's own reading of numbers is the fast one. Where it would lose digits that a column needs, the record is read once more
+//! with every scalar taken from its text, and the column reads from text for the rest of the frame. Both ways give the same values.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::columns::{Column, Data, Texts};
+use super::keys::Keys;
+use super::repair;
+
+/// Unknown keys remembered per object of the schema and call.
+const MAX_DRIFT_KEYS: usize = 100;
+
+/// What is known while a record is read.
+#[derive(Default)]
+pub struct Pass {
+    /// Every scalar is read from its text.
+    from_text: bool,
+    /// A value needs its text, which this pass does not have.
+    needs_text: bool,
+    /// Unknown keys met, and those that an earlier pass has counted.
+    unknown: u64,
+    counted: u64,
+    /// Why the record is refused.
+    reason: Option<String>,
+}
+
+impl Pass {
+    /// The next pass over the same record, behind one that failed.
+    fn again(self) -> Self {
+        Self { from_text: true, counted: self.unknown.max(self.counted), ..Self::default() }
+    }
+
+    /// Ends the pass; the parser's error only carries it out.
+    fn refuse<E: Error>(&mut self, reason: String) -> E {
+        self.reason = Some(reason);
+        E::custom("refused")
+    }
+
+    fn need_text<E: Error>(&mut self) -> E {
+        self.needs_text = true;
+        E::custom("read from its text")
+    }
+
+    fn put<E: Error>(&mut self, result: Result<(), String>) -> Result<(), E> {
+        result.map_err(|reason| self.refuse(reason))
+    }
+}
+
+/// Where a frame's records go.
+pub struct Target<'a> {
+    pub columns: &'a mut [Column],
+    /// The column whose key came first the last time.
+    pub first: &'a mut usize,
+    /// Unknown keys, with how often they came.
+    pub drift: &'a mut HashMap<String, u64>,
+}
+
+/// Reads a record as the next row, or says why not and leaves columns half filled.
+pub fn read(text: &str, target: &mut Target<'_>, rows: usize) -> Result<(), String> {
+    let (error, pass) = match parse(text, target, Pass::default()) {
+        Ok(()) => return Ok(()),
+        Err(failed) => failed,
+    };
+    let repaired = repair::lone_surrogates(text);
+    if !pass.needs_text && repaired.is_none() && !is_out_of_range(&error) {
+        return Err(reason(&error, pass));
+    }
+    target.columns.iter_mut().for_each(|c| c.truncate(rows));
+    parse(repaired.as_deref().unwrap_or(text), target, pass.again()).map_err(|(error, pass)| reason(&error, pass))
+}
+
+fn parse(text: &str, target: &mut Target<'_>, mut pass: Pass) -> Result<(), (serde_json::Error, Pass)> {
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let Target { columns, first, drift } = target;
+    let visitor = ObjectVisitor { path: "", columns, first, row: None, drift, pass: &mut pass };
+    parser.deserialize_any(visitor).and_then(|()| parser.end()).map_err(|error| (error, pass))
+}
+
+/// The parser gives up at a number that no double holds, before anyone is asked.
+fn is_out_of_range(error: &serde_json::Error) -> bool {
+    error.is_syntax() && error.to_string().starts_with("number out of range")
+}
+
+fn reason(error: &serde_json::Error, pass: Pass) -> String {
+    use serde_json::error::Category;
+    match (pass.reason, error.classify()) {
+        (Some(reason), _) => reason,
+        (None, Category::Data) => {
+            let text = error.to_string();
+            // The position says nothing more than the field's name does.
+            text.split(" at line ").next().unwrap_or(&text).to_owned()
+        }
+        (None, Category::Syntax | Category::Eof | Category::Io) => format!("no JSON: {error}"),
+    }
+}
+
+/// Reads an object into columns: the record itself, or a struct inside it.
+struct ObjectVisitor<'a> {
+    path: &'a str,
+    columns: &'a mut [Column],
+    /// The column whose key came first the last time.
+    first: &'a mut usize,
+    /// Row being written; none for the record, whose columns tell it.
+    row: Option<usize>,
+    drift: &'a mut HashMap<String, u64>,
+    pass: &'a mut Pass,
+}
+
+impl<'de> Visitor<'de> for ObjectVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let row = self.row.unwrap_or_else(|| self.columns.first().map_or(0, Column::len));
+        let mut before = None;
+        loop {
+            let expected = before.map_or(*self.first, |b: usize| self.columns[b].next);
+            let Some(key) = map.next_key_seed(KeySeed { columns: self.columns, expected })? else { break };
+            match key {
+                Key::Column(at) => {
+                    match before {
+                        Some(before) => self.columns[before].next = at,
+                        None => *self.first = at,
+                    }
+                    before = Some(at);
+                    let column = &mut self.columns[at];
+                    // Of a key twice in an object the last counts.
+                    if column.len() > row {
+                        column.truncate(row);
+                    }
+                    map.next_value_seed(ValueSeed { column, pass: self.pass })?;
+                }
+                Key::Unknown(key) => {
+                    map.next_value::<IgnoredAny>()?;
+                    self.pass.unknown += 1;
+                    if self.pass.unknown <= self.pass.counted {
+                        continue;
+                    }
+                    let path = if self.path.is_empty() { key } else { format!("{}.{key}", self.path) };
+                    if self.drift.len() < MAX_DRIFT_KEYS || self.drift.contains_key(&path) {
+                        *self.drift.entry(path).or_default() += 1;
+                    }
+                }
+            }
+        }
+        for column in self.columns {
+            if column.len() == row {
+                if column.not_null {
+                    return Err(self.pass.refuse(format!("{}: missing", column.path)));
+                }
+                column.push_null();
+            } else if column.not_null && column.valid.last() == Some(&false) {
+                return Err(self.pass.refuse(format!("{}: null", column.path)));
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Key {
+    Column(usize),
+    Unknown(String),
+}
+
+/// Finds a key among the columns; those that followed the last time are tried first, also where an optional one is missing.
+struct KeySeed<'a> {
+    columns: &'a [Column],
+    expected: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = Key;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeySeed<'_> {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+        let mut at = self.expected;
+        for _ in 0..2 {
+            let Some(column) = self.columns.get(at) else { break };
+            if column.name == key {
+                return Ok(Key::Column(at));
+            }
+            at = column.next;
+        }
+        Ok(self
+            .columns
+            .iter()
+            .position(|c| c.name == key)
+            .map_or_else(|| Key::Unknown(key.chars().take(200).collect()), Key::Column))
+    }
+}
+
+/// Reads one value into a column.
+struct ValueSeed<'a> {
+    column: &'a mut Column,
+    pass: &'a mut Pass,
+}
+
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let is_nested = matches!(self.column.data, Data::Struct { .. } | Data::Array { .. } | Data::Map { .. });
+        if is_nested || !(self.column.from_text || self.pass.from_text) {
+            return deserializer.deserialize_any(self);
+        }
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        self.read_text(raw.get())
+    }
+}
+
+impl ValueSeed<'_> {
+    /// Reads a scalar, or what is stored as JSON, from its text.
+    fn read_text<E: Error>(self, json: &str) -> Result<(), E> {
+        let Self { column, pass } = self;
+        let first = json.as_bytes().first().copied().unwrap_or_default();
+        let result = match (first, json) {
+            (b'n', _) => {
+                column.push_null();
+                Ok(())
+            }
+            _ if column.is_json() => column.put_json(json, "a value"),
+            (b'"', _) => column.put_string(&repair::string(json)),
+            (_, "true") => column.put_boolean(true),
+            (_, "false") => column.put_boolean(false),
+            (b'{', _) => column.put_json(json, "an object"),
+            (b'[', _) => column.put_json(json, "an array"),
+            _ => {
+                // What the parser's own numbers would lose is read from text from here on.
+                let digits = json.trim_start_matches('-');
+                let is_plain = digits.len() < 19 && digits.bytes().all(|b| b.is_ascii_digit()) && json != "-0";
+                column.from_text |= !is_plain && column.needs_digits();
+                column.put_number(json)
+            }
+        };
+        pass.put(result)
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.column.push_null();
+        Ok(())
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        let Self { column, pass } = self;
+        pass.put(column.put_boolean(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        let Self { column, pass } = self;
+        pass.put(column.put_integer(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        let Self { column, pass } = self;
+        pass.put(match i64::try_from(value) {
+            Ok(value) => column.put_integer(value),
+            Err(_) => column.put_number(&value.to_string()),
+        })
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        let Self { column, pass } = self;
+        if let Data::Double(values) = &mut column.data {
+            values.push(value);
+            column.valid.push(true);
+            return Ok(());
+        }
+        if column.needs_digits() {
+            column.from_text = true;
+            return Err(pass.need_text());
+        }
+        Err(pass.refuse(column.mismatch("a decimal number")))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        let Self { column, pass } = self;
+        pass.put(column.put_string(value))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        let Self { column, pass } = self;
+        let row = column.valid.len();
+        match &mut column.data {
+            Data::Map { keys, values, ends } => read_map(map, keys, values, ends, pass)?,
+            Data::Struct { columns, first, drift } => {
+                ObjectVisitor { path: &column.path, columns, first, row: Some(row), drift, pass }.visit_map(map)?;
+            }
+            Data::Text { takes: Texts::MapValue | Texts::Json, .. } => {
+                column.from_text = true;
+                return Err(pass.need_text());
+            }
+            _ => return Err(pass.refuse(column.mismatch("an object"))),
+        }
+        column.valid.push(true);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Self { column, pass } = self;
+        match &mut column.data {
+            Data::Array { item, ends } => {
+                while seq.next_element_seed(ValueSeed { column: item, pass })?.is_some() {}
+                ends.push(item.len() as i32);
+            }
+            // PHP writes the empty map as an empty array.
+            Data::Map { keys, ends, .. } if seq.next_element::<IgnoredAny>()?.is_none() => ends.push(keys.len() as i32),
+            Data::Text { takes: Texts::MapValue | Texts::Json, .. } => {
+                column.from_text = true;
+                return Err(pass.need_text());
+            }
+            _ => return Err(pass.refuse(column.mismatch("an array"))),
+        }
+        column.valid.push(true);
+        Ok(())
+    }
+}
+
+/// Reads an object of any keys; of a key twice the last counts.
+fn read_map<'de, A: MapAccess<'de>>(
+    mut map: A,
+    keys: &mut Vec<String>,
+    values: &mut Column,
+    ends: &mut Vec<i32>,
+    pass: &mut Pass,
+) -> Result<(), A::Error> {
+    let first = ends.last().copied().unwrap_or(0) as usize;
+    // A record that was refused half way has left what lies behind.
+    keys.truncate(first);
+    values.truncate(first);
+    let (mut seen, mut overridden) = (Keys::default(), Vec::new());
+    while let Some(key) = map.next_key::<String>()? {
+        keys.push(key);
+        let place = keys.len() - first - 1;
+        overridden.extend(seen.add(place, |n| keys[first + n].as_bytes()));
+        map.next_value_seed(ValueSeed { column: values, pass })?;
+    }
+    if !overridden.is_empty() {
+        // Rare: the entries behind the first one that does not count move up.
+        overridden.sort_unstable();
+        let from = first + overridden[0];
+        let is_last = |n: &usize| overridden.binary_search(&(n - first)).is_err();
+        let entries: Vec<(String, Option<String>)> =
+            (from..keys.len()).filter(is_last).map(|n| (keys[n].clone(), values.text_at(n))).collect();
+        keys.truncate(from);
+        values.truncate(from);
+        for (key, value) in entries {
+            keys.push(key);
+            match value {
+                Some(value) => values.push_text(&value),
+                None => values.push_null(),
+            }
+        }
+    }
+    ends.push(keys.len() as i32);
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! `min` and `max` of doubles in groups. DataFusion's start from the largest finite number, which is wrong where all values are
+//! infinite, and what they make of NaN depends on the order of rows. Here NaN is greater than every number, as in the order of rows.
+
+use std::mem;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array};
+use arrow::buffer::NullBuffer;
+use arrow::datatypes::{DataType, FieldRef, Float64Type};
+use datafusion::common::Result;
+use datafusion::execution::FunctionRegistry;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::utils::AggregateOrderSensitivity;
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, EmitTo, GroupsAccumulator, ReversedUDAF,
+    SetMonotonicity, Signature, StatisticsArgs,
+};
+use datafusion::scalar::ScalarValue;
+
+pub fn register(state: &mut SessionState) -> Result<()> {
+    for (name, is_max) in [("min", false), ("max", true)] {
+        let inner = FunctionRegistry::udaf(state, name)?;
+        state.register_udaf(Arc::new(AggregateUDF::from(Extreme { inner, is_max })))?;
+    }
+    Ok(())
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Extreme {
+    inner: Arc<AggregateUDF>,
+    is_max: bool,
+}
+
+impl AggregateUDFImpl for Extreme {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn signature(&self) -> &Signature {
+        self.inner.signature()
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        self.inner.return_type(types)
+    }
+
+    fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        self.inner.accumulator(args)
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
+        self.inner.state_fields(args)
+    }
+
+    fn groups_accumulator_supported(&self, args: AccumulatorArgs<'_>) -> bool {
+        match args.return_field.data_type() {
+            DataType::Float64 => true,
+            // One accumulator a group, which is right.
+            DataType::Float16 | DataType::Float32 => false,
+            _ => self.inner.groups_accumulator_supported(args),
+        }
+    }
+
+    fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
+        match args.return_field.data_type() {
+            DataType::Float64 => {
+                Ok(Box::new(Groups { is_max: self.is_max, values: Vec::new(), has_value: Vec::new() }))
+            }
+            _ => self.inner.create_groups_accumulator(args),
+        }
+    }
+
+    fn create_sliding_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        self.inner.create_sliding_accumulator(args)
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        self.inner.coerce_types(types)
+    }
+
+    fn order_sensitivity(&self) -> AggregateOrderSensitivity {
+        AggregateOrderSensitivity::Insensitive
+    }
+
+    fn reverse_expr(&self) -> ReversedUDAF {
+        ReversedUDAF::Identical
+    }
+
+    fn is_descending(&self) -> Option<bool> {
+        self.inner.is_descending()
+    }
+
+    fn value_from_stats(&self, statistics: &StatisticsArgs<'_>) -> Option<ScalarValue> {
+        self.inner.value_from_stats(statistics)
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        self.inner.documentation()
+    }
+
+    fn set_monotonicity(&self, ty: &DataType) -> SetMonotonicity {
+        self.inner.inner().set_monotonicity(ty)
+    }
+}
+
+/// The extreme of each group so far.
+struct Groups {
+    is_max: bool,
+    values: Vec<f64>,
+    has_value: Vec<bool>,
+}
+
+impl Groups {
+    fn replaces(is_max: bool, old: f64, new: f64) -> bool {
+        if is_max { new.is_nan() || new > old } else { old.is_nan() || new < old }
+    }
+
+    fn take(&mut self, emit: EmitTo) -> Float64Array {
+        let (values, has_value) = match emit {
+            EmitTo::All => (mem::take(&mut self.values), mem::take(&mut self.has_value)),
+            EmitTo::First(n) => {
+                let rest = (self.values.split_off(n), self.has_value.split_off(n));
+                (mem::replace(&mut self.values, rest.0), mem::replace(&mut self.has_value, rest.1))
+            }
+        };
+        Float64Array::new(values.into(), Some(NullBuffer::from(has_value)))
+    }
+}
+
+impl GroupsAccumulator for Groups {
+    fn update_batch(
+        &mut self,
+        values: &[ArrayRef],
+        groups: &[usize],
+        filter: Option<&BooleanArray>,
+        total: usize,
+    ) -> Result<()> {
+        self.values.resize(total, 0.0);
+        self.has_value.resize(total, false);
+        let values = values[0].as_primitive::<Float64Type>();
+        for (row, group) in groups.iter().enumerate() {
+            let is_taken = filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row));
+            if values.is_null(row) || !is_taken {
+                continue;
+            }
+            let new = values.value(row);
+            if !self.has_value[*group] || Self::replaces(self.is_max, self.values[*group], new) {
+                self.values[*group] = new;
+                self.has_value[*group] = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_batch(&mut self, values: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
+        self.update_batch(values, groups, None, total)
+    }
+
+    fn evaluate(&mut self, emit: EmitTo) -> Result<ArrayRef> {
+        Ok(Arc::new(self.take(emit)))
+    }
+
+    fn state(&mut self, emit: EmitTo) -> Result<Vec<ArrayRef>> {
+        Ok(vec![Arc::new(self.take(emit))])
+    }
+
+    fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
+        let Some(filter) = filter else { return Ok(vec![values[0].clone()]) };
+        let values = values[0].as_primitive::<Float64Type>();
+        let is_taken: NullBuffer = filter.iter().map(|taken| taken == Some(true)).collect();
+        let nulls = NullBuffer::union(values.nulls(), Some(&is_taken));
+        Ok(vec![Arc::new(Float64Array::new(values.values().clone(), nulls))])
+    }
+
+    fn size(&self) -> usize {
+        self.values.capacity() * size_of::<f64>() + self.has_value.capacity()
+    }
+}

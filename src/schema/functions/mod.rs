@@ -1,0 +1,30 @@
+//! Functions that Weir's SQL has beside DataFusion's own, or instead of them, wherever SQL is planned. All of them are the same at
+//! every call.
+
+mod extremes;
+mod json;
+mod times;
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::execution::FunctionRegistry;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
+
+/// Adds them to a state that queries are planned under.
+pub fn register(state: &mut SessionState) -> Result<()> {
+    json::register(state)?;
+    times::register(state)?;
+    extremes::register(state)
+}
+
+/// A plan whose columns can be shown: what JSON functions give in many types becomes text.
+pub fn showable(plan: LogicalPlan) -> Result<LogicalPlan> {
+    json::unions_as_text(plan)
+}
+
+/// As [`FunctionRegistry::udf`], by what it is known as here.
+fn known(state: &SessionState, name: &str) -> Result<Arc<ScalarUDF>> {
+    FunctionRegistry::udf(state, name)
+}
