@@ -2,13 +2,14 @@
 //! synced by one thread for many at once; only then is it acknowledged and handed on.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::decode::{Decoded, decode};
 use crate::event::Lsn;
+use crate::idempotency::{Answer, Answered, AnsweredRequests, BodyHash, Lookup, RequestKey};
 use crate::schema::Catalog;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, Records, RecordsBuilder, Wal, WalError};
@@ -64,6 +65,8 @@ pub enum IngestError {
     Unknown,
     #[error("{0}")]
     Refused(String),
+    #[error("this Idempotency-Key was used with another body")]
+    KeyReused,
 }
 
 /// A frame that is durable, with its rows.
@@ -76,26 +79,43 @@ struct Prepared {
     frame: Frame,
     decoded: Option<Arc<Decoded>>,
     bytes: usize,
-    done: SyncSender<Result<Lsn, IngestError>>,
+    /// What the request that this one repeats was answered.
+    duplicate_of: Option<Answer>,
+    done: SyncSender<Result<Synced, IngestError>>,
+}
+
+/// What the writer says of a frame that is on the disk.
+struct Synced {
+    last_lsn: Lsn,
+    duplicate_of: Option<Answer>,
 }
 
 /// What was durably accepted.
 pub struct Accepted {
     pub last_lsn: Lsn,
     pub decoded: Option<Arc<Decoded>>,
+    /// The submission repeats an earlier one under its idempotency key, which was answered this: its records are not processed.
+    pub duplicate_of: Option<Answer>,
+}
+
+impl Accepted {
+    /// What its sender is told.
+    pub fn answer(self) -> Answer {
+        self.duplicate_of.or_else(|| self.decoded.as_deref().map(Answer::new)).unwrap_or_default()
+    }
 }
 
 /// A submission on its way to the disk.
 pub struct Receipt {
-    done: Receiver<Result<Lsn, IngestError>>,
+    done: Receiver<Result<Synced, IngestError>>,
     decoded: Option<Arc<Decoded>>,
 }
 
 impl Receipt {
     /// Waits until the records are on the disk, or refused.
     pub fn wait(self) -> Result<Accepted, IngestError> {
-        let last_lsn = self.done.recv().map_err(|_| IngestError::Unknown)??;
-        Ok(Accepted { last_lsn, decoded: self.decoded })
+        let Synced { last_lsn, duplicate_of } = self.done.recv().map_err(|_| IngestError::Unknown)??;
+        Ok(Accepted { last_lsn, decoded: self.decoded, duplicate_of })
     }
 }
 
@@ -115,7 +135,7 @@ struct GateState {
 }
 
 impl Gate {
-    fn lock(&self) -> std::sync::MutexGuard<'_, GateState> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,6 +208,15 @@ pub struct Ingest {
     queue: SyncSender<Prepared>,
     gate: Arc<Gate>,
     synced: Arc<Mutex<Lsn>>,
+    answered: Arc<Mutex<AnsweredRequests>>,
+}
+
+/// What a key says of a request before its body is taken in.
+pub enum KeyState {
+    New,
+    Answered(Answer),
+    /// The key was used with another body.
+    Reused,
 }
 
 /// What trimming the log needs of its writer.
@@ -196,19 +225,30 @@ pub enum Upkeep {
 }
 
 impl Ingest {
-    /// Starts the writer. It ends, and returns the log, when every handle is gone; `hand_on` gets each frame after its sync.
+    /// Starts the writer. It ends, and returns the log, when every handle is gone. Of the frames that a sync covers, `note_synced`
+    /// gets each header before any is acknowledged and must not block; `hand_on` gets each frame after all are acknowledged.
     pub fn start(
         wal: Wal,
         catalog: Arc<Catalog>,
         clock: Arc<dyn Clock>,
         queue_bytes: usize,
         upkeep: Receiver<Upkeep>,
+        note_synced: impl FnMut(&Header) + Send + 'static,
         hand_on: impl FnMut(Committed) + Send + 'static,
     ) -> (Self, JoinHandle<Result<Wal, WalError>>) {
         let (queue, prepared) = sync_channel(QUEUE);
         let gate = Arc::new(Gate { state: Mutex::default(), freed: Condvar::new(), limit: queue_bytes });
         let synced = Arc::new(Mutex::new(wal.synced_lsn()));
-        let writer = Writer { wal, gate: gate.clone(), synced: synced.clone(), upkeep, refuses_pull: false };
+        let answered = Arc::new(Mutex::new(AnsweredRequests::new(catalog.idempotency)));
+        let writer = Writer {
+            wal,
+            gate: gate.clone(),
+            synced: synced.clone(),
+            answered: answered.clone(),
+            upkeep,
+            note_synced: Box::new(note_synced),
+            refuses_pull: false,
+        };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || {
@@ -218,7 +258,7 @@ impl Ingest {
                 result
             })
             .expect("the system can start a thread");
-        (Self { catalog, clock, queue, gate, synced }, thread)
+        (Self { catalog, clock, queue, gate, synced, answered }, thread)
     }
 
     pub fn intake(&self) -> Intake {
@@ -232,6 +272,31 @@ impl Ingest {
     /// Everything up to here is on the disk.
     pub fn synced_lsn(&self) -> Lsn {
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests that were answered before this start; to be called before any is submitted.
+    pub fn remember(&self, answered: Vec<(RequestKey, Answered)>) {
+        let mut table = self.answered();
+        answered.into_iter().for_each(|(key, entry)| table.insert(key, entry));
+    }
+
+    fn answered(&self) -> MutexGuard<'_, AnsweredRequests> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a request's key says of it. One whose frame is not synced yet is new: submitted, it waits for the same sync.
+    pub fn key_state(&self, key: &RequestKey, hash: &BodyHash) -> KeyState {
+        let synced = self.synced_lsn();
+        match self.answered().lookup(key, hash) {
+            Lookup::Duplicate(request) if request.lsn <= synced => KeyState::Answered(request.answer.clone()),
+            Lookup::New | Lookup::Duplicate(_) => KeyState::New,
+            Lookup::Reused => KeyState::Reused,
+        }
+    }
+
+    /// Memory that remembered answers take.
+    pub fn answered_bytes(&self) -> usize {
+        self.answered().bytes()
     }
 
     /// Takes records in; `wait` for room in the queue, or refuse. The records are durable when the receipt says so.
@@ -289,7 +354,7 @@ impl Ingest {
         wait: bool,
     ) -> Result<Receipt, IngestError> {
         let (done, receipt) = sync_channel(1);
-        let prepared = Prepared { frame, decoded: decoded.clone(), bytes, done };
+        let prepared = Prepared { frame, decoded: decoded.clone(), bytes, duplicate_of: None, done };
         if wait {
             self.queue.send(prepared).map_err(|_| IngestError::Stopping)?;
         } else {
@@ -302,11 +367,19 @@ impl Ingest {
     }
 }
 
+/// The key of a request that is to be processed once.
+fn request_key(frame: &Frame) -> Option<(RequestKey, BodyHash)> {
+    let (hash, key) = frame.about.idempotency.as_ref().filter(|_| frame.header.kind == Kind::Record)?;
+    Some((RequestKey { stream: frame.header.stream.clone(), key: key.clone() }, *hash))
+}
+
 struct Writer {
     wal: Wal,
     gate: Arc<Gate>,
     synced: Arc<Mutex<Lsn>>,
+    answered: Arc<Mutex<AnsweredRequests>>,
     upkeep: Receiver<Upkeep>,
+    note_synced: Box<dyn FnMut(&Header) + Send>,
     /// A pull source's frame was refused, because everything stops: every later one is, or its partition would pass over it.
     refuses_pull: bool,
 }
@@ -353,9 +426,15 @@ impl Writer {
             self.refuse(&prepared, "weir is stopping".into());
             return Ok(());
         }
+        if let Err(error) = self.classify(&mut prepared) {
+            self.gate.release(prepared.bytes);
+            let _ = prepared.done.send(Err(error));
+            return Ok(());
+        }
         loop {
             let error = match self.wal.append(&mut prepared.frame) {
                 Ok(()) => {
+                    self.remember_answer(&prepared);
                     written.push(prepared);
                     return Ok(());
                 }
@@ -380,6 +459,30 @@ impl Writer {
         }
     }
 
+    /// Decides what a frame with an idempotency key is. Here frames get their order, so nothing comes between a key's first
+    /// request and the decision, and the log says what was decided to everything that reads it.
+    fn classify(&self, prepared: &mut Prepared) -> Result<(), IngestError> {
+        let Some((key, hash)) = request_key(&prepared.frame) else { return Ok(()) };
+        match self.answered.lock().unwrap_or_else(PoisonError::into_inner).lookup(&key, &hash) {
+            Lookup::New => {}
+            Lookup::Duplicate(request) => {
+                prepared.frame.header.kind = Kind::DuplicateRequest;
+                prepared.decoded = None;
+                prepared.duplicate_of = Some(request.answer.clone());
+            }
+            Lookup::Reused => return Err(IngestError::KeyReused),
+        }
+        Ok(())
+    }
+
+    /// Remembers what the operators will, once they have the frame.
+    fn remember_answer(&self, prepared: &Prepared) {
+        let Some((key, hash)) = request_key(&prepared.frame) else { return };
+        let Some(decoded) = &prepared.decoded else { return };
+        let answered = Answered { hash, answer: Answer::new(decoded), lsn: prepared.frame.header.last_lsn() };
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answered);
+    }
+
     fn refuse(&self, prepared: &Prepared, reason: String) {
         self.gate.release(prepared.bytes);
         let _ = prepared.done.send(Err(IngestError::NoSpace { reason }));
@@ -391,9 +494,14 @@ impl Writer {
         let synced = self.wal.sync()?;
         metrics::histogram!("weir_sync_seconds").record(started.elapsed());
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = synced;
-        for prepared in written.drain(..) {
+        written.iter().for_each(|prepared| (self.note_synced)(&prepared.frame.header));
+        // Handing on may wait for the operators, behind a whole snapshot; nobody whose records are safe waits with it.
+        for prepared in written.iter_mut() {
             self.gate.release(prepared.bytes);
-            let _ = prepared.done.send(Ok(prepared.frame.header.last_lsn()));
+            let last_lsn = prepared.frame.header.last_lsn();
+            let _ = prepared.done.send(Ok(Synced { last_lsn, duplicate_of: prepared.duplicate_of.take() }));
+        }
+        for prepared in written.drain(..) {
             hand_on(Committed { frame: Arc::new(prepared.frame), decoded: prepared.decoded });
         }
         Ok(())

@@ -27,6 +27,7 @@
 //! |---|---|
 //! | `src/event.rs` | the words every module shares: LSN, times, gap |
 //! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
+//! | `src/idempotency.rs` | answers remembered under idempotency keys: a bounded table that the log's writer and the operators fill alike |
 //! | `src/config` | the file as typed, and what it means, checked once; `src/config/place.rs` points into its text |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/refusal.rs` says where in SQL something is wrong; `src/schema/dialect.rs` and `src/schema/functions` are what Weir's SQL has of its own |
@@ -70,6 +71,7 @@ pub mod config;
 pub mod decode;
 pub mod event;
 pub mod generator;
+pub mod idempotency;
 pub mod ingest;
 pub mod operators;
 pub mod presets;

@@ -36,7 +36,7 @@ impl Run {
         let signal = crate::runtime::stop_signal(&runtime);
         let started = Instant::now();
         let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
-        while running.resume(&config)?.is_none() && !running.has_failed() && !signal.is_finished() {
+        while !running.resume(&config)? && !running.has_failed() && !signal.is_finished() {
             std::thread::sleep(RESUME_POLL);
         }
         // A new log begins with one record, its configuration.

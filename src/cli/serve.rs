@@ -91,10 +91,8 @@ fn serve_once(
     tracing::info!(%address, "ready");
     let mut since_metrics = METRICS_EVERY;
     while !is_over() && !running.has_failed() && !restart.load(Ordering::Acquire) {
-        if let Some(remembered) = running.resume(config)?
-            && config.server.ingest
-        {
-            server.open_intake(running.ingest()?, remembered);
+        if running.resume(config)? && config.server.ingest {
+            server.open_intake(running.ingest()?);
         }
         tick(&running);
         since_metrics += POLL;

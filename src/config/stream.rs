@@ -238,6 +238,23 @@ pub struct Declarations {
     /// Version of the zone data that local times are computed with; empty where none was stored.
     #[serde(default)]
     pub zone_data: String,
+    /// Not set by the file: stored, so that what operators remember follows from the log alone.
+    #[serde(default)]
+    pub idempotency: IdempotencyLimits,
+}
+
+/// Bounds on the answers that are remembered under idempotency keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdempotencyLimits {
+    pub max_keys: usize,
+    pub max_bytes: usize,
+}
+
+impl Default for IdempotencyLimits {
+    fn default() -> Self {
+        Self { max_keys: 100_000, max_bytes: 32 << 20 }
+    }
 }
 
 impl Declarations {

@@ -23,6 +23,9 @@ impl Operators {
         let mut rows = self.switch_windows(&before, lsn)?;
         self.switch_entities(&before);
         self.switch_streams(&before, lsn, &mut rows);
+        if let Some(answered) = &mut self.answered {
+            answered.set_limits(self.catalog.idempotency);
+        }
         Ok(rows)
     }
 

@@ -15,7 +15,7 @@ mod values;
 pub mod watermark;
 pub mod windows;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
+use crate::idempotency::{Answer, Answered, AnsweredRequests, RequestKey};
 use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream, Window};
 use crate::wal::{FileIdentity, Frame, Header, Kind};
 use entities::EntityState;
@@ -38,16 +39,12 @@ use windows::WindowState;
 /// The partition of records of which only rows are left.
 pub const KEPT: &str = "\u{1}kept";
 
-/// Answers to POSTs with an idempotency key that are remembered.
-const IDEMPOTENCY_KEYS: usize = 100_000;
 /// Gaps remembered for `weir.gaps`; all of them stay in `raw`.
 const GAPS: usize = 10_000;
 /// Dead letters remembered as retried; the newest.
 pub const RETRIED: usize = 100_000;
 /// In the place of the record that a dead letter became: it has not come back.
 const REFUSED: Lsn = 0;
-/// Rejections told one by one in the answer to a POST.
-pub const TOLD_REJECTIONS: usize = 100;
 
 /// Why a frame cannot be applied: the log and this program disagree, which ends the process.
 #[derive(Debug, thiserror::Error)]
@@ -80,25 +77,6 @@ pub struct PartitionState {
     pub cut_lsns: Vec<Lsn>,
 }
 
-/// What a POST was answered, kept under its idempotency key.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    pub accepted: u64,
-    pub rejected_total: u64,
-    /// The first hundred: (index, reason).
-    pub rejected: Vec<(u32, String)>,
-}
-
-impl Answer {
-    pub fn new(decoded: &Decoded) -> Self {
-        Self {
-            accepted: decoded.index.len() as u64,
-            rejected_total: decoded.rejected.len() as u64,
-            rejected: decoded.rejected.iter().take(TOLD_REJECTIONS).map(|r| (r.index, r.reason.clone())).collect(),
-        }
-    }
-}
-
 /// Sums over a stream since the log began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -124,8 +102,8 @@ pub struct Operators {
     partitions: BTreeMap<(String, String), PartitionState>,
     /// Per position of a view, the LSN of the last row it was given.
     given: BTreeMap<String, Lsn>,
-    answers: HashMap<String, ([u8; 32], Answer)>,
-    answer_order: VecDeque<String>,
+    /// Requests with an idempotency key, and what they were answered; none in a copy that nobody asks for them.
+    answered: Option<AnsweredRequests>,
     gaps: VecDeque<Gap>,
     /// Dead letters that became events later, with the record that did.
     retried: BTreeMap<Lsn, Lsn>,
@@ -168,8 +146,7 @@ impl Operators {
             entities: Vec::new(),
             partitions: BTreeMap::new(),
             given: BTreeMap::new(),
-            answers: HashMap::new(),
-            answer_order: VecDeque::new(),
+            answered: Some(AnsweredRequests::default()),
             gaps: VecDeque::new(),
             retried: BTreeMap::new(),
             floors: Floors::new(),
@@ -201,9 +178,14 @@ impl Operators {
         &self.given
     }
 
-    /// Remembered answers in the order they were given.
-    pub fn answers(&self) -> impl Iterator<Item = (&String, &([u8; 32], Answer))> {
-        self.answer_order.iter().filter_map(|key| Some((key, self.answers.get(key)?)))
+    /// Requests with an idempotency key, oldest first.
+    pub fn answered(&self) -> impl Iterator<Item = (&RequestKey, &Answered)> {
+        self.answered.iter().flat_map(AnsweredRequests::iter)
+    }
+
+    /// This copy processes the log once more; nobody asks it what a request was answered.
+    pub fn forget_answers(&mut self) {
+        self.answered = None;
     }
 
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
@@ -305,7 +287,7 @@ impl Operators {
         let open = sessions.map(Sessions::memory_bytes).sum::<usize>();
         let windows: usize = self.windows.iter().map(WindowState::memory_bytes).sum();
         let entities: usize = self.entities.iter().map(EntityState::memory_bytes).sum();
-        entities + repeats * REPEAT_KEY_BYTES + open + windows + self.answers.len() * 256 + self.partitions.len() * 256
+        entities + repeats * REPEAT_KEY_BYTES + open + windows + self.answered.as_ref().map_or(0, AnsweredRequests::bytes) + self.partitions.len() * 256
     }
 
     /// Reads the frame's records as rows, for a frame that did not bring them along.
@@ -338,9 +320,7 @@ impl Operators {
                 self.note_partition(frame);
                 if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
                     self.apply_records(&stream, frame, decoded, &mut output)?;
-                    if let Some((hash, key)) = &frame.about.idempotency {
-                        self.remember_answer(key.clone(), *hash, Answer::new(decoded));
-                    }
+                    self.remember_answer(frame, decoded);
                 }
             }
             Kind::Configuration if self.is_pinned => {}
@@ -381,6 +361,8 @@ impl Operators {
                     self.mark_retried(frame, &output);
                 }
             }
+            // The log's writer decided that an earlier frame holds these records; this one is in `raw` only.
+            Kind::DuplicateRequest => {}
             // Kinds that nothing here answers to yet; they count and are kept in `raw`.
             Kind::Place => {}
         }
@@ -404,6 +386,7 @@ impl Operators {
     pub fn pin(&mut self, first: Lsn) {
         self.is_pinned = true;
         self.first = first;
+        self.forget_answers();
     }
 
     /// Whole records come from here on, in partitions that know how far time has come in them.
@@ -543,15 +526,10 @@ impl Operators {
         state.advance();
     }
 
-    fn remember_answer(&mut self, key: String, hash: [u8; 32], answer: Answer) {
-        if self.answers.insert(key.clone(), (hash, answer)).is_none() {
-            self.answer_order.push_back(key);
-        }
-        while self.answer_order.len() > IDEMPOTENCY_KEYS {
-            if let Some(key) = self.answer_order.pop_front() {
-                self.answers.remove(&key);
-            }
-        }
+    fn remember_answer(&mut self, frame: &Frame, decoded: &Decoded) {
+        let Some((answered, (hash, key))) = self.answered.as_mut().zip(frame.about.idempotency.as_ref()) else { return };
+        let key = RequestKey { stream: frame.header.stream.clone(), key: key.clone() };
+        answered.insert(key, Answered { hash: *hash, answer: Answer::new(decoded), lsn: frame.header.last_lsn() });
     }
 
     fn apply_records(

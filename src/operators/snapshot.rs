@@ -19,8 +19,9 @@ use super::entities::EntityState;
 use super::repeats::Repeats;
 use super::watermark::Watermark;
 use super::windows::WindowState;
-use super::{Answer, Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
+use super::{Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
 use crate::event::{Gap, Lsn, Micros};
+use crate::idempotency::{Answer, Answered, BodyHash, RequestKey};
 use crate::schema::Catalog;
 
 pub const VERSION: u32 = 3;
@@ -34,13 +35,36 @@ struct Head {
     configuration: String,
     given: BTreeMap<String, Lsn>,
     partitions: Vec<(String, String, PartitionState)>,
-    answers: Vec<(String, [u8; 32], Answer)>,
+    /// Oldest first.
+    #[serde(default)]
+    answered_requests: Vec<SavedAnswer>,
     gaps: Vec<Gap>,
     #[serde(default)]
     retried: Vec<(Lsn, Lsn)>,
     #[serde(default)]
     floors: Floors,
     streams: BTreeMap<String, StreamHead>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedAnswer {
+    stream: String,
+    key: String,
+    hash: BodyHash,
+    lsn: Lsn,
+    answer: Answer,
+}
+
+impl SavedAnswer {
+    fn new((key, answered): (&RequestKey, &Answered)) -> Self {
+        let (RequestKey { stream, key }, Answered { hash, answer, lsn }) = (key.clone(), answered.clone());
+        Self { stream, key, hash, lsn, answer }
+    }
+
+    fn restore(self) -> (RequestKey, Answered) {
+        let Self { stream, key, hash, lsn, answer } = self;
+        (RequestKey { stream, key }, Answered { hash, answer, lsn })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -101,7 +125,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         configuration: operators.catalog.to_json(),
         given: operators.given.clone(),
         partitions: operators.partitions.iter().map(|((a, b), p)| (a.clone(), b.clone(), p.clone())).collect(),
-        answers: operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone())).collect(),
+        answered_requests: operators.answered().map(SavedAnswer::new).collect(),
         gaps: operators.gaps.iter().cloned().collect(),
         retried: operators.retried.iter().map(|(dead, by)| (*dead, *by)).collect(),
         floors: operators.floors.clone(),
@@ -180,8 +204,8 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     let mut operators = Operators::new(Arc::new(catalog), head.lsn);
     operators.given = head.given;
     operators.partitions = head.partitions.into_iter().map(|(a, b, p)| ((a, b), p)).collect();
-    for (key, hash, answer) in head.answers {
-        operators.remember_answer(key, hash, answer);
+    if let Some(answered) = &mut operators.answered {
+        head.answered_requests.into_iter().map(SavedAnswer::restore).for_each(|(key, entry)| answered.insert(key, entry));
     }
     operators.gaps = head.gaps.into();
     operators.retried = head.retried.into_iter().collect();

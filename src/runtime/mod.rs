@@ -29,7 +29,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Declarations, SourceKind};
 use crate::event::{Lsn, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{Answer, OperatorError, positions};
+use crate::operators::{OperatorError, positions};
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
 use crate::schema::{Catalog, versions_of};
@@ -118,9 +118,6 @@ impl From<QueryError> for RuntimeError {
         }
     }
 }
-
-/// Answers given under idempotency keys.
-pub type Remembered = Vec<(String, [u8; 32], Answer)>;
 
 /// The name of the source that POSTs come from.
 const HTTP: &str = "http";
@@ -233,15 +230,17 @@ impl Running {
         }
     }
 
-    /// Starts the sources once the log's past has been applied; tells then, once, what was answered under idempotency keys.
-    pub fn resume(&mut self, config: &Config) -> Result<Option<Remembered>, RuntimeError> {
+    /// Starts the sources once the log's past has been applied; true once, from when on requests
+    /// can be taken in.
+    pub fn resume(&mut self, config: &Config) -> Result<bool, RuntimeError> {
         if self.has_resumed.load(Ordering::Acquire) {
-            return Ok(None);
+            return Ok(false);
         }
-        let Some(resume) = self.pipeline.try_resume()? else { return Ok(None) };
+        let Some(mut resume) = self.pipeline.try_resume()? else { return Ok(false) };
+        self.ingest()?.remember(std::mem::take(&mut resume.answered));
         self.start_sources(config, self.options, &resume)?;
         self.has_resumed.store(true, Ordering::Release);
-        Ok(Some(resume.answers))
+        Ok(true)
     }
 
     fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
@@ -362,6 +361,7 @@ impl Running {
     pub fn publish_metrics(&self) {
         let parts = [
             ("queues", self.pipeline.intake.used()),
+            ("idempotency", self.pipeline.ingest.as_ref().map_or(0, Ingest::answered_bytes)),
             ("ring", self.pipeline.ring.level().0),
             ("operators", self.handles.progress.operators_bytes()),
             ("sql", self.answers.sql.memory_in_use()),

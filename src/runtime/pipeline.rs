@@ -15,14 +15,15 @@ use crate::clock::Clock;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
 use crate::ingest::{Committed, Ingest, Intake, Upkeep};
-use crate::operators::{Answer, OperatorError, Operators, PartitionState};
+use crate::idempotency::{Answered, RequestKey};
+use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
 use crate::views::driver::{self, Status};
 use crate::views::ring::Ring;
 use crate::views::{View, ViewError};
 use crate::wal::retention::{SegmentAge, plan_trim};
-use crate::wal::{LogReader, Wal, segment};
+use crate::wal::{Header, LogReader, Wal, segment};
 
 /// Frames between the log's writer and the operators.
 const HANDED_ON: usize = 16;
@@ -36,7 +37,8 @@ const SNAPSHOT_LOG_RATIO: u64 = 4;
 /// What sources need to know of the log's past before they go on.
 pub struct Resume {
     pub partitions: BTreeMap<(String, String), PartitionState>,
-    pub answers: Vec<(String, [u8; 32], Answer)>,
+    /// Requests with an idempotency key, oldest first.
+    pub answered: Vec<(RequestKey, Answered)>,
 }
 
 /// A running pipeline.
@@ -87,12 +89,12 @@ impl Pipeline {
         let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
         let progress = handles.progress.clone();
+        let note_synced = move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
         let hand_on = move |frame: Committed| {
-            progress.note_synced(frame.frame.header.last_lsn(), frame.frame.header.received_at);
             // The operators end before the writer only when they failed, which the supervisor sees.
             let _ = handed_on.send(frame);
         };
-        let (ingest, writer) = Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, hand_on);
+        let (ingest, writer) = Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, note_synced, hand_on);
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.show(operators.clone());
         let (ready, resume) = channel();
@@ -296,8 +298,8 @@ impl OperatorStage {
         self.handles.raise_floors(&self.operators().floors());
         let resume = {
             let operators = self.operators();
-            let answers = operators.answers().map(|(key, (hash, answer))| (key.clone(), *hash, answer.clone()));
-            Resume { partitions: operators.partitions().clone(), answers: answers.collect() }
+            let answered = operators.answered().map(|(key, entry)| (key.clone(), entry.clone())).collect();
+            Resume { partitions: operators.partitions().clone(), answered }
         };
         let _ = ready.send(resume);
         while let Some(frame) = self.next(committed)? {

@@ -119,6 +119,7 @@ impl CatchUp for LogCatchUp {
                 // The folder could not be listed.
                 error => failed(error.to_string()),
             })?;
+        operators.forget_answers();
         if from_snapshot {
             // It has every row up to there, wherever its own rows end.
             view.skip_to(operators.lsn());

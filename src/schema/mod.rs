@@ -18,7 +18,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 pub use crate::config::time_range::TimeRange;
 pub use crate::config::zone;
-use crate::config::{Config, ConfigError, Declarations, Where, WindowDef};
+use crate::config::{Config, ConfigError, Declarations, IdempotencyLimits, Where, WindowDef};
 pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use entity::Entity;
@@ -142,6 +142,7 @@ pub struct Catalog {
     pub entities: Vec<Arc<Entity>>,
     /// Version of the zone data that the configuration was stored with.
     pub zone_data: String,
+    pub idempotency: IdempotencyLimits,
 }
 
 impl Catalog {
@@ -162,7 +163,14 @@ impl Catalog {
                 planned.map(Arc::new).map_err(|e| DeclarationError::new(name, TABLE_KEY, e))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { id: declared.id(), streams, windows, entities, zone_data: declared.zone_data.clone() })
+        Ok(Self {
+            id: declared.id(),
+            streams,
+            windows,
+            entities,
+            zone_data: declared.zone_data.clone(),
+            idempotency: declared.idempotency,
+        })
     }
 
     /// Compiles a configuration's declarations; errors point into its file.
@@ -191,6 +199,7 @@ impl Catalog {
             windows: self.windows.iter().map(|w| (w.name.clone(), w.def.clone())).collect(),
             tables: self.entities.iter().map(|e| (e.name.clone(), e.def.clone())).collect(),
             zone_data: self.zone_data.clone(),
+            idempotency: self.idempotency,
         }
     }
 

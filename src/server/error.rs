@@ -8,7 +8,7 @@ use crate::ingest::IngestError;
 use crate::query::QueryError;
 
 /// A refused request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ApiError {
     pub status: StatusCode,
     pub code: &'static str,
@@ -19,6 +19,11 @@ pub struct ApiError {
 impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>, hint: &'static str) -> Self {
         Self { status, code, message: message.into(), hint }
+    }
+
+    pub fn key_reused() -> Self {
+        let message = IngestError::KeyReused.to_string();
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", message, "choose a new key for each body")
     }
 
     pub fn bad_request(message: impl Into<String>, hint: &'static str) -> Self {
@@ -59,6 +64,7 @@ impl From<IngestError> for ApiError {
             IngestError::NoSpace { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "log_full", message, hint),
             IngestError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint),
             IngestError::Refused(_) => Self::bad_request(message, hint),
+            IngestError::KeyReused => Self::key_reused(),
             IngestError::Unknown => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", message, "send it again"),
         }
     }

@@ -1,9 +1,11 @@
 //! HTTP: records in, questions answered, the process watched. Loopback unless tokens and TLS are configured.
 
+mod body;
 mod connections;
 mod error;
 mod getsocial;
 mod guard;
+mod in_flight;
 mod intake;
 mod live;
 mod page;
@@ -31,11 +33,10 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::ingest::Ingest;
-use crate::operators::Answer;
 use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
 use connections::Limit;
-use intake::IdempotencyKeys;
+use in_flight::InFlight;
 
 /// How long open requests may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(3);
@@ -73,7 +74,7 @@ pub struct App(Arc<Inner>);
 pub(crate) struct Inner {
     parts: Parts,
     ingest: Mutex<Option<Ingest>>,
-    keys: IdempotencyKeys,
+    in_flight: InFlight,
     /// Running queries that have a name.
     queries: Mutex<HashMap<String, CancellationToken>>,
     /// KiB that bodies may still take.
@@ -84,8 +85,8 @@ pub(crate) struct Inner {
 impl App {
     fn new(parts: Parts, stop: CancellationToken) -> Self {
         let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
-        let (ingest, keys, queries) = (Mutex::default(), IdempotencyKeys::default(), Mutex::default());
-        Self(Arc::new(Inner { parts, ingest, keys, queries, bodies, stop }))
+        let (ingest, in_flight, queries) = (Mutex::default(), InFlight::default(), Mutex::default());
+        Self(Arc::new(Inner { parts, ingest, in_flight, queries, bodies, stop }))
     }
 
     fn queries(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
@@ -191,9 +192,8 @@ impl Server {
         Ok(Self { app, handle, task })
     }
 
-    /// Takes records in from now on; `remembered` are answers given under idempotency keys before this start.
-    pub fn open_intake(&self, ingest: Ingest, remembered: Vec<(String, [u8; 32], Answer)>) {
-        self.app.0.keys.remember(remembered);
+    /// Takes records in from now on.
+    pub fn open_intake(&self, ingest: Ingest) {
         *self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner) = Some(ingest);
     }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | 4 | magic `WFR1` |
 //! | 4 | 4 | length of the frame from the magic to the CRC, both included |
-//! | 8 | 1 | kind |
+//! | 8 | 1 | kind, see [`Kind`] |
 //! | 9 | 3 | zero |
 //! | 12 | 4 | records in the block (1 for a control frame) |
 //! | 16 | 8 | LSN of the first record |
@@ -51,12 +51,14 @@ pub enum Kind {
     Floor = 7,
     Configuration = 8,
     Place = 9,
+    /// A request that repeats an earlier one under its idempotency key: its records are not processed.
+    DuplicateRequest = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = {
+    const ALL: [Self; 10] = {
         use Kind::*;
-        [Record, Tick, End, Gap, Retry, Final, Floor, Configuration, Place]
+        [Record, Tick, End, Gap, Retry, Final, Floor, Configuration, Place, DuplicateRequest]
     };
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -80,6 +82,7 @@ impl Kind {
             Self::Floor => "floor",
             Self::Configuration => "configuration",
             Self::Place => "place",
+            Self::DuplicateRequest => "duplicate_request",
         }
     }
 }

@@ -143,7 +143,7 @@ impl Wal {
         if !fits {
             self.buffer.truncate(before);
             let bytes = self.options.segment_bytes.max(length as u64 + segment::HEADER_BYTES as u64);
-            if frame.header.kind == Kind::Record && self.is_over_budget(bytes) {
+            if matches!(frame.header.kind, Kind::Record | Kind::DuplicateRequest) && self.is_over_budget(bytes) {
                 return Err(WalError::Budget { bytes: self.bytes(), budget: self.options.budget.unwrap_or_default() });
             }
             self.roll(bytes)?;

@@ -1,0 +1,253 @@
+//! Answers to requests that carry an idempotency key, remembered so that a repeated request gets the first one's answer.
+//!
+//! A key's scope is the stream. Both the number of keys and their bytes are bounded by [`Limits`], which are stored with the
+//! configuration and do not depend on memory; the key that was added first leaves first. Two tables are filled in the order of
+//! the log and are therefore equal at the same LSN: the log writer's, which decides what a keyed frame is, and the operators',
+//! which brings the first one back after a restart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::config::IdempotencyLimits as Limits;
+use crate::decode::Decoded;
+use crate::event::Lsn;
+
+/// Rejections listed one by one in an answer.
+pub const LISTED_REJECTIONS: usize = 100;
+/// Bytes of a rejection's reason in an answer; the table `dead_letters` has it whole.
+const REASON_BYTES: usize = 256;
+/// Bytes that a key takes beside its text and its answer's reasons, and a listed rejection beside its reason.
+const ENTRY_BYTES: usize = 160;
+const REJECTION_BYTES: usize = 32;
+
+/// SHA-256 of a request's body after its content coding is removed.
+pub type BodyHash = [u8; 32];
+
+/// What a request was answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub accepted: u64,
+    pub rejected_total: u64,
+    /// The first hundred: (index, reason).
+    pub rejected: Vec<(u32, String)>,
+}
+
+impl Answer {
+    pub fn new(decoded: &Decoded) -> Self {
+        let listed = decoded.rejected.iter().take(LISTED_REJECTIONS);
+        Self {
+            accepted: decoded.index.len() as u64,
+            rejected_total: decoded.rejected.len() as u64,
+            rejected: listed.map(|r| (r.index, shortened(&r.reason))).collect(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.rejected.iter().map(|(_, reason)| reason.len() + REJECTION_BYTES).sum()
+    }
+}
+
+/// A reason within its limit, cut between characters.
+fn shortened(reason: &str) -> String {
+    const ELLIPSIS: &str = "…";
+    if reason.len() <= REASON_BYTES {
+        return reason.to_owned();
+    }
+    let end = reason.floor_char_boundary(REASON_BYTES - ELLIPSIS.len());
+    format!("{}{ELLIPSIS}", &reason[..end])
+}
+
+/// An idempotency key in its scope.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestKey {
+    pub stream: String,
+    pub key: String,
+}
+
+/// An answered request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    pub hash: BodyHash,
+    pub answer: Answer,
+    /// The last record of its frame.
+    pub lsn: Lsn,
+}
+
+/// What a key says of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    New,
+    /// A repetition of this request.
+    Duplicate(&'a Answered),
+    /// The key was used with another body.
+    Reused,
+}
+
+/// A bounded table of answered requests.
+#[derive(Debug, Default)]
+pub struct AnsweredRequests {
+    limits: Limits,
+    by_key: HashMap<Arc<RequestKey>, (u64, Answered)>,
+    /// Keys by the number of their insertion.
+    order: BTreeMap<u64, Arc<RequestKey>>,
+    next: u64,
+    bytes: usize,
+}
+
+impl AnsweredRequests {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    pub fn lookup(&self, key: &RequestKey, hash: &BodyHash) -> Lookup<'_> {
+        match self.by_key.get(key) {
+            None => Lookup::New,
+            Some((_, answered)) if answered.hash == *hash => Lookup::Duplicate(answered),
+            Some(_) => Lookup::Reused,
+        }
+    }
+
+    /// Adds the newest answer, in the place of an older one under the same key.
+    pub fn insert(&mut self, key: RequestKey, answered: Answered) {
+        self.remove(&key);
+        let key = Arc::new(key);
+        self.bytes += entry_bytes(&key, &answered);
+        self.order.insert(self.next, key.clone());
+        self.by_key.insert(key, (self.next, answered));
+        self.next += 1;
+        self.evict();
+    }
+
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.evict();
+    }
+
+    /// Answered requests, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (&RequestKey, &Answered)> {
+        self.order.values().filter_map(|key| Some((key.as_ref(), &self.by_key.get(key)?.1)))
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Memory that it takes, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn evict(&mut self) {
+        while self.by_key.len() > self.limits.max_keys || self.bytes > self.limits.max_bytes {
+            let Some((_, oldest)) = self.order.first_key_value() else { break };
+            let oldest = oldest.clone();
+            self.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &RequestKey) {
+        if let Some((number, answered)) = self.by_key.remove(key) {
+            self.order.remove(&number);
+            self.bytes -= entry_bytes(key, &answered);
+        }
+    }
+}
+
+fn entry_bytes(key: &RequestKey, answered: &Answered) -> usize {
+    ENTRY_BYTES + key.stream.len() + key.key.len() + answered.answer.bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Rejected;
+    use proptest::prelude::*;
+
+    fn key(stream: &str, key: &str) -> RequestKey {
+        RequestKey { stream: stream.into(), key: key.into() }
+    }
+
+    fn answered(hash: u8, accepted: u64) -> Answered {
+        Answered { hash: [hash; 32], answer: Answer { accepted, ..Answer::default() }, lsn: accepted }
+    }
+
+    #[test]
+    fn a_key_belongs_to_its_stream_and_its_body() {
+        let mut table = AnsweredRequests::default();
+        table.insert(key("a", "k"), answered(1, 5));
+        assert_eq!(table.lookup(&key("a", "k"), &[1; 32]), Lookup::Duplicate(&answered(1, 5)));
+        assert_eq!(table.lookup(&key("a", "k"), &[2; 32]), Lookup::Reused);
+        assert_eq!(table.lookup(&key("b", "k"), &[1; 32]), Lookup::New);
+    }
+
+    #[test]
+    fn a_reason_is_cut_between_characters() {
+        let reason = "é".repeat(400);
+        let short = shortened(&reason);
+        assert!(short.len() <= REASON_BYTES, "{}", short.len());
+        assert!(reason.starts_with(short.trim_end_matches('…')) && short.ends_with('…'));
+        assert_eq!(shortened("short"), "short");
+    }
+
+    #[test]
+    fn an_answer_lists_a_hundred_rejections_of_bounded_size() {
+        let rejected = (0..300).map(|index| Rejected { index, reason: "x".repeat(10_000) }).collect();
+        let rows = arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()));
+        let decoded = Decoded { rows, index: Vec::new(), rejected, drift: Vec::new() };
+        let answer = Answer::new(&decoded);
+        assert_eq!((answer.rejected_total, answer.rejected.len()), (300, LISTED_REJECTIONS));
+        assert!(answer.bytes() <= LISTED_REJECTIONS * (REASON_BYTES + REJECTION_BYTES));
+    }
+
+    /// The definition, word for word, over a list.
+    struct Model {
+        limits: Limits,
+        entries: Vec<(RequestKey, Answered)>,
+    }
+
+    impl Model {
+        fn insert(&mut self, key: RequestKey, answered: Answered) {
+            self.entries.retain(|(k, _)| *k != key);
+            self.entries.push((key, answered));
+            let bytes = |entries: &[(RequestKey, Answered)]| entries.iter().map(|(k, a)| entry_bytes(k, a)).sum::<usize>();
+            while self.entries.len() > self.limits.max_keys || bytes(&self.entries) > self.limits.max_bytes {
+                self.entries.remove(0);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_oldest_key_leaves_first_also_over_a_restart(
+            requests in proptest::collection::vec((0u8..3, 0u8..12, 0u8..2, 0usize..4), 0..200),
+            max_keys in 1usize..10,
+            max_bytes in 300usize..3_000,
+            restart in 0usize..200,
+        ) {
+            let limits = Limits { max_keys, max_bytes };
+            let (mut table, mut model) = (AnsweredRequests::new(limits), Model { limits, entries: Vec::new() });
+            for (n, (stream, name, hash, rejected)) in requests.into_iter().enumerate() {
+                if n == restart {
+                    let saved: Vec<_> = table.iter().map(|(k, a)| (k.clone(), a.clone())).collect();
+                    table = AnsweredRequests::new(limits);
+                    saved.into_iter().for_each(|(k, a)| table.insert(k, a));
+                }
+                let key = key(&format!("s{stream}"), &format!("k{name}"));
+                let mut new = answered(hash, n as u64);
+                new.answer.rejected = vec![(0, "r".repeat(100)); rejected];
+                table.insert(key.clone(), new.clone());
+                model.insert(key, new);
+                prop_assert!(table.len() <= max_keys && table.bytes() <= max_bytes);
+                let found: Vec<_> = table.iter().map(|(k, a)| (k.clone(), a.clone())).collect();
+                prop_assert_eq!(&found, &model.entries);
+                prop_assert_eq!(table.bytes(), found.iter().map(|(k, a)| entry_bytes(k, a)).sum::<usize>());
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Bodies of POSTs: the types and content codings that are taken, and the records that a body holds.
+//!
+//! A line that is not JSON is a record, for the decoder to refuse with its reason: a dead letter, alone as well as among others.
+//! Only a body that is no object, array or lines of text at all is refused as a whole.
+
+use std::io::Read;
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode, header};
+use flate2::{Decompress, FlushDecompress, Status};
+
+use super::error::ApiError;
+use crate::sources::message;
+use crate::wal::{Records, RecordsBuilder};
+
+/// Media types besides those that end in `+json`. A CloudEvent in structured mode is a record with all its attributes, a batch is an
+/// array of them; in binary mode the body alone is the record.
+const TYPES: [&str; 10] = [
+    "application/json",
+    "text/json",
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/x-jsonl",
+    "application/jsonlines",
+    "application/octet-stream",
+    "text/plain",
+    // What curl says unless told otherwise.
+    "application/x-www-form-urlencoded",
+];
+/// Windows of zstd frames take memory; this is the largest that RFC 9659 allows a content coding to use (8 MiB).
+const ZSTD_WINDOW_LOG: u32 = 23;
+/// How much room unpacking asks for at once.
+const UNPACK_BYTES: usize = 64 << 10;
+
+/// A content coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    Identity,
+    Gzip,
+    /// With or without the frame of zlib: clients differ.
+    Deflate,
+    Zstd,
+}
+
+impl Coding {
+    pub fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+        let Some(first) = codings.next() else { return Ok(Self::Identity) };
+        let name = first.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+        match name.as_str() {
+            _ if codings.next().is_some() => {}
+            "" | "identity" => return Ok(Self::Identity),
+            "gzip" | "x-gzip" => return Ok(Self::Gzip),
+            "deflate" => return Ok(Self::Deflate),
+            "zstd" => return Ok(Self::Zstd),
+            _ => {}
+        }
+        let message = "the body's Content-Encoding is not known";
+        Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "encoding",
+            message,
+            "use one of gzip, deflate, zstd, or none",
+        ))
+    }
+}
+
+pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(given) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let given = given.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_json = given.strip_prefix("application/").is_some_and(|subtype| subtype.ends_with("+json"));
+    if given.is_empty() || is_json || TYPES.contains(&given.as_str()) {
+        return Ok(());
+    }
+    let (message, hint) = (format!("the body is {given}"), "send application/json or application/x-ndjson");
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", message, hint))
+}
+
+pub fn too_large(limit: usize) -> ApiError {
+    let message = format!("the body has more than {limit} bytes (`[limits] body`)");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send it in parts")
+}
+
+/// Why a body could not be unpacked.
+#[derive(Debug)]
+enum UnpackError {
+    TooLarge,
+    Broken(String),
+}
+
+impl From<std::io::Error> for UnpackError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// Removes the content coding; never unpacks more than the limit.
+pub fn unpack(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiError> {
+    if wire.is_empty() {
+        return Ok(wire);
+    }
+    let (name, unpacked) = match coding {
+        Coding::Identity => return Ok(wire),
+        Coding::Gzip => ("gzip", read(flate2::bufread::MultiGzDecoder::new(&wire[..]), limit)),
+        Coding::Deflate => ("deflate", deflated(&wire, limit)),
+        Coding::Zstd => ("zstd", zstandard(&wire, limit)),
+    };
+    unpacked.map(Bytes::from).map_err(|error| match error {
+        UnpackError::TooLarge => too_large(limit),
+        UnpackError::Broken(reason) => {
+            ApiError::bad_request(format!("the body is no whole {name}: {reason}"), "pack it again, or send it as it is")
+        }
+    })
+}
+
+fn read(packed: impl Read, limit: usize) -> Result<Vec<u8>, UnpackError> {
+    let mut out = Vec::new();
+    packed.take(limit as u64 + 1).read_to_end(&mut out)?;
+    if out.len() > limit { Err(UnpackError::TooLarge) } else { Ok(out) }
+}
+
+fn zstandard(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(wire)?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+    read(decoder, limit)
+}
+
+fn deflated(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
+    let has_zlib_header =
+        matches!(wire, [first, second, ..] if first & 15 == 8 && u16::from_be_bytes([*first, *second]) % 31 == 0);
+    if has_zlib_header {
+        match inflate(wire, true, limit) {
+            // The first two bytes of a raw stream may look like a header.
+            Err(UnpackError::Broken(reason)) => inflate(wire, false, limit).map_err(|error| match error {
+                UnpackError::Broken(_) => UnpackError::Broken(reason),
+                UnpackError::TooLarge => error,
+            }),
+            unpacked => unpacked,
+        }
+    } else {
+        inflate(wire, false, limit)
+    }
+}
+
+/// Unlike a reading decoder this one notices where a stream has no end.
+fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, UnpackError> {
+    let broken = |reason: &str| UnpackError::Broken(reason.to_owned());
+    let mut stream = Decompress::new(has_zlib_header);
+    let mut out = Vec::new();
+    loop {
+        out.reserve(UNPACK_BYTES);
+        let before = (stream.total_in(), out.len());
+        let rest = &wire[before.0 as usize..];
+        let status = stream.decompress_vec(rest, &mut out, FlushDecompress::None).map_err(|e| broken(&e.to_string()))?;
+        if out.len() > limit {
+            return Err(UnpackError::TooLarge);
+        }
+        if status == Status::StreamEnd {
+            let is_whole = stream.total_in() as usize == wire.len();
+            return if is_whole { Ok(out) } else { Err(broken("bytes follow its end")) };
+        }
+        if (stream.total_in(), out.len()) == before {
+            return Err(broken("its end is missing"));
+        }
+    }
+}
+
+/// The records of a body, those over the limit cut.
+#[derive(Debug)]
+pub struct Split {
+    pub records: Records,
+    pub cut: Vec<(u64, u64)>,
+}
+
+/// Splits a body into records. Pure.
+pub fn split(body: &[u8], record_bytes: usize, cut_bytes: usize) -> Result<Split, ApiError> {
+    let (mut records, mut cut) = (RecordsBuilder::default(), Vec::new());
+    let mut push = |record: &[u8]| {
+        if record.len() > record_bytes {
+            cut.push((records.len() as u64, record.len() as u64));
+            records.push(&record[..cut_bytes.min(record.len())]);
+        } else {
+            records.push(record);
+        }
+    };
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
+    match shape(body) {
+        Shape::One => message::each(body, &mut push),
+        Shape::Lines => body.split(|b| *b == b'\n').for_each(|line| message::each(line, &mut push)),
+        Shape::OpenArray => {
+            return Err(ApiError::bad_request(
+                "the body is an array without its end, or with an element that is not JSON",
+                "send the whole array, or one object per line",
+            ));
+        }
+        Shape::Binary => {
+            let hint = if body.starts_with(b"\x1f\x8b") {
+                "it looks like gzip: send the header Content-Encoding: gzip"
+            } else {
+                "send an object, an array of objects, or one object per line"
+            };
+            return Err(ApiError::bad_request("the body is binary, not JSON", hint));
+        }
+    }
+    Ok(Split { records: records.finish(), cut })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Shape {
+    /// One value, over however many lines.
+    One,
+    Lines,
+    OpenArray,
+    Binary,
+}
+
+fn shape(body: &[u8]) -> Shape {
+    if is_json(body) {
+        return Shape::One;
+    }
+    let mut lines = body.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+    let first = lines.next().unwrap_or_default();
+    if first.starts_with(b"[") && !is_json(first) {
+        return Shape::OpenArray;
+    }
+    // Among lines that are JSON a binary one is a dead letter, as any other.
+    if looks_binary(body) && !is_json(first) && !lines.any(is_json) {
+        return Shape::Binary;
+    }
+    Shape::Lines
+}
+
+fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+}
+
+/// Text that begins as JSON does may be damaged in any way but by NULs, which text never has.
+fn looks_binary(body: &[u8]) -> bool {
+    let begins_as_json = matches!(body.first(), Some(b'{' | b'[' | b'"' | b'-' | b'0'..=b'9'));
+    let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
+    body.contains(&0) || !begins_as_json && (body.iter().any(is_control) || std::str::from_utf8(body).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn headers(name: header::HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, value.parse().expect("a header's value"))])
+    }
+
+    #[test]
+    fn every_way_to_say_json_is_taken() {
+        let takes = |value: &str| check_type(&headers(header::CONTENT_TYPE, value)).is_ok();
+        for value in TYPES {
+            assert!(takes(value) && takes(&value.to_uppercase()) && takes(&format!("{value}; charset=utf-8")), "{value}");
+        }
+        for value in ["application/cloudevents+json", "application/cloudevents-batch+json", "application/stream+json", ""] {
+            assert!(takes(value), "{value}");
+        }
+        for value in ["multipart/form-data; boundary=x", "image/png", "application/cloudevents+avro", "+json"] {
+            assert!(!takes(value), "{value}");
+        }
+        assert!(check_type(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn codings_are_known_in_any_case_and_others_refused() {
+        let coding = |value: &str| Coding::of(&headers(header::CONTENT_ENCODING, value)).ok();
+        assert_eq!(coding("GZIP"), Some(Coding::Gzip));
+        assert_eq!(coding("x-gzip"), Some(Coding::Gzip));
+        assert_eq!(coding("deflate"), Some(Coding::Deflate));
+        assert_eq!(coding("zstd"), Some(Coding::Zstd));
+        assert_eq!(coding("identity"), Some(Coding::Identity));
+        assert_eq!((coding("br"), coding("gzip, gzip")), (None, None));
+        let mut twice = headers(header::CONTENT_ENCODING, "gzip");
+        twice.append(header::CONTENT_ENCODING, "gzip".parse().expect("a header's value"));
+        assert!(Coding::of(&twice).is_err());
+    }
+
+    fn packed(plain: &[u8]) -> [(Coding, Vec<u8>); 4] {
+        use flate2::{Compression, write};
+        let mut gzip = write::GzEncoder::new(Vec::new(), Compression::fast());
+        let mut zlib = write::ZlibEncoder::new(Vec::new(), Compression::fast());
+        let mut raw = write::DeflateEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(plain).and_then(|()| zlib.write_all(plain)).and_then(|()| raw.write_all(plain)).expect("memory");
+        [
+            (Coding::Gzip, gzip.finish().expect("memory")),
+            (Coding::Deflate, zlib.finish().expect("memory")),
+            (Coding::Deflate, raw.finish().expect("memory")),
+            (Coding::Zstd, zstd::encode_all(plain, 1).expect("memory")),
+        ]
+    }
+
+    #[test]
+    fn what_was_packed_is_unpacked_up_to_the_limit_and_refused_where_it_is_broken() {
+        let plain: Vec<u8> = (0..20_000).flat_map(|n| format!("{{\"n\":{n}}}\n").into_bytes()).collect();
+        for (coding, wire) in packed(&plain) {
+            let unpack = |wire: &[u8], limit| unpack(coding, Bytes::copy_from_slice(wire), limit);
+            assert_eq!(unpack(&wire, plain.len()).expect("whole"), plain, "{coding:?}");
+            let status = |wire: &[u8], limit| unpack(wire, limit).expect_err("refused").status;
+            assert_eq!(status(&wire, plain.len() - 1), StatusCode::PAYLOAD_TOO_LARGE, "{coding:?}");
+            for end in [1, 2, 10, wire.len() / 2, wire.len() - 1] {
+                assert_eq!(status(&wire[..end], plain.len()), StatusCode::BAD_REQUEST, "{coding:?} cut at {end}");
+            }
+            assert_eq!(status(&[&wire[..], b"rest"].concat(), plain.len()), StatusCode::BAD_REQUEST, "{coding:?}");
+            assert_eq!(unpack(b"", 10).expect("empty"), b""[..]);
+        }
+    }
+
+    #[test]
+    fn a_small_body_that_unpacks_to_a_large_one_takes_no_more_than_the_limit() {
+        for (coding, wire) in packed(&vec![b' '; 64 << 20]) {
+            let refused = unpack(coding, wire.into(), 1 << 20).expect_err("too large");
+            assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{coding:?}");
+        }
+    }
+
+    fn texts(body: &[u8]) -> Result<Vec<String>, StatusCode> {
+        let split = split(body, 1_000, 10).map_err(|e| e.status)?;
+        Ok(split.records.iter().map(|r| String::from_utf8_lossy(r).into_owned()).collect())
+    }
+
+    #[test]
+    fn a_line_that_is_not_json_is_a_record_alone_as_well_as_among_others() {
+        let good = r#"{"n":1}"#;
+        for broken in ["{\"n\":1,", "{\"n\":1},", "no json", "<a>1</a>", "{\"n\":\"\u{1}"] {
+            assert_eq!(texts(broken.as_bytes()), Ok(vec![broken.to_owned()]), "{broken}");
+            let among = format!("{good}\r\n{broken}\n\n{good}\n");
+            assert_eq!(texts(among.as_bytes()), Ok([good, broken, good].map(str::to_owned).to_vec()), "{broken}");
+        }
+        assert_eq!(texts(b"{\"n\":\"\xff\"}").map(|t| t.len()), Ok(1));
+    }
+
+    #[test]
+    fn only_a_body_of_no_such_shape_is_refused() {
+        let refused = Err(StatusCode::BAD_REQUEST);
+        for body in [
+            &b"[{\"n\":1},"[..],
+            b"[\n{\"n\":1},\n{\"n\":2}\n",
+            b"[{\"n\":1}]]",
+            b"\x1f\x8b\x08\x00abc",
+            b"\x89PNG\r\n\x1a\n",
+            b"\xff\xfe{\x00}\x00",
+            b"{\x00}\x00",
+        ] {
+            assert_eq!(texts(body), refused, "{}", String::from_utf8_lossy(body));
+        }
+        for (body, records) in [
+            (&b""[..], 0),
+            (b" \r\n\n", 0),
+            (b"[]", 0),
+            (b"\xef\xbb\xbf{\"n\":1}", 1),
+            (b"{\n \"n\": 1\n}", 1),
+            (b"[\n{\"n\":1},\n5]", 2),
+            (b"[{\"n\":1},{\"n\":2}]\n[{\"n\":3}]\n", 3),
+            (b"{\"n\":1}\n\x00\x01\n", 2),
+        ] {
+            assert_eq!(texts(body).map(|t| t.len()), Ok(records), "{}", String::from_utf8_lossy(body));
+        }
+    }
+
+    #[test]
+    fn a_record_over_the_limit_is_cut() {
+        let body = format!("{{\"n\":1}}\n{{\"n\":\"{}\"}}", "x".repeat(2_000));
+        let split = split(body.as_bytes(), 1_000, 10).expect("lines");
+        assert_eq!((split.records.get(1).len(), split.cut), (10, vec![(1, 2_008)]));
+    }
+}
