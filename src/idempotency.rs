@@ -215,7 +215,8 @@ mod tests {
         fn insert(&mut self, key: RequestKey, answered: Answered) {
             self.entries.retain(|(k, _)| *k != key);
             self.entries.push((key, answered));
-            let bytes = |entries: &[(RequestKey, Answered)]| entries.iter().map(|(k, a)| entry_bytes(k, a)).sum::<usize>();
+            let bytes =
+                |entries: &[(RequestKey, Answered)]| entries.iter().map(|(k, a)| entry_bytes(k, a)).sum::<usize>();
             while self.entries.len() > self.limits.max_keys || bytes(&self.entries) > self.limits.max_bytes {
                 self.entries.remove(0);
             }

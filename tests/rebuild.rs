@@ -313,12 +313,13 @@ fn told(frame: &Frame, above: u64) -> Vec<Told> {
 
 /// Frames of every kind, of several sources, small and large, under a clock that now and then goes back.
 fn frames(numbers: &mut Numbers) -> Vec<Frame> {
-    let kinds = [Kind::Record, Kind::Record, Kind::Record, Kind::Retry, Kind::Tick, Kind::End, Kind::Gap, Kind::Floor];
+    use Kind::{DuplicateRequest, End, Floor, Gap, Record, Retry, Tick};
+    let kinds = [Record, Record, Record, Retry, Tick, End, Gap, Floor, DuplicateRequest];
     let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
     let mut out = Vec::new();
     for _ in 0..120 {
-        let kind = kinds[numbers.below(8) as usize];
-        let count = if matches!(kind, Kind::Record | Kind::Retry) { 1 + numbers.below(40) } else { 1 };
+        let kind = kinds[numbers.below(9) as usize];
+        let count = if matches!(kind, Record | Retry | DuplicateRequest) { 1 + numbers.below(40) } else { 1 };
         let mut records = RecordsBuilder::default();
         for _ in 0..count {
             let length = if numbers.below(30) == 0 { 9_000 } else { numbers.below(50) };
@@ -326,13 +327,13 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
         }
         let records = records.finish();
         let mut about = About::default();
-        if kind == Kind::Record && numbers.below(2) == 0 {
+        if kind == Record && numbers.below(2) == 0 {
             about.positions = (0..count).map(|i| lsn * 10 + i).collect();
         }
-        if kind == Kind::Retry {
+        if kind == Retry {
             about.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
         }
-        if kind == Kind::Record && numbers.below(4) == 0 {
+        if kind == Record && numbers.below(4) == 0 {
             about.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
         }
         time += 1 + numbers.below(900_000_000) as i64;

@@ -136,9 +136,9 @@ fn refusals_have_their_codes_and_store_nothing() {
     let bomb = gzip(&large);
     type Case<'a> = (u16, &'a [(&'a str, &'a str)], &'a [u8]);
     let cases: [Case<'_>; 8] = [
-        (400, &[], b"no json"),
-        (400, &[], b""),
-        (400, &[], b"{\"a\":"),
+        (400, &[], b"\x1f\x8b\x08 packed"),
+        (400, &[], b"[{\"a\":1},"),
+        (400, &[("Content-Encoding", "zstd")], b"no zstd"),
         (413, &[], &large),
         (413, &[("Content-Encoding", "gzip")], &bomb),
         (415, &[("Content-Type", "image/png")], &one),

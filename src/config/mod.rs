@@ -18,8 +18,8 @@ use crate::presets;
 pub use place::Location;
 use place::Place;
 pub use stream::{
-    Declarations, IdempotencyLimits, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef, SessionDef, StreamDef,
-    TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
+    Declarations, IdempotencyLimits, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef,
+    SessionDef, StreamDef, TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 

@@ -287,7 +287,12 @@ impl Operators {
         let open = sessions.map(Sessions::memory_bytes).sum::<usize>();
         let windows: usize = self.windows.iter().map(WindowState::memory_bytes).sum();
         let entities: usize = self.entities.iter().map(EntityState::memory_bytes).sum();
-        entities + repeats * REPEAT_KEY_BYTES + open + windows + self.answered.as_ref().map_or(0, AnsweredRequests::bytes) + self.partitions.len() * 256
+        entities
+            + repeats * REPEAT_KEY_BYTES
+            + open
+            + windows
+            + self.answered.as_ref().map_or(0, AnsweredRequests::bytes)
+            + self.partitions.len() * 256
     }
 
     /// Reads the frame's records as rows, for a frame that did not bring them along.
@@ -527,7 +532,9 @@ impl Operators {
     }
 
     fn remember_answer(&mut self, frame: &Frame, decoded: &Decoded) {
-        let Some((answered, (hash, key))) = self.answered.as_mut().zip(frame.about.idempotency.as_ref()) else { return };
+        let Some((answered, (hash, key))) = self.answered.as_mut().zip(frame.about.idempotency.as_ref()) else {
+            return;
+        };
         let key = RequestKey { stream: frame.header.stream.clone(), key: key.clone() };
         answered.insert(key, Answered { hash: *hash, answer: Answer::new(decoded), lsn: frame.header.last_lsn() });
     }

@@ -205,7 +205,10 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     operators.given = head.given;
     operators.partitions = head.partitions.into_iter().map(|(a, b, p)| ((a, b), p)).collect();
     if let Some(answered) = &mut operators.answered {
-        head.answered_requests.into_iter().map(SavedAnswer::restore).for_each(|(key, entry)| answered.insert(key, entry));
+        head.answered_requests
+            .into_iter()
+            .map(SavedAnswer::restore)
+            .for_each(|(key, entry)| answered.insert(key, entry));
     }
     operators.gaps = head.gaps.into();
     operators.retried = head.retried.into_iter().collect();

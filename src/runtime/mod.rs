@@ -316,12 +316,19 @@ impl Running {
 
     /// Brings dead letters back.
     pub fn retry(&self) -> Result<Retry, RuntimeError> {
-        Ok(Retry { answers: self.answers.clone(), clock: self.clock.clone(), ingest: self.ingest()? })
+        Ok(Retry {
+            answers: self.answers.clone(),
+            clock: self.clock.clone(),
+            ingest: self.ingest()?,
+            turn: Arc::default(),
+        })
     }
 
     /// Waits until the log's past has been applied, without starting a source.
     pub fn resume_alone(&mut self) -> Result<(), RuntimeError> {
-        self.pipeline.resume().map(drop)
+        let resume = self.pipeline.resume()?;
+        self.ingest()?.remember(resume.answered);
+        Ok(())
     }
 
     /// A handle to take records in.

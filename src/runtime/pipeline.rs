@@ -14,8 +14,8 @@ use super::views::Opened;
 use crate::clock::Clock;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
-use crate::ingest::{Committed, Ingest, Intake, Upkeep};
 use crate::idempotency::{Answered, RequestKey};
+use crate::ingest::{Committed, Ingest, Intake, Upkeep};
 use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
@@ -94,7 +94,8 @@ impl Pipeline {
             // The operators end before the writer only when they failed, which the supervisor sees.
             let _ = handed_on.send(frame);
         };
-        let (ingest, writer) = Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, note_synced, hand_on);
+        let (ingest, writer) =
+            Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, note_synced, hand_on);
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.show(operators.clone());
         let (ready, resume) = channel();

@@ -52,11 +52,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reasons told one by one; the others are counted together.
 const TOLD_REASONS: usize = 20;
+/// Accepted before it was sent and refused when it was applied: the table lost its hour meanwhile, or a rule looks at the clock.
+const REFUSED_WHEN_APPLIED: &str = "refused when it was applied; its new dead letter says why";
 
 pub struct Retry {
     pub answers: Answers,
     pub clock: Arc<dyn Clock>,
     pub ingest: Ingest,
+    /// One retry at a time: each finds what the one before brought back marked, and answers for itself alone.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Letter {
@@ -89,12 +93,57 @@ struct Gathered {
     of: Vec<Lsn>,
 }
 
+/// Dead letters that share a frame of the log, by the frame's last record.
+struct Sent {
+    last_lsn: Lsn,
+    of: Vec<Lsn>,
+}
+
+impl Retried {
+    fn count_refused(&mut self, reason: String) {
+        let is_told = self.still_refused.len() < TOLD_REASONS || self.still_refused.contains_key(&reason);
+        let reason = if is_told { reason } else { "other reasons".to_owned() };
+        *self.still_refused.entry(reason).or_default() += 1;
+    }
+
+    /// Counts what was sent by what became of it: per dead letter, the record that it became, 0 where it is refused. Pure.
+    fn count_sent(&mut self, sent: &[Sent], became: &BTreeMap<Lsn, Lsn>) {
+        for Sent { last_lsn, of } in sent {
+            let own = last_lsn + 1 - of.len() as Lsn..=*last_lsn;
+            for (dead, lsn) in of.iter().zip(own) {
+                match became.get(dead) {
+                    Some(became) if *became == lsn => self.retried += 1,
+                    None | Some(0) => self.count_refused(REFUSED_WHEN_APPLIED.to_owned()),
+                    // Another way brought it back before.
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+}
+
 impl Retry {
-    /// Brings them back, page by page; returns when the log has them.
+    /// Brings them back, page by page; returns when they are applied.
     pub async fn run(&self, question: &RetryQuestion) -> Result<Retried, RuntimeError> {
+        let _turn = self.turn.lock().await;
         self.wait_for_the_newest().await?;
-        let limit = question.limit.unwrap_or(usize::MAX);
         let mut done = Retried::default();
+        let mut sent = Vec::new();
+        let result = self.send_all(question, &mut sent, &mut done).await;
+        let Some(last) = sent.last().map(|frame: &Sent| frame.last_lsn) else { return result.map(|()| done) };
+        self.wait_until_applied(last).await?;
+        done.count_sent(&sent, &self.answers.handles.progress.retried());
+        result.map(|()| done)
+    }
+
+    async fn send_all(
+        &self,
+        question: &RetryQuestion,
+        sent: &mut Vec<Sent>,
+        done: &mut Retried,
+    ) -> Result<(), RuntimeError> {
+        let limit = question.limit.unwrap_or(usize::MAX);
+        let marked_before = self.answers.handles.progress.retried().len();
         let mut looked_at = 0;
         let mut after = 0;
         let mut page_rows = PAGE;
@@ -110,16 +159,27 @@ impl Retry {
             let Some(last) = page.last() else { break };
             after = last.lsn;
             looked_at += page.len();
-            let room = RETRIED.saturating_sub(self.answers.handles.progress.retried().len() + done.retried as usize);
-            if page.len() > room {
+            let sent_so_far: usize = sent.iter().map(|frame| frame.of.len()).sum();
+            if page.len() > RETRIED.saturating_sub(marked_before + sent_so_far) {
                 return Err(RuntimeError::Failed(format!(
-                    "{} dead letters came back; marks of {RETRIED} are remembered, so more could come back twice",
-                    done.retried
+                    "{sent_so_far} dead letters were sent back; marks of {RETRIED} are remembered, so more could come back twice"
                 )));
             }
-            self.bring_back(page, &mut done)?;
+            self.bring_back(page, sent, done)?;
         }
-        Ok(done)
+        Ok(())
+    }
+
+    async fn wait_until_applied(&self, lsn: Lsn) -> Result<(), RuntimeError> {
+        let begun = Instant::now();
+        while !self.answers.handles.progress.refresh(lsn) {
+            if begun.elapsed() > PATIENCE {
+                let message = "dead letters were sent back and are still being applied; `retried_lsn` in `dead_letters` says which became events";
+                return Err(RuntimeError::Failed(message.into()));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// What came back a moment ago, or before a start, is marked as such, so that it is not counted once more.
@@ -177,9 +237,9 @@ impl Retry {
     }
 
     /// Sends those that are accepted now.
-    fn bring_back(&self, letters: Vec<Letter>, done: &mut Retried) -> Result<(), RuntimeError> {
+    fn bring_back(&self, letters: Vec<Letter>, sent: &mut Vec<Sent>, done: &mut Retried) -> Result<(), RuntimeError> {
         let mut gathered: BTreeMap<(String, String), Gathered> = BTreeMap::new();
-        let mut receipts: Vec<Receipt> = Vec::new();
+        let mut receipts: Vec<(Receipt, Vec<Lsn>)> = Vec::new();
         for letter in letters {
             let reason = match self.ingest.catalog().streams.get(&letter.stream) {
                 None => Some(format!("there is no stream `{}` any more", letter.stream)),
@@ -189,16 +249,13 @@ impl Retry {
                 }
             };
             if let Some(reason) = reason {
-                let is_told = done.still_refused.len() < TOLD_REASONS || done.still_refused.contains_key(&reason);
-                let reason = if is_told { reason } else { "other reasons".to_owned() };
-                *done.still_refused.entry(reason).or_default() += 1;
+                done.count_refused(reason);
                 continue;
             }
             let key = (letter.source, letter.stream);
             let own = gathered.entry(key.clone()).or_default();
             own.records.push(&letter.bytes);
             own.of.push(letter.lsn);
-            done.retried += 1;
             if own.of.len() >= FRAME_RECORDS || own.records.bytes() >= FRAME_BYTES {
                 receipts.extend(self.send(key, std::mem::take(own))?);
             }
@@ -207,13 +264,21 @@ impl Retry {
             receipts.extend(self.send(key, own)?);
         }
         let failed = |e: IngestError| RuntimeError::Failed(e.to_string());
-        receipts.into_iter().try_for_each(|receipt| receipt.wait().map(drop).map_err(failed))
+        receipts.into_iter().try_for_each(|(receipt, of)| {
+            sent.push(Sent { last_lsn: receipt.wait().map_err(failed)?.last_lsn, of });
+            Ok(())
+        })
     }
 
-    fn send(&self, (source, stream): (String, String), own: Gathered) -> Result<Option<Receipt>, RuntimeError> {
+    fn send(
+        &self,
+        (source, stream): (String, String),
+        own: Gathered,
+    ) -> Result<Option<(Receipt, Vec<Lsn>)>, RuntimeError> {
         if own.of.is_empty() {
             return Ok(None);
         }
+        let of = own.of.clone();
         let submission = Submission {
             kind: Kind::Retry,
             source,
@@ -226,6 +291,22 @@ impl Retry {
         };
         // Nothing is half done by a refusal: what came back is marked, the rest is found again.
         let receipt = self.ingest.submit(submission, true);
-        receipt.map(Some).map_err(|e| RuntimeError::Failed(e.to_string()))
+        receipt.map(|receipt| Some((receipt, of))).map_err(|e| RuntimeError::Failed(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_counts_what_it_brought_back_itself() {
+        // Records 11 to 14 of one frame, of the dead letters 1 to 4; 5 in a frame of its own.
+        let sent = [Sent { last_lsn: 14, of: vec![1, 2, 3, 4] }, Sent { last_lsn: 20, of: vec![5] }];
+        // 2 came back by another way, 3 is refused still, of 4 nothing is known.
+        let became = BTreeMap::from([(1, 11), (2, 7), (3, 0), (5, 20)]);
+        let mut done = Retried::default();
+        done.count_sent(&sent, &became);
+        assert_eq!((done.retried, done.still_refused), (2, BTreeMap::from([(REFUSED_WHEN_APPLIED.to_owned(), 2)])));
     }
 }

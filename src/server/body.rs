@@ -108,9 +108,10 @@ pub fn unpack(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiErr
     };
     unpacked.map(Bytes::from).map_err(|error| match error {
         UnpackError::TooLarge => too_large(limit),
-        UnpackError::Broken(reason) => {
-            ApiError::bad_request(format!("the body is no whole {name}: {reason}"), "pack it again, or send it as it is")
-        }
+        UnpackError::Broken(reason) => ApiError::bad_request(
+            format!("the body is no whole {name}: {reason}"),
+            "pack it again, or send it as it is",
+        ),
     })
 }
 
@@ -152,7 +153,8 @@ fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, 
         out.reserve(UNPACK_BYTES);
         let before = (stream.total_in(), out.len());
         let rest = &wire[before.0 as usize..];
-        let status = stream.decompress_vec(rest, &mut out, FlushDecompress::None).map_err(|e| broken(&e.to_string()))?;
+        let status =
+            stream.decompress_vec(rest, &mut out, FlushDecompress::None).map_err(|e| broken(&e.to_string()))?;
         if out.len() > limit {
             return Err(UnpackError::TooLarge);
         }
@@ -256,9 +258,14 @@ mod tests {
     fn every_way_to_say_json_is_taken() {
         let takes = |value: &str| check_type(&headers(header::CONTENT_TYPE, value)).is_ok();
         for value in TYPES {
-            assert!(takes(value) && takes(&value.to_uppercase()) && takes(&format!("{value}; charset=utf-8")), "{value}");
+            assert!(
+                takes(value) && takes(&value.to_uppercase()) && takes(&format!("{value}; charset=utf-8")),
+                "{value}"
+            );
         }
-        for value in ["application/cloudevents+json", "application/cloudevents-batch+json", "application/stream+json", ""] {
+        for value in
+            ["application/cloudevents+json", "application/cloudevents-batch+json", "application/stream+json", ""]
+        {
             assert!(takes(value), "{value}");
         }
         for value in ["multipart/form-data; boundary=x", "image/png", "application/cloudevents+avro", "+json"] {

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::error::ApiError;
 use crate::idempotency::{Answer, BodyHash, RequestKey};
-use crate::ingest::{Ingest, KeyState};
+use crate::ingest::KeyState;
 
 /// What became of a request.
 #[derive(Debug, Clone)]
@@ -43,12 +43,12 @@ impl InFlight {
     }
 
     /// Requests being stored are looked at first: only an answer that was given binds its key.
-    fn turn(&self, ingest: &Ingest, key: &RequestKey, hash: &BodyHash) -> Turn<'_> {
+    fn turn(&self, key: &RequestKey, hash: &BodyHash, state: impl FnOnce() -> KeyState) -> Turn<'_> {
         let mut requests = self.lock();
         if let Some((first_hash, first)) = requests.get(key) {
             return Turn::Wait { first: first.clone(), is_same: first_hash == hash };
         }
-        match ingest.key_state(key, hash) {
+        match state() {
             KeyState::Answered(answer) => Turn::Decided(Outcome::Stored(answer)),
             KeyState::Reused => Turn::Decided(Outcome::Refused(ApiError::key_reused())),
             KeyState::New => {
@@ -60,13 +60,19 @@ impl InFlight {
     }
 
     /// Stores a request unless its key says that it was stored before, or is being stored: then it gets the first one's outcome.
-    /// A first one that is refused does not bind the key to its body.
-    pub async fn once<F>(&self, ingest: &Ingest, key: &RequestKey, hash: &BodyHash, store: impl FnOnce() -> F) -> Outcome
+    /// A first one that is refused does not bind the key to its body. `state` is what the log says of the key at that moment.
+    pub async fn once<F>(
+        &self,
+        key: &RequestKey,
+        hash: &BodyHash,
+        state: impl Fn() -> KeyState,
+        store: impl FnOnce() -> F,
+    ) -> Outcome
     where
         F: Future<Output = Outcome>,
     {
         loop {
-            match self.turn(ingest, key, hash) {
+            match self.turn(key, hash, &state) {
                 Turn::Decided(outcome) => return outcome,
                 Turn::Own(guard) => return guard.announce(store().await),
                 Turn::Wait { mut first, is_same } => {
@@ -103,5 +109,97 @@ impl Drop for Guard<'_> {
         if requests.get(&self.key).is_some_and(|(_, announced)| announced.same_channel(&self.announce.subscribe())) {
             requests.remove(&self.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn key() -> RequestKey {
+        RequestKey { stream: "s".into(), key: "k".into() }
+    }
+
+    fn stored(outcome: &Outcome) -> Option<u64> {
+        if let Outcome::Stored(answer) = outcome { Some(answer.accepted) } else { None }
+    }
+
+    fn answer(accepted: u64) -> Outcome {
+        Outcome::Stored(Answer { accepted, ..Answer::default() })
+    }
+
+    const NEW: fn() -> KeyState = || KeyState::New;
+
+    #[tokio::test]
+    async fn a_request_that_comes_while_the_first_is_stored_gets_its_answer() {
+        let in_flight = Arc::new(InFlight::default());
+        let (begun, go_on, stores) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
+        let (key, hash) = (key(), [1; 32]);
+        let first = in_flight.once(&key, &hash, NEW, || async {
+            stores.fetch_add(1, Ordering::Relaxed);
+            begun.notify_one();
+            go_on.notified().await;
+            answer(7)
+        });
+        let second = async {
+            begun.notified().await;
+            let waiting = in_flight.once(&key, &hash, NEW, || async {
+                stores.fetch_add(1, Ordering::Relaxed);
+                answer(8)
+            });
+            let (outcome, ()) = tokio::join!(waiting, async { go_on.notify_one() });
+            outcome
+        };
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!((stored(&first), stored(&second)), (Some(7), Some(7)));
+        assert_eq!(stores.load(Ordering::Relaxed), 1);
+        assert!(in_flight.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn another_body_waits_for_the_outcome_and_a_refused_one_binds_nothing() {
+        let in_flight = InFlight::default();
+        let (begun, go_on) = (Notify::new(), Notify::new());
+        let key = key();
+        let first = in_flight.once(&key, &[1; 32], NEW, || async {
+            begun.notify_one();
+            go_on.notified().await;
+            Outcome::Refused(ApiError::bad_request("broken", ""))
+        });
+        let other = async {
+            begun.notified().await;
+            let waiting = in_flight.once(&key, &[2; 32], NEW, || async { answer(2) });
+            let (outcome, ()) = tokio::join!(waiting, async { go_on.notify_one() });
+            outcome
+        };
+        let (first, other) = tokio::join!(first, other);
+        assert!(matches!(first, Outcome::Refused(_)));
+        assert_eq!(stored(&other), Some(2));
+    }
+
+    #[tokio::test]
+    async fn what_the_log_says_of_a_key_decides() {
+        let in_flight = InFlight::default();
+        let never = || async { unreachable!("it is not stored") };
+        let known = || KeyState::Answered(Answer { accepted: 3, ..Answer::default() });
+        assert_eq!(stored(&in_flight.once(&key(), &[1; 32], known, never).await), Some(3));
+        let reused = in_flight.once(&key(), &[1; 32], || KeyState::Reused, never).await;
+        assert!(matches!(reused, Outcome::Refused(error) if error.code == "key_reused"));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_ended_frees_its_key() {
+        let in_flight = InFlight::default();
+        let key = key();
+        let mut ended = Box::pin(in_flight.once(&key, &[1; 32], NEW, std::future::pending));
+        assert!(futures::poll!(&mut ended).is_pending());
+        assert_eq!(in_flight.lock().len(), 1);
+        drop(ended);
+        assert_eq!(stored(&in_flight.once(&key, &[1; 32], NEW, || async { answer(1) }).await), Some(1));
     }
 }

@@ -141,7 +141,7 @@ impl Request {
         let Some(key) = key else { return store(app, ingest, stream, body, None).await };
         let scoped = RequestKey { stream: stream.clone(), key: key.clone() };
         let first = || store(app, ingest, stream, body, Some((hash, key)));
-        app.0.in_flight.once(ingest, &scoped, &hash, first).await
+        app.0.in_flight.once(&scoped, &hash, || ingest.key_state(&scoped, &hash), first).await
     }
 }
 

@@ -75,6 +75,8 @@ pub(crate) struct Inner {
     parts: Parts,
     ingest: Mutex<Option<Ingest>>,
     in_flight: InFlight,
+    /// Retries of dead letters come one after the other.
+    retries: Arc<tokio::sync::Mutex<()>>,
     /// Running queries that have a name.
     queries: Mutex<HashMap<String, CancellationToken>>,
     /// KiB that bodies may still take.
@@ -86,7 +88,8 @@ impl App {
     fn new(parts: Parts, stop: CancellationToken) -> Self {
         let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
         let (ingest, in_flight, queries) = (Mutex::default(), InFlight::default(), Mutex::default());
-        Self(Arc::new(Inner { parts, ingest, in_flight, queries, bodies, stop }))
+        let retries = Arc::default();
+        Self(Arc::new(Inner { parts, ingest, in_flight, retries, queries, bodies, stop }))
     }
 
     fn queries(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {

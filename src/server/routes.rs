@@ -194,7 +194,8 @@ pub async fn retry(State(app): State<App>, body: axum::body::Bytes) -> Result<Js
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_taking", message, "try again in a moment")
     })?;
     let answers = app.0.parts.answers.clone();
-    let retry = Retry { clock: answers.clock.clone(), answers, ingest };
+    let turn = app.0.retries.clone();
+    let retry = Retry { clock: answers.clock.clone(), answers, ingest, turn };
     let runtime = tokio::runtime::Handle::current();
     let done = tokio::task::spawn_blocking(move || runtime.block_on(retry.run(&question))).await;
     let failed = |e: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e, "see the log");
