@@ -3,6 +3,7 @@
 mod crash;
 #[cfg(target_os = "linux")]
 mod disk;
+mod formats;
 mod intake;
 mod log;
 mod operations;

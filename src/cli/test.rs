@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Format, Global, output};
 use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
 use crate::runtime::{RuntimeError, samples};
 use crate::schema::Catalog;
 
@@ -24,7 +25,7 @@ pub struct Test {
     /// Cases with what is expected of them, for a check in your own CI; ends with 1 where something differs.
     #[arg(long, value_name = "FILE", conflicts_with = "files")]
     suite: Option<PathBuf>,
-    /// Files of records: one JSON object, an array, or one object a line.
+    /// Files of records: JSON objects, one a line or pretty-printed, or an array; also compressed.
     #[arg(required_unless_present = "suite")]
     files: Vec<PathBuf>,
 }
@@ -52,16 +53,13 @@ struct Case {
     expect: toml::Value,
 }
 
-fn read(path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
-    let bytes = std::fs::read(path).map_err(|e| RuntimeError::Config(format!("{}: {e}", path.display())))?;
-    if let Ok(Value::Array(items)) = serde_json::from_slice(&bytes) {
-        return Ok(items.iter().map(|item| item.to_string().into_bytes()).collect());
-    }
-    if let Ok(one @ Value::Object(_)) = serde_json::from_slice(&bytes) {
-        return Ok(vec![one.to_string().into_bytes()]);
-    }
-    let lines = bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty());
-    Ok(lines.map(<[u8]>::to_vec).collect())
+/// The records of a file, read as the stream's source would.
+fn read(config: &Config, stream: &str, path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
+    let wrong = |e: std::io::Error| RuntimeError::Config(format!("{}: {e}", path.display()));
+    let unwrap =
+        config.sources.iter().find(|s| s.stream == stream && s.unwrap.is_some()).and_then(|s| s.unwrap.as_deref());
+    let file = std::fs::File::open(path).map_err(wrong)?;
+    samples::read(file, unwrap, config.limits.record).map_err(wrong)
 }
 
 /// Where `found` lacks something of `wanted`: the place and what is there.
@@ -93,17 +91,17 @@ impl Test {
         let config = global.load_file()?;
         let catalog = Arc::new(Catalog::of(&config)?);
         match &self.suite {
-            Some(suite) => compare(&catalog, suite),
-            None => self.show(global, &catalog),
+            Some(suite) => compare(&config, &catalog, suite),
+            None => self.show(global, &config, &catalog),
         }
     }
 
-    fn show(&self, global: &Global, catalog: &Arc<Catalog>) -> Result<(), RuntimeError> {
+    fn show(&self, global: &Global, config: &Config, catalog: &Arc<Catalog>) -> Result<(), RuntimeError> {
+        let stream = named(catalog, self.stream.as_ref())?;
         let mut records = Vec::new();
         for file in &self.files {
-            records.extend(read(file)?);
+            records.extend(read(config, &stream, file)?);
         }
-        let stream = named(catalog, self.stream.as_ref())?;
         let answer = samples::run(catalog, &stream, &records, SystemClock::default().now(), self.is_final)?;
         if global.output.is_some_and(|format| format != Format::Json) {
             return output::answer(&answer, "records", global.format());
@@ -118,7 +116,7 @@ fn named(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeEr
     stream.cloned().or_else(first).ok_or_else(|| RuntimeError::Config("no stream is declared".into()))
 }
 
-fn compare(catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
+fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
     let wrong = |what: String| RuntimeError::Config(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     let suite: Suite = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
@@ -127,11 +125,11 @@ fn compare(catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
     }
     let mut failed = 0;
     for case in &suite.test {
+        let stream = named(catalog, case.stream.as_ref())?;
         let mut records: Vec<Vec<u8>> = case.records.iter().map(|r| r.clone().into_bytes()).collect();
         if let Some(file) = &case.file {
-            records.extend(read(&path.parent().unwrap_or(Path::new("")).join(file))?);
+            records.extend(read(config, &stream, &path.parent().unwrap_or(Path::new("")).join(file))?);
         }
-        let stream = named(catalog, case.stream.as_ref())?;
         let found = samples::run(catalog, &stream, &records, SystemClock::default().now(), case.is_final)?;
         let mut differences = Vec::new();
         difference(&json!(case.expect), &found, "", &mut differences);

@@ -167,6 +167,8 @@ pub struct Source {
     pub name: String,
     pub stream: String,
     pub kind: SourceKind,
+    /// The member of its objects that holds the records, in an array.
+    pub unwrap: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -654,7 +656,10 @@ fn sources(
         if !declared.streams.contains_key(&stream) {
             return Err(wrong(format!("there is no [streams.{stream}]")));
         }
-        sources.push(Source { name: name.clone(), stream, kind });
+        if source.unwrap.as_deref() == Some("") {
+            return Err(wrong("unwrap = \"\": name the member that holds the array of records".into()));
+        }
+        sources.push(Source { name: name.clone(), stream, kind, unwrap: source.unwrap.clone() });
     }
     Ok(sources)
 }

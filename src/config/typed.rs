@@ -84,6 +84,7 @@ pub struct Source {
     pub stream: Option<String>,
     pub path: Option<String>,
     pub url: Option<String>,
+    pub unwrap: Option<String>,
     pub brokers: Option<Vec<String>>,
     pub topics: Option<BTreeMap<String, String>>,
     pub pattern: Option<String>,

@@ -259,6 +259,7 @@ impl Running {
                 cut_bytes: config.limits.dead_letter,
                 wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
                 is_connected,
+                unwrap: source.unwrap.clone(),
                 partitions: resume
                     .partitions
                     .iter()
@@ -271,6 +272,7 @@ impl Running {
                 .name(format!("source/{}", source.name))
                 .spawn(move || {
                     let result = match kind {
+                        SourceKind::File { path } if path.as_os_str() == "-" => sources::stdin::run(&context, &*clock),
                         SourceKind::File { path } => sources::file::run(&context, &path),
                         SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
                     };

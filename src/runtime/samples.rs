@@ -1,6 +1,7 @@
 //! Sample records through a configuration, in memory: what each becomes, and what the windows and sessions then hold. Touches no
 //! data folder.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
@@ -12,8 +13,21 @@ use crate::operators::{Operators, Output, tables};
 use crate::query::sql::to_ndjson;
 use crate::schema::window::Shape;
 use crate::schema::{Catalog, Stream};
+use crate::sources::compression::PlainReader;
+use crate::sources::lines::Reader;
+use crate::sources::message;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
+
+/// The records of a file, as a source of files reads it.
+pub fn read(file: impl Read, unwrap: Option<&str>, record_bytes: usize) -> io::Result<Vec<Vec<u8>>> {
+    let mut reader = Reader::new(PlainReader::new(file)?, 0, b"", unwrap, record_bytes);
+    let mut records = Vec::new();
+    while let Some(item) = reader.next_item()? {
+        message::each(&item.bytes, &mut |record| records.push(record.to_vec()));
+    }
+    Ok(records)
+}
 
 /// Runs records of one stream; `is_final` closes windows and sessions at the end.
 pub fn run(

@@ -14,9 +14,7 @@ use decoders::{Decoder, Step};
 
 /// Read at once, and given at once.
 const BUFFER: usize = 64 << 10;
-/// Bytes that tell every format apart, if there are as many: a tar archive by its 257th.
-const HEAD: usize = 262;
-/// The longest magic number of what is read.
+/// The longest magic number.
 const MAGIC: usize = 10;
 
 /// A compression that is read.
@@ -239,7 +237,9 @@ impl<R: Read> PlainReader<R> {
             members: 0,
             garbage: None,
         };
-        while reader.stored.len() < HEAD && reader.refill()? > 0 {}
+        while (reader.stored.len() < MAGIC || matches!(recognise(&reader.stored), Content::Undecided(_)))
+            && reader.refill()? > 0
+        {}
         match recognise(&reader.stored) {
             Content::Plain => reader.is_checked = true,
             Content::Compressed(compression) => {
@@ -262,6 +262,11 @@ impl<R: Read> PlainReader<R> {
     /// The offset in the input of bytes after the last member that belong to none and were passed over.
     pub fn garbage(&self) -> Option<u64> {
         self.garbage
+    }
+
+    /// Content that can be given without reading.
+    pub fn at_hand(&self) -> &[u8] {
+        if matches!(self.state, State::Plain) { self.waiting() } else { &self.plain[self.given..] }
     }
 
     /// Passes over content; the number of bytes is smaller where it ends before.

@@ -1,6 +1,29 @@
-//! A byte stream → records with their positions: one per line, or one per element of a JSON array that spans lines.
+//! A byte stream → records with their positions. A record is a line of NDJSON, each of several objects on a line, a value that spans
+//! lines, an element of an array, or an element of an array that is a member of an object (`unwrap`).
+//!
+//! Which of these it is, the content's first bytes decide alone, so that reading can go on behind any record. No record takes more
+//! memory than the limit. A damaged line is one record, and so is a damaged value up to the next line that may begin one.
+//!
+//! NDJSON is the hot path: its lines are found by their newlines, without a look at the JSON.
 
-use std::io::{self, BufRead};
+mod elements;
+mod input;
+mod layout;
+mod scan;
+
+use std::io::{self, BufRead, Read};
+
+use super::compression::PlainReader;
+use elements::Between;
+use input::Input;
+use layout::{Layout, detect};
+use scan::{Progress, Scanner};
+
+/// First bytes of a content that decide how it is read.
+pub const HEAD: usize = 1 << 10;
+/// Names of dropped members that are noted.
+const DROPPED: usize = 16;
+const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// A record as it lies in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,172 +35,245 @@ pub struct Item {
     pub bytes: Vec<u8>,
     /// Its length.
     pub length: u64,
-    /// Its end was seen: a newline, or the element's closing bracket or quote.
+    /// Its end was seen: a newline, the closing bracket or quote, or what follows it.
     pub is_terminated: bool,
 }
 
-/// How records are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    Lines,
-    /// A JSON array of elements; brackets, commas and blanks between them are passed over.
-    Array,
+impl Item {
+    fn is_kept_whole(&self) -> bool {
+        self.length == self.bytes.len() as u64
+    }
 }
 
-/// Reads records from `position` on, which is where `input` stands.
+/// Reads records. After an error, or a record whose end was not seen, it is of no use: a new one goes on from the position of the
+/// last record that was whole.
 pub struct Reader<R> {
-    input: R,
-    layout: Layout,
-    position: u64,
+    input: Input<R>,
+    /// None until enough was read to tell.
+    layout: Option<Layout>,
+    unwrap: Option<String>,
     limit: usize,
+    line: Line,
+    between: Between,
+    dropped: Vec<String>,
+}
+
+/// A line that is not taken at once: it is long, or has several records.
+#[derive(Default)]
+struct Line {
+    bytes: Vec<u8>,
+    used: usize,
+    /// The position of its first byte that is not used.
+    start: u64,
+    /// Its end was read: whether that was a newline.
+    ended: Option<bool>,
+}
+
+impl Line {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.used..]
+    }
+
+    fn pass(&mut self, bytes: usize) {
+        self.used += bytes;
+        self.start += bytes as u64;
+    }
+
+    fn compact(&mut self) {
+        self.bytes.drain(..self.used);
+        self.used = 0;
+    }
 }
 
 impl<R: BufRead> Reader<R> {
-    /// Keeps at most `limit` bytes of a record.
-    pub fn new(input: R, layout: Layout, position: u64, limit: usize) -> Self {
-        Self { input, layout, position, limit }
+    /// Reads from `position` of the content on, which is where `input` stands, and keeps at most `limit` bytes of a record. `head`
+    /// holds the content's first [`HEAD`] bytes, as far as there are any; at position 0 it is not needed. With `unwrap`, elements of
+    /// the array that is this member of a top-level object are the records.
+    pub fn new(input: R, position: u64, head: &[u8], unwrap: Option<&str>, limit: usize) -> Self {
+        let layout = if position > 0 { detect(head, unwrap.is_some()).or(Some(Layout::Values)) } else { None };
+        Self {
+            input: Input::new(input, position, head),
+            layout,
+            unwrap: unwrap.map(str::to_owned),
+            limit,
+            line: Line::default(),
+            between: Between::default(),
+            dropped: Vec::new(),
+        }
     }
 
-    /// The next record; none at the end of the input. Blank lines are passed over.
+    /// Reads values, whatever `input` begins with, from its beginning.
+    pub fn of_values(input: R, unwrap: Option<&str>) -> Self {
+        let layout = Some(Layout::Values);
+        Self { layout, ..Self::new(input, 0, b"", unwrap, usize::MAX) }
+    }
+
+    /// The first names of members beside the one unwrapped, which are no part of any record.
+    pub fn dropped(&self) -> &[String] {
+        &self.dropped
+    }
+
+    /// The next record; none at the end of the input. Blank lines, and zeros beside records, are passed over.
     pub fn next_item(&mut self) -> io::Result<Option<Item>> {
-        match self.layout {
+        match self.layout()? {
             Layout::Lines => self.next_line(),
-            Layout::Array => self.next_element(),
+            Layout::Values => self.next_element(),
         }
+    }
+
+    fn layout(&mut self) -> io::Result<Layout> {
+        while self.layout.is_none() {
+            self.layout = detect(self.input.ahead(), self.unwrap.is_some());
+            if self.layout.is_none() && !self.input.read_ahead()? {
+                // The first value is not whole yet: by lines or not, it is no record.
+                self.layout = Some(Layout::Values);
+            }
+        }
+        Ok(self.layout.unwrap_or(Layout::Values))
     }
 
     fn next_line(&mut self) -> io::Result<Option<Item>> {
         loop {
-            let mut item = self.empty();
-            while !item.is_terminated {
-                let available = self.input.fill_buf()?;
-                if available.is_empty() {
-                    break;
+            if !self.line.rest().is_empty() || self.line.ended.is_some() {
+                if let Some(item) = self.next_of_line()? {
+                    return Ok(Some(item));
                 }
-                let newline = memchr::memchr(b'\n', available);
-                let taken = newline.map_or(available.len(), |at| at + 1);
-                let content = &available[..newline.unwrap_or(taken)];
-                let room = self.limit.saturating_sub(item.bytes.len()).min(content.len());
-                item.bytes.extend_from_slice(&content[..room]);
-                item.length += content.len() as u64;
-                item.is_terminated = newline.is_some();
-                self.input.consume(taken);
-                self.position += taken as u64;
+                continue;
             }
-            item.end = self.position;
-            if item.length == 0 && !item.is_terminated {
+            let position = self.input.position();
+            let available = self.input.fill()?;
+            if available.is_empty() {
                 return Ok(None);
             }
-            if item.bytes.last() == Some(&b'\r') && item.length == item.bytes.len() as u64 {
-                item.bytes.pop();
-                item.length -= 1;
+            let Some(newline) = memchr::memchr(b'\n', available) else {
+                self.read_line()?;
+                continue;
+            };
+            let lead = padding(&available[..newline]);
+            let record = trim_end(&available[lead..newline]);
+            let length = record.len() as u64;
+            if record.len() > self.limit || has_several(record) {
+                self.read_line()?;
+                continue;
             }
-            if item.bytes.iter().any(|b| !b.is_ascii_whitespace()) {
-                return Ok(Some(item));
+            let bytes = record.to_vec();
+            self.input.consume(newline + 1);
+            if length > 0 {
+                let (start, end) = (position + lead as u64, self.input.position());
+                return Ok(Some(Item { start, end, bytes, length, is_terminated: true }));
             }
         }
     }
 
-    fn empty(&self) -> Item {
-        Item { start: self.position, end: self.position, bytes: Vec::new(), length: 0, is_terminated: false }
-    }
-
-    fn peek(&mut self) -> io::Result<Option<u8>> {
-        Ok(self.input.fill_buf()?.first().copied())
-    }
-
-    fn skip_byte(&mut self) {
-        self.input.consume(1);
-        self.position += 1;
-    }
-
-    fn next_element(&mut self) -> io::Result<Option<Item>> {
-        while self.peek()?.is_some_and(|b| b.is_ascii_whitespace() || matches!(b, b',' | b'[' | b']')) {
-            self.skip_byte();
+    /// Reads on in a line until it ends, or more is kept than the limit.
+    fn read_line(&mut self) -> io::Result<()> {
+        if self.line.bytes.is_empty() {
+            self.line.start = self.input.position();
         }
-        let Some(first) = self.peek()? else { return Ok(None) };
-        let mut item = self.empty();
-        let is_scalar = !matches!(first, b'{' | b'"');
-        let (mut depth, mut in_string, mut is_escaped) = (0usize, false, false);
-        while let Some(byte) = self.peek()? {
-            if is_scalar && (byte.is_ascii_whitespace() || matches!(byte, b',' | b']')) {
-                item.is_terminated = true;
+        while self.line.ended.is_none() && self.line.bytes.len() <= self.limit {
+            let room = self.limit.saturating_add(1) - self.line.bytes.len();
+            let available = self.input.fill()?;
+            if available.is_empty() {
+                self.line.ended = Some(false);
                 break;
             }
-            self.skip_byte();
-            item.length += 1;
-            if item.bytes.len() < self.limit {
-                item.bytes.push(byte);
-            }
-            match byte {
-                _ if is_escaped => is_escaped = false,
-                b'\\' if in_string => is_escaped = true,
-                b'"' => in_string = !in_string,
-                b'{' | b'[' if !in_string => depth += 1,
-                b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if !is_scalar && depth == 0 && !in_string {
-                item.is_terminated = true;
-                break;
-            }
+            let content = &available[..available.len().min(room)];
+            let newline = memchr::memchr(b'\n', content);
+            self.line.bytes.extend_from_slice(&content[..newline.unwrap_or(content.len())]);
+            let taken = newline.map_or(content.len(), |at| at + 1);
+            self.line.ended = newline.map(|_| true);
+            self.input.consume(taken);
         }
-        item.end = self.position;
-        Ok(Some(item))
+        Ok(())
     }
+
+    /// The next record of a line that was read in part or whole; none when there is no other on it.
+    fn next_of_line(&mut self) -> io::Result<Option<Item>> {
+        loop {
+            let lead = padding(self.line.rest());
+            self.line.pass(lead);
+            if let Some(end) = first_of_several(self.line.rest()) {
+                let bytes = self.line.rest()[..end.min(self.limit)].to_vec();
+                let (start, length) = (self.line.start, end as u64);
+                self.line.pass(end);
+                return Ok(Some(Item { start, end: start + length, bytes, length, is_terminated: true }));
+            }
+            if self.line.ended.is_some() || self.line.rest().len() > self.limit {
+                return self.last_of_line();
+            }
+            self.line.compact();
+            self.read_line()?;
+        }
+    }
+
+    fn last_of_line(&mut self) -> io::Result<Option<Item>> {
+        let mut line = std::mem::take(&mut self.line);
+        line.compact();
+        let mut length = line.bytes.len() as u64;
+        let mut is_padded = true;
+        while line.ended.is_none() {
+            let available = self.input.fill()?;
+            let newline = memchr::memchr(b'\n', available);
+            let content = &available[..newline.unwrap_or(available.len())];
+            is_padded = is_padded && content.iter().all(|b| is_padding(*b));
+            length += content.len() as u64;
+            line.ended = if available.is_empty() { Some(false) } else { newline.map(|_| true) };
+            let taken = content.len() + usize::from(newline.is_some());
+            self.input.consume(taken);
+        }
+        if is_padded {
+            length = trim_end(&line.bytes).len() as u64;
+        }
+        line.bytes.truncate(self.limit.min(length as usize));
+        let (start, end, is_terminated) = (line.start, self.input.position(), line.ended == Some(true));
+        Ok((length > 0).then_some(Item { start, end, bytes: line.bytes, length, is_terminated }))
+    }
+}
+
+impl<R: Read> Reader<PlainReader<R>> {
+    /// Whether the end of a line is at hand, without waiting for input.
+    pub fn has_line(&self) -> bool {
+        !self.line.rest().is_empty() || self.input.has(b'\n', self.input.source().at_hand())
+    }
+}
+
+/// What may lie beside records: blanks, zeros of a file that was not written to its end, separators of JSON text sequences.
+fn is_padding(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || matches!(byte, 0 | 0x1e)
+}
+
+/// The length of what may lie before a record; byte order marks too, of files that were put together.
+pub(super) fn padding(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        at += bytes[at..].iter().take_while(|b| is_padding(**b)).count();
+        if !bytes[at..].starts_with(&BOM) {
+            return at;
+        }
+        at += BOM.len();
+    }
+}
+
+pub(super) fn trim_end(bytes: &[u8]) -> &[u8] {
+    let padding = bytes.iter().rev().take_while(|b| is_padding(**b)).count();
+    &bytes[..bytes.len() - padding]
+}
+
+/// Whether a line may have an object behind another: one begins where one has ended. In strings this may mean nothing.
+fn has_several(line: &[u8]) -> bool {
+    let ends_before = |at: usize| trim_end(&line[..at]).last() == Some(&b'}');
+    line.first() == Some(&b'{') && memchr::memchr_iter(b'{', line).any(ends_before)
+}
+
+/// The length of the first value, where another object follows it.
+pub(super) fn first_of_several(line: &[u8]) -> Option<usize> {
+    if !has_several(line) {
+        return None;
+    }
+    let (end, progress) = Scanner::new().feed(line);
+    let next = line.get(end + padding(&line[end..]));
+    (progress == Progress::End && next == Some(&b'{')).then_some(end)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(text: &str, layout: Layout, from: u64) -> Vec<(u64, String, bool)> {
-        let mut reader = Reader::new(&text.as_bytes()[from as usize..], layout, from, 100);
-        let mut out = Vec::new();
-        while let Some(item) = reader.next_item().expect("memory") {
-            out.push((item.start, String::from_utf8(item.bytes).expect("text"), item.is_terminated));
-        }
-        out
-    }
-
-    #[test]
-    fn lines_have_their_positions() {
-        let got = read("{}\r\n\n  \n{\"a\":1}\n{\"b", Layout::Lines, 0);
-        assert_eq!(got, [(0, "{}".into(), true), (8, "{\"a\":1}".into(), true), (16, "{\"b".into(), false)]);
-    }
-
-    #[test]
-    fn elements_of_an_array_are_records_wherever_reading_begins() {
-        let text = "[\n {\"a\": \"]}\\\"\"},\n {\"b\": [1, {}]}, \"x,y\"\n]\n[{}]";
-        let all = read(text, Layout::Array, 0);
-        let bytes: Vec<&str> = all.iter().map(|(_, b, _)| b.as_str()).collect();
-        assert_eq!(bytes, ["{\"a\": \"]}\\\"\"}", "{\"b\": [1, {}]}", "\"x,y\"", "{}"]);
-        for (n, (start, ..)) in all.iter().enumerate() {
-            assert_eq!(read(text, Layout::Array, *start), all[n..]);
-        }
-        assert_eq!(read("[{\"a\":", Layout::Array, 0), [(1, "{\"a\":".into(), false)]);
-    }
-
-    #[test]
-    fn a_long_line_is_kept_in_part_and_measured_whole() {
-        let text = format!("{}\n{{}}\n", "x".repeat(1000));
-        let mut reader = Reader::new(text.as_bytes(), Layout::Lines, 0, 100);
-        let item = reader.next_item().expect("memory").expect("a line");
-        assert_eq!((item.bytes.len(), item.length, item.end), (100, 1000, 1001));
-        assert_eq!(reader.next_item().expect("memory").expect("a line").bytes, b"{}");
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_end(bytes in proptest::collection::vec(any::<u8>(), 0..300), is_array in any::<bool>()) {
-            let layout = if is_array { Layout::Array } else { Layout::Lines };
-            let mut reader = Reader::new(bytes.as_slice(), layout, 0, 50);
-            let mut before = 0;
-            while let Some(item) = reader.next_item().expect("memory") {
-                prop_assert!(item.start >= before && item.end > item.start);
-                before = item.end;
-            }
-        }
-    }
-}
+mod tests;

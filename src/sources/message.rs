@@ -1,28 +1,49 @@
-//! Messages → records. A message may be an object, an array of them, or a JSON string that holds either (encoded twice).
+//! Messages → records. A message may be an object, several of them, an array of them, an object with an array of them, or a JSON
+//! string that holds one of these (encoded twice).
 
-fn split(message: &[u8], give: &mut dyn FnMut(&[u8])) {
-    let message = message.trim_ascii();
-    match message.first() {
-        Some(b'[') => match serde_json::from_slice::<Vec<&serde_json::value::RawValue>>(message) {
-            Ok(elements) => elements.into_iter().for_each(|e| give(e.get().as_bytes())),
-            Err(_) => give(message),
-        },
-        Some(_) => give(message),
+use super::lines::{Reader, first_of_several, padding, trim_end};
+
+/// Gives each record of a message with its offset in it. With `unwrap`, the elements of the array that is this member of an object
+/// are its records. What is no such shape is one record, for the decoder to refuse with its reason.
+pub fn each_at(message: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
+    let lead = padding(message);
+    let text = trim_end(&message[lead..]);
+    if text.first() == Some(&b'"')
+        && let Ok(inner) = serde_json::from_slice::<String>(text)
+        && (inner.trim_start().starts_with('[') || unwrap.is_some() && inner.trim_start().starts_with('{'))
+    {
+        return split_text(inner.trim().as_bytes(), unwrap, &mut |_, record| give(lead, record));
+    }
+    split_text(text, unwrap, &mut |at, record| give(lead + at, record));
+}
+
+/// Gives each record of a message.
+pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
+    each_at(message, None, &mut |_, record| give(record));
+}
+
+fn split_text(text: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
+    let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
+    match text.first() {
+        Some(b'[') if is_json() => values(text, None, give),
+        Some(b'{') if unwrap.is_some() => values(text, unwrap, give),
+        Some(_) => {
+            let mut at = 0;
+            while let Some(end) = first_of_several(&text[at..]) {
+                give(at, &text[at..at + end]);
+                at += end + padding(&text[at + end..]);
+            }
+            give(at, &text[at..]);
+        }
         None => {}
     }
 }
 
-/// Gives each record of a message, which may be a string that holds an array. What is no such shape is one record, for the decoder
-/// to refuse with its reason.
-pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
-    let trimmed = message.trim_ascii();
-    if trimmed.first() == Some(&b'"')
-        && let Ok(inner) = serde_json::from_slice::<String>(trimmed)
-        && inner.trim_start().starts_with('[')
-    {
-        return split(inner.as_bytes(), give);
+fn values(text: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
+    let mut reader = Reader::of_values(text, unwrap);
+    while let Ok(Some(item)) = reader.next_item() {
+        give(item.start as usize, &item.bytes);
     }
-    split(trimmed, give);
 }
 
 /// The records of a message.
@@ -53,6 +74,24 @@ mod tests {
         assert_eq!(texts(r#""[{\"a\":1},{}]""#), [r#"{"a":1}"#, "{}"]);
         assert_eq!(texts("[{\"a\":"), ["[{\"a\":"]);
         assert!(texts("  ").is_empty());
+    }
+
+    #[test]
+    fn records_have_their_offsets() {
+        let all = |message: &str, unwrap| {
+            let mut out = Vec::new();
+            each_at(message.as_bytes(), unwrap, &mut |at, record| {
+                out.push((at, String::from_utf8_lossy(record).into_owned()));
+            });
+            out
+        };
+        let pair = |at: usize, text: &str| (at, text.to_owned());
+        assert_eq!(all("\u{feff} [1, {}]\n", None), [pair(5, "1"), pair(8, "{}")]);
+        assert_eq!(all("{}\0{\"a\":1}\0", None), [pair(0, "{}"), pair(3, "{\"a\":1}")]);
+        assert_eq!(all("{\"v\":1,\"r\":[{},2]}", Some("r")), [pair(12, "{}"), pair(15, "2")]);
+        assert_eq!(all("{\"v\":1}", Some("r")), [pair(0, "{\"v\":1}")]);
+        assert_eq!(all(r#""{\"r\":[{}]}""#, Some("r")), [pair(0, "{}")]);
+        assert_eq!(all("[{},", None), [pair(0, "[{},")]);
     }
 
     #[test]

@@ -5,14 +5,17 @@ pub mod compression;
 pub mod file;
 pub mod lines;
 pub mod message;
+pub mod stdin;
 pub mod websocket;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::ingest::Ingest;
+use crate::event::Gap;
+use crate::ingest::{Ingest, Submission};
 use crate::operators::PartitionState;
+use crate::wal::Kind;
 
 /// Asks every source to end; waiting on it ends early when it is asked.
 #[derive(Clone, Default)]
@@ -56,8 +59,22 @@ pub struct Context {
     pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
     /// Set while a push source can be heard.
     pub is_connected: Arc<AtomicBool>,
+    /// The member of top-level objects whose elements are the records.
+    pub unwrap: Option<String>,
     /// Where this source's partitions go on.
     pub partitions: Vec<(String, PartitionState)>,
+}
+
+impl Gap {
+    /// The frame that records it.
+    fn submission(&self, partition: &str, stream: &str) -> Submission {
+        let payload = serde_json::to_string(self).unwrap_or_default();
+        Submission {
+            source: self.source.clone(),
+            partition: partition.to_owned(),
+            ..Submission::control(Kind::Gap, stream, payload.as_bytes())
+        }
+    }
 }
 
 /// Why a source ended before it was asked to.

@@ -164,14 +164,19 @@ impl Listener<'_> {
         if self.records.is_empty() {
             self.gathered_since = self.heard_at;
         }
-        message::each(bytes, &mut |record| self.records.push(record));
-        if self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES {
-            self.flush()?;
-        }
-        Ok(())
+        let (context, mut flushed) = (self.context, Ok(()));
+        message::each_at(bytes, context.unwrap.as_deref(), &mut |_, record| {
+            if flushed.is_ok() {
+                self.records.push(record);
+                if self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES {
+                    flushed = self.flush();
+                }
+            }
+        });
+        flushed
     }
 
-    fn submission(&self, kind: Kind, records: RecordsBuilder) -> Submission {
+    fn submission(&self, records: RecordsBuilder) -> Submission {
         let limit = self.context.record_bytes;
         let records = records.finish();
         let (mut kept, mut cut) = (RecordsBuilder::default(), Vec::new());
@@ -184,7 +189,7 @@ impl Listener<'_> {
             }
         }
         Submission {
-            kind,
+            kind: Kind::Record,
             source: self.context.name.clone(),
             partition: String::new(),
             stream: self.context.stream.clone(),
@@ -201,7 +206,7 @@ impl Listener<'_> {
             return Ok(());
         }
         let records = std::mem::take(&mut self.records);
-        let submission = self.submission(Kind::Record, records);
+        let submission = self.submission(records);
         self.in_flight.push_back((self.context.ingest.submit(submission, true)?, self.gathered_since));
         while self.in_flight.len() > 16 {
             self.settle_oldest()?;
@@ -245,9 +250,7 @@ impl Listener<'_> {
     fn tell_gap(&mut self, reason: &str) -> Result<(), Ended> {
         let Some(from) = self.missed_since else { return Ok(()) };
         let gap = Gap { source: self.context.name.clone(), from, to: self.clock.now(), reason: reason.into() };
-        let mut records = RecordsBuilder::default();
-        records.push(serde_json::to_string(&gap).unwrap_or_default().as_bytes());
-        self.context.ingest.submit(self.submission(Kind::Gap, records), true)?.wait()?;
+        self.context.ingest.submit(gap.submission("", &self.context.stream), true)?.wait()?;
         self.missed_since = None;
         Ok(())
     }

@@ -6,8 +6,6 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::super::lines::Layout;
-
 pub const READ_BYTES: usize = 256 << 10;
 
 pub type Input = BufReader<Box<dyn Read + Send>>;
@@ -38,12 +36,4 @@ pub fn open_at(path: &Path, position: u64) -> io::Result<Input> {
         Box::new(file)
     };
     Ok(BufReader::with_capacity(READ_BYTES, input))
-}
-
-/// How the records of a content that begins like this are told apart.
-pub fn layout_of(head: &[u8]) -> Layout {
-    match head.trim_ascii_start().first() {
-        Some(b'[') => Layout::Array,
-        _ => Layout::Lines,
-    }
 }

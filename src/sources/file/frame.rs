@@ -41,7 +41,7 @@ impl FrameBuilder {
             self.add(item.start, &item.bytes[..item.bytes.len().min(context.cut_bytes)]);
             return;
         }
-        message::each(&item.bytes, &mut |record| self.add(item.start, record));
+        message::each_at(&item.bytes, None, &mut |at, record| self.add(item.start + at as u64, record));
     }
 
     pub fn add(&mut self, position: u64, record: &[u8]) {

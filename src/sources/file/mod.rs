@@ -1,11 +1,10 @@
-//! Files: NDJSON, a JSON array, either gzipped; a folder of them; standard input.
+//! Files: NDJSON, a JSON array, either gzipped; a folder of them.
 //!
 //! A file is known by its beginning and its inode, else its path, so that it is read once also when it is renamed. Each record
 //! is taken exactly once: the position that a frame carries is where reading goes on.
 
 mod content;
-mod frame;
-mod stdin;
+pub(super) mod frame;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -18,18 +17,15 @@ use super::lines::{Item, Reader};
 use super::{Context, SourceError, message};
 use crate::operators::PartitionState;
 use crate::wal::{FileIdentity, Kind};
-use content::{Input, is_gzip, layout_of, open_at, plain};
+use content::{Input, is_gzip, open_at, plain};
 use frame::{FrameBuilder, InFlight};
 
 const HEAD_BYTES: u64 = 1 << 10;
 /// How often a file that was read to its end is looked at again.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Reads a file, the files of a folder, or `-`, until asked to stop; with `once`, to the end of what is there.
+/// Reads a file, the files of a folder, until asked to stop; with `once`, to the end of what is there.
 pub fn run(context: &Context, path: &Path) -> Result<(), SourceError> {
-    if path == Path::new("-") {
-        return stdin::run(context);
-    }
     let mut open: Vec<OpenFile> = Vec::new();
     let mut known: HashSet<(PathBuf, u64)> = HashSet::new();
     let mut read: BTreeMap<String, PartitionState> = context.partitions.iter().cloned().collect();
@@ -198,8 +194,8 @@ impl OpenFile {
         let wrong = |source| SourceError::Io { path: self.label.clone(), source };
         if self.reader.is_none() {
             let input = open_at(&self.path, self.next_position).map_err(wrong)?;
-            let layout = layout_of(&self.head);
-            self.reader = Some(Reader::new(input, layout, self.next_position, context.record_bytes + 1));
+            let (head, unwrap) = (&self.head[..], context.unwrap.as_deref());
+            self.reader = Some(Reader::new(input, self.next_position, head, unwrap, context.record_bytes + 1));
         }
         let item = match &mut self.reader {
             Some(reader) => reader.next_item().map_err(wrong)?,
