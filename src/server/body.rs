@@ -30,6 +30,8 @@ const TYPES: [&str; 10] = [
 ];
 /// Windows of zstd frames take memory; this is the largest that RFC 9659 allows a content coding to use (8 MiB).
 const ZSTD_WINDOW_LOG: u32 = 23;
+/// Records of a body: each takes memory beside its bytes, most where it becomes a dead letter.
+const RECORDS: usize = 1_000_000;
 /// How much room unpacking asks for at once.
 const UNPACK_BYTES: usize = 64 << 10;
 
@@ -78,7 +80,10 @@ pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 pub fn too_large(limit: usize) -> ApiError {
-    let message = format!("the body has more than {limit} bytes (`[limits] body`)");
+    too_much(format!("the body has more than {limit} bytes (`[limits] body`)"))
+}
+
+fn too_much(message: String) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send it in parts")
 }
 
@@ -178,7 +183,12 @@ pub struct Split {
 /// Splits a body into records. Pure.
 pub fn split(body: &[u8], record_bytes: usize, cut_bytes: usize) -> Result<Split, ApiError> {
     let (mut records, mut cut) = (RecordsBuilder::default(), Vec::new());
+    let mut count = 0;
     let mut push = |record: &[u8]| {
+        count += 1;
+        if count > RECORDS {
+            return;
+        }
         if record.len() > record_bytes {
             cut.push((records.len() as u64, record.len() as u64));
             records.push(&record[..cut_bytes.min(record.len())]);
@@ -204,6 +214,9 @@ pub fn split(body: &[u8], record_bytes: usize, cut_bytes: usize) -> Result<Split
             };
             return Err(ApiError::bad_request("the body is binary, not JSON", hint));
         }
+    }
+    if count > RECORDS {
+        return Err(too_much(format!("the body has {count} records, more than {RECORDS}")));
     }
     Ok(Split { records: records.finish(), cut })
 }
@@ -368,6 +381,14 @@ mod tests {
         ] {
             assert_eq!(texts(body).map(|t| t.len()), Ok(records), "{}", String::from_utf8_lossy(body));
         }
+    }
+
+    #[test]
+    fn a_body_of_more_records_than_fit_into_memory_is_refused() {
+        let body = |count: usize| "1\n".repeat(count);
+        assert_eq!(split(body(RECORDS).as_bytes(), 10, 10).expect("as many as may be").records.len(), RECORDS);
+        let refused = split(body(RECORDS + 1).as_bytes(), 10, 10).expect_err("one more");
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[test]
