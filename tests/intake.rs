@@ -322,3 +322,19 @@ fn of_retries_at_once_each_counts_what_it_brought_back_itself() {
     server.stop();
     assert_eq!(bench.number("select count(*) from rsvps"), 50);
 }
+
+#[test]
+fn elements_of_a_member_are_records_of_a_post() {
+    let bench = two_streams();
+    let server = start(&bench);
+    let body = br#"{"source":"x","Records":[{"n":1},{"n":"no"},{"n":3}]}"#;
+    let send = |query: &str| {
+        server.request("POST", &format!("/api/v1/streams/a/events{query}"), &[("Idempotency-Key", "k")], body)
+    };
+    let (status, answer) = send("?unwrap=Records");
+    assert_eq!((status, &answer["accepted"], &answer["rejected"][0]["index"]), (200, &json!(2), &json!(1)), "{answer}");
+    // How a body is read is part of what its key stands for.
+    assert_eq!(send("").0, 422);
+    assert_eq!(send("?unwrap=Records").1, answer);
+    assert_eq!(server.request("POST", "/api/v1/streams/a/events?unwrap=Records", &[], &body[..40]).0, 400);
+}

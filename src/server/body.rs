@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::error::ApiError;
+use crate::sources::lines::Reader;
 use crate::sources::message;
 use crate::wal::{Records, RecordsBuilder};
 
@@ -180,8 +181,8 @@ pub struct Split {
     pub cut: Vec<(u64, u64)>,
 }
 
-/// Splits a body into records. Pure.
-pub fn split(body: &[u8], record_bytes: usize, cut_bytes: usize) -> Result<Split, ApiError> {
+/// Splits a body into records; with `unwrap`, into the elements of the array that is this member of its objects. Pure.
+pub fn split(body: &[u8], unwrap: Option<&str>, record_bytes: usize, cut_bytes: usize) -> Result<Split, ApiError> {
     let (mut records, mut cut) = (RecordsBuilder::default(), Vec::new());
     let mut count = 0;
     let mut push = |record: &[u8]| {
@@ -197,13 +198,19 @@ pub fn split(body: &[u8], record_bytes: usize, cut_bytes: usize) -> Result<Split
         }
     };
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
-    match shape(body) {
-        Shape::One => message::each(body, &mut push),
-        Shape::Lines => body.split(|b| *b == b'\n').for_each(|line| message::each(line, &mut push)),
-        Shape::OpenArray => {
+    match shape(body, unwrap.is_some()) {
+        Shape::One => message::each_at(body, unwrap, &mut |_, record| push(record)),
+        Shape::Several => {
+            let mut reader = Reader::new(body, 0, b"", unwrap, usize::MAX);
+            // Memory is read without an error.
+            while let Ok(Some(item)) = reader.next_item() {
+                message::each(&item.bytes, &mut push);
+            }
+        }
+        Shape::Open => {
             return Err(ApiError::bad_request(
-                "the body is an array without its end, or with an element that is not JSON",
-                "send the whole array, or one object per line",
+                "the body is an array or object without its end, or with an element that is not JSON",
+                "send all of it, or one object per line",
             ));
         }
         Shape::Binary => {
@@ -225,25 +232,35 @@ pub fn split(body: &[u8], record_bytes: usize, cut_bytes: usize) -> Result<Split
 enum Shape {
     /// One value, over however many lines.
     One,
-    Lines,
-    OpenArray,
+    /// Lines, or values one behind another.
+    Several,
+    /// An array, or an object that holds one, without its end.
+    Open,
     Binary,
 }
 
-fn shape(body: &[u8]) -> Shape {
+fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
     if is_json(body) {
         return Shape::One;
     }
     let mut lines = body.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
     let first = lines.next().unwrap_or_default();
     if first.starts_with(b"[") && !is_json(first) {
-        return Shape::OpenArray;
+        return Shape::Open;
+    }
+    if is_unwrapped && first.starts_with(b"{") && !is_json(first) && !are_json(body) {
+        return Shape::Open;
     }
     // Among lines that are JSON a binary one is a dead letter, as any other.
     if looks_binary(body) && !is_json(first) && !lines.any(is_json) {
         return Shape::Binary;
     }
-    Shape::Lines
+    Shape::Several
+}
+
+/// Whether a body is JSON values one behind another.
+fn are_json(bytes: &[u8]) -> bool {
+    serde_json::Deserializer::from_slice(bytes).into_iter::<serde::de::IgnoredAny>().all(|value| value.is_ok())
 }
 
 fn is_json(bytes: &[u8]) -> bool {
@@ -340,7 +357,11 @@ mod tests {
     }
 
     fn texts(body: &[u8]) -> Result<Vec<String>, StatusCode> {
-        let split = split(body, 1_000, 10).map_err(|e| e.status)?;
+        unwrapped(body, None)
+    }
+
+    fn unwrapped(body: &[u8], unwrap: Option<&str>) -> Result<Vec<String>, StatusCode> {
+        let split = split(body, unwrap, 1_000, 10).map_err(|e| e.status)?;
         Ok(split.records.iter().map(|r| String::from_utf8_lossy(r).into_owned()).collect())
     }
 
@@ -386,15 +407,40 @@ mod tests {
     #[test]
     fn a_body_of_more_records_than_fit_into_memory_is_refused() {
         let body = |count: usize| "1\n".repeat(count);
-        assert_eq!(split(body(RECORDS).as_bytes(), 10, 10).expect("as many as may be").records.len(), RECORDS);
-        let refused = split(body(RECORDS + 1).as_bytes(), 10, 10).expect_err("one more");
+        assert_eq!(split(body(RECORDS).as_bytes(), None, 10, 10).expect("as many as may be").records.len(), RECORDS);
+        let refused = split(body(RECORDS + 1).as_bytes(), None, 10, 10).expect_err("one more");
         assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[test]
+    fn values_are_told_apart_as_in_files() {
+        let (pretty, good) = ("{\n  \"n\": 1\n}", r#"{"n":1}"#);
+        let is = |body: &str, records: &[&str]| {
+            assert_eq!(texts(body.as_bytes()), Ok(records.iter().map(|r| (*r).to_owned()).collect()), "{body}");
+        };
+        is(&format!("{pretty}\n{pretty}\n"), &[pretty, pretty]);
+        is(&format!("{good}{good}\0\0\n{good}"), &[good, good, good]);
+        is(&format!("{good}\r\n{good}\r\n"), &[good, good]);
+    }
+
+    #[test]
+    fn a_member_is_unwrapped() {
+        for (body, records) in [
+            (&br#"{"v":1,"r":[{"n":1},{"n":2}],"w":[3]}"#[..], Ok(2)),
+            (b"{\"r\":[{}]}\n{\"r\":[{},{}]}\nbroken\n", Ok(4)),
+            (b"{\n  \"r\": [\n    {}\n  ]\n}\n{\n  \"r\": []\n}", Ok(1)),
+            (br#"{"n":1}"#, Ok(1)),
+            (br#"{"r":[{"n":1},{"n":"#, Err(StatusCode::BAD_REQUEST)),
+        ] {
+            let got = unwrapped(body, Some("r")).map(|texts| texts.len());
+            assert_eq!(got, records, "{}", String::from_utf8_lossy(body));
+        }
     }
 
     #[test]
     fn a_record_over_the_limit_is_cut() {
         let body = format!("{{\"n\":1}}\n{{\"n\":\"{}\"}}", "x".repeat(2_000));
-        let split = split(body.as_bytes(), 1_000, 10).expect("lines");
+        let split = split(body.as_bytes(), None, 1_000, 10).expect("lines");
         assert_eq!((split.records.get(1).len(), split.cut), (10, vec![(1, 2_008)]));
     }
 }

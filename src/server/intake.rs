@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -27,15 +27,22 @@ const KEY_BYTES: usize = 128;
 /// A body must have come in by then.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
-/// Takes events in: an object, an array of objects, or one object per line; also packed with gzip, deflate or zstd. With the header
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+pub struct IntakeQuery {
+    /// The member of the body's objects whose elements are the records, such as `Records`.
+    unwrap: Option<String>,
+}
+
+/// Takes events in: objects, one per line or pretty-printed, or an array of them; also packed with gzip, deflate or zstd. With the header
 /// `Idempotency-Key`, a repeated request to the same stream gets the first one's answer and adds nothing.
-#[utoipa::path(post, path = "/api/v1/streams/{stream}/events", params(("stream" = String, Path)),
+#[utoipa::path(post, path = "/api/v1/streams/{stream}/events", params(("stream" = String, Path), IntakeQuery),
     request_body(content = String, content_type = "application/json"),
     responses((status = 200, description = "durably stored: {accepted, rejected_total, rejected}"), (status = 400), (status = 404),
         (status = 413), (status = 415), (status = 422), (status = 429), (status = 503)))]
 pub async fn post_events(
     State(app): State<App>,
     Path(stream): Path<String>,
+    Query(IntakeQuery { unwrap }): Query<IntakeQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
@@ -54,7 +61,7 @@ pub async fn post_events(
     let key = idempotency_key(&headers)?;
     let admitted = admit(&app, &headers)?;
     let wire = read_body(body, app.0.parts.body_bytes).await?;
-    let request = Request { stream, key, coding, wire };
+    let request = Request { stream, unwrap, key, coding, wire };
     // The task goes on where this future is dropped with its connection.
     let task = tokio::spawn(async move {
         let _admitted: OwnedSemaphorePermit = admitted;
@@ -120,6 +127,7 @@ async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
 /// A request whose body has come in.
 struct Request {
     stream: String,
+    unwrap: Option<String>,
     key: Option<String>,
     coding: Coding,
     wire: Bytes,
@@ -127,22 +135,32 @@ struct Request {
 
 impl Request {
     async fn store(self, app: &App, ingest: &Ingest) -> Outcome {
-        let Self { stream, key, coding, wire } = self;
+        let Self { stream, unwrap, key, coding, wire } = self;
         let limit = app.0.parts.body_bytes;
         let unpack = move || {
             let body = body::unpack(coding, wire, limit)?;
-            let hash: BodyHash = Sha256::digest(&body).into();
-            Ok((body, hash))
+            let hash = hash(&body, unwrap.as_deref());
+            Ok((body, unwrap, hash))
         };
-        let (body, hash) = match spawn_blocking(unpack).await.unwrap_or_else(|e| Err(failed(&e))) {
+        let (body, unwrap, hash) = match spawn_blocking(unpack).await.unwrap_or_else(|e| Err(failed(&e))) {
             Ok(unpacked) => unpacked,
             Err(error) => return Outcome::Refused(error),
         };
-        let Some(key) = key else { return store(app, ingest, stream, body, None).await };
+        let Some(key) = key else { return store(app, ingest, stream, body, unwrap, None).await };
         let scoped = RequestKey { stream: stream.clone(), key: key.clone() };
-        let first = || store(app, ingest, stream, body, Some((hash, key)));
+        let first = || store(app, ingest, stream, body, unwrap, Some((hash, key)));
         app.0.in_flight.once(&scoped, &hash, || ingest.key_state(&scoped, &hash), first).await
     }
+}
+
+/// What a key is bound to: the body, and how it is read.
+fn hash(body: &[u8], unwrap: Option<&str>) -> BodyHash {
+    let mut hash = Sha256::new_with_prefix(body);
+    if let Some(member) = unwrap {
+        hash.update(b"\0unwrap=");
+        hash.update(member);
+    }
+    hash.finalize().into()
 }
 
 /// Splits a body, hands it to the log and waits until it is on the disk.
@@ -151,12 +169,13 @@ async fn store(
     ingest: &Ingest,
     stream: String,
     body: Bytes,
+    unwrap: Option<String>,
     idempotency: Option<(BodyHash, String)>,
 ) -> Outcome {
     let (app, ingest) = (app.clone(), ingest.clone());
     let stored = spawn_blocking(move || {
         let parts = &app.0.parts;
-        let Split { records, cut } = match body::split(&body, parts.record_bytes, parts.cut_bytes) {
+        let Split { records, cut } = match body::split(&body, unwrap.as_deref(), parts.record_bytes, parts.cut_bytes) {
             Ok(split) => split,
             Err(error) => return Outcome::Refused(error),
         };
