@@ -330,7 +330,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 ends.push(item.len() as i32);
             }
             // PHP writes the empty map as an empty array.
-            Data::Map { keys, ends, .. } if seq.next_element::<IgnoredAny>()?.is_none() => ends.push(keys.len() as i32),
+            Data::Map { ends, .. } if seq.next_element::<IgnoredAny>()?.is_none() => {
+                ends.push(ends.last().copied().unwrap_or(0));
+            }
             Data::Text { takes: Texts::MapValue | Texts::Json, .. } => {
                 column.from_text = true;
                 return Err(pass.need_text());

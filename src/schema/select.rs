@@ -244,7 +244,10 @@ pub fn plan(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Resu
         .map(|(name, e, _)| {
             let ty = e.data_type(input)?;
             let stored = stored_type(&ty).ok_or_else(|| {
-                let message = format!("the column `{name}` is {ty}, which a table cannot hold; cast it");
+                let message = match ty {
+                    DataType::Union(..) => format!("the column `{name}` has values of many types, which a table cannot hold; cast it, or use `->>` instead of json_get"),
+                    _ => format!("the column `{name}` is {ty}, which a table cannot hold; cast it"),
+                };
                 Refusal::about(&[&name], message)
             })?;
             Ok((name, e, stored))

@@ -177,3 +177,51 @@ impl GroupsAccumulator for Groups {
         self.values.capacity() * size_of::<f64>() + self.has_value.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extreme(is_max: bool, values: &[f64]) -> Option<f64> {
+        let mut groups = Groups { is_max, values: Vec::new(), has_value: Vec::new() };
+        // Row by row, so that states are merged too; group 1 gets nothing.
+        for value in values {
+            let row: ArrayRef = Arc::new(Float64Array::from(vec![Some(*value), None]));
+            groups.merge_batch(&[row], &[0, 1], 2).expect("merged");
+        }
+        let found = groups.evaluate(EmitTo::All).expect("values");
+        let found = found.as_primitive::<Float64Type>();
+        assert!(values.is_empty() || found.is_null(1));
+        (!values.is_empty()).then(|| found.value(0))
+    }
+
+    #[test]
+    fn infinities_are_values_and_nan_is_the_greatest() {
+        let (inf, nan) = (f64::INFINITY, f64::NAN);
+        for values in [
+            vec![inf, inf],
+            vec![-inf, -inf],
+            vec![1.0, -inf, inf],
+            vec![nan, 1.0, -inf],
+            vec![1.0, nan, 5.0],
+            vec![nan],
+        ] {
+            let mut sorted = values.clone();
+            sorted.sort_by(f64::total_cmp);
+            let bits = |value: Option<f64>| value.map(f64::to_bits);
+            assert_eq!(bits(extreme(false, &values)), bits(sorted.first().copied()), "{values:?}");
+            assert_eq!(bits(extreme(true, &values)), bits(sorted.last().copied()), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn filtered_rows_do_not_count() {
+        let mut groups = Groups { is_max: true, values: Vec::new(), has_value: Vec::new() };
+        let values: ArrayRef = Arc::new(Float64Array::from(vec![1.0, 9.0, 7.0]));
+        let filter = BooleanArray::from(vec![Some(true), Some(false), None]);
+        groups.update_batch(std::slice::from_ref(&values), &[0, 0, 0], Some(&filter), 1).expect("added");
+        assert_eq!(groups.take(EmitTo::First(1)).value(0), 1.0);
+        let state = groups.convert_to_state(&[values], Some(&filter)).expect("a state");
+        assert_eq!(state[0].as_primitive::<Float64Type>().iter().collect::<Vec<_>>(), [Some(1.0), None, None]);
+    }
+}

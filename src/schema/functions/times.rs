@@ -151,3 +151,28 @@ impl FunctionRewrite for CastsInMicros {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_times_beyond_nanoseconds_become_null() {
+        let times = TimestampMicrosecondArray::from(vec![
+            Some(*NANOS.start() - 1),
+            Some(*NANOS.start()),
+            None,
+            Some(*NANOS.end()),
+            Some(*NANOS.end() + 1),
+        ]);
+        let value = ColumnarValue::Array(Arc::new(times.with_timezone("UTC")));
+        let ColumnarValue::Array(found) = within_nanos(&value) else { panic!("an array") };
+        assert_eq!(*found.data_type(), value.data_type());
+        let found: Vec<_> = found.as_primitive::<TimestampMicrosecondType>().iter().collect();
+        assert_eq!(found, [None, Some(*NANOS.start()), None, Some(*NANOS.end()), None]);
+        let scalar = within_nanos(&ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(Some(i64::MAX), None)));
+        assert!(matches!(scalar, ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(None, None))));
+        let text = ColumnarValue::Scalar(ScalarValue::from("x"));
+        assert!(matches!(within_nanos(&text), ColumnarValue::Scalar(ScalarValue::Utf8(Some(_)))));
+    }
+}
