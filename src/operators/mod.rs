@@ -31,7 +31,7 @@ use made::push_sessions;
 pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, positions, tables};
 use repeats::Repeats;
 use sessions::Sessions;
-use stream::{Advanced, StreamState, refuse_below, stamp, times};
+use stream::{Advanced, StreamState, refuse_below, rules, stamp, times};
 pub(crate) use values::canonical;
 pub use values::lsns;
 use windows::WindowState;
@@ -268,13 +268,13 @@ impl Operators {
         progress
     }
 
-    /// Partitions with a watermark, of streams in which something is open: stream, source, partition, records so far.
+    /// Partitions that silence can move, of streams in which something is open: stream, source, partition, records so far.
     pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
         let progress = self.progress();
         let is_open = |name: &str| progress.get(name).is_some_and(|p| p.is_open);
         let open = self.streams.iter().filter(|(name, _)| is_open(name));
         open.flat_map(|(name, state)| {
-            let known = state.watermarks.iter().filter(|(_, w)| w.at().is_some());
+            let known = state.watermarks.iter().filter(|(_, w)| w.is_waiting());
             known.map(|((source, partition), w)| (name.clone(), source.clone(), partition.clone(), w.seen()))
         })
         .collect()
@@ -504,10 +504,11 @@ impl Operators {
     }
 
     fn end_partition(&mut self, frame: &Frame) {
-        let Some(state) = self.streams.get_mut(&frame.header.stream) else { return };
+        let name = &frame.header.stream;
+        let Some((state, stream)) = self.streams.get_mut(name).zip(self.catalog.streams.get(name)) else { return };
         let key = (frame.header.source.clone(), frame.header.partition.clone());
         if let Some(watermark) = state.watermarks.get_mut(&key) {
-            watermark.set_idle();
+            watermark.end(rules(stream));
             state.last_idle = watermark.at();
             state.idle_partition = Some(key);
         }
@@ -521,7 +522,7 @@ impl Operators {
         for Tick { source, partition, elapsed } in ticks {
             let key = (source.clone(), partition.clone());
             let Some(watermark) = state.watermarks.get_mut(&key) else { continue };
-            if watermark.tick(*elapsed, idle) {
+            if watermark.tick(*elapsed, idle, rules(stream)) {
                 state.idle_partition = Some(key.clone());
             }
             if state.idle_partition.as_ref() == Some(&key) {

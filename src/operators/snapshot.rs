@@ -3,7 +3,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WEIRSNP` and a zero byte |
-//! | 8 | 4 | format version, 3; those before it are of no release |
+//! | 8 | 4 | format version, 4; those before it are of no release |
 //! | 12 | 4 | length of the body when unpacked |
 //! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its repeats and of its sessions, where
 //! it has them, then that of each window and each entity table |
@@ -24,7 +24,7 @@ use crate::event::{Gap, Lsn, Micros};
 use crate::idempotency::{Answer, Answered, BodyHash, RequestKey};
 use crate::schema::Catalog;
 
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 const MAGIC: [u8; 8] = *b"WEIRSNP\0";
 const HEADER_BYTES: usize = 16;
 

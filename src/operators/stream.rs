@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, Strin
 use super::repeats::{RepeatHashes, Repeats};
 use super::sessions::{self, Seen, Sessions};
 use super::values::column_times;
-use super::watermark::Watermark;
+use super::watermark::{Observed, Rules, Watermark};
 use super::{DeadLetter, Output, Totals};
 use crate::decode::Decoded;
 use crate::event::{Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
@@ -110,8 +110,7 @@ pub struct Advanced {
 impl StreamState {
     /// Takes rows in, one by one: watermark, floor, repeats, sessions.
     pub fn observe(&mut self, stream: &Stream, header: &crate::wal::Header, decoded: &Decoded) -> Advanced {
-        let rules = &stream.def.watermark;
-        let (disorder, max_ahead) = (rules.disorder.micros(), rules.max_ahead.micros());
+        let rules = rules(stream);
         let times = times(&decoded.rows);
         let mut hashes = RepeatHashes::new(stream, &decoded.rows);
         let key = (header.source.clone(), header.partition.clone());
@@ -134,7 +133,7 @@ impl StreamState {
                 old.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
             if !is_retry {
-                watermark.observe(time, disorder, max_ahead);
+                watermark.observe(Observed { time, received_at: header.received_at, stream: mark }, rules);
             }
             let now = others.map_or(watermark.at(), |others| others.min(watermark.at()));
             let has_moved = now > mark && !is_retry;
@@ -189,8 +188,9 @@ impl StreamState {
 
     /// The greatest event time that the watermarks rest on.
     pub fn greatest(&self, catalog: &Catalog, stream: &str) -> Option<Micros> {
-        let disorder = catalog.streams.get(stream)?.def.watermark.disorder.micros();
-        Some(self.watermarks.values().filter_map(Watermark::at).max()?.saturating_add(disorder))
+        let stream = catalog.streams.get(stream)?;
+        let settled = self.watermarks.values().filter_map(|watermark| watermark.settled(rules(stream)));
+        Some(settled.max()?.saturating_add(stream.def.watermark.disorder.micros()))
     }
 
     /// The stream's watermark: the least of the active partitions; where none is, that of the one that went idle last.
@@ -199,6 +199,12 @@ impl StreamState {
         let now = if active.peek().is_some() { active.map(Watermark::at).min().flatten() } else { self.last_idle };
         self.watermark = self.watermark.max(now);
     }
+}
+
+/// How the watermarks of a stream's partitions move.
+pub fn rules(stream: &Stream) -> Rules {
+    let def = &stream.def.watermark;
+    Rules::new(def.disorder.micros(), def.max_ahead.micros())
 }
 
 /// Takes rows below the retention's floor out of a batch: they become dead letters.

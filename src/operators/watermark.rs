@@ -1,23 +1,100 @@
 //! Event time: how far each partition of a stream has come, and what a clock gone wrong may not do to it.
+//!
+//! A watermark goes forward by every record that lies no more than `max_ahead` above it. One that lies further ahead is a *candidate*:
+//! it may be the first after a pause, or come from a device whose clock is fast. Believed wrongly, it makes every honest record that
+//! follows late, for good; not believed, it costs a delay. So a candidate waits until the records after it bear it out:
+//!
+//! | evidence | what it is for |
+//! |---|---|
+//! | [`IN_A_ROW`] candidates in a row | a pause in a busy stream |
+//! | [`STEPS`] of them, each more than `max_ahead` above all before, where no two records were closer | a sparse stream: a record a day |
+//! | 2 in a row that the arrival explains: the source was silent for as long as time jumps | a live stream after a night |
+//!
+//! Then time goes on to the *least* of them, which all of them reach. A record between the watermark and `max_ahead` above it, one that
+//! the jump would have made late, refutes them all; one that is late already says nothing. What waits is at most `IN_A_ROW` times.
+//!
+//! With `max_ahead = 1h`, disorder 0, and a device (`!`) that is a day fast:
+//!
+//! ```text
+//! 10:00  10:01  10:02!+1d  10:03!+1d  10:04      the candidates are refuted, time is 10:04, nothing is late
+//! Mon    Tue    Wed    Thu    Fri                 four steps: with Thu time is Mon, with Fri it is Tue
+//! Fri 18:00  Mon 08:00  08:01 … 08:15             sixteen in a row: time is Mon, at 08:15
+//! ```
+//!
+//! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record that is on time between two of them, make no honest record
+//! late. In a stream whose records were all more than `max_ahead` apart so far they may be `STEPS - 1` long. A jump that is real is
+//! followed at its `IN_A_ROW`th record, as long as none in between is on time in the old sense.
+//!
+//! A partition without a watermark takes its first records as candidates too, since the first may be the fast ones. There two in a row
+//! are enough where the arrival or the stream's own watermark bears them out, or where nothing can contradict them any more: the file
+//! has ended, or the partition has been silent for `idle`. Candidates above a watermark wait on in that case: silence does not tell a
+//! pause from a fast clock. Their windows stay open, and `--final` closes them.
+//!
+//! All of this is a function of the partition's records, in the order of the log, and of the arrival times stored with them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::Micros;
 
+/// Candidates in a row, none of them refuted, that time follows.
+pub const IN_A_ROW: usize = 16;
+/// Candidates that climb, each by more than `max_ahead`, that time follows.
+pub const STEPS: usize = 4;
+/// Candidates that are enough where something else bears them out.
+const EXPLAINED: usize = 2;
+
+/// How a stream's time moves, from its declaration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    disorder: Micros,
+    /// How far above the watermark a record may be.
+    ahead: Micros,
+}
+
+impl Rules {
+    pub fn new(disorder: Micros, max_ahead: Micros) -> Self {
+        // A record without any disorder lies as far above its own watermark as the disorder is.
+        Self { disorder, ahead: max_ahead.max(disorder) }
+    }
+
+    fn is_ahead(&self, at: Option<Micros>, time: Micros) -> bool {
+        at.is_none_or(|at| time > at.saturating_add(self.ahead))
+    }
+}
+
+/// A record's time, and what it is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    pub time: Micros,
+    pub received_at: Micros,
+    /// The stream's watermark before it.
+    pub stream: Option<Micros>,
+}
+
+/// A time further ahead than `max_ahead`, or one of a partition's first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Candidate {
+    time: Micros,
+    /// The arrival, or the stream's watermark, bears it out.
+    is_explained: bool,
+}
+
 /// The watermark of one partition: no event older than it is expected there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watermark {
-    /// Greatest event time less the disorder; none before two records agree.
+    /// Greatest event time less the disorder; none before the first candidates are believed.
     at: Option<Micros>,
-    /// The time of a record further ahead than `max_ahead`, or of the first one: it moves nothing before the next one confirms it.
-    remembered: Option<Micros>,
+    /// Arrival of the last record that was on time, moved by ticks as the watermark is.
+    arrived: Micros,
+    /// In the order of their records, at most [`IN_A_ROW`].
+    candidates: Vec<Candidate>,
+    /// Records came closer than `max_ahead` to each other, so that steps of more are no habit of the partition's.
+    is_dense: bool,
     /// An ended file, or a partition silent for the stream's `idle`: it holds nobody back.
     idle: bool,
     /// Time told by ticks since the last record.
-    #[serde(default)]
     silent: Micros,
     /// Records so far.
-    #[serde(default)]
     seen: u64,
 }
 
@@ -44,35 +121,124 @@ impl Watermark {
         self.idle = true;
     }
 
+    /// Whether silence can move it: it has a watermark, or will take its first records for one.
+    pub fn is_waiting(&self) -> bool {
+        self.at.is_some() || self.candidates.len() >= EXPLAINED
+    }
+
+    /// No record comes any more. First records that nothing has refuted are believed.
+    pub fn end(&mut self, rules: Rules) {
+        self.idle = true;
+        self.begin(rules);
+    }
+
     /// So much time has passed without a record; from `idle_after` on the partition is idle. True if it became so just now.
-    pub fn tick(&mut self, elapsed: Micros, idle_after: Micros) -> bool {
+    pub fn tick(&mut self, elapsed: Micros, idle_after: Micros, rules: Rules) -> bool {
         self.at = self.at.map(|at| at.saturating_add(elapsed));
+        self.arrived = self.arrived.saturating_add(elapsed);
         self.silent = self.silent.saturating_add(elapsed);
         let was_idle = self.idle;
         self.idle |= self.silent >= idle_after;
-        self.idle && !was_idle
+        let is_new = self.idle && !was_idle;
+        if is_new {
+            self.begin(rules);
+        }
+        is_new
     }
 
     /// Takes a record's event time into account.
-    pub fn observe(&mut self, time: Micros, disorder: Micros, max_ahead: Micros) {
+    pub fn observe(&mut self, record: Observed, rules: Rules) {
         (self.idle, self.silent, self.seen) = (false, 0, self.seen + 1);
-        let is_ahead = |at: Option<Micros>, time: Micros| at.is_none_or(|at| time > at.saturating_add(max_ahead));
-        if !is_ahead(self.at, time) {
-            self.remembered = None;
-            self.advance(time, disorder);
-            return;
+        let Observed { time, received_at, .. } = record;
+        match self.at {
+            Some(at) if time < at => {}
+            at if rules.is_ahead(at, time) => {
+                if self.candidates.len() == IN_A_ROW {
+                    self.candidates.remove(0);
+                }
+                self.candidates.push(Candidate { time, is_explained: self.is_explained(record, rules) });
+                // Each time at least the least of them is done with.
+                while self.is_borne_out(rules) {
+                    self.arrived = received_at;
+                    self.is_dense &= self.candidates.len() < IN_A_ROW;
+                    self.follow(rules);
+                }
+            }
+            _ => {
+                self.candidates.clear();
+                (self.arrived, self.is_dense) = (received_at, true);
+                self.advance(time, rules);
+            }
         }
-        let Some(remembered) = self.remembered.take() else {
-            self.remembered = Some(time);
-            return;
-        };
-        self.advance(remembered.min(time), disorder);
-        let greater = remembered.max(time);
-        self.remembered = is_ahead(self.at, greater).then_some(greater);
     }
 
-    fn advance(&mut self, time: Micros, disorder: Micros) {
-        let at = time.saturating_sub(disorder);
+    /// Whether something other than the partition's own records says that time may be there.
+    fn is_explained(&self, record: Observed, rules: Rules) -> bool {
+        let Observed { time, received_at, stream } = record;
+        match self.at {
+            Some(at) => {
+                let passed = received_at.saturating_sub(self.arrived).max(0);
+                !rules.is_ahead(Some(at.saturating_add(passed)), time)
+            }
+            None => {
+                let is_live = time.saturating_sub(received_at).saturating_abs() <= rules.ahead;
+                is_live || stream.is_some() && !rules.is_ahead(stream, time)
+            }
+        }
+    }
+
+    fn is_borne_out(&self, rules: Rules) -> bool {
+        let explained = self.candidates.iter().rev().take(EXPLAINED).filter(|c| c.is_explained);
+        self.candidates.len() >= IN_A_ROW
+            || explained.count() == EXPLAINED
+            || !self.is_dense && self.steps(rules) >= STEPS
+    }
+
+    /// How many candidates, from the least on, climb by more than `max_ahead`.
+    fn steps(&self, rules: Rules) -> usize {
+        let Some(least) = self.candidates.iter().map(|c| c.time).min() else { return 0 };
+        let (mut steps, mut top) = (0, None);
+        for Candidate { time, .. } in self.candidates.iter().skip_while(|c| c.time > least) {
+            steps += usize::from(rules.is_ahead(top, *time));
+            top = top.max(Some(*time));
+        }
+        steps
+    }
+
+    /// Time goes on to the least candidate, and from there as the records say, of which some may be ahead still.
+    fn follow(&mut self, rules: Rules) {
+        let candidates = std::mem::take(&mut self.candidates);
+        let least = candidates.iter().map(|c| c.time).min();
+        least.into_iter().for_each(|least| self.advance(least, rules));
+        let mut close = 0;
+        for candidate in candidates {
+            if rules.is_ahead(self.at, candidate.time) {
+                self.candidates.push(candidate);
+            } else {
+                close += 1;
+                self.candidates.clear();
+                self.advance(candidate.time, rules);
+            }
+        }
+        self.is_dense |= close > 1;
+    }
+
+    /// The watermark as it is when nothing more comes.
+    pub fn settled(&self, rules: Rules) -> Option<Micros> {
+        let mut ended = self.clone();
+        ended.begin(rules);
+        ended.at
+    }
+
+    /// The first records are believed, since nothing can refute them any more.
+    fn begin(&mut self, rules: Rules) {
+        if self.at.is_none() && self.candidates.len() >= EXPLAINED {
+            self.follow(rules);
+        }
+    }
+
+    fn advance(&mut self, time: Micros, rules: Rules) {
+        let at = time.saturating_sub(rules.disorder);
         self.at = Some(self.at.map_or(at, |before| before.max(at)));
     }
 }
@@ -82,39 +248,190 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const DISORDER: Micros = 10;
-    const AHEAD: Micros = 1_000;
+    const RULES: Rules = Rules { disorder: 10, ahead: 1_000 };
+    /// Arrival of a replay: all at once, and long after.
+    const REPLAY: Micros = 1_000_000_000;
+    const DAY: Micros = 86_400;
 
-    fn after(times: &[Micros]) -> Watermark {
+    fn observe(watermark: &mut Watermark, time: Micros, received_at: Micros) {
+        watermark.observe(Observed { time, received_at, stream: None }, RULES);
+    }
+
+    fn replayed(times: impl IntoIterator<Item = Micros>) -> Watermark {
         let mut watermark = Watermark::default();
-        times.iter().for_each(|t| watermark.observe(*t, DISORDER, AHEAD));
+        times.into_iter().for_each(|t| observe(&mut watermark, t, REPLAY));
         watermark
     }
 
-    #[test]
-    fn one_wrong_clock_among_good_ones_moves_nothing() {
-        assert_eq!(after(&[100]).at(), None);
-        assert_eq!(after(&[100, 110]).at(), Some(90));
-        assert_eq!(after(&[100, 110, 120]).at(), Some(110));
-        assert_eq!(after(&[100, 110, 999_999, 120]).at(), Some(110));
-        assert_eq!(after(&[999_999, 110, 120]).at(), Some(110));
+    /// A busy stream up to a time.
+    fn busy(to: Micros) -> Vec<Micros> {
+        (to - 40..=to).collect()
     }
 
     #[test]
-    fn a_real_jump_is_believed_when_it_is_confirmed() {
-        assert_eq!(after(&[100, 110, 50_000, 50_005]).at(), Some(49_990));
-        assert_eq!(after(&[100, 110, 50_000, 90_000, 50_010]).at(), Some(50_000));
+    fn first_records_are_believed_together() {
+        assert_eq!(replayed(100..115).at(), None);
+        assert_eq!(replayed(100..116).at(), Some(105));
+        // The first may be the fast ones.
+        assert_eq!(replayed([DAY; 15].into_iter().chain([100, 101])).at(), Some(91));
+        assert_eq!(replayed([100].into_iter().chain([DAY; 15]).chain([101])).at(), Some(91));
+    }
+
+    #[test]
+    fn first_records_of_a_live_stream_are_believed_at_once() {
+        let mut watermark = Watermark::default();
+        observe(&mut watermark, 5_000, 5_010);
+        assert_eq!(watermark.at(), None);
+        observe(&mut watermark, 5_020, 5_030);
+        assert_eq!(watermark.at(), Some(5_010));
+    }
+
+    #[test]
+    fn first_records_near_the_streams_watermark_are_believed_at_once() {
+        let mut watermark = Watermark::default();
+        for time in [500, 510] {
+            watermark.observe(Observed { time, received_at: REPLAY, stream: Some(300) }, RULES);
+        }
+        assert_eq!(watermark.at(), Some(500));
+    }
+
+    #[test]
+    fn the_end_of_a_file_believes_its_first_records_and_no_jump() {
+        let mut watermark = replayed([100, 110]);
+        watermark.end(RULES);
+        assert_eq!((watermark.at(), watermark.is_idle()), (Some(100), true));
+        let mut watermark = replayed(busy(100).into_iter().chain([DAY, DAY + 1]));
+        watermark.end(RULES);
+        assert_eq!(watermark.at(), Some(90));
+        let mut single = replayed([100]);
+        single.end(RULES);
+        assert_eq!(single.at(), None);
+    }
+
+    #[test]
+    fn silence_believes_first_records_and_no_jump() {
+        let mut watermark = replayed([100, 110]);
+        assert!(watermark.is_waiting() && !watermark.tick(50, 60, RULES));
+        assert_eq!(watermark.at(), None);
+        assert!(watermark.tick(50, 60, RULES));
+        assert_eq!(watermark.at(), Some(100));
+        let mut watermark = replayed(busy(100).into_iter().chain([DAY, DAY + 1]));
+        assert!(watermark.tick(100, 60, RULES));
+        assert_eq!(watermark.at(), Some(190));
+    }
+
+    #[test]
+    fn a_jump_is_followed_at_its_sixteenth_record() {
+        let jump = |n: usize| replayed(busy(100).into_iter().chain((0..n as Micros).map(|t| DAY + t)));
+        assert_eq!(jump(IN_A_ROW - 1).at(), Some(90));
+        assert_eq!(jump(IN_A_ROW).at(), Some(DAY + 5));
+        // Late records of before neither refute it nor count for it.
+        let late = |n: Micros| busy(100).into_iter().chain((0..n).flat_map(|t| [DAY + t, 50]));
+        assert_eq!(replayed(late(IN_A_ROW as Micros)).at(), Some(DAY + 5));
+    }
+
+    #[test]
+    fn a_jump_that_the_arrival_explains_is_followed_at_its_second_record() {
+        let mut watermark = Watermark::default();
+        (0..50).for_each(|t| observe(&mut watermark, 5_000 + t, 5_000 + t));
+        // The source was silent for a day, and is ten minutes behind.
+        observe(&mut watermark, 5_000 + DAY - 600, 5_000 + DAY);
+        assert_eq!(watermark.at(), Some(5_039));
+        observe(&mut watermark, 5_001 + DAY - 600, 5_001 + DAY);
+        assert_eq!(watermark.at(), Some(5_000 + DAY - 609));
+        // Ticks have told some of the silence already.
+        watermark.tick(DAY, 60, RULES);
+        assert!(watermark.at().is_some_and(|at| at < 5_000 + 2 * DAY));
+        (0..2).for_each(|_| observe(&mut watermark, 5_000 + 3 * DAY, 5_000 + 2 * DAY));
+        assert!(watermark.at().is_some_and(|at| at < 5_000 + 2 * DAY), "a day more than has passed");
+    }
+
+    #[test]
+    fn a_sparse_stream_is_three_records_behind() {
+        let days = |n: Micros| replayed((1..=n).map(|day| day * DAY)).at();
+        assert_eq!(days(3), None);
+        assert_eq!(days(4), Some(DAY - 10));
+        assert_eq!(days(100), Some(97 * DAY - 10));
+        // One that was busy before is, once sixteen in a row have shown it.
+        let was_busy = |n: Micros| replayed(busy(100).into_iter().chain((1..=n).map(|day| day * DAY))).at();
+        assert_eq!(was_busy(15), Some(90));
+        assert_eq!(was_busy(16), Some(13 * DAY - 10));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_saved() {
+        let watermark = replayed(busy(100).into_iter().chain([DAY; 12]));
+        assert_eq!(watermark.candidates.len(), 12);
+        let text = serde_json::to_string(&watermark).expect("JSON");
+        assert_eq!(serde_json::from_str::<Watermark>(&text).expect("its own text"), watermark);
+        let down = replayed((1..1_000).map(|n| -n * DAY));
+        assert!(down.candidates.len() <= IN_A_ROW);
     }
 
     proptest! {
         #[test]
-        fn it_never_goes_back(times in proptest::collection::vec(0i64..100_000, 0..60)) {
+        fn it_never_goes_back(times in proptest::collection::vec(0i64..100_000, 0..80)) {
             let mut watermark = Watermark::default();
             let mut before = None;
             for time in times {
-                watermark.observe(time, DISORDER, AHEAD);
+                observe(&mut watermark, time, REPLAY);
                 prop_assert!(watermark.at() >= before);
+                prop_assert!(watermark.candidates.len() <= IN_A_ROW);
                 before = watermark.at();
+            }
+        }
+
+        /// Bursts of fast records, each up to the bound and of any times ahead, between honest records within the disorder.
+        #[test]
+        fn bursts_up_to_the_bound_make_no_honest_record_late(
+            parts in proptest::collection::vec(
+                (1usize..4, 0i64..=10, proptest::collection::vec(3_000i64..900_000, 0..IN_A_ROW)),
+                1..60,
+            ),
+        ) {
+            // A stream that is not all steps of more than `max_ahead` has two records closer than that.
+            let (mut watermark, mut now) = (replayed(busy(1_000)), 1_000);
+            for (honest, back, burst) in parts {
+                for _ in 0..honest {
+                    now += 7;
+                    let time = now - back;
+                    prop_assert!(watermark.at().is_none_or(|at| time >= at), "{time} is late behind {watermark:?}");
+                    observe(&mut watermark, time, REPLAY);
+                }
+                burst.into_iter().for_each(|ahead| observe(&mut watermark, now + ahead, REPLAY));
+            }
+        }
+
+        /// The same at the very beginning, where the fast records have about one clock.
+        #[test]
+        fn a_burst_at_the_beginning_makes_no_honest_record_late(
+            before in 0usize..4,
+            burst in proptest::collection::vec(50_000i64..50_900, 0..IN_A_ROW),
+        ) {
+            let mut watermark = Watermark::default();
+            let honest = (0..before as Micros).map(|n| 100 + n);
+            let after = (0..50).map(|n| 110 + n);
+            for time in honest.chain(burst).chain(after) {
+                prop_assert!(time > 40_000 || watermark.at().is_none_or(|at| time >= at));
+                observe(&mut watermark, time, REPLAY);
+            }
+            prop_assert!(watermark.at().is_some_and(|at| at < 200));
+        }
+
+        /// Sorted history, whatever its gaps: nothing is late, and time is at most `IN_A_ROW` records behind.
+        #[test]
+        fn sorted_history_advances_with_a_bounded_delay(gaps in proptest::collection::vec(
+            prop_oneof![0i64..5, 0i64..2_000, 50_000i64..5_000_000], 1..200,
+        )) {
+            let mut times = vec![1_000];
+            gaps.into_iter().for_each(|gap| times.push(times[times.len() - 1] + gap));
+            let mut watermark = Watermark::default();
+            for (n, time) in times.iter().copied().enumerate() {
+                prop_assert!(watermark.at().is_none_or(|at| time >= at));
+                observe(&mut watermark, time, REPLAY);
+                if let Some(behind) = (n + 1).checked_sub(IN_A_ROW) {
+                    prop_assert!(watermark.at() >= Some(times[behind] - 10));
+                }
             }
         }
     }
