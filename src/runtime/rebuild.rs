@@ -260,8 +260,8 @@ impl Generation {
         let is_own = |window: &Window| of_table(&tables::versions_of(&window.name)) == self.about.view;
         let of_windows = self.catalog.windows.iter().map(|window| match window.shape {
             Shape::Session { gap, .. } => gap,
-            Shape::Fixed { .. } if is_own(window) => 0,
-            Shape::Fixed { size, .. } => size,
+            Shape::Aligned(_) if is_own(window) => 0,
+            Shape::Aligned(windows) => windows.longest(),
         });
         of_stream.map_or(0, |session| session.gap).saturating_add(of_windows.sum())
     }

@@ -155,16 +155,12 @@ impl Samples {
             let times = row.column(window.time).as_any().downcast_ref::<TimestampMicrosecondArray>();
             let Some(time) = times.filter(|t| t.is_valid(0) && passes.value(0)).map(|t| t.value(0)) else { continue };
             out.push(match window.shape {
-                Shape::Fixed { slide, size } => {
-                    let last = time.div_euclid(slide) * slide;
-                    let first = (time - size).div_euclid(slide) * slide + slide;
-                    json!({
-                        "window": window.name,
-                        "window_start": rfc3339(first),
-                        "window_end": rfc3339(last + size),
-                        "windows": (last - first) / slide + 1,
-                    })
-                }
+                Shape::Aligned(windows) => json!({
+                    "window": window.name,
+                    "window_start": rfc3339(windows.start(windows.first_end(time))),
+                    "window_end": rfc3339(windows.last_end(time)),
+                    "windows": windows.count(time),
+                }),
                 Shape::Session { .. } => json!({"window": window.name}),
             });
         }

@@ -1,7 +1,9 @@
 //! A window's SQL, planned: one aggregation over `tumble`, `hop` or `session` of a stream or of another window. What lies below the
 //! aggregation and above it becomes physical expressions; the aggregation itself runs in parts, as `operators::windows` says.
 
+pub mod assigner;
 mod call;
+pub mod zone;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -28,8 +30,8 @@ use datafusion::sql::sqlparser::ast;
 use super::select::{MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken};
 use super::{Refusal, dialect, types};
 use crate::config::{Late, WindowDef};
+pub use call::Shape;
 use call::{FORM, INPUT, LONGEST, call, shape};
-pub use call::{Shape, gcd};
 
 const START: &str = "window_start";
 const END: &str = "window_end";

@@ -9,6 +9,7 @@ use arrow::row::{RowConverter, SortField};
 
 use super::{Fired, Panes, Rows, Which, WindowState, status};
 use crate::event::{Lsn, Micros};
+use crate::schema::window::assigner::WindowAssigner;
 use crate::schema::window::{Shape, WINDOW_COLUMNS};
 
 /// What a window said last, while late rows may change it.
@@ -59,21 +60,20 @@ impl WindowState {
 
     /// Fires again what late rows have changed: `all` of it, or only windows whose lateness is over at `mark`, which say their last.
     pub(super) fn amend(&mut self, lsn: Lsn, mark: Micros, all: bool) -> Result<(), String> {
-        let Shape::Fixed { slide, size } = self.window.shape else { return Ok(()) };
+        let Shape::Aligned(windows) = self.window.shape else { return Ok(()) };
         let ends: Vec<Micros> = self.standing.keys().copied().collect();
         for end in ends {
             let is_over = end.saturating_add(self.lateness()) <= mark;
             let Some(standing) = self.standing.get(&end) else { continue };
             if standing.is_changed && (all || is_over) {
+                let start = windows.start(end);
                 let rows = match &mut self.panes {
-                    Panes::Counting(panes) => Rows::Counted(panes.rows(&Which::Range(end - size, end), false)),
-                    Panes::Partial(panes) => {
-                        Rows::Columns(panes.rows(&Which::Range(end - size, end), end - size, end)?)
-                    }
+                    Panes::Counting(panes) => Rows::Counted(panes.rows(&Which::Range(start, end), false)),
+                    Panes::Partial(panes) => Rows::Columns(panes.rows(&Which::Range(start, end), start, end)?),
                 };
-                let fired = Fired { start: end - size, end, lsn, status: status::AMENDED, rows, is_same: false };
+                let fired = Fired { start, end, lsn, status: status::AMENDED, rows, is_same: false };
                 let now = self.finish_or_nothing(&fired);
-                self.replace(end, slide, slide < size, lsn, now)?;
+                self.replace(end, windows, lsn, now)?;
             }
             let last = if is_over { self.standing.remove(&end) } else { None };
             self.standing_rows -= last.as_ref().map_or(0, Standing::weight);
@@ -89,18 +89,18 @@ impl WindowState {
     pub(super) fn replace(
         &mut self,
         end: Micros,
-        slide: Micros,
-        slides: bool,
+        windows: WindowAssigner,
         lsn: Lsn,
         now: RecordBatch,
     ) -> Result<(), String> {
+        let slides = windows.is_sliding();
         let Some(standing) = self.standing.get(&end).cloned() else { return Ok(()) };
         let version = standing.version + 1;
         let (changed, gone) = self.difference(&standing.rows, &now)?;
         // A slide that was not stored, as it said what the one before said, is stored whole once it differs from that.
         let repeats_before = slides
             && !standing.was_stored
-            && self.standing.get(&(end - slide)).is_some_and(|before| self.is_equal(&before.rows, &now));
+            && self.standing.get(&windows.previous_end(end)).is_some_and(|before| self.is_equal(&before.rows, &now));
         let mut was_stored = standing.was_stored;
         if slides && !standing.was_stored {
             if !repeats_before && now.num_rows() > 0 {
@@ -122,7 +122,7 @@ impl WindowState {
         let is_new = was_stored && (changed.num_rows() > 0 || gone.num_rows() > 0);
         if slides
             && is_new
-            && let Some(behind) = self.standing.get_mut(&(end + slide))
+            && let Some(behind) = self.standing.get_mut(&windows.next_end(end))
         {
             behind.is_changed = true;
         }

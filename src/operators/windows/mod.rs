@@ -19,7 +19,8 @@ use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
 use arrow::compute::concat_batches;
 
 use crate::event::{Lsn, Micros};
-use crate::schema::window::{Shape, gcd};
+use crate::schema::window::Shape;
+use crate::schema::window::assigner::{EARLIEST, WindowAssigner};
 use crate::schema::{Late, WINDOW_GROUP_BYTES, Window};
 use amend::Standing;
 use counting::{Counted, Counting};
@@ -45,8 +46,8 @@ pub struct Feed<'a> {
 
 /// No watermark yet.
 const NEVER: Micros = Micros::MIN;
-/// Times so far apart that sums of them do not overflow.
-const FIRST: Micros = Micros::MIN / 4;
+/// No window has fired yet.
+const FIRST: Micros = EARLIEST;
 
 /// Open windows shown of a hop, the earliest.
 const SHOWN_SLIDES: usize = 16;
@@ -139,15 +140,6 @@ fn weight(bytes: usize) -> usize {
     1 + bytes / WINDOW_GROUP_BYTES
 }
 
-fn floor(time: Micros, width: Micros) -> Micros {
-    time.div_euclid(width) * width
-}
-
-/// The greatest end of a window up to a time.
-fn passed(limit: Micros, slide: Micros, size: Micros) -> Micros {
-    floor(limit.saturating_sub(size).max(FIRST), slide) + size
-}
-
 impl WindowState {
     /// A window that answers from its first event on, or for windows that start after `greatest`, the greatest event time so far.
     pub fn new(window: &Arc<Window>, greatest: Option<Micros>) -> Result<Self, String> {
@@ -178,11 +170,10 @@ impl WindowState {
         };
         if let Some(greatest) = greatest {
             state.not_before = match window.shape {
-                Shape::Fixed { slide, size } => {
-                    let first = floor(greatest, slide) + slide;
-                    state.fired_to = first + size - slide;
+                Shape::Aligned(windows) => {
+                    state.fired_to = windows.last_end(greatest);
                     state.closed_to = state.fired_to;
-                    first
+                    windows.next_start(greatest)
                 }
                 Shape::Session { .. } => greatest + 1,
             };
@@ -295,7 +286,7 @@ impl WindowState {
     /// Closes everything, as at the end of all input.
     pub fn close_all(&mut self, lsn: Lsn) -> Result<Output, String> {
         match self.window.shape {
-            Shape::Fixed { .. } => {
+            Shape::Aligned(_) => {
                 while let Some(end) = self.candidate() {
                     self.fire(end, lsn, status::FINAL)?;
                 }
@@ -314,7 +305,7 @@ impl WindowState {
     /// Stores everything open as it is, because the window is no longer declared like this.
     pub fn abandon(&mut self, lsn: Lsn) -> Result<Option<RecordBatch>, String> {
         match self.window.shape {
-            Shape::Fixed { .. } => {
+            Shape::Aligned(_) => {
                 while let Some(end) = self.candidate() {
                     self.fire(end, lsn, status::ABANDONED)?;
                 }
@@ -369,22 +360,22 @@ impl WindowState {
         lsn: Lsn,
         batch: &RecordBatch,
     ) -> Result<bool, String> {
-        let (slide, size) = match self.window.shape {
-            Shape::Fixed { slide, size } => (slide, size),
+        let windows = match self.window.shape {
+            Shape::Aligned(windows) => windows,
             Shape::Session { gap, key } => {
                 return self.take_into_session((row, prepared), time, lsn, gap, batch.column(key));
             }
         };
-        let last_end = floor(time, slide) + size;
-        let closed_to = self.closed_to.max(passed(self.mark.saturating_sub(self.lateness()), slide, size));
+        let last_end = windows.last_end(time);
+        let closed_to = self.closed_to.max(windows.passed(self.mark.saturating_sub(self.lateness())));
         if last_end <= closed_to {
             return Ok(false);
         }
-        self.add(prepared, floor(time, gcd(slide, size)), lsn)?;
-        let first_end = floor(time - size, slide) + slide + size;
+        self.add(prepared, windows.pane(time), lsn)?;
+        let first_end = windows.first_end(time);
         if self.is_amending() && first_end <= self.fired_to {
             // It changes windows that have fired already.
-            let mut end = first_end.max(closed_to + slide - (closed_to - first_end).rem_euclid(slide));
+            let mut end = first_end.max(windows.next_end(windows.passed(closed_to)));
             while end <= last_end.min(self.fired_to) {
                 let empty = || Standing {
                     rows: RecordBatch::new_empty(self.window.schema.clone()),
@@ -396,10 +387,10 @@ impl WindowState {
                     Some(standing) => standing.is_changed = true,
                     None => self.stand(end, empty()),
                 }
-                end += slide;
+                end = windows.next_end(end);
             }
         }
-        self.next_due = self.next_due.min(first_end.max(self.next_end(slide)).saturating_add(self.wait()));
+        self.next_due = self.next_due.min(first_end.max(self.next_end(windows)).saturating_add(self.wait()));
         Ok(true)
     }
 
@@ -413,25 +404,25 @@ impl WindowState {
         if self.is_amending() { 0 } else { self.lateness() }
     }
 
-    fn next_end(&self, slide: Micros) -> Micros {
-        if self.fired_to == FIRST { FIRST } else { self.fired_to + slide }
+    fn next_end(&self, windows: WindowAssigner) -> Micros {
+        if self.fired_to == FIRST { FIRST } else { windows.next_end(self.fired_to) }
     }
 
     /// The earliest window that has not fired and has rows, or follows one that had.
     fn candidate(&self) -> Option<Micros> {
-        let Shape::Fixed { slide, size } = self.window.shape else { return None };
+        let Shape::Aligned(windows) = self.window.shape else { return None };
         let after_full = self.before.as_ref().is_some_and(|b| b.num_rows() > 0)
-            || self.fired.last().is_some_and(|f| f.rows.len() > 0) && slide < size;
+            || self.fired.last().is_some_and(|f| f.rows.len() > 0) && windows.is_sliding();
         if after_full {
-            return Some(self.fired_to + slide);
+            return Some(windows.next_end(self.fired_to));
         }
         // The first pane of a window that has not fired; those before it stay for amendments.
-        let from = if self.fired_to == FIRST { FIRST } else { self.fired_to + slide - size };
+        let from = if self.fired_to == FIRST { FIRST } else { windows.start(windows.next_end(self.fired_to)) };
         let first = match &self.panes {
             Panes::Counting(panes) => panes.pane_from(from),
             Panes::Partial(panes) => panes.pane_from(from),
         };
-        first.map(|first| (floor(first - size, slide) + slide + size).max(self.next_end(slide)))
+        first.map(|first| windows.first_end(first).max(self.next_end(windows)))
     }
 
     fn advance(&mut self, mark: Micros, lsn: Lsn) -> Result<(), String> {
@@ -439,7 +430,7 @@ impl WindowState {
             return Ok(());
         }
         let before = std::mem::replace(&mut self.mark, mark);
-        let Shape::Fixed { slide, size } = self.window.shape else {
+        let Shape::Aligned(windows) = self.window.shape else {
             let next = self.sessions.ends.first().map(|(end, _)| *end);
             return match next {
                 Some(end) if self.is_session_over(end, mark) => self.close_sessions(mark, lsn, status::FINAL),
@@ -454,27 +445,29 @@ impl WindowState {
             self.next_due = self.candidate().map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
         }
         // Also where there was no row.
-        self.fired_to = self.fired_to.max(passed(mark.saturating_sub(self.wait()), slide, size));
+        self.fired_to = self.fired_to.max(windows.passed(mark.saturating_sub(self.wait())));
         if !self.is_amending() {
             self.closed_to = self.fired_to;
             return Ok(());
         }
-        let pane = gcd(slide, size);
-        let crosses = before == NEVER || floor(mark, pane) > floor(before, pane);
+        let crosses = before == NEVER || windows.pane(mark) > windows.pane(before);
         let first = self.standing.keys().next().copied().into_iter().chain(self.fired.first().map(|f| f.end)).min();
         if crosses || first.is_some_and(|end| end.saturating_add(self.lateness()) <= mark) {
             self.flush()?;
             self.amend(lsn, mark, crosses)?;
-            self.closed_to = self.closed_to.max(passed(mark.saturating_sub(self.lateness()), slide, size));
-            self.drop_panes(slide, size);
+            self.closed_to = self.closed_to.max(windows.passed(mark.saturating_sub(self.lateness())));
+            self.drop_panes(windows);
         }
         Ok(())
     }
 
     /// Panes that no window needs any more.
-    fn drop_panes(&mut self, slide: Micros, size: Micros) {
+    fn drop_panes(&mut self, windows: WindowAssigner) {
         let open = if self.is_amending() { self.closed_to.min(self.fired_to) } else { self.fired_to };
-        let needed = open + slide - size;
+        if open == FIRST {
+            return;
+        }
+        let needed = windows.start(windows.next_end(open));
         match &mut self.panes {
             Panes::Counting(panes) => panes.drop_before(needed),
             Panes::Partial(panes) => panes.drop_before(needed),
@@ -482,9 +475,8 @@ impl WindowState {
     }
 
     fn fire(&mut self, end: Micros, lsn: Lsn, status: &'static str) -> Result<(), String> {
-        let Shape::Fixed { slide, size } = self.window.shape else { return Ok(()) };
-        let start = end - size;
-        let slides = slide < size;
+        let Shape::Aligned(windows) = self.window.shape else { return Ok(()) };
+        let (start, slides) = (windows.start(end), windows.is_sliding());
         let which = Which::Range(start, end);
         let (rows, mut is_same) = match &mut self.panes {
             Panes::Counting(panes) => {
@@ -511,7 +503,7 @@ impl WindowState {
         }
         if !self.is_amending() {
             self.closed_to = end;
-            self.drop_panes(slide, size);
+            self.drop_panes(windows);
         }
         Ok(())
     }
@@ -519,7 +511,7 @@ impl WindowState {
     /// The oldest window closes at once, because there are too many groups; false where nothing is left to close.
     fn force(&mut self, lsn: Lsn) -> Result<bool, String> {
         let before = (self.groups(), self.fired_to, self.closed_to);
-        let Shape::Fixed { slide, size } = self.window.shape else {
+        let Shape::Aligned(windows) = self.window.shape else {
             let Some((end, _)) = self.sessions.ends.first().cloned() else { return Ok(false) };
             let Shape::Session { gap, .. } = self.window.shape else { return Ok(false) };
             let over = end.saturating_add(gap).saturating_add(self.lateness()).saturating_add(1);
@@ -534,7 +526,7 @@ impl WindowState {
             let first = self.standing.keys().next().copied().unwrap_or(self.fired_to);
             self.amend(lsn, first.saturating_add(self.lateness()), false)?;
             self.closed_to = self.closed_to.max(first);
-            self.drop_panes(slide, size);
+            self.drop_panes(windows);
         }
         Ok(before != (self.groups(), self.fired_to, self.closed_to))
     }
@@ -556,7 +548,7 @@ impl WindowState {
         };
         let mut open = Vec::new();
         match self.window.shape {
-            Shape::Fixed { slide, size } => {
+            Shape::Aligned(windows) => {
                 let last = match &self.panes {
                     Panes::Counting(panes) => panes.last_pane(),
                     Panes::Partial(panes) => panes.last_pane(),
@@ -564,16 +556,17 @@ impl WindowState {
                 let mut next = self.candidate();
                 while let (Some(end), Some(last)) = (next, last) {
                     // Of a sliding window, the slides that end with what has come.
-                    let is_shown = if slide < size {
-                        end <= floor(last, slide) + slide && open.len() < SHOWN_SLIDES
+                    let is_shown = if windows.is_sliding() {
+                        end <= windows.next_start(last) && open.len() < SHOWN_SLIDES
                     } else {
-                        end <= floor(last, slide) + size
+                        end <= windows.last_end(last)
                     };
                     if !is_shown {
                         break;
                     }
-                    open.push(look(Which::Range(end - size, end), end - size, end)?);
-                    next = Some(end + slide);
+                    let start = windows.start(end);
+                    open.push(look(Which::Range(start, end), start, end)?);
+                    next = Some(windows.next_end(end));
                 }
             }
             Shape::Session { gap, .. } => {

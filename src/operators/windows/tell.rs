@@ -20,7 +20,7 @@ impl WindowState {
         if fired.is_empty() {
             return Ok(());
         }
-        let slides = matches!(self.window.shape, Shape::Fixed { slide, size } if slide < size);
+        let slides = matches!(self.window.shape, Shape::Aligned(windows) if windows.is_sliding());
         if !slides && !self.is_amending() && !self.window.is_one_by_one() {
             let all: Vec<&Fired> = fired.iter().collect();
             let batch = match self.finish(&all) {

@@ -3,23 +3,26 @@
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
-use crate::event::Micros;
+use super::assigner::{Calendar, Step, WindowAssigner, gcd};
+use super::zone::Zone;
+use crate::event::{MICROS_PER_DAY, Micros};
 use crate::schema::Refusal;
 
 /// The name under which the windowed input is planned.
 pub(super) const INPUT: &str = "windowed";
 /// Shortest slide and longest size of a window, and the most panes that a hop's size has.
 const SHORTEST: Micros = 1_000;
-pub(super) const LONGEST: Micros = 400 * crate::event::MICROS_PER_DAY;
+pub(super) const LONGEST: Micros = 400 * MICROS_PER_DAY;
+const LONGEST_MONTHS: i64 = 13;
 const MOST_PANES: i64 = 100_000;
 /// What a window's SQL must look like.
-pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
+pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY); a zone such as 'Europe/Berlin' as the last argument of tumble or hop makes days local)";
 
 /// How a window cuts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Starts every `slide`, from 1970 on, and lasts `size`; a tumbling window has both equal.
-    Fixed { slide: Micros, size: Micros },
+    /// By the calendar or the clock, whatever the events are.
+    Aligned(WindowAssigner),
     /// Events of one key with no more than `gap` between them; `key` is its column in the input.
     Session { gap: Micros, key: usize },
 }
@@ -71,8 +74,23 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
     Ok(Call { function, over, time, arguments })
 }
 
-/// Microseconds of an interval of fixed length.
-fn interval(function: &str, expression: Option<&ast::Expr>, what: &str) -> Result<Micros, Refusal> {
+/// An interval, whose units are of a fixed length only where there is no calendar.
+#[derive(Debug, Clone, Copy)]
+struct Length {
+    months: i64,
+    days: i64,
+    micros: Micros,
+}
+
+impl Length {
+    /// Microseconds, where a day has 24 hours.
+    fn fixed(self) -> Micros {
+        self.days * MICROS_PER_DAY + self.micros
+    }
+}
+
+/// The interval that an argument says; `in_zone` where months have their place in a calendar.
+fn interval(function: &str, expression: Option<&ast::Expr>, what: &str, in_zone: bool) -> Result<Length, Refusal> {
     let wrong = |why: &str| {
         let message = format!("the {what} {why}; write for example interval '10 seconds'");
         let refusal = Refusal::about(&["interval", function], message);
@@ -90,17 +108,73 @@ fn interval(function: &str, expression: Option<&ast::Expr>, what: &str) -> Resul
     let unit = interval.leading_field.as_ref().map_or(String::new(), |unit| format!(" {unit}"));
     let parsed = arrow::compute::kernels::cast_utils::parse_interval_month_day_nano(&format!("{value}{unit}"))
         .map_err(|e| wrong(&e.to_string()))?;
-    if parsed.months != 0 {
-        return Err(wrong("has months or years, which are not all equally long"));
+    let (months, days) = (i64::from(parsed.months), i64::from(parsed.days));
+    let length = Length { months, days, micros: parsed.nanoseconds / 1_000 };
+    match (months, in_zone) {
+        (0, _) if (SHORTEST..=LONGEST).contains(&length.fixed()) => Ok(length),
+        (0, _) => Err(wrong("lies outside 1 ms to 400 days")),
+        (_, false) => {
+            Err(wrong("has months or years, which are equally long only by a calendar: name a zone, for example 'UTC'"))
+        }
+        (_, true) if days != 0 || length.micros != 0 => Err(wrong("mixes months with shorter units")),
+        (_, true) if (1..=LONGEST_MONTHS).contains(&months) => Ok(length),
+        (_, true) => Err(wrong(&format!("lies outside 1 to {LONGEST_MONTHS} months"))),
     }
-    let micros = i64::from(parsed.days) * crate::event::MICROS_PER_DAY + parsed.nanoseconds / 1_000;
-    if (SHORTEST..=LONGEST).contains(&micros) { Ok(micros) } else { Err(wrong("lies outside 1 ms to 400 days")) }
+}
+
+/// The zone that the last argument of `tumble` or `hop` names.
+fn zone(argument: &ast::Expr) -> Option<Result<&'static Zone, Refusal>> {
+    let ast::Expr::Value(value) = argument else { return None };
+    let ast::Value::SingleQuotedString(name) = &value.value else { return None };
+    Some(Zone::named(name).ok_or_else(|| {
+        let message =
+            format!("there is no zone `{name}`; write its name in the IANA database, for example 'Europe/Berlin'");
+        Refusal::at(argument, message)
+    }))
+}
+
+/// Windows of local time: a slide, and a size that is some of them.
+fn in_zone(zone: &'static Zone, slide: Length, size: Length, at: &ast::Expr) -> Result<WindowAssigner, Refusal> {
+    let (step, count) = match (slide, size) {
+        (Length { months: 0, days: 0, micros }, Length { months: 0, .. }) => {
+            (Step::Clock(micros), whole(size.fixed(), micros))
+        }
+        (Length { months: 0, days, micros: 0 }, Length { months: 0, micros: 0, .. }) => {
+            (Step::Days(days), whole(size.days, days))
+        }
+        (Length { months, days: 0, micros: 0 }, Length { days: 0, micros: 0, .. }) if months > 0 => {
+            (Step::Months(months), whole(size.months, months))
+        }
+        _ => {
+            let message =
+                "local time is cut by hours and shorter, by days and weeks, or by months: write one of these kinds";
+            return Err(Refusal::at(at, message));
+        }
+    };
+    let count = count.filter(|n| *n <= MOST_PANES).ok_or_else(|| {
+        let message = format!("where a zone is named, the size is a multiple of the slide, at most {MOST_PANES} of it");
+        Refusal::at(at, message)
+    })?;
+    Ok(WindowAssigner::Local { calendar: Calendar { zone, step }, steps: count as usize })
+}
+
+/// How many of a part a whole is.
+fn whole(whole: i64, part: i64) -> Option<i64> {
+    (whole >= part && whole % part == 0).then(|| whole / part)
 }
 
 /// How the call cuts time; `column` finds a column of what it reads.
 pub(super) fn shape(call: &Call, column: &dyn Fn(&ast::Ident) -> Result<usize, Refusal>) -> Result<Shape, Refusal> {
-    let arguments = call.arguments.as_slice();
-    let at = |n: usize, what: &str| interval(&call.function, arguments.get(n), what);
+    let mut arguments = call.arguments.as_slice();
+    let zone = arguments.last().and_then(zone).transpose()?;
+    if let (Some(_), [before @ .., last]) = (zone, arguments) {
+        if call.function == "session" {
+            let message = "a session has no zone: its gap is as long everywhere; leave it out";
+            return Err(Refusal::at(last, message));
+        }
+        arguments = before;
+    }
+    let at = |n: usize, what: &str| interval(&call.function, arguments.get(n), what, zone.is_some());
     let exactly = |n: usize| {
         if arguments.len() == n {
             return Ok(());
@@ -112,11 +186,18 @@ pub(super) fn shape(call: &Call, column: &dyn Fn(&ast::Ident) -> Result<usize, R
         "tumble" => {
             exactly(1)?;
             let size = at(0, "size")?;
-            Ok(Shape::Fixed { slide: size, size })
+            Ok(Shape::Aligned(match zone {
+                Some(zone) => in_zone(zone, size, size, &arguments[0])?,
+                None => WindowAssigner::Fixed { slide: size.fixed(), size: size.fixed() },
+            }))
         }
         "hop" => {
             exactly(2)?;
             let (slide, size) = (at(0, "slide")?, at(1, "size")?);
+            if let Some(zone) = zone {
+                return in_zone(zone, slide, size, &arguments[1]).map(Shape::Aligned);
+            }
+            let (slide, size) = (slide.fixed(), size.fixed());
             if slide > size {
                 let message = "the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)";
                 return Err(Refusal::at(&arguments[0], message));
@@ -126,14 +207,14 @@ pub(super) fn shape(call: &Call, column: &dyn Fn(&ast::Ident) -> Result<usize, R
                     format!("size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide");
                 return Err(Refusal::at(&arguments[0], message));
             }
-            Ok(Shape::Fixed { slide, size })
+            Ok(Shape::Aligned(WindowAssigner::Fixed { slide, size }))
         }
         "session" => {
             if arguments.len() == 1 {
                 return Err(Refusal::about(&["session"], format!("a session without a key is not bounded; {FORM}")));
             }
             exactly(2)?;
-            let gap = at(0, "gap")?;
+            let gap = at(0, "gap")?.fixed();
             match &arguments[1] {
                 ast::Expr::Identifier(key) => Ok(Shape::Session { gap, key: column(key)? }),
                 other => Err(Refusal::at(other, format!("`{other}` is no key column; {FORM}"))),
@@ -141,9 +222,4 @@ pub(super) fn shape(call: &Call, column: &dyn Fn(&ast::Ident) -> Result<usize, R
         }
         other => Err(Refusal::about(&[other], format!("there is no window `{other}`; {FORM}"))),
     }
-}
-
-/// Greatest common divisor of two positive lengths: a pane.
-pub fn gcd(a: i64, b: i64) -> i64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
