@@ -14,6 +14,7 @@ mod streams;
 mod support;
 mod tables;
 mod tidy;
+mod time;
 mod values;
 mod views;
 mod windows;

@@ -286,7 +286,8 @@ fn followed(def: &StreamDef) -> StreamDef {
 /// Whether a window and every one that it reads are declared as before.
 fn is_same_chain(before: &Catalog, after: &Catalog, name: &str) -> bool {
     let (Some(old), Some(new)) = (before.window(name), after.window(name)) else { return false };
-    old.def == new.def && (old.over == old.stream || is_same_chain(before, after, &old.over))
+    let is_cut_alike = before.zone_data == after.zone_data || !old.depends_on_zones();
+    old.def == new.def && is_cut_alike && (old.over == old.stream || is_same_chain(before, after, &old.over))
 }
 
 /// Rows in another version of their table's schema; none where a column has another type.

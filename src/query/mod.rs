@@ -1,7 +1,9 @@
 //! Answers, each with how true it is. Queries read a snapshot of live and committed state together and never write.
 
 pub mod count;
+mod local;
 mod made;
+mod names;
 pub mod nearby;
 pub mod search;
 pub mod snapshot;

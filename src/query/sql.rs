@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::made::{self, Open};
-use super::{AsOf, Handles, QueryError, system};
+use super::{AsOf, Handles, QueryError, local, names, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, dialect, functions, versions_of};
@@ -142,11 +142,7 @@ impl Planner {
     async fn answer(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
         let open = self.open_rows(sql, handles).await?;
         let (context, positions) = self.session(handles, &open)?;
-        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let invalid = |e: DataFusionError| QueryError::Invalid(explain(&e));
-        let plan = dialect::plan(&context.state(), sql).await.and_then(functions::showable).map_err(invalid)?;
-        options.verify_plan(&plan).map_err(invalid)?;
-        let frame = context.execute_logical_plan(plan).await.map_err(invalid)?;
+        let frame = frame(&context, sql).await.map_err(|e| QueryError::Invalid(explain(&e)))?;
         let as_of = self.as_of(frame.logical_plan(), &positions, handles, now);
         let (schema, batches) = self.collect(frame).await?;
         Ok(SqlAnswer { schema, batches, as_of })
@@ -276,8 +272,25 @@ impl Planner {
                 batches.push(batch);
             }
         }
-        Ok((schema, batches))
+        Ok(names::unique(schema, batches))
     }
+}
+
+/// Plans a query that reads. Of columns with one name, which the planner refuses, those behind the first get another.
+async fn frame(context: &SessionContext, sql: &str) -> Result<DataFrame, DataFusionError> {
+    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let state = context.state();
+    let statement = dialect::parse(&state, sql)?;
+    let plan = match state.statement_to_plan(statement.clone()).await {
+        Ok(plan) => plan,
+        Err(error) => match names::distinct(&statement) {
+            Some(distinct) => state.statement_to_plan(distinct).await.map_err(|_| error)?,
+            None => return Err(error),
+        },
+    };
+    let plan = functions::showable(plan)?;
+    options.verify_plan(&plan)?;
+    context.execute_logical_plan(plan).await
 }
 
 /// The lake table behind a name whose rows may be open still.
@@ -326,9 +339,10 @@ fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEn
     Ok(environment)
 }
 
-/// Batches with what JSON and CSV cannot show made text: bytes as UTF-8 where they are, else as hexadecimal.
+/// Batches with what JSON and CSV cannot show: bytes as UTF-8 where they are, else as hexadecimal, and times of a zone as local ones.
 pub fn printable(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {
     use arrow::array::{Array, ArrayRef, BinaryArray, StringArray};
+    let (schema, batches) = &local::times(schema, batches).map_err(|e| QueryError::Failed(e.to_string()))?;
     if !schema.fields().iter().any(|f| is_binary(f.data_type())) {
         return Ok((schema.clone(), batches.to_vec()));
     }
@@ -364,8 +378,9 @@ pub fn printable(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaR
     Ok((schema, shown))
 }
 
-/// How times are written.
+/// How times are written: those in UTC, and those without a zone, which are local times of whoever made them.
 const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
+const LOCAL_TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3f";
 
 /// Rows as JSON objects, one per line.
 pub fn to_ndjson(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
@@ -373,7 +388,7 @@ pub fn to_ndjson(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>,
     let (_, batches) = printable(schema, batches)?;
     let builder = arrow_json::WriterBuilder::new()
         .with_explicit_nulls(true)
-        .with_timestamp_format(TIME_FORMAT.into())
+        .with_timestamp_format(LOCAL_TIME_FORMAT.into())
         .with_timestamp_tz_format(TIME_FORMAT.into());
     let mut writer = builder.build::<_, arrow_json::writer::LineDelimited>(Vec::new());
     writer.write_batches(&batches.iter().collect::<Vec<_>>()).map_err(failed)?;
@@ -413,7 +428,7 @@ pub fn to_csv(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, Qu
     let mut out = Vec::new();
     let mut writer = arrow_csv::WriterBuilder::new()
         .with_header(true)
-        .with_timestamp_format(TIME_FORMAT.into())
+        .with_timestamp_format(LOCAL_TIME_FORMAT.into())
         .with_timestamp_tz_format(TIME_FORMAT.into())
         .build(&mut out);
     let empty = RecordBatch::new_empty(schema);

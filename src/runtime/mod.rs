@@ -572,6 +572,14 @@ fn switch_configuration(
     if !is_same {
         append_configuration(catalog, &mut wal, clock)?;
         tracing::info!("the configuration changed; it applies from here on");
+        let (old, new) = (stored.as_ref().map_or("", |s| &s.zone_data), &config.declared.zone_data);
+        if stored.is_some() && old != new {
+            tracing::warn!(
+                old,
+                new,
+                "this version of weir has other time zone data, which counts as a changed configuration: windows with a zone begin again under it"
+            );
+        }
     }
     if !rebuilt.is_empty() {
         rebuild::place(config, folder, runtime)?;

@@ -12,6 +12,8 @@ use datafusion::sql::sqlparser::dialect::{Dialect, DuckDbDialect};
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
+use super::rules;
+
 /// Functions whose arguments may be lambdas.
 const TAKE_LAMBDAS: [&str; 9] = [
     "array_transform",
@@ -136,7 +138,10 @@ pub fn parse(state: &SessionState, sql: &str) -> Result<Statement, DataFusionErr
     let parser = DFParserBuilder::new(sql).with_dialect(&WeirDialect).with_recursion_limit(limit).build();
     let mut statements = parser?.parse_statements()?;
     match (statements.pop_front(), statements.is_empty()) {
-        (Some(statement), true) => Ok(statement),
+        (Some(mut statement), true) => {
+            rules::read_unnest(&mut statement);
+            Ok(statement)
+        }
         (None, _) => Err(DataFusionError::Plan("there is no SQL statement".into())),
         (Some(_), false) => Err(DataFusionError::NotImplemented("only one SQL statement at a time".into())),
     }

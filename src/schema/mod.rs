@@ -4,7 +4,9 @@
 pub mod dialect;
 pub mod entity;
 pub mod functions;
+mod hints;
 mod refusal;
+mod rules;
 pub mod select;
 pub mod types;
 pub mod window;

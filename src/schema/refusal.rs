@@ -8,6 +8,7 @@ use datafusion::sql::sqlparser::ast::Spanned;
 use datafusion::sql::sqlparser::tokenizer::{Location as Start, Span, Token, TokenWithSpan, Tokenizer};
 
 use super::dialect::WeirDialect;
+use super::hints;
 use crate::config::Location;
 
 /// What is wrong, and what to do.
@@ -58,6 +59,12 @@ impl Refusal {
     /// Where a part of the parsed statement stands.
     pub fn at(part: &impl Spanned, message: impl Into<String>) -> Self {
         Self::from(message.into()).placed(part.span())
+    }
+
+    /// Behind a part of the parsed statement.
+    pub fn after(part: &impl Spanned, message: impl Into<String>) -> Self {
+        let at = location(part.span().end);
+        Self { at, ..Self::from(message.into()) }
     }
 
     /// Where this part stands, if it knows.
@@ -127,14 +134,13 @@ fn told_better(error: &DataFusionError) -> Option<String> {
     match error.find_root() {
         DataFusionError::SchemaError(inner, _) => {
             let SchemaError::FieldNotFound { field, valid_fields } = inner.as_ref() else { return None };
+            if valid_fields.is_empty() {
+                return Some(format!("`{}` is no column, as nothing is read: `from …` is missing", field.name));
+            }
             let known = valid_fields.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ");
             Some(format!("`{}` is no column; there are {known}", field.name))
         }
-        other => {
-            let text = other.message();
-            let (wrong, meant) = text.split_once("Did you mean ")?;
-            Some(format!("{}; did you mean {meant}", wrong.trim_end().trim_end_matches('.')))
-        }
+        other => hints::of_function(&other.message()),
     }
 }
 

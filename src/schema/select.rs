@@ -73,6 +73,7 @@ fn plan_rows(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Res
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
+    reads_something(stream, sql)?;
     let context = planning()?;
     let table = Arc::new(EmptyTable::new(input.clone()));
     context.register_table(stream, table)?;
@@ -155,6 +156,20 @@ fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, Refusal> 
 
 fn not_row_by_row(stream: &str, what: Refusal) -> Refusal {
     what.map(|what| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`"))
+}
+
+/// Refuses a `select` without `from`, of which the planner would only say that it has no columns.
+fn reads_something(stream: &str, sql: &str) -> Result<(), Refusal> {
+    // What cannot be parsed is told by the planner.
+    let Ok(statements) = Parser::parse_sql(&WeirDialect, sql) else { return Ok(()) };
+    let Some(ast::Statement::Query(query)) = statements.first() else { return Ok(()) };
+    let ast::SetExpr::Select(select) = query.body.as_ref() else { return Ok(()) };
+    match select.projection.last() {
+        Some(last) if select.from.is_empty() => {
+            Err(Refusal::after(last, format!("`from {stream}` is missing behind the columns")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The first function that SQL calls among those asked for.

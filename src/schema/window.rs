@@ -3,7 +3,7 @@
 
 pub mod assigner;
 mod call;
-pub mod zone;
+mod zone;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -30,6 +30,7 @@ use datafusion::sql::sqlparser::ast;
 use super::select::{MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken};
 use super::{Refusal, dialect, types};
 use crate::config::{Late, WindowDef};
+use assigner::WindowAssigner;
 pub use call::Shape;
 use call::{FORM, INPUT, LONGEST, call, shape};
 
@@ -309,6 +310,12 @@ impl Window {
             .map(|(at, f)| cast_with_options(rows.column(*at), f.data_type(), &options).map_err(|e| e.to_string()));
         let times = self.own[..2].iter().map(|at| Ok(rows.column(*at).clone()));
         Ok((times.chain(own).collect::<Result<_, String>>()?, beside))
+    }
+
+    /// Whether its rows are other ones by another version of the zone data.
+    pub fn depends_on_zones(&self) -> bool {
+        let is_local = matches!(self.shape, Shape::Aligned(WindowAssigner::Local { .. }));
+        is_local || self.def.sql.to_lowercase().contains("time zone")
     }
 
     /// Whether the SQL orders or limits, so that windows must be finished one by one.

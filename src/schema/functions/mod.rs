@@ -12,11 +12,14 @@ use datafusion::execution::FunctionRegistry;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 
+use super::rules;
+
 /// Adds them to a state that queries are planned under.
 pub fn register(state: &mut SessionState) -> Result<()> {
     json::register(state)?;
     times::register(state)?;
-    extremes::register(state)
+    extremes::register(state)?;
+    rules::register(state)
 }
 
 /// A plan whose columns can be shown: what JSON functions give in many types becomes text.

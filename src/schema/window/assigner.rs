@@ -3,7 +3,7 @@
 //!
 //! A fixed window is known by its end. A *pane* is the part of time that lies in the same windows throughout.
 
-use super::zone::Zone;
+use super::zone::LocalTime;
 use crate::event::{MICROS_PER_DAY, Micros};
 
 /// The earliest time that is counted with: so far from the others that sums do not overflow.
@@ -191,7 +191,7 @@ fn first_of(month: i64) -> i64 {
 /// comes twice are told apart; where by less (days), the step goes on, so that no day comes twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calendar {
-    pub zone: &'static Zone,
+    pub zone: &'static LocalTime,
     pub step: Step,
 }
 
@@ -307,7 +307,7 @@ mod tests {
     const ZONES: [&str; 4] = ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"];
 
     fn local(zone: &str, step: Step, steps: usize) -> WindowAssigner {
-        WindowAssigner::Local { calendar: Calendar { zone: Zone::named(zone).expect("a zone"), step }, steps }
+        WindowAssigner::Local { calendar: Calendar { zone: LocalTime::of(zone.parse().expect("a zone")), step }, steps }
     }
 
     fn at(text: &str) -> Micros {

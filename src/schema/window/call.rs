@@ -4,7 +4,8 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
 use super::assigner::{Calendar, Step, WindowAssigner, gcd};
-use super::zone::Zone;
+use super::zone::LocalTime;
+use crate::config::zone::Zone;
 use crate::event::{MICROS_PER_DAY, Micros};
 use crate::schema::Refusal;
 
@@ -42,6 +43,9 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
         return Err(Refusal::about(&["with"], format!("`with` is not allowed here; {FORM}")));
     }
     let ast::SetExpr::Select(select) = query.body.as_mut() else { return Err(FORM.into()) };
+    if let (true, Some(last)) = (select.from.is_empty(), select.projection.last()) {
+        return Err(Refusal::after(last, format!("`from` is missing behind the columns; {FORM}")));
+    }
     let [from] = select.from.as_mut_slice() else {
         return Err(Refusal::about(&["from"], format!("it reads more than one table; {FORM}")));
     };
@@ -123,18 +127,14 @@ fn interval(function: &str, expression: Option<&ast::Expr>, what: &str, in_zone:
 }
 
 /// The zone that the last argument of `tumble` or `hop` names.
-fn zone(argument: &ast::Expr) -> Option<Result<&'static Zone, Refusal>> {
+fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, Refusal>> {
     let ast::Expr::Value(value) = argument else { return None };
     let ast::Value::SingleQuotedString(name) = &value.value else { return None };
-    Some(Zone::named(name).ok_or_else(|| {
-        let message =
-            format!("there is no zone `{name}`; write its name in the IANA database, for example 'Europe/Berlin'");
-        Refusal::at(argument, message)
-    }))
+    Some(name.parse().map(|zone: Zone| LocalTime::of(zone)).map_err(|message: String| Refusal::at(argument, message)))
 }
 
 /// Windows of local time: a slide, and a size that is some of them.
-fn in_zone(zone: &'static Zone, slide: Length, size: Length, at: &ast::Expr) -> Result<WindowAssigner, Refusal> {
+fn in_zone(zone: &'static LocalTime, slide: Length, size: Length, at: &ast::Expr) -> Result<WindowAssigner, Refusal> {
     let (step, count) = match (slide, size) {
         (Length { months: 0, days: 0, micros }, Length { months: 0, .. }) => {
             (Step::Clock(micros), whole(size.fixed(), micros))

@@ -1,43 +1,39 @@
-//! Local time of a zone of the IANA database: its offsets from UTC and where they change.
+//! Local time of a zone: its offsets from UTC and where they change.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, NaiveDate, Offset, TimeZone};
 use chrono_tz::Tz;
 
+use crate::config::zone::Zone;
 use crate::event::{MICROS_PER_DAY, MICROS_PER_SECOND, Micros};
-
-/// Release of the zone data that this program cuts local days by.
-pub const ZONE_DATA: &str = chrono_tz::IANA_TZDB_VERSION;
 
 /// Years in which offsets are looked for; the database ends before the last one.
 const YEARS: std::ops::RangeInclusive<i32> = 1900..=2101;
 
 /// A zone with the times at which its offset changes.
 #[derive(Debug)]
-pub struct Zone {
+pub struct LocalTime {
     name: &'static str,
     /// From when on, and how far local time is ahead of UTC; the first holds for all times before the second.
     spans: Vec<(Micros, Micros)>,
 }
 
-impl PartialEq for Zone {
+impl PartialEq for LocalTime {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
     }
 }
 
-impl Eq for Zone {}
+impl Eq for LocalTime {}
 
-impl Zone {
-    /// A zone by its name. There are a few hundred, each of which is read once.
-    pub fn named(name: &str) -> Option<&'static Self> {
-        static ZONES: Mutex<BTreeMap<&'static str, &'static Zone>> = Mutex::new(BTreeMap::new());
-        let tz = Tz::from_str(name).ok()?;
+impl LocalTime {
+    /// Of a zone. There are a few hundred, each of which is read once.
+    pub fn of(zone: Zone) -> &'static Self {
+        static ZONES: Mutex<BTreeMap<&'static str, &'static LocalTime>> = Mutex::new(BTreeMap::new());
         let mut zones = ZONES.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(*zones.entry(tz.name()).or_insert_with(|| Box::leak(Box::new(Self::read(tz)))))
+        zones.entry(zone.0.name()).or_insert_with(|| Box::leak(Box::new(Self::read(zone.0))))
     }
 
     fn read(tz: Tz) -> Self {
@@ -91,14 +87,13 @@ mod tests {
         for name in
             ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe", "America/St_Johns", "UTC"]
         {
-            let zone = Zone::named(name).expect("a zone");
-            let tz = Tz::from_str(name).expect("a zone");
+            let tz: Tz = name.parse().expect("a zone");
+            let zone = LocalTime::of(Zone(tz));
             for n in 0..20_000 {
                 let second = -2_000_000_000 + n * 250_007;
                 let (_, found) = zone.span(zone.span_of(second * MICROS_PER_SECOND)).expect("a span");
                 assert_eq!(found, offset(tz, second), "{name} {second}");
             }
         }
-        assert!(Zone::named("Europe/Nowhere").is_none());
     }
 }

@@ -1,0 +1,151 @@
+//! Times of a zone, as `at time zone` gives them, made local times without one: that is how they are shown.
+
+use std::sync::Arc;
+
+use arrow::array::timezone::Tz;
+use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, StructArray, TimestampMicrosecondArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
+
+use chrono::{DateTime, Offset, TimeZone};
+
+/// The same rows, with times in UTC or without a zone only.
+pub fn times(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, Vec<RecordBatch>), ArrowError> {
+    if !schema.fields().iter().any(|f| has_zone(f.data_type())) {
+        return Ok((schema.clone(), batches.to_vec()));
+    }
+    let fields: Vec<FieldRef> = schema.fields().iter().map(|f| retyped(f)).collect();
+    let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
+    let batches = batches
+        .iter()
+        .map(|batch| {
+            let columns = batch.columns().iter().map(local).collect::<Result<Vec<_>, _>>()?;
+            RecordBatch::try_new(schema.clone(), columns)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((schema, batches))
+}
+
+fn is_utc(zone: &str) -> bool {
+    matches!(zone, "UTC" | "Z" | "+00:00" | "+00")
+}
+
+fn has_zone(ty: &DataType) -> bool {
+    match ty {
+        DataType::Timestamp(_, Some(zone)) => !is_utc(zone),
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _) => has_zone(item.data_type()),
+        DataType::Struct(fields) => fields.iter().any(|f| has_zone(f.data_type())),
+        _ => false,
+    }
+}
+
+fn retyped(field: &FieldRef) -> FieldRef {
+    Arc::new(field.as_ref().clone().with_data_type(shown(field.data_type())))
+}
+
+/// The type as which a column is shown.
+fn shown(ty: &DataType) -> DataType {
+    match ty {
+        DataType::Timestamp(_, Some(zone)) if !is_utc(zone) => DataType::Timestamp(TimeUnit::Microsecond, None),
+        DataType::List(item) => DataType::List(retyped(item)),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(retyped).collect()),
+        // Rare enough to be shown in UTC, which is as true.
+        other if has_zone(other) => in_utc(other),
+        other => other.clone(),
+    }
+}
+
+fn in_utc(ty: &DataType) -> DataType {
+    let of = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(in_utc(field.data_type())));
+    match ty {
+        DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("UTC".into())),
+        DataType::List(item) => DataType::List(of(item)),
+        DataType::LargeList(item) => DataType::LargeList(of(item)),
+        DataType::FixedSizeList(item, n) => DataType::FixedSizeList(of(item), *n),
+        DataType::Map(entries, sorted) => DataType::Map(of(entries), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        other => other.clone(),
+    }
+}
+
+fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    if !has_zone(array.data_type()) {
+        return Ok(array.clone());
+    }
+    match array.data_type() {
+        DataType::Timestamp(_, Some(zone)) => {
+            let zone: Tz = zone.parse()?;
+            let times = cast(array, &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())))?;
+            let times = times.as_any().downcast_ref::<TimestampMicrosecondArray>();
+            let times = times.ok_or_else(|| ArrowError::CastError("a time is no time".into()))?;
+            let ahead = |time: i64| {
+                let utc = DateTime::from_timestamp_micros(time).unwrap_or_default().naive_utc();
+                i64::from(zone.offset_from_utc_datetime(&utc).fix().local_minus_utc()) * 1_000_000
+            };
+            let local = times.iter().map(|time| time.map(|time| time.saturating_add(ahead(time))));
+            Ok(Arc::new(local.collect::<TimestampMicrosecondArray>()))
+        }
+        DataType::List(_) => {
+            let list = array.as_any().downcast_ref::<ListArray>();
+            let list = list.ok_or_else(|| ArrowError::CastError("a list is no list".into()))?;
+            let items = local(list.values())?;
+            let DataType::List(item) = shown(array.data_type()) else { return Ok(array.clone()) };
+            Ok(Arc::new(ListArray::try_new(item, list.offsets().clone(), items, list.nulls().cloned())?))
+        }
+        DataType::Struct(_) => {
+            let row = array.as_any().downcast_ref::<StructArray>();
+            let row = row.ok_or_else(|| ArrowError::CastError("a struct is no struct".into()))?;
+            let columns = row.columns().iter().map(local).collect::<Result<Vec<_>, _>>()?;
+            let DataType::Struct(fields) = shown(array.data_type()) else { return Ok(array.clone()) };
+            Ok(Arc::new(StructArray::try_new(fields, columns, row.nulls().cloned())?))
+        }
+        other => cast(array, &shown(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::TimestampNanosecondArray;
+    use arrow::datatypes::Field;
+
+    fn column(array: ArrayRef) -> (SchemaRef, Vec<RecordBatch>) {
+        let schema = Arc::new(Schema::new(vec![Field::new("t", array.data_type().clone(), true)]));
+        (schema.clone(), vec![RecordBatch::try_new(schema, vec![array]).expect("a batch")])
+    }
+
+    fn json(array: ArrayRef) -> String {
+        let (schema, batches) = column(array);
+        String::from_utf8(crate::query::sql::to_ndjson(&schema, &batches).expect("JSON")).expect("text")
+    }
+
+    #[test]
+    fn a_time_is_shown_in_utc_or_as_a_local_one() {
+        // Half an hour before and after the clocks of Brussels were put forward.
+        let times = [1_616_891_400_000_000_000, 1_616_895_000_000_000_000];
+        let of = |zone: Option<&str>| -> ArrayRef {
+            let times = TimestampNanosecondArray::from(vec![Some(times[0]), Some(times[1]), None]);
+            Arc::new(times.with_timezone_opt(zone.map(Arc::<str>::from)))
+        };
+        let lines = |a: &str, b: &str| format!("{{\"t\":\"{a}\"}}\n{{\"t\":\"{b}\"}}\n{{\"t\":null}}\n");
+        assert_eq!(json(of(Some("UTC"))), lines("2021-03-28T00:30:00.000Z", "2021-03-28T01:30:00.000Z"));
+        assert_eq!(json(of(None)), lines("2021-03-28T00:30:00.000", "2021-03-28T01:30:00.000"));
+        assert_eq!(json(of(Some("Europe/Brussels"))), lines("2021-03-28T01:30:00.000", "2021-03-28T03:30:00.000"));
+        assert_eq!(json(of(Some("+05:30"))), lines("2021-03-28T06:00:00.000", "2021-03-28T07:00:00.000"));
+    }
+
+    #[test]
+    fn times_within_lists_and_structs_are_shown_alike() {
+        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0]).with_timezone("Asia/Kolkata"));
+        let item = Arc::new(Field::new("item", times.data_type().clone(), true));
+        let offsets = arrow::buffer::OffsetBuffer::from_lengths([1]);
+        let list: ArrayRef = Arc::new(ListArray::new(item.clone(), offsets, times.clone(), None));
+        assert_eq!(json(list), "{\"t\":[\"1970-01-01T05:30:00.000\"]}\n");
+        let row: ArrayRef = Arc::new(StructArray::new(vec![item].into(), vec![times], None));
+        assert_eq!(json(row), "{\"t\":{\"item\":\"1970-01-01T05:30:00.000\"}}\n");
+    }
+}
