@@ -7,7 +7,7 @@
 //! | evidence | what it is for |
 //! |---|---|
 //! | [`IN_A_ROW`] candidates in a row | a pause in a busy stream |
-//! | [`STEPS`] of them, each more than `max_ahead` above all before, where no two records were closer | a sparse stream: a record a day |
+//! | [`CLIMBING`] that climb by more than `max_ahead` in all, before [`IN_A_ROW`] records were on time | a sparse stream: a record a day |
 //! | 2 in a row that the arrival explains: the source was silent for as long as time jumps | a live stream after a night |
 //!
 //! Then time goes on to the *least* of them, which all of them reach. A record between the watermark and `max_ahead` above it, one that
@@ -17,17 +17,18 @@
 //!
 //! ```text
 //! 10:00  10:01  10:02!+1d  10:03!+1d  10:04      the candidates are refuted, time is 10:04, nothing is late
-//! Mon    Tue    Wed    Thu    Fri                 four steps: with Thu time is Mon, with Fri it is Tue
+//! Mon    Tue    Wed    Thu    Fri                 they climb: with Thu time is Mon, with Fri it is Tue
 //! Fri 18:00  Mon 08:00  08:01 … 08:15             sixteen in a row: time is Mon, at 08:15
 //! ```
 //!
 //! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record that is on time between two of them, make no honest record
-//! late. In a stream whose records were all more than `max_ahead` apart so far they may be `STEPS - 1` long. A jump that is real is
-//! followed at its `IN_A_ROW`th record, as long as none in between is on time in the old sense.
+//! late. Before the partition has had as many records on time since it began or jumped, bursts that climb by more than `max_ahead`
+//! may be `CLIMBING - 1` long. A jump that is real is followed at its `IN_A_ROW`th record at the latest, as long as none in between is
+//! on time in the old sense.
 //!
 //! A partition without a watermark takes its first records as candidates too, since the first may be the fast ones. There two in a row
 //! are enough where the arrival or the stream's own watermark bears them out, or where nothing can contradict them any more: the file
-//! has ended, or the partition has been silent for `idle`. Candidates above a watermark wait on in that case: silence does not tell a
+//! has ended, or the source is connected and silent. Candidates above a watermark wait on in that case: silence does not tell a
 //! pause from a fast clock. Their windows stay open, and `--final` closes them.
 //!
 //! All of this is a function of the partition's records, in the order of the log, and of the arrival times stored with them.
@@ -38,8 +39,8 @@ use crate::event::Micros;
 
 /// Candidates in a row, none of them refuted, that time follows.
 pub const IN_A_ROW: usize = 16;
-/// Candidates that climb, each by more than `max_ahead`, that time follows.
-pub const STEPS: usize = 4;
+/// Candidates that climb by more than `max_ahead`, each above those before, that time follows in a partition that is not busy.
+pub const CLIMBING: usize = 4;
 /// Candidates that are enough where something else bears them out.
 const EXPLAINED: usize = 2;
 
@@ -88,8 +89,8 @@ pub struct Watermark {
     arrived: Micros,
     /// In the order of their records, at most [`IN_A_ROW`].
     candidates: Vec<Candidate>,
-    /// Records came closer than `max_ahead` to each other, so that steps of more are no habit of the partition's.
-    is_dense: bool,
+    /// Records on time since it began or jumped, as far as [`IN_A_ROW`]: it is busy then, and climbs of more are no habit of its.
+    steady: usize,
     /// An ended file, or a partition silent for the stream's `idle`: it holds nobody back.
     idle: bool,
     /// Time told by ticks since the last record.
@@ -134,16 +135,13 @@ impl Watermark {
 
     /// So much time has passed without a record; from `idle_after` on the partition is idle. True if it became so just now.
     pub fn tick(&mut self, elapsed: Micros, idle_after: Micros, rules: Rules) -> bool {
+        self.begin(rules);
         self.at = self.at.map(|at| at.saturating_add(elapsed));
         self.arrived = self.arrived.saturating_add(elapsed);
         self.silent = self.silent.saturating_add(elapsed);
         let was_idle = self.idle;
         self.idle |= self.silent >= idle_after;
-        let is_new = self.idle && !was_idle;
-        if is_new {
-            self.begin(rules);
-        }
-        is_new
+        self.idle && !was_idle
     }
 
     /// Takes a record's event time into account.
@@ -160,13 +158,14 @@ impl Watermark {
                 // Each time at least the least of them is done with.
                 while self.is_borne_out(rules) {
                     self.arrived = received_at;
-                    self.is_dense &= self.candidates.len() < IN_A_ROW;
+                    self.steady = 0;
                     self.follow(rules);
                 }
             }
             _ => {
                 self.candidates.clear();
-                (self.arrived, self.is_dense) = (received_at, true);
+                self.arrived = received_at;
+                self.steady = (self.steady + 1).min(IN_A_ROW);
                 self.advance(time, rules);
             }
         }
@@ -191,18 +190,18 @@ impl Watermark {
         let explained = self.candidates.iter().rev().take(EXPLAINED).filter(|c| c.is_explained);
         self.candidates.len() >= IN_A_ROW
             || explained.count() == EXPLAINED
-            || !self.is_dense && self.steps(rules) >= STEPS
+            || self.steady < IN_A_ROW && self.is_climbing(rules)
     }
 
-    /// How many candidates, from the least on, climb by more than `max_ahead`.
-    fn steps(&self, rules: Rules) -> usize {
-        let Some(least) = self.candidates.iter().map(|c| c.time).min() else { return 0 };
-        let (mut steps, mut top) = (0, None);
+    /// Whether candidates, from the least on, climb by more than `max_ahead`. One that falls back counts for nothing.
+    fn is_climbing(&self, rules: Rules) -> bool {
+        let Some(least) = self.candidates.iter().map(|c| c.time).min() else { return false };
+        let (mut count, mut top) = (0, least);
         for Candidate { time, .. } in self.candidates.iter().skip_while(|c| c.time > least) {
-            steps += usize::from(rules.is_ahead(top, *time));
-            top = top.max(Some(*time));
+            count += usize::from(*time >= top);
+            top = top.max(*time);
         }
-        steps
+        count >= CLIMBING && rules.is_ahead(Some(least), top)
     }
 
     /// Time goes on to the least candidate, and from there as the records say, of which some may be ahead still.
@@ -210,17 +209,14 @@ impl Watermark {
         let candidates = std::mem::take(&mut self.candidates);
         let least = candidates.iter().map(|c| c.time).min();
         least.into_iter().for_each(|least| self.advance(least, rules));
-        let mut close = 0;
         for candidate in candidates {
             if rules.is_ahead(self.at, candidate.time) {
                 self.candidates.push(candidate);
             } else {
-                close += 1;
                 self.candidates.clear();
                 self.advance(candidate.time, rules);
             }
         }
-        self.is_dense |= close > 1;
     }
 
     /// The watermark as it is when nothing more comes.
@@ -312,9 +308,10 @@ mod tests {
     fn silence_believes_first_records_and_no_jump() {
         let mut watermark = replayed([100, 110]);
         assert!(watermark.is_waiting() && !watermark.tick(50, 60, RULES));
-        assert_eq!(watermark.at(), None);
-        assert!(watermark.tick(50, 60, RULES));
-        assert_eq!(watermark.at(), Some(100));
+        assert_eq!(watermark.at(), Some(150));
+        let mut single = replayed([100]);
+        assert!(!single.is_waiting() && single.tick(100, 60, RULES));
+        assert_eq!(single.at(), None);
         let mut watermark = replayed(busy(100).into_iter().chain([DAY, DAY + 1]));
         assert!(watermark.tick(100, 60, RULES));
         assert_eq!(watermark.at(), Some(190));
@@ -352,6 +349,9 @@ mod tests {
         assert_eq!(days(3), None);
         assert_eq!(days(4), Some(DAY - 10));
         assert_eq!(days(100), Some(97 * DAY - 10));
+        // Two close together are as good as one that falls behind.
+        assert_eq!(replayed([1, 2, 1, 3].map(|day| day * DAY)).at(), None);
+        assert_eq!(replayed([1, 2, 1, 3, 4].map(|day| day * DAY)).at(), Some(DAY - 10));
         // One that was busy before is, once sixteen in a row have shown it.
         let was_busy = |n: Micros| replayed(busy(100).into_iter().chain((1..=n).map(|day| day * DAY))).at();
         assert_eq!(was_busy(15), Some(90));

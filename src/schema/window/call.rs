@@ -17,7 +17,7 @@ pub(super) const LONGEST: Micros = 400 * MICROS_PER_DAY;
 const LONGEST_MONTHS: i64 = 13;
 const MOST_PANES: i64 = 100_000;
 /// What a window's SQL must look like.
-pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY); a zone such as 'Europe/Berlin' as the last argument of tumble or hop makes days local)";
+pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
 
 /// How a window cuts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
