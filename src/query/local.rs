@@ -15,7 +15,7 @@ pub fn times(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, 
     if !schema.fields().iter().any(|f| has_zone(f.data_type())) {
         return Ok((schema.clone(), batches.to_vec()));
     }
-    let fields: Vec<FieldRef> = schema.fields().iter().map(|f| retyped(f)).collect();
+    let fields: Vec<FieldRef> = schema.fields().iter().map(retyped).collect();
     let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
     let batches = batches
         .iter()
