@@ -11,6 +11,8 @@ use crate::decode::{Decoded, decode};
 use crate::event::Lsn;
 use crate::idempotency::{Answer, Answered, AnsweredRequests, BodyHash, Lookup, RequestKey};
 use crate::schema::Catalog;
+use crate::storage::IoKind;
+use crate::threads::{OnEnd, panic_if_asked};
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, Records, RecordsBuilder, Wal, WalError};
 
@@ -57,7 +59,7 @@ pub enum IngestError {
     #[error("the queue of {limit} bytes is full; try again in a second")]
     Full { limit: usize },
     #[error("the log cannot grow: {reason}")]
-    NoSpace { reason: String },
+    NoSpace { kind: IoKind, reason: String },
     #[error("weir is stopping")]
     Stopping,
     /// The log's writer ended with the records in its hands: whether they are stored is known after the next start.
@@ -126,11 +128,18 @@ struct Gate {
     limit: usize,
 }
 
+/// Why the log takes no records at present.
+#[derive(Debug, Clone)]
+struct Halt {
+    kind: IoKind,
+    reason: String,
+}
+
 #[derive(Default)]
 struct GateState {
     used: usize,
     /// Why the log has no room at present.
-    full: Option<String>,
+    full: Option<Halt>,
     is_closed: bool,
 }
 
@@ -152,7 +161,7 @@ impl Gate {
             }
             if !wait {
                 return Err(match &state.full {
-                    Some(reason) => IngestError::NoSpace { reason: reason.clone() },
+                    Some(halt) => IngestError::NoSpace { kind: halt.kind, reason: halt.reason.clone() },
                     None => IngestError::Full { limit: self.limit },
                 });
             }
@@ -162,8 +171,8 @@ impl Gate {
         Ok(())
     }
 
-    fn set_full(&self, reason: Option<String>) {
-        self.lock().full = reason;
+    fn set_full(&self, halt: Option<Halt>) {
+        self.lock().full = halt;
         self.freed.notify_all();
     }
 
@@ -186,7 +195,7 @@ pub struct Intake(Arc<Gate>);
 impl Intake {
     /// Why the log has no room, if so.
     pub fn full(&self) -> Option<String> {
-        self.0.lock().full.clone()
+        self.0.lock().full.as_ref().map(|halt| halt.reason.clone())
     }
 
     /// Bytes on their way to the log.
@@ -222,6 +231,8 @@ pub enum KeyState {
 /// What trimming the log needs of its writer.
 pub enum Upkeep {
     Remove(Lsn),
+    /// Recovery begins at this LSN at the earliest.
+    Committed(Lsn),
 }
 
 impl Ingest {
@@ -253,9 +264,9 @@ impl Ingest {
             .name("log-writer".into())
             .spawn(move || {
                 let gate = writer.gate.clone();
-                let result = writer.run(&prepared, hand_on);
-                gate.close();
-                result
+                // However it ends, nobody waits for it.
+                let _closing = OnEnd(|| gate.close());
+                writer.run(&prepared, hand_on)
             })
             .expect("the system can start a thread");
         (Self { catalog, clock, queue, gate, synced, answered }, thread)
@@ -421,9 +432,10 @@ impl Writer {
         written: &mut Vec<Prepared>,
         hand_on: &mut impl FnMut(Committed),
     ) -> Result<(), WalError> {
+        panic_if_asked("log-writer");
         let is_pull = prepared.frame.about.next_position.is_some();
         if is_pull && self.refuses_pull {
-            self.refuse(&prepared, "weir is stopping".into());
+            self.refuse(&prepared, Halt { kind: IoKind::Full, reason: "weir is stopping".into() });
             return Ok(());
         }
         if let Err(error) = self.classify(&mut prepared) {
@@ -441,21 +453,24 @@ impl Writer {
                 Err(error @ WalError::Sync { .. }) => return Err(error),
                 Err(error) => error,
             };
-            let reason = error.to_string();
-            if error.is_full() {
+            let halt = Halt { kind: error.kind(), reason: error.to_string() };
+            if error.may_pass() {
                 if self.gate.lock().full.is_none() {
-                    tracing::error!(reason, "the log takes no more records until there is room");
+                    tracing::error!(reason = halt.reason, "the log takes no more records until it can grow");
                 }
-                self.gate.set_full(Some(reason.clone()));
+                self.gate.set_full(Some(halt.clone()));
             }
-            if !(is_pull && error.is_full()) || self.gate.lock().is_closed {
+            if !(is_pull && error.may_pass()) || self.gate.lock().is_closed {
                 self.refuses_pull |= is_pull;
-                self.refuse(&prepared, reason);
+                self.refuse(&prepared, halt);
                 return Ok(());
             }
             self.finish(written, hand_on)?;
             std::thread::sleep(RETRY);
-            self.remove_segments();
+            self.follow_upkeep();
+            if let Err(error @ WalError::Sync { .. }) = self.wal.leave_committed_segment() {
+                return Err(error);
+            }
         }
     }
 
@@ -483,9 +498,9 @@ impl Writer {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answered);
     }
 
-    fn refuse(&self, prepared: &Prepared, reason: String) {
+    fn refuse(&self, prepared: &Prepared, Halt { kind, reason }: Halt) {
         self.gate.release(prepared.bytes);
-        let _ = prepared.done.send(Err(IngestError::NoSpace { reason }));
+        let _ = prepared.done.send(Err(IngestError::NoSpace { kind, reason }));
     }
 
     /// Syncs what was written, acknowledges it and hands it on.
@@ -509,16 +524,26 @@ impl Writer {
 
     /// Removes what is no longer needed; what was full is tried again when there may be room.
     fn keep_up(&mut self) {
-        self.remove_segments();
-        if self.wal.has_room() && self.gate.lock().full.is_some() {
+        self.follow_upkeep();
+        if self.gate.lock().full.is_none() {
+            return;
+        }
+        if self.wal.has_room() {
             self.gate.set_full(None);
+        } else if let Err(error) = self.wal.leave_committed_segment() {
+            tracing::warn!(%error, "the log's last segment cannot be left yet; it is tried again");
         }
     }
 
-    fn remove_segments(&mut self) {
-        while let Ok(Upkeep::Remove(first_lsn)) = self.upkeep.try_recv() {
-            if let Err(error) = self.wal.remove_segment(first_lsn) {
-                tracing::warn!(%error, "a segment of the log could not be removed; it is tried again");
+    fn follow_upkeep(&mut self) {
+        while let Ok(upkeep) = self.upkeep.try_recv() {
+            match upkeep {
+                Upkeep::Committed(lsn) => self.wal.set_committed(lsn),
+                Upkeep::Remove(first_lsn) => {
+                    if let Err(error) = self.wal.remove_segment(first_lsn) {
+                        tracing::warn!(%error, "a segment of the log could not be removed; it is tried again");
+                    }
+                }
             }
         }
     }
@@ -537,8 +562,14 @@ mod tests {
     const STREAM: &str = r#"{"streams":{"s":{"schema":"n bigint not null","select":"select timestamp '2024-05-01T10:00:00' as event_time, n from s"}}}"#;
 
     fn wal(folder: &std::path::Path) -> Wal {
-        let options =
-            WalOptions { folder: folder.to_owned(), instance: 0, zero: 0, segment_bytes: 1 << 20, budget: None };
+        let options = WalOptions {
+            folder: folder.to_owned(),
+            instance: 0,
+            zero: 0,
+            segment_bytes: 1 << 20,
+            budget: None,
+            floor: 0,
+        };
         Wal::open(Arc::new(Disk), options, 1, 0).expect("a log").0
     }
 

@@ -27,6 +27,7 @@
 //! |---|---|
 //! | `src/event.rs` | the words every module shares: LSN, times, gap |
 //! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
+//! | `src/threads.rs` | what becomes of a thread that panics |
 //! | `src/idempotency.rs` | answers remembered under idempotency keys: a bounded table that the log's writer and the operators fill alike |
 //! | `src/config` | the file as typed, and what it means, checked once; `src/config/place.rs` points into its text |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
@@ -43,7 +44,7 @@
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open |
 //! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` |
+//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |
@@ -82,5 +83,6 @@ pub mod server;
 pub mod sources;
 pub mod storage;
 pub mod testing;
+pub mod threads;
 pub mod views;
 pub mod wal;

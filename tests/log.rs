@@ -37,7 +37,7 @@ fn frame(content: &str) -> Frame {
 }
 
 fn options(folder: PathBuf) -> WalOptions {
-    WalOptions { folder, instance: 0, zero: 0, segment_bytes: 4096, budget: None }
+    WalOptions { folder, instance: 0, zero: 0, segment_bytes: 4096, budget: None, floor: 0 }
 }
 
 fn read_all(storage: Arc<dyn Storage>, folder: PathBuf, to: u64) -> Vec<String> {

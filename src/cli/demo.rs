@@ -1,6 +1,7 @@
 //! `weir demo`: a generated live stream, the whole pipeline on it, and what to try.
 
 use std::io::{IsTerminal, Write};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,7 +38,13 @@ impl Demo {
         let listener = serve::bind(&config)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
-        let generator = std::thread::spawn(move || generate(&upstream, &stopping));
+        let generator = std::thread::spawn(move || {
+            // One that panicked begins again: its records follow from the time.
+            let generated = || std::panic::catch_unwind(AssertUnwindSafe(|| generate(&upstream, &stopping)));
+            while generated().is_err() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
         eprintln!("{}", crate::generator::demo_welcome(self.port));
         let mut line = StatusLine::default();
         let result = serve::serve(&config, &listener, &runtime, |running| line.show(running));

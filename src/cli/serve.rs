@@ -90,7 +90,7 @@ fn serve_once(
     })?;
     tracing::info!(%address, "ready");
     let mut since_metrics = METRICS_EVERY;
-    while !is_over() && !running.has_failed() && !restart.load(Ordering::Acquire) {
+    while !is_over() && !running.has_failed() && !server.has_ended() && !restart.load(Ordering::Acquire) {
         if running.resume(config)? && config.server.ingest {
             server.open_intake(running.ingest()?);
         }
@@ -108,8 +108,9 @@ fn serve_once(
         running.folder.remove_address();
     }
     running.stop.ask();
-    runtime.block_on(server.stop());
-    end(running, restart.load(Ordering::Acquire), is_over)
+    let served = runtime.block_on(server.stop()).map_err(RuntimeError::Failed);
+    let goes_on = end(running, restart.load(Ordering::Acquire), is_over)?;
+    served.map(|()| goes_on)
 }
 
 /// Ends what runs; whether it is to start anew. The address stays while it does.

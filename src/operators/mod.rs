@@ -59,6 +59,9 @@ pub enum OperatorError {
     Entity { lsn: Lsn, table: String, reason: String },
     #[error("{path}: {reason}")]
     Snapshot { path: std::path::PathBuf, reason: String },
+    /// The disk, not what lies there: another try may help.
+    #[error("{path}: {reason}")]
+    Io { path: std::path::PathBuf, reason: String },
     #[error("{path} was written by a newer version of weir (snapshot format {version}); use that version")]
     Newer { path: std::path::PathBuf, version: u32 },
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
+use crate::storage::{create_folders, explain, remove_temporaries};
 
 /// How often, and after what time, a folder that is in use is asked for again.
 const READER_TRIES: usize = 20;
@@ -34,14 +35,28 @@ pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as the file
 impl Folder {
     /// The folder, made if it is not there.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
-        use std::os::unix::fs::DirBuilderExt;
-        let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", root.display()));
+        let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", root.display(), explain(&e)));
         let folder = Self { root: root.to_owned() };
-        for path in [folder.log(), folder.operators(), folder.lake(), folder.search(), folder.state()] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        for path in folder.parts() {
+            create_folders(&path).map_err(failed)?;
         }
         // Absolute, so that nothing depends on the working directory later.
         Ok(Self { root: root.canonicalize().map_err(failed)? })
+    }
+
+    fn parts(&self) -> [PathBuf; 5] {
+        [self.log(), self.operators(), self.lake(), self.search(), self.state()]
+    }
+
+    /// Removes what killed processes left: files that were being written, intermediate results of queries. The folder must be held
+    /// for writing; views being rebuilt have locks of their own.
+    pub fn remove_leftovers(&self, _lock: &Lock) {
+        let bytes: u64 = self.parts().iter().map(|part| remove_temporaries(part)).sum();
+        if bytes > 0 {
+            tracing::info!(bytes, "files that a killed process was writing are removed");
+        }
+        let _ = fs::remove_file(self.address_path().with_extension("json.tmp"));
+        let _ = fs::remove_dir_all(self.spill());
     }
 
     /// The folder, which must be there.

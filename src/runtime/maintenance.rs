@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::reserve;
 use crate::config::Config;
 use crate::config::units::Span;
 use crate::event::Micros;
@@ -14,6 +15,7 @@ use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{Floors, positions};
 use crate::query::Handles;
 use crate::sources::Stop;
+use crate::threads::panic_if_asked;
 use crate::views::ViewError;
 use crate::views::lake::LakeTable;
 use crate::views::lake::compact::{self, When};
@@ -21,6 +23,10 @@ use crate::wal::Kind;
 
 /// How often tables are looked at.
 const EVERY: Duration = Duration::from_secs(30);
+/// How often it is looked whether the log waits for room on the disk.
+const LOOK: Duration = Duration::from_secs(5);
+/// What a query may still read stays so long where room is needed, instead of [`compact::GRACE`].
+const SHORT_GRACE: Duration = Duration::from_secs(30);
 /// Over its limit, the disk is brought down to this share of it, so that hours do not leave one by one.
 const DISK_AIM: u64 = 95;
 
@@ -38,6 +44,8 @@ pub struct Maintenance {
     pub ingest: Option<Ingest>,
     /// Held during a round; a backup holds it while it copies.
     pub trimming: Arc<Mutex<()>>,
+    /// The longest that a query may take.
+    pub sql_time: Duration,
 }
 
 impl Maintenance {
@@ -52,15 +60,25 @@ impl Maintenance {
             retention: retention.map(|(name, span)| (name.to_owned(), span)).into(),
             ingest,
             trimming,
+            sql_time: config.limits.sql_time,
         }
     }
 
-    /// Works in a thread of its own until asked to stop.
-    pub fn start(self, stop: Stop) -> JoinHandle<()> {
+    /// Works in a thread of its own, which holds `watch`, until asked to stop.
+    pub fn start(self, stop: Stop, watch: impl Send + 'static) -> JoinHandle<()> {
         std::thread::Builder::new()
             .name("maintenance".into())
             .spawn(move || {
-                while !stop.wait(EVERY) {
+                let _watch = watch;
+                let mut looks = 0;
+                while !stop.wait(LOOK) {
+                    panic_if_asked("maintenance");
+                    looks += 1;
+                    if looks * LOOK < EVERY {
+                        self.make_room();
+                        continue;
+                    }
+                    looks = 0;
                     // In a thread that ends: the memory that merges take and give back returns to the system with it.
                     let round = || self.round(When::Running, &|| stop.is_asked());
                     let done = std::thread::scope(|scope| scope.spawn(round).join());
@@ -78,6 +96,7 @@ impl Maintenance {
     /// One round over everything; gives the number of merges.
     pub fn round(&self, when: When, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
         let mut merges = 0;
+        self.make_room();
         let mut result = Ok(());
         for (name, table) in &self.handles.tables {
             // One table that fails does not keep the others, and the disk, from being looked after.
@@ -88,6 +107,25 @@ impl Maintenance {
         }
         result = result.and(self.drop_indexes()).and(self.keep_to_the_disk());
         result.map(|()| merges)
+    }
+
+    /// Where the log or the disk is full, files that no version of a table names leave earlier: nothing is taken in before.
+    fn make_room(&self) {
+        let is_full = self.ingest.as_ref().is_some_and(|ingest| ingest.intake().full().is_some());
+        if is_full || self.disk.is_some_and(|limit| folder_bytes(&self.folder) > limit) {
+            self.remove_replaced();
+        }
+    }
+
+    fn remove_replaced(&self) {
+        let Some(_trimming) = self.hold() else { return };
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let grace = SHORT_GRACE.max(self.sql_time).min(compact::GRACE);
+        for (table, lake) in &self.handles.tables {
+            if let Err(error) = lake.remove_replaced_files(now_ms, grace) {
+                tracing::warn!(table, %error, "replaced files could not be removed; it is tried again");
+            }
+        }
     }
 
     /// Keeps a backup from beginning, and does nothing while one copies.
@@ -172,7 +210,7 @@ fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
 /// What takes how much of the disk. Partitions by their ends.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Usage {
-    /// Bytes that stay unless a floor rises: those of files already taken out do not count.
+    /// Bytes that stay unless a floor rises: those that no version of a table names leave by themselves, and do not count.
     total: u64,
     raw: BTreeMap<Micros, u64>,
     others: BTreeMap<Micros, u64>,
@@ -180,9 +218,9 @@ struct Usage {
 
 impl Usage {
     fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
-        let mut usage = Self { total: folder_bytes(folder), ..Self::default() };
+        let mut usage = Self { total: folder_bytes(folder).saturating_sub(reserve::held(folder)), ..Self::default() };
         for (name, table) in tables {
-            usage.total = usage.total.saturating_sub(table.replaced_bytes());
+            usage.total = usage.total.saturating_sub(table.unnamed_bytes());
             // Entities have no hours that could leave.
             let Some(width) = table.spec.layout.width() else { continue };
             let below = table.floor().map_or(i64::MIN, |floor| floor.div_euclid(width));

@@ -11,6 +11,7 @@ pub mod offline;
 pub mod pipeline;
 pub mod questions;
 pub mod rebuild;
+mod reserve;
 pub mod retry;
 pub mod samples;
 pub mod snapshots;
@@ -35,6 +36,7 @@ use crate::query::{Handles, QueryError};
 use crate::schema::{Catalog, versions_of};
 use crate::sources::{self, SourceError, Stop};
 use crate::storage::Disk;
+use crate::threads::{self, Panics, panic_if_asked};
 use crate::views::ViewError;
 use crate::views::driver::Status;
 use crate::views::lake::LogName;
@@ -91,16 +93,21 @@ impl From<WalError> for RuntimeError {
             | WalError::Damaged { .. }
             | WalError::Missing { .. }
             | WalError::Instance { .. } => Self::Damaged(error.to_string()),
-            WalError::Io { .. } | WalError::Sync { .. } | WalError::TooLarge { .. } | WalError::Budget { .. } => {
-                Self::Failed(error.to_string())
-            }
+            WalError::Io { .. }
+            | WalError::Sync { .. }
+            | WalError::TooLarge { .. }
+            | WalError::Budget { .. }
+            | WalError::NoRoom { .. } => Self::Failed(error.to_string()),
         }
     }
 }
 
 impl From<OperatorError> for RuntimeError {
     fn from(error: OperatorError) -> Self {
-        Self::Damaged(error.to_string())
+        match error {
+            OperatorError::Io { .. } => Self::Failed(error.to_string()),
+            error => Self::Damaged(error.to_string()),
+        }
     }
 }
 
@@ -143,6 +150,8 @@ pub struct Running {
     sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
     maintenance: Option<JoinHandle<()>>,
     ticks: Option<JoinHandle<()>>,
+    /// Those of sources, ticks and maintenance.
+    panics: Panics,
     _lock: Lock,
 }
 
@@ -164,6 +173,7 @@ fn wal_options(config: &Config, folder: &Folder) -> WalOptions {
         zero: lsn_zero(config.instance),
         segment_bytes: config.log.segment,
         budget: Some(config.log.budget),
+        floor: reserve::bytes(config.log.segment),
     }
 }
 
@@ -173,6 +183,7 @@ fn snapshots(config: &Config, folder: &Folder) -> Snapshots {
         folder: folder.operators(),
         log: folder.log(),
         zero: lsn_zero(config.instance),
+        unsynced: Arc::new(AtomicBool::new(true)),
     }
 }
 
@@ -183,6 +194,7 @@ impl Running {
         let catalog = Arc::new(Catalog::of(config)?);
         let folder = Folder::create(&config.data)?;
         let lock = folder.lock()?;
+        folder.remove_leftovers(&lock);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         rebuild::place(config, &folder, runtime)?;
         let wal = open_wal(config, &folder, &catalog, runtime)?;
@@ -209,10 +221,11 @@ impl Running {
             sources: Vec::new(),
             maintenance: None,
             ticks: None,
+            panics: Panics::default(),
             _lock: lock,
         };
         if !options.once {
-            running.maintenance = Some(running.maintenance(config).start(running.stop.clone()));
+            running.maintenance = Some(running.maintenance(config).start(running.stop.clone(), running.panics.watch()));
         }
         Ok(running)
     }
@@ -267,10 +280,12 @@ impl Running {
                     .map(|((_, partition), state)| (partition.clone(), state.clone()))
                     .collect(),
             };
-            let (kind, clock) = (source.kind.clone(), self.clock.clone());
+            let (kind, clock, watch) = (source.kind.clone(), self.clock.clone(), self.panics.watch());
             let thread = std::thread::Builder::new()
                 .name(format!("source/{}", source.name))
                 .spawn(move || {
+                    let _watch = watch;
+                    panic_if_asked(&format!("source/{}", context.name));
                     let result = match kind {
                         SourceKind::File { path } if path.as_os_str() == "-" => sources::stdin::run(&context, &*clock),
                         SourceKind::File { path } => sources::file::run(&context, &path),
@@ -294,7 +309,7 @@ impl Running {
             self.sources.push((source.name.clone(), thread));
         }
         let (ingest, progress, stop) = (self.ingest()?, self.handles.progress.clone(), self.stop.clone());
-        self.ticks = Some(Ticker { ingest, progress, connected, stop }.start());
+        self.ticks = Some(Ticker { ingest, progress, connected, stop }.start(self.panics.watch()));
         Ok(())
     }
 
@@ -345,7 +360,7 @@ impl Running {
 
     /// Whether a thread ended that should not have; [`Running::stop`] tells why.
     pub fn has_failed(&self) -> bool {
-        self.pipeline.has_failed()
+        self.pipeline.has_failed() || self.panics.any()
     }
 
     /// Why not everything goes on, if so; for a readiness probe that outlives this borrow.
@@ -426,13 +441,14 @@ impl Running {
             match thread.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => failures.push(format!("source `{name}`: {error}")),
-                Err(_) => failures.push(format!("source `{name}` panicked")),
+                Err(panic) => failures.push(threads::describe(&format!("source/{name}"), &*panic)),
             }
         }
         // Nobody gives more; frames of a source that has ended may still wait for room in a full log.
         self.pipeline.intake.close();
         for thread in self.maintenance.take().into_iter().chain(self.ticks.take()) {
-            let _ = thread.join();
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            failures.extend(thread.join().err().map(|panic| threads::describe(&name, &*panic)));
         }
         if !self.options.once {
             self.leave_the_rest();
@@ -539,8 +555,10 @@ fn drain(
     let opened = views::open(config, folder, catalog, log, runtime, true)?;
     refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
     let pipeline = Pipeline::start(config, snapshots(config, folder), wal, catalog, opened, clock.clone())?;
-    pipeline.resume()?;
-    pipeline.stop()
+    let resumed = pipeline.resume();
+    // Why the operators ended, if they did, is said there.
+    let wal = pipeline.stop()?;
+    resumed.map(|_| wal)
 }
 
 /// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
+use super::reserve::{self, Reserve};
 use super::snapshots::{LogCatchUp, Snapshots};
 use super::views::Opened;
 use crate::clock::Clock;
@@ -19,6 +20,7 @@ use crate::ingest::{Committed, Ingest, Intake, Upkeep};
 use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
+use crate::threads::{self, OnEnd, panic_if_asked};
 use crate::views::driver::{self, Status};
 use crate::views::ring::Ring;
 use crate::views::{View, ViewError};
@@ -94,6 +96,8 @@ impl Pipeline {
             // The operators end before the writer only when they failed, which the supervisor sees.
             let _ = handed_on.send(frame);
         };
+        let mut wal = wal;
+        wal.set_committed(operators.lsn());
         let (ingest, writer) =
             Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, note_synced, hand_on);
         let operators = Arc::new(Mutex::new(operators));
@@ -111,6 +115,9 @@ impl Pipeline {
             limits: LogLimits::of(config),
             trimming: trimming.clone(),
             leave_the_rest: leave_the_rest.clone(),
+            intake: ingest.intake(),
+            reserve: Reserve::open(&config.data, reserve::bytes(config.log.segment)),
+            relieved: Instant::now(),
             last_snapshot: Instant::now(),
             log_bytes: 0,
             snapshot_bytes: 0,
@@ -161,25 +168,22 @@ impl Pipeline {
     /// Ends with the data: no more frames, operators, views with their last commit. Every other holder of `ingest` must be gone.
     pub fn stop(mut self) -> Result<Wal, RuntimeError> {
         self.ingest.take();
-        let wal = join(self.writer)?.map_err(RuntimeError::from);
-        let operators = join(self.operators)?;
+        let wal = join(self.writer).and_then(|ended| ended.map_err(RuntimeError::from));
+        let operators = join(self.operators).and_then(|ended| ended);
         if operators.is_err() {
             self.ring.close();
         }
         let mut result = operators;
         for driver in self.drivers {
-            result = result.and(join(driver)?.map_err(RuntimeError::from));
+            result = result.and(join(driver).and_then(|ended| ended.map_err(RuntimeError::from)));
         }
         result.and(wal)
     }
 }
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
-    thread.join().map_err(|panic| {
-        let what =
-            panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-        RuntimeError::Failed(format!("a thread panicked: {}", what.unwrap_or_default()))
-    })
+    let name = thread.thread().name().unwrap_or_default().to_owned();
+    thread.join().map_err(|panic| RuntimeError::Failed(threads::describe(&name, &*panic)))
 }
 
 type Drivers = (Vec<Arc<Status>>, Vec<String>, Vec<JoinHandle<Result<(), ViewError>>>);
@@ -198,10 +202,9 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
             .name(name.clone())
             .spawn(move || {
                 let name = view.name().to_owned();
-                let result = driver::run(view, &ring, &*catch_up, &published);
-                // Nobody waits for a view that has ended.
-                ring.leave(&name);
-                result
+                // Nobody waits for a view that has ended, however.
+                let _leaving = OnEnd(|| ring.leave(&name));
+                driver::run(view, &ring, &*catch_up, &published)
             })
             .expect("the system can start a thread");
         statuses.push(status);
@@ -238,6 +241,10 @@ struct OperatorStage {
     limits: LogLimits,
     trimming: Arc<Mutex<()>>,
     leave_the_rest: Arc<AtomicBool>,
+    intake: Intake,
+    reserve: Reserve,
+    /// When the disk was looked at.
+    relieved: Instant,
     last_snapshot: Instant,
     log_bytes: u64,
     snapshot_bytes: u64,
@@ -275,7 +282,12 @@ impl OperatorStage {
     fn start(self, end: Lsn, ready: Sender<Resume>, committed: Receiver<Committed>) -> OperatorThread {
         std::thread::Builder::new()
             .name("operators".into())
-            .spawn(move || self.run(end, &ready, &committed))
+            .spawn(move || {
+                // However they end, no view and no source waits for them.
+                let ring = self.ring.clone();
+                let _closing = OnEnd(|| ring.close());
+                self.run(end, &ready, &committed)
+            })
             .expect("the system can start a thread")
     }
 
@@ -286,7 +298,10 @@ impl OperatorStage {
         self.progress.set_operators(&self.operators());
         while let Some(frame) = reader.next(end)? {
             let is_to_end = || self.leave_the_rest.load(Ordering::Acquire);
-            while !self.ring.wait_for_room(Duration::from_secs(1)) && !is_to_end() {}
+            while !self.ring.wait_for_room(TRIM_EVERY) && !is_to_end() {
+                // Views that find no room would be waited for, and they for it.
+                self.reserve.adapt();
+            }
             if is_to_end() {
                 self.snapshot()?;
                 self.ring.close();
@@ -295,6 +310,8 @@ impl OperatorStage {
             let decoded = self.operators().decode(&frame)?;
             self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
         }
+        // It holds its last segment open, whose room would stay taken when it is removed.
+        drop(reader);
         // A view that had a floor's frame already did not see it again.
         self.handles.raise_floors(&self.operators().floors());
         let resume = {
@@ -305,6 +322,9 @@ impl OperatorStage {
         let _ = ready.send(resume);
         while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
+            if self.relieved.elapsed() >= TRIM_EVERY {
+                self.relieve()?;
+            }
             let is_worth_it = self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes;
             if is_worth_it && self.last_snapshot.elapsed() >= self.limits.snapshot_every
                 || self.log_bytes >= self.limits.budget / 8
@@ -318,6 +338,7 @@ impl OperatorStage {
     }
 
     fn apply(&mut self, committed: &Committed) -> Result<(), RuntimeError> {
+        panic_if_asked("operators");
         self.log_bytes += committed.frame.block.len() as u64;
         let (output, streams) = {
             let mut operators = self.operators();
@@ -346,20 +367,33 @@ impl OperatorStage {
             match committed.recv_timeout(TRIM_EVERY) {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                // A full log takes nothing in before views have committed and it was trimmed.
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.limits.trim_above() {
-                        if self.log_bytes > 0 { self.snapshot()? } else { self.trim()? }
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => self.relieve()?,
             }
         }
+    }
+
+    /// Where the log or the disk is full, lets go of everything that recovery does not need: nothing is taken in before.
+    fn relieve(&mut self) -> Result<(), RuntimeError> {
+        self.relieved = Instant::now();
+        self.reserve.adapt();
+        let is_over = || self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.limits.trim_above();
+        if !self.is_disk_short() && !is_over() {
+            return Ok(());
+        }
+        if self.log_bytes > 0 { self.snapshot() } else { self.trim() }
+    }
+
+    fn is_disk_short(&self) -> bool {
+        self.intake.full().is_some() || self.reserve.is_short()
     }
 
     /// Saves the operators, then lets go of what recovery no longer needs.
     fn snapshot(&mut self) -> Result<(), RuntimeError> {
         self.last_snapshot = Instant::now();
-        let saved = self.snapshots.save(&self.operators());
+        let mut saved = self.snapshots.save(&self.operators());
+        if saved.is_err() && self.reserve.is_short() && self.reserve.release() {
+            saved = self.snapshots.save(&self.operators());
+        }
         match saved {
             Ok(bytes) => {
                 self.snapshot_bytes = bytes as u64;
@@ -373,23 +407,32 @@ impl OperatorStage {
 
     fn trim(&self) -> Result<(), RuntimeError> {
         // While a backup copies, everything stays.
-        let Ok(_trimming) = self.trimming.try_lock() else { return Ok(()) };
+        let _trimming = match self.trimming.try_lock() {
+            Ok(held) => held,
+            // One that panicked copies nothing any more.
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+        };
         let positions = self.statuses.iter().flat_map(|s| s.positions()).collect();
         let safe = match self.snapshots.tidy(&positions) {
             Ok(Some(safe)) => safe,
-            Ok(None) => return Ok(()),
+            Ok(None) => self.snapshots.zero,
             Err(error @ OperatorError::Newer { .. }) => return Err(error.into()),
             Err(error) => {
                 tracing::error!(%error, "old snapshots could not be looked at; the log is not trimmed");
                 return Ok(());
             }
         };
-        for first_lsn in plan_trim(&self.segments(), safe, self.limits.keep, Some(self.limits.trim_above())) {
+        let _ = self.upkeep.send(Upkeep::Committed(safe));
+        let is_short = self.is_disk_short();
+        // Of a log that is kept for its own sake nothing stays where its room is needed.
+        let (keep, above) = if is_short { (Duration::ZERO, 0) } else { (self.limits.keep, self.limits.trim_above()) };
+        let segments = self.segments();
+        for first_lsn in plan_trim(&segments, safe, keep, Some(above)) {
             let _ = self.upkeep.send(Upkeep::Remove(first_lsn));
         }
-        if self.segments().iter().filter(|s| s.first_lsn > safe).map(|s| s.bytes).sum::<u64>()
-            > self.limits.trim_above()
-        {
+        let kept = segments.iter().filter(|s| s.first_lsn > safe).map(|s| s.bytes).sum::<u64>();
+        if is_short && safe < self.operators().lsn() || kept > self.limits.trim_above() {
             // Rows that wait in a view for their time keep the log.
             self.ring.hurry();
         }

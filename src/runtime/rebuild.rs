@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use crate::event::{Lsn, Micros, lsn_sequence, rfc3339};
 use crate::operators::{Operators, Output, positions, tables};
 use crate::schema::window::Shape;
 use crate::schema::{Catalog, Stream, Window};
-use crate::storage::{Disk, Storage, sync_folder};
+use crate::storage::{Disk, Storage, remove_temporaries, sync_folder};
 use crate::views::View;
 use crate::views::lake::{LakeTable, LogName};
 use crate::wal::Wal;
@@ -181,6 +182,7 @@ impl Generation {
             remove(&folder, &root)?;
             held = lock(&Folder::create(&root)?)?.ok_or_else(taken)?;
         }
+        remove_temporaries(&root);
         let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, held)?;
         match read_about(&root) {
             Some(found) if matches!(found.state, State::Settled | State::Placed) => {
@@ -342,6 +344,7 @@ impl Generation {
             folder: self.own.operators(),
             log: self.own.log(),
             zero: self.archive.log.zero,
+            unsynced: Arc::new(AtomicBool::new(true)),
         }
     }
 
@@ -501,8 +504,12 @@ fn save(view: &mut dyn View, snapshots: &Snapshots, operators: &Operators) -> Re
 
 /// Renames over what is there, durably; where that is a folder it goes to `gone` first. Does nothing where it was done before.
 fn move_over(new: &Path, old: &Path, gone: Option<&Path>) -> Result<(), RuntimeError> {
+    let parents = [new.parent(), old.parent()];
+    let sync_names =
+        || parents.into_iter().flatten().try_for_each(|folder| sync_folder(folder).map_err(failed(folder)));
     if !new.exists() {
-        return Ok(());
+        // The sync of an earlier attempt may have failed.
+        return sync_names();
     }
     if let Some(gone) = gone.filter(|_| old.exists()) {
         // Of an attempt before.
@@ -510,10 +517,7 @@ fn move_over(new: &Path, old: &Path, gone: Option<&Path>) -> Result<(), RuntimeE
         fs::rename(old, gone).map_err(failed(old))?;
     }
     fs::rename(new, old).map_err(failed(old))?;
-    for folder in [new.parent(), old.parent()].into_iter().flatten() {
-        sync_folder(folder).map_err(failed(folder))?;
-    }
-    Ok(())
+    sync_names()
 }
 
 fn read_about(root: &Path) -> Option<About> {

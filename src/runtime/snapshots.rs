@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::event::Lsn;
 use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
-use crate::storage::Storage;
+use crate::storage::{Storage, explain, sync_folder};
 use crate::views::driver::{CatchUp, Give};
 use crate::views::{View, ViewError};
 use crate::wal::{LogReader, WalError};
@@ -21,28 +21,30 @@ pub struct Snapshots {
     pub log: PathBuf,
     /// The LSN before the log's first.
     pub zero: Lsn,
+    /// The folder's names may not be on the disk: one of an earlier process, or of a save whose last sync failed.
+    pub unsynced: Arc<AtomicBool>,
 }
 
 impl Snapshots {
-    fn failed(&self, error: impl std::fmt::Display) -> OperatorError {
-        OperatorError::Snapshot { path: self.folder.clone(), reason: error.to_string() }
+    fn failed(&self, error: &std::io::Error) -> OperatorError {
+        OperatorError::Io { path: self.folder.clone(), reason: explain(error) }
     }
 
     /// LSNs of the snapshots there are, oldest first.
     pub fn list(&self) -> Result<Vec<Lsn>, OperatorError> {
-        let names = self.storage.list(&self.folder).map_err(|e| self.failed(e))?;
+        let names = self.storage.list(&self.folder).map_err(|e| self.failed(&e))?;
         Ok(names.iter().filter_map(|n| snapshot::lsn_of(n)).collect())
     }
 
     pub fn load(&self, lsn: Lsn) -> Result<Operators, OperatorError> {
         let path = snapshot::path(&self.folder, lsn);
-        let bytes = std::fs::read(&path).map_err(|e| self.failed(e))?;
+        let bytes = std::fs::read(&path).map_err(|e| self.failed(&e))?;
         snapshot::decode(&path, &bytes)
     }
 
     fn summary(&self, lsn: Lsn) -> Result<snapshot::Summary, OperatorError> {
         let path = snapshot::path(&self.folder, lsn);
-        let bytes = std::fs::read(&path).map_err(|e| self.failed(e))?;
+        let bytes = std::fs::read(&path).map_err(|e| self.failed(&e))?;
         snapshot::summary(&path, &bytes)
     }
 
@@ -50,7 +52,10 @@ impl Snapshots {
     pub fn save(&self, operators: &Operators) -> Result<usize, OperatorError> {
         let bytes = snapshot::encode(operators);
         let path = snapshot::path(&self.folder, operators.lsn());
-        self.storage.replace(&path, &bytes).map_err(|e| self.failed(e))?;
+        self.storage.replace(&path, &bytes).map_err(|e| {
+            self.unsynced.store(true, Ordering::Release);
+            self.failed(&e)
+        })?;
         Ok(bytes.len())
     }
 
@@ -85,11 +90,15 @@ impl Snapshots {
 
     /// Removes snapshots older than the newest one that no view is behind, and names that one.
     pub fn tidy(&self, positions: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
+        if self.unsynced.load(Ordering::Acquire) {
+            sync_folder(&self.folder).map_err(|e| self.failed(&e))?;
+            self.unsynced.store(false, Ordering::Release);
+        }
         let mut keep = None;
         for lsn in self.list()?.into_iter().rev() {
             if keep.is_some() {
                 let path = snapshot::path(&self.folder, lsn);
-                self.storage.remove(&path).map_err(|e| self.failed(e))?;
+                self.storage.remove(&path).map_err(|e| self.failed(&e))?;
             } else if self.summary(lsn).is_ok_and(|s| !snapshot::is_behind(&s.given, positions)) {
                 keep = Some(lsn);
             }

@@ -11,6 +11,7 @@ use crate::ingest::{Ingest, Submission};
 use crate::operators::Tick;
 use crate::query::Progress;
 use crate::sources::Stop;
+use crate::threads::panic_if_asked;
 use crate::wal::Kind;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -28,10 +29,14 @@ pub struct Ticker {
 type Partition = (String, String, String);
 
 impl Ticker {
-    pub fn start(self) -> JoinHandle<()> {
+    /// Works in a thread of its own, which holds `watch`.
+    pub fn start(self, watch: impl Send + 'static) -> JoinHandle<()> {
         std::thread::Builder::new()
             .name("ticks".into())
-            .spawn(move || self.run())
+            .spawn(move || {
+                let _watch = watch;
+                self.run();
+            })
             .expect("the system can start a thread")
     }
 
@@ -39,6 +44,7 @@ impl Ticker {
         let mut before: BTreeMap<Partition, u64> = BTreeMap::new();
         let mut at = Instant::now();
         while !self.stop.wait(EVERY) {
+            panic_if_asked("ticks");
             let now = Instant::now();
             let elapsed = i64::try_from((now - std::mem::replace(&mut at, now)).as_micros()).unwrap_or(0);
             // While the log takes nothing in, silence says nothing.

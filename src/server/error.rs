@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::ingest::IngestError;
 use crate::query::QueryError;
+use crate::storage::IoKind;
 
 /// A refused request.
 #[derive(Debug, Clone)]
@@ -61,7 +62,14 @@ impl From<IngestError> for ApiError {
         let hint = "nothing was stored; send it again";
         match error {
             IngestError::Full { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message, hint),
-            IngestError::NoSpace { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "log_full", message, hint),
+            IngestError::NoSpace { kind, .. } => {
+                let code = match kind {
+                    IoKind::Full => "log_full",
+                    IoKind::ReadOnly => "disk_read_only",
+                    IoKind::Broken => "disk_failed",
+                };
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint)
+            }
             IngestError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint),
             IngestError::Refused(_) => Self::bad_request(message, hint),
             IngestError::KeyReused => Self::key_reused(),

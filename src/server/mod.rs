@@ -200,11 +200,21 @@ impl Server {
         *self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner) = Some(ingest);
     }
 
-    /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping it.
-    pub async fn stop(self) {
+    /// Whether nobody is answered any more, which only a fault does before [`Server::stop`].
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping it. An error is why it had ended
+    /// before.
+    pub async fn stop(self) -> Result<(), String> {
         self.app.0.stop.cancel();
         self.handle.graceful_shutdown(Some(GRACE));
-        let _ = self.task.await;
+        let ended = self.task.await;
         self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match ended {
+            Ok(served) => served.map_err(|e| format!("the HTTP server ended: {e}")),
+            Err(lost) => Err(format!("the HTTP server ended: {lost}")),
+        }
     }
 }

@@ -221,7 +221,7 @@ impl Listener<'_> {
                 self.has_room_again = self.missed_since.is_some();
                 Ok(())
             }
-            Err(IngestError::NoSpace { reason }) => {
+            Err(IngestError::NoSpace { reason, .. }) => {
                 // What was not stored is told as a gap as soon as there is room for it.
                 self.missed_since.get_or_insert(since);
                 tracing::error!(source = self.context.name, reason, "records were lost: no room in the log");

@@ -117,4 +117,8 @@ impl Storage for FaultyDisk {
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         Disk.create_folder(folder)
     }
+
+    fn free(&self, folder: &Path) -> Option<u64> {
+        Disk.free(folder)
+    }
 }

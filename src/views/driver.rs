@@ -10,6 +10,7 @@ use super::ring::{Next, Ring};
 use super::{View, ViewError};
 use crate::event::Lsn;
 use crate::operators::Output;
+use crate::threads::panic_if_asked;
 
 /// Longest wait for the next output before looking whether a commit is due.
 const POLL: Duration = Duration::from_millis(50);
@@ -147,7 +148,10 @@ fn advance(
     hurries: &mut u64,
 ) -> Result<bool, ViewError> {
     match ring.next(name, view.applied(), POLL) {
-        Next::Output(output) => view.apply(&output, Instant::now())?,
+        Next::Output(output) => {
+            panic_if_asked(name);
+            view.apply(&output, Instant::now())?;
+        }
         Next::Idle => {}
         Next::Behind(to) => {
             tracing::info!(view = name, from = view.applied(), to, "reading the log again");

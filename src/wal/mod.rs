@@ -2,7 +2,8 @@
 //! function of a prefix of it.
 //!
 //! [`record`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash left; [`writer`] appends;
-//! [`reader`] reads what is synced; [`retention`] decides what may go; [`backup`] copies.
+//! [`reader`] reads what is synced; [`room`] and [`retention`] decide what it may take and
+//! what may go; [`backup`] copies.
 
 pub mod about;
 pub mod backup;
@@ -10,12 +11,14 @@ pub mod reader;
 pub mod record;
 pub mod recovery;
 pub mod retention;
+pub mod room;
 pub mod segment;
 pub mod writer;
 
 use std::io;
 use std::path::PathBuf;
 
+use crate::storage::{IoKind, explain};
 pub use about::{About, FileIdentity};
 pub use reader::LogReader;
 pub use record::{Frame, Header, Kind, Records, RecordsBuilder};
@@ -25,7 +28,7 @@ pub use writer::{Wal, WalOptions};
 /// Why the log cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", explain(.source))]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "the log's sync failed ({source}); what was written since the last one is unknown, so nothing more is taken: restart to read again what the disk holds"
@@ -51,6 +54,10 @@ pub enum WalError {
         "the log has {bytes} bytes and its budget is {budget} (`[log] budget`): views are behind, or it is too small"
     )]
     Budget { bytes: u64, budget: u64 },
+    #[error(
+        "the disk has {free} bytes left, which the views may need for what is in the log already; make room, records are taken again by themselves"
+    )]
+    NoRoom { free: u64 },
     #[error("a frame of {bytes} bytes is over the limit of 64 MiB")]
     TooLarge { bytes: usize },
 }
@@ -61,8 +68,27 @@ impl WalError {
         move |source| Self::Io { path, source }
     }
 
-    /// No room where a segment should be allocated: the caller waits and tries again; nothing is lost.
+    /// No room for another segment: nothing is lost, and it passes when views have committed or something is removed.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Budget { .. })
+        match self {
+            Self::Io { source, .. } => IoKind::of(source) == IoKind::Full,
+            Self::Budget { .. } | Self::NoRoom { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What keeps the log from growing may pass: a disk that is full, read-only, or fails where a segment should be made. The
+    /// caller waits and tries again; nothing is lost.
+    pub fn may_pass(&self) -> bool {
+        self.is_full() || matches!(self, Self::Io { .. })
+    }
+
+    /// What kind of trouble it is, for those who are refused.
+    pub fn kind(&self) -> IoKind {
+        match self {
+            Self::Io { source, .. } | Self::Sync { source } => IoKind::of(source),
+            Self::Budget { .. } | Self::NoRoom { .. } => IoKind::Full,
+            _ => IoKind::Broken,
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::storage::{File, Storage};
 
 use super::record::{self, Frame, Kind};
+use super::room::{LEAST_SEGMENT, Room};
 use super::segment::{self, SegmentHeader};
 use super::{Recovered, WalError, recovery};
 
@@ -24,6 +25,8 @@ pub struct WalOptions {
     /// Bytes that all segments may take; the last segment's worth of them is for control frames alone. None: as many as the disk
     /// has.
     pub budget: Option<u64>,
+    /// Bytes of the disk that records leave alone, for snapshots and control frames.
+    pub floor: u64,
 }
 
 /// The log's writing end.
@@ -36,6 +39,8 @@ pub struct Wal {
     buffer: Vec<u8>,
     next_lsn: u64,
     synced_lsn: u64,
+    /// Every view has committed everything up to here, and the operators are saved.
+    committed: u64,
     poisoned: bool,
 }
 
@@ -80,6 +85,7 @@ impl Wal {
             buffer: Vec::new(),
             next_lsn: found.last_lsn + 1,
             synced_lsn: found.last_lsn,
+            committed: options.zero,
             poisoned: false,
             options,
         };
@@ -116,9 +122,56 @@ impl Wal {
         self.options.budget.is_some_and(|budget| self.bytes() + segment_bytes + reserved > budget.max(3 * reserved))
     }
 
-    /// Whether records find room: in the present segment's rest, about, or in a new one within the budget.
+    /// Whether records find room in a new segment within the budget.
     pub fn has_room(&self) -> bool {
         !self.is_over_budget(self.options.segment_bytes)
+            && self.room().segment(self.options.segment_bytes, self.least_segment(0)).is_some()
+    }
+
+    /// Everything up to here is in every view, and recovery begins there at the earliest.
+    pub fn set_committed(&mut self, lsn: u64) {
+        self.committed = self.committed.max(lsn);
+    }
+
+    /// Where records find no room and the present segment holds nothing that is needed any more, a small one takes its place, so
+    /// that it can be removed. True: it did.
+    pub fn leave_committed_segment(&mut self) -> Result<bool, WalError> {
+        let least = self.least_segment(0);
+        let is_committed = self.committed + 1 >= self.next_lsn;
+        let is_large = self.segments.last().is_some_and(|s| s.bytes > 2 * least && s.first_lsn < self.next_lsn);
+        if !is_committed || !is_large || self.has_room() {
+            return Ok(false);
+        }
+        self.roll(least)?;
+        Ok(true)
+    }
+
+    fn least_segment(&self, frame_bytes: u64) -> u64 {
+        self.options.segment_bytes.min(LEAST_SEGMENT).max(frame_bytes + segment::HEADER_BYTES as u64)
+    }
+
+    fn room(&self) -> Room {
+        let ends = self.segments.iter().skip(1).map(|s| s.first_lsn).chain([self.next_lsn]);
+        let pending = self.segments.iter().zip(ends).filter(|(_, end)| *end > self.committed + 1);
+        let pending = pending.map(|(segment, end)| match &self.current {
+            Some(current) if end == self.next_lsn => current.at + self.buffer.len() as u64,
+            _ => segment.bytes,
+        });
+        Room { free: self.storage.free(&self.options.folder), pending: pending.sum(), floor: self.options.floor }
+    }
+
+    /// The size of a new segment for this frame.
+    fn new_segment(&self, kind: Kind, frame_bytes: u64) -> Result<u64, WalError> {
+        let least = self.least_segment(frame_bytes);
+        let wanted = self.options.segment_bytes.max(least);
+        let room = self.room();
+        if !matches!(kind, Kind::Record | Kind::DuplicateRequest) {
+            return Ok(room.control_segment(wanted, least));
+        }
+        if self.is_over_budget(wanted) {
+            return Err(WalError::Budget { bytes: self.bytes(), budget: self.options.budget.unwrap_or_default() });
+        }
+        room.segment(wanted, least).ok_or(WalError::NoRoom { free: room.free.unwrap_or_default() })
     }
 
     pub fn folder(&self) -> &Path {
@@ -142,11 +195,7 @@ impl Wal {
         let fits = self.current.as_ref().is_some_and(|c| c.at + self.buffer.len() as u64 <= c.size);
         if !fits {
             self.buffer.truncate(before);
-            let bytes = self.options.segment_bytes.max(length as u64 + segment::HEADER_BYTES as u64);
-            if matches!(frame.header.kind, Kind::Record | Kind::DuplicateRequest) && self.is_over_budget(bytes) {
-                return Err(WalError::Budget { bytes: self.bytes(), budget: self.options.budget.unwrap_or_default() });
-            }
-            self.roll(bytes)?;
+            self.roll(self.new_segment(frame.header.kind, length as u64)?)?;
             // The frames before it are synced now, which this one may say.
             frame.header.synced_lsn = self.synced_lsn;
             record::encode(frame, &mut self.buffer);

@@ -15,9 +15,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use futures::StreamExt;
 
-use super::files::{Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
+use super::files::{Attempt, Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
 use super::provider::scan_files;
 use super::{Change, LakeTable};
+use crate::storage::free;
 use crate::views::ViewError;
 
 /// Quiet time of a partition's recent files before they become one.
@@ -37,6 +38,8 @@ const MERGE_ROW_BYTES: usize = 8 << 10;
 const UNPACKED: usize = 24;
 /// The packed bytes that reading a large file holds: those of a row group.
 const GROUP_BYTES: u64 = 32 << 20;
+/// A merge takes at most this part of what is free on the disk.
+const FREE_SHARE: u64 = 4;
 /// A file that a merge replaced stays this long, for queries that began before.
 pub const GRACE: Duration = Duration::from_secs(120);
 
@@ -127,6 +130,11 @@ pub fn maintain(
             if stop() {
                 return Ok(merges);
             }
+            // On a disk that is nearly full, what a merge replaces would be in the way of what comes.
+            if !has_room_for(&job, free(&table.spec.root)) {
+                is_done = true;
+                continue;
+            }
             let before = job.files.len();
             is_done &= merge(table, &job, memory)? >= before;
             merges += 1;
@@ -137,8 +145,14 @@ pub fn maintain(
         }
     }
     table.tidy_log(when == When::Now)?;
-    table.remove_replaced_files(now_ms)?;
+    table.remove_replaced_files(now_ms, GRACE)?;
     Ok(merges)
+}
+
+/// Whether a merge takes little of what is free: its files lie beside those that they replace for a while. Pure.
+fn has_room_for(job: &Job, free: Option<u64>) -> bool {
+    let bytes: u64 = job.files.iter().map(|f| f.bytes).sum();
+    free.is_none_or(|free| bytes <= free / FREE_SHARE)
 }
 
 /// Does one merge; gives the number of files it wrote.
@@ -149,7 +163,9 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     // In a runtime of its own, whose threads end with it: what a merge takes and gives back returns to the system.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(e.to_string()))?;
-    let add = runtime.block_on(rewrite(table, job, bucket, now_ms, memory)).map_err(|e| failed(e.to_string()))?;
+    let attempt = Attempt::of(&table.spec);
+    let written = runtime.block_on(rewrite(table, &attempt, job, (bucket, now_ms), memory));
+    let add = written.map_err(|e| failed(e.to_string()))?;
     let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
     if rows(&add) != rows(&job.files) {
         return Err(failed(format!("a merge of {} rows gave {}; nothing was changed", rows(&job.files), rows(&add))));
@@ -157,15 +173,16 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     sync_files(&table.spec.root, &add).map_err(failed)?;
     let written = add.len();
     let change = Change { add, remove: job.files.clone(), ..Change::default() };
+    attempt.give_up();
     table.commit(&change, &[])?;
     Ok(written)
 }
 
 async fn rewrite(
     table: &LakeTable,
+    attempt: &Attempt,
     job: &Job,
-    bucket: i64,
-    now_ms: i64,
+    (bucket, now_ms): (i64, i64),
     memory: usize,
 ) -> Result<Vec<FileEntry>, DataFusionError> {
     let outside = |e: String| DataFusionError::Execution(e);
@@ -177,7 +194,10 @@ async fn rewrite(
         let batch = batch?;
         let writer = match &mut file {
             Some(writer) => writer,
-            None => file.insert(FileWriter::create(&table.spec, bucket, job.class, now_ms, None).map_err(outside)?),
+            None => {
+                let begun = FileWriter::create(&table.spec, attempt, bucket, job.class, now_ms, None);
+                file.insert(begun.map_err(outside)?)
+            }
         };
         writer.write(&table.spec, &batch).map_err(outside)?;
         if writer.bytes() >= MAX_FILE_BYTES
@@ -259,6 +279,13 @@ mod tests {
         let counts = |memory: usize| plan(&files, 0, When::Quiet, memory).iter().map(|j| j.files.len()).sum::<usize>();
         assert_eq!((counts(MEMORY), counts(80 << 20), counts(1 << 20)), (50, 10, 2));
         assert_eq!(plan(&[file(Class::Recent, 10, 0), file(Class::Recent, 10, 0)], 0, When::Quiet, MEMORY), []);
+    }
+
+    #[test]
+    fn a_merge_takes_a_quarter_of_what_is_free_at_most() {
+        let job = Job { files: vec![file(Class::Recent, 10, 0), file(Class::Recent, 15, 0)], class: Class::Recent };
+        let has_room = |kib: u64| has_room_for(&job, Some(kib << 10));
+        assert_eq!((has_room(99), has_room(100), has_room_for(&job, None)), (false, true, true));
     }
 
     #[test]

@@ -6,13 +6,19 @@ use std::collections::BTreeMap;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
 
-use super::files::{Class, FileWriter, buckets, read};
+use super::files::{Attempt, Class, FileWriter, buckets, read};
 use super::{LakeTable, Written};
 use crate::event::Lsn;
 use crate::schema::entity::newest;
 
 /// Writes the buckets of these rows anew; gives the new files and those they replace.
-pub fn rewrite(table: &LakeTable, rows: &[RecordBatch], class: Class, now_ms: i64) -> Result<Written, String> {
+pub fn rewrite(
+    table: &LakeTable,
+    attempt: &Attempt,
+    rows: &[RecordBatch],
+    class: Class,
+    now_ms: i64,
+) -> Result<Written, String> {
     let spec = &table.spec;
     let failed = |e: arrow::error::ArrowError| e.to_string();
     let mut touched: BTreeMap<i64, Vec<RecordBatch>> = BTreeMap::new();
@@ -39,7 +45,7 @@ pub fn rewrite(table: &LakeTable, rows: &[RecordBatch], class: Class, now_ms: i6
         parts.extend(new);
         let all = concat_batches(&spec.schema, &parts).map_err(failed)?;
         let rows = newest(&all, &spec.keys)?;
-        let mut file = FileWriter::create(spec, bucket, class, now_ms, Some(rows.num_rows()))?;
+        let mut file = FileWriter::create(spec, attempt, bucket, class, now_ms, Some(rows.num_rows()))?;
         file.write(spec, &rows)?;
         add.push(file.finish()?);
     }

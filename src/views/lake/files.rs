@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{CastOptions, cast_with_options, interleave_record_batch};
@@ -138,6 +138,37 @@ pub fn properties(rows: Option<usize>) -> WriterProperties {
         .build()
 }
 
+/// The files that one commit or one merge writes. Unless it is given up to the commit that names them, they are removed with it,
+/// also half written ones.
+#[derive(Debug)]
+pub struct Attempt {
+    root: PathBuf,
+    files: Mutex<Vec<String>>,
+}
+
+impl Attempt {
+    pub fn of(spec: &TableSpec) -> Self {
+        Self { root: spec.root.clone(), files: Mutex::default() }
+    }
+
+    fn note(&self, path: &str) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+    }
+
+    /// From now on the commit answers for the files.
+    pub fn give_up(self) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        for path in self.files.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = fs::remove_file(self.root.join(path));
+        }
+    }
+}
+
 /// A file that is being written, under a name that was never used before: a file of an earlier attempt is never committed.
 pub struct NewFile {
     target: PathBuf,
@@ -146,13 +177,21 @@ pub struct NewFile {
 
 impl NewFile {
     /// Begins a file in the bucket's folder.
-    pub fn create(spec: &TableSpec, bucket: i64, class: Class, now_ms: i64) -> Result<(Self, fs::File), String> {
+    pub fn create(
+        spec: &TableSpec,
+        attempt: &Attempt,
+        bucket: i64,
+        class: Class,
+        now_ms: i64,
+    ) -> Result<(Self, fs::File), String> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let folder = partition_folder(bucket, spec.layout);
         let path = format!("{folder}/{}-{:016x}.parquet", class.name(), rand::random::<u64>());
         let target = spec.root.join(&path);
         let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
+        // Their names are made durable by [`sync_files`].
         fs::DirBuilder::new().recursive(true).mode(0o700).create(spec.root.join(&folder)).map_err(in_target)?;
+        attempt.note(&path);
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(in_target)?;
         let entry = FileEntry {
             path,
@@ -198,12 +237,13 @@ impl FileWriter {
     /// Begins a file that will have so many rows, as far as that is known.
     pub fn create(
         spec: &TableSpec,
+        attempt: &Attempt,
         bucket: i64,
         class: Class,
         now_ms: i64,
         rows: Option<usize>,
     ) -> Result<Self, String> {
-        let (new, file) = NewFile::create(spec, bucket, class, now_ms)?;
+        let (new, file) = NewFile::create(spec, attempt, bucket, class, now_ms)?;
         let mut properties = properties(rows).into_builder();
         // No question is answered by the least and the greatest item of a list.
         for field in spec.schema.fields().iter().filter(|field| field.data_type().is_nested()) {
@@ -289,6 +329,7 @@ pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
 /// Writes rows as one sorted file per partition.
 pub fn write_partitions(
     spec: &TableSpec,
+    attempt: &Attempt,
     batches: &[RecordBatch],
     class: Class,
     now_ms: i64,
@@ -296,7 +337,7 @@ pub fn write_partitions(
     let sources: Vec<&RecordBatch> = batches.iter().collect();
     let partitions: Vec<_> = partition_order(spec, batches).into_iter().collect();
     side_by_side(&partitions, |(bucket, order)| {
-        let mut file = FileWriter::create(spec, *bucket, class, now_ms, Some(order.len()))?;
+        let mut file = FileWriter::create(spec, attempt, *bucket, class, now_ms, Some(order.len()))?;
         for part in order.chunks(WRITE_ROWS) {
             let part: Vec<(usize, usize)> =
                 part.iter().map(|(_, batch, row)| (*batch as usize, *row as usize)).collect();

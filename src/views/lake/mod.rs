@@ -2,7 +2,8 @@
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
 //! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's
-//! blocks; [`compact`] merges; `entities` keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable.
+//! blocks; [`compact`] merges; `entities` keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable;
+//! `unnamed` removes files that no version names.
 
 pub mod compact;
 mod entities;
@@ -14,6 +15,7 @@ pub mod raw;
 pub mod replay;
 pub mod store;
 pub mod table;
+mod unnamed;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -32,7 +34,7 @@ use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, positions};
 use crate::schema::{Entity, Layout, Stream, types};
-use files::{Class, FileEntry};
+use files::{Attempt, Class, FileEntry};
 use hot::Hot;
 use raw::RawFrame;
 pub use table::{Change, LakeTable};
@@ -252,7 +254,7 @@ struct Writing {
     /// Hot parts that they hold, and the position that they bring.
     taken: usize,
     to: Lsn,
-    files: JoinHandle<Result<Written, String>>,
+    files: JoinHandle<Result<(Written, Attempt), String>>,
 }
 
 impl LakeView {
@@ -343,10 +345,11 @@ impl LakeView {
     fn end(&mut self) -> Result<(), ViewError> {
         let Some(Writing { class, taken, to, files }) = self.writing.take() else { return Ok(()) };
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
-        let (add, remove) =
+        let ((add, remove), attempt) =
             files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
         let change = Change { add, remove, positions: vec![(class, to)], data_change: true, new_schema: false };
+        attempt.give_up();
         self.table.commit(&change, &[(class, taken)])?;
         let waiting = &mut self.waiting[class as usize];
         *waiting = Waiting::default();
@@ -514,24 +517,25 @@ fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, Str
 }
 
 /// Writes parts into files and syncs them. Where a key's newest row stays alone, files of the same buckets are written anew.
-fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<Written, String> {
+fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<(Written, Attempt), String> {
     let spec = &table.spec;
+    let attempt = Attempt::of(spec);
     let now_ms = chrono::Utc::now().timestamp_millis();
     let mut replaced = Vec::new();
     let add = if spec.feed == Feed::Raw {
-        raw::write_frames(spec, parts, now_ms)?
+        raw::write_frames(spec, &attempt, parts, now_ms)?
     } else {
         let batches = parts.iter().map(|part| part.batch(&spec.schema)).collect::<Result<Vec<_>, _>>()?;
         if spec.layout == Layout::Buckets {
-            let (written, gone) = entities::rewrite(table, &batches, class, now_ms)?;
+            let (written, gone) = entities::rewrite(table, &attempt, &batches, class, now_ms)?;
             replaced = gone;
             written
         } else {
-            files::write_partitions(spec, &batches, class, now_ms)?
+            files::write_partitions(spec, &attempt, &batches, class, now_ms)?
         }
     };
     files::sync_files(&spec.root, &add)?;
-    Ok((add, replaced))
+    Ok(((add, replaced), attempt))
 }
 
 /// Longest part of a record that `dead_letters` repeats; the whole record is in `raw`.

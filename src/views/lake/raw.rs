@@ -20,7 +20,7 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 
 use super::TableSpec;
-use super::files::{Class, FileEntry, NewFile, properties};
+use super::files::{Attempt, Class, FileEntry, NewFile, properties};
 use super::hot::Hot;
 use crate::event::{Lsn, bucket};
 use crate::wal::{Frame, record};
@@ -98,7 +98,12 @@ fn about_json(frame: &Frame) -> Option<String> {
 }
 
 /// Writes frames as rows of `raw`, one file per hour of arrival.
-pub fn write_frames(spec: &TableSpec, parts: &[Arc<Hot>], now_ms: i64) -> Result<Vec<FileEntry>, String> {
+pub fn write_frames(
+    spec: &TableSpec,
+    attempt: &Attempt,
+    parts: &[Arc<Hot>],
+    now_ms: i64,
+) -> Result<Vec<FileEntry>, String> {
     let mut order: Vec<&RawFrame> = parts
         .iter()
         .filter_map(|part| match part.as_ref() {
@@ -119,7 +124,7 @@ pub fn write_frames(spec: &TableSpec, parts: &[Arc<Hot>], now_ms: i64) -> Result
         }
         let writer = match &mut file {
             Some(open) => open,
-            None => file.insert(RawWriter::create(spec, at, now_ms)?),
+            None => file.insert(RawWriter::create(spec, attempt, at, now_ms)?),
         };
         writer.push(part)?;
     }
@@ -150,8 +155,8 @@ struct Group {
 }
 
 impl RawWriter {
-    fn create(spec: &TableSpec, bucket: i64, now_ms: i64) -> Result<Self, String> {
-        let (new, file) = NewFile::create(spec, bucket, Class::Recent, now_ms)?;
+    fn create(spec: &TableSpec, attempt: &Attempt, bucket: i64, now_ms: i64) -> Result<Self, String> {
+        let (new, file) = NewFile::create(spec, attempt, bucket, Class::Recent, now_ms)?;
         // A page of a column that may be null would begin with levels, which a block has not.
         let fields = spec.schema.fields().iter().map(|f| {
             let is_bytes = f.name() == spec.schema.field(spec.schema.fields().len() - 1).name();

@@ -17,7 +17,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
-use crate::storage::sync_folder;
+use crate::storage::{create_folders, sync_folder};
 
 #[derive(Debug)]
 pub struct SyncedFiles {
@@ -56,7 +56,7 @@ fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<(
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let folder = target.parent().unwrap_or(FsPath::new("/"));
-    std::fs::create_dir_all(folder)?;
+    create_folders(folder)?;
     let temporary = folder.join(format!(".{:016x}.tmp", rand::random::<u64>()));
     let written = (|| {
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;

@@ -14,7 +14,6 @@ use deltalake::kernel::{Action, Add, LogicalFileView, MetadataExt, Remove, Struc
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
 
-use super::compact::GRACE;
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
 use super::store::SyncedFiles;
@@ -53,14 +52,16 @@ pub struct LakeTable {
     runtime: tokio::runtime::Handle,
 }
 
-struct Delta {
+pub(super) struct Delta {
     table: DeltaTable,
     commits: u64,
     committed: [Lsn; 2],
     /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
-    replaced: HashMap<PathBuf, (i64, u64)>,
+    pub(super) replaced: HashMap<PathBuf, (i64, u64)>,
     /// A commit failed and the table could not be read since: it must be, before anything is built on it.
     is_unknown: bool,
+    /// Files that it would have added: removed as soon as the table says that it did not.
+    doubtful: Vec<String>,
 }
 
 /// Files to add and to remove in one Delta commit, with the positions that it brings.
@@ -112,7 +113,7 @@ impl LakeTable {
         for file in files.iter() {
             let (from, to) = (new.spec.root.join(&file.path), self.spec.root.join(&file.path));
             if let Some(folder) = to.parent() {
-                std::fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
+                crate::storage::create_folders(folder).map_err(|e| failed(folder, &e))?;
             }
             match std::fs::hard_link(&from, &to) {
                 Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(&to, &e)),
@@ -171,7 +172,14 @@ impl LakeTable {
             return Err(ViewError::Damaged { path: spec.root, reason });
         }
         let state = TableState { files: Arc::new(files), ..TableState::default() };
-        let delta = Mutex::new(Delta { table, commits: 0, committed, replaced: HashMap::new(), is_unknown: false });
+        let delta = Mutex::new(Delta {
+            table,
+            commits: 0,
+            committed,
+            replaced: HashMap::new(),
+            is_unknown: false,
+            doubtful: Vec::new(),
+        });
         let table = Self { spec, full_schema, apps, delta, state: RwLock::new(state), runtime };
         if writable {
             table.remove_strays()?;
@@ -179,7 +187,7 @@ impl LakeTable {
         Ok(Some(table))
     }
 
-    fn lock_delta(&self) -> std::sync::MutexGuard<'_, Delta> {
+    pub(super) fn lock_delta(&self) -> std::sync::MutexGuard<'_, Delta> {
         self.delta.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -291,10 +299,14 @@ impl LakeTable {
 
     /// Commits files with positions and, in the same step for queries, drops the first `parts` hot parts of each class named.
     ///
-    /// After an error the table is read again: what it holds decides whether the commit happened.
+    /// After an error the table is read again: what it holds decides whether the commit happened. Files of one that did not are
+    /// removed.
     pub fn commit(&self, change: &Change, drop_hot: &[(Class, usize)]) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
-        self.reload_if_unknown(&mut delta)?;
+        if let Err(error) = self.reload_if_unknown(&mut delta) {
+            self.remove_files(change.add.iter().map(|f| f.path.as_str()));
+            return Err(error);
+        }
         let result = self.runtime.block_on(self.try_commit(&mut delta.table, change));
         if let Err(error) = result {
             self.settle(&mut delta, change, &error)?;
@@ -366,6 +378,7 @@ impl LakeTable {
     fn settle(&self, delta: &mut Delta, change: &Change, error: &DeltaTableError) -> Result<(), ViewError> {
         let reason = error.to_string();
         delta.is_unknown = true;
+        delta.doubtful.extend(change.add.iter().map(|f| f.path.clone()));
         let files = self.reload_if_unknown(delta)?;
         let happened = change.add.iter().chain(&change.remove).next().is_some()
             && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
@@ -373,12 +386,23 @@ impl LakeTable {
         if happened { Ok(()) } else { Err(ViewError::Failed { view: self.spec.name.clone(), reason }) }
     }
 
+    fn remove_files<'a>(&self, paths: impl Iterator<Item = &'a str>) {
+        for path in paths {
+            let _ = std::fs::remove_file(self.spec.root.join(path));
+        }
+    }
+
     /// Reads files and positions again if a commit left it open what the table holds; gives the files.
-    fn reload_if_unknown(&self, delta: &mut Delta) -> Result<Arc<Vec<FileEntry>>, ViewError> {
+    pub(super) fn reload_if_unknown(&self, delta: &mut Delta) -> Result<Arc<Vec<FileEntry>>, ViewError> {
         if !delta.is_unknown {
             return Ok(self.files());
         }
         let failed = |e: DeltaTableError| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        // The error may have been the sync of the entry's name: what is read now must be there after a power cut too.
+        for folder in [&self.spec.root.join("_delta_log"), &self.spec.root] {
+            let synced = crate::storage::sync_folder(folder);
+            synced.map_err(|e| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() })?;
+        }
         delta.table.state = None;
         self.runtime.block_on(delta.table.load()).map_err(failed)?;
         for (at, app) in self.apps.iter().enumerate() {
@@ -393,12 +417,9 @@ impl LakeTable {
         let files = Arc::new(read_files(&self.spec, &delta.table).map_err(failed)?);
         self.write().files = files.clone();
         delta.is_unknown = false;
+        let doubtful = std::mem::take(&mut delta.doubtful);
+        self.remove_files(doubtful.iter().map(String::as_str).filter(|path| !files.iter().any(|f| f.path == **path)));
         Ok(files)
-    }
-
-    /// Bytes of files that the table names no more and that are not removed yet.
-    pub fn replaced_bytes(&self) -> u64 {
-        self.lock_delta().replaced.values().map(|(_, bytes)| bytes).sum()
     }
 
     /// Takes the partitions that lie whole below the floor out of the table; gives the number of files. Rows below it are hidden
@@ -437,48 +458,6 @@ impl LakeTable {
         let state = self.snapshot();
         let hot = state.recent.iter().chain(&state.old).filter_map(|part| part.latest(&self.spec));
         state.files.iter().map(|f| f.max_time).chain(hot).max()
-    }
-
-    /// Removes files that a merge replaced long enough ago for no query to read them any more.
-    pub fn remove_replaced_files(&self, now_ms: i64) -> Result<(), ViewError> {
-        let mut delta = self.lock_delta();
-        self.reload_if_unknown(&mut delta)?;
-        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
-        let is_old = |at: i64| now_ms - at >= GRACE.as_millis() as i64;
-        let old: Vec<PathBuf> =
-            delta.replaced.iter().filter(|(_, (at, _))| is_old(*at)).map(|(p, _)| p.clone()).collect();
-        for path in old {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-                _ => drop(delta.replaced.remove(&path)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes Parquet files that the table does not name: left by an attempt that failed, or replaced before a restart. Only
-    /// when nothing is being written yet.
-    fn remove_strays(&self) -> Result<(), ViewError> {
-        let named: HashSet<PathBuf> = self.files().iter().map(|f| self.spec.root.join(&f.path)).collect();
-        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
-        let mut folders = vec![self.spec.root.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).map_err(failed)? {
-                let path = entry.map_err(failed)?.path();
-                if path.is_dir() {
-                    if path.file_name().is_some_and(|n| n != "_delta_log") {
-                        folders.push(path);
-                    }
-                } else if path.extension().is_some_and(|e| e == "parquet") && !named.contains(&path) {
-                    let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
-                    // An outside reader may still read what was replaced a moment ago.
-                    if age.is_some_and(|age| age >= GRACE) {
-                        std::fs::remove_file(&path).map_err(failed)?;
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files no reader needs.

@@ -13,7 +13,7 @@ use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, Segment
 use super::text;
 use crate::event::{Lsn, Micros};
 use crate::schema::{MAP_SUFFIX, SearchDef};
-use crate::storage::sync_folder;
+use crate::storage::{create_folders, sync_folder};
 use crate::views::ViewError;
 
 /// Version of the payload and of the fields' layout.
@@ -107,8 +107,8 @@ impl SearchIndex {
         if !writable && !folder.is_dir() {
             return Ok(None);
         }
-        std::fs::create_dir_all(folder).map_err(failed)?;
         if writable {
+            create_folders(folder).map_err(failed)?;
             remove_gone(folder).map_err(failed)?;
         }
         let mut names: Vec<String> = std::fs::read_dir(folder)
@@ -202,6 +202,14 @@ impl SearchIndex {
         let parts = self.parts();
         let last = parts.last().expect("an index that is written to has a part");
         (last.index.clone(), last.number)
+    }
+
+    /// Makes the names of what is committed durable: the sync of an earlier attempt may have failed.
+    pub fn sync_names(&self) -> Result<(), ViewError> {
+        for part in self.parts().iter() {
+            sync_folder(&part_folder(&self.folder, part.number)).map_err(|e| wrong(&self.folder)(e.into()))?;
+        }
+        Ok(())
     }
 
     /// Begins another index behind the others.
@@ -309,7 +317,7 @@ fn latest(searcher: &Searcher) -> Result<Option<Micros>, TantivyError> {
 
 fn open_part(folder: &Path, number: usize, schema: &Schema) -> Result<Part, TantivyError> {
     let folder = &part_folder(folder, number);
-    std::fs::create_dir_all(folder)?;
+    create_folders(folder)?;
     let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
     let directory = MmapDirectory::open(folder)?;
     let index = Index::builder().schema(schema.clone()).settings(settings).open_or_create(directory)?;

@@ -70,6 +70,7 @@ impl SearchView {
         memory: usize,
         roll: u64,
     ) -> Result<Self, ViewError> {
+        index.sync_names()?;
         let committed = index.position(log, zero)?;
         index.set_visible(committed);
         let name = positions::search(&stream.name);
@@ -129,6 +130,16 @@ impl SearchView {
         }
         self.waiting += lsns.len() - first;
         Ok(())
+    }
+
+    /// Files of a commit that failed leave at once, as far as a new writer can be had.
+    fn remove_what_was_not_committed(&mut self) {
+        let removed = self.open_writer().is_ok()
+            && self.writer.as_ref().is_some_and(|writer| writer.garbage_collect_files().wait().is_ok());
+        if !removed {
+            // Which another commit does.
+            self.writer = None;
+        }
     }
 
     fn try_commit(&mut self) -> Result<(), tantivy::TantivyError> {
@@ -218,6 +229,8 @@ impl View for SearchView {
 
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.writer = None;
+        self.remove_what_was_not_committed();
+        self.index.sync_names()?;
         self.committed = self.index.position(self.log, self.zero)?;
         self.applied = self.committed;
         self.waiting = 0;

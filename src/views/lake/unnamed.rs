@@ -1,0 +1,82 @@
+//! Files in a table's folder that no version in force names: replaced ones, which outside readers may still read for a while, and
+//! what a kill left.
+
+use std::collections::HashSet;
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::LakeTable;
+use super::compact::GRACE;
+use crate::views::ViewError;
+
+impl LakeTable {
+    /// Removes files that a merge replaced, or a kill left, so long ago that no query reads them any more.
+    pub fn remove_replaced_files(&self, now_ms: i64, grace: Duration) -> Result<(), ViewError> {
+        let mut delta = self.lock_delta();
+        self.reload_if_unknown(&mut delta)?;
+        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let is_old = |at: i64| now_ms - at >= grace.as_millis() as i64;
+        let old: Vec<PathBuf> =
+            delta.replaced.iter().filter(|(_, (at, _))| is_old(*at)).map(|(p, _)| p.clone()).collect();
+        for path in old {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => drop(delta.replaced.remove(&path)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes Parquet files that the table does not name: left by an attempt that was killed, or replaced before a restart. An
+    /// outside reader may still read what was replaced a moment ago: such a file leaves with those that are replaced later. Only
+    /// when nothing is being written yet.
+    pub(super) fn remove_strays(&self) -> Result<(), ViewError> {
+        let named: HashSet<PathBuf> = self.files().iter().map(|f| self.spec.root.join(&f.path)).collect();
+        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let mut delta = self.lock_delta();
+        for (path, metadata) in data_files(&self.spec.root).map_err(failed)? {
+            if named.contains(&path) {
+                continue;
+            }
+            let age = metadata.modified().ok().and_then(|m| m.elapsed().ok()).unwrap_or_default();
+            if age >= GRACE {
+                std::fs::remove_file(&path).map_err(failed)?;
+            } else {
+                delta.replaced.insert(path, (now_ms - age.as_millis() as i64, metadata.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the table's folder that no version in force names: replaced files, and files of a commit under way.
+    pub fn unnamed_bytes(&self) -> u64 {
+        let all: u64 = data_files(&self.spec.root).unwrap_or_default().iter().map(|(_, m)| m.len()).sum();
+        all.saturating_sub(self.files().iter().map(|f| f.bytes).sum())
+    }
+}
+
+/// The Parquet files below a table's folder, without its log.
+fn data_files(root: &Path) -> std::io::Result<Vec<(PathBuf, Metadata)>> {
+    let (mut files, mut folders) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let path = entry.path();
+            let metadata = match entry.metadata() {
+                // Removed meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            if metadata.is_dir() {
+                if path.file_name().is_some_and(|n| n != "_delta_log") {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|e| e == "parquet") {
+                files.push((path, metadata));
+            }
+        }
+    }
+    Ok(files)
+}
