@@ -15,6 +15,7 @@ use datafusion::catalog::{
 };
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -34,6 +35,8 @@ use super::{AsOf, Handles, QueryError, local, names, system};
 use crate::event::{Lsn, Micros};
 use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, dialect, functions, versions_of};
+use crate::storage::create_folders;
+use crate::threads::panic_if_asked;
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 use crate::views::lake::{Feed, LakeTable};
 
@@ -126,6 +129,7 @@ impl SqlEngine {
         // Dropped, as when its client has gone, the query ends; its slot is free when it has ended.
         let query = AbortOnDropHandle::new(runtime.spawn(async move {
             let _slot = slot;
+            panic_if_asked("sql");
             planner.answer(&sql, &handles, now).await
         }));
         match tokio::time::timeout(time, query).await {
@@ -323,7 +327,14 @@ fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
 }
 
 fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEnv>, DataFusionError> {
-    std::fs::create_dir_all(spill)?;
+    // A folder that takes no writes, or is full, can be read all the same: only what does not fit in memory fails.
+    let disk = match create_folders(spill) {
+        Ok(()) => DiskManagerMode::Directories(vec![spill.to_owned()]),
+        Err(error) => {
+            tracing::debug!(path = %spill.display(), %error, "queries keep everything in memory");
+            DiskManagerMode::Disabled
+        }
+    };
     // The registry comes with the whole file system in it: closed, so that no query reaches a file of its own choice.
     let registry = DefaultObjectStoreRegistry::new();
     registry.deregister_store(ObjectStoreUrl::local_filesystem().as_ref())?;
@@ -331,8 +342,9 @@ fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEn
     let environment = RuntimeEnvBuilder::new()
         .with_object_store_registry(Arc::new(registry))
         .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), consumers)))
-        .with_temp_file_path(spill)
-        .with_max_temp_directory_size(MAX_SPILL_BYTES)
+        .with_disk_manager_builder(
+            DiskManagerBuilder::default().with_mode(disk).with_max_temp_directory_size(MAX_SPILL_BYTES),
+        )
         .with_metadata_cache_limit(16 << 20)
         .build_arc()?;
     environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));

@@ -1,6 +1,7 @@
 //! Reading a data folder that no process is working on: what is committed, and how much of the log is not.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::folder::{Folder, Lock};
@@ -20,7 +21,24 @@ pub struct Offline {
     pub answers: Answers,
     /// Synced records that the views do not hold.
     pub pending: u64,
+    _spill: Spill,
     _lock: Lock,
+}
+
+/// A folder for intermediate results, removed with its reader. Like everything that Weir writes it lies in the data folder; where
+/// that takes no writes, a query that needs it fails by itself.
+struct Spill(PathBuf);
+
+impl Spill {
+    fn new(folder: &Folder) -> Self {
+        Self(folder.spill().join(format!("reader-{}", std::process::id())))
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Offline {
@@ -68,10 +86,10 @@ impl Offline {
         if let Some(frame) = reader.next(end)? {
             progress.note_synced(frame.header.last_lsn(), frame.header.received_at);
         }
-        let spill = std::env::temp_dir().join(format!("weir-{}", std::process::id()));
-        let sql = Arc::new(SqlEngine::new(&folder.lake(), &spill, sql_limits(config))?);
+        let spill = Spill::new(&folder);
+        let sql = Arc::new(SqlEngine::new(&folder.lake(), &spill.0, sql_limits(config))?);
         let clock = Arc::new(SystemClock::default());
         let answers = Answers { handles, sql, clock, search_limit: config.limits.search_limit };
-        Ok(Self { answers, pending: end.saturating_sub(lowest), _lock: lock })
+        Ok(Self { answers, pending: end.saturating_sub(lowest), _spill: spill, _lock: lock })
     }
 }

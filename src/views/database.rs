@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use redb::{
-    Database, Key, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    TableHandle, Value, WriteTransaction,
+    Database, DatabaseError, Key, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, TableHandle, Value, WriteTransaction,
 };
 
 use super::ViewError;
+use super::overlay::Overlay;
 use crate::event::Lsn;
 use crate::storage::sync_folder;
 
@@ -30,8 +31,8 @@ pub struct StateFile {
 enum Opened {
     Writable(Database),
     ReadOnly(ReadOnlyDatabase),
-    /// A copy that was repaired; the folder is removed with it.
-    Copy(Database, #[expect(dead_code, reason = "removes the folder when dropped")] tempfile::TempDir),
+    /// Repaired in memory, the file as it was.
+    Repaired(Database),
 }
 
 /// The log that positions belong to, and the LSN before its first.
@@ -110,10 +111,15 @@ fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        redb::Builder::new().create(&new).map(drop).map_err(|e| wrong(&new)(e.into()))?;
-        std::fs::rename(&new, path).map_err(io)?;
-        sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
+        let made = redb::Builder::new().create(&new).map(drop).map_err(|e| wrong(&new)(e.into()));
+        let made = made.and_then(|()| std::fs::rename(&new, path).map_err(io));
+        if made.is_err() {
+            let _ = std::fs::remove_file(&new);
+        }
+        made?;
     }
+    // Also where the file is there: the sync of an earlier attempt may have failed.
+    sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
     let database = redb::Builder::new().set_cache_size(cache_bytes).create(path);
     database.map(Opened::Writable).map_err(|e| wrong(path)(e.into()))
 }
@@ -145,7 +151,7 @@ impl StateFile {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the file for reading; one that a kill left unfinished is repaired in a temporary copy. None if there is no file.
+    /// Opens the file for reading; one that a kill left unfinished is repaired in memory. None if there is no file.
     fn open_read_only(path: &Path, cache_bytes: usize) -> Result<Option<Self>, ViewError> {
         if !path.exists() {
             return Ok(None);
@@ -154,20 +160,18 @@ impl StateFile {
         builder.set_cache_size(cache_bytes);
         let database = match builder.open_read_only(path) {
             Ok(database) => Opened::ReadOnly(database),
-            Err(_) => {
-                let wrong = |reason: String| ViewError::Damaged { path: path.to_owned(), reason };
-                let folder = tempfile::tempdir().map_err(|e| wrong(e.to_string()))?;
-                let copy = folder.path().join("copy.redb");
-                std::fs::copy(path, &copy).map_err(|e| wrong(e.to_string()))?;
-                Opened::Copy(builder.open(&copy).map_err(|e| wrong(e.to_string()))?, folder)
+            Err(DatabaseError::RepairAborted) => {
+                let overlay = Overlay::open(path).map_err(|e| failed(path)(e.into()))?;
+                Opened::Repaired(builder.create_with_backend(overlay).map_err(|e| wrong(path)(e.into()))?)
             }
+            Err(error) => return Err(wrong(path)(error.into())),
         };
         Ok(Some(Self::new(path, cache_bytes, database)))
     }
 
     pub fn read(&self) -> Result<ReadTransaction, ViewError> {
         let transaction = match &*self.database() {
-            Some(Opened::Writable(database) | Opened::Copy(database, _)) => database.begin_read(),
+            Some(Opened::Writable(database) | Opened::Repaired(database)) => database.begin_read(),
             Some(Opened::ReadOnly(database)) => database.begin_read(),
             None => return Err(failed(&self.path)(redb::Error::PreviousIo)),
         };

@@ -7,6 +7,7 @@ pub mod counts;
 pub mod database;
 pub mod driver;
 pub mod lake;
+mod overlay;
 pub mod places;
 pub mod ring;
 pub mod search;
