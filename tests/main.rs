@@ -4,9 +4,11 @@ mod crash;
 #[cfg(target_os = "linux")]
 mod disk;
 mod formats;
+mod full_disk;
 mod intake;
 mod log;
 mod operations;
+mod panics;
 mod rebuild;
 mod recording;
 mod server;

@@ -1,0 +1,139 @@
+//! A full disk recovers by itself, and what failed or killed attempts left does not stay. `WEIR_SMALL_DISK` names a mounted file
+//! system of at least 64 MiB that may be filled.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::server::{Server, start};
+use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
+
+const ROWS: u64 = 200;
+
+/// Rows of a stream `a` that do not compress.
+fn body(numbers: &mut Numbers, first: u64) -> Vec<u8> {
+    let mut out = String::new();
+    for id in first..first + ROWS {
+        let text: String = (0..300).map(|_| char::from(b'!' + numbers.below(90) as u8)).collect();
+        let text = text.replace(['"', '\\'], "_");
+        let _ = writeln!(out, "{{\"id\": {id}, \"t\": {}, \"s\": \"{text}\"}}", 1_700_000_000_000_u64 + id);
+    }
+    out.into_bytes()
+}
+
+fn post(server: &Server, body: &[u8]) -> (u16, Value) {
+    server.request("POST", "/api/v1/streams/a/events", &[("Content-Type", "application/x-ndjson")], body)
+}
+
+fn temporary_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(temporary_files(&path));
+        } else if path.extension().is_some_and(|e| e == "tmp") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
+    let Some(disk) = std::env::var_os("WEIR_SMALL_DISK").map(PathBuf::from) else {
+        eprintln!("skipped: WEIR_SMALL_DISK names no mounted file system");
+        return;
+    };
+    let (data, ballast) = (disk.join("data"), disk.join("ballast"));
+    let bench = Bench::new("");
+    let text = format!(
+        "data = \"{}\"\n[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1s\"\nlake_old = \"1s\"\nsnapshot = \"2s\"\n[log]\nsegment = \"8MiB\"\n[streams.a]\nschema = \"id bigint not null, t bigint not null, s varchar\"\nselect = \"select to_timestamp_millis(t) as event_time, id, s from a\"\n",
+        data.display()
+    );
+    bench.write("weir.toml", text.as_bytes());
+    let _ = std::fs::remove_dir_all(&data);
+    std::fs::write(&ballast, vec![1; 24 << 20]).expect("room");
+    let server = Server::start(&mut bench.command(&["run"]), &data);
+    let (mut numbers, mut accepted) = (Numbers(9), 0);
+    // Until nothing more leaves by itself: two seconds are more than views and snapshots wait.
+    let mut refused_since: Option<std::time::Instant> = None;
+    while refused_since.is_none_or(|since| since.elapsed().as_secs() < 5) {
+        let (status, answer) = post(&server, &body(&mut numbers, accepted));
+        match status {
+            200 => (accepted, refused_since) = (accepted + ROWS, None),
+            503 => {
+                assert_eq!(answer["error"]["code"], "log_full", "{answer}");
+                refused_since.get_or_insert_with(std::time::Instant::now);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            other => panic!("{other}: {answer}"),
+        }
+    }
+    assert_eq!(server.get("/readyz").0, 503);
+    assert_eq!(temporary_files(&data), Vec::<PathBuf>::new());
+    std::fs::remove_file(&ballast).expect("removed");
+    wait_until("records are taken again", || post(&server, &body(&mut numbers, accepted)).0 == 200);
+    accepted += ROWS;
+    wait_until("it is ready", || server.get("/readyz").0 == 200);
+    server.stop();
+    assert_eq!(bench.number("select count(*) from a"), accepted);
+    assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), accepted);
+    let _ = std::fs::remove_dir_all(&data);
+}
+
+#[test]
+fn after_a_kill_neither_readers_nor_the_start_need_room_outside_the_data_folder() {
+    let bench = Bench::new("");
+    bench.configure(HTTP_ONLY);
+    let server = start(&bench);
+    let all = records(300, 8);
+    assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
+    let file = bench.path("data/state/rsvps.counts.redb");
+    // The key under which a commit stores its position.
+    let is_committed = || std::fs::read(&file).is_ok_and(|bytes| bytes.windows(8).any(|part| part == b"position"));
+    wait_until("counts are committed", is_committed);
+    server.kill();
+    drop(server);
+    let count = || {
+        let mut command = bench.command(&["count", "--output", "json"]);
+        let output = command.env("TMPDIR", "/proc/nonexistent").output().expect("the binary runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    count();
+    // A reader changes nothing: another one finds the same.
+    count();
+    let server = Server::start(bench.command(&["run"]).env("TMPDIR", "/proc/nonexistent"), &bench.path("data"));
+    assert_eq!(server.get("/readyz").0, 200);
+    server.stop();
+}
+
+#[test]
+fn a_start_removes_what_a_killed_process_was_writing() {
+    let bench = Bench::new("");
+    bench.write("in.ndjson", &ndjson(&records(200, 2)));
+    bench.once();
+    let before = bench.number("select count(*) from raw");
+    let data = bench.path("data");
+    let left = [
+        "log/00000000000000ff.seg.tmp",
+        "operators/00000000000000ff.snap.tmp",
+        "lake/raw/_delta_log/.00000000000000ff.tmp",
+        "lake/raw/_delta_log/00000000000000000001.checkpoint.parquet#1",
+        "search/rsvps/000000/.tmpX3f",
+        "spill/reader-1/rows",
+        // Of a commit that did not happen, long ago.
+        "lake/raw/recent-00000000000000ff.parquet",
+    ]
+    .map(|name| data.join(name));
+    for path in &left {
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, b"half").expect("written");
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+        std::fs::File::options().write(true).open(path).and_then(|f| f.set_modified(long_ago)).expect("set");
+    }
+    bench.once();
+    let there: Vec<&PathBuf> = left.iter().filter(|path| path.exists()).collect();
+    assert_eq!(there, Vec::<&PathBuf>::new());
+    assert_eq!(bench.number("select count(*) from raw"), before);
+}

@@ -1,0 +1,85 @@
+//! A thread that panics ends the process with its name, or goes on; nobody waits for it for ever. `WEIR_TEST_PANIC` names the
+//! thread, in debug builds.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::server::start;
+use crate::support::{Bench, HTTP_ONLY, ndjson, records};
+
+const PANIC: &str = "WEIR_TEST_PANIC";
+
+/// The exit code and standard error of a run in which this thread panics.
+fn run(bench: &Bench, arguments: &[&str], thread: &str) -> (Option<i32>, String) {
+    let errors = bench.path("errors");
+    let mut child = bench
+        .command(arguments)
+        .env(PANIC, thread)
+        .stderr(File::create(&errors).expect("a file"))
+        .spawn()
+        .expect("the binary runs");
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it can be waited for") {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(120) {
+            let _ = child.kill();
+            panic!("{arguments:?}, {thread}: it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    (status.code(), std::fs::read_to_string(&errors).expect("text"))
+}
+
+#[test]
+fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
+    if !cfg!(debug_assertions) {
+        eprintln!("skipped: a release build is not asked to panic");
+        return;
+    }
+    let all = records(600, 3);
+    let server = "[server]\nhttp = \"127.0.0.1:0\"\n";
+    let views = ["lake/rsvps", "lake/raw", "counts/rsvps", "search/rsvps", "places/rsvps"];
+    let threads = ["source/in", "log-writer", "operators"].into_iter().chain(views);
+    let once = ["run", "--once"];
+    let runs = threads.map(|thread| (thread, &["run"][..], server));
+    let runs = runs.chain(["ticks", "maintenance"].map(|thread| (thread, &["run"][..], server)));
+    let runs = runs.chain(["source/in", "log-writer", "operators", "lake/rsvps"].map(|thread| (thread, &once[..], "")));
+    for (thread, arguments, server) in runs {
+        let bench = Bench::new(server);
+        bench.write("in.ndjson", &ndjson(&all));
+        let (code, errors) = run(&bench, arguments, thread);
+        assert_eq!(code, Some(1), "{arguments:?}, {thread}: {errors}");
+        let told = errors
+            .lines()
+            .any(|line| line.starts_with("weir: ") && line.contains(&format!("the thread `{thread}` panicked")));
+        assert!(told, "{arguments:?}, {thread}: {errors}");
+        bench.once();
+        assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), all.len() as u64, "{thread}");
+    }
+}
+
+#[test]
+fn a_panic_in_a_query_is_its_own_error() {
+    if !cfg!(debug_assertions) {
+        eprintln!("skipped: a release build is not asked to panic");
+        return;
+    }
+    let bench = Bench::new("");
+    bench.configure(HTTP_ONLY);
+    let server = crate::server::Server::start(bench.command(&["run"]).env(PANIC, "sql"), &bench.path("data"));
+    let question = json!({"sql": "select 1"}).to_string();
+    for _ in 0..10 {
+        let (status, answer) =
+            server.request("POST", "/api/v1/sql", &[("Content-Type", "application/json")], question.as_bytes());
+        assert_eq!((status, &answer["error"]["code"]), (500, &json!("failed")), "{answer}");
+    }
+    assert_eq!(server.post(&[], &ndjson(&records(3, 1))).0, 200);
+    server.stop();
+    let server = start(&bench);
+    assert_eq!(server.get("/readyz").0, 200);
+    server.stop();
+}
