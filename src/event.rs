@@ -47,6 +47,46 @@ pub struct Gap {
     pub reason: String,
 }
 
+/// Whether a source takes records in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SourceState {
+    #[default]
+    Running,
+    /// It has nothing to read yet, or cannot reach what it reads; nothing is lost by waiting.
+    Waiting,
+    /// It cannot go on as a whole. It continues by itself once the cause has gone, unless the reason says otherwise.
+    Halted,
+    /// It has read all there was.
+    Ended,
+}
+
+impl SourceState {
+    pub const ALL: [Self; 4] = [Self::Running, Self::Waiting, Self::Halted, Self::Ended];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Halted => "halted",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// How a source is, as the process knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceHealth {
+    pub state: SourceState,
+    pub reason: Option<String>,
+    /// Parts of it that wait, each with its reason; the first thousand.
+    pub waiting: std::collections::BTreeMap<String, String>,
+    /// How many parts wait.
+    pub waiting_total: usize,
+}
+
+/// A source's health, set by the source and shown to whoever asks.
+pub type SharedHealth = std::sync::Arc<std::sync::Mutex<SourceHealth>>;
+
 #[cfg(test)]
 mod tests {
     use super::*;

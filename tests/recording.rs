@@ -133,19 +133,6 @@ fn after_a_kill_the_folder_still_answers_and_says_what_is_pending() {
 }
 
 #[test]
-fn a_file_that_became_shorter_halts_its_source() {
-    let all = ndjson(&records(100, 6));
-    let bench = Bench::new("");
-    bench.write("in.ndjson", &all);
-    bench.once();
-    bench.write("in.ndjson", &all[..500]);
-    let output = bench.output(&["run", "--once"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("shorter"));
-    assert_eq!(bench.number("select count(*) from rsvps"), 100);
-}
-
-#[test]
 fn recordings_agree_with_a_recount() {
     let Some(folder) = recordings() else { return };
     let bytes = std::fs::read(folder.join("rsvps-2015-03-08.ndjson")).expect("the recording");

@@ -169,6 +169,23 @@ impl Windows {
 impl Status {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let answer = Asked::open(global)?.ask("status", &Params::new())?;
+        if global.format() == output::Format::Table {
+            tell_sources(&answer);
+        }
         output::answer(&answer, "views", global.format())
+    }
+}
+
+/// Says on the error stream which sources do not run as they should; the table has the views.
+fn tell_sources(answer: &serde_json::Value) {
+    for source in answer["sources"].as_array().into_iter().flatten() {
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let (name, state) = (text(&source["source"]), text(&source["state"]));
+        if let Some(reason) = source["reason"].as_str() {
+            eprintln!("source `{name}` {state}: {reason}");
+        }
+        for file in source["files"].as_array().into_iter().flatten() {
+            eprintln!("source `{name}`: {} waits: {}", text(&file["path"]), text(&file["reason"]));
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The declarations of streams are checked against SQL by `schema`; everything that can be known without it is checked here.
 
+mod file;
 mod place;
 pub mod stream;
 pub mod time_range;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::presets;
+pub use file::FileDef;
 pub use place::Location;
 use place::Place;
 pub use stream::{
@@ -173,13 +175,8 @@ pub struct Source {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
-    /// A file, a folder, or `-` for standard input.
-    File {
-        path: PathBuf,
-    },
-    WebSocket {
-        url: String,
-    },
+    File(FileDef),
+    WebSocket { url: String },
 }
 
 /// `./weir.toml` unless named; without it the data folder `./weir-data` speaks for itself.
@@ -633,10 +630,7 @@ fn sources(
             "file" => {
                 let path = needed(&source.path, "path")?;
                 let path = if path == "-" { path.into() } else { base.join(path) };
-                if path != Path::new("-") && !path.exists() {
-                    return Err(wrong(format!("{} does not exist", path.display())));
-                }
-                SourceKind::File { path }
+                SourceKind::File(file::def(source, path).map_err(&wrong)?)
             }
             "websocket" => {
                 let url = needed(&source.url, "url")?;
@@ -648,6 +642,9 @@ fn sources(
             "kafka" => return Err(wrong("type = \"kafka\" is not built yet".into())),
             other => return Err(wrong(format!("type = \"{other}\": write \"file\" or \"websocket\""))),
         };
+        if !matches!(kind, SourceKind::File(_)) {
+            file::refuse_keys(source).map_err(&wrong)?;
+        }
         let stream = match &source.stream {
             Some(stream) => stream.clone(),
             None if declared.streams.len() == 1 => declared.streams.keys().next().cloned().unwrap_or_default(),
@@ -740,7 +737,7 @@ mod tests {
         let wrong = [
             "[log]\nsgment = \"64MiB\"",
             "[server]\nhttp = \"0.0.0.0:8080\"",
-            "\n[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"no-such-file\"\n[streams.a]\npreset = \"rsvps\"",
+            "\n[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"logs\"\ninclude = [\"*.json\", \"[a\"]\n[streams.a]\npreset = \"rsvps\"",
             "[streams.raw]\npreset = \"rsvps\"",
             "[streams.a]\npreset = \"nothing\"",
             "[streams.a]\npreset = \"rsvps\"\nretensjon = \"1d\"",

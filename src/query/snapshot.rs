@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use arrow::array::RecordBatch;
 use serde::Serialize;
 
-use crate::event::{Gap, Lsn, Micros, rfc3339};
+use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
 use crate::operators::{Floors, Operators, PartitionState, StreamProgress, WindowProgress, positions, tables};
 use crate::schema::Catalog;
 use crate::views::counts::Counts;
@@ -53,6 +53,7 @@ pub struct AsOf {
 pub struct Progress {
     inner: Mutex<Inner>,
     operators: OnceLock<Arc<Mutex<Operators>>>,
+    sources: Mutex<BTreeMap<String, SharedHealth>>,
 }
 
 #[derive(Default)]
@@ -101,6 +102,18 @@ impl Progress {
     pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
         let Some(operators) = self.operators.get() else { return Vec::new() };
         operators.lock().unwrap_or_else(PoisonError::into_inner).waiting_partitions()
+    }
+
+    /// The sources at work, each with the health that it sets.
+    pub fn set_sources(&self, sources: BTreeMap<String, SharedHealth>) {
+        *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    /// How every source at work is at this moment.
+    pub fn sources(&self) -> BTreeMap<String, SourceHealth> {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = |health: &SharedHealth| health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        sources.iter().map(|(name, health)| (name.clone(), now(health))).collect()
     }
 
     /// A frame is synced.

@@ -11,7 +11,8 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, ident};
 
 use super::{Handles, QueryError};
-use crate::event::{Lsn, Micros};
+use crate::event::{Lsn, Micros, SourceHealth, SourceState};
+use crate::operators::PartitionState;
 use crate::views::lake::files::partition_folder;
 
 /// Names of the tables in the schema `weir`.
@@ -125,14 +126,70 @@ fn gaps(handles: &Handles) -> Columns {
     ]
 }
 
+/// A row per partition, and one per source or part of it that waits without having been read.
+struct SourceRow {
+    source: String,
+    partition: String,
+    position: Option<u64>,
+    received_at: Option<Micros>,
+    state: &'static str,
+    reason: Option<String>,
+}
+
 fn sources(handles: &Handles) -> Columns {
-    let partitions = handles.progress.partitions();
+    let rows = source_rows(&handles.progress.partitions(), &handles.progress.sources());
+    let position = rows.iter().map(|r| r.position.map(|p| p as i64)).collect::<Int64Array>();
+    let received = rows.iter().map(|r| r.received_at).collect::<TimestampMicrosecondArray>().with_timezone("UTC");
     vec![
-        ("source", text(partitions.keys().map(|(s, _)| s.clone()))),
-        ("partition", text(partitions.keys().map(|(_, p)| p.clone()))),
-        ("position", number(partitions.values().map(|p| p.next_position))),
-        ("received_at", time(partitions.values().map(|p| p.received_at))),
+        ("source", text(rows.iter().map(|r| r.source.clone()))),
+        ("partition", text(rows.iter().map(|r| r.partition.clone()))),
+        ("position", Arc::new(position)),
+        ("received_at", Arc::new(received)),
+        ("state", text(rows.iter().map(|r| r.state.to_owned()))),
+        ("reason", Arc::new(rows.iter().map(|r| r.reason.clone()).collect::<StringArray>())),
     ]
+}
+
+fn source_rows(
+    partitions: &BTreeMap<(String, String), PartitionState>,
+    sources: &BTreeMap<String, SourceHealth>,
+) -> Vec<SourceRow> {
+    let mut rows = Vec::new();
+    for ((source, partition), read) in partitions {
+        let health = sources.get(source);
+        // A partition of files is named by the path that it was read from first.
+        let path = partition.rsplit_once('@').map_or(partition.as_str(), |(path, _)| path);
+        let waits = health.and_then(|h| h.waiting.get(path));
+        let (state, reason) = match (health, waits) {
+            (_, Some(reason)) => (SourceState::Waiting.name(), Some(reason.clone())),
+            (Some(health), None) => (health.state.name(), health.reason.clone()),
+            // Nobody reads it: the source is not configured any more, is the server's own, or no process runs.
+            (None, None) => ("", None),
+        };
+        rows.push(SourceRow {
+            source: source.clone(),
+            partition: partition.clone(),
+            position: Some(read.next_position),
+            received_at: Some(read.received_at),
+            state,
+            reason,
+        });
+    }
+    for (source, health) in sources {
+        let is_there = |rows: &[SourceRow], path: &str| {
+            let named = |partition: &str| partition.rsplit_once('@').map_or(partition, |(path, _)| path) == path;
+            rows.iter().any(|row| row.source == *source && (path.is_empty() || named(&row.partition)))
+        };
+        let whole = (String::new(), health.reason.clone(), health.state);
+        let parts = health.waiting.iter().map(|(path, why)| (path.clone(), Some(why.clone()), SourceState::Waiting));
+        for (partition, reason, state) in std::iter::once(whole).chain(parts) {
+            if !is_there(&rows, &partition) {
+                let (position, received_at, state) = (None, None, state.name());
+                rows.push(SourceRow { source: source.clone(), partition, position, received_at, state, reason });
+            }
+        }
+    }
+    rows
 }
 
 fn views(handles: &Handles) -> Columns {

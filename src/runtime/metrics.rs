@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::maintenance::folder_bytes;
 use crate::config::VENUE_BYTES;
-use crate::event::Lsn;
+use crate::event::{Lsn, SourceState};
 use crate::query::Handles;
 
 /// `parts`: bytes held at present by what the memory is shared among, beside hot rows.
@@ -32,6 +32,13 @@ pub(super) fn publish(
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
         metrics::gauge!("weir_open_sessions", "stream" => name.clone()).set(stream.open_sessions as f64);
         metrics::counter!("weir_repeats_total", "stream" => name).absolute(totals.repeats);
+    }
+    for (name, health) in progress.sources() {
+        for state in SourceState::ALL {
+            metrics::gauge!("weir_source_state", "source" => name.clone(), "state" => state.name())
+                .set(f64::from(u8::from(health.state == state)));
+        }
+        metrics::gauge!("weir_source_waiting", "source" => name).set(health.waiting_total as f64);
     }
     for (name, window) in progress.windows() {
         metrics::gauge!("weir_window_groups", "window" => name.clone()).set(window.groups as f64);

@@ -28,7 +28,7 @@ use arrow::datatypes::SchemaRef;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Declarations, SourceKind};
-use crate::event::{Lsn, lsn_zero};
+use crate::event::{Lsn, SharedHealth, SourceState, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{OperatorError, positions};
 use crate::query::sql::{SqlEngine, SqlLimits};
@@ -258,9 +258,13 @@ impl Running {
 
     fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
         let mut connected = Connected::from([(HTTP.to_owned(), Arc::new(AtomicBool::new(!options.once)))]);
+        let mut healths = BTreeMap::new();
         for source in &config.sources {
             let is_connected = Arc::new(AtomicBool::new(false));
             connected.insert(source.name.clone(), is_connected.clone());
+            let health = SharedHealth::default();
+            healths.insert(source.name.clone(), health);
+            let health = healths[&source.name].clone();
             let ring = self.pipeline.ring.clone();
             let context = sources::Context {
                 name: source.name.clone(),
@@ -273,6 +277,7 @@ impl Running {
                 wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
                 is_connected,
                 unwrap: source.unwrap.clone(),
+                health: health.clone(),
                 partitions: resume
                     .partitions
                     .iter()
@@ -287,8 +292,8 @@ impl Running {
                     let _watch = watch;
                     panic_if_asked(&format!("source/{}", context.name));
                     let result = match kind {
-                        SourceKind::File { path } if path.as_os_str() == "-" => sources::stdin::run(&context, &*clock),
-                        SourceKind::File { path } => sources::file::run(&context, &path),
+                        SourceKind::File(def) if def.is_stdin() => sources::stdin::run(&context, &*clock),
+                        SourceKind::File(def) => sources::file::run(&context, &def),
                         SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
                     };
                     match result {
@@ -299,7 +304,9 @@ impl Running {
                             Ok(())
                         }
                         Err(error) => {
-                            tracing::error!(source = context.name, %error, "the source has halted");
+                            let way_out = "repair the cause and restart weir";
+                            tracing::error!(source = context.name, %error, "the source has halted; {way_out}");
+                            context.set_state(SourceState::Halted, Some(format!("{error}; {way_out}")));
                             Err(error)
                         }
                         Ok(()) => Ok(()),
@@ -308,6 +315,7 @@ impl Running {
                 .expect("the system can start a thread");
             self.sources.push((source.name.clone(), thread));
         }
+        self.handles.progress.set_sources(healths);
         let (ingest, progress, stop) = (self.ingest()?, self.handles.progress.clone(), self.stop.clone());
         self.ticks = Some(Ticker { ingest, progress, connected, stop }.start(self.panics.watch()));
         Ok(())
@@ -363,8 +371,9 @@ impl Running {
         self.pipeline.has_failed() || self.panics.any()
     }
 
-    /// Why not everything goes on, if so; for a readiness probe that outlives this borrow.
-    pub fn readiness(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
+    /// What waits without keeping the rest from going on, or why not everything goes on; for a readiness probe that outlives this borrow.
+    pub fn readiness(&self) -> Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync> {
+        let progress = self.handles.progress.clone();
         let views: Vec<(String, Arc<Status>)> =
             self.pipeline.view_names.iter().cloned().zip(self.pipeline.views.iter().cloned()).collect();
         let has_resumed = self.has_resumed.clone();
@@ -376,8 +385,25 @@ impl Running {
             if let Some(reason) = intake.full() {
                 return Err(reason);
             }
-            let failed = views.iter().find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)));
-            failed.map_or(Ok(()), Err)
+            if let Some(failed) = views.iter().find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)))
+            {
+                return Err(failed);
+            }
+            let mut waiting = Vec::new();
+            for (name, health) in progress.sources() {
+                let reason = || {
+                    format!("source `{name}` {}: {}", health.state.name(), health.reason.clone().unwrap_or_default())
+                };
+                match health.state {
+                    SourceState::Halted => return Err(reason()),
+                    SourceState::Waiting => waiting.push(reason()),
+                    SourceState::Running | SourceState::Ended if health.waiting_total > 0 => {
+                        waiting.push(format!("source `{name}`: {} files wait", health.waiting_total));
+                    }
+                    SourceState::Running | SourceState::Ended => {}
+                }
+            }
+            Ok(waiting)
         })
     }
 

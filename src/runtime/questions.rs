@@ -15,6 +15,9 @@ use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::windows::{WindowsQuestion, windows};
 use crate::query::{Handles, QueryError};
 
+/// Waiting files that the status lists of a source; `weir.sources` has the others.
+const STATUS_FILES: usize = 20;
+
 /// Parameters by name.
 pub type Params = BTreeMap<String, String>;
 
@@ -181,10 +184,24 @@ impl Answers {
                 (name, state)
             })
             .collect();
+        let sources: Vec<Value> = progress
+            .sources()
+            .into_iter()
+            .map(|(name, health)| {
+                json!({
+                    "source": name,
+                    "state": health.state.name(),
+                    "reason": health.reason,
+                    "waiting": health.waiting_total,
+                    "files": health.waiting.iter().take(STATUS_FILES).map(|(path, reason)| json!({"path": path, "reason": reason})).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
         json!({
             "synced_lsn": synced,
             "streams": streams,
             "views": views.iter().map(|(name, lsn)| json!({"view": name, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
+            "sources": sources,
             "gaps": progress.gaps().len(),
         })
     }

@@ -47,7 +47,7 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 pub struct Parts {
     pub answers: Answers,
     /// Why the process is not ready, if it is not.
-    pub readiness: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub readiness: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
     pub metrics: PrometheusHandle,
     pub backup: Backup,
     /// Set, the process starts anew without giving up its port: what was rebuilt takes its place then.

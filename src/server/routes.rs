@@ -239,7 +239,8 @@ pub async fn healthz() -> Json<Value> {
 #[utoipa::path(get, path = "/readyz", responses((status = 200), (status = 503)))]
 pub async fn readyz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     match (app.0.parts.readiness)() {
-        Ok(()) => Ok(Json(json!({"status": "ready"}))),
+        Ok(waiting) if waiting.is_empty() => Ok(Json(json!({"status": "ready"}))),
+        Ok(waiting) => Ok(Json(json!({"status": "ready", "waiting": waiting}))),
         Err(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why, "see the log")),
     }
 }

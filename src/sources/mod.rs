@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::event::Gap;
+use crate::event::{Gap, SharedHealth, SourceHealth, SourceState};
 use crate::ingest::{Ingest, Submission};
 use crate::operators::PartitionState;
 use crate::wal::Kind;
@@ -61,6 +61,8 @@ pub struct Context {
     pub is_connected: Arc<AtomicBool>,
     /// The member of top-level objects whose elements are the records.
     pub unwrap: Option<String>,
+    /// How the source is, for status, readiness and metrics.
+    pub health: SharedHealth,
     /// Where this source's partitions go on.
     pub partitions: Vec<(String, PartitionState)>,
 }
@@ -77,15 +79,26 @@ impl Gap {
     }
 }
 
+impl Context {
+    pub fn set_health(&self, health: SourceHealth) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+    }
+
+    /// Sets how the source is as a whole.
+    pub fn set_state(&self, state: SourceState, reason: Option<String>) {
+        self.set_health(SourceHealth { state, reason, ..SourceHealth::default() });
+    }
+}
+
 /// Why a source ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
-    #[error(
-        "{path} is shorter ({size} bytes) than what has been read of it ({read}); give a file that was begun anew another name"
-    )]
-    Shrunk { path: String, size: u64, read: u64 },
+    #[error("{path} does not exist; nothing was read")]
+    Missing { path: String },
+    #[error("{path}: {reason}")]
+    Pattern { path: String, reason: String },
     #[error(transparent)]
     Ingest(#[from] crate::ingest::IngestError),
 }

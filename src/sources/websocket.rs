@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
-use crate::event::{Gap, Micros};
+use crate::event::{Gap, Micros, SourceState};
 use crate::ingest::{IngestError, Receipt, Submission};
 use crate::wal::{About, Kind, RecordsBuilder};
 
@@ -40,6 +40,7 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
     // A restart is a gap too: from the last record that was synced to the first one that comes.
     let mut missed_since = context.partitions.iter().map(|(_, p)| p.received_at).max();
     let mut retry = FIRST_RETRY;
+    context.set_state(SourceState::Waiting, Some(format!("{url}: not connected yet")));
     let mut told = false;
     while !context.stop.is_asked() {
         let started = Instant::now();
@@ -70,6 +71,7 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
         } else {
             tracing::warn!(source = context.name, url, reason, "not connected; trying again");
         }
+        context.set_state(SourceState::Waiting, Some(format!("{url}: not connected: {reason}; trying again")));
         told = started.elapsed() < STEADY;
         // Up to half of it more, so that many clients do not come back together.
         let jitter = retry.mul_f64(rand::random::<f64>() / 2.0);
@@ -117,6 +119,7 @@ impl Listener<'_> {
             .map_err(|_| Ended::Connection("no answer in time".into()))?
             .map_err(lost)?;
         tracing::info!(source = self.context.name, url, "connected");
+        self.context.set_state(SourceState::Running, None);
         self.context.is_connected.store(true, Ordering::Release);
         self.heard_at = self.clock.now();
         self.tell_gap("not connected")?;

@@ -6,18 +6,59 @@
 //! | 2 | varint: the position behind the frame, where the source goes on |
 //! | 3 | idempotency key: 32 bytes SHA-256 of the body, then the key |
 //! | 4 | per record of a retry, the dead letter that it brings back: varint LSN |
-//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start |
+//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position |
 //! | 6 | cut records: per record varint index, varint original length |
 
 use super::record::DamagedFrame;
 
 /// Identity of a file: what it begins with, and its inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileIdentity {
     pub inode: u64,
     /// Bytes of the file's start that `crc` covers, at most 1 KiB.
     pub head: u64,
     pub crc: u32,
+    /// CRC-32C of all plain bytes up to the position that is stored with it.
+    #[serde(default)]
+    pub content: Option<u32>,
+    /// Size and modification time, in nanoseconds, of the file when it held nothing behind that position.
+    #[serde(default)]
+    pub complete: Option<(u64, u64)>,
+}
+
+impl FileIdentity {
+    fn encode(&self) -> Vec<u8> {
+        let mut part = Vec::new();
+        put_varint(&mut part, self.inode);
+        put_varint(&mut part, self.head);
+        part.extend_from_slice(&self.crc.to_le_bytes());
+        if let Some(content) = self.content {
+            part.push(1);
+            part.extend_from_slice(&content.to_le_bytes());
+        }
+        if let Some((size, mtime)) = self.complete {
+            part.push(2);
+            put_varint(&mut part, size);
+            put_varint(&mut part, mtime);
+        }
+        part
+    }
+
+    fn decode(mut part: &[u8]) -> Result<Self, DamagedFrame> {
+        let (inode, head) = (take_varint(&mut part)?, take_varint(&mut part)?);
+        let crc = take_u32(&mut part)?;
+        let mut file = Self { inode, head, crc, ..Self::default() };
+        while let Some((&field, rest)) = part.split_first() {
+            part = rest;
+            match field {
+                1 => file.content = Some(take_u32(&mut part)?),
+                2 => file.complete = Some((take_varint(&mut part)?, take_varint(&mut part)?)),
+                // Fields of a later version follow those known here.
+                _ => break,
+            }
+        }
+        Ok(file)
+    }
 }
 
 /// The `about` part of a frame, decoded.
@@ -56,11 +97,7 @@ impl About {
             put_numbers(&mut out, 4, &self.retry_of);
         }
         if let Some(file) = self.file {
-            let mut part = Vec::new();
-            put_varint(&mut part, file.inode);
-            put_varint(&mut part, file.head);
-            part.extend_from_slice(&file.crc.to_le_bytes());
-            put_part(&mut out, 5, &part);
+            put_part(&mut out, 5, &file.encode());
         }
         if !self.cut.is_empty() {
             let numbers: Vec<u64> = self.cut.iter().flat_map(|(i, n)| [*i, *n]).collect();
@@ -95,11 +132,7 @@ impl About {
                         about.retry_of.push(take_varint(&mut part)?);
                     }
                 }
-                5 => {
-                    let (inode, head) = (take_varint(&mut part)?, take_varint(&mut part)?);
-                    let crc = part.first_chunk::<4>().ok_or(DamagedFrame)?;
-                    about.file = Some(FileIdentity { inode, head, crc: u32::from_le_bytes(*crc) });
-                }
+                5 => about.file = Some(FileIdentity::decode(part)?),
                 6 => {
                     while !part.is_empty() {
                         about.cut.push((take_varint(&mut part)?, take_varint(&mut part)?));
@@ -135,6 +168,12 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+fn take_u32(bytes: &mut &[u8]) -> Result<u32, DamagedFrame> {
+    let (number, rest) = bytes.split_first_chunk::<4>().ok_or(DamagedFrame)?;
+    *bytes = rest;
+    Ok(u32::from_le_bytes(*number))
+}
+
 fn take_varint(bytes: &mut &[u8]) -> Result<u64, DamagedFrame> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
@@ -161,6 +200,8 @@ mod tests {
             next in proptest::option::of(any::<u64>()),
             key in proptest::option::of("[a-z0-9]{0,128}"),
             file in proptest::option::of((any::<u64>(), 0u64..1024, any::<u32>())),
+            content in proptest::option::of(any::<u32>()),
+            complete in proptest::option::of(any::<(u64, u64)>()),
             cut in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
         ) {
             let positions = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
@@ -169,7 +210,7 @@ mod tests {
                 next_position: next,
                 idempotency: key.map(|k| ([7; 32], k)),
                 retry_of: next.map(|n| n / 2).into_iter().collect(),
-                file: file.map(|(inode, head, crc)| FileIdentity { inode, head, crc }),
+                file: file.map(|(inode, head, crc)| FileIdentity { inode, head, crc, content, complete }),
                 cut,
             };
             prop_assert_eq!(About::decode(&about.encode(first), first), Ok(about));

@@ -1,283 +1,337 @@
-//! Files: NDJSON, a JSON array, either gzipped; a folder of them.
+//! Files: NDJSON or a JSON array, plain or compressed; one, those of a folder, or those that a glob names.
 //!
-//! A file is known by its beginning and its inode, else its path, so that it is read once also when it is renamed. Each record
-//! is taken exactly once: the position that a frame carries is where reading goes on.
+//! Each record is taken exactly once, whatever happens to the file meanwhile. What a partition is, is a *content*: known by how
+//! it begins, by the inode that held it last, and by the checksum of everything that was read of it. A file that is renamed,
+//! compressed or copied continues its partition; another content in the same file, or a file that became shorter, begins a new
+//! one.
+//!
+//! In the order in which data flows: [`discover`] finds files, [`watch`] hears of changes, [`look`] notes what changed;
+//! [`compare`] and [`identity`] decide which partition a file is, with what [`known`] has of them; [`examine`] acts on it;
+//! [`follow`] reads with [`content`], [`frame`] sends to the log.
+//!
+//! A file that cannot be read waits and is tried again, and the others are read; nothing that happens to one file ends the
+//! source.
 
+mod compare;
 mod content;
+mod discover;
+mod examine;
+mod follow;
 pub(super) mod frame;
+mod identity;
+mod known;
+mod look;
+mod watch;
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use super::lines::{Item, Reader};
-use super::{Context, SourceError, message};
-use crate::operators::PartitionState;
-use crate::wal::{FileIdentity, Kind};
-use content::{Input, is_gzip, open_at, plain};
-use frame::{FrameBuilder, InFlight};
+use super::{Context, SourceError};
+use crate::config::FileDef;
+use crate::event::{SourceHealth, SourceState};
+use compare::is_still;
+use discover::{Pattern, Role, Stamp};
+use follow::{Follower, ReadError, note_end};
+use frame::InFlight;
+use known::{Id, Known};
+use watch::Watch;
 
-const HEAD_BYTES: u64 = 1 << 10;
-/// How often a file that was read to its end is looked at again.
-const POLL: Duration = Duration::from_millis(200);
+/// How long a run that ends waits for files to come to rest.
+const LATE: Duration = Duration::from_secs(30);
+/// Waiting parts that are listed by name.
+const LISTED: usize = 1_000;
+/// Descriptors kept open: of files that grow, so that one that is renamed or removed is read to its end.
+const MAX_OPEN: usize = 64;
+/// Descriptors kept of files to which no path of the source leads any more.
+const MAX_LEAVING: usize = 16;
 
-/// Reads a file, the files of a folder, until asked to stop; with `once`, to the end of what is there.
-pub fn run(context: &Context, path: &Path) -> Result<(), SourceError> {
-    let mut open: Vec<OpenFile> = Vec::new();
-    let mut known: HashSet<(PathBuf, u64)> = HashSet::new();
-    let mut read: BTreeMap<String, PartitionState> = context.partitions.iter().cloned().collect();
-    let mut in_flight = InFlight::default();
-    loop {
-        let there = files_in(path)?;
-        // A file that is gone, or replaced under its name, is not read through that name any more.
-        open.retain(|file| there.contains(&(file.path.clone(), file.inode)));
-        known.retain(|file| there.contains(file));
-        for (path, inode) in there {
-            if known.insert((path.clone(), inode)) {
-                let file = OpenFile::open(&path, inode, &read)?;
-                open.push(file);
-            }
-        }
-        let mut is_busy = false;
-        for file in &mut open {
-            is_busy |= file.read_on(context, &mut in_flight)?;
-            // What is known of it now decides whether a file that appears later is the same one.
-            read.insert(file.partition.clone(), file.state());
-        }
-        in_flight.settle()?;
-        if context.stop.is_asked() || context.once && !is_busy {
-            return Ok(());
-        }
-        if !is_busy && context.stop.wait(POLL) {
-            return Ok(());
+/// How long things take; tests wait less.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    /// How often the source looks around when it is idle.
+    poll: Duration,
+    /// A file that has not changed for this long is at rest.
+    settle: Duration,
+    /// A file to which no path leads any more is let go after so long without growth.
+    linger: Duration,
+    /// Between two tries of a file that cannot be read.
+    first_retry: Duration,
+    last_retry: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_millis(200),
+            settle: Duration::from_secs(1),
+            linger: Duration::from_secs(30),
+            first_retry: Duration::from_millis(500),
+            last_retry: Duration::from_secs(30),
         }
     }
 }
 
-/// The path itself, or the files of the folder it names, by name; hidden ones are passed over.
-fn files_in(path: &Path) -> Result<Vec<(PathBuf, u64)>, SourceError> {
-    let wrong = |source| SourceError::Io { path: path.display().to_string(), source };
-    let metadata = match std::fs::metadata(path) {
-        // Being replaced: it is looked for again.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        metadata => metadata.map_err(wrong)?,
-    };
-    if !metadata.is_dir() {
-        return Ok(vec![(path.to_owned(), metadata.ino())]);
-    }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(wrong)? {
-        let entry = entry.map_err(wrong)?;
-        let metadata = entry.metadata().map_err(wrong)?;
-        if metadata.is_file() && !entry.file_name().to_string_lossy().starts_with('.') {
-            files.push((entry.path(), metadata.ino()));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-struct OpenFile {
-    label: String,
-    partition: String,
-    path: PathBuf,
-    inode: u64,
-    head: Vec<u8>,
-    reader: Option<Reader<Input>>,
-    next_position: u64,
-    cut_line: Option<(u64, u64)>,
-    /// Something was taken since the last end was noted.
-    is_moved: bool,
-}
-
-impl OpenFile {
-    fn open(path: &Path, inode: u64, read: &BTreeMap<String, PartitionState>) -> Result<Self, SourceError> {
-        let label = path.display().to_string();
-        let wrong = |source| SourceError::Io { path: label.clone(), source };
-        let mut head = Vec::new();
-        plain(path).map_err(wrong)?.take(HEAD_BYTES).read_to_end(&mut head).map_err(wrong)?;
-        let known: Vec<(String, PartitionState)> = read.iter().map(|(p, s)| (p.clone(), s.clone())).collect();
-        let found = recognise(&known, &label, inode, &head);
-
-        let (partition, state) = match found {
-            Some((partition, state)) => (partition.clone(), state.clone()),
-            None => (format!("{label}@{inode}"), PartitionState::default()),
+/// Reads files until asked to stop; with `once`, to the end of what is there.
+pub fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
+    let result = Source::new(context, def, Timing::default())?.run();
+    if result.is_ok() {
+        let (waiting, waiting_total) = {
+            let health = context.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            (health.waiting.clone(), health.waiting_total)
         };
+        context.set_health(SourceHealth { state: SourceState::Ended, reason: None, waiting, waiting_total });
+    }
+    result
+}
+
+/// What is known of a file that a path leads to.
+struct Tracked {
+    stamp: Stamp,
+    role: Role,
+    state: Tracking,
+    /// The partition that it was last.
+    bound: Option<Id>,
+    /// Its stamp is another one than when it was looked at last.
+    is_changed: bool,
+    /// Since when its stamp is what it is, as seen from here.
+    since: Instant,
+    retry: Retry,
+    /// Why it waits; told once.
+    reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tracking {
+    New,
+    Bound,
+    /// Which partition it is cannot be told yet.
+    Undecided,
+    /// It could not be read.
+    Failed,
+    /// Nothing of it is to be read: it is empty, or no part of this source.
+    Passed,
+}
+
+/// When a file that could not be read is tried again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Retry {
+    tries: u32,
+    at: Option<Instant>,
+    /// Only once the file has changed: its content was at fault.
+    on_change: bool,
+}
+
+/// A source of files at work.
+struct Source<'a> {
+    context: &'a Context,
+    pattern: Pattern,
+    timing: Timing,
+    known: Known,
+    files: BTreeMap<PathBuf, Tracked>,
+    followers: BTreeMap<Id, Follower>,
+    in_flight: InFlight,
+    watch: Watch,
+    /// Folders with their time of change at the last walk.
+    folders: BTreeMap<PathBuf, u64>,
+    walked: Option<Instant>,
+    is_walk_due: bool,
+    walk_every: Duration,
+    /// What changes meanwhile is noted together.
+    walk_soonest: Duration,
+    /// What could not be looked at in the last walk.
+    failed: BTreeMap<PathBuf, String>,
+    is_missing: bool,
+    is_cut: bool,
+    started: Instant,
+    told: SourceHealth,
+}
+
+impl<'a> Source<'a> {
+    fn new(context: &'a Context, def: &FileDef, timing: Timing) -> Result<Self, SourceError> {
+        let path = || def.path.display().to_string();
+        let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern { path: path(), reason: e.to_string() })?;
+        let watch = if context.once { Watch::default() } else { Watch::new() };
         Ok(Self {
-            label,
-            partition,
-            path: path.to_owned(),
-            inode,
-            head,
-            reader: None,
-            next_position: state.next_position,
-            cut_line: state.cut_line,
-            is_moved: false,
+            context,
+            pattern,
+            timing,
+            known: Known::new(&context.partitions),
+            files: BTreeMap::new(),
+            followers: BTreeMap::new(),
+            in_flight: InFlight::default(),
+            watch,
+            folders: BTreeMap::new(),
+            walked: None,
+            is_walk_due: false,
+            walk_every: timing.poll,
+            walk_soonest: Duration::ZERO,
+            failed: BTreeMap::new(),
+            is_missing: false,
+            is_cut: false,
+            started: Instant::now(),
+            told: SourceHealth::default(),
         })
     }
 
-    /// What is known of it, as the log knows it after the frames sent so far.
-    fn state(&self) -> PartitionState {
-        PartitionState {
-            next_position: self.next_position,
-            file: Some(self.identity(self.next_position)),
-            received_at: 0,
-            cut_line: self.cut_line,
-            cut_lsns: Vec::new(),
-        }
-    }
-
-    fn identity(&self, read: u64) -> FileIdentity {
-        let head = (self.head.len() as u64).min(read).min(HEAD_BYTES);
-        FileIdentity { inode: self.inode, head, crc: crc32c::crc32c(&self.head[..head as usize]) }
-    }
-
-    /// Takes what is there; true if that was something.
-    fn read_on(&mut self, context: &Context, in_flight: &mut InFlight) -> Result<bool, SourceError> {
-        self.check_size()?;
-        let mut frame = FrameBuilder::new(self.next_position);
-        let mut is_busy = false;
-        let mut cut = None;
-        while !context.stop.is_asked() {
-            let Some(item) = self.next_item(context)? else { break };
-            if !item.is_terminated && !message::is_whole(&item.bytes) {
-                cut = Some(item);
+    fn run(&mut self) -> Result<(), SourceError> {
+        while !self.context.stop.is_asked() {
+            self.look();
+            if self.context.once && self.is_missing {
+                return Err(SourceError::Missing { path: self.pattern.path().display().to_string() });
+            }
+            let is_busy = self.examine_all()? | self.read_all()?;
+            if is_busy {
+                continue;
+            }
+            self.in_flight.settle()?;
+            self.report();
+            if self.context.once && self.is_done() {
+                self.end_all()?;
                 break;
             }
-            is_busy = true;
-            frame.push(&item, context);
-            self.next_position = item.end;
-            if frame.is_full() {
-                let full = std::mem::replace(&mut frame, FrameBuilder::with_room(self.next_position));
-                self.submit(context, in_flight, full, self.next_position)?;
-            }
+            self.context.stop.wait(self.timing.poll);
         }
-        if !frame.is_empty() {
-            self.submit(context, in_flight, frame, self.next_position)?;
+        self.in_flight.settle()
+    }
+
+    /// Reads a part of every file that has something; whether there was any.
+    fn read_all(&mut self) -> Result<bool, SourceError> {
+        let mut is_busy = false;
+        let ids: Vec<Id> = self.followers.keys().copied().collect();
+        for id in ids {
+            is_busy |= self.read(id)?;
         }
-        if let Some(item) = cut {
-            self.tell_cut_line(context, in_flight, &item)?;
-        }
-        if context.once && std::mem::take(&mut self.is_moved) {
-            let mut end = FrameBuilder::new(self.next_position);
-            end.add_payload();
-            let file = Some(self.identity(self.next_position));
-            let end = end.submission(context, Kind::End, &self.partition, self.next_position, file);
-            in_flight.submit(context, end)?;
-        }
+        self.let_go();
         Ok(is_busy)
     }
 
-    /// An end without its newline waits for the rest. A run that ends tells it as a dead letter, once, and stays before it.
-    fn tell_cut_line(&mut self, context: &Context, in_flight: &mut InFlight, item: &Item) -> Result<(), SourceError> {
-        // Only a fresh read sees the rest of it.
-        self.reader = None;
-        let told = Some((item.start, item.length));
-        if !context.once || self.cut_line == told {
-            return Ok(());
+    /// Reads a part of a file; whether there was any.
+    fn read(&mut self, id: Id) -> Result<bool, SourceError> {
+        let Some(follower) = self.followers.get_mut(&id) else { return Ok(false) };
+        // The content behind a path is compared before it is read on.
+        let is_due = follower.path.as_ref().is_none_or(|path| {
+            follower.is_begun() && self.files.get(path).is_some_and(|file| file.state == Tracking::Bound)
+        });
+        if !is_due {
+            return Ok(false);
         }
-        let mut frame = FrameBuilder::new(item.start);
-        if item.length > context.record_bytes as u64 {
-            frame.push(item, context);
-        } else {
-            frame.add(item.start, &item.bytes);
+        if follower.path.is_none() && !follower.is_in_slice() && !follower.is_at_end() {
+            let is_still = follower.stamp().and_then(|stamp| is_still(follower.content(), stamp, &self.known, id));
+            if !is_still.unwrap_or(false) {
+                self.followers.remove(&id);
+                self.release_partition(id);
+                return Ok(false);
+            }
         }
-        self.submit(context, in_flight, frame, item.start)?;
-        self.cut_line = told;
-        Ok(())
+        match follower.read_slice(self.context, &mut self.known, &mut self.in_flight) {
+            Ok(slice) => Ok(slice.was_busy || !slice.is_end),
+            Err(ReadError::Source(error)) => Err(error),
+            Err(ReadError::File(error)) => {
+                let path = self.followers.remove(&id).and_then(|follower| follower.path);
+                self.release_partition(id);
+                let partition = &self.known.get(id).name;
+                match path {
+                    Some(path) => self.fail(&path, &error),
+                    None => {
+                        tracing::warn!(source = self.context.name, partition, %error, "a removed file could not be read to its end");
+                    }
+                }
+                Ok(true)
+            }
+        }
     }
 
-    fn next_item(&mut self, context: &Context) -> Result<Option<Item>, SourceError> {
-        let wrong = |source| SourceError::Io { path: self.label.clone(), source };
-        if self.reader.is_none() {
-            let input = open_at(&self.path, self.next_position).map_err(wrong)?;
-            let (head, unwrap) = (&self.head[..], context.unwrap.as_deref());
-            self.reader = Some(Reader::new(input, self.next_position, head, unwrap, context.record_bytes + 1));
+    /// Lets go of descriptors: of files that no path leads to and that no longer grow, and of more than may be open.
+    fn let_go(&mut self) {
+        let linger = if self.context.once { Duration::ZERO } else { self.timing.linger };
+        let mut leaving: Vec<(Instant, Id)> =
+            self.followers.values().filter(|f| f.path.is_none() && f.is_at_end()).map(|f| (f.active, f.id)).collect();
+        leaving.sort();
+        let over = leaving.len().saturating_sub(MAX_LEAVING);
+        for (n, (active, id)) in leaving.into_iter().enumerate() {
+            if n >= over && active.elapsed() < linger {
+                continue;
+            }
+            self.followers.remove(&id);
+            self.release_partition(id);
         }
-        let item = match &mut self.reader {
-            Some(reader) => reader.next_item().map_err(wrong)?,
-            None => None,
+        let mut idle: Vec<(Instant, Id)> =
+            self.followers.values().filter(|f| f.path.is_some() && f.is_at_end()).map(|f| (f.active, f.id)).collect();
+        let over = self.followers.len().saturating_sub(MAX_OPEN);
+        idle.sort();
+        for (_, id) in idle.into_iter().take(over) {
+            self.followers.remove(&id);
+        }
+    }
+
+    /// Whether everything that is there was read, and what waits is not waited for by a run that ends.
+    fn is_done(&self) -> bool {
+        // A file that never comes to rest is not waited for without end.
+        let is_late = self.started.elapsed() > LATE;
+        let is_open = |file: &Tracked| match file.state {
+            Tracking::New => true,
+            Tracking::Undecided => !is_late,
+            Tracking::Bound | Tracking::Passed => file.is_changed,
+            Tracking::Failed => false,
         };
-        if item.is_none() {
-            self.reader = None;
-        }
-        Ok(item)
+        self.followers.values().all(Follower::is_at_end) && !self.files.values().any(is_open)
     }
 
-    fn check_size(&mut self) -> Result<(), SourceError> {
-        let path = &self.path;
-        let wrong = |source| SourceError::Io { path: self.label.clone(), source };
-        let size = std::fs::metadata(path).map_err(wrong)?.len();
-        if is_gzip(path) {
-            return Ok(());
-        }
-        if size < self.next_position {
-            return Err(SourceError::Shrunk { path: self.label.clone(), size, read: self.next_position });
-        }
-        if (self.head.len() as u64) < HEAD_BYTES.min(size) {
-            self.head.clear();
-            let mut file = File::open(path).map_err(wrong)?.take(HEAD_BYTES);
-            file.read_to_end(&mut self.head).map_err(wrong)?;
+    /// Notes the end of every partition that was read and could not be read to its end.
+    fn end_all(&mut self) -> Result<(), SourceError> {
+        for id in self.known.moved() {
+            note_end(self.context, &self.known, id, &mut self.in_flight)?;
         }
         Ok(())
     }
 
-    fn submit(
-        &mut self,
-        context: &Context,
-        in_flight: &mut InFlight,
-        frame: FrameBuilder,
-        next: u64,
-    ) -> Result<(), SourceError> {
-        let file = Some(self.identity(next));
-        self.is_moved = true;
-        in_flight.submit(context, frame.submission(context, Kind::Record, &self.partition, next, file))
+    /// Publishes how the source is, and says once what is wrong with it as a whole.
+    fn report(&mut self) {
+        let path = self.pattern.path().display().to_string();
+        let whole = self.pattern.root().to_owned();
+        let (state, reason) = if let Some(reason) = self.failed.get(&whole) {
+            (SourceState::Halted, Some(format!("{path}: {reason}; it is tried again")))
+        } else if let Some(reason) = self.files.get(&whole).and_then(|file| file.reason.as_ref()) {
+            (SourceState::Halted, Some(format!("{path}: {reason}; it is tried again")))
+        } else if self.is_missing {
+            (SourceState::Waiting, Some(format!("{path} does not exist; it is read as soon as it does")))
+        } else if self.is_cut {
+            (SourceState::Running, Some(format!("{path} leads to more files than are read (100000)")))
+        } else {
+            (SourceState::Running, None)
+        };
+        let of_files = self.files.iter().filter_map(|(path, file)| Some((path, file.reason.as_ref()?)));
+        let waiting = self.failed.iter().chain(of_files).filter(|(path, _)| **path != whole);
+        let mut health = SourceHealth { state, reason, ..SourceHealth::default() };
+        for (path, reason) in waiting {
+            health.waiting_total += 1;
+            if health.waiting.len() < LISTED {
+                health.waiting.insert(path.display().to_string(), reason.clone());
+            }
+        }
+        if health == self.told {
+            return;
+        }
+        let source = &self.context.name;
+        if (health.state, &health.reason) != (self.told.state, &self.told.reason) {
+            match (&health.reason, health.state) {
+                (Some(reason), SourceState::Halted) => tracing::error!(source, reason, "the source cannot go on"),
+                (Some(reason), _) => tracing::warn!(source, reason, "the source waits"),
+                (None, _) => tracing::info!(source, "the source continues"),
+            }
+        }
+        let is_told = |path: &String| self.told.waiting.contains_key(path);
+        for (path, reason) in health.waiting.iter().filter(|(path, _)| !is_told(path)) {
+            tracing::warn!(source, path, reason, "a file waits; the others are read");
+        }
+        for path in self.told.waiting.keys().filter(|path| !health.waiting.contains_key(*path)) {
+            tracing::info!(source, path, "a file does not wait any more");
+        }
+        self.context.set_health(health.clone());
+        self.told = health;
     }
-}
-
-/// The partition that was read from this file before: same beginning and inode, else same beginning and path.
-fn recognise<'a>(
-    known: &'a [(String, PartitionState)],
-    label: &str,
-    inode: u64,
-    head: &[u8],
-) -> Option<&'a (String, PartitionState)> {
-    let begins_alike = |state: &PartitionState| {
-        state.file.is_some_and(|f| head.get(..f.head as usize).is_some_and(|start| crc32c::crc32c(start) == f.crc))
-    };
-    let of_path = |partition: &str| partition.rsplit_once('@').is_some_and(|(path, _)| path == label);
-    known
-        .iter()
-        .find(|(_, s)| s.file.is_some_and(|f| f.inode == inode) && begins_alike(s))
-        .or_else(|| known.iter().find(|(p, s)| of_path(p) && begins_alike(s)))
-        // A file that lost its beginning under the same name and inode: its position tells that it became shorter.
-        .or_else(|| {
-            known
-                .iter()
-                .find(|(p, s)| of_path(p) && s.file.is_some_and(|f| f.inode == inode && f.head > head.len() as u64))
-        })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_recognised_by_its_beginning_and_inode_or_path() {
-        let state = |inode, head: &[u8]| PartitionState {
-            next_position: head.len() as u64,
-            file: Some(FileIdentity { inode, head: head.len() as u64, crc: crc32c::crc32c(head) }),
-            ..PartitionState::default()
-        };
-        let known = [("a@1".to_owned(), state(1, b"one")), ("b@2".to_owned(), state(2, b"two"))];
-        let found = |label, inode, head: &[u8]| recognise(&known, label, inode, head).map(|(p, _)| p.as_str());
-        assert_eq!(found("renamed", 1, b"one and more"), Some("a@1"));
-        assert_eq!(found("b", 9, b"two and more"), Some("b@2"));
-        assert_eq!(found("a", 1, b"another beginning"), None);
-        assert_eq!(found("a", 1, b"on"), Some("a@1"));
-        assert_eq!(found("c", 9, b"one"), None);
-    }
-}
+mod model;

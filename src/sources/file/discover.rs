@@ -1,0 +1,346 @@
+//! Which files a source reads: a path, a folder, or a glob → files with what the system says of them. Symbolic links are followed;
+//! a folder is entered once, however many links lead to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use globset::{GlobBuilder, GlobMatcher, GlobSet, GlobSetBuilder};
+
+use crate::config::FileDef;
+
+/// Folders below each other that are entered at most, and files that are read at most.
+const MAX_DEPTH: usize = 32;
+const MAX_FILES: usize = 100_000;
+/// Folders whose time of change is looked at between walks.
+pub const WATCHED_FOLDERS: usize = 1_024;
+
+/// What the system says of a file: where one of these differs, its content may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub modified: u64,
+}
+
+impl Stamp {
+    pub fn of(metadata: &Metadata) -> Self {
+        let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: u64::try_from(modified).unwrap_or(0),
+        }
+    }
+
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+/// Why a file is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It is one of those that the source reads.
+    Member,
+    /// It lies beside one: it is read only if it is one that was begun and then renamed or copied.
+    Sibling,
+}
+
+/// What a walk found.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub files: BTreeMap<PathBuf, (Stamp, Role)>,
+    /// Folders that were looked into, with their time of change.
+    pub folders: BTreeMap<PathBuf, u64>,
+    /// What could not be looked at, with the reason.
+    pub failed: BTreeMap<PathBuf, String>,
+    /// The source's path itself is not there.
+    pub is_missing: bool,
+    /// There are more files than are read.
+    pub is_cut: bool,
+}
+
+/// The files that a source reads, as configured.
+pub struct Pattern {
+    path: PathBuf,
+    glob: Option<GlobMatcher>,
+    /// Where a glob's walk begins.
+    root: PathBuf,
+    recursive: bool,
+    include: Option<GlobSet>,
+    exclude: GlobSet,
+}
+
+impl Pattern {
+    pub fn new(def: &FileDef) -> Result<Self, globset::Error> {
+        let is_glob = def.is_glob();
+        let glob = is_glob.then(|| compile(&def.path.to_string_lossy())).transpose()?;
+        Ok(Self {
+            root: if is_glob { glob_root(&def.path) } else { def.path.clone() },
+            recursive: def.recursive || is_glob && def.path.components().any(|c| c.as_os_str() == "**"),
+            glob: glob.map(|g| g.compile_matcher()),
+            include: if def.include.is_empty() { None } else { Some(compile_all(&def.include)?) },
+            exclude: compile_all(&def.exclude)?,
+            path: def.path.clone(),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file or folder without which nothing can be read.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Walks. `is_known` tells inodes of files that were read before.
+    pub fn find(&self, is_known: &dyn Fn(u64) -> bool) -> Found {
+        let mut found = Found::default();
+        if self.glob.is_some() {
+            let depth = self.glob_depth();
+            let mut seen = BTreeSet::new();
+            self.walk(&self.root, depth, &mut seen, is_known, &mut found);
+            found.is_missing = !self.root.exists();
+            return found;
+        }
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) if metadata.is_dir() => {
+                let depth = if self.recursive { MAX_DEPTH } else { 0 };
+                self.walk(&self.path, depth, &mut BTreeSet::new(), is_known, &mut found);
+                return found;
+            }
+            Ok(metadata) if metadata.is_file() => {
+                found.files.insert(self.path.clone(), (Stamp::of(&metadata), Role::Member));
+            }
+            Ok(_) => {
+                found.failed.insert(self.path.clone(), "it is neither a file nor a folder".into());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => found.is_missing = true,
+            Err(error) => {
+                found.failed.insert(self.path.clone(), error.to_string());
+            }
+        }
+        self.siblings(is_known, &mut found);
+        found
+    }
+
+    /// How many folders below the root a glob can reach.
+    fn glob_depth(&self) -> usize {
+        if self.recursive {
+            return MAX_DEPTH;
+        }
+        let below = self.path.components().count() - self.root.components().count();
+        below.saturating_sub(1).min(MAX_DEPTH)
+    }
+
+    fn walk(
+        &self,
+        folder: &Path,
+        depth: usize,
+        seen: &mut BTreeSet<(u64, u64)>,
+        is_known: &dyn Fn(u64) -> bool,
+        found: &mut Found,
+    ) {
+        let failed = |found: &mut Found, path: PathBuf, error: io::Error| {
+            // What goes away while it is looked at is gone.
+            if error.kind() != io::ErrorKind::NotFound {
+                found.failed.insert(path, error.to_string());
+            }
+        };
+        let metadata = match std::fs::metadata(folder) {
+            Ok(metadata) => metadata,
+            Err(error) => return failed(found, folder.to_owned(), error),
+        };
+        if !seen.insert((metadata.dev(), metadata.ino())) {
+            return;
+        }
+        if found.folders.len() < WATCHED_FOLDERS {
+            found.folders.insert(folder.to_owned(), Stamp::of(&metadata).modified);
+        }
+        let entries = match std::fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) => return failed(found, folder.to_owned(), error),
+        };
+        let mut entries: Vec<_> = entries.flatten().map(|entry| (entry.path(), entry.ino())).collect();
+        entries.sort();
+        let mut folders = Vec::new();
+        for (path, _) in entries {
+            let metadata = match std::fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::NotFound && path.is_symlink() && self.reads(&path) {
+                        found.failed.insert(path, "the target of the symbolic link is not there".into());
+                    } else {
+                        failed(found, path, error);
+                    }
+                    continue;
+                }
+            };
+            if metadata.is_dir() {
+                if depth > 0 && !is_hidden(&path) {
+                    folders.push(path);
+                }
+                continue;
+            }
+            let stamp = Stamp::of(&metadata);
+            if !metadata.is_file() || found.is_cut {
+                continue;
+            }
+            let role = match (self.reads(&path), is_known(stamp.inode)) {
+                (true, _) => Role::Member,
+                (false, true) => Role::Sibling,
+                (false, false) => continue,
+            };
+            found.is_cut = found.files.len() >= MAX_FILES;
+            // One file under two names is read once.
+            if role == Role::Member && !seen.insert((stamp.device, stamp.inode)) {
+                continue;
+            }
+            if !found.is_cut {
+                found.files.insert(path, (stamp, role));
+            }
+        }
+        for path in folders {
+            self.walk(&path, depth - 1, seen, is_known, found);
+        }
+    }
+
+    /// Whether a file of this path is one that the source reads.
+    fn reads(&self, path: &Path) -> bool {
+        if let Some(glob) = &self.glob {
+            let wants_hidden = self.path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+            return glob.is_match(path) && (wants_hidden || !is_hidden(path)) && !self.matches(&self.exclude, path);
+        }
+        !is_hidden(path)
+            && self.include.as_ref().is_none_or(|include| self.matches(include, path))
+            && !self.matches(&self.exclude, path)
+    }
+
+    /// By the path below the source's folder, or by the name alone.
+    fn matches(&self, globs: &GlobSet, path: &Path) -> bool {
+        let below = path.strip_prefix(&self.root).unwrap_or(path);
+        globs.is_match(below) || path.file_name().is_some_and(|name| globs.is_match(name))
+    }
+
+    /// Files beside the source's one that may be it under another name: by inode, or because their name extends its name.
+    fn siblings(&self, is_known: &dyn Fn(u64) -> bool, found: &mut Found) {
+        let target = std::fs::canonicalize(&self.path).ok();
+        for path in [Some(self.path.as_path()), target.as_deref()].into_iter().flatten() {
+            let Some(folder) = path.parent() else { continue };
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            if found.folders.contains_key(folder) {
+                continue;
+            }
+            let Ok(metadata) = std::fs::metadata(folder) else { continue };
+            found.folders.insert(folder.to_owned(), Stamp::of(&metadata).modified);
+            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            for entry in entries.flatten() {
+                let is_rotated = entry.path() != path && extends(&entry.path(), path);
+                let path = entry.path();
+                if !(is_rotated || is_known(entry.ino())) || found.files.len() >= MAX_FILES {
+                    continue;
+                }
+                let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+                let stamp = Stamp::of(&metadata);
+                if metadata.is_file() && !found.files.values().any(|(other, _)| other.is_same_file(&stamp)) {
+                    found.files.insert(path, (stamp, Role::Sibling));
+                }
+            }
+        }
+    }
+}
+
+/// Whether a file's name is another one with something behind it, as rotation names files.
+pub fn extends(path: &Path, other: &Path) -> bool {
+    match (path.file_name(), other.file_name()) {
+        (Some(name), Some(other)) => {
+            let (name, other) = (name.as_encoded_bytes(), other.as_encoded_bytes());
+            name.len() > other.len() && name.starts_with(other)
+        }
+        _ => false,
+    }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+fn compile(glob: &str) -> Result<globset::Glob, globset::Error> {
+    GlobBuilder::new(glob).literal_separator(true).build()
+}
+
+fn compile_all(globs: &[String]) -> Result<GlobSet, globset::Error> {
+    let mut set = GlobSetBuilder::new();
+    for glob in globs {
+        set.add(compile(glob)?);
+    }
+    set.build()
+}
+
+/// The folder above the first part of a glob that is not literal.
+fn glob_root(glob: &Path) -> PathBuf {
+    let is_literal = |part: &std::path::Component<'_>| !FileDef::has_glob(&part.as_os_str().to_string_lossy());
+    let root: PathBuf = glob.components().take_while(is_literal).collect();
+    if root.as_os_str().is_empty() { ".".into() } else { root }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(def: &FileDef) -> Vec<String> {
+        let found = Pattern::new(def).expect("globs").find(&|_| false);
+        let root = glob_root(&def.path);
+        let below = |path: &PathBuf| path.strip_prefix(&root).unwrap_or(path).display().to_string();
+        found.files.keys().map(below).collect()
+    }
+
+    fn def(path: PathBuf) -> FileDef {
+        FileDef { path, exclude: vec!["*.tmp".into()], ..FileDef::default() }
+    }
+
+    #[test]
+    fn a_folder_a_glob_and_subfolders_are_walked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(path("2024/05")).expect("a folder");
+        for name in ["a.json", "b.log", ".hidden", "2024/c.json", "2024/05/d.json", "x.json.tmp"] {
+            std::fs::write(path(name), "{}").expect("written");
+        }
+        std::os::unix::fs::symlink(path("2024"), path("link")).expect("linked");
+        std::os::unix::fs::symlink(folder.path(), path("2024/loop")).expect("linked");
+        std::os::unix::fs::symlink(path("2024/c.json"), path("z.json")).expect("linked");
+        let plain = def(folder.path().to_owned());
+        assert_eq!(names(&plain), ["a.json", "b.log", "z.json"]);
+        let recursive = FileDef { recursive: true, ..plain.clone() };
+        assert_eq!(names(&recursive), ["2024/05/d.json", "a.json", "b.log", "z.json"]);
+        assert_eq!(names(&FileDef { include: vec!["*.log".into()], ..recursive.clone() }), ["b.log"]);
+        assert_eq!(
+            names(&FileDef { exclude: vec!["2024/**".into()], ..recursive }),
+            ["a.json", "b.log", "x.json.tmp", "z.json"]
+        );
+        assert_eq!(names(&def(path("*.json"))), ["a.json", "z.json"]);
+        assert_eq!(names(&def(path("*/*.json"))), ["2024/c.json"]);
+        assert_eq!(names(&def(path("**/d.json"))), ["2024/05/d.json"]);
+    }
+
+    #[test]
+    fn a_single_file_has_siblings() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        for name in ["app.log", "app.log.1", "other.log"] {
+            std::fs::write(path(name), "{}").expect("written");
+        }
+        let found = Pattern::new(&def(path("app.log"))).expect("globs").find(&|_| false);
+        let roles: Vec<Role> = found.files.values().map(|(_, role)| *role).collect();
+        assert_eq!(roles, [Role::Member, Role::Sibling]);
+        assert!(Pattern::new(&def(path("later"))).expect("globs").find(&|_| false).is_missing);
+    }
+}

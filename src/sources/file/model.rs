@@ -1,0 +1,352 @@
+//! A model of what people and programs do to files, against the source: every line that was written is in the log exactly once,
+//! whatever was renamed, copied, compressed, truncated, replaced or removed, and wherever the process was stopped or killed.
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs::{File, OpenOptions};
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::super::{Source, Timing};
+    use crate::clock::SystemClock;
+    use crate::config::FileDef;
+    use crate::ingest::Ingest;
+    use crate::operators::{Operators, PartitionState};
+    use crate::schema::Catalog;
+    use crate::sources::{Context, Stop};
+    use crate::storage::Disk;
+    use crate::wal::{Kind, LogReader, Wal, WalOptions};
+
+    const SOURCE: &str = "files";
+
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        Append(u8),
+        /// A line in two writes, with a look between.
+        AppendTorn,
+        Rename,
+        Compress,
+        /// The compressed file appears in two writes, with a look between.
+        CompressSlowly,
+        CopyTruncate,
+        CompressTruncate,
+        Overwrite(u8),
+        Truncate,
+        Remove,
+        ReplaceByRename,
+        Look,
+        Settle,
+        Restart,
+        Kill,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            6 => (1u8..40).prop_map(Act::Append),
+            1 => Just(Act::AppendTorn),
+            2 => Just(Act::Rename),
+            2 => Just(Act::Compress),
+            1 => Just(Act::CompressSlowly),
+            2 => Just(Act::CopyTruncate),
+            1 => Just(Act::CompressTruncate),
+            1 => (1u8..40).prop_map(Act::Overwrite),
+            1 => Just(Act::Truncate),
+            1 => Just(Act::Remove),
+            1 => Just(Act::ReplaceByRename),
+            4 => Just(Act::Look),
+            1 => Just(Act::Settle),
+            2 => Just(Act::Restart),
+            2 => Just(Act::Kill),
+        ]
+    }
+
+    fn timing() -> Timing {
+        Timing {
+            poll: Duration::from_millis(1),
+            settle: Duration::from_millis(30),
+            linger: Duration::from_millis(60),
+            first_retry: Duration::from_millis(1),
+            last_retry: Duration::from_millis(5),
+        }
+    }
+
+    /// The log as the source sees it, across restarts.
+    struct Log {
+        folder: PathBuf,
+        wal: Option<Wal>,
+    }
+
+    impl Log {
+        fn options(&self) -> WalOptions {
+            WalOptions { folder: self.folder.clone(), instance: 0, zero: 0, segment_bytes: 1 << 22, budget: None }
+        }
+
+        fn open(folder: PathBuf) -> Self {
+            let mut log = Self { folder, wal: None };
+            let (wal, _) = Wal::open(Arc::new(Disk), log.options(), 1, 0).expect("a log");
+            log.wal = Some(wal);
+            log
+        }
+
+        /// Every record, with the partitions that a start finds.
+        fn read(&self, end: u64) -> (BTreeMap<String, usize>, Vec<(String, PartitionState)>) {
+            let mut reader = LogReader::new(Arc::new(Disk), self.folder.clone(), 0);
+            let mut operators = Operators::new(Arc::new(Catalog::default()), 0);
+            let mut lines = BTreeMap::new();
+            while let Some(frame) = reader.next(end).expect("readable") {
+                if frame.header.kind == Kind::Record {
+                    for record in frame.records().expect("whole").iter() {
+                        *lines.entry(String::from_utf8(record.to_vec()).expect("text")).or_default() += 1;
+                    }
+                }
+                operators.apply(&Arc::new(frame), None).expect("applied");
+            }
+            let own = operators.partitions().iter().filter(|((source, _), _)| source == SOURCE);
+            (lines, own.map(|((_, partition), state)| (partition.clone(), state.clone())).collect())
+        }
+    }
+
+    /// What was done, and what must come of it.
+    struct World {
+        folder: PathBuf,
+        written: Vec<String>,
+        rotated: usize,
+        /// The live file's content was read in part at least, so that it is known under another name.
+        is_known: bool,
+        is_single: bool,
+    }
+
+    impl World {
+        fn live(&self) -> PathBuf {
+            self.folder.join("app.log")
+        }
+
+        fn next_rotated(&mut self) -> PathBuf {
+            self.rotated += 1;
+            self.folder.join(format!("app.log.{}", self.rotated))
+        }
+
+        fn line(&mut self) -> String {
+            let line =
+                format!("{{\"n\":{},\"text\":\"{}\"}}", self.written.len(), "x".repeat(self.written.len() * 7 % 90));
+            self.written.push(line.clone());
+            line
+        }
+
+        fn append(&mut self, count: u8) {
+            let mut file = OpenOptions::new().create(true).append(true).open(self.live()).expect("a file");
+            let text: String = (0..count).map(|_| self.line() + "\n").collect();
+            file.write_all(text.as_bytes()).expect("written");
+        }
+
+        /// Rotated files that are not compressed.
+        fn plain(&self) -> Option<PathBuf> {
+            (1..=self.rotated).rev().map(|n| self.folder.join(format!("app.log.{n}"))).find(|path| path.exists())
+        }
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    }
+
+    fn look(source: &mut Source<'_>) {
+        source.walked = None;
+        source.look();
+        source.examine_all().expect("a log");
+        source.read_all().expect("a log");
+        source.in_flight.settle().expect("a log");
+    }
+
+    /// Until nothing is to be read or decided any more.
+    fn settle(source: &mut Source<'_>) {
+        let started = Instant::now();
+        loop {
+            look(source);
+            look(source);
+            if source.is_done() {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "the source does not come to rest");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn perform(world: &mut World, source: &mut Source<'_>, act: Act) {
+        match act {
+            Act::Append(count) => world.append(count),
+            Act::AppendTorn => {
+                let line = world.line() + "\n";
+                let mut file = OpenOptions::new().create(true).append(true).open(world.live()).expect("a file");
+                let (one, two) = line.split_at(line.len() / 2);
+                file.write_all(one.as_bytes()).expect("written");
+                look(source);
+                file.write_all(two.as_bytes()).expect("written");
+            }
+            Act::Rename | Act::CopyTruncate | Act::CompressTruncate => {
+                if !world.live().exists() {
+                    return;
+                }
+                if world.is_single && !world.is_known {
+                    settle(source);
+                }
+                rotate(world, source, act);
+                world.is_known = false;
+            }
+            Act::Compress | Act::CompressSlowly => {
+                let Some(plain) = world.plain() else { return };
+                let packed = gzip(&std::fs::read(&plain).expect("readable"));
+                let mut file = File::create(
+                    plain.with_file_name(format!("{}.gz", plain.file_name().expect("a name").to_string_lossy())),
+                )
+                .expect("a file");
+                let half = packed.len() / 2;
+                file.write_all(&packed[..half]).expect("written");
+                if matches!(act, Act::CompressSlowly) {
+                    look(source);
+                }
+                file.write_all(&packed[half..]).expect("written");
+                if matches!(act, Act::CompressSlowly) {
+                    look(source);
+                }
+                std::fs::remove_file(plain).expect("removed");
+            }
+            Act::Overwrite(count) => {
+                settle(source);
+                let text: String = (0..count).map(|_| world.line() + "\n").collect();
+                std::fs::write(world.live(), text).expect("written");
+                world.is_known = false;
+            }
+            Act::Truncate => {
+                settle(source);
+                if world.live().exists() {
+                    File::create(world.live()).expect("truncated");
+                    settle(source);
+                }
+                world.is_known = false;
+            }
+            Act::ReplaceByRename => {
+                settle(source);
+                let mut text = std::fs::read_to_string(world.live()).unwrap_or_default();
+                text += &(world.line() + "\n");
+                let new = world.folder.join(".app.log.new");
+                std::fs::write(&new, text).expect("written");
+                std::fs::rename(new, world.live()).expect("renamed");
+            }
+            Act::Remove => {
+                settle(source);
+                if let Some(plain) = world.plain() {
+                    std::fs::remove_file(plain).expect("removed");
+                }
+            }
+            Act::Look => look(source),
+            Act::Settle => {
+                settle(source);
+                world.is_known = world.live().metadata().is_ok_and(|live| live.len() > 0);
+            }
+            Act::Restart | Act::Kill => {}
+        }
+    }
+
+    fn rotate(world: &mut World, source: &mut Source<'_>, act: Act) {
+        let (live, rotated) = (world.live(), world.next_rotated());
+        match act {
+            Act::Rename => std::fs::rename(live, rotated).expect("renamed"),
+            Act::CopyTruncate => {
+                std::fs::copy(&live, rotated).expect("copied");
+                if world.rotated.is_multiple_of(2) {
+                    look(source);
+                }
+                File::create(live).expect("truncated");
+            }
+            _ => {
+                let packed = gzip(&std::fs::read(&live).expect("readable"));
+                std::fs::write(rotated.with_file_name(format!("app.log.{}.gz", world.rotated)), packed)
+                    .expect("written");
+                File::create(live).expect("truncated");
+            }
+        }
+    }
+
+    fn context(ingest: &Ingest, partitions: Vec<(String, PartitionState)>) -> Context {
+        Context {
+            name: SOURCE.into(),
+            stream: "none".into(),
+            ingest: ingest.clone(),
+            stop: Stop::default(),
+            once: false,
+            record_bytes: 1 << 20,
+            cut_bytes: 1 << 10,
+            wait_for_room: Arc::new(|_| true),
+            is_connected: Arc::default(),
+            health: Arc::default(),
+            unwrap: None,
+            partitions,
+        }
+    }
+
+    /// Runs the acts in one life of the process after another; gives every line of the log with its number.
+    fn live(world: &mut World, def: &FileDef, log: &Path, acts: &[Act]) -> BTreeMap<String, usize> {
+        let mut log = Log::open(log.to_owned());
+        let lives = acts.split_inclusive(|act| matches!(act, Act::Restart | Act::Kill));
+        let lives: Vec<&[Act]> = lives.chain(std::iter::once(&[Act::Settle][..])).collect();
+        let mut lines = BTreeMap::new();
+        for acts in lives {
+            let wal = log.wal.take().expect("open");
+            let (_, partitions) = log.read(wal.synced_lsn());
+            let (_upkeep, receiver) = channel();
+            let clock = Arc::new(SystemClock::default());
+            let (ingest, writer) = Ingest::start(wal, Arc::default(), clock, 64 << 20, receiver, |_| {}, |_| {});
+            let context = context(&ingest, partitions);
+            let mut source = Source::new(&context, def, timing()).expect("globs");
+            for act in acts {
+                perform(world, &mut source, *act);
+                // Changes in one tick of the file system's clock could not be told apart.
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            drop(source);
+            drop((context, ingest));
+            let wal = writer.join().expect("no panic").expect("a log");
+            lines = log.read(wal.synced_lsn()).0;
+            log.wal = Some(wal);
+        }
+        lines
+    }
+
+    fn check(is_single: bool, acts: &[Act]) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let logs = folder.path().join("logs");
+        std::fs::create_dir(&logs).expect("a folder");
+        let mut world = World { folder: logs.clone(), written: Vec::new(), rotated: 0, is_known: false, is_single };
+        let path = if is_single { logs.join("app.log") } else { logs };
+        let def = FileDef { path, ..FileDef::default() };
+        let read = live(&mut world, &def, &folder.path().join("log"), acts);
+        let count = |line: &String| read.get(line).copied().unwrap_or(0);
+        let wrong: Vec<(usize, usize)> =
+            world.written.iter().enumerate().map(|(n, line)| (n, count(line))).filter(|(_, n)| *n != 1).collect();
+        assert!(wrong.is_empty(), "(line, times read): {wrong:?} of {}", world.written.len());
+        let strange: Vec<&String> = read.keys().filter(|line| !world.written.contains(line)).collect();
+        assert!(strange.is_empty(), "lines that nobody wrote: {strange:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 120, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_line_of_a_folder_is_read_once(acts in proptest::collection::vec(act(), 5..30)) {
+            check(false, &acts);
+        }
+
+        #[test]
+        fn every_line_of_a_single_file_is_read_once(acts in proptest::collection::vec(act(), 5..30)) {
+            check(true, &acts);
+        }
+    }
+}
