@@ -3,6 +3,7 @@
 mod crash;
 #[cfg(target_os = "linux")]
 mod disk;
+mod files;
 mod formats;
 mod full_disk;
 mod intake;

@@ -74,20 +74,7 @@ impl Source<'_> {
             self.bind(path, id);
             return Ok(None);
         }
-        let followed = bound.and_then(|id| self.followers.get(&id));
-        let opened = match followed.map(|follower| follower.file().clone()) {
-            Some(file) => file,
-            None => Arc::new(File::open(path)?),
-        };
-        let seen = Stamp::of(&opened.metadata()?);
-        if !seen.is_same_file(&stamp) {
-            // It was replaced meanwhile.
-            if let Some(file) = self.files.get_mut(path) {
-                file.is_changed = true;
-            }
-            self.walked = None;
-            return Ok(None);
-        }
+        let Some((opened, seen)) = self.open(path, bound, stamp)? else { return Ok(None) };
         let content = Content::new(opened)?;
         let (head, is_cut_off) = content.head()?;
         let is_quiet = self.is_quiet(path, seen);
@@ -133,6 +120,24 @@ impl Source<'_> {
                 Ok(Some(self.follow(path, id, content, head, Trail::new())))
             }
         }
+    }
+
+    /// Opens a file; none where it was replaced meanwhile.
+    fn open(&mut self, path: &Path, bound: Option<Id>, stamp: Stamp) -> io::Result<Option<(Arc<File>, Stamp)>> {
+        let followed = bound.and_then(|id| self.followers.get(&id));
+        let opened = match followed.map(|follower| follower.file().clone()) {
+            Some(file) => file,
+            None => Arc::new(File::open(path)?),
+        };
+        let seen = Stamp::of(&opened.metadata()?);
+        if seen.is_same_file(&stamp) {
+            return Ok(Some((opened, seen)));
+        }
+        if let Some(file) = self.files.get_mut(path) {
+            file.is_changed = true;
+        }
+        self.walked = None;
+        Ok(None)
     }
 
     /// The partition of which a file with this stamp was read to its end.

@@ -200,24 +200,7 @@ mod tests {
                 rotate(world, source, act);
                 world.is_known = false;
             }
-            Act::Compress | Act::CompressSlowly => {
-                let Some(plain) = world.plain() else { return };
-                let packed = gzip(&std::fs::read(&plain).expect("readable"));
-                let mut file = File::create(
-                    plain.with_file_name(format!("{}.gz", plain.file_name().expect("a name").to_string_lossy())),
-                )
-                .expect("a file");
-                let half = packed.len() / 2;
-                file.write_all(&packed[..half]).expect("written");
-                if matches!(act, Act::CompressSlowly) {
-                    look(source);
-                }
-                file.write_all(&packed[half..]).expect("written");
-                if matches!(act, Act::CompressSlowly) {
-                    look(source);
-                }
-                std::fs::remove_file(plain).expect("removed");
-            }
+            Act::Compress | Act::CompressSlowly => compress(world, source, act),
             Act::Overwrite(count) => {
                 settle(source);
                 let text: String = (0..count).map(|_| world.line() + "\n").collect();
@@ -253,6 +236,24 @@ mod tests {
             }
             Act::Restart | Act::Kill => {}
         }
+    }
+
+    fn compress(world: &mut World, source: &mut Source<'_>, act: Act) {
+        let Some(plain) = world.plain() else { return };
+        let packed = gzip(&std::fs::read(&plain).expect("readable"));
+        let mut file =
+            File::create(plain.with_file_name(format!("{}.gz", plain.file_name().expect("a name").to_string_lossy())))
+                .expect("a file");
+        let half = packed.len() / 2;
+        file.write_all(&packed[..half]).expect("written");
+        if matches!(act, Act::CompressSlowly) {
+            look(source);
+        }
+        file.write_all(&packed[half..]).expect("written");
+        if matches!(act, Act::CompressSlowly) {
+            look(source);
+        }
+        std::fs::remove_file(plain).expect("removed");
     }
 
     fn rotate(world: &mut World, source: &mut Source<'_>, act: Act) {

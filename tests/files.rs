@@ -1,0 +1,102 @@
+//! Files as logrotate, editors and people treat them.
+
+use std::io::Write;
+
+use crate::support::{Bench, ndjson, records, wait_until};
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// A stream `rsvps` from these files.
+fn bench(path: &str) -> Bench {
+    let bench = Bench::new("");
+    for folder in ["logs/2024/05", "other"] {
+        std::fs::create_dir_all(bench.path(folder)).expect("a folder");
+    }
+    bench.configure(&format!(
+        "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
+    ));
+    bench
+}
+
+fn raw(bench: &Bench) -> u64 {
+    bench.number("select count(*) from raw where kind = 'record'")
+}
+
+#[test]
+fn a_file_that_was_rotated_and_compressed_is_read_once() {
+    let bench = bench("logs");
+    let all = ndjson(&records(60, 1));
+    bench.write("logs/app.log", &all);
+    bench.once();
+    std::fs::remove_file(bench.path("logs/app.log")).expect("removed");
+    bench.write("logs/app.log.1.gz", &gzip(&all));
+    bench.write("logs/app.log", &ndjson(&records(5, 2)));
+    bench.once();
+    assert_eq!(raw(&bench), 65);
+}
+
+#[test]
+fn other_content_under_the_same_name_is_read_from_its_start_once() {
+    let bench = bench("in.ndjson");
+    bench.write("in.ndjson", &ndjson(&records(40, 1)));
+    bench.once();
+    bench.write("in.ndjson", &ndjson(&records(70, 2)));
+    bench.once();
+    bench.once();
+    assert_eq!(raw(&bench), 110);
+    // It became shorter.
+    bench.write("in.ndjson", &ndjson(&records(70, 2)[..30]));
+    bench.once();
+    bench.once();
+    assert_eq!(raw(&bench), 140);
+}
+
+#[test]
+fn one_bad_file_does_not_end_the_source() {
+    let bench = bench("logs");
+    let all = ndjson(&records(50, 1));
+    let packed = gzip(&all);
+    bench.write("logs/a.gz", &packed[..packed.len() - 9]);
+    bench.write("logs/empty", b"");
+    bench.write("logs/z.ndjson", &ndjson(&records(20, 2)));
+    let output = bench.output(&["run", "--once"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ends too early"));
+    bench.write("logs/a.gz", &packed);
+    bench.once();
+    assert_eq!(raw(&bench), 70);
+}
+
+#[test]
+fn a_glob_a_link_and_subfolders_are_read() {
+    let glob = bench("logs/**/*.json");
+    let all = records(30, 3);
+    glob.write("logs/2024/05/a.json", &ndjson(&all[..10]));
+    glob.write("logs/b.json", &ndjson(&all[10..20]));
+    glob.write("other/c", &ndjson(&all[20..]));
+    std::os::unix::fs::symlink(glob.path("other/c"), glob.path("logs/c.json")).expect("linked");
+    std::os::unix::fs::symlink(glob.path("logs"), glob.path("logs/2024/loop")).expect("linked");
+    glob.once();
+    assert_eq!(raw(&glob), 30);
+}
+
+#[test]
+fn a_path_that_is_not_there_yet_is_waited_for() {
+    let bench = bench("later.ndjson");
+    let output = bench.output(&["run", "--once"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("later.ndjson does not exist"));
+    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let state = || bench.output(&["sql", "select state, reason from weir.sources", "--output", "json"]);
+    wait_until("the source waits", || String::from_utf8_lossy(&state().stdout).contains("waiting"));
+    bench.write("later.ndjson", &ndjson(&records(10, 1)));
+    wait_until("the file is read", || {
+        let output = bench.output(&["sql", "select count(*) as n from rsvps", "--output", "json"]);
+        String::from_utf8_lossy(&output.stdout).contains("\"n\":10")
+    });
+    child.kill().and_then(|()| child.wait()).expect("it ends");
+}
