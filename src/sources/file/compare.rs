@@ -75,11 +75,10 @@ fn candidates<'a>(sample: &Sample<'_>, known: &Known, begins: impl Fn(Id) -> Opt
     let may_be = |id: &Id| {
         let partition = known.get(*id);
         let file = partition.file();
-        let begins_alike = match sample.head.get(..file.head as usize) {
+        match sample.head.get(..file.head as usize) {
             Some(start) => crc32c::crc32c(start) == file.crc,
             None => begins(*id).is_none_or(|begins| begins.starts_with(sample.head)),
-        };
-        begins_alike
+        }
     };
     let label = sample.path.display().to_string();
     let own = known.of_inode(sample.stamp.inode).iter().chain(known.of_path(&label)).copied();

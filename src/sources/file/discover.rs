@@ -319,7 +319,7 @@ mod tests {
         std::os::unix::fs::symlink(path("2024/c.json"), path("z.json")).expect("linked");
         let plain = def(folder.path().to_owned());
         assert_eq!(names(&plain), ["a.json", "b.log", "z.json"]);
-        let recursive = FileDef { recursive: true, ..plain.clone() };
+        let recursive = FileDef { recursive: true, ..plain };
         assert_eq!(names(&recursive), ["2024/05/d.json", "a.json", "b.log", "z.json"]);
         assert_eq!(names(&FileDef { include: vec!["*.log".into()], ..recursive.clone() }), ["b.log"]);
         assert_eq!(

@@ -88,13 +88,13 @@ impl Known {
         let before = self.partitions[id].state.file.replace(file);
         if before.is_none_or(|before| before.inode != file.inode) {
             if let Some(before) = before {
-                remove(&mut self.by_inode, before.inode, id);
+                remove(&mut self.by_inode, &before.inode, id);
             }
             self.by_inode.entry(file.inode).or_default().push(id);
         }
         if before.is_none_or(|before| (before.head, before.crc) != (file.head, file.crc)) {
             if let Some(before) = before.filter(|before| before.head > 0) {
-                remove(&mut self.by_head, (before.head, before.crc), id);
+                remove(&mut self.by_head, &(before.head, before.crc), id);
                 if let Some(count) = self.lengths.get_mut(&before.head) {
                     *count -= 1;
                     if *count == 0 {
@@ -151,11 +151,11 @@ impl Known {
     }
 }
 
-fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, Vec<Id>>, key: K, id: Id) {
-    if let Some(ids) = index.get_mut(&key) {
+fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, Vec<Id>>, key: &K, id: Id) {
+    if let Some(ids) = index.get_mut(key) {
         ids.retain(|other| *other != id);
         if ids.is_empty() {
-            index.remove(&key);
+            index.remove(key);
         }
     }
 }

@@ -84,7 +84,14 @@ mod tests {
 
     impl Log {
         fn options(&self) -> WalOptions {
-            WalOptions { folder: self.folder.clone(), instance: 0, zero: 0, segment_bytes: 1 << 22, budget: None }
+            WalOptions {
+                folder: self.folder.clone(),
+                instance: 0,
+                zero: 0,
+                segment_bytes: 1 << 22,
+                budget: None,
+                floor: 0,
+            }
         }
 
         fn open(folder: PathBuf) -> Self {
