@@ -1,4 +1,4 @@
-//! The vocabulary that every module shares: numbers of records, times, and the names a record carries. No I/O.
+//! The vocabulary that every module shares: numbers of records, times, places, and the names a record carries. No I/O.
 
 /// Number of a record in the log: `instance × 2^43 + sequence`, unique among logs and exact in JSON (below 2^53).
 pub type Lsn = u64;
@@ -37,6 +37,11 @@ pub fn rfc3339(time: Micros) -> String {
 /// Columns that Weir puts before a stream's own; a `select` cannot use these names, except `event_time`, which it must give.
 pub const STAMP_COLUMNS: [&str; 9] =
     ["lsn", "event_time", "received_at", "source", "repeat", "year", "month", "day", "hour"];
+
+/// Whether latitude and longitude, in degrees, are those of a place. Both 0 is what is sent where the place is not known.
+pub fn is_place((lat, lon): (f64, f64)) -> bool {
+    (-90.0..=90.0).contains(&lat) && (-180.0..=180.0).contains(&lon) && (lat, lon) != (0.0, 0.0)
+}
 
 /// A range of records that a source knows it may have missed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -96,6 +101,14 @@ mod tests {
         assert_eq!(lsn_zero(1), 1 << 43);
         assert_eq!(lsn_sequence(lsn_zero(7) + 5), 5);
         assert!(lsn_zero(1023) + ((1 << 43) - 1) < 1 << 53);
+    }
+
+    #[test]
+    fn places_lie_on_the_earth() {
+        for no_place in [(f64::NAN, 1.0), (1.0, f64::INFINITY), (1.0, 180.1), (-90.1, 1.0), (0.0, -0.0)] {
+            assert!(!is_place(no_place), "{no_place:?}");
+        }
+        assert!(is_place((0.0, 1e-9)) && is_place((90.0, -180.0)));
     }
 
     #[test]

@@ -21,3 +21,4 @@ mod time;
 mod values;
 mod views;
 mod windows;
+mod words;

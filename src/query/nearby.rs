@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Handles, QueryError};
-use crate::event::{Micros, rfc3339};
+use crate::event::{Micros, is_place, rfc3339};
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
@@ -25,8 +25,9 @@ pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Resu
     let (Some(def), Some(places)) = (&stream.def.places, handles.places.get(name)) else {
         return Err(QueryError::NotFound(format!("stream `{name}` declares no `places`")));
     };
-    if !(-90.0..=90.0).contains(&question.lat) || !(-180.0..=180.0).contains(&question.lon) {
-        return Err(QueryError::Invalid("lat lies between -90 and 90, lon between -180 and 180".into()));
+    if !is_place((question.lat, question.lon)) {
+        let message = "lat lies between -90 and 90, lon between -180 and 180, and 0,0 stands for an unknown place";
+        return Err(QueryError::Invalid(message.into()));
     }
     if question.limit == 0 || question.limit > MAX_VENUES {
         return Err(QueryError::Limit(format!("limit = {}: from 1 to {MAX_VENUES}", question.limit)));
@@ -59,5 +60,6 @@ pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Resu
             })
         })
         .collect();
-    Ok(json!({"venues": venues, "as_of": handles.progress.as_of(lsn, std::slice::from_ref(name), now)}))
+    let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), now);
+    Ok(json!({"venues": venues, "as_of": as_of}))
 }

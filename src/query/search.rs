@@ -14,11 +14,11 @@ use tantivy::{DocId, Order, Searcher, SegmentReader, TantivyError, Term};
 
 use super::sql::{SqlEngine, to_ndjson};
 use super::{Handles, QueryError};
-use crate::event::{Lsn, Micros, rfc3339};
+use crate::event::{Lsn, Micros, is_place, rfc3339};
 use crate::schema::MAP_SUFFIX;
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
-use crate::views::search::text::{NAME, pair, words};
+use crate::views::search::text::{NAME, asked, pair};
 
 /// How hits are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,15 +55,34 @@ const HIGHLIGHT_CHARS: usize = 200;
 /// One part of the question; all must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
-    /// Words that follow each other, in any text field or the one named.
-    Phrase(Option<String>, Vec<String>),
+    /// Terms at their places in a phrase, in any text field or the one named.
+    Phrase(Option<String>, Vec<(usize, String)>),
     Prefix(Option<String>, String),
     Exact(String, String),
     /// A map's column, and the term of an entry.
     Pair(String, String),
 }
 
-/// Reads a question's text.
+/// The field that a part of a question names, if it does, and the rest of the question. A name with nothing behind its colon is text.
+fn field_named<'a>(rest: &'a str, def: &crate::schema::SearchDef) -> (Option<String>, &'a str) {
+    let stop = rest.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(rest.len());
+    let Some((name, _)) = rest[..stop].split_once(':') else { return (None, rest) };
+    let behind = &rest[name.len() + 1..];
+    if behind.is_empty() || behind.starts_with(char::is_whitespace) {
+        return (None, rest);
+    }
+    let of_map = name.split_once('.').is_some_and(|(map, _)| def.text.contains(&format!("{map}{MAP_SUFFIX}")));
+    let whole = format!("{name}{MAP_SUFFIX}");
+    if def.text.contains(&whole) {
+        (Some(whole), behind)
+    } else if of_map || def.text.iter().chain(&def.exact).any(|f| f == name) {
+        (Some(name.to_owned()), behind)
+    } else {
+        (None, rest)
+    }
+}
+
+/// Reads a question's text. Whatever is pasted is a question: what has no meaning here is text.
 fn parse(text: &str, def: &crate::schema::SearchDef) -> Result<Vec<Part>, QueryError> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(QueryError::Limit(format!("the question has more than {MAX_TEXT_BYTES} bytes")));
@@ -71,29 +90,15 @@ fn parse(text: &str, def: &crate::schema::SearchDef) -> Result<Vec<Part>, QueryE
     let mut parts = Vec::new();
     let mut rest = text.trim();
     while !rest.is_empty() {
-        let mut field = None;
-        let stop = rest.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(rest.len());
-        if let Some(colon) = rest[..stop].find(':') {
-            let name = &rest[..colon];
-            let of_map = name.split_once('.').is_some_and(|(map, _)| def.text.contains(&format!("{map}{MAP_SUFFIX}")));
-            let whole = format!("{name}{MAP_SUFFIX}");
-            if def.text.contains(&whole) {
-                field = Some(whole);
-                rest = &rest[colon + 1..];
-            } else if of_map || def.text.iter().chain(&def.exact).any(|f| f == name) {
-                field = Some(name.to_owned());
-                rest = &rest[colon + 1..];
-            }
-        }
-        let is_quoted = rest.starts_with('"');
-        let (value, behind) = if is_quoted {
-            let unclosed = || QueryError::Invalid(format!("the quote of {rest} is not closed"));
-            rest[1..].split_once('"').ok_or_else(unclosed)?
-        } else {
-            rest.split_at(rest.find(char::is_whitespace).unwrap_or(rest.len()))
-        };
+        let (field, behind) = field_named(rest, def);
+        // A quote that is not closed is a character like others.
+        let quoted = behind.strip_prefix('"').and_then(|inner| inner.split_once('"'));
+        let (value, behind) = quoted.unwrap_or_else(|| {
+            let value = behind.trim_start_matches('"');
+            value.split_at(value.find(char::is_whitespace).unwrap_or(value.len()))
+        });
         rest = behind.trim_start();
-        push_part(&mut parts, field, value, is_quoted, def);
+        push_part(&mut parts, field, value, quoted.is_some(), def);
     }
     match parts.len() {
         0 => Err(QueryError::Invalid(
@@ -119,19 +124,16 @@ fn push_part(
         parts.push(Part::Pair(map.to_owned(), pair(key, value)));
         return;
     }
-    let mut split: Vec<String> = words(value).into_iter().map(|w| w.text).collect();
-    if is_quoted {
-        if !split.is_empty() {
-            parts.push(Part::Phrase(field, split));
-        }
-        return;
-    }
-    let prefix = if value.ends_with('*') { split.pop() } else { None };
+    let (terms, ends_in_word) = asked(value);
+    let mut terms: Vec<(usize, String)> = terms.into_iter().map(|w| (w.position, w.text)).collect();
+    // Of a script without spaces any part is found as it is.
+    let is_prefix = !is_quoted && ends_in_word && value.ends_with('*');
+    let prefix = if is_prefix { terms.pop() } else { None };
     // `well-known` is two words, and so is a run of CJK: both must occur, next to each other.
-    if !split.is_empty() {
-        parts.push(Part::Phrase(field.clone(), split));
+    if !terms.is_empty() {
+        parts.push(Part::Phrase(field.clone(), terms));
     }
-    parts.extend(prefix.map(|p| Part::Prefix(field, p)));
+    parts.extend(prefix.map(|(_, p)| Part::Prefix(field, p)));
 }
 
 fn prefix_query(field: Field, prefix: &str) -> Box<dyn Query> {
@@ -145,11 +147,13 @@ fn prefix_query(field: Field, prefix: &str) -> Box<dyn Query> {
     Box::new(InvertedIndexRangeQuery::new(Included(Term::from_field_text(field, prefix)), Excluded(high)))
 }
 
-fn phrase_query(field: Field, words: &[String]) -> Box<dyn Query> {
-    let terms: Vec<Term> = words.iter().map(|w| Term::from_field_text(field, w)).collect();
-    match terms.as_slice() {
-        [term] => Box::new(TermQuery::new(term.clone(), IndexRecordOption::WithFreqs)),
-        _ => Box::new(PhraseQuery::new(terms)),
+fn phrase_query(field: Field, terms: &[(usize, String)]) -> Box<dyn Query> {
+    match terms {
+        [(_, term)] => Box::new(TermQuery::new(Term::from_field_text(field, term), IndexRecordOption::WithFreqs)),
+        _ => {
+            let at = |(position, term): &(usize, String)| (*position, Term::from_field_text(field, term));
+            Box::new(PhraseQuery::new_with_offset(terms.iter().map(at).collect()))
+        }
     }
 }
 
@@ -354,7 +358,9 @@ fn filters(
             let reach = (within / EARTH_RADIUS_M).to_degrees() + 1e-9;
             let degrees = |d: f64| Term::from_field_f64(index.fields.geo[0], d);
             must.push(Box::new(RangeQuery::new(Included(degrees(near.0 - reach)), Included(degrees(near.0 + reach)))));
-            must.push(only(index, move |_, _, place| place.is_some_and(|p| distance_m(near, p) <= within)));
+            must.push(only(index, move |_, _, place| {
+                place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within)
+            }));
         }
         _ => return Err(QueryError::Invalid("near and within go together: `--near 40.7,-74.0 --within 5km`".into())),
     }
@@ -485,7 +491,7 @@ impl<'a> Highlighter<'a> {
         let mut terms = BTreeMap::new();
         for part in parts {
             match part {
-                Part::Phrase(_, words) => terms.extend(words.iter().map(|w| (w.clone(), 1.0))),
+                Part::Phrase(_, words) => terms.extend(words.iter().map(|(_, w)| (w.clone(), 1.0))),
                 Part::Prefix(..) | Part::Exact(..) | Part::Pair(..) => {}
             }
         }
@@ -525,16 +531,40 @@ mod tests {
 
     #[test]
     fn questions_are_read() {
-        let phrase = |words: &[&str]| Part::Phrase(None, words.iter().map(|w| (*w).to_owned()).collect());
+        let of = |field: Option<&str>, words: &[&str]| {
+            let words = words.iter().enumerate().map(|(at, w)| (at, (*w).to_owned())).collect();
+            Part::Phrase(field.map(str::to_owned), words)
+        };
+        let phrase = |words: &[&str]| of(None, words);
+        let exact = |value: &str| Part::Exact("country".into(), value.into());
         assert_eq!(read("Jazz café"), [phrase(&["jazz"]), phrase(&["cafe"])]);
         assert_eq!(read("\"open mic\" nigh*"), [phrase(&["open", "mic"]), Part::Prefix(None, "nigh".into())]);
-        assert_eq!(
-            read("country:us title:rust"),
-            [Part::Exact("country".into(), "us".into()), Part::Phrase(Some("title".into()), vec!["rust".into()])]
-        );
+        assert_eq!(read("country:us title:rust"), [exact("us"), of(Some("title"), &["rust"])]);
         assert_eq!(read("re:invent"), [phrase(&["re", "invent"])]);
-        assert_eq!(read("title:\"a b\""), [Part::Phrase(Some("title".into()), vec!["a".into(), "b".into()])]);
+        assert_eq!(read("title:\"a b\""), [of(Some("title"), &["a", "b"])]);
+        assert_eq!(read("country:\"\""), [exact("")]);
         assert_eq!(read(" - "), []);
+        assert_eq!(read("東京*"), [phrase(&["東京"])]);
+        assert_eq!(read("a 東京 🎉"), [phrase(&["a"]), phrase(&["東京"]), phrase(&["🎉"])]);
+    }
+
+    #[test]
+    fn what_is_pasted_is_text() {
+        let words = |text: &str| {
+            let word = |part: Part| match part {
+                Part::Phrase(None, terms) => terms.into_iter().map(|(_, t)| t).collect::<Vec<_>>().join(" "),
+                other => format!("{other:?}"),
+            };
+            read(text).into_iter().map(word).collect::<Vec<_>>()
+        };
+        assert_eq!(words("He said \"hello there"), ["he", "said", "hello", "there"]);
+        assert_eq!(
+            words("title:\"a b"),
+            [format!("{:?}", Part::Phrase(Some("title".into()), vec![(0, "a".into())])), "b".into()]
+        );
+        assert_eq!(words("5\" disk\""), ["5", "disk"]);
+        assert_eq!(words("country: us, title:"), ["country", "us", "title"]);
+        assert_eq!(words("(foo AND] {\"a\": \"b\\\"}"), ["foo", "and", "a", "b"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::config::units::{parse_distance, parse_time};
-use crate::event::rfc3339;
+use crate::event::{is_place, rfc3339};
 use crate::query::count::{CountQuestion, count};
 use crate::query::nearby::{NearbyQuestion, nearby};
 use crate::query::search::{SearchQuestion, Sort, search};
@@ -77,10 +77,14 @@ impl Reader<'_> {
 }
 
 fn parse_place(text: &str) -> Result<(f64, f64), String> {
-    let wrong = || format!("`{text}` is no place: write latitude,longitude, for example 40.7,-74.0");
+    let wrong = || {
+        format!(
+            "`{text}` is no place: write latitude,longitude, for example 40.7,-74.0 (0,0 stands for an unknown place)"
+        )
+    };
     let (lat, lon) = text.split_once(',').ok_or_else(wrong)?;
     let place = (lat.trim().parse::<f64>().map_err(|_| wrong())?, lon.trim().parse::<f64>().map_err(|_| wrong())?);
-    if place.0.abs() <= 90.0 && place.1.abs() <= 180.0 { Ok(place) } else { Err(wrong()) }
+    if is_place(place) { Ok(place) } else { Err(wrong()) }
 }
 
 impl Answers {

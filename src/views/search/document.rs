@@ -10,6 +10,7 @@ use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
 use tantivy::schema::{Document, Field, Value};
 
 use super::index::Fields;
+use crate::event::is_place;
 use crate::schema::{MAP_SUFFIX, SearchDef};
 
 enum Column {
@@ -18,7 +19,12 @@ enum Column {
     Texts(OffsetBuffer<i32>, StringArray),
     Number(Int64Array),
     Time(TimestampMicrosecondArray),
-    Double(Float64Array),
+    /// Of places their latitudes or their longitudes.
+    Degrees {
+        lat: Float64Array,
+        lon: Float64Array,
+        is_lat: bool,
+    },
 }
 
 /// The columns of a batch that are searched.
@@ -52,9 +58,11 @@ impl Columns {
                 columns.push((*field, Column::Texts(map.offsets().clone(), values.clone())));
             }
         }
-        for (name, field) in def.geo.iter().zip(&fields.geo) {
-            if let Some(numbers) = any(name).and_then(|a| a.downcast_ref::<Float64Array>()) {
-                columns.push((*field, Column::Double(numbers.clone())));
+        let degrees: Vec<&Float64Array> =
+            def.geo.iter().filter_map(|name| any(name)?.downcast_ref::<Float64Array>()).collect();
+        if let ([lat, lon], [lat_field, lon_field]) = (degrees.as_slice(), fields.geo.as_slice()) {
+            for (field, is_lat) in [(lat_field, true), (lon_field, false)] {
+                columns.push((*field, Column::Degrees { lat: (*lat).clone(), lon: (*lon).clone(), is_lat }));
             }
         }
         Self(columns)
@@ -120,8 +128,14 @@ impl<'a> Iterator for RowValues<'a> {
                 Column::Text(a) if a.is_valid(row) => RowValue::Text(a.value(row)),
                 Column::Number(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
                 Column::Time(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
-                // The sum makes -0.0 a plain zero.
-                Column::Double(a) if a.is_valid(row) && !a.value(row).is_nan() => RowValue::Double(a.value(row) + 0.0),
+                Column::Degrees { lat, lon, is_lat } if lat.is_valid(row) && lon.is_valid(row) => {
+                    let place = (lat.value(row), lon.value(row));
+                    if !is_place(place) {
+                        continue;
+                    }
+                    // The sum makes -0.0 a plain zero.
+                    RowValue::Double(if *is_lat { place.0 } else { place.1 } + 0.0)
+                }
                 // A list that is null has no items.
                 Column::Texts(offsets, items) => {
                     self.items = Some((*field, items, offsets[row] as usize..offsets[row + 1] as usize));

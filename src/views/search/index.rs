@@ -17,7 +17,7 @@ use crate::storage::{create_folders, sync_folder};
 use crate::views::ViewError;
 
 /// Version of the payload and of the fields' layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Files of an index that name its others.
 const META: &str = "meta.json";
@@ -120,7 +120,11 @@ impl SearchIndex {
         if names.is_empty() && writable {
             names.push("000000".into());
         }
-        let numbers = names.iter().filter_map(|n| n.parse::<usize>().ok());
+        let numbers: Vec<usize> = names.iter().filter_map(|n| n.parse().ok()).collect();
+        for number in &numbers {
+            refuse_other_rules(&part_folder(folder, *number))?;
+        }
+        let numbers = numbers.into_iter();
         let parts = numbers.map(|n| open_part(folder, n, &schema)).collect::<Result<Vec<_>, _>>();
         let parts = RwLock::new(parts.map_err(wrong(folder))?);
         Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
@@ -286,6 +290,29 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
             | TantivyError::ErrorInThread(_) => ViewError::Failed { view: path.display().to_string(), reason },
             _ => ViewError::Damaged { path: path.clone(), reason },
         }
+    }
+}
+
+/// Refuses an index whose words were split by other rules: what is asked would not be found in it.
+fn refuse_other_rules(folder: &Path) -> Result<(), ViewError> {
+    let text = match std::fs::read_to_string(folder.join(META)) {
+        Ok(text) => text,
+        // It has no commit yet.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(wrong(folder)(error.into())),
+    };
+    let meta: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let fields = meta["schema"].as_array().into_iter().flatten();
+    let mut rules = fields.filter_map(|field| field["options"]["indexing"]["tokenizer"].as_str());
+    match rules.find(|rules| *rules != text::NAME && rules.starts_with(text::FAMILY)) {
+        None => Ok(()),
+        Some(found) => Err(ViewError::Damaged {
+            path: folder.to_owned(),
+            reason: format!(
+                "the words of this index were split by the rules {found}, this version of weir splits by {}; remove the folder of the stream's index, and the next start fills it from the log, if that still begins with the first record; otherwise use the version that wrote it",
+                text::NAME
+            ),
+        }),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod document;
 pub mod index;
+mod script;
 pub mod text;
 
 use std::sync::Arc;

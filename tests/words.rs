@@ -1,0 +1,170 @@
+//! Search over text of many scripts, and places: what is there is found, and whatever is pasted is a question.
+
+use serde_json::json;
+
+use crate::support::Bench;
+
+const STREAM: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n\
+    [streams.s]\nschema = \"n int not null, msg varchar, level varchar, lat double, lon double\"\n\
+    select = \"select to_timestamp_millis(n) as event_time, n, msg, level, lat, lon from s\"\n\
+    search = { text = [\"msg\"], exact = [\"level\"], geo = [\"lat\", \"lon\"] }\n\
+    places = { venue = \"n\", name = \"msg\", lat = \"lat\", lon = \"lon\", event = \"n\", date = \"event_time\" }\n";
+
+/// A stopped folder with these texts, numbered from 0.
+fn bench(texts: &[&str]) -> Bench {
+    let bench = Bench::new("");
+    bench.configure(&STREAM.replace("n int", "n bigint"));
+    let lines =
+        texts.iter().enumerate().map(|(n, msg)| json!({"n": n, "msg": msg, "level": "error"}).to_string() + "\n");
+    bench.write("s.ndjson", lines.collect::<String>().as_bytes());
+    bench.once();
+    bench
+}
+
+/// Numbers of the texts that a question finds.
+fn found(bench: &Bench, question: &str) -> Vec<u64> {
+    let answer = bench.ask(&["search", question, "--limit", "100"]);
+    let hits = answer["hits"].as_array().expect("hits").iter();
+    let mut found: Vec<u64> = hits.map(|hit| hit["event"]["n"].as_u64().expect("a number")).collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn words_of_any_script_are_found_and_only_they() {
+    let bench = bench(&[
+        "我有一只猫",
+        "東京都に住んでいます",
+        "ｶﾞﾝﾀﾞﾑ ガンダム",
+        "한국어 검색엔진",
+        "สวัสดีชาวโลก",
+        "हिन्दी में काम कम है",
+        "Zoë Straße naïve",
+        "🎉 release party 👍🏽 👩‍💻",
+        "He said \"hello: world\" AND left",
+        "مرحبا بالعالم",
+    ]);
+    for (question, wanted) in [
+        ("猫", &[0][..]),
+        ("一只猫", &[0]),
+        ("只一", &[]),
+        ("都", &[1]),
+        ("東京", &[1]),
+        ("\"京都 に\"", &[1]),
+        ("ガンダム", &[2]),
+        ("カ", &[]),
+        ("검색", &[3]),
+        ("색", &[3]),
+        ("สวัสดี", &[4]),
+        ("ชาวโลก", &[4]),
+        ("โลก*", &[4]),
+        ("काम", &[5]),
+        ("कम", &[5]),
+        ("कल", &[]),
+        ("zoe naive", &[6]),
+        ("strasse", &[]),
+        ("🎉", &[7]),
+        ("release 🎉", &[7]),
+        ("👍", &[7]),
+        ("👍🏽", &[7]),
+        ("👍🏿", &[]),
+        ("💻", &[7]),
+        ("مَرْحَبا", &[9]),
+    ] {
+        assert_eq!(found(&bench, question), wanted, "{question}");
+    }
+}
+
+#[test]
+fn whatever_is_pasted_is_a_question() {
+    let bench = bench(&["He said \"hello: world\" AND left", "level: error in msg 5\" disk"]);
+    for (question, wanted) in [
+        ("He said \"hello", &[0][..]),
+        ("\"hello: world\"", &[0]),
+        ("hello: world", &[0]),
+        ("level: error", &[1]),
+        ("level:error", &[0, 1]),
+        ("msg:hello", &[0]),
+        ("msg:\"hello", &[0]),
+        ("5\" disk", &[1]),
+        ("[{\"said\": (hello]", &[0]),
+    ] {
+        assert_eq!(found(&bench, question), wanted, "{question}");
+    }
+}
+
+#[test]
+fn highlights_mark_what_was_asked() {
+    let bench = bench(&["我有一只猫", "สวัสดีชาวโลก", "party 🎉 time"]);
+    for (question, wanted) in [
+        ("猫", "我有一只<b>猫</b>"),
+        ("一只猫", "我有<b>一只猫</b>"),
+        ("ชาวโลก", "สวัสดี<b>ชาวโลก</b>"),
+        ("🎉", "party <b>🎉</b> time"),
+    ] {
+        let answer = bench.ask(&["search", question]);
+        assert_eq!(answer["hits"][0]["highlights"]["msg"], wanted, "{question}");
+    }
+}
+
+#[test]
+fn an_index_of_other_rules_is_refused_with_a_way_out_that_works() {
+    let bench = bench(&["a word"]);
+    let meta = bench.path("data/search/s/000000/meta.json");
+    let text = std::fs::read_to_string(&meta).expect("an index");
+    std::fs::write(&meta, text.replace("weir_2", "weir_1")).expect("writable");
+    let output = bench.output(&["search", "word"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(65), "{message}");
+    assert!(message.contains("weir_1") && message.contains("remove the folder"), "{message}");
+    assert_eq!(bench.output(&["run", "--once"]).status.code(), Some(65));
+    // What the message says to do.
+    std::fs::remove_dir_all(bench.path("data/search/s")).expect("removable");
+    bench.once();
+    assert_eq!(found(&bench, "word"), [0]);
+}
+
+#[test]
+fn what_is_no_place_is_none_for_search_and_nearby_alike() {
+    let bench = Bench::new("");
+    bench.configure(&STREAM.replace("n int", "n bigint"));
+    let places = [(10.0, 20.0), (10.0, 380.0), (170.0, 20.0), (0.0, 0.0), (-0.0, 0.0), (10.0, 20.001), (0.0, 0.1)];
+    let lines = places
+        .iter()
+        .enumerate()
+        .map(|(n, (lat, lon))| json!({"n": n, "msg": "here", "level": "x", "lat": lat, "lon": lon}).to_string() + "\n");
+    bench.write("s.ndjson", lines.collect::<String>().as_bytes());
+    bench.once();
+    let by_search = |near: &str, within: &str| {
+        let near = format!("--near={near}");
+        let answer = bench.ask(&["search", "here", &near, "--within", within]);
+        let mut found: Vec<u64> =
+            answer["hits"].as_array().expect("hits").iter().filter_map(|h| h["event"]["n"].as_u64()).collect();
+        found.sort_unstable();
+        found
+    };
+    let by_places = |lat: &str, lon: &str, within: &str| {
+        let (lat, lon) = (format!("--lat={lat}"), format!("--lon={lon}"));
+        let answer = bench.ask(&["nearby", &lat, &lon, "--within", within]);
+        let mut found: Vec<u64> =
+            answer["venues"].as_array().expect("venues").iter().filter_map(|v| v["venue_id"].as_u64()).collect();
+        found.sort_unstable();
+        found
+    };
+    assert_eq!(by_search("10,20", "1km"), [0, 5]);
+    assert_eq!(by_places("10", "20", "1km"), [0, 5]);
+    assert_eq!(by_search("0,0.05", "20km"), [6]);
+    assert_eq!(by_places("0", "0.05", "20km"), [6]);
+    assert_eq!(by_search("10,20", "30000km"), [0, 5, 6]);
+    assert_eq!(by_places("10", "20", "30000km"), [0, 5, 6]);
+    for [lat, lon] in [["0", "0"], ["91", "1"], ["1", "181"], ["NaN", "1"]] {
+        let near = format!("--near={lat},{lon}");
+        let asked = [
+            bench.output(&["nearby", &format!("--lat={lat}"), &format!("--lon={lon}")]),
+            bench.output(&["search", "here", &near, "--within", "1km"]),
+        ];
+        for output in asked {
+            assert_eq!(output.status.code(), Some(2), "{lat},{lon}");
+        }
+    }
+}
