@@ -10,6 +10,7 @@ mod intake;
 mod log;
 mod operations;
 mod panics;
+mod readers;
 mod rebuild;
 mod recording;
 mod server;

@@ -1,6 +1,6 @@
 //! Where query verbs get their answers: from the running server, or from the folder itself, read-only.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -15,15 +15,48 @@ use crate::runtime::questions::Params;
 /// How long a server may take to say that it is there.
 const HELLO: Duration = Duration::from_secs(2);
 
+/// How long a process may wait for the folder, and how long it may take from there to answer.
+const GIVES_WAY: Duration = Duration::from_secs(60);
+const STARTS: Duration = Duration::from_secs(10);
+const TRY_EVERY: Duration = Duration::from_millis(50);
+
 /// Something that answers.
 pub struct Asked {
     runtime: tokio::runtime::Runtime,
     place: Place,
+    /// What brings in records that a stopped folder's views lack.
+    way_on: &'static str,
 }
 
 enum Place {
     Server(Server),
     Folder(Box<Offline>),
+}
+
+impl Place {
+    /// A server that answers, or the folder itself. Where a process waits for the folder, it goes first and is asked when it is there.
+    fn find(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Self, RuntimeError> {
+        let begun = Instant::now();
+        let mut gave_way: Option<Instant> = None;
+        loop {
+            if let Some(server) = runtime.block_on(Server::find(config)) {
+                return Ok(Self::Server(server));
+            }
+            match Offline::open(config, runtime.handle()) {
+                Ok(offline) => return Ok(Self::Folder(Box::new(offline))),
+                Err(RuntimeError::InUse(reason)) => {
+                    if Folder::existing(&config.data).is_ok_and(|folder| folder.is_wanted()) {
+                        gave_way = Some(Instant::now());
+                    }
+                    if begun.elapsed() >= GIVES_WAY || gave_way.is_none_or(|at| at.elapsed() >= STARTS) {
+                        return Err(RuntimeError::InUse(reason));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            std::thread::sleep(TRY_EVERY);
+        }
+    }
 }
 
 /// A server that works on the data folder.
@@ -105,20 +138,15 @@ impl Asked {
     pub fn open(global: &Global) -> Result<Self, RuntimeError> {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
-        let place = match runtime.block_on(Server::find(&config)) {
-            Some(server) => Place::Server(server),
-            None => Place::Folder(Box::new(Offline::open(&config, runtime.handle())?)),
-        };
-        if let Place::Folder(offline) = &place
-            && offline.pending > 0
-        {
-            eprintln!(
-                "weir: {} accepted records are not in this answer yet; {} brings them in",
-                offline.pending,
-                if config.path.is_some() { "`weir run --once`" } else { "`weir demo`" }
-            );
+        let place = Place::find(&config, &runtime)?;
+        let way_on = if config.path.is_some() { "weir run --once" } else { "weir demo" };
+        Ok(Self { runtime, place, way_on })
+    }
+
+    fn tell_pending(&self, pending: Option<u64>) {
+        if let Some(pending @ 1..) = pending {
+            eprintln!("weir: {pending} accepted records are not in this answer yet; `{}` brings them in", self.way_on);
         }
-        Ok(Self { runtime, place })
     }
 
     /// Asks `/api/v1/<what>`; of a window by the parameter `name`.
@@ -135,7 +163,9 @@ impl Asked {
                         _ => Ok(answers.status()),
                     }
                 });
-                Ok(answer?)
+                let answer = answer?;
+                self.tell_pending(answer["as_of"]["pending"].as_u64());
+                Ok(answer)
             }
             Place::Server(server) => {
                 let mut params = params.clone();
@@ -150,6 +180,7 @@ impl Asked {
         match &self.place {
             Place::Folder(offline) => {
                 let answer = self.runtime.block_on(offline.answers.sql(query))?;
+                self.tell_pending(Some(answer.as_of.pending));
                 Ok(answer.render(format)?)
             }
             Place::Server(server) => {

@@ -97,6 +97,10 @@ pub mod positions {
     pub fn old(table: &str) -> String {
         format!("{table}/old")
     }
+    /// The view that writes a table of the lake, which has one or two of the positions above.
+    pub fn table(table: &str) -> String {
+        format!("lake/{table}")
+    }
     pub fn search(stream: &str) -> String {
         format!("search/{stream}")
     }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::sql::{SqlEngine, to_ndjson};
 use super::{Handles, QueryError};
 use crate::event::{MICROS_PER_SECOND, Micros};
+use crate::operators::positions;
 use crate::views::counts::{SEPARATOR, Tally};
 
 /// What is asked.
@@ -67,7 +68,9 @@ pub async fn count(
         add(&text.split(SEPARATOR).collect::<Vec<_>>(), *tally);
     }
     let edges = edges(from, first, last, to);
+    let mut views = vec![positions::counts(name)];
     if !edges.is_empty() {
+        views.push(positions::table(name));
         let columns: Vec<&str> = std::iter::once(&def.kind).chain(&def.by).map(String::as_str).collect();
         let (rows, at) = edge_rows(name, &columns, stream.repeats().is_some(), &edges, handles, sql, now).await?;
         lsn = lsn.min(at);
@@ -76,7 +79,7 @@ pub async fn count(
         }
     }
     let pick = |tally: &Tally| if question.repeats { tally.all } else { tally.acts };
-    let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), now);
+    let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), &views, now);
     let mut answer = Map::new();
     answer.insert("count".into(), pick(&total).into());
     if let Some(column) = &question.by {

@@ -11,7 +11,7 @@ pub mod sql;
 pub mod system;
 pub mod windows;
 
-pub use snapshot::{AsOf, Handles, Progress};
+pub use snapshot::{AsOf, Handles, Missing, Progress};
 
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Handles, QueryError};
 use crate::event::{Micros, is_place, rfc3339};
+use crate::operators::positions;
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +61,6 @@ pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Resu
             })
         })
         .collect();
-    let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), now);
+    let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), &[positions::places(name)], now);
     Ok(json!({"venues": venues, "as_of": as_of}))
 }

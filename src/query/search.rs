@@ -15,6 +15,7 @@ use tantivy::{DocId, Order, Searcher, SegmentReader, TantivyError, Term};
 use super::sql::{SqlEngine, to_ndjson};
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
+use crate::operators::positions;
 use crate::schema::MAP_SUFFIX;
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
@@ -287,7 +288,8 @@ pub async fn search(
         .await
         .map_err(|e| QueryError::Failed(e.to_string()))??;
     let events = events(&found.hits, &name, handles, sql, now).await?;
-    let as_of = handles.progress.as_of(visible.min(events.1), std::slice::from_ref(&name), now);
+    let views = [positions::search(&name), positions::table(&name)];
+    let as_of = handles.progress.as_of(visible.min(events.1), std::slice::from_ref(&name), &views, now);
     let next = next_cursor(&found, question, cursor, upto, now);
     let highlighter = Highlighter::new(&index, &parts);
     let hits: Vec<Value> = found

@@ -44,8 +44,15 @@ pub struct AsOf {
     /// Events of these streams that came behind the watermark, since the log began.
     pub late: u64,
     pub dead_letters: u64,
-    /// Synced records above `lsn`.
+    /// Synced records above `lsn`; of a folder that is read offline, accepted records that are not in the answer.
     pub pending: u64,
+}
+
+/// Records of a stream, or of all, that the answers of a view lack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    pub stream: Option<String>,
+    pub records: u64,
 }
 
 /// How far operators and log are, and what is open in them.
@@ -54,6 +61,8 @@ pub struct Progress {
     inner: Mutex<Inner>,
     operators: OnceLock<Arc<Mutex<Operators>>>,
     sources: Mutex<BTreeMap<String, SharedHealth>>,
+    /// By view, what its answers lack: counted once where nothing moves any more.
+    missing: OnceLock<BTreeMap<String, Missing>>,
 }
 
 #[derive(Default)]
@@ -126,6 +135,19 @@ impl Progress {
         }
     }
 
+    /// A frame of records came, as the log says that nothing moves any more; the oldest are enough.
+    pub fn note_arrival(&self, last_lsn: Lsn, received_at: Micros) {
+        let mut inner = self.lock();
+        if inner.arrivals.len() < ARRIVALS {
+            inner.arrivals.push_back((last_lsn, received_at));
+        }
+    }
+
+    /// What the answers of each view lack.
+    pub fn set_missing(&self, missing: BTreeMap<String, Missing>) {
+        let _ = self.missing.set(missing);
+    }
+
     /// The log's synced end, where no frame said it yet.
     pub fn set_synced(&self, lsn: Lsn) {
         let mut inner = self.lock();
@@ -181,11 +203,14 @@ impl Progress {
         self.lock().partitions.clone()
     }
 
-    /// States how true an answer is that has everything up to `lsn` of these streams.
-    pub fn as_of(&self, lsn: Lsn, streams: &[String], now: Micros) -> AsOf {
+    /// States how true an answer is that these views gave, which have everything up to `lsn` of these streams.
+    pub fn as_of(&self, lsn: Lsn, streams: &[String], views: &[String], now: Micros) -> AsOf {
         let inner = self.lock();
         let read: Vec<&StreamProgress> = streams.iter().filter_map(|s| inner.streams.get(s)).collect();
-        let pending = inner.synced_lsn.saturating_sub(lsn);
+        let pending = match self.missing.get() {
+            Some(missing) => most_missing(missing, views),
+            None => inner.synced_lsn.saturating_sub(lsn),
+        };
         let oldest = inner.arrivals.get(inner.arrivals.partition_point(|(last, _)| *last <= lsn));
         let age = oldest.map_or(0, |(_, at)| now.saturating_sub(*at).max(0) as u64 / 1_000);
         AsOf {
@@ -197,6 +222,18 @@ impl Progress {
             pending,
         }
     }
+}
+
+/// Records that an answer of several views lacks: of each stream as many as the view of it that lacks most.
+fn most_missing(missing: &BTreeMap<String, Missing>, views: &[String]) -> u64 {
+    let mut most: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+    for Missing { stream, records } in views.iter().filter_map(|view| missing.get(view)) {
+        let known = most.entry(stream.as_deref()).or_default();
+        *known = (*known).max(*records);
+    }
+    // What is of no stream is of all.
+    let of_all = most.remove(&None).unwrap_or(0);
+    most.values().sum::<u64>().max(of_all)
 }
 
 impl Handles {
@@ -244,5 +281,23 @@ impl Handles {
                 super::QueryError::NotFound("no stream is declared; add [streams.NAME] to the configuration".into())
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_views_of_one_stream_lack_is_counted_once() {
+        let missing = |stream: Option<&str>, records| Missing { stream: stream.map(str::to_owned), records };
+        let views =
+            [("lake/a", Some("a"), 3), ("search/a", Some("a"), 5), ("lake/b", Some("b"), 1), ("lake/raw", None, 4)];
+        let all = views.map(|(view, stream, records)| (view.to_owned(), missing(stream, records))).into();
+        let lacks = |views: &[&str]| most_missing(&all, &views.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+        assert_eq!(lacks(&["lake/a", "search/a"]), 5);
+        assert_eq!(lacks(&["lake/a", "lake/b"]), 4);
+        assert_eq!(lacks(&["lake/raw", "lake/b"]), 4);
+        assert_eq!(lacks(&["lake/elsewhere"]), 0);
     }
 }

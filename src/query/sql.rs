@@ -33,6 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::made::{self, Open};
 use super::{AsOf, Handles, QueryError, local, names, system};
 use crate::event::{Lsn, Micros};
+use crate::operators::positions;
 use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, dialect, functions, versions_of};
 use crate::storage::create_folders;
@@ -245,7 +246,12 @@ impl Planner {
             streams = handles.catalog.streams.keys().cloned().collect();
         }
         let lsn = lsn.unwrap_or_else(|| handles.progress.synced_lsn());
-        handles.progress.as_of(lsn, &streams, now)
+        let stored = |table: &String| match handles.catalog.window(table) {
+            Some(window) => versions_of(&window.name),
+            None => table.clone(),
+        };
+        let views: Vec<String> = read.iter().map(|table| positions::table(&stored(table))).collect();
+        handles.progress.as_of(lsn, &streams, &views, now)
     }
 
     async fn collect(&self, frame: DataFrame) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {

@@ -4,16 +4,21 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
 use crate::storage::{create_folders, explain, remove_temporaries};
 
-/// How often, and after what time, a folder that is in use is asked for again.
-const READER_TRIES: usize = 20;
-const READER_WAIT: Duration = Duration::from_millis(50);
+/// How often a folder that is in use is asked for again.
+const TRY_EVERY: Duration = Duration::from_millis(50);
+/// How long a process that works on the folder may take to let go of it.
+const WRITER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long those that read the folder may take to end: longer than a query may run by default.
+const READER_PATIENCE: Duration = Duration::from_secs(45);
+/// How often it is logged what is waited for.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Paths inside a data folder.
 #[derive(Debug, Clone)]
@@ -106,9 +111,9 @@ impl Folder {
         self.root.join("address.json")
     }
 
-    fn lock_file(&self) -> Result<File, RuntimeError> {
+    fn open_lock(&self, name: &str) -> Result<File, RuntimeError> {
         use std::os::unix::fs::OpenOptionsExt;
-        let path = self.root.join("lock");
+        let path = self.root.join(name);
         fs::OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -119,28 +124,74 @@ impl Folder {
             .map_err(|e| RuntimeError::Failed(format!("{}: {e}", path.display())))
     }
 
-    /// Takes the folder for writing: alone.
+    fn lock_file(&self) -> Result<File, RuntimeError> {
+        self.open_lock("lock")
+    }
+
+    /// Held exclusively by a process that waits for the folder: readers that come meanwhile give way to it.
+    fn intent_file(&self) -> Result<File, RuntimeError> {
+        self.open_lock("lock.intent")
+    }
+
+    /// Takes the folder for writing: alone. Those that read it are waited for; those that want to read it give way.
     pub fn lock(&self) -> Result<Lock, RuntimeError> {
-        let mut file = self.lock_file()?;
-        let mut locked = file.try_lock();
-        for _ in 0..READER_TRIES {
-            if !matches!(locked, Err(TryLockError::WouldBlock)) {
-                break;
+        let intent = self.intent_file()?;
+        let begun = Instant::now();
+        // A reader holds it for the moment in which it takes the folder.
+        while let Err(error) = intent.try_lock() {
+            if begun.elapsed() >= WRITER_PATIENCE || matches!(error, TryLockError::Error(_)) {
+                return self.taken(Err(error)).map(|()| Lock(intent));
             }
-            // A verb that reads the folder holds it for a moment only.
-            std::thread::sleep(READER_WAIT);
-            locked = file.try_lock();
+            std::thread::sleep(TRY_EVERY / 10);
         }
-        self.taken(locked)?;
+        let mut file = self.lock_file()?;
+        let mut told: Option<Instant> = None;
+        while let Err(error) = file.try_lock() {
+            let waited = begun.elapsed();
+            // Only readers share it.
+            let is_read = file.try_lock_shared().is_ok() && file.unlock().is_ok();
+            let patience = if is_read { READER_PATIENCE } else { WRITER_PATIENCE };
+            if waited >= patience || matches!(error, TryLockError::Error(_)) {
+                return if is_read { Err(self.is_read(&file)) } else { self.taken(Err(error)).map(|()| Lock(file)) };
+            }
+            if is_read && waited >= WRITER_PATIENCE && told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                tracing::info!(by = holders(&file), folder = %self.root.display(), "the folder is being read; waiting for the readers to end");
+                told = Some(Instant::now());
+            }
+            std::thread::sleep(TRY_EVERY);
+        }
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         Ok(Lock(file))
     }
 
-    /// Takes the folder for reading: together with other readers.
+    /// Takes the folder for reading: together with other readers, and not while a process waits to work on it.
     pub fn lock_shared(&self) -> Result<Lock, RuntimeError> {
+        let intent = self.intent_file()?;
+        match intent.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => {
+                let by = holders(&intent);
+                let root = self.root.display();
+                return Err(RuntimeError::InUse(format!("{root} is about to be used by {by}; try again in a moment")));
+            }
+            locked => self.taken(locked)?,
+        }
         let file = self.lock_file()?;
         self.taken(file.try_lock_shared())?;
         Ok(Lock(file))
+    }
+
+    /// Whether a process waits to work on the folder.
+    pub fn is_wanted(&self) -> bool {
+        self.intent_file().is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    fn is_read(&self, file: &File) -> RuntimeError {
+        RuntimeError::InUse(format!(
+            "{} is still being read by {} after {} s; end it, or start again later",
+            self.root.display(),
+            holders(file),
+            READER_PATIENCE.as_secs()
+        ))
     }
 
     fn taken(&self, result: Result<(), TryLockError>) -> Result<(), RuntimeError> {
@@ -173,5 +224,69 @@ impl Folder {
     /// Where a server says it answers; it may be gone.
     pub fn address(&self) -> Option<Address> {
         serde_json::from_slice(&fs::read(self.address_path()).ok()?).ok()
+    }
+}
+
+/// Who has locked a file, as far as the system tells.
+fn holders(file: &File) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let inode = file.metadata().map_or(0, |m| m.ino());
+    let pids = pids_of(&fs::read_to_string("/proc/locks").unwrap_or_default(), inode);
+    match pids.as_slice() {
+        [] => "another process".into(),
+        [pid] => format!("process {pid}"),
+        _ => format!("processes {}", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Processes other than this one that hold a lock on an inode, from the lines of `/proc/locks`.
+fn pids_of(locks: &str, inode: u64) -> Vec<u32> {
+    let inode = format!(":{inode}");
+    let of = |line: &str| {
+        // number: FLOCK ADVISORY READ pid major:minor:inode start end
+        let mut words = line.split_whitespace().skip(1);
+        let (kind, pid, file) = (words.next()?, words.nth(2)?, words.next()?);
+        let pid = pid.parse::<u32>().ok().filter(|pid| *pid > 0 && *pid != std::process::id())?;
+        (kind == "FLOCK" && file.ends_with(&inode)).then_some(pid)
+    };
+    let mut pids: Vec<u32> = locks.lines().filter_map(of).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holders_of_a_lock_are_read_from_the_systems_table() {
+        let locks = "1: FLOCK  ADVISORY  READ 4000001 08:01:42 0 EOF\n2: POSIX  ADVISORY  WRITE 7 08:01:42 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ 4000002 08:01:42 0 EOF\n3: -> FLOCK  ADVISORY  READ 5 08:01:42 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 4000003 08:01:142 0 EOF\n5: FLOCK  ADVISORY  READ 0 08:01:42 0 EOF\n";
+        assert_eq!(pids_of(locks, 42), [4_000_001, 4_000_002]);
+        assert!(pids_of("nonsense\n", 42).is_empty());
+    }
+
+    #[test]
+    fn readers_give_way_to_a_process_that_waits() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::create(root.path()).expect("made");
+        let reader = folder.lock_shared().expect("free");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| folder.lock());
+            while !folder.is_wanted() {
+                std::thread::yield_now();
+            }
+            // The one that was there goes on; another one does not come in.
+            assert!(matches!(folder.lock_shared(), Err(RuntimeError::InUse(_))));
+            drop(reader);
+            let held = writer.join().expect("no panic").expect("the reader has ended");
+            assert!(!folder.is_wanted());
+            let refused = folder.lock_shared().map(drop).expect_err("it is held").to_string();
+            assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
+            drop(held);
+        });
+        folder.lock_shared().expect("free again");
     }
 }

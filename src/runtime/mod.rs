@@ -1,6 +1,7 @@
 //! The composition root: opens a data folder, puts log, operators, views, queries and sources together, and takes them apart
 //! in the order in which data flows.
 
+mod backlog;
 pub mod backup;
 pub mod folder;
 mod history;

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::backlog::{self, Backlog};
 use super::folder::{Folder, Lock};
 use super::questions::Answers;
 use super::{RuntimeError, snapshots, sql_limits, stored_catalog, views, wal_options};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::operators::positions;
+use crate::operators::{positions, tables};
 use crate::query::sql::SqlEngine;
+use crate::query::{Handles, Missing};
+use crate::schema::Window;
 use crate::storage::Disk;
 use crate::views::lake::LogName;
 use crate::wal::{LogReader, Wal};
@@ -19,8 +22,6 @@ use crate::wal::{LogReader, Wal};
 /// A folder opened read-only.
 pub struct Offline {
     pub answers: Answers,
-    /// Synced records that the views do not hold.
-    pub pending: u64,
     _spill: Spill,
     _lock: Lock,
 }
@@ -80,16 +81,57 @@ impl Offline {
         for (name, counts) in &handles.counts {
             counts.set_applied(stands(vec![positions::counts(name)]));
         }
+        let is_whole = !crate::operators::snapshot::is_behind(newest.given(), &opened.positions);
+        let base = if is_whole { newest.lsn() } else { snapshots.newest_for(&opened.positions, Lsn::MAX)?.0.lsn() };
+        let base = base.max(options.zero);
+        let open_at = newest.lsn();
         progress.show(Arc::new(Mutex::new(newest)));
-        let lowest = handles.positions().into_iter().map(|(_, lsn)| lsn).min().unwrap_or(end);
-        let mut reader = LogReader::new(Arc::new(Disk), folder.log(), lowest);
-        if let Some(frame) = reader.next(end)? {
-            progress.note_synced(frame.header.last_lsn(), frame.header.received_at);
-        }
+        let reader = LogReader::new(Arc::new(Disk), folder.log(), base);
+        let backlog = Backlog::read(reader, base, end, |lsn, at| progress.note_arrival(lsn, at))?;
+        count_what_is_missing(&handles, backlog, open_at, end)?;
         let spill = Spill::new(&folder);
         let sql = Arc::new(SqlEngine::new(&folder.lake(), &spill.0, sql_limits(config))?);
         let clock = Arc::new(SystemClock::default());
         let answers = Answers { handles, sql, clock, search_limit: config.limits.search_limit };
-        Ok(Self { answers, pending: end.saturating_sub(lowest), _spill: spill, _lock: lock })
+        Ok(Self { answers, _spill: spill, _lock: lock })
     }
+}
+
+/// Tells, per view, how many records its answers lack; one that lacks none reaches the log's end. What is open in windows and
+/// sessions is known up to `open_at`.
+fn count_what_is_missing(handles: &Handles, mut backlog: Backlog, open_at: Lsn, end: Lsn) -> Result<(), RuntimeError> {
+    let failed = RuntimeError::Failed;
+    if let Some(table) = handles.tables.get(positions::DEAD_LETTERS) {
+        backlog.note_dead_letters(table).map_err(failed)?;
+    }
+    let mut of_streams = BTreeMap::new();
+    for stream in backlog.streams() {
+        let table = handles.tables.get(stream);
+        of_streams.insert(stream.clone(), backlog.missing(stream, table).map_err(failed)?);
+    }
+    let mut missing = BTreeMap::new();
+    for (view, at) in handles.positions() {
+        let stream = backlog::stream_of(&view, |table| handles.stream_of(table));
+        let count = match &stream {
+            Some(stream) if view == views::of_table(stream) => of_streams.get(stream).copied().unwrap_or(0),
+            Some(stream) if has_open_rows(&view, stream, handles) => backlog.above(stream, at.min(open_at)),
+            Some(stream) => backlog.above(stream, at),
+            None if view == views::of_table(positions::DEAD_LETTERS) => of_streams.values().sum(),
+            None => backlog.streams().map(|stream| backlog.above(stream, at)).sum(),
+        };
+        missing.insert(view, Missing { stream, records: count });
+    }
+    let is_whole = |view: &str| missing.get(view).is_some_and(|m| m.records == 0);
+    handles.tables.iter().filter(|(n, _)| is_whole(&views::of_table(n))).for_each(|(_, t)| t.set_applied(end));
+    handles.search.iter().filter(|(n, _)| is_whole(&positions::search(n))).for_each(|(_, s)| s.set_visible(end));
+    handles.places.iter().filter(|(n, _)| is_whole(&positions::places(n))).for_each(|(_, p)| p.set_applied(end));
+    handles.counts.iter().filter(|(n, _)| is_whole(&positions::counts(n))).for_each(|(_, c)| c.set_applied(end));
+    handles.progress.set_missing(missing);
+    Ok(())
+}
+
+/// Whether answers of a view show what operators have open, too.
+fn has_open_rows(view: &str, stream: &str, handles: &Handles) -> bool {
+    let is_window = |window: &Arc<Window>| view == positions::table(&tables::versions_of(&window.name));
+    view == positions::table(&tables::sessions(stream)) || handles.catalog.windows.iter().any(is_window)
 }

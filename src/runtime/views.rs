@@ -56,7 +56,7 @@ pub const COUNTS: &str = "counts.redb";
 
 /// The name of the view that writes a table.
 pub fn of_table(table: &str) -> String {
-    format!("lake/{table}")
+    positions::table(table)
 }
 
 /// The specification of a table, by its name.

@@ -286,6 +286,11 @@ pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Re
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let opened = fs::File::open(&path).map_err(|e| wrong(&e))?;
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
+    let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
+    let roots = builder.schema().fields().iter().enumerate().filter(|(_, field)| is_wanted(field.name()));
+    let roots: Vec<usize> = roots.map(|(at, _)| at).collect();
+    let wanted = ProjectionMask::roots(builder.parquet_schema(), roots);
+    builder = builder.with_projection(wanted);
     if *lsns.start() > file.min_lsn || *lsns.end() < file.max_lsn {
         let mask = ProjectionMask::columns(builder.parquet_schema(), ["lsn"]);
         let is_in = move |rows: RecordBatch| {
