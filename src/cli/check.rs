@@ -1,10 +1,9 @@
-//! `weir check`: everything that can be wrong with a configuration, without starting.
+//! `weir check`: everything that can be wrong with a configuration, and with what is in its data folder under it, without starting.
 
 use clap::Args;
 
-use super::{Global, output};
-use crate::runtime::RuntimeError;
-use crate::schema::Catalog;
+use super::{Global, output, tokio_runtime};
+use crate::runtime::{RuntimeError, inspect, views};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -16,9 +15,12 @@ pub struct Check {
 impl Check {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load_file()?;
-        let catalog = Catalog::of(&config)?;
+        let catalog = views::compile(&config)?;
         if self.show {
             return output::write(config.show().as_bytes());
+        }
+        for note in inspect::tables(&config, &catalog, tokio_runtime()?.handle())? {
+            eprintln!("weir: {}", note.text);
         }
         let streams = catalog.streams.len();
         output::write(

@@ -171,6 +171,8 @@ impl Status {
         let answer = Asked::open(global)?.ask("status", &Params::new())?;
         if global.format() == output::Format::Table {
             tell_sources(&answer);
+            let notes = answer["notes"].as_array().into_iter().flatten();
+            notes.filter_map(|note| note.as_str()).for_each(|note| eprintln!("weir: {note}"));
         }
         output::answer(&answer, "views", global.format())
     }

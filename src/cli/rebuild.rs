@@ -10,10 +10,10 @@ use super::{Global, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::runtime::rebuild::{self, Generation};
-use crate::runtime::{Options, POLL, Running, RuntimeError};
-use crate::schema::Catalog;
+use crate::runtime::{Options, POLL, Running, RuntimeError, views};
 
-/// Makes windows, tables, search, places or counts anew, as the configuration declares them now, from the first record on.
+/// Makes windows, tables, search, places or counts anew, as the configuration declares them now (`[lake] partition` too), from the
+/// first record on.
 ///
 /// What is there goes on serving meanwhile, also in a running server; what is begun goes on where it was broken off. At the end the
 /// new ones take their places together: a server pauses for a moment, and its websockets have a gap. Until then this takes memory
@@ -39,7 +39,7 @@ impl Rebuild {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load_file()?;
         let runtime = tokio_runtime()?;
-        let catalog = Catalog::of(&config)?;
+        let catalog = views::compile(&config)?;
         let named = |what: &String| rebuild::view_named(&catalog, what, self.stream.as_deref());
         let mut views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
         let mut whats = self.what.clone();

@@ -8,7 +8,7 @@ use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
 use crate::operators::Totals;
 use crate::runtime::folder::Folder;
-use crate::runtime::{Options, POLL, Running, RuntimeError};
+use crate::runtime::{Options, POLL, Running, RuntimeError, notes};
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -59,6 +59,7 @@ impl Run {
         let (handles, was_asked) = (running.handles.clone(), signal.is_finished());
         running.stop()?;
         summary(&handles, before, started, was_asked);
+        notes::of_tables(&handles.tables, &handles.catalog).iter().for_each(|note| eprintln!("{}", note.text));
         Ok(())
     }
 

@@ -89,7 +89,7 @@ fn difference(wanted: &Value, found: &Value, place: &str, out: &mut Vec<String>)
 impl Test {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load_file()?;
-        let catalog = Arc::new(Catalog::of(&config)?);
+        let catalog = crate::runtime::views::compile(&config)?;
         match &self.suite {
             Some(suite) => compare(&config, &catalog, suite),
             None => self.show(global, &config, &catalog),

@@ -164,6 +164,16 @@ pub enum PartitionBy {
     Day,
 }
 
+impl PartitionBy {
+    /// As `[lake] partition` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
     pub name: String,

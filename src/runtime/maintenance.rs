@@ -1,13 +1,13 @@
 //! Work on committed data beside the pipeline: merging files, checkpoints, taking out what lies below the retention's floor,
 //! removing what is no longer named, and keeping to the disk's limit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::reserve;
+use super::{notes, reserve};
 use crate::config::Config;
 use crate::config::units::Span;
 use crate::event::Micros;
@@ -42,6 +42,8 @@ pub struct Maintenance {
     pub retention: BTreeMap<String, Span>,
     /// Takes in the frame that raises floors; none beside a stopped process.
     pub ingest: Option<Ingest>,
+    /// What has been said of tables, once each.
+    told: Mutex<BTreeSet<(String, &'static str)>>,
     /// Held during a round; a backup holds it while it copies.
     pub trimming: Arc<Mutex<()>>,
     /// The longest that a query may take.
@@ -59,6 +61,7 @@ impl Maintenance {
             disk: config.limits.disk,
             retention: retention.map(|(name, span)| (name.to_owned(), span)).into(),
             ingest,
+            told: Mutex::default(),
             trimming,
             sql_time: config.limits.sql_time,
         }
@@ -105,8 +108,21 @@ impl Maintenance {
                 Err(error) => result = result.and(Err(error)),
             }
         }
+        // A run that ends tells them at its end, when everything is committed.
+        if when == When::Running {
+            self.tell_notes();
+        }
         result = result.and(self.drop_indexes()).and(self.keep_to_the_disk());
         result.map(|()| merges)
+    }
+
+    fn tell_notes(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for note in notes::of_tables(&self.handles.tables, &self.handles.catalog) {
+            if told.insert(note.about) {
+                tracing::warn!("{}", note.text);
+            }
+        }
     }
 
     /// Where the log or the disk is full, files that no version of a table names leave earlier: nothing is taken in before.

@@ -5,9 +5,11 @@ mod backlog;
 pub mod backup;
 pub mod folder;
 mod history;
+pub mod inspect;
 mod kept;
 mod maintenance;
 mod metrics;
+pub mod notes;
 pub mod offline;
 pub mod pipeline;
 pub mod questions;
@@ -34,7 +36,7 @@ use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{OperatorError, positions};
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
-use crate::schema::{Catalog, versions_of};
+use crate::schema::{Catalog, names, versions_of};
 use crate::sources::{self, SourceError, Stop};
 use crate::storage::Disk;
 use crate::threads::{self, Panics, panic_if_asked};
@@ -192,7 +194,7 @@ impl Running {
     /// Opens the folder and switches to this configuration if the log holds another. Questions are answered from now on, while the
     /// log's past is still applied; [`Running::resume`] then starts the sources.
     pub fn start(config: &Config, options: Options, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
-        let catalog = Arc::new(Catalog::of(config)?);
+        let catalog = views::compile(config)?;
         let folder = Folder::create(&config.data)?;
         let lock = folder.lock()?;
         folder.remove_leftovers(&lock);
@@ -660,10 +662,18 @@ fn append_configuration(catalog: &Catalog, wal: &mut Wal, clock: &Arc<dyn Clock>
     Ok(())
 }
 
-/// A column that is there with another type than it would have.
+/// A column that is there with another type, or in another case, than it would have.
 fn changed_type(before: &SchemaRef, after: &SchemaRef, table: &str) -> Option<String> {
     after.fields().iter().find_map(|field| {
-        let there = before.field_with_name(field.name()).ok()?;
+        let there = before.fields().iter().find(|f| names::is_same(f.name(), field.name()))?;
+        if there.name() != field.name() {
+            return Some(format!(
+                "the column `{}` is `{}` in the table, and readers of Delta tables do not tell them apart; write `as \"{}\"`, `weir rebuild {table}` makes the table anew, or give the column another name",
+                field.name(),
+                there.name(),
+                there.name()
+            ));
+        }
         (there.data_type() != field.data_type()).then(|| {
             format!(
                 "the column `{}` is {} in the table and would be {}; `weir rebuild {table}` makes the table anew, or give the changed column another name",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::notes;
 use crate::clock::Clock;
 use crate::config::units::{parse_distance, parse_time};
 use crate::event::{is_place, rfc3339};
@@ -207,6 +208,7 @@ impl Answers {
             "views": views.iter().map(|(name, lsn)| json!({"view": name, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
             "sources": sources,
             "gaps": progress.gaps().len(),
+            "notes": notes::of_tables(&self.handles.tables, &self.handles.catalog).into_iter().map(|n| n.text).collect::<Vec<_>>(),
         })
     }
 }

@@ -53,6 +53,9 @@ struct About {
     view: String,
     configuration: u64,
     log: u64,
+    /// How a table is to be split: as `[lake] partition` said.
+    #[serde(default)]
+    partition: String,
     state: State,
     /// The first record that was whole when it was begun: of those before, what is kept of them is processed.
     first: Lsn,
@@ -62,7 +65,8 @@ struct About {
 
 impl About {
     fn is_of(&self, other: &Self) -> bool {
-        (&self.view, self.configuration, self.log) == (&other.view, other.configuration, other.log)
+        (&self.view, self.configuration, self.log, &self.partition)
+            == (&other.view, other.configuration, other.log, &other.partition)
     }
 }
 
@@ -160,7 +164,7 @@ impl Generation {
     /// Opens what was begun of this view under this configuration, or begins it.
     pub fn begin(config: &Config, runtime: &tokio::runtime::Handle, view: &str) -> Result<Self, RuntimeError> {
         let folder = Folder::existing(&config.data)?;
-        let catalog = Arc::new(Catalog::of(config)?);
+        let catalog = views::compile(config)?;
         let options = wal_options(config, &folder);
         let id = Wal::log_id_of(&Disk, &options.folder)?
             .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
@@ -169,6 +173,7 @@ impl Generation {
             view: view.to_owned(),
             configuration: catalog.id,
             log: id,
+            partition: config.partition.name().to_owned(),
             state: State::Building,
             first: 0,
             whole_from: None,
@@ -651,7 +656,7 @@ pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) 
     }
     let _lock = folder.lock()?;
     place(config, &folder, runtime)?;
-    let wal = super::open_wal(config, &folder, &Arc::new(Catalog::of(config)?), runtime)?;
+    let wal = super::open_wal(config, &folder, &views::compile(config)?, runtime)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     finish(config, &folder, wal, runtime, &clock).map(drop)
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::RuntimeError;
 use super::folder::Folder;
-use crate::config::{Config, PartitionBy};
+use crate::config::{Config, ConfigError, PartitionBy};
 use crate::event::Lsn;
 use crate::operators::entities::{KNOWN_KEY_BYTES, KNOWN_KEYS};
 use crate::operators::{positions, tables};
 use crate::query::{Handles, Progress};
-use crate::schema::{Catalog, Layout, Stream};
+use crate::schema::{Catalog, DeclarationError, Layout, Refusal, Stream, TABLE_KEY, WINDOW_KEY};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
@@ -26,7 +26,7 @@ pub struct Opened {
     pub positions: BTreeMap<String, Lsn>,
 }
 
-fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
+pub fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
     let layout = if config.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
     let mut specs: Vec<TableSpec> = catalog.streams.values().map(|s| TableSpec::stream(&lake, s, layout)).collect();
@@ -48,6 +48,46 @@ fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> 
     specs.push(TableSpec::dead_letters(&lake, layout));
     specs.push(TableSpec::raw(&lake, layout));
     specs
+}
+
+/// A configuration's declarations, compiled, if each of their tables can be made: with the columns that the lake would give it.
+pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
+    let catalog = Catalog::of(config)?;
+    let folder = Folder { root: config.data.clone() };
+    for spec in specs(config, &folder, &catalog) {
+        if let Err(refusal) = spec.check() {
+            return Err(declared_as(&spec, &catalog, &refusal).in_file(config));
+        }
+    }
+    Ok(Arc::new(catalog))
+}
+
+/// Why a table that is there cannot become what the configuration declares, as an error that points into its file.
+pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &str) -> ConfigError {
+    let window = catalog.windows.iter().find(|w| tables::versions_of(&w.name) == spec.name);
+    let what = window.map_or(spec.name.as_str(), |w| w.name.as_str());
+    let message = format!("{reason}; or let `weir rebuild {what}` make the table again");
+    declared_as(spec, catalog, &message.into()).in_file(config)
+}
+
+/// A refusal of a table as one of the declaration that it is made of.
+fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &Refusal) -> DeclarationError {
+    let name = &spec.name;
+    let of = |name: &str, key: &'static str, sql: &str| DeclarationError::new(name, key, refusal.clone().within(sql));
+    if let Some(window) = catalog.windows.iter().find(|w| tables::versions_of(&w.name) == *name) {
+        return of(&window.name, WINDOW_KEY, &window.def.sql);
+    }
+    if let Some(entity) = catalog.entities.iter().find(|e| e.name == *name) {
+        return of(name, TABLE_KEY, &entity.def.select);
+    }
+    let stream = name.split('.').next().unwrap_or(name);
+    let select = catalog.streams.get(stream).map_or("", |s| s.def.select.as_str());
+    if stream == name {
+        return of(stream, "select", select);
+    }
+    // A table of Weir's own that has the stream's columns too.
+    let refusal = refusal.clone().map(|message| format!("the table {name}: {message}"));
+    DeclarationError::new(stream, "select", refusal.within(select))
 }
 
 /// Ends of the names of a stream's files.

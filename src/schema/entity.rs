@@ -16,7 +16,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use super::select::{self, Planned};
-use super::{Refusal, Stream, dialect, types};
+use super::{Refusal, Stream, dialect, names, types};
 use crate::config::TableDef;
 
 /// Columns that Weir puts before an entity's own.
@@ -51,6 +51,7 @@ impl Entity {
         let sql = format!("{} from {}", def.select, stream.name);
         let statement = dialect::parse(&context.state(), &sql);
         let mut statement = statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))?;
+        names::refuse_unnamed(&statement, &stream.table_schema)?;
         let lists = take_lists(&mut statement)?;
         let table = &stream.table_schema;
         let column = |wanted: &str| {
@@ -60,7 +61,7 @@ impl Entity {
             })
         };
         let lists = lists.iter().map(|list| column(list)).collect::<Result<Vec<_>, _>>()?;
-        let used = names(&statement);
+        let used = names_in(&statement);
         let columns: Vec<usize> =
             (0..table.fields().len()).filter(|c| used.contains(&table.field(*c).name().to_lowercase())).collect();
         let mut fields: Vec<Field> = columns.iter().map(|c| table.field(*c).clone()).collect();
@@ -82,10 +83,7 @@ impl Entity {
             Field::new("version", DataType::Int64, true),
         ];
         for field in own.fields() {
-            if ENTITY_COLUMNS.contains(&field.name().as_str()) || field.name() == "bucket" {
-                let message = format!("the column `{}` is weir's own; name yours otherwise with `as`", field.name());
-                return Err(Refusal::about(&[field.name()], message));
-            }
+            names::refuse_own(ENTITY_COLUMNS.iter().chain(&["bucket"]), field.name())?;
             fields.push(field.as_ref().clone());
         }
         let known = || own.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
@@ -307,7 +305,7 @@ fn take_lists(statement: &mut Statement) -> Result<Vec<String>, Refusal> {
 }
 
 /// Names that occur in a statement, in lower case.
-fn names(statement: &Statement) -> BTreeSet<String> {
+fn names_in(statement: &Statement) -> BTreeSet<String> {
     let mut out = BTreeSet::new();
     let Statement::Statement(inner) = statement else { return out };
     let _ = ast::visit_expressions(inner.as_ref(), |expression| {

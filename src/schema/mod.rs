@@ -5,6 +5,7 @@ pub mod dialect;
 pub mod entity;
 pub mod functions;
 mod hints;
+pub mod names;
 mod refusal;
 mod rules;
 pub mod select;
@@ -40,8 +41,21 @@ pub struct DeclarationError {
 }
 
 impl DeclarationError {
-    fn new(of: &str, key: &'static str, refusal: impl Into<Refusal>) -> Self {
+    pub fn new(of: &str, key: &'static str, refusal: impl Into<Refusal>) -> Self {
         Self { stream: of.to_owned(), key, item: None, refusal: Box::new(refusal.into()) }
+    }
+
+    /// The same as an error that points into the configuration's file.
+    pub fn in_file(self, config: &Config) -> ConfigError {
+        let (name, place) = (self.stream.clone(), Where { item: self.item, text: self.refusal.at });
+        let path = match self.key {
+            WINDOW_KEY => ["windows", &name, "sql"],
+            TABLE_KEY => ["tables", &name, "select"],
+            key => ["streams", &name, key],
+        };
+        // What a preset says stands in no file.
+        let error = if config.has(path) { self.unplaced() } else { self };
+        config.error_in(path, place, error.to_string())
     }
 
     /// Without where it stands, which a message that points into the file says better.
@@ -177,17 +191,7 @@ impl Catalog {
 
     /// Compiles a configuration's declarations; errors point into its file.
     pub fn of(config: &Config) -> Result<Self, ConfigError> {
-        Self::compile(&config.declared).map_err(|e| {
-            let (name, place) = (e.stream.clone(), Where { item: e.item, text: e.refusal.at });
-            let path = match e.key {
-                WINDOW_KEY => ["windows", &name, "sql"],
-                TABLE_KEY => ["tables", &name, "select"],
-                key => ["streams", &name, key],
-            };
-            // What a preset says stands in no file.
-            let error = if config.has(path) { e.unplaced() } else { e };
-            config.error_in(path, place, error.to_string())
-        })
+        Self::compile(&config.declared).map_err(|e| e.in_file(config))
     }
 
     /// The declarations, as the log stores them.
@@ -270,10 +274,7 @@ impl Stream {
         let columns = select::plan(name, &input_schema, &marked, &def.select).map_err(in_select)?;
         let columns = columns.with_event_time_first().map_err(in_select)?;
         for column in columns.names().filter(|c| *c != "event_time") {
-            if STAMP_COLUMNS.contains(&column) || column == "session_id" {
-                let message = format!("the column `{column}` is weir's own; name yours otherwise with `as`");
-                return Err(in_select(Refusal::about(&[column], message)));
-            }
+            names::refuse_own(STAMP_COLUMNS.iter().chain(&["session_id"]), column).map_err(in_select)?;
         }
         let output = columns.schema();
         let rules = def

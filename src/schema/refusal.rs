@@ -155,11 +155,13 @@ fn tokens(sql: &str) -> Vec<TokenWithSpan> {
 
 /// Where a word stands in SQL, neither in a text nor in a comment. The first word of all only says that this is a `select`.
 fn find(sql: &str, word: &str) -> Option<Location> {
-    let is_word = |token: &&TokenWithSpan| match &token.token {
+    let is_word = |token: &&TokenWithSpan, is_exact: bool| match &token.token {
+        Token::Word(found) if is_exact => found.value == word,
         Token::Word(found) => found.value.eq_ignore_ascii_case(word),
         other => other.to_string() == word,
     };
     let tokens = tokens(sql);
     let first = tokens.iter().position(|token| matches!(token.token, Token::Word(_))).unwrap_or(0);
-    tokens.iter().skip(first + 1).find(is_word).and_then(|token| location(token.span.start))
+    let found = [true, false].into_iter().find_map(|exact| tokens.iter().skip(first + 1).find(|t| is_word(t, exact)));
+    found.and_then(|token| location(token.span.start))
 }

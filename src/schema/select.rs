@@ -21,7 +21,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::parser::Parser;
 
 use super::dialect::{self, WeirDialect};
-use super::{Filtered, Refusal, functions, types};
+use super::{Filtered, Refusal, functions, names, types};
 
 /// Longest text of SQL that is planned; deep nesting is bounded by the parser.
 pub const MAX_SQL_BYTES: usize = 64 << 10;
@@ -78,8 +78,9 @@ fn plan_rows(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Res
     let table = Arc::new(EmptyTable::new(input.clone()));
     context.register_table(stream, table)?;
     let state = context.state();
+    let statement = dialect::parse(&state, sql)?;
     // Planning over a table in memory does no I/O, so it needs no runtime.
-    let plan = futures::executor::block_on(dialect::plan(&state, sql)).map_err(|e| {
+    let plan = futures::executor::block_on(state.statement_to_plan(statement.clone())).map_err(|e| {
         // What the planner says of an aggregate would lead to `group by`, which is none of this either.
         let call = called(sql, |name| state.aggregate_functions().contains_key(name));
         call.map_or_else(
@@ -89,6 +90,7 @@ fn plan_rows(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Res
     })?;
     // Before the analyzer, which would fold `now()` into a constant.
     shape(&plan, stream)?;
+    names::refuse_unnamed(&statement, input)?;
     let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
     let (filter, projection) = shape(&plan, stream)?;
     let filter = filter.map(|f| physical(&state, &f.predicate, f.input.schema())).transpose()?;
@@ -269,8 +271,9 @@ pub fn plan(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Resu
         })
         .collect::<Result<Vec<_>, Refusal>>()?;
     for (i, (name, ..)) in columns.iter().enumerate() {
-        if columns[..i].iter().any(|(n, ..)| n.eq_ignore_ascii_case(name)) {
-            return Err(Refusal::about(&[name], format!("there are two columns `{name}`")));
+        if columns[..i].iter().any(|(n, ..)| n == name) {
+            let message = format!("there are two columns `{name}`; give one of them another name with `as`");
+            return Err(Refusal::about(&[name], message));
         }
     }
     let schema = Arc::new(Schema::new(

@@ -28,7 +28,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
 use super::select::{MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken};
-use super::{Refusal, dialect, types};
+use super::{Refusal, dialect, names, types};
 use crate::config::{Late, WindowDef};
 use assigner::WindowAssigner;
 pub use call::Shape;
@@ -134,7 +134,7 @@ impl Window {
     pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>) -> Result<Self, Refusal> {
         let (_, mut statement) = parse(&def.sql)?;
         let speaks_of_repeats = speaks_of(&statement, "repeat");
-        let call = call(&mut statement)?;
+        let call = names::refuse_unnamed(&statement, input.schema).and_then(|()| call(&mut statement))?;
         let is_stream = input.name == input.stream;
         let visible = visible_columns(input);
         let column = |wanted: &ast::Ident| {
@@ -177,7 +177,7 @@ impl Window {
             });
         let steps = steps(&state, &above, aggregate)?;
         let last = above.first().map_or(&aggregate.schema, |plan| plan.schema());
-        let (own, schema) = table_schema(name, last)?;
+        let (own, schema) = table_schema(last)?;
         let keys = keys(&steps, &own, &schema, aggregate, start_at, end_at)?;
         let top = if counts_only { top(&steps, groups.len()) } else { None };
         Ok(Self {
@@ -568,7 +568,7 @@ fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) ->
 }
 
 /// Which columns of the last step the table has (window_start, window_end first), and the table's schema.
-fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> {
+fn table_schema(last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> {
     let named = |wanted: &str| {
         let position = last.fields().iter().position(|f| f.name() == wanted);
         position.ok_or_else(|| Refusal::from(format!("select {wanted} too; {FORM}")))
@@ -584,14 +584,7 @@ fn table_schema(name: &str, last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef
     ];
     for (at, field) in last.fields().iter().enumerate().filter(|(at, _)| *at != start && *at != end) {
         let column = field.name();
-        if WINDOW_COLUMNS.contains(&column.as_str()) || ["year", "month", "day", "hour"].contains(&column.as_str()) {
-            let message =
-                format!("the column `{column}` of window `{name}` is weir's own; name yours otherwise with `as`");
-            return Err(Refusal::about(&[column], message));
-        }
-        if fields.iter().any(|f| f.name().eq_ignore_ascii_case(column)) {
-            return Err(Refusal::about(&[column], format!("there are two columns `{column}`")));
-        }
+        names::refuse_own(WINDOW_COLUMNS.iter().chain(&["year", "month", "day", "hour"]), column)?;
         let ty = stored_type(field.data_type()).ok_or_else(|| {
             let message = format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type());
             Refusal::about(&[column], message)

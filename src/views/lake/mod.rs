@@ -1,10 +1,11 @@
 //! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the rows above its last commit in
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
-//! [`table`] is a Delta table and what queries see of it; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's
+//! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as Delta has them; [`hot`] the rows in memory; [`files`] Parquet; [`raw`] copies the log's
 //! blocks; [`compact`] merges; `entities` keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable;
 //! `unnamed` removes files that no version names.
 
+mod columns;
 pub mod compact;
 mod entities;
 pub mod files;
@@ -348,7 +349,7 @@ impl LakeView {
         let ((add, remove), attempt) =
             files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
         tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
-        let change = Change { add, remove, positions: vec![(class, to)], data_change: true, new_schema: false };
+        let change = Change { add, remove, positions: vec![(class, to)], data_change: true, becomes: None };
         attempt.give_up();
         self.table.commit(&change, &[(class, taken)])?;
         let waiting = &mut self.waiting[class as usize];

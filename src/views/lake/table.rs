@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{Schema, SchemaRef};
-use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
+use arrow::datatypes::SchemaRef;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference};
-use deltalake::kernel::{Action, Add, LogicalFileView, MetadataExt, Remove, StructType, Transaction};
+use deltalake::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
 
+use super::columns::{add_columns, clash, columns_of, delta_columns, layout_of, metadata_of};
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
 use super::store::SyncedFiles;
@@ -43,6 +43,8 @@ pub struct TableState {
 /// A table, shared by its view, the compactor and queries.
 pub struct LakeTable {
     pub spec: TableSpec,
+    /// How the configuration wants it split.
+    pub configured: Layout,
     /// `spec.schema` with the partition columns behind it.
     pub full_schema: SchemaRef,
     /// App ids of the two positions.
@@ -72,8 +74,8 @@ pub struct Change {
     pub positions: Vec<(Class, Lsn)>,
     /// Rows change; false for a merge, which only moves them.
     pub data_change: bool,
-    /// The table's columns become those of its specification.
-    pub new_schema: bool,
+    /// The columns and folders that the table has from here on, where they become others: those of the files that are added.
+    pub becomes: Option<Box<TableSpec>>,
 }
 
 /// Why opening failed: the table is of another log, or the disk or Delta say no.
@@ -125,8 +127,8 @@ impl LakeTable {
         let positions = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
         let is_one = self.spec.position_names().1.is_none();
         let positions = positions.into_iter().filter(|(class, _)| !(is_one && *class == Class::Old)).collect();
-        let change =
-            Change { add: files.to_vec(), remove: there.to_vec(), positions, data_change: true, new_schema: true };
+        let becomes = Some(Box::new(new.spec.clone()));
+        let change = Change { add: files.to_vec(), remove: there.to_vec(), positions, data_change: true, becomes };
         self.commit(&change, &[])?;
         // An outside reader may still read them: their grace begins now, also for the next start, which goes by this time.
         for file in there.iter() {
@@ -137,20 +139,20 @@ impl LakeTable {
     }
 
     fn open_as(
-        spec: TableSpec,
+        mut spec: TableSpec,
         log: LogName,
         runtime: tokio::runtime::Handle,
         writable: bool,
         adds_columns: bool,
     ) -> Result<Option<Self>, ViewError> {
-        let mut fields: Vec<_> = spec.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
-        fields.extend(spec.layout.fields());
-        let full_schema: SchemaRef = Arc::new(Schema::new(fields));
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
         }
-        let mut table =
-            runtime.block_on(open_or_create(&spec, &full_schema)).map_err(|e| delta_error(&spec.root, &e))?;
+        let mut table = runtime.block_on(open_or_create(&spec)).map_err(|e| delta_error(&spec.root, &e))?;
+        let configured = spec.layout;
+        // A table stays split as it is until it is replaced.
+        spec.layout = layout_of(&table).map_err(|e| delta_error(&spec.root, &e))?.unwrap_or(configured);
+        let full_schema = spec.full_schema();
         if writable && adds_columns {
             runtime.block_on(add_columns(&mut table, &spec, &full_schema))?;
         }
@@ -180,7 +182,7 @@ impl LakeTable {
             is_unknown: false,
             doubtful: Vec::new(),
         });
-        let table = Self { spec, full_schema, apps, delta, state: RwLock::new(state), runtime };
+        let table = Self { spec, configured, full_schema, apps, delta, state: RwLock::new(state), runtime };
         if writable {
             table.remove_strays()?;
         }
@@ -210,6 +212,13 @@ impl LakeTable {
 
     pub fn applied(&self) -> Lsn {
         self.read().applied
+    }
+
+    /// Why the table cannot take the columns that it is to have, if so.
+    pub fn refused_columns(&self) -> Result<Option<String>, ViewError> {
+        let delta = self.lock_delta();
+        let found = columns_of(&delta.table).map_err(|e| delta_error(&self.spec.root, &e))?;
+        Ok(clash(&found, &self.full_schema))
     }
 
     /// Committed positions: recent, old.
@@ -343,21 +352,21 @@ impl LakeTable {
             transactions.push(Transaction::new("__maint__", table.version().map_or(0, |v| v as i64 + 1)));
         }
         let now_ms = chrono::Utc::now().timestamp_millis();
+        let spec = change.becomes.as_deref().unwrap_or(&self.spec);
         let mut actions: Vec<Action> = Vec::with_capacity(change.add.len() + change.remove.len());
-        actions.extend(change.add.iter().map(|f| Action::Add(add_action(&self.spec, f, change.data_change))));
+        actions.extend(change.add.iter().map(|f| Action::Add(add_action(spec, f, change.data_change))));
         actions.extend(
             change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
-        if change.new_schema {
-            let columns: StructType = self.full_schema.as_ref().try_into_kernel()?;
-            actions.push(Action::Metadata(table.snapshot()?.metadata().clone().with_schema(&columns)?));
+        if let Some(spec) = &change.becomes {
+            actions.push(Action::Metadata(metadata_of(table.snapshot()?.metadata(), spec)?));
         }
         let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty() {
             DeltaOperation::Update { predicate: None }
         } else if change.data_change && !change.remove.is_empty() {
             DeltaOperation::Delete { predicate: None }
         } else if change.data_change {
-            let partition_by = partition_values(0, self.spec.layout).iter().map(|(n, _)| (*n).to_owned()).collect();
+            let partition_by = partition_values(0, spec.layout).iter().map(|(n, _)| (*n).to_owned()).collect();
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None }
         } else {
             DeltaOperation::Optimize { predicate: None, target_size: 256 << 20 }
@@ -477,7 +486,7 @@ impl LakeTable {
     }
 }
 
-async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTable, DeltaTableError> {
+async fn open_or_create(spec: &TableSpec) -> Result<DeltaTable, DeltaTableError> {
     let url = ensure_table_uri(spec.root.to_string_lossy())?;
     let mut table = DeltaTableBuilder::from_url(url.clone())?
         .with_storage_backend(Arc::new(SyncedFiles::default()), url)
@@ -487,7 +496,7 @@ async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTab
         Err(DeltaTableError::NotATable(_)) => {}
         Err(error) => return Err(error),
     }
-    let columns: StructType = schema.as_ref().try_into_kernel()?;
+    let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
     table
         .create()
         .with_columns(columns.fields().cloned())
@@ -497,44 +506,6 @@ async fn open_or_create(spec: &TableSpec, schema: &SchemaRef) -> Result<DeltaTab
         .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some("interval 1 days"))
         .with_save_mode(SaveMode::Ignore)
         .await
-}
-
-/// Adds the columns that the schema has and the table lacks; a column whose type changed is refused.
-async fn add_columns(table: &mut DeltaTable, spec: &TableSpec, wanted: &SchemaRef) -> Result<(), ViewError> {
-    let failed = |e: String| ViewError::Failed { view: spec.name.clone(), reason: e };
-    let state = table.snapshot().map_err(|e| failed(e.to_string()))?;
-    let found: Schema = state.schema().as_ref().try_into_arrow().map_err(|e| failed(e.to_string()))?;
-    let mut new = Vec::new();
-    for field in wanted.fields() {
-        match found.field_with_name(field.name()) {
-            Ok(there) if there.data_type().equals_datatype(field.data_type()) => {}
-            Ok(there) => {
-                let reason = format!(
-                    "the column `{}` is {} in the table and {} in the configuration; give the changed column another name",
-                    field.name(),
-                    there.data_type(),
-                    field.data_type()
-                );
-                return Err(ViewError::Damaged { path: spec.root.clone(), reason });
-            }
-            Err(_) => new.push(field.as_ref().clone()),
-        }
-    }
-    if new.is_empty() {
-        return Ok(());
-    }
-    let columns: StructType = (&Schema::new(new)).try_into_kernel().map_err(|e| failed(e.to_string()))?;
-    let fields: Vec<_> = columns.fields().cloned().collect();
-    let schema = state.schema().add(fields.clone()).map_err(|e| failed(e.to_string()))?;
-    let metadata = state.metadata().clone().with_schema(&schema).map_err(|e| failed(e.to_string()))?;
-    let properties = CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false));
-    let done = CommitBuilder::from(properties)
-        .with_actions(vec![Action::Metadata(metadata)])
-        .build(Some(state as &dyn TableReference), table.log_store(), DeltaOperation::AddColumn { fields })
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    table.state = Some(done.snapshot);
-    Ok(())
 }
 
 fn delta_partition_values(spec: &TableSpec, bucket: i64) -> HashMap<String, Option<String>> {
