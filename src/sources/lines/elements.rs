@@ -16,6 +16,9 @@ use super::{BOM, Item, Reader, is_padding, trim_end};
 /// byte is looked at more often.
 const BEGINNINGS: usize = 8;
 
+/// Bytes that are looked at together.
+const PART: usize = 1 << 10;
+
 /// Where the next value is, as far as is known.
 #[derive(Default)]
 pub(super) struct Between {
@@ -118,8 +121,10 @@ impl<R: BufRead> Reader<R> {
             if available.is_empty() {
                 return Ok(Progress::More);
             }
-            // A line at a time, so that no more than a line is put back.
-            let line = memchr::memchr(b'\n', available).map_or(available.len(), |at| at + 1);
+            // A line at a time, so that no more than a line is put back; a part at a time, so that what lies behind a short value
+            // is not searched again for each value before it.
+            let part = &available[..available.len().min(PART)];
+            let line = memchr::memchr(b'\n', part).map_or(part.len(), |at| at + 1);
             let (taken, progress) = scanner.feed(&available[..line]);
             let has_newline = available[..taken].last() == Some(&b'\n');
             self.keep(item, taken)?;
