@@ -255,3 +255,42 @@ fn the_page_about_a_stream_of_your_own_is_true() {
     has(10, "p3");
     has(12, "\"parcel\":\"p3\"");
 }
+
+/// Newest first, as many feeds are: nothing is lost, and whoever wonders about empty windows is told what to set.
+#[test]
+fn input_in_another_order_than_declared_is_noticed_before_and_after() {
+    let bench = Bench::new("");
+    let stream = "[streams.quakes]\nschema = \"id bigint not null, at timestamp not null\"\nselect = \"select at as event_time, id from quakes\"\n";
+    let window = "[windows.hourly]\nsql = \"select window_start, window_end, count(*) as n from tumble(quakes, event_time, interval '1 hour') group by 1, 2\"\n";
+    let configure = |watermark: &str| {
+        let source = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"quakes\"\n";
+        bench.configure(&format!("{source}{stream}{watermark}{window}"));
+    };
+    let lines: String = (0..300)
+        .map(|n| format!("{{\"id\": {n}, \"at\": \"2024-05-{:02}T{:02}:00:00Z\"}}\n", 28 - n / 24, 23 - n % 24))
+        .collect();
+    bench.write("in.ndjson", lines.as_bytes());
+    let stderr = |arguments: &[&str]| {
+        let output = bench.output(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let sample = bench.path("in.ndjson").display().to_string();
+
+    configure("");
+    for arguments in [vec!["check"], vec!["test", sample.as_str()], vec!["run", "--once", "--final"]] {
+        let said = stderr(&arguments);
+        assert!(
+            said.contains("of 300 events of `quakes` came later") && said.contains("disorder = \"12d\""),
+            "{arguments:?}: {said}"
+        );
+    }
+    assert_eq!(bench.number("select count(*) from quakes"), 300);
+
+    configure("watermark = { disorder = \"12d\" }\n");
+    std::fs::remove_dir_all(bench.path("data")).expect("the folder of the first run");
+    for arguments in [vec!["check"], vec!["test", sample.as_str()], vec!["run", "--once", "--final"]] {
+        assert!(!stderr(&arguments).contains("disorder"), "{arguments:?}");
+    }
+    assert_eq!(bench.number("select sum(n) from hourly"), 300);
+}

@@ -3,7 +3,8 @@
 use clap::Args;
 
 use super::{Global, output, tokio_runtime};
-use crate::runtime::{RuntimeError, inspect, views};
+use crate::clock::SystemClock;
+use crate::runtime::{RuntimeError, disorder, inspect, views};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -21,6 +22,9 @@ impl Check {
         }
         for note in inspect::tables(&config, &catalog, tokio_runtime()?.handle())? {
             eprintln!("weir: {}", note.text);
+        }
+        for text in disorder::of_files(&config, &catalog, &SystemClock::default())? {
+            eprintln!("weir: {text}");
         }
         let streams = catalog.streams.len();
         output::write(

@@ -1,14 +1,16 @@
 //! `weir run`: the pipeline in the foreground.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
-use crate::operators::Totals;
+use crate::operators::{StreamProgress, Totals};
+use crate::query::Handles;
 use crate::runtime::folder::Folder;
-use crate::runtime::{Options, POLL, Running, RuntimeError, notes};
+use crate::runtime::{Options, POLL, Running, RuntimeError, disorder, notes};
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -43,7 +45,7 @@ impl Run {
         if running.recovered() > 1 {
             eprintln!("{} records were in the log already and not in every view; brought in", running.recovered());
         }
-        let before = totals(&running);
+        let before = running.handles.progress.streams();
         while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
             std::thread::sleep(POLL);
         }
@@ -58,7 +60,7 @@ impl Run {
         }
         let (handles, was_asked) = (running.handles.clone(), signal.is_finished());
         running.stop()?;
-        summary(&handles, before, started, was_asked);
+        summary(&handles, &before, started, was_asked);
         notes::of_tables(&handles.tables, &handles.catalog).iter().for_each(|note| eprintln!("{}", note.text));
         Ok(())
     }
@@ -72,29 +74,39 @@ impl Run {
 /// How often a starting run looks whether the log's past has been applied.
 const RESUME_POLL: Duration = Duration::from_millis(5);
 
-fn totals(running: &Running) -> Totals {
-    sum(&running.handles)
+type Streams = BTreeMap<String, StreamProgress>;
+
+/// What was counted of a stream since then.
+fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
+    let before = before.get(name).map(|s| s.totals).unwrap_or_default();
+    Totals {
+        events: now.events.saturating_sub(before.events),
+        late: now.late.saturating_sub(before.late),
+        repeats: now.repeats.saturating_sub(before.repeats),
+        dead_letters: now.dead_letters.saturating_sub(before.dead_letters),
+        most_late: now.most_late,
+    }
 }
 
-fn sum(handles: &crate::query::Handles) -> Totals {
-    handles.progress.streams().values().fold(Totals::default(), |sum, s| Totals {
-        events: sum.events + s.totals.events,
-        late: sum.late + s.totals.late,
-        repeats: sum.repeats + s.totals.repeats,
-        dead_letters: sum.dead_letters + s.totals.dead_letters,
-    })
-}
-
-fn summary(handles: &crate::query::Handles, before: Totals, started: Instant, was_asked: bool) {
-    let after = sum(handles);
-    let events = after.events.saturating_sub(before.events);
+fn summary(handles: &Handles, before: &Streams, started: Instant, was_asked: bool) {
+    let streams = handles.progress.streams();
+    let counted: Vec<(&String, Totals)> =
+        streams.iter().map(|(name, s)| (name, since(before, name, &s.totals))).collect();
+    let sum = |of: fn(&Totals) -> u64| counted.iter().map(|(_, totals)| of(totals)).sum::<u64>();
     let seconds = started.elapsed().as_secs_f64();
     let reached = if was_asked { "stopped as asked, what was taken in is safe" } else { "all views have committed" };
     eprintln!(
-        "{events} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
-        after.repeats.saturating_sub(before.repeats),
-        after.late.saturating_sub(before.late),
-        after.dead_letters.saturating_sub(before.dead_letters),
+        "{} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
+        sum(|t| t.events),
+        sum(|t| t.repeats),
+        sum(|t| t.late),
+        sum(|t| t.dead_letters),
         crate::event::lsn_sequence(handles.progress.synced_lsn()),
     );
+    for (name, counted) in &counted {
+        let notice = handles.catalog.streams.get(*name).and_then(|stream| disorder::notice(stream, counted));
+        if let Some(text) = notice {
+            eprintln!("weir: {text}");
+        }
+    }
 }

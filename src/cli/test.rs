@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Format, Global, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::runtime::{RuntimeError, samples};
+use crate::runtime::{RuntimeError, disorder, samples};
 use crate::schema::Catalog;
 
 /// Shows what sample records become, without touching the data folder.
@@ -59,7 +59,7 @@ fn read(config: &Config, stream: &str, path: &Path) -> Result<Vec<Vec<u8>>, Runt
     let unwrap =
         config.sources.iter().find(|s| s.stream == stream && s.unwrap.is_some()).and_then(|s| s.unwrap.as_deref());
     let file = std::fs::File::open(path).map_err(wrong)?;
-    samples::read(file, unwrap, config.limits.record).map_err(wrong)
+    samples::read(file, unwrap, config.limits.record, None).map_err(wrong)
 }
 
 /// Where `found` lacks something of `wanted`: the place and what is there.
@@ -102,7 +102,10 @@ impl Test {
         for file in &self.files {
             records.extend(read(config, &stream, file)?);
         }
-        let answer = samples::run(catalog, &stream, &records, SystemClock::default().now(), self.is_final)?;
+        let (answer, counted) = samples::run(catalog, &stream, &records, SystemClock::default().now(), self.is_final)?;
+        if let Some(text) = disorder::notice(&catalog.streams[&stream], &counted) {
+            eprintln!("weir: {text}");
+        }
         if global.output.is_some_and(|format| format != Format::Json) {
             return output::answer(&answer, "records", global.format());
         }
@@ -130,7 +133,7 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
         if let Some(file) = &case.file {
             records.extend(read(config, &stream, &path.parent().unwrap_or(Path::new("")).join(file))?);
         }
-        let found = samples::run(catalog, &stream, &records, SystemClock::default().now(), case.is_final)?;
+        let (found, _) = samples::run(catalog, &stream, &records, SystemClock::default().now(), case.is_final)?;
         let mut differences = Vec::new();
         difference(&json!(case.expect), &found, "", &mut differences);
         println!("{} {}", if differences.is_empty() { "ok    " } else { "FAILED" }, case.name);

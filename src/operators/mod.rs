@@ -87,6 +87,9 @@ pub struct Totals {
     pub late: u64,
     pub repeats: u64,
     pub dead_letters: u64,
+    /// The farthest that a late event lay below its partition's watermark, in µs.
+    #[serde(default)]
+    pub most_late: Micros,
 }
 
 /// All operators, with what a trimmed log can no longer tell.

@@ -153,6 +153,8 @@ impl StreamState {
                 sessions.skip();
             } else {
                 self.totals.late += u64::from(is_late);
+                let late_by = before.map_or(0, |watermark| watermark.saturating_sub(time));
+                self.totals.most_late = self.totals.most_late.max(late_by);
                 let repeat = match (&mut hashes, &mut self.repeats) {
                     (Some(hashes), Some(repeats)) => {
                         hashes.at(row).is_some_and(|(key, content, version)| repeats.observe(key, content, version))

@@ -3,6 +3,7 @@
 
 mod backlog;
 pub mod backup;
+pub mod disorder;
 pub mod folder;
 mod history;
 pub mod inspect;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::RuntimeError;
 use crate::event::{Micros, rfc3339};
-use crate::operators::{Operators, Output, tables};
+use crate::operators::{Operators, Output, Totals, tables};
 use crate::query::sql::to_ndjson;
 use crate::schema::window::Shape;
 use crate::schema::{Catalog, Stream};
@@ -19,14 +19,40 @@ use crate::sources::message;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
 
+/// Records of a frame, where many are counted at once.
+const FRAME_RECORDS: usize = 1_024;
+
 /// The records of a file, as a source of files reads it.
-pub fn read(file: impl Read, unwrap: Option<&str>, record_bytes: usize) -> io::Result<Vec<Vec<u8>>> {
+/// `sample_bytes` ends it early, after so much.
+pub fn read(
+    file: impl Read,
+    unwrap: Option<&str>,
+    record_bytes: usize,
+    sample_bytes: Option<usize>,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut reader = Reader::new(PlainReader::new(file)?, 0, b"", unwrap, record_bytes);
-    let mut records = Vec::new();
-    while let Some(item) = reader.next_item()? {
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    while sample_bytes.is_none_or(|most| bytes < most)
+        && let Some(item) = reader.next_item()?
+    {
+        bytes += item.bytes.len();
         message::each(&item.bytes, &mut |record| records.push(record.to_vec()));
     }
     Ok(records)
+}
+
+/// What the operators count of records of one stream, in one partition.
+pub fn count(
+    catalog: &Arc<Catalog>,
+    stream: &str,
+    records: &[Vec<u8>],
+    received_at: Micros,
+) -> Result<Totals, RuntimeError> {
+    let mut samples = Samples { operators: Operators::new(catalog.clone(), 0), stored: Map::new(), received_at };
+    for part in records.chunks(FRAME_RECORDS) {
+        samples.apply(Kind::Record, stream, part.iter().map(Vec::as_slice))?;
+    }
+    Ok(samples.totals(stream))
 }
 
 /// Runs records of one stream; `is_final` closes windows and sessions at the end.
@@ -36,7 +62,7 @@ pub fn run(
     records: &[Vec<u8>],
     received_at: Micros,
     is_final: bool,
-) -> Result<Value, RuntimeError> {
+) -> Result<(Value, Totals), RuntimeError> {
     let Some(stream) = catalog.streams.get(stream) else {
         let known = catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
         return Err(RuntimeError::Config(format!("there is no stream `{stream}`; there are: {known}")));
@@ -44,13 +70,13 @@ pub fn run(
     let mut samples = Samples { operators: Operators::new(catalog.clone(), 0), stored: Map::new(), received_at };
     let mut shown = Vec::new();
     for record in records {
-        let output = samples.apply(Kind::Record, &stream.name, record)?;
+        let output = samples.apply(Kind::Record, &stream.name, [record.as_slice()])?;
         let mut sample = samples.show(stream, &output)?;
         sample["record"] = String::from_utf8_lossy(record).into_owned().into();
         shown.push(sample);
     }
     if is_final {
-        samples.apply(Kind::Final, "", b"{}")?;
+        samples.apply(Kind::Final, "", [b"{}".as_slice()])?;
     }
     let mut tables: Vec<String> = catalog.windows.iter().map(|w| tables::versions_of(&w.name)).collect();
     tables.extend(catalog.streams.keys().map(|name| tables::sessions(name)));
@@ -65,11 +91,12 @@ pub fn run(
         .filter(|w| w.stream == stream.name)
         .map(|w| (w.name.clone(), take(&tables::versions_of(&w.name))))
         .collect();
-    Ok(json!({
+    let answer = json!({
         "records": shown,
         "windows": windows,
         "sessions": take(&tables::sessions(&stream.name)),
-    }))
+    });
+    Ok((answer, samples.totals(&stream.name)))
 }
 
 struct Samples {
@@ -80,14 +107,23 @@ struct Samples {
 }
 
 impl Samples {
-    fn apply(&mut self, kind: Kind, stream: &str, bytes: &[u8]) -> Result<Output, RuntimeError> {
+    fn totals(&self, stream: &str) -> Totals {
+        self.operators.progress().get(stream).map(|progress| progress.totals).unwrap_or_default()
+    }
+
+    fn apply<'a>(
+        &mut self,
+        kind: Kind,
+        stream: &str,
+        parts: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Output, RuntimeError> {
         let mut records = RecordsBuilder::default();
-        records.push(bytes);
+        parts.into_iter().for_each(|bytes| records.push(bytes));
         let records = records.finish();
         let frame = Arc::new(Frame {
             header: Header {
                 kind,
-                count: 1,
+                count: records.len() as u32,
                 first_lsn: self.operators.lsn() + 1,
                 first_position: 0,
                 previous_position: 0,
