@@ -5,9 +5,9 @@
 //! compressed or copied continues its partition; another content in the same file, or a file that became shorter, begins a new
 //! one.
 //!
-//! In the order in which data flows: [`discover`] finds files, [`watch`] hears of changes, [`look`] notes what changed;
-//! [`compare`] and [`identity`] decide which partition a file is, with what [`known`] has of them; [`examine`] acts on it;
-//! [`follow`] reads with [`content`], [`frame`] sends to the log.
+//! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes what changed;
+//! `compare` and `identity` decide which partition a file is, with what `known` has of them; `examine` acts on it;
+//! `follow` reads with `content`, `frame` sends to the log.
 //!
 //! A file that cannot be read waits and is tried again, and the others are read; nothing that happens to one file ends the
 //! source.
