@@ -194,7 +194,7 @@ impl Follower {
             known.set_trail(self.id, trail);
         }
         if let Some(item) = cut {
-            self.tell_cut_line(context, known, in_flight, &item)?;
+            self.tell_cut_line(context, known, in_flight, &records, &item)?;
         }
         let is_end = matches!(ended, Ok(true));
         self.note_moved(context, known, in_flight, complete)?;
@@ -269,6 +269,7 @@ impl Follower {
         context: &Context,
         known: &mut Known,
         in_flight: &mut InFlight,
+        records: &Records,
         item: &Item,
     ) -> Result<(), SourceError> {
         let told = Some((item.start, item.length));
@@ -281,8 +282,14 @@ impl Follower {
         } else {
             frame.add(item.start, &item.bytes);
         }
-        let content = known.get(self.id).trail.as_ref().and_then(|trail| trail.crc);
+        // Among elements a separator lies between the last whole record and this one: the position passes it, and so must the
+        // checksum that is stored with the position.
+        let trail = records.trail_at(item.start);
+        let content = trail.as_ref().and_then(|trail| trail.crc);
         self.submit(context, known, in_flight, frame, (item.start, content, None))?;
+        if let Some(trail) = trail {
+            known.set_trail(self.id, trail);
+        }
         known.get_mut(self.id).state.cut_line = told;
         Ok(())
     }
