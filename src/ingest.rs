@@ -1,10 +1,16 @@
 //! The only writer of the log. A submission is decoded and compressed on its caller's thread, then numbered, written and
 //! synced by one thread for many at once; only then is it acknowledged and handed on.
+//!
+//! Where the log has no room, frames of pull sources wait in `aside`; everything else is stored or refused at once.
+
+mod aside;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use aside::{Aside, Claim, Claims, Turn};
 
 use crate::clock::Clock;
 use crate::decode::{Decoded, decode};
@@ -22,6 +28,9 @@ const QUEUE: usize = 256;
 const GROUP: usize = 256;
 /// How often a full log is tried again, and an idle writer looks after its segments.
 const RETRY: Duration = Duration::from_millis(500);
+/// Bytes of control frames that are admitted beyond the queue's limit: records that wait for room in the log must not keep gaps,
+/// floors and ticks from using the part of it that is theirs.
+const CONTROL_BYTES: usize = 1 << 20;
 
 /// What a source gives: records of one partition, in order.
 pub struct Submission {
@@ -92,6 +101,18 @@ struct Synced {
     duplicate_of: Option<Answer>,
 }
 
+impl Claims for Prepared {
+    fn claim(&self) -> Claim<'_> {
+        let Frame { header, about, .. } = &self.frame;
+        Claim {
+            source: &header.source,
+            partition: &header.partition,
+            is_pull: about.next_position.is_some(),
+            holds_records: header.kind.holds_records(),
+        }
+    }
+}
+
 /// What was durably accepted.
 pub struct Accepted {
     pub last_lsn: Lsn,
@@ -135,6 +156,16 @@ struct Halt {
     reason: String,
 }
 
+impl Halt {
+    fn of(error: &WalError) -> Self {
+        Self { kind: error.kind(), reason: error.to_string() }
+    }
+
+    fn stopping() -> Self {
+        Self { kind: IoKind::Full, reason: "weir is stopping".into() }
+    }
+}
+
 #[derive(Default)]
 struct GateState {
     used: usize,
@@ -148,27 +179,32 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A control frame has room in a log that takes no more records.
-    fn admit(&self, bytes: usize, wait: bool, is_control: bool) -> Result<(), IngestError> {
+    /// A control frame has room in a log that takes no more records. Dead letters that come back do not wait for such a log: they
+    /// are kept where they are.
+    fn admit(&self, bytes: usize, wait: bool, kind: Kind) -> Result<(), IngestError> {
         let mut state = self.lock();
-        // One submission always fits into an empty queue.
-        while state.is_closed
-            || state.full.is_some() && !is_control
-            || state.used > 0 && state.used + bytes > self.limit
-        {
+        let limit = self.limit + if kind.holds_records() { 0 } else { CONTROL_BYTES };
+        loop {
             if state.is_closed {
                 return Err(IngestError::Stopping);
             }
+            let full = state.full.as_ref().filter(|_| kind.holds_records());
+            if let Some(halt) = full
+                && (!wait || kind == Kind::Retry)
+            {
+                return Err(IngestError::NoSpace { kind: halt.kind, reason: halt.reason.clone() });
+            }
+            // One submission always fits into an empty queue.
+            let is_over = state.used > 0 && state.used + bytes > limit;
+            if full.is_none() && !is_over {
+                state.used += bytes;
+                return Ok(());
+            }
             if !wait {
-                return Err(match &state.full {
-                    Some(halt) => IngestError::NoSpace { kind: halt.kind, reason: halt.reason.clone() },
-                    None => IngestError::Full { limit: self.limit },
-                });
+                return Err(IngestError::Full { limit: self.limit });
             }
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.used += bytes;
-        Ok(())
     }
 
     fn set_full(&self, halt: Option<Halt>) {
@@ -258,7 +294,8 @@ impl Ingest {
             answered: answered.clone(),
             upkeep,
             note_synced: Box::new(note_synced),
-            refuses_pull: false,
+            aside: Aside::default(),
+            tried: Instant::now(),
         };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
@@ -315,7 +352,7 @@ impl Ingest {
         let page = submission.records.page().clone();
         // Bytes, their compressed block and the decoded rows.
         let bytes = page.len() * 3 + 1024;
-        self.gate.admit(bytes, wait, !matches!(submission.kind, Kind::Record | Kind::Retry))?;
+        self.gate.admit(bytes, wait, submission.kind)?;
         let result =
             self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
         if result.is_err() {
@@ -391,8 +428,10 @@ struct Writer {
     answered: Arc<Mutex<AnsweredRequests>>,
     upkeep: Receiver<Upkeep>,
     note_synced: Box<dyn FnMut(&Header) + Send>,
-    /// A pull source's frame was refused, because everything stops: every later one is, or its partition would pass over it.
-    refuses_pull: bool,
+    /// Frames of pull sources that wait for room.
+    aside: Aside<Prepared>,
+    /// When the first of them was tried last.
+    tried: Instant,
 }
 
 impl Writer {
@@ -401,7 +440,7 @@ impl Writer {
             let first = match queue.recv_timeout(RETRY) {
                 Ok(first) => first,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.keep_up();
+                    self.keep_up(&mut hand_on)?;
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -415,63 +454,69 @@ impl Writer {
             }
             let mut written = Vec::with_capacity(group.len());
             for prepared in group {
-                self.append(prepared, &mut written, &mut hand_on)?;
+                self.take_in(prepared, &mut written)?;
             }
             self.finish(&mut written, &mut hand_on)?;
-            self.keep_up();
+            self.keep_up(&mut hand_on)?;
         }
-        self.keep_up();
+        // Whoever could wait has gone.
+        self.gate.close();
+        self.keep_up(&mut hand_on)?;
         Ok(self.wal)
     }
 
-    /// Appends. Where the log has no room for another segment, a pull source's frame waits, unless everything stops: a refused
-    /// frame among accepted ones would be passed over by its partition's position. Any other frame is refused.
+    /// Appends, refuses, or puts aside. Where the log has no room for another segment, a pull source's frame waits, unless
+    /// everything stops: a refused frame among accepted ones would be passed over by its partition's position. Any other frame
+    /// is refused.
+    fn take_in(&mut self, mut prepared: Prepared, written: &mut Vec<Prepared>) -> Result<(), WalError> {
+        match self.aside.turn(prepared.claim()) {
+            Turn::Try => {
+                if let Err(error) = self.classify(&mut prepared) {
+                    self.gate.release(prepared.bytes);
+                    let _ = prepared.done.send(Err(error));
+                } else if let Some((prepared, error)) = self.append(prepared, written)? {
+                    if self.may_wait(&prepared, &error) {
+                        self.aside.put(prepared);
+                    } else {
+                        self.refuse(&prepared, Halt::of(&error));
+                    }
+                }
+            }
+            Turn::Wait => self.aside.put(prepared),
+            Turn::Refuse => {
+                let halt = self.gate.lock().full.clone();
+                self.refuse(&prepared, halt.unwrap_or_else(Halt::stopping));
+            }
+            Turn::RefuseForGood => self.refuse(&prepared, Halt::stopping()),
+        }
+        Ok(())
+    }
+
+    /// Appends a frame, or gives it back with the reason. An error is the log's end.
     fn append(
         &mut self,
         mut prepared: Prepared,
         written: &mut Vec<Prepared>,
-        hand_on: &mut impl FnMut(Committed),
-    ) -> Result<(), WalError> {
+    ) -> Result<Option<(Prepared, WalError)>, WalError> {
         panic_if_asked("log-writer");
-        let is_pull = prepared.frame.about.next_position.is_some();
-        if is_pull && self.refuses_pull {
-            self.refuse(&prepared, Halt { kind: IoKind::Full, reason: "weir is stopping".into() });
-            return Ok(());
-        }
-        if let Err(error) = self.classify(&mut prepared) {
-            self.gate.release(prepared.bytes);
-            let _ = prepared.done.send(Err(error));
-            return Ok(());
-        }
-        loop {
-            let error = match self.wal.append(&mut prepared.frame) {
-                Ok(()) => {
-                    self.remember_answer(&prepared);
-                    written.push(prepared);
-                    return Ok(());
-                }
-                Err(error @ WalError::Sync { .. }) => return Err(error),
-                Err(error) => error,
-            };
-            let halt = Halt { kind: error.kind(), reason: error.to_string() };
-            if error.may_pass() {
-                if self.gate.lock().full.is_none() {
-                    tracing::error!(reason = halt.reason, "the log takes no more records until it can grow");
-                }
-                self.gate.set_full(Some(halt.clone()));
+        let error = match self.wal.append(&mut prepared.frame) {
+            Ok(()) => {
+                self.remember_answer(&prepared);
+                written.push(prepared);
+                return Ok(None);
             }
-            if !(is_pull && error.may_pass()) || self.gate.lock().is_closed {
-                self.refuses_pull |= is_pull;
-                self.refuse(&prepared, halt);
-                return Ok(());
+            Err(error @ WalError::Sync { .. }) => return Err(error),
+            Err(error) => error,
+        };
+        if error.may_pass() {
+            let halt = Halt::of(&error);
+            if self.gate.lock().full.is_none() {
+                tracing::error!(reason = halt.reason, "the log takes no more records until it can grow");
             }
-            self.finish(written, hand_on)?;
-            std::thread::sleep(RETRY);
-            self.follow_upkeep();
-            if let Err(error @ WalError::Sync { .. }) = self.wal.leave_committed_segment() {
-                return Err(error);
-            }
+            self.tried = Instant::now();
+            self.gate.set_full(Some(halt));
         }
+        Ok(Some((prepared, error)))
     }
 
     /// Decides what a frame with an idempotency key is. Here frames get their order, so nothing comes between a key's first
@@ -498,9 +543,36 @@ impl Writer {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answered);
     }
 
-    fn refuse(&self, prepared: &Prepared, Halt { kind, reason }: Halt) {
+    fn may_wait(&self, prepared: &Prepared, error: &WalError) -> bool {
+        prepared.claim().is_pull && error.may_pass() && !self.gate.lock().is_closed
+    }
+
+    /// Nothing of it is stored; of a pull source nothing later is, either.
+    fn refuse(&mut self, prepared: &Prepared, Halt { kind, reason }: Halt) {
+        if prepared.claim().is_pull {
+            self.aside.refuse_source(&prepared.frame.header.source);
+        }
         self.gate.release(prepared.bytes);
         let _ = prepared.done.send(Err(IngestError::NoSpace { kind, reason }));
+    }
+
+    /// Lets frames that wait go on, in their order, as far as there is room.
+    fn go_on(&mut self, hand_on: &mut impl FnMut(Committed)) -> Result<(), WalError> {
+        self.tried = Instant::now();
+        let mut written = Vec::new();
+        while let Some(prepared) = self.aside.take() {
+            if self.aside.turn(prepared.claim()) == Turn::RefuseForGood {
+                self.refuse(&prepared, Halt::stopping());
+                continue;
+            }
+            let Some((prepared, error)) = self.append(prepared, &mut written)? else { continue };
+            if self.may_wait(&prepared, &error) {
+                self.aside.put_back(prepared);
+                break;
+            }
+            self.refuse(&prepared, Halt::of(&error));
+        }
+        self.finish(&mut written, hand_on)
     }
 
     /// Syncs what was written, acknowledges it and hands it on.
@@ -523,29 +595,41 @@ impl Writer {
     }
 
     /// Removes what is no longer needed; what was full is tried again when there may be room.
-    fn keep_up(&mut self) {
-        self.follow_upkeep();
+    fn keep_up(&mut self, hand_on: &mut impl FnMut(Committed)) -> Result<(), WalError> {
+        let has_removed = self.follow_upkeep();
         if self.gate.lock().full.is_none() {
-            return;
+            return Ok(());
         }
-        if self.wal.has_room() {
+        if !self.aside.is_empty() && (has_removed || self.tried.elapsed() >= RETRY || self.gate.lock().is_closed) {
+            self.go_on(hand_on)?;
+        }
+        if self.aside.is_empty() && self.wal.has_room() {
             self.gate.set_full(None);
-        } else if let Err(error) = self.wal.leave_committed_segment() {
-            tracing::warn!(%error, "the log's last segment cannot be left yet; it is tried again");
+            return Ok(());
         }
+        match self.wal.leave_committed_segment() {
+            Err(error @ WalError::Sync { .. }) => return Err(error),
+            Err(error) => tracing::warn!(%error, "the log's last segment cannot be left yet; it is tried again"),
+            Ok(_) => {}
+        }
+        Ok(())
     }
 
-    fn follow_upkeep(&mut self) {
+    /// Whether a segment was removed.
+    fn follow_upkeep(&mut self) -> bool {
+        let mut has_removed = false;
         while let Ok(upkeep) = self.upkeep.try_recv() {
             match upkeep {
                 Upkeep::Committed(lsn) => self.wal.set_committed(lsn),
-                Upkeep::Remove(first_lsn) => {
-                    if let Err(error) = self.wal.remove_segment(first_lsn) {
+                Upkeep::Remove(first_lsn) => match self.wal.remove_segment(first_lsn) {
+                    Ok(()) => has_removed = true,
+                    Err(error) => {
                         tracing::warn!(%error, "a segment of the log could not be removed; it is tried again");
                     }
-                }
+                },
             }
         }
+        has_removed
     }
 }
 

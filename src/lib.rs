@@ -19,7 +19,8 @@
 //! **The log is the truth. Everything after it is a deterministic function of a prefix of the log.** Operators hold state in
 //! memory, saved together at one LSN. Views store data *and their own position* in one atomic commit, and ignore what is at or
 //! below it. Recovery is one path: the newest snapshot that no view is behind, then the log from there; each view skips what it
-//! has. Nothing else coordinates them. Data flows one way; only LSNs flow back, to acknowledge a source and to trim the log.
+//! has. A view more than a snapshot interval behind takes that path by itself, from an older snapshot, until it meets the others.
+//! Nothing else coordinates them. Data flows one way; only LSNs flow back, to acknowledge a source and to trim the log.
 //!
 //! # Where things are, in the order in which data flows
 //!
@@ -34,9 +35,9 @@
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` is all arithmetic with them, `src/schema/refusal.rs` says where in SQL something is wrong; `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` are what Weir's SQL has of its own |
 //! | `src/sources` | where bytes enter: files, standard input, websockets; `src/sources/compression.rs` unpacks, `src/sources/lines.rs` finds records; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns |
-//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on |
+//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on; frames that wait for room stand in `src/ingest/aside.rs` |
 //! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
-//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/repeats.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
+//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (how far arrival time is believed), `src/operators/repeats.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
 //! | `src/views/lake` | one Delta table per stream, window, set of sessions or entities, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
 //! | `src/views/search` | full-text search in tantivy |
@@ -44,7 +45,7 @@
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open |
 //! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: folder, threads, recovery, changed configurations; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` (records tried without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (what is worth a change of the configuration) |
+//! | `src/runtime` | the composition root: folder, threads, recovery (`src/runtime/recovery.rs` decides where everything starts), changed configurations (tried first by `src/runtime/trial.rs`); `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` (records tried without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (what is worth a change of the configuration) |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |

@@ -15,6 +15,7 @@ mod partition;
 mod readers;
 mod rebuild;
 mod recording;
+mod recovery;
 mod server;
 mod streams;
 mod support;

@@ -3,6 +3,7 @@
 //! [`Operators::apply`] turns a frame into rows of tables, each stamped with its LSN; [`snapshot`] saves the whole state at one
 //! LSN. There is no clock, no randomness and no map order in here, so a replay gives the same rows.
 
+pub mod arrivals;
 pub mod entities;
 mod hashing;
 mod made;
@@ -26,11 +27,13 @@ use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
 use crate::idempotency::{Answer, Answered, AnsweredRequests, RequestKey};
 use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream, Window};
 use crate::wal::{FileIdentity, Frame, Header, Kind};
+use arrivals::Arrivals;
 use entities::EntityState;
 use made::push_sessions;
 pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, positions, tables};
 use repeats::Repeats;
 use sessions::Sessions;
+use snapshot::Saved;
 use stream::{Advanced, StreamState, refuse_below, rules, stamp, times};
 pub(crate) use values::canonical;
 pub use values::lsns;
@@ -62,6 +65,10 @@ pub enum OperatorError {
     /// The disk, not what lies there: another try may help.
     #[error("{path}: {reason}")]
     Io { path: std::path::PathBuf, reason: String },
+    #[error(
+        "{path} is a snapshot of record {lsn}, but the log ends with record {end}: restore `log` and `operators` from one backup; nothing has been changed"
+    )]
+    Ahead { path: std::path::PathBuf, lsn: Lsn, end: Lsn },
     #[error("{path} was written by a newer version of weir (snapshot format {version}); use that version")]
     Newer { path: std::path::PathBuf, version: u32 },
 }
@@ -115,6 +122,8 @@ pub struct Operators {
     retried: BTreeMap<Lsn, Lsn>,
     /// Floors of the tables that are no stream's: `raw`, `dead_letters`.
     floors: Floors,
+    arrivals: Arrivals,
+    saved: Saved,
 }
 
 /// What queries and metrics show of a stream's operators.
@@ -156,6 +165,8 @@ impl Operators {
             gaps: VecDeque::new(),
             retried: BTreeMap::new(),
             floors: Floors::new(),
+            arrivals: Arrivals::default(),
+            saved: Saved::default(),
         };
         // In an empty state no window is open.
         operators.switch(catalog, zero).expect("nothing is closed, and the windows were planned");
@@ -201,6 +212,16 @@ impl Operators {
     /// Dead letters that became events later, with the record that did.
     pub fn retried(&self) -> &BTreeMap<Lsn, Lsn> {
         &self.retried
+    }
+
+    /// How far arrival time has come, as far as it is believed.
+    pub fn arrived(&self) -> Option<Micros> {
+        self.arrivals.reached()
+    }
+
+    /// The state was saved as it is.
+    pub fn note_saved(&mut self) {
+        self.saved.note(self.lsn);
     }
 
     /// Per table, the time below which rows are no longer part of it.
@@ -316,6 +337,7 @@ impl Operators {
     pub fn apply(&mut self, frame: &Arc<Frame>, decoded: Option<&Decoded>) -> Result<Output, OperatorError> {
         let header = &frame.header;
         let (after, to) = (self.lsn, header.last_lsn());
+        self.arrivals.observe(header.received_at);
         let mut output = Output {
             after,
             to,
@@ -556,7 +578,8 @@ impl Operators {
         let header = &frame.header;
         let first = header.first_lsn;
         let state = self.streams.get_mut(&stream.name).expect("every stream of the catalog has a state");
-        let Advanced { repeats, mut old, below, marks, session_ids, closed } = state.observe(stream, header, decoded);
+        let Advanced { repeats, mut old, below, marks, session_ids, closed } =
+            state.observe(stream, header, decoded, self.arrivals.reached());
         output.dead_letters = decoded
             .rejected
             .iter()

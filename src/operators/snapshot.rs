@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::arrivals::Arrivals;
 use super::entities::EntityState;
 use super::repeats::Repeats;
 use super::watermark::Watermark;
@@ -43,6 +44,11 @@ struct Head {
     retried: Vec<(Lsn, Lsn)>,
     #[serde(default)]
     floors: Floors,
+    #[serde(default)]
+    arrivals: Arrivals,
+    /// LSN of the snapshot saved before this one; none for a log's first.
+    #[serde(default)]
+    before: Option<Lsn>,
     streams: BTreeMap<String, StreamHead>,
 }
 
@@ -90,17 +96,8 @@ pub fn lsn_of(name: &str) -> Option<Lsn> {
     u64::from_str_radix(name.strip_suffix(".snap").filter(|s| s.len() == 16)?, 16).ok()
 }
 
-/// Of snapshots (LSN, rows given), the newest that no view is behind. Pure.
-///
-/// A view is not behind once its position has reached the last row that the snapshot says it was given.
-pub fn choose<'a>(
-    snapshots: impl Iterator<Item = (Lsn, &'a BTreeMap<String, Lsn>)>,
-    positions: &BTreeMap<String, Lsn>,
-) -> Option<Lsn> {
-    snapshots.filter(|(_, given)| !is_behind(given, positions)).map(|(lsn, _)| lsn).max()
-}
-
-/// Some view has not committed a row that the snapshot says it was given. A position that no view has any more is not waited for.
+/// Some view has not committed a row that the snapshot says it was given: it is not behind once its position has reached the last
+/// row that the snapshot says it was given. A position that no view has any more is not waited for.
 pub fn is_behind(given: &BTreeMap<String, Lsn>, positions: &BTreeMap<String, Lsn>) -> bool {
     given.iter().any(|(name, last)| positions.get(name).is_some_and(|at| at < last))
 }
@@ -129,6 +126,8 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         gaps: operators.gaps.iter().cloned().collect(),
         retried: operators.retried.iter().map(|(dead, by)| (*dead, *by)).collect(),
         floors: operators.floors.clone(),
+        arrivals: operators.arrivals.clone(),
+        before: operators.saved.before(operators.lsn),
         streams: streams.collect(),
     };
     let head = serde_json::to_vec(&head).expect("plain data becomes JSON");
@@ -159,11 +158,32 @@ pub struct Summary {
     pub configuration: String,
     /// Per position of a view, the LSN of the last row it was given.
     pub given: BTreeMap<String, Lsn>,
+    /// LSN of the snapshot saved before this one; none for a log's first.
+    pub before: Option<Lsn>,
 }
 
 pub fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
     let (head, ..) = open(path, bytes)?;
-    Ok(Summary { configuration: head.configuration, given: head.given })
+    Ok(Summary { configuration: head.configuration, given: head.given, before: head.before })
+}
+
+/// Which snapshots were saved last of a state: a view that is behind both the newest and the one before it is far behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Saved {
+    last: Option<Lsn>,
+    before: Option<Lsn>,
+}
+
+impl Saved {
+    /// The snapshot before one that is saved at this LSN.
+    fn before(self, lsn: Lsn) -> Option<Lsn> {
+        if self.last == Some(lsn) { self.before } else { self.last }
+    }
+
+    /// A snapshot was saved at this LSN.
+    pub fn note(&mut self, lsn: Lsn) {
+        *self = Self { last: Some(lsn), before: self.before(lsn) };
+    }
 }
 
 /// The head of a snapshot, its body, and where the state begins in it.
@@ -213,6 +233,8 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     operators.gaps = head.gaps.into();
     operators.retried = head.retried.into_iter().collect();
     operators.floors = head.floors;
+    operators.arrivals = head.arrivals;
+    operators.saved = Saved { last: Some(head.lsn), before: head.before };
     for (name, saved) in head.streams {
         let (fresh, sessions) = operators.streams.remove(&name).map_or((None, None), |s| (s.repeats, s.sessions));
         let repeats = match fresh {
@@ -255,16 +277,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_snapshot_that_no_view_is_behind_is_chosen() {
-        let given = |lsn: Lsn| BTreeMap::from([("a".to_owned(), lsn), ("b".to_owned(), 5)]);
-        let snapshots = [(10, given(9)), (20, given(19)), (30, given(29))];
-        let choose = |a, b| {
-            let positions = BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]);
-            choose(snapshots.iter().map(|(lsn, given)| (*lsn, given)), &positions)
-        };
-        assert_eq!(choose(19, 5), Some(20));
-        assert_eq!(choose(40, 5), Some(30));
-        assert_eq!(choose(8, 5), None);
-        assert_eq!(choose(40, 4), None);
+    fn a_view_is_not_behind_once_it_has_the_last_row_it_was_given() {
+        let given = BTreeMap::from([("a".to_owned(), 9), ("b".to_owned(), 5)]);
+        let is_behind = |a, b| is_behind(&given, &BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]));
+        assert!(!is_behind(9, 5) && !is_behind(40, 5));
+        assert!(is_behind(8, 5) && is_behind(40, 4));
+        assert!(!super::is_behind(&given, &BTreeMap::from([("a".to_owned(), 9)])), "no view has `b` any more");
+    }
+
+    #[test]
+    fn a_snapshot_saved_again_keeps_the_one_before_it() {
+        let mut saved = Saved::default();
+        assert_eq!(saved.before(10), None);
+        saved.note(10);
+        assert_eq!((saved.before(10), saved.before(20)), (None, Some(10)));
+        saved.note(20);
+        saved.note(20);
+        assert_eq!((saved.before(20), saved.before(30)), (Some(10), Some(20)));
     }
 }

@@ -108,8 +108,14 @@ pub struct Advanced {
 }
 
 impl StreamState {
-    /// Takes rows in, one by one: watermark, floor, repeats, sessions.
-    pub fn observe(&mut self, stream: &Stream, header: &crate::wal::Header, decoded: &Decoded) -> Advanced {
+    /// Takes rows in, one by one: watermark, floor, repeats, sessions. `arrived` is how far arrival time is believed to have come.
+    pub fn observe(
+        &mut self,
+        stream: &Stream,
+        header: &crate::wal::Header,
+        decoded: &Decoded,
+        arrived: Option<Micros>,
+    ) -> Advanced {
         let rules = rules(stream);
         let times = times(&decoded.rows);
         let mut hashes = RepeatHashes::new(stream, &decoded.rows);
@@ -143,7 +149,7 @@ impl StreamState {
             }
             // Without a watermark nothing is known of how far time has come, so the floor stays.
             if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
-                let reach = reached.min(header.received_at);
+                let reach = reached.min(arrived.unwrap_or(header.received_at)).min(header.received_at);
                 let floor = stream.partition_start(reach.saturating_sub(retention.micros()));
                 self.floor = Some(self.floor.map_or(floor, |before| before.max(floor)));
             }

@@ -72,6 +72,8 @@ struct Inner {
     gaps: Vec<Gap>,
     partitions: BTreeMap<(String, String), PartitionState>,
     retried: Arc<BTreeMap<Lsn, Lsn>>,
+    /// How far arrival time has come, as far as it is believed.
+    arrived: Option<Micros>,
     /// Bytes of the operators' state, about.
     operators_bytes: usize,
     synced_lsn: Lsn,
@@ -170,11 +172,17 @@ impl Progress {
         inner.streams = operators.progress();
         inner.windows = operators.window_progress();
         inner.operators_bytes = operators.memory_bytes();
+        inner.arrived = operators.arrived();
         inner.gaps = gaps;
         inner.partitions = partitions;
         if *inner.retried != *operators.retried() {
             inner.retried = Arc::new(operators.retried().clone());
         }
+    }
+
+    /// How far arrival time has come, as far as it is believed.
+    pub fn arrived(&self) -> Option<Micros> {
+        self.lock().arrived
     }
 
     /// Bytes of the operators' state, about.

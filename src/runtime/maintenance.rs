@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::config::units::Span;
 use crate::event::Micros;
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{Floors, positions};
+use crate::operators::{Floors, arrivals, positions};
 use crate::query::Handles;
 use crate::sources::Stop;
 use crate::threads::panic_if_asked;
@@ -161,10 +161,9 @@ impl Maintenance {
         stop: &dyn Fn() -> bool,
     ) -> Result<usize, ViewError> {
         let Some(_trimming) = self.hold() else { return Ok(0) };
-        if let Some(retention) = self.retention.get(name)
-            && let Some((latest, width)) = table.latest().zip(table.spec.layout.width())
-        {
-            table.raise_floor(latest.saturating_sub(retention.micros()).div_euclid(width) * width);
+        if let Some((retention, width)) = self.retention.get(name).zip(table.spec.layout.width()) {
+            let arrived = self.handles.progress.arrived();
+            table.set_arrival_floor(arrived.map(|at| arrival_floor(at, retention.micros(), width)));
         }
         let dropped = table.drop_below_floor()?;
         if dropped > 0 {
@@ -221,6 +220,11 @@ fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
     let floors = serde_json::to_string(floors).unwrap_or_default();
     let submission = Submission::control(Kind::Floor, "", floors.as_bytes());
     ingest.submit(submission, false)?.wait().map(drop)
+}
+
+/// The floor of a table by arrival, down to a whole partition. Pure.
+fn arrival_floor(arrived: Micros, retention: Micros, width: Micros) -> Micros {
+    arrived.saturating_sub(arrivals::STEP).saturating_sub(retention).div_euclid(width) * width
 }
 
 /// What takes how much of the disk. Partitions by their ends.

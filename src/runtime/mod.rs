@@ -15,11 +15,13 @@ pub mod offline;
 pub mod pipeline;
 pub mod questions;
 pub mod rebuild;
+mod recovery;
 mod reserve;
 pub mod retry;
 pub mod samples;
 pub mod snapshots;
 mod ticks;
+mod trial;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -68,6 +70,9 @@ pub enum RuntimeError {
     /// The data folder is in use: exit 75.
     #[error("{0}")]
     InUse(String),
+    /// Records were not taken in.
+    #[error(transparent)]
+    NotTaken(IngestError),
     #[error("{0}")]
     Failed(String),
 }
@@ -78,7 +83,7 @@ impl RuntimeError {
             Self::Config(_) => 2,
             Self::Damaged(_) => 65,
             Self::InUse(_) => 75,
-            Self::Failed(_) => 1,
+            Self::NotTaken(_) | Self::Failed(_) => 1,
         }
     }
 }
@@ -203,11 +208,16 @@ impl Running {
         rebuild::place(config, &folder, runtime)?;
         let wal = open_wal(config, &folder, &catalog, runtime)?;
         let wal = rebuild::finish(config, &folder, wal, runtime, &clock)?;
-        let wal = switch_configuration(config, &folder, &catalog, wal, runtime, &clock)?;
+        let (mut wal, is_new) = switch_configuration(config, &folder, &catalog, wal, runtime, &clock)?;
         let snapshots = snapshots(config, &folder);
         let log = log_name(config, &wal);
-        let opened = views::open(config, &folder, &catalog, log, runtime, true)?;
-        refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
+        let opened = views::open(config, &folder, &catalog, log, runtime, true)
+            .and_then(|opened| refuse_views_ahead(&opened, wal.synced_lsn(), log).map(|()| opened));
+        if is_new && opened.is_err() {
+            // Nothing has seen it: the folder goes on under the old configuration.
+            wal.take_back()?;
+        }
+        let opened = opened?;
         let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
         let sql = Arc::new(SqlEngine::new(&folder.lake(), &folder.spill(), sql_limits(config))?);
         let handles = pipeline.handles.clone();
@@ -407,6 +417,11 @@ impl Running {
                     SourceState::Running | SourceState::Ended => {}
                 }
             }
+            let synced = progress.synced_lsn();
+            for (name, status) in views.iter().filter(|(_, status)| status.is_catching_up()) {
+                let lag = synced.saturating_sub(status.applied());
+                waiting.push(format!("{name} is {lag} records behind and reads them from the log"));
+            }
             Ok(waiting)
         })
     }
@@ -498,9 +513,12 @@ pub fn compact(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(usi
     let wal = wal_options(config, &folder);
     let id = Wal::log_id_of(&Disk, &wal.folder)?
         .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
-    let (newest, _) = snapshots(config, &folder).newest_for(&BTreeMap::new(), Lsn::MAX)?;
+    let snapshots = snapshots(config, &folder);
+    snapshots.refuse_ahead(Wal::peek(&Disk, &wal, wal.zero)?.last_lsn)?;
+    let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
     let log = LogName { instance: config.instance, id, zero: wal.zero };
     let opened = views::open(config, &folder, newest.catalog(), log, runtime, true)?;
+    opened.handles.progress.set_operators(&newest);
     let tables = &opened.handles.tables;
     opened.handles.raise_floors(&newest.floors());
     let merges = Maintenance::new(config, opened.handles.clone(), None, Arc::default()).round(When::Now, &|| false)?;
@@ -521,12 +539,21 @@ fn open_wal(
     let options = wal_options(config, folder);
     let zero = options.zero;
     let id = Wal::log_id_of(&Disk, &options.folder)?;
-    let mut views_at = zero;
+    let (mut views_at, mut unapplied) = (zero, None);
+    if id.is_none() {
+        snapshots(config, folder).refuse_ahead(zero)?;
+    }
     if let Some(id) = id {
         let log = LogName { instance: config.instance, id, zero };
         // The views that are there are those of the configuration that the log ends under.
-        let end = Wal::peek(&Disk, &options, zero)?.last_lsn;
-        let stored = match stored_declarations(config, folder, end)? {
+        let found = Wal::peek(&Disk, &options, zero)?;
+        snapshots(config, folder).refuse_ahead(found.last_lsn)?;
+        unapplied = trial::unapplied(config, folder, &found, log, runtime)?;
+        let stored = match &unapplied {
+            Some((_, before)) => Some(before.clone()),
+            None => declarations_at(config, folder, found.last_lsn)?,
+        };
+        let stored = match stored {
             Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?),
             None => catalog.clone(),
         };
@@ -534,9 +561,13 @@ fn open_wal(
         views_at = there.positions.values().copied().max().unwrap_or(zero);
     }
     let new_id = rand::random::<u64>() >> 1;
-    let (wal, recovered) = Wal::open(Arc::new(Disk), options, new_id, views_at)?;
+    let (mut wal, recovered) = Wal::open(Arc::new(Disk), options, new_id, views_at)?;
     if let Some(torn) = recovered.torn {
         tracing::warn!(path = %torn.path.display(), offset = torn.offset, lsn = torn.lsn, "the log ended in bytes that were never synced; cut");
+    }
+    if let Some((lsn, _)) = unapplied {
+        wal.take_back()?;
+        tracing::warn!(lsn, "the log ended with a configuration that no start could apply; it was taken back");
     }
     Ok(wal)
 }
@@ -548,8 +579,8 @@ fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<
     }
 }
 
-/// The streams that the log ends under; none in an empty log.
-fn stored_declarations(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Declarations>, RuntimeError> {
+/// The declarations that the log is under at a record; none in an empty log.
+fn declarations_at(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Declarations>, RuntimeError> {
     let snapshots = snapshots(config, folder);
     let declared = |text: &str| Declarations::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()));
     let newest = snapshots.newest_configuration(end)?;
@@ -567,7 +598,7 @@ fn stored_declarations(config: &Config, folder: &Folder, end: Lsn) -> Result<Opt
 
 /// The streams that the log ends under, compiled; those of the newest snapshot where it does not say.
 fn stored_catalog(config: &Config, folder: &Folder, end: Lsn) -> Result<Arc<Catalog>, RuntimeError> {
-    let stored = stored_declarations(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
+    let stored = declarations_at(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
     Ok(Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?))
 }
 
@@ -592,7 +623,8 @@ fn drain(
 }
 
 /// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the
-/// new one. No frame is applied under two configurations. Views that were rebuilt for it take their place there.
+/// new one. No frame is applied under two configurations. Views that were rebuilt for it take their place there. True: the log
+/// ends with that frame, and nothing has applied it.
 fn switch_configuration(
     config: &Config,
     folder: &Folder,
@@ -600,17 +632,23 @@ fn switch_configuration(
     mut wal: Wal,
     runtime: &tokio::runtime::Handle,
     clock: &Arc<dyn Clock>,
-) -> Result<Wal, RuntimeError> {
-    let stored = stored_declarations(config, folder, wal.synced_lsn())?;
+) -> Result<(Wal, bool), RuntimeError> {
+    let stored = declarations_at(config, folder, wal.synced_lsn())?;
     let is_same = stored.as_ref().is_some_and(|s| *s == config.declared);
     let rebuilt = rebuild::ready(config, folder, catalog, log_name(config, &wal), runtime)?;
     if is_same && rebuilt.is_empty() {
-        return Ok(wal);
+        return Ok((wal, false));
     }
     let compile = |stored| Catalog::compile(stored).map(Arc::new).map_err(|e| RuntimeError::Damaged(e.to_string()));
     let before = stored.as_ref().map(compile).transpose()?;
+    let names = rebuild::views_of(&rebuilt);
     if let Some(before) = &before {
-        refuse_what_cannot_change(config, before, catalog, &rebuild::views_of(&rebuilt))?;
+        refuse_what_cannot_change(config, before, catalog, &names)?;
+    }
+    if !is_same {
+        trial::refuse_what_cannot_open(config, folder, catalog, log_name(config, &wal), &names, runtime)?;
+    }
+    if let Some(before) = &before {
         wal = drain(config, folder, before, wal, runtime, clock)?;
     }
     let rebuilt = rebuild::complete(rebuilt, config, wal.synced_lsn())?;
@@ -633,7 +671,7 @@ fn switch_configuration(
         rebuild::place(config, folder, runtime)?;
         wal = rebuild::finish(config, folder, wal, runtime, clock)?;
     }
-    Ok(wal)
+    Ok((wal, !is_same && rebuilt.is_empty()))
 }
 
 fn append_configuration(catalog: &Catalog, wal: &mut Wal, clock: &Arc<dyn Clock>) -> Result<(), RuntimeError> {

@@ -52,8 +52,9 @@ impl Offline {
         })?;
         let log = LogName { instance: config.instance, id, zero: options.zero };
         let snapshots = snapshots(config, &folder);
-        let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
         let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
+        snapshots.refuse_ahead(end)?;
+        let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
         // The streams that the log ends under, also where no snapshot tells them yet.
         let catalog = stored_catalog(config, &folder, end)?;
         let opened = views::open(config, &folder, &catalog, log, runtime, false)?;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
+use super::recovery::{self, Positions, Start};
 use super::reserve::{self, Reserve};
 use super::snapshots::{LogCatchUp, Snapshots};
 use super::views::Opened;
@@ -73,8 +74,8 @@ impl Pipeline {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, RuntimeError> {
         let shares = config.limits.shares();
-        let Opened { mut views, handles, positions } = opened;
-        let operators = newest_state(&snapshots, &mut views, &positions)?;
+        let Opened { mut views, handles, .. } = opened;
+        let (operators, in_reader) = start_state(&snapshots, &mut views)?;
         let end = wal.synced_lsn();
         tracing::debug!(from = operators.lsn(), to = end, "recovering");
         let recovered = end.saturating_sub(operators.lsn());
@@ -87,7 +88,7 @@ impl Pipeline {
             one_at_a_time: Mutex::new(()),
             leave_the_rest: leave_the_rest.clone(),
         });
-        let (statuses, names, drivers) = start_drivers(views, &ring, &catch_up);
+        let (statuses, names, drivers) = start_drivers(views, &in_reader, &ring, &catch_up);
         let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
         let progress = handles.progress.clone();
@@ -188,7 +189,12 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
 
 type Drivers = (Vec<Arc<Status>>, Vec<String>, Vec<JoinHandle<Result<(), ViewError>>>);
 
-fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<LogCatchUp>) -> Drivers {
+fn start_drivers(
+    views: Vec<Box<dyn View>>,
+    in_reader: &[String],
+    ring: &Arc<Ring>,
+    catch_up: &Arc<LogCatchUp>,
+) -> Drivers {
     let (mut statuses, mut names, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for view in views {
         let status = Arc::new(Status::default());
@@ -196,8 +202,12 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
         status.publish(&*view);
         let name = view.name().to_owned();
         let (ring, catch_up, published) = (ring.clone(), catch_up.clone(), status.clone());
-        // Known to the ring from the start, so that no source runs ahead of a view that has not begun.
-        ring.join(&name, view.applied());
+        if in_reader.contains(&name) {
+            status.set_catching_up(true);
+        } else {
+            // Known to the ring from the start, so that no source runs ahead of a view that has not begun.
+            ring.join(&name, view.applied());
+        }
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
@@ -214,17 +224,42 @@ fn start_drivers(views: Vec<Box<dyn View>>, ring: &Arc<Ring>, catch_up: &Arc<Log
     (statuses, names, threads)
 }
 
-/// The newest state that no view is behind; views know then that nothing below it is theirs.
-fn newest_state(
-    snapshots: &Snapshots,
-    views: &mut [Box<dyn View>],
-    positions: &BTreeMap<String, Lsn>,
-) -> Result<Operators, RuntimeError> {
-    let (operators, from_snapshot) = snapshots.newest_for(positions, Lsn::MAX)?;
-    if from_snapshot {
-        views.iter_mut().for_each(|v| v.skip_to(operators.lsn()));
+/// The state that the live operators start from, and the views that start in the reader. The others know then that nothing below
+/// it is theirs.
+fn start_state(snapshots: &Snapshots, views: &mut [Box<dyn View>]) -> Result<(Operators, Vec<String>), RuntimeError> {
+    let positions: Vec<(String, Positions)> =
+        views.iter().map(|v| (v.name().to_owned(), v.positions().into_iter().collect())).collect();
+    let mut candidates = snapshots.candidates()?;
+    loop {
+        let Start { snapshot, in_reader } = recovery::plan(&candidates, &positions);
+        let loaded = match snapshot {
+            Some(lsn) => snapshots.load(lsn),
+            None if candidates.is_empty() => {
+                // None of the newest can be read.
+                let all = positions.iter().flat_map(|(_, own)| own.clone()).collect();
+                snapshots.newest_for(&all, Lsn::MAX).map(|(operators, _)| operators)
+            }
+            None => Ok(snapshots.empty()),
+        };
+        let operators = match loaded {
+            Ok(operators) => operators,
+            Err(error @ OperatorError::Newer { .. }) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "a snapshot cannot be read; an older one is used");
+                candidates.retain(|candidate| candidate.snapshot != snapshot);
+                continue;
+            }
+        };
+        for (name, positions) in positions.iter().filter(|(name, _)| in_reader.contains(name)) {
+            let from = snapshots.refuse_trimmed(name, positions)?;
+            tracing::warn!(view = name, from, "it is more than a snapshot interval behind and reads the log by itself");
+        }
+        // Before the first record there is nothing to skip, and a view's own log may begin later.
+        let is_near =
+            |view: &&mut Box<dyn View>| operators.lsn() > snapshots.zero && !in_reader.iter().any(|n| n == view.name());
+        views.iter_mut().filter(is_near).for_each(|view| view.skip_to(operators.lsn()));
+        return Ok((operators, in_reader));
     }
-    Ok(operators)
 }
 
 type OperatorThread = JoinHandle<Result<(), RuntimeError>>;
@@ -396,6 +431,7 @@ impl OperatorStage {
         }
         match saved {
             Ok(bytes) => {
+                self.operators().note_saved();
                 self.snapshot_bytes = bytes as u64;
                 self.log_bytes = 0;
             }

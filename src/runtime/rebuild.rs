@@ -570,6 +570,17 @@ pub fn is_waiting(folder: &Folder, configuration: u64) -> bool {
     in_state(folder, &[State::Ready, State::Whole]).iter().any(|(_, about)| about.configuration == configuration)
 }
 
+/// Whether anything is being rebuilt, or waits to take its place.
+pub fn is_any_begun(folder: &Folder) -> bool {
+    let all = [State::Building, State::Ready, State::Whole, State::Settled, State::Placed];
+    !in_state(folder, &all).is_empty()
+}
+
+/// Whether something has begun to take its place.
+fn is_taking_place(folder: &Folder) -> bool {
+    !in_state(folder, &[State::Whole, State::Settled, State::Placed]).is_empty()
+}
+
 /// The generations of a configuration that are so far, and that no other process holds.
 fn of_configuration(
     config: &Config,
@@ -651,7 +662,7 @@ pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Resu
 /// Ends on a stopped folder what was begun and broken off: a generation that has begun to take its place does so.
 pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
     let folder = Folder::existing(&config.data)?;
-    if in_state(&folder, &[State::Whole, State::Settled, State::Placed]).is_empty() {
+    if !is_taking_place(&folder) {
         return Ok(());
     }
     let _lock = folder.lock()?;
@@ -669,6 +680,7 @@ pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle)
     let options = wal_options(config, folder);
     let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else { return Ok(()) };
     let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
+    snapshots(config, folder).refuse_ahead(end)?;
     let catalog = stored_catalog(config, folder, end)?;
     let log = LogName { instance: config.instance, id, zero: options.zero };
     for mut generation in of_configuration(config, folder, &catalog, log, runtime, &[State::Whole, State::Settled])? {

@@ -15,7 +15,7 @@ use super::{POLL, RuntimeError};
 use crate::clock::Clock;
 use crate::decode::decode;
 use crate::event::Lsn;
-use crate::ingest::{Ingest, IngestError, Receipt, Submission};
+use crate::ingest::{Ingest, Receipt, Submission};
 use crate::operators::{RETRIED, positions};
 use crate::query::QueryError;
 use crate::wal::{About, Kind, RecordsBuilder};
@@ -263,9 +263,8 @@ impl Retry {
         for (key, own) in gathered {
             receipts.extend(self.send(key, own)?);
         }
-        let failed = |e: IngestError| RuntimeError::Failed(e.to_string());
         receipts.into_iter().try_for_each(|(receipt, of)| {
-            sent.push(Sent { last_lsn: receipt.wait().map_err(failed)?.last_lsn, of });
+            sent.push(Sent { last_lsn: receipt.wait().map_err(RuntimeError::NotTaken)?.last_lsn, of });
             Ok(())
         })
     }
@@ -291,7 +290,7 @@ impl Retry {
         };
         // Nothing is half done by a refusal: what came back is marked, the rest is found again.
         let receipt = self.ingest.submit(submission, true);
-        receipt.map(|receipt| Some((receipt, of))).map_err(|e| RuntimeError::Failed(e.to_string()))
+        receipt.map(|receipt| Some((receipt, of))).map_err(RuntimeError::NotTaken)
     }
 }
 

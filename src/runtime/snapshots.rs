@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::RuntimeError;
+use super::recovery::Candidate;
 use crate::event::Lsn;
+use crate::operators::snapshot::Summary;
 use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
 use crate::storage::{Storage, explain, sync_folder};
-use crate::views::driver::{CatchUp, Give};
+use crate::views::driver::{CatchUp, Give, Target};
 use crate::views::{View, ViewError};
-use crate::wal::{LogReader, WalError};
+use crate::wal::{LogReader, WalError, segment};
 
 /// Where snapshots lie and which log they belong to.
 #[derive(Clone)]
@@ -42,7 +45,7 @@ impl Snapshots {
         snapshot::decode(&path, &bytes)
     }
 
-    fn summary(&self, lsn: Lsn) -> Result<snapshot::Summary, OperatorError> {
+    fn summary(&self, lsn: Lsn) -> Result<Summary, OperatorError> {
         let path = snapshot::path(&self.folder, lsn);
         let bytes = std::fs::read(&path).map_err(|e| self.failed(&e))?;
         snapshot::summary(&path, &bytes)
@@ -66,14 +69,74 @@ impl Snapshots {
         limit: Lsn,
     ) -> Result<(Operators, bool), OperatorError> {
         for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
-            match self.load(lsn) {
-                Ok(operators) if !snapshot::is_behind(operators.given(), positions) => return Ok((operators, true)),
-                Ok(_) => {}
+            let found = self.summary(lsn).and_then(|summary| {
+                let suits = !snapshot::is_behind(&summary.given, positions);
+                suits.then(|| self.load(lsn)).transpose()
+            });
+            match found {
+                Ok(Some(operators)) => return Ok((operators, true)),
+                Ok(None) => {}
                 Err(error @ OperatorError::Newer { .. }) => return Err(error),
                 Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
             }
         }
-        Ok((Operators::new(Arc::new(Catalog::default()), self.zero), false))
+        Ok((self.empty(), false))
+    }
+
+    /// The state before the first record.
+    pub fn empty(&self) -> Operators {
+        Operators::new(Arc::new(Catalog::default()), self.zero)
+    }
+
+    /// The states that the live operators may start from, the newest first: the newest snapshot, and the one saved before it,
+    /// where that is still there.
+    pub fn candidates(&self) -> Result<Vec<Candidate>, OperatorError> {
+        let mut found: Vec<Candidate> = Vec::new();
+        let mut wanted = None;
+        for lsn in self.list()?.into_iter().rev() {
+            if wanted.is_some_and(|wanted| lsn < wanted) {
+                return Ok(found);
+            }
+            match self.summary(lsn) {
+                Ok(Summary { given, before, .. }) => {
+                    found.push(Candidate { snapshot: Some(lsn), given });
+                    match before {
+                        Some(before) if found.len() < 2 => wanted = Some(before),
+                        None if found.len() < 2 => break,
+                        _ => return Ok(found),
+                    }
+                }
+                Err(error @ OperatorError::Newer { .. }) => return Err(error),
+                Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
+            }
+        }
+        if wanted.is_none() {
+            found.push(Candidate::empty());
+        }
+        Ok(found)
+    }
+
+    /// Refuses a view that the log's remaining segments do not lead on; gives the record that it reads on behind.
+    pub fn refuse_trimmed(&self, view: &str, positions: &BTreeMap<String, Lsn>) -> Result<Lsn, RuntimeError> {
+        let suits = |lsn: &Lsn| self.summary(*lsn).is_ok_and(|s| !snapshot::is_behind(&s.given, positions));
+        let from = self.list()?.into_iter().rev().find(suits).unwrap_or(self.zero);
+        let names = self.storage.list(&self.log).map_err(|e| self.failed(&e))?;
+        let first = names.iter().find_map(|name| segment::first_lsn(name));
+        match first.filter(|first| *first > from + 1) {
+            Some(first) => Err(RuntimeError::Damaged(format!(
+                "{view} goes on with record {}, but the log begins with record {first}: restore it from a backup that is not older than the log's beginning, or restore the whole data folder from one backup",
+                from + 1
+            ))),
+            None => Ok(from),
+        }
+    }
+
+    /// Refuses a snapshot of records that the log does not have.
+    pub fn refuse_ahead(&self, end: Lsn) -> Result<(), OperatorError> {
+        match self.list()?.pop().filter(|lsn| *lsn > end) {
+            Some(lsn) => Err(OperatorError::Ahead { path: snapshot::path(&self.folder, lsn), lsn, end }),
+            None => Ok(()),
+        }
     }
 
     /// The configuration in force at the newest snapshot up to `limit`, as JSON, and the snapshot's LSN.
@@ -115,37 +178,79 @@ pub struct LogCatchUp {
     pub leave_the_rest: Arc<AtomicBool>,
 }
 
-impl CatchUp for LogCatchUp {
-    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<bool, ViewError> {
-        let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = view.name().to_owned();
-        let failed = |reason: String| ViewError::Failed { view: name.clone(), reason };
-        let damaged = |reason: String| ViewError::Damaged { path: self.snapshots.log.clone(), reason };
+/// How far a read of the log came.
+enum Read {
+    /// To its target; false: it was broken off, because everything stops.
+    Done(bool),
+    /// To a record behind which a segment is gone.
+    Trimmed(Lsn, WalError),
+}
+
+impl LogCatchUp {
+    /// The newest operators that the view is not behind; it has every row up to there, wherever its own rows end.
+    fn operators(&self, view: &mut dyn View) -> Result<Operators, ViewError> {
         let positions = view.positions().into_iter().collect();
-        let (mut operators, from_snapshot) =
+        let (mut operators, is_saved) =
             self.snapshots.newest_for(&positions, Lsn::MAX).map_err(|error| match error {
-                OperatorError::Newer { .. } => damaged(error.to_string()),
+                OperatorError::Newer { .. } => self.damaged(&error),
                 // The folder could not be listed.
-                error => failed(error.to_string()),
+                error => ViewError::failed(view.name())(error.to_string()),
             })?;
         operators.forget_answers();
-        if from_snapshot {
-            // It has every row up to there, wherever its own rows end.
+        if is_saved {
             view.skip_to(operators.lsn());
         }
-        let mut reader = LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), operators.lsn());
-        while !self.leave_the_rest.load(Ordering::Acquire) {
-            let frame = match reader.next(to) {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(true),
-                // The log may have been trimmed behind a newer snapshot meanwhile, which the next try begins with.
-                Err(error @ (WalError::Missing { .. } | WalError::Io { .. })) => return Err(failed(error.to_string())),
-                Err(error) => return Err(damaged(error.to_string())),
-            };
-            let decoded = operators.decode(&frame).map_err(|e| damaged(e.to_string()))?;
-            let output = operators.apply(&Arc::new(frame), decoded.as_ref()).map_err(|e| damaged(e.to_string()))?;
-            give(view, &output)?;
+        Ok(operators)
+    }
+
+    fn damaged(&self, error: &dyn std::fmt::Display) -> ViewError {
+        ViewError::Damaged { path: self.snapshots.log.clone(), reason: error.to_string() }
+    }
+
+    fn read(
+        &self,
+        view: &mut dyn View,
+        mut operators: Operators,
+        to: Target<'_>,
+        give: Give<'_>,
+    ) -> Result<Read, ViewError> {
+        let Snapshots { storage, log, .. } = &self.snapshots;
+        let mut reader = LogReader::new(storage.clone(), log.clone(), operators.lsn());
+        while let Some(limit) = to(operators.lsn()) {
+            loop {
+                if self.leave_the_rest.load(Ordering::Acquire) {
+                    return Ok(Read::Done(false));
+                }
+                let frame = match reader.next(limit) {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => break,
+                    Err(error @ WalError::Missing { .. }) => return Ok(Read::Trimmed(operators.lsn(), error)),
+                    Err(error @ WalError::Io { .. }) => return Err(ViewError::failed(view.name())(error.to_string())),
+                    Err(error) => return Err(self.damaged(&error)),
+                };
+                let decoded = operators.decode(&frame).map_err(|e| self.damaged(&e))?;
+                let output = operators.apply(&Arc::new(frame), decoded.as_ref()).map_err(|e| self.damaged(&e))?;
+                give(view, &output)?;
+            }
         }
-        Ok(false)
+        Ok(Read::Done(true))
+    }
+}
+
+impl CatchUp for LogCatchUp {
+    fn replay(&self, view: &mut dyn View, to: Target<'_>, give: Give<'_>) -> Result<bool, ViewError> {
+        let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut operators = self.operators(view)?;
+        loop {
+            let (at, error) = match self.read(view, operators, to, give)? {
+                Read::Done(is_there) => return Ok(is_there),
+                Read::Trimmed(at, error) => (at, error),
+            };
+            // The log is trimmed up to a snapshot that no view is behind, which may be newer than the one that reading began with.
+            operators = self.operators(view)?;
+            if operators.lsn() <= at {
+                return Err(self.damaged(&error));
+            }
+        }
     }
 }

@@ -26,6 +26,7 @@ pub struct Opened {
     pub positions: BTreeMap<String, Lsn>,
 }
 
+/// What the tables of a catalog hold, and where.
 pub fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
     let layout = if config.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };

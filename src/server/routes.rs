@@ -177,6 +177,7 @@ pub async fn backup(State(app): State<App>, body: axum::body::Bytes) -> Result<J
     let copied = tokio::task::spawn_blocking(move || backup.run(std::path::Path::new(&request.to))).await;
     let summary = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| match e {
         RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+        RuntimeError::NotTaken(error) => error.into(),
         other => failed(other.to_string()),
     })?;
     Ok(Json(json!(summary)))

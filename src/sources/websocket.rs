@@ -253,8 +253,14 @@ impl Listener<'_> {
     fn tell_gap(&mut self, reason: &str) -> Result<(), Ended> {
         let Some(from) = self.missed_since else { return Ok(()) };
         let gap = Gap { source: self.context.name.clone(), from, to: self.clock.now(), reason: reason.into() };
-        self.context.ingest.submit(gap.submission("", &self.context.stream), true)?.wait()?;
-        self.missed_since = None;
+        match self.context.ingest.submit(gap.submission("", &self.context.stream), true)?.wait() {
+            Ok(_) => self.missed_since = None,
+            // It is written down as soon as records are stored again.
+            Err(IngestError::NoSpace { reason, .. }) => {
+                tracing::error!(source = self.context.name, reason, "a gap could not be written down yet");
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 }

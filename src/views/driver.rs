@@ -2,7 +2,7 @@
 //! the ring is led through the log. A failed one starts again from what it has committed, and nobody waits for it meanwhile.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const TRIES: u32 = 6;
 #[derive(Debug, Default)]
 pub struct Status {
     applied: AtomicU64,
+    /// It reads the log, because the ring begins above it.
+    is_catching_up: AtomicBool,
     positions: Mutex<BTreeMap<String, Lsn>>,
     failure: Mutex<Option<String>>,
 }
@@ -43,6 +45,15 @@ impl Status {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the view reads the log, or waits for its turn to, because the ring begins above it.
+    pub fn is_catching_up(&self) -> bool {
+        self.is_catching_up.load(Ordering::Acquire)
+    }
+
+    pub fn set_catching_up(&self, is_catching_up: bool) {
+        self.is_catching_up.store(is_catching_up, Ordering::Release);
+    }
+
     /// Says how far a view is.
     pub fn publish(&self, view: &dyn View) {
         let positions = view.positions().into_iter().collect();
@@ -58,10 +69,14 @@ impl Status {
 /// What is done with each output that is read again.
 pub type Give<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
 
-/// Reads the log again for a view: gives it every output from its LSN on, up to `to`, beginning with the newest snapshot that the
-/// view is not behind. False: it was broken off, because everything stops.
+/// Up to which record to read on for who has everything up to an LSN; none where there is no more to read. Asked again whenever
+/// that is reached, because the ring goes on meanwhile.
+pub type Target<'a> = &'a dyn Fn(Lsn) -> Option<Lsn>;
+
+/// Reads the log again for a view: gives it every output from its LSN on, until the target is reached, beginning with the newest
+/// snapshot that the view is not behind. False: it was broken off, because everything stops.
 pub trait CatchUp: Send + Sync {
-    fn replay(&self, view: &mut dyn View, to: Lsn, give: Give<'_>) -> Result<bool, ViewError>;
+    fn replay(&self, view: &mut dyn View, to: Target<'_>, give: Give<'_>) -> Result<bool, ViewError>;
 }
 
 /// Runs a view until the ring closes; everything is committed then. An error is final.
@@ -155,7 +170,8 @@ fn advance(
         Next::Idle => {}
         Next::Behind(to) => {
             tracing::info!(view = name, from = view.applied(), to, "reading the log again");
-            let is_there = catch_up.replay(view, to, &mut |view, output| {
+            status.set_catching_up(true);
+            let is_there = catch_up.replay(view, &|at| ring.missing(at), &mut |view, output| {
                 let now = Instant::now();
                 view.apply(output, now)?;
                 if view.is_due(now, false) {
@@ -169,6 +185,7 @@ fn advance(
                 status.publish(view);
                 return Ok(false);
             }
+            status.set_catching_up(false);
         }
         Next::Closed => {
             view.commit(true)?;

@@ -142,6 +142,13 @@ impl Ring {
         }
     }
 
+    /// Up to where the log is to be read by someone who has everything up to `after`: to the newest output, so that there is time
+    /// before the ring has gone on; none where the ring has what follows.
+    pub fn missing(&self, after: Lsn) -> Option<Lsn> {
+        let inner = self.lock();
+        (after < inner.start).then_some(inner.end)
+    }
+
     /// Sources wait for this view from now on; it has everything up to `after`.
     pub fn join(&self, reader: &str, after: Lsn) {
         self.lock().take(reader, after);

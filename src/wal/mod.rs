@@ -22,7 +22,7 @@ use crate::storage::{IoKind, explain};
 pub use about::{About, FileIdentity};
 pub use reader::LogReader;
 pub use record::{Frame, Header, Kind, Records, RecordsBuilder};
-pub use recovery::{Recovered, TornTail};
+pub use recovery::{LastFrame, Recovered, TornTail};
 pub use writer::{Wal, WalOptions};
 
 /// Why the log cannot be opened, read or written.

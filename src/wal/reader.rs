@@ -19,6 +19,18 @@ pub struct LogReader {
     after: u64,
 }
 
+/// What follows a segment.
+enum Behind {
+    /// The segment that goes on.
+    Next,
+    /// A later one: what lay between was removed meanwhile.
+    Gone {
+        path: PathBuf,
+        first: u64,
+    },
+    Nothing,
+}
+
 /// A segment being read, up to a byte.
 pub(super) struct OpenSegment {
     pub path: PathBuf,
@@ -72,27 +84,40 @@ impl LogReader {
                     return Ok(Some(frame));
                 }
                 None => {
-                    let next = segment::path(&self.folder, self.after + 1);
-                    let (path, offset) = (segment.path.clone(), segment.at);
-                    if path == next || !self.exists(&next)? {
-                        return Err(WalError::Damaged {
-                            path,
-                            offset,
-                            from: self.after + 1,
-                            to: limit,
-                            evidence: format!("record {limit} is known synced"),
-                        });
+                    let (path, at) = (segment.path.clone(), segment.at);
+                    match self.behind(&path)? {
+                        Behind::Next => self.open = None,
+                        Behind::Gone { path, first } => {
+                            return Err(WalError::Missing { path, from: self.after + 1, to: first - 1 });
+                        }
+                        Behind::Nothing => {
+                            return Err(WalError::Damaged {
+                                path,
+                                offset: at,
+                                from: self.after + 1,
+                                to: limit,
+                                evidence: format!("record {limit} is known synced"),
+                            });
+                        }
                     }
-                    self.open = None;
                 }
             }
         }
         Ok(None)
     }
 
-    fn exists(&self, path: &std::path::Path) -> Result<bool, WalError> {
+    /// What follows the frames of a segment that was read to its end.
+    fn behind(&self, segment: &std::path::Path) -> Result<Behind, WalError> {
         let names = self.storage.list(&self.folder).map_err(WalError::io(&self.folder))?;
-        Ok(path.file_name().is_some_and(|name| names.iter().any(|n| n.as_str() == name)))
+        let is_there = names.iter().any(|name| self.folder.join(name) == segment);
+        let firsts = names.iter().filter_map(|name| segment::first_lsn(name));
+        let next = firsts.filter(|first| segment::path(&self.folder, *first) != segment).find(|f| *f > self.after);
+        Ok(match next {
+            Some(first) if first == self.after + 1 => Behind::Next,
+            // Segments are removed from the oldest on: while this one is there, its own end is what is wrong.
+            Some(first) if !is_there => Behind::Gone { path: segment::path(&self.folder, first), first },
+            _ => Behind::Nothing,
+        })
     }
 
     fn open_segment(&self) -> Result<OpenSegment, WalError> {
@@ -104,7 +129,13 @@ impl LogReader {
             return Err(WalError::Missing { path: self.folder.clone(), from: wanted, to });
         };
         let path = segment::path(&self.folder, *first);
-        let file = self.storage.open_read_only(&path).map_err(WalError::io(&path))?;
+        let file = match self.storage.open_read_only(&path) {
+            // Removed since it was listed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(WalError::Missing { path: self.folder.clone(), from: wanted, to: wanted });
+            }
+            file => file.map_err(WalError::io(&path))?,
+        };
         let size = file.size().map_err(WalError::io(&path))?;
         Ok(OpenSegment { path, file, size, at: segment::HEADER_BYTES as u64 })
     }

@@ -65,6 +65,11 @@ impl Kind {
         Self::ALL.into_iter().find(|k| *k as u8 == byte)
     }
 
+    /// Whether its frames hold records of a source; the others are control frames.
+    pub fn holds_records(self) -> bool {
+        matches!(self, Self::Record | Self::Retry | Self::DuplicateRequest)
+    }
+
     /// The kind that the table `raw` shows under this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.name() == name)

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crate::storage::{File, Storage};
 
 use super::WalError;
-use super::record::{self, Frame};
+use super::record::{self, Frame, Kind};
 use super::segment::{self, SegmentHeader};
 
 /// Bytes that a crash left behind the last whole frame.
@@ -28,12 +28,23 @@ pub struct TornTail {
     pub lsn: u64,
 }
 
+/// The frame that the log ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastFrame {
+    pub kind: Kind,
+    pub first_lsn: u64,
+    /// Where it begins in the last segment.
+    pub offset: u64,
+}
+
 /// The log's state after opening.
 pub struct Recovered {
     pub log_id: u64,
     /// The highest LSN in the log; everything up to it is synced.
     pub last_lsn: u64,
     pub torn: Option<TornTail>,
+    /// The last frame, where the last segment holds one.
+    pub last_frame: Option<LastFrame>,
     pub(super) segments: Vec<u64>,
     /// Where the last segment goes on.
     pub(super) tail: Option<Tail>,
@@ -84,6 +95,7 @@ struct Scan {
     synced_lsn: u64,
     /// Where the first frame above `synced_lsn` begins.
     unsynced_from: u64,
+    last_frame: Option<LastFrame>,
     /// Something else than zeros follows the last whole frame.
     torn: bool,
 }
@@ -137,8 +149,10 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
     let mut next_lsn = first_lsn;
     let mut synced_lsn = first_lsn - 1;
     let mut starts = Vec::new();
+    let mut last_frame = None;
     while let Some((frame, length)) = segment.frame_at(at)?.filter(|(f, _)| f.header.first_lsn == next_lsn) {
         starts.push((at, frame.header.last_lsn()));
+        last_frame = Some(LastFrame { kind: frame.header.kind, first_lsn: next_lsn, offset: at });
         synced_lsn = synced_lsn.max(frame.header.synced_lsn);
         next_lsn = frame.header.last_lsn() + 1;
         at += length;
@@ -177,7 +191,7 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
         return Err(damaged(views_at, format!("a view has committed up to record {views_at}")));
     }
     let unsynced_from = starts.iter().find(|(_, last)| *last > synced_lsn).map_or(at, |(start, _)| *start);
-    Ok(Scan { end: at, last_lsn: next_lsn - 1, synced_lsn, unsynced_from, torn })
+    Ok(Scan { end: at, last_lsn: next_lsn - 1, synced_lsn, unsynced_from, last_frame, torn })
 }
 
 /// Opens the log for reading and appending. `views_at` is the highest position that any view has committed; `zero` the LSN
@@ -196,7 +210,7 @@ pub(super) fn open(
             let path = folder.to_owned();
             return Err(WalError::Missing { path, from: zero + 1, to: views_at });
         }
-        return Ok(Recovered { log_id: 0, last_lsn: zero, torn: None, segments, tail: None });
+        return Ok(Recovered { log_id: 0, last_lsn: zero, torn: None, last_frame: None, segments, tail: None });
     };
     let path = segment::path(folder, last);
     let (file, header) = read_header(storage, &path, writable)?;
@@ -231,6 +245,7 @@ pub(super) fn open(
         log_id: header.log_id,
         last_lsn: found.last_lsn,
         torn,
+        last_frame: found.last_frame,
         segments,
         tail: Some(Tail { file, size, at: found.end }),
     })

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::storage::{File, Storage};
 
-use super::record::{self, Frame, Kind};
+use super::record::{self, Frame, Header, Kind};
 use super::room::{LEAST_SEGMENT, Room};
 use super::segment::{self, SegmentHeader};
-use super::{Recovered, WalError, recovery};
+use super::{LastFrame, Recovered, WalError, recovery};
 
 /// Collected bytes above which they are written before the sync.
 const WRITE_BYTES: usize = 4 << 20;
@@ -41,6 +41,8 @@ pub struct Wal {
     synced_lsn: u64,
     /// Every view has committed everything up to here, and the operators are saved.
     committed: u64,
+    /// The frame appended last, where it lies in the present segment.
+    last_frame: Option<LastFrame>,
     poisoned: bool,
 }
 
@@ -86,6 +88,7 @@ impl Wal {
             next_lsn: found.last_lsn + 1,
             synced_lsn: found.last_lsn,
             committed: options.zero,
+            last_frame: found.last_frame,
             poisoned: false,
             options,
         };
@@ -116,15 +119,17 @@ impl Wal {
         self.segments.iter().map(|s| s.bytes).sum()
     }
 
-    /// Whether a frame that needs a new segment of this size would leave none of the budget for control frames.
-    fn is_over_budget(&self, segment_bytes: u64) -> bool {
-        let reserved = self.options.segment_bytes;
-        self.options.budget.is_some_and(|budget| self.bytes() + segment_bytes + reserved > budget.max(3 * reserved))
+    /// Whether so many more bytes of segments are more than a frame of this kind may use: records leave the last segment's worth
+    /// of the budget to control frames, also where one of these has begun that segment.
+    fn is_over_budget(&self, more_bytes: u64, kind: Kind) -> bool {
+        let segment = self.options.segment_bytes;
+        let reserved = if kind.holds_records() { segment } else { 0 };
+        self.options.budget.is_some_and(|budget| self.bytes() + more_bytes + reserved > budget.max(3 * segment))
     }
 
     /// Whether records find room in a new segment within the budget.
     pub fn has_room(&self) -> bool {
-        !self.is_over_budget(self.options.segment_bytes)
+        !self.is_over_budget(self.options.segment_bytes, Kind::Record)
             && self.room().segment(self.options.segment_bytes, self.least_segment(0)).is_some()
     }
 
@@ -165,13 +170,17 @@ impl Wal {
         let least = self.least_segment(frame_bytes);
         let wanted = self.options.segment_bytes.max(least);
         let room = self.room();
-        if !matches!(kind, Kind::Record | Kind::DuplicateRequest) {
+        if self.is_over_budget(wanted, kind) {
+            return Err(self.over_budget());
+        }
+        if !kind.holds_records() {
             return Ok(room.control_segment(wanted, least));
         }
-        if self.is_over_budget(wanted) {
-            return Err(WalError::Budget { bytes: self.bytes(), budget: self.options.budget.unwrap_or_default() });
-        }
         room.segment(wanted, least).ok_or(WalError::NoRoom { free: room.free.unwrap_or_default() })
+    }
+
+    fn over_budget(&self) -> WalError {
+        WalError::Budget { bytes: self.bytes(), budget: self.options.budget.unwrap_or_default() }
     }
 
     pub fn folder(&self) -> &Path {
@@ -193,6 +202,10 @@ impl Wal {
             return Err(WalError::TooLarge { bytes: length });
         }
         let fits = self.current.as_ref().is_some_and(|c| c.at + self.buffer.len() as u64 <= c.size);
+        if fits && self.is_over_budget(0, frame.header.kind) {
+            self.buffer.truncate(before);
+            return Err(self.over_budget());
+        }
         if !fits {
             self.buffer.truncate(before);
             self.roll(self.new_segment(frame.header.kind, length as u64)?)?;
@@ -200,6 +213,9 @@ impl Wal {
             frame.header.synced_lsn = self.synced_lsn;
             record::encode(frame, &mut self.buffer);
         }
+        let offset = self.current.as_ref().map(|c| c.at + (self.buffer.len() - length) as u64);
+        let Header { kind, first_lsn, .. } = frame.header;
+        self.last_frame = offset.map(|offset| LastFrame { kind, first_lsn, offset });
         self.next_lsn = frame.header.last_lsn() + 1;
         if self.buffer.len() >= WRITE_BYTES {
             self.write()?;
@@ -221,6 +237,23 @@ impl Wal {
         }
         self.synced_lsn = self.next_lsn - 1;
         Ok(self.synced_lsn)
+    }
+
+    /// Takes the last frame back, as if it had never been appended. Only while nothing has seen it: its numbers are given again.
+    ///
+    /// A crash before this is durable leaves the frame whole, or a torn tail that the next opening cuts.
+    pub fn take_back(&mut self) -> Result<(), WalError> {
+        self.sync()?;
+        let (Some(last), Some(current)) = (self.last_frame.take(), &mut self.current) else { return Ok(()) };
+        let zeros = vec![0; current.at.saturating_sub(last.offset) as usize];
+        if let Err(source) = current.file.write_all_at(&zeros, last.offset).and_then(|()| current.file.sync()) {
+            self.poisoned = true;
+            return Err(WalError::Sync { source });
+        }
+        current.at = last.offset;
+        self.next_lsn = last.first_lsn;
+        self.synced_lsn = last.first_lsn - 1;
+        Ok(())
     }
 
     /// Removes the segment that begins with this LSN; never the last one.

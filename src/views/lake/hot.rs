@@ -6,10 +6,8 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 
-use super::TableSpec;
-use super::files::times;
 use super::raw::RawFrame;
-use crate::event::{Lsn, Micros};
+use crate::event::Lsn;
 
 /// Batches smaller than this are merged with their neighbours; a full frame's is as large already.
 const MERGE_ROWS: usize = 512;
@@ -41,14 +39,6 @@ impl Hot {
         match self {
             Self::Rows(batch) => crate::operators::lsns(batch).last().map_or(0, |l| *l as u64),
             Self::Frame(part) => part.frame.header.last_lsn(),
-        }
-    }
-
-    /// The latest time among the rows, by the column that partitions the table.
-    pub fn latest(&self, spec: &TableSpec) -> Option<Micros> {
-        match self {
-            Self::Rows(batch) => times(spec, batch).iter().copied().max(),
-            Self::Frame(part) => Some(part.frame.header.received_at),
         }
     }
 

@@ -144,7 +144,7 @@ impl TableProvider for LakeSnapshot {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = self.schema();
-        let Some(floor) = self.state.floor else { return self.scan_all(state, projection, filters, limit) };
+        let Some(floor) = self.state.floor() else { return self.scan_all(state, projection, filters, limit) };
         // Rows below the retention's floor are hidden at once; their files go in their own time.
         let name = schema.field(self.spec.time_column).name();
         let above = col(name.as_str()).gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(floor), Some("UTC".into()))));

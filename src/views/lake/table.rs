@@ -37,7 +37,16 @@ pub struct TableState {
     /// Everything up to here is in files or hot rows.
     pub applied: Lsn,
     /// Rows below this time are no longer part of the table.
-    pub floor: Option<Micros>,
+    floor: Option<Micros>,
+    /// Likewise, by arrival: it goes back with the time that is believed.
+    arrival_floor: Option<Micros>,
+}
+
+impl TableState {
+    /// Rows below this time are no longer part of the table.
+    pub fn floor(&self) -> Option<Micros> {
+        self.floor.max(self.arrival_floor)
+    }
 }
 
 /// A table, shared by its view, the compactor and queries.
@@ -248,12 +257,17 @@ impl LakeTable {
 
     /// Rows below this time are no longer part of the table.
     pub fn floor(&self) -> Option<Micros> {
-        self.read().floor
+        self.read().floor()
     }
 
     pub fn raise_floor(&self, floor: Micros) {
         let mut state = self.write();
         state.floor = state.floor.max(Some(floor));
+    }
+
+    /// Rows that arrived before this time are no longer part of the table.
+    pub fn set_arrival_floor(&self, floor: Option<Micros>) {
+        self.write().arrival_floor = floor;
     }
 
     /// Appends hot rows and moves the applied position, in one step.
@@ -460,13 +474,6 @@ impl LakeTable {
             }
         }
         Ok((log, files))
-    }
-
-    /// The latest time in the table, by the column that partitions it.
-    pub fn latest(&self) -> Option<Micros> {
-        let state = self.snapshot();
-        let hot = state.recent.iter().chain(&state.old).filter_map(|part| part.latest(&self.spec));
-        state.files.iter().map(|f| f.max_time).chain(hot).max()
     }
 
     /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files no reader needs.

@@ -1,0 +1,160 @@
+//! How far arrival time has come, as far as the log gives evidence of it.
+//!
+//! Retention by arrival time takes rows away for good, so a machine's clock that is wrong for a while must not move it: a
+//! step of up to [`STEP`] is believed at once, a longer one only when later arrivals have gone on from there for [`CONFIRMED`].
+//! A clock that goes back is believed at once: what is kept longer is not lost.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros};
+
+/// Longest step between two arrivals that needs no further evidence. Retention leaves it out of account, so that it takes nothing
+/// away too early.
+pub const STEP: Micros = MICROS_PER_HOUR;
+/// How long arrivals must go on behind a longer step, or behind a start, before it is believed.
+pub const CONFIRMED: Micros = MICROS_PER_DAY;
+
+/// Arrival time as far as it is believed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrivals {
+    reached: Option<Micros>,
+    doubtful: Option<Doubtful>,
+}
+
+/// Arrivals since a step that is not believed yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Doubtful {
+    first: Micros,
+    last: Micros,
+    /// Time that passed among them in steps that need no evidence.
+    steady: Micros,
+}
+
+impl Doubtful {
+    fn begin(at: Micros) -> Self {
+        Self { first: at, last: at, steady: 0 }
+    }
+}
+
+impl Arrivals {
+    /// The time up to which arrivals are believed; none while too little is known.
+    pub fn reached(&self) -> Option<Micros> {
+        self.reached
+    }
+
+    /// Takes the arrival of the log's next frame into account.
+    pub fn observe(&mut self, at: Micros) {
+        if let Some(reached) = self.reached
+            && at <= reached.saturating_add(STEP)
+        {
+            let has_gone_back = at < reached.saturating_sub(STEP);
+            self.reached = Some(if has_gone_back { at } else { reached.max(at) });
+            self.doubtful = None;
+            return;
+        }
+        let Some(mut doubtful) = self.doubtful.take() else {
+            self.doubtful = Some(Doubtful::begin(at));
+            return;
+        };
+        let (since_first, since_last) = (at.saturating_sub(doubtful.first), at.saturating_sub(doubtful.last));
+        if since_last < -STEP || since_first < 0 {
+            // The clock has gone back: nothing confirms what came before.
+            self.doubtful = Some(Doubtful::begin(at));
+        } else if since_last >= CONFIRMED {
+            // A step that is doubtful itself, but what lies so far behind it is not any more.
+            self.reached = self.reached.max(Some(doubtful.last));
+            self.doubtful = Some(Doubtful::begin(at));
+        } else {
+            if since_last <= STEP {
+                doubtful.steady += since_last.max(0);
+            }
+            doubtful.last = doubtful.last.max(at);
+            if since_first >= CONFIRMED {
+                // A silence among them is no evidence of how long it was.
+                self.reached = self.reached.max(Some(doubtful.first + doubtful.steady));
+            } else {
+                self.doubtful = Some(doubtful);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MINUTE: Micros = MICROS_PER_HOUR / 60;
+
+    fn after(times: impl IntoIterator<Item = Micros>) -> Arrivals {
+        let mut arrivals = Arrivals::default();
+        times.into_iter().for_each(|at| arrivals.observe(at));
+        arrivals
+    }
+
+    /// A frame a minute for so many days, beginning with one.
+    fn days(from: i64, number: i64) -> impl Iterator<Item = Micros> {
+        (0..number * 24 * 60).map(move |n| from * MICROS_PER_DAY + n * MINUTE)
+    }
+
+    #[test]
+    fn steady_arrivals_are_believed_after_a_day_and_then_at_once() {
+        assert_eq!(after(days(100, 1)).reached(), None);
+        let three = after(days(100, 3));
+        assert_eq!(three.reached(), Some(103 * MICROS_PER_DAY - MINUTE));
+    }
+
+    #[test]
+    fn a_clock_that_is_400_days_ahead_for_a_while_moves_nothing() {
+        let honest = after(days(100, 3)).reached();
+        for frames in [1, 2, 500] {
+            let wrong = (0..frames).map(|n| 503 * MICROS_PER_DAY + n * MINUTE);
+            assert_eq!(after(days(100, 3).chain(wrong.clone())).reached(), honest, "{frames} frames");
+            let back = days(103, 1);
+            assert_eq!(after(days(100, 3).chain(wrong).chain(back)).reached(), Some(104 * MICROS_PER_DAY - MINUTE));
+        }
+        // Also where it is the log's beginning that is wrong.
+        assert_eq!(after(days(500, 1).take(300).chain(days(100, 2))).reached(), Some(102 * MICROS_PER_DAY - MINUTE));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_is_believed_at_once() {
+        let back = after(days(500, 3).chain(days(100, 1).take(1)));
+        assert_eq!(back.reached(), Some(100 * MICROS_PER_DAY));
+    }
+
+    #[test]
+    fn a_long_silence_is_believed_when_arrivals_have_gone_on_for_a_day() {
+        assert_eq!(after(days(100, 3).chain(days(400, 1))).reached(), Some(103 * MICROS_PER_DAY - MINUTE));
+        assert_eq!(after(days(100, 3).chain(days(400, 2))).reached(), Some(402 * MICROS_PER_DAY - MINUTE));
+        // One frame a day, with one that is far ahead among them.
+        let daily = |from: i64, to: i64| (from..to).map(|day| day * MICROS_PER_DAY);
+        let sparse = daily(100, 110).chain([700 * MICROS_PER_DAY]).chain(daily(110, 120));
+        assert_eq!(after(sparse).reached(), Some(118 * MICROS_PER_DAY));
+    }
+
+    proptest! {
+        /// Honest arrivals, among them stretches of less than a day under a clock that is ahead: never is more believed than the
+        /// honest clock says, but for a step.
+        #[test]
+        fn less_than_a_day_of_a_wrong_clock_is_never_believed(
+            stretches in prop::collection::vec((1i64..200, 0i64..600, 1i64..48_000, 1i64..23 * 60), 1..20)
+        ) {
+            let (mut arrivals, mut honest) = (Arrivals::default(), 100 * MICROS_PER_DAY);
+            for (frames, silence, ahead, wrong) in stretches {
+                for _ in 0..frames {
+                    honest += MINUTE;
+                    arrivals.observe(honest);
+                    prop_assert!(arrivals.reached() <= Some(honest + STEP));
+                }
+                honest += silence * MINUTE;
+                for n in 0..wrong {
+                    arrivals.observe(honest + ahead * 15 * MINUTE + n * MINUTE);
+                    prop_assert!(arrivals.reached() <= Some(honest + n * MINUTE + STEP));
+                }
+                honest += wrong * MINUTE;
+                arrivals.observe(honest);
+            }
+        }
+    }
+}

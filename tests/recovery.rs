@@ -1,0 +1,623 @@
+//! A full log, a trimmed one, a view that is far behind, a clock that is wrong, and a start that fails: nothing else waits, nothing
+//! is lost, and what was there stays.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::json;
+use weir::clock::SystemClock;
+use weir::event::Lsn;
+use weir::ingest::{Ingest, IngestError, Receipt, Submission, Upkeep};
+use weir::operators::{Operators, Output, positions};
+use weir::runtime::snapshots::{LogCatchUp, Snapshots};
+use weir::schema::Catalog;
+use weir::storage::{Disk, Storage};
+use weir::views::driver::CatchUp;
+use weir::views::{View, ViewError};
+use weir::wal::record::compress;
+use weir::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions, segment};
+
+use crate::server::Server;
+use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, copy, files, holds_exactly, ndjson, records, wait_until};
+
+const SEGMENT: u64 = 4096;
+
+fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
+    WalOptions { folder, instance: 0, zero: 0, segment_bytes: SEGMENT, budget, floor: 0 }
+}
+
+fn catalog() -> Arc<Catalog> {
+    let text = "[streams.s]\nschema = \"at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time from s\"\n";
+    let config = weir::config::parse(None, text.into(), None, &|_| None).expect("valid");
+    Arc::new(Catalog::of(&config).expect("valid"))
+}
+
+/// A record of about 900 bytes that does not compress.
+fn noise(numbers: &mut Numbers) -> Vec<u8> {
+    (0..900).map(|_| b'a' + numbers.below(26) as u8).collect()
+}
+
+struct Intake {
+    ingest: Option<Ingest>,
+    upkeep: Sender<Upkeep>,
+    thread: std::thread::JoinHandle<Result<Wal, WalError>>,
+    numbers: Numbers,
+    folder: PathBuf,
+    next: BTreeMap<String, u64>,
+}
+
+impl Intake {
+    /// A log of four segments, the last of which is for control frames.
+    fn start(folder: PathBuf) -> Self {
+        let (wal, _) = Wal::open(Arc::new(Disk), options(folder.clone(), Some(4 * SEGMENT)), 1, 0).expect("opens");
+        let (upkeep, receiver) = channel();
+        let (ingest, thread) =
+            Ingest::start(wal, catalog(), Arc::new(SystemClock::default()), 1 << 20, receiver, |_| {}, |_| {});
+        let next = BTreeMap::new();
+        Self { ingest: Some(ingest), upkeep, thread, numbers: Numbers(3), folder, next }
+    }
+
+    fn submit(&mut self, kind: Kind, source: &str, position: Option<u64>, wait: bool) -> Result<Receipt, IngestError> {
+        let mut records = RecordsBuilder::default();
+        match kind {
+            Kind::Record | Kind::Retry => records.push(&noise(&mut self.numbers)),
+            _ => records.push(b"{}"),
+        }
+        let submission = Submission {
+            kind,
+            source: source.into(),
+            partition: String::new(),
+            stream: "s".into(),
+            records: records.finish(),
+            first_position: position.unwrap_or(0),
+            previous_position: 0,
+            about: About { next_position: position.map(|p| p + 1), ..About::default() },
+        };
+        self.ingest.as_ref().expect("it runs").submit(submission, wait)
+    }
+
+    /// The next frame of a pull source.
+    fn pull(&mut self, source: &str) -> Receipt {
+        let next = self.next.entry(source.into()).or_default();
+        let position = *next;
+        *next += 1;
+        self.submit(Kind::Record, source, Some(position), false).expect("it is queued")
+    }
+
+    fn stop(mut self) -> Wal {
+        drop(self.ingest.take());
+        drop(self.upkeep);
+        self.thread.join().expect("it ends").expect("no error")
+    }
+
+    /// Positions in the log, by source.
+    fn stored(folder: &Path, after: Lsn, to: Lsn) -> BTreeMap<String, Vec<u64>> {
+        let mut reader = LogReader::new(Arc::new(Disk), folder.to_owned(), after);
+        let mut stored: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        while let Some(frame) = reader.next(to).expect("readable") {
+            if frame.header.kind == Kind::Record {
+                stored.entry(frame.header.source).or_default().push(frame.header.first_position);
+            }
+        }
+        stored
+    }
+}
+
+/// Fills the log until frames of `a` and `b` wait; their receipts, in order.
+fn fill(intake: &mut Intake) -> Vec<Receipt> {
+    let probe = intake.ingest.as_ref().expect("it runs").intake();
+    let mut waiting = Vec::new();
+    for n in 0.. {
+        waiting.push(intake.pull(if n % 2 == 0 { "a" } else { "b" }));
+        // One that is stored is acknowledged; one that waits makes the log full.
+        let synced = |intake: &Intake| intake.ingest.as_ref().expect("it runs").synced_lsn();
+        wait_until("it is stored or waits", || synced(intake) == n + 1 || probe.full().is_some());
+        if probe.full().is_some() {
+            break;
+        }
+    }
+    waiting
+}
+
+#[test]
+fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut intake = Intake::start(folder.path().join("log"));
+    let receipts = fill(&mut intake);
+    let stored_before = receipts.len() as u64 - 1;
+    // Records that cannot wait are refused at once, and retried dead letters too, also by a caller that would wait for the queue.
+    for (kind, wait) in [(Kind::Record, false), (Kind::Retry, false), (Kind::Retry, true)] {
+        let answer = intake.submit(kind, "http", None, wait).and_then(|receipt| receipt.wait());
+        let error = answer.err().expect("it is refused").to_string();
+        assert!(error.contains("`[log] budget`"), "{error}");
+    }
+    // Control frames use what is kept for them, until that is full too.
+    let mut control = 0;
+    for kind in [Kind::Gap, Kind::Floor, Kind::Tick, Kind::Final].into_iter().cycle() {
+        match intake.submit(kind, "", None, false).expect("it is queued").wait() {
+            Ok(_) => control += 1,
+            Err(error) => {
+                assert!(error.to_string().contains("`[log] budget`"), "{error}");
+                break;
+            }
+        }
+        assert!(control < 1_000, "the log grows without end");
+    }
+    assert!(control > 4, "{control} control frames");
+    let bytes: u64 = files(&intake.folder).values().map(|bytes| bytes.len() as u64).sum();
+    assert!(bytes <= 4 * SEGMENT, "{bytes} bytes are over the budget");
+    // The rest of the segment that control frames began is not for records.
+    let answer = intake.submit(Kind::Record, "http", None, false);
+    assert!(matches!(answer, Err(IngestError::NoSpace { .. })));
+    // With room again, those that waited go on in their order.
+    let second = segment_lsns(&intake.folder)[1];
+    for first in segment_lsns(&intake.folder).into_iter().take(3) {
+        intake.upkeep.send(Upkeep::Remove(first)).expect("it is heard");
+    }
+    let count = receipts.len();
+    receipts.into_iter().for_each(|receipt| drop(receipt.wait().expect("it is stored")));
+    let probe = intake.ingest.as_ref().expect("it runs").intake();
+    wait_until("the log has room", || probe.full().is_none());
+    intake.submit(Kind::Record, "http", None, false).expect("it is queued").wait().expect("it is stored");
+    intake.pull("a").wait().expect("it is stored");
+    let folder = intake.folder.clone();
+    let wal = intake.stop();
+    let rest = segment_lsns(&folder)[0];
+    assert!(rest > second && stored_before < wal.synced_lsn());
+    let stored = Intake::stored(&folder, rest - 1, wal.synced_lsn());
+    for source in ["a", "b"] {
+        let got = &stored[source];
+        assert!(got.windows(2).all(|pair| pair[1] == pair[0] + 1), "{source}: {got:?}");
+        let last = if source == "a" { count.div_ceil(2) as u64 } else { count as u64 / 2 - 1 };
+        assert_eq!(got.last(), Some(&last), "{source}");
+    }
+}
+
+fn segment_lsns(folder: &Path) -> Vec<Lsn> {
+    Disk.list(folder).expect("a folder").iter().filter_map(|name| segment::first_lsn(name)).collect()
+}
+
+#[test]
+fn a_stop_refuses_what_waits_and_everything_behind_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut intake = Intake::start(folder.path().join("log"));
+    let receipts = fill(&mut intake);
+    let more: Vec<Receipt> = (0..4).filter_map(|_| intake.submit(Kind::End, "a", Some(99), false).ok()).collect();
+    intake.ingest.as_ref().expect("it runs").intake().close();
+    let answers: Vec<bool> = receipts.into_iter().map(|receipt| receipt.wait().is_ok()).collect();
+    let accepted = answers.iter().filter(|ok| **ok).count();
+    assert!(answers[..accepted].iter().all(|ok| *ok) && accepted + 1 == answers.len(), "{answers:?}");
+    // The end of a source whose record waited is not stored without that record.
+    let is_of_a = (answers.len() - 1).is_multiple_of(2);
+    for receipt in more {
+        assert_eq!(receipt.wait().is_ok(), !is_of_a);
+    }
+    let folder = intake.folder.clone();
+    let wal = intake.stop();
+    let stored = Intake::stored(&folder, 0, wal.synced_lsn());
+    assert_eq!(stored.values().map(Vec::len).sum::<usize>(), accepted);
+    assert!(stored.values().all(|own| own.iter().copied().eq(0..own.len() as u64)), "{stored:?}");
+}
+
+fn frame(kind: Kind, content: &str) -> Frame {
+    let mut records = RecordsBuilder::default();
+    records.push(content.as_bytes());
+    let records = records.finish();
+    Frame {
+        header: Header {
+            kind,
+            count: 1,
+            first_lsn: 0,
+            first_position: 0,
+            previous_position: 0,
+            received_at: 1_465_520_400_000_000,
+            configuration: 0,
+            synced_lsn: 0,
+            source: "s".into(),
+            partition: String::new(),
+            stream: "s".into(),
+        },
+        block_bytes: records.page().len() as u32,
+        block: compress(records.page()).expect("memory"),
+        about: About::default(),
+    }
+}
+
+/// A log of so many records over several segments, and the operators behind each.
+fn log_of(folder: &Path, count: u64) -> Wal {
+    let (mut wal, _) = Wal::open(Arc::new(Disk), options(folder.join("log"), None), 1, 0).expect("opens");
+    let mut numbers = Numbers(9);
+    for _ in 0..count {
+        let content = String::from_utf8(noise(&mut numbers)).expect("text");
+        wal.append(&mut frame(Kind::Record, &content)).and_then(|()| wal.sync()).expect("room");
+    }
+    wal
+}
+
+#[test]
+fn a_reader_whose_next_segment_was_removed_says_that_records_are_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut wal = log_of(folder.path(), 20);
+    let log = folder.path().join("log");
+    let firsts = segment_lsns(&log);
+    assert!(firsts.len() > 3);
+    let mut reader = LogReader::new(Arc::new(Disk), log.clone(), 0);
+    reader.next(20).expect("readable").expect("a frame");
+    for first in &firsts[..2] {
+        wal.remove_segment(*first).expect("removable");
+    }
+    // What is open is read to its end.
+    let error = loop {
+        match reader.next(20) {
+            Ok(frame) => assert!(frame.is_some(), "it ends early"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(reader.after() + 1, firsts[1]);
+    let WalError::Missing { from, to, path } = error else { panic!("{error}") };
+    assert_eq!((from, to, path), (firsts[1], firsts[2] - 1, segment::path(&log, firsts[2])));
+    // Damage inside a segment that is there is damage, whatever follows.
+    let path = segment::path(&log, firsts[2]);
+    let mut bytes = std::fs::read(&path).expect("readable");
+    bytes[200..].fill(0);
+    std::fs::write(&path, bytes).expect("writable");
+    let error = LogReader::new(Arc::new(Disk), log, firsts[2] - 1).next(20).map(drop).expect_err("it is damaged");
+    assert!(matches!(error, WalError::Damaged { .. }), "{error}");
+}
+
+/// A view without rows of its own: nothing keeps the log for it.
+struct Sparse {
+    applied: Lsn,
+    committed: Vec<(String, Lsn)>,
+}
+
+impl View for Sparse {
+    fn name(&self) -> &str {
+        "sparse"
+    }
+    fn applied(&self) -> Lsn {
+        self.applied
+    }
+    fn positions(&self) -> Vec<(String, Lsn)> {
+        self.committed.clone()
+    }
+    fn skip_to(&mut self, lsn: Lsn) {
+        self.applied = self.applied.max(lsn);
+    }
+    fn apply(&mut self, output: &Output, _: Instant) -> Result<(), ViewError> {
+        self.applied = self.applied.max(output.to);
+        Ok(())
+    }
+    fn is_due(&self, _: Instant, _: bool) -> bool {
+        false
+    }
+    fn commit(&mut self, _: bool) -> Result<(), ViewError> {
+        Ok(())
+    }
+    fn settle(&mut self) -> Result<(), ViewError> {
+        Ok(())
+    }
+    fn reopen(&mut self) -> Result<(), ViewError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_what_is_missing() {
+    for (position, is_led_on) in [("search/s", true), (positions::RAW, false)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut wal = log_of(folder.path(), 20);
+        let log = folder.path().join("log");
+        let firsts = segment_lsns(&log);
+        let snapshots = Snapshots {
+            storage: Arc::new(Disk),
+            folder: folder.path().join("operators"),
+            log: log.clone(),
+            zero: 0,
+            unsynced: Arc::default(),
+        };
+        Disk.create_folder(&snapshots.folder).expect("a folder");
+        let mut operators = Operators::new(catalog(), 0);
+        let mut reader = LogReader::new(Arc::new(Disk), log, 0);
+        while operators.lsn() < firsts[2] {
+            let frame = reader.next(20).expect("readable").expect("a frame");
+            let decoded = operators.decode(&frame).expect("readable");
+            operators.apply(&Arc::new(frame), decoded.as_ref()).expect("applies");
+        }
+        let catch_up = LogCatchUp { snapshots, one_at_a_time: Mutex::default(), leave_the_rest: Arc::default() };
+        let mut view = Sparse { applied: 0, committed: vec![(position.to_owned(), 0)] };
+        let target = |at: Lsn| (at < 20).then_some(20);
+        let mut trimmed = false;
+        let result = catch_up.replay(&mut view, &target, &mut |view, output| {
+            // Beside its first record, the newer snapshot is saved and what lies below it removed.
+            if !std::mem::replace(&mut trimmed, true) {
+                catch_up.snapshots.save(&operators).expect("writable");
+                firsts[..2].iter().for_each(|first| wal.remove_segment(*first).expect("removable"));
+            }
+            view.apply(output, Instant::now())
+        });
+        if is_led_on {
+            assert!(result.expect("it goes on"));
+            assert_eq!(view.applied(), 20);
+        } else {
+            // It has rows below that snapshot, which nobody may have removed.
+            let error = result.expect_err("records are missing");
+            assert!(error.is_final() && error.to_string().contains("are missing"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_above_the_log_is_refused_and_nothing_changes() {
+    let bench = Bench::new("");
+    bench.write("in.ndjson", &ndjson(&records(300, 1)));
+    bench.once();
+    let newest = files(&bench.path("data/operators")).into_keys().next_back().expect("a snapshot");
+    let ahead = newest.with_file_name("00000000000f0000.snap");
+    std::fs::copy(&newest, &ahead).expect("writable");
+    let before = files(&bench.path("data"));
+    for verb in [&["run", "--once"][..], &["sql", "select 1"], &["compact"]] {
+        let output = bench.output(verb);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(65), "{verb:?}: {message}");
+        assert!(message.contains("983040") && message.contains("the log ends with record"), "{verb:?}: {message}");
+    }
+    let mut after = files(&bench.path("data"));
+    // Who held the folder last.
+    after.insert(bench.path("data/lock"), before[&bench.path("data/lock")].clone());
+    assert!(
+        after == before,
+        "{:?}",
+        after.keys().filter(|path| before.get(*path) != after.get(*path)).collect::<Vec<_>>()
+    );
+    std::fs::remove_file(ahead).expect("removable");
+    bench.once();
+    holds_exactly(&bench, &records(300, 1));
+}
+
+/// A library of tests/ that is loaded before the C library, built by the C compiler that the crate needs anyway.
+#[cfg(target_os = "linux")]
+fn preloaded(bench: &Bench, name: &str) -> PathBuf {
+    let library = bench.path(name).with_extension("so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+    assert!(built.expect("a C compiler").success());
+    library
+}
+
+/// Runs to the end; gives what it said of views and records.
+fn once_and_said(bench: &Bench) -> String {
+    let output = bench.output(&["run", "--once"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+/// The number of records that the live operators read again, as a run says it.
+fn brought_in(said: &str) -> u64 {
+    let line = said.lines().find(|line| line.contains("were in the log already"));
+    line.map_or(0, |line| line.split(' ').next().and_then(|n| n.parse().ok()).expect("a number"))
+}
+
+/// The log is trimmed as soon as it may be, so only what the view pins keeps what it needs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_view_whose_commits_were_held_back_reads_the_log_while_everything_else_has_started() {
+    let bench = Bench::new("");
+    bench.configure(&format!("{OFTEN}keep = \"0s\"\n{HTTP_ONLY}"));
+    let library = preloaded(&bench, "disk.c");
+    let (all, mut written) = (records(40_000, 41), 500);
+    {
+        let server = crate::server::start(&bench);
+        assert_eq!(server.post(&[], &ndjson(&all[..500])).0, 200);
+    }
+    bench.once();
+    let failing = bench.path("data/search").canonicalize().expect("a folder");
+    {
+        let mut command = bench.command(&["run"]);
+        command.env("LD_PRELOAD", &library).env("FAIL_UNDER", failing).env("FAIL_AFTER", "60");
+        command.env("FAIL_FOR", (u64::MAX / 2).to_string()).env("FAIL_WITH", "28");
+        let server = Server::start(&mut command, &bench.path("data"));
+        let snapshots = || files(&bench.path("data/operators")).into_keys();
+        let last = snapshots().last();
+        // A snapshot is written when enough has been logged since the last one.
+        while snapshots().filter(|path| Some(path) > last.as_ref()).count() < 2 {
+            let part = &all[written..written + 500];
+            assert_eq!(server.post(&[], &ndjson(part)).0, 200);
+            written += 500;
+        }
+        let count = json!({"sql": "select count(*) as n from rsvps"}).to_string();
+        wait_until("all other views have it", || {
+            server.request("POST", "/api/v1/sql", &[], count.as_bytes()).1["rows"][0]["n"] == written
+        });
+        server.kill();
+    }
+    copy(&bench.path("data"), &bench.path("far"));
+    // Killed at once, and killed again while it catches up.
+    for _ in 0..3 {
+        let server = crate::server::start(&bench);
+        server.kill();
+    }
+    bench.once();
+    holds_exactly(&bench, &all[..written]);
+    std::fs::remove_dir_all(bench.path("data")).expect("removable");
+    std::fs::rename(bench.path("far"), bench.path("data")).expect("movable");
+    let said = once_and_said(&bench);
+    assert!(said.contains("search/rsvps") && said.contains("more than a snapshot interval behind"), "{said}");
+    assert!(brought_in(&said) < written as u64 - 500, "the live operators began where the index stands: {said}");
+    holds_exactly(&bench, &all[..written]);
+    assert!(!once_and_said(&bench).contains("snapshot interval"), "it has caught up");
+}
+
+#[test]
+fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double_nothing() {
+    let bench = Bench::new(OFTEN);
+    let all = records(9_000, 43);
+    bench.write("in.ndjson", &ndjson(&all[..400]));
+    bench.once();
+    copy(&bench.path("data"), &bench.path("old"));
+    let mut numbers = Numbers(19);
+    let mut written = 400;
+    let views = ["search", "state", "lake/rsvps", "lake/by_country_versions", "lake/rsvps.members", "lake/raw"];
+    for (round, view) in views.iter().cycle().take(18).enumerate() {
+        written = (written + 450).min(all.len());
+        bench.write("in.ndjson", &ndjson(&all[..written]));
+        let mut child =
+            bench.command(&["run", "-q"]).env("WEIR_SERVER_HTTP", "127.0.0.1:0").spawn().expect("the binary runs");
+        std::thread::sleep(std::time::Duration::from_millis(100 + numbers.below(900)));
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+        // Every other time what catches up is left alone.
+        if round % 2 == 0 && bench.path("old").join(view).exists() {
+            std::fs::remove_dir_all(bench.path("data").join(view)).expect("removable");
+            copy(&bench.path("old").join(view), &bench.path("data").join(view));
+        }
+        if round % 6 == 5 {
+            bench.once();
+            holds_exactly(&bench, &all[..written]);
+        }
+    }
+    bench.once();
+    holds_exactly(&bench, &all[..written]);
+    let undisturbed = Bench::new("");
+    undisturbed.write("in.ndjson", &ndjson(&all[..written]));
+    undisturbed.once();
+    assert_eq!(bench.all_answers(), undisturbed.all_answers());
+}
+
+#[test]
+fn a_view_older_than_the_log_is_named_with_what_to_do() {
+    let bench = Bench::new("");
+    bench.configure(&format!("{OFTEN}keep = \"0s\"\n{HTTP_ONLY}"));
+    {
+        let server = crate::server::start(&bench);
+        assert_eq!(server.post(&[], &ndjson(&records(100, 1))).0, 200);
+    }
+    bench.once();
+    copy(&bench.path("data/search"), &bench.path("old"));
+    let first = || segment_lsns(&bench.path("data/log"))[0];
+    let server = crate::server::start(&bench);
+    let mut seed = 2;
+    wait_until("the log has been trimmed", || {
+        assert_eq!(server.post(&[], &ndjson(&records(2_000, seed))).0, 200);
+        seed += 1;
+        first() > 200
+    });
+    drop(server);
+    std::fs::remove_dir_all(bench.path("data/search")).expect("removable");
+    std::fs::rename(bench.path("old"), bench.path("data/search")).expect("movable");
+    let output = bench.output(&["run", "--once"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(65), "{message}");
+    assert!(message.contains("search/rsvps") && message.contains("the log begins with record"), "{message}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_clock_that_jumps_400_days_and_back_takes_nothing_out_of_raw() {
+    const DAY: i64 = 86_400;
+    let bench = Bench::new("");
+    let library = preloaded(&bench, "clock.c");
+    let all = records(1_300, 47);
+    let mut written = 0;
+    let mut run_at = |offset: i64, count: usize| {
+        written += count;
+        bench.write("in.ndjson", &ndjson(&all[..written]));
+        let mut command = bench.command(&["run", "--once"]);
+        command.env("LD_PRELOAD", &library).env("CLOCK_OFFSET", offset.to_string()).stderr(Stdio::null());
+        assert!(command.status().expect("the binary runs").success());
+    };
+    let days = "select count(distinct date_trunc('day', received_at)) from raw";
+    let raw = "select count(*) from raw where kind = 'record'";
+    run_at(0, 300);
+    run_at(400 * DAY, 200);
+    run_at(400 * DAY + 7_200, 100);
+    run_at(0, 200);
+    assert!(bench.number(days) >= 2, "the clock was moved");
+    assert_eq!(bench.number(raw), 800, "nothing was received longer ago than 30 days");
+    // Days that pass under a clock that goes on are evidence.
+    let text = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
+    bench.write("weir.toml", format!("{text}\n[tables.raw]\nretention = \"1d\"\n").as_bytes());
+    for day in 1..=5 {
+        run_at(day * DAY, 50);
+    }
+    // Looks once more, now that the last run's arrivals are known.
+    run_at(5 * DAY, 0);
+    let recent = "select count(*) from raw where kind = 'record' and received_at < now() + interval '300 days'";
+    // Those of the last day before the one that is believed, of that one, and of the one that is not yet.
+    assert_eq!(bench.number(recent), 3 * 50);
+}
+
+const SECOND_STREAM: &str = "[streams.more]\nschema = \"at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time from more\"\n";
+
+fn configurations(bench: &Bench) -> u64 {
+    bench.number("select count(*) from raw where kind = 'configuration'")
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_log_as_it_was() {
+    let bench = Bench::new("");
+    let first = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
+    let second = format!("{first}{SECOND_STREAM}");
+    let all = records(400, 51);
+    bench.write("in.ndjson", &ndjson(&all[..200]));
+    // Also the very first start.
+    let in_the_way = |name: &str| {
+        std::fs::create_dir_all(bench.path("data/lake")).expect("a folder");
+        bench.write(&format!("data/lake/{name}"), b"in the way");
+    };
+    in_the_way("rsvps");
+    assert!(!bench.output(&["run", "--once"]).status.success());
+    std::fs::remove_file(bench.path("data/lake/rsvps")).expect("removable");
+    bench.once();
+    assert_eq!(configurations(&bench), 1);
+    let before = files(&bench.path("data/log"));
+    in_the_way("more");
+    bench.write("weir.toml", second.as_bytes());
+    for _ in 0..2 {
+        assert!(!bench.output(&["run", "--once"]).status.success());
+        assert!(files(&bench.path("data/log")) == before, "the log has changed");
+    }
+    bench.write("weir.toml", first.as_bytes());
+    bench.write("in.ndjson", &ndjson(&all));
+    bench.once();
+    holds_exactly(&bench, &all);
+    assert_eq!(configurations(&bench), 1);
+    std::fs::remove_file(bench.path("data/lake/more")).expect("removable");
+    for (text, count) in [(&second, 2), (&first, 3)] {
+        // Nothing follows either frame, but it has been applied: it stays.
+        bench.write("weir.toml", text.as_bytes());
+        bench.once();
+        assert_eq!(configurations(&bench), count);
+    }
+    holds_exactly(&bench, &all);
+}
+
+#[test]
+fn a_configuration_that_no_start_could_apply_is_taken_back_by_starting_under_another() {
+    let bench = Bench::new("");
+    let all = records(200, 53);
+    bench.write("in.ndjson", &ndjson(&all[..100]));
+    bench.once();
+    // As a start leaves it that was killed behind the frame.
+    let text = format!("{HTTP_ONLY}{SECOND_STREAM}");
+    let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
+    let content = Catalog::of(&config).expect("valid").to_json();
+    {
+        let options = WalOptions { segment_bytes: 64 << 20, ..options(bench.path("data/log"), None) };
+        let (mut wal, _) = Wal::open(Arc::new(Disk), options, 1, 0).expect("opens");
+        wal.append(&mut frame(Kind::Configuration, &content)).and_then(|()| wal.sync()).expect("room");
+    }
+    // Its table cannot be made.
+    bench.write("data/lake/more", b"in the way");
+    bench.write("in.ndjson", &ndjson(&all));
+    let said = once_and_said(&bench);
+    assert!(said.contains("taken back"), "{said}");
+    assert_eq!(configurations(&bench), 1);
+    holds_exactly(&bench, &all);
+    assert!(!once_and_said(&bench).contains("taken back"));
+}
