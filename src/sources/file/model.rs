@@ -12,6 +12,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
 
     use super::super::{Source, Timing};
     use crate::clock::SystemClock;
@@ -229,6 +230,8 @@ mod tests {
                 let new = world.folder.join(".app.log.new");
                 std::fs::write(&new, text).expect("written");
                 std::fs::rename(new, world.live()).expect("renamed");
+                // Nobody has looked at the new file yet: rotated away before that, one file's source never meets it.
+                world.is_known = false;
             }
             Act::Remove => {
                 settle(source);
@@ -344,8 +347,15 @@ mod tests {
         assert!(strange.is_empty(), "lines that nobody wrote: {strange:?}");
     }
 
+    /// The same histories at every run; `PROPTEST_RNG_SEED=N` tries others.
+    fn config() -> ProptestConfig {
+        let given = ProptestConfig::default();
+        let rng_seed = if given.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { given.rng_seed };
+        ProptestConfig { cases: 24, max_shrink_iters: 120, failure_persistence: None, rng_seed, ..given }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 120, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(config())]
 
         #[test]
         fn every_line_of_a_folder_is_read_once(acts in proptest::collection::vec(act(), 5..30)) {
