@@ -13,7 +13,7 @@ use crate::runtime::offline::Offline;
 use crate::runtime::questions::Params;
 
 /// How long a server may take to say that it is there.
-const HELLO: Duration = Duration::from_secs(2);
+const HELLO: Duration = Duration::from_secs(10);
 
 /// How long a process may wait for the folder, and how long it may take from there to answer.
 const GIVES_WAY: Duration = Duration::from_secs(60);

@@ -219,7 +219,10 @@ pub fn terms(text: &str) -> Vec<Word> {
                     emoji.split(JOINER).flat_map(|part| [part, without_modifiers(part)]).collect();
                 parts.sort_unstable();
                 parts.dedup();
-                parts.iter().filter(|part| **part != emoji.as_str()).for_each(|part| push((*part).to_owned()));
+                parts
+                    .iter()
+                    .filter(|part| !part.is_empty() && **part != emoji.as_str())
+                    .for_each(|part| push((*part).to_owned()));
             }
         }
     }
