@@ -330,3 +330,26 @@ fn infinities_and_nan_are_values_and_null_in_json() {
         assert!(rows.iter().all(|r| r["number"].is_null()), "{from}: {rows:?}");
     }
 }
+
+/// DataFusion promises UTC for such a column and gives times without a zone: every row was refused.
+#[test]
+fn times_of_several_formats_are_read_in_one_select() {
+    let lines = [
+        r#"{"n": 1, "t": "2011/03/15 21:31:05 -0700"}"#,
+        r#"{"n": 2, "t": "2015-01-01T15:00:00Z"}"#,
+        r#"{"n": 3, "t": "2015-01-01T15:00:00+02:00"}"#,
+    ];
+    let select = "coalesce(to_timestamp(t, '%+', '%Y/%m/%d %H:%M:%S %z'), to_timestamp(t)) as event_time, n";
+    let bench = Bench::new("");
+    let source = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
+    let stream = format!(
+        "[streams.s]\nschema = \"n bigint not null, t varchar not null\"\nselect = \"select {select} from s\"\n"
+    );
+    bench.configure(&format!("{source}{stream}"));
+    bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    bench.once();
+    assert_eq!(reasons(&bench), Vec::<String>::new());
+    let times: Vec<_> =
+        bench.rows("select event_time from s order by n").iter().map(|r| r["event_time"].clone()).collect();
+    assert_eq!(times, ["2011-03-16T04:31:05.000Z", "2015-01-01T15:00:00.000Z", "2015-01-01T13:00:00.000Z"]);
+}

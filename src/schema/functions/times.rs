@@ -100,10 +100,13 @@ impl ScalarUDFImpl for NullBeyondNanos {
             }
         }
         args.arg_fields = fields;
-        self.inner.invoke_with_args(args.clone()).or_else(|_| {
+        let (promised, function) = (args.return_field.data_type().clone(), self.inner.inner());
+        let value = function.invoke_with_args(args.clone()).or_else(|_| {
             args.args.iter_mut().for_each(|value| *value = within_nanos(value));
-            self.inner.invoke_with_args(args)
-        })
+            function.invoke_with_args(args)
+        })?;
+        // `to_timestamp` of a column with formats promises UTC and gives times without a zone.
+        if value.data_type() == promised { Ok(value) } else { value.cast_to(&promised, None) }
     }
 }
 
