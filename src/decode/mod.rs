@@ -1,5 +1,5 @@
 //! Bytes → rows or rejection. Driven by the stream's schema: one parse, no tree, values go straight into columns; a record that
-//! does not fit is cut back out of every column and told with its reason.
+//! does not fit is cut back out of every column and reported with its reason.
 //!
 //! Where the schema asks for it, numbers become doubles, the nearest ones, and texts, with their digits as written; whole numbers
 //! become integers however they are written (`1e3`), exactly or not at all. Every other mismatch rejects. Of a key twice in an object
