@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::dialect::{Dialect, DuckDbDialect};
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
-use super::rules;
+use super::{rules, strict};
 
 /// Functions whose arguments may be lambdas.
 const TAKE_LAMBDAS: [&str; 9] = [
@@ -139,6 +139,7 @@ pub fn parse(state: &SessionState, sql: &str) -> Result<Statement, DataFusionErr
     let mut statements = parser?.parse_statements()?;
     match (statements.pop_front(), statements.is_empty()) {
         (Some(mut statement), true) => {
+            strict::check(&statement)?;
             rules::read_unnest(&mut statement);
             Ok(statement)
         }

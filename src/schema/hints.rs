@@ -3,7 +3,12 @@
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 
 /// Functions of other engines, and how the same is written here.
-const ELSEWHERE: [(&[&str], &str); 21] = [
+const ELSEWHERE: [(&[&str], &str); 26] = [
+    (&["date", "to_date_time", "todate"], "t::date"),
+    (&["if", "iif"], "case when … then … else … end"),
+    (&["age"], "b - a"),
+    (&["to_json", "row_to_json"], "a column of type json"),
+    (&["haversine", "distance", "st_distance"], "`weir nearby`, or /api/v1/nearby"),
     (&["quantile", "quantile_disc", "percentile", "approx_quantile"], "approx_percentile_cont(x, 0.95)"),
     (&["epoch", "unix_timestamp"], "to_unixtime(t)"),
     (&["epoch_ms", "to_unix_timestamp_millis"], "to_unixtime(t) * 1000"),
@@ -38,13 +43,32 @@ pub fn of_function(message: &str) -> Option<String> {
     if let Some((_, instead)) = ELSEWHERE.iter().find(|(names, _)| names.contains(&name.as_str())) {
         return Some(format!("{told}; write `{instead}`"));
     }
-    let is_near = quoted(meant).is_some_and(|meant| levenshtein(&name, &meant) <= (name.chars().count() / 3).max(1));
+    let is_near = quoted(meant).is_some_and(|meant| is_near(&name, &meant));
     Some(if is_near { format!("{told}; did you mean {meant}") } else { format!("{told}; there is none like it") })
+}
+
+fn is_near(name: &str, other: &str) -> bool {
+    levenshtein(name, other) <= (name.chars().count() / 3).max(1)
+}
+
+/// The name that was meant by one that does not exist, if one is near.
+pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
+    let name = name.to_lowercase();
+    let distance = |other: &&&str| levenshtein(&name, &other.to_lowercase());
+    names.iter().filter(|other| is_near(&name, &other.to_lowercase())).min_by_key(distance).copied()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_column_is_proposed() {
+        let names = ["response", "received_at", "Responses"];
+        assert_eq!(nearest("respons", &names), Some("response"));
+        assert_eq!(nearest("RESPONSES", &names), Some("Responses"));
+        assert_eq!(nearest("guests", &names), None);
+    }
 
     #[test]
     fn only_a_near_name_is_proposed() {

@@ -9,6 +9,7 @@ pub mod names;
 mod refusal;
 mod rules;
 pub mod select;
+mod strict;
 pub mod types;
 pub mod window;
 

@@ -96,7 +96,7 @@ impl Refusal {
         {
             (message, at) = (before, Some(Location { line, column }));
         }
-        Self { message: message.to_owned(), at, words: Vec::new() }
+        Self { message: without_syntax_tree(message).to_owned(), at, words: Vec::new() }
     }
 
     pub fn map(self, message: impl FnOnce(String) -> String) -> Self {
@@ -137,11 +137,19 @@ fn told_better(error: &DataFusionError) -> Option<String> {
             if valid_fields.is_empty() {
                 return Some(format!("`{}` is no column, as nothing is read: `from …` is missing", field.name));
             }
-            let known = valid_fields.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ");
-            Some(format!("`{}` is no column; there are {known}", field.name))
+            let names: Vec<&str> = valid_fields.iter().map(|column| column.name.as_str()).collect();
+            let meant = hints::nearest(&field.name, &names).map(|meant| format!("did you mean `{meant}`? "));
+            let known = names.join(", ");
+            Some(format!("`{}` is no column; {}there are {known}", field.name, meant.unwrap_or_default()))
         }
         other => hints::of_function(&other.message()),
     }
+}
+
+/// Some of the planner's messages end with a dump of the parsed statement, for which nobody asked.
+fn without_syntax_tree(message: &str) -> &str {
+    let end = message.find("Span(Location(").and_then(|at| message[..at].find(['{', '(', '[']));
+    end.map_or(message, |end| message[..end].trim_end_matches(|c: char| !c.is_alphanumeric()))
 }
 
 /// Parts without a place lie at line 0.
