@@ -38,15 +38,17 @@ pub struct Compared {
 }
 
 /// Compares a file with the partitions that it may continue, best first, up to the first that is the same.
-/// `begins` gives the beginning of a partition's file where it is remembered; `is_at_end` whether all of it was read.
+/// `begins` gives the beginning of a partition's file where it is remembered; `is_at_end` whether all of it was read, `has_path`
+/// whether a path is known to lead to the content of a live one.
 pub fn compare<'a>(
     sample: &Sample<'_>,
     known: &Known,
     begins: impl Fn(Id) -> Option<&'a [u8]>,
     is_at_end: impl Fn(Id) -> bool,
+    has_path: impl Fn(Id) -> bool,
 ) -> io::Result<Vec<Compared>> {
     let mut compared = Vec::new();
-    for (id, is_own) in candidates(sample, known, begins) {
+    for (id, is_own) in candidates(sample, known, begins, has_path) {
         let partition = known.get(id);
         let file = partition.file();
         let (comparison, trail) = compare_with(sample, partition, is_own)?;
@@ -71,7 +73,12 @@ pub fn is_still(content: &Content, stamp: Stamp, known: &Known, id: Id) -> io::R
 }
 
 /// The partition that the file was until now, then those of the same inode, the same path or the same content, longest first.
-fn candidates<'a>(sample: &Sample<'_>, known: &Known, begins: impl Fn(Id) -> Option<&'a [u8]>) -> Vec<(Id, bool)> {
+fn candidates<'a>(
+    sample: &Sample<'_>,
+    known: &Known,
+    begins: impl Fn(Id) -> Option<&'a [u8]>,
+    has_path: impl Fn(Id) -> bool,
+) -> Vec<(Id, bool)> {
     let may_be = |id: &Id| {
         let partition = known.get(*id);
         let file = partition.file();
@@ -83,7 +90,7 @@ fn candidates<'a>(sample: &Sample<'_>, known: &Known, begins: impl Fn(Id) -> Opt
     let label = sample.path.display().to_string();
     let own = known.of_inode(sample.stamp.inode).iter().chain(known.of_path(&label)).copied();
     let own: BTreeSet<Id> = own.collect();
-    let is_copy = |id: &Id| !own.contains(id) && may_be(id) && is_copyable(sample, known.get(*id));
+    let is_copy = |id: &Id| !own.contains(id) && may_be(id) && is_copyable(sample, known.get(*id), || has_path(*id));
     let copies = known.of_head(sample.head).into_iter().filter(is_copy).take(MAX_COPIES).map(|id| (id, false));
     // What the file itself does not hold any more may be in a copy of it, and in nothing else.
     let is_current = |id: &&Id| may_be(id) && !known.get(**id).is_over;
@@ -98,10 +105,17 @@ fn candidates<'a>(sample: &Sample<'_>, known: &Known, begins: impl Fn(Id) -> Opt
 
 /// Whether content alone makes a file that of a partition: it is long enough that no two files share it, or the file's name says
 /// that it was rotated from it, or it is a compressed one whose original is gone.
-fn is_copyable(sample: &Sample<'_>, partition: &Partition) -> bool {
+fn is_copyable(sample: &Sample<'_>, partition: &Partition, has_path: impl FnOnce() -> bool) -> bool {
     partition.state.next_position >= DISTINCTIVE
         || extends(sample.path, Path::new(path_of(&partition.name)))
-        || sample.content.is_compressed() && !partition.is_live
+        || sample.content.is_compressed() && !(partition.is_live && has_path())
+}
+
+pub fn cut_off() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the compressed data ends too early: it is incomplete or still being written",
+    )
 }
 
 fn compare_with(sample: &Sample<'_>, partition: &Partition, is_own: bool) -> io::Result<(Comparison, Trail)> {
@@ -133,10 +147,7 @@ fn compare_with(sample: &Sample<'_>, partition: &Partition, is_own: bool) -> io:
     let reached = read_to(sample.content, next)?;
     if reached.trail.end < next {
         if reached.is_cut_off {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the compressed data ends too early: it is incomplete or still being written",
-            ));
+            return Err(cut_off());
         }
         return Ok(match trail.and_then(|trail| trail.crc_at(reached.trail.end)) {
             Some(expected) if reached.trail.crc == Some(expected) => (Comparison::Prefix, reached.trail),

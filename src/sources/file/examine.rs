@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::compare::{Compared, Sample, compare};
+use super::compare::{Compared, Sample, compare, cut_off};
 use super::content::{Content, HEAD_BYTES, Trail};
 use super::discover::{Role, Stamp};
 use super::follow::{Follower, note_end};
@@ -22,6 +22,7 @@ const RETRY_SHARE: u32 = 20;
 impl Source<'_> {
     /// Looks at every file that has changed; whether there was something to read.
     pub(super) fn examine_all(&mut self) -> Result<bool, SourceError> {
+        self.read_leaving()?;
         let due = |file: &Tracked| self.is_due(file);
         let (own, other): (Vec<_>, Vec<_>) = self
             .files
@@ -77,15 +78,22 @@ impl Source<'_> {
         let Some((opened, seen)) = self.open(path, bound, stamp)? else { return Ok(None) };
         let content = Content::new(opened)?;
         let (head, is_cut_off) = content.head()?;
+        if is_cut_off && head.len() < HEAD_BYTES {
+            // With so little of it, it could be any of those that begin so.
+            return Err(cut_off().into());
+        }
         let is_quiet = self.is_quiet(path, seen);
         let sample = Sample { path, stamp: seen, content: &content, head: &head, bound };
         let followers = &self.followers;
         let begins = |id: Id| followers.get(&id).map(Follower::head);
         let is_at_end = |id: Id| followers.get(&id).map_or_else(|| self.is_read_whole(id), Follower::is_at_end);
-        let compared = compare(&sample, &self.known, begins, is_at_end)?;
+        let has_path = |id: Id| self.has_path(id);
+        let compared = compare(&sample, &self.known, begins, is_at_end, has_path)?;
         let candidates: Vec<_> = compared.iter().map(|c| c.candidate).collect();
         let mut action = decide(&candidates, is_quiet);
-        if action == Action::Fresh && bound.is_none() && !is_quiet && (is_cut_off || self.may_be_copy(&head)) {
+        let is_bound = matches!(action, Action::Continue(at) if bound == Some(compared[at].id));
+        let may_be_copy = || is_cut_off || self.may_be_copy(path, &head);
+        if !is_bound && (self.begins_unread(path, &head) || !is_quiet && may_be_copy()) {
             action = Action::Wait;
         }
         if head.is_empty() && action == Action::Fresh {
@@ -150,6 +158,15 @@ impl Source<'_> {
         self.known.of_inode(stamp.inode).iter().find(is_it).copied()
     }
 
+    /// Whether a path is known to lead to this content, and not only to the file that held it.
+    fn has_path(&self, id: Id) -> bool {
+        let is_it = |file: &Tracked| file.bound == Some(id) && file.state == Tracking::Bound && !file.is_changed;
+        match self.followers.get(&id) {
+            Some(follower) => follower.path.as_ref().and_then(|path| self.files.get(path)).is_some_and(is_it),
+            None => self.files.values().any(is_it),
+        }
+    }
+
     /// It has not changed for a while, as seen from here or by its own time of change.
     fn is_quiet(&self, path: &Path, seen: Stamp) -> bool {
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(seen.modified);
@@ -159,9 +176,26 @@ impl Source<'_> {
     }
 
     /// Whether a file with so few bytes may become a copy of one that is being read.
-    fn may_be_copy(&self, head: &[u8]) -> bool {
+    fn may_be_copy(&self, path: &Path, head: &[u8]) -> bool {
         let begins = |follower: &Follower| follower.head().len() > head.len() && follower.head().starts_with(head);
-        !head.is_empty() && head.len() < HEAD_BYTES && self.followers.values().any(begins)
+        let mut others = self.followers.values().filter(|follower| follower.path.as_deref() != Some(path));
+        !head.is_empty() && head.len() < HEAD_BYTES && others.any(begins)
+    }
+
+    /// Whether another file that is open begins alike and nothing of it was read yet: until then no checksum tells whether they
+    /// have the same content.
+    fn begins_unread(&self, path: &Path, head: &[u8]) -> bool {
+        let is_unread = |follower: &&Follower| {
+            follower.path.as_deref() != Some(path)
+                && self.known.get(follower.id).state.next_position == 0
+                && !follower.is_at_end()
+        };
+        let begins_alike = |follower: &Follower| {
+            let begins = follower.content().head().map(|(begins, _)| begins).unwrap_or_default();
+            let length = begins.len().min(head.len());
+            length > 0 && begins[..length] == head[..length]
+        };
+        self.followers.values().filter(is_unread).any(begins_alike)
     }
 
     /// Whether a file that is not followed holds nothing that was not read.

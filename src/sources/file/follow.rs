@@ -308,8 +308,7 @@ impl Follower {
         let is_news = before.inode != stamp.inode || self.content.is_compressed() && before.complete != complete;
         if next > 0 && is_news {
             let file = FileIdentity { content: before.content, complete, ..self.identity(next)? };
-            known.set_identity(self.id, file);
-            note_end(context, known, self.id, in_flight)?;
+            self.note_identity(context, known, in_flight, file)?;
         }
         Ok(())
     }
@@ -325,10 +324,21 @@ impl Follower {
         if std::mem::take(&mut known.get_mut(self.id).is_moved) {
             let before = known.get(self.id).file();
             let complete = complete.map(|stamp| (stamp.size, stamp.modified)).or(before.complete);
-            known.set_identity(self.id, FileIdentity { complete, ..before });
-            note_end(context, known, self.id, in_flight)?;
+            self.note_identity(context, known, in_flight, FileIdentity { complete, ..before })?;
         }
         Ok(())
+    }
+
+    /// Notes which file holds the partition.
+    fn note_identity(
+        &self,
+        context: &Context,
+        known: &mut Known,
+        in_flight: &mut InFlight,
+        file: FileIdentity,
+    ) -> Result<(), SourceError> {
+        known.set_identity(self.id, file);
+        note_end(context, known, self.id, in_flight)
     }
 }
 

@@ -206,6 +206,15 @@ impl<'a> Source<'a> {
         Ok(is_busy)
     }
 
+    /// Reads a part of every file that no path leads to any more, so that what became of it is recognized by its content.
+    fn read_leaving(&mut self) -> Result<(), SourceError> {
+        let leaving: Vec<Id> = self.followers.values().filter(|f| f.path.is_none()).map(|f| f.id).collect();
+        for id in leaving {
+            self.read(id)?;
+        }
+        Ok(())
+    }
+
     /// Reads a part of a file; whether there was any.
     fn read(&mut self, id: Id) -> Result<bool, SourceError> {
         let Some(follower) = self.followers.get_mut(&id) else { return Ok(false) };
