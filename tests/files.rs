@@ -1,6 +1,9 @@
 //! Files as logrotate, editors and people treat them.
 
+use std::fs::OpenOptions;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::support::{Bench, ndjson, records};
 
@@ -92,5 +95,46 @@ fn a_run_that_ends_says_that_its_path_is_not_there() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("later.ndjson does not exist"));
     bench.write("later.ndjson", &ndjson(&records(10, 1)));
     bench.once();
+    assert_eq!(raw(&bench), 10);
+}
+
+#[test]
+fn a_run_ends_over_a_file_that_does_not_stop_growing() {
+    let bench = bench("logs");
+    let all = records(4_000, 4);
+    let path = bench.path("logs/app.log");
+    std::fs::write(&path, ndjson(&all[..100])).expect("written");
+    let is_over = AtomicBool::new(false);
+    let (written, is_cut_short) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut file = OpenOptions::new().append(true).open(&path).expect("a file");
+            for (n, record) in all[100..].iter().enumerate() {
+                if is_over.load(Ordering::Acquire) {
+                    return (100 + n as u64, true);
+                }
+                file.write_all(&ndjson(std::slice::from_ref(record))).expect("written");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            (all.len() as u64, false)
+        });
+        bench.once();
+        is_over.store(true, Ordering::Release);
+        writer.join().expect("no panic")
+    });
+    let read = raw(&bench);
+    assert!(is_cut_short && (100..=written).contains(&read), "{read} of {written}");
+    bench.once();
+    assert_eq!(raw(&bench), written);
+}
+
+#[test]
+fn subfolders_that_are_passed_over_are_named_once() {
+    let bench = bench("logs");
+    bench.write("logs/2024/05/a.json", &ndjson(&records(10, 1)));
+    bench.write("logs/b.json", &ndjson(&records(10, 2)));
+    std::fs::create_dir(bench.path("logs/2025")).expect("a folder");
+    let output = bench.output(&["run", "--once"]);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(log.matches("`recursive = true`").count(), 1, "{log}");
     assert_eq!(raw(&bench), 10);
 }

@@ -64,6 +64,8 @@ pub struct Found {
     pub is_missing: bool,
     /// There are more files than are read.
     pub is_cut: bool,
+    /// A subfolder that is not entered, since the source does not ask for any.
+    pub subfolder: Option<PathBuf>,
 }
 
 /// The files that a source reads, as configured.
@@ -186,6 +188,8 @@ impl Pattern {
             if metadata.is_dir() {
                 if depth > 0 && !is_hidden(&path) {
                     folders.push(path);
+                } else if self.glob.is_none() && !self.recursive && !is_hidden(&path) {
+                    found.subfolder.get_or_insert(path);
                 }
                 continue;
             }

@@ -62,6 +62,9 @@ impl Source<'_> {
             Tracking::New => true,
             Tracking::Undecided => is_time,
             Tracking::Failed => is_time && (file.is_changed || !file.retry.on_change) && !self.context.once,
+            Tracking::Bound | Tracking::Passed if self.context.once => {
+                file.state == Tracking::Bound && file.is_changed && !self.extent.is_finished(file.bound)
+            }
             Tracking::Bound | Tracking::Passed => file.is_changed,
         }
     }
@@ -251,7 +254,9 @@ impl Source<'_> {
                 follower.look_again();
             }
             _ => {
-                self.followers.insert(id, Follower::new(id, path.to_owned(), content, head));
+                let stamp = self.files.get(path).map(|file| file.stamp);
+                let end = stamp.filter(|_| !content.is_compressed()).and_then(|stamp| self.extent.end(&stamp));
+                self.followers.insert(id, Follower::new(id, path.to_owned(), content, head, end));
             }
         }
         id

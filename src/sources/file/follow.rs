@@ -54,6 +54,9 @@ pub struct Follower {
     content: Content,
     head: Vec<u8>,
     records: Option<Records>,
+    /// Records that begin here or later are not read: a run that ends takes what was there when it began.
+    end: Option<u64>,
+    is_finished: bool,
     /// What the system said when reading began, and when the end was reached.
     opened: Option<Stamp>,
     read: Option<Stamp>,
@@ -63,7 +66,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub fn new(id: Id, path: PathBuf, content: Content, head: Vec<u8>) -> Self {
+    pub fn new(id: Id, path: PathBuf, content: Content, head: Vec<u8>, end: Option<u64>) -> Self {
         let (records, opened, read) = (None, None, None);
         Self {
             id,
@@ -71,6 +74,8 @@ impl Follower {
             content,
             head,
             records,
+            end,
+            is_finished: false,
             opened,
             read,
             active: Instant::now(),
@@ -93,7 +98,7 @@ impl Follower {
 
     /// Everything that is there was read.
     pub fn is_at_end(&self) -> bool {
-        self.records.is_none() && self.read.is_some() && self.read == self.stamp().ok()
+        self.records.is_none() && (self.is_finished || self.read.is_some() && self.read == self.stamp().ok())
     }
 
     /// It has to be read on, whatever the system says of it.
@@ -103,7 +108,7 @@ impl Follower {
 
     /// Its path leads to the same content still; there may be more of it.
     pub fn look_again(&mut self) {
-        if self.records.is_none() && self.read != self.stamp().ok() {
+        if !self.is_at_end() && self.records.is_none() {
             self.read = None;
         }
     }
@@ -134,6 +139,7 @@ impl Follower {
                     return result;
                 }
                 self.read = self.opened;
+                self.is_finished = context.once;
             }
             Err(_) => self.read = None,
         }
@@ -152,7 +158,7 @@ impl Follower {
             Some(records) => records,
             None => {
                 let stamp = self.stamp()?;
-                if self.read == Some(stamp) {
+                if self.is_finished || self.read == Some(stamp) {
                     return Ok(Slice { was_busy: false, is_end: true });
                 }
                 self.open(context, known, stamp)?
@@ -160,7 +166,7 @@ impl Follower {
         };
         let mut records = records;
         let mut frame = FrameBuilder::new(next);
-        let (mut was_busy, mut frames, mut cut) = (false, 0, None);
+        let (mut was_busy, mut frames, mut cut, mut is_past) = (false, 0, None, false);
         let ended = loop {
             if context.stop.is_asked() || frames == SLICE_FRAMES {
                 break Ok(false);
@@ -170,6 +176,10 @@ impl Follower {
                 Ok(None) => break Ok(true),
                 Err(error) => break Err(error),
             };
+            if self.end.is_some_and(|end| item.start >= end) {
+                is_past = true;
+                break Ok(true);
+            }
             if !item.is_terminated && !message::is_whole(&item.bytes) {
                 cut = Some(item);
                 break Ok(true);
@@ -184,7 +194,7 @@ impl Follower {
             }
         };
         self.tell_dropped(context, records.reader.dropped());
-        let is_whole = matches!(ended, Ok(true)) && cut.is_none();
+        let is_whole = matches!(ended, Ok(true)) && cut.is_none() && !is_past;
         let complete = self.opened.filter(|stamp| is_whole && records.has_read(stamp.size));
         if !frame.is_empty() {
             let complete = complete.map(|stamp| (stamp.size, stamp.modified));

@@ -2,7 +2,7 @@
 //! folders whose time of change moved.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::discover::{Found, Role, Stamp};
@@ -47,7 +47,17 @@ impl Source<'_> {
     fn walk(&mut self) {
         let started = Instant::now();
         let found = self.pattern.find(&|inode| self.known.has_inode(inode));
-        let Found { files, folders, failed, is_missing, is_cut } = found;
+        let Found { mut files, folders, failed, is_missing, is_cut, subfolder } = found;
+        if self.context.once {
+            let is_read = |path: &Path| self.files.get(path).is_some_and(|file| file.state == Tracking::Bound);
+            self.extent.limit(&mut files, is_read);
+        }
+        if let Some(folder) = subfolder
+            && !std::mem::replace(&mut self.is_subfolder_reported, true)
+        {
+            let (source, folder) = (&self.context.name, folder.display());
+            tracing::warn!(source, %folder, "subfolders are passed over; the source reads them with `recursive = true`");
+        }
         let gone: Vec<PathBuf> = self
             .files
             .iter()

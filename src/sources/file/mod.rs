@@ -6,7 +6,8 @@
 //! one.
 //!
 //! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes what changed;
-//! `compare` and `identity` decide which partition a file is, with what `known` has of them; `examine` acts on it;
+//! `compare` and `identity` decide which partition a file is, with what `known` has of them; `examine` acts on it,
+//! within the `extent` of a run that ends;
 //! `follow` reads with `content`, `frame` sends to the log.
 //!
 //! A file that cannot be read waits and is tried again, and the others are read; nothing that happens to one file ends the
@@ -16,6 +17,7 @@ mod compare;
 mod content;
 mod discover;
 mod examine;
+mod extent;
 mod follow;
 pub(super) mod frame;
 mod identity;
@@ -32,6 +34,7 @@ use crate::config::FileDef;
 use crate::event::{SourceHealth, SourceState};
 use compare::is_still;
 use discover::{Pattern, Role, Stamp};
+use extent::Extent;
 use follow::{Follower, ReadError, note_end};
 use frame::InFlight;
 use known::{Id, Known};
@@ -143,6 +146,10 @@ struct Source<'a> {
     failed: BTreeMap<PathBuf, String>,
     is_missing: bool,
     is_cut: bool,
+    /// Subfolders that are not entered were reported.
+    is_subfolder_reported: bool,
+    /// Of a run that ends.
+    extent: Extent,
     started: Instant,
     told: SourceHealth,
 }
@@ -169,6 +176,8 @@ impl<'a> Source<'a> {
             failed: BTreeMap::new(),
             is_missing: false,
             is_cut: false,
+            is_subfolder_reported: false,
+            extent: Extent::default(),
             started: Instant::now(),
             told: SourceHealth::default(),
         })
@@ -234,7 +243,12 @@ impl<'a> Source<'a> {
             }
         }
         match follower.read_slice(self.context, &mut self.known, &mut self.in_flight) {
-            Ok(slice) => Ok(slice.was_busy || !slice.is_end),
+            Ok(slice) => {
+                if self.context.once && slice.is_end {
+                    self.extent.finish(id);
+                }
+                Ok(slice.was_busy || !slice.is_end)
+            }
             Err(ReadError::Source(error)) => Err(error),
             Err(ReadError::File(error)) => {
                 let path = self.followers.remove(&id).and_then(|follower| follower.path);
@@ -281,8 +295,8 @@ impl<'a> Source<'a> {
         let is_open = |file: &Tracked| match file.state {
             Tracking::New => true,
             Tracking::Undecided => !is_late,
-            Tracking::Bound | Tracking::Passed => file.is_changed,
-            Tracking::Failed => false,
+            Tracking::Bound => file.is_changed && !self.extent.is_finished(file.bound),
+            Tracking::Passed | Tracking::Failed => false,
         };
         self.followers.values().all(Follower::is_at_end) && !self.files.values().any(is_open)
     }
