@@ -28,6 +28,8 @@ const QUEUE: usize = 256;
 const GROUP: usize = 256;
 /// How often a full log is tried again, and an idle writer looks after its segments.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often it is reported that the log takes no more records: on a disk that is nearly full, small ones have room now and then.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Bytes of control frames that are admitted beyond the queue's limit: records that wait for room in the log must not keep gaps,
 /// floors and ticks from using the part of it that is theirs.
 const CONTROL_BYTES: usize = 1 << 20;
@@ -296,6 +298,7 @@ impl Ingest {
             note_synced: Box::new(note_synced),
             aside: Aside::default(),
             tried: Instant::now(),
+            reported: None,
         };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
@@ -432,6 +435,8 @@ struct Writer {
     aside: Aside<Prepared>,
     /// When the first of them was tried last.
     tried: Instant,
+    /// When it was reported last that the log takes no more records.
+    reported: Option<Instant>,
 }
 
 impl Writer {
@@ -510,7 +515,8 @@ impl Writer {
         };
         if error.may_pass() {
             let halt = Halt::of(&error);
-            if self.gate.lock().full.is_none() {
+            if self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+                self.reported = Some(Instant::now());
                 tracing::error!(reason = halt.reason, "the log takes no more records until it can grow");
             }
             self.tried = Instant::now();
@@ -603,14 +609,13 @@ impl Writer {
         if !self.aside.is_empty() && (has_removed || self.tried.elapsed() >= RETRY || self.gate.lock().is_closed) {
             self.go_on(hand_on)?;
         }
-        if self.aside.is_empty() && self.wal.has_room() {
-            self.gate.set_full(None);
-            return Ok(());
-        }
         match self.wal.leave_committed_segment() {
             Err(error @ WalError::Sync { .. }) => return Err(error),
             Err(error) => tracing::warn!(%error, "the log's last segment cannot be left yet; it is tried again"),
             Ok(_) => {}
+        }
+        if self.aside.is_empty() && self.wal.has_room() {
+            self.gate.set_full(None);
         }
         Ok(())
     }

@@ -130,6 +130,12 @@ pub fn free(folder: &Path) -> Option<u64> {
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Bytes of the file system of this folder, those in use included; none where it does not say.
+pub fn capacity(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// Whether a file of this name was being written when its process was killed: Weir's own, or one of tantivy's or `object_store`'s.
 pub fn is_temporary(name: &str) -> bool {
     let is_staged = |(_, number): (&str, &str)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());

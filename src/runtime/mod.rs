@@ -182,7 +182,7 @@ fn wal_options(config: &Config, folder: &Folder) -> WalOptions {
         zero: lsn_zero(config.instance),
         segment_bytes: config.log.segment,
         budget: Some(config.log.budget),
-        floor: reserve::bytes(config.log.segment),
+        floor: reserve::bytes_of(config),
     }
 }
 

@@ -117,7 +117,7 @@ impl Pipeline {
             trimming: trimming.clone(),
             leave_the_rest: leave_the_rest.clone(),
             intake: ingest.intake(),
-            reserve: Reserve::open(&config.data, reserve::bytes(config.log.segment)),
+            reserve: Reserve::open(&config.data, reserve::bytes_of(config)),
             relieved: Instant::now(),
             last_snapshot: Instant::now(),
             log_bytes: 0,

@@ -3,16 +3,27 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config::Config;
 use crate::storage::{Disk, Storage};
 
 const NAME: &str = "reserve";
-const BYTES: u64 = 8 << 20;
+const MAX_BYTES: u64 = 8 << 20;
+const MIN_BYTES: u64 = 1 << 20;
+/// A small disk leaves this part of itself alone, not a fixed size that it would miss.
+const SHARE: u64 = 64;
 /// The reserve is taken again when this many times as much is free.
 const PLENTY: u64 = 4;
 
-/// Bytes of the reserve: no more than a segment of the log.
-pub fn bytes(segment: u64) -> u64 {
-    BYTES.min(segment)
+/// Bytes of the reserve, and of the disk that records leave alone: no more than a segment of the log, and little of a disk, or of
+/// its limit, that is small. Pure.
+pub fn bytes(segment: u64, disk: Option<u64>) -> u64 {
+    MAX_BYTES.min(disk.map_or(MAX_BYTES, |disk| disk / SHARE)).max(MIN_BYTES).min(segment)
+}
+
+/// [`bytes`] for a data folder.
+pub fn bytes_of(config: &Config) -> u64 {
+    let disk = crate::storage::capacity(&config.data);
+    bytes(config.log.segment, disk.into_iter().chain(config.limits.disk).min())
 }
 
 /// Bytes that the reserve of a data folder takes at present.
@@ -71,6 +82,14 @@ impl Reserve {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_disk_leaves_less_alone() {
+        const MIB: u64 = 1 << 20;
+        let of = |segment: u64, disk: u64| bytes(segment * MIB, Some(disk * MIB));
+        assert_eq!([of(64, 10_000), of(4, 10_000), of(64, 320), of(64, 10), of(1, 10_000)], [8, 4, 5, 1, 1].map(|m| m * MIB));
+        assert_eq!(bytes(64 * MIB, None), 8 * MIB);
+    }
 
     #[test]
     fn the_reserve_is_taken_released_and_taken_again() {

@@ -4,7 +4,9 @@
 /// Bytes of tables, indexes and state that views write for each byte of log, at most, about.
 const VIEWS_RATIO: u64 = 3;
 /// Bytes of the smallest segment; smaller only where segments are declared smaller.
-pub const LEAST_SEGMENT: u64 = 1 << 20;
+pub const LEAST_SEGMENT: u64 = 256 << 10;
+/// Bytes of frames for which there is room, or records count as refused: a log that took only smaller ones would be no help.
+pub const SMALL_FRAME: u64 = 64 << 10;
 
 /// What there is room for.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,12 @@ impl Room {
         let needed = self.floor.saturating_add(self.pending.saturating_mul(VIEWS_RATIO));
         let fits = free.saturating_sub(needed) / (1 + VIEWS_RATIO);
         (fits >= least).then(|| fits.min(wanted))
+    }
+
+    /// Whether so many more bytes of log leave room for what views make of them. For a segment that was allocated without that.
+    pub fn fits(&self, bytes: u64) -> bool {
+        let log = self.pending.saturating_add(bytes);
+        self.free.is_none_or(|free| free >= self.floor.saturating_add(log.saturating_mul(VIEWS_RATIO)))
     }
 
     /// The size of a new segment for a control frame, which may take all that is left.
@@ -52,6 +60,15 @@ mod tests {
         assert_eq!(segment(8 + 4 * 10 + 3 * 100, 100), Some(10));
         assert_eq!(segment(8 + 3, 0), None);
         assert_eq!(segment(300, 100), None);
+    }
+
+    #[test]
+    fn a_small_frame_needs_less_than_a_segment() {
+        let room = |kib: u64| Room { free: Some(8 * MIB + (kib << 10)), pending: 0, floor: 8 * MIB };
+        let small = |kib: u64| (room(kib).segment(64 * MIB, LEAST_SEGMENT).is_some(), room(kib).fits(SMALL_FRAME));
+        assert_eq!([1024, 1023, 192, 191].map(small), [(true, true), (false, true), (false, true), (false, false)]);
+        assert!(!Room { pending: 1 << 10, ..room(192) }.fits(SMALL_FRAME));
+        assert!(Room { free: None, pending: MIB, floor: MIB }.fits(MIB));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::storage::{File, Storage};
 
 use super::record::{self, Frame, Header, Kind};
-use super::room::{LEAST_SEGMENT, Room};
+use super::room::{LEAST_SEGMENT, Room, SMALL_FRAME};
 use super::segment::{self, SegmentHeader};
 use super::{LastFrame, Recovered, WalError, recovery};
 
@@ -56,6 +56,8 @@ struct Current {
     size: u64,
     /// Where the next byte of the buffer goes.
     at: u64,
+    /// When it was allocated there was room for what views make of it: what fits into it needs no other look at the disk.
+    is_reserved: bool,
 }
 
 impl Wal {
@@ -72,7 +74,7 @@ impl Wal {
         if found.segments.is_empty() {
             found.log_id = new_log_id;
         }
-        let current = found.tail.take().map(|t| Current { file: t.file, size: t.size, at: t.at });
+        let current = found.tail.take().map(|t| Current { file: t.file, size: t.size, at: t.at, is_reserved: true });
         let segments = found.segments.iter().map(|first_lsn| {
             let path = segment::path(&options.folder, *first_lsn);
             let bytes = storage.open_read_only(&path).and_then(|f| f.size()).map_err(WalError::io(&path))?;
@@ -128,9 +130,22 @@ impl Wal {
     }
 
     /// Whether records find room in a new segment within the budget.
-    pub fn has_room(&self) -> bool {
+    fn has_room_for_segment(&self) -> bool {
         !self.is_over_budget(self.options.segment_bytes, Kind::Record)
             && self.room().segment(self.options.segment_bytes, self.least_segment(0)).is_some()
+    }
+
+    /// Whether records find room: in a new segment, or a small frame in the present one.
+    pub fn has_room(&self) -> bool {
+        let has_rest = self.current.as_ref().is_some_and(|c| c.size - c.at >= SMALL_FRAME);
+        self.has_room_for_segment()
+            || has_rest && !self.is_over_budget(0, Kind::Record) && self.may_grow(self.buffer.len(), SMALL_FRAME, Kind::Record)
+    }
+
+    /// Whether a frame of so many bytes may follow the `buffered` ones in the present segment, as far as the disk is concerned.
+    fn may_grow(&self, buffered: usize, bytes: u64, kind: Kind) -> bool {
+        let is_reserved = self.current.as_ref().is_some_and(|current| current.is_reserved);
+        is_reserved || !kind.holds_records() || self.room_beside(buffered).fits(bytes)
     }
 
     /// Everything up to here is in every view, and recovery begins there at the earliest.
@@ -138,16 +153,16 @@ impl Wal {
         self.committed = self.committed.max(lsn);
     }
 
-    /// Where records find no room and the present segment holds nothing that is needed any more, a small one takes its place, so
-    /// that it can be removed. True: it did.
+    /// Where records find no room for a segment and the present one holds nothing that is needed any more, a small one takes its
+    /// place, so that it can be removed. True: it did.
     pub fn leave_committed_segment(&mut self) -> Result<bool, WalError> {
         let least = self.least_segment(0);
         let is_committed = self.committed + 1 >= self.next_lsn;
         let is_large = self.segments.last().is_some_and(|s| s.bytes > 2 * least && s.first_lsn < self.next_lsn);
-        if !is_committed || !is_large || self.has_room() {
+        if !is_committed || !is_large || self.has_room_for_segment() {
             return Ok(false);
         }
-        self.roll(least)?;
+        self.roll(least, false)?;
         Ok(true)
     }
 
@@ -156,17 +171,21 @@ impl Wal {
     }
 
     fn room(&self) -> Room {
+        self.room_beside(self.buffer.len())
+    }
+
+    fn room_beside(&self, buffered: usize) -> Room {
         let ends = self.segments.iter().skip(1).map(|s| s.first_lsn).chain([self.next_lsn]);
         let pending = self.segments.iter().zip(ends).filter(|(_, end)| *end > self.committed + 1);
         let pending = pending.map(|(segment, end)| match &self.current {
-            Some(current) if end == self.next_lsn => current.at + self.buffer.len() as u64,
+            Some(current) if end == self.next_lsn => current.at + buffered as u64,
             _ => segment.bytes,
         });
         Room { free: self.storage.free(&self.options.folder), pending: pending.sum(), floor: self.options.floor }
     }
 
-    /// The size of a new segment for this frame.
-    fn new_segment(&self, kind: Kind, frame_bytes: u64) -> Result<u64, WalError> {
+    /// The size of a new segment for this frame, and whether there is room for what views make of a whole one.
+    fn new_segment(&self, kind: Kind, frame_bytes: u64) -> Result<(u64, bool), WalError> {
         let least = self.least_segment(frame_bytes);
         let wanted = self.options.segment_bytes.max(least);
         let room = self.room();
@@ -174,9 +193,10 @@ impl Wal {
             return Err(self.over_budget());
         }
         if !kind.holds_records() {
-            return Ok(room.control_segment(wanted, least));
+            let bytes = room.control_segment(wanted, least);
+            return Ok((bytes, room.segment(bytes, bytes).is_some()));
         }
-        room.segment(wanted, least).ok_or(WalError::NoRoom { free: room.free.unwrap_or_default() })
+        room.segment(wanted, least).map(|bytes| (bytes, true)).ok_or_else(|| no_room(&room))
     }
 
     fn over_budget(&self) -> WalError {
@@ -206,9 +226,14 @@ impl Wal {
             self.buffer.truncate(before);
             return Err(self.over_budget());
         }
+        if fits && !self.may_grow(before, length as u64, frame.header.kind) {
+            self.buffer.truncate(before);
+            return Err(no_room(&self.room()));
+        }
         if !fits {
             self.buffer.truncate(before);
-            self.roll(self.new_segment(frame.header.kind, length as u64)?)?;
+            let (bytes, is_reserved) = self.new_segment(frame.header.kind, length as u64)?;
+            self.roll(bytes, is_reserved)?;
             // The frames before it are synced now, which this one may say.
             frame.header.synced_lsn = self.synced_lsn;
             record::encode(frame, &mut self.buffer);
@@ -284,7 +309,7 @@ impl Wal {
     }
 
     /// Goes on to a new segment of this size, after syncing the present one whole.
-    fn roll(&mut self, bytes: u64) -> Result<(), WalError> {
+    fn roll(&mut self, bytes: u64, is_reserved: bool) -> Result<(), WalError> {
         self.sync()?;
         // Should making the segment fail half way, the next frame must not go into the old one: it would lie behind the new name.
         self.current = None;
@@ -294,7 +319,11 @@ impl Wal {
         // A segment that holds no frame has the same first LSN and was just replaced.
         self.segments.retain(|s| s.first_lsn != self.next_lsn);
         self.segments.push(Segment { first_lsn: self.next_lsn, bytes });
-        self.current = Some(Current { file, size: bytes, at: segment::HEADER_BYTES as u64 });
+        self.current = Some(Current { file, size: bytes, at: segment::HEADER_BYTES as u64, is_reserved });
         Ok(())
     }
+}
+
+fn no_room(room: &Room) -> WalError {
+    WalError::NoRoom { free: room.free.unwrap_or_default() }
 }
