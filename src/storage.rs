@@ -72,6 +72,19 @@ pub fn explain(error: &io::Error) -> String {
     }
 }
 
+/// With what the message about a damaged file begins. Libraries turn errors into text on their way; by this it is recognised again.
+const DAMAGED: &str = "damaged file: ";
+
+/// The message about a damaged file: what is wrong with it, and the way out.
+pub fn damage(path: &Path, what: &str, way_out: &str) -> String {
+    format!("{DAMAGED}{}: {what}; {way_out}", path.display())
+}
+
+/// The message about a damaged file, where an error's text has one.
+pub fn damage_in(error: &str) -> Option<&str> {
+    error.find(DAMAGED).map(|at| error[at..].trim_end())
+}
+
 /// The local file system. Folders are made 0700, files 0600.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Disk;

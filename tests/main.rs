@@ -1,6 +1,7 @@
 //! All integration tests, one binary. Each drives the built program or public modules and compares with a recount of its own.
 
 mod crash;
+mod damage;
 #[cfg(target_os = "linux")]
 mod disk;
 mod files;

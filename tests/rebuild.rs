@@ -369,7 +369,6 @@ fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
         let mut numbers = Numbers(seed + 40);
         let frames = frames(&mut numbers);
         let spec = TableSpec::raw(folder.path(), Layout::Hours);
-        let root = spec.root.clone();
         let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opens").expect("writable");
         let table = Arc::new(table);
         let each = Duration::from_secs(1_000);
@@ -400,7 +399,7 @@ fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
         let last = frames.last().map_or(0, |f| f.header.last_lsn());
         for above in [0, 1, numbers.below(last), numbers.below(last), last - 1, last] {
             let want: Vec<Told> = frames.iter().flat_map(|f| told(f, above)).collect();
-            let (mut raw, mut found) = (RawFrames::new(root.clone(), &table.files(), above), Vec::new());
+            let (mut raw, mut found) = (RawFrames::new(table.spec.clone(), &table.files(), above), Vec::new());
             while let Some(frame) = raw.next_frame().expect("readable") {
                 found.extend(told(&frame, above));
             }

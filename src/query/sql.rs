@@ -36,7 +36,7 @@ use crate::event::{Lsn, Micros};
 use crate::operators::positions;
 use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, dialect, functions, versions_of};
-use crate::storage::create_folders;
+use crate::storage::{create_folders, damage_in};
 use crate::threads::panic_if_asked;
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 use crate::views::lake::{Feed, LakeTable};
@@ -323,11 +323,17 @@ fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, Data
 }
 
 fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
+    if let Some(damage) = damage_in(&error.to_string()) {
+        return QueryError::Failed(damage.to_owned());
+    }
     match error.find_root() {
         DataFusionError::ResourcesExhausted(why) => QueryError::Limit(format!(
             "the query needs more memory than queries have together ({} bytes, a share of `[limits] memory`): {why}",
             limits.memory
         )),
+        DataFusionError::ParquetError(_) | DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => {
+            QueryError::Failed(explain(error))
+        }
         _ => QueryError::Invalid(explain(error)),
     }
 }

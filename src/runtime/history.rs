@@ -115,10 +115,9 @@ impl Archive {
     fn raw(&self, after: Lsn) -> Result<RawFrames, RuntimeError> {
         let layout = if self.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
         let spec = TableSpec::raw(&self.lake, layout);
-        let root = spec.root.clone();
-        let table = LakeTable::open(spec, self.log, self.runtime.clone(), false)?;
+        let table = LakeTable::open(spec.clone(), self.log, self.runtime.clone(), false)?;
         let files = table.map(|table| table.files()).unwrap_or_default();
-        Ok(RawFrames::new(root, &files, after))
+        Ok(RawFrames::new(spec, &files, after))
     }
 
     fn log(&self, after: Lsn) -> LogReader {

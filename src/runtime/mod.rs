@@ -41,7 +41,7 @@ use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
 use crate::schema::{Catalog, names, versions_of};
 use crate::sources::{self, SourceError, Stop};
-use crate::storage::Disk;
+use crate::storage::{Disk, damage_in};
 use crate::threads::{self, Panics, panic_if_asked};
 use crate::views::ViewError;
 use crate::views::driver::Status;
@@ -82,6 +82,8 @@ impl RuntimeError {
         match self {
             Self::Config(_) => 2,
             Self::Damaged(_) => 65,
+            // Of a file that was found damaged while it was read.
+            Self::Failed(reason) if damage_in(reason).is_some() => 65,
             Self::InUse(_) => 75,
             Self::NotTaken(_) | Self::Failed(_) => 1,
         }

@@ -78,6 +78,7 @@ mod tests {
             min_lsn: 0,
             max_lsn: 0,
             written_ms: 0,
+            checks: Default::default(),
         }
     }
 

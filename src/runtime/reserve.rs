@@ -87,7 +87,10 @@ mod tests {
     fn a_small_disk_leaves_less_alone() {
         const MIB: u64 = 1 << 20;
         let of = |segment: u64, disk: u64| bytes(segment * MIB, Some(disk * MIB));
-        assert_eq!([of(64, 10_000), of(4, 10_000), of(64, 320), of(64, 10), of(1, 10_000)], [8, 4, 5, 1, 1].map(|m| m * MIB));
+        assert_eq!(
+            [of(64, 10_000), of(4, 10_000), of(64, 320), of(64, 10), of(1, 10_000)],
+            [8, 4, 5, 1, 1].map(|m| m * MIB)
+        );
         assert_eq!(bytes(64 * MIB, None), 8 * MIB);
     }
 

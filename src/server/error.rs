@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::ingest::IngestError;
 use crate::query::QueryError;
-use crate::storage::IoKind;
+use crate::storage::{IoKind, damage_in};
 
 /// A refused request.
 #[derive(Debug, Clone)]
@@ -46,6 +46,9 @@ impl IntoResponse for ApiError {
 impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         let message = error.to_string();
+        if damage_in(&message).is_some() {
+            return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", message, "see the message");
+        }
         match error {
             QueryError::Invalid(_) => Self::bad_request(message, "see /docs for the parameters"),
             QueryError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", message, ""),

@@ -139,7 +139,9 @@ impl Wal {
     pub fn has_room(&self) -> bool {
         let has_rest = self.current.as_ref().is_some_and(|c| c.size - c.at >= SMALL_FRAME);
         self.has_room_for_segment()
-            || has_rest && !self.is_over_budget(0, Kind::Record) && self.may_grow(self.buffer.len(), SMALL_FRAME, Kind::Record)
+            || has_rest
+                && !self.is_over_budget(0, Kind::Record)
+                && self.may_grow(self.buffer.len(), SMALL_FRAME, Kind::Record)
     }
 
     /// Whether a frame of so many bytes may follow the `buffered` ones in the present segment, as far as the disk is concerned.

@@ -248,6 +248,7 @@ mod tests {
             min_lsn: 0,
             max_lsn: 0,
             written_ms: -minutes_old * 60_000,
+            checks: Default::default(),
         }
     }
 

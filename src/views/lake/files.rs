@@ -17,6 +17,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::TableSpec;
+use super::checked::{CheckedFile, Checks, Summing};
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::{BUCKETS, Layout};
 
@@ -66,6 +67,7 @@ pub struct FileEntry {
     pub max_lsn: Lsn,
     /// When it was written, milliseconds since 1970.
     pub written_ms: i64,
+    pub checks: Checks,
 }
 
 /// Values of the partition columns of a bucket, in their order.
@@ -183,7 +185,7 @@ impl NewFile {
         bucket: i64,
         class: Class,
         now_ms: i64,
-    ) -> Result<(Self, fs::File), String> {
+    ) -> Result<(Self, Summing<fs::File>), String> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let folder = partition_folder(bucket, spec.layout);
         let path = format!("{folder}/{}-{:016x}.parquet", class.name(), rand::random::<u64>());
@@ -204,8 +206,9 @@ impl NewFile {
             min_lsn: Lsn::MAX,
             max_lsn: 0,
             written_ms: now_ms,
+            checks: Checks::default(),
         };
-        Ok((Self { target, entry }, file))
+        Ok((Self { target, entry }, Summing::new(file)))
     }
 
     pub fn error(&self, error: &dyn std::fmt::Display) -> String {
@@ -221,15 +224,16 @@ impl NewFile {
     }
 
     /// Ends the written file; it is durable behind [`sync_files`].
-    pub fn finish(mut self, file: &fs::File) -> Result<FileEntry, String> {
-        self.entry.bytes = file.metadata().map_err(|e| self.error(&e))?.len();
+    pub fn finish(mut self, file: &Summing<fs::File>) -> Result<FileEntry, String> {
+        self.entry.bytes = file.get_ref().metadata().map_err(|e| self.error(&e))?.len();
+        self.entry.checks = file.checks();
         Ok(self.entry)
     }
 }
 
 /// Writes rows into a file.
 pub struct FileWriter {
-    writer: ArrowWriter<fs::File>,
+    writer: ArrowWriter<Summing<fs::File>>,
     new: NewFile,
 }
 
@@ -284,7 +288,7 @@ impl FileWriter {
 pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Result<Vec<RecordBatch>, String> {
     let path = spec.root.join(&file.path);
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let opened = fs::File::open(&path).map_err(|e| wrong(&e))?;
+    let opened = CheckedFile::of(spec, file).open()?;
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
     let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
     let roots = builder.schema().fields().iter().enumerate().filter(|(_, field)| is_wanted(field.name()));
@@ -403,7 +407,7 @@ pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
         "minValues": {"lsn": entry.min_lsn, time: show(entry.min_time)},
         "maxValues": {"lsn": entry.max_lsn, time: show(entry.max_time.saturating_add(999))},
         "nullCount": {"lsn": 0, time: 0},
-        "weir": {"min": entry.min_time, "max": entry.max_time, "sequence": lsn_sequence(entry.max_lsn)},
+        "weir": {"min": entry.min_time, "max": entry.max_time, "sequence": lsn_sequence(entry.max_lsn), "crc32c": entry.checks.to_text()},
     })
     .to_string()
 }

@@ -25,8 +25,10 @@ use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::prelude::SessionContext;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
+use super::checked::{CheckedFile, CheckedReaders};
 use super::files::{FileEntry, partition_values};
 use super::table::TableState;
 use super::{LakeTable, TableSpec, hot_batches};
@@ -63,6 +65,7 @@ impl LakeSnapshot {
         PartitionedFile::new(format!("{}/{}", self.spec.name, file.path), file.bytes)
             .with_partition_values(values.collect())
             .with_statistics(Arc::new(self.statistics(file)))
+            .with_extension(CheckedFile::of(&self.spec, file))
     }
 
     fn statistics(&self, file: &FileEntry) -> Statistics {
@@ -107,8 +110,10 @@ impl LakeSnapshot {
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let source =
-            ParquetSource::new(self.schema.clone()).with_table_parquet_options(state.default_table_options().parquet);
+        let readers = CheckedReaders(state.runtime_env().object_store(lake_url())?);
+        let source = ParquetSource::new(self.schema.clone())
+            .with_table_parquet_options(state.default_table_options().parquet)
+            .with_parquet_file_reader_factory(Arc::new(readers));
         let schema = self.schema.table_schema();
         let merged = Statistics::try_merge_iter(files.iter().filter_map(|f| f.statistics.as_deref()), schema)?;
         let groups: Vec<FileGroup> = FileGroup::new(files).split_files(state.config().target_partitions());
@@ -211,7 +216,10 @@ pub fn scan_files(
     batch_rows: usize,
 ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
     let snapshot = LakeSnapshot::of(table, TableState::default());
-    let source = ParquetSource::new(snapshot.schema.clone());
+    let lake = table.spec.root.parent().unwrap_or(&table.spec.root);
+    let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(lake)?);
+    let readers = Arc::new(CheckedReaders(store.clone()));
+    let source = ParquetSource::new(snapshot.schema.clone()).with_parquet_file_reader_factory(readers);
     let groups = files.iter().map(|f| FileGroup::new(vec![snapshot.file(f)])).collect();
     let columns = (0..table.spec.schema.fields().len()).collect();
     let scan = FileScanConfigBuilder::new(lake_url(), Arc::new(source))
@@ -219,8 +227,7 @@ pub fn scan_files(
         .with_projection_indices(Some(columns))?
         .build();
     let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(GreedyMemoryPool::new(memory))).build_arc()?;
-    let lake = table.spec.root.parent().unwrap_or(&table.spec.root);
-    environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));
+    environment.register_object_store(lake_url().as_ref(), store);
     let config = session_config(1).with_batch_size(batch_rows);
     let context = SessionContext::new_with_config_rt(config, environment).task_ctx();
     Ok((DataSourceExec::from_data_source(scan), context))

@@ -20,6 +20,7 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 
 use super::TableSpec;
+use super::checked::Summing;
 use super::files::{Attempt, Class, FileEntry, NewFile, properties};
 use super::hot::Hot;
 use crate::event::{Lsn, bucket};
@@ -137,7 +138,7 @@ pub fn write_frames(
 /// A file of `raw` being written.
 struct RawWriter {
     new: NewFile,
-    writer: SerializedFileWriter<fs::File>,
+    writer: SerializedFileWriter<Summing<fs::File>>,
     factory: ArrowRowGroupWriterFactory,
     schema: SchemaRef,
     group: Option<Group>,

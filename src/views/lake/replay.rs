@@ -2,12 +2,12 @@
 //! Rows of a file lie by their time of arrival; where a clock went back, frames wait until those before them have come.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::path::PathBuf;
 
 use arrow::array::{Array, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
+use super::TableSpec;
+use super::checked::CheckedFile;
 use super::files::FileEntry;
 use crate::event::Lsn;
 use crate::wal::record::compress;
@@ -21,7 +21,7 @@ const WAITING_BYTES: usize = 128 << 20;
 
 /// Reads frames above an LSN.
 pub struct RawFrames {
-    root: PathBuf,
+    spec: TableSpec,
     /// Files that are not read yet, by their first LSN.
     files: VecDeque<FileEntry>,
     open: Option<ParquetRecordBatchReader>,
@@ -106,11 +106,11 @@ impl<'a> Rows<'a> {
 }
 
 impl RawFrames {
-    /// Reads the files below `root` that hold records above `after`.
-    pub fn new(root: PathBuf, files: &[FileEntry], after: Lsn) -> Self {
+    /// Reads those files of `raw` that hold records above `after`.
+    pub fn new(spec: TableSpec, files: &[FileEntry], after: Lsn) -> Self {
         let mut files: Vec<FileEntry> = files.iter().filter(|f| f.max_lsn > after).cloned().collect();
         files.sort_by_key(|f| f.min_lsn);
-        Self { root, files: files.into(), open: None, after, last: None, waiting: BTreeMap::new(), waiting_bytes: 0 }
+        Self { spec, files: files.into(), open: None, after, last: None, waiting: BTreeMap::new(), waiting_bytes: 0 }
     }
 
     /// The first record that the files have.
@@ -143,9 +143,9 @@ impl RawFrames {
     fn read(&mut self) -> Result<bool, String> {
         if self.open.is_none() {
             let Some(file) = self.files.pop_front() else { return Ok(false) };
-            let path = self.root.join(&file.path);
+            let path = self.spec.root.join(&file.path);
             let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-            let opened = File::open(&path).map_err(|e| wrong(&e))?;
+            let opened = CheckedFile::of(&self.spec, &file).open()?;
             let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
             let plain: i64 = builder.metadata().row_groups().iter().map(|g| g.total_byte_size()).sum();
             let row = (plain.max(1) as u64 / file.rows.max(1)).max(1);

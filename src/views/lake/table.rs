@@ -13,6 +13,7 @@ use deltalake::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
 
+use super::checked::Checks;
 use super::columns::{add_columns, clash, columns_of, delta_columns, layout_of, metadata_of};
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
@@ -572,6 +573,7 @@ fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
         min_lsn: lsn("minValues", 0),
         max_lsn: lsn("maxValues", Lsn::MAX),
         written_ms: file.modification_time(),
+        checks: stats["weir"]["crc32c"].as_str().map(Checks::from_text).unwrap_or_default(),
         path,
     }
 }

@@ -1,0 +1,345 @@
+//! Checksums of a table's files. Parquet as it is written here has none of its own, and a flipped bit in a page mostly gives
+//! another number, not an error. So each file's Delta entry has the CRC-32C of every block of its bytes, and a block is compared
+//! with it before the first reading after the table was opened, whoever reads: a query, a merge, a rebuild.
+//!
+//! What is written of a file is summed on its way to the disk, so that a block that arrived there otherwise is found too.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::ParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::parquet::DefaultParquetFileReaderFactory;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use parquet::arrow::async_reader::AsyncFileReader;
+
+use super::files::FileEntry;
+use super::{Feed, TableSpec};
+use crate::storage::damage;
+
+/// Bytes under one checksum: what a reader of a few rows reads beside them, once.
+const BLOCK: usize = 1 << 20;
+/// The checksums of a file, and which of its blocks were compared with them. Of a file that was written without: nothing to compare.
+#[derive(Debug, Clone, Default)]
+pub struct Checks(Option<Arc<Sums>>);
+
+#[derive(Debug)]
+struct Sums {
+    crcs: Vec<u32>,
+    is_checked: Vec<AtomicBool>,
+}
+
+impl PartialEq for Checks {
+    fn eq(&self, other: &Self) -> bool {
+        let crcs = |checks: &Self| checks.0.as_ref().map(|sums| sums.crcs.clone());
+        crcs(self) == crcs(other)
+    }
+}
+
+impl Eq for Checks {}
+
+impl Checks {
+    fn new(crcs: Vec<u32>) -> Self {
+        let is_checked = crcs.iter().map(|_| AtomicBool::new(false)).collect();
+        Self(Some(Arc::new(Sums { crcs, is_checked })))
+    }
+
+    /// As Delta's entry of the file has them; none where it has none.
+    pub fn to_text(&self) -> Option<String> {
+        let sums = self.0.as_ref()?;
+        Some(sums.crcs.iter().map(|crc| format!("{crc:08x}")).collect())
+    }
+
+    /// From the entry's text. What is none gives too few checksums, which no file agrees with.
+    pub fn from_text(text: &str) -> Self {
+        let crc = |part: &[u8]| u32::from_str_radix(std::str::from_utf8(part).ok()?, 16).ok();
+        Self::new(text.as_bytes().chunks(8).filter(|part| part.len() == 8).map_while(crc).collect())
+    }
+}
+
+/// Sums what is written through it.
+pub struct Summing<W> {
+    inner: W,
+    crcs: Vec<u32>,
+    /// Of the block that is not full, and its bytes so far.
+    open: (u32, usize),
+}
+
+impl<W> Summing<W> {
+    pub fn new(inner: W) -> Self {
+        Self { inner, crcs: Vec::new(), open: (0, 0) }
+    }
+
+    pub fn get_ref(&self) -> &W {
+        &self.inner
+    }
+
+    /// The checksums of everything so far.
+    pub fn checks(&self) -> Checks {
+        let open = (self.open.1 > 0).then_some(self.open.0);
+        Checks::new(self.crcs.iter().copied().chain(open).collect())
+    }
+
+    fn add(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - self.open.1));
+            self.open = (crc32c::crc32c_append(self.open.0, part), self.open.1 + part.len());
+            if self.open.1 == BLOCK {
+                self.crcs.push(self.open.0);
+                self.open = (0, 0);
+            }
+            bytes = rest;
+        }
+    }
+}
+
+impl<W: Write> Write for Summing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.add(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// A file of a table that is about to be read.
+#[derive(Debug, Clone)]
+pub struct CheckedFile {
+    path: PathBuf,
+    bytes: u64,
+    checks: Checks,
+    way_out: Arc<str>,
+}
+
+impl CheckedFile {
+    pub fn of(spec: &TableSpec, file: &FileEntry) -> Self {
+        let way_out = way_out(spec, file).into();
+        Self { path: spec.root.join(&file.path), bytes: file.bytes, checks: file.checks.clone(), way_out }
+    }
+
+    /// Opens the file after a look at all of it.
+    pub fn open(&self) -> std::result::Result<fs::File, String> {
+        self.check(0..self.bytes)?;
+        fs::File::open(&self.path).map_err(|e| self.explain(&e))
+    }
+
+    fn unchecked(&self, range: &Range<u64>) -> Option<Range<usize>> {
+        let sums = self.checks.0.as_ref()?;
+        let blocks = range.start as usize / BLOCK..(range.end as usize).div_ceil(BLOCK).max(1);
+        let is_whole = sums.crcs.len() == (self.bytes as usize).div_ceil(BLOCK);
+        let is_done = |n: usize| sums.is_checked.get(n).is_some_and(|checked| checked.load(Ordering::Acquire));
+        (!is_whole || !blocks.clone().all(is_done)).then_some(blocks)
+    }
+
+    /// Compares the blocks of a range with their checksums, those that were not yet.
+    pub fn check(&self, range: Range<u64>) -> std::result::Result<(), String> {
+        let (Some(blocks), Some(sums)) = (self.unchecked(&range), &self.checks.0) else { return Ok(()) };
+        if sums.crcs.len() != (self.bytes as usize).div_ceil(BLOCK) {
+            return Err(self.damaged("its checksums in the Delta log cannot be read"));
+        }
+        let file = fs::File::open(&self.path).map_err(|e| self.explain(&e))?;
+        let size = file.metadata().map_err(|e| self.explain(&e))?.len();
+        if size != self.bytes {
+            return Err(self.damaged(&format!("it has {size} bytes, and {} were written", self.bytes)));
+        }
+        let mut buffer = vec![0; BLOCK.min(self.bytes as usize)];
+        for n in blocks {
+            let Some((crc, is_checked)) = sums.crcs.get(n).zip(sums.is_checked.get(n)) else { break };
+            if is_checked.load(Ordering::Acquire) {
+                continue;
+            }
+            let at = n * BLOCK;
+            let part = &mut buffer[..BLOCK.min(self.bytes as usize - at)];
+            file.read_exact_at(part, at as u64).map_err(|e| self.explain(&e))?;
+            if crc32c::crc32c(part) != *crc {
+                let to = at + part.len();
+                return Err(self.damaged(&format!("bytes {at} to {to} are not those that were written (CRC-32C)")));
+            }
+            is_checked.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, what: &str) -> String {
+        damage(&self.path, what, &self.way_out)
+    }
+
+    fn explain(&self, error: &io::Error) -> String {
+        match error.kind() {
+            ErrorKind::NotFound => self.damaged("it is not there any more"),
+            ErrorKind::UnexpectedEof => self.damaged("it was cut"),
+            _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                self.damaged(&format!("it cannot be read ({error}), check the device"))
+            }
+            _ => format!("{}: {error}", self.path.display()),
+        }
+    }
+}
+
+/// What can be done about a damaged file of the table.
+fn way_out(spec: &TableSpec, file: &FileEntry) -> String {
+    // A window is rebuilt by its own name.
+    let is_window = matches!(spec.feed, Feed::Made(_)) && !spec.name.contains('.');
+    let name = spec.name.strip_suffix("_versions").filter(|_| is_window).unwrap_or(&spec.name);
+    match spec.feed {
+        Feed::Raw => format!(
+            "it has what came as records {} to {}, and nothing else does: restore it from a backup",
+            file.min_lsn, file.max_lsn
+        ),
+        _ => format!("`weir rebuild {name}` makes the table again from `raw` and the log"),
+    }
+}
+
+/// Readers of a scan's files, which carry a [`CheckedFile`] each.
+#[derive(Debug)]
+pub struct CheckedReaders(pub Arc<dyn ObjectStore>);
+
+impl ParquetFileReaderFactory for CheckedReaders {
+    fn create_reader(
+        &self,
+        partition: usize,
+        file: PartitionedFile,
+        hint: Option<usize>,
+        metrics: &ExecutionPlanMetricsSet,
+    ) -> datafusion::error::Result<Box<dyn AsyncFileReader + Send>> {
+        let store: Arc<dyn ObjectStore> = match file.extension::<CheckedFile>() {
+            Some(checked) => Arc::new(CheckedStore { inner: self.0.clone(), file: checked.clone() }),
+            None => self.0.clone(),
+        };
+        DefaultParquetFileReaderFactory::new(store).create_reader(partition, file, hint, metrics)
+    }
+}
+
+/// A store of which one file is read.
+#[derive(Debug)]
+struct CheckedStore {
+    inner: Arc<dyn ObjectStore>,
+    file: CheckedFile,
+}
+
+impl CheckedStore {
+    async fn check(&self, range: Range<u64>) -> Result<()> {
+        if self.file.unchecked(&range).is_none() {
+            return Ok(());
+        }
+        let file = self.file.clone();
+        let checked = tokio::task::spawn_blocking(move || file.check(range)).await?;
+        checked.map_err(|reason| object_store::Error::Generic { store: "lake", source: reason.into() })
+    }
+}
+
+impl fmt::Display for CheckedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "checked {}", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for CheckedStore {
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let bytes = self.file.bytes;
+        let range = match &options.range {
+            Some(GetRange::Bounded(range)) => range.start.min(bytes)..range.end.min(bytes),
+            Some(GetRange::Offset(from)) => (*from).min(bytes)..bytes,
+            Some(GetRange::Suffix(length)) => bytes.saturating_sub(*length)..bytes,
+            None => 0..bytes,
+        };
+        if !options.head {
+            self.check(range).await?;
+        }
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        for range in ranges {
+            self.check(range.clone()).await?;
+        }
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::damage_in;
+
+    #[test]
+    fn a_block_is_compared_once_and_a_changed_one_is_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("f");
+        let bytes: Vec<u8> = (0..2 * BLOCK + 100).map(|n| (n % 251) as u8).collect();
+        let mut writer = Summing::new(fs::File::create(&path).expect("made"));
+        bytes.chunks(70_001).for_each(|part| writer.write_all(part).expect("written"));
+        let text = writer.checks().to_text().expect("checksums");
+        let file = |text: &str| CheckedFile {
+            path: path.clone(),
+            bytes: bytes.len() as u64,
+            checks: Checks::from_text(text),
+            way_out: "way out".into(),
+        };
+        let whole = file(&text);
+        assert_eq!(whole.check(0..bytes.len() as u64), Ok(()));
+        assert_eq!(whole.checks, writer.checks());
+        // In the second block: who reads it, or all, finds it; the others do not.
+        let mut changed = bytes.clone();
+        changed[BLOCK + 5] ^= 4;
+        fs::write(&path, &changed).expect("written");
+        assert_eq!(whole.check(0..bytes.len() as u64), Ok(()), "a block that was compared is not read again");
+        let reopened = file(&text);
+        assert_eq!(reopened.check(0..BLOCK as u64), Ok(()));
+        let found = reopened.check(BLOCK as u64 - 1..BLOCK as u64 + 1).expect_err("it is found");
+        assert!(damage_in(&format!("scan: {found}\n")) == Some(&found) && found.ends_with("; way out"), "{found}");
+        assert_eq!(reopened.check(2 * BLOCK as u64..bytes.len() as u64), Ok(()));
+        for (write, what) in [(Some(&bytes[..9]), "bytes"), (None, "not there")] {
+            write.map_or_else(|| fs::remove_file(&path), |part| fs::write(&path, part)).expect("changed");
+            let found = file(&text).open().expect_err("it is found");
+            assert!(found.contains(what), "{found}");
+        }
+        assert!(file("0011223").check(0..1).is_err() && file("").check(0..1).is_err());
+    }
+}
