@@ -164,30 +164,6 @@ fn refusals_have_their_codes_and_store_nothing() {
 }
 
 #[test]
-fn bodies_that_would_fill_the_memory_together_are_refused_before_they_are_read() {
-    let bench = http_bench();
-    let server = Server::start(bench.command(&["run"]).args(["--memory", "512MiB"]), &bench.path("data"));
-    // A large body that never comes holds half the queue's share (26 MiB): one of unknown size has no room beside it.
-    let head = format!(
-        "POST /api/v1/streams/rsvps/events HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
-        server.address,
-        13 << 20
-    );
-    let mut held = TcpStream::connect(&server.address).expect("a connection");
-    held.write_all(head.as_bytes()).expect("writable");
-    // A body is asked for once it is admitted.
-    let mut asked = [0; 12];
-    held.read_exact(&mut asked).expect("an answer");
-    assert_eq!(&asked, b"HTTP/1.1 100");
-    let one = ndjson(&records(1, 1));
-    let packed = [("Content-Encoding", "gzip")];
-    assert_eq!(server.post(&packed, b"x").0, 429);
-    assert_eq!(server.post(&[], &one).0, 200, "a small one still fits");
-    drop(held);
-    wait_until("its share is given back", || server.post(&packed, b"x").0 == 400);
-}
-
-#[test]
 fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     let bench = http_bench();
     // The time that passes meanwhile closes no window.

@@ -11,6 +11,7 @@ use crate::runtime::RuntimeError;
 use crate::runtime::folder::{Address, Folder};
 use crate::runtime::offline::Offline;
 use crate::runtime::questions::Params;
+use crate::server::FOLDER_KEY;
 
 /// How long a server may take to say that it is there.
 const HELLO: Duration = Duration::from_secs(10);
@@ -64,6 +65,7 @@ pub struct Server {
     client: reqwest::Client,
     url: String,
     token: Option<String>,
+    folder_key: String,
 }
 
 impl Server {
@@ -84,6 +86,7 @@ impl Server {
             client,
             url,
             token: std::env::var("WEIR_TOKEN").ok(),
+            folder_key: address.key.clone(),
         })
     }
 
@@ -121,6 +124,7 @@ impl Server {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
+        let request = request.header(FOLDER_KEY, &self.folder_key);
         let response = request.send().await.map_err(failed)?;
         let status = response.status();
         let bytes = response.bytes().await.map_err(failed)?;

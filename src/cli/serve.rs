@@ -64,11 +64,14 @@ fn serve_once(
     })?;
     let address = listener.local_addr().map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let restart = Arc::new(AtomicBool::new(false));
+    let folder_key = format!("{:032x}", rand::random::<u128>());
     let parts = Parts {
         answers: running.answers.clone(),
         readiness: running.readiness(),
         metrics: metrics.clone(),
         backup: running.backup(config),
+        backups: config.server.backups.clone(),
+        folder_key: folder_key.clone(),
         restart: restart.clone(),
         body_bytes: config.limits.body,
         bodies_bytes: config.limits.shares().queues,
@@ -87,6 +90,7 @@ fn serve_once(
         pid: std::process::id(),
         http: address,
         tls: config.server.tls.is_some(),
+        key: folder_key,
     })?;
     tracing::info!(%address, "ready");
     let mut since_metrics = METRICS_EVERY;

@@ -75,6 +75,8 @@ pub struct Server {
     pub ingest: bool,
     pub tls: Option<(PathBuf, PathBuf)>,
     pub token_file: Option<PathBuf>,
+    /// The folder below which a backup over HTTP may be written.
+    pub backups: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -349,7 +351,7 @@ fn explain(message: &str) -> String {
 /// `WEIR_DATA`, `WEIR_INSTANCE` and `WEIR_<SECTION>_<KEY>` for server, limits, log and lake.
 fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<String>) {
     const KEYS: [(&str, &[&str]); 4] = [
-        ("server", &["http", "ingest", "tls_cert", "tls_key", "token_file"]),
+        ("server", &["http", "ingest", "tls_cert", "tls_key", "token_file", "backups"]),
         (
             "limits",
             &[
@@ -416,7 +418,8 @@ fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, 
             return Err(at.error(at.line_of("[server]"), format!("the file {} does not exist", path.display())));
         }
     }
-    Ok(Server { http, ingest: typed.ingest.unwrap_or(true), tls, token_file })
+    let backups = join(&typed.backups);
+    Ok(Server { http, ingest: typed.ingest.unwrap_or(true), tls, token_file, backups })
 }
 
 fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String> {

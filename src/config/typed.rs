@@ -31,6 +31,7 @@ pub struct Server {
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub token_file: Option<PathBuf>,
+    pub backups: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -40,6 +40,22 @@ pub struct Backup {
 }
 
 impl Backup {
+    /// Copies into a folder below another one, for who may not write where he likes.
+    pub fn run_below(&self, folder: &Path, to: &Path) -> Result<Summary, RuntimeError> {
+        let failed = |e: io::Error| RuntimeError::Config(format!("{} (`[server] backups`): {e}", folder.display()));
+        let (folder, to) = (folder.canonicalize().map_err(failed)?, plain(to)?);
+        // Its parent is known by its own name: no link leads out.
+        if to == folder || !to.starts_with(&folder) {
+            let message = "backups over HTTP go below";
+            return Err(RuntimeError::Config(format!(
+                "{}: {message} {} (`[server] backups`)",
+                to.display(),
+                folder.display()
+            )));
+        }
+        self.run(&to)
+    }
+
     /// Copies into a folder that is empty or not there; it gets its name when the copy is whole.
     pub fn run(&self, to: &Path) -> Result<Summary, RuntimeError> {
         let _trimming = self.trimming.lock().unwrap_or_else(PoisonError::into_inner);

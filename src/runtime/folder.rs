@@ -32,6 +32,9 @@ pub struct Address {
     pub pid: u32,
     pub http: SocketAddr,
     pub tls: bool,
+    /// Shows the server that who asks may read this folder.
+    #[serde(default)]
+    pub key: String,
 }
 
 /// Holds the folder for this process while it lives.

@@ -1,6 +1,7 @@
 //! Errors as `{"error":{"code","message","hint"}}`.
 
 use axum::Json;
+use axum::body::to_bytes;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
@@ -79,6 +80,29 @@ impl From<IngestError> for ApiError {
             IngestError::Unknown => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", message, "send it again"),
         }
     }
+}
+
+/// Longest text of a refusal that a library wrote.
+const REFUSAL_BYTES: usize = 16 << 10;
+
+/// A refusal that a library wrote as plain text, as of a path that is no UTF-8, in the form of all others.
+pub async fn in_usual_form(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !(status.is_client_error() || status.is_server_error()) || kind.is_some_and(|k| !k.starts_with(b"text/plain")) {
+        return response;
+    }
+    let code = match status {
+        StatusCode::NOT_FOUND => "not_found",
+        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "media_type",
+        _ if status.is_client_error() => "bad_request",
+        _ => "failed",
+    };
+    let text = to_bytes(response.into_body(), REFUSAL_BYTES).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let message = if text.is_empty() { status.canonical_reason().unwrap_or_default() } else { &*text };
+    ApiError::new(status, code, message, "see /docs").into_response()
 }
 
 pub async fn not_found(uri: Uri) -> ApiError {

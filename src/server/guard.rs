@@ -1,20 +1,88 @@
 //! Who may ask: Host on every route (a web page must not reach a local service under a name of its own), Origin on writes,
-//! tokens where configured.
+//! tokens where configured. And what a connection does, for the limits of [`super::connections`].
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use http_body::{Frame, SizeHint};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::App;
-use super::error::ApiError;
+use super::connections::{Activity, Phase};
+use super::error::{ApiError, in_usual_form};
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
+pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    let activity = request.extensions().get::<Arc<Activity>>().cloned();
+    activity.iter().for_each(|activity| activity.enter(Phase::Works));
+    let is_reserve = activity.as_ref().is_some_and(|activity| activity.is_reserve);
+    let allowed = if is_reserve { check_reserve(&app, &request) } else { Ok(()) };
+    let response = match allowed.and_then(|()| check(&app, &request)) {
+        Ok(()) => in_usual_form(next.run(request).await).await,
+        Err(refused) => refused.into_response(),
+    };
+    let Some(activity) = activity else { return response };
+    let mut response = response.map(|body| Body::new(Answered { body, activity }));
+    if is_reserve {
+        // One request each: the next one that must be answered needs it.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Where all connections are taken, records are still taken in, and the process is watched.
+fn check_reserve(app: &App, request: &Request) -> Result<(), ApiError> {
+    let path = request.uri().path();
+    let is_intake = request.method() == Method::POST && path.starts_with("/api/v1/streams/");
+    if is_intake || matches!(path, "/healthz" | "/readyz") {
+        return Ok(());
+    }
+    let message = format!("all {} connections are taken (`[limits] connections`)", app.0.connections.most());
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message, "try again in a moment"))
+}
+
+/// An answer's body; when it has been handed on whole, its connection waits for the next request.
+struct Answered {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl HttpBody for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        self.activity.enter(Phase::AwaitsRequest);
+    }
+}
+
+fn check(app: &App, request: &Request) -> Result<(), ApiError> {
     let parts = &app.0.parts;
     let headers = request.headers();
     let host = headers
@@ -58,5 +126,5 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resu
             Some(_) => {}
         }
     }
-    Ok(next.run(request).await)
+    Ok(())
 }

@@ -3,29 +3,27 @@
 //! Once a body has come in whole, it is stored by a task of its own: a client that gives up meanwhile finds it stored when it asks
 //! again under the same idempotency key.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use futures::StreamExt;
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 
 use super::App;
 use super::body::{self, Coding, Split};
+use super::connections::Activity;
 use super::error::ApiError;
 use super::in_flight::Outcome;
+use super::receive::{Received, Room, receive};
 use crate::idempotency::{Answer, BodyHash, RequestKey};
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::wal::{About, Kind};
 
 const KEY_BYTES: usize = 128;
-/// A body must have come in by then.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
 pub struct IntakeQuery {
@@ -38,11 +36,12 @@ pub struct IntakeQuery {
 #[utoipa::path(post, path = "/api/v1/streams/{stream}/events", params(("stream" = String, Path), IntakeQuery),
     request_body(content = String, content_type = "application/json"),
     responses((status = 200, description = "durably stored: {accepted, rejected_total, rejected}"), (status = 400), (status = 404),
-        (status = 413), (status = 415), (status = 422), (status = 429), (status = 503)))]
+        (status = 408), (status = 413), (status = 415), (status = 422), (status = 429), (status = 503)))]
 pub async fn post_events(
     State(app): State<App>,
     Path(stream): Path<String>,
     Query(IntakeQuery { unwrap }): Query<IntakeQuery>,
+    activity: Option<Extension<Arc<Activity>>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
@@ -59,12 +58,17 @@ pub async fn post_events(
     body::check_type(&headers)?;
     let coding = Coding::of(&headers)?;
     let key = idempotency_key(&headers)?;
-    let admitted = admit(&app, &headers)?;
-    let wire = read_body(body, app.0.parts.body_bytes).await?;
+    let limit = app.0.parts.body_bytes;
+    let activity = activity.map(|Extension(activity)| activity);
+    let Received { bytes: wire, mut room } = receive(&app, activity, &headers, body, limit).await?;
+    if coding != Coding::Identity {
+        // Packed, it may be as large as the limit.
+        room.grow_to(limit).await?;
+    }
     let request = Request { stream, unwrap, key, coding, wire };
     // The task goes on where this future is dropped with its connection.
     let task = tokio::spawn(async move {
-        let _admitted: OwnedSemaphorePermit = admitted;
+        let _room: Room = room;
         request.store(&app, &ingest).await
     });
     match task.await.unwrap_or_else(|e| Outcome::Refused(failed(&e))) {
@@ -95,33 +99,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         ));
     }
     Ok(Some(key.to_owned()))
-}
-
-/// Takes the body's share of the queue before it is read, so that many clients cannot fill the memory together. A body that does
-/// not tell its length, or is packed, may be as large as the limit.
-fn admit(app: &App, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
-    let parts = &app.0.parts;
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    let is_plain = !headers.contains_key(header::CONTENT_ENCODING);
-    let bytes = told.filter(|_| is_plain).unwrap_or(parts.body_bytes).min(parts.body_bytes).min(parts.bodies_bytes);
-    let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).max(1);
-    app.0.bodies.clone().try_acquire_many_owned(kib).map_err(|_| IngestError::Full { limit: parts.bodies_bytes }.into())
-}
-
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let read = async {
-        let (mut stream, mut out) = (body.into_data_stream(), bytes::BytesMut::new());
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| ApiError::bad_request(e.to_string(), ""))?;
-            if out.len() + chunk.len() > limit {
-                return Err(body::too_large(limit));
-            }
-            out.extend_from_slice(&chunk);
-        }
-        Ok(out.freeze())
-    };
-    let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow_body", "the body took too long", "");
-    tokio::time::timeout(BODY_TIME, read).await.map_err(slow)?
 }
 
 /// A request whose body has come in.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt, stream};
 use serde_json::Value;
@@ -60,6 +60,10 @@ pub async fn live(
     let resumed = headers.get("last-event-id").and_then(|v| v.to_str().ok()).and_then(Position::behind);
     let applied = handles.tables.get(&name).map_or(0, |t| t.applied());
     let start = resumed.unwrap_or(Position { after: applied, sent: 0 });
+    let streams = app.0.live.clone().try_acquire_owned().map_err(|_| {
+        let message = "half of the connections are live streams already (`[limits] connections`)";
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "close one, or raise the limit")
+    })?;
     let stop = app.0.stop.clone().cancelled_owned();
     let rows = stream::unfold((app, name, order, start), |(app, name, order, at)| async move {
         loop {
@@ -72,7 +76,8 @@ pub async fn live(
             tokio::time::sleep(POLL).await;
         }
     });
-    let events = rows.flatten().map(|(id, row)| {
+    let events = rows.flatten().map(move |(id, row)| {
+        let _place = &streams;
         let event = Event::default().id(id).json_data(&row);
         Ok(event.unwrap_or_else(|_| Event::default().comment("a row that is no JSON")))
     });

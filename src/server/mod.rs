@@ -9,6 +9,7 @@ mod in_flight;
 mod intake;
 mod live;
 mod page;
+mod receive;
 mod routes;
 pub mod upstream;
 
@@ -35,13 +36,18 @@ use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 use crate::ingest::Ingest;
 use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
-use connections::Limit;
+use connections::{Connections, Limit};
 use in_flight::InFlight;
 
 /// How long open requests may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(3);
 /// A client must have sent its request's head by then.
 const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Requests at once that bring dead letters back; they come one after the other.
+const RETRIES: usize = 4;
+
+/// The header with a server's [`Parts::folder_key`].
+pub const FOLDER_KEY: &str = "weir-folder-key";
 
 /// What the server works with.
 pub struct Parts {
@@ -50,6 +56,10 @@ pub struct Parts {
     pub readiness: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
     pub metrics: PrometheusHandle,
     pub backup: Backup,
+    /// The folder below which backups over HTTP go.
+    pub backups: Option<PathBuf>,
+    /// Who knows it may read the data folder, and so may have a backup anywhere.
+    pub folder_key: String,
     /// Set, the process starts anew without giving up its port: what was rebuilt takes its place then.
     pub restart: Arc<AtomicBool>,
     pub body_bytes: usize,
@@ -77,10 +87,15 @@ pub(crate) struct Inner {
     in_flight: InFlight,
     /// Retries of dead letters come one after the other.
     retries: Arc<tokio::sync::Mutex<()>>,
+    waiting_retries: Arc<Semaphore>,
+    backing_up: Semaphore,
     /// Running queries that have a name.
     queries: Mutex<HashMap<String, CancellationToken>>,
     /// KiB that bodies may still take.
     bodies: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    /// Places of live streams.
+    live: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -89,7 +104,22 @@ impl App {
         let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
         let (ingest, in_flight, queries) = (Mutex::default(), InFlight::default(), Mutex::default());
         let retries = Arc::default();
-        Self(Arc::new(Inner { parts, ingest, in_flight, retries, queries, bodies, stop }))
+        let (waiting_retries, backing_up) = (Arc::new(Semaphore::new(RETRIES)), Semaphore::new(1));
+        let live = Arc::new(Semaphore::new(parts.connections.div_ceil(2)));
+        let connections = Connections::new(parts.connections);
+        Self(Arc::new(Inner {
+            parts,
+            ingest,
+            in_flight,
+            retries,
+            waiting_retries,
+            backing_up,
+            queries,
+            bodies,
+            connections,
+            live,
+            stop,
+        }))
     }
 
     fn queries(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
@@ -165,14 +195,14 @@ impl Server {
             None => None,
             Some((certificate, key)) => Some(RustlsConfig::from_pem_file(certificate, key).await?),
         };
-        let slots = Arc::new(Semaphore::new(parts.connections));
         let app = App::new(parts, CancellationToken::new());
+        let connections = app.0.connections.clone();
         let handle = Handle::new();
         let service = router(app.clone()).into_make_service();
         let serving = handle.clone();
         macro_rules! serve {
             ($acceptor:expr) => {{
-                let acceptor = Limit { inner: $acceptor, slots, first_byte: HEAD_TIME };
+                let acceptor = Limit { inner: $acceptor, connections, first_byte: HEAD_TIME };
                 let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(serving);
                 server
                     .http_builder()

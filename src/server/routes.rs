@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::path::Path as FilePath;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use super::App;
 use super::error::ApiError;
+use super::receive::Small;
+use super::{App, FOLDER_KEY, RETRIES};
 use crate::runtime::retry::{Retry, RetryQuestion};
 use crate::runtime::{RuntimeError, rebuild};
 
@@ -85,7 +88,7 @@ fn json_format() -> String {
 #[utoipa::path(post, path = "/api/v1/sql", request_body = SqlRequest,
     responses((status = 200, description = "{rows, as_of} in json; rows alone in the other formats"), (status = 400),
         (status = 409, description = "the id is in use, or the query was ended"), (status = 429)))]
-pub async fn sql(State(app): State<App>, body: axum::body::Bytes) -> Result<Response, ApiError> {
+pub async fn sql(State(app): State<App>, Small(body): Small) -> Result<Response, ApiError> {
     let request: SqlRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"sql\": \"select …\", \"format\": \"json\"}"))?;
     let kind = match request.format.as_str() {
@@ -166,15 +169,34 @@ pub struct BackupRequest {
     to: String,
 }
 
-/// Copies the data folder while everything goes on; answers when the copy is whole.
+/// Copies the data folder while everything goes on, into a new folder below `[server] backups`; answers when the copy is whole.
 #[utoipa::path(post, path = "/api/v1/backup", request_body = BackupRequest,
-    responses((status = 200, description = "{to, files, bytes, lsn}"), (status = 400), (status = 500)))]
-pub async fn backup(State(app): State<App>, body: axum::body::Bytes) -> Result<Json<Value>, ApiError> {
+    responses((status = 200, description = "{to, files, bytes, lsn}"), (status = 400),
+        (status = 403, description = "the configuration names no folder for backups"),
+        (status = 409, description = "a backup is running"), (status = 500)))]
+pub async fn backup(State(app): State<App>, headers: HeaderMap, Small(body): Small) -> Result<Json<Value>, ApiError> {
+    let parts = &app.0.parts;
+    let key = headers.get(FOLDER_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    let is_own = bool::from(key.ct_eq(parts.folder_key.as_bytes()));
+    let below = parts.backups.clone().filter(|_| !is_own);
+    if below.is_none() && !is_own {
+        let message = "the configuration names no folder for backups over HTTP (`[server] backups`)";
+        let hint = "name one, or run `weir backup` on the server's machine";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "no_backups", message, hint));
+    }
+    let Ok(_only) = app.0.backing_up.try_acquire() else {
+        let message = "a backup is running";
+        return Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, "try again when it has ended"));
+    };
     let request: BackupRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"to\": \"/an/absolute/path\"}"))?;
     let failed = |e: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e, "see the log");
     let backup = app.0.parts.backup.clone();
-    let copied = tokio::task::spawn_blocking(move || backup.run(std::path::Path::new(&request.to))).await;
+    let copied = tokio::task::spawn_blocking(move || match below {
+        Some(folder) => backup.run_below(&folder, FilePath::new(&request.to)),
+        None => backup.run(FilePath::new(&request.to)),
+    });
+    let copied = copied.await;
     let summary = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| match e {
         RuntimeError::Config(message) => ApiError::bad_request(message, ""),
         RuntimeError::NotTaken(error) => error.into(),
@@ -185,8 +207,8 @@ pub async fn backup(State(app): State<App>, body: axum::body::Bytes) -> Result<J
 
 /// Brings dead letters back that are accepted now.
 #[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryQuestion,
-    responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 503)))]
-pub async fn retry(State(app): State<App>, body: axum::body::Bytes) -> Result<Json<Value>, ApiError> {
+    responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 429), (status = 503)))]
+pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Value>, ApiError> {
     let body = if body.is_empty() { &b"{}"[..] } else { &body[..] };
     let question: RetryQuestion = serde_json::from_slice(body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"reason\": …, \"since\": …, \"limit\": …}"))?;
@@ -194,6 +216,10 @@ pub async fn retry(State(app): State<App>, body: axum::body::Bytes) -> Result<Js
         let message = "no records are taken in at present: weir is starting, stopping, or set so";
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_taking", message, "try again in a moment")
     })?;
+    let Ok(_waiting) = app.0.waiting_retries.clone().try_acquire_owned() else {
+        let message = format!("{RETRIES} retries wait already");
+        return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again when they have ended"));
+    };
     let answers = app.0.parts.answers.clone();
     let turn = app.0.retries.clone();
     let retry = Retry { clock: answers.clock.clone(), answers, ingest, turn };
@@ -216,7 +242,7 @@ pub struct RebuildRequest {
 /// Lets views that `weir rebuild` made take the place of the old ones: the server pauses for a moment.
 #[utoipa::path(post, path = "/api/v1/rebuild", request_body = RebuildRequest,
     responses((status = 202, description = "{pausing}"), (status = 400), (status = 409, description = "another configuration is in force")))]
-pub async fn take_rebuilt(State(app): State<App>, body: axum::body::Bytes) -> Result<Response, ApiError> {
+pub async fn take_rebuilt(State(app): State<App>, Small(body): Small) -> Result<Response, ApiError> {
     let request: RebuildRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "this is for `weir rebuild`"))?;
     if request.configuration != app.0.parts.answers.handles.catalog.id.to_string() {

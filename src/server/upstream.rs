@@ -22,6 +22,8 @@ const KEPT: usize = 10_000;
 /// Records that a slow client may be behind before it loses some.
 const BEHIND: usize = 16_384;
 const SEND_TIME: Duration = Duration::from_secs(10);
+/// What may wait to be written to a client: what it is sent, and answers to its pings.
+const WRITE_BYTES: usize = 4 << 20;
 
 #[derive(Clone)]
 pub struct Upstream {
@@ -78,7 +80,7 @@ async fn records(
 ) -> Response {
     let mut receiver = upstream.sender.subscribe();
     if let Ok(upgrade) = upgrade {
-        return upgrade.on_upgrade(async move |mut socket| {
+        return upgrade.max_write_buffer_size(WRITE_BYTES).on_upgrade(async move |mut socket| {
             loop {
                 tokio::select! {
                     record = receiver.recv() => match record {

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
-use tokio_tungstenite::connect_async_with_config;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, connect_async_with_config};
 
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
@@ -18,6 +19,9 @@ use crate::ingest::{IngestError, Receipt, Submission};
 use crate::wal::{About, Kind, RecordsBuilder};
 
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// A ping must be written by then, and no more may wait to be written: a server that reads nothing is given up.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+const WRITE_BYTES: usize = 256 << 10;
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// A connection that says nothing, not even to a ping, for this long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -109,10 +113,26 @@ struct Listener<'a> {
     has_room_again: bool,
 }
 
+/// Limits on what is read and written: answers to pings wait in memory until the server reads them.
+fn limits(message_bytes: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .max_message_size(Some(message_bytes))
+        .max_frame_size(Some(message_bytes))
+        .max_write_buffer_size(WRITE_BYTES)
+}
+
+async fn ping<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Result<(), String> {
+    match timeout(WRITE_TIME, socket.send(Message::Ping(Vec::new().into()))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Error::WriteBufferFull(_))) | Err(_) => Err("the server reads nothing".into()),
+        Ok(Err(error)) => Err(error.to_string()),
+    }
+}
+
 impl Listener<'_> {
     async fn listen(&mut self, url: &str) -> Result<(), Ended> {
         let limit = self.context.record_bytes * 4;
-        let config = WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit));
+        let config = limits(limit);
         let lost = |e: Error| Ended::Connection(e.to_string());
         let (mut socket, _) = timeout(CONNECT_TIME, connect_async_with_config(url, Some(config), true))
             .await
@@ -156,8 +176,8 @@ impl Listener<'_> {
             }
             if pinged.elapsed() > PING_EVERY {
                 pinged = Instant::now();
-                if let Err(error) = socket.send(Message::Ping(Vec::new().into())).await {
-                    return self.lost(error.to_string());
+                if let Err(reason) = ping(&mut socket).await {
+                    return self.lost(reason);
                 }
             }
         }
@@ -262,5 +282,30 @@ impl Listener<'_> {
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_pings_and_never_reads_is_given_up() {
+        let (mut server, client) = tokio::io::duplex(4 << 10);
+        let mut socket = WebSocketStream::from_raw_socket(client, Role::Client, Some(limits(1 << 20))).await;
+        let flood = tokio::spawn(async move {
+            let one = [&[0x89, 125], [b'p'; 125].as_slice()].concat();
+            while server.write_all(&one).await.is_ok() {}
+        });
+        // Four times what may wait.
+        for _ in 0..4 * WRITE_BYTES / 125 {
+            assert!(matches!(socket.next().await, Some(Ok(Message::Ping(_)))));
+        }
+        assert_eq!(ping(&mut socket).await, Err("the server reads nothing".to_owned()));
+        drop(socket);
+        flood.await.expect("it ends");
     }
 }

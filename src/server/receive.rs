@@ -1,0 +1,125 @@
+//! Bodies as they come in: within a time and a size. Each takes its room as it comes, so that one that is only announced holds
+//! nothing; where there is none left, the body that has been waited for longest gives its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use futures::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::App;
+use super::body::too_large;
+use super::connections::{Activity, Phase};
+use super::error::ApiError;
+use crate::ingest::IngestError;
+
+/// A body must have come in by then.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// How long a body waits for the room of one that was given up.
+const ROOM_TIME: Duration = Duration::from_secs(1);
+/// The body of anything that is no intake.
+const SMALL_BYTES: usize = 1 << 20;
+
+/// What bodies have together, of which this is one's part.
+pub struct Room {
+    app: App,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    fn new(app: &App) -> Self {
+        Self { app: app.clone(), permit: None }
+    }
+
+    /// Takes room for a body of so many bytes altogether.
+    pub async fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let inner = &self.app.0;
+        let own = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = (bytes.min(inner.parts.bodies_bytes) >> 10).max(1);
+        let Some(more) = wanted.checked_sub(own).and_then(|more| u32::try_from(more).ok()).filter(|more| *more > 0)
+        else {
+            return Ok(());
+        };
+        let got = match inner.bodies.clone().try_acquire_many_owned(more) {
+            Ok(permit) => Some(permit),
+            Err(_) if inner.connections.give_up_a_body() => {
+                let freed = inner.bodies.clone().acquire_many_owned(more);
+                tokio::time::timeout(ROOM_TIME, freed).await.ok().and_then(Result::ok)
+            }
+            Err(_) => None,
+        };
+        let got = got.ok_or(IngestError::Full { limit: inner.parts.bodies_bytes })?;
+        match &mut self.permit {
+            Some(permit) => permit.merge(got),
+            None => self.permit = Some(got),
+        }
+        Ok(())
+    }
+}
+
+/// A body that has come in, and the room it takes.
+pub struct Received {
+    pub bytes: Bytes,
+    pub room: Room,
+}
+
+/// Reads a body of at most `limit` bytes.
+pub async fn receive(
+    app: &App,
+    activity: Option<Arc<Activity>>,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<Received, ApiError> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > limit as u64) {
+        return Err(too_large(limit));
+    }
+    let mut room = Room::new(app);
+    let gave_way = async {
+        match &activity {
+            Some(activity) => activity.gave_way().await,
+            None => std::future::pending().await,
+        }
+    };
+    let enter = |phase| activity.iter().for_each(|activity| activity.enter(phase));
+    enter(Phase::ReadsBody);
+    let read = async {
+        let (mut stream, mut out) = (body.into_data_stream(), bytes::BytesMut::new());
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|e| ApiError::bad_request(format!("the body broke off: {e}"), ""))?;
+            if out.len() + chunk.len() > limit {
+                return Err(too_large(limit));
+            }
+            activity.iter().for_each(|activity| activity.progress(chunk.len()));
+            room.grow_to(out.len() + chunk.len()).await?;
+            out.extend_from_slice(&chunk);
+        }
+        Ok(out.freeze())
+    };
+    let slow = |why: &str| ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow_body", why, "send it again, at once");
+    let bytes = tokio::select! {
+        read = read => read?,
+        () = tokio::time::sleep(BODY_TIME) => return Err(slow("the body took longer than 30 s")),
+        () = gave_way => return Err(slow("the body stopped coming while others need its room (`[limits] connections`, `memory`)")),
+    };
+    enter(Phase::Works);
+    Ok(Received { bytes, room })
+}
+
+/// The whole body of a request that brings no records.
+pub struct Small(pub Bytes);
+
+impl FromRequest<App> for Small {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let activity = parts.extensions.get::<Arc<Activity>>().cloned();
+        let received = receive(app, activity, &parts.headers, body, SMALL_BYTES).await?;
+        Ok(Self(received.bytes))
+    }
+}
