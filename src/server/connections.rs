@@ -217,7 +217,7 @@ where
             return Box::pin(async { Err(io::Error::other("too many connections")) });
         };
         // Without it the system's own size is as good, only larger.
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
+        let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
         let (accepted, wait) = (self.inner.accept(stream, service), self.first_byte);
         Box::pin(async move {
             let activity = admitted.activity.clone();
