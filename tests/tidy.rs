@@ -52,20 +52,21 @@ fn module(file: &str) -> String {
 fn imports() -> BTreeMap<&'static str, Vec<&'static str>> {
     BTreeMap::from([
         ("event", vec![]),
+        ("bounds", vec![]),
         ("clock", vec![]),
         ("storage", vec![]),
         ("threads", vec![]),
         ("presets", vec![]),
         ("config", vec!["event", "presets"]),
         ("schema", vec!["event", "config", "decode"]),
-        ("decode", vec!["event", "schema"]),
+        ("decode", vec!["bounds", "event", "schema"]),
         ("idempotency", vec!["event", "config", "decode"]),
         ("wal", vec!["storage", "clock"]),
         ("generator", vec!["event"]),
-        ("sources", vec!["event", "clock", "config", "ingest", "operators", "wal"]),
+        ("sources", vec!["bounds", "event", "clock", "config", "ingest", "operators", "wal"]),
         ("ingest", vec!["event", "sources", "decode", "schema", "storage", "threads", "wal", "clock", "idempotency"]),
-        ("operators", vec!["event", "schema", "decode", "wal", "idempotency"]),
-        ("query", vec!["event", "schema", "storage", "threads", "views", "operators"]),
+        ("operators", vec!["bounds", "event", "schema", "decode", "wal", "idempotency"]),
+        ("query", vec!["bounds", "event", "schema", "storage", "threads", "views", "operators"]),
         ("views", vec!["event", "schema", "storage", "threads", "wal", "operators", "views"]),
         (
             "server",
@@ -106,7 +107,7 @@ fn imports() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 #[test]
 fn modules_import_only_what_the_architecture_allows() {
-    let event_log = ["event", "schema", "storage", "threads", "wal", "operators", "views"];
+    let event_log = ["bounds", "event", "schema", "storage", "threads", "wal", "operators", "views"];
     let mut allowed = imports();
     for view in ["views/lake", "views/search", "views/places", "views/counts"] {
         allowed.insert(view, event_log.to_vec());

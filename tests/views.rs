@@ -231,8 +231,9 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
             let (a, b) = (at(&mut numbers), at(&mut numbers));
             let (from, to) = if numbers.below(5) == 0 { (i64::MIN / 2, b) } else { (a.min(b), a.max(b)) };
             let from = from.max(floor);
-            let (found, lsn) = counts.count(from, to).expect("an answer");
-            assert_eq!(lsn, output.to);
+            let mut found: std::collections::HashMap<Arc<str>, Tally> = Default::default();
+            let lsn = counts.count(from, to, &mut |group, tally| found.entry(group.into()).or_default().add(tally));
+            assert_eq!(lsn.expect("an answer"), output.to);
             let mut want: std::collections::HashMap<Arc<str>, Tally> = Default::default();
             for (_, group) in accepted.iter().filter(|(time, _)| (from..to).contains(time)) {
                 want.entry(group.as_str().into()).or_default().add(Tally { acts: 1, all: 1 });

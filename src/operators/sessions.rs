@@ -1,7 +1,6 @@
 //! Sessions: events of one key with no more than a gap between them, in the order of LSNs. A session is known by the record that
 //! began it; it never merges with another one and never changes its id.
 
-use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hasher;
@@ -12,6 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashTable;
 use sha2::{Digest, Sha256};
 
+use crate::bounds::kept;
 use crate::event::{Lsn, MICROS_PER_SECOND, Micros};
 use crate::schema::types::timestamp;
 
@@ -99,18 +99,6 @@ pub struct Sessions {
     /// Texts that sessions tell, each once.
     texts: HashMap<Box<str>, Arc<str>>,
     mark: Micros,
-}
-
-/// Longest text that is kept of a key or of what a session tells, in bytes.
-const TEXT_BYTES: usize = 128;
-
-/// A text short enough to be kept: of a longer one its beginning and a hash of all of it, so that different ones stay different.
-fn kept(text: &str) -> Cow<'_, str> {
-    if text.len() <= TEXT_BYTES {
-        return text.into();
-    }
-    let hash: String = Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{}…{hash}", &text[..text.floor_char_boundary(TEXT_BYTES - 24)]).into()
 }
 
 /// Different texts kept once; beyond it each session has its own.

@@ -1,14 +1,16 @@
 //! How many: sums over the counts view, with the parts of seconds at the edges read from the stream table.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
 use super::sql::{SqlEngine, to_ndjson};
 use super::{Handles, QueryError};
+use crate::bounds::kept;
 use crate::event::{MICROS_PER_SECOND, Micros};
 use crate::operators::positions;
-use crate::views::counts::{SEPARATOR, Tally};
+use crate::views::counts::{Tally, group};
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
@@ -52,21 +54,10 @@ pub async fn count(
     let to = question.to.unwrap_or(Micros::MAX / 2);
     let first = -(-from).div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
     let last = to.div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
-    let (sums, mut lsn) = counts.count(first, last).map_err(|e| QueryError::Failed(e.to_string()))?;
-    let mut groups: BTreeMap<String, Tally> = BTreeMap::new();
-    let mut total = Tally::default();
-    let mut add = |values: &[&str], tally: Tally| {
-        if question.kind.as_ref().is_some_and(|kind| values.first() != Some(&kind.as_str())) {
-            return;
-        }
-        total.add(tally);
-        if let Some(at) = group {
-            groups.entry(values.get(at).copied().unwrap_or_default().to_owned()).or_default().add(tally);
-        }
-    };
-    for (text, tally) in &sums {
-        add(&text.split(SEPARATOR).collect::<Vec<_>>(), *tally);
-    }
+    let most = sql.most_rows();
+    let mut sums = Sums { kind: question.kind.as_deref().map(kept), at: group, most, ..Sums::default() };
+    let counted = counts.count(first, last, &mut |text, tally| sums.add(group::values(text), tally));
+    let mut lsn = counted.map_err(|e| QueryError::Failed(e.to_string()))?;
     let edges = edges(from, first, last, to);
     let mut views = vec![positions::counts(name)];
     if !edges.is_empty() {
@@ -75,9 +66,15 @@ pub async fn count(
         let (rows, at) = edge_rows(name, &columns, stream.repeats().is_some(), &edges, handles, sql, now).await?;
         lsn = lsn.min(at);
         for (values, tally) in &rows {
-            add(&values.iter().map(String::as_str).collect::<Vec<_>>(), *tally);
+            sums.add(values.iter().map(|value| kept(value)), *tally);
         }
     }
+    if sums.groups.len() > most {
+        return Err(QueryError::Invalid(format!(
+            "there are more than {most} groups (`[limits] sql_rows`); ask for a shorter time, or for one type"
+        )));
+    }
+    let Sums { groups, total, .. } = sums;
     let pick = |tally: &Tally| if question.repeats { tally.all } else { tally.acts };
     let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), &views, now);
     let mut answer = Map::new();
@@ -90,6 +87,43 @@ pub async fn count(
     }
     answer.insert("as_of".into(), json!(as_of));
     Ok(Value::Object(answer))
+}
+
+/// What is counted of the groups asked for.
+#[derive(Default)]
+struct Sums<'a> {
+    /// Only events of this type, as far as it is kept.
+    kind: Option<Cow<'a, str>>,
+    /// The value of a group that is counted by.
+    at: Option<usize>,
+    total: Tally,
+    groups: BTreeMap<String, Tally>,
+    /// One more is remembered, so that it shows.
+    most: usize,
+}
+
+impl Sums<'_> {
+    fn add<'v>(&mut self, values: impl Iterator<Item = Cow<'v, str>>, tally: Tally) {
+        let (mut value, mut is_wanted) = (None, self.kind.is_none());
+        for (n, own) in values.enumerate() {
+            is_wanted |= n == 0 && self.kind.as_ref() == Some(&own);
+            if self.at == Some(n) {
+                value = Some(own);
+            }
+        }
+        if !is_wanted {
+            return;
+        }
+        self.total.add(tally);
+        if self.at.is_some() {
+            let value = value.unwrap_or_default();
+            if let Some(sum) = self.groups.get_mut(value.as_ref()) {
+                sum.add(tally);
+            } else if self.groups.len() <= self.most {
+                self.groups.insert(value.into_owned(), tally);
+            }
+        }
+    }
 }
 
 /// The parts of the range that are no whole seconds.

@@ -89,6 +89,11 @@ pub struct SqlAnswer {
 }
 
 impl SqlEngine {
+    /// Rows that an answer may have.
+    pub fn most_rows(&self) -> usize {
+        self.planner.limits.rows
+    }
+
     /// `spill` is a folder for intermediate results that do not fit in memory.
     pub fn new(lake: &Path, spill: &Path, limits: SqlLimits) -> Result<Self, QueryError> {
         let failed = |e: DataFusionError| QueryError::Failed(explain(&e));

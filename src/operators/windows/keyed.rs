@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow::array::ArrayRef;
 
 use super::{Fired, Panes, Rows, Which, WindowState};
+use crate::bounds::kept_bytes;
 use crate::event::{Lsn, Micros};
 use crate::operators::canonical;
 use crate::schema::window::Shape;
@@ -42,6 +43,7 @@ impl WindowState {
     ) -> Result<bool, String> {
         let mut bytes = Vec::new();
         canonical(key, row, &mut bytes);
+        let bytes = kept_bytes(bytes);
         let open = self.sessions.by_key.get(&bytes).map_or(&[][..], Vec::as_slice);
         let is_near = |s: &OpenSession| time >= s.start.saturating_sub(gap) && time <= s.end.saturating_add(gap);
         let is_joining = open.iter().any(is_near);

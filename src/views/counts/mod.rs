@@ -1,8 +1,12 @@
 //! How many events of each type and group, per second: blocks of an hour and totals of days in redb, totals of the newest hours
 //! in memory, so that any range of whole seconds is a sum over days, hours and two edges. Memory holds whole hours from some
-//! hour on; that hour rises when the share is full.
+//! hour on; that hour rises when the share is full. What waits for its commit is committed where its share is full, within a frame
+//! too.
 
-use std::collections::{BTreeMap, HashMap};
+pub mod group;
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -22,12 +26,12 @@ const BLOCKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("blocks");
 const DAYS: TableDefinition<&[u8], (u64, u64)> = TableDefinition::new("days");
 const HOURS_PER_DAY: i64 = 24;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
-/// Memory of a group's total of an hour, with its name's share, and of a block that waits for its commit.
+/// Memory beside a group's text: of its total of an hour, of a block that waits for its commit with its first second, of each
+/// further second of that, and of a text that is remembered.
 const TOTAL_BYTES: usize = 96;
 const WAITING_BYTES: usize = 384;
-
-/// Joins a group's values; a null value is an empty text.
-pub const SEPARATOR: char = '\u{1f}';
+const SECOND_BYTES: usize = 40;
+const NAME_BYTES: usize = 64;
 
 /// Events that said something new, and all with repeats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,16 +49,19 @@ impl Tally {
 
 type Block = BTreeMap<u16, Tally>;
 
-/// How much may be held in memory.
+type Waiting = HashMap<(i64, Arc<str>), Block>;
+
+/// Bytes that may be held in memory.
 #[derive(Debug, Clone, Copy)]
 struct Room {
     totals: usize,
     waiting: usize,
+    names: usize,
 }
 
 impl Room {
     fn of(bytes: usize) -> Self {
-        Self { totals: bytes * 2 / 3 / TOTAL_BYTES, waiting: (bytes / 3 / WAITING_BYTES).max(1) }
+        Self { totals: bytes / 2, waiting: bytes / 3, names: bytes / 6 }
     }
 }
 
@@ -62,12 +69,16 @@ impl Room {
 struct State {
     /// Per hour and group, the whole hour's tally, commits and what waits together.
     totals: BTreeMap<i64, HashMap<Arc<str>, Tally>>,
-    /// Totals held.
+    /// Bytes of the totals held.
     held: usize,
     /// Hours before this one are not held.
     held_from: Option<i64>,
-    /// What waits for its commit.
-    waiting: HashMap<(i64, Arc<str>), Block>,
+    /// What waits for its commit, and its bytes.
+    waiting: Arc<Waiting>,
+    waiting_bytes: usize,
+    /// Texts of groups, so that each is in memory once, and their bytes.
+    names: HashSet<Arc<str>>,
+    names_bytes: usize,
     applied: Lsn,
     /// What waits lies above this position.
     committed: Lsn,
@@ -78,21 +89,67 @@ impl State {
         self.held_from.is_none_or(|from| hour >= from)
     }
 
-    /// Lets the oldest hours go until what is held has room.
-    fn make_room(&mut self, most: usize) {
+    /// The text of a group, remembered within so many bytes.
+    fn name(&mut self, text: &str, most: usize) -> Arc<str> {
+        if let Some(name) = self.names.get(text) {
+            return name.clone();
+        }
+        let name: Arc<str> = text.into();
+        self.names_bytes += NAME_BYTES + text.len();
+        if self.names_bytes > most {
+            (self.names, self.names_bytes) = (HashSet::new(), 0);
+        } else {
+            self.names.insert(name.clone());
+        }
+        name
+    }
+
+    /// Adds to the total of an hour that is held; lets the oldest hours go until what is held has room.
+    fn hold(&mut self, hour: i64, group: Arc<str>, tally: Tally, most: usize) {
+        if !self.is_held(hour) {
+            return;
+        }
+        match self.totals.entry(hour).or_default().entry(group) {
+            Entry::Occupied(mut known) => known.get_mut().add(tally),
+            Entry::Vacant(free) => {
+                self.held += TOTAL_BYTES + free.key().len();
+                free.insert(tally);
+            }
+        }
         while self.held > most {
             let Some((hour, groups)) = self.totals.pop_first() else { return };
-            self.held -= groups.len();
+            self.held -= held_bytes(&groups);
             self.held_from = Some(hour + 1);
         }
+    }
+
+    fn wait(&mut self, hour: i64, group: Arc<str>, second: u16, tally: Tally) {
+        let block = match Arc::make_mut(&mut self.waiting).entry((hour, group)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => {
+                self.waiting_bytes += WAITING_BYTES + free.key().1.len();
+                free.insert(Block::new())
+            }
+        };
+        let seconds = block.len();
+        block.entry(second).or_default().add(tally);
+        self.waiting_bytes += (block.len() - seconds) * SECOND_BYTES;
+    }
+
+    fn end_waiting(&mut self) {
+        (self.waiting, self.waiting_bytes) = (Arc::default(), 0);
     }
 
     /// Forgets the hours before one.
     fn forget_before(&mut self, hour: i64) {
         let kept = self.totals.split_off(&hour);
         let gone = std::mem::replace(&mut self.totals, kept);
-        self.held -= gone.values().map(HashMap::len).sum::<usize>();
+        self.held -= gone.values().map(held_bytes).sum::<usize>();
     }
+}
+
+fn held_bytes(groups: &HashMap<Arc<str>, Tally>) -> usize {
+    groups.keys().map(|group| TOTAL_BYTES + group.len()).sum()
 }
 
 /// What queries read.
@@ -161,28 +218,23 @@ impl Counts {
 
     /// Reads totals from the newest hour on, as many as have room.
     fn load(&self) -> Result<(), ViewError> {
-        let mut loaded = State::default();
-        let mut names: HashMap<String, Arc<str>> = HashMap::new();
+        let (mut loaded, most) = (State::default(), self.room.totals);
         if let Some(table) = open_table(&self.file.read()?, BLOCKS)? {
             for entry in table.iter().map_err(failed)?.rev() {
                 let (key, value) = entry.map_err(failed)?;
                 let Some((hour, group)) = split_key(key.value()) else { continue };
-                if loaded.held >= self.room.totals && !loaded.totals.contains_key(&hour) {
-                    loaded.held_from = Some(hour + 1);
+                let mut tally = Tally::default();
+                decode(value.value()).for_each(|(_, t)| tally.add(t));
+                let group = loaded.name(group, self.room.names);
+                // The newest come first: where they have no room, the hour that is being read goes, with all before it.
+                loaded.hold(hour, group, tally, most);
+                if !loaded.is_held(hour) {
                     break;
                 }
-                let group = names.entry(group.to_owned()).or_insert_with(|| group.into()).clone();
-                let groups = loaded.totals.entry(hour).or_default();
-                let before = groups.len();
-                let tally = groups.entry(group).or_default();
-                decode(value.value()).for_each(|(_, t)| tally.add(t));
-                loaded.held += groups.len() - before;
             }
         }
-        loaded.make_room(self.room.totals);
         let mut state = self.write();
-        (state.totals, state.held, state.held_from) = (loaded.totals, loaded.held, loaded.held_from);
-        state.waiting.clear();
+        *state = State { applied: state.applied, committed: state.committed, ..loaded };
         Ok(())
     }
 
@@ -209,48 +261,38 @@ impl Counts {
     /// Bytes held in memory, about.
     pub fn memory_bytes(&self) -> usize {
         let state = self.read();
-        state.held * TOTAL_BYTES + state.waiting.len() * WAITING_BYTES
+        state.held + state.waiting_bytes + state.names_bytes
     }
 
-    /// Tallies by group of the seconds in `from..to`, both whole seconds, and the LSN they reach.
-    pub fn count(&self, from: Micros, to: Micros) -> Result<(HashMap<Arc<str>, Tally>, Lsn), ViewError> {
-        let mut sums = Sums::default();
+    /// Gives the tallies of groups in the seconds of `from..to`, both whole seconds, in parts: a group may come more than once.
+    /// Returns the LSN that they reach.
+    pub fn count(&self, from: Micros, to: Micros, give: &mut dyn FnMut(&str, Tally)) -> Result<Lsn, ViewError> {
         let state = self.read();
         if from < to {
             let (first, last) = (bucket(from, MICROS_PER_HOUR), bucket(to - 1, MICROS_PER_HOUR));
             let held_from = state.held_from.map_or(first, |from| from.clamp(first, last + 1));
             let stored = Stored::open(&self.file, &state)?;
-            stored.add(first, held_from, from, to, &mut sums)?;
+            stored.add(first, held_from, from, to, give)?;
             for (hour, groups) in state.totals.range(held_from..last + 1) {
                 let start = hour * MICROS_PER_HOUR;
                 if from <= start && start + MICROS_PER_HOUR <= to {
-                    groups.iter().for_each(|(group, tally)| sums.add(group, *tally));
+                    groups.iter().for_each(|(group, tally)| give(group, *tally));
                 } else {
-                    stored.add_hour(*hour, from, to, &mut sums)?;
+                    stored.add_hour(*hour, from, to, give)?;
                 }
             }
         }
-        Ok((sums.0, state.applied))
+        Ok(state.applied)
     }
 }
 
-#[derive(Default)]
-struct Sums(HashMap<Arc<str>, Tally>);
-
-impl Sums {
-    fn add(&mut self, group: &str, tally: Tally) {
-        match self.0.get_mut(group) {
-            Some(sum) => sum.add(tally),
-            None => drop(self.0.insert(group.into(), tally)),
-        }
-    }
-}
+type Give<'a> = &'a mut dyn FnMut(&str, Tally);
 
 /// What is in the file, and what waits above it.
 struct Stored<'a> {
     blocks: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
     days: Option<ReadOnlyTable<&'static [u8], (u64, u64)>>,
-    waiting: Option<&'a HashMap<(i64, Arc<str>), Block>>,
+    waiting: Option<&'a Waiting>,
 }
 
 impl<'a> Stored<'a> {
@@ -261,12 +303,12 @@ impl<'a> Stored<'a> {
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
-            waiting: (!is_committed).then_some(&state.waiting),
+            waiting: (!is_committed).then_some(state.waiting.as_ref()),
         })
     }
 
     /// Adds the seconds of the hours `first..end` that lie in the range: whole days by their totals.
-    fn add(&self, first: i64, end: i64, from: Micros, to: Micros, sums: &mut Sums) -> Result<(), ViewError> {
+    fn add(&self, first: i64, end: i64, from: Micros, to: Micros, give: Give<'_>) -> Result<(), ViewError> {
         if first >= end {
             return Ok(());
         }
@@ -274,34 +316,34 @@ impl<'a> Stored<'a> {
         let end_day = to.min(end * MICROS_PER_HOUR).div_euclid(MICROS_PER_DAY);
         // Without a whole day the range is shorter than two.
         let (before, after) = if first_day < end_day {
-            self.add_days(first_day, end_day, sums)?;
+            self.add_days(first_day, end_day, give)?;
             (first..first_day * HOURS_PER_DAY, end_day * HOURS_PER_DAY..end)
         } else {
             (first..end, end..end)
         };
-        before.chain(after).try_for_each(|hour| self.add_hour(hour, from, to, sums))
+        before.chain(after).try_for_each(|hour| self.add_hour(hour, from, to, give))
     }
 
-    fn add_days(&self, first: i64, end: i64, sums: &mut Sums) -> Result<(), ViewError> {
+    fn add_days(&self, first: i64, end: i64, give: Give<'_>) -> Result<(), ViewError> {
         if let Some(days) = &self.days {
             let (low, high) = (key(first, ""), key(end, ""));
             for entry in days.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)? {
                 let (key, value) = entry.map_err(failed)?;
                 let (acts, all) = value.value();
                 if let Some((_, group)) = split_key(key.value()) {
-                    sums.add(group, Tally { acts, all });
+                    give(group, Tally { acts, all });
                 }
             }
         }
         let hours = first * HOURS_PER_DAY..end * HOURS_PER_DAY;
         for ((_, group), block) in self.waiting.iter().copied().flatten().filter(|((h, _), _)| hours.contains(h)) {
-            block.values().for_each(|tally| sums.add(group, *tally));
+            block.values().for_each(|tally| give(group, *tally));
         }
         Ok(())
     }
 
     /// Adds those seconds of an hour that lie in the range.
-    fn add_hour(&self, hour: i64, from: Micros, to: Micros, sums: &mut Sums) -> Result<(), ViewError> {
+    fn add_hour(&self, hour: i64, from: Micros, to: Micros, give: Give<'_>) -> Result<(), ViewError> {
         let start = hour * MICROS_PER_HOUR;
         let is_inside = |second: u16| {
             let at = start + i64::from(second) * MICROS_PER_SECOND;
@@ -309,7 +351,7 @@ impl<'a> Stored<'a> {
         };
         let mut add = |group: &str, (second, tally): (u16, Tally)| {
             if is_inside(second) {
-                sums.add(group, tally);
+                give(group, tally);
             }
         };
         if let Some(blocks) = &self.blocks {
@@ -337,7 +379,6 @@ pub struct CountsView {
     applied: Lsn,
     committed: Lsn,
     since: Option<Instant>,
-    groups: HashMap<String, Arc<str>>,
     /// Hours before this one are below the retention's floor.
     floor: Option<i64>,
     /// The hour before which everything has been deleted.
@@ -350,13 +391,13 @@ impl CountsView {
         counts.set_applied(committed);
         counts.write().committed = committed;
         let name = positions::counts(&stream.name);
-        let groups = HashMap::new();
         let (floor, swept) = (None, None);
-        Ok(Self { counts, stream, origin, name, applied: committed, committed, since: None, groups, floor, swept })
+        Ok(Self { counts, stream, origin, name, applied: committed, committed, since: None, floor, swept })
     }
 
-    fn add(&mut self, rows: &StreamRows) {
-        let Some(def) = &self.stream.def.count else { return };
+    /// Adds rows from one on, until too much waits; gives the row that follows.
+    fn add(&mut self, rows: &StreamRows, from: usize) -> usize {
+        let Some(def) = &self.stream.def.count else { return rows.batch.num_rows() };
         let batch = &rows.batch;
         let texts: Vec<Option<&StringArray>> = std::iter::once(&def.kind)
             .chain(&def.by)
@@ -364,51 +405,56 @@ impl CountsView {
             .collect();
         let times = batch.column(1).as_any().downcast_ref::<TimestampMicrosecondArray>();
         let repeats = batch.column_by_name("repeat").and_then(|a| a.as_any().downcast_ref::<BooleanArray>());
-        let Some(times) = times else { return };
-        let mut text = String::new();
+        let Some(times) = times else { return batch.num_rows() };
+        let (mut text, room) = (String::new(), self.counts.room);
         let mut state = self.counts.write();
-        for (row, lsn) in rows.lsns().iter().enumerate() {
+        for (row, lsn) in rows.lsns().iter().enumerate().skip(from) {
             if *lsn as u64 <= self.applied {
                 continue;
             }
+            if state.waiting_bytes >= room.waiting.max(1) {
+                return row;
+            }
             text.clear();
             for (n, column) in texts.iter().enumerate() {
-                if n > 0 {
-                    text.push(SEPARATOR);
-                }
-                text.push_str(column.filter(|c| c.is_valid(row)).map_or("", |c| c.value(row)));
+                group::push(&mut text, n == 0, column.filter(|c| c.is_valid(row)).map_or("", |c| c.value(row)));
             }
-            let group = match self.groups.get(&text) {
-                Some(group) => group.clone(),
-                None => self.groups.entry(text.clone()).or_insert_with(|| text.as_str().into()).clone(),
-            };
+            let group = state.name(&text, room.names);
             let time = times.value(row);
             let hour = bucket(time, MICROS_PER_HOUR);
             let second = ((time - hour * MICROS_PER_HOUR) / MICROS_PER_SECOND) as u16;
             let tally = Tally { acts: u64::from(!repeats.is_some_and(|r| r.value(row))), all: 1 };
-            if state.is_held(hour) {
-                let groups = state.totals.entry(hour).or_default();
-                let before = groups.len();
-                groups.entry(group.clone()).or_default().add(tally);
-                state.held += usize::from(groups.len() > before);
-            }
-            state.waiting.entry((hour, group)).or_default().entry(second).or_default().add(tally);
+            state.hold(hour, group.clone(), tally, room.totals);
+            state.wait(hour, group, second, tally);
         }
-        state.make_room(self.counts.room.totals);
-        if self.groups.len() > self.counts.room.waiting {
-            self.groups.clear();
+        batch.num_rows()
+    }
+
+    /// Adds a frame's rows. Where too much waits, what was added of them is committed at its last record.
+    fn add_all(&mut self, rows: &StreamRows, now: Instant) -> Result<(), ViewError> {
+        let mut next = 0;
+        loop {
+            next = self.add(rows, next);
+            self.since.get_or_insert(now);
+            if next == rows.batch.num_rows() {
+                return Ok(());
+            }
+            if let Some(last) = next.checked_sub(1) {
+                self.applied = self.applied.max(rows.lsns()[last] as Lsn);
+                self.counts.set_applied(self.applied);
+            }
+            self.commit(true)?;
         }
     }
 
     /// Writes the blocks that wait and the totals of their days.
-    fn write(
-        &self,
-        transaction: &redb::WriteTransaction,
-        waiting: &HashMap<(i64, Arc<str>), Block>,
-    ) -> Result<(), redb::Error> {
+    fn write(&self, transaction: &redb::WriteTransaction, waiting: &Waiting) -> Result<(), redb::Error> {
         let mut blocks = transaction.open_table(BLOCKS)?;
         let mut days = transaction.open_table(DAYS)?;
         let mut added_to: BTreeMap<(i64, &str), Tally> = BTreeMap::new();
+        // In the order of the file.
+        let mut waiting: Vec<(&(i64, Arc<str>), &Block)> = waiting.iter().collect();
+        waiting.sort_unstable_by_key(|(key, _)| *key);
         for ((hour, group), added) in waiting {
             let key = key(*hour, group);
             let mut block: Block = blocks.get(key.as_slice())?.map(|v| decode(v.value()).collect()).unwrap_or_default();
@@ -469,8 +515,7 @@ impl View for CountsView {
         }
         let mut floor = output.floors.get(&self.stream.name).copied();
         if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
-            self.add(rows);
-            self.since.get_or_insert(now);
+            self.add_all(rows, now)?;
             floor = floor.max(rows.floor);
         }
         self.floor = self.floor.max(floor.map(|floor| bucket(floor, MICROS_PER_HOUR)));
@@ -481,7 +526,7 @@ impl View for CountsView {
 
     fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
         self.since.is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
-            || self.counts.read().waiting.len() >= self.counts.room.waiting
+            || self.counts.read().waiting_bytes >= self.counts.room.waiting
     }
 
     fn commit(&mut self, _all: bool) -> Result<(), ViewError> {
@@ -496,7 +541,7 @@ impl View for CountsView {
             state.forget_before(floor);
             self.swept = self.floor;
         }
-        state.waiting.clear();
+        state.end_waiting();
         state.committed = self.applied;
         drop(state);
         self.committed = self.applied;
