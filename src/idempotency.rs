@@ -16,8 +16,6 @@ use crate::event::Lsn;
 
 /// Rejections listed one by one in an answer.
 pub const LISTED_REJECTIONS: usize = 100;
-/// Bytes of a rejection's reason in an answer; the table `dead_letters` has it whole.
-const REASON_BYTES: usize = 256;
 /// Bytes that a key takes beside its text and its answer's reasons, and a listed rejection beside its reason.
 const ENTRY_BYTES: usize = 160;
 const REJECTION_BYTES: usize = 32;
@@ -31,7 +29,7 @@ pub struct Answer {
     pub accepted: u64,
     pub rejected_total: u64,
     /// The first hundred: (index, reason).
-    pub rejected: Vec<(u32, String)>,
+    pub rejected: Vec<(u32, Arc<str>)>,
 }
 
 impl Answer {
@@ -40,23 +38,14 @@ impl Answer {
         Self {
             accepted: decoded.index.len() as u64,
             rejected_total: decoded.rejected.len() as u64,
-            rejected: listed.map(|r| (r.index, shortened(&r.reason))).collect(),
+            // A reason is in memory once, however many remember it.
+            rejected: listed.map(|r| (r.index, r.reason.clone())).collect(),
         }
     }
 
     fn bytes(&self) -> usize {
         self.rejected.iter().map(|(_, reason)| reason.len() + REJECTION_BYTES).sum()
     }
-}
-
-/// A reason within its limit, cut between characters.
-fn shortened(reason: &str) -> String {
-    const ELLIPSIS: &str = "…";
-    if reason.len() <= REASON_BYTES {
-        return reason.to_owned();
-    }
-    let end = reason.floor_char_boundary(REASON_BYTES - ELLIPSIS.len());
-    format!("{}{ELLIPSIS}", &reason[..end])
 }
 
 /// An idempotency key in its scope.
@@ -166,7 +155,7 @@ fn entry_bytes(key: &RequestKey, answered: &Answered) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::Rejected;
+    use crate::decode::{REASON_BYTES, Rejected};
     use proptest::prelude::*;
 
     fn key(stream: &str, key: &str) -> RequestKey {
@@ -187,17 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_cut_between_characters() {
-        let reason = "é".repeat(400);
-        let short = shortened(&reason);
-        assert!(short.len() <= REASON_BYTES, "{}", short.len());
-        assert!(reason.starts_with(short.trim_end_matches('…')) && short.ends_with('…'));
-        assert_eq!(shortened("short"), "short");
-    }
-
-    #[test]
     fn an_answer_lists_a_hundred_rejections_of_bounded_size() {
-        let rejected = (0..300).map(|index| Rejected { index, reason: "x".repeat(10_000) }).collect();
+        let rejected = (0..300).map(|index| Rejected { index, reason: "x".repeat(REASON_BYTES).into() }).collect();
         let rows = arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()));
         let decoded = Decoded { rows, index: Vec::new(), rejected, drift: Vec::new() };
         let answer = Answer::new(&decoded);
@@ -241,7 +221,7 @@ mod tests {
                 }
                 let key = key(&format!("s{stream}"), &format!("k{name}"));
                 let mut new = answered(hash, n as u64);
-                new.answer.rejected = vec![(0, "r".repeat(100)); rejected];
+                new.answer.rejected = vec![(0, "r".repeat(100).into()); rejected];
                 table.insert(key.clone(), new.clone());
                 model.insert(key, new);
                 prop_assert!(table.len() <= max_keys && table.bytes() <= max_bytes);

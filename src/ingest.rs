@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use aside::{Aside, Claim, Claims, Turn};
 
 use crate::clock::Clock;
-use crate::decode::{Decoded, decode};
+use crate::decode::{Decoded, TooManyRejected, decode, decode_within};
 use crate::event::Lsn;
 use crate::idempotency::{Answer, Answered, AnsweredRequests, BodyHash, Lookup, RequestKey};
 use crate::schema::Catalog;
@@ -30,7 +30,11 @@ const GROUP: usize = 256;
 const RETRY: Duration = Duration::from_millis(500);
 /// How often it is reported that the log takes no more records: on a disk that is nearly full, small ones have room now and then.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Bytes of control frames that are admitted beyond the queue's limit: records that wait for room in the log must not keep gaps,
+/// Memory that a record may take beside its bytes, until it is known what it becomes: a row, or a dead letter with its reason.
+const RECORD_BYTES: usize = 256;
+/// Memory of dead letters that one frame may become, as a part of the queue's; frames of sources that cannot be refused have few records.
+const MOST_REJECTED: usize = 4;
+/// Bytes of control frames that are admitted beside the queue's limit: records that wait for room in the log must not keep gaps,
 /// floors and ticks from using the part of it that is theirs.
 const CONTROL_BYTES: usize = 1 << 20;
 
@@ -78,6 +82,11 @@ pub enum IngestError {
     Unknown,
     #[error("{0}")]
     Refused(String),
+    /// They are refused together; one by one they would be dead letters.
+    #[error(
+        "too many records are not events: as dead letters they would take more than {limit} bytes, a share of `[limits] memory`"
+    )]
+    TooManyRejected { limit: usize },
     #[error("this Idempotency-Key was used with another body")]
     KeyReused,
 }
@@ -86,12 +95,40 @@ pub enum IngestError {
 pub struct Committed {
     pub frame: Arc<Frame>,
     pub decoded: Option<Arc<Decoded>>,
+    /// Its part of what may be on its way; none where it is read again from the log.
+    pub charge: Option<Charge>,
+}
+
+/// Bytes on their way, until it is dropped: when what they became has been taken by the operators, or was refused.
+pub struct Charge {
+    gate: Arc<Gate>,
+    bytes: usize,
+    holds_records: bool,
+}
+
+impl Charge {
+    /// So much it has become.
+    fn set(&mut self, bytes: usize) {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let mut state = self.gate.lock();
+        let used = state.used(self.holds_records);
+        *used = *used + bytes - before;
+        drop(state);
+        self.gate.freed.notify_all();
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        *self.gate.lock().used(self.holds_records) -= self.bytes;
+        self.gate.freed.notify_all();
+    }
 }
 
 struct Prepared {
     frame: Frame,
     decoded: Option<Arc<Decoded>>,
-    bytes: usize,
+    charge: Charge,
     /// What the request that this one repeats was answered.
     duplicate_of: Option<Answer>,
     done: SyncSender<Result<Synced, IngestError>>,
@@ -144,7 +181,7 @@ impl Receipt {
     }
 }
 
-/// Bytes on their way from sources to the log, bounded; and whether the log takes any.
+/// Bytes on their way from sources to the operators, bounded; and whether the log takes any.
 struct Gate {
     state: Mutex<GateState>,
     freed: Condvar,
@@ -170,10 +207,18 @@ impl Halt {
 
 #[derive(Default)]
 struct GateState {
-    used: usize,
+    /// Of frames of records, and of control frames.
+    records: usize,
+    control: usize,
     /// Why the log has no room at present.
     full: Option<Halt>,
     is_closed: bool,
+}
+
+impl GateState {
+    fn used(&mut self, holds_records: bool) -> &mut usize {
+        if holds_records { &mut self.records } else { &mut self.control }
+    }
 }
 
 impl Gate {
@@ -185,7 +230,7 @@ impl Gate {
     /// are kept where they are.
     fn admit(&self, bytes: usize, wait: bool, kind: Kind) -> Result<(), IngestError> {
         let mut state = self.lock();
-        let limit = self.limit + if kind.holds_records() { 0 } else { CONTROL_BYTES };
+        let limit = if kind.holds_records() { self.limit } else { CONTROL_BYTES };
         loop {
             if state.is_closed {
                 return Err(IngestError::Stopping);
@@ -197,9 +242,11 @@ impl Gate {
                 return Err(IngestError::NoSpace { kind: halt.kind, reason: halt.reason.clone() });
             }
             // One submission always fits into an empty queue.
-            let is_over = state.used > 0 && state.used + bytes > limit;
-            if full.is_none() && !is_over {
-                state.used += bytes;
+            let used = *state.used(kind.holds_records());
+            let is_over = used > 0 && used + bytes > limit;
+            let is_full = state.full.is_some() && kind.holds_records();
+            if !is_full && !is_over {
+                *state.used(kind.holds_records()) += bytes;
                 return Ok(());
             }
             if !wait {
@@ -219,11 +266,6 @@ impl Gate {
         self.lock().is_closed = true;
         self.freed.notify_all();
     }
-
-    fn release(&self, bytes: usize) {
-        self.lock().used -= bytes;
-        self.freed.notify_all();
-    }
 }
 
 /// Tells whether the log takes records at present, and ends all waiting for it; does not keep the writer from ending.
@@ -238,7 +280,8 @@ impl Intake {
 
     /// Bytes on their way to the log.
     pub fn used(&self) -> usize {
-        self.0.lock().used
+        let state = self.0.lock();
+        state.records + state.control
     }
 
     /// Nothing more is taken in; who waits for room is told that weir is stopping.
@@ -354,28 +397,35 @@ impl Ingest {
     pub fn submit(&self, submission: Submission, wait: bool) -> Result<Receipt, IngestError> {
         let page = submission.records.page().clone();
         // Bytes, their compressed block and the decoded rows.
-        let bytes = page.len() * 3 + 1024;
+        let bytes = page.len() * 3 + submission.records.len() * RECORD_BYTES + 1024;
         self.gate.admit(bytes, wait, submission.kind)?;
-        let result =
-            self.prepare(submission, &page).and_then(|(frame, decoded)| self.enqueue(frame, decoded, bytes, wait));
-        if result.is_err() {
-            self.gate.release(bytes);
-        }
-        result
+        let holds_records = submission.kind.holds_records();
+        let mut charge = Charge { gate: self.gate.clone(), bytes, holds_records };
+        let (frame, decoded) = self.prepare(submission, &page, wait)?;
+        // What waits is charged with what it became.
+        charge.set(decoded.as_ref().map_or(0, |decoded| decoded.memory_bytes()) + frame.memory_bytes() + 1024);
+        self.enqueue(frame, decoded, charge, wait)
     }
 
     fn prepare(
         &self,
         submission: Submission,
         page: &bytes::Bytes,
+        wait: bool,
     ) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
         let received_at = self.clock.now();
+        let (records, cut) = (submission.records.iter(), &submission.about.cut);
         let decoded = match (submission.kind, self.catalog.streams.get(&submission.stream)) {
-            (Kind::Record | Kind::Retry, Some(stream)) => {
-                Some(Arc::new(decode(stream, submission.records.iter(), received_at, &submission.about.cut)))
+            // Who does not wait can be refused.
+            (Kind::Record, Some(stream)) if !wait => {
+                let limit = self.gate.limit * MOST_REJECTED;
+                let decoded = decode_within(stream, records, received_at, cut, limit);
+                Some(decoded.map_err(|TooManyRejected| IngestError::TooManyRejected { limit })?)
             }
+            (Kind::Record | Kind::Retry, Some(stream)) => Some(decode(stream, records, received_at, cut)),
             _ => None,
         };
+        let decoded = decoded.map(Arc::new);
         let frame = Frame {
             header: Header {
                 kind: submission.kind,
@@ -401,11 +451,11 @@ impl Ingest {
         &self,
         frame: Frame,
         decoded: Option<Arc<Decoded>>,
-        bytes: usize,
+        charge: Charge,
         wait: bool,
     ) -> Result<Receipt, IngestError> {
         let (done, receipt) = sync_channel(1);
-        let prepared = Prepared { frame, decoded: decoded.clone(), bytes, duplicate_of: None, done };
+        let prepared = Prepared { frame, decoded: decoded.clone(), charge, duplicate_of: None, done };
         if wait {
             self.queue.send(prepared).map_err(|_| IngestError::Stopping)?;
         } else {
@@ -477,7 +527,6 @@ impl Writer {
         match self.aside.turn(prepared.claim()) {
             Turn::Try => {
                 if let Err(error) = self.classify(&mut prepared) {
-                    self.gate.release(prepared.bytes);
                     let _ = prepared.done.send(Err(error));
                 } else if let Some((prepared, error)) = self.append(prepared, written)? {
                     if self.may_wait(&prepared, &error) {
@@ -558,7 +607,6 @@ impl Writer {
         if prepared.claim().is_pull {
             self.aside.refuse_source(&prepared.frame.header.source);
         }
-        self.gate.release(prepared.bytes);
         let _ = prepared.done.send(Err(IngestError::NoSpace { kind, reason }));
     }
 
@@ -590,12 +638,12 @@ impl Writer {
         written.iter().for_each(|prepared| (self.note_synced)(&prepared.frame.header));
         // Handing on may wait for the operators, behind a whole snapshot; nobody whose records are safe waits with it.
         for prepared in written.iter_mut() {
-            self.gate.release(prepared.bytes);
             let last_lsn = prepared.frame.header.last_lsn();
             let _ = prepared.done.send(Ok(Synced { last_lsn, duplicate_of: prepared.duplicate_of.take() }));
         }
         for prepared in written.drain(..) {
-            hand_on(Committed { frame: Arc::new(prepared.frame), decoded: prepared.decoded });
+            let Prepared { frame, decoded, charge, .. } = prepared;
+            hand_on(Committed { frame: Arc::new(frame), decoded, charge: Some(charge) });
         }
         Ok(())
     }

@@ -58,7 +58,36 @@ pub enum Data {
     Text { bytes: Vec<u8>, ends: Vec<i32>, takes: Texts },
     Struct { columns: Vec<Column>, first: usize, drift: HashMap<String, u64> },
     Array { item: Box<Column>, ends: Vec<i32> },
-    Map { keys: Vec<String>, values: Box<Column>, ends: Vec<i32> },
+    Map { keys: KeyTexts, values: Box<Column>, ends: Vec<i32> },
+}
+
+/// Keys of maps, one behind another.
+#[derive(Default)]
+pub struct KeyTexts {
+    bytes: Vec<u8>,
+    ends: Vec<i32>,
+}
+
+impl KeyTexts {
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn get(&self, key: usize) -> &[u8] {
+        let start = key.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        &self.bytes[start..self.ends[key] as usize]
+    }
+
+    /// Adds a key, which is text.
+    pub fn push(&mut self, key: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        self.ends.push(self.bytes.len() as i32);
+    }
+
+    pub fn truncate(&mut self, keys: usize) {
+        self.ends.truncate(keys);
+        self.bytes.truncate(self.ends.last().copied().unwrap_or(0) as usize);
+    }
 }
 
 impl Column {
@@ -101,7 +130,7 @@ impl Column {
                 if let Data::Text { takes, .. } = &mut item.data {
                     *takes = Texts::MapValue;
                 }
-                Data::Map { keys: Vec::new(), values: Box::new(item), ends: Vec::with_capacity(values) }
+                Data::Map { keys: KeyTexts::default(), values: Box::new(item), ends: Vec::with_capacity(values) }
             }
         };
         let valid = Vec::with_capacity(values);
@@ -408,7 +437,8 @@ impl Column {
             Data::Map { keys, values, ends } => {
                 let DataType::Map(entries, ordered) = types::map() else { unreachable!("a map's type") };
                 let DataType::Struct(fields) = entries.data_type() else { unreachable!("a map's entries") };
-                let arrays: Vec<ArrayRef> = vec![Arc::new(StringArray::from(keys)), values.finish()];
+                let keys = StringArray::new(offsets(keys.ends), Buffer::from_vec(keys.bytes), None);
+                let arrays: Vec<ArrayRef> = vec![Arc::new(keys), values.finish()];
                 let items = StructArray::new(fields.clone(), arrays, None);
                 Arc::new(MapArray::new(entries, offsets(ends), items, nulls, ordered))
             }

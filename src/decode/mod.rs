@@ -14,10 +14,12 @@ mod repair;
 mod time;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
+use crate::bounds;
 use crate::event::{Micros, rfc3339};
 use crate::schema::{Selected, Stream, TimeRange};
 use columns::Column;
@@ -28,8 +30,45 @@ use record::Target;
 pub struct Rejected {
     /// Its place in the frame.
     pub index: u32,
-    pub reason: String,
+    /// At most [`REASON_BYTES`].
+    pub reason: Arc<str>,
 }
+
+/// Longest reason: it may repeat a value.
+pub const REASON_BYTES: usize = 512;
+/// Reasons of one frame that are looked for, so that equal ones are in memory once.
+const SHARED_REASONS: usize = 64;
+/// Memory of a refused record on its way into the table `dead_letters`, beside its bytes and its reason.
+const REJECTED_BYTES: usize = 96;
+
+/// Reasons within their limit.
+#[derive(Default)]
+struct Reasons {
+    shared: HashSet<Arc<str>>,
+    /// Memory that refused records take with their reasons.
+    bytes: usize,
+}
+
+impl Reasons {
+    fn take(&mut self, reason: &str) -> Arc<str> {
+        self.bytes += REJECTED_BYTES;
+        let reason = bounds::cut(reason, REASON_BYTES);
+        if let Some(known) = self.shared.get(reason.as_ref()) {
+            return known.clone();
+        }
+        let new: Arc<str> = reason.as_ref().into();
+        // Where it lies, and where it is copied to.
+        self.bytes += 2 * new.len();
+        if self.shared.len() < SHARED_REASONS {
+            self.shared.insert(new.clone());
+        }
+        new
+    }
+}
+
+/// The records that are refused take more memory than there is for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyRejected;
 
 /// A frame's records as rows of their stream.
 #[derive(Debug, Clone)]
@@ -44,6 +83,15 @@ pub struct Decoded {
     pub drift: Vec<(String, u64)>,
 }
 
+impl Decoded {
+    /// Memory that it takes, about, with what becomes of the refused records.
+    pub fn memory_bytes(&self) -> usize {
+        let mut reasons = Reasons::default();
+        self.rejected.iter().for_each(|rejected| drop(reasons.take(&rejected.reason)));
+        self.rows.get_array_memory_size() + self.index.len() * size_of::<u32>() + reasons.bytes
+    }
+}
+
 /// Decodes the records of one frame. `cut` names records stored shortened (index, original length). Pure: the same bytes give
 /// the same rows, live and in replay.
 pub fn decode<'a>(
@@ -52,13 +100,24 @@ pub fn decode<'a>(
     received_at: Micros,
     cut: &[(u64, u64)],
 ) -> Decoded {
+    decode_within(stream, records, received_at, cut, usize::MAX).expect("there is memory for all that are refused")
+}
+
+/// As [`decode`], for records that can be refused together: gives up where those that become dead letters take more memory.
+pub fn decode_within<'a>(
+    stream: &Stream,
+    records: impl Iterator<Item = &'a [u8]>,
+    received_at: Micros,
+    cut: &[(u64, u64)],
+    most_rejected: usize,
+) -> Result<Decoded, TooManyRejected> {
     let mut rooms = stream.rooms.0.iter();
     let expected = records.size_hint().0;
     let mut columns: Vec<Column> =
         stream.input.iter().map(|c| Column::new(c, "", stream.def.time_zone, expected, &mut rooms)).collect();
     let mut first = 0;
     let mut drift = HashMap::new();
-    let (mut index, mut rejected) = (Vec::new(), Vec::new());
+    let (mut index, mut rejected, mut reasons) = (Vec::new(), Vec::new(), Reasons::default());
     for (i, record) in records.enumerate() {
         let i = i as u32;
         let result = match cut.iter().find(|(at, _)| *at == u64::from(i)) {
@@ -72,7 +131,10 @@ pub fn decode<'a>(
             Ok(()) => index.push(i),
             Err(reason) => {
                 columns.iter_mut().for_each(|c| c.truncate(index.len()));
-                rejected.push(Rejected { index: i, reason });
+                rejected.push(Rejected { index: i, reason: reasons.take(&reason) });
+                if reasons.bytes > most_rejected {
+                    return Err(TooManyRejected);
+                }
             }
         }
     }
@@ -86,12 +148,15 @@ pub fn decode<'a>(
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     let input = RecordBatch::try_new_with_options(stream.input_schema.clone(), arrays, &options)
         .expect("the columns were made from this schema and have one value per row");
-    let Selected { rows, kept, rejected: refused } = stream.select(&input, received_at);
-    rejected.extend(refused.into_iter().map(|(row, reason)| Rejected { index: index[row as usize], reason }));
+    let mut refuse = |row: u32, reason: &str| {
+        rejected.push(Rejected { index: index[row as usize], reason: reasons.take(reason) });
+        reasons.bytes <= most_rejected
+    };
+    let Selected { rows, kept } = stream.select(&input, received_at, &mut refuse).ok_or(TooManyRejected)?;
     rejected.sort_by_key(|r| r.index);
     let mut drift: Vec<_> = drift.into_iter().collect();
     drift.sort();
-    Decoded { rows, index: kept.iter().map(|row| index[*row as usize]).collect(), rejected, drift }
+    Ok(Decoded { rows, index: kept.iter().map(|row| index[*row as usize]).collect(), rejected, drift })
 }
 
 /// Reason for an event whose time lies too far ahead of its arrival.
@@ -147,7 +212,7 @@ mod tests {
         let decoded = decoded(&stream(ty, ""), &records(values));
         let column = arrow::compute::cast(decoded.rows.column(1), &arrow::datatypes::DataType::Utf8).expect("text");
         let column = column.as_string::<i32>();
-        let mut out: Vec<_> = decoded.rejected.into_iter().map(|r| (r.index, Err(r.reason))).collect();
+        let mut out: Vec<_> = decoded.rejected.into_iter().map(|r| (r.index, Err(r.reason.to_string()))).collect();
         out.extend(decoded.index.iter().zip(column.iter()).map(|(i, v)| (*i, Ok(v.map(str::to_owned)))));
         out.sort_by_key(|(index, _)| *index);
         out.into_iter().map(|(_, result)| result).collect()
@@ -282,7 +347,7 @@ mod tests {
         let found = decoded(&stream("int", far), &records);
         assert_eq!(found.index, [1]);
         assert_eq!(
-            found.rejected[0].reason,
+            &*found.rejected[0].reason,
             "event_time 0001-01-01T00:00:00.000Z lies outside the stream's time_range, 1900-01-01 to 2200-01-01"
         );
         let wide = format!("{far}time_range = [\"0001-01-01\", \"9999-12-31\"]");
@@ -290,12 +355,45 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_bounded_and_equal_ones_are_one() {
+        let long = format!("\"{}\"", "x".repeat(100_000));
+        let stream = stream("varchar", "").def;
+        let def = StreamDef { select: "select at as event_time, cast(v as bigint) as v from s".into(), ..stream };
+        let stream = Stream::compile("s", &def).expect("valid");
+        let values = [long.as_str(), "\"y\"", "1", "\"y\"", "\"z\""];
+        let decoded = decoded(&stream, &records(&values));
+        assert_eq!(decoded.index, [2]);
+        assert!(decoded.rejected.iter().all(|rejected| rejected.reason.len() <= REASON_BYTES));
+        assert!(Arc::ptr_eq(&decoded.rejected[1].reason, &decoded.rejected[2].reason));
+        let bytes = 4 * REJECTED_BYTES;
+        let within = |most| {
+            let records = records(&values);
+            decode_within(&stream, records.iter().map(String::as_bytes), 1_800_000_000_000_000, &[], most).is_ok()
+        };
+        assert!(!within(bytes) && within(bytes + 6 * REASON_BYTES));
+    }
+
+    #[test]
+    fn an_array_of_too_many_records_says_so() {
+        let array = |items: usize| format!("[{}{{}}]", "{},".repeat(items - 1));
+        let records = [array(2), array(bounds::MAX_ELEMENTS + 1), "{},{".into()];
+        let reasons: Vec<_> =
+            decoded(&stream("varchar", ""), &records).rejected.into_iter().map(|r| r.reason).collect();
+        assert_eq!(&*reasons[0], "invalid type: sequence, expected a JSON object");
+        assert!(reasons[1].starts_with("an array of more than 65536 records"), "{}", reasons[1]);
+    }
+
+    #[test]
     fn a_large_map_takes_linear_time() {
         // Compared one by one, these keys would take a hundred thousand times a hundred thousand steps.
-        let members: Vec<String> = (0..100_000).map(|n| format!("\"key{n}\":\"v\"")).collect();
-        let record = format!("{{{},\"key0\":\"last\"}}", members.join(","));
-        let decoded = decoded(&stream("map(varchar, varchar)", ""), &records(&[&record]));
-        assert_eq!(decoded.rows.column(1).as_map().keys().len(), 100_000);
+        let record = |keys: usize| {
+            let members: Vec<String> = (0..keys).map(|n| format!("\"key{n}\":\"v\"")).collect();
+            format!("{{{},\"key0\":\"last\"}}", members.join(","))
+        };
+        let most = record::MAX_MAP_KEYS;
+        let decoded = decoded(&stream("map(varchar, varchar)", ""), &records(&[&record(most - 1), &record(most)]));
+        assert_eq!(decoded.rows.column(1).as_map().keys().len(), most - 1);
+        assert_eq!(&*decoded.rejected[0].reason, "v: a map of more than 100000 keys");
     }
 
     fn any_value() -> impl Strategy<Value = String> {

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
-use super::columns::{Column, Data, Texts};
+use super::columns::{Column, Data, KeyTexts, Texts};
 use super::keys::Keys;
 use super::repair;
+use crate::bounds::MAX_ELEMENTS;
 
 /// Unknown keys remembered per object of the schema and call.
 const MAX_DRIFT_KEYS: usize = 100;
@@ -118,6 +119,19 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let mut count = 0;
+        while count <= MAX_ELEMENTS && seq.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        if count > MAX_ELEMENTS && self.row.is_none() {
+            let reason =
+                format!("an array of more than {MAX_ELEMENTS} records; write shorter ones, or a record on each line");
+            return Err(self.pass.refuse(reason));
+        }
+        Err(A::Error::invalid_type(Unexpected::Seq, &self))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -308,7 +322,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         let Self { column, pass } = self;
         let row = column.valid.len();
         match &mut column.data {
-            Data::Map { keys, values, ends } => read_map(map, keys, values, ends, pass)?,
+            Data::Map { keys, values, ends } => read_map(map, (keys, values, ends), &column.path, pass)?,
             Data::Struct { columns, first, drift } => {
                 ObjectVisitor { path: &column.path, columns, first, row: Some(row), drift, pass }.visit_map(map)?;
             }
@@ -344,12 +358,14 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     }
 }
 
+/// Keys of a map in one record.
+pub const MAX_MAP_KEYS: usize = 100_000;
+
 /// Reads an object of any keys; of a key twice the last counts.
 fn read_map<'de, A: MapAccess<'de>>(
     mut map: A,
-    keys: &mut Vec<String>,
-    values: &mut Column,
-    ends: &mut Vec<i32>,
+    (keys, values, ends): (&mut KeyTexts, &mut Column, &mut Vec<i32>),
+    path: &str,
     pass: &mut Pass,
 ) -> Result<(), A::Error> {
     let first = ends.last().copied().unwrap_or(0) as usize;
@@ -357,10 +373,12 @@ fn read_map<'de, A: MapAccess<'de>>(
     keys.truncate(first);
     values.truncate(first);
     let (mut seen, mut overridden) = (Keys::default(), Vec::new());
-    while let Some(key) = map.next_key::<String>()? {
-        keys.push(key);
+    while map.next_key_seed(&mut *keys)?.is_some() {
         let place = keys.len() - first - 1;
-        overridden.extend(seen.add(place, |n| keys[first + n].as_bytes()));
+        if place == MAX_MAP_KEYS {
+            return Err(pass.refuse(format!("{path}: a map of more than {MAX_MAP_KEYS} keys")));
+        }
+        overridden.extend(seen.add(place, |n| keys.get(first + n)));
         map.next_value_seed(ValueSeed { column: values, pass })?;
     }
     if !overridden.is_empty() {
@@ -368,12 +386,12 @@ fn read_map<'de, A: MapAccess<'de>>(
         overridden.sort_unstable();
         let from = first + overridden[0];
         let is_last = |n: &usize| overridden.binary_search(&(n - first)).is_err();
-        let entries: Vec<(String, Option<String>)> =
-            (from..keys.len()).filter(is_last).map(|n| (keys[n].clone(), values.text_at(n))).collect();
+        let entries: Vec<(Vec<u8>, Option<String>)> =
+            (from..keys.len()).filter(is_last).map(|n| (keys.get(n).to_vec(), values.text_at(n))).collect();
         keys.truncate(from);
         values.truncate(from);
         for (key, value) in entries {
-            keys.push(key);
+            keys.push(&key);
             match value {
                 Some(value) => values.push_text(&value),
                 None => values.push_null(),
@@ -382,4 +400,24 @@ fn read_map<'de, A: MapAccess<'de>>(
     }
     ends.push(keys.len() as i32);
     Ok(())
+}
+
+impl<'de> DeserializeSeed<'de> for &mut KeyTexts {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for &mut KeyTexts {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<(), E> {
+        self.push(key.as_bytes());
+        Ok(())
+    }
 }

@@ -16,7 +16,7 @@ pub struct DeadLetter {
     pub lsn: Lsn,
     /// Its place in the frame.
     pub index: u32,
-    pub reason: String,
+    pub reason: Arc<str>,
 }
 
 /// Rows of a stream table.
@@ -83,7 +83,12 @@ impl Output {
     pub fn memory_bytes(&self) -> usize {
         let rows = self.rows.as_ref().map_or(0, |r| r.batch.get_array_memory_size());
         let tables: usize = self.tables.iter().map(|t| t.batch.get_array_memory_size()).sum();
-        self.frame.memory_bytes() + rows + tables + self.dead_letters.len() * 128 + 512
+        // Equal reasons that follow each other are one.
+        let is_own =
+            |n: &usize| *n == 0 || !Arc::ptr_eq(&self.dead_letters[*n].reason, &self.dead_letters[*n - 1].reason);
+        let reasons: usize =
+            (0..self.dead_letters.len()).filter(is_own).map(|n| self.dead_letters[n].reason.len()).sum();
+        self.frame.memory_bytes() + rows + tables + self.dead_letters.len() * size_of::<DeadLetter>() + reasons + 512
     }
 }
 

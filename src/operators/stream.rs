@@ -230,7 +230,7 @@ pub fn refuse_below(
         keep[*row] = false;
         let index = decoded.index[*row];
         let reason = format!("event_time {} is before the retention's floor {}", rfc3339(times[*row]), rfc3339(floor));
-        output.dead_letters.push(DeadLetter { lsn: first + u64::from(index), index, reason });
+        output.dead_letters.push(DeadLetter { lsn: first + u64::from(index), index, reason: reason.into() });
     }
     output.dead_letters.sort_by_key(|d| d.lsn);
     let old = old.map(|o| o.into_iter().zip(&keep).filter_map(|(o, k)| k.then_some(o)).collect());

@@ -128,7 +128,7 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, St
         block_bytes: records.page().len() as u32,
         about,
     };
-    let reason = column::<StringArray>(row, "reason")?.value(0).to_owned();
+    let reason = column::<StringArray>(row, "reason")?.value(0).into();
     let rows = RecordBatch::new_empty(stream.output.clone());
     let rejected = vec![Rejected { index: 0, reason }];
     let decoded = Decoded { rows, index: Vec::new(), rejected, drift: Vec::new() };

@@ -343,7 +343,7 @@ impl OperatorStage {
                 return Ok(());
             }
             let decoded = self.operators().decode(&frame)?;
-            self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new) })?;
+            self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new), charge: None })?;
         }
         // It holds its last segment open, whose room would stay taken when it is removed.
         drop(reader);

@@ -245,7 +245,7 @@ impl Retry {
                 None => Some(format!("there is no stream `{}` any more", letter.stream)),
                 Some(stream) => {
                     let decoded = decode(stream, std::iter::once(letter.bytes.as_slice()), self.clock.now(), &[]);
-                    decoded.rejected.into_iter().next().map(|r| r.reason)
+                    decoded.rejected.into_iter().next().map(|r| r.reason.to_string())
                 }
             };
             if let Some(reason) = reason {

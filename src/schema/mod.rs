@@ -16,7 +16,7 @@ pub mod window;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Array, BooleanArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
@@ -121,9 +121,9 @@ impl SessionColumns {
         match &self.opens {
             None => vec![false; rows.num_rows()],
             Some(rule) => {
-                let mut refused = vec![None; rows.num_rows()];
-                rule.judge(rows, &mut refused);
-                refused.iter().map(Option::is_none).collect()
+                let mut opens = vec![true; rows.num_rows()];
+                rule.judge(rows, &mut opens, &mut |_| true);
+                opens
             }
         }
     }
@@ -145,8 +145,6 @@ pub struct Selected {
     pub rows: RecordBatch,
     /// Rows of the input they come from, ascending.
     pub kept: Vec<u32>,
-    /// (row of the input, reason)
-    pub rejected: Vec<(u32, String)>,
 }
 
 /// The streams and windows of a configuration, compiled.
@@ -465,80 +463,100 @@ impl Stream {
     }
 
     /// Applies `select` and `require`, and refuses rows whose time is missing, outside `time_range`, or too far ahead.
-    pub fn select(&self, input: &RecordBatch, received_at: Micros) -> Selected {
-        let rows = input.num_rows() as u32;
-        let all = || (0..rows).collect::<Vec<_>>();
-        match self.columns.evaluate(input) {
-            Ok(batch) => self.require(batch, all(), received_at),
-            Err(_) if rows > 1 => {
-                // One record's value made an expression fail: find it, so that only that one is refused.
-                let half = rows / 2;
-                let first = self.select(&input.slice(0, half as usize), received_at);
-                let second = self.select(&input.slice(half as usize, (rows - half) as usize), received_at);
-                let batches = [&first.rows, &second.rows];
-                Selected {
-                    rows: arrow::compute::concat_batches(&self.output, batches).expect("both have the output's schema"),
-                    kept: first.kept.into_iter().chain(second.kept.iter().map(|r| r + half)).collect(),
-                    rejected: first
-                        .rejected
-                        .into_iter()
-                        .chain(second.rejected.into_iter().map(|(r, why)| (r + half, why)))
-                        .collect(),
-                }
+    pub fn select(&self, input: &RecordBatch, received_at: Micros, refuse: Refuse<'_>) -> Option<Selected> {
+        let all = (0..input.num_rows() as u32).collect::<Vec<_>>();
+        if let Ok(batch) = self.columns.evaluate(input) {
+            return self.require(batch, all, received_at, refuse);
+        }
+        // Some record's value made an expression fail: find each, so that only those are refused.
+        let mut fails = vec![false; all.len()];
+        if !self.find_failing(input, &mut fails, 0, refuse) {
+            return None;
+        }
+        let kept: Vec<u32> = all.into_iter().filter(|row| !fails[*row as usize]).collect();
+        let good = BooleanArray::from(fails.iter().map(|fails| !fails).collect::<Vec<_>>());
+        let input = filter_record_batch(input, &good).expect("the mask has one value per row");
+        match self.columns.evaluate(&input) {
+            Ok(batch) => self.require(batch, kept, received_at, refuse),
+            // One by one they have values, together they have none: there are too many bytes of them, say.
+            Err(reason) => {
+                let is_taken = kept.iter().all(|row| refuse(*row, &format!("select: {reason}")));
+                is_taken.then(|| Selected { rows: RecordBatch::new_empty(self.output.clone()), kept: Vec::new() })
             }
-            Err(reason) => Selected {
-                rows: RecordBatch::new_empty(self.output.clone()),
-                kept: Vec::new(),
-                rejected: all().into_iter().map(|row| (row, format!("select: {reason}"))).collect(),
-            },
         }
     }
 
-    fn require(&self, batch: Filtered, all: Vec<u32>, received_at: Micros) -> Selected {
+    /// Marks the rows of which an expression has no value; `first` is the number of the first one. Nothing is made of the others, so
+    /// that each failing row costs no more than to be found.
+    fn find_failing(&self, input: &RecordBatch, fails: &mut [bool], first: u32, refuse: Refuse<'_>) -> bool {
+        let rows = input.num_rows();
+        if rows == 1 {
+            return match self.columns.evaluate(input) {
+                Ok(_) => true,
+                Err(reason) => {
+                    fails[0] = true;
+                    refuse(first, &format!("select: {reason}"))
+                }
+            };
+        }
+        if rows == 0 || self.columns.has_values(input) {
+            return true;
+        }
+        let half = rows / 2;
+        let (before, after) = fails.split_at_mut(half);
+        self.find_failing(&input.slice(0, half), before, first, refuse)
+            && self.find_failing(&input.slice(half, rows - half), after, first + half as u32, refuse)
+    }
+
+    fn require(&self, batch: Filtered, all: Vec<u32>, received_at: Micros, refuse: Refuse<'_>) -> Option<Selected> {
         let Filtered { rows: batch, passed } = batch;
-        let mut rejected: Vec<(u32, String)> = Vec::new();
         let from: Vec<u32> = match &passed {
             None => all,
             Some(passed) => {
-                let is = |row: &u32| passed[*row as usize];
-                rejected.extend(all.iter().filter(|r| !is(r)).map(|r| (*r, "where: not true".to_owned())));
-                all.into_iter().filter(|r| is(r)).collect()
+                if !all.iter().zip(passed).all(|(row, passed)| *passed || refuse(*row, "where: not true")) {
+                    return None;
+                }
+                all.into_iter().zip(passed).filter_map(|(row, passed)| passed.then_some(row)).collect()
             }
         };
         let time =
             batch.column(0).as_any().downcast_ref::<TimestampMicrosecondArray>().expect("event_time comes first");
         let limit = received_at.saturating_add(self.def.watermark.max_ahead.micros());
-        let mut reasons: Vec<Option<String>> = (0..batch.num_rows())
-            .map(|row| {
-                if time.is_null(row) {
-                    Some("event_time is null".to_owned())
-                } else if !self.def.time_range.contains(time.value(row)) {
-                    Some(crate::decode::outside_range(time.value(row), &self.def.time_range))
-                } else if time.value(row) > limit {
-                    Some(crate::decode::too_far_ahead(time.value(row), received_at))
-                } else {
-                    None
-                }
-            })
-            .collect();
-        for rule in &self.rules {
-            rule.judge(&batch, &mut reasons);
-        }
-        if reasons.iter().all(Option::is_none) {
-            return Selected { rows: batch, kept: from, rejected };
-        }
-        let mask: arrow::array::BooleanArray = reasons.iter().map(|r| Some(r.is_none())).collect();
-        let rows = filter_record_batch(&batch, &mask).expect("the mask has one value per row");
-        let mut kept = Vec::with_capacity(rows.num_rows());
-        for (row, reason) in from.into_iter().zip(reasons) {
-            match reason {
-                None => kept.push(row),
-                Some(reason) => rejected.push((row, reason)),
+        let mut keep = vec![true; batch.num_rows()];
+        let refusals = (0..batch.num_rows()).filter_map(|row| {
+            let reason = if time.is_null(row) {
+                "event_time is null".to_owned()
+            } else if !self.def.time_range.contains(time.value(row)) {
+                crate::decode::outside_range(time.value(row), &self.def.time_range)
+            } else if time.value(row) > limit {
+                crate::decode::too_far_ahead(time.value(row), received_at)
+            } else {
+                return None;
+            };
+            Some((row, reason))
+        });
+        for (row, reason) in refusals {
+            keep[row] = false;
+            if !refuse(from[row], &reason) {
+                return None;
             }
         }
-        Selected { rows, kept, rejected }
+        for rule in &self.rules {
+            if !rule.judge(&batch, &mut keep, &mut |row| refuse(from[row], rule.text())) {
+                return None;
+            }
+        }
+        if keep.iter().all(|keep| *keep) {
+            return Some(Selected { rows: batch, kept: from });
+        }
+        let kept = from.into_iter().zip(&keep).filter_map(|(row, keep)| keep.then_some(row)).collect();
+        let rows = filter_record_batch(&batch, &BooleanArray::from(keep)).expect("the mask has one value per row");
+        Some(Selected { rows, kept })
     }
 }
+
+/// Takes a row of the input that is refused, with the reason; false where there are too many of them.
+pub type Refuse<'a> = &'a mut dyn FnMut(u32, &str) -> bool;
 
 /// A batch behind `select`; `passed` says which rows of the input its `where` let through.
 pub struct Filtered {

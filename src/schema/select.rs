@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Array, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::{CastOptions, cast_with_options, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
 use datafusion::common::DFSchemaRef;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::Dialect;
@@ -342,42 +343,54 @@ impl Planned {
         Ok(self)
     }
 
+    /// Whether every row has a value of every expression, cast as it is stored.
+    pub fn has_values(&self, input: &RecordBatch) -> bool {
+        self.evaluate_with(input, |_, _| ()).is_ok()
+    }
+
     /// Evaluates on a batch; an error is some row's fault.
     pub fn evaluate(&self, input: &RecordBatch) -> Result<Filtered, String> {
+        self.evaluate_with(input, |name, error| match name {
+            Some(name) => format!("{name}: {}", explain(error)),
+            None => explain(error),
+        })
+    }
+
+    /// `wrong` says what an error means, of a column if that is known.
+    fn evaluate_with<E>(
+        &self,
+        input: &RecordBatch,
+        wrong: impl Fn(Option<&str>, &DataFusionError) -> E,
+    ) -> Result<Filtered, E> {
+        let whole = |e: ArrowError| wrong(None, &e.into());
         let mut input = input.clone();
         let mut passed = None;
         if let Some(filter) = &self.filter {
-            let mask = booleans(filter, &input)?;
+            let mask = booleans(filter, &input).map_err(|e| wrong(None, &e))?;
             let true_only: Vec<bool> = mask.iter().map(|v| v == Some(true)).collect();
-            input = filter_record_batch(&input, &mask).map_err(|e| e.to_string())?;
+            input = filter_record_batch(&input, &mask).map_err(whole)?;
             passed = Some(true_only);
         }
         let rows = input.num_rows();
         let options = CastOptions { safe: false, ..CastOptions::default() };
-        let arrays = self
-            .columns
-            .iter()
-            .map(|(name, e, ty)| {
-                let array = e
-                    .evaluate(&input)
-                    .and_then(|v| v.into_array(rows))
-                    .map_err(|e| format!("{name}: {}", explain(&e)))?;
-                if array.data_type() == ty {
-                    return Ok(array);
-                }
-                cast_with_options(&array, ty, &options).map_err(|e| format!("{name}: {e}"))
-            })
-            .collect::<Result<Vec<_>, String>>()?;
+        let arrays = self.columns.iter().map(|(name, e, ty)| {
+            let array = e.evaluate(&input).and_then(|v| v.into_array(rows)).map_err(|e| wrong(Some(name), &e))?;
+            if array.data_type() == ty {
+                return Ok(array);
+            }
+            cast_with_options(&array, ty, &options).map_err(|e| wrong(Some(name), &e.into()))
+        });
+        let arrays = arrays.collect::<Result<Vec<_>, E>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let rows =
-            RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(|e| e.to_string())?;
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(whole)?;
         Ok(Filtered { rows, passed })
     }
 }
 
-fn booleans(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<BooleanArray, String> {
-    let array = expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows())).map_err(|e| explain(&e))?;
-    array.as_any().downcast_ref::<BooleanArray>().cloned().ok_or_else(|| "is no condition".to_owned())
+fn booleans(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<BooleanArray, DataFusionError> {
+    let array = expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()))?;
+    let booleans = array.as_any().downcast_ref::<BooleanArray>().cloned();
+    booleans.ok_or_else(|| DataFusionError::Plan("is no condition".into()))
 }
 
 /// A `require` rule.
@@ -403,31 +416,39 @@ impl Rule {
         }
     }
 
-    /// Notes the rule's text for every row, not refused yet, of which it is not true; null is not true.
-    pub fn judge(&self, batch: &RecordBatch, reasons: &mut [Option<String>]) {
-        let refuse = |reason: &mut Option<String>| {
-            if reason.is_none() {
-                *reason = Some(self.text.clone());
-            }
+    /// As it is declared.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Refuses every row, not refused yet, of which the rule is not true; null is not true. False: `refuse` has had enough.
+    pub fn judge(&self, batch: &RecordBatch, keep: &mut [bool], refuse: &mut dyn FnMut(usize) -> bool) -> bool {
+        self.judge_from(batch, keep, 0, refuse)
+    }
+
+    fn judge_from(
+        &self,
+        batch: &RecordBatch,
+        keep: &mut [bool],
+        first: usize,
+        refuse: &mut dyn FnMut(usize) -> bool,
+    ) -> bool {
+        let mut judge = |row: usize, keep: &mut bool, holds: Option<bool>| {
+            let is_refused = *keep && holds != Some(true);
+            *keep &= !is_refused;
+            !is_refused || refuse(first + row)
         };
         match booleans(&self.expression, batch) {
-            Ok(holds) => {
-                if holds.null_count() == 0 && holds.true_count() == holds.len() {
-                    return;
-                }
-                for (reason, holds) in reasons.iter_mut().zip(&holds) {
-                    if holds != Some(true) {
-                        refuse(reason);
-                    }
-                }
-            }
-            // Some row makes the rule fail; ask row by row which.
+            Ok(holds) if holds.null_count() == 0 && holds.true_count() == holds.len() => true,
+            Ok(holds) => keep.iter_mut().zip(&holds).enumerate().all(|(row, (keep, holds))| judge(row, keep, holds)),
+            // Some row makes the rule fail: find which.
             Err(_) if batch.num_rows() > 1 => {
-                for (row, reason) in reasons.iter_mut().enumerate() {
-                    self.judge(&batch.slice(row, 1), std::slice::from_mut(reason));
-                }
+                let half = batch.num_rows() / 2;
+                let (before, after) = keep.split_at_mut(half);
+                self.judge_from(&batch.slice(0, half), before, first, refuse)
+                    && self.judge_from(&batch.slice(half, batch.num_rows() - half), after, first + half, refuse)
             }
-            Err(_) => reasons.iter_mut().for_each(refuse),
+            Err(_) => keep.iter_mut().enumerate().all(|(row, keep)| judge(row, keep, None)),
         }
     }
 }

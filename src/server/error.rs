@@ -75,6 +75,9 @@ impl From<IngestError> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint)
             }
             IngestError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint),
+            IngestError::TooManyRejected { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send it in parts")
+            }
             IngestError::Refused(_) => Self::bad_request(message, hint),
             IngestError::KeyReused => Self::key_reused(),
             IngestError::Unknown => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", message, "send it again"),

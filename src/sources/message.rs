@@ -17,6 +17,18 @@ pub fn each_at(message: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize,
     split_text(text, unwrap, &mut |at, record| give(lead + at, record));
 }
 
+/// Whether a message has more records than these; looks no further than it must.
+pub fn has_more_than(message: &[u8], most: usize) -> bool {
+    // Each record but the last has an end before it.
+    let ends = memchr::memchr2_iter(b',', b'}', message).take(most + 1).count();
+    if ends < most {
+        return false;
+    }
+    let mut count = 0;
+    each_at(message, None, &mut |_, _| count += 1);
+    count > most
+}
+
 /// Gives each record of a message.
 pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
     each_at(message, None, &mut |_, record| give(record));
@@ -92,6 +104,16 @@ mod tests {
         assert_eq!(all("{\"v\":1}", Some("r")), [pair(0, "{\"v\":1}")]);
         assert_eq!(all(r#""{\"r\":[{}]}""#, Some("r")), [pair(0, "{}")]);
         assert_eq!(all("[{},", None), [pair(0, "[{},")]);
+    }
+
+    #[test]
+    fn too_many_records_are_noticed() {
+        for (message, records) in
+            [("[1,2,3]", 3), ("{}{}{}", 3), ("[{\"a\":[1,2,3],\"b\":{}}]", 1), ("{\"a\":[1,2,3,4]}", 1)]
+        {
+            assert!(!has_more_than(message.as_bytes(), records), "{message}");
+            assert!(has_more_than(message.as_bytes(), records - 1), "{message}");
+        }
     }
 
     #[test]

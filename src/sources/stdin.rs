@@ -52,7 +52,7 @@ fn read(input: impl io::Read, unwrap: Option<&str>, limit: usize, batches: &Sync
     let mut reader = Reader::new(PlainReader::new(input)?, 0, b"", unwrap, limit);
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while let Some(item) = reader.next_item()? {
-        bytes += item.bytes.len();
+        bytes += size_of::<Item>() + item.bytes.len();
         batch.push(item);
         if bytes >= BATCH_BYTES || !reader.has_line() {
             bytes = 0;

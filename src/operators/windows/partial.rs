@@ -88,7 +88,8 @@ fn value_bytes(array: &dyn Array) -> usize {
     }
 }
 
-fn batch_weight(batch: &RecordBatch) -> usize {
+/// As how many groups the rows of a batch count: each as one, and long values as several.
+pub(super) fn batch_weight(batch: &RecordBatch) -> usize {
     let bytes: usize = batch.columns().iter().map(|c| value_bytes(c)).sum();
     batch.num_rows() + weight(bytes) - 1
 }
@@ -161,17 +162,17 @@ impl Partial {
     }
 
     /// States of rows; a row that makes an aggregate fail is left out and counted.
-    fn states_of(&mut self, rows: &RecordBatch) -> Vec<RecordBatch> {
+    fn states_of(&mut self, rows: &RecordBatch, why: &mut Option<String>) -> Vec<RecordBatch> {
         match aggregate(&self.window, AggregateMode::Partial, vec![rows.clone()], self.window.reduced.clone()) {
             Ok(states) => states,
             Err(_) if rows.num_rows() > 1 => {
                 let half = rows.num_rows() / 2;
-                let mut states = self.states_of(&rows.slice(0, half));
-                states.extend(self.states_of(&rows.slice(half, rows.num_rows() - half)));
+                let mut states = self.states_of(&rows.slice(0, half), why);
+                states.extend(self.states_of(&rows.slice(half, rows.num_rows() - half), why));
                 states
             }
             Err(reason) => {
-                tracing::error!(window = self.window.name, reason, "a row could not be aggregated and is left out");
+                why.get_or_insert(reason);
                 self.failed += 1;
                 Vec::new()
             }
@@ -193,7 +194,13 @@ impl Partial {
         self.waiting_weight = 0;
         // One batch, so that the states do not depend on where batches were cut.
         let waiting = concat_batches(&self.window.reduced, &waiting).map_err(|e| e.to_string())?;
-        for state in self.states_of(&waiting) {
+        let (mut why, before) = (None, self.failed);
+        let states = self.states_of(&waiting, &mut why);
+        if let Some(reason) = why {
+            let rows = self.failed - before;
+            tracing::error!(window = self.window.name, rows, reason, "rows could not be aggregated and are left out");
+        }
+        for state in states {
             let mut rows: BTreeMap<Micros, Vec<u32>> = BTreeMap::new();
             for (row, pane) in times(state.column(self.window.start_at))?.values().iter().enumerate() {
                 rows.entry(*pane).or_default().push(row as u32);

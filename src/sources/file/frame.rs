@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::lines::Item;
 use super::super::{Context, SourceError, message};
+use crate::bounds::MAX_ELEMENTS;
 use crate::ingest::{Receipt, Submission};
 use crate::wal::{About, FileIdentity, Kind, RecordsBuilder};
 
@@ -40,6 +41,10 @@ impl FrameBuilder {
             self.cut.push((self.records.len() as u64, item.length));
             self.add(item.start, &item.bytes[..item.bytes.len().min(context.cut_bytes)]);
             return;
+        }
+        // A position lies between lines, so a line's records share a frame. Of one that holds too many the decoder says so.
+        if message::has_more_than(&item.bytes, MAX_ELEMENTS) {
+            return self.add(item.start, &item.bytes);
         }
         message::each_at(&item.bytes, None, &mut |at, record| self.add(item.start + at as u64, record));
     }

@@ -563,7 +563,7 @@ fn dead_letter_rows(output: &Output, above: Lsn, schema: &SchemaRef) -> Result<O
         text(&header.source),
         Arc::new(letters.iter().map(|d| positions.get(d.index as usize).map(|p| *p as i64)).collect::<Int64Array>()),
         text(&header.stream),
-        Arc::new(StringArray::from_iter_values(letters.iter().map(|d| d.reason.as_str()))),
+        Arc::new(StringArray::from_iter_values(letters.iter().map(|d| &*d.reason))),
         Arc::new(BinaryArray::from_iter_values(letters.iter().map(|d| bytes(d.index)))),
         Arc::new(Int64Array::from(vec![None; n])),
     ];
