@@ -109,6 +109,27 @@ fn table(select: &str) -> String {
 }
 
 #[test]
+fn an_entity_table_takes_what_its_where_lets_through() {
+    let bench = Bench::new("");
+    let line = |n: u32, kind: &str| {
+        format!(
+            "{{\"id\":\"a{n}\",\"at\":\"2024-05-01T10:00:{n:02}Z\",\"kind\":\"{kind}\",\"note\":\"x\",\"reading\":{{\"value\":{n},\"unit\":\"C\"}},\"tags\":[\"t{n}\",\"all\"]}}\n"
+        )
+    };
+    let lines = [line(1, "air"), line(12, "air"), line(20, "soil"), line(3, "soil"), line(5, "water")];
+    bench.write("in.ndjson", lines.concat().as_bytes());
+    let tags = "[tables.\"sensors.tags\"]\nstream = \"sensors\"\nkey = \"tag\"\nselect = \"select unnest(tags) as tag, id where unnest(tags) <> 'all' and value > 2\"\n";
+    bench.configure(&(table("select kind, value where value > 10") + tags));
+    bench.once();
+    let kinds = bench.rows("select kind, value from sensors.kinds order by kind");
+    let kinds: Vec<_> = kinds.iter().map(|row| (row["kind"].as_str(), row["value"].as_f64())).collect();
+    assert_eq!(kinds, [(Some("AIR"), Some(12.0)), (Some("SOIL"), Some(20.0))]);
+    let tags = bench.rows("select tag from sensors.tags order by tag");
+    let tags: Vec<_> = tags.iter().filter_map(|row| row["tag"].as_str()).collect();
+    assert_eq!(tags, ["t12", "t20", "t3", "t5"]);
+}
+
+#[test]
 fn check_says_where_and_what_to_do() {
     let bench = Bench::new("");
     let wrong = [
@@ -167,6 +188,7 @@ fn check_says_where_and_what_to_do() {
         table("select kind, unit, lenght(note) as n"),
         table("select kind, unnest(tagz) as tag"),
         table("select kind, count(*) as n"),
+        table("select kind from sensors"),
     ];
     let mut messages = Vec::new();
     for text in wrong {

@@ -47,10 +47,7 @@ const FORM: &str = "write `select <columns> [where …]`, with `unnest(list)` fo
 impl Entity {
     /// Plans a table over its stream.
     pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, Refusal> {
-        let context = select::planning()?;
-        let sql = format!("{} from {}", def.select, stream.name);
-        let statement = dialect::parse(&context.state(), &sql);
-        let mut statement = statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))?;
+        let mut statement = parse(&def.select, &stream.name)?;
         names::refuse_unnamed(&statement, &stream.table_schema)?;
         let lists = take_lists(&mut statement)?;
         let table = &stream.table_schema;
@@ -147,19 +144,31 @@ impl Entity {
     /// The rows that a stream's rows give, in their order; a key may come more than once. A row of which the select has no value (a
     /// division by zero) gives none.
     pub fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
-        match self.all_rows(batch) {
-            Err(_) if batch.num_rows() > 1 => {
-                let half = batch.num_rows() / 2;
-                let parts =
-                    [self.rows(&batch.slice(0, half))?, self.rows(&batch.slice(half, batch.num_rows() - half))?];
-                arrow::compute::concat_batches(&self.schema, &parts).map_err(|e| e.to_string())
-            }
-            Err(reason) => {
-                tracing::warn!(table = self.name, reason, "an event gives the table no row");
-                Ok(RecordBatch::new_empty(self.schema.clone()))
-            }
-            rows => rows,
+        let mut reason = match self.all_rows(batch) {
+            Err(reason) => reason,
+            rows => return rows,
+        };
+        let mut fails = vec![false; batch.num_rows()];
+        self.find_failing(batch, &mut fails, &mut reason);
+        let events = fails.iter().filter(|fails| **fails).count();
+        tracing::warn!(table = self.name, events, reason, "events give the table no row");
+        let good: BooleanArray = fails.iter().map(|fails| Some(!fails)).collect();
+        let good = arrow::compute::filter_record_batch(batch, &good).map_err(|e| e.to_string())?;
+        self.all_rows(&good)
+    }
+
+    /// Marks the events of which the select has no value.
+    fn find_failing(&self, batch: &RecordBatch, fails: &mut [bool], reason: &mut String) {
+        let rows = batch.num_rows();
+        let Err(why) = self.all_rows(batch) else { return };
+        if rows <= 1 {
+            *reason = why;
+            return fails.fill(true);
         }
+        let half = rows / 2;
+        let (before, after) = fails.split_at_mut(half);
+        self.find_failing(&batch.slice(0, half), before, reason);
+        self.find_failing(&batch.slice(half, rows - half), after, reason);
     }
 
     fn all_rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
@@ -270,6 +279,30 @@ fn marked(stream: &Stream, input: &SchemaRef, lists: &[usize]) -> Schema {
 
 fn item_of(list: &str) -> String {
     format!("item_of_{list}")
+}
+
+/// A table's select, reading from its stream: `from` is put before its `where`, if there is one.
+fn parse(select: &str, stream: &str) -> Result<Statement, Refusal> {
+    let context = select::planning()?;
+    let parse = |sql: &str| {
+        let statement = dialect::parse(&context.state(), sql);
+        statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))
+    };
+    let (mut statement, mut from) = (parse(select)?, parse(&format!("select 1 from {stream}"))?);
+    let (Some(select), Some(stream)) = (select_of(&mut statement), select_of(&mut from)) else {
+        return Err(FORM.into());
+    };
+    if !select.from.is_empty() {
+        return Err(Refusal::about(&["from"], format!("it reads its stream, which is not named: {FORM}")));
+    }
+    select.from = std::mem::take(&mut stream.from);
+    Ok(statement)
+}
+
+fn select_of(statement: &mut Statement) -> Option<&mut ast::Select> {
+    let Statement::Statement(inner) = statement else { return None };
+    let ast::Statement::Query(query) = inner.as_mut() else { return None };
+    if let ast::SetExpr::Select(select) = query.body.as_mut() { Some(select) } else { None }
 }
 
 /// Puts a name in the place of each `unnest(list)`; gives the lists.
