@@ -14,6 +14,7 @@ mod names;
 mod operations;
 mod panics;
 mod partition;
+mod pruning;
 mod readers;
 mod rebuild;
 mod recording;

@@ -119,6 +119,16 @@ pub struct Shares {
 }
 
 impl Shares {
+    /// Of the lake's, what the footers of files have that queries read.
+    pub fn footers(&self) -> usize {
+        self.lake / 4
+    }
+
+    /// What a merge has.
+    pub fn merges(&self) -> usize {
+        self.lake - self.footers()
+    }
+
     /// Of counts and places, what counts have.
     pub fn counts(&self) -> usize {
         self.counts_and_places / 4

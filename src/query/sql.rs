@@ -38,6 +38,7 @@ use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, dialect, functions, versions_of};
 use crate::storage::{create_folders, damage_in};
 use crate::threads::panic_if_asked;
+use crate::views::lake::footers::Footers;
 use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
 use crate::views::lake::{Feed, LakeTable};
 
@@ -49,6 +50,9 @@ const OPEN_POLL: Duration = Duration::from_millis(2);
 /// Bytes that queries may spill to disk.
 const MAX_SPILL_BYTES: u64 = 4 << 30;
 
+/// Bytes of a file's columns that a filter unpacked and the answer needs too: kept that long, in each of the scan's threads.
+const PREDICATE_CACHE_BYTES: usize = 4 << 20;
+
 /// Limits on one query and on all of them together.
 #[derive(Debug, Clone, Copy)]
 pub struct SqlLimits {
@@ -57,6 +61,8 @@ pub struct SqlLimits {
     pub bytes: usize,
     pub concurrent: usize,
     pub memory: usize,
+    /// Bytes of the lake's footers that stay in memory.
+    pub footers: usize,
 }
 
 /// Plans and runs SQL, on threads of its own: a query that computes for long keeps nothing else from answering.
@@ -98,10 +104,16 @@ impl SqlEngine {
     pub fn new(lake: &Path, spill: &Path, limits: SqlLimits) -> Result<Self, QueryError> {
         let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
         let environment = environment(lake, spill, limits.memory).map_err(failed)?;
-        let config = session_config(2)
+        let footers = Arc::new(Footers::new(limits.footers));
+        let mut config = session_config(2)
             .with_default_catalog_and_schema("weir_lake", "main")
             .with_create_default_catalog_and_schema(false)
-            .with_sort_spill_reservation_bytes(1 << 20);
+            .with_sort_spill_reservation_bytes(1 << 20)
+            .with_extension(footers);
+        // A filter chooses rows before the columns are unpacked that it does not read.
+        let parquet = &mut config.options_mut().execution.parquet;
+        parquet.pushdown_filters = true;
+        parquet.max_predicate_cache_size = Some(PREDICATE_CACHE_BYTES);
         let mut base = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(environment)
@@ -362,7 +374,6 @@ fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEn
         .with_disk_manager_builder(
             DiskManagerBuilder::default().with_mode(disk).with_max_temp_directory_size(MAX_SPILL_BYTES),
         )
-        .with_metadata_cache_limit(16 << 20)
         .build_arc()?;
     environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));
     Ok(environment)

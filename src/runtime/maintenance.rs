@@ -56,7 +56,7 @@ impl Maintenance {
             [(positions::RAW, config.raw_retention), (positions::DEAD_LETTERS, config.dead_letters_retention)];
         Self {
             handles,
-            memory: config.limits.shares().lake,
+            memory: config.limits.shares().merges(),
             folder: config.data.clone(),
             disk: config.limits.disk,
             retention: retention.map(|(name, span)| (name.to_owned(), span)).into(),

@@ -174,6 +174,7 @@ pub fn sql_limits(config: &Config) -> SqlLimits {
         bytes: config.limits.sql_result,
         concurrent: config.limits.sql_concurrent,
         memory: config.limits.shares().sql,
+        footers: config.limits.shares().footers(),
     }
 }
 

@@ -137,7 +137,20 @@ impl CheckedFile {
     /// Opens the file after a look at all of it.
     pub fn open(&self) -> std::result::Result<fs::File, String> {
         self.check(0..self.bytes)?;
+        self.open_in_parts()
+    }
+
+    /// Opens the file for readers that [`Self::check`] what they read.
+    pub fn open_in_parts(&self) -> std::result::Result<fs::File, String> {
         fs::File::open(&self.path).map_err(|e| self.explain(&e))
+    }
+
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     fn unchecked(&self, range: &Range<u64>) -> Option<Range<usize>> {
@@ -181,7 +194,8 @@ impl CheckedFile {
         damage(&self.path, what, &self.way_out)
     }
 
-    fn explain(&self, error: &io::Error) -> String {
+    /// The message about a file that cannot be read.
+    pub fn explain(&self, error: &io::Error) -> String {
         match error.kind() {
             ErrorKind::NotFound => self.damaged("it is not there any more"),
             ErrorKind::UnexpectedEof => self.damaged("it was cut"),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{CastOptions, cast_with_options, interleave_record_batch};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use chrono::{DateTime, Datelike, Timelike};
 use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -28,6 +28,8 @@ const MANY_FILES: usize = 32;
 const WRITERS: usize = 4;
 /// Rows of a file that is small.
 const SMALL_ROWS: usize = 256;
+/// Rows of a page, about: what a query of one row unpacks of each column.
+const PAGE_ROWS: usize = 2 << 10;
 /// Bytes of different values after which a column is written without a dictionary.
 const DICTIONARY_BYTES: usize = 256 << 10;
 /// Rows put in order and handed to the Parquet writer at once.
@@ -121,11 +123,21 @@ pub fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
         .values()
 }
 
+/// Whether a file will have few rows, as far as that is known.
+fn is_small(rows: Option<usize>) -> bool {
+    rows.is_some_and(|rows| rows <= SMALL_ROWS)
+}
+
+/// Whether the bounds of each page are kept of a column.
+fn has_page_bounds(ty: &DataType) -> bool {
+    ty.is_integer() || ty.is_temporal() || ty.is_decimal()
+}
+
 /// How a file is written that will have so many rows, as far as that is known.
 pub fn properties(rows: Option<usize>) -> WriterProperties {
     let lsn = ColumnPath::from("lsn");
     // Making zstd's tables for each column costs more than a few rows are worth; they are written again by the next merge.
-    let is_small = rows.is_some_and(|rows| rows <= SMALL_ROWS);
+    let is_small = is_small(rows);
     let compression = if is_small { Compression::SNAPPY } else { Compression::ZSTD(ZstdLevel::default()) };
     WriterProperties::builder()
         // A number that ascends is told best by its steps; values that hardly repeat are not worth a dictionary.
@@ -138,6 +150,30 @@ pub fn properties(rows: Option<usize>) -> WriterProperties {
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_offset_index_disabled(true)
         .build()
+}
+
+/// How a file of a table's rows is written.
+pub fn properties_of(spec: &TableSpec, rows: Option<usize>) -> WriterProperties {
+    let mut properties = properties(rows).into_builder();
+    let path = |column: usize| ColumnPath::from(spec.schema.field(column).name().as_str());
+    if !is_small(rows) {
+        properties = properties.set_offset_index_disabled(false).set_data_page_row_count_limit(PAGE_ROWS);
+        // Numbers and times often ascend with time, by which rows are sorted: their bounds tell one page from another.
+        let fields = spec.schema.fields().iter().enumerate();
+        for (column, _) in fields.filter(|(_, field)| has_page_bounds(field.data_type())) {
+            properties = properties.set_column_statistics_enabled(path(column), EnabledStatistics::Page);
+        }
+    }
+    // No question is answered by the least and the greatest item of a list.
+    for field in spec.schema.fields().iter().filter(|field| field.data_type().is_nested()) {
+        let items = [field.name().as_str(), "list", "item"].map(str::to_owned).to_vec();
+        properties = properties.set_column_statistics_enabled(ColumnPath::new(items), EnabledStatistics::None);
+    }
+    // Values that are unique, or nearly, fill a dictionary for nothing.
+    for column in spec.keys.iter().copied().chain([0, spec.time_column]).filter(|_| spec.layout == Layout::Buckets) {
+        properties = properties.set_column_dictionary_enabled(path(column), false);
+    }
+    properties.build()
 }
 
 /// The files that one commit or one merge writes. Unless it is given up to the commit that names them, they are removed with it,
@@ -248,19 +284,8 @@ impl FileWriter {
         rows: Option<usize>,
     ) -> Result<Self, String> {
         let (new, file) = NewFile::create(spec, attempt, bucket, class, now_ms)?;
-        let mut properties = properties(rows).into_builder();
-        // No question is answered by the least and the greatest item of a list.
-        for field in spec.schema.fields().iter().filter(|field| field.data_type().is_nested()) {
-            let items = [field.name().as_str(), "list", "item"].map(str::to_owned).to_vec();
-            properties = properties.set_column_statistics_enabled(ColumnPath::new(items), EnabledStatistics::None);
-        }
-        // Values that are unique, or nearly, fill a dictionary for nothing.
-        for column in spec.keys.iter().copied().chain([0, spec.time_column]).filter(|_| spec.layout == Layout::Buckets)
-        {
-            let column = ColumnPath::from(spec.schema.field(column).name().as_str());
-            properties = properties.set_column_dictionary_enabled(column, false);
-        }
-        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties.build()));
+        let properties = properties_of(spec, rows);
+        let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties));
         let writer = writer.map_err(|e| new.error(&e))?;
         Ok(Self { writer, new })
     }

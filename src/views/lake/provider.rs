@@ -10,7 +10,9 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, DFSchema, ScalarValue, Statistics, project_schema};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::{DataSourceExec, MemorySourceConfig};
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::{
+    FileGroup, FileScanConfigBuilder, ParquetFileReaderFactory, ParquetSource,
+};
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
@@ -30,6 +32,7 @@ use object_store::local::LocalFileSystem;
 
 use super::checked::{CheckedFile, CheckedReaders};
 use super::files::{FileEntry, partition_values};
+use super::footers::{FooterReaders, Footers};
 use super::table::TableState;
 use super::{LakeTable, TableSpec, hot_batches};
 use crate::schema::select::session_config;
@@ -110,10 +113,13 @@ impl LakeSnapshot {
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let readers = CheckedReaders(state.runtime_env().object_store(lake_url())?);
+        let readers: Arc<dyn ParquetFileReaderFactory> = match state.config().get_extension::<Footers>() {
+            Some(footers) => Arc::new(FooterReaders(footers)),
+            None => Arc::new(CheckedReaders(state.runtime_env().object_store(lake_url())?)),
+        };
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(state.default_table_options().parquet)
-            .with_parquet_file_reader_factory(Arc::new(readers));
+            .with_parquet_file_reader_factory(readers);
         let schema = self.schema.table_schema();
         let merged = Statistics::try_merge_iter(files.iter().filter_map(|f| f.statistics.as_deref()), schema)?;
         let groups: Vec<FileGroup> = FileGroup::new(files).split_files(state.config().target_partitions());

@@ -1,0 +1,341 @@
+//! How queries read the lake's files: footers with their page indexes are kept in memory, as many as a limit allows, so that
+//! a query which needs a few pages reads nothing else.
+//!
+//! A file never changes under its name, so what is kept of it is true as long as the file exists.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::{ParquetFileMetrics, ParquetFileReaderFactory};
+use datafusion::error::DataFusionError;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::basic::Type;
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::schema::types::SchemaDescriptor;
+
+use super::checked::CheckedFile;
+
+/// Bytes of a page's header that are read at once.
+const HEADER_BYTES: usize = 256;
+
+/// Footers of files; the most recently used stay.
+#[derive(Debug)]
+pub struct Footers {
+    /// Bytes that they may take together.
+    limit: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    by_path: HashMap<PathBuf, Footer>,
+    bytes: usize,
+    /// Uses so far.
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Footer {
+    metadata: Arc<ParquetMetaData>,
+    bytes: usize,
+    last_use: u64,
+}
+
+impl Held {
+    fn get(&mut self, path: &Path) -> Option<Arc<ParquetMetaData>> {
+        self.uses += 1;
+        let footer = self.by_path.get_mut(path)?;
+        footer.last_use = self.uses;
+        Some(footer.metadata.clone())
+    }
+
+    /// Keeps a footer, and lets go of those that were used longest ago, as far as the limit asks for it.
+    fn keep(&mut self, path: &Path, metadata: Arc<ParquetMetaData>, limit: usize) {
+        let bytes = metadata.memory_size() + path.as_os_str().len();
+        if bytes > limit {
+            return;
+        }
+        let footer = Footer { metadata, bytes, last_use: self.uses };
+        let before = self.by_path.insert(path.to_owned(), footer);
+        self.bytes = self.bytes + bytes - before.map_or(0, |b| b.bytes);
+        while self.bytes > limit {
+            let oldest = self.by_path.iter().min_by_key(|(_, footer)| footer.last_use).map(|(path, _)| path.clone());
+            let Some(gone) = oldest.and_then(|path| self.by_path.remove(&path)) else { break };
+            self.bytes -= gone.bytes;
+        }
+    }
+}
+
+impl Footers {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, held: Mutex::default() }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of the footers in memory.
+    pub fn memory_bytes(&self) -> usize {
+        self.held().bytes
+    }
+
+    /// The footer of an open file.
+    pub fn read(&self, file: &LakeFile) -> Result<Arc<ParquetMetaData>> {
+        let path = file.entry.path();
+        if let Some(found) = self.held().get(path) {
+            return Ok(found);
+        }
+        let read = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
+        let metadata = Arc::new(without_floats(read.parse_and_finish(file)?)?);
+        self.held().keep(path, metadata.clone(), self.limit);
+        Ok(metadata)
+    }
+}
+
+/// A footer without what it says of columns of floats. Parquet's bounds leave out NaN, which SQL orders above all numbers: pruned
+/// by them, a row group would lack its NaN where they are asked for, and show them where a filter was thought to hold for all.
+fn without_floats(metadata: ParquetMetaData) -> Result<ParquetMetaData> {
+    let schema = metadata.file_metadata().schema_descr_ptr();
+    let is_float = |column: usize| is_float(&schema, column);
+    if !(0..schema.num_columns()).any(is_float) {
+        return Ok(metadata);
+    }
+    let mut builder = metadata.into_builder();
+    let groups = builder.take_row_groups().into_iter().map(|group| {
+        let columns = group.columns().iter().enumerate().map(|(at, column)| {
+            let builder = column.clone().into_builder();
+            if is_float(at) { builder.clear_statistics().build() } else { builder.build() }
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
+        group.into_builder().set_column_metadata(columns).build()
+    });
+    let groups = groups.collect::<Result<Vec<_>>>()?;
+    let index = builder.take_column_index().map(|mut groups| {
+        for group in &mut groups {
+            let floats = group.iter_mut().enumerate().filter(|(at, _)| is_float(*at));
+            floats.for_each(|(_, column)| *column = ColumnIndexMetaData::NONE);
+        }
+        groups
+    });
+    Ok(builder.set_row_groups(groups).set_column_index(index).build())
+}
+
+fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
+    matches!(schema.column(column).physical_type(), Type::FLOAT | Type::DOUBLE)
+}
+
+/// A file of the lake, of which parts are read, each compared with its checksums first.
+#[derive(Debug, Clone)]
+pub struct LakeFile {
+    file: Arc<File>,
+    entry: CheckedFile,
+}
+
+fn failed(reason: String) -> ParquetError {
+    ParquetError::External(reason.into())
+}
+
+impl LakeFile {
+    pub fn open(entry: &CheckedFile) -> Result<Self> {
+        Ok(Self { file: Arc::new(entry.open_in_parts().map_err(failed)?), entry: entry.clone() })
+    }
+}
+
+impl Length for LakeFile {
+    fn len(&self) -> u64 {
+        self.entry.bytes()
+    }
+}
+
+impl ChunkReader for LakeFile {
+    type T = BufReader<Rest>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        Ok(BufReader::with_capacity(HEADER_BYTES, Rest { file: self.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        self.entry.check(start..start.saturating_add(length as u64)).map_err(failed)?;
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, start).map_err(|e| failed(self.entry.explain(&e)))?;
+        Ok(bytes.into())
+    }
+}
+
+/// A file from a place on.
+#[derive(Debug)]
+pub struct Rest {
+    file: LakeFile,
+    at: u64,
+}
+
+impl Read for Rest {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let end = self.file.len().min(self.at.saturating_add(into.len() as u64));
+        let bytes = self.file.get_bytes(self.at, end.saturating_sub(self.at) as usize);
+        let bytes = bytes.map_err(std::io::Error::other)?;
+        into[..bytes.len()].copy_from_slice(&bytes);
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+}
+
+/// Makes the readers of a scan, which share footers. Its files carry a [`CheckedFile`] each.
+#[derive(Debug)]
+pub struct FooterReaders(pub Arc<Footers>);
+
+impl ParquetFileReaderFactory for FooterReaders {
+    fn create_reader(
+        &self,
+        partition_index: usize,
+        file: PartitionedFile,
+        _metadata_size_hint: Option<usize>,
+        metrics: &ExecutionPlanMetricsSet,
+    ) -> datafusion::error::Result<Box<dyn AsyncFileReader + Send>> {
+        let entry = file.extension::<CheckedFile>().cloned();
+        let entry = entry.ok_or_else(|| DataFusionError::Internal("a file without its entry".into()))?;
+        let metrics = ParquetFileMetrics::new(partition_index, file.object_meta.location.as_ref(), metrics);
+        Ok(Box::new(Reader { footers: self.0.clone(), entry, file: None, metrics }))
+    }
+}
+
+/// Reads one file of the lake.
+struct Reader {
+    footers: Arc<Footers>,
+    entry: CheckedFile,
+    file: Option<LakeFile>,
+    metrics: ParquetFileMetrics,
+}
+
+impl Reader {
+    /// Does something with the open file on a thread that may wait for the disk.
+    fn with_file<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&LakeFile) -> Result<T> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T>> {
+        async move {
+            let (open, entry) = (self.file.clone(), self.entry.clone());
+            let done = tokio::task::spawn_blocking(move || {
+                let file = open.map_or_else(|| LakeFile::open(&entry), Ok)?;
+                let done = work(&file)?;
+                Ok::<_, ParquetError>((file, done))
+            });
+            let (file, done) = done.await.map_err(|e| ParquetError::External(e.into()))??;
+            self.file = Some(file);
+            Ok(done)
+        }
+        .boxed()
+    }
+}
+
+/// A range of a file.
+fn read_range(file: &LakeFile, range: &Range<u64>) -> Result<Bytes> {
+    file.get_bytes(range.start, usize::try_from(range.end.saturating_sub(range.start))?)
+}
+
+impl AsyncFileReader for Reader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        self.metrics.bytes_scanned.add(range.end.saturating_sub(range.start) as usize);
+        self.with_file(move |file| read_range(file, &range))
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
+        let bytes: u64 = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        self.metrics.bytes_scanned.add(bytes as usize);
+        self.with_file(move |file| ranges.iter().map(|range| read_range(file, range)).collect())
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        _options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
+        if let Some(found) = self.footers.held().get(self.entry.path()) {
+            return async move { Ok(found) }.boxed();
+        }
+        let footers = self.footers.clone();
+        self.with_file(move |file| footers.read(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Float64Array, Int64Array, RecordBatch};
+    use parquet::arrow::ArrowWriter;
+
+    use super::super::TableSpec;
+    use super::super::files::{Class, FileEntry};
+    use super::*;
+    use crate::schema::Layout;
+
+    /// A file of two rows.
+    fn write(folder: &Path, name: &str) -> LakeFile {
+        let columns = [
+            ("number", Arc::new(Int64Array::from(vec![1, 2])) as _),
+            ("double", Arc::new(Float64Array::from(vec![1.0, f64::NAN])) as _),
+        ];
+        let rows = RecordBatch::try_from_iter(columns).expect("two columns");
+        let spec = TableSpec::raw(folder, Layout::Hours);
+        std::fs::create_dir_all(&spec.root).expect("a folder");
+        let path = spec.root.join(name);
+        let mut writer =
+            ArrowWriter::try_new(File::create(&path).expect("a file"), rows.schema(), None).expect("begun");
+        writer.write(&rows).expect("written");
+        writer.close().expect("ended");
+        let entry = FileEntry {
+            path: name.into(),
+            bytes: std::fs::metadata(&path).expect("there").len(),
+            rows: 2,
+            bucket: 0,
+            class: Class::Recent,
+            min_time: 0,
+            max_time: 0,
+            min_lsn: 1,
+            max_lsn: 2,
+            written_ms: 0,
+            checks: Default::default(),
+        };
+        LakeFile::open(&CheckedFile::of(&spec, &entry)).expect("opens")
+    }
+
+    #[test]
+    fn footers_used_last_stay_within_the_limit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = ["a", "b", "c"].map(|name| write(folder.path(), name));
+        let all = Footers::new(usize::MAX);
+        all.read(&files[0]).expect("a footer");
+        let footers = Footers::new(all.memory_bytes() * 5 / 2);
+        let first = footers.read(&files[0]).expect("a footer");
+        [1, 0, 2].iter().for_each(|n| drop(footers.read(&files[*n]).expect("a footer")));
+        assert!(footers.memory_bytes() <= footers.limit);
+        assert!(Arc::ptr_eq(&first, &footers.read(&files[0]).expect("a footer")), "it was used after the second");
+        assert!(footers.held().get(files[1].entry.path()).is_none());
+        let none = Footers::new(10);
+        none.read(&files[0]).expect("a footer");
+        assert_eq!(none.memory_bytes(), 0);
+    }
+
+    #[test]
+    fn bounds_of_floats_are_not_believed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let footer = Footers::new(usize::MAX).read(&write(folder.path(), "a")).expect("a footer");
+        let columns = footer.row_group(0).columns();
+        assert_eq!([0, 1].map(|c| columns[c].statistics().is_some()), [true, false]);
+        let index = &footer.column_index().expect("an index")[0];
+        assert_eq!([0, 1].map(|c| matches!(index[c], ColumnIndexMetaData::NONE)), [false, true]);
+    }
+}
