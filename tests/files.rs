@@ -5,7 +5,8 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{Bench, ndjson, records};
+use crate::server::Server;
+use crate::support::{Bench, ndjson, records, wait_until};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -137,4 +138,35 @@ fn subfolders_that_are_passed_over_are_named_once() {
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(log.matches("`recursive = true`").count(), 1, "{log}");
     assert_eq!(raw(&bench), 10);
+}
+
+#[test]
+fn what_nobody_saw_of_a_single_file_is_read_beside_it_or_is_a_gap() {
+    let bench = bench("logs/app.log");
+    let all = records(70, 5);
+    let (live, one, two) = (bench.path("logs/app.log"), bench.path("logs/app.log.1"), bench.path("logs/app.log.2"));
+    // Older than the source: not its file.
+    bench.write("logs/app.log.1", &ndjson(&records(9, 6)));
+    bench.write("logs/app.log", &ndjson(&all[..10]));
+    let server = Server::start(&mut bench.command(&["run"]), &bench.path("data"));
+    wait_until("the file is read", || raw(&bench) == 10);
+    let replace = |records| {
+        let new = bench.path("logs/.new");
+        std::fs::write(&new, ndjson(records)).expect("written");
+        std::fs::rename(new, &live).expect("renamed");
+    };
+    // Rotated twice between two looks.
+    std::fs::rename(&one, &two).expect("renamed");
+    std::fs::rename(&live, &one).expect("renamed");
+    replace(&all[10..30]);
+    std::fs::rename(&live, bench.path("logs/app.log-20260101")).expect("renamed");
+    replace(&all[30..40]);
+    wait_until("both are read", || raw(&bench) == 40);
+    assert_eq!(bench.number("select count(*) from weir.gaps"), 0);
+    // Replaced faster than anyone looks: what was there in between is nowhere.
+    for n in 40..70 {
+        replace(&all[n..]);
+    }
+    wait_until("a gap is reported", || bench.number("select count(*) from weir.gaps where source = 'in'") > 0);
+    server.stop();
 }

@@ -310,7 +310,7 @@ impl Running {
                     panic_if_asked(&format!("source/{}", context.name));
                     let result = match kind {
                         SourceKind::File(def) if def.is_stdin() => sources::stdin::run(&context, &*clock),
-                        SourceKind::File(def) => sources::file::run(&context, &def),
+                        SourceKind::File(def) => sources::file::run(&context, &def, &*clock),
                         SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
                     };
                     match result {

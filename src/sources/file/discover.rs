@@ -17,6 +17,9 @@ const MAX_FILES: usize = 100_000;
 /// Folders whose time of change is looked at between walks.
 pub const WATCHED_FOLDERS: usize = 1_024;
 
+/// What compression puts behind a name.
+const COMPRESSED: [&str; 6] = [".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z"];
+
 /// What the system says of a file: where one of these differs, its content may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
@@ -95,6 +98,11 @@ impl Pattern {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The path, where it is no glob and leads to no folder.
+    pub fn single(&self) -> Option<&Path> {
+        (self.glob.is_none() && !self.path.is_dir()).then_some(&self.path)
     }
 
     /// The file or folder without which nothing can be read.
@@ -246,7 +254,8 @@ impl Pattern {
             found.folders.insert(folder.to_owned(), Stamp::of(&metadata).modified);
             let Ok(entries) = std::fs::read_dir(folder) else { continue };
             for entry in entries.flatten() {
-                let is_rotated = entry.path() != path && extends(&entry.path(), path);
+                let is_rotated =
+                    entry.path() != path && (extends(&entry.path(), path) || is_rotation(&entry.path(), path));
                 let path = entry.path();
                 if !(is_rotated || is_known(entry.ino())) || found.files.len() >= MAX_FILES {
                     continue;
@@ -270,6 +279,26 @@ pub fn extends(path: &Path, other: &Path) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a file's name is what rotation makes of another one's: numbers or a date behind it or before its extension, and the
+/// extension of compressed files.
+pub fn is_rotation(path: &Path, other: &Path) -> bool {
+    let (Some(name), Some(other)) = (path.file_name(), other.file_name()) else { return false };
+    let (name, other) = (name.to_string_lossy(), other.to_string_lossy());
+    let packed = COMPRESSED.iter().find_map(|extension| name.strip_suffix(extension));
+    let base = packed.unwrap_or(&name);
+    let is_number = |between: &str| {
+        between.starts_with(['.', '-', '_'])
+            && between.contains(|c: char| c.is_ascii_digit())
+            && between.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | '-' | '_' | 'T' | 'Z' | ':' | '+'))
+    };
+    let behind = base.strip_prefix(&*other);
+    let before = other
+        .rsplit_once('.')
+        .and_then(|(stem, extension)| base.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.'));
+    behind.is_some_and(|behind| is_number(behind) || behind.is_empty() && packed.is_some())
+        || before.is_some_and(is_number)
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -333,6 +362,17 @@ mod tests {
         assert_eq!(names(&def(path("*.json"))), ["a.json", "z.json"]);
         assert_eq!(names(&def(path("*/*.json"))), ["2024/c.json"]);
         assert_eq!(names(&def(path("**/d.json"))), ["2024/05/d.json"]);
+    }
+
+    #[test]
+    fn rotated_files_are_told_by_their_names() {
+        let is = |name: &str| is_rotation(Path::new(name), Path::new("x/app.log"));
+        for name in ["app.log.1", "app.log.12.gz", "app.log-20260101.zst", "app-2026-01-01T10.log", "app.log.gz"] {
+            assert!(is(name), "{name}");
+        }
+        for name in ["app.log", "app.log~", "app.log.bak", "app-error.log", "app.log.1.tmp", "app.log.", "app.log1"] {
+            assert!(!is(name), "{name}");
+        }
     }
 
     #[test]

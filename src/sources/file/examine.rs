@@ -24,36 +24,57 @@ impl Source<'_> {
     pub(super) fn examine_all(&mut self) -> Result<bool, SourceError> {
         self.read_leaving()?;
         let due = |file: &Tracked| self.is_due(file);
-        let (own, other): (Vec<_>, Vec<_>) = self
+        let due: Vec<_> = self
             .files
             .iter()
             .filter(|(_, file)| due(file))
-            .map(|(path, file)| (path.clone(), (file.role == Role::Sibling, self.known.has_inode(file.stamp.inode))))
-            .partition(|(_, (_, is_known))| *is_known);
-        let (siblings, members): (Vec<_>, Vec<_>) = other.into_iter().partition(|(_, (is_sibling, _))| *is_sibling);
+            .map(|(path, file)| (file.role == Role::Sibling, path.clone(), self.known.has_inode(file.stamp.inode)))
+            .collect();
         let mut is_busy = false;
-        // Files that were renamed are found before those that took their names, and these before copies.
-        for (path, _) in own.into_iter().chain(members).chain(siblings) {
-            if self.context.stop.is_asked() {
-                break;
+        // Files that were renamed are found before those that took their names, and these before copies. The inode of a file that
+        // was removed may hold anything.
+        let (own, mut other): (Vec<_>, Vec<_>) = due.into_iter().partition(|(_, _, is_known)| *is_known);
+        for (is_sibling, path, _) in own {
+            match self.examine_one(&path, false)? {
+                Outcome::Read(was_busy) => is_busy |= was_busy,
+                Outcome::Later => other.push((is_sibling, path, true)),
+                Outcome::Full => return Ok(true),
             }
-            if self.followers.len() >= MAX_OPEN {
-                self.let_go();
-                if self.followers.len() > MAX_OPEN {
-                    // They are read first; this one has its turn then.
-                    is_busy = true;
-                    break;
-                }
-            }
-            let started = Instant::now();
-            match self.examine(&path) {
-                Ok(Some(id)) => is_busy |= self.read(id)?,
-                Ok(None) => {}
-                Err(Failure::Source(error)) => return Err(error),
-                Err(Failure::File(error)) => self.fail_after(&path, &error, started.elapsed()),
+        }
+        other.sort();
+        for (_, path, _) in other {
+            match self.examine_one(&path, true)? {
+                Outcome::Read(was_busy) => is_busy |= was_busy,
+                Outcome::Later => {}
+                Outcome::Full => return Ok(true),
             }
         }
         Ok(is_busy)
+    }
+
+    /// Looks at a file and reads a part of it. Without `may_begin` it is left for later if it is none that was begun.
+    fn examine_one(&mut self, path: &Path, may_begin: bool) -> Result<Outcome, SourceError> {
+        if self.context.stop.is_asked() {
+            return Ok(Outcome::Read(false));
+        }
+        if self.followers.len() >= MAX_OPEN {
+            self.let_go();
+            if self.followers.len() > MAX_OPEN {
+                // They are read first; this one has its turn then.
+                return Ok(Outcome::Full);
+            }
+        }
+        let started = Instant::now();
+        match self.examine(path, may_begin) {
+            Ok(Examined::Bound(id)) => Ok(Outcome::Read(self.read(id)?)),
+            Ok(Examined::Nothing) => Ok(Outcome::Read(false)),
+            Ok(Examined::Later) => Ok(Outcome::Later),
+            Err(Failure::Source(error)) => Err(error),
+            Err(Failure::File(error)) => {
+                self.fail_after(path, &error, started.elapsed());
+                Ok(Outcome::Read(false))
+            }
+        }
     }
 
     fn is_due(&self, file: &Tracked) -> bool {
@@ -70,65 +91,93 @@ impl Source<'_> {
     }
 
     /// Decides what a file is; the partition to read where there may be something.
-    fn examine(&mut self, path: &Path) -> Result<Option<Id>, Failure> {
-        let Some(file) = self.files.get_mut(path) else { return Ok(None) };
+    fn examine(&mut self, path: &Path, may_begin: bool) -> Result<Examined, Failure> {
+        let Some(file) = self.files.get_mut(path) else { return Ok(Examined::Nothing) };
         file.is_changed = false;
         let (stamp, bound, role) = (file.stamp, file.bound, file.role);
         if let Some(id) = self.is_read(stamp) {
             self.bind(path, id);
-            return Ok(None);
+            return Ok(Examined::Nothing);
         }
-        let Some((opened, seen)) = self.open(path, bound, stamp)? else { return Ok(None) };
+        let Some((opened, seen)) = self.open(path, bound, stamp)? else { return Ok(Examined::Nothing) };
         let content = Content::new(opened)?;
         let (head, is_cut_off) = content.head()?;
         if is_cut_off && head.len() < HEAD_BYTES {
             // With so little of it, it could be any of those that begin so.
             return Err(cut_off().into());
         }
-        let is_quiet = self.is_quiet(path, seen);
         let sample = Sample { path, stamp: seen, content: &content, head: &head, bound };
+        let (action, compared) = self.decide(&sample, is_cut_off)?;
+        let begins = matches!(action, Action::Fresh | Action::Branch(_));
+        if begins && !may_begin {
+            if let Some(file) = self.files.get_mut(path) {
+                file.is_changed = true;
+            }
+            return Ok(Examined::Later);
+        }
+        let is_missed = begins && role == Role::Sibling && self.generations.is_missed(&seen, &head);
+        if is_missed {
+            self.generations.note_found(&seen);
+            tracing::info!(source = self.context.name, path = %path.display(), "a file that was rotated before it was read");
+        }
+        let is_wanted = role == Role::Member || is_missed;
+        if action == Action::Wait {
+            self.wait(path);
+            return Ok(Examined::Nothing);
+        }
+        if action == Action::Fresh && head.is_empty() || begins && !is_wanted {
+            if !is_wanted {
+                self.generations.note_older(&head);
+            }
+            self.end_content(path, &compared);
+            self.pass(path);
+            return Ok(Examined::Nothing);
+        }
+        let (id, trail) = self.partition(path, role, &sample, action, compared)?;
+        Ok(Examined::Bound(self.follow(path, id, content, head, trail)))
+    }
+
+    /// Which partition a file continues, as far as that can be decided.
+    fn decide(&self, sample: &Sample<'_>, is_cut_off: bool) -> io::Result<(Action, Vec<Compared>)> {
+        let Sample { path, head, bound, .. } = *sample;
+        let is_quiet = self.is_quiet(path, sample.stamp);
         let followers = &self.followers;
         let begins = |id: Id| followers.get(&id).map(Follower::head);
         let is_at_end = |id: Id| followers.get(&id).map_or_else(|| self.is_read_whole(id), Follower::is_at_end);
-        let has_path = |id: Id| self.has_path(id);
-        let compared = compare(&sample, &self.known, begins, is_at_end, has_path)?;
+        let compared = compare(sample, &self.known, begins, is_at_end, |id| self.has_path(id))?;
         let candidates: Vec<_> = compared.iter().map(|c| c.candidate).collect();
-        let mut action = decide(&candidates, is_quiet);
+        let action = decide(&candidates, is_quiet);
         let is_bound = matches!(action, Action::Continue(at) if bound == Some(compared[at].id));
-        let may_be_copy = || is_cut_off || self.may_be_copy(path, &head);
-        if !is_bound && (self.begins_unread(path, &head) || !is_quiet && may_be_copy()) {
-            action = Action::Wait;
-        }
-        if head.is_empty() && action == Action::Fresh {
-            self.end_content(path, &compared);
-            self.pass(path);
-            return Ok(None);
-        }
-        match (action, role) {
-            (Action::Continue(at), _) => {
-                let Compared { id, trail, .. } = &compared[at];
-                Ok(Some(self.follow(path, *id, content, head, trail.clone())))
+        let may_be_copy = || is_cut_off || self.may_be_copy(path, head);
+        let waits = !is_bound && (self.begins_unread(path, head) || !is_quiet && may_be_copy());
+        let action = if waits { Action::Wait } else { action };
+        tracing::debug!(path = %path.display(), ?action, is_quiet, ?candidates, "compared");
+        Ok((action, compared))
+    }
+
+    /// The partition that a file is from now on, and up to where it was read.
+    fn partition(
+        &mut self,
+        path: &Path,
+        role: Role,
+        sample: &Sample<'_>,
+        action: Action,
+        mut compared: Vec<Compared>,
+    ) -> Result<(Id, Trail), SourceError> {
+        match action {
+            Action::Continue(at) => {
+                let Compared { id, trail, .. } = compared.swap_remove(at);
+                Ok((id, trail))
             }
-            (Action::Wait, _) => {
-                self.wait(path);
-                Ok(None)
+            Action::Branch(at) => {
+                let trail = compared.swap_remove(at).trail;
+                Ok((self.branch(path, role, sample.stamp, sample.head, &trail)?, trail))
             }
-            (Action::Branch(_) | Action::Fresh, Role::Sibling) => {
+            Action::Fresh | Action::Wait => {
                 self.end_content(path, &compared);
-                self.pass(path);
-                Ok(None)
-            }
-            (Action::Branch(at), Role::Member) => {
-                let trail = compared[at].trail.clone();
-                let id = self.branch(path, seen, &head, &trail)?;
-                Ok(Some(self.follow(path, id, content, head, trail)))
-            }
-            (Action::Fresh, Role::Member) => {
-                self.end_content(path, &compared);
-                let label = path.display().to_string();
-                let file = FileIdentity { inode: seen.inode, content: Some(0), ..FileIdentity::default() };
-                let id = self.known.begin(&label, file, 0);
-                Ok(Some(self.follow(path, id, content, head, Trail::new())))
+                let label = self.label(path, role);
+                let file = FileIdentity { inode: sample.stamp.inode, content: Some(0), ..FileIdentity::default() };
+                Ok((self.known.begin(&label, file, 0), Trail::new()))
             }
         }
     }
@@ -226,7 +275,7 @@ impl Source<'_> {
     }
 
     /// A partition of its own for a copy, which is read from where it differs.
-    fn branch(&mut self, path: &Path, seen: Stamp, head: &[u8], trail: &Trail) -> Result<Id, SourceError> {
+    fn branch(&mut self, path: &Path, role: Role, seen: Stamp, head: &[u8], trail: &Trail) -> Result<Id, SourceError> {
         let length = head.len().min(usize::try_from(trail.end).unwrap_or(HEAD_BYTES)).min(HEAD_BYTES);
         let file = FileIdentity {
             inode: seen.inode,
@@ -235,11 +284,17 @@ impl Source<'_> {
             content: trail.crc,
             complete: None,
         };
-        let id = self.known.begin(&path.display().to_string(), file, trail.end);
+        let id = self.known.begin(&self.label(path, role), file, trail.end);
         tracing::info!(source = self.context.name, path = %path.display(), read = trail.end, "a copy of what was read already");
         // Told to the log: the original may be gone when this is asked again.
         note_end(self.context, &self.known, id, &mut self.in_flight)?;
         Ok(id)
+    }
+
+    /// The path that a partition is named by: of what was missed at the source's path, that.
+    fn label(&self, path: &Path, role: Role) -> String {
+        let at = self.generations.path().filter(|_| role == Role::Sibling).unwrap_or(path);
+        at.display().to_string()
     }
 
     /// Reads a file on as this partition.
@@ -352,6 +407,24 @@ fn is_same(follower: &Follower, content: &Content) -> bool {
         (Ok(a), Ok(b)) => a.is_same_file(&b) && follower.content().is_compressed() == content.is_compressed(),
         _ => false,
     }
+}
+
+/// What came of looking at a file.
+enum Examined {
+    /// It may have something to read.
+    Bound(Id),
+    Nothing,
+    /// It is none that was begun; others are looked at first.
+    Later,
+}
+
+/// What came of looking at a file and reading it.
+enum Outcome {
+    /// Whether there was something.
+    Read(bool),
+    Later,
+    /// Too many files are open.
+    Full,
 }
 
 /// Why a file could not be looked at.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::discover::{Found, Role, Stamp};
 use super::{Retry, Source, Tracked, Tracking};
+use crate::sources::SourceError;
 
 /// A walk may take this part of the time.
 const WALK_SHARE: u32 = 50;
@@ -17,13 +18,14 @@ const SHORTEST_WALK_EVERY: Duration = Duration::from_secs(1);
 
 impl Source<'_> {
     /// Notes what is there and what has changed.
-    pub(super) fn look(&mut self) {
+    pub(super) fn look(&mut self) -> Result<(), SourceError> {
         let changes = self.watch.take();
+        self.report_missed(changes.appeared)?;
         self.is_walk_due |= changes.is_unknown || self.have_folders_changed();
         let wait = if self.is_walk_due { self.walk_soonest } else { self.walk_every };
         if self.walked.is_none_or(|at| at.elapsed() >= wait) {
             self.walk();
-            return;
+            return Ok(());
         }
         let followed = self.followers.values().filter_map(|f| f.path.clone());
         let paths: BTreeSet<PathBuf> = changes.paths.into_iter().chain(followed).collect();
@@ -35,6 +37,7 @@ impl Source<'_> {
                 _ => self.is_walk_due = true,
             }
         }
+        Ok(())
     }
 
     fn have_folders_changed(&self) -> bool {
@@ -58,6 +61,7 @@ impl Source<'_> {
             let (source, folder) = (&self.context.name, folder.display());
             tracing::warn!(source, %folder, "subfolders are passed over; the source reads them with `recursive = true`");
         }
+        self.generations.note(&self.known, &self.files, &files);
         let gone: Vec<PathBuf> = self
             .files
             .iter()

@@ -7,7 +7,7 @@
 //!
 //! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes what changed;
 //! `compare` and `identity` decide which partition a file is, with what `known` has of them; `examine` acts on it,
-//! within the `extent` of a run that ends;
+//! within the `extent` of a run that ends, also on `generations` of a single file that nobody looked at in time;
 //! `follow` reads with `content`, `frame` sends to the log.
 //!
 //! A file that cannot be read waits and is tried again, and the others are read; nothing that happens to one file ends the
@@ -20,16 +20,18 @@ mod examine;
 mod extent;
 mod follow;
 pub(super) mod frame;
+mod generations;
 mod identity;
 mod known;
 mod look;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Context, SourceError};
+use crate::clock::Clock;
 use crate::config::FileDef;
 use crate::event::{SourceHealth, SourceState};
 use compare::is_still;
@@ -37,6 +39,7 @@ use discover::{Pattern, Role, Stamp};
 use extent::Extent;
 use follow::{Follower, ReadError, note_end};
 use frame::InFlight;
+use generations::Generations;
 use known::{Id, Known};
 use watch::Watch;
 
@@ -76,8 +79,8 @@ impl Default for Timing {
 }
 
 /// Reads files until asked to stop; with `once`, to the end of what is there.
-pub fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
-    let result = Source::new(context, def, Timing::default())?.run();
+pub fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result<(), SourceError> {
+    let result = Source::new(context, def, Timing::default(), clock)?.run();
     if result.is_ok() {
         let (waiting, waiting_total) = {
             let health = context.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -128,11 +131,13 @@ struct Retry {
 /// A source of files at work.
 struct Source<'a> {
     context: &'a Context,
+    clock: &'a dyn Clock,
     pattern: Pattern,
     timing: Timing,
     known: Known,
     files: BTreeMap<PathBuf, Tracked>,
     followers: BTreeMap<Id, Follower>,
+    generations: Generations,
     in_flight: InFlight,
     watch: Watch,
     /// Folders with their time of change at the last walk.
@@ -155,15 +160,18 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(context: &'a Context, def: &FileDef, timing: Timing) -> Result<Self, SourceError> {
+    fn new(context: &'a Context, def: &FileDef, timing: Timing, clock: &'a dyn Clock) -> Result<Self, SourceError> {
         let path = || def.path.display().to_string();
         let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern { path: path(), reason: e.to_string() })?;
-        let watch = if context.once { Watch::default() } else { Watch::new() };
+        let watch = if context.once { Watch::default() } else { Watch::new(pattern.single()) };
+        let known = Known::new(&context.partitions);
         Ok(Self {
             context,
+            clock,
+            generations: Generations::new(pattern.single().map(Path::to_owned), &known, clock.now()),
             pattern,
             timing,
-            known: Known::new(&context.partitions),
+            known,
             files: BTreeMap::new(),
             followers: BTreeMap::new(),
             in_flight: InFlight::default(),
@@ -185,7 +193,7 @@ impl<'a> Source<'a> {
 
     fn run(&mut self) -> Result<(), SourceError> {
         while !self.context.stop.is_asked() {
-            self.look();
+            self.look()?;
             if self.context.once && self.is_missing {
                 return Err(SourceError::Missing { path: self.pattern.path().display().to_string() });
             }
@@ -196,6 +204,7 @@ impl<'a> Source<'a> {
             self.in_flight.settle()?;
             self.report();
             if self.context.once && self.is_done() {
+                self.report_missed(0)?;
                 self.end_all()?;
                 break;
             }

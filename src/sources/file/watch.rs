@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 /// Changed paths that are remembered between two looks; where there are more, everything is looked at.
@@ -16,6 +17,8 @@ pub struct Changes {
     pub paths: BTreeSet<PathBuf>,
     /// Something changed that no path tells.
     pub is_unknown: bool,
+    /// How often the path of a source of one file was created or took the place of another.
+    pub appeared: u64,
 }
 
 #[derive(Default)]
@@ -27,7 +30,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new() -> Self {
+    /// Counts how often `single`, the path of a source of one file, appears.
+    pub fn new(single: Option<&Path>) -> Self {
+        let single = single.and_then(|path| std::path::absolute(path).ok());
         let changes: Arc<Mutex<Changes>> = Arc::default();
         let noted = changes.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -35,6 +40,8 @@ impl Watch {
             match event {
                 Ok(event) if event.kind.is_access() => {}
                 Ok(event) if !event.need_rescan() && changes.paths.len() < MAX_CHANGED => {
+                    let is_single = single.as_ref().is_some_and(|single| event.paths.contains(single));
+                    changes.appeared += u64::from(is_single && is_appearance(event.kind));
                     changes.paths.extend(event.paths);
                 }
                 _ => changes.is_unknown = true,
@@ -76,4 +83,8 @@ impl Watch {
             _ => path.to_owned(),
         }
     }
+}
+
+fn is_appearance(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)))
 }
