@@ -17,6 +17,7 @@ use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
 use crate::operators::positions;
 use crate::schema::MAP_SUFFIX;
+use crate::views::lake::fetch::fetch;
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
 use crate::views::search::text::{NAME, asked, pair};
@@ -287,7 +288,7 @@ pub async fn search(
     let found = tokio::task::spawn_blocking(move || find(&asked, &searchers, &filters, cursor, now))
         .await
         .map_err(|e| QueryError::Failed(e.to_string()))??;
-    let events = events(&found.hits, &name, handles, sql, now).await?;
+    let events = events(&found.hits, &name, handles, sql).await?;
     let views = [positions::search(&name), positions::table(&name)];
     let as_of = handles.progress.as_of(visible.min(events.1), std::slice::from_ref(&name), &views, now);
     let next = next_cursor(&found, question, cursor, upto, now);
@@ -457,29 +458,30 @@ fn find(
     Ok(Found { hits, total, has_more })
 }
 
-/// The events of hits by LSN, from a snapshot of the stream table, and the LSN that it reaches.
+/// The events of hits by LSN, from a snapshot of the stream's table, and the LSN that it reaches.
 async fn events(
     hits: &[Hit],
     stream: &str,
     handles: &Handles,
     sql: &SqlEngine,
-    now: Micros,
 ) -> Result<(HashMap<Lsn, Value>, Lsn), QueryError> {
-    let (Some(first), Some(last)) = (hits.iter().map(|h| h.time).min(), hits.iter().map(|h| h.time).max()) else {
+    if hits.is_empty() {
         return Ok((HashMap::new(), Lsn::MAX));
-    };
-    let lsns: Vec<String> = hits.iter().map(|h| h.lsn.to_string()).collect();
-    let query = format!(
-        "select * from \"{stream}\" where event_time >= to_timestamp_micros({first}) and event_time <= to_timestamp_micros({last}) and lsn in ({})",
-        lsns.join(", ")
-    );
-    let answer = sql.run(&query, handles, now).await?;
-    let lines = to_ndjson(&answer.schema, &answer.batches)?;
+    }
+    let missing = || QueryError::NotFound(format!("there is no table `{stream}`"));
+    let table = handles.tables.get(stream).ok_or_else(missing)?.clone();
+    let state = table.snapshot();
+    let applied = state.applied;
+    let (rows, footers) = (hits.iter().map(|h| (h.time, h.lsn)).collect::<Vec<_>>(), sql.footers().clone());
+    let schema = table.full_schema.clone();
+    let found = tokio::task::spawn_blocking(move || fetch(&table, &state, &footers, &rows)).await;
+    let found = found.map_err(|e| QueryError::Failed(e.to_string()))?.map_err(QueryError::Failed)?;
+    let lines = to_ndjson(&schema, &found)?;
     let events = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).filter_map(|line| {
         let event: Value = serde_json::from_slice(line).ok()?;
         Some((event["lsn"].as_u64()?, event))
     });
-    Ok((events.collect(), answer.as_of.lsn))
+    Ok((events.collect(), applied))
 }
 
 /// Marks the question's words in the text columns of an event.

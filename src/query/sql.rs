@@ -69,6 +69,7 @@ pub struct SqlLimits {
 pub struct SqlEngine {
     planner: Planner,
     slots: Arc<Semaphore>,
+    footers: Arc<Footers>,
     runtime: Option<Runtime>,
 }
 
@@ -109,7 +110,7 @@ impl SqlEngine {
             .with_default_catalog_and_schema("weir_lake", "main")
             .with_create_default_catalog_and_schema(false)
             .with_sort_spill_reservation_bytes(1 << 20)
-            .with_extension(footers);
+            .with_extension(footers.clone());
         // A filter chooses rows before the columns are unpacked that it does not read.
         let parquet = &mut config.options_mut().execution.parquet;
         parquet.pushdown_filters = true;
@@ -127,7 +128,12 @@ impl SqlEngine {
             .build()
             .map_err(|e| QueryError::Failed(e.to_string()))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent));
-        Ok(Self { planner: Planner { base, limits }, slots, runtime: Some(runtime) })
+        Ok(Self { planner: Planner { base, limits }, slots, footers, runtime: Some(runtime) })
+    }
+
+    /// Footers of the lake's files, for who reads single rows.
+    pub fn footers(&self) -> &Arc<Footers> {
+        &self.footers
     }
 
     /// Bytes that running queries have reserved.

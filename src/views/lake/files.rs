@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{CastOptions, cast_with_options, interleave_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
+use arrow::error::ArrowError;
 use chrono::{DateTime, Datelike, Timelike};
 use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -328,19 +329,22 @@ pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Re
         builder = builder.with_row_filter(RowFilter::new(vec![Box::new(ArrowPredicateFn::new(mask, is_in))]));
     }
     let reader = builder.build().map_err(|e| wrong(&e))?;
-    // A value that a column of another type cannot have is not lost without a word.
-    let exactly = CastOptions { safe: false, ..CastOptions::default() };
     let rows = reader.map(|batch| {
         let batch = batch.map_err(|e| wrong(&e))?;
-        // A file may be older than a column of the table.
-        let columns = spec.schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
-            Some(column) => cast_with_options(column, field.data_type(), &exactly).map_err(|e| wrong(&e)),
-            None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
-        });
-        let columns = columns.collect::<Result<Vec<_>, _>>()?;
-        RecordBatch::try_new(spec.schema.clone(), columns).map_err(|e| wrong(&e))
+        in_columns_of(spec, &batch).map_err(|e| wrong(&e))
     });
     rows.collect()
+}
+
+/// Rows of a file in the table's columns, of which the file may lack those that are newer than it is.
+pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    // A value that a column of another type cannot have is not lost without a word.
+    let exactly = CastOptions { safe: false, ..CastOptions::default() };
+    let columns = spec.schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
+        Some(column) => cast_with_options(column, field.data_type(), &exactly),
+        None => Ok(arrow::array::new_null_array(field.data_type(), rows.num_rows())),
+    });
+    RecordBatch::try_new(spec.schema.clone(), columns.collect::<Result<Vec<_>, _>>()?)
 }
 
 /// Makes new files durable, together: contents first, then their names. One sync after another, each right behind its file's
