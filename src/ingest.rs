@@ -4,6 +4,7 @@
 //! Where the log has no room, frames of pull sources wait in `aside`; everything else is stored or refused at once.
 
 mod aside;
+mod event_times;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use aside::{Aside, Claim, Claims, Turn};
+pub use event_times::SortTimes;
 
 use crate::clock::Clock;
 use crate::decode::{Decoded, TooManyRejected, decode, decode_within};

@@ -12,6 +12,7 @@ mod intake;
 mod log;
 mod names;
 mod operations;
+mod order;
 mod panics;
 mod partition;
 mod pruning;

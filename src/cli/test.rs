@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::{Format, Global, output};
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, ReadOrder, Source, SourceKind};
 use crate::runtime::{RuntimeError, disorder, samples};
-use crate::schema::Catalog;
+use crate::schema::{Catalog, Stream};
 
 /// Shows what sample records become, without touching the data folder.
 #[derive(Debug, Args)]
@@ -53,13 +53,35 @@ struct Case {
     expect: toml::Value,
 }
 
-/// The records of a file, read as the stream's source would.
-fn read(config: &Config, stream: &str, path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
+/// The records of a file, read as the stream's source would: the one that names this file, or else those of any file.
+fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
     let wrong = |e: std::io::Error| RuntimeError::Config(format!("{}: {e}", path.display()));
-    let unwrap =
-        config.sources.iter().find(|s| s.stream == stream && s.unwrap.is_some()).and_then(|s| s.unwrap.as_deref());
+    let of_stream = || config.sources.iter().filter(|source| source.stream == stream.name);
+    let own = of_stream().find(|source| is_of_file(source, path));
+    let unwrap = match own {
+        Some(own) => own.unwrap.as_deref(),
+        None => of_stream().find_map(|source| source.unwrap.as_deref()),
+    };
     let file = std::fs::File::open(path).map_err(wrong)?;
-    samples::read(file, unwrap, config.limits.record, None).map_err(wrong)
+    let records = samples::read(file, unwrap, config.limits.record, None).map_err(wrong)?;
+    let orders: Vec<ReadOrder> = match own {
+        Some(own) => order(own).into_iter().collect(),
+        None => of_stream().filter_map(order).collect(),
+    };
+    let is_sorted = !orders.is_empty() && orders.iter().all(|order| *order == ReadOrder::EventTime);
+    Ok(if is_sorted { samples::in_order(stream, records) } else { records })
+}
+
+fn order(source: &Source) -> Option<ReadOrder> {
+    match &source.kind {
+        SourceKind::File(def) => Some(def.order),
+        SourceKind::WebSocket { .. } => None,
+    }
+}
+
+fn is_of_file(source: &Source, path: &Path) -> bool {
+    let SourceKind::File(def) = &source.kind else { return false };
+    path.canonicalize().is_ok_and(|path| def.path.canonicalize().is_ok_and(|own| own == path))
 }
 
 /// Where `found` lacks something of `wanted`: the place and what is there.
@@ -100,7 +122,7 @@ impl Test {
         let stream = named(catalog, self.stream.as_ref())?;
         let mut records = Vec::new();
         for file in &self.files {
-            records.extend(read(config, &stream, file)?);
+            records.extend(read(config, of_name(catalog, &stream)?, file)?);
         }
         let (answer, counted) = samples::run(catalog, &stream, &records, SystemClock::default().now(), self.is_final)?;
         if let Some(text) = disorder::notice(&catalog.streams[&stream], &counted) {
@@ -119,6 +141,10 @@ fn named(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeEr
     stream.cloned().or_else(first).ok_or_else(|| RuntimeError::Config("no stream is declared".into()))
 }
 
+fn of_name<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, RuntimeError> {
+    catalog.streams.get(name).ok_or_else(|| samples::unknown_stream(catalog, name))
+}
+
 fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
     let wrong = |what: String| RuntimeError::Config(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
@@ -131,7 +157,11 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
         let stream = named(catalog, case.stream.as_ref())?;
         let mut records: Vec<Vec<u8>> = case.records.iter().map(|r| r.clone().into_bytes()).collect();
         if let Some(file) = &case.file {
-            records.extend(read(config, &stream, &path.parent().unwrap_or(Path::new("")).join(file))?);
+            records.extend(read(
+                config,
+                of_name(catalog, &stream)?,
+                &path.parent().unwrap_or(Path::new("")).join(file),
+            )?);
         }
         let (found, _) = samples::run(catalog, &stream, &records, SystemClock::default().now(), case.is_final)?;
         let mut differences = Vec::new();

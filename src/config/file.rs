@@ -9,6 +9,16 @@ use super::typed;
 /// Files that are no data or not whole yet: editors' and copying programs' own, and marks beside data.
 const EXCLUDED: [&str; 7] = ["*~", "#*#", "*.swp", "*.tmp", "*.part", "*.crc", "_SUCCESS"];
 
+/// In which order the records of a source of files are taken in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReadOrder {
+    /// As they come in the file.
+    #[default]
+    File,
+    /// Sorted, once the file is complete.
+    EventTime,
+}
+
 /// The files that a source reads.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FileDef {
@@ -20,6 +30,7 @@ pub struct FileDef {
     pub include: Vec<String>,
     /// Of a folder's files those that match one of these globs are passed over.
     pub exclude: Vec<String>,
+    pub order: ReadOrder,
 }
 
 impl FileDef {
@@ -43,7 +54,9 @@ pub(super) fn def(source: &typed::Source, path: PathBuf) -> Result<FileDef, Stri
         recursive: source.recursive.unwrap_or(false),
         include: source.include.clone().unwrap_or_default(),
         exclude: Vec::new(),
+        order: ReadOrder::File,
     };
+    def.order = order(source, &def)?;
     if def.is_stdin() || def.is_glob() {
         refuse_include(source, if def.is_stdin() { "standard input" } else { "a glob" })?;
     }
@@ -66,6 +79,39 @@ pub(super) fn def(source: &typed::Source, path: PathBuf) -> Result<FileDef, Stri
     Ok(def)
 }
 
+/// Only what has an end and does not change can be sorted.
+fn order(source: &typed::Source, def: &FileDef) -> Result<ReadOrder, String> {
+    match source.order.as_deref() {
+        None | Some("file") => return Ok(ReadOrder::File),
+        Some("event_time") => {}
+        Some(other) => {
+            return Err(format!(
+                "order = \"{other}\": write \"event_time\", or \"file\" for the order of the file itself"
+            ));
+        }
+    }
+    let keys = [
+        ("recursive", source.recursive.is_some()),
+        ("include", source.include.is_some()),
+        ("exclude", source.exclude.is_some()),
+    ];
+    if let Some((key, _)) = keys.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(format!("`{key}` is for a folder, and {ORDER_IS_FOR}; remove one of the two keys"));
+    }
+    let (what, way_out) = if def.is_stdin() {
+        ("standard input", "write the input into a file and name that")
+    } else if def.is_glob() {
+        ("a glob", "name each file in a source of its own, or put them together into one file")
+    } else if def.path.is_dir() {
+        ("a folder", "name each file in a source of its own, or put them together into one file")
+    } else {
+        return Ok(ReadOrder::EventTime);
+    };
+    Err(format!("{ORDER_IS_FOR}, and `path` is {what}; {way_out}"))
+}
+
+const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is complete";
+
 fn refuse_include(source: &typed::Source, what: &str) -> Result<(), String> {
     let key = [("recursive", source.recursive.is_some()), ("include", source.include.is_some())];
     match key.into_iter().find(|(_, is_set)| *is_set) {
@@ -79,6 +125,9 @@ fn refuse_include(source: &typed::Source, what: &str) -> Result<(), String> {
 
 /// Keys of a source of files beside another type.
 pub(super) fn refuse_keys(source: &typed::Source) -> Result<(), String> {
+    if source.order.is_some() {
+        return Err(format!("`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"));
+    }
     let keys = [
         ("recursive", source.recursive.is_some()),
         ("include", source.include.is_some()),

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::presets;
-pub use file::FileDef;
+pub use file::{FileDef, ReadOrder};
 pub use place::Location;
 use place::Place;
 pub use stream::{
@@ -761,6 +761,12 @@ mod tests {
             "[log]\nsgment = \"64MiB\"",
             "[server]\nhttp = \"0.0.0.0:8080\"",
             "\n[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"logs\"\ninclude = [\"*.json\", \"[a\"]\n[streams.a]\npreset = \"rsvps\"",
+            "[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"-\"\norder = \"event_time\"\n[streams.a]\npreset = \"rsvps\"",
+            "[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"logs/*.json\"\norder = \"event_time\"\n[streams.a]\npreset = \"rsvps\"",
+            "[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"/\"\norder = \"event_time\"\n[streams.a]\npreset = \"rsvps\"",
+            "[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"logs\"\nrecursive = true\norder = \"event_time\"\n[streams.a]\npreset = \"rsvps\"",
+            "[[sources]]\nname = \"a\"\ntype = \"file\"\npath = \"in.json\"\norder = \"time\"\n[streams.a]\npreset = \"rsvps\"",
+            "[[sources]]\nname = \"a\"\ntype = \"websocket\"\nurl = \"ws://localhost:1\"\norder = \"event_time\"\n[streams.a]\npreset = \"rsvps\"",
             "[streams.raw]\npreset = \"rsvps\"",
             "[streams.a]\npreset = \"nothing\"",
             "[streams.a]\npreset = \"rsvps\"\nretensjon = \"1d\"",

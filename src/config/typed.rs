@@ -87,6 +87,7 @@ pub struct Source {
     pub recursive: Option<bool>,
     pub include: Option<Vec<String>>,
     pub exclude: Option<Vec<String>>,
+    pub order: Option<String>,
     pub url: Option<String>,
     pub unwrap: Option<String>,
     pub brokers: Option<Vec<String>>,

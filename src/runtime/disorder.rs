@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::units::Span;
-use crate::config::{Config, SourceKind};
+use crate::config::{Config, ReadOrder, SourceKind};
 use crate::operators::Totals;
 use crate::schema::{Catalog, Stream};
 
@@ -27,8 +27,8 @@ pub fn notice(stream: &Stream, counted: &Totals) -> Option<String> {
     let needed = round_up(disorder.micros().saturating_add(most_late));
     Some(format!(
         "{late} of {events} events of `{name}` came later than `watermark.disorder` ({disorder}) allows, by up to {by}: windows \
-         that had closed leave them out; set `watermark = {{ disorder = \"{needed}\" }}` under [streams.{name}], or sort the input \
-         by time",
+         that had closed leave them out; set `watermark = {{ disorder = \"{needed}\" }}` under [streams.{name}], sort the input \
+         by time, or, where it is one file that is complete, write `order = \"event_time\"` in its source",
         name = stream.name,
         by = round_up(most_late),
     ))
@@ -43,11 +43,14 @@ fn round_up(micros: i64) -> Span {
     Span(Duration::from_micros(micros.div_ceil(unit).saturating_mul(unit)))
 }
 
-/// Looks at the beginning of each single file that a source names, without touching the data folder.
+/// Looks at the beginning of each single file that a source reads in its own order, without touching the data folder.
 pub fn of_files(config: &Config, catalog: &Arc<Catalog>, clock: &dyn Clock) -> Result<Vec<String>, RuntimeError> {
     let mut notices = Vec::new();
     for source in &config.sources {
         let SourceKind::File(def) = &source.kind else { continue };
+        if def.order == ReadOrder::EventTime {
+            continue;
+        }
         let Some(path) = Some(&def.path).filter(|path| path.is_file()) else { continue };
         let Some(stream) = catalog.streams.get(&source.stream) else { continue };
         let Ok(file) = std::fs::File::open(path) else { continue };

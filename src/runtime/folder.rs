@@ -56,8 +56,8 @@ impl Folder {
         [self.log(), self.operators(), self.lake(), self.search(), self.state()]
     }
 
-    /// Removes what killed processes left: files that were being written, intermediate results of queries. The folder must be held
-    /// for writing; views being rebuilt have locks of their own.
+    /// Removes what killed processes left: files that were being written, intermediate results of queries and sources. The folder
+    /// must be held for writing; views being rebuilt have locks of their own.
     pub fn remove_leftovers(&self, _lock: &Lock) {
         let bytes: u64 = self.parts().iter().map(|part| remove_temporaries(part)).sum();
         if bytes > 0 {
@@ -65,6 +65,7 @@ impl Folder {
         }
         let _ = fs::remove_file(self.address_path().with_extension("json.tmp"));
         let _ = fs::remove_dir_all(self.spill());
+        let _ = fs::remove_dir_all(self.sort());
     }
 
     /// The folder, which must be there.
@@ -108,6 +109,11 @@ impl Folder {
     /// Intermediate results of queries; emptied at every start.
     pub fn spill(&self) -> PathBuf {
         self.root.join("spill")
+    }
+
+    /// What sources write while they sort; emptied at every start.
+    pub fn sort(&self) -> PathBuf {
+        self.root.join("sort")
     }
 
     fn address_path(&self) -> PathBuf {

@@ -20,6 +20,7 @@ mod reserve;
 pub mod retry;
 pub mod samples;
 pub mod snapshots;
+mod sort_space;
 mod ticks;
 mod trial;
 pub mod views;
@@ -276,7 +277,7 @@ impl Running {
     fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
         let mut connected = Connected::from([(HTTP.to_owned(), Arc::new(AtomicBool::new(!options.once)))]);
         let mut healths = BTreeMap::new();
-        for source in &config.sources {
+        for (place, source) in config.sources.iter().enumerate() {
             let is_connected = Arc::new(AtomicBool::new(false));
             connected.insert(source.name.clone(), is_connected.clone());
             let health = SharedHealth::default();
@@ -295,6 +296,7 @@ impl Running {
                 is_connected,
                 unwrap: source.unwrap.clone(),
                 health: health.clone(),
+                sort_space: sort_space::of_source(config, &self.folder, place),
                 partitions: resume
                     .partitions
                     .iter()

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::RuntimeError;
 use crate::event::{Micros, rfc3339};
+use crate::ingest::SortTimes;
 use crate::operators::{Operators, Output, Totals, tables};
 use crate::query::sql::to_ndjson;
 use crate::schema::window::Shape;
@@ -41,6 +42,22 @@ pub fn read(
     Ok(records)
 }
 
+/// The records in order of event time, as a source with `order = "event_time"` takes them in.
+pub fn in_order(stream: &Arc<Stream>, records: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut times = SortTimes::new(stream.clone());
+    let mut keyed = Vec::with_capacity(records.len());
+    let mut records = records.into_iter().peekable();
+    while records.peek().is_some() {
+        let part: Vec<Vec<u8>> = records.by_ref().take(FRAME_RECORDS).collect();
+        let mut builder = RecordsBuilder::default();
+        part.iter().for_each(|record| builder.push(record));
+        keyed.extend(times.next(&builder.finish(), &[]).into_iter().zip(part));
+    }
+    // Stable: equal times keep the order of the file.
+    keyed.sort_by_key(|(time, _)| *time);
+    keyed.into_iter().map(|(_, record)| record).collect()
+}
+
 /// What the operators count of records of one stream, in one partition.
 pub fn count(
     catalog: &Arc<Catalog>,
@@ -55,6 +72,12 @@ pub fn count(
     Ok(samples.totals(stream))
 }
 
+/// The error where a stream that is named is not declared.
+pub fn unknown_stream(catalog: &Catalog, stream: &str) -> RuntimeError {
+    let known = catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
+    RuntimeError::Config(format!("there is no stream `{stream}`; there are: {known}"))
+}
+
 /// Runs records of one stream; `is_final` closes windows and sessions at the end.
 pub fn run(
     catalog: &Arc<Catalog>,
@@ -64,8 +87,7 @@ pub fn run(
     is_final: bool,
 ) -> Result<(Value, Totals), RuntimeError> {
     let Some(stream) = catalog.streams.get(stream) else {
-        let known = catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
-        return Err(RuntimeError::Config(format!("there is no stream `{stream}`; there are: {known}")));
+        return Err(unknown_stream(catalog, stream));
     };
     let mut samples = Samples { operators: Operators::new(catalog.clone(), 0), stored: Map::new(), received_at };
     let mut shown = Vec::new();

@@ -8,6 +8,7 @@ pub mod message;
 pub mod stdin;
 pub mod websocket;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -63,8 +64,27 @@ pub struct Context {
     pub unwrap: Option<String>,
     /// How the source is, for status, readiness and metrics.
     pub health: SharedHealth,
+    /// Where, and within which limits, the source sorts.
+    pub sort_space: SortSpace,
     /// Where this source's partitions go on.
     pub partitions: Vec<(String, PartitionState)>,
+}
+
+/// What sorting may take.
+#[derive(Clone)]
+pub struct SortSpace {
+    /// A folder of the source's own, made and removed by it.
+    pub folder: PathBuf,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// Asked now and then: what may be written.
+    pub room: Arc<dyn Fn() -> Room + Send + Sync>,
+}
+
+/// Bytes that may be written at present, and what bounds them.
+pub struct Room {
+    pub bytes: u64,
+    pub bound: String,
 }
 
 impl Gap {
@@ -99,6 +119,9 @@ pub enum SourceError {
     Missing { path: String },
     #[error("{path}: {reason}")]
     Pattern { path: String, reason: String },
+    /// What was read before, and how, does not fit what is to be read.
+    #[error("{path}: {reason}")]
+    Order { path: String, reason: String },
     #[error(transparent)]
     Ingest(#[from] crate::ingest::IngestError),
 }

@@ -6,10 +6,22 @@
 //! | 2 | varint: the position behind the frame, where the source goes on |
 //! | 3 | idempotency key: 32 bytes SHA-256 of the body, then the key |
 //! | 4 | per record of a retry, the dead letter that it brings back: varint LSN |
-//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position |
+//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position, u8 3 and, of a file that is read in order of event time, varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the position |
 //! | 6 | cut records: per record varint index, varint original length |
 
 use super::record::DamagedFrame;
+
+/// A file that is read in order of event time: positions are ordinals in that order, which holds for this content alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Sorted {
+    /// Bytes of the file as stored, and their CRC-32C.
+    pub size: u64,
+    pub crc: u32,
+    /// How many records it has.
+    pub records: u64,
+    /// CRC-32C of the offsets and lengths of the records before the position, in their order.
+    pub order: u32,
+}
 
 /// Identity of a file: what it begins with, and its inode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -24,6 +36,9 @@ pub struct FileIdentity {
     /// Size and modification time, in nanoseconds, of the file when it held nothing behind that position.
     #[serde(default)]
     pub complete: Option<(u64, u64)>,
+    /// None where it is read in its own order.
+    #[serde(default)]
+    pub sorted: Option<Sorted>,
 }
 
 impl FileIdentity {
@@ -41,6 +56,13 @@ impl FileIdentity {
             put_varint(&mut part, size);
             put_varint(&mut part, mtime);
         }
+        if let Some(sorted) = self.sorted {
+            part.push(3);
+            put_varint(&mut part, sorted.size);
+            part.extend_from_slice(&sorted.crc.to_le_bytes());
+            put_varint(&mut part, sorted.records);
+            part.extend_from_slice(&sorted.order.to_le_bytes());
+        }
         part
     }
 
@@ -53,6 +75,11 @@ impl FileIdentity {
             match field {
                 1 => file.content = Some(take_u32(&mut part)?),
                 2 => file.complete = Some((take_varint(&mut part)?, take_varint(&mut part)?)),
+                3 => {
+                    let (size, crc) = (take_varint(&mut part)?, take_u32(&mut part)?);
+                    let (records, order) = (take_varint(&mut part)?, take_u32(&mut part)?);
+                    file.sorted = Some(Sorted { size, crc, records, order });
+                }
                 // Fields of a later version follow those known here.
                 _ => break,
             }
@@ -202,6 +229,7 @@ mod tests {
             file in proptest::option::of((any::<u64>(), 0u64..1024, any::<u32>())),
             content in proptest::option::of(any::<u32>()),
             complete in proptest::option::of(any::<(u64, u64)>()),
+            sorted in proptest::option::of(any::<(u64, u32, u64, u32)>()),
             cut in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
         ) {
             let positions = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
@@ -210,7 +238,10 @@ mod tests {
                 next_position: next,
                 idempotency: key.map(|k| ([7; 32], k)),
                 retry_of: next.map(|n| n / 2).into_iter().collect(),
-                file: file.map(|(inode, head, crc)| FileIdentity { inode, head, crc, content, complete }),
+                file: file.map(|(inode, head, crc)| {
+                    let sorted = sorted.map(|(size, crc, records, order)| Sorted { size, crc, records, order });
+                    FileIdentity { inode, head, crc, content, complete, sorted }
+                }),
                 cut,
             };
             prop_assert_eq!(About::decode(&about.encode(first), first), Ok(about));

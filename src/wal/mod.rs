@@ -19,7 +19,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::storage::{IoKind, explain};
-pub use about::{About, FileIdentity};
+pub use about::{About, FileIdentity, Sorted};
 pub use reader::LogReader;
 pub use record::{Frame, Header, Kind, Records, RecordsBuilder};
 pub use recovery::{LastFrame, Recovered, TornTail};

@@ -19,9 +19,16 @@ const TAIL_BYTES: usize = 64 << 10;
 const AHEAD_BYTES: usize = 4 << 20;
 
 /// Reads a file at offsets of its own: clones of a descriptor would share one.
-struct Positional {
+pub struct Positional {
     file: Arc<File>,
     at: u64,
+}
+
+impl Positional {
+    /// From its first byte on.
+    pub fn new(file: Arc<File>) -> Self {
+        Self { file, at: 0 }
+    }
 }
 
 impl Read for Positional {
@@ -41,7 +48,7 @@ pub struct Content {
 
 impl Content {
     pub fn new(file: Arc<File>) -> io::Result<Self> {
-        let is_compressed = PlainReader::new(Positional { file: file.clone(), at: 0 })?.compression().is_some();
+        let is_compressed = PlainReader::new(Positional::new(file.clone()))?.compression().is_some();
         Ok(Self { file, is_compressed })
     }
 
@@ -55,7 +62,7 @@ impl Content {
 
     /// All plain bytes, from the first on.
     pub fn plain(&self) -> io::Result<Box<dyn Read>> {
-        let stored = Positional { file: self.file.clone(), at: 0 };
+        let stored = Positional::new(self.file.clone());
         if self.is_compressed { Ok(Box::new(PlainReader::new(stored)?)) } else { Ok(Box::new(stored)) }
     }
 

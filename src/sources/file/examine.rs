@@ -283,6 +283,7 @@ impl Source<'_> {
             crc: crc32c::crc32c(&head[..length]),
             content: trail.crc,
             complete: None,
+            sorted: None,
         };
         let id = self.known.begin(&self.label(path, role), file, trail.end);
         tracing::info!(source = self.context.name, path = %path.display(), read = trail.end, "a copy of what was read already");

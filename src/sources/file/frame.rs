@@ -16,6 +16,38 @@ const FRAME_RECORDS: usize = 1_024;
 const IN_FLIGHT_FRAMES: usize = 128;
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
+/// A record of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Where it begins in the content, and its length there.
+    pub start: u64,
+    pub length: u64,
+    /// Its bytes, or the first of them, where there are more than `[limits] record` allows.
+    pub bytes: &'a [u8],
+}
+
+impl Record<'_> {
+    pub fn is_cut(&self, context: &Context) -> bool {
+        self.length > context.record_bytes as u64
+    }
+}
+
+/// Gives the records of a line or element; of one over the limit its beginning.
+pub fn each_record(item: &Item, context: &Context, give: &mut dyn FnMut(Record<'_>)) {
+    let Item { start, length, .. } = *item;
+    if length > context.record_bytes as u64 {
+        let bytes = &item.bytes[..item.bytes.len().min(context.cut_bytes)];
+        return give(Record { start, length, bytes });
+    }
+    // A position lies between lines, so a line's records share a frame. Of one that holds too many the decoder says so.
+    if message::has_more_than(&item.bytes, MAX_ELEMENTS) {
+        return give(Record { start, length, bytes: &item.bytes });
+    }
+    message::each_at(&item.bytes, None, &mut |at, bytes| {
+        give(Record { start: start + at as u64, length: bytes.len() as u64, bytes });
+    });
+}
+
 /// Records of the next frame.
 pub struct FrameBuilder {
     records: RecordsBuilder,
@@ -37,16 +69,15 @@ impl FrameBuilder {
 
     /// Adds the records of a line or element; of one over the limit its beginning.
     pub fn push(&mut self, item: &Item, context: &Context) {
-        if item.length > context.record_bytes as u64 {
-            self.cut.push((self.records.len() as u64, item.length));
-            self.add(item.start, &item.bytes[..item.bytes.len().min(context.cut_bytes)]);
-            return;
+        each_record(item, context, &mut |record| self.add_record(record.start, &record, context));
+    }
+
+    /// Adds a record, or the beginning of one over the limit.
+    pub fn add_record(&mut self, position: u64, record: &Record<'_>, context: &Context) {
+        if record.is_cut(context) {
+            self.cut.push((self.records.len() as u64, record.length));
         }
-        // A position lies between lines, so a line's records share a frame. Of one that holds too many the decoder says so.
-        if message::has_more_than(&item.bytes, MAX_ELEMENTS) {
-            return self.add(item.start, &item.bytes);
-        }
-        message::each_at(&item.bytes, None, &mut |at, record| self.add(item.start + at as u64, record));
+        self.add(position, record.bytes);
     }
 
     pub fn add(&mut self, position: u64, record: &[u8]) {

@@ -8,7 +8,8 @@
 //! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes what changed;
 //! `compare` and `identity` decide which partition a file is, with what `known` has of them; `examine` acts on it,
 //! within the `extent` of a run that ends, also on `generations` of a single file that nobody looked at in time;
-//! `follow` reads with `content`, `frame` sends to the log.
+//! `follow` reads with `content`, `frame` sends to the log. `ordered` is a source of its own beside these: one complete file in
+//! order of event time.
 //!
 //! A file that cannot be read waits and is tried again, and the others are read; nothing that happens to one file ends the
 //! source.
@@ -24,6 +25,7 @@ mod generations;
 mod identity;
 mod known;
 mod look;
+mod ordered;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -32,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use super::{Context, SourceError};
 use crate::clock::Clock;
-use crate::config::FileDef;
+use crate::config::{FileDef, ReadOrder};
 use crate::event::{SourceHealth, SourceState};
 use compare::is_still;
 use discover::{Pattern, Role, Stamp};
@@ -80,6 +82,9 @@ impl Default for Timing {
 
 /// Reads files until asked to stop; with `once`, to the end of what is there.
 pub fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result<(), SourceError> {
+    if def.order == ReadOrder::EventTime {
+        return ordered::run(context, def);
+    }
     let result = Source::new(context, def, Timing::default(), clock)?.run();
     if result.is_ok() {
         let (waiting, waiting_total) = {
@@ -162,6 +167,7 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn new(context: &'a Context, def: &FileDef, timing: Timing, clock: &'a dyn Clock) -> Result<Self, SourceError> {
         let path = || def.path.display().to_string();
+        ordered::refuse_positions(context)?;
         let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern { path: path(), reason: e.to_string() })?;
         let watch = if context.once { Watch::default() } else { Watch::new(pattern.single()) };
         let known = Known::new(&context.partitions);

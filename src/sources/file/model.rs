@@ -20,7 +20,7 @@ mod tests {
     use crate::ingest::Ingest;
     use crate::operators::{Operators, PartitionState};
     use crate::schema::Catalog;
-    use crate::sources::{Context, Stop};
+    use crate::sources::{Context, Room, SortSpace, Stop};
     use crate::storage::Disk;
     use crate::wal::{Kind, LogReader, Wal, WalOptions};
 
@@ -312,6 +312,11 @@ mod tests {
             is_connected: Arc::default(),
             health: Arc::default(),
             unwrap: None,
+            sort_space: SortSpace {
+                folder: PathBuf::new(),
+                memory: 0,
+                room: Arc::new(|| Room { bytes: 0, bound: String::new() }),
+            },
             partitions,
         }
     }
