@@ -7,6 +7,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::compute::take_record_batch;
 use arrow::row::{RowConverter, SortField};
 
+use super::partial::batch_weight;
 use super::{Fired, Panes, Rows, Which, WindowState, status};
 use crate::event::{Lsn, Micros};
 use crate::schema::window::assigner::WindowAssigner;
@@ -25,7 +26,7 @@ pub(super) struct Standing {
 impl Standing {
     /// As how many groups it counts.
     pub(super) fn weight(&self) -> usize {
-        1 + self.rows.num_rows()
+        1 + batch_weight(&self.rows)
     }
 }
 
@@ -62,10 +63,14 @@ impl WindowState {
     pub(super) fn amend(&mut self, lsn: Lsn, mark: Micros, all: bool) -> Result<(), String> {
         let Shape::Aligned(windows) = self.window.shape else { return Ok(()) };
         let ends: Vec<Micros> = self.standing.keys().copied().collect();
+        // The window that went last, with what it said.
+        let mut left: Option<(Micros, RecordBatch)> = None;
         for end in ends {
             let is_over = end.saturating_add(self.lateness()) <= mark;
             let Some(standing) = self.standing.get(&end) else { continue };
-            if standing.is_changed && (all || is_over) {
+            // What it is compared with goes now.
+            let is_left = left.as_ref().is_some_and(|(left, _)| windows.next_end(*left) == end);
+            if standing.is_changed && (all || is_over || is_left) {
                 let start = windows.start(end);
                 let rows = match &mut self.panes {
                     Panes::Counting(panes) => Rows::Counted(panes.rows(&Which::Range(start, end), false)),
@@ -73,9 +78,12 @@ impl WindowState {
                 };
                 let fired = Fired { start, end, lsn, status: status::AMENDED, rows, is_same: false };
                 let now = self.finish_or_nothing(&fired);
-                self.replace(end, windows, lsn, now)?;
+                let before = self.standing.get(&windows.previous_end(end)).map(|before| before.rows.clone());
+                let before = before.or(left.take().filter(|_| is_left).map(|(_, rows)| rows));
+                self.replace(end, windows, lsn, now, before.as_ref())?;
             }
             let last = if is_over { self.standing.remove(&end) } else { None };
+            left = last.as_ref().map(|last| (end, last.rows.clone()));
             self.standing_rows -= last.as_ref().map_or(0, Standing::weight);
             if let Some(last) = last.filter(|last| self.is_read && last.rows.num_rows() > 0) {
                 let rows = self.stamp(&last.rows, None, lsn, last.version, status::FINAL)?;
@@ -85,51 +93,57 @@ impl WindowState {
         Ok(())
     }
 
-    /// A window says something else than before: what differs is stored.
+    /// A window says something else than it did: what differs is stored. `before` is what the slide before says now.
     pub(super) fn replace(
         &mut self,
         end: Micros,
         windows: WindowAssigner,
         lsn: Lsn,
         now: RecordBatch,
+        before: Option<&RecordBatch>,
     ) -> Result<(), String> {
         let slides = windows.is_sliding();
         let Some(standing) = self.standing.get(&end).cloned() else { return Ok(()) };
         let version = standing.version + 1;
         let (changed, gone) = self.difference(&standing.rows, &now)?;
-        // A slide that was not stored, as it said what the one before said, is stored whole once it differs from that.
-        let repeats_before = slides
-            && !standing.was_stored
-            && self.standing.get(&windows.previous_end(end)).is_some_and(|before| self.is_equal(&before.rows, &now));
-        let mut was_stored = standing.was_stored;
-        if slides && !standing.was_stored {
-            if !repeats_before && now.num_rows() > 0 {
-                let status = if standing.version == 0 { status::FINAL } else { status::AMENDED };
-                self.stored.push(self.stamp(&now, None, lsn, version, status)?);
-                was_stored = true;
-            }
-        } else {
-            if changed.num_rows() > 0 {
-                let status = if standing.version == 0 { status::FINAL } else { status::AMENDED };
-                self.stored.push(self.stamp(&changed, None, lsn, version, status)?);
-                was_stored = true;
-            }
-            if gone.num_rows() > 0 {
-                self.stored.push(self.stamp(&gone, None, lsn, version, status::GONE)?);
-                was_stored = true;
-            }
+        let is_other = changed.num_rows() > 0 || gone.num_rows() > 0;
+        let none = || now.slice(0, 0);
+        let (changed, gone) = match before {
+            _ if !slides || standing.was_stored => (changed, gone),
+            // A slide that was not stored says what the one before says.
+            Some(before) if self.is_equal(before, &now) => (none(), none()),
+            _ if now.num_rows() > 0 => (now.clone(), none()),
+            before => (
+                none(),
+                self.stamp(
+                    before.unwrap_or(&standing.rows),
+                    Some((windows.start(end), end)),
+                    lsn,
+                    version,
+                    status::GONE,
+                )?,
+            ),
+        };
+        let is_told = changed.num_rows() > 0 || gone.num_rows() > 0;
+        if changed.num_rows() > 0 {
+            let status = if standing.version == 0 { status::FINAL } else { status::AMENDED };
+            self.stored.push(self.stamp(&changed, None, lsn, version, status)?);
         }
-        let is_new = was_stored && (changed.num_rows() > 0 || gone.num_rows() > 0);
+        if gone.num_rows() > 0 {
+            self.stored.push(self.stamp(&gone, None, lsn, version, status::GONE)?);
+        }
         if slides
-            && is_new
-            && let Some(behind) = self.standing.get_mut(&windows.next_end(end))
+            && is_other
+            && let Some(after) = self.standing.get_mut(&windows.next_end(end))
         {
-            behind.is_changed = true;
+            after.is_changed = true;
         }
         if slides && end == self.fired_to {
             self.before = Some(now.clone());
         }
-        let version = if is_new { version } else { standing.version };
+        // A version that was stored is counted, also where only the slide before has changed.
+        let version = if is_told { version } else { standing.version };
+        let was_stored = standing.was_stored || is_told;
         self.stand(end, Standing { rows: now, version, is_changed: false, was_stored });
         Ok(())
     }

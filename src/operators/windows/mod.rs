@@ -287,6 +287,7 @@ impl WindowState {
     pub fn close_all(&mut self, lsn: Lsn) -> Result<Output, String> {
         match self.window.shape {
             Shape::Aligned(_) => {
+                self.amend_all(lsn)?;
                 while let Some(end) = self.candidate() {
                     self.fire(end, lsn, status::FINAL)?;
                 }
@@ -306,6 +307,7 @@ impl WindowState {
     pub fn abandon(&mut self, lsn: Lsn) -> Result<Option<RecordBatch>, String> {
         match self.window.shape {
             Shape::Aligned(_) => {
+                self.amend_all(lsn)?;
                 while let Some(end) = self.candidate() {
                     self.fire(end, lsn, status::ABANDONED)?;
                 }
@@ -376,7 +378,9 @@ impl WindowState {
         if self.is_amending() && first_end <= self.fired_to {
             // It changes windows that have fired already.
             let mut end = first_end.max(windows.next_end(windows.passed(closed_to)));
-            while end <= last_end.min(self.fired_to) {
+            // A slide without the row says so behind one that has it.
+            let last = if windows.is_sliding() { windows.next_end(last_end) } else { last_end };
+            while end <= last.min(self.fired_to) {
                 let empty = || Standing {
                     rows: RecordBatch::new_empty(self.window.schema.clone()),
                     version: 0,
@@ -437,6 +441,13 @@ impl WindowState {
                 _ => Ok(()),
             };
         };
+        let crosses = before == NEVER || windows.pane(mark) > windows.pane(before);
+        if self.is_amending() && self.is_amend_due(mark, crosses) {
+            // Before others fire: a slide is compared with the one before it as that is now.
+            self.flush()?;
+            self.amend(lsn, mark, crosses)?;
+            self.next_due = self.candidate().map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
+        }
         if mark >= self.next_due {
             let limit = mark.saturating_sub(self.wait());
             while let Some(end) = self.candidate().filter(|end| *end <= limit) {
@@ -450,15 +461,28 @@ impl WindowState {
             self.closed_to = self.fired_to;
             return Ok(());
         }
-        let crosses = before == NEVER || windows.pane(mark) > windows.pane(before);
-        let first = self.standing.keys().next().copied().into_iter().chain(self.fired.first().map(|f| f.end)).min();
-        if crosses || first.is_some_and(|end| end.saturating_add(self.lateness()) <= mark) {
+        if self.is_amend_due(mark, crosses) {
             self.flush()?;
             self.amend(lsn, mark, crosses)?;
             self.closed_to = self.closed_to.max(windows.passed(mark.saturating_sub(self.lateness())));
             self.drop_panes(windows);
         }
         Ok(())
+    }
+
+    /// Whether a window may have changed, or its lateness is over.
+    fn is_amend_due(&self, mark: Micros, crosses: bool) -> bool {
+        let first = self.standing.keys().next().copied().into_iter().chain(self.fired.first().map(|f| f.end)).min();
+        crosses || first.is_some_and(|end| end.saturating_add(self.lateness()) <= mark)
+    }
+
+    /// Fires again what late rows have changed.
+    fn amend_all(&mut self, lsn: Lsn) -> Result<(), String> {
+        if !self.is_amending() {
+            return Ok(());
+        }
+        self.flush()?;
+        self.amend(lsn, self.mark, true)
     }
 
     /// Panes that no window needs any more.

@@ -49,7 +49,7 @@ impl WindowState {
             if self.is_read && !self.is_amending() && batch.num_rows() > 0 {
                 self.finals.push(batch.clone());
             }
-            let mut is_stored = batch.num_rows() > 0;
+            let (mut is_stored, mut is_gone) = (batch.num_rows() > 0, false);
             if slides {
                 let before = self.before.take();
                 if before.as_ref().is_some_and(|before| self.is_equal(before, &batch)) {
@@ -58,6 +58,7 @@ impl WindowState {
                 if batch.num_rows() == 0
                     && let Some(before) = before.filter(|b| b.num_rows() > 0)
                 {
+                    is_gone = true;
                     self.stored.push(self.stamp(
                         &before,
                         Some((window.start, window.end)),
@@ -72,8 +73,8 @@ impl WindowState {
                 self.stored.push(batch.clone());
             }
             if self.is_amending() && window.status != status::ABANDONED {
-                let version = i64::from(is_stored);
-                let standing = Standing { rows: batch, version, is_changed: false, was_stored: is_stored };
+                let was_stored = is_stored || is_gone;
+                let standing = Standing { rows: batch, version: was_stored.into(), is_changed: false, was_stored };
                 self.stand(window.end, standing);
             }
         }
