@@ -1,5 +1,6 @@
 //! All integration tests, one binary. Each drives the built program or public modules and compares with a recount of its own.
 
+mod answers;
 mod connections;
 mod crash;
 mod damage;

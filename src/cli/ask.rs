@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
+use crate::query::encode::Format;
 use crate::runtime::RuntimeError;
 use crate::runtime::folder::{Address, Folder};
 use crate::runtime::offline::Offline;
@@ -160,10 +161,10 @@ impl Asked {
                 let answers = &offline.answers;
                 let answer = self.runtime.block_on(async {
                     match what {
-                        "count" => answers.count(params).await,
-                        "search" => answers.search(params).await,
-                        "nearby" => answers.nearby(params).await,
-                        "windows" => answers.windows(params).await,
+                        "count" => answers.count(params).await?.into_value(),
+                        "search" => answers.search(params).await?.into_value(),
+                        "nearby" => answers.nearby(params).await?.into_value(),
+                        "windows" => answers.windows(params).await?.into_value(),
                         _ => Ok(answers.status()),
                     }
                 });
@@ -183,9 +184,11 @@ impl Asked {
     pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
         match &self.place {
             Place::Folder(offline) => {
-                let answer = self.runtime.block_on(offline.answers.sql(query))?;
+                let answers = &offline.answers;
+                let answer = self.runtime.block_on(answers.sql(query))?;
                 self.tell_pending(Some(answer.as_of.pending));
-                Ok(answer.render(format)?)
+                let whole = self.runtime.block_on(answers.write(answer, Format::parse(format)?))?;
+                whole.into_bytes().map_err(|e| RuntimeError::Failed(e.to_string()))
             }
             Place::Server(server) => {
                 let body = serde_json::json!({"sql": query, "format": format});

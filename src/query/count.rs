@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::sql::{SqlEngine, to_ndjson};
+use super::encode::{each_row, write_object};
+use super::spool::{Spools, Whole};
+use super::sql::SqlEngine;
 use super::{Handles, QueryError};
 use crate::bounds::kept;
 use crate::event::{MICROS_PER_SECOND, Micros};
@@ -31,23 +33,20 @@ pub async fn count(
     question: &CountQuestion,
     handles: &Handles,
     sql: &SqlEngine,
+    spools: &Spools,
     now: Micros,
-) -> Result<Value, QueryError> {
+) -> Result<Whole, QueryError> {
     let stream = handles.stream(question.stream.as_deref())?;
     let name = &stream.name;
     let (Some(def), Some(counts)) = (&stream.def.count, handles.counts.get(name)) else {
         return Err(QueryError::NotFound(format!("stream `{name}` declares no `count`")));
     };
+    let columns: Vec<&str> = std::iter::once(&def.kind).chain(&def.by).map(String::as_str).collect();
     let group = match &question.by {
         None => None,
-        Some(column) if *column == def.kind => Some(0),
-        Some(column) => {
-            let at = def.by.iter().position(|c| c == column).ok_or_else(|| {
-                let known: Vec<&str> = std::iter::once(&def.kind).chain(&def.by).map(String::as_str).collect();
-                QueryError::Invalid(format!("by = `{column}`: stream `{name}` counts by {}", known.join(", ")))
-            })?;
-            Some(at + 1)
-        }
+        Some(column) => Some(columns.iter().position(|c| c == column).ok_or_else(|| {
+            QueryError::Invalid(format!("by = `{column}`: stream `{name}` counts by {}", columns.join(", ")))
+        })?),
     };
     // What lies below the retention's floor is no longer counted.
     let from = question.from.max(handles.floor(name)).unwrap_or(Micros::MIN / 2);
@@ -56,37 +55,39 @@ pub async fn count(
     let last = to.div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
     let most = sql.most_rows();
     let mut sums = Sums { kind: question.kind.as_deref().map(kept), at: group, most, ..Sums::default() };
-    let counted = counts.count(first, last, &mut |text, tally| sums.add(group::values(text), tally));
+    let counted = tokio::task::block_in_place(|| {
+        counts.count(first, last, &mut |text, tally| sums.add(group::values(text), tally))
+    });
     let mut lsn = counted.map_err(|e| QueryError::Failed(e.to_string()))?;
     let edges = edges(from, first, last, to);
     let mut views = vec![positions::counts(name)];
     if !edges.is_empty() {
         views.push(positions::table(name));
-        let columns: Vec<&str> = std::iter::once(&def.kind).chain(&def.by).map(String::as_str).collect();
-        let (rows, at) = edge_rows(name, &columns, stream.repeats().is_some(), &edges, handles, sql, now).await?;
-        lsn = lsn.min(at);
-        for (values, tally) in &rows {
-            sums.add(values.iter().map(|value| kept(value)), *tally);
-        }
+        let edge = Edge { stream: name, columns: &columns, has_repeats: stream.repeats().is_some(), edges: &edges };
+        lsn = lsn.min(edge.add(&mut sums, handles, sql, now).await?);
     }
     if sums.groups.len() > most {
-        return Err(QueryError::Invalid(format!(
+        return Err(QueryError::Limit(format!(
             "there are more than {most} groups (`[limits] sql_rows`); ask for a shorter time, or for one type"
         )));
     }
     let Sums { groups, total, .. } = sums;
     let pick = |tally: &Tally| if question.repeats { tally.all } else { tally.acts };
     let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), &views, now);
-    let mut answer = Map::new();
-    answer.insert("count".into(), pick(&total).into());
-    if let Some(column) = &question.by {
-        let mut rows: Vec<(&String, u64)> = groups.iter().map(|(g, t)| (g, pick(t))).filter(|(_, n)| *n > 0).collect();
-        rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
-        let value = |g: &str| if g.is_empty() { Value::Null } else { g.into() };
-        answer.insert("groups".into(), rows.iter().map(|(g, n)| json!({column: value(g), "count": n})).collect());
-    }
-    answer.insert("as_of".into(), json!(as_of));
-    Ok(Value::Object(answer))
+    let mut out = spools.begin();
+    let Some(column) = &question.by else {
+        out.json(&json!({"count": pick(&total), "as_of": as_of}))?;
+        return out.finish();
+    };
+    let mut rows: Vec<(&String, u64)> = groups.iter().map(|(g, t)| (g, pick(t))).filter(|(_, n)| *n > 0).collect();
+    rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+    let value = |g: &str| if g.is_empty() { Value::Null } else { g.into() };
+    let head = [("count", pick(&total).into())];
+    tokio::task::block_in_place(|| {
+        let groups = rows.iter().map(|(g, n)| Ok(json!({column: value(g), "count": n})));
+        write_object(&mut out, &head, "groups", |out| out.list(groups), &as_of)
+    })?;
+    out.finish()
 }
 
 /// What is counted of the groups asked for.
@@ -134,31 +135,49 @@ fn edges(from: Micros, first: Micros, last: Micros, to: Micros) -> Vec<(Micros, 
     [(from, first), (last, to)].into_iter().filter(|(a, b)| a < b).collect()
 }
 
-async fn edge_rows(
-    stream: &str,
-    columns: &[&str],
+/// What is asked of a stream's table: the parts of seconds at the edges of the range.
+struct Edge<'a> {
+    stream: &'a str,
+    columns: &'a [&'a str],
     has_repeats: bool,
-    edges: &[(Micros, Micros)],
-    handles: &Handles,
-    sql: &SqlEngine,
-    now: Micros,
-) -> Result<(Vec<(Vec<String>, Tally)>, u64), QueryError> {
-    let list: Vec<String> = columns.iter().map(|c| format!("coalesce(\"{c}\", '')")).collect();
-    let list = list.join(", ");
-    let acts = if has_repeats { "count(*) filter (where not repeat)" } else { "count(*)" };
-    let micros = |t: Micros| format!("to_timestamp_micros({t})");
-    let ranges: Vec<String> =
-        edges.iter().map(|(a, b)| format!("event_time >= {} and event_time < {}", micros(*a), micros(*b))).collect();
-    let query = format!(
-        "select [{list}] as g, {acts} as acts, count(*) as n from \"{stream}\" where {} group by {list}",
-        ranges.join(" or ")
-    );
-    let answer = sql.run(&query, handles, now).await?;
-    let lines = to_ndjson(&answer.schema, &answer.batches)?;
-    let rows = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).filter_map(|line| {
-        let row: Value = serde_json::from_slice(line).ok()?;
-        let values = row["g"].as_array()?.iter().map(|v| v.as_str().unwrap_or_default().to_owned()).collect();
-        Some((values, Tally { acts: row["acts"].as_u64()?, all: row["n"].as_u64()? }))
-    });
-    Ok((rows.collect(), answer.as_of.lsn))
+    edges: &'a [(Micros, Micros)],
+}
+
+impl Edge<'_> {
+    /// Adds them up; gives the LSN they reach. Only the columns that the answer needs tell groups apart.
+    async fn add(
+        &self,
+        sums: &mut Sums<'_>,
+        handles: &Handles,
+        sql: &SqlEngine,
+        now: Micros,
+    ) -> Result<u64, QueryError> {
+        let is_needed = |at: usize| Some(at) == sums.at || at == 0 && sums.kind.is_some();
+        let value = |c: &str| format!("coalesce(\"{c}\", '')");
+        let columns = || self.columns.iter().enumerate();
+        let list: Vec<String> =
+            columns().map(|(at, c)| if is_needed(at) { value(c) } else { "''".to_owned() }).collect();
+        let needed: Vec<String> = columns().filter(|(at, _)| is_needed(*at)).map(|(_, c)| value(c)).collect();
+        let by = if needed.is_empty() { String::new() } else { format!("group by {}", needed.join(", ")) };
+        let list = list.join(", ");
+        let acts = if self.has_repeats { "count(*) filter (where not repeat)" } else { "count(*)" };
+        let micros = |t: Micros| format!("to_timestamp_micros({t})");
+        let ranges: Vec<String> = (self.edges.iter())
+            .map(|(a, b)| format!("event_time >= {} and event_time < {}", micros(*a), micros(*b)))
+            .collect();
+        let query = format!(
+            "select [{list}] as g, {acts} as acts, count(*) as n from \"{}\" where {} {by}",
+            self.stream,
+            ranges.join(" or ")
+        );
+        let answer = sql.run(&query, handles, now).await?;
+        each_row(&answer.schema, &answer.batches, |line| {
+            let row: Value = serde_json::from_slice(line).map_err(|e| QueryError::Failed(e.to_string()))?;
+            let values = row["g"].as_array().into_iter().flatten().map(|value| kept(value.as_str().unwrap_or_default()));
+            let number = |name: &str| row[name].as_u64().unwrap_or(0);
+            sums.add(values, Tally { acts: number("acts"), all: number("n") });
+            Ok(())
+        })?;
+        Ok(answer.as_of.lsn)
+    }
 }

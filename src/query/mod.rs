@@ -1,12 +1,14 @@
 //! Answers, each with how true it is. Queries read a snapshot of live and committed state together and never write.
 
 pub mod count;
+pub mod encode;
 mod local;
 mod made;
 mod names;
 pub mod nearby;
 pub mod search;
 pub mod snapshot;
+pub mod spool;
 pub mod sql;
 pub mod system;
 pub mod windows;
@@ -26,6 +28,9 @@ pub enum QueryError {
     Limit(String),
     #[error("{running} queries are running already (`[limits] sql_concurrent`); try again in a moment")]
     Busy { running: usize },
+    /// Too many answers are being sent.
+    #[error("{0}")]
+    Crowded(String),
     #[error("{0}")]
     Failed(String),
 }

@@ -1,7 +1,9 @@
 //! Which venues are near: exact great-circle order.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::encode::write_object;
+use super::spool::{Spools, Whole};
 use super::{Handles, QueryError};
 use crate::event::{Micros, is_place, rfc3339};
 use crate::operators::positions;
@@ -20,7 +22,12 @@ pub struct NearbyQuestion {
 const MAX_VENUES: usize = 1_000;
 
 /// `{"venues": [{"venue_id", "venue_name", "lat", "lon", "distance_m", "events": […]}], "as_of": …}`.
-pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Result<Value, QueryError> {
+pub fn nearby(
+    question: &NearbyQuestion,
+    handles: &Handles,
+    spools: &Spools,
+    now: Micros,
+) -> Result<Whole, QueryError> {
     let stream = handles.stream(question.stream.as_deref())?;
     let name = &stream.name;
     let (Some(def), Some(places)) = (&stream.def.places, handles.places.get(name)) else {
@@ -44,23 +51,22 @@ pub fn nearby(question: &NearbyQuestion, handles: &Handles, now: Micros) -> Resu
         Ok(number) if is_number => json!(number),
         _ => json!(text),
     };
-    let venues: Vec<Value> = found
-        .iter()
-        .map(|v| {
+    let venues = found.iter().map(|v| {
             let events = v
                 .events
                 .iter()
                 .map(|(event, date)| json!({"event_id": id(event, event_is_number), "date": date.map(rfc3339)}));
-            json!({
+            Ok(json!({
                 "venue_id": id(&v.id, venue_is_number),
                 "venue_name": v.name,
                 "lat": v.lat,
                 "lon": v.lon,
                 "distance_m": v.distance_m,
                 "events": events.collect::<Vec<_>>(),
-            })
-        })
-        .collect();
+            }))
+        });
     let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), &[positions::places(name)], now);
-    Ok(json!({"venues": venues, "as_of": as_of}))
+    let mut out = spools.begin();
+    write_object(&mut out, &[], "venues", |out| out.list(venues), &as_of)?;
+    out.finish()
 }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int64Type, SchemaRef};
 use serde_json::{Map, Value, json};
 use tantivy::collector::sort_key::SortByStaticFastValue;
 use tantivy::collector::{Count, TopDocs};
@@ -12,7 +14,9 @@ use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::snippet::SnippetGenerator;
 use tantivy::{DocId, Order, Searcher, SegmentReader, TantivyError, Term};
 
-use super::sql::{SqlEngine, to_ndjson};
+use super::encode::{each_row, write_object};
+use super::spool::{Spools, Whole};
+use super::sql::SqlEngine;
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
 use crate::operators::positions;
@@ -252,8 +256,9 @@ pub async fn search(
     handles: &Handles,
     sql: &SqlEngine,
     limit: usize,
+    spools: &Spools,
     now: Micros,
-) -> Result<Value, QueryError> {
+) -> Result<Whole, QueryError> {
     let stream = handles.stream(question.stream.as_deref())?.clone();
     let name = stream.name.clone();
     let index = handles
@@ -288,26 +293,27 @@ pub async fn search(
     let found = tokio::task::spawn_blocking(move || find(&asked, &searchers, &filters, cursor, now))
         .await
         .map_err(|e| QueryError::Failed(e.to_string()))??;
-    let events = events(&found.hits, &name, handles, sql).await?;
+    let events = Events::read(&found.hits, &name, handles, sql).await?;
     let views = [positions::search(&name), positions::table(&name)];
-    let as_of = handles.progress.as_of(visible.min(events.1), std::slice::from_ref(&name), &views, now);
+    let as_of = handles.progress.as_of(visible.min(events.lsn), std::slice::from_ref(&name), &views, now);
     let next = next_cursor(&found, question, cursor, upto, now);
     let highlighter = Highlighter::new(&index, &parts);
-    let hits: Vec<Value> = found
-        .hits
-        .iter()
-        .map(|hit| {
-            let event = events.0.get(&hit.lsn);
-            json!({
-                "lsn": hit.lsn,
-                "event_time": rfc3339(hit.time),
-                "score": hit.score,
-                "highlights": event.map_or(Value::Null, |e| highlighter.of(e)),
-                "event": event,
-            })
-        })
-        .collect();
-    Ok(json!({"hits": hits, "total": found.total, "next": next, "as_of": as_of}))
+    let hit = |hit: &Hit| -> Result<Value, QueryError> {
+        let event = events.of(hit.lsn)?;
+        Ok(json!({
+            "lsn": hit.lsn,
+            "event_time": rfc3339(hit.time),
+            "score": hit.score,
+            "highlights": event.as_ref().map_or(Value::Null, |e| highlighter.of(e)),
+            "event": event,
+        }))
+    };
+    let mut out = spools.begin();
+    let head = [("total", found.total.into()), ("next", next.into())];
+    tokio::task::block_in_place(|| {
+        write_object(&mut out, &head, "hits", |out| out.list(found.hits.iter().map(hit)), &as_of)
+    })?;
+    out.finish()
 }
 
 fn next_cursor(
@@ -458,30 +464,47 @@ fn find(
     Ok(Found { hits, total, has_more })
 }
 
-/// The events of hits by LSN, from a snapshot of the stream's table, and the LSN that it reaches.
-async fn events(
-    hits: &[Hit],
-    stream: &str,
-    handles: &Handles,
-    sql: &SqlEngine,
-) -> Result<(HashMap<Lsn, Value>, Lsn), QueryError> {
-    if hits.is_empty() {
-        return Ok((HashMap::new(), Lsn::MAX));
+/// The events of hits, from a snapshot of the stream's table. Each is written out only when its turn comes.
+struct Events {
+    schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+    /// Batch and row by LSN.
+    places: HashMap<Lsn, (usize, usize)>,
+    /// What the snapshot reaches.
+    lsn: Lsn,
+}
+
+impl Events {
+    async fn read(hits: &[Hit], stream: &str, handles: &Handles, sql: &SqlEngine) -> Result<Self, QueryError> {
+        let missing = || QueryError::NotFound(format!("there is no table `{stream}`"));
+        let table = handles.tables.get(stream).ok_or_else(missing)?.clone();
+        let schema = table.full_schema.clone();
+        if hits.is_empty() {
+            return Ok(Self { schema, batches: Vec::new(), places: HashMap::new(), lsn: Lsn::MAX });
+        }
+        let state = table.snapshot();
+        let lsn = state.applied;
+        let (rows, footers) = (hits.iter().map(|h| (h.time, h.lsn)).collect::<Vec<_>>(), sql.footers().clone());
+        let found = tokio::task::spawn_blocking(move || fetch(&table, &state, &footers, &rows)).await;
+        let batches = found.map_err(|e| QueryError::Failed(e.to_string()))?.map_err(QueryError::Failed)?;
+        let mut places = HashMap::new();
+        for (n, batch) in batches.iter().enumerate() {
+            let lsns = batch.column_by_name("lsn").and_then(|column| column.as_primitive_opt::<Int64Type>());
+            let lsns = lsns.ok_or_else(|| QueryError::Failed(format!("table `{stream}` has no `lsn`")))?;
+            places.extend(lsns.values().iter().enumerate().map(|(row, lsn)| (*lsn as Lsn, (n, row))));
+        }
+        Ok(Self { schema, batches, places, lsn })
     }
-    let missing = || QueryError::NotFound(format!("there is no table `{stream}`"));
-    let table = handles.tables.get(stream).ok_or_else(missing)?.clone();
-    let state = table.snapshot();
-    let applied = state.applied;
-    let (rows, footers) = (hits.iter().map(|h| (h.time, h.lsn)).collect::<Vec<_>>(), sql.footers().clone());
-    let schema = table.full_schema.clone();
-    let found = tokio::task::spawn_blocking(move || fetch(&table, &state, &footers, &rows)).await;
-    let found = found.map_err(|e| QueryError::Failed(e.to_string()))?.map_err(QueryError::Failed)?;
-    let lines = to_ndjson(&schema, &found)?;
-    let events = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).filter_map(|line| {
-        let event: Value = serde_json::from_slice(line).ok()?;
-        Some((event["lsn"].as_u64()?, event))
-    });
-    Ok((events.collect(), applied))
+
+    fn of(&self, lsn: Lsn) -> Result<Option<Value>, QueryError> {
+        let Some((batch, row)) = self.places.get(&lsn) else { return Ok(None) };
+        let mut event = None;
+        each_row(&self.schema, &[self.batches[*batch].slice(*row, 1)], |row| {
+            event = Some(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
+            Ok(())
+        })?;
+        Ok(event)
+    }
 }
 
 /// Marks the question's words in the text columns of an event.

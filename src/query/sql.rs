@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{
     CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
     SchemaProvider, TableProvider,
@@ -31,7 +31,8 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::made::{self, Open};
-use super::{AsOf, Handles, QueryError, local, names, system};
+pub use super::encode::to_ndjson;
+use super::{AsOf, Handles, QueryError, names, system};
 use crate::event::{Lsn, Micros};
 use crate::operators::positions;
 use crate::schema::select::{explain, session_config};
@@ -39,7 +40,7 @@ use crate::schema::{Layout, dialect, functions, versions_of};
 use crate::storage::{create_folders, damage_in};
 use crate::threads::panic_if_asked;
 use crate::views::lake::footers::Footers;
-use crate::views::lake::provider::{LakeSnapshot, is_binary, lake_url};
+use crate::views::lake::provider::{LakeSnapshot, lake_url};
 use crate::views::lake::{Feed, LakeTable};
 
 /// Longest query text.
@@ -383,104 +384,4 @@ fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEn
         .build_arc()?;
     environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));
     Ok(environment)
-}
-
-/// Batches with what JSON and CSV cannot show: bytes as UTF-8 where they are, else as hexadecimal, and times of a zone as local ones.
-pub fn printable(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {
-    use arrow::array::{Array, ArrayRef, BinaryArray, StringArray};
-    let (schema, batches) = &local::times(schema, batches).map_err(|e| QueryError::Failed(e.to_string()))?;
-    if !schema.fields().iter().any(|f| is_binary(f.data_type())) {
-        return Ok((schema.clone(), batches.to_vec()));
-    }
-    let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
-    let show = |bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
-    };
-    let fields: Vec<Field> = schema
-        .fields()
-        .iter()
-        .map(|f| if is_binary(f.data_type()) { Field::new(f.name(), DataType::Utf8, true) } else { f.as_ref().clone() })
-        .collect();
-    let schema: SchemaRef = Arc::new(Schema::new(fields));
-    let shown = batches
-        .iter()
-        .map(|batch| {
-            let columns = batch
-                .columns()
-                .iter()
-                .map(|column| {
-                    if !is_binary(column.data_type()) {
-                        return Ok(column.clone());
-                    }
-                    let bytes = arrow::compute::cast(column, &DataType::Binary).map_err(failed)?;
-                    let bytes = bytes.as_any().downcast_ref::<BinaryArray>().expect("just cast");
-                    Ok(Arc::new(bytes.iter().map(|b| b.map(show)).collect::<StringArray>()) as ArrayRef)
-                })
-                .collect::<Result<Vec<_>, QueryError>>()?;
-            RecordBatch::try_new(schema.clone(), columns).map_err(failed)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok((schema, shown))
-}
-
-/// How times are written: those in UTC, and those without a zone, which are local times of whoever made them.
-const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
-const LOCAL_TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3f";
-
-/// Rows as JSON objects, one per line.
-pub fn to_ndjson(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
-    let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
-    let (_, batches) = printable(schema, batches)?;
-    let builder = arrow_json::WriterBuilder::new()
-        .with_explicit_nulls(true)
-        .with_timestamp_format(LOCAL_TIME_FORMAT.into())
-        .with_timestamp_tz_format(TIME_FORMAT.into());
-    let mut writer = builder.build::<_, arrow_json::writer::LineDelimited>(Vec::new());
-    writer.write_batches(&batches.iter().collect::<Vec<_>>()).map_err(failed)?;
-    writer.finish().map_err(failed)?;
-    Ok(writer.into_inner())
-}
-
-impl SqlAnswer {
-    /// The answer in a format: `json` (with `as_of`), `ndjson`, `csv`, `arrow` (IPC stream).
-    pub fn render(&self, format: &str) -> Result<Vec<u8>, QueryError> {
-        match format {
-            "json" => {
-                let lines = to_ndjson(&self.schema, &self.batches)?;
-                let as_of = serde_json::to_vec(&self.as_of).map_err(|e| QueryError::Failed(e.to_string()))?;
-                let rows: Vec<&[u8]> = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).collect();
-                Ok([b"{\"rows\":[".as_slice(), &rows.join(&b','), b"],\"as_of\":", &as_of, b"}"].concat())
-            }
-            "ndjson" => to_ndjson(&self.schema, &self.batches),
-            "csv" => to_csv(&self.schema, &self.batches),
-            "arrow" => {
-                let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
-                let mut writer = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &self.schema).map_err(failed)?;
-                for batch in &self.batches {
-                    writer.write(batch).map_err(failed)?;
-                }
-                writer.into_inner().map_err(failed)
-            }
-            _ => Err(QueryError::Invalid(format!("format = `{format}`: write json, ndjson, csv or arrow"))),
-        }
-    }
-}
-
-/// Rows as CSV with a header.
-pub fn to_csv(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
-    let failed = |e: arrow::error::ArrowError| QueryError::Failed(e.to_string());
-    let (schema, batches) = printable(schema, batches)?;
-    let mut out = Vec::new();
-    let mut writer = arrow_csv::WriterBuilder::new()
-        .with_header(true)
-        .with_timestamp_format(LOCAL_TIME_FORMAT.into())
-        .with_timestamp_tz_format(TIME_FORMAT.into())
-        .build(&mut out);
-    let empty = RecordBatch::new_empty(schema);
-    for batch in if batches.is_empty() { std::slice::from_ref(&empty) } else { &batches } {
-        writer.write(batch).map_err(failed)?;
-    }
-    drop(writer);
-    Ok(out)
 }

@@ -1,8 +1,8 @@
 //! Rows of one window, newest first.
 
-use serde_json::{Map, Value, json};
-
-use super::sql::{SqlEngine, to_ndjson};
+use super::encode::{write_object, write_rows};
+use super::spool::{Spools, Whole};
+use super::sql::SqlEngine;
 use super::{Handles, QueryError};
 use crate::event::{Micros, rfc3339};
 
@@ -21,8 +21,9 @@ pub async fn windows(
     question: &WindowsQuestion,
     handles: &Handles,
     sql: &SqlEngine,
+    spools: &Spools,
     now: Micros,
-) -> Result<Value, QueryError> {
+) -> Result<Whole, QueryError> {
     let WindowsQuestion { name, from, to, limit } = question;
     if handles.catalog.window(name).is_none() {
         let known = handles.catalog.windows.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -34,12 +35,11 @@ pub async fn windows(
     let range = if range.is_empty() { String::new() } else { format!("where {}", range.join(" and ")) };
     let query = format!("select * from \"{name}\" {range} order by window_start desc, lsn desc limit {limit}");
     let answer = sql.run(&query, handles, now).await?;
-    let lines = to_ndjson(&answer.schema, &answer.batches)?;
-    let rows = lines
-        .split(|b| *b == b'\n')
-        .filter(|l| !l.is_empty())
-        .map(serde_json::from_slice::<Map<String, Value>>)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| QueryError::Failed(e.to_string()))?;
-    Ok(json!({"window": name, "rows": rows, "as_of": answer.as_of}))
+    let mut out = spools.begin();
+    let head = [("window", name.as_str().into())];
+    tokio::task::block_in_place(|| {
+        let rows = |out: &mut _| write_rows(&answer.schema, &answer.batches, out, ",");
+        write_object(&mut out, &head, "rows", rows, &answer.as_of)
+    })?;
+    out.finish()
 }

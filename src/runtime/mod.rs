@@ -26,6 +26,7 @@ mod trial;
 pub mod views;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -38,6 +39,7 @@ use crate::config::{Config, ConfigError, Declarations, SourceKind};
 use crate::event::{Lsn, SharedHealth, SourceState, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{OperatorError, positions};
+use crate::query::spool::Spools;
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
 use crate::schema::{Catalog, names, versions_of};
@@ -167,6 +169,11 @@ pub struct Running {
     _lock: Lock,
 }
 
+/// Where answers are written: files in this folder, or memory.
+fn spools(config: &Config, folder: Option<PathBuf>) -> Spools {
+    Spools::new(folder, config.limits.sql_result)
+}
+
 /// SQL's limits, as configured.
 pub fn sql_limits(config: &Config) -> SqlLimits {
     SqlLimits {
@@ -226,7 +233,7 @@ impl Running {
         let sql = Arc::new(SqlEngine::new(&folder.lake(), &folder.spill(), sql_limits(config))?);
         let handles = pipeline.handles.clone();
         let answers =
-            Answers { handles: handles.clone(), sql, clock: clock.clone(), search_limit: config.limits.search_limit };
+            Answers { handles: handles.clone(), sql, clock: clock.clone(), search_limit: config.limits.search_limit, spools: spools(config, Some(folder.spill())) };
         let mut running = Self {
             folder,
             handles,

@@ -93,7 +93,8 @@ impl Offline {
         let spill = Spill::new(&folder);
         let sql = Arc::new(SqlEngine::new(&folder.lake(), &spill.0, sql_limits(config))?);
         let clock = Arc::new(SystemClock::default());
-        let answers = Answers { handles, sql, clock, search_limit: config.limits.search_limit };
+        let search_limit = config.limits.search_limit;
+        let answers = Answers { handles, sql, clock, search_limit, spools: super::spools(config, None) };
         Ok(Self { answers, _spill: spill, _lock: lock })
     }
 }

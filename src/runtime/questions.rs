@@ -10,8 +10,10 @@ use crate::clock::Clock;
 use crate::config::units::{parse_distance, parse_time};
 use crate::event::{is_place, rfc3339};
 use crate::query::count::{CountQuestion, count};
+use crate::query::encode::Format;
 use crate::query::nearby::{NearbyQuestion, nearby};
 use crate::query::search::{SearchQuestion, Sort, search};
+use crate::query::spool::{Spools, Whole};
 use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::windows::{WindowsQuestion, windows};
 use crate::query::{Handles, QueryError};
@@ -29,6 +31,8 @@ pub struct Answers {
     pub sql: Arc<SqlEngine>,
     pub clock: Arc<dyn Clock>,
     pub search_limit: usize,
+    /// Where answers are written, and how long they may be.
+    pub spools: Spools,
 }
 
 /// Reads parameters; every one that nobody asked for is an error.
@@ -94,7 +98,7 @@ impl Answers {
     }
 
     /// `stream, type, by, from, to, repeats`
-    pub async fn count(&self, params: &Params) -> Result<Value, QueryError> {
+    pub async fn count(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
         reader.known(&["stream", "type", "by", "from", "to", "repeats"])?;
         let question = CountQuestion {
@@ -105,11 +109,11 @@ impl Answers {
             to: reader.time("to")?,
             repeats: reader.flag("repeats")?,
         };
-        count(&question, &self.handles, &self.sql, reader.now).await
+        count(&question, &self.handles, &self.sql, &self.spools, reader.now).await
     }
 
     /// `q, stream, sort, limit, from, to, near, within, after`
-    pub async fn search(&self, params: &Params) -> Result<Value, QueryError> {
+    pub async fn search(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
         reader.known(&["q", "stream", "sort", "limit", "from", "to", "near", "within", "after"])?;
         let question = SearchQuestion {
@@ -129,11 +133,11 @@ impl Answers {
             within_m: reader.read("within", parse_distance)?,
             after: reader.text("after"),
         };
-        search(&question, &self.handles, &self.sql, self.search_limit, reader.now).await
+        search(&question, &self.handles, &self.sql, self.search_limit, &self.spools, reader.now).await
     }
 
     /// `lat, lon, stream, limit, within`
-    pub async fn nearby(&self, params: &Params) -> Result<Value, QueryError> {
+    pub async fn nearby(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
         reader.known(&["lat", "lon", "stream", "limit", "within"])?;
         let needed = |name: &str| {
@@ -146,14 +150,14 @@ impl Answers {
             limit: reader.limit(10)?,
             within_m: reader.read("within", parse_distance)?,
         };
-        let (handles, now) = (self.handles.clone(), reader.now);
-        tokio::task::spawn_blocking(move || nearby(&question, &handles, now))
+        let (handles, spools, now) = (self.handles.clone(), self.spools.clone(), reader.now);
+        tokio::task::spawn_blocking(move || nearby(&question, &handles, &spools, now))
             .await
             .map_err(|e| QueryError::Failed(e.to_string()))?
     }
 
     /// `name, from, to, limit`
-    pub async fn windows(&self, params: &Params) -> Result<Value, QueryError> {
+    pub async fn windows(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
         reader.known(&["name", "from", "to", "limit"])?;
         let question = WindowsQuestion {
@@ -162,11 +166,18 @@ impl Answers {
             to: reader.time("to")?,
             limit: reader.limit(1_000)?,
         };
-        windows(&question, &self.handles, &self.sql, reader.now).await
+        windows(&question, &self.handles, &self.sql, &self.spools, reader.now).await
     }
 
     pub async fn sql(&self, query: &str) -> Result<SqlAnswer, QueryError> {
         self.sql.run(query, &self.handles, self.clock.now()).await
+    }
+
+    /// Writes an answer out, on a thread that nobody else waits for.
+    pub async fn write(&self, answer: SqlAnswer, format: Format) -> Result<Whole, QueryError> {
+        let spools = self.spools.clone();
+        let written = tokio::task::spawn_blocking(move || answer.write(format, &spools)).await;
+        written.map_err(|e| QueryError::Failed(e.to_string()))?
     }
 
     /// How far everything is.

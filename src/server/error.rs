@@ -54,6 +54,7 @@ impl From<QueryError> for ApiError {
             QueryError::Invalid(_) => Self::bad_request(message, "see /docs for the parameters"),
             QueryError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", message, ""),
             QueryError::Limit(_) => Self::new(StatusCode::BAD_REQUEST, "limit", message, "narrow the question"),
+            QueryError::Crowded(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again"),
             QueryError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again"),
             QueryError::Failed(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message, "see the log"),
         }

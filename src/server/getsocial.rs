@@ -10,8 +10,12 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::App;
+use super::routes::answered;
 use crate::event::{MICROS_PER_SECOND, Micros, rfc3339};
 use crate::query::QueryError;
+use crate::query::encode::each_row;
+use crate::query::spool::{Spools, Whole};
+use crate::query::sql::SqlAnswer;
 use crate::runtime::questions::Params;
 
 const INVALID: &str = "Event Type / Start time / End time is missing /invalid. please check input parameters again";
@@ -35,7 +39,7 @@ impl IntoResponse for Refusal {
 impl From<QueryError> for Refusal {
     fn from(error: QueryError) -> Self {
         let status = match &error {
-            QueryError::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            QueryError::Busy { .. } | QueryError::Crowded(_) => StatusCode::TOO_MANY_REQUESTS,
             QueryError::NotFound(_) => StatusCode::NOT_FOUND,
             QueryError::Invalid(_) | QueryError::Limit(_) => StatusCode::BAD_REQUEST,
             QueryError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -106,7 +110,7 @@ async fn count_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
         ("to".to_owned(), rfc3339(to)),
         ("repeats".to_owned(), "true".to_owned()),
     ]);
-    let counted = app.0.parts.answers.count(&question).await?;
+    let counted = app.0.parts.answers.count(&question).await?.into_value()?;
     Ok(Value::Object(answer(counted["count"].clone())))
 }
 
@@ -118,11 +122,11 @@ async fn count_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
 pub async fn all_events(
     State(app): State<App>,
     Query(params): Query<BTreeMap<String, String>>,
-) -> Result<Json<Value>, Refusal> {
-    events_answer(&app, &params).await.map(Json)
+) -> Result<Response, Refusal> {
+    events_answer(&app, &params).await.map(|page| answered("application/json", page))
 }
 
-async fn events_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
+async fn events_answer(app: &App, params: &Params) -> Result<Whole, Refusal> {
     // A type that is there but blank is no type.
     if params.get("event_type").is_some_and(|t| t.trim().is_empty()) {
         return Err(invalid());
@@ -148,17 +152,36 @@ async fn events_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
         wanted.join(" and "),
         PAGE + 1
     );
-    let rows = app.0.parts.answers.sql(&query).await?.render("ndjson")?;
-    let mut rows: Vec<Value> =
-        rows.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
-    let has_more = rows.len() > PAGE;
-    rows.truncate(PAGE);
-    let next = rows.last().filter(|_| has_more).map(|row| format!("{}.{}", row["at"], row["lsn"]));
-    let event = |row: &Value| {
+    let page = app.0.parts.answers.sql(&query).await?;
+    let spools = app.0.parts.answers.spools.clone();
+    let written = tokio::task::spawn_blocking(move || write_events(&page, &spools)).await;
+    Ok(written.map_err(|e| QueryError::Failed(e.to_string()))??)
+}
+
+/// Writes a page of events, one by one.
+fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<Whole, QueryError> {
+    let mut out = spools.begin();
+    let (mut written, mut last) = (0, None);
+    out.text("{\"result\":[")?;
+    each_row(&page.schema, &page.batches, |row| {
+        written += 1;
+        if written > PAGE {
+            return Ok(());
+        }
+        let row: Value = serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?;
         let params = if row["params"].is_null() { json!({}) } else { row["params"].clone() };
-        json!({"event_type": row[TYPE_COLUMN], "id": row["lsn"].to_string(), "params": params, "ts": row["ts"]})
-    };
-    let mut whole = answer(rows.iter().map(event).collect::<Vec<_>>().into());
-    whole.extend(next.map(|next| ("next".to_owned(), next.into())));
-    Ok(Value::Object(whole))
+        if written > 1 {
+            out.text(",")?;
+        }
+        last = Some(format!("{}.{}", row["at"], row["lsn"]));
+        out.json(&json!({"event_type": row[TYPE_COLUMN], "id": row["lsn"].to_string(), "params": params, "ts": row["ts"]}))
+    })?;
+    out.text("],\"status\":\"SUCCESS\",\"timeStamp\":")?;
+    out.json(&now_ms())?;
+    if let Some(next) = last.filter(|_| written > PAGE) {
+        out.text(",\"next\":")?;
+        out.json(&next)?;
+    }
+    out.text("}")?;
+    out.finish()
 }

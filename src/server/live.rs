@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::App;
 use super::error::ApiError;
 use crate::query::QueryError;
+use crate::query::encode::each_row;
 use crate::schema::versions_of;
 
 /// How often new rows are looked for, and how many are sent at once.
@@ -96,8 +97,11 @@ async fn rows_above(
     let limit = at.sent + ROWS;
     let query = format!("select * from \"{table}\" where lsn > {} order by {order} limit {limit}", at.after);
     let answer = app.0.parts.answers.sql(&query).await?;
-    let lines = answer.render("ndjson")?;
-    let rows: Vec<Value> = lines.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let mut rows: Vec<Value> = Vec::new();
+    each_row(&answer.schema, &answer.batches, |row| {
+        rows.extend(serde_json::from_slice::<Value>(row));
+        Ok(())
+    })?;
     let (mut lsn, mut ordinal) = (0, 0);
     let mut out = Vec::with_capacity(rows.len());
     let is_all = rows.len() < limit;

@@ -6,20 +6,44 @@ use std::path::Path as FilePath;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
+use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::receive::Small;
 use super::{App, FOLDER_KEY, RETRIES};
+use crate::query::encode::Format;
+use crate::query::spool::Whole;
 use crate::runtime::retry::{Retry, RetryQuestion};
 use crate::runtime::{RuntimeError, rebuild};
+
+const JSON: &str = "application/json";
+/// Bytes of an answer that are read from its file at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// An answer that is known whole, sent as far as its client reads it.
+pub fn answered(kind: &'static str, mut whole: Whole) -> Response {
+    let headers = [(header::CONTENT_TYPE, HeaderValue::from_static(kind)), (header::CONTENT_LENGTH, whole.len().into())];
+    let body = match whole.take_file() {
+        None => whole.into_bytes().map_or_else(|_| Body::empty(), Body::from),
+        Some(file) => {
+            let parts = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
+            Body::from_stream(parts.inspect(move |_| {
+                let _is_held = &whole;
+            }))
+        }
+    };
+    (headers, body).into_response()
+}
 
 type Params = Query<BTreeMap<String, String>>;
 
@@ -30,8 +54,8 @@ const QUERY_ID_BYTES: usize = 128;
 #[utoipa::path(get, path = "/api/v1/count", params(("stream" = Option<String>, Query), ("type" = Option<String>, Query),
     ("by" = Option<String>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query), ("repeats" = Option<bool>, Query)),
     responses((status = 200, description = "{count, groups, as_of}"), (status = 400), (status = 404)))]
-pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Json<Value>, ApiError> {
-    Ok(Json(app.0.parts.answers.count(&params).await?))
+pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
+    Ok(answered(JSON, app.0.parts.answers.count(&params).await?))
 }
 
 /// Events by their words.
@@ -39,16 +63,16 @@ pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Json
     ("sort" = Option<String>, Query), ("limit" = Option<usize>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query),
     ("near" = Option<String>, Query), ("within" = Option<String>, Query), ("after" = Option<String>, Query)),
     responses((status = 200, description = "{hits, total, next, as_of}"), (status = 400), (status = 404)))]
-pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Json<Value>, ApiError> {
-    Ok(Json(app.0.parts.answers.search(&params).await?))
+pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
+    Ok(answered(JSON, app.0.parts.answers.search(&params).await?))
 }
 
 /// The venues nearest to a place.
 #[utoipa::path(get, path = "/api/v1/nearby", params(("lat" = f64, Query), ("lon" = f64, Query), ("stream" = Option<String>, Query),
     ("limit" = Option<usize>, Query), ("within" = Option<String>, Query)),
     responses((status = 200, description = "{venues, as_of}"), (status = 400), (status = 404)))]
-pub async fn nearby(State(app): State<App>, Query(params): Params) -> Result<Json<Value>, ApiError> {
-    Ok(Json(app.0.parts.answers.nearby(&params).await?))
+pub async fn nearby(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
+    Ok(answered(JSON, app.0.parts.answers.nearby(&params).await?))
 }
 
 /// Rows of a window, those of the latest windows first, open ones too.
@@ -59,9 +83,9 @@ pub async fn windows(
     State(app): State<App>,
     Path(name): Path<String>,
     Query(mut params): Params,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     params.insert("name".into(), name);
-    Ok(Json(app.0.parts.answers.windows(&params).await?))
+    Ok(answered(JSON, app.0.parts.answers.windows(&params).await?))
 }
 
 /// How far log and views are.
@@ -91,12 +115,7 @@ fn json_format() -> String {
 pub async fn sql(State(app): State<App>, Small(body): Small) -> Result<Response, ApiError> {
     let request: SqlRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"sql\": \"select …\", \"format\": \"json\"}"))?;
-    let kind = match request.format.as_str() {
-        "json" => "application/json",
-        "ndjson" => "application/x-ndjson",
-        "csv" => "text/csv; charset=utf-8",
-        _ => "application/vnd.apache.arrow.stream",
-    };
+    let format = Format::parse(&request.format)?;
     let conflict = |message: String| ApiError::new(StatusCode::CONFLICT, "conflict", message, "");
     if request.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > QUERY_ID_BYTES) {
         return Err(ApiError::bad_request(
@@ -118,8 +137,8 @@ pub async fn sql(State(app): State<App>, Small(body): Small) -> Result<Response,
         answer = app.0.parts.answers.sql(&request.sql) => answer?,
         () = ended => return Err(conflict("the query was ended by its id".into())),
     };
-    let bytes = answer.render(&request.format)?;
-    Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
+    let whole = app.0.parts.answers.write(answer, format).await?;
+    Ok(answered(format.media_type(), whole))
 }
 
 /// A query that can be ended by its id while this lives.
