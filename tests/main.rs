@@ -10,6 +10,7 @@ mod files;
 mod formats;
 mod full_disk;
 mod intake;
+mod live;
 mod log;
 mod names;
 mod operations;

@@ -69,6 +69,7 @@ fn serve_once(
         answers: running.answers.clone(),
         readiness: running.readiness(),
         metrics: metrics.clone(),
+        live: running.live(),
         backup: running.backup(config),
         backups: config.server.backups.clone(),
         folder_key: folder_key.clone(),

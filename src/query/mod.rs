@@ -2,6 +2,7 @@
 
 pub mod count;
 pub mod encode;
+pub mod live;
 mod local;
 mod made;
 mod names;

@@ -39,6 +39,7 @@ use crate::config::{Config, ConfigError, Declarations, SourceKind};
 use crate::event::{Lsn, SharedHealth, SourceState, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{OperatorError, positions};
+use crate::query::live::Live;
 use crate::query::spool::Spools;
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::query::{Handles, QueryError};
@@ -352,6 +353,11 @@ impl Running {
         let submission = Submission::control(Kind::Final, "", b"{}");
         let stored = self.ingest()?.submit(submission, true).and_then(|receipt| receipt.wait());
         stored.map(drop).map_err(|e| RuntimeError::Failed(e.to_string()))
+    }
+
+    /// Rows as they become visible.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::new(Live::new(self.pipeline.ring.clone()))
     }
 
     /// Copies the folder while it is worked on.

@@ -34,6 +34,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::ingest::Ingest;
+use crate::query::live::Live;
 use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
 use connections::{Connections, Limit};
@@ -55,6 +56,7 @@ pub struct Parts {
     /// Why the process is not ready, if it is not.
     pub readiness: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
     pub metrics: PrometheusHandle,
+    pub live: Arc<Live>,
     pub backup: Backup,
     /// The folder below which backups over HTTP go.
     pub backups: Option<PathBuf>,

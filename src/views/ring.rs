@@ -142,6 +142,16 @@ impl Ring {
         }
     }
 
+    /// The output that holds the record after `after`, for a reader that nobody waits for.
+    pub fn peek(&self, after: Lsn) -> Next {
+        let inner = self.lock();
+        if after < inner.start {
+            return Next::Behind(inner.start);
+        }
+        let at = inner.items.partition_point(|(o, _)| o.to <= after);
+        inner.items.get(at).map_or(Next::Idle, |(output, _)| Next::Output(output.clone()))
+    }
+
     /// Up to where the log is to be read by someone who has everything up to `after`: to the newest output, so that there is time
     /// before the ring has gone on; none where the ring has what follows.
     pub fn missing(&self, after: Lsn) -> Option<Lsn> {

@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod files;
 pub mod footers;
 pub mod hot;
+mod live;
 pub mod kept;
 pub mod provider;
 pub mod raw;

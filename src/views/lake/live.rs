@@ -1,0 +1,35 @@
+//! A table's rows on their way to it: what an output of the operators adds.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+
+use super::hot::Hot;
+use super::{Feed, LakeTable, hot_batches};
+use crate::event::Lsn;
+use crate::operators::Output;
+
+impl LakeTable {
+    /// The rows that an output adds, in the order of their LSNs; none of `raw` and dead letters, which nobody follows.
+    pub fn rows_of<'a>(&self, output: &'a Output) -> Option<&'a RecordBatch> {
+        match &self.spec.feed {
+            Feed::Stream(name) => output.rows.as_ref().filter(|rows| rows.stream.name == *name).map(|rows| &rows.batch),
+            Feed::Made(name) => output.tables.iter().find(|table| *table.table == **name).map(|table| &table.batch),
+            Feed::Raw | Feed::DeadLetters => None,
+        }
+    }
+
+    /// Such rows with every column of the table.
+    pub fn whole_rows(&self, rows: RecordBatch) -> Result<RecordBatch, String> {
+        let mut whole = hot_batches(&self.spec, &self.full_schema, &[Arc::new(Hot::Rows(rows))])?;
+        whole.pop().ok_or_else(|| "rows are lost".to_owned())
+    }
+
+    /// Whether there may be rows of the records in `(after, upto]`.
+    pub fn may_have(&self, after: Lsn, upto: Lsn) -> bool {
+        let state = self.snapshot();
+        let hot = state.recent.iter().chain(&state.old);
+        state.files.iter().any(|file| file.min_lsn <= upto && file.max_lsn > after)
+            || hot.into_iter().any(|part| part.last_lsn() > after)
+    }
+}
