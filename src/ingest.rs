@@ -30,6 +30,8 @@ const QUEUE: usize = 256;
 const GROUP: usize = 256;
 /// How often a full log is tried again, and an idle writer looks after its segments.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long the writer, once nobody may wait any more, lets those come who have begun.
+const STOP_TIME: Duration = Duration::from_secs(2);
 /// How often it is reported that the log takes no more records: on a disk that is nearly full, small ones have room now and then.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Memory that a record may take beside its bytes, until it is known what it becomes: a row, or a dead letter with its reason.
@@ -493,11 +495,16 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, queue: &Receiver<Prepared>, mut hand_on: impl FnMut(Committed)) -> Result<Wal, WalError> {
+        let mut closed: Option<Instant> = None;
         loop {
             let first = match queue.recv_timeout(RETRY) {
                 Ok(first) => first,
                 Err(RecvTimeoutError::Timeout) => {
                     self.keep_up(&mut hand_on)?;
+                    // Nothing has reached the log of what is still being decoded: whoever brings it is refused.
+                    if self.gate.lock().is_closed && closed.get_or_insert_with(Instant::now).elapsed() >= STOP_TIME {
+                        break;
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -748,6 +755,21 @@ mod tests {
         started.handed_on.recv().expect("the first frame");
         let lsns: Vec<Lsn> = receipts.into_iter().map(|r| r.wait().expect("stored").last_lsn).collect();
         assert_eq!(lsns, [2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_who_is_still_decoding() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let catalog = Arc::new(Catalog::compile(&Declarations::from_json(STREAM).expect("declarations")).expect("it"));
+        let (_upkeep, receiver) = channel();
+        let clock = Arc::new(SystemClock::default());
+        let (ingest, writer) = Ingest::start(wal(folder.path()), catalog, clock, 1 << 20, receiver, |_| {}, drop);
+        let still_decoding = ingest.clone();
+        ingest.gate.close();
+        drop(ingest);
+        assert!(writer.join().expect("no panic").is_ok());
+        let late = still_decoding.submit(submission(b"{}", None), false);
+        assert!(matches!(late, Err(IngestError::Stopping)));
     }
 
     #[test]

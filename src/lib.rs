@@ -44,8 +44,8 @@
 //! | `src/views/search` | full-text search in tantivy |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
-//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open |
-//! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/upstream.rs` serves a stream for others |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open; `src/query/encode.rs` writes answers out, into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
+//! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/connections.rs` and `src/server/receive.rs` limit what a client may hold; `src/server/upstream.rs` serves a stream for others |
 //! | `src/runtime` | the composition root: folder, threads, recovery (`src/runtime/recovery.rs` decides where everything starts), changed configurations (tried first by `src/runtime/trial.rs`); `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` (records tried without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (what is worth a change of the configuration) |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |

@@ -42,13 +42,13 @@ fn names(answer: &(u16, Value), limit: &str) -> bool {
 
 #[test]
 fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
-    let bench = bench("sql_result = \"64KiB\"\nsql_rows = 250");
+    let bench = bench("sql_result = \"128KiB\"\nsql_rows = 250");
     let server = start(&bench);
     fill(&server);
     let names_of = "n".repeat(2_000);
     let long_names = format!("select value as {names_of} from generate_series(1, 200)");
-    let escapes = "select repeat(chr(1), 1000) as x from generate_series(1, 20)";
-    let nested = format!("select array_repeat(named_struct('{names_of}', 1), 100) as x");
+    let escapes = "select repeat(chr(1), 1000) as x from generate_series(1, 40)";
+    let nested = format!("select array_repeat(named_struct('{names_of}', 1), 150) as x");
     for format in ["json", "ndjson"] {
         for query in [long_names.as_str(), escapes, nested.as_str()] {
             let answer = sql(&server, query, format);
@@ -58,22 +58,22 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
     let answer = sql(&server, &nested, "csv");
     assert!(names(&answer, "[limits] sql_result"), "{answer:?}");
     for format in ["json", "ndjson", "csv", "arrow"] {
-        let answer = sql(&server, "select repeat('x', 1000) as x from generate_series(1, 100)", format);
+        let answer = sql(&server, "select repeat('x', 1000) as x from generate_series(1, 200)", format);
         assert!(names(&answer, "[limits] sql_result"), "{format}: {answer:?}");
     }
     let range = "start_time=1714557000&end_time=1714558000";
     for (path, limit) in [
         ("/api/v1/count?stream=events&by=event_type".to_owned(), "[limits] sql_rows"),
         ("/api/v1/count?stream=events&by=event_type&to=2030-01-01T00:00:00.5Z".to_owned(), "[limits] sql_rows"),
-        ("/api/v1/search?q=fun&limit=200".to_owned(), "[limits] sql_result"),
-        ("/api/v1/nearby?lat=40.7&lon=-74&limit=1000".to_owned(), "[limits] sql_result"),
+        ("/api/v1/search?stream=rsvps&q=fun&limit=200".to_owned(), "[limits] sql_result"),
+        ("/api/v1/nearby?stream=rsvps&lat=40.7&lon=-74&limit=1000".to_owned(), "[limits] sql_result"),
         (format!("/getsocial/events/getallevents/?{range}"), "[limits] sql_"),
     ] {
         let answer = server.get(&path);
         assert!(names(&answer, limit), "{path}: {} {}", answer.0, answer.1.to_string().len());
     }
     // What is within is answered, also where the groups that are not asked for are many.
-    for path in ["count?stream=events", "count?stream=events&to=2030-01-01T00:00:00.5Z", "search?q=fun&limit=2"] {
+    for path in ["count?stream=events", "count?stream=events&to=2030-01-01T00:00:00.5Z", "search?stream=rsvps&q=fun&limit=2"] {
         assert_eq!(server.get(&format!("/api/v1/{path}")).0, 200, "{path}");
     }
     assert_eq!(server.get("/api/v1/count?stream=events&type=kind-7&by=event_type").1["groups"][0]["count"], 1);

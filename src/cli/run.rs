@@ -33,7 +33,10 @@ impl Run {
             // A folder in use is told before a port in use.
             drop(Folder::create(&config.data)?.lock()?);
             let listener = serve::bind(&config)?;
-            return serve::serve(&config, &listener, &runtime, |_| {});
+            let served = serve::serve(&config, &listener, &runtime, |_| {});
+            // A body that is being decoded, or a backup, keeps no thread of its own alive.
+            runtime.shutdown_timeout(serve::LEAVE);
+            return served;
         }
         let signal = crate::runtime::stop_signal(&runtime);
         let started = Instant::now();

@@ -15,6 +15,9 @@ use crate::server::{Parts, Server};
 /// How often metrics are brought up to date.
 const METRICS_EVERY: Duration = Duration::from_secs(1);
 
+/// How long what was asked of a server may still run when everything else has ended.
+pub const LEAVE: Duration = Duration::from_secs(1);
+
 /// Binds the configured address; a taken port is a message.
 pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
     let address = config.server.http;
