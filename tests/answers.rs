@@ -42,7 +42,7 @@ fn names(answer: &(u16, Value), limit: &str) -> bool {
 
 #[test]
 fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
-    let bench = bench("sql_result = \"128KiB\"\nsql_rows = 250");
+    let bench = bench("sql_result = \"80KiB\"\nsql_rows = 250");
     let server = start(&bench);
     fill(&server);
     let names_of = "n".repeat(2_000);

@@ -169,10 +169,23 @@ fn each_shown(
     Ok(())
 }
 
+/// Bytes of a batch's own values: a few rows may hold the buffers of many.
+pub fn value_bytes(batch: &RecordBatch) -> usize {
+    let of = |column: &ArrayRef| {
+        let fixed = column.to_data().get_slice_memory_size().unwrap_or(0);
+        let viewed: usize = match column.data_type() {
+            DataType::Utf8View => column.as_string_view().lengths().map(|n| n as usize).sum(),
+            DataType::BinaryView => column.as_binary_view().lengths().map(|n| n as usize).sum(),
+            _ => 0,
+        };
+        fixed + viewed
+    };
+    batch.columns().iter().map(of).sum()
+}
+
 /// A batch in slices that are small, whatever is made of them.
 fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
-    let bytes: usize = batch.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum();
-    let step = (SLICE_BYTES * batch.num_rows() / bytes.max(1)).clamp(1, SLICE_ROWS);
+    let step = (SLICE_BYTES * batch.num_rows() / value_bytes(batch).max(1)).clamp(1, SLICE_ROWS);
     (0..batch.num_rows()).step_by(step).map(move |from| batch.slice(from, step.min(batch.num_rows() - from)))
 }
 

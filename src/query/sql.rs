@@ -32,6 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::made::{self, Open};
 pub use super::encode::to_ndjson;
+use super::encode::value_bytes;
 use super::{AsOf, Handles, QueryError, names, system};
 use crate::event::{Lsn, Micros};
 use crate::operators::positions;
@@ -287,7 +288,7 @@ impl Planner {
         let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
         while let Some(batch) = stream.try_next().await.map_err(|e| run_error(&e, limits))? {
             rows += batch.num_rows();
-            bytes += batch.get_array_memory_size();
+            bytes += value_bytes(&batch);
             if rows > limits.rows {
                 let limit = format!(
                     "the result has more than {} rows (`[limits] sql_rows`); aggregate, or add a limit",
