@@ -23,6 +23,7 @@ mod rebuild;
 mod recording;
 mod recovery;
 mod server;
+mod sql_bounds;
 mod streams;
 mod support;
 mod tables;

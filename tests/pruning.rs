@@ -216,7 +216,7 @@ impl Tables {
         let whole = batches.iter().map(|rows| with_partition_columns(&spec, rows, &table.full_schema));
         let whole = whole.collect::<Result<Vec<_>, _>>().expect("partition columns");
         let mut state = SessionContext::new_with_config(session_config(1)).state();
-        functions::register(&mut state).expect("functions");
+        functions::register(&mut state, functions::Limits::Query).expect("functions");
         let plain = SessionContext::new_with_state(state);
         let memory = MemTable::try_new(table.full_schema.clone(), vec![whole]).expect("a table");
         plain.register_table("t", Arc::new(memory)).expect("registered");

@@ -8,6 +8,7 @@ use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::query::encode::Format;
+use crate::query::Asker;
 use crate::runtime::RuntimeError;
 use crate::runtime::folder::{Address, Folder};
 use crate::runtime::offline::Offline;
@@ -185,7 +186,7 @@ impl Asked {
         match &self.place {
             Place::Folder(offline) => {
                 let answers = &offline.answers;
-                let answer = self.runtime.block_on(answers.sql(query))?;
+                let answer = self.runtime.block_on(answers.ask(Asker::default(), query))?;
                 self.tell_pending(Some(answer.as_of.pending));
                 let whole = self.runtime.block_on(answers.write(answer, Format::parse(format)?))?;
                 whole.into_bytes().map_err(|e| RuntimeError::Failed(e.to_string()))

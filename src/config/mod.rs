@@ -21,7 +21,7 @@ pub use place::Location;
 use place::Place;
 pub use stream::{
     Declarations, IdempotencyLimits, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef,
-    SessionDef, StreamDef, TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
+    SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 

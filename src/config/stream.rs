@@ -241,6 +241,29 @@ pub struct Declarations {
     /// Not set by the file: stored, so that what operators remember follows from the log alone.
     #[serde(default)]
     pub idempotency: IdempotencyLimits,
+    /// Not set by the file: stored, since they decide which rows a declaration gives.
+    #[serde(default)]
+    pub sql: SqlBounds,
+}
+
+/// What one call of a function may do with one row in `select`, `require`, windows and entity tables. Constants, so that a replay gives
+/// the same rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SqlBounds {
+    /// Bytes that it may make, and how many times its arguments' bytes beside them.
+    pub bytes: u64,
+    pub times: u64,
+    /// Pairs that it may compare.
+    pub pairs: u64,
+    /// Items that a lambda may be called with.
+    pub items: u64,
+}
+
+impl Default for SqlBounds {
+    fn default() -> Self {
+        Self { bytes: 64 << 10, times: 4, pairs: 1 << 24, items: 64 << 10 }
+    }
 }
 
 /// Bounds on the answers that are remembered under idempotency keys.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use arrow::array::timezone::Tz;
-use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, StructArray, TimestampMicrosecondArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef, TimeUnit};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StructArray, TimestampMicrosecondArray};
+use arrow::compute::{cast, max, min};
+use arrow::datatypes::{DataType, Date32Type, FieldRef, Int64Type, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 
 use chrono::{DateTime, Offset, TimeZone};
@@ -25,6 +25,42 @@ pub fn times(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, 
         })
         .collect::<Result<_, _>>()?;
     Ok((schema, batches))
+}
+
+/// Why a result cannot be shown: a time zone that nobody knows, or a time beyond the years that calendars are computed for.
+pub fn check(array: &ArrayRef) -> Result<(), String> {
+    let beyond = || "a time of the result lies beyond the years -262143 to 262142, which cannot be shown".to_owned();
+    let fits = |micros: Option<i64>| micros.and_then(DateTime::from_timestamp_micros).is_some();
+    match array.data_type() {
+        DataType::Timestamp(unit, zone) => {
+            if let Some(zone) = zone {
+                zone.parse::<Tz>()
+                    .map_err(|_| format!("`{zone}` is not a time zone; write for example Europe/Berlin"))?;
+            }
+            let factor = match unit {
+                TimeUnit::Second => 1_000_000,
+                TimeUnit::Millisecond => 1_000,
+                TimeUnit::Microsecond => 1,
+                // Nanoseconds reach no further than the year 2262.
+                TimeUnit::Nanosecond => return Ok(()),
+            };
+            let numbers = cast(array, &DataType::Int64).map_err(|e| e.to_string())?;
+            let numbers = numbers.as_primitive::<Int64Type>();
+            let fits = |n: Option<i64>| n.is_none_or(|n| fits(n.checked_mul(factor)));
+            [min(numbers), max(numbers)].into_iter().all(fits).then_some(()).ok_or_else(beyond)
+        }
+        DataType::Date32 => {
+            let days = array.as_primitive::<Date32Type>();
+            let fits = |n: Option<i32>| n.is_none_or(|n| fits(i64::from(n).checked_mul(86_400_000_000)));
+            [min(days), max(days)].into_iter().all(fits).then_some(()).ok_or_else(beyond)
+        }
+        DataType::List(_) => check(array.as_list::<i32>().values()),
+        DataType::LargeList(_) => check(array.as_list::<i64>().values()),
+        DataType::FixedSizeList(..) => check(array.as_fixed_size_list().values()),
+        DataType::Map(..) => array.as_map().entries().columns().iter().try_for_each(check),
+        DataType::Struct(_) => array.as_struct().columns().iter().try_for_each(check),
+        _ => Ok(()),
+    }
 }
 
 fn is_utc(zone: &str) -> bool {
@@ -136,6 +172,20 @@ mod tests {
         assert_eq!(json(of(None)), lines("2021-03-28T00:30:00.000", "2021-03-28T01:30:00.000"));
         assert_eq!(json(of(Some("Europe/Brussels"))), lines("2021-03-28T01:30:00.000", "2021-03-28T03:30:00.000"));
         assert_eq!(json(of(Some("+05:30"))), lines("2021-03-28T06:00:00.000", "2021-03-28T07:00:00.000"));
+    }
+
+    #[test]
+    fn times_that_cannot_be_shown_are_refused() {
+        let micros = |times: Vec<i64>, zone: &str| -> ArrayRef {
+            Arc::new(TimestampMicrosecondArray::from(times).with_timezone(zone))
+        };
+        assert_eq!(check(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")), Ok(()));
+        assert!(check(&micros(vec![0], "Mars/Phobos")).is_err_and(|e| e.contains("Mars/Phobos")));
+        let far = micros(vec![0, i64::MAX], "UTC");
+        let item = Arc::new(Field::new("item", far.data_type().clone(), true));
+        let offsets = arrow::buffer::OffsetBuffer::from_lengths([2]);
+        let list: ArrayRef = Arc::new(ListArray::new(item, offsets, far, None));
+        assert!(check(&list).is_err_and(|e| e.contains("cannot be shown")));
     }
 
     #[test]

@@ -3,17 +3,22 @@
 pub mod count;
 pub mod encode;
 pub mod live;
+mod guarded;
 mod local;
 mod made;
 mod names;
 pub mod nearby;
+mod pieces;
+mod running;
 pub mod search;
+mod slots;
 pub mod snapshot;
 pub mod spool;
 pub mod sql;
 pub mod system;
 pub mod windows;
 
+pub use slots::Asker;
 pub use snapshot::{AsOf, Handles, Missing, Progress};
 
 /// Why there is no answer.

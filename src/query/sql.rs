@@ -13,31 +13,30 @@ use datafusion::catalog::{
     CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
     SchemaProvider, TableProvider,
 };
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryReservation, TrackConsumersPool};
 use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::coop::CooperativeExec;
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use datafusion::prelude::{DataFrame, SQLOptions, SessionContext};
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::{SQLOptions, SessionContext};
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
-use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::made::{self, Open};
 pub use super::encode::to_ndjson;
 use super::encode::value_bytes;
-use super::{AsOf, Handles, QueryError, names, system};
+use super::running::{self, Running};
+use super::slots::{Asker, Slots};
+use super::{AsOf, Handles, QueryError, guarded, local, names, pieces, system};
 use crate::event::{Lsn, Micros};
 use crate::operators::positions;
+use crate::schema::bounds::scope::Scope;
 use crate::schema::select::{explain, session_config};
-use crate::schema::{Layout, dialect, functions, versions_of};
+use crate::schema::{Layout, bounds, dialect, functions, versions_of};
 use crate::storage::{create_folders, damage_in};
 use crate::threads::panic_if_asked;
 use crate::views::lake::footers::Footers;
@@ -49,6 +48,15 @@ const MAX_SQL_BYTES: usize = 256 << 10;
 /// How long a query waits for the rows of windows that have just closed, and how often it looks.
 const OPEN_WAIT: Duration = Duration::from_secs(2);
 const OPEN_POLL: Duration = Duration::from_millis(2);
+/// Rows that an operator computes with at once, and how many times fewer they become where they are too wide.
+const BATCH_ROWS: usize = 8_192;
+const WIDE_FACTOR: usize = 32;
+/// Bytes of a query's literals, written out for each row of a batch.
+const LITERAL_BATCH_BYTES: usize = 4 << 20;
+/// How much less of the processor clients' queries have than everything else.
+const CLIENT_NICENESS: i32 = 5;
+/// Queries that run at once for other answers.
+const OWN_CONCURRENT: usize = 8;
 /// Bytes that queries may spill to disk.
 const MAX_SPILL_BYTES: u64 = 4 << 30;
 
@@ -67,12 +75,18 @@ pub struct SqlLimits {
     pub footers: usize,
 }
 
-/// Plans and runs SQL, on threads of its own: a query that computes for long keeps nothing else from answering.
+/// Plans and runs SQL. What clients ask and what Weir asks for its own answers have slots and memory of their own, so that a search
+/// never waits for a query.
 pub struct SqlEngine {
-    planner: Planner,
-    slots: Arc<Semaphore>,
+    clients: Lane,
+    own: Lane,
     footers: Arc<Footers>,
-    runtime: Option<Runtime>,
+}
+
+struct Lane {
+    planner: Planner,
+    slots: Slots,
+    niceness: i32,
 }
 
 #[derive(Clone)]
@@ -81,56 +95,35 @@ struct Planner {
     limits: SqlLimits,
 }
 
-impl Drop for SqlEngine {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 /// A finished query.
 #[derive(Debug)]
 pub struct SqlAnswer {
     pub schema: SchemaRef,
     pub batches: Vec<RecordBatch>,
     pub as_of: AsOf,
+    /// The rows' memory, among that of queries, for as long as somebody has them.
+    _held: Arc<MemoryReservation>,
 }
 
 impl SqlEngine {
     /// Rows that an answer may have.
     pub fn most_rows(&self) -> usize {
-        self.planner.limits.rows
+        self.clients.planner.limits.rows
     }
 
     /// `spill` is a folder for intermediate results that do not fit in memory.
     pub fn new(lake: &Path, spill: &Path, limits: SqlLimits) -> Result<Self, QueryError> {
-        let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
-        let environment = environment(lake, spill, limits.memory).map_err(failed)?;
+        let own = limits.memory / 3;
         let footers = Arc::new(Footers::new(limits.footers));
-        let mut config = session_config(2)
-            .with_default_catalog_and_schema("weir_lake", "main")
-            .with_create_default_catalog_and_schema(false)
-            .with_sort_spill_reservation_bytes(1 << 20)
-            .with_extension(footers.clone());
-        // A filter chooses rows before the columns are unpacked that it does not read.
-        let parquet = &mut config.options_mut().execution.parquet;
-        parquet.pushdown_filters = true;
-        parquet.max_predicate_cache_size = Some(PREDICATE_CACHE_BYTES);
-        let mut base = SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(environment)
-            .with_default_features()
-            .build();
-        functions::register(&mut base).map_err(failed)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .thread_name("sql")
-            .build()
-            .map_err(|e| QueryError::Failed(e.to_string()))?;
-        let slots = Arc::new(Semaphore::new(limits.concurrent));
-        Ok(Self { planner: Planner { base, limits }, slots, footers, runtime: Some(runtime) })
+        let lane = |memory, concurrent, niceness| {
+            let limits = SqlLimits { memory, concurrent, ..limits };
+            Lane::new(lake, spill, limits, niceness, footers.clone()).map_err(|e| QueryError::Failed(explain(&e)))
+        };
+        Ok(Self {
+            clients: lane(limits.memory - own, limits.concurrent, CLIENT_NICENESS)?,
+            own: lane(own, OWN_CONCURRENT, 0)?,
+            footers,
+        })
     }
 
     /// Footers of the lake's files, for who reads single rows.
@@ -140,25 +133,66 @@ impl SqlEngine {
 
     /// Bytes that running queries have reserved.
     pub fn memory_in_use(&self) -> usize {
-        self.planner.base.runtime_env().memory_pool.reserved()
+        [&self.clients, &self.own].map(|lane| lane.planner.base.runtime_env().memory_pool.reserved()).iter().sum()
     }
 
-    /// Runs a query on a snapshot taken now.
+    /// Runs a client's query on a snapshot taken now; it waits its turn where as many run as may.
+    pub async fn ask(&self, asker: Asker, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+        self.clients.run(asker, sql, handles, now).await
+    }
+
+    /// Runs a query that is part of another answer.
     pub async fn run(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+        self.own.run(Asker::default(), sql, handles, now).await
+    }
+}
+
+impl Lane {
+    fn new(
+        lake: &Path,
+        spill: &Path,
+        limits: SqlLimits,
+        niceness: i32,
+        footers: Arc<Footers>,
+    ) -> Result<Self, DataFusionError> {
+        let environment = environment(lake, spill, limits.memory)?;
+        let mut config = session_config(running::THREADS)
+            .with_default_catalog_and_schema("weir_lake", "main")
+            .with_create_default_catalog_and_schema(false)
+            .with_sort_spill_reservation_bytes(1 << 20)
+            .with_extension(footers);
+        // A filter chooses rows before the columns are unpacked that it does not read.
+        let parquet = &mut config.options_mut().execution.parquet;
+        parquet.pushdown_filters = true;
+        parquet.max_predicate_cache_size = Some(PREDICATE_CACHE_BYTES);
+        let mut base = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(environment)
+            .with_default_features()
+            .build();
+        functions::register(&mut base, functions::Limits::Query)?;
+        Ok(Self { planner: Planner { base, limits }, slots: Slots::new(limits.concurrent), niceness })
+    }
+
+    async fn run(&self, asker: Asker, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
         if sql.len() > MAX_SQL_BYTES {
             return Err(QueryError::Limit(format!("the query has more than {MAX_SQL_BYTES} bytes")));
         }
         let SqlLimits { concurrent, time, .. } = self.planner.limits;
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| QueryError::Busy { running: concurrent })?;
-        let runtime = self.runtime.as_ref().ok_or_else(|| QueryError::Failed("weir is stopping".into()))?;
-        let (planner, sql, handles) = (self.planner.clone(), sql.to_owned(), handles.clone());
-        // Dropped, as when its client has gone, the query ends; its slot is free when it has ended.
-        let query = AbortOnDropHandle::new(runtime.spawn(async move {
-            let _slot = slot;
+        let deadline = tokio::time::Instant::now() + time;
+        let slot = tokio::time::timeout_at(deadline, self.slots.acquire(asker)).await;
+        let Ok(Ok(slot)) = slot else { return Err(QueryError::Busy { running: concurrent }) };
+        let failed = |e: std::io::Error| QueryError::Failed(format!("no thread can be started: {e}"));
+        let pool = &self.planner.base.runtime_env().memory_pool;
+        // Dropped, as when its client has gone, the query ends, and soon its slot is free.
+        let running = Running::start(slot, pool, self.niceness).map_err(failed)?;
+        let (planner, sql, handles, scope) =
+            (self.planner.clone(), sql.to_owned(), handles.clone(), running.scope().clone());
+        let query = running.spawn(async move {
             panic_if_asked("sql");
-            planner.answer(&sql, &handles, now).await
-        }));
-        match tokio::time::timeout(time, query).await {
+            planner.answer(&sql, &handles, now, &scope).await
+        });
+        match tokio::time::timeout_at(deadline, query).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(lost)) => Err(QueryError::Failed(lost.to_string())),
             Err(_) => Err(QueryError::Limit(format!(
@@ -169,13 +203,27 @@ impl SqlEngine {
 }
 
 impl Planner {
-    async fn answer(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+    async fn answer(
+        &self,
+        sql: &str,
+        handles: &Handles,
+        now: Micros,
+        scope: &Arc<Scope>,
+    ) -> Result<SqlAnswer, QueryError> {
         let open = self.open_rows(sql, handles).await?;
         let (context, positions) = self.session(handles, &open)?;
-        let frame = frame(&context, sql).await.map_err(|e| QueryError::Invalid(explain(&e)))?;
-        let as_of = self.as_of(frame.logical_plan(), &positions, handles, now);
-        let (schema, batches) = self.collect(frame).await?;
-        Ok(SqlAnswer { schema, batches, as_of })
+        let mut rows = BATCH_ROWS;
+        loop {
+            scope.begin();
+            let plan = frame(&context, sql).await.map_err(|e| run_error(&e, self.limits))?;
+            let as_of = self.as_of(&plan, &positions, handles, now);
+            match self.collect(&context, plan, rows, scope).await {
+                // Fewer rows at once take less memory, and longer.
+                Err(_) if scope.take_wide() && rows > 1 => rows = (rows / WIDE_FACTOR).max(1),
+                Err(error) => return Err(error),
+                Ok((schema, batches, held)) => return Ok(SqlAnswer { schema, batches, as_of, _held: Arc::new(held) }),
+            }
+        }
     }
 
     /// What is open in the windows and sessions that a query reads. Their tables are waited for up to there, for a moment, so that
@@ -279,14 +327,33 @@ impl Planner {
         handles.progress.as_of(lsn, &streams, &views, now)
     }
 
-    async fn collect(&self, frame: DataFrame) -> Result<(SchemaRef, Vec<RecordBatch>), QueryError> {
+    /// Plans further and runs, with so many rows at once at most.
+    async fn collect(
+        &self,
+        context: &SessionContext,
+        plan: LogicalPlan,
+        rows: usize,
+        scope: &Arc<Scope>,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>, MemoryReservation), QueryError> {
         let limits = self.limits;
-        let context = Arc::new(frame.task_ctx());
-        let plan = frame.create_physical_plan().await.and_then(yielding);
-        let mut stream = plan.and_then(|plan| execute_stream(plan, context)).map_err(|e| run_error(&e, limits))?;
+        let failed = |e: DataFusionError| run_error(&e, limits);
+        let mut state = context.state();
+        let plan = state.optimize(&plan).map_err(failed)?;
+        // `arrow_cast` has become a cast by now.
+        bounds::plan::check_casts(&plan).map_err(failed)?;
+        let literals = bounds::plan::literal_bytes(&plan);
+        scope.set_planned(literals);
+        // A literal may be written out for each row of a batch.
+        let rows = rows.min(LITERAL_BATCH_BYTES / literals.max(1)).max(1);
+        *state.config_mut() = state.config().clone().with_batch_size(rows);
+        let plan = guarded::stoppable(plan).map_err(failed)?;
+        let plan = state.query_planner().create_physical_plan(&plan, &state).await.map_err(failed)?;
+        let plan = pieces::in_pieces(plan).map_err(failed)?;
+        let mut stream = execute_stream(plan, state.task_ctx()).map_err(failed)?;
         let schema = stream.schema();
+        let held = MemoryConsumer::new("result").register(&state.runtime_env().memory_pool);
         let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
-        while let Some(batch) = stream.try_next().await.map_err(|e| run_error(&e, limits))? {
+        while let Some(batch) = stream.try_next().await.map_err(failed)? {
             rows += batch.num_rows();
             bytes += value_bytes(&batch);
             if rows > limits.rows {
@@ -303,16 +370,19 @@ impl Planner {
                 );
                 return Err(QueryError::Limit(limit));
             }
+            held.try_grow(pieces::bytes(&batch)).map_err(failed)?;
+            batch.columns().iter().try_for_each(local::check).map_err(QueryError::Invalid)?;
             if batch.num_rows() > 0 {
                 batches.push(batch);
             }
         }
-        Ok(names::unique(schema, batches))
+        let (schema, batches) = names::unique(schema, batches);
+        Ok((schema, batches, held))
     }
 }
 
 /// Plans a query that reads. Of columns with one name, which the planner refuses, those behind the first get another.
-async fn frame(context: &SessionContext, sql: &str) -> Result<DataFrame, DataFusionError> {
+async fn frame(context: &SessionContext, sql: &str) -> Result<LogicalPlan, DataFusionError> {
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let state = context.state();
     let statement = dialect::parse(&state, sql)?;
@@ -323,9 +393,10 @@ async fn frame(context: &SessionContext, sql: &str) -> Result<DataFrame, DataFus
             None => return Err(error),
         },
     };
+    bounds::plan::check(&plan)?;
     let plan = functions::showable(plan)?;
     options.verify_plan(&plan)?;
-    context.execute_logical_plan(plan).await
+    Ok(plan)
 }
 
 /// The lake table behind a name whose rows may be open still.
@@ -337,19 +408,12 @@ fn open_table<'a>(handles: &'a Handles, schema: Option<&str>, table: &str) -> Op
     }
 }
 
-/// The plan with every join giving way to others now and then: it makes many rows of few, which need not be waited for, so that
-/// nothing below it would.
-fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-    let wrapped = plan.transform_up(|node| {
-        let is_join = node.children().len() > 1 || node.name() == "UnnestExec";
-        Ok(if is_join { Transformed::yes(Arc::new(CooperativeExec::new(node)) as _) } else { Transformed::no(node) })
-    });
-    wrapped.map(|wrapped| wrapped.data)
-}
-
 fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
     if let Some(damage) = damage_in(&error.to_string()) {
         return QueryError::Failed(damage.to_owned());
+    }
+    if let Some(exceeded) = bounds::exceeded(error) {
+        return QueryError::Limit(exceeded.to_string());
     }
     match error.find_root() {
         DataFusionError::ResourcesExhausted(why) => QueryError::Limit(format!(

@@ -16,7 +16,7 @@ use crate::query::search::{SearchQuestion, Sort, search};
 use crate::query::spool::{Spools, Whole};
 use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::windows::{WindowsQuestion, windows};
-use crate::query::{Handles, QueryError};
+use crate::query::{Asker, Handles, QueryError};
 
 /// Waiting files that the status lists of a source; `weir.sources` has the others.
 const STATUS_FILES: usize = 20;
@@ -169,6 +169,7 @@ impl Answers {
         windows(&question, &self.handles, &self.sql, &self.spools, reader.now).await
     }
 
+    /// Rows for an answer of Weir's own.
     pub async fn sql(&self, query: &str) -> Result<SqlAnswer, QueryError> {
         self.sql.run(query, &self.handles, self.clock.now()).await
     }
@@ -178,6 +179,11 @@ impl Answers {
         let spools = self.spools.clone();
         let written = tokio::task::spawn_blocking(move || answer.write(format, &spools)).await;
         written.map_err(|e| QueryError::Failed(e.to_string()))?
+    }
+
+    /// A client's query.
+    pub async fn ask(&self, asker: Asker, query: &str) -> Result<SqlAnswer, QueryError> {
+        self.sql.ask(asker, query, &self.handles, self.clock.now()).await
     }
 
     /// How far everything is.

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::dialect::{Dialect, DuckDbDialect};
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
-use super::{rules, strict};
+use super::{bounds, rules, strict};
 
 /// Functions whose arguments may be lambdas.
 const TAKE_LAMBDAS: [&str; 9] = [
@@ -132,13 +132,28 @@ fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
     false
 }
 
+/// The parser's error, with its bound where that is what it says.
+fn too_deep(error: DataFusionError, limit: usize) -> DataFusionError {
+    match error.find_root() {
+        DataFusionError::SQL(parser, _) if matches!(**parser, ParserError::RecursionLimitExceeded) => {
+            let message = format!(
+                "parentheses, calls and subqueries nest more than {limit} levels deep; at most so many are parsed: split the statement, or use `with`"
+            );
+            bounds::Exceeded(message).into()
+        }
+        _ => error,
+    }
+}
+
 /// Parses one statement.
 pub fn parse(state: &SessionState, sql: &str) -> Result<Statement, DataFusionError> {
+    bounds::text::check_tokens(sql)?;
     let limit = state.config_options().sql_parser.recursion_limit.get();
     let parser = DFParserBuilder::new(sql).with_dialect(&WeirDialect).with_recursion_limit(limit).build();
-    let mut statements = parser?.parse_statements()?;
+    let mut statements = parser.and_then(|mut parser| parser.parse_statements()).map_err(|e| too_deep(e, limit))?;
     match (statements.pop_front(), statements.is_empty()) {
         (Some(mut statement), true) => {
+            bounds::text::check(&mut statement)?;
             strict::check(&statement)?;
             rules::read_unnest(&mut statement);
             Ok(statement)

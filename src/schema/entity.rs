@@ -17,7 +17,8 @@ use hashbrown::hash_table::Entry;
 
 use super::select::{self, Planned};
 use super::{Refusal, Stream, dialect, names, types};
-use crate::config::TableDef;
+
+use crate::config::{SqlBounds, TableDef};
 
 /// Columns that Weir puts before an entity's own.
 pub const ENTITY_COLUMNS: [&str; 3] = ["lsn", "updated", "version"];
@@ -47,7 +48,7 @@ const FORM: &str = "write `select <columns> [where …]`, with `unnest(list)` fo
 impl Entity {
     /// Plans a table over its stream.
     pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, Refusal> {
-        let mut statement = parse(&def.select, &stream.name)?;
+        let mut statement = parse(&def.select, &stream.name, stream.sql)?;
         names::refuse_unnamed(&statement, &stream.table_schema)?;
         let lists = take_lists(&mut statement)?;
         let table = &stream.table_schema;
@@ -72,7 +73,8 @@ impl Entity {
         let input: SchemaRef = Arc::new(Schema::new(fields));
         let made = statement.to_string();
         let marked = marked(stream, &input, &lists);
-        let planned = select::plan(&stream.name, &input, &marked, &made).map_err(|e| e.moved(&made, &def.select))?;
+        let planned =
+            select::plan(&stream.name, &input, &marked, &made, stream.sql).map_err(|e| e.moved(&made, &def.select))?;
         let own = planned.schema();
         let mut fields = vec![
             Field::new("lsn", DataType::Int64, true),
@@ -282,8 +284,8 @@ fn item_of(list: &str) -> String {
 }
 
 /// A table's select, reading from its stream: `from` is put before its `where`, if there is one.
-fn parse(select: &str, stream: &str) -> Result<Statement, Refusal> {
-    let context = select::planning()?;
+fn parse(select: &str, stream: &str, bounds: SqlBounds) -> Result<Statement, Refusal> {
+    let context = select::planning(bounds)?;
     let parse = |sql: &str| {
         let statement = dialect::parse(&context.state(), sql);
         statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))

@@ -1,6 +1,7 @@
 //! From a stream's declaration to what runs: the JSON's columns, `select` and `require` planned once into physical expressions,
 //! the table's Arrow schema. Whatever is wrong with a declaration is found here, by `weir check` and at the start alike.
 
+pub mod bounds;
 pub mod dialect;
 pub mod entity;
 pub mod functions;
@@ -22,7 +23,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 pub use crate::config::time_range::TimeRange;
 pub use crate::config::zone;
-use crate::config::{Config, ConfigError, Declarations, IdempotencyLimits, Where, WindowDef};
+use crate::config::{Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, Where, WindowDef};
 pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use entity::Entity;
@@ -98,6 +99,8 @@ pub struct Stream {
     pub marked: SchemaRef,
     /// `output` behind the stamp: lsn, event_time, received_at, source, repeat (where declared).
     pub table_schema: SchemaRef,
+    /// What functions may make of a row.
+    sql: SqlBounds,
     columns: Planned,
     rules: Vec<Rule>,
     repeats: Option<RepeatColumns>,
@@ -158,16 +161,23 @@ pub struct Catalog {
     /// Version of the zone data that the configuration was stored with.
     pub zone_data: String,
     pub idempotency: IdempotencyLimits,
+    pub sql: SqlBounds,
 }
 
 impl Catalog {
     pub fn compile(declared: &Declarations) -> Result<Self, DeclarationError> {
+        let compiled = bounds::on_large_stack(|| Self::compile_here(declared));
+        compiled
+            .unwrap_or_else(|e| Err(DeclarationError::new("", WINDOW_KEY, format!("no thread can be started: {e}"))))
+    }
+
+    fn compile_here(declared: &Declarations) -> Result<Self, DeclarationError> {
         let streams: BTreeMap<String, Arc<Stream>> = declared
             .streams
             .iter()
-            .map(|(name, def)| Ok((name.clone(), Arc::new(Stream::compile(name, def)?))))
+            .map(|(name, def)| Ok((name.clone(), Arc::new(Stream::compile_within(name, def, declared.sql)?))))
             .collect::<Result<_, DeclarationError>>()?;
-        let windows = compile_windows(&declared.windows, &streams)?;
+        let windows = compile_windows(&declared.windows, &streams, declared.sql)?;
         let entities = declared
             .tables
             .iter()
@@ -185,6 +195,7 @@ impl Catalog {
             entities,
             zone_data: declared.zone_data.clone(),
             idempotency: declared.idempotency,
+            sql: declared.sql,
         })
     }
 
@@ -205,6 +216,7 @@ impl Catalog {
             tables: self.entities.iter().map(|e| (e.name.clone(), e.def.clone())).collect(),
             zone_data: self.zone_data.clone(),
             idempotency: self.idempotency,
+            sql: self.sql,
         }
     }
 
@@ -222,12 +234,13 @@ impl Catalog {
 fn compile_windows(
     declared: &BTreeMap<String, WindowDef>,
     streams: &BTreeMap<String, Arc<Stream>>,
+    sql: SqlBounds,
 ) -> Result<Vec<Arc<Window>>, DeclarationError> {
     let wrong =
         |window: &str, sql: &str, refusal: Refusal| DeclarationError::new(window, WINDOW_KEY, refusal.within(sql));
     let mut waiting: Vec<(&String, &WindowDef, String)> = declared
         .iter()
-        .map(|(name, def)| Ok((name, def, window::reads(&def.sql).map_err(|m| wrong(name, &def.sql, m))?)))
+        .map(|(name, def)| Ok((name, def, window::reads(&def.sql, sql).map_err(|m| wrong(name, &def.sql, m))?)))
         .collect::<Result<_, _>>()?;
     let mut done: Vec<Arc<Window>> = Vec::new();
     while !waiting.is_empty() {
@@ -252,7 +265,7 @@ fn compile_windows(
                     return Err(wrong(name, &def.sql, Refusal::about(&[&over], message)));
                 }
             };
-            done.push(Arc::new(Window::plan(name, def, &input).map_err(|m| wrong(name, &def.sql, m))?));
+            done.push(Arc::new(Window::plan(name, def, &input, sql).map_err(|m| wrong(name, &def.sql, m))?));
         }
         if let Some((name, def, over)) = rest.first().filter(|_| rest.len() == before) {
             let cycle = rest.iter().map(|(n, ..)| n.as_str()).collect::<Vec<_>>().join(", ");
@@ -265,12 +278,17 @@ fn compile_windows(
 }
 
 impl Stream {
+    /// Within the bounds that a new configuration is stored with.
     pub fn compile(name: &str, def: &StreamDef) -> Result<Self, DeclarationError> {
+        Self::compile_within(name, def, SqlBounds::default())
+    }
+
+    fn compile_within(name: &str, def: &StreamDef, sql: SqlBounds) -> Result<Self, DeclarationError> {
         let in_select = |refusal: Refusal| DeclarationError::new(name, "select", refusal.within(&def.select));
         let input = types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
         let input_schema: SchemaRef = Arc::new(Schema::new(input.iter().map(types::Column::arrow).collect::<Vec<_>>()));
         let marked = Schema::new(input.iter().map(types::Column::marked).collect::<Vec<_>>());
-        let columns = select::plan(name, &input_schema, &marked, &def.select).map_err(in_select)?;
+        let columns = select::plan(name, &input_schema, &marked, &def.select, sql).map_err(in_select)?;
         let columns = columns.with_event_time_first().map_err(in_select)?;
         for column in columns.names().filter(|c| *c != "event_time") {
             names::refuse_own(STAMP_COLUMNS.iter().chain(&["session_id"]), column).map_err(in_select)?;
@@ -281,7 +299,7 @@ impl Stream {
             .iter()
             .enumerate()
             .map(|(item, rule)| {
-                Rule::plan(name, &output, rule)
+                Rule::plan(name, &output, rule, sql)
                     .map_err(|e| DeclarationError { item: Some(item), ..DeclarationError::new(name, "require", e) })
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -294,6 +312,7 @@ impl Stream {
             table_schema: table_schema(&output, def.repeat.is_some(), def.session.is_some()),
             output,
             marked: columns.marked(),
+            sql,
             columns,
             rules,
             repeats: None,
@@ -332,7 +351,7 @@ impl Stream {
             let message = "a session needs a `gap` and a `max_open` above 0, or it would never end".to_owned();
             return Err(DeclarationError::new(&self.name, "session", message));
         }
-        let opens = def.opens.as_ref().map(|rule| Rule::plan(&self.name, &self.output, rule)).transpose();
+        let opens = def.opens.as_ref().map(|rule| Rule::plan(&self.name, &self.output, rule, self.sql)).transpose();
         // The rule is not all of the key's value.
         let wrong = |refusal: Refusal| DeclarationError::new(&self.name, "session", refusal.message);
         Ok(Some(SessionColumns {

@@ -84,6 +84,7 @@ impl Refusal {
             }
             None => match error.find_root() {
                 DataFusionError::SQL(parser, _) => (parser.to_string(), None),
+                DataFusionError::External(exceeded) => (exceeded.to_string(), None),
                 other => (other.message().into_owned(), None),
             },
         };

@@ -21,8 +21,11 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::parser::Parser;
 
+use super::bounds as sql_bounds;
 use super::dialect::{self, WeirDialect};
+use super::functions::Limits;
 use super::{Filtered, Refusal, functions, names, types};
+use crate::config::SqlBounds;
 
 /// Longest text of SQL that is planned; deep nesting is bounded by the parser.
 pub const MAX_SQL_BYTES: usize = 64 << 10;
@@ -41,9 +44,9 @@ pub fn session_config(partitions: usize) -> SessionConfig {
 }
 
 /// A context in which declarations are planned.
-pub fn planning() -> Result<SessionContext, Refusal> {
+pub fn planning(bounds: SqlBounds) -> Result<SessionContext, Refusal> {
     let mut state = SessionContext::new_with_config(session_config(1)).state();
-    functions::register(&mut state)?;
+    functions::register(&mut state, Limits::Declared(bounds))?;
     Ok(SessionContext::new_with_state(state))
 }
 
@@ -70,12 +73,19 @@ struct Expressions {
 }
 
 /// `marked` is the input's schema with marks on what holds JSON text.
-fn plan_rows(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Result<Expressions, Refusal> {
+fn plan_rows(
+    stream: &str,
+    input: &SchemaRef,
+    marked: &Schema,
+    sql: &str,
+    bounds: SqlBounds,
+) -> Result<Expressions, Refusal> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
+    sql_bounds::text::check_tokens(sql).map_err(|e| e.0)?;
     reads_something(stream, sql)?;
-    let context = planning()?;
+    let context = planning(bounds)?;
     let table = Arc::new(EmptyTable::new(input.clone()));
     context.register_table(stream, table)?;
     let state = context.state();
@@ -89,6 +99,7 @@ fn plan_rows(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Res
             |name| not_row_by_row(stream, Refusal::about(&[&name], format!("`{name}`"))),
         )
     })?;
+    sql_bounds::plan::check(&plan)?;
     // Before the analyzer, which would fold `now()` into a constant.
     shape(&plan, stream)?;
     names::refuse_unnamed(&statement, input)?;
@@ -254,8 +265,14 @@ pub fn physical(
 }
 
 /// Plans a stream's `select`.
-pub fn plan(stream: &str, input: &SchemaRef, marked: &Schema, sql: &str) -> Result<Planned, Refusal> {
-    let Expressions { filter, columns } = plan_rows(stream, input, marked, sql)?;
+pub fn plan(
+    stream: &str,
+    input: &SchemaRef,
+    marked: &Schema,
+    sql: &str,
+    bounds: SqlBounds,
+) -> Result<Planned, Refusal> {
+    let Expressions { filter, columns } = plan_rows(stream, input, marked, sql, bounds)?;
     let taken: Vec<Option<Field>> = columns.iter().map(|(_, _, taken)| taken.clone()).collect();
     let columns = columns
         .into_iter()
@@ -401,10 +418,10 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub fn plan(stream: &str, output: &SchemaRef, text: &str) -> Result<Self, Refusal> {
+    pub fn plan(stream: &str, output: &SchemaRef, text: &str, bounds: SqlBounds) -> Result<Self, Refusal> {
         const BEFORE: &str = "select ";
         let sql = format!("{BEFORE}{text} as holds from {stream}");
-        let Expressions { mut columns, .. } = plan_rows(stream, output, output, &sql)
+        let Expressions { mut columns, .. } = plan_rows(stream, output, output, &sql, bounds)
             .map_err(|e| e.within(&sql).behind(BEFORE.len()).map(|message| format!("`{text}`: {message}")))?;
         let expression = match (columns.pop(), columns.len()) {
             (Some((_, expression, _)), 0) => expression,

@@ -28,8 +28,8 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
 use super::select::{MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken};
-use super::{Refusal, dialect, names, types};
-use crate::config::{Late, WindowDef};
+use super::{Refusal, bounds as sql_bounds, dialect, names, types};
+use crate::config::{Late, SqlBounds, WindowDef};
 use assigner::WindowAssigner;
 pub use call::Shape;
 use call::{FORM, INPUT, LONGEST, call, shape};
@@ -116,23 +116,23 @@ pub struct Input<'a> {
 }
 
 /// What the SQL of a window reads, found before anything is planned; none where it has another shape.
-pub fn reads(sql: &str) -> Result<String, Refusal> {
-    Ok(call(&mut parse(sql)?.1)?.over.value)
+pub fn reads(sql: &str, bounds: SqlBounds) -> Result<String, Refusal> {
+    Ok(call(&mut parse(sql, bounds)?.1)?.over.value)
 }
 
-fn parse(sql: &str) -> Result<(SessionState, Statement), Refusal> {
+fn parse(sql: &str, bounds: SqlBounds) -> Result<(SessionState, Statement), Refusal> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
-    let state = planning()?.state();
+    let state = planning(bounds)?.state();
     let statement = dialect::parse(&state, sql)?;
     Ok((state, statement))
 }
 
 impl Window {
     /// Plans a window over an input.
-    pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>) -> Result<Self, Refusal> {
-        let (_, mut statement) = parse(&def.sql)?;
+    pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>, bounds: SqlBounds) -> Result<Self, Refusal> {
+        let (_, mut statement) = parse(&def.sql, bounds)?;
         let speaks_of_repeats = speaks_of(&statement, "repeat");
         let call = names::refuse_unnamed(&statement, input.schema).and_then(|()| call(&mut statement))?;
         let is_stream = input.name == input.stream;
@@ -164,7 +164,7 @@ impl Window {
             let message = "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
             return Err(Refusal::about(&["session"], message));
         }
-        let (state, plan) = logical(statement, &visible)?;
+        let (state, plan) = logical(statement, &visible, bounds)?;
         let (above, aggregate) = split(&plan)?;
         let filter = below(&state, &aggregate.input, &visible)?;
         refuse_json_groups(aggregate, input.marked)?;
@@ -349,15 +349,20 @@ fn is_column(expression: &Expr, name: &str) -> bool {
 }
 
 /// Plans a statement over the visible columns with window_start and window_end behind them.
-fn logical(statement: Statement, visible: &[(usize, Field)]) -> Result<(SessionState, LogicalPlan), Refusal> {
+fn logical(
+    statement: Statement,
+    visible: &[(usize, Field)],
+    bounds: SqlBounds,
+) -> Result<(SessionState, LogicalPlan), Refusal> {
     let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
     fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
-    let context = planning()?;
+    let context = planning(bounds)?;
     let table = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
     context.register_table(INPUT, table)?;
     let state = context.state();
     // Planning over a table in memory does no I/O, so it needs no runtime.
     let plan = futures::executor::block_on(state.statement_to_plan(statement))?;
+    sql_bounds::plan::check(&plan)?;
     refuse_what_changes(&plan)?;
     let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
     Ok((state, plan))

@@ -18,16 +18,27 @@ use subtle::ConstantTimeEq;
 use super::App;
 use super::connections::{Activity, Phase};
 use super::error::{ApiError, in_usual_form};
+use crate::query::Asker;
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Who asks, for routes that answer one asker not as another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Client {
+    pub asker: Asker,
+    pub may_write: bool,
+}
+
+pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let activity = request.extensions().get::<Arc<Activity>>().cloned();
     activity.iter().for_each(|activity| activity.enter(Phase::Works));
     let is_reserve = activity.as_ref().is_some_and(|activity| activity.is_reserve);
     let allowed = if is_reserve { check_reserve(&app, &request) } else { Ok(()) };
     let response = match allowed.and_then(|()| check(&app, &request)) {
-        Ok(()) => in_usual_form(next.run(request).await).await,
+        Ok(client) => {
+            request.extensions_mut().insert(client);
+            in_usual_form(next.run(request).await).await
+        }
         Err(refused) => refused.into_response(),
     };
     let Some(activity) = activity else { return response };
@@ -82,7 +93,7 @@ impl Drop for Answered {
     }
 }
 
-fn check(app: &App, request: &Request) -> Result<(), ApiError> {
+fn check(app: &App, request: &Request) -> Result<Client, ApiError> {
     let parts = &app.0.parts;
     let headers = request.headers();
     let host = headers
@@ -109,6 +120,7 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
             return Err(ApiError::new(StatusCode::FORBIDDEN, "bad_origin", message, ""));
         }
     }
+    let mut client = Client { asker: Asker::default(), may_write: true };
     if !parts.tokens.is_empty() && request.uri().path() != "/healthz" {
         let given = headers.get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
         let hash = Sha256::digest(given.unwrap_or_default());
@@ -123,8 +135,8 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
             Some((_, false)) if is_write && !is_question => {
                 return Err(ApiError::new(StatusCode::FORBIDDEN, "read_only", "this token only reads", ""));
             }
-            Some(_) => {}
+            Some((hash, may_write)) => client = Client { asker: Asker::of_token(hash), may_write: *may_write },
         }
     }
-    Ok(())
+    Ok(client)
 }

@@ -35,6 +35,7 @@ use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::ingest::Ingest;
 use crate::query::live::Live;
+use crate::query::Asker;
 use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
 use connections::{Connections, Limit};
@@ -92,7 +93,7 @@ pub(crate) struct Inner {
     waiting_retries: Arc<Semaphore>,
     backing_up: Semaphore,
     /// Running queries that have a name.
-    queries: Mutex<HashMap<String, CancellationToken>>,
+    queries: Mutex<HashMap<String, (Asker, CancellationToken)>>,
     /// KiB that bodies may still take.
     bodies: Arc<Semaphore>,
     connections: Arc<Connections>,
@@ -124,7 +125,7 @@ impl App {
         }))
     }
 
-    fn queries(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn queries(&self) -> MutexGuard<'_, HashMap<String, (Asker, CancellationToken)>> {
         self.0.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

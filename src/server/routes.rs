@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
@@ -19,10 +19,12 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
+use super::guard::Client;
 use super::receive::Small;
 use super::{App, FOLDER_KEY, RETRIES};
 use crate::query::encode::Format;
 use crate::query::spool::Whole;
+use crate::query::Asker;
 use crate::runtime::retry::{Retry, RetryQuestion};
 use crate::runtime::{RuntimeError, rebuild};
 
@@ -112,7 +114,11 @@ fn json_format() -> String {
 #[utoipa::path(post, path = "/api/v1/sql", request_body = SqlRequest,
     responses((status = 200, description = "{rows, as_of} in json; rows alone in the other formats"), (status = 400),
         (status = 409, description = "the id is in use, or the query was ended"), (status = 429)))]
-pub async fn sql(State(app): State<App>, Small(body): Small) -> Result<Response, ApiError> {
+pub async fn sql(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    Small(body): Small,
+) -> Result<Response, ApiError> {
     let request: SqlRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"sql\": \"select …\", \"format\": \"json\"}"))?;
     let format = Format::parse(&request.format)?;
@@ -124,7 +130,9 @@ pub async fn sql(State(app): State<App>, Small(body): Small) -> Result<Response,
         ));
     }
     let running = match &request.id {
-        Some(id) => Some(RunningQuery::new(&app, id).ok_or_else(|| conflict(format!("a query `{id}` is running")))?),
+        Some(id) => Some(
+            RunningQuery::new(&app, id, client.asker).ok_or_else(|| conflict(format!("a query `{id}` is running")))?,
+        ),
         None => None,
     };
     let ended = async {
@@ -134,7 +142,7 @@ pub async fn sql(State(app): State<App>, Small(body): Small) -> Result<Response,
         }
     };
     let answer = tokio::select! {
-        answer = app.0.parts.answers.sql(&request.sql) => answer?,
+        answer = app.0.parts.answers.ask(client.asker, &request.sql) => answer?,
         () = ended => return Err(conflict("the query was ended by its id".into())),
     };
     let whole = app.0.parts.answers.write(answer, format).await?;
@@ -150,11 +158,11 @@ struct RunningQuery {
 
 impl RunningQuery {
     /// None while another query has the id.
-    fn new(app: &App, id: &str) -> Option<Self> {
+    fn new(app: &App, id: &str, asker: Asker) -> Option<Self> {
         let end = CancellationToken::new();
         match app.queries().entry(id.to_owned()) {
             Entry::Occupied(_) => return None,
-            Entry::Vacant(free) => free.insert(end.clone()),
+            Entry::Vacant(free) => free.insert((asker, end.clone())),
         };
         Some(Self { app: app.clone(), id: id.to_owned(), end })
     }
@@ -168,8 +176,14 @@ impl Drop for RunningQuery {
 
 /// Ends a running query.
 #[utoipa::path(delete, path = "/api/v1/sql/{id}", params(("id" = String, Path)), responses((status = 200), (status = 404)))]
-pub async fn end_sql(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let Some(end) = app.queries().get(&id).cloned() else {
+pub async fn end_sql(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    // Another's query is as good as none for whoever may only read.
+    let is_own = |(asker, _): &&(Asker, CancellationToken)| client.may_write || *asker == client.asker;
+    let Some((_, end)) = app.queries().get(&id).filter(is_own).cloned() else {
         let message = format!("no query `{id}` is running");
         return Err(ApiError::new(
             StatusCode::NOT_FOUND,

@@ -2,6 +2,7 @@
 //! every call.
 
 mod extremes;
+pub mod growth;
 mod json;
 mod times;
 
@@ -13,9 +14,16 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 
 use super::rules;
+pub use growth::Limits;
 
 /// Adds them to a state that queries are planned under.
-pub fn register(state: &mut SessionState) -> Result<()> {
+pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
+    register_unbounded(state)?;
+    growth::register(state, limits)
+}
+
+/// As [`register`], without a bound on what a call makes.
+fn register_unbounded(state: &mut SessionState) -> Result<()> {
     json::register(state)?;
     times::register(state)?;
     extremes::register(state)?;

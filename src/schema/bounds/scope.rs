@@ -1,0 +1,133 @@
+//! The query that a thread works for. What computes for long asks here whether anybody still waits for it, and what makes much of
+//! little counts here what it makes. Threads that work for no query are never stopped and count nothing.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
+
+/// Results of functions that are alive at once, about: an expression's own, and those of the operators above it.
+const ALIVE: usize = 4;
+/// Results below this are not counted: a batch is made of many.
+const COUNTED_BYTES: usize = 64 << 10;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
+}
+
+/// A running query, as its threads see it.
+#[derive(Debug)]
+pub struct Scope {
+    has_ended: AtomicBool,
+    /// While it is planned, whatever is computed stays: in the plan.
+    is_planning: AtomicBool,
+    /// Rows that it computes with at once were too many for their width: it is worth a try with fewer.
+    was_wide: AtomicBool,
+    /// Bytes of the plan's literals, which every batch may hold once a row.
+    literals: AtomicUsize,
+    made: MemoryReservation,
+    results: Mutex<VecDeque<usize>>,
+}
+
+impl Scope {
+    pub fn new(pool: &Arc<dyn MemoryPool>) -> Arc<Self> {
+        Arc::new(Self {
+            has_ended: AtomicBool::new(false),
+            is_planning: AtomicBool::new(true),
+            was_wide: AtomicBool::new(false),
+            literals: AtomicUsize::new(0),
+            made: MemoryConsumer::new("results of functions").register(pool),
+            results: Mutex::default(),
+        })
+    }
+
+    /// It is planned from now on, perhaps not for the first time.
+    pub fn begin(&self) {
+        self.is_planning.store(true, Ordering::Release);
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.made.resize(0);
+    }
+
+    /// Nobody waits for it any more: whatever asks, ends.
+    pub fn end(&self) {
+        self.has_ended.store(true, Ordering::Release);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    pub fn set_planned(&self, literals: usize) {
+        self.is_planning.store(false, Ordering::Release);
+        self.literals.store(literals, Ordering::Release);
+    }
+
+    /// Whether it asked for fewer rows at once, since it was asked last.
+    pub fn take_wide(&self) -> bool {
+        self.was_wide.swap(false, Ordering::AcqRel)
+    }
+
+    fn note_result(&self, bytes: usize) -> Result<()> {
+        if bytes < COUNTED_BYTES {
+            return Ok(());
+        }
+        if self.is_planning.load(Ordering::Acquire) {
+            return self.made.try_grow(bytes);
+        }
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        self.made.try_grow(bytes)?;
+        results.push_back(bytes);
+        if results.len() > ALIVE
+            && let Some(oldest) = results.pop_front()
+        {
+            self.made.shrink(oldest);
+        }
+        Ok(())
+    }
+}
+
+/// From now on this thread works for a query.
+pub fn enter(scope: &Arc<Scope>) {
+    CURRENT.with_borrow_mut(|current| *current = Some(scope.clone()));
+}
+
+/// It does not any more.
+pub fn leave() {
+    CURRENT.take();
+}
+
+fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
+    CURRENT.with_borrow(|current| current.as_deref().map(what))
+}
+
+/// An error where the query that this thread works for has ended.
+pub fn check() -> Result<()> {
+    if with(Scope::has_ended) == Some(true) {
+        return Err(DataFusionError::Execution("the query has ended".into()));
+    }
+    Ok(())
+}
+
+/// Counts what a function is about to make; an error where the query has ended, or there is no memory for it.
+pub fn make(bytes: usize) -> Result<()> {
+    check()?;
+    with(|scope| scope.note_result(bytes)).unwrap_or(Ok(()))
+}
+
+/// Whether what this thread computes becomes part of a plan.
+pub fn is_planning() -> bool {
+    with(|scope| scope.is_planning.load(Ordering::Acquire)).unwrap_or(false)
+}
+
+/// Notes that fewer rows at once would do.
+pub fn note_wide() {
+    with(|scope| scope.was_wide.store(true, Ordering::Release));
+}
+
+/// Bytes of the literals in the plan of the query that this thread works for.
+pub fn literal_bytes() -> usize {
+    with(|scope| scope.literals.load(Ordering::Acquire)).unwrap_or(0)
+}
