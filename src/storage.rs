@@ -173,6 +173,33 @@ pub fn remove_temporaries(folder: &Path) -> u64 {
     bytes
 }
 
+/// Files and folders that this process makes from here on are for its user only, also those that libraries make.
+pub fn keep_private() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+}
+
+/// Takes from others what rights they have to what is below a folder: an earlier version left them some.
+pub fn tighten(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            // Not through links.
+            let Ok(metadata) = entry.metadata() else { continue };
+            let mode = metadata.permissions().mode();
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            } else if !metadata.is_file() {
+                continue;
+            }
+            if mode & 0o077 != 0 {
+                // Where it cannot be, it is another user's.
+                let _ = fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode & 0o700));
+            }
+        }
+    }
+}
+
 /// Allocates the file's bytes. Where the file system cannot, zeros are written: the room is there all the same.
 fn allocate(file: &fs::File, size: u64) -> io::Result<()> {
     use rustix::io::Errno;

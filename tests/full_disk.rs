@@ -77,6 +77,20 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
     accepted += ROWS;
     wait_until("it is ready", || server.get("/readyz").0 == 200);
     server.stop();
+    // Where mounting is allowed: what is there is read also where nothing can be written.
+    let remount = |how: &str| {
+        let mounted = std::process::Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&disk).status();
+        mounted.is_ok_and(|status| status.success())
+    };
+    if remount("ro") {
+        let rows = bench.output(&["sql", "select count(*) as n from a", "--output", "json"]);
+        let started = bench.output(&["run", "--once"]);
+        assert!(remount("rw"));
+        assert!(rows.status.success(), "{}", String::from_utf8_lossy(&rows.stderr));
+        assert!(String::from_utf8_lossy(&rows.stdout).contains(&accepted.to_string()));
+        let reason = String::from_utf8_lossy(&started.stderr);
+        assert!(!started.status.success() && reason.contains("read-only"), "{reason}");
+    }
     assert_eq!(bench.number("select count(*) from a"), accepted);
     assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), accepted);
     let _ = std::fs::remove_dir_all(&data);

@@ -137,9 +137,28 @@ fn end(running: Running, restart: bool, is_over: &dyn Fn() -> bool) -> Result<bo
     Ok(goes_on)
 }
 
+/// Refuses a secret that others can exchange, and warns of one that they can read.
+fn check_rights(path: &std::path::Path, what: &str) -> Result<(), RuntimeError> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = std::fs::metadata(path).map_err(|e| RuntimeError::Config(format!("{}: {e}", path.display())))?;
+    let mode = metadata.permissions().mode();
+    if mode & 0o022 != 0 {
+        let path = path.display();
+        return Err(RuntimeError::Config(format!("{path}: others can write {what}; run `chmod 600 {path}`")));
+    }
+    if mode & 0o044 != 0 {
+        tracing::warn!(path = %path.display(), "others can read {what}; run `chmod 600` on it");
+    }
+    Ok(())
+}
+
 /// Lines of `<SHA-256 in hexadecimal> read|write`, as `weir token create` writes them.
 fn read_tokens(config: &Config) -> Result<Vec<([u8; 32], bool)>, RuntimeError> {
+    if let Some((_, key)) = &config.server.tls {
+        check_rights(key, "the private key")?;
+    }
     let Some(path) = &config.server.token_file else { return Ok(Vec::new()) };
+    check_rights(path, "the token file")?;
     let wrong =
         |what: &str| RuntimeError::Config(format!("{}: {what}; make one with `weir token create`", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| wrong(&e.to_string()))?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
-use crate::storage::{create_folders, explain, remove_temporaries};
+use crate::storage::{IoKind, create_folders, explain, keep_private, remove_temporaries, tighten};
 
 /// How often a folder that is in use is asked for again.
 const TRY_EVERY: Duration = Duration::from_millis(50);
@@ -44,6 +44,8 @@ impl Folder {
     /// The folder, made if it is not there.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
         let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", root.display(), explain(&e)));
+        // Libraries make files as the process may.
+        keep_private();
         let folder = Self { root: root.to_owned() };
         for path in folder.parts() {
             create_folders(&path).map_err(failed)?;
@@ -59,6 +61,7 @@ impl Folder {
     /// Removes what killed processes left: files that were being written, intermediate results of queries and sources. The folder
     /// must be held for writing; views being rebuilt have locks of their own.
     pub fn remove_leftovers(&self, _lock: &Lock) {
+        tighten(&self.root);
         let bytes: u64 = self.parts().iter().map(|part| remove_temporaries(part)).sum();
         if bytes > 0 {
             tracing::info!(bytes, "files that a killed process was writing are removed");
@@ -120,17 +123,16 @@ impl Folder {
         self.root.join("address.json")
     }
 
-    fn open_lock(&self, name: &str) -> Result<File, RuntimeError> {
+    fn try_open_lock(&self, name: &str) -> std::io::Result<File> {
         use std::os::unix::fs::OpenOptionsExt;
-        let path = self.root.join(name);
-        fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| RuntimeError::Failed(format!("{}: {e}", path.display())))
+        let mut options = fs::OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true).mode(0o600).open(self.root.join(name))
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File, RuntimeError> {
+        let failed =
+            |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", self.root.join(name).display(), explain(&e)));
+        self.try_open_lock(name).map_err(failed)
     }
 
     fn lock_file(&self) -> Result<File, RuntimeError> {
@@ -175,7 +177,11 @@ impl Folder {
 
     /// Takes the folder for reading: together with other readers, and not while a process waits to work on it.
     pub fn lock_shared(&self) -> Result<Lock, RuntimeError> {
-        let intent = self.intent_file()?;
+        let Some((intent, file)) = self.files_to_read()? else {
+            return File::open(&self.root)
+                .map(Lock)
+                .map_err(|e| RuntimeError::Failed(format!("{}: {e}", self.root.display())));
+        };
         match intent.try_lock_shared() {
             Err(TryLockError::WouldBlock) => {
                 let by = holders(&intent);
@@ -184,9 +190,24 @@ impl Folder {
             }
             locked => self.taken(locked)?,
         }
-        let file = self.lock_file()?;
         self.taken(file.try_lock_shared())?;
         Ok(Lock(file))
+    }
+
+    /// The files of both locks for a reader. Where the folder takes no writes they may be missing, and nobody can work on it: none.
+    fn files_to_read(&self) -> Result<Option<(File, File)>, RuntimeError> {
+        let open = |name: &str| {
+            let path = self.root.join(name);
+            let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", path.display(), explain(&e)));
+            match self.try_open_lock(name) {
+                Err(error) if takes_no_writes(&error) => match File::open(&path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    file => file.map(Some).map_err(failed),
+                },
+                opened => opened.map(Some).map_err(failed),
+            }
+        };
+        Ok(open("lock.intent")?.zip(open("lock")?))
     }
 
     /// Whether a process waits to work on the folder.
@@ -234,6 +255,11 @@ impl Folder {
     pub fn address(&self) -> Option<Address> {
         serde_json::from_slice(&fs::read(self.address_path()).ok()?).ok()
     }
+}
+
+/// Whether a file could not be opened to write because nothing there can be: for the file system, or the user, or for want of room.
+fn takes_no_writes(error: &std::io::Error) -> bool {
+    IoKind::of(error) != IoKind::Broken || error.kind() == std::io::ErrorKind::PermissionDenied
 }
 
 /// Who has locked a file, as far as the system tells.

@@ -560,6 +560,7 @@ fn open_wal(
     let (mut views_at, mut unapplied) = (zero, None);
     if id.is_none() {
         snapshots(config, folder).refuse_ahead(zero)?;
+        refuse_without_log(folder)?;
     }
     if let Some(id) = id {
         let log = LogName { instance: config.instance, id, zero };
@@ -581,13 +582,28 @@ fn open_wal(
     let new_id = rand::random::<u64>() >> 1;
     let (mut wal, recovered) = Wal::open(Arc::new(Disk), options, new_id, views_at)?;
     if let Some(torn) = recovered.torn {
-        tracing::warn!(path = %torn.path.display(), offset = torn.offset, lsn = torn.lsn, "the log ended in bytes that were never synced; cut");
+        let what = "the log ended in bytes that are no whole frame and are cut: a write that was never synced, or synced ones \
+                    that changed since; nothing that is left shows which. If the record was acknowledged, restore the file from a backup";
+        tracing::warn!(path = %torn.path.display(), offset = torn.offset, lsn = torn.lsn, "{what}");
     }
     if let Some((lsn, _)) = unapplied {
         wal.take_back()?;
         tracing::warn!(lsn, "the log ended with a configuration that no start could apply; it was taken back");
     }
     Ok(wal)
+}
+
+/// Refuses what was made of a log that is gone, before another one is begun. A log's first segment is there before any view.
+fn refuse_without_log(folder: &Folder) -> Result<(), RuntimeError> {
+    let has_any = |path: &std::path::Path| std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    match [folder.lake(), folder.search(), folder.state()].into_iter().find(|path| has_any(path)) {
+        None => Ok(()),
+        Some(path) => Err(RuntimeError::Damaged(format!(
+            "{} has no segment, and {} is made of one: restore the log from a backup, or begin with another data folder; nothing was changed",
+            folder.log().display(),
+            path.display()
+        ))),
+    }
 }
 
 fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<(), RuntimeError> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::backlog::{self, Backlog};
 use super::folder::{Folder, Lock};
 use super::questions::Answers;
-use super::{RuntimeError, snapshots, sql_limits, stored_catalog, views, wal_options};
+use super::{RuntimeError, refuse_without_log, snapshots, sql_limits, stored_catalog, views, wal_options};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
@@ -47,9 +47,11 @@ impl Offline {
         let folder = Folder::existing(&config.data)?;
         let lock = folder.lock_shared()?;
         let options = wal_options(config, &folder);
-        let id = Wal::log_id_of(&Disk, &options.folder)?.ok_or_else(|| {
-            RuntimeError::Config(format!("{} holds no data yet; start `weir run` first", folder.root.display()))
-        })?;
+        let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else {
+            refuse_without_log(&folder)?;
+            let root = folder.root.display();
+            return Err(RuntimeError::Config(format!("{root} holds no data yet; start `weir run` first")));
+        };
         let log = LogName { instance: config.instance, id, zero: options.zero };
         let snapshots = snapshots(config, &folder);
         let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
