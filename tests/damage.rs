@@ -23,7 +23,9 @@ impl Damaged {
     /// Files of the whole folder whose path has this in it, without the folder.
     fn files(&self, part: &str) -> Vec<PathBuf> {
         let whole = self.bench.path("whole");
-        let names = files(&whole).into_keys().filter_map(|path| path.strip_prefix(&whole).ok().map(Path::to_owned));
+        // What is empty is a lock.
+        let with_bytes = files(&whole).into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(path, _)| path);
+        let names = with_bytes.filter_map(|path| path.strip_prefix(&whole).ok().map(Path::to_owned));
         names.filter(|path| path.to_string_lossy().contains(part)).collect()
     }
 
@@ -80,6 +82,67 @@ fn a_flipped_bit_in_a_table_is_found_by_who_reads_it() {
         }
         assert_eq!(damaged.ask(&["sql", query]), Ok(want));
     }
+}
+
+#[test]
+fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
+    let mut damaged = Damaged::new();
+    let rows = ["sql", "select * from rsvps order by lsn"];
+    let kinds: [(&str, &[&str], &str); 6] = [
+        ("lake/rsvps/_delta_log/", &rows, "restore"),
+        ("search/rsvps/", &["search", "open", "--limit", "50"], "weir rebuild search"),
+        ("state/rsvps.counts", &["count", "--by", "country"], "weir rebuild counts"),
+        ("state/rsvps.places", &["nearby", "--lat", "40.7", "--lon=-74"], "weir rebuild places"),
+        ("operators/", &rows, "restore"),
+        ("log/", &rows, "restore"),
+    ];
+    let mut found = 0;
+    for (part, question, way_out) in kinds {
+        let want = damaged.ask(question).expect("an answer");
+        let files = damaged.files(part);
+        for _ in 0..4 {
+            let file = &files[damaged.numbers.below(files.len() as u64) as usize];
+            let at = damaged.flip(file);
+            match damaged.ask(question) {
+                Ok(answer) => assert_eq!(answer, want, "{} at byte {at}", file.display()),
+                Err(error) => {
+                    found += 1;
+                    let folder = file.parent().expect("a folder").to_string_lossy();
+                    assert!(error.contains(&*folder) && error.contains(way_out), "{} at {at}: {error}", file.display());
+                }
+            }
+            damaged.put(file, &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"));
+        }
+    }
+    assert!(found >= 6, "{found} of 24 flips were found");
+}
+
+#[test]
+fn views_that_cannot_be_opened_are_rebuilt() {
+    let damaged = Damaged::new();
+    let questions: [&[&str]; 2] = [&["count", "--by", "country"], &["search", "open", "--limit", "50"]];
+    let want = questions.map(|question| damaged.ask(question).expect("an answer"));
+    damaged.put(Path::new("state/rsvps.counts.redb"), b"no file of redb's");
+    let files = damaged.files("search/rsvps/");
+    let meta = files.iter().find(|file| file.ends_with("meta.json")).expect("a file");
+    damaged.put(meta, b"{}");
+    let error = damaged.ask(&["run", "--once"]).expect_err("it does not start");
+    assert!(error.contains("weir rebuild"), "{error}");
+    damaged.ask(&["rebuild", "counts", "search"]).expect("they are made again");
+    assert_eq!(questions.map(|question| damaged.ask(question).expect("an answer")), want);
+    damaged.bench.once();
+}
+
+#[test]
+fn without_its_log_nothing_starts_and_nothing_is_written() {
+    let damaged = Damaged::new();
+    let log = damaged.bench.path("data/log");
+    std::fs::remove_dir_all(&log).expect("removed");
+    let error = damaged.ask(&["run", "--once"]).expect_err("it does not start");
+    assert!(error.contains("restore"), "{error}");
+    let error = damaged.ask(&["sql", "select 1"]).expect_err("it is not answered");
+    assert!(error.contains("restore the log"), "{error}");
+    assert_eq!(files(&log).len(), 0);
 }
 
 #[test]

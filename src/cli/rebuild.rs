@@ -70,7 +70,7 @@ impl Rebuild {
             reached = Some(end);
         };
         for mut generation in generations {
-            generation.is_ready()?;
+            generation.is_ready(&config, server.is_none())?;
         }
         match server {
             None => {

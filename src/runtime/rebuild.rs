@@ -427,9 +427,24 @@ impl Generation {
         Ok(())
     }
 
-    /// It takes the old generation's place with the next start.
-    pub fn is_ready(&mut self) -> Result<(), RuntimeError> {
+    /// It takes the old generation's place with the next start. Where no process is there and the old one cannot be opened, no
+    /// start would come so far: the new one is whole at the log's end then, and takes its place before anything is opened.
+    pub fn is_ready(&mut self, config: &Config, is_stopped: bool) -> Result<(), RuntimeError> {
+        if is_stopped && self.is_old_unreadable(config) {
+            let _lock = self.folder.lock()?;
+            self.advance(config, end_of_log(config)?, &mut |_, _, _| {})?;
+            return self.set(State::Whole);
+        }
         self.set(State::Ready)
+    }
+
+    /// Whether what the view has cannot be opened, and is moved away without that.
+    fn is_old_unreadable(&self, config: &Config) -> bool {
+        let archive = &self.archive;
+        let is_it = |view: &str| view == self.about.view;
+        let open =
+            || views::open_some(config, &self.folder, &self.catalog, archive.log, &archive.runtime, false, &is_it);
+        !self.about.view.starts_with("lake/") && matches!(open(), Err(RuntimeError::Damaged(_)))
     }
 
     /// Moves what was built to where the old generation is, at the end of the log.

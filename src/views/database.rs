@@ -9,8 +9,8 @@ use redb::{
     TableDefinition, TableHandle, Value, WriteTransaction,
 };
 
-use super::ViewError;
 use super::overlay::Overlay;
+use super::{VERIFIED_BYTES, ViewError, derived_damage};
 use crate::event::Lsn;
 use crate::storage::sync_folder;
 
@@ -79,19 +79,46 @@ pub fn copy_table<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
+/// The error about a file that is not as it was written. It is called `STREAM.counts.redb` or `STREAM.places.redb`.
+fn damaged(path: &Path, what: &str) -> ViewError {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let (stream, view) = name.rsplit_once('.').unwrap_or((&name, "counts"));
+    derived_damage(path, what, view, stream)
+}
+
+/// redb panics at some bytes that it did not write.
+fn caught<T>(path: &Path, open: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> {
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
+    opened.unwrap_or_else(|_| Err(damaged(path, "its bytes are not those that were written")))
+}
+
+/// Compares everything in the file with redb's checksums. Where the last commit does not agree with them and the one before does,
+/// that one is in force: its position is in it, and what came after is read again.
+fn verify(path: &Path, mut database: Database) -> Result<Database, ViewError> {
+    let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if bytes <= VERIFIED_BYTES {
+        match database.check_integrity() {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(path = %path.display(), "the file was damaged; it was repaired, or went back to the commit before");
+            }
+            Err(error) => return Err(wrong(path)(error.into())),
+        }
+    }
+    Ok(database)
+}
+
 /// What an error of the file means.
 fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     let path = path.to_owned();
     move |error| match error {
         // What is no file of redb's.
-        redb::Error::Io(ref io) if io.kind() == ErrorKind::InvalidData => {
-            ViewError::Damaged { path: path.clone(), reason: error.to_string() }
-        }
+        redb::Error::Io(ref io) if io.kind() == ErrorKind::InvalidData => damaged(&path, &error.to_string()),
         redb::Error::Io(_)
         | redb::Error::PreviousIo
         | redb::Error::DatabaseClosed
         | redb::Error::DatabaseAlreadyOpen => failed(&path)(error),
-        error => ViewError::Damaged { path: path.clone(), reason: error.to_string() },
+        error => damaged(&path, &error.to_string()),
     }
 }
 
@@ -120,8 +147,8 @@ fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
     }
     // Also where the file is there: the sync of an earlier attempt may have failed.
     sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
-    let database = redb::Builder::new().set_cache_size(cache_bytes).create(path);
-    database.map(Opened::Writable).map_err(|e| wrong(path)(e.into()))
+    let open = || redb::Builder::new().set_cache_size(cache_bytes).create(path);
+    caught(path, || verify(path, open().map_err(|e| wrong(path)(e.into()))?).map(Opened::Writable))
 }
 
 impl StateFile {
@@ -158,13 +185,22 @@ impl StateFile {
         }
         let mut builder = redb::Builder::new();
         builder.set_cache_size(cache_bytes);
-        let database = match builder.open_read_only(path) {
-            Ok(database) => Opened::ReadOnly(database),
-            Err(DatabaseError::RepairAborted) => {
+        let overlay = || {
+            caught(path, || {
                 let overlay = Overlay::open(path).map_err(|e| failed(path)(e.into()))?;
-                Opened::Repaired(builder.create_with_backend(overlay).map_err(|e| wrong(path)(e.into()))?)
-            }
-            Err(error) => return Err(wrong(path)(error.into())),
+                let database = builder.create_with_backend(overlay).map_err(|e| wrong(path)(e.into()))?;
+                verify(path, database).map(Opened::Repaired)
+            })
+        };
+        // Only what could be repaired can be compared with its checksums.
+        let is_verified = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() <= VERIFIED_BYTES);
+        let database = match is_verified.then(overlay) {
+            Some(opened) => opened?,
+            None => match builder.open_read_only(path) {
+                Ok(database) => Opened::ReadOnly(database),
+                Err(DatabaseError::RepairAborted) => overlay()?,
+                Err(error) => return Err(wrong(path)(error.into())),
+            },
         };
         Ok(Some(Self::new(path, cache_bytes, database)))
     }

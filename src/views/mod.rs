@@ -12,11 +12,20 @@ pub mod places;
 pub mod ring;
 pub mod search;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::event::Lsn;
 use crate::operators::Output;
+
+/// Bytes of a view's own files up to which all of them are compared with their checksums when they are opened.
+const VERIFIED_BYTES: u64 = 512 << 20;
+
+/// The error about a view's file that is not as it was written: what it follows from is still there.
+fn derived_damage(path: &Path, what: &str, view: &str, stream: &str) -> ViewError {
+    let way_out = format!("`weir rebuild {view} --stream {stream}` makes it again from `raw` and the log");
+    ViewError::Damaged { path: path.to_owned(), reason: format!("{what}; {way_out}") }
+}
 
 /// Why a view could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,13 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
-use crate::storage::{create_folders, sync_folder};
+use crate::storage::{create_folders, damage, sync_folder};
+
+/// How the line begins in which a commit describes itself, and the first of its members here: a checksum of the whole file, taken
+/// with zeros in its place. A flipped bit in a position or a number of rows would be another one, silently.
+const COMMIT_INFO: &str = "{\"commitInfo\":{";
+const SUM: &str = "\"weirCrc32c\":\"";
+const NO_SUM: &str = "00000000";
 
 #[derive(Debug)]
 pub struct SyncedFiles {
@@ -52,6 +58,48 @@ pub fn sync_names(file: &FsPath, up_to: &FsPath) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether this is a version's file in a Delta log.
+fn is_commit(path: &FsPath) -> bool {
+    let is_version =
+        |name: &str| name.len() == 25 && name.ends_with(".json") && name[..20].bytes().all(|b| b.is_ascii_digit());
+    path.parent().is_some_and(|folder| folder.ends_with("_delta_log"))
+        && path.file_name().and_then(|name| name.to_str()).is_some_and(is_version)
+}
+
+/// Where the checksum of a commit is, or would be.
+fn sum_at(commit: &[u8]) -> Option<usize> {
+    memchr::memmem::find(commit, COMMIT_INFO.as_bytes()).map(|at| at + COMMIT_INFO.len())
+}
+
+/// A commit with its checksum.
+fn with_sum(payload: PutPayload) -> PutPayload {
+    let mut commit: Vec<u8> = payload.iter().flat_map(|part| part.iter().copied()).collect();
+    let Some(at) = sum_at(&commit).filter(|at| commit.get(*at) == Some(&b'"')) else { return payload };
+    commit.splice(at..at, format!("{SUM}{NO_SUM}\",").into_bytes());
+    let sum = format!("{:08x}", crc32c::crc32c(&commit));
+    commit[at + SUM.len()..][..sum.len()].copy_from_slice(sum.as_bytes());
+    commit.into()
+}
+
+/// Why a commit's bytes are not those that were written. One without a checksum is older than they are.
+fn wrong_sum(commit: &[u8]) -> Option<&'static str> {
+    let Some(at) = sum_at(commit) else { return Some("it does not describe a commit, it was cut or emptied") };
+    let rest = commit[at..].strip_prefix(SUM.as_bytes())?;
+    let mut zeroed = commit.to_vec();
+    zeroed[at + SUM.len()..].iter_mut().take(NO_SUM.len()).for_each(|byte| *byte = b'0');
+    let sum = format!("{:08x}", crc32c::crc32c(&zeroed));
+    (!rest.starts_with(sum.as_bytes())).then_some("its bytes are not those that were written (CRC-32C)")
+}
+
+fn check_commit(path: &FsPath) -> Result<()> {
+    // What is not there is for the store to say.
+    let Ok(commit) = std::fs::read(path) else { return Ok(()) };
+    let Some(what) = wrong_sum(&commit) else { return Ok(()) };
+    let table = path.parent().and_then(FsPath::parent).unwrap_or(path).display();
+    let way_out = format!("restore the folder {table} from a backup of the whole data folder");
+    Err(object_store::Error::Generic { store: "lake", source: damage(path, what, &way_out).into() })
+}
+
 fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -84,6 +132,7 @@ impl ObjectStore for SyncedFiles {
             PutMode::Update(_) => return self.inner.put_opts(location, payload, options).await,
         };
         let path = location.to_string();
+        let payload = if is_commit(&target) { with_sum(payload) } else { payload };
         let written = tokio::task::spawn_blocking(move || put(&target, &payload, create)).await?;
         match written {
             Ok(()) => Ok(PutResult { e_tag: None, version: None }),
@@ -105,6 +154,10 @@ impl ObjectStore for SyncedFiles {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let path = self.inner.path_to_filesystem(location)?;
+        if is_commit(&path) && !options.head {
+            tokio::task::spawn_blocking(move || check_commit(&path)).await??;
+        }
         self.inner.get_opts(location, options).await
     }
 
@@ -163,5 +216,32 @@ impl MultipartUpload for SyncedUpload {
 
     async fn abort(&mut self) -> Result<()> {
         self.inner.abort().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_carries_a_checksum_and_any_flipped_bit_of_it_is_found() {
+        let plain = "{\"add\":{\"path\":\"a\"}}\n{\"commitInfo\":{\"operation\":\"WRITE\"}}\n";
+        assert_eq!(wrong_sum(plain.as_bytes()), None, "it is older than checksums");
+        let summed: Vec<u8> = with_sum(plain.into()).iter().flat_map(|part| part.to_vec()).collect();
+        let info: serde_json::Value =
+            serde_json::from_slice(summed.split(|b| *b == b'\n').nth(1).expect("a line")).expect("JSON");
+        assert_eq!(info["commitInfo"]["operation"], "WRITE");
+        assert_eq!(wrong_sum(&summed), None);
+        let marker = sum_at(&summed).expect("a checksum");
+        for at in 0..summed.len() {
+            let mut flipped = summed.clone();
+            flipped[at] ^= 1 << (at % 7);
+            // Of the words around it, only the reading of a checksum depends.
+            let is_member = (marker..marker + SUM.len()).contains(&at);
+            assert!(wrong_sum(&flipped).is_some() || is_member, "byte {at}");
+        }
+        assert!(wrong_sum(&summed[..summed.len() - 3]).is_some() && wrong_sum(b"").is_some());
+        assert!(is_commit(FsPath::new("/d/lake/raw/_delta_log/00000000000000000012.json")));
+        assert!(!is_commit(FsPath::new("/d/lake/raw/_delta_log/_last_checkpoint")));
     }
 }

@@ -22,6 +22,7 @@ use super::{LogName, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
 use crate::schema::entity::newest;
+use crate::storage::damage_in;
 use crate::views::ViewError;
 
 /// Commits after which the Delta log gets a checkpoint.
@@ -90,7 +91,9 @@ pub struct Change {
 
 /// Why opening failed: the table is of another log, or the disk or Delta say no.
 fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
-    ViewError::Failed { view: path.display().to_string(), reason: error.to_string() }
+    let error = error.to_string();
+    let reason = damage_in(&error).unwrap_or(&error).to_owned();
+    ViewError::Failed { view: path.display().to_string(), reason }
 }
 
 impl LakeTable {

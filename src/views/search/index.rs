@@ -10,11 +10,12 @@ use tantivy::directory::error::OpenReadError;
 use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
 
+use super::held::HeldDirectory;
 use super::text;
 use crate::event::{Lsn, Micros};
 use crate::schema::{MAP_SUFFIX, SearchDef};
 use crate::storage::{create_folders, sync_folder};
-use crate::views::ViewError;
+use crate::views::{VERIFIED_BYTES, ViewError, derived_damage};
 
 /// Version of the payload and of the fields' layout.
 pub const VERSION: u32 = 2;
@@ -33,6 +34,20 @@ pub struct Payload {
     pub version: u32,
     pub log: u64,
     pub position: Lsn,
+    /// CRC-32C of the others: tantivy sums its files, but not this one. None of before there was one.
+    #[serde(default)]
+    sum: Option<u32>,
+}
+
+impl Payload {
+    pub fn new(log: u64, position: Lsn) -> Self {
+        let payload = Self { version: VERSION, log, position, sum: None };
+        Self { sum: Some(payload.own_sum()), ..payload }
+    }
+
+    fn own_sum(&self) -> u32 {
+        crc32c::crc32c(format!("{} {} {}", self.version, self.log, self.position).as_bytes())
+    }
 }
 
 /// Fields of an index, in the order of the declaration.
@@ -125,8 +140,10 @@ impl SearchIndex {
             refuse_other_rules(&part_folder(folder, *number))?;
         }
         let numbers = numbers.into_iter();
-        let parts = numbers.map(|n| open_part(folder, n, &schema)).collect::<Result<Vec<_>, _>>();
-        let parts = RwLock::new(parts.map_err(wrong(folder))?);
+        let parts = numbers.map(|n| open_part(folder, n, &schema, writable)).collect::<Result<Vec<_>, _>>();
+        let parts = parts.map_err(wrong(folder))?;
+        parts.iter().try_for_each(|part| verify(folder, part.number, &part.index))?;
+        let parts = RwLock::new(parts);
         Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
     }
 
@@ -181,20 +198,25 @@ impl SearchIndex {
 
     /// The committed position of this log.
     pub fn position(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
-        let damaged = |reason: String| ViewError::Damaged { path: self.folder.clone(), reason };
         for part in self.parts().iter().rev() {
             let metas = part.index.load_metas().map_err(wrong(&self.folder))?;
             let Some(text) = metas.payload else { continue };
-            let payload: Payload = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+            let wrong_bytes =
+                |what: &str| damaged(&self.folder, &part_folder(&self.folder, part.number).join(META), what);
+            let payload: Payload = serde_json::from_str(&text).map_err(|e| wrong_bytes(&e.to_string()))?;
+            if payload.sum.is_some_and(|sum| sum != payload.own_sum()) {
+                return Err(wrong_bytes("its position is not the one that was written"));
+            }
             if payload.version > VERSION {
                 let what = format!("search format {}", payload.version);
                 return Err(ViewError::Newer { path: self.folder.clone(), what });
             }
             if payload.log != log {
-                return Err(damaged(format!(
+                let reason = format!(
                     "belongs to log {:x}, this one is {log:x}; restore log and views from one backup",
                     payload.log
-                )));
+                );
+                return Err(ViewError::Damaged { path: self.folder.clone(), reason });
             }
             return Ok(payload.position);
         }
@@ -220,7 +242,7 @@ impl SearchIndex {
     pub fn roll(&self) -> Result<(), TantivyError> {
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
         let number = parts.last().map_or(0, |last| last.number + 1);
-        parts.push(open_part(&self.folder, number, &self.schema)?);
+        parts.push(open_part(&self.folder, number, &self.schema, true)?);
         Ok(())
     }
 
@@ -275,6 +297,29 @@ impl SearchIndex {
     }
 }
 
+/// The error about a file of an index that is not as it was written. The folder of all has the stream's name.
+fn damaged(folder: &Path, file: &Path, what: &str) -> ViewError {
+    let is_part = |name: &str| name.len() == 6 && name.bytes().all(|b| b.is_ascii_digit());
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let stream = if is_part(&name(folder)) { name(folder.parent().unwrap_or(folder)) } else { name(folder) };
+    derived_damage(file, what, "search", &stream)
+}
+
+/// Compares the files of an index, where they are not too many bytes, with tantivy's checksums.
+fn verify(folder: &Path, number: usize, index: &Index) -> Result<(), ViewError> {
+    let part = part_folder(folder, number);
+    let entries = std::fs::read_dir(&part).map_err(|e| wrong(folder)(e.into()))?;
+    let bytes: u64 = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum();
+    if bytes > VERIFIED_BYTES {
+        return Ok(());
+    }
+    let found = index.validate_checksum().map_err(wrong(folder))?;
+    match found.iter().min() {
+        None => Ok(()),
+        Some(file) => Err(damaged(folder, &part.join(file), "its bytes are not those that were written")),
+    }
+}
+
 /// What an error of an index means: a disk that fails is worth another try.
 fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
     let path = folder.to_owned();
@@ -288,7 +333,7 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
             | TantivyError::OpenWriteError(_)
             | TantivyError::SystemError(_)
             | TantivyError::ErrorInThread(_) => ViewError::Failed { view: path.display().to_string(), reason },
-            _ => ViewError::Damaged { path: path.clone(), reason },
+            _ => damaged(&path, &path, &reason),
         }
     }
 }
@@ -306,13 +351,11 @@ fn refuse_other_rules(folder: &Path) -> Result<(), ViewError> {
     let mut rules = fields.filter_map(|field| field["options"]["indexing"]["tokenizer"].as_str());
     match rules.find(|rules| *rules != text::NAME && rules.starts_with(text::FAMILY)) {
         None => Ok(()),
-        Some(found) => Err(ViewError::Damaged {
-            path: folder.to_owned(),
-            reason: format!(
-                "the words of this index were split by the rules {found}, this version of weir splits by {}; remove the folder of the stream's index, and the next start fills it from the log, if that still begins with the first record; otherwise use the version that wrote it",
-                text::NAME
-            ),
-        }),
+        Some(found) => {
+            let what =
+                format!("its words were split by the rules {found}, this version of weir splits by {}", text::NAME);
+            Err(damaged(folder, folder, &what))
+        }
     }
 }
 
@@ -342,12 +385,15 @@ fn latest(searcher: &Searcher) -> Result<Option<Micros>, TantivyError> {
     Ok(latest.into_iter().flatten().max())
 }
 
-fn open_part(folder: &Path, number: usize, schema: &Schema) -> Result<Part, TantivyError> {
+fn open_part(folder: &Path, number: usize, schema: &Schema, writable: bool) -> Result<Part, TantivyError> {
     let folder = &part_folder(folder, number);
     create_folders(folder)?;
     let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
     let directory = MmapDirectory::open(folder)?;
-    let index = Index::builder().schema(schema.clone()).settings(settings).open_or_create(directory)?;
+    let builder = Index::builder().schema(schema.clone()).settings(settings);
+    let index =
+        if writable { builder.open_or_create(directory) } else { builder.open_or_create(HeldDirectory(directory)) };
+    let index = index?;
     index.tokenizers().register(text::NAME, text::Words::default());
     let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
     Ok(Part { number, index, reader })

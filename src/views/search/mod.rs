@@ -2,6 +2,7 @@
 //! lake; a hit is an (event time, LSN).
 
 mod document;
+mod held;
 pub mod index;
 mod script;
 pub mod text;
@@ -19,7 +20,7 @@ use crate::schema::Stream;
 use crate::storage::sync_folder;
 use document::{Columns, Row};
 pub use index::SearchIndex;
-use index::{Payload, VERSION, part_folder};
+use index::{Payload, part_folder};
 
 /// A commit follows the first document that waits by this, once nothing more waits in the ring.
 const COMMIT_AFTER: Duration = Duration::from_millis(400);
@@ -145,7 +146,7 @@ impl SearchView {
 
     fn try_commit(&mut self) -> Result<(), tantivy::TantivyError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let payload = Payload { version: VERSION, log: self.log, position: self.applied };
+        let payload = Payload::new(self.log, self.applied);
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&serde_json::to_string(&payload).unwrap_or_default());
         commit.commit()?;
