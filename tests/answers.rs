@@ -19,7 +19,8 @@ fn sql(server: &Server, query: &str, format: &str) -> (u16, Value) {
 }
 
 fn events(kinds: usize) -> Vec<u8> {
-    let event = |n: usize| json!({"event_type": format!("kind-{n}"), "ts": 1_714_557_600, "params": {"p": "x".repeat(100)}});
+    let event =
+        |n: usize| json!({"event_type": format!("kind-{n}"), "ts": 1_714_557_600, "params": {"p": "x".repeat(100)}});
     (0..kinds).flat_map(|n| format!("{}\n", event(n)).into_bytes()).collect()
 }
 
@@ -73,7 +74,9 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
         assert!(names(&answer, limit), "{path}: {} {}", answer.0, answer.1.to_string().len());
     }
     // What is within is answered, also where the groups that are not asked for are many.
-    for path in ["count?stream=events", "count?stream=events&to=2030-01-01T00:00:00.5Z", "search?stream=rsvps&q=fun&limit=2"] {
+    for path in
+        ["count?stream=events", "count?stream=events&to=2030-01-01T00:00:00.5Z", "search?stream=rsvps&q=fun&limit=2"]
+    {
         assert_eq!(server.get(&format!("/api/v1/{path}")).0, 200, "{path}");
     }
     assert_eq!(server.get("/api/v1/count?stream=events&type=kind-7&by=event_type").1["groups"][0]["count"], 1);
@@ -105,7 +108,13 @@ fn a_long_answer_is_whole_in_every_format_and_leaves_nothing_behind() {
         let topics = row["topics"].to_string();
         let quoted = if topics == "null" { String::new() } else { format!("\"{}\"", topics.replace('"', "\"\"")) };
         line == format!("{},{},{quoted},{}", row["lsn"], row["rsvp_id"], row["response"].as_str().unwrap_or_default())
-            || line == format!("{},{},{topics},{}", row["lsn"], row["rsvp_id"], row["response"].as_str().unwrap_or_default())
+            || line
+                == format!(
+                    "{},{},{topics},{}",
+                    row["lsn"],
+                    row["rsvp_id"],
+                    row["response"].as_str().unwrap_or_default()
+                )
     });
     assert!(listed, "{}", body.lines().next().unwrap_or_default());
     let nested = "select [1, null] as l, named_struct('a', 'x,y') as r, named_struct('l', [true]) as d";

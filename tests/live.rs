@@ -94,7 +94,8 @@ fn each_row_comes_once_also_after_a_return_and_as_sql_has_it() {
     assert!((2..closed).all(|n| back.next() == seen[n]));
     let mut found: Vec<String> = seen.iter().map(|event| event.data.to_string()).collect();
     let mut stored: Vec<String> = rows(&server, "select * from n_versions").iter().map(Value::to_string).collect();
-    (found.sort(), stored.sort());
+    found.sort();
+    stored.sort();
     assert_eq!(found, stored);
     server.stop();
 }
@@ -116,7 +117,8 @@ fn what_has_left_memory_is_named_once() {
     assert_eq!((missed.kind.as_str(), &missed.data["after"]), ("missed", &seen[3].data["lsn"]), "{missed:?}");
     assert!(missed.data["message"].as_str().is_some_and(|text| text.contains("ask SQL")));
     assert_eq!(foreign.next().kind, "missed");
-    let between = format!("select lsn from rsvps where lsn > {} and lsn <= {}", missed.data["after"], missed.data["upto"]);
+    let between =
+        format!("select lsn from rsvps where lsn > {} and lsn <= {}", missed.data["after"], missed.data["upto"]);
     assert_eq!(rows(&server, &between).len(), 16);
     let again = Follower::new(&server, "", Some(&missed.id));
     assert_eq!(server.post(&[], &ndjson(&records(3, 6))).0, 200);

@@ -173,7 +173,8 @@ fn slides(rows: &[String], starts: &[i64]) -> Vec<(String, BTreeMap<&'static str
     let rows: Vec<Value> = rows.iter().map(|row| serde_json::from_str(row).expect("JSON")).collect();
     let mut said = BTreeMap::new();
     let slide = |start: &i64| {
-        let own: Vec<&Value> = rows.iter().filter(|row| row["window_start"].to_string() == time(*start)).collect();
+        let own: Vec<&Value> =
+            rows.iter().filter(|row| row["window_start"].to_string().as_str() == time(*start).as_str()).collect();
         if !own.is_empty() {
             said.clear();
         }

@@ -173,7 +173,8 @@ impl Edge<'_> {
         let answer = sql.run(&query, handles, now).await?;
         each_row(&answer.schema, &answer.batches, |line| {
             let row: Value = serde_json::from_slice(line).map_err(|e| QueryError::Failed(e.to_string()))?;
-            let values = row["g"].as_array().into_iter().flatten().map(|value| kept(value.as_str().unwrap_or_default()));
+            let values =
+                row["g"].as_array().into_iter().flatten().map(|value| kept(value.as_str().unwrap_or_default()));
             let number = |name: &str| row[name].as_u64().unwrap_or(0);
             sums.add(values, Tally { acts: number("acts"), all: number("n") });
             Ok(())

@@ -22,7 +22,7 @@ const LOCAL_TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3f";
 const SLICE_ROWS: usize = 1_024;
 const SLICE_BYTES: usize = 1 << 20;
 
-fn failed(error: ArrowError) -> QueryError {
+fn failed(error: &ArrowError) -> QueryError {
     QueryError::Failed(error.to_string())
 }
 
@@ -152,14 +152,11 @@ fn options() -> EncoderOptions {
         .with_timestamp_tz_format(TIME_FORMAT.into())
 }
 
-fn each_shown(
-    batch: &RecordBatch,
-    take: &mut impl FnMut(&[u8]) -> Result<(), QueryError>,
-) -> Result<(), QueryError> {
+fn each_shown(batch: &RecordBatch, take: &mut impl FnMut(&[u8]) -> Result<(), QueryError>) -> Result<(), QueryError> {
     let array = StructArray::from(batch.clone());
     let field: FieldRef = Arc::new(Field::new_struct("", batch.schema().fields().clone(), false));
     let options = options();
-    let mut encoder = make_encoder(&field, &array, &options).map_err(failed)?;
+    let mut encoder = make_encoder(&field, &array, &options).map_err(|e| failed(&e))?;
     let mut row = Vec::new();
     for at in 0..batch.num_rows() {
         row.clear();
@@ -226,7 +223,8 @@ fn least_bytes(array: &dyn Array) -> u64 {
             let values = dictionary.values();
             let sizes: Vec<u64> = (0..values.len()).map(|at| least_bytes(&values.slice(at, 1))).collect();
             let keys = dictionary.normalized_keys();
-            let of = |(at, key): (usize, usize)| if array.is_null(at) { 4 } else { sizes.get(key).copied().unwrap_or(0) };
+            let of =
+                |(at, key): (usize, usize)| if array.is_null(at) { 4 } else { sizes.get(key).copied().unwrap_or(0) };
             keys.into_iter().enumerate().map(of).sum()
         }
         DataType::Timestamp(..) => rows * 4 + 20 * (array.len() - array.null_count()) as u64,
@@ -246,14 +244,14 @@ fn escaped_bytes(text: &str) -> u64 {
 
 /// A batch with what JSON and CSV cannot show: bytes as UTF-8 where they are, else as hexadecimal, and times of a zone as local ones.
 fn printable(schema: &SchemaRef, batch: &RecordBatch) -> Result<(SchemaRef, RecordBatch), QueryError> {
-    let (schema, mut batches) = local::times(schema, std::slice::from_ref(batch)).map_err(failed)?;
+    let (schema, mut batches) = local::times(schema, std::slice::from_ref(batch)).map_err(|e| failed(&e))?;
     let batch = batches.pop().unwrap_or_else(|| batch.clone());
     let show = |bytes: &[u8]| match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
     };
     texts_of(&schema, &batch, is_binary, |_, column| {
-        let bytes = arrow::compute::cast(column, &DataType::Binary).map_err(failed)?;
+        let bytes = arrow::compute::cast(column, &DataType::Binary).map_err(|e| failed(&e))?;
         let bytes: &BinaryArray = bytes.as_binary();
         Ok(bytes.iter().map(|b| b.map(show)).collect())
     })
@@ -280,7 +278,7 @@ fn texts_of(
         }
     }
     let schema: SchemaRef = Arc::new(Schema::new(fields));
-    RecordBatch::try_new(schema.clone(), columns).map(|batch| (schema, batch)).map_err(failed)
+    RecordBatch::try_new(schema.clone(), columns).map(|batch| (schema, batch)).map_err(|e| failed(&e))
 }
 
 /// Writes rows as CSV with a header; lists, structs and maps as JSON.
@@ -304,7 +302,7 @@ fn write_csv(schema: &SchemaRef, batches: &[RecordBatch], out: &mut Spool) -> Re
 
 fn json_texts(field: &FieldRef, column: &ArrayRef) -> Result<StringArray, QueryError> {
     let options = options();
-    let mut encoder = make_encoder(field, column, &options).map_err(failed)?;
+    let mut encoder = make_encoder(field, column, &options).map_err(|e| failed(&e))?;
     let text = |at: usize| {
         (!column.is_null(at)).then(|| {
             let mut text = Vec::new();
@@ -338,7 +336,7 @@ mod tests {
     fn csv(batch: &RecordBatch) -> String {
         let mut out = Spools::new(None, 1 << 20).begin();
         write_csv(&batch.schema(), std::slice::from_ref(batch), &mut out).expect("CSV");
-        String::from_utf8(out.finish().and_then(|w| Ok(w.into_bytes().expect("memory"))).expect("whole")).expect("text")
+        String::from_utf8(out.finish().map(|w| w.into_bytes().expect("memory")).expect("whole")).expect("text")
     }
 
     fn nested() -> Vec<(&'static str, ArrayRef)> {
@@ -394,11 +392,12 @@ mod tests {
             Arc::new(Int64Array::from(vec![1; 10_000])) as ArrayRef,
         )]);
         let field = Arc::new(Field::new("item", item.data_type().clone(), true));
-        let list: ArrayRef = Arc::new(ListArray::new(field, OffsetBuffer::from_lengths([10_000]), Arc::new(item), None));
+        let list: ArrayRef =
+            Arc::new(ListArray::new(field, OffsetBuffer::from_lengths([10_000]), Arc::new(item), None));
         for column in [texts, list] {
             let batch = batch(vec![("x", column)]);
             let mut out = Spools::new(None, 4 << 20).begin();
-            let error = write_rows(&batch.schema(), &[batch.clone()], &mut out, ",").expect_err("too long");
+            let error = write_rows(&batch.schema(), std::slice::from_ref(&batch), &mut out, ",").expect_err("too long");
             assert!(matches!(error, QueryError::Limit(_)) && !out.has_begun(), "{error}");
         }
     }

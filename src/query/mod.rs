@@ -2,8 +2,8 @@
 
 pub mod count;
 pub mod encode;
-pub mod live;
 mod guarded;
+pub mod live;
 mod local;
 mod made;
 mod names;

@@ -22,12 +22,7 @@ pub struct NearbyQuestion {
 const MAX_VENUES: usize = 1_000;
 
 /// `{"venues": [{"venue_id", "venue_name", "lat", "lon", "distance_m", "events": […]}], "as_of": …}`.
-pub fn nearby(
-    question: &NearbyQuestion,
-    handles: &Handles,
-    spools: &Spools,
-    now: Micros,
-) -> Result<Whole, QueryError> {
+pub fn nearby(question: &NearbyQuestion, handles: &Handles, spools: &Spools, now: Micros) -> Result<Whole, QueryError> {
     let stream = handles.stream(question.stream.as_deref())?;
     let name = &stream.name;
     let (Some(def), Some(places)) = (&stream.def.places, handles.places.get(name)) else {
@@ -52,19 +47,19 @@ pub fn nearby(
         _ => json!(text),
     };
     let venues = found.iter().map(|v| {
-            let events = v
-                .events
-                .iter()
-                .map(|(event, date)| json!({"event_id": id(event, event_is_number), "date": date.map(rfc3339)}));
-            Ok(json!({
-                "venue_id": id(&v.id, venue_is_number),
-                "venue_name": v.name,
-                "lat": v.lat,
-                "lon": v.lon,
-                "distance_m": v.distance_m,
-                "events": events.collect::<Vec<_>>(),
-            }))
-        });
+        let events = v
+            .events
+            .iter()
+            .map(|(event, date)| json!({"event_id": id(event, event_is_number), "date": date.map(rfc3339)}));
+        Ok(json!({
+            "venue_id": id(&v.id, venue_is_number),
+            "venue_name": v.name,
+            "lat": v.lat,
+            "lon": v.lon,
+            "distance_m": v.distance_m,
+            "events": events.collect::<Vec<_>>(),
+        }))
+    });
     let as_of = handles.progress.as_of(lsn, std::slice::from_ref(name), &[positions::places(name)], now);
     let mut out = spools.begin();
     write_object(&mut out, &[], "venues", |out| out.list(venues), &as_of)?;

@@ -114,7 +114,8 @@ impl Spool {
                 "answers that are being sent take more than {most} bytes ({TOGETHER} times `[limits] sql_result`); try again in a moment"
             )));
         }
-        let failed = |e: io::Error| QueryError::Failed(format!("{}: an answer cannot be written: {e}", folder.display()));
+        let failed =
+            |e: io::Error| QueryError::Failed(format!("{}: an answer cannot be written: {e}", folder.display()));
         let file = match &mut self.file {
             Some(file) => file,
             None => {

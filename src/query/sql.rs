@@ -26,9 +26,9 @@ use datafusion::prelude::{SQLOptions, SessionContext};
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 
-use super::made::{self, Open};
 pub use super::encode::to_ndjson;
 use super::encode::value_bytes;
+use super::made::{self, Open};
 use super::running::{self, Running};
 use super::slots::{Asker, Slots};
 use super::{AsOf, Handles, QueryError, guarded, local, names, pieces, system};

@@ -233,8 +233,13 @@ impl Running {
         let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
         let sql = Arc::new(SqlEngine::new(&folder.lake(), &folder.spill(), sql_limits(config))?);
         let handles = pipeline.handles.clone();
-        let answers =
-            Answers { handles: handles.clone(), sql, clock: clock.clone(), search_limit: config.limits.search_limit, spools: spools(config, Some(folder.spill())) };
+        let answers = Answers {
+            handles: handles.clone(),
+            sql,
+            clock: clock.clone(),
+            search_limit: config.limits.search_limit,
+            spools: spools(config, Some(folder.spill())),
+        };
         let mut running = Self {
             folder,
             handles,

@@ -174,7 +174,9 @@ fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<Whole, QueryError> 
             out.text(",")?;
         }
         last = Some(format!("{}.{}", row["at"], row["lsn"]));
-        out.json(&json!({"event_type": row[TYPE_COLUMN], "id": row["lsn"].to_string(), "params": params, "ts": row["ts"]}))
+        out.json(
+            &json!({"event_type": row[TYPE_COLUMN], "id": row["lsn"].to_string(), "params": params, "ts": row["ts"]}),
+        )
     })?;
     out.text("],\"status\":\"SUCCESS\",\"timeStamp\":")?;
     out.json(&now_ms())?;

@@ -34,8 +34,8 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::ingest::Ingest;
-use crate::query::live::Live;
 use crate::query::Asker;
+use crate::query::live::Live;
 use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
 use connections::{Connections, Limit};

@@ -22,9 +22,9 @@ use super::error::ApiError;
 use super::guard::Client;
 use super::receive::Small;
 use super::{App, FOLDER_KEY, RETRIES};
+use crate::query::Asker;
 use crate::query::encode::Format;
 use crate::query::spool::Whole;
-use crate::query::Asker;
 use crate::runtime::retry::{Retry, RetryQuestion};
 use crate::runtime::{RuntimeError, rebuild};
 
@@ -34,7 +34,8 @@ const READ_BYTES: usize = 64 << 10;
 
 /// An answer that is known whole, sent as far as its client reads it.
 pub fn answered(kind: &'static str, mut whole: Whole) -> Response {
-    let headers = [(header::CONTENT_TYPE, HeaderValue::from_static(kind)), (header::CONTENT_LENGTH, whole.len().into())];
+    let headers =
+        [(header::CONTENT_TYPE, HeaderValue::from_static(kind)), (header::CONTENT_LENGTH, whole.len().into())];
     let body = match whole.take_file() {
         None => whole.into_bytes().map_or_else(|_| Body::empty(), Body::from),
         Some(file) => {
