@@ -78,21 +78,11 @@ pub fn window(
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 
-/// An entity table: files hold each key once; rows above them may hold a newer one, or an older.
-pub fn entity(table: &LakeTable, stored: Arc<dyn TableProvider>, has_hot: bool) -> Result<Arc<dyn TableProvider>> {
+/// An entity table, its own columns first.
+pub fn entity(table: &LakeTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let schema = &table.spec.schema;
-    let name = |column: usize| schema.field(column).name().as_str();
-    let mut plan = stored_and_open(table, stored, None)?;
-    if has_hot {
-        let rank = row_number()
-            .partition_by(table.spec.keys.iter().map(|c| ident(name(*c))).collect::<Vec<Expr>>())
-            .order_by(vec![ident("version").sort(false, false), ident("lsn").sort(false, false)])
-            .build()?
-            .alias("rank_of_version");
-        plan = plan.window(vec![rank])?.filter(ident("rank_of_version").eq(lit(1_u64)))?;
-    }
-    let own = (ENTITY_COLUMNS.len()..schema.fields().len()).map(name).chain(ENTITY_COLUMNS);
-    let plan = plan.project(own.map(ident))?.build()?;
+    let own = (ENTITY_COLUMNS.len()..schema.fields().len()).map(|column| schema.field(column).name().as_str());
+    let plan = stored_and_open(table, stored, None)?.project(own.chain(ENTITY_COLUMNS).map(ident))?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 

@@ -39,6 +39,7 @@ use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, bounds, dialect, functions, versions_of};
 use crate::storage::{create_folders, damage_in};
 use crate::threads::panic_if_asked;
+use crate::views::lake::entities::scan::EntitySnapshot;
 use crate::views::lake::footers::Footers;
 use crate::views::lake::provider::{LakeSnapshot, lake_url};
 use crate::views::lake::{Feed, LakeTable};
@@ -266,8 +267,11 @@ impl Planner {
         for (name, table) in &handles.tables {
             let state = table.snapshot();
             positions.push((name.clone(), state.applied));
-            let (applied, has_hot) = (state.applied, !state.recent.is_empty());
-            let stored: Arc<dyn TableProvider> = Arc::new(LakeSnapshot::of(table, state));
+            let applied = state.applied;
+            let stored: Arc<dyn TableProvider> = match table.spec.layout {
+                Layout::Buckets => Arc::new(EntitySnapshot::of(table, state)),
+                _ => Arc::new(LakeSnapshot::of(table, state)),
+            };
             let retried = handles.progress.retried();
             let window = handles.catalog.windows.iter().find(|w| versions_of(&w.name) == *name);
             let open = open.get(name).filter(|open| open.lsn <= applied);
@@ -279,7 +283,7 @@ impl Planner {
             } else if name.ends_with(".sessions") {
                 register(name, made::sessions(table, stored, open).map_err(failed)?).map_err(failed)?;
             } else if table.spec.layout == Layout::Buckets {
-                register(name, made::entity(table, stored, has_hot).map_err(failed)?).map_err(failed)?;
+                register(name, made::entity(table, stored).map_err(failed)?).map_err(failed)?;
             } else if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
                 register(name, system::with_retried(name, stored, &retried).map_err(failed)?).map_err(failed)?;
             } else {

@@ -13,7 +13,6 @@ use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, ident};
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, SourceHealth, SourceState};
 use crate::operators::PartitionState;
-use crate::views::lake::files::partition_folder;
 
 /// Names of the tables in the schema `weir`.
 pub const TABLES: [&str; 6] = ["configuration", "drift", "files", "gaps", "sources", "views"];
@@ -99,21 +98,26 @@ fn files(handles: &Handles) -> Columns {
         .tables
         .values()
         .flat_map(|t| {
-            let files = t.files();
-            (0..files.len()).map(|i| (t.spec.name.clone(), t.spec.layout, files[i].clone())).collect::<Vec<_>>()
+            let files = t.all_files();
+            files.into_iter().map(|file| (t.spec.name.clone(), file)).collect::<Vec<_>>()
         })
         .collect();
     vec![
-        ("table", text(rows.iter().map(|(t, ..)| t.clone()))),
-        ("partition", text(rows.iter().map(|(_, layout, f)| partition_folder(f.bucket, *layout)))),
-        ("path", text(rows.iter().map(|(_, _, f)| f.path.clone()))),
-        ("class", text(rows.iter().map(|(_, _, f)| f.class.name().to_owned()))),
-        ("rows", number(rows.iter().map(|(_, _, f)| f.rows))),
-        ("bytes", number(rows.iter().map(|(_, _, f)| f.bytes))),
-        ("min_time", time(rows.iter().map(|(_, _, f)| f.min_time))),
-        ("max_time", time(rows.iter().map(|(_, _, f)| f.max_time))),
-        ("written_at", time(rows.iter().map(|(_, _, f)| f.written_ms.saturating_mul(1_000)))),
+        ("table", text(rows.iter().map(|(t, _)| t.clone()))),
+        ("partition", text(rows.iter().map(|(_, f)| folder(&f.path)))),
+        ("path", text(rows.iter().map(|(_, f)| f.path.clone()))),
+        ("class", text(rows.iter().map(|(_, f)| f.class.name().to_owned()))),
+        ("rows", number(rows.iter().map(|(_, f)| f.rows))),
+        ("bytes", number(rows.iter().map(|(_, f)| f.bytes))),
+        ("min_time", time(rows.iter().map(|(_, f)| f.min_time))),
+        ("max_time", time(rows.iter().map(|(_, f)| f.max_time))),
+        ("written_at", time(rows.iter().map(|(_, f)| f.written_ms.saturating_mul(1_000)))),
     ]
+}
+
+/// The folder of a file in its table's.
+fn folder(path: &str) -> String {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned()
 }
 
 fn gaps(handles: &Handles) -> Columns {
@@ -195,9 +199,11 @@ fn source_rows(
 fn views(handles: &Handles) -> Columns {
     let positions = handles.positions();
     let synced = handles.progress.synced_lsn();
+    let in_files = |view: &str| handles.tables.get(view.strip_prefix("lake/")?).map(|table| table.files_lsn() as i64);
     vec![
         ("view", text(positions.iter().map(|(name, _)| name.clone()))),
         ("lsn", number(positions.iter().map(|(_, lsn)| *lsn))),
         ("lag", number(positions.iter().map(|(_, lsn)| synced.saturating_sub(*lsn)))),
+        ("files_lsn", Arc::new(positions.iter().map(|(name, _)| in_files(name)).collect::<Int64Array>())),
     ]
 }

@@ -10,6 +10,7 @@ use deltalake::protocol::DeltaOperation;
 use deltalake::{DeltaTable, DeltaTableError};
 
 use super::TableSpec;
+use super::entities::levels::{self, Level};
 use crate::schema::{Layout, Refusal, names};
 use crate::views::ViewError;
 
@@ -40,12 +41,23 @@ pub(super) fn layout_of(table: &DeltaTable) -> Result<Option<Layout>, DeltaTable
     Ok([Layout::Hours, Layout::Days, Layout::Buckets].into_iter().find(is))
 }
 
-/// A table's metadata with the columns and the folders of a specification.
-pub(super) fn metadata_of(before: &Metadata, spec: &TableSpec) -> Result<Metadata, DeltaTableError> {
-    let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
-    let mut value = serde_json::to_value(before.clone().with_schema(&columns)?)?;
-    value["partitionColumns"] = spec.layout.fields().iter().map(|f| f.name().as_str()).collect();
-    Ok(serde_json::from_value(value)?)
+/// A table's metadata with the columns and the folders of a specification, and with these levels, where they become others.
+pub(super) fn metadata_of(
+    before: &Metadata,
+    becomes: Option<&TableSpec>,
+    levels: Option<&[Level]>,
+) -> Result<Metadata, DeltaTableError> {
+    let mut metadata = before.clone();
+    if let Some(spec) = becomes {
+        let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
+        let mut value = serde_json::to_value(metadata.with_schema(&columns)?)?;
+        value["partitionColumns"] = spec.layout.fields().iter().map(|f| f.name().as_str()).collect();
+        metadata = serde_json::from_value(value)?;
+    }
+    match levels {
+        Some(levels) => Ok(metadata.add_config_key(levels::KEY.to_owned(), levels::to_text(levels))?),
+        None => Ok(metadata),
+    }
 }
 
 /// Why columns cannot be added to those that a table has: one has another type, or a name that differs only by case.

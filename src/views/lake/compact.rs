@@ -17,7 +17,8 @@ use futures::StreamExt;
 
 use super::files::{Attempt, Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
 use super::provider::scan_files;
-use super::{Change, LakeTable};
+use super::{Change, LakeTable, entities};
+use crate::schema::Layout;
 use crate::storage::free;
 use crate::views::ViewError;
 
@@ -119,11 +120,36 @@ pub fn maintain(
     stop: &dyn Fn() -> bool,
 ) -> Result<usize, ViewError> {
     let now_ms = chrono::Utc::now().timestamp_millis();
+    let merges = match (table.spec.layout, when) {
+        // The view of an entity table merges its files itself.
+        (Layout::Buckets, When::Running) => 0,
+        (Layout::Buckets, When::Quiet) => {
+            table.merge_at_the_end();
+            0
+        }
+        (Layout::Buckets, When::Now) => entities::merge_all(table)?,
+        _ => merge_files(table, memory, when, stop, now_ms)?,
+    };
+    if stop() {
+        return Ok(merges);
+    }
+    table.tidy_log(when == When::Now)?;
+    table.remove_replaced_files(now_ms, GRACE)?;
+    Ok(merges)
+}
+
+fn merge_files(
+    table: &Arc<LakeTable>,
+    memory: usize,
+    when: When,
+    stop: &dyn Fn() -> bool,
+    now_ms: i64,
+) -> Result<usize, ViewError> {
     let mut merges = 0;
     loop {
         let jobs = plan(&table.files(), now_ms, when, memory);
         if jobs.is_empty() {
-            break;
+            return Ok(merges);
         }
         let mut is_done = true;
         for job in jobs {
@@ -141,12 +167,9 @@ pub fn maintain(
         }
         // A merge that gave as many files as it took would be planned again for ever.
         if is_done || when != When::Now {
-            break;
+            return Ok(merges);
         }
     }
-    table.tidy_log(when == When::Now)?;
-    table.remove_replaced_files(now_ms, GRACE)?;
-    Ok(merges)
 }
 
 /// Whether a merge takes little of what is free: its files lie beside those that they replace for a while. Pure.

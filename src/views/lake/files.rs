@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{CastOptions, cast_with_options, interleave_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
@@ -14,13 +14,14 @@ use chrono::{DateTime, Datelike, Timelike};
 use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::TableSpec;
 use super::checked::{CheckedFile, Checks, Summing};
+use super::{TableSpec, entities};
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
-use crate::schema::{BUCKETS, Layout};
+use crate::schema::Layout;
 
 /// Rows of a row group.
 const ROW_GROUP_ROWS: usize = 128 << 10;
@@ -89,29 +90,12 @@ pub fn partition_folder(bucket: i64, layout: Layout) -> String {
     partition_values(bucket, layout).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("/")
 }
 
-/// Numbers that are equal but for so many of their last bits share a bucket.
-const NEIGHBOURS: u32 = 16;
-
 /// The bucket of each row.
 pub fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
     if let Some(width) = spec.layout.width() {
         return times(spec, batch).iter().map(|time| bucket(*time, width)).collect();
     }
-    // Keys that are numbered as they come lie together, so that new ones leave most buckets as they are.
-    if let [key] = spec.keys.as_slice()
-        && let Some(numbers) = batch.column(*key).as_any().downcast_ref::<Int64Array>()
-    {
-        let bucket = |number: &i64| i64::from(crc32c::crc32c(&(number >> NEIGHBOURS).to_le_bytes())) % BUCKETS;
-        return numbers.values().iter().map(bucket).collect();
-    }
-    let mut bytes = Vec::new();
-    (0..batch.num_rows())
-        .map(|row| {
-            bytes.clear();
-            spec.keys.iter().for_each(|key| crate::operators::canonical(batch.column(*key), row, &mut bytes));
-            i64::from(crc32c::crc32c(&bytes)) % BUCKETS
-        })
-        .collect()
+    entities::leaves::places(spec, batch).into_iter().map(entities::leaves::bucket_of).collect()
 }
 
 /// Times of a batch, by the column that partitions the table.
@@ -223,13 +207,24 @@ impl NewFile {
         class: Class,
         now_ms: i64,
     ) -> Result<(Self, Summing<fs::File>), String> {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let folder = partition_folder(bucket, spec.layout);
-        let path = format!("{folder}/{}-{:016x}.parquet", class.name(), rand::random::<u64>());
+        Self::create_as(spec, attempt, &folder, class.name(), (bucket, class, now_ms))
+    }
+
+    /// Begins a file in a folder of the table, with so much before what makes its name unique.
+    pub fn create_as(
+        spec: &TableSpec,
+        attempt: &Attempt,
+        folder: &str,
+        name: &str,
+        (bucket, class, now_ms): (i64, Class, i64),
+    ) -> Result<(Self, Summing<fs::File>), String> {
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        let path = format!("{folder}/{name}-{:016x}.parquet", rand::random::<u64>());
         let target = spec.root.join(&path);
         let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
         // Their names are made durable by [`sync_files`].
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(spec.root.join(&folder)).map_err(in_target)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(spec.root.join(folder)).map_err(in_target)?;
         attempt.note(&path);
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(in_target)?;
         let entry = FileEntry {
@@ -284,8 +279,20 @@ impl FileWriter {
         now_ms: i64,
         rows: Option<usize>,
     ) -> Result<Self, String> {
-        let (new, file) = NewFile::create(spec, attempt, bucket, class, now_ms)?;
-        let properties = properties_of(spec, rows);
+        Self::begin(spec, NewFile::create(spec, attempt, bucket, class, now_ms)?, rows, None)
+    }
+
+    /// Likewise in a file that was created, with so many rows in a row group.
+    pub fn begin(
+        spec: &TableSpec,
+        (new, file): (NewFile, Summing<fs::File>),
+        rows: Option<usize>,
+        group_rows: Option<usize>,
+    ) -> Result<Self, String> {
+        let mut properties = properties_of(spec, rows);
+        if group_rows.is_some() {
+            properties = properties.into_builder().set_max_row_group_row_count(group_rows).build();
+        }
         let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties));
         let writer = writer.map_err(|e| new.error(&e))?;
         Ok(Self { writer, new })
@@ -296,6 +303,11 @@ impl FileWriter {
             self.new.note(*time, *lsn as Lsn..=*lsn as Lsn);
         }
         self.writer.write(batch).map_err(|e| self.new.error(&e))
+    }
+
+    /// Adds to what the footer says.
+    pub fn note_in_footer(&mut self, key: &str, text: String) {
+        self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), text));
     }
 
     /// Bytes so far, those not yet written included.
@@ -312,6 +324,16 @@ impl FileWriter {
 
 /// The rows of a file that have these LSNs, in the table's columns.
 pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Result<Vec<RecordBatch>, String> {
+    read_groups(spec, file, None, lsns)
+}
+
+/// Likewise of some row groups.
+pub fn read_groups(
+    spec: &TableSpec,
+    file: &FileEntry,
+    groups: Option<Vec<usize>>,
+    lsns: RangeInclusive<Lsn>,
+) -> Result<Vec<RecordBatch>, String> {
     let path = spec.root.join(&file.path);
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let opened = CheckedFile::of(spec, file).open()?;
@@ -321,6 +343,9 @@ pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Re
     let roots: Vec<usize> = roots.map(|(at, _)| at).collect();
     let wanted = ProjectionMask::roots(builder.parquet_schema(), roots);
     builder = builder.with_projection(wanted);
+    if let Some(groups) = groups {
+        builder = builder.with_row_groups(groups);
+    }
     if *lsns.start() > file.min_lsn || *lsns.end() < file.max_lsn {
         let mask = ProjectionMask::columns(builder.parquet_schema(), ["lsn"]);
         let is_in = move |rows: RecordBatch| {

@@ -25,7 +25,7 @@ pub struct KeptRows {
 impl KeptRows {
     /// The committed rows of a table above `after`, up to `to`.
     pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
-        Self { spec: table.spec.clone(), files: table.files().to_vec(), after, to, range: FIRST_RANGE }
+        Self { spec: table.spec.clone(), files: table.all_files(), after, to, range: FIRST_RANGE }
     }
 
     /// Leaves out files whose rows all have a time from this on.

@@ -2,13 +2,13 @@
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
 //! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as Delta has them; [`hot`] the rows in memory; [`checked`] the checksums of files; [`files`] Parquet; [`footers`] how queries read it; [`fetch`] finds single rows; [`raw`] copies the log's
-//! blocks; [`compact`] merges; `entities` keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable;
+//! blocks; [`compact`] merges; [`entities`] keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable;
 //! `unnamed` removes files that no version names.
 
 pub mod checked;
 mod columns;
 pub mod compact;
-mod entities;
+pub mod entities;
 pub mod fetch;
 pub mod files;
 pub mod footers;
@@ -22,6 +22,7 @@ pub mod store;
 pub mod table;
 mod unnamed;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +40,8 @@ use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, positions};
 use crate::schema::{Entity, Layout, Stream, types};
-use files::{Attempt, Class, FileEntry};
+use entities::{How, LOOK, Merge, PACE, Written};
+use files::{Attempt, Class};
 use hot::Hot;
 use raw::RawFrame;
 pub use table::{Change, LakeTable};
@@ -55,7 +57,16 @@ pub struct LogName {
 
 impl LogName {
     fn app(&self, class: Class) -> String {
-        format!("weir/{}/{:x}/{}", self.instance, self.id, class.name())
+        self.named(class.name())
+    }
+
+    /// Of an entity table's levels; its files alone have that of [`Class::Recent`], for outside readers.
+    fn levels_app(&self) -> String {
+        self.named("levels")
+    }
+
+    fn named(&self, name: &str) -> String {
+        format!("weir/{}/{:x}/{name}", self.instance, self.id)
     }
 }
 
@@ -245,13 +256,13 @@ pub struct LakeView {
     /// Of an entity table: rows behind the last time that each key's newest was picked, and how many make the next time.
     loose_rows: usize,
     picked_rows: usize,
+    /// Of an entity table: a merge that goes in steps, and when it is looked whether one is due without rows.
+    merge: Option<Merge>,
+    next_step: Cell<Instant>,
 }
 
 /// Rows of an entity table that gather before each key's newest is picked.
 const PICK_ROWS: usize = 8 << 10;
-
-/// Files written for a commit, and those whose rows they hold too.
-type Written = (Vec<FileEntry>, Vec<FileEntry>);
 
 /// A commit that has begun: its files are being written.
 struct Writing {
@@ -259,7 +270,7 @@ struct Writing {
     /// Hot parts that they hold, and the position that they bring.
     taken: usize,
     to: Lsn,
-    files: JoinHandle<Result<(Written, Attempt), String>>,
+    files: JoinHandle<Result<Written, String>>,
 }
 
 impl LakeView {
@@ -276,6 +287,8 @@ impl LakeView {
             pooled: 0,
             loose_rows: 0,
             picked_rows: 0,
+            merge: None,
+            next_step: Cell::new(Instant::now()),
         };
         view.table.set_applied(view.applied());
         view
@@ -297,7 +310,7 @@ impl LakeView {
     /// Of an entity table, keeps in memory the newest row of each key, once enough have come.
     fn pick_newest(&mut self, new_rows: usize) -> Result<(), ViewError> {
         self.loose_rows += new_rows;
-        if self.table.spec.layout != Layout::Buckets || self.loose_rows < PICK_ROWS.max(self.picked_rows) {
+        if !self.is_entity() || self.loose_rows < PICK_ROWS.max(self.picked_rows) {
             return Ok(());
         }
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
@@ -325,8 +338,24 @@ impl LakeView {
         self.waiting.iter().map(|w| w.bytes).sum::<usize>() >= self.policy.bytes
     }
 
+    fn is_entity(&self) -> bool {
+        self.table.spec.layout == Layout::Buckets
+    }
+
+    /// Whether an entity table's rows that wait in levels are merged now, though no new ones are due.
+    fn is_step_due(&self, now: Instant) -> bool {
+        if !self.is_entity() || now < self.next_step.get() {
+            return false;
+        }
+        let is_due = self.merge.is_some() || entities::is_overdue(&self.table);
+        if !is_due {
+            self.next_step.set(now + LOOK);
+        }
+        is_due
+    }
+
     /// Begins a commit of what a class has in memory: its files are written beside this thread, so that rows go on being seen.
-    fn begin(&mut self, class: Class) -> Result<(), ViewError> {
+    fn begin(&mut self, class: Class, how: How) -> Result<(), ViewError> {
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
         let mut parts = self.table.seal(class);
         let all = parts.len();
@@ -337,10 +366,18 @@ impl LakeView {
         // Everything up to the last part taken; all of it: up to what is applied.
         let last = parts.last().map_or(0, |part| part.last_lsn());
         let to = if parts.len() == all { self.applied[class as usize] } else { last };
-        let (table, taken) = (self.table.clone(), parts.len());
+        let (table, taken, merge) = (self.table.clone(), parts.len(), self.merge.take());
+        self.next_step.set(Instant::now() + PACE);
+        let write = move || match table.spec.layout {
+            Layout::Buckets => {
+                let batches = parts.iter().map(|part| part.batch(&table.spec.schema)).collect::<Result<Vec<_>, _>>()?;
+                entities::write(&table, batches, merge, how, to)
+            }
+            _ => write_files(&table, &parts, class),
+        };
         let files = std::thread::Builder::new()
             .name(format!("{}/files", self.name))
-            .spawn(move || write_files(&table, &parts, class))
+            .spawn(write)
             .map_err(|e| failed(e.to_string()))?;
         self.writing = Some(Writing { class, taken, to, files });
         Ok(())
@@ -350,11 +387,15 @@ impl LakeView {
     fn end(&mut self) -> Result<(), ViewError> {
         let Some(Writing { class, taken, to, files }) = self.writing.take() else { return Ok(()) };
         let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
-        let ((add, remove), attempt) =
+        let mut written =
             files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
-        tracing::debug!(view = self.name, class = class.name(), files = add.len(), to, "commit");
-        let change = Change { add, remove, positions: vec![(class, to)], data_change: true, becomes: None };
-        attempt.give_up();
+        self.merge = written.merge.take();
+        if taken == 0 && !written.is_some() {
+            // A step of a merge, of which no version knows yet.
+            return Ok(());
+        }
+        tracing::debug!(view = self.name, class = class.name(), files = written.add.len(), to, "commit");
+        let change = Change { positions: vec![(class, to)], ..entities::change(written) };
         self.table.commit(&change, &[(class, taken)])?;
         let waiting = &mut self.waiting[class as usize];
         *waiting = Waiting::default();
@@ -464,7 +505,9 @@ impl View for LakeView {
     fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
         match &self.writing {
             Some(writing) => writing.files.is_finished() || self.is_overfull(),
-            None => self.is_class_due(Class::Recent, now) || self.is_class_due(Class::Old, now),
+            None => {
+                self.is_class_due(Class::Recent, now) || self.is_class_due(Class::Old, now) || self.is_step_due(now)
+            }
         }
     }
 
@@ -479,8 +522,11 @@ impl View for LakeView {
             }
             let now = Instant::now();
             let is_due = |c: &Class| self.waiting[*c as usize].rows > 0 && (all || self.is_class_due(*c, now));
+            let how = if all && self.table.is_to_be_merged() { How::All } else { How::Due };
             match [Class::Recent, Class::Old].into_iter().find(is_due) {
-                Some(class) => self.begin(class)?,
+                Some(class) => self.begin(class, how)?,
+                None if how == How::All && self.table.has_levels() => self.begin(Class::Recent, how)?,
+                None if !all && self.is_step_due(now) => self.begin(Class::Recent, how)?,
                 None => return Ok(()),
             }
         }
@@ -498,6 +544,7 @@ impl View for LakeView {
             // Files of an attempt that was given up are never committed.
             let _ = writing.files.join();
         }
+        self.merge = None;
         let committed = self.table.committed_for_sure()?;
         self.table.clear_hot();
         self.applied = committed;
@@ -521,26 +568,19 @@ fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, Str
     Ok(parts.len())
 }
 
-/// Writes parts into files and syncs them. Where a key's newest row stays alone, files of the same buckets are written anew.
-fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<(Written, Attempt), String> {
+/// Writes parts into files and syncs them.
+fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<Written, String> {
     let spec = &table.spec;
     let attempt = Attempt::of(spec);
     let now_ms = chrono::Utc::now().timestamp_millis();
-    let mut replaced = Vec::new();
     let add = if spec.feed == Feed::Raw {
         raw::write_frames(spec, &attempt, parts, now_ms)?
     } else {
         let batches = parts.iter().map(|part| part.batch(&spec.schema)).collect::<Result<Vec<_>, _>>()?;
-        if spec.layout == Layout::Buckets {
-            let (written, gone) = entities::rewrite(table, &attempt, &batches, class, now_ms)?;
-            replaced = gone;
-            written
-        } else {
-            files::write_partitions(spec, &attempt, &batches, class, now_ms)?
-        }
+        files::write_partitions(spec, &attempt, &batches, class, now_ms)?
     };
     files::sync_files(&spec.root, &add)?;
-    Ok(((add, replaced), attempt))
+    Ok(Written { add, attempts: vec![attempt], ..Written::default() })
 }
 
 /// Longest part of a record that `dead_letters` repeats; the whole record is in `raw`.

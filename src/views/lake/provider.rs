@@ -62,6 +62,15 @@ impl LakeSnapshot {
         Self { spec: table.spec.clone(), schema, state }
     }
 
+    /// The same table with some of its files only, and nothing in memory.
+    pub(super) fn with_files(&self, files: Vec<FileEntry>) -> Self {
+        let mut state = self.state.clone();
+        state.files = Arc::new(files);
+        state.recent.clear();
+        state.old.clear();
+        Self { spec: self.spec.clone(), schema: self.schema.clone(), state }
+    }
+
     fn file(&self, file: &FileEntry) -> PartitionedFile {
         let values =
             partition_values(file.bucket, self.spec.layout).into_iter().map(|(_, v)| ScalarValue::Int32(Some(v)));

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use arrow::array::RecordBatch;
@@ -15,6 +16,8 @@ use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, e
 
 use super::checked::Checks;
 use super::columns::{add_columns, clash, columns_of, delta_columns, layout_of, metadata_of};
+use super::entities::levels::{self, Level};
+use super::entities::{self, Sizes};
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
 use super::store::SyncedFiles;
@@ -34,6 +37,8 @@ pub struct TableState {
     pub files: Arc<Vec<FileEntry>>,
     pub recent: Vec<Arc<Hot>>,
     pub old: Vec<Arc<Hot>>,
+    /// Of an entity table: rows that wait to be merged into its files.
+    pub levels: Arc<Vec<Level>>,
     /// The first parts of each class that are being written: no rows are merged into them.
     sealed: [usize; 2],
     /// Everything up to here is in files or hot rows.
@@ -60,6 +65,11 @@ pub struct LakeTable {
     pub full_schema: SchemaRef,
     /// App ids of the two positions.
     apps: [String; 2],
+    /// Of an entity table the app id of the position that its files alone have.
+    files_app: Option<String>,
+    /// Of what an entity table is made, and whether nothing is to wait in its levels when its view ends.
+    pub(super) sizes: Sizes,
+    merges_all: AtomicBool,
     delta: Mutex<Delta>,
     state: RwLock<TableState>,
     runtime: tokio::runtime::Handle,
@@ -69,6 +79,8 @@ pub(super) struct Delta {
     table: DeltaTable,
     commits: u64,
     committed: [Lsn; 2],
+    /// The record that the files have everything up to, as outside readers see them.
+    files_lsn: Lsn,
     /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
     pub(super) replaced: HashMap<PathBuf, (i64, u64)>,
     /// A commit failed and the table could not be read since: it must be, before anything is built on it.
@@ -83,6 +95,10 @@ pub struct Change {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
     pub positions: Vec<(Class, Lsn)>,
+    /// The levels of an entity table from here on, where they become others, and up to where its files are then; without levels up to
+    /// its position.
+    pub levels: Option<Vec<Level>>,
+    pub files_lsn: Option<Lsn>,
     /// Rows change; false for a merge, which only moves them.
     pub data_change: bool,
     /// The columns and folders that the table has from here on, where they become others: those of the files that are added.
@@ -125,7 +141,9 @@ impl LakeTable {
             view: path.display().to_string(),
             reason: e.to_string(),
         };
-        for file in files.iter() {
+        let (waiting, gone) = (new.snapshot().levels, self.snapshot().levels);
+        let own: Vec<FileEntry> = files.iter().chain(waiting.iter().map(|level| &level.entry)).cloned().collect();
+        for file in &own {
             let (from, to) = (new.spec.root.join(&file.path), self.spec.root.join(&file.path));
             if let Some(folder) = to.parent() {
                 crate::storage::create_folders(folder).map_err(|e| failed(folder, &e))?;
@@ -135,16 +153,18 @@ impl LakeTable {
                 _ => {}
             }
         }
-        sync_files(&self.spec.root, &files).map_err(|e| failed(&self.spec.root, &e))?;
+        sync_files(&self.spec.root, &own).map_err(|e| failed(&self.spec.root, &e))?;
         let committed = new.committed();
         let positions = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
         let is_one = self.spec.position_names().1.is_none();
         let positions = positions.into_iter().filter(|(class, _)| !(is_one && *class == Class::Old)).collect();
         let becomes = Some(Box::new(new.spec.clone()));
-        let change = Change { add: files.to_vec(), remove: there.to_vec(), positions, data_change: true, becomes };
-        self.commit(&change, &[])?;
+        let (add, remove) = (files.to_vec(), there.to_vec());
+        let levels = (!waiting.is_empty() || !gone.is_empty()).then(|| waiting.to_vec());
+        let files_lsn = Some(new.files_lsn());
+        self.commit(&Change { add, remove, positions, levels, files_lsn, data_change: true, becomes }, &[])?;
         // An outside reader may still read them: their grace begins now, also for the next start, which goes by this time.
-        for file in there.iter() {
+        for file in there.iter().chain(gone.iter().map(|level| &level.entry)) {
             let _ = std::fs::File::open(self.spec.root.join(&file.path))
                 .and_then(|file| file.set_modified(std::time::SystemTime::now()));
         }
@@ -169,33 +189,54 @@ impl LakeTable {
         if writable && adds_columns {
             runtime.block_on(add_columns(&mut table, &spec, &full_schema))?;
         }
-        let apps = [log.app(Class::Recent), log.app(Class::Old)];
-        let mut committed = [log.zero; 2];
-        for (at, app) in committed.iter_mut().zip(&apps) {
+        let is_leveled = spec.layout == Layout::Buckets;
+        let files_app = is_leveled.then(|| log.app(Class::Recent));
+        let recent_app = if is_leveled { log.levels_app() } else { log.app(Class::Recent) };
+        let apps = [recent_app, log.app(Class::Old)];
+        let position = |app: &String| {
             let found = runtime
                 .block_on(async { table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await });
-            if let Some(lsn) = found.map_err(|e| delta_error(&spec.root, &e))? {
-                *at = lsn as u64;
-            }
+            found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(|e| delta_error(&spec.root, &e))
+        };
+        let mut committed = [log.zero; 2];
+        for (at, app) in committed.iter_mut().zip(&apps) {
+            *at = position(app)?.unwrap_or(*at);
         }
+        let files_lsn = files_app.as_ref().map(&position).transpose()?.flatten();
+        // A table from before there were levels has its files' position only.
+        committed[0] = committed[0].max(files_lsn.unwrap_or(log.zero));
         let files = read_files(&spec, &table).map_err(|e| delta_error(&spec.root, &e))?;
-        if committed == [log.zero; 2] && !files.is_empty() {
+        let levels = read_levels(&spec, &table)?;
+        if committed == [log.zero; 2] && !(files.is_empty() && levels.is_empty()) {
             let reason = format!(
                 "holds rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
                 log.id
             );
             return Err(ViewError::Damaged { path: spec.root, reason });
         }
-        let state = TableState { files: Arc::new(files), ..TableState::default() };
+        let state = TableState { files: Arc::new(files), levels: Arc::new(levels), ..TableState::default() };
         let delta = Mutex::new(Delta {
             table,
             commits: 0,
             committed,
+            files_lsn: files_lsn.unwrap_or(log.zero),
             replaced: HashMap::new(),
             is_unknown: false,
             doubtful: Vec::new(),
         });
-        let table = Self { spec, configured, full_schema, apps, delta, state: RwLock::new(state), runtime };
+        let (state, sizes) = (RwLock::new(state), Sizes::default());
+        let table = Self {
+            spec,
+            configured,
+            full_schema,
+            apps,
+            files_app,
+            sizes,
+            merges_all: false.into(),
+            delta,
+            state,
+            runtime,
+        };
         if writable {
             table.remove_strays()?;
         }
@@ -223,6 +264,25 @@ impl LakeTable {
         self.read().files.clone()
     }
 
+    pub fn has_levels(&self) -> bool {
+        !self.read().levels.is_empty()
+    }
+
+    /// Lets the view merge at its end what waits in levels.
+    pub fn merge_at_the_end(&self) {
+        self.merges_all.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_to_be_merged(&self) -> bool {
+        self.merges_all.load(Ordering::Relaxed)
+    }
+
+    /// The files, also those that wait in levels.
+    pub fn all_files(&self) -> Vec<FileEntry> {
+        let state = self.snapshot();
+        state.files.iter().chain(state.levels.iter().map(|level| &level.entry)).cloned().collect()
+    }
+
     pub fn applied(&self) -> Lsn {
         self.read().applied
     }
@@ -237,6 +297,17 @@ impl LakeTable {
     /// Committed positions: recent, old.
     pub fn committed(&self) -> [Lsn; 2] {
         self.lock_delta().committed
+    }
+
+    /// The record that the files have everything up to, as outside readers see them.
+    pub fn files_lsn(&self) -> Lsn {
+        let delta = self.lock_delta();
+        let committed = delta.committed;
+        match (&self.files_app, self.spec.position_names().1) {
+            (Some(_), _) => delta.files_lsn,
+            (None, Some(_)) => committed[0].min(committed[1]),
+            (None, None) => committed[0],
+        }
     }
 
     /// Committed positions as the table itself tells them, for a start from there after an error.
@@ -331,19 +402,24 @@ impl LakeTable {
     pub fn commit(&self, change: &Change, drop_hot: &[(Class, usize)]) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         if let Err(error) = self.reload_if_unknown(&mut delta) {
-            self.remove_files(change.add.iter().map(|f| f.path.as_str()));
+            self.remove_files(self.new_files(change).map(|f| f.path.as_str()));
             return Err(error);
         }
-        let result = self.runtime.block_on(self.try_commit(&mut delta.table, change));
+        let before = self.snapshot().levels;
+        let files_lsn = self.files_lsn_of(&delta, change, &before);
+        let result = self.runtime.block_on(self.try_commit(&mut delta.table, change, files_lsn));
         if let Err(error) = result {
             self.settle(&mut delta, change, &error)?;
         }
         for (class, lsn) in &change.positions {
             delta.committed[*class as usize] = *lsn;
         }
+        delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
         delta.commits += 1;
         let now_ms = chrono::Utc::now().timestamp_millis();
-        delta.replaced.extend(change.remove.iter().map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
+        let merged = change.levels.iter().flat_map(|levels| entities::gone(&before, levels));
+        let replaced = change.remove.iter().chain(merged);
+        delta.replaced.extend(replaced.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
         // After an error the table was read again, and names the new files already.
         let gone: HashSet<&str> = change.remove.iter().chain(&change.add).map(|f| f.path.as_str()).collect();
@@ -351,6 +427,9 @@ impl LakeTable {
             state.files.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
         files.extend(change.add.iter().cloned());
         state.files = Arc::new(files);
+        if let Some(levels) = &change.levels {
+            state.levels = Arc::new(levels.clone());
+        }
         for (class, parts) in drop_hot {
             state.sealed[*class as usize] = 0;
             match class {
@@ -361,11 +440,33 @@ impl LakeTable {
         Ok(())
     }
 
-    async fn try_commit(&self, table: &mut DeltaTable, change: &Change) -> Result<(), DeltaTableError> {
+    /// The files that a change brings, levels too.
+    fn new_files<'a>(&self, change: &'a Change) -> impl Iterator<Item = &'a FileEntry> {
+        let there = self.snapshot().levels;
+        let is_new = move |level: &&Level| !there.contains(level);
+        let levels = change.levels.iter().flatten().filter(is_new).map(|level| &level.entry);
+        change.add.iter().chain(levels)
+    }
+
+    /// Up to where the files are after a change, where that becomes another record.
+    fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
+        self.files_app.as_ref()?;
+        let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();
+        let position = change.positions.iter().map(|(_, lsn)| *lsn).max().unwrap_or(delta.committed[0]);
+        if has_levels { change.files_lsn } else { Some(position) }
+    }
+
+    async fn try_commit(
+        &self,
+        table: &mut DeltaTable,
+        change: &Change,
+        files_lsn: Option<Lsn>,
+    ) -> Result<(), DeltaTableError> {
         let mut transactions: Vec<Transaction> = Vec::new();
         for (class, lsn) in &change.positions {
             transactions.push(Transaction::new(&self.apps[*class as usize], *lsn as i64));
         }
+        transactions.extend(self.files_app.as_ref().zip(files_lsn).map(|(app, lsn)| Transaction::new(app, lsn as i64)));
         if !change.remove.is_empty() {
             transactions.push(Transaction::new("__maint__", table.version().map_or(0, |v| v as i64 + 1)));
         }
@@ -376,8 +477,10 @@ impl LakeTable {
         actions.extend(
             change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
-        if let Some(spec) = &change.becomes {
-            actions.push(Action::Metadata(metadata_of(table.snapshot()?.metadata(), spec)?));
+        if change.becomes.is_some() || change.levels.is_some() {
+            let metadata =
+                metadata_of(table.snapshot()?.metadata(), change.becomes.as_deref(), change.levels.as_deref())?;
+            actions.push(Action::Metadata(metadata));
         }
         let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty() {
             DeltaOperation::Update { predicate: None }
@@ -405,9 +508,12 @@ impl LakeTable {
     fn settle(&self, delta: &mut Delta, change: &Change, error: &DeltaTableError) -> Result<(), ViewError> {
         let reason = error.to_string();
         delta.is_unknown = true;
-        delta.doubtful.extend(change.add.iter().map(|f| f.path.clone()));
+        let paths: Vec<String> = self.new_files(change).map(|f| f.path.clone()).collect();
+        delta.doubtful.extend(paths);
         let files = self.reload_if_unknown(delta)?;
-        let happened = change.add.iter().chain(&change.remove).next().is_some()
+        let is_named = |levels: &Vec<Level>| *self.snapshot().levels == *levels;
+        let happened = (change.levels.is_some() || change.add.iter().chain(&change.remove).next().is_some())
+            && change.levels.as_ref().is_none_or(is_named)
             && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
             && change.remove.iter().all(|f| !files.iter().any(|g| g.path == f.path));
         if happened { Ok(()) } else { Err(ViewError::Failed { view: self.spec.name.clone(), reason }) }
@@ -432,20 +538,30 @@ impl LakeTable {
         }
         delta.table.state = None;
         self.runtime.block_on(delta.table.load()).map_err(failed)?;
-        for (at, app) in self.apps.iter().enumerate() {
-            let table = &delta.table;
+        let table = &delta.table;
+        let position = |app: &String| {
             let found = self
                 .runtime
                 .block_on(async { table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await });
-            if let Some(lsn) = found.map_err(failed)? {
-                delta.committed[at] = lsn as u64;
-            }
-        }
+            found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(failed)
+        };
+        let committed = [position(&self.apps[0])?, position(&self.apps[1])?];
+        let files_lsn = self.files_app.as_ref().map(position).transpose()?.flatten();
         let files = Arc::new(read_files(&self.spec, &delta.table).map_err(failed)?);
-        self.write().files = files.clone();
+        let levels = Arc::new(read_levels(&self.spec, &delta.table)?);
+        let mut state = self.write();
+        (state.files, state.levels) = (files.clone(), levels.clone());
+        drop(state);
+        for (at, found) in delta.committed.iter_mut().zip(committed) {
+            *at = found.unwrap_or(*at);
+        }
+        delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
+        delta.committed[0] = delta.committed[0].max(files_lsn.unwrap_or(0));
         delta.is_unknown = false;
         let doubtful = std::mem::take(&mut delta.doubtful);
-        self.remove_files(doubtful.iter().map(String::as_str).filter(|path| !files.iter().any(|f| f.path == **path)));
+        let named: HashSet<&str> =
+            files.iter().chain(levels.iter().map(|level| &level.entry)).map(|f| f.path.as_str()).collect();
+        self.remove_files(doubtful.iter().map(String::as_str).filter(|path| !named.contains(path)));
         Ok(files)
     }
 
@@ -464,9 +580,10 @@ impl LakeTable {
     }
 
     /// Names of the Delta log's files, and the files of rows that they name, of one moment.
-    pub fn committed_files(&self) -> Result<(Vec<PathBuf>, Arc<Vec<FileEntry>>), ViewError> {
+    pub fn committed_files(&self) -> Result<(Vec<PathBuf>, Vec<FileEntry>), ViewError> {
         let mut delta = self.lock_delta();
-        let files = self.reload_if_unknown(&mut delta)?;
+        self.reload_if_unknown(&mut delta)?;
+        let files = self.all_files();
         let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
         let folder = Path::new("_delta_log");
         let mut log = Vec::new();
@@ -558,6 +675,13 @@ fn remove_action(spec: &TableSpec, file: &FileEntry, data_change: bool, now_ms: 
 /// The files of the loaded version.
 fn read_files(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<FileEntry>, DeltaTableError> {
     Ok(table.snapshot()?.log_data().iter().map(|f| file_entry(spec, &f)).collect())
+}
+
+/// The levels that the loaded version names.
+fn read_levels(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<Level>, ViewError> {
+    let snapshot = table.snapshot().map_err(|e| delta_error(&spec.root, &e))?;
+    let Some(text) = snapshot.metadata().configuration().get(levels::KEY) else { return Ok(Vec::new()) };
+    levels::from_text(spec, text).map_err(ViewError::failed(spec.name.clone()))
 }
 
 fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {

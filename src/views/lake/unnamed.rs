@@ -32,7 +32,7 @@ impl LakeTable {
     /// outside reader may still read what was replaced a moment ago: such a file leaves with those that are replaced later. Only
     /// when nothing is being written yet.
     pub(super) fn remove_strays(&self) -> Result<(), ViewError> {
-        let named: HashSet<PathBuf> = self.files().iter().map(|f| self.spec.root.join(&f.path)).collect();
+        let named: HashSet<PathBuf> = self.all_files().iter().map(|f| self.spec.root.join(&f.path)).collect();
         let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
         let now_ms = chrono::Utc::now().timestamp_millis();
         let mut delta = self.lock_delta();
@@ -53,7 +53,7 @@ impl LakeTable {
     /// Bytes of the table's folder that no version in force names: replaced files, and files of a commit under way.
     pub fn unnamed_bytes(&self) -> u64 {
         let all: u64 = data_files(&self.spec.root).unwrap_or_default().iter().map(|(_, m)| m.len()).sum();
-        all.saturating_sub(self.files().iter().map(|f| f.bytes).sum())
+        all.saturating_sub(self.all_files().iter().map(|f| f.bytes).sum())
     }
 }
 

@@ -1,0 +1,359 @@
+//! Entity tables: of each key the newest row. What a commit costs follows the rows that it brings, not those that the table has.
+//!
+//! # Leaves
+//!
+//! An outside reader knows no versions: it takes all rows of all files that a Delta version names. So in those files each key is
+//! there once, and a changed row can only come by writing its file again. To keep that small, a table is made of *leaves*: a file
+//! has the keys of a range of places (`leaves`) and is split when it has become too large. Keys that are numbers keep their order,
+//! so that new ones, given as they come, touch the last leaves only; others are spread by their hash.
+//!
+//! # Levels
+//!
+//! Where a commit's rows reach many leaves, with a few rows each, writing them all again would cost as much as the table has, at
+//! every commit. Such rows wait in a *level*: a file in the table's folder, sorted by place, that the table's metadata names and an
+//! outside reader does not see (`levels`). Levels of one size become one, so that there are few. They are merged into the leaves as
+//! soon as that writes at most [`SHARE`] rows for each row that waits. A level is synced, and named by the Delta commit that brings
+//! the position, so that rows in it are as safe as those in leaves: the log is trimmed as before.
+//!
+//! Why not deletion vectors: many readers refuse tables that have them, delta-rs in Python among them. Why not a file of each
+//! commit's rows, with a view over them: to read that, one must know of it.
+//!
+//! # Merges
+//!
+//! A merge that is small is part of the commit that found it worth it. A large one would keep rows waiting in memory for seconds, so it
+//! goes in steps beside the commits: at each, some leaves are written again under new names that no version names yet; with the last
+//! of them, one Delta commit puts all of them in the place of the old ones and lets go of the levels that they hold. So each Delta
+//! version is the table as of one record, the LSN of the transaction `weir/…/recent`; the transaction `weir/…/levels` has the
+//! view's own position, which the levels reach. After a kill the steps are taken again: no version named what they wrote.
+//!
+//! What was merged twice is as if it were once, since of a key the newest row wins. Rows wait in levels for [`OVERDUE`] at most, then
+//! they are merged whatever it costs; `weir run --once` merges all at its end, `weir compact` at once.
+//!
+//! # An example
+//!
+//! A table of 8,000,000 rows has about 160 leaves of 50,000. A commit brings 40,000 changed rows of keys without order, so all leaves
+//! are reached. Merging would write 8,000,000 rows, 200 for each: they become a level. The fourth such level takes the three before
+//! with it, 160,000 rows in one file, and so on. When 2,000,000 rows wait, merging costs 4 for each; it begins, with 320,000 rows at
+//! each of the next commits, whose own rows go into new levels. After 25 commits the table is as of the record at which the merge
+//! began. Each changed row was written once as it came, once for each size of level, log₄(2,000,000 / 40,000) = 3 times, and 4 to 5
+//! times with its neighbours: 9 rows for one, where writing what is reached would write 200.
+//!
+//! # Queries
+//!
+//! A query goes through the leaves in order (`scan`): of each it reads the files, the rows that the levels and memory have of it,
+//! and gives the newest of each key. What it holds at once is a leaf.
+
+pub mod leaves;
+pub mod levels;
+#[cfg(test)]
+mod model;
+pub mod scan;
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+
+use super::files::{Attempt, FileEntry, sync_files};
+use super::table::TableState;
+use super::{Change, LakeTable, TableSpec};
+use crate::event::Lsn;
+use crate::views::ViewError;
+use leaves::{Leaf, Placed, leaves, newest_of, reached};
+use levels::Level;
+
+/// Rows that a merge may write for each row that waits.
+const SHARE: u64 = 4;
+/// Rows of a merge's step for each row that a commit brings: it ends before half as many as it began with wait again.
+const STEP: u64 = 8;
+/// How long rows wait in levels.
+const OVERDUE: Duration = Duration::from_secs(3_600);
+/// Between two steps of a merge while no rows come.
+pub const PACE: Duration = Duration::from_secs(1);
+/// How often it is looked whether rows wait too long.
+pub const LOOK: Duration = Duration::from_secs(10);
+
+/// Sizes of what a table is made of.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    /// Rows of a leaf, and the memory that they take, at most.
+    pub leaf_rows: usize,
+    pub leaf_bytes: usize,
+    /// Rows of a row group of a level: the least that is read of it.
+    pub group_rows: usize,
+    /// Rows that any commit may write.
+    pub floor: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { leaf_rows: 64 << 10, leaf_bytes: 16 << 20, group_rows: 4 << 10, floor: 64 << 10 }
+    }
+}
+
+/// What a commit finds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Found {
+    /// Rows that it brings, rows that wait in levels, and rows of the leaves that both reach.
+    new: u64,
+    waiting: u64,
+    reached: u64,
+    /// Some wait too long, or a leaf is far too large.
+    is_overdue: bool,
+}
+
+/// What becomes of a commit's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// They are merged, with all that wait.
+    Merge,
+    /// They wait with the others, and a merge of all begins.
+    Begin,
+    Wait,
+}
+
+/// Pure.
+fn way(found: Found, floor: u64) -> Way {
+    let is_worth_it = found.reached <= SHARE * (found.new + found.waiting) + floor;
+    if !is_worth_it && !found.is_overdue {
+        Way::Wait
+    } else if found.reached <= floor.max(STEP * found.new) {
+        Way::Merge
+    } else {
+        Way::Begin
+    }
+}
+
+/// A merge that goes in steps. Unless its files are committed, they are removed with it.
+#[derive(Debug)]
+pub struct Merge {
+    attempt: Attempt,
+    /// The record as of which it makes the table.
+    to: Lsn,
+    levels: Vec<Level>,
+    todo: VecDeque<Leaf>,
+    add: Vec<FileEntry>,
+    remove: Vec<FileEntry>,
+}
+
+impl Merge {
+    fn begin(spec: &TableSpec, levels: Vec<Level>, todo: Vec<Leaf>, to: Lsn) -> Self {
+        Self { attempt: Attempt::of(spec), to, levels, todo: todo.into(), add: Vec::new(), remove: Vec::new() }
+    }
+
+    /// Writes leaves again, about so many rows.
+    fn step(&mut self, table: &LakeTable, rows: u64, now_ms: i64) -> Result<(), String> {
+        let (spec, before, mut written) = (&table.spec, self.add.len(), 0);
+        while written < rows
+            && let Some(leaf) = self.todo.pop_front()
+        {
+            let newest = newest_of(spec, &leaf.files, &self.levels, &Placed::default(), &leaf.places)?;
+            written += newest.num_rows() as u64;
+            self.add.extend(leaves::write(spec, &table.sizes, &self.attempt, leaf.from(), &newest, now_ms)?);
+            self.remove.extend(leaf.files);
+        }
+        sync_files(&spec.root, &self.add[before..])
+    }
+}
+
+/// How a commit goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// As much as is due.
+    Due,
+    /// Nothing is to wait in levels, whatever it costs.
+    All,
+}
+
+/// What there is to commit.
+#[derive(Debug, Default)]
+pub struct Written {
+    pub add: Vec<FileEntry>,
+    pub remove: Vec<FileEntry>,
+    /// The levels from here on, where they become others.
+    pub levels: Option<Vec<Level>>,
+    /// Where a merge has ended: the record as of which the files are.
+    pub files_lsn: Option<Lsn>,
+    /// A merge that has not ended.
+    pub merge: Option<Merge>,
+    /// Whose files these are.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Written {
+    /// Whether a Delta version comes of it.
+    pub fn is_some(&self) -> bool {
+        self.levels.is_some() || !self.add.is_empty() || !self.remove.is_empty()
+    }
+}
+
+/// Writes rows that come, and goes on with a merge. Only one at a time may write to a table.
+pub fn write(
+    table: &LakeTable,
+    rows: Vec<RecordBatch>,
+    mut merge: Option<Merge>,
+    how: How,
+    to: Lsn,
+) -> Result<Written, String> {
+    let now_ms = chrono::Utc::now().timestamp_millis();
+    let state = table.snapshot();
+    let (spec, sizes, leaves) = (&table.spec, &table.sizes, leaves(&state.files));
+    let hot = Placed::of(spec, rows);
+    let attempt = Attempt::of(spec);
+    let mut written = Written::default();
+    let due = match &merge {
+        Some(_) => Way::Wait,
+        None => {
+            let dirty = dirty(&leaves, &state.levels, &hot, sizes);
+            let found = found(&leaves, &dirty, &state.levels, &hot, sizes, now_ms);
+            let way = if how == How::All { Way::Merge } else { way(found, sizes.floor) };
+            if way == Way::Merge {
+                merge_now(table, &attempt, dirty, &state, &hot, &mut written, now_ms)?;
+                sync_files(&spec.root, &written.add)?;
+                written.attempts.push(attempt);
+                return Ok(written);
+            }
+            way
+        }
+    };
+    let mut there = state.levels.to_vec();
+    if hot.all_rows() > 0 {
+        let is_merging = |level: &Level| merge.as_ref().is_some_and(|merge| merge.levels.contains(level));
+        // What is about to be merged is not written once more.
+        let free: Vec<Level> = there.iter().filter(|level| due == Way::Wait && !is_merging(level)).cloned().collect();
+        let (level, gone) = levels::add(spec, sizes, &attempt, &leaves, (&free, &hot), now_ms)?;
+        sync_files(&spec.root, std::slice::from_ref(&level.entry))?;
+        there.retain(|level| !gone.contains(&level.entry.path));
+        there.push(level);
+        written.levels = Some(there.clone());
+        written.attempts.push(attempt);
+    }
+    if due == Way::Begin {
+        let dirty = dirty(&leaves, &there, &Placed::default(), sizes);
+        let todo = dirty.into_iter().map(|at| leaves[at].clone()).collect();
+        merge = Some(Merge::begin(spec, there.clone(), todo, to));
+    }
+    let Some(mut merge) = merge else { return Ok(written) };
+    merge.step(
+        table,
+        if how == How::All { u64::MAX } else { sizes.floor.max(STEP * hot.all_rows() as u64) },
+        now_ms,
+    )?;
+    if !merge.todo.is_empty() {
+        written.merge = Some(merge);
+        return Ok(written);
+    }
+    there.retain(|level| !merge.levels.contains(level));
+    written.levels = Some(there);
+    written.files_lsn = Some(merge.to);
+    written.add.extend(merge.add);
+    written.remove.extend(merge.remove);
+    written.attempts.push(merge.attempt);
+    Ok(written)
+}
+
+/// Merges rows and levels into the leaves that they reach.
+fn merge_now(
+    table: &LakeTable,
+    attempt: &Attempt,
+    dirty: Vec<usize>,
+    state: &TableState,
+    hot: &Placed,
+    written: &mut Written,
+    now_ms: i64,
+) -> Result<(), String> {
+    let leaves = leaves(&state.files);
+    // One leaf at a time is in memory.
+    for leaf in dirty.into_iter().map(|at| &leaves[at]) {
+        let rows = newest_of(&table.spec, &leaf.files, &state.levels, hot, &leaf.places)?;
+        written.add.extend(leaves::write(&table.spec, &table.sizes, attempt, leaf.from(), &rows, now_ms)?);
+        written.remove.extend(leaf.files.iter().cloned());
+    }
+    written.levels = (!state.levels.is_empty()).then(Vec::new);
+    Ok(())
+}
+
+/// The leaves that levels and rows in memory reach, and those that are to be split, by their numbers.
+fn dirty(leaves: &[Leaf], levels: &[Level], hot: &Placed, sizes: &Sizes) -> Vec<usize> {
+    let mut is_dirty: Vec<bool> =
+        leaves.iter().map(|leaf| is_too_large(leaf.rows(), sizes) || hot.count(&leaf.places) > 0).collect();
+    for (range, _) in levels.iter().flat_map(Level::spans) {
+        is_dirty[reached(leaves, &range)].fill(true);
+    }
+    (0..leaves.len()).filter(|at| is_dirty[*at]).collect()
+}
+
+/// A leaf of a table from before there were leaves.
+fn is_too_large(rows: u64, sizes: &Sizes) -> bool {
+    rows > 2 * sizes.leaf_rows as u64
+}
+
+fn found(leaves: &[Leaf], dirty: &[usize], levels: &[Level], hot: &Placed, sizes: &Sizes, now_ms: i64) -> Found {
+    Found {
+        new: hot.all_rows() as u64,
+        waiting: levels.iter().map(Level::rows).sum(),
+        reached: dirty.iter().map(|at| leaves[*at].rows()).sum(),
+        is_overdue: has_overdue(levels, now_ms) || leaves.iter().any(|leaf| is_too_large(leaf.rows(), sizes)),
+    }
+}
+
+fn has_overdue(levels: &[Level], now_ms: i64) -> bool {
+    levels.iter().any(|level| now_ms - level.entry.written_ms >= OVERDUE.as_millis() as i64)
+}
+
+/// Whether there is something to merge without regard to what comes.
+pub fn is_overdue(table: &LakeTable) -> bool {
+    let state = table.snapshot();
+    has_overdue(&state.levels, chrono::Utc::now().timestamp_millis())
+        || state.files.iter().any(|file| is_too_large(file.rows, &table.sizes))
+}
+
+/// Merges all that waits in the levels of a table that nobody writes to; gives the number of merges.
+pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
+    let state = table.snapshot();
+    if state.levels.is_empty() && !is_overdue(table) {
+        return Ok(0);
+    }
+    let failed = ViewError::failed(format!("lake/{}", table.spec.name));
+    let written = write(table, Vec::new(), None, How::All, table.committed()[0]).map_err(failed)?;
+    table.commit(&change(written), &[])?;
+    Ok(1)
+}
+
+/// A change of what was written, which answers for its files from now on.
+pub fn change(written: Written) -> Change {
+    written.attempts.into_iter().for_each(Attempt::give_up);
+    Change {
+        add: written.add,
+        remove: written.remove,
+        levels: written.levels,
+        files_lsn: written.files_lsn,
+        data_change: true,
+        ..Change::default()
+    }
+}
+
+/// The levels of a state that are no longer in another one.
+pub fn gone<'a>(before: &'a [Level], now: &[Level]) -> Vec<&'a FileEntry> {
+    let there: HashSet<&str> = now.iter().map(|level| level.entry.path.as_str()).collect();
+    before.iter().map(|level| &level.entry).filter(|entry| !there.contains(entry.path.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_merged_where_few_are_written_for_each() {
+        let floor = 1_000;
+        let way = |new, waiting, reached, is_overdue| way(Found { new, waiting, reached, is_overdue }, floor);
+        // What is small, or reaches little, is merged at once.
+        assert_eq!(way(1, 0, 1_000, false), Way::Merge);
+        assert_eq!(way(10_000, 0, 41_000, false), Way::Merge);
+        assert_eq!(way(10_000, 0, 41_001, false), Way::Wait);
+        assert_eq!(way(1, 9_999, 41_000, false), Way::Begin);
+        assert_eq!(way(6_000, 4_000, 41_000, false), Way::Merge);
+        assert_eq!(way(1, 0, 1_000_000, true), Way::Begin);
+        assert_eq!(way(0, 1, 900, true), Way::Merge);
+    }
+}
