@@ -12,7 +12,7 @@
 //! Where a commit's rows reach many leaves, with a few rows each, writing them all again would cost as much as the table has, at
 //! every commit. Such rows wait in a *level*: a file in the table's folder, sorted by place, that the table's metadata names and an
 //! outside reader does not see (`levels`). Levels of one size become one, so that there are few. They are merged into the leaves as
-//! soon as that writes at most [`SHARE`] rows for each row that waits. A level is synced, and named by the Delta commit that brings
+//! soon as that writes at most `SHARE` rows for each row that waits. A level is synced, and named by the Delta commit that brings
 //! the position, so that rows in it are as safe as those in leaves: the log is trimmed as before.
 //!
 //! Why not deletion vectors: many readers refuse tables that have them, delta-rs in Python among them. Why not a file of each
@@ -26,7 +26,7 @@
 //! version is the table as of one record, the LSN of the transaction `weir/…/recent`; the transaction `weir/…/levels` has the
 //! view's own position, which the levels reach. After a kill the steps are taken again: no version named what they wrote.
 //!
-//! What was merged twice is as if it were once, since of a key the newest row wins. Rows wait in levels for [`OVERDUE`] at most, then
+//! What was merged twice is as if it were once, since of a key the newest row wins. Rows wait in levels for `OVERDUE` at most, then
 //! they are merged whatever it costs; `weir run --once` merges all at its end, `weir compact` at once.
 //!
 //! # An example
