@@ -501,7 +501,7 @@ impl Writer {
                 Ok(first) => first,
                 Err(RecvTimeoutError::Timeout) => {
                     self.keep_up(&mut hand_on)?;
-                    // Nothing has reached the log of what is still being decoded: whoever brings it is refused.
+                    // A request that is still being decoded has not reached the log, so refusing it loses nothing.
                     if self.gate.lock().is_closed && closed.get_or_insert_with(Instant::now).elapsed() >= STOP_TIME {
                         break;
                     }
@@ -523,7 +523,7 @@ impl Writer {
             self.finish(&mut written, &mut hand_on)?;
             self.keep_up(&mut hand_on)?;
         }
-        // Whoever could wait has gone.
+        // No source is left that could wait for room.
         self.gate.close();
         self.keep_up(&mut hand_on)?;
         Ok(self.wal)

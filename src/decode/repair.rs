@@ -23,7 +23,7 @@ pub fn lone_surrogates(text: &str) -> Option<String> {
     replaced.and_then(|bytes| String::from_utf8(bytes).ok())
 }
 
-/// The code unit of the escape `\uXXXX` at a position.
+/// The UTF-16 code unit of the escape at `at`: a backslash, `u` and four hexadecimal digits.
 fn escaped(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
     escape.iter().try_fold(0, |code, digit| Some(code << 4 | char::from(*digit).to_digit(16)? as u16))

@@ -68,12 +68,12 @@ impl<T: Claims> Aside<T> {
         }
     }
 
-    /// Waits behind all others.
+    /// Queues a frame after all others.
     pub fn put(&mut self, frame: T) {
         self.waiting.push_back(frame);
     }
 
-    /// The frame that goes on first.
+    /// The frame that has waited longest.
     pub fn take(&mut self) -> Option<T> {
         self.waiting.pop_front()
     }

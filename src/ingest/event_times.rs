@@ -44,7 +44,7 @@ impl SortTimes {
 }
 
 impl Ingest {
-    /// Times to sort a stream's records by; none where there is no such stream.
+    /// Times to sort a stream's records by, or `None` for an unknown stream.
     pub fn sort_times(&self, stream: &str) -> Option<SortTimes> {
         self.catalog.streams.get(stream).cloned().map(SortTimes::new)
     }
@@ -72,7 +72,7 @@ mod tests {
             next(&["broken", "{\"t\":5,\"v\":1}", "{\"t\":3,\"v\":9}", "{\"t\":4,\"v\":1}"], &[]),
             [Micros::MIN, 5, 5, 4]
         );
-        // It goes on among batches, and the present does not matter.
+        // The last time carries over to the next batch, and the wall clock has no influence.
         assert_eq!(next(&["{}", "{\"t\":1,\"v\":1}", &format!("{{\"t\":{far},\"v\":2}}")], &[(1, 99)]), [4, 4, far]);
     }
 }

@@ -70,7 +70,7 @@ impl Arrivals {
             }
             doubtful.last = doubtful.last.max(at);
             if since_first >= CONFIRMED {
-                // A silence among them is no evidence of how long it was.
+                // Gaps between arrivals do not count: a clock that jumped looks like a long silence.
                 self.reached = self.reached.max(Some(doubtful.first + doubtful.steady));
             } else {
                 self.doubtful = Some(doubtful);

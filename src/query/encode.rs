@@ -15,7 +15,7 @@ use super::sql::SqlAnswer;
 use super::{AsOf, QueryError, local};
 use crate::views::lake::provider::is_binary;
 
-/// How times are written: those in UTC, and those without a zone, which are local times of whoever made them.
+/// Formats of times: with the `Z` of UTC, and without an offset for timestamps without a time zone.
 const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
 const LOCAL_TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3f";
 /// Rows that are written at once, and about how many bytes of them.
