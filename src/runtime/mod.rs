@@ -4,6 +4,7 @@
 mod backlog;
 pub mod backup;
 pub mod disorder;
+mod error;
 pub mod folder;
 mod history;
 pub mod inspect;
@@ -35,25 +36,26 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, Declarations, SourceKind};
+use crate::config::{Config, Declarations, SourceKind};
 use crate::event::{Lsn, SharedHealth, SourceState, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{OperatorError, positions};
+use crate::operators::positions;
+use crate::query::Handles;
 use crate::query::live::Live;
 use crate::query::spool::Spools;
 use crate::query::sql::{SqlEngine, SqlLimits};
-use crate::query::{Handles, QueryError};
 use crate::schema::{Catalog, names, versions_of};
 use crate::sources::{self, SourceError, Stop};
-use crate::storage::{Disk, damage_in};
+use crate::storage::Disk;
 use crate::threads::{self, Panics, panic_if_asked};
 use crate::views::ViewError;
 use crate::views::driver::Status;
 use crate::views::lake::LogName;
 use crate::views::lake::compact::When;
 use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions};
+use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
 use backup::Backup;
+pub use error::RuntimeError;
 use folder::{Folder, Lock};
 use maintenance::Maintenance;
 use pipeline::{Pipeline, Resume};
@@ -61,85 +63,6 @@ use questions::Answers;
 use retry::Retry;
 use snapshots::Snapshots;
 use ticks::{Connected, Ticker};
-
-/// Why the process cannot go on; each kind has its exit code.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// Usage or configuration: exit 2.
-    #[error("{0}")]
-    Config(String),
-    /// Damaged or newer data: exit 65.
-    #[error("{0}")]
-    Damaged(String),
-    /// The data folder is in use: exit 75.
-    #[error("{0}")]
-    InUse(String),
-    /// Records were not taken in.
-    #[error(transparent)]
-    NotTaken(IngestError),
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl RuntimeError {
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) => 2,
-            Self::Damaged(_) => 65,
-            // Of a file that was found damaged while it was read.
-            Self::Failed(reason) if damage_in(reason).is_some() => 65,
-            Self::InUse(_) => 75,
-            Self::NotTaken(_) | Self::Failed(_) => 1,
-        }
-    }
-}
-
-impl From<ConfigError> for RuntimeError {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error.to_string())
-    }
-}
-
-impl From<WalError> for RuntimeError {
-    fn from(error: WalError) -> Self {
-        match error {
-            WalError::Newer { .. }
-            | WalError::SegmentHeader { .. }
-            | WalError::Damaged { .. }
-            | WalError::Missing { .. }
-            | WalError::Instance { .. } => Self::Damaged(error.to_string()),
-            WalError::Io { .. }
-            | WalError::Sync { .. }
-            | WalError::TooLarge { .. }
-            | WalError::Budget { .. }
-            | WalError::NoRoom { .. } => Self::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<OperatorError> for RuntimeError {
-    fn from(error: OperatorError) -> Self {
-        match error {
-            OperatorError::Io { .. } => Self::Failed(error.to_string()),
-            error => Self::Damaged(error.to_string()),
-        }
-    }
-}
-
-impl From<ViewError> for RuntimeError {
-    fn from(error: ViewError) -> Self {
-        if error.is_final() { Self::Damaged(error.to_string()) } else { Self::Failed(error.to_string()) }
-    }
-}
-
-impl From<QueryError> for RuntimeError {
-    fn from(error: QueryError) -> Self {
-        match error {
-            QueryError::Invalid(_) => Self::Config(error.to_string()),
-            _ => Self::Failed(error.to_string()),
-        }
-    }
-}
 
 /// The name of the source that POSTs come from.
 const HTTP: &str = "http";
