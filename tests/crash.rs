@@ -14,12 +14,8 @@ fn fifty_kills_during_ingest_lose_and_double_nothing() {
         // The file grows before each run, so that every run has something to take in while it dies.
         written = (written + 600).min(all.len());
         bench.write("in.ndjson", &ndjson(&all[..written]));
-        let mut child =
-            bench.command(&["run", "-q"]).env("WEIR_SERVER_HTTP", "127.0.0.1:0").spawn().expect("the binary runs");
         // Anywhere from before the log is opened to long after everything is committed.
-        std::thread::sleep(Duration::from_millis(30 + numbers.below(500)));
-        child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
+        bench.killed_after(Duration::from_millis(30 + numbers.below(500)));
         if kill % 10 == 9 {
             bench.once();
             holds_exactly(&bench, &all[..written]);

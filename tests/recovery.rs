@@ -466,11 +466,7 @@ fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double
     for (round, view) in views.iter().cycle().take(18).enumerate() {
         written = (written + 450).min(all.len());
         bench.write("in.ndjson", &ndjson(&all[..written]));
-        let mut child =
-            bench.command(&["run", "-q"]).env("WEIR_SERVER_HTTP", "127.0.0.1:0").spawn().expect("the binary runs");
-        std::thread::sleep(std::time::Duration::from_millis(100 + numbers.below(900)));
-        child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
+        bench.killed_after(std::time::Duration::from_millis(100 + numbers.below(900)));
         // Every other time what catches up is left alone.
         if round % 2 == 0 && bench.path("old").join(view).exists() {
             std::fs::remove_dir_all(bench.path("data").join(view)).expect("removable");

@@ -63,6 +63,15 @@ impl Bench {
         command
     }
 
+    /// Starts a server and kills it with -9 after so long: wherever it is then.
+    pub fn killed_after(&self, time: Duration) {
+        let mut command = self.command(&["run", "-q"]);
+        let mut child = command.env("WEIR_SERVER_HTTP", "127.0.0.1:0").spawn().expect("the binary runs");
+        std::thread::sleep(time);
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+    }
+
     pub fn output(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("the binary runs")
     }

@@ -64,22 +64,9 @@ fn thin_hours(layout: Layout, files: &[FileEntry]) -> Option<(usize, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::views::lake::files::Class;
 
     fn file(bucket: i64, bytes: u64) -> FileEntry {
-        FileEntry {
-            path: String::new(),
-            bytes,
-            rows: 1,
-            bucket,
-            class: Class::Recent,
-            min_time: 0,
-            max_time: 0,
-            min_lsn: 0,
-            max_lsn: 0,
-            written_ms: 0,
-            checks: Default::default(),
-        }
+        FileEntry { bytes, bucket, ..FileEntry::sample() }
     }
 
     #[test]

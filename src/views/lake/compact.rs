@@ -263,15 +263,10 @@ mod tests {
         FileEntry {
             path: format!("{class:?}-{kib}-{minutes_old}"),
             bytes: kib << 10,
-            rows: 1,
             bucket: 7,
             class,
-            min_time: 0,
-            max_time: 0,
-            min_lsn: 0,
-            max_lsn: 0,
             written_ms: -minutes_old * 60_000,
-            checks: Default::default(),
+            ..FileEntry::sample()
         }
     }
 

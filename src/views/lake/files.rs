@@ -74,6 +74,26 @@ pub struct FileEntry {
     pub checks: Checks,
 }
 
+#[cfg(test)]
+impl FileEntry {
+    /// A file of one row and no bytes, of which a test says what matters to it.
+    pub fn sample() -> Self {
+        Self {
+            path: String::new(),
+            bytes: 0,
+            rows: 1,
+            bucket: 0,
+            class: Class::Recent,
+            min_time: 0,
+            max_time: 0,
+            min_lsn: 0,
+            max_lsn: 0,
+            written_ms: 0,
+            checks: Checks::default(),
+        }
+    }
+}
+
 /// Values of the partition columns of a bucket, in their order.
 pub fn partition_values(bucket: i64, layout: Layout) -> Vec<(&'static str, i32)> {
     let Some(width) = layout.width() else { return vec![("bucket", bucket as i32)] };

@@ -278,7 +278,7 @@ mod tests {
     use parquet::arrow::ArrowWriter;
 
     use super::super::TableSpec;
-    use super::super::files::{Class, FileEntry};
+    use super::super::files::FileEntry;
     use super::*;
     use crate::schema::Layout;
 
@@ -300,14 +300,9 @@ mod tests {
             path: name.into(),
             bytes: std::fs::metadata(&path).expect("there").len(),
             rows: 2,
-            bucket: 0,
-            class: Class::Recent,
-            min_time: 0,
-            max_time: 0,
             min_lsn: 1,
             max_lsn: 2,
-            written_ms: 0,
-            checks: Default::default(),
+            ..FileEntry::sample()
         };
         LakeFile::open(&CheckedFile::of(&spec, &entry)).expect("opens")
     }

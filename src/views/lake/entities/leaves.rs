@@ -245,19 +245,7 @@ mod tests {
     use super::*;
 
     fn file(path: &str, bucket: i64) -> FileEntry {
-        FileEntry {
-            path: path.into(),
-            bytes: 1,
-            rows: 1,
-            bucket,
-            class: Class::Recent,
-            min_time: 0,
-            max_time: 0,
-            min_lsn: 0,
-            max_lsn: 0,
-            written_ms: 0,
-            checks: Default::default(),
-        }
+        FileEntry { path: path.into(), bytes: 1, bucket, ..FileEntry::sample() }
     }
 
     #[test]
