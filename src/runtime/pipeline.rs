@@ -68,7 +68,7 @@ impl Pipeline {
     pub fn start(
         config: &Config,
         snapshots: Snapshots,
-        wal: Wal,
+        mut wal: Wal,
         catalog: &Arc<Catalog>,
         opened: Opened,
         clock: Arc<dyn Clock>,
@@ -93,11 +93,8 @@ impl Pipeline {
         let (upkeep, upkeep_receiver) = channel();
         let progress = handles.progress.clone();
         let note_synced = move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
-        let hand_on = move |frame: Committed| {
-            // The operators end before the writer only when they failed, which the supervisor sees.
-            let _ = handed_on.send(frame);
-        };
-        let mut wal = wal;
+        // The operators end before the writer only when they failed, which the supervisor sees.
+        let hand_on = move |frame: Committed| drop(handed_on.send(frame));
         wal.set_committed(operators.lsn());
         let (ingest, writer) =
             Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, note_synced, hand_on);

@@ -129,6 +129,19 @@ fn parse(sql: &str, bounds: SqlBounds) -> Result<(SessionState, Statement), Refu
     Ok((state, statement))
 }
 
+/// Refuses what a session cannot have: a key of type json, and updates of what is stored.
+fn check_session(def: &WindowDef, input: &Input<'_>, key: usize) -> Result<(), Refusal> {
+    let key = input.schema.field(key).name();
+    if input.marked.field_with_name(key).is_ok_and(types::is_json) {
+        return Err(Refusal::about(&[key], json_is_no_key(key)));
+    }
+    if def.late == Late::Amend {
+        let message = "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
+        return Err(Refusal::about(&["session"], message));
+    }
+    Ok(())
+}
+
 impl Window {
     /// Plans a window over an input.
     pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>, bounds: SqlBounds) -> Result<Self, Refusal> {
@@ -150,19 +163,10 @@ impl Window {
         }
         let shape = shape(&call, &column)?;
         if let Shape::Session { key, .. } = shape {
-            let key = input.schema.field(key).name();
-            if input.marked.field_with_name(key).is_ok_and(types::is_json) {
-                return Err(Refusal::about(&[key], json_is_no_key(key)));
-            }
+            check_session(def, input, key)?;
         }
         if def.allowed_lateness.micros() > LONGEST {
             return Err("allowed_lateness: at most 400 days".into());
-        }
-        if let Shape::Session { .. } = shape
-            && def.late == Late::Amend
-        {
-            let message = "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
-            return Err(Refusal::about(&["session"], message));
         }
         let (state, plan) = logical(statement, &visible, bounds)?;
         let (above, aggregate) = split(&plan)?;

@@ -22,24 +22,7 @@ impl WindowState {
         }
         let slides = matches!(self.window.shape, Shape::Aligned(windows) if windows.is_sliding());
         if !slides && !self.is_amending() && !self.window.is_one_by_one() {
-            let all: Vec<&Fired> = fired.iter().collect();
-            let batch = match self.finish(&all) {
-                Ok(batch) => batch,
-                Err(_) if all.len() > 1 => {
-                    let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
-                    self.failed +=
-                        parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
-                    concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
-                }
-                Err(_) => self.finish_or_nothing(all[0]),
-            };
-            if batch.num_rows() > 0 {
-                if self.is_read {
-                    self.finals.push(batch.clone());
-                }
-                self.stored.push(batch);
-            }
-            return Ok(());
+            return self.flush_together(&fired);
         }
         for window in &fired {
             if window.is_same {
@@ -84,6 +67,28 @@ impl WindowState {
             if let (Panes::Counting(panes), Some(before)) = (&mut self.panes, self.before_counted.take()) {
                 panes.release(&before);
             }
+        }
+        Ok(())
+    }
+
+    /// Finishes windows that do not depend on each other in one evaluation.
+    fn flush_together(&mut self, fired: &[Fired]) -> Result<(), String> {
+        let all: Vec<&Fired> = fired.iter().collect();
+        let batch = match self.finish(&all) {
+            Ok(batch) => batch,
+            Err(_) if all.len() > 1 => {
+                let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
+                self.failed +=
+                    parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
+                concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
+            }
+            Err(_) => self.finish_or_nothing(all[0]),
+        };
+        if batch.num_rows() > 0 {
+            if self.is_read {
+                self.finals.push(batch.clone());
+            }
+            self.stored.push(batch);
         }
         Ok(())
     }

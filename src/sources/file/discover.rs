@@ -201,26 +201,36 @@ impl Pattern {
                 }
                 continue;
             }
-            let stamp = Stamp::of(&metadata);
-            if !metadata.is_file() || found.is_cut {
-                continue;
-            }
-            let role = match (self.reads(&path), is_known(stamp.inode)) {
-                (true, _) => Role::Member,
-                (false, true) => Role::Sibling,
-                (false, false) => continue,
-            };
-            found.is_cut = found.files.len() >= MAX_FILES;
-            // One file under two names is read once.
-            if role == Role::Member && !seen.insert((stamp.device, stamp.inode)) {
-                continue;
-            }
-            if !found.is_cut {
-                found.files.insert(path, (stamp, role));
+            if metadata.is_file() && !found.is_cut {
+                self.take(path, Stamp::of(&metadata), seen, is_known, found);
             }
         }
         for path in folders {
             self.walk(&path, depth - 1, seen, is_known, found);
+        }
+    }
+
+    /// Adds a file that the source reads, or that lies beside those and is known.
+    fn take(
+        &self,
+        path: PathBuf,
+        stamp: Stamp,
+        seen: &mut BTreeSet<(u64, u64)>,
+        is_known: &dyn Fn(u64) -> bool,
+        found: &mut Found,
+    ) {
+        let role = match (self.reads(&path), is_known(stamp.inode)) {
+            (true, _) => Role::Member,
+            (false, true) => Role::Sibling,
+            (false, false) => return,
+        };
+        found.is_cut = found.files.len() >= MAX_FILES;
+        // One file under two names is read once.
+        if role == Role::Member && !seen.insert((stamp.device, stamp.inode)) {
+            return;
+        }
+        if !found.is_cut {
+            found.files.insert(path, (stamp, role));
         }
     }
 
