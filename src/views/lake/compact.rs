@@ -14,8 +14,11 @@ use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use futures::StreamExt;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
+use super::checked::CheckedFile;
 use super::files::{Attempt, Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
+use super::footers::{LakeFile, widest_row};
 use super::provider::scan_files;
 use super::{Change, LakeTable, entities};
 use crate::schema::Layout;
@@ -33,10 +36,11 @@ const OLD_AGE: Duration = Duration::from_secs(86_400);
 const MOST_FILES: usize = 64;
 /// Rows handed on by a merge at once: few, where many files are read in little memory, or rows are large.
 const MERGE_ROWS: std::ops::RangeInclusive<usize> = 4..=8_192;
-/// What a row being merged takes at least, about: it is held by its file's reader, by the merge and by the writer. And how many
-/// times what it takes in its file.
+/// What a row being merged takes at least, about, and how many times what it takes in its file. It is held by its file's reader, by
+/// the merge and by the writer.
 const MERGE_ROW_BYTES: usize = 8 << 10;
 const UNPACKED: usize = 24;
+const COPIES: usize = 3;
 /// The packed bytes that reading a large file holds: those of a row group.
 const GROUP_BYTES: u64 = 32 << 20;
 /// A merge takes at most this part of what is free on the disk.
@@ -240,7 +244,13 @@ type Merge = (Arc<dyn ExecutionPlan>, Arc<TaskContext>);
 /// Each file is sorted by time and LSN: merging them keeps the order without sorting again.
 fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<Merge, DataFusionError> {
     let packed = files.iter().map(|f| f.bytes / f.rows.max(1)).max().unwrap_or(0) as usize;
-    let row_bytes = MERGE_ROW_BYTES.max(packed * UNPACKED);
+    let mut widest = 0;
+    for file in files {
+        let file = LakeFile::open(&CheckedFile::of(&table.spec, file))?;
+        let footer = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
+        widest = widest.max(widest_row(&footer.parse_and_finish(&file)?) as usize);
+    }
+    let row_bytes = MERGE_ROW_BYTES.max(packed * UNPACKED).max(widest * COPIES);
     let rows = (memory / row_bytes / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
     let (scan, context) = scan_files(table, files, memory, rows)?;
     let schema = scan.schema();

@@ -139,6 +139,28 @@ fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
     matches!(schema.column(column).physical_type(), Type::FLOAT | Type::DOUBLE)
 }
 
+/// Bytes that a row takes once it is read, as far as the footer says: those of the page, or else the row group, whose rows are the
+/// widest. The packed size says nothing of this: a text of 100 kB that repeats one letter is packed into a hundred bytes.
+pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
+    let average = |bytes: i64, rows: i64| bytes.max(0) as u64 / rows.max(1) as u64 + 1;
+    let pages = |group: usize, column: usize, rows: i64| {
+        let index = metadata.offset_index()?.get(group)?.get(column)?;
+        let first_rows = index.page_locations().iter().map(|page| page.first_row_index);
+        let ends = first_rows.clone().skip(1).chain([rows]);
+        let bytes = index.unencoded_byte_array_data_bytes()?.iter();
+        first_rows.zip(ends).zip(bytes).map(|((first, end), bytes)| average(*bytes, end - first)).max()
+    };
+    let groups = metadata.row_groups().iter().enumerate().map(|(at, group)| {
+        let rows = group.num_rows();
+        let columns = group.columns().iter().enumerate().map(|(column, chunk)| {
+            let bytes = chunk.unencoded_byte_array_data_bytes().unwrap_or(0).max(chunk.uncompressed_size());
+            average(bytes, rows).max(pages(at, column, rows).unwrap_or(0))
+        });
+        columns.sum::<u64>()
+    });
+    groups.max().unwrap_or(1)
+}
+
 /// A file of the lake, of which parts are read, each compared with its checksums first.
 #[derive(Debug, Clone)]
 pub struct LakeFile {
@@ -274,8 +296,10 @@ impl AsyncFileReader for Reader {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Float64Array, Int64Array, RecordBatch};
+    use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
     use parquet::arrow::ArrowWriter;
+    use parquet::basic::{Compression, ZstdLevel};
+    use parquet::file::properties::WriterProperties;
 
     use super::super::TableSpec;
     use super::super::files::FileEntry;
@@ -305,6 +329,30 @@ mod tests {
             ..FileEntry::sample()
         };
         LakeFile::open(&CheckedFile::of(&spec, &entry)).expect("opens")
+    }
+
+    #[test]
+    fn a_row_is_as_wide_as_in_the_page_where_rows_are_widest() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..10_000).map(|n| {
+            let length = if (5_000..5_010).contains(&n) { 100_000 } else { 10 };
+            format!("{n}-{}", "x".repeat(length))
+        })));
+        let rows = RecordBatch::try_from_iter([("s", texts)]).expect("rows");
+        let path = folder.path().join("wide");
+        let file = File::create(&path).expect("a file");
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_data_page_row_count_limit(100)
+            .set_write_batch_size(100)
+            .build();
+        let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties)).expect("begun");
+        writer.write(&rows).expect("written");
+        let packed = writer.close().expect("ended").row_groups().iter().map(|g| g.compressed_size()).sum::<i64>();
+        let read = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required);
+        let metadata = read.parse_and_finish(&File::open(&path).expect("there")).expect("a footer");
+        let widest = widest_row(&metadata);
+        assert!((10_000..100_100).contains(&widest) && packed < 200_000, "{widest} bytes a row, {packed} packed");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use super::TableSpec;
 use super::checked::CheckedFile;
 use super::files::FileEntry;
+use super::footers::widest_row;
 use crate::event::Lsn;
 use crate::wal::record::compress;
 use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
@@ -147,9 +148,7 @@ impl RawFrames {
             let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
             let opened = CheckedFile::of(&self.spec, &file).open()?;
             let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
-            let plain: i64 = builder.metadata().row_groups().iter().map(|g| g.total_byte_size()).sum();
-            let row = (plain.max(1) as u64 / file.rows.max(1)).max(1);
-            let rows = (READ_BYTES / row).clamp(1, READ_ROWS) as usize;
+            let rows = (READ_BYTES / widest_row(builder.metadata())).clamp(1, READ_ROWS) as usize;
             self.open = Some(builder.with_batch_size(rows).build().map_err(|e| wrong(&e))?);
         }
         match self.open.as_mut().and_then(Iterator::next) {
