@@ -6,7 +6,7 @@
 //! | 2 | varint: the position behind the frame, where the source goes on |
 //! | 3 | idempotency key: 32 bytes SHA-256 of the body, then the key |
 //! | 4 | per record of a retry, the dead letter that it brings back: varint LSN |
-//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position, u8 3 and, of a file that is read in order of event time, varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the position |
+//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position, u8 3 and, of a file that is read in order of event time, varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the position, u8 4 and, of a source of one file, varint: since when (ns since 1970) files that were rotated away from its path are its own |
 //! | 6 | cut records: per record varint index, varint original length |
 
 use super::record::DamagedFrame;
@@ -39,6 +39,9 @@ pub struct FileIdentity {
     /// None where it is read in its own order.
     #[serde(default)]
     pub sorted: Option<Sorted>,
+    /// Of a source of one file: since when, in nanoseconds, what was rotated away from its path is read beside it.
+    #[serde(default)]
+    pub since: Option<u64>,
 }
 
 impl FileIdentity {
@@ -63,6 +66,10 @@ impl FileIdentity {
             put_varint(&mut part, sorted.records);
             part.extend_from_slice(&sorted.order.to_le_bytes());
         }
+        if let Some(since) = self.since {
+            part.push(4);
+            put_varint(&mut part, since);
+        }
         part
     }
 
@@ -80,6 +87,7 @@ impl FileIdentity {
                     let (records, order) = (take_varint(&mut part)?, take_u32(&mut part)?);
                     file.sorted = Some(Sorted { size, crc, records, order });
                 }
+                4 => file.since = Some(take_varint(&mut part)?),
                 // Fields of a later version follow those known here.
                 _ => break,
             }
@@ -230,6 +238,7 @@ mod tests {
             content in proptest::option::of(any::<u32>()),
             complete in proptest::option::of(any::<(u64, u64)>()),
             sorted in proptest::option::of(any::<(u64, u32, u64, u32)>()),
+            since in proptest::option::of(any::<u64>()),
             cut in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
         ) {
             let positions = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
@@ -240,7 +249,7 @@ mod tests {
                 retry_of: next.map(|n| n / 2).into_iter().collect(),
                 file: file.map(|(inode, head, crc)| {
                     let sorted = sorted.map(|(size, crc, records, order)| Sorted { size, crc, records, order });
-                    FileIdentity { inode, head, crc, content, complete, sorted }
+                    FileIdentity { inode, head, crc, content, complete, sorted, since }
                 }),
                 cut,
             };

@@ -53,6 +53,8 @@ pub enum Role {
     Member,
     /// It lies beside one: it is read only if it is one that was begun and then renamed or copied.
     Sibling,
+    /// It lies beside the source's one file, under a name that rotation gives.
+    Rotated,
 }
 
 /// What a walk found.
@@ -264,16 +266,17 @@ impl Pattern {
             found.folders.insert(folder.to_owned(), Stamp::of(&metadata).modified);
             let Ok(entries) = std::fs::read_dir(folder) else { continue };
             for entry in entries.flatten() {
-                let is_rotated =
-                    entry.path() != path && (extends(&entry.path(), path) || is_rotation(&entry.path(), path));
+                let is_rotated = is_rotation(&entry.path(), path);
+                let may_be_it = entry.path() != path && (is_rotated || extends(&entry.path(), path));
                 let path = entry.path();
-                if !(is_rotated || is_known(entry.ino())) || found.files.len() >= MAX_FILES {
+                if !(may_be_it || is_known(entry.ino())) || found.files.len() >= MAX_FILES {
                     continue;
                 }
+                let role = if is_rotated { Role::Rotated } else { Role::Sibling };
                 let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
                 let stamp = Stamp::of(&metadata);
                 if metadata.is_file() && !found.files.values().any(|(other, _)| other.is_same_file(&stamp)) {
-                    found.files.insert(path, (stamp, Role::Sibling));
+                    found.files.insert(path, (stamp, role));
                 }
             }
         }
@@ -292,7 +295,7 @@ pub fn extends(path: &Path, other: &Path) -> bool {
 }
 
 /// Whether a file's name is what rotation makes of another one's: numbers or a date behind it or before its extension, and the
-/// extension of compressed files.
+/// extension of compressed files. Not `app-2.json` of `app.json`: files are numbered so that have nothing to do with each other.
 pub fn is_rotation(path: &Path, other: &Path) -> bool {
     let (Some(name), Some(other)) = (path.file_name(), other.file_name()) else { return false };
     let (name, other) = (name.to_string_lossy(), other.to_string_lossy());
@@ -303,12 +306,13 @@ pub fn is_rotation(path: &Path, other: &Path) -> bool {
             && between.contains(|c: char| c.is_ascii_digit())
             && between.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | '-' | '_' | 'T' | 'Z' | ':' | '+'))
     };
+    let is_date = |between: &str| between.chars().filter(char::is_ascii_digit).count() >= 6;
     let behind = base.strip_prefix(&*other);
     let before = other
         .rsplit_once('.')
         .and_then(|(stem, extension)| base.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.'));
     behind.is_some_and(|behind| is_number(behind) || behind.is_empty() && packed.is_some())
-        || before.is_some_and(is_number)
+        || before.is_some_and(|before| is_number(before) && (before.starts_with('.') || is_date(before)))
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -377,10 +381,21 @@ mod tests {
     #[test]
     fn rotated_files_are_told_by_their_names() {
         let is = |name: &str| is_rotation(Path::new(name), Path::new("x/app.log"));
-        for name in ["app.log.1", "app.log.12.gz", "app.log-20260101.zst", "app-2026-01-01T10.log", "app.log.gz"] {
+        for name in
+            ["app.log.1", "app.log.12.gz", "app.log-20260101.zst", "app-2026-01-01T10.log", "app.2.log", "app.log.gz"]
+        {
             assert!(is(name), "{name}");
         }
-        for name in ["app.log", "app.log~", "app.log.bak", "app-error.log", "app.log.1.tmp", "app.log.", "app.log1"] {
+        for name in [
+            "app.log",
+            "app.log~",
+            "app.log.bak",
+            "app-error.log",
+            "app.log.1.tmp",
+            "app.log.",
+            "app-2.log",
+            "app.log1",
+        ] {
             assert!(!is(name), "{name}");
         }
     }
@@ -394,7 +409,7 @@ mod tests {
         }
         let found = Pattern::new(&def(path("app.log"))).expect("globs").find(&|_| false);
         let roles: Vec<Role> = found.files.values().map(|(_, role)| *role).collect();
-        assert_eq!(roles, [Role::Member, Role::Sibling]);
+        assert_eq!(roles, [Role::Member, Role::Rotated]);
         assert!(Pattern::new(&def(path("later"))).expect("globs").find(&|_| false).is_missing);
     }
 }

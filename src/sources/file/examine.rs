@@ -24,20 +24,22 @@ impl Source<'_> {
     pub(super) fn examine_all(&mut self) -> Result<bool, SourceError> {
         self.read_leaving()?;
         let due = |file: &Tracked| self.is_due(file);
+        // Of files beside the source's, those that were rotated away first.
+        let order = |file: &Tracked| (file.role != Role::Member).then_some(file.stamp.modified);
         let due: Vec<_> = self
             .files
             .iter()
             .filter(|(_, file)| due(file))
-            .map(|(path, file)| (file.role == Role::Sibling, path.clone(), self.known.has_inode(file.stamp.inode)))
+            .map(|(path, file)| (order(file), path.clone(), self.known.has_inode(file.stamp.inode)))
             .collect();
         let mut is_busy = false;
         // Files that were renamed are found before those that took their names, and these before copies. The inode of a file that
         // was removed may hold anything.
         let (own, mut other): (Vec<_>, Vec<_>) = due.into_iter().partition(|(_, _, is_known)| *is_known);
-        for (is_sibling, path, _) in own {
+        for (order, path, _) in own {
             match self.examine_one(&path, false)? {
                 Outcome::Read(was_busy) => is_busy |= was_busy,
-                Outcome::Later => other.push((is_sibling, path, true)),
+                Outcome::Later => other.push((order, path, true)),
                 Outcome::Full => return Ok(true),
             }
         }
@@ -115,9 +117,15 @@ impl Source<'_> {
             }
             return Ok(Examined::Later);
         }
-        let is_missed = begins && role == Role::Sibling && self.generations.is_missed(&seen, &head);
-        if is_missed {
-            self.generations.note_found(&seen);
+        if action == Action::Fresh
+            && role == Role::Member
+            && !self.known.of_path(&path.display().to_string()).is_empty()
+        {
+            self.note_rotated();
+        }
+        let is_missed = begins && role == Role::Rotated && self.generations.is_missed(&seen, &head);
+        if is_missed && action == Action::Fresh {
+            self.generations.note_found();
             tracing::info!(source = self.context.name, path = %path.display(), "a file that was rotated before it was read");
         }
         let is_wanted = role == Role::Member || is_missed;
@@ -127,7 +135,7 @@ impl Source<'_> {
         }
         if action == Action::Fresh && head.is_empty() || begins && !is_wanted {
             if !is_wanted {
-                self.generations.note_older(&head);
+                self.generations.note_passed(&seen, &head);
             }
             self.end_content(path, &compared);
             self.pass(path);
@@ -282,8 +290,7 @@ impl Source<'_> {
             head: length as u64,
             crc: crc32c::crc32c(&head[..length]),
             content: trail.crc,
-            complete: None,
-            sorted: None,
+            ..FileIdentity::default()
         };
         let id = self.known.begin(&self.label(path, role), file, trail.end);
         tracing::info!(source = self.context.name, path = %path.display(), read = trail.end, "a copy of what was read already");
@@ -294,7 +301,7 @@ impl Source<'_> {
 
     /// The path that a partition is named by: of what was missed at the source's path, that.
     fn label(&self, path: &Path, role: Role) -> String {
-        let at = self.generations.path().filter(|_| role == Role::Sibling).unwrap_or(path);
+        let at = self.generations.path().filter(|_| role != Role::Member).unwrap_or(path);
         at.display().to_string()
     }
 

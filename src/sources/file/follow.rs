@@ -248,7 +248,7 @@ impl Follower {
         frame: FrameBuilder,
         (next, content, complete): (u64, Option<u32>, Option<(u64, u64)>),
     ) -> Result<(), SourceError> {
-        let file = FileIdentity { content, complete, ..self.identity(next)? };
+        let file = FileIdentity { content, complete, ..self.identity(known, next)? };
         known.set_identity(self.id, file);
         let partition = known.get_mut(self.id);
         partition.state.next_position = next;
@@ -257,7 +257,7 @@ impl Follower {
         in_flight.submit(context, frame.submission(context, Kind::Record, &partition.name, next, Some(file)))
     }
 
-    fn identity(&self, read: u64) -> Result<FileIdentity, SourceError> {
+    fn identity(&self, known: &Known, read: u64) -> Result<FileIdentity, SourceError> {
         let wrong = |source| SourceError::Io { path: self.label(), source };
         let head = self.head.len().min(usize::try_from(read).unwrap_or(HEAD_BYTES)).min(HEAD_BYTES);
         let inode = self.stamp().map_err(wrong)?.inode;
@@ -265,6 +265,7 @@ impl Follower {
             inode,
             head: head as u64,
             crc: crc32c::crc32c(&self.head[..head]),
+            since: known.since,
             ..FileIdentity::default()
         })
     }
@@ -317,7 +318,7 @@ impl Follower {
         let complete = Some((stamp.size, stamp.modified));
         let is_news = before.inode != stamp.inode || self.content.is_compressed() && before.complete != complete;
         if next > 0 && is_news {
-            let file = FileIdentity { content: before.content, complete, ..self.identity(next)? };
+            let file = FileIdentity { content: before.content, complete, ..self.identity(known, next)? };
             self.note_identity(context, known, in_flight, file)?;
         }
         Ok(())

@@ -1,36 +1,38 @@
-//! What came between two files that were seen at the path of a source of one file: written and rotated away before anyone looked.
-//! It lies beside the path as long as nobody removes it. Older files lie there too, of a time before the source; these were
-//! changed last before the one that was read last was.
+//! Files that were at the path of a source of one file and were rotated away before anyone looked: they lie beside it, under names
+//! that rotation gives. Older files lie there too, of a time before the source; these were changed last before it first began,
+//! a moment that is stored with each partition.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::{File, Metadata};
+use std::collections::HashSet;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::content::Content;
-use super::discover::{Role, Stamp, is_rotation};
-use super::known::{Id, Known, Partition};
+use super::discover::{Role, Stamp};
+use super::known::{Id, Known};
 use super::{Source, Tracked, Tracking};
 use crate::event::{Gap, Micros};
 use crate::sources::SourceError;
 
 /// Beginnings of older files that are remembered.
 const MAX_OLDER: usize = 10_000;
+/// Times of files come from a clock that ticks, and may be so much behind this process's, in µs.
+const CLOCK_TICK: Micros = 20_000;
 
 /// The files that were at the path of a source of one file.
 #[derive(Default)]
 pub struct Generations {
     /// Where the source reads a folder or a glob, every file is found anyway.
     path: Option<PathBuf>,
-    /// The file that was read last is not at the path any more: when it was changed last. Until another one is read there.
-    since: Option<u64>,
-    /// Files that appeared meanwhile, by device and inode.
-    between: BTreeSet<(u64, u64)>,
+    /// When the source first began, in ns.
+    since: u64,
+    /// The file that was at the path when this process began, by device and inode.
+    first: Option<(u64, u64)>,
+    /// The path led to more than one file, or content: what has such a name without that is somebody else's.
+    is_rotated: bool,
     /// Lengths and checksums of the beginnings of files that are older, for the time when they are compressed.
     older: HashSet<(usize, u32)>,
-    /// The content that a start looks for.
+    /// The content that was read last before this process.
     last: Option<Id>,
     has_walked: bool,
     /// Files that began to be read beside the path since what is noted here was compared last.
@@ -45,87 +47,94 @@ pub struct Generations {
 }
 
 impl Generations {
-    /// `path` is the one file's, `partitions` what was read of it in earlier runs.
+    /// `path` is the one file's, `known` what was read of it in earlier runs.
     pub fn new(path: Option<PathBuf>, known: &Known, now: Micros) -> Self {
-        let mut new = Self { compared: now, ..Self::default() };
-        let Some(path) = path else { return new };
-        let ids = known.of_path(&path.display().to_string()).iter().copied();
-        new.last = ids.max_by_key(|id| (known.get(*id).state.received_at, *id));
-        if let Some(last) = new.last {
-            new.compared = known.get(last).state.received_at;
+        let Some(path) = path else { return Self::default() };
+        let ids = || known.of_path(&path.display().to_string()).iter().copied();
+        let last = ids().max_by_key(|id| (known.get(*id).state.received_at, *id));
+        let since = ids().filter_map(|id| known.get(id).file().since).min();
+        let first = std::fs::metadata(&path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let is_last = |id: Id| first.is_some_and(|(_, inode)| inode == known.get(id).file().inode);
+        Self {
+            is_rotated: ids().count() > 1 || last.is_some_and(|last| !is_last(last)),
+            since: since.unwrap_or_else(|| u64::try_from(now - CLOCK_TICK).unwrap_or(0).saturating_mul(1_000)),
+            first,
+            last,
+            compared: last.map_or(now, |last| known.get(last).state.received_at),
+            at_path: std::fs::symlink_metadata(&path).ok().map(|metadata| of_link(&metadata)),
+            path: Some(path),
+            ..Self::default()
         }
-        new.at_path = std::fs::symlink_metadata(&path).ok().map(|metadata| of_link(&metadata));
-        new.path = Some(path);
-        new
     }
 
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Notes the files that a walk found, beside what the one before did.
-    pub fn note(
-        &mut self,
-        known: &Known,
-        before: &BTreeMap<PathBuf, Tracked>,
-        after: &BTreeMap<PathBuf, (Stamp, Role)>,
-    ) {
-        let Some(path) = &self.path else { return };
-        let (was, now) = (before.get(path), after.get(path).map(|(stamp, _)| stamp));
-        if !std::mem::replace(&mut self.has_walked, true) {
-            self.since = self.last.and_then(|last| left_at(path, known.get(last), now));
-        }
-        let is_same = was.zip(now).is_some_and(|(was, now)| was.stamp.is_same_file(now));
-        if let Some(was) = was.filter(|_| !is_same) {
-            self.since = Some(self.since.map_or(was.stamp.modified, |since| since.min(was.stamp.modified)));
-        }
-        let Some(since) = self.since else { return };
-        let beside = |(path, file): (&PathBuf, &Tracked)| (Some(path) != self.path.as_ref()).then(|| key(&file.stamp));
-        let earlier: BTreeSet<(u64, u64)> = before.iter().filter_map(beside).collect();
-        for (other, (stamp, _)) in after.iter().filter(|(other, _)| *other != path && is_rotation(other, path)) {
-            if stamp.modified >= since && !earlier.contains(&key(stamp)) {
-                tracing::debug!(path = %other.display(), "appeared while the path led to other files");
-                self.between.insert(key(stamp));
-            }
-        }
-        if is_same && was.is_some_and(|was| was.state == Tracking::Bound) {
-            self.since = None;
-        }
+    /// When the source of one file first began.
+    pub fn since(&self) -> Option<u64> {
+        self.path.as_ref().map(|_| self.since)
     }
 
-    /// Whether a file of which nothing is known was at the path and was missed there.
+    pub fn note_walk(&mut self) {
+        self.has_walked = true;
+    }
+
+    /// Whether a file under a rotated name, of which nothing is known, was at the path while the source existed.
     pub fn is_missed(&self, stamp: &Stamp, head: &[u8]) -> bool {
-        self.between.contains(&key(stamp)) && !self.older.contains(&beginning(head))
+        self.is_rotated && !self.is_older(stamp) && !self.older.contains(&beginning(head))
     }
 
-    pub fn note_found(&mut self, stamp: &Stamp) {
-        self.found += u64::from(self.between.remove(&key(stamp)));
+    fn is_older(&self, stamp: &Stamp) -> bool {
+        stamp.modified < self.since && self.first != Some((stamp.device, stamp.inode))
     }
 
-    /// A file beside the path that is none of the source's.
-    pub fn note_older(&mut self, head: &[u8]) {
-        if self.path.is_some() && !head.is_empty() && self.older.len() < MAX_OLDER {
+    pub fn note_found(&mut self) {
+        self.found += 1;
+    }
+
+    /// A file beside the path that is not read.
+    pub fn note_passed(&mut self, stamp: &Stamp, head: &[u8]) {
+        if self.path.is_some() && self.is_older(stamp) && !head.is_empty() && self.older.len() < MAX_OLDER {
             self.older.insert(beginning(head));
         }
     }
 
-    /// Notes how often the path appeared, and whether it leads to another file than before.
-    fn note_appeared(&mut self, times: u64) {
-        let Some(path) = &self.path else { return };
+    /// The path led to another content than before; whether that is news.
+    fn note_rotated(&mut self) -> bool {
+        self.path.is_some() && !std::mem::replace(&mut self.is_rotated, true)
+    }
+
+    /// Notes how often the path appeared; whether it led to more than one file.
+    fn note_appeared(&mut self, times: u64) -> bool {
+        let Some(path) = &self.path else { return false };
         if times > 0 {
             (self.appeared, self.appeared_at) = (self.appeared + times, Some(Instant::now()));
         }
         let now = std::fs::symlink_metadata(path).ok().map(|metadata| of_link(&metadata));
+        let is_rotated = self.appeared > 1 || self.at_path.is_some() && now != self.at_path;
         if now.is_some() && now != self.at_path {
             (self.at_path, self.seen) = (now, self.seen + 1);
         }
+        is_rotated
     }
 }
 
 impl Source<'_> {
+    /// The path of a source of one file led to another content than before: what was passed over beside it is looked at again.
+    pub(super) fn note_rotated(&mut self) {
+        if self.generations.note_rotated() {
+            let passed =
+                self.files.values_mut().filter(|file| file.state == Tracking::Passed && file.role == Role::Rotated);
+            passed.for_each(|file| file.state = Tracking::New);
+        }
+    }
+
     /// Reports files that were at the path of a source of one file, and are nowhere to be found.
     pub(super) fn report_missed(&mut self, appeared: u64) -> Result<(), SourceError> {
-        self.generations.note_appeared(appeared);
+        if self.generations.note_appeared(appeared) {
+            self.note_rotated();
+        }
         let waits = |file: &Tracked| file.state == Tracking::New || file.state == Tracking::Undecided;
         let settle = self.timing.settle;
         let generations = &self.generations;
@@ -153,23 +162,6 @@ impl Source<'_> {
         let gap = Gap { source: self.context.name.clone(), from, to: now, reason };
         self.in_flight.submit(self.context, gap.submission("", &self.context.stream))
     }
-}
-
-/// When a file was changed last that an earlier run read, where it is not at the path any more.
-fn left_at(path: &Path, last: &Partition, now: Option<&Stamp>) -> Option<u64> {
-    let file = last.file();
-    // The inode of a removed file is used again.
-    let begins_alike = || {
-        let head = File::open(path).and_then(|opened| Content::new(Arc::new(opened))?.head()).unwrap_or_default().0;
-        head.get(..file.head as usize).is_some_and(|head| crc32c::crc32c(head) == file.crc)
-    };
-    let is_there = now.is_some_and(|now| now.inode == file.inode) && begins_alike();
-    let received = u64::try_from(last.state.received_at).unwrap_or(0).saturating_mul(1_000);
-    (!is_there).then(|| file.complete.map_or(received, |(_, modified)| modified))
-}
-
-fn key(stamp: &Stamp) -> (u64, u64) {
-    (stamp.device, stamp.inode)
 }
 
 fn beginning(head: &[u8]) -> (usize, u32) {

@@ -45,6 +45,8 @@ pub struct Known {
     lengths: BTreeMap<u64, usize>,
     /// In the order in which their trails were set.
     with_trail: Vec<Id>,
+    /// Of a source of one file: stored with each partition.
+    pub since: Option<u64>,
 }
 
 impl Known {
@@ -81,6 +83,7 @@ impl Known {
     /// A new partition for a file that was not read before, or up to a position as another one.
     pub fn begin(&mut self, path: &str, file: FileIdentity, next_position: u64) -> Id {
         let name = partition_name(path, file.inode, |name| self.by_name.contains_key(name));
+        let file = FileIdentity { since: self.since, ..file };
         self.add(name, PartitionState { next_position, file: Some(file), ..PartitionState::default() })
     }
 

@@ -61,7 +61,7 @@ impl Source<'_> {
             let (source, folder) = (&self.context.name, folder.display());
             tracing::warn!(source, %folder, "subfolders are passed over; the source reads them with `recursive = true`");
         }
-        self.generations.note(&self.known, &self.files, &files);
+        self.generations.note_walk();
         let gone: Vec<PathBuf> = self
             .files
             .iter()

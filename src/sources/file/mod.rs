@@ -170,11 +170,13 @@ impl<'a> Source<'a> {
         ordered::refuse_positions(context)?;
         let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern { path: path(), reason: e.to_string() })?;
         let watch = if context.once { Watch::default() } else { Watch::new(pattern.single()) };
-        let known = Known::new(&context.partitions);
+        let mut known = Known::new(&context.partitions);
+        let generations = Generations::new(pattern.single().map(Path::to_owned), &known, clock.now());
+        known.since = generations.since();
         Ok(Self {
             context,
             clock,
-            generations: Generations::new(pattern.single().map(Path::to_owned), &known, clock.now()),
+            generations,
             pattern,
             timing,
             known,
