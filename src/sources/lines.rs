@@ -2,13 +2,15 @@
 //! lines, an element of an array, or an element of an array that is a member of an object (`unwrap`).
 //!
 //! Which of these it is, the content's first bytes decide alone, so that reading can go on behind any record. No record takes more
-//! memory than the limit. A damaged line is one record, and so is a damaged value up to the next line that may begin one.
+//! memory than the limit. A damaged line is one record, and so is a damaged value up to the next line that may begin one. Among
+//! lines of NDJSON a value may span several, where the lines after its first begin no record.
 //!
 //! NDJSON is the hot path: its lines are found by their newlines, without a look at the JSON.
 
 mod elements;
 mod input;
 mod layout;
+mod open;
 mod scan;
 
 use std::io::{self, BufRead, Read};
@@ -17,6 +19,7 @@ use super::compression::PlainReader;
 use elements::Between;
 use input::Input;
 use layout::{Layout, detect};
+use open::is_open;
 use scan::{Progress, Scanner};
 
 /// First bytes of a content that decide how it is read.
@@ -56,6 +59,8 @@ pub struct Reader<R> {
     line: Line,
     between: Between,
     dropped: Vec<String>,
+    /// A line before this position begins no value that spans lines.
+    tried: u64,
 }
 
 /// A line that is not taken at once: it is long, or has several records.
@@ -99,6 +104,7 @@ impl<R: BufRead> Reader<R> {
             line: Line::default(),
             between: Between::default(),
             dropped: Vec::new(),
+            tried: 0,
         }
     }
 
@@ -155,6 +161,10 @@ impl<R: BufRead> Reader<R> {
             if record.len() > self.limit || has_several(record) {
                 self.read_line()?;
                 continue;
+            }
+            if is_open(record) && position >= self.tried {
+                self.input.consume(lead);
+                return self.open_line(lead).map(Some);
             }
             let bytes = record.to_vec();
             self.input.consume(newline + 1);
@@ -224,6 +234,12 @@ impl<R: BufRead> Reader<R> {
         if is_padded {
             length = trim_end(&line.bytes).len() as u64;
         }
+        let is_kept_whole = line.ended == Some(true) && line.bytes.len() <= self.limit;
+        if is_kept_whole && line.start >= self.tried && is_open(trim_end(&line.bytes)) {
+            line.bytes.push(b'\n');
+            self.input.put_back(&line.bytes);
+            return self.open_line(0).map(Some);
+        }
         line.bytes.truncate(self.limit.min(length as usize));
         let (start, end, is_terminated) = (line.start, self.input.position(), line.ended == Some(true));
         Ok((length > 0).then_some(Item { start, end, bytes: line.bytes, length, is_terminated }))
@@ -233,7 +249,12 @@ impl<R: BufRead> Reader<R> {
 impl<R: Read> Reader<PlainReader<R>> {
     /// Whether the end of a line is at hand, without waiting for input.
     pub fn has_line(&self) -> bool {
-        !self.line.rest().is_empty() || self.input.has(b'\n', self.input.source().at_hand())
+        let at_hand = self.input.source().at_hand();
+        let ahead = self.input.ahead();
+        let next = if ahead.is_empty() { at_hand } else { ahead };
+        let line = &next[..memchr::memchr(b'\n', next).unwrap_or(0)];
+        // The end of a value that spans lines may have to be waited for.
+        !self.line.rest().is_empty() || self.input.has(b'\n', at_hand) && !is_open(trim_end(&line[padding(line)..]))
     }
 }
 

@@ -269,3 +269,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_value_among_lines_may_span_several() {
+    let pretty = "{\n  \"b\": {\n    \"c\": [\n      1\n    ]\n  }\n}";
+    let text = format!("{{\"a\":1}}\n{pretty}\n{{\"a\":2}}\n  {{\n    \"a\": 3\n  }}\n{{\"a\":4}}\n");
+    let all = ["{\"a\":1}", pretty, "{\"a\":2}", "{\n    \"a\": 3\n  }", "{\"a\":4}"];
+    assert_eq!(texts(&text, None), all);
+    // A line that was cut off takes none of the records behind it.
+    for cut in ["{", "{\"a\":[1,", "{\"a\":\"x", "{\"a\":", "{\"a\":1} x"] {
+        let text = format!("{{\"a\":1}}\n{cut}\n{{\"a\":2}}\n");
+        assert_eq!(texts(&text, None), ["{\"a\":1}", cut, "{\"a\":2}"], "{cut}");
+    }
+    let long = "\"x\",\n".repeat(LIMIT);
+    let got = texts(&format!("{{\"a\":1}}\n{{\"b\":[\n{long}1]}}\n{{\"a\":2}}\n"), None);
+    assert_eq!((got.len(), got[1].as_str(), got[LIMIT + 3].as_str()), (LIMIT + 4, "{\"b\":[", "{\"a\":2}"));
+}
+
+#[test]
+fn a_value_that_spans_lines_waits_for_its_end() {
+    let got = read("{\"a\":1}\n{\n  \"b\":\n");
+    assert_eq!(got[1], (8, "{\n  \"b\":\n".into(), false));
+    let whole = "{\"a\":1}\n{\n  \"b\": 2\n}\n{\"a\":2}\n";
+    for part in 1..whole.len() {
+        let got: Vec<u64> = items(whole.as_bytes(), None, 0, part).iter().map(|item| item.start).collect();
+        assert_eq!(got, [0, 8, 21], "{part}");
+    }
+    assert_eq!(items(whole.as_bytes(), None, 21, 9)[0].start, 21);
+}
