@@ -6,6 +6,7 @@ mod guarded;
 pub mod live;
 mod local;
 mod made;
+mod memory;
 mod names;
 pub mod nearby;
 mod pieces;

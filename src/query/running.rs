@@ -9,6 +9,7 @@ use datafusion::execution::memory_pool::MemoryPool;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::memory::QueryMemory;
 use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
@@ -29,8 +30,10 @@ pub struct Running {
 
 impl Running {
     /// `niceness` is how much less of the processor its threads have than others.
-    pub fn start(slot: Slot, pool: &Arc<dyn MemoryPool>, niceness: i32) -> std::io::Result<Self> {
-        let scope = Scope::new(pool);
+    pub fn start(slot: Slot, memory: &Arc<QueryMemory>, niceness: i32) -> std::io::Result<Self> {
+        let pool: Arc<dyn MemoryPool> = memory.clone();
+        let scope = Scope::new(&pool);
+        memory.set_scope(&scope);
         let slot = Arc::new(slot);
         let (held, entered) = (Arc::downgrade(&slot), scope.clone());
         let runtime = Builder::new_multi_thread()

@@ -15,8 +15,11 @@ use datafusion::catalog::{
 };
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
+use datafusion::execution::TaskContext;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryReservation, TrackConsumersPool};
+use datafusion::execution::memory_pool::{
+    FairSpillPool, MemoryConsumer, MemoryPool, MemoryReservation, TrackConsumersPool,
+};
 use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
@@ -29,6 +32,7 @@ use object_store::local::LocalFileSystem;
 pub use super::encode::to_ndjson;
 use super::encode::value_bytes;
 use super::made::{self, Open};
+use super::memory::SharedMemory;
 use super::running::{self, Running};
 use super::slots::{Asker, Slots};
 use super::{AsOf, Handles, QueryError, guarded, local, names, pieces, system};
@@ -94,6 +98,14 @@ struct Lane {
 struct Planner {
     base: SessionState,
     limits: SqlLimits,
+    memory: Arc<SharedMemory>,
+}
+
+/// What is a query's own while it runs.
+struct Own {
+    scope: Arc<Scope>,
+    /// With its part of the memory.
+    environment: Arc<RuntimeEnv>,
 }
 
 /// A finished query.
@@ -172,7 +184,9 @@ impl Lane {
             .with_default_features()
             .build();
         functions::register(&mut base, functions::Limits::Query)?;
-        Ok(Self { planner: Planner { base, limits }, slots: Slots::new(limits.concurrent), niceness })
+        let pool = base.runtime_env().memory_pool.clone();
+        let memory = SharedMemory::new(pool, limits.memory, limits.concurrent);
+        Ok(Self { planner: Planner { base, limits, memory }, slots: Slots::new(limits.concurrent), niceness })
     }
 
     async fn run(&self, asker: Asker, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
@@ -184,14 +198,14 @@ impl Lane {
         let slot = tokio::time::timeout_at(deadline, self.slots.acquire(asker)).await;
         let Ok(Ok(slot)) = slot else { return Err(QueryError::Busy { running: concurrent }) };
         let failed = |e: std::io::Error| QueryError::Failed(format!("no thread can be started: {e}"));
-        let pool = &self.planner.base.runtime_env().memory_pool;
+        let memory = self.planner.memory.query();
         // Dropped, as when its client has gone, the query ends, and soon its slot is free.
-        let running = Running::start(slot, pool, self.niceness).map_err(failed)?;
-        let (planner, sql, handles, scope) =
-            (self.planner.clone(), sql.to_owned(), handles.clone(), running.scope().clone());
+        let running = Running::start(slot, &memory, self.niceness).map_err(failed)?;
+        let (planner, sql, handles) = (self.planner.clone(), sql.to_owned(), handles.clone());
+        let own = Own { scope: running.scope().clone(), environment: planner.environment(memory) };
         let query = running.spawn(async move {
             panic_if_asked("sql");
-            planner.answer(&sql, &handles, now, &scope).await
+            planner.answer(&sql, &handles, now, &own).await
         });
         match tokio::time::timeout_at(deadline, query).await {
             Ok(Ok(answer)) => answer,
@@ -204,21 +218,21 @@ impl Lane {
 }
 
 impl Planner {
-    async fn answer(
-        &self,
-        sql: &str,
-        handles: &Handles,
-        now: Micros,
-        scope: &Arc<Scope>,
-    ) -> Result<SqlAnswer, QueryError> {
-        let open = self.open_rows(sql, handles).await?;
+    fn environment(&self, memory_pool: Arc<dyn MemoryPool>) -> Arc<RuntimeEnv> {
+        let of_all = self.base.runtime_env().as_ref().clone();
+        Arc::new(RuntimeEnv { memory_pool, ..of_all })
+    }
+
+    async fn answer(&self, sql: &str, handles: &Handles, now: Micros, own: &Own) -> Result<SqlAnswer, QueryError> {
+        let scope = &own.scope;
+        let open = self.open_rows(sql, handles, &own.environment).await?;
         let (context, positions) = self.session(handles, &open)?;
         let mut rows = BATCH_ROWS;
         loop {
             scope.begin();
             let plan = frame(&context, sql).await.map_err(|e| run_error(&e, self.limits))?;
             let as_of = self.as_of(&plan, &positions, handles, now);
-            match self.collect(&context, plan, rows, scope).await {
+            match self.collect(&context, plan, rows, own).await {
                 // Fewer rows at once take less memory, and longer.
                 Err(_) if scope.take_wide() && rows > 1 => rows = (rows / WIDE_FACTOR).max(1),
                 Err(error) => return Err(error),
@@ -229,7 +243,12 @@ impl Planner {
 
     /// What is open in the windows and sessions that a query reads. Their tables are waited for up to there, for a moment, so that
     /// what has been closed since is not missed.
-    async fn open_rows(&self, sql: &str, handles: &Handles) -> Result<BTreeMap<String, Open>, QueryError> {
+    async fn open_rows(
+        &self,
+        sql: &str,
+        handles: &Handles,
+        environment: &RuntimeEnv,
+    ) -> Result<BTreeMap<String, Open>, QueryError> {
         let mut open = BTreeMap::new();
         // What cannot be parsed is told by the planner.
         let Ok(statement) = dialect::parse(&self.base, sql) else { return Ok(open) };
@@ -244,8 +263,7 @@ impl Planner {
             while table.applied() < lsn && tokio::time::Instant::now() < deadline {
                 tokio::time::sleep(OPEN_POLL).await;
             }
-            let pool = &self.base.runtime_env().memory_pool;
-            let rows = Open::new(lsn, rows, pool).map_err(|e| run_error(&e, self.limits))?;
+            let rows = Open::new(lsn, rows, &environment.memory_pool).map_err(|e| run_error(&e, self.limits))?;
             open.insert(table.spec.name.clone(), rows);
         }
         Ok(open)
@@ -337,7 +355,7 @@ impl Planner {
         context: &SessionContext,
         plan: LogicalPlan,
         rows: usize,
-        scope: &Arc<Scope>,
+        own: &Own,
     ) -> Result<(SchemaRef, Vec<RecordBatch>, MemoryReservation), QueryError> {
         let limits = self.limits;
         let failed = |e: DataFusionError| run_error(&e, limits);
@@ -346,16 +364,17 @@ impl Planner {
         // `arrow_cast` has become a cast by now.
         bounds::plan::check_casts(&plan).map_err(failed)?;
         let literals = bounds::plan::literal_bytes(&plan);
-        scope.set_planned(literals);
+        own.scope.set_planned(literals);
         // A literal may be written out for each row of a batch.
         let rows = rows.min(LITERAL_BATCH_BYTES / literals.max(1)).max(1);
         *state.config_mut() = state.config().clone().with_batch_size(rows);
         let plan = guarded::stoppable(plan).map_err(failed)?;
         let plan = state.query_planner().create_physical_plan(&plan, &state).await.map_err(failed)?;
         let plan = pieces::in_pieces(plan).map_err(failed)?;
-        let mut stream = execute_stream(plan, state.task_ctx()).map_err(failed)?;
+        let task = TaskContext::from(&state).with_runtime(own.environment.clone());
+        let mut stream = execute_stream(plan, Arc::new(task)).map_err(failed)?;
         let schema = stream.schema();
-        let held = MemoryConsumer::new("result").register(&state.runtime_env().memory_pool);
+        let held = MemoryConsumer::new("result").register(&own.environment.memory_pool);
         let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
         while let Some(batch) = stream.try_next().await.map_err(failed)? {
             rows += batch.num_rows();

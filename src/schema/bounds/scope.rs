@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
@@ -22,6 +22,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Scope {
     has_ended: AtomicBool,
+    /// Why, where it was ended for its memory.
+    memory: OnceLock<String>,
     /// While it is planned, whatever is computed stays: in the plan.
     is_planning: AtomicBool,
     /// Rows that it computes with at once were too many for their width: it is worth a try with fewer.
@@ -36,6 +38,7 @@ impl Scope {
     pub fn new(pool: &Arc<dyn MemoryPool>) -> Arc<Self> {
         Arc::new(Self {
             has_ended: AtomicBool::new(false),
+            memory: OnceLock::new(),
             is_planning: AtomicBool::new(true),
             was_wide: AtomicBool::new(false),
             literals: AtomicUsize::new(0),
@@ -56,8 +59,21 @@ impl Scope {
         self.has_ended.store(true, Ordering::Release);
     }
 
-    pub fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Acquire)
+    /// Others need its memory.
+    pub fn end_for_memory(&self, reason: String) {
+        let _ = self.memory.set(reason);
+        self.end();
+    }
+
+    /// An error where it has ended.
+    pub fn check(&self) -> Result<()> {
+        if !self.has_ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(match self.memory.get() {
+            Some(reason) => DataFusionError::ResourcesExhausted(reason.clone()),
+            None => DataFusionError::Execution("the query has ended".into()),
+        })
     }
 
     pub fn set_planned(&self, literals: usize) {
@@ -105,10 +121,7 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
 
 /// An error where the query that this thread works for has ended.
 pub fn check() -> Result<()> {
-    if with(Scope::has_ended) == Some(true) {
-        return Err(DataFusionError::Execution("the query has ended".into()));
-    }
-    Ok(())
+    with(Scope::check).unwrap_or(Ok(()))
 }
 
 /// Counts what a function is about to make; an error where the query has ended, or there is no memory for it.

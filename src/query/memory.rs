@@ -1,0 +1,189 @@
+//! Memory that queries share. One query alone may have all of it; as soon as another needs some and has less than its part, the one
+//! that has the most beyond its own part ends, with an error that says so. So nobody's query is refused because of somebody else's.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
+
+use crate::schema::bounds::scope::Scope;
+
+/// How long a query waits for the memory of one that was ended.
+const WAIT: Duration = Duration::from_secs(2);
+/// It looks that often, should nobody tell it.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// All of it.
+pub struct SharedMemory {
+    pool: Arc<dyn MemoryPool>,
+    /// What each query may have whatever the others do.
+    part: usize,
+    queries: Mutex<Vec<Weak<QueryMemory>>>,
+    freed: Condvar,
+}
+
+impl SharedMemory {
+    /// `pool` has `bytes`, for so many queries at once.
+    pub fn new(pool: Arc<dyn MemoryPool>, bytes: usize, queries: usize) -> Arc<Self> {
+        Arc::new(Self { pool, part: bytes / queries.max(1), queries: Mutex::default(), freed: Condvar::new() })
+    }
+
+    /// For one more query.
+    pub fn query(self: &Arc<Self>) -> Arc<QueryMemory> {
+        let query = Arc::new(QueryMemory { shared: self.clone(), held: AtomicUsize::new(0), scope: OnceLock::new() });
+        let mut queries = self.queries();
+        queries.retain(|query| query.strong_count() > 0);
+        queries.push(Arc::downgrade(&query));
+        query
+    }
+
+    fn queries(&self) -> MutexGuard<'_, Vec<Weak<QueryMemory>>> {
+        self.queries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the query that has the most beyond its part; whether there is one, or one that was ended still holds memory.
+    fn reclaim(&self) -> bool {
+        let queries: Vec<Arc<QueryMemory>> = self.queries().iter().filter_map(Weak::upgrade).collect();
+        let beyond = queries.iter().filter(|query| query.held() > self.part);
+        let Some(most) = beyond.max_by_key(|query| query.held()) else { return false };
+        let Some(scope) = most.scope.get().and_then(Weak::upgrade) else { return false };
+        let (held, part) = (most.held(), self.part);
+        scope.end_for_memory(format!(
+            "others needed memory while it held {held} bytes; beside them it may have {part}, a share of `[limits] memory`"
+        ));
+        true
+    }
+}
+
+/// One query's part.
+pub struct QueryMemory {
+    shared: Arc<SharedMemory>,
+    held: AtomicUsize,
+    scope: OnceLock<Weak<Scope>>,
+}
+
+impl QueryMemory {
+    /// What ends the query.
+    pub fn set_scope(&self, scope: &Arc<Scope>) {
+        let _ = self.scope.set(Arc::downgrade(scope));
+    }
+
+    fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Why it was ended, if it was.
+    fn ended(&self) -> Result<()> {
+        self.scope.get().and_then(Weak::upgrade).map_or(Ok(()), |scope| scope.check())
+    }
+}
+
+impl MemoryPool for QueryMemory {
+    fn name(&self) -> &str {
+        "query"
+    }
+
+    fn register(&self, consumer: &MemoryConsumer) {
+        self.shared.pool.register(consumer);
+    }
+
+    fn unregister(&self, consumer: &MemoryConsumer) {
+        self.shared.pool.unregister(consumer);
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        self.shared.pool.grow(reservation, additional);
+        self.held.fetch_add(additional, Ordering::Relaxed);
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        self.shared.pool.shrink(reservation, shrink);
+        self.held.fetch_sub(shrink, Ordering::Relaxed);
+        self.shared.freed.notify_all();
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        self.ended()?;
+        let mut grown = self.shared.pool.try_grow(reservation, additional);
+        if matches!(grown, Err(DataFusionError::ResourcesExhausted(_))) && self.held() + additional <= self.shared.part
+        {
+            // The thread is the query's own: nobody else waits with it.
+            let until = Instant::now() + WAIT;
+            while grown.is_err() && Instant::now() < until && self.shared.reclaim() {
+                let queries = self.shared.queries();
+                drop(self.shared.freed.wait_timeout(queries, LOOK).unwrap_or_else(PoisonError::into_inner));
+                self.ended()?;
+                grown = self.shared.pool.try_grow(reservation, additional);
+            }
+        }
+        grown?;
+        self.held.fetch_add(additional, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn reserved(&self) -> usize {
+        self.held()
+    }
+
+    fn memory_limit(&self) -> MemoryLimit {
+        self.shared.pool.memory_limit()
+    }
+}
+
+impl fmt::Debug for QueryMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueryMemory").field("held", &self.held()).field("part", &self.shared.part).finish()
+    }
+}
+
+impl fmt::Display for QueryMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of a query", self.held())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::execution::memory_pool::GreedyMemoryPool;
+
+    fn query(shared: &Arc<SharedMemory>) -> (Arc<Scope>, MemoryReservation) {
+        let memory = shared.query();
+        let pool: Arc<dyn MemoryPool> = memory.clone();
+        let scope = Scope::new(&pool);
+        memory.set_scope(&scope);
+        (scope, MemoryConsumer::new("test").register(&pool))
+    }
+
+    #[test]
+    fn a_query_within_its_part_ends_the_one_that_is_beyond_it() {
+        let shared = SharedMemory::new(Arc::new(GreedyMemoryPool::new(100)), 100, 4);
+        let (greedy, all) = query(&shared);
+        all.try_grow(100).expect("alone it may have all");
+        let (modest, own) = query(&shared);
+        // Beyond its part it is refused as ever.
+        own.try_grow(26).expect_err("nothing is free");
+        greedy.check().expect("nobody within a part needed it");
+        let freed = std::thread::spawn(move || {
+            while greedy.check().is_ok() {
+                std::thread::yield_now();
+            }
+            let error = all.try_grow(1).expect_err("it was ended").to_string();
+            drop(all);
+            error
+        });
+        own.try_grow(25).expect("of the one that was ended");
+        modest.check().expect("runs");
+        assert!(freed.join().expect("no panic").contains("others needed memory while it held 100 bytes"));
+        // Where all are within their parts, none is ended.
+        let (other, rest) = query(&shared);
+        rest.try_grow(76).expect_err("not free");
+        own.try_grow(75).expect("free");
+        drop(own);
+        rest.try_grow(20).expect("free");
+        other.check().expect("runs");
+    }
+}
