@@ -16,6 +16,7 @@ pub mod hot;
 pub mod kept;
 mod live;
 pub mod provider;
+mod pruned;
 pub mod raw;
 pub mod replay;
 pub mod store;

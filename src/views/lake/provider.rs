@@ -5,9 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::pruning::PrunableStatistics;
-use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, DFSchema, ScalarValue, Statistics, project_schema};
+use datafusion::common::{DFSchema, ScalarValue, project_schema};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::{DataSourceExec, MemorySourceConfig};
 use datafusion::datasource::physical_plan::{
@@ -19,9 +17,7 @@ use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
-use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::filter::FilterExecBuilder;
@@ -33,9 +29,13 @@ use object_store::local::LocalFileSystem;
 use super::checked::{CheckedFile, CheckedReaders};
 use super::files::{FileEntry, partition_values};
 use super::footers::{FooterReaders, Footers};
+use super::pruned::{MAX_SCANNED, TooManyFiles, prune, statistics};
 use super::table::TableState;
 use super::{LakeTable, TableSpec, hot_batches};
 use crate::schema::select::session_config;
+
+/// Files of a scan of which each has its bounds with it.
+const MAX_WITH_BOUNDS: usize = 2_000;
 
 /// The private URL under which the lake's folder is registered with a session.
 pub fn lake_url() -> ObjectStoreUrl {
@@ -76,52 +76,23 @@ impl LakeSnapshot {
             partition_values(file.bucket, self.spec.layout).into_iter().map(|(_, v)| ScalarValue::Int32(Some(v)));
         PartitionedFile::new(format!("{}/{}", self.spec.name, file.path), file.bytes)
             .with_partition_values(values.collect())
-            .with_statistics(Arc::new(self.statistics(file)))
             .with_extension(CheckedFile::of(&self.spec, file))
-    }
-
-    fn statistics(&self, file: &FileEntry) -> Statistics {
-        let mut statistics =
-            Statistics::new_unknown(&self.spec.schema).with_num_rows(Precision::Exact(file.rows as usize));
-        let bounds = |low: ScalarValue, high: ScalarValue| {
-            ColumnStatistics::new_unknown()
-                .with_min_value(Precision::Exact(low))
-                .with_max_value(Precision::Exact(high))
-                .with_null_count(Precision::Exact(0))
-        };
-        let time = |t: i64| ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into()));
-        statistics.column_statistics[self.spec.time_column] = bounds(time(file.min_time), time(file.max_time));
-        let lsn = |l: u64| ScalarValue::Int64(Some(l as i64));
-        statistics.column_statistics[0] = bounds(lsn(file.min_lsn), lsn(file.max_lsn));
-        statistics
-    }
-
-    /// The files that can hold a row of which all filters are true.
-    fn prune(&self, state: &dyn Session, filters: &[Expr], schema: &SchemaRef) -> Result<Vec<PartitionedFile>> {
-        let mut files: Vec<PartitionedFile> = self.state.files.iter().map(|f| self.file(f)).collect();
-        let Some(filter) = conjunction(filters.to_vec()) else { return Ok(files) };
-        let columns = DFSchema::try_from(schema.clone())?;
-        let filter = state.create_physical_expr(filter, &columns)?;
-        let Some(predicate) = PruningPredicateBuilder::new().with_file_schema(schema.clone()).build(filter) else {
-            return Ok(files);
-        };
-        if predicate.always_true() || files.is_empty() {
-            return Ok(files);
-        }
-        let unknown = Arc::new(Statistics::new_unknown(schema));
-        let statistics = files.iter().map(|f| f.statistics.clone().unwrap_or_else(|| unknown.clone())).collect();
-        let mut keep = predicate.prune(&PrunableStatistics::new(statistics, schema.clone()))?.into_iter();
-        files.retain(|_| keep.next().unwrap_or(true));
-        Ok(files)
     }
 
     fn file_scan(
         &self,
         state: &dyn Session,
-        files: Vec<PartitionedFile>,
+        files: &[&FileEntry],
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = self.schema.table_schema();
+        let merged = statistics(&self.spec, schema, files.iter().copied());
+        if files.len() > MAX_SCANNED {
+            let merged = merged.project(projection);
+            let schema = project_schema(schema, projection)?;
+            return Ok(Arc::new(TooManyFiles::new(&self.spec.name, files.len(), schema, merged)));
+        }
         let readers: Arc<dyn ParquetFileReaderFactory> = match state.config().get_extension::<Footers>() {
             Some(footers) => Arc::new(FooterReaders(footers)),
             None => Arc::new(CheckedReaders(state.runtime_env().object_store(lake_url())?)),
@@ -129,8 +100,16 @@ impl LakeSnapshot {
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_parquet_file_reader_factory(readers);
-        let schema = self.schema.table_schema();
-        let merged = Statistics::try_merge_iter(files.iter().filter_map(|f| f.statistics.as_deref()), schema)?;
+        // By its own bounds a scan passes over files while it runs.
+        let with_bounds = |file: &&FileEntry| {
+            let known = Arc::new(statistics(&self.spec, &self.spec.schema, [*file]));
+            self.file(file).with_statistics(known)
+        };
+        let files = if files.len() > MAX_WITH_BOUNDS {
+            files.iter().map(|file| self.file(file)).collect()
+        } else {
+            files.iter().map(with_bounds).collect()
+        };
         let groups: Vec<FileGroup> = FileGroup::new(files).split_files(state.config().target_partitions());
         let scan = FileScanConfigBuilder::new(lake_url(), Arc::new(source))
             .with_file_groups(groups)
@@ -197,9 +176,9 @@ impl LakeSnapshot {
         let is_narrow = projection.is_some_and(|columns| columns.iter().all(|c| *c < own));
         let hot_schema = if is_narrow { &self.spec.schema } else { &schema };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
-        let files = self.prune(state, filters, &schema)?;
+        let files = prune(&self.spec, &self.state.files, state, filters, &schema)?;
         if !files.is_empty() {
-            inputs.push(self.file_scan(state, files, projection, limit)?);
+            inputs.push(self.file_scan(state, &files, projection, limit)?);
         }
         for parts in [&self.state.recent, &self.state.old] {
             if parts.is_empty() {
@@ -246,4 +225,73 @@ pub fn scan_files(
     let config = session_config(1).with_batch_size(batch_rows);
     let context = SessionContext::new_with_config_rt(config, environment).task_ctx();
     Ok((DataSourceExec::from_data_source(scan), context))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use arrow::array::Int64Array;
+    use datafusion::physical_plan::displayable;
+
+    use super::*;
+    use crate::event::MICROS_PER_HOUR;
+    use crate::schema::Layout;
+
+    /// A table of one file more than is opened, none of which is there.
+    fn session() -> SessionContext {
+        let spec = TableSpec::raw(Path::new("lake"), Layout::Hours);
+        let file = |hour: i64| FileEntry {
+            path: format!("{hour}.parquet"),
+            rows: 2,
+            bucket: hour,
+            min_time: hour * MICROS_PER_HOUR,
+            max_time: hour * MICROS_PER_HOUR + 1,
+            min_lsn: 2 * hour as u64,
+            max_lsn: 2 * hour as u64 + 1,
+            ..FileEntry::sample()
+        };
+        let files = Arc::new((0..=MAX_SCANNED as i64).map(file).collect());
+        let partition = spec.full_schema().fields()[spec.schema.fields().len()..].to_vec();
+        let schema = TableSchema::builder(spec.schema.clone()).with_table_partition_cols(partition).build();
+        let mut state = TableState::default();
+        state.files = files;
+        let snapshot = LakeSnapshot { spec, schema, state };
+        let context = SessionContext::new_with_config(session_config(1));
+        context.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new()));
+        context.register_table("raw", Arc::new(snapshot)).expect("registered");
+        context
+    }
+
+    #[tokio::test]
+    async fn a_query_that_would_open_too_many_files_says_so() {
+        let context = session();
+        let query = |sql: &'static str| async { context.sql(sql).await.expect("planned") };
+        let count = query("select count(*) from raw").await.collect().await.expect("needs no file");
+        let count = count[0].column(0).as_any().downcast_ref::<Int64Array>().expect("a number").value(0);
+        assert_eq!(count, 2 * (MAX_SCANNED as i64 + 1));
+        let error = query("select source from raw where lsn % 2 = 0").await.collect().await.expect_err("too many");
+        let error = error.to_string();
+        assert!(error.contains("the table raw would be read from 20001 files"), "{error}");
+        assert!(error.contains("`[lake] partition = \"day\"`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn files_are_chosen_by_time_and_record() {
+        let context = session();
+        for (filter, hours) in [
+            ("received_at >= '1970-01-05T00:00:00Z' and received_at < '1970-01-05T02:00:00Z'", vec![96, 97]),
+            ("lsn = 40001", vec![20_000]),
+            ("lsn between 0 and 4 and year = 1970", vec![0, 1, 2]),
+            ("year = 1971 and month = 1 and day = 1 and hour = 3", vec![8_763]),
+        ] {
+            let frame = context.sql(&format!("select source from raw where {filter}")).await.expect("planned");
+            let plan = frame.create_physical_plan().await.expect("planned");
+            let plan = displayable(plan.as_ref()).indent(false).to_string();
+            for hour in &hours {
+                assert!(plan.contains(&format!("raw/{hour}.parquet")), "{filter}: {plan}");
+            }
+            assert_eq!(plan.matches(".parquet").count(), hours.len(), "{filter}: {plan}");
+        }
+    }
 }
