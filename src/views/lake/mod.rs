@@ -7,6 +7,7 @@
 
 pub mod checked;
 mod columns;
+mod delta;
 pub mod compact;
 pub mod entities;
 pub mod fetch;

@@ -9,18 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
-use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference};
 use deltalake::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
-use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
+use deltalake::{DeltaTable, DeltaTableError};
 
 use super::checked::Checks;
-use super::columns::{add_columns, clash, columns_of, delta_columns, layout_of, metadata_of};
+use super::columns::{add_columns, clash, columns_of, layout_of, metadata_of};
+use super::delta::DeltaLog;
 use super::entities::levels::{self, Level};
 use super::entities::{self, Sizes};
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
-use super::store::SyncedFiles;
 use super::{LogName, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
@@ -76,7 +75,7 @@ pub struct LakeTable {
 }
 
 pub(super) struct Delta {
-    table: DeltaTable,
+    log: DeltaLog,
     commits: u64,
     committed: [Lsn; 2],
     /// The record that the files have everything up to, as outside readers see them.
@@ -181,14 +180,16 @@ impl LakeTable {
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
         }
-        let mut table = runtime.block_on(open_or_create(&spec)).map_err(|e| delta_error(&spec.root, &e))?;
+        let mut log_of_table = runtime.block_on(DeltaLog::open(&spec)).map_err(|e| delta_error(&spec.root, &e))?;
         let configured = spec.layout;
         // A table stays split as it is until it is replaced.
-        spec.layout = layout_of(&table).map_err(|e| delta_error(&spec.root, &e))?.unwrap_or(configured);
+        spec.layout = layout_of(log_of_table.table()).map_err(|e| delta_error(&spec.root, &e))?.unwrap_or(configured);
         let full_schema = spec.full_schema();
         if writable && adds_columns {
-            runtime.block_on(add_columns(&mut table, &spec, &full_schema))?;
+            runtime.block_on(add_columns(log_of_table.table_mut(), &spec, &full_schema))?;
+            log_of_table.note().map_err(|e| delta_error(&spec.root, &e))?;
         }
+        let table = log_of_table.table();
         let is_leveled = spec.layout == Layout::Buckets;
         let files_app = is_leveled.then(|| log.app(Class::Recent));
         let recent_app = if is_leveled { log.levels_app() } else { log.app(Class::Recent) };
@@ -205,8 +206,9 @@ impl LakeTable {
         let files_lsn = files_app.as_ref().map(&position).transpose()?.flatten();
         // A table from before there were levels has its files' position only.
         committed[0] = committed[0].max(files_lsn.unwrap_or(log.zero));
-        let files = read_files(&spec, &table).map_err(|e| delta_error(&spec.root, &e))?;
-        let levels = read_levels(&spec, &table)?;
+        let files = read_files(&spec, table).map_err(|e| delta_error(&spec.root, &e))?;
+        let levels = read_levels(&spec, table)?;
+        log_of_table.forget();
         if committed == [log.zero; 2] && !(files.is_empty() && levels.is_empty()) {
             let reason = format!(
                 "holds rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
@@ -216,7 +218,7 @@ impl LakeTable {
         }
         let state = TableState { files: Arc::new(files), levels: Arc::new(levels), ..TableState::default() };
         let delta = Mutex::new(Delta {
-            table,
+            log: log_of_table,
             commits: 0,
             committed,
             files_lsn: files_lsn.unwrap_or(log.zero),
@@ -289,8 +291,10 @@ impl LakeTable {
 
     /// Why the table cannot take the columns that it is to have, if so.
     pub fn refused_columns(&self) -> Result<Option<String>, ViewError> {
-        let delta = self.lock_delta();
-        let found = columns_of(&delta.table).map_err(|e| delta_error(&self.spec.root, &e))?;
+        let mut delta = self.lock_delta();
+        let wrong = |e: DeltaTableError| delta_error(&self.spec.root, &e);
+        let found = columns_of(self.runtime.block_on(delta.log.load()).map_err(wrong)?).map_err(wrong)?;
+        delta.log.forget();
         Ok(clash(&found, &self.full_schema))
     }
 
@@ -407,10 +411,13 @@ impl LakeTable {
         }
         let before = self.snapshot().levels;
         let files_lsn = self.files_lsn_of(&delta, change, &before);
-        let result = self.runtime.block_on(self.try_commit(&mut delta.table, change, files_lsn));
-        if let Err(error) = result {
-            self.settle(&mut delta, change, &error)?;
-        }
+        let reread = match self.runtime.block_on(self.try_commit(&mut delta.log, change, files_lsn)) {
+            Ok(reread) => reread,
+            Err(error) => {
+                self.settle(&mut delta, change, &error)?;
+                None
+            }
+        };
         for (class, lsn) in &change.positions {
             delta.committed[*class as usize] = *lsn;
         }
@@ -421,10 +428,10 @@ impl LakeTable {
         let replaced = change.remove.iter().chain(merged);
         delta.replaced.extend(replaced.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
-        // After an error the table was read again, and names the new files already.
+        // Where the table was read again, it names the new files already.
         let gone: HashSet<&str> = change.remove.iter().chain(&change.add).map(|f| f.path.as_str()).collect();
-        let mut files: Vec<FileEntry> =
-            state.files.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
+        let before = reread.as_ref().unwrap_or(&state.files);
+        let mut files: Vec<FileEntry> = before.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
         files.extend(change.add.iter().cloned());
         state.files = Arc::new(files);
         if let Some(levels) = &change.levels {
@@ -456,19 +463,20 @@ impl LakeTable {
         if has_levels { change.files_lsn } else { Some(position) }
     }
 
+    /// Gives the files where somebody else had changed them too.
     async fn try_commit(
         &self,
-        table: &mut DeltaTable,
+        log: &mut DeltaLog,
         change: &Change,
         files_lsn: Option<Lsn>,
-    ) -> Result<(), DeltaTableError> {
+    ) -> Result<Option<Arc<Vec<FileEntry>>>, DeltaTableError> {
         let mut transactions: Vec<Transaction> = Vec::new();
         for (class, lsn) in &change.positions {
             transactions.push(Transaction::new(&self.apps[*class as usize], *lsn as i64));
         }
         transactions.extend(self.files_app.as_ref().zip(files_lsn).map(|(app, lsn)| Transaction::new(app, lsn as i64)));
         if !change.remove.is_empty() {
-            transactions.push(Transaction::new("__maint__", table.version().map_or(0, |v| v as i64 + 1)));
+            transactions.push(Transaction::new("__maint__", log.version() as i64 + 1));
         }
         let now_ms = chrono::Utc::now().timestamp_millis();
         let spec = change.becomes.as_deref().unwrap_or(&self.spec);
@@ -478,8 +486,7 @@ impl LakeTable {
             change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
         if change.becomes.is_some() || change.levels.is_some() {
-            let metadata =
-                metadata_of(table.snapshot()?.metadata(), change.becomes.as_deref(), change.levels.as_deref())?;
+            let metadata = metadata_of(log.metadata(), change.becomes.as_deref(), change.levels.as_deref())?;
             actions.push(Action::Metadata(metadata));
         }
         let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty() {
@@ -492,16 +499,12 @@ impl LakeTable {
         } else {
             DeltaOperation::Optimize { predicate: None, target_size: 256 << 20 }
         };
-        let properties = CommitProperties::default()
-            .with_create_checkpoint(false)
-            .with_cleanup_expired_logs(Some(false))
-            .with_application_transactions(transactions);
-        let done = CommitBuilder::from(properties)
-            .with_actions(actions)
-            .build(Some(table.snapshot()? as &dyn TableReference), table.log_store(), operation)
-            .await?;
-        table.state = Some(done.snapshot);
-        Ok(())
+        if !log.commit(actions, operation, transactions).await? {
+            return Ok(None);
+        }
+        let files = read_files(spec, log.table())?;
+        log.forget();
+        Ok(Some(Arc::new(files)))
     }
 
     /// After an error of a commit: did it happen? Only the table knows.
@@ -536,9 +539,8 @@ impl LakeTable {
             let synced = crate::storage::sync_folder(folder);
             synced.map_err(|e| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() })?;
         }
-        delta.table.state = None;
-        self.runtime.block_on(delta.table.load()).map_err(failed)?;
-        let table = &delta.table;
+        self.runtime.block_on(delta.log.load()).map_err(failed)?;
+        let table = delta.log.table();
         let position = |app: &String| {
             let found = self
                 .runtime
@@ -547,8 +549,9 @@ impl LakeTable {
         };
         let committed = [position(&self.apps[0])?, position(&self.apps[1])?];
         let files_lsn = self.files_app.as_ref().map(position).transpose()?.flatten();
-        let files = Arc::new(read_files(&self.spec, &delta.table).map_err(failed)?);
-        let levels = Arc::new(read_levels(&self.spec, &delta.table)?);
+        let files = Arc::new(read_files(&self.spec, table).map_err(failed)?);
+        let levels = Arc::new(read_levels(&self.spec, table)?);
+        delta.log.forget();
         let mut state = self.write();
         (state.files, state.levels) = (files.clone(), levels.clone());
         drop(state);
@@ -603,37 +606,10 @@ impl LakeTable {
         if delta.commits < CHECKPOINT_EVERY && !(now && delta.commits > 0) {
             return Ok(());
         }
-        let result = self.runtime.block_on(async {
-            deltalake::checkpoints::create_checkpoint(&delta.table, None).await?;
-            deltalake::checkpoints::cleanup_metadata(&delta.table, None).await?;
-            delta.table.state = None;
-            delta.table.load().await
-        });
+        let result = self.runtime.block_on(delta.log.tidy());
         delta.commits = 0;
         result.map_err(|e| delta_error(&self.spec.root, &e))
     }
-}
-
-async fn open_or_create(spec: &TableSpec) -> Result<DeltaTable, DeltaTableError> {
-    let url = ensure_table_uri(spec.root.to_string_lossy())?;
-    let mut table = DeltaTableBuilder::from_url(url.clone())?
-        .with_storage_backend(Arc::new(SyncedFiles::default()), url)
-        .build()?;
-    match table.load().await {
-        Ok(()) => return Ok(table),
-        Err(DeltaTableError::NotATable(_)) => {}
-        Err(error) => return Err(error),
-    }
-    let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
-    table
-        .create()
-        .with_columns(columns.fields().cloned())
-        .with_partition_columns(partition_values(0, spec.layout).iter().map(|(n, _)| *n))
-        .with_table_name(&spec.name)
-        .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
-        .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some("interval 1 days"))
-        .with_save_mode(SaveMode::Ignore)
-        .await
 }
 
 fn delta_partition_values(spec: &TableSpec, bucket: i64) -> HashMap<String, Option<String>> {

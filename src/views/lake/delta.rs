@@ -1,0 +1,151 @@
+//! The Delta log of a table. What it says of each file is read at the start, or when somebody else has written to it, and is not
+//! kept: a commit adds one entry behind those that are known, which costs what the commit is, not what the table is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use deltalake::kernel::transaction::{
+    CommitBuilder, CommitData, CommitProperties, PROTOCOL, TableReference, TransactionError,
+};
+use deltalake::kernel::{Action, Metadata, Transaction, Version};
+use deltalake::logstore::CommitOrBytes;
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty, ensure_table_uri};
+use uuid::Uuid;
+
+use super::TableSpec;
+use super::columns::delta_columns;
+use super::files::partition_values;
+use super::store::SyncedFiles;
+
+/// A table's log at a version.
+pub(super) struct DeltaLog {
+    /// With what it says of the files only while that is read.
+    table: DeltaTable,
+    version: Version,
+    metadata: Metadata,
+    /// Each commit has to be compared with rules that somebody else gave the table.
+    is_ruled: bool,
+}
+
+impl DeltaLog {
+    /// Opens the table, or makes it, and reads what it says.
+    pub(super) async fn open(spec: &TableSpec) -> Result<Self, DeltaTableError> {
+        let table = open_or_create(spec).await?;
+        let metadata = table.snapshot()?.metadata().clone();
+        let mut log = Self { table, version: 0, metadata, is_ruled: false };
+        log.note()?;
+        Ok(log)
+    }
+
+    /// Reads what the table says now.
+    pub(super) async fn load(&mut self) -> Result<&mut DeltaTable, DeltaTableError> {
+        self.table.state = None;
+        self.table.load().await?;
+        self.note()?;
+        Ok(&mut self.table)
+    }
+
+    /// What was read last, until it is forgotten.
+    pub(super) fn table(&self) -> &DeltaTable {
+        &self.table
+    }
+
+    /// The same, to be changed: whoever does, notes it.
+    pub(super) fn table_mut(&mut self) -> &mut DeltaTable {
+        &mut self.table
+    }
+
+    /// Notes what the table says.
+    pub(super) fn note(&mut self) -> Result<(), DeltaTableError> {
+        let state = self.table.snapshot()?;
+        self.version = state.version();
+        self.metadata = state.metadata().clone();
+        self.is_ruled = PROTOCOL.can_write_to(state).is_err()
+            || state.metadata().configuration().get("delta.appendOnly").is_some_and(|value| value == "true");
+        Ok(())
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.table.state = None;
+    }
+
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(super) fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Adds an entry; true where somebody else had added some, so that the table was read again, with this one.
+    pub(super) async fn commit(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        transactions: Vec<Transaction>,
+    ) -> Result<bool, DeltaTableError> {
+        if !self.is_ruled {
+            let data = CommitData::new(actions.clone(), operation.clone(), HashMap::new(), transactions.clone());
+            let entry = CommitOrBytes::LogBytes(data.get_bytes()?);
+            let version = self.version + 1;
+            match self.table.log_store().write_commit_entry(version, entry, Uuid::nil()).await {
+                Ok(()) => {
+                    self.version = version;
+                    if let Some(Action::Metadata(metadata)) =
+                        data.actions.into_iter().find(|action| matches!(action, Action::Metadata(_)))
+                    {
+                        self.metadata = metadata;
+                    }
+                    return Ok(false);
+                }
+                Err(TransactionError::VersionAlreadyExists(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.load().await?;
+        let properties = CommitProperties::default()
+            .with_create_checkpoint(false)
+            .with_cleanup_expired_logs(Some(false))
+            .with_application_transactions(transactions);
+        let state = self.table.snapshot()?;
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(state as &dyn TableReference), self.table.log_store(), operation)
+            .await?;
+        self.table.state = Some(done.snapshot);
+        self.note()?;
+        Ok(true)
+    }
+
+    /// Writes a checkpoint, so that opening stays quick, and removes entries that no reader needs.
+    pub(super) async fn tidy(&mut self) -> Result<(), DeltaTableError> {
+        self.load().await?;
+        deltalake::checkpoints::create_checkpoint(&self.table, None).await?;
+        deltalake::checkpoints::cleanup_metadata(&self.table, None).await?;
+        self.forget();
+        Ok(())
+    }
+}
+
+async fn open_or_create(spec: &TableSpec) -> Result<DeltaTable, DeltaTableError> {
+    let url = ensure_table_uri(spec.root.to_string_lossy())?;
+    let mut table = DeltaTableBuilder::from_url(url.clone())?
+        .with_storage_backend(Arc::new(SyncedFiles::default()), url)
+        .build()?;
+    match table.load().await {
+        Ok(()) => return Ok(table),
+        Err(DeltaTableError::NotATable(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
+    table
+        .create()
+        .with_columns(columns.fields().cloned())
+        .with_partition_columns(partition_values(0, spec.layout).iter().map(|(n, _)| *n))
+        .with_table_name(&spec.name)
+        .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
+        .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some("interval 1 days"))
+        .with_save_mode(SaveMode::Ignore)
+        .await
+}
