@@ -2,8 +2,11 @@
 //! kept: a commit adds one entry behind those that are known, which costs what the commit is, not what the table is.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use buoyant_kernel::snapshot::Snapshot;
 use deltalake::kernel::transaction::{
     CommitBuilder, CommitData, CommitProperties, PROTOCOL, TableReference, TransactionError,
 };
@@ -18,6 +21,10 @@ use super::columns::delta_columns;
 use super::files::partition_values;
 use super::store::SyncedFiles;
 
+/// How long entries are kept, as Delta has it where a table says nothing else by this key.
+const RETENTION: Duration = Duration::from_secs(30 * 86_400);
+const RETENTION_KEY: &str = "delta.logRetentionDuration";
+
 /// A table's log at a version.
 pub(super) struct DeltaLog {
     /// With what it says of the files only while that is read.
@@ -26,6 +33,8 @@ pub(super) struct DeltaLog {
     metadata: Metadata,
     /// Each commit has to be compared with rules that somebody else gave the table.
     is_ruled: bool,
+    /// Of its entries.
+    folder: PathBuf,
 }
 
 impl DeltaLog {
@@ -33,7 +42,8 @@ impl DeltaLog {
     pub(super) async fn open(spec: &TableSpec) -> Result<Self, DeltaTableError> {
         let table = open_or_create(spec).await?;
         let metadata = table.snapshot()?.metadata().clone();
-        let mut log = Self { table, version: 0, metadata, is_ruled: false };
+        let folder = spec.root.join("_delta_log");
+        let mut log = Self { table, version: 0, metadata, is_ruled: false, folder };
         log.note()?;
         Ok(log)
     }
@@ -120,11 +130,35 @@ impl DeltaLog {
 
     /// Writes a checkpoint, so that opening stays quick, and removes entries that no reader needs.
     pub(super) async fn tidy(&mut self) -> Result<(), DeltaTableError> {
-        self.load().await?;
-        deltalake::checkpoints::create_checkpoint(&self.table, None).await?;
-        deltalake::checkpoints::cleanup_metadata(&self.table, None).await?;
-        self.forget();
+        let store = self.table.log_store();
+        let (engine, root, version) = (store.engine(None), store.root_url().clone(), self.version);
+        // The library's own way reads what the table says of every file into memory before.
+        let written = tokio::task::spawn_blocking(move || {
+            Snapshot::builder_for(root).at_version(version).build(engine.as_ref())?.checkpoint(engine.as_ref(), None)
+        });
+        written.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
+        if self.has_old_entries()? {
+            self.load().await?;
+            deltalake::checkpoints::cleanup_metadata(&self.table, None).await?;
+            self.forget();
+        }
         Ok(())
+    }
+
+    /// Whether there may be entries that are older than the log keeps them.
+    fn has_old_entries(&self) -> std::io::Result<bool> {
+        if self.metadata.configuration().contains_key(RETENTION_KEY) {
+            return Ok(true);
+        }
+        let is_old = |entry: std::io::Result<std::fs::DirEntry>| -> std::io::Result<bool> {
+            Ok(entry?.metadata()?.modified()?.elapsed().is_ok_and(|age| age > RETENTION))
+        };
+        for entry in std::fs::read_dir(&self.folder)? {
+            if is_old(entry)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

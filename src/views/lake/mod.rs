@@ -7,8 +7,8 @@
 
 pub mod checked;
 mod columns;
-mod delta;
 pub mod compact;
+mod delta;
 pub mod entities;
 pub mod fetch;
 pub mod files;
