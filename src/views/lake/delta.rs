@@ -183,3 +183,66 @@ async fn open_or_create(spec: &TableSpec) -> Result<DeltaTable, DeltaTableError>
         .with_save_mode(SaveMode::Ignore)
         .await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::files::FileEntry;
+    use super::super::table::{add_action, read_files};
+    use super::*;
+    use crate::schema::Layout;
+
+    async fn add(log: &mut DeltaLog, spec: &TableSpec, path: &str) -> Result<bool, DeltaTableError> {
+        let file = FileEntry { path: path.into(), ..FileEntry::sample() };
+        let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+        let position = Transaction::new(path, 1);
+        log.commit(vec![Action::Add(add_action(spec, &file, true))], operation, vec![position]).await
+    }
+
+    fn spec(lake: &Path) -> TableSpec {
+        TableSpec::raw(lake, Layout::Hours)
+    }
+
+    async fn paths(spec: &TableSpec) -> Vec<String> {
+        let log = DeltaLog::open(spec).await.expect("a table");
+        let mut paths: Vec<String> =
+            read_files(spec, log.table()).expect("files").into_iter().map(|file| file.path).collect();
+        paths.sort();
+        paths
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_somebody_else_added_meanwhile_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = spec(folder.path());
+        let mut own = DeltaLog::open(&spec).await.expect("a table");
+        let mut other = DeltaLog::open(&spec).await.expect("a table");
+        assert!(!add(&mut own, &spec, "a").await.expect("added"), "alone");
+        assert!(!add(&mut own, &spec, "b").await.expect("added"), "alone");
+        assert!(add(&mut other, &spec, "c").await.expect("added"), "others came before");
+        assert!(add(&mut own, &spec, "d").await.expect("added"), "another came before");
+        assert!(!add(&mut own, &spec, "e").await.expect("added"), "alone again");
+        assert_eq!((own.version(), other.version()), (5, 3));
+        assert_eq!(paths(&spec).await, ["a", "b", "c", "d", "e"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checkpoint_stands_for_the_entries_before_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = spec(folder.path());
+        let mut log = DeltaLog::open(&spec).await.expect("a table");
+        for path in ["a", "b", "c"] {
+            add(&mut log, &spec, path).await.expect("added");
+        }
+        log.tidy().await.expect("a checkpoint");
+        add(&mut log, &spec, "d").await.expect("added");
+        let entries = spec.root.join("_delta_log");
+        for version in 0..=3 {
+            std::fs::remove_file(entries.join(format!("{version:020}.json"))).expect("an entry");
+        }
+        assert_eq!(paths(&spec).await, ["a", "b", "c", "d"]);
+        let reopened = DeltaLog::open(&spec).await.expect("a table");
+        assert_eq!(reopened.version(), 4);
+    }
+}

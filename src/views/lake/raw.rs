@@ -180,7 +180,7 @@ impl RawWriter {
         self.new.note(header.received_at, header.last_lsn() + 1 - rows as u64..=header.last_lsn());
         if part.skipped() == 0 && frame.block_bytes as usize >= PAGE_BYTES {
             self.end_gathered()?;
-            self.page(frame.block.clone(), frame.block_bytes as usize, rows as u32)?;
+            self.page(&frame.block, frame.block_bytes as usize, rows as u32)?;
         } else {
             let records = frame.records().map_err(|e| format!("record {}: {e}", header.first_lsn))?;
             self.gathered.0.extend_from_slice(records.page_from(part.skipped()));
@@ -221,16 +221,16 @@ impl RawWriter {
             return Ok(());
         }
         let block = record::compress(&plain).map_err(|e| e.to_string())?;
-        self.page(block, plain.len(), rows)
+        self.page(&block, plain.len(), rows)
     }
 
-    fn page(&mut self, block: Bytes, plain_bytes: usize, rows: u32) -> Result<(), String> {
+    fn page(&mut self, block: &[u8], plain_bytes: usize, rows: u32) -> Result<(), String> {
         let group = self.group()?;
-        let header = page_header(plain_bytes, &block, rows);
+        let header = page_header(plain_bytes, block, rows);
         group.sizes.0 += header.len() + block.len();
         group.sizes.1 += header.len() + plain_bytes;
         group.pages.extend_from_slice(&header);
-        group.pages.extend_from_slice(&block);
+        group.pages.extend_from_slice(block);
         Ok(())
     }
 

@@ -88,6 +88,12 @@ pub(super) struct Delta {
     doubtful: Vec<String>,
 }
 
+/// What the table names at a version.
+struct Listed {
+    files: Arc<Vec<FileEntry>>,
+    levels: Arc<Vec<Level>>,
+}
+
 /// Files to add and to remove in one Delta commit, with the positions that it brings.
 #[derive(Default)]
 pub struct Change {
@@ -413,10 +419,7 @@ impl LakeTable {
         let files_lsn = self.files_lsn_of(&delta, change, &before);
         let reread = match self.runtime.block_on(self.try_commit(&mut delta.log, change, files_lsn)) {
             Ok(reread) => reread,
-            Err(error) => {
-                self.settle(&mut delta, change, &error)?;
-                None
-            }
+            Err(error) => Some(self.settle(&mut delta, change, &error)?),
         };
         for (class, lsn) in &change.positions {
             delta.committed[*class as usize] = *lsn;
@@ -508,18 +511,29 @@ impl LakeTable {
     }
 
     /// After an error of a commit: did it happen? Only the table knows.
-    fn settle(&self, delta: &mut Delta, change: &Change, error: &DeltaTableError) -> Result<(), ViewError> {
+    /// If so, gives the files, which queries see together with what the caller drops for them.
+    fn settle(
+        &self,
+        delta: &mut Delta,
+        change: &Change,
+        error: &DeltaTableError,
+    ) -> Result<Arc<Vec<FileEntry>>, ViewError> {
         let reason = error.to_string();
         delta.is_unknown = true;
         let paths: Vec<String> = self.new_files(change).map(|f| f.path.clone()).collect();
         delta.doubtful.extend(paths);
-        let files = self.reload_if_unknown(delta)?;
-        let is_named = |levels: &Vec<Level>| *self.snapshot().levels == *levels;
+        let Listed { files, levels } = self.reload(delta)?;
+        let is_named = |named: &Vec<Level>| *levels == *named;
         let happened = (change.levels.is_some() || change.add.iter().chain(&change.remove).next().is_some())
             && change.levels.as_ref().is_none_or(is_named)
             && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
             && change.remove.iter().all(|f| !files.iter().any(|g| g.path == f.path));
-        if happened { Ok(()) } else { Err(ViewError::Failed { view: self.spec.name.clone(), reason }) }
+        if happened {
+            return Ok(files);
+        }
+        let mut state = self.write();
+        (state.files, state.levels) = (files, levels);
+        Err(ViewError::Failed { view: self.spec.name.clone(), reason })
     }
 
     fn remove_files<'a>(&self, paths: impl Iterator<Item = &'a str>) {
@@ -533,6 +547,14 @@ impl LakeTable {
         if !delta.is_unknown {
             return Ok(self.files());
         }
+        let Listed { files, levels } = self.reload(delta)?;
+        let mut state = self.write();
+        (state.files, state.levels) = (files.clone(), levels);
+        Ok(files)
+    }
+
+    /// Reads files, levels and positions; removes what a commit that did not happen has left.
+    fn reload(&self, delta: &mut Delta) -> Result<Listed, ViewError> {
         let failed = |e: DeltaTableError| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
         // The error may have been the sync of the entry's name: what is read now must be there after a power cut too.
         for folder in [&self.spec.root.join("_delta_log"), &self.spec.root] {
@@ -552,9 +574,6 @@ impl LakeTable {
         let files = Arc::new(read_files(&self.spec, table).map_err(failed)?);
         let levels = Arc::new(read_levels(&self.spec, table)?);
         delta.log.forget();
-        let mut state = self.write();
-        (state.files, state.levels) = (files.clone(), levels.clone());
-        drop(state);
         for (at, found) in delta.committed.iter_mut().zip(committed) {
             *at = found.unwrap_or(*at);
         }
@@ -565,7 +584,7 @@ impl LakeTable {
         let named: HashSet<&str> =
             files.iter().chain(levels.iter().map(|level| &level.entry)).map(|f| f.path.as_str()).collect();
         self.remove_files(doubtful.iter().map(String::as_str).filter(|path| !named.contains(path)));
-        Ok(files)
+        Ok(Listed { files, levels })
     }
 
     /// Takes the partitions that lie whole below the floor out of the table; gives the number of files. Rows below it are hidden
@@ -620,7 +639,7 @@ fn tags(file: &FileEntry) -> HashMap<String, Option<String>> {
     HashMap::from([("weir.class".to_owned(), Some(file.class.name().to_owned()))])
 }
 
-fn add_action(spec: &TableSpec, file: &FileEntry, data_change: bool) -> Add {
+pub(super) fn add_action(spec: &TableSpec, file: &FileEntry, data_change: bool) -> Add {
     Add {
         path: file.path.clone(),
         partition_values: delta_partition_values(spec, file.bucket),
@@ -649,7 +668,7 @@ fn remove_action(spec: &TableSpec, file: &FileEntry, data_change: bool, now_ms: 
 }
 
 /// The files of the loaded version.
-fn read_files(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<FileEntry>, DeltaTableError> {
+pub(super) fn read_files(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<FileEntry>, DeltaTableError> {
     Ok(table.snapshot()?.log_data().iter().map(|f| file_entry(spec, &f)).collect())
 }
 
