@@ -34,7 +34,8 @@ impl Server {
             server.address = address["http"].as_str().expect("an address").to_owned();
             true
         });
-        wait_until("it takes records in", || server.get("/readyz").0 == 200);
+        // One with tokens says no more to whoever has none.
+        wait_until("it takes records in", || matches!(server.get("/readyz").0, 200 | 401));
         server
     }
 
@@ -308,21 +309,82 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
     }
 }
 
+/// Makes a token in the file `tokens`.
+fn token(bench: &Bench, kind: &[&str]) -> String {
+    let file = bench.path("tokens");
+    let file = ["token", "create", "--file", file.to_str().expect("text")];
+    let output = weir().args(file).args(kind).output().expect("the binary runs");
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
+#[test]
+fn a_token_that_only_reads_ends_no_query_of_another() {
+    let bench = http_bench();
+    let [write, read, other] = [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&bench, kind));
+    let configuration =
+        "[server]\nhttp = \"127.0.0.1:0\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+    bench.configure(configuration);
+    let server = start(&bench);
+    let endless = "select count(*) from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
+    let bearer = |token: &str| format!("Bearer {token}");
+    let ask = |token: &str, method: &str, path: &str, body: &[u8]| {
+        server.request(method, path, &[("Authorization", &bearer(token))], body)
+    };
+    let query = |id: &str, sql: &str| json!({"id": id, "sql": sql}).to_string().into_bytes();
+    let is_taken = |(status, answer): &(u16, Value)| *status == 409 && answer.to_string().contains("is running");
+    for (id, owner, stranger, ender) in
+        [("q1", &read, &other, &read), ("q2", &write, &read, &write), ("q3", &read, &other, &write)]
+    {
+        let path = format!("/api/v1/sql/{id}");
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                // The name may be taken by the look below.
+                let mut answers = std::iter::repeat_with(|| ask(owner, "POST", "/api/v1/sql", &query(id, endless)));
+                answers.find(|answer| !is_taken(answer)).expect("endless")
+            });
+            wait_until("it runs", || is_taken(&ask(owner, "POST", "/api/v1/sql", &query(id, "select 1"))));
+            assert_eq!(ask(stranger, "DELETE", &path, b"").0, 404, "{id}");
+            assert_eq!(ask(ender, "DELETE", &path, b"").0, 200, "{id}");
+            let (status, answer) = asked.join().expect("it ends");
+            assert!(status == 409 && answer.to_string().contains("ended by its id"), "{id}: {answer}");
+        });
+    }
+    server.stop();
+}
+
+#[test]
+fn secrets_that_others_can_change_are_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = http_bench();
+    token(&bench, &[]);
+    let made = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
+    bench.write("cert.pem", made.cert.pem().as_bytes());
+    bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
+    let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+    bench.configure(configuration);
+    for file in ["key.pem", "tokens"] {
+        let path = bench.path(file);
+        let allow = |mode: u32| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("permitted");
+        };
+        for mode in [0o620, 0o602] {
+            allow(mode);
+            let output = bench.command(&["run", "-q"]).output().expect("the binary runs");
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && message.contains("others can write"), "{file} {mode:o}: {message}");
+            assert!(message.contains("chmod 600"), "{message}");
+        }
+        allow(0o600);
+    }
+}
+
 #[test]
 fn verbs_ask_a_server_behind_tls_with_their_token_and_nobody_else_does() {
     let bench = http_bench();
     let made = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
     bench.write("cert.pem", made.cert.pem().as_bytes());
     bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
-    let token = |kind: &[&str]| {
-        let mut arguments = vec!["token", "create", "--file"];
-        let file = bench.path("tokens");
-        arguments.push(file.to_str().expect("text"));
-        arguments.extend(kind);
-        let output = weir().args(arguments).output().expect("the binary runs");
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
-    };
-    let (write, read) = (token(&[]), token(&["--read-only"]));
+    let (write, read) = (token(&bench, &[]), token(&bench, &["--read-only"]));
     bench.configure(
         "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
     );
