@@ -1,10 +1,11 @@
 //! A full disk recovers by itself, and what failed or killed attempts left does not stay. `WEIR_SMALL_DISK` names a mounted file
 //! system of at least 64 MiB that may be filled.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::server::{Server, start};
 use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
@@ -72,7 +73,23 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
     }
     assert_eq!(server.get("/readyz").0, 503);
     assert_eq!(temporary_files(&data), Vec::<PathBuf>::new());
+    // Killed, it starts on what is there, with no byte of room.
+    server.kill();
+    drop(server);
+    let rest = disk.join("rest");
+    let mut filled = std::fs::File::create(&rest).expect("a name");
+    while filled.write_all(&[1; 4 << 10]).is_ok() {}
+    drop(filled);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let server = Server::start_at(&mut bench.command(&["run"]), &free.to_string());
+    let count = json!({"sql": "select count(*) as n from a"}).to_string();
+    wait_until("everything is there", || {
+        let (status, answer) = server.request("POST", "/api/v1/sql", &[], count.as_bytes());
+        status == 200 && answer["rows"][0]["n"] == accepted
+    });
+    std::fs::remove_file(&rest).expect("removed");
     std::fs::remove_file(&ballast).expect("removed");
+    wait_until("verbs find it", || bench.output(&["status"]).status.success() && data.join("address.json").exists());
     wait_until("records are taken again", || post(&server, &body(&mut numbers, accepted)).0 == 200);
     accepted += ROWS;
     wait_until("it is ready", || server.get("/readyz").0 == 200);

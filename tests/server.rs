@@ -39,6 +39,14 @@ impl Server {
         server
     }
 
+    /// Starts a command that is to answer at this address, which it may not be able to write down.
+    pub fn start_at(command: &mut Command, address: &str) -> Self {
+        let command = command.env("WEIR_SERVER_HTTP", address).stderr(Stdio::null());
+        let server = Self { child: command.spawn().expect("the binary runs"), address: address.to_owned() };
+        wait_until("it answers", || server.get("/healthz").0 == 200);
+        server
+    }
+
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
         // A server that has been killed answers nothing.
         let Ok(mut stream) = TcpStream::connect(&self.address) else { return (0, Value::Null) };

@@ -90,12 +90,12 @@ fn serve_once(
     let server = runtime
         .block_on(Server::start(listener, parts))
         .map_err(|e| RuntimeError::Failed(format!("{address}: {e}")))?;
-    running.folder.publish_address(&Address {
-        pid: std::process::id(),
-        http: address,
-        tls: config.server.tls.is_some(),
-        key: folder_key,
-    })?;
+    let own = Address { pid: std::process::id(), http: address, tls: config.server.tls.is_some(), key: folder_key };
+    let mut published = running.folder.publish_address(&own);
+    if let Err(error) = &published {
+        // Where there is no room, questions are answered all the same.
+        tracing::warn!(%error, "verbs do not find this server until its address can be written; HTTP answers");
+    }
     tracing::info!(%address, "ready");
     let mut since_metrics = METRICS_EVERY;
     while !is_over() && !running.has_failed() && !server.has_ended() && !restart.load(Ordering::Acquire) {
@@ -105,6 +105,9 @@ fn serve_once(
         tick(&running);
         since_metrics += POLL;
         if since_metrics >= METRICS_EVERY {
+            if published.is_err() {
+                published = running.folder.publish_address(&own);
+            }
             running.publish_metrics();
             metrics.run_upkeep();
             since_metrics = Duration::ZERO;
