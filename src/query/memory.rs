@@ -44,17 +44,19 @@ impl SharedMemory {
         self.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the query that has the most beyond its part; whether there is one, or one that was ended still holds memory.
+    /// Ends the query that runs with the most beyond its part. False where nobody holds more than a part: there is nothing to wait
+    /// for. A query that has ended holds its result until the answer is written, which is soon.
     fn reclaim(&self) -> bool {
         let queries: Vec<Arc<QueryMemory>> = self.queries().iter().filter_map(Weak::upgrade).collect();
-        let beyond = queries.iter().filter(|query| query.held() > self.part);
-        let Some(most) = beyond.max_by_key(|query| query.held()) else { return false };
-        let Some(scope) = most.scope.get().and_then(Weak::upgrade) else { return false };
-        let (held, part) = (most.held(), self.part);
-        scope.end_for_memory(format!(
-            "others needed memory while it held {held} bytes; beside them it may have {part}, a share of `[limits] memory`"
-        ));
-        true
+        let beyond = || queries.iter().filter(|query| query.held() > self.part);
+        let running = beyond().filter_map(|query| Some((query.held(), query.scope.get()?.upgrade()?)));
+        if let Some((held, scope)) = running.max_by_key(|(held, _)| *held) {
+            scope.end_for_memory(format!(
+                "the query was ended: it held {held} bytes when others needed memory, and beside them it may have {}, a share of `[limits] memory`; narrow it, or ask again later",
+                self.part
+            ));
+        }
+        beyond().next().is_some()
     }
 }
 
@@ -177,7 +179,16 @@ mod tests {
         });
         own.try_grow(25).expect("of the one that was ended");
         modest.check().expect("runs");
-        assert!(freed.join().expect("no panic").contains("others needed memory while it held 100 bytes"));
+        assert!(freed.join().expect("no panic").contains("it held 100 bytes when others needed memory"));
+        // A result that is still being written is waited for.
+        let (done, result) = query(&shared);
+        result.try_grow(75).expect("free");
+        drop(done);
+        let written = std::thread::spawn(move || drop(result));
+        let (after, next) = query(&shared);
+        next.try_grow(25).expect("of the result");
+        written.join().expect("no panic");
+        drop((after, next));
         // Where all are within their parts, none is ended.
         let (other, rest) = query(&shared);
         rest.try_grow(76).expect_err("not free");

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 
+use super::Exceeded;
+
 /// Results of functions that are alive at once, about: an expression's own, and those of the operators above it.
 const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
@@ -71,7 +73,8 @@ impl Scope {
             return Ok(());
         }
         Err(match self.memory.get() {
-            Some(reason) => DataFusionError::ResourcesExhausted(reason.clone()),
+            // Nothing that is spilled or tried again would help.
+            Some(reason) => Exceeded(reason.clone()).into(),
             None => DataFusionError::Execution("the query has ended".into()),
         })
     }
@@ -124,7 +127,7 @@ pub fn check() -> Result<()> {
     with(Scope::check).unwrap_or(Ok(()))
 }
 
-/// Counts what a function is about to make; an error where the query has ended, or there is no memory for it.
+/// Reserves what a function is about to make; an error where the query has ended, or there is no memory left.
 pub fn make(bytes: usize) -> Result<()> {
     check()?;
     with(|scope| scope.note_result(bytes)).unwrap_or(Ok(()))
