@@ -1,7 +1,7 @@
-//! A pretty-printed value among lines of NDJSON, as where `jq .` was appended to a log: its first line is no whole record.
+//! A pretty-printed value among lines of NDJSON, as where `jq .` was appended to a log: its first line is `{` alone.
 //!
 //! Such a line may as well be one that was cut off. It begins a value that spans lines if the value ends at the end of a line, and
-//! no line before that begins a record of its own:
+//! no line before that begins a record of its own. A longer line that does not end its object was cut off, and is reported at once:
 //!
 //! ```text
 //! {"n":1}
@@ -19,7 +19,7 @@ use std::io::{self, BufRead};
 use super::scan::{Progress, Scanner};
 use super::{Item, Reader, padding};
 
-/// What follows from a line that opens an object and does not close it.
+/// What follows from a line that opens an object and holds nothing else.
 enum Opened {
     /// The value's bytes, and those up to the end of its last line.
     Value(usize, usize),
@@ -29,9 +29,9 @@ enum Opened {
     Line,
 }
 
-/// Whether a line begins an object that it does not end.
+/// Whether a line is the first of a pretty-printed object.
 pub(super) fn is_open(line: &[u8]) -> bool {
-    line.first() == Some(&b'{') && line.last() != Some(&b'}')
+    line == b"{"
 }
 
 impl<R: BufRead> Reader<R> {

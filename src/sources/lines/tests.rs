@@ -282,8 +282,10 @@ fn a_value_among_lines_may_span_several() {
         assert_eq!(texts(&text, None), ["{\"a\":1}", cut, "{\"a\":2}"], "{cut}");
     }
     let long = "\"x\",\n".repeat(LIMIT);
-    let got = texts(&format!("{{\"a\":1}}\n{{\"b\":[\n{long}1]}}\n{{\"a\":2}}\n"), None);
-    assert_eq!((got.len(), got[1].as_str(), got[LIMIT + 3].as_str()), (LIMIT + 4, "{\"b\":[", "{\"a\":2}"));
+    let got = texts(&format!("{{\"a\":1}}\n{{\n\"b\":[\n{long}1]}}\n{{\"a\":2}}\n"), None);
+    assert_eq!((got.len(), got[1].as_str(), got[LIMIT + 4].as_str()), (LIMIT + 5, "{", "{\"a\":2}"));
+    // A damaged last line waits for nothing.
+    assert_eq!(read("{\"a\":1}\n{\"a\":\n")[1], (8, "{\"a\":".into(), true));
 }
 
 #[test]
