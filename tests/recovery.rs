@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde_json::json;
@@ -328,7 +328,7 @@ fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_
             let decoded = operators.decode(&frame).expect("readable");
             operators.apply(&Arc::new(frame), decoded.as_ref()).expect("applies");
         }
-        let catch_up = LogCatchUp { snapshots, one_at_a_time: Mutex::default(), leave_the_rest: Arc::default() };
+        let catch_up = LogCatchUp::new(snapshots, Arc::default());
         let mut view = Sparse { applied: 0, committed: vec![(position.to_owned(), 0)] };
         let target = |at: Lsn| (at < 20).then_some(20);
         let mut trimmed = false;

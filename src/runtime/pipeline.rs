@@ -83,11 +83,7 @@ impl Pipeline {
         handles.raise_floors(&operators.floors());
         let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
         let leave_the_rest = Arc::new(AtomicBool::new(false));
-        let catch_up = Arc::new(LogCatchUp {
-            snapshots: snapshots.clone(),
-            one_at_a_time: Mutex::new(()),
-            leave_the_rest: leave_the_rest.clone(),
-        });
+        let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), leave_the_rest.clone()));
         let (statuses, names, drivers) = start_drivers(views, &in_reader, &ring, &catch_up);
         let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
@@ -96,8 +92,8 @@ impl Pipeline {
         // The operators end before the writer only when they failed, which the supervisor sees.
         let hand_on = move |frame: Committed| drop(handed_on.send(frame));
         wal.set_committed(operators.lsn());
-        let (ingest, writer) =
-            Ingest::start(wal, catalog.clone(), clock, shares.queues, upkeep_receiver, note_synced, hand_on);
+        let (catalog, queues) = (catalog.clone(), shares.queues);
+        let (ingest, writer) = Ingest::start(wal, catalog, clock, queues, upkeep_receiver, note_synced, hand_on);
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.show(operators.clone());
         let (ready, resume) = channel();

@@ -173,9 +173,15 @@ impl Snapshots {
 /// Reads the log again with its own copy of the operators, for one view at a time.
 pub struct LogCatchUp {
     pub snapshots: Snapshots,
-    pub one_at_a_time: Mutex<()>,
+    one_at_a_time: Mutex<()>,
     /// What is not read yet is left for the next start.
-    pub leave_the_rest: Arc<AtomicBool>,
+    leave_the_rest: Arc<AtomicBool>,
+}
+
+impl LogCatchUp {
+    pub fn new(snapshots: Snapshots, leave_the_rest: Arc<AtomicBool>) -> Self {
+        Self { snapshots, one_at_a_time: Mutex::new(()), leave_the_rest }
+    }
 }
 
 /// How far a read of the log came.

@@ -117,6 +117,14 @@ fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     ViewError::Failed { view: path.display().to_string(), reason }
 }
 
+fn of_another_log(path: PathBuf, log: &LogName) -> ViewError {
+    let reason = format!(
+        "holds rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
+        log.id
+    );
+    ViewError::Damaged { path, reason }
+}
+
 impl LakeTable {
     /// Opens the table, or makes it. `writable`: false never changes anything and gives none for a table that is not there.
     pub fn open(
@@ -186,16 +194,16 @@ impl LakeTable {
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
         }
-        let mut log_of_table = runtime.block_on(DeltaLog::open(&spec)).map_err(|e| delta_error(&spec.root, &e))?;
+        let mut entries = runtime.block_on(DeltaLog::open(&spec)).map_err(|e| delta_error(&spec.root, &e))?;
         let configured = spec.layout;
         // A table stays split as it is until it is replaced.
-        spec.layout = layout_of(log_of_table.table()).map_err(|e| delta_error(&spec.root, &e))?.unwrap_or(configured);
+        spec.layout = layout_of(entries.table()).map_err(|e| delta_error(&spec.root, &e))?.unwrap_or(configured);
         let full_schema = spec.full_schema();
         if writable && adds_columns {
-            runtime.block_on(add_columns(log_of_table.table_mut(), &spec, &full_schema))?;
-            log_of_table.note().map_err(|e| delta_error(&spec.root, &e))?;
+            runtime.block_on(add_columns(entries.table_mut(), &spec, &full_schema))?;
+            entries.note().map_err(|e| delta_error(&spec.root, &e))?;
         }
-        let table = log_of_table.table();
+        let table = entries.table();
         let is_leveled = spec.layout == Layout::Buckets;
         let files_app = is_leveled.then(|| log.app(Class::Recent));
         let recent_app = if is_leveled { log.levels_app() } else { log.app(Class::Recent) };
@@ -214,17 +222,13 @@ impl LakeTable {
         committed[0] = committed[0].max(files_lsn.unwrap_or(log.zero));
         let files = read_files(&spec, table).map_err(|e| delta_error(&spec.root, &e))?;
         let levels = read_levels(&spec, table)?;
-        log_of_table.forget();
+        entries.forget();
         if committed == [log.zero; 2] && !(files.is_empty() && levels.is_empty()) {
-            let reason = format!(
-                "holds rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
-                log.id
-            );
-            return Err(ViewError::Damaged { path: spec.root, reason });
+            return Err(of_another_log(spec.root, &log));
         }
         let state = TableState { files: Arc::new(files), levels: Arc::new(levels), ..TableState::default() };
         let delta = Mutex::new(Delta {
-            log: log_of_table,
+            log: entries,
             commits: 0,
             committed,
             files_lsn: files_lsn.unwrap_or(log.zero),
