@@ -93,7 +93,7 @@ fn serve_once(
     let own = Address { pid: std::process::id(), http: address, tls: config.server.tls.is_some(), key: folder_key };
     let mut published = running.folder.publish_address(&own);
     if let Err(error) = &published {
-        // Where there is no room, questions are answered all the same.
+        // A full disk does not keep queries from being answered.
         tracing::warn!(%error, "verbs do not find this server until its address can be written; HTTP answers");
     }
     tracing::info!(%address, "ready");

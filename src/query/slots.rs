@@ -12,7 +12,7 @@ const MAX_WAITING: usize = 64;
 /// Queries whose threads run although nobody waits for them any more: beyond, none are begun.
 const MAX_STUCK: usize = 4;
 
-/// Who asks: a token, or whoever needs none.
+/// The client that asks: by its token, or without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Asker(Option<u64>);
 
@@ -96,7 +96,7 @@ impl Inner {
     /// Gives free slots to those who wait: to whom has the fewest, then to whom had none for the longest time.
     fn hand_out(self: &Arc<Self>) {
         while let Some((give, slot)) = self.next() {
-            // Whoever is not there any more gives it back, which must not be under the lock.
+            // A client that has left gives its slot back at once, which takes the lock again.
             let _ = give.send(slot);
         }
     }

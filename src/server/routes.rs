@@ -182,7 +182,7 @@ pub async fn end_sql(
     Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    // Another's query is as good as none for whoever may only read.
+    // A read-only token does not see queries of other tokens.
     let is_own = |(asker, _): &&(Asker, CancellationToken)| client.may_write || *asker == client.asker;
     let Some((_, end)) = app.queries().get(&id).filter(is_own).cloned() else {
         let message = format!("no query `{id}` is running");

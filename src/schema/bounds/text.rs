@@ -30,7 +30,7 @@ const BALANCED_TERMS: usize = 64;
 
 /// Refuses a text that is too long to be parsed.
 pub fn check_tokens(sql: &str) -> Result<(), Exceeded> {
-    // What is no SQL is for the parser to say.
+    // The parser reports text that is not SQL.
     let Ok(tokens) = Tokenizer::new(&WeirDialect, sql).tokenize() else { return Ok(()) };
     let is_select = |token: &&Token| matches!(token, Token::Word(w) if w.value.eq_ignore_ascii_case("select"));
     let count = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))).count();

@@ -30,7 +30,7 @@ fn every_function_of_the_registry_has_a_place_in_the_list() {
     let missing: Vec<_> = found.difference(&known).collect();
     assert!(missing.is_empty(), "functions without a class in classes.rs: {missing:?}");
     let gone: Vec<_> = known.difference(&found).collect();
-    assert!(gone.is_empty(), "classes.rs names what is no function: {gone:?}");
+    assert!(gone.is_empty(), "classes.rs names functions that do not exist: {gone:?}");
 
     let aggregates = names([classes::FIXED_AGGREGATES, classes::KEEPING_AGGREGATES].concat());
     assert_eq!(aggregates, names(state.aggregate_functions().values().map(|f| f.name())));
