@@ -41,7 +41,7 @@
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (how far arrival time is believed), `src/operators/repeats.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
 //! | `src/views/lake` | one Delta table per stream, window, set of sessions or entities, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
-//! | `src/views/search` | full-text search in tantivy |
+//! | `src/views/search` | full-text search in tantivy; `src/views/search/rows.rs` stores the rows that hits show |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open; a query runs on threads of its own (`src/query/running.rs`), in a slot (`src/query/slots.rs`), under a plan that can be stopped (`src/query/guarded.rs`, `src/query/pieces.rs`); `src/query/encode.rs` writes answers out, into `src/query/spool.rs`; `src/query/live.rs` follows the ring |

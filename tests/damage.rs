@@ -100,8 +100,9 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
     for (part, question, way_out) in kinds {
         let want = damaged.ask(question).expect("an answer");
         let files = damaged.files(part);
-        for _ in 0..4 {
-            let file = &files[damaged.numbers.below(files.len() as u64) as usize];
+        // Different files, because libraries give their errors different forms.
+        for round in 0..files.len().clamp(4, 12) {
+            let file = &files[round % files.len()];
             let at = damaged.flip(file);
             match damaged.ask(question) {
                 Ok(answer) => assert_eq!(answer, want, "{} at byte {at}", file.display()),
@@ -114,7 +115,7 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
             damaged.put(file, &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"));
         }
     }
-    assert!(found >= 6, "{found} of 24 flips were found");
+    assert!(found >= 6, "only {found} flips were found");
 }
 
 #[test]

@@ -9,7 +9,6 @@ use arrow::array::{
     ArrayRef, BooleanArray, Date32Array, Float32Array, Float64Array, Int32Array, Int64Array, ListBuilder, RecordBatch,
     StringArray, StringBuilder, TimestampMicrosecondArray,
 };
-use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::SessionContext;
@@ -21,10 +20,8 @@ use weir::query::snapshot::Progress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::select::session_config;
 use weir::schema::{Catalog, Layout, functions};
-use weir::views::lake::fetch::fetch;
 use weir::views::lake::files::{Class, FileEntry, partition_folder, properties_of, with_partition_columns};
 use weir::views::lake::hot::Hot;
-use weir::views::lake::kept::by_lsn;
 use weir::views::lake::{Change, Feed, LakeTable, LogName, TableSpec};
 
 use crate::support::Numbers;
@@ -362,41 +359,4 @@ fn a_query_of_one_moment_reads_few_pages_and_unpacks_wide_columns_for_its_rows_a
     // One file of four is read; of its row groups, one; of that, a page.
     assert_eq!(metric("page_index_rows_pruned"), "300 total → 40 matched", "{plan}");
     assert_eq!(metric("pushdown_rows_matched"), "1", "{plan}");
-}
-
-#[test]
-fn rows_are_fetched_by_time_and_lsn_from_files_and_from_memory() {
-    let numbers = &mut Numbers(11);
-    let tables = Tables::new(numbers);
-    let table = &tables.handles.tables["t"];
-    let all = 4 * FILE_ROWS + HOT_ROWS;
-    let time = |row: usize| START + row as i64 * 850_000;
-    let lsn = |row: usize| row as u64 * 7 % 5_000 + 1;
-    for n in 0..14 {
-        let mut picked: Vec<usize> =
-            (0..n * n).map(|_| numbers.below(all as u64) as usize).chain([7, all - 1]).collect();
-        picked.sort_unstable();
-        picked.dedup();
-        let mut asked: Vec<(i64, u64)> = picked.iter().map(|row| (time(*row), lsn(*row))).collect();
-        // One that the table does not have yet, and one that had another time once.
-        asked.push((time(40), 6_000));
-        if !picked.contains(&900) {
-            asked.push((time(901), lsn(900)));
-        }
-        let floor = (n > 9).then(|| time(800 + n));
-        floor.iter().for_each(|floor| table.raise_floor(*floor));
-        let found = fetch(table, &table.snapshot(), tables.engine.footers(), &asked).expect("read");
-        let found = concat_batches(&table.full_schema, &found).expect("of one schema");
-        let found = by_lsn(&found).expect("sorted");
-        let lsns: Vec<String> = asked.iter().map(|(_, lsn)| lsn.to_string()).collect();
-        let query = format!(
-            "select * from t where lsn in ({}) and event_time >= to_timestamp_micros({}) order by lsn",
-            lsns.join(", "),
-            floor.unwrap_or(0)
-        );
-        let memory = tables.runtime.block_on(async { tables.plain.sql(&query).await?.collect().await });
-        let memory = concat_batches(&table.full_schema, &memory.expect("answered")).expect("of one schema");
-        let show = |rows: RecordBatch| arrow::util::pretty::pretty_format_batches(&[rows]).expect("shown").to_string();
-        assert_eq!(show(found), show(memory), "{asked:?}");
-    }
 }

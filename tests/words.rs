@@ -108,20 +108,49 @@ fn highlights_mark_what_was_asked() {
 }
 
 #[test]
-fn an_index_of_other_rules_is_refused_with_a_way_out_that_works() {
-    let bench = bench(&["a word"]);
-    let meta = bench.path("data/search/s/000000/meta.json");
-    let text = std::fs::read_to_string(&meta).expect("an index");
-    std::fs::write(&meta, text.replace("weir_2", "weir_1")).expect("writable");
-    let output = bench.output(&["search", "word"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(65), "{message}");
-    assert!(message.contains("weir_1") && message.contains("`weir rebuild search --stream s`"), "{message}");
-    assert_eq!(bench.output(&["run", "--once"]).status.code(), Some(65));
-    // What the message says to do.
-    let output = bench.output(&["rebuild", "search", "--stream", "s"]);
+fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_works() {
+    let format = "\\\"version\\\":";
+    for (now, before, named) in [
+        ("weir_2".to_owned(), "weir_1".to_owned(), "weir_1"),
+        (format!("{format}3"), format!("{format}2"), "older search format 2"),
+    ] {
+        let bench = bench(&["a word"]);
+        let meta = bench.path("data/search/s/000000/meta.json");
+        let text = std::fs::read_to_string(&meta).expect("an index");
+        assert!(text.contains(&now), "{text}");
+        std::fs::write(&meta, text.replace(&now, &before)).expect("writable");
+        let output = bench.output(&["search", "word"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(65), "{message}");
+        assert!(message.contains(named) && message.contains("`weir rebuild search --stream s`"), "{message}");
+        assert_eq!(bench.output(&["run", "--once"]).status.code(), Some(65));
+        // What the message says to do.
+        let output = bench.output(&["rebuild", "search", "--stream", "s"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(found(&bench, "word"), [0]);
+    }
+}
+
+#[test]
+fn hits_show_the_rows_of_a_table_that_was_rebuilt_and_columns_that_came_later() {
+    let bench = bench(&["a word", "another word"]);
+    let hits = |bench: &Bench| {
+        let answer = bench.ask(&["search", "word"]);
+        let hits: Vec<_> = answer["hits"].as_array().expect("hits").iter().map(|hit| hit["event"].clone()).collect();
+        assert_eq!(hits, bench.rows("select * from s order by lsn desc"));
+        hits
+    };
+    hits(&bench);
+    let stream = STREAM.replace("n int", "n bigint");
+    let changed = stream.replace("lat, lon from s", "upper(msg) as loud, lat, lon from s");
+    bench.configure(&changed);
+    bench.once();
+    assert_eq!(hits(&bench)[0]["loud"], json!(null));
+    bench.configure(&changed.replace("n, msg", "n, msg || '!' as msg"));
+    let output = bench.output(&["rebuild", "s"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(found(&bench, "word"), [0]);
+    let first = &hits(&bench)[0];
+    assert_eq!((&first["loud"], &first["msg"]), (&json!("ANOTHER WORD"), &json!("another word!")));
 }
 
 #[test]

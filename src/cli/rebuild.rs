@@ -13,7 +13,7 @@ use crate::runtime::rebuild::{self, Generation};
 use crate::runtime::{Options, POLL, Running, RuntimeError, views};
 
 /// Makes windows, tables, search, places or counts anew, as the configuration declares them now (`[lake] partition` too), from the
-/// first record on.
+/// first record on. A stream's table brings its search with it, which shows the table's rows.
 ///
 /// What is there goes on serving meanwhile, also in a running server; what is begun goes on where it was broken off. At the end the
 /// new ones take their places together: a server pauses for a moment, and its websockets have a gap. Until then this takes memory
@@ -43,6 +43,12 @@ impl Rebuild {
         let named = |what: &String| rebuild::view_named(&catalog, what, self.stream.as_deref());
         let mut views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
         let mut whats = self.what.clone();
+        for at in 0..views.len() {
+            if let Some(view) = rebuild::rebuilt_with(&catalog, &views[at]) {
+                whats.push(format!("search of {}", whats[at]));
+                views.push(view);
+            }
+        }
         // What is named twice is made once.
         for at in (1..views.len()).rev().filter(|at| views[..*at].contains(&views[*at])).collect::<Vec<_>>() {
             views.remove(at);

@@ -1,29 +1,33 @@
 //! Full-text search: words, `"phrases"`, `prefix*`, `field:value`, over all indexes of a stream; newest first, or by rank.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{Int64Type, SchemaRef};
+use arrow::compute::concat_batches;
+use arrow::error::ArrowError;
 use serde_json::{Map, Value, json};
-use tantivy::collector::sort_key::SortByStaticFastValue;
 use tantivy::collector::{Count, TopDocs};
+use tantivy::columnar::Column;
 use tantivy::query::doc_predicate_query::{DocPredicateQuery, FunctionPredicate};
 use tantivy::query::{BooleanQuery, InvertedIndexRangeQuery, PhraseQuery, Query, RangeQuery, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::snippet::SnippetGenerator;
-use tantivy::{DocId, Order, Searcher, SegmentReader, TantivyError, Term};
+use tantivy::{DocAddress, DocId, SegmentReader, TantivyError, Term};
 
 use super::encode::{each_row, write_object};
+use super::newest::Newest;
 use super::spool::{Spools, Whole};
-use super::sql::SqlEngine;
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
-use crate::operators::positions;
+use crate::operators::{lsns, positions};
 use crate::schema::MAP_SUFFIX;
-use crate::views::lake::fetch::fetch;
+use crate::views::lake::LakeTable;
+use crate::views::lake::files::{in_columns_of, with_partition_columns};
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
+use crate::views::search::index::PartSearcher;
+use crate::views::search::rows::RowReader;
 use crate::views::search::text::{NAME, asked, pair};
 
 /// How hits are ordered.
@@ -57,6 +61,8 @@ const MAX_PARTS: usize = 64;
 const RANK_CURSOR_MICROS: Micros = 300 * 1_000_000;
 const RANK_CURSOR_HITS: usize = 1_000;
 const HIGHLIGHT_CHARS: usize = 200;
+/// Blocks of stored rows that are read before their hits are written take about this together.
+const READ_BYTES: usize = 4 << 20;
 
 /// One part of the question; all must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,14 +222,14 @@ impl Cursor {
     }
 }
 
-/// Only documents of which (event time, LSN, latitude, longitude) satisfy the condition.
+/// Only documents whose LSN and place satisfy the condition.
 fn only(
     index: &SearchIndex,
-    holds: impl Fn(Micros, Lsn, Option<(f64, f64)>) -> bool + Send + Sync + Clone + 'static,
+    holds: impl Fn(Lsn, Option<(f64, f64)>) -> bool + Send + Sync + Clone + 'static,
 ) -> Box<dyn Query> {
     let geo: Vec<String> = index.fields.geo.iter().map(|f| index.schema.get_field_name(*f).to_owned()).collect();
     let predicate = FunctionPredicate::from(move |reader: &SegmentReader| {
-        let (times, lsns) = (reader.fast_fields().i64("event_time")?, reader.fast_fields().i64("lsn")?);
+        let lsns = reader.fast_fields().i64("lsn")?;
         let geo = match geo.as_slice() {
             [lat, lon] => Some((reader.fast_fields().f64(lat)?, reader.fast_fields().f64(lon)?)),
             _ => None,
@@ -231,7 +237,7 @@ fn only(
         let holds = holds.clone();
         Ok::<_, TantivyError>(move |document: DocId| {
             let place = geo.as_ref().and_then(|(lat, lon)| lat.first(document).zip(lon.first(document)));
-            times.first(document).zip(lsns.first(document)).is_some_and(|(time, lsn)| holds(time, lsn as Lsn, place))
+            lsns.first(document).is_some_and(|lsn| holds(lsn as Lsn, place))
         })
     });
     Box::new(DocPredicateQuery::from(predicate))
@@ -242,6 +248,8 @@ struct Hit {
     time: Micros,
     lsn: Lsn,
     score: Option<f32>,
+    /// The index, and the document in it.
+    at: (usize, DocAddress),
 }
 
 struct Found {
@@ -254,7 +262,6 @@ struct Found {
 pub async fn search(
     question: &SearchQuestion,
     handles: &Handles,
-    sql: &SqlEngine,
     limit: usize,
     spools: &Spools,
     now: Micros,
@@ -288,30 +295,42 @@ pub async fn search(
     // What lies below the retention's floor is no longer shown.
     question.from = question.from.max(handles.floor(&name));
     let question = &question;
-    let filters = filters(question, &index, &parts, cursor, upto)?;
-    let asked = question.clone();
-    let found = tokio::task::spawn_blocking(move || find(&asked, &searchers, &filters, cursor, now))
-        .await
-        .map_err(|e| QueryError::Failed(e.to_string()))??;
-    let events = Events::read(&found.hits, &name, handles, sql).await?;
-    let views = [positions::search(&name), positions::table(&name)];
-    let as_of = handles.progress.as_of(visible.min(events.lsn), std::slice::from_ref(&name), &views, now);
+    let matching = matching(question, &index, &parts)?;
+    let missing = || QueryError::NotFound(format!("there is no table `{name}`"));
+    let table = handles.tables.get(&name).ok_or_else(missing)?;
+    let searchers = Arc::new(searchers);
+    let search = Search {
+        question: question.clone(),
+        index: index.clone(),
+        searchers: searchers.clone(),
+        matching,
+        name: format!("{parts:?}"),
+        cursor,
+        upto,
+        now,
+    };
+    let found = tokio::task::spawn_blocking(move || search.find());
+    let found = found.await.map_err(|e| QueryError::Failed(e.to_string()))??;
+    let as_of = handles.progress.as_of(visible, std::slice::from_ref(&name), &[positions::search(&name)], now);
     let next = next_cursor(&found, question, cursor, upto, now);
     let highlighter = Highlighter::new(&index, &parts);
-    let hit = |hit: &Hit| -> Result<Value, QueryError> {
-        let event = events.of(hit.lsn)?;
+    let hit = |(hit, event): (&Hit, Result<Value, QueryError>)| -> Result<Value, QueryError> {
+        let event = event?;
         Ok(json!({
             "lsn": hit.lsn,
             "event_time": rfc3339(hit.time),
             "score": hit.score,
-            "highlights": event.as_ref().map_or(Value::Null, |e| highlighter.of(e)),
+            "highlights": highlighter.of(&event),
             "event": event,
         }))
     };
     let mut out = spools.begin();
     let head = [("total", found.total.into()), ("next", next.into())];
     tokio::task::block_in_place(|| {
-        write_object(&mut out, &head, "hits", |out| out.list(found.hits.iter().map(hit)), &as_of)
+        let (rows, read) = (RowReader::default(), Vec::new().into_iter());
+        let events = Events { searchers: &searchers, table, hits: &found.hits, rows, read };
+        let hits = found.hits.iter().zip(events).map(hit);
+        write_object(&mut out, &head, "hits", |out| out.list(hits), &as_of)
     })?;
     out.finish()
 }
@@ -337,26 +356,9 @@ fn next_cursor(
     Some(next.show())
 }
 
-/// The question's query, and the same restricted to what lies behind the cursor.
-struct Filters {
-    all: Box<dyn Query>,
-    page: Box<dyn Query>,
-}
-
-fn filters(
-    question: &SearchQuestion,
-    index: &SearchIndex,
-    parts: &[Part],
-    cursor: Option<Cursor>,
-    upto: Lsn,
-) -> Result<Filters, QueryError> {
+/// The question's words and distance, of which all must hold.
+fn matching(question: &SearchQuestion, index: &SearchIndex, parts: &[Part]) -> Result<Vec<Box<dyn Query>>, QueryError> {
     let mut must: Vec<Box<dyn Query>> = parts.iter().map(|p| query_of(p, index)).collect();
-    let bound = |t: Micros| Term::from_field_i64(index.fields.event_time, t);
-    if question.from.is_some() || question.to.is_some() {
-        let low = question.from.map_or(Unbounded, |t| Included(bound(t)));
-        let high = question.to.map_or(Unbounded, |t| Excluded(bound(t)));
-        must.push(Box::new(RangeQuery::new(low, high)));
-    }
     match (question.near, question.within_m) {
         (None, None) => {}
         (Some(_), _) if index.fields.geo.is_empty() => {
@@ -367,21 +369,18 @@ fn filters(
             let reach = (within / EARTH_RADIUS_M).to_degrees() + 1e-9;
             let degrees = |d: f64| Term::from_field_f64(index.fields.geo[0], d);
             must.push(Box::new(RangeQuery::new(Included(degrees(near.0 - reach)), Included(degrees(near.0 + reach)))));
-            must.push(only(index, move |_, _, place| {
-                place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within)
-            }));
+            must.push(only(index, move |_, place| place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within)));
         }
         _ => return Err(QueryError::Invalid("near and within go together: `--near 40.7,-74.0 --within 5km`".into())),
     }
-    if cursor.is_some() {
-        must.push(only(index, move |_, lsn, _| lsn <= upto));
+    Ok(must)
+}
+
+fn all_of(mut queries: Vec<Box<dyn Query>>) -> Box<dyn Query> {
+    if queries.len() == 1 {
+        return queries.remove(0);
     }
-    let all: Box<dyn Query> = Box::new(BooleanQuery::intersection(must.iter().map(|q| q.box_clone()).collect()));
-    if let Some(Cursor::Time { time, lsn, .. }) = cursor {
-        must.push(Box::new(RangeQuery::new(Unbounded, Included(bound(time)))));
-        must.push(only(index, move |t, l, _| (t, l) < (time, lsn)));
-    }
-    Ok(Filters { all, page: Box::new(BooleanQuery::intersection(must)) })
+    Box::new(BooleanQuery::intersection(queries))
 }
 
 /// How many hits by rank lie on the pages before; a cursor of the other order, or one that is over, is refused.
@@ -403,107 +402,139 @@ fn rank_offset(sort: Sort, cursor: Option<Cursor>, now: Micros) -> Result<usize,
     }
 }
 
-fn find(
-    question: &SearchQuestion,
-    searchers: &[Searcher],
-    filters: &Filters,
+/// What is asked of the indexes, on a thread that may wait for the disk.
+struct Search {
+    question: SearchQuestion,
+    index: Arc<SearchIndex>,
+    searchers: Arc<Vec<PartSearcher>>,
+    matching: Vec<Box<dyn Query>>,
+    /// What the words are remembered by.
+    name: String,
     cursor: Option<Cursor>,
+    upto: Lsn,
     now: Micros,
-) -> Result<Found, QueryError> {
-    let failed = |e: TantivyError| QueryError::Failed(e.to_string());
-    let offset = rank_offset(question.sort, cursor, now)?;
-    let wanted = question.limit + offset + 1;
-    let mut hits: Vec<Hit> = Vec::new();
-    let mut total = 0;
-    for searcher in searchers {
-        if cursor.is_some() && question.sort == Sort::Time {
-            total += searcher.search(&*filters.all, &Count).map_err(failed)?;
+}
+
+impl Search {
+    fn find(self) -> Result<Found, QueryError> {
+        let offset = rank_offset(self.question.sort, self.cursor, self.now)?;
+        let limit = self.question.limit;
+        let (hits, total) = match self.question.sort {
+            Sort::Time => self.newest(),
+            Sort::Rank => self.best(offset + limit + 1),
         }
-        let counted = match question.sort {
-            Sort::Time => {
-                let newest = TopDocs::with_limit(wanted).order_by((
-                    (SortByStaticFastValue::<i64>::for_field("event_time"), Order::Desc),
-                    (SortByStaticFastValue::<i64>::for_field("lsn"), Order::Desc),
-                ));
-                let (top, count) = searcher.search(&*filters.page, &(newest, Count)).map_err(failed)?;
-                hits.extend(
-                    top.into_iter()
-                        .filter_map(|((time, lsn), _)| Some(Hit { time: time?, lsn: lsn? as Lsn, score: None })),
-                );
-                count
-            }
-            Sort::Rank => {
-                let best = TopDocs::with_limit(wanted).tweak_score(|reader: &SegmentReader| {
-                    let column = |name: &str| reader.fast_fields().i64(name).ok();
-                    let (times, lsns) = (column("event_time"), column("lsn"));
-                    let first = |column: &Option<tantivy::columnar::Column<i64>>, d| {
-                        column.as_ref().and_then(|c| c.first(d)).unwrap_or(0)
-                    };
-                    move |d: DocId, score: tantivy::Score| (score, first(&times, d), first(&lsns, d))
-                });
-                let (top, count) = searcher.search(&*filters.page, &(best, Count)).map_err(failed)?;
-                hits.extend(top.into_iter().map(|((score, time, lsn), _)| Hit {
-                    time,
-                    lsn: lsn as Lsn,
-                    score: Some(score),
-                }));
-                count
-            }
+        .map_err(|e| QueryError::Failed(e.to_string()))?;
+        let mut hits: Vec<Hit> = hits.into_iter().skip(offset).take(limit + 1).collect();
+        let has_more = hits.len() > limit;
+        hits.truncate(limit);
+        Ok(Found { hits, total, has_more })
+    }
+
+    fn newest(self) -> tantivy::Result<(Vec<Hit>, usize)> {
+        let newest = Newest {
+            query: &*all_of(self.matching),
+            name: self.question.near.is_none().then_some(self.name.as_str()),
+            from: self.question.from,
+            to: self.question.to,
+            upto: self.cursor.map(|_| self.upto),
+            after: match self.cursor {
+                Some(Cursor::Time { time, lsn, .. }) => Some((time, lsn)),
+                _ => None,
+            },
+            wanted: self.question.limit + 1,
         };
-        if cursor.is_none() || question.sort == Sort::Rank {
-            total += counted;
-        }
-    }
-    hits.sort_by(|a, b| {
-        let score = b.score.unwrap_or(0.0).total_cmp(&a.score.unwrap_or(0.0));
-        score.then_with(|| (b.time, b.lsn).cmp(&(a.time, a.lsn)))
-    });
-    let mut hits: Vec<Hit> = hits.into_iter().skip(offset).take(question.limit + 1).collect();
-    let has_more = hits.len() > question.limit;
-    hits.truncate(question.limit);
-    Ok(Found { hits, total, has_more })
-}
-
-/// The events of hits, from a snapshot of the stream's table. Each is written out only when its turn comes.
-struct Events {
-    schema: SchemaRef,
-    batches: Vec<RecordBatch>,
-    /// Batch and row by LSN.
-    places: HashMap<Lsn, (usize, usize)>,
-    /// What the snapshot reaches.
-    lsn: Lsn,
-}
-
-impl Events {
-    async fn read(hits: &[Hit], stream: &str, handles: &Handles, sql: &SqlEngine) -> Result<Self, QueryError> {
-        let missing = || QueryError::NotFound(format!("there is no table `{stream}`"));
-        let table = handles.tables.get(stream).ok_or_else(missing)?.clone();
-        let schema = table.full_schema.clone();
-        if hits.is_empty() {
-            return Ok(Self { schema, batches: Vec::new(), places: HashMap::new(), lsn: Lsn::MAX });
-        }
-        let state = table.snapshot();
-        let lsn = state.applied;
-        let (rows, footers) = (hits.iter().map(|h| (h.time, h.lsn)).collect::<Vec<_>>(), sql.footers().clone());
-        let found = tokio::task::spawn_blocking(move || fetch(&table, &state, &footers, &rows)).await;
-        let batches = found.map_err(|e| QueryError::Failed(e.to_string()))?.map_err(QueryError::Failed)?;
-        let mut places = HashMap::new();
-        for (n, batch) in batches.iter().enumerate() {
-            let lsns = batch.column_by_name("lsn").and_then(|column| column.as_primitive_opt::<Int64Type>());
-            let lsns = lsns.ok_or_else(|| QueryError::Failed(format!("table `{stream}` has no `lsn`")))?;
-            places.extend(lsns.values().iter().enumerate().map(|(row, lsn)| (*lsn as Lsn, (n, row))));
-        }
-        Ok(Self { schema, batches, places, lsn })
+        let (hits, total) = newest.find(&self.index, &self.searchers)?;
+        let hit = |(time, lsn, part, document)| Hit { time, lsn, score: None, at: (part, document) };
+        Ok((hits.into_iter().map(hit).collect(), total))
     }
 
-    fn of(&self, lsn: Lsn) -> Result<Option<Value>, QueryError> {
-        let Some((batch, row)) = self.places.get(&lsn) else { return Ok(None) };
-        let mut event = None;
-        each_row(&self.schema, &[self.batches[*batch].slice(*row, 1)], |row| {
-            event = Some(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
+    fn best(mut self, wanted: usize) -> tantivy::Result<(Vec<Hit>, usize)> {
+        let (from, to, upto) = (self.question.from, self.question.to, self.upto);
+        if from.is_some() || to.is_some() {
+            let bound = |t: Micros| Term::from_field_i64(self.index.fields.event_time, t);
+            let low = from.map_or(Unbounded, |t| Included(bound(t)));
+            let high = to.map_or(Unbounded, |t| Excluded(bound(t)));
+            self.matching.push(Box::new(RangeQuery::new(low, high)));
+        }
+        if self.cursor.is_some() {
+            self.matching.push(only(&self.index, move |lsn, _| lsn <= upto));
+        }
+        let query = all_of(self.matching);
+        let (mut hits, mut total) = (Vec::new(), 0);
+        for (part, PartSearcher { searcher, .. }) in self.searchers.iter().enumerate() {
+            let best = TopDocs::with_limit(wanted).tweak_score(|reader: &SegmentReader| {
+                let column = |name: &str| reader.fast_fields().i64(name).ok();
+                let (times, lsns) = (column("event_time"), column("lsn"));
+                let first = |column: &Option<Column<i64>>, d| column.as_ref().and_then(|c| c.first(d)).unwrap_or(0);
+                move |d: DocId, score: tantivy::Score| (score, first(&times, d), first(&lsns, d))
+            });
+            let (top, count) = searcher.search(&*query, &(best, Count))?;
+            total += count;
+            hits.extend(top.into_iter().map(|((score, time, lsn), document)| Hit {
+                time,
+                lsn: lsn as Lsn,
+                score: Some(score),
+                at: (part, document),
+            }));
+        }
+        hits.sort_by(|a, b| {
+            let score = b.score.unwrap_or(0.0).total_cmp(&a.score.unwrap_or(0.0));
+            score.then_with(|| (b.time, b.lsn).cmp(&(a.time, a.lsn)))
+        });
+        Ok((hits, total))
+    }
+}
+
+/// The events of hits, as the index stores them. Some are read at a time: those are written before more are read.
+struct Events<'a> {
+    searchers: &'a [PartSearcher],
+    table: &'a LakeTable,
+    /// Those that are not read yet.
+    hits: &'a [Hit],
+    rows: RowReader,
+    read: std::vec::IntoIter<Value>,
+}
+
+impl Events<'_> {
+    fn read_more(&mut self) -> Result<(), QueryError> {
+        let spec = &self.table.spec;
+        let (mut rows, failed) = (Vec::new(), |e: ArrowError| QueryError::Failed(e.to_string()));
+        while let Some((hit, rest)) = self.hits.split_first().filter(|_| self.rows.bytes < READ_BYTES) {
+            let (part, document) = hit.at;
+            let index = &self.searchers[part];
+            let row = self.rows.read(part, &index.searcher, document);
+            let row = row.map_err(|e| QueryError::Failed(index.damaged(&e.to_string())))?;
+            if lsns(&row).first() != Some(&(hit.lsn as i64)) {
+                return Err(QueryError::Failed(index.damaged("the row of a document is another one's")));
+            }
+            rows.push(in_columns_of(spec, &row).map_err(failed)?);
+            self.hits = rest;
+        }
+        self.rows.let_go();
+        let rows = concat_batches(&spec.schema, &rows).map_err(failed)?;
+        let schema = &self.table.full_schema;
+        let rows = with_partition_columns(spec, &rows, schema).map_err(QueryError::Failed)?;
+        let mut events = Vec::with_capacity(rows.num_rows());
+        each_row(schema, &[rows], |row| {
+            events.push(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
             Ok(())
         })?;
-        Ok(event)
+        self.read = events.into_iter();
+        Ok(())
+    }
+}
+
+impl Iterator for Events<'_> {
+    type Item = Result<Value, QueryError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.read.len() == 0
+            && !self.hits.is_empty()
+            && let Err(error) = self.read_more()
+        {
+            return Some(Err(error));
+        }
+        self.read.next().map(Ok)
     }
 }
 

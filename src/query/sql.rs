@@ -85,7 +85,6 @@ pub struct SqlLimits {
 pub struct SqlEngine {
     clients: Lane,
     own: Lane,
-    footers: Arc<Footers>,
 }
 
 struct Lane {
@@ -135,13 +134,7 @@ impl SqlEngine {
         Ok(Self {
             clients: lane(limits.memory - own, limits.concurrent, CLIENT_NICENESS)?,
             own: lane(own, OWN_CONCURRENT, 0)?,
-            footers,
         })
-    }
-
-    /// Footers of the lake's files, for who reads single rows.
-    pub fn footers(&self) -> &Arc<Footers> {
-        &self.footers
     }
 
     /// Bytes that running queries have reserved.

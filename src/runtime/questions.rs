@@ -133,7 +133,7 @@ impl Answers {
             within_m: reader.read("within", parse_distance)?,
             after: reader.text("after"),
         };
-        search(&question, &self.handles, &self.sql, self.search_limit, &self.spools, reader.now).await
+        search(&question, &self.handles, self.search_limit, &self.spools, reader.now).await
     }
 
     /// `lat, lon, stream, limit, within`

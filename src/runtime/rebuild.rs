@@ -155,6 +155,12 @@ pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result
     wrong(format!("`{what}` cannot be rebuilt; there are {}", all.join(", ")))
 }
 
+/// What must be rebuilt with a view: an index holds the rows of its stream's table, and shows them with its hits.
+pub fn rebuilt_with(catalog: &Catalog, view: &str) -> Option<String> {
+    let is_of_table = |stream: &&Arc<Stream>| of_table(&stream.name) == view && stream.def.search.is_some();
+    catalog.streams.values().find(is_of_table).map(|stream| positions::search(&stream.name))
+}
+
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
     let path = path.to_owned();
     move |e| RuntimeError::Failed(format!("{}: {e}", path.display()))

@@ -16,7 +16,7 @@ use crate::views::counts::{Counts, CountsView};
 use crate::views::database::Origin;
 use crate::views::lake::{CommitPolicy, Feed, LakeTable, LakeView, LogName, Pool, TableSpec};
 use crate::views::places::{Places, PlacesView};
-use crate::views::search::{SearchIndex, SearchView, roll_documents};
+use crate::views::search::{Roll, SearchIndex, SearchView};
 
 /// Everything that follows the log.
 pub struct Opened {
@@ -204,7 +204,7 @@ impl Opened {
         self.positions.insert(positions::search(&stream.name), index.position(log.id, log.zero)?);
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
-            let roll = roll_documents(config.limits.disk);
+            let roll = Roll::within(config.limits.disk);
             let view = SearchView::new(index.clone(), stream.clone(), log.id, log.zero, memory, roll)?;
             self.views.push(Box::new(view));
         }

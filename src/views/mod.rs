@@ -23,8 +23,12 @@ const VERIFIED_BYTES: u64 = 512 << 20;
 
 /// The error about a view's file that is not as it was written: what it follows from is still there.
 fn derived_damage(path: &Path, what: &str, view: &str, stream: &str) -> ViewError {
-    let way_out = format!("`weir rebuild {view} --stream {stream}` makes it again from `raw` and the log");
-    ViewError::Damaged { path: path.to_owned(), reason: format!("{what}; {way_out}") }
+    ViewError::Damaged { path: path.to_owned(), reason: format!("{what}; {}", rebuild_hint(view, stream)) }
+}
+
+/// The way out where a view of a stream is damaged.
+fn rebuild_hint(view: &str, stream: &str) -> String {
+    format!("`weir rebuild {view} --stream {stream}` makes it again from `raw` and the log")
 }
 
 /// Why a view could not go on.

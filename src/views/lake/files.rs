@@ -381,7 +381,7 @@ pub fn read_groups(
     rows.collect()
 }
 
-/// Rows of a file in the table's columns, of which the file may lack those that are newer than it is.
+/// Rows that were written once in the table's columns, of which they may lack those that are newer.
 pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     // A value that a column of another type cannot have is not lost without a word.
     let exactly = CastOptions { safe: false, ..CastOptions::default() };

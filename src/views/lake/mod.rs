@@ -1,7 +1,7 @@
 //! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the rows above its last commit in
 //! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
 //!
-//! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as Delta has them; [`hot`] the rows in memory; [`checked`] the checksums of files; [`files`] Parquet; [`footers`] how queries read it; [`fetch`] finds single rows; [`raw`] copies the log's
+//! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as Delta has them; [`hot`] the rows in memory; [`checked`] the checksums of files; [`files`] Parquet; [`footers`] how queries read it; [`raw`] copies the log's
 //! blocks; [`compact`] merges; [`entities`] keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable;
 //! `unnamed` removes files that no version names.
 
@@ -10,7 +10,6 @@ mod columns;
 pub mod compact;
 mod delta;
 pub mod entities;
-pub mod fetch;
 pub mod files;
 pub mod footers;
 pub mod hot;

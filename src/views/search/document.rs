@@ -10,6 +10,7 @@ use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
 use tantivy::schema::{Document, Field, Value};
 
 use super::index::Fields;
+use super::rows::Rows;
 use crate::event::is_place;
 use crate::schema::{MAP_SUFFIX, SearchDef};
 
@@ -27,8 +28,11 @@ enum Column {
     },
 }
 
-/// The columns of a batch that are searched.
-pub struct Columns(Vec<(Field, Column)>);
+/// The columns of a batch that are searched, and its rows as they are stored.
+pub struct Columns {
+    searched: Vec<(Field, Column)>,
+    rows: Arc<Rows>,
+}
 
 impl Columns {
     pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef) -> Self {
@@ -65,7 +69,11 @@ impl Columns {
                 columns.push((*field, Column::Degrees { lat: (*lat).clone(), lon: (*lon).clone(), is_lat }));
             }
         }
-        Self(columns)
+        Self { searched: columns, rows: Arc::new(Rows::new(batch.clone())) }
+    }
+
+    pub fn rows(&self) -> &Arc<Rows> {
+        &self.rows
     }
 }
 
@@ -153,6 +161,6 @@ impl Document for Row {
     type FieldsValuesIter<'a> = RowValues<'a>;
 
     fn iter_fields_and_values(&self) -> RowValues<'_> {
-        RowValues { columns: self.columns.0.iter(), row: self.row, items: None }
+        RowValues { columns: self.columns.searched.iter(), row: self.row, items: None }
     }
 }

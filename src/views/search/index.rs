@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
@@ -11,14 +11,16 @@ use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, Te
 use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
 
 use super::held::HeldDirectory;
+use super::rows::RowStore;
+use super::spans::KnownSegments;
 use super::text;
 use crate::event::{Lsn, Micros};
 use crate::schema::{MAP_SUFFIX, SearchDef};
-use crate::storage::{create_folders, sync_folder};
-use crate::views::{VERIFIED_BYTES, ViewError, derived_damage};
+use crate::storage::{create_folders, damage, sync_folder};
+use crate::views::{VERIFIED_BYTES, ViewError, derived_damage, rebuild_hint};
 
 /// Version of the payload and of the fields' layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Files of an index that name its others.
 const META: &str = "meta.json";
@@ -109,6 +111,7 @@ pub struct SearchIndex {
     pub def: SearchDef,
     pub schema: Schema,
     pub fields: Fields,
+    pub known: KnownSegments,
     parts: RwLock<Vec<Part>>,
     /// Everything up to here is found.
     visible: RwLock<Lsn>,
@@ -137,14 +140,21 @@ impl SearchIndex {
         }
         let numbers: Vec<usize> = names.iter().filter_map(|n| n.parse().ok()).collect();
         for number in &numbers {
-            refuse_other_rules(&part_folder(folder, *number))?;
+            refuse_older(&part_folder(folder, *number))?;
         }
-        let numbers = numbers.into_iter();
-        let parts = numbers.map(|n| open_part(folder, n, &schema, writable)).collect::<Result<Vec<_>, _>>();
-        let parts = parts.map_err(wrong(folder))?;
-        parts.iter().try_for_each(|part| verify(folder, part.number, &part.index))?;
+        let open = |n| open_part(folder, n, &schema, writable).map_err(wrong(&part_folder(folder, n)));
+        let parts = numbers.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        parts.iter().try_for_each(|part| verify(&part_folder(folder, part.number), &part.index))?;
         let parts = RwLock::new(parts);
-        Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
+        Ok(Some(Self {
+            folder: folder.to_owned(),
+            def: def.clone(),
+            schema,
+            fields,
+            known: KnownSegments::default(),
+            parts,
+            visible: RwLock::new(0),
+        }))
     }
 
     fn parts(&self) -> std::sync::RwLockReadGuard<'_, Vec<Part>> {
@@ -199,10 +209,10 @@ impl SearchIndex {
     /// The committed position of this log.
     pub fn position(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
         for part in self.parts().iter().rev() {
-            let metas = part.index.load_metas().map_err(wrong(&self.folder))?;
+            let folder = part_folder(&self.folder, part.number);
+            let metas = part.index.load_metas().map_err(wrong(&folder))?;
             let Some(text) = metas.payload else { continue };
-            let wrong_bytes =
-                |what: &str| damaged(&self.folder, &part_folder(&self.folder, part.number).join(META), what);
+            let wrong_bytes = |what: &str| damaged(&folder, &folder.join(META), what);
             let payload: Payload = serde_json::from_str(&text).map_err(|e| wrong_bytes(&e.to_string()))?;
             if payload.sum.is_some_and(|sum| sum != payload.own_sum()) {
                 return Err(wrong_bytes("its position is not the one that was written"));
@@ -236,6 +246,12 @@ impl SearchIndex {
             sync_folder(&part_folder(&self.folder, part.number)).map_err(|e| wrong(&self.folder)(e.into()))?;
         }
         Ok(())
+    }
+
+    /// Bytes of the files of an index.
+    pub fn bytes_of(&self, number: usize) -> u64 {
+        let entries = std::fs::read_dir(part_folder(&self.folder, number)).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
     }
 
     /// Begins another index behind the others.
@@ -279,7 +295,10 @@ impl SearchIndex {
             part.reader.reload()?;
         }
         *visible = position;
-        Ok(())
+        drop(visible);
+        let searchers: Vec<Searcher> = self.parts().iter().map(|part| part.reader.searcher()).collect();
+        let segments: Vec<&SegmentReader> = searchers.iter().flat_map(Searcher::segment_readers).collect();
+        self.known.become_those(&segments)
     }
 
     pub fn set_visible(&self, position: Lsn) {
@@ -291,33 +310,59 @@ impl SearchIndex {
     }
 
     /// Searchers over all indexes, with the position that they reach.
-    pub fn searchers(&self) -> (Vec<Searcher>, Lsn) {
+    pub fn searchers(&self) -> (Vec<PartSearcher>, Lsn) {
         let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
-        (self.parts().iter().map(|p| p.reader.searcher()).collect(), *visible)
+        let of = |part: &Part| PartSearcher {
+            folder: part_folder(&self.folder, part.number),
+            searcher: part.reader.searcher(),
+        };
+        (self.parts().iter().map(of).collect(), *visible)
     }
 }
 
-/// The error about a file of an index that is not as it was written. The folder of all has the stream's name.
-fn damaged(folder: &Path, file: &Path, what: &str) -> ViewError {
-    let is_part = |name: &str| name.len() == 6 && name.bytes().all(|b| b.is_ascii_digit());
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let stream = if is_part(&name(folder)) { name(folder.parent().unwrap_or(folder)) } else { name(folder) };
-    derived_damage(file, what, "search", &stream)
+/// A searcher over one index.
+#[derive(Clone)]
+pub struct PartSearcher {
+    folder: PathBuf,
+    pub searcher: Searcher,
 }
 
-/// Compares the files of an index, where they are not too many bytes, with tantivy's checksums.
-fn verify(folder: &Path, number: usize, index: &Index) -> Result<(), ViewError> {
-    let part = part_folder(folder, number);
-    let entries = std::fs::read_dir(&part).map_err(|e| wrong(folder)(e.into()))?;
-    let bytes: u64 = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum();
+impl PartSearcher {
+    /// The error about a file of the index that is not as it was written, for who asks.
+    pub fn damaged(&self, what: &str) -> String {
+        damage(&self.folder, what, &rebuild_hint("search", &stream_name(&self.folder)))
+    }
+}
+
+/// The stream of an index: the folder of all its indexes has its name.
+fn stream_name(folder: &Path) -> String {
+    let is_part = |name: &str| name.len() == 6 && name.bytes().all(|b| b.is_ascii_digit());
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if is_part(&name(folder)) { name(folder.parent().unwrap_or(folder)) } else { name(folder) }
+}
+
+/// The error about a file of an index that is not as it was written.
+fn damaged(folder: &Path, file: &Path, what: &str) -> ViewError {
+    derived_damage(file, what, "search", &stream_name(folder))
+}
+
+/// Compares the files of an index, where they are not too many bytes, with tantivy's checksums. Each block of rows has its own, which
+/// is compared when it is read.
+fn verify(part: &Path, index: &Index) -> Result<(), ViewError> {
+    let named = index.load_metas().map_err(wrong(part))?.list_segment_files();
+    let there = index.directory().list_managed_files();
+    let mut files: Vec<&PathBuf> = named.intersection(&there).filter(|file| !RowStore::is_file(file)).collect();
+    let bytes: u64 = files.iter().filter_map(|file| Some(std::fs::metadata(part.join(file)).ok()?.len())).sum();
     if bytes > VERIFIED_BYTES {
         return Ok(());
     }
-    let found = index.validate_checksum().map_err(wrong(folder))?;
-    match found.iter().min() {
-        None => Ok(()),
-        Some(file) => Err(damaged(folder, &part.join(file), "its bytes are not those that were written")),
+    files.sort();
+    for file in files {
+        if !index.directory().validate_checksum(file).map_err(|e| wrong(part)(e.into()))? {
+            return Err(damaged(part, &part.join(file), "its bytes are not those that were written"));
+        }
     }
+    Ok(())
 }
 
 /// What an error of an index means: a disk that fails is worth another try.
@@ -338,8 +383,8 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
     }
 }
 
-/// Refuses an index whose words were split by other rules: what is asked would not be found in it.
-fn refuse_other_rules(folder: &Path) -> Result<(), ViewError> {
+/// Refuses an index of an older format, and one whose words were split by other rules: what is asked would not be found in it.
+fn refuse_older(folder: &Path) -> Result<(), ViewError> {
     let text = match std::fs::read_to_string(folder.join(META)) {
         Ok(text) => text,
         // It has no commit yet.
@@ -347,6 +392,11 @@ fn refuse_other_rules(folder: &Path) -> Result<(), ViewError> {
         Err(error) => return Err(wrong(folder)(error.into())),
     };
     let meta: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let payload = meta["payload"].as_str().and_then(|payload| serde_json::from_str::<Payload>(payload).ok());
+    if let Some(found) = payload.filter(|payload| payload.version < VERSION) {
+        let what = format!("it has the older search format {}, this version of weir writes {VERSION}", found.version);
+        return Err(damaged(folder, folder, &what));
+    }
     let fields = meta["schema"].as_array().into_iter().flatten();
     let mut rules = fields.filter_map(|field| field["options"]["indexing"]["tokenizer"].as_str());
     match rules.find(|rules| *rules != text::NAME && rules.starts_with(text::FAMILY)) {
@@ -390,7 +440,7 @@ fn open_part(folder: &Path, number: usize, schema: &Schema, writable: bool) -> R
     create_folders(folder)?;
     let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
     let directory = MmapDirectory::open(folder)?;
-    let builder = Index::builder().schema(schema.clone()).settings(settings);
+    let builder = Index::builder().schema(schema.clone()).settings(settings).register_plugin(Arc::new(RowStore));
     let index =
         if writable { builder.open_or_create(directory) } else { builder.open_or_create(HeldDirectory(directory)) };
     let index = index?;

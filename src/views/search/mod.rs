@@ -1,10 +1,15 @@
-//! Full-text search: documents of a stream's text columns in tantivy, visible within a second. The rows themselves stay in the
-//! lake; a hit is an (event time, LSN).
+//! Full-text search: documents of a stream's text columns in tantivy, visible within a second, each with its row.
+//!
+//! [`text`] splits texts into words; `document` gives tantivy a batch's rows as documents; [`index`] is a row of tantivy indexes;
+//! [`rows`] stores the documents' rows in blocks (`block`) beside them; [`spans`] remembers what is known of a segment.
 
-mod document;
+mod block;
+pub mod document;
 mod held;
 pub mod index;
+pub mod rows;
 mod script;
+pub mod spans;
 pub mod text;
 
 use std::sync::Arc;
@@ -28,18 +33,32 @@ const COMMIT_AFTER: Duration = Duration::from_millis(400);
 const COMMIT_DOCUMENTS: usize = 200_000;
 /// Behind or not, a document does not wait longer.
 const COMMIT_AT_LAST: Duration = Duration::from_secs(5);
-/// Documents after which another index is begun: many, so that there are few indexes to ask; fewer where the disk is limited,
-/// because only a whole index gives its space back.
-const ROLL_DOCUMENTS: std::ops::RangeInclusive<u64> = 100_000..=10_000_000;
-/// About what a document takes, and the share of a limited disk that one index may.
-const DOCUMENT_BYTES: u64 = 256;
+/// Documents after which another index is begun: many, so that there are few indexes to ask.
+const ROLL_DOCUMENTS: u64 = 10_000_000;
+/// Where the disk is limited, an index has this share of it and no more, because only a whole index gives its space back.
 const INDEX_SHARE: u64 = 16;
+/// No index is made for less.
+const LEAST_INDEX_BYTES: u64 = 1 << 20;
 
-/// After how many documents another index is begun.
-pub fn roll_documents(disk: Option<u64>) -> u64 {
-    let fitting = disk.map_or(u64::MAX, |disk| disk / INDEX_SHARE / DOCUMENT_BYTES);
-    fitting.clamp(*ROLL_DOCUMENTS.start(), *ROLL_DOCUMENTS.end())
+/// When another index is begun.
+#[derive(Debug, Clone, Copy)]
+pub struct Roll {
+    documents: u64,
+    bytes: Option<u64>,
 }
+
+impl Roll {
+    /// Under this limit of the disk.
+    pub fn within(disk: Option<u64>) -> Self {
+        let bytes = disk.map(|disk| (disk / INDEX_SHARE).max(LEAST_INDEX_BYTES));
+        Self { documents: ROLL_DOCUMENTS, bytes }
+    }
+
+    fn is_due(&self, documents: u64, bytes: impl FnOnce() -> u64) -> bool {
+        documents > 0 && (documents >= self.documents || self.bytes.is_some_and(|most| bytes() >= most))
+    }
+}
+
 /// Rows handed to the writer at once; its memory is looked at between them.
 const HAND_OVER: usize = 256;
 /// Segments of about one size that become one: fewer are merged more often, more are longer to search.
@@ -53,7 +72,7 @@ pub struct SearchView {
     stream: Arc<Stream>,
     writer: Option<IndexWriter<Row>>,
     memory: usize,
-    roll: u64,
+    roll: Roll,
     name: String,
     log: u64,
     zero: Lsn,
@@ -70,7 +89,7 @@ impl SearchView {
         log: u64,
         zero: Lsn,
         memory: usize,
-        roll: u64,
+        roll: Roll,
     ) -> Result<Self, ViewError> {
         index.sync_names()?;
         let committed = index.position(log, zero)?;
@@ -155,7 +174,7 @@ impl SearchView {
         sync_folder(&part_folder(&self.index.folder, number))?;
         self.index.reload(self.applied)?;
         let documents: u64 = index.searchable_segment_metas()?.iter().map(|s| u64::from(s.num_docs())).sum();
-        if documents >= self.roll {
+        if self.roll.is_due(documents, || self.index.bytes_of(number)) {
             if let Some(writer) = self.writer.take() {
                 writer.wait_merging_threads()?;
             }
