@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tantivy::columnar::Column;
-use tantivy::query::{EnableScoring, Query, Weight};
-use tantivy::{DocAddress, DocId, SegmentOrdinal, SegmentReader};
+use tantivy::query::{BooleanQuery, EnableScoring, Query, Scorer, Weight};
+use tantivy::{DocAddress, DocId, Searcher, SegmentOrdinal, SegmentReader};
 
 use crate::event::{Lsn, Micros};
 use crate::views::search::SearchIndex;
@@ -26,9 +26,37 @@ const RESERVE: usize = 2;
 /// Strays that are looked at together.
 const STRAYS: usize = 256;
 
+/// What must hold: of each of these, one.
+pub struct Conditions(pub Vec<Vec<Box<dyn Query>>>);
+
+impl Conditions {
+    pub fn query(&self) -> Box<dyn Query> {
+        let any = |queries: &Vec<Box<dyn Query>>| match queries.as_slice() {
+            [one] => one.box_clone(),
+            _ => Box::new(BooleanQuery::union(queries.iter().map(|query| query.box_clone()).collect())),
+        };
+        match self.0.as_slice() {
+            [one] => any(one),
+            all => Box::new(BooleanQuery::intersection(all.iter().map(any).collect())),
+        }
+    }
+
+    fn weights(&self, searcher: &Searcher) -> tantivy::Result<Weights> {
+        let weight = |query: &dyn Query| query.weight(EnableScoring::disabled_from_searcher(searcher));
+        let any = |queries: &Vec<Box<dyn Query>>| queries.iter().map(|query| weight(&**query)).collect();
+        Ok(Weights { all: weight(&*self.query())?, each: self.0.iter().map(any).collect::<tantivy::Result<_>>()? })
+    }
+}
+
+/// The conditions as one, and one by one.
+struct Weights {
+    all: Box<dyn Weight>,
+    each: Vec<Vec<Box<dyn Weight>>>,
+}
+
 /// What is looked for.
 pub struct Newest<'a> {
-    pub query: &'a dyn Query,
+    pub conditions: &'a Conditions,
     /// What the query is remembered by, where it depends on nothing else.
     pub name: Option<&'a str>,
     pub from: Option<Micros>,
@@ -47,7 +75,7 @@ struct Segment<'a> {
     part: usize,
     ordinal: SegmentOrdinal,
     reader: &'a SegmentReader,
-    weight: Arc<dyn Weight>,
+    weights: Arc<Weights>,
     known: Arc<Known>,
     times: Column<i64>,
     lsns: Column<i64>,
@@ -64,7 +92,7 @@ enum Among {
 impl Segment<'_> {
     /// Hands on the query's documents in these spans, which ascend, and among these strays.
     fn each(&self, some: &[Among], mut take: impl FnMut(DocId, Micros)) -> tantivy::Result<()> {
-        let mut found = self.weight.scorer(self.reader, 1.0)?;
+        let mut found = self.weights.all.scorer(self.reader, 1.0)?;
         let mut document = found.doc();
         let mut strays = Vec::new();
         for among in some {
@@ -90,13 +118,14 @@ impl Segment<'_> {
             return Ok(());
         }
         strays.sort_unstable();
-        let mut found = self.weight.scorer(self.reader, 1.0)?;
-        let mut document = found.doc();
+        // Far apart as they are, each is looked up alone: a union would go through thousands of documents around it.
+        let scorer = |weight: &Box<dyn Weight>| weight.scorer(self.reader, 1.0);
+        let conditions = self.weights.each.iter().map(|any| any.iter().map(scorer).collect());
+        let mut conditions = conditions.collect::<tantivy::Result<Vec<Vec<Box<dyn Scorer>>>>>()?;
         for stray in strays {
-            if document < stray {
-                document = found.seek(stray);
-            }
-            if document == stray {
+            let mut is_in =
+                |found: &mut Box<dyn Scorer>| found.doc() == stray || found.doc() < stray && found.seek(stray) == stray;
+            if conditions.iter_mut().all(|any| any.iter_mut().any(&mut is_in)) {
                 take(stray, self.times.first(stray).unwrap_or(0));
             }
         }
@@ -164,7 +193,7 @@ impl Newest<'_> {
     fn segments<'s>(&self, index: &SearchIndex, searchers: &'s [PartSearcher]) -> tantivy::Result<Vec<Segment<'s>>> {
         let mut segments = Vec::new();
         for (part, PartSearcher { searcher, .. }) in searchers.iter().enumerate() {
-            let weight: Arc<dyn Weight> = self.query.weight(EnableScoring::disabled_from_searcher(searcher))?.into();
+            let weights = Arc::new(self.conditions.weights(searcher)?);
             for (ordinal, reader) in searcher.segment_readers().iter().enumerate() {
                 let known = index.known.of(reader)?;
                 if !self.overlaps(known.all.first, known.all.last) {
@@ -173,7 +202,7 @@ impl Newest<'_> {
                 let column = |name| reader.fast_fields().i64(name);
                 let (times, lsns) = (column("event_time")?, column("lsn")?);
                 let ordinal = ordinal as SegmentOrdinal;
-                segments.push(Segment { part, ordinal, reader, weight: weight.clone(), known, times, lsns });
+                segments.push(Segment { part, ordinal, reader, weights: weights.clone(), known, times, lsns });
             }
         }
         Ok(segments)
@@ -191,7 +220,7 @@ impl Newest<'_> {
         let known = &segment.known;
         let upto = self.upto.filter(|upto| known.last_lsn > *upto);
         if upto.is_none() && self.is_in(known.all.first) && self.is_in(known.all.last) {
-            return known.count(self.name, || segment.weight.count(segment.reader));
+            return known.count(self.name, || segment.weights.all.count(segment.reader));
         }
         let some: Vec<Among> = segment.between(self.from, self.to).map(|(_, some)| some).collect();
         let mut number = 0;
@@ -241,7 +270,7 @@ mod tests {
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
     use tantivy::indexer::NoMergePolicy;
-    use tantivy::query::{AllQuery, BooleanQuery, TermQuery};
+    use tantivy::query::{AllQuery, TermQuery};
     use tantivy::schema::IndexRecordOption;
     use tantivy::{IndexWriter, Term};
 
@@ -324,9 +353,9 @@ mod tests {
                 .into_iter()
                 .filter(|_| random.random_range(0..3) == 0)
                 .collect();
-            let mut must: Vec<Box<dyn Query>> = words.iter().map(|word| term(word)).collect();
-            must.push(Box::new(AllQuery));
-            let query = BooleanQuery::intersection(must);
+            let mut must: Vec<Vec<Box<dyn Query>>> = words.iter().map(|word| vec![term(word), term("none")]).collect();
+            must.push(vec![Box::new(AllQuery)]);
+            let conditions = Conditions(must);
             let name = words.join(" ");
             let mut maybe = |low: i64, high: i64| {
                 let number = random.random_range(low..high);
@@ -337,7 +366,7 @@ mod tests {
             let upto = maybe(1, 41_000).map(|lsn| lsn as Lsn);
             let after = maybe(0, 14_000).map(|time| (time, 17_000));
             let wanted = maybe(1, 60).unwrap_or(21) as usize;
-            let newest = Newest { query: &query, name: Some(&name), from, to, upto, after, wanted };
+            let newest = Newest { conditions: &conditions, name: Some(&name), from, to, upto, after, wanted };
             let (found, total) = newest.find(&index, &searchers).expect("an answer");
             let is_found = |e: &&Event| {
                 words.iter().all(|word| e.words.contains(word))

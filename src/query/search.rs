@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 use tantivy::collector::{Count, TopDocs};
 use tantivy::columnar::Column;
 use tantivy::query::doc_predicate_query::{DocPredicateQuery, FunctionPredicate};
-use tantivy::query::{BooleanQuery, InvertedIndexRangeQuery, PhraseQuery, Query, RangeQuery, TermQuery};
+use tantivy::query::{InvertedIndexRangeQuery, PhraseQuery, Query, RangeQuery, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::snippet::SnippetGenerator;
 use tantivy::{DocAddress, DocId, SegmentReader, TantivyError, Term};
 
 use super::encode::{each_row, write_object};
-use super::newest::Newest;
+use super::newest::{Conditions, Newest};
 use super::spool::{Spools, Whole};
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
@@ -169,29 +169,24 @@ fn phrase_query(field: Field, terms: &[(usize, String)]) -> Box<dyn Query> {
     }
 }
 
-fn any_of(mut queries: Vec<Box<dyn Query>>) -> Box<dyn Query> {
-    if queries.len() == 1 {
-        return queries.remove(0);
-    }
-    Box::new(BooleanQuery::union(queries))
-}
-
-fn query_of(part: &Part, index: &SearchIndex) -> Box<dyn Query> {
+/// The queries of which one must hold for a part of the question: one for each field that it may be in.
+fn alternatives(part: &Part, index: &SearchIndex) -> Vec<Box<dyn Query>> {
     let fields = |named: &Option<String>| -> Vec<Field> {
         let all = index.def.text.iter().zip(&index.fields.text);
         all.filter(|(name, _)| named.as_ref().is_none_or(|n| n == *name)).map(|(_, f)| *f).collect()
     };
     match part {
-        Part::Phrase(field, words) => any_of(fields(field).into_iter().map(|f| phrase_query(f, words)).collect()),
-        Part::Prefix(field, prefix) => any_of(fields(field).into_iter().map(|f| prefix_query(f, prefix)).collect()),
+        Part::Phrase(field, words) => fields(field).into_iter().map(|f| phrase_query(f, words)).collect(),
+        Part::Prefix(field, prefix) => fields(field).into_iter().map(|f| prefix_query(f, prefix)).collect(),
         Part::Exact(name, value) => {
             let at = index.def.exact.iter().position(|n| n == name).unwrap_or(0);
-            Box::new(TermQuery::new(Term::from_field_text(index.fields.exact[at], value), IndexRecordOption::Basic))
+            let term = Term::from_field_text(index.fields.exact[at], value);
+            vec![Box::new(TermQuery::new(term, IndexRecordOption::Basic))]
         }
         Part::Pair(map, term) => {
             let fields = index.fields.pairs.iter().filter(|(name, _)| name == map).map(|(_, field)| *field);
             let term = |field| Term::from_field_text(field, term);
-            any_of(fields.map(|f| Box::new(TermQuery::new(term(f), IndexRecordOption::Basic)) as _).collect())
+            fields.map(|f| Box::new(TermQuery::new(term(f), IndexRecordOption::Basic)) as _).collect()
         }
     }
 }
@@ -357,8 +352,8 @@ fn next_cursor(
 }
 
 /// The question's words and distance, of which all must hold.
-fn matching(question: &SearchQuestion, index: &SearchIndex, parts: &[Part]) -> Result<Vec<Box<dyn Query>>, QueryError> {
-    let mut must: Vec<Box<dyn Query>> = parts.iter().map(|p| query_of(p, index)).collect();
+fn matching(question: &SearchQuestion, index: &SearchIndex, parts: &[Part]) -> Result<Conditions, QueryError> {
+    let mut must: Vec<Vec<Box<dyn Query>>> = parts.iter().map(|part| alternatives(part, index)).collect();
     match (question.near, question.within_m) {
         (None, None) => {}
         (Some(_), _) if index.fields.geo.is_empty() => {
@@ -368,19 +363,15 @@ fn matching(question: &SearchQuestion, index: &SearchIndex, parts: &[Part]) -> R
             // A box of latitudes first; the distance decides.
             let reach = (within / EARTH_RADIUS_M).to_degrees() + 1e-9;
             let degrees = |d: f64| Term::from_field_f64(index.fields.geo[0], d);
-            must.push(Box::new(RangeQuery::new(Included(degrees(near.0 - reach)), Included(degrees(near.0 + reach)))));
-            must.push(only(index, move |_, place| place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within)));
+            let range = RangeQuery::new(Included(degrees(near.0 - reach)), Included(degrees(near.0 + reach)));
+            must.push(vec![Box::new(range)]);
+            let is_near =
+                move |_, place: Option<(f64, f64)>| place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within);
+            must.push(vec![only(index, is_near)]);
         }
         _ => return Err(QueryError::Invalid("near and within go together: `--near 40.7,-74.0 --within 5km`".into())),
     }
-    Ok(must)
-}
-
-fn all_of(mut queries: Vec<Box<dyn Query>>) -> Box<dyn Query> {
-    if queries.len() == 1 {
-        return queries.remove(0);
-    }
-    Box::new(BooleanQuery::intersection(queries))
+    Ok(Conditions(must))
 }
 
 /// How many hits by rank lie on the pages before; a cursor of the other order, or one that is over, is refused.
@@ -407,7 +398,7 @@ struct Search {
     question: SearchQuestion,
     index: Arc<SearchIndex>,
     searchers: Arc<Vec<PartSearcher>>,
-    matching: Vec<Box<dyn Query>>,
+    matching: Conditions,
     /// What the words are remembered by.
     name: String,
     cursor: Option<Cursor>,
@@ -432,7 +423,7 @@ impl Search {
 
     fn newest(self) -> tantivy::Result<(Vec<Hit>, usize)> {
         let newest = Newest {
-            query: &*all_of(self.matching),
+            conditions: &self.matching,
             name: self.question.near.is_none().then_some(self.name.as_str()),
             from: self.question.from,
             to: self.question.to,
@@ -454,12 +445,12 @@ impl Search {
             let bound = |t: Micros| Term::from_field_i64(self.index.fields.event_time, t);
             let low = from.map_or(Unbounded, |t| Included(bound(t)));
             let high = to.map_or(Unbounded, |t| Excluded(bound(t)));
-            self.matching.push(Box::new(RangeQuery::new(low, high)));
+            self.matching.0.push(vec![Box::new(RangeQuery::new(low, high))]);
         }
         if self.cursor.is_some() {
-            self.matching.push(only(&self.index, move |lsn, _| lsn <= upto));
+            self.matching.0.push(vec![only(&self.index, move |lsn, _| lsn <= upto)]);
         }
-        let query = all_of(self.matching);
+        let query = self.matching.query();
         let (mut hits, mut total) = (Vec::new(), 0);
         for (part, PartSearcher { searcher, .. }) in self.searchers.iter().enumerate() {
             let best = TopDocs::with_limit(wanted).tweak_score(|reader: &SegmentReader| {
