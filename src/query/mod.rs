@@ -9,7 +9,6 @@ mod made;
 mod memory;
 mod names;
 pub mod nearby;
-mod newest;
 mod pieces;
 mod running;
 pub mod search;

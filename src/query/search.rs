@@ -16,7 +16,6 @@ use tantivy::snippet::SnippetGenerator;
 use tantivy::{DocAddress, DocId, SegmentReader, TantivyError, Term};
 
 use super::encode::{each_row, write_object};
-use super::newest::{Conditions, Newest};
 use super::spool::{Spools, Whole};
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
@@ -27,6 +26,7 @@ use crate::views::lake::files::{in_columns_of, with_partition_columns};
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
 use crate::views::search::index::PartSearcher;
+use crate::views::search::newest::{Conditions, Newest};
 use crate::views::search::rows::RowReader;
 use crate::views::search::text::{NAME, asked, pair};
 

@@ -1,12 +1,14 @@
 //! Full-text search: documents of a stream's text columns in tantivy, visible within a second, each with its row.
 //!
 //! [`text`] splits texts into words; `document` gives tantivy a batch's rows as documents; [`index`] is a row of tantivy indexes;
-//! [`rows`] stores the documents' rows in blocks (`block`) beside them; [`spans`] remembers what is known of a segment.
+//! [`rows`] stores the documents' rows in blocks (`block`) beside them; [`spans`] remembers what is known of a segment, from
+//! which [`newest`] finds the newest hits.
 
 mod block;
-pub mod document;
+mod document;
 mod held;
 pub mod index;
+pub mod newest;
 pub mod rows;
 mod script;
 pub mod spans;

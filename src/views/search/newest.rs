@@ -14,10 +14,9 @@ use tantivy::columnar::Column;
 use tantivy::query::{BooleanQuery, EnableScoring, Query, Scorer, Weight};
 use tantivy::{DocAddress, DocId, Searcher, SegmentOrdinal, SegmentReader};
 
+use super::index::{PartSearcher, SearchIndex};
+use super::spans::{Known, SPAN_DOCUMENTS, Span};
 use crate::event::{Lsn, Micros};
-use crate::views::search::SearchIndex;
-use crate::views::search::index::PartSearcher;
-use crate::views::search::spans::{Known, SPAN_DOCUMENTS, Span};
 
 /// Spans of the first round; what they give says how many the next one needs.
 const FIRST_SPANS: usize = 4;
@@ -119,8 +118,8 @@ impl Segment<'_> {
         }
         strays.sort_unstable();
         // Far apart as they are, each is looked up alone: a union would go through thousands of documents around it.
-        let scorer = |weight: &Box<dyn Weight>| weight.scorer(self.reader, 1.0);
-        let conditions = self.weights.each.iter().map(|any| any.iter().map(scorer).collect());
+        let scorers = |any: &Vec<Box<dyn Weight>>| any.iter().map(|one| one.scorer(self.reader, 1.0)).collect();
+        let conditions = self.weights.each.iter().map(scorers);
         let mut conditions = conditions.collect::<tantivy::Result<Vec<Vec<Box<dyn Scorer>>>>>()?;
         for stray in strays {
             let mut is_in =
@@ -274,9 +273,9 @@ mod tests {
     use tantivy::schema::IndexRecordOption;
     use tantivy::{IndexWriter, Term};
 
+    use super::super::document::{Columns, Row};
     use super::*;
     use crate::schema::SearchDef;
-    use crate::views::search::document::{Columns, Row};
 
     struct Event {
         time: Micros,
