@@ -434,7 +434,7 @@ impl Search {
             },
             wanted: self.question.limit + 1,
         };
-        let (hits, total) = newest.find(&self.index, &self.searchers)?;
+        let (hits, total) = newest.find(&self.searchers)?;
         let hit = |(time, lsn, part, document)| Hit { time, lsn, score: None, at: (part, document) };
         Ok((hits.into_iter().map(hit).collect(), total))
     }
@@ -493,7 +493,7 @@ impl Events<'_> {
         while let Some((hit, rest)) = self.hits.split_first().filter(|_| self.rows.bytes < READ_BYTES) {
             let (part, document) = hit.at;
             let index = &self.searchers[part];
-            let row = self.rows.read(part, &index.searcher, document);
+            let row = self.rows.read(part, &index.segments[document.segment_ord as usize].rows, document);
             let row = row.map_err(|e| QueryError::Failed(index.damaged(&e.to_string())))?;
             if lsns(&row).first() != Some(&(hit.lsn as i64)) {
                 return Err(QueryError::Failed(index.damaged("the row of a document is another one's")));

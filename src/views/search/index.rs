@@ -1,5 +1,6 @@
 //! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the position lies in the commit's payload.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -7,12 +8,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
 use tantivy::directory::error::OpenReadError;
+use tantivy::index::SegmentId;
 use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
 
 use super::held::HeldDirectory;
 use super::rows::RowStore;
-use super::spans::KnownSegments;
+use super::spans::Known;
 use super::text;
 use crate::event::{Lsn, Micros};
 use crate::schema::{MAP_SUFFIX, SearchDef};
@@ -103,6 +105,8 @@ pub struct Part {
     number: usize,
     pub index: Index,
     reader: IndexReader,
+    /// What was loaded last.
+    shown: PartSearcher,
 }
 
 /// All indexes of a stream, oldest first.
@@ -111,7 +115,6 @@ pub struct SearchIndex {
     pub def: SearchDef,
     pub schema: Schema,
     pub fields: Fields,
-    pub known: KnownSegments,
     parts: RwLock<Vec<Part>>,
     /// Everything up to here is found.
     visible: RwLock<Lsn>,
@@ -146,15 +149,7 @@ impl SearchIndex {
         let parts = numbers.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         parts.iter().try_for_each(|part| verify(&part_folder(folder, part.number), &part.index))?;
         let parts = RwLock::new(parts);
-        Ok(Some(Self {
-            folder: folder.to_owned(),
-            def: def.clone(),
-            schema,
-            fields,
-            known: KnownSegments::default(),
-            parts,
-            visible: RwLock::new(0),
-        }))
+        Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
     }
 
     fn parts(&self) -> std::sync::RwLockReadGuard<'_, Vec<Part>> {
@@ -203,7 +198,7 @@ impl SearchIndex {
 
     /// Documents of all indexes.
     pub fn documents(&self) -> u64 {
-        self.parts().iter().map(|p| p.reader.searcher().num_docs()).sum()
+        self.parts().iter().map(|p| p.shown.searcher.num_docs()).sum()
     }
 
     /// The committed position of this log.
@@ -271,7 +266,7 @@ impl SearchIndex {
             let positioned = parts.iter().rposition(|p| p.index.load_metas().is_ok_and(|m| m.payload.is_some()));
             let keep = positioned.unwrap_or(0);
             for at in (0..keep).rev() {
-                if latest(&parts[at].reader.searcher()).map_err(|e| failed(e.to_string()))?.is_none_or(|t| t < floor) {
+                if latest(&parts[at].shown.searcher).map_err(|e| failed(e.to_string()))?.is_none_or(|t| t < floor) {
                     gone.push(parts.remove(at));
                 }
             }
@@ -290,15 +285,21 @@ impl SearchIndex {
 
     /// Makes what is committed visible, up to `position`.
     pub fn reload(&self, position: Lsn) -> Result<(), TantivyError> {
+        let last = self.parts().last().map(|part| (part.number, part.reader.clone(), part.shown.clone()));
+        // Before anything is locked: of a large segment that is new it takes a moment.
+        let shown = match last {
+            Some((number, reader, shown)) => Some((number, shown.load_again(&reader)?)),
+            None => None,
+        };
         let mut visible = self.visible.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = self.parts().last() {
-            part.reader.reload()?;
+        let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((number, shown)) = shown
+            && let Some(part) = parts.iter_mut().find(|part| part.number == number)
+        {
+            part.shown = shown;
         }
         *visible = position;
-        drop(visible);
-        let searchers: Vec<Searcher> = self.parts().iter().map(|part| part.reader.searcher()).collect();
-        let segments: Vec<&SegmentReader> = searchers.iter().flat_map(Searcher::segment_readers).collect();
-        self.known.become_those(&segments)
+        Ok(())
     }
 
     pub fn set_visible(&self, position: Lsn) {
@@ -312,22 +313,48 @@ impl SearchIndex {
     /// Searchers over all indexes, with the position that they reach.
     pub fn searchers(&self) -> (Vec<PartSearcher>, Lsn) {
         let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
-        let of = |part: &Part| PartSearcher {
-            folder: part_folder(&self.folder, part.number),
-            searcher: part.reader.searcher(),
-        };
-        (self.parts().iter().map(of).collect(), *visible)
+        (self.parts().iter().map(|part| part.shown.clone()).collect(), *visible)
     }
 }
 
-/// A searcher over one index.
+/// A searcher over one index. All its files are open: merges may replace them.
 #[derive(Clone)]
 pub struct PartSearcher {
     folder: PathBuf,
     pub searcher: Searcher,
+    /// In the order of the searcher's segments.
+    pub segments: Vec<Arc<Known>>,
 }
 
 impl PartSearcher {
+    fn load(folder: &Path, reader: &IndexReader) -> tantivy::Result<Self> {
+        let searcher = reader.searcher();
+        let known = searcher.segment_readers().iter().map(|segment| Known::read(segment).map(Arc::new));
+        let segments = known.collect::<tantivy::Result<_>>()?;
+        Ok(Self { folder: folder.to_owned(), segments, searcher })
+    }
+
+    /// What is committed by now. What is known of a segment stays.
+    fn load_again(&self, reader: &IndexReader) -> tantivy::Result<Self> {
+        let known = self.searcher.segment_readers().iter().map(SegmentReader::segment_id).zip(&self.segments);
+        let known: HashMap<SegmentId, &Arc<Known>> = known.collect();
+        let mut left = TRIES;
+        loop {
+            reader.reload()?;
+            let searcher = reader.searcher();
+            let of = |segment: &SegmentReader| match known.get(&segment.segment_id()) {
+                Some(known) => Ok(Arc::clone(known)),
+                None => Known::read(segment).map(Arc::new),
+            };
+            let segments = searcher.segment_readers().iter().map(of).collect::<tantivy::Result<_>>();
+            match segments {
+                Ok(segments) => return Ok(Self { folder: self.folder.clone(), segments, searcher }),
+                // A merge has replaced the segment meanwhile, and its files are gone: the next look no longer has it.
+                Err(TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(_))) if left > 0 => left -= 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
     /// The error about a file of the index that is not as it was written, for who asks.
     pub fn damaged(&self, what: &str) -> String {
         damage(&self.folder, what, &rebuild_hint("search", &stream_name(&self.folder)))
@@ -446,5 +473,6 @@ fn open_part(folder: &Path, number: usize, schema: &Schema, writable: bool) -> R
     let index = index?;
     index.tokenizers().register(text::NAME, text::Words::default());
     let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
-    Ok(Part { number, index, reader })
+    let shown = PartSearcher::load(folder, &reader)?;
+    Ok(Part { number, index, reader, shown })
 }

@@ -14,7 +14,7 @@ use tantivy::columnar::Column;
 use tantivy::query::{BooleanQuery, EnableScoring, Query, Scorer, Weight};
 use tantivy::{DocAddress, DocId, Searcher, SegmentOrdinal, SegmentReader};
 
-use super::index::{PartSearcher, SearchIndex};
+use super::index::PartSearcher;
 use super::spans::{Known, SPAN_DOCUMENTS, Span};
 use crate::event::{Lsn, Micros};
 
@@ -155,8 +155,8 @@ fn documents(span: usize) -> Range<DocId> {
 
 impl Newest<'_> {
     /// The newest hits, in order, and how many there are in all; those before `after` are counted, too.
-    pub fn find(&self, index: &SearchIndex, searchers: &[PartSearcher]) -> tantivy::Result<(Vec<Place>, usize)> {
-        let segments = self.segments(index, searchers)?;
+    pub fn find(&self, searchers: &[PartSearcher]) -> tantivy::Result<(Vec<Place>, usize)> {
+        let segments = self.segments(searchers)?;
         let mut total = 0;
         for segment in &segments {
             total += self.count(segment)? as usize;
@@ -189,19 +189,26 @@ impl Newest<'_> {
         Ok((hits, total))
     }
 
-    fn segments<'s>(&self, index: &SearchIndex, searchers: &'s [PartSearcher]) -> tantivy::Result<Vec<Segment<'s>>> {
+    fn segments<'s>(&self, searchers: &'s [PartSearcher]) -> tantivy::Result<Vec<Segment<'s>>> {
         let mut segments = Vec::new();
-        for (part, PartSearcher { searcher, .. }) in searchers.iter().enumerate() {
+        for (part, PartSearcher { searcher, segments: known, .. }) in searchers.iter().enumerate() {
             let weights = Arc::new(self.conditions.weights(searcher)?);
-            for (ordinal, reader) in searcher.segment_readers().iter().enumerate() {
-                let known = index.known.of(reader)?;
+            for (ordinal, (reader, known)) in searcher.segment_readers().iter().zip(known).enumerate() {
                 if !self.overlaps(known.all.first, known.all.last) {
                     continue;
                 }
                 let column = |name| reader.fast_fields().i64(name);
                 let (times, lsns) = (column("event_time")?, column("lsn")?);
                 let ordinal = ordinal as SegmentOrdinal;
-                segments.push(Segment { part, ordinal, reader, weights: weights.clone(), known, times, lsns });
+                segments.push(Segment {
+                    part,
+                    ordinal,
+                    reader,
+                    weights: weights.clone(),
+                    known: known.clone(),
+                    times,
+                    lsns,
+                });
             }
         }
         Ok(segments)
@@ -274,6 +281,8 @@ mod tests {
     use tantivy::{IndexWriter, Term};
 
     use super::super::document::{Columns, Row};
+    use super::super::index::SearchIndex;
+    use super::super::rows::RowReader;
     use super::*;
     use crate::schema::SearchDef;
 
@@ -333,6 +342,32 @@ mod tests {
         compare(50);
     }
 
+    #[test]
+    fn hits_are_read_also_when_a_merge_has_replaced_their_segments() {
+        let random = &mut SmallRng::seed_from_u64(7);
+        let folder = tempfile::tempdir().expect("a folder");
+        let def = SearchDef { text: vec!["s".into()], exact: Vec::new(), geo: Vec::new() };
+        let index = SearchIndex::open(&folder.path().join("s"), &def, true).expect("opens").expect("is there");
+        let events = events(random, 300, 1);
+        add(&index, &events[..200], 4, false);
+        let searchers = index.searchers().0;
+        // The rest, and a merge of all, after which nothing that was there before is left.
+        add(&index, &events[200..], 1, true);
+        let mut rows = RowReader::default();
+        let mut lsns = Vec::new();
+        for (segment, known) in searchers[0].segments.iter().enumerate() {
+            for document in 0..searchers[0].searcher.segment_reader(segment as u32).max_doc() {
+                let row = rows.read(0, &known.rows, DocAddress::new(segment as u32, document)).expect("a row");
+                lsns.push(crate::operators::lsns(&row)[0]);
+            }
+        }
+        lsns.sort_unstable();
+        assert_eq!(lsns, (1..=200).collect::<Vec<_>>());
+        let files = std::fs::read_dir(folder.path().join("s/000000")).expect("a folder").flatten();
+        let stored = files.filter(|file| file.path().extension().is_some_and(|e| e == "rows")).count();
+        assert_eq!(stored, 1, "the merge has removed the others");
+    }
+
     fn compare(disorder: i64) {
         let random = &mut SmallRng::seed_from_u64(5);
         let folder = tempfile::tempdir().expect("a folder");
@@ -366,7 +401,7 @@ mod tests {
             let after = maybe(0, 14_000).map(|time| (time, 17_000));
             let wanted = maybe(1, 60).unwrap_or(21) as usize;
             let newest = Newest { conditions: &conditions, name: Some(&name), from, to, upto, after, wanted };
-            let (found, total) = newest.find(&index, &searchers).expect("an answer");
+            let (found, total) = newest.find(&searchers).expect("an answer");
             let is_found = |e: &&Event| {
                 words.iter().all(|word| e.words.contains(word))
                     && newest.is_in(e.time)

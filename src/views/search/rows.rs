@@ -27,8 +27,8 @@ use tantivy::indexer::doc_id_mapping::{DocIdMapping, MappingType};
 use tantivy::schema::Schema;
 use tantivy::schema::document::ErasedDocument;
 use tantivy::{
-    DocAddress, DocId, HasLen, PluginMergeContext, PluginWriter, PluginWriterContext, Searcher, Segment,
-    SegmentOrdinal, SegmentPlugin, TantivyError,
+    DocAddress, DocId, HasLen, PluginMergeContext, PluginWriter, PluginWriterContext, Segment, SegmentOrdinal,
+    SegmentPlugin, TantivyError,
 };
 
 use super::block::{self, BLOCK_BYTES, BLOCK_ROWS, Packer};
@@ -285,8 +285,6 @@ impl StoredRows {
 /// The rows of documents of some indexes. What is read stays, until it is let go of: hits often lie side by side.
 #[derive(Default)]
 pub struct RowReader {
-    /// By index and segment.
-    segments: HashMap<(usize, SegmentOrdinal), StoredRows>,
     /// By index, segment and block.
     blocks: HashMap<(usize, SegmentOrdinal, usize), RecordBatch>,
     /// What the blocks were unpacked to.
@@ -294,15 +292,10 @@ pub struct RowReader {
 }
 
 impl RowReader {
-    /// The one row of a document of the index with this number.
-    pub fn read(&mut self, part: usize, searcher: &Searcher, document: DocAddress) -> tantivy::Result<RecordBatch> {
-        let segment = document.segment_ord;
-        let rows = match self.segments.entry((part, segment)) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(StoredRows::open(searcher.segment_reader(segment))?),
-        };
+    /// The one row of a document, from its segment of the index with this number.
+    pub fn read(&mut self, part: usize, rows: &StoredRows, document: DocAddress) -> tantivy::Result<RecordBatch> {
         let (number, row) = rows.place_of(document.doc_id)?;
-        let block = match self.blocks.entry((part, segment, number)) {
+        let block = match self.blocks.entry((part, document.segment_ord, number)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let (block, bytes) = rows.block(number)?.unpack()?;
@@ -380,10 +373,11 @@ mod tests {
             let (mut rows, mut blocks) = (Vec::new(), 0);
             let mut reader = RowReader::default();
             for (segment, of) in searcher.segment_readers().iter().enumerate() {
-                blocks += StoredRows::open(of).expect("its rows").count;
+                let stored = StoredRows::open(of).expect("its rows");
+                blocks += stored.count;
                 for document in 0..of.max_doc() {
                     let at = DocAddress::new(segment as u32, document);
-                    rows.push(reader.read(0, &searcher, at).expect("a row"));
+                    rows.push(reader.read(0, &stored, at).expect("a row"));
                 }
             }
             rows.sort_by_key(|row| crate::operators::lsns(row)[0]);

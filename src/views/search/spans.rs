@@ -1,14 +1,14 @@
 //! What is known of a segment without looking for anything: when the events of its documents were, a span of documents at a time,
 //! and how many documents were found for questions asked before. A segment never changes, so all of it stays true.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tantivy::columnar::Cardinality;
-use tantivy::index::SegmentId;
 use tantivy::{DocId, SegmentReader};
 
+use super::rows::StoredRows;
 use crate::event::{Lsn, Micros};
 
 /// Documents of a span.
@@ -18,8 +18,6 @@ const STRAYS: DocId = 16;
 /// Questions whose numbers are remembered of a segment, and the longest of them.
 const REMEMBERED: usize = 256;
 const LONGEST_BYTES: usize = 256;
-/// Segments that are remembered; more are too many at once only where merges fell behind.
-const SEGMENTS: usize = 1_024;
 
 /// The first and the last of some event times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +87,9 @@ impl Strays {
     }
 }
 
-/// What is known of one segment.
-#[derive(Debug)]
+/// What is known of one segment, and its rows.
 pub struct Known {
+    pub rows: StoredRows,
     pub spans: Vec<Span>,
     pub strays: Strays,
     pub all: Span,
@@ -100,7 +98,7 @@ pub struct Known {
 }
 
 impl Known {
-    fn read(segment: &SegmentReader) -> tantivy::Result<Self> {
+    pub fn read(segment: &SegmentReader) -> tantivy::Result<Self> {
         let times = segment.fast_fields().i64("event_time")?;
         let lsns = segment.fast_fields().i64("lsn")?;
         let mut buffer = vec![0; SPAN_DOCUMENTS as usize];
@@ -129,7 +127,8 @@ impl Known {
         // Of a stream without any order there is nothing to leave out.
         let (spans, strays) =
             if strays.len() > most_strays { (whole, Strays::default()) } else { (spans, Strays::of(strays)) };
-        Ok(Self { spans, strays, all, last_lsn: lsns.max_value() as Lsn, counts: Mutex::default() })
+        let (rows, last_lsn) = (StoredRows::open(segment)?, lsns.max_value() as Lsn);
+        Ok(Self { rows, spans, strays, all, last_lsn, counts: Mutex::default() })
     }
 
     /// How many documents a question finds, which is counted once.
@@ -146,33 +145,6 @@ impl Known {
         }
         counts.insert(question.to_owned(), number);
         Ok(number)
-    }
-}
-
-/// What is known of the segments of all indexes of a stream.
-#[derive(Debug, Default)]
-pub struct KnownSegments(Mutex<HashMap<SegmentId, Arc<Known>>>);
-
-impl KnownSegments {
-    pub fn of(&self, segment: &SegmentReader) -> tantivy::Result<Arc<Known>> {
-        let map = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = map().get(&segment.segment_id()) {
-            return Ok(known.clone());
-        }
-        let known = Arc::new(Known::read(segment)?);
-        let mut map = map();
-        if map.len() >= SEGMENTS {
-            map.clear();
-        }
-        map.insert(segment.segment_id(), known.clone());
-        Ok(known)
-    }
-
-    /// Knows these segments, before somebody asks, and lets go of others, which merges have replaced.
-    pub fn become_those(&self, segments: &[&SegmentReader]) -> tantivy::Result<()> {
-        let are: HashSet<SegmentId> = segments.iter().map(|segment| segment.segment_id()).collect();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|segment, _| are.contains(segment));
-        segments.iter().try_for_each(|segment| self.of(segment).map(drop))
     }
 }
 
