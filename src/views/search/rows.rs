@@ -54,7 +54,7 @@ fn failed(error: &ArrowError) -> TantivyError {
     TantivyError::InternalError(error.to_string())
 }
 
-/// Keeps the rows of documents that are [`Row`]s.
+/// Keeps the rows of the documents of a `SearchView`.
 pub struct RowStore;
 
 impl RowStore {
