@@ -132,6 +132,72 @@ fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_wor
 }
 
 #[test]
+fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_themselves() {
+    let bench = Bench::new("");
+    let stream = |name: &str| {
+        STREAM
+            .replace("n int", "n bigint")
+            .replace("streams.s]", &format!("streams.{name}]"))
+            .replace("from s\"", &format!("from {name}\""))
+    };
+    let own =
+        |name: &str| stream(name).split_once("[streams.").map(|(_, own)| format!("[streams.{own}")).expect("a stream");
+    let source = |name: &str| {
+        format!("[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n")
+    };
+    let all = ["a", "b", "c"];
+    let config = all.iter().map(|name| source(name)).chain(all.iter().map(|name| own(name))).collect::<String>();
+    bench.configure(&format!("[server]\nhttp = \"127.0.0.1:0\"\n{config}"));
+    let line = json!({"n": 1, "msg": "a word", "level": "error"}).to_string() + "\n";
+    bench.write("a.ndjson", line.as_bytes());
+    bench.write("b.ndjson", line.as_bytes());
+    bench.write("c.ndjson", b"");
+    bench.once();
+    for name in all {
+        let meta = bench.path(&format!("data/search/{name}/000000/meta.json"));
+        let text = std::fs::read_to_string(&meta).expect("an index");
+        let older = text.replace("\\\"version\\\":3", "\\\"version\\\":2");
+        let mut older: serde_json::Value = serde_json::from_str(&older).expect("JSON");
+        older.as_object_mut().expect("an object").remove("persisted_custom_extensions");
+        std::fs::write(&meta, older.to_string()).expect("writable");
+    }
+    // The first takes its place, but the folder cannot be opened before the other is rebuilt, too.
+    let output = bench.output(&["rebuild", "search", "--stream", "a"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(65), "{message}");
+    assert!(message.contains("`weir rebuild search --stream b`"), "{message}");
+    let output = bench.output(&["rebuild", "search", "--stream", "b"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bench.write("c.ndjson", line.as_bytes());
+    bench.once();
+    for name in all {
+        assert_eq!(bench.ask(&["search", "word", "--stream", name])["total"], 1, "{name}");
+    }
+}
+
+#[test]
+fn another_number_of_documents_is_damage_with_a_way_out() {
+    let texts: Vec<String> = (0..400).map(|n| format!("word {n}")).collect();
+    let bench = bench(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    for number in [1, 144, 401, 480, 4_496] {
+        let meta = bench.path("data/search/s/000000/meta.json");
+        let text = std::fs::read_to_string(&meta).expect("an index");
+        let other = text
+            .replace("\"max_doc\":400", &format!("\"max_doc\":{number}"))
+            .replace("\"max_doc\": 400", &format!("\"max_doc\": {number}"));
+        assert_ne!(other, text);
+        std::fs::write(&meta, other).expect("writable");
+        let output = bench.output(&["search", "word"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(65), "{number}: {message}");
+        assert!(message.contains("`weir rebuild search --stream s`"), "{message}");
+        let output = bench.output(&["rebuild", "search", "--stream", "s"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(found(&bench, "word").len(), 100);
+    }
+}
+
+#[test]
 fn hits_show_the_rows_of_a_table_that_was_rebuilt_and_columns_that_came_later() {
     let bench = bench(&["a word", "another word"]);
     let hits = |bench: &Bench| {

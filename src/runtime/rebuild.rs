@@ -688,6 +688,10 @@ pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) 
     }
     let _lock = folder.lock()?;
     place(config, &folder, runtime)?;
+    end_those_without_state(&folder)?;
+    if !is_taking_place(&folder) {
+        return Ok(());
+    }
     let wal = super::open_wal(config, &folder, &views::compile(config)?, runtime)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     finish(config, &folder, wal, runtime, &clock).map(drop)
@@ -707,6 +711,18 @@ pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle)
     for mut generation in of_configuration(config, folder, &catalog, log, runtime, &[State::Whole, State::Settled])? {
         tracing::info!(view = generation.about.view, "the rebuilt one takes its place");
         generation.place(config, end)?;
+    }
+    Ok(())
+}
+
+/// Ends the generations in place of which operators know nothing: all but tables. No view is opened for it, of which one may be
+/// refused until it is rebuilt, too.
+fn end_those_without_state(folder: &Folder) -> Result<(), RuntimeError> {
+    for (root, about) in in_state(folder, &[State::Placed]) {
+        let own = Folder { root: root.clone() };
+        if !about.view.starts_with("lake/") && lock(&own)?.is_some() {
+            remove(folder, &root)?;
+        }
     }
     Ok(())
 }

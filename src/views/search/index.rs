@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
 use tantivy::directory::error::OpenReadError;
+use tantivy::error::DataCorruption;
 use tantivy::index::SegmentId;
 use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
@@ -143,11 +145,13 @@ impl SearchIndex {
         }
         let numbers: Vec<usize> = names.iter().filter_map(|n| n.parse().ok()).collect();
         for number in &numbers {
-            refuse_older(&part_folder(folder, *number))?;
+            let part = part_folder(folder, *number);
+            if refuse_older(&part)? == Age::OldAndEmpty && writable {
+                std::fs::remove_dir_all(&part).map_err(failed)?;
+            }
         }
         let open = |n| open_part(folder, n, &schema, writable).map_err(wrong(&part_folder(folder, n)));
         let parts = numbers.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        parts.iter().try_for_each(|part| verify(&part_folder(folder, part.number), &part.index))?;
         let parts = RwLock::new(parts);
         Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
     }
@@ -184,7 +188,7 @@ impl SearchIndex {
                 match File::open(folder.join(&name)) {
                     Ok(file) => files.push((Path::new(folder.file_name().unwrap_or_default()).join(name), file)),
                     // One that is gone meanwhile is no longer named either, which the second look shows.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(failed(error.to_string())),
                 }
             }
@@ -375,8 +379,8 @@ fn damaged(folder: &Path, file: &Path, what: &str) -> ViewError {
 
 /// Compares the files of an index, where they are not too many bytes, with tantivy's checksums. Each block of rows has its own, which
 /// is compared when it is read.
-fn verify(part: &Path, index: &Index) -> Result<(), ViewError> {
-    let named = index.load_metas().map_err(wrong(part))?.list_segment_files();
+fn verify(part: &Path, index: &Index) -> Result<(), TantivyError> {
+    let named = index.load_metas()?.list_segment_files();
     let there = index.directory().list_managed_files();
     let mut files: Vec<&PathBuf> = named.intersection(&there).filter(|file| !RowStore::is_file(file)).collect();
     let bytes: u64 = files.iter().filter_map(|file| Some(std::fs::metadata(part.join(file)).ok()?.len())).sum();
@@ -385,8 +389,9 @@ fn verify(part: &Path, index: &Index) -> Result<(), ViewError> {
     }
     files.sort();
     for file in files {
-        if !index.directory().validate_checksum(file).map_err(|e| wrong(part)(e.into()))? {
-            return Err(damaged(part, &part.join(file), "its bytes are not those that were written"));
+        if !index.directory().validate_checksum(file)? {
+            let what = "its bytes are not those that were written".to_owned();
+            return Err(TantivyError::DataCorruption(DataCorruption::new(file.clone(), what)));
         }
     }
     Ok(())
@@ -398,6 +403,13 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
     move |error| {
         let reason = error.to_string();
         match error {
+            // What cannot be decoded is no failure of the disk.
+            TantivyError::IoError(error)
+            | TantivyError::OpenReadError(OpenReadError::IoError { io_error: error, .. })
+                if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+            {
+                damaged(&path, &path, &reason)
+            }
             TantivyError::IoError(_)
             | TantivyError::LockFailure(..)
             | TantivyError::OpenDirectoryError(_)
@@ -410,30 +422,45 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
+enum Age {
+    Current,
+    /// Of an older format, without a commit: it can be made again, but not be written to.
+    OldAndEmpty,
+}
+
 /// Refuses an index of an older format, and one whose words were split by other rules: what is asked would not be found in it.
-fn refuse_older(folder: &Path) -> Result<(), ViewError> {
+fn refuse_older(folder: &Path) -> Result<Age, ViewError> {
     let text = match std::fs::read_to_string(folder.join(META)) {
         Ok(text) => text,
         // It has no commit yet.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Age::Current),
         Err(error) => return Err(wrong(folder)(error.into())),
     };
     let meta: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let payload = meta["payload"].as_str().and_then(|payload| serde_json::from_str::<Payload>(payload).ok());
-    if let Some(found) = payload.filter(|payload| payload.version < VERSION) {
+    if let Some(found) = payload_of(&meta).filter(|payload| payload.version < VERSION) {
         let what = format!("it has the older search format {}, this version of weir writes {VERSION}", found.version);
         return Err(damaged(folder, folder, &what));
     }
     let fields = meta["schema"].as_array().into_iter().flatten();
     let mut rules = fields.filter_map(|field| field["options"]["indexing"]["tokenizer"].as_str());
     match rules.find(|rules| *rules != text::NAME && rules.starts_with(text::FAMILY)) {
-        None => Ok(()),
+        None if payload_of(&meta).is_none() && is_empty(&meta) && !RowStore::is_named(&meta) => Ok(Age::OldAndEmpty),
+        None => Ok(Age::Current),
         Some(found) => {
             let what =
                 format!("its words were split by the rules {found}, this version of weir splits by {}", text::NAME);
             Err(damaged(folder, folder, &what))
         }
     }
+}
+
+fn payload_of(meta: &serde_json::Value) -> Option<Payload> {
+    meta["payload"].as_str().and_then(|payload| serde_json::from_str(payload).ok())
+}
+
+fn is_empty(meta: &serde_json::Value) -> bool {
+    meta["segments"].as_array().is_some_and(Vec::is_empty)
 }
 
 /// Folder of the index with this number.
@@ -471,6 +498,8 @@ fn open_part(folder: &Path, number: usize, schema: &Schema, writable: bool) -> R
     let index =
         if writable { builder.open_or_create(directory) } else { builder.open_or_create(HeldDirectory(directory)) };
     let index = index?;
+    // Before anything is read that a flipped bit may have changed.
+    verify(folder, &index)?;
     index.tokenizers().register(text::NAME, text::Words::default());
     let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
     let shown = PartSearcher::load(folder, &reader)?;

@@ -81,6 +81,8 @@ pub struct SearchView {
     applied: Lsn,
     committed: Lsn,
     waiting: usize,
+    /// Bytes of the rows that wait, which tantivy holds until it has come to them.
+    waiting_bytes: usize,
     since: Option<Instant>,
 }
 
@@ -111,6 +113,7 @@ impl SearchView {
             applied: committed,
             committed,
             waiting: 0,
+            waiting_bytes: 0,
             since: None,
         })
     }
@@ -152,6 +155,7 @@ impl SearchView {
             at = end;
         }
         self.waiting += lsns.len() - first;
+        self.waiting_bytes += columns.rows().row_bytes() * (lsns.len() - first);
         Ok(())
     }
 
@@ -224,7 +228,10 @@ impl View for SearchView {
     fn is_due(&self, now: Instant, caught_up: bool) -> bool {
         let age = self.since.map_or(Duration::ZERO, |since| now.duration_since(since));
         self.since.is_some()
-            && (self.waiting >= COMMIT_DOCUMENTS || caught_up && age >= COMMIT_AFTER || age >= COMMIT_AT_LAST)
+            && (self.waiting >= COMMIT_DOCUMENTS
+                || self.waiting_bytes >= self.memory
+                || caught_up && age >= COMMIT_AFTER
+                || age >= COMMIT_AT_LAST)
     }
 
     fn commit(&mut self, all: bool) -> Result<(), ViewError> {
@@ -235,7 +242,7 @@ impl View for SearchView {
                 return Err(self.failed(error));
             }
             self.committed = self.applied;
-            self.waiting = 0;
+            (self.waiting, self.waiting_bytes) = (0, 0);
             self.since = None;
         }
         if all && let Some(writer) = self.writer.take() {
@@ -256,7 +263,7 @@ impl View for SearchView {
         self.index.sync_names()?;
         self.committed = self.index.position(self.log, self.zero)?;
         self.applied = self.committed;
-        self.waiting = 0;
+        (self.waiting, self.waiting_bytes) = (0, 0);
         self.since = None;
         self.index.reload(self.applied).map_err(|e| self.failed(e))
     }

@@ -61,6 +61,11 @@ impl RowStore {
     pub fn is_file(path: &Path) -> bool {
         path.extension().is_some_and(|extension| extension == EXTENSION)
     }
+
+    /// Whether an index was made with it, by the contents of its `meta.json`.
+    pub fn is_named(meta: &serde_json::Value) -> bool {
+        meta["persisted_custom_extensions"].as_array().is_some_and(|all| all.iter().any(|name| name == EXTENSION))
+    }
 }
 
 impl SegmentPlugin for RowStore {
@@ -81,12 +86,13 @@ impl SegmentPlugin for RowStore {
             let rows = StoredRows::open(reader)?;
             for number in 0..rows.count {
                 let block = rows.block(number)?;
-                if block.rows < SMALL_ROWS && block.packed.len() < SMALL_BYTES {
+                // One that is damaged stays what it is, and is found by who reads it: others must not wait for it.
+                if block.is_whole() && block.rows < SMALL_ROWS && block.packed.len() < SMALL_BYTES {
                     let batch = Arc::new(Rows::new(block.unpack()?.0));
                     (0..batch.batch.num_rows()).try_for_each(|row| writer.add(&batch, row))?;
                 } else {
                     writer.flush()?;
-                    writer.write(&block.packed, block.rows)?;
+                    writer.write(&block.packed, block.rows, block.sum)?;
                 }
             }
         }
@@ -103,6 +109,11 @@ pub struct Rows {
 impl Rows {
     pub fn new(batch: RecordBatch) -> Self {
         Self { row_bytes: block::row_bytes(&batch), batch }
+    }
+
+    /// About how many bytes one takes.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
     }
 }
 
@@ -159,18 +170,18 @@ impl RowWriter {
         let Some(first) = slices.first() else { return Ok(()) };
         let all = concat_batches(first.schema_ref(), &slices).map_err(|e| failed(&e))?;
         for (packed, rows) in self.packer.pack(&all).map_err(|e| failed(&e))? {
-            self.write(&packed, rows as u32)?;
+            self.write(&packed, rows as u32, crc32c::crc32c(&packed))?;
         }
         Ok(())
     }
 
-    fn write(&mut self, packed: &[u8], rows: u32) -> tantivy::Result<()> {
+    fn write(&mut self, packed: &[u8], rows: u32, sum: u32) -> tantivy::Result<()> {
         self.out.write_all(packed)?;
         self.documents += rows;
         self.bytes += packed.len() as u64;
         self.entries.extend_from_slice(&self.documents.to_le_bytes());
         self.entries.extend_from_slice(&self.bytes.to_le_bytes());
-        self.entries.extend_from_slice(&crc32c::crc32c(packed).to_le_bytes());
+        self.entries.extend_from_slice(&sum.to_le_bytes());
         Ok(())
     }
 
@@ -216,10 +227,19 @@ pub struct StoredRows {
 struct Block {
     packed: OwnedBytes,
     rows: u32,
+    /// What its bytes had when they were written.
+    sum: u32,
 }
 
 impl Block {
+    fn is_whole(&self) -> bool {
+        crc32c::crc32c(&self.packed) == self.sum
+    }
+
     fn unpack(&self) -> tantivy::Result<(RecordBatch, usize)> {
+        if !self.is_whole() {
+            return Err(corrupt("stored rows are not those that were written (CRC-32C)"));
+        }
         let (batch, bytes) = block::unpack(&self.packed).map_err(corrupt)?;
         if batch.num_rows() != self.rows as usize {
             return Err(corrupt("a block has another number of rows than was written"));
@@ -239,6 +259,11 @@ impl StoredRows {
         let blocks = body.len().checked_sub(count * ENTRY_BYTES).ok_or_else(cut)?;
         let (blocks, entries) = body.split(blocks);
         Ok(Self { blocks, entries: entries.read_bytes()?, count })
+    }
+
+    /// Documents whose rows there are.
+    pub fn documents(&self) -> u32 {
+        self.end(self.count).0
     }
 
     /// The block that has a document's row, and the number of the row in it.
@@ -274,11 +299,8 @@ impl StoredRows {
             return Err(corrupt("the places of its rows are not those that were written"));
         }
         let packed = self.blocks.slice(from as usize..to as usize).read_bytes()?;
-        let sum = &self.entries[(number + 1) * ENTRY_BYTES - SUM_BYTES..][..SUM_BYTES];
-        if crc32c::crc32c(&packed).to_le_bytes() != sum {
-            return Err(corrupt("stored rows are not those that were written (CRC-32C)"));
-        }
-        Ok(Block { packed, rows: end - first })
+        let sum = self.entries[..(number + 1) * ENTRY_BYTES].last_chunk().copied().unwrap_or_default();
+        Ok(Block { packed, rows: end - first, sum: u32::from_le_bytes(sum) })
     }
 }
 
@@ -319,7 +341,7 @@ impl RowReader {
 mod tests {
     use arrow::array::{ArrayRef, Int64Array, StringArray};
     use tantivy::indexer::NoMergePolicy;
-    use tantivy::{Index, IndexWriter};
+    use tantivy::{Index, IndexBuilder, IndexWriter};
 
     use super::super::document::Columns;
     use super::super::index::schema;
@@ -340,9 +362,13 @@ mod tests {
 
     impl Test {
         fn new() -> Self {
+            Self::made(|builder| builder.create_in_ram())
+        }
+
+        fn made(make: impl FnOnce(IndexBuilder) -> tantivy::Result<Index>) -> Self {
             let def = SearchDef { text: vec!["s".into()], exact: Vec::new(), geo: Vec::new() };
             let builder = Index::builder().schema(schema(&def).0).register_plugin(Arc::new(RowStore));
-            let index = builder.create_in_ram().expect("an index");
+            let index = make(builder).expect("an index");
             index.tokenizers().register(super::super::text::NAME, super::super::text::Words::default());
             let writer: IndexWriter<Row> = index.writer_with_num_threads(1, 16 << 20).expect("a writer");
             writer.set_merge_policy(Box::new(NoMergePolicy));
@@ -423,6 +449,28 @@ mod tests {
         assert_eq!(test.check(), 200);
         test.merge();
         assert_eq!(test.check(), 2);
+    }
+
+    #[test]
+    fn a_damaged_block_keeps_no_merge_from_the_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut test = Test::made(|builder| builder.create_in_dir(&folder));
+        test.add(batch(0..10, "s", 10));
+        test.commit();
+        let mut files = std::fs::read_dir(&folder).expect("a folder").flatten().map(|file| file.path());
+        let file = files.find(|file| RowStore::is_file(file)).expect("its rows");
+        let mut bytes = std::fs::read(&file).expect("bytes");
+        bytes[60] ^= 1;
+        std::fs::write(&file, bytes).expect("written");
+        test.add(batch(10..30, "s", 10));
+        test.commit();
+        test.merge();
+        let searcher = test.index.reader().expect("a reader").searcher();
+        let stored = StoredRows::open(searcher.segment_reader(0)).expect("its rows");
+        let read = |document| RowReader::default().read(0, &stored, DocAddress::new(0, document));
+        assert_eq!(searcher.segment_readers().len(), 1);
+        let damaged = (0..30).filter(|document| read(*document).is_err()).count();
+        assert_eq!(damaged, 10);
     }
 
     #[test]

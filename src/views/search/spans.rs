@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, PoisonError};
 
 use tantivy::columnar::Cardinality;
-use tantivy::{DocId, SegmentReader};
+use tantivy::error::DataCorruption;
+use tantivy::{DocId, SegmentReader, TantivyError};
 
 use super::rows::StoredRows;
 use crate::event::{Lsn, Micros};
@@ -87,6 +89,10 @@ impl Strays {
     }
 }
 
+fn corrupt() -> TantivyError {
+    TantivyError::DataCorruption(DataCorruption::comment_only("its columns are not those that were written"))
+}
+
 /// What is known of one segment, and its rows.
 pub struct Known {
     pub rows: StoredRows,
@@ -98,9 +104,20 @@ pub struct Known {
 }
 
 impl Known {
+    /// Tantivy panics at some bytes that it did not write.
     pub fn read(segment: &SegmentReader) -> tantivy::Result<Self> {
+        let read = std::panic::catch_unwind(AssertUnwindSafe(|| Self::read_columns(segment)));
+        read.unwrap_or_else(|_| Err(corrupt()))
+    }
+
+    fn read_columns(segment: &SegmentReader) -> tantivy::Result<Self> {
+        let rows = StoredRows::open(segment)?;
         let times = segment.fast_fields().i64("event_time")?;
         let lsns = segment.fast_fields().i64("lsn")?;
+        // The number of documents lies in a file that nothing sums.
+        if [times.num_docs(), lsns.num_docs(), rows.documents()].iter().any(|number| *number != segment.max_doc()) {
+            return Err(corrupt());
+        }
         let mut buffer = vec![0; SPAN_DOCUMENTS as usize];
         let (mut spans, mut whole, mut strays) = (Vec::new(), Vec::new(), Vec::new());
         let most_strays = (segment.max_doc() / STRAYS) as usize;
@@ -127,7 +144,7 @@ impl Known {
         // Of a stream without any order there is nothing to leave out.
         let (spans, strays) =
             if strays.len() > most_strays { (whole, Strays::default()) } else { (spans, Strays::of(strays)) };
-        let (rows, last_lsn) = (StoredRows::open(segment)?, lsns.max_value() as Lsn);
+        let last_lsn = lsns.max_value() as Lsn;
         Ok(Self { rows, spans, strays, all, last_lsn, counts: Mutex::default() })
     }
 
