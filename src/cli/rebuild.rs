@@ -44,7 +44,7 @@ impl Rebuild {
         let mut views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
         let mut whats = self.what.clone();
         for at in 0..views.len() {
-            if let Some(view) = rebuild::rebuilt_with(&catalog, &views[at]) {
+            if let Some(view) = rebuild::dependent_view(&catalog, &views[at]) {
                 whats.push(format!("search of {}", whats[at]));
                 views.push(view);
             }

@@ -26,7 +26,7 @@ use crate::views::lake::files::{in_columns_of, with_partition_columns};
 use crate::views::places::sphere::{EARTH_RADIUS_M, distance_m};
 use crate::views::search::SearchIndex;
 use crate::views::search::index::PartSearcher;
-use crate::views::search::newest::{Conditions, Newest};
+use crate::views::search::newest::{Conditions, NewestHits};
 use crate::views::search::rows::RowReader;
 use crate::views::search::text::{NAME, asked, pair};
 
@@ -247,6 +247,18 @@ struct Hit {
     at: (usize, DocAddress),
 }
 
+impl Hit {
+    fn to_json(&self, event: &Value, highlighter: &Highlighter<'_>) -> Value {
+        json!({
+            "lsn": self.lsn,
+            "event_time": rfc3339(self.time),
+            "score": self.score,
+            "highlights": highlighter.of(event),
+            "event": event,
+        })
+    }
+}
+
 struct Found {
     hits: Vec<Hit>,
     total: usize,
@@ -291,7 +303,7 @@ pub async fn search(
     question.from = question.from.max(handles.floor(&name));
     let question = &question;
     let matching = matching(question, &index, &parts)?;
-    let missing = || QueryError::NotFound(format!("there is no table `{name}`"));
+    let missing = || QueryError::NotFound(format!("table `{name}` does not exist"));
     let table = handles.tables.get(&name).ok_or_else(missing)?;
     let searchers = Arc::new(searchers);
     let search = Search {
@@ -309,22 +321,12 @@ pub async fn search(
     let as_of = handles.progress.as_of(visible, std::slice::from_ref(&name), &[positions::search(&name)], now);
     let next = next_cursor(&found, question, cursor, upto, now);
     let highlighter = Highlighter::new(&index, &parts);
-    let hit = |(hit, event): (&Hit, Result<Value, QueryError>)| -> Result<Value, QueryError> {
-        let event = event?;
-        Ok(json!({
-            "lsn": hit.lsn,
-            "event_time": rfc3339(hit.time),
-            "score": hit.score,
-            "highlights": highlighter.of(&event),
-            "event": event,
-        }))
-    };
     let mut out = spools.begin();
     let head = [("total", found.total.into()), ("next", next.into())];
     tokio::task::block_in_place(|| {
         let (rows, read) = (RowReader::default(), Vec::new().into_iter());
         let events = Events { searchers: &searchers, table, hits: &found.hits, rows, read };
-        let hits = found.hits.iter().zip(events).map(hit);
+        let hits = found.hits.iter().zip(events).map(|(hit, event)| Ok(hit.to_json(&event?, &highlighter)));
         write_object(&mut out, &head, "hits", |out| out.list(hits), &as_of)
     })?;
     out.finish()
@@ -422,7 +424,7 @@ impl Search {
     }
 
     fn newest(self) -> tantivy::Result<(Vec<Hit>, usize)> {
-        let newest = Newest {
+        let newest = NewestHits {
             conditions: &self.matching,
             name: self.question.near.is_none().then_some(self.name.as_str()),
             from: self.question.from,
@@ -501,7 +503,7 @@ impl Events<'_> {
             rows.push(in_columns_of(spec, &row).map_err(failed)?);
             self.hits = rest;
         }
-        self.rows.let_go();
+        self.rows.clear();
         let rows = concat_batches(&spec.schema, &rows).map_err(failed)?;
         let schema = &self.table.full_schema;
         let rows = with_partition_columns(spec, &rows, schema).map_err(QueryError::Failed)?;

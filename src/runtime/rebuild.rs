@@ -155,8 +155,8 @@ pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result
     wrong(format!("`{what}` cannot be rebuilt; there are {}", all.join(", ")))
 }
 
-/// What must be rebuilt with a view: an index holds the rows of its stream's table, and shows them with its hits.
-pub fn rebuilt_with(catalog: &Catalog, view: &str) -> Option<String> {
+/// The view that is rebuilt together with this one: a search index stores the rows of its stream's table.
+pub fn dependent_view(catalog: &Catalog, view: &str) -> Option<String> {
     let is_of_table = |stream: &&Arc<Stream>| of_table(&stream.name) == view && stream.def.search.is_some();
     catalog.streams.values().find(is_of_table).map(|stream| positions::search(&stream.name))
 }
@@ -688,7 +688,7 @@ pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) 
     }
     let _lock = folder.lock()?;
     place(config, &folder, runtime)?;
-    end_those_without_state(&folder)?;
+    remove_installed_views(&folder)?;
     if !is_taking_place(&folder) {
         return Ok(());
     }
@@ -715,9 +715,9 @@ pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle)
     Ok(())
 }
 
-/// Ends the generations in place of which operators know nothing: all but tables. No view is opened for it, of which one may be
-/// refused until it is rebuilt, too.
-fn end_those_without_state(folder: &Folder) -> Result<(), RuntimeError> {
+/// Removes the folders of installed generations that hand no operator state over: all but tables. No live view is opened for it,
+/// because one of them may be refused until it is rebuilt, too.
+fn remove_installed_views(folder: &Folder) -> Result<(), RuntimeError> {
     for (root, about) in in_state(folder, &[State::Placed]) {
         let own = Folder { root: root.clone() };
         if !about.view.starts_with("lake/") && lock(&own)?.is_some() {

@@ -26,7 +26,7 @@ fn derived_damage(path: &Path, what: &str, view: &str, stream: &str) -> ViewErro
     ViewError::Damaged { path: path.to_owned(), reason: format!("{what}; {}", rebuild_hint(view, stream)) }
 }
 
-/// The way out where a view of a stream is damaged.
+/// The command that repairs a damaged view of a stream.
 fn rebuild_hint(view: &str, stream: &str) -> String {
     format!("`weir rebuild {view} --stream {stream}` makes it again from `raw` and the log")
 }

@@ -127,7 +127,7 @@ pub fn check() -> Result<()> {
     with(Scope::check).unwrap_or(Ok(()))
 }
 
-/// Reserves what a function is about to make; an error where the query has ended, or there is no memory left.
+/// Reserves memory for a function's result. Fails if the query has ended or its memory is exhausted.
 pub fn make(bytes: usize) -> Result<()> {
     check()?;
     with(|scope| scope.note_result(bytes)).unwrap_or(Ok(()))

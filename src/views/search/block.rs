@@ -15,7 +15,7 @@ use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 pub const BLOCK_ROWS: usize = 128;
 /// Bytes of a block's rows; more only of a single one.
 pub const BLOCK_BYTES: usize = 256 << 10;
-/// Of zstd: lz4 is no faster on two cores, since it writes a third more.
+/// Level of zstd. On two cores lz4 was not faster, because it writes a third more bytes.
 const LEVEL: i32 = 1;
 /// Buffers begin at multiples of this: more would be zeros between the small buffers of a block.
 const ALIGNMENT: usize = 8;

@@ -16,7 +16,7 @@ use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, Segment
 
 use super::held::HeldDirectory;
 use super::rows::RowStore;
-use super::spans::Known;
+use super::spans::SegmentSummary;
 use super::text;
 use crate::event::{Lsn, Micros};
 use crate::schema::{MAP_SUFFIX, SearchDef};
@@ -146,7 +146,7 @@ impl SearchIndex {
         let numbers: Vec<usize> = names.iter().filter_map(|n| n.parse().ok()).collect();
         for number in &numbers {
             let part = part_folder(folder, *number);
-            if refuse_older(&part)? == Age::OldAndEmpty && writable {
+            if check_format(&part)? == FormatCheck::OlderWithoutCommit && writable {
                 std::fs::remove_dir_all(&part).map_err(failed)?;
             }
         }
@@ -327,13 +327,13 @@ pub struct PartSearcher {
     folder: PathBuf,
     pub searcher: Searcher,
     /// In the order of the searcher's segments.
-    pub segments: Vec<Arc<Known>>,
+    pub segments: Vec<Arc<SegmentSummary>>,
 }
 
 impl PartSearcher {
     fn load(folder: &Path, reader: &IndexReader) -> tantivy::Result<Self> {
         let searcher = reader.searcher();
-        let known = searcher.segment_readers().iter().map(|segment| Known::read(segment).map(Arc::new));
+        let known = searcher.segment_readers().iter().map(|segment| SegmentSummary::read(segment).map(Arc::new));
         let segments = known.collect::<tantivy::Result<_>>()?;
         Ok(Self { folder: folder.to_owned(), segments, searcher })
     }
@@ -341,24 +341,25 @@ impl PartSearcher {
     /// What is committed by now. What is known of a segment stays.
     fn load_again(&self, reader: &IndexReader) -> tantivy::Result<Self> {
         let known = self.searcher.segment_readers().iter().map(SegmentReader::segment_id).zip(&self.segments);
-        let known: HashMap<SegmentId, &Arc<Known>> = known.collect();
+        let known: HashMap<SegmentId, &Arc<SegmentSummary>> = known.collect();
         let mut left = TRIES;
         loop {
             reader.reload()?;
             let searcher = reader.searcher();
             let of = |segment: &SegmentReader| match known.get(&segment.segment_id()) {
                 Some(known) => Ok(Arc::clone(known)),
-                None => Known::read(segment).map(Arc::new),
+                None => SegmentSummary::read(segment).map(Arc::new),
             };
             let segments = searcher.segment_readers().iter().map(of).collect::<tantivy::Result<_>>();
             match segments {
                 Ok(segments) => return Ok(Self { folder: self.folder.clone(), segments, searcher }),
-                // A merge has replaced the segment meanwhile, and its files are gone: the next look no longer has it.
+                // A merge replaced the segment and removed its files: the next reload no longer lists it.
                 Err(TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(_))) if left > 0 => left -= 1,
                 Err(error) => return Err(error),
             }
         }
     }
+
     /// The error about a file of the index that is not as it was written, for who asks.
     pub fn damaged(&self, what: &str) -> String {
         damage(&self.folder, what, &rebuild_hint("search", &stream_name(&self.folder)))
@@ -403,7 +404,7 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
     move |error| {
         let reason = error.to_string();
         match error {
-            // What cannot be decoded is no failure of the disk.
+            // Undecodable bytes are damage: another try would not help.
             TantivyError::IoError(error)
             | TantivyError::OpenReadError(OpenReadError::IoError { io_error: error, .. })
                 if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
@@ -423,30 +424,32 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Age {
+enum FormatCheck {
     Current,
     /// Of an older format, without a commit: it can be made again, but not be written to.
-    OldAndEmpty,
+    OlderWithoutCommit,
 }
 
 /// Refuses an index of an older format, and one whose words were split by other rules: what is asked would not be found in it.
-fn refuse_older(folder: &Path) -> Result<Age, ViewError> {
+fn check_format(folder: &Path) -> Result<FormatCheck, ViewError> {
     let text = match std::fs::read_to_string(folder.join(META)) {
         Ok(text) => text,
         // It has no commit yet.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Age::Current),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(FormatCheck::Current),
         Err(error) => return Err(wrong(folder)(error.into())),
     };
     let meta: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    if let Some(found) = payload_of(&meta).filter(|payload| payload.version < VERSION) {
+    if let Some(found) = parse_payload(&meta).filter(|payload| payload.version < VERSION) {
         let what = format!("it has the older search format {}, this version of weir writes {VERSION}", found.version);
         return Err(damaged(folder, folder, &what));
     }
     let fields = meta["schema"].as_array().into_iter().flatten();
     let mut rules = fields.filter_map(|field| field["options"]["indexing"]["tokenizer"].as_str());
     match rules.find(|rules| *rules != text::NAME && rules.starts_with(text::FAMILY)) {
-        None if payload_of(&meta).is_none() && is_empty(&meta) && !RowStore::is_named(&meta) => Ok(Age::OldAndEmpty),
-        None => Ok(Age::Current),
+        None if parse_payload(&meta).is_none() && is_empty(&meta) && !RowStore::is_named(&meta) => {
+            Ok(FormatCheck::OlderWithoutCommit)
+        }
+        None => Ok(FormatCheck::Current),
         Some(found) => {
             let what =
                 format!("its words were split by the rules {found}, this version of weir splits by {}", text::NAME);
@@ -455,7 +458,7 @@ fn refuse_older(folder: &Path) -> Result<Age, ViewError> {
     }
 }
 
-fn payload_of(meta: &serde_json::Value) -> Option<Payload> {
+fn parse_payload(meta: &serde_json::Value) -> Option<Payload> {
     meta["payload"].as_str().and_then(|payload| serde_json::from_str(payload).ok())
 }
 
@@ -498,7 +501,7 @@ fn open_part(folder: &Path, number: usize, schema: &Schema, writable: bool) -> R
     let index =
         if writable { builder.open_or_create(directory) } else { builder.open_or_create(HeldDirectory(directory)) };
     let index = index?;
-    // Before anything is read that a flipped bit may have changed.
+    // Before a column is read: tantivy may panic at bytes that it did not write.
     verify(folder, &index)?;
     index.tokenizers().register(text::NAME, text::Words::default());
     let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;

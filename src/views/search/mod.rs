@@ -40,7 +40,7 @@ const ROLL_DOCUMENTS: u64 = 10_000_000;
 /// Where the disk is limited, an index has this share of it and no more, because only a whole index gives its space back.
 const INDEX_SHARE: u64 = 16;
 /// No index is made for less.
-const LEAST_INDEX_BYTES: u64 = 1 << 20;
+const MIN_INDEX_BYTES: u64 = 1 << 20;
 
 /// When another index is begun.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +52,7 @@ pub struct Roll {
 impl Roll {
     /// Under this limit of the disk.
     pub fn within(disk: Option<u64>) -> Self {
-        let bytes = disk.map(|disk| (disk / INDEX_SHARE).max(LEAST_INDEX_BYTES));
+        let bytes = disk.map(|disk| (disk / INDEX_SHARE).max(MIN_INDEX_BYTES));
         Self { documents: ROLL_DOCUMENTS, bytes }
     }
 

@@ -1,9 +1,8 @@
-//! The newest hits of a question, without looking at every document that it finds: spans of documents are looked at by the time of
-//! their last event, newest first, until no span that is left can have a hit that is new enough. How many there are in all is counted
-//! once for each segment, which never changes, or within the spans of the time that is asked for.
+//! The newest hits of a query, without visiting every matching document: spans are visited by their last event time, newest first,
+//! until no remaining span can contain a newer hit. The total is counted once per segment and cached, or counted within the spans
+//! that overlap the time range.
 //!
-//! Of a word that is in a third of 10 million events, 21 hits are in the first span or two; to find them among all would take
-//! 35 ms. Example: spans end at 90, 70 and 40; the first gives the two hits wanted, at 88 and 75; the next may have none above 70.
+//! For a word in a third of 10 million events, the first span or two contain 21 hits; visiting all would take 35 ms. Example: spans end at 90, 70 and 40; the first gives the two hits wanted, at 88 and 75; the next may have none above 70.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,15 +14,15 @@ use tantivy::query::{BooleanQuery, EnableScoring, Query, Scorer, Weight};
 use tantivy::{DocAddress, DocId, Searcher, SegmentOrdinal, SegmentReader};
 
 use super::index::PartSearcher;
-use super::spans::{Known, SPAN_DOCUMENTS, Span};
+use super::spans::{SPAN_DOCUMENTS, SegmentSummary, Span};
 use crate::event::{Lsn, Micros};
 
 /// Spans of the first round; what they give says how many the next one needs.
 const FIRST_SPANS: usize = 4;
 /// The next round takes so many times what should be enough.
 const RESERVE: usize = 2;
-/// Strays that are looked at together.
-const STRAYS: usize = 256;
+/// Outliers that are visited together.
+const OUTLIER_BATCH: usize = 256;
 
 /// What must hold: of each of these, one.
 pub struct Conditions(pub Vec<Vec<Box<dyn Query>>>);
@@ -54,7 +53,7 @@ struct Weights {
 }
 
 /// What is looked for.
-pub struct Newest<'a> {
+pub struct NewestHits<'a> {
     pub conditions: &'a Conditions,
     /// What the words are remembered by, where there are no other conditions.
     pub name: Option<&'a str>,
@@ -76,33 +75,33 @@ struct Segment<'a> {
     reader: &'a SegmentReader,
     weights: Arc<Weights>,
     is_by_words: bool,
-    known: Arc<Known>,
+    known: Arc<SegmentSummary>,
     times: Column<i64>,
     lsns: Column<i64>,
 }
 
 /// Some documents of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Among {
+enum Selection {
     Span(usize),
-    /// By their numbers among the strays, in the order of time.
-    Strays(usize, usize),
+    /// By their numbers among the outliers, in the order of time.
+    Outliers(usize, usize),
 }
 
 impl Segment<'_> {
-    /// Hands on the query's documents in these spans, which ascend, and among these strays.
-    fn each(&self, some: &[Among], mut take: impl FnMut(DocId, Micros)) -> tantivy::Result<()> {
+    /// Hands on the query's documents in these spans, which ascend, and among these outliers.
+    fn each(&self, some: &[Selection], mut take: impl FnMut(DocId, Micros)) -> tantivy::Result<()> {
         let mut found = self.weights.all.scorer(self.reader, 1.0)?;
         let mut document = found.doc();
-        let mut strays = Vec::new();
+        let mut outliers = Vec::new();
         for among in some {
             match among {
-                Among::Span(span) => {
+                Selection::Span(span) => {
                     let Range { start, end } = documents(*span);
                     if document < start {
                         document = found.seek(start);
                     }
-                    // Behind the last one comes a number that is greater than any.
+                    // `TERMINATED` is greater than every document.
                     while document < end {
                         let time = self.times.first(document).unwrap_or(0);
                         if self.known.spans[*span].has(time) {
@@ -111,47 +110,49 @@ impl Segment<'_> {
                         document = found.advance();
                     }
                 }
-                Among::Strays(first, end) => strays.extend(self.known.strays.documents(&(*first..*end))),
+                Selection::Outliers(first, end) => outliers.extend(self.known.outliers.documents(&(*first..*end))),
             }
         }
-        if strays.is_empty() {
+        if outliers.is_empty() {
             return Ok(());
         }
-        strays.sort_unstable();
+        outliers.sort_unstable();
         if !self.is_by_words {
-            // A distance is computed for what the words have found only.
+            // The distance is computed only for documents that match the words.
             let mut found = self.weights.all.scorer(self.reader, 1.0)?;
-            for stray in strays {
-                if found.doc() == stray || found.doc() < stray && found.seek(stray) == stray {
-                    take(stray, self.times.first(stray).unwrap_or(0));
+            for outlier in outliers {
+                if found.doc() == outlier || found.doc() < outlier && found.seek(outlier) == outlier {
+                    take(outlier, self.times.first(outlier).unwrap_or(0));
                 }
             }
             return Ok(());
         }
-        // Far apart as they are, each is looked up alone: a union would go through thousands of documents around it.
+        // Outliers are far apart, so each is sought on the posting lists alone: a union would decode thousands of documents around it.
         let scorers = |any: &Vec<Box<dyn Weight>>| any.iter().map(|one| one.scorer(self.reader, 1.0)).collect();
         let conditions = self.weights.each.iter().map(scorers);
         let mut conditions = conditions.collect::<tantivy::Result<Vec<Vec<Box<dyn Scorer>>>>>()?;
-        for stray in strays {
-            let mut is_in =
-                |found: &mut Box<dyn Scorer>| found.doc() == stray || found.doc() < stray && found.seek(stray) == stray;
+        for outlier in outliers {
+            let mut is_in = |found: &mut Box<dyn Scorer>| {
+                found.doc() == outlier || found.doc() < outlier && found.seek(outlier) == outlier
+            };
             if conditions.iter_mut().all(|any| any.iter_mut().any(&mut is_in)) {
-                take(stray, self.times.first(stray).unwrap_or(0));
+                take(outlier, self.times.first(outlier).unwrap_or(0));
             }
         }
         Ok(())
     }
 
     /// What of the segment has events between two times, with the time of the last.
-    fn between(&self, from: Option<Micros>, to: Option<Micros>) -> impl Iterator<Item = (Micros, Among)> {
+    fn between(&self, from: Option<Micros>, to: Option<Micros>) -> impl Iterator<Item = (Micros, Selection)> {
         let overlaps =
             move |span: &Span| from.is_none_or(|from| span.last >= from) && to.is_none_or(|to| span.first < to);
         let spans = self.known.spans.iter().enumerate().filter(move |(_, span)| overlaps(span));
-        let strays = self.known.strays.between(from, to);
-        let end = strays.end;
-        let strays = strays.step_by(STRAYS).map(move |first| first..(first + STRAYS).min(end));
-        let strays = strays.map(|some| (self.known.strays.last(&some), Among::Strays(some.start, some.end)));
-        spans.map(|(at, span)| (span.last, Among::Span(at))).chain(strays)
+        let outliers = self.known.outliers.between(from, to);
+        let end = outliers.end;
+        let outliers = outliers.step_by(OUTLIER_BATCH).map(move |first| first..(first + OUTLIER_BATCH).min(end));
+        let outliers =
+            outliers.map(|some| (self.known.outliers.last(&some), Selection::Outliers(some.start, some.end)));
+        spans.map(|(at, span)| (span.last, Selection::Span(at))).chain(outliers)
     }
 
     fn lsn(&self, document: DocId) -> Lsn {
@@ -164,7 +165,7 @@ fn documents(span: usize) -> Range<DocId> {
     start..start.saturating_add(SPAN_DOCUMENTS)
 }
 
-impl Newest<'_> {
+impl NewestHits<'_> {
     /// The newest hits, in order, and how many there are in all; those before `after` are counted, too.
     pub fn find(&self, searchers: &[PartSearcher]) -> tantivy::Result<(Vec<Place>, usize)> {
         let segments = self.segments(searchers)?;
@@ -175,7 +176,7 @@ impl Newest<'_> {
         // What comes after a hit is of its time, or older.
         let end = self.after.map(|(time, _)| time.saturating_add(1));
         let to = self.to.into_iter().chain(end).min();
-        let mut spans: Vec<(Micros, usize, Among)> = Vec::new();
+        let mut spans: Vec<(Micros, usize, Selection)> = Vec::new();
         for (number, segment) in segments.iter().enumerate() {
             spans.extend(segment.between(self.from, to).map(|(last, some)| (last, number, some)));
         }
@@ -184,7 +185,7 @@ impl Newest<'_> {
         while !rest.is_empty() {
             let oldest =
                 hits.peek().filter(|_| hits.len() >= self.wanted).map(|Reverse((time, ..)): &Reverse<Place>| *time);
-            // Of one time, the greater LSN is the newer.
+            // At equal times the greater LSN is newer, so a span that ends at the oldest hit's time is still visited.
             let left = rest.partition_point(|(last, ..)| oldest.is_none_or(|oldest| *last >= oldest));
             let (now, later) = rest.split_at(round.min(left));
             if now.is_empty() {
@@ -240,7 +241,7 @@ impl Newest<'_> {
         if upto.is_none() && self.is_in(known.all.first) && self.is_in(known.all.last) {
             return known.count(self.name, || segment.weights.all.count(segment.reader));
         }
-        let some: Vec<Among> = segment.between(self.from, self.to).map(|(_, some)| some).collect();
+        let some: Vec<Selection> = segment.between(self.from, self.to).map(|(_, some)| some).collect();
         let mut number = 0;
         segment.each(&some, |document, time| {
             number += u32::from(self.is_in(time) && upto.is_none_or(|upto| segment.lsn(document) <= upto));
@@ -252,14 +253,15 @@ impl Newest<'_> {
     fn look_into(
         &self,
         segments: &[Segment<'_>],
-        spans: &[(Micros, usize, Among)],
+        spans: &[(Micros, usize, Selection)],
         hits: &mut BinaryHeap<Reverse<Place>>,
     ) -> tantivy::Result<()> {
-        let mut spans: Vec<(usize, Among)> = spans.iter().map(|(_, segment, some)| (*segment, some.clone())).collect();
+        let mut spans: Vec<(usize, Selection)> =
+            spans.iter().map(|(_, segment, some)| (*segment, some.clone())).collect();
         spans.sort_unstable();
         for spans in spans.chunk_by(|a, b| a.0 == b.0) {
             let segment = &segments[spans[0].0];
-            let some: Vec<Among> = spans.iter().map(|(_, some)| some.clone()).collect();
+            let some: Vec<Selection> = spans.iter().map(|(_, some)| some.clone()).collect();
             segment.each(&some, |document, time| {
                 let lsn = segment.lsn(document);
                 let is_on_page = self.is_in(time)
@@ -413,7 +415,7 @@ mod tests {
             let upto = maybe(1, 41_000).map(|lsn| lsn as Lsn);
             let after = maybe(0, 14_000).map(|time| (time, 17_000));
             let wanted = maybe(1, 60).unwrap_or(21) as usize;
-            let newest = Newest { conditions: &conditions, name, from, to, upto, after, wanted };
+            let newest = NewestHits { conditions: &conditions, name, from, to, upto, after, wanted };
             let (found, total) = newest.find(&searchers).expect("an answer");
             let is_found = |e: &&Event| {
                 words.iter().all(|word| e.words.contains(word))

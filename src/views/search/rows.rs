@@ -86,8 +86,8 @@ impl SegmentPlugin for RowStore {
             let rows = StoredRows::open(reader)?;
             for number in 0..rows.count {
                 let block = rows.block(number)?;
-                // One that is damaged stays what it is, and is found by who reads it: others must not wait for it.
-                if block.is_whole() && block.rows < SMALL_ROWS && block.packed.len() < SMALL_BYTES {
+                // A damaged block is copied with its old checksum: readers report it, and merges are not blocked.
+                if block.checksum_matches() && block.rows < SMALL_ROWS && block.packed.len() < SMALL_BYTES {
                     let batch = Arc::new(Rows::new(block.unpack()?.0));
                     (0..batch.batch.num_rows()).try_for_each(|row| writer.add(&batch, row))?;
                 } else {
@@ -232,12 +232,12 @@ struct Block {
 }
 
 impl Block {
-    fn is_whole(&self) -> bool {
+    fn checksum_matches(&self) -> bool {
         crc32c::crc32c(&self.packed) == self.sum
     }
 
     fn unpack(&self) -> tantivy::Result<(RecordBatch, usize)> {
-        if !self.is_whole() {
+        if !self.checksum_matches() {
             return Err(corrupt("stored rows are not those that were written (CRC-32C)"));
         }
         let (batch, bytes) = block::unpack(&self.packed).map_err(corrupt)?;
@@ -267,7 +267,7 @@ impl StoredRows {
     }
 
     /// The block that has a document's row, and the number of the row in it.
-    fn place_of(&self, document: DocId) -> tantivy::Result<(usize, usize)> {
+    fn locate(&self, document: DocId) -> tantivy::Result<(usize, usize)> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = usize::midpoint(low, high);
@@ -304,7 +304,7 @@ impl StoredRows {
     }
 }
 
-/// The rows of documents of some indexes. What is read stays, until it is let go of: hits often lie side by side.
+/// Reads rows of documents. Unpacked blocks are cached until `clear`, because hits are often neighbours.
 #[derive(Default)]
 pub struct RowReader {
     /// By index, segment and block.
@@ -316,7 +316,7 @@ pub struct RowReader {
 impl RowReader {
     /// The one row of a document, from its segment of the index with this number.
     pub fn read(&mut self, part: usize, rows: &StoredRows, document: DocAddress) -> tantivy::Result<RecordBatch> {
-        let (number, row) = rows.place_of(document.doc_id)?;
+        let (number, row) = rows.locate(document.doc_id)?;
         let block = match self.blocks.entry((part, document.segment_ord, number)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
@@ -331,7 +331,7 @@ impl RowReader {
         Ok(block.slice(row, 1))
     }
 
-    pub fn let_go(&mut self) {
+    pub fn clear(&mut self) {
         self.blocks.clear();
         self.bytes = 0;
     }

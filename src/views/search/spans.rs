@@ -1,5 +1,5 @@
-//! What is known of a segment without looking for anything: when the events of its documents were, a span of documents at a time,
-//! and how many documents were found for questions asked before. A segment never changes, so all of it stays true.
+//! Summary of a segment: the event times of its documents per span of documents (a zone map), its stored rows, and cached hit counts
+//! of earlier queries. Segments are immutable, so a summary never becomes stale.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,9 +15,10 @@ use crate::event::{Lsn, Micros};
 
 /// Documents of a span.
 pub const SPAN_DOCUMENTS: DocId = 4_096;
-/// One of so many documents may be a stray, which takes 12 bytes; of a segment with more, spans are as long as they are.
-const STRAYS: DocId = 16;
-/// Questions whose numbers are remembered of a segment, and the longest of them.
+/// At most one document in so many is kept as an outlier, at 12 bytes each. A segment with more keeps none: its spans cover all
+/// their documents.
+const MIN_DOCUMENTS_PER_OUTLIER: DocId = 16;
+/// Queries whose counts are cached per segment, and the longest name of one.
 const REMEMBERED: usize = 256;
 const LONGEST_BYTES: usize = 256;
 
@@ -38,9 +39,10 @@ impl Span {
         (self.first..=self.last).contains(&time)
     }
 
-    /// Where most of these times lie. On either side of the middle, those are left out that are more than three times as far from it
-    /// as all but a sixteenth: at most an eighth together. Of 100, 101, … 199 with 3, 5 and 9,000 among them it is 100 to 199.
-    fn of_most(times: &[Micros]) -> Self {
+    /// The range of most of these times, without outliers: a time is one if it is more than three times as far from the median as
+    /// the first (last) sixteenth of the times is, so at most an eighth are. Example: for 100, 101, … 199 and 3, 5 and 9,000 it is
+    /// 100 to 199.
+    fn of_bulk(times: &[Micros]) -> Self {
         let mut sorted = times.to_vec();
         let (count, few) = (sorted.len(), sorted.len() / 16);
         if few == 0 {
@@ -55,18 +57,18 @@ impl Span {
     }
 }
 
-/// Documents whose time lies apart from their span's, by time: late events, and those of clocks that are wrong. Without them a span
-/// of four seconds would be one of hours, and no span could be left out.
+/// Documents whose event time is outside their span, sorted by time: late events, and events of wrong clocks. If spans covered
+/// them, a span of four seconds would become one of hours, and no span could be skipped.
 #[derive(Debug, Default)]
-pub struct Strays {
+pub struct Outliers {
     times: Vec<Micros>,
     documents: Vec<DocId>,
 }
 
-impl Strays {
-    fn of(mut strays: Vec<(Micros, DocId)>) -> Self {
-        strays.sort_unstable();
-        let (times, documents) = strays.into_iter().unzip();
+impl Outliers {
+    fn of(mut outliers: Vec<(Micros, DocId)>) -> Self {
+        outliers.sort_unstable();
+        let (times, documents) = outliers.into_iter().unzip();
         Self { times, documents }
     }
 
@@ -93,17 +95,17 @@ fn corrupt() -> TantivyError {
     TantivyError::DataCorruption(DataCorruption::comment_only("its columns are not those that were written"))
 }
 
-/// What is known of one segment, and its rows.
-pub struct Known {
+/// A segment's summary and rows.
+pub struct SegmentSummary {
     pub rows: StoredRows,
     pub spans: Vec<Span>,
-    pub strays: Strays,
+    pub outliers: Outliers,
     pub all: Span,
     pub last_lsn: Lsn,
     counts: Mutex<HashMap<String, u32>>,
 }
 
-impl Known {
+impl SegmentSummary {
     /// Tantivy panics at some bytes that it did not write.
     pub fn read(segment: &SegmentReader) -> tantivy::Result<Self> {
         let read = std::panic::catch_unwind(AssertUnwindSafe(|| Self::read_columns(segment)));
@@ -114,13 +116,13 @@ impl Known {
         let rows = StoredRows::open(segment)?;
         let times = segment.fast_fields().i64("event_time")?;
         let lsns = segment.fast_fields().i64("lsn")?;
-        // The number of documents lies in a file that nothing sums.
+        // `max_doc` comes from `meta.json`, which has no checksum.
         if [times.num_docs(), lsns.num_docs(), rows.documents()].iter().any(|number| *number != segment.max_doc()) {
             return Err(corrupt());
         }
         let mut buffer = vec![0; SPAN_DOCUMENTS as usize];
-        let (mut spans, mut whole, mut strays) = (Vec::new(), Vec::new(), Vec::new());
-        let most_strays = (segment.max_doc() / STRAYS) as usize;
+        let (mut spans, mut whole, mut outliers) = (Vec::new(), Vec::new(), Vec::new());
+        let max_outliers = (segment.max_doc() / MIN_DOCUMENTS_PER_OUTLIER) as usize;
         for start in (0..segment.max_doc()).step_by(SPAN_DOCUMENTS as usize) {
             let end = (start + SPAN_DOCUMENTS).min(segment.max_doc());
             let values = &mut buffer[..(end - start) as usize];
@@ -132,23 +134,23 @@ impl Known {
                     .for_each(|(document, time)| *time = times.first(document).unwrap_or(0));
             }
             whole.push(Span::of(values.iter().copied()));
-            if strays.len() <= most_strays {
-                let span = Span::of_most(values);
-                strays.extend(
+            if outliers.len() <= max_outliers {
+                let span = Span::of_bulk(values);
+                outliers.extend(
                     (start..end).zip(values.iter()).filter(|(_, time)| !span.has(**time)).map(|(d, t)| (*t, d)),
                 );
                 spans.push(span);
             }
         }
         let all = Span::of(whole.iter().flat_map(|span| [span.first, span.last]));
-        // Of a stream without any order there is nothing to leave out.
-        let (spans, strays) =
-            if strays.len() > most_strays { (whole, Strays::default()) } else { (spans, Strays::of(strays)) };
+        // Without any order in the stream there is nothing to skip.
+        let (spans, outliers) =
+            if outliers.len() > max_outliers { (whole, Outliers::default()) } else { (spans, Outliers::of(outliers)) };
         let last_lsn = lsns.max_value() as Lsn;
-        Ok(Self { rows, spans, strays, all, last_lsn, counts: Mutex::default() })
+        Ok(Self { rows, spans, outliers, all, last_lsn, counts: Mutex::default() })
     }
 
-    /// How many documents a question finds, which is counted once.
+    /// The number of matching documents, counted once per query.
     pub fn count(&self, question: Option<&str>, count: impl FnOnce() -> tantivy::Result<u32>) -> tantivy::Result<u32> {
         let Some(question) = question.filter(|question| question.len() <= LONGEST_BYTES) else { return count() };
         let counts = || self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn a_span_is_where_most_of_its_times_lie() {
         let most = |times: &[Micros]| {
-            let span = Span::of_most(times);
+            let span = Span::of_bulk(times);
             (span.first, span.last)
         };
         let ordered: Vec<Micros> = (100..200).collect();
@@ -185,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn strays_are_found_by_time_and_given_by_number() {
-        let strays = Strays::of(vec![(30, 1), (10, 9), (20, 4), (20, 2)]);
-        let between = |from, to| strays.documents(&strays.between(from, to));
+    fn outliers_are_found_by_time_and_returned_in_document_order() {
+        let outliers = Outliers::of(vec![(30, 1), (10, 9), (20, 4), (20, 2)]);
+        let between = |from, to| outliers.documents(&outliers.between(from, to));
         assert_eq!(between(None, None), [1, 2, 4, 9]);
         assert_eq!(between(Some(20), Some(30)), [2, 4]);
         assert!(between(Some(21), Some(20)).is_empty());
-        assert_eq!(strays.last(&(0..3)), 20);
+        assert_eq!(outliers.last(&(0..3)), 20);
     }
 }
