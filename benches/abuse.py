@@ -2,7 +2,8 @@
 """Clients that go too far, all at once, against a running weir: `benches/abuse.py HOST:PORT UPSTREAM_PORT SECONDS`.
 
 Each kind runs in a thread of its own until the time is over, and counts what it was answered. At the end one line of JSON says, of
-each kind, how often which status came back. UPSTREAM_PORT is where weir finds the websocket server that pings and never reads.
+each kind, how often which status came back. WEIR_KINDS names some of them, separated by commas, instead of all. UPSTREAM_PORT is
+where weir finds the websocket server that pings and never reads.
 The streams that it writes to are `hostile` (`id`, `t`, `s`) and `events` (`event_type`, `ts`, `params`)."""
 import base64, collections, gzip, hashlib, http.client, json, os, socket, sys, threading, time
 
@@ -142,8 +143,9 @@ def main(address, upstream_port, seconds):
     global HOST, PORT
     HOST, PORT = address.rsplit(':', 1)[0], int(address.rsplit(':', 1)[1])
     listener = socket.create_server(('127.0.0.1', upstream_port))
-    threading.Thread(target=pinging_upstream, args=(listener,), daemon=True).start()
-    threads = [threading.Thread(target=repeat, args=(name, *rest), daemon=True) for name, rest in KINDS.items()]
+    kinds = os.environ.get('WEIR_KINDS', ','.join([*KINDS, 'pinging_upstream'])).split(',')
+    if 'pinging_upstream' in kinds: threading.Thread(target=pinging_upstream, args=(listener,), daemon=True).start()
+    threads = [threading.Thread(target=repeat, args=(name, *KINDS[name]), daemon=True) for name in kinds if name in KINDS]
     for thread in threads: thread.start()
     over.wait(seconds)
     over.set()

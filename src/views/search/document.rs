@@ -1,6 +1,7 @@
 //! Rows as tantivy documents whose values point into the Arrow columns: no copy on the way to the index.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
     Array, Float64Array, Int64Array, ListArray, MapArray, RecordBatch, StringArray, TimestampMicrosecondArray,
@@ -28,14 +29,44 @@ enum Column {
     },
 }
 
+/// Bytes of the batches that wait in the indexer's queue, which tantivy bounds by a number of entries alone.
+#[derive(Debug, Clone, Default)]
+pub struct Backlog(Arc<AtomicUsize>);
+
+impl Backlog {
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A batch's part of a backlog, from its creation until its last row is indexed.
+struct Queued {
+    backlog: Backlog,
+    bytes: usize,
+}
+
+impl Queued {
+    fn new(backlog: &Backlog, bytes: usize) -> Self {
+        backlog.0.fetch_add(bytes, Ordering::Relaxed);
+        Self { backlog: backlog.clone(), bytes }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.backlog.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// The columns of a batch that are searched, and its rows as they are stored.
 pub struct Columns {
     searched: Vec<(Field, Column)>,
     rows: Arc<Rows>,
+    _queued: Queued,
 }
 
 impl Columns {
-    pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef) -> Self {
+    pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef, backlog: &Backlog) -> Self {
         let mut columns = Vec::new();
         let any = |name: &str| batch.column_by_name(name).map(|c| c.as_any());
         if let Some(lsn) = any("lsn").and_then(|a| a.downcast_ref::<Int64Array>()) {
@@ -69,7 +100,9 @@ impl Columns {
                 columns.push((*field, Column::Degrees { lat: (*lat).clone(), lon: (*lon).clone(), is_lat }));
             }
         }
-        Self { searched: columns, rows: Arc::new(Rows::new(batch.clone())) }
+        let rows = Rows::new(batch.clone());
+        let queued = Queued::new(backlog, rows.row_bytes() * batch.num_rows());
+        Self { searched: columns, rows: Arc::new(rows), _queued: queued }
     }
 
     pub fn rows(&self) -> &Arc<Rows> {

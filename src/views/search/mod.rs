@@ -25,7 +25,7 @@ use crate::event::Lsn;
 use crate::operators::{Output, StreamRows, positions};
 use crate::schema::Stream;
 use crate::storage::sync_folder;
-use document::{Columns, Row};
+use document::{Backlog, Columns, Row};
 pub use index::SearchIndex;
 use index::{Payload, part_folder};
 
@@ -81,8 +81,7 @@ pub struct SearchView {
     applied: Lsn,
     committed: Lsn,
     waiting: usize,
-    /// Bytes of the rows that wait, which tantivy holds until it has come to them.
-    waiting_bytes: usize,
+    backlog: Backlog,
     since: Option<Instant>,
 }
 
@@ -113,7 +112,7 @@ impl SearchView {
             applied: committed,
             committed,
             waiting: 0,
-            waiting_bytes: 0,
+            backlog: Backlog::default(),
             since: None,
         })
     }
@@ -142,7 +141,7 @@ impl SearchView {
 
     fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
         let Some(def) = &self.stream.def.search else { return Ok(()) };
-        let columns = Arc::new(Columns::new(&rows.batch, &self.index.fields, def));
+        let columns = Arc::new(Columns::new(&rows.batch, &self.index.fields, def, &self.backlog));
         let lsns = rows.lsns();
         let first = lsns.partition_point(|lsn| *lsn as u64 <= self.applied);
         self.open_writer()?;
@@ -155,7 +154,6 @@ impl SearchView {
             at = end;
         }
         self.waiting += lsns.len() - first;
-        self.waiting_bytes += columns.rows().row_bytes() * (lsns.len() - first);
         Ok(())
     }
 
@@ -229,7 +227,7 @@ impl View for SearchView {
         let age = self.since.map_or(Duration::ZERO, |since| now.duration_since(since));
         self.since.is_some()
             && (self.waiting >= COMMIT_DOCUMENTS
-                || self.waiting_bytes >= self.memory
+                || self.backlog.bytes() >= self.memory
                 || caught_up && age >= COMMIT_AFTER
                 || age >= COMMIT_AT_LAST)
     }
@@ -242,7 +240,7 @@ impl View for SearchView {
                 return Err(self.failed(error));
             }
             self.committed = self.applied;
-            (self.waiting, self.waiting_bytes) = (0, 0);
+            self.waiting = 0;
             self.since = None;
         }
         if all && let Some(writer) = self.writer.take() {
@@ -263,7 +261,7 @@ impl View for SearchView {
         self.index.sync_names()?;
         self.committed = self.index.position(self.log, self.zero)?;
         self.applied = self.committed;
-        (self.waiting, self.waiting_bytes) = (0, 0);
+        self.waiting = 0;
         self.since = None;
         self.index.reload(self.applied).map_err(|e| self.failed(e))
     }

@@ -294,7 +294,7 @@ mod tests {
     use tantivy::schema::IndexRecordOption;
     use tantivy::{IndexWriter, Term};
 
-    use super::super::document::{Columns, Row};
+    use super::super::document::{Backlog, Columns, Row};
     use super::super::index::SearchIndex;
     use super::super::rows::RowReader;
     use super::*;
@@ -331,7 +331,7 @@ mod tests {
                 ("s", Arc::new(StringArray::from_iter_values(events.iter().map(|e| e.words.join(" "))))),
             ];
             let batch = RecordBatch::try_from_iter(columns).expect("a batch");
-            let columns = Arc::new(Columns::new(&batch, &index.fields, &index.def));
+            let columns = Arc::new(Columns::new(&batch, &index.fields, &index.def, &Backlog::default()));
             for row in 0..batch.num_rows() {
                 writer.add_document(Row { columns: columns.clone(), row }).expect("added");
             }

@@ -343,7 +343,7 @@ mod tests {
     use tantivy::indexer::NoMergePolicy;
     use tantivy::{Index, IndexBuilder, IndexWriter};
 
-    use super::super::document::Columns;
+    use super::super::document::{Backlog, Columns};
     use super::super::index::schema;
     use super::*;
     use crate::schema::SearchDef;
@@ -377,7 +377,7 @@ mod tests {
 
         fn add(&mut self, batch: RecordBatch) {
             let def = SearchDef { text: vec!["s".into()], exact: Vec::new(), geo: Vec::new() };
-            let columns = Arc::new(Columns::new(&batch, &schema(&def).1, &def));
+            let columns = Arc::new(Columns::new(&batch, &schema(&def).1, &def, &Backlog::default()));
             for row in 0..batch.num_rows() {
                 self.writer.add_document(Row { columns: columns.clone(), row }).expect("added");
             }
