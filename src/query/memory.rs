@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 
-use crate::schema::bounds::scope::Scope;
+use crate::schema::bounds::scope::{self, Scope};
 
 /// How long a query waits for the memory of one that was ended.
 const WAIT: Duration = Duration::from_secs(2);
@@ -79,6 +79,7 @@ impl QueryMemory {
 
     /// Why it was ended, if it was.
     fn ended(&self) -> Result<()> {
+        scope::yield_if_long();
         self.scope.get().and_then(Weak::upgrade).map_or(Ok(()), |scope| scope.check())
     }
 }
@@ -155,7 +156,7 @@ mod tests {
     fn query(shared: &Arc<SharedMemory>) -> (Arc<Scope>, MemoryReservation) {
         let memory = shared.query();
         let pool: Arc<dyn MemoryPool> = memory.clone();
-        let scope = Scope::new(&pool);
+        let scope = Scope::new(&pool, false);
         memory.set_scope(&scope);
         (scope, MemoryConsumer::new("test").register(&pool))
     }

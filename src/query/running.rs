@@ -14,6 +14,8 @@ use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
 
+/// How much less of the processor the threads of clients' queries have than everything else, at first.
+const CLIENT_NICENESS: i32 = 5;
 /// Threads that compute for a query, and those that read files for it.
 pub const THREADS: usize = 2;
 const READERS: usize = 4;
@@ -29,10 +31,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// `niceness` is how much less of the processor its threads have than others.
-    pub fn start(slot: Slot, memory: &Arc<QueryMemory>, niceness: i32) -> std::io::Result<Self> {
+    /// A client's query has less of the processor than everything else, and once it takes long, only what nothing else wants.
+    pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
-        let scope = Scope::new(&pool);
+        let scope = Scope::new(&pool, is_client);
         memory.set_scope(&scope);
         let slot = Arc::new(slot);
         let (held, entered) = (Arc::downgrade(&slot), scope.clone());
@@ -46,7 +48,7 @@ impl Running {
                 // The slot is held for as long as a thread can run.
                 let _ = &slot;
                 scope::enter(&entered);
-                if let Err(error) = rustix::process::setpriority_process(None, niceness) {
+                if is_client && let Err(error) = rustix::process::setpriority_process(None, CLIENT_NICENESS) {
                     tracing::debug!(%error, "queries run with the priority of others");
                 }
             })

@@ -58,8 +58,6 @@ const BATCH_ROWS: usize = 8_192;
 const WIDE_FACTOR: usize = 32;
 /// Bytes of a query's literals, written out for each row of a batch.
 const LITERAL_BATCH_BYTES: usize = 4 << 20;
-/// How much less of the processor clients' queries have than everything else.
-const CLIENT_NICENESS: i32 = 5;
 /// Queries that run at once for other answers.
 const OWN_CONCURRENT: usize = 8;
 /// Bytes that queries may spill to disk.
@@ -90,7 +88,7 @@ pub struct SqlEngine {
 struct Lane {
     planner: Planner,
     slots: Slots,
-    niceness: i32,
+    is_for_clients: bool,
 }
 
 #[derive(Clone)]
@@ -127,13 +125,13 @@ impl SqlEngine {
     pub fn new(lake: &Path, spill: &Path, limits: SqlLimits) -> Result<Self, QueryError> {
         let own = limits.memory / 3;
         let footers = Arc::new(Footers::new(limits.footers));
-        let lane = |memory, concurrent, niceness| {
+        let lane = |memory, concurrent, is_for_clients| {
             let limits = SqlLimits { memory, concurrent, ..limits };
-            Lane::new(lake, spill, limits, niceness, footers.clone()).map_err(|e| QueryError::Failed(explain(&e)))
+            Lane::new(lake, spill, limits, is_for_clients, footers.clone()).map_err(|e| QueryError::Failed(explain(&e)))
         };
         Ok(Self {
-            clients: lane(limits.memory - own, limits.concurrent, CLIENT_NICENESS)?,
-            own: lane(own, OWN_CONCURRENT, 0)?,
+            clients: lane(limits.memory - own, limits.concurrent, true)?,
+            own: lane(own, OWN_CONCURRENT, false)?,
         })
     }
 
@@ -158,7 +156,7 @@ impl Lane {
         lake: &Path,
         spill: &Path,
         limits: SqlLimits,
-        niceness: i32,
+        is_for_clients: bool,
         footers: Arc<Footers>,
     ) -> Result<Self, DataFusionError> {
         let environment = environment(lake, spill, limits.memory)?;
@@ -179,7 +177,7 @@ impl Lane {
         functions::register(&mut base, functions::Limits::Query)?;
         let pool = base.runtime_env().memory_pool.clone();
         let memory = SharedMemory::new(pool, limits.memory, limits.concurrent);
-        Ok(Self { planner: Planner { base, limits, memory }, slots: Slots::new(limits.concurrent), niceness })
+        Ok(Self { planner: Planner { base, limits, memory }, slots: Slots::new(limits.concurrent), is_for_clients })
     }
 
     async fn run(&self, asker: Asker, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
@@ -193,7 +191,7 @@ impl Lane {
         let failed = |e: std::io::Error| QueryError::Failed(format!("no thread can be started: {e}"));
         let memory = self.planner.memory.query();
         // Dropped, as when its client has gone, the query ends, and soon its slot is free.
-        let running = Running::start(slot, &memory, self.niceness).map_err(failed)?;
+        let running = Running::start(slot, &memory, self.is_for_clients).map_err(failed)?;
         let (planner, sql, handles) = (self.planner.clone(), sql.to_owned(), handles.clone());
         let own = Own { scope: running.scope().clone(), environment: planner.environment(memory) };
         let query = running.spawn(async move {

@@ -1,28 +1,37 @@
 //! The query that a thread works for. What computes for long asks here whether anybody still waits for it, and what makes much of
 //! little counts here what it makes. Threads that work for no query are never stopped and count nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 
 use super::Exceeded;
+use crate::threads::run_when_idle;
 
 /// Results of functions that are alive at once, about: an expression's own, and those of the operators above it.
 const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
 const COUNTED_BYTES: usize = 64 << 10;
 
+/// A query that takes longer computes only when nothing else does.
+const SHORT: Duration = Duration::from_millis(100);
+
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
+    /// Whether this thread runs only when nothing else does; a query's threads end with it, so no thread goes back.
+    static IS_IDLE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A running query, as its threads see it.
 #[derive(Debug)]
 pub struct Scope {
+    /// Since when, where its threads are to give way to others once it takes long.
+    begun: Option<Instant>,
     has_ended: AtomicBool,
     /// Why, where it was ended for its memory.
     memory: OnceLock<String>,
@@ -37,8 +46,9 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub fn new(pool: &Arc<dyn MemoryPool>) -> Arc<Self> {
+    pub fn new(pool: &Arc<dyn MemoryPool>, gives_way: bool) -> Arc<Self> {
         Arc::new(Self {
+            begun: gives_way.then(Instant::now),
             has_ended: AtomicBool::new(false),
             memory: OnceLock::new(),
             is_planning: AtomicBool::new(true),
@@ -54,6 +64,10 @@ impl Scope {
         self.is_planning.store(true, Ordering::Release);
         self.results.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.made.resize(0);
+    }
+
+    fn is_long(&self) -> bool {
+        self.begun.is_some_and(|begun| begun.elapsed() > SHORT)
     }
 
     /// Nobody waits for it any more: whatever asks, ends.
@@ -122,8 +136,17 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| current.as_deref().map(what))
 }
 
-/// An error where the query that this thread works for has ended.
+/// Gives way to all other threads, if this one works for a query that takes long.
+pub fn yield_if_long() {
+    if !IS_IDLE.get() && with(Scope::is_long).unwrap_or(false) {
+        IS_IDLE.set(true);
+        run_when_idle();
+    }
+}
+
+/// An error where the query that this thread works for has ended. Asked again and again by what computes.
 pub fn check() -> Result<()> {
+    yield_if_long();
     with(Scope::check).unwrap_or(Ok(()))
 }
 
