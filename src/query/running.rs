@@ -13,6 +13,7 @@ use super::memory::QueryMemory;
 use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
+use crate::threads::run_when_idle;
 
 /// How much less of the processor the threads of clients' queries have than everything else, at first.
 const CLIENT_NICENESS: i32 = 5;
@@ -34,7 +35,7 @@ impl Running {
     /// A client's query has less of the processor than everything else, and once it takes long, only what nothing else wants.
     pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
-        let scope = Scope::new(&pool, is_client);
+        let scope = Scope::new(&pool, is_client.then_some(run_when_idle));
         memory.set_scope(&scope);
         let slot = Arc::new(slot);
         let (held, entered) = (Arc::downgrade(&slot), scope.clone());

@@ -11,7 +11,6 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 
 use super::Exceeded;
-use crate::threads::run_when_idle;
 
 /// Results of functions that are alive at once, about: an expression's own, and those of the operators above it.
 const ALIVE: usize = 4;
@@ -30,8 +29,9 @@ thread_local! {
 /// A running query, as its threads see it.
 #[derive(Debug)]
 pub struct Scope {
-    /// Since when, where its threads are to give way to others once it takes long.
-    begun: Option<Instant>,
+    begun: Instant,
+    /// What its threads do once it takes long.
+    when_long: Option<fn()>,
     has_ended: AtomicBool,
     /// Why, where it was ended for its memory.
     memory: OnceLock<String>,
@@ -46,9 +46,10 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub fn new(pool: &Arc<dyn MemoryPool>, gives_way: bool) -> Arc<Self> {
+    pub fn new(pool: &Arc<dyn MemoryPool>, when_long: Option<fn()>) -> Arc<Self> {
         Arc::new(Self {
-            begun: gives_way.then(Instant::now),
+            begun: Instant::now(),
+            when_long,
             has_ended: AtomicBool::new(false),
             memory: OnceLock::new(),
             is_planning: AtomicBool::new(true),
@@ -66,8 +67,8 @@ impl Scope {
         self.made.resize(0);
     }
 
-    fn is_long(&self) -> bool {
-        self.begun.is_some_and(|begun| begun.elapsed() > SHORT)
+    fn when_long(&self) -> Option<fn()> {
+        self.when_long.filter(|_| self.begun.elapsed() > SHORT)
     }
 
     /// Nobody waits for it any more: whatever asks, ends.
@@ -138,9 +139,11 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
 
 /// Gives way to all other threads, if this one works for a query that takes long.
 pub fn yield_if_long() {
-    if !IS_IDLE.get() && with(Scope::is_long).unwrap_or(false) {
+    if !IS_IDLE.get()
+        && let Some(give_way) = with(Scope::when_long).flatten()
+    {
         IS_IDLE.set(true);
-        run_when_idle();
+        give_way();
     }
 }
 
