@@ -145,7 +145,7 @@ def main(address, upstream_port, seconds):
     listener = socket.create_server(('127.0.0.1', upstream_port))
     kinds = os.environ.get('WEIR_KINDS', ','.join([*KINDS, 'pinging_upstream'])).split(',')
     if 'pinging_upstream' in kinds: threading.Thread(target=pinging_upstream, args=(listener,), daemon=True).start()
-    threads = [threading.Thread(target=repeat, args=(name, *KINDS[name]), daemon=True) for name in kinds if name in KINDS]
+    threads = [threading.Thread(target=repeat, args=(name, *KINDS[name]), daemon=True) for name in kinds if name != 'pinging_upstream']
     for thread in threads: thread.start()
     over.wait(seconds)
     over.set()

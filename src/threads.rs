@@ -1,5 +1,4 @@
-//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever. And threads that give way
-//! to all others.
+//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -34,24 +33,6 @@ impl Panics {
     }
 }
 
-/// Lets this thread run when no other wants the processor (Linux: `SCHED_IDLE`), and be preempted as soon as one does. A lower
-/// priority alone would let it finish its time slice first, some milliseconds that others wait for.
-pub fn run_when_idle() {
-    #[cfg(target_os = "linux")]
-    {
-        use thread_priority::{
-            NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
-            thread_native_id, thread_schedule_policy,
-        };
-        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        // It sets the niceness afterwards too, which few may lower; under this policy it has no meaning.
-        let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
-        if thread_schedule_policy().is_ok_and(|policy| policy != idle) {
-            tracing::debug!("a long computation keeps its priority");
-        }
-    }
-}
-
 /// What a panic of a thread says, with the thread's name.
 pub fn describe(thread: &str, panic: &(dyn Any + Send)) -> String {
     let what =
@@ -75,19 +56,6 @@ pub fn panic_if_asked(thread: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_thread_gives_way_and_others_do_not() {
-        use thread_priority::{NormalThreadSchedulePolicy, ThreadSchedulePolicy, thread_schedule_policy};
-        let policy = || thread_schedule_policy().unwrap();
-        let lowered = std::thread::spawn(move || {
-            run_when_idle();
-            policy()
-        });
-        assert_eq!(lowered.join().unwrap(), ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle));
-        assert_eq!(policy(), ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other));
-    }
 
     #[test]
     fn a_panic_is_noted_and_described_and_what_others_wait_for_is_let_go() {

@@ -79,7 +79,6 @@ impl QueryMemory {
 
     /// Why it was ended, if it was.
     fn ended(&self) -> Result<()> {
-        scope::yield_if_long();
         self.scope.get().and_then(Weak::upgrade).map_or(Ok(()), |scope| scope.check())
     }
 }
@@ -109,6 +108,7 @@ impl MemoryPool for QueryMemory {
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        scope::yield_if_long();
         self.ended()?;
         let mut grown = self.shared.pool.try_grow(reservation, additional);
         if matches!(grown, Err(DataFusionError::ResourcesExhausted(_))) && self.held() + additional <= self.shared.part

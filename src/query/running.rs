@@ -13,10 +13,11 @@ use super::memory::QueryMemory;
 use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
-use crate::threads::run_when_idle;
 
-/// How much less of the processor the threads of clients' queries have than everything else, at first.
+/// Niceness of the threads of clients' queries, and of those that take long. More (or `SCHED_IDLE`) would let them starve on a busy
+/// machine: a query that has ended would not notice it in time, and its threads would count as stuck.
 const CLIENT_NICENESS: i32 = 5;
+const LONG_NICENESS: i32 = 10;
 /// Threads that compute for a query, and those that read files for it.
 pub const THREADS: usize = 2;
 const READERS: usize = 4;
@@ -32,10 +33,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// A client's query has less of the processor than everything else, and once it takes long, only what nothing else wants.
+    /// A client's query runs at a lower priority than everything else, and at a still lower one once it takes long.
     pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
-        let scope = Scope::new(&pool, is_client.then_some(run_when_idle));
+        let scope = Scope::new(&pool, is_client.then_some(|| set_niceness(LONG_NICENESS)));
         memory.set_scope(&scope);
         let slot = Arc::new(slot);
         let (held, entered) = (Arc::downgrade(&slot), scope.clone());
@@ -49,8 +50,8 @@ impl Running {
                 // The slot is held for as long as a thread can run.
                 let _ = &slot;
                 scope::enter(&entered);
-                if is_client && let Err(error) = rustix::process::setpriority_process(None, CLIENT_NICENESS) {
-                    tracing::debug!(%error, "queries run with the priority of others");
+                if is_client {
+                    set_niceness(CLIENT_NICENESS);
                 }
             })
             .on_thread_stop(scope::leave)
@@ -66,6 +67,13 @@ impl Running {
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
         let runtime = self.runtime.as_ref().expect("only dropping takes it");
         AbortOnDropHandle::new(runtime.spawn(work))
+    }
+}
+
+/// Sets the niceness of this thread; Linux has one for each.
+fn set_niceness(niceness: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, niceness) {
+        tracing::debug!(%error, niceness, "a query keeps its priority");
     }
 }
 

@@ -17,20 +17,20 @@ const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
 const COUNTED_BYTES: usize = 64 << 10;
 
-/// A query that takes longer computes only when nothing else does.
+/// A query that takes longer gives way to shorter ones.
 const SHORT: Duration = Duration::from_millis(100);
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
-    /// Whether this thread runs only when nothing else does; a query's threads end with it, so no thread goes back.
-    static IS_IDLE: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread has given way. It ends with its query, so it never gets its priority back.
+    static HAS_YIELDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A running query, as its threads see it.
 #[derive(Debug)]
 pub struct Scope {
     begun: Instant,
-    /// What its threads do once it takes long.
+    /// Called by each of its threads once it takes long.
     when_long: Option<fn()>,
     has_ended: AtomicBool,
     /// Why, where it was ended for its memory.
@@ -137,12 +137,12 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| current.as_deref().map(what))
 }
 
-/// Gives way to all other threads, if this one works for a query that takes long.
+/// Calls `when_long` of the query that this thread works for, once, if the query takes long.
 pub fn yield_if_long() {
-    if !IS_IDLE.get()
+    if !HAS_YIELDED.get()
         && let Some(give_way) = with(Scope::when_long).flatten()
     {
-        IS_IDLE.set(true);
+        HAS_YIELDED.set(true);
         give_way();
     }
 }
@@ -172,4 +172,40 @@ pub fn note_wide() {
 /// Bytes of the literals in the plan of the query that this thread works for.
 pub fn literal_bytes() -> usize {
     with(|scope| scope.literals.load(Ordering::Acquire)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::execution::memory_pool::UnboundedMemoryPool;
+
+    use super::*;
+
+    thread_local! {
+        static CALLS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// How often one thread of a query that began so long ago calls `when_long`.
+    fn calls(age: Duration) -> usize {
+        let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let mut scope = Scope::new(&pool, Some(|| CALLS.set(CALLS.get() + 1)));
+        Arc::get_mut(&mut scope).expect("one owner").begun = Instant::now().checked_sub(age).expect("uptime");
+        let thread = std::thread::spawn(move || {
+            enter(&scope);
+            (0..3).for_each(|_| check().expect("it has not ended"));
+            CALLS.get()
+        });
+        thread.join().expect("no panic")
+    }
+
+    #[test]
+    fn a_thread_of_a_long_query_gives_way_once() {
+        assert_eq!(calls(SHORT * 2), 1);
+        assert_eq!(calls(Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn a_thread_without_a_query_never_gives_way() {
+        yield_if_long();
+        assert!(!HAS_YIELDED.get());
+    }
 }
