@@ -296,7 +296,7 @@ fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
                 let mut order: Vec<(i64, usize, String)> =
                     known.iter().map(|(id, v)| (v.seen, v.number, id.clone())).collect();
                 order.sort();
-                for (.., id) in order.iter().take(known.len() - 40 + 40 / 16) {
+                for (.., id) in order.iter().take(known.len() - 40) {
                     known.remove(id);
                     shows.remove(id);
                 }

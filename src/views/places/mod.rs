@@ -6,7 +6,8 @@ pub mod sphere;
 mod venue;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -22,8 +23,6 @@ pub use view::PlacesView;
 
 /// Events told of a venue.
 const EVENTS_PER_VENUE: usize = 10;
-/// Of `max_venues`, what leaves at once when they are reached.
-const LEAVES: usize = 16;
 /// Bytes in memory of an edge that waits, beside its key.
 const EDGE_BYTES: usize = 96;
 /// Points have single precision, which halves the tree: of two chords of the unit sphere the difference between what they are and
@@ -51,11 +50,36 @@ impl RTreeParams for Wide {
     type DefaultInsertionStrategy = RStarInsertionStrategy;
 }
 
+/// Venue numbers by the day on which an event last named them, those of one day as they came.
+///
+/// An entry's day is not raised when its venue is named again: it is a lower bound, and is corrected when it comes first. So naming
+/// a venue costs nothing, and each venue is corrected at most once for each of its days. For example, with venue 7 last named on
+/// day 3 and again on day 5, (3, 7) comes first, is seen to be outdated, and goes back in as (5, 7).
+#[derive(Default)]
+struct EvictionOrder(BinaryHeap<Reverse<(i32, u32)>>);
+
+impl EvictionOrder {
+    fn push(&mut self, day: i64, number: u32) {
+        if self.0.len() == self.0.capacity() {
+            // Grows by an eighth: doubling would hold twice the memory that it needs.
+            self.0.reserve_exact(self.0.len() / 8 + 64);
+        }
+        self.0.push(Reverse((day_key(day), number)));
+    }
+}
+
+/// Days of all times that events may have fit.
+fn day_key(day: i64) -> i32 {
+    day.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+}
+
 #[derive(Default)]
 struct State {
     tree: RTree<Point, Wide>,
     /// What the next new venue gets.
     next: u32,
+    /// Every venue once, the one that no event named for longest first.
+    order: EvictionOrder,
     /// Venues lately named, as they are now.
     recent: HashMap<Arc<str>, Venue>,
     recent_bytes: usize,
@@ -138,6 +162,7 @@ impl State {
             self.next += 1;
             self.tree.insert(point(lat, lon, number).expect("a place, as filtered above"));
             self.remember(&id, Venue { number, seen: day, lat, lon, version, name: name.into() });
+            self.order.push(day, number);
             self.changed.insert(number, id);
             return Ok(());
         };
@@ -182,50 +207,55 @@ impl State {
         }
     }
 
-    /// Everything that is known of venues now: the file's, and newer.
-    fn each(&self, stored: &Stored, mut take: impl FnMut(&Arc<str>, &Venue)) -> Result<(), ViewError> {
-        stored.each(|id, venue| {
-            if !self.recent.contains_key(id) && !self.removed.contains_key(id) {
-                take(&id.into(), &venue);
+    /// The venue of this number, as it is now.
+    fn by_number(&self, stored: &Stored, number: u32) -> Result<Option<(Arc<str>, Venue)>, ViewError> {
+        let waiting = self.changed.get(&number).cloned();
+        let Some(id) = waiting.map_or_else(|| stored.id(number), |id| Ok(Some(id)))? else { return Ok(None) };
+        let venue = match self.recent.get(&id) {
+            Some(venue) => Some(venue.clone()),
+            None => stored.venue(&id)?,
+        };
+        Ok(venue.filter(|venue| venue.number == number).map(|venue| (id, venue)))
+    }
+
+    /// Where there are more venues than may be, evicts those that no event named for longest; of one day, those that came first.
+    fn evict_beyond(&mut self, stored: &Stored, most: usize) -> Result<(), ViewError> {
+        self.evict_while(stored, |state, _| state.tree.size() > most)
+    }
+
+    /// Evicts the venues that no event has named since the floor.
+    fn evict_expired(&mut self, stored: &Stored) -> Result<(), ViewError> {
+        let Some(floor) = self.floor else { return Ok(()) };
+        let floor = bucket(floor, MICROS_PER_DAY);
+        self.evict_while(stored, |_, day| day < floor)
+    }
+
+    /// Evicts the venue that no event named for longest, again and again while it is true of its last day.
+    fn evict_while(&mut self, stored: &Stored, is_leaving: impl Fn(&Self, i64) -> bool) -> Result<(), ViewError> {
+        while let Some(&Reverse((day, number))) = self.order.0.peek().filter(|e| is_leaving(self, e.0.0.into())) {
+            let venue = self.by_number(stored, number)?;
+            self.order.0.pop();
+            match venue {
+                Some((_, venue)) if day_key(venue.seen) > day => self.order.push(venue.seen, number),
+                Some((id, venue)) => self.remove(id, &venue),
+                None => {}
             }
-        })?;
-        self.recent.iter().for_each(|(id, venue)| take(id, venue));
+        }
         Ok(())
     }
 
-    /// Where there are more venues than may be, those that nobody named for longest leave, of one day in the order in which they came.
-    fn make_room(&mut self, stored: &Stored, most: usize) -> Result<(), ViewError> {
-        if self.tree.size() <= most {
-            return Ok(());
-        }
-        let leaving = (self.tree.size() - most) + most / LEAVES;
-        let mut order: Vec<(i64, u32)> = Vec::with_capacity(self.tree.size());
-        self.each(stored, |_, venue| order.push((venue.seen, venue.number)))?;
-        let at = leaving.min(order.len()).saturating_sub(1);
-        let last = *order.select_nth_unstable(at).1;
-        self.forget(stored, |venue| (venue.seen, venue.number) <= last)
-    }
-
-    /// Lets the venues go of which it is true.
-    fn forget(&mut self, stored: &Stored, is_leaving: impl Fn(&Venue) -> bool) -> Result<(), ViewError> {
-        let mut leaving: Vec<(Arc<str>, Point)> = Vec::new();
-        self.each(stored, |id, venue| {
-            if is_leaving(venue) {
-                leaving.extend(point(venue.lat, venue.lon, venue.number).map(|p| (id.clone(), p)));
-            }
-        })?;
-        for (id, point) in leaving {
+    fn remove(&mut self, id: Arc<str>, venue: &Venue) {
+        if let Some(point) = point(venue.lat, venue.lon, venue.number) {
             self.tree.remove(&point);
-            self.changed.remove(&point.data);
-            if let Some(venue) = self.recent.remove(&id) {
-                self.recent_bytes -= venue.memory_bytes(&id);
-            }
-            for edge in self.edges.remove(&id).into_iter().flatten() {
-                self.edge_bytes -= EDGE_BYTES + edge.len();
-            }
-            self.removed.entry(id).or_insert(point.data);
         }
-        Ok(())
+        self.changed.remove(&venue.number);
+        if let Some(venue) = self.recent.remove(&id) {
+            self.recent_bytes -= venue.memory_bytes(&id);
+        }
+        for edge in self.edges.remove(&id).into_iter().flatten() {
+            self.edge_bytes -= EDGE_BYTES + edge.len();
+        }
+        self.removed.entry(id).or_insert(venue.number);
     }
 
     /// Forgets what the file holds as well, where it takes more room than it may.
@@ -267,13 +297,16 @@ impl Places {
     }
 
     fn load(&self) -> Result<(), ViewError> {
-        let mut points = Vec::new();
+        let (mut points, mut order) = (Vec::new(), Vec::new());
         let mut next = 0;
-        Stored::open(&self.file.read()?)?.each(|_, venue| {
+        Stored::open(&self.file.read()?)?.each(|venue| {
             next = next.max(venue.number.saturating_add(1));
             points.extend(point(venue.lat, venue.lon, venue.number));
+            order.push(Reverse((day_key(venue.seen), venue.number)));
         })?;
-        *self.write() = State { tree: RTree::bulk_load_with_params(points), next, ..State::default() };
+        order.shrink_to_fit();
+        let order = EvictionOrder(order.into());
+        *self.write() = State { tree: RTree::bulk_load_with_params(points), next, order, ..State::default() };
         Ok(())
     }
 

@@ -125,13 +125,13 @@ impl Stored {
         Ok(numbers.get(number).map_err(failed)?.map(|id| id.value().into()))
     }
 
-    /// Every venue, by id.
-    pub fn each(&self, mut take: impl FnMut(&str, Venue)) -> Result<(), ViewError> {
+    /// Every venue.
+    pub fn each(&self, mut take: impl FnMut(Venue)) -> Result<(), ViewError> {
         let Some(venues) = &self.venues else { return Ok(()) };
         for entry in venues.iter().map_err(failed)? {
-            let (id, value) = entry.map_err(failed)?;
+            let (_, value) = entry.map_err(failed)?;
             if let Some(venue) = Venue::decode(value.value()) {
-                take(id.value(), venue);
+                take(venue);
             }
         }
         Ok(())

@@ -142,7 +142,7 @@ impl PlacesView {
                 Said { name: &text, lat: lat.value(row), lon: lon.value(row), version: number_at(version, row) }
             });
             state.name(&stored, &id, bucket(times.value(row), MICROS_PER_DAY), said)?;
-            state.make_room(&stored, def.max_venues)?;
+            state.evict_beyond(&stored, def.max_venues)?;
             let date = date.is_valid(row).then(|| number_at(date, row));
             if write_id(event, row, &mut text) && !is_before(date, state.floor) {
                 write_edge(date, &text, &mut edge);
@@ -151,14 +151,6 @@ impl PlacesView {
         }
         state.trim_recent(self.places.room);
         Ok(())
-    }
-
-    /// Lets the venues go that no event has named since the floor.
-    fn forget_gone(&self) -> Result<(), ViewError> {
-        let stored = Stored::open(&self.places.file.read()?)?;
-        let mut state = self.places.write();
-        let day = state.floor.map_or(i64::MIN, |floor| bucket(floor, MICROS_PER_DAY));
-        state.forget(&stored, |venue| venue.seen < day)
     }
 }
 
@@ -214,7 +206,8 @@ impl View for PlacesView {
         let floor = self.places.read().floor;
         let day = floor.map(|floor| bucket(floor, MICROS_PER_DAY));
         if day > self.swept {
-            self.forget_gone()?;
+            let stored = Stored::open(&self.places.file.read()?)?;
+            self.places.write().evict_expired(&stored)?;
         }
         // Only this thread changes what waits, so the lock need not be held while it is written.
         let waiting = Waiting::of(&self.places.read());
