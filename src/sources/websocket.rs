@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, connect_async_with_config};
@@ -30,6 +30,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Messages that came together share a frame.
 const FRAME_RECORDS: usize = 512;
 const FRAME_BYTES: usize = 1 << 20;
+/// How long a request to stop may wait.
+const LONGEST_WAIT: Duration = Duration::from_millis(200);
 /// How long the first message of a frame waits for others.
 const GATHER: Duration = Duration::from_millis(10);
 /// A connection this old ends the growth of the time between tries.
@@ -113,6 +115,33 @@ struct Listener<'a> {
     has_room_again: bool,
 }
 
+/// Messages without a record, such as pings: beyond so many a second the connection is not read until the second is over. A server
+/// that sends nothing else would otherwise keep a core busy.
+const IDLE_MESSAGES_PER_SECOND: u32 = 100;
+
+/// Counts the messages without a record in the second that runs.
+struct IdleMessages {
+    since: Instant,
+    count: u32,
+}
+
+impl IdleMessages {
+    fn new(now: Instant) -> Self {
+        Self { since: now, count: 0 }
+    }
+
+    /// After one more of them: how long to read nothing, if there were too many.
+    fn pause(&mut self, now: Instant) -> Option<Duration> {
+        const SECOND: Duration = Duration::from_secs(1);
+        let elapsed = now.duration_since(self.since);
+        if elapsed >= SECOND {
+            *self = Self::new(now);
+        }
+        self.count += 1;
+        (self.count > IDLE_MESSAGES_PER_SECOND).then(|| SECOND.saturating_sub(elapsed).min(LONGEST_WAIT))
+    }
+}
+
 /// Limits on what is read and written: answers to pings wait in memory until the server reads them.
 fn limits(message_bytes: usize) -> WebSocketConfig {
     WebSocketConfig::default()
@@ -145,6 +174,7 @@ impl Listener<'_> {
         self.tell_gap("not connected")?;
         let mut heard = Instant::now();
         let mut pinged = Instant::now();
+        let mut idle = IdleMessages::new(heard);
         loop {
             if self.context.stop.is_asked() {
                 self.flush()?;
@@ -155,17 +185,21 @@ impl Listener<'_> {
             if std::mem::take(&mut self.has_room_again) {
                 self.tell_gap("no room in the log")?;
             }
-            let wait = if self.records.is_empty() { Duration::from_millis(200) } else { GATHER };
+            let wait = if self.records.is_empty() { LONGEST_WAIT } else { GATHER };
             match timeout(wait, socket.next()).await {
                 Err(_) => self.flush()?,
                 Ok(Some(Ok(message))) => {
                     heard = Instant::now();
                     self.heard_at = self.clock.now();
-                    match message {
+                    let has_records = match message {
                         Message::Text(text) => self.take(text.as_bytes())?,
                         Message::Binary(bytes) => self.take(&bytes)?,
                         Message::Close(_) => return self.lost("the server closed the connection".into()),
-                        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => false,
+                    };
+                    if !has_records && let Some(pause) = idle.pause(heard) {
+                        self.flush()?;
+                        sleep(pause).await;
                     }
                 }
                 Ok(Some(Err(error))) => return self.lost(error.to_string()),
@@ -183,12 +217,15 @@ impl Listener<'_> {
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+    /// Whether there was a record in it.
+    fn take(&mut self, bytes: &[u8]) -> Result<bool, Ended> {
         if self.records.is_empty() {
             self.gathered_since = self.heard_at;
         }
         let (context, mut flushed) = (self.context, Ok(()));
+        let mut has_records = false;
         message::each_at(bytes, context.unwrap.as_deref(), &mut |_, record| {
+            has_records = true;
             if flushed.is_ok() {
                 self.records.push(record);
                 if self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES {
@@ -196,7 +233,7 @@ impl Listener<'_> {
                 }
             }
         });
-        flushed
+        flushed.map(|()| has_records)
     }
 
     fn submission(&self, records: RecordsBuilder) -> Submission {
@@ -291,6 +328,17 @@ mod tests {
     use tokio_tungstenite::tungstenite::protocol::Role;
 
     use super::*;
+
+    #[test]
+    fn more_idle_messages_than_a_second_may_have_wait_for_the_next() {
+        let start = Instant::now();
+        let mut idle = IdleMessages::new(start);
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!((0..IDLE_MESSAGES_PER_SECOND).all(|_| idle.pause(at(10)).is_none()));
+        assert_eq!(idle.pause(at(10)), Some(LONGEST_WAIT));
+        assert_eq!(idle.pause(at(900)), Some(Duration::from_millis(100)));
+        assert_eq!(idle.pause(at(1_000)), None);
+    }
 
     #[tokio::test]
     async fn a_server_that_pings_and_never_reads_is_given_up() {
