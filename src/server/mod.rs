@@ -10,6 +10,7 @@ mod intake;
 mod live;
 mod page;
 mod receive;
+mod rendered;
 mod routes;
 pub mod upstream;
 
@@ -21,7 +22,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
+use axum::http::header;
 use axum::middleware;
+use axum::routing::get;
 use axum_server::Handle;
 use axum_server::accept::DefaultAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
@@ -40,11 +44,14 @@ use crate::runtime::backup::Backup;
 use crate::runtime::questions::Answers;
 use connections::{Connections, Limit};
 use in_flight::InFlight;
+use rendered::Rendered;
 
 /// How long open requests may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(3);
 /// A client must have sent its request's head by then.
 const HEAD_TIME: Duration = Duration::from_secs(10);
+/// How old the metrics may be that are shown.
+const METRICS_AGE: Duration = Duration::from_millis(100);
 /// Requests at once that bring dead letters back; they come one after the other.
 const RETRIES: usize = 4;
 
@@ -86,6 +93,7 @@ pub struct App(Arc<Inner>);
 
 pub(crate) struct Inner {
     parts: Parts,
+    metrics: Rendered,
     ingest: Mutex<Option<Ingest>>,
     in_flight: InFlight,
     /// Retries of dead letters come one after the other.
@@ -112,6 +120,7 @@ impl App {
         let connections = Connections::new(parts.connections);
         Self(Arc::new(Inner {
             parts,
+            metrics: Rendered::new(METRICS_AGE),
             ingest,
             in_flight,
             retries,
@@ -172,11 +181,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 fn router(app: App) -> Router {
     let (router, document) = api().split_for_parts();
-    let docs = SwaggerUi::new("/docs")
-        .config(SwaggerConfig::new(["/openapi.json"]).validator_url("none"))
-        .url("/openapi.json", document);
+    let docs = SwaggerUi::new("/docs").config(SwaggerConfig::new(["/openapi.json"]).validator_url("none"));
+    let document = Bytes::from(document.to_json().expect("a document of texts"));
+    let described = || async move { ([(header::CONTENT_TYPE, "application/json")], document) };
     router
         .merge(docs)
+        .route("/openapi.json", get(described))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::bad_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard::guard))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::path::Path as FilePath;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use axum::Json;
 use axum::body::Body;
@@ -33,19 +34,24 @@ const JSON: &str = "application/json";
 const READ_BYTES: usize = 64 << 10;
 
 /// An answer that is known whole, sent as far as its client reads it.
-pub fn answered(kind: &'static str, mut whole: Whole) -> Response {
+pub fn answered(kind: &'static str, whole: Whole) -> Response {
     let headers =
         [(header::CONTENT_TYPE, HeaderValue::from_static(kind)), (header::CONTENT_LENGTH, whole.len().into())];
-    let body = match whole.take_file() {
-        None => whole.into_bytes().map_or_else(|_| Body::empty(), Body::from),
-        Some(file) => {
-            let parts = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
-            Body::from_stream(parts.inspect(move |_| {
-                let _is_held = &whole;
-            }))
-        }
-    };
-    (headers, body).into_response()
+    body_of(whole).map_or_else(
+        |error| {
+            let message = format!("the answer cannot be read: {error}");
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message, "see the log").into_response()
+        },
+        |body| (headers, body).into_response(),
+    )
+}
+
+fn body_of(whole: Whole) -> std::io::Result<Body> {
+    let Some(file) = whole.file()? else { return Ok(Body::from(whole.into_bytes()?)) };
+    let parts = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
+    Ok(Body::from_stream(parts.inspect(move |_| {
+        let _is_held = &whole;
+    })))
 }
 
 type Params = Query<BTreeMap<String, String>>;
@@ -309,5 +315,6 @@ pub async fn readyz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
 /// Prometheus metrics.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.0.parts.metrics.render())
+    let text = app.0.metrics.get(Instant::now(), || app.0.parts.metrics.render());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

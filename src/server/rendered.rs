@@ -1,0 +1,50 @@
+//! Answers that are the same for everybody: rendered rarely, however often they are asked for, so that nobody who asks in a row keeps
+//! the threads that accept busy.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+
+/// A text that may be a little old.
+pub struct Rendered {
+    max_age: Duration,
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Rendered {
+    pub fn new(max_age: Duration) -> Self {
+        Self { max_age, last: Mutex::default() }
+    }
+
+    /// The last text, or a new one where that is too old at `now`. Whoever asks meanwhile waits for the same one.
+    pub fn get(&self, now: Instant, render: impl FnOnce() -> String) -> Bytes {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((at, text)) if now.saturating_duration_since(*at) < self.max_age => text.clone(),
+            _ => {
+                let text = Bytes::from(render());
+                *last = Some((now, text.clone()));
+                text
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_rendered_again_only_when_it_is_too_old() {
+        let rendered = Rendered::new(Duration::from_millis(100));
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let text = |now, text: &str| rendered.get(now, || text.into());
+        assert_eq!(text(at(0), "first"), "first");
+        assert_eq!(text(at(99), "second"), "first");
+        assert_eq!(text(at(100), "third"), "third");
+        // A clock that another thread read earlier.
+        assert_eq!(text(at(50), "fourth"), "third");
+    }
+}
