@@ -1,6 +1,8 @@
-//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever.
+//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever. And how one that computes for
+//! long lets others run.
 
 use std::any::Any;
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +12,37 @@ pub struct OnEnd<F: FnMut()>(pub F);
 impl<F: FnMut()> Drop for OnEnd<F> {
     fn drop(&mut self) {
         (self.0)();
+    }
+}
+
+/// Lets other threads run between pieces of long work. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, and
+/// what waits for the disk or a socket needs one several times in a row.
+#[derive(Debug, Default)]
+pub struct Pace(usize);
+
+impl Pace {
+    /// Bytes between two pauses: some 100 µs of JSON.
+    pub const PIECE: usize = 64 << 10;
+
+    /// So many bytes more are done.
+    pub fn did(&mut self, bytes: usize) {
+        self.0 += bytes;
+        if self.0 >= Self::PIECE {
+            self.0 = 0;
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Reads at a [`Pace`].
+pub struct Paced<R>(pub R, pub Pace);
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let piece = out.len().min(Pace::PIECE);
+        let read = self.0.read(&mut out[..piece])?;
+        self.1.did(read);
+        Ok(read)
     }
 }
 
@@ -56,6 +89,18 @@ pub fn panic_if_asked(thread: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_at_a_pace_is_what_there_is() {
+        let bytes: Vec<u8> = (0..5 * Pace::PIECE / 2).map(|n| n as u8).collect();
+        let mut out = Vec::new();
+        Paced(&bytes[..], Pace::default()).read_to_end(&mut out).expect("memory");
+        assert_eq!(out, bytes);
+        let mut pace = Pace::default();
+        pace.did(Pace::PIECE - 1);
+        pace.did(1);
+        assert_eq!(pace.0, 0);
+    }
 
     #[test]
     fn a_panic_is_noted_and_described_and_what_others_wait_for_is_let_go() {

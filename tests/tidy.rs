@@ -83,6 +83,7 @@ fn imports() -> BTreeMap<&'static str, Vec<&'static str>> {
                 "idempotency",
                 "server",
                 "storage",
+                "threads",
                 "generator",
             ],
         ),

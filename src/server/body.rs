@@ -8,10 +8,13 @@ use std::io::Read;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode, header};
 use flate2::{Decompress, FlushDecompress, Status};
+use serde::Deserializer;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
 
 use super::error::ApiError;
 use crate::sources::lines::Reader;
 use crate::sources::message;
+use crate::threads::{Pace, Paced};
 use crate::wal::{Records, RecordsBuilder};
 
 /// Media types besides those that end in `+json`. A CloudEvent in structured mode is a record with all its attributes, a batch is an
@@ -33,6 +36,8 @@ const TYPES: [&str; 10] = [
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// Records of a body: each takes memory beside its bytes, most where it becomes a dead letter.
 const RECORDS: usize = 1_000_000;
+/// What a record costs beside its bytes, as bytes.
+const RECORD_WORK: usize = 16;
 /// How much room unpacking asks for at once.
 const UNPACK_BYTES: usize = 64 << 10;
 
@@ -123,7 +128,7 @@ pub fn unpack(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiErr
 
 fn read(packed: impl Read, limit: usize) -> Result<Vec<u8>, UnpackError> {
     let mut out = Vec::new();
-    packed.take(limit as u64 + 1).read_to_end(&mut out)?;
+    Paced(packed.take(limit as u64 + 1), Pace::default()).read_to_end(&mut out)?;
     if out.len() > limit { Err(UnpackError::TooLarge) } else { Ok(out) }
 }
 
@@ -154,13 +159,14 @@ fn deflated(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
 fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, UnpackError> {
     let broken = |reason: &str| UnpackError::Broken(reason.to_owned());
     let mut stream = Decompress::new(has_zlib_header);
-    let mut out = Vec::new();
+    let (mut out, mut pace) = (Vec::new(), Pace::default());
     loop {
         out.reserve(UNPACK_BYTES);
         let before = (stream.total_in(), out.len());
         let rest = &wire[before.0 as usize..];
         let status =
             stream.decompress_vec(rest, &mut out, FlushDecompress::None).map_err(|e| broken(&e.to_string()))?;
+        pace.did(out.len() - before.1);
         if out.len() > limit {
             return Err(UnpackError::TooLarge);
         }
@@ -184,9 +190,10 @@ pub struct Split {
 /// Splits a body into records; with `unwrap`, into the elements of the array that is this member of its objects. Pure.
 pub fn split(body: &[u8], unwrap: Option<&str>, record_bytes: usize, cut_bytes: usize) -> Result<Split, ApiError> {
     let (mut records, mut cut) = (RecordsBuilder::default(), Vec::new());
-    let mut count = 0;
+    let (mut count, mut pace) = (0, Pace::default());
     let mut push = |record: &[u8]| {
         count += 1;
+        pace.did(record.len() + RECORD_WORK);
         if count > RECORDS {
             return;
         }
@@ -252,7 +259,12 @@ fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
         return Shape::Open;
     }
     // Among lines that are JSON a binary one is a dead letter, as any other.
-    if looks_binary(body) && !is_json(first) && !lines.any(is_json) {
+    let mut pace = Pace::default();
+    let mut is_paced_json = |line: &[u8]| {
+        pace.did(line.len() + RECORD_WORK);
+        is_json(line)
+    };
+    if looks_binary(body) && !is_json(first) && !lines.any(&mut is_paced_json) {
         return Shape::Binary;
     }
     Shape::Several
@@ -260,11 +272,44 @@ fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
 
 /// Whether a body is JSON values one behind another.
 fn are_json(bytes: &[u8]) -> bool {
-    serde_json::Deserializer::from_slice(bytes).into_iter::<serde::de::IgnoredAny>().all(|value| value.is_ok())
+    let (mut values, mut pace) =
+        (serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>(), Pace::default());
+    let mut at = 0;
+    while let Some(value) = values.next() {
+        if value.is_err() {
+            return false;
+        }
+        pace.did(values.byte_offset() - at + RECORD_WORK);
+        at = values.byte_offset();
+    }
+    true
 }
 
 fn is_json(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+    if bytes.starts_with(b"[") {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        return json.deserialize_seq(Elements).and_then(|()| json.end()).is_ok();
+    }
+    serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
+}
+
+/// The elements of an array, whatever they are, passed over at a [`Pace`].
+struct Elements;
+
+impl<'de> Visitor<'de> for Elements {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        let mut pace = Pace::default();
+        while elements.next_element::<IgnoredAny>()?.is_some() {
+            pace.did(RECORD_WORK);
+        }
+        Ok(())
+    }
 }
 
 /// Text that begins as JSON does may be damaged in any way but by NULs, which text never has.
@@ -353,6 +398,34 @@ mod tests {
         for (coding, wire) in packed(&vec![b' '; 64 << 20]) {
             let refused = unpack(coding, wire.into(), 1 << 20).expect_err("too large");
             assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{coding:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_what_serde_json_takes() {
+        let long = format!("[{}1]", "1,".repeat(100_000));
+        for text in [
+            "[]",
+            "[ ]",
+            "[1,\"a\",null,{\"a\":[1]},[[]]]",
+            "[1,]",
+            "[1 2]",
+            "[1]]",
+            "[1",
+            "[",
+            "[1e999]",
+            "{}",
+            "{\"a\":1}x",
+            " [1]",
+            "1",
+            "[\"\\ud800\"]",
+            &long,
+            &long[..long.len() - 1],
+            &format!("{long} "),
+            &format!("{long},"),
+        ] {
+            let expected = serde_json::from_slice::<IgnoredAny>(text.as_bytes()).is_ok();
+            assert_eq!(is_json(text.as_bytes()), expected, "{}", &text[..text.len().min(40)]);
         }
     }
 
