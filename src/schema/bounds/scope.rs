@@ -18,19 +18,23 @@ const ALIVE: usize = 4;
 const COUNTED_BYTES: usize = 64 << 10;
 
 /// A query that takes longer gives way to shorter ones.
-const SHORT: Duration = Duration::from_millis(100);
+const SHORT: Duration = Duration::from_millis(25);
+/// How long a thread of a query computes until it offers its core to whoever waits for one. By itself the kernel takes it away only
+/// at a tick, every 1 to 10 ms, also from a thread of a low priority, and a request needs several threads one after the other.
+const YIELD_EVERY: Duration = Duration::from_micros(250);
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
-    /// Whether this thread has given way. It ends with its query, so it never gets its priority back.
-    static HAS_YIELDED: Cell<bool> = const { Cell::new(false) };
+    /// Whether `when_long` was called on this thread. It ends with its query, so it never gets its priority back.
+    static IS_LONG: Cell<bool> = const { Cell::new(false) };
+    static YIELDED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// A running query, as its threads see it.
 #[derive(Debug)]
 pub struct Scope {
     begun: Instant,
-    /// Called by each of its threads once it takes long.
+    /// Called by each of its threads once it takes long, where it gives way to others.
     when_long: Option<fn()>,
     has_ended: AtomicBool,
     /// Why, where it was ended for its memory.
@@ -65,10 +69,6 @@ impl Scope {
         self.is_planning.store(true, Ordering::Release);
         self.results.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.made.resize(0);
-    }
-
-    fn when_long(&self) -> Option<fn()> {
-        self.when_long.filter(|_| self.begun.elapsed() > SHORT)
     }
 
     /// Nobody waits for it any more: whatever asks, ends.
@@ -137,19 +137,23 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| current.as_deref().map(what))
 }
 
-/// Calls `when_long` of the query that this thread works for, once, if the query takes long.
-pub fn yield_if_long() {
-    if !HAS_YIELDED.get()
-        && let Some(give_way) = with(Scope::when_long).flatten()
-    {
-        HAS_YIELDED.set(true);
-        give_way();
+/// If this thread works for a query that gives way to others: lets them run now and then, and calls `when_long` once the query takes
+/// long.
+pub fn give_way() {
+    let Some((begun, when_long)) = with(|scope| scope.when_long.map(|f| (scope.begun, f))).flatten() else { return };
+    let now = Instant::now();
+    if now.duration_since(begun) > SHORT && !IS_LONG.replace(true) {
+        when_long();
+    }
+    if YIELDED.get().is_none_or(|at| now.duration_since(at) >= YIELD_EVERY) {
+        std::thread::yield_now();
+        YIELDED.set(Some(Instant::now()));
     }
 }
 
 /// An error where the query that this thread works for has ended. Asked again and again by what computes.
 pub fn check() -> Result<()> {
-    yield_if_long();
+    give_way();
     with(Scope::check).unwrap_or(Ok(()))
 }
 
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_of_a_long_query_gives_way_once() {
+    fn each_thread_of_a_long_query_lowers_its_priority_once() {
         assert_eq!(calls(Instant::now().checked_sub(SHORT * 2).expect("uptime")), 1);
         let far_ahead = Instant::now() + Duration::from_secs(3_600);
         assert_eq!(calls(far_ahead), 0);
@@ -206,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_thread_without_a_query_never_gives_way() {
-        yield_if_long();
-        assert!(!HAS_YIELDED.get());
+        give_way();
+        assert!(!IS_LONG.get());
     }
 }
