@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::TableSpec;
 use super::columns::delta_columns;
 use super::files::partition_values;
-use super::store::SyncedFiles;
+use super::store::{SyncedFiles, add_checkpoint_sum};
 
 /// How long entries are kept, as Delta has it where a table says nothing else by this key.
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
@@ -137,6 +137,9 @@ impl DeltaLog {
             Snapshot::builder_for(root).at_version(version).build(engine.as_ref())?.checkpoint(engine.as_ref(), None)
         });
         written.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
+        let checkpoint = self.folder.join(format!("{version:020}.checkpoint.parquet"));
+        let summed = tokio::task::spawn_blocking(move || add_checkpoint_sum(&checkpoint));
+        summed.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
         if self.has_old_entries()? {
             self.load().await?;
             deltalake::checkpoints::cleanup_metadata(&self.table, None).await?;
@@ -244,5 +247,37 @@ mod tests {
         assert_eq!(paths(&spec).await, ["a", "b", "c", "d"]);
         let reopened = DeltaLog::open(&spec).await.expect("a table");
         assert_eq!(reopened.version(), 4);
+        // Any flipped bit of it is found, with what to do.
+        let checkpoint = entries.join(format!("{:020}.checkpoint.parquet", 3));
+        let whole = std::fs::read(&checkpoint).expect("a checkpoint");
+        for at in [0, whole.len() / 3, whole.len() - 1] {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 4;
+            std::fs::write(&checkpoint, flipped).expect("written");
+            let error = DeltaLog::open(&spec).await.err().expect("damaged").to_string();
+            assert!(error.contains("checkpoint.parquet") && error.contains("move it away"), "{error}");
+        }
+        std::fs::write(&checkpoint, whole).expect("written");
+        DeltaLog::open(&spec).await.expect("whole again");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checksum_leaves_with_its_checkpoint() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = spec(folder.path());
+        let mut log = DeltaLog::open(&spec).await.expect("a table");
+        let entries = spec.root.join("_delta_log");
+        let sum = |version: i64| entries.join(format!(".{version:020}.checkpoint.parquet.crc32c"));
+        log.tidy().await.expect("a checkpoint");
+        assert!(sum(0).exists());
+        for name in [&*format!("{:020}.checkpoint.parquet", 0), "_last_checkpoint"] {
+            std::fs::remove_file(entries.join(name)).expect("a checkpoint");
+        }
+        add(&mut log, &spec, "a").await.expect("added");
+        log.tidy().await.expect("a checkpoint");
+        assert!(!sum(0).exists() && sum(1).exists());
+        // Without one, as of another writer, there is nothing to compare.
+        std::fs::remove_file(sum(1)).expect("a checksum");
+        assert_eq!(DeltaLog::open(&spec).await.expect("a table").version(), 1);
     }
 }

@@ -2,10 +2,11 @@
 //! name are on the disk. Without it an acknowledged commit can come back from a power cut empty, and its table opens without
 //! the rows, silently.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path as FsPath, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,15 +26,20 @@ const COMMIT_INFO: &str = "{\"commitInfo\":{";
 const SUM: &str = "\"weirCrc32c\":\"";
 const NO_SUM: &str = "00000000";
 
+/// Behind the name of a checkpoint, with a dot before it: the file with the checksum of the checkpoint. Readers of Delta pass it over.
+const CHECKPOINT_SUM: &str = ".crc32c";
+
 #[derive(Debug)]
 pub struct SyncedFiles {
     inner: Arc<LocalFileSystem>,
+    /// Checkpoints that were compared with their checksums.
+    checked: Mutex<HashSet<PathBuf>>,
 }
 
 /// The whole file system; paths are absolute without the leading slash.
 impl Default for SyncedFiles {
     fn default() -> Self {
-        Self { inner: Arc::new(LocalFileSystem::new()) }
+        Self { inner: Arc::new(LocalFileSystem::new()), checked: Mutex::default() }
     }
 }
 
@@ -100,6 +106,58 @@ fn check_commit(path: &FsPath) -> Result<()> {
     Err(object_store::Error::Generic { store: "lake", source: damage(path, what, &way_out).into() })
 }
 
+/// Whether this is a whole checkpoint in a Delta log.
+fn is_checkpoint(path: &FsPath) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    path.parent().is_some_and(|folder| folder.ends_with("_delta_log"))
+        && name.is_some_and(|name| name.ends_with(".checkpoint.parquet"))
+}
+
+fn checkpoint_sum(checkpoint: &FsPath) -> PathBuf {
+    let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
+    checkpoint.with_file_name(format!(".{name}{CHECKPOINT_SUM}"))
+}
+
+fn sum_of(file: &FsPath) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(file)?;
+    let (mut sum, mut piece) = (0, vec![0; 256 << 10]);
+    loop {
+        match std::io::Read::read(&mut file, &mut piece)? {
+            0 => return Ok(format!("{sum:08x}")),
+            read => sum = crc32c::crc32c_append(sum, &piece[..read]),
+        }
+    }
+}
+
+/// Writes the checksum of a checkpoint beside it, and removes those whose checkpoints have left.
+pub fn add_checkpoint_sum(checkpoint: &FsPath) -> std::io::Result<()> {
+    put(&checkpoint_sum(checkpoint), &sum_of(checkpoint)?.into(), false)?;
+    let folder = checkpoint.parent().unwrap_or(FsPath::new("/"));
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(CHECKPOINT_SUM));
+        if of.is_some_and(|of| !folder.join(of).exists()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// An error where a checkpoint is not what was written. One without a checksum was written by somebody else, or just before a kill.
+fn check_checkpoint(path: &FsPath) -> Result<()> {
+    let (Ok(written), Ok(found)) = (std::fs::read_to_string(checkpoint_sum(path)), sum_of(path)) else { return Ok(()) };
+    if written.trim() == found {
+        return Ok(());
+    }
+    let what = "its bytes are not those that were written (CRC-32C)";
+    let table = path.parent().and_then(FsPath::parent).unwrap_or(path).display();
+    let way_out = format!(
+        "move it away, then the table is read from the entries before it, if all of them are still there; otherwise restore the folder {table} from a backup of the whole data folder"
+    );
+    Err(object_store::Error::Generic { store: "lake", source: damage(path, what, &way_out).into() })
+}
+
 fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -120,6 +178,19 @@ fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<(
     written?;
     sync_folder(folder)?;
     folder.parent().map_or(Ok(()), sync_folder)
+}
+
+impl SyncedFiles {
+    /// Compares a checkpoint with its checksum before it is read for the first time.
+    async fn check_first(&self, path: PathBuf) -> Result<()> {
+        let is_checked = |path: &PathBuf| self.checked.lock().unwrap_or_else(PoisonError::into_inner).contains(path);
+        if !is_checkpoint(&path) || is_checked(&path) {
+            return Ok(());
+        }
+        let path = tokio::task::spawn_blocking(move || check_checkpoint(&path).map(|()| path)).await??;
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -157,11 +228,14 @@ impl ObjectStore for SyncedFiles {
         let path = self.inner.path_to_filesystem(location)?;
         if is_commit(&path) && !options.head {
             tokio::task::spawn_blocking(move || check_commit(&path)).await??;
+        } else if !options.head {
+            self.check_first(path).await?;
         }
         self.inner.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.check_first(self.inner.path_to_filesystem(location)?).await?;
         self.inner.get_ranges(location, ranges).await
     }
 
