@@ -21,8 +21,8 @@ impl<F: FnMut()> Drop for OnEnd<F> {
 pub struct Pace(usize);
 
 impl Pace {
-    /// Bytes between two pauses: some 100 µs of JSON.
-    pub const PIECE: usize = 64 << 10;
+    /// Bytes between two pauses: less than a millisecond of JSON.
+    pub const PIECE: usize = 256 << 10;
 
     /// So many bytes more are done.
     pub fn did(&mut self, bytes: usize) {

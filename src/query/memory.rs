@@ -156,7 +156,7 @@ mod tests {
     fn query(shared: &Arc<SharedMemory>) -> (Arc<Scope>, MemoryReservation) {
         let memory = shared.query();
         let pool: Arc<dyn MemoryPool> = memory.clone();
-        let scope = Scope::new(&pool, None);
+        let scope = Scope::new(&pool, false);
         memory.set_scope(&scope);
         (scope, MemoryConsumer::new("test").register(&pool))
     }

@@ -14,10 +14,9 @@ use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
 
-/// Niceness of the threads of clients' queries, and of those that take long. More (or `SCHED_IDLE`) would let them starve on a busy
-/// machine: a query that has ended would not notice it in time, and its threads would count as stuck.
+/// Niceness of the threads of clients' queries. More (or `SCHED_IDLE`) would let them starve on a busy machine: a query that has ended
+/// would not notice it in time, and its threads would count as stuck.
 const CLIENT_NICENESS: i32 = 5;
-const LONG_NICENESS: i32 = 10;
 /// Threads that compute for a query, and those that read files for it.
 pub const THREADS: usize = 2;
 const READERS: usize = 4;
@@ -33,10 +32,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// A client's query runs at a lower priority than everything else, and at a still lower one once it takes long.
+    /// A client's query runs at a lower priority than everything else, and gives way to others once it takes long.
     pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
-        let scope = Scope::new(&pool, is_client.then_some(|| set_niceness(LONG_NICENESS)));
+        let scope = Scope::new(&pool, is_client);
         memory.set_scope(&scope);
         let slot = Arc::new(slot);
         let (held, entered) = (Arc::downgrade(&slot), scope.clone());
@@ -51,7 +50,7 @@ impl Running {
                 let _ = &slot;
                 scope::enter(&entered);
                 if is_client {
-                    set_niceness(CLIENT_NICENESS);
+                    lower_priority();
                 }
             })
             .on_thread_stop(scope::leave)
@@ -70,10 +69,10 @@ impl Running {
     }
 }
 
-/// Sets the niceness of this thread; Linux has one for each.
-fn set_niceness(niceness: i32) {
-    if let Err(error) = rustix::process::setpriority_process(None, niceness) {
-        tracing::debug!(%error, niceness, "a query keeps its priority");
+/// Lowers the priority of this thread; Linux has one for each.
+fn lower_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, CLIENT_NICENESS) {
+        tracing::debug!(%error, "a query keeps its priority");
     }
 }
 

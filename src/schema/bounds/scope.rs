@@ -17,16 +17,15 @@ const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
 const COUNTED_BYTES: usize = 64 << 10;
 
-/// A query that takes longer gives way to shorter ones.
+/// A query that takes longer offers its cores to others.
 const SHORT: Duration = Duration::from_millis(25);
-/// How long a thread of a query computes until it offers its core to whoever waits for one. By itself the kernel takes it away only
-/// at a tick, every 1 to 10 ms, also from a thread of a low priority, and a request needs several threads one after the other.
-const YIELD_EVERY: Duration = Duration::from_micros(250);
+/// How long its threads compute between two offers. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, also from
+/// a thread of a low priority, and a request needs several threads one after the other. An offer costs the rest of a thread's slice,
+/// some 3 ms, where others want the core: more of them, or in short queries, would make queries slow on a busy machine.
+const YIELD_EVERY: Duration = Duration::from_micros(500);
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
-    /// Whether `when_long` was called on this thread. It ends with its query, so it never gets its priority back.
-    static IS_LONG: Cell<bool> = const { Cell::new(false) };
     static YIELDED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
@@ -34,8 +33,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Scope {
     begun: Instant,
-    /// Called by each of its threads once it takes long, where it gives way to others.
-    when_long: Option<fn()>,
+    /// Once it takes long, its threads let others run now and then.
+    gives_way: bool,
     has_ended: AtomicBool,
     /// Why, where it was ended for its memory.
     memory: OnceLock<String>,
@@ -50,10 +49,10 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub fn new(pool: &Arc<dyn MemoryPool>, when_long: Option<fn()>) -> Arc<Self> {
+    pub fn new(pool: &Arc<dyn MemoryPool>, gives_way: bool) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
-            when_long,
+            gives_way,
             has_ended: AtomicBool::new(false),
             memory: OnceLock::new(),
             is_planning: AtomicBool::new(true),
@@ -137,15 +136,12 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| current.as_deref().map(what))
 }
 
-/// If this thread works for a query that gives way to others: lets them run now and then, and calls `when_long` once the query takes
-/// long.
+/// If this thread works for a query that gives way and takes long, lets others run now and then.
 pub fn give_way() {
-    let Some((begun, when_long)) = with(|scope| scope.when_long.map(|f| (scope.begun, f))).flatten() else { return };
+    let Some(begun) = with(|scope| scope.gives_way.then_some(scope.begun)).flatten() else { return };
     let now = Instant::now();
-    if now.duration_since(begun) > SHORT && !IS_LONG.replace(true) {
-        when_long();
-    }
-    if YIELDED.get().is_none_or(|at| now.duration_since(at) >= YIELD_EVERY) {
+    let since = YIELDED.get().map_or(begun, |yielded| yielded.max(begun));
+    if now.duration_since(begun) >= SHORT && now.duration_since(since) >= YIELD_EVERY {
         std::thread::yield_now();
         YIELDED.set(Some(Instant::now()));
     }
@@ -184,33 +180,31 @@ mod tests {
 
     use super::*;
 
-    thread_local! {
-        static CALLS: Cell<usize> = const { Cell::new(0) };
-    }
-
-    /// How often one thread of a query that began then calls `when_long`.
-    fn calls(begun: Instant) -> usize {
+    /// Whether a thread of such a query that began then has yielded after it asked once.
+    fn has_yielded(gives_way: bool, begun: Instant) -> bool {
         let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
-        let mut scope = Scope::new(&pool, Some(|| CALLS.set(CALLS.get() + 1)));
+        let mut scope = Scope::new(&pool, gives_way);
         Arc::get_mut(&mut scope).expect("one owner").begun = begun;
         let thread = std::thread::spawn(move || {
             enter(&scope);
-            (0..3).for_each(|_| check().expect("it has not ended"));
-            CALLS.get()
+            check().expect("it has not ended");
+            YIELDED.get().is_some()
         });
         thread.join().expect("no panic")
     }
 
     #[test]
-    fn each_thread_of_a_long_query_lowers_its_priority_once() {
-        assert_eq!(calls(Instant::now().checked_sub(SHORT * 2).expect("uptime")), 1);
+    fn the_threads_of_long_queries_of_clients_yield() {
+        let long_ago = Instant::now().checked_sub(SHORT * 2).expect("uptime");
         let far_ahead = Instant::now() + Duration::from_secs(3_600);
-        assert_eq!(calls(far_ahead), 0);
+        assert!(has_yielded(true, long_ago));
+        assert!(!has_yielded(true, far_ahead));
+        assert!(!has_yielded(false, long_ago));
     }
 
     #[test]
-    fn a_thread_without_a_query_never_gives_way() {
+    fn a_thread_without_a_query_never_yields() {
         give_way();
-        assert!(!IS_LONG.get());
+        assert_eq!(YIELDED.get(), None);
     }
 }
