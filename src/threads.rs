@@ -1,10 +1,11 @@
-//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever. And how one that computes for
-//! long lets others run.
+//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever; and how a thread that computes
+//! for long yields the CPU.
 
 use std::any::Any;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Does something when dropped, also while a panic unwinds: what others wait for is let go of, however its thread ends.
 pub struct OnEnd<F: FnMut()>(pub F);
@@ -15,22 +16,50 @@ impl<F: FnMut()> Drop for OnEnd<F> {
     }
 }
 
-/// Lets other threads run between pieces of long work. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, and
-/// what waits for the disk or a socket needs one several times in a row.
-#[derive(Debug, Default)]
-pub struct Pace(usize);
+/// Yields the CPU now and then during long work. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, and what
+/// waits for the disk or a socket needs one several times in a row.
+#[derive(Debug)]
+pub struct Pace {
+    bytes: usize,
+    items: usize,
+    yielded: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { bytes: 0, items: 0, yielded: Instant::now() }
+    }
+}
 
 impl Pace {
-    /// Bytes between two pauses: less than a millisecond of JSON.
+    /// Bytes between two yields: less than a millisecond of JSON.
     pub const PIECE: usize = 256 << 10;
+    /// Items between two looks at the clock, and how long it may be between two yields.
+    const ITEMS: usize = 16;
+    const TIME: Duration = Duration::from_micros(500);
 
-    /// So many bytes more are done.
+    /// Counts processed bytes, and yields when it is time.
     pub fn did(&mut self, bytes: usize) {
-        self.0 += bytes;
-        if self.0 >= Self::PIECE {
-            self.0 = 0;
-            std::thread::yield_now();
+        self.bytes += bytes;
+        if self.bytes >= Self::PIECE {
+            self.rest();
         }
+    }
+
+    /// Counts an item of unknown size, and yields when it is time.
+    pub fn did_one(&mut self) {
+        self.items += 1;
+        if self.items >= Self::ITEMS {
+            self.items = 0;
+            if self.yielded.elapsed() >= Self::TIME {
+                self.rest();
+            }
+        }
+    }
+
+    fn rest(&mut self) {
+        std::thread::yield_now();
+        (self.bytes, self.yielded) = (0, Instant::now());
     }
 }
 
@@ -99,7 +128,7 @@ mod tests {
         let mut pace = Pace::default();
         pace.did(Pace::PIECE - 1);
         pace.did(1);
-        assert_eq!(pace.0, 0);
+        assert_eq!(pace.bytes, 0);
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn imports() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("idempotency", vec!["event", "config", "decode"]),
         ("wal", vec!["storage", "clock"]),
         ("generator", vec!["event"]),
-        ("sources", vec!["bounds", "event", "clock", "config", "ingest", "operators", "storage", "wal"]),
+        ("sources", vec!["bounds", "event", "clock", "config", "ingest", "operators", "storage", "threads", "wal"]),
         ("ingest", vec!["event", "sources", "decode", "schema", "storage", "threads", "wal", "clock", "idempotency"]),
         ("operators", vec!["bounds", "event", "schema", "decode", "wal", "idempotency"]),
         ("query", vec!["bounds", "event", "schema", "storage", "threads", "views", "operators"]),

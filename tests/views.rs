@@ -277,7 +277,9 @@ fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
         .map(|n| {
             // Old names come back now and then.
             let id = format!("v{}", if numbers.below(4) == 0 { numbers.below(300) as i64 } else { n / 10 });
-            let (at, rev) = (start + n * 600_000, numbers.below(1_000) as i64);
+            // Some are late: older than every venue that is kept.
+            let late = if numbers.below(12) == 0 { 30 * 86_400_000 } else { 0 };
+            let (at, rev) = (start + n * 600_000 - late, numbers.below(1_000) as i64);
             let has_place = numbers.below(5) > 0;
             let place =
                 (numbers.below(180 << 10) as f64 / 1024.0 - 90.0, numbers.below(360 << 10) as f64 / 1024.0 - 180.0);
@@ -292,6 +294,7 @@ fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
                 known.insert(id.clone(), Known { number: came, seen: day, rev, place });
                 came += 1;
             }
+            shows.entry(id.clone()).or_default().insert((-at * 1000, show.clone()));
             if known.len() > 40 {
                 let mut order: Vec<(i64, usize, String)> =
                     known.iter().map(|(id, v)| (v.seen, v.number, id.clone())).collect();
@@ -301,7 +304,6 @@ fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
                     shows.remove(id);
                 }
             }
-            shows.entry(id.clone()).or_default().insert((-at * 1000, show.clone()));
             if n % 50 == 49 {
                 states.push((known.clone(), shows.clone()));
             }

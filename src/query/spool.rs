@@ -177,16 +177,15 @@ impl Whole {
     }
 
     /// Its file, which is to be read from its start while this lives; none where it is small.
-    pub fn file(&self) -> io::Result<Option<File>> {
-        self.file.as_ref().map(File::try_clone).transpose()
+    pub fn take_file(&mut self) -> Option<File> {
+        self.file.take()
     }
 
     pub fn into_bytes(mut self) -> io::Result<Vec<u8>> {
-        let mut bytes = std::mem::take(&mut self.bytes);
         if let Some(file) = &mut self.file {
-            file.read_to_end(&mut bytes)?;
+            file.read_to_end(&mut self.bytes)?;
         }
-        Ok(bytes)
+        Ok(self.bytes)
     }
 
     /// What a question was answered.
@@ -194,18 +193,6 @@ impl Whole {
         let failed = |e: &dyn std::fmt::Display| QueryError::Failed(format!("an answer cannot be read: {e}"));
         let bytes = self.into_bytes().map_err(|e| failed(&e))?;
         serde_json::from_slice(&bytes).map_err(|e| failed(&e))
-    }
-}
-
-impl Drop for Whole {
-    /// A file without a name is deleted when it is closed, which takes milliseconds where it is large: too long for a thread that
-    /// accepts.
-    fn drop(&mut self) {
-        if let Some(file) = self.file.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn_blocking(move || drop(file));
-        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Answers that are the same for everybody: rendered rarely, however often they are asked for, so that nobody who asks in a row keeps
-//! the threads that accept busy.
+//! Answers that are the same for everybody: rendered rarely, however often they are asked for, so that pipelined requests do not keep
+//! the server's worker threads busy.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

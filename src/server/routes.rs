@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::path::Path as FilePath;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use futures::Stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
@@ -46,12 +48,31 @@ pub fn answered(kind: &'static str, whole: Whole) -> Response {
     )
 }
 
-fn body_of(whole: Whole) -> std::io::Result<Body> {
-    let Some(file) = whole.file()? else { return Ok(Body::from(whole.into_bytes()?)) };
+fn body_of(mut whole: Whole) -> std::io::Result<Body> {
+    let Some(file) = whole.take_file() else { return Ok(Body::from(whole.into_bytes()?)) };
     let parts = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
-    Ok(Body::from_stream(parts.inspect(move |_| {
-        let _is_held = &whole;
-    })))
+    Ok(Body::from_stream(FileAnswer(Some((parts, whole)))))
+}
+
+/// An answer that is sent from its file.
+struct FileAnswer(Option<(ReaderStream<tokio::fs::File>, Whole)>);
+
+impl Stream for FileAnswer {
+    type Item = std::io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().map_or(Poll::Ready(None), |(parts, _)| Pin::new(parts).poll_next(context))
+    }
+}
+
+impl Drop for FileAnswer {
+    /// A file without a name is deleted when it is closed. Where it is large this takes milliseconds, too long for one of the server's
+    /// worker threads.
+    fn drop(&mut self) {
+        if let (Some(answer), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(answer));
+        }
+    }
 }
 
 type Params = Query<BTreeMap<String, String>>;

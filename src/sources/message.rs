@@ -1,7 +1,11 @@
 //! Messages → records. A message may be an object, several of them, an array of them, an object with an array of them, or a JSON
 //! string that holds one of these (encoded twice).
 
+use serde::Deserializer;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+
 use super::lines::{Reader, first_of_several, padding, trim_end};
+use crate::threads::Pace;
 
 /// Gives each record of a message with its offset in it. With `unwrap`, the elements of the array that is this member of an object
 /// are its records. What is no such shape is one record, for the decoder to refuse with its reason.
@@ -35,9 +39,8 @@ pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
 }
 
 fn split_text(text: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
-    let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
     match text.first() {
-        Some(b'[') if is_json() => values(text, None, give),
+        Some(b'[') if is_json(text) => values(text, None, give),
         Some(b'{') if unwrap.is_some() => values(text, unwrap, give),
         Some(_) => {
             let mut at = 0;
@@ -68,12 +71,68 @@ pub fn records(message: &[u8]) -> Vec<Vec<u8>> {
 /// Whether a last line without its newline is a whole JSON object, array or string.
 pub fn is_whole(line: &[u8]) -> bool {
     let line = line.trim_ascii();
-    matches!(line.first(), Some(b'{' | b'[' | b'"')) && serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok()
+    matches!(line.first(), Some(b'{' | b'[' | b'"')) && is_json(line)
+}
+
+/// Whether these bytes are one JSON value. An array, which may be a large body, lets other threads run now and then.
+pub fn is_json(bytes: &[u8]) -> bool {
+    if bytes.starts_with(b"[") {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        return json.deserialize_seq(Elements).and_then(|()| json.end()).is_ok();
+    }
+    serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
+}
+
+/// The elements of an array, whatever they are.
+struct Elements;
+
+impl<'de> Visitor<'de> for Elements {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        let mut pace = Pace::default();
+        while elements.next_element::<IgnoredAny>()?.is_some() {
+            pace.did_one();
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_what_serde_json_takes() {
+        let long = format!("[{}1]", "1,".repeat(100_000));
+        for text in [
+            "[]",
+            "[ ]",
+            "[1,\"a\",null,{\"a\":[1]},[[]]]",
+            "[1,]",
+            "[1 2]",
+            "[1]]",
+            "[1",
+            "[",
+            "[1e999]",
+            "{}",
+            "{\"a\":1}x",
+            " [1]",
+            "1",
+            "[\"\\ud800\"]",
+            &long,
+            &long[..long.len() - 1],
+            &format!("{long} "),
+            &format!("{long},"),
+        ] {
+            let expected = serde_json::from_slice::<IgnoredAny>(text.as_bytes()).is_ok();
+            assert_eq!(is_json(text.as_bytes()), expected, "{}", &text[..text.len().min(40)]);
+        }
+    }
 
     #[test]
     fn every_shape_gives_its_records() {

@@ -115,11 +115,11 @@ struct Listener<'a> {
     has_room_again: bool,
 }
 
-/// Messages without a record, such as pings: beyond so many a second the connection is not read until the second is over. A server
-/// that sends nothing else would otherwise keep a core busy.
+/// Messages without a record, such as pings, with no record among them: beyond so many a second the connection is not read until the
+/// second is over. A server that sends nothing else would otherwise keep a core busy.
 const IDLE_MESSAGES_PER_SECOND: u32 = 100;
 
-/// Counts the messages without a record in the second that runs.
+/// Counts the messages without a record in the current second.
 struct IdleMessages {
     since: Instant,
     count: u32,
@@ -197,7 +197,10 @@ impl Listener<'_> {
                         Message::Close(_) => return self.lost("the server closed the connection".into()),
                         Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => false,
                     };
-                    if !has_records && let Some(pause) = idle.pause(heard) {
+                    if has_records {
+                        // What comes with records does not keep them waiting.
+                        idle = IdleMessages::new(heard);
+                    } else if let Some(pause) = idle.pause(heard) {
                         self.flush()?;
                         sleep(pause).await;
                     }

@@ -17,10 +17,10 @@ const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
 const COUNTED_BYTES: usize = 64 << 10;
 
-/// A query that takes longer offers its cores to others.
+/// A query that takes longer yields the CPU now and then.
 const SHORT: Duration = Duration::from_millis(25);
-/// How long its threads compute between two offers. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, also from
-/// a thread of a low priority, and a request needs several threads one after the other. An offer costs the rest of a thread's slice,
+/// How long its threads compute between two yields. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, also from
+/// a thread of a low priority, and a request needs several threads one after the other. A yield costs the rest of a thread's slice,
 /// some 3 ms, where others want the core: more of them, or in short queries, would make queries slow on a busy machine.
 const YIELD_EVERY: Duration = Duration::from_micros(500);
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buoyant_kernel::snapshot::Snapshot;
+use buoyant_kernel::snapshot::{CheckpointWriteResult, Snapshot};
 use deltalake::kernel::transaction::{
     CommitBuilder, CommitData, CommitProperties, PROTOCOL, TableReference, TransactionError,
 };
@@ -136,10 +136,13 @@ impl DeltaLog {
         let written = tokio::task::spawn_blocking(move || {
             Snapshot::builder_for(root).at_version(version).build(engine.as_ref())?.checkpoint(engine.as_ref(), None)
         });
-        written.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
+        let (result, _) = written.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
         let checkpoint = self.folder.join(format!("{version:020}.checkpoint.parquet"));
-        let summed = tokio::task::spawn_blocking(move || add_checkpoint_sum(&checkpoint));
-        summed.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
+        // One that is there already was written by somebody else.
+        if result == CheckpointWriteResult::Written {
+            let summed = tokio::task::spawn_blocking(move || add_checkpoint_sum(&checkpoint));
+            summed.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
+        }
         if self.has_old_entries()? {
             self.load().await?;
             deltalake::checkpoints::cleanup_metadata(&self.table, None).await?;
@@ -255,10 +258,41 @@ mod tests {
             flipped[at] ^= 4;
             std::fs::write(&checkpoint, flipped).expect("written");
             let error = DeltaLog::open(&spec).await.err().expect("damaged").to_string();
-            assert!(error.contains("checkpoint.parquet") && error.contains("move it away"), "{error}");
+            assert!(error.contains("checkpoint.parquet") && error.contains("from a backup"), "{error}");
         }
         std::fs::write(&checkpoint, whole).expect("written");
         DeltaLog::open(&spec).await.expect("whole again");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_is_read_without_a_damaged_checkpoint_where_what_is_older_is_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = spec(folder.path());
+        let mut log = DeltaLog::open(&spec).await.expect("a table");
+        add(&mut log, &spec, "a").await.expect("added");
+        log.tidy().await.expect("a checkpoint");
+        add(&mut log, &spec, "b").await.expect("added");
+        log.tidy().await.expect("a checkpoint");
+        let entries = spec.root.join("_delta_log");
+        let damage = |version: i64| {
+            let checkpoint = entries.join(format!("{version:020}.checkpoint.parquet"));
+            let mut bytes = std::fs::read(&checkpoint).expect("a checkpoint");
+            bytes[100] ^= 1;
+            std::fs::write(&checkpoint, bytes).expect("written");
+            checkpoint
+        };
+        let move_away = |checkpoint: &Path| {
+            for path in [checkpoint, &entries.join("_last_checkpoint")] {
+                std::fs::remove_file(path).unwrap_or_default();
+            }
+        };
+        // Twice the way out that the error names: to the older checkpoint, then to the first commit.
+        for checkpoint in [damage(2), damage(1)] {
+            let error = DeltaLog::open(&spec).await.err().expect("damaged").to_string();
+            assert!(error.contains("move it and _last_checkpoint away"), "{error}");
+            move_away(&checkpoint);
+        }
+        assert_eq!(paths(&spec).await, ["a", "b"]);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -26,8 +26,8 @@ const COMMIT_INFO: &str = "{\"commitInfo\":{";
 const SUM: &str = "\"weirCrc32c\":\"";
 const NO_SUM: &str = "00000000";
 
-/// Behind the name of a checkpoint, with a dot before it: the file with the checksum of the checkpoint. Readers of Delta pass it over.
-const CHECKPOINT_SUM: &str = ".crc32c";
+/// Suffix of the file that holds a checkpoint's checksum; its name begins with a dot, so readers of Delta ignore it.
+pub const CHECKPOINT_SUM: &str = ".crc32c";
 
 #[derive(Debug)]
 pub struct SyncedFiles {
@@ -152,10 +152,27 @@ fn check_checkpoint(path: &FsPath) -> Result<()> {
     }
     let what = "its bytes are not those that were written (CRC-32C)";
     let table = path.parent().and_then(FsPath::parent).unwrap_or(path).display();
+    // Without an older checkpoint or the first commit, the commits that are left would be read as if they were all.
+    let way_out = if is_there_before(path) {
+        "move it and _last_checkpoint away, then the table is read from what is older"
+    } else {
+        "restore it from a backup of the whole data folder"
+    };
     let way_out = format!(
-        "move it away, then the table is read from the entries before it, if all of them are still there; otherwise restore the folder {table} from a backup of the whole data folder"
+        "{way_out} (table {table}; if another program has written it, remove {})",
+        checkpoint_sum(path).display()
     );
     Err(object_store::Error::Generic { store: "lake", source: damage(path, what, &way_out).into() })
+}
+
+/// Whether a table can be read without this checkpoint.
+fn is_there_before(checkpoint: &FsPath) -> bool {
+    let Some(folder) = checkpoint.parent() else { return false };
+    let is_older = |entry: std::fs::DirEntry| {
+        is_checkpoint(&entry.path()) && entry.file_name() < *checkpoint.file_name().unwrap_or_default()
+    };
+    folder.join(format!("{:020}.json", 0)).exists()
+        || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(is_older)))
 }
 
 fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<()> {

@@ -20,6 +20,7 @@ use super::entities::levels::{self, Level};
 use super::entities::{self, Sizes};
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
 use super::hot::{self, Hot};
+use super::store::CHECKPOINT_SUM;
 use super::{LogName, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
@@ -615,8 +616,9 @@ impl LakeTable {
         let mut log = Vec::new();
         for entry in std::fs::read_dir(self.spec.root.join(folder)).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            // What begins with a dot is being written.
-            if !name.to_string_lossy().starts_with('.') {
+            // What else begins with a dot is being written.
+            let text = name.to_string_lossy();
+            if !text.starts_with('.') || text.ends_with(CHECKPOINT_SUM) {
                 log.push(folder.join(name));
             }
         }

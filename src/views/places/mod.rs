@@ -68,7 +68,7 @@ impl EvictionOrder {
     }
 }
 
-/// Days of all times that events may have fit.
+/// An `i32` holds the day of any time that an event may have.
 fn day_key(day: i64) -> i32 {
     day.clamp(i32::MIN.into(), i32::MAX.into()) as i32
 }
@@ -230,7 +230,7 @@ impl State {
         self.evict_while(stored, |_, day| day < floor)
     }
 
-    /// Evicts the venue that no event named for longest, again and again while it is true of its last day.
+    /// Evicts the venue that no event named for longest, and the next one, as long as it is true of the day (a lower bound of the last one).
     fn evict_while(&mut self, stored: &Stored, is_leaving: impl Fn(&Self, i64) -> bool) -> Result<(), ViewError> {
         while let Some(&Reverse((day, number))) = self.order.0.peek().filter(|e| is_leaving(self, e.0.0.into())) {
             let venue = self.by_number(stored, number)?;

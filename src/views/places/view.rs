@@ -142,12 +142,13 @@ impl PlacesView {
                 Said { name: &text, lat: lat.value(row), lon: lon.value(row), version: number_at(version, row) }
             });
             state.name(&stored, &id, bucket(times.value(row), MICROS_PER_DAY), said)?;
-            state.evict_beyond(&stored, def.max_venues)?;
             let date = date.is_valid(row).then(|| number_at(date, row));
             if write_id(event, row, &mut text) && !is_before(date, state.floor) {
                 write_edge(date, &text, &mut edge);
                 state.connect(&id, &edge);
             }
+            // With its edges: the venue may be the one that leaves.
+            state.evict_beyond(&stored, def.max_venues)?;
         }
         state.trim_recent(self.places.room);
         Ok(())
