@@ -28,7 +28,7 @@
 //! |---|---|
 //! | `src/event.rs` | the words every module shares: LSN, times, gap |
 //! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
-//! | `src/threads.rs` | what becomes of a thread that panics |
+//! | `src/threads.rs` | panics of threads, and the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | texts of records within bounds, where they are remembered |
 //! | `src/idempotency.rs` | answers remembered under idempotency keys: a bounded table that the log's writer and the operators fill alike |
 //! | `src/config` | the file as typed, and what it means, checked once; `src/config/place.rs` points into its text |

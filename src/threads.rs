@@ -1,5 +1,4 @@
-//! What becomes of a thread that panics: whoever waits for it is told, so that nobody waits for ever; and how a thread that computes
-//! for long yields the CPU.
+//! Panics of threads, which are reported to whoever waits for the thread, and [`Pace`], with which long work yields the CPU.
 
 use std::any::Any;
 use std::io::Read;
@@ -16,50 +15,45 @@ impl<F: FnMut()> Drop for OnEnd<F> {
     }
 }
 
-/// Yields the CPU now and then during long work. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, and what
-/// waits for the disk or a socket needs one several times in a row.
-#[derive(Debug)]
+/// Yields the CPU now and then during long work. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, also from a
+/// thread of a low priority, and a request needs several threads one after the other. A yield costs the rest of a thread's slice,
+/// some 3 ms, where others want the core: many more of them would make the work slow on a busy machine.
+#[derive(Debug, Default)]
 pub struct Pace {
     bytes: usize,
-    items: usize,
-    yielded: Instant,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { bytes: 0, items: 0, yielded: Instant::now() }
-    }
+    yielded: Option<Instant>,
 }
 
 impl Pace {
+    pub const fn new() -> Self {
+        Self { bytes: 0, yielded: None }
+    }
+
     /// Bytes between two yields: less than a millisecond of JSON.
     pub const PIECE: usize = 256 << 10;
-    /// Items between two looks at the clock, and how long it may be between two yields.
-    const ITEMS: usize = 16;
+    /// Time between two yields.
     const TIME: Duration = Duration::from_micros(500);
 
-    /// Counts processed bytes, and yields when it is time.
+    /// Counts processed bytes, and yields after each piece.
     pub fn did(&mut self, bytes: usize) {
         self.bytes += bytes;
         if self.bytes >= Self::PIECE {
-            self.rest();
+            self.bytes = 0;
+            std::thread::yield_now();
         }
     }
 
-    /// Counts an item of unknown size, and yields when it is time.
-    pub fn did_one(&mut self) {
-        self.items += 1;
-        if self.items >= Self::ITEMS {
-            self.items = 0;
-            if self.yielded.elapsed() >= Self::TIME {
-                self.rest();
-            }
+    /// Yields if the last time was long enough ago: for work whose size is not known.
+    pub fn tick(&mut self) {
+        if self.yielded.is_none_or(|at| at.elapsed() >= Self::TIME) {
+            std::thread::yield_now();
+            self.yielded = Some(Instant::now());
         }
     }
 
-    fn rest(&mut self) {
-        std::thread::yield_now();
-        (self.bytes, self.yielded) = (0, Instant::now());
+    #[cfg(test)]
+    pub fn has_ticked(&self) -> bool {
+        self.yielded.is_some()
     }
 }
 

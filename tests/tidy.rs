@@ -58,7 +58,7 @@ fn imports() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("threads", vec![]),
         ("presets", vec![]),
         ("config", vec!["event", "presets"]),
-        ("schema", vec!["event", "config", "decode"]),
+        ("schema", vec!["event", "config", "decode", "threads"]),
         ("decode", vec!["bounds", "event", "schema"]),
         ("idempotency", vec!["event", "config", "decode"]),
         ("wal", vec!["storage", "clock"]),

@@ -108,7 +108,7 @@ impl MemoryPool for QueryMemory {
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
-        scope::give_way();
+        scope::yield_if_long();
         self.ended()?;
         let mut grown = self.shared.pool.try_grow(reservation, additional);
         if matches!(grown, Err(DataFusionError::ResourcesExhausted(_))) && self.held() + additional <= self.shared.part

@@ -32,7 +32,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// A client's query runs at a lower priority than everything else, and gives way to others once it takes long.
+    /// A client's query runs at a lower priority than everything else, and yields the CPU once it takes long.
     pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
         let scope = Scope::new(&pool, is_client);

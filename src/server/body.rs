@@ -35,7 +35,7 @@ const TYPES: [&str; 10] = [
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// Records of a body: each takes memory beside its bytes, most where it becomes a dead letter.
 const RECORDS: usize = 1_000_000;
-/// Fixed cost of a record, in bytes.
+/// Fixed cost of a record, where work is counted in bytes.
 const RECORD_WORK: usize = 16;
 /// How much room unpacking asks for at once.
 const UNPACK_BYTES: usize = 64 << 10;
@@ -166,7 +166,7 @@ fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, 
         let rest = &rest[..rest.len().min(Pace::PIECE)];
         let status =
             stream.decompress_vec(rest, &mut out, FlushDecompress::None).map_err(|e| broken(&e.to_string()))?;
-        pace.did(rest.len().max(out.len() - before.1));
+        pace.did((stream.total_in() - before.0) as usize + out.len() - before.1);
         if out.len() > limit {
             return Err(UnpackError::TooLarge);
         }
@@ -260,11 +260,11 @@ fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
     }
     // Among lines that are JSON a binary one is a dead letter, as any other.
     let mut pace = Pace::default();
-    let mut is_paced_json = |line: &[u8]| {
+    let mut is_json_line = |line: &[u8]| {
         pace.did(line.len() + RECORD_WORK);
         is_json(line)
     };
-    if looks_binary(body) && !is_json(first) && !lines.any(&mut is_paced_json) {
+    if looks_binary(body) && !is_json(first) && !lines.any(&mut is_json_line) {
         return Shape::Binary;
     }
     Shape::Several

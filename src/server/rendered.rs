@@ -17,7 +17,7 @@ impl Rendered {
         Self { max_age, last: Mutex::default() }
     }
 
-    /// The last text, or a new one where that is too old at `now`. Whoever asks meanwhile waits for the same one.
+    /// The last text, or a new one where that is too old at `now`. Concurrent callers wait for one rendering and share it.
     pub fn get(&self, now: Instant, render: impl FnOnce() -> String) -> Bytes {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {

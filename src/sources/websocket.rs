@@ -174,7 +174,7 @@ impl Listener<'_> {
         self.tell_gap("not connected")?;
         let mut heard = Instant::now();
         let mut pinged = Instant::now();
-        let mut idle = IdleMessages::new(heard);
+        let (mut idle, mut is_slowed) = (IdleMessages::new(heard), false);
         loop {
             if self.context.stop.is_asked() {
                 self.flush()?;
@@ -201,6 +201,11 @@ impl Listener<'_> {
                         // What comes with records does not keep them waiting.
                         idle = IdleMessages::new(heard);
                     } else if let Some(pause) = idle.pause(heard) {
+                        if !std::mem::replace(&mut is_slowed, true) {
+                            let reason =
+                                "more than 100 messages a second, none with a record: read no faster than that";
+                            tracing::warn!(source = self.context.name, url, reason, "slowed down");
+                        }
                         self.flush()?;
                         sleep(pause).await;
                     }

@@ -1,7 +1,7 @@
 //! The query that a thread works for. What computes for long asks here whether anybody still waits for it, and what makes much of
 //! little counts here what it makes. Threads that work for no query are never stopped and count nothing.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,30 +11,27 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 
 use super::Exceeded;
+use crate::threads::Pace;
 
 /// Results of functions that are alive at once, about: an expression's own, and those of the operators above it.
 const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
 const COUNTED_BYTES: usize = 64 << 10;
 
-/// A query that takes longer yields the CPU now and then.
+/// A query that takes longer yields the CPU now and then; a shorter one would only become slower on a busy machine.
 const SHORT: Duration = Duration::from_millis(25);
-/// How long its threads compute between two yields. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, also from
-/// a thread of a low priority, and a request needs several threads one after the other. A yield costs the rest of a thread's slice,
-/// some 3 ms, where others want the core: more of them, or in short queries, would make queries slow on a busy machine.
-const YIELD_EVERY: Duration = Duration::from_micros(500);
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
-    static YIELDED: Cell<Option<Instant>> = const { Cell::new(None) };
+    static PACE: RefCell<Pace> = const { RefCell::new(Pace::new()) };
 }
 
 /// A running query, as its threads see it.
 #[derive(Debug)]
 pub struct Scope {
     begun: Instant,
-    /// Once it takes long, its threads let others run now and then.
-    gives_way: bool,
+    /// Whether its threads yield the CPU once it takes long.
+    yields_when_long: bool,
     has_ended: AtomicBool,
     /// Why, where it was ended for its memory.
     memory: OnceLock<String>,
@@ -49,10 +46,10 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub fn new(pool: &Arc<dyn MemoryPool>, gives_way: bool) -> Arc<Self> {
+    pub fn new(pool: &Arc<dyn MemoryPool>, yields_when_long: bool) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
-            gives_way,
+            yields_when_long,
             has_ended: AtomicBool::new(false),
             memory: OnceLock::new(),
             is_planning: AtomicBool::new(true),
@@ -136,20 +133,16 @@ fn with<T>(what: impl FnOnce(&Scope) -> T) -> Option<T> {
     CURRENT.with_borrow(|current| current.as_deref().map(what))
 }
 
-/// If this thread works for a query that gives way and takes long, lets others run now and then.
-pub fn give_way() {
-    let Some(begun) = with(|scope| scope.gives_way.then_some(scope.begun)).flatten() else { return };
-    let now = Instant::now();
-    let since = YIELDED.get().map_or(begun, |yielded| yielded.max(begun));
-    if now.duration_since(begun) >= SHORT && now.duration_since(since) >= YIELD_EVERY {
-        std::thread::yield_now();
-        YIELDED.set(Some(Instant::now()));
+/// Yields the CPU now and then, if this thread works for a query that does so and takes long.
+pub fn yield_if_long() {
+    if with(|scope| scope.yields_when_long && scope.begun.elapsed() >= SHORT).unwrap_or(false) {
+        PACE.with_borrow_mut(Pace::tick);
     }
 }
 
 /// An error where the query that this thread works for has ended. Asked again and again by what computes.
 pub fn check() -> Result<()> {
-    give_way();
+    yield_if_long();
     with(Scope::check).unwrap_or(Ok(()))
 }
 
@@ -181,14 +174,14 @@ mod tests {
     use super::*;
 
     /// Whether a thread of such a query that began then has yielded after it asked once.
-    fn has_yielded(gives_way: bool, begun: Instant) -> bool {
+    fn has_yielded(yields_when_long: bool, begun: Instant) -> bool {
         let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
-        let mut scope = Scope::new(&pool, gives_way);
+        let mut scope = Scope::new(&pool, yields_when_long);
         Arc::get_mut(&mut scope).expect("one owner").begun = begun;
         let thread = std::thread::spawn(move || {
             enter(&scope);
             check().expect("it has not ended");
-            YIELDED.get().is_some()
+            PACE.with_borrow(Pace::has_ticked)
         });
         thread.join().expect("no panic")
     }
@@ -204,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_thread_without_a_query_never_yields() {
-        give_way();
-        assert_eq!(YIELDED.get(), None);
+        yield_if_long();
+        assert!(!PACE.with_borrow(Pace::has_ticked));
     }
 }

@@ -2,7 +2,6 @@
 //! name are on the disk. Without it an acknowledged commit can come back from a power cut empty, and its table opens without
 //! the rows, silently.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path as FsPath, PathBuf};
@@ -32,8 +31,8 @@ pub const CHECKPOINT_SUM: &str = ".crc32c";
 #[derive(Debug)]
 pub struct SyncedFiles {
     inner: Arc<LocalFileSystem>,
-    /// Checkpoints that were compared with their checksums.
-    checked: Mutex<HashSet<PathBuf>>,
+    /// The checkpoint that was compared with its checksum last; a table is read from one.
+    checked: Mutex<Option<PathBuf>>,
 }
 
 /// The whole file system; paths are absolute without the leading slash.
@@ -200,12 +199,12 @@ fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<(
 impl SyncedFiles {
     /// Compares a checkpoint with its checksum before it is read for the first time.
     async fn check_first(&self, path: PathBuf) -> Result<()> {
-        let is_checked = |path: &PathBuf| self.checked.lock().unwrap_or_else(PoisonError::into_inner).contains(path);
-        if !is_checkpoint(&path) || is_checked(&path) {
+        let last_checked = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_checkpoint(&path) || last_checked().as_ref() == Some(&path) {
             return Ok(());
         }
         let path = tokio::task::spawn_blocking(move || check_checkpoint(&path).map(|()| path)).await??;
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+        *last_checked() = Some(path);
         Ok(())
     }
 }

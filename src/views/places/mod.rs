@@ -50,11 +50,11 @@ impl RTreeParams for Wide {
     type DefaultInsertionStrategy = RStarInsertionStrategy;
 }
 
-/// Venue numbers by the day on which an event last named them, those of one day as they came.
+/// Venue numbers, least recently seen first: by the day on which an event last named the venue, then by number.
 ///
-/// An entry's day is not raised when its venue is named again: it is a lower bound, and is corrected when it comes first. So naming
-/// a venue costs nothing, and each venue is corrected at most once for each of its days. For example, with venue 7 last named on
-/// day 3 and again on day 5, (3, 7) comes first, is seen to be outdated, and goes back in as (5, 7).
+/// An entry's day is not updated when its venue is seen again: it is a lower bound, corrected when the entry reaches the top. So an
+/// update costs nothing, and an entry is corrected at most once for each day of its venue. For example, venue 7 is seen on day 3 and
+/// again on day 5: (3, 7) reaches the top, is found to be outdated, and is pushed again as (5, 7).
 #[derive(Default)]
 struct EvictionOrder(BinaryHeap<Reverse<(i32, u32)>>);
 
@@ -78,7 +78,7 @@ struct State {
     tree: RTree<Point, Wide>,
     /// What the next new venue gets.
     next: u32,
-    /// Every venue once, the one that no event named for longest first.
+    /// Every venue once, the least recently seen first.
     order: EvictionOrder,
     /// Venues lately named, as they are now.
     recent: HashMap<Arc<str>, Venue>,
@@ -218,19 +218,19 @@ impl State {
         Ok(venue.filter(|venue| venue.number == number).map(|venue| (id, venue)))
     }
 
-    /// Where there are more venues than may be, evicts those that no event named for longest; of one day, those that came first.
+    /// Evicts the least recently seen venues beyond `most`; of one day, those that were added first.
     fn evict_beyond(&mut self, stored: &Stored, most: usize) -> Result<(), ViewError> {
         self.evict_while(stored, |state, _| state.tree.size() > most)
     }
 
-    /// Evicts the venues that no event has named since the floor.
+    /// Evicts the venues that were last seen before the floor.
     fn evict_expired(&mut self, stored: &Stored) -> Result<(), ViewError> {
         let Some(floor) = self.floor else { return Ok(()) };
         let floor = bucket(floor, MICROS_PER_DAY);
         self.evict_while(stored, |_, day| day < floor)
     }
 
-    /// Evicts the venue that no event named for longest, and the next one, as long as it is true of the day (a lower bound of the last one).
+    /// Evicts venues, the least recently seen first, while `is_leaving` holds for the top entry's day.
     fn evict_while(&mut self, stored: &Stored, is_leaving: impl Fn(&Self, i64) -> bool) -> Result<(), ViewError> {
         while let Some(&Reverse((day, number))) = self.order.0.peek().filter(|e| is_leaving(self, e.0.0.into())) {
             let venue = self.by_number(stored, number)?;

@@ -147,7 +147,7 @@ impl PlacesView {
                 write_edge(date, &text, &mut edge);
                 state.connect(&id, &edge);
             }
-            // With its edges: the venue may be the one that leaves.
+            // After its edge was added: the venue that is evicted may be this one.
             state.evict_beyond(&stored, def.max_venues)?;
         }
         state.trim_recent(self.places.room);
