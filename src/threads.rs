@@ -1,4 +1,4 @@
-//! Panics of threads, which are reported to whoever waits for the thread, and [`Pace`], with which long work yields the CPU.
+//! Panics of threads, reported to the threads that wait for them, and [`Pace`], with which long work yields the CPU.
 
 use std::any::Any;
 use std::io::Read;

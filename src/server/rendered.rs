@@ -1,4 +1,4 @@
-//! Answers that are the same for everybody: rendered rarely, however often they are asked for, so that pipelined requests do not keep
+//! Responses that do not depend on the client. They are rendered at most once in an interval, so that pipelined requests do not keep
 //! the server's worker threads busy.
 
 use std::sync::{Mutex, PoisonError};
