@@ -2,15 +2,22 @@
 //! what passed while nobody listened is told as a gap.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::UrlError;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
@@ -150,6 +157,79 @@ fn limits(message_bytes: usize) -> WebSocketConfig {
         .max_write_buffer_size(WRITE_BYTES)
 }
 
+/// Frames of a message may take so many times the bytes that the message may have.
+const FRAMING_FACTOR: u64 = 4;
+
+/// Counts the bytes received since the last complete message.
+///
+/// A message may come in any number of frames, and the library bounds only the sum of their payloads: a server that sends empty
+/// frames and never ends the message would keep a core busy.
+#[derive(Default)]
+struct MessageAllowance(AtomicU64);
+
+impl MessageAllowance {
+    fn restart(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A connection that fails once `limit` bytes came without a complete message.
+struct Metered<S> {
+    inner: S,
+    limit: u64,
+    received: Arc<MessageAllowance>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        let new = (buffer.filled().len() - before) as u64;
+        if self.received.0.fetch_add(new, Ordering::Relaxed) + new > self.limit {
+            let reason = format!("more than {} bytes came without a complete message", self.limit);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)));
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Connects to the server, with TLS where the URL says `wss`.
+async fn connect(
+    url: &str,
+    message_bytes: usize,
+    received: &Arc<MessageAllowance>,
+) -> Result<WebSocketStream<MaybeTlsStream<Metered<TcpStream>>>, Error> {
+    let request = url.into_client_request()?;
+    let host = request.uri().host().ok_or(Error::Url(UrlError::NoHostName))?;
+    // An IPv6 address has brackets in a URL only.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = request.uri().port_u16().unwrap_or(if request.uri().scheme_str() == Some("wss") { 443 } else { 80 });
+    let inner = TcpStream::connect((host, port)).await?;
+    inner.set_nodelay(true)?;
+    let limit = message_bytes as u64 * FRAMING_FACTOR;
+    let stream = Metered { inner, limit, received: received.clone() };
+    let (socket, _) = client_async_tls_with_config(request, stream, Some(limits(message_bytes)), None).await?;
+    Ok(socket)
+}
+
 async fn ping<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Result<(), String> {
     match timeout(WRITE_TIME, socket.send(Message::Ping(Vec::new().into()))).await {
         Ok(Ok(())) => Ok(()),
@@ -161,12 +241,11 @@ async fn ping<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>
 impl Listener<'_> {
     async fn listen(&mut self, url: &str) -> Result<(), Ended> {
         let limit = self.context.record_bytes * 4;
-        let config = limits(limit);
-        let lost = |e: Error| Ended::Connection(e.to_string());
-        let (mut socket, _) = timeout(CONNECT_TIME, connect_async_with_config(url, Some(config), true))
+        let allowance = Arc::default();
+        let mut socket = timeout(CONNECT_TIME, connect(url, limit, &allowance))
             .await
             .map_err(|_| Ended::Connection("no answer in time".into()))?
-            .map_err(lost)?;
+            .map_err(|e| Ended::Connection(e.to_string()))?;
         tracing::info!(source = self.context.name, url, "connected");
         self.context.set_state(SourceState::Running, None);
         self.context.is_connected.store(true, Ordering::Release);
@@ -189,6 +268,7 @@ impl Listener<'_> {
             match timeout(wait, socket.next()).await {
                 Err(_) => self.flush()?,
                 Ok(Some(Ok(message))) => {
+                    allowance.restart();
                     heard = Instant::now();
                     self.heard_at = self.clock.now();
                     let has_records = match message {
@@ -346,6 +426,23 @@ mod tests {
         assert_eq!(idle.pause(at(10)), Some(LONGEST_WAIT));
         assert_eq!(idle.pause(at(900)), Some(Duration::from_millis(100)));
         assert_eq!(idle.pause(at(1_000)), None);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_never_ends_closes_the_connection() {
+        let (mut server, inner) = tokio::io::duplex(4 << 10);
+        let stream = Metered { inner, limit: 64 << 10, received: Arc::default() };
+        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, Some(limits(1 << 20))).await;
+        let flood = tokio::spawn(async move {
+            // A text message, continued by empty frames without end.
+            let _ = server.write_all(&[0x01, 0]).await;
+            let empty = [0x00, 0].repeat(1_000);
+            while server.write_all(&empty).await.is_ok() {}
+        });
+        let ended = socket.next().await.expect("an error").expect_err("no message is complete");
+        insta::assert_snapshot!(ended, @"IO error: more than 65536 bytes came without a complete message");
+        drop(socket);
+        flood.await.expect("it ends");
     }
 
     #[tokio::test]

@@ -23,6 +23,8 @@ pub use view::PlacesView;
 
 /// Events told of a venue.
 const EVENTS_PER_VENUE: usize = 10;
+/// Venues evicted under one lock, when a day has passed: queries go between.
+const EVICTED_AT_ONCE: usize = 256;
 /// Bytes in memory of an edge that waits, beside its key.
 const EDGE_BYTES: usize = 96;
 /// Points have single precision, which halves the tree: of two chords of the unit sphere the difference between what they are and
@@ -220,19 +222,29 @@ impl State {
 
     /// Evicts the least recently seen venues beyond `most`; of one day, those that were added first.
     fn evict_beyond(&mut self, stored: &Stored, most: usize) -> Result<(), ViewError> {
-        self.evict_while(stored, |state, _| state.tree.size() > most)
+        self.evict_while(stored, |state, _, _| state.tree.size() > most).map(drop)
     }
 
-    /// Evicts the venues that were last seen before the floor.
-    fn evict_expired(&mut self, stored: &Stored) -> Result<(), ViewError> {
-        let Some(floor) = self.floor else { return Ok(()) };
+    /// Evicts up to `EVICTED_AT_ONCE` venues that were last seen before the floor; whether there may be more.
+    fn evict_expired(&mut self, stored: &Stored) -> Result<bool, ViewError> {
+        let Some(floor) = self.floor else { return Ok(false) };
         let floor = bucket(floor, MICROS_PER_DAY);
-        self.evict_while(stored, |_, day| day < floor)
+        let visited = self.evict_while(stored, |_, day, visited| day < floor && visited < EVICTED_AT_ONCE)?;
+        Ok(visited == EVICTED_AT_ONCE)
     }
 
-    /// Evicts venues, the least recently seen first, while `is_leaving` holds for the top entry's day.
-    fn evict_while(&mut self, stored: &Stored, is_leaving: impl Fn(&Self, i64) -> bool) -> Result<(), ViewError> {
-        while let Some(&Reverse((day, number))) = self.order.0.peek().filter(|e| is_leaving(self, e.0.0.into())) {
+    /// Evicts venues, the least recently seen first, while `is_leaving` holds for the top entry's day and the number of entries
+    /// that were visited; returns the latter.
+    fn evict_while(
+        &mut self,
+        stored: &Stored,
+        is_leaving: impl Fn(&Self, i64, usize) -> bool,
+    ) -> Result<usize, ViewError> {
+        let mut visited = 0;
+        while let Some(&Reverse((day, number))) =
+            self.order.0.peek().filter(|e| is_leaving(self, e.0.0.into(), visited))
+        {
+            visited += 1;
             let venue = self.by_number(stored, number)?;
             self.order.0.pop();
             match venue {
@@ -241,7 +253,7 @@ impl State {
                 None => {}
             }
         }
-        Ok(())
+        Ok(visited)
     }
 
     fn remove(&mut self, id: Arc<str>, venue: &Venue) {

@@ -208,7 +208,7 @@ impl View for PlacesView {
         let day = floor.map(|floor| bucket(floor, MICROS_PER_DAY));
         if day > self.swept {
             let stored = Stored::open(&self.places.file.read()?)?;
-            self.places.write().evict_expired(&stored)?;
+            while self.places.write().evict_expired(&stored)? {}
         }
         // Only this thread changes what waits, so the lock need not be held while it is written.
         let waiting = Waiting::of(&self.places.read());
