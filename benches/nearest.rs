@@ -1,4 +1,5 @@
-//! The ten nearest of a million venues, in-process: `cargo bench --bench nearest`. Exits non-zero when the p99 is over its target.
+//! The ten nearest of a million venues, in-process: `cargo bench --bench nearest`. Exits non-zero
+//! when the p99 is over its target.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,7 +32,10 @@ places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show"
 
 /// A point anywhere on the earth, as likely here as there.
 fn place(random: &mut SmallRng) -> (f64, f64) {
-    (random.random_range(-1.0f64..1.0).asin().to_degrees(), random.random_range(-180.0..180.0))
+    (
+        random.random_range(-1.0f64..1.0).asin().to_degrees(),
+        random.random_range(-180.0..180.0),
+    )
 }
 
 fn frame(first: u64, random: &mut SmallRng) -> Frame {
@@ -56,16 +60,24 @@ fn frame(first: u64, random: &mut SmallRng) -> Frame {
         stream: "shows".into(),
     };
     let block = compress(records.page()).expect("memory");
-    Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() }
+    Frame {
+        header,
+        block,
+        block_bytes: records.page().len() as u32,
+        about: About::default(),
+    }
 }
 
 fn filled(folder: &std::path::Path) -> Arc<Places> {
     let config = weir::config::parse(None, STREAM.into(), None, &|_| None).expect("valid");
     let catalog = Arc::new(Catalog::of(&config).expect("valid"));
     let stream = catalog.streams["shows"].clone();
-    let places = Places::open(&folder.join("places.redb"), 16 << 20, true).expect("opens").expect("writable");
+    let places = Places::open(&folder.join("places.redb"), 16 << 20, true)
+        .expect("opens")
+        .expect("writable");
     let places = Arc::new(places);
-    let mut view = PlacesView::new(places.clone(), stream, Origin { log: 1, zero: 0 }).expect("opens");
+    let mut view =
+        PlacesView::new(places.clone(), stream, Origin { log: 1, zero: 0 }).expect("opens");
     let mut operators = Operators::new(catalog, 0);
     let mut random = SmallRng::seed_from_u64(1);
     for first in (0..VENUES).step_by(FRAME as usize) {
@@ -81,7 +93,8 @@ fn filled(folder: &std::path::Path) -> Arc<Places> {
 fn anonymous_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn main() -> ExitCode {
@@ -117,5 +130,9 @@ fn main() -> ExitCode {
         found[0],
         found[found.len() - 1]
     );
-    if median <= TARGET { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if median <= TARGET {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -1,4 +1,5 @@
-//! Bounds on what records take: whatever is remembered of a record has a limit in bytes, however long the record's values are.
+//! Bounds on what records take: whatever is remembered of a record has a limit in bytes, however
+//! long the record's values are.
 
 use std::borrow::Cow;
 
@@ -11,13 +12,18 @@ pub const KEPT_BYTES: usize = 128;
 /// Bytes of a hash that is kept.
 const HASH_BYTES: usize = 8;
 
-/// A text short enough to be kept: of a longer one its beginning and a hash of all of it, so that different ones stay different.
+/// A text short enough to be kept: of a longer one its beginning and a hash of all of it, so that
+/// different ones stay different.
 pub fn kept(text: &str) -> Cow<'_, str> {
     if text.len() <= KEPT_BYTES {
         return text.into();
     }
     let hash = hex(text.as_bytes());
-    format!("{}…{hash}", &text[..text.floor_char_boundary(KEPT_BYTES - 24)]).into()
+    format!(
+        "{}…{hash}",
+        &text[..text.floor_char_boundary(KEPT_BYTES - 24)]
+    )
+    .into()
 }
 
 /// Bytes short enough to be kept, equal for equal ones.
@@ -25,11 +31,19 @@ pub fn kept_bytes(bytes: Vec<u8>) -> Vec<u8> {
     if bytes.len() <= KEPT_BYTES {
         return bytes;
     }
-    [&bytes[..KEPT_BYTES - 2 * HASH_BYTES], hex(&bytes).as_bytes()].concat()
+    [
+        &bytes[..KEPT_BYTES - 2 * HASH_BYTES],
+        hex(&bytes).as_bytes(),
+    ]
+    .concat()
 }
 
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .take(HASH_BYTES)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The beginning of a text, cut between characters to so many bytes.
@@ -52,7 +66,10 @@ mod tests {
         let short = cut(&text, 255);
         assert!(short.len() <= 255, "{}", short.len());
         assert!(text.starts_with(short.trim_end_matches('…')) && short.ends_with('…'));
-        assert_eq!((cut("short", 5), cut("short", 4)), ("short".into(), "s…".into()));
+        assert_eq!(
+            (cut("short", 5), cut("short", 4)),
+            ("short".into(), "s…".into())
+        );
     }
 
     #[test]

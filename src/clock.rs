@@ -1,4 +1,5 @@
-//! The seam to time: what is read from a clock enters through here, so that a test can hold it still.
+//! The seam to time: what is read from a clock enters through here, so that a test can hold it
+//! still.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +22,9 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> i64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
     }
 
     fn monotonic(&self) -> Duration {

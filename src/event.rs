@@ -1,6 +1,8 @@
-//! The vocabulary that every module shares: numbers of records, times, places, and the names a record carries. No I/O.
+//! The vocabulary that every module shares: numbers of records, times, places, and the names a
+//! record carries. No I/O.
 
-/// Number of a record in the log: `instance × 2^43 + sequence`, unique among logs and exact in JSON (below 2^53).
+/// Number of a record in the log: `instance × 2^43 + sequence`, unique among logs and exact in JSON
+/// (below 2^53).
 pub type Lsn = u64;
 
 /// Bits of an LSN that count records; the ten above them name the instance.
@@ -23,22 +25,36 @@ pub const MICROS_PER_SECOND: i64 = 1_000_000;
 pub const MICROS_PER_HOUR: i64 = 3_600 * MICROS_PER_SECOND;
 pub const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
 
-/// The hour (or, with `MICROS_PER_DAY`, the day) that a time falls into, as a count since the epoch.
+/// The hour (or, with `MICROS_PER_DAY`, the day) that a time falls into, as a count since the
+/// epoch.
 pub fn bucket(time: Micros, width: i64) -> i64 {
     time.div_euclid(width)
 }
 
 /// Renders a time as RFC 3339 in UTC with milliseconds, as every output of Weir does.
 pub fn rfc3339(time: Micros) -> String {
-    chrono::DateTime::from_timestamp_micros(time)
-        .map_or_else(|| format!("{time} µs since 1970"), |t| t.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+    chrono::DateTime::from_timestamp_micros(time).map_or_else(
+        || format!("{time} µs since 1970"),
+        |t| t.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+    )
 }
 
-/// Columns that Weir puts before a stream's own; a `select` cannot use these names, except `event_time`, which it must give.
-pub const STAMP_COLUMNS: [&str; 9] =
-    ["lsn", "event_time", "received_at", "source", "repeat", "year", "month", "day", "hour"];
+/// Columns that Weir puts before a stream's own; a `select` cannot use these names, except
+/// `event_time`, which it must give.
+pub const STAMP_COLUMNS: [&str; 9] = [
+    "lsn",
+    "event_time",
+    "received_at",
+    "source",
+    "repeat",
+    "year",
+    "month",
+    "day",
+    "hour",
+];
 
-/// Whether latitude and longitude, in degrees, are those of a place. Both 0 is what is sent where the place is not known.
+/// Whether latitude and longitude, in degrees, are those of a place. Both 0 is what is sent where
+/// the place is not known.
 pub fn is_place((lat, lon): (f64, f64)) -> bool {
     (-90.0..=90.0).contains(&lat) && (-180.0..=180.0).contains(&lon) && (lat, lon) != (0.0, 0.0)
 }
@@ -59,7 +75,8 @@ pub enum SourceState {
     Running,
     /// It has nothing to read yet, or cannot reach what it reads; nothing is lost by waiting.
     Waiting,
-    /// It cannot go on as a whole. It continues by itself once the cause has gone, unless the reason says otherwise.
+    /// It cannot go on as a whole. It continues by itself once the cause has gone, unless the
+    /// reason says otherwise.
     Halted,
     /// It has read all there was.
     Ended,
@@ -105,7 +122,13 @@ mod tests {
 
     #[test]
     fn places_lie_on_the_earth() {
-        for no_place in [(f64::NAN, 1.0), (1.0, f64::INFINITY), (1.0, 180.1), (-90.1, 1.0), (0.0, -0.0)] {
+        for no_place in [
+            (f64::NAN, 1.0),
+            (1.0, f64::INFINITY),
+            (1.0, 180.1),
+            (-90.1, 1.0),
+            (0.0, -0.0),
+        ] {
             assert!(!is_place(no_place), "{no_place:?}");
         }
         assert!(is_place((0.0, 1e-9)) && is_place((90.0, -180.0)));

@@ -1,9 +1,11 @@
-//! Answers to requests that carry an idempotency key, remembered so that a repeated request gets the first one's answer.
+//! Answers to requests that carry an idempotency key, remembered so that a repeated request gets
+//! the first one's answer.
 //!
-//! A key's scope is the stream. Both the number of keys and their bytes are bounded by [`Limits`], which are stored with the
-//! configuration and do not depend on memory; the key that was added first leaves first. Two tables are filled in the order of
-//! the log and are therefore equal at the same LSN: the log writer's, which decides what a keyed frame is, and the operators',
-//! which brings the first one back after a restart.
+//! A key's scope is the stream. Both the number of keys and their bytes are bounded by [`Limits`],
+//! which are stored with the configuration and do not depend on memory; the key that was added
+//! first leaves first. Two tables are filled in the order of the log and are therefore equal at the
+//! same LSN: the log writer's, which decides what a keyed frame is, and the operators', which
+//! brings the first one back after a restart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,7 +18,8 @@ use crate::event::Lsn;
 
 /// Rejections listed one by one in an answer.
 pub const LISTED_REJECTIONS: usize = 100;
-/// Bytes that a key takes beside its text and its answer's reasons, and a listed rejection beside its reason.
+/// Bytes that a key takes beside its text and its answer's reasons, and a listed rejection beside
+/// its reason.
 const ENTRY_BYTES: usize = 160;
 const REJECTION_BYTES: usize = 32;
 
@@ -44,7 +47,10 @@ impl Answer {
     }
 
     fn bytes(&self) -> usize {
-        self.rejected.iter().map(|(_, reason)| reason.len() + REJECTION_BYTES).sum()
+        self.rejected
+            .iter()
+            .map(|(_, reason)| reason.len() + REJECTION_BYTES)
+            .sum()
     }
 }
 
@@ -87,7 +93,10 @@ pub struct AnsweredRequests {
 
 impl AnsweredRequests {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
+        Self {
+            limits,
+            ..Self::default()
+        }
     }
 
     pub fn lookup(&self, key: &RequestKey, hash: &BodyHash) -> Lookup<'_> {
@@ -116,7 +125,9 @@ impl AnsweredRequests {
 
     /// Answered requests, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (&RequestKey, &Answered)> {
-        self.order.values().filter_map(|key| Some((key.as_ref(), &self.by_key.get(key)?.1)))
+        self.order
+            .values()
+            .filter_map(|key| Some((key.as_ref(), &self.by_key.get(key)?.1)))
     }
 
     pub fn len(&self) -> usize {
@@ -134,7 +145,9 @@ impl AnsweredRequests {
 
     fn evict(&mut self) {
         while self.by_key.len() > self.limits.max_keys || self.bytes > self.limits.max_bytes {
-            let Some((_, oldest)) = self.order.first_key_value() else { break };
+            let Some((_, oldest)) = self.order.first_key_value() else {
+                break;
+            };
             let oldest = oldest.clone();
             self.remove(&oldest);
         }
@@ -159,29 +172,56 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(stream: &str, key: &str) -> RequestKey {
-        RequestKey { stream: stream.into(), key: key.into() }
+        RequestKey {
+            stream: stream.into(),
+            key: key.into(),
+        }
     }
 
     fn answered(hash: u8, accepted: u64) -> Answered {
-        Answered { hash: [hash; 32], answer: Answer { accepted, ..Answer::default() }, lsn: accepted }
+        Answered {
+            hash: [hash; 32],
+            answer: Answer {
+                accepted,
+                ..Answer::default()
+            },
+            lsn: accepted,
+        }
     }
 
     #[test]
     fn a_key_belongs_to_its_stream_and_its_body() {
         let mut table = AnsweredRequests::default();
         table.insert(key("a", "k"), answered(1, 5));
-        assert_eq!(table.lookup(&key("a", "k"), &[1; 32]), Lookup::Duplicate(&answered(1, 5)));
+        assert_eq!(
+            table.lookup(&key("a", "k"), &[1; 32]),
+            Lookup::Duplicate(&answered(1, 5))
+        );
         assert_eq!(table.lookup(&key("a", "k"), &[2; 32]), Lookup::Reused);
         assert_eq!(table.lookup(&key("b", "k"), &[1; 32]), Lookup::New);
     }
 
     #[test]
     fn an_answer_lists_a_hundred_rejections_of_bounded_size() {
-        let rejected = (0..300).map(|index| Rejected { index, reason: "x".repeat(REASON_BYTES).into() }).collect();
-        let rows = arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()));
-        let decoded = Decoded { rows, index: Vec::new(), rejected, drift: Vec::new() };
+        let rejected = (0..300)
+            .map(|index| Rejected {
+                index,
+                reason: "x".repeat(REASON_BYTES).into(),
+            })
+            .collect();
+        let rows =
+            arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()));
+        let decoded = Decoded {
+            rows,
+            index: Vec::new(),
+            rejected,
+            drift: Vec::new(),
+        };
         let answer = Answer::new(&decoded);
-        assert_eq!((answer.rejected_total, answer.rejected.len()), (300, LISTED_REJECTIONS));
+        assert_eq!(
+            (answer.rejected_total, answer.rejected.len()),
+            (300, LISTED_REJECTIONS)
+        );
         assert!(answer.bytes() <= LISTED_REJECTIONS * (REASON_BYTES + REJECTION_BYTES));
     }
 
@@ -195,9 +235,15 @@ mod tests {
         fn insert(&mut self, key: RequestKey, answered: Answered) {
             self.entries.retain(|(k, _)| *k != key);
             self.entries.push((key, answered));
-            let bytes =
-                |entries: &[(RequestKey, Answered)]| entries.iter().map(|(k, a)| entry_bytes(k, a)).sum::<usize>();
-            while self.entries.len() > self.limits.max_keys || bytes(&self.entries) > self.limits.max_bytes {
+            let bytes = |entries: &[(RequestKey, Answered)]| {
+                entries
+                    .iter()
+                    .map(|(k, a)| entry_bytes(k, a))
+                    .sum::<usize>()
+            };
+            while self.entries.len() > self.limits.max_keys
+                || bytes(&self.entries) > self.limits.max_bytes
+            {
                 self.entries.remove(0);
             }
         }

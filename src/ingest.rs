@@ -1,7 +1,9 @@
-//! The only writer of the log. A submission is decoded and compressed on its caller's thread, then numbered, written and
-//! synced by one thread for many at once; only then is it acknowledged and handed on.
+//! The only writer of the log. A submission is decoded and compressed on its caller's thread, then
+//! numbered, written and synced by one thread for many at once; only then is it acknowledged and
+//! handed on.
 //!
-//! Where the log has no room, frames of pull sources wait in `aside`; everything else is stored or refused at once.
+//! Where the log has no room, frames of pull sources wait in `aside`; everything else is stored or
+//! refused at once.
 
 mod aside;
 mod event_times;
@@ -32,14 +34,17 @@ const GROUP: usize = 256;
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the writer, once nobody may wait any more, lets those come who have begun.
 const STOP_TIME: Duration = Duration::from_secs(2);
-/// How often it is reported that the log takes no more records: on a disk that is nearly full, small ones have room now and then.
+/// How often it is reported that the log takes no more records: on a disk that is nearly full,
+/// small ones have room now and then.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Memory that a record may take beside its bytes, until it is known what it becomes: a row, or a dead letter with its reason.
+/// Memory that a record may take beside its bytes, until it is known what it becomes: a row, or a
+/// dead letter with its reason.
 const RECORD_BYTES: usize = 256;
-/// Memory of dead letters that one frame may become, as a part of the queue's; frames of sources that cannot be refused have few records.
+/// Memory of dead letters that one frame may become, as a part of the queue's; frames of sources
+/// that cannot be refused have few records.
 const MOST_REJECTED: usize = 4;
-/// Bytes of control frames that are admitted beside the queue's limit: records that wait for room in the log must not keep gaps,
-/// floors and ticks from using the part of it that is theirs.
+/// Bytes of control frames that are admitted beside the queue's limit: records that wait for room
+/// in the log must not keep gaps, floors and ticks from using the part of it that is theirs.
 const CONTROL_BYTES: usize = 1 << 20;
 
 /// What a source gives: records of one partition, in order.
@@ -81,7 +86,8 @@ pub enum IngestError {
     NoSpace { kind: IoKind, reason: String },
     #[error("weir is stopping")]
     Stopping,
-    /// The log's writer ended with the records in its hands: whether they are stored is known after the next start.
+    /// The log's writer ended with the records in its hands: whether they are stored is known after
+    /// the next start.
     #[error("the log failed; whether the records are stored is known after a restart")]
     Unknown,
     #[error("{0}")]
@@ -103,7 +109,8 @@ pub struct Committed {
     pub charge: Option<Charge>,
 }
 
-/// Bytes on their way, until it is dropped: when what they became has been taken by the operators, or was refused.
+/// Bytes on their way, until it is dropped: when what they became has been taken by the operators,
+/// or was refused.
 pub struct Charge {
     gate: Arc<Gate>,
     bytes: usize,
@@ -160,14 +167,17 @@ impl Claims for Prepared {
 pub struct Accepted {
     pub last_lsn: Lsn,
     pub decoded: Option<Arc<Decoded>>,
-    /// The submission repeats an earlier one under its idempotency key, which was answered this: its records are not processed.
+    /// The submission repeats an earlier one under its idempotency key, which was answered this:
+    /// its records are not processed.
     pub duplicate_of: Option<Answer>,
 }
 
 impl Accepted {
     /// What its sender is told.
     pub fn answer(self) -> Answer {
-        self.duplicate_of.or_else(|| self.decoded.as_deref().map(Answer::new)).unwrap_or_default()
+        self.duplicate_of
+            .or_else(|| self.decoded.as_deref().map(Answer::new))
+            .unwrap_or_default()
     }
 }
 
@@ -180,8 +190,15 @@ pub struct Receipt {
 impl Receipt {
     /// Waits until the records are on the disk, or refused.
     pub fn wait(self) -> Result<Accepted, IngestError> {
-        let Synced { last_lsn, duplicate_of } = self.done.recv().map_err(|_| IngestError::Unknown)??;
-        Ok(Accepted { last_lsn, decoded: self.decoded, duplicate_of })
+        let Synced {
+            last_lsn,
+            duplicate_of,
+        } = self.done.recv().map_err(|_| IngestError::Unknown)??;
+        Ok(Accepted {
+            last_lsn,
+            decoded: self.decoded,
+            duplicate_of,
+        })
     }
 }
 
@@ -201,11 +218,17 @@ struct Halt {
 
 impl Halt {
     fn of(error: &WalError) -> Self {
-        Self { kind: error.kind(), reason: error.to_string() }
+        Self {
+            kind: error.kind(),
+            reason: error.to_string(),
+        }
     }
 
     fn stopping() -> Self {
-        Self { kind: IoKind::Full, reason: "weir is stopping".into() }
+        Self {
+            kind: IoKind::Full,
+            reason: "weir is stopping".into(),
+        }
     }
 }
 
@@ -221,7 +244,11 @@ struct GateState {
 
 impl GateState {
     fn used(&mut self, holds_records: bool) -> &mut usize {
-        if holds_records { &mut self.records } else { &mut self.control }
+        if holds_records {
+            &mut self.records
+        } else {
+            &mut self.control
+        }
     }
 }
 
@@ -230,11 +257,15 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A control frame has room in a log that takes no more records. Dead letters that come back do not wait for such a log: they
-    /// are kept where they are.
+    /// A control frame has room in a log that takes no more records. Dead letters that come back do
+    /// not wait for such a log: they are kept where they are.
     fn admit(&self, bytes: usize, wait: bool, kind: Kind) -> Result<(), IngestError> {
         let mut state = self.lock();
-        let limit = if kind.holds_records() { self.limit } else { CONTROL_BYTES };
+        let limit = if kind.holds_records() {
+            self.limit
+        } else {
+            CONTROL_BYTES
+        };
         loop {
             if state.is_closed {
                 return Err(IngestError::Stopping);
@@ -243,7 +274,10 @@ impl Gate {
             if let Some(halt) = full
                 && (!wait || kind == Kind::Retry)
             {
-                return Err(IngestError::NoSpace { kind: halt.kind, reason: halt.reason.clone() });
+                return Err(IngestError::NoSpace {
+                    kind: halt.kind,
+                    reason: halt.reason.clone(),
+                });
             }
             // One submission always fits into an empty queue.
             let used = *state.used(kind.holds_records());
@@ -256,7 +290,10 @@ impl Gate {
             if !wait {
                 return Err(IngestError::Full { limit: self.limit });
             }
-            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .freed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -272,7 +309,8 @@ impl Gate {
     }
 }
 
-/// Tells whether the log takes records at present, and ends all waiting for it; does not keep the writer from ending.
+/// Tells whether the log takes records at present, and ends all waiting for it; does not keep the
+/// writer from ending.
 #[derive(Clone)]
 pub struct Intake(Arc<Gate>);
 
@@ -321,8 +359,9 @@ pub enum Upkeep {
 }
 
 impl Ingest {
-    /// Starts the writer. It ends, and returns the log, when every handle is gone. Of the frames that a sync covers, `note_synced`
-    /// gets each header before any is acknowledged and must not block; `hand_on` gets each frame after all are acknowledged.
+    /// Starts the writer. It ends, and returns the log, when every handle is gone. Of the frames
+    /// that a sync covers, `note_synced` gets each header before any is acknowledged and must not
+    /// block; `hand_on` gets each frame after all are acknowledged.
     pub fn start(
         wal: Wal,
         catalog: Arc<Catalog>,
@@ -333,7 +372,11 @@ impl Ingest {
         hand_on: impl FnMut(Committed) + Send + 'static,
     ) -> (Self, JoinHandle<Result<Wal, WalError>>) {
         let (queue, prepared) = sync_channel(QUEUE);
-        let gate = Arc::new(Gate { state: Mutex::default(), freed: Condvar::new(), limit: queue_bytes });
+        let gate = Arc::new(Gate {
+            state: Mutex::default(),
+            freed: Condvar::new(),
+            limit: queue_bytes,
+        });
         let synced = Arc::new(Mutex::new(wal.synced_lsn()));
         let answered = Arc::new(Mutex::new(AnsweredRequests::new(catalog.idempotency)));
         let writer = Writer {
@@ -356,7 +399,17 @@ impl Ingest {
                 writer.run(&prepared, hand_on)
             })
             .expect("the system can start a thread");
-        (Self { catalog, clock, queue, gate, synced, answered }, thread)
+        (
+            Self {
+                catalog,
+                clock,
+                queue,
+                gate,
+                synced,
+                answered,
+            },
+            thread,
+        )
     }
 
     pub fn intake(&self) -> Intake {
@@ -375,18 +428,23 @@ impl Ingest {
     /// Requests that were answered before this start; to be called before any is submitted.
     pub fn remember(&self, answered: Vec<(RequestKey, Answered)>) {
         let mut table = self.answered();
-        answered.into_iter().for_each(|(key, entry)| table.insert(key, entry));
+        answered
+            .into_iter()
+            .for_each(|(key, entry)| table.insert(key, entry));
     }
 
     fn answered(&self) -> MutexGuard<'_, AnsweredRequests> {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a request's key says of it. One whose frame is not synced yet is new: submitted, it waits for the same sync.
+    /// What a request's key says of it. One whose frame is not synced yet is new: submitted, it
+    /// waits for the same sync.
     pub fn key_state(&self, key: &RequestKey, hash: &BodyHash) -> KeyState {
         let synced = self.synced_lsn();
         match self.answered().lookup(key, hash) {
-            Lookup::Duplicate(request) if request.lsn <= synced => KeyState::Answered(request.answer.clone()),
+            Lookup::Duplicate(request) if request.lsn <= synced => {
+                KeyState::Answered(request.answer.clone())
+            }
             Lookup::New | Lookup::Duplicate(_) => KeyState::New,
             Lookup::Reused => KeyState::Reused,
         }
@@ -397,17 +455,26 @@ impl Ingest {
         self.answered().bytes()
     }
 
-    /// Takes records in; `wait` for room in the queue, or refuse. The records are durable when the receipt says so.
+    /// Takes records in; `wait` for room in the queue, or refuse. The records are durable when the
+    /// receipt says so.
     pub fn submit(&self, submission: Submission, wait: bool) -> Result<Receipt, IngestError> {
         let page = submission.records.page().clone();
         // Bytes, their compressed block and the decoded rows.
         let bytes = page.len() * 3 + submission.records.len() * RECORD_BYTES + 1024;
         self.gate.admit(bytes, wait, submission.kind)?;
         let holds_records = submission.kind.holds_records();
-        let mut charge = Charge { gate: self.gate.clone(), bytes, holds_records };
+        let mut charge = Charge {
+            gate: self.gate.clone(),
+            bytes,
+            holds_records,
+        };
         let (frame, decoded) = self.prepare(submission, &page, wait)?;
         // What waits is charged with what it became.
-        charge.set(decoded.as_ref().map_or(0, |decoded| decoded.memory_bytes()) + frame.memory_bytes() + 1024);
+        charge.set(
+            decoded.as_ref().map_or(0, |decoded| decoded.memory_bytes())
+                + frame.memory_bytes()
+                + 1024,
+        );
         self.enqueue(frame, decoded, charge, wait)
     }
 
@@ -419,14 +486,19 @@ impl Ingest {
     ) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
         let received_at = self.clock.now();
         let (records, cut) = (submission.records.iter(), &submission.about.cut);
-        let decoded = match (submission.kind, self.catalog.streams.get(&submission.stream)) {
+        let decoded = match (
+            submission.kind,
+            self.catalog.streams.get(&submission.stream),
+        ) {
             // Who does not wait can be refused.
             (Kind::Record, Some(stream)) if !wait => {
                 let limit = self.gate.limit * MOST_REJECTED;
                 let decoded = decode_within(stream, records, received_at, cut, limit);
                 Some(decoded.map_err(|TooManyRejected| IngestError::TooManyRejected { limit })?)
             }
-            (Kind::Record | Kind::Retry, Some(stream)) => Some(decode(stream, records, received_at, cut)),
+            (Kind::Record | Kind::Retry, Some(stream)) => {
+                Some(decode(stream, records, received_at, cut))
+            }
             _ => None,
         };
         let decoded = decoded.map(Arc::new);
@@ -459,23 +531,44 @@ impl Ingest {
         wait: bool,
     ) -> Result<Receipt, IngestError> {
         let (done, receipt) = sync_channel(1);
-        let prepared = Prepared { frame, decoded: decoded.clone(), charge, duplicate_of: None, done };
+        let prepared = Prepared {
+            frame,
+            decoded: decoded.clone(),
+            charge,
+            duplicate_of: None,
+            done,
+        };
         if wait {
-            self.queue.send(prepared).map_err(|_| IngestError::Stopping)?;
+            self.queue
+                .send(prepared)
+                .map_err(|_| IngestError::Stopping)?;
         } else {
             self.queue.try_send(prepared).map_err(|e| match e {
                 TrySendError::Full(_) => IngestError::Full { limit: QUEUE },
                 TrySendError::Disconnected(_) => IngestError::Stopping,
             })?;
         }
-        Ok(Receipt { done: receipt, decoded })
+        Ok(Receipt {
+            done: receipt,
+            decoded,
+        })
     }
 }
 
 /// The key of a request that is to be processed once.
 fn request_key(frame: &Frame) -> Option<(RequestKey, BodyHash)> {
-    let (hash, key) = frame.about.idempotency.as_ref().filter(|_| frame.header.kind == Kind::Record)?;
-    Some((RequestKey { stream: frame.header.stream.clone(), key: key.clone() }, *hash))
+    let (hash, key) = frame
+        .about
+        .idempotency
+        .as_ref()
+        .filter(|_| frame.header.kind == Kind::Record)?;
+    Some((
+        RequestKey {
+            stream: frame.header.stream.clone(),
+            key: key.clone(),
+        },
+        *hash,
+    ))
 }
 
 struct Writer {
@@ -494,15 +587,22 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, queue: &Receiver<Prepared>, mut hand_on: impl FnMut(Committed)) -> Result<Wal, WalError> {
+    fn run(
+        mut self,
+        queue: &Receiver<Prepared>,
+        mut hand_on: impl FnMut(Committed),
+    ) -> Result<Wal, WalError> {
         let mut closed: Option<Instant> = None;
         loop {
             let first = match queue.recv_timeout(RETRY) {
                 Ok(first) => first,
                 Err(RecvTimeoutError::Timeout) => {
                     self.keep_up(&mut hand_on)?;
-                    // A request that is still being decoded has not reached the log, so refusing it loses nothing.
-                    if self.gate.lock().is_closed && closed.get_or_insert_with(Instant::now).elapsed() >= STOP_TIME {
+                    // A request that is still being decoded has not reached the log, so refusing it
+                    // loses nothing.
+                    if self.gate.lock().is_closed
+                        && closed.get_or_insert_with(Instant::now).elapsed() >= STOP_TIME
+                    {
                         break;
                     }
                     continue;
@@ -529,10 +629,14 @@ impl Writer {
         Ok(self.wal)
     }
 
-    /// Appends, refuses, or puts aside. Where the log has no room for another segment, a pull source's frame waits, unless
-    /// everything stops: a refused frame among accepted ones would be passed over by its partition's position. Any other frame
-    /// is refused.
-    fn take_in(&mut self, mut prepared: Prepared, written: &mut Vec<Prepared>) -> Result<(), WalError> {
+    /// Appends, refuses, or puts aside. Where the log has no room for another segment, a pull
+    /// source's frame waits, unless everything stops: a refused frame among accepted ones would be
+    /// passed over by its partition's position. Any other frame is refused.
+    fn take_in(
+        &mut self,
+        mut prepared: Prepared,
+        written: &mut Vec<Prepared>,
+    ) -> Result<(), WalError> {
         match self.aside.turn(prepared.claim()) {
             Turn::Try => {
                 if let Err(error) = self.classify(&mut prepared) {
@@ -575,7 +679,10 @@ impl Writer {
             let halt = Halt::of(&error);
             if self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
                 self.reported = Some(Instant::now());
-                tracing::error!(reason = halt.reason, "the log takes no more records until it can grow");
+                tracing::error!(
+                    reason = halt.reason,
+                    "the log takes no more records until it can grow"
+                );
             }
             self.tried = Instant::now();
             self.gate.set_full(Some(halt));
@@ -583,11 +690,19 @@ impl Writer {
         Ok(Some((prepared, error)))
     }
 
-    /// Decides what a frame with an idempotency key is. Here frames get their order, so nothing comes between a key's first
-    /// request and the decision, and the log says what was decided to everything that reads it.
+    /// Decides what a frame with an idempotency key is. Here frames get their order, so nothing
+    /// comes between a key's first request and the decision, and the log says what was decided to
+    /// everything that reads it.
     fn classify(&self, prepared: &mut Prepared) -> Result<(), IngestError> {
-        let Some((key, hash)) = request_key(&prepared.frame) else { return Ok(()) };
-        match self.answered.lock().unwrap_or_else(PoisonError::into_inner).lookup(&key, &hash) {
+        let Some((key, hash)) = request_key(&prepared.frame) else {
+            return Ok(());
+        };
+        match self
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lookup(&key, &hash)
+        {
             Lookup::New => {}
             Lookup::Duplicate(request) => {
                 prepared.frame.header.kind = Kind::DuplicateRequest;
@@ -601,10 +716,21 @@ impl Writer {
 
     /// Remembers what the operators will, once they have the frame.
     fn remember_answer(&self, prepared: &Prepared) {
-        let Some((key, hash)) = request_key(&prepared.frame) else { return };
-        let Some(decoded) = &prepared.decoded else { return };
-        let answered = Answered { hash, answer: Answer::new(decoded), lsn: prepared.frame.header.last_lsn() };
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answered);
+        let Some((key, hash)) = request_key(&prepared.frame) else {
+            return;
+        };
+        let Some(decoded) = &prepared.decoded else {
+            return;
+        };
+        let answered = Answered {
+            hash,
+            answer: Answer::new(decoded),
+            lsn: prepared.frame.header.last_lsn(),
+        };
+        self.answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, answered);
     }
 
     fn may_wait(&self, prepared: &Prepared, error: &WalError) -> bool {
@@ -616,7 +742,9 @@ impl Writer {
         if prepared.claim().is_pull {
             self.aside.refuse_source(&prepared.frame.header.source);
         }
-        let _ = prepared.done.send(Err(IngestError::NoSpace { kind, reason }));
+        let _ = prepared
+            .done
+            .send(Err(IngestError::NoSpace { kind, reason }));
     }
 
     /// Lets frames that wait go on, in their order, as far as there is room.
@@ -628,7 +756,9 @@ impl Writer {
                 self.refuse(&prepared, Halt::stopping());
                 continue;
             }
-            let Some((prepared, error)) = self.append(prepared, &mut written)? else { continue };
+            let Some((prepared, error)) = self.append(prepared, &mut written)? else {
+                continue;
+            };
             if self.may_wait(&prepared, &error) {
                 self.aside.put_back(prepared);
                 break;
@@ -639,20 +769,39 @@ impl Writer {
     }
 
     /// Syncs what was written, acknowledges it and hands it on.
-    fn finish(&mut self, written: &mut Vec<Prepared>, hand_on: &mut impl FnMut(Committed)) -> Result<(), WalError> {
+    fn finish(
+        &mut self,
+        written: &mut Vec<Prepared>,
+        hand_on: &mut impl FnMut(Committed),
+    ) -> Result<(), WalError> {
         let started = Instant::now();
         let synced = self.wal.sync()?;
         metrics::histogram!("weir_sync_seconds").record(started.elapsed());
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = synced;
-        written.iter().for_each(|prepared| (self.note_synced)(&prepared.frame.header));
-        // Handing on may wait for the operators, behind a whole snapshot; nobody whose records are safe waits with it.
+        written
+            .iter()
+            .for_each(|prepared| (self.note_synced)(&prepared.frame.header));
+        // Handing on may wait for the operators, behind a whole snapshot; nobody whose records are
+        // safe waits with it.
         for prepared in written.iter_mut() {
             let last_lsn = prepared.frame.header.last_lsn();
-            let _ = prepared.done.send(Ok(Synced { last_lsn, duplicate_of: prepared.duplicate_of.take() }));
+            let _ = prepared.done.send(Ok(Synced {
+                last_lsn,
+                duplicate_of: prepared.duplicate_of.take(),
+            }));
         }
         for prepared in written.drain(..) {
-            let Prepared { frame, decoded, charge, .. } = prepared;
-            hand_on(Committed { frame: Arc::new(frame), decoded, charge: Some(charge) });
+            let Prepared {
+                frame,
+                decoded,
+                charge,
+                ..
+            } = prepared;
+            hand_on(Committed {
+                frame: Arc::new(frame),
+                decoded,
+                charge: Some(charge),
+            });
         }
         Ok(())
     }
@@ -663,12 +812,16 @@ impl Writer {
         if self.gate.lock().full.is_none() {
             return Ok(());
         }
-        if !self.aside.is_empty() && (has_removed || self.tried.elapsed() >= RETRY || self.gate.lock().is_closed) {
+        if !self.aside.is_empty()
+            && (has_removed || self.tried.elapsed() >= RETRY || self.gate.lock().is_closed)
+        {
             self.go_on(hand_on)?;
         }
         match self.wal.leave_committed_segment() {
             Err(error @ WalError::Sync { .. }) => return Err(error),
-            Err(error) => tracing::warn!(%error, "the log's last segment cannot be left yet; it is tried again"),
+            Err(error) => {
+                tracing::warn!(%error, "the log's last segment cannot be left yet; it is tried again");
+            }
             Ok(_) => {}
         }
         if self.aside.is_empty() && self.wal.has_room() {
@@ -720,8 +873,14 @@ mod tests {
     }
 
     fn submission(record: &[u8], idempotency: Option<(BodyHash, String)>) -> Submission {
-        let about = About { idempotency, ..About::default() };
-        Submission { about, ..Submission::control(Kind::Record, "s", record) }
+        let about = About {
+            idempotency,
+            ..About::default()
+        };
+        Submission {
+            about,
+            ..Submission::control(Kind::Record, "s", record)
+        }
     }
 
     struct Started {
@@ -740,30 +899,61 @@ mod tests {
         let (hand_on, handed_on) = sync_channel(0);
         let hand_on = move |frame| drop(hand_on.send(frame));
         let clock = Arc::new(SystemClock::default());
-        let (ingest, _) = Ingest::start(wal(folder.path()), catalog, clock, 1 << 20, upkeep_receiver, |_| {}, hand_on);
-        Started { ingest, handed_on, _upkeep: upkeep, _folder: folder }
+        let (ingest, _) = Ingest::start(
+            wal(folder.path()),
+            catalog,
+            clock,
+            1 << 20,
+            upkeep_receiver,
+            |_| {},
+            hand_on,
+        );
+        Started {
+            ingest,
+            handed_on,
+            _upkeep: upkeep,
+            _folder: folder,
+        }
     }
 
     #[test]
     fn all_frames_of_a_sync_are_acknowledged_before_one_is_handed_on() {
         let started = start();
-        let submit =
-            |n: u32| started.ingest.submit(submission(format!("{{\"n\":{n}}}").as_bytes(), None), false).expect("room");
+        let submit = |n: u32| {
+            started
+                .ingest
+                .submit(submission(format!("{{\"n\":{n}}}").as_bytes(), None), false)
+                .expect("room")
+        };
         submit(0).wait().expect("stored");
-        // Its hand-on waits; these make a group behind it, whose hand-on begins when the first is taken.
+        // Its hand-on waits; these make a group behind it, whose hand-on begins when the first is
+        // taken.
         let receipts: Vec<Receipt> = (1..5).map(submit).collect();
         started.handed_on.recv().expect("the first frame");
-        let lsns: Vec<Lsn> = receipts.into_iter().map(|r| r.wait().expect("stored").last_lsn).collect();
+        let lsns: Vec<Lsn> = receipts
+            .into_iter()
+            .map(|r| r.wait().expect("stored").last_lsn)
+            .collect();
         assert_eq!(lsns, [2, 3, 4, 5]);
     }
 
     #[test]
     fn a_stop_does_not_wait_for_who_is_still_decoding() {
         let folder = tempfile::tempdir().expect("a folder");
-        let catalog = Arc::new(Catalog::compile(&Declarations::from_json(STREAM).expect("declarations")).expect("it"));
+        let catalog = Arc::new(
+            Catalog::compile(&Declarations::from_json(STREAM).expect("declarations")).expect("it"),
+        );
         let (_upkeep, receiver) = channel();
         let clock = Arc::new(SystemClock::default());
-        let (ingest, writer) = Ingest::start(wal(folder.path()), catalog, clock, 1 << 20, receiver, |_| {}, drop);
+        let (ingest, writer) = Ingest::start(
+            wal(folder.path()),
+            catalog,
+            clock,
+            1 << 20,
+            receiver,
+            |_| {},
+            drop,
+        );
         let still_decoding = ingest.clone();
         ingest.gate.close();
         drop(ingest);
@@ -776,19 +966,37 @@ mod tests {
     fn a_repeated_key_is_a_duplicate_request_and_a_reused_one_is_refused() {
         let started = start();
         let submit = |body: &[u8], hash: u8| {
-            started.ingest.submit(submission(body, Some(([hash; 32], "k".into()))), false).expect("room")
+            started
+                .ingest
+                .submit(submission(body, Some(([hash; 32], "k".into()))), false)
+                .expect("room")
         };
-        let receipts = [submit(b"{\"n\":1}", 1), submit(b"{\"n\":1}", 1), submit(b"{}", 2)];
+        let receipts = [
+            submit(b"{\"n\":1}", 1),
+            submit(b"{\"n\":1}", 1),
+            submit(b"{}", 2),
+        ];
         let kinds: Vec<(Kind, bool)> = (0..2)
             .map(|_| started.handed_on.recv().expect("a frame"))
             .map(|committed| (committed.frame.header.kind, committed.decoded.is_some()))
             .collect();
-        assert_eq!(kinds, [(Kind::Record, true), (Kind::DuplicateRequest, false)]);
+        assert_eq!(
+            kinds,
+            [(Kind::Record, true), (Kind::DuplicateRequest, false)]
+        );
         let [first, second, reused] = receipts.map(Receipt::wait);
-        let (first, second) = (first.expect("stored").answer(), second.expect("stored").answer());
+        let (first, second) = (
+            first.expect("stored").answer(),
+            second.expect("stored").answer(),
+        );
         assert_eq!((first.accepted, &first), (1, &second));
         assert!(matches!(reused, Err(IngestError::KeyReused)));
-        let key = RequestKey { stream: "s".into(), key: "k".into() };
-        assert!(matches!(started.ingest.key_state(&key, &[1; 32]), KeyState::Answered(answer) if answer == first));
+        let key = RequestKey {
+            stream: "s".into(),
+            key: "k".into(),
+        };
+        assert!(
+            matches!(started.ingest.key_state(&key, &[1; 32]), KeyState::Answered(answer) if answer == first)
+        );
     }
 }

@@ -1,10 +1,10 @@
-//! Weir takes live JSON events from files, websockets and HTTP, and keeps a Parquet/Delta lake, full-text search, counts, a map
-//! of venues and SQL over all of it up to date, without losing one.
+//! Weir takes live JSON events from files, websockets and HTTP, and keeps a Parquet/Delta lake,
+//! full-text search, counts, a map of venues and SQL over all of it up to date, without losing one.
 //!
 //! # The problem
 //!
-//! Events come faster than they can be looked at, late, twice, broken, and the process dies in between. Every answer must still
-//! be exactly what was accepted, and say how true it is.
+//! Events come faster than they can be looked at, late, twice, broken, and the process dies in
+//! between. Every answer must still be exactly what was accepted, and say how true it is.
 //!
 //! # The one idea
 //!
@@ -16,11 +16,13 @@
 //!                              entities    counts
 //! ```
 //!
-//! **The log is the truth. Everything after it is a deterministic function of a prefix of the log.** Operators hold state in
-//! memory, saved together at one LSN. Views store data *and their own position* in one atomic commit, and ignore what is at or
-//! below it. Recovery is one path: the newest snapshot that no view is behind, then the log from there; each view skips what it
-//! has. A view more than a snapshot interval behind takes that path by itself, from an older snapshot, until it meets the others.
-//! Nothing else coordinates them. Data flows one way; only LSNs flow back, to acknowledge a source and to trim the log.
+//! **The log is the truth. Everything after it is a deterministic function of a prefix of the
+//! log.** Operators hold state in memory, saved together at one LSN. Views store data *and their
+//! own position* in one atomic commit, and ignore what is at or below it. Recovery is one path: the
+//! newest snapshot that no view is behind, then the log from there; each view skips what it has. A
+//! view more than a snapshot interval behind takes that path by itself, from an older snapshot,
+//! until it meets the others. Nothing else coordinates them. Data flows one way; only LSNs flow
+//! back, to acknowledge a source and to trim the log.
 //!
 //! # Where things are, in the order in which data flows
 //!
@@ -63,8 +65,9 @@
 //!
 //! # What is deliberately absent
 //!
-//! No second recovery path; no coordination among views; no domain word outside presets and generator; no clock or randomness
-//! behind the log; no unsafe code. A test (`tests/tidy.rs`) holds imports and vendors to their rooms.
+//! No second recovery path; no coordination among views; no domain word outside presets and
+//! generator; no clock or randomness behind the log; no unsafe code. A test (`tests/tidy.rs`) holds
+//! imports and vendors to their rooms.
 
 #![forbid(unsafe_code)]
 

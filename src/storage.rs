@@ -1,6 +1,8 @@
-//! The seam to the disk for everything Weir writes itself: positioned writes, syncs, atomic replacement.
+//! The seam to the disk for everything Weir writes itself: positioned writes, syncs, atomic
+//! replacement.
 //!
-//! A file or a name is durable only when its folder has been synced too, so each function that makes a name does both.
+//! A file or a name is durable only when its folder has been synced too, so each function that
+//! makes a name does both.
 
 use std::fs;
 use std::io;
@@ -14,24 +16,28 @@ pub trait File: Send + Sync {
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
     /// Bytes in the file.
     fn size(&self) -> io::Result<u64>;
-    /// Data and the size needed to read it are on the disk when this returns. After an error nothing is known about them.
+    /// Data and the size needed to read it are on the disk when this returns. After an error
+    /// nothing is known about them.
     fn sync(&self) -> io::Result<()>;
 }
 
 /// A folder tree.
 pub trait Storage: Send + Sync + 'static {
-    /// Makes a file of `size` allocated zero bytes that begins with `head`; its name appears only when both are on the disk.
+    /// Makes a file of `size` allocated zero bytes that begins with `head`; its name appears only
+    /// when both are on the disk.
     fn create(&self, path: &Path, size: u64, head: &[u8]) -> io::Result<Arc<dyn File>>;
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     fn open_read_only(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// File names in a folder, sorted; a folder that does not exist is empty.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Replaces the file by `bytes`: a reader, or a restart, sees the old or the new content and nothing between.
+    /// Replaces the file by `bytes`: a reader, or a restart, sees the old or the new content and
+    /// nothing between.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Makes the folder and those above it that are missing, with durable names.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
-    /// Bytes that may still be written to the file system of this folder; none where it does not say.
+    /// Bytes that may still be written to the file system of this folder; none where it does not
+    /// say.
     fn free(&self, _folder: &Path) -> Option<u64> {
         None
     }
@@ -61,9 +67,13 @@ impl IoKind {
 /// The error with what can be done about it.
 pub fn explain(error: &io::Error) -> String {
     match IoKind::of(error) {
-        IoKind::Full => format!("no room is left on the disk ({error}); make room, weir continues by itself"),
+        IoKind::Full => {
+            format!("no room is left on the disk ({error}); make room, weir continues by itself")
+        }
         IoKind::ReadOnly => {
-            format!("the file system is read-only ({error}); mount it writable, weir continues by itself")
+            format!(
+                "the file system is read-only ({error}); mount it writable, weir continues by itself"
+            )
         }
         IoKind::Broken if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
             format!("the disk failed ({error}); check the device")
@@ -72,7 +82,8 @@ pub fn explain(error: &io::Error) -> String {
     }
 }
 
-/// With what the message about a damaged file begins. Libraries turn errors into text on their way; by this it is recognised again.
+/// With what the message about a damaged file begins. Libraries turn errors into text on their way;
+/// by this it is recognised again.
 const DAMAGED: &str = "damaged file: ";
 
 /// The message about a damaged file: what is wrong with it, and the way out.
@@ -114,8 +125,9 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// Makes a folder and those above it that are missing, each with a name that is durable in its parent. After an error the new
-/// ones are removed again, so that the next attempt makes and syncs them once more.
+/// Makes a folder and those above it that are missing, each with a name that is durable in its
+/// parent. After an error the new ones are removed again, so that the next attempt makes and syncs
+/// them once more.
 pub fn create_folders(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.is_dir();
@@ -137,7 +149,8 @@ pub fn create_folders(folder: &Path) -> io::Result<()> {
     made
 }
 
-/// Bytes that an unprivileged process may still write to the file system of this folder; none where it does not say.
+/// Bytes that an unprivileged process may still write to the file system of this folder; none where
+/// it does not say.
 pub fn free(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -149,23 +162,33 @@ pub fn capacity(folder: &Path) -> Option<u64> {
     Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
-/// Whether a file of this name was being written when its process was killed: Weir's own, or one of tantivy's or `object_store`'s.
+/// Whether a file of this name was being written when its process was killed: Weir's own, or one of
+/// tantivy's or `object_store`'s.
 pub fn is_temporary(name: &str) -> bool {
-    let is_staged = |(_, number): (&str, &str)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-    name.ends_with(".tmp") || name.starts_with(".tmp") || name.rsplit_once('#').is_some_and(is_staged)
+    let is_staged = |(_, number): (&str, &str)| {
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    name.ends_with(".tmp")
+        || name.starts_with(".tmp")
+        || name.rsplit_once('#').is_some_and(is_staged)
 }
 
-/// Removes what killed processes were writing below a folder; gives the bytes. Nobody may be writing there.
+/// Removes what killed processes were writing below a folder; gives the bytes. Nobody may be
+/// writing there.
 pub fn remove_temporaries(folder: &Path) -> u64 {
     let mut bytes = 0;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             // Not through links.
-            let Ok(metadata) = entry.metadata() else { continue };
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
             if metadata.is_dir() {
                 folders.push(entry.path());
-            } else if is_temporary(&entry.file_name().to_string_lossy()) && fs::remove_file(entry.path()).is_ok() {
+            } else if is_temporary(&entry.file_name().to_string_lossy())
+                && fs::remove_file(entry.path()).is_ok()
+            {
                 bytes += metadata.len();
             }
         }
@@ -173,19 +196,23 @@ pub fn remove_temporaries(folder: &Path) -> u64 {
     bytes
 }
 
-/// Files and folders that this process makes from here on are for its user only, also those that libraries make.
+/// Files and folders that this process makes from here on are for its user only, also those that
+/// libraries make.
 pub fn keep_private() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-/// Takes from others what rights they have to what is below a folder: an earlier version left them some.
+/// Takes from others what rights they have to what is below a folder: an earlier version left them
+/// some.
 pub fn tighten(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             // Not through links.
-            let Ok(metadata) = entry.metadata() else { continue };
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
             let mode = metadata.permissions().mode();
             if metadata.is_dir() {
                 folders.push(entry.path());
@@ -200,7 +227,8 @@ pub fn tighten(folder: &Path) {
     }
 }
 
-/// Allocates the file's bytes. Where the file system cannot, zeros are written: the room is there all the same.
+/// Allocates the file's bytes. Where the file system cannot, zeros are written: the room is there
+/// all the same.
 fn allocate(file: &fs::File, size: u64) -> io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
@@ -213,7 +241,9 @@ fn write_zeros(file: &fs::File, size: u64) -> io::Result<()> {
     let zeros = vec![0; 1 << 20];
     let mut at = 0;
     while at < size {
-        let part = &zeros[..zeros.len().min(usize::try_from(size - at).unwrap_or(usize::MAX))];
+        let part = &zeros[..zeros
+            .len()
+            .min(usize::try_from(size - at).unwrap_or(usize::MAX))];
         file.write_all_at(part, at)?;
         at += part.len() as u64;
     }
@@ -221,7 +251,10 @@ fn write_zeros(file: &fs::File, size: u64) -> io::Result<()> {
 }
 
 /// Writes a file under another name and renames it; an attempt that fails leaves nothing.
-fn write_and_rename(path: &Path, write: impl FnOnce(&fs::File) -> io::Result<()>) -> io::Result<fs::File> {
+fn write_and_rename(
+    path: &Path,
+    write: impl FnOnce(&fs::File) -> io::Result<()>,
+) -> io::Result<fs::File> {
     let temporary = temporary(path);
     let written = (|| -> io::Result<fs::File> {
         let file = options().create(true).truncate(true).open(&temporary)?;
@@ -239,7 +272,9 @@ fn write_and_rename(path: &Path, write: impl FnOnce(&fs::File) -> io::Result<()>
 }
 
 fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 fn temporary(path: &Path) -> std::path::PathBuf {
@@ -309,15 +344,35 @@ mod tests {
         let of = |errno: i32| IoKind::of(&io::Error::from_raw_os_error(errno));
         // ENOSPC, EDQUOT, EROFS, EIO, EACCES.
         let kinds = [28, 122, 30, 5, 13].map(of);
-        assert_eq!(kinds, [IoKind::Full, IoKind::Full, IoKind::ReadOnly, IoKind::Broken, IoKind::Broken]);
+        assert_eq!(
+            kinds,
+            [
+                IoKind::Full,
+                IoKind::Full,
+                IoKind::ReadOnly,
+                IoKind::Broken,
+                IoKind::Broken
+            ]
+        );
         assert!(explain(&io::Error::from_raw_os_error(30)).contains("read-only"));
     }
 
     #[test]
     fn what_a_kill_left_is_known_by_its_name() {
-        let left = ["0000000000000001.seg.tmp", ".0a.tmp", ".tmpX3f", "00000000000000000064.checkpoint.parquet#1"];
+        let left = [
+            "0000000000000001.seg.tmp",
+            ".0a.tmp",
+            ".tmpX3f",
+            "00000000000000000064.checkpoint.parquet#1",
+        ];
         assert!(left.iter().all(|name| is_temporary(name)));
-        let whole = ["0000000000000001.seg", "recent-00.parquet", "meta.json", "a#b", "tmp"];
+        let whole = [
+            "0000000000000001.seg",
+            "recent-00.parquet",
+            "meta.json",
+            "a#b",
+            "tmp",
+        ];
         assert!(!whole.iter().any(|name| is_temporary(name)));
     }
 
@@ -327,16 +382,26 @@ mod tests {
         let path = folder.path().join("x.seg");
         // More than any file system has.
         assert!(Disk.create(&path, 1 << 62, b"head").is_err());
-        assert_eq!(Disk.list(folder.path()).expect("readable"), Vec::<String>::new());
+        assert_eq!(
+            Disk.list(folder.path()).expect("readable"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
     fn without_allocation_a_file_is_filled_with_zeros() {
         let folder = tempfile::tempdir().expect("a folder");
-        let file = options().create(true).truncate(true).open(folder.path().join("x")).expect("a file");
+        let file = options()
+            .create(true)
+            .truncate(true)
+            .open(folder.path().join("x"))
+            .expect("a file");
         write_zeros(&file, (2 << 20) + 5).expect("room");
         let bytes = fs::read(folder.path().join("x")).expect("readable");
-        assert_eq!((bytes.len(), bytes.iter().all(|b| *b == 0)), ((2 << 20) + 5, true));
+        assert_eq!(
+            (bytes.len(), bytes.iter().all(|b| *b == 0)),
+            ((2 << 20) + 5, true)
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Panics of threads, reported to the threads that wait for them, and [`Pace`], with which long work yields the CPU.
+//! Panics of threads, reported to the threads that wait for them, and [`Pace`], with which long
+//! work yields the CPU.
 
 use std::any::Any;
 use std::io::Read;
@@ -6,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Does something when dropped, also while a panic unwinds: what others wait for is let go of, however its thread ends.
+/// Does something when dropped, also while a panic unwinds: what others wait for is let go of,
+/// however its thread ends.
 pub struct OnEnd<F: FnMut()>(pub F);
 
 impl<F: FnMut()> Drop for OnEnd<F> {
@@ -15,9 +17,10 @@ impl<F: FnMut()> Drop for OnEnd<F> {
     }
 }
 
-/// Yields the CPU now and then during long work. By itself the kernel takes a core away only at a tick, every 1 to 10 ms, also from a
-/// thread of a low priority, and a request needs several threads one after the other. A yield costs the rest of a thread's slice,
-/// some 3 ms, where others want the core: many more of them would make the work slow on a busy machine.
+/// Yields the CPU now and then during long work. By itself the kernel takes a core away only at a
+/// tick, every 1 to 10 ms, also from a thread of a low priority, and a request needs several
+/// threads one after the other. A yield costs the rest of a thread's slice, some 3 ms, where others
+/// want the core: many more of them would make the work slow on a busy machine.
 #[derive(Debug, Default)]
 pub struct Pace {
     bytes: usize,
@@ -26,7 +29,10 @@ pub struct Pace {
 
 impl Pace {
     pub const fn new() -> Self {
-        Self { bytes: 0, yielded: None }
+        Self {
+            bytes: 0,
+            yielded: None,
+        }
     }
 
     /// Bytes between two yields: less than a millisecond of JSON.
@@ -91,17 +97,27 @@ impl Panics {
 
 /// What a panic of a thread says, with the thread's name.
 pub fn describe(thread: &str, panic: &(dyn Any + Send)) -> String {
-    let what =
-        panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("the thread `{thread}` panicked: {}", what.unwrap_or_default())
+    let what = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    format!(
+        "the thread `{thread}` panicked: {}",
+        what.unwrap_or_default()
+    )
 }
 
-/// In a debug build, panics where `WEIR_TEST_PANIC` names this thread: tests see so what becomes of each kind of thread.
+/// In a debug build, panics where `WEIR_TEST_PANIC` names this thread: tests see so what becomes of
+/// each kind of thread.
 pub fn panic_if_asked(thread: &str) {
     #[cfg(debug_assertions)]
     {
         static ASKED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-        if ASKED.get_or_init(|| std::env::var("WEIR_TEST_PANIC").ok()).as_deref() == Some(thread) {
+        if ASKED
+            .get_or_init(|| std::env::var("WEIR_TEST_PANIC").ok())
+            .as_deref()
+            == Some(thread)
+        {
             std::panic::panic_any("asked to by WEIR_TEST_PANIC");
         }
     }
@@ -117,7 +133,9 @@ mod tests {
     fn what_is_read_at_a_pace_is_what_there_is() {
         let bytes: Vec<u8> = (0..5 * Pace::PIECE / 2).map(|n| n as u8).collect();
         let mut out = Vec::new();
-        Paced(&bytes[..], Pace::default()).read_to_end(&mut out).expect("memory");
+        Paced(&bytes[..], Pace::default())
+            .read_to_end(&mut out)
+            .expect("memory");
         assert_eq!(out, bytes);
         let mut pace = Pace::default();
         pace.did(Pace::PIECE - 1);
@@ -136,7 +154,10 @@ mod tests {
         });
         assert_eq!(receiver.recv(), Ok(()));
         let panic = thread.join().expect_err("it panicked");
-        assert_eq!(describe("x", &*panic), "the thread `x` panicked: on purpose");
+        assert_eq!(
+            describe("x", &*panic),
+            "the thread `x` panicked: on purpose"
+        );
         assert!(panics.any());
         drop(Panics::default().watch());
         assert!(!Panics::default().any());

@@ -1,4 +1,5 @@
-//! Answers: whole or refused, by each verb and in each format, however much they grow when they are written out.
+//! Answers: whole or refused, by each verb and in each format, however much they grow when they are
+//! written out.
 
 use serde_json::{Value, json};
 
@@ -19,25 +20,32 @@ fn sql(server: &Server, query: &str, format: &str) -> (u16, Value) {
 }
 
 fn events(kinds: usize) -> Vec<u8> {
-    let event =
-        |n: usize| json!({"event_type": format!("kind-{n}"), "ts": 1_714_557_600, "params": {"p": "x".repeat(100)}});
-    (0..kinds).flat_map(|n| format!("{}\n", event(n)).into_bytes()).collect()
+    let event = |n: usize| json!({"event_type": format!("kind-{n}"), "ts": 1_714_557_600, "params": {"p": "x".repeat(100)}});
+    (0..kinds)
+        .flat_map(|n| format!("{}\n", event(n)).into_bytes())
+        .collect()
 }
 
 fn fill(server: &Server) {
     let (status, answer) = server.post(&[], &ndjson(&records(2_000, 9)));
     assert_eq!(status, 200, "{answer}");
-    let (status, answer) = server.request("POST", "/api/v1/streams/events/events", &[], &events(300));
+    let (status, answer) =
+        server.request("POST", "/api/v1/streams/events/events", &[], &events(300));
     assert_eq!(status, 200, "{answer}");
     wait_until("every view is up to date", || {
         let status = server.get("/api/v1/status").1;
-        status["views"].as_array().is_some_and(|views| views.iter().all(|view| view["lag"] == 0))
+        status["views"]
+            .as_array()
+            .is_some_and(|views| views.iter().all(|view| view["lag"] == 0))
     });
 }
 
 /// Whether an answer names the limit that it is over.
 fn names(answer: &(u16, Value), limit: &str) -> bool {
-    let text = answer.1["error"]["message"].as_str().or(answer.1["reason"].as_str()).unwrap_or_default();
+    let text = answer.1["error"]["message"]
+        .as_str()
+        .or(answer.1["reason"].as_str())
+        .unwrap_or_default();
     answer.0 == 400 && text.contains(limit)
 }
 
@@ -53,40 +61,86 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
     for format in ["json", "ndjson"] {
         for query in [long_names.as_str(), escapes, nested.as_str()] {
             let answer = sql(&server, query, format);
-            assert!(names(&answer, "[limits] sql_result"), "{format}: {answer:?}");
+            assert!(
+                names(&answer, "[limits] sql_result"),
+                "{format}: {answer:?}"
+            );
         }
     }
     let answer = sql(&server, &nested, "csv");
     assert!(names(&answer, "[limits] sql_result"), "{answer:?}");
     for format in ["json", "ndjson", "csv", "arrow"] {
-        let answer = sql(&server, "select repeat('x', 1000) as x from generate_series(1, 200)", format);
-        assert!(names(&answer, "[limits] sql_result"), "{format}: {answer:?}");
+        let answer = sql(
+            &server,
+            "select repeat('x', 1000) as x from generate_series(1, 200)",
+            format,
+        );
+        assert!(
+            names(&answer, "[limits] sql_result"),
+            "{format}: {answer:?}"
+        );
     }
     let range = "start_time=1714557000&end_time=1714558000";
     for (path, limit) in [
-        ("/api/v1/count?stream=events&by=event_type".to_owned(), "[limits] sql_rows"),
-        ("/api/v1/count?stream=events&by=event_type&to=2030-01-01T00:00:00.5Z".to_owned(), "[limits] sql_rows"),
-        ("/api/v1/search?stream=rsvps&q=fun&limit=200".to_owned(), "[limits] sql_result"),
-        ("/api/v1/nearby?stream=rsvps&lat=40.7&lon=-74&limit=1000".to_owned(), "[limits] sql_result"),
-        (format!("/getsocial/events/getallevents/?{range}"), "[limits] sql_"),
+        (
+            "/api/v1/count?stream=events&by=event_type".to_owned(),
+            "[limits] sql_rows",
+        ),
+        (
+            "/api/v1/count?stream=events&by=event_type&to=2030-01-01T00:00:00.5Z".to_owned(),
+            "[limits] sql_rows",
+        ),
+        (
+            "/api/v1/search?stream=rsvps&q=fun&limit=200".to_owned(),
+            "[limits] sql_result",
+        ),
+        (
+            "/api/v1/nearby?stream=rsvps&lat=40.7&lon=-74&limit=1000".to_owned(),
+            "[limits] sql_result",
+        ),
+        (
+            format!("/getsocial/events/getallevents/?{range}"),
+            "[limits] sql_",
+        ),
     ] {
         let answer = server.get(&path);
-        assert!(names(&answer, limit), "{path}: {} {}", answer.0, answer.1.to_string().len());
+        assert!(
+            names(&answer, limit),
+            "{path}: {} {}",
+            answer.0,
+            answer.1.to_string().len()
+        );
     }
     // What is within is answered, also where the groups that are not asked for are many.
-    for path in
-        ["count?stream=events", "count?stream=events&to=2030-01-01T00:00:00.5Z", "search?stream=rsvps&q=fun&limit=2"]
-    {
+    for path in [
+        "count?stream=events",
+        "count?stream=events&to=2030-01-01T00:00:00.5Z",
+        "search?stream=rsvps&q=fun&limit=2",
+    ] {
         assert_eq!(server.get(&format!("/api/v1/{path}")).0, 200, "{path}");
     }
-    assert_eq!(server.get("/api/v1/count?stream=events&type=kind-7&by=event_type").1["groups"][0]["count"], 1);
-    assert_eq!(sql(&server, "select 1 as n", "json").1["rows"], json!([{"n": 1}]));
+    assert_eq!(
+        server
+            .get("/api/v1/count?stream=events&type=kind-7&by=event_type")
+            .1["groups"][0]["count"],
+        1
+    );
+    assert_eq!(
+        sql(&server, "select 1 as n", "json").1["rows"],
+        json!([{"n": 1}])
+    );
     // The same limits hold for a folder that is read without a server.
     server.stop();
     let output = bench.output(&["sql", &long_names]);
-    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_result"));
+    assert!(
+        !output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_result")
+    );
     let output = bench.output(&["count", "--stream", "events", "--by", "event_type"]);
-    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_rows"));
+    assert!(
+        !output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_rows")
+    );
 }
 
 #[test]
@@ -95,40 +149,80 @@ fn a_long_answer_is_whole_in_every_format_and_leaves_nothing_behind() {
     let server = start(&bench);
     fill(&server);
     let query = "select lsn, rsvp_id, topics, response from rsvps order by lsn";
-    let rows = sql(&server, query, "json").1["rows"].as_array().expect("rows").clone();
+    let rows = sql(&server, query, "json").1["rows"]
+        .as_array()
+        .expect("rows")
+        .clone();
     assert_eq!(rows.len(), 2_000);
     let lines = sql(&server, query, "ndjson").1;
-    let lines: Vec<Value> =
-        lines.as_str().expect("text").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines: Vec<Value> = lines
+        .as_str()
+        .expect("text")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
     assert_eq!(lines, rows);
-    let csv = sql(&server, query, "csv").1.as_str().expect("text").to_owned();
+    let csv = sql(&server, query, "csv")
+        .1
+        .as_str()
+        .expect("text")
+        .to_owned();
     let (head, body) = csv.split_once('\n').expect("a header");
-    assert_eq!((head, body.lines().count()), ("lsn,rsvp_id,topics,response", 2_000));
+    assert_eq!(
+        (head, body.lines().count()),
+        ("lsn,rsvp_id,topics,response", 2_000)
+    );
     let listed = rows.iter().zip(body.lines()).all(|(row, line)| {
         let topics = row["topics"].to_string();
-        let quoted = if topics == "null" { String::new() } else { format!("\"{}\"", topics.replace('"', "\"\"")) };
-        line == format!("{},{},{quoted},{}", row["lsn"], row["rsvp_id"], row["response"].as_str().unwrap_or_default())
-            || line
-                == format!(
-                    "{},{},{topics},{}",
-                    row["lsn"],
-                    row["rsvp_id"],
-                    row["response"].as_str().unwrap_or_default()
-                )
+        let quoted = if topics == "null" {
+            String::new()
+        } else {
+            format!("\"{}\"", topics.replace('"', "\"\""))
+        };
+        line == format!(
+            "{},{},{quoted},{}",
+            row["lsn"],
+            row["rsvp_id"],
+            row["response"].as_str().unwrap_or_default()
+        ) || line
+            == format!(
+                "{},{},{topics},{}",
+                row["lsn"],
+                row["rsvp_id"],
+                row["response"].as_str().unwrap_or_default()
+            )
     });
     assert!(listed, "{}", body.lines().next().unwrap_or_default());
-    let nested = "select [1, null] as l, named_struct('a', 'x,y') as r, named_struct('l', [true]) as d";
+    let nested =
+        "select [1, null] as l, named_struct('a', 'x,y') as r, named_struct('l', [true]) as d";
     let csv = sql(&server, nested, "csv").1;
-    assert_eq!(csv, json!("l,r,d\n\"[1,null]\",\"{\"\"a\"\":\"\"x,y\"\"}\",\"{\"\"l\"\":[true]}\"\n"));
+    assert_eq!(
+        csv,
+        json!("l,r,d\n\"[1,null]\",\"{\"\"a\"\":\"\"x,y\"\"}\",\"{\"\"l\"\":[true]}\"\n")
+    );
     assert_eq!(sql(&server, "select 1 as n", "xml").0, 400);
     let windows = server.get("/api/v1/windows/by_country?limit=100000").1;
     assert_eq!(windows["window"], "by_country");
-    assert!(windows["rows"].as_array().is_some_and(|rows| !rows.is_empty()) && windows["as_of"].is_object());
-    let page = server.get("/getsocial/events/getallevents/?start_time=1714557000&end_time=1714558000").1;
+    assert!(
+        windows["rows"]
+            .as_array()
+            .is_some_and(|rows| !rows.is_empty())
+            && windows["as_of"].is_object()
+    );
+    let page = server
+        .get("/getsocial/events/getallevents/?start_time=1714557000&end_time=1714558000")
+        .1;
     assert_eq!(page["result"].as_array().map(Vec::len), Some(300));
     let by = server.get("/api/v1/count?stream=events&by=event_type").1;
-    assert_eq!((&by["count"], by["groups"].as_array().map(Vec::len)), (&json!(300), Some(300)));
-    let left: Vec<_> = std::fs::read_dir(bench.path("data/spill")).into_iter().flatten().flatten().collect();
+    assert_eq!(
+        (&by["count"], by["groups"].as_array().map(Vec::len)),
+        (&json!(300), Some(300))
+    );
+    let left: Vec<_> = std::fs::read_dir(bench.path("data/spill"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect();
     assert!(left.iter().all(|entry| entry.path().is_dir()), "{left:?}");
     server.stop();
 }

@@ -1,4 +1,5 @@
-//! Clients that send nothing, read nothing or announce more than they send: others are answered all the same.
+//! Clients that send nothing, read nothing or announce more than they send: others are answered all
+//! the same.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -19,30 +20,51 @@ fn bench() -> Bench {
 /// Opens a connection and writes to it, as far as somebody reads.
 fn write(server: &Server, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(&server.address).expect("a connection");
-    stream.set_write_timeout(Some(std::time::Duration::from_millis(500))).expect("a time");
+    stream
+        .set_write_timeout(Some(std::time::Duration::from_millis(500)))
+        .expect("a time");
     let _ = stream.write_all(text.replace("HOST", &server.address).as_bytes());
     stream
 }
 
 fn sql(server: &Server, query: &str) -> (u16, Value) {
-    server.request("POST", "/api/v1/sql", &[], json!({"sql": query}).to_string().as_bytes())
+    server.request(
+        "POST",
+        "/api/v1/sql",
+        &[],
+        json!({"sql": query}).to_string().as_bytes(),
+    )
 }
 
 #[test]
 fn whoever_sends_or_reads_nothing_keeps_nobody_out() {
     let bench = bench();
     let server = start(&bench);
-    let post = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1000\r\n\r\n{{");
+    let post = |path: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1000\r\n\r\n{{")
+    };
     let asks = "GET /openapi.json HTTP/1.1\r\nHost: HOST\r\n\r\n".repeat(400);
-    let mut silent: Vec<String> = ["sql", "backup", "dead-letters/retry", "rebuild", "streams/rsvps/events", "nothing"]
-        .map(|path| post(&format!("/api/v1/{path}")))
-        .into();
+    let mut silent: Vec<String> = [
+        "sql",
+        "backup",
+        "dead-letters/retry",
+        "rebuild",
+        "streams/rsvps/events",
+        "nothing",
+    ]
+    .map(|path| post(&format!("/api/v1/{path}")))
+    .into();
     silent.extend(["", "GET /", "GET /healthz HTTP/1.1\r\nHost: HOST\r\n\r\n"].map(str::to_owned));
-    silent.extend([asks, "GET /x HTTP/1.1\r\nHost: elsewhere\r\n\r\n".repeat(3_000)]);
+    silent.extend([
+        asks,
+        "GET /x HTTP/1.1\r\nHost: elsewhere\r\n\r\n".repeat(3_000),
+    ]);
     for text in silent {
         let held: Vec<TcpStream> = (0..12).map(|_| write(&server, &text)).collect();
         wait_until("SQL is answered", || sql(&server, "select 1").0 == 200);
-        wait_until("records are taken in", || server.post(&[], &ndjson(&records(1, 1))).0 == 200);
+        wait_until("records are taken in", || {
+            server.post(&[], &ndjson(&records(1, 1))).0 == 200
+        });
         wait_until("the process is watched", || server.get("/healthz").0 == 200);
         drop(held);
     }
@@ -60,11 +82,21 @@ fn streams_that_are_read_leave_room_for_others() {
         .map(|mut stream| {
             let mut start = [0; 12];
             let read = stream.read_exact(&mut start);
-            read.map_or_else(|_| "none".into(), |()| String::from_utf8_lossy(&start[9..]).into_owned())
+            read.map_or_else(
+                |_| "none".into(),
+                |()| String::from_utf8_lossy(&start[9..]).into_owned(),
+            )
         })
         .collect();
-    assert_eq!(statuses.iter().filter(|status| *status == "200").count(), 4, "{statuses:?}");
-    assert!(statuses.iter().any(|status| status == "429"), "{statuses:?}");
+    assert_eq!(
+        statuses.iter().filter(|status| *status == "200").count(),
+        4,
+        "{statuses:?}"
+    );
+    assert!(
+        statuses.iter().any(|status| status == "429"),
+        "{statuses:?}"
+    );
     wait_until("SQL is answered", || sql(&server, "select 1").0 == 200);
     assert_eq!(server.post(&[], &ndjson(&records(1, 1))).0, 200);
     server.stop();
@@ -75,15 +107,23 @@ fn a_body_holds_only_the_room_of_what_has_come() {
     let bench = bench();
     let server = start(&bench);
     let head = |bytes: usize| {
-        format!("POST /api/v1/streams/rsvps/events HTTP/1.1\r\nHost: HOST\r\nContent-Length: {bytes}\r\n\r\n")
+        format!(
+            "POST /api/v1/streams/rsvps/events HTTP/1.1\r\nHost: HOST\r\nContent-Length: {bytes}\r\n\r\n"
+        )
     };
     // More than the limit is refused before any of it comes.
     let mut large = write(&server, &head(1 << 30));
     let mut answer = String::new();
     let _ = large.read_to_string(&mut answer);
-    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("[limits] body"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 413") && answer.contains("[limits] body"),
+        "{answer}"
+    );
     // Of the queue's share (26 MiB) two that are announced hold nothing.
-    let announced = [write(&server, &head(14 << 20)), write(&server, &head(14 << 20))];
+    let announced = [
+        write(&server, &head(14 << 20)),
+        write(&server, &head(14 << 20)),
+    ];
     let many = [ndjson(&records(100, 3)), vec![b' '; 9 << 20]].concat();
     assert_eq!(server.post(&[], &many).0, 200);
     assert_eq!(server.post(&[("Content-Encoding", "gzip")], b"x").0, 400);
@@ -91,7 +131,9 @@ fn a_body_holds_only_the_room_of_what_has_come() {
     // Two that stop on their way give their room to one that comes.
     let part = format!("{}{}", head(14 << 20), " ".repeat(12 << 20));
     let stopped = [write(&server, &part), write(&server, &part)];
-    wait_until("there is room for another one", || server.post(&[], &many).0 == 200);
+    wait_until("there is room for another one", || {
+        server.post(&[], &many).0 == 200
+    });
     drop(stopped);
     server.stop();
 }
@@ -100,11 +142,19 @@ fn a_body_holds_only_the_room_of_what_has_come() {
 fn refusals_of_paths_and_parameters_have_the_usual_form() {
     let bench = bench();
     let server = start(&bench);
-    for path in ["/api/v1/windows/%ff", "/api/v1/streams/rsvps/events?unwrap=a&unwrap=b", "/api/v1/sql/%ff%fe"] {
-        let method =
-            ["GET", "POST", "DELETE"][usize::from(path.contains("streams")) + 2 * usize::from(path.contains("sql"))];
+    for path in [
+        "/api/v1/windows/%ff",
+        "/api/v1/streams/rsvps/events?unwrap=a&unwrap=b",
+        "/api/v1/sql/%ff%fe",
+    ] {
+        let method = ["GET", "POST", "DELETE"]
+            [usize::from(path.contains("streams")) + 2 * usize::from(path.contains("sql"))];
         let (status, answer) = server.request(method, path, &[], b"{}");
-        assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_request")), "{path}: {answer}");
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (400, &json!("bad_request")),
+            "{path}: {answer}"
+        );
         assert!(answer["error"]["message"].is_string(), "{answer}");
     }
     server.stop();
@@ -114,24 +164,46 @@ fn refusals_of_paths_and_parameters_have_the_usual_form() {
 fn a_backup_over_http_goes_below_the_folder_that_the_configuration_names() {
     let bench = bench();
     let to = |server: &Server, path: &std::path::Path| {
-        server.request("POST", "/api/v1/backup", &[], json!({"to": path}).to_string().as_bytes())
+        server.request(
+            "POST",
+            "/api/v1/backup",
+            &[],
+            json!({"to": path}).to_string().as_bytes(),
+        )
     };
     let server = start(&bench);
     let (status, answer) = to(&server, &bench.path("elsewhere"));
-    assert_eq!((status, &answer["error"]["code"]), (403, &json!("no_backups")), "{answer}");
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (403, &json!("no_backups")),
+        "{answer}"
+    );
     server.stop();
     bench.configure(&FEW.replacen("[server]", "[server]\nbackups = \"backups\"", 1));
     std::fs::create_dir(bench.path("backups")).expect("a folder");
     std::os::unix::fs::symlink(bench.path(""), bench.path("backups/out")).expect("a link");
     let server = start(&bench);
-    for wrong in ["elsewhere", "backups", "backups/../elsewhere", "backups/out/elsewhere"] {
+    for wrong in [
+        "elsewhere",
+        "backups",
+        "backups/../elsewhere",
+        "backups/out/elsewhere",
+    ] {
         let (status, answer) = to(&server, &bench.path(wrong));
         let message = answer["error"]["message"].as_str().unwrap_or_default();
-        assert!(status == 400 && message.contains("[server] backups"), "{wrong}: {answer}");
+        assert!(
+            status == 400 && message.contains("[server] backups"),
+            "{wrong}: {answer}"
+        );
     }
     assert!(!bench.path("elsewhere").exists() && !bench.path("elsewhere.partial").exists());
     assert_eq!(to(&server, &bench.path("backups/first")).0, 200);
     // Who may read the data folder may have one anywhere.
-    assert!(bench.output(&["backup", bench.path("elsewhere").to_str().expect("text")]).status.success());
+    assert!(
+        bench
+            .output(&["backup", bench.path("elsewhere").to_str().expect("text")])
+            .status
+            .success()
+    );
     server.stop();
 }

@@ -1,5 +1,5 @@
-//! A flipped bit, in whatever file of the data folder, never gives other numbers without an error. The error names the file and
-//! the way out, and the exit code is 65.
+//! A flipped bit, in whatever file of the data folder, never gives other numbers without an error.
+//! The error names the file and the way out, and the exit code is 65.
 
 use std::path::{Path, PathBuf};
 
@@ -17,16 +17,25 @@ impl Damaged {
         bench.write("in.ndjson", &ndjson(&records(400, 17)));
         bench.once();
         copy(&bench.path("data"), &bench.path("whole"));
-        Self { bench, numbers: Numbers(5) }
+        Self {
+            bench,
+            numbers: Numbers(5),
+        }
     }
 
     /// Files of the whole folder whose path has this in it, without the folder.
     fn files(&self, part: &str) -> Vec<PathBuf> {
         let whole = self.bench.path("whole");
         // What is empty is a lock.
-        let with_bytes = files(&whole).into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(path, _)| path);
-        let names = with_bytes.filter_map(|path| path.strip_prefix(&whole).ok().map(Path::to_owned));
-        names.filter(|path| path.to_string_lossy().contains(part)).collect()
+        let with_bytes = files(&whole)
+            .into_iter()
+            .filter(|(_, bytes)| !bytes.is_empty())
+            .map(|(path, _)| path);
+        let names =
+            with_bytes.filter_map(|path| path.strip_prefix(&whole).ok().map(Path::to_owned));
+        names
+            .filter(|path| path.to_string_lossy().contains(part))
+            .collect()
     }
 
     /// Flips a bit of the file, chosen by the numbers; gives its place.
@@ -66,19 +75,36 @@ fn names(error: &str, file: &Path) -> bool {
 fn a_flipped_bit_in_a_table_is_found_by_who_reads_it() {
     let mut damaged = Damaged::new();
     let queries = [
-        ("lake/rsvps/", "select * from rsvps order by lsn", "weir rebuild rsvps"),
-        ("lake/raw/", "select * from raw order by lsn", "restore it from a backup"),
+        (
+            "lake/rsvps/",
+            "select * from rsvps order by lsn",
+            "weir rebuild rsvps",
+        ),
+        (
+            "lake/raw/",
+            "select * from raw order by lsn",
+            "restore it from a backup",
+        ),
     ];
     for (part, query, way_out) in queries {
         let want = damaged.ask(&["sql", query]).expect("an answer");
-        let parquet: Vec<PathBuf> =
-            damaged.files(part).into_iter().filter(|path| path.extension().is_some_and(|e| e == "parquet")).collect();
+        let parquet: Vec<PathBuf> = damaged
+            .files(part)
+            .into_iter()
+            .filter(|path| path.extension().is_some_and(|e| e == "parquet"))
+            .collect();
         for round in 0..4 {
             let file = &parquet[round % parquet.len()];
             let at = damaged.flip(file);
             let error = damaged.ask(&["sql", query]).expect_err("it is found");
-            assert!(names(&error, file) && error.contains(way_out), "byte {at}: {error}");
-            damaged.put(file, &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"));
+            assert!(
+                names(&error, file) && error.contains(way_out),
+                "byte {at}: {error}"
+            );
+            damaged.put(
+                file,
+                &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"),
+            );
         }
         assert_eq!(damaged.ask(&["sql", query]), Ok(want));
     }
@@ -90,9 +116,21 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
     let rows = ["sql", "select * from rsvps order by lsn"];
     let kinds: [(&str, &[&str], &str); 6] = [
         ("lake/rsvps/_delta_log/", &rows, "restore"),
-        ("search/rsvps/", &["search", "open", "--limit", "50"], "weir rebuild search"),
-        ("state/rsvps.counts", &["count", "--by", "country"], "weir rebuild counts"),
-        ("state/rsvps.places", &["nearby", "--lat", "40.7", "--lon=-74"], "weir rebuild places"),
+        (
+            "search/rsvps/",
+            &["search", "open", "--limit", "50"],
+            "weir rebuild search",
+        ),
+        (
+            "state/rsvps.counts",
+            &["count", "--by", "country"],
+            "weir rebuild counts",
+        ),
+        (
+            "state/rsvps.places",
+            &["nearby", "--lat", "40.7", "--lon=-74"],
+            "weir rebuild places",
+        ),
         ("operators/", &rows, "restore"),
         ("log/", &rows, "restore"),
     ];
@@ -109,10 +147,17 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
                 Err(error) => {
                     found += 1;
                     let folder = file.parent().expect("a folder").to_string_lossy();
-                    assert!(error.contains(&*folder) && error.contains(way_out), "{} at {at}: {error}", file.display());
+                    assert!(
+                        error.contains(&*folder) && error.contains(way_out),
+                        "{} at {at}: {error}",
+                        file.display()
+                    );
                 }
             }
-            damaged.put(file, &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"));
+            damaged.put(
+                file,
+                &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"),
+            );
         }
     }
     assert!(found >= 6, "only {found} flips were found");
@@ -121,16 +166,29 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
 #[test]
 fn views_that_cannot_be_opened_are_rebuilt() {
     let damaged = Damaged::new();
-    let questions: [&[&str]; 2] = [&["count", "--by", "country"], &["search", "open", "--limit", "50"]];
+    let questions: [&[&str]; 2] = [
+        &["count", "--by", "country"],
+        &["search", "open", "--limit", "50"],
+    ];
     let want = questions.map(|question| damaged.ask(question).expect("an answer"));
     damaged.put(Path::new("state/rsvps.counts.redb"), b"no file of redb's");
     let files = damaged.files("search/rsvps/");
-    let meta = files.iter().find(|file| file.ends_with("meta.json")).expect("a file");
+    let meta = files
+        .iter()
+        .find(|file| file.ends_with("meta.json"))
+        .expect("a file");
     damaged.put(meta, b"{}");
-    let error = damaged.ask(&["run", "--once"]).expect_err("it does not start");
+    let error = damaged
+        .ask(&["run", "--once"])
+        .expect_err("it does not start");
     assert!(error.contains("weir rebuild"), "{error}");
-    damaged.ask(&["rebuild", "counts", "search"]).expect("they are made again");
-    assert_eq!(questions.map(|question| damaged.ask(question).expect("an answer")), want);
+    damaged
+        .ask(&["rebuild", "counts", "search"])
+        .expect("they are made again");
+    assert_eq!(
+        questions.map(|question| damaged.ask(question).expect("an answer")),
+        want
+    );
     damaged.bench.once();
 }
 
@@ -139,9 +197,13 @@ fn without_its_log_nothing_starts_and_nothing_is_written() {
     let damaged = Damaged::new();
     let log = damaged.bench.path("data/log");
     std::fs::remove_dir_all(&log).expect("removed");
-    let error = damaged.ask(&["run", "--once"]).expect_err("it does not start");
+    let error = damaged
+        .ask(&["run", "--once"])
+        .expect_err("it does not start");
     assert!(error.contains("restore"), "{error}");
-    let error = damaged.ask(&["sql", "select 1"]).expect_err("it is not answered");
+    let error = damaged
+        .ask(&["sql", "select 1"])
+        .expect_err("it is not answered");
     assert!(error.contains("restore the log"), "{error}");
     assert_eq!(files(&log).len(), 0);
 }
@@ -152,13 +214,25 @@ fn a_damaged_table_is_made_again_from_raw_and_a_file_that_is_gone_is_named() {
     let query = ["sql", "select * from rsvps order by lsn"];
     let want = damaged.ask(&query).expect("an answer");
     let is_parquet = |file: &PathBuf| file.extension().is_some_and(|e| e == "parquet");
-    let file = damaged.files("lake/rsvps/").into_iter().find(is_parquet).expect("a file");
+    let file = damaged
+        .files("lake/rsvps/")
+        .into_iter()
+        .find(is_parquet)
+        .expect("a file");
     damaged.flip(&file);
     damaged.ask(&query).expect_err("it is found");
-    damaged.ask(&["rebuild", "rsvps"]).expect("it is made again");
+    damaged
+        .ask(&["rebuild", "rsvps"])
+        .expect("it is made again");
     assert_eq!(damaged.ask(&query), Ok(want));
-    let raw = damaged.files("lake/raw/").into_iter().find(is_parquet).expect("a file");
+    let raw = damaged
+        .files("lake/raw/")
+        .into_iter()
+        .find(is_parquet)
+        .expect("a file");
     std::fs::remove_file(damaged.bench.path("data").join(&raw)).expect("removed");
-    let error = damaged.ask(&["sql", "select count(bytes) from raw"]).expect_err("it is gone");
+    let error = damaged
+        .ask(&["sql", "select count(bytes) from raw"])
+        .expect_err("it is gone");
     assert!(names(&error, &raw), "{error}");
 }

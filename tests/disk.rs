@@ -1,4 +1,5 @@
-//! On a disk that fails at any operation, for a while or for good, nothing that was accepted is lost or doubled.
+//! On a disk that fails at any operation, for a while or for good, nothing that was accepted is
+//! lost or doubled.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,7 +11,11 @@ use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records};
 fn failing_disk(bench: &Bench) -> PathBuf {
     let library = bench.path("disk.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/disk.c");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .arg(source)
+        .status();
     assert!(built.expect("a C compiler").success());
     library
 }
@@ -76,7 +81,10 @@ fn a_disk_that_fails_at_any_operation_loses_and_doubles_nothing() {
             holds_exactly(&bench, &all[..written]);
         }
     }
-    assert!(survived >= 4 && failed >= 2, "{survived} runs survived a fault, {failed} ended with one, of {runs}");
+    assert!(
+        survived >= 4 && failed >= 2,
+        "{survived} runs survived a fault, {failed} ended with one, of {runs}"
+    );
     holds_exactly(&bench, &all[..written]);
     let undisturbed = Bench::new("");
     undisturbed.write("in.ndjson", &ndjson(&all[..written]));

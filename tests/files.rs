@@ -68,7 +68,11 @@ fn one_bad_file_does_not_end_the_source() {
     bench.write("logs/empty", b"");
     bench.write("logs/z.ndjson", &ndjson(&records(20, 2)));
     let output = bench.output(&["run", "--once"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(String::from_utf8_lossy(&output.stderr).contains("ends too early"));
     bench.write("logs/a.gz", &packed);
     bench.once();
@@ -113,7 +117,8 @@ fn a_run_ends_over_a_file_that_does_not_stop_growing() {
                 if is_over.load(Ordering::Acquire) {
                     return (100 + n as u64, true);
                 }
-                file.write_all(&ndjson(std::slice::from_ref(record))).expect("written");
+                file.write_all(&ndjson(std::slice::from_ref(record)))
+                    .expect("written");
                 std::thread::sleep(Duration::from_millis(5));
             }
             (all.len() as u64, false)
@@ -123,7 +128,10 @@ fn a_run_ends_over_a_file_that_does_not_stop_growing() {
         writer.join().expect("no panic")
     });
     let read = raw(&bench);
-    assert!(is_cut_short && (100..=written).contains(&read), "{read} of {written}");
+    assert!(
+        is_cut_short && (100..=written).contains(&read),
+        "{read} of {written}"
+    );
     bench.once();
     assert_eq!(raw(&bench), written);
 }
@@ -144,7 +152,11 @@ fn subfolders_that_are_passed_over_are_named_once() {
 fn what_nobody_saw_of_a_single_file_is_read_beside_it_or_is_a_gap() {
     let bench = bench("logs/app.log");
     let all = records(70, 5);
-    let (live, one, two) = (bench.path("logs/app.log"), bench.path("logs/app.log.1"), bench.path("logs/app.log.2"));
+    let (live, one, two) = (
+        bench.path("logs/app.log"),
+        bench.path("logs/app.log.1"),
+        bench.path("logs/app.log.2"),
+    );
     // Older than the source: not its file.
     bench.write("logs/app.log.1", &ndjson(&records(9, 6)));
     bench.write("logs/app.log", &ndjson(&all[..10]));
@@ -167,6 +179,8 @@ fn what_nobody_saw_of_a_single_file_is_read_beside_it_or_is_a_gap() {
     for n in 40..70 {
         replace(&all[n..]);
     }
-    wait_until("a gap is reported", || bench.number("select count(*) from weir.gaps where source = 'in'") > 0);
+    wait_until("a gap is reported", || {
+        bench.number("select count(*) from weir.gaps where source = 'in'") > 0
+    });
     server.stop();
 }

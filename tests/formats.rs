@@ -1,4 +1,5 @@
-//! Bytes as people have them → records: pretty-printed files, arrays of any size, envelopes, what lies beside records, standard input.
+//! Bytes as people have them → records: pretty-printed files, arrays of any size, envelopes, what
+//! lies beside records, standard input.
 
 use std::io::Write;
 use std::process::{Child, Stdio};
@@ -27,7 +28,9 @@ fn stored(bench: &Bench) -> Vec<(u64, u64)> {
     let rows = bench
         .rows("select a.n, raw.position from a join raw on a.lsn = raw.lsn where raw.kind = 'record' order by a.n");
     let number = |value: &serde_json::Value| value.as_u64().expect("a number");
-    rows.iter().map(|row| (number(&row["n"]), number(&row["position"]))).collect()
+    rows.iter()
+        .map(|row| (number(&row["n"]), number(&row["position"])))
+        .collect()
 }
 
 fn dead_letters(bench: &Bench) -> u64 {
@@ -38,15 +41,48 @@ fn dead_letters(bench: &Bench) -> u64 {
 fn files_are_read_as_they_are_laid_out() {
     let bench = numbers("in", "");
     std::fs::create_dir(bench.path("in")).expect("a folder");
-    let pretty = |n: usize| record(n).replace(',', ",\n  ").replace('{', "{\n  ").replace('}', "\n}");
+    let pretty = |n: usize| {
+        record(n)
+            .replace(',', ",\n  ")
+            .replace('{', "{\n  ")
+            .replace('}', "\n}")
+    };
     let files = [
-        ("bom.json", format!("\u{feff}{}\n{}\n", record(1), record(2)), vec![3, 3 + 41]),
-        ("crlf.json", format!("{}\r\n{}\r\n", record(3), record(4)), vec![0, 42]),
-        ("array.json", format!("\u{feff}[\n  {},\n  {}\n]\n", record(5), record(6)), vec![7, 7 + 40 + 4]),
-        ("pretty.json", format!("{}\n{}\n", pretty(7), pretty(8)), vec![0, 41 + 7]),
-        ("joined.json", format!("{}{} {}\n", record(10), record(11), record(12)), vec![0, 41, 83]),
-        ("zeros.json", format!("{}\0\0\n\0\0{}", record(13), record(14)), vec![0, 46]),
-        ("cr.json", format!("{}\r{}\r", record(15), record(16)), vec![0, 42]),
+        (
+            "bom.json",
+            format!("\u{feff}{}\n{}\n", record(1), record(2)),
+            vec![3, 3 + 41],
+        ),
+        (
+            "crlf.json",
+            format!("{}\r\n{}\r\n", record(3), record(4)),
+            vec![0, 42],
+        ),
+        (
+            "array.json",
+            format!("\u{feff}[\n  {},\n  {}\n]\n", record(5), record(6)),
+            vec![7, 7 + 40 + 4],
+        ),
+        (
+            "pretty.json",
+            format!("{}\n{}\n", pretty(7), pretty(8)),
+            vec![0, 41 + 7],
+        ),
+        (
+            "joined.json",
+            format!("{}{} {}\n", record(10), record(11), record(12)),
+            vec![0, 41, 83],
+        ),
+        (
+            "zeros.json",
+            format!("{}\0\0\n\0\0{}", record(13), record(14)),
+            vec![0, 46],
+        ),
+        (
+            "cr.json",
+            format!("{}\r{}\r", record(15), record(16)),
+            vec![0, 42],
+        ),
     ];
     let mut wanted = Vec::new();
     for (name, text, _) in &files {
@@ -71,26 +107,50 @@ fn a_damaged_record_is_one_dead_letter() {
     let bench = numbers("in", "");
     std::fs::create_dir(bench.path("in")).expect("a folder");
     let cut = &record(99)[..20];
-    bench.write("in/lines.json", format!("{}\n{cut}{}\n{}\n", record(1), record(98), record(2)).as_bytes());
-    bench.write("in/array.json", format!("[\n{},\n{cut}{},\n{}\n]\n", record(3), record(98), record(4)).as_bytes());
+    bench.write(
+        "in/lines.json",
+        format!("{}\n{cut}{}\n{}\n", record(1), record(98), record(2)).as_bytes(),
+    );
+    bench.write(
+        "in/array.json",
+        format!(
+            "[\n{},\n{cut}{},\n{}\n]\n",
+            record(3),
+            record(98),
+            record(4)
+        )
+        .as_bytes(),
+    );
     let long = format!("{{\"n\":97,\"s\":\"{}\"}}", "x".repeat(10_000));
-    bench.write("in/long.json", format!("[{},{long},{}]", record(5), record(6)).as_bytes());
+    bench.write(
+        "in/long.json",
+        format!("[{},{long},{}]", record(5), record(6)).as_bytes(),
+    );
     bench.once();
     let found: Vec<u64> = stored(&bench).into_iter().map(|(n, _)| n).collect();
     assert_eq!(found, [1, 2, 3, 4, 5, 6]);
-    let dead = bench.rows("select length(bytes) as kept, reason from dead_letters order by length(bytes)");
+    let dead =
+        bench.rows("select length(bytes) as kept, reason from dead_letters order by length(bytes)");
     assert_eq!(dead.len(), 3, "{dead:?}");
     assert_eq!(dead[2]["kept"], 1024);
-    assert!(dead[2]["reason"].as_str().expect("text").contains("10015"), "{}", dead[2]["reason"]);
+    assert!(
+        dead[2]["reason"].as_str().expect("text").contains("10015"),
+        "{}",
+        dead[2]["reason"]
+    );
 }
 
 #[test]
 fn elements_of_a_member_are_records_and_reading_goes_on_among_them() {
     let bench = numbers("in.json", "unwrap = \"Records\"");
     let elements = |range: std::ops::Range<usize>| range.map(record).collect::<Vec<_>>().join(", ");
-    let text = format!("{{\"source\":{{\"x\":[1]}},\"Records\":[{}],\"count\":3000}}\n", elements(0..3_000));
+    let text = format!(
+        "{{\"source\":{{\"x\":[1]}},\"Records\":[{}],\"count\":3000}}\n",
+        elements(0..3_000)
+    );
     let more = format!("{{\"Records\":[{}]}}\n", elements(3_000..3_010));
-    // Cut in an element, as by a kill of who writes it; then whole; then with another object behind it.
+    // Cut in an element, as by a kill of who writes it; then whole; then with another object behind
+    // it.
     bench.write("in.json", &text.as_bytes()[..text.len() / 2]);
     bench.once();
     let before = bench.number("select count(*) from a");
@@ -100,16 +160,30 @@ fn elements_of_a_member_are_records_and_reading_goes_on_among_them() {
         bench.once();
     }
     let found = stored(&bench);
-    assert_eq!(found.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (0..3_010).collect::<Vec<u64>>());
+    assert_eq!(
+        found.iter().map(|(n, _)| *n).collect::<Vec<_>>(),
+        (0..3_010).collect::<Vec<u64>>()
+    );
     let whole = text + &more;
     for (n, position) in found {
-        assert!(whole[position as usize..].starts_with(&record(n as usize)), "{n} at {position}");
+        assert!(
+            whole[position as usize..].starts_with(&record(n as usize)),
+            "{n} at {position}"
+        );
     }
-    assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is null"), 0);
+    assert_eq!(
+        bench.number("select count(*) from dead_letters where retried_lsn is null"),
+        0
+    );
 }
 
 fn run(bench: &Bench, arguments: &[&str]) -> Child {
-    bench.command(arguments).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary runs")
+    bench
+        .command(arguments)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs")
 }
 
 fn gaps(bench: &Bench) -> u64 {
@@ -126,16 +200,29 @@ fn a_line_without_an_end_on_standard_input_is_one_dead_letter() {
         input.write_all(&block).expect("it is read");
     }
     writeln!(input, "\n{}", record(1)).expect("it is read");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-    let peak =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let peak = status.lines().find_map(|line| {
+        line.strip_prefix("VmHWM:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    });
     drop(input);
     assert!(child.wait().expect("it ends").success());
     assert!(peak.is_none_or(|kib| kib < 400 << 10), "{peak:?} KiB");
     assert_eq!(stored(&bench), [(1, (400 << 20) + 1)]);
     let dead = bench.rows("select length(bytes) as kept, reason from dead_letters");
     assert_eq!((dead.len(), &dead[0]["kept"]), (1, &json!(1024)));
-    assert!(dead[0]["reason"].as_str().expect("text").contains("419430400"), "{}", dead[0]["reason"]);
+    assert!(
+        dead[0]["reason"]
+            .as_str()
+            .expect("text")
+            .contains("419430400"),
+        "{}",
+        dead[0]["reason"]
+    );
 }
 
 #[test]
@@ -143,14 +230,22 @@ fn standard_input_that_was_not_read_to_its_end_leaves_a_gap() {
     let bench = numbers("-", "");
     let feed = |text: &str| {
         let mut child = run(&bench, &["run", "--once"]);
-        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it is read");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(text.as_bytes())
+            .expect("it is read");
         assert!(child.wait().expect("it ends").success());
     };
     // Cut in its last line: nothing of the next run's input belongs to it.
     feed(&format!("{}\n{}", record(1), &record(2)[..10]));
     feed(&format!("{}\n", record(3)));
     assert_eq!((gaps(&bench), dead_letters(&bench)), (0, 1));
-    assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is not null"), 0);
+    assert_eq!(
+        bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+        0
+    );
     assert_eq!(stored(&bench), [(1, 0), (3, 0)]);
 
     // What comes is stored while more is waited for; then a kill.
@@ -178,9 +273,22 @@ fn a_sample_is_read_as_the_source_would() {
     bench.write("in.json", b"");
     bench.write(
         "sample.json",
-        format!("{{\n  \"v\": 1,\n  \"rows\": [\n    {},\n    {}\n  ]\n}}\n", record(1), record(2)).as_bytes(),
+        format!(
+            "{{\n  \"v\": 1,\n  \"rows\": [\n    {},\n    {}\n  ]\n}}\n",
+            record(1),
+            record(2)
+        )
+        .as_bytes(),
     );
-    let output = bench.command(&["test"]).arg(bench.path("sample.json")).output().expect("the binary runs");
+    let output = bench
+        .command(&["test"])
+        .arg(bench.path("sample.json"))
+        .output()
+        .expect("the binary runs");
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(answer["records"].as_array().map(Vec::len), Some(2), "{answer}");
+    assert_eq!(
+        answer["records"].as_array().map(Vec::len),
+        Some(2),
+        "{answer}"
+    );
 }

@@ -1,5 +1,5 @@
-//! A full disk recovers by itself, and what failed or killed attempts left does not stay. `WEIR_SMALL_DISK` names a mounted file
-//! system of at least 64 MiB that may be filled.
+//! A full disk recovers by itself, and what failed or killed attempts left does not stay.
+//! `WEIR_SMALL_DISK` names a mounted file system of at least 64 MiB that may be filled.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -16,15 +16,26 @@ const ROWS: u64 = 200;
 fn body(numbers: &mut Numbers, first: u64) -> Vec<u8> {
     let mut out = String::new();
     for id in first..first + ROWS {
-        let text: String = (0..300).map(|_| char::from(b'!' + numbers.below(90) as u8)).collect();
+        let text: String = (0..300)
+            .map(|_| char::from(b'!' + numbers.below(90) as u8))
+            .collect();
         let text = text.replace(['"', '\\'], "_");
-        let _ = writeln!(out, "{{\"id\": {id}, \"t\": {}, \"s\": \"{text}\"}}", 1_700_000_000_000_u64 + id);
+        let _ = writeln!(
+            out,
+            "{{\"id\": {id}, \"t\": {}, \"s\": \"{text}\"}}",
+            1_700_000_000_000_u64 + id
+        );
     }
     out.into_bytes()
 }
 
 fn post(server: &Server, body: &[u8]) -> (u16, Value) {
-    server.request("POST", "/api/v1/streams/a/events", &[("Content-Type", "application/x-ndjson")], body)
+    server.request(
+        "POST",
+        "/api/v1/streams/a/events",
+        &[("Content-Type", "application/x-ndjson")],
+        body,
+    )
 }
 
 fn temporary_files(folder: &Path) -> Vec<PathBuf> {
@@ -80,7 +91,9 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
     let mut filled = std::fs::File::create(&rest).expect("a name");
     while filled.write_all(&[1; 4 << 10]).is_ok() {}
     drop(filled);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|free| free.local_addr())
+        .expect("a port");
     let server = Server::start_at(&mut bench.command(&["run"]), &free.to_string());
     let count = json!({"sql": "select count(*) as n from a"}).to_string();
     wait_until("everything is there", || {
@@ -89,27 +102,44 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
     });
     std::fs::remove_file(&rest).expect("removed");
     std::fs::remove_file(&ballast).expect("removed");
-    wait_until("verbs find it", || bench.output(&["status"]).status.success() && data.join("address.json").exists());
-    wait_until("records are taken again", || post(&server, &body(&mut numbers, accepted)).0 == 200);
+    wait_until("verbs find it", || {
+        bench.output(&["status"]).status.success() && data.join("address.json").exists()
+    });
+    wait_until("records are taken again", || {
+        post(&server, &body(&mut numbers, accepted)).0 == 200
+    });
     accepted += ROWS;
     wait_until("it is ready", || server.get("/readyz").0 == 200);
     server.stop();
     // Where mounting is allowed: what is there is read also where nothing can be written.
     let remount = |how: &str| {
-        let mounted = std::process::Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&disk).status();
+        let mounted = std::process::Command::new("mount")
+            .args(["-o", &format!("remount,{how}")])
+            .arg(&disk)
+            .status();
         mounted.is_ok_and(|status| status.success())
     };
     if remount("ro") {
         let rows = bench.output(&["sql", "select count(*) as n from a", "--output", "json"]);
         let started = bench.output(&["run", "--once"]);
         assert!(remount("rw"));
-        assert!(rows.status.success(), "{}", String::from_utf8_lossy(&rows.stderr));
+        assert!(
+            rows.status.success(),
+            "{}",
+            String::from_utf8_lossy(&rows.stderr)
+        );
         assert!(String::from_utf8_lossy(&rows.stdout).contains(&accepted.to_string()));
         let reason = String::from_utf8_lossy(&started.stderr);
-        assert!(!started.status.success() && reason.contains("read-only"), "{reason}");
+        assert!(
+            !started.status.success() && reason.contains("read-only"),
+            "{reason}"
+        );
     }
     assert_eq!(bench.number("select count(*) from a"), accepted);
-    assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), accepted);
+    assert_eq!(
+        bench.number("select count(*) from raw where kind = 'record'"),
+        accepted
+    );
     let _ = std::fs::remove_dir_all(&data);
 }
 
@@ -122,19 +152,30 @@ fn after_a_kill_neither_readers_nor_the_start_need_room_outside_the_data_folder(
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
     let file = bench.path("data/state/rsvps.counts.redb");
     // The key under which a commit stores its position.
-    let is_committed = || std::fs::read(&file).is_ok_and(|bytes| bytes.windows(8).any(|part| part == b"position"));
+    let is_committed =
+        || std::fs::read(&file).is_ok_and(|bytes| bytes.windows(8).any(|part| part == b"position"));
     wait_until("counts are committed", is_committed);
     server.kill();
     drop(server);
     let count = || {
         let mut command = bench.command(&["count", "--output", "json"]);
-        let output = command.env("TMPDIR", "/proc/nonexistent").output().expect("the binary runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = command
+            .env("TMPDIR", "/proc/nonexistent")
+            .output()
+            .expect("the binary runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
     count();
     // A reader changes nothing: another one finds the same.
     count();
-    let server = Server::start(bench.command(&["run"]).env("TMPDIR", "/proc/nonexistent"), &bench.path("data"));
+    let server = Server::start(
+        bench.command(&["run"]).env("TMPDIR", "/proc/nonexistent"),
+        &bench.path("data"),
+    );
     assert_eq!(server.get("/readyz").0, 200);
     server.stop();
 }
@@ -161,7 +202,11 @@ fn a_start_removes_what_a_killed_process_was_writing() {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         std::fs::write(path, b"half").expect("written");
         let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
-        std::fs::File::options().write(true).open(path).and_then(|f| f.set_modified(long_ago)).expect("set");
+        std::fs::File::options()
+            .write(true)
+            .open(path)
+            .and_then(|f| f.set_modified(long_ago))
+            .expect("set");
     }
     bench.once();
     let there: Vec<&PathBuf> = left.iter().filter(|path| path.exists()).collect();

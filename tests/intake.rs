@@ -1,4 +1,5 @@
-//! What is posted over HTTP is stored once, whatever becomes of its connection, and every usual shape of a body is taken.
+//! What is posted over HTTP is stored once, whatever becomes of its connection, and every usual
+//! shape of a body is taken.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -29,7 +30,12 @@ fn two_streams() -> Bench {
 }
 
 fn post(server: &Server, stream: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
-    server.request("POST", &format!("/api/v1/streams/{stream}/events"), headers, body)
+    server.request(
+        "POST",
+        &format!("/api/v1/streams/{stream}/events"),
+        headers,
+        body,
+    )
 }
 
 /// Sends a whole request and does not wait for its answer.
@@ -40,12 +46,17 @@ fn send(server: &Server, stream: &str, key: &str, body: &[u8]) -> TcpStream {
         server.address,
         body.len()
     );
-    connection.write_all(head.as_bytes()).and_then(|()| connection.write_all(body)).expect("writable");
+    connection
+        .write_all(head.as_bytes())
+        .and_then(|()| connection.write_all(body))
+        .expect("writable");
     connection
 }
 
 fn numbers(range: std::ops::Range<u32>) -> Vec<u8> {
-    range.flat_map(|n| format!("{{\"n\":{n}}}\n").into_bytes()).collect()
+    range
+        .flat_map(|n| format!("{{\"n\":{n}}}\n").into_bytes())
+        .collect()
 }
 
 #[test]
@@ -57,11 +68,18 @@ fn a_client_that_gives_up_and_asks_again_is_stored_once() {
         let key = format!("k{round}");
         drop(send(&server, "a", &key, &body));
         let (status, answer) = post(&server, "a", &[("Idempotency-Key", &key)], &body);
-        assert_eq!((status, &answer["accepted"]), (200, &json!(20_000)), "{answer}");
+        assert_eq!(
+            (status, &answer["accepted"]),
+            (200, &json!(20_000)),
+            "{answer}"
+        );
     }
     server.stop();
     assert_eq!(bench.number("select count(*) from a"), 8 * 20_000);
-    assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), 8 * 20_000);
+    assert_eq!(
+        bench.number("select count(*) from raw where kind = 'record'"),
+        8 * 20_000
+    );
 }
 
 #[test]
@@ -70,14 +88,21 @@ fn requests_with_one_key_at_once_are_stored_once_and_all_get_the_answer() {
     let server = start(&bench);
     let body = [numbers(0..20_000), b"not json\n".to_vec()].concat();
     let answers: Vec<(u16, Value)> = std::thread::scope(|scope| {
-        let requests: Vec<_> =
-            (0..8).map(|_| scope.spawn(|| post(&server, "a", &[("Idempotency-Key", "k")], &body))).collect();
-        requests.into_iter().map(|request| request.join().expect("an answer")).collect()
+        let requests: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| post(&server, "a", &[("Idempotency-Key", "k")], &body)))
+            .collect();
+        requests
+            .into_iter()
+            .map(|request| request.join().expect("an answer"))
+            .collect()
     });
     for (status, answer) in &answers {
         assert_eq!((*status, answer), (200, &answers[0].1));
     }
-    assert_eq!((&answers[0].1["accepted"], &answers[0].1["rejected_total"]), (&json!(20_000), &json!(1)));
+    assert_eq!(
+        (&answers[0].1["accepted"], &answers[0].1["rejected_total"]),
+        (&json!(20_000), &json!(1))
+    );
     server.stop();
     assert_eq!(bench.number("select count(*) from a"), 20_000);
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
@@ -103,7 +128,13 @@ fn a_key_belongs_to_its_stream_and_a_refused_request_binds_nothing() {
         assert_eq!(post(&server, stream, &key, b"{\"n\":2}").0, 422);
     }
     server.stop();
-    assert_eq!((bench.number("select count(*) from a"), bench.number("select count(*) from b")), (1, 1));
+    assert_eq!(
+        (
+            bench.number("select count(*) from a"),
+            bench.number("select count(*) from b")
+        ),
+        (1, 1)
+    );
 }
 
 #[test]
@@ -111,15 +142,24 @@ fn a_server_killed_before_it_answers_stores_what_is_sent_again_once() {
     let bench = two_streams();
     let rounds = 6u32;
     for round in 0..rounds {
-        let (key, body) = (format!("k{round}"), numbers(round * 2_000..(round + 1) * 2_000));
+        let (key, body) = (
+            format!("k{round}"),
+            numbers(round * 2_000..(round + 1) * 2_000),
+        );
         let server = start(&bench);
         let log_bytes = || -> u64 {
-            let files = std::fs::read_dir(bench.path("data/log")).expect("a log").flatten();
-            files.filter_map(|file| std::fs::read(file.path()).ok()).map(|bytes| used(&bytes)).sum()
+            let files = std::fs::read_dir(bench.path("data/log"))
+                .expect("a log")
+                .flatten();
+            files
+                .filter_map(|file| std::fs::read(file.path()).ok())
+                .map(|bytes| used(&bytes))
+                .sum()
         };
         let before = log_bytes();
         let connection = send(&server, "a", &key, &body);
-        // In every other round the kill comes as soon as the frame is in the log, whether or not it was answered.
+        // In every other round the kill comes as soon as the frame is in the log, whether or not it
+        // was answered.
         if round % 2 == 1 {
             wait_until("the frame is in the log", || log_bytes() > before);
         }
@@ -127,23 +167,40 @@ fn a_server_killed_before_it_answers_stores_what_is_sent_again_once() {
         drop((connection, server));
         let server = start(&bench);
         let (status, answer) = post(&server, "a", &[("Idempotency-Key", &key)], &body);
-        assert_eq!((status, &answer["accepted"]), (200, &json!(2_000)), "{answer}");
+        assert_eq!(
+            (status, &answer["accepted"]),
+            (200, &json!(2_000)),
+            "{answer}"
+        );
         server.stop();
     }
-    assert_eq!(bench.number("select count(*) from a"), u64::from(rounds) * 2_000);
-    assert_eq!(bench.number("select count(distinct n) from a"), u64::from(rounds) * 2_000);
+    assert_eq!(
+        bench.number("select count(*) from a"),
+        u64::from(rounds) * 2_000
+    );
+    assert_eq!(
+        bench.number("select count(distinct n) from a"),
+        u64::from(rounds) * 2_000
+    );
 }
 
 /// Bytes up to the last that is not zero: segments are allocated before they are filled.
 fn used(bytes: &[u8]) -> u64 {
-    bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at as u64 + 1)
+    bytes
+        .iter()
+        .rposition(|b| *b != 0)
+        .map_or(0, |at| at as u64 + 1)
 }
 
 /// A request as the server hands it to the log, with a body hash that stands for the body.
 fn submission(body: &[Value], key: &str) -> Submission {
     let mut records = RecordsBuilder::default();
-    body.iter().for_each(|record| records.push(record.to_string().as_bytes()));
-    let about = About { idempotency: Some(([7; 32], key.to_owned())), ..About::default() };
+    body.iter()
+        .for_each(|record| records.push(record.to_string().as_bytes()));
+    let about = About {
+        idempotency: Some(([7; 32], key.to_owned())),
+        ..About::default()
+    };
     Submission {
         records: records.finish(),
         about,
@@ -156,16 +213,28 @@ fn submission(body: &[Value], key: &str) -> Submission {
 fn submit(bench: &Bench, requests: &[(&str, Vec<Value>)], times: usize) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let config = weir::config::load(Some(&bench.path("weir.toml")), None).expect("a configuration");
-    let mut running = Running::start(&config, Options { once: true }, runtime.handle()).expect("starts");
+    let mut running =
+        Running::start(&config, Options { once: true }, runtime.handle()).expect("starts");
     running.resume_alone().expect("the log is read");
     let ingest = running.ingest().expect("it takes records in");
     for (key, body) in requests {
         let answers: Vec<_> = (0..times)
-            .map(|_| ingest.submit(submission(body, key), true).and_then(|receipt| receipt.wait()).expect("stored"))
+            .map(|_| {
+                ingest
+                    .submit(submission(body, key), true)
+                    .and_then(|receipt| receipt.wait())
+                    .expect("stored")
+            })
             .map(|accepted| accepted.answer())
             .collect();
-        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
-        assert_eq!((answers[0].accepted, answers[0].rejected_total), (body.len() as u64 - 1, 1));
+        assert!(
+            answers.iter().all(|answer| *answer == answers[0]),
+            "{answers:?}"
+        );
+        assert_eq!(
+            (answers[0].accepted, answers[0].rejected_total),
+            (body.len() as u64 - 1, 1)
+        );
     }
     drop(ingest);
     running.stop().expect("ends");
@@ -181,28 +250,60 @@ fn duplicate_requests_in_the_log_give_rows_in_raw_alone_also_after_a_restart_and
     let keys = ["k0", "k1", "k2"];
     // Each body has a record that is refused.
     let body = |n: usize| [&all[n * 200..(n + 1) * 200], &[json!({"rsvp_id": "x"})]].concat();
-    let requests: Vec<_> = keys.iter().enumerate().map(|(n, key)| (*key, body(n))).collect();
+    let requests: Vec<_> = keys
+        .iter()
+        .enumerate()
+        .map(|(n, key)| (*key, body(n)))
+        .collect();
     submit(&bench, &requests[..2], 3);
     // The first two come once more behind a restart.
     submit(&bench, &requests, 2);
     submit(&reference, &requests, 1);
     let kinds = |bench: &Bench| -> BTreeMap<String, u64> {
         let rows = bench.rows("select kind, count(*) as n from raw group by kind");
-        rows.iter().map(|r| (r["kind"].as_str().expect("a kind").to_owned(), r["n"].as_u64().expect("n"))).collect()
+        rows.iter()
+            .map(|r| {
+                (
+                    r["kind"].as_str().expect("a kind").to_owned(),
+                    r["n"].as_u64().expect("n"),
+                )
+            })
+            .collect()
     };
-    assert_eq!((kinds(&bench)["record"], kinds(&bench)["duplicate_request"]), (603, (4 + 4 + 1) * 201));
+    assert_eq!(
+        (kinds(&bench)["record"], kinds(&bench)["duplicate_request"]),
+        (603, (4 + 4 + 1) * 201)
+    );
     let wanted = reference.all_answers();
     assert_eq!(bench.all_answers(), wanted);
-    let (before, dead) = (kinds(&bench), bench.number("select count(*) from dead_letters"));
+    let (before, dead) = (
+        kinds(&bench),
+        bench.number("select count(*) from dead_letters"),
+    );
     assert_eq!(dead, 3);
-    for what in ["rsvps", "dead_letters", "by_country", "rsvps.latest", "counts", "search", "places"] {
+    for what in [
+        "rsvps",
+        "dead_letters",
+        "by_country",
+        "rsvps.latest",
+        "counts",
+        "search",
+        "places",
+    ] {
         let output = bench.output(&["rebuild", what]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     assert_eq!(bench.all_answers(), wanted);
     assert_eq!(kinds(&bench), before);
     // Without a saved state everything is read from the log once more.
-    for entry in std::fs::read_dir(bench.path("data/operators")).expect("a folder").flatten() {
+    for entry in std::fs::read_dir(bench.path("data/operators"))
+        .expect("a folder")
+        .flatten()
+    {
         std::fs::remove_file(entry.path()).expect("removable");
     }
     submit(&bench, &requests, 1);
@@ -224,23 +325,51 @@ fn every_usual_type_and_coding_of_a_body_is_taken() {
         "application/vnd.api+json",
         "application/cloudevents+json",
     ] {
-        assert_eq!(post(&server, "a", &[("Content-Type", name)], &body).1["accepted"], 3, "{name}");
+        assert_eq!(
+            post(&server, "a", &[("Content-Type", name)], &body).1["accepted"],
+            3,
+            "{name}"
+        );
     }
     let mut gzip = write::GzEncoder::new(Vec::new(), Compression::fast());
     let mut zlib = write::ZlibEncoder::new(Vec::new(), Compression::fast());
     let mut raw = write::DeflateEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(&body).and_then(|()| zlib.write_all(&body)).and_then(|()| raw.write_all(&body)).expect("memory");
+    gzip.write_all(&body)
+        .and_then(|()| zlib.write_all(&body))
+        .and_then(|()| raw.write_all(&body))
+        .expect("memory");
     let (gzip, zlib, raw) = (gzip.finish(), zlib.finish(), raw.finish());
-    let (gzip, zlib, raw) = (gzip.expect("memory"), zlib.expect("memory"), raw.expect("memory"));
+    let (gzip, zlib, raw) = (
+        gzip.expect("memory"),
+        zlib.expect("memory"),
+        raw.expect("memory"),
+    );
     let zstd = zstd::encode_all(&body[..], 1).expect("memory");
-    let packed = [("gzip", &gzip), ("X-GZIP", &gzip), ("deflate", &zlib), ("deflate", &raw), ("zstd", &zstd)];
+    let packed = [
+        ("gzip", &gzip),
+        ("X-GZIP", &gzip),
+        ("deflate", &zlib),
+        ("deflate", &raw),
+        ("zstd", &zstd),
+    ];
     for (coding, wire) in packed {
         let headers = [("Content-Encoding", coding)];
-        assert_eq!(post(&server, "a", &headers, wire).1["accepted"], 3, "{coding}");
-        assert_eq!(post(&server, "a", &headers, &wire[..wire.len() - 1]).0, 400, "{coding}");
+        assert_eq!(
+            post(&server, "a", &headers, wire).1["accepted"],
+            3,
+            "{coding}"
+        );
+        assert_eq!(
+            post(&server, "a", &headers, &wire[..wire.len() - 1]).0,
+            400,
+            "{coding}"
+        );
     }
-    let refused: [&[(&str, &str)]; 3] =
-        [&[("Content-Encoding", "br")], &[("Content-Encoding", "gzip, gzip")], &[("Content-Type", "image/png")]];
+    let refused: [&[(&str, &str)]; 3] = [
+        &[("Content-Encoding", "br")],
+        &[("Content-Encoding", "gzip, gzip")],
+        &[("Content-Type", "image/png")],
+    ];
     for headers in refused {
         assert_eq!(post(&server, "a", headers, &body).0, 415, "{headers:?}");
     }
@@ -266,11 +395,24 @@ fn a_broken_line_is_a_dead_letter_alone_as_well_as_among_others() {
         let (status, answer) = post(&server, "a", &[], body);
         let shown = String::from_utf8_lossy(body);
         assert_eq!(status, 200, "{shown}: {answer}");
-        assert_eq!((&answer["accepted"], &answer["rejected_total"]), (&json!(accepted), &json!(rejected)), "{shown}");
+        assert_eq!(
+            (&answer["accepted"], &answer["rejected_total"]),
+            (&json!(accepted), &json!(rejected)),
+            "{shown}"
+        );
     }
-    for body in [&b"[{\"n\":1},"[..], b"[\n{\"n\":1},\n{\"n\":2}\n", b"\x1f\x8b\x08\x00\x00", b"\x89PNG\r\n\x1a\n"] {
+    for body in [
+        &b"[{\"n\":1},"[..],
+        b"[\n{\"n\":1},\n{\"n\":2}\n",
+        b"\x1f\x8b\x08\x00\x00",
+        b"\x89PNG\r\n\x1a\n",
+    ] {
         let (status, answer) = post(&server, "a", &[], body);
-        assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_request")), "{answer}");
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (400, &json!("bad_request")),
+            "{answer}"
+        );
     }
     server.stop();
     assert_eq!(bench.number("select count(*) from a"), 4);
@@ -286,17 +428,35 @@ fn cloud_events_are_taken_single_in_batches_and_in_binary_mode() {
     ));
     let server = start(&bench);
     let event = |n: u32| json!({"specversion": "1.0", "id": n.to_string(), "source": "/s", "type": "t", "time": "2024-05-01T10:00:00Z", "data": {"n": n}});
-    let (one, batch) = (event(1).to_string(), json!([event(2), event(3)]).to_string());
-    let single = [("Content-Type", "application/cloudevents+json; charset=utf-8")];
+    let (one, batch) = (
+        event(1).to_string(),
+        json!([event(2), event(3)]).to_string(),
+    );
+    let single = [(
+        "Content-Type",
+        "application/cloudevents+json; charset=utf-8",
+    )];
     assert_eq!(post(&server, "e", &single, one.as_bytes()).1["accepted"], 1);
     let batched = [("Content-Type", "application/cloudevents-batch+json")];
-    assert_eq!(post(&server, "e", &batched, batch.as_bytes()).1["accepted"], 2);
-    let binary = [("Content-Type", "application/json"), ("ce-specversion", "1.0"), ("ce-id", "4"), ("ce-type", "t")];
+    assert_eq!(
+        post(&server, "e", &batched, batch.as_bytes()).1["accepted"],
+        2
+    );
+    let binary = [
+        ("Content-Type", "application/json"),
+        ("ce-specversion", "1.0"),
+        ("ce-id", "4"),
+        ("ce-type", "t"),
+    ];
     assert_eq!(post(&server, "d", &binary, b"{\"n\":4}").1["accepted"], 1);
     server.stop();
     assert_eq!(
         bench.rows("select id, n from e order by n"),
-        [json!({"id": "1", "n": 1}), json!({"id": "2", "n": 2}), json!({"id": "3", "n": 3})]
+        [
+            json!({"id": "1", "n": 1}),
+            json!({"id": "2", "n": 2}),
+            json!({"id": "3", "n": 3})
+        ]
     );
     assert_eq!(bench.number("select n from d"), 4);
 }
@@ -314,10 +474,19 @@ fn of_retries_at_once_each_counts_what_it_brought_back_itself() {
     let answers: Vec<(u16, Value)> = std::thread::scope(|scope| {
         let retry = || server.request("POST", "/api/v1/dead-letters/retry", &[], b"{}");
         let retries: Vec<_> = (0..3).map(|_| scope.spawn(retry)).collect();
-        retries.into_iter().map(|retry| retry.join().expect("an answer")).collect()
+        retries
+            .into_iter()
+            .map(|retry| retry.join().expect("an answer"))
+            .collect()
     });
-    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
-    let retried: u64 = answers.iter().map(|(_, answer)| answer["retried"].as_u64().expect("a number")).sum();
+    assert!(
+        answers.iter().all(|(status, _)| *status == 200),
+        "{answers:?}"
+    );
+    let retried: u64 = answers
+        .iter()
+        .map(|(_, answer)| answer["retried"].as_u64().expect("a number"))
+        .sum();
     assert_eq!(retried, 50, "{answers:?}");
     server.stop();
     assert_eq!(bench.number("select count(*) from rsvps"), 50);
@@ -329,12 +498,31 @@ fn elements_of_a_member_are_records_of_a_post() {
     let server = start(&bench);
     let body = br#"{"source":"x","Records":[{"n":1},{"n":"no"},{"n":3}]}"#;
     let send = |query: &str| {
-        server.request("POST", &format!("/api/v1/streams/a/events{query}"), &[("Idempotency-Key", "k")], body)
+        server.request(
+            "POST",
+            &format!("/api/v1/streams/a/events{query}"),
+            &[("Idempotency-Key", "k")],
+            body,
+        )
     };
     let (status, answer) = send("?unwrap=Records");
-    assert_eq!((status, &answer["accepted"], &answer["rejected"][0]["index"]), (200, &json!(2), &json!(1)), "{answer}");
+    assert_eq!(
+        (status, &answer["accepted"], &answer["rejected"][0]["index"]),
+        (200, &json!(2), &json!(1)),
+        "{answer}"
+    );
     // How a body is read is part of what its key stands for.
     assert_eq!(send("").0, 422);
     assert_eq!(send("?unwrap=Records").1, answer);
-    assert_eq!(server.request("POST", "/api/v1/streams/a/events?unwrap=Records", &[], &body[..40]).0, 400);
+    assert_eq!(
+        server
+            .request(
+                "POST",
+                "/api/v1/streams/a/events?unwrap=Records",
+                &[],
+                &body[..40]
+            )
+            .0,
+        400
+    );
 }

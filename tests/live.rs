@@ -1,5 +1,5 @@
-//! Live streams: each row once, also for a client that comes back; what has left memory is named once; nobody who follows takes
-//! anything from who asks.
+//! Live streams: each row once, also for a client that comes back; what has left memory is named
+//! once; nobody who follows takes anything from who asks.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -22,9 +22,14 @@ struct Event {
 impl Follower {
     fn new(server: &Server, query: &str, last: Option<&str>) -> Self {
         let mut stream = TcpStream::connect(&server.address).expect("a connection");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a time");
         let last = last.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
-        let head = format!("GET /api/v1/live{query} HTTP/1.1\r\nHost: {}\r\n{last}\r\n", server.address);
+        let head = format!(
+            "GET /api/v1/live{query} HTTP/1.1\r\nHost: {}\r\n{last}\r\n",
+            server.address
+        );
         stream.write_all(head.as_bytes()).expect("writable");
         let mut follower = Self(BufReader::new(stream));
         assert!(follower.line().starts_with("HTTP/1.1 200"));
@@ -40,7 +45,11 @@ impl Follower {
 
     /// The next event; sizes of chunks and comments between its lines are passed over.
     fn next(&mut self) -> Event {
-        let mut event = Event { kind: String::new(), id: String::new(), data: Value::Null };
+        let mut event = Event {
+            kind: String::new(),
+            id: String::new(),
+            data: Value::Null,
+        };
         loop {
             let line = self.line();
             match line.split_once(": ") {
@@ -65,8 +74,18 @@ fn bench(limits: &str) -> Bench {
 }
 
 fn rows(server: &Server, query: &str) -> Vec<Value> {
-    let answer = server.request("POST", "/api/v1/sql", &[], json!({"sql": query}).to_string().as_bytes()).1;
-    answer["rows"].as_array().unwrap_or_else(|| panic!("{answer}")).clone()
+    let answer = server
+        .request(
+            "POST",
+            "/api/v1/sql",
+            &[],
+            json!({"sql": query}).to_string().as_bytes(),
+        )
+        .1;
+    answer["rows"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{answer}"))
+        .clone()
 }
 
 #[test]
@@ -79,21 +98,35 @@ fn each_row_comes_once_also_after_a_return_and_as_sql_has_it() {
     for part in all.chunks(400) {
         assert_eq!(server.post(&[], &ndjson(part)).0, 200);
     }
-    wait_until("rows are there", || rows(&server, "select count(*) as n from rsvps")[0]["n"] == 1_200);
+    wait_until("rows are there", || {
+        rows(&server, "select count(*) as n from rsvps")[0]["n"] == 1_200
+    });
     let expected = rows(&server, "select * from rsvps order by lsn");
     let seen: Vec<Event> = (0..1_200).map(|_| whole.next()).collect();
-    assert!(seen.iter().zip(&expected).all(|(event, row)| event.data == *row && event.kind.is_empty()));
+    assert!(
+        seen.iter()
+            .zip(&expected)
+            .all(|(event, row)| event.data == *row && event.kind.is_empty())
+    );
     for at in [0, 1, 399, 400, 1_198] {
         let mut back = Follower::new(&server, "", Some(&seen[at].id));
-        assert!((at + 1..1_200).all(|n| back.next() == seen[n]), "behind {at}");
+        assert!(
+            (at + 1..1_200).all(|n| back.next() == seen[n]),
+            "behind {at}"
+        );
     }
-    let closed = rows(&server, "select count(*) as n from n_versions")[0]["n"].as_u64().expect("a number") as usize;
+    let closed = rows(&server, "select count(*) as n from n_versions")[0]["n"]
+        .as_u64()
+        .expect("a number") as usize;
     assert!(closed > 2, "{closed} rows of windows");
     let seen: Vec<Event> = (0..closed).map(|_| windows.next()).collect();
     let mut back = Follower::new(&server, "?window=n", Some(&seen[1].id));
     assert!((2..closed).all(|n| back.next() == seen[n]));
     let mut found: Vec<String> = seen.iter().map(|event| event.data.to_string()).collect();
-    let mut stored: Vec<String> = rows(&server, "select * from n_versions").iter().map(Value::to_string).collect();
+    let mut stored: Vec<String> = rows(&server, "select * from n_versions")
+        .iter()
+        .map(Value::to_string)
+        .collect();
     found.sort();
     stored.sort();
     assert_eq!(found, stored);
@@ -114,11 +147,21 @@ fn what_has_left_memory_is_named_once() {
     let mut behind = Follower::new(&server, "", Some(&seen[3].id));
     let mut foreign = Follower::new(&server, "", Some("9007199254740000.0"));
     let missed = behind.next();
-    assert_eq!((missed.kind.as_str(), &missed.data["after"]), ("missed", &seen[3].data["lsn"]), "{missed:?}");
-    assert!(missed.data["message"].as_str().is_some_and(|text| text.contains("ask SQL")));
+    assert_eq!(
+        (missed.kind.as_str(), &missed.data["after"]),
+        ("missed", &seen[3].data["lsn"]),
+        "{missed:?}"
+    );
+    assert!(
+        missed.data["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("ask SQL"))
+    );
     assert_eq!(foreign.next().kind, "missed");
-    let between =
-        format!("select lsn from rsvps where lsn > {} and lsn <= {}", missed.data["after"], missed.data["upto"]);
+    let between = format!(
+        "select lsn from rsvps where lsn > {} and lsn <= {}",
+        missed.data["after"], missed.data["upto"]
+    );
     assert_eq!(rows(&server, &between).len(), 16);
     let again = Follower::new(&server, "", Some(&missed.id));
     assert_eq!(server.post(&[], &ndjson(&records(3, 6))).0, 200);

@@ -1,5 +1,6 @@
-//! Torn, flipped and truncated bytes of the log: what was never acknowledged is cut, what was acknowledged is never dropped in
-//! silence; and the n-th write or sync that fails loses nothing before it.
+//! Torn, flipped and truncated bytes of the log: what was never acknowledged is cut, what was
+//! acknowledged is never dropped in silence; and the n-th write or sync that fails loses nothing
+//! before it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,14 +38,23 @@ fn frame(content: &str) -> Frame {
 }
 
 fn options(folder: PathBuf) -> WalOptions {
-    WalOptions { folder, instance: 0, zero: 0, segment_bytes: 4096, budget: None, floor: 0 }
+    WalOptions {
+        folder,
+        instance: 0,
+        zero: 0,
+        segment_bytes: 4096,
+        budget: None,
+        floor: 0,
+    }
 }
 
 fn read_all(storage: Arc<dyn Storage>, folder: PathBuf, to: u64) -> Vec<String> {
     let mut reader = LogReader::new(storage, folder, 0);
     let mut out = Vec::new();
     while let Some(frame) = reader.next(to).expect("readable") {
-        out.push(String::from_utf8(frame.records().expect("readable").get(0).to_vec()).expect("text"));
+        out.push(
+            String::from_utf8(frame.records().expect("readable").get(0).to_vec()).expect("text"),
+        );
     }
     out
 }
@@ -69,10 +79,20 @@ fn whatever_operation_fails_what_was_acknowledged_is_there_after_reopening() {
         // What the cache held and the disk did not is gone with the power.
         disk.lose_what_was_not_synced();
         let storage: Arc<dyn Storage> = Arc::new(Disk);
-        let (wal, found) = Wal::open(storage.clone(), options(log.clone()), 1, 0).expect("opens again");
+        let (wal, found) =
+            Wal::open(storage.clone(), options(log.clone()), 1, 0).expect("opens again");
         let read = read_all(storage, log, wal.synced_lsn());
-        assert!(read.len() >= acknowledged.len(), "operation {fails_at}: {} of {}", read.len(), acknowledged.len());
-        assert_eq!(read[..acknowledged.len()], acknowledged, "operation {fails_at}");
+        assert!(
+            read.len() >= acknowledged.len(),
+            "operation {fails_at}: {} of {}",
+            read.len(),
+            acknowledged.len()
+        );
+        assert_eq!(
+            read[..acknowledged.len()],
+            acknowledged,
+            "operation {fails_at}"
+        );
         assert_eq!(found.last_lsn, wal.synced_lsn());
     }
 }
@@ -88,7 +108,8 @@ fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
         options.segment_bytes = 1 << 20;
         let (mut wal, _) = Wal::open(storage.clone(), options, 1, 0).expect("opens");
         for n in 0..20 {
-            wal.append(&mut frame(&format!("record {n}"))).expect("room");
+            wal.append(&mut frame(&format!("record {n}")))
+                .expect("room");
             ends.push(wal.sync().expect("synced"));
         }
     }
@@ -113,15 +134,28 @@ fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
         options.segment_bytes = 1 << 20;
         match Wal::open(storage.clone(), options, 1, 0) {
             Ok((wal, found)) => {
-                // Only the last frame is not known synced by a later one; damage over both leaves no witness.
-                assert!(found.last_lsn >= 36 || bad.len() < good.len(), "{}", found.last_lsn);
+                // Only the last frame is not known synced by a later one; damage over both leaves
+                // no witness.
+                assert!(
+                    found.last_lsn >= 36 || bad.len() < good.len(),
+                    "{}",
+                    found.last_lsn
+                );
                 let read = read_all(storage.clone(), log.clone(), wal.synced_lsn());
-                assert!(read.iter().enumerate().all(|(n, r)| *r == format!("record {n}")));
+                assert!(
+                    read.iter()
+                        .enumerate()
+                        .all(|(n, r)| *r == format!("record {n}"))
+                );
                 cut += 1;
             }
             Err(error) => {
                 assert!(error.to_string().contains("damaged"), "{error}");
-                assert_eq!(std::fs::read(&segment).expect("readable"), bad, "nothing is changed");
+                assert_eq!(
+                    std::fs::read(&segment).expect("readable"),
+                    bad,
+                    "nothing is changed"
+                );
                 refused += 1;
             }
         }
@@ -137,13 +171,21 @@ fn a_log_cut_below_the_views_refuses_with_65_and_changes_nothing() {
     bench.write("in.ndjson", &ndjson(&all));
     bench.once();
     copy(&bench.path("data"), &bench.path("good"));
-    let segment = files(&bench.path("data/log")).into_keys().next().expect("a segment");
+    let segment = files(&bench.path("data/log"))
+        .into_keys()
+        .next()
+        .expect("a segment");
     let mut bytes = std::fs::read(&segment).expect("readable");
     bytes[2_000..].fill(0);
     std::fs::write(&segment, bytes).expect("writable");
     let before = files(&bench.path("data/log"));
     let output = bench.output(&["run", "--once"]);
-    assert_eq!(output.status.code(), Some(65), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(65),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(files(&bench.path("data/log")), before);
     // A copy of the folder from before opens under another name.
     std::fs::remove_dir_all(bench.path("data")).expect("removable");
@@ -157,8 +199,14 @@ fn newer_formats_are_refused_with_65() {
     let bench = Bench::new("");
     bench.write("in.ndjson", &ndjson(&records(50, 1)));
     bench.once();
-    for (folder, what) in [("data/log", "log format"), ("data/operators", "snapshot format")] {
-        let path = files(&bench.path(folder)).into_keys().next_back().expect("a file");
+    for (folder, what) in [
+        ("data/log", "log format"),
+        ("data/operators", "snapshot format"),
+    ] {
+        let path = files(&bench.path(folder))
+            .into_keys()
+            .next_back()
+            .expect("a file");
         let good = std::fs::read(&path).expect("readable");
         let mut newer = good.clone();
         newer[8] = 99;

@@ -1,4 +1,5 @@
-//! All integration tests, one binary. Each drives the built program or public modules and compares with a recount of its own.
+//! All integration tests, one binary. Each drives the built program or public modules and compares
+//! with a recount of its own.
 
 mod answers;
 mod connections;

@@ -1,5 +1,5 @@
-//! Names of columns: what `weir check` accepts can be made, committed and opened again as Delta tables; the rest is refused in the
-//! file, with a way out.
+//! Names of columns: what `weir check` accepts can be made, committed and opened again as Delta
+//! tables; the rest is refused in the file, with a way out.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -27,37 +27,102 @@ const WINDOW: &str = "[windows.w]\nsql = '''select window_start, window_end, COL
 
 #[test]
 fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
-    let table =
-        |select: &str| format!("[tables.\"s.t\"]\nstream = \"s\"\nkey = \"id\"\nselect = '''select {select}'''\n");
+    let table = |select: &str| {
+        format!("[tables.\"s.t\"]\nstream = \"s\"\nkey = \"id\"\nselect = '''select {select}'''\n")
+    };
     let window = |column: &str| WINDOW.replace("COLUMN", column);
     let nest = "id varchar, v double, \"userId\" varchar, nest struct<\"Key\" varchar, \"key\" varchar>, many array<struct<\"a b\" int>>";
     let of = |select: &str| stream(nest, select, "");
     let in_stream = |column: &str, more: &str| {
-        stream(&format!("{column} varchar, l array<varchar>"), &format!("{column}, l"), more)
+        stream(
+            &format!("{column} varchar, l array<varchar>"),
+            &format!("{column}, l"),
+            more,
+        )
     };
     // Of each: what is pointed at, and what is said.
     for (configuration, at, message) in [
-        (of("v as \"Year\""), "\"Year\"", "the column `Year` is weir's own but for its case (`year`)"),
+        (
+            of("v as \"Year\""),
+            "\"Year\"",
+            "the column `Year` is weir's own but for its case (`year`)",
+        ),
         (of("id as \"LSN\""), "\"LSN\"", "`LSN` is weir's own"),
-        (of("id as \"Event_Time\""), "\"Event_Time\"", "`Event_Time` is weir's own"),
-        (of("\"userId\", id as userid"), "userid", "`userId` and `userid` differ only by case"),
-        (of("nest"), "nest from", "the fields `Key` and `key` of `nest` differ only by case"),
-        (of("many"), "many from", "the field `a b` of `many` has the character ' '"),
-        (of("v as \"temp (C)\""), "\"temp", "write for example `as temp_c`"),
+        (
+            of("id as \"Event_Time\""),
+            "\"Event_Time\"",
+            "`Event_Time` is weir's own",
+        ),
+        (
+            of("\"userId\", id as userid"),
+            "userid",
+            "`userId` and `userid` differ only by case",
+        ),
+        (
+            of("nest"),
+            "nest from",
+            "the fields `Key` and `key` of `nest` differ only by case",
+        ),
+        (
+            of("many"),
+            "many from",
+            "the field `a b` of `many` has the character ' '",
+        ),
+        (
+            of("v as \"temp (C)\""),
+            "\"temp",
+            "write for example `as temp_c`",
+        ),
         (of("v as \"a;b\""), "\"a;b", "has the character ';'"),
         (of("v as \"\""), "", "empty name"),
-        (of("v * 2"), "v * 2", "`v * 2` has no name; write `v * 2 as name`"),
+        (
+            of("v * 2"),
+            "v * 2",
+            "`v * 2` has no name; write `v * 2 as name`",
+        ),
         (of("lower(id)"), "lower(", "`lower(id)` has no name"),
         (of("nest.key"), "nest.key", "`nest.key` has no name"),
         (of("id::bigint"), "id::", "has no name"),
-        (in_stream("windows", &window("windows")), "windows, l", "the table s.late: there are two columns `windows`"),
-        (in_stream("id", &table("id, id as \"LSN\"")), "\"LSN\"", "`LSN` is weir's own"),
-        (in_stream("id", &table("id, id as \"Bucket\"")), "\"Bucket\"", "`Bucket` is weir's own"),
-        (in_stream("id", &table("id, upper(id)")), "upper(", "`upper(id)` has no name"),
-        (in_stream("id", &table("id, unnest(l)")), "unnest(", "`unnest(l)` has no name"),
-        (in_stream("id", &window("id as \"Hour\"")), "\"Hour\"", "`Hour` is weir's own"),
-        (in_stream("id", &window("id as \"N\"")), "", "`N` and `n` differ only by case"),
-        (in_stream("id", &window("id as \"a b\"")), "\"a b", "write for example `as a_b`"),
+        (
+            in_stream("windows", &window("windows")),
+            "windows, l",
+            "the table s.late: there are two columns `windows`",
+        ),
+        (
+            in_stream("id", &table("id, id as \"LSN\"")),
+            "\"LSN\"",
+            "`LSN` is weir's own",
+        ),
+        (
+            in_stream("id", &table("id, id as \"Bucket\"")),
+            "\"Bucket\"",
+            "`Bucket` is weir's own",
+        ),
+        (
+            in_stream("id", &table("id, upper(id)")),
+            "upper(",
+            "`upper(id)` has no name",
+        ),
+        (
+            in_stream("id", &table("id, unnest(l)")),
+            "unnest(",
+            "`unnest(l)` has no name",
+        ),
+        (
+            in_stream("id", &window("id as \"Hour\"")),
+            "\"Hour\"",
+            "`Hour` is weir's own",
+        ),
+        (
+            in_stream("id", &window("id as \"N\"")),
+            "",
+            "`N` and `n` differ only by case",
+        ),
+        (
+            in_stream("id", &window("id as \"a b\"")),
+            "\"a b",
+            "write for example `as a_b`",
+        ),
         (
             in_stream("id", &window("id").replace(" as n", "")),
             "count(*)",
@@ -71,10 +136,19 @@ fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
         assert_eq!(output.status.code(), Some(2), "{configuration}\n{said}");
         assert!(said.contains(message), "{message}\n{said}");
         let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
-        let mut places = text.lines().enumerate().filter(|(_, l)| l.starts_with("sql") || l.starts_with("select"));
-        let place = places.find_map(|(n, line)| Some((n + 1, line.find(at).filter(|_| !at.is_empty())? + 1)));
-        let place = place.map_or(":".to_owned(), |(line, column)| format!(":{line}:{column}:"));
-        assert!(said.contains(&format!("weir.toml{place}")), "{place}\n{configuration}\n{said}");
+        let mut places = text
+            .lines()
+            .enumerate()
+            .filter(|(_, l)| l.starts_with("sql") || l.starts_with("select"));
+        let place = places
+            .find_map(|(n, line)| Some((n + 1, line.find(at).filter(|_| !at.is_empty())? + 1)));
+        let place = place.map_or(":".to_owned(), |(line, column)| {
+            format!(":{line}:{column}:")
+        });
+        assert!(
+            said.contains(&format!("weir.toml{place}")),
+            "{place}\n{configuration}\n{said}"
+        );
     }
 }
 
@@ -85,16 +159,29 @@ fn everyday_names_are_accepted() {
     let select = "id, v as \"température\", v as \"a.b\", v as \"a-b\", v as \"2024\", \"userId\", nest, nest.b as b, windows, (v) as x, s.v";
     bench.configure(&stream(schema, select, ""));
     let output = bench.output(&["check"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
 fn a_name_whose_case_changes_is_refused_while_its_table_is_there() {
     let bench = Bench::new("");
-    let source = "[[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
-    let with = |select: &str| format!("{source}{}", stream("\"userId\" varchar, v double", select, ""));
+    let source =
+        "[[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
+    let with = |select: &str| {
+        format!(
+            "{source}{}",
+            stream("\"userId\" varchar, v double", select, "")
+        )
+    };
     bench.configure(&with("\"userId\""));
-    bench.write("in.ndjson", b"{\"at\":\"2024-05-01T10:00:00Z\",\"userId\":\"a\",\"v\":1}\n");
+    bench.write(
+        "in.ndjson",
+        b"{\"at\":\"2024-05-01T10:00:00Z\",\"userId\":\"a\",\"v\":1}\n",
+    );
     bench.once();
     // Also where a configuration between did not have it at all.
     for between in [None, Some("v")] {
@@ -107,14 +194,19 @@ fn a_name_whose_case_changes_is_refused_while_its_table_is_there() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(
-            said.contains("weir.toml:") && said.contains("as \"userId\"") && said.contains("weir rebuild s"),
+            said.contains("weir.toml:")
+                && said.contains("as \"userId\"")
+                && said.contains("weir rebuild s"),
             "{said}"
         );
     }
     bench.configure(&with("\"userId\", v"));
     assert!(bench.output(&["check"]).status.success());
     bench.once();
-    assert_eq!(bench.number("select count(*) from s where \"userId\" = 'a'"), 1);
+    assert_eq!(
+        bench.number("select count(*) from s where \"userId\" = 'a'"),
+        1
+    );
 }
 
 /// A frame of one record of the stream `s`.
@@ -136,7 +228,12 @@ fn frame(text: &str) -> Frame {
         stream: "s".into(),
     };
     let block = compress(records.page()).expect("memory");
-    Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() }
+    Frame {
+        header,
+        block,
+        block_bytes: records.page().len() as u32,
+        about: About::default(),
+    }
 }
 
 /// Names of which most are fine, and some clash, with each other or with Weir's own.
@@ -163,28 +260,51 @@ fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), 
     let catalog = views::compile(config).map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     let folder = Folder::create(root).map_err(|e| e.to_string())?;
-    let log = LogName { instance: 0, id: 7, zero: 0 };
-    let open = || views::open(config, &folder, &catalog, log, runtime.handle(), true).map_err(|e| e.to_string());
+    let log = LogName {
+        instance: 0,
+        id: 7,
+        zero: 0,
+    };
+    let open = || {
+        views::open(config, &folder, &catalog, log, runtime.handle(), true)
+            .map_err(|e| e.to_string())
+    };
     let mut opened = open()?;
     let mut operators = Operators::new(catalog.clone(), 0);
-    let made = Arc::new(frame("{\"at\":\"2024-05-01T10:00:00Z\",\"a\":\"x\",\"s\":{\"p\":\"1\",\"q\":\"2\"}}"));
+    let made = Arc::new(frame(
+        "{\"at\":\"2024-05-01T10:00:00Z\",\"a\":\"x\",\"s\":{\"p\":\"1\",\"q\":\"2\"}}",
+    ));
     let decoded = operators.decode(&made).map_err(|e| e.to_string())?;
-    let output = operators.apply(&made, decoded.as_ref()).map_err(|e| e.to_string())?;
+    let output = operators
+        .apply(&made, decoded.as_ref())
+        .map_err(|e| e.to_string())?;
     let closing = Frame {
-        header: Header { kind: Kind::Final, first_lsn: 2, stream: String::new(), ..made.header.clone() },
+        header: Header {
+            kind: Kind::Final,
+            first_lsn: 2,
+            stream: String::new(),
+            ..made.header.clone()
+        },
         ..frame("{}")
     };
-    let closing = operators.apply(&Arc::new(closing), None).map_err(|e| e.to_string())?;
+    let closing = operators
+        .apply(&Arc::new(closing), None)
+        .map_err(|e| e.to_string())?;
     for view in &mut opened.views {
         for output in [&output, &closing] {
-            view.apply(output, Instant::now()).map_err(|e| format!("{}: {e}", view.name()))?;
+            view.apply(output, Instant::now())
+                .map_err(|e| format!("{}: {e}", view.name()))?;
         }
         view.settle().map_err(|e| format!("{}: {e}", view.name()))?;
     }
     drop(opened);
     let opened = open()?;
     for name in ["s", "w_versions", "s.t"] {
-        let table = opened.handles.tables.get(name).ok_or_else(|| format!("{name} is gone"))?;
+        let table = opened
+            .handles
+            .tables
+            .get(name)
+            .ok_or_else(|| format!("{name} is gone"))?;
         let rows: u64 = table.files().iter().map(|f| f.rows).sum();
         if rows != 1 {
             return Err(format!("{name} has {rows} rows"));
@@ -207,7 +327,12 @@ fn whatever_check_accepts_can_be_made_committed_and_opened_again() {
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let names = (prop::collection::vec(name(), 1..4), prop::collection::vec(name(), 1..3), name(), name());
+    let names = (
+        prop::collection::vec(name(), 1..4),
+        prop::collection::vec(name(), 1..3),
+        name(),
+        name(),
+    );
     let result = runner.run(&names, |(columns, fields, of_window, of_entity)| {
         let fields: BTreeSet<String> = fields.into_iter().filter(|f| !f.is_empty()).chain(["p".into()]).collect();
         let fields: Vec<String> = fields.iter().map(|f| format!("{} varchar", quoted(f))).collect();
@@ -239,5 +364,8 @@ fn whatever_check_accepts_can_be_made_committed_and_opened_again() {
     });
     assert!(result.is_ok(), "{}", result.expect_err("failed"));
     let (accepted, refused) = (accepted.get(), refused.get());
-    assert!(accepted >= 10 && refused >= 10, "{accepted} were accepted, {refused} refused");
+    assert!(
+        accepted >= 10 && refused >= 10,
+        "{accepted} were accepted, {refused} refused"
+    );
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, copy, holds_exactly, ndjson, records, without_as_of};
+use crate::support::{
+    Bench, HTTP_ONLY, Numbers, OFTEN, copy, holds_exactly, ndjson, records, without_as_of,
+};
 
 /// A folder that holds the same as a backup, opened as its data.
 fn opened(backup: &Path) -> Bench {
@@ -38,7 +40,9 @@ fn backups_made_while_records_come_hold_exactly_what_was_accepted_until_then() {
     let picked = [0, backups.len() / 2, backups.len() - 1];
     for (to, lsn) in picked.map(|at| &backups[at]) {
         // Among them are the configuration and, where the machine was slow, ticks.
-        let count = bench.number(&format!("select count(*) from raw where kind = 'record' and lsn <= {lsn}"));
+        let count = bench.number(&format!(
+            "select count(*) from raw where kind = 'record' and lsn <= {lsn}"
+        ));
         let copy = opened(to);
         copy.once();
         holds_exactly(&copy, &all[..count as usize]);
@@ -49,7 +53,13 @@ fn backups_made_while_records_come_hold_exactly_what_was_accepted_until_then() {
     let copy = opened(&to);
     copy.once();
     holds_exactly(&copy, &all);
-    assert_eq!(bench.output(&["backup", to.to_str().expect("text")]).status.code(), Some(2));
+    assert_eq!(
+        bench
+            .output(&["backup", to.to_str().expect("text")])
+            .status
+            .code(),
+        Some(2)
+    );
 }
 
 /// One answer a minute from 2016-06-10T00:00:00Z on.
@@ -63,8 +73,14 @@ fn minutes(count: usize) -> Vec<Value> {
 }
 
 fn hours(bench: &Bench, table: &str) -> Vec<String> {
-    let query = format!("select distinct \"partition\" from weir.files where \"table\" = '{table}' order by 1");
-    bench.rows(&query).iter().map(|r| r["partition"].as_str().expect("text").to_owned()).collect()
+    let query = format!(
+        "select distinct \"partition\" from weir.files where \"table\" = '{table}' order by 1"
+    );
+    bench
+        .rows(&query)
+        .iter()
+        .map(|r| r["partition"].as_str().expect("text").to_owned())
+        .collect()
 }
 
 #[test]
@@ -79,25 +95,41 @@ fn what_lies_below_the_retention_is_hidden_at_once_and_its_partitions_leave() {
     let all = minutes(10 * 60);
     bench.write("in.ndjson", &ndjson(&all));
     bench.once();
-    // The last answer comes at 09:59, less ten seconds and three hours: everything before 06:00 is gone.
+    // The last answer comes at 09:59, less ten seconds and three hours: everything before 06:00 is
+    // gone.
     let shown = |hour: u64| {
         let count = 600 - hour * 60;
         assert_eq!(bench.number("select count(*) from rsvps"), count);
         assert_eq!(bench.ask(&["count", "--repeats"])["count"], count);
-        assert_eq!(bench.ask(&["search", "fun", "--limit", "1"])["total"], count);
+        assert_eq!(
+            bench.ask(&["search", "fun", "--limit", "1"])["total"],
+            count
+        );
     };
     shown(6);
-    assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), 600, "raw has its own retention");
+    assert_eq!(
+        bench.number("select count(*) from raw where kind = 'record'"),
+        600,
+        "raw has its own retention"
+    );
     bench.once();
     shown(6);
-    let want: Vec<String> = (6..10).map(|hour| format!("year=2016/month=6/day=10/hour={hour}")).collect();
+    let want: Vec<String> = (6..10)
+        .map(|hour| format!("year=2016/month=6/day=10/hour={hour}"))
+        .collect();
     assert_eq!(hours(&bench, "rsvps"), want);
     // A record from before is refused with its reason, and kept in raw.
     bench.write("in.ndjson", &ndjson(&[all.as_slice(), &all[..1]].concat()));
     bench.once();
     shown(6);
     let dead = bench.rows("select reason from dead_letters");
-    assert!(dead[0]["reason"].as_str().expect("text").contains("retention"), "{dead:?}");
+    assert!(
+        dead[0]["reason"]
+            .as_str()
+            .expect("text")
+            .contains("retention"),
+        "{dead:?}"
+    );
 }
 
 #[test]
@@ -110,7 +142,9 @@ fn over_the_disk_limit_the_oldest_hours_leave_and_every_answer_agrees_on_what_is
     let mut numbers = Numbers(3);
     let mut all = minutes(3_600);
     for record in &mut all {
-        let noise: String = (0..4_000).map(|_| char::from(b'!' + numbers.below(90) as u8)).collect();
+        let noise: String = (0..4_000)
+            .map(|_| char::from(b'!' + numbers.below(90) as u8))
+            .collect();
         record["group"]["group_city"] = json!(noise);
     }
     for part in 1..=4 {
@@ -126,7 +160,11 @@ fn over_the_disk_limit_the_oldest_hours_leave_and_every_answer_agrees_on_what_is
     assert_eq!(bench.ask(&["search", "fun", "--limit", "1"])["total"], left);
     let newest = bench.rows("select max(mtime) as m, min(mtime) as o from rsvps");
     assert_eq!(newest[0]["m"], all[3_599]["mtime"], "the newest stay");
-    assert_eq!(newest[0]["o"].as_i64().expect("a number") % 3_600_000, 0, "whole hours leave");
+    assert_eq!(
+        newest[0]["o"].as_i64().expect("a number") % 3_600_000,
+        0,
+        "whole hours leave"
+    );
 }
 
 #[test]
@@ -137,7 +175,9 @@ fn a_log_within_a_small_budget_is_trimmed_and_loses_nothing() {
     let mut numbers = Numbers(5);
     let mut all = records(9_000, 33);
     for record in &mut all {
-        let noise: String = (0..900).map(|_| char::from(b'!' + numbers.below(90) as u8)).collect();
+        let noise: String = (0..900)
+            .map(|_| char::from(b'!' + numbers.below(90) as u8))
+            .collect();
         record["group"]["group_city"] = json!(noise);
     }
     for part in all.chunks(300) {
@@ -150,7 +190,10 @@ fn a_log_within_a_small_budget_is_trimmed_and_loses_nothing() {
         });
     }
     server.stop();
-    let log: u64 = crate::support::files(&bench.path("data/log")).values().map(|b| b.len() as u64).sum();
+    let log: u64 = crate::support::files(&bench.path("data/log"))
+        .values()
+        .map(|b| b.len() as u64)
+        .sum();
     assert!(log <= 4 << 20, "{log} bytes of log");
     holds_exactly(&bench, &all);
 }
@@ -167,7 +210,13 @@ fn a_view_that_lags_behind_the_snapshot_replays_to_the_same_rows() {
     let want = bench.all_answers();
     copy(&bench.path("data"), &bench.path("whole"));
     // Each view in turn is put back to where it stood half way; the snapshots are ahead of it.
-    for view in ["search/rsvps", "state/rsvps.counts.redb", "state/rsvps.places.redb", "lake/rsvps", "lake/raw"] {
+    for view in [
+        "search/rsvps",
+        "state/rsvps.counts.redb",
+        "state/rsvps.places.redb",
+        "lake/rsvps",
+        "lake/raw",
+    ] {
         std::fs::remove_dir_all(bench.path("data")).expect("removable");
         copy(&bench.path("whole"), &bench.path("data"));
         let (half, data) = (bench.path("half").join(view), bench.path("data").join(view));
@@ -189,17 +238,27 @@ fn a_running_query_is_ended_by_its_id() {
     bench.configure(HTTP_ONLY);
     let server = start(&bench);
     assert_eq!(server.post(&[], &ndjson(&records(400, 3))).0, 200);
-    crate::support::wait_until("the rows are there", || bench.number("select count(*) from rsvps") == 400);
+    crate::support::wait_until("the rows are there", || {
+        bench.number("select count(*) from rsvps") == 400
+    });
     let endless = json!({"id": "q1", "sql": "select count(*) from rsvps a, rsvps b, rsvps c, rsvps d where a.lsn + b.lsn + c.lsn > d.lsn"});
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| server.request("POST", "/api/v1/sql", &[], endless.to_string().as_bytes()));
-        crate::support::wait_until("the query runs", || server.request("DELETE", "/api/v1/sql/q1", &[], b"").0 == 200);
+        let asked = scope
+            .spawn(|| server.request("POST", "/api/v1/sql", &[], endless.to_string().as_bytes()));
+        crate::support::wait_until("the query runs", || {
+            server.request("DELETE", "/api/v1/sql/q1", &[], b"").0 == 200
+        });
         let (status, answer) = asked.join().expect("it ends");
         assert_eq!(status, 409, "{answer}");
     });
     assert_eq!(server.request("DELETE", "/api/v1/sql/q1", &[], b"").0, 404);
     let long = json!({"id": "q".repeat(129), "sql": "select 1"});
-    assert_eq!(server.request("POST", "/api/v1/sql", &[], long.to_string().as_bytes()).0, 400);
+    assert_eq!(
+        server
+            .request("POST", "/api/v1/sql", &[], long.to_string().as_bytes())
+            .0,
+        400
+    );
     let count = without_as_of(bench.ask(&["count", "--repeats"]));
     assert_eq!(count["count"], 400);
     drop::<Server>(server);
@@ -220,15 +279,23 @@ fn a_server_that_ends_while_it_reads_the_log_goes_on_from_there_at_the_next_star
     copy(&bench.path("whole/log"), &bench.path("data/log"));
     bench.configure(HTTP_ONLY);
     for _ in 0..4 {
-        let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+        let mut child = bench
+            .command(&["run", "-q"])
+            .spawn()
+            .expect("the binary runs");
         let address = bench.path("data/address.json");
         crate::support::wait_until("it answers", || address.exists());
         let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be asked to stop");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("it can be asked to stop");
         assert!(child.wait().expect("it ends").success());
     }
     let output = bench.output(&["run", "--once"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     holds_exactly(&bench, &all);
 }
 
@@ -251,8 +318,17 @@ fn venues_that_nobody_named_for_so_long_leave_the_map_with_their_edges() {
     let near = || {
         let answer = bench.ask(&["nearby", "--lat", "40.7", "--lon=-74"]);
         let venues = answer["venues"].as_array().expect("venues").clone();
-        let events = venues.iter().map(|v| v["events"].as_array().expect("events").len()).sum::<usize>();
-        (venues.iter().map(|v| v["venue_id"].as_u64().expect("an id")).collect::<Vec<_>>(), events)
+        let events = venues
+            .iter()
+            .map(|v| v["events"].as_array().expect("events").len())
+            .sum::<usize>();
+        (
+            venues
+                .iter()
+                .map(|v| v["venue_id"].as_u64().expect("an id"))
+                .collect::<Vec<_>>(),
+            events,
+        )
     };
     bench.write("in.ndjson", &ndjson(&all[..20]));
     bench.once();
@@ -262,5 +338,9 @@ fn venues_that_nobody_named_for_so_long_leave_the_map_with_their_edges() {
     bench.once();
     let (venues, events) = near();
     assert!(venues == [2] && events > 0, "{venues:?} {events}");
-    assert_eq!(bench.number("select count(distinct venue_id) from rsvps"), 2, "the table has its own retention");
+    assert_eq!(
+        bench.number("select count(distinct venue_id) from rsvps"),
+        2,
+        "the table has its own retention"
+    );
 }

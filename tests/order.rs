@@ -1,4 +1,5 @@
-//! `order = "event_time"`: a file in any order gives what the same file sorted by hand gives, whatever happens meanwhile.
+//! `order = "event_time"`: a file in any order gives what the same file sorted by hand gives,
+//! whatever happens meanwhile.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,8 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records, wait_until};
 
-const SOURCE: &str =
-    "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\nstream = \"quakes\"\n";
+const SOURCE: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\nstream = \"quakes\"\n";
 const QUAKES: &str = r#"
 [streams.quakes]
 schema = "properties struct<mag double, place varchar, time bigint> not null"
@@ -55,31 +55,64 @@ fn quakes_that_are_newest_first_fill_the_windows_of_those_sorted_by_hand() {
     let by_hand = collection(&quakes);
     let run = |order: &str, text: &[u8]| {
         let bench = Bench::new("");
-        bench.configure(&format!("{SOURCE}unwrap = \"features\"\npath = \"quakes.geojson\"\n{order}{QUAKES}"));
+        bench.configure(&format!(
+            "{SOURCE}unwrap = \"features\"\npath = \"quakes.geojson\"\n{order}{QUAKES}"
+        ));
         bench.write("quakes.geojson", text);
         let check = bench.output(&["check"]);
         let path = bench.path("quakes.geojson");
         let test = bench.output(&["test", path.to_str().expect("text"), "--final"]);
         let output = bench.output(&["run", "--once", "--final"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let warnings = [&check.stderr, &test.stderr, &output.stderr]
             .map(|text| String::from_utf8_lossy(text).contains("disorder"));
         let sample: Value = serde_json::from_slice(&test.stdout).expect("JSON");
-        (windows(&bench), sample["windows"]["daily"].as_array().expect("windows").len(), warnings, stored(&bench))
+        (
+            windows(&bench),
+            sample["windows"]["daily"]
+                .as_array()
+                .expect("windows")
+                .len(),
+            warnings,
+            stored(&bench),
+        )
     };
     let sorted = run("order = \"event_time\"\n", &newest_first);
     let reference = run("", &by_hand);
-    let counted: u64 = sorted.0.iter().map(|row| row["n"].as_u64().expect("a number")).sum();
+    let counted: u64 = sorted
+        .0
+        .iter()
+        .map(|row| row["n"].as_u64().expect("a number"))
+        .sum();
     assert_eq!(counted, 1_707);
     assert_eq!((&sorted.0, sorted.1), (&reference.0, reference.1));
     assert_eq!((sorted.2, reference.2), ([false; 3], [false; 3]));
-    let bytes = |rows: &[Value]| rows.iter().map(|row| row["bytes"].clone()).collect::<Vec<_>>();
+    let bytes = |rows: &[Value]| {
+        rows.iter()
+            .map(|row| row["bytes"].clone())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(bytes(&sorted.3), bytes(&reference.3));
-    assert!((0..).zip(&sorted.3).all(|(ordinal, row)| row["position"] == json!(ordinal)));
+    assert!(
+        (0..)
+            .zip(&sorted.3)
+            .all(|(ordinal, row)| row["position"] == json!(ordinal))
+    );
     // Without it, each says what would help.
     let unsorted = run("", &newest_first);
     assert_eq!(unsorted.2, [true; 3]);
-    assert!(unsorted.0.iter().map(|row| row["n"].as_u64().expect("a number")).sum::<u64>() < 100);
+    assert!(
+        unsorted
+            .0
+            .iter()
+            .map(|row| row["n"].as_u64().expect("a number"))
+            .sum::<u64>()
+            < 100
+    );
 }
 
 #[test]
@@ -88,7 +121,8 @@ fn kills_while_a_file_is_sorted_and_taken_in_lose_and_double_nothing() {
     all.reverse();
     // Beyond the memory for sorting, so that parts of it are written.
     let pad = "x".repeat(700);
-    all.iter_mut().for_each(|record| record["member"]["other"] = json!(pad));
+    all.iter_mut()
+        .for_each(|record| record["member"]["other"] = json!(pad));
     let bench = Bench::new(OFTEN);
     let limits = OFTEN.replace("[limits]\n", "[limits]\nmemory = \"512MiB\"\n");
     bench.configure(&format!(
@@ -98,10 +132,20 @@ fn kills_while_a_file_is_sorted_and_taken_in_lose_and_double_nothing() {
     let spilled = bench.path("data/sort");
     let (mut numbers, mut met) = (Numbers(11), 0);
     for kill in 0..8 {
-        let mut child = bench.command(&["run", "--once", "-q"]).stderr(Stdio::null()).spawn().expect("the binary runs");
-        wait_until("it sorts in files", || spilled.join("0").exists() || child.try_wait().expect("a child").is_some());
+        let mut child = bench
+            .command(&["run", "--once", "-q"])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        wait_until("it sorts in files", || {
+            spilled.join("0").exists() || child.try_wait().expect("a child").is_some()
+        });
         // While it sorts, or anywhere after.
-        std::thread::sleep(Duration::from_millis(if kill < 3 { 0 } else { numbers.below(2_500) }));
+        std::thread::sleep(Duration::from_millis(if kill < 3 {
+            0
+        } else {
+            numbers.below(2_500)
+        }));
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
         met += u32::from(spilled.join("0").exists());
@@ -122,8 +166,14 @@ fn kills_while_a_file_is_sorted_and_taken_in_lose_and_double_nothing() {
 #[test]
 fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     let bench = Bench::new("");
-    bench.configure(&format!("{SOURCE}path = \"quakes.ndjson\"\norder = \"event_time\"\n{QUAKES}"));
-    let mut server = bench.command(&["run", "-q"]).stderr(Stdio::null()).spawn().expect("the binary runs");
+    bench.configure(&format!(
+        "{SOURCE}path = \"quakes.ndjson\"\norder = \"event_time\"\n{QUAKES}"
+    ));
+    let mut server = bench
+        .command(&["run", "-q"])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
     let source = || -> Option<Value> {
         let output = bench.output(&[
             "sql",
@@ -139,13 +189,21 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     let text = ndjson(&quakes()[..50]);
     bench.write("quakes.ndjson", &text);
     wait_until("it has read the file", || is("ended"));
-    wait_until("it is counted", || bench.number("select count(*) from quakes") == 50);
+    wait_until("it is counted", || {
+        bench.number("select count(*) from quakes") == 50
+    });
     // Touched, it is the same file.
     bench.write("quakes.ndjson", &text);
-    bench.write("quakes.ndjson", &[&text[..], &ndjson(&quakes()[50..51])].concat());
+    bench.write(
+        "quakes.ndjson",
+        &[&text[..], &ndjson(&quakes()[50..51])].concat(),
+    );
     wait_until("it halts", || is("halted"));
     let reason = source().expect("a source")["reason"].to_string();
-    assert!(reason.contains("50 of 50 records") && reason.contains("another name"), "{reason}");
+    assert!(
+        reason.contains("50 of 50 records") && reason.contains("another name"),
+        "{reason}"
+    );
     assert_eq!(bench.number("select count(*) from quakes"), 50);
     server.kill().expect("it can be killed");
     server.wait().expect("it ends");

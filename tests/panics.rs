@@ -1,5 +1,5 @@
-//! A thread that panics ends the process with its name, or goes on; nobody waits for it for ever. `WEIR_TEST_PANIC` names the
-//! thread, in debug builds.
+//! A thread that panics ends the process with its name, or goes on; nobody waits for it for ever.
+//! `WEIR_TEST_PANIC` names the thread, in debug builds.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -31,7 +31,10 @@ fn run(bench: &Bench, arguments: &[&str], thread: &str) -> (Option<i32>, String)
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    (status.code(), std::fs::read_to_string(&errors).expect("text"))
+    (
+        status.code(),
+        std::fs::read_to_string(&errors).expect("text"),
+    )
 }
 
 #[test]
@@ -42,23 +45,38 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
     }
     let all = records(600, 3);
     let server = "[server]\nhttp = \"127.0.0.1:0\"\n";
-    let views = ["lake/rsvps", "lake/raw", "counts/rsvps", "search/rsvps", "places/rsvps"];
-    let threads = ["source/in", "log-writer", "operators"].into_iter().chain(views);
+    let views = [
+        "lake/rsvps",
+        "lake/raw",
+        "counts/rsvps",
+        "search/rsvps",
+        "places/rsvps",
+    ];
+    let threads = ["source/in", "log-writer", "operators"]
+        .into_iter()
+        .chain(views);
     let once = ["run", "--once"];
     let runs = threads.map(|thread| (thread, &["run"][..], server));
     let runs = runs.chain(["ticks", "maintenance"].map(|thread| (thread, &["run"][..], server)));
-    let runs = runs.chain(["source/in", "log-writer", "operators", "lake/rsvps"].map(|thread| (thread, &once[..], "")));
+    let runs = runs.chain(
+        ["source/in", "log-writer", "operators", "lake/rsvps"]
+            .map(|thread| (thread, &once[..], "")),
+    );
     for (thread, arguments, server) in runs {
         let bench = Bench::new(server);
         bench.write("in.ndjson", &ndjson(&all));
         let (code, errors) = run(&bench, arguments, thread);
         assert_eq!(code, Some(1), "{arguments:?}, {thread}: {errors}");
-        let told = errors
-            .lines()
-            .any(|line| line.starts_with("weir: ") && line.contains(&format!("the thread `{thread}` panicked")));
+        let told = errors.lines().any(|line| {
+            line.starts_with("weir: ") && line.contains(&format!("the thread `{thread}` panicked"))
+        });
         assert!(told, "{arguments:?}, {thread}: {errors}");
         bench.once();
-        assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), all.len() as u64, "{thread}");
+        assert_eq!(
+            bench.number("select count(*) from raw where kind = 'record'"),
+            all.len() as u64,
+            "{thread}"
+        );
     }
 }
 
@@ -70,12 +88,23 @@ fn a_panic_in_a_query_is_its_own_error() {
     }
     let bench = Bench::new("");
     bench.configure(HTTP_ONLY);
-    let server = crate::server::Server::start(bench.command(&["run"]).env(PANIC, "sql"), &bench.path("data"));
+    let server = crate::server::Server::start(
+        bench.command(&["run"]).env(PANIC, "sql"),
+        &bench.path("data"),
+    );
     let question = json!({"sql": "select 1"}).to_string();
     for _ in 0..10 {
-        let (status, answer) =
-            server.request("POST", "/api/v1/sql", &[("Content-Type", "application/json")], question.as_bytes());
-        assert_eq!((status, &answer["error"]["code"]), (500, &json!("failed")), "{answer}");
+        let (status, answer) = server.request(
+            "POST",
+            "/api/v1/sql",
+            &[("Content-Type", "application/json")],
+            question.as_bytes(),
+        );
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (500, &json!("failed")),
+            "{answer}"
+        );
     }
     assert_eq!(server.post(&[], &ndjson(&records(3, 1))).0, 200);
     server.stop();

@@ -1,4 +1,5 @@
-//! `[lake] partition`: a table stays split as it is until it is rebuilt, and says when hours hold too little.
+//! `[lake] partition`: a table stays split as it is until it is rebuilt, and says when hours hold
+//! too little.
 
 use std::fmt::Write;
 use std::process::Output;
@@ -25,7 +26,11 @@ fn readings(bench: &Bench, hours: std::ops::Range<u64>) {
 }
 
 fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn notes(bench: &Bench) -> String {
@@ -35,11 +40,23 @@ fn notes(bench: &Bench) -> String {
 /// Columns that folders name, by a table's current metadata.
 fn partitioned_by(bench: &Bench, table: &str) -> Vec<String> {
     let log = files(&bench.path(&format!("data/lake/{table}/_delta_log")));
-    let commits = log.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "json"));
-    let lines =
-        commits.flat_map(|(_, bytes)| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect::<Vec<_>>());
-    let metadata =
-        lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok()?.get("metaData").cloned()).next_back();
+    let commits = log
+        .iter()
+        .filter(|(path, _)| path.extension().is_some_and(|e| e == "json"));
+    let lines = commits.flat_map(|(_, bytes)| {
+        String::from_utf8_lossy(bytes)
+            .lines()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
+    let metadata = lines
+        .filter_map(|line| {
+            serde_json::from_str::<Value>(&line)
+                .ok()?
+                .get("metaData")
+                .cloned()
+        })
+        .next_back();
     let columns = metadata.expect("a table has metadata")["partitionColumns"].clone();
     serde_json::from_value(columns).expect("a list")
 }
@@ -65,16 +82,30 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     let output = bench.output(&["run", "--once"]);
     assert!(output.status.success(), "{}", said(&output));
     // It is told, and the tables go on as they are.
-    for text in [said(&output), said(&bench.output(&["check"])), notes(&bench)] {
-        assert!(text.contains("partitioned by hour, not by day") && text.contains("weir rebuild w"), "{text}");
+    for text in [
+        said(&output),
+        said(&bench.output(&["check"])),
+        notes(&bench),
+    ] {
+        assert!(
+            text.contains("partitioned by hour, not by day") && text.contains("weir rebuild w"),
+            "{text}"
+        );
     }
-    assert_eq!(partitioned_by(&bench, "s"), ["year", "month", "day", "hour"]);
+    assert_eq!(
+        partitioned_by(&bench, "s"),
+        ["year", "month", "day", "hour"]
+    );
     assert_eq!(bench.number("select count(*) from s"), 80);
     let before = answers(&bench);
     let output = bench.output(&["rebuild", "s", "w", "dead_letters"]);
     assert!(output.status.success(), "{}", said(&output));
     for table in ["s", "w_versions"] {
-        assert_eq!(partitioned_by(&bench, table), ["year", "month", "day"], "{table}");
+        assert_eq!(
+            partitioned_by(&bench, table),
+            ["year", "month", "day"],
+            "{table}"
+        );
     }
     assert_eq!(answers(&bench), before);
     assert_eq!(notes(&bench), "[]");
@@ -84,7 +115,10 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     assert_eq!(bench.number("select count(distinct day) from s"), 5);
     // Another way, beside a server that runs.
     configure(&bench, "hour");
-    let mut server = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let mut server = bench
+        .command(&["run", "-q"])
+        .spawn()
+        .expect("the binary runs");
     wait_until("the server answers", || {
         bench.output(&["status"]).status.success() && bench.path("data/address.json").exists()
     });
@@ -93,7 +127,10 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     assert_eq!(bench.number("select count(distinct hour) from s"), 24);
     assert_eq!(bench.number("select count(*) from s"), 100);
     server.kill().and_then(|()| server.wait()).expect("it ends");
-    assert_eq!(partitioned_by(&bench, "s"), ["year", "month", "day", "hour"]);
+    assert_eq!(
+        partitioned_by(&bench, "s"),
+        ["year", "month", "day", "hour"]
+    );
     bench.once();
     assert_eq!(bench.number("select count(*) from s where hour = 3"), 4);
 }
@@ -105,8 +142,16 @@ fn hours_that_hold_little_are_told_with_what_to_do() {
     readings(&bench, 0..1_010);
     let output = bench.output(&["run", "--once"]);
     assert!(output.status.success(), "{}", said(&output));
-    let parts = ["the table s has 1010 hours", "`[lake] partition = \"day\"`", "`weir rebuild s`"];
-    for text in [said(&output), said(&bench.output(&["check"])), notes(&bench).replace("\\\"", "\"")] {
+    let parts = [
+        "the table s has 1010 hours",
+        "`[lake] partition = \"day\"`",
+        "`weir rebuild s`",
+    ];
+    for text in [
+        said(&output),
+        said(&bench.output(&["check"])),
+        notes(&bench).replace("\\\"", "\""),
+    ] {
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     }
     configure(&bench, "day");
@@ -114,5 +159,9 @@ fn hours_that_hold_little_are_told_with_what_to_do() {
     assert!(output.status.success(), "{}", said(&output));
     let days = bench.rows("select distinct year, month, day from s");
     assert_eq!(bench.number("select count(*) from s"), 1_010);
-    assert!(days.len() <= 44 && !notes(&bench).contains("the table s "), "{}", notes(&bench));
+    assert!(
+        days.len() <= 44 && !notes(&bench).contains("the table s "),
+        "{}",
+        notes(&bench)
+    );
 }

@@ -1,13 +1,14 @@
-//! What a query leaves out unread, by bounds of files, row groups and pages, is never part of its answer: random filters over
-//! every type are compared with the same filters over the same rows in memory.
+//! What a query leaves out unread, by bounds of files, row groups and pages, is never part of its
+//! answer: random filters over every type are compared with the same filters over the same rows in
+//! memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Date32Array, Float32Array, Float64Array, Int32Array, Int64Array, ListBuilder, RecordBatch,
-    StringArray, StringBuilder, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Float32Array, Float64Array, Int32Array, Int64Array,
+    ListBuilder, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::datasource::MemTable;
@@ -20,7 +21,9 @@ use weir::query::snapshot::Progress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::select::session_config;
 use weir::schema::{Catalog, Layout, functions};
-use weir::views::lake::files::{Class, FileEntry, partition_folder, properties_of, with_partition_columns};
+use weir::views::lake::files::{
+    Class, FileEntry, partition_folder, properties_of, with_partition_columns,
+};
 use weir::views::lake::hot::Hot;
 use weir::views::lake::{Change, Feed, LakeTable, LogName, TableSpec};
 
@@ -47,12 +50,20 @@ fn schema() -> SchemaRef {
         ("flag", DataType::Boolean),
         ("born", DataType::Date32),
         ("local", DataType::Timestamp(TimeUnit::Microsecond, None)),
-        ("words", DataType::List(Arc::new(Field::new("item", DataType::Utf8, true)))),
+        (
+            "words",
+            DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))),
+        ),
     ];
-    Arc::new(Schema::new(columns.map(|(name, ty)| Field::new(name, ty, true)).to_vec()))
+    Arc::new(Schema::new(
+        columns
+            .map(|(name, ty)| Field::new(name, ty, true))
+            .to_vec(),
+    ))
 }
 
-/// A value that ascends with the row, more or less, and now and then is null; some runs of rows have one value, or none.
+/// A value that ascends with the row, more or less, and now and then is null; some runs of rows
+/// have one value, or none.
 fn about(numbers: &mut Numbers, row: usize) -> Option<i64> {
     let run = row / 60 % 5;
     let value = match run {
@@ -60,12 +71,24 @@ fn about(numbers: &mut Numbers, row: usize) -> Option<i64> {
         1 => row as i64 / 60,
         _ => row as i64 / 3 + numbers.below(7) as i64 - 3,
     };
-    (run != 4 || (row / 60).is_multiple_of(2)).then_some(value).filter(|_| run == 0 || numbers.below(9) > 0)
+    (run != 4 || (row / 60).is_multiple_of(2))
+        .then_some(value)
+        .filter(|_| run == 0 || numbers.below(9) > 0)
 }
 
-const FLOATS: [f64; 8] = [f64::NAN, -0.0, 0.0, f64::INFINITY, f64::NEG_INFINITY, 1.5, -7.25, f64::MIN_POSITIVE];
+const FLOATS: [f64; 8] = [
+    f64::NAN,
+    -0.0,
+    0.0,
+    f64::INFINITY,
+    f64::NEG_INFINITY,
+    1.5,
+    -7.25,
+    f64::MIN_POSITIVE,
+];
 
-/// One of the values that are hard to order, or a plain one; in some runs of rows only plain ones and NaN.
+/// One of the values that are hard to order, or a plain one; in some runs of rows only plain ones
+/// and NaN.
 fn float(numbers: &mut Numbers, row: usize) -> Option<f64> {
     let plain = (row / 40) as f64 / 4.0;
     match (row / 40 % 3, numbers.below(10)) {
@@ -76,7 +99,8 @@ fn float(numbers: &mut Numbers, row: usize) -> Option<f64> {
     }
 }
 
-/// Text of which the first hundred bytes are alike, or of the greatest characters, so that bounds are cut.
+/// Text of which the first hundred bytes are alike, or of the greatest characters, so that bounds
+/// are cut.
 fn text(numbers: &mut Numbers, row: usize) -> Option<String> {
     let n = row / 20;
     match numbers.below(12) {
@@ -95,29 +119,65 @@ fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Numbers) -
     let mut words = ListBuilder::new(StringBuilder::new());
     for row in all.clone() {
         let items = numbers.below(4);
-        (0..items).for_each(|i| words.values().append_option((i < 2).then(|| format!("w{}", row / 50 + i as usize))));
+        (0..items).for_each(|i| {
+            words
+                .values()
+                .append_option((i < 2).then(|| format!("w{}", row / 50 + i as usize)));
+        });
         words.append(numbers.below(5) > 0);
     }
     let mut values = |of: fn(&mut Numbers, usize) -> Option<i64>| -> Vec<Option<i64>> {
         all.clone().map(|row| of(numbers, row)).collect()
     };
     let (number, small, day, local) = (values(about), values(about), values(about), values(about));
-    let times = all.clone().map(|row| START + row as i64 * 1_700_000 / 2 / 1_000 * 1_000);
+    let times = all
+        .clone()
+        .map(|row| START + row as i64 * 1_700_000 / 2 / 1_000 * 1_000);
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(all.clone().map(|row| Some(row as i64 * 7 % 5_000 + 1)).collect::<Int64Array>()),
+        Arc::new(
+            all.clone()
+                .map(|row| Some(row as i64 * 7 % 5_000 + 1))
+                .collect::<Int64Array>(),
+        ),
         Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")),
         Arc::new(Int64Array::from(number)),
-        Arc::new(small.into_iter().map(|v| v.map(|v| v as i32)).collect::<Int32Array>()),
-        Arc::new(all.clone().map(|row| text(numbers, row)).collect::<StringArray>()),
-        Arc::new(all.clone().map(|row| float(numbers, row)).collect::<Float64Array>()),
-        Arc::new(all.clone().map(|row| float(numbers, row).map(|f| f as f32)).collect::<Float32Array>()),
+        Arc::new(
+            small
+                .into_iter()
+                .map(|v| v.map(|v| v as i32))
+                .collect::<Int32Array>(),
+        ),
+        Arc::new(
+            all.clone()
+                .map(|row| text(numbers, row))
+                .collect::<StringArray>(),
+        ),
+        Arc::new(
+            all.clone()
+                .map(|row| float(numbers, row))
+                .collect::<Float64Array>(),
+        ),
+        Arc::new(
+            all.clone()
+                .map(|row| float(numbers, row).map(|f| f as f32))
+                .collect::<Float32Array>(),
+        ),
         Arc::new(
             all.clone()
                 .map(|row| Some((row / 90).is_multiple_of(2)).filter(|_| row % 11 > 0))
                 .collect::<BooleanArray>(),
         ),
-        Arc::new(day.into_iter().map(|v| v.map(|v| v as i32)).collect::<Date32Array>()),
-        Arc::new(local.into_iter().map(|v| v.map(|v| START + v * 1_000_000)).collect::<TimestampMicrosecondArray>()),
+        Arc::new(
+            day.into_iter()
+                .map(|v| v.map(|v| v as i32))
+                .collect::<Date32Array>(),
+        ),
+        Arc::new(
+            local
+                .into_iter()
+                .map(|v| v.map(|v| START + v * 1_000_000))
+                .collect::<TimestampMicrosecondArray>(),
+        ),
         Arc::new(words.finish()),
     ];
     RecordBatch::try_new(schema.clone(), columns).expect("the schema's columns")
@@ -125,8 +185,18 @@ fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Numbers) -
 
 /// Writes rows of one hour as a file of small row groups and pages.
 fn write(spec: &TableSpec, name: &str, class: Class, rows: &RecordBatch) -> FileEntry {
-    let times = rows.column(1).as_any().downcast_ref::<TimestampMicrosecondArray>().expect("times").values();
-    let lsns = rows.column(0).as_any().downcast_ref::<Int64Array>().expect("LSNs").values();
+    let times = rows
+        .column(1)
+        .as_any()
+        .downcast_ref::<TimestampMicrosecondArray>()
+        .expect("times")
+        .values();
+    let lsns = rows
+        .column(0)
+        .as_any()
+        .downcast_ref::<Int64Array>()
+        .expect("LSNs")
+        .values();
     let at = bucket(times[0], MICROS_PER_HOUR);
     let folder = partition_folder(at, Layout::Hours);
     std::fs::create_dir_all(spec.root.join(&folder)).expect("a folder");
@@ -138,11 +208,14 @@ fn write(spec: &TableSpec, name: &str, class: Class, rows: &RecordBatch) -> File
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_write_batch_size(PAGE_ROWS)
         .build();
-    let mut writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties)).expect("begun");
+    let mut writer =
+        ArrowWriter::try_new(file, spec.schema.clone(), Some(properties)).expect("begun");
     writer.write(rows).expect("written");
     writer.close().expect("ended");
     FileEntry {
-        bytes: std::fs::metadata(spec.root.join(&path)).expect("there").len(),
+        bytes: std::fs::metadata(spec.root.join(&path))
+            .expect("there")
+            .len(),
         path,
         rows: rows.num_rows() as u64,
         bucket: at,
@@ -168,7 +241,10 @@ struct Tables {
 impl Tables {
     fn new(numbers: &mut Numbers) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build();
         let runtime = runtime.expect("threads");
         let lake = folder.path().join("lake");
         let spec = TableSpec {
@@ -180,15 +256,25 @@ impl Tables {
             keys: Vec::new(),
             feed: Feed::Stream("t".into()),
         };
-        let log = LogName { instance: 0, id: 1, zero: 0 };
+        let log = LogName {
+            instance: 0,
+            id: 1,
+            zero: 0,
+        };
         let table = LakeTable::open(spec.clone(), log, runtime.handle().clone(), true);
         let table = Arc::new(table.expect("opens").expect("writable"));
-        let mut batches: Vec<RecordBatch> =
-            (0..4).map(|n| rows(&spec.schema, n * FILE_ROWS, FILE_ROWS, numbers)).collect();
+        let mut batches: Vec<RecordBatch> = (0..4)
+            .map(|n| rows(&spec.schema, n * FILE_ROWS, FILE_ROWS, numbers))
+            .collect();
         let classes = [Class::Recent, Class::Recent, Class::Old, Class::Recent];
         let files = batches.iter().zip(classes).enumerate();
-        let add = files.map(|(n, (rows, class))| write(&spec, &format!("{}-{n}", class.name()), class, rows));
-        let change = Change { add: add.collect(), data_change: true, ..Change::default() };
+        let add = files
+            .map(|(n, (rows, class))| write(&spec, &format!("{}-{n}", class.name()), class, rows));
+        let change = Change {
+            add: add.collect(),
+            data_change: true,
+            ..Change::default()
+        };
         table.commit(&change, &[]).expect("committed");
         batches.push(rows(&spec.schema, 4 * FILE_ROWS, HOT_ROWS, numbers));
         table.push(Some(Hot::Rows(batches[4].clone())), None, 5_000, None);
@@ -209,31 +295,54 @@ impl Tables {
             memory: 64 << 20,
             footers: 1 << 20,
         };
-        let engine = SqlEngine::new(&lake, &folder.path().join("spill"), limits).expect("an engine");
-        let whole = batches.iter().map(|rows| with_partition_columns(&spec, rows, &table.full_schema));
-        let whole = whole.collect::<Result<Vec<_>, _>>().expect("partition columns");
+        let engine =
+            SqlEngine::new(&lake, &folder.path().join("spill"), limits).expect("an engine");
+        let whole = batches
+            .iter()
+            .map(|rows| with_partition_columns(&spec, rows, &table.full_schema));
+        let whole = whole
+            .collect::<Result<Vec<_>, _>>()
+            .expect("partition columns");
         let mut state = SessionContext::new_with_config(session_config(1)).state();
         functions::register(&mut state, functions::Limits::Query).expect("functions");
         let plain = SessionContext::new_with_state(state);
         let memory = MemTable::try_new(table.full_schema.clone(), vec![whole]).expect("a table");
-        plain.register_table("t", Arc::new(memory)).expect("registered");
-        Self { runtime, engine, handles, plain, _folder: folder }
+        plain
+            .register_table("t", Arc::new(memory))
+            .expect("registered");
+        Self {
+            runtime,
+            engine,
+            handles,
+            plain,
+            _folder: folder,
+        }
     }
 
     fn ask(&self, sql: &str) -> SqlAnswer {
-        let answer = self.runtime.block_on(self.engine.run(sql, &self.handles, 0));
+        let answer = self
+            .runtime
+            .block_on(self.engine.run(sql, &self.handles, 0));
         answer.unwrap_or_else(|e| panic!("{sql}: {e}"))
     }
 
     /// Whether both give the same rows, in the order that the query asks for.
     fn compare(&self, sql: &str) -> usize {
         let lake = self.ask(sql);
-        let memory = self.runtime.block_on(async { self.plain.sql(sql).await?.collect().await });
+        let memory = self
+            .runtime
+            .block_on(async { self.plain.sql(sql).await?.collect().await });
         let memory = memory.unwrap_or_else(|e| panic!("{sql}: {e}"));
         let show = |batches: &[RecordBatch]| -> Vec<String> {
-            let text = arrow::util::pretty::pretty_format_batches(batches).expect("shown").to_string();
+            let text = arrow::util::pretty::pretty_format_batches(batches)
+                .expect("shown")
+                .to_string();
             let cells = |line: &str| line.split('|').map(str::trim).collect::<Vec<_>>().join("|");
-            text.lines().filter(|line| line.starts_with('|')).skip(1).map(cells).collect()
+            text.lines()
+                .filter(|line| line.starts_with('|'))
+                .skip(1)
+                .map(cells)
+                .collect()
         };
         let (lake, memory) = (show(&lake.batches), show(&memory));
         assert_eq!(lake, memory, "{sql}");
@@ -244,10 +353,41 @@ impl Tables {
 /// A condition on one column.
 fn leaf(numbers: &mut Numbers) -> String {
     let mut one = |of: &[&str]| of[numbers.below(of.len() as u64) as usize].to_owned();
-    let compare = one(&["=", "<>", "<", "<=", ">", ">=", "is distinct from", "is not distinct from"]);
-    let kind = one(&["number", "number", "small", "text", "float", "float", "time", "other", "list"]);
-    let doubles = ["'NaN'::double", "0.0", "-0.0", "'Infinity'::double", "'-Infinity'::double", "1.5", "7.0", "-7.25"];
-    let (float, text) = (one(&doubles), one(&["''", "'w050'", "'w2%'", "'é'", "'xx'", "'\u{10ffff}'", "'w1'"]));
+    let compare = one(&[
+        "=",
+        "<>",
+        "<",
+        "<=",
+        ">",
+        ">=",
+        "is distinct from",
+        "is not distinct from",
+    ]);
+    let kind = one(&[
+        "number", "number", "small", "text", "float", "float", "time", "other", "list",
+    ]);
+    let doubles = [
+        "'NaN'::double",
+        "0.0",
+        "-0.0",
+        "'Infinity'::double",
+        "'-Infinity'::double",
+        "1.5",
+        "7.0",
+        "-7.25",
+    ];
+    let (float, text) = (
+        one(&doubles),
+        one(&[
+            "''",
+            "'w050'",
+            "'w2%'",
+            "'é'",
+            "'xx'",
+            "'\u{10ffff}'",
+            "'w1'",
+        ]),
+    );
     let column = one(&["double", "single"]);
     let n = numbers.below(1_500) as i64;
     let micros = START + numbers.below(3_900) as i64 * 1_000_000;
@@ -276,7 +416,9 @@ fn leaf(numbers: &mut Numbers) -> String {
         ("float", 3) => format!("{column} is null"),
         ("float", 4) => format!("abs({column}) {compare} {}", n as f64 / 4.0),
         ("float", _) => format!("{column} {compare} {float}"),
-        ("time", 0) => format!("date_trunc('minute', event_time) {compare} to_timestamp_micros({micros})"),
+        ("time", 0) => {
+            format!("date_trunc('minute', event_time) {compare} to_timestamp_micros({micros})")
+        }
         ("time", 1) => format!("local {compare} to_timestamp_micros({micros})::timestamp"),
         ("time", 2) => format!("born {compare} date '1970-{:02}-11'", n % 12 + 1),
         ("time", 3) => format!("hour {compare} {}", n % 3),
@@ -298,8 +440,16 @@ fn filter(numbers: &mut Numbers, depth: u64) -> String {
         // `is distinct from` would take in what follows.
         0..=3 => format!("({})", leaf(numbers)),
         4 => format!("not ({})", filter(numbers, depth - 1)),
-        5 | 6 => format!("({} or {})", filter(numbers, depth - 1), filter(numbers, depth - 1)),
-        _ => format!("({} and {})", filter(numbers, depth - 1), filter(numbers, depth - 1)),
+        5 | 6 => format!(
+            "({} or {})",
+            filter(numbers, depth - 1),
+            filter(numbers, depth - 1)
+        ),
+        _ => format!(
+            "({} and {})",
+            filter(numbers, depth - 1),
+            filter(numbers, depth - 1)
+        ),
     }
 }
 
@@ -310,7 +460,9 @@ fn filters_that_choose_pages_give_the_rows_that_they_give_in_memory() {
     let mut found = [0; 3];
     for n in 0..60 {
         let filter = filter(numbers, 3);
-        let rows = tables.compare(&format!("select lsn, event_time, text, double from t where {filter} order by lsn"));
+        let rows = tables.compare(&format!(
+            "select lsn, event_time, text, double from t where {filter} order by lsn"
+        ));
         found[usize::from(rows > 0) + usize::from(rows == 4 * FILE_ROWS + HOT_ROWS)] += 1;
         match n % 4 {
             0 => tables.compare(&format!("select * from t where {filter} order by event_time desc, lsn limit 5")),
@@ -322,7 +474,10 @@ fn filters_that_choose_pages_give_the_rows_that_they_give_in_memory() {
             _ => tables.compare(&format!("select flag, count(*) from t where {filter} group by flag order by 1")),
         };
     }
-    assert!(found.iter().all(|count| *count > 0), "filters that give nothing, something and everything: {found:?}");
+    assert!(
+        found.iter().all(|count| *count > 0),
+        "filters that give nothing, something and everything: {found:?}"
+    );
 }
 
 #[test]
@@ -333,14 +488,24 @@ fn a_floor_hides_rows_also_where_pages_are_chosen() {
     tables.handles.tables["t"].raise_floor(floor);
     for _ in 0..15 {
         let filter = filter(numbers, 2);
-        let rows = |context: &str| format!("select lsn from t where {context} ({filter}) order by lsn");
+        let rows =
+            |context: &str| format!("select lsn from t where {context} ({filter}) order by lsn");
         let lake = tables.ask(&rows(""));
-        let below = tables.ask(&rows(&format!("event_time >= to_timestamp_micros({floor}) and")));
+        let below = tables.ask(&rows(&format!(
+            "event_time >= to_timestamp_micros({floor}) and"
+        )));
         let memory = rows(&format!("event_time >= to_timestamp_micros({floor}) and"));
-        let memory = tables.runtime.block_on(async { tables.plain.sql(&memory).await?.collect().await });
-        let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+        let memory = tables
+            .runtime
+            .block_on(async { tables.plain.sql(&memory).await?.collect().await });
+        let count =
+            |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
         let memory = count(&memory.expect("answered"));
-        assert_eq!((count(&lake.batches), count(&below.batches)), (memory, memory), "{filter}");
+        assert_eq!(
+            (count(&lake.batches), count(&below.batches)),
+            (memory, memory),
+            "{filter}"
+        );
     }
 }
 
@@ -351,12 +516,26 @@ fn a_query_of_one_moment_reads_few_pages_and_unpacks_wide_columns_for_its_rows_a
         "explain analyze select * from t where event_time = to_timestamp_micros({})",
         START + 1_700_000_000 / 2
     ));
-    let plan = arrow::util::pretty::pretty_format_batches(&plan.batches).expect("shown").to_string();
+    let plan = arrow::util::pretty::pretty_format_batches(&plan.batches)
+        .expect("shown")
+        .to_string();
     let metric = |name: &str| {
-        let value = plan.split(&format!("{name}=")).nth(1).unwrap_or_else(|| panic!("{name} in {plan}"));
-        value.split([',', ']']).next().unwrap_or_default().trim().to_owned()
+        let value = plan
+            .split(&format!("{name}="))
+            .nth(1)
+            .unwrap_or_else(|| panic!("{name} in {plan}"));
+        value
+            .split([',', ']'])
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     };
     // One file of four is read; of its row groups, one; of that, a page.
-    assert_eq!(metric("page_index_rows_pruned"), "300 total → 40 matched", "{plan}");
+    assert_eq!(
+        metric("page_index_rows_pruned"),
+        "300 total → 40 matched",
+        "{plan}"
+    );
     assert_eq!(metric("pushdown_rows_matched"), "1", "{plan}");
 }

@@ -1,4 +1,5 @@
-//! Processes that read a folder beside one that is to work on it, and what they say of records that are not in their answers.
+//! Processes that read a folder beside one that is to work on it, and what they say of records that
+//! are not in their answers.
 
 use std::process::{Child, Stdio};
 
@@ -20,25 +21,45 @@ fn pending_are_the_records_that_an_answer_lacks_and_no_others() {
     );
     let all = records(200, 31);
     bench.write("in.ndjson", &ndjson(&all));
-    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let mut child = bench
+        .command(&["run", "-q"])
+        .spawn()
+        .expect("the binary runs");
     wait_until("the file is read", || rows(&bench) == Some(200));
     let committed = |bench: &Bench| {
         let data = bench.path("data/lake/rsvps");
-        crate::support::files(&data).keys().filter(|p| p.extension().is_some_and(|e| e == "parquet")).count()
+        crate::support::files(&data)
+            .keys()
+            .filter(|p| p.extension().is_some_and(|e| e == "parquet"))
+            .count()
     };
     wait_until("rows are committed", || committed(&bench) > 0);
     child.kill().and_then(|()| child.wait()).expect("it ends");
-    for query in
-        ["select count(*) as n from rsvps", "select count(*) as n from rsvps where guests >= 0 or guests is null"]
-    {
+    for query in [
+        "select count(*) as n from rsvps",
+        "select count(*) as n from rsvps where guests >= 0 or guests is null",
+    ] {
         let answer = bench.ask(&["sql", query]);
-        let found = bench.ask(&["sql", "select count(*) as n from rsvps"])["rows"][0]["n"].as_u64().expect("a number");
-        assert_eq!(answer["as_of"]["pending"].as_u64(), Some(200 - found), "{answer}");
+        let found = bench.ask(&["sql", "select count(*) as n from rsvps"])["rows"][0]["n"]
+            .as_u64()
+            .expect("a number");
+        assert_eq!(
+            answer["as_of"]["pending"].as_u64(),
+            Some(200 - found),
+            "{answer}"
+        );
     }
     // What is asked of no table lacks nothing.
-    assert_eq!(bench.ask(&["sql", "select 1 as one"])["as_of"]["pending"], 0);
+    assert_eq!(
+        bench.ask(&["sql", "select 1 as one"])["as_of"]["pending"],
+        0
+    );
     bench.once();
-    for question in [&["sql", "select count(*) as n from rsvps"][..], &["count"], &["search", "the"]] {
+    for question in [
+        &["sql", "select count(*) as n from rsvps"][..],
+        &["count"],
+        &["search", "the"],
+    ] {
         let answer = bench.ask(question);
         assert_eq!(answer["as_of"]["pending"], 0, "{question:?}: {answer}");
         assert_eq!(answer["as_of"]["freshness_ms"], 0, "{question:?}: {answer}");
@@ -53,18 +74,23 @@ fn records_of_one_stream_are_not_pending_in_another() {
             "[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n[streams.{name}]\nschema = \"n bigint not null\"\nselect = \"select to_timestamp_millis(n) as event_time, n from {name}\"\n"
         )
     };
-    let limits =
-        "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1h\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n";
+    let limits = "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1h\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n";
     bench.configure(&format!("{limits}{}{}", stream("a"), stream("b")));
     bench.write("a.ndjson", b"{\"n\":1}\n{\"n\":2}\nno record\n");
     bench.write("b.ndjson", b"{\"n\":1}\n");
-    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let mut child = bench
+        .command(&["run", "-q"])
+        .spawn()
+        .expect("the binary runs");
     let count = |query: &str| {
         let output = bench.output(&["sql", query, "--output", "json"]);
-        serde_json::from_slice::<Value>(&output.stdout).ok().and_then(|v| v["rows"][0]["n"].as_u64())
+        serde_json::from_slice::<Value>(&output.stdout)
+            .ok()
+            .and_then(|v| v["rows"][0]["n"].as_u64())
     };
     wait_until("both are read", || {
-        count("select count(*) as n from a") == Some(2) && count("select count(*) as n from b") == Some(1)
+        count("select count(*) as n from a") == Some(2)
+            && count("select count(*) as n from b") == Some(1)
     });
     child.kill().and_then(|()| child.wait()).expect("it ends");
     let pending = |query: &str| bench.ask(&["sql", query])["as_of"]["pending"].as_u64();
@@ -72,7 +98,10 @@ fn records_of_one_stream_are_not_pending_in_another() {
     assert_eq!(pending("select count(*) from b"), Some(1));
     assert!(pending("select count(*) from a") >= Some(2));
     let output = bench.output(&["sql", "select count(*) from b"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("1 accepted records are not in this answer"));
+    assert!(
+        String::from_utf8_lossy(&output.stderr)
+            .contains("1 accepted records are not in this answer")
+    );
 }
 
 #[test]
@@ -81,10 +110,22 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     bench.write("in.ndjson", &ndjson(&records(50, 32)));
     bench.once();
     // A reader that holds the folder, as long as the test wants.
-    let lock = std::fs::File::options().read(true).write(true).open(bench.path("data/lock")).expect("there");
+    let lock = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(bench.path("data/lock"))
+        .expect("there");
     lock.lock_shared().expect("nobody works on it");
-    let mut server = bench.command(&["run"]).stderr(Stdio::piped()).spawn().expect("the binary runs");
-    let intent = std::fs::File::options().read(true).write(true).open(bench.path("data/lock.intent")).expect("there");
+    let mut server = bench
+        .command(&["run"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let intent = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(bench.path("data/lock.intent"))
+        .expect("there");
     wait_until("the server waits", || {
         let is_wanted = intent.try_lock_shared().is_err();
         let _ = intent.unlock();
@@ -92,8 +133,12 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     });
     let readers: Vec<Child> = (0..4)
         .map(|_| {
-            let mut reader = bench.command(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
-            reader.stdout(Stdio::piped()).spawn().expect("the binary runs")
+            let mut reader =
+                bench.command(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
+            reader
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("the binary runs")
         })
         .collect();
     // It outlasts the second that a process gets which works on the folder.
@@ -101,13 +146,22 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     let mut line = String::new();
     while !line.contains("the folder is being read") {
         line.clear();
-        assert!(std::io::BufRead::read_line(&mut told, &mut line).expect("readable") > 0, "the server ended");
+        assert!(
+            std::io::BufRead::read_line(&mut told, &mut line).expect("readable") > 0,
+            "the server ended"
+        );
     }
-    assert!(line.contains(&format!("process {}", std::process::id())), "{line}");
+    assert!(
+        line.contains(&format!("process {}", std::process::id())),
+        "{line}"
+    );
     lock.unlock().expect("held");
     for reader in readers {
         let output = reader.wait_with_output().expect("it ends");
-        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().last(), Some("50"));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).lines().last(),
+            Some("50")
+        );
     }
     drop(told);
     server.kill().and_then(|()| server.wait()).expect("it ends");
@@ -117,11 +171,18 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
 fn the_pid_of_a_process_without_a_port_is_told_at_once() {
     let bench = Bench::new("");
     bench.once();
-    let lock = std::fs::File::options().read(true).write(true).open(bench.path("data/lock")).expect("there");
+    let lock = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(bench.path("data/lock"))
+        .expect("there");
     lock.lock().expect("nobody works on it");
     for verb in [&["sql", "select 1"][..], &["run", "--once"]] {
         let output = bench.output(verb);
         assert_eq!(output.status.code(), Some(75));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("in use by process "), "{verb:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("in use by process "),
+            "{verb:?}"
+        );
     }
 }

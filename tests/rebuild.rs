@@ -19,7 +19,8 @@ use weir::wal::{About, Frame, Header, Kind, RecordsBuilder, Wal};
 use crate::server::start;
 use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
 
-/// One more window, of an aggregate in parts, and one more entity table: nothing of the stream changes.
+/// One more window, of an aggregate in parts, and one more entity table: nothing of the stream
+/// changes.
 const MORE: &str = r#"
 [windows.guests]
 sql = """select window_start, window_end, country, sum(guests) as guests, max(mtime) as latest
@@ -39,18 +40,26 @@ session = { key = "member_id", gap = "30s" }
 require = ["event_time > timestamp '2000-01-01'", "guests < 2"]
 "#;
 
-const SOURCE: &str = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n";
+const SOURCE: &str =
+    "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n";
 
 /// Everything, with what the tests declare beside the preset.
 fn answers(bench: &Bench, is_other: bool) -> BTreeMap<String, Value> {
     let mut answers = bench.all_answers();
-    let mut add = |name: &str, query: &str| drop(answers.insert(name.into(), bench.rows(query).into()));
+    let mut add =
+        |name: &str, query: &str| drop(answers.insert(name.into(), bench.rows(query).into()));
     add(
         "guests",
         "select window_start, country, guests, latest, status from guests order by window_start, country, status",
     );
-    add("answers", "select member_id, event_id, response, guests from rsvps.answers order by member_id, event_id");
-    add("late", "select rsvp_id, mtime, guests from rsvps.late order by rsvp_id, mtime, guests");
+    add(
+        "answers",
+        "select member_id, event_id, response, guests from rsvps.answers order by member_id, event_id",
+    );
+    add(
+        "late",
+        "select rsvp_id, mtime, guests from rsvps.late order by rsvp_id, mtime, guests",
+    );
     if is_other {
         add(
             "sessions",
@@ -70,15 +79,32 @@ fn same_but(bench: &Bench, reference: &Bench, is_other: bool, except: &str) {
     let (found, mut want) = (answers(bench, is_other), answers(reference, is_other));
     for (name, found) in found.into_iter().filter(|(name, _)| name != except) {
         let want = want.remove(&name).unwrap_or_default();
-        let rows = |answer: &Value| answer.as_array().cloned().unwrap_or_else(|| vec![answer.clone()]);
-        let differing = rows(&found).into_iter().zip(rows(&want)).find(|(found, want)| found != want);
-        assert!(found == want, "{name}: {} rows, {} wanted; {differing:?}", rows(&found).len(), rows(&want).len());
+        let rows = |answer: &Value| {
+            answer
+                .as_array()
+                .cloned()
+                .unwrap_or_else(|| vec![answer.clone()])
+        };
+        let differing = rows(&found)
+            .into_iter()
+            .zip(rows(&want))
+            .find(|(found, want)| found != want);
+        assert!(
+            found == want,
+            "{name}: {} rows, {} wanted; {differing:?}",
+            rows(&found).len(),
+            rows(&want).len()
+        );
     }
 }
 
 fn rebuild(bench: &Bench, what: &[&str]) {
     let output = bench.output(&[&["rebuild"], what].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 const EVERYTHING: [&str; 19] = [
@@ -112,18 +138,28 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
     let mut all = records(9_000, 31);
     // What hardly packs makes a log of several segments.
     let mut numbers = Numbers(9);
-    all.iter_mut().for_each(|r| r["noise"] = (0..90).map(|_| format!("{:x}", numbers.below(1 << 31))).collect());
+    all.iter_mut().for_each(|r| {
+        r["noise"] = (0..90)
+            .map(|_| format!("{:x}", numbers.below(1 << 31)))
+            .collect();
+    });
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&before);
     for part in [2_000, 4_000, 7_000] {
         bench.write("in.ndjson", &ndjson(&all[..part]));
         bench.once();
     }
-    assert!(!bench.path("data/log/0000000000000001.seg").exists(), "the log was trimmed");
+    assert!(
+        !bench.path("data/log/0000000000000001.seg").exists(),
+        "the log was trimmed"
+    );
     bench.configure(&after);
     let refused = bench.output(&["run", "--once"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"), "it names the way out");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"),
+        "it names the way out"
+    );
     rebuild(&bench, &EVERYTHING);
     reference.configure(&after);
     reference.write("in.ndjson", &ndjson(&all[..7_000]));
@@ -138,16 +174,37 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
     assert!(!bench.path("data/rebuild/search.rsvps").exists());
 }
 
-/// Takes the files of `raw` away whose records all come before one, as retention does; gives the first record that is left.
+/// Takes the files of `raw` away whose records all come before one, as retention does; gives the
+/// first record that is left.
 fn shorten_raw(bench: &Bench, before: u64) -> u64 {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let id = Wal::log_id_of(&Disk, &bench.path("data/log")).expect("the log is read").expect("there is one");
+    let id = Wal::log_id_of(&Disk, &bench.path("data/log"))
+        .expect("the log is read")
+        .expect("there is one");
     let spec = TableSpec::raw(&bench.path("data/lake"), Layout::Hours);
-    let log = LogName { instance: 0, id, zero: 0 };
-    let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("raw opens").expect("it is there");
-    let gone = table.files().iter().filter(|file| file.max_lsn < before).cloned().collect::<Vec<_>>();
-    assert!(!gone.is_empty(), "some files of raw come before record {before}");
-    let change = Change { remove: gone, data_change: true, ..Change::default() };
+    let log = LogName {
+        instance: 0,
+        id,
+        zero: 0,
+    };
+    let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
+        .expect("raw opens")
+        .expect("it is there");
+    let gone = table
+        .files()
+        .iter()
+        .filter(|file| file.max_lsn < before)
+        .cloned()
+        .collect::<Vec<_>>();
+    assert!(
+        !gone.is_empty(),
+        "some files of raw come before record {before}"
+    );
+    let change = Change {
+        remove: gone,
+        data_change: true,
+        ..Change::default()
+    };
     table.commit(&change, &[]).expect("the files leave");
     bench.number("select min(lsn) from raw")
 }
@@ -158,11 +215,19 @@ fn where_raw_has_lost_its_beginning_the_rows_of_the_stream_take_its_place() {
         "[limits]\nlake_recent = \"300ms\"\nlake_old = \"300ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\nkeep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n"
     );
     // What was accepted then is there, whatever would be accepted now.
-    let other = OTHER.lines().filter(|line| !line.starts_with("require")).collect::<Vec<_>>().join("\n");
+    let other = OTHER
+        .lines()
+        .filter(|line| !line.starts_with("require"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let after = format!("{before}{other}{MORE}");
     let mut all = records(5_500, 77);
     let mut numbers = Numbers(9);
-    all.iter_mut().for_each(|r| r["noise"] = (0..90).map(|_| format!("{:x}", numbers.below(1 << 31))).collect());
+    all.iter_mut().for_each(|r| {
+        r["noise"] = (0..90)
+            .map(|_| format!("{:x}", numbers.below(1 << 31)))
+            .collect();
+    });
     all[40] = serde_json::json!({"rsvp_id": "none"});
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&before);
@@ -176,8 +241,13 @@ fn where_raw_has_lost_its_beginning_the_rows_of_the_stream_take_its_place() {
     let output = bench.output(&[&["rebuild"], &EVERYTHING[..]].concat());
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{told}");
-    let note = format!("`raw` begins with record {first}; what came before is taken from the rows of rsvps");
-    assert!(told.contains(&note) && told.contains("taken from the rows of dead letters"), "{told}");
+    let note = format!(
+        "`raw` begins with record {first}; what came before is taken from the rows of rsvps"
+    );
+    assert!(
+        told.contains(&note) && told.contains("taken from the rows of dead letters"),
+        "{told}"
+    );
     reference.configure(&after);
     for part in [4_500, 5_500] {
         reference.write("in.ndjson", &ndjson(&all[..part]));
@@ -205,7 +275,11 @@ fn what_rests_on_rows_that_are_gone_stays_as_it_was() {
     bench.configure(&declare(&window("minutes", "sum(guests) as more")));
     let mut all = records(12_000, 5);
     let mut numbers = Numbers(9);
-    all.iter_mut().for_each(|r| r["noise"] = (0..90).map(|_| format!("{:x}", numbers.below(1 << 31))).collect());
+    all.iter_mut().for_each(|r| {
+        r["noise"] = (0..90)
+            .map(|_| format!("{:x}", numbers.below(1 << 31)))
+            .collect();
+    });
     for part in [5_000, 9_000, 12_000] {
         bench.write("in.ndjson", &ndjson(&all[..part]));
         bench.once();
@@ -216,11 +290,17 @@ fn what_rests_on_rows_that_are_gone_stays_as_it_was() {
     let (old_minutes, old_sessions) = (rows(minutes), rows(sessions));
     let first_row = bench.rows("select min(event_time) as t from rsvps")[0]["t"].clone();
     let first_minute = old_minutes[0]["window_start"].clone();
-    assert!(first_minute.as_str() < first_row.as_str(), "{first_minute} {first_row}: the window reaches further back");
+    assert!(
+        first_minute.as_str() < first_row.as_str(),
+        "{first_minute} {first_row}: the window reaches further back"
+    );
     shorten_raw(&bench, 8_000);
     let output = bench.output(&["rebuild", "minutes", "rsvps.sessions"]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && told.contains("stay as they were"), "{told}");
+    assert!(
+        output.status.success() && told.contains("stay as they were"),
+        "{told}"
+    );
     assert_eq!(rows(minutes), old_minutes);
     assert_eq!(rows(sessions), old_sessions);
 }
@@ -234,10 +314,23 @@ fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
     bench.write("in.ndjson", &ndjson(&all[..5_000]));
     bench.once();
     bench.configure(&format!("{source}{MORE}"));
-    let what = ["rebuild", "guests", "rsvps.answers", "search", "places", "counts", "top_events", "rsvps.members"];
+    let what = [
+        "rebuild",
+        "guests",
+        "rsvps.answers",
+        "search",
+        "places",
+        "counts",
+        "top_events",
+        "rsvps.members",
+    ];
     let mut numbers = Numbers(3);
     for _ in 0..14 {
-        let mut child = bench.command(&what).stderr(std::process::Stdio::null()).spawn().expect("the binary runs");
+        let mut child = bench
+            .command(&what)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the binary runs");
         std::thread::sleep(Duration::from_millis(50 + numbers.below(2_500)));
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
@@ -259,7 +352,9 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
     bench.configure(HTTP_ONLY);
     let all = records(9_000, 12);
     let server = start(&bench);
-    all[..2_000].chunks(500).for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
+    all[..2_000]
+        .chunks(500)
+        .for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
     server.stop();
     let after = format!("{HTTP_ONLY}{MORE}");
     bench.configure(&after);
@@ -267,10 +362,14 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
     let (is_over, mut posted) = (AtomicBool::new(false), 2_000);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            rebuild(&bench, &["guests", "rsvps.answers", "search", "counts", "by_country"]);
+            rebuild(
+                &bench,
+                &["guests", "rsvps.answers", "search", "counts", "by_country"],
+            );
             is_over.store(true, Ordering::Release);
         });
-        // Records come in all the while; a key makes that a request whose answer was lost is not taken twice.
+        // Records come in all the while; a key makes that a request whose answer was lost is not
+        // taken twice.
         while posted < all.len() || !is_over.load(Ordering::Acquire) {
             let part = &all[posted..(posted + 100).min(all.len())];
             let key = format!("from-{posted}");
@@ -282,13 +381,20 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
         }
     });
     wait_until("everything is found", || {
-        bench.ask(&["status"])["views"].as_array().expect("views").iter().all(|v| v["lag"] == 0)
+        bench.ask(&["status"])["views"]
+            .as_array()
+            .expect("views")
+            .iter()
+            .all(|v| v["lag"] == 0)
     });
     server.stop();
-    reference.configure(&format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{MORE}"));
+    reference.configure(&format!(
+        "{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{MORE}"
+    ));
     reference.write("in.ndjson", &ndjson(&all));
     reference.once();
-    // A server's partition does not end with the run, so what is open differs: all windows are closed on both sides.
+    // A server's partition does not end with the run, so what is open differs: all windows are
+    // closed on both sides.
     for side in [&bench, &reference] {
         assert!(side.output(&["run", "--once", "--final"]).status.success());
     }
@@ -296,34 +402,93 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
 }
 
 /// A record as history tells it: everything that operators look at.
-type Told = (u64, Kind, String, String, String, i64, Vec<u8>, Option<u64>, Option<u64>, Option<u64>);
+type Told = (
+    u64,
+    Kind,
+    String,
+    String,
+    String,
+    i64,
+    Vec<u8>,
+    Option<u64>,
+    Option<u64>,
+    Option<u64>,
+);
 
 fn told(frame: &Frame, above: u64) -> Vec<Told> {
     let (header, about) = (&frame.header, &frame.about);
     let records = frame.records().expect("readable");
     let record = |i: usize| {
-        let cut = about.cut.iter().find(|(index, _)| *index == i as u64).map(|(_, bytes)| *bytes);
-        let (position, retried) = (about.positions.get(i).copied(), about.retry_of.get(i).copied());
-        let names = (header.source.clone(), header.partition.clone(), header.stream.clone());
+        let cut = about
+            .cut
+            .iter()
+            .find(|(index, _)| *index == i as u64)
+            .map(|(_, bytes)| *bytes);
+        let (position, retried) = (
+            about.positions.get(i).copied(),
+            about.retry_of.get(i).copied(),
+        );
+        let names = (
+            header.source.clone(),
+            header.partition.clone(),
+            header.stream.clone(),
+        );
         let (bytes, lsn) = (records.get(i).to_vec(), header.first_lsn + i as u64);
-        (lsn, header.kind, names.0, names.1, names.2, header.received_at, bytes, position, retried, cut)
+        (
+            lsn,
+            header.kind,
+            names.0,
+            names.1,
+            names.2,
+            header.received_at,
+            bytes,
+            position,
+            retried,
+            cut,
+        )
     };
-    (0..header.count as usize).map(record).filter(|told| told.0 > above).collect()
+    (0..header.count as usize)
+        .map(record)
+        .filter(|told| told.0 > above)
+        .collect()
 }
 
-/// Frames of every kind, of several sources, small and large, under a clock that now and then goes back.
+/// Frames of every kind, of several sources, small and large, under a clock that now and then goes
+/// back.
 fn frames(numbers: &mut Numbers) -> Vec<Frame> {
     use Kind::{DuplicateRequest, End, Floor, Gap, Record, Retry, Tick};
-    let kinds = [Record, Record, Record, Retry, Tick, End, Gap, Floor, DuplicateRequest];
+    let kinds = [
+        Record,
+        Record,
+        Record,
+        Retry,
+        Tick,
+        End,
+        Gap,
+        Floor,
+        DuplicateRequest,
+    ];
     let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
     let mut out = Vec::new();
     for _ in 0..120 {
         let kind = kinds[numbers.below(9) as usize];
-        let count = if matches!(kind, Record | Retry | DuplicateRequest) { 1 + numbers.below(40) } else { 1 };
+        let count = if matches!(kind, Record | Retry | DuplicateRequest) {
+            1 + numbers.below(40)
+        } else {
+            1
+        };
         let mut records = RecordsBuilder::default();
         for _ in 0..count {
-            let length = if numbers.below(30) == 0 { 9_000 } else { numbers.below(50) };
-            records.push(&(0..length).map(|_| numbers.below(256) as u8).collect::<Vec<_>>());
+            let length = if numbers.below(30) == 0 {
+                9_000
+            } else {
+                numbers.below(50)
+            };
+            records.push(
+                &(0..length)
+                    .map(|_| numbers.below(256) as u8)
+                    .collect::<Vec<_>>(),
+            );
         }
         let records = records.finish();
         let mut about = About::default();
@@ -354,7 +519,12 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
             stream: "t".into(),
         };
         let block = compress(records.page()).expect("memory");
-        out.push(Frame { header, block, block_bytes: records.page().len() as u32, about });
+        out.push(Frame {
+            header,
+            block,
+            block_bytes: records.page().len() as u32,
+            about,
+        });
         lsn += count;
     }
     out
@@ -362,18 +532,33 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
 
 #[test]
 fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
-    let log = LogName { instance: 0, id: 1, zero: 0 };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("threads");
+    let log = LogName {
+        instance: 0,
+        id: 1,
+        zero: 0,
+    };
     for seed in 0..6 {
         let folder = tempfile::tempdir().expect("a folder");
         let mut numbers = Numbers(seed + 40);
         let frames = frames(&mut numbers);
         let spec = TableSpec::raw(folder.path(), Layout::Hours);
-        let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opens").expect("writable");
+        let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
+            .expect("opens")
+            .expect("writable");
         let table = Arc::new(table);
         let each = Duration::from_secs(1_000);
-        let policy =
-            CommitPolicy { recent_every: each, old_every: each, rows: usize::MAX, bytes: usize::MAX / 4, pool: None };
+        let policy = CommitPolicy {
+            recent_every: each,
+            old_every: each,
+            rows: usize::MAX,
+            bytes: usize::MAX / 4,
+            pool: None,
+        };
         let mut view = LakeView::new(table.clone(), policy);
         for frame in &frames {
             let (after, to) = (frame.header.first_lsn - 1, frame.header.last_lsn());
@@ -397,13 +582,28 @@ fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
             compact::maintain(&table, 64 << 20, compact::When::Now, &|| false).expect("merges");
         }
         let last = frames.last().map_or(0, |f| f.header.last_lsn());
-        for above in [0, 1, numbers.below(last), numbers.below(last), last - 1, last] {
+        for above in [
+            0,
+            1,
+            numbers.below(last),
+            numbers.below(last),
+            last - 1,
+            last,
+        ] {
             let want: Vec<Told> = frames.iter().flat_map(|f| told(f, above)).collect();
-            let (mut raw, mut found) = (RawFrames::new(table.spec.clone(), &table.files(), above), Vec::new());
+            let (mut raw, mut found) = (
+                RawFrames::new(table.spec.clone(), &table.files(), above),
+                Vec::new(),
+            );
             while let Some(frame) = raw.next_frame().expect("readable") {
                 found.extend(told(&frame, above));
             }
-            assert!(found == want, "seed {seed}, above {above}: {} records, {} wanted", found.len(), want.len());
+            assert!(
+                found == want,
+                "seed {seed}, above {above}: {} records, {} wanted",
+                found.len(),
+                want.len()
+            );
         }
     }
 }
@@ -414,8 +614,16 @@ fn what_cannot_be_rebuilt_is_told() {
     bench.write("in.ndjson", &ndjson(&records(10, 1)));
     bench.once();
     for (what, code, part) in [
-        (&["rebuild", "nothing"][..], 2, "there are search, places, counts, by_country"),
-        (&["rebuild", "search", "--stream", "other"][..], 2, "no stream `other`"),
+        (
+            &["rebuild", "nothing"][..],
+            2,
+            "there are search, places, counts, by_country",
+        ),
+        (
+            &["rebuild", "search", "--stream", "other"][..],
+            2,
+            "no stream `other`",
+        ),
         (&["rebuild"][..], 2, "required"),
         (&["rebuild", "raw"][..], 2, "cannot be rebuilt"),
     ] {

@@ -49,9 +49,15 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
         encoder.finish().expect("memory")
     };
     let array = serde_json::to_string_pretty(&all).expect("JSON");
-    let twice: Vec<u8> = all.iter().flat_map(|r| format!("{}\n", Value::String(r.to_string())).into_bytes()).collect();
-    for (name, bytes) in [("x.ndjson.gz", gzip(&ndjson(&all))), ("x.json", array.into_bytes()), ("twice.ndjson", twice)]
-    {
+    let twice: Vec<u8> = all
+        .iter()
+        .flat_map(|r| format!("{}\n", Value::String(r.to_string())).into_bytes())
+        .collect();
+    for (name, bytes) in [
+        ("x.ndjson.gz", gzip(&ndjson(&all))),
+        ("x.json", array.into_bytes()),
+        ("twice.ndjson", twice),
+    ] {
         let bench = Bench::new("");
         bench.write(name, &bytes);
         bench.configure(&config(name));
@@ -84,16 +90,30 @@ fn a_cut_line_is_told_once_and_read_whole_when_it_is_completed() {
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), 99);
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
-    let mut file = std::fs::OpenOptions::new().append(true).open(bench.path("in.ndjson")).expect("a file");
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(bench.path("in.ndjson"))
+        .expect("a file");
     file.write_all(&whole[cut..]).expect("writable");
-    assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is not null"), 0);
+    assert_eq!(
+        bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+        0
+    );
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), 100);
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
-    let marked = bench.rows("select r.lsn, d.reason from dead_letters d join rsvps r on r.lsn = d.retried_lsn");
-    assert_eq!(marked.len(), 1, "the dead letter names the record that the line became");
+    let marked = bench
+        .rows("select r.lsn, d.reason from dead_letters d join rsvps r on r.lsn = d.retried_lsn");
+    assert_eq!(
+        marked.len(),
+        1,
+        "the dead letter names the record that the line became"
+    );
     bench.once();
-    assert_eq!(bench.number("select count(retried_lsn) from dead_letters"), 1);
+    assert_eq!(
+        bench.number("select count(retried_lsn) from dead_letters"),
+        1
+    );
 }
 
 #[test]
@@ -101,7 +121,10 @@ fn a_file_replaced_under_its_name_while_running_is_read_once() {
     let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
     let all = records(300, 12);
     bench.write("in.ndjson", &ndjson(&all[..100]));
-    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let mut child = bench
+        .command(&["run", "-q"])
+        .spawn()
+        .expect("the binary runs");
     wait_until("the file is read", || counted(&bench) == 100);
     // As rsync and editors do: a longer copy takes its place.
     bench.write("copy", &ndjson(&all));
@@ -115,19 +138,29 @@ fn a_file_replaced_under_its_name_while_running_is_read_once() {
 /// Rows by a question that may come too early.
 fn counted(bench: &Bench) -> u64 {
     let output = bench.output(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
-    String::from_utf8_lossy(&output.stdout).lines().last().and_then(|l| l.parse().ok()).unwrap_or(0)
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .last()
+        .and_then(|l| l.parse().ok())
+        .unwrap_or(0)
 }
 
 #[test]
 fn after_a_kill_the_folder_still_answers_and_says_what_is_pending() {
     let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
     bench.write("in.ndjson", &ndjson(&records(200, 13)));
-    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
+    let mut child = bench
+        .command(&["run", "-q"])
+        .spawn()
+        .expect("the binary runs");
     wait_until("the file is read", || counted(&bench) == 200);
     child.kill().and_then(|()| child.wait()).expect("it ends");
     let answer = bench.ask(&["sql", "select count(*) as n from rsvps"]);
     let missing = 200 - answer["rows"][0]["n"].as_u64().expect("a number");
-    assert!(answer["as_of"]["pending"].as_u64() >= Some(missing), "{answer}");
+    assert!(
+        answer["as_of"]["pending"].as_u64() >= Some(missing),
+        "{answer}"
+    );
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), 200);
 }
@@ -137,18 +170,30 @@ fn recordings_agree_with_a_recount() {
     let Some(folder) = recordings() else { return };
     let bytes = std::fs::read(folder.join("rsvps-2015-03-08.ndjson")).expect("the recording");
     let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
-    let all: Vec<Value> = lines.filter_map(|l| serde_json::from_slice(l).ok()).collect();
+    let all: Vec<Value> = lines
+        .filter_map(|l| serde_json::from_slice(l).ok())
+        .collect();
     let bench = Bench::new("");
     bench.write("in.ndjson", &bytes);
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), all.len() as u64);
     let acts = repeats(&all).iter().filter(|r| !**r).count() as u64;
-    assert_eq!(bench.number("select count(*) from rsvps where not repeat"), acts);
+    assert_eq!(
+        bench.number("select count(*) from rsvps where not repeat"),
+        acts
+    );
     assert_eq!(bench.ask(&["count"])["count"], acts);
     // A question about seconds that are not whole reads the edges from the table.
     let from = all[100]["mtime"].as_i64().expect("a number");
     let to = from + 61_234;
     let inside = |r: &&Value| (from..to).contains(&r["mtime"].as_i64().expect("a number"));
-    let count = bench.ask(&["count", "--repeats", "--from", &from.to_string(), "--to", &to.to_string()]);
+    let count = bench.ask(&[
+        "count",
+        "--repeats",
+        "--from",
+        &from.to_string(),
+        "--to",
+        &to.to_string(),
+    ]);
     assert_eq!(count["count"], all.iter().filter(inside).count() as u64);
 }

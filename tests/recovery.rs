@@ -1,5 +1,5 @@
-//! A full log, a trimmed one, a view that is far behind, a clock that is wrong, and a start that fails: nothing else waits, nothing
-//! is lost, and what was there stays.
+//! A full log, a trimmed one, a view that is far behind, a clock that is wrong, and a start that
+//! fails: nothing else waits, nothing is lost, and what was there stays.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,15 +19,26 @@ use weir::storage::{Disk, Storage};
 use weir::views::driver::CatchUp;
 use weir::views::{View, ViewError};
 use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions, segment};
+use weir::wal::{
+    About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions, segment,
+};
 
 use crate::server::Server;
-use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, copy, files, holds_exactly, ndjson, records, wait_until};
+use crate::support::{
+    Bench, HTTP_ONLY, Numbers, OFTEN, copy, files, holds_exactly, ndjson, records, wait_until,
+};
 
 const SEGMENT: u64 = 4096;
 
 fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
-    WalOptions { folder, instance: 0, zero: 0, segment_bytes: SEGMENT, budget, floor: 0 }
+    WalOptions {
+        folder,
+        instance: 0,
+        zero: 0,
+        segment_bytes: SEGMENT,
+        budget,
+        floor: 0,
+    }
 }
 
 fn catalog() -> Arc<Catalog> {
@@ -53,15 +64,41 @@ struct Intake {
 impl Intake {
     /// A log of four segments, the last of which is for control frames.
     fn start(folder: PathBuf) -> Self {
-        let (wal, _) = Wal::open(Arc::new(Disk), options(folder.clone(), Some(4 * SEGMENT)), 1, 0).expect("opens");
+        let (wal, _) = Wal::open(
+            Arc::new(Disk),
+            options(folder.clone(), Some(4 * SEGMENT)),
+            1,
+            0,
+        )
+        .expect("opens");
         let (upkeep, receiver) = channel();
-        let (ingest, thread) =
-            Ingest::start(wal, catalog(), Arc::new(SystemClock::default()), 1 << 20, receiver, |_| {}, |_| {});
+        let (ingest, thread) = Ingest::start(
+            wal,
+            catalog(),
+            Arc::new(SystemClock::default()),
+            1 << 20,
+            receiver,
+            |_| {},
+            |_| {},
+        );
         let next = BTreeMap::new();
-        Self { ingest: Some(ingest), upkeep, thread, numbers: Numbers(3), folder, next }
+        Self {
+            ingest: Some(ingest),
+            upkeep,
+            thread,
+            numbers: Numbers(3),
+            folder,
+            next,
+        }
     }
 
-    fn submit(&mut self, kind: Kind, source: &str, position: Option<u64>, wait: bool) -> Result<Receipt, IngestError> {
+    fn submit(
+        &mut self,
+        kind: Kind,
+        source: &str,
+        position: Option<u64>,
+        wait: bool,
+    ) -> Result<Receipt, IngestError> {
         let mut records = RecordsBuilder::default();
         match kind {
             Kind::Record | Kind::Retry => records.push(&noise(&mut self.numbers)),
@@ -75,9 +112,15 @@ impl Intake {
             records: records.finish(),
             first_position: position.unwrap_or(0),
             previous_position: 0,
-            about: About { next_position: position.map(|p| p + 1), ..About::default() },
+            about: About {
+                next_position: position.map(|p| p + 1),
+                ..About::default()
+            },
         };
-        self.ingest.as_ref().expect("it runs").submit(submission, wait)
+        self.ingest
+            .as_ref()
+            .expect("it runs")
+            .submit(submission, wait)
     }
 
     /// The next frame of a pull source.
@@ -85,7 +128,8 @@ impl Intake {
         let next = self.next.entry(source.into()).or_default();
         let position = *next;
         *next += 1;
-        self.submit(Kind::Record, source, Some(position), false).expect("it is queued")
+        self.submit(Kind::Record, source, Some(position), false)
+            .expect("it is queued")
     }
 
     fn stop(mut self) -> Wal {
@@ -100,7 +144,10 @@ impl Intake {
         let mut stored: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         while let Some(frame) = reader.next(to).expect("readable") {
             if frame.header.kind == Kind::Record {
-                stored.entry(frame.header.source).or_default().push(frame.header.first_position);
+                stored
+                    .entry(frame.header.source)
+                    .or_default()
+                    .push(frame.header.first_position);
             }
         }
         stored
@@ -115,7 +162,9 @@ fn fill(intake: &mut Intake) -> Vec<Receipt> {
         waiting.push(intake.pull(if n % 2 == 0 { "a" } else { "b" }));
         // One that is stored is acknowledged; one that waits makes the log full.
         let synced = |intake: &Intake| intake.ingest.as_ref().expect("it runs").synced_lsn();
-        wait_until("it is stored or waits", || synced(intake) == n + 1 || probe.full().is_some());
+        wait_until("it is stored or waits", || {
+            synced(intake) == n + 1 || probe.full().is_some()
+        });
         if probe.full().is_some() {
             break;
         }
@@ -129,16 +178,30 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
     let mut intake = Intake::start(folder.path().join("log"));
     let receipts = fill(&mut intake);
     let stored_before = receipts.len() as u64 - 1;
-    // Records that cannot wait are refused at once, and retried dead letters too, also by a caller that would wait for the queue.
-    for (kind, wait) in [(Kind::Record, false), (Kind::Retry, false), (Kind::Retry, true)] {
-        let answer = intake.submit(kind, "http", None, wait).and_then(|receipt| receipt.wait());
+    // Records that cannot wait are refused at once, and retried dead letters too, also by a caller
+    // that would wait for the queue.
+    for (kind, wait) in [
+        (Kind::Record, false),
+        (Kind::Retry, false),
+        (Kind::Retry, true),
+    ] {
+        let answer = intake
+            .submit(kind, "http", None, wait)
+            .and_then(|receipt| receipt.wait());
         let error = answer.err().expect("it is refused").to_string();
         assert!(error.contains("`[log] budget`"), "{error}");
     }
     // Control frames use what is kept for them, until that is full too.
     let mut control = 0;
-    for kind in [Kind::Gap, Kind::Floor, Kind::Tick, Kind::Final].into_iter().cycle() {
-        match intake.submit(kind, "", None, false).expect("it is queued").wait() {
+    for kind in [Kind::Gap, Kind::Floor, Kind::Tick, Kind::Final]
+        .into_iter()
+        .cycle()
+    {
+        match intake
+            .submit(kind, "", None, false)
+            .expect("it is queued")
+            .wait()
+        {
             Ok(_) => control += 1,
             Err(error) => {
                 assert!(error.to_string().contains("`[log] budget`"), "{error}");
@@ -148,7 +211,10 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
         assert!(control < 1_000, "the log grows without end");
     }
     assert!(control > 4, "{control} control frames");
-    let bytes: u64 = files(&intake.folder).values().map(|bytes| bytes.len() as u64).sum();
+    let bytes: u64 = files(&intake.folder)
+        .values()
+        .map(|bytes| bytes.len() as u64)
+        .sum();
     assert!(bytes <= 4 * SEGMENT, "{bytes} bytes are over the budget");
     // The rest of the segment that control frames began is not for records.
     let answer = intake.submit(Kind::Record, "http", None, false);
@@ -156,13 +222,22 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
     // With room again, those that waited go on in their order.
     let second = segment_lsns(&intake.folder)[1];
     for first in segment_lsns(&intake.folder).into_iter().take(3) {
-        intake.upkeep.send(Upkeep::Remove(first)).expect("it is heard");
+        intake
+            .upkeep
+            .send(Upkeep::Remove(first))
+            .expect("it is heard");
     }
     let count = receipts.len();
-    receipts.into_iter().for_each(|receipt| drop(receipt.wait().expect("it is stored")));
+    receipts
+        .into_iter()
+        .for_each(|receipt| drop(receipt.wait().expect("it is stored")));
     let probe = intake.ingest.as_ref().expect("it runs").intake();
     wait_until("the log has room", || probe.full().is_none());
-    intake.submit(Kind::Record, "http", None, false).expect("it is queued").wait().expect("it is stored");
+    intake
+        .submit(Kind::Record, "http", None, false)
+        .expect("it is queued")
+        .wait()
+        .expect("it is stored");
     intake.pull("a").wait().expect("it is stored");
     let folder = intake.folder.clone();
     let wal = intake.stop();
@@ -171,14 +246,25 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
     let stored = Intake::stored(&folder, rest - 1, wal.synced_lsn());
     for source in ["a", "b"] {
         let got = &stored[source];
-        assert!(got.windows(2).all(|pair| pair[1] == pair[0] + 1), "{source}: {got:?}");
-        let last = if source == "a" { count.div_ceil(2) as u64 } else { count as u64 / 2 - 1 };
+        assert!(
+            got.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "{source}: {got:?}"
+        );
+        let last = if source == "a" {
+            count.div_ceil(2) as u64
+        } else {
+            count as u64 / 2 - 1
+        };
         assert_eq!(got.last(), Some(&last), "{source}");
     }
 }
 
 fn segment_lsns(folder: &Path) -> Vec<Lsn> {
-    Disk.list(folder).expect("a folder").iter().filter_map(|name| segment::first_lsn(name)).collect()
+    Disk.list(folder)
+        .expect("a folder")
+        .iter()
+        .filter_map(|name| segment::first_lsn(name))
+        .collect()
 }
 
 #[test]
@@ -186,11 +272,19 @@ fn a_stop_refuses_what_waits_and_everything_behind_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut intake = Intake::start(folder.path().join("log"));
     let receipts = fill(&mut intake);
-    let more: Vec<Receipt> = (0..4).filter_map(|_| intake.submit(Kind::End, "a", Some(99), false).ok()).collect();
+    let more: Vec<Receipt> = (0..4)
+        .filter_map(|_| intake.submit(Kind::End, "a", Some(99), false).ok())
+        .collect();
     intake.ingest.as_ref().expect("it runs").intake().close();
-    let answers: Vec<bool> = receipts.into_iter().map(|receipt| receipt.wait().is_ok()).collect();
+    let answers: Vec<bool> = receipts
+        .into_iter()
+        .map(|receipt| receipt.wait().is_ok())
+        .collect();
     let accepted = answers.iter().filter(|ok| **ok).count();
-    assert!(answers[..accepted].iter().all(|ok| *ok) && accepted + 1 == answers.len(), "{answers:?}");
+    assert!(
+        answers[..accepted].iter().all(|ok| *ok) && accepted + 1 == answers.len(),
+        "{answers:?}"
+    );
     // The end of a source whose record waited is not stored without that record.
     let is_of_a = (answers.len() - 1).is_multiple_of(2);
     for receipt in more {
@@ -200,7 +294,12 @@ fn a_stop_refuses_what_waits_and_everything_behind_it() {
     let wal = intake.stop();
     let stored = Intake::stored(&folder, 0, wal.synced_lsn());
     assert_eq!(stored.values().map(Vec::len).sum::<usize>(), accepted);
-    assert!(stored.values().all(|own| own.iter().copied().eq(0..own.len() as u64)), "{stored:?}");
+    assert!(
+        stored
+            .values()
+            .all(|own| own.iter().copied().eq(0..own.len() as u64)),
+        "{stored:?}"
+    );
 }
 
 fn frame(kind: Kind, content: &str) -> Frame {
@@ -229,11 +328,14 @@ fn frame(kind: Kind, content: &str) -> Frame {
 
 /// A log of so many records over several segments, and the operators behind each.
 fn log_of(folder: &Path, count: u64) -> Wal {
-    let (mut wal, _) = Wal::open(Arc::new(Disk), options(folder.join("log"), None), 1, 0).expect("opens");
+    let (mut wal, _) =
+        Wal::open(Arc::new(Disk), options(folder.join("log"), None), 1, 0).expect("opens");
     let mut numbers = Numbers(9);
     for _ in 0..count {
         let content = String::from_utf8(noise(&mut numbers)).expect("text");
-        wal.append(&mut frame(Kind::Record, &content)).and_then(|()| wal.sync()).expect("room");
+        wal.append(&mut frame(Kind::Record, &content))
+            .and_then(|()| wal.sync())
+            .expect("room");
     }
     wal
 }
@@ -258,14 +360,22 @@ fn a_reader_whose_next_segment_was_removed_says_that_records_are_missing() {
         }
     };
     assert_eq!(reader.after() + 1, firsts[1]);
-    let WalError::Missing { from, to, path } = error else { panic!("{error}") };
-    assert_eq!((from, to, path), (firsts[1], firsts[2] - 1, segment::path(&log, firsts[2])));
+    let WalError::Missing { from, to, path } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (from, to, path),
+        (firsts[1], firsts[2] - 1, segment::path(&log, firsts[2]))
+    );
     // Damage inside a segment that is there is damage, whatever follows.
     let path = segment::path(&log, firsts[2]);
     let mut bytes = std::fs::read(&path).expect("readable");
     bytes[200..].fill(0);
     std::fs::write(&path, bytes).expect("writable");
-    let error = LogReader::new(Arc::new(Disk), log, firsts[2] - 1).next(20).map(drop).expect_err("it is damaged");
+    let error = LogReader::new(Arc::new(Disk), log, firsts[2] - 1)
+        .next(20)
+        .map(drop)
+        .expect_err("it is damaged");
     assert!(matches!(error, WalError::Damaged { .. }), "{error}");
 }
 
@@ -326,17 +436,24 @@ fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_
         while operators.lsn() < firsts[2] {
             let frame = reader.next(20).expect("readable").expect("a frame");
             let decoded = operators.decode(&frame).expect("readable");
-            operators.apply(&Arc::new(frame), decoded.as_ref()).expect("applies");
+            operators
+                .apply(&Arc::new(frame), decoded.as_ref())
+                .expect("applies");
         }
         let catch_up = LogCatchUp::new(snapshots, Arc::default());
-        let mut view = Sparse { applied: 0, committed: vec![(position.to_owned(), 0)] };
+        let mut view = Sparse {
+            applied: 0,
+            committed: vec![(position.to_owned(), 0)],
+        };
         let target = |at: Lsn| (at < 20).then_some(20);
         let mut trimmed = false;
         let result = catch_up.replay(&mut view, &target, &mut |view, output| {
             // Beside its first record, the newer snapshot is saved and what lies below it removed.
             if !std::mem::replace(&mut trimmed, true) {
                 catch_up.snapshots.save(&operators).expect("writable");
-                firsts[..2].iter().for_each(|first| wal.remove_segment(*first).expect("removable"));
+                firsts[..2]
+                    .iter()
+                    .for_each(|first| wal.remove_segment(*first).expect("removable"));
             }
             view.apply(output, Instant::now())
         });
@@ -346,7 +463,10 @@ fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_
         } else {
             // It has rows below that snapshot, which nobody may have removed.
             let error = result.expect_err("records are missing");
-            assert!(error.is_final() && error.to_string().contains("are missing"), "{error}");
+            assert!(
+                error.is_final() && error.to_string().contains("are missing"),
+                "{error}"
+            );
         }
     }
 }
@@ -356,7 +476,10 @@ fn a_snapshot_above_the_log_is_refused_and_nothing_changes() {
     let bench = Bench::new("");
     bench.write("in.ndjson", &ndjson(&records(300, 1)));
     bench.once();
-    let newest = files(&bench.path("data/operators")).into_keys().next_back().expect("a snapshot");
+    let newest = files(&bench.path("data/operators"))
+        .into_keys()
+        .next_back()
+        .expect("a snapshot");
     let ahead = newest.with_file_name("00000000000f0000.snap");
     std::fs::copy(&newest, &ahead).expect("writable");
     let before = files(&bench.path("data"));
@@ -364,27 +487,43 @@ fn a_snapshot_above_the_log_is_refused_and_nothing_changes() {
         let output = bench.output(verb);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{verb:?}: {message}");
-        assert!(message.contains("983040") && message.contains("the log ends with record"), "{verb:?}: {message}");
+        assert!(
+            message.contains("983040") && message.contains("the log ends with record"),
+            "{verb:?}: {message}"
+        );
     }
     let mut after = files(&bench.path("data"));
     // Who held the folder last.
-    after.insert(bench.path("data/lock"), before[&bench.path("data/lock")].clone());
+    after.insert(
+        bench.path("data/lock"),
+        before[&bench.path("data/lock")].clone(),
+    );
     assert!(
         after == before,
         "{:?}",
-        after.keys().filter(|path| before.get(*path) != after.get(*path)).collect::<Vec<_>>()
+        after
+            .keys()
+            .filter(|path| before.get(*path) != after.get(*path))
+            .collect::<Vec<_>>()
     );
     std::fs::remove_file(ahead).expect("removable");
     bench.once();
     holds_exactly(&bench, &records(300, 1));
 }
 
-/// A library of tests/ that is loaded before the C library, built by the C compiler that the crate needs anyway.
+/// A library of tests/ that is loaded before the C library, built by the C compiler that the crate
+/// needs anyway.
 #[cfg(target_os = "linux")]
 fn preloaded(bench: &Bench, name: &str) -> PathBuf {
     let library = bench.path(name).with_extension("so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join(name);
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .arg(source)
+        .status();
     assert!(built.expect("a C compiler").success());
     library
 }
@@ -399,8 +538,15 @@ fn once_and_said(bench: &Bench) -> String {
 
 /// The number of records that the live operators read again, as a run says it.
 fn brought_in(said: &str) -> u64 {
-    let line = said.lines().find(|line| line.contains("were in the log already"));
-    line.map_or(0, |line| line.split(' ').next().and_then(|n| n.parse().ok()).expect("a number"))
+    let line = said
+        .lines()
+        .find(|line| line.contains("were in the log already"));
+    line.map_or(0, |line| {
+        line.split(' ')
+            .next()
+            .and_then(|n| n.parse().ok())
+            .expect("a number")
+    })
 }
 
 /// The log is trimmed as soon as it may be, so only what the view pins keeps what it needs.
@@ -419,20 +565,32 @@ fn a_view_whose_commits_were_held_back_reads_the_log_while_everything_else_has_s
     let failing = bench.path("data/search").canonicalize().expect("a folder");
     {
         let mut command = bench.command(&["run"]);
-        command.env("LD_PRELOAD", &library).env("FAIL_UNDER", failing).env("FAIL_AFTER", "60");
-        command.env("FAIL_FOR", (u64::MAX / 2).to_string()).env("FAIL_WITH", "28");
+        command
+            .env("LD_PRELOAD", &library)
+            .env("FAIL_UNDER", failing)
+            .env("FAIL_AFTER", "60");
+        command
+            .env("FAIL_FOR", (u64::MAX / 2).to_string())
+            .env("FAIL_WITH", "28");
         let server = Server::start(&mut command, &bench.path("data"));
         let snapshots = || files(&bench.path("data/operators")).into_keys();
         let last = snapshots().last();
         // A snapshot is written when enough has been logged since the last one.
-        while snapshots().filter(|path| Some(path) > last.as_ref()).count() < 2 {
+        while snapshots()
+            .filter(|path| Some(path) > last.as_ref())
+            .count()
+            < 2
+        {
             let part = &all[written..written + 500];
             assert_eq!(server.post(&[], &ndjson(part)).0, 200);
             written += 500;
         }
         let count = json!({"sql": "select count(*) as n from rsvps"}).to_string();
         wait_until("all other views have it", || {
-            server.request("POST", "/api/v1/sql", &[], count.as_bytes()).1["rows"][0]["n"] == written
+            server
+                .request("POST", "/api/v1/sql", &[], count.as_bytes())
+                .1["rows"][0]["n"]
+                == written
         });
         server.kill();
     }
@@ -447,10 +605,19 @@ fn a_view_whose_commits_were_held_back_reads_the_log_while_everything_else_has_s
     std::fs::remove_dir_all(bench.path("data")).expect("removable");
     std::fs::rename(bench.path("far"), bench.path("data")).expect("movable");
     let said = once_and_said(&bench);
-    assert!(said.contains("search/rsvps") && said.contains("more than a snapshot interval behind"), "{said}");
-    assert!(brought_in(&said) < written as u64 - 500, "the live operators began where the index stands: {said}");
+    assert!(
+        said.contains("search/rsvps") && said.contains("more than a snapshot interval behind"),
+        "{said}"
+    );
+    assert!(
+        brought_in(&said) < written as u64 - 500,
+        "the live operators began where the index stands: {said}"
+    );
     holds_exactly(&bench, &all[..written]);
-    assert!(!once_and_said(&bench).contains("snapshot interval"), "it has caught up");
+    assert!(
+        !once_and_said(&bench).contains("snapshot interval"),
+        "it has caught up"
+    );
 }
 
 #[test]
@@ -462,7 +629,14 @@ fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double
     copy(&bench.path("data"), &bench.path("old"));
     let mut numbers = Numbers(19);
     let mut written = 400;
-    let views = ["search", "state", "lake/rsvps", "lake/by_country_versions", "lake/rsvps.members", "lake/raw"];
+    let views = [
+        "search",
+        "state",
+        "lake/rsvps",
+        "lake/by_country_versions",
+        "lake/rsvps.members",
+        "lake/raw",
+    ];
     for (round, view) in views.iter().cycle().take(18).enumerate() {
         written = (written + 450).min(all.len());
         bench.write("in.ndjson", &ndjson(&all[..written]));
@@ -470,7 +644,10 @@ fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double
         // Every other time what catches up is left alone.
         if round % 2 == 0 && bench.path("old").join(view).exists() {
             std::fs::remove_dir_all(bench.path("data").join(view)).expect("removable");
-            copy(&bench.path("old").join(view), &bench.path("data").join(view));
+            copy(
+                &bench.path("old").join(view),
+                &bench.path("data").join(view),
+            );
         }
         if round % 6 == 5 {
             bench.once();
@@ -509,7 +686,10 @@ fn a_view_older_than_the_log_is_named_with_what_to_do() {
     let output = bench.output(&["run", "--once"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{message}");
-    assert!(message.contains("search/rsvps") && message.contains("the log begins with record"), "{message}");
+    assert!(
+        message.contains("search/rsvps") && message.contains("the log begins with record"),
+        "{message}"
+    );
 }
 
 #[cfg(target_os = "linux")]
@@ -524,7 +704,10 @@ fn a_clock_that_jumps_400_days_and_back_takes_nothing_out_of_raw() {
         written += count;
         bench.write("in.ndjson", &ndjson(&all[..written]));
         let mut command = bench.command(&["run", "--once"]);
-        command.env("LD_PRELOAD", &library).env("CLOCK_OFFSET", offset.to_string()).stderr(Stdio::null());
+        command
+            .env("LD_PRELOAD", &library)
+            .env("CLOCK_OFFSET", offset.to_string())
+            .stderr(Stdio::null());
         assert!(command.status().expect("the binary runs").success());
     };
     let days = "select count(distinct date_trunc('day', received_at)) from raw";
@@ -534,17 +717,25 @@ fn a_clock_that_jumps_400_days_and_back_takes_nothing_out_of_raw() {
     run_at(400 * DAY + 7_200, 100);
     run_at(0, 200);
     assert!(bench.number(days) >= 2, "the clock was moved");
-    assert_eq!(bench.number(raw), 800, "nothing was received longer ago than 30 days");
+    assert_eq!(
+        bench.number(raw),
+        800,
+        "nothing was received longer ago than 30 days"
+    );
     // Days that pass under a clock that goes on are evidence.
     let text = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
-    bench.write("weir.toml", format!("{text}\n[tables.raw]\nretention = \"1d\"\n").as_bytes());
+    bench.write(
+        "weir.toml",
+        format!("{text}\n[tables.raw]\nretention = \"1d\"\n").as_bytes(),
+    );
     for day in 1..=5 {
         run_at(day * DAY, 50);
     }
     // Looks once more, now that the last run's arrivals are known.
     run_at(5 * DAY, 0);
     let recent = "select count(*) from raw where kind = 'record' and received_at < now() + interval '300 days'";
-    // Those of the last day before the one that is believed, of that one, and of the one that is not yet.
+    // Those of the last day before the one that is believed, of that one, and of the one that is
+    // not yet.
     assert_eq!(bench.number(recent), 3 * 50);
 }
 
@@ -576,7 +767,10 @@ fn a_start_that_fails_leaves_the_log_as_it_was() {
     bench.write("weir.toml", second.as_bytes());
     for _ in 0..2 {
         assert!(!bench.output(&["run", "--once"]).status.success());
-        assert!(files(&bench.path("data/log")) == before, "the log has changed");
+        assert!(
+            files(&bench.path("data/log")) == before,
+            "the log has changed"
+        );
     }
     bench.write("weir.toml", first.as_bytes());
     bench.write("in.ndjson", &ndjson(&all));
@@ -604,9 +798,14 @@ fn a_configuration_that_no_start_could_apply_is_taken_back_by_starting_under_ano
     let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
     let content = Catalog::of(&config).expect("valid").to_json();
     {
-        let options = WalOptions { segment_bytes: 64 << 20, ..options(bench.path("data/log"), None) };
+        let options = WalOptions {
+            segment_bytes: 64 << 20,
+            ..options(bench.path("data/log"), None)
+        };
         let (mut wal, _) = Wal::open(Arc::new(Disk), options, 1, 0).expect("opens");
-        wal.append(&mut frame(Kind::Configuration, &content)).and_then(|()| wal.sync()).expect("room");
+        wal.append(&mut frame(Kind::Configuration, &content))
+            .and_then(|()| wal.sync())
+            .expect("room");
     }
     // Its table cannot be made.
     bench.write("data/lake/more", b"in the way");

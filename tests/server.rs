@@ -1,4 +1,5 @@
-//! The HTTP server: what is accepted is there, what is refused stores nothing, and the demo's commands work when pasted.
+//! The HTTP server: what is accepted is there, what is refused stores nothing, and the demo's
+//! commands work when pasted.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Bench, HTTP_ONLY, holds_exactly, ndjson, records, wait_until, weir, without_as_of};
+use crate::support::{
+    Bench, HTTP_ONLY, holds_exactly, ndjson, records, wait_until, weir, without_as_of,
+};
 
 pub struct Server {
     child: Child,
@@ -24,47 +27,89 @@ impl Drop for Server {
 impl Server {
     /// Starts a command and waits until the server in this data folder answers.
     pub fn start(command: &mut Command, data: &Path) -> Self {
-        let child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
-        let mut server = Self { child, address: String::new() };
+        let child = command
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let mut server = Self {
+            child,
+            address: String::new(),
+        };
         let path = data.join("address.json");
         let pid = server.child.id();
         wait_until("the server's address", || {
-            let address = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
-            let Some(address) = address.filter(|a| a["pid"] == pid) else { return false };
+            let address = std::fs::read(&path)
+                .ok()
+                .and_then(|b| serde_json::from_slice::<Value>(&b).ok());
+            let Some(address) = address.filter(|a| a["pid"] == pid) else {
+                return false;
+            };
             server.address = address["http"].as_str().expect("an address").to_owned();
             true
         });
         // One with tokens says no more to whoever has none.
-        wait_until("it takes records in", || matches!(server.get("/readyz").0, 200 | 401));
+        wait_until("it takes records in", || {
+            matches!(server.get("/readyz").0, 200 | 401)
+        });
         server
     }
 
     /// Starts a command that is to answer at this address, which it may not be able to write down.
     pub fn start_at(command: &mut Command, address: &str) -> Self {
-        let command = command.env("WEIR_SERVER_HTTP", address).stderr(Stdio::null());
-        let server = Self { child: command.spawn().expect("the binary runs"), address: address.to_owned() };
+        let command = command
+            .env("WEIR_SERVER_HTTP", address)
+            .stderr(Stdio::null());
+        let server = Self {
+            child: command.spawn().expect("the binary runs"),
+            address: address.to_owned(),
+        };
         wait_until("it answers", || server.get("/healthz").0 == 200);
         server
     }
 
-    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> (u16, Value) {
         // A server that has been killed answers nothing.
-        let Ok(mut stream) = TcpStream::connect(&self.address) else { return (0, Value::Null) };
-        let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let Ok(mut stream) = TcpStream::connect(&self.address) else {
+            return (0, Value::Null);
+        };
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n",
+            body.len()
+        );
         if !headers.iter().any(|(name, _)| *name == "Host") {
             head += &format!("Host: {}\r\n", self.address);
         }
-        headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        headers
+            .iter()
+            .for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         // A server that refuses early may close before it has read everything.
-        let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
+        let _ = stream
+            .write_all(format!("{head}\r\n").as_bytes())
+            .and_then(|()| stream.write_all(body));
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let status = answer
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .unwrap_or(0);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        let body =
-            if head.to_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
-        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+        let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
+            unchunk(body)
+        } else {
+            body.to_owned()
+        };
+        (
+            status,
+            serde_json::from_str(&body).unwrap_or(Value::String(body)),
+        )
     }
 
     pub fn get(&self, path: &str) -> (u16, Value) {
@@ -78,12 +123,14 @@ impl Server {
     /// Ends it as a power cut would.
     pub fn kill(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it can be killed");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+            .expect("it can be killed");
     }
 
     pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be asked to stop");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("it can be asked to stop");
         assert!(self.child.wait().expect("it ends").success());
     }
 }
@@ -92,7 +139,9 @@ fn unchunk(body: &str) -> String {
     let (mut rest, mut out) = (body, String::new());
     while let Some((size, tail)) = rest.split_once("\r\n") {
         let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
-        let Some(chunk) = tail.get(..size).filter(|_| size > 0) else { break };
+        let Some(chunk) = tail.get(..size).filter(|_| size > 0) else {
+            break;
+        };
         out.push_str(chunk);
         rest = tail.get(size + 2..).unwrap_or_default();
     }
@@ -121,7 +170,11 @@ fn what_a_200_accepted_survives_a_kill_and_a_repeated_key_adds_nothing() {
             let rows = &all[part * 100..(part + 1) * 100];
             let key = format!("part-{part}");
             let (status, answer) = server.post(&[("Idempotency-Key", &key)], &ndjson(rows));
-            assert_eq!((status, &answer["accepted"]), (200, &json!(100)), "{answer}");
+            assert_eq!(
+                (status, &answer["accepted"]),
+                (200, &json!(100)),
+                "{answer}"
+            );
         }
         accepted = all[..(round + 1) * 100].to_vec();
         // Dropping it kills it.
@@ -159,13 +212,30 @@ fn refusals_have_their_codes_and_store_nothing() {
         assert_eq!(found, status, "{headers:?} {answer}");
         assert!(answer["error"]["message"].is_string(), "{answer}");
     }
-    assert_eq!(server.post(&[("Origin", "http://evil.example")], &one).0, 403);
-    assert_eq!(server.request("POST", "/api/v1/streams/nothing/events", &[], &one).0, 404);
+    assert_eq!(
+        server.post(&[("Origin", "http://evil.example")], &one).0,
+        403
+    );
+    assert_eq!(
+        server
+            .request("POST", "/api/v1/streams/nothing/events", &[], &one)
+            .0,
+        404
+    );
     assert_eq!(server.post(&[("Idempotency-Key", "k")], &one).0, 200);
-    assert_eq!(server.post(&[("Idempotency-Key", "k")], b"{\"other\":1}").0, 422);
-    assert_eq!(server.post(&[("Content-Encoding", "gzip")], &gzip(&one)).0, 200);
+    assert_eq!(
+        server.post(&[("Idempotency-Key", "k")], b"{\"other\":1}").0,
+        422
+    );
+    assert_eq!(
+        server.post(&[("Content-Encoding", "gzip")], &gzip(&one)).0,
+        200
+    );
     let (status, answer) = server.post(&[], b"[{\"rsvp_id\":\"x\"},{\"mtime\":1}]");
-    assert_eq!((status, &answer["accepted"], &answer["rejected_total"]), (200, &json!(0), &json!(2)));
+    assert_eq!(
+        (status, &answer["accepted"], &answer["rejected_total"]),
+        (200, &json!(0), &json!(2))
+    );
     assert_eq!(answer["rejected"][0]["index"], 0);
     server.stop();
     assert_eq!(bench.number("select count(*) from rsvps"), 2);
@@ -182,7 +252,9 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     for part in all.chunks(500) {
         assert_eq!(server.post(&[], &ndjson(part)).0, 200);
     }
-    wait_until("search is up to date", || bench.ask(&["search", "open", "--limit", "1"])["as_of"]["pending"] == 0);
+    wait_until("search is up to date", || {
+        bench.ask(&["search", "open", "--limit", "1"])["as_of"]["pending"] == 0
+    });
     holds_exactly(&bench, &all);
     let (status, near) = server.get("/api/v1/nearby?lat=40.7&lon=-74&limit=50");
     assert_eq!(status, 200);
@@ -190,8 +262,18 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     let (status, wrong) = server.get("/api/v1/count?typo=1");
     assert_eq!(status, 400, "{wrong}");
     assert_eq!(server.get("/api/v1/search?q=").0, 400);
-    let sql = |query: &str| server.request("POST", "/api/v1/sql", &[], json!({"sql": query}).to_string().as_bytes());
-    assert_eq!(sql("select count(*) as n from rsvps").1["rows"][0]["n"], 1_500);
+    let sql = |query: &str| {
+        server.request(
+            "POST",
+            "/api/v1/sql",
+            &[],
+            json!({"sql": query}).to_string().as_bytes(),
+        )
+    };
+    assert_eq!(
+        sql("select count(*) as n from rsvps").1["rows"][0]["n"],
+        1_500
+    );
     for forbidden in [
         "create table x as select 1",
         "copy rsvps to '/tmp/x'",
@@ -202,7 +284,15 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
         assert_eq!(sql(forbidden).0, 400, "{forbidden}");
     }
     let live = bench.all_answers();
-    for route in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/app.js", "/api/v1/status"] {
+    for route in [
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/",
+        "/app.js",
+        "/api/v1/status",
+    ] {
         assert_eq!(server.get(route).0, 200, "{route}");
     }
     wait_until("metrics tell what is held", || {
@@ -224,8 +314,9 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     // A merged lake answers the same.
     assert!(bench.output(&["compact"]).status.success());
     assert_eq!(bench.all_answers(), live);
-    let crowded =
-        bench.rows("select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1");
+    let crowded = bench.rows(
+        "select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1",
+    );
     assert_eq!(crowded, Vec::<Value>::new());
 }
 
@@ -235,16 +326,20 @@ fn a_search_pages_through_every_hit_once_while_new_ones_come() {
     let server = start(&bench);
     let all = records(2_000, 9);
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
-    wait_until("search is up to date", || bench.ask(&["search", "fun", "--limit", "1"])["total"] == 2_000);
+    wait_until("search is up to date", || {
+        bench.ask(&["search", "fun", "--limit", "1"])["total"] == 2_000
+    });
     let (mut after, mut seen) = (String::new(), Vec::new());
     loop {
         let (status, page) = server.get(&format!("/api/v1/search?q=fun&limit=300&after={after}"));
         assert_eq!(status, 200, "{page}");
         let hits = page["hits"].as_array().expect("hits");
-        seen.extend(
-            hits.iter()
-                .map(|h| (h["event_time"].as_str().expect("a time").to_owned(), h["lsn"].as_u64().expect("a number"))),
-        );
+        seen.extend(hits.iter().map(|h| {
+            (
+                h["event_time"].as_str().expect("a time").to_owned(),
+                h["lsn"].as_u64().expect("a number"),
+            )
+        }));
         assert_eq!(page["total"], 2_000);
         assert!(hits.iter().all(|h| h["event"]["lsn"] == h["lsn"]));
         match page["next"].as_str() {
@@ -265,22 +360,36 @@ fn a_search_pages_through_every_hit_once_while_new_ones_come() {
 #[test]
 fn a_websocket_is_taken_in_and_a_lost_connection_is_a_gap() {
     let bench = Bench::new("");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("a port")
+        .port();
     bench.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"ws\"\ntype = \"websocket\"\nurl = \"ws://127.0.0.1:{port}/2/rsvps\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
     ));
     let upstream = || {
         let arguments = ["generate", "--rate", "300", "--start", "now", "--serve"];
-        weir().args(arguments).arg(format!("127.0.0.1:{port}")).stderr(Stdio::null()).spawn().expect("the binary runs")
+        weir()
+            .args(arguments)
+            .arg(format!("127.0.0.1:{port}"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs")
     };
     let mut first = upstream();
     let server = start(&bench);
-    wait_until("records come", || bench.number("select count(*) from rsvps") > 100);
+    wait_until("records come", || {
+        bench.number("select count(*) from rsvps") > 100
+    });
     first.kill().and_then(|()| first.wait()).expect("it ends");
     let mut second = upstream();
-    wait_until("the gap is told", || bench.number("select count(*) from weir.gaps where source = 'ws'") > 0);
+    wait_until("the gap is told", || {
+        bench.number("select count(*) from weir.gaps where source = 'ws'") > 0
+    });
     let before = bench.number("select count(*) from rsvps");
-    wait_until("records come again", || bench.number("select count(*) from rsvps") > before);
+    wait_until("records come again", || {
+        bench.number("select count(*) from rsvps") > before
+    });
     second.kill().and_then(|()| second.wait()).expect("it ends");
     server.stop();
 }
@@ -290,17 +399,27 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
     let folder = tempfile::tempdir().expect("a folder");
     for run in 0..2 {
         let mut demo = weir();
-        demo.args(["demo", "--port", "0"]).current_dir(folder.path());
+        demo.args(["demo", "--port", "0"])
+            .current_dir(folder.path());
         let server = Server::start(&mut demo, &folder.path().join("weir-data"));
         let paste = |line: &str| {
             let line = line.replacen("weir", env!("CARGO_BIN_EXE_weir"), 1);
-            let output = Command::new("sh").args(["-c", &line]).current_dir(folder.path()).output().expect("a shell");
-            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            let output = Command::new("sh")
+                .args(["-c", &line])
+                .current_dir(folder.path())
+                .output()
+                .expect("a shell");
+            assert!(
+                output.status.success(),
+                "{line}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
         };
         let [sql, count, search, nearby, dead] = weir::generator::TO_TRY;
         wait_until("records come", || {
-            let all = paste("weir sql \"select count(*) as n from rsvps\"")["rows"][0]["n"].as_u64();
+            let all =
+                paste("weir sql \"select count(*) as n from rsvps\"")["rows"][0]["n"].as_u64();
             all > Some(400 * (run + 1)) && paste(search)["total"].as_u64() > Some(0)
         });
         assert!(!paste(sql)["rows"].as_array().expect("rows").is_empty());
@@ -312,7 +431,10 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
         let counted = paste(&format!("weir count --type yes {at}"))["count"].as_u64();
         let sql = "weir sql \"select count(*) as n from rsvps where response = 'yes' and not repeat and event_time < now() - interval '2 seconds'\"";
         let rows = paste(sql)["rows"][0]["n"].as_u64();
-        assert!(counted.zip(rows).is_some_and(|(c, r)| r >= c && r - c < 60), "{counted:?} counted, {rows:?} rows");
+        assert!(
+            counted.zip(rows).is_some_and(|(c, r)| r >= c && r - c < 60),
+            "{counted:?} counted, {rows:?} rows"
+        );
         server.stop();
     }
 }
@@ -321,40 +443,59 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
 fn token(bench: &Bench, kind: &[&str]) -> String {
     let file = bench.path("tokens");
     let file = ["token", "create", "--file", file.to_str().expect("text")];
-    let output = weir().args(file).args(kind).output().expect("the binary runs");
-    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    let output = weir()
+        .args(file)
+        .args(kind)
+        .output()
+        .expect("the binary runs");
+    String::from_utf8(output.stdout)
+        .expect("text")
+        .trim()
+        .to_owned()
 }
 
 #[test]
 fn a_token_that_only_reads_ends_no_query_of_another() {
     let bench = http_bench();
-    let [write, read, other] = [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&bench, kind));
-    let configuration =
-        "[server]\nhttp = \"127.0.0.1:0\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+    let [write, read, other] =
+        [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&bench, kind));
+    let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
     bench.configure(configuration);
     let server = start(&bench);
-    let endless = "select count(*) from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
+    let endless =
+        "select count(*) from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
     let bearer = |token: &str| format!("Bearer {token}");
     let ask = |token: &str, method: &str, path: &str, body: &[u8]| {
         server.request(method, path, &[("Authorization", &bearer(token))], body)
     };
     let query = |id: &str, sql: &str| json!({"id": id, "sql": sql}).to_string().into_bytes();
-    let is_taken = |(status, answer): &(u16, Value)| *status == 409 && answer.to_string().contains("is running");
-    for (id, owner, stranger, ender) in
-        [("q1", &read, &other, &read), ("q2", &write, &read, &write), ("q3", &read, &other, &write)]
-    {
+    let is_taken = |(status, answer): &(u16, Value)| {
+        *status == 409 && answer.to_string().contains("is running")
+    };
+    for (id, owner, stranger, ender) in [
+        ("q1", &read, &other, &read),
+        ("q2", &write, &read, &write),
+        ("q3", &read, &other, &write),
+    ] {
         let path = format!("/api/v1/sql/{id}");
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| {
                 // The name may be taken by the look below.
-                let mut answers = std::iter::repeat_with(|| ask(owner, "POST", "/api/v1/sql", &query(id, endless)));
+                let mut answers = std::iter::repeat_with(|| {
+                    ask(owner, "POST", "/api/v1/sql", &query(id, endless))
+                });
                 answers.find(|answer| !is_taken(answer)).expect("endless")
             });
-            wait_until("it runs", || is_taken(&ask(owner, "POST", "/api/v1/sql", &query(id, "select 1"))));
+            wait_until("it runs", || {
+                is_taken(&ask(owner, "POST", "/api/v1/sql", &query(id, "select 1")))
+            });
             assert_eq!(ask(stranger, "DELETE", &path, b"").0, 404, "{id}");
             assert_eq!(ask(ender, "DELETE", &path, b"").0, 200, "{id}");
             let (status, answer) = asked.join().expect("it ends");
-            assert!(status == 409 && answer.to_string().contains("ended by its id"), "{id}: {answer}");
+            assert!(
+                status == 409 && answer.to_string().contains("ended by its id"),
+                "{id}: {answer}"
+            );
         });
     }
     server.stop();
@@ -365,7 +506,8 @@ fn secrets_that_others_can_change_are_refused() {
     use std::os::unix::fs::PermissionsExt;
     let bench = http_bench();
     token(&bench, &[]);
-    let made = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
+    let made =
+        rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
     bench.write("cert.pem", made.cert.pem().as_bytes());
     bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
     let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
@@ -373,13 +515,20 @@ fn secrets_that_others_can_change_are_refused() {
     for file in ["key.pem", "tokens"] {
         let path = bench.path(file);
         let allow = |mode: u32| {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("permitted");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+                .expect("permitted");
         };
         for mode in [0o620, 0o602] {
             allow(mode);
-            let output = bench.command(&["run", "-q"]).output().expect("the binary runs");
+            let output = bench
+                .command(&["run", "-q"])
+                .output()
+                .expect("the binary runs");
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(!output.status.success() && message.contains("others can write"), "{file} {mode:o}: {message}");
+            assert!(
+                !output.status.success() && message.contains("others can write"),
+                "{file} {mode:o}: {message}"
+            );
             assert!(message.contains("chmod 600"), "{message}");
         }
         allow(0o600);
@@ -389,30 +538,50 @@ fn secrets_that_others_can_change_are_refused() {
 #[test]
 fn verbs_ask_a_server_behind_tls_with_their_token_and_nobody_else_does() {
     let bench = http_bench();
-    let made = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
+    let made =
+        rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
     bench.write("cert.pem", made.cert.pem().as_bytes());
     bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
     let (write, read) = (token(&bench, &[]), token(&bench, &["--read-only"]));
     bench.configure(
         "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
     );
-    let mut child = bench.command(&["run", "-q"]).spawn().expect("the binary runs");
-    let ask =
-        |arguments: &[&str], token: &str| bench.command(arguments).env("WEIR_TOKEN", token).output().expect("runs");
-    wait_until("the server answers", || ask(&["status"], &read).status.success());
+    let mut child = bench
+        .command(&["run", "-q"])
+        .spawn()
+        .expect("the binary runs");
+    let ask = |arguments: &[&str], token: &str| {
+        bench
+            .command(arguments)
+            .env("WEIR_TOKEN", token)
+            .output()
+            .expect("runs")
+    };
+    wait_until("the server answers", || {
+        ask(&["status"], &read).status.success()
+    });
     assert!(ask(&["sql", "select 1 as one"], &read).status.success());
     let refused = |arguments: &[&str], token: &str, part: &str| {
         let output = ask(arguments, token);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && message.contains(part), "{arguments:?}: {message}");
+        assert!(
+            !output.status.success() && message.contains(part),
+            "{arguments:?}: {message}"
+        );
     };
     refused(&["count"], "", "token");
     refused(&["count"], "weir_0123", "token");
     let to = bench.path("backup");
     refused(&["backup", to.to_str().expect("text")], &read, "only reads");
-    assert!(ask(&["backup", to.to_str().expect("text")], &write).status.success());
-    // Another certificate than the configured one is not trusted, so the folder is found to be in use.
-    let other = rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
+    assert!(
+        ask(&["backup", to.to_str().expect("text")], &write)
+            .status
+            .success()
+    );
+    // Another certificate than the configured one is not trusted, so the folder is found to be in
+    // use.
+    let other =
+        rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
     bench.write("cert.pem", other.cert.pem().as_bytes());
     assert_eq!(ask(&["count"], &write).status.code(), Some(75));
     child.kill().and_then(|()| child.wait()).expect("it ends");

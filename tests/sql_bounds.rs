@@ -9,8 +9,7 @@ use crate::server::Server;
 use crate::support::{Bench, HTTP_ONLY, ndjson, records, wait_until};
 
 /// Computes for much longer than any test.
-const ENDLESS: &str =
-    "select count(*) from rsvps x, rsvps y, rsvps z, rsvps w where x.lsn + y.lsn + z.lsn + w.lsn = -1";
+const ENDLESS: &str = "select count(*) from rsvps x, rsvps y, rsvps z, rsvps w where x.lsn + y.lsn + z.lsn + w.lsn = -1";
 
 fn bench(more: &str) -> Bench {
     let bench = Bench::new("");
@@ -20,14 +19,24 @@ fn bench(more: &str) -> Bench {
 }
 
 fn server(bench: &Bench) -> Server {
-    let server = Server::start(&mut bench.command(&["run", "--memory", "512MiB"]), &bench.path("data"));
+    let server = Server::start(
+        &mut bench.command(&["run", "--memory", "512MiB"]),
+        &bench.path("data"),
+    );
     assert_eq!(server.post(&[], &ndjson(&records(2_000, 7))).0, 200);
-    wait_until("the rows are there", || number(&server, "select count(*) as n from rsvps") == Some(2_000));
+    wait_until("the rows are there", || {
+        number(&server, "select count(*) as n from rsvps") == Some(2_000)
+    });
     server
 }
 
 fn sql(server: &Server, headers: &[(&str, &str)], query: &str) -> (u16, Value) {
-    server.request("POST", "/api/v1/sql", headers, json!({ "sql": query }).to_string().as_bytes())
+    server.request(
+        "POST",
+        "/api/v1/sql",
+        headers,
+        json!({ "sql": query }).to_string().as_bytes(),
+    )
 }
 
 fn number(server: &Server, query: &str) -> Option<u64> {
@@ -37,7 +46,11 @@ fn number(server: &Server, query: &str) -> Option<u64> {
 fn refused(server: &Server, query: &str, part: &str) {
     let (status, answer) = sql(server, &[], query);
     let shown: String = query.chars().take(120).collect();
-    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("limit")), "{shown}: {answer}");
+    assert_eq!(
+        (status, answer["error"]["code"].as_str()),
+        (400, Some("limit")),
+        "{shown}: {answer}"
+    );
     let message = answer["error"]["message"].as_str().unwrap_or_default();
     assert!(message.contains(part), "{shown}: {message}");
 }
@@ -84,17 +97,34 @@ fn chains_of_every_operator_are_answered_or_refused() {
         ("date '2024-01-01'", " - 1"),
     ];
     for (first, part) in parts {
-        let (status, answer) = sql(&server, &[], &format!("select {}", chain(first, part, 2_000)));
+        let (status, answer) = sql(
+            &server,
+            &[],
+            &format!("select {}", chain(first, part, 2_000)),
+        );
         assert!(status == 200 || status == 400, "{part}: {status} {answer}");
         if status == 400 {
             let message = answer["error"]["message"].as_str().unwrap_or_default();
-            assert!(message.contains("at most") || !message.contains("stack"), "{part}: {message}");
+            assert!(
+                message.contains("at most") || !message.contains("stack"),
+                "{part}: {message}"
+            );
         }
     }
     let wide = [
         format!("select 1 where {}", chain("1=1", " and not 1=2", 2_000)),
-        format!("select {}", chain("case when true then 1", " when true then 1", 2_000)) + " end",
-        format!("select {}", chain("case when true then 1 end", " + case when true then 1 end", 2_000)),
+        format!(
+            "select {}",
+            chain("case when true then 1", " when true then 1", 2_000)
+        ) + " end",
+        format!(
+            "select {}",
+            chain(
+                "case when true then 1 end",
+                " + case when true then 1 end",
+                2_000
+            )
+        ),
         format!("select {}", chain("(1)", "+(1)", 2_000)),
         format!("select {}1{}", "(".repeat(2_000), ")".repeat(2_000)),
         format!("select {}true", "not ".repeat(2_000)),
@@ -102,18 +132,31 @@ fn chains_of_every_operator_are_answered_or_refused() {
         format!("select {}1{}", "abs(".repeat(2_000), ")".repeat(2_000)),
         format!("select {}1{}", "(select ".repeat(2_000), ")".repeat(2_000)),
         chain("select 1", " union all select 1", 2_000),
-        format!("select count(*) from rsvps{}", " cross join rsvps".repeat(2_000)),
+        format!(
+            "select count(*) from rsvps{}",
+            " cross join rsvps".repeat(2_000)
+        ),
         format!("select count(*) from {}rsvps", "rsvps, ".repeat(2_000)),
         format!("select {}1 in (1)", "1 in (1) = ".repeat(2_000)),
     ];
     for query in wide {
         let (status, answer) = sql(&server, &[], &query);
-        assert!(status == 200 || status == 400, "{}…: {status} {answer}", &query[..80]);
+        assert!(
+            status == 200 || status == 400,
+            "{}…: {status} {answer}",
+            &query[..80]
+        );
     }
     let ids: Vec<String> = (0..1_000).map(|n| format!("lsn = {n}")).collect();
     let query = format!("select count(*) as n from rsvps where {}", ids.join(" or "));
-    assert!(number(&server, &query).is_some(), "a thousand terms are answered");
-    assert_eq!(number(&server, "select count(*) as n from rsvps"), Some(2_000));
+    assert!(
+        number(&server, &query).is_some(),
+        "a thousand terms are answered"
+    );
+    assert_eq!(
+        number(&server, "select count(*) as n from rsvps"),
+        Some(2_000)
+    );
     server.stop();
 }
 
@@ -124,23 +167,55 @@ fn plans_that_make_much_of_little_are_refused_by_name() {
     let columns: Vec<String> = (2..14).map(|n| format!("lsn % {n}")).collect();
     for sets in [
         format!("cube({})", columns.join(", ")),
-        format!("{0}, {0}", "rollup(lsn, source, event_time, repeat, lsn + 1, lsn + 2, lsn + 3, lsn + 4)"),
+        format!(
+            "{0}, {0}",
+            "rollup(lsn, source, event_time, repeat, lsn + 1, lsn + 2, lsn + 3, lsn + 4)"
+        ),
     ] {
-        refused(&server, &format!("select count(*) from rsvps group by {sets}"), "grouping sets");
+        refused(
+            &server,
+            &format!("select count(*) from rsvps group by {sets}"),
+            "grouping sets",
+        );
     }
     let doubled = |n: usize| format!("c{n} as (select a.x from c{} a, c{} b)", n - 1, n - 1);
     let tables: Vec<String> = (1..24).map(doubled).collect();
-    let query = format!("with c0 as (select 1 as x), {} select count(*) from c23", tables.join(", "));
+    let query = format!(
+        "with c0 as (select 1 as x), {} select count(*) from c23",
+        tables.join(", ")
+    );
     refused(&server, &query, "common table expressions");
     // Not one of these is much; moved below one another they are.
-    let nested: Vec<String> = (1..30).map(|n| format!("c{n} as (select x + x as x from c{})", n - 1)).collect();
-    let query = format!("with c0 as (select lsn as x from rsvps), {} select x from c29 where x > 1", nested.join(", "));
+    let nested: Vec<String> = (1..30)
+        .map(|n| format!("c{n} as (select x + x as x from c{})", n - 1))
+        .collect();
+    let query = format!(
+        "with c0 as (select lsn as x from rsvps), {} select x from c29 where x > 1",
+        nested.join(", ")
+    );
     refused(&server, &query, "written out");
-    refused(&server, &format!("select {}1{}", "(".repeat(100), ")".repeat(100)), "nest");
-    refused(&server, "select arrow_cast([lsn], 'FixedSizeList(1000000000, Int64)') from rsvps", "at most");
-    let linear: Vec<String> = (1..40).map(|n| format!("c{n} as (select x + 1 as x from c{})", n - 1)).collect();
-    let query = format!("with c0 as (select 1 as x), {} select x as n from c39", linear.join(", "));
-    assert_eq!(number(&server, &query), Some(40), "one that reads the one before it is no burden");
+    refused(
+        &server,
+        &format!("select {}1{}", "(".repeat(100), ")".repeat(100)),
+        "nest",
+    );
+    refused(
+        &server,
+        "select arrow_cast([lsn], 'FixedSizeList(1000000000, Int64)') from rsvps",
+        "at most",
+    );
+    let linear: Vec<String> = (1..40)
+        .map(|n| format!("c{n} as (select x + 1 as x from c{})", n - 1))
+        .collect();
+    let query = format!(
+        "with c0 as (select 1 as x), {} select x as n from c39",
+        linear.join(", ")
+    );
+    assert_eq!(
+        number(&server, &query),
+        Some(40),
+        "one that reads the one before it is no burden"
+    );
     server.stop();
 }
 
@@ -150,7 +225,8 @@ fn wide_rows_are_computed_with_in_smaller_numbers() {
     let server = server(&folder);
     let wide = "select sum(length(repeat('x', cast(20000 + lsn * 0 as int)))) as n from rsvps x, generate_series(1, 2)";
     assert_eq!(number(&server, wide), Some(4_000 * 20_000));
-    let literal = "select sum(length(concat(repeat('x', 100000), cast(lsn as varchar)))) > 0 as n from rsvps";
+    let literal =
+        "select sum(length(concat(repeat('x', 100000), cast(lsn as varchar)))) > 0 as n from rsvps";
     assert_eq!(sql(&server, &[], literal).1["rows"][0]["n"], true);
     let unnested = "select count(*) as n from (select unnest(range(1000)) as i, lsn from rsvps)";
     assert_eq!(number(&server, unnested), Some(2_000_000));
@@ -179,8 +255,14 @@ fn clients_that_leave_free_their_slots_and_windows_can_be_stopped() {
             // What has been read is running or waits.
             assert_eq!(server.get("/readyz").0, 200);
         }
-        wait_until("a slot is free", || number(&server, "select 1 as n") == Some(1));
-        assert_eq!(server.get("/api/v1/count?stream=rsvps").0, 200, "counts wait for no query");
+        wait_until("a slot is free", || {
+            number(&server, "select 1 as n") == Some(1)
+        });
+        assert_eq!(
+            server.get("/api/v1/count?stream=rsvps").0,
+            200,
+            "counts wait for no query"
+        );
     }
     server.stop();
 }
@@ -202,7 +284,11 @@ fn times_that_cannot_be_and_zones_that_nobody_knows_are_bad_requests() {
         for format in ["json", "ndjson", "csv", "arrow"] {
             let body = json!({ "sql": query, "format": format }).to_string();
             let (status, answer) = server.request("POST", "/api/v1/sql", &[], body.as_bytes());
-            assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("bad_request")), "{query}: {answer}");
+            assert_eq!(
+                (status, answer["error"]["code"].as_str()),
+                (400, Some("bad_request")),
+                "{query}: {answer}"
+            );
         }
     }
     server.stop();

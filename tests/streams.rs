@@ -42,19 +42,32 @@ fn an_invented_stream_goes_through_everything_by_configuration_alone() {
     ];
     bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
     bench.once();
-    let rows = bench.rows("select id, kind, value, repeat, event_time, density from sensors order by lsn");
+    let rows =
+        bench.rows("select id, kind, value, repeat, event_time, density from sensors order by lsn");
     assert_eq!(rows.len(), 3, "{rows:?}");
     assert_eq!(rows[0]["kind"], "AIR");
-    assert_eq!((rows[0]["repeat"].as_bool(), rows[1]["repeat"].as_bool()), (Some(false), Some(true)));
+    assert_eq!(
+        (rows[0]["repeat"].as_bool(), rows[1]["repeat"].as_bool()),
+        (Some(false), Some(true))
+    );
     assert_eq!(rows[2]["id"], "7");
     assert_eq!(rows[2]["event_time"], "2024-05-01T11:00:00.000Z");
     let reasons = bench.rows("select reason from dead_letters order by lsn");
-    let reasons: Vec<&str> = reasons.iter().filter_map(|r| r["reason"].as_str()).collect();
+    let reasons: Vec<&str> = reasons
+        .iter()
+        .filter_map(|r| r["reason"].as_str())
+        .collect();
     insta::assert_snapshot!(reasons.join("\n"));
-    assert_eq!(bench.ask(&["count", "--by", "unit"])["groups"][0]["unit"], "C");
+    assert_eq!(
+        bench.ask(&["count", "--by", "unit"])["groups"][0]["unit"],
+        "C"
+    );
     assert_eq!(bench.ask(&["count", "--type", "AIR"])["count"], 1);
     assert_eq!(bench.ask(&["search", "north warm"])["total"], 1);
-    assert_eq!(bench.ask(&["search", "id:7"])["hits"][0]["event"]["note"], "wet");
+    assert_eq!(
+        bench.ask(&["search", "id:7"])["hits"][0]["event"]["note"],
+        "wet"
+    );
     let drift = bench.rows("select field, records from weir.drift");
     assert_eq!(drift[0]["field"], "extra");
 }
@@ -63,9 +76,18 @@ fn an_invented_stream_goes_through_everything_by_configuration_alone() {
 fn standard_input_is_a_source() {
     let bench = Bench::new("");
     bench.configure(&SENSORS.replace("in.ndjson", "-"));
-    let mut child = bench.command(&["run", "--once"]).stdin(Stdio::piped()).spawn().expect("the binary runs");
+    let mut child = bench
+        .command(&["run", "--once"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
     let line = r#"{"id":"a","at":"2024-05-01T10:00:00Z","kind":"air","note":"x","reading":{"value":1,"unit":"C"}}"#;
-    child.stdin.take().expect("piped").write_all(line.as_bytes()).expect("writable");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(line.as_bytes())
+        .expect("writable");
     assert!(child.wait().expect("it ends").success());
     assert_eq!(bench.number("select count(*) from sensors"), 1);
 }
@@ -83,12 +105,18 @@ fn a_changed_configuration_applies_from_its_record_on() {
     bench.once();
     let changed = SENSORS
         .replace("tags, 10", "tags, value_squared, 10")
-        .replace("value_squared", "reading['value'] * reading['value'] as squared");
+        .replace(
+            "value_squared",
+            "reading['value'] * reading['value'] as squared",
+        );
     bench.configure(&changed);
     bench.write("in.ndjson", (line(1) + &line(2)).as_bytes());
     bench.once();
     let rows = bench.rows("select squared from sensors order by lsn");
-    assert_eq!((rows[0]["squared"].is_null(), rows[1]["squared"].as_f64()), (true, Some(4.0)));
+    assert_eq!(
+        (rows[0]["squared"].is_null(), rows[1]["squared"].as_f64()),
+        (true, Some(4.0))
+    );
     // What a table cannot take is refused, with the way out.
     bench.configure(
         &changed
@@ -97,7 +125,12 @@ fn a_changed_configuration_applies_from_its_record_on() {
             .replace("\"unit in ('C', 'F')\"", ""),
     );
     let output = bench.output(&["run", "--once"]);
-    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn window(sql: &str) -> String {
@@ -105,7 +138,9 @@ fn window(sql: &str) -> String {
 }
 
 fn table(select: &str) -> String {
-    format!("{SENSORS}\n[tables.\"sensors.kinds\"]\nstream = \"sensors\"\nkey = \"kind\"\nselect = \"{select}\"\n")
+    format!(
+        "{SENSORS}\n[tables.\"sensors.kinds\"]\nstream = \"sensors\"\nkey = \"kind\"\nselect = \"{select}\"\n"
+    )
 }
 
 #[test]
@@ -116,14 +151,26 @@ fn an_entity_table_takes_what_its_where_lets_through() {
             "{{\"id\":\"a{n}\",\"at\":\"2024-05-01T10:00:{n:02}Z\",\"kind\":\"{kind}\",\"note\":\"x\",\"reading\":{{\"value\":{n},\"unit\":\"C\"}},\"tags\":[\"t{n}\",\"all\"]}}\n"
         )
     };
-    let lines = [line(1, "air"), line(12, "air"), line(20, "soil"), line(3, "soil"), line(5, "water")];
+    let lines = [
+        line(1, "air"),
+        line(12, "air"),
+        line(20, "soil"),
+        line(3, "soil"),
+        line(5, "water"),
+    ];
     bench.write("in.ndjson", lines.concat().as_bytes());
     let tags = "[tables.\"sensors.tags\"]\nstream = \"sensors\"\nkey = \"tag\"\nselect = \"select unnest(tags) as tag, id where unnest(tags) <> 'all' and value > 2\"\n";
     bench.configure(&(table("select kind, value where value > 10") + tags));
     bench.once();
     let kinds = bench.rows("select kind, value from sensors.kinds order by kind");
-    let kinds: Vec<_> = kinds.iter().map(|row| (row["kind"].as_str(), row["value"].as_f64())).collect();
-    assert_eq!(kinds, [(Some("AIR"), Some(12.0)), (Some("SOIL"), Some(20.0))]);
+    let kinds: Vec<_> = kinds
+        .iter()
+        .map(|row| (row["kind"].as_str(), row["value"].as_f64()))
+        .collect();
+    assert_eq!(
+        kinds,
+        [(Some("AIR"), Some(12.0)), (Some("SOIL"), Some(20.0))]
+    );
     let tags = bench.rows("select tag from sensors.tags order by tag");
     let tags: Vec<_> = tags.iter().filter_map(|row| row["tag"].as_str()).collect();
     assert_eq!(tags, ["t12", "t20", "t3", "t5"]);
@@ -144,8 +191,14 @@ fn check_says_where_and_what_to_do() {
         SENSORS.replace("id varchar", "id varchr"),
         SENSORS.replace("key = \"id\"", ""),
         SENSORS.replace("note, reading", "note as lsn, reading"),
-        SENSORS.replace("key = \"id\"", "key = \"id\"\nsession = { key = \"nobody\", gap = \"5m\" }"),
-        SENSORS.replace("key = \"id\"", "key = \"id\"\nsession = { key = \"id\", gap = \"0s\" }"),
+        SENSORS.replace(
+            "key = \"id\"",
+            "key = \"id\"\nsession = { key = \"nobody\", gap = \"5m\" }",
+        ),
+        SENSORS.replace(
+            "key = \"id\"",
+            "key = \"id\"\nsession = { key = \"id\", gap = \"0s\" }",
+        ),
         window("select count(*) as n from sensors"),
         window(
             "select window_start, window_end, count(*) as n from tumble(sensor, event_time, interval '1 minute') group by 1, 2",
@@ -156,7 +209,9 @@ fn check_says_where_and_what_to_do() {
         window(
             "select window_start, window_end, count(*) as n from tumble(sensors, event_time, interval '1 month') group by 1, 2",
         ),
-        window("select window_start, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1"),
+        window(
+            "select window_start, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1",
+        ),
         window(
             "select window_start, window_end, kidn, count(*) as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2, 3",
         ),
@@ -184,7 +239,9 @@ fn check_says_where_and_what_to_do() {
         format!(
             "{SENSORS}\n[windows.a]\nsql = \"select window_start, window_end, count(*) as n from tumble(b, window_start, interval '1 minute') group by 1, 2\"\n[windows.b]\nsql = \"select window_start, window_end, count(*) as n from tumble(a, window_start, interval '1 minute') group by 1, 2\"\n"
         ),
-        window("select window_start, window_end from tumble(sensors, event_time, interval '1 minute') group bye 1, 2"),
+        window(
+            "select window_start, window_end from tumble(sensors, event_time, interval '1 minute') group bye 1, 2",
+        ),
         table("select kind, unit, lenght(note) as n"),
         table("select kind, unnest(tagz) as tag"),
         table("select kind, count(*) as n"),
@@ -195,7 +252,8 @@ fn check_says_where_and_what_to_do() {
         bench.configure(&text);
         let output = bench.output(&["check"]);
         assert_eq!(output.status.code(), Some(2));
-        let message = String::from_utf8_lossy(&output.stderr).replace(&bench.path("").display().to_string(), "");
+        let message = String::from_utf8_lossy(&output.stderr)
+            .replace(&bench.path("").display().to_string(), "");
         messages.push(message);
     }
     bench.configure(SENSORS);
@@ -212,13 +270,24 @@ fn retention_follows_event_time_and_a_backfill_is_not_refused() {
             "{{\"id\":\"{id}\",\"at\":\"2016-05-01T{at}:00Z\",\"kind\":\"air\",\"note\":\"x\",\"reading\":{{\"value\":1,\"unit\":\"C\"}}}}\n"
         )
     };
-    let times = ["10:00", "10:01", "10:02", "11:30", "12:00", "12:30", "13:00", "13:20", "10:30", "13:21"];
-    let text: String = times.iter().enumerate().map(|(n, at)| line(&format!("s{n}"), at)).collect();
+    let times = [
+        "10:00", "10:01", "10:02", "11:30", "12:00", "12:30", "13:00", "13:20", "10:30", "13:21",
+    ];
+    let text: String = times
+        .iter()
+        .enumerate()
+        .map(|(n, at)| line(&format!("s{n}"), at))
+        .collect();
     bench.write("in.ndjson", text.as_bytes());
     bench.once();
     let dead = bench.rows("select reason from dead_letters");
     assert_eq!(dead.len(), 1, "{dead:?}");
-    assert!(dead[0]["reason"].as_str().is_some_and(|r| r.contains("floor")), "{dead:?}");
+    assert!(
+        dead[0]["reason"]
+            .as_str()
+            .is_some_and(|r| r.contains("floor")),
+        "{dead:?}"
+    );
 }
 
 /// The files and commands of a page: (attributes behind the language, text).
@@ -236,8 +305,11 @@ fn blocks(page: &str) -> Vec<(String, String)> {
 
 #[test]
 fn the_page_about_a_stream_of_your_own_is_true() {
-    let page =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/your-own-stream.md")).expect("the page");
+    let page = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/docs/your-own-stream.md"
+    ))
+    .expect("the page");
     let bench = Bench::new("");
     let mut answers = Vec::new();
     for (head, text) in blocks(&page) {
@@ -245,13 +317,19 @@ fn the_page_about_a_stream_of_your_own_is_true() {
             bench.write(name, format!("{text}\n").as_bytes());
         } else if head.starts_with("sh run") {
             if let Some((_, change)) = head.split_once("after=\"s/") {
-                let (from, to) = change.trim_end_matches("/\"").split_once('/').expect("a change");
+                let (from, to) = change
+                    .trim_end_matches("/\"")
+                    .split_once('/')
+                    .expect("a change");
                 let before = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
                 bench.write("weir.toml", before.replace(from, to).as_bytes());
             }
             for line in text.lines() {
                 let path = std::env::var("PATH").unwrap_or_default();
-                let bin = std::path::Path::new(env!("CARGO_BIN_EXE_weir")).parent().expect("a folder").display();
+                let bin = std::path::Path::new(env!("CARGO_BIN_EXE_weir"))
+                    .parent()
+                    .expect("a folder")
+                    .display();
                 let output = std::process::Command::new("sh")
                     .args(["-c", line])
                     .current_dir(bench.path(""))
@@ -259,7 +337,11 @@ fn the_page_about_a_stream_of_your_own_is_true() {
                     .env_remove("WEIR_DATA")
                     .output()
                     .expect("it runs");
-                assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+                assert!(
+                    output.status.success(),
+                    "{line}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
                 answers.push(String::from_utf8_lossy(&output.stdout).into_owned());
             }
         }
@@ -278,7 +360,8 @@ fn the_page_about_a_stream_of_your_own_is_true() {
     has(12, "\"parcel\":\"p3\"");
 }
 
-/// Newest first, as many feeds are: nothing is lost, and whoever wonders about empty windows is told what to set.
+/// Newest first, as many feeds are: nothing is lost, and whoever wonders about empty windows is
+/// told what to set.
 #[test]
 fn input_in_another_order_than_declared_is_noticed_before_and_after() {
     let bench = Bench::new("");
@@ -289,21 +372,36 @@ fn input_in_another_order_than_declared_is_noticed_before_and_after() {
         bench.configure(&format!("{source}{stream}{watermark}{window}"));
     };
     let lines: String = (0..300)
-        .map(|n| format!("{{\"id\": {n}, \"at\": \"2024-05-{:02}T{:02}:00:00Z\"}}\n", 28 - n / 24, 23 - n % 24))
+        .map(|n| {
+            format!(
+                "{{\"id\": {n}, \"at\": \"2024-05-{:02}T{:02}:00:00Z\"}}\n",
+                28 - n / 24,
+                23 - n % 24
+            )
+        })
         .collect();
     bench.write("in.ndjson", lines.as_bytes());
     let stderr = |arguments: &[&str]| {
         let output = bench.output(arguments);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let sample = bench.path("in.ndjson").display().to_string();
 
     configure("");
-    for arguments in [vec!["check"], vec!["test", sample.as_str()], vec!["run", "--once", "--final"]] {
+    for arguments in [
+        vec!["check"],
+        vec!["test", sample.as_str()],
+        vec!["run", "--once", "--final"],
+    ] {
         let said = stderr(&arguments);
         assert!(
-            said.contains("of 300 events of `quakes` came later") && said.contains("disorder = \"12d\""),
+            said.contains("of 300 events of `quakes` came later")
+                && said.contains("disorder = \"12d\""),
             "{arguments:?}: {said}"
         );
     }
@@ -311,7 +409,11 @@ fn input_in_another_order_than_declared_is_noticed_before_and_after() {
 
     configure("watermark = { disorder = \"12d\" }\n");
     std::fs::remove_dir_all(bench.path("data")).expect("the folder of the first run");
-    for arguments in [vec!["check"], vec!["test", sample.as_str()], vec!["run", "--once", "--final"]] {
+    for arguments in [
+        vec!["check"],
+        vec!["test", sample.as_str()],
+        vec!["run", "--once", "--final"],
+    ] {
         assert!(!stderr(&arguments).contains("disorder"), "{arguments:?}");
     }
     assert_eq!(bench.number("select sum(n) from hourly"), 300);

@@ -32,12 +32,15 @@ pub struct Bench {
 pub const OFTEN: &str = "[limits]\nlake_rows = 300\nlake_recent = \"40ms\"\nlake_old = \"90ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\n";
 
 /// A server on a free port and a stream that records are posted to.
-pub const HTTP_ONLY: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+pub const HTTP_ONLY: &str =
+    "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
 
 impl Bench {
     /// A stream `rsvps` from the file `in.ndjson`; `extra` comes first in the configuration.
     pub fn new(extra: &str) -> Self {
-        let bench = Self { folder: tempfile::tempdir().expect("a folder") };
+        let bench = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        };
         bench.configure(&format!(
             "{extra}\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
         ));
@@ -59,14 +62,20 @@ impl Bench {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = weir();
-        command.args(arguments).arg("-c").arg(self.path("weir.toml"));
+        command
+            .args(arguments)
+            .arg("-c")
+            .arg(self.path("weir.toml"));
         command
     }
 
     /// Starts a server and kills it with -9 after so long: wherever it is then.
     pub fn killed_after(&self, time: Duration) {
         let mut command = self.command(&["run", "-q"]);
-        let mut child = command.env("WEIR_SERVER_HTTP", "127.0.0.1:0").spawn().expect("the binary runs");
+        let mut child = command
+            .env("WEIR_SERVER_HTTP", "127.0.0.1:0")
+            .spawn()
+            .expect("the binary runs");
         std::thread::sleep(time);
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
@@ -79,7 +88,11 @@ impl Bench {
     /// Runs to the end, successfully.
     pub fn once(&self) {
         let output = self.output(&["run", "--once"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// The JSON answer of a verb.
@@ -87,16 +100,25 @@ impl Bench {
         let mut all = arguments.to_vec();
         all.extend(["--output", "json"]);
         let output = self.output(&all);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     pub fn rows(&self, query: &str) -> Vec<Value> {
-        self.ask(&["sql", query])["rows"].as_array().cloned().expect("rows")
+        self.ask(&["sql", query])["rows"]
+            .as_array()
+            .cloned()
+            .expect("rows")
     }
 
     pub fn number(&self, query: &str) -> u64 {
-        self.rows(&format!("select ({query}) as n"))[0]["n"].as_u64().expect("a number")
+        self.rows(&format!("select ({query}) as n"))[0]["n"]
+            .as_u64()
+            .expect("a number")
     }
 
     /// How many events a search finds. Those that it shows are the table's rows.
@@ -104,10 +126,19 @@ impl Bench {
         let answer = self.ask(&["search", question, "--limit", "100"]);
         let hits = answer["hits"].as_array().expect("hits");
         let lsns: Vec<String> = hits.iter().map(|hit| hit["lsn"].to_string()).collect();
-        let lsns = if lsns.is_empty() { "-1".to_owned() } else { lsns.join(", ") };
-        let rows = self.rows(&format!("select * from rsvps where lsn in ({lsns}) order by event_time desc, lsn desc"));
+        let lsns = if lsns.is_empty() {
+            "-1".to_owned()
+        } else {
+            lsns.join(", ")
+        };
+        let rows = self.rows(&format!(
+            "select * from rsvps where lsn in ({lsns}) order by event_time desc, lsn desc"
+        ));
         let events: Vec<Value> = hits.iter().map(|hit| hit["event"].clone()).collect();
-        assert_eq!(events, rows, "hits of `{question}` and the rows of their LSNs");
+        assert_eq!(
+            events, rows,
+            "hits of `{question}` and the rows of their LSNs"
+        );
         answer["total"].clone()
     }
 
@@ -117,34 +148,61 @@ impl Bench {
         let columns = "event_time, repeat, rsvp_id, mtime, response, guests, member_id, event_id, event_start, venue_id, lat, lon, country, topics";
         answers.insert(
             "rows".to_owned(),
-            self.rows(&format!("select {columns} from rsvps order by rsvp_id, mtime, guests, response, repeat, lat"))
-                .into(),
+            self.rows(&format!(
+                "select {columns} from rsvps order by rsvp_id, mtime, guests, response, repeat, lat"
+            ))
+            .into(),
         );
         answers.insert(
             "dead".to_owned(),
-            self.rows("select reason, stream, bytes from dead_letters order by bytes, reason").into(),
+            self.rows("select reason, stream, bytes from dead_letters order by bytes, reason")
+                .into(),
         );
         answers.insert(
             "raw".to_owned(),
-            self.rows("select count(*) as n, count(distinct bytes) as d from raw where kind = 'record'").into(),
+            self.rows(
+                "select count(*) as n, count(distinct bytes) as d from raw where kind = 'record'",
+            )
+            .into(),
         );
-        answers.insert("counts".to_owned(), without_as_of(self.ask(&["count", "--by", "country"])));
+        answers.insert(
+            "counts".to_owned(),
+            without_as_of(self.ask(&["count", "--by", "country"])),
+        );
         answers.insert(
             "near".to_owned(),
             without_as_of(self.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "50"])),
         );
         answers.insert("found".to_owned(), self.found("open"));
         for (name, query) in [
-            ("by_country", "select country, window_start, n, status from by_country order by window_start, country"),
-            ("totals", "select answer, window_start, n, status from totals order by window_start, answer"),
+            (
+                "by_country",
+                "select country, window_start, n, status from by_country order by window_start, country",
+            ),
+            (
+                "totals",
+                "select answer, window_start, n, status from totals order by window_start, answer",
+            ),
             (
                 "top",
                 "select event_id, window_start, yes, status from top_events_versions order by window_start, yes desc, event_id, status",
             ),
-            ("latest", "select rsvp_id, event_id, guests, mtime, response from rsvps.latest order by rsvp_id"),
-            ("members", "select member_id, member_name, photo from rsvps.members order by member_id"),
-            ("venues", "select venue_id, venue_name, lat, lon from rsvps.venues order by venue_id"),
-            ("topics", "select urlkey, topic_name from rsvps.topics order by urlkey"),
+            (
+                "latest",
+                "select rsvp_id, event_id, guests, mtime, response from rsvps.latest order by rsvp_id",
+            ),
+            (
+                "members",
+                "select member_id, member_name, photo from rsvps.members order by member_id",
+            ),
+            (
+                "venues",
+                "select venue_id, venue_name, lat, lon from rsvps.venues order by venue_id",
+            ),
+            (
+                "topics",
+                "select urlkey, topic_name from rsvps.topics order by urlkey",
+            ),
         ] {
             answers.insert(name.to_owned(), self.rows(query).into());
         }
@@ -161,7 +219,9 @@ pub fn without_as_of(mut answer: Value) -> Value {
 
 /// The folder of recordings, if this machine has it.
 pub fn recordings() -> Option<PathBuf> {
-    let folder = std::env::var_os("WEIR_RECORDINGS").map(PathBuf::from).filter(|f| f.is_dir());
+    let folder = std::env::var_os("WEIR_RECORDINGS")
+        .map(PathBuf::from)
+        .filter(|f| f.is_dir());
     if folder.is_none() {
         eprintln!("skipped: WEIR_RECORDINGS names no folder of recordings");
     }
@@ -173,16 +233,26 @@ pub struct Numbers(pub u64);
 
 impl Numbers {
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
 }
 
-/// Made records: answers with twins, updates, lateness, missing venues, zero coordinates and odd text.
+/// Made records: answers with twins, updates, lateness, missing venues, zero coordinates and odd
+/// text.
 pub fn records(count: usize, seed: u64) -> Vec<Value> {
     let mut numbers = Numbers(seed);
     let countries = ["us", "GB", "de", "au"];
-    let names = ["Open mic night", "Café müller — \"quoted\"\t", "東京 meetup", "Rust & Beer 🍺", "Reopening"];
+    let names = [
+        "Open mic night",
+        "Café müller — \"quoted\"\t",
+        "東京 meetup",
+        "Rust & Beer 🍺",
+        "Reopening",
+    ];
     let mut out: Vec<Value> = Vec::new();
     for n in 0..count as u64 {
         if n > 20 && numbers.below(5) == 0 {
@@ -196,7 +266,11 @@ pub fn records(count: usize, seed: u64) -> Vec<Value> {
             out.push(twin);
             continue;
         }
-        let late = if numbers.below(20) == 0 { numbers.below(40) * 3_600_000 } else { numbers.below(8_000) };
+        let late = if numbers.below(20) == 0 {
+            numbers.below(40) * 3_600_000
+        } else {
+            numbers.below(8_000)
+        };
         let mut record = json!({
             "rsvp_id": 1_500_000_000 + n,
             "mtime": 1_465_520_400_000 + n * 400 - late,
@@ -223,7 +297,10 @@ pub fn records(count: usize, seed: u64) -> Vec<Value> {
 }
 
 pub fn ndjson(records: &[Value]) -> Vec<u8> {
-    records.iter().flat_map(|r| format!("{r}\n").into_bytes()).collect()
+    records
+        .iter()
+        .flat_map(|r| format!("{r}\n").into_bytes())
+        .collect()
 }
 
 /// Per record, whether it says nothing new: the definition, word for word.
@@ -233,10 +310,18 @@ pub fn repeats(records: &[Value]) -> Vec<bool> {
     records
         .iter()
         .map(|r| {
-            let (answer, guests, mtime) = (&r["response"], &r["guests"], r["mtime"].as_i64().expect("a number"));
-            let before = seen.entry(r["rsvp_id"].as_i64().expect("a number")).or_default();
+            let (answer, guests, mtime) = (
+                &r["response"],
+                &r["guests"],
+                r["mtime"].as_i64().expect("a number"),
+            );
+            let before = seen
+                .entry(r["rsvp_id"].as_i64().expect("a number"))
+                .or_default();
             let last = &before[before.len().saturating_sub(4)..];
-            let is_repeat = last.iter().any(|(a, g, m)| a == answer && g == guests && (m - mtime).abs() <= 500);
+            let is_repeat = last
+                .iter()
+                .any(|(a, g, m)| a == answer && g == guests && (m - mtime).abs() <= 500);
             if !is_repeat {
                 before.push((answer.clone(), guests.clone(), mtime));
             }
@@ -249,23 +334,54 @@ pub fn repeats(records: &[Value]) -> Vec<bool> {
 pub fn holds_exactly(bench: &Bench, records: &[Value]) {
     let repeats = repeats(records);
     let acts = repeats.iter().filter(|r| !**r).count() as u64;
-    assert_eq!(bench.number("select count(*) from rsvps"), records.len() as u64, "rows");
-    assert_eq!(bench.number("select count(distinct lsn) from rsvps"), records.len() as u64, "distinct rows");
-    assert_eq!(bench.number("select count(*) from rsvps where not repeat"), acts, "acts in SQL");
-    assert_eq!(bench.number("select count(*) from raw where kind = 'record'"), records.len() as u64, "raw");
+    assert_eq!(
+        bench.number("select count(*) from rsvps"),
+        records.len() as u64,
+        "rows"
+    );
+    assert_eq!(
+        bench.number("select count(distinct lsn) from rsvps"),
+        records.len() as u64,
+        "distinct rows"
+    );
+    assert_eq!(
+        bench.number("select count(*) from rsvps where not repeat"),
+        acts,
+        "acts in SQL"
+    );
+    assert_eq!(
+        bench.number("select count(*) from raw where kind = 'record'"),
+        records.len() as u64,
+        "raw"
+    );
     assert_eq!(bench.ask(&["count"])["count"], acts, "acts in counts");
-    assert_eq!(bench.ask(&["count", "--repeats"])["count"], records.len() as u64, "all in counts");
+    assert_eq!(
+        bench.ask(&["count", "--repeats"])["count"],
+        records.len() as u64,
+        "all in counts"
+    );
     let has_open = |r: &&Value| r["event"]["event_name"] == "Open mic night";
     let open = records.iter().filter(has_open).count() as u64;
-    assert_eq!(bench.ask(&["search", "open", "--limit", "1"])["total"], open, "search");
+    assert_eq!(
+        bench.ask(&["search", "open", "--limit", "1"])["total"],
+        open,
+        "search"
+    );
     assert_eq!(
         venues(&bench.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "1000"])),
         places(records),
         "places"
     );
-    let sum: i64 = records.iter().map(|r| r["mtime"].as_i64().expect("a number") % 100_000).sum();
+    let sum: i64 = records
+        .iter()
+        .map(|r| r["mtime"].as_i64().expect("a number") % 100_000)
+        .sum();
     let found = bench.rows("select sum(mtime % 100000) as s from rsvps")[0]["s"].as_i64();
-    assert_eq!(found, if records.is_empty() { None } else { Some(sum) }, "contents");
+    assert_eq!(
+        found,
+        if records.is_empty() { None } else { Some(sum) },
+        "contents"
+    );
 }
 
 /// A venue's place, and its latest dates.
@@ -273,27 +389,51 @@ type Venues = BTreeMap<i64, (String, Vec<String>)>;
 
 /// Latitude and longitude, to a millimetre.
 fn place(venue: &Value) -> String {
-    format!("{:.8} {:.8}", venue["lat"].as_f64().expect("a number"), venue["lon"].as_f64().expect("a number"))
+    format!(
+        "{:.8} {:.8}",
+        venue["lat"].as_f64().expect("a number"),
+        venue["lon"].as_f64().expect("a number")
+    )
 }
 
 fn venues(answer: &Value) -> Venues {
     let venue = |v: &Value| {
-        let dates =
-            v["events"].as_array().expect("events").iter().map(|e| e["date"].as_str().expect("a date").to_owned());
-        (v["venue_id"].as_i64().expect("an id"), (place(v), dates.collect()))
+        let dates = v["events"]
+            .as_array()
+            .expect("events")
+            .iter()
+            .map(|e| e["date"].as_str().expect("a date").to_owned());
+        (
+            v["venue_id"].as_i64().expect("an id"),
+            (place(v), dates.collect()),
+        )
     };
-    answer["venues"].as_array().expect("venues").iter().map(venue).collect()
+    answer["venues"]
+        .as_array()
+        .expect("venues")
+        .iter()
+        .map(venue)
+        .collect()
 }
 
-/// Of every venue with a place, that of its latest record, and the ten latest dates of its different (event, date).
+/// Of every venue with a place, that of its latest record, and the ten latest dates of its
+/// different (event, date).
 fn places(records: &[Value]) -> Venues {
-    type Known<'a> = (Option<(i64, String)>, std::collections::BTreeSet<(i64, &'a str)>);
+    type Known<'a> = (
+        Option<(i64, String)>,
+        std::collections::BTreeSet<(i64, &'a str)>,
+    );
     let mut known: BTreeMap<i64, Known<'_>> = BTreeMap::new();
     for record in records {
         let (venue, event) = (&record["venue"], &record["event"]);
-        let Some(id) = venue["venue_id"].as_i64() else { continue };
+        let Some(id) = venue["venue_id"].as_i64() else {
+            continue;
+        };
         let (at, events) = known.entry(id).or_default();
-        events.insert((event["time"].as_i64().expect("a time"), event["event_id"].as_str().expect("an id")));
+        events.insert((
+            event["time"].as_i64().expect("a time"),
+            event["event_id"].as_str().expect("an id"),
+        ));
         let is_place = venue["lat"].as_f64() != Some(0.0) || venue["lon"].as_f64() != Some(0.0);
         let version = record["mtime"].as_i64().expect("a number");
         if is_place && at.as_ref().is_none_or(|(before, _)| version >= *before) {
@@ -304,7 +444,10 @@ fn places(records: &[Value]) -> Venues {
         let date = |(time, _): (i64, &str)| weir::event::rfc3339(time * 1_000);
         events.into_iter().rev().take(10).map(date).collect()
     };
-    known.into_iter().filter_map(|(id, (at, events))| Some((id, (at?.1, latest(events))))).collect()
+    known
+        .into_iter()
+        .filter_map(|(id, (at, events))| Some((id, (at?.1, latest(events)))))
+        .collect()
 }
 
 /// Every file below a folder with its bytes.

@@ -1,4 +1,5 @@
-//! Entity tables against a recount, also as their files say it; dead letters that come back; sessions that close in silence.
+//! Entity tables against a recount, also as their files say it; dead letters that come back;
+//! sessions that close in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -35,7 +36,9 @@ fn read_delta(folder: &Path) -> Vec<Value> {
     let mut rows = Vec::new();
     for file in files {
         let opened = std::fs::File::open(folder.join(file)).expect("a file");
-        let reader = ParquetRecordBatchReaderBuilder::try_new(opened).and_then(|b| b.build()).expect("Parquet");
+        let reader = ParquetRecordBatchReaderBuilder::try_new(opened)
+            .and_then(|b| b.build())
+            .expect("Parquet");
         for batch in reader {
             let batch: RecordBatch = batch.expect("rows");
             let lines = to_ndjson(&batch.schema(), &[batch]).expect("JSON");
@@ -51,7 +54,10 @@ fn read_delta(folder: &Path) -> Vec<Value> {
 }
 
 /// Of each key the record with the greatest mtime, of equal ones the last.
-fn latest<'a>(records: &'a [Value], key: impl Fn(&'a Value) -> Vec<(String, Value)>) -> BTreeMap<String, Value> {
+fn latest<'a>(
+    records: &'a [Value],
+    key: impl Fn(&'a Value) -> Vec<(String, Value)>,
+) -> BTreeMap<String, Value> {
     let mut out: BTreeMap<String, (i64, Value)> = BTreeMap::new();
     for record in records {
         let mtime = record["mtime"].as_i64().expect("a number");
@@ -69,7 +75,10 @@ fn latest<'a>(records: &'a [Value], key: impl Fn(&'a Value) -> Vec<(String, Valu
 fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
     // Often committed, so that buckets are written anew many times.
     let bench = Bench::new(&OFTEN.replace("lake_recent = \"40ms\"", "lake_recent = \"300ms\""));
-    let generated = weir().args(["generate", "--count", "8000", "--seed", "5"]).output().expect("records");
+    let generated = weir()
+        .args(["generate", "--count", "8000", "--seed", "5"])
+        .output()
+        .expect("records");
     bench.write("in.ndjson", &generated.stdout);
     bench.once();
     let records: Vec<Value> = String::from_utf8(generated.stdout)
@@ -78,37 +87,69 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
     let one = |record: &Value, object: &str, key: &str, fields: &[&str]| -> Vec<(String, Value)> {
-        let part = if object.is_empty() { record } else { &record[object] };
+        let part = if object.is_empty() {
+            record
+        } else {
+            &record[object]
+        };
         if part[key].is_null() {
             return Vec::new();
         }
-        vec![(part[key].to_string(), fields.iter().map(|f| part[*f].clone()).collect())]
+        vec![(
+            part[key].to_string(),
+            fields.iter().map(|f| part[*f].clone()).collect(),
+        )]
     };
     let tables: [(&str, &[&str], BTreeMap<String, Value>); 4] = [
         (
             "latest",
             &["rsvp_id", "response", "guests"],
-            latest(&records, |r| one(r, "", "rsvp_id", &["rsvp_id", "response", "guests"])),
+            latest(&records, |r| {
+                one(r, "", "rsvp_id", &["rsvp_id", "response", "guests"])
+            }),
         ),
         (
             "members",
             &["member_id", "member_name", "photo"],
-            latest(&records, |r| one(r, "member", "member_id", &["member_id", "member_name", "photo"])),
+            latest(&records, |r| {
+                one(
+                    r,
+                    "member",
+                    "member_id",
+                    &["member_id", "member_name", "photo"],
+                )
+            }),
         ),
         (
             "events",
             &["event_id", "event_name", "event_url"],
-            latest(&records, |r| one(r, "event", "event_id", &["event_id", "event_name", "event_url"])),
+            latest(&records, |r| {
+                one(
+                    r,
+                    "event",
+                    "event_id",
+                    &["event_id", "event_name", "event_url"],
+                )
+            }),
         ),
         (
             "venues",
             &["venue_id", "venue_name"],
-            latest(&records, |r| one(r, "venue", "venue_id", &["venue_id", "venue_name"])),
+            latest(&records, |r| {
+                one(r, "venue", "venue_id", &["venue_id", "venue_name"])
+            }),
         ),
     ];
     for (table, fields, want) in &tables {
         let shown = |rows: &[Value]| -> BTreeMap<String, Value> {
-            rows.iter().map(|r| (r[fields[0]].to_string(), fields.iter().map(|f| r[*f].clone()).collect())).collect()
+            rows.iter()
+                .map(|r| {
+                    (
+                        r[fields[0]].to_string(),
+                        fields.iter().map(|f| r[*f].clone()).collect(),
+                    )
+                })
+                .collect()
         };
         let found = bench.rows(&format!("select * from rsvps.{table}"));
         assert_eq!(found.len(), want.len(), "{table}: unique keys");
@@ -121,27 +162,42 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
     keys_resolve(&bench);
 }
 
-/// Each topic has the name that the record with the greatest mtime tells, whichever other topics it tells beside it.
+/// Each topic has the name that the record with the greatest mtime tells, whichever other topics it
+/// tells beside it.
 fn topics_are_latest(bench: &Bench, records: &[Value]) {
     let want = latest(records, |r| {
         let topics = r["group"]["group_topics"].as_array().expect("topics");
-        topics.iter().map(|t| (t["urlkey"].to_string(), t["topic_name"].clone())).collect()
+        topics
+            .iter()
+            .map(|t| (t["urlkey"].to_string(), t["topic_name"].clone()))
+            .collect()
     });
     let shown = |rows: &[Value]| -> BTreeMap<String, Value> {
-        rows.iter().map(|r| (r["urlkey"].to_string(), r["topic_name"].clone())).collect()
+        rows.iter()
+            .map(|r| (r["urlkey"].to_string(), r["topic_name"].clone()))
+            .collect()
     };
     let found = bench.rows("select * from rsvps.topics");
     assert_eq!(found.len(), want.len(), "topics: unique keys");
     assert_eq!(shown(&found), want, "topics");
-    assert_eq!(shown(&read_delta(&bench.path("data/lake/rsvps.topics"))), want, "topics: its files");
+    assert_eq!(
+        shown(&read_delta(&bench.path("data/lake/rsvps.topics"))),
+        want,
+        "topics: its files"
+    );
 }
 
-/// Records of groups that each call their topics as they like, and now and then otherwise: how many groups, how many topics of each,
-/// and of how many there are.
+/// Records of groups that each call their topics as they like, and now and then otherwise: how many
+/// groups, how many topics of each, and of how many there are.
 fn told_to_and_fro(count: usize, groups: u64, topics: usize, all_topics: u64) -> Vec<Value> {
     let mut numbers = Numbers(3);
-    let mut names: Vec<Vec<(u64, u64)>> =
-        (0..groups).map(|_| (0..topics).map(|_| (numbers.below(all_topics), numbers.below(3))).collect()).collect();
+    let mut names: Vec<Vec<(u64, u64)>> = (0..groups)
+        .map(|_| {
+            (0..topics)
+                .map(|_| (numbers.below(all_topics), numbers.below(3)))
+                .collect()
+        })
+        .collect();
     let mut all = records(count, 12);
     for (n, record) in all.iter_mut().enumerate() {
         let group = &mut names[numbers.below(groups) as usize];
@@ -149,9 +205,9 @@ fn told_to_and_fro(count: usize, groups: u64, topics: usize, all_topics: u64) ->
             group[numbers.below(topics as u64) as usize].1 = numbers.below(3);
         }
         // In no order of their versions, of which ten or so are equal.
-        record["mtime"] = json!(1_465_520_400_000 + (n as u64 * 10 + numbers.below(400)) / 100 * 100);
-        let topic =
-            |(key, name): &(u64, u64)| json!({"urlkey": format!("t{key}"), "topic_name": format!("{key}, {name}")});
+        record["mtime"] =
+            json!(1_465_520_400_000 + (n as u64 * 10 + numbers.below(400)) / 100 * 100);
+        let topic = |(key, name): &(u64, u64)| json!({"urlkey": format!("t{key}"), "topic_name": format!("{key}, {name}")});
         record["group"]["group_topics"] = group.iter().map(topic).collect();
     }
     all
@@ -187,10 +243,15 @@ fn lists_are_gone_through(bench: &Bench, records: &[Value]) {
         .flat_map(|r| {
             let group = r["group"]["group_id"].as_i64().expect("an id");
             let topics = r["group"]["group_topics"].as_array().expect("topics");
-            topics.iter().map(move |t| (group, t["urlkey"].as_str().expect("a key")))
+            topics
+                .iter()
+                .map(move |t| (group, t["urlkey"].as_str().expect("a key")))
         })
         .collect();
-    assert_eq!(bench.number("select count(*) from rsvps.groups_topics"), pairs.len() as u64);
+    assert_eq!(
+        bench.number("select count(*) from rsvps.groups_topics"),
+        pairs.len() as u64
+    );
 }
 
 /// Every foreign key resolves, and no row is made of nulls.
@@ -207,7 +268,12 @@ fn keys_resolve(bench: &Bench) {
             "select count(*) from rsvps.{from} a left join rsvps.{to} b on a.{column} = b.{column} where a.{column} is not null and b.{column} is null"
         );
         assert_eq!(bench.number(&query), 0, "{from}.{column}");
-        assert_eq!(bench.number(&format!("select count(*) from rsvps.{to} where {column} is null")), 0);
+        assert_eq!(
+            bench.number(&format!(
+                "select count(*) from rsvps.{to} where {column} is null"
+            )),
+            0
+        );
     }
 }
 
@@ -232,13 +298,20 @@ session = { key = "id", gap = "1s" }
 fn dead_letters_come_back_once_when_their_rule_is_mended() {
     let bench = Bench::new("");
     bench.configure(READINGS);
-    let line =
-        |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:{:02}Z\",\"value\":{}}}\n", n % 60, n % 7 - 3);
+    let line = |n: i64| {
+        format!(
+            "{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:{:02}Z\",\"value\":{}}}\n",
+            n % 60,
+            n % 7 - 3
+        )
+    };
     let body: String = (0..700).map(line).collect();
     let server = start(&bench);
     let answer = post(&server, "/api/v1/streams/readings/events", &body);
     assert_eq!(answer["rejected_total"], 400, "{answer}");
-    wait_until("they are dead letters", || bench.number("select count(*) from dead_letters") == 400);
+    wait_until("they are dead letters", || {
+        bench.number("select count(*) from dead_letters") == 400
+    });
     // Nothing was mended: nothing comes back.
     let answer = post(&server, "/api/v1/dead-letters/retry", "{}");
     assert_eq!(answer["retried"], 0, "{answer}");
@@ -249,15 +322,26 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
     // Three at once: each dead letter comes back once all the same.
     std::thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| post(&server, "/api/v1/dead-letters/retry", "{\"reason\": \"value > 0\"}"));
+            scope.spawn(|| {
+                post(
+                    &server,
+                    "/api/v1/dead-letters/retry",
+                    "{\"reason\": \"value > 0\"}",
+                )
+            });
         }
     });
-    wait_until("they are rows", || bench.number("select count(*) from readings") >= 500);
+    wait_until("they are rows", || {
+        bench.number("select count(*) from readings") >= 500
+    });
     server.stop();
     let check = |bench: &Bench| {
         assert_eq!(bench.number("select count(*) from readings"), 500);
         assert_eq!(bench.number("select count(distinct id) from readings"), 500);
-        assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is not null"), 200);
+        assert_eq!(
+            bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+            200
+        );
         let joined = "select count(*) from dead_letters d join readings r on r.lsn = d.retried_lsn where d.reason = 'value > 0' and r.value <= 0";
         assert_eq!(bench.number(joined), 200);
     };
@@ -266,19 +350,28 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
     let again = bench.ask(&["dead-letters", "retry"]);
     assert_eq!(again["retried"], 0, "{again}");
     check(&bench);
-    // Made anew under the mended rule, each is there once: where it came first, and not where it came back.
+    // Made anew under the mended rule, each is there once: where it came first, and not where it
+    // came back.
     let output = bench.output(&["rebuild", "readings", "readings.sessions"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(bench.number("select count(*) from readings"), 500);
     assert_eq!(bench.number("select count(distinct id) from readings"), 500);
-    assert_eq!(bench.number("select count(*) from readings where value <= 0 and lsn <= 701"), 200);
+    assert_eq!(
+        bench.number("select count(*) from readings where value <= 0 and lsn <= 701"),
+        200
+    );
 }
 
 #[test]
 fn a_retry_that_is_killed_at_any_moment_doubles_and_loses_nothing() {
     let bench = Bench::new("");
     bench.configure(READINGS);
-    let line = |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:00Z\",\"value\":-1}}\n");
+    let line =
+        |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:00Z\",\"value\":-1}}\n");
     let body: String = (0..400).map(line).collect();
     let server = start(&bench);
     post(&server, "/api/v1/streams/readings/events", &body);
@@ -288,18 +381,30 @@ fn a_retry_that_is_killed_at_any_moment_doubles_and_loses_nothing() {
     for _ in 0..12 {
         let server = start(&bench);
         std::thread::scope(|scope| {
-            let retry = || server.request("POST", "/api/v1/dead-letters/retry", &[], b"{\"limit\": 10}");
+            let retry = || {
+                server.request(
+                    "POST",
+                    "/api/v1/dead-letters/retry",
+                    &[],
+                    b"{\"limit\": 10}",
+                )
+            };
             drop(retry());
             scope.spawn(move || (0..3).for_each(|_| drop(retry())));
             std::thread::sleep(std::time::Duration::from_millis(numbers.below(120)));
             server.kill();
         });
     }
-    let rest = bench.ask(&["dead-letters", "retry"])["retried"].as_u64().expect("a number");
+    let rest = bench.ask(&["dead-letters", "retry"])["retried"]
+        .as_u64()
+        .expect("a number");
     assert!(rest < 400, "some came back before");
     assert_eq!(bench.number("select count(*) from readings"), 400);
     assert_eq!(bench.number("select count(distinct id) from readings"), 400);
-    assert_eq!(bench.number("select count(*) from dead_letters where retried_lsn is not null"), 400);
+    assert_eq!(
+        bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+        400
+    );
 }
 
 #[test]
@@ -316,12 +421,18 @@ fn a_session_closes_in_silence() {
     }
     let status = |bench: &Bench| bench.rows("select status, events from readings.sessions");
     assert_eq!(status(&bench), [json!({"status": "open", "events": 2})]);
-    wait_until("time passes without a record", || status(&bench) == [json!({"status": "closed_timeout", "events": 2})]);
+    wait_until("time passes without a record", || {
+        status(&bench) == [json!({"status": "closed_timeout", "events": 2})]
+    });
     assert!(bench.number("select count(*) from raw where kind = 'tick'") > 0);
     // Nothing is open any more: no tick is written.
     let ticks = || bench.number("select count(*) from raw where kind = 'tick'");
     let before = ticks();
-    post(&server, "/api/v1/streams/readings/events", "{\"id\":\"b\",\"at\":\"2024-05-01T10:00:01Z\",\"value\":-1}");
+    post(
+        &server,
+        "/api/v1/streams/readings/events",
+        "{\"id\":\"b\",\"at\":\"2024-05-01T10:00:01Z\",\"value\":-1}",
+    );
     assert!(ticks() <= before + 1);
 }
 
@@ -331,7 +442,9 @@ fn the_older_api_answers_as_its_clients_expect() {
     bench.configure("[server]\nhttp = \"127.0.0.1:0\"\n[streams.events]\npreset = \"events\"\n");
     let server = start(&bench);
     let event = |kind: &str, ts: i64, city: &str| {
-        format!("{{\"event_type\":\"{kind}\",\"ts\":{ts},\"params\":{{\"city\":\"{city}\",\"n\":{ts}}}}}\n")
+        format!(
+            "{{\"event_type\":\"{kind}\",\"ts\":{ts},\"params\":{{\"city\":\"{city}\",\"n\":{ts}}}}}\n"
+        )
     };
     let body = [
         event("login", 100 + 1_465_552_000, "New York"),
@@ -340,12 +453,23 @@ fn the_older_api_answers_as_its_clients_expect() {
     ]
     .concat();
     post(&server, "/api/v1/streams/events/events", &body);
-    wait_until("they are counted", || bench.ask(&["count", "--repeats"])["count"] == 3);
-    wait_until("they are found", || bench.ask(&["search", "event_type:login"])["total"] == 2);
+    wait_until("they are counted", || {
+        bench.ask(&["count", "--repeats"])["count"] == 3
+    });
+    wait_until("they are found", || {
+        bench.ask(&["search", "event_type:login"])["total"] == 2
+    });
     let get = |path: &str| server.get(&format!("/getsocial/events/{path}"));
     let (status, answer) = get("count/?event_type=login&start_time=1465552100&end_time=1465552100");
-    assert_eq!((status, &answer["result"], &answer["status"]), (200, &json!(2), &json!("SUCCESS")));
-    assert!(answer["timeStamp"].as_i64().is_some_and(|t| t > 1_600_000_000_000));
+    assert_eq!(
+        (status, &answer["result"], &answer["status"]),
+        (200, &json!(2), &json!("SUCCESS"))
+    );
+    assert!(
+        answer["timeStamp"]
+            .as_i64()
+            .is_some_and(|t| t > 1_600_000_000_000)
+    );
     for wrong in [
         "count/?event_type=login&start_time=x&end_time=2",
         "count/?event_type=%20&start_time=1&end_time=2",
@@ -362,13 +486,22 @@ fn the_older_api_answers_as_its_clients_expect() {
     let (status, answer) = get("getallevents/?start_time=5&end_time=4");
     assert_eq!(
         (status, &answer["reason"]),
-        (400, &json!("Start time must be less than end time. Please check input params"))
+        (
+            400,
+            &json!("Start time must be less than end time. Please check input params")
+        )
     );
     let (_, answer) = get("getallevents/?start_time=1465552100&end_time=1465552101");
     let events = answer["result"].as_array().expect("events");
     assert_eq!(events.len(), 3);
-    assert_eq!(events[0]["params"], json!({"city": "New York", "n": "1465552100"}));
-    assert_eq!((&events[2]["event_type"], &events[2]["ts"]), (&json!("logout"), &json!(1_465_552_101)));
+    assert_eq!(
+        events[0]["params"],
+        json!({"city": "New York", "n": "1465552100"})
+    );
+    assert_eq!(
+        (&events[2]["event_type"], &events[2]["ts"]),
+        (&json!("logout"), &json!(1_465_552_101))
+    );
     for (text, total) in [
         ("oslo", 2),
         ("params.city:Oslo", 2),
@@ -394,13 +527,20 @@ fn sample_records_are_shown_and_compared_without_any_data() {
     bench.configure(HTTP_ONLY);
     let record = json!({"rsvp_id": 1, "mtime": 1_465_520_400_000_i64, "response": "yes", "guests": 0, "event": {"event_id": "e"}});
     bench.write("one.json", record.to_string().as_bytes());
-    bench.write("two.json", format!("[{record}, {{\"rsvp_id\": 2}}]").as_bytes());
+    bench.write(
+        "two.json",
+        format!("[{record}, {{\"rsvp_id\": 2}}]").as_bytes(),
+    );
     let shown = bench.ask(&["test", &bench.path("two.json").display().to_string()]);
     assert_eq!(shown["records"][0]["row"]["event_id"], "e");
     assert_eq!(shown["records"][0]["windows"][0]["window"], "by_country");
     assert_eq!(shown["records"][1]["rejected"], "mtime: missing");
     bench.write("suite.toml", b"[[test]]\nname = \"a yes\"\nfile = \"one.json\"\nfinal = true\nexpect.windows.totals = [{ answer = \"yes\", n = 1, status = \"final\" }]\n[[test]]\nname = \"a no\"\nfile = \"one.json\"\nexpect.records = [{ row.response = \"no\" }]\n");
-    let output = bench.output(&["test", "--suite", &bench.path("suite.toml").display().to_string()]);
+    let output = bench.output(&[
+        "test",
+        "--suite",
+        &bench.path("suite.toml").display().to_string(),
+    ]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(

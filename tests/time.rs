@@ -1,4 +1,5 @@
-//! Time that is not as it should be: fast clocks, pauses, local days, times in results; and the everyday SQL around them.
+//! Time that is not as it should be: fast clocks, pauses, local days, times in results; and the
+//! everyday SQL around them.
 
 use serde_json::{Value, json};
 
@@ -15,14 +16,20 @@ fn bench(records: &[(i64, &str)], window: &str) -> Bench {
     bench.configure(&format!(
         "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"at timestamp not null, dev varchar\"\nselect = \"select at as event_time, dev from s\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) as c from {window} group by 1, 2\"\n"
     ));
-    let lines = records.iter().map(|(at, dev)| json!({"at": weir::event::rfc3339(*at), "dev": dev}).to_string() + "\n");
+    let lines = records
+        .iter()
+        .map(|(at, dev)| json!({"at": weir::event::rfc3339(*at), "dev": dev}).to_string() + "\n");
     bench.write("s.ndjson", lines.collect::<String>().as_bytes());
     bench
 }
 
 fn run(bench: &Bench, arguments: &[&str]) {
     let output = bench.output(&[&["run", "--once"], arguments].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn minutes(count: i64) -> Vec<(i64, &'static str)> {
@@ -33,14 +40,24 @@ fn minutes(count: i64) -> Vec<(i64, &'static str)> {
 fn bursts_of_a_fast_clock_make_no_honest_row_late() {
     for (burst, at) in [(1, 10), (2, 10), (5, 20), (15, 25), (2, 0), (15, 1)] {
         let mut records = minutes(60);
-        let fast = (0..burst).map(|n| (START + DAY + n * MINUTE, "fast")).collect::<Vec<_>>();
+        let fast = (0..burst)
+            .map(|n| (START + DAY + n * MINUTE, "fast"))
+            .collect::<Vec<_>>();
         records.splice(at..at, fast);
         let bench = bench(&records, "tumble(s, event_time, interval '1 minute')");
         run(&bench, &["--final"]);
         let counted = "select sum(c) from w where window_start < timestamp '2024-05-02 00:00'";
         assert_eq!(bench.number(counted), 60, "{burst} at {at}");
-        assert_eq!(bench.number("select count(*) from s.late"), 0, "{burst} at {at}");
-        assert_eq!(bench.number("select count(*) from s"), 60 + burst as u64, "{burst} at {at}");
+        assert_eq!(
+            bench.number("select count(*) from s.late"),
+            0,
+            "{burst} at {at}"
+        );
+        assert_eq!(
+            bench.number("select count(*) from s"),
+            60 + burst as u64,
+            "{burst} at {at}"
+        );
     }
 }
 
@@ -50,7 +67,10 @@ fn a_record_a_day_and_long_pauses_do_not_stop_time() {
     let sparse = bench(&days, "tumble(s, event_time, interval '1 day')");
     run(&sparse, &[]);
     // Three records are waiting, and the day of the one before them is not over.
-    assert_eq!(sparse.number("select count(*) from w where status = 'final'"), 16);
+    assert_eq!(
+        sparse.number("select count(*) from w where status = 'final'"),
+        16
+    );
     assert_eq!(sparse.number("select sum(c) from w"), 20);
     assert_eq!(sparse.number("select count(*) from s.late"), 0);
 
@@ -73,24 +93,34 @@ fn a_record_a_day_and_long_pauses_do_not_stop_time() {
 fn a_small_file_that_has_ended_has_a_watermark() {
     let bench = bench(&minutes(5), "tumble(s, event_time, interval '1 minute')");
     run(&bench, &[]);
-    assert_eq!(bench.number("select count(*) from w where status = 'final'"), 3);
+    assert_eq!(
+        bench.number("select count(*) from w where status = 'final'"),
+        3
+    );
 }
 
 /// A record every 20 minutes over the days on which Brussels put the clocks forward and back.
 fn over_changes() -> Vec<(i64, &'static str)> {
     let from = [1_711_700_000_000_000, 1_729_800_000_000_000];
-    from.into_iter().flat_map(|from| (0..300).map(move |n| (from + n * 20 * MINUTE, "a"))).collect()
+    from.into_iter()
+        .flat_map(|from| (0..300).map(move |n| (from + n * 20 * MINUTE, "a")))
+        .collect()
 }
 
 #[test]
 fn windows_of_local_days_are_those_of_the_calendar() {
-    let bench = bench(&over_changes(), "tumble(s, event_time, interval '1 day', 'Europe/Brussels')");
+    let bench = bench(
+        &over_changes(),
+        "tumble(s, event_time, interval '1 day', 'Europe/Brussels')",
+    );
     run(&bench, &["--final"]);
     let windows = bench.rows(
         "select window_start at time zone 'Europe/Brussels' as day, date_part('epoch', window_end) - date_part('epoch', window_start) as seconds, c from w order by window_start",
     );
     let local = "date_trunc('day', event_time at time zone 'Europe/Brussels')";
-    let days = bench.rows(&format!("select {local} as day, count(*) as c from s group by 1 order by 1"));
+    let days = bench.rows(&format!(
+        "select {local} as day, count(*) as c from s group by 1 order by 1"
+    ));
     assert_eq!(windows.len(), days.len());
     for (window, day) in windows.iter().zip(&days) {
         assert_eq!((&window["day"], &window["c"]), (&day["day"], &day["c"]));
@@ -99,33 +129,70 @@ fn windows_of_local_days_are_those_of_the_calendar() {
             "2024-10-27T00:00:00.000" => 25.0,
             _ => 24.0,
         };
-        assert_eq!(window["seconds"].as_f64(), Some(hours * 3_600.0), "{window}");
+        assert_eq!(
+            window["seconds"].as_f64(),
+            Some(hours * 3_600.0),
+            "{window}"
+        );
     }
     // The dry run of a sample speaks of the same window.
     bench.write("one.json", b"{\"at\":\"2024-03-31T10:00:00Z\"}");
     let shown = bench.ask(&["test", &bench.path("one.json").display().to_string()]);
     let window = &shown["records"][0]["windows"][0];
-    assert_eq!(window["window_start"], "2024-03-30T23:00:00.000Z", "{shown}");
+    assert_eq!(
+        window["window_start"], "2024-03-30T23:00:00.000Z",
+        "{shown}"
+    );
     assert_eq!(window["window_end"], "2024-03-31T22:00:00.000Z", "{shown}");
 }
 
 #[test]
 fn a_zone_that_cannot_be_is_refused_with_what_to_write() {
     for (window, message) in [
-        ("tumble(s, event_time, interval '1 day', 'Europe/Nowhere')", "there is no time zone `Europe/Nowhere`"),
-        ("session(s, event_time, interval '1 hour', dev, 'Europe/Berlin')", "a session has no zone"),
-        ("session(s, event_time, interval '1 hour', 'Europe/Berlin')", "a session has no zone"),
-        ("tumble(s, event_time, interval '1 month')", "name a zone, for example 'UTC'"),
-        ("tumble(s, event_time, interval '1 month 1 day', 'UTC')", "mixes months with shorter units"),
-        ("tumble(s, event_time, interval '1 day 1 hour', 'UTC')", "write one of these kinds"),
-        ("hop(s, event_time, interval '1 day', interval '36 hours', 'UTC')", "write one of these kinds"),
-        ("hop(s, event_time, interval '2 days', interval '7 days', 'UTC')", "a multiple of the slide"),
-        ("hop(s, event_time, interval '7 days', interval '1 day', 'UTC')", "a multiple of the slide"),
+        (
+            "tumble(s, event_time, interval '1 day', 'Europe/Nowhere')",
+            "there is no time zone `Europe/Nowhere`",
+        ),
+        (
+            "session(s, event_time, interval '1 hour', dev, 'Europe/Berlin')",
+            "a session has no zone",
+        ),
+        (
+            "session(s, event_time, interval '1 hour', 'Europe/Berlin')",
+            "a session has no zone",
+        ),
+        (
+            "tumble(s, event_time, interval '1 month')",
+            "name a zone, for example 'UTC'",
+        ),
+        (
+            "tumble(s, event_time, interval '1 month 1 day', 'UTC')",
+            "mixes months with shorter units",
+        ),
+        (
+            "tumble(s, event_time, interval '1 day 1 hour', 'UTC')",
+            "write one of these kinds",
+        ),
+        (
+            "hop(s, event_time, interval '1 day', interval '36 hours', 'UTC')",
+            "write one of these kinds",
+        ),
+        (
+            "hop(s, event_time, interval '2 days', interval '7 days', 'UTC')",
+            "a multiple of the slide",
+        ),
+        (
+            "hop(s, event_time, interval '7 days', interval '1 day', 'UTC')",
+            "a multiple of the slide",
+        ),
     ] {
         let output = bench(&[], window).output(&["check"]);
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{window}: {told}");
-        assert!(told.contains("weir.toml:11:") && told.contains(message), "{window}: {told}");
+        assert!(
+            told.contains("weir.toml:11:") && told.contains(message),
+            "{window}: {told}"
+        );
     }
     for window in [
         "tumble(s, event_time, interval '1 month', 'UTC')",
@@ -135,7 +202,11 @@ fn a_zone_that_cannot_be_is_refused_with_what_to_write() {
         "hop(s, event_time, interval '1 month', interval '1 year', 'UTC')",
     ] {
         let output = bench(&[], window).output(&["check"]);
-        assert!(output.status.success(), "{window}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{window}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -144,16 +215,34 @@ fn local_times_are_shown_without_an_offset_and_others_in_utc() {
     let bench = bench(&minutes(1), "tumble(s, event_time, interval '1 minute')");
     run(&bench, &[]);
     let query = "select event_time as t, event_time at time zone 'Asia/Kolkata' as local, timestamp '2024-05-01 12:00' as naive from s";
-    let (t, local, naive) = ("2024-05-01T10:00:00.000Z", "2024-05-01T15:30:00.000", "2024-05-01T12:00:00.000");
-    assert_eq!(bench.rows(query), [json!({"t": t, "local": local, "naive": naive})]);
+    let (t, local, naive) = (
+        "2024-05-01T10:00:00.000Z",
+        "2024-05-01T15:30:00.000",
+        "2024-05-01T12:00:00.000",
+    );
+    assert_eq!(
+        bench.rows(query),
+        [json!({"t": t, "local": local, "naive": naive})]
+    );
     let shown = |format: &str| {
         let output = bench.output(&["sql", query, "--output", format]);
         String::from_utf8(output.stdout).expect("text")
     };
-    assert_eq!(shown("ndjson"), format!("{{\"t\":\"{t}\",\"local\":\"{local}\",\"naive\":\"{naive}\"}}\n"));
-    assert_eq!(shown("csv"), format!("t,local,naive\n{t},{local},{naive}\n"));
+    assert_eq!(
+        shown("ndjson"),
+        format!("{{\"t\":\"{t}\",\"local\":\"{local}\",\"naive\":\"{naive}\"}}\n")
+    );
+    assert_eq!(
+        shown("csv"),
+        format!("t,local,naive\n{t},{local},{naive}\n")
+    );
     let table = shown("table");
-    assert!([t, &format!("{local} "), &format!("{naive} ")].iter().all(|time| table.contains(time)), "{table}");
+    assert!(
+        [t, &format!("{local} "), &format!("{naive} ")]
+            .iter()
+            .all(|time| table.contains(time)),
+        "{table}"
+    );
 }
 
 #[test]
@@ -164,11 +253,23 @@ fn everyday_queries_have_answers() {
     );
     let tags = [json!(["a", "b"]), json!([]), Value::Null];
     let record = |n: i64| json!({"n": n, "at": weir::event::rfc3339(START + n * MINUTE), "tags": tags[n as usize % 3]});
-    bench.write("s.ndjson", (0..90).map(|n| record(n).to_string() + "\n").collect::<String>().as_bytes());
+    bench.write(
+        "s.ndjson",
+        (0..90)
+            .map(|n| record(n).to_string() + "\n")
+            .collect::<String>()
+            .as_bytes(),
+    );
     run(&bench, &[]);
     for (query, want) in [
-        ("select count(*) as c from s where event_time < '2024-05-01 11:00'", json!([{"c": 60}])),
-        ("select count(*) as c from s where event_time < timestamp '2024-05-01 11:00'", json!([{"c": 60}])),
+        (
+            "select count(*) as c from s where event_time < '2024-05-01 11:00'",
+            json!([{"c": 60}]),
+        ),
+        (
+            "select count(*) as c from s where event_time < timestamp '2024-05-01 11:00'",
+            json!([{"c": 60}]),
+        ),
         (
             "select count(*) as c from s where event_time < cast('2024-05-01T13:00+02:00' as timestamptz)",
             json!([{"c": 60}]),
@@ -177,17 +278,26 @@ fn everyday_queries_have_answers() {
             "select count(*) as c from s where event_time between '2024-05-01 10:10' and '2024-05-01 10:19'",
             json!([{"c": 10}]),
         ),
-        ("select count(*) as c from s where event_time < to_timestamp('2024-05-01 11:00')", json!([{"c": 60}])),
+        (
+            "select count(*) as c from s where event_time < to_timestamp('2024-05-01 11:00')",
+            json!([{"c": 60}]),
+        ),
         (
             "select time_bucket(interval '1 hour', event_time) as h, count(*) as c from s group by 1 order by 1",
             json!([{"h": "2024-05-01T10:00:00.000Z", "c": 60}, {"h": "2024-05-01T11:00:00.000Z", "c": 30}]),
         ),
-        ("select n, t from s, unnest(tags) as x(t) where n < 3", json!([{"n": 0, "t": "a"}, {"n": 0, "t": "b"}])),
+        (
+            "select n, t from s, unnest(tags) as x(t) where n < 3",
+            json!([{"n": 0, "t": "a"}, {"n": 0, "t": "b"}]),
+        ),
         (
             "select s.n, t from s cross join unnest(s.tags) as t where n < 3",
             json!([{"n": 0, "t": "a"}, {"n": 0, "t": "b"}]),
         ),
-        ("select count(*) as c from s, lateral unnest(tags)", json!([{"c": 60}])),
+        (
+            "select count(*) as c from s, lateral unnest(tags)",
+            json!([{"c": 60}]),
+        ),
         (
             "select count(*) as c, count(t) as t from s left join unnest(tags) as x(t) on true",
             json!([{"c": 120, "t": 60}]),
@@ -196,9 +306,18 @@ fn everyday_queries_have_answers() {
             "select t, count(*) as c from s join unnest(tags) as x(t) on t <> 'a' group by 1",
             json!([{"t": "b", "c": 30}]),
         ),
-        ("select v from unnest([1, 2]) as x(v)", json!([{"v": 1}, {"v": 2}])),
-        ("select n, n, n as m from s where n = 1", json!([{"n": 1, "n_2": 1, "m": 1}])),
-        ("select count(*), count(*) from s", json!([{"count(*)": 90, "count(*)_2": 90}])),
+        (
+            "select v from unnest([1, 2]) as x(v)",
+            json!([{"v": 1}, {"v": 2}]),
+        ),
+        (
+            "select n, n, n as m from s where n = 1",
+            json!([{"n": 1, "n_2": 1, "m": 1}]),
+        ),
+        (
+            "select count(*), count(*) from s",
+            json!([{"count(*)": 90, "count(*)_2": 90}]),
+        ),
         (
             "select a.n, b.n, 7 as n_2 from s a join s b on a.n = b.n where a.n = 1",
             json!([{"n": 1, "n_3": 1, "n_2": 7}]),
@@ -212,12 +331,21 @@ fn everyday_queries_have_answers() {
             "line 1, column 8: Invalid function 'max_by'; write `first_value(x order by y desc)`",
         ),
         ("select summ(n) from s", "did you mean 'sum'?"),
-        ("select frobnicate(n) from s", "Invalid function 'frobnicate'; there is none like it"),
-        ("select n", "line 1, column 8: `n` is no column, as nothing is read: `from …` is missing"),
+        (
+            "select frobnicate(n) from s",
+            "Invalid function 'frobnicate'; there is none like it",
+        ),
+        (
+            "select n",
+            "line 1, column 8: `n` is no column, as nothing is read: `from …` is missing",
+        ),
     ] {
         let output = bench.output(&["sql", query]);
         let told = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && told.contains(message), "{query}: {told}");
+        assert!(
+            !output.status.success() && told.contains(message),
+            "{query}: {told}"
+        );
     }
 }
 
@@ -228,7 +356,10 @@ fn a_select_that_reads_nothing_is_told_what_is_missing() {
         bench.configure(text);
         let output = bench.output(&["check"]);
         let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(2) && told.contains(message), "{told}");
+        assert!(
+            output.status.code() == Some(2) && told.contains(message),
+            "{told}"
+        );
     };
     let stream = "[streams.s]\nschema = \"t bigint not null\"\n";
     let select = "select to_timestamp_millis(t) as event_time";
@@ -241,7 +372,9 @@ fn a_select_that_reads_nothing_is_told_what_is_missing() {
         "weir.toml:4:54: stream `s`: select: `from s` is missing behind the columns",
     );
     check(
-        &format!("{stream}select = \"{select} from s\"\n[windows.w]\nsql = \"select window_start, count(*) as n\"\n"),
+        &format!(
+            "{stream}select = \"{select} from s\"\n[windows.w]\nsql = \"select window_start, count(*) as n\"\n"
+        ),
         "window `w`: sql: `from` is missing behind the columns",
     );
 }

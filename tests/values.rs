@@ -1,10 +1,12 @@
-//! Values as they came: numbers, JSON, halves of characters, times, infinities; and what SQL makes of them.
+//! Values as they came: numbers, JSON, halves of characters, times, infinities; and what SQL makes
+//! of them.
 
 use serde_json::json;
 
 use crate::support::Bench;
 
-/// A stream `s` of the file `s.ndjson`: its event time is `at`, everything else is `schema`, which `select` takes.
+/// A stream `s` of the file `s.ndjson`: its event time is `at`, everything else is `schema`, which
+/// `select` takes.
 fn bench(schema: &str, select: &str, keys: &str, lines: &[&str]) -> Bench {
     let bench = Bench::new("");
     bench.configure(&format!(
@@ -19,7 +21,11 @@ fn line(n: usize, rest: &str) -> String {
 }
 
 fn lines<'a>(values: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    values.into_iter().enumerate().map(|(n, rest)| line(n, rest)).collect()
+    values
+        .into_iter()
+        .enumerate()
+        .map(|(n, rest)| line(n, rest))
+        .collect()
 }
 
 fn refs(lines: &[String]) -> Vec<&str> {
@@ -28,13 +34,21 @@ fn refs(lines: &[String]) -> Vec<&str> {
 
 fn reasons(bench: &Bench) -> Vec<String> {
     let rows = bench.rows("select reason from dead_letters order by lsn");
-    rows.iter().map(|r| r["reason"].as_str().expect("text").to_owned()).collect()
+    rows.iter()
+        .map(|r| r["reason"].as_str().expect("text").to_owned())
+        .collect()
 }
 
 #[test]
 fn doubles_are_nearest_and_numbers_keep_their_digits_as_text() {
-    let numbers =
-        ["1.5777777777770001", "13.600000000000001", "9.9805209660000003", "1e23", "5e-324", "123456789012345680"];
+    let numbers = [
+        "1.5777777777770001",
+        "13.600000000000001",
+        "9.9805209660000003",
+        "1e23",
+        "5e-324",
+        "123456789012345680",
+    ];
     let pairs = numbers.map(|v| format!("\"x\":{v},\"t\":{v}"));
     let lines = lines(pairs.iter().map(String::as_str));
     let bench = bench("x double, t varchar", "x, t", "", &refs(&lines));
@@ -43,7 +57,11 @@ fn doubles_are_nearest_and_numbers_keep_their_digits_as_text() {
     for (row, number) in rows.iter().zip(numbers) {
         assert_eq!(row["t"], number);
         let wanted: f64 = number.parse().expect("a number");
-        assert_eq!(row["x"].as_f64().map(f64::to_bits), Some(wanted.to_bits()), "{number}");
+        assert_eq!(
+            row["x"].as_f64().map(f64::to_bits),
+            Some(wanted.to_bits()),
+            "{number}"
+        );
     }
     assert_eq!(rows.len(), numbers.len());
 }
@@ -60,9 +78,15 @@ fn big_integers_are_exact_or_refused() {
         r#""d":1e400"#,
     ]);
     let search = "search = { text = [\"m.*\"], exact = [\"t\"] }";
-    let bench = bench("b bigint, t varchar, d double, m map(varchar, varchar)", "b, t, d, m", search, &refs(&lines));
+    let bench = bench(
+        "b bigint, t varchar, d double, m map(varchar, varchar)",
+        "b, t, d, m",
+        search,
+        &refs(&lines),
+    );
     bench.once();
-    let rows = bench.rows("select b, t, d, m['wei'] as wei, m['version'] as version from s order by n");
+    let rows =
+        bench.rows("select b, t, d, m['wei'] as wei, m['version'] as version from s order by n");
     assert_eq!(
         rows,
         [
@@ -73,10 +97,19 @@ fn big_integers_are_exact_or_refused() {
         ]
     );
     let reasons = reasons(&bench);
-    assert!(reasons[0].starts_with("b: a number beyond 64 bits where the schema has bigint; varchar"), "{reasons:?}");
+    assert!(
+        reasons[0].starts_with("b: a number beyond 64 bits where the schema has bigint; varchar"),
+        "{reasons:?}"
+    );
     assert!(reasons[1].starts_with("b: a decimal number"), "{reasons:?}");
-    assert!(reasons[2].starts_with("d: a number out of range where the schema has double"), "{reasons:?}");
-    assert_eq!(bench.ask(&["search", "m.wei:100000000000000000001"])["total"], 1);
+    assert!(
+        reasons[2].starts_with("d: a number out of range where the schema has double"),
+        "{reasons:?}"
+    );
+    assert_eq!(
+        bench.ask(&["search", "m.wei:100000000000000000001"])["total"],
+        1
+    );
     assert_eq!(bench.ask(&["search", "t:1.10"])["total"], 1);
 }
 
@@ -96,9 +129,18 @@ fn json_takes_any_value_and_sql_reads_it() {
     let payloads = lines(PAYLOADS);
     let keys = "require = [\"p is null or p <> '0'\"]\nsearch = { text = [\"p\"] }\nkey = \"userid\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) filter (where p -> 'a' = '3') as threes, max(p ->> 'userid') as userid from tumble(s, event_time, interval '1 day') group by 1, 2\"\n[tables.\"s.latest\"]\nstream = \"s\"\nkey = \"city\"\nselect = \"select p -> 'to' ->> 'city' as city, p -> 'to' as place\"";
     let select = "p, props, p ->> 'userid' as userid, (p -> 'score')::double as score";
-    let bench = bench("p json, props map(varchar, varchar)", select, keys, &refs(&payloads));
+    let bench = bench(
+        "p json, props map(varchar, varchar)",
+        select,
+        keys,
+        &refs(&payloads),
+    );
     let output = bench.output(&["run", "--once", "--final"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(reasons(&bench), [""; 0]);
     let rows = bench.rows("select p from s order by n");
     let texts: Vec<_> = rows.iter().map(|r| r["p"].as_str()).collect();
@@ -121,8 +163,14 @@ fn json_takes_any_value_and_sql_reads_it() {
         ]
     );
     let rows = bench.rows("select p->0 as first, p->>0 as text, array_transform([1, 2], x -> x + 1) as l, props['address'] ->> 'city' as city, props['trial'] as trial from s where n = 3");
-    assert_eq!(rows, [json!({"first": "\"a\"", "text": "a", "l": [2, 3], "city": "Oslo", "trial": "true"})]);
-    assert_eq!(bench.rows("select threes, userid from w"), [json!({"threes": 1, "userid": "1234567"})]);
+    assert_eq!(
+        rows,
+        [json!({"first": "\"a\"", "text": "a", "l": [2, 3], "city": "Oslo", "trial": "true"})]
+    );
+    assert_eq!(
+        bench.rows("select threes, userid from w"),
+        [json!({"threes": 1, "userid": "1234567"})]
+    );
     assert_eq!(
         bench.rows("select city, place from s.latest"),
         [json!({"city": "Oslo", "place": "{\"city\":\"Oslo\"}"})]
@@ -139,8 +187,14 @@ fn json_is_no_key() {
         ("version = \"p\"\nkey = \"n\"".to_owned(), "10:11"),
         ("count = { type = \"p\" }".to_owned(), "10:9"),
         ("count = { type = \"t\", by = [\"p\"] }".to_owned(), "10:9"),
-        ("key = \"n\"\nrepeat = { same = [\"p\"], within = \"1s\" }".to_owned(), "11:10"),
-        ("session = { key = \"inner\", gap = \"1m\" }".to_owned(), "10:11"),
+        (
+            "key = \"n\"\nrepeat = { same = [\"p\"], within = \"1s\" }".to_owned(),
+            "11:10",
+        ),
+        (
+            "session = { key = \"inner\", gap = \"1m\" }".to_owned(),
+            "10:11",
+        ),
         (
             window(
                 "select window_start, window_end, p, count(*) as c from tumble(s, event_time, interval '1 day') group by 1, 2, 3",
@@ -156,11 +210,19 @@ fn json_is_no_key() {
         (table.to_owned(), "13:"),
     ];
     for (keys, at) in cases {
-        let bench = bench("p json, t varchar, o struct<q json>", "p, t, o, o['q'] as inner", &keys, &[]);
+        let bench = bench(
+            "p json, t varchar, o struct<q json>",
+            "p, t, o, o['q'] as inner",
+            &keys,
+            &[],
+        );
         let output = bench.output(&["check"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{keys}: {message}");
-        assert!(message.contains(&format!("weir.toml:{at}")) && message.contains("is json"), "{keys}: {message}");
+        assert!(
+            message.contains(&format!("weir.toml:{at}")) && message.contains("is json"),
+            "{keys}: {message}"
+        );
     }
 }
 
@@ -173,13 +235,34 @@ fn half_a_character_becomes_a_replacement_character() {
         r#""other \ud83d":"ignored \ud83d","msg":"fine","p":["\ud83d"]"#,
         r#""msg":"nul \u0000 inside""#,
     ];
-    let lines = lines.iter().enumerate().map(|(n, rest)| line(n, rest)).collect::<Vec<_>>();
-    let bench = bench("msg varchar, p json", "msg, p", "search = { text = [\"msg\"] }", &refs(&lines));
+    let lines = lines
+        .iter()
+        .enumerate()
+        .map(|(n, rest)| line(n, rest))
+        .collect::<Vec<_>>();
+    let bench = bench(
+        "msg varchar, p json",
+        "msg, p",
+        "search = { text = [\"msg\"] }",
+        &refs(&lines),
+    );
     bench.once();
     let rows = bench.rows("select msg from s order by n");
     let found: Vec<_> = rows.iter().filter_map(|r| r["msg"].as_str()).collect();
-    assert_eq!(found, ["party time \u{FFFD}", "\u{FFFD} low first", "whole 🎉 pair", "fine", "nul \0 inside"]);
-    assert_eq!(bench.rows("select p from s where n = 3"), [json!({"p": "[\"\u{FFFD}\"]"})]);
+    assert_eq!(
+        found,
+        [
+            "party time \u{FFFD}",
+            "\u{FFFD} low first",
+            "whole 🎉 pair",
+            "fine",
+            "nul \0 inside"
+        ]
+    );
+    assert_eq!(
+        bench.rows("select p from s where n = 3"),
+        [json!({"p": "[\"\u{FFFD}\"]"})]
+    );
     assert_eq!(reasons(&bench), [""; 0]);
 }
 
@@ -207,18 +290,32 @@ fn times_that_cannot_be_meant_are_dead_letters_and_come_back_when_they_can() {
     let text = std::fs::read_to_string(wild.path("weir.toml")).expect("a file");
     wild.write(
         "weir.toml",
-        text.replace(AHEAD, &format!("{AHEAD}\ntime_range = [\"0001-01-01\", \"9999-12-31T23:59:59.999Z\"]"))
-            .as_bytes(),
+        text.replace(
+            AHEAD,
+            &format!("{AHEAD}\ntime_range = [\"0001-01-01\", \"9999-12-31T23:59:59.999Z\"]"),
+        )
+        .as_bytes(),
     );
     let output = wild.output(&["dead-letters", "retry"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(wild.number("select count(*) from s"), 6);
     let output = wild.output(&["check"]);
     assert!(output.status.success());
-    wild.write("weir.toml", text.replace(AHEAD, "time_range = [\"2024-01-01\", \"2023-01-01\"]").as_bytes());
+    wild.write(
+        "weir.toml",
+        text.replace(AHEAD, "time_range = [\"2024-01-01\", \"2023-01-01\"]")
+            .as_bytes(),
+    );
     let output = wild.output(&["check"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("time_range: `2024-01-01` is not before `2023-01-01`"), "{message}");
+    assert!(
+        message.contains("time_range: `2024-01-01` is not before `2023-01-01`"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -230,7 +327,9 @@ fn stored_times_beyond_nanoseconds_make_no_query_fail() {
     let rows = bench.rows("select n, date_trunc('day', event_time) as day, date_bin(interval '1 hour', event_time) as hour, to_char(event_time, '%Y-%m-%d') as text from s where n = 4");
     assert_eq!(
         rows,
-        [json!({"n": 4, "day": "2024-05-01T00:00:00.000Z", "hour": "2024-05-01T10:00:00.000Z", "text": "2024-05-01"})]
+        [
+            json!({"n": 4, "day": "2024-05-01T00:00:00.000Z", "hour": "2024-05-01T10:00:00.000Z", "text": "2024-05-01"})
+        ]
     );
     for expression in [
         "date_trunc('day', event_time)",
@@ -240,11 +339,14 @@ fn stored_times_beyond_nanoseconds_make_no_query_fail() {
         "to_local_time(event_time)",
         "to_timestamp(event_time)",
     ] {
-        let rows = bench.rows(&format!("select {expression} as x, count(*) as c from s group by 1 order by 1"));
+        let rows = bench.rows(&format!(
+            "select {expression} as x, count(*) as c from s group by 1 order by 1"
+        ));
         let counted: u64 = rows.iter().filter_map(|r| r["c"].as_u64()).sum();
         assert_eq!(counted, 6, "{expression}: {rows:?}");
         assert!(
-            rows.iter().any(|r| r["x"].as_str().is_some_and(|x| x.starts_with("2024-05-01"))),
+            rows.iter()
+                .any(|r| r["x"].as_str().is_some_and(|x| x.starts_with("2024-05-01"))),
             "{expression}: {rows:?}"
         );
     }
@@ -255,10 +357,21 @@ fn stored_times_beyond_nanoseconds_make_no_query_fail() {
     ] {
         let rows = bench.rows(&format!("select n, {expression} as x from s order by n"));
         assert_eq!(rows.len(), 6, "{expression}");
-        assert!(rows.iter().all(|r| r["x"].is_string()), "{expression}: {rows:?}");
+        assert!(
+            rows.iter().all(|r| r["x"].is_string()),
+            "{expression}: {rows:?}"
+        );
     }
-    assert_eq!(bench.number("select count(*) from s where event_time::timestamp < timestamp '2024-05-02'"), 4);
-    assert_eq!(bench.number("select count(*) from s where date_trunc('day', event_time) = timestamp '2024-05-01'"), 1);
+    assert_eq!(
+        bench.number("select count(*) from s where event_time::timestamp < timestamp '2024-05-02'"),
+        4
+    );
+    assert_eq!(
+        bench.number(
+            "select count(*) from s where date_trunc('day', event_time) = timestamp '2024-05-01'"
+        ),
+        1
+    );
 }
 
 #[test]
@@ -301,9 +414,15 @@ fn common_texts_of_times_are_read() {
     }
     assert_eq!(reasons.len(), 4);
     let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
-    bench.write("weir.toml", text.replace("Europe/Berlin", "Berlin").as_bytes());
+    bench.write(
+        "weir.toml",
+        text.replace("Europe/Berlin", "Berlin").as_bytes(),
+    );
     let message = String::from_utf8_lossy(&bench.output(&["check"]).stderr).into_owned();
-    assert!(message.contains("there is no time zone `Berlin`"), "{message}");
+    assert!(
+        message.contains("there is no time zone `Berlin`"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -317,17 +436,46 @@ fn infinities_and_nan_are_values_and_null_in_json() {
         r#""t":"-inf","g":"m""#,
     ]);
     let window = "[windows.w]\nsql = \"select window_start, window_end, g, max(t) as hi, min(t) as lo from tumble(s, event_time, interval '1 day') group by 1, 2, 3\"";
-    let bench = bench("t varchar, g varchar", "g, try_cast(t as double) as t", window, &refs(&lines));
+    let bench = bench(
+        "t varchar, g varchar",
+        "g, try_cast(t as double) as t",
+        window,
+        &refs(&lines),
+    );
     let output = bench.output(&["run", "--once", "--final"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for from in ["(select g, max(t) as hi, min(t) as lo from s group by g)", "w"] {
-        let rows =
-            bench.rows(&format!("select g, hi::varchar as hi, lo::varchar as lo, hi as number from {from} order by g"));
-        let text = |row: usize, column: &str| rows[row][column].as_str().expect("text").to_lowercase();
-        assert_eq!((text(0, "hi"), text(0, "lo")), ("inf".to_owned(), "inf".to_owned()), "{from}");
-        assert_eq!((text(1, "hi"), text(1, "lo")), ("nan".to_owned(), "-inf".to_owned()), "{from}");
-        assert_eq!((text(2, "hi"), text(2, "lo")), ("-inf".to_owned(), "-inf".to_owned()), "{from}");
-        assert!(rows.iter().all(|r| r["number"].is_null()), "{from}: {rows:?}");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for from in [
+        "(select g, max(t) as hi, min(t) as lo from s group by g)",
+        "w",
+    ] {
+        let rows = bench.rows(&format!(
+            "select g, hi::varchar as hi, lo::varchar as lo, hi as number from {from} order by g"
+        ));
+        let text =
+            |row: usize, column: &str| rows[row][column].as_str().expect("text").to_lowercase();
+        assert_eq!(
+            (text(0, "hi"), text(0, "lo")),
+            ("inf".to_owned(), "inf".to_owned()),
+            "{from}"
+        );
+        assert_eq!(
+            (text(1, "hi"), text(1, "lo")),
+            ("nan".to_owned(), "-inf".to_owned()),
+            "{from}"
+        );
+        assert_eq!(
+            (text(2, "hi"), text(2, "lo")),
+            ("-inf".to_owned(), "-inf".to_owned()),
+            "{from}"
+        );
+        assert!(
+            rows.iter().all(|r| r["number"].is_null()),
+            "{from}: {rows:?}"
+        );
     }
 }
 
@@ -339,9 +487,11 @@ fn times_of_several_formats_are_read_in_one_select() {
         r#"{"n": 2, "t": "2015-01-01T15:00:00Z"}"#,
         r#"{"n": 3, "t": "2015-01-01T15:00:00+02:00"}"#,
     ];
-    let select = "coalesce(to_timestamp(t, '%+', '%Y/%m/%d %H:%M:%S %z'), to_timestamp(t)) as event_time, n";
+    let select =
+        "coalesce(to_timestamp(t, '%+', '%Y/%m/%d %H:%M:%S %z'), to_timestamp(t)) as event_time, n";
     let bench = Bench::new("");
-    let source = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
+    let source =
+        "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
     let stream = format!(
         "[streams.s]\nschema = \"n bigint not null, t varchar not null\"\nselect = \"select {select} from s\"\n"
     );
@@ -349,7 +499,17 @@ fn times_of_several_formats_are_read_in_one_select() {
     bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
     bench.once();
     assert_eq!(reasons(&bench), Vec::<String>::new());
-    let times: Vec<_> =
-        bench.rows("select event_time from s order by n").iter().map(|r| r["event_time"].clone()).collect();
-    assert_eq!(times, ["2011-03-16T04:31:05.000Z", "2015-01-01T15:00:00.000Z", "2015-01-01T13:00:00.000Z"]);
+    let times: Vec<_> = bench
+        .rows("select event_time from s order by n")
+        .iter()
+        .map(|r| r["event_time"].clone())
+        .collect();
+    assert_eq!(
+        times,
+        [
+            "2011-03-16T04:31:05.000Z",
+            "2015-01-01T15:00:00.000Z",
+            "2015-01-01T13:00:00.000Z"
+        ]
+    );
 }

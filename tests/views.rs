@@ -1,4 +1,5 @@
-//! Views at their seams: a row is never in both hot rows and files, and the nearest venues are the nearest, everywhere.
+//! Views at their seams: a row is never in both hot rows and files, and the nearest venues are the
+//! nearest, everywhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +39,12 @@ fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
         stream: stream.into(),
     };
     let block = compress(records.page()).expect("memory");
-    Frame { header, block, block_bytes: records.page().len() as u32, about: About::default() }
+    Frame {
+        header,
+        block,
+        block_bytes: records.page().len() as u32,
+        about: About::default(),
+    }
 }
 
 /// What the operators of a configuration make of records, cut into frames of 50.
@@ -46,7 +52,10 @@ fn outputs(configuration: &str, stream: &str, texts: &[String]) -> (Arc<Stream>,
     let config = weir::config::parse(None, configuration.into(), None, &|_| None).expect("valid");
     let catalog = Arc::new(Catalog::of(&config).expect("valid"));
     let mut operators = Operators::new(catalog.clone(), 0);
-    let frames = texts.chunks(50).enumerate().map(|(n, part)| Arc::new(frame(stream, n as u64 * 50 + 1, part)));
+    let frames = texts
+        .chunks(50)
+        .enumerate()
+        .map(|(n, part)| Arc::new(frame(stream, n as u64 * 50 + 1, part)));
     let outputs = frames.map(|frame| {
         let decoded = operators.decode(&frame).expect("readable");
         operators.apply(&frame, decoded.as_ref()).expect("applies")
@@ -73,10 +82,20 @@ fn output(n: u64) -> Output {
 #[test]
 fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_once() {
     let folder = tempfile::tempdir().expect("a folder");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
-    let log = LogName { instance: 0, id: 1, zero: 0 };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("threads");
+    let log = LogName {
+        instance: 0,
+        id: 1,
+        zero: 0,
+    };
     let spec = TableSpec::raw(folder.path(), Layout::Hours);
-    let table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opens").expect("writable");
+    let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
+        .expect("opens")
+        .expect("writable");
     let table = Arc::new(table);
     let policy = CommitPolicy {
         recent_every: Duration::ZERO,
@@ -94,7 +113,12 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
                 for n in 0..150_000 {
                     let state = table.snapshot();
                     let files: u64 = state.files.iter().map(|f| f.rows).sum();
-                    let hot: usize = state.recent.iter().chain(&state.old).map(|h| h.rows()).sum();
+                    let hot: usize = state
+                        .recent
+                        .iter()
+                        .chain(&state.old)
+                        .map(|h| h.rows())
+                        .sum();
                     assert_eq!(files + hot as u64, state.applied, "snapshot {n}");
                 }
             })
@@ -104,7 +128,8 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let compactor = std::thread::spawn(move || {
         let mut merges = 0;
         while !stop.load(Ordering::Acquire) {
-            merges += compact::maintain(&merging, 64 << 20, compact::When::Now, &|| false).expect("merges");
+            merges += compact::maintain(&merging, 64 << 20, compact::When::Now, &|| false)
+                .expect("merges");
         }
         merges
     });
@@ -116,21 +141,29 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
             view.commit(true).expect("committed");
         }
     }
-    readers.into_iter().for_each(|r| r.join().expect("every snapshot is whole"));
+    readers
+        .into_iter()
+        .for_each(|r| r.join().expect("every snapshot is whole"));
     is_over.store(true, Ordering::Release);
-    assert!(compactor.join().expect("it ends") > 0, "something was merged meanwhile");
+    assert!(
+        compactor.join().expect("it ends") > 0,
+        "something was merged meanwhile"
+    );
     view.commit(true).expect("committed");
     drop((view, table));
     // What a fresh start reads is the same.
     let spec = TableSpec::raw(folder.path(), Layout::Hours);
-    let table = LakeTable::open(spec, log, runtime.handle().clone(), false).expect("opens").expect("there");
+    let table = LakeTable::open(spec, log, runtime.handle().clone(), false)
+        .expect("opens")
+        .expect("there");
     assert_eq!(table.files().iter().map(|f| f.rows).sum::<u64>(), n * ROWS);
     assert_eq!(table.committed()[0], n * ROWS);
 }
 
 fn distance_m(a: (f64, f64), b: (f64, f64)) -> f64 {
     let (p, q) = (a.0.to_radians(), b.0.to_radians());
-    let h = ((q - p) / 2.0).sin().powi(2) + p.cos() * q.cos() * ((b.1 - a.1).to_radians() / 2.0).sin().powi(2);
+    let h = ((q - p) / 2.0).sin().powi(2)
+        + p.cos() * q.cos() * ((b.1 - a.1).to_radians() / 2.0).sin().powi(2);
     2.0 * 6_371_008.8 * h.sqrt().min(1.0).asin()
 }
 
@@ -138,7 +171,8 @@ fn distance_m(a: (f64, f64), b: (f64, f64)) -> f64 {
 fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_line() {
     let bench = Bench::new("");
     let mut numbers = Numbers(17);
-    let mut degrees = |limit: u64| numbers.below(2_000_001) as f64 / 1_000_000.0 * limit as f64 - limit as f64;
+    let mut degrees =
+        |limit: u64| numbers.below(2_000_001) as f64 / 1_000_000.0 * limit as f64 - limit as f64;
     let mut all = records(600, 14);
     let mut places: Vec<(i64, (f64, f64))> = Vec::new();
     for (n, record) in all.iter_mut().enumerate() {
@@ -153,21 +187,53 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
     }
     bench.write("in.ndjson", &ndjson(&all));
     bench.once();
-    for at in [(90.0, 0.0), (-90.0, 77.0), (0.0, 180.0), (12.5, -179.99), (89.9, 10.0), (40.7, -74.0), (-33.9, 151.2)] {
-        let mut want: Vec<f64> = places.iter().map(|(_, place)| distance_m(at, *place)).collect();
+    for at in [
+        (90.0, 0.0),
+        (-90.0, 77.0),
+        (0.0, 180.0),
+        (12.5, -179.99),
+        (89.9, 10.0),
+        (40.7, -74.0),
+        (-33.9, 151.2),
+    ] {
+        let mut want: Vec<f64> = places
+            .iter()
+            .map(|(_, place)| distance_m(at, *place))
+            .collect();
         want.sort_by(f64::total_cmp);
-        let answer = bench.ask(&["nearby", &format!("--lat={}", at.0), &format!("--lon={}", at.1), "--limit", "40"]);
+        let answer = bench.ask(&[
+            "nearby",
+            &format!("--lat={}", at.0),
+            &format!("--lon={}", at.1),
+            "--limit",
+            "40",
+        ]);
         let venues = answer["venues"].as_array().expect("venues");
         let distance = |v: &Value| v["distance_m"].as_f64().expect("a number");
         assert_eq!(venues.len(), 40);
         for (venue, want) in venues.iter().zip(&want) {
-            assert!((distance(venue) - want).abs() < 0.01, "{at:?}: {} instead of {want}", distance(venue));
+            assert!(
+                (distance(venue) - want).abs() < 0.01,
+                "{at:?}: {} instead of {want}",
+                distance(venue)
+            );
         }
         let within = format!("{}m", want[20] + 0.5);
-        let near =
-            ["nearby", &format!("--lat={}", at.0), &format!("--lon={}", at.1), "--limit", "1000", "--within", &within];
+        let near = [
+            "nearby",
+            &format!("--lat={}", at.0),
+            &format!("--lon={}", at.1),
+            "--limit",
+            "1000",
+            "--within",
+            &within,
+        ];
         let inside = want.iter().filter(|d| **d <= want[20] + 0.5).count();
-        assert_eq!(bench.ask(&near)["venues"].as_array().map(Vec::len), Some(inside), "{at:?} within {within}");
+        assert_eq!(
+            bench.ask(&near)["venues"].as_array().map(Vec::len),
+            Some(inside),
+            "{at:?} within {within}"
+        );
     }
 }
 
@@ -190,9 +256,16 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
     // Forty days, a record in about a quarter of an hour, some of them days late.
     let events: Vec<(i64, String)> = (0..4_000)
         .map(|n| {
-            let late = if numbers.below(9) == 0 { numbers.below(3 * 1_440) as i64 } else { 0 };
+            let late = if numbers.below(9) == 0 {
+                numbers.below(3 * 1_440) as i64
+            } else {
+                0
+            };
             let time = start + (n * 15 + numbers.below(20) as i64 - late) * MINUTE;
-            (time, format!("k{}\u{1f}r{}", numbers.below(3), numbers.below(7)))
+            (
+                time,
+                format!("k{}\u{1f}r{}", numbers.below(3), numbers.below(7)),
+            )
         })
         .collect();
     let texts: Vec<String> = events
@@ -205,8 +278,13 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
     let (stream, outputs) = outputs(CALLS, "calls", &texts);
     let folder = tempfile::tempdir().expect("a folder");
     // Room for about 40 totals, and for 10 blocks that wait; of 21 groups.
-    let open =
-        || Arc::new(Counts::open(&folder.path().join("counts"), 16 << 10, true).expect("opens").expect("writable"));
+    let open = || {
+        Arc::new(
+            Counts::open(&folder.path().join("counts"), 16 << 10, true)
+                .expect("opens")
+                .expect("writable"),
+        )
+    };
     let mut counts = open();
     let mut view = CountsView::new(counts.clone(), stream.clone(), ORIGIN).expect("opens");
     let mut accepted: Vec<&(i64, String)> = Vec::new();
@@ -216,7 +294,11 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
         view.apply(output, Instant::now()).expect("applies");
         if n % 3 == 0 {
             view.commit(false).expect("commits");
-            assert!(counts.memory_bytes() <= 12 << 10, "{}", counts.memory_bytes());
+            assert!(
+                counts.memory_bytes() <= 12 << 10,
+                "{}",
+                counts.memory_bytes()
+            );
         }
         if n == 40 {
             // What was not committed comes again.
@@ -227,16 +309,29 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
         }
         let floor = rows.floor.unwrap_or(i64::MIN / 2);
         for _ in 0..3 {
-            let at = |numbers: &mut Numbers| start + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000;
+            let at = |numbers: &mut Numbers| {
+                start + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000
+            };
             let (a, b) = (at(&mut numbers), at(&mut numbers));
-            let (from, to) = if numbers.below(5) == 0 { (i64::MIN / 2, b) } else { (a.min(b), a.max(b)) };
+            let (from, to) = if numbers.below(5) == 0 {
+                (i64::MIN / 2, b)
+            } else {
+                (a.min(b), a.max(b))
+            };
             let from = from.max(floor);
             let mut found: std::collections::HashMap<Arc<str>, Tally> = Default::default();
-            let lsn = counts.count(from, to, &mut |group, tally| found.entry(group.into()).or_default().add(tally));
+            let lsn = counts.count(from, to, &mut |group, tally| {
+                found.entry(group.into()).or_default().add(tally);
+            });
             assert_eq!(lsn.expect("an answer"), output.to);
             let mut want: std::collections::HashMap<Arc<str>, Tally> = Default::default();
-            for (_, group) in accepted.iter().filter(|(time, _)| (from..to).contains(time)) {
-                want.entry(group.as_str().into()).or_default().add(Tally { acts: 1, all: 1 });
+            for (_, group) in accepted
+                .iter()
+                .filter(|(time, _)| (from..to).contains(time))
+            {
+                want.entry(group.as_str().into())
+                    .or_default()
+                    .add(Tally { acts: 1, all: 1 });
             }
             assert_eq!(found, want, "frame {n}, {from}..{to}");
         }
@@ -320,8 +415,13 @@ fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
     let (texts, states) = shows(&mut numbers);
     let (stream, outputs) = outputs(SHOWS, "shows", &texts);
     let folder = tempfile::tempdir().expect("a folder");
-    let open =
-        || Arc::new(Places::open(&folder.path().join("places"), 64 << 10, true).expect("opens").expect("writable"));
+    let open = || {
+        Arc::new(
+            Places::open(&folder.path().join("places"), 64 << 10, true)
+                .expect("opens")
+                .expect("writable"),
+        )
+    };
     let mut places = open();
     let mut view = PlacesView::new(places.clone(), stream.clone(), ORIGIN).expect("opens");
     let mut committed = 0;
@@ -336,21 +436,39 @@ fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
             drop((view, places));
             places = open();
             view = PlacesView::new(places.clone(), stream.clone(), ORIGIN).expect("opens");
-            outputs[committed..=n].iter().for_each(|o| view.apply(o, Instant::now()).expect("applies"));
+            outputs[committed..=n]
+                .iter()
+                .for_each(|o| view.apply(o, Instant::now()).expect("applies"));
         }
         assert_eq!(places.venues(), known.len());
-        let from = (numbers.below(181) as f64 - 90.0, numbers.below(361) as f64 - 180.0);
+        let from = (
+            numbers.below(181) as f64 - 90.0,
+            numbers.below(361) as f64 - 180.0,
+        );
         let (found, lsn) = places.nearby(from.0, from.1, 15, None).expect("an answer");
         assert_eq!(lsn, output.to);
-        let mut want: Vec<(f64, &String, &Known)> =
-            known.iter().map(|(id, v)| (distance_m(from, v.place), id, v)).collect();
+        let mut want: Vec<(f64, &String, &Known)> = known
+            .iter()
+            .map(|(id, v)| (distance_m(from, v.place), id, v))
+            .collect();
         want.sort_by(|a, b| a.0.total_cmp(&b.0));
         want.truncate(15);
         let shows = |id: &String| -> Vec<(String, Option<i64>)> {
-            shows[id].iter().take(10).map(|(at, show)| (show.clone(), Some(-at))).collect()
+            shows[id]
+                .iter()
+                .take(10)
+                .map(|(at, show)| (show.clone(), Some(-at)))
+                .collect()
         };
         let told = |near: &Near| (near.id.clone(), (near.lat, near.lon), near.events.clone());
-        let want: Vec<_> = want.into_iter().map(|(_, id, v)| (id.clone(), v.place, shows(id))).collect();
-        assert_eq!(found.iter().map(told).collect::<Vec<_>>(), want, "frame {n}");
+        let want: Vec<_> = want
+            .into_iter()
+            .map(|(_, id, v)| (id.clone(), v.place, shows(id)))
+            .collect();
+        assert_eq!(
+            found.iter().map(told).collect::<Vec<_>>(),
+            want,
+            "frame {n}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Windows and sessions against brute force over disordered, late and repeated input of several partitions; equal however frames
-//! are cut and wherever a snapshot is saved and read back.
+//! Windows and sessions against brute force over disordered, late and repeated input of several
+//! partitions; equal however frames are cut and wherever a snapshot is saved and read back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -69,7 +69,9 @@ fn watermarks(records: &[Made]) -> Vec<Option<i64>> {
         // A first record only is remembered; the second goes by the lesser of the two.
         let of = |times: &Vec<i64>| match times.as_slice() {
             [] | [_] => None,
-            [a, b, rest @ ..] => Some(rest.iter().copied().chain([*a.min(b)]).max().unwrap_or(0) - DISORDER),
+            [a, b, rest @ ..] => {
+                Some(rest.iter().copied().chain([*a.min(b)]).max().unwrap_or(0) - DISORDER)
+            }
         };
         let active: Vec<Option<i64>> = seen.iter().filter(|s| !s.is_empty()).map(of).collect();
         stream = stream.max(active.into_iter().min().flatten());
@@ -83,13 +85,16 @@ fn catalog(window: &str) -> Arc<Catalog> {
 }
 
 fn catalog_of(text: &str) -> Arc<Catalog> {
-    let config = weir::config::parse(None, text.to_owned(), None, &|_| None).expect("a configuration");
+    let config =
+        weir::config::parse(None, text.to_owned(), None, &|_| None).expect("a configuration");
     Arc::new(Catalog::of(&config).expect("it compiles"))
 }
 
 fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<Frame> {
     let mut builder = RecordsBuilder::default();
-    records.iter().for_each(|record| builder.push(record.to_string().as_bytes()));
+    records
+        .iter()
+        .for_each(|record| builder.push(record.to_string().as_bytes()));
     let built = builder.finish();
     Arc::new(Frame {
         header: Header {
@@ -116,14 +121,25 @@ type Tables = BTreeMap<String, Vec<String>>;
 
 fn collect(output: &weir::operators::Output, tables: &mut Tables) {
     for made in &output.tables {
-        let lines = to_ndjson(&made.batch.schema(), std::slice::from_ref(&made.batch)).expect("rows");
+        let lines =
+            to_ndjson(&made.batch.schema(), std::slice::from_ref(&made.batch)).expect("rows");
         let lines = String::from_utf8(lines).expect("text");
-        tables.entry(made.table.to_string()).or_default().extend(lines.lines().map(str::to_owned));
+        tables
+            .entry(made.table.to_string())
+            .or_default()
+            .extend(lines.lines().map(str::to_owned));
     }
 }
 
-/// Runs the records with frames cut at random, saved and read back now and then; the last frame closes everything if asked.
-fn run(catalog: &Arc<Catalog>, records: &[Made], seed: u64, largest: u64, is_final: bool) -> Tables {
+/// Runs the records with frames cut at random, saved and read back now and then; the last frame
+/// closes everything if asked.
+fn run(
+    catalog: &Arc<Catalog>,
+    records: &[Made],
+    seed: u64,
+    largest: u64,
+    is_final: bool,
+) -> Tables {
     let mut numbers = Numbers(seed);
     let mut operators = Operators::new(catalog.clone(), 0);
     let mut tables = Tables::new();
@@ -131,9 +147,19 @@ fn run(catalog: &Arc<Catalog>, records: &[Made], seed: u64, largest: u64, is_fin
     while at < records.len() {
         let partition = records[at].partition;
         let most = numbers.below(largest) as usize + 1;
-        let own = records[at..].iter().take(most).take_while(|r| r.partition == partition);
-        let values: Vec<Value> = own.map(|r| json!({"k": r.k, "t": r.t, "v": r.v, "x": r.v as f64 / 4.0})).collect();
-        let frame = frame(Kind::Record, ["p0", "p1"][partition], operators.lsn() + 1, &values);
+        let own = records[at..]
+            .iter()
+            .take(most)
+            .take_while(|r| r.partition == partition);
+        let values: Vec<Value> = own
+            .map(|r| json!({"k": r.k, "t": r.t, "v": r.v, "x": r.v as f64 / 4.0}))
+            .collect();
+        let frame = frame(
+            Kind::Record,
+            ["p0", "p1"][partition],
+            operators.lsn() + 1,
+            &values,
+        );
         let decoded = operators.decode(&frame).expect("decoded");
         let output = operators.apply(&frame, decoded.as_ref()).expect("applied");
         collect(&output, &mut tables);
@@ -145,12 +171,16 @@ fn run(catalog: &Arc<Catalog>, records: &[Made], seed: u64, largest: u64, is_fin
     }
     if is_final {
         let frame = frame(Kind::Final, "", operators.lsn() + 1, &[json!({})]);
-        collect(&operators.apply(&frame, None).expect("applied"), &mut tables);
+        collect(
+            &operators.apply(&frame, None).expect("applied"),
+            &mut tables,
+        );
     }
     tables
 }
 
-/// Of each window and group the latest version, without what is gone: (start, key) → the values asked for.
+/// Of each window and group the latest version, without what is gone: (start, key) → the values
+/// asked for.
 fn latest(rows: &[String], values: &[&str]) -> BTreeMap<(String, String), Vec<Value>> {
     let mut out: BTreeMap<(String, String), (i64, Vec<Value>, bool)> = BTreeMap::new();
     for row in rows {
@@ -163,23 +193,35 @@ fn latest(rows: &[String], values: &[&str]) -> BTreeMap<(String, String), Vec<Va
         assert!(version > entry.0, "versions ascend: {row}");
         *entry = (version, values, is_gone);
     }
-    out.into_iter().filter(|(_, (.., is_gone))| !is_gone).map(|(key, (_, values, _))| (key, values)).collect()
+    out.into_iter()
+        .filter(|(_, (.., is_gone))| !is_gone)
+        .map(|(key, (_, values, _))| (key, values))
+        .collect()
 }
 
-/// What each slide says in the end: counts by key, those of the slide before where nothing of it is stored.
+/// What each slide says in the end: counts by key, those of the slide before where nothing of it is
+/// stored.
 fn slides(rows: &[String], starts: &[i64]) -> Vec<(String, BTreeMap<&'static str, u64>)> {
     // Versions ascend.
     latest(rows, &["n"]);
-    let rows: Vec<Value> = rows.iter().map(|row| serde_json::from_str(row).expect("JSON")).collect();
+    let rows: Vec<Value> = rows
+        .iter()
+        .map(|row| serde_json::from_str(row).expect("JSON"))
+        .collect();
     let mut said = BTreeMap::new();
     let slide = |start: &i64| {
-        let own: Vec<&Value> =
-            rows.iter().filter(|row| row["window_start"].to_string().as_str() == time(*start).as_str()).collect();
+        let own: Vec<&Value> = rows
+            .iter()
+            .filter(|row| row["window_start"].to_string().as_str() == time(*start).as_str())
+            .collect();
         if !own.is_empty() {
             said.clear();
         }
         for row in own {
-            let key = ["a", "b", "c", "d"].into_iter().find(|key| row["k"] == *key).expect("a key");
+            let key = ["a", "b", "c", "d"]
+                .into_iter()
+                .find(|key| row["k"] == *key)
+                .expect("a key");
             match row["n"].as_u64().filter(|_| row["status"] != "gone") {
                 Some(n) => drop(said.insert(key, n)),
                 None => drop(said.remove(key)),
@@ -207,7 +249,12 @@ fn brute_force(
         let mut start = (record.t - size).div_euclid(slide) * slide + slide;
         while start <= last {
             if watermark.is_none_or(|w| start + size + lateness > w) {
-                windows.entry(start).or_default().entry(record.k).or_default().push(record.v);
+                windows
+                    .entry(start)
+                    .or_default()
+                    .entry(record.k)
+                    .or_default()
+                    .push(record.v);
             }
             start += slide;
         }
@@ -220,11 +267,17 @@ fn local_starts(zone: &str, from: i64, days: i64, hours: u32) -> Vec<i64> {
     use chrono::{Datelike, TimeZone, Timelike};
     let zone: chrono_tz::Tz = zone.parse().expect("a zone");
     let label = |t: i64| {
-        let local = zone.from_utc_datetime(&chrono::DateTime::from_timestamp_millis(t).expect("a time").naive_utc());
+        let local = zone.from_utc_datetime(
+            &chrono::DateTime::from_timestamp_millis(t)
+                .expect("a time")
+                .naive_utc(),
+        );
         (local.num_days_from_ce(), local.hour() / hours)
     };
     let minutes = (from..from + days * 86_400 * SECOND).step_by(60 * SECOND as usize);
-    minutes.filter(|t| label(*t) != label(t - 60 * SECOND)).collect()
+    minutes
+        .filter(|t| label(*t) != label(t - 60 * SECOND))
+        .collect()
 }
 
 /// Counts by window and key, each window some of the steps; by its start.
@@ -239,24 +292,40 @@ fn local_brute_force(
         let own = starts.partition_point(|start| *start <= record.t) - 1;
         for first in own + 1 - steps..=own {
             if watermark.is_none_or(|w| starts[first + steps] + lateness > w) {
-                *windows.entry(starts[first]).or_default().entry(record.k).or_default() += 1;
+                *windows
+                    .entry(starts[first])
+                    .or_default()
+                    .entry(record.k)
+                    .or_default() += 1;
             }
         }
     }
     windows
 }
 
-/// A record every hour over ten days, now and then days late; not among the first, of which a partition's watermark is made.
+/// A record every hour over ten days, now and then days late; not among the first, of which a
+/// partition's watermark is made.
 fn made_over_days(from: i64, seed: u64) -> Vec<Made> {
     let mut numbers = Numbers(seed);
     let mut now = from + 4 * 86_400 * SECOND;
     (0..200)
         .map(|n| {
             now += numbers.below(150 * 60_000) as i64;
-            let late =
-                if numbers.below(12) == 0 && n > 20 { numbers.below(2 * 86_400_000) } else { numbers.below(4_000) };
-            let (partition, k) = (numbers.below(2) as usize, ["a", "b"][numbers.below(2) as usize]);
-            Made { partition, k, t: now - late as i64, v: 1 }
+            let late = if numbers.below(12) == 0 && n > 20 {
+                numbers.below(2 * 86_400_000)
+            } else {
+                numbers.below(4_000)
+            };
+            let (partition, k) = (
+                numbers.below(2) as usize,
+                ["a", "b"][numbers.below(2) as usize],
+            );
+            Made {
+                partition,
+                k,
+                t: now - late as i64,
+                v: 1,
+            }
         })
         .collect()
 }
@@ -273,11 +342,35 @@ fn windows_of_local_time_are_those_of_brute_force() {
         let records = made_over_days(from, 50);
         for (call, hours, steps, late, lateness) in [
             ("tumble(ev, event_time, interval '1 day'", 24, 1, "drop", 0),
-            ("tumble(ev, event_time, interval '1 day'", 24, 1, "amend", 30),
+            (
+                "tumble(ev, event_time, interval '1 day'",
+                24,
+                1,
+                "amend",
+                30,
+            ),
             ("tumble(ev, event_time, interval '6 hours'", 6, 1, "drop", 3),
-            ("hop(ev, event_time, interval '1 day', interval '3 days'", 24, 3, "drop", 0),
-            ("hop(ev, event_time, interval '6 hours', interval '12 hours'", 6, 2, "amend", 30),
-            ("hop(ev, event_time, interval '1 day', interval '3 days'", 24, 3, "amend", 100),
+            (
+                "hop(ev, event_time, interval '1 day', interval '3 days'",
+                24,
+                3,
+                "drop",
+                0,
+            ),
+            (
+                "hop(ev, event_time, interval '6 hours', interval '12 hours'",
+                6,
+                2,
+                "amend",
+                30,
+            ),
+            (
+                "hop(ev, event_time, interval '1 day', interval '3 days'",
+                24,
+                3,
+                "amend",
+                100,
+            ),
         ] {
             let starts = local_starts(zone, from - 3 * 86_400 * SECOND, 40, hours);
             let text = format!(
@@ -298,12 +391,18 @@ fn windows_of_local_time_are_those_of_brute_force() {
             for (before, start) in starts.iter().zip(&starts[1..]) {
                 if steps == 1 || of(*start) != of(*before) {
                     want.extend(
-                        of(*start).into_iter().map(|(k, n)| ((time(*start), json!(k).to_string()), vec![json!(n)])),
+                        of(*start)
+                            .into_iter()
+                            .map(|(k, n)| ((time(*start), json!(k).to_string()), vec![json!(n)])),
                     );
                 }
             }
             assert!(want.len() > 20);
-            assert_eq!(latest(&rows["w_versions"], &["n"]), want, "{zone} {call} {late}");
+            assert_eq!(
+                latest(&rows["w_versions"], &["n"]),
+                want,
+                "{zone} {call} {late}"
+            );
         }
     }
 }
@@ -318,32 +417,60 @@ fn other_zone_data_begins_the_windows_of_zones_again() {
     let mut declared = now.declarations();
     declared.zone_data = "2001a".into();
     let before = Arc::new(Catalog::compile(&declared).expect("it compiles"));
-    assert_ne!(before.id, now.id, "other zone data is another configuration");
+    assert_ne!(
+        before.id, now.id,
+        "other zone data is another configuration"
+    );
     let mut operators = Operators::new(before, 0);
-    let values: Vec<Value> = (0..5).map(|n| json!({"k": "a", "t": START + n * SECOND, "v": 1})).collect();
+    let values: Vec<Value> = (0..5)
+        .map(|n| json!({"k": "a", "t": START + n * SECOND, "v": 1}))
+        .collect();
     let records = frame(Kind::Record, "p0", 1, &values);
     let decoded = operators.decode(&records).expect("decoded");
-    operators.apply(&records, decoded.as_ref()).expect("applied");
+    operators
+        .apply(&records, decoded.as_ref())
+        .expect("applied");
     let stored: Value = serde_json::from_str(&now.to_json()).expect("JSON");
     let mut tables = Tables::new();
     let switched = frame(Kind::Configuration, "", operators.lsn() + 1, &[stored]);
-    collect(&operators.apply(&switched, None).expect("applied"), &mut tables);
-    assert!(tables["zoned_versions"][0].contains("abandoned"), "{tables:?}");
+    collect(
+        &operators.apply(&switched, None).expect("applied"),
+        &mut tables,
+    );
+    assert!(
+        tables["zoned_versions"][0].contains("abandoned"),
+        "{tables:?}"
+    );
     assert!(!tables.contains_key("other_versions"), "{tables:?}");
-    assert!(operators.open_rows("other_versions").expect("rows").is_some());
+    assert!(
+        operators
+            .open_rows("other_versions")
+            .expect("rows")
+            .is_some()
+    );
 }
 
 fn is_the_same_however_cut(catalog: &Arc<Catalog>, records: &[Made], is_final: bool) -> Tables {
     let one_by_one = run(catalog, records, 1, 1, is_final);
     for (seed, largest) in [(2, 7), (3, 90)] {
-        assert_eq!(run(catalog, records, seed, largest, is_final), one_by_one, "frames of up to {largest}");
+        assert_eq!(
+            run(catalog, records, seed, largest, is_final),
+            one_by_one,
+            "frames of up to {largest}"
+        );
     }
     one_by_one
 }
 
 #[test]
 fn tumbling_counts_are_those_of_brute_force() {
-    for (late, lateness) in [("drop", 0), ("drop", 12), ("amend", 0), ("amend", 12), ("amend", 35)] {
+    for (late, lateness) in [
+        ("drop", 0),
+        ("drop", 12),
+        ("amend", 0),
+        ("amend", 12),
+        ("amend", 35),
+    ] {
         let catalog = catalog(&format!(
             "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n, count(*) filter (where v > 0) as p from tumble(ev, event_time, interval '10 seconds') where v <> 7 group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"{lateness}s\"\n"
         ));
@@ -352,12 +479,17 @@ fn tumbling_counts_are_those_of_brute_force() {
             let rows = is_the_same_however_cut(&catalog, &records, true);
             let found = latest(&rows["w_versions"], &["n", "p"]);
             let mut want = BTreeMap::new();
-            for (start, groups) in brute_force(&records, 10 * SECOND, 10 * SECOND, lateness * SECOND) {
+            for (start, groups) in
+                brute_force(&records, 10 * SECOND, 10 * SECOND, lateness * SECOND)
+            {
                 for (k, values) in groups {
                     let counted: Vec<&i64> = values.iter().filter(|v| **v != 7).collect();
                     if !counted.is_empty() {
                         let positive = counted.iter().filter(|v| ***v > 0).count();
-                        want.insert((time(start), json!(k).to_string()), vec![json!(counted.len()), json!(positive)]);
+                        want.insert(
+                            (time(start), json!(k).to_string()),
+                            vec![json!(counted.len()), json!(positive)],
+                        );
                     }
                 }
             }
@@ -366,7 +498,11 @@ fn tumbling_counts_are_those_of_brute_force() {
                 let end = record.t.div_euclid(10 * SECOND) * 10 * SECOND + 10 * SECOND;
                 record.v != 7 && watermark.is_some_and(|w| end + lateness * SECOND <= w)
             };
-            let late = records.iter().zip(watermarks(&records)).filter(|r| is_late((r.0, r.1))).count();
+            let late = records
+                .iter()
+                .zip(watermarks(&records))
+                .filter(|r| is_late((r.0, r.1)))
+                .count();
             assert_eq!(rows.get("ev.late").map_or(0, Vec::len), late, "late rows");
         }
     }
@@ -375,9 +511,11 @@ fn tumbling_counts_are_those_of_brute_force() {
 #[test]
 fn amended_slides_are_those_of_brute_force() {
     let starts: Vec<i64> = (-40..500).map(|n| START + n * 5 * SECOND).collect();
-    for (having, least, most) in
-        [("", 0, u64::MAX), (" having count(*) < 5", 0, 4), (" having count(*) > 2", 3, u64::MAX)]
-    {
+    for (having, least, most) in [
+        ("", 0, u64::MAX),
+        (" having count(*) < 5", 0, 4),
+        (" having count(*) > 2", 3, u64::MAX),
+    ] {
         let catalog = catalog(&format!(
             "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3{having}\"\nlate = \"amend\"\nallowed_lateness = \"20s\"\n"
         ));
@@ -389,7 +527,13 @@ fn amended_slides_are_those_of_brute_force() {
                 .iter()
                 .map(|start| {
                     let counts = counts.get(start).into_iter().flatten();
-                    (time(*start), counts.filter(|(_, n)| (least..=most).contains(*n)).map(|(k, n)| (*k, *n)).collect())
+                    (
+                        time(*start),
+                        counts
+                            .filter(|(_, n)| (least..=most).contains(*n))
+                            .map(|(k, n)| (*k, *n))
+                            .collect(),
+                    )
                 })
                 .collect();
             for (found, wanted) in slides(&rows["w_versions"], &starts).iter().zip(&wanted) {
@@ -420,7 +564,10 @@ fn a_sliding_top_is_stored_when_it_changes() {
         }
         // Every slide with its first two; those that say what the one before says are left out.
         let windows = brute_force(&records, SECOND, 20 * SECOND, 0);
-        let (first, last) = (*windows.keys().next().expect("one"), *windows.keys().last().expect("one"));
+        let (first, last) = (
+            *windows.keys().next().expect("one"),
+            *windows.keys().last().expect("one"),
+        );
         let (mut want, mut want_gone) = (BTreeMap::new(), BTreeSet::new());
         let mut before: Vec<(String, Value)> = Vec::new();
         for start in (first..=last + SECOND).step_by(SECOND as usize) {
@@ -432,8 +579,11 @@ fn a_sliding_top_is_stored_when_it_changes() {
                 .filter(|(n, _)| *n < 0)
                 .collect();
             top.sort_unstable();
-            let top: Vec<(String, Value)> =
-                top.into_iter().take(2).map(|(n, k)| (json!(k).to_string(), json!(-n))).collect();
+            let top: Vec<(String, Value)> = top
+                .into_iter()
+                .take(2)
+                .map(|(n, k)| (json!(k).to_string(), json!(-n)))
+                .collect();
             if top != before {
                 if top.is_empty() {
                     want_gone.insert(time(start));
@@ -459,7 +609,10 @@ fn every_kind_of_aggregate_runs_in_parts() {
     let records = made(400, 300);
     let rows = is_the_same_however_cut(&catalog, &records, true);
     // A slide that says what the one before said is not stored.
-    let found = latest(&rows["w_versions"], &["n", "s", "low", "high", "d", "all_v", "big", "a"]);
+    let found = latest(
+        &rows["w_versions"],
+        &["n", "s", "low", "high", "d", "all_v", "big", "a"],
+    );
     let mut want = BTreeMap::new();
     for (start, groups) in brute_force(&records, 5 * SECOND, 15 * SECOND, 20 * SECOND) {
         for (k, mut values) in groups.into_iter().filter(|(_, v)| v.len() > 1) {
@@ -474,7 +627,11 @@ fn every_kind_of_aggregate_runs_in_parts() {
                 json!(values[values.len() - 1]),
                 json!(different.len()),
                 json!(values),
-                if big.is_empty() { Value::Null } else { json!(big.iter().sum::<i64>()) },
+                if big.is_empty() {
+                    Value::Null
+                } else {
+                    json!(big.iter().sum::<i64>())
+                },
                 json!(sum as f64 / 4.0 / values.len() as f64),
             ];
             want.insert((time(start), json!(k).to_string()), row);
@@ -482,14 +639,22 @@ fn every_kind_of_aggregate_runs_in_parts() {
     }
     assert!(found.len() > 50);
     for (key, row) in &found {
-        let wanted = want.get(key).unwrap_or_else(|| panic!("{key:?} has no rows"));
+        let wanted = want
+            .get(key)
+            .unwrap_or_else(|| panic!("{key:?} has no rows"));
         assert_eq!(row[..7], wanted[..7], "{key:?}");
-        let (a, b) = (row[7].as_f64().expect("a number"), wanted[7].as_f64().expect("a number"));
+        let (a, b) = (
+            row[7].as_f64().expect("a number"),
+            wanted[7].as_f64().expect("a number"),
+        );
         assert!((a - b).abs() < 1e-9, "{key:?}: {a} and {b}");
     }
     // What is left out says what the slide before it says.
     let slide = |start: &str| -> Vec<(&String, &Vec<Value>)> {
-        want.iter().filter(|((s, _), _)| s == start).map(|((_, k), row)| (k, row)).collect()
+        want.iter()
+            .filter(|((s, _), _)| s == start)
+            .map(|((_, k), row)| (k, row))
+            .collect()
     };
     let starts: BTreeSet<&String> = want.keys().map(|(start, _)| start).collect();
     for start in starts {
@@ -516,13 +681,20 @@ fn session_windows_are_those_of_brute_force() {
         let found = latest(&rows["w_versions"], &["window_end", "n", "high"]);
         let mut want = BTreeMap::new();
         for k in ["a", "b", "c", "d"] {
-            let mut own: Vec<(i64, i64)> = records.iter().filter(|r| r.k == k).map(|r| (r.t, r.v)).collect();
+            let mut own: Vec<(i64, i64)> = records
+                .iter()
+                .filter(|r| r.k == k)
+                .map(|r| (r.t, r.v))
+                .collect();
             own.sort_unstable();
             for session in own.chunk_by(|a, b| b.0 - a.0 <= 3 * SECOND) {
                 let (start, end) = (session[0].0, session[session.len() - 1].0 + 3 * SECOND);
                 let high = session.iter().map(|(_, v)| v).max();
                 let end: Value = serde_json::from_str(&time(end)).expect("text");
-                want.insert((time(start), json!(k).to_string()), vec![end, json!(session.len()), json!(high)]);
+                want.insert(
+                    (time(start), json!(k).to_string()),
+                    vec![end, json!(session.len()), json!(high)],
+                );
             }
         }
         assert_eq!(found, want, "seed {seed}");
@@ -547,7 +719,10 @@ fn a_window_over_a_window_takes_every_final_row_once() {
                 *parts += 1;
             }
         }
-        let want: BTreeMap<_, _> = want.into_iter().map(|(k, (a, b))| (k, vec![json!(a), json!(b)])).collect();
+        let want: BTreeMap<_, _> = want
+            .into_iter()
+            .map(|(k, (a, b))| (k, vec![json!(a), json!(b)]))
+            .collect();
         assert_eq!(found, want, "{late}");
     }
 }
@@ -562,18 +737,43 @@ fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
     let mut stored = Tables::new();
     for record in &records {
         let value = json!({"k": record.k, "t": record.t, "v": 1, "x": 1.0});
-        let frame = frame(Kind::Record, ["p0", "p1"][record.partition], operators.lsn() + 1, &[value]);
+        let frame = frame(
+            Kind::Record,
+            ["p0", "p1"][record.partition],
+            operators.lsn() + 1,
+            &[value],
+        );
         let decoded = operators.decode(&frame).expect("decoded");
-        collect(&operators.apply(&frame, decoded.as_ref()).expect("applied"), &mut stored);
+        collect(
+            &operators.apply(&frame, decoded.as_ref()).expect("applied"),
+            &mut stored,
+        );
     }
-    let open = operators.open_rows("w_versions").expect("rows").expect("some are open");
+    let open = operators
+        .open_rows("w_versions")
+        .expect("rows")
+        .expect("some are open");
     let open = String::from_utf8(to_ndjson(&open.schema(), &[open]).expect("rows")).expect("text");
     let sum = |rows: &mut dyn Iterator<Item = &str>| -> u64 {
-        rows.map(|r| serde_json::from_str::<Value>(r).expect("JSON")["n"].as_u64().expect("a number")).sum()
+        rows.map(|r| {
+            serde_json::from_str::<Value>(r).expect("JSON")["n"]
+                .as_u64()
+                .expect("a number")
+        })
+        .sum()
     };
-    let all = sum(&mut stored["w_versions"].iter().map(String::as_str).chain(open.lines()));
-    assert_eq!(all as usize + stored.get("ev.late").map_or(0, Vec::len), records.len());
-    assert!(open.lines().all(|row| row.contains("\"status\":\"open\"")), "{open}");
+    let all = sum(&mut stored["w_versions"]
+        .iter()
+        .map(String::as_str)
+        .chain(open.lines()));
+    assert_eq!(
+        all as usize + stored.get("ev.late").map_or(0, Vec::len),
+        records.len()
+    );
+    assert!(
+        open.lines().all(|row| row.contains("\"status\":\"open\"")),
+        "{open}"
+    );
 
     let small = catalog(
         "[windows.w]\nsql = \"select window_start, window_end, t, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\nmax_groups = 20\n",
@@ -602,7 +802,10 @@ fn what_a_window_holds_is_bounded_whatever_its_kind_and_its_values() {
         ));
         let rows = is_the_same_however_cut(&catalog, &made(250, 1_000), true);
         if late == "drop" {
-            assert!(rows["w_versions"].iter().any(|r| r.contains("abandoned")), "{from}");
+            assert!(
+                rows["w_versions"].iter().any(|r| r.contains("abandoned")),
+                "{from}"
+            );
         }
     }
     // Values that grow count as more groups: all of one group, and yet windows close early.
@@ -634,7 +837,10 @@ fn sessions_open_and_close_as_their_five_cases_say() {
         ("B", "prostarted", 1_486_250_795),
         ("A", "proedit", 1_486_260_694),
     ];
-    let text: String = cases.iter().map(|(inst, action, at)| visit(inst, action, *at)).collect();
+    let text: String = cases
+        .iter()
+        .map(|(inst, action, at)| visit(inst, action, *at))
+        .collect();
     bench.write("in.ndjson", text.as_bytes());
     bench.once();
     let sessions = |bench: &Bench| {
@@ -643,19 +849,34 @@ fn sessions_open_and_close_as_their_five_cases_say() {
     let row = |key: &str, status: &str, events: u64, seconds: f64, first: &str, last: &str| json!({"key": key, "status": status, "events": events, "duration_s": seconds, "first": first, "last": last});
     let mut want = vec![
         row("A", "closed_timeout", 2, 110.0, "prostarted", "proedit"),
-        row("B", "closed_on_open_event", 1, 0.0, "prostarted", "prostarted"),
+        row(
+            "B",
+            "closed_on_open_event",
+            1,
+            0.0,
+            "prostarted",
+            "prostarted",
+        ),
         row("B", "open", 1, 0.0, "prostarted", "prostarted"),
         row("A", "open", 1, 0.0, "proedit", "proedit"),
     ];
     assert_eq!(sessions(&bench), want);
     // Each event names its session, and no two sessions have one name.
-    let events = bench.rows("select session_id, count(*) as n from visits group by 1 order by 2 desc");
-    assert_eq!(events.iter().map(|e| e["n"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(1), Some(1), Some(1)]);
+    let events =
+        bench.rows("select session_id, count(*) as n from visits group by 1 order by 2 desc");
+    assert_eq!(
+        events.iter().map(|e| e["n"].as_u64()).collect::<Vec<_>>(),
+        [Some(2), Some(1), Some(1), Some(1)]
+    );
     // A second run goes on where the first one stood; its end closes everything.
     let more = format!("{text}{}", visit("A", "proedit", 1_486_262_494));
     bench.write("in.ndjson", more.as_bytes());
     let output = bench.output(&["run", "--once", "--final"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     want[2] = row("B", "closed_timeout", 1, 0.0, "prostarted", "prostarted");
     // Exactly 1,800 seconds later is not later than the gap.
     want[3] = row("A", "closed_timeout", 2, 1_800.0, "proedit", "proedit");
@@ -675,7 +896,13 @@ fn sessions_are_those_of_their_definition_however_cut() {
                 let row: Value = serde_json::from_str(row).expect("JSON");
                 let at = |name: &str| chrono_ms(row[name].as_str().expect("a time"));
                 let text = |name: &str| row[name].as_str().expect("text").to_owned();
-                (text("key"), at("started"), at("ended"), row["events"].as_u64().expect("a number"), text("status"))
+                (
+                    text("key"),
+                    at("started"),
+                    at("ended"),
+                    row["events"].as_u64().expect("a number"),
+                    text("status"),
+                )
             })
             .collect();
         found.sort();
@@ -690,12 +917,25 @@ fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
     let catalog = catalog("session = { key = \"t\", gap = \"1h\", max_open = 20 }\n");
     let records = made(400, 900);
     let tables = is_the_same_however_cut(&catalog, &records, true);
-    let rows: Vec<Value> = tables["ev.sessions"].iter().map(|row| serde_json::from_str(row).expect("JSON")).collect();
+    let rows: Vec<Value> = tables["ev.sessions"]
+        .iter()
+        .map(|row| serde_json::from_str(row).expect("JSON"))
+        .collect();
     let ids: BTreeSet<String> = rows.iter().map(|r| r["session_id"].to_string()).collect();
     assert_eq!(ids.len(), rows.len(), "each is told once");
-    assert_eq!(rows.iter().map(|r| r["events"].as_u64().expect("a number")).sum::<u64>(), 400);
+    assert_eq!(
+        rows.iter()
+            .map(|r| r["events"].as_u64().expect("a number"))
+            .sum::<u64>(),
+        400
+    );
     assert!(rows.iter().filter(|r| r["status"] == "abandoned").count() > 300);
-    assert_eq!(rows.iter().filter(|r| r["status"] == "closed_timeout").count(), 20);
+    assert_eq!(
+        rows.iter()
+            .filter(|r| r["status"] == "closed_timeout")
+            .count(),
+        20
+    );
 }
 
 #[test]
@@ -706,13 +946,27 @@ fn long_keys_of_sessions_are_kept_short_and_apart() {
         "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"long\"\n{text}"
     ));
     let long = "é".repeat(40_000);
-    let record = |end: &str, n: i64| json!({"k": format!("{long}{end}"), "t": START + n}).to_string();
-    let lines: Vec<String> = [("a", 0), ("b", 1), ("a", 2)].iter().map(|(end, n)| record(end, *n)).collect();
+    let record =
+        |end: &str, n: i64| json!({"k": format!("{long}{end}"), "t": START + n}).to_string();
+    let lines: Vec<String> = [("a", 0), ("b", 1), ("a", 2)]
+        .iter()
+        .map(|(end, n)| record(end, *n))
+        .collect();
     bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
     bench.once();
-    let rows = bench.rows("select events, length(key) as l, session_id from long.sessions order by events");
-    assert_eq!(rows.iter().map(|r| r["events"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
-    assert!(rows.iter().all(|r| r["l"].as_u64().is_some_and(|l| l < 100)), "{rows:?}");
+    let rows = bench
+        .rows("select events, length(key) as l, session_id from long.sessions order by events");
+    assert_eq!(
+        rows.iter()
+            .map(|r| r["events"].as_u64())
+            .collect::<Vec<_>>(),
+        [Some(1), Some(2)]
+    );
+    assert!(
+        rows.iter()
+            .all(|r| r["l"].as_u64().is_some_and(|l| l < 100)),
+        "{rows:?}"
+    );
     let joined = "select count(*) from long l join long.sessions s on l.session_id = s.session_id";
     assert_eq!(bench.number(joined), 3);
 }
@@ -724,8 +978,9 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
     let mut open: BTreeMap<&str, Open> = BTreeMap::new();
     let mut ended: BTreeMap<&str, i64> = BTreeMap::new();
     let mut out = Vec::new();
-    let told =
-        |key: &str, (start, end, events): Open, status: &str| (key.to_owned(), start, end, events, status.to_owned());
+    let told = |key: &str, (start, end, events): Open, status: &str| {
+        (key.to_owned(), start, end, events, status.to_owned())
+    };
     let marks = watermarks(records);
     for (n, record) in records.iter().enumerate() {
         let Made { k, t, v, .. } = *record;
@@ -736,7 +991,11 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
                 *session = (session.0.min(t), session.1.max(t), session.2 + 1);
             }
             Some(session) => {
-                let status = if t > session.1 + GAP { "closed_timeout" } else { "closed_on_open_event" };
+                let status = if t > session.1 + GAP {
+                    "closed_timeout"
+                } else {
+                    "closed_on_open_event"
+                };
                 out.push(told(k, std::mem::replace(session, (t, t, 1)), status));
             }
             None => {
@@ -759,7 +1018,10 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
             }
         }
     }
-    out.extend(open.into_iter().map(|(k, session)| told(k, session, "closed_timeout")));
+    out.extend(
+        open.into_iter()
+            .map(|(k, session)| told(k, session, "closed_timeout")),
+    );
     out
 }
 
@@ -779,7 +1041,11 @@ fn a_row_without_a_value_stops_nothing_and_is_counted() {
                 let values: Vec<i64> = values.into_iter().filter(|v| *v != 0).collect();
                 if !values.is_empty() {
                     let sum: i64 = values.iter().map(|v| 10 / v).sum();
-                    let n = if select.starts_with("count") { values.len() as i64 } else { sum };
+                    let n = if select.starts_with("count") {
+                        values.len() as i64
+                    } else {
+                        sum
+                    };
                     want.insert((time(start), json!(k).to_string()), vec![json!(n)]);
                 }
             }

@@ -1,4 +1,5 @@
-//! Search over text of many scripts, and places: what is there is found, and whatever is pasted is a question.
+//! Search over text of many scripts, and places: what is there is found, and whatever is pasted is
+//! a question.
 
 use serde_json::json;
 
@@ -14,8 +15,10 @@ const STREAM: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"s\
 fn bench(texts: &[&str]) -> Bench {
     let bench = Bench::new("");
     bench.configure(&STREAM.replace("n int", "n bigint"));
-    let lines =
-        texts.iter().enumerate().map(|(n, msg)| json!({"n": n, "msg": msg, "level": "error"}).to_string() + "\n");
+    let lines = texts
+        .iter()
+        .enumerate()
+        .map(|(n, msg)| json!({"n": n, "msg": msg, "level": "error"}).to_string() + "\n");
     bench.write("s.ndjson", lines.collect::<String>().as_bytes());
     bench.once();
     bench
@@ -25,7 +28,9 @@ fn bench(texts: &[&str]) -> Bench {
 fn found(bench: &Bench, question: &str) -> Vec<u64> {
     let answer = bench.ask(&["search", question, "--limit", "100"]);
     let hits = answer["hits"].as_array().expect("hits").iter();
-    let mut found: Vec<u64> = hits.map(|hit| hit["event"]["n"].as_u64().expect("a number")).collect();
+    let mut found: Vec<u64> = hits
+        .map(|hit| hit["event"]["n"].as_u64().expect("a number"))
+        .collect();
     found.sort_unstable();
     found
 }
@@ -77,7 +82,10 @@ fn words_of_any_script_are_found_and_only_they() {
 
 #[test]
 fn whatever_is_pasted_is_a_question() {
-    let bench = bench(&["He said \"hello: world\" AND left", "level: error in msg 5\" disk"]);
+    let bench = bench(&[
+        "He said \"hello: world\" AND left",
+        "level: error in msg 5\" disk",
+    ]);
     for (question, wanted) in [
         ("He said \"hello", &[0][..]),
         ("\"hello: world\"", &[0]),
@@ -112,7 +120,11 @@ fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_wor
     let format = "\\\"version\\\":";
     for (now, before, named) in [
         ("weir_2".to_owned(), "weir_1".to_owned(), "weir_1"),
-        (format!("{format}3"), format!("{format}2"), "older search format 2"),
+        (
+            format!("{format}3"),
+            format!("{format}2"),
+            "older search format 2",
+        ),
     ] {
         let bench = bench(&["a word"]);
         let meta = bench.path("data/search/s/000000/meta.json");
@@ -122,11 +134,18 @@ fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_wor
         let output = bench.output(&["search", "word"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{message}");
-        assert!(message.contains(named) && message.contains("`weir rebuild search --stream s`"), "{message}");
+        assert!(
+            message.contains(named) && message.contains("`weir rebuild search --stream s`"),
+            "{message}"
+        );
         assert_eq!(bench.output(&["run", "--once"]).status.code(), Some(65));
         // What the message says to do.
         let output = bench.output(&["rebuild", "search", "--stream", "s"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert_eq!(found(&bench, "word"), [0]);
     }
 }
@@ -140,13 +159,23 @@ fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_
             .replace("streams.s]", &format!("streams.{name}]"))
             .replace("from s\"", &format!("from {name}\""))
     };
-    let own =
-        |name: &str| stream(name).split_once("[streams.").map(|(_, own)| format!("[streams.{own}")).expect("a stream");
+    let own = |name: &str| {
+        stream(name)
+            .split_once("[streams.")
+            .map(|(_, own)| format!("[streams.{own}"))
+            .expect("a stream")
+    };
     let source = |name: &str| {
-        format!("[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n")
+        format!(
+            "[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n"
+        )
     };
     let all = ["a", "b", "c"];
-    let config = all.iter().map(|name| source(name)).chain(all.iter().map(|name| own(name))).collect::<String>();
+    let config = all
+        .iter()
+        .map(|name| source(name))
+        .chain(all.iter().map(|name| own(name)))
+        .collect::<String>();
     bench.configure(&format!("[server]\nhttp = \"127.0.0.1:0\"\n{config}"));
     let line = json!({"n": 1, "msg": "a word", "level": "error"}).to_string() + "\n";
     bench.write("a.ndjson", line.as_bytes());
@@ -158,20 +187,34 @@ fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_
         let text = std::fs::read_to_string(&meta).expect("an index");
         let older = text.replace("\\\"version\\\":3", "\\\"version\\\":2");
         let mut older: serde_json::Value = serde_json::from_str(&older).expect("JSON");
-        older.as_object_mut().expect("an object").remove("persisted_custom_extensions");
+        older
+            .as_object_mut()
+            .expect("an object")
+            .remove("persisted_custom_extensions");
         std::fs::write(&meta, older.to_string()).expect("writable");
     }
     // The first takes its place, but the folder cannot be opened before the other is rebuilt, too.
     let output = bench.output(&["rebuild", "search", "--stream", "a"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{message}");
-    assert!(message.contains("`weir rebuild search --stream b`"), "{message}");
+    assert!(
+        message.contains("`weir rebuild search --stream b`"),
+        "{message}"
+    );
     let output = bench.output(&["rebuild", "search", "--stream", "b"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     bench.write("c.ndjson", line.as_bytes());
     bench.once();
     for name in all {
-        assert_eq!(bench.ask(&["search", "word", "--stream", name])["total"], 1, "{name}");
+        assert_eq!(
+            bench.ask(&["search", "word", "--stream", name])["total"],
+            1,
+            "{name}"
+        );
     }
 }
 
@@ -190,9 +233,16 @@ fn another_number_of_documents_is_damage_with_a_way_out() {
         let output = bench.output(&["search", "word"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{number}: {message}");
-        assert!(message.contains("`weir rebuild search --stream s`"), "{message}");
+        assert!(
+            message.contains("`weir rebuild search --stream s`"),
+            "{message}"
+        );
         let output = bench.output(&["rebuild", "search", "--stream", "s"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert_eq!(found(&bench, "word").len(), 100);
     }
 }
@@ -202,7 +252,12 @@ fn hits_show_the_rows_of_a_table_that_was_rebuilt_and_columns_that_came_later() 
     let bench = bench(&["a word", "another word"]);
     let hits = |bench: &Bench| {
         let answer = bench.ask(&["search", "word"]);
-        let hits: Vec<_> = answer["hits"].as_array().expect("hits").iter().map(|hit| hit["event"].clone()).collect();
+        let hits: Vec<_> = answer["hits"]
+            .as_array()
+            .expect("hits")
+            .iter()
+            .map(|hit| hit["event"].clone())
+            .collect();
         assert_eq!(hits, bench.rows("select * from s order by lsn desc"));
         hits
     };
@@ -214,35 +269,57 @@ fn hits_show_the_rows_of_a_table_that_was_rebuilt_and_columns_that_came_later() 
     assert_eq!(hits(&bench)[0]["loud"], json!(null));
     bench.configure(&changed.replace("n, msg", "n, msg || '!' as msg"));
     let output = bench.output(&["rebuild", "s"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let first = &hits(&bench)[0];
-    assert_eq!((&first["loud"], &first["msg"]), (&json!("ANOTHER WORD"), &json!("another word!")));
+    assert_eq!(
+        (&first["loud"], &first["msg"]),
+        (&json!("ANOTHER WORD"), &json!("another word!"))
+    );
 }
 
 #[test]
 fn what_is_no_place_is_none_for_search_and_nearby_alike() {
     let bench = Bench::new("");
     bench.configure(&STREAM.replace("n int", "n bigint"));
-    let places = [(10.0, 20.0), (10.0, 380.0), (170.0, 20.0), (0.0, 0.0), (-0.0, 0.0), (10.0, 20.001), (0.0, 0.1)];
-    let lines = places
-        .iter()
-        .enumerate()
-        .map(|(n, (lat, lon))| json!({"n": n, "msg": "here", "level": "x", "lat": lat, "lon": lon}).to_string() + "\n");
+    let places = [
+        (10.0, 20.0),
+        (10.0, 380.0),
+        (170.0, 20.0),
+        (0.0, 0.0),
+        (-0.0, 0.0),
+        (10.0, 20.001),
+        (0.0, 0.1),
+    ];
+    let lines = places.iter().enumerate().map(|(n, (lat, lon))| {
+        json!({"n": n, "msg": "here", "level": "x", "lat": lat, "lon": lon}).to_string() + "\n"
+    });
     bench.write("s.ndjson", lines.collect::<String>().as_bytes());
     bench.once();
     let by_search = |near: &str, within: &str| {
         let near = format!("--near={near}");
         let answer = bench.ask(&["search", "here", &near, "--within", within]);
-        let mut found: Vec<u64> =
-            answer["hits"].as_array().expect("hits").iter().filter_map(|h| h["event"]["n"].as_u64()).collect();
+        let mut found: Vec<u64> = answer["hits"]
+            .as_array()
+            .expect("hits")
+            .iter()
+            .filter_map(|h| h["event"]["n"].as_u64())
+            .collect();
         found.sort_unstable();
         found
     };
     let by_places = |lat: &str, lon: &str, within: &str| {
         let (lat, lon) = (format!("--lat={lat}"), format!("--lon={lon}"));
         let answer = bench.ask(&["nearby", &lat, &lon, "--within", within]);
-        let mut found: Vec<u64> =
-            answer["venues"].as_array().expect("venues").iter().filter_map(|v| v["venue_id"].as_u64()).collect();
+        let mut found: Vec<u64> = answer["venues"]
+            .as_array()
+            .expect("venues")
+            .iter()
+            .filter_map(|v| v["venue_id"].as_u64())
+            .collect();
         found.sort_unstable();
         found
     };

@@ -1,4 +1,5 @@
-//! Where query verbs get their answers: from the running server, or from the folder itself, read-only.
+//! Where query verbs get their answers: from the running server, or from the folder itself,
+//! read-only.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,8 @@ enum Place {
 }
 
 impl Place {
-    /// A server that answers, or the folder itself. Where a process waits for the folder, it goes first and is asked when it is there.
+    /// A server that answers, or the folder itself. Where a process waits for the folder, it goes
+    /// first and is asked when it is there.
     fn find(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Self, RuntimeError> {
         let begun = Instant::now();
         let mut gave_way: Option<Instant> = None;
@@ -51,7 +53,9 @@ impl Place {
                     if Folder::existing(&config.data).is_ok_and(|folder| folder.is_wanted()) {
                         gave_way = Some(Instant::now());
                     }
-                    if begun.elapsed() >= GIVES_WAY || gave_way.is_none_or(|at| at.elapsed() >= STARTS) {
+                    if begun.elapsed() >= GIVES_WAY
+                        || gave_way.is_none_or(|at| at.elapsed() >= STARTS)
+                    {
                         return Err(RuntimeError::InUse(reason));
                     }
                 }
@@ -75,14 +79,21 @@ impl Server {
     pub async fn find(config: &Config) -> Option<Self> {
         let folder = Folder::existing(&config.data).ok()?;
         let address: Address = folder.address()?;
-        let mut client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        let mut client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
         if let Some((certificate, _)) = config.server.tls.as_ref().filter(|_| address.tls) {
             client = client.tls_backend_preconfigured(tls::trusting(certificate).ok()?);
         }
         let client = client.build().ok()?;
         let scheme = if address.tls { "https" } else { "http" };
         let url = format!("{scheme}://{}", address.http);
-        let hello = client.get(format!("{url}/healthz")).timeout(HELLO).send().await.ok()?;
+        let hello = client
+            .get(format!("{url}/healthz"))
+            .timeout(HELLO)
+            .send()
+            .await
+            .ok()?;
         let body: Value = hello.json().await.ok()?;
         (body["pid"].as_u64() == Some(address.pid.into())).then(|| Self {
             client,
@@ -94,8 +105,16 @@ impl Server {
 
     /// Asks `GET /api/v1/<what>`.
     async fn get(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
-        let query: Vec<String> = params.iter().map(|(k, v)| format!("{k}={}", encode(v))).collect();
-        let answer = self.send(self.client.get(format!("{}/api/v1/{what}?{}", self.url, query.join("&")))).await?;
+        let query: Vec<String> = params
+            .iter()
+            .map(|(k, v)| format!("{k}={}", encode(v)))
+            .collect();
+        let answer = self
+            .send(
+                self.client
+                    .get(format!("{}/api/v1/{what}?{}", self.url, query.join("&"))),
+            )
+            .await?;
         self.json(&answer)
     }
 
@@ -108,16 +127,27 @@ impl Server {
     /// The last record that is synced.
     pub async fn synced_lsn(&self) -> Result<Lsn, RuntimeError> {
         let status = self.get("status", &Params::default()).await?;
-        let message = || RuntimeError::Failed(format!("{}: its status does not tell how far its log is", self.url));
+        let message = || {
+            RuntimeError::Failed(format!(
+                "{}: its status does not tell how far its log is",
+                self.url
+            ))
+        };
         status["synced_lsn"].as_u64().ok_or_else(message)
     }
 
     async fn post_for_bytes(&self, what: &str, body: &Value) -> Result<Vec<u8>, RuntimeError> {
-        self.send(self.client.post(format!("{}/api/v1/{what}", self.url)).json(body)).await
+        self.send(
+            self.client
+                .post(format!("{}/api/v1/{what}", self.url))
+                .json(body),
+        )
+        .await
     }
 
     fn json(&self, answer: &[u8]) -> Result<Value, RuntimeError> {
-        serde_json::from_slice(answer).map_err(|e| RuntimeError::Failed(format!("{}: {e}", self.url)))
+        serde_json::from_slice(answer)
+            .map_err(|e| RuntimeError::Failed(format!("{}: {e}", self.url)))
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, RuntimeError> {
@@ -134,9 +164,14 @@ impl Server {
             return Ok(bytes.to_vec());
         }
         let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let message =
-            error["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
-        Err(if status.as_u16() == 400 { RuntimeError::Config(message) } else { RuntimeError::Failed(message) })
+        let message = error["error"]["message"]
+            .as_str()
+            .map_or_else(|| format!("the server answered {status}"), str::to_owned);
+        Err(if status.as_u16() == 400 {
+            RuntimeError::Config(message)
+        } else {
+            RuntimeError::Failed(message)
+        })
     }
 }
 
@@ -145,13 +180,24 @@ impl Asked {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
         let place = Place::find(&config, &runtime)?;
-        let way_on = if config.path.is_some() { "weir run --once" } else { "weir demo" };
-        Ok(Self { runtime, place, way_on })
+        let way_on = if config.path.is_some() {
+            "weir run --once"
+        } else {
+            "weir demo"
+        };
+        Ok(Self {
+            runtime,
+            place,
+            way_on,
+        })
     }
 
     fn tell_pending(&self, pending: Option<u64>) {
         if let Some(pending @ 1..) = pending {
-            eprintln!("weir: {pending} accepted records are not in this answer yet; `{}` brings them in", self.way_on);
+            eprintln!(
+                "weir: {pending} accepted records are not in this answer yet; `{}` brings them in",
+                self.way_on
+            );
         }
     }
 
@@ -175,7 +221,9 @@ impl Asked {
             }
             Place::Server(server) => {
                 let mut params = params.clone();
-                let what = params.remove("name").map_or(what.to_owned(), |name| format!("{what}/{}", encode(&name)));
+                let what = params
+                    .remove("name")
+                    .map_or(what.to_owned(), |name| format!("{what}/{}", encode(&name)));
                 self.runtime.block_on(server.get(&what, &params))
             }
         }
@@ -186,10 +234,16 @@ impl Asked {
         match &self.place {
             Place::Folder(offline) => {
                 let answers = &offline.answers;
-                let answer = self.runtime.block_on(answers.ask(Asker::default(), query))?;
+                let answer = self
+                    .runtime
+                    .block_on(answers.ask(Asker::default(), query))?;
                 self.tell_pending(Some(answer.as_of.pending));
-                let whole = self.runtime.block_on(answers.write(answer, Format::parse(format)?))?;
-                whole.into_bytes().map_err(|e| RuntimeError::Failed(e.to_string()))
+                let whole = self
+                    .runtime
+                    .block_on(answers.write(answer, Format::parse(format)?))?;
+                whole
+                    .into_bytes()
+                    .map_err(|e| RuntimeError::Failed(e.to_string()))
             }
             Place::Server(server) => {
                 let body = serde_json::json!({"sql": query, "format": format});
@@ -204,7 +258,9 @@ fn encode(value: &str) -> String {
     value
         .bytes()
         .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => (b as char).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                (b as char).to_string()
+            }
             _ => format!("%{b:02X}"),
         })
         .collect()

@@ -9,7 +9,8 @@ use super::ask::Server;
 use super::{Format, Global, output, tokio_runtime};
 use crate::runtime::{RuntimeError, backup};
 
-/// Copies the data folder, also while a server works on it; the copy opens as it is, as `data` of a configuration.
+/// Copies the data folder, also while a server works on it; the copy opens as it is, as `data` of a
+/// configuration.
 #[derive(Debug, Args)]
 pub struct Backup {
     /// Where to: a folder that is empty or not there.
@@ -19,7 +20,8 @@ pub struct Backup {
 impl Backup {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load()?;
-        let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.dir.display()));
+        let failed =
+            |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.dir.display()));
         let to = std::path::absolute(&self.dir).map_err(failed)?;
         let runtime = tokio_runtime()?;
         let answer = match runtime.block_on(Server::find(&config)) {

@@ -1,4 +1,5 @@
-//! `weir check`: everything that can be wrong with a configuration, and with what is in its data folder under it, without starting.
+//! `weir check`: everything that can be wrong with a configuration, and with what is in its data
+//! folder under it, without starting.
 
 use clap::Args;
 
@@ -28,8 +29,12 @@ impl Check {
         }
         let streams = catalog.streams.len();
         output::write(
-            format!("{}: in order ({streams} streams, {} sources)\n", config.place().display(), config.sources.len())
-                .as_bytes(),
+            format!(
+                "{}: in order ({streams} streams, {} sources)\n",
+                config.place().display(),
+                config.sources.len()
+            )
+            .as_bytes(),
         )
     }
 }

@@ -33,7 +33,8 @@ enum What {
         /// Only those with exactly this reason.
         #[arg(long)]
         reason: Option<String>,
-        /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds, now-15m.
+        /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds,
+        /// now-15m.
         #[arg(long, allow_hyphen_values = true)]
         since: Option<String>,
         /// At most so many, the oldest first.
@@ -46,10 +47,14 @@ fn retry(global: &Global, question: &RetryQuestion) -> Result<(), RuntimeError> 
     let config = global.load_file()?;
     let runtime = tokio_runtime()?;
     let answer = match runtime.block_on(Server::find(&config)) {
-        Some(server) => runtime.block_on(server.post("dead-letters/retry", &serde_json::json!(question)))?,
+        Some(server) => {
+            runtime.block_on(server.post("dead-letters/retry", &serde_json::json!(question)))?
+        }
         None => {
             let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
-            let done = running.resume_alone().and_then(|()| runtime.block_on(running.retry()?.run(question)));
+            let done = running
+                .resume_alone()
+                .and_then(|()| runtime.block_on(running.retry()?.run(question)));
             running.stop()?;
             serde_json::json!(done?)
         }
@@ -57,13 +62,22 @@ fn retry(global: &Global, question: &RetryQuestion) -> Result<(), RuntimeError> 
     if global.format() == output::Format::Json {
         return output::answer(&answer, "rows", global.format());
     }
-    output::answer(&serde_json::json!({"rows": [answer]}), "rows", global.format())
+    output::answer(
+        &serde_json::json!({"rows": [answer]}),
+        "rows",
+        global.format(),
+    )
 }
 
 impl DeadLetters {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let query = match &self.what {
-            What::Retry { stream, reason, since, limit } => {
+            What::Retry {
+                stream,
+                reason,
+                since,
+                limit,
+            } => {
                 let question = RetryQuestion {
                     stream: stream.clone(),
                     reason: reason.clone(),
@@ -73,8 +87,9 @@ impl DeadLetters {
                 return retry(global, &question);
             }
             What::List { limit, stream } => {
-                let only =
-                    stream.as_ref().map_or(String::new(), |s| format!("where stream = '{}'", s.replace('\'', "''")));
+                let only = stream.as_ref().map_or(String::new(), |s| {
+                    format!("where stream = '{}'", s.replace('\'', "''"))
+                });
                 format!(
                     "select lsn, received_at, source, stream, reason from dead_letters {only} order by lsn desc limit {limit}"
                 )

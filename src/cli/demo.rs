@@ -33,14 +33,18 @@ impl Demo {
         let address = runtime
             .block_on(upstream.clone().serve(([127, 0, 0, 1], 0).into(), PATH))
             .map_err(|e| RuntimeError::Failed(format!("no free port: {e}")))?;
-        let text = crate::generator::demo_configuration(self.port, &format!("ws://{address}{PATH}"));
-        let config = config::parse(None, text, global.memory.as_deref(), &|name| std::env::var(name).ok())?;
+        let text =
+            crate::generator::demo_configuration(self.port, &format!("ws://{address}{PATH}"));
+        let config = config::parse(None, text, global.memory.as_deref(), &|name| {
+            std::env::var(name).ok()
+        })?;
         let listener = serve::bind(&config)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let generator = std::thread::spawn(move || {
             // One that panicked begins again: its records follow from the time.
-            let generated = || std::panic::catch_unwind(AssertUnwindSafe(|| generate(&upstream, &stopping)));
+            let generated =
+                || std::panic::catch_unwind(AssertUnwindSafe(|| generate(&upstream, &stopping)));
             while generated().is_err() {
                 std::thread::sleep(Duration::from_secs(1));
             }
@@ -55,12 +59,19 @@ impl Demo {
     }
 }
 
-/// Sends records of now until told to stop; ids go on from the last run, because they follow from the time.
+/// Sends records of now until told to stop; ids go on from the last run, because they follow from
+/// the time.
 fn generate(upstream: &Upstream, stop: &AtomicBool) {
     let start_ms = SystemClock::default().now() / 1_000;
     let first_id = 1_500_000_000 + (start_ms / 10 - 146_552_040_000).max(0) as u64;
     let seed = start_ms as u64;
-    let mut generator = Generator::new(Settings { seed, start_ms, rate: RATE, hostile: 0.1, first_id });
+    let mut generator = Generator::new(Settings {
+        seed,
+        start_ms,
+        rate: RATE,
+        hostile: 0.1,
+        first_id,
+    });
     let begun = Instant::now();
     while !stop.load(Ordering::Acquire) {
         let (line, mtime) = generator.next_record();
@@ -83,7 +94,10 @@ struct StatusLine {
 impl StatusLine {
     fn show(&mut self, running: &Running) {
         let now = Instant::now();
-        if self.last.is_some_and(|(at, _)| now.duration_since(at) < Duration::from_secs(1)) {
+        if self
+            .last
+            .is_some_and(|(at, _)| now.duration_since(at) < Duration::from_secs(1))
+        {
             return;
         }
         let streams = running.handles.progress.streams();
@@ -99,11 +113,24 @@ impl StatusLine {
         let lags: Vec<String> = running
             .views()
             .iter()
-            .map(|(name, lsn, _)| format!("{} {}", name.replace("lake/", ""), synced.saturating_sub(*lsn)))
+            .map(|(name, lsn, _)| {
+                format!(
+                    "{} {}",
+                    name.replace("lake/", ""),
+                    synced.saturating_sub(*lsn)
+                )
+            })
             .collect();
-        let watermark =
-            streams.values().filter_map(|s| s.watermark).min().map_or_else(|| "none".into(), crate::event::rfc3339);
-        eprint!("\r\x1b[K{events} events · {:.0} ev/s · lag {} · watermark {watermark}", self.rate, lags.join(", "));
+        let watermark = streams
+            .values()
+            .filter_map(|s| s.watermark)
+            .min()
+            .map_or_else(|| "none".into(), crate::event::rfc3339);
+        eprint!(
+            "\r\x1b[K{events} events · {:.0} ev/s · lag {} · watermark {watermark}",
+            self.rate,
+            lags.join(", ")
+        );
         let _ = std::io::stderr().flush();
         self.is_open = true;
     }

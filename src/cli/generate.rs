@@ -1,4 +1,5 @@
-//! `weir generate` and `weir replay`: records to stdout, a file, HTTP, or served as the old stream served them.
+//! `weir generate` and `weir replay`: records to stdout, a file, HTTP, or served as the old stream
+//! served them.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::net::SocketAddr;
@@ -72,8 +73,17 @@ pub struct Replay {
 /// Takes records one by one.
 enum Sink {
     Writer(BufWriter<Box<dyn Write>>),
-    Post { client: reqwest::Client, url: String, waiting: Vec<u8>, count: usize, runtime: tokio::runtime::Runtime },
-    Serve { upstream: Upstream, _runtime: tokio::runtime::Runtime },
+    Post {
+        client: reqwest::Client,
+        url: String,
+        waiting: Vec<u8>,
+        count: usize,
+        runtime: tokio::runtime::Runtime,
+    },
+    Serve {
+        upstream: Upstream,
+        _runtime: tokio::runtime::Runtime,
+    },
 }
 
 impl Sink {
@@ -85,10 +95,16 @@ impl Sink {
                 .block_on(upstream.clone().serve(address, PATH))
                 .map_err(|e| failed(format!("{address}: {e}")))?;
             eprintln!("weir: serving ws://{bound}{PATH} and http://{bound}{PATH}");
-            return Ok(Self::Serve { upstream, _runtime: runtime });
+            return Ok(Self::Serve {
+                upstream,
+                _runtime: runtime,
+            });
         }
         if let Some(url) = &target.post {
-            let client = reqwest::Client::builder().no_proxy().build().map_err(|e| failed(e.to_string()))?;
+            let client = reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .map_err(|e| failed(e.to_string()))?;
             return Ok(Self::Post {
                 client,
                 url: url.clone(),
@@ -98,9 +114,10 @@ impl Sink {
             });
         }
         let writer: Box<dyn Write> = match &target.file {
-            Some(path) => {
-                Box::new(std::fs::File::create(path).map_err(|e| failed(format!("{}: {e}", path.display())))?)
-            }
+            Some(path) => Box::new(
+                std::fs::File::create(path)
+                    .map_err(|e| failed(format!("{}: {e}", path.display())))?,
+            ),
             None => Box::new(std::io::stdout()),
         };
         Ok(Self::Writer(BufWriter::with_capacity(1 << 20, writer)))
@@ -113,7 +130,9 @@ impl Sink {
     fn send(&mut self, mtime: i64, record: &str) -> Result<(), RuntimeError> {
         match self {
             Self::Writer(writer) => {
-                let written = writer.write_all(record.as_bytes()).and_then(|()| writer.write_all(b"\n"));
+                let written = writer
+                    .write_all(record.as_bytes())
+                    .and_then(|()| writer.write_all(b"\n"));
                 output::written(written)
             }
             Self::Serve { upstream, .. } => {
@@ -124,7 +143,11 @@ impl Sink {
                 waiting.extend_from_slice(record.as_bytes());
                 waiting.push(b'\n');
                 *count += 1;
-                if *count >= POST_RECORDS { self.flush() } else { Ok(()) }
+                if *count >= POST_RECORDS {
+                    self.flush()
+                } else {
+                    Ok(())
+                }
             }
         }
     }
@@ -133,17 +156,27 @@ impl Sink {
         match self {
             Self::Writer(writer) => output::written(writer.flush()),
             Self::Serve { .. } => Ok(()),
-            Self::Post { client, url, waiting, count, runtime } => {
+            Self::Post {
+                client,
+                url,
+                waiting,
+                count,
+                runtime,
+            } => {
                 *count = 0;
                 let body = std::mem::take(waiting);
                 if body.is_empty() {
                     return Ok(());
                 }
                 let sent = runtime.block_on(async {
-                    let request = client.post(url.as_str()).header("content-type", "application/x-ndjson").body(body);
+                    let request = client
+                        .post(url.as_str())
+                        .header("content-type", "application/x-ndjson")
+                        .body(body);
                     request.send().await?.error_for_status()
                 });
-                sent.map(drop).map_err(|e| RuntimeError::Failed(e.to_string()))
+                sent.map(drop)
+                    .map_err(|e| RuntimeError::Failed(e.to_string()))
             }
         }
     }
@@ -157,12 +190,24 @@ impl Generate {
             Some(text) => parse_time(text, now).map_err(RuntimeError::Config)? / 1_000,
         };
         if self.rate <= 0.0 || !self.rate.is_finite() {
-            return Err(RuntimeError::Config(format!("--rate {}: more than 0", self.rate)));
+            return Err(RuntimeError::Config(format!(
+                "--rate {}: more than 0",
+                self.rate
+            )));
         }
         let mut sink = Sink::open(&self.target)?;
-        let is_paced = sink.is_paced() || self.start.as_deref().is_some_and(|s| s.trim_start().starts_with("now"));
-        let settings =
-            Settings { seed: self.seed, start_ms, rate: self.rate, hostile: self.hostile, ..Settings::default() };
+        let is_paced = sink.is_paced()
+            || self
+                .start
+                .as_deref()
+                .is_some_and(|s| s.trim_start().starts_with("now"));
+        let settings = Settings {
+            seed: self.seed,
+            start_ms,
+            rate: self.rate,
+            hostile: self.hostile,
+            ..Settings::default()
+        };
         let mut generator = Generator::new(settings);
         let begun = Instant::now();
         for _ in 0..self.count.unwrap_or(u64::MAX) {
@@ -179,7 +224,10 @@ impl Generate {
 
 /// Waits until a record is due; what waits to be sent is sent first.
 fn pace(sink: &mut Sink, begun: Instant, due: Duration) -> Result<(), RuntimeError> {
-    if let Some(wait) = due.checked_sub(begun.elapsed()).filter(|w| *w > Duration::from_millis(1)) {
+    if let Some(wait) = due
+        .checked_sub(begun.elapsed())
+        .filter(|w| *w > Duration::from_millis(1))
+    {
         sink.flush()?;
         std::thread::sleep(wait);
     }
@@ -188,8 +236,10 @@ fn pace(sink: &mut Sink, begun: Instant, due: Duration) -> Result<(), RuntimeErr
 
 impl Replay {
     pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
-        let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.path.display()));
-        let file = BufReader::with_capacity(1 << 20, std::fs::File::open(&self.path).map_err(failed)?);
+        let failed =
+            |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.path.display()));
+        let file =
+            BufReader::with_capacity(1 << 20, std::fs::File::open(&self.path).map_err(failed)?);
         let mut sink = Sink::open(&self.target)?;
         let now_ms = SystemClock::default().now() / 1_000;
         let begun = Instant::now();
@@ -203,7 +253,8 @@ impl Replay {
             let first = *first.get_or_insert(mtime);
             newest = newest.max(mtime);
             if let Some(speed) = self.speed {
-                let due = Duration::from_secs_f64((newest - first) as f64 / 1_000.0 / speed.max(1e-6));
+                let due =
+                    Duration::from_secs_f64((newest - first) as f64 / 1_000.0 / speed.max(1e-6));
                 pace(&mut sink, begun, due)?;
             }
             if self.shift_to_now {

@@ -27,7 +27,8 @@ use crate::config::{self, Config};
 use crate::runtime::RuntimeError;
 pub use output::Format;
 
-/// Takes live JSON events and keeps a lake, search, counts and a venue map of them up to date, without losing one.
+/// Takes live JSON events and keeps a lake, search, counts and a venue map of them up to date,
+/// without losing one.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, propagate_version = true, max_term_width = 110)]
 struct Cli {
@@ -104,7 +105,10 @@ enum Verb {
 
 impl Global {
     pub fn load(&self) -> Result<Config, RuntimeError> {
-        Ok(config::load(self.config.as_deref(), self.memory.as_deref())?)
+        Ok(config::load(
+            self.config.as_deref(),
+            self.memory.as_deref(),
+        )?)
     }
 
     /// The configuration of a verb that works on more than what is stored.
@@ -184,7 +188,10 @@ fn start_logs(global: &Global) {
     };
     let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(color);
     let _ = match global.log_format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().try_init(),

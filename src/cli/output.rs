@@ -18,7 +18,11 @@ pub enum Format {
 
 impl Format {
     pub fn default_for_stdout() -> Self {
-        if io::stdout().is_terminal() { Self::Table } else { Self::Json }
+        if io::stdout().is_terminal() {
+            Self::Table
+        } else {
+            Self::Json
+        }
     }
 }
 
@@ -73,17 +77,27 @@ fn cell(value: &Value) -> String {
 fn csv(rows: &[Value]) -> String {
     let columns = columns(rows);
     let quote = |text: String| {
-        if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+        if text.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text
+        }
     };
-    let line = |cells: Vec<String>| cells.into_iter().map(quote).collect::<Vec<_>>().join(",") + "\n";
+    let line =
+        |cells: Vec<String>| cells.into_iter().map(quote).collect::<Vec<_>>().join(",") + "\n";
     let head = line(columns.clone());
-    rows.iter().fold(head, |out, row| out + &line(columns.iter().map(|c| cell(&row[c])).collect()))
+    rows.iter().fold(head, |out, row| {
+        out + &line(columns.iter().map(|c| cell(&row[c])).collect())
+    })
 }
 
 fn table(rows: &[Value]) -> String {
     let columns = columns(rows);
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(&columns);
+    table
+        .load_preset(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(&columns);
     for row in rows {
         table.add_row(columns.iter().map(|c| printable(&cell(&row[c]))));
     }
@@ -92,5 +106,13 @@ fn table(rows: &[Value]) -> String {
 
 /// Control characters do not reach the terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }

@@ -1,4 +1,5 @@
-//! `weir count`, `weir search`, `weir nearby`, `weir status`: the HTTP questions as verbs, with the same names.
+//! `weir count`, `weir search`, `weir nearby`, `weir status`: the HTTP questions as verbs, with the
+//! same names.
 
 use clap::Args;
 
@@ -50,7 +51,12 @@ pub struct Search {
     #[arg(long, default_value_t = 20)]
     limit: usize,
     /// Only near this place: LAT,LON, with --within.
-    #[arg(long, allow_hyphen_values = true, value_name = "LAT,LON", requires = "within")]
+    #[arg(
+        long,
+        allow_hyphen_values = true,
+        value_name = "LAT,LON",
+        requires = "within"
+    )]
     near: Option<String>,
     /// Only so far from it, for example 5km.
     #[arg(long, value_name = "DISTANCE", requires = "near")]
@@ -97,7 +103,10 @@ pub struct Windows {
 pub struct Status {}
 
 fn params<const N: usize>(pairs: [(&str, Option<String>); N]) -> Params {
-    pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    pairs
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect()
 }
 
 impl Count {
@@ -172,7 +181,9 @@ impl Status {
         if global.format() == output::Format::Table {
             tell_sources(&answer);
             let notes = answer["notes"].as_array().into_iter().flatten();
-            notes.filter_map(|note| note.as_str()).for_each(|note| eprintln!("weir: {note}"));
+            notes
+                .filter_map(|note| note.as_str())
+                .for_each(|note| eprintln!("weir: {note}"));
         }
         output::answer(&answer, "views", global.format())
     }
@@ -187,7 +198,11 @@ fn tell_sources(answer: &serde_json::Value) {
             eprintln!("source `{name}` {state}: {reason}");
         }
         for file in source["files"].as_array().into_iter().flatten() {
-            eprintln!("source `{name}`: {} waits: {}", text(&file["path"]), text(&file["reason"]));
+            eprintln!(
+                "source `{name}`: {} waits: {}",
+                text(&file["path"]),
+                text(&file["reason"])
+            );
         }
     }
 }

@@ -12,15 +12,18 @@ use crate::event::Lsn;
 use crate::runtime::rebuild::{self, Generation};
 use crate::runtime::{Options, POLL, Running, RuntimeError, views};
 
-/// Makes windows, tables, search, places or counts anew, as the configuration declares them now (`[lake] partition` too), from the
-/// first record on. A stream's table brings its search with it, which shows the table's rows.
+/// Makes windows, tables, search, places or counts anew, as the configuration declares them now
+/// (`[lake] partition` too), from the first record on. A stream's table brings its search with it,
+/// which shows the table's rows.
 ///
-/// What is there goes on serving meanwhile, also in a running server; what is begun goes on where it was broken off. At the end the
-/// new ones take their places together: a server pauses for a moment, and its websockets have a gap. Until then this takes memory
-/// of its own, as `--memory` says, and as much disk again as what it makes.
+/// What is there goes on serving meanwhile, also in a running server; what is begun goes on where
+/// it was broken off. At the end the new ones take their places together: a server pauses for a
+/// moment, and its websockets have a gap. Until then this takes memory of its own, as `--memory`
+/// says, and as much disk again as what it makes.
 #[derive(Debug, Args)]
 pub struct Rebuild {
-    /// Windows, tables (`rsvps.members`, `rsvps.sessions`, `rsvps`, `dead_letters`), or search, places, counts.
+    /// Windows, tables (`rsvps.members`, `rsvps.sessions`, `rsvps`, `dead_letters`), or search,
+    /// places, counts.
     #[arg(required = true)]
     what: Vec<String>,
     /// The stream of search, places or counts [default: the first].
@@ -50,14 +53,21 @@ impl Rebuild {
             }
         }
         // What is named twice is made once.
-        for at in (1..views.len()).rev().filter(|at| views[..*at].contains(&views[*at])).collect::<Vec<_>>() {
+        for at in (1..views.len())
+            .rev()
+            .filter(|at| views[..*at].contains(&views[*at]))
+            .collect::<Vec<_>>()
+        {
             views.remove(at);
             whats.remove(at);
         }
         rebuild::finish_what_was_begun(&config, runtime.handle())?;
         let begin = |view: &String| Generation::begin(&config, runtime.handle(), view);
         let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
-        generations.iter().filter_map(Generation::told).for_each(|told| eprintln!("weir: {told}"));
+        generations
+            .iter()
+            .filter_map(Generation::told)
+            .for_each(|told| eprintln!("weir: {told}"));
         let begun = Instant::now();
         let (mut reached, mut rounds) = (None, 0);
         let server = loop {
@@ -66,12 +76,16 @@ impl Rebuild {
                 Some(server) => runtime.block_on(server.synced_lsn())?,
                 None => rebuild::end_of_log(&config)?,
             };
-            if rounds == ROUNDS || reached.is_some_and(|reached: Lsn| end.saturating_sub(reached) <= FEW) {
+            if rounds == ROUNDS
+                || reached.is_some_and(|reached: Lsn| end.saturating_sub(reached) <= FEW)
+            {
                 break server;
             }
             rounds += 1;
             for (generation, what) in generations.iter_mut().zip(&whats) {
-                generation.build(&config, end, &mut |done, all, time| tell(what, done, all, time))?;
+                generation.build(&config, end, &mut |done, all, time| {
+                    tell(what, done, all, time);
+                })?;
             }
             reached = Some(end);
         };
@@ -81,21 +95,34 @@ impl Rebuild {
         match server {
             None => {
                 take_place(&config, runtime.handle())?;
-                views.iter().try_for_each(|view| rebuild::is_done(&config, view).map(drop))?;
+                views
+                    .iter()
+                    .try_for_each(|view| rebuild::is_done(&config, view).map(drop))?;
             }
             Some(server) => {
-                runtime.block_on(server.post("rebuild", &json!({"configuration": catalog.id.to_string()})))?;
-                views.iter().try_for_each(|view| wait_for_place(&config, view))?;
+                runtime.block_on(
+                    server.post("rebuild", &json!({"configuration": catalog.id.to_string()})),
+                )?;
+                views
+                    .iter()
+                    .try_for_each(|view| wait_for_place(&config, view))?;
             }
         }
-        eprintln!("weir: rebuilt: {}, in {:.1} s", whats.join(", "), begun.elapsed().as_secs_f64());
+        eprintln!(
+            "weir: rebuilt: {}, in {:.1} s",
+            whats.join(", "),
+            begun.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 }
 
 fn tell(what: &str, done: Lsn, all: Lsn, time: Duration) {
     let share = 100.0 * done as f64 / all.max(1) as f64;
-    eprintln!("weir: {what}: {done} of {all} records ({share:.0} %), {:.0} s", time.as_secs_f64());
+    eprintln!(
+        "weir: {what}: {done} of {all} records ({share:.0} %), {:.0} s",
+        time.as_secs_f64()
+    );
 }
 
 /// A stopped folder: what is ready takes its place as at a start, with which nothing is taken in.

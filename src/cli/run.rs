@@ -46,7 +46,10 @@ impl Run {
         }
         // A new log begins with one record, its configuration.
         if running.recovered() > 1 {
-            eprintln!("{} records were in the log already and not in every view; brought in", running.recovered());
+            eprintln!(
+                "{} records were in the log already and not in every view; brought in",
+                running.recovered()
+            );
         }
         let before = running.handles.progress.streams();
         while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
@@ -64,7 +67,9 @@ impl Run {
         let (handles, was_asked) = (running.handles.clone(), signal.is_finished());
         running.stop()?;
         summary(&handles, &before, started, was_asked);
-        notes::of_tables(&handles.tables, &handles.catalog).iter().for_each(|note| eprintln!("{}", note.text));
+        notes::of_tables(&handles.tables, &handles.catalog)
+            .iter()
+            .for_each(|note| eprintln!("{}", note.text));
         Ok(())
     }
 
@@ -93,11 +98,17 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
 
 fn summary(handles: &Handles, before: &Streams, started: Instant, was_asked: bool) {
     let streams = handles.progress.streams();
-    let counted: Vec<(&String, Totals)> =
-        streams.iter().map(|(name, s)| (name, since(before, name, &s.totals))).collect();
+    let counted: Vec<(&String, Totals)> = streams
+        .iter()
+        .map(|(name, s)| (name, since(before, name, &s.totals)))
+        .collect();
     let sum = |of: fn(&Totals) -> u64| counted.iter().map(|(_, totals)| of(totals)).sum::<u64>();
     let seconds = started.elapsed().as_secs_f64();
-    let reached = if was_asked { "stopped as asked, what was taken in is safe" } else { "all views have committed" };
+    let reached = if was_asked {
+        "stopped as asked, what was taken in is safe"
+    } else {
+        "all views have committed"
+    };
     eprintln!(
         "{} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
         sum(|t| t.events),
@@ -107,7 +118,11 @@ fn summary(handles: &Handles, before: &Streams, started: Instant, was_asked: boo
         crate::event::lsn_sequence(handles.progress.synced_lsn()),
     );
     for (name, counted) in &counted {
-        let notice = handles.catalog.streams.get(*name).and_then(|stream| disorder::notice(stream, counted));
+        let notice = handles
+            .catalog
+            .streams
+            .get(*name)
+            .and_then(|stream| disorder::notice(stream, counted));
         if let Some(text) = notice {
             eprintln!("weir: {text}");
         }

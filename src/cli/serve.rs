@@ -28,8 +28,8 @@ pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
     })
 }
 
-/// Runs until asked to stop; `tick` is called about every 50 ms. Where a rebuilt view is to take its place, everything stops and
-/// starts once more, while the port stays open.
+/// Runs until asked to stop; `tick` is called about every 50 ms. Where a rebuilt view is to take
+/// its place, everything stops and starts once more, while the port stays open.
 pub fn serve(
     config: &Config,
     listener: &TcpListener,
@@ -38,11 +38,16 @@ pub fn serve(
 ) -> Result<(), RuntimeError> {
     let signal = stop_signal(runtime);
     let metrics = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0])
+        .set_buckets_for_metric(
+            Matcher::Suffix("_seconds".into()),
+            &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0],
+        )
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
     loop {
-        let own = listener.try_clone().map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        let own = listener
+            .try_clone()
+            .map_err(|e| RuntimeError::Failed(e.to_string()))?;
         let is_over = || signal.is_finished();
         if !serve_once(config, own, runtime, &metrics, &is_over, &mut tick)? {
             return Ok(());
@@ -60,12 +65,19 @@ fn serve_once(
     is_over: &dyn Fn() -> bool,
     tick: &mut dyn FnMut(&Running),
 ) -> Result<bool, RuntimeError> {
-    // In a thread that ends: the memory that opening takes and gives back returns to the system with it.
+    // In a thread that ends: the memory that opening takes and gives back returns to the system
+    // with it.
     let mut running = std::thread::scope(|scope| {
         let opening = scope.spawn(|| Running::start(config, Options::default(), runtime.handle()));
-        opening.join().unwrap_or_else(|_| Err(RuntimeError::Failed("opening the data folder panicked".into())))
+        opening.join().unwrap_or_else(|_| {
+            Err(RuntimeError::Failed(
+                "opening the data folder panicked".into(),
+            ))
+        })
     })?;
-    let address = listener.local_addr().map_err(|e| RuntimeError::Failed(e.to_string()))?;
+    let address = listener
+        .local_addr()
+        .map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let restart = Arc::new(AtomicBool::new(false));
     let folder_key = format!("{:032x}", rand::random::<u128>());
     let parts = Parts {
@@ -90,7 +102,12 @@ fn serve_once(
     let server = runtime
         .block_on(Server::start(listener, parts))
         .map_err(|e| RuntimeError::Failed(format!("{address}: {e}")))?;
-    let own = Address { pid: std::process::id(), http: address, tls: config.server.tls.is_some(), key: folder_key };
+    let own = Address {
+        pid: std::process::id(),
+        http: address,
+        tls: config.server.tls.is_some(),
+        key: folder_key,
+    };
     let mut published = running.folder.publish_address(&own);
     if let Err(error) = &published {
         // A full disk does not keep queries from being answered.
@@ -98,7 +115,11 @@ fn serve_once(
     }
     tracing::info!(%address, "ready");
     let mut since_metrics = METRICS_EVERY;
-    while !is_over() && !running.has_failed() && !server.has_ended() && !restart.load(Ordering::Acquire) {
+    while !is_over()
+        && !running.has_failed()
+        && !server.has_ended()
+        && !restart.load(Ordering::Acquire)
+    {
         if running.resume(config)? && config.server.ingest {
             server.open_intake(running.ingest()?);
         }
@@ -119,7 +140,9 @@ fn serve_once(
         running.folder.remove_address();
     }
     running.stop.ask();
-    let served = runtime.block_on(server.stop()).map_err(RuntimeError::Failed);
+    let served = runtime
+        .block_on(server.stop())
+        .map_err(RuntimeError::Failed);
     let goes_on = end(running, restart.load(Ordering::Acquire), is_over)?;
     served.map(|()| goes_on)
 }
@@ -143,11 +166,14 @@ fn end(running: Running, restart: bool, is_over: &dyn Fn() -> bool) -> Result<bo
 /// Refuses a secret that others can exchange, and warns of one that they can read.
 fn check_rights(path: &std::path::Path, what: &str) -> Result<(), RuntimeError> {
     use std::os::unix::fs::PermissionsExt;
-    let metadata = std::fs::metadata(path).map_err(|e| RuntimeError::Config(format!("{}: {e}", path.display())))?;
+    let metadata = std::fs::metadata(path)
+        .map_err(|e| RuntimeError::Config(format!("{}: {e}", path.display())))?;
     let mode = metadata.permissions().mode();
     if mode & 0o022 != 0 {
         let path = path.display();
-        return Err(RuntimeError::Config(format!("{path}: others can write {what}; run `chmod 600 {path}`")));
+        return Err(RuntimeError::Config(format!(
+            "{path}: others can write {what}; run `chmod 600 {path}`"
+        )));
     }
     if mode & 0o044 != 0 {
         tracing::warn!(path = %path.display(), "others can read {what}; run `chmod 600` on it");
@@ -160,21 +186,34 @@ fn read_tokens(config: &Config) -> Result<Vec<([u8; 32], bool)>, RuntimeError> {
     if let Some((_, key)) = &config.server.tls {
         check_rights(key, "the private key")?;
     }
-    let Some(path) = &config.server.token_file else { return Ok(Vec::new()) };
+    let Some(path) = &config.server.token_file else {
+        return Ok(Vec::new());
+    };
     check_rights(path, "the token file")?;
-    let wrong =
-        |what: &str| RuntimeError::Config(format!("{}: {what}; make one with `weir token create`", path.display()));
+    let wrong = |what: &str| {
+        RuntimeError::Config(format!(
+            "{}: {what}; make one with `weir token create`",
+            path.display()
+        ))
+    };
     let text = std::fs::read_to_string(path).map_err(|e| wrong(&e.to_string()))?;
     let tokens: Vec<([u8; 32], bool)> = text
         .lines()
         .filter(|l| !l.trim().is_empty())
         .map(|line| {
-            let (hash, rights) = line.split_once(' ').ok_or_else(|| wrong("a line is no token"))?;
-            let bytes: Vec<u8> =
-                (0..hash.len() / 2).filter_map(|i| u8::from_str_radix(hash.get(2 * i..2 * i + 2)?, 16).ok()).collect();
+            let (hash, rights) = line
+                .split_once(' ')
+                .ok_or_else(|| wrong("a line is no token"))?;
+            let bytes: Vec<u8> = (0..hash.len() / 2)
+                .filter_map(|i| u8::from_str_radix(hash.get(2 * i..2 * i + 2)?, 16).ok())
+                .collect();
             let hash: [u8; 32] = bytes.try_into().map_err(|_| wrong("a line is no token"))?;
             Ok((hash, rights.trim() == "write"))
         })
         .collect::<Result<_, RuntimeError>>()?;
-    if tokens.is_empty() { Err(wrong("holds no token")) } else { Ok(tokens) }
+    if tokens.is_empty() {
+        Err(wrong("holds no token"))
+    } else {
+        Ok(tokens)
+    }
 }

@@ -19,7 +19,9 @@ impl Sql {
         let query = match self.query.as_deref() {
             Some("-") | None => {
                 let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).map_err(|e| RuntimeError::Failed(format!("stdin: {e}")))?;
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .map_err(|e| RuntimeError::Failed(format!("stdin: {e}")))?;
                 text
             }
             Some(query) => query.to_owned(),
@@ -33,10 +35,16 @@ impl Sql {
         };
         let answer = asked.sql(&query, name)?;
         if format != Format::Table {
-            return output::write(&answer)
-                .and_then(|()| if format == Format::Json { output::write(b"\n") } else { Ok(()) });
+            return output::write(&answer).and_then(|()| {
+                if format == Format::Json {
+                    output::write(b"\n")
+                } else {
+                    Ok(())
+                }
+            });
         }
-        let answer = serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        let answer =
+            serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
         output::answer(&answer, "rows", format)
     }
 }

@@ -1,4 +1,5 @@
-//! `weir test`: what sample records become under the configuration, shown or compared with what is expected.
+//! `weir test`: what sample records become under the configuration, shown or compared with what is
+//! expected.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,8 @@ pub struct Test {
     /// Close windows and sessions behind the records.
     #[arg(long = "final")]
     is_final: bool,
-    /// Cases with what is expected of them, for a check in your own CI; ends with 1 where something differs.
+    /// Cases with what is expected of them, for a check in your own CI; ends with 1 where something
+    /// differs.
     #[arg(long, value_name = "FILE", conflicts_with = "files")]
     suite: Option<PathBuf>,
     /// Files of records: JSON objects, one a line or pretty-printed, or an array; also compressed.
@@ -49,14 +51,21 @@ struct Case {
     file: Option<PathBuf>,
     #[serde(default, rename = "final")]
     is_final: bool,
-    /// What the answer of `weir test` must hold: of objects these members, of lists these items in this order.
+    /// What the answer of `weir test` must hold: of objects these members, of lists these items in
+    /// this order.
     expect: toml::Value,
 }
 
-/// The records of a file, read as the stream's source would: the one that names this file, or else those of any file.
+/// The records of a file, read as the stream's source would: the one that names this file, or else
+/// those of any file.
 fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
     let wrong = |e: std::io::Error| RuntimeError::Config(format!("{}: {e}", path.display()));
-    let of_stream = || config.sources.iter().filter(|source| source.stream == stream.name);
+    let of_stream = || {
+        config
+            .sources
+            .iter()
+            .filter(|source| source.stream == stream.name)
+    };
     let own = of_stream().find(|source| is_of_file(source, path));
     let unwrap = match own {
         Some(own) => own.unwrap.as_deref(),
@@ -69,7 +78,11 @@ fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8
         None => of_stream().filter_map(order).collect(),
     };
     let is_sorted = !orders.is_empty() && orders.iter().all(|order| *order == ReadOrder::EventTime);
-    Ok(if is_sorted { samples::in_order(stream, records) } else { records })
+    Ok(if is_sorted {
+        samples::in_order(stream, records)
+    } else {
+        records
+    })
 }
 
 fn order(source: &Source) -> Option<ReadOrder> {
@@ -80,8 +93,11 @@ fn order(source: &Source) -> Option<ReadOrder> {
 }
 
 fn is_of_file(source: &Source, path: &Path) -> bool {
-    let SourceKind::File(def) = &source.kind else { return false };
-    path.canonicalize().is_ok_and(|path| def.path.canonicalize().is_ok_and(|own| own == path))
+    let SourceKind::File(def) = &source.kind else {
+        return false;
+    };
+    path.canonicalize()
+        .is_ok_and(|path| def.path.canonicalize().is_ok_and(|own| own == path))
 }
 
 /// Where `found` lacks something of `wanted`: the place and what is there.
@@ -89,7 +105,12 @@ fn difference(wanted: &Value, found: &Value, place: &str, out: &mut Vec<String>)
     match (wanted, found) {
         (Value::Object(wanted), Value::Object(members)) => {
             for (key, value) in wanted {
-                difference(value, members.get(key).unwrap_or(&Value::Null), &format!("{place}.{key}"), out);
+                difference(
+                    value,
+                    members.get(key).unwrap_or(&Value::Null),
+                    &format!("{place}.{key}"),
+                    out,
+                );
             }
         }
         (Value::Array(wanted), Value::Array(items)) if wanted.len() == items.len() => {
@@ -98,7 +119,12 @@ fn difference(wanted: &Value, found: &Value, place: &str, out: &mut Vec<String>)
             }
         }
         (Value::Array(wanted), Value::Array(items)) => {
-            out.push(format!("{place}: {} items instead of {}: {}", items.len(), wanted.len(), found));
+            out.push(format!(
+                "{place}: {} items instead of {}: {}",
+                items.len(),
+                wanted.len(),
+                found
+            ));
         }
         // TOML has no null.
         (Value::String(text), Value::Null) if text == "null" => {}
@@ -118,31 +144,49 @@ impl Test {
         }
     }
 
-    fn show(&self, global: &Global, config: &Config, catalog: &Arc<Catalog>) -> Result<(), RuntimeError> {
+    fn show(
+        &self,
+        global: &Global,
+        config: &Config,
+        catalog: &Arc<Catalog>,
+    ) -> Result<(), RuntimeError> {
         let stream = named(catalog, self.stream.as_ref())?;
         let mut records = Vec::new();
         for file in &self.files {
             records.extend(read(config, of_name(catalog, &stream)?, file)?);
         }
-        let (answer, counted) = samples::run(catalog, &stream, &records, SystemClock::default().now(), self.is_final)?;
+        let (answer, counted) = samples::run(
+            catalog,
+            &stream,
+            &records,
+            SystemClock::default().now(),
+            self.is_final,
+        )?;
         if let Some(text) = disorder::notice(&catalog.streams[&stream], &counted) {
             eprintln!("weir: {text}");
         }
         if global.output.is_some_and(|format| format != Format::Json) {
             return output::answer(&answer, "records", global.format());
         }
-        let text = serde_json::to_string_pretty(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        let text = serde_json::to_string_pretty(&answer)
+            .map_err(|e| RuntimeError::Failed(e.to_string()))?;
         output::write(format!("{text}\n").as_bytes())
     }
 }
 
 fn named(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeError> {
     let first = || catalog.streams.keys().next().cloned();
-    stream.cloned().or_else(first).ok_or_else(|| RuntimeError::Config("no stream is declared".into()))
+    stream
+        .cloned()
+        .or_else(first)
+        .ok_or_else(|| RuntimeError::Config("no stream is declared".into()))
 }
 
 fn of_name<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, RuntimeError> {
-    catalog.streams.get(name).ok_or_else(|| samples::unknown_stream(catalog, name))
+    catalog
+        .streams
+        .get(name)
+        .ok_or_else(|| samples::unknown_stream(catalog, name))
 }
 
 fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
@@ -155,7 +199,11 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
     let mut failed = 0;
     for case in &suite.test {
         let stream = named(catalog, case.stream.as_ref())?;
-        let mut records: Vec<Vec<u8>> = case.records.iter().map(|r| r.clone().into_bytes()).collect();
+        let mut records: Vec<Vec<u8>> = case
+            .records
+            .iter()
+            .map(|r| r.clone().into_bytes())
+            .collect();
         if let Some(file) = &case.file {
             records.extend(read(
                 config,
@@ -163,17 +211,34 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
                 &path.parent().unwrap_or(Path::new("")).join(file),
             )?);
         }
-        let (found, _) = samples::run(catalog, &stream, &records, SystemClock::default().now(), case.is_final)?;
+        let (found, _) = samples::run(
+            catalog,
+            &stream,
+            &records,
+            SystemClock::default().now(),
+            case.is_final,
+        )?;
         let mut differences = Vec::new();
         difference(&json!(case.expect), &found, "", &mut differences);
-        println!("{} {}", if differences.is_empty() { "ok    " } else { "FAILED" }, case.name);
+        println!(
+            "{} {}",
+            if differences.is_empty() {
+                "ok    "
+            } else {
+                "FAILED"
+            },
+            case.name
+        );
         for difference in &differences {
             println!("       {}", difference.trim_start_matches('.'));
         }
         failed += usize::from(!differences.is_empty());
     }
     if failed > 0 {
-        return Err(RuntimeError::Failed(format!("{failed} of {} cases differ", suite.test.len())));
+        return Err(RuntimeError::Failed(format!(
+            "{failed} of {} cases differ",
+            suite.test.len()
+        )));
     }
     Ok(())
 }

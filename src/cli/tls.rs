@@ -1,5 +1,5 @@
-//! The certificate of the server that works on the data folder: exactly the one that the configuration names, whatever names it
-//! carries, for the server was found by its folder.
+//! The certificate of the server that works on the data folder: exactly the one that the
+//! configuration names, whatever names it carries, for the server was found by its folder.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,11 +23,17 @@ pub fn trusting(certificate: &Path) -> Result<ClientConfig, RuntimeError> {
     let wrong = |e: String| RuntimeError::Config(format!("{}: {e}", certificate.display()));
     let provider = Arc::new(ring::default_provider());
     let pinned = CertificateDer::from_pem_file(certificate).map_err(|e| wrong(e.to_string()))?;
-    let verifier = Arc::new(Pinned { certificate: pinned, provider: provider.clone() });
+    let verifier = Arc::new(Pinned {
+        certificate: pinned,
+        provider: provider.clone(),
+    });
     let client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| wrong(e.to_string()))?;
-    Ok(client.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    Ok(client
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
 }
 
 impl ServerCertVerifier for Pinned {
@@ -51,7 +57,12 @@ impl ServerCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -60,10 +71,17 @@ impl ServerCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

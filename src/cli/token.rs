@@ -33,7 +33,11 @@ impl Token {
         let What::Create { read_only, file } = &self.what;
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let token = format!("weir_{}", hex(&rand::random::<[u8; 32]>()));
-        let line = format!("{} {}\n", hex(&Sha256::digest(&token)), if *read_only { "read" } else { "write" });
+        let line = format!(
+            "{} {}\n",
+            hex(&Sha256::digest(&token)),
+            if *read_only { "read" } else { "write" }
+        );
         std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -41,7 +45,10 @@ impl Token {
             .open(file)
             .and_then(|mut f| f.write_all(line.as_bytes()).and_then(|()| f.sync_all()))
             .map_err(|e| RuntimeError::Failed(format!("{}: {e}", file.display())))?;
-        eprintln!("weir: its hash is in {}; the token itself is shown only now", file.display());
+        eprintln!(
+            "weir: its hash is in {}; the token itself is shown only now",
+            file.display()
+        );
         output::write(format!("{token}\n").as_bytes())
     }
 }

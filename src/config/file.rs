@@ -6,7 +6,8 @@ use globset::GlobBuilder;
 
 use super::typed;
 
-/// Files that are no data or not whole yet: editors' and copying programs' own, and marks beside data.
+/// Files that are no data or not whole yet: editors' and copying programs' own, and marks beside
+/// data.
 const EXCLUDED: [&str; 7] = ["*~", "#*#", "*.swp", "*.tmp", "*.part", "*.crc", "_SUCCESS"];
 
 /// In which order the records of a source of files are taken in.
@@ -44,7 +45,8 @@ impl FileDef {
 
     /// The path is a glob; a file whose name looks like one is read by its name.
     pub fn is_glob(&self) -> bool {
-        Self::has_glob(&self.path.to_string_lossy()) && std::fs::symlink_metadata(&self.path).is_err()
+        Self::has_glob(&self.path.to_string_lossy())
+            && std::fs::symlink_metadata(&self.path).is_err()
     }
 }
 
@@ -58,7 +60,14 @@ pub(super) fn def(source: &typed::Source, path: PathBuf) -> Result<FileDef, Stri
     };
     def.order = order(source, &def)?;
     if def.is_stdin() || def.is_glob() {
-        refuse_include(source, if def.is_stdin() { "standard input" } else { "a glob" })?;
+        refuse_include(
+            source,
+            if def.is_stdin() {
+                "standard input"
+            } else {
+                "a glob"
+            },
+        )?;
     }
     def.exclude = match &source.exclude {
         Some(exclude) => exclude.clone(),
@@ -74,7 +83,10 @@ pub(super) fn def(source: &typed::Source, path: PathBuf) -> Result<FileDef, Stri
     globs.extend(def.include.iter().map(|glob| ("include", glob)));
     globs.extend(def.exclude.iter().map(|glob| ("exclude", glob)));
     for (key, glob) in globs {
-        GlobBuilder::new(glob).literal_separator(true).build().map_err(|e| format!("`{key}`: {e}"))?;
+        GlobBuilder::new(glob)
+            .literal_separator(true)
+            .build()
+            .map_err(|e| format!("`{key}`: {e}"))?;
     }
     Ok(def)
 }
@@ -96,14 +108,25 @@ fn order(source: &typed::Source, def: &FileDef) -> Result<ReadOrder, String> {
         ("exclude", source.exclude.is_some()),
     ];
     if let Some((key, _)) = keys.into_iter().find(|(_, is_set)| *is_set) {
-        return Err(format!("`{key}` is for a folder, and {ORDER_IS_FOR}; remove one of the two keys"));
+        return Err(format!(
+            "`{key}` is for a folder, and {ORDER_IS_FOR}; remove one of the two keys"
+        ));
     }
     let (what, way_out) = if def.is_stdin() {
-        ("standard input", "write the input into a file and name that")
+        (
+            "standard input",
+            "write the input into a file and name that",
+        )
     } else if def.is_glob() {
-        ("a glob", "name each file in a source of its own, or put them together into one file")
+        (
+            "a glob",
+            "name each file in a source of its own, or put them together into one file",
+        )
     } else if def.path.is_dir() {
-        ("a folder", "name each file in a source of its own, or put them together into one file")
+        (
+            "a folder",
+            "name each file in a source of its own, or put them together into one file",
+        )
     } else {
         return Ok(ReadOrder::EventTime);
     };
@@ -113,11 +136,14 @@ fn order(source: &typed::Source, def: &FileDef) -> Result<ReadOrder, String> {
 const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is complete";
 
 fn refuse_include(source: &typed::Source, what: &str) -> Result<(), String> {
-    let key = [("recursive", source.recursive.is_some()), ("include", source.include.is_some())];
+    let key = [
+        ("recursive", source.recursive.is_some()),
+        ("include", source.include.is_some()),
+    ];
     match key.into_iter().find(|(_, is_set)| *is_set) {
-        Some((key, _)) if what == "a glob" => {
-            Err(format!("`{key}` is for a folder, and `path` is a glob; use `**` for subfolders, and one pattern"))
-        }
+        Some((key, _)) if what == "a glob" => Err(format!(
+            "`{key}` is for a folder, and `path` is a glob; use `**` for subfolders, and one pattern"
+        )),
         Some((key, _)) => Err(format!("`{key}` is for a folder, and `path` is {what}")),
         None => Ok(()),
     }
@@ -126,7 +152,9 @@ fn refuse_include(source: &typed::Source, what: &str) -> Result<(), String> {
 /// Keys of a source of files beside another type.
 pub(super) fn refuse_keys(source: &typed::Source) -> Result<(), String> {
     if source.order.is_some() {
-        return Err(format!("`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"));
+        return Err(format!(
+            "`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"
+        ));
     }
     let keys = [
         ("recursive", source.recursive.is_some()),
@@ -149,13 +177,26 @@ mod tests {
 
     #[test]
     fn a_folder_passes_over_what_is_no_data_unless_told_otherwise() {
-        let read = |text: &str, path: &str| def(&source(text), path.into()).map(|def| def.exclude.len());
+        let read =
+            |text: &str, path: &str| def(&source(text), path.into()).map(|def| def.exclude.len());
         assert_eq!(read("", "logs"), Ok(EXCLUDED.len()));
         assert_eq!(read("exclude = []", "logs"), Ok(0));
         assert_eq!(read("", "logs/*.json"), Ok(0));
-        assert!(read("include = [\"[\"]", "logs").expect_err("a glob without an end").contains("`include`"));
-        assert!(read("recursive = true", "logs/*").expect_err("no folder").contains("`**`"));
-        assert!(read("recursive = true", "-").expect_err("no folder").contains("standard input"));
+        assert!(
+            read("include = [\"[\"]", "logs")
+                .expect_err("a glob without an end")
+                .contains("`include`")
+        );
+        assert!(
+            read("recursive = true", "logs/*")
+                .expect_err("no folder")
+                .contains("`**`")
+        );
+        assert!(
+            read("recursive = true", "-")
+                .expect_err("no folder")
+                .contains("standard input")
+        );
         assert!(refuse_keys(&source("exclude = []")).is_err());
     }
 }

@@ -1,6 +1,8 @@
-//! Configuration: [`typed::File`] is what the user wrote, [`Config`] what it means, checked once; modules get their own part.
+//! Configuration: [`typed::File`] is what the user wrote, [`Config`] what it means, checked once;
+//! modules get their own part.
 //!
-//! The declarations of streams are checked against SQL by `schema`; everything that can be known without it is checked here.
+//! The declarations of streams are checked against SQL by `schema`; everything that can be known
+//! without it is checked here.
 
 mod file;
 mod place;
@@ -20,8 +22,9 @@ pub use file::{FileDef, ReadOrder};
 pub use place::Location;
 use place::Place;
 pub use stream::{
-    Declarations, IdempotencyLimits, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES, SearchDef,
-    SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
+    Declarations, IdempotencyLimits, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES,
+    SearchDef, SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES,
+    WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 
@@ -37,7 +40,14 @@ pub struct ConfigError {
 impl std::fmt::Display for ConfigError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let part = |number: Option<usize>| number.map_or(String::new(), |n| format!(":{n}"));
-        write!(f, "{}{}{}: {}", self.path.display(), part(self.line), part(self.column), self.message)
+        write!(
+            f,
+            "{}{}{}: {}",
+            self.path.display(),
+            part(self.line),
+            part(self.column),
+            self.message
+        )
     }
 }
 
@@ -214,7 +224,9 @@ pub fn load(named: Option<&Path>, memory: Option<&str>) -> Result<Config, Config
             path: path.to_owned(),
             line: None,
             column: None,
-            message: format!("cannot be read: {e}; name a configuration with -c, or make one with `weir init`"),
+            message: format!(
+                "cannot be read: {e}; name a configuration with -c, or make one with `weir init`"
+            ),
         })?,
         None => String::new(),
     };
@@ -228,13 +240,21 @@ pub fn parse(
     memory: Option<&str>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
-    let at = Place { path: path.unwrap_or(Path::new("weir.toml")), text: &text };
-    let mut table: toml::Table = toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
+    let at = Place {
+        path: path.unwrap_or(Path::new("weir.toml")),
+        text: &text,
+    };
+    let mut table: toml::Table =
+        toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
     // Read once for positions, then again with the environment's values laid over.
-    toml::from_str::<typed::File>(&text).map_err(|e| at.error_at(e.span(), explain(e.message())))?;
+    toml::from_str::<typed::File>(&text)
+        .map_err(|e| at.error_at(e.span(), explain(e.message())))?;
     overlay_environment(&mut table, env);
     let file = typed::File::deserialize_from(table).map_err(|message| at.error(None, message))?;
-    let base = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+    let base = path
+        .and_then(Path::parent)
+        .unwrap_or(Path::new(""))
+        .to_owned();
     let server = server(&file.server, &base, &at)?;
     let limits = limits(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
     let declared = declarations(&file, &at)?;
@@ -252,7 +272,10 @@ pub fn parse(
     };
     let instance = file.instance.unwrap_or(0);
     if instance > 1023 {
-        return Err(at.error(at.line_of("instance"), format!("instance = {instance}: at most 1023")));
+        return Err(at.error(
+            at.line_of("instance"),
+            format!("instance = {instance}: at most 1023"),
+        ));
     }
     let data = base.join(file.data.clone().unwrap_or_else(|| "./weir-data".into()));
     Ok(Config {
@@ -282,7 +305,10 @@ impl Config {
         let l = &self.limits;
         let rows: [(&str, String); 15] = [
             ("memory", Size(l.memory).to_string()),
-            ("disk", l.disk.map_or("none".into(), |d| Size(d).to_string())),
+            (
+                "disk",
+                l.disk.map_or("none".into(), |d| Size(d).to_string()),
+            ),
             ("record", Size(l.record as u64).to_string()),
             ("body", Size(l.body as u64).to_string()),
             ("connections", l.connections.to_string()),
@@ -309,10 +335,13 @@ impl Config {
                 "default".into()
             }
         };
-        rows.iter().map(|(key, value)| format!("limits.{key} = {value}  # {}\n", origin(key))).collect()
+        rows.iter()
+            .map(|(key, value)| format!("limits.{key} = {value}  # {}\n", origin(key)))
+            .collect()
     }
 
-    /// An error that points into the value of a stream's key (at the declaration, where the key comes from a preset).
+    /// An error that points into the value of a stream's key (at the declaration, where the key
+    /// comes from a preset).
     pub fn stream_error(&self, stream: &str, key: &str, message: String) -> ConfigError {
         self.error_in(["streams", stream, key], Where::default(), message)
     }
@@ -327,26 +356,39 @@ impl Config {
         self.error_in(["tables", table, "select"], Where::default(), message)
     }
 
-    /// An error that points into the value of a key, or at what it belongs to, where the file does not have the key.
+    /// An error that points into the value of a key, or at what it belongs to, where the file does
+    /// not have the key.
     pub fn error_in(&self, path: [&str; 3], place: Where, message: String) -> ConfigError {
-        let at = Place { path: &self.place(), text: &self.text };
+        let at = Place {
+            path: &self.place(),
+            text: &self.text,
+        };
         if let Some(value) = at.value(&path, place.item) {
             return at.located(at.inside(value, place.text), message);
         }
         let [section, name, _] = path;
-        let header = [format!("[{section}.{name}]"), format!("[{section}.\"{name}\"]")];
+        let header = [
+            format!("[{section}.{name}]"),
+            format!("[{section}.\"{name}\"]"),
+        ];
         at.error(header.iter().find_map(|header| at.line_of(header)), message)
     }
 
     /// Whether the file itself has a key.
     pub fn has(&self, path: [&str; 3]) -> bool {
-        Place { path: &self.place(), text: &self.text }.value(&path, None).is_some()
+        Place {
+            path: &self.place(),
+            text: &self.text,
+        }
+        .value(&path, None)
+        .is_some()
     }
 }
 
 impl typed::File {
     fn deserialize_from(table: toml::Table) -> Result<Self, String> {
-        serde::Deserialize::deserialize(toml::Value::Table(table)).map_err(|e: toml::de::Error| explain(e.message()))
+        serde::Deserialize::deserialize(toml::Value::Table(table))
+            .map_err(|e: toml::de::Error| explain(e.message()))
     }
 }
 
@@ -361,7 +403,17 @@ fn explain(message: &str) -> String {
 /// `WEIR_DATA`, `WEIR_INSTANCE` and `WEIR_<SECTION>_<KEY>` for server, limits, log and lake.
 fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<String>) {
     const KEYS: [(&str, &[&str]); 4] = [
-        ("server", &["http", "ingest", "tls_cert", "tls_key", "token_file", "backups"]),
+        (
+            "server",
+            &[
+                "http",
+                "ingest",
+                "tls_cert",
+                "tls_key",
+                "token_file",
+                "backups",
+            ],
+        ),
         (
             "limits",
             &[
@@ -399,8 +451,14 @@ fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<Str
     }
     for (section, keys) in KEYS {
         for key in keys {
-            if let Some(text) = env(&format!("WEIR_{}_{}", section.to_uppercase(), key.to_uppercase())) {
-                let entry = table.entry(section).or_insert_with(|| toml::Table::new().into());
+            if let Some(text) = env(&format!(
+                "WEIR_{}_{}",
+                section.to_uppercase(),
+                key.to_uppercase()
+            )) {
+                let entry = table
+                    .entry(section)
+                    .or_insert_with(|| toml::Table::new().into());
                 if let Some(section) = entry.as_table_mut() {
                     section.insert((*key).into(), value(text));
                 }
@@ -411,9 +469,16 @@ fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<Str
 
 fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, ConfigError> {
     let text = typed.http.as_deref().unwrap_or("127.0.0.1:8080");
-    let http = text.to_socket_addrs().ok().and_then(|mut a| a.next()).ok_or_else(|| {
-        at.error(at.line_of("http"), format!("http = \"{text}\" is no address: write for example \"127.0.0.1:8080\""))
-    })?;
+    let http = text
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut a| a.next())
+        .ok_or_else(|| {
+            at.error(
+                at.line_of("http"),
+                format!("http = \"{text}\" is no address: write for example \"127.0.0.1:8080\""),
+            )
+        })?;
     let join = |p: &Option<PathBuf>| p.as_ref().map(|p| base.join(p));
     let tls = join(&typed.tls_cert).zip(join(&typed.tls_key));
     let token_file = join(&typed.token_file);
@@ -425,20 +490,37 @@ fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, 
     }
     for path in tls.iter().flat_map(|(c, k)| [c, k]).chain(&token_file) {
         if !path.exists() {
-            return Err(at.error(at.line_of("[server]"), format!("the file {} does not exist", path.display())));
+            return Err(at.error(
+                at.line_of("[server]"),
+                format!("the file {} does not exist", path.display()),
+            ));
         }
     }
     let backups = join(&typed.backups);
-    Ok(Server { http, ingest: typed.ingest.unwrap_or(true), tls, token_file, backups })
+    Ok(Server {
+        http,
+        ingest: typed.ingest.unwrap_or(true),
+        tls,
+        token_file,
+        backups,
+    })
 }
 
 fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String> {
     let memory = match memory {
-        Some(text) => text.parse::<Size>().map_err(|e| format!("--memory: {e}"))?.0,
+        Some(text) => {
+            text.parse::<Size>()
+                .map_err(|e| format!("--memory: {e}"))?
+                .0
+        }
         None => typed.memory.map_or_else(default_memory, |s| s.0),
     };
     if memory < LEAST_MEMORY {
-        return Err(format!("memory = {}: the least that works is {}", Size(memory), Size(LEAST_MEMORY)));
+        return Err(format!(
+            "memory = {}: the least that works is {}",
+            Size(memory),
+            Size(LEAST_MEMORY)
+        ));
     }
     let bytes = |size: Option<Size>, default: u64| size.map_or(default, |s| s.0) as usize;
     Ok(Limits {
@@ -460,11 +542,21 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
     })
 }
 
-/// What operators remember is part of what streams and windows are; its memory must be there. Repeats are by far the most of it, and
-/// are counted with the copy that catches up.
+/// What operators remember is part of what streams and windows are; its memory must be there.
+/// Repeats are by far the most of it, and are counted with the copy that catches up.
 fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<(), String> {
-    let keys: usize = declared.streams.values().filter_map(|s| s.repeat.as_ref()).map(|r| r.max_keys).sum();
-    let open: usize = declared.streams.values().filter_map(|s| s.session.as_ref()).map(|s| s.max_open).sum();
+    let keys: usize = declared
+        .streams
+        .values()
+        .filter_map(|s| s.repeat.as_ref())
+        .map(|r| r.max_keys)
+        .sum();
+    let open: usize = declared
+        .streams
+        .values()
+        .filter_map(|s| s.session.as_ref())
+        .map(|s| s.max_open)
+        .sum();
     let groups: usize = declared.windows.values().map(|w| w.max_groups).sum();
     let needed = (2 * keys.saturating_mul(REPEAT_KEY_BYTES))
         .saturating_add(open.saturating_mul(SESSION_BYTES))
@@ -482,7 +574,12 @@ fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<
 
 /// The points of venues are held in memory: within their part of the share of counts and places.
 fn refuse_too_many_venues(limits: &Limits, declared: &Declarations) -> Result<(), String> {
-    let venues: usize = declared.streams.values().filter_map(|s| s.places.as_ref()).map(|p| p.max_venues).sum();
+    let venues: usize = declared
+        .streams
+        .values()
+        .filter_map(|s| s.places.as_ref())
+        .map(|p| p.max_venues)
+        .sum();
     let needed = venues.saturating_mul(VENUE_BYTES);
     if needed <= limits.shares().points() {
         return Ok(());
@@ -496,14 +593,19 @@ fn refuse_too_many_venues(limits: &Limits, declared: &Declarations) -> Result<()
     ))
 }
 
-/// Segments that the log needs: one being written, one for control frames, one that views still read.
+/// Segments that the log needs: one being written, one for control frames, one that views still
+/// read.
 const LEAST_SEGMENTS: u64 = 4;
 
-/// Where the disk is limited, the log takes a quarter of it at most, and shorter segments if need be.
+/// Where the disk is limited, the log takes a quarter of it at most, and shorter segments if need
+/// be.
 fn log(typed: &typed::Log, disk: Option<u64>, at: &Place<'_>) -> Result<Log, ConfigError> {
     let share = disk.map_or(u64::MAX, |disk| disk / 4);
     let budget = typed.budget.map_or(10 << 30, |s| s.0).min(share);
-    let segment = typed.segment.map_or((64 << 20).min(budget / LEAST_SEGMENTS), |s| s.0).clamp(1 << 20, 1 << 30);
+    let segment = typed
+        .segment
+        .map_or((64 << 20).min(budget / LEAST_SEGMENTS), |s| s.0)
+        .clamp(1 << 20, 1 << 30);
     if budget < LEAST_SEGMENTS * segment {
         let message = format!(
             "the log may take {} and a segment is {}; it needs {LEAST_SEGMENTS} of them: raise `[log] budget` (or `[limits] disk`, of which the log takes a quarter), or lower `[log] segment`",
@@ -512,20 +614,36 @@ fn log(typed: &typed::Log, disk: Option<u64>, at: &Place<'_>) -> Result<Log, Con
         );
         return Err(at.error(at.line_of("[log]").or_else(|| at.line_of("disk")), message));
     }
-    Ok(Log { segment, keep: typed.keep.map_or(Duration::from_secs(24 * 3_600), |s| s.0), budget })
+    Ok(Log {
+        segment,
+        keep: typed.keep.map_or(Duration::from_secs(24 * 3_600), |s| s.0),
+        budget,
+    })
 }
 
 /// A quarter of the machine's memory, at least 512 MiB, at most 2 GiB.
 fn default_memory() -> u64 {
-    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    kib.map_or(LEAST_MEMORY, |kib| kib * 1024 / 4).clamp(LEAST_MEMORY, 2 << 30)
+    let kib = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            text.lines()
+                .find_map(|l| l.strip_prefix("MemTotal:"))?
+                .split_whitespace()
+                .next()?
+                .parse::<u64>()
+                .ok()
+        });
+    kib.map_or(LEAST_MEMORY, |kib| kib * 1024 / 4)
+        .clamp(LEAST_MEMORY, 2 << 30)
 }
 
-/// Streams and windows, presets expanded; what a stream's keys or the file's own windows say goes before a preset's.
+/// Streams and windows, presets expanded; what a stream's keys or the file's own windows say goes
+/// before a preset's.
 fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, ConfigError> {
-    let mut declared = Declarations { zone_data: zone::data_version().to_owned(), ..Declarations::default() };
+    let mut declared = Declarations {
+        zone_data: zone::data_version().to_owned(),
+        ..Declarations::default()
+    };
     for (name, typed) in &file.streams {
         let line = at.line_of(&format!("[streams.{name}]"));
         let wrong = |message: String| at.error(line, message);
@@ -535,33 +653,52 @@ fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, Conf
             )));
         }
         if RESERVED_NAMES.contains(&name.as_str()) {
-            return Err(wrong(format!("stream `{name}`: the table {name} is weir's own; choose another name")));
+            return Err(wrong(format!(
+                "stream `{name}`: the table {name} is weir's own; choose another name"
+            )));
         }
         let mut typed = typed.clone();
         if let Some(preset) = typed.remove("preset") {
             let preset = preset.as_str().unwrap_or_default().to_owned();
             let text = presets::text(&preset, name).ok_or_else(|| {
                 let known = presets::names().collect::<Vec<_>>().join(", ");
-                wrong(format!("stream `{name}`: there is no preset `{preset}`; there are: {known}"))
+                wrong(format!(
+                    "stream `{name}`: there is no preset `{preset}`; there are: {known}"
+                ))
             })?;
             let mut whole: toml::Table = toml::from_str(&text).expect("presets are tested");
             if let Some(windows) = whole.remove("windows") {
                 let windows: BTreeMap<String, WindowDef> =
                     serde::Deserialize::deserialize(windows).expect("presets are tested");
                 // A stream named as its preset gives the windows their plain names.
-                let named = |window: String| if *name == preset { window } else { format!("{name}_{window}") };
-                declared.windows.extend(windows.into_iter().map(|(window, def)| (named(window), def)));
+                let named = |window: String| {
+                    if *name == preset {
+                        window
+                    } else {
+                        format!("{name}_{window}")
+                    }
+                };
+                declared.windows.extend(
+                    windows
+                        .into_iter()
+                        .map(|(window, def)| (named(window), def)),
+                );
             }
             if let Some(tables) = whole.remove("tables") {
                 let tables: BTreeMap<String, TableDef> =
                     serde::Deserialize::deserialize(tables).expect("presets are tested");
-                declared.tables.extend(tables.into_iter().map(|(table, def)| (format!("{name}.{table}"), def)));
+                declared.tables.extend(
+                    tables
+                        .into_iter()
+                        .map(|(table, def)| (format!("{name}.{table}"), def)),
+                );
             }
             whole.extend(typed);
             typed = whole;
         }
-        let def: StreamDef = serde::Deserialize::deserialize(toml::Value::Table(typed))
-            .map_err(|e: toml::de::Error| wrong(format!("stream `{name}`: {}", explain(e.message()))))?;
+        let def: StreamDef = serde::Deserialize::deserialize(toml::Value::Table(typed)).map_err(
+            |e: toml::de::Error| wrong(format!("stream `{name}`: {}", explain(e.message()))),
+        )?;
         declared.streams.insert(name.clone(), def);
     }
     for (name, typed) in &file.windows {
@@ -572,17 +709,32 @@ fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, Conf
             )));
         }
         let def: WindowDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
-            .map_err(|e: toml::de::Error| wrong(format!("window `{name}`: {}", explain(e.message()))))?;
+            .map_err(|e: toml::de::Error| {
+                wrong(format!("window `{name}`: {}", explain(e.message())))
+            })?;
         declared.windows.insert(name.clone(), def);
     }
-    for (name, typed) in file.tables.iter().filter(|(name, _)| !OWN_TABLES.contains(&name.as_str())) {
+    for (name, typed) in file
+        .tables
+        .iter()
+        .filter(|(name, _)| !OWN_TABLES.contains(&name.as_str()))
+    {
         let wrong = |message: String| {
-            at.error(at.line_of(&format!("[tables.\"{name}\"]")), format!("table `{name}`: {message}"))
+            at.error(
+                at.line_of(&format!("[tables.\"{name}\"]")),
+                format!("table `{name}`: {message}"),
+            )
         };
         let def: TableDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
             .map_err(|e: toml::de::Error| wrong(explain(e.message())))?;
-        if name.split_once('.').is_none_or(|(stream, table)| stream != def.stream || !is_name(table)) {
-            return Err(wrong(format!("an entity table is named [tables.\"{}.NAME\"], after its stream", def.stream)));
+        if name
+            .split_once('.')
+            .is_none_or(|(stream, table)| stream != def.stream || !is_name(table))
+        {
+            return Err(wrong(format!(
+                "an entity table is named [tables.\"{}.NAME\"], after its stream",
+                def.stream
+            )));
         }
         if !declared.streams.contains_key(&def.stream) {
             return Err(wrong(format!("there is no [streams.{}]", def.stream)));
@@ -599,12 +751,21 @@ const OWN_TABLES: [&str; 2] = ["raw", "dead_letters"];
 /// A window is two tables, NAME and NAME_versions; no table has two meanings.
 fn refuse_clashing_names(declared: &Declarations, at: &Place<'_>) -> Result<(), ConfigError> {
     for name in declared.windows.keys() {
-        let is_taken = |table: &str| declared.streams.contains_key(table) || RESERVED_NAMES.contains(&table);
+        let is_taken =
+            |table: &str| declared.streams.contains_key(table) || RESERVED_NAMES.contains(&table);
         let versions = versions_of(name);
-        let other = declared.windows.contains_key(&versions).then_some(&versions);
-        if let Some(taken) = [name, &versions].into_iter().find(|t| is_taken(t)).or(other) {
-            let message =
-                format!("window `{name}`: the table `{taken}` is there already; give one of them another name");
+        let other = declared
+            .windows
+            .contains_key(&versions)
+            .then_some(&versions);
+        if let Some(taken) = [name, &versions]
+            .into_iter()
+            .find(|t| is_taken(t))
+            .or(other)
+        {
+            let message = format!(
+                "window `{name}`: the table `{taken}` is there already; give one of them another name"
+            );
             return Err(at.error(at.line_of(&format!("[windows.{name}]")), message));
         }
     }
@@ -628,7 +789,9 @@ const RESERVED_NAMES: [&str; 4] = ["raw", "dead_letters", "weir", "information_s
 fn is_name(name: &str) -> bool {
     name.len() <= 63
         && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 fn sources(
@@ -644,15 +807,23 @@ fn sources(
         let line = at.line_of(&format!("name = \"{name}\""));
         let wrong = |message: String| at.error(line, format!("source `{name}`: {message}"));
         if !names.insert(name) || name == "http" {
-            return Err(wrong("the name is taken; give each source its own (`http` is the server's)".into()));
+            return Err(wrong(
+                "the name is taken; give each source its own (`http` is the server's)".into(),
+            ));
         }
         let needed = |value: &Option<String>, key: &str| {
-            value.clone().ok_or_else(|| wrong(format!("the key `{key}` is missing")))
+            value
+                .clone()
+                .ok_or_else(|| wrong(format!("the key `{key}` is missing")))
         };
         let kind = match source.kind.as_str() {
             "file" => {
                 let path = needed(&source.path, "path")?;
-                let path = if path == "-" { path.into() } else { base.join(path) };
+                let path = if path == "-" {
+                    path.into()
+                } else {
+                    base.join(path)
+                };
                 SourceKind::File(file::def(source, path).map_err(&wrong)?)
             }
             "websocket" => {
@@ -663,23 +834,36 @@ fn sources(
                 SourceKind::WebSocket { url }
             }
             "kafka" => return Err(wrong("type = \"kafka\" is not built yet".into())),
-            other => return Err(wrong(format!("type = \"{other}\": write \"file\" or \"websocket\""))),
+            other => {
+                return Err(wrong(format!(
+                    "type = \"{other}\": write \"file\" or \"websocket\""
+                )));
+            }
         };
         if !matches!(kind, SourceKind::File(_)) {
             file::refuse_keys(source).map_err(&wrong)?;
         }
         let stream = match &source.stream {
             Some(stream) => stream.clone(),
-            None if declared.streams.len() == 1 => declared.streams.keys().next().cloned().unwrap_or_default(),
+            None if declared.streams.len() == 1 => {
+                declared.streams.keys().next().cloned().unwrap_or_default()
+            }
             None => return Err(wrong("the key `stream` is missing".into())),
         };
         if !declared.streams.contains_key(&stream) {
             return Err(wrong(format!("there is no [streams.{stream}]")));
         }
         if source.unwrap.as_deref() == Some("") {
-            return Err(wrong("unwrap = \"\": name the member that holds the array of records".into()));
+            return Err(wrong(
+                "unwrap = \"\": name the member that holds the array of records".into(),
+            ));
         }
-        sources.push(Source { name: name.clone(), stream, kind, unwrap: source.unwrap.clone() });
+        sources.push(Source {
+            name: name.clone(),
+            stream,
+            kind,
+            unwrap: source.unwrap.clone(),
+        });
     }
     Ok(sources)
 }
@@ -687,12 +871,19 @@ fn sources(
 fn tables(file: &typed::File, at: &Place<'_>) -> Result<(Span, Span), ConfigError> {
     let (mut raw, mut dead) = (Span::seconds(30 * 86_400), Span::seconds(400 * 86_400));
     for (name, target) in OWN_TABLES.into_iter().zip([&mut raw, &mut dead]) {
-        let Some(typed) = file.tables.get(name) else { continue };
-        let own: typed::OwnTable =
-            serde::Deserialize::deserialize(toml::Value::Table(typed.clone())).map_err(|e: toml::de::Error| {
-                let message = format!("table `{name}`: only `retention` can be set here: {}", explain(e.message()));
-                at.error(at.line_of("[tables."), message)
-            })?;
+        let Some(typed) = file.tables.get(name) else {
+            continue;
+        };
+        let own: typed::OwnTable = serde::Deserialize::deserialize(toml::Value::Table(
+            typed.clone(),
+        ))
+        .map_err(|e: toml::de::Error| {
+            let message = format!(
+                "table `{name}`: only `retention` can be set here: {}",
+                explain(e.message())
+            );
+            at.error(at.line_of("[tables."), message)
+        })?;
         *target = own.retention.unwrap_or(*target);
     }
     Ok((raw, dead))
@@ -700,7 +891,10 @@ fn tables(file: &typed::File, at: &Place<'_>) -> Result<(Span, Span), ConfigErro
 
 fn refuse_what_is_not_built(file: &typed::File, at: &Place<'_>) -> Result<(), ConfigError> {
     let refuse = |needle: &str, what: &str| {
-        Err(at.error(at.line_of(needle), format!("{what} are not built yet; remove the section")))
+        Err(at.error(
+            at.line_of(needle),
+            format!("{what} are not built yet; remove the section"),
+        ))
     };
     if !file.sinks.is_empty() {
         return refuse("[[sinks", "sinks");
@@ -716,7 +910,10 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Config, String> {
-        parse(Some(Path::new("weir.toml")), text.to_owned(), None, &|_| None).map_err(|e| e.to_string())
+        parse(Some(Path::new("weir.toml")), text.to_owned(), None, &|_| {
+            None
+        })
+        .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -728,7 +925,8 @@ mod tests {
         let shares = config.limits.shares();
         let all = shares.queues + shares.ring + shares.hot_rows + shares.operators + shares.search;
         assert!(
-            (all + shares.lake + shares.sql + shares.counts_and_places) as u64 <= config.limits.memory - BASE_MEMORY
+            (all + shares.lake + shares.sql + shares.counts_and_places) as u64
+                <= config.limits.memory - BASE_MEMORY
         );
     }
 
@@ -736,21 +934,35 @@ mod tests {
     fn every_preset_is_a_stream() {
         for name in presets::names() {
             let config = read(&format!("[streams.things]\npreset = \"{name}\"")).expect("valid");
-            assert!(config.declared.streams["things"].select.contains("from things"));
+            assert!(
+                config.declared.streams["things"]
+                    .select
+                    .contains("from things")
+            );
         }
     }
 
     #[test]
     fn keys_beside_a_preset_replace_its_keys() {
-        let config = read("[streams.a]\npreset = \"rsvps\"\nretention = \"30d\"\nrequire = []").expect("valid");
+        let config = read("[streams.a]\npreset = \"rsvps\"\nretention = \"30d\"\nrequire = []")
+            .expect("valid");
         assert!(config.declared.streams["a"].require.is_empty());
-        assert_eq!(config.declared.streams["a"].retention, Some(Span::seconds(30 * 86_400)));
+        assert_eq!(
+            config.declared.streams["a"].retention,
+            Some(Span::seconds(30 * 86_400))
+        );
     }
 
     #[test]
     fn the_environment_goes_before_the_file() {
         let env = |name: &str| (name == "WEIR_LOG_SEGMENT").then(|| "8MiB".to_owned());
-        let config = parse(None, "[log]\nsegment = \"64MiB\"".into(), Some("1GiB"), &env).expect("valid");
+        let config = parse(
+            None,
+            "[log]\nsegment = \"64MiB\"".into(),
+            Some("1GiB"),
+            &env,
+        )
+        .expect("valid");
         assert_eq!(config.log.segment, 8 << 20);
         assert_eq!(config.limits.memory, 1 << 30);
     }

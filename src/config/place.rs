@@ -23,7 +23,12 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     pub fn error(&self, line: Option<usize>, message: String) -> ConfigError {
-        ConfigError { path: self.path.to_owned(), line, column: None, message }
+        ConfigError {
+            path: self.path.to_owned(),
+            line,
+            column: None,
+            message,
+        }
     }
 
     pub fn error_at(&self, span: Option<Range<usize>>, message: String) -> ConfigError {
@@ -34,18 +39,29 @@ impl Place<'_> {
     }
 
     pub fn located(&self, at: Location, message: String) -> ConfigError {
-        ConfigError { path: self.path.to_owned(), line: Some(at.line), column: Some(at.column), message }
+        ConfigError {
+            path: self.path.to_owned(),
+            line: Some(at.line),
+            column: Some(at.column),
+            message,
+        }
     }
 
     pub fn line_of(&self, needle: &str) -> Option<usize> {
-        self.text.lines().position(|l| l.trim_start().starts_with(needle)).map(|n| n + 1)
+        self.text
+            .lines()
+            .position(|l| l.trim_start().starts_with(needle))
+            .map(|n| n + 1)
     }
 
     /// Line and column of a byte.
     fn location(&self, at: usize) -> Location {
         let before = self.text.get(..at).unwrap_or(self.text);
         let begun = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Location { line: before.matches('\n').count() + 1, column: before[begun..].chars().count() + 1 }
+        Location {
+            line: before.matches('\n').count() + 1,
+            column: before[begun..].chars().count() + 1,
+        }
     }
 
     /// Where the value of a key stands; of a list, its `item`.
@@ -65,13 +81,27 @@ impl Place<'_> {
         let start = self.location(value.start);
         let Some(at) = at else { return start };
         let literal = self.text.get(value).unwrap_or_default();
-        let quotes = if literal.starts_with("\"\"\"") || literal.starts_with("'''") { 3 } else { 1 };
+        let quotes = if literal.starts_with("\"\"\"") || literal.starts_with("'''") {
+            3
+        } else {
+            1
+        };
         let rest = literal.get(quotes..).unwrap_or_default();
         // A newline right behind three quotes is no part of the text.
         if quotes == 3 && rest.trim_start_matches('\r').starts_with('\n') {
-            return Location { line: start.line + at.line, column: at.column };
+            return Location {
+                line: start.line + at.line,
+                column: at.column,
+            };
         }
-        let column = if at.line == 1 { start.column + quotes + at.column - 1 } else { at.column };
-        Location { line: start.line + at.line - 1, column }
+        let column = if at.line == 1 {
+            start.column + quotes + at.column - 1
+        } else {
+            at.column
+        };
+        Location {
+            line: start.line + at.line - 1,
+            column,
+        }
     }
 }

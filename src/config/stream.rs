@@ -1,5 +1,5 @@
-//! The declaration of a stream, presets expanded. It is what the log stores as *the configuration*: what operators and tables
-//! are compared by.
+//! The declaration of a stream, presets expanded. It is what the log stores as *the configuration*:
+//! what operators and tables are compared by.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +44,8 @@ pub struct StreamDef {
     pub retention: Option<Span>,
 }
 
-/// An event says nothing new if an earlier one of its key has the same columns and a version within the tolerance.
+/// An event says nothing new if an earlier one of its key has the same columns and a version within
+/// the tolerance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepeatDef {
@@ -54,7 +55,8 @@ pub struct RepeatDef {
     pub max_keys: usize,
 }
 
-/// Memory that a key of `repeat` takes, in bytes; the operators' state and the copy that catches up have it twice.
+/// Memory that a key of `repeat` takes, in bytes; the operators' state and the copy that catches up
+/// have it twice.
 pub const REPEAT_KEY_BYTES: usize = 52;
 
 /// Memory that an open session takes, in bytes, and a group of a window in one of its panes.
@@ -122,7 +124,11 @@ pub struct WatermarkDef {
 
 impl Default for WatermarkDef {
     fn default() -> Self {
-        Self { disorder: Span::seconds(10), idle: Span::seconds(60), max_ahead: Span(Duration::from_secs(3_600)) }
+        Self {
+            disorder: Span::seconds(10),
+            idle: Span::seconds(60),
+            max_ahead: Span(Duration::from_secs(3_600)),
+        }
     }
 }
 
@@ -135,7 +141,8 @@ pub struct SessionDef {
     /// A condition on an event that begins a new session in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opens: Option<String>,
-    /// The column of which a session tells the first and the last value; the type of `count` where none is named.
+    /// The column of which a session tells the first and the last value; the type of `count` where
+    /// none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub what: Option<String>,
     /// Open sessions at once; beyond it the one that was silent for longest closes as `abandoned`.
@@ -159,7 +166,8 @@ pub struct WindowDef {
     pub late: Late,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
-    /// Groups in memory, over all its open windows; beyond it the oldest window closes as `abandoned`.
+    /// Groups in memory, over all its open windows; beyond it the oldest window closes as
+    /// `abandoned`.
     #[serde(default = "default_max_groups")]
     pub max_groups: usize,
 }
@@ -226,7 +234,8 @@ impl From<Keys> for OneOrMore {
     }
 }
 
-/// Streams, and the windows over them: what operators and tables are made from, and the number by which frames name it.
+/// Streams, and the windows over them: what operators and tables are made from, and the number by
+/// which frames name it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declarations {
@@ -246,8 +255,8 @@ pub struct Declarations {
     pub sql: SqlBounds,
 }
 
-/// What one call of a function may do with one row in `select`, `require`, windows and entity tables. Constants, so that a replay gives
-/// the same rows.
+/// What one call of a function may do with one row in `select`, `require`, windows and entity
+/// tables. Constants, so that a replay gives the same rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SqlBounds {
@@ -262,7 +271,12 @@ pub struct SqlBounds {
 
 impl Default for SqlBounds {
     fn default() -> Self {
-        Self { bytes: 64 << 10, times: 4, pairs: 1 << 24, items: 64 << 10 }
+        Self {
+            bytes: 64 << 10,
+            times: 4,
+            pairs: 1 << 24,
+            items: 64 << 10,
+        }
     }
 }
 
@@ -276,7 +290,10 @@ pub struct IdempotencyLimits {
 
 impl Default for IdempotencyLimits {
     fn default() -> Self {
-        Self { max_keys: 100_000, max_bytes: 32 << 20 }
+        Self {
+            max_keys: 100_000,
+            max_bytes: 32 << 20,
+        }
     }
 }
 
@@ -285,10 +302,14 @@ impl Declarations {
         serde_json::to_string(self).expect("plain data becomes JSON")
     }
 
-    /// Reads what [`Self::to_json`] wrote, or the streams alone, as logs before there were windows have them.
+    /// Reads what [`Self::to_json`] wrote, or the streams alone, as logs before there were windows
+    /// have them.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text).or_else(|error| match serde_json::from_str(text) {
-            Ok(streams) => Ok(Self { streams, ..Self::default() }),
+            Ok(streams) => Ok(Self {
+                streams,
+                ..Self::default()
+            }),
             Err(_) => Err(error),
         })
     }

@@ -29,10 +29,14 @@ impl TimeRange {
 
 /// A date, or an RFC 3339 time, of the years 1 to 9999.
 fn bound(text: &str) -> Result<Micros, String> {
-    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().and_then(|date| date.and_hms_opt(0, 0, 0));
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d")
+        .ok()
+        .and_then(|date| date.and_hms_opt(0, 0, 0));
     let micros = match date {
         Some(midnight) => Some(midnight.and_utc().timestamp_micros()),
-        None => DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_micros()),
+        None => DateTime::parse_from_rfc3339(text)
+            .ok()
+            .map(|time| time.timestamp_micros()),
     };
     micros.filter(|micros| YEARS.contains(micros)).ok_or_else(|| {
         format!("time_range: `{text}` is not a date of the years 1 to 9999; write for example [\"1900-01-01\", \"2200-01-01\"]")
@@ -57,9 +61,12 @@ impl TryFrom<[String; 2]> for TimeRange {
 impl From<TimeRange> for [String; 2] {
     fn from(TimeRange(range): TimeRange) -> Self {
         [range.start, range.end].map(|micros| {
-            let Some(time) = DateTime::from_timestamp_micros(micros) else { return micros.to_string() };
+            let Some(time) = DateTime::from_timestamp_micros(micros) else {
+                return micros.to_string();
+            };
             let text = time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
-            text.strip_suffix("T00:00:00Z").map_or(text.clone(), str::to_owned)
+            text.strip_suffix("T00:00:00Z")
+                .map_or(text.clone(), str::to_owned)
         })
     }
 }
@@ -82,7 +89,10 @@ mod tests {
     #[test]
     fn ranges_survive_being_stored() {
         assert_eq!(TimeRange::default().to_string(), "1900-01-01 to 2200-01-01");
-        for (from, to) in [("1900-01-01", "2200-01-01"), ("0001-01-01", "9999-12-31T23:59:59.999999Z")] {
+        for (from, to) in [
+            ("1900-01-01", "2200-01-01"),
+            ("0001-01-01", "9999-12-31T23:59:59.999999Z"),
+        ] {
             let range = read(from, to).expect("valid");
             let stored: [String; 2] = range.clone().into();
             assert_eq!(stored, [from, to]);
@@ -94,10 +104,16 @@ mod tests {
     fn the_end_is_exclusive_and_comes_after_the_start() {
         let range = read("2000-01-01", "2001-01-01").expect("valid");
         assert!(range.contains(946_684_800_000_000) && !range.contains(978_307_200_000_000));
-        for (from, to) in
-            [("2001-01-01", "2000-01-01"), ("2000-01-01", "2000-01-01"), ("2000", "2001"), ("0000-01-01", "2000-01-01")]
-        {
-            assert!(read(from, to).expect_err("wrong").contains("time_range"), "{from} {to}");
+        for (from, to) in [
+            ("2001-01-01", "2000-01-01"),
+            ("2000-01-01", "2000-01-01"),
+            ("2000", "2001"),
+            ("0000-01-01", "2000-01-01"),
+        ] {
+            assert!(
+                read(from, to).expect_err("wrong").contains("time_range"),
+                "{from} {to}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The configuration file as typed: every key optional, unknown keys refused. [`super::Config`] is what it means.
+//! The configuration file as typed: every key optional, unknown keys refused. [`super::Config`] is
+//! what it means.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Durations (`500ms 10s 5m 2h 60d`), sizes (`64MiB`), distances (`500m 5km`) and times as users write them.
+//! Durations (`500ms 10s 5m 2h 60d`), sizes (`64MiB`), distances (`500m 5km`) and times as users
+//! write them.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,13 +10,17 @@ use serde::ser::{Serialize, Serializer};
 /// Splits `12.5km` into its number and its unit.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
-    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_'))
+        .unwrap_or(text.len());
     let number: f64 = text[..end].replace('_', "").parse().ok()?;
     Some((number, text[end..].trim()))
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration: write a number and ms, s, m, h or d, for example \"90s\"");
+    let wrong = || {
+        format!("`{text}` is no duration: write a number and ms, s, m, h or d, for example \"90s\"")
+    };
     let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
     let seconds = match unit {
         "ms" => 0.001,
@@ -29,7 +34,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\"");
+    let wrong = || {
+        format!(
+            "`{text}` is no size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\""
+        )
+    };
     let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
     let bytes = match unit {
         "B" | "" => 1u64,
@@ -44,7 +53,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Metres.
 pub fn parse_distance(text: &str) -> Result<f64, String> {
-    let wrong = || format!("`{text}` is no distance: write a number and m or km, for example \"5km\"");
+    let wrong =
+        || format!("`{text}` is no distance: write a number and m or km, for example \"5km\"");
     match number_and_unit(text).ok_or_else(wrong)? {
         (number, "m") => Ok(number),
         (number, "km") => Ok(number * 1_000.0),
@@ -52,7 +62,8 @@ pub fn parse_distance(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A point in time in µs since 1970: RFC 3339, a date, a date and time (UTC), epoch milliseconds, `now` or `now-15m`.
+/// A point in time in µs since 1970: RFC 3339, a date, a date and time (UTC), epoch milliseconds,
+/// `now` or `now-15m`.
 pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
     use chrono::{DateTime, NaiveDate, NaiveDateTime};
     let text = text.trim();
@@ -62,16 +73,24 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
             None => Ok(now),
             Some(("-", d)) => parse_duration(d).map(|d| now - d.as_micros() as i64),
             Some(("+", d)) => parse_duration(d).map(|d| now + d.as_micros() as i64),
-            Some(_) => Err(format!("`{text}` is no time: after `now` comes nothing, or for example `-15m`")),
+            Some(_) => Err(format!(
+                "`{text}` is no time: after `now` comes nothing, or for example `-15m`"
+            )),
         };
     }
     if let Ok(ms) = text.parse::<i64>() {
-        return ms.checked_mul(1_000).ok_or_else(|| format!("`{text}` is no time: too many milliseconds"));
+        return ms
+            .checked_mul(1_000)
+            .ok_or_else(|| format!("`{text}` is no time: too many milliseconds"));
     }
     if let Ok(t) = DateTime::parse_from_rfc3339(text) {
         return Ok(t.timestamp_micros());
     }
-    for format in ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M"] {
+    for format in [
+        "%Y-%m-%dT%H:%M:%S%.f",
+        "%Y-%m-%d %H:%M:%S%.f",
+        "%Y-%m-%dT%H:%M",
+    ] {
         if let Ok(t) = NaiveDateTime::parse_from_str(text, format) {
             return Ok(t.and_utc().timestamp_micros());
         }
@@ -124,7 +143,12 @@ macro_rules! unit {
 
 fn show_duration(d: Duration) -> String {
     let ms = d.as_millis();
-    for (unit, length) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+    for (unit, length) in [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1_000),
+    ] {
         if ms >= length && ms.is_multiple_of(length) {
             return format!("{}{unit}", ms / length);
         }
@@ -141,8 +165,18 @@ fn show_size(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
-unit!(Span(Duration), parse_duration, show_duration, "A duration, written `90s`.");
-unit!(Size(u64), parse_size, show_size, "A number of bytes, written `64MiB`.");
+unit!(
+    Span(Duration),
+    parse_duration,
+    show_duration,
+    "A duration, written `90s`."
+);
+unit!(
+    Size(u64),
+    parse_size,
+    show_size,
+    "A number of bytes, written `64MiB`."
+);
 
 impl Span {
     pub const fn seconds(seconds: u64) -> Self {
@@ -174,7 +208,12 @@ mod tests {
     #[test]
     fn times_are_utc_in_every_form() {
         let want = 1_465_520_400_000_000;
-        for text in ["2016-06-10T01:00:00Z", "2016-06-10T03:00:00+02:00", "2016-06-10 01:00:00", "1465520400000"] {
+        for text in [
+            "2016-06-10T01:00:00Z",
+            "2016-06-10T03:00:00+02:00",
+            "2016-06-10 01:00:00",
+            "1465520400000",
+        ] {
             assert_eq!(parse_time(text, 0), Ok(want), "{text}");
         }
         assert_eq!(parse_time("2016-06-10", 0), Ok(want - 3_600_000_000));

@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the IANA zone data that local times are computed with, for example `2025b`. It belongs to the stored
-/// configuration: a binary with other zone data starts a new configuration instead of continuing the old one silently.
+/// The version of the IANA zone data that local times are computed with, for example `2025b`. It
+/// belongs to the stored configuration: a binary with other zone data starts a new configuration
+/// instead of continuing the old one silently.
 pub fn data_version() -> &'static str {
     chrono_tz::IANA_TZDB_VERSION
 }
@@ -20,8 +21,11 @@ impl FromStr for Zone {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let unknown =
-            |_| format!("there is no time zone `{name}`; write an IANA name such as \"Europe/Berlin\" or \"UTC\"");
+        let unknown = |_| {
+            format!(
+                "there is no time zone `{name}`; write an IANA name such as \"Europe/Berlin\" or \"UTC\""
+            )
+        };
         name.parse().map(Self).map_err(unknown)
     }
 }
@@ -52,7 +56,15 @@ mod tests {
 
     #[test]
     fn zones_are_known_by_their_iana_names() {
-        assert_eq!("Europe/Berlin".parse::<Zone>().expect("known").to_string(), "Europe/Berlin");
-        assert!("Berlin".parse::<Zone>().expect_err("unknown").contains("IANA"));
+        assert_eq!(
+            "Europe/Berlin".parse::<Zone>().expect("known").to_string(),
+            "Europe/Berlin"
+        );
+        assert!(
+            "Berlin"
+                .parse::<Zone>()
+                .expect_err("unknown")
+                .contains("IANA")
+        );
     }
 }

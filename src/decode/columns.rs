@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, MapArray, StringArray, StructArray,
-    TimestampMicrosecondArray,
+    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, MapArray,
+    StringArray, StructArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Fields};
@@ -32,9 +32,11 @@ pub struct Column {
     pub not_null: bool,
     pub valid: Vec<bool>,
     pub data: Data,
-    /// The column whose key followed this one's the last time: keys come in one order, which need not be the schema's.
+    /// The column whose key followed this one's the last time: keys come in one order, which need
+    /// not be the schema's.
     pub next: usize,
-    /// Values are read from their text: always where it is stored, else once a number came whose digits a double would lose.
+    /// Values are read from their text: always where it is stored, else once a number came whose
+    /// digits a double would lose.
     pub from_text: bool,
 }
 
@@ -54,11 +56,30 @@ pub enum Data {
     Int(Vec<i32>),
     Double(Vec<f64>),
     Boolean(Vec<bool>),
-    Timestamp { values: Vec<i64>, ticks: Ticks, zone: Option<Zone> },
-    Text { bytes: Vec<u8>, ends: Vec<i32>, takes: Texts },
-    Struct { columns: Vec<Column>, first: usize, drift: HashMap<String, u64> },
-    Array { item: Box<Column>, ends: Vec<i32> },
-    Map { keys: KeyTexts, values: Box<Column>, ends: Vec<i32> },
+    Timestamp {
+        values: Vec<i64>,
+        ticks: Ticks,
+        zone: Option<Zone>,
+    },
+    Text {
+        bytes: Vec<u8>,
+        ends: Vec<i32>,
+        takes: Texts,
+    },
+    Struct {
+        columns: Vec<Column>,
+        first: usize,
+        drift: HashMap<String, u64>,
+    },
+    Array {
+        item: Box<Column>,
+        ends: Vec<i32>,
+    },
+    Map {
+        keys: KeyTexts,
+        values: Box<Column>,
+        ends: Vec<i32>,
+    },
 }
 
 /// Keys of maps, one behind another.
@@ -74,7 +95,9 @@ impl KeyTexts {
     }
 
     pub fn get(&self, key: usize) -> &[u8] {
-        let start = key.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        let start = key
+            .checked_sub(1)
+            .map_or(0, |before| self.ends[before] as usize);
         &self.bytes[start..self.ends[key] as usize]
     }
 
@@ -86,7 +109,8 @@ impl KeyTexts {
 
     pub fn truncate(&mut self, keys: usize) {
         self.ends.truncate(keys);
-        self.bytes.truncate(self.ends.last().copied().unwrap_or(0) as usize);
+        self.bytes
+            .truncate(self.ends.last().copied().unwrap_or(0) as usize);
     }
 }
 
@@ -99,43 +123,81 @@ impl Column {
         values: usize,
         rooms: &mut impl Iterator<Item = &'a AtomicUsize>,
     ) -> Self {
-        let path = if around.is_empty() { def.name.clone() } else { format!("{around}.{}", def.name) };
+        let path = if around.is_empty() {
+            def.name.clone()
+        } else {
+            format!("{around}.{}", def.name)
+        };
         let mut room = |values: usize| {
             let last = rooms.next().map_or(0, |r| r.load(Ordering::Relaxed));
             // A sixteenth more, so that small differences need no second allocation.
-            if values < LEAST_FOR_ROOM { 0 } else { (last * values / ROOM_VALUES * 17 / 16).min(MOST_ROOM) }
+            if values < LEAST_FOR_ROOM {
+                0
+            } else {
+                (last * values / ROOM_VALUES * 17 / 16).min(MOST_ROOM)
+            }
         };
         let data = match &def.ty {
             Type::BigInt => Data::BigInt(Vec::with_capacity(values)),
             Type::Int => Data::Int(Vec::with_capacity(values)),
             Type::Double => Data::Double(Vec::with_capacity(values)),
             Type::Boolean => Data::Boolean(Vec::with_capacity(values)),
-            Type::Timestamp(ticks) => Data::Timestamp { values: Vec::with_capacity(values), ticks: *ticks, zone },
+            Type::Timestamp(ticks) => Data::Timestamp {
+                values: Vec::with_capacity(values),
+                ticks: *ticks,
+                zone,
+            },
             Type::Varchar | Type::Json => Data::Text {
                 bytes: Vec::with_capacity(room(values)),
                 ends: Vec::with_capacity(values),
-                takes: if def.ty == Type::Json { Texts::Json } else { Texts::Varchar },
+                takes: if def.ty == Type::Json {
+                    Texts::Json
+                } else {
+                    Texts::Varchar
+                },
             },
             Type::Struct(fields) => {
-                let columns = fields.iter().map(|f| Self::new(f, &path, zone, values, rooms)).collect();
-                Data::Struct { columns, first: 0, drift: HashMap::new() }
+                let columns = fields
+                    .iter()
+                    .map(|f| Self::new(f, &path, zone, values, rooms))
+                    .collect();
+                Data::Struct {
+                    columns,
+                    first: 0,
+                    drift: HashMap::new(),
+                }
             }
             Type::Array(item) => {
                 let items = room(values);
                 let item = Box::new(Self::new(item, &path, zone, items, rooms));
-                Data::Array { item, ends: Vec::with_capacity(values) }
+                Data::Array {
+                    item,
+                    ends: Vec::with_capacity(values),
+                }
             }
             Type::Map(item) => {
                 let mut item = Self::new(item, &path, zone, values, rooms);
                 if let Data::Text { takes, .. } = &mut item.data {
                     *takes = Texts::MapValue;
                 }
-                Data::Map { keys: KeyTexts::default(), values: Box::new(item), ends: Vec::with_capacity(values) }
+                Data::Map {
+                    keys: KeyTexts::default(),
+                    values: Box::new(item),
+                    ends: Vec::with_capacity(values),
+                }
             }
         };
         let valid = Vec::with_capacity(values);
         let from_text = def.ty == Type::Json;
-        Self { name: def.name.clone(), path, not_null: def.not_null, valid, data, next: usize::MAX, from_text }
+        Self {
+            name: def.name.clone(),
+            path,
+            not_null: def.not_null,
+            valid,
+            data,
+            next: usize::MAX,
+            from_text,
+        }
     }
 
     /// Notes what `values` values took.
@@ -218,9 +280,12 @@ impl Column {
 
     /// A value of a text column.
     pub fn text_at(&self, row: usize) -> Option<String> {
-        let Data::Text { bytes, ends, .. } = &self.data else { return None };
+        let Data::Text { bytes, ends, .. } = &self.data else {
+            return None;
+        };
         let start = row.checked_sub(1).map_or(0, |before| ends[before] as usize);
-        self.valid[row].then(|| String::from_utf8_lossy(&bytes[start..ends[row] as usize]).into_owned())
+        self.valid[row]
+            .then(|| String::from_utf8_lossy(&bytes[start..ends[row] as usize]).into_owned())
     }
 
     pub fn put_boolean(&mut self, value: bool) -> Result<(), String> {
@@ -229,7 +294,10 @@ impl Column {
                 values.push(value);
                 self.valid.push(true);
             }
-            Data::Text { takes: Texts::MapValue, .. } => self.push_text(if value { "true" } else { "false" }),
+            Data::Text {
+                takes: Texts::MapValue,
+                ..
+            } => self.push_text(if value { "true" } else { "false" }),
             _ => return Err(self.mismatch("a boolean")),
         }
         Ok(())
@@ -248,9 +316,13 @@ impl Column {
                 return Ok(());
             }
             Data::Timestamp { ticks, .. } => {
-                let Some(power) = ticks.power() else { return Err(self.mismatch("an integer")) };
+                let Some(power) = ticks.power() else {
+                    return Err(self.mismatch("an integer"));
+                };
                 let text = || value.to_string();
-                let micros = value.checked_mul(10_i64.pow(power as u32)).ok_or_else(|| self.outside_years(&text()))?;
+                let micros = value
+                    .checked_mul(10_i64.pow(power as u32))
+                    .ok_or_else(|| self.outside_years(&text()))?;
                 return self.put_time(micros, text);
             }
             _ => return Err(self.mismatch("an integer")),
@@ -267,7 +339,9 @@ impl Column {
                 return Ok(());
             }
             Data::Double(_) => {
-                let Some(value) = numbers::double(text) else { return Err(self.mismatch("a number out of range")) };
+                let Some(value) = numbers::double(text) else {
+                    return Err(self.mismatch("a number out of range"));
+                };
                 if let Data::Double(values) = &mut self.data {
                     values.push(value);
                 }
@@ -292,7 +366,9 @@ impl Column {
     /// Adds a time that is a number of ticks; what is beyond microseconds is cut off.
     fn put_ticks(&mut self, text: &str, power: i64) -> Result<(), String> {
         match numbers::whole(text, power) {
-            Whole::Exact(micros) | Whole::Fraction(micros) => self.put_time(micros, || text.to_owned()),
+            Whole::Exact(micros) | Whole::Fraction(micros) => {
+                self.put_time(micros, || text.to_owned())
+            }
             Whole::OutOfRange => Err(self.outside_years(text)),
         }
     }
@@ -309,7 +385,11 @@ impl Column {
     }
 
     fn outside_years(&self, text: &str) -> String {
-        format!("{}: {} lies outside the years 1 to 9999", self.path, quoted(text))
+        format!(
+            "{}: {} lies outside the years 1 to 9999",
+            self.path,
+            quoted(text)
+        )
     }
 
     pub fn put_string(&mut self, text: &str) -> Result<(), String> {
@@ -318,11 +398,15 @@ impl Column {
                 self.push_text(text);
                 Ok(())
             }
-            Data::Timestamp { ticks, zone, .. } => match (time::parse(text, *zone), ticks.power()) {
-                (Ok(micros), _) => self.put_time(micros, || text.to_owned()),
-                (Err(_), Some(power)) if numbers::is_number(text) => self.put_ticks(text, power),
-                (Err(error), _) => Err(self.no_time(text, &error)),
-            },
+            Data::Timestamp { ticks, zone, .. } => {
+                match (time::parse(text, *zone), ticks.power()) {
+                    (Ok(micros), _) => self.put_time(micros, || text.to_owned()),
+                    (Err(_), Some(power)) if numbers::is_number(text) => {
+                        self.put_ticks(text, power)
+                    }
+                    (Err(error), _) => Err(self.no_time(text, &error)),
+                }
+            }
             _ => Err(self.mismatch("a string")),
         }
     }
@@ -330,7 +414,12 @@ impl Column {
     fn no_time(&self, text: &str, error: &TimeError) -> String {
         let (path, text) = (&self.path, quoted(text));
         match (error, &self.data) {
-            (TimeError::Skipped, Data::Timestamp { zone: Some(zone), .. }) => {
+            (
+                TimeError::Skipped,
+                Data::Timestamp {
+                    zone: Some(zone), ..
+                },
+            ) => {
                 format!(
                     "{path}: the local time {text} does not exist in {zone}, clocks were put forward over it; write it with its offset, such as +01:00"
                 )
@@ -343,18 +432,32 @@ impl Column {
 
     /// Adds any value as JSON text, where the column takes it.
     pub fn put_json(&mut self, json: &str, kind: &str) -> Result<(), String> {
-        let Data::Text { takes: Texts::MapValue | Texts::Json, .. } = &self.data else {
+        let Data::Text {
+            takes: Texts::MapValue | Texts::Json,
+            ..
+        } = &self.data
+        else {
             return Err(self.mismatch(kind));
         };
         let mut result = Ok(());
         self.push_bytes(|bytes| result = super::json::compact(json, bytes));
         result.map_err(|super::json::TooDeep| {
-            format!("{}: objects and arrays are nested deeper than {} levels", self.path, super::json::MAX_DEPTH)
+            format!(
+                "{}: objects and arrays are nested deeper than {} levels",
+                self.path,
+                super::json::MAX_DEPTH
+            )
         })
     }
 
     pub fn is_json(&self) -> bool {
-        matches!(self.data, Data::Text { takes: Texts::Json, .. })
+        matches!(
+            self.data,
+            Data::Text {
+                takes: Texts::Json,
+                ..
+            }
+        )
     }
 
     /// Whether a number's digits count beyond what a double holds.
@@ -373,8 +476,13 @@ impl Column {
             Data::Double(_) => "double",
             Data::Boolean(_) => "boolean",
             Data::Timestamp { ticks, .. } => ticks.type_name(),
-            Data::Text { takes: Texts::Varchar | Texts::MapValue, .. } => "varchar",
-            Data::Text { takes: Texts::Json, .. } => "json",
+            Data::Text {
+                takes: Texts::Varchar | Texts::MapValue,
+                ..
+            } => "varchar",
+            Data::Text {
+                takes: Texts::Json, ..
+            } => "json",
             Data::Struct { .. } => "struct",
             Data::Array { .. } => "array",
             Data::Map { .. } => "map",
@@ -384,7 +492,9 @@ impl Column {
             (Data::Timestamp { .. }, "an integer" | "a decimal number") => {
                 "; declare timestamp(s), timestamp(ms) or timestamp(us)"
             }
-            (Data::BigInt(_), "a number beyond 64 bits") => "; varchar keeps its digits, double the nearest value",
+            (Data::BigInt(_), "a number beyond 64 bits") => {
+                "; varchar keeps its digits, double the nearest value"
+            }
             (Data::Double(_), "a number out of range") => "; varchar keeps its digits",
             _ => "",
         };
@@ -406,7 +516,10 @@ impl Column {
 
     pub fn finish(self) -> ArrayRef {
         let length = self.valid.len();
-        let nulls = self.valid.contains(&false).then(|| NullBuffer::from(self.valid));
+        let nulls = self
+            .valid
+            .contains(&false)
+            .then(|| NullBuffer::from(self.valid));
         match self.data {
             Data::BigInt(v) => Arc::new(Int64Array::new(v.into(), nulls)),
             Data::Int(v) => Arc::new(Int32Array::new(v.into(), nulls)),
@@ -422,8 +535,11 @@ impl Column {
             Data::Struct { columns, .. } => {
                 let names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
                 let arrays: Vec<ArrayRef> = columns.into_iter().map(Self::finish).collect();
-                let fields: Fields =
-                    names.iter().zip(&arrays).map(|(n, a)| Field::new(n, a.data_type().clone(), true)).collect();
+                let fields: Fields = names
+                    .iter()
+                    .zip(&arrays)
+                    .map(|(n, a)| Field::new(n, a.data_type().clone(), true))
+                    .collect();
                 Arc::new(
                     StructArray::try_new_with_length(fields, arrays, nulls, length)
                         .expect("every field has one value per row"),
@@ -435,8 +551,12 @@ impl Column {
                 Arc::new(ListArray::new(field, offsets(ends), items, nulls))
             }
             Data::Map { keys, values, ends } => {
-                let DataType::Map(entries, ordered) = types::map() else { unreachable!("a map's type") };
-                let DataType::Struct(fields) = entries.data_type() else { unreachable!("a map's entries") };
+                let DataType::Map(entries, ordered) = types::map() else {
+                    unreachable!("a map's type")
+                };
+                let DataType::Struct(fields) = entries.data_type() else {
+                    unreachable!("a map's entries")
+                };
                 let keys = StringArray::new(offsets(keys.ends), Buffer::from_vec(keys.bytes), None);
                 let arrays: Vec<ArrayRef> = vec![Arc::new(keys), values.finish()];
                 let items = StructArray::new(fields.clone(), arrays, None);

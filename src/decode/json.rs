@@ -1,5 +1,6 @@
-//! Any JSON value as one text, by which equal values written by different programs become comparable: members in received order, no
-//! insignificant blanks, digits of numbers as written, strings with the fewest escapes, of a key twice the last one.
+//! Any JSON value as one text, by which equal values written by different programs become
+//! comparable: members in received order, no insignificant blanks, digits of numbers as written,
+//! strings with the fewest escapes, of a key twice the last one.
 
 use std::ops::Range;
 
@@ -13,7 +14,8 @@ pub const MAX_DEPTH: usize = 128;
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooDeep;
 
-/// Appends the compact text of a JSON value, which the parser has accepted. It is never longer than the value.
+/// Appends the compact text of a JSON value, which the parser has accepted. It is never longer than
+/// the value.
 pub fn compact(json: &str, out: &mut Vec<u8>) -> Result<(), TooDeep> {
     Compactor { json, at: 0 }.value(out, 0)
 }
@@ -47,7 +49,10 @@ impl<'a> Compactor<'a> {
             }
             _ => {
                 let start = self.at;
-                while !matches!(self.peek(), None | Some(b',' | b']' | b'}' | b' ' | b'\t' | b'\n' | b'\r')) {
+                while !matches!(
+                    self.peek(),
+                    None | Some(b',' | b']' | b'}' | b' ' | b'\t' | b'\n' | b'\r')
+                ) {
                     self.at += 1;
                 }
                 out.extend_from_slice(&self.json.as_bytes()[start..self.at]);
@@ -61,7 +66,9 @@ impl<'a> Compactor<'a> {
         let start = self.at;
         self.at += 1;
         let bytes = self.json.as_bytes();
-        while let Some(found) = memchr::memchr2(b'"', b'\\', bytes.get(self.at..).unwrap_or_default()) {
+        while let Some(found) =
+            memchr::memchr2(b'"', b'\\', bytes.get(self.at..).unwrap_or_default())
+        {
             self.at += found;
             if bytes[self.at] == b'"' {
                 break;
@@ -126,7 +133,11 @@ impl<'a> Compactor<'a> {
         }
         self.at += 1;
         if has_overridden {
-            let last: Vec<&[u8]> = members.iter().filter(|m| !m.1.is_empty()).map(|m| &out[m.1.clone()]).collect();
+            let last: Vec<&[u8]> = members
+                .iter()
+                .filter(|m| !m.1.is_empty())
+                .map(|m| &out[m.1.clone()])
+                .collect();
             let last = last.join(&b","[..]);
             out.truncate(start);
             out.extend(last);
@@ -152,10 +163,19 @@ mod tests {
     fn order_and_digits_stay_and_blanks_go() {
         for (json, wanted) in [
             (" { \"b\" : 1.10 , \"a\" : [ ] } ", r#"{"b":1.10,"a":[]}"#),
-            ("[1e400, -0, 100000000000000000001]", "[1e400,-0,100000000000000000001]"),
-            (r#"{"a": 1, "b": 2, "a": {"x": 3, "x": 4}}"#, r#"{"b":2,"a":{"x":4}}"#),
+            (
+                "[1e400, -0, 100000000000000000001]",
+                "[1e400,-0,100000000000000000001]",
+            ),
+            (
+                r#"{"a": 1, "b": 2, "a": {"x": 3, "x": 4}}"#,
+                r#"{"b":2,"a":{"x":4}}"#,
+            ),
             (r#"{"a": 1, "\u0061": 2, "a": 3}"#, r#"{"a":3}"#),
-            (r#""\u00e9 \/ \n \u0000 \ud83d \ud83c\udf89""#, "\"é / \\n \\u0000 \u{FFFD} 🎉\""),
+            (
+                r#""\u00e9 \/ \n \u0000 \ud83d \ud83c\udf89""#,
+                "\"é / \\n \\u0000 \u{FFFD} 🎉\"",
+            ),
             (r#"{"a\"b\\": "}"}"#, r#"{"a\"b\\":"}"}"#),
             ("true", "true"),
             ("{}", "{}"),

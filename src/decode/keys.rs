@@ -8,8 +8,8 @@ use hashbrown::hash_table::Entry;
 /// Keys that are compared one by one.
 const FEW: usize = 16;
 
-/// Places of an object's keys: few are compared one by one, many are hashed, so that an object of any size takes linear time. How
-/// keys are hashed decides nothing but the time it takes.
+/// Places of an object's keys: few are compared one by one, many are hashed, so that an object of
+/// any size takes linear time. How keys are hashed decides nothing but the time it takes.
 #[derive(Default)]
 pub struct Keys {
     places: HashTable<usize>,

@@ -17,13 +17,20 @@ const MAX_EXPONENT: i64 = 1 << 40;
 
 /// A JSON number, multiplied by a power of ten, as a whole number.
 pub fn whole(text: &str, power: i64) -> Whole {
-    let (is_negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+    let (is_negative, text) = text
+        .strip_prefix('-')
+        .map_or((false, text), |rest| (true, rest));
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => (&text[..at], exponent(&text[at + 1..])),
         None => (text, 0),
     };
     let (before, behind) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let digits = || before.bytes().chain(behind.bytes()).skip_while(|digit| *digit == b'0');
+    let digits = || {
+        before
+            .bytes()
+            .chain(behind.bytes())
+            .skip_while(|digit| *digit == b'0')
+    };
     let count = digits().count() as i64;
     if count == 0 {
         return Whole::Exact(0);
@@ -53,8 +60,14 @@ pub fn whole(text: &str, power: i64) -> Whole {
 }
 
 fn exponent(text: &str) -> i64 {
-    let limit = if text.starts_with('-') { -MAX_EXPONENT } else { MAX_EXPONENT };
-    text.parse::<i64>().map_or(limit, |exponent| exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT))
+    let limit = if text.starts_with('-') {
+        -MAX_EXPONENT
+    } else {
+        MAX_EXPONENT
+    };
+    text.parse::<i64>().map_or(limit, |exponent| {
+        exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    })
 }
 
 /// The double nearest to a JSON number; none beyond the range of doubles.
@@ -65,7 +78,8 @@ pub fn double(text: &str) -> Option<f64> {
 /// Whether a text is a decimal number as JSON writes it.
 pub fn is_number(text: &str) -> bool {
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
-        && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok_and(|raw| raw.get() == text)
+        && serde_json::from_str::<&serde_json::value::RawValue>(text)
+            .is_ok_and(|raw| raw.get() == text)
 }
 
 #[cfg(test)]
@@ -97,14 +111,19 @@ mod tests {
         ] {
             assert_eq!(whole(text, 0), wanted, "{text}");
         }
-        assert_eq!(whole("1714557600.123456", 6), Whole::Exact(1_714_557_600_123_456));
+        assert_eq!(
+            whole("1714557600.123456", 6),
+            Whole::Exact(1_714_557_600_123_456)
+        );
         assert_eq!(whole("-1.0000001", 6), Whole::Fraction(-1_000_001));
     }
 
     #[test]
     fn only_json_numbers_are_numbers() {
         assert!(is_number("-1.5e3") && is_number("7"));
-        for text in ["", "-", "+1", "01", "1.", ".5", "1 ", "0x1", "inf", "1a", "null"] {
+        for text in [
+            "", "-", "+1", "01", "1.", ".5", "1 ", "0x1", "inf", "1a", "null",
+        ] {
             assert!(!is_number(text), "{text}");
         }
     }

@@ -1,13 +1,16 @@
 //! One record into columns: the parser drives, the columns' types say how each value is read.
 //!
-//! The parser's own reading of numbers is the fast one. Where it would lose digits that a column needs, the record is read once more
-//! with every scalar taken from its text, and the column reads from text for the rest of the frame. Both ways give the same values.
+//! The parser's own reading of numbers is the fast one. Where it would lose digits that a column
+//! needs, the record is read once more with every scalar taken from its text, and the column reads
+//! from text for the rest of the frame. Both ways give the same values.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 use serde_json::value::RawValue;
 
 use super::columns::{Column, Data, KeyTexts, Texts};
@@ -35,7 +38,11 @@ pub struct Pass {
 impl Pass {
     /// The next pass over the same record, behind one that failed.
     fn again(self) -> Self {
-        Self { from_text: true, counted: self.unknown.max(self.counted), ..Self::default() }
+        Self {
+            from_text: true,
+            counted: self.unknown.max(self.counted),
+            ..Self::default()
+        }
     }
 
     /// Ends the pass; the parser's error only carries it out.
@@ -74,14 +81,33 @@ pub fn read(text: &str, target: &mut Target<'_>, rows: usize) -> Result<(), Stri
         return Err(reason(&error, pass));
     }
     target.columns.iter_mut().for_each(|c| c.truncate(rows));
-    parse(repaired.as_deref().unwrap_or(text), target, pass.again()).map_err(|(error, pass)| reason(&error, pass))
+    parse(repaired.as_deref().unwrap_or(text), target, pass.again())
+        .map_err(|(error, pass)| reason(&error, pass))
 }
 
-fn parse(text: &str, target: &mut Target<'_>, mut pass: Pass) -> Result<(), (serde_json::Error, Pass)> {
+fn parse(
+    text: &str,
+    target: &mut Target<'_>,
+    mut pass: Pass,
+) -> Result<(), (serde_json::Error, Pass)> {
     let mut parser = serde_json::Deserializer::from_str(text);
-    let Target { columns, first, drift } = target;
-    let visitor = ObjectVisitor { path: "", columns, first, row: None, drift, pass: &mut pass };
-    parser.deserialize_any(visitor).and_then(|()| parser.end()).map_err(|error| (error, pass))
+    let Target {
+        columns,
+        first,
+        drift,
+    } = target;
+    let visitor = ObjectVisitor {
+        path: "",
+        columns,
+        first,
+        row: None,
+        drift,
+        pass: &mut pass,
+    };
+    parser
+        .deserialize_any(visitor)
+        .and_then(|()| parser.end())
+        .map_err(|error| (error, pass))
 }
 
 /// The parser gives up at a number that no double holds, before anyone is asked.
@@ -127,19 +153,28 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
             count += 1;
         }
         if count > MAX_ELEMENTS && self.row.is_none() {
-            let reason =
-                format!("an array of more than {MAX_ELEMENTS} records; write shorter ones, or a record on each line");
+            let reason = format!(
+                "an array of more than {MAX_ELEMENTS} records; write shorter ones, or a record on each line"
+            );
             return Err(self.pass.refuse(reason));
         }
         Err(A::Error::invalid_type(Unexpected::Seq, &self))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let row = self.row.unwrap_or_else(|| self.columns.first().map_or(0, Column::len));
+        let row = self
+            .row
+            .unwrap_or_else(|| self.columns.first().map_or(0, Column::len));
         let mut before = None;
         loop {
             let expected = before.map_or(*self.first, |b: usize| self.columns[b].next);
-            let Some(key) = map.next_key_seed(KeySeed { columns: self.columns, expected })? else { break };
+            let Some(key) = map.next_key_seed(KeySeed {
+                columns: self.columns,
+                expected,
+            })?
+            else {
+                break;
+            };
             match key {
                 Key::Column(at) => {
                     match before {
@@ -152,7 +187,10 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
                     if column.len() > row {
                         column.truncate(row);
                     }
-                    map.next_value_seed(ValueSeed { column, pass: self.pass })?;
+                    map.next_value_seed(ValueSeed {
+                        column,
+                        pass: self.pass,
+                    })?;
                 }
                 Key::Unknown(key) => {
                     map.next_value::<IgnoredAny>()?;
@@ -160,7 +198,11 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
                     if self.pass.unknown <= self.pass.counted {
                         continue;
                     }
-                    let path = if self.path.is_empty() { key } else { format!("{}.{key}", self.path) };
+                    let path = if self.path.is_empty() {
+                        key
+                    } else {
+                        format!("{}.{key}", self.path)
+                    };
                     if self.drift.len() < MAX_DRIFT_KEYS || self.drift.contains_key(&path) {
                         *self.drift.entry(path).or_default() += 1;
                     }
@@ -186,7 +228,8 @@ enum Key {
     Unknown(String),
 }
 
-/// Finds a key among the columns; those that followed the last time are tried first, also where an optional one is missing.
+/// Finds a key among the columns; those that followed the last time are tried first, also where an
+/// optional one is missing.
 struct KeySeed<'a> {
     columns: &'a [Column],
     expected: usize,
@@ -209,17 +252,18 @@ impl Visitor<'_> for KeySeed<'_> {
     fn visit_str<E>(self, key: &str) -> Result<Key, E> {
         let mut at = self.expected;
         for _ in 0..2 {
-            let Some(column) = self.columns.get(at) else { break };
+            let Some(column) = self.columns.get(at) else {
+                break;
+            };
             if column.name == key {
                 return Ok(Key::Column(at));
             }
             at = column.next;
         }
-        Ok(self
-            .columns
-            .iter()
-            .position(|c| c.name == key)
-            .map_or_else(|| Key::Unknown(key.chars().take(200).collect()), Key::Column))
+        Ok(self.columns.iter().position(|c| c.name == key).map_or_else(
+            || Key::Unknown(key.chars().take(200).collect()),
+            Key::Column,
+        ))
     }
 }
 
@@ -232,7 +276,10 @@ struct ValueSeed<'a> {
 impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let is_nested = matches!(self.column.data, Data::Struct { .. } | Data::Array { .. } | Data::Map { .. });
+        let is_nested = matches!(
+            self.column.data,
+            Data::Struct { .. } | Data::Array { .. } | Data::Map { .. }
+        );
         if is_nested || !(self.column.from_text || self.pass.from_text) {
             return deserializer.deserialize_any(self);
         }
@@ -260,7 +307,8 @@ impl ValueSeed<'_> {
             _ => {
                 // What the parser's own numbers would lose is read from text from here on.
                 let digits = json.trim_start_matches('-');
-                let is_plain = digits.len() < 19 && digits.bytes().all(|b| b.is_ascii_digit()) && json != "-0";
+                let is_plain =
+                    digits.len() < 19 && digits.bytes().all(|b| b.is_ascii_digit()) && json != "-0";
                 column.from_text |= !is_plain && column.needs_digits();
                 column.put_number(json)
             }
@@ -322,11 +370,28 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         let Self { column, pass } = self;
         let row = column.valid.len();
         match &mut column.data {
-            Data::Map { keys, values, ends } => read_map(map, (keys, values, ends), &column.path, pass)?,
-            Data::Struct { columns, first, drift } => {
-                ObjectVisitor { path: &column.path, columns, first, row: Some(row), drift, pass }.visit_map(map)?;
+            Data::Map { keys, values, ends } => {
+                read_map(map, (keys, values, ends), &column.path, pass)?;
             }
-            Data::Text { takes: Texts::MapValue | Texts::Json, .. } => {
+            Data::Struct {
+                columns,
+                first,
+                drift,
+            } => {
+                ObjectVisitor {
+                    path: &column.path,
+                    columns,
+                    first,
+                    row: Some(row),
+                    drift,
+                    pass,
+                }
+                .visit_map(map)?;
+            }
+            Data::Text {
+                takes: Texts::MapValue | Texts::Json,
+                ..
+            } => {
                 column.from_text = true;
                 return Err(pass.need_text());
             }
@@ -340,14 +405,20 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         let Self { column, pass } = self;
         match &mut column.data {
             Data::Array { item, ends } => {
-                while seq.next_element_seed(ValueSeed { column: item, pass })?.is_some() {}
+                while seq
+                    .next_element_seed(ValueSeed { column: item, pass })?
+                    .is_some()
+                {}
                 ends.push(item.len() as i32);
             }
             // PHP writes the empty map as an empty array.
             Data::Map { ends, .. } if seq.next_element::<IgnoredAny>()?.is_none() => {
                 ends.push(ends.last().copied().unwrap_or(0));
             }
-            Data::Text { takes: Texts::MapValue | Texts::Json, .. } => {
+            Data::Text {
+                takes: Texts::MapValue | Texts::Json,
+                ..
+            } => {
                 column.from_text = true;
                 return Err(pass.need_text());
             }
@@ -379,15 +450,20 @@ fn read_map<'de, A: MapAccess<'de>>(
             return Err(pass.refuse(format!("{path}: a map of more than {MAX_MAP_KEYS} keys")));
         }
         overridden.extend(seen.add(place, |n| keys.get(first + n)));
-        map.next_value_seed(ValueSeed { column: values, pass })?;
+        map.next_value_seed(ValueSeed {
+            column: values,
+            pass,
+        })?;
     }
     if !overridden.is_empty() {
         // Rare: the entries behind the first one that does not count move up.
         overridden.sort_unstable();
         let from = first + overridden[0];
         let is_last = |n: &usize| overridden.binary_search(&(n - first)).is_err();
-        let entries: Vec<(Vec<u8>, Option<String>)> =
-            (from..keys.len()).filter(is_last).map(|n| (keys.get(n).to_vec(), values.text_at(n))).collect();
+        let entries: Vec<(Vec<u8>, Option<String>)> = (from..keys.len())
+            .filter(is_last)
+            .map(|n| (keys.get(n).to_vec(), values.text_at(n)))
+            .collect();
         keys.truncate(from);
         values.truncate(from);
         for (key, value) in entries {

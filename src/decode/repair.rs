@@ -1,10 +1,10 @@
-//! Half of a surrogate pair, written as an escape, is valid JSON text but no character. Producers that cut texts by their UTF-16
-//! length write it.
+//! Half of a surrogate pair, written as an escape, is valid JSON text but no character. Producers
+//! that cut texts by their UTF-16 length write it.
 
 use std::borrow::Cow;
 
-/// The text with every lone surrogate escape replaced by that of U+FFFD; none where there is no such escape. Nothing moves: the new
-/// escape is as long as the old one.
+/// The text with every lone surrogate escape replaced by that of U+FFFD; none where there is no
+/// such escape. Nothing moves: the new escape is as long as the old one.
 pub fn lone_surrogates(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut replaced: Option<Vec<u8>> = None;
@@ -12,9 +12,12 @@ pub fn lone_surrogates(text: &str) -> Option<String> {
     while let Some(found) = memchr::memchr(b'\\', &bytes[at.min(bytes.len())..]) {
         at += found;
         match escaped(bytes, at) {
-            Some(0xD800..=0xDBFF) if matches!(escaped(bytes, at + 6), Some(0xDC00..=0xDFFF)) => at += 12,
+            Some(0xD800..=0xDBFF) if matches!(escaped(bytes, at + 6), Some(0xDC00..=0xDFFF)) => {
+                at += 12;
+            }
             Some(0xD800..=0xDFFF) => {
-                replaced.get_or_insert_with(|| bytes.to_vec())[at + 2..at + 6].copy_from_slice(b"fffd");
+                replaced.get_or_insert_with(|| bytes.to_vec())[at + 2..at + 6]
+                    .copy_from_slice(b"fffd");
                 at += 6;
             }
             _ => at += 2,
@@ -26,7 +29,9 @@ pub fn lone_surrogates(text: &str) -> Option<String> {
 /// The UTF-16 code unit of the escape at `at`: a backslash, `u` and four hexadecimal digits.
 fn escaped(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
-    escape.iter().try_fold(0, |code, digit| Some(code << 4 | char::from(*digit).to_digit(16)? as u16))
+    escape.iter().try_fold(0, |code, digit| {
+        Some(code << 4 | char::from(*digit).to_digit(16)? as u16)
+    })
 }
 
 /// The characters of a JSON string, given with its quotes.

@@ -19,9 +19,10 @@ pub enum TimeError {
     Skipped,
 }
 
-/// Reads a date, or a date and a time of day separated by `T` or a blank, without seconds, with them, or with a fraction of them, and
-/// with the offset `Z`, `UTC`, `+02`, `+0200` or `+02:00`. Without an offset it is a local time of the zone, or of UTC. What is
-/// beyond microseconds is cut off.
+/// Reads a date, or a date and a time of day separated by `T` or a blank, without seconds, with
+/// them, or with a fraction of them, and with the offset `Z`, `UTC`, `+02`, `+0200` or `+02:00`.
+/// Without an offset it is a local time of the zone, or of UTC. What is beyond microseconds is cut
+/// off.
 pub fn parse(text: &str, zone: Option<Zone>) -> Result<Micros, TimeError> {
     let mut rest = Rest(text.as_bytes());
     let (date, micros, offset) = rest.date_and_time().ok_or(TimeError::Form)?;
@@ -41,7 +42,9 @@ pub fn parse(text: &str, zone: Option<Zone>) -> Result<Micros, TimeError> {
 /// Seconds by which a local time is ahead of UTC: of one that occurs twice, those of the earlier.
 fn local_offset(zone: Zone, date: NaiveDate, micros: Micros) -> Result<i64, TimeError> {
     let second = (micros / MICROS_PER_SECOND).min(86_399) as u32;
-    let time = date.and_hms_opt(second / 3_600, second / 60 % 60, second % 60).ok_or(TimeError::Form)?;
+    let time = date
+        .and_hms_opt(second / 3_600, second / 60 % 60, second % 60)
+        .ok_or(TimeError::Form)?;
     let offset = match zone.0.offset_from_local_datetime(&time) {
         LocalResult::Single(offset) | LocalResult::Ambiguous(offset, _) => offset,
         LocalResult::None => return Err(TimeError::Skipped),
@@ -81,7 +84,11 @@ impl Rest<'_> {
 
     /// Microseconds of a fraction.
     fn fraction(&mut self) -> Option<Micros> {
-        let length = self.0.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let length = self
+            .0
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
         let (digits, rest) = self.0.split_at(length);
         self.0 = rest;
         let digit = |at: usize| digits.get(at).map_or(0, |digit| i64::from(digit - b'0'));
@@ -130,7 +137,11 @@ impl Rest<'_> {
     fn digits(&mut self, count: usize) -> Option<i64> {
         let (digits, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
-        digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + i64::from(digit - b'0')))
+        digits.iter().try_fold(0, |number, digit| {
+            digit
+                .is_ascii_digit()
+                .then(|| number * 10 + i64::from(digit - b'0'))
+        })
     }
 }
 
@@ -141,7 +152,9 @@ mod tests {
     use super::*;
 
     fn at(text: &str) -> Micros {
-        chrono::DateTime::parse_from_rfc3339(text).expect("a time").timestamp_micros()
+        chrono::DateTime::parse_from_rfc3339(text)
+            .expect("a time")
+            .timestamp_micros()
     }
 
     #[test]
@@ -159,7 +172,10 @@ mod tests {
             ("2024-05-01 12:00:00 UTC", "2024-05-01T12:00:00Z"),
             ("2024-05-01t12:00:00.5z", "2024-05-01T12:00:00.5Z"),
             ("2024-05-01 12:00:00,123", "2024-05-01T12:00:00.123Z"),
-            ("2024-05-01T12:00:00.123456789Z", "2024-05-01T12:00:00.123456Z"),
+            (
+                "2024-05-01T12:00:00.123456789Z",
+                "2024-05-01T12:00:00.123456Z",
+            ),
             ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
             ("0000-01-01T00:00:00Z", "0000-01-01T00:00:00Z"),
         ] {

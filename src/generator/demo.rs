@@ -31,7 +31,10 @@ pub const TO_TRY: [&str; 5] = [
 /// What the demo says when it starts.
 pub fn demo_welcome(port: u16) -> String {
     let binary = std::env::args().next().unwrap_or_else(|| "weir".into());
-    let lines: Vec<String> = TO_TRY.iter().map(|line| format!("  {}", line.replacen("weir", &binary, 1))).collect();
+    let lines: Vec<String> = TO_TRY
+        .iter()
+        .map(|line| format!("  {}", line.replacen("weir", &binary, 1)))
+        .collect();
     format!(
         "Live at http://127.0.0.1:{port}/ (API: http://127.0.0.1:{port}/docs), data in ./weir-data. Try in another terminal:\n\n{}\n\nCtrl-C ends it; started again, it goes on.\n",
         lines.join("\n")

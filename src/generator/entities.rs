@@ -96,8 +96,8 @@ const FOREIGN: [&str; 14] = [
 ];
 const ASTRAL: [&str; 4] = ["🎉", "🏃", "🎸", "😀"];
 const FIRST: [&str; 20] = [
-    "Ann", "Bob", "Carla", "Dmitri", "Eve", "Farid", "Grace", "Hiro", "Ines", "Jack", "Kim", "Lars", "Mona", "Nils",
-    "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina",
+    "Ann", "Bob", "Carla", "Dmitri", "Eve", "Farid", "Grace", "Hiro", "Ines", "Jack", "Kim",
+    "Lars", "Mona", "Nils", "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina",
 ];
 const CITIES: [(&str, &str, &str, f64, f64); 30] = [
     ("New York", "us", "NY", 40.75, -73.98),
@@ -150,7 +150,11 @@ fn city(random: &mut Random) -> &'static (&'static str, &'static str, &'static s
         _ => "",
     };
     let is_fitting = |c: &&(&str, &str, &str, f64, f64)| {
-        if country.is_empty() { !["us", "au", "gb", "ca"].contains(&c.1) } else { c.1 == country }
+        if country.is_empty() {
+            !["us", "au", "gb", "ca"].contains(&c.1)
+        } else {
+            c.1 == country
+        }
     };
     let fitting: Vec<_> = CITIES.iter().filter(is_fitting).collect();
     fitting[random.below(fitting.len() as u64) as usize]
@@ -158,8 +162,12 @@ fn city(random: &mut Random) -> &'static (&'static str, &'static str, &'static s
 
 /// A title; `foreign` of them are not ASCII.
 pub fn title(random: &mut Random, foreign: f64) -> String {
-    let mut text =
-        format!("{} {}{}", random.pick(&ADJECTIVES), random.pick(&NOUNS), random.pick(&TAILS).replace(['–', '—'], "-"));
+    let mut text = format!(
+        "{} {}{}",
+        random.pick(&ADJECTIVES),
+        random.pick(&NOUNS),
+        random.pick(&TAILS).replace(['–', '—'], "-")
+    );
     if random.chance(foreign) {
         let _ = write!(text, " {}", random.pick(&FOREIGN));
         if random.chance(0.05) {
@@ -169,7 +177,8 @@ pub fn title(random: &mut Random, foreign: f64) -> String {
     text
 }
 
-/// A place so far from another as venues lie from their groups: median 4.5 km, a tenth beyond 23, some absurdly far.
+/// A place so far from another as venues lie from their groups: median 4.5 km, a tenth beyond 23,
+/// some absurdly far.
 fn near(random: &mut Random, lat: f64, lon: f64) -> (f64, f64) {
     let km = if random.chance(0.003) {
         2_000.0 + random.unit() * 10_000.0
@@ -195,13 +204,26 @@ fn topics(random: &mut Random) -> String {
     let mut out = String::from("[");
     for (n, topic) in chosen.into_iter().enumerate() {
         let noun = NOUNS[topic as usize % NOUNS.len()];
-        let adjective =
-            ADJECTIVES[(topic as usize / NOUNS.len()) % ADJECTIVES.len()].trim_end_matches([':', '&']).trim();
-        let key: String = format!("{adjective}-{noun}").to_lowercase().replace(' ', "-").chars().take(36).collect();
+        let adjective = ADJECTIVES[(topic as usize / NOUNS.len()) % ADJECTIVES.len()]
+            .trim_end_matches([':', '&'])
+            .trim();
+        let key: String = format!("{adjective}-{noun}")
+            .to_lowercase()
+            .replace(' ', "-")
+            .chars()
+            .take(36)
+            .collect();
         // A few keys go by two names.
-        let name = if topic % 280 == 3 && random.chance(0.5) { noun.to_lowercase() } else { noun.to_owned() };
+        let name = if topic % 280 == 3 && random.chance(0.5) {
+            noun.to_lowercase()
+        } else {
+            noun.to_owned()
+        };
         let comma = if n > 0 { "," } else { "" };
-        let _ = write!(out, "{comma}{{\"urlkey\":\"{key}-{topic}\",\"topic_name\":\"{name}\"}}");
+        let _ = write!(
+            out,
+            "{comma}{{\"urlkey\":\"{key}-{topic}\",\"topic_name\":\"{name}\"}}"
+        );
     }
     out.push(']');
     out
@@ -210,11 +232,21 @@ fn topics(random: &mut Random) -> String {
 pub fn group(seed: u64, number: u64) -> Group {
     let random = &mut Random::new(seed.wrapping_mul(31).wrapping_add(number));
     let &(name, country, state, lat, lon) = city(random);
-    let (lat, lon) = ((lat * 100.0f64).round() / 100.0, (lon * 100.0f64).round() / 100.0);
-    let urlname = format!("{}-{number}", NOUNS[number as usize % NOUNS.len()].replace(' ', "-"));
+    let (lat, lon) = (
+        (lat * 100.0f64).round() / 100.0,
+        (lon * 100.0f64).round() / 100.0,
+    );
+    let urlname = format!(
+        "{}-{number}",
+        NOUNS[number as usize % NOUNS.len()].replace(' ', "-")
+    );
     let title: String = title(random, 0.035).chars().take(58).collect();
     let title = title.trim_end_matches('\\');
-    let state = if state.is_empty() { String::new() } else { format!("\"group_state\":\"{state}\",") };
+    let state = if state.is_empty() {
+        String::new()
+    } else {
+        format!("\"group_state\":\"{state}\",")
+    };
     let json = format!(
         "\"group\":{{\"group_city\":\"{name}\",\"group_country\":\"{country}\",\"group_id\":{},\"group_lat\":{lat},\"group_lon\":{lon},\"group_name\":\"{title}\",{state}\"group_topics\":{},\"group_urlname\":\"{urlname}\"}}",
         7_000 + number * 3_000,
@@ -223,7 +255,11 @@ pub fn group(seed: u64, number: u64) -> Group {
     let venues = (0..VENUES_PER_GROUP)
         .map(|n| {
             let id = 76_000 + (number * VENUES_PER_GROUP + n) * 1_000;
-            let name = if random.chance(0.032) { random.pick(&FOREIGN) } else { random.pick(&NOUNS) };
+            let name = if random.chance(0.032) {
+                random.pick(&FOREIGN)
+            } else {
+                random.pick(&NOUNS)
+            };
             let place = if random.chance(0.049) {
                 "\"lat\":0,\"lon\":0".to_owned()
             } else {
@@ -233,7 +269,11 @@ pub fn group(seed: u64, number: u64) -> Group {
             format!("\"venue\":{{{place},\"venue_id\":{id},\"venue_name\":\"{name} Hall {n}\"}},")
         })
         .collect();
-    Group { json, urlname, venues }
+    Group {
+        json,
+        urlname,
+        venues,
+    }
 }
 
 /// `"member":{…},` of a member whose photo may have changed.
@@ -246,8 +286,15 @@ pub fn member(seed: u64, number: u64, photo: u64, out: &mut String) {
     let foreign = if random.chance(0.018) { "é" } else { "" };
     out.push_str("\"member\":{");
     if random.chance(0.092) {
-        let service = if random.chance(0.6) { "facebook" } else { "twitter" };
-        let _ = write!(out, "\"other_services\":{{\"{service}\":{{\"identifier\":\"{first}{number}\"}}}},");
+        let service = if random.chance(0.6) {
+            "facebook"
+        } else {
+            "twitter"
+        };
+        let _ = write!(
+            out,
+            "\"other_services\":{{\"{service}\":{{\"identifier\":\"{first}{number}\"}}}},"
+        );
     }
     if has_photo {
         let _ = write!(
@@ -258,5 +305,8 @@ pub fn member(seed: u64, number: u64, photo: u64, out: &mut String) {
         );
     }
     let letter = (b'A' + (number % 26) as u8) as char;
-    let _ = write!(out, "\"member_id\":{id},\"member_name\":\"{first}{foreign} {letter}.{blank}\"}},");
+    let _ = write!(
+        out,
+        "\"member_id\":{id},\"member_name\":\"{first}{foreign} {letter}.{blank}\"}},"
+    );
 }

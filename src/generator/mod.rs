@@ -1,5 +1,6 @@
-//! Answers to invitations as the old Meetup stream sent them, from a seed: their shapes, sizes, repeats, disorder and lateness
-//! follow measurements of recordings; and hostile ones, which no decoder should stumble over.
+//! Answers to invitations as the old Meetup stream sent them, from a seed: their shapes, sizes,
+//! repeats, disorder and lateness follow measurements of recordings; and hostile ones, which no
+//! decoder should stumble over.
 
 mod demo;
 mod entities;
@@ -39,7 +40,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 0, start_ms: START_MS, rate: RATE, hostile: 0.0, first_id: 1_500_000_000 }
+        Self {
+            seed: 0,
+            start_ms: START_MS,
+            rate: RATE,
+            hostile: 0.0,
+            first_id: 1_500_000_000,
+        }
     }
 }
 
@@ -84,7 +91,9 @@ impl Generator {
     pub fn new(settings: Settings) -> Self {
         Self {
             random: Random::new(settings.seed),
-            groups: (0..GROUPS).map(|n| entities::group(settings.seed, n)).collect(),
+            groups: (0..GROUPS)
+                .map(|n| entities::group(settings.seed, n))
+                .collect(),
             now_ms: settings.start_ms as f64,
             next_id: settings.first_id,
             emitted: 0,
@@ -129,7 +138,11 @@ impl Generator {
             let at = self.random.below(self.recent.len() as u64) as usize;
             let mut act = self.recent[at].clone();
             if act.yes && self.random.chance(0.6) {
-                act.guests = if act.guests == 0 { 1 + self.random.below(2) } else { 0 };
+                act.guests = if act.guests == 0 {
+                    1 + self.random.below(2)
+                } else {
+                    0
+                };
             } else {
                 act.yes = !act.yes;
                 act.guests = 0;
@@ -147,9 +160,11 @@ impl Generator {
         }
         if self.random.chance(COPY_BURSTS) {
             let mut old = act.clone();
-            old.mtime = (act.mtime - 18_000_000 - self.random.below(80_000_000) as i64) / 1000 * 1000;
+            old.mtime =
+                (act.mtime - 18_000_000 - self.random.below(80_000_000) as i64) / 1000 * 1000;
             for n in 1..=COPIES_PER_BURST {
-                self.due.push((self.emitted + n * (40 + self.random.below(60)), old.clone()));
+                self.due
+                    .push((self.emitted + n * (40 + self.random.below(60)), old.clone()));
             }
             return old;
         }
@@ -181,7 +196,11 @@ impl Generator {
         };
         // Flat popularity: most groups are alike, a few are named often.
         let x = self.random.unit();
-        let group = if self.random.chance(0.03) { self.random.below(8) } else { (x * GROUPS as f64) as u64 };
+        let group = if self.random.chance(0.03) {
+            self.random.below(8)
+        } else {
+            (x * GROUPS as f64) as u64
+        };
         let yes = self.random.chance(0.77);
         let guests = match self.random.unit() {
             x if !yes || x > 0.091 => 0,
@@ -193,7 +212,16 @@ impl Generator {
         self.next_id += 1;
         let mtime = self.act_time();
         let event = self.random.below(2);
-        Act { id: self.next_id, mtime, yes, guests, member, photo: u64::from(self.random.chance(0.01)), group, event }
+        Act {
+            id: self.next_id,
+            mtime,
+            yes,
+            guests,
+            member,
+            photo: u64::from(self.random.chance(0.01)),
+            group,
+            event,
+        }
     }
 
     /// Now, or for a few re-sends of old answers, whole seconds of long ago.
@@ -303,7 +331,10 @@ mod tests {
             .map(|_| {
                 let (line, _) = generator.next_record();
                 let compact = line.replace("\\/", "/").len();
-                (serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")), compact)
+                (
+                    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")),
+                    compact,
+                )
             })
             .collect()
     }
@@ -324,7 +355,10 @@ mod tests {
             "new"
         } else if before.iter().any(|b| same(&b) && b.2 == mtime) {
             "copy"
-        } else if before.iter().any(|b| same(&b) && (b.2 - mtime).abs() <= 500) {
+        } else if before
+            .iter()
+            .any(|b| same(&b) && (b.2 - mtime).abs() <= 500)
+        {
             "twin"
         } else {
             "update"
@@ -335,8 +369,15 @@ mod tests {
     fn fifty_thousand_records_are_as_measured() {
         let records = records(50_000);
         let total = records.len() as f64;
-        let share = |is: &dyn Fn(&Value) -> bool| records.iter().filter(|(r, _)| is(r)).count() as f64 / total * 100.0;
-        let venues = records.iter().filter(|(r, _)| r["venue"].is_object()).count() as f64 / total * 100.0;
+        let share = |is: &dyn Fn(&Value) -> bool| {
+            records.iter().filter(|(r, _)| is(r)).count() as f64 / total * 100.0
+        };
+        let venues = records
+            .iter()
+            .filter(|(r, _)| r["venue"].is_object())
+            .count() as f64
+            / total
+            * 100.0;
         let has_other = |text: &Value| text.as_str().is_some_and(|t| !t.is_ascii());
         let mut kinds: BTreeMap<&str, f64> = BTreeMap::new();
         let mut seen: BTreeMap<u64, Vec<(Value, Value, i64)>> = BTreeMap::new();
@@ -348,8 +389,15 @@ mod tests {
             before.push((r["response"].clone(), r["guests"].clone(), mtime));
             *kinds.entry(kind).or_default() += 100.0 / total;
             newest = newest.max(mtime);
-            for (n, limit) in [10_000, 60_000, 300_000, 3_600_000, 86_400_000].into_iter().enumerate() {
-                late[n] += if newest - mtime > limit { 100.0 / total } else { 0.0 };
+            for (n, limit) in [10_000, 60_000, 300_000, 3_600_000, 86_400_000]
+                .into_iter()
+                .enumerate()
+            {
+                late[n] += if newest - mtime > limit {
+                    100.0 / total
+                } else {
+                    0.0
+                };
             }
         }
         let mut sizes: Vec<usize> = records.iter().map(|(_, n)| *n).collect();
@@ -360,20 +408,65 @@ mod tests {
             ("yes", share(&|r| r["response"] == "yes"), 77.0, true),
             ("no guests", share(&|r| r["guests"] == 0), 93.0, true),
             ("venue", venues, 80.7, true),
-            ("zero coordinates", share(&|r| r["venue"]["lat"] == 0), 80.7 * 0.049, true),
-            ("event time", share(&|r| r["event"]["time"].is_i64()), 99.2, true),
-            ("photo", share(&|r| r["member"]["photo"].is_string()), 95.0, true),
-            ("other services", share(&|r| r["member"]["other_services"].is_object()), 9.2, true),
-            ("state", share(&|r| r["group"]["group_state"].is_string()), 67.5, true),
-            ("us", share(&|r| r["group"]["group_country"] == "us"), 62.0, true),
+            (
+                "zero coordinates",
+                share(&|r| r["venue"]["lat"] == 0),
+                80.7 * 0.049,
+                true,
+            ),
+            (
+                "event time",
+                share(&|r| r["event"]["time"].is_i64()),
+                99.2,
+                true,
+            ),
+            (
+                "photo",
+                share(&|r| r["member"]["photo"].is_string()),
+                95.0,
+                true,
+            ),
+            (
+                "other services",
+                share(&|r| r["member"]["other_services"].is_object()),
+                9.2,
+                true,
+            ),
+            (
+                "state",
+                share(&|r| r["group"]["group_state"].is_string()),
+                67.5,
+                true,
+            ),
+            (
+                "us",
+                share(&|r| r["group"]["group_country"] == "us"),
+                62.0,
+                true,
+            ),
             (
                 "letters in event id",
-                share(&|r| r["event"]["event_id"].as_str().unwrap().starts_with(char::is_alphabetic)),
+                share(&|r| {
+                    r["event"]["event_id"]
+                        .as_str()
+                        .unwrap()
+                        .starts_with(char::is_alphabetic)
+                }),
                 28.5,
                 true,
             ),
-            ("foreign event name", share(&|r| has_other(&r["event"]["event_name"])), 6.0, true),
-            ("foreign group name", share(&|r| has_other(&r["group"]["group_name"])), 3.5, true),
+            (
+                "foreign event name",
+                share(&|r| has_other(&r["event"]["event_name"])),
+                6.0,
+                true,
+            ),
+            (
+                "foreign group name",
+                share(&|r| has_other(&r["group"]["group_name"])),
+                3.5,
+                true,
+            ),
             ("twins", kinds["twin"], 15.1, true),
             ("copies", kinds["copy"], 1.5, true),
             ("updates", kinds["update"], 5.1, true),
@@ -388,7 +481,11 @@ mod tests {
         ];
         let mut wrong = Vec::new();
         for (what, found, measured, is_share) in checks {
-            let tolerance = if is_share { f64::max(1.0, measured * 0.15) } else { measured * 0.15 };
+            let tolerance = if is_share {
+                f64::max(1.0, measured * 0.15)
+            } else {
+                measured * 0.15
+            };
             if (found - measured).abs() > tolerance {
                 wrong.push(format!("{what}: {found:.2}, measured {measured:.2}"));
             }
@@ -398,7 +495,10 @@ mod tests {
 
     #[test]
     fn hostile_records_are_lines() {
-        let mut generator = Generator::new(Settings { hostile: 100.0, ..Settings::default() });
+        let mut generator = Generator::new(Settings {
+            hostile: 100.0,
+            ..Settings::default()
+        });
         for _ in 0..1_000 {
             assert!(!generator.next_record().0.contains('\n'));
         }

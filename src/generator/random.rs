@@ -1,4 +1,5 @@
-//! Random numbers that are the same for a seed on every machine and in every version (SplitMix64, Steele et al. 2014).
+//! Random numbers that are the same for a seed on every machine and in every version (SplitMix64,
+//! Steele et al. 2014).
 
 #[derive(Debug, Clone)]
 pub struct Random(u64);

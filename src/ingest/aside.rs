@@ -1,7 +1,8 @@
 //! Frames of pull sources that wait for room in the log, while everything else passes them.
 //!
-//! A pull source's position says that everything before it is stored, so a frame of its partition may neither be passed over nor
-//! overtaken by a later one. What waits here is bounded by the bytes that the queue admits.
+//! A pull source's position says that everything before it is stored, so a frame of its partition
+//! may neither be passed over nor overtaken by a later one. What waits here is bounded by the bytes
+//! that the queue admits.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -44,7 +45,10 @@ pub struct Aside<T> {
 
 impl<T> Default for Aside<T> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), refused: BTreeSet::new() }
+        Self {
+            waiting: VecDeque::new(),
+            refused: BTreeSet::new(),
+        }
     }
 }
 
@@ -58,9 +62,11 @@ impl<T: Claims> Aside<T> {
         if claim.is_pull && self.refused.contains(claim.source) {
             return Turn::RefuseForGood;
         }
-        let is_same =
-            |other: Claim<'_>| (other.source, other.partition) == (claim.source, claim.partition) && claim.is_pull;
-        let overtakes = claim.holds_records || self.waiting.iter().any(|frame| is_same(frame.claim()));
+        let is_same = |other: Claim<'_>| {
+            (other.source, other.partition) == (claim.source, claim.partition) && claim.is_pull
+        };
+        let overtakes =
+            claim.holds_records || self.waiting.iter().any(|frame| is_same(frame.claim()));
         match (self.is_empty() || !overtakes, claim.is_pull) {
             (true, _) => Turn::Try,
             (false, true) => Turn::Wait,
@@ -108,8 +114,19 @@ mod tests {
 
     impl Claims for Frame {
         fn claim(&self) -> Claim<'_> {
-            let Self { source, partition, is_pull, holds_records, .. } = self;
-            Claim { source, partition, is_pull: *is_pull, holds_records: *holds_records }
+            let Self {
+                source,
+                partition,
+                is_pull,
+                holds_records,
+                ..
+            } = self;
+            Claim {
+                source,
+                partition,
+                is_pull: *is_pull,
+                holds_records: *holds_records,
+            }
         }
     }
 
@@ -126,7 +143,11 @@ mod tests {
 
     impl Model {
         fn fits(&mut self, frame: &Frame) -> bool {
-            let room = if frame.holds_records { &mut self.room } else { &mut self.control_room };
+            let room = if frame.holds_records {
+                &mut self.room
+            } else {
+                &mut self.control_room
+            };
             let fits = frame.size <= *room;
             *room -= if fits { frame.size } else { 0 };
             fits
@@ -165,7 +186,13 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Event {
-        Come { source: usize, partition: usize, is_pull: bool, holds_records: bool, size: u64 },
+        Come {
+            source: usize,
+            partition: usize,
+            is_pull: bool,
+            holds_records: bool,
+            size: u64,
+        },
         Room(u64),
         Close,
     }

@@ -11,9 +11,10 @@ use crate::event::Micros;
 use crate::schema::Stream;
 use crate::wal::Records;
 
-/// Gives the records of a content, in their order, the times to sort them by: each its event time. One without, which will be a dead
-/// letter, has that of the record before it, and before the first event the least time there is. Sorted stably, dead letters
-/// stay behind the event that they follow.
+/// Gives the records of a content, in their order, the times to sort them by: each its event time.
+/// One without, which will be a dead letter, has that of the record before it, and before the first
+/// event the least time there is. Sorted stably, dead letters stay behind the event that they
+/// follow.
 pub struct SortTimes {
     stream: Arc<Stream>,
     last: Micros,
@@ -21,14 +22,22 @@ pub struct SortTimes {
 
 impl SortTimes {
     pub fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, last: Micros::MIN }
+        Self {
+            stream,
+            last: Micros::MIN,
+        }
     }
 
-    /// The times of the next records; `cut` names those that are stored shortened (index, original length).
+    /// The times of the next records; `cut` names those that are stored shortened (index, original
+    /// length).
     pub fn next(&mut self, records: &Records, cut: &[(u64, u64)]) -> Vec<Micros> {
-        // Whether an event is too far ahead of its arrival depends on the clock; the order must not.
+        // Whether an event is too far ahead of its arrival depends on the clock; the order must
+        // not.
         let decoded = decode(&self.stream, records.iter(), Micros::MAX, cut);
-        let times = decoded.rows.column(0).as_primitive::<TimestampMicrosecondType>();
+        let times = decoded
+            .rows
+            .column(0)
+            .as_primitive::<TimestampMicrosecondType>();
         let mut events = decoded.index.iter().zip(0..times.len()).peekable();
         (0..records.len() as u32)
             .map(|index| {
@@ -46,7 +55,11 @@ impl SortTimes {
 impl Ingest {
     /// Times to sort a stream's records by, or `None` for an unknown stream.
     pub fn sort_times(&self, stream: &str) -> Option<SortTimes> {
-        self.catalog.streams.get(stream).cloned().map(SortTimes::new)
+        self.catalog
+            .streams
+            .get(stream)
+            .cloned()
+            .map(SortTimes::new)
     }
 }
 
@@ -60,19 +73,40 @@ mod tests {
     #[test]
     fn a_record_without_a_time_has_that_of_the_one_before_it() {
         let text = r#"{"streams":{"s":{"schema":"t bigint not null, v int","select":"select to_timestamp_micros(t) as event_time, v from s","require":["v < 9"]}}}"#;
-        let catalog = Catalog::compile(&Declarations::from_json(text).expect("declarations")).expect("a catalog");
+        let catalog = Catalog::compile(&Declarations::from_json(text).expect("declarations"))
+            .expect("a catalog");
         let mut times = SortTimes::new(catalog.streams["s"].clone());
         let mut next = |records: &[&str], cut: &[(u64, u64)]| {
             let mut builder = RecordsBuilder::default();
-            records.iter().for_each(|record| builder.push(record.as_bytes()));
+            records
+                .iter()
+                .for_each(|record| builder.push(record.as_bytes()));
             times.next(&builder.finish(), cut)
         };
         let far = 7_000_000_000_000_000;
         assert_eq!(
-            next(&["broken", "{\"t\":5,\"v\":1}", "{\"t\":3,\"v\":9}", "{\"t\":4,\"v\":1}"], &[]),
+            next(
+                &[
+                    "broken",
+                    "{\"t\":5,\"v\":1}",
+                    "{\"t\":3,\"v\":9}",
+                    "{\"t\":4,\"v\":1}"
+                ],
+                &[]
+            ),
             [Micros::MIN, 5, 5, 4]
         );
         // The last time carries over to the next batch, and the wall clock has no influence.
-        assert_eq!(next(&["{}", "{\"t\":1,\"v\":1}", &format!("{{\"t\":{far},\"v\":2}}")], &[(1, 99)]), [4, 4, far]);
+        assert_eq!(
+            next(
+                &[
+                    "{}",
+                    "{\"t\":1,\"v\":1}",
+                    &format!("{{\"t\":{far},\"v\":2}}")
+                ],
+                &[(1, 99)]
+            ),
+            [4, 4, far]
+        );
     }
 }

@@ -1,15 +1,16 @@
 //! How far arrival time has come, as far as the log gives evidence of it.
 //!
-//! Retention by arrival time takes rows away for good, so a machine's clock that is wrong for a while must not move it: a
-//! step of up to [`STEP`] is believed at once, a longer one only when later arrivals have gone on from there for [`CONFIRMED`].
-//! A clock that goes back is believed at once: what is kept longer is not lost.
+//! Retention by arrival time takes rows away for good, so a machine's clock that is wrong for a
+//! while must not move it: a step of up to [`STEP`] is believed at once, a longer one only when
+//! later arrivals have gone on from there for [`CONFIRMED`]. A clock that goes back is believed at
+//! once: what is kept longer is not lost.
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros};
 
-/// Longest step between two arrivals that needs no further evidence. Retention leaves it out of account, so that it takes nothing
-/// away too early.
+/// Longest step between two arrivals that needs no further evidence. Retention leaves it out of
+/// account, so that it takes nothing away too early.
 pub const STEP: Micros = MICROS_PER_HOUR;
 /// How long arrivals must go on behind a longer step, or behind a start, before it is believed.
 pub const CONFIRMED: Micros = MICROS_PER_DAY;
@@ -32,7 +33,11 @@ struct Doubtful {
 
 impl Doubtful {
     fn begin(at: Micros) -> Self {
-        Self { first: at, last: at, steady: 0 }
+        Self {
+            first: at,
+            last: at,
+            steady: 0,
+        }
     }
 }
 
@@ -56,7 +61,10 @@ impl Arrivals {
             self.doubtful = Some(Doubtful::begin(at));
             return;
         };
-        let (since_first, since_last) = (at.saturating_sub(doubtful.first), at.saturating_sub(doubtful.last));
+        let (since_first, since_last) = (
+            at.saturating_sub(doubtful.first),
+            at.saturating_sub(doubtful.last),
+        );
         if since_last < -STEP || since_first < 0 {
             // The clock has gone back: nothing confirms what came before.
             self.doubtful = Some(Doubtful::begin(at));
@@ -70,7 +78,8 @@ impl Arrivals {
             }
             doubtful.last = doubtful.last.max(at);
             if since_first >= CONFIRMED {
-                // Gaps between arrivals do not count: a clock that jumped looks like a long silence.
+                // Gaps between arrivals do not count: a clock that jumped looks like a long
+                // silence.
                 self.reached = self.reached.max(Some(doubtful.first + doubtful.steady));
             } else {
                 self.doubtful = Some(doubtful);
@@ -109,12 +118,22 @@ mod tests {
         let honest = after(days(100, 3)).reached();
         for frames in [1, 2, 500] {
             let wrong = (0..frames).map(|n| 503 * MICROS_PER_DAY + n * MINUTE);
-            assert_eq!(after(days(100, 3).chain(wrong.clone())).reached(), honest, "{frames} frames");
+            assert_eq!(
+                after(days(100, 3).chain(wrong.clone())).reached(),
+                honest,
+                "{frames} frames"
+            );
             let back = days(103, 1);
-            assert_eq!(after(days(100, 3).chain(wrong).chain(back)).reached(), Some(104 * MICROS_PER_DAY - MINUTE));
+            assert_eq!(
+                after(days(100, 3).chain(wrong).chain(back)).reached(),
+                Some(104 * MICROS_PER_DAY - MINUTE)
+            );
         }
         // Also where it is the log's beginning that is wrong.
-        assert_eq!(after(days(500, 1).take(300).chain(days(100, 2))).reached(), Some(102 * MICROS_PER_DAY - MINUTE));
+        assert_eq!(
+            after(days(500, 1).take(300).chain(days(100, 2))).reached(),
+            Some(102 * MICROS_PER_DAY - MINUTE)
+        );
     }
 
     #[test]
@@ -125,17 +144,25 @@ mod tests {
 
     #[test]
     fn a_long_silence_is_believed_when_arrivals_have_gone_on_for_a_day() {
-        assert_eq!(after(days(100, 3).chain(days(400, 1))).reached(), Some(103 * MICROS_PER_DAY - MINUTE));
-        assert_eq!(after(days(100, 3).chain(days(400, 2))).reached(), Some(402 * MICROS_PER_DAY - MINUTE));
+        assert_eq!(
+            after(days(100, 3).chain(days(400, 1))).reached(),
+            Some(103 * MICROS_PER_DAY - MINUTE)
+        );
+        assert_eq!(
+            after(days(100, 3).chain(days(400, 2))).reached(),
+            Some(402 * MICROS_PER_DAY - MINUTE)
+        );
         // One frame a day, with one that is far ahead among them.
         let daily = |from: i64, to: i64| (from..to).map(|day| day * MICROS_PER_DAY);
-        let sparse = daily(100, 110).chain([700 * MICROS_PER_DAY]).chain(daily(110, 120));
+        let sparse = daily(100, 110)
+            .chain([700 * MICROS_PER_DAY])
+            .chain(daily(110, 120));
         assert_eq!(after(sparse).reached(), Some(118 * MICROS_PER_DAY));
     }
 
     proptest! {
-        /// Honest arrivals, among them stretches of less than a day under a clock that is ahead: never is more believed than the
-        /// honest clock says, but for a step.
+        /// Honest arrivals, among them stretches of less than a day under a clock that is ahead:
+        /// never is more believed than the honest clock says, but for a step.
         #[test]
         fn less_than_a_day_of_a_wrong_clock_is_never_believed(
             stretches in prop::collection::vec((1i64..200, 0i64..600, 1i64..48_000, 1i64..23 * 60), 1..20)

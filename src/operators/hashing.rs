@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// 64 bits of some bytes, the same in every process. Where the bytes themselves are not kept, the second of two with one hash would
-/// be lost, so it is a hash of which nobody finds two by hand (SipHash).
+/// 64 bits of some bytes, the same in every process. Where the bytes themselves are not kept, the
+/// second of two with one hash would be lost, so it is a hash of which nobody finds two by hand
+/// (SipHash).
 pub fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(bytes);
@@ -33,7 +34,8 @@ impl Hasher for Spread {
 
     fn write_u64(&mut self, number: u64) {
         let product = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        // A table takes the lowest bits and the highest ones; the lowest of a product know only those of the number.
+        // A table takes the lowest bits and the highest ones; the lowest of a product know only
+        // those of the number.
         self.0 = product ^ product >> 32;
     }
 }

@@ -1,7 +1,9 @@
-//! Deterministic state between log and views: advanced record by record, by nothing but the log's frames.
+//! Deterministic state between log and views: advanced record by record, by nothing but the log's
+//! frames.
 //!
-//! [`Operators::apply`] turns a frame into rows of tables, each stamped with its LSN; [`snapshot`] saves the whole state at one
-//! LSN. There is no clock, no randomness and no map order in here, so a replay gives the same rows.
+//! [`Operators::apply`] turns a frame into rows of tables, each stamped with its LSN; [`snapshot`]
+//! saves the whole state at one LSN. There is no clock, no randomness and no map order in here, so
+//! a replay gives the same rows.
 
 pub mod arrivals;
 pub mod entities;
@@ -57,20 +59,43 @@ pub enum OperatorError {
     #[error("record {lsn}: the stored configuration cannot be used: {reason}")]
     Configuration { lsn: Lsn, reason: String },
     #[error("record {lsn}: window `{window}` failed: {reason}")]
-    Window { lsn: Lsn, window: String, reason: String },
+    Window {
+        lsn: Lsn,
+        window: String,
+        reason: String,
+    },
     #[error("record {lsn}: the rows of `{table}` failed: {reason}")]
-    Entity { lsn: Lsn, table: String, reason: String },
+    Entity {
+        lsn: Lsn,
+        table: String,
+        reason: String,
+    },
     #[error("{path}: {reason}")]
-    Snapshot { path: std::path::PathBuf, reason: String },
+    Snapshot {
+        path: std::path::PathBuf,
+        reason: String,
+    },
     /// The disk, not what lies there: another try may help.
     #[error("{path}: {reason}")]
-    Io { path: std::path::PathBuf, reason: String },
+    Io {
+        path: std::path::PathBuf,
+        reason: String,
+    },
     #[error(
         "{path} is a snapshot of record {lsn}, but the log ends with record {end}: restore `log` and `operators` from one backup; nothing has been changed"
     )]
-    Ahead { path: std::path::PathBuf, lsn: Lsn, end: Lsn },
-    #[error("{path} was written by a newer version of weir (snapshot format {version}); use that version")]
-    Newer { path: std::path::PathBuf, version: u32 },
+    Ahead {
+        path: std::path::PathBuf,
+        lsn: Lsn,
+        end: Lsn,
+    },
+    #[error(
+        "{path} was written by a newer version of weir (snapshot format {version}); use that version"
+    )]
+    Newer {
+        path: std::path::PathBuf,
+        version: u32,
+    },
 }
 
 /// Where a partition of a source goes on, and what is known of it.
@@ -115,7 +140,8 @@ pub struct Operators {
     partitions: BTreeMap<(String, String), PartitionState>,
     /// Per position of a view, the LSN of the last row it was given.
     given: BTreeMap<String, Lsn>,
-    /// Requests with an idempotency key, and what they were answered; none in a copy that nobody asks for them.
+    /// Requests with an idempotency key, and what they were answered; none in a copy that nobody
+    /// asks for them.
     answered: Option<AnsweredRequests>,
     gaps: VecDeque<Gap>,
     /// Dead letters that became events later, with the record that did.
@@ -169,7 +195,9 @@ impl Operators {
             saved: Saved::default(),
         };
         // In an empty state no window is open.
-        operators.switch(catalog, zero).expect("nothing is closed, and the windows were planned");
+        operators
+            .switch(catalog, zero)
+            .expect("nothing is closed, and the windows were planned");
         operators
     }
 
@@ -183,7 +211,8 @@ impl Operators {
     }
 
     pub fn partition(&self, source: &str, partition: &str) -> Option<&PartitionState> {
-        self.partitions.get(&(source.to_owned(), partition.to_owned()))
+        self.partitions
+            .get(&(source.to_owned(), partition.to_owned()))
     }
 
     pub fn partitions(&self) -> &BTreeMap<(String, String), PartitionState> {
@@ -226,7 +255,10 @@ impl Operators {
 
     /// Per table, the time below which rows are no longer part of it.
     pub fn floors(&self) -> Floors {
-        let of_streams = self.streams.iter().filter_map(|(name, state)| Some((name.clone(), state.floor?)));
+        let of_streams = self
+            .streams
+            .iter()
+            .filter_map(|(name, state)| Some((name.clone(), state.floor?)));
         let mut floors: Floors = of_streams.collect();
         for stream in self.catalog.streams.values() {
             let floor = self.streams.get(&stream.name).and_then(|s| s.floor);
@@ -234,7 +266,10 @@ impl Operators {
             floors.extend(beside.into_iter().filter_map(|table| Some((table, floor?))));
         }
         for window in &self.catalog.windows {
-            floors.extend(self.window_floor(window).map(|floor| (tables::versions_of(&window.name), floor)));
+            floors.extend(
+                self.window_floor(window)
+                    .map(|floor| (tables::versions_of(&window.name), floor)),
+            );
         }
         for (table, floor) in &self.floors {
             let before = floors.entry(table.clone()).or_insert(*floor);
@@ -247,9 +282,12 @@ impl Operators {
     fn window_floor(&self, window: &Window) -> Option<Micros> {
         let state = self.streams.get(&window.stream)?;
         match (window.def.retention, state.watermark) {
-            (Some(retention), Some(watermark)) => {
-                Some(bucket(watermark.saturating_sub(retention.micros()), MICROS_PER_HOUR) * MICROS_PER_HOUR)
-            }
+            (Some(retention), Some(watermark)) => Some(
+                bucket(
+                    watermark.saturating_sub(retention.micros()),
+                    MICROS_PER_HOUR,
+                ) * MICROS_PER_HOUR,
+            ),
             (Some(_), None) => None,
             (None, _) => state.floor,
         }
@@ -263,16 +301,27 @@ impl Operators {
             failed: w.failed(),
             memory_bytes: w.memory_bytes(),
         };
-        self.windows.iter().map(|w| (w.window.name.clone(), show(w))).collect()
+        self.windows
+            .iter()
+            .map(|w| (w.window.name.clone(), show(w)))
+            .collect()
     }
 
-    /// Rows of what is still open in a window or in a stream's sessions, as of [`Self::lsn`]; none where nothing is.
+    /// Rows of what is still open in a window or in a stream's sessions, as of [`Self::lsn`]; none
+    /// where nothing is.
     pub fn open_rows(&self, table: &str) -> Result<Option<RecordBatch>, String> {
-        if let Some(window) = self.windows.iter().find(|w| tables::versions_of(&w.window.name) == table) {
+        if let Some(window) = self
+            .windows
+            .iter()
+            .find(|w| tables::versions_of(&w.window.name) == table)
+        {
             return window.open_rows(self.lsn);
         }
         let of = |name: &str| self.streams.get(name).and_then(|s| s.sessions.as_ref());
-        Ok(table.strip_suffix(".sessions").and_then(of).map(|sessions| sessions.open_rows(self.lsn)))
+        Ok(table
+            .strip_suffix(".sessions")
+            .and_then(of)
+            .map(|sessions| sessions.open_rows(self.lsn)))
     }
 
     pub fn progress(&self) -> BTreeMap<String, StreamProgress> {
@@ -285,8 +334,11 @@ impl Operators {
             open_sessions: state.sessions.as_ref().map_or(0, Sessions::open),
             is_open: state.sessions.as_ref().is_some_and(|s| s.open() > 0),
         };
-        let mut progress: BTreeMap<String, StreamProgress> =
-            self.streams.iter().map(|(name, state)| (name.clone(), show(state))).collect();
+        let mut progress: BTreeMap<String, StreamProgress> = self
+            .streams
+            .iter()
+            .map(|(name, state)| (name.clone(), show(state)))
+            .collect();
         for window in self.windows.iter().filter(|w| w.is_open()) {
             if let Some(stream) = progress.get_mut(&window.window.stream) {
                 stream.is_open = true;
@@ -295,21 +347,29 @@ impl Operators {
         progress
     }
 
-    /// Partitions that silence can move, of streams in which something is open: stream, source, partition, records so far.
+    /// Partitions that silence can move, of streams in which something is open: stream, source,
+    /// partition, records so far.
     pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
         let progress = self.progress();
         let is_open = |name: &str| progress.get(name).is_some_and(|p| p.is_open);
         let open = self.streams.iter().filter(|(name, _)| is_open(name));
         open.flat_map(|(name, state)| {
             let known = state.watermarks.iter().filter(|(_, w)| w.is_waiting());
-            known.map(|((source, partition), w)| (name.clone(), source.clone(), partition.clone(), w.seen()))
+            known.map(|((source, partition), w)| {
+                (name.clone(), source.clone(), partition.clone(), w.seen())
+            })
         })
         .collect()
     }
 
     /// Bytes of state, about.
     pub fn memory_bytes(&self) -> usize {
-        let repeats: usize = self.streams.values().filter_map(|s| s.repeats.as_ref()).map(Repeats::keys).sum();
+        let repeats: usize = self
+            .streams
+            .values()
+            .filter_map(|s| s.repeats.as_ref())
+            .map(Repeats::keys)
+            .sum();
         let sessions = self.streams.values().filter_map(|s| s.sessions.as_ref());
         let open = sessions.map(Sessions::memory_bytes).sum::<usize>();
         let windows: usize = self.windows.iter().map(WindowState::memory_bytes).sum();
@@ -324,17 +384,31 @@ impl Operators {
 
     /// Reads the frame's records as rows, for a frame that did not bring them along.
     pub fn decode(&self, frame: &Frame) -> Result<Option<Decoded>, OperatorError> {
-        let Some(stream) = self.catalog.streams.get(&frame.header.stream) else { return Ok(None) };
+        let Some(stream) = self.catalog.streams.get(&frame.header.stream) else {
+            return Ok(None);
+        };
         if !matches!(frame.header.kind, Kind::Record | Kind::Retry) {
             return Ok(None);
         }
-        let records =
-            frame.records().map_err(|e| OperatorError::Frame { lsn: frame.header.first_lsn, reason: e.to_string() })?;
-        Ok(Some(decode(stream, records.iter(), frame.header.received_at, &frame.about.cut)))
+        let records = frame.records().map_err(|e| OperatorError::Frame {
+            lsn: frame.header.first_lsn,
+            reason: e.to_string(),
+        })?;
+        Ok(Some(decode(
+            stream,
+            records.iter(),
+            frame.header.received_at,
+            &frame.about.cut,
+        )))
     }
 
-    /// Applies the next frame of the log with its decoded rows. Records at or below the state's LSN must not come again.
-    pub fn apply(&mut self, frame: &Arc<Frame>, decoded: Option<&Decoded>) -> Result<Output, OperatorError> {
+    /// Applies the next frame of the log with its decoded rows. Records at or below the state's LSN
+    /// must not come again.
+    pub fn apply(
+        &mut self,
+        frame: &Arc<Frame>,
+        decoded: Option<&Decoded>,
+    ) -> Result<Output, OperatorError> {
         let header = &frame.header;
         let (after, to) = (self.lsn, header.last_lsn());
         self.arrivals.observe(header.received_at);
@@ -351,14 +425,19 @@ impl Operators {
             Kind::Record => {
                 self.pass_kept_silence(header);
                 self.note_partition(frame);
-                if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
+                if let (Some(decoded), Some(stream)) =
+                    (decoded, self.catalog.streams.get(&header.stream).cloned())
+                {
                     self.apply_records(&stream, frame, decoded, &mut output)?;
                     self.remember_answer(frame, decoded);
                 }
             }
             Kind::Configuration if self.is_pinned => {}
             Kind::Configuration => {
-                let wrong = |reason: String| OperatorError::Configuration { lsn: header.first_lsn, reason };
+                let wrong = |reason: String| OperatorError::Configuration {
+                    lsn: header.first_lsn,
+                    reason,
+                };
                 let text = payload(frame)?;
                 let catalog = Catalog::from_json(&text).map_err(wrong)?;
                 output.tables = self.switch(Arc::new(catalog), header.first_lsn)?;
@@ -388,13 +467,16 @@ impl Operators {
                 self.raise_floors(&output.floors);
             }
             Kind::Retry => {
-                if let (Some(decoded), Some(stream)) = (decoded, self.catalog.streams.get(&header.stream).cloned()) {
+                if let (Some(decoded), Some(stream)) =
+                    (decoded, self.catalog.streams.get(&header.stream).cloned())
+                {
                     let fresh = self.not_retried(frame, decoded);
                     self.apply_records(&stream, frame, &fresh, &mut output)?;
                     self.mark_retried(frame, &output);
                 }
             }
-            // The log's writer decided that an earlier frame holds these records; this one is in `raw` only.
+            // The log's writer decided that an earlier frame holds these records; this one is in
+            // `raw` only.
             Kind::DuplicateRequest => {}
             // Kinds that nothing here answers to yet; they count and are kept in `raw`.
             Kind::Place => {}
@@ -409,13 +491,14 @@ impl Operators {
     fn note_made(&mut self, output: &Output) {
         for table in &output.tables {
             if let Some(lsn) = lsns(&table.batch).last() {
-                self.given.insert(positions::recent(&table.table), *lsn as Lsn);
+                self.given
+                    .insert(positions::recent(&table.table), *lsn as Lsn);
             }
         }
     }
 
-    /// Applies this configuration to everything from here on, whatever the log says: history is processed once more. Of what came
-    /// before the record `first` only rows are left.
+    /// Applies this configuration to everything from here on, whatever the log says: history is
+    /// processed once more. Of what came before the record `first` only rows are left.
     pub fn pin(&mut self, first: Lsn) {
         self.is_pinned = true;
         self.first = first;
@@ -425,20 +508,37 @@ impl Operators {
     /// Whole records come from here on, in partitions that know how far time has come in them.
     pub fn end_kept(&mut self) {
         for state in self.streams.values_mut() {
-            state.watermarks.retain(|(_, partition), _| partition != KEPT);
+            state
+                .watermarks
+                .retain(|(_, partition), _| partition != KEPT);
         }
     }
 
-    /// Of records of which only rows are left no ticks are: a source is idle when others' arrivals say so.
+    /// Of records of which only rows are left no ticks are: a source is idle when others' arrivals
+    /// say so.
     fn pass_kept_silence(&mut self, header: &Header) {
-        let Some(stream) = self.catalog.streams.get(&header.stream).filter(|_| header.partition == KEPT) else {
+        let Some(stream) = self
+            .catalog
+            .streams
+            .get(&header.stream)
+            .filter(|_| header.partition == KEPT)
+        else {
             return;
         };
-        let Some(state) = self.streams.get_mut(&header.stream) else { return };
-        let since = header.received_at.saturating_sub(stream.def.watermark.idle.micros());
+        let Some(state) = self.streams.get_mut(&header.stream) else {
+            return;
+        };
+        let since = header
+            .received_at
+            .saturating_sub(stream.def.watermark.idle.micros());
         for (key, watermark) in &mut state.watermarks {
             let is_other = key.1 == KEPT && key.0 != header.source;
-            if is_other && self.partitions.get(key).is_none_or(|partition| partition.received_at < since) {
+            if is_other
+                && self
+                    .partitions
+                    .get(key)
+                    .is_none_or(|partition| partition.received_at < since)
+            {
                 watermark.set_idle();
             }
         }
@@ -456,12 +556,17 @@ impl Operators {
 
     fn note_partition(&mut self, frame: &Frame) {
         let header = &frame.header;
-        let state = self.partitions.entry((header.source.clone(), header.partition.clone())).or_default();
+        let state = self
+            .partitions
+            .entry((header.source.clone(), header.partition.clone()))
+            .or_default();
         state.received_at = header.received_at;
         if let Some(file) = frame.about.file {
             state.file = Some(file);
         }
-        let Some(next) = frame.about.next_position else { return };
+        let Some(next) = frame.about.next_position else {
+            return;
+        };
         state.next_position = next;
         if header.kind != Kind::Record {
             return;
@@ -469,7 +574,11 @@ impl Operators {
         let before = state.cut_line.take();
         // A frame that does not move its partition tells a line that is not whole yet.
         if next == header.first_position {
-            let length = frame.about.cut.first().map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
+            let length = frame
+                .about
+                .cut
+                .first()
+                .map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
             if before.is_none_or(|(offset, _)| offset != next) {
                 state.cut_lsns.clear();
             }
@@ -479,43 +588,69 @@ impl Operators {
         }
         let told = std::mem::take(&mut state.cut_lsns);
         // The line is whole now: what told it as a dead letter has been retried.
-        if let Some(at) = before.and_then(|(offset, _)| frame.about.positions.iter().position(|p| *p == offset)) {
-            self.retried.extend(told.into_iter().map(|lsn| (lsn, header.first_lsn + at as u64)));
+        if let Some(at) =
+            before.and_then(|(offset, _)| frame.about.positions.iter().position(|p| *p == offset))
+        {
+            self.retried.extend(
+                told.into_iter()
+                    .map(|lsn| (lsn, header.first_lsn + at as u64)),
+            );
             while self.retried.len() > RETRIED {
                 self.retried.pop_first();
             }
         }
     }
 
-    /// A retry's rows without those whose dead letter has come back already: by another retry, or twice in this one.
+    /// A retry's rows without those whose dead letter has come back already: by another retry, or
+    /// twice in this one.
     fn not_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
         let dead = |index: u32| frame.about.retry_of.get(index as usize).copied();
         let mut seen = std::collections::BTreeSet::new();
         let keep: Vec<bool> = decoded
             .index
             .iter()
-            .map(|index| dead(*index).is_some_and(|dead| self.may_come_back(dead) && seen.insert(dead)))
+            .map(|index| {
+                dead(*index).is_some_and(|dead| self.may_come_back(dead) && seen.insert(dead))
+            })
             .collect();
-        let index = decoded.index.iter().zip(&keep).filter_map(|(index, keep)| keep.then_some(*index)).collect();
+        let index = decoded
+            .index
+            .iter()
+            .zip(&keep)
+            .filter_map(|(index, keep)| keep.then_some(*index))
+            .collect();
         let rows = arrow::compute::filter_record_batch(&decoded.rows, &BooleanArray::from(keep));
         let rows = rows.expect("the mask has one value per row");
-        Decoded { rows, index, rejected: decoded.rejected.clone(), drift: Vec::new() }
+        Decoded {
+            rows,
+            index,
+            rejected: decoded.rejected.clone(),
+            drift: Vec::new(),
+        }
     }
 
-    /// Whether a dead letter has not come back. Under a pinned configuration it may never have been one: what was refused when it
-    /// came may be accepted now, and is there already.
+    /// Whether a dead letter has not come back. Under a pinned configuration it may never have been
+    /// one: what was refused when it came may be accepted now, and is there already.
     fn may_come_back(&self, dead: Lsn) -> bool {
         match self.retried.get(&dead) {
             Some(became) => *became == REFUSED,
             None if !self.is_pinned || dead < self.first => true,
             // Refused longer ago than is remembered.
-            None => self.retried.len() >= RETRIED && self.retried.keys().next().is_some_and(|first| dead < *first),
+            None => {
+                self.retried.len() >= RETRIED
+                    && self
+                        .retried
+                        .keys()
+                        .next()
+                        .is_some_and(|first| dead < *first)
+            }
         }
     }
 
     /// Notes what is refused under a pinned configuration.
     fn note_refused(&mut self, output: &Output) {
-        self.retried.extend(output.dead_letters.iter().map(|dead| (dead.lsn, REFUSED)));
+        self.retried
+            .extend(output.dead_letters.iter().map(|dead| (dead.lsn, REFUSED)));
         while self.retried.len() > RETRIED {
             self.retried.pop_first();
         }
@@ -533,7 +668,13 @@ impl Operators {
 
     fn end_partition(&mut self, frame: &Frame) {
         let name = &frame.header.stream;
-        let Some((state, stream)) = self.streams.get_mut(name).zip(self.catalog.streams.get(name)) else { return };
+        let Some((state, stream)) = self
+            .streams
+            .get_mut(name)
+            .zip(self.catalog.streams.get(name))
+        else {
+            return;
+        };
         let key = (frame.header.source.clone(), frame.header.partition.clone());
         if let Some(watermark) = state.watermarks.get_mut(&key) {
             watermark.end(rules(stream));
@@ -545,11 +686,24 @@ impl Operators {
 
     /// Time passes in partitions that are silent.
     fn tick(&mut self, stream: &str, ticks: &[Tick]) {
-        let Some((state, stream)) = self.streams.get_mut(stream).zip(self.catalog.streams.get(stream)) else { return };
+        let Some((state, stream)) = self
+            .streams
+            .get_mut(stream)
+            .zip(self.catalog.streams.get(stream))
+        else {
+            return;
+        };
         let idle = stream.def.watermark.idle.micros();
-        for Tick { source, partition, elapsed } in ticks {
+        for Tick {
+            source,
+            partition,
+            elapsed,
+        } in ticks
+        {
             let key = (source.clone(), partition.clone());
-            let Some(watermark) = state.watermarks.get_mut(&key) else { continue };
+            let Some(watermark) = state.watermarks.get_mut(&key) else {
+                continue;
+            };
             if watermark.tick(*elapsed, idle, rules(stream)) {
                 state.idle_partition = Some(key.clone());
             }
@@ -561,11 +715,23 @@ impl Operators {
     }
 
     fn remember_answer(&mut self, frame: &Frame, decoded: &Decoded) {
-        let Some((answered, (hash, key))) = self.answered.as_mut().zip(frame.about.idempotency.as_ref()) else {
+        let Some((answered, (hash, key))) =
+            self.answered.as_mut().zip(frame.about.idempotency.as_ref())
+        else {
             return;
         };
-        let key = RequestKey { stream: frame.header.stream.clone(), key: key.clone() };
-        answered.insert(key, Answered { hash: *hash, answer: Answer::new(decoded), lsn: frame.header.last_lsn() });
+        let key = RequestKey {
+            stream: frame.header.stream.clone(),
+            key: key.clone(),
+        };
+        answered.insert(
+            key,
+            Answered {
+                hash: *hash,
+                answer: Answer::new(decoded),
+                lsn: frame.header.last_lsn(),
+            },
+        );
     }
 
     fn apply_records(
@@ -577,13 +743,26 @@ impl Operators {
     ) -> Result<(), OperatorError> {
         let header = &frame.header;
         let first = header.first_lsn;
-        let state = self.streams.get_mut(&stream.name).expect("every stream of the catalog has a state");
-        let Advanced { repeats, mut old, below, marks, session_ids, closed } =
-            state.observe(stream, header, decoded, self.arrivals.reached());
+        let state = self
+            .streams
+            .get_mut(&stream.name)
+            .expect("every stream of the catalog has a state");
+        let Advanced {
+            repeats,
+            mut old,
+            below,
+            marks,
+            session_ids,
+            closed,
+        } = state.observe(stream, header, decoded, self.arrivals.reached());
         output.dead_letters = decoded
             .rejected
             .iter()
-            .map(|r| DeadLetter { lsn: first + u64::from(r.index), index: r.index, reason: r.reason.clone() })
+            .map(|r| DeadLetter {
+                lsn: first + u64::from(r.index),
+                index: r.index,
+                reason: r.reason.clone(),
+            })
             .collect();
         let mut batch = stamp(stream, header, decoded, repeats, session_ids);
         if !below.is_empty() {
@@ -604,18 +783,35 @@ impl Operators {
             self.note_refused(output);
         }
         if batch.num_rows() > 0 {
-            output.rows = Some(StreamRows { stream: stream.clone(), batch, old, floor, watermark });
+            output.rows = Some(StreamRows {
+                stream: stream.clone(),
+                batch,
+                old,
+                floor,
+                watermark,
+            });
         }
         Ok(())
     }
 
-    fn note_given(&mut self, stream: &Stream, batch: &RecordBatch, old: Option<&[bool]>, output: &Output) {
+    fn note_given(
+        &mut self,
+        stream: &Stream,
+        batch: &RecordBatch,
+        old: Option<&[bool]>,
+        output: &Output,
+    ) {
         if let Some(dead) = output.dead_letters.last() {
             self.given.insert(positions::DEAD_LETTERS.into(), dead.lsn);
         }
         let lsns = lsns(batch);
         let is_old = |row: usize| old.is_some_and(|o| o[row]);
-        let last = |wanted: bool| (0..lsns.len()).rev().find(|row| is_old(*row) == wanted).map(|row| lsns[row] as u64);
+        let last = |wanted: bool| {
+            (0..lsns.len())
+                .rev()
+                .find(|row| is_old(*row) == wanted)
+                .map(|row| lsns[row] as u64)
+        };
         let name = &stream.name;
         if let Some(lsn) = last(false) {
             self.given.insert(positions::recent(name), lsn);
@@ -623,7 +819,9 @@ impl Operators {
         if let Some(lsn) = last(true) {
             self.given.insert(positions::old(name), lsn);
         }
-        let Some(lsn) = lsns.last().map(|l| *l as u64) else { return };
+        let Some(lsn) = lsns.last().map(|l| *l as u64) else {
+            return;
+        };
         for (wanted, position) in [
             (stream.def.search.is_some(), positions::search(name)),
             (stream.def.places.is_some(), positions::places(name)),
@@ -636,7 +834,8 @@ impl Operators {
     }
 }
 
-/// Time that has passed in a partition without a record: what a tick's frame lists, in microseconds.
+/// Time that has passed in a partition without a record: what a tick's frame lists, in
+/// microseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tick {
     pub source: String,
@@ -647,7 +846,10 @@ pub struct Tick {
 /// What a control frame says, as the JSON of something.
 fn from_payload<T: serde::de::DeserializeOwned>(frame: &Frame) -> Result<T, OperatorError> {
     let lsn = frame.header.first_lsn;
-    serde_json::from_str(&payload(frame)?).map_err(|e| OperatorError::Frame { lsn, reason: e.to_string() })
+    serde_json::from_str(&payload(frame)?).map_err(|e| OperatorError::Frame {
+        lsn,
+        reason: e.to_string(),
+    })
 }
 
 /// What a control frame says.
@@ -655,6 +857,10 @@ fn payload(frame: &Frame) -> Result<String, OperatorError> {
     let lsn = frame.header.first_lsn;
     let wrong = |reason: String| OperatorError::Frame { lsn, reason };
     let records = frame.records().map_err(|e| wrong(e.to_string()))?;
-    let bytes = if records.is_empty() { &[][..] } else { records.get(0) };
+    let bytes = if records.is_empty() {
+        &[][..]
+    } else {
+        records.get(0)
+    };
     String::from_utf8(bytes.to_vec()).map_err(|e| wrong(e.to_string()))
 }

@@ -1,4 +1,5 @@
-//! What a frame gives: rows of tables, dead letters, floors; and the names of the tables and positions that they go to.
+//! What a frame gives: rows of tables, dead letters, floors; and the names of the tables and
+//! positions that they go to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ pub struct StreamRows {
     pub stream: Arc<Stream>,
     /// In the table's schema without partition columns; LSNs ascend.
     pub batch: RecordBatch,
-    /// Per row: its hour is more than one before its partition's watermark just before its record. None where no row is.
+    /// Per row: its hour is more than one before its partition's watermark just before its record.
+    /// None where no row is.
     pub old: Option<Vec<bool>>,
     /// Rows below this time are no longer part of the table.
     pub floor: Option<Micros>,
@@ -81,14 +83,33 @@ pub type Floors = BTreeMap<String, Micros>;
 impl Output {
     /// Bytes it takes in memory, about.
     pub fn memory_bytes(&self) -> usize {
-        let rows = self.rows.as_ref().map_or(0, |r| r.batch.get_array_memory_size());
-        let tables: usize = self.tables.iter().map(|t| t.batch.get_array_memory_size()).sum();
+        let rows = self
+            .rows
+            .as_ref()
+            .map_or(0, |r| r.batch.get_array_memory_size());
+        let tables: usize = self
+            .tables
+            .iter()
+            .map(|t| t.batch.get_array_memory_size())
+            .sum();
         // Equal reasons that follow each other are one.
-        let is_own =
-            |n: &usize| *n == 0 || !Arc::ptr_eq(&self.dead_letters[*n].reason, &self.dead_letters[*n - 1].reason);
-        let reasons: usize =
-            (0..self.dead_letters.len()).filter(is_own).map(|n| self.dead_letters[n].reason.len()).sum();
-        self.frame.memory_bytes() + rows + tables + self.dead_letters.len() * size_of::<DeadLetter>() + reasons + 512
+        let is_own = |n: &usize| {
+            *n == 0
+                || !Arc::ptr_eq(
+                    &self.dead_letters[*n].reason,
+                    &self.dead_letters[*n - 1].reason,
+                )
+        };
+        let reasons: usize = (0..self.dead_letters.len())
+            .filter(is_own)
+            .map(|n| self.dead_letters[n].reason.len())
+            .sum();
+        self.frame.memory_bytes()
+            + rows
+            + tables
+            + self.dead_letters.len() * size_of::<DeadLetter>()
+            + reasons
+            + 512
     }
 }
 

@@ -1,6 +1,8 @@
-//! Which events say nothing new: an earlier event of the same key has the same content and a version within the tolerance.
+//! Which events say nothing new: an earlier event of the same key has the same content and a
+//! version within the tolerance.
 //!
-//! Per key the last four events that said something are kept. Keys are bounded; the one unseen for longest leaves first.
+//! Per key the last four events that said something are kept. Keys are bounded; the one unseen for
+//! longest leaves first.
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use hashbrown::HashTable;
@@ -40,11 +42,21 @@ struct More {
 
 impl Slot {
     fn new(key: u64, first: Seen) -> Self {
-        Self { key, first, more: None, older: NONE, newer: NONE }
+        Self {
+            key,
+            first,
+            more: None,
+            older: NONE,
+            newer: NONE,
+        }
     }
 
     fn seen(&self) -> impl Iterator<Item = Seen> {
-        std::iter::once(self.first).chain(self.more.iter().flat_map(|more| more.seen[..more.count].iter().copied()))
+        std::iter::once(self.first).chain(
+            self.more
+                .iter()
+                .flat_map(|more| more.seen[..more.count].iter().copied()),
+        )
     }
 
     fn remember(&mut self, seen: Seen) {
@@ -74,7 +86,8 @@ pub struct Repeats {
 
 /// Spreads keys over the table; those that are numbers are often one after the other.
 fn spread(key: u64) -> u64 {
-    // The finalizer of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    // The finalizer of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+    // generators, 2014).
     let key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     key ^ (key >> 31)
@@ -84,12 +97,23 @@ impl Repeats {
     /// `within` is in the version's unit.
     pub fn new(max_keys: usize, within: i64) -> Self {
         let max_keys = max_keys.clamp(1, NONE as usize - 1);
-        Self { slots: Vec::new(), by_key: HashTable::new(), oldest: NONE, newest: NONE, max_keys, within }
+        Self {
+            slots: Vec::new(),
+            by_key: HashTable::new(),
+            oldest: NONE,
+            newest: NONE,
+            max_keys,
+            within,
+        }
     }
 
-    /// Takes an event in; true if it says nothing new. A key is a number or a hash, a content a hash.
+    /// Takes an event in; true if it says nothing new. A key is a number or a hash, a content a
+    /// hash.
     pub fn observe(&mut self, key: u64, content: u64, version: i64) -> bool {
-        let found = self.by_key.find(spread(key), |at| self.slots[*at as usize].key == key).copied();
+        let found = self
+            .by_key
+            .find(spread(key), |at| self.slots[*at as usize].key == key)
+            .copied();
         let Some(at) = found else {
             let at = self.take_slot(Slot::new(key, (content, version)));
             self.link_newest(at);
@@ -98,7 +122,9 @@ impl Repeats {
         self.unlink(at);
         self.link_newest(at);
         let slot = &mut self.slots[at as usize];
-        let known = slot.seen().any(|(c, v)| c == content && v.abs_diff(version) <= self.within as u64);
+        let known = slot
+            .seen()
+            .any(|(c, v)| c == content && v.abs_diff(version) <= self.within as u64);
         if !known {
             slot.remember((content, version));
         }
@@ -114,7 +140,11 @@ impl Repeats {
         let at = if self.slots.len() < self.max_keys {
             if self.slots.len() == self.slots.capacity() {
                 // By a quarter, not by twice: the room is counted by keys.
-                self.slots.reserve_exact((self.slots.len() / 4).max(64).min(self.max_keys - self.slots.len()));
+                self.slots.reserve_exact(
+                    (self.slots.len() / 4)
+                        .max(64)
+                        .min(self.max_keys - self.slots.len()),
+                );
             }
             self.slots.push(slot);
             self.slots.len() as u32 - 1
@@ -129,7 +159,8 @@ impl Repeats {
             at
         };
         let slots = &self.slots;
-        self.by_key.insert_unique(spread(key), at, |other| spread(slots[*other as usize].key));
+        self.by_key
+            .insert_unique(spread(key), at, |other| spread(slots[*other as usize].key));
         at
     }
 
@@ -155,7 +186,8 @@ impl Repeats {
         }
     }
 
-    /// Appends the state, oldest key first: count u32, then per key 16 bytes, count u8, and per event content and version.
+    /// Appends the state, oldest key first: count u32, then per key 16 bytes, count u8, and per
+    /// event content and version.
     pub fn save(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.by_key.len() as u32).to_le_bytes());
         let mut at = self.oldest;
@@ -178,11 +210,16 @@ impl Repeats {
             Some(*head)
         }
         fn take_seen(bytes: &mut &[u8]) -> Option<Seen> {
-            Some((u64::from_le_bytes(take(bytes)?), i64::from_le_bytes(take(bytes)?)))
+            Some((
+                u64::from_le_bytes(take(bytes)?),
+                i64::from_le_bytes(take(bytes)?),
+            ))
         }
         let keys = u32::from_le_bytes(take(bytes)?);
         // Room at once for as many as the bytes can hold: growing would take as much again.
-        let room = (keys as usize).min(self.max_keys).min(bytes.len() / LEAST_SAVED_BYTES);
+        let room = (keys as usize)
+            .min(self.max_keys)
+            .min(bytes.len() / LEAST_SAVED_BYTES);
         self.slots.reserve_exact(room);
         self.by_key.reserve(room, |_| 0);
         for _ in 0..keys {
@@ -267,7 +304,11 @@ mod tests {
     fn a_key_takes_what_the_memory_is_divided_by() {
         // The table is at most half empty, each entry with its control byte.
         let in_table = 2 * (size_of::<u32>() + 1);
-        assert!(size_of::<Slot>() + in_table <= REPEAT_KEY_BYTES, "{}", size_of::<Slot>());
+        assert!(
+            size_of::<Slot>() + in_table <= REPEAT_KEY_BYTES,
+            "{}",
+            size_of::<Slot>()
+        );
     }
 
     /// The definition, word for word, over lists.
@@ -286,7 +327,9 @@ mod tests {
                 self.keys.remove(0);
             }
             let last = &seen[seen.len().saturating_sub(4)..];
-            let known = last.iter().any(|(c, v)| *c == content && (v - version).abs() <= 3);
+            let known = last
+                .iter()
+                .any(|(c, v)| *c == content && (v - version).abs() <= 3);
             if !known {
                 seen.push((content, version));
             }

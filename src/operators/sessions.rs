@@ -1,12 +1,15 @@
-//! Sessions: events of one key with no more than a gap between them, in the order of LSNs. A session is known by the record that
-//! began it; it never merges with another one and never changes its id.
+//! Sessions: events of one key with no more than a gap between them, in the order of LSNs. A
+//! session is known by the record that began it; it never merges with another one and never changes
+//! its id.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashTable;
 use sha2::{Digest, Sha256};
@@ -94,7 +97,8 @@ pub struct Sessions {
     free: Vec<u32>,
     by_key: HashTable<u32>,
     open: usize,
-    /// (a time at which a key may have something to end, its slot): brought up to date when its time comes.
+    /// (a time at which a key may have something to end, its slot): brought up to date when its
+    /// time comes.
     due: BinaryHeap<Reverse<(Micros, u32)>>,
     /// Texts that sessions tell, each once.
     texts: HashMap<Box<str>, Arc<str>>,
@@ -133,11 +137,15 @@ impl Sessions {
     }
 
     fn find(&self, key: &str) -> Option<u32> {
-        self.by_key.find(hash(key), |slot| self.key(*slot) == key).copied()
+        self.by_key
+            .find(hash(key), |slot| self.key(*slot) == key)
+            .copied()
     }
 
     fn key(&self, slot: u32) -> &str {
-        self.slots[slot as usize].as_ref().map_or("", |known| &known.key)
+        self.slots[slot as usize]
+            .as_ref()
+            .map_or("", |known| &known.key)
     }
 
     fn insert(&mut self, known: Known) -> u32 {
@@ -153,7 +161,11 @@ impl Sessions {
             }
         };
         let slots = &self.slots;
-        self.by_key.insert_unique(hashed, slot, |s| slots[*s as usize].as_ref().map_or(0, |known| hash(&known.key)));
+        self.by_key.insert_unique(hashed, slot, |s| {
+            slots[*s as usize]
+                .as_ref()
+                .map_or(0, |known| hash(&known.key))
+        });
         slot
     }
 
@@ -166,7 +178,9 @@ impl Sessions {
     }
 
     fn remove(&mut self, slot: u32) {
-        let Some(known) = self.slots[slot as usize].take() else { return };
+        let Some(known) = self.slots[slot as usize].take() else {
+            return;
+        };
         if let Ok(found) = self.by_key.find_entry(hash(&known.key), |s| *s == slot) {
             found.remove();
         }
@@ -181,7 +195,11 @@ impl Sessions {
         hash.update(kept(key).as_bytes());
         hash.update([0]);
         hash.update(begun.to_le_bytes());
-        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hash.finalize()
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     fn text(&mut self, text: Option<&str>) -> Option<Arc<str>> {
@@ -204,12 +222,26 @@ impl Sessions {
         let gap = self.gap;
         let slot = self.find(&own_key);
         let known = slot.and_then(|slot| self.slots[slot as usize].as_mut());
-        let key: Arc<str> = known.as_ref().map_or_else(|| own_key.as_ref().into(), |known| known.key.clone());
-        let fresh = Session { begun: lsn, start: time, end: time, events: 1, first: what.clone(), last: what.clone() };
+        let key: Arc<str> = known
+            .as_ref()
+            .map_or_else(|| own_key.as_ref().into(), |known| known.key.clone());
+        let fresh = Session {
+            begun: lsn,
+            start: time,
+            end: time,
+            events: 1,
+            first: what.clone(),
+            last: what.clone(),
+        };
         let before = known.as_ref().map_or(NEVER, |known| known.closed);
         if let Some(open) = known.and_then(|known| known.open.as_mut()) {
             if time < open.start.saturating_sub(gap) {
-                closed.push(Closed { lsn, key, session: fresh, status: Status::Late });
+                closed.push(Closed {
+                    lsn,
+                    key,
+                    session: fresh,
+                    status: Status::Late,
+                });
                 return lsn;
             }
             let is_over = time > open.end.saturating_add(gap);
@@ -223,14 +255,28 @@ impl Sessions {
                 open.events += 1;
                 return open.begun;
             }
-            let status = if is_over { Status::ClosedTimeout } else { Status::ClosedOnOpenEvent };
+            let status = if is_over {
+                Status::ClosedTimeout
+            } else {
+                Status::ClosedOnOpenEvent
+            };
             let session = std::mem::replace(open, fresh);
-            closed.push(Closed { lsn, key, session, status });
+            closed.push(Closed {
+                lsn,
+                key,
+                session,
+                status,
+            });
             return lsn;
         }
         let is_for_closed = before != NEVER && time <= before.saturating_add(gap) && !seen.opens;
         if is_for_closed || time.saturating_add(gap) < self.mark {
-            closed.push(Closed { lsn, key, session: fresh, status: Status::Late });
+            closed.push(Closed {
+                lsn,
+                key,
+                session: fresh,
+                status: Status::Late,
+            });
             return lsn;
         }
         let due = time.saturating_add(gap);
@@ -242,7 +288,12 @@ impl Sessions {
                 }
             }
             None => {
-                let slot = self.insert(Known { key, open: Some(fresh), closed: NEVER, queued: NEVER });
+                let slot = self.insert(Known {
+                    key,
+                    open: Some(fresh),
+                    closed: NEVER,
+                    queued: NEVER,
+                });
                 self.queue(slot, due);
             }
         }
@@ -260,13 +311,31 @@ impl Sessions {
         }
         self.mark = mark;
         let first = closed.len();
-        while let Some(Reverse((due, slot))) = self.due.peek().copied().filter(|Reverse((due, _))| *due < mark) {
+        while let Some(Reverse((due, slot))) = self
+            .due
+            .peek()
+            .copied()
+            .filter(|Reverse((due, _))| *due < mark)
+        {
             self.due.pop();
-            let Some(known) = self.slots[slot as usize].as_mut().filter(|known| known.queued == due) else { continue };
-            if let Some(session) = known.open.take_if(|s| s.end.saturating_add(self.gap) < mark) {
+            let Some(known) = self.slots[slot as usize]
+                .as_mut()
+                .filter(|known| known.queued == due)
+            else {
+                continue;
+            };
+            if let Some(session) = known
+                .open
+                .take_if(|s| s.end.saturating_add(self.gap) < mark)
+            {
                 known.closed = session.end;
                 self.open -= 1;
-                closed.push(Closed { lsn, key: known.key.clone(), session, status: Status::ClosedTimeout });
+                closed.push(Closed {
+                    lsn,
+                    key: known.key.clone(),
+                    session,
+                    status: Status::ClosedTimeout,
+                });
             }
             // An event for a closed one is late up to twice the gap behind it.
             let forgotten = known.closed.saturating_add(2 * self.gap);
@@ -289,11 +358,19 @@ impl Sessions {
     fn close_longest_silent(&mut self, lsn: Lsn, closed: &mut Vec<Closed>) {
         let mut longest: Vec<u32> = Vec::new();
         let mut least = None;
-        while let Some(Reverse((due, slot))) =
-            self.due.peek().copied().filter(|Reverse((due, _))| least.is_none_or(|l| *due == l))
+        while let Some(Reverse((due, slot))) = self
+            .due
+            .peek()
+            .copied()
+            .filter(|Reverse((due, _))| least.is_none_or(|l| *due == l))
         {
             self.due.pop();
-            let Some(known) = self.slots[slot as usize].as_ref().filter(|known| known.queued == due) else { continue };
+            let Some(known) = self.slots[slot as usize]
+                .as_ref()
+                .filter(|known| known.queued == due)
+            else {
+                continue;
+            };
             let Some(open) = &known.open else {
                 // Nothing open here: it can be forgotten early.
                 self.remove(slot);
@@ -310,15 +387,27 @@ impl Sessions {
         }
         longest.sort_unstable();
         longest.dedup();
-        let Some(chosen) = longest.iter().copied().min_by(|a, b| self.key(*a).cmp(self.key(*b))) else { return };
+        let Some(chosen) = longest
+            .iter()
+            .copied()
+            .min_by(|a, b| self.key(*a).cmp(self.key(*b)))
+        else {
+            return;
+        };
         for slot in longest.into_iter().filter(|slot| *slot != chosen) {
             self.queue(slot, least.unwrap_or_default());
         }
-        let taken =
-            self.slots[chosen as usize].as_mut().and_then(|known| Some((known.key.clone(), known.open.take()?)));
+        let taken = self.slots[chosen as usize]
+            .as_mut()
+            .and_then(|known| Some((known.key.clone(), known.open.take()?)));
         if let Some((key, session)) = taken {
             self.open -= 1;
-            closed.push(Closed { lsn, key, session, status: Status::Abandoned });
+            closed.push(Closed {
+                lsn,
+                key,
+                session,
+                status: Status::Abandoned,
+            });
         }
         self.remove(chosen);
     }
@@ -328,7 +417,12 @@ impl Sessions {
         let first = closed.len();
         for known in std::mem::take(&mut self.slots).into_iter().flatten() {
             let Known { key, open, .. } = known;
-            closed.extend(open.map(|session| Closed { lsn, key, session, status }));
+            closed.extend(open.map(|session| Closed {
+                lsn,
+                key,
+                session,
+                status,
+            }));
         }
         self.free.clear();
         self.by_key.clear();
@@ -340,18 +434,30 @@ impl Sessions {
     /// Rows of `<stream>.sessions`.
     pub fn rows(&self, closed: &[Closed]) -> RecordBatch {
         let text = |values: Vec<Option<&str>>| Arc::new(StringArray::from(values)) as ArrayRef;
-        let time = |values: Vec<Micros>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"));
-        let ids: Vec<String> = closed.iter().map(|c| self.id(&c.key, c.session.begun)).collect();
-        let duration = |s: &Session| s.end.saturating_sub(s.start) as f64 / MICROS_PER_SECOND as f64;
+        let time = |values: Vec<Micros>| {
+            Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
+        };
+        let ids: Vec<String> = closed
+            .iter()
+            .map(|c| self.id(&c.key, c.session.begun))
+            .collect();
+        let duration =
+            |s: &Session| s.end.saturating_sub(s.start) as f64 / MICROS_PER_SECOND as f64;
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(Int64Array::from_iter_values(closed.iter().map(|c| c.lsn as i64))),
+            Arc::new(Int64Array::from_iter_values(
+                closed.iter().map(|c| c.lsn as i64),
+            )),
             time(closed.iter().map(|c| c.session.start).collect()),
             text(ids.iter().map(|id| Some(id.as_str())).collect()),
             text(closed.iter().map(|c| Some(&*c.key)).collect()),
             text(closed.iter().map(|c| Some(c.status.name())).collect()),
             time(closed.iter().map(|c| c.session.end).collect()),
-            Arc::new(Float64Array::from_iter_values(closed.iter().map(|c| duration(&c.session)))),
-            Arc::new(Int64Array::from_iter_values(closed.iter().map(|c| c.session.events as i64))),
+            Arc::new(Float64Array::from_iter_values(
+                closed.iter().map(|c| duration(&c.session)),
+            )),
+            Arc::new(Int64Array::from_iter_values(
+                closed.iter().map(|c| c.session.events as i64),
+            )),
             text(closed.iter().map(|c| c.session.first.as_deref()).collect()),
             text(closed.iter().map(|c| c.session.last.as_deref()).collect()),
         ];
@@ -366,25 +472,36 @@ impl Sessions {
             .flatten()
             .filter_map(|known| {
                 let session = known.open.clone()?;
-                Some(Closed { lsn, key: known.key.clone(), session, status: Status::Open })
+                Some(Closed {
+                    lsn,
+                    key: known.key.clone(),
+                    session,
+                    status: Status::Open,
+                })
             })
             .collect();
         self.rows(&open)
     }
 
-    /// Watermark, number of keys, and per key, in their order: its text, the end of the session before, whether one is open, and of
-    /// that its numbers and texts. Numbers have eight bytes, a text its length before it, none the greatest length.
+    /// Watermark, number of keys, and per key, in their order: its text, the end of the session
+    /// before, whether one is open, and of that its numbers and texts. Numbers have eight bytes, a
+    /// text its length before it, none the greatest length.
     pub fn save(&self, out: &mut Vec<u8>) {
         let mut known: Vec<&Known> = self.slots.iter().flatten().collect();
         known.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         put(out, self.mark as u64);
         put(out, known.len() as u64);
-        for Known { key, open, closed, .. } in known {
+        for Known {
+            key, open, closed, ..
+        } in known
+        {
             put_text(out, Some(key));
             put(out, *closed as u64);
             put(out, u64::from(open.is_some()));
             if let Some(open) = open {
-                [open.begun, open.start as u64, open.end as u64, open.events].into_iter().for_each(|n| put(out, n));
+                [open.begun, open.start as u64, open.end as u64, open.events]
+                    .into_iter()
+                    .for_each(|n| put(out, n));
                 put_text(out, open.first.as_deref());
                 put_text(out, open.last.as_deref());
             }
@@ -400,12 +517,20 @@ impl Sessions {
             let open = match take(bytes)? {
                 0 => None,
                 _ => {
-                    let (begun, start, end) = (take(bytes)?, take(bytes)? as Micros, take(bytes)? as Micros);
+                    let (begun, start, end) =
+                        (take(bytes)?, take(bytes)? as Micros, take(bytes)? as Micros);
                     let events = take(bytes)?;
                     let first = take_text(bytes)?;
                     let last = take_text(bytes)?;
                     let (first, last) = (self.text(first), self.text(last));
-                    Some(Session { begun, start, end, events, first, last })
+                    Some(Session {
+                        begun,
+                        start,
+                        end,
+                        events,
+                        first,
+                        last,
+                    })
                 }
             };
             let due = match &open {
@@ -413,7 +538,12 @@ impl Sessions {
                 None => closed.saturating_add(2 * self.gap),
             };
             self.open += usize::from(open.is_some());
-            let slot = self.insert(Known { key, open, closed, queued: NEVER });
+            let slot = self.insert(Known {
+                key,
+                open,
+                closed,
+                queued: NEVER,
+            });
             self.queue(slot, due);
         }
         Some(self)

@@ -63,12 +63,25 @@ struct SavedAnswer {
 
 impl SavedAnswer {
     fn new((key, answered): (&RequestKey, &Answered)) -> Self {
-        let (RequestKey { stream, key }, Answered { hash, answer, lsn }) = (key.clone(), answered.clone());
-        Self { stream, key, hash, lsn, answer }
+        let (RequestKey { stream, key }, Answered { hash, answer, lsn }) =
+            (key.clone(), answered.clone());
+        Self {
+            stream,
+            key,
+            hash,
+            lsn,
+            answer,
+        }
     }
 
     fn restore(self) -> (RequestKey, Answered) {
-        let Self { stream, key, hash, lsn, answer } = self;
+        let Self {
+            stream,
+            key,
+            hash,
+            lsn,
+            answer,
+        } = self;
         (RequestKey { stream, key }, Answered { hash, answer, lsn })
     }
 }
@@ -96,15 +109,22 @@ pub fn lsn_of(name: &str) -> Option<Lsn> {
     u64::from_str_radix(name.strip_suffix(".snap").filter(|s| s.len() == 16)?, 16).ok()
 }
 
-/// Some view has not committed a row that the snapshot says it was given: it is not behind once its position has reached the last
-/// row that the snapshot says it was given. A position that no view has any more is not waited for.
+/// Some view has not committed a row that the snapshot says it was given: it is not behind once its
+/// position has reached the last row that the snapshot says it was given. A position that no view
+/// has any more is not waited for.
 pub fn is_behind(given: &BTreeMap<String, Lsn>, positions: &BTreeMap<String, Lsn>) -> bool {
-    given.iter().any(|(name, last)| positions.get(name).is_some_and(|at| at < last))
+    given
+        .iter()
+        .any(|(name, last)| positions.get(name).is_some_and(|at| at < last))
 }
 
 pub fn encode(operators: &Operators) -> Vec<u8> {
     let streams = operators.streams.iter().map(|(name, s)| {
-        let watermarks = s.watermarks.iter().map(|((a, b), w)| (a.clone(), b.clone(), w.clone())).collect();
+        let watermarks = s
+            .watermarks
+            .iter()
+            .map(|((a, b), w)| (a.clone(), b.clone(), w.clone()))
+            .collect();
         let head = StreamHead {
             watermarks,
             last_idle: s.last_idle,
@@ -121,10 +141,18 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         lsn: operators.lsn,
         configuration: operators.catalog.to_json(),
         given: operators.given.clone(),
-        partitions: operators.partitions.iter().map(|((a, b), p)| (a.clone(), b.clone(), p.clone())).collect(),
+        partitions: operators
+            .partitions
+            .iter()
+            .map(|((a, b), p)| (a.clone(), b.clone(), p.clone()))
+            .collect(),
         answered_requests: operators.answered().map(SavedAnswer::new).collect(),
         gaps: operators.gaps.iter().cloned().collect(),
-        retried: operators.retried.iter().map(|(dead, by)| (*dead, *by)).collect(),
+        retried: operators
+            .retried
+            .iter()
+            .map(|(dead, by)| (*dead, *by))
+            .collect(),
         floors: operators.floors.clone(),
         arrivals: operators.arrivals.clone(),
         before: operators.saved.before(operators.lsn),
@@ -141,8 +169,14 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
             sessions.save(&mut body);
         }
     }
-    operators.windows.iter().for_each(|window| window.save(&mut body));
-    operators.entities.iter().for_each(|entity| entity.save(&mut body));
+    operators
+        .windows
+        .iter()
+        .for_each(|window| window.save(&mut body));
+    operators
+        .entities
+        .iter()
+        .for_each(|entity| entity.save(&mut body));
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
@@ -164,10 +198,15 @@ pub struct Summary {
 
 pub fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
     let (head, ..) = open(path, bytes)?;
-    Ok(Summary { configuration: head.configuration, given: head.given, before: head.before })
+    Ok(Summary {
+        configuration: head.configuration,
+        given: head.given,
+        before: head.before,
+    })
 }
 
-/// Which snapshots were saved last of a state: a view that is behind both the newest and the one before it is far behind.
+/// Which snapshots were saved last of a state: a view that is behind both the newest and the one
+/// before it is far behind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Saved {
     last: Option<Lsn>,
@@ -177,35 +216,62 @@ pub struct Saved {
 impl Saved {
     /// The snapshot before one that is saved at this LSN.
     fn before(self, lsn: Lsn) -> Option<Lsn> {
-        if self.last == Some(lsn) { self.before } else { self.last }
+        if self.last == Some(lsn) {
+            self.before
+        } else {
+            self.last
+        }
     }
 
     /// A snapshot was saved at this LSN.
     pub fn note(&mut self, lsn: Lsn) {
-        *self = Self { last: Some(lsn), before: self.before(lsn) };
+        *self = Self {
+            last: Some(lsn),
+            before: self.before(lsn),
+        };
     }
 }
 
 /// The head of a snapshot, its body, and where the state begins in it.
 fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorError> {
-    let wrong = |reason: &str| OperatorError::Snapshot { path: path.to_owned(), reason: reason.to_owned() };
-    let u32_at = |at: usize| bytes.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_le_bytes(*b));
+    let wrong = |reason: &str| OperatorError::Snapshot {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let u32_at = |at: usize| {
+        bytes
+            .get(at..)
+            .and_then(|b| b.first_chunk())
+            .map(|b| u32::from_le_bytes(*b))
+    };
     if bytes.get(..8) != Some(&MAGIC) {
         return Err(wrong("is no snapshot"));
     }
     match u32_at(8) {
-        Some(version) if version > VERSION => return Err(OperatorError::Newer { path: path.to_owned(), version }),
+        Some(version) if version > VERSION => {
+            return Err(OperatorError::Newer {
+                path: path.to_owned(),
+                version,
+            });
+        }
         Some(version) if version < VERSION => {
-            return Err(wrong(&format!("has the format {version} of a version before the first release")));
+            return Err(wrong(&format!(
+                "has the format {version} of a version before the first release"
+            )));
         }
         _ => {}
     }
-    let end = bytes.len().checked_sub(4).filter(|end| *end >= HEADER_BYTES).ok_or_else(|| wrong("is cut short"))?;
+    let end = bytes
+        .len()
+        .checked_sub(4)
+        .filter(|end| *end >= HEADER_BYTES)
+        .ok_or_else(|| wrong("is cut short"))?;
     if Some(crc32c::crc32c(&bytes[..end])) != u32_at(end) {
         return Err(wrong("is damaged (checksum)"));
     }
     let length = u32_at(12).unwrap_or(0) as usize;
-    let body = zstd::bulk::decompress(&bytes[HEADER_BYTES..end], length).map_err(|_| wrong("is damaged (zstd)"))?;
+    let body = zstd::bulk::decompress(&bytes[HEADER_BYTES..end], length)
+        .map_err(|_| wrong("is damaged (zstd)"))?;
     let (head, rest) = body
         .split_first_chunk::<4>()
         .and_then(|(n, rest)| rest.split_at_checked(u32::from_le_bytes(*n) as usize))
@@ -217,13 +283,20 @@ fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorErr
 
 /// Reads a snapshot. The configuration that it names is compiled again; `path` is for messages.
 pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
-    let wrong = |reason: &str| OperatorError::Snapshot { path: path.to_owned(), reason: reason.to_owned() };
+    let wrong = |reason: &str| OperatorError::Snapshot {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
     let (head, body, state) = open(path, bytes)?;
     let mut rest = &body[state..];
     let catalog = Catalog::from_json(&head.configuration).map_err(|e| wrong(&e))?;
     let mut operators = Operators::new(Arc::new(catalog), head.lsn);
     operators.given = head.given;
-    operators.partitions = head.partitions.into_iter().map(|(a, b, p)| ((a, b), p)).collect();
+    operators.partitions = head
+        .partitions
+        .into_iter()
+        .map(|(a, b, p)| ((a, b), p))
+        .collect();
     if let Some(answered) = &mut operators.answered {
         head.answered_requests
             .into_iter()
@@ -234,19 +307,35 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     operators.retried = head.retried.into_iter().collect();
     operators.floors = head.floors;
     operators.arrivals = head.arrivals;
-    operators.saved = Saved { last: Some(head.lsn), before: head.before };
+    operators.saved = Saved {
+        last: Some(head.lsn),
+        before: head.before,
+    };
     for (name, saved) in head.streams {
-        let (fresh, sessions) = operators.streams.remove(&name).map_or((None, None), |s| (s.repeats, s.sessions));
+        let (fresh, sessions) = operators
+            .streams
+            .remove(&name)
+            .map_or((None, None), |s| (s.repeats, s.sessions));
         let repeats = match fresh {
-            Some(fresh) => Some(Repeats::load(fresh, &mut rest).ok_or_else(|| wrong("is damaged (repeats)"))?),
+            Some(fresh) => {
+                Some(Repeats::load(fresh, &mut rest).ok_or_else(|| wrong("is damaged (repeats)"))?)
+            }
             None => None,
         };
         let sessions = match sessions {
-            Some(fresh) => Some(fresh.load(&mut rest).ok_or_else(|| wrong("is damaged (sessions)"))?),
+            Some(fresh) => Some(
+                fresh
+                    .load(&mut rest)
+                    .ok_or_else(|| wrong("is damaged (sessions)"))?,
+            ),
             None => None,
         };
         let state = StreamState {
-            watermarks: saved.watermarks.into_iter().map(|(a, b, w)| ((a, b), w)).collect(),
+            watermarks: saved
+                .watermarks
+                .into_iter()
+                .map(|(a, b, w)| ((a, b), w))
+                .collect(),
             last_idle: saved.last_idle,
             idle_partition: saved.idle_partition,
             watermark: saved.watermark,
@@ -267,7 +356,8 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
         }
     }
     for state in &mut operators.entities {
-        *state = EntityState::load(&state.entity, &mut rest).ok_or_else(|| wrong("is damaged (entities)"))?;
+        *state = EntityState::load(&state.entity, &mut rest)
+            .ok_or_else(|| wrong("is damaged (entities)"))?;
     }
     Ok(operators)
 }
@@ -279,10 +369,18 @@ mod tests {
     #[test]
     fn a_view_is_not_behind_once_it_has_the_last_row_it_was_given() {
         let given = BTreeMap::from([("a".to_owned(), 9), ("b".to_owned(), 5)]);
-        let is_behind = |a, b| is_behind(&given, &BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]));
+        let is_behind = |a, b| {
+            is_behind(
+                &given,
+                &BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]),
+            )
+        };
         assert!(!is_behind(9, 5) && !is_behind(40, 5));
         assert!(is_behind(8, 5) && is_behind(40, 4));
-        assert!(!super::is_behind(&given, &BTreeMap::from([("a".to_owned(), 9)])), "no view has `b` any more");
+        assert!(
+            !super::is_behind(&given, &BTreeMap::from([("a".to_owned(), 9)])),
+            "no view has `b` any more"
+        );
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! What is known of one stream, and how its rows change that: watermark, floor, repeats, sessions, row by row.
+//! What is known of one stream, and how its rows change that: watermark, floor, repeats, sessions,
+//! row by row.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 
 use super::repeats::{RepeatHashes, Repeats};
 use super::sessions::{self, Seen, Sessions};
@@ -15,7 +18,8 @@ use crate::event::{Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
 use crate::schema::{Catalog, Stream};
 use crate::wal::Kind;
 
-/// Reasons of dead letters counted one by one per stream; the others are counted together, as [`OTHER_REASONS`].
+/// Reasons of dead letters counted one by one per stream; the others are counted together, as
+/// [`OTHER_REASONS`].
 const REASONS: usize = 50;
 const OTHER_REASONS: &str = "other";
 /// Longest reason that is counted by itself, in characters.
@@ -53,11 +57,19 @@ impl<'a> SessionRows<'a> {
             arrow::compute::cast(rows.column(column), &arrow::datatypes::DataType::Utf8)
                 .expect("what is not nested becomes text")
         };
-        let sessions = stream
-            .session()
-            .zip(sessions)
-            .map(|(columns, sessions)| (sessions, text(columns.key), columns.what.map(text), columns.opens(rows)));
-        Self { sessions, ids: Vec::new(), closed: Vec::new() }
+        let sessions = stream.session().zip(sessions).map(|(columns, sessions)| {
+            (
+                sessions,
+                text(columns.key),
+                columns.what.map(text),
+                columns.opens(rows),
+            )
+        });
+        Self {
+            sessions,
+            ids: Vec::new(),
+            closed: Vec::new(),
+        }
     }
 
     /// The next row belongs to no session.
@@ -68,15 +80,25 @@ impl<'a> SessionRows<'a> {
     }
 
     fn observe(&mut self, row: usize, time: Micros, lsn: Lsn) {
-        let Some((sessions, keys, what, opens)) = &mut self.sessions else { return };
+        let Some((sessions, keys, what, opens)) = &mut self.sessions else {
+            return;
+        };
         let text = |array: &ArrayRef| {
             let array = array.as_any().downcast_ref::<StringArray>()?;
             array.is_valid(row).then(|| array.value(row).to_owned())
         };
         // An event without a key is in no session.
-        let Some(key) = text(keys) else { return self.ids.push(None) };
+        let Some(key) = text(keys) else {
+            return self.ids.push(None);
+        };
         let what = what.as_ref().and_then(text);
-        let seen = Seen { lsn, key: &key, time, what: what.as_deref(), opens: opens[row] };
+        let seen = Seen {
+            lsn,
+            key: &key,
+            time,
+            what: what.as_deref(),
+            opens: opens[row],
+        };
         let begun = sessions.observe(&seen, &mut self.closed);
         self.ids.push(Some(sessions.id(&key, begun)));
     }
@@ -97,7 +119,8 @@ impl<'a> SessionRows<'a> {
 pub struct Advanced {
     /// Per row, whether it says nothing new.
     pub repeats: Vec<bool>,
-    /// Per row, whether its hour is more than one before its partition's watermark; none where no row is.
+    /// Per row, whether its hour is more than one before its partition's watermark; none where no
+    /// row is.
     pub old: Option<Vec<bool>>,
     /// Rows below the retention's floor.
     pub below: Vec<usize>,
@@ -108,7 +131,8 @@ pub struct Advanced {
 }
 
 impl StreamState {
-    /// Takes rows in, one by one: watermark, floor, repeats, sessions. `arrived` is how far arrival time is believed to have come.
+    /// Takes rows in, one by one: watermark, floor, repeats, sessions. `arrived` is how far arrival
+    /// time is believed to have come.
     pub fn observe(
         &mut self,
         stream: &Stream,
@@ -121,12 +145,19 @@ impl StreamState {
         let mut hashes = RepeatHashes::new(stream, &decoded.rows);
         let key = (header.source.clone(), header.partition.clone());
         // The other partitions stand still during a frame.
-        let others = self.watermarks.iter().filter(|(k, w)| **k != key && !w.is_idle());
+        let others = self
+            .watermarks
+            .iter()
+            .filter(|(k, w)| **k != key && !w.is_idle());
         let others = others.map(|(_, w)| w.at()).min();
         // What comes back says nothing of how far time has come.
         let is_retry = header.kind == Kind::Retry;
         let mut aside = Watermark::standing(self.watermark);
-        let watermark = if is_retry { &mut aside } else { self.watermarks.entry(key).or_default() };
+        let watermark = if is_retry {
+            &mut aside
+        } else {
+            self.watermarks.entry(key).or_default()
+        };
         let rows = times.len();
         let (mut repeats, mut old, mut below) = (Vec::with_capacity(rows), None, Vec::new());
         let (mut marks, mut mark) = (Vec::new(), self.watermark);
@@ -135,11 +166,20 @@ impl StreamState {
             let lsn = header.first_lsn + u64::from(decoded.index[row]);
             let before = watermark.at();
             let is_late = before.is_some_and(|w| time < w);
-            if before.is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR)) {
+            if before
+                .is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR))
+            {
                 old.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
             if !is_retry {
-                watermark.observe(Observed { time, received_at: header.received_at, stream: mark }, rules);
+                watermark.observe(
+                    Observed {
+                        time,
+                        received_at: header.received_at,
+                        stream: mark,
+                    },
+                    rules,
+                );
             }
             let now = others.map_or(watermark.at(), |others| others.min(watermark.at()));
             let has_moved = now > mark && !is_retry;
@@ -149,7 +189,9 @@ impl StreamState {
             }
             // Without a watermark nothing is known of how far time has come, so the floor stays.
             if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
-                let reach = reached.min(arrived.unwrap_or(header.received_at)).min(header.received_at);
+                let reach = reached
+                    .min(arrived.unwrap_or(header.received_at))
+                    .min(header.received_at);
                 let floor = stream.partition_start(reach.saturating_sub(retention.micros()));
                 self.floor = Some(self.floor.map_or(floor, |before| before.max(floor)));
             }
@@ -163,7 +205,9 @@ impl StreamState {
                 self.totals.most_late = self.totals.most_late.max(late_by);
                 let repeat = match (&mut hashes, &mut self.repeats) {
                     (Some(hashes), Some(repeats)) => {
-                        hashes.at(row).is_some_and(|(key, content, version)| repeats.observe(key, content, version))
+                        hashes.at(row).is_some_and(|(key, content, version)| {
+                            repeats.observe(key, content, version)
+                        })
                     }
                     _ => false,
                 };
@@ -176,7 +220,14 @@ impl StreamState {
             }
         }
         let (session_ids, closed) = sessions.finish();
-        Advanced { repeats, old, below, marks, session_ids, closed }
+        Advanced {
+            repeats,
+            old,
+            below,
+            marks,
+            session_ids,
+            closed,
+        }
     }
 
     /// Counts dead letters by their reasons, and keys that the schema does not know.
@@ -185,7 +236,14 @@ impl StreamState {
         for letter in &output.dead_letters {
             let reason: String = letter.reason.chars().take(REASON_CHARS).collect();
             let is_told = self.reasons.len() < REASONS || self.reasons.contains_key(&reason);
-            *self.reasons.entry(if is_told { reason } else { OTHER_REASONS.into() }).or_default() += 1;
+            *self
+                .reasons
+                .entry(if is_told {
+                    reason
+                } else {
+                    OTHER_REASONS.into()
+                })
+                .or_default() += 1;
         }
         for (key, n) in &decoded.drift {
             if self.drift.len() < DRIFT_KEYS || self.drift.contains_key(key) {
@@ -197,14 +255,26 @@ impl StreamState {
     /// The greatest event time that the watermarks rest on.
     pub fn greatest(&self, catalog: &Catalog, stream: &str) -> Option<Micros> {
         let stream = catalog.streams.get(stream)?;
-        let settled = self.watermarks.values().filter_map(|watermark| watermark.settled(rules(stream)));
-        Some(settled.max()?.saturating_add(stream.def.watermark.disorder.micros()))
+        let settled = self
+            .watermarks
+            .values()
+            .filter_map(|watermark| watermark.settled(rules(stream)));
+        Some(
+            settled
+                .max()?
+                .saturating_add(stream.def.watermark.disorder.micros()),
+        )
     }
 
-    /// The stream's watermark: the least of the active partitions; where none is, that of the one that went idle last.
+    /// The stream's watermark: the least of the active partitions; where none is, that of the one
+    /// that went idle last.
     pub fn advance(&mut self) {
         let mut active = self.watermarks.values().filter(|w| !w.is_idle()).peekable();
-        let now = if active.peek().is_some() { active.map(Watermark::at).min().flatten() } else { self.last_idle };
+        let now = if active.peek().is_some() {
+            active.map(Watermark::at).min().flatten()
+        } else {
+            self.last_idle
+        };
         self.watermark = self.watermark.max(now);
     }
 }
@@ -229,13 +299,26 @@ pub fn refuse_below(
     for row in below {
         keep[*row] = false;
         let index = decoded.index[*row];
-        let reason = format!("event_time {} is before the retention's floor {}", rfc3339(times[*row]), rfc3339(floor));
-        output.dead_letters.push(DeadLetter { lsn: first + u64::from(index), index, reason: reason.into() });
+        let reason = format!(
+            "event_time {} is before the retention's floor {}",
+            rfc3339(times[*row]),
+            rfc3339(floor)
+        );
+        output.dead_letters.push(DeadLetter {
+            lsn: first + u64::from(index),
+            index,
+            reason: reason.into(),
+        });
     }
     output.dead_letters.sort_by_key(|d| d.lsn);
-    let old = old.map(|o| o.into_iter().zip(&keep).filter_map(|(o, k)| k.then_some(o)).collect());
-    let batch =
-        arrow::compute::filter_record_batch(&batch, &BooleanArray::from(keep)).expect("the mask has one value per row");
+    let old = old.map(|o| {
+        o.into_iter()
+            .zip(&keep)
+            .filter_map(|(o, k)| k.then_some(o))
+            .collect()
+    });
+    let batch = arrow::compute::filter_record_batch(&batch, &BooleanArray::from(keep))
+        .expect("the mask has one value per row");
     (batch, old)
 }
 
@@ -253,13 +336,20 @@ pub fn stamp(
     sessions: Option<Vec<Option<String>>>,
 ) -> RecordBatch {
     let rows = decoded.index.len();
-    let lsn: Vec<i64> = decoded.index.iter().map(|i| (header.first_lsn + u64::from(*i)) as i64).collect();
+    let lsn: Vec<i64> = decoded
+        .index
+        .iter()
+        .map(|i| (header.first_lsn + u64::from(*i)) as i64)
+        .collect();
     let received = vec![header.received_at; rows];
     let mut columns: Vec<ArrayRef> = vec![
         Arc::new(Int64Array::from(lsn)),
         decoded.rows.column(0).clone(),
         Arc::new(TimestampMicrosecondArray::from(received).with_timezone("UTC")),
-        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(header.source.as_str(), rows))),
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(
+            header.source.as_str(),
+            rows,
+        ))),
     ];
     if stream.repeats().is_some() {
         columns.push(Arc::new(BooleanArray::from(repeats)));

@@ -1,6 +1,8 @@
 //! Values of columns: what rows are stamped with, and what is compared.
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray,
+};
 use arrow::datatypes::TimestampMicrosecondType;
 
 use crate::event::Micros;

@@ -1,8 +1,10 @@
-//! Event time: how far each partition of a stream has come, and what a clock gone wrong may not do to it.
+//! Event time: how far each partition of a stream has come, and what a clock gone wrong may not do
+//! to it.
 //!
-//! A watermark goes forward by every record that lies no more than `max_ahead` above it. One that lies further ahead is a *candidate*:
-//! it may be the first after a pause, or come from a device whose clock is fast. Believed wrongly, it makes every honest record that
-//! follows late, for good; not believed, it costs a delay. So a candidate waits until the records after it bear it out:
+//! A watermark goes forward by every record that lies no more than `max_ahead` above it. One that
+//! lies further ahead is a *candidate*: it may be the first after a pause, or come from a device
+//! whose clock is fast. Believed wrongly, it makes every honest record that follows late, for good;
+//! not believed, it costs a delay. So a candidate waits until the records after it bear it out:
 //!
 //! | evidence | what it is for |
 //! |---|---|
@@ -10,8 +12,9 @@
 //! | [`CLIMBING`] that climb by more than `max_ahead` in all, before [`IN_A_ROW`] records were on time | a sparse stream: a record a day |
 //! | 2 in a row that the arrival explains: the source was silent for as long as time jumps | a live stream after a night |
 //!
-//! Then time goes on to the *least* of them, which all of them reach. A record between the watermark and `max_ahead` above it, one that
-//! the jump would have made late, refutes them all; one that is late already says nothing. What waits is at most `IN_A_ROW` times.
+//! Then time goes on to the *least* of them, which all of them reach. A record between the
+//! watermark and `max_ahead` above it, one that the jump would have made late, refutes them all;
+//! one that is late already says nothing. What waits is at most `IN_A_ROW` times.
 //!
 //! With `max_ahead = 1h`, disorder 0, and a device (`!`) that is a day fast:
 //!
@@ -21,17 +24,20 @@
 //! Fri 18:00  Mon 08:00  08:01 … 08:15             sixteen in a row: time is Mon, at 08:15
 //! ```
 //!
-//! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record that is on time between two of them, make no honest record
-//! late. Before the partition has had as many records on time since it began or jumped, bursts that climb by more than `max_ahead`
-//! may be `CLIMBING - 1` long. A jump that is real is followed at its `IN_A_ROW`th record at the latest, as long as none in between is
-//! on time in the old sense.
+//! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record that is on time between
+//! two of them, make no honest record late. Before the partition has had as many records on time
+//! since it began or jumped, bursts that climb by more than `max_ahead` may be `CLIMBING - 1` long.
+//! A jump that is real is followed at its `IN_A_ROW`th record at the latest, as long as none in
+//! between is on time in the old sense.
 //!
-//! A partition without a watermark takes its first records as candidates too, since the first may be the fast ones. There two in a row
-//! are enough where the arrival or the stream's own watermark bears them out, or where nothing can contradict them any more: the file
-//! has ended, or the source is connected and silent. Candidates above a watermark wait on in that case: silence does not tell a
-//! pause from a fast clock. Their windows stay open, and `--final` closes them.
+//! A partition without a watermark takes its first records as candidates too, since the first may
+//! be the fast ones. There two in a row are enough where the arrival or the stream's own watermark
+//! bears them out, or where nothing can contradict them any more: the file has ended, or the source
+//! is connected and silent. Candidates above a watermark wait on in that case: silence does not
+//! tell a pause from a fast clock. Their windows stay open, and `--final` closes them.
 //!
-//! All of this is a function of the partition's records, in the order of the log, and of the arrival times stored with them.
+//! All of this is a function of the partition's records, in the order of the log, and of the
+//! arrival times stored with them.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +45,8 @@ use crate::event::Micros;
 
 /// Candidates in a row, none of them refuted, that time follows.
 pub const IN_A_ROW: usize = 16;
-/// Candidates that climb by more than `max_ahead`, each above those before, that time follows in a partition that is not busy.
+/// Candidates that climb by more than `max_ahead`, each above those before, that time follows in a
+/// partition that is not busy.
 pub const CLIMBING: usize = 4;
 /// Candidates that are enough where something else bears them out.
 const EXPLAINED: usize = 2;
@@ -55,7 +62,10 @@ pub struct Rules {
 impl Rules {
     pub fn new(disorder: Micros, max_ahead: Micros) -> Self {
         // A record without any disorder lies as far above its own watermark as the disorder is.
-        Self { disorder, ahead: max_ahead.max(disorder) }
+        Self {
+            disorder,
+            ahead: max_ahead.max(disorder),
+        }
     }
 
     fn is_ahead(&self, at: Option<Micros>, time: Micros) -> bool {
@@ -89,7 +99,8 @@ pub struct Watermark {
     arrived: Micros,
     /// In the order of their records, at most [`IN_A_ROW`].
     candidates: Vec<Candidate>,
-    /// Records on time since it began or jumped, as far as [`IN_A_ROW`]: it is busy then, and climbs of more are no habit of its.
+    /// Records on time since it began or jumped, as far as [`IN_A_ROW`]: it is busy then, and
+    /// climbs of more are no habit of its.
     steady: usize,
     /// An ended file, or a partition silent for the stream's `idle`: it holds nobody back.
     idle: bool,
@@ -102,7 +113,10 @@ pub struct Watermark {
 impl Watermark {
     /// One that stands where a stream's does.
     pub fn standing(at: Option<Micros>) -> Self {
-        Self { at, ..Self::default() }
+        Self {
+            at,
+            ..Self::default()
+        }
     }
 
     pub fn at(&self) -> Option<Micros> {
@@ -133,7 +147,8 @@ impl Watermark {
         self.begin(rules);
     }
 
-    /// So much time has passed without a record; from `idle_after` on the partition is idle. True if it became so just now.
+    /// So much time has passed without a record; from `idle_after` on the partition is idle. True
+    /// if it became so just now.
     pub fn tick(&mut self, elapsed: Micros, idle_after: Micros, rules: Rules) -> bool {
         self.begin(rules);
         self.at = self.at.map(|at| at.saturating_add(elapsed));
@@ -147,14 +162,19 @@ impl Watermark {
     /// Takes a record's event time into account.
     pub fn observe(&mut self, record: Observed, rules: Rules) {
         (self.idle, self.silent, self.seen) = (false, 0, self.seen + 1);
-        let Observed { time, received_at, .. } = record;
+        let Observed {
+            time, received_at, ..
+        } = record;
         match self.at {
             Some(at) if time < at => {}
             at if rules.is_ahead(at, time) => {
                 if self.candidates.len() == IN_A_ROW {
                     self.candidates.remove(0);
                 }
-                self.candidates.push(Candidate { time, is_explained: self.is_explained(record, rules) });
+                self.candidates.push(Candidate {
+                    time,
+                    is_explained: self.is_explained(record, rules),
+                });
                 // Each time at least the least of them is done with.
                 while self.is_borne_out(rules) {
                     self.arrived = received_at;
@@ -173,7 +193,11 @@ impl Watermark {
 
     /// Whether something other than the partition's own records says that time may be there.
     fn is_explained(&self, record: Observed, rules: Rules) -> bool {
-        let Observed { time, received_at, stream } = record;
+        let Observed {
+            time,
+            received_at,
+            stream,
+        } = record;
         match self.at {
             Some(at) => {
                 let passed = received_at.saturating_sub(self.arrived).max(0);
@@ -187,15 +211,23 @@ impl Watermark {
     }
 
     fn is_borne_out(&self, rules: Rules) -> bool {
-        let explained = self.candidates.iter().rev().take(EXPLAINED).filter(|c| c.is_explained);
+        let explained = self
+            .candidates
+            .iter()
+            .rev()
+            .take(EXPLAINED)
+            .filter(|c| c.is_explained);
         self.candidates.len() >= IN_A_ROW
             || explained.count() == EXPLAINED
             || self.steady < IN_A_ROW && self.is_climbing(rules)
     }
 
-    /// Whether candidates, from the least on, climb by more than `max_ahead`. One that falls back counts for nothing.
+    /// Whether candidates, from the least on, climb by more than `max_ahead`. One that falls back
+    /// counts for nothing.
     fn is_climbing(&self, rules: Rules) -> bool {
-        let Some(least) = self.candidates.iter().map(|c| c.time).min() else { return false };
+        let Some(least) = self.candidates.iter().map(|c| c.time).min() else {
+            return false;
+        };
         let (mut count, mut top) = (0, least);
         for Candidate { time, .. } in self.candidates.iter().skip_while(|c| c.time > least) {
             count += usize::from(*time >= top);
@@ -204,11 +236,14 @@ impl Watermark {
         count >= CLIMBING && rules.is_ahead(Some(least), top)
     }
 
-    /// Time goes on to the least candidate, and from there as the records say, of which some may be ahead still.
+    /// Time goes on to the least candidate, and from there as the records say, of which some may be
+    /// ahead still.
     fn follow(&mut self, rules: Rules) {
         let candidates = std::mem::take(&mut self.candidates);
         let least = candidates.iter().map(|c| c.time).min();
-        least.into_iter().for_each(|least| self.advance(least, rules));
+        least
+            .into_iter()
+            .for_each(|least| self.advance(least, rules));
         for candidate in candidates {
             if rules.is_ahead(self.at, candidate.time) {
                 self.candidates.push(candidate);
@@ -244,18 +279,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const RULES: Rules = Rules { disorder: 10, ahead: 1_000 };
+    const RULES: Rules = Rules {
+        disorder: 10,
+        ahead: 1_000,
+    };
     /// Arrival of a replay: all at once, and long after.
     const REPLAY: Micros = 1_000_000_000;
     const DAY: Micros = 86_400;
 
     fn observe(watermark: &mut Watermark, time: Micros, received_at: Micros) {
-        watermark.observe(Observed { time, received_at, stream: None }, RULES);
+        watermark.observe(
+            Observed {
+                time,
+                received_at,
+                stream: None,
+            },
+            RULES,
+        );
     }
 
     fn replayed(times: impl IntoIterator<Item = Micros>) -> Watermark {
         let mut watermark = Watermark::default();
-        times.into_iter().for_each(|t| observe(&mut watermark, t, REPLAY));
+        times
+            .into_iter()
+            .for_each(|t| observe(&mut watermark, t, REPLAY));
         watermark
     }
 
@@ -269,8 +316,14 @@ mod tests {
         assert_eq!(replayed(100..115).at(), None);
         assert_eq!(replayed(100..116).at(), Some(105));
         // The first may be the fast ones.
-        assert_eq!(replayed([DAY; 15].into_iter().chain([100, 101])).at(), Some(91));
-        assert_eq!(replayed([100].into_iter().chain([DAY; 15]).chain([101])).at(), Some(91));
+        assert_eq!(
+            replayed([DAY; 15].into_iter().chain([100, 101])).at(),
+            Some(91)
+        );
+        assert_eq!(
+            replayed([100].into_iter().chain([DAY; 15]).chain([101])).at(),
+            Some(91)
+        );
     }
 
     #[test]
@@ -286,7 +339,14 @@ mod tests {
     fn first_records_near_the_streams_watermark_are_believed_at_once() {
         let mut watermark = Watermark::default();
         for time in [500, 510] {
-            watermark.observe(Observed { time, received_at: REPLAY, stream: Some(300) }, RULES);
+            watermark.observe(
+                Observed {
+                    time,
+                    received_at: REPLAY,
+                    stream: Some(300),
+                },
+                RULES,
+            );
         }
         assert_eq!(watermark.at(), Some(500));
     }
@@ -319,11 +379,21 @@ mod tests {
 
     #[test]
     fn a_jump_is_followed_at_its_sixteenth_record() {
-        let jump = |n: usize| replayed(busy(100).into_iter().chain((0..n as Micros).map(|t| DAY + t)));
+        let jump = |n: usize| {
+            replayed(
+                busy(100)
+                    .into_iter()
+                    .chain((0..n as Micros).map(|t| DAY + t)),
+            )
+        };
         assert_eq!(jump(IN_A_ROW - 1).at(), Some(90));
         assert_eq!(jump(IN_A_ROW).at(), Some(DAY + 5));
         // Late records of before neither refute it nor count for it.
-        let late = |n: Micros| busy(100).into_iter().chain((0..n).flat_map(|t| [DAY + t, 50]));
+        let late = |n: Micros| {
+            busy(100)
+                .into_iter()
+                .chain((0..n).flat_map(|t| [DAY + t, 50]))
+        };
         assert_eq!(replayed(late(IN_A_ROW as Micros)).at(), Some(DAY + 5));
     }
 
@@ -340,7 +410,10 @@ mod tests {
         watermark.tick(DAY, 60, RULES);
         assert!(watermark.at().is_some_and(|at| at < 5_000 + 2 * DAY));
         (0..2).for_each(|_| observe(&mut watermark, 5_000 + 3 * DAY, 5_000 + 2 * DAY));
-        assert!(watermark.at().is_some_and(|at| at < 5_000 + 2 * DAY), "a day more than has passed");
+        assert!(
+            watermark.at().is_some_and(|at| at < 5_000 + 2 * DAY),
+            "a day more than has passed"
+        );
     }
 
     #[test]
@@ -351,9 +424,13 @@ mod tests {
         assert_eq!(days(100), Some(97 * DAY - 10));
         // Two close together are as good as one that falls behind.
         assert_eq!(replayed([1, 2, 1, 3].map(|day| day * DAY)).at(), None);
-        assert_eq!(replayed([1, 2, 1, 3, 4].map(|day| day * DAY)).at(), Some(DAY - 10));
+        assert_eq!(
+            replayed([1, 2, 1, 3, 4].map(|day| day * DAY)).at(),
+            Some(DAY - 10)
+        );
         // One that was busy before is, once sixteen in a row have shown it.
-        let was_busy = |n: Micros| replayed(busy(100).into_iter().chain((1..=n).map(|day| day * DAY))).at();
+        let was_busy =
+            |n: Micros| replayed(busy(100).into_iter().chain((1..=n).map(|day| day * DAY))).at();
         assert_eq!(was_busy(15), Some(90));
         assert_eq!(was_busy(16), Some(13 * DAY - 10));
     }
@@ -363,7 +440,10 @@ mod tests {
         let watermark = replayed(busy(100).into_iter().chain([DAY; 12]));
         assert_eq!(watermark.candidates.len(), 12);
         let text = serde_json::to_string(&watermark).expect("JSON");
-        assert_eq!(serde_json::from_str::<Watermark>(&text).expect("its own text"), watermark);
+        assert_eq!(
+            serde_json::from_str::<Watermark>(&text).expect("its own text"),
+            watermark
+        );
         let down = replayed((1..1_000).map(|n| -n * DAY));
         assert!(down.candidates.len() <= IN_A_ROW);
     }
@@ -381,7 +461,8 @@ mod tests {
             }
         }
 
-        /// Bursts of fast records, each up to the bound and of any times ahead, between honest records within the disorder.
+        /// Bursts of fast records, each up to the bound and of any times ahead, between honest
+        /// records within the disorder.
         #[test]
         fn bursts_up_to_the_bound_make_no_honest_record_late(
             parts in proptest::collection::vec(
@@ -389,7 +470,8 @@ mod tests {
                 1..60,
             ),
         ) {
-            // A stream that is not all steps of more than `max_ahead` has two records closer than that.
+            // A stream that is not all steps of more than `max_ahead` has two records closer than
+            // that.
             let (mut watermark, mut now) = (replayed(busy(1_000)), 1_000);
             for (honest, back, burst) in parts {
                 for _ in 0..honest {
@@ -418,7 +500,8 @@ mod tests {
             prop_assert!(watermark.at().is_some_and(|at| at < 200));
         }
 
-        /// Sorted history, whatever its gaps: nothing is late, and time is at most `IN_A_ROW` records behind.
+        /// Sorted history, whatever its gaps: nothing is late, and time is at most `IN_A_ROW`
+        /// records behind.
         #[test]
         fn sorted_history_advances_with_a_bounded_delay(gaps in proptest::collection::vec(
             prop_oneof![0i64..5, 0i64..2_000, 50_000i64..5_000_000], 1..200,

@@ -1,4 +1,5 @@
-//! Ready-made stream declarations, each a TOML file beside this one. The only place, with the generator, that knows a domain.
+//! Ready-made stream declarations, each a TOML file beside this one. The only place, with the
+//! generator, that knows a domain.
 
 /// Names and texts of the presets; `{stream}` in a text stands for the stream's name.
 const PRESETS: [(&str, &str); 4] = [
@@ -10,7 +11,10 @@ const PRESETS: [(&str, &str); 4] = [
 
 /// The preset's text for a stream of this name.
 pub fn text(preset: &str, stream: &str) -> Option<String> {
-    PRESETS.iter().find(|(name, _)| *name == preset).map(|(_, text)| text.replace("{stream}", stream))
+    PRESETS
+        .iter()
+        .find(|(name, _)| *name == preset)
+        .map(|(_, text)| text.replace("{stream}", stream))
 }
 
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -1,10 +1,12 @@
-//! Rows as JSON, NDJSON, CSV and Arrow, a slice at a time. What a slice becomes at least is known before it is written: names and
-//! escapes make a hundred times as much of it.
+//! Rows as JSON, NDJSON, CSV and Arrow, a slice at a time. What a slice becomes at least is known
+//! before it is written: names and escapes make a hundred times as much of it.
 
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, OffsetSizeTrait, RecordBatch, StringArray, StructArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, OffsetSizeTrait, RecordBatch, StringArray, StructArray,
+};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow_json::EncoderOptions;
@@ -44,7 +46,9 @@ impl Format {
             "ndjson" => Ok(Self::Ndjson),
             "csv" => Ok(Self::Csv),
             "arrow" => Ok(Self::Arrow),
-            _ => Err(QueryError::Invalid(format!("format = `{text}`: write json, ndjson, csv or arrow"))),
+            _ => Err(QueryError::Invalid(format!(
+                "format = `{text}`: write json, ndjson, csv or arrow"
+            ))),
         }
     }
 
@@ -131,7 +135,10 @@ pub fn each_row(
     batches: &[RecordBatch],
     mut take: impl FnMut(&[u8]) -> Result<(), QueryError>,
 ) -> Result<(), QueryError> {
-    batches.iter().flat_map(slices).try_for_each(|slice| each_shown(&printable(schema, &slice)?.1, &mut take))
+    batches
+        .iter()
+        .flat_map(slices)
+        .try_for_each(|slice| each_shown(&printable(schema, &slice)?.1, &mut take))
 }
 
 /// Rows as JSON objects, one per line, for who knows that they are few.
@@ -152,9 +159,16 @@ fn options() -> EncoderOptions {
         .with_timestamp_tz_format(TIME_FORMAT.into())
 }
 
-fn each_shown(batch: &RecordBatch, take: &mut impl FnMut(&[u8]) -> Result<(), QueryError>) -> Result<(), QueryError> {
+fn each_shown(
+    batch: &RecordBatch,
+    take: &mut impl FnMut(&[u8]) -> Result<(), QueryError>,
+) -> Result<(), QueryError> {
     let array = StructArray::from(batch.clone());
-    let field: FieldRef = Arc::new(Field::new_struct("", batch.schema().fields().clone(), false));
+    let field: FieldRef = Arc::new(Field::new_struct(
+        "",
+        batch.schema().fields().clone(),
+        false,
+    ));
     let options = options();
     let mut encoder = make_encoder(&field, &array, &options).map_err(|e| failed(&e))?;
     let mut row = Vec::new();
@@ -183,7 +197,9 @@ pub fn value_bytes(batch: &RecordBatch) -> usize {
 /// A batch in slices that are small, whatever is made of them.
 fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
     let step = (SLICE_BYTES * batch.num_rows() / value_bytes(batch).max(1)).clamp(1, SLICE_ROWS);
-    (0..batch.num_rows()).step_by(step).map(move |from| batch.slice(from, step.min(batch.num_rows() - from)))
+    (0..batch.num_rows())
+        .step_by(step)
+        .map(move |from| batch.slice(from, step.min(batch.num_rows() - from)))
 }
 
 /// Bytes that values have at least when they are written as JSON.
@@ -193,7 +209,10 @@ fn least_bytes(array: &dyn Array) -> u64 {
     }
     fn list<O: OffsetSizeTrait>(array: &dyn Array) -> u64 {
         let list = array.as_list::<O>();
-        let (first, last) = (list.offsets()[0].as_usize(), list.offsets()[list.len()].as_usize());
+        let (first, last) = (
+            list.offsets()[0].as_usize(),
+            list.offsets()[list.len()].as_usize(),
+        );
         least_bytes(&list.values().slice(first, last - first)) + 2 * list.len() as u64
     }
     let rows = array.len() as u64;
@@ -208,23 +227,45 @@ fn least_bytes(array: &dyn Array) -> u64 {
             let map = array.as_map();
             let (first, last) = (map.offsets()[0] as usize, map.offsets()[map.len()] as usize);
             let entries = map.entries().slice(first, last - first);
-            entries.columns().iter().map(|column| least_bytes(column)).sum::<u64>() + 2 * rows
+            entries
+                .columns()
+                .iter()
+                .map(|column| least_bytes(column))
+                .sum::<u64>()
+                + 2 * rows
         }
         DataType::Struct(_) => {
             let row = array.as_struct();
             // A row without a value is written without names.
             let named = (array.len() - array.null_count()) as u64;
-            let names: u64 = row.fields().iter().map(|f| escaped_bytes(f.name()) + 2).sum();
-            let values = |column: &ArrayRef| if array.null_count() == 0 { least_bytes(column) } else { 0 };
+            let names: u64 = row
+                .fields()
+                .iter()
+                .map(|f| escaped_bytes(f.name()) + 2)
+                .sum();
+            let values = |column: &ArrayRef| {
+                if array.null_count() == 0 {
+                    least_bytes(column)
+                } else {
+                    0
+                }
+            };
             named * names + row.columns().iter().map(values).sum::<u64>()
         }
         DataType::Dictionary(..) => {
             let dictionary = array.as_any_dictionary();
             let values = dictionary.values();
-            let sizes: Vec<u64> = (0..values.len()).map(|at| least_bytes(&values.slice(at, 1))).collect();
+            let sizes: Vec<u64> = (0..values.len())
+                .map(|at| least_bytes(&values.slice(at, 1)))
+                .collect();
             let keys = dictionary.normalized_keys();
-            let of =
-                |(at, key): (usize, usize)| if array.is_null(at) { 4 } else { sizes.get(key).copied().unwrap_or(0) };
+            let of = |(at, key): (usize, usize)| {
+                if array.is_null(at) {
+                    4
+                } else {
+                    sizes.get(key).copied().unwrap_or(0)
+                }
+            };
             keys.into_iter().enumerate().map(of).sum()
         }
         DataType::Timestamp(..) => rows * 4 + 20 * (array.len() - array.null_count()) as u64,
@@ -242,9 +283,14 @@ fn escaped_bytes(text: &str) -> u64 {
     text.bytes().map(of).sum::<u64>() + 2
 }
 
-/// A batch with what JSON and CSV cannot show: bytes as UTF-8 where they are, else as hexadecimal, and times of a zone as local ones.
-fn printable(schema: &SchemaRef, batch: &RecordBatch) -> Result<(SchemaRef, RecordBatch), QueryError> {
-    let (schema, mut batches) = local::times(schema, std::slice::from_ref(batch)).map_err(|e| failed(&e))?;
+/// A batch with what JSON and CSV cannot show: bytes as UTF-8 where they are, else as hexadecimal,
+/// and times of a zone as local ones.
+fn printable(
+    schema: &SchemaRef,
+    batch: &RecordBatch,
+) -> Result<(SchemaRef, RecordBatch), QueryError> {
+    let (schema, mut batches) =
+        local::times(schema, std::slice::from_ref(batch)).map_err(|e| failed(&e))?;
     let batch = batches.pop().unwrap_or_else(|| batch.clone());
     let show = |bytes: &[u8]| match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -278,16 +324,25 @@ fn texts_of(
         }
     }
     let schema: SchemaRef = Arc::new(Schema::new(fields));
-    RecordBatch::try_new(schema.clone(), columns).map(|batch| (schema, batch)).map_err(|e| failed(&e))
+    RecordBatch::try_new(schema.clone(), columns)
+        .map(|batch| (schema, batch))
+        .map_err(|e| failed(&e))
 }
 
 /// Writes rows as CSV with a header; lists, structs and maps as JSON.
-fn write_csv(schema: &SchemaRef, batches: &[RecordBatch], out: &mut Spool) -> Result<(), QueryError> {
+fn write_csv(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    out: &mut Spool,
+) -> Result<(), QueryError> {
     let empty = RecordBatch::new_empty(schema.clone());
     let mut has_header = true;
     for slice in std::iter::once(empty).chain(batches.iter().flat_map(slices)) {
         let (schema, shown) = printable(schema, &slice)?;
-        let nested = shown.columns().iter().filter(|column| column.data_type().is_nested());
+        let nested = shown
+            .columns()
+            .iter()
+            .filter(|column| column.data_type().is_nested());
         out.expect(nested.map(|column| least_bytes(column)).sum())?;
         let (_, shown) = texts_of(&schema, &shown, DataType::is_nested, json_texts)?;
         let builder = arrow_csv::WriterBuilder::new()
@@ -313,11 +368,19 @@ fn json_texts(field: &FieldRef, column: &ArrayRef) -> Result<StringArray, QueryE
     Ok((0..column.len()).map(text).collect())
 }
 
-fn write_arrow(schema: &SchemaRef, batches: &[RecordBatch], out: &mut Spool) -> Result<(), QueryError> {
-    let written = arrow::ipc::writer::StreamWriter::try_new(&mut *out, schema).and_then(|mut writer| {
-        batches.iter().flat_map(slices).try_for_each(|slice| writer.write(&slice))?;
-        writer.finish()
-    });
+fn write_arrow(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    out: &mut Spool,
+) -> Result<(), QueryError> {
+    let written =
+        arrow::ipc::writer::StreamWriter::try_new(&mut *out, schema).and_then(|mut writer| {
+            batches
+                .iter()
+                .flat_map(slices)
+                .try_for_each(|slice| writer.write(&slice))?;
+            writer.finish()
+        });
     written.map_err(|e| out.explain(e))
 }
 
@@ -330,13 +393,19 @@ mod tests {
     use super::*;
 
     fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
-        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).expect("a batch")
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true)))
+            .expect("a batch")
     }
 
     fn csv(batch: &RecordBatch) -> String {
         let mut out = Spools::new(None, 1 << 20).begin();
         write_csv(&batch.schema(), std::slice::from_ref(batch), &mut out).expect("CSV");
-        String::from_utf8(out.finish().map(|w| w.into_bytes().expect("memory")).expect("whole")).expect("text")
+        String::from_utf8(
+            out.finish()
+                .map(|w| w.into_bytes().expect("memory"))
+                .expect("whole"),
+        )
+        .expect("text")
     }
 
     fn nested() -> Vec<(&'static str, ArrayRef)> {
@@ -345,16 +414,30 @@ mod tests {
             None,
             Some(vec![]),
         ]);
-        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("a\"\u{1}"), Some("b,c"), None]));
-        let row = StructArray::from(vec![(Arc::new(Field::new("s", DataType::Utf8, true)), texts.clone())]);
+        let texts: ArrayRef =
+            Arc::new(StringArray::from(vec![Some("a\"\u{1}"), Some("b,c"), None]));
+        let row = StructArray::from(vec![(
+            Arc::new(Field::new("s", DataType::Utf8, true)),
+            texts.clone(),
+        )]);
         let keys: ArrayRef = Arc::new(StringArray::from(vec!["k", "l", "m"]));
         let entries = StructArray::from(vec![
             (Arc::new(Field::new("keys", DataType::Utf8, false)), keys),
             (Arc::new(Field::new("values", DataType::Utf8, true)), texts),
         ]);
         let field = Arc::new(Field::new("entries", entries.data_type().clone(), false));
-        let map = MapArray::new(field, OffsetBuffer::from_lengths([2, 0, 1]), entries, None, false);
-        vec![("l", Arc::new(list)), ("r", Arc::new(row)), ("m", Arc::new(map))]
+        let map = MapArray::new(
+            field,
+            OffsetBuffer::from_lengths([2, 0, 1]),
+            entries,
+            None,
+            false,
+        );
+        vec![
+            ("l", Arc::new(list)),
+            ("r", Arc::new(row)),
+            ("m", Arc::new(map)),
+        ]
     }
 
     #[test]
@@ -370,17 +453,27 @@ mod tests {
     #[test]
     fn what_values_take_at_least_is_never_more_than_they_take() {
         let mut columns = nested();
-        let words: DictionaryArray<Int32Type> = [Some("x\n"), None, Some("long\u{2}")].into_iter().collect();
-        let times = arrow::array::TimestampMicrosecondArray::from(vec![Some(0), None, Some(1)]).with_timezone("UTC");
+        let words: DictionaryArray<Int32Type> =
+            [Some("x\n"), None, Some("long\u{2}")].into_iter().collect();
+        let times = arrow::array::TimestampMicrosecondArray::from(vec![Some(0), None, Some(1)])
+            .with_timezone("UTC");
         columns.push(("d", Arc::new(words)));
         columns.push(("t", Arc::new(times)));
-        columns.push(("n", Arc::new(Int64Array::from(vec![Some(1), None, Some(-12)]))));
+        columns.push((
+            "n",
+            Arc::new(Int64Array::from(vec![Some(1), None, Some(-12)])),
+        ));
         let all = batch(columns);
         for (from, rows) in [(0, 3), (0, 1), (1, 2), (2, 1)] {
             let part = all.slice(from, rows);
-            let written = to_ndjson(&part.schema(), std::slice::from_ref(&part)).expect("JSON").len() as u64;
+            let written = to_ndjson(&part.schema(), std::slice::from_ref(&part))
+                .expect("JSON")
+                .len() as u64;
             let least = least_bytes(&StructArray::from(part));
-            assert!(least <= written && least * 2 > written, "{least} of {written}");
+            assert!(
+                least <= written && least * 2 > written,
+                "{least} of {written}"
+            );
         }
     }
 
@@ -392,25 +485,39 @@ mod tests {
             Arc::new(Int64Array::from(vec![1; 10_000])) as ArrayRef,
         )]);
         let field = Arc::new(Field::new("item", item.data_type().clone(), true));
-        let list: ArrayRef =
-            Arc::new(ListArray::new(field, OffsetBuffer::from_lengths([10_000]), Arc::new(item), None));
+        let list: ArrayRef = Arc::new(ListArray::new(
+            field,
+            OffsetBuffer::from_lengths([10_000]),
+            Arc::new(item),
+            None,
+        ));
         for column in [texts, list] {
             let batch = batch(vec![("x", column)]);
             let mut out = Spools::new(None, 4 << 20).begin();
-            let error = write_rows(&batch.schema(), std::slice::from_ref(&batch), &mut out, ",").expect_err("too long");
-            assert!(matches!(error, QueryError::Limit(_)) && !out.has_begun(), "{error}");
+            let error = write_rows(&batch.schema(), std::slice::from_ref(&batch), &mut out, ",")
+                .expect_err("too long");
+            assert!(
+                matches!(error, QueryError::Limit(_)) && !out.has_begun(),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn every_format_writes_each_row_once_however_it_is_sliced() {
         let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..3_000));
-        let wide: ArrayRef = Arc::new(StringArray::from_iter_values((0..3_000).map(|n| format!("{n:>999}"))));
+        let wide: ArrayRef = Arc::new(StringArray::from_iter_values(
+            (0..3_000).map(|n| format!("{n:>999}")),
+        ));
         let batches = [batch(vec![("n", numbers), ("s", wide)])];
         let schema = batches[0].schema();
         let mut seen = Vec::new();
         each_row(&schema, &batches, |row| {
-            seen.push(serde_json::from_slice::<serde_json::Value>(row).expect("JSON")["n"].as_i64().expect("a number"));
+            seen.push(
+                serde_json::from_slice::<serde_json::Value>(row).expect("JSON")["n"]
+                    .as_i64()
+                    .expect("a number"),
+            );
             Ok(())
         })
         .expect("rows");

@@ -1,5 +1,6 @@
-//! Plans whose long loops can be stopped, and whose operators hold what they are given to the query's memory: conditions of joins and
-//! aggregates in windows ask whether the query has ended, joins and `unnest` take their input in pieces.
+//! Plans whose long loops can be stopped, and whose operators hold what they are given to the
+//! query's memory: conditions of joins and aggregates in windows ask whether the query has ended,
+//! joins and `unnest` take their input in pieces.
 
 use std::sync::Arc;
 
@@ -11,18 +12,21 @@ use datafusion::logical_expr::expr::{WindowFunction, WindowFunctionDefinition};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::AggregateOrderSensitivity;
 use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, ColumnarValue, Expr, LogicalPlan, ReversedUDAF, ScalarFunctionArgs,
-    ScalarUDF, ScalarUDFImpl, SetMonotonicity, Signature, Volatility,
+    Accumulator, AggregateUDF, AggregateUDFImpl, ColumnarValue, Expr, LogicalPlan, ReversedUDAF,
+    ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, SetMonotonicity, Signature, Volatility,
 };
 use datafusion::scalar::ScalarValue;
 
 use crate::schema::bounds::scope;
 
-/// An optimized plan of which every condition of a join and every aggregate of a window can be stopped.
+/// An optimized plan of which every condition of a join and every aggregate of a window can be
+/// stopped.
 pub fn stoppable(plan: LogicalPlan) -> Result<LogicalPlan> {
     let guarded = plan.transform_up_with_subqueries(|node| match node {
         LogicalPlan::Join(mut join) => {
-            let Some(filter) = join.filter.take() else { return Ok(Transformed::no(LogicalPlan::Join(join))) };
+            let Some(filter) = join.filter.take() else {
+                return Ok(Transformed::no(LogicalPlan::Join(join)));
+            };
             join.filter = Some(ScalarUDF::from(Checked::new()).call(vec![filter]));
             Ok(Transformed::yes(LogicalPlan::Join(join)))
         }
@@ -43,9 +47,10 @@ fn watch(expression: &mut Expr) {
         Expr::WindowFunction(call) => {
             let WindowFunction { fun, .. } = call.as_mut();
             if let WindowFunctionDefinition::AggregateUDF(inner) = fun {
-                *fun = WindowFunctionDefinition::AggregateUDF(Arc::new(AggregateUDF::from(Watched {
-                    inner: inner.clone(),
-                })));
+                *fun =
+                    WindowFunctionDefinition::AggregateUDF(Arc::new(AggregateUDF::from(Watched {
+                        inner: inner.clone(),
+                    })));
             }
         }
         _ => {}
@@ -60,7 +65,9 @@ struct Checked {
 
 impl Checked {
     fn new() -> Self {
-        Self { signature: Signature::any(1, Volatility::Immutable) }
+        Self {
+            signature: Signature::any(1, Volatility::Immutable),
+        }
     }
 }
 
@@ -79,7 +86,10 @@ impl ScalarUDFImpl for Checked {
 
     fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         scope::check()?;
-        Ok(args.args.pop().unwrap_or(ColumnarValue::Scalar(ScalarValue::Boolean(None))))
+        Ok(args
+            .args
+            .pop()
+            .unwrap_or(ColumnarValue::Scalar(ScalarValue::Boolean(None))))
     }
 }
 
@@ -111,15 +121,22 @@ impl AggregateUDFImpl for Watched {
     }
 
     fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(Rows { inner: self.inner.accumulator(args)? }))
+        Ok(Box::new(Rows {
+            inner: self.inner.accumulator(args)?,
+        }))
     }
 
     fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
         self.inner.state_fields(args)
     }
 
-    fn create_sliding_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(Rows { inner: self.inner.create_sliding_accumulator(args)? }))
+    fn create_sliding_accumulator(
+        &self,
+        args: AccumulatorArgs<'_>,
+    ) -> Result<Box<dyn Accumulator>> {
+        Ok(Box::new(Rows {
+            inner: self.inner.create_sliding_accumulator(args)?,
+        }))
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
@@ -132,7 +149,9 @@ impl AggregateUDFImpl for Watched {
 
     fn reverse_expr(&self) -> ReversedUDAF {
         match self.inner.reverse_udf() {
-            ReversedUDAF::Reversed(inner) => ReversedUDAF::Reversed(Arc::new(AggregateUDF::from(Self { inner }))),
+            ReversedUDAF::Reversed(inner) => {
+                ReversedUDAF::Reversed(Arc::new(AggregateUDF::from(Self { inner })))
+            }
             other => other,
         }
     }

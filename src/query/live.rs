@@ -1,5 +1,5 @@
-//! Rows as they become visible, from the ring through which they come: nobody who follows takes anything from who asks. Readers of
-//! the same rows share what is written of them.
+//! Rows as they become visible, from the ring through which they come: nobody who follows takes
+//! anything from who asks. Readers of the same rows share what is written of them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,13 +39,23 @@ pub struct Cursor {
 
 impl Cursor {
     pub fn after(lsn: Lsn) -> Self {
-        Self { after: lsn, row: 0, had: None, whole: lsn }
+        Self {
+            after: lsn,
+            row: 0,
+            had: None,
+            whole: lsn,
+        }
     }
 
     /// Behind a row that a reader says it had; `is_last` if its record has no more.
     pub fn behind(row: RowId, is_last: bool) -> Self {
         let after = row.lsn.saturating_sub(1);
-        Self { after, row: 0, had: Some(row), whole: if is_last { row.lsn } else { after } }
+        Self {
+            after,
+            row: 0,
+            had: Some(row),
+            whole: if is_last { row.lsn } else { after },
+        }
     }
 
     pub fn lsn(&self) -> Lsn {
@@ -63,7 +73,8 @@ pub struct Page {
 /// What comes next.
 pub enum Step {
     Rows(Arc<Page>, Cursor),
-    /// The rows of the records in `(after, upto]` have left the ring; the reader continues behind them.
+    /// The rows of the records in `(after, upto]` have left the ring; the reader continues behind
+    /// them.
     Missed {
         after: Lsn,
         upto: Lsn,
@@ -87,7 +98,9 @@ impl Pages {
         self.bytes += page.bytes;
         self.kept.push_back((key, page));
         while self.bytes > KEPT_BYTES {
-            let Some((_, gone)) = self.kept.pop_front() else { return };
+            let Some((_, gone)) = self.kept.pop_front() else {
+                return;
+            };
             self.bytes -= gone.bytes;
         }
     }
@@ -101,7 +114,10 @@ pub struct Live {
 
 impl Live {
     pub fn new(ring: Arc<Ring>) -> Self {
-        Self { ring, pages: Mutex::default() }
+        Self {
+            ring,
+            pages: Mutex::default(),
+        }
     }
 
     /// The next rows of a table that are visible in it.
@@ -114,13 +130,20 @@ impl Live {
                     if cursor.row < rows {
                         return self.page(table, &output, cursor);
                     }
-                    cursor = Cursor { had: cursor.had, ..Cursor::after(output.to) };
+                    cursor = Cursor {
+                        had: cursor.had,
+                        ..Cursor::after(output.to)
+                    };
                 }
                 Next::Behind(start) => {
                     let (after, upto) = (cursor.whole.max(cursor.after), start);
                     cursor = Cursor::after(start);
                     if after < upto && table.may_have(after, upto) {
-                        return Ok(Step::Missed { after, upto, next: cursor });
+                        return Ok(Step::Missed {
+                            after,
+                            upto,
+                            next: cursor,
+                        });
                     }
                 }
                 Next::Output(_) | Next::Idle | Next::Closed => break,
@@ -132,7 +155,11 @@ impl Live {
     fn page(&self, table: &LakeTable, output: &Output, cursor: Cursor) -> Result<Step, QueryError> {
         let key = (table.spec.name.clone(), output.to, cursor.row);
         let lock = || self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().kept.iter().find(|(known, _)| *known == key).map(|(_, page)| page.clone());
+        let known = lock()
+            .kept
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map(|(_, page)| page.clone());
         let page = match known {
             Some(page) => page,
             None => {
@@ -141,7 +168,10 @@ impl Live {
                 page
             }
         };
-        let next = Cursor { had: cursor.had, ..page.next };
+        let next = Cursor {
+            had: cursor.had,
+            ..page.next
+        };
         Ok(Step::Rows(page, next))
     }
 }
@@ -156,11 +186,16 @@ impl Cursor {
 /// Writes rows of an output from one on.
 fn write(table: &LakeTable, output: &Output, from: usize) -> Result<Page, QueryError> {
     let failed = |e: String| QueryError::Failed(e);
-    let batch = table.rows_of(output).ok_or_else(|| failed("the rows are gone".into()))?;
+    let batch = table
+        .rows_of(output)
+        .ok_or_else(|| failed("the rows are gone".into()))?;
     let all = lsns(batch);
     let ids = |row: usize| {
         let first = all[..row].partition_point(|lsn| *lsn < all[row]);
-        RowId { lsn: all[row] as Lsn, ordinal: row - first }
+        RowId {
+            lsn: all[row] as Lsn,
+            ordinal: row - first,
+        }
     };
     let (mut rows, mut bytes, mut at) = (Vec::new(), 0, from);
     while at < batch.num_rows() && rows.len() < PAGE_ROWS && bytes < PAGE_BYTES {
@@ -177,7 +212,10 @@ fn write(table: &LakeTable, output: &Output, from: usize) -> Result<Page, QueryE
         })?;
     }
     let next = if at < batch.num_rows() {
-        Cursor { row: at, ..Cursor::after(output.after) }
+        Cursor {
+            row: at,
+            ..Cursor::after(output.after)
+        }
     } else {
         Cursor::after(output.to)
     };

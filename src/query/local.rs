@@ -1,9 +1,12 @@
-//! Times of a zone, as `at time zone` gives them, made local times without one: that is how they are shown.
+//! Times of a zone, as `at time zone` gives them, made local times without one: that is how they
+//! are shown.
 
 use std::sync::Arc;
 
 use arrow::array::timezone::Tz;
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StructArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, ListArray, RecordBatch, StructArray, TimestampMicrosecondArray,
+};
 use arrow::compute::{cast, max, min};
 use arrow::datatypes::{DataType, Date32Type, FieldRef, Int64Type, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
@@ -11,7 +14,10 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, Offset, TimeZone};
 
 /// The same rows, with times in UTC or without a zone only.
-pub fn times(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, Vec<RecordBatch>), ArrowError> {
+pub fn times(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+) -> Result<(SchemaRef, Vec<RecordBatch>), ArrowError> {
     if !schema.fields().iter().any(|f| has_zone(f.data_type())) {
         return Ok((schema.clone(), batches.to_vec()));
     }
@@ -20,22 +26,31 @@ pub fn times(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<(SchemaRef, 
     let batches = batches
         .iter()
         .map(|batch| {
-            let columns = batch.columns().iter().map(local).collect::<Result<Vec<_>, _>>()?;
+            let columns = batch
+                .columns()
+                .iter()
+                .map(local)
+                .collect::<Result<Vec<_>, _>>()?;
             RecordBatch::try_new(schema.clone(), columns)
         })
         .collect::<Result<_, _>>()?;
     Ok((schema, batches))
 }
 
-/// Why a result cannot be shown: a time zone that nobody knows, or a time beyond the years that calendars are computed for.
+/// Why a result cannot be shown: a time zone that nobody knows, or a time beyond the years that
+/// calendars are computed for.
 pub fn check(array: &ArrayRef) -> Result<(), String> {
-    let beyond = || "a time of the result lies beyond the years -262143 to 262142, which cannot be shown".to_owned();
+    let beyond = || {
+        "a time of the result lies beyond the years -262143 to 262142, which cannot be shown"
+            .to_owned()
+    };
     let fits = |micros: Option<i64>| micros.and_then(DateTime::from_timestamp_micros).is_some();
     match array.data_type() {
         DataType::Timestamp(unit, zone) => {
             if let Some(zone) = zone {
-                zone.parse::<Tz>()
-                    .map_err(|_| format!("`{zone}` is not a time zone; write for example Europe/Berlin"))?;
+                zone.parse::<Tz>().map_err(|_| {
+                    format!("`{zone}` is not a time zone; write for example Europe/Berlin")
+                })?;
             }
             let factor = match unit {
                 TimeUnit::Second => 1_000_000,
@@ -47,17 +62,31 @@ pub fn check(array: &ArrayRef) -> Result<(), String> {
             let numbers = cast(array, &DataType::Int64).map_err(|e| e.to_string())?;
             let numbers = numbers.as_primitive::<Int64Type>();
             let fits = |n: Option<i64>| n.is_none_or(|n| fits(n.checked_mul(factor)));
-            [min(numbers), max(numbers)].into_iter().all(fits).then_some(()).ok_or_else(beyond)
+            [min(numbers), max(numbers)]
+                .into_iter()
+                .all(fits)
+                .then_some(())
+                .ok_or_else(beyond)
         }
         DataType::Date32 => {
             let days = array.as_primitive::<Date32Type>();
-            let fits = |n: Option<i32>| n.is_none_or(|n| fits(i64::from(n).checked_mul(86_400_000_000)));
-            [min(days), max(days)].into_iter().all(fits).then_some(()).ok_or_else(beyond)
+            let fits =
+                |n: Option<i32>| n.is_none_or(|n| fits(i64::from(n).checked_mul(86_400_000_000)));
+            [min(days), max(days)]
+                .into_iter()
+                .all(fits)
+                .then_some(())
+                .ok_or_else(beyond)
         }
         DataType::List(_) => check(array.as_list::<i32>().values()),
         DataType::LargeList(_) => check(array.as_list::<i64>().values()),
         DataType::FixedSizeList(..) => check(array.as_fixed_size_list().values()),
-        DataType::Map(..) => array.as_map().entries().columns().iter().try_for_each(check),
+        DataType::Map(..) => array
+            .as_map()
+            .entries()
+            .columns()
+            .iter()
+            .try_for_each(check),
         DataType::Struct(_) => array.as_struct().columns().iter().try_for_each(check),
         _ => Ok(()),
     }
@@ -80,13 +109,20 @@ fn has_zone(ty: &DataType) -> bool {
 }
 
 fn retyped(field: &FieldRef) -> FieldRef {
-    Arc::new(field.as_ref().clone().with_data_type(shown(field.data_type())))
+    Arc::new(
+        field
+            .as_ref()
+            .clone()
+            .with_data_type(shown(field.data_type())),
+    )
 }
 
 /// The type as which a column is shown.
 fn shown(ty: &DataType) -> DataType {
     match ty {
-        DataType::Timestamp(_, Some(zone)) if !is_utc(zone) => DataType::Timestamp(TimeUnit::Microsecond, None),
+        DataType::Timestamp(_, Some(zone)) if !is_utc(zone) => {
+            DataType::Timestamp(TimeUnit::Microsecond, None)
+        }
         DataType::List(item) => DataType::List(retyped(item)),
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(retyped).collect()),
         // Rare enough to be shown in UTC, which is as true.
@@ -96,7 +132,14 @@ fn shown(ty: &DataType) -> DataType {
 }
 
 fn in_utc(ty: &DataType) -> DataType {
-    let of = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(in_utc(field.data_type())));
+    let of = |field: &FieldRef| {
+        Arc::new(
+            field
+                .as_ref()
+                .clone()
+                .with_data_type(in_utc(field.data_type())),
+        )
+    };
     match ty {
         DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("UTC".into())),
         DataType::List(item) => DataType::List(of(item)),
@@ -115,29 +158,53 @@ fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     match array.data_type() {
         DataType::Timestamp(_, Some(zone)) => {
             let zone: Tz = zone.parse()?;
-            let times = cast(array, &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())))?;
+            let times = cast(
+                array,
+                &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            )?;
             let times = times.as_any().downcast_ref::<TimestampMicrosecondArray>();
             let times = times.ok_or_else(|| ArrowError::CastError("a time is no time".into()))?;
             let ahead = |time: i64| {
-                let utc = DateTime::from_timestamp_micros(time).unwrap_or_default().naive_utc();
+                let utc = DateTime::from_timestamp_micros(time)
+                    .unwrap_or_default()
+                    .naive_utc();
                 i64::from(zone.offset_from_utc_datetime(&utc).fix().local_minus_utc()) * 1_000_000
             };
-            let local = times.iter().map(|time| time.map(|time| time.saturating_add(ahead(time))));
+            let local = times
+                .iter()
+                .map(|time| time.map(|time| time.saturating_add(ahead(time))));
             Ok(Arc::new(local.collect::<TimestampMicrosecondArray>()))
         }
         DataType::List(_) => {
             let list = array.as_any().downcast_ref::<ListArray>();
             let list = list.ok_or_else(|| ArrowError::CastError("a list is no list".into()))?;
             let items = local(list.values())?;
-            let DataType::List(item) = shown(array.data_type()) else { return Ok(array.clone()) };
-            Ok(Arc::new(ListArray::try_new(item, list.offsets().clone(), items, list.nulls().cloned())?))
+            let DataType::List(item) = shown(array.data_type()) else {
+                return Ok(array.clone());
+            };
+            Ok(Arc::new(ListArray::try_new(
+                item,
+                list.offsets().clone(),
+                items,
+                list.nulls().cloned(),
+            )?))
         }
         DataType::Struct(_) => {
             let row = array.as_any().downcast_ref::<StructArray>();
             let row = row.ok_or_else(|| ArrowError::CastError("a struct is no struct".into()))?;
-            let columns = row.columns().iter().map(local).collect::<Result<Vec<_>, _>>()?;
-            let DataType::Struct(fields) = shown(array.data_type()) else { return Ok(array.clone()) };
-            Ok(Arc::new(StructArray::try_new(fields, columns, row.nulls().cloned())?))
+            let columns = row
+                .columns()
+                .iter()
+                .map(local)
+                .collect::<Result<Vec<_>, _>>()?;
+            let DataType::Struct(fields) = shown(array.data_type()) else {
+                return Ok(array.clone());
+            };
+            Ok(Arc::new(StructArray::try_new(
+                fields,
+                columns,
+                row.nulls().cloned(),
+            )?))
         }
         other => cast(array, &shown(other)),
     }
@@ -150,13 +217,21 @@ mod tests {
     use arrow::datatypes::Field;
 
     fn column(array: ArrayRef) -> (SchemaRef, Vec<RecordBatch>) {
-        let schema = Arc::new(Schema::new(vec![Field::new("t", array.data_type().clone(), true)]));
-        (schema.clone(), vec![RecordBatch::try_new(schema, vec![array]).expect("a batch")])
+        let schema = Arc::new(Schema::new(vec![Field::new(
+            "t",
+            array.data_type().clone(),
+            true,
+        )]));
+        (
+            schema.clone(),
+            vec![RecordBatch::try_new(schema, vec![array]).expect("a batch")],
+        )
     }
 
     fn json(array: ArrayRef) -> String {
         let (schema, batches) = column(array);
-        String::from_utf8(crate::query::sql::to_ndjson(&schema, &batches).expect("JSON")).expect("text")
+        String::from_utf8(crate::query::sql::to_ndjson(&schema, &batches).expect("JSON"))
+            .expect("text")
     }
 
     #[test]
@@ -167,11 +242,24 @@ mod tests {
             let times = TimestampNanosecondArray::from(vec![Some(times[0]), Some(times[1]), None]);
             Arc::new(times.with_timezone_opt(zone.map(Arc::<str>::from)))
         };
-        let lines = |a: &str, b: &str| format!("{{\"t\":\"{a}\"}}\n{{\"t\":\"{b}\"}}\n{{\"t\":null}}\n");
-        assert_eq!(json(of(Some("UTC"))), lines("2021-03-28T00:30:00.000Z", "2021-03-28T01:30:00.000Z"));
-        assert_eq!(json(of(None)), lines("2021-03-28T00:30:00.000", "2021-03-28T01:30:00.000"));
-        assert_eq!(json(of(Some("Europe/Brussels"))), lines("2021-03-28T01:30:00.000", "2021-03-28T03:30:00.000"));
-        assert_eq!(json(of(Some("+05:30"))), lines("2021-03-28T06:00:00.000", "2021-03-28T07:00:00.000"));
+        let lines =
+            |a: &str, b: &str| format!("{{\"t\":\"{a}\"}}\n{{\"t\":\"{b}\"}}\n{{\"t\":null}}\n");
+        assert_eq!(
+            json(of(Some("UTC"))),
+            lines("2021-03-28T00:30:00.000Z", "2021-03-28T01:30:00.000Z")
+        );
+        assert_eq!(
+            json(of(None)),
+            lines("2021-03-28T00:30:00.000", "2021-03-28T01:30:00.000")
+        );
+        assert_eq!(
+            json(of(Some("Europe/Brussels"))),
+            lines("2021-03-28T01:30:00.000", "2021-03-28T03:30:00.000")
+        );
+        assert_eq!(
+            json(of(Some("+05:30"))),
+            lines("2021-03-28T06:00:00.000", "2021-03-28T07:00:00.000")
+        );
     }
 
     #[test]
@@ -179,7 +267,10 @@ mod tests {
         let micros = |times: Vec<i64>, zone: &str| -> ArrayRef {
             Arc::new(TimestampMicrosecondArray::from(times).with_timezone(zone))
         };
-        assert_eq!(check(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")), Ok(()));
+        assert_eq!(
+            check(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")),
+            Ok(())
+        );
         assert!(check(&micros(vec![0], "Mars/Phobos")).is_err_and(|e| e.contains("Mars/Phobos")));
         let far = micros(vec![0, i64::MAX], "UTC");
         let item = Arc::new(Field::new("item", far.data_type().clone(), true));
@@ -190,12 +281,16 @@ mod tests {
 
     #[test]
     fn times_within_lists_and_structs_are_shown_alike() {
-        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0]).with_timezone("Asia/Kolkata"));
+        let times: ArrayRef =
+            Arc::new(TimestampMicrosecondArray::from(vec![0]).with_timezone("Asia/Kolkata"));
         let item = Arc::new(Field::new("item", times.data_type().clone(), true));
         let offsets = arrow::buffer::OffsetBuffer::from_lengths([1]);
         let list: ArrayRef = Arc::new(ListArray::new(item.clone(), offsets, times.clone(), None));
         assert_eq!(json(list), "{\"t\":[\"1970-01-01T05:30:00.000\"]}\n");
         let row: ArrayRef = Arc::new(StructArray::new(vec![item].into(), vec![times], None));
-        assert_eq!(json(row), "{\"t\":{\"item\":\"1970-01-01T05:30:00.000\"}}\n");
+        assert_eq!(
+            json(row),
+            "{\"t\":{\"item\":\"1970-01-01T05:30:00.000\"}}\n"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Tables that are more than what is stored: windows and sessions with what is open of them, and of a window the latest version.
+//! Tables that are more than what is stored: windows and sessions with what is open of them, and of
+//! a window the latest version.
 
 use std::sync::Arc;
 
@@ -32,7 +33,11 @@ impl Open {
     pub fn new(lsn: Lsn, rows: Option<RecordBatch>, pool: &Arc<dyn MemoryPool>) -> Result<Self> {
         let reserved = MemoryConsumer::new("open rows").register(pool);
         reserved.try_grow(rows.as_ref().map_or(0, RecordBatch::get_array_memory_size))?;
-        Ok(Self { lsn, rows, _reserved: reserved })
+        Ok(Self {
+            lsn,
+            rows,
+            _reserved: reserved,
+        })
     }
 }
 
@@ -46,11 +51,18 @@ fn stored_and_open(
     let own: SchemaRef = table.spec.schema.clone();
     let columns = || own.fields().iter().map(|f| ident(f.name()));
     let mut plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?;
-    let Some(open) = open else { return plan.project(columns()) };
-    plan = plan.filter(ident("lsn").lt_eq(lit(open.lsn as i64)))?.project(columns())?;
-    let Some(rows) = &open.rows else { return Ok(plan) };
+    let Some(open) = open else {
+        return plan.project(columns());
+    };
+    plan = plan
+        .filter(ident("lsn").lt_eq(lit(open.lsn as i64)))?
+        .project(columns())?;
+    let Some(rows) = &open.rows else {
+        return Ok(plan);
+    };
     let rows = MemTable::try_new(own.clone(), vec![vec![rows.clone()]])?;
-    let rows = LogicalPlanBuilder::scan("open", provider_as_source(Arc::new(rows)), None)?.build()?;
+    let rows =
+        LogicalPlanBuilder::scan("open", provider_as_source(Arc::new(rows)), None)?.build()?;
     plan.union(rows)
 }
 
@@ -63,16 +75,30 @@ pub fn window(
 ) -> Result<Arc<dyn TableProvider>> {
     let mut plan = stored_and_open(table, stored, open)?;
     if window.def.late == Late::Amend {
-        let known_by = window.keys.iter().map(|c| window.schema.field(*c).name().as_str()).chain(["window_start"]);
+        let known_by = window
+            .keys
+            .iter()
+            .map(|c| window.schema.field(*c).name().as_str())
+            .chain(["window_start"]);
         let rank = row_number()
             .partition_by(known_by.map(ident).collect::<Vec<Expr>>())
-            .order_by(vec![ident("version").sort(false, false), ident("lsn").sort(false, false)])
+            .order_by(vec![
+                ident("version").sort(false, false),
+                ident("lsn").sort(false, false),
+            ])
             .build()?
             .alias("rank_of_version");
-        plan = plan.window(vec![rank])?.filter(ident("rank_of_version").eq(lit(1_u64)))?;
+        plan = plan
+            .window(vec![rank])?
+            .filter(ident("rank_of_version").eq(lit(1_u64)))?;
     }
     plan = plan.filter(ident("status").not_eq(lit("gone")))?;
-    let own = window.schema.fields().iter().skip(WINDOW_COLUMNS.len()).map(|f| f.name().as_str());
+    let own = window
+        .schema
+        .fields()
+        .iter()
+        .skip(WINDOW_COLUMNS.len())
+        .map(|f| f.name().as_str());
     let columns = own.chain(["window_start", "window_end", "version", "status", "lsn"]);
     let plan = plan.project(columns.map(ident))?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
@@ -81,8 +107,11 @@ pub fn window(
 /// An entity table, its own columns first.
 pub fn entity(table: &LakeTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let schema = &table.spec.schema;
-    let own = (ENTITY_COLUMNS.len()..schema.fields().len()).map(|column| schema.field(column).name().as_str());
-    let plan = stored_and_open(table, stored, None)?.project(own.chain(ENTITY_COLUMNS).map(ident))?.build()?;
+    let own = (ENTITY_COLUMNS.len()..schema.fields().len())
+        .map(|column| schema.field(column).name().as_str());
+    let plan = stored_and_open(table, stored, None)?
+        .project(own.chain(ENTITY_COLUMNS).map(ident))?
+        .build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 
@@ -92,7 +121,20 @@ pub fn sessions(
     stored: Arc<dyn TableProvider>,
     open: Option<&Open>,
 ) -> Result<Arc<dyn TableProvider>, DataFusionError> {
-    let columns = ["session_id", "key", "status", "started", "ended", "duration_s", "events", "first", "last", "lsn"];
-    let plan = stored_and_open(table, stored, open)?.project(columns.map(ident))?.build()?;
+    let columns = [
+        "session_id",
+        "key",
+        "status",
+        "started",
+        "ended",
+        "duration_s",
+        "events",
+        "first",
+        "last",
+        "lsn",
+    ];
+    let plan = stored_and_open(table, stored, open)?
+        .project(columns.map(ident))?
+        .build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }

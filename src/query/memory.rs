@@ -1,5 +1,6 @@
-//! Memory that queries share. One query alone may have all of it; as soon as another needs some and has less than its part, the one
-//! that has the most beyond its own part ends, with an error that says so. So nobody's query is refused because of somebody else's.
+//! Memory that queries share. One query alone may have all of it; as soon as another needs some and
+//! has less than its part, the one that has the most beyond its own part ends, with an error that
+//! says so. So nobody's query is refused because of somebody else's.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
+use datafusion::execution::memory_pool::{
+    MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation,
+};
 
 use crate::schema::bounds::scope::{self, Scope};
 
@@ -28,12 +31,21 @@ pub struct SharedMemory {
 impl SharedMemory {
     /// `pool` has `bytes`, for so many queries at once.
     pub fn new(pool: Arc<dyn MemoryPool>, bytes: usize, queries: usize) -> Arc<Self> {
-        Arc::new(Self { pool, part: bytes / queries.max(1), queries: Mutex::default(), freed: Condvar::new() })
+        Arc::new(Self {
+            pool,
+            part: bytes / queries.max(1),
+            queries: Mutex::default(),
+            freed: Condvar::new(),
+        })
     }
 
     /// For one more query.
     pub fn query(self: &Arc<Self>) -> Arc<QueryMemory> {
-        let query = Arc::new(QueryMemory { shared: self.clone(), held: AtomicUsize::new(0), scope: OnceLock::new() });
+        let query = Arc::new(QueryMemory {
+            shared: self.clone(),
+            held: AtomicUsize::new(0),
+            scope: OnceLock::new(),
+        });
         let mut queries = self.queries();
         queries.retain(|query| query.strong_count() > 0);
         queries.push(Arc::downgrade(&query));
@@ -44,12 +56,15 @@ impl SharedMemory {
         self.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the query that runs with the most beyond its part. False where nobody holds more than a part: there is nothing to wait
-    /// for. A query that has ended holds its result until the answer is written, which is soon.
+    /// Ends the query that runs with the most beyond its part. False where nobody holds more than a
+    /// part: there is nothing to wait for. A query that has ended holds its result until the answer
+    /// is written, which is soon.
     fn reclaim(&self) -> bool {
-        let queries: Vec<Arc<QueryMemory>> = self.queries().iter().filter_map(Weak::upgrade).collect();
+        let queries: Vec<Arc<QueryMemory>> =
+            self.queries().iter().filter_map(Weak::upgrade).collect();
         let beyond = || queries.iter().filter(|query| query.held() > self.part);
-        let running = beyond().filter_map(|query| Some((query.held(), query.scope.get()?.upgrade()?)));
+        let running =
+            beyond().filter_map(|query| Some((query.held(), query.scope.get()?.upgrade()?)));
         if let Some((held, scope)) = running.max_by_key(|(held, _)| *held) {
             scope.end_for_memory(format!(
                 "the query was ended: it held {held} bytes when others needed memory, and beside them it may have {}, a share of `[limits] memory`; narrow it, or ask again later",
@@ -79,7 +94,10 @@ impl QueryMemory {
 
     /// Why it was ended, if it was.
     fn ended(&self) -> Result<()> {
-        self.scope.get().and_then(Weak::upgrade).map_or(Ok(()), |scope| scope.check())
+        self.scope
+            .get()
+            .and_then(Weak::upgrade)
+            .map_or(Ok(()), |scope| scope.check())
     }
 }
 
@@ -111,13 +129,19 @@ impl MemoryPool for QueryMemory {
         scope::yield_if_long();
         self.ended()?;
         let mut grown = self.shared.pool.try_grow(reservation, additional);
-        if matches!(grown, Err(DataFusionError::ResourcesExhausted(_))) && self.held() + additional <= self.shared.part
+        if matches!(grown, Err(DataFusionError::ResourcesExhausted(_)))
+            && self.held() + additional <= self.shared.part
         {
             // The thread is the query's own: nobody else waits with it.
             let until = Instant::now() + WAIT;
             while grown.is_err() && Instant::now() < until && self.shared.reclaim() {
                 let queries = self.shared.queries();
-                drop(self.shared.freed.wait_timeout(queries, LOOK).unwrap_or_else(PoisonError::into_inner));
+                drop(
+                    self.shared
+                        .freed
+                        .wait_timeout(queries, LOOK)
+                        .unwrap_or_else(PoisonError::into_inner),
+                );
                 self.ended()?;
                 grown = self.shared.pool.try_grow(reservation, additional);
             }
@@ -138,7 +162,10 @@ impl MemoryPool for QueryMemory {
 
 impl fmt::Debug for QueryMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueryMemory").field("held", &self.held()).field("part", &self.shared.part).finish()
+        f.debug_struct("QueryMemory")
+            .field("held", &self.held())
+            .field("part", &self.shared.part)
+            .finish()
     }
 }
 
@@ -180,7 +207,12 @@ mod tests {
         });
         own.try_grow(25).expect("of the one that was ended");
         modest.check().expect("runs");
-        assert!(freed.join().expect("no panic").contains("it held 100 bytes when others needed memory"));
+        assert!(
+            freed
+                .join()
+                .expect("no panic")
+                .contains("it held 100 bytes when others needed memory")
+        );
         // A result that is still being written is waited for.
         let (done, result) = query(&shared);
         result.try_grow(75).expect("free");

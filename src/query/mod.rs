@@ -1,4 +1,5 @@
-//! Answers, each with how true it is. Queries read a snapshot of live and committed state together and never write.
+//! Answers, each with how true it is. Queries read a snapshot of live and committed state together
+//! and never write.
 
 pub mod count;
 pub mod encode;
@@ -33,7 +34,9 @@ pub enum QueryError {
     /// The answer would be over a limit, which the message names.
     #[error("{0}")]
     Limit(String),
-    #[error("{running} queries are running already (`[limits] sql_concurrent`); try again in a moment")]
+    #[error(
+        "{running} queries are running already (`[limits] sql_concurrent`); try again in a moment"
+    )]
     Busy { running: usize },
     /// Too many answers are being sent.
     #[error("{0}")]

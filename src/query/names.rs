@@ -6,14 +6,20 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{Expr, Ident, Query, Select, SelectItem, SetExpr, Statement as Sql};
+use datafusion::sql::sqlparser::ast::{
+    Expr, Ident, Query, Select, SelectItem, SetExpr, Statement as Sql,
+};
 
-/// Gives the columns of the outermost `select` that have a name already the next free one: `n`, `n_2`, `n_3`. None where every
-/// column has its own.
+/// Gives the columns of the outermost `select` that have a name already the next free one: `n`,
+/// `n_2`, `n_3`. None where every column has its own.
 pub fn distinct(statement: &Statement) -> Option<Statement> {
     let mut statement = statement.clone();
-    let Statement::Statement(inner) = &mut statement else { return None };
-    let Sql::Query(query) = inner.as_mut() else { return None };
+    let Statement::Statement(inner) = &mut statement else {
+        return None;
+    };
+    let Sql::Query(query) = inner.as_mut() else {
+        return None;
+    };
     rename(outermost(query)?).then_some(statement)
 }
 
@@ -30,33 +36,51 @@ fn outermost(query: &mut Query) -> Option<&mut Select> {
 }
 
 fn rename(select: &mut Select) -> bool {
-    let is_wildcard = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+    let is_wildcard = |item: &SelectItem| {
+        matches!(
+            item,
+            SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)
+        )
+    };
     // Whatever a wildcard stands for, a column beside it may be one of them.
     let has_wildcard = select.projection.iter().any(is_wildcard);
     let mut taken: BTreeSet<String> = select.projection.iter().filter_map(name).collect();
     let (mut seen, mut is_renamed) = (BTreeSet::new(), false);
     for item in &mut select.projection {
         let Some(own) = name(item) else { continue };
-        let is_bare = matches!(item, SelectItem::UnnamedExpr(Expr::Identifier(_) | Expr::CompoundIdentifier(_)));
+        let is_bare = matches!(
+            item,
+            SelectItem::UnnamedExpr(Expr::Identifier(_) | Expr::CompoundIdentifier(_))
+        );
         if seen.insert(own.clone()) && !(has_wildcard && is_bare) {
             continue;
         }
         let free = free(&own, &taken);
         taken.insert(free.clone());
         let expression = match item {
-            SelectItem::UnnamedExpr(expression) | SelectItem::ExprWithAlias { expr: expression, .. } => {
-                expression.clone()
-            }
+            SelectItem::UnnamedExpr(expression)
+            | SelectItem::ExprWithAlias {
+                expr: expression, ..
+            } => expression.clone(),
             _ => continue,
         };
-        *item = SelectItem::ExprWithAlias { expr: expression, alias: Ident::with_quote('"', free) };
+        *item = SelectItem::ExprWithAlias {
+            expr: expression,
+            alias: Ident::with_quote('"', free),
+        };
         is_renamed = true;
     }
     is_renamed
 }
 
 fn name(item: &SelectItem) -> Option<String> {
-    let of = |ident: &Ident| if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() };
+    let of = |ident: &Ident| {
+        if ident.quote_style.is_some() {
+            ident.value.clone()
+        } else {
+            ident.value.to_lowercase()
+        }
+    };
     match item {
         SelectItem::UnnamedExpr(Expr::Identifier(ident)) => Some(of(ident)),
         SelectItem::UnnamedExpr(Expr::CompoundIdentifier(parts)) => parts.last().map(of),
@@ -67,10 +91,14 @@ fn name(item: &SelectItem) -> Option<String> {
 }
 
 fn free(name: &str, taken: &BTreeSet<String>) -> String {
-    (2..).map(|n| format!("{name}_{n}")).find(|name| !taken.contains(name)).unwrap_or_default()
+    (2..)
+        .map(|n| format!("{name}_{n}"))
+        .find(|name| !taken.contains(name))
+        .unwrap_or_default()
 }
 
-/// A result whose columns each have a name of their own; of two tables' columns of one name the second is `n_2`.
+/// A result whose columns each have a name of their own; of two tables' columns of one name the
+/// second is `n_2`.
 pub fn unique(schema: SchemaRef, batches: Vec<RecordBatch>) -> (SchemaRef, Vec<RecordBatch>) {
     let mut taken: BTreeSet<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
     if taken.len() == schema.fields().len() {
@@ -90,9 +118,9 @@ pub fn unique(schema: SchemaRef, batches: Vec<RecordBatch>) -> (SchemaRef, Vec<R
         })
         .collect();
     let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
-    let renamed = batches
-        .into_iter()
-        .map(|batch| RecordBatch::try_new(schema.clone(), batch.columns().to_vec()).expect("only names differ"));
+    let renamed = batches.into_iter().map(|batch| {
+        RecordBatch::try_new(schema.clone(), batch.columns().to_vec()).expect("only names differ")
+    });
     let batches = renamed.collect();
     (schema, batches)
 }
@@ -104,25 +132,49 @@ mod tests {
     use datafusion::sql::parser::DFParser;
 
     fn renamed(sql: &str) -> Option<String> {
-        let statement = DFParser::parse_sql(sql).expect("SQL").pop_front().expect("a statement");
+        let statement = DFParser::parse_sql(sql)
+            .expect("SQL")
+            .pop_front()
+            .expect("a statement");
         distinct(&statement).map(|statement| statement.to_string())
     }
 
     #[test]
     fn a_name_that_is_taken_gets_a_number() {
         assert_eq!(renamed("SELECT n, m FROM t"), None);
-        assert_eq!(renamed("SELECT n, n FROM t").as_deref(), Some("SELECT n, n AS \"n_2\" FROM t"));
-        assert_eq!(renamed("SELECT n, t.n, n_2 FROM t").as_deref(), Some("SELECT n, t.n AS \"n_3\", n_2 FROM t"));
-        assert_eq!(renamed("SELECT a AS x, b AS x FROM t").as_deref(), Some("SELECT a AS x, b AS \"x_2\" FROM t"));
+        assert_eq!(
+            renamed("SELECT n, n FROM t").as_deref(),
+            Some("SELECT n, n AS \"n_2\" FROM t")
+        );
+        assert_eq!(
+            renamed("SELECT n, t.n, n_2 FROM t").as_deref(),
+            Some("SELECT n, t.n AS \"n_3\", n_2 FROM t")
+        );
+        assert_eq!(
+            renamed("SELECT a AS x, b AS x FROM t").as_deref(),
+            Some("SELECT a AS x, b AS \"x_2\" FROM t")
+        );
         let counts = renamed("SELECT count(*), count(*) FROM t");
-        assert_eq!(counts.as_deref(), Some("SELECT count(*), count(*) AS \"count(*)_2\" FROM t"));
-        assert_eq!(renamed("SELECT *, n FROM t").as_deref(), Some("SELECT *, n AS \"n_2\" FROM t"));
+        assert_eq!(
+            counts.as_deref(),
+            Some("SELECT count(*), count(*) AS \"count(*)_2\" FROM t")
+        );
+        assert_eq!(
+            renamed("SELECT *, n FROM t").as_deref(),
+            Some("SELECT *, n AS \"n_2\" FROM t")
+        );
     }
 
     #[test]
     fn columns_of_one_name_get_numbers() {
         let field = |name: &str| Field::new(name, DataType::Int64, true);
-        let schema = Arc::new(Schema::new(vec![field("n"), field("m"), field("n"), field("n_2"), field("n")]));
+        let schema = Arc::new(Schema::new(vec![
+            field("n"),
+            field("m"),
+            field("n"),
+            field("n_2"),
+            field("n"),
+        ]));
         let (schema, batches) = unique(schema.clone(), vec![RecordBatch::new_empty(schema)]);
         let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
         assert_eq!(names, ["n", "m", "n_3", "n_2", "n_4"]);

@@ -1,5 +1,6 @@
-//! Input of an operator, held to what the query may have: split into pieces where the operator makes many rows of one, counted where it
-//! keeps them, refused where its rows are too wide to be computed with so many at once.
+//! Input of an operator, held to what the query may have: split into pieces where the operator
+//! makes many rows of one, counted where it keeps them, refused where its rows are too wide to be
+//! computed with so many at once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -44,15 +45,25 @@ pub fn in_pieces(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>
     let wrapped = plan.transform_up(|node| {
         let purpose = match node.name() {
             "UnnestExec" => node.downcast_ref::<UnnestExec>().map(|unnest| {
-                Purpose::Unnest(unnest.list_column_indices().iter().map(|list| list.index_in_input_schema).collect())
+                Purpose::Unnest(
+                    unnest
+                        .list_column_indices()
+                        .iter()
+                        .map(|list| list.index_in_input_schema)
+                        .collect(),
+                )
             }),
             "WindowAggExec" => Some(Purpose::Keep),
             name if name.ends_with("JoinExec") => Some(Purpose::Join),
             _ => None,
         };
-        let Some(purpose) = purpose else { return Ok(Transformed::no(node)) };
+        let Some(purpose) = purpose else {
+            return Ok(Transformed::no(node));
+        };
         let inputs = node.children().into_iter();
-        let inputs = inputs.map(|input| Arc::new(Input::new(input.clone(), purpose.clone())) as _).collect();
+        let inputs = inputs
+            .map(|input| Arc::new(Input::new(input.clone(), purpose.clone())) as _)
+            .collect();
         let node = replace_children_if_necessary(node, inputs)?;
         Ok(Transformed::yes(Arc::new(CooperativeExec::new(node)) as _))
     });
@@ -69,7 +80,11 @@ struct Input {
 impl Input {
     fn new(input: Arc<dyn ExecutionPlan>, purpose: Purpose) -> Self {
         let properties = input.properties().clone();
-        Self { input, purpose, properties }
+        Self {
+            input,
+            purpose,
+            properties,
+        }
     }
 }
 
@@ -107,7 +122,10 @@ impl ExecutionPlan for Input {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn with_new_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = children.pop().unwrap_or_else(|| self.input.clone());
         Ok(Arc::new(Self::new(input, self.purpose.clone())))
     }
@@ -116,7 +134,11 @@ impl ExecutionPlan for Input {
         CardinalityEffect::Equal
     }
 
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
         let rows = context.session_config().batch_size();
         let batches = self.input.execute(partition, context.clone())?;
         let schema = self.schema();
@@ -127,7 +149,9 @@ impl ExecutionPlan for Input {
         Ok(match &self.purpose {
             Purpose::Unnest(lists) => {
                 let lists = lists.clone();
-                let pieces = checked.map(move |batch| stream::iter(split(batch, &lists))).flatten();
+                let pieces = checked
+                    .map(move |batch| stream::iter(split(batch, &lists)))
+                    .flatten();
                 Box::pin(RecordBatchStreamAdapter::new(schema, pieces))
             }
             Purpose::Join => {
@@ -148,7 +172,12 @@ impl ExecutionPlan for Input {
 
 /// Bytes of a batch's own rows.
 pub fn bytes(batch: &RecordBatch) -> usize {
-    let own = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(column.get_array_memory_size());
+    let own = |column: &ArrayRef| {
+        column
+            .to_data()
+            .get_slice_memory_size()
+            .unwrap_or(column.get_array_memory_size())
+    };
     batch.columns().iter().map(own).sum()
 }
 
@@ -176,11 +205,27 @@ fn split(batch: Result<RecordBatch>, lists: &[usize]) -> Vec<Result<RecordBatch>
         Ok(batch) => batch,
         Err(error) => return vec![Err(error)],
     };
-    let items = |row: usize| lists.iter().map(|at| items(batch.column(*at).as_ref(), row)).max().unwrap_or(1).max(1);
+    let items = |row: usize| {
+        lists
+            .iter()
+            .map(|at| items(batch.column(*at).as_ref(), row))
+            .max()
+            .unwrap_or(1)
+            .max(1)
+    };
     // Beside each item the row's other columns are written out.
-    let others = batch.columns().iter().enumerate().filter(|(at, _)| !lists.contains(at));
+    let others = batch
+        .columns()
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !lists.contains(at));
     let others: Vec<Vec<u64>> = others.map(|(_, column)| sizes::bytes(column)).collect();
-    let width = |row: usize| others.iter().filter_map(|column| column.get(row)).sum::<u64>() as usize;
+    let width = |row: usize| {
+        others
+            .iter()
+            .filter_map(|column| column.get(row))
+            .sum::<u64>() as usize
+    };
     let (mut pieces, mut from, mut made, mut made_bytes) = (Vec::new(), 0, 0_usize, 0_usize);
     for row in 0..batch.num_rows() {
         let (rows, row_bytes) = (items(row), width(row));
@@ -234,10 +279,15 @@ mod tests {
     #[test]
     fn pieces_make_not_too_many_rows_and_lose_none() {
         let whole = batch(&vec![1_000; 100], 10);
-        let pieces: Vec<RecordBatch> =
-            split(Ok(whole.clone()), &[1]).into_iter().map(|p| p.expect("a piece")).collect();
+        let pieces: Vec<RecordBatch> = split(Ok(whole.clone()), &[1])
+            .into_iter()
+            .map(|p| p.expect("a piece"))
+            .collect();
         assert!(pieces.iter().all(|p| p.num_rows() <= UNNEST_ROWS / 1_000));
-        assert_eq!(arrow::compute::concat_batches(&whole.schema(), &pieces).expect("one"), whole);
+        assert_eq!(
+            arrow::compute::concat_batches(&whole.schema(), &pieces).expect("one"),
+            whole
+        );
         let empty = batch(&[], 1);
         assert_eq!(split(Ok(empty), &[1]).len(), 1);
     }
@@ -245,6 +295,11 @@ mod tests {
     #[test]
     fn a_row_that_becomes_too_much_is_refused() {
         let found = split(Ok(batch(&[100_000], 100_000)), &[1]);
-        assert!(found[0].as_ref().is_err_and(|e| e.to_string().contains("unnest")), "{found:?}");
+        assert!(
+            found[0]
+                .as_ref()
+                .is_err_and(|e| e.to_string().contains("unnest")),
+            "{found:?}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! A query at work: on threads of its own, which end with it. Whatever it computes, nobody else waits for it: its threads come after
-//! all others, and its slot is free soon after it has ended, even where something in it cannot be stopped.
+//! A query at work: on threads of its own, which end with it. Whatever it computes, nobody else
+//! waits for it: its threads come after all others, and its slot is free soon after it has ended,
+//! even where something in it cannot be stopped.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -14,8 +15,9 @@ use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
 
-/// Niceness of the threads of clients' queries. More (or `SCHED_IDLE`) would let them starve on a busy machine: a query that has ended
-/// would not notice it in time, and its threads would count as stuck.
+/// Niceness of the threads of clients' queries. More (or `SCHED_IDLE`) would let them starve on a
+/// busy machine: a query that has ended would not notice it in time, and its threads would count as
+/// stuck.
 const CLIENT_NICENESS: i32 = 5;
 /// Threads that compute for a query, and those that read files for it.
 pub const THREADS: usize = 2;
@@ -32,7 +34,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// A client's query runs at a lower priority than everything else, and yields the CPU once it takes long.
+    /// A client's query runs at a lower priority than everything else, and yields the CPU once it
+    /// takes long.
     pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
         let scope = Scope::new(&pool, is_client);
@@ -55,7 +58,12 @@ impl Running {
             })
             .on_thread_stop(scope::leave)
             .build()?;
-        Ok(Self { scope, runtime: Some(runtime), slot: held, outside: Handle::try_current().ok() })
+        Ok(Self {
+            scope,
+            runtime: Some(runtime),
+            slot: held,
+            outside: Handle::try_current().ok(),
+        })
     }
 
     pub fn scope(&self) -> &Arc<Scope> {
@@ -63,7 +71,10 @@ impl Running {
     }
 
     /// Does something on the threads of the query.
-    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> AbortOnDropHandle<T> {
         let runtime = self.runtime.as_ref().expect("only dropping takes it");
         AbortOnDropHandle::new(runtime.spawn(work))
     }
@@ -87,7 +98,9 @@ impl Drop for Running {
             outside.spawn(async move {
                 tokio::time::sleep(GRACE).await;
                 if let Some(slot) = slot.upgrade() {
-                    tracing::warn!("a query that has ended still computes; its slot is given to others");
+                    tracing::warn!(
+                        "a query that has ended still computes; its slot is given to others"
+                    );
                     slot.give_up();
                 }
             });

@@ -1,4 +1,5 @@
-//! Full-text search: words, `"phrases"`, `prefix*`, `field:value`, over all indexes of a stream; newest first, or by rank.
+//! Full-text search: words, `"phrases"`, `prefix*`, `field:value`, over all indexes of a stream;
+//! newest first, or by rank.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -75,15 +76,22 @@ enum Part {
     Pair(String, String),
 }
 
-/// The field that a part of a question names, if it does, and the rest of the question. A name with nothing behind its colon is text.
+/// The field that a part of a question names, if it does, and the rest of the question. A name with
+/// nothing behind its colon is text.
 fn field_named<'a>(rest: &'a str, def: &crate::schema::SearchDef) -> (Option<String>, &'a str) {
-    let stop = rest.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(rest.len());
-    let Some((name, _)) = rest[..stop].split_once(':') else { return (None, rest) };
+    let stop = rest
+        .find(|c: char| c.is_whitespace() || c == '"')
+        .unwrap_or(rest.len());
+    let Some((name, _)) = rest[..stop].split_once(':') else {
+        return (None, rest);
+    };
     let behind = &rest[name.len() + 1..];
     if behind.is_empty() || behind.starts_with(char::is_whitespace) {
         return (None, rest);
     }
-    let of_map = name.split_once('.').is_some_and(|(map, _)| def.text.contains(&format!("{map}{MAP_SUFFIX}")));
+    let of_map = name
+        .split_once('.')
+        .is_some_and(|(map, _)| def.text.contains(&format!("{map}{MAP_SUFFIX}")));
     let whole = format!("{name}{MAP_SUFFIX}");
     if def.text.contains(&whole) {
         (Some(whole), behind)
@@ -97,14 +105,18 @@ fn field_named<'a>(rest: &'a str, def: &crate::schema::SearchDef) -> (Option<Str
 /// Reads a question's text. Whatever is pasted is a question: what has no meaning here is text.
 fn parse(text: &str, def: &crate::schema::SearchDef) -> Result<Vec<Part>, QueryError> {
     if text.len() > MAX_TEXT_BYTES {
-        return Err(QueryError::Limit(format!("the question has more than {MAX_TEXT_BYTES} bytes")));
+        return Err(QueryError::Limit(format!(
+            "the question has more than {MAX_TEXT_BYTES} bytes"
+        )));
     }
     let mut parts = Vec::new();
     let mut rest = text.trim();
     while !rest.is_empty() {
         let (field, behind) = field_named(rest, def);
         // A quote that is not closed is a character like others.
-        let quoted = behind.strip_prefix('"').and_then(|inner| inner.split_once('"'));
+        let quoted = behind
+            .strip_prefix('"')
+            .and_then(|inner| inner.split_once('"'));
         let (value, behind) = quoted.unwrap_or_else(|| {
             let value = behind.trim_start_matches('"');
             value.split_at(value.find(char::is_whitespace).unwrap_or(value.len()))
@@ -132,7 +144,11 @@ fn push_part(
         parts.push(Part::Exact(name.clone(), value.to_owned()));
         return;
     }
-    if let Some((map, key)) = field.as_ref().filter(|f| !def.text.contains(f)).and_then(|f| f.split_once('.')) {
+    if let Some((map, key)) = field
+        .as_ref()
+        .filter(|f| !def.text.contains(f))
+        .and_then(|f| f.split_once('.'))
+    {
         parts.push(Part::Pair(map.to_owned(), pair(key, value)));
         return;
     }
@@ -156,37 +172,61 @@ fn prefix_query(field: Field, prefix: &str) -> Box<dyn Query> {
     }
     let mut high = Term::from_field_text(field, "");
     high.append_bytes(&end);
-    Box::new(InvertedIndexRangeQuery::new(Included(Term::from_field_text(field, prefix)), Excluded(high)))
+    Box::new(InvertedIndexRangeQuery::new(
+        Included(Term::from_field_text(field, prefix)),
+        Excluded(high),
+    ))
 }
 
 fn phrase_query(field: Field, terms: &[(usize, String)]) -> Box<dyn Query> {
     match terms {
-        [(_, term)] => Box::new(TermQuery::new(Term::from_field_text(field, term), IndexRecordOption::WithFreqs)),
+        [(_, term)] => Box::new(TermQuery::new(
+            Term::from_field_text(field, term),
+            IndexRecordOption::WithFreqs,
+        )),
         _ => {
-            let at = |(position, term): &(usize, String)| (*position, Term::from_field_text(field, term));
+            let at = |(position, term): &(usize, String)| {
+                (*position, Term::from_field_text(field, term))
+            };
             Box::new(PhraseQuery::new_with_offset(terms.iter().map(at).collect()))
         }
     }
 }
 
-/// The queries of which one must hold for a part of the question: one for each field that it may be in.
+/// The queries of which one must hold for a part of the question: one for each field that it may be
+/// in.
 fn alternatives(part: &Part, index: &SearchIndex) -> Vec<Box<dyn Query>> {
     let fields = |named: &Option<String>| -> Vec<Field> {
         let all = index.def.text.iter().zip(&index.fields.text);
-        all.filter(|(name, _)| named.as_ref().is_none_or(|n| n == *name)).map(|(_, f)| *f).collect()
+        all.filter(|(name, _)| named.as_ref().is_none_or(|n| n == *name))
+            .map(|(_, f)| *f)
+            .collect()
     };
     match part {
-        Part::Phrase(field, words) => fields(field).into_iter().map(|f| phrase_query(f, words)).collect(),
-        Part::Prefix(field, prefix) => fields(field).into_iter().map(|f| prefix_query(f, prefix)).collect(),
+        Part::Phrase(field, words) => fields(field)
+            .into_iter()
+            .map(|f| phrase_query(f, words))
+            .collect(),
+        Part::Prefix(field, prefix) => fields(field)
+            .into_iter()
+            .map(|f| prefix_query(f, prefix))
+            .collect(),
         Part::Exact(name, value) => {
             let at = index.def.exact.iter().position(|n| n == name).unwrap_or(0);
             let term = Term::from_field_text(index.fields.exact[at], value);
             vec![Box::new(TermQuery::new(term, IndexRecordOption::Basic))]
         }
         Part::Pair(map, term) => {
-            let fields = index.fields.pairs.iter().filter(|(name, _)| name == map).map(|(_, field)| *field);
+            let fields = index
+                .fields
+                .pairs
+                .iter()
+                .filter(|(name, _)| name == map)
+                .map(|(_, field)| *field);
             let term = |field| Term::from_field_text(field, term);
-            fields.map(|f| Box::new(TermQuery::new(term(f), IndexRecordOption::Basic)) as _).collect()
+            fields
+                .map(|f| Box::new(TermQuery::new(term(f), IndexRecordOption::Basic)) as _)
+                .collect()
         }
     }
 }
@@ -194,8 +234,16 @@ fn alternatives(part: &Part, index: &SearchIndex) -> Vec<Box<dyn Query>> {
 /// Where a page ends: the first page's LSN keeps newer records out of all later ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cursor {
-    Time { time: Micros, lsn: Lsn, upto: Lsn },
-    Rank { offset: usize, made: Micros, upto: Lsn },
+    Time {
+        time: Micros,
+        lsn: Lsn,
+        upto: Lsn,
+    },
+    Rank {
+        offset: usize,
+        made: Micros,
+        upto: Lsn,
+    },
 }
 
 impl Cursor {
@@ -203,8 +251,16 @@ impl Cursor {
         let mut parts = text.split('.');
         let (kind, a, b, c) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         match kind {
-            "t" => Some(Self::Time { time: a.parse().ok()?, lsn: b.parse().ok()?, upto: c.parse().ok()? }),
-            "r" => Some(Self::Rank { offset: a.parse().ok()?, made: b.parse().ok()?, upto: c.parse().ok()? }),
+            "t" => Some(Self::Time {
+                time: a.parse().ok()?,
+                lsn: b.parse().ok()?,
+                upto: c.parse().ok()?,
+            }),
+            "r" => Some(Self::Rank {
+                offset: a.parse().ok()?,
+                made: b.parse().ok()?,
+                upto: c.parse().ok()?,
+            }),
             _ => None,
         }
     }
@@ -222,17 +278,28 @@ fn only(
     index: &SearchIndex,
     holds: impl Fn(Lsn, Option<(f64, f64)>) -> bool + Send + Sync + Clone + 'static,
 ) -> Box<dyn Query> {
-    let geo: Vec<String> = index.fields.geo.iter().map(|f| index.schema.get_field_name(*f).to_owned()).collect();
+    let geo: Vec<String> = index
+        .fields
+        .geo
+        .iter()
+        .map(|f| index.schema.get_field_name(*f).to_owned())
+        .collect();
     let predicate = FunctionPredicate::from(move |reader: &SegmentReader| {
         let lsns = reader.fast_fields().i64("lsn")?;
         let geo = match geo.as_slice() {
-            [lat, lon] => Some((reader.fast_fields().f64(lat)?, reader.fast_fields().f64(lon)?)),
+            [lat, lon] => Some((
+                reader.fast_fields().f64(lat)?,
+                reader.fast_fields().f64(lon)?,
+            )),
             _ => None,
         };
         let holds = holds.clone();
         Ok::<_, TantivyError>(move |document: DocId| {
-            let place = geo.as_ref().and_then(|(lat, lon)| lat.first(document).zip(lon.first(document)));
-            lsns.first(document).is_some_and(|lsn| holds(lsn as Lsn, place))
+            let place = geo
+                .as_ref()
+                .and_then(|(lat, lon)| lat.first(document).zip(lon.first(document)));
+            lsns.first(document)
+                .is_some_and(|lsn| holds(lsn as Lsn, place))
         })
     });
     Box::new(DocPredicateQuery::from(predicate))
@@ -289,7 +356,9 @@ pub async fn search(
     let cursor = match &question.after {
         None => None,
         Some(text) => Some(Cursor::parse(text).ok_or_else(|| {
-            QueryError::Invalid(format!("after = `{text}` is no cursor: use the `next` of the page before"))
+            QueryError::Invalid(format!(
+                "after = `{text}` is no cursor: use the `next` of the page before"
+            ))
         })?),
     };
     let parts = parse(&question.text, &index.def)?;
@@ -317,16 +386,33 @@ pub async fn search(
         now,
     };
     let found = tokio::task::spawn_blocking(move || search.find());
-    let found = found.await.map_err(|e| QueryError::Failed(e.to_string()))??;
-    let as_of = handles.progress.as_of(visible, std::slice::from_ref(&name), &[positions::search(&name)], now);
+    let found = found
+        .await
+        .map_err(|e| QueryError::Failed(e.to_string()))??;
+    let as_of = handles.progress.as_of(
+        visible,
+        std::slice::from_ref(&name),
+        &[positions::search(&name)],
+        now,
+    );
     let next = next_cursor(&found, question, cursor, upto, now);
     let highlighter = Highlighter::new(&index, &parts);
     let mut out = spools.begin();
     let head = [("total", found.total.into()), ("next", next.into())];
     tokio::task::block_in_place(|| {
         let (rows, read) = (RowReader::default(), Vec::new().into_iter());
-        let events = Events { searchers: &searchers, table, hits: &found.hits, rows, read };
-        let hits = found.hits.iter().zip(events).map(|(hit, event)| Ok(hit.to_json(&event?, &highlighter)));
+        let events = Events {
+            searchers: &searchers,
+            table,
+            hits: &found.hits,
+            rows,
+            read,
+        };
+        let hits = found
+            .hits
+            .iter()
+            .zip(events)
+            .map(|(hit, event)| Ok(hit.to_json(&event?, &highlighter)));
         write_object(&mut out, &head, "hits", |out| out.list(hits), &as_of)
     })?;
     out.finish()
@@ -341,47 +427,71 @@ fn next_cursor(
 ) -> Option<String> {
     let last = found.hits.last().filter(|_| found.has_more)?;
     let next = match question.sort {
-        Sort::Time => Cursor::Time { time: last.time, lsn: last.lsn, upto },
+        Sort::Time => Cursor::Time {
+            time: last.time,
+            lsn: last.lsn,
+            upto,
+        },
         Sort::Rank => {
             let (offset, made) = match cursor {
                 Some(Cursor::Rank { offset, made, .. }) => (offset, made),
                 _ => (0, now),
             };
-            Cursor::Rank { offset: offset + found.hits.len(), made, upto }
+            Cursor::Rank {
+                offset: offset + found.hits.len(),
+                made,
+                upto,
+            }
         }
     };
     Some(next.show())
 }
 
 /// The question's words and distance, of which all must hold.
-fn matching(question: &SearchQuestion, index: &SearchIndex, parts: &[Part]) -> Result<Conditions, QueryError> {
-    let mut must: Vec<Vec<Box<dyn Query>>> = parts.iter().map(|part| alternatives(part, index)).collect();
+fn matching(
+    question: &SearchQuestion,
+    index: &SearchIndex,
+    parts: &[Part],
+) -> Result<Conditions, QueryError> {
+    let mut must: Vec<Vec<Box<dyn Query>>> =
+        parts.iter().map(|part| alternatives(part, index)).collect();
     match (question.near, question.within_m) {
         (None, None) => {}
         (Some(_), _) if index.fields.geo.is_empty() => {
-            return Err(QueryError::Invalid("this stream's search declares no `geo`".into()));
+            return Err(QueryError::Invalid(
+                "this stream's search declares no `geo`".into(),
+            ));
         }
         (Some(near), Some(within)) => {
             // A box of latitudes first; the distance decides.
             let reach = (within / EARTH_RADIUS_M).to_degrees() + 1e-9;
             let degrees = |d: f64| Term::from_field_f64(index.fields.geo[0], d);
-            let range = RangeQuery::new(Included(degrees(near.0 - reach)), Included(degrees(near.0 + reach)));
+            let range = RangeQuery::new(
+                Included(degrees(near.0 - reach)),
+                Included(degrees(near.0 + reach)),
+            );
             must.push(vec![Box::new(range)]);
-            let is_near =
-                move |_, place: Option<(f64, f64)>| place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within);
+            let is_near = move |_, place: Option<(f64, f64)>| {
+                place.is_some_and(|p| is_place(p) && distance_m(near, p) <= within)
+            };
             must.push(vec![only(index, is_near)]);
         }
-        _ => return Err(QueryError::Invalid("near and within go together: `--near 40.7,-74.0 --within 5km`".into())),
+        _ => {
+            return Err(QueryError::Invalid(
+                "near and within go together: `--near 40.7,-74.0 --within 5km`".into(),
+            ));
+        }
     }
     Ok(Conditions(must))
 }
 
-/// How many hits by rank lie on the pages before; a cursor of the other order, or one that is over, is refused.
+/// How many hits by rank lie on the pages before; a cursor of the other order, or one that is over,
+/// is refused.
 fn rank_offset(sort: Sort, cursor: Option<Cursor>, now: Micros) -> Result<usize, QueryError> {
     match (sort, cursor) {
-        (Sort::Time, Some(Cursor::Rank { .. })) | (Sort::Rank, Some(Cursor::Time { .. })) => {
-            Err(QueryError::Invalid("this cursor belongs to the other --sort".into()))
-        }
+        (Sort::Time, Some(Cursor::Rank { .. })) | (Sort::Rank, Some(Cursor::Time { .. })) => Err(
+            QueryError::Invalid("this cursor belongs to the other --sort".into()),
+        ),
         (Sort::Rank, Some(Cursor::Rank { offset, made, .. })) => {
             if now - made > RANK_CURSOR_MICROS || offset >= RANK_CURSOR_HITS {
                 let message = format!(
@@ -420,7 +530,11 @@ impl Search {
         let mut hits: Vec<Hit> = hits.into_iter().skip(offset).take(limit + 1).collect();
         let has_more = hits.len() > limit;
         hits.truncate(limit);
-        Ok(Found { hits, total, has_more })
+        Ok(Found {
+            hits,
+            total,
+            has_more,
+        })
     }
 
     fn newest(self) -> tantivy::Result<(Vec<Hit>, usize)> {
@@ -437,7 +551,12 @@ impl Search {
             wanted: self.question.limit + 1,
         };
         let (hits, total) = newest.find(&self.searchers)?;
-        let hit = |(time, lsn, part, document)| Hit { time, lsn, score: None, at: (part, document) };
+        let hit = |(time, lsn, part, document)| Hit {
+            time,
+            lsn,
+            score: None,
+            at: (part, document),
+        };
         Ok((hits.into_iter().map(hit).collect(), total))
     }
 
@@ -447,10 +566,14 @@ impl Search {
             let bound = |t: Micros| Term::from_field_i64(self.index.fields.event_time, t);
             let low = from.map_or(Unbounded, |t| Included(bound(t)));
             let high = to.map_or(Unbounded, |t| Excluded(bound(t)));
-            self.matching.0.push(vec![Box::new(RangeQuery::new(low, high))]);
+            self.matching
+                .0
+                .push(vec![Box::new(RangeQuery::new(low, high))]);
         }
         if self.cursor.is_some() {
-            self.matching.0.push(vec![only(&self.index, move |lsn, _| lsn <= upto)]);
+            self.matching
+                .0
+                .push(vec![only(&self.index, move |lsn, _| lsn <= upto)]);
         }
         let query = self.matching.query();
         let (mut hits, mut total) = (Vec::new(), 0);
@@ -458,7 +581,9 @@ impl Search {
             let best = TopDocs::with_limit(wanted).tweak_score(|reader: &SegmentReader| {
                 let column = |name: &str| reader.fast_fields().i64(name).ok();
                 let (times, lsns) = (column("event_time"), column("lsn"));
-                let first = |column: &Option<Column<i64>>, d| column.as_ref().and_then(|c| c.first(d)).unwrap_or(0);
+                let first = |column: &Option<Column<i64>>, d| {
+                    column.as_ref().and_then(|c| c.first(d)).unwrap_or(0)
+                };
                 move |d: DocId, score: tantivy::Score| (score, first(&times, d), first(&lsns, d))
             });
             let (top, count) = searcher.search(&*query, &(best, Count))?;
@@ -478,7 +603,8 @@ impl Search {
     }
 }
 
-/// The events of hits, as the index stores them. Some are read at a time: those are written before more are read.
+/// The events of hits, as the index stores them. Some are read at a time: those are written before
+/// more are read.
 struct Events<'a> {
     searchers: &'a [PartSearcher],
     table: &'a LakeTable,
@@ -491,14 +617,26 @@ struct Events<'a> {
 impl Events<'_> {
     fn read_more(&mut self) -> Result<(), QueryError> {
         let spec = &self.table.spec;
-        let (mut rows, failed) = (Vec::new(), |e: ArrowError| QueryError::Failed(e.to_string()));
-        while let Some((hit, rest)) = self.hits.split_first().filter(|_| self.rows.bytes < READ_BYTES) {
+        let (mut rows, failed) = (Vec::new(), |e: ArrowError| {
+            QueryError::Failed(e.to_string())
+        });
+        while let Some((hit, rest)) = self
+            .hits
+            .split_first()
+            .filter(|_| self.rows.bytes < READ_BYTES)
+        {
             let (part, document) = hit.at;
             let index = &self.searchers[part];
-            let row = self.rows.read(part, &index.segments[document.segment_ord as usize].rows, document);
+            let row = self.rows.read(
+                part,
+                &index.segments[document.segment_ord as usize].rows,
+                document,
+            );
             let row = row.map_err(|e| QueryError::Failed(index.damaged(&e.to_string())))?;
             if lsns(&row).first() != Some(&(hit.lsn as i64)) {
-                return Err(QueryError::Failed(index.damaged("the row of a document is another one's")));
+                return Err(QueryError::Failed(
+                    index.damaged("the row of a document is another one's"),
+                ));
             }
             rows.push(in_columns_of(spec, &row).map_err(failed)?);
             self.hits = rest;
@@ -509,7 +647,8 @@ impl Events<'_> {
         let rows = with_partition_columns(spec, &rows, schema).map_err(QueryError::Failed)?;
         let mut events = Vec::with_capacity(rows.num_rows());
         each_row(schema, &[rows], |row| {
-            events.push(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
+            events
+                .push(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
             Ok(())
         })?;
         self.read = events.into_iter();
@@ -551,17 +690,32 @@ impl<'a> Highlighter<'a> {
 
     fn of(&self, event: &Value) -> Value {
         let tokenizer = self.index.last().0.tokenizers().get(NAME);
-        let Some(tokenizer) = tokenizer else { return Value::Null };
+        let Some(tokenizer) = tokenizer else {
+            return Value::Null;
+        };
         let mut out = Map::new();
         for (name, field) in self.index.def.text.iter().zip(&self.index.fields.text) {
             let text = match &event[name.strip_suffix(MAP_SUFFIX).unwrap_or(name)] {
                 Value::String(text) => text.clone(),
-                Value::Object(map) => map.values().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
-                Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+                Value::Object(map) => map
+                    .values()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                Value::Array(items) => items
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
                 _ => continue,
             };
-            let snippet =
-                SnippetGenerator::new(self.terms.clone(), tokenizer.clone(), *field, HIGHLIGHT_CHARS).snippet(&text);
+            let snippet = SnippetGenerator::new(
+                self.terms.clone(),
+                tokenizer.clone(),
+                *field,
+                HIGHLIGHT_CHARS,
+            )
+            .snippet(&text);
             if !snippet.is_empty() {
                 out.insert(name.clone(), snippet.to_html().into());
             }
@@ -576,51 +730,95 @@ mod tests {
     use crate::schema::SearchDef;
 
     fn read(text: &str) -> Vec<Part> {
-        let def = SearchDef { text: vec!["title".into()], exact: vec!["country".into()], geo: Vec::new() };
+        let def = SearchDef {
+            text: vec!["title".into()],
+            exact: vec!["country".into()],
+            geo: Vec::new(),
+        };
         parse(text, &def).unwrap_or_default()
     }
 
     #[test]
     fn questions_are_read() {
         let of = |field: Option<&str>, words: &[&str]| {
-            let words = words.iter().enumerate().map(|(at, w)| (at, (*w).to_owned())).collect();
+            let words = words
+                .iter()
+                .enumerate()
+                .map(|(at, w)| (at, (*w).to_owned()))
+                .collect();
             Part::Phrase(field.map(str::to_owned), words)
         };
         let phrase = |words: &[&str]| of(None, words);
         let exact = |value: &str| Part::Exact("country".into(), value.into());
         assert_eq!(read("Jazz café"), [phrase(&["jazz"]), phrase(&["cafe"])]);
-        assert_eq!(read("\"open mic\" nigh*"), [phrase(&["open", "mic"]), Part::Prefix(None, "nigh".into())]);
-        assert_eq!(read("country:us title:rust"), [exact("us"), of(Some("title"), &["rust"])]);
+        assert_eq!(
+            read("\"open mic\" nigh*"),
+            [phrase(&["open", "mic"]), Part::Prefix(None, "nigh".into())]
+        );
+        assert_eq!(
+            read("country:us title:rust"),
+            [exact("us"), of(Some("title"), &["rust"])]
+        );
         assert_eq!(read("re:invent"), [phrase(&["re", "invent"])]);
         assert_eq!(read("title:\"a b\""), [of(Some("title"), &["a", "b"])]);
         assert_eq!(read("country:\"\""), [exact("")]);
         assert_eq!(read(" - "), []);
         assert_eq!(read("東京*"), [phrase(&["東京"])]);
-        assert_eq!(read("a 東京 🎉"), [phrase(&["a"]), phrase(&["東京"]), phrase(&["🎉"])]);
+        assert_eq!(
+            read("a 東京 🎉"),
+            [phrase(&["a"]), phrase(&["東京"]), phrase(&["🎉"])]
+        );
     }
 
     #[test]
     fn what_is_pasted_is_text() {
         let words = |text: &str| {
             let word = |part: Part| match part {
-                Part::Phrase(None, terms) => terms.into_iter().map(|(_, t)| t).collect::<Vec<_>>().join(" "),
+                Part::Phrase(None, terms) => terms
+                    .into_iter()
+                    .map(|(_, t)| t)
+                    .collect::<Vec<_>>()
+                    .join(" "),
                 other => format!("{other:?}"),
             };
             read(text).into_iter().map(word).collect::<Vec<_>>()
         };
-        assert_eq!(words("He said \"hello there"), ["he", "said", "hello", "there"]);
+        assert_eq!(
+            words("He said \"hello there"),
+            ["he", "said", "hello", "there"]
+        );
         assert_eq!(
             words("title:\"a b"),
-            [format!("{:?}", Part::Phrase(Some("title".into()), vec![(0, "a".into())])), "b".into()]
+            [
+                format!(
+                    "{:?}",
+                    Part::Phrase(Some("title".into()), vec![(0, "a".into())])
+                ),
+                "b".into()
+            ]
         );
         assert_eq!(words("5\" disk\""), ["5", "disk"]);
         assert_eq!(words("country: us, title:"), ["country", "us", "title"]);
-        assert_eq!(words("(foo AND] {\"a\": \"b\\\"}"), ["foo", "and", "a", "b"]);
+        assert_eq!(
+            words("(foo AND] {\"a\": \"b\\\"}"),
+            ["foo", "and", "a", "b"]
+        );
     }
 
     #[test]
     fn cursors_read_back() {
-        for cursor in [Cursor::Time { time: -5, lsn: 7, upto: 9 }, Cursor::Rank { offset: 20, made: 1, upto: 9 }] {
+        for cursor in [
+            Cursor::Time {
+                time: -5,
+                lsn: 7,
+                upto: 9,
+            },
+            Cursor::Rank {
+                offset: 20,
+                made: 1,
+                upto: 9,
+            },
+        ] {
             assert_eq!(Cursor::parse(&cursor.show()), Some(cursor));
         }
         assert_eq!(Cursor::parse("x.1"), None);

@@ -1,5 +1,6 @@
-//! How many queries run at once. Those that wait come in turn by who asks, so that nobody who asks much keeps others out; a slot is
-//! given back when its query has ended, or soon after, even if its threads have not.
+//! How many queries run at once. Those that wait come in turn by who asks, so that nobody who asks
+//! much keeps others out; a slot is given back when its query has ended, or soon after, even if its
+//! threads have not.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +59,10 @@ impl State {
 
 impl Slots {
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Inner { limit, state: Mutex::default() }))
+        Self(Arc::new(Inner {
+            limit,
+            state: Mutex::default(),
+        }))
     }
 
     /// Waits for a slot.
@@ -69,7 +73,11 @@ impl Slots {
                 return Err(Refused::Stuck);
             }
             state.waiting.retain(|(_, slot)| !slot.is_closed());
-            let of_asker = state.waiting.iter().filter(|(who, _)| *who == asker).count();
+            let of_asker = state
+                .waiting
+                .iter()
+                .filter(|(who, _)| *who == asker)
+                .count();
             let is_full = |waiting: usize| waiting >= MAX_WAITING;
             if is_full(state.waiting.len()) || asker.0.is_some() && is_full(2 * of_asker) {
                 return Err(Refused::Busy);
@@ -90,10 +98,15 @@ impl Inner {
 
     /// Half of the slots for a token; all where none is needed.
     fn share(&self, asker: Asker) -> usize {
-        if asker.0.is_some() { self.limit.div_ceil(2) } else { self.limit }
+        if asker.0.is_some() {
+            self.limit.div_ceil(2)
+        } else {
+            self.limit
+        }
     }
 
-    /// Gives free slots to those who wait: to whom has the fewest, then to whom had none for the longest time.
+    /// Gives free slots to those who wait: to whom has the fewest, then to whom had none for the
+    /// longest time.
     fn hand_out(self: &Arc<Self>) {
         while let Some((give, slot)) = self.next() {
             // A client that has left gives its slot back at once, which takes the lock again.
@@ -108,15 +121,31 @@ impl Inner {
             return None;
         }
         let running = |asker: &Asker| state.running.get(asker).copied().unwrap_or(0);
-        let ready = state.waiting.iter().enumerate().filter(|(_, (who, _))| running(who) < self.share(*who));
-        let (at, _) =
-            ready.min_by_key(|(at, (who, _))| (running(who), state.turns.get(who).copied().unwrap_or(0), *at))?;
+        let ready = state
+            .waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, (who, _))| running(who) < self.share(*who));
+        let (at, _) = ready.min_by_key(|(at, (who, _))| {
+            (
+                running(who),
+                state.turns.get(who).copied().unwrap_or(0),
+                *at,
+            )
+        })?;
         let (asker, give) = state.waiting.remove(at)?;
         state.turn += 1;
         let turn = state.turn;
         state.turns.insert(asker, turn);
         *state.running.entry(asker).or_default() += 1;
-        Some((give, Slot { of: self.clone(), asker, is_given_up: AtomicBool::new(false) }))
+        Some((
+            give,
+            Slot {
+                of: self.clone(),
+                asker,
+                is_given_up: AtomicBool::new(false),
+            },
+        ))
     }
 }
 
@@ -176,7 +205,10 @@ mod tests {
     #[tokio::test]
     async fn a_token_has_half_of_the_slots_and_others_come_in_turn() {
         let slots = Slots::new(4);
-        let first = slots.acquire(token(1)).await.unwrap_or_else(|_| panic!("free"));
+        let first = slots
+            .acquire(token(1))
+            .await
+            .unwrap_or_else(|_| panic!("free"));
         let _second = slots.acquire(token(1)).await;
         let mut third = pin!(slots.acquire(token(1)));
         assert!(poll!(&mut third).is_pending(), "half of them");
@@ -185,14 +217,23 @@ mod tests {
         let mut of_three = pin!(slots.acquire(token(3)));
         assert!(poll!(&mut of_three).is_pending(), "all are taken");
         drop(first);
-        assert!(matches!(poll!(&mut of_three), Poll::Ready(Ok(_))), "who has none comes first");
-        assert!(matches!(poll!(&mut third), Poll::Ready(Ok(_))), "which was given back at once");
+        assert!(
+            matches!(poll!(&mut of_three), Poll::Ready(Ok(_))),
+            "who has none comes first"
+        );
+        assert!(
+            matches!(poll!(&mut third), Poll::Ready(Ok(_))),
+            "which was given back at once"
+        );
     }
 
     #[tokio::test]
     async fn whoever_leaves_takes_no_slot_and_what_is_stuck_gives_its_own_back() {
         let slots = Slots::new(1);
-        let running = slots.acquire(Asker::default()).await.unwrap_or_else(|_| panic!("free"));
+        let running = slots
+            .acquire(Asker::default())
+            .await
+            .unwrap_or_else(|_| panic!("free"));
         for _ in 0..MAX_WAITING * 2 {
             let mut left = Box::pin(slots.acquire(Asker::default()));
             assert!(poll!(&mut left).is_pending());
@@ -200,16 +241,24 @@ mod tests {
         let mut next = Box::pin(slots.acquire(Asker::default()));
         assert!(poll!(&mut next).is_pending());
         running.give_up();
-        let Poll::Ready(Ok(next)) = poll!(&mut next) else { panic!("it is free") };
+        let Poll::Ready(Ok(next)) = poll!(&mut next) else {
+            panic!("it is free")
+        };
         drop(running);
         drop(next);
         let mut stuck = Vec::new();
         for _ in 0..MAX_STUCK {
-            let slot = slots.acquire(Asker::default()).await.unwrap_or_else(|_| panic!("free"));
+            let slot = slots
+                .acquire(Asker::default())
+                .await
+                .unwrap_or_else(|_| panic!("free"));
             slot.give_up();
             stuck.push(slot);
         }
-        assert!(matches!(slots.acquire(Asker::default()).await, Err(Refused::Stuck)));
+        assert!(matches!(
+            slots.acquire(Asker::default()).await,
+            Err(Refused::Stuck)
+        ));
         stuck.pop();
         assert!(slots.acquire(Asker::default()).await.is_ok());
     }
@@ -218,11 +267,16 @@ mod tests {
     async fn many_wait_but_not_without_end() {
         let slots = Slots::new(1);
         let _running = slots.acquire(token(1)).await;
-        let mut waiting: Vec<_> = (0..MAX_WAITING / 2).map(|_| Box::pin(slots.acquire(token(1)))).collect();
+        let mut waiting: Vec<_> = (0..MAX_WAITING / 2)
+            .map(|_| Box::pin(slots.acquire(token(1))))
+            .collect();
         for one in &mut waiting {
             assert!(poll!(one).is_pending());
         }
         assert!(matches!(slots.acquire(token(1)).await, Err(Refused::Busy)));
-        assert!(poll!(pin!(slots.acquire(token(2)))).is_pending(), "others can still wait");
+        assert!(
+            poll!(pin!(slots.acquire(token(2)))).is_pending(),
+            "others can still wait"
+        );
     }
 }

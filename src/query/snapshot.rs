@@ -8,7 +8,9 @@ use arrow::array::RecordBatch;
 use serde::Serialize;
 
 use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
-use crate::operators::{Floors, Operators, PartitionState, StreamProgress, WindowProgress, positions, tables};
+use crate::operators::{
+    Floors, Operators, PartitionState, StreamProgress, WindowProgress, positions, tables,
+};
 use crate::schema::Catalog;
 use crate::views::counts::Counts;
 use crate::views::lake::LakeTable;
@@ -44,7 +46,8 @@ pub struct AsOf {
     /// Events of these streams that came behind the watermark, since the log began.
     pub late: u64,
     pub dead_letters: u64,
-    /// Synced records above `lsn`; of a folder that is read offline, accepted records that are not in the answer.
+    /// Synced records above `lsn`; of a folder that is read offline, accepted records that are not
+    /// in the answer.
     pub pending: u64,
 }
 
@@ -91,16 +94,22 @@ impl Progress {
         let _ = self.operators.set(operators);
     }
 
-    /// Rows of what is open in a window or in a stream's sessions, and the LSN up to which records are in them.
+    /// Rows of what is open in a window or in a stream's sessions, and the LSN up to which records
+    /// are in them.
     pub fn open_rows(&self, table: &str) -> Result<Option<(Lsn, Option<RecordBatch>)>, String> {
-        let Some(operators) = self.operators.get() else { return Ok(None) };
+        let Some(operators) = self.operators.get() else {
+            return Ok(None);
+        };
         let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Some((operators.lsn(), operators.open_rows(table)?)))
     }
 
-    /// Shows what operators know at this moment; false while they have not applied everything up to a record.
+    /// Shows what operators know at this moment; false while they have not applied everything up to
+    /// a record.
     pub fn refresh(&self, to: Lsn) -> bool {
-        let Some(operators) = self.operators.get() else { return true };
+        let Some(operators) = self.operators.get() else {
+            return true;
+        };
         let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
         let is_there = operators.lsn() >= to;
         if is_there {
@@ -111,8 +120,13 @@ impl Progress {
 
     /// Partitions whose silence moves time: stream, source, partition, records so far.
     pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
-        let Some(operators) = self.operators.get() else { return Vec::new() };
-        operators.lock().unwrap_or_else(PoisonError::into_inner).waiting_partitions()
+        let Some(operators) = self.operators.get() else {
+            return Vec::new();
+        };
+        operators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting_partitions()
     }
 
     /// The sources at work, each with the health that it sets.
@@ -122,9 +136,21 @@ impl Progress {
 
     /// How every source at work is at this moment.
     pub fn sources(&self) -> BTreeMap<String, SourceHealth> {
-        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = |health: &SharedHealth| health.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        sources.iter().map(|(name, health)| (name.clone(), now(health))).collect()
+        let sources = self
+            .sources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let now = |health: &SharedHealth| {
+            health
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
+        sources
+            .iter()
+            .map(|(name, health)| (name.clone(), now(health)))
+            .collect()
     }
 
     /// A frame is synced.
@@ -167,7 +193,10 @@ impl Progress {
 
     /// What the operators say, all of it.
     pub fn set_operators(&self, operators: &Operators) {
-        let (gaps, partitions) = (operators.gaps().cloned().collect(), operators.partitions().clone());
+        let (gaps, partitions) = (
+            operators.gaps().cloned().collect(),
+            operators.partitions().clone(),
+        );
         let mut inner = self.lock();
         inner.streams = operators.progress();
         inner.windows = operators.window_progress();
@@ -211,19 +240,30 @@ impl Progress {
         self.lock().partitions.clone()
     }
 
-    /// States how true an answer is that these views gave, which have everything up to `lsn` of these streams.
+    /// States how true an answer is that these views gave, which have everything up to `lsn` of
+    /// these streams.
     pub fn as_of(&self, lsn: Lsn, streams: &[String], views: &[String], now: Micros) -> AsOf {
         let inner = self.lock();
-        let read: Vec<&StreamProgress> = streams.iter().filter_map(|s| inner.streams.get(s)).collect();
+        let read: Vec<&StreamProgress> = streams
+            .iter()
+            .filter_map(|s| inner.streams.get(s))
+            .collect();
         let pending = match self.missing.get() {
             Some(missing) => most_missing(missing, views),
             None => inner.synced_lsn.saturating_sub(lsn),
         };
-        let oldest = inner.arrivals.get(inner.arrivals.partition_point(|(last, _)| *last <= lsn));
+        let oldest = inner
+            .arrivals
+            .get(inner.arrivals.partition_point(|(last, _)| *last <= lsn));
         let age = oldest.map_or(0, |(_, at)| now.saturating_sub(*at).max(0) as u64 / 1_000);
         AsOf {
             lsn,
-            watermark: read.iter().map(|s| s.watermark).min().flatten().map(rfc3339),
+            watermark: read
+                .iter()
+                .map(|s| s.watermark)
+                .min()
+                .flatten()
+                .map(rfc3339),
             freshness_ms: if pending == 0 { 0 } else { age },
             late: read.iter().map(|s| s.totals.late).sum(),
             dead_letters: read.iter().map(|s| s.totals.dead_letters).sum(),
@@ -232,7 +272,8 @@ impl Progress {
     }
 }
 
-/// Records that an answer of several views lacks: of each stream as many as the view of it that lacks most.
+/// Records that an answer of several views lacks: of each stream as many as the view of it that
+/// lacks most.
 fn most_missing(missing: &BTreeMap<String, Missing>, views: &[String]) -> u64 {
     let mut most: BTreeMap<Option<&str>, u64> = BTreeMap::new();
     for Missing { stream, records } in views.iter().filter_map(|view| missing.get(view)) {
@@ -261,32 +302,69 @@ impl Handles {
 
     /// Every view with the LSN up to which queries see it.
     pub fn positions(&self) -> Vec<(String, Lsn)> {
-        let mut positions: Vec<(String, Lsn)> =
-            self.tables.iter().map(|(name, table)| (format!("lake/{name}"), table.applied())).collect();
-        positions.extend(self.search.iter().map(|(name, s)| (positions::search(name), s.visible())));
-        positions.extend(self.places.iter().map(|(name, p)| (positions::places(name), p.applied())));
-        positions.extend(self.counts.iter().map(|(name, c)| (positions::counts(name), c.applied())));
+        let mut positions: Vec<(String, Lsn)> = self
+            .tables
+            .iter()
+            .map(|(name, table)| (format!("lake/{name}"), table.applied()))
+            .collect();
+        positions.extend(
+            self.search
+                .iter()
+                .map(|(name, s)| (positions::search(name), s.visible())),
+        );
+        positions.extend(
+            self.places
+                .iter()
+                .map(|(name, p)| (positions::places(name), p.applied())),
+        );
+        positions.extend(
+            self.counts
+                .iter()
+                .map(|(name, c)| (positions::counts(name), c.applied())),
+        );
         positions
     }
 
     /// The stream that a table's rows come from, if one.
     pub fn stream_of(&self, table: &str) -> Option<String> {
         let streams = &self.catalog.streams;
-        let window = |w: &&Arc<crate::schema::Window>| w.name == table || tables::versions_of(&w.name) == table;
-        let window = self.catalog.windows.iter().find(window).map(|w| w.stream.clone());
+        let window = |w: &&Arc<crate::schema::Window>| {
+            w.name == table || tables::versions_of(&w.name) == table
+        };
+        let window = self
+            .catalog
+            .windows
+            .iter()
+            .find(window)
+            .map(|w| w.stream.clone());
         let name = table.split('.').next().unwrap_or(table);
         window.or_else(|| streams.contains_key(name).then(|| name.to_owned()))
     }
 
     /// The stream that a question without one means: the first.
-    pub fn stream(&self, named: Option<&str>) -> Result<&Arc<crate::schema::Stream>, super::QueryError> {
-        let known = || self.catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
+    pub fn stream(
+        &self,
+        named: Option<&str>,
+    ) -> Result<&Arc<crate::schema::Stream>, super::QueryError> {
+        let known = || {
+            self.catalog
+                .streams
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         match named {
             Some(name) => self.catalog.streams.get(name).ok_or_else(|| {
-                super::QueryError::NotFound(format!("there is no stream `{name}`; there are: {}", known()))
+                super::QueryError::NotFound(format!(
+                    "there is no stream `{name}`; there are: {}",
+                    known()
+                ))
             }),
             None => self.catalog.streams.values().next().ok_or_else(|| {
-                super::QueryError::NotFound("no stream is declared; add [streams.NAME] to the configuration".into())
+                super::QueryError::NotFound(
+                    "no stream is declared; add [streams.NAME] to the configuration".into(),
+                )
             }),
         }
     }
@@ -298,11 +376,25 @@ mod tests {
 
     #[test]
     fn what_views_of_one_stream_lack_is_counted_once() {
-        let missing = |stream: Option<&str>, records| Missing { stream: stream.map(str::to_owned), records };
-        let views =
-            [("lake/a", Some("a"), 3), ("search/a", Some("a"), 5), ("lake/b", Some("b"), 1), ("lake/raw", None, 4)];
-        let all = views.map(|(view, stream, records)| (view.to_owned(), missing(stream, records))).into();
-        let lacks = |views: &[&str]| most_missing(&all, &views.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+        let missing = |stream: Option<&str>, records| Missing {
+            stream: stream.map(str::to_owned),
+            records,
+        };
+        let views = [
+            ("lake/a", Some("a"), 3),
+            ("search/a", Some("a"), 5),
+            ("lake/b", Some("b"), 1),
+            ("lake/raw", None, 4),
+        ];
+        let all = views
+            .map(|(view, stream, records)| (view.to_owned(), missing(stream, records)))
+            .into();
+        let lacks = |views: &[&str]| {
+            most_missing(
+                &all,
+                &views.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>(),
+            )
+        };
         assert_eq!(lacks(&["lake/a", "search/a"]), 5);
         assert_eq!(lacks(&["lake/a", "lake/b"]), 4);
         assert_eq!(lacks(&["lake/raw", "lake/b"]), 4);

@@ -1,5 +1,6 @@
-//! Answers being written: each within its limit, in memory while it is small, beyond that in a file without a name, so that nothing
-//! of an answer is sent before all of it is known to be within the limit, and none takes memory while it is read.
+//! Answers being written: each within its limit, in memory while it is small, beyond that in a file
+//! without a name, so that nothing of an answer is sent before all of it is known to be within the
+//! limit, and none takes memory while it is read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -27,12 +28,26 @@ pub struct Spools {
 impl Spools {
     /// Answers of at most so many bytes, written to files in a folder.
     pub fn new(folder: Option<PathBuf>, bytes: usize) -> Self {
-        Self { folder, bytes: bytes as u64, used: Arc::default() }
+        Self {
+            folder,
+            bytes: bytes as u64,
+            used: Arc::default(),
+        }
     }
 
     pub fn begin(&self) -> Spool {
-        let held = Held { used: self.used.clone(), bytes: 0 };
-        Spool { spools: self.clone(), buffer: Vec::new(), file: None, written: 0, held, refused: None }
+        let held = Held {
+            used: self.used.clone(),
+            bytes: 0,
+        };
+        Spool {
+            spools: self.clone(),
+            buffer: Vec::new(),
+            file: None,
+            written: 0,
+            held,
+            refused: None,
+        }
     }
 }
 
@@ -73,7 +88,9 @@ impl Spool {
 
     /// The error behind one that a writer gave.
     pub fn explain(&mut self, error: impl std::fmt::Display) -> QueryError {
-        self.refused.take().unwrap_or_else(|| QueryError::Failed(error.to_string()))
+        self.refused
+            .take()
+            .unwrap_or_else(|| QueryError::Failed(error.to_string()))
     }
 
     pub fn has_begun(&self) -> bool {
@@ -105,7 +122,9 @@ impl Spool {
     }
 
     fn spill(&mut self) -> Result<(), QueryError> {
-        let Some(folder) = &self.spools.folder else { return Ok(()) };
+        let Some(folder) = &self.spools.folder else {
+            return Ok(());
+        };
         let bytes = self.buffer.len() as u64;
         let most = self.spools.bytes.saturating_mul(TOGETHER);
         self.held.bytes += bytes;
@@ -114,13 +133,18 @@ impl Spool {
                 "answers that are being sent take more than {most} bytes ({TOGETHER} times `[limits] sql_result`); try again in a moment"
             )));
         }
-        let failed =
-            |e: io::Error| QueryError::Failed(format!("{}: an answer cannot be written: {e}", folder.display()));
+        let failed = |e: io::Error| {
+            QueryError::Failed(format!(
+                "{}: an answer cannot be written: {e}",
+                folder.display()
+            ))
+        };
         let file = match &mut self.file {
             Some(file) => file,
             None => {
                 create_folders(folder).map_err(failed)?;
-                self.file.insert(tempfile::tempfile_in(folder).map_err(failed)?)
+                self.file
+                    .insert(tempfile::tempfile_in(folder).map_err(failed)?)
             }
         };
         file.write_all(&self.buffer).map_err(failed)?;
@@ -134,9 +158,15 @@ impl Spool {
             self.spill()?;
         }
         if let Some(file) = &mut self.file {
-            file.rewind().map_err(|e| QueryError::Failed(format!("an answer cannot be read: {e}")))?;
+            file.rewind()
+                .map_err(|e| QueryError::Failed(format!("an answer cannot be read: {e}")))?;
         }
-        Ok(Whole { bytes: self.buffer, file: self.file, len: self.written, _held: self.held })
+        Ok(Whole {
+            bytes: self.buffer,
+            file: self.file,
+            len: self.written,
+            _held: self.held,
+        })
     }
 }
 
@@ -145,7 +175,11 @@ impl Write for Spool {
         let taken = self.expect(bytes.len() as u64).and_then(|()| {
             self.buffer.extend_from_slice(bytes);
             self.written += bytes.len() as u64;
-            if self.buffer.len() >= MEMORY_BYTES { self.spill() } else { Ok(()) }
+            if self.buffer.len() >= MEMORY_BYTES {
+                self.spill()
+            } else {
+                Ok(())
+            }
         });
         taken.map(|()| bytes.len()).map_err(|error| {
             let shown = io::Error::other(error.to_string());
@@ -190,7 +224,9 @@ impl Whole {
 
     /// What a question was answered.
     pub fn into_value(self) -> Result<serde_json::Value, QueryError> {
-        let failed = |e: &dyn std::fmt::Display| QueryError::Failed(format!("an answer cannot be read: {e}"));
+        let failed = |e: &dyn std::fmt::Display| {
+            QueryError::Failed(format!("an answer cannot be read: {e}"))
+        };
         let bytes = self.into_bytes().map_err(|e| failed(&e))?;
         serde_json::from_slice(&bytes).map_err(|e| failed(&e))
     }
@@ -210,13 +246,20 @@ mod tests {
         for size in [0, 10, MEMORY_BYTES - 1, MEMORY_BYTES, 3 * MEMORY_BYTES + 7] {
             let mut spool = spools(&folder, 1 << 20).begin();
             let bytes: Vec<u8> = (0..size).map(|n| n as u8).collect();
-            bytes.chunks(1_000).for_each(|part| spool.write_all(part).expect("within the limit"));
+            bytes
+                .chunks(1_000)
+                .for_each(|part| spool.write_all(part).expect("within the limit"));
             let whole = spool.finish().expect("whole");
             assert_eq!((whole.len(), whole.is_empty()), (size as u64, size == 0));
             assert_eq!(whole.into_bytes().expect("readable"), bytes);
         }
         // Its file has no name.
-        assert_eq!(std::fs::read_dir(folder.path().join("spill")).expect("a folder").count(), 0);
+        assert_eq!(
+            std::fs::read_dir(folder.path().join("spill"))
+                .expect("a folder")
+                .count(),
+            0
+        );
     }
 
     #[test]
@@ -224,9 +267,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let spools = spools(&folder, MEMORY_BYTES);
         let mut spool = spools.begin();
-        spool.text(&"x".repeat(MEMORY_BYTES)).expect("as much as may be");
+        spool
+            .text(&"x".repeat(MEMORY_BYTES))
+            .expect("as much as may be");
         let error = spool.text("x").expect_err("one more");
-        assert!(matches!(&error, QueryError::Limit(text) if text.contains("[limits] sql_result")), "{error}");
+        assert!(
+            matches!(&error, QueryError::Limit(text) if text.contains("[limits] sql_result")),
+            "{error}"
+        );
         let mut held: Vec<Whole> = vec![spool.finish().expect("what was within")];
         let full = loop {
             let mut spool = spools.begin();
@@ -235,10 +283,16 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert!(matches!(&full, QueryError::Crowded(text) if text.contains("[limits] sql_result")), "{full}");
+        assert!(
+            matches!(&full, QueryError::Crowded(text) if text.contains("[limits] sql_result")),
+            "{full}"
+        );
         assert_eq!(held.len() as u64, TOGETHER);
         drop(held);
         assert_eq!(spools.used.load(Ordering::Acquire), 0);
-        spools.begin().text(&"x".repeat(MEMORY_BYTES)).expect("there is room again");
+        spools
+            .begin()
+            .text(&"x".repeat(MEMORY_BYTES))
+            .expect("there is room again");
     }
 }

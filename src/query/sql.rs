@@ -1,5 +1,5 @@
-//! SQL over everything: planned and run by DataFusion, read-only, with limits of memory, time, rows and bytes, and a number of
-//! queries at once.
+//! SQL over everything: planned and run by DataFusion, read-only, with limits of memory, time, rows
+//! and bytes, and a number of queries at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -10,8 +10,8 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{
-    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
-    SchemaProvider, TableProvider,
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
+    MemorySchemaProvider, SchemaProvider, TableProvider,
 };
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
@@ -20,7 +20,9 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{
     FairSpillPool, MemoryConsumer, MemoryPool, MemoryReservation, TrackConsumersPool,
 };
-use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl};
+use datafusion::execution::object_store::{
+    DefaultObjectStoreRegistry, ObjectStoreRegistry, ObjectStoreUrl,
+};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
@@ -53,7 +55,8 @@ const MAX_SQL_BYTES: usize = 256 << 10;
 /// How long a query waits for the rows of windows that have just closed, and how often it looks.
 const OPEN_WAIT: Duration = Duration::from_secs(2);
 const OPEN_POLL: Duration = Duration::from_millis(2);
-/// Rows that an operator computes with at once, and how many times fewer they become where they are too wide.
+/// Rows that an operator computes with at once, and how many times fewer they become where they are
+/// too wide.
 const BATCH_ROWS: usize = 8_192;
 const WIDE_FACTOR: usize = 32;
 /// Bytes of a query's literals, written out for each row of a batch.
@@ -63,7 +66,8 @@ const OWN_CONCURRENT: usize = 8;
 /// Bytes that queries may spill to disk.
 const MAX_SPILL_BYTES: u64 = 4 << 30;
 
-/// Bytes of a file's columns that a filter unpacked and the answer needs too: kept that long, in each of the scan's threads.
+/// Bytes of a file's columns that a filter unpacked and the answer needs too: kept that long, in
+/// each of the scan's threads.
 const PREDICATE_CACHE_BYTES: usize = 4 << 20;
 
 /// Limits on one query and on all of them together.
@@ -78,8 +82,8 @@ pub struct SqlLimits {
     pub footers: usize,
 }
 
-/// Plans and runs SQL. What clients ask and what Weir asks for its own answers have slots and memory of their own, so that a search
-/// never waits for a query.
+/// Plans and runs SQL. What clients ask and what Weir asks for its own answers have slots and
+/// memory of their own, so that a search never waits for a query.
 pub struct SqlEngine {
     clients: Lane,
     own: Lane,
@@ -126,8 +130,13 @@ impl SqlEngine {
         let own = limits.memory / 3;
         let footers = Arc::new(Footers::new(limits.footers));
         let lane = |memory, concurrent, is_for_clients| {
-            let limits = SqlLimits { memory, concurrent, ..limits };
-            Lane::new(lake, spill, limits, is_for_clients, footers.clone()).map_err(|e| QueryError::Failed(explain(&e)))
+            let limits = SqlLimits {
+                memory,
+                concurrent,
+                ..limits
+            };
+            Lane::new(lake, spill, limits, is_for_clients, footers.clone())
+                .map_err(|e| QueryError::Failed(explain(&e)))
         };
         Ok(Self {
             clients: lane(limits.memory - own, limits.concurrent, true)?,
@@ -137,16 +146,30 @@ impl SqlEngine {
 
     /// Bytes that running queries have reserved.
     pub fn memory_in_use(&self) -> usize {
-        [&self.clients, &self.own].map(|lane| lane.planner.base.runtime_env().memory_pool.reserved()).iter().sum()
+        [&self.clients, &self.own]
+            .map(|lane| lane.planner.base.runtime_env().memory_pool.reserved())
+            .iter()
+            .sum()
     }
 
     /// Runs a client's query on a snapshot taken now; it waits its turn where as many run as may.
-    pub async fn ask(&self, asker: Asker, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+    pub async fn ask(
+        &self,
+        asker: Asker,
+        sql: &str,
+        handles: &Handles,
+        now: Micros,
+    ) -> Result<SqlAnswer, QueryError> {
         self.clients.run(asker, sql, handles, now).await
     }
 
     /// Runs a query that is part of another answer.
-    pub async fn run(&self, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+    pub async fn run(
+        &self,
+        sql: &str,
+        handles: &Handles,
+        now: Micros,
+    ) -> Result<SqlAnswer, QueryError> {
         self.own.run(Asker::default(), sql, handles, now).await
     }
 }
@@ -177,23 +200,49 @@ impl Lane {
         functions::register(&mut base, functions::Limits::Query)?;
         let pool = base.runtime_env().memory_pool.clone();
         let memory = SharedMemory::new(pool, limits.memory, limits.concurrent);
-        Ok(Self { planner: Planner { base, limits, memory }, slots: Slots::new(limits.concurrent), is_for_clients })
+        Ok(Self {
+            planner: Planner {
+                base,
+                limits,
+                memory,
+            },
+            slots: Slots::new(limits.concurrent),
+            is_for_clients,
+        })
     }
 
-    async fn run(&self, asker: Asker, sql: &str, handles: &Handles, now: Micros) -> Result<SqlAnswer, QueryError> {
+    async fn run(
+        &self,
+        asker: Asker,
+        sql: &str,
+        handles: &Handles,
+        now: Micros,
+    ) -> Result<SqlAnswer, QueryError> {
         if sql.len() > MAX_SQL_BYTES {
-            return Err(QueryError::Limit(format!("the query has more than {MAX_SQL_BYTES} bytes")));
+            return Err(QueryError::Limit(format!(
+                "the query has more than {MAX_SQL_BYTES} bytes"
+            )));
         }
-        let SqlLimits { concurrent, time, .. } = self.planner.limits;
+        let SqlLimits {
+            concurrent, time, ..
+        } = self.planner.limits;
         let deadline = tokio::time::Instant::now() + time;
         let slot = tokio::time::timeout_at(deadline, self.slots.acquire(asker)).await;
-        let Ok(Ok(slot)) = slot else { return Err(QueryError::Busy { running: concurrent }) };
-        let failed = |e: std::io::Error| QueryError::Failed(format!("no thread can be started: {e}"));
+        let Ok(Ok(slot)) = slot else {
+            return Err(QueryError::Busy {
+                running: concurrent,
+            });
+        };
+        let failed =
+            |e: std::io::Error| QueryError::Failed(format!("no thread can be started: {e}"));
         let memory = self.planner.memory.query();
         // Dropped, as when its client has gone, the query ends, and soon its slot is free.
         let running = Running::start(slot, &memory, self.is_for_clients).map_err(failed)?;
         let (planner, sql, handles) = (self.planner.clone(), sql.to_owned(), handles.clone());
-        let own = Own { scope: running.scope().clone(), environment: planner.environment(memory) };
+        let own = Own {
+            scope: running.scope().clone(),
+            environment: planner.environment(memory),
+        };
         let query = running.spawn(async move {
             panic_if_asked("sql");
             planner.answer(&sql, &handles, now, &own).await
@@ -211,29 +260,47 @@ impl Lane {
 impl Planner {
     fn environment(&self, memory_pool: Arc<dyn MemoryPool>) -> Arc<RuntimeEnv> {
         let of_all = self.base.runtime_env().as_ref().clone();
-        Arc::new(RuntimeEnv { memory_pool, ..of_all })
+        Arc::new(RuntimeEnv {
+            memory_pool,
+            ..of_all
+        })
     }
 
-    async fn answer(&self, sql: &str, handles: &Handles, now: Micros, own: &Own) -> Result<SqlAnswer, QueryError> {
+    async fn answer(
+        &self,
+        sql: &str,
+        handles: &Handles,
+        now: Micros,
+        own: &Own,
+    ) -> Result<SqlAnswer, QueryError> {
         let scope = &own.scope;
         let open = self.open_rows(sql, handles, &own.environment).await?;
         let (context, positions) = self.session(handles, &open)?;
         let mut rows = BATCH_ROWS;
         loop {
             scope.begin();
-            let plan = frame(&context, sql).await.map_err(|e| run_error(&e, self.limits))?;
+            let plan = frame(&context, sql)
+                .await
+                .map_err(|e| run_error(&e, self.limits))?;
             let as_of = self.as_of(&plan, &positions, handles, now);
             match self.collect(&context, plan, rows, own).await {
                 // Fewer rows at once take less memory, and longer.
                 Err(_) if scope.take_wide() && rows > 1 => rows = (rows / WIDE_FACTOR).max(1),
                 Err(error) => return Err(error),
-                Ok((schema, batches, held)) => return Ok(SqlAnswer { schema, batches, as_of, _held: Arc::new(held) }),
+                Ok((schema, batches, held)) => {
+                    return Ok(SqlAnswer {
+                        schema,
+                        batches,
+                        as_of,
+                        _held: Arc::new(held),
+                    });
+                }
             }
         }
     }
 
-    /// What is open in the windows and sessions that a query reads. Their tables are waited for up to there, for a moment, so that
-    /// what has been closed since is not missed.
+    /// What is open in the windows and sessions that a query reads. Their tables are waited for up
+    /// to there, for a moment, so that what has been closed since is not missed.
     async fn open_rows(
         &self,
         sql: &str,
@@ -242,19 +309,30 @@ impl Planner {
     ) -> Result<BTreeMap<String, Open>, QueryError> {
         let mut open = BTreeMap::new();
         // What cannot be parsed is told by the planner.
-        let Ok(statement) = dialect::parse(&self.base, sql) else { return Ok(open) };
-        for reference in self.base.resolve_table_references(&statement).unwrap_or_default() {
-            let Some(table) = open_table(handles, reference.schema(), reference.table()) else { continue };
+        let Ok(statement) = dialect::parse(&self.base, sql) else {
+            return Ok(open);
+        };
+        for reference in self
+            .base
+            .resolve_table_references(&statement)
+            .unwrap_or_default()
+        {
+            let Some(table) = open_table(handles, reference.schema(), reference.table()) else {
+                continue;
+            };
             let progress = handles.progress.clone();
             let name = table.spec.name.clone();
             let rows = tokio::task::spawn_blocking(move || progress.open_rows(&name)).await;
-            let rows = rows.map_err(|e| QueryError::Failed(e.to_string()))?.map_err(QueryError::Failed)?;
+            let rows = rows
+                .map_err(|e| QueryError::Failed(e.to_string()))?
+                .map_err(QueryError::Failed)?;
             let Some((lsn, rows)) = rows else { continue };
             let deadline = tokio::time::Instant::now() + OPEN_WAIT;
             while table.applied() < lsn && tokio::time::Instant::now() < deadline {
                 tokio::time::sleep(OPEN_POLL).await;
             }
-            let rows = Open::new(lsn, rows, &environment.memory_pool).map_err(|e| run_error(&e, self.limits))?;
+            let rows = Open::new(lsn, rows, &environment.memory_pool)
+                .map_err(|e| run_error(&e, self.limits))?;
             open.insert(table.spec.name.clone(), rows);
         }
         Ok(open)
@@ -271,7 +349,10 @@ impl Planner {
         let mut schemas: BTreeMap<String, MemorySchemaProvider> = BTreeMap::new();
         let mut register = |name: &str, provider: Arc<dyn TableProvider>| {
             let (schema, table) = name.split_once('.').unwrap_or(("main", name));
-            schemas.entry(schema.to_owned()).or_default().register_table(table.to_owned(), provider)
+            schemas
+                .entry(schema.to_owned())
+                .or_default()
+                .register_table(table.to_owned(), provider)
         };
         for (name, table) in &handles.tables {
             let state = table.snapshot();
@@ -282,7 +363,11 @@ impl Planner {
                 _ => Arc::new(LakeSnapshot::of(table, state)),
             };
             let retried = handles.progress.retried();
-            let window = handles.catalog.windows.iter().find(|w| versions_of(&w.name) == *name);
+            let window = handles
+                .catalog
+                .windows
+                .iter()
+                .find(|w| versions_of(&w.name) == *name);
             let open = open.get(name).filter(|open| open.lsn <= applied);
             if let Some(window) = window {
                 let latest = made::window(window, table, stored.clone(), open).map_err(failed)?;
@@ -290,11 +375,16 @@ impl Planner {
                 positions.push((window.name.clone(), open.map_or(applied, |open| open.lsn)));
                 register(name, stored).map_err(failed)?;
             } else if name.ends_with(".sessions") {
-                register(name, made::sessions(table, stored, open).map_err(failed)?).map_err(failed)?;
+                register(name, made::sessions(table, stored, open).map_err(failed)?)
+                    .map_err(failed)?;
             } else if table.spec.layout == Layout::Buckets {
                 register(name, made::entity(table, stored).map_err(failed)?).map_err(failed)?;
             } else if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
-                register(name, system::with_retried(name, stored, &retried).map_err(failed)?).map_err(failed)?;
+                register(
+                    name,
+                    system::with_retried(name, stored, &retried).map_err(failed)?,
+                )
+                .map_err(failed)?;
             } else {
                 register(name, stored).map_err(failed)?;
             }
@@ -305,7 +395,9 @@ impl Planner {
         schemas.entry("main".into()).or_default();
         let catalog = MemoryCatalogProvider::new();
         for (name, schema) in schemas {
-            catalog.register_schema(&name, Arc::new(schema)).map_err(failed)?;
+            catalog
+                .register_schema(&name, Arc::new(schema))
+                .map_err(failed)?;
         }
         let catalogs = MemoryCatalogProviderList::new();
         catalogs.register_catalog("weir_lake".into(), Arc::new(catalog));
@@ -314,19 +406,34 @@ impl Planner {
         Ok((SessionContext::new_with_state(state), positions))
     }
 
-    fn as_of(&self, plan: &LogicalPlan, positions: &[(String, Lsn)], handles: &Handles, now: Micros) -> AsOf {
+    fn as_of(
+        &self,
+        plan: &LogicalPlan,
+        positions: &[(String, Lsn)],
+        handles: &Handles,
+        now: Micros,
+    ) -> AsOf {
         let mut read = BTreeSet::new();
         let _ = plan.apply_with_subqueries(|node| {
             if let LogicalPlan::TableScan(scan) = node {
                 read.insert(match scan.table_name.schema() {
-                    Some(schema) if schema != "main" => format!("{schema}.{}", scan.table_name.table()),
+                    Some(schema) if schema != "main" => {
+                        format!("{schema}.{}", scan.table_name.table())
+                    }
                     _ => scan.table_name.table().to_owned(),
                 });
             }
             Ok(TreeNodeRecursion::Continue)
         });
-        let lsn = positions.iter().filter(|(name, _)| read.contains(name)).map(|(_, lsn)| *lsn).min();
-        let mut streams: Vec<String> = read.iter().filter_map(|table| handles.stream_of(table)).collect();
+        let lsn = positions
+            .iter()
+            .filter(|(name, _)| read.contains(name))
+            .map(|(_, lsn)| *lsn)
+            .min();
+        let mut streams: Vec<String> = read
+            .iter()
+            .filter_map(|table| handles.stream_of(table))
+            .collect();
         streams.dedup();
         if streams.is_empty() {
             streams = handles.catalog.streams.keys().cloned().collect();
@@ -336,7 +443,10 @@ impl Planner {
             Some(window) => versions_of(&window.name),
             None => table.clone(),
         };
-        let views: Vec<String> = read.iter().map(|table| positions::table(&stored(table))).collect();
+        let views: Vec<String> = read
+            .iter()
+            .map(|table| positions::table(&stored(table)))
+            .collect();
         handles.progress.as_of(lsn, &streams, &views, now)
     }
 
@@ -360,7 +470,11 @@ impl Planner {
         let rows = rows.min(LITERAL_BATCH_BYTES / literals.max(1)).max(1);
         *state.config_mut() = state.config().clone().with_batch_size(rows);
         let plan = guarded::stoppable(plan).map_err(failed)?;
-        let plan = state.query_planner().create_physical_plan(&plan, &state).await.map_err(failed)?;
+        let plan = state
+            .query_planner()
+            .create_physical_plan(&plan, &state)
+            .await
+            .map_err(failed)?;
         let plan = pieces::in_pieces(plan).map_err(failed)?;
         let task = TaskContext::from(&state).with_runtime(own.environment.clone());
         let mut stream = execute_stream(plan, Arc::new(task)).map_err(failed)?;
@@ -385,7 +499,11 @@ impl Planner {
                 return Err(QueryError::Limit(limit));
             }
             held.try_grow(pieces::bytes(&batch)).map_err(failed)?;
-            batch.columns().iter().try_for_each(local::check).map_err(QueryError::Invalid)?;
+            batch
+                .columns()
+                .iter()
+                .try_for_each(local::check)
+                .map_err(QueryError::Invalid)?;
             if batch.num_rows() > 0 {
                 batches.push(batch);
             }
@@ -395,9 +513,13 @@ impl Planner {
     }
 }
 
-/// Plans a query that reads. Of columns with one name, which the planner refuses, those behind the first get another.
+/// Plans a query that reads. Of columns with one name, which the planner refuses, those behind the
+/// first get another.
 async fn frame(context: &SessionContext, sql: &str) -> Result<LogicalPlan, DataFusionError> {
-    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let options = SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(false);
     let state = context.state();
     let statement = dialect::parse(&state, sql)?;
     let plan = match state.statement_to_plan(statement.clone()).await {
@@ -414,9 +536,16 @@ async fn frame(context: &SessionContext, sql: &str) -> Result<LogicalPlan, DataF
 }
 
 /// The lake table behind a name whose rows may be open still.
-fn open_table<'a>(handles: &'a Handles, schema: Option<&str>, table: &str) -> Option<&'a Arc<LakeTable>> {
+fn open_table<'a>(
+    handles: &'a Handles,
+    schema: Option<&str>,
+    table: &str,
+) -> Option<&'a Arc<LakeTable>> {
     match schema {
-        None | Some("main") => handles.catalog.window(table).and_then(|w| handles.tables.get(&versions_of(&w.name))),
+        None | Some("main") => handles
+            .catalog
+            .window(table)
+            .and_then(|w| handles.tables.get(&versions_of(&w.name))),
         Some(schema) if table == "sessions" => handles.tables.get(&format!("{schema}.{table}")),
         Some(_) => None,
     }
@@ -434,15 +563,20 @@ fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
             "the query needs more memory than queries have together ({} bytes, a share of `[limits] memory`): {why}",
             limits.memory
         )),
-        DataFusionError::ParquetError(_) | DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => {
-            QueryError::Failed(explain(error))
-        }
+        DataFusionError::ParquetError(_)
+        | DataFusionError::ObjectStore(_)
+        | DataFusionError::IoError(_) => QueryError::Failed(explain(error)),
         _ => QueryError::Invalid(explain(error)),
     }
 }
 
-fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEnv>, DataFusionError> {
-    // A folder that takes no writes, or is full, can be read all the same: only what does not fit in memory fails.
+fn environment(
+    lake: &Path,
+    spill: &Path,
+    memory: usize,
+) -> Result<Arc<RuntimeEnv>, DataFusionError> {
+    // A folder that takes no writes, or is full, can be read all the same: only what does not fit
+    // in memory fails.
     let disk = match create_folders(spill) {
         Ok(()) => DiskManagerMode::Directories(vec![spill.to_owned()]),
         Err(error) => {
@@ -450,17 +584,26 @@ fn environment(lake: &Path, spill: &Path, memory: usize) -> Result<Arc<RuntimeEn
             DiskManagerMode::Disabled
         }
     };
-    // The registry comes with the whole file system in it: closed, so that no query reaches a file of its own choice.
+    // The registry comes with the whole file system in it: closed, so that no query reaches a file
+    // of its own choice.
     let registry = DefaultObjectStoreRegistry::new();
     registry.deregister_store(ObjectStoreUrl::local_filesystem().as_ref())?;
     let consumers = NonZeroUsize::new(5).expect("five");
     let environment = RuntimeEnvBuilder::new()
         .with_object_store_registry(Arc::new(registry))
-        .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), consumers)))
+        .with_memory_pool(Arc::new(TrackConsumersPool::new(
+            FairSpillPool::new(memory),
+            consumers,
+        )))
         .with_disk_manager_builder(
-            DiskManagerBuilder::default().with_mode(disk).with_max_temp_directory_size(MAX_SPILL_BYTES),
+            DiskManagerBuilder::default()
+                .with_mode(disk)
+                .with_max_temp_directory_size(MAX_SPILL_BYTES),
         )
         .build_arc()?;
-    environment.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new_with_prefix(lake)?));
+    environment.register_object_store(
+        lake_url().as_ref(),
+        Arc::new(LocalFileSystem::new_with_prefix(lake)?),
+    );
     Ok(environment)
 }

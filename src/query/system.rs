@@ -15,7 +15,14 @@ use crate::event::{Lsn, Micros, SourceHealth, SourceState};
 use crate::operators::PartitionState;
 
 /// Names of the tables in the schema `weir`.
-pub const TABLES: [&str; 6] = ["configuration", "drift", "files", "gaps", "sources", "views"];
+pub const TABLES: [&str; 6] = [
+    "configuration",
+    "drift",
+    "files",
+    "gaps",
+    "sources",
+    "views",
+];
 
 fn text(values: impl Iterator<Item = String>) -> ArrayRef {
     Arc::new(StringArray::from_iter_values(values))
@@ -41,12 +48,13 @@ pub fn table(name: &str, handles: &Handles) -> Result<Arc<dyn TableProvider>, Qu
     };
     let failed = |e: String| QueryError::Failed(e);
     let batch = RecordBatch::try_from_iter(columns).map_err(|e| failed(e.to_string()))?;
-    let table = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(|e| failed(e.to_string()))?;
+    let table =
+        MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(|e| failed(e.to_string()))?;
     Ok(Arc::new(table))
 }
 
-/// Dead letters as their table has them, with the record that each one became later: that is told by the log, and files do not
-/// change.
+/// Dead letters as their table has them, with the record that each one became later: that is told
+/// by the log, and files do not change.
 pub fn with_retried(
     name: &str,
     dead_letters: Arc<dyn TableProvider>,
@@ -58,12 +66,19 @@ pub fn with_retried(
         ("by_lsn", number(retried.values().copied())),
     ])?;
     let marks = MemTable::try_new(marks.schema(), vec![vec![marks]])?;
-    let marks = LogicalPlanBuilder::scan("retried", provider_as_source(Arc::new(marks)), None)?.build()?;
+    let marks =
+        LogicalPlanBuilder::scan("retried", provider_as_source(Arc::new(marks)), None)?.build()?;
     let columns: Vec<_> = dead_letters
         .schema()
         .fields()
         .iter()
-        .map(|f| if f.name() == MARK { ident("by_lsn").alias(MARK) } else { ident(f.name()) })
+        .map(|f| {
+            if f.name() == MARK {
+                ident("by_lsn").alias(MARK)
+            } else {
+                ident(f.name())
+            }
+        })
         .collect();
     let plan = LogicalPlanBuilder::scan(name, provider_as_source(dead_letters), None)?
         .join(marks, JoinType::Left, (vec!["lsn"], vec!["dead_lsn"]), None)?
@@ -78,14 +93,19 @@ fn configuration(handles: &Handles) -> Columns {
     let streams = || handles.catalog.streams.values();
     vec![
         ("stream", text(streams().map(|s| s.name.clone()))),
-        ("declaration", text(streams().map(|s| serde_json::to_string(&s.def).unwrap_or_default()))),
+        (
+            "declaration",
+            text(streams().map(|s| serde_json::to_string(&s.def).unwrap_or_default())),
+        ),
     ]
 }
 
 fn drift(handles: &Handles) -> Columns {
     let streams = handles.progress.streams();
-    let rows: Vec<(&String, &(String, u64))> =
-        streams.iter().flat_map(|(name, s)| s.drift.iter().map(move |d| (name, d))).collect();
+    let rows: Vec<(&String, &(String, u64))> = streams
+        .iter()
+        .flat_map(|(name, s)| s.drift.iter().map(move |d| (name, d)))
+        .collect();
     vec![
         ("stream", text(rows.iter().map(|(s, _)| (*s).clone()))),
         ("field", text(rows.iter().map(|(_, (f, _))| f.clone()))),
@@ -99,25 +119,36 @@ fn files(handles: &Handles) -> Columns {
         .values()
         .flat_map(|t| {
             let files = t.all_files();
-            files.into_iter().map(|file| (t.spec.name.clone(), file)).collect::<Vec<_>>()
+            files
+                .into_iter()
+                .map(|file| (t.spec.name.clone(), file))
+                .collect::<Vec<_>>()
         })
         .collect();
     vec![
         ("table", text(rows.iter().map(|(t, _)| t.clone()))),
         ("partition", text(rows.iter().map(|(_, f)| folder(&f.path)))),
         ("path", text(rows.iter().map(|(_, f)| f.path.clone()))),
-        ("class", text(rows.iter().map(|(_, f)| f.class.name().to_owned()))),
+        (
+            "class",
+            text(rows.iter().map(|(_, f)| f.class.name().to_owned())),
+        ),
         ("rows", number(rows.iter().map(|(_, f)| f.rows))),
         ("bytes", number(rows.iter().map(|(_, f)| f.bytes))),
         ("min_time", time(rows.iter().map(|(_, f)| f.min_time))),
         ("max_time", time(rows.iter().map(|(_, f)| f.max_time))),
-        ("written_at", time(rows.iter().map(|(_, f)| f.written_ms.saturating_mul(1_000)))),
+        (
+            "written_at",
+            time(rows.iter().map(|(_, f)| f.written_ms.saturating_mul(1_000))),
+        ),
     ]
 }
 
 /// The folder of a file in its table's.
 fn folder(path: &str) -> String {
-    path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned()
+    path.rsplit_once('/')
+        .map_or("", |(folder, _)| folder)
+        .to_owned()
 }
 
 fn gaps(handles: &Handles) -> Columns {
@@ -142,15 +173,29 @@ struct SourceRow {
 
 fn sources(handles: &Handles) -> Columns {
     let rows = source_rows(&handles.progress.partitions(), &handles.progress.sources());
-    let position = rows.iter().map(|r| r.position.map(|p| p as i64)).collect::<Int64Array>();
-    let received = rows.iter().map(|r| r.received_at).collect::<TimestampMicrosecondArray>().with_timezone("UTC");
+    let position = rows
+        .iter()
+        .map(|r| r.position.map(|p| p as i64))
+        .collect::<Int64Array>();
+    let received = rows
+        .iter()
+        .map(|r| r.received_at)
+        .collect::<TimestampMicrosecondArray>()
+        .with_timezone("UTC");
     vec![
         ("source", text(rows.iter().map(|r| r.source.clone()))),
         ("partition", text(rows.iter().map(|r| r.partition.clone()))),
         ("position", Arc::new(position)),
         ("received_at", Arc::new(received)),
         ("state", text(rows.iter().map(|r| r.state.to_owned()))),
-        ("reason", Arc::new(rows.iter().map(|r| r.reason.clone()).collect::<StringArray>())),
+        (
+            "reason",
+            Arc::new(
+                rows.iter()
+                    .map(|r| r.reason.clone())
+                    .collect::<StringArray>(),
+            ),
+        ),
     ]
 }
 
@@ -162,12 +207,15 @@ fn source_rows(
     for ((source, partition), read) in partitions {
         let health = sources.get(source);
         // A partition of files is named by the path that it was read from first.
-        let path = partition.rsplit_once('@').map_or(partition.as_str(), |(path, _)| path);
+        let path = partition
+            .rsplit_once('@')
+            .map_or(partition.as_str(), |(path, _)| path);
         let waits = health.and_then(|h| h.waiting.get(path));
         let (state, reason) = match (health, waits) {
             (_, Some(reason)) => (SourceState::Waiting.name(), Some(reason.clone())),
             (Some(health), None) => (health.state.name(), health.reason.clone()),
-            // Nobody reads it: the source is not configured any more, is the server's own, or no process runs.
+            // Nobody reads it: the source is not configured any more, is the server's own, or no
+            // process runs.
             (None, None) => ("", None),
         };
         rows.push(SourceRow {
@@ -181,15 +229,31 @@ fn source_rows(
     }
     for (source, health) in sources {
         let is_there = |rows: &[SourceRow], path: &str| {
-            let named = |partition: &str| partition.rsplit_once('@').map_or(partition, |(path, _)| path) == path;
-            rows.iter().any(|row| row.source == *source && (path.is_empty() || named(&row.partition)))
+            let named = |partition: &str| {
+                partition
+                    .rsplit_once('@')
+                    .map_or(partition, |(path, _)| path)
+                    == path
+            };
+            rows.iter()
+                .any(|row| row.source == *source && (path.is_empty() || named(&row.partition)))
         };
         let whole = (String::new(), health.reason.clone(), health.state);
-        let parts = health.waiting.iter().map(|(path, why)| (path.clone(), Some(why.clone()), SourceState::Waiting));
+        let parts = health
+            .waiting
+            .iter()
+            .map(|(path, why)| (path.clone(), Some(why.clone()), SourceState::Waiting));
         for (partition, reason, state) in std::iter::once(whole).chain(parts) {
             if !is_there(&rows, &partition) {
                 let (position, received_at, state) = (None, None, state.name());
-                rows.push(SourceRow { source: source.clone(), partition, position, received_at, state, reason });
+                rows.push(SourceRow {
+                    source: source.clone(),
+                    partition,
+                    position,
+                    received_at,
+                    state,
+                    reason,
+                });
             }
         }
     }
@@ -199,11 +263,27 @@ fn source_rows(
 fn views(handles: &Handles) -> Columns {
     let positions = handles.positions();
     let synced = handles.progress.synced_lsn();
-    let in_files = |view: &str| handles.tables.get(view.strip_prefix("lake/")?).map(|table| table.files_lsn() as i64);
+    let in_files = |view: &str| {
+        handles
+            .tables
+            .get(view.strip_prefix("lake/")?)
+            .map(|table| table.files_lsn() as i64)
+    };
     vec![
         ("view", text(positions.iter().map(|(name, _)| name.clone()))),
         ("lsn", number(positions.iter().map(|(_, lsn)| *lsn))),
-        ("lag", number(positions.iter().map(|(_, lsn)| synced.saturating_sub(*lsn)))),
-        ("files_lsn", Arc::new(positions.iter().map(|(name, _)| in_files(name)).collect::<Int64Array>())),
+        (
+            "lag",
+            number(positions.iter().map(|(_, lsn)| synced.saturating_sub(*lsn))),
+        ),
+        (
+            "files_lsn",
+            Arc::new(
+                positions
+                    .iter()
+                    .map(|(name, _)| in_files(name))
+                    .collect::<Int64Array>(),
+            ),
+        ),
     ]
 }

@@ -24,16 +24,35 @@ pub async fn windows(
     spools: &Spools,
     now: Micros,
 ) -> Result<Whole, QueryError> {
-    let WindowsQuestion { name, from, to, limit } = question;
+    let WindowsQuestion {
+        name,
+        from,
+        to,
+        limit,
+    } = question;
     if handles.catalog.window(name).is_none() {
-        let known = handles.catalog.windows.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join(", ");
-        return Err(QueryError::NotFound(format!("there is no window `{name}`; there are: {known}")));
+        let known = handles
+            .catalog
+            .windows
+            .iter()
+            .map(|w| w.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ");
+        return Err(QueryError::NotFound(format!(
+            "there is no window `{name}`; there are: {known}"
+        )));
     }
     let from = from.map(|t| format!("window_start >= timestamp '{}'", rfc3339(t)));
     let to = to.map(|t| format!("window_start < timestamp '{}'", rfc3339(t)));
     let range: Vec<String> = from.into_iter().chain(to).collect();
-    let range = if range.is_empty() { String::new() } else { format!("where {}", range.join(" and ")) };
-    let query = format!("select * from \"{name}\" {range} order by window_start desc, lsn desc limit {limit}");
+    let range = if range.is_empty() {
+        String::new()
+    } else {
+        format!("where {}", range.join(" and "))
+    };
+    let query = format!(
+        "select * from \"{name}\" {range} order by window_start desc, lsn desc limit {limit}"
+    );
     let answer = sql.run(&query, handles, now).await?;
     let mut out = spools.begin();
     let head = [("window", name.as_str().into())];

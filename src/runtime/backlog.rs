@@ -1,4 +1,5 @@
-//! What a stopped folder's log holds that its views do not: records, counted from the log's frames and from the rows that are there.
+//! What a stopped folder's log holds that its views do not: records, counted from the log's frames
+//! and from the rows that are there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::operators::positions;
 use crate::views::lake::{LakeTable, TableSpec, files};
 use crate::wal::{Kind, LogReader};
 
-/// Records of each stream above a base, and which of them are dead letters that the table of these has.
+/// Records of each stream above a base, and which of them are dead letters that the table of these
+/// has.
 #[derive(Debug, Default)]
 pub struct Backlog {
     base: Lsn,
@@ -22,7 +24,8 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Reads what lies above `base`, up to which every view has everything; tells of each frame of records when it came.
+    /// Reads what lies above `base`, up to which every view has everything; tells of each frame of
+    /// records when it came.
     pub fn read(
         mut reader: LogReader,
         base: Lsn,
@@ -38,15 +41,26 @@ impl Backlog {
                 records.entry(header.stream).or_default().push(range);
             }
         }
-        Ok(Self { base, records, dead: BTreeMap::new() })
+        Ok(Self {
+            base,
+            records,
+            dead: BTreeMap::new(),
+        })
     }
 
     /// Notes which records are dead letters.
     pub fn note_dead_letters(&mut self, table: &LakeTable) -> Result<(), String> {
         for rows in rows_above(table, self.base, &["lsn", "stream"])? {
-            let streams = rows.column(1).as_any().downcast_ref::<StringArray>().ok_or("a stream's name is no text")?;
+            let streams = rows
+                .column(1)
+                .as_any()
+                .downcast_ref::<StringArray>()
+                .ok_or("a stream's name is no text")?;
             for (lsn, stream) in crate::operators::lsns(&rows).iter().zip(streams) {
-                self.dead.entry(stream.unwrap_or_default().to_owned()).or_default().push(*lsn as Lsn);
+                self.dead
+                    .entry(stream.unwrap_or_default().to_owned())
+                    .or_default()
+                    .push(*lsn as Lsn);
             }
         }
         Ok(())
@@ -55,7 +69,10 @@ impl Backlog {
     /// Records of a stream above an LSN that are no known dead letters.
     pub fn above(&self, stream: &str, lsn: Lsn) -> u64 {
         let ranges = self.records.get(stream).map_or(&[][..], Vec::as_slice);
-        let records: u64 = ranges.iter().map(|(first, last)| (last + 1).saturating_sub((*first).max(lsn + 1))).sum();
+        let records: u64 = ranges
+            .iter()
+            .map(|(first, last)| (last + 1).saturating_sub((*first).max(lsn + 1)))
+            .sum();
         let dead = self.dead.get(stream).map_or(&[][..], Vec::as_slice);
         records.saturating_sub(dead.iter().filter(|dead| **dead > lsn).count() as u64)
     }
@@ -66,7 +83,9 @@ impl Backlog {
         if records == 0 {
             return Ok(0);
         }
-        let Some(table) = table else { return Ok(records) };
+        let Some(table) = table else {
+            return Ok(records);
+        };
         let rows = rows_above(table, self.base, &["lsn"])?;
         Ok(records.saturating_sub(rows.iter().map(|rows| rows.num_rows() as u64).sum()))
     }
@@ -78,9 +97,16 @@ impl Backlog {
 
 /// The committed rows of a table above an LSN, with these columns only.
 fn rows_above(table: &LakeTable, after: Lsn, columns: &[&str]) -> Result<Vec<RecordBatch>, String> {
-    let fields = columns.iter().map(|name| table.spec.schema.field_with_name(name).cloned());
-    let fields = fields.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
-    let spec = TableSpec { schema: Arc::new(Schema::new(fields)), ..table.spec.clone() };
+    let fields = columns
+        .iter()
+        .map(|name| table.spec.schema.field_with_name(name).cloned());
+    let fields = fields
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| e.to_string())?;
+    let spec = TableSpec {
+        schema: Arc::new(Schema::new(fields)),
+        ..table.spec.clone()
+    };
     let mut rows = Vec::new();
     for file in table.files().iter().filter(|file| file.max_lsn > after) {
         rows.extend(files::read(&spec, file, after + 1..=Lsn::MAX)?);
@@ -110,7 +136,17 @@ mod tests {
             dead: [("a".to_owned(), vec![12, 40])].into(),
         };
         let above = |lsn| backlog.above("a", lsn);
-        assert_eq!([above(10), above(11), above(15), above(25), above(35), above(40)], [18, 17, 14, 9, 4, 0]);
+        assert_eq!(
+            [
+                above(10),
+                above(11),
+                above(15),
+                above(25),
+                above(35),
+                above(40)
+            ],
+            [18, 17, 14, 9, 4, 0]
+        );
         assert_eq!(backlog.above("b", 10), 0);
     }
 }

@@ -1,5 +1,6 @@
-//! A copy of the data folder that opens as it is, made while everything goes on. Nothing is trimmed meanwhile; views are copied
-//! first, then the operators' snapshots, then the log, so that the log reaches as far as every view.
+//! A copy of the data folder that opens as it is, made while everything goes on. Nothing is trimmed
+//! meanwhile; views are copied first, then the operators' snapshots, then the log, so that the log
+//! reaches as far as every view.
 
 use std::fs::{self, File};
 use std::io;
@@ -42,7 +43,9 @@ pub struct Backup {
 impl Backup {
     /// Copies into a folder below another one, for who may not write where he likes.
     pub fn run_below(&self, folder: &Path, to: &Path) -> Result<Summary, RuntimeError> {
-        let failed = |e: io::Error| RuntimeError::Config(format!("{} (`[server] backups`): {e}", folder.display()));
+        let failed = |e: io::Error| {
+            RuntimeError::Config(format!("{} (`[server] backups`): {e}", folder.display()))
+        };
         let (folder, to) = (folder.canonicalize().map_err(failed)?, plain(to)?);
         // Its parent is known by its own name: no link leads out.
         if to == folder || !to.starts_with(&folder) {
@@ -70,13 +73,22 @@ impl Backup {
     }
 
     fn copy(&self, partial: &Path, to: &Path) -> Result<Summary, RuntimeError> {
-        let mut copy = Copy { to: partial.to_owned(), files: 0, bytes: 0, stop: self.stop.clone() };
+        let mut copy = Copy {
+            to: partial.to_owned(),
+            files: 0,
+            bytes: 0,
+            stop: self.stop.clone(),
+        };
         for table in self.handles.tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
             // What one version names is there, and stays while nothing is trimmed.
             let (log, files) = table.committed_files()?;
-            for name in log.iter().map(PathBuf::as_path).chain(files.iter().map(|f| Path::new(&f.path))) {
+            for name in log
+                .iter()
+                .map(PathBuf::as_path)
+                .chain(files.iter().map(|f| Path::new(&f.path)))
+            {
                 copy.file(&root.join(name), &own.join(name))?;
             }
         }
@@ -96,16 +108,29 @@ impl Backup {
         }
         for lsn in self.snapshots.list()? {
             let path = crate::operators::snapshot::path(&self.snapshots.folder, lsn);
-            copy.file(&path, &Path::new("operators").join(path.file_name().unwrap_or_default()))?;
+            copy.file(
+                &path,
+                &Path::new("operators").join(path.file_name().unwrap_or_default()),
+            )?;
         }
         let lsn = self.handles.progress.synced_lsn();
         copy.bytes += backup::copy(&Disk, &self.folder.log(), &partial.join("log"), lsn)?;
         copy.end(to)?;
-        Ok(Summary { to: to.to_owned(), files: copy.files, bytes: copy.bytes, lsn })
+        Ok(Summary {
+            to: to.to_owned(),
+            files: copy.files,
+            bytes: copy.bytes,
+            lsn,
+        })
     }
 
     fn begin(&self, to: &Path) -> Result<PathBuf, RuntimeError> {
-        let refuse = |why: &str| Err(RuntimeError::Config(format!("{}: {why}; name another folder", to.display())));
+        let refuse = |why: &str| {
+            Err(RuntimeError::Config(format!(
+                "{}: {why}; name another folder",
+                to.display()
+            )))
+        };
         if to.starts_with(&self.folder.root) {
             return refuse("a backup goes outside the data folder");
         }
@@ -116,7 +141,10 @@ impl Backup {
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         if partial.exists() {
-            return refuse(&format!("{} is there, from a backup that did not end; remove it", partial.display()));
+            return refuse(&format!(
+                "{} is there, from a backup that did not end; remove it",
+                partial.display()
+            ));
         }
         create_folder(&partial).map_err(in_path(&partial))?;
         Ok(partial)
@@ -124,28 +152,50 @@ impl Backup {
 }
 
 /// Copies a folder that no process is working on.
-pub fn offline(config: &Config, to: &Path, runtime: &tokio::runtime::Handle) -> Result<Summary, RuntimeError> {
+pub fn offline(
+    config: &Config,
+    to: &Path,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Summary, RuntimeError> {
     let folder = Folder::existing(&config.data)?;
     let _lock = folder.lock()?;
     let options = wal_options(config, &folder);
-    let id = Wal::log_id_of(&Disk, &options.folder)?
-        .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
+    let id = Wal::log_id_of(&Disk, &options.folder)?.ok_or_else(|| {
+        RuntimeError::Config(format!("{} holds no data yet", folder.root.display()))
+    })?;
     let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
     let snapshots = super::snapshots(config, &folder);
     let catalog = super::stored_catalog(config, &folder, end)?;
-    let log = LogName { instance: config.instance, id, zero: options.zero };
+    let log = LogName {
+        instance: config.instance,
+        id,
+        zero: options.zero,
+    };
     let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
     opened.handles.progress.set_synced(end);
-    Backup { handles: opened.handles, folder, snapshots, trimming: Arc::default(), stop: Stop::default() }.run(to)
+    Backup {
+        handles: opened.handles,
+        folder,
+        snapshots,
+        trimming: Arc::default(),
+        stop: Stop::default(),
+    }
+    .run(to)
 }
 
 /// The path without links, dots and a slash at its end; its parent must be there.
 fn plain(to: &Path) -> Result<PathBuf, RuntimeError> {
     let to: PathBuf = to.components().collect();
-    let wrong = |why: &str| RuntimeError::Config(format!("{}: {why}; name another folder", to.display()));
-    let name = to.file_name().filter(|_| to.is_absolute()).ok_or_else(|| wrong("is no absolute path to a folder"))?;
+    let wrong =
+        |why: &str| RuntimeError::Config(format!("{}: {why}; name another folder", to.display()));
+    let name = to
+        .file_name()
+        .filter(|_| to.is_absolute())
+        .ok_or_else(|| wrong("is no absolute path to a folder"))?;
     let parent = to.parent().and_then(|p| p.canonicalize().ok());
-    Ok(parent.ok_or_else(|| wrong("the folder around it is not there"))?.join(name))
+    Ok(parent
+        .ok_or_else(|| wrong("the folder around it is not there"))?
+        .join(name))
 }
 
 fn in_path(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
@@ -155,7 +205,10 @@ fn in_path(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
 
 fn create_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 /// A copy being made.
@@ -180,12 +233,19 @@ impl Copy {
     fn open_file(&mut self, mut from: &File, name: &Path) -> Result<(), RuntimeError> {
         use std::os::unix::fs::OpenOptionsExt;
         if self.stop.is_asked() {
-            return Err(RuntimeError::Failed("weir is stopping; the backup is not whole".into()));
+            return Err(RuntimeError::Failed(
+                "weir is stopping; the backup is not whole".into(),
+            ));
         }
         let target = self.to.join(name);
         let wrong = in_path(&target);
         create_folder(target.parent().unwrap_or(&self.to)).map_err(&wrong)?;
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&target).map_err(&wrong)?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&target)
+            .map_err(&wrong)?;
         self.bytes += io::copy(&mut from, &mut file).map_err(&wrong)?;
         self.files += 1;
         file.sync_all().map_err(&wrong)

@@ -1,5 +1,6 @@
-//! Notices input whose order does not fit the stream's `watermark.disorder`: newest first, or shuffled. Nothing is lost there, but
-//! windows that have closed leave such events out, which looks like an almost empty result.
+//! Notices input whose order does not fit the stream's `watermark.disorder`: newest first, or
+//! shuffled. Nothing is lost there, but windows that have closed leave such events out, which looks
+//! like an almost empty result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,12 @@ const SAMPLE_BYTES: usize = 8 << 20;
 
 /// What to tell the user of a stream whose events were counted, if much of it came late.
 pub fn notice(stream: &Stream, counted: &Totals) -> Option<String> {
-    let Totals { events, late, most_late, .. } = *counted;
+    let Totals {
+        events,
+        late,
+        most_late,
+        ..
+    } = *counted;
     if late == 0 || late * ONE_IN < events {
         return None;
     }
@@ -39,24 +45,46 @@ fn round_up(micros: i64) -> Span {
     const SECOND: u64 = 1_000_000;
     let micros = micros.max(0).unsigned_abs();
     let units = [86_400 * SECOND, 3_600 * SECOND, 60 * SECOND, SECOND, 1_000];
-    let unit = units.into_iter().find(|unit| micros >= 2 * unit).unwrap_or(1_000);
-    Span(Duration::from_micros(micros.div_ceil(unit).saturating_mul(unit)))
+    let unit = units
+        .into_iter()
+        .find(|unit| micros >= 2 * unit)
+        .unwrap_or(1_000);
+    Span(Duration::from_micros(
+        micros.div_ceil(unit).saturating_mul(unit),
+    ))
 }
 
-/// Looks at the beginning of each single file that a source reads in its own order, without touching the data folder.
-pub fn of_files(config: &Config, catalog: &Arc<Catalog>, clock: &dyn Clock) -> Result<Vec<String>, RuntimeError> {
+/// Looks at the beginning of each single file that a source reads in its own order, without
+/// touching the data folder.
+pub fn of_files(
+    config: &Config,
+    catalog: &Arc<Catalog>,
+    clock: &dyn Clock,
+) -> Result<Vec<String>, RuntimeError> {
     let mut notices = Vec::new();
     for source in &config.sources {
-        let SourceKind::File(def) = &source.kind else { continue };
+        let SourceKind::File(def) = &source.kind else {
+            continue;
+        };
         if def.order == ReadOrder::EventTime {
             continue;
         }
-        let Some(path) = Some(&def.path).filter(|path| path.is_file()) else { continue };
-        let Some(stream) = catalog.streams.get(&source.stream) else { continue };
-        let Ok(file) = std::fs::File::open(path) else { continue };
+        let Some(path) = Some(&def.path).filter(|path| path.is_file()) else {
+            continue;
+        };
+        let Some(stream) = catalog.streams.get(&source.stream) else {
+            continue;
+        };
+        let Ok(file) = std::fs::File::open(path) else {
+            continue;
+        };
         // What cannot be read is reported when it is taken in, record by record.
-        let Ok(records) = samples::read(file, source.unwrap.as_deref(), config.limits.record, Some(SAMPLE_BYTES))
-        else {
+        let Ok(records) = samples::read(
+            file,
+            source.unwrap.as_deref(),
+            config.limits.record,
+            Some(SAMPLE_BYTES),
+        ) else {
             continue;
         };
         let counted = samples::count(catalog, &source.stream, &records, clock.now())?;
@@ -72,7 +100,12 @@ mod tests {
     #[test]
     fn durations_are_rounded_up_to_what_a_person_would_write() {
         let second = 1_000_000;
-        for (micros, shown) in [(1, "1ms"), (1_500 * 1_000, "1500ms"), (61 * second, "61s"), (121 * second, "3m")] {
+        for (micros, shown) in [
+            (1, "1ms"),
+            (1_500 * 1_000, "1500ms"),
+            (61 * second, "61s"),
+            (121 * second, "3m"),
+        ] {
             assert_eq!(round_up(micros).to_string(), shown);
         }
         assert_eq!(round_up(30 * 86_400 * second + 1).to_string(), "31d");
@@ -84,9 +117,24 @@ mod tests {
         let config = crate::config::parse(None, text.into(), None, &|_| None).expect("parses");
         let catalog = Catalog::of(&config).expect("plans");
         let stream = &catalog.streams["a"];
-        let counted = Totals { events: 100, late: 9, most_late: 50_000_000, ..Totals::default() };
+        let counted = Totals {
+            events: 100,
+            late: 9,
+            most_late: 50_000_000,
+            ..Totals::default()
+        };
         assert_eq!(notice(stream, &counted), None);
-        let text = notice(stream, &Totals { late: 10, ..counted }).expect("a tenth is late");
-        assert!(text.contains("10 of 100 events of `a`") && text.contains("disorder = \"1m\""), "{text}");
+        let text = notice(
+            stream,
+            &Totals {
+                late: 10,
+                ..counted
+            },
+        )
+        .expect("a tenth is late");
+        assert!(
+            text.contains("10 of 100 events of `a`") && text.contains("disorder = \"1m\""),
+            "{text}"
+        );
     }
 }

@@ -75,7 +75,11 @@ impl From<OperatorError> for RuntimeError {
 
 impl From<ViewError> for RuntimeError {
     fn from(error: ViewError) -> Self {
-        if error.is_final() { Self::Damaged(error.to_string()) } else { Self::Failed(error.to_string()) }
+        if error.is_final() {
+            Self::Damaged(error.to_string())
+        } else {
+            Self::Failed(error.to_string())
+        }
     }
 }
 

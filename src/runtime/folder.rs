@@ -43,26 +43,43 @@ pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as the file
 impl Folder {
     /// The folder, made if it is not there.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
-        let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", root.display(), explain(&e)));
+        let failed = |e: std::io::Error| {
+            RuntimeError::Failed(format!("{}: {}", root.display(), explain(&e)))
+        };
         // Libraries make files as the process may.
         keep_private();
-        let folder = Self { root: root.to_owned() };
+        let folder = Self {
+            root: root.to_owned(),
+        };
         for path in folder.parts() {
             create_folders(&path).map_err(failed)?;
         }
         // Absolute, so that nothing depends on the working directory later.
-        Ok(Self { root: root.canonicalize().map_err(failed)? })
+        Ok(Self {
+            root: root.canonicalize().map_err(failed)?,
+        })
     }
 
     fn parts(&self) -> [PathBuf; 5] {
-        [self.log(), self.operators(), self.lake(), self.search(), self.state()]
+        [
+            self.log(),
+            self.operators(),
+            self.lake(),
+            self.search(),
+            self.state(),
+        ]
     }
 
-    /// Removes what killed processes left: files that were being written, intermediate results of queries and sources. The folder
-    /// must be held for writing; views being rebuilt have locks of their own.
+    /// Removes what killed processes left: files that were being written, intermediate results of
+    /// queries and sources. The folder must be held for writing; views being rebuilt have locks of
+    /// their own.
     pub fn remove_leftovers(&self, _lock: &Lock) {
         tighten(&self.root);
-        let bytes: u64 = self.parts().iter().map(|part| remove_temporaries(part)).sum();
+        let bytes: u64 = self
+            .parts()
+            .iter()
+            .map(|part| remove_temporaries(part))
+            .sum();
         if bytes > 0 {
             tracing::info!(bytes, "files that a killed process was writing are removed");
         }
@@ -126,12 +143,23 @@ impl Folder {
     fn try_open_lock(&self, name: &str) -> std::io::Result<File> {
         use std::os::unix::fs::OpenOptionsExt;
         let mut options = fs::OpenOptions::new();
-        options.create(true).truncate(false).read(true).write(true).mode(0o600).open(self.root.join(name))
+        options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(self.root.join(name))
     }
 
     fn open_lock(&self, name: &str) -> Result<File, RuntimeError> {
-        let failed =
-            |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", self.root.join(name).display(), explain(&e)));
+        let failed = |e: std::io::Error| {
+            RuntimeError::Failed(format!(
+                "{}: {}",
+                self.root.join(name).display(),
+                explain(&e)
+            ))
+        };
         self.try_open_lock(name).map_err(failed)
     }
 
@@ -139,12 +167,14 @@ impl Folder {
         self.open_lock("lock")
     }
 
-    /// Held exclusively by a process that waits for the folder: readers that come meanwhile give way to it.
+    /// Held exclusively by a process that waits for the folder: readers that come meanwhile give
+    /// way to it.
     fn intent_file(&self) -> Result<File, RuntimeError> {
         self.open_lock("lock.intent")
     }
 
-    /// Takes the folder for writing: alone. Those that read it are waited for; those that want to read it give way.
+    /// Takes the folder for writing: alone. Those that read it are waited for; those that want to
+    /// read it give way.
     pub fn lock(&self) -> Result<Lock, RuntimeError> {
         let intent = self.intent_file()?;
         let begun = Instant::now();
@@ -161,21 +191,35 @@ impl Folder {
             let waited = begun.elapsed();
             // Only readers share it.
             let is_read = file.try_lock_shared().is_ok() && file.unlock().is_ok();
-            let patience = if is_read { READER_PATIENCE } else { WRITER_PATIENCE };
+            let patience = if is_read {
+                READER_PATIENCE
+            } else {
+                WRITER_PATIENCE
+            };
             if waited >= patience || matches!(error, TryLockError::Error(_)) {
-                return if is_read { Err(self.is_read(&file)) } else { self.taken(Err(error)).map(|()| Lock(file)) };
+                return if is_read {
+                    Err(self.is_read(&file))
+                } else {
+                    self.taken(Err(error)).map(|()| Lock(file))
+                };
             }
-            if is_read && waited >= WRITER_PATIENCE && told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            if is_read
+                && waited >= WRITER_PATIENCE
+                && told.is_none_or(|at| at.elapsed() >= TELL_EVERY)
+            {
                 tracing::info!(by = holders(&file), folder = %self.root.display(), "the folder is being read; waiting for the readers to end");
                 told = Some(Instant::now());
             }
             std::thread::sleep(TRY_EVERY);
         }
-        let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+        let _ = file
+            .set_len(0)
+            .and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         Ok(Lock(file))
     }
 
-    /// Takes the folder for reading: together with other readers, and not while a process waits to work on it.
+    /// Takes the folder for reading: together with other readers, and not while a process waits to
+    /// work on it.
     pub fn lock_shared(&self) -> Result<Lock, RuntimeError> {
         let Some((intent, file)) = self.files_to_read()? else {
             return File::open(&self.root)
@@ -186,7 +230,9 @@ impl Folder {
             Err(TryLockError::WouldBlock) => {
                 let by = holders(&intent);
                 let root = self.root.display();
-                return Err(RuntimeError::InUse(format!("{root} is about to be used by {by}; try again in a moment")));
+                return Err(RuntimeError::InUse(format!(
+                    "{root} is about to be used by {by}; try again in a moment"
+                )));
             }
             locked => self.taken(locked)?,
         }
@@ -194,11 +240,14 @@ impl Folder {
         Ok(Lock(file))
     }
 
-    /// The files of both locks for a reader. Where the folder takes no writes they may be missing, and nobody can work on it: none.
+    /// The files of both locks for a reader. Where the folder takes no writes they may be missing,
+    /// and nobody can work on it: none.
     fn files_to_read(&self) -> Result<Option<(File, File)>, RuntimeError> {
         let open = |name: &str| {
             let path = self.root.join(name);
-            let failed = |e: std::io::Error| RuntimeError::Failed(format!("{}: {}", path.display(), explain(&e)));
+            let failed = |e: std::io::Error| {
+                RuntimeError::Failed(format!("{}: {}", path.display(), explain(&e)))
+            };
             match self.try_open_lock(name) {
                 Err(error) if takes_no_writes(&error) => match File::open(&path) {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -212,7 +261,8 @@ impl Folder {
 
     /// Whether a process waits to work on the folder.
     pub fn is_wanted(&self) -> bool {
-        self.intent_file().is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        self.intent_file()
+            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
     fn is_read(&self, file: &File) -> RuntimeError {
@@ -227,11 +277,18 @@ impl Folder {
     fn taken(&self, result: Result<(), TryLockError>) -> Result<(), RuntimeError> {
         match result {
             Ok(()) => Ok(()),
-            Err(TryLockError::Error(e)) => Err(RuntimeError::Failed(format!("{}: {e}", self.root.display()))),
+            Err(TryLockError::Error(e)) => Err(RuntimeError::Failed(format!(
+                "{}: {e}",
+                self.root.display()
+            ))),
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = self.lock_file().map(|mut f| f.read_to_string(&mut pid));
-                let pid = if pid.is_empty() { "another process".to_owned() } else { format!("process {pid}") };
+                let pid = if pid.is_empty() {
+                    "another process".to_owned()
+                } else {
+                    format!("process {pid}")
+                };
                 Err(RuntimeError::InUse(format!(
                     "{} is in use by {pid}; stop it first, or use another data folder",
                     self.root.display()
@@ -244,7 +301,8 @@ impl Folder {
         use crate::storage::{Disk, Storage};
         let text = serde_json::to_vec(address).expect("plain data becomes JSON");
         let path = self.address_path();
-        Disk.replace(&path, &text).map_err(|e| RuntimeError::Failed(format!("{}: {e}", path.display())))
+        Disk.replace(&path, &text)
+            .map_err(|e| RuntimeError::Failed(format!("{}: {e}", path.display())))
     }
 
     pub fn remove_address(&self) {
@@ -257,7 +315,8 @@ impl Folder {
     }
 }
 
-/// Whether a file could not be opened to write because nothing there can be: for the file system, or the user, or for want of room.
+/// Whether a file could not be opened to write because nothing there can be: for the file system,
+/// or the user, or for want of room.
 fn takes_no_writes(error: &std::io::Error) -> bool {
     IoKind::of(error) != IoKind::Broken || error.kind() == std::io::ErrorKind::PermissionDenied
 }
@@ -266,11 +325,20 @@ fn takes_no_writes(error: &std::io::Error) -> bool {
 fn holders(file: &File) -> String {
     use std::os::unix::fs::MetadataExt;
     let inode = file.metadata().map_or(0, |m| m.ino());
-    let pids = pids_of(&fs::read_to_string("/proc/locks").unwrap_or_default(), inode);
+    let pids = pids_of(
+        &fs::read_to_string("/proc/locks").unwrap_or_default(),
+        inode,
+    );
     match pids.as_slice() {
         [] => "another process".into(),
         [pid] => format!("process {pid}"),
-        _ => format!("processes {}", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+        _ => format!(
+            "processes {}",
+            pids.iter()
+                .map(u32::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     }
 }
 
@@ -281,7 +349,10 @@ fn pids_of(locks: &str, inode: u64) -> Vec<u32> {
         // number: FLOCK ADVISORY READ pid major:minor:inode start end
         let mut words = line.split_whitespace().skip(1);
         let (kind, pid, file) = (words.next()?, words.nth(2)?, words.next()?);
-        let pid = pid.parse::<u32>().ok().filter(|pid| *pid > 0 && *pid != std::process::id())?;
+        let pid = pid
+            .parse::<u32>()
+            .ok()
+            .filter(|pid| *pid > 0 && *pid != std::process::id())?;
         (kind == "FLOCK" && file.ends_with(&inode)).then_some(pid)
     };
     let mut pids: Vec<u32> = locks.lines().filter_map(of).collect();
@@ -316,10 +387,20 @@ mod tests {
             // The one that was there goes on; another one does not come in.
             assert!(matches!(folder.lock_shared(), Err(RuntimeError::InUse(_))));
             drop(reader);
-            let held = writer.join().expect("no panic").expect("the reader has ended");
+            let held = writer
+                .join()
+                .expect("no panic")
+                .expect("the reader has ended");
             assert!(!folder.is_wanted());
-            let refused = folder.lock_shared().map(drop).expect_err("it is held").to_string();
-            assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
+            let refused = folder
+                .lock_shared()
+                .map(drop)
+                .expect_err("it is held")
+                .to_string();
+            assert!(
+                refused.contains(&format!("in use by process {}", std::process::id())),
+                "{refused}"
+            );
             drop(held);
         });
         folder.lock_shared().expect("free again");

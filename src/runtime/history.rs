@@ -1,5 +1,5 @@
-//! Everything that was ever taken in, in its order: what is left of it where `raw` has lost its beginning, then `raw` as far as it is
-//! committed there, then the log.
+//! Everything that was ever taken in, in its order: what is left of it where `raw` has lost its
+//! beginning, then `raw` as far as it is committed there, then the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,15 +51,26 @@ impl History {
     /// Everything above `after`.
     pub fn new(archive: Archive, after: Lsn) -> Result<Self, RuntimeError> {
         let raw = archive.raw(after)?;
-        Ok(Self { archive, after, from: From::Raw(Box::new(raw)), first: 0 })
+        Ok(Self {
+            archive,
+            after,
+            from: From::Raw(Box::new(raw)),
+            first: 0,
+        })
     }
 
     /// As [`Self::new`]; what came before the record `first` is what is kept of it.
     pub fn kept(archive: Archive, after: Lsn, kept: Kept, first: Lsn) -> Self {
-        Self { archive, after, from: From::Kept(Box::new(kept)), first }
+        Self {
+            archive,
+            after,
+            from: From::Kept(Box::new(kept)),
+            first,
+        }
     }
 
-    /// The next frame, up to `limit`; none when that is reached. Its records are all above the one before.
+    /// The next frame, up to `limit`; none when that is reached. Its records are all above the one
+    /// before.
     pub fn next(&mut self, limit: Lsn) -> Result<Option<Piece>, RuntimeError> {
         let mut was_missing = false;
         while self.after < limit {
@@ -92,8 +103,11 @@ impl History {
                 },
                 From::Log(log) => match log.next(limit) {
                     Ok(frame) => frame,
-                    // It was trimmed meanwhile, perhaps while a segment was read: what left it is in `raw`.
-                    Err(WalError::Missing { .. } | WalError::Io { .. } | WalError::Damaged { .. }) if !was_missing => {
+                    // It was trimmed meanwhile, perhaps while a segment was read: what left it is
+                    // in `raw`.
+                    Err(
+                        WalError::Missing { .. } | WalError::Io { .. } | WalError::Damaged { .. },
+                    ) if !was_missing => {
                         was_missing = true;
                         self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
                         None
@@ -104,7 +118,10 @@ impl History {
             if let Some(frame) = next {
                 let frame = behind(frame, self.after)?;
                 self.after = frame.header.last_lsn();
-                return Ok(Some(Piece { frame, decoded: None }));
+                return Ok(Some(Piece {
+                    frame,
+                    decoded: None,
+                }));
             }
         }
         Ok(None)
@@ -113,7 +130,11 @@ impl History {
 
 impl Archive {
     fn raw(&self, after: Lsn) -> Result<RawFrames, RuntimeError> {
-        let layout = if self.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
+        let layout = if self.partition == PartitionBy::Hour {
+            Layout::Hours
+        } else {
+            Layout::Days
+        };
         let spec = TableSpec::raw(&self.lake, layout);
         let table = LakeTable::open(spec.clone(), self.log, self.runtime.clone(), false)?;
         let files = table.map(|table| table.files()).unwrap_or_default();
@@ -144,19 +165,46 @@ fn behind(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
     if skipped == 0 {
         return Ok(frame);
     }
-    let failed = |e: &dyn std::fmt::Display| RuntimeError::Failed(format!("record {}: {e}", frame.header.first_lsn));
+    let failed = |e: &dyn std::fmt::Display| {
+        RuntimeError::Failed(format!("record {}: {e}", frame.header.first_lsn))
+    };
     let all = frame.records().map_err(|e| failed(&e))?;
     let mut records = RecordsBuilder::default();
-    all.iter().skip(skipped as usize).for_each(|record| records.push(record));
+    all.iter()
+        .skip(skipped as usize)
+        .for_each(|record| records.push(record));
     let records = records.finish();
     let about = About {
-        positions: frame.about.positions.iter().skip(skipped as usize).copied().collect(),
-        retry_of: frame.about.retry_of.iter().skip(skipped as usize).copied().collect(),
-        cut: frame.about.cut.iter().filter(|(i, _)| *i >= skipped).map(|(i, n)| (i - skipped, *n)).collect(),
+        positions: frame
+            .about
+            .positions
+            .iter()
+            .skip(skipped as usize)
+            .copied()
+            .collect(),
+        retry_of: frame
+            .about
+            .retry_of
+            .iter()
+            .skip(skipped as usize)
+            .copied()
+            .collect(),
+        cut: frame
+            .about
+            .cut
+            .iter()
+            .filter(|(i, _)| *i >= skipped)
+            .map(|(i, n)| (i - skipped, *n))
+            .collect(),
         ..frame.about.clone()
     };
     let block = compress(records.page()).map_err(|e| failed(&e))?;
     let mut header = frame.header.clone();
     (header.first_lsn, header.count) = (after + 1, header.count - skipped as u32);
-    Ok(Frame { header, block, block_bytes: records.page().len() as u32, about })
+    Ok(Frame {
+        header,
+        block,
+        block_bytes: records.page().len() as u32,
+        about,
+    })
 }

@@ -1,9 +1,12 @@
-//! What is left of records that `raw` has let go of: the rows that a stream's table kept of them, and dead letters.
+//! What is left of records that `raw` has let go of: the rows that a stream's table kept of them,
+//! and dead letters.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, BooleanArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, BooleanArray, Int64Array, RecordBatch, StringArray,
+};
 use arrow::array::{TimestampMicrosecondArray, new_null_array};
 use arrow::compute::{concat_batches, filter_record_batch};
 
@@ -37,17 +40,24 @@ pub enum Of {
 impl Kept {
     /// Of the records above `after`, up to `to`.
     pub fn new(table: &LakeTable, of: Of, after: Lsn, to: Lsn) -> Self {
-        Self { rows: KeptRows::new(table, after, to), of, waiting: VecDeque::new() }
+        Self {
+            rows: KeptRows::new(table, after, to),
+            of,
+            waiting: VecDeque::new(),
+        }
     }
 
     pub fn next_piece(&mut self) -> Result<Option<Piece>, String> {
         while self.waiting.is_empty() {
-            let Some(rows) = self.rows.next_rows()? else { return Ok(None) };
+            let Some(rows) = self.rows.next_rows()? else {
+                return Ok(None);
+            };
             match &self.of {
                 Of::Stream(stream) => self.waiting.extend(pieces(stream, &rows)?),
                 Of::DeadLetters(catalog) => {
                     for row in 0..rows.num_rows() {
-                        self.waiting.extend(dead_letter(catalog, &rows.slice(row, 1))?);
+                        self.waiting
+                            .extend(dead_letter(catalog, &rows.slice(row, 1))?);
                     }
                 }
             }
@@ -57,7 +67,9 @@ impl Kept {
 }
 
 fn column<'a, T: Array + 'static>(rows: &'a RecordBatch, name: &str) -> Result<&'a T, String> {
-    let column = rows.column_by_name(name).and_then(|c| c.as_any().downcast_ref());
+    let column = rows
+        .column_by_name(name)
+        .and_then(|c| c.as_any().downcast_ref());
     column.ok_or_else(|| format!("the column `{name}` is missing"))
 }
 
@@ -82,21 +94,30 @@ fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<He
 fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
     let received = column::<TimestampMicrosecondArray>(rows, "received_at")?;
     let source = column::<StringArray>(rows, "source")?;
-    let own = stream.output.fields().iter().map(|field| match rows.column_by_name(field.name()) {
-        Some(column) => column.clone(),
-        None => new_null_array(field.data_type(), rows.num_rows()),
-    });
-    let own = RecordBatch::try_new(stream.output.clone(), own.collect()).map_err(|e| e.to_string())?;
+    let own = stream
+        .output
+        .fields()
+        .iter()
+        .map(|field| match rows.column_by_name(field.name()) {
+            Some(column) => column.clone(),
+            None => new_null_array(field.data_type(), rows.num_rows()),
+        });
+    let own =
+        RecordBatch::try_new(stream.output.clone(), own.collect()).map_err(|e| e.to_string())?;
     let all = lsns(rows);
     let mut pieces = Vec::new();
     let mut start = 0;
     while start < all.len() {
         let together = (start..all.len()).take(FRAME_RECORDS).take_while(|row| {
-            (received.value(*row), source.value(*row)) == (received.value(start), source.value(start))
+            (received.value(*row), source.value(*row))
+                == (received.value(start), source.value(start))
                 && all[*row] - all[start] < FRAME_RECORDS as i64
         });
         let end = start + together.count();
-        let index: Vec<u32> = all[start..end].iter().map(|lsn| (lsn - all[start]) as u32).collect();
+        let index: Vec<u32> = all[start..end]
+            .iter()
+            .map(|lsn| (lsn - all[start]) as u32)
+            .collect();
         let count = index.last().map_or(1, |last| last + 1);
         let frame = Frame {
             header: header(rows, start, count, &stream.name)?,
@@ -104,8 +125,16 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
             block_bytes: 0,
             about: About::default(),
         };
-        let decoded = Decoded { rows: own.slice(start, end - start), index, rejected: Vec::new(), drift: Vec::new() };
-        pieces.push(Piece { frame, decoded: Some(decoded) });
+        let decoded = Decoded {
+            rows: own.slice(start, end - start),
+            index,
+            rejected: Vec::new(),
+            drift: Vec::new(),
+        };
+        pieces.push(Piece {
+            frame,
+            decoded: Some(decoded),
+        });
         start = end;
     }
     Ok(pieces)
@@ -113,13 +142,22 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
 
 /// A dead letter, as the record that was refused; none of a stream that is no more.
 fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, String> {
-    let Some(stream) = catalog.streams.get(column::<StringArray>(row, "stream")?.value(0)) else { return Ok(None) };
+    let Some(stream) = catalog
+        .streams
+        .get(column::<StringArray>(row, "stream")?.value(0))
+    else {
+        return Ok(None);
+    };
     let mut records = RecordsBuilder::default();
     records.push(column::<BinaryArray>(row, "bytes")?.value(0));
     let records = records.finish();
     let position = column::<Int64Array>(row, "position")?;
     let about = About {
-        positions: position.is_valid(0).then(|| position.value(0) as u64).into_iter().collect(),
+        positions: position
+            .is_valid(0)
+            .then(|| position.value(0) as u64)
+            .into_iter()
+            .collect(),
         ..About::default()
     };
     let frame = Frame {
@@ -131,11 +169,20 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, St
     let reason = column::<StringArray>(row, "reason")?.value(0).into();
     let rows = RecordBatch::new_empty(stream.output.clone());
     let rejected = vec![Rejected { index: 0, reason }];
-    let decoded = Decoded { rows, index: Vec::new(), rejected, drift: Vec::new() };
-    Ok(Some(Piece { frame, decoded: Some(decoded) }))
+    let decoded = Decoded {
+        rows,
+        index: Vec::new(),
+        rejected,
+        drift: Vec::new(),
+    };
+    Ok(Some(Piece {
+        frame,
+        decoded: Some(decoded),
+    }))
 }
 
-/// Rows of a table that cannot be made anew, because what they rest on is gone: those with a time before the first that is whole.
+/// Rows of a table that cannot be made anew, because what they rest on is gone: those with a time
+/// before the first that is whole.
 pub struct TakenOver {
     spec: TableSpec,
     rows: KeptRows,
@@ -150,7 +197,12 @@ impl TakenOver {
         if old.spec.layout != Layout::Buckets {
             rows.only_before(before);
         }
-        Self { spec: old.spec.clone(), rows, before, next: None }
+        Self {
+            spec: old.spec.clone(),
+            rows,
+            before,
+            next: None,
+        }
     }
 
     /// Puts the old rows of an output's records in the place of new ones of the same time.
@@ -160,7 +212,11 @@ impl TakenOver {
             parts.push(self.of_time(&rows, |time| time < self.before)?);
         }
         // From here on nothing is read, so nothing fails half-way.
-        if let Some(at) = output.tables.iter().position(|t| *t.table == *self.spec.name) {
+        if let Some(at) = output
+            .tables
+            .iter()
+            .position(|t| *t.table == *self.spec.name)
+        {
             // Of an entity the newest row stays in any case.
             let is_kept = |time: Micros| self.spec.layout == Layout::Buckets || time >= self.before;
             parts.push(self.of_time(&output.tables.remove(at).batch, is_kept)?);
@@ -168,7 +224,11 @@ impl TakenOver {
         let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
         if rows.num_rows() > 0 {
             let table = self.spec.name.as_str().into();
-            output.tables.push(TableRows { table, batch: by_lsn(&rows)?, floor: None });
+            output.tables.push(TableRows {
+                table,
+                batch: by_lsn(&rows)?,
+                floor: None,
+            });
         }
         Ok(())
     }
@@ -189,10 +249,21 @@ impl TakenOver {
         Ok((at > 0).then(|| rows.slice(0, at)))
     }
 
-    fn of_time(&self, rows: &RecordBatch, is_wanted: impl Fn(Micros) -> bool) -> Result<RecordBatch, String> {
+    fn of_time(
+        &self,
+        rows: &RecordBatch,
+        is_wanted: impl Fn(Micros) -> bool,
+    ) -> Result<RecordBatch, String> {
         let time: &ArrayRef = rows.column(self.spec.time_column);
-        let times = time.as_any().downcast_ref::<TimestampMicrosecondArray>().ok_or("the time is no time")?;
-        let wanted: BooleanArray = times.values().iter().map(|time| Some(is_wanted(*time))).collect();
+        let times = time
+            .as_any()
+            .downcast_ref::<TimestampMicrosecondArray>()
+            .ok_or("the time is no time")?;
+        let wanted: BooleanArray = times
+            .values()
+            .iter()
+            .map(|time| Some(is_wanted(*time)))
+            .collect();
         filter_record_batch(rows, &wanted).map_err(|e| e.to_string())
     }
 }

@@ -1,5 +1,5 @@
-//! Work on committed data beside the pipeline: merging files, checkpoints, taking out what lies below the retention's floor,
-//! removing what is no longer named, and keeping to the disk's limit.
+//! Work on committed data beside the pipeline: merging files, checkpoints, taking out what lies
+//! below the retention's floor, removing what is no longer named, and keeping to the disk's limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,7 +27,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 /// What a query may still read stays so long where room is needed, instead of [`compact::GRACE`].
 const SHORT_GRACE: Duration = Duration::from_secs(30);
-/// Over its limit, the disk is brought down to this share of it, so that hours do not leave one by one.
+/// Over its limit, the disk is brought down to this share of it, so that hours do not leave one by
+/// one.
 const DISK_AIM: u64 = 95;
 
 /// Looks after what views have committed.
@@ -51,9 +52,16 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
-    pub fn new(config: &Config, handles: Handles, ingest: Option<Ingest>, trimming: Arc<Mutex<()>>) -> Self {
-        let retention =
-            [(positions::RAW, config.raw_retention), (positions::DEAD_LETTERS, config.dead_letters_retention)];
+    pub fn new(
+        config: &Config,
+        handles: Handles,
+        ingest: Option<Ingest>,
+        trimming: Arc<Mutex<()>>,
+    ) -> Self {
+        let retention = [
+            (positions::RAW, config.raw_retention),
+            (positions::DEAD_LETTERS, config.dead_letters_retention),
+        ];
         Self {
             handles,
             memory: config.limits.shares().merges(),
@@ -82,14 +90,17 @@ impl Maintenance {
                         continue;
                     }
                     looks = 0;
-                    // In a thread that ends: the memory that merges take and give back returns to the system with it.
+                    // In a thread that ends: the memory that merges take and give back returns to
+                    // the system with it.
                     let round = || self.round(When::Running, &|| stop.is_asked());
                     let done = std::thread::scope(|scope| scope.spawn(round).join());
                     match done {
                         Ok(Ok(_)) => {}
                         // Nothing was changed; the next round tries again.
                         Ok(Err(error)) => tracing::warn!(%error, "maintenance failed"),
-                        Err(_) => tracing::error!("maintenance panicked; the next round tries again"),
+                        Err(_) => {
+                            tracing::error!("maintenance panicked; the next round tries again");
+                        }
                     }
                 }
             })
@@ -125,10 +136,18 @@ impl Maintenance {
         }
     }
 
-    /// Where the log or the disk is full, files that no version of a table names leave earlier: nothing is taken in before.
+    /// Where the log or the disk is full, files that no version of a table names leave earlier:
+    /// nothing is taken in before.
     fn make_room(&self) {
-        let is_full = self.ingest.as_ref().is_some_and(|ingest| ingest.intake().full().is_some());
-        if is_full || self.disk.is_some_and(|limit| folder_bytes(&self.folder) > limit) {
+        let is_full = self
+            .ingest
+            .as_ref()
+            .is_some_and(|ingest| ingest.intake().full().is_some());
+        if is_full
+            || self
+                .disk
+                .is_some_and(|limit| folder_bytes(&self.folder) > limit)
+        {
             self.remove_replaced();
         }
     }
@@ -160,24 +179,37 @@ impl Maintenance {
         when: When,
         stop: &dyn Fn() -> bool,
     ) -> Result<usize, ViewError> {
-        let Some(_trimming) = self.hold() else { return Ok(0) };
+        let Some(_trimming) = self.hold() else {
+            return Ok(0);
+        };
         if let Some((retention, width)) = self.retention.get(name).zip(table.spec.layout.width()) {
             let arrived = self.handles.progress.arrived();
             table.set_arrival_floor(arrived.map(|at| arrival_floor(at, retention.micros(), width)));
         }
         let dropped = table.drop_below_floor()?;
         if dropped > 0 {
-            tracing::info!(table = name, files = dropped, "below the retention's floor; taken out");
+            tracing::info!(
+                table = name,
+                files = dropped,
+                "below the retention's floor; taken out"
+            );
         }
         let done = compact::maintain(table, self.memory, when, stop)?;
         if done > 0 {
-            tracing::info!(table = name, merges = done, files = table.files().len(), "merged");
+            tracing::info!(
+                table = name,
+                merges = done,
+                files = table.files().len(),
+                "merged"
+            );
         }
         Ok(done)
     }
 
     fn drop_indexes(&self) -> Result<(), ViewError> {
-        let Some(_trimming) = self.hold() else { return Ok(()) };
+        let Some(_trimming) = self.hold() else {
+            return Ok(());
+        };
         for (name, index) in &self.handles.search {
             if let Some(floor) = self.handles.floor(name) {
                 index.drop_below(floor)?;
@@ -188,7 +220,9 @@ impl Maintenance {
 
     /// Raises floors if the folder has grown over its limit.
     fn keep_to_the_disk(&self) -> Result<(), ViewError> {
-        let (Some(limit), Some(ingest)) = (self.disk, &self.ingest) else { return Ok(()) };
+        let (Some(limit), Some(ingest)) = (self.disk, &self.ingest) else {
+            return Ok(());
+        };
         let usage = Usage::of(&self.folder, &self.handles.tables);
         let plan = plan_floors(&usage, limit);
         if plan.is_short {
@@ -201,15 +235,31 @@ impl Maintenance {
         let mut floors = Floors::new();
         floors.extend(plan.raw.map(|floor| (positions::RAW.to_owned(), floor)));
         if let Some(floor) = plan.others {
-            let by_time = self.handles.tables.iter().filter(|(_, t)| t.spec.layout.width().is_some());
-            floors.extend(by_time.map(|(n, _)| n).filter(|n| *n != positions::RAW).map(|n| (n.clone(), floor)));
+            let by_time = self
+                .handles
+                .tables
+                .iter()
+                .filter(|(_, t)| t.spec.layout.width().is_some());
+            floors.extend(
+                by_time
+                    .map(|(n, _)| n)
+                    .filter(|n| *n != positions::RAW)
+                    .map(|n| (n.clone(), floor)),
+            );
         }
         if floors.is_empty() {
             return Ok(());
         }
-        tracing::info!(?floors, limit, used = usage.total, "the disk's limit is reached; the oldest hours leave");
+        tracing::info!(
+            ?floors,
+            limit,
+            used = usage.total,
+            "the disk's limit is reached; the oldest hours leave"
+        );
         match raise_floors(ingest, &floors) {
-            Err(error @ IngestError::Refused(_)) => Err(ViewError::failed("floor")(error.to_string())),
+            Err(error @ IngestError::Refused(_)) => {
+                Err(ViewError::failed("floor")(error.to_string()))
+            }
             // The queue or the log is full, or weir stops: the next round tries again.
             _ => Ok(()),
         }
@@ -224,13 +274,18 @@ fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
 
 /// The floor of a table by arrival, down to a whole partition. Pure.
 fn arrival_floor(arrived: Micros, retention: Micros, width: Micros) -> Micros {
-    arrived.saturating_sub(arrivals::STEP).saturating_sub(retention).div_euclid(width) * width
+    arrived
+        .saturating_sub(arrivals::STEP)
+        .saturating_sub(retention)
+        .div_euclid(width)
+        * width
 }
 
 /// What takes how much of the disk. Partitions by their ends.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Usage {
-    /// Bytes that stay unless a floor rises: those that no version of a table names leave by themselves, and do not count.
+    /// Bytes that stay unless a floor rises: those that no version of a table names leave by
+    /// themselves, and do not count.
     total: u64,
     raw: BTreeMap<Micros, u64>,
     others: BTreeMap<Micros, u64>,
@@ -238,18 +293,31 @@ struct Usage {
 
 impl Usage {
     fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
-        let mut usage = Self { total: folder_bytes(folder).saturating_sub(reserve::held(folder)), ..Self::default() };
+        let mut usage = Self {
+            total: folder_bytes(folder).saturating_sub(reserve::held(folder)),
+            ..Self::default()
+        };
         for (name, table) in tables {
             usage.total = usage.total.saturating_sub(table.unnamed_bytes());
             // Entities have no hours that could leave.
-            let Some(width) = table.spec.layout.width() else { continue };
-            let below = table.floor().map_or(i64::MIN, |floor| floor.div_euclid(width));
-            let partitions = if name == positions::RAW { &mut usage.raw } else { &mut usage.others };
+            let Some(width) = table.spec.layout.width() else {
+                continue;
+            };
+            let below = table
+                .floor()
+                .map_or(i64::MIN, |floor| floor.div_euclid(width));
+            let partitions = if name == positions::RAW {
+                &mut usage.raw
+            } else {
+                &mut usage.others
+            };
             for file in table.files().iter() {
                 if file.bucket < below {
                     usage.total = usage.total.saturating_sub(file.bytes);
                 } else {
-                    *partitions.entry((file.bucket + 1).saturating_mul(width)).or_default() += file.bytes;
+                    *partitions
+                        .entry((file.bucket + 1).saturating_mul(width))
+                        .or_default() += file.bytes;
                 }
             }
         }
@@ -266,14 +334,18 @@ struct Plan {
     is_short: bool,
 }
 
-/// The oldest partitions leave, those of `raw` first, then those of all other tables together; the latest of each stays. Pure.
+/// The oldest partitions leave, those of `raw` first, then those of all other tables together; the
+/// latest of each stays. Pure.
 fn plan_floors(usage: &Usage, limit: u64) -> Plan {
     let mut plan = Plan::default();
     if usage.total <= limit {
         return plan;
     }
     let mut over = usage.total - limit / 100 * DISK_AIM;
-    for (partitions, floor) in [(&usage.raw, &mut plan.raw), (&usage.others, &mut plan.others)] {
+    for (partitions, floor) in [
+        (&usage.raw, &mut plan.raw),
+        (&usage.others, &mut plan.others),
+    ] {
         for (end, bytes) in partitions.iter().take(partitions.len().saturating_sub(1)) {
             if over == 0 {
                 break;
@@ -305,17 +377,54 @@ mod tests {
 
     fn usage(total: u64) -> Usage {
         let partitions = |bytes: u64| (1..=4).map(|end| (end, bytes)).collect();
-        Usage { total, raw: partitions(100), others: partitions(50) }
+        Usage {
+            total,
+            raw: partitions(100),
+            others: partitions(50),
+        }
     }
 
     #[test]
     fn raw_leaves_first_then_all_tables_and_the_latest_hour_stays() {
         assert_eq!(plan_floors(&usage(1_000), 1_000), Plan::default());
         // 1,001 is brought down to 950.
-        assert_eq!(plan_floors(&usage(1_001), 1_000), Plan { raw: Some(1), ..Plan::default() });
-        assert_eq!(plan_floors(&usage(1_200), 1_000), Plan { raw: Some(3), ..Plan::default() });
-        assert_eq!(plan_floors(&usage(1_300), 1_000), Plan { raw: Some(3), others: Some(1), is_short: false });
-        assert_eq!(plan_floors(&usage(1_400), 1_000), Plan { raw: Some(3), others: Some(3), is_short: false });
-        assert_eq!(plan_floors(&usage(9_000), 1_000), Plan { raw: Some(3), others: Some(3), is_short: true });
+        assert_eq!(
+            plan_floors(&usage(1_001), 1_000),
+            Plan {
+                raw: Some(1),
+                ..Plan::default()
+            }
+        );
+        assert_eq!(
+            plan_floors(&usage(1_200), 1_000),
+            Plan {
+                raw: Some(3),
+                ..Plan::default()
+            }
+        );
+        assert_eq!(
+            plan_floors(&usage(1_300), 1_000),
+            Plan {
+                raw: Some(3),
+                others: Some(1),
+                is_short: false
+            }
+        );
+        assert_eq!(
+            plan_floors(&usage(1_400), 1_000),
+            Plan {
+                raw: Some(3),
+                others: Some(3),
+                is_short: false
+            }
+        );
+        assert_eq!(
+            plan_floors(&usage(9_000), 1_000),
+            Plan {
+                raw: Some(3),
+                others: Some(3),
+                is_short: true
+            }
+        );
     }
 }

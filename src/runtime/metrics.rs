@@ -20,17 +20,20 @@ pub(super) fn publish(
     metrics::gauge!("weir_log_bytes").set(folder_bytes(log) as f64);
     for (name, applied, _) in views {
         metrics::gauge!("weir_view_position", "view" => name.clone()).set(*applied as f64);
-        metrics::gauge!("weir_view_lag_records", "view" => name.clone()).set(synced.saturating_sub(*applied) as f64);
+        metrics::gauge!("weir_view_lag_records", "view" => name.clone())
+            .set(synced.saturating_sub(*applied) as f64);
     }
     for (name, stream) in progress.streams() {
         let totals = stream.totals;
         metrics::counter!("weir_source_records_total", "stream" => name.clone())
             .absolute(totals.events + totals.dead_letters);
         for (reason, count) in stream.reasons {
-            metrics::counter!("weir_rejected_total", "stream" => name.clone(), "reason" => reason).absolute(count);
+            metrics::counter!("weir_rejected_total", "stream" => name.clone(), "reason" => reason)
+                .absolute(count);
         }
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
-        metrics::gauge!("weir_open_sessions", "stream" => name.clone()).set(stream.open_sessions as f64);
+        metrics::gauge!("weir_open_sessions", "stream" => name.clone())
+            .set(stream.open_sessions as f64);
         metrics::counter!("weir_repeats_total", "stream" => name).absolute(totals.repeats);
     }
     for (name, health) in progress.sources() {
@@ -42,17 +45,31 @@ pub(super) fn publish(
     }
     for (name, window) in progress.windows() {
         metrics::gauge!("weir_window_groups", "window" => name.clone()).set(window.groups as f64);
-        metrics::gauge!("weir_window_bytes", "window" => name.clone()).set(window.memory_bytes as f64);
+        metrics::gauge!("weir_window_bytes", "window" => name.clone())
+            .set(window.memory_bytes as f64);
         metrics::counter!("weir_window_late_total", "window" => name.clone()).absolute(window.late);
         metrics::counter!("weir_window_failed_total", "window" => name).absolute(window.failed);
     }
     let hot = handles.tables.values().map(|table| {
         let state = table.snapshot();
-        state.recent.iter().chain(&state.old).map(|h| h.memory_bytes()).sum::<usize>()
+        state
+            .recent
+            .iter()
+            .chain(&state.old)
+            .map(|h| h.memory_bytes())
+            .sum::<usize>()
     });
-    let places = handles.places.values().map(|p| p.memory_bytes() + p.venues() * VENUE_BYTES).sum();
+    let places = handles
+        .places
+        .values()
+        .map(|p| p.memory_bytes() + p.venues() * VENUE_BYTES)
+        .sum();
     let counts = handles.counts.values().map(|c| c.memory_bytes()).sum();
-    let views = [("hot_rows", hot.sum()), ("places", places), ("counts", counts)];
+    let views = [
+        ("hot_rows", hot.sum()),
+        ("places", places),
+        ("counts", counts),
+    ];
     for (part, bytes) in parts.iter().copied().chain(views) {
         metrics::gauge!("weir_memory_bytes", "part" => part).set(bytes as f64);
     }

@@ -1,5 +1,5 @@
-//! The composition root: opens a data folder, puts log, operators, views, queries and sources together, and takes them apart
-//! in the order in which data flows.
+//! The composition root: opens a data folder, puts log, operators, views, queries and sources
+//! together, and takes them apart in the order in which data flows.
 
 mod backlog;
 pub mod backup;
@@ -132,9 +132,14 @@ fn snapshots(config: &Config, folder: &Folder) -> Snapshots {
 }
 
 impl Running {
-    /// Opens the folder and switches to this configuration if the log holds another. Questions are answered from now on, while the
-    /// log's past is still applied; [`Running::resume`] then starts the sources.
-    pub fn start(config: &Config, options: Options, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
+    /// Opens the folder and switches to this configuration if the log holds another. Questions are
+    /// answered from now on, while the log's past is still applied; [`Running::resume`] then starts
+    /// the sources.
+    pub fn start(
+        config: &Config,
+        options: Options,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, RuntimeError> {
         let catalog = views::compile(config)?;
         let folder = Folder::create(&config.data)?;
         let lock = folder.lock()?;
@@ -143,7 +148,8 @@ impl Running {
         rebuild::place(config, &folder, runtime)?;
         let wal = open_wal(config, &folder, &catalog, runtime)?;
         let wal = rebuild::finish(config, &folder, wal, runtime, &clock)?;
-        let (mut wal, is_new) = switch_configuration(config, &folder, &catalog, wal, runtime, &clock)?;
+        let (mut wal, is_new) =
+            switch_configuration(config, &folder, &catalog, wal, runtime, &clock)?;
         let snapshots = snapshots(config, &folder);
         let log = log_name(config, &wal);
         let opened = views::open(config, &folder, &catalog, log, runtime, true)
@@ -154,7 +160,11 @@ impl Running {
         }
         let opened = opened?;
         let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
-        let sql = Arc::new(SqlEngine::new(&folder.lake(), &folder.spill(), sql_limits(config))?);
+        let sql = Arc::new(SqlEngine::new(
+            &folder.lake(),
+            &folder.spill(),
+            sql_limits(config),
+        )?);
         let handles = pipeline.handles.clone();
         let answers = Answers {
             handles: handles.clone(),
@@ -179,7 +189,11 @@ impl Running {
             _lock: lock,
         };
         if !options.once {
-            running.maintenance = Some(running.maintenance(config).start(running.stop.clone(), running.panics.watch()));
+            running.maintenance = Some(
+                running
+                    .maintenance(config)
+                    .start(running.stop.clone(), running.panics.watch()),
+            );
         }
         Ok(running)
     }
@@ -189,9 +203,13 @@ impl Running {
         Maintenance::new(config, handles, ingest, self.pipeline.trimming.clone())
     }
 
-    /// One round of what a server does now and then, for a run that ends: merges that are due, retention, the disk's limit.
+    /// One round of what a server does now and then, for a run that ends: merges that are due,
+    /// retention, the disk's limit.
     pub fn maintain(&self, config: &Config) {
-        if let Err(error) = self.maintenance(config).round(When::Quiet, &|| self.stop.is_asked()) {
+        if let Err(error) = self
+            .maintenance(config)
+            .round(When::Quiet, &|| self.stop.is_asked())
+        {
             // Nothing was changed; the next run tries again.
             tracing::warn!(%error, "maintenance failed");
         }
@@ -203,15 +221,24 @@ impl Running {
         if self.has_resumed.load(Ordering::Acquire) {
             return Ok(false);
         }
-        let Some(mut resume) = self.pipeline.try_resume()? else { return Ok(false) };
-        self.ingest()?.remember(std::mem::take(&mut resume.answered));
+        let Some(mut resume) = self.pipeline.try_resume()? else {
+            return Ok(false);
+        };
+        self.ingest()?
+            .remember(std::mem::take(&mut resume.answered));
         self.start_sources(config, self.options, &resume)?;
         self.has_resumed.store(true, Ordering::Release);
         Ok(true)
     }
 
-    fn start_sources(&mut self, config: &Config, options: Options, resume: &Resume) -> Result<(), RuntimeError> {
-        let mut connected = Connected::from([(HTTP.to_owned(), Arc::new(AtomicBool::new(!options.once)))]);
+    fn start_sources(
+        &mut self,
+        config: &Config,
+        options: Options,
+        resume: &Resume,
+    ) -> Result<(), RuntimeError> {
+        let mut connected =
+            Connected::from([(HTTP.to_owned(), Arc::new(AtomicBool::new(!options.once)))]);
         let mut healths = BTreeMap::new();
         for (place, source) in config.sources.iter().enumerate() {
             let is_connected = Arc::new(AtomicBool::new(false));
@@ -240,7 +267,8 @@ impl Running {
                     .map(|((_, partition), state)| (partition.clone(), state.clone()))
                     .collect(),
             };
-            let (kind, clock, watch) = (source.kind.clone(), self.clock.clone(), self.panics.watch());
+            let (kind, clock, watch) =
+                (source.kind.clone(), self.clock.clone(), self.panics.watch());
             let thread = std::thread::Builder::new()
                 .name(format!("source/{}", source.name))
                 .spawn(move || {
@@ -252,7 +280,8 @@ impl Running {
                         SourceKind::WebSocket { url } => sources::websocket::run(&context, &url, &*clock),
                     };
                     match result {
-                        // It waited for room in the log when everything stopped; it goes on from what was acknowledged.
+                        // It waited for room in the log when everything stopped; it goes on from
+                        // what was acknowledged.
                         Err(SourceError::Ingest(IngestError::Stopping | IngestError::NoSpace { .. }))
                             if context.stop.is_asked() =>
                         {
@@ -271,16 +300,33 @@ impl Running {
             self.sources.push((source.name.clone(), thread));
         }
         self.handles.progress.set_sources(healths);
-        let (ingest, progress, stop) = (self.ingest()?, self.handles.progress.clone(), self.stop.clone());
-        self.ticks = Some(Ticker { ingest, progress, connected, stop }.start(self.panics.watch()));
+        let (ingest, progress, stop) = (
+            self.ingest()?,
+            self.handles.progress.clone(),
+            self.stop.clone(),
+        );
+        self.ticks = Some(
+            Ticker {
+                ingest,
+                progress,
+                connected,
+                stop,
+            }
+            .start(self.panics.watch()),
+        );
         Ok(())
     }
 
     /// Closes every window and session, as if no event were to come: their last rows are stored.
     pub fn close_windows(&self) -> Result<(), RuntimeError> {
         let submission = Submission::control(Kind::Final, "", b"{}");
-        let stored = self.ingest()?.submit(submission, true).and_then(|receipt| receipt.wait());
-        stored.map(drop).map_err(|e| RuntimeError::Failed(e.to_string()))
+        let stored = self
+            .ingest()?
+            .submit(submission, true)
+            .and_then(|receipt| receipt.wait());
+        stored
+            .map(drop)
+            .map_err(|e| RuntimeError::Failed(e.to_string()))
     }
 
     /// Rows as they become visible.
@@ -318,7 +364,10 @@ impl Running {
 
     /// A handle to take records in.
     pub fn ingest(&self) -> Result<Ingest, RuntimeError> {
-        self.pipeline.ingest.clone().ok_or_else(|| RuntimeError::Failed("weir is stopping".into()))
+        self.pipeline
+            .ingest
+            .clone()
+            .ok_or_else(|| RuntimeError::Failed("weir is stopping".into()))
     }
 
     /// Records that were in the log and, since the last snapshot, not known to be in every view.
@@ -331,11 +380,17 @@ impl Running {
         self.pipeline.has_failed() || self.panics.any()
     }
 
-    /// What waits without keeping the rest from going on, or why not everything goes on; for a readiness probe that outlives this borrow.
+    /// What waits without keeping the rest from going on, or why not everything goes on; for a
+    /// readiness probe that outlives this borrow.
     pub fn readiness(&self) -> Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync> {
         let progress = self.handles.progress.clone();
-        let views: Vec<(String, Arc<Status>)> =
-            self.pipeline.view_names.iter().cloned().zip(self.pipeline.views.iter().cloned()).collect();
+        let views: Vec<(String, Arc<Status>)> = self
+            .pipeline
+            .view_names
+            .iter()
+            .cloned()
+            .zip(self.pipeline.views.iter().cloned())
+            .collect();
         let has_resumed = self.has_resumed.clone();
         let intake = self.pipeline.intake.clone();
         Arc::new(move || {
@@ -345,20 +400,29 @@ impl Running {
             if let Some(reason) = intake.full() {
                 return Err(reason);
             }
-            if let Some(failed) = views.iter().find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)))
+            if let Some(failed) = views
+                .iter()
+                .find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)))
             {
                 return Err(failed);
             }
             let mut waiting = Vec::new();
             for (name, health) in progress.sources() {
                 let reason = || {
-                    format!("source `{name}` {}: {}", health.state.name(), health.reason.clone().unwrap_or_default())
+                    format!(
+                        "source `{name}` {}: {}",
+                        health.state.name(),
+                        health.reason.clone().unwrap_or_default()
+                    )
                 };
                 match health.state {
                     SourceState::Halted => return Err(reason()),
                     SourceState::Waiting => waiting.push(reason()),
                     SourceState::Running | SourceState::Ended if health.waiting_total > 0 => {
-                        waiting.push(format!("source `{name}`: {} files wait", health.waiting_total));
+                        waiting.push(format!(
+                            "source `{name}`: {} files wait",
+                            health.waiting_total
+                        ));
                     }
                     SourceState::Running | SourceState::Ended => {}
                 }
@@ -366,7 +430,9 @@ impl Running {
             let synced = progress.synced_lsn();
             for (name, status) in views.iter().filter(|(_, status)| status.is_catching_up()) {
                 let lag = synced.saturating_sub(status.applied());
-                waiting.push(format!("{name} is {lag} records behind and reads them from the log"));
+                waiting.push(format!(
+                    "{name} is {lag} records behind and reads them from the log"
+                ));
             }
             Ok(waiting)
         })
@@ -376,7 +442,13 @@ impl Running {
     pub fn publish_metrics(&self) {
         let parts = [
             ("queues", self.pipeline.intake.used()),
-            ("idempotency", self.pipeline.ingest.as_ref().map_or(0, Ingest::answered_bytes)),
+            (
+                "idempotency",
+                self.pipeline
+                    .ingest
+                    .as_ref()
+                    .map_or(0, Ingest::answered_bytes),
+            ),
             ("ring", self.pipeline.ring.level().0),
             ("operators", self.handles.progress.operators_bytes()),
             ("sql", self.answers.sql.memory_in_use()),
@@ -386,12 +458,17 @@ impl Running {
 
     /// Whether every source has ended.
     pub fn sources_have_ended(&self) -> bool {
-        self.has_resumed.load(Ordering::Acquire) && self.sources.iter().all(|(_, thread)| thread.is_finished())
+        self.has_resumed.load(Ordering::Acquire)
+            && self.sources.iter().all(|(_, thread)| thread.is_finished())
     }
 
     /// Per view, its name, what it has applied, and why it does not go on, if so.
     pub fn views(&self) -> Vec<(String, Lsn, Option<String>)> {
-        let states = self.pipeline.views.iter().map(|s| (s.applied(), s.failure()));
+        let states = self
+            .pipeline
+            .views
+            .iter()
+            .map(|s| (s.applied(), s.failure()));
         self.pipeline
             .view_names
             .iter()
@@ -401,20 +478,30 @@ impl Running {
             .collect()
     }
 
-    /// What the views have not read yet of the log is left for the next start, where the process is asked to end: it is safe there.
+    /// What the views have not read yet of the log is left for the next start, where the process is
+    /// asked to end: it is safe there.
     pub fn leave_the_rest(&self) {
         self.pipeline.leave_the_rest();
     }
 
-    /// Stops with the data: sources, log, operators, views with their last commit. A source that had halted is an error.
+    /// Stops with the data: sources, log, operators, views with their last commit. A source that
+    /// had halted is an error.
     pub fn stop(self) -> Result<(), RuntimeError> {
         let halted = self.end()?;
-        if halted.is_empty() { Ok(()) } else { Err(RuntimeError::Failed(halted.join("; "))) }
+        if halted.is_empty() {
+            Ok(())
+        } else {
+            Err(RuntimeError::Failed(halted.join("; ")))
+        }
     }
 
     /// Stops with the data, to start again; a source that had halted starts again too.
     pub fn stop_to_go_on(self) -> Result<(), RuntimeError> {
-        self.end().map(|halted| halted.iter().for_each(|error| tracing::warn!(error, "it had halted")))
+        self.end().map(|halted| {
+            halted
+                .iter()
+                .for_each(|error| tracing::warn!(error, "it had halted"));
+        })
     }
 
     /// Stops everything; gives what halted sources said.
@@ -435,11 +522,17 @@ impl Running {
                 Err(panic) => failures.push(threads::describe(&format!("source/{name}"), &*panic)),
             }
         }
-        // Nobody gives more; frames of a source that has ended may still wait for room in a full log.
+        // Nobody gives more; frames of a source that has ended may still wait for room in a full
+        // log.
         self.pipeline.intake.close();
         for thread in self.maintenance.take().into_iter().chain(self.ticks.take()) {
             let name = thread.thread().name().unwrap_or_default().to_owned();
-            failures.extend(thread.join().err().map(|panic| threads::describe(&name, &*panic)));
+            failures.extend(
+                thread
+                    .join()
+                    .err()
+                    .map(|panic| threads::describe(&name, &*panic)),
+            );
         }
         if !self.options.once {
             self.leave_the_rest();
@@ -452,27 +545,41 @@ impl Running {
     }
 }
 
-/// Merges a stopped folder's files without regard to their age; gives the numbers of merges and of files left.
-pub fn compact(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(usize, usize), RuntimeError> {
+/// Merges a stopped folder's files without regard to their age; gives the numbers of merges and of
+/// files left.
+pub fn compact(
+    config: &Config,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(usize, usize), RuntimeError> {
     let folder = Folder::existing(&config.data)?;
     let _lock = folder.lock()?;
     let wal = wal_options(config, &folder);
-    let id = Wal::log_id_of(&Disk, &wal.folder)?
-        .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
+    let id = Wal::log_id_of(&Disk, &wal.folder)?.ok_or_else(|| {
+        RuntimeError::Config(format!("{} holds no data yet", folder.root.display()))
+    })?;
     let snapshots = snapshots(config, &folder);
     snapshots.refuse_ahead(Wal::peek(&Disk, &wal, wal.zero)?.last_lsn)?;
     let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
-    let log = LogName { instance: config.instance, id, zero: wal.zero };
+    let log = LogName {
+        instance: config.instance,
+        id,
+        zero: wal.zero,
+    };
     let opened = views::open(config, &folder, newest.catalog(), log, runtime, true)?;
     opened.handles.progress.set_operators(&newest);
     let tables = &opened.handles.tables;
     opened.handles.raise_floors(&newest.floors());
-    let merges = Maintenance::new(config, opened.handles.clone(), None, Arc::default()).round(When::Now, &|| false)?;
+    let merges = Maintenance::new(config, opened.handles.clone(), None, Arc::default())
+        .round(When::Now, &|| false)?;
     Ok((merges, tables.values().map(|t| t.files().len()).sum()))
 }
 
 fn log_name(config: &Config, wal: &Wal) -> LogName {
-    LogName { instance: config.instance, id: wal.log_id(), zero: lsn_zero(config.instance) }
+    LogName {
+        instance: config.instance,
+        id: wal.log_id(),
+        zero: lsn_zero(config.instance),
+    }
 }
 
 /// Opens the log; views that stand above what a torn tail would leave keep it from being cut.
@@ -491,7 +598,11 @@ fn open_wal(
         refuse_without_log(folder)?;
     }
     if let Some(id) = id {
-        let log = LogName { instance: config.instance, id, zero };
+        let log = LogName {
+            instance: config.instance,
+            id,
+            zero,
+        };
         // The views that are there are those of the configuration that the log ends under.
         let found = Wal::peek(&Disk, &options, zero)?;
         snapshots(config, folder).refuse_ahead(found.last_lsn)?;
@@ -501,7 +612,9 @@ fn open_wal(
             None => declarations_at(config, folder, found.last_lsn)?,
         };
         let stored = match stored {
-            Some(stored) => Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?),
+            Some(stored) => Arc::new(
+                Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?,
+            ),
             None => catalog.clone(),
         };
         let there = views::open(config, folder, &stored, log, runtime, false)?;
@@ -516,15 +629,24 @@ fn open_wal(
     }
     if let Some((lsn, _)) = unapplied {
         wal.take_back()?;
-        tracing::warn!(lsn, "the log ended with a configuration that no start could apply; it was taken back");
+        tracing::warn!(
+            lsn,
+            "the log ended with a configuration that no start could apply; it was taken back"
+        );
     }
     Ok(wal)
 }
 
-/// Refuses what was made of a log that is gone, before another one is begun. A log's first segment is there before any view.
+/// Refuses what was made of a log that is gone, before another one is begun. A log's first segment
+/// is there before any view.
 fn refuse_without_log(folder: &Folder) -> Result<(), RuntimeError> {
-    let has_any = |path: &std::path::Path| std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-    match [folder.lake(), folder.search(), folder.state()].into_iter().find(|path| has_any(path)) {
+    let has_any = |path: &std::path::Path| {
+        std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+    };
+    match [folder.lake(), folder.search(), folder.state()]
+        .into_iter()
+        .find(|path| has_any(path))
+    {
         None => Ok(()),
         Some(path) => Err(RuntimeError::Damaged(format!(
             "{} has no segment, and {} is made of one: restore the log from a backup, or begin with another data folder; nothing was changed",
@@ -536,36 +658,60 @@ fn refuse_without_log(folder: &Folder) -> Result<(), RuntimeError> {
 
 fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<(), RuntimeError> {
     match opened.positions.iter().find(|(_, found)| **found > end) {
-        Some((name, found)) => Err(ViewError::Ahead { path: name.into(), found: *found, log: log.id }.into()),
+        Some((name, found)) => Err(ViewError::Ahead {
+            path: name.into(),
+            found: *found,
+            log: log.id,
+        }
+        .into()),
         None => Ok(()),
     }
 }
 
 /// The declarations that the log is under at a record; none in an empty log.
-fn declarations_at(config: &Config, folder: &Folder, end: Lsn) -> Result<Option<Declarations>, RuntimeError> {
+fn declarations_at(
+    config: &Config,
+    folder: &Folder,
+    end: Lsn,
+) -> Result<Option<Declarations>, RuntimeError> {
     let snapshots = snapshots(config, folder);
-    let declared = |text: &str| Declarations::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()));
+    let declared = |text: &str| {
+        Declarations::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()))
+    };
     let newest = snapshots.newest_configuration(end)?;
-    let mut stored = newest.as_ref().map(|(_, text)| declared(text)).transpose()?;
+    let mut stored = newest
+        .as_ref()
+        .map(|(_, text)| declared(text))
+        .transpose()?;
     let after = newest.map_or(snapshots.zero, |(lsn, _)| lsn);
     let mut reader = LogReader::new(Arc::new(Disk), folder.log(), after);
     while let Some(frame) = reader.next(end)? {
         if frame.header.kind == Kind::Configuration {
-            let records = frame.records().map_err(|e| RuntimeError::Damaged(e.to_string()))?;
+            let records = frame
+                .records()
+                .map_err(|e| RuntimeError::Damaged(e.to_string()))?;
             stored = Some(declared(&String::from_utf8_lossy(records.get(0)))?);
         }
     }
     Ok(stored)
 }
 
-/// The streams that the log ends under, compiled; those of the newest snapshot where it does not say.
-fn stored_catalog(config: &Config, folder: &Folder, end: Lsn) -> Result<Arc<Catalog>, RuntimeError> {
-    let stored = declarations_at(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
-    Ok(Arc::new(Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?))
+/// The streams that the log ends under, compiled; those of the newest snapshot where it does not
+/// say.
+fn stored_catalog(
+    config: &Config,
+    folder: &Folder,
+    end: Lsn,
+) -> Result<Arc<Catalog>, RuntimeError> {
+    let stored =
+        declarations_at(config, folder, end)?.unwrap_or_else(|| Catalog::default().declarations());
+    Ok(Arc::new(
+        Catalog::compile(&stored).map_err(|e| RuntimeError::Damaged(e.to_string()))?,
+    ))
 }
 
-/// Brings everything to the end of the log under the configuration that it ends under: all views have committed it then, and the
-/// operators are saved there.
+/// Brings everything to the end of the log under the configuration that it ends under: all views
+/// have committed it then, and the operators are saved there.
 fn drain(
     config: &Config,
     folder: &Folder,
@@ -577,16 +723,24 @@ fn drain(
     let log = log_name(config, &wal);
     let opened = views::open(config, folder, catalog, log, runtime, true)?;
     refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
-    let pipeline = Pipeline::start(config, snapshots(config, folder), wal, catalog, opened, clock.clone())?;
+    let pipeline = Pipeline::start(
+        config,
+        snapshots(config, folder),
+        wal,
+        catalog,
+        opened,
+        clock.clone(),
+    )?;
     let resumed = pipeline.resume();
     // Why the operators ended, if they did, is said there.
     let wal = pipeline.stop()?;
     resumed.map(|_| wal)
 }
 
-/// If the log ends under another configuration: brings everything to its end under that one, then appends a frame that names the
-/// new one. No frame is applied under two configurations. Views that were rebuilt for it take their place there. True: the log
-/// ends with that frame, and nothing has applied it.
+/// If the log ends under another configuration: brings everything to its end under that one, then
+/// appends a frame that names the new one. No frame is applied under two configurations. Views that
+/// were rebuilt for it take their place there. True: the log ends with that frame, and nothing has
+/// applied it.
 fn switch_configuration(
     config: &Config,
     folder: &Folder,
@@ -601,14 +755,25 @@ fn switch_configuration(
     if is_same && rebuilt.is_empty() {
         return Ok((wal, false));
     }
-    let compile = |stored| Catalog::compile(stored).map(Arc::new).map_err(|e| RuntimeError::Damaged(e.to_string()));
+    let compile = |stored| {
+        Catalog::compile(stored)
+            .map(Arc::new)
+            .map_err(|e| RuntimeError::Damaged(e.to_string()))
+    };
     let before = stored.as_ref().map(compile).transpose()?;
     let names = rebuild::views_of(&rebuilt);
     if let Some(before) = &before {
         refuse_what_cannot_change(config, before, catalog, &names)?;
     }
     if !is_same {
-        trial::refuse_what_cannot_open(config, folder, catalog, log_name(config, &wal), &names, runtime)?;
+        trial::refuse_what_cannot_open(
+            config,
+            folder,
+            catalog,
+            log_name(config, &wal),
+            &names,
+            runtime,
+        )?;
     }
     if let Some(before) = &before {
         wal = drain(config, folder, before, wal, runtime, clock)?;
@@ -620,7 +785,10 @@ fn switch_configuration(
     if !is_same {
         append_configuration(catalog, &mut wal, clock)?;
         tracing::info!("the configuration changed; it applies from here on");
-        let (old, new) = (stored.as_ref().map_or("", |s| &s.zone_data), &config.declared.zone_data);
+        let (old, new) = (
+            stored.as_ref().map_or("", |s| &s.zone_data),
+            &config.declared.zone_data,
+        );
         if stored.is_some() && old != new {
             tracing::warn!(
                 old,
@@ -636,7 +804,11 @@ fn switch_configuration(
     Ok((wal, !is_same && rebuilt.is_empty()))
 }
 
-fn append_configuration(catalog: &Catalog, wal: &mut Wal, clock: &Arc<dyn Clock>) -> Result<(), RuntimeError> {
+fn append_configuration(
+    catalog: &Catalog,
+    wal: &mut Wal,
+    clock: &Arc<dyn Clock>,
+) -> Result<(), RuntimeError> {
     let mut records = RecordsBuilder::default();
     records.push(catalog.to_json().as_bytes());
     let records = records.finish();
@@ -696,17 +868,36 @@ fn refuse_what_cannot_change(
     let is_rebuilt = |view: &str| rebuilt.iter().any(|v| v == view);
     let is_table_rebuilt = |table: &str| is_rebuilt(&views::of_table(table));
     for (name, new) in &after.streams {
-        let Some(old) = before.streams.get(name) else { continue };
-        if let Some(changed) =
-            changed_type(&old.table_schema, &new.table_schema, name).filter(|_| !is_table_rebuilt(name))
+        let Some(old) = before.streams.get(name) else {
+            continue;
+        };
+        if let Some(changed) = changed_type(&old.table_schema, &new.table_schema, name)
+            .filter(|_| !is_table_rebuilt(name))
         {
-            return Err(config.stream_error(name, "select", format!("stream `{name}`: {changed}")).into());
+            return Err(config
+                .stream_error(name, "select", format!("stream `{name}`: {changed}"))
+                .into());
         }
         let (old, new) = (&old.def, &new.def);
         for (key, what, view, is_same) in [
-            ("search", "search", positions::search(name), old.search.is_none() || old.search == new.search),
-            ("places", "places", positions::places(name), old.places.is_none() || old.places == new.places),
-            ("count", "counts", positions::counts(name), old.count.is_none() || old.count == new.count),
+            (
+                "search",
+                "search",
+                positions::search(name),
+                old.search.is_none() || old.search == new.search,
+            ),
+            (
+                "places",
+                "places",
+                positions::places(name),
+                old.places.is_none() || old.places == new.places,
+            ),
+            (
+                "count",
+                "counts",
+                positions::counts(name),
+                old.count.is_none() || old.count == new.count,
+            ),
         ] {
             if !is_same && !is_rebuilt(&view) {
                 let message = format!(
@@ -717,26 +908,35 @@ fn refuse_what_cannot_change(
         }
     }
     for window in &after.windows {
-        let changed =
-            before.window(&window.name).and_then(|old| changed_type(&old.schema, &window.schema, &window.name));
+        let changed = before
+            .window(&window.name)
+            .and_then(|old| changed_type(&old.schema, &window.schema, &window.name));
         let changed = changed.filter(|_| !is_table_rebuilt(&versions_of(&window.name)));
         if let Some(changed) = changed {
             let name = &window.name;
-            return Err(config.window_error(name, format!("window `{name}`: {changed}")).into());
+            return Err(config
+                .window_error(name, format!("window `{name}`: {changed}"))
+                .into());
         }
     }
     for entity in &after.entities {
-        let Some(old) = before.entities.iter().find(|e| e.name == entity.name) else { continue };
+        let Some(old) = before.entities.iter().find(|e| e.name == entity.name) else {
+            continue;
+        };
         let name = &entity.name;
         if is_table_rebuilt(name) {
             continue;
         }
         if old.def.key != entity.def.key || old.def.version != entity.def.version {
             let message = "`key` or `version` has changed; `weir rebuild` makes the table anew, or declare the changed one under another name";
-            return Err(config.table_error(name, format!("table `{name}`: {message}")).into());
+            return Err(config
+                .table_error(name, format!("table `{name}`: {message}"))
+                .into());
         }
         if let Some(changed) = changed_type(&old.schema, &entity.schema, name) {
-            return Err(config.table_error(name, format!("table `{name}`: {changed}")).into());
+            return Err(config
+                .table_error(name, format!("table `{name}`: {changed}"))
+                .into());
         }
     }
     Ok(())
@@ -745,11 +945,15 @@ fn refuse_what_cannot_change(
 /// How often a waiting run looks whether it is over.
 pub const POLL: Duration = Duration::from_millis(50);
 
-/// Ends when the process is asked to stop: SIGINT or SIGTERM. From this call on neither ends the process at once.
+/// Ends when the process is asked to stop: SIGINT or SIGTERM. From this call on neither ends the
+/// process at once.
 pub fn stop_signal(runtime: &tokio::runtime::Runtime) -> tokio::task::JoinHandle<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let _inside = runtime.enter();
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let signals = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    );
     runtime.spawn(async move {
         let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
             return std::future::pending().await;

@@ -8,7 +8,8 @@ use crate::schema::{Catalog, Layout, versions_of};
 use crate::views::lake::files::FileEntry;
 use crate::views::lake::{Feed, LakeTable};
 
-/// From so many hours on, and up to so many bytes in each on average, an hour's folder costs more than it holds.
+/// From so many hours on, and up to so many bytes in each on average, an hour's folder costs more
+/// than it holds.
 const MANY_HOURS: usize = 1_000;
 const THIN_BYTES: u64 = 64 << 10;
 
@@ -23,14 +24,27 @@ pub struct Note {
 /// What there is to say of these tables, by their names.
 pub fn of_tables(tables: &BTreeMap<String, Arc<LakeTable>>, catalog: &Catalog) -> Vec<Note> {
     // What `raw` holds is rebuilt from nothing, and leaves with its retention.
-    let tables = tables.iter().filter(|(_, table)| table.spec.feed != Feed::Raw);
-    tables.flat_map(|(name, table)| of_table(name, table, catalog)).collect()
+    let tables = tables
+        .iter()
+        .filter(|(_, table)| table.spec.feed != Feed::Raw);
+    tables
+        .flat_map(|(name, table)| of_table(name, table, catalog))
+        .collect()
 }
 
 fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
-    let window = catalog.windows.iter().find(|w| versions_of(&w.name) == name);
+    let window = catalog
+        .windows
+        .iter()
+        .find(|w| versions_of(&w.name) == name);
     let what = window.map_or(name, |w| w.name.as_str());
-    let by = |layout: Layout| if layout == Layout::Hours { "hour" } else { "day" };
+    let by = |layout: Layout| {
+        if layout == Layout::Hours {
+            "hour"
+        } else {
+            "day"
+        }
+    };
     let (is, wanted) = (table.spec.layout, table.configured);
     if is != wanted {
         let (is, wanted) = (by(is), by(wanted));
@@ -51,12 +65,17 @@ fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
     })
 }
 
-/// The hours of a table and the bytes that each holds on average, where it has many and they hold little.
+/// The hours of a table and the bytes that each holds on average, where it has many and they hold
+/// little.
 fn thin_hours(layout: Layout, files: &[FileEntry]) -> Option<(usize, u64)> {
     if layout != Layout::Hours || files.len() < MANY_HOURS {
         return None;
     }
-    let hours = files.iter().map(|file| file.bucket).collect::<BTreeSet<_>>().len();
+    let hours = files
+        .iter()
+        .map(|file| file.bucket)
+        .collect::<BTreeSet<_>>()
+        .len();
     let bytes = files.iter().map(|file| file.bytes).sum::<u64>() / hours.max(1) as u64;
     (hours >= MANY_HOURS && bytes < THIN_BYTES).then_some((hours, bytes))
 }
@@ -66,13 +85,21 @@ mod tests {
     use super::*;
 
     fn file(bucket: i64, bytes: u64) -> FileEntry {
-        FileEntry { bytes, bucket, ..FileEntry::sample() }
+        FileEntry {
+            bytes,
+            bucket,
+            ..FileEntry::sample()
+        }
     }
 
     #[test]
     fn hours_are_thin_where_many_hold_little() {
-        let files = |hours: i64, bytes: u64| (0..hours).map(|hour| file(hour, bytes)).collect::<Vec<_>>();
-        assert_eq!(thin_hours(Layout::Hours, &files(1_000, 9_000)), Some((1_000, 9_000)));
+        let files =
+            |hours: i64, bytes: u64| (0..hours).map(|hour| file(hour, bytes)).collect::<Vec<_>>();
+        assert_eq!(
+            thin_hours(Layout::Hours, &files(1_000, 9_000)),
+            Some((1_000, 9_000))
+        );
         assert_eq!(thin_hours(Layout::Hours, &files(999, 9_000)), None);
         assert_eq!(thin_hours(Layout::Hours, &files(1_000, 100 << 10)), None);
         assert_eq!(thin_hours(Layout::Days, &files(1_000, 9_000)), None);

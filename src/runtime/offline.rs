@@ -1,4 +1,5 @@
-//! Reading a data folder that no process is working on: what is committed, and how much of the log is not.
+//! Reading a data folder that no process is working on: what is committed, and how much of the log
+//! is not.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use super::backlog::{self, Backlog};
 use super::folder::{Folder, Lock};
 use super::questions::Answers;
-use super::{RuntimeError, refuse_without_log, snapshots, sql_limits, stored_catalog, views, wal_options};
+use super::{
+    RuntimeError, refuse_without_log, snapshots, sql_limits, stored_catalog, views, wal_options,
+};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
@@ -26,13 +29,17 @@ pub struct Offline {
     _lock: Lock,
 }
 
-/// A folder for intermediate results, removed with its reader. Like everything that Weir writes it lies in the data folder; where
-/// that takes no writes, a query that needs it fails by itself.
+/// A folder for intermediate results, removed with its reader. Like everything that Weir writes it
+/// lies in the data folder; where that takes no writes, a query that needs it fails by itself.
 struct Spill(PathBuf);
 
 impl Spill {
     fn new(folder: &Folder) -> Self {
-        Self(folder.spill().join(format!("reader-{}", std::process::id())))
+        Self(
+            folder
+                .spill()
+                .join(format!("reader-{}", std::process::id())),
+        )
     }
 }
 
@@ -50,9 +57,15 @@ impl Offline {
         let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else {
             refuse_without_log(&folder)?;
             let root = folder.root.display();
-            return Err(RuntimeError::Config(format!("{root} holds no data yet; start `weir run` first")));
+            return Err(RuntimeError::Config(format!(
+                "{root} holds no data yet; start `weir run` first"
+            )));
         };
-        let log = LogName { instance: config.instance, id, zero: options.zero };
+        let log = LogName {
+            instance: config.instance,
+            id,
+            zero: options.zero,
+        };
         let snapshots = snapshots(config, &folder);
         let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
         snapshots.refuse_ahead(end)?;
@@ -67,13 +80,21 @@ impl Offline {
         handles.raise_floors(&newest.floors());
         // A view that has every row it was given stands, for its readers, where the snapshot does.
         let stands = |names: Vec<String>| {
-            let own: BTreeMap<String, Lsn> =
-                names.iter().filter_map(|n| Some((n.clone(), *opened.positions.get(n)?))).collect();
+            let own: BTreeMap<String, Lsn> = names
+                .iter()
+                .filter_map(|n| Some((n.clone(), *opened.positions.get(n)?)))
+                .collect();
             let lowest = own.values().copied().min().unwrap_or(options.zero);
-            if crate::operators::snapshot::is_behind(newest.given(), &own) { lowest } else { lowest.max(newest.lsn()) }
+            if crate::operators::snapshot::is_behind(newest.given(), &own) {
+                lowest
+            } else {
+                lowest.max(newest.lsn())
+            }
         };
         for table in handles.tables.values() {
-            table.set_applied(stands(table.positions().into_iter().map(|(n, _)| n).collect()));
+            table.set_applied(stands(
+                table.positions().into_iter().map(|(n, _)| n).collect(),
+            ));
         }
         for (name, search) in &handles.search {
             search.set_visible(stands(vec![positions::search(name)]));
@@ -85,7 +106,11 @@ impl Offline {
             counts.set_applied(stands(vec![positions::counts(name)]));
         }
         let is_whole = !crate::operators::snapshot::is_behind(newest.given(), &opened.positions);
-        let base = if is_whole { newest.lsn() } else { snapshots.newest_for(&opened.positions, Lsn::MAX)?.0.lsn() };
+        let base = if is_whole {
+            newest.lsn()
+        } else {
+            snapshots.newest_for(&opened.positions, Lsn::MAX)?.0.lsn()
+        };
         let base = base.max(options.zero);
         let open_at = newest.lsn();
         progress.show(Arc::new(Mutex::new(newest)));
@@ -93,17 +118,36 @@ impl Offline {
         let backlog = Backlog::read(reader, base, end, |lsn, at| progress.note_arrival(lsn, at))?;
         count_what_is_missing(&handles, backlog, open_at, end)?;
         let spill = Spill::new(&folder);
-        let sql = Arc::new(SqlEngine::new(&folder.lake(), &spill.0, sql_limits(config))?);
+        let sql = Arc::new(SqlEngine::new(
+            &folder.lake(),
+            &spill.0,
+            sql_limits(config),
+        )?);
         let clock = Arc::new(SystemClock::default());
         let search_limit = config.limits.search_limit;
-        let answers = Answers { handles, sql, clock, search_limit, spools: super::spools(config, None) };
-        Ok(Self { answers, _spill: spill, _lock: lock })
+        let answers = Answers {
+            handles,
+            sql,
+            clock,
+            search_limit,
+            spools: super::spools(config, None),
+        };
+        Ok(Self {
+            answers,
+            _spill: spill,
+            _lock: lock,
+        })
     }
 }
 
-/// Tells, per view, how many records its answers lack; one that lacks none reaches the log's end. What is open in windows and
-/// sessions is known up to `open_at`.
-fn count_what_is_missing(handles: &Handles, mut backlog: Backlog, open_at: Lsn, end: Lsn) -> Result<(), RuntimeError> {
+/// Tells, per view, how many records its answers lack; one that lacks none reaches the log's end.
+/// What is open in windows and sessions is known up to `open_at`.
+fn count_what_is_missing(
+    handles: &Handles,
+    mut backlog: Backlog,
+    open_at: Lsn,
+    end: Lsn,
+) -> Result<(), RuntimeError> {
     let failed = RuntimeError::Failed;
     if let Some(table) = handles.tables.get(positions::DEAD_LETTERS) {
         backlog.note_dead_letters(table).map_err(failed)?;
@@ -111,31 +155,65 @@ fn count_what_is_missing(handles: &Handles, mut backlog: Backlog, open_at: Lsn, 
     let mut of_streams = BTreeMap::new();
     for stream in backlog.streams() {
         let table = handles.tables.get(stream);
-        of_streams.insert(stream.clone(), backlog.missing(stream, table).map_err(failed)?);
+        of_streams.insert(
+            stream.clone(),
+            backlog.missing(stream, table).map_err(failed)?,
+        );
     }
     let mut missing = BTreeMap::new();
     for (view, at) in handles.positions() {
         let stream = backlog::stream_of(&view, |table| handles.stream_of(table));
         let count = match &stream {
-            Some(stream) if view == views::of_table(stream) => of_streams.get(stream).copied().unwrap_or(0),
-            Some(stream) if has_open_rows(&view, stream, handles) => backlog.above(stream, at.min(open_at)),
+            Some(stream) if view == views::of_table(stream) => {
+                of_streams.get(stream).copied().unwrap_or(0)
+            }
+            Some(stream) if has_open_rows(&view, stream, handles) => {
+                backlog.above(stream, at.min(open_at))
+            }
             Some(stream) => backlog.above(stream, at),
             None if view == views::of_table(positions::DEAD_LETTERS) => of_streams.values().sum(),
-            None => backlog.streams().map(|stream| backlog.above(stream, at)).sum(),
+            None => backlog
+                .streams()
+                .map(|stream| backlog.above(stream, at))
+                .sum(),
         };
-        missing.insert(view, Missing { stream, records: count });
+        missing.insert(
+            view,
+            Missing {
+                stream,
+                records: count,
+            },
+        );
     }
     let is_whole = |view: &str| missing.get(view).is_some_and(|m| m.records == 0);
-    handles.tables.iter().filter(|(n, _)| is_whole(&views::of_table(n))).for_each(|(_, t)| t.set_applied(end));
-    handles.search.iter().filter(|(n, _)| is_whole(&positions::search(n))).for_each(|(_, s)| s.set_visible(end));
-    handles.places.iter().filter(|(n, _)| is_whole(&positions::places(n))).for_each(|(_, p)| p.set_applied(end));
-    handles.counts.iter().filter(|(n, _)| is_whole(&positions::counts(n))).for_each(|(_, c)| c.set_applied(end));
+    handles
+        .tables
+        .iter()
+        .filter(|(n, _)| is_whole(&views::of_table(n)))
+        .for_each(|(_, t)| t.set_applied(end));
+    handles
+        .search
+        .iter()
+        .filter(|(n, _)| is_whole(&positions::search(n)))
+        .for_each(|(_, s)| s.set_visible(end));
+    handles
+        .places
+        .iter()
+        .filter(|(n, _)| is_whole(&positions::places(n)))
+        .for_each(|(_, p)| p.set_applied(end));
+    handles
+        .counts
+        .iter()
+        .filter(|(n, _)| is_whole(&positions::counts(n)))
+        .for_each(|(_, c)| c.set_applied(end));
     handles.progress.set_missing(missing);
     Ok(())
 }
 
 /// Whether answers of a view show what operators have open, too.
 fn has_open_rows(view: &str, stream: &str, handles: &Handles) -> bool {
-    let is_window = |window: &Arc<Window>| view == positions::table(&tables::versions_of(&window.name));
-    view == positions::table(&tables::sessions(stream)) || handles.catalog.windows.iter().any(is_window)
+    let is_window =
+        |window: &Arc<Window>| view == positions::table(&tables::versions_of(&window.name));
+    view == positions::table(&tables::sessions(stream))
+        || handles.catalog.windows.iter().any(is_window)
 }

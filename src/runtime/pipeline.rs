@@ -1,5 +1,5 @@
-//! The threads between log and views: one writes the log, one runs the operators, one drives each view. What a stopped pipeline
-//! leaves is on the disk; starting one recovers from there.
+//! The threads between log and views: one writes the log, one runs the operators, one drives each
+//! view. What a stopped pipeline leaves is on the disk; starting one recovers from there.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +74,9 @@ impl Pipeline {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, RuntimeError> {
         let shares = config.limits.shares();
-        let Opened { mut views, handles, .. } = opened;
+        let Opened {
+            mut views, handles, ..
+        } = opened;
         let (operators, in_reader) = start_state(&snapshots, &mut views)?;
         let end = wal.synced_lsn();
         tracing::debug!(from = operators.lsn(), to = end, "recovering");
@@ -88,12 +90,21 @@ impl Pipeline {
         let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
         let progress = handles.progress.clone();
-        let note_synced = move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
+        let note_synced =
+            move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
         // The operators end before the writer only when they failed, which the supervisor sees.
         let hand_on = move |frame: Committed| drop(handed_on.send(frame));
         wal.set_committed(operators.lsn());
         let (catalog, queues) = (catalog.clone(), shares.queues);
-        let (ingest, writer) = Ingest::start(wal, catalog, clock, queues, upkeep_receiver, note_synced, hand_on);
+        let (ingest, writer) = Ingest::start(
+            wal,
+            catalog,
+            clock,
+            queues,
+            upkeep_receiver,
+            note_synced,
+            hand_on,
+        );
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.show(operators.clone());
         let (ready, resume) = channel();
@@ -137,7 +148,9 @@ impl Pipeline {
 
     /// Waits until the log's past has been applied.
     pub fn resume(&self) -> Result<Resume, RuntimeError> {
-        self.resume.recv().map_err(|_| RuntimeError::Failed("the operators ended before they had read the log".into()))
+        self.resume.recv().map_err(|_| {
+            RuntimeError::Failed("the operators ended before they had read the log".into())
+        })
     }
 
     /// Whether the log's past has been applied, with what sources need to know of it.
@@ -151,15 +164,19 @@ impl Pipeline {
 
     /// Whether a thread ended that should not have.
     pub fn has_failed(&self) -> bool {
-        self.writer.is_finished() || self.operators.is_finished() || self.drivers.iter().any(JoinHandle::is_finished)
+        self.writer.is_finished()
+            || self.operators.is_finished()
+            || self.drivers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Commits at [`Pipeline::stop`] what has been applied until then, instead of reading the log to its end before.
+    /// Commits at [`Pipeline::stop`] what has been applied until then, instead of reading the log
+    /// to its end before.
     pub fn leave_the_rest(&self) {
         self.leave_the_rest.store(true, Ordering::Release);
     }
 
-    /// Ends with the data: no more frames, operators, views with their last commit. Every other holder of `ingest` must be gone.
+    /// Ends with the data: no more frames, operators, views with their last commit. Every other
+    /// holder of `ingest` must be gone.
     pub fn stop(mut self) -> Result<Wal, RuntimeError> {
         self.ingest.take();
         let wal = join(self.writer).and_then(|ended| ended.map_err(RuntimeError::from));
@@ -177,10 +194,16 @@ impl Pipeline {
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
     let name = thread.thread().name().unwrap_or_default().to_owned();
-    thread.join().map_err(|panic| RuntimeError::Failed(threads::describe(&name, &*panic)))
+    thread
+        .join()
+        .map_err(|panic| RuntimeError::Failed(threads::describe(&name, &*panic)))
 }
 
-type Drivers = (Vec<Arc<Status>>, Vec<String>, Vec<JoinHandle<Result<(), ViewError>>>);
+type Drivers = (
+    Vec<Arc<Status>>,
+    Vec<String>,
+    Vec<JoinHandle<Result<(), ViewError>>>,
+);
 
 fn start_drivers(
     views: Vec<Box<dyn View>>,
@@ -198,7 +221,8 @@ fn start_drivers(
         if in_reader.contains(&name) {
             status.set_catching_up(true);
         } else {
-            // Known to the ring from the start, so that no source runs ahead of a view that has not begun.
+            // Known to the ring from the start, so that no source runs ahead of a view that has not
+            // begun.
             ring.join(&name, view.applied());
         }
         let thread = std::thread::Builder::new()
@@ -217,20 +241,30 @@ fn start_drivers(
     (statuses, names, threads)
 }
 
-/// The state that the live operators start from, and the views that start in the reader. The others know then that nothing below
-/// it is theirs.
-fn start_state(snapshots: &Snapshots, views: &mut [Box<dyn View>]) -> Result<(Operators, Vec<String>), RuntimeError> {
-    let positions: Vec<(String, Positions)> =
-        views.iter().map(|v| (v.name().to_owned(), v.positions().into_iter().collect())).collect();
+/// The state that the live operators start from, and the views that start in the reader. The others
+/// know then that nothing below it is theirs.
+fn start_state(
+    snapshots: &Snapshots,
+    views: &mut [Box<dyn View>],
+) -> Result<(Operators, Vec<String>), RuntimeError> {
+    let positions: Vec<(String, Positions)> = views
+        .iter()
+        .map(|v| (v.name().to_owned(), v.positions().into_iter().collect()))
+        .collect();
     let mut candidates = snapshots.candidates()?;
     loop {
-        let Start { snapshot, in_reader } = recovery::plan(&candidates, &positions);
+        let Start {
+            snapshot,
+            in_reader,
+        } = recovery::plan(&candidates, &positions);
         let loaded = match snapshot {
             Some(lsn) => snapshots.load(lsn),
             None if candidates.is_empty() => {
                 // None of the newest can be read.
                 let all = positions.iter().flat_map(|(_, own)| own.clone()).collect();
-                snapshots.newest_for(&all, Lsn::MAX).map(|(operators, _)| operators)
+                snapshots
+                    .newest_for(&all, Lsn::MAX)
+                    .map(|(operators, _)| operators)
             }
             None => Ok(snapshots.empty()),
         };
@@ -243,14 +277,25 @@ fn start_state(snapshots: &Snapshots, views: &mut [Box<dyn View>]) -> Result<(Op
                 continue;
             }
         };
-        for (name, positions) in positions.iter().filter(|(name, _)| in_reader.contains(name)) {
+        for (name, positions) in positions
+            .iter()
+            .filter(|(name, _)| in_reader.contains(name))
+        {
             let from = snapshots.refuse_trimmed(name, positions)?;
-            tracing::warn!(view = name, from, "it is more than a snapshot interval behind and reads the log by itself");
+            tracing::warn!(
+                view = name,
+                from,
+                "it is more than a snapshot interval behind and reads the log by itself"
+            );
         }
         // Before the first record there is nothing to skip, and a view's own log may begin later.
-        let is_near =
-            |view: &&mut Box<dyn View>| operators.lsn() > snapshots.zero && !in_reader.iter().any(|n| n == view.name());
-        views.iter_mut().filter(is_near).for_each(|view| view.skip_to(operators.lsn()));
+        let is_near = |view: &&mut Box<dyn View>| {
+            operators.lsn() > snapshots.zero && !in_reader.iter().any(|n| n == view.name())
+        };
+        views
+            .iter_mut()
+            .filter(is_near)
+            .for_each(|view| view.skip_to(operators.lsn()));
         return Ok((operators, in_reader));
     }
 }
@@ -290,8 +335,17 @@ struct LogLimits {
 
 impl LogLimits {
     fn of(config: &Config) -> Self {
-        let Log { keep, budget, segment } = config.log;
-        Self { keep, budget, segment, snapshot_every: config.limits.snapshot }
+        let Log {
+            keep,
+            budget,
+            segment,
+        } = config.log;
+        Self {
+            keep,
+            budget,
+            segment,
+            snapshot_every: config.limits.snapshot,
+        }
     }
 
     /// Bytes of log above which even young segments leave, well before records find no room.
@@ -303,11 +357,18 @@ impl LogLimits {
 impl OperatorStage {
     fn operators(&self) -> MutexGuard<'_, Operators> {
         // What a panic leaves half applied is never snapshotted: the stage ends with it.
-        self.operators.lock().unwrap_or_else(PoisonError::into_inner)
+        self.operators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs in a thread of its own.
-    fn start(self, end: Lsn, ready: Sender<Resume>, committed: Receiver<Committed>) -> OperatorThread {
+    fn start(
+        self,
+        end: Lsn,
+        ready: Sender<Resume>,
+        committed: Receiver<Committed>,
+    ) -> OperatorThread {
         std::thread::Builder::new()
             .name("operators".into())
             .spawn(move || {
@@ -319,10 +380,19 @@ impl OperatorStage {
             .expect("the system can start a thread")
     }
 
-    /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to do so.
-    fn run(mut self, end: Lsn, ready: &Sender<Resume>, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
-        let mut reader =
-            LogReader::new(self.snapshots.storage.clone(), self.snapshots.log.clone(), self.operators().lsn());
+    /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to
+    /// do so.
+    fn run(
+        mut self,
+        end: Lsn,
+        ready: &Sender<Resume>,
+        committed: &Receiver<Committed>,
+    ) -> Result<(), RuntimeError> {
+        let mut reader = LogReader::new(
+            self.snapshots.storage.clone(),
+            self.snapshots.log.clone(),
+            self.operators().lsn(),
+        );
         self.progress.set_operators(&self.operators());
         while let Some(frame) = reader.next(end)? {
             let is_to_end = || self.leave_the_rest.load(Ordering::Acquire);
@@ -336,7 +406,11 @@ impl OperatorStage {
                 return Ok(());
             }
             let decoded = self.operators().decode(&frame)?;
-            self.apply(&Committed { frame: Arc::new(frame), decoded: decoded.map(Arc::new), charge: None })?;
+            self.apply(&Committed {
+                frame: Arc::new(frame),
+                decoded: decoded.map(Arc::new),
+                charge: None,
+            })?;
         }
         // It holds its last segment open, whose room would stay taken when it is removed.
         drop(reader);
@@ -344,8 +418,14 @@ impl OperatorStage {
         self.handles.raise_floors(&self.operators().floors());
         let resume = {
             let operators = self.operators();
-            let answered = operators.answered().map(|(key, entry)| (key.clone(), entry.clone())).collect();
-            Resume { partitions: operators.partitions().clone(), answered }
+            let answered = operators
+                .answered()
+                .map(|(key, entry)| (key.clone(), entry.clone()))
+                .collect();
+            Resume {
+                partitions: operators.partitions().clone(),
+                answered,
+            }
         };
         let _ = ready.send(resume);
         while let Some(frame) = self.next(committed)? {
@@ -381,10 +461,13 @@ impl OperatorStage {
         Ok(())
     }
 
-    /// The next frame; what changes less often than rows come is published while none waits, or once in a while.
+    /// The next frame; what changes less often than rows come is published while none waits, or
+    /// once in a while.
     fn next(&mut self, committed: &Receiver<Committed>) -> Result<Option<Committed>, RuntimeError> {
         let waiting = committed.try_recv();
-        if matches!(waiting, Err(TryRecvError::Empty)) || self.published.elapsed() >= PUBLISH_AT_LAST {
+        if matches!(waiting, Err(TryRecvError::Empty))
+            || self.published.elapsed() >= PUBLISH_AT_LAST
+        {
             self.progress.set_operators(&self.operators());
             self.published = Instant::now();
         }
@@ -400,15 +483,21 @@ impl OperatorStage {
         }
     }
 
-    /// Where the log or the disk is full, lets go of everything that recovery does not need: nothing is taken in before.
+    /// Where the log or the disk is full, lets go of everything that recovery does not need:
+    /// nothing is taken in before.
     fn relieve(&mut self) -> Result<(), RuntimeError> {
         self.relieved = Instant::now();
         self.reserve.adapt();
-        let is_over = || self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.limits.trim_above();
+        let is_over =
+            || self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.limits.trim_above();
         if !self.is_disk_short() && !is_over() {
             return Ok(());
         }
-        if self.log_bytes > 0 { self.snapshot() } else { self.trim() }
+        if self.log_bytes > 0 {
+            self.snapshot()
+        } else {
+            self.trim()
+        }
     }
 
     fn is_disk_short(&self) -> bool {
@@ -428,7 +517,8 @@ impl OperatorStage {
                 self.snapshot_bytes = bytes as u64;
                 self.log_bytes = 0;
             }
-            // A full disk: the log keeps what the snapshot would have covered, and the next one is tried in its time.
+            // A full disk: the log keeps what the snapshot would have covered, and the next one is
+            // tried in its time.
             Err(error) => tracing::error!(%error, "no snapshot could be written"),
         }
         self.trim()
@@ -455,12 +545,20 @@ impl OperatorStage {
         let _ = self.upkeep.send(Upkeep::Committed(safe));
         let is_short = self.is_disk_short();
         // Of a log that is kept for its own sake nothing stays where its room is needed.
-        let (keep, above) = if is_short { (Duration::ZERO, 0) } else { (self.limits.keep, self.limits.trim_above()) };
+        let (keep, above) = if is_short {
+            (Duration::ZERO, 0)
+        } else {
+            (self.limits.keep, self.limits.trim_above())
+        };
         let segments = self.segments();
         for first_lsn in plan_trim(&segments, safe, keep, Some(above)) {
             let _ = self.upkeep.send(Upkeep::Remove(first_lsn));
         }
-        let kept = segments.iter().filter(|s| s.first_lsn > safe).map(|s| s.bytes).sum::<u64>();
+        let kept = segments
+            .iter()
+            .filter(|s| s.first_lsn > safe)
+            .map(|s| s.bytes)
+            .sum::<u64>();
         if is_short && safe < self.operators().lsn() || kept > self.limits.trim_above() {
             // Rows that wait in a view for their time keep the log.
             self.ring.hurry();
@@ -469,13 +567,22 @@ impl OperatorStage {
     }
 
     fn segments(&self) -> Vec<SegmentAge> {
-        let names = self.snapshots.storage.list(&self.snapshots.log).unwrap_or_default();
+        let names = self
+            .snapshots
+            .storage
+            .list(&self.snapshots.log)
+            .unwrap_or_default();
         let firsts = names.iter().filter_map(|n| segment::first_lsn(n));
         firsts
             .filter_map(|first_lsn| {
-                let metadata = std::fs::metadata(segment::path(&self.snapshots.log, first_lsn)).ok()?;
+                let metadata =
+                    std::fs::metadata(segment::path(&self.snapshots.log, first_lsn)).ok()?;
                 let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
-                Some(SegmentAge { first_lsn, bytes: metadata.len(), age })
+                Some(SegmentAge {
+                    first_lsn,
+                    bytes: metadata.len(),
+                    age,
+                })
             })
             .collect()
     }

@@ -1,4 +1,5 @@
-//! Questions as verbs and HTTP ask them: parameters by the same names, read in one place, answered from one set of handles.
+//! Questions as verbs and HTTP ask them: parameters by the same names, read in one place, answered
+//! from one set of handles.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,9 +45,10 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn known(&self, names: &[&str]) -> Result<(), QueryError> {
         match self.params.keys().find(|k| !names.contains(&k.as_str())) {
-            Some(unknown) => {
-                Err(QueryError::Invalid(format!("there is no parameter `{unknown}`; there are: {}", names.join(", "))))
-            }
+            Some(unknown) => Err(QueryError::Invalid(format!(
+                "there is no parameter `{unknown}`; there are: {}",
+                names.join(", ")
+            ))),
             None => Ok(()),
         }
     }
@@ -55,9 +57,15 @@ impl Reader<'_> {
         self.params.get(name).filter(|v| !v.is_empty()).cloned()
     }
 
-    fn read<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, QueryError> {
+    fn read<T>(
+        &self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, QueryError> {
         let value = self.text(name);
-        value.map(|v| parse(&v).map_err(|e| QueryError::Invalid(format!("{name}: {e}")))).transpose()
+        value
+            .map(|v| parse(&v).map_err(|e| QueryError::Invalid(format!("{name}: {e}"))))
+            .transpose()
     }
 
     fn time(&self, name: &str) -> Result<Option<i64>, QueryError> {
@@ -65,18 +73,25 @@ impl Reader<'_> {
     }
 
     fn number(&self, name: &str) -> Result<Option<f64>, QueryError> {
-        self.read(name, |text| text.parse::<f64>().map_err(|_| format!("`{text}` is no number")))
+        self.read(name, |text| {
+            text.parse::<f64>()
+                .map_err(|_| format!("`{text}` is no number"))
+        })
     }
 
     fn limit(&self, default: usize) -> Result<usize, QueryError> {
-        let limit =
-            self.read("limit", |text| text.parse::<usize>().map_err(|_| format!("`{text}` is no whole number")))?;
+        let limit = self.read("limit", |text| {
+            text.parse::<usize>()
+                .map_err(|_| format!("`{text}` is no whole number"))
+        })?;
         Ok(limit.unwrap_or(default))
     }
 
     fn flag(&self, name: &str) -> Result<bool, QueryError> {
-        let flag =
-            self.read(name, |text| text.parse::<bool>().map_err(|_| format!("`{text}` is neither true nor false")))?;
+        let flag = self.read(name, |text| {
+            text.parse::<bool>()
+                .map_err(|_| format!("`{text}` is neither true nor false"))
+        })?;
         Ok(flag.unwrap_or(false))
     }
 }
@@ -88,13 +103,23 @@ fn parse_place(text: &str) -> Result<(f64, f64), String> {
         )
     };
     let (lat, lon) = text.split_once(',').ok_or_else(wrong)?;
-    let place = (lat.trim().parse::<f64>().map_err(|_| wrong())?, lon.trim().parse::<f64>().map_err(|_| wrong())?);
-    if is_place(place) { Ok(place) } else { Err(wrong()) }
+    let place = (
+        lat.trim().parse::<f64>().map_err(|_| wrong())?,
+        lon.trim().parse::<f64>().map_err(|_| wrong())?,
+    );
+    if is_place(place) {
+        Ok(place)
+    } else {
+        Err(wrong())
+    }
 }
 
 impl Answers {
     fn reader<'a>(&self, params: &'a Params) -> Reader<'a> {
-        Reader { params, now: self.clock.now() }
+        Reader {
+            params,
+            now: self.clock.now(),
+        }
     }
 
     /// `stream, type, by, from, to, repeats`
@@ -109,13 +134,22 @@ impl Answers {
             to: reader.time("to")?,
             repeats: reader.flag("repeats")?,
         };
-        count(&question, &self.handles, &self.sql, &self.spools, reader.now).await
+        count(
+            &question,
+            &self.handles,
+            &self.sql,
+            &self.spools,
+            reader.now,
+        )
+        .await
     }
 
     /// `q, stream, sort, limit, from, to, near, within, after`
     pub async fn search(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
-        reader.known(&["q", "stream", "sort", "limit", "from", "to", "near", "within", "after"])?;
+        reader.known(&[
+            "q", "stream", "sort", "limit", "from", "to", "near", "within", "after",
+        ])?;
         let question = SearchQuestion {
             stream: reader.text("stream"),
             text: reader.text("q").unwrap_or_default(),
@@ -133,7 +167,14 @@ impl Answers {
             within_m: reader.read("within", parse_distance)?,
             after: reader.text("after"),
         };
-        search(&question, &self.handles, self.search_limit, &self.spools, reader.now).await
+        search(
+            &question,
+            &self.handles,
+            self.search_limit,
+            &self.spools,
+            reader.now,
+        )
+        .await
     }
 
     /// `lat, lon, stream, limit, within`
@@ -141,7 +182,9 @@ impl Answers {
         let reader = self.reader(params);
         reader.known(&["lat", "lon", "stream", "limit", "within"])?;
         let needed = |name: &str| {
-            reader.number(name)?.ok_or_else(|| QueryError::Invalid(format!("the parameter `{name}` is missing")))
+            reader
+                .number(name)?
+                .ok_or_else(|| QueryError::Invalid(format!("the parameter `{name}` is missing")))
         };
         let question = NearbyQuestion {
             stream: reader.text("stream"),
@@ -166,7 +209,14 @@ impl Answers {
             to: reader.time("to")?,
             limit: reader.limit(1_000)?,
         };
-        windows(&question, &self.handles, &self.sql, &self.spools, reader.now).await
+        windows(
+            &question,
+            &self.handles,
+            &self.sql,
+            &self.spools,
+            reader.now,
+        )
+        .await
     }
 
     /// Rows for an answer of Weir's own.
@@ -183,7 +233,9 @@ impl Answers {
 
     /// A client's query.
     pub async fn ask(&self, asker: Asker, query: &str) -> Result<SqlAnswer, QueryError> {
-        self.sql.ask(asker, query, &self.handles, self.clock.now()).await
+        self.sql
+            .ask(asker, query, &self.handles, self.clock.now())
+            .await
     }
 
     /// How far everything is.

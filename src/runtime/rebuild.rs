@@ -1,9 +1,11 @@
-//! Processing history once more for one view, under the configuration that is in force or is to be: a new generation is built
-//! beside the old one, which goes on serving. It takes the old one's place while nothing is taken in, at the end of the log.
+//! Processing history once more for one view, under the configuration that is in force or is to be:
+//! a new generation is built beside the old one, which goes on serving. It takes the old one's
+//! place while nothing is taken in, at the end of the log.
 //!
-//! What a generation has reached lies in its folder, so that every step can be taken again after a kill: `building` by a verb,
-//! `ready` for the next start, `whole` at the end of the log, `settled` behind a changed configuration's frame, `placed` where the
-//! old one was; then the operators take over what made it, and the folder is removed.
+//! What a generation has reached lies in its folder, so that every step can be taken again after a
+//! kill: `building` by a verb, `ready` for the next start, `whole` at the end of the log, `settled`
+//! behind a changed configuration's frame, `placed` where the old one was; then the operators take
+//! over what made it, and the folder is removed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
@@ -57,16 +59,23 @@ struct About {
     #[serde(default)]
     partition: String,
     state: State,
-    /// The first record that was whole when it was begun: of those before, what is kept of them is processed.
+    /// The first record that was whole when it was begun: of those before, what is kept of them is
+    /// processed.
     first: Lsn,
-    /// Where rows of the stream have left too: the time from which on what is made is whole. What lies before is taken over.
+    /// Where rows of the stream have left too: the time from which on what is made is whole. What
+    /// lies before is taken over.
     whole_from: Option<Micros>,
 }
 
 impl About {
     fn is_of(&self, other: &Self) -> bool {
         (&self.view, self.configuration, self.log, &self.partition)
-            == (&other.view, other.configuration, other.log, &other.partition)
+            == (
+                &other.view,
+                other.configuration,
+                other.log,
+                &other.partition,
+            )
     }
 }
 
@@ -97,7 +106,10 @@ fn needed(catalog: &Catalog, view: &str) -> Declarations {
         declared.tables.clear();
         return declared;
     }
-    let window = catalog.windows.iter().find(|w| kind == "lake" && tables::versions_of(&w.name) == name);
+    let window = catalog
+        .windows
+        .iter()
+        .find(|w| kind == "lake" && tables::versions_of(&w.name) == name);
     let mut chain = Vec::new();
     let mut next = window;
     while let Some(window) = next {
@@ -105,19 +117,38 @@ fn needed(catalog: &Catalog, view: &str) -> Declarations {
         next = catalog.window(&window.over);
     }
     // Who reads a window of these has it tell more.
-    let is_of_it = |w: &str| chain.contains(&w) || catalog.window(w).is_some_and(|w| chain.contains(&w.over.as_str()));
+    let is_of_it = |w: &str| {
+        chain.contains(&w)
+            || catalog
+                .window(w)
+                .is_some_and(|w| chain.contains(&w.over.as_str()))
+    };
     declared.windows.retain(|name, _| is_of_it(name));
-    declared.tables.retain(|table, _| kind == "lake" && table == name);
+    declared
+        .tables
+        .retain(|table, _| kind == "lake" && table == name);
     let of_window = window.map(|w| w.stream.as_str());
-    let of_entity = catalog.entities.iter().find(|e| kind == "lake" && e.name == name).map(|e| e.stream.as_str());
-    let own = name.strip_suffix(".sessions").filter(|s| catalog.streams.contains_key(*s)).unwrap_or(name);
+    let of_entity = catalog
+        .entities
+        .iter()
+        .find(|e| kind == "lake" && e.name == name)
+        .map(|e| e.stream.as_str());
+    let own = name
+        .strip_suffix(".sessions")
+        .filter(|s| catalog.streams.contains_key(*s))
+        .unwrap_or(name);
     let stream = of_window.or(of_entity).unwrap_or(own);
     declared.streams.retain(|name, _| name == stream);
     declared
 }
 
-/// The view that a name means: a window, an entity table, another table, or `search`, `places`, `counts` of a stream.
-pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<String, RuntimeError> {
+/// The view that a name means: a window, an entity table, another table, or `search`, `places`,
+/// `counts` of a stream.
+pub fn view_named(
+    catalog: &Catalog,
+    what: &str,
+    stream: Option<&str>,
+) -> Result<String, RuntimeError> {
     let wrong = |message: String| Err(RuntimeError::Config(message));
     if let "search" | "places" | "counts" = what {
         let found = match stream {
@@ -125,7 +156,9 @@ pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result
             Some(name) => catalog.streams.get(name),
         };
         let Some(found) = found else {
-            return wrong(stream.map_or("no stream is declared".into(), |name| format!("there is no stream `{name}`")));
+            return wrong(stream.map_or("no stream is declared".into(), |name| {
+                format!("there is no stream `{name}`")
+            }));
         };
         let (is_declared, view) = match what {
             "search" => (found.def.search.is_some(), positions::search(&found.name)),
@@ -133,7 +166,11 @@ pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result
             _ => (found.def.count.is_some(), positions::counts(&found.name)),
         };
         let key = if what == "counts" { "count" } else { what };
-        return if is_declared { Ok(view) } else { wrong(format!("stream `{}` declares no `{key}`", found.name)) };
+        return if is_declared {
+            Ok(view)
+        } else {
+            wrong(format!("stream `{}` declares no `{key}`", found.name))
+        };
     }
     if catalog.window(what).is_some() {
         return Ok(of_table(&tables::versions_of(what)));
@@ -150,15 +187,28 @@ pub fn view_named(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result
         return Ok(of_table(what));
     }
     let windows = catalog.windows.iter().map(|w| w.name.clone());
-    let all: Vec<String> =
-        ["search", "places", "counts"].map(str::to_owned).into_iter().chain(windows).chain(known).collect();
-    wrong(format!("`{what}` cannot be rebuilt; there are {}", all.join(", ")))
+    let all: Vec<String> = ["search", "places", "counts"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(windows)
+        .chain(known)
+        .collect();
+    wrong(format!(
+        "`{what}` cannot be rebuilt; there are {}",
+        all.join(", ")
+    ))
 }
 
-/// The view that is rebuilt together with this one: a search index stores the rows of its stream's table.
+/// The view that is rebuilt together with this one: a search index stores the rows of its stream's
+/// table.
 pub fn dependent_view(catalog: &Catalog, view: &str) -> Option<String> {
-    let is_of_table = |stream: &&Arc<Stream>| of_table(&stream.name) == view && stream.def.search.is_some();
-    catalog.streams.values().find(is_of_table).map(|stream| positions::search(&stream.name))
+    let is_of_table =
+        |stream: &&Arc<Stream>| of_table(&stream.name) == view && stream.def.search.is_some();
+    catalog
+        .streams
+        .values()
+        .find(is_of_table)
+        .map(|stream| positions::search(&stream.name))
 }
 
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
@@ -168,13 +218,22 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
 
 impl Generation {
     /// Opens what was begun of this view under this configuration, or begins it.
-    pub fn begin(config: &Config, runtime: &tokio::runtime::Handle, view: &str) -> Result<Self, RuntimeError> {
+    pub fn begin(
+        config: &Config,
+        runtime: &tokio::runtime::Handle,
+        view: &str,
+    ) -> Result<Self, RuntimeError> {
         let folder = Folder::existing(&config.data)?;
         let catalog = views::compile(config)?;
         let options = wal_options(config, &folder);
-        let id = Wal::log_id_of(&Disk, &options.folder)?
-            .ok_or_else(|| RuntimeError::Config(format!("{} holds no data yet", folder.root.display())))?;
-        let log = LogName { instance: config.instance, id, zero: options.zero };
+        let id = Wal::log_id_of(&Disk, &options.folder)?.ok_or_else(|| {
+            RuntimeError::Config(format!("{} holds no data yet", folder.root.display()))
+        })?;
+        let log = LogName {
+            instance: config.instance,
+            id,
+            zero: options.zero,
+        };
         let about = About {
             view: view.to_owned(),
             configuration: catalog.id,
@@ -218,9 +277,11 @@ impl Generation {
         about: About,
         lock: fs::File,
     ) -> Result<Self, RuntimeError> {
-        let own = Folder { root: folder.rebuilds().join(about.view.replace('/', ".")) };
-        let needed =
-            Catalog::compile(&needed(catalog, &about.view)).map_err(|e| RuntimeError::Config(e.to_string()))?;
+        let own = Folder {
+            root: folder.rebuilds().join(about.view.replace('/', ".")),
+        };
+        let needed = Catalog::compile(&needed(catalog, &about.view))
+            .map_err(|e| RuntimeError::Config(e.to_string()))?;
         let archive = history::Archive {
             lake: folder.lake(),
             log_folder: folder.log(),
@@ -228,18 +289,31 @@ impl Generation {
             partition: config.partition,
             runtime: runtime.clone(),
         };
-        Ok(Self { folder: folder.clone(), own, about, catalog: Arc::new(needed), archive, _lock: lock })
+        Ok(Self {
+            folder: folder.clone(),
+            own,
+            about,
+            catalog: Arc::new(needed),
+            archive,
+            _lock: lock,
+        })
     }
 
-    /// Notes where whole records begin, and from when on what is made of them is whole: again with each attempt, because more may
-    /// have left since.
+    /// Notes where whole records begin, and from when on what is made of them is whole: again with
+    /// each attempt, because more may have left since.
     fn find_what_is_left(&mut self, config: &Config) -> Result<(), RuntimeError> {
         self.about.first = self.about.first.max(self.archive.first()?);
-        let stream = self.stream().filter(|_| self.is_without_beginning()).cloned();
-        let Some(stream) = stream.filter(|stream| self.has_table(config, &stream.name)) else { return Ok(()) };
+        let stream = self
+            .stream()
+            .filter(|_| self.is_without_beginning())
+            .cloned();
+        let Some(stream) = stream.filter(|stream| self.has_table(config, &stream.name)) else {
+            return Ok(());
+        };
         let (live, _) = snapshots(config, &self.folder).newest_for(&BTreeMap::new(), Lsn::MAX)?;
         let floor = live.floors().get(stream.name.as_str()).copied();
-        // Hours may have left since that snapshot. What begins before the first that is there stays as it was.
+        // Hours may have left since that snapshot. What begins before the first that is there stays
+        // as it was.
         let may_leave = stream.def.retention.is_some() || config.limits.disk.is_some();
         let table = self.old_table(config, &stream.name)?;
         let begins = table
@@ -247,8 +321,16 @@ impl Generation {
             .layout
             .width()
             .filter(|_| may_leave)
-            .and_then(|width| table.files().iter().map(|file| file.bucket.saturating_mul(width)).min());
-        let whole_from = floor.max(begins).map(|floor| floor.saturating_add(self.longest_gap()));
+            .and_then(|width| {
+                table
+                    .files()
+                    .iter()
+                    .map(|file| file.bucket.saturating_mul(width))
+                    .min()
+            });
+        let whole_from = floor
+            .max(begins)
+            .map(|floor| floor.saturating_add(self.longest_gap()));
         self.about.whole_from = self.about.whole_from.max(whole_from);
         Ok(())
     }
@@ -262,30 +344,53 @@ impl Generation {
         if self.about.view == of_table(positions::DEAD_LETTERS) {
             return None;
         }
-        let late = self.about.view.strip_prefix("lake/").and_then(|table| table.strip_suffix(".late"));
-        late.map_or_else(|| self.catalog.streams.values().next(), |stream| self.catalog.streams.get(stream))
+        let late = self
+            .about
+            .view
+            .strip_prefix("lake/")
+            .and_then(|table| table.strip_suffix(".late"));
+        late.map_or_else(
+            || self.catalog.streams.values().next(),
+            |stream| self.catalog.streams.get(stream),
+        )
     }
 
     /// How long silence must be behind a record that is gone before a session is whole again.
     fn longest_gap(&self) -> Micros {
-        let of_stream = self.stream().and_then(|s| s.session()).filter(|_| self.about.view.ends_with(".sessions"));
+        let of_stream = self
+            .stream()
+            .and_then(|s| s.session())
+            .filter(|_| self.about.view.ends_with(".sessions"));
         // A window over a window may go by the end of that one.
-        let is_own = |window: &Window| of_table(&tables::versions_of(&window.name)) == self.about.view;
-        let of_windows = self.catalog.windows.iter().map(|window| match window.shape {
-            Shape::Session { gap, .. } => gap,
-            Shape::Aligned(_) if is_own(window) => 0,
-            Shape::Aligned(windows) => windows.longest(),
-        });
-        of_stream.map_or(0, |session| session.gap).saturating_add(of_windows.sum())
+        let is_own =
+            |window: &Window| of_table(&tables::versions_of(&window.name)) == self.about.view;
+        let of_windows = self
+            .catalog
+            .windows
+            .iter()
+            .map(|window| match window.shape {
+                Shape::Session { gap, .. } => gap,
+                Shape::Aligned(_) if is_own(window) => 0,
+                Shape::Aligned(windows) => windows.longest(),
+            });
+        of_stream
+            .map_or(0, |session| session.gap)
+            .saturating_add(of_windows.sum())
     }
 
     /// What is not made of every record, for whoever asked for it.
     pub fn told(&self) -> Option<String> {
-        let About { view, first, whole_from, .. } = &self.about;
+        let About {
+            view,
+            first,
+            whole_from,
+            ..
+        } = &self.about;
         let first = self.is_without_beginning().then(|| lsn_sequence(*first))?;
         let of = self.stream().map_or("dead letters", |stream| &stream.name);
-        let mut told =
-            format!("{view}: `raw` begins with record {first}; what came before is taken from the rows of {of}");
+        let mut told = format!(
+            "{view}: `raw` begins with record {first}; what came before is taken from the rows of {of}"
+        );
         if let Some(from) = whole_from.filter(|_| self.makes_rows_of_its_own()) {
             told += &format!(", and rows before {} stay as they were", rfc3339(from));
         }
@@ -295,19 +400,23 @@ impl Generation {
     /// A table that operators make: of what is gone it has rows that nothing else has.
     fn makes_rows_of_its_own(&self) -> bool {
         let table = self.about.view.strip_prefix("lake/");
-        table.is_some_and(|table| table != positions::DEAD_LETTERS && !self.catalog.streams.contains_key(table))
+        table.is_some_and(|table| {
+            table != positions::DEAD_LETTERS && !self.catalog.streams.contains_key(table)
+        })
     }
 
     /// Whether the old generation has a table; one that is declared only now is not there.
     fn has_table(&self, config: &Config, name: &str) -> bool {
-        views::spec(config, &self.folder, &self.catalog, name).is_some_and(|spec| spec.root.exists())
+        views::spec(config, &self.folder, &self.catalog, name)
+            .is_some_and(|spec| spec.root.exists())
     }
 
     /// A table of the old generation, as this configuration reads it.
     fn old_table(&self, config: &Config, name: &str) -> Result<LakeTable, RuntimeError> {
         let gone = || RuntimeError::Damaged(format!("the table {name} is gone"));
         let spec = views::spec(config, &self.folder, &self.catalog, name).ok_or_else(gone)?;
-        LakeTable::open(spec, self.archive.log, self.archive.runtime.clone(), false)?.ok_or_else(gone)
+        LakeTable::open(spec, self.archive.log, self.archive.runtime.clone(), false)?
+            .ok_or_else(gone)
     }
 
     /// Everything above a record.
@@ -319,7 +428,10 @@ impl Generation {
         }
         let (table, of) = match self.stream() {
             Some(stream) => (stream.name.as_str(), Of::Stream(stream.clone())),
-            None => (positions::DEAD_LETTERS, Of::DeadLetters(self.catalog.clone())),
+            None => (
+                positions::DEAD_LETTERS,
+                Of::DeadLetters(self.catalog.clone()),
+            ),
         };
         if !self.has_table(config, table) {
             return History::new(self.archive.clone(), first - 1);
@@ -334,12 +446,22 @@ impl Generation {
 
     /// Rows that stay as they were, above a record.
     fn taken_over(&self, config: &Config, after: Lsn) -> Result<Option<TakenOver>, RuntimeError> {
-        let table = self.about.view.strip_prefix("lake/").filter(|_| self.makes_rows_of_its_own());
-        let Some((table, before)) = table.zip(self.about.whole_from) else { return Ok(None) };
+        let table = self
+            .about
+            .view
+            .strip_prefix("lake/")
+            .filter(|_| self.makes_rows_of_its_own());
+        let Some((table, before)) = table.zip(self.about.whole_from) else {
+            return Ok(None);
+        };
         if !self.has_table(config, table) {
             return Ok(None);
         }
-        Ok(Some(TakenOver::new(&self.old_table(config, table)?, after, before)))
+        Ok(Some(TakenOver::new(
+            &self.old_table(config, table)?,
+            after,
+            before,
+        )))
     }
 
     fn set(&mut self, state: State) -> Result<(), RuntimeError> {
@@ -363,14 +485,35 @@ impl Generation {
         let archive = &self.archive;
         let is_it = |view: &str| view == self.about.view;
         let runtime = &archive.runtime;
-        let mut opened = views::open_some(config, &self.own, &self.catalog, archive.log, runtime, true, &is_it)?;
-        let view = opened.views.pop().ok_or_else(|| RuntimeError::Failed(format!("{} is no view", self.about.view)))?;
+        let mut opened = views::open_some(
+            config,
+            &self.own,
+            &self.catalog,
+            archive.log,
+            runtime,
+            true,
+            &is_it,
+        )?;
+        let view = opened
+            .views
+            .pop()
+            .ok_or_else(|| RuntimeError::Failed(format!("{} is no view", self.about.view)))?;
         Ok((view, opened.positions))
     }
 
-    /// Goes on while the old generation serves, up to a record, or to where the rows that are taken over are committed.
-    pub fn build(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
-        let table = self.about.view.strip_prefix("lake/").filter(|_| self.takes_over());
+    /// Goes on while the old generation serves, up to a record, or to where the rows that are taken
+    /// over are committed.
+    pub fn build(
+        &mut self,
+        config: &Config,
+        to: Lsn,
+        progress: Progress<'_>,
+    ) -> Result<(), RuntimeError> {
+        let table = self
+            .about
+            .view
+            .strip_prefix("lake/")
+            .filter(|_| self.takes_over());
         let committed = match table.filter(|table| self.has_table(config, table)) {
             Some(table) => self.old_table(config, table)?.committed()[0],
             None => Lsn::MAX,
@@ -379,11 +522,20 @@ impl Generation {
     }
 
     /// Goes on up to a record, and makes it safe.
-    fn advance(&mut self, config: &Config, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
+    fn advance(
+        &mut self,
+        config: &Config,
+        to: Lsn,
+        progress: Progress<'_>,
+    ) -> Result<(), RuntimeError> {
         let (mut view, positions) = self.open(config)?;
         let (saved, zero) = (self.snapshots(), self.archive.log.zero);
         let (found, from_snapshot) = saved.newest_for(&positions, Lsn::MAX)?;
-        let mut operators = if from_snapshot { found } else { Operators::new(self.catalog.clone(), zero) };
+        let mut operators = if from_snapshot {
+            found
+        } else {
+            Operators::new(self.catalog.clone(), zero)
+        };
         operators.pin(self.about.first);
         if from_snapshot {
             view.skip_to(operators.lsn());
@@ -433,8 +585,9 @@ impl Generation {
         Ok(())
     }
 
-    /// It takes the old generation's place with the next start. Where no process is there and the old one cannot be opened, no
-    /// start would come so far: the new one is whole at the log's end then, and takes its place before anything is opened.
+    /// It takes the old generation's place with the next start. Where no process is there and the
+    /// old one cannot be opened, no start would come so far: the new one is whole at the log's end
+    /// then, and takes its place before anything is opened.
     pub fn is_ready(&mut self, config: &Config, is_stopped: bool) -> Result<(), RuntimeError> {
         if is_stopped && self.is_old_unreadable(config) {
             let _lock = self.folder.lock()?;
@@ -448,8 +601,17 @@ impl Generation {
     fn is_old_unreadable(&self, config: &Config) -> bool {
         let archive = &self.archive;
         let is_it = |view: &str| view == self.about.view;
-        let open =
-            || views::open_some(config, &self.folder, &self.catalog, archive.log, &archive.runtime, false, &is_it);
+        let open = || {
+            views::open_some(
+                config,
+                &self.folder,
+                &self.catalog,
+                archive.log,
+                &archive.runtime,
+                false,
+                &is_it,
+            )
+        };
         !self.about.view.starts_with("lake/") && matches!(open(), Err(RuntimeError::Damaged(_)))
     }
 
@@ -469,17 +631,31 @@ impl Generation {
                 };
                 let runtime = &self.archive.runtime;
                 let new = LakeTable::open(new, log, runtime.clone(), false)?.ok_or_else(|| {
-                    RuntimeError::Damaged(format!("{}: the new {view} is gone", self.own.root.display()))
+                    RuntimeError::Damaged(format!(
+                        "{}: the new {view} is gone",
+                        self.own.root.display()
+                    ))
                 })?;
                 LakeTable::open_to_replace(old, log, runtime.clone())?.replace_with(&new)?;
             }
             Some(("search", stream)) => {
                 let gone = self.own.root.join("before");
-                move_over(&self.own.search().join(stream), &self.folder.search().join(stream), Some(&gone))?;
+                move_over(
+                    &self.own.search().join(stream),
+                    &self.folder.search().join(stream),
+                    Some(&gone),
+                )?;
             }
             Some((kind, stream)) => {
-                let name = format!("{stream}.{}", if kind == "places" { PLACES } else { COUNTS });
-                move_over(&self.own.state().join(&name), &self.folder.state().join(&name), None)?;
+                let name = format!(
+                    "{stream}.{}",
+                    if kind == "places" { PLACES } else { COUNTS }
+                );
+                move_over(
+                    &self.own.state().join(&name),
+                    &self.folder.state().join(&name),
+                    None,
+                )?;
             }
             None => {}
         }
@@ -509,7 +685,10 @@ impl Generation {
 }
 
 /// Applies what comes next.
-fn process(operators: &mut Operators, Piece { frame, decoded }: Piece) -> Result<Output, RuntimeError> {
+fn process(
+    operators: &mut Operators,
+    Piece { frame, decoded }: Piece,
+) -> Result<Output, RuntimeError> {
     let decoded = match decoded {
         Some(rows) => Some(rows),
         None => {
@@ -521,18 +700,27 @@ fn process(operators: &mut Operators, Piece { frame, decoded }: Piece) -> Result
 }
 
 /// Commits what a view has, then saves the operators that made it.
-fn save(view: &mut dyn View, snapshots: &Snapshots, operators: &Operators) -> Result<(), RuntimeError> {
+fn save(
+    view: &mut dyn View,
+    snapshots: &Snapshots,
+    operators: &Operators,
+) -> Result<(), RuntimeError> {
     view.settle()?;
     snapshots.save(operators)?;
     snapshots.tidy(&view.positions().into_iter().collect())?;
     Ok(())
 }
 
-/// Renames over what is there, durably; where that is a folder it goes to `gone` first. Does nothing where it was done before.
+/// Renames over what is there, durably; where that is a folder it goes to `gone` first. Does
+/// nothing where it was done before.
 fn move_over(new: &Path, old: &Path, gone: Option<&Path>) -> Result<(), RuntimeError> {
     let parents = [new.parent(), old.parent()];
-    let sync_names =
-        || parents.into_iter().flatten().try_for_each(|folder| sync_folder(folder).map_err(failed(folder)));
+    let sync_names = || {
+        parents
+            .into_iter()
+            .flatten()
+            .try_for_each(|folder| sync_folder(folder).map_err(failed(folder)))
+    };
     if !new.exists() {
         // The sync of an earlier attempt may have failed.
         return sync_names();
@@ -553,7 +741,12 @@ fn read_about(root: &Path) -> Option<About> {
 /// None while another process has it.
 fn lock(own: &Folder) -> Result<Option<fs::File>, RuntimeError> {
     let path = own.root.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed(&path))?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -575,12 +768,18 @@ fn remove(folder: &Folder, root: &Path) -> Result<(), RuntimeError> {
 
 /// Folders of generations that are so far, with what they are of.
 fn in_state(folder: &Folder, states: &[State]) -> Vec<(PathBuf, About)> {
-    let Ok(entries) = fs::read_dir(folder.rebuilds()) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(folder.rebuilds()) else {
+        return Vec::new();
+    };
     let roots = entries.filter_map(|e| Some(e.ok()?.path()));
-    let mut found: Vec<(PathBuf, About)> = roots.filter_map(|root| Some((root.clone(), read_about(&root)?))).collect();
+    let mut found: Vec<(PathBuf, About)> = roots
+        .filter_map(|root| Some((root.clone(), read_about(&root)?)))
+        .collect();
     // What is being removed has another name.
-    let is_its_own =
-        |root: &Path, about: &About| root.file_name().is_some_and(|n| n == about.view.replace('/', ".").as_str());
+    let is_its_own = |root: &Path, about: &About| {
+        root.file_name()
+            .is_some_and(|n| n == about.view.replace('/', ".").as_str())
+    };
     found.retain(|(root, about)| states.contains(&about.state) && is_its_own(root, about));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
@@ -588,12 +787,20 @@ fn in_state(folder: &Folder, states: &[State]) -> Vec<(PathBuf, About)> {
 
 /// Whether something waits to take its place under a configuration.
 pub fn is_waiting(folder: &Folder, configuration: u64) -> bool {
-    in_state(folder, &[State::Ready, State::Whole]).iter().any(|(_, about)| about.configuration == configuration)
+    in_state(folder, &[State::Ready, State::Whole])
+        .iter()
+        .any(|(_, about)| about.configuration == configuration)
 }
 
 /// Whether anything is being rebuilt, or waits to take its place.
 pub fn is_any_begun(folder: &Folder) -> bool {
-    let all = [State::Building, State::Ready, State::Whole, State::Settled, State::Placed];
+    let all = [
+        State::Building,
+        State::Ready,
+        State::Whole,
+        State::Settled,
+        State::Placed,
+    ];
     !in_state(folder, &all).is_empty()
 }
 
@@ -617,10 +824,18 @@ fn of_configuration(
             continue;
         }
         match lock(&Folder { root })? {
-            Some(lock) => found.push(Generation::of(config, folder, catalog, log, runtime, about, lock)?),
-            // It may be built on; but what has begun to take its place must end before anything else.
+            Some(lock) => found.push(Generation::of(
+                config, folder, catalog, log, runtime, about, lock,
+            )?),
+            // It may be built on; but what has begun to take its place must end before anything
+            // else.
             None if about.state == State::Ready => {}
-            None => return Err(RuntimeError::InUse(format!("the rebuilt {} is held by another process", about.view))),
+            None => {
+                return Err(RuntimeError::InUse(format!(
+                    "the rebuilt {} is held by another process",
+                    about.view
+                )));
+            }
         }
     }
     Ok(found)
@@ -634,7 +849,14 @@ pub fn ready(
     log: LogName,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Vec<Generation>, RuntimeError> {
-    of_configuration(config, folder, catalog, log, runtime, &[State::Ready, State::Whole])
+    of_configuration(
+        config,
+        folder,
+        catalog,
+        log,
+        runtime,
+        &[State::Ready, State::Whole],
+    )
 }
 
 /// The last record of a stopped folder's log.
@@ -645,7 +867,9 @@ pub fn end_of_log(config: &Config) -> Result<Lsn, RuntimeError> {
 
 /// Whether a view that was ready has taken its place; an error where it could not be completed.
 pub fn is_done(config: &Config, view: &str) -> Result<bool, RuntimeError> {
-    let root = Folder::existing(&config.data)?.rebuilds().join(view.replace('/', "."));
+    let root = Folder::existing(&config.data)?
+        .rebuilds()
+        .join(view.replace('/', "."));
     match read_about(&root) {
         None => Ok(true),
         Some(about) if about.state == State::Building => Err(RuntimeError::Failed(format!(
@@ -660,9 +884,14 @@ pub fn views_of(generations: &[Generation]) -> Vec<String> {
     generations.iter().map(|g| g.about.view.clone()).collect()
 }
 
-/// Brings generations to the end of the log, where every view has committed. From here on they take their place, whatever happens;
-/// one that cannot be completed is left out. Gives the views of the others.
-pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Result<Vec<String>, RuntimeError> {
+/// Brings generations to the end of the log, where every view has committed. From here on they take
+/// their place, whatever happens; one that cannot be completed is left out. Gives the views of the
+/// others.
+pub fn complete(
+    generations: Vec<Generation>,
+    config: &Config,
+    end: Lsn,
+) -> Result<Vec<String>, RuntimeError> {
     let mut whole = Vec::new();
     for mut generation in generations {
         let view = generation.about.view.clone();
@@ -680,8 +909,12 @@ pub fn complete(generations: Vec<Generation>, config: &Config, end: Lsn) -> Resu
     Ok(whole)
 }
 
-/// Ends on a stopped folder what was begun and broken off: a generation that has begun to take its place does so.
-pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
+/// Ends on a stopped folder what was begun and broken off: a generation that has begun to take its
+/// place does so.
+pub fn finish_what_was_begun(
+    config: &Config,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), RuntimeError> {
     let folder = Folder::existing(&config.data)?;
     if !is_taking_place(&folder) {
         return Ok(());
@@ -697,26 +930,47 @@ pub fn finish_what_was_begun(config: &Config, runtime: &tokio::runtime::Handle) 
     finish(config, &folder, wal, runtime, &clock).map(drop)
 }
 
-/// Puts whole generations in their place: before anything is opened, because what is there may not fit the configuration.
-pub fn place(config: &Config, folder: &Folder, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
+/// Puts whole generations in their place: before anything is opened, because what is there may not
+/// fit the configuration.
+pub fn place(
+    config: &Config,
+    folder: &Folder,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), RuntimeError> {
     if in_state(folder, &[State::Whole, State::Settled]).is_empty() {
         return Ok(());
     }
     let options = wal_options(config, folder);
-    let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else { return Ok(()) };
+    let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else {
+        return Ok(());
+    };
     let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
     snapshots(config, folder).refuse_ahead(end)?;
     let catalog = stored_catalog(config, folder, end)?;
-    let log = LogName { instance: config.instance, id, zero: options.zero };
-    for mut generation in of_configuration(config, folder, &catalog, log, runtime, &[State::Whole, State::Settled])? {
-        tracing::info!(view = generation.about.view, "the rebuilt one takes its place");
+    let log = LogName {
+        instance: config.instance,
+        id,
+        zero: options.zero,
+    };
+    for mut generation in of_configuration(
+        config,
+        folder,
+        &catalog,
+        log,
+        runtime,
+        &[State::Whole, State::Settled],
+    )? {
+        tracing::info!(
+            view = generation.about.view,
+            "the rebuilt one takes its place"
+        );
         generation.place(config, end)?;
     }
     Ok(())
 }
 
-/// Removes the folders of installed generations that hand no operator state over: all but tables. No live view is opened for it,
-/// because one of them may be refused until it is rebuilt, too.
+/// Removes the folders of installed generations that hand no operator state over: all but tables.
+/// No live view is opened for it, because one of them may be refused until it is rebuilt, too.
 fn remove_installed_views(folder: &Folder) -> Result<(), RuntimeError> {
     for (root, about) in in_state(folder, &[State::Placed]) {
         let own = Folder { root: root.clone() };

@@ -1,12 +1,14 @@
-//! Where everything starts. The live operators start from the newest snapshot, or from the one before it if a view needs that. A
-//! view that is behind both is more than a snapshot interval behind: it starts in the reader, so that it keeps nobody waiting.
+//! Where everything starts. The live operators start from the newest snapshot, or from the one
+//! before it if a view needs that. A view that is behind both is more than a snapshot interval
+//! behind: it starts in the reader, so that it keeps nobody waiting.
 
 use std::collections::BTreeMap;
 
 use crate::event::Lsn;
 use crate::operators::snapshot::is_behind;
 
-/// Committed positions of a view, or the last rows that views were given, by the names that snapshots use.
+/// Committed positions of a view, or the last rows that views were given, by the names that
+/// snapshots use.
 pub type Positions = BTreeMap<String, Lsn>;
 
 /// A state that the live operators may start from.
@@ -20,7 +22,10 @@ pub struct Candidate {
 impl Candidate {
     /// The state before the first record, which no view is behind.
     pub fn empty() -> Self {
-        Self { snapshot: None, given: Positions::new() }
+        Self {
+            snapshot: None,
+            given: Positions::new(),
+        }
     }
 }
 
@@ -35,11 +40,19 @@ pub struct Start {
 
 /// Chooses among candidates, the newest first, for views with their positions. Pure.
 pub fn plan(candidates: &[Candidate], views: &[(String, Positions)]) -> Start {
-    let Some(oldest) = candidates.last() else { return Start::default() };
-    let (far, near): (Vec<_>, Vec<_>) = views.iter().partition(|(_, at)| is_behind(&oldest.given, at));
-    let suits_all = |candidate: &&Candidate| near.iter().all(|(_, at)| !is_behind(&candidate.given, at));
+    let Some(oldest) = candidates.last() else {
+        return Start::default();
+    };
+    let (far, near): (Vec<_>, Vec<_>) = views
+        .iter()
+        .partition(|(_, at)| is_behind(&oldest.given, at));
+    let suits_all =
+        |candidate: &&Candidate| near.iter().all(|(_, at)| !is_behind(&candidate.given, at));
     let start = candidates.iter().find(suits_all).unwrap_or(oldest);
-    Start { snapshot: start.snapshot, in_reader: far.into_iter().map(|(name, _)| name.clone()).collect() }
+    Start {
+        snapshot: start.snapshot,
+        in_reader: far.into_iter().map(|(name, _)| name.clone()).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -47,44 +60,92 @@ mod tests {
     use super::*;
 
     fn positions(of: &[(&str, Lsn)]) -> Positions {
-        of.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect()
+        of.iter()
+            .map(|(name, at)| ((*name).to_owned(), *at))
+            .collect()
     }
 
     fn candidate(lsn: Lsn, given: &[(&str, Lsn)]) -> Candidate {
-        Candidate { snapshot: Some(lsn), given: positions(given) }
+        Candidate {
+            snapshot: Some(lsn),
+            given: positions(given),
+        }
     }
 
     /// A table with two positions, and an index.
     fn views(recent: Lsn, old: Lsn, search: Lsn) -> Vec<(String, Positions)> {
         let table = positions(&[("t/recent", recent), ("t/old", old)]);
-        vec![("table".to_owned(), table), ("index".to_owned(), positions(&[("search/t", search)]))]
+        vec![
+            ("table".to_owned(), table),
+            ("index".to_owned(), positions(&[("search/t", search)])),
+        ]
     }
 
     fn snapshots() -> [Candidate; 2] {
         [
-            candidate(200, &[("t/recent", 199), ("t/old", 120), ("search/t", 199), ("gone", 150)]),
-            candidate(100, &[("t/recent", 99), ("t/old", 40), ("search/t", 99), ("gone", 50)]),
+            candidate(
+                200,
+                &[
+                    ("t/recent", 199),
+                    ("t/old", 120),
+                    ("search/t", 199),
+                    ("gone", 150),
+                ],
+            ),
+            candidate(
+                100,
+                &[
+                    ("t/recent", 99),
+                    ("t/old", 40),
+                    ("search/t", 99),
+                    ("gone", 50),
+                ],
+            ),
         ]
     }
 
     fn start(snapshot: Option<Lsn>, in_reader: &[&str]) -> Start {
-        Start { snapshot, in_reader: in_reader.iter().map(|n| (*n).to_owned()).collect() }
+        Start {
+            snapshot,
+            in_reader: in_reader.iter().map(|n| (*n).to_owned()).collect(),
+        }
     }
 
     #[test]
     fn the_newest_snapshot_is_taken_that_no_near_view_is_behind() {
-        assert_eq!(plan(&snapshots(), &views(199, 120, 250)), start(Some(200), &[]));
-        assert_eq!(plan(&snapshots(), &views(199, 119, 250)), start(Some(100), &[]));
-        assert_eq!(plan(&snapshots(), &views(99, 40, 199)), start(Some(100), &[]));
+        assert_eq!(
+            plan(&snapshots(), &views(199, 120, 250)),
+            start(Some(200), &[])
+        );
+        assert_eq!(
+            plan(&snapshots(), &views(199, 119, 250)),
+            start(Some(100), &[])
+        );
+        assert_eq!(
+            plan(&snapshots(), &views(99, 40, 199)),
+            start(Some(100), &[])
+        );
     }
 
     #[test]
     fn a_view_behind_both_starts_in_the_reader_and_holds_nobody_back() {
-        assert_eq!(plan(&snapshots(), &views(250, 250, 98)), start(Some(200), &["index"]));
-        assert_eq!(plan(&snapshots(), &views(198, 120, 0)), start(Some(100), &["index"]));
+        assert_eq!(
+            plan(&snapshots(), &views(250, 250, 98)),
+            start(Some(200), &["index"])
+        );
+        assert_eq!(
+            plan(&snapshots(), &views(198, 120, 0)),
+            start(Some(100), &["index"])
+        );
         // One of its positions suffices.
-        assert_eq!(plan(&snapshots(), &views(250, 39, 199)), start(Some(200), &["table"]));
-        assert_eq!(plan(&snapshots(), &views(0, 0, 0)), start(Some(200), &["table", "index"]));
+        assert_eq!(
+            plan(&snapshots(), &views(250, 39, 199)),
+            start(Some(200), &["table"])
+        );
+        assert_eq!(
+            plan(&snapshots(), &views(0, 0, 0)),
+            start(Some(200), &["table", "index"])
+        );
     }
 
     #[test]
@@ -92,7 +153,10 @@ mod tests {
         let first = [candidate(100, &[("search/t", 99)]), Candidate::empty()];
         assert_eq!(plan(&first, &views(0, 0, 99)), start(Some(100), &[]));
         assert_eq!(plan(&first, &views(0, 0, 98)), start(None, &[]));
-        assert_eq!(plan(&[Candidate::empty()], &views(0, 0, 0)), start(None, &[]));
+        assert_eq!(
+            plan(&[Candidate::empty()], &views(0, 0, 0)),
+            start(None, &[])
+        );
         assert_eq!(plan(&[], &views(0, 0, 0)), start(None, &[]));
     }
 }

@@ -1,5 +1,5 @@
-//! A file that takes room on the disk for nothing, until there is none: released, it lets a snapshot and the views' commits
-//! through, after which the log can be trimmed.
+//! A file that takes room on the disk for nothing, until there is none: released, it lets a
+//! snapshot and the views' commits through, after which the log can be trimmed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,16 +14,22 @@ const SHARE: u64 = 64;
 /// The reserve is taken again when this many times as much is free.
 const PLENTY: u64 = 4;
 
-/// Bytes of the reserve, and of the disk that records leave alone: no more than a segment of the log, and little of a disk, or of
-/// its limit, that is small. Pure.
+/// Bytes of the reserve, and of the disk that records leave alone: no more than a segment of the
+/// log, and little of a disk, or of its limit, that is small. Pure.
 pub fn bytes(segment: u64, disk: Option<u64>) -> u64 {
-    MAX_BYTES.min(disk.map_or(MAX_BYTES, |disk| disk / SHARE)).max(MIN_BYTES).min(segment)
+    MAX_BYTES
+        .min(disk.map_or(MAX_BYTES, |disk| disk / SHARE))
+        .max(MIN_BYTES)
+        .min(segment)
 }
 
 /// [`bytes`] for a data folder.
 pub fn bytes_of(config: &Config) -> u64 {
     let disk = crate::storage::capacity(&config.data);
-    bytes(config.log.segment, disk.into_iter().chain(config.limits.disk).min())
+    bytes(
+        config.log.segment,
+        disk.into_iter().chain(config.limits.disk).min(),
+    )
 }
 
 /// Bytes that the reserve of a data folder takes at present.
@@ -41,14 +47,19 @@ impl Reserve {
     /// The reserve of a data folder, as it was left.
     pub fn open(folder: &Path, bytes: u64) -> Self {
         let is_held = held(folder) >= bytes;
-        let mut reserve = Self { folder: folder.to_owned(), bytes, is_held };
+        let mut reserve = Self {
+            folder: folder.to_owned(),
+            bytes,
+            is_held,
+        };
         reserve.restore();
         reserve
     }
 
     /// Whether so little is left that the log should give back what it can.
     pub fn is_short(&self) -> bool {
-        Disk.free(&self.folder).is_some_and(|free| free < 2 * self.bytes)
+        Disk.free(&self.folder)
+            .is_some_and(|free| free < 2 * self.bytes)
     }
 
     /// Gives the room to whoever needs it now. True: there was some.
@@ -56,14 +67,20 @@ impl Reserve {
         self.is_held && {
             self.is_held = false;
             let released = std::fs::remove_file(self.folder.join(NAME)).is_ok();
-            tracing::warn!(bytes = self.bytes, "the disk is full; the reserve is released for snapshots and commits");
+            tracing::warn!(
+                bytes = self.bytes,
+                "the disk is full; the reserve is released for snapshots and commits"
+            );
             released
         }
     }
 
     /// Releases it where hardly anything is left, and takes it again where there is plenty.
     pub fn adapt(&mut self) {
-        if Disk.free(&self.folder).is_some_and(|free| free < self.bytes / 2) {
+        if Disk
+            .free(&self.folder)
+            .is_some_and(|free| free < self.bytes / 2)
+        {
             self.release();
         } else {
             self.restore();
@@ -71,10 +88,15 @@ impl Reserve {
     }
 
     fn restore(&mut self) {
-        let has_plenty = || Disk.free(&self.folder).is_none_or(|free| free >= PLENTY * self.bytes);
+        let has_plenty = || {
+            Disk.free(&self.folder)
+                .is_none_or(|free| free >= PLENTY * self.bytes)
+        };
         if !self.is_held && has_plenty() {
             // Where it fails there is none; the next time tries again.
-            self.is_held = Disk.create(&self.folder.join(NAME), self.bytes, &[]).is_ok();
+            self.is_held = Disk
+                .create(&self.folder.join(NAME), self.bytes, &[])
+                .is_ok();
         }
     }
 }
@@ -88,7 +110,13 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let of = |segment: u64, disk: u64| bytes(segment * MIB, Some(disk * MIB));
         assert_eq!(
-            [of(64, 10_000), of(4, 10_000), of(64, 320), of(64, 10), of(1, 10_000)],
+            [
+                of(64, 10_000),
+                of(4, 10_000),
+                of(64, 320),
+                of(64, 10),
+                of(1, 10_000)
+            ],
             [8, 4, 5, 1, 1].map(|m| m * MIB)
         );
         assert_eq!(bytes(64 * MIB, None), 8 * MIB);
@@ -97,7 +125,11 @@ mod tests {
     #[test]
     fn the_reserve_is_taken_released_and_taken_again() {
         let folder = tempfile::tempdir().expect("a folder");
-        let size = || std::fs::metadata(folder.path().join(NAME)).map(|m| m.len()).ok();
+        let size = || {
+            std::fs::metadata(folder.path().join(NAME))
+                .map(|m| m.len())
+                .ok()
+        };
         let mut reserve = Reserve::open(folder.path(), 4096);
         assert_eq!(size(), Some(4096));
         assert!(reserve.release() && !reserve.release());

@@ -1,5 +1,5 @@
-//! Dead letters that come back: after a schema or a rule was mended, their bytes go through the log again, each with the number of the
-//! dead letter it was. What is still refused stays where it is.
+//! Dead letters that come back: after a schema or a rule was mended, their bytes go through the log
+//! again, each with the number of the dead letter it was. What is still refused stays where it is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ pub struct RetryQuestion {
     pub stream: Option<String>,
     /// Only those with exactly this reason.
     pub reason: Option<String>,
-    /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds, now-15m.
+    /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds,
+    /// now-15m.
     pub since: Option<String>,
     /// At most so many, the oldest first.
     pub limit: Option<usize>,
@@ -52,14 +53,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reasons told one by one; the others are counted together.
 const TOLD_REASONS: usize = 20;
-/// Accepted before it was sent and refused when it was applied: the table lost its hour meanwhile, or a rule looks at the clock.
+/// Accepted before it was sent and refused when it was applied: the table lost its hour meanwhile,
+/// or a rule looks at the clock.
 const REFUSED_WHEN_APPLIED: &str = "refused when it was applied; its new dead letter says why";
 
 pub struct Retry {
     pub answers: Answers,
     pub clock: Arc<dyn Clock>,
     pub ingest: Ingest,
-    /// One retry at a time: each finds what the one before brought back marked, and answers for itself alone.
+    /// One retry at a time: each finds what the one before brought back marked, and answers for
+    /// itself alone.
     pub turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -101,12 +104,18 @@ struct Sent {
 
 impl Retried {
     fn count_refused(&mut self, reason: String) {
-        let is_told = self.still_refused.len() < TOLD_REASONS || self.still_refused.contains_key(&reason);
-        let reason = if is_told { reason } else { "other reasons".to_owned() };
+        let is_told =
+            self.still_refused.len() < TOLD_REASONS || self.still_refused.contains_key(&reason);
+        let reason = if is_told {
+            reason
+        } else {
+            "other reasons".to_owned()
+        };
         *self.still_refused.entry(reason).or_default() += 1;
     }
 
-    /// Counts what was sent by what became of it: per dead letter, the record that it became, 0 where it is refused. Pure.
+    /// Counts what was sent by what became of it: per dead letter, the record that it became, 0
+    /// where it is refused. Pure.
     fn count_sent(&mut self, sent: &[Sent], became: &BTreeMap<Lsn, Lsn>) {
         for Sent { last_lsn, of } in sent {
             let own = last_lsn + 1 - of.len() as Lsn..=*last_lsn;
@@ -130,7 +139,9 @@ impl Retry {
         let mut done = Retried::default();
         let mut sent = Vec::new();
         let result = self.send_all(question, &mut sent, &mut done).await;
-        let Some(last) = sent.last().map(|frame: &Sent| frame.last_lsn) else { return result.map(|()| done) };
+        let Some(last) = sent.last().map(|frame: &Sent| frame.last_lsn) else {
+            return result.map(|()| done);
+        };
         self.wait_until_applied(last).await?;
         done.count_sent(&sent, &self.answers.handles.progress.retried());
         result.map(|()| done)
@@ -148,7 +159,10 @@ impl Retry {
         let mut after = 0;
         let mut page_rows = PAGE;
         while looked_at < limit {
-            let page = match self.page(question, after, page_rows.min(limit - looked_at)).await {
+            let page = match self
+                .page(question, after, page_rows.min(limit - looked_at))
+                .await
+            {
                 // Large letters: fewer of them fit into an answer.
                 Err(PageError::TooLarge(_)) if page_rows > 1 => {
                     page_rows /= 2;
@@ -182,29 +196,52 @@ impl Retry {
         Ok(())
     }
 
-    /// What came back a moment ago, or before a start, is marked as such, so that it is not counted once more.
+    /// What came back a moment ago, or before a start, is marked as such, so that it is not counted
+    /// once more.
     async fn wait_for_the_newest(&self) -> Result<(), RuntimeError> {
         let (handles, synced) = (&self.answers.handles, self.ingest.synced_lsn());
         let letters = handles.tables.get(positions::DEAD_LETTERS);
         let begun = Instant::now();
-        while !handles.progress.refresh(synced) || letters.is_some_and(|table| table.applied() < synced) {
+        while !handles.progress.refresh(synced)
+            || letters.is_some_and(|table| table.applied() < synced)
+        {
             if begun.elapsed() > PATIENCE {
-                return Err(RuntimeError::Failed("records that came before are still being applied; try again".into()));
+                return Err(RuntimeError::Failed(
+                    "records that came before are still being applied; try again".into(),
+                ));
             }
             tokio::time::sleep(POLL).await;
         }
         Ok(())
     }
 
-    async fn page(&self, question: &RetryQuestion, after: Lsn, limit: usize) -> Result<Vec<Letter>, PageError> {
+    async fn page(
+        &self,
+        question: &RetryQuestion,
+        after: Lsn,
+        limit: usize,
+    ) -> Result<Vec<Letter>, PageError> {
         let quoted = |text: &str| text.replace('\'', "''");
         let mut wanted = vec![format!("retried_lsn is null and lsn > {after}")];
-        wanted.extend(question.stream.as_ref().map(|s| format!("stream = '{}'", quoted(s))));
-        wanted.extend(question.reason.as_ref().map(|r| format!("reason = '{}'", quoted(r))));
+        wanted.extend(
+            question
+                .stream
+                .as_ref()
+                .map(|s| format!("stream = '{}'", quoted(s))),
+        );
+        wanted.extend(
+            question
+                .reason
+                .as_ref()
+                .map(|r| format!("reason = '{}'", quoted(r))),
+        );
         if let Some(since) = &question.since {
             let since = crate::config::units::parse_time(since, self.clock.now())
                 .map_err(|e| PageError::Other(RuntimeError::Config(format!("since: {e}"))))?;
-            wanted.push(format!("received_at >= timestamp '{}'", crate::event::rfc3339(since)));
+            wanted.push(format!(
+                "received_at >= timestamp '{}'",
+                crate::event::rfc3339(since)
+            ));
         }
         let query = format!(
             "select lsn, source, stream, bytes from dead_letters where {} order by lsn limit {limit}",
@@ -214,16 +251,29 @@ impl Retry {
             QueryError::Limit(_) => PageError::TooLarge(e.to_string()),
             e => PageError::Other(e.into()),
         })?;
-        let failed = |e: arrow::error::ArrowError| PageError::Other(RuntimeError::Failed(e.to_string()));
+        let failed =
+            |e: arrow::error::ArrowError| PageError::Other(RuntimeError::Failed(e.to_string()));
         let mut letters = Vec::new();
         for batch in &answer.batches {
-            let columns = [DataType::Int64, DataType::Utf8, DataType::Utf8, DataType::Binary];
-            let columns = columns.iter().enumerate().map(|(n, ty)| cast(batch.column(n), ty).map_err(failed));
+            let columns = [
+                DataType::Int64,
+                DataType::Utf8,
+                DataType::Utf8,
+                DataType::Binary,
+            ];
+            let columns = columns
+                .iter()
+                .enumerate()
+                .map(|(n, ty)| cast(batch.column(n), ty).map_err(failed));
             let columns = columns.collect::<Result<Vec<_>, _>>()?;
             let lsn = columns[0].as_any().downcast_ref::<Int64Array>();
-            let [source, stream] = [1, 2].map(|n| columns[n].as_any().downcast_ref::<StringArray>());
+            let [source, stream] =
+                [1, 2].map(|n| columns[n].as_any().downcast_ref::<StringArray>());
             let bytes = columns[3].as_any().downcast_ref::<BinaryArray>();
-            let (Some(lsn), Some(source), Some(stream), Some(bytes)) = (lsn, source, stream, bytes) else { continue };
+            let (Some(lsn), Some(source), Some(stream), Some(bytes)) = (lsn, source, stream, bytes)
+            else {
+                continue;
+            };
             for row in 0..batch.num_rows() {
                 letters.push(Letter {
                     lsn: lsn.value(row) as Lsn,
@@ -237,15 +287,29 @@ impl Retry {
     }
 
     /// Sends those that are accepted now.
-    fn bring_back(&self, letters: Vec<Letter>, sent: &mut Vec<Sent>, done: &mut Retried) -> Result<(), RuntimeError> {
+    fn bring_back(
+        &self,
+        letters: Vec<Letter>,
+        sent: &mut Vec<Sent>,
+        done: &mut Retried,
+    ) -> Result<(), RuntimeError> {
         let mut gathered: BTreeMap<(String, String), Gathered> = BTreeMap::new();
         let mut receipts: Vec<(Receipt, Vec<Lsn>)> = Vec::new();
         for letter in letters {
             let reason = match self.ingest.catalog().streams.get(&letter.stream) {
                 None => Some(format!("there is no stream `{}` any more", letter.stream)),
                 Some(stream) => {
-                    let decoded = decode(stream, std::iter::once(letter.bytes.as_slice()), self.clock.now(), &[]);
-                    decoded.rejected.into_iter().next().map(|r| r.reason.to_string())
+                    let decoded = decode(
+                        stream,
+                        std::iter::once(letter.bytes.as_slice()),
+                        self.clock.now(),
+                        &[],
+                    );
+                    decoded
+                        .rejected
+                        .into_iter()
+                        .next()
+                        .map(|r| r.reason.to_string())
                 }
             };
             if let Some(reason) = reason {
@@ -264,7 +328,10 @@ impl Retry {
             receipts.extend(self.send(key, own)?);
         }
         receipts.into_iter().try_for_each(|(receipt, of)| {
-            sent.push(Sent { last_lsn: receipt.wait().map_err(RuntimeError::NotTaken)?.last_lsn, of });
+            sent.push(Sent {
+                last_lsn: receipt.wait().map_err(RuntimeError::NotTaken)?.last_lsn,
+                of,
+            });
             Ok(())
         })
     }
@@ -286,11 +353,16 @@ impl Retry {
             records: own.records.finish(),
             first_position: 0,
             previous_position: 0,
-            about: About { retry_of: own.of, ..About::default() },
+            about: About {
+                retry_of: own.of,
+                ..About::default()
+            },
         };
         // Nothing is half done by a refusal: what came back is marked, the rest is found again.
         let receipt = self.ingest.submit(submission, true);
-        receipt.map(|receipt| Some((receipt, of))).map_err(RuntimeError::NotTaken)
+        receipt
+            .map(|receipt| Some((receipt, of)))
+            .map_err(RuntimeError::NotTaken)
     }
 }
 
@@ -301,11 +373,23 @@ mod tests {
     #[test]
     fn a_retry_counts_what_it_brought_back_itself() {
         // Records 11 to 14 of one frame, of the dead letters 1 to 4; 5 in a frame of its own.
-        let sent = [Sent { last_lsn: 14, of: vec![1, 2, 3, 4] }, Sent { last_lsn: 20, of: vec![5] }];
+        let sent = [
+            Sent {
+                last_lsn: 14,
+                of: vec![1, 2, 3, 4],
+            },
+            Sent {
+                last_lsn: 20,
+                of: vec![5],
+            },
+        ];
         // 2 came back by another way, 3 is refused still, of 4 nothing is known.
         let became = BTreeMap::from([(1, 11), (2, 7), (3, 0), (5, 20)]);
         let mut done = Retried::default();
         done.count_sent(&sent, &became);
-        assert_eq!((done.retried, done.still_refused), (2, BTreeMap::from([(REFUSED_WHEN_APPLIED.to_owned(), 2)])));
+        assert_eq!(
+            (done.retried, done.still_refused),
+            (2, BTreeMap::from([(REFUSED_WHEN_APPLIED.to_owned(), 2)]))
+        );
     }
 }

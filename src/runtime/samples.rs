@@ -1,5 +1,5 @@
-//! Sample records through a configuration, in memory: what each becomes, and what the windows and sessions then hold. Touches no
-//! data folder.
+//! Sample records through a configuration, in memory: what each becomes, and what the windows and
+//! sessions then hold. Touches no data folder.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -65,7 +65,11 @@ pub fn count(
     records: &[Vec<u8>],
     received_at: Micros,
 ) -> Result<Totals, RuntimeError> {
-    let mut samples = Samples { operators: Operators::new(catalog.clone(), 0), stored: Map::new(), received_at };
+    let mut samples = Samples {
+        operators: Operators::new(catalog.clone(), 0),
+        stored: Map::new(),
+        received_at,
+    };
     for part in records.chunks(FRAME_RECORDS) {
         samples.apply(Kind::Record, stream, part.iter().map(Vec::as_slice))?;
     }
@@ -74,7 +78,12 @@ pub fn count(
 
 /// The error where a stream that is named is not declared.
 pub fn unknown_stream(catalog: &Catalog, stream: &str) -> RuntimeError {
-    let known = catalog.streams.keys().cloned().collect::<Vec<_>>().join(", ");
+    let known = catalog
+        .streams
+        .keys()
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     RuntimeError::Config(format!("there is no stream `{stream}`; there are: {known}"))
 }
 
@@ -89,7 +98,11 @@ pub fn run(
     let Some(stream) = catalog.streams.get(stream) else {
         return Err(unknown_stream(catalog, stream));
     };
-    let mut samples = Samples { operators: Operators::new(catalog.clone(), 0), stored: Map::new(), received_at };
+    let mut samples = Samples {
+        operators: Operators::new(catalog.clone(), 0),
+        stored: Map::new(),
+        received_at,
+    };
     let mut shown = Vec::new();
     for record in records {
         let output = samples.apply(Kind::Record, &stream.name, [record.as_slice()])?;
@@ -100,13 +113,26 @@ pub fn run(
     if is_final {
         samples.apply(Kind::Final, "", [b"{}".as_slice()])?;
     }
-    let mut tables: Vec<String> = catalog.windows.iter().map(|w| tables::versions_of(&w.name)).collect();
+    let mut tables: Vec<String> = catalog
+        .windows
+        .iter()
+        .map(|w| tables::versions_of(&w.name))
+        .collect();
     tables.extend(catalog.streams.keys().map(|name| tables::sessions(name)));
     for table in tables {
-        let open = samples.operators.open_rows(&table).map_err(RuntimeError::Failed)?;
+        let open = samples
+            .operators
+            .open_rows(&table)
+            .map_err(RuntimeError::Failed)?;
         samples.store(&table, open.as_ref())?;
     }
-    let take = |name: &str| samples.stored.get(name).cloned().unwrap_or_else(|| json!([]));
+    let take = |name: &str| {
+        samples
+            .stored
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| json!([]))
+    };
     let windows: Map<String, Value> = catalog
         .windows
         .iter()
@@ -130,7 +156,11 @@ struct Samples {
 
 impl Samples {
     fn totals(&self, stream: &str) -> Totals {
-        self.operators.progress().get(stream).map(|progress| progress.totals).unwrap_or_default()
+        self.operators
+            .progress()
+            .get(stream)
+            .map(|progress| progress.totals)
+            .unwrap_or_default()
     }
 
     fn apply<'a>(
@@ -184,13 +214,23 @@ impl Samples {
         let Some(rows) = &output.rows else {
             return Ok(json!({"row": null, "rejected": rejected}));
         };
-        let row = as_json(&rows.batch)?.into_iter().next().unwrap_or(Value::Null);
-        let late = output.tables.iter().find(|t| *t.table == *tables::late(&stream.name));
+        let row = as_json(&rows.batch)?
+            .into_iter()
+            .next()
+            .unwrap_or(Value::Null);
+        let late = output
+            .tables
+            .iter()
+            .find(|t| *t.table == *tables::late(&stream.name));
         let late_for = match late {
-            Some(late) => as_json(&late.batch)?.into_iter().next().map_or(Value::Null, |row| row["windows"].clone()),
+            Some(late) => as_json(&late.batch)?
+                .into_iter()
+                .next()
+                .map_or(Value::Null, |row| row["windows"].clone()),
             None => json!([]),
         };
-        let mut sample = json!({"rejected": null, "windows": self.windows_of(stream, &rows.batch, &late_for)?});
+        let mut sample =
+            json!({"rejected": null, "windows": self.windows_of(stream, &rows.batch, &late_for)?});
         for (key, column) in [("repeat", "repeat"), ("session", "session_id")] {
             if let Some(value) = row.get(column) {
                 sample[key] = value.clone();
@@ -201,17 +241,34 @@ impl Samples {
         Ok(sample)
     }
 
-    /// The windows that take the row, each with the first start and the last end of those it lies in.
-    fn windows_of(&self, stream: &Stream, row: &RecordBatch, late: &Value) -> Result<Vec<Value>, RuntimeError> {
+    /// The windows that take the row, each with the first start and the last end of those it lies
+    /// in.
+    fn windows_of(
+        &self,
+        stream: &Stream,
+        row: &RecordBatch,
+        late: &Value,
+    ) -> Result<Vec<Value>, RuntimeError> {
         let mut out = Vec::new();
-        let is_late = |name: &str| late.as_array().is_some_and(|all| all.iter().any(|n| n == name));
+        let is_late = |name: &str| {
+            late.as_array()
+                .is_some_and(|all| all.iter().any(|n| n == name))
+        };
         for window in &self.operators.catalog().windows {
             if window.over != stream.name || is_late(&window.name) {
                 continue;
             }
             let passes = window.passes(row).map_err(RuntimeError::Failed)?;
-            let times = row.column(window.time).as_any().downcast_ref::<TimestampMicrosecondArray>();
-            let Some(time) = times.filter(|t| t.is_valid(0) && passes.value(0)).map(|t| t.value(0)) else { continue };
+            let times = row
+                .column(window.time)
+                .as_any()
+                .downcast_ref::<TimestampMicrosecondArray>();
+            let Some(time) = times
+                .filter(|t| t.is_valid(0) && passes.value(0))
+                .map(|t| t.value(0))
+            else {
+                continue;
+            };
             out.push(match window.shape {
                 Shape::Aligned(windows) => json!({
                     "window": window.name,
@@ -229,13 +286,17 @@ impl Samples {
 /// Rows as JSON, without what differs from run to run.
 fn as_json(batch: &RecordBatch) -> Result<Vec<Value>, RuntimeError> {
     let lines = to_ndjson(&batch.schema(), std::slice::from_ref(batch))?;
-    let rows = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|line| {
-        let mut row: Value = serde_json::from_slice(line).map_err(|e| RuntimeError::Failed(e.to_string()))?;
-        if let Some(row) = row.as_object_mut() {
-            row.remove("received_at");
-            row.remove("source");
-        }
-        Ok(row)
-    });
+    let rows = lines
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|line| {
+            let mut row: Value =
+                serde_json::from_slice(line).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+            if let Some(row) = row.as_object_mut() {
+                row.remove("received_at");
+                row.remove("source");
+            }
+            Ok(row)
+        });
     rows.collect()
 }

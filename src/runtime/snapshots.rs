@@ -1,4 +1,5 @@
-//! Operator snapshots on disk, and the way back through the log for a view that fell out of the ring.
+//! Operator snapshots on disk, and the way back through the log for a view that fell out of the
+//! ring.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,18 +25,25 @@ pub struct Snapshots {
     pub log: PathBuf,
     /// The LSN before the log's first.
     pub zero: Lsn,
-    /// The folder's names may not be on the disk: one of an earlier process, or of a save whose last sync failed.
+    /// The folder's names may not be on the disk: one of an earlier process, or of a save whose
+    /// last sync failed.
     pub unsynced: Arc<AtomicBool>,
 }
 
 impl Snapshots {
     fn failed(&self, error: &std::io::Error) -> OperatorError {
-        OperatorError::Io { path: self.folder.clone(), reason: explain(error) }
+        OperatorError::Io {
+            path: self.folder.clone(),
+            reason: explain(error),
+        }
     }
 
     /// LSNs of the snapshots there are, oldest first.
     pub fn list(&self) -> Result<Vec<Lsn>, OperatorError> {
-        let names = self.storage.list(&self.folder).map_err(|e| self.failed(&e))?;
+        let names = self
+            .storage
+            .list(&self.folder)
+            .map_err(|e| self.failed(&e))?;
         Ok(names.iter().filter_map(|n| snapshot::lsn_of(n)).collect())
     }
 
@@ -62,7 +70,8 @@ impl Snapshots {
         Ok(bytes.len())
     }
 
-    /// The newest snapshot up to `limit` that none of these positions is behind; without one, the state before the first record.
+    /// The newest snapshot up to `limit` that none of these positions is behind; without one, the
+    /// state before the first record.
     pub fn newest_for(
         &self,
         positions: &BTreeMap<String, Lsn>,
@@ -77,7 +86,9 @@ impl Snapshots {
                 Ok(Some(operators)) => return Ok((operators, true)),
                 Ok(None) => {}
                 Err(error @ OperatorError::Newer { .. }) => return Err(error),
-                Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
+                Err(error) => {
+                    tracing::warn!(%error, "a snapshot cannot be read; an older one is used");
+                }
             }
         }
         Ok((self.empty(), false))
@@ -88,8 +99,8 @@ impl Snapshots {
         Operators::new(Arc::new(Catalog::default()), self.zero)
     }
 
-    /// The states that the live operators may start from, the newest first: the newest snapshot, and the one saved before it,
-    /// where that is still there.
+    /// The states that the live operators may start from, the newest first: the newest snapshot,
+    /// and the one saved before it, where that is still there.
     pub fn candidates(&self) -> Result<Vec<Candidate>, OperatorError> {
         let mut found: Vec<Candidate> = Vec::new();
         let mut wanted = None;
@@ -99,7 +110,10 @@ impl Snapshots {
             }
             match self.summary(lsn) {
                 Ok(Summary { given, before, .. }) => {
-                    found.push(Candidate { snapshot: Some(lsn), given });
+                    found.push(Candidate {
+                        snapshot: Some(lsn),
+                        given,
+                    });
                     match before {
                         Some(before) if found.len() < 2 => wanted = Some(before),
                         None if found.len() < 2 => break,
@@ -107,7 +121,9 @@ impl Snapshots {
                     }
                 }
                 Err(error @ OperatorError::Newer { .. }) => return Err(error),
-                Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
+                Err(error) => {
+                    tracing::warn!(%error, "a snapshot cannot be read; an older one is used");
+                }
             }
         }
         if wanted.is_none() {
@@ -116,10 +132,23 @@ impl Snapshots {
         Ok(found)
     }
 
-    /// Refuses a view that the log's remaining segments do not lead on; gives the record that it reads on behind.
-    pub fn refuse_trimmed(&self, view: &str, positions: &BTreeMap<String, Lsn>) -> Result<Lsn, RuntimeError> {
-        let suits = |lsn: &Lsn| self.summary(*lsn).is_ok_and(|s| !snapshot::is_behind(&s.given, positions));
-        let from = self.list()?.into_iter().rev().find(suits).unwrap_or(self.zero);
+    /// Refuses a view that the log's remaining segments do not lead on; gives the record that it
+    /// reads on behind.
+    pub fn refuse_trimmed(
+        &self,
+        view: &str,
+        positions: &BTreeMap<String, Lsn>,
+    ) -> Result<Lsn, RuntimeError> {
+        let suits = |lsn: &Lsn| {
+            self.summary(*lsn)
+                .is_ok_and(|s| !snapshot::is_behind(&s.given, positions))
+        };
+        let from = self
+            .list()?
+            .into_iter()
+            .rev()
+            .find(suits)
+            .unwrap_or(self.zero);
         let names = self.storage.list(&self.log).map_err(|e| self.failed(&e))?;
         let first = names.iter().find_map(|name| segment::first_lsn(name));
         match first.filter(|first| *first > from + 1) {
@@ -134,18 +163,25 @@ impl Snapshots {
     /// Refuses a snapshot of records that the log does not have.
     pub fn refuse_ahead(&self, end: Lsn) -> Result<(), OperatorError> {
         match self.list()?.pop().filter(|lsn| *lsn > end) {
-            Some(lsn) => Err(OperatorError::Ahead { path: snapshot::path(&self.folder, lsn), lsn, end }),
+            Some(lsn) => Err(OperatorError::Ahead {
+                path: snapshot::path(&self.folder, lsn),
+                lsn,
+                end,
+            }),
             None => Ok(()),
         }
     }
 
-    /// The configuration in force at the newest snapshot up to `limit`, as JSON, and the snapshot's LSN.
+    /// The configuration in force at the newest snapshot up to `limit`, as JSON, and the snapshot's
+    /// LSN.
     pub fn newest_configuration(&self, limit: Lsn) -> Result<Option<(Lsn, String)>, OperatorError> {
         for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
             match self.summary(lsn) {
                 Ok(summary) => return Ok(Some((lsn, summary.configuration))),
                 Err(error @ OperatorError::Newer { .. }) => return Err(error),
-                Err(error) => tracing::warn!(%error, "a snapshot cannot be read; an older one is used"),
+                Err(error) => {
+                    tracing::warn!(%error, "a snapshot cannot be read; an older one is used");
+                }
             }
         }
         Ok(None)
@@ -162,7 +198,10 @@ impl Snapshots {
             if keep.is_some() {
                 let path = snapshot::path(&self.folder, lsn);
                 self.storage.remove(&path).map_err(|e| self.failed(&e))?;
-            } else if self.summary(lsn).is_ok_and(|s| !snapshot::is_behind(&s.given, positions)) {
+            } else if self
+                .summary(lsn)
+                .is_ok_and(|s| !snapshot::is_behind(&s.given, positions))
+            {
                 keep = Some(lsn);
             }
         }
@@ -180,7 +219,11 @@ pub struct LogCatchUp {
 
 impl LogCatchUp {
     pub fn new(snapshots: Snapshots, leave_the_rest: Arc<AtomicBool>) -> Self {
-        Self { snapshots, one_at_a_time: Mutex::new(()), leave_the_rest }
+        Self {
+            snapshots,
+            one_at_a_time: Mutex::new(()),
+            leave_the_rest,
+        }
     }
 }
 
@@ -193,15 +236,18 @@ enum Read {
 }
 
 impl LogCatchUp {
-    /// The newest operators that the view is not behind; it has every row up to there, wherever its own rows end.
+    /// The newest operators that the view is not behind; it has every row up to there, wherever its
+    /// own rows end.
     fn operators(&self, view: &mut dyn View) -> Result<Operators, ViewError> {
         let positions = view.positions().into_iter().collect();
         let (mut operators, is_saved) =
-            self.snapshots.newest_for(&positions, Lsn::MAX).map_err(|error| match error {
-                OperatorError::Newer { .. } => self.damaged(&error),
-                // The folder could not be listed.
-                error => ViewError::failed(view.name())(error.to_string()),
-            })?;
+            self.snapshots
+                .newest_for(&positions, Lsn::MAX)
+                .map_err(|error| match error {
+                    OperatorError::Newer { .. } => self.damaged(&error),
+                    // The folder could not be listed.
+                    error => ViewError::failed(view.name())(error.to_string()),
+                })?;
         operators.forget_answers();
         if is_saved {
             view.skip_to(operators.lsn());
@@ -210,7 +256,10 @@ impl LogCatchUp {
     }
 
     fn damaged(&self, error: &dyn std::fmt::Display) -> ViewError {
-        ViewError::Damaged { path: self.snapshots.log.clone(), reason: error.to_string() }
+        ViewError::Damaged {
+            path: self.snapshots.log.clone(),
+            reason: error.to_string(),
+        }
     }
 
     fn read(
@@ -230,12 +279,18 @@ impl LogCatchUp {
                 let frame = match reader.next(limit) {
                     Ok(Some(frame)) => frame,
                     Ok(None) => break,
-                    Err(error @ WalError::Missing { .. }) => return Ok(Read::Trimmed(operators.lsn(), error)),
-                    Err(error @ WalError::Io { .. }) => return Err(ViewError::failed(view.name())(error.to_string())),
+                    Err(error @ WalError::Missing { .. }) => {
+                        return Ok(Read::Trimmed(operators.lsn(), error));
+                    }
+                    Err(error @ WalError::Io { .. }) => {
+                        return Err(ViewError::failed(view.name())(error.to_string()));
+                    }
                     Err(error) => return Err(self.damaged(&error)),
                 };
                 let decoded = operators.decode(&frame).map_err(|e| self.damaged(&e))?;
-                let output = operators.apply(&Arc::new(frame), decoded.as_ref()).map_err(|e| self.damaged(&e))?;
+                let output = operators
+                    .apply(&Arc::new(frame), decoded.as_ref())
+                    .map_err(|e| self.damaged(&e))?;
                 give(view, &output)?;
             }
         }
@@ -244,15 +299,24 @@ impl LogCatchUp {
 }
 
 impl CatchUp for LogCatchUp {
-    fn replay(&self, view: &mut dyn View, to: Target<'_>, give: Give<'_>) -> Result<bool, ViewError> {
-        let _turn = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+    fn replay(
+        &self,
+        view: &mut dyn View,
+        to: Target<'_>,
+        give: Give<'_>,
+    ) -> Result<bool, ViewError> {
+        let _turn = self
+            .one_at_a_time
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut operators = self.operators(view)?;
         loop {
             let (at, error) = match self.read(view, operators, to, give)? {
                 Read::Done(is_there) => return Ok(is_there),
                 Read::Trimmed(at, error) => (at, error),
             };
-            // The log is trimmed up to a snapshot that no view is behind, which may be newer than the one that reading began with.
+            // The log is trimmed up to a snapshot that no view is behind, which may be newer than
+            // the one that reading began with.
             operators = self.operators(view)?;
             if operators.lsn() <= at {
                 return Err(self.damaged(&error));

@@ -1,4 +1,5 @@
-//! Where sources that read in order of event time sort, and how much memory and disk they may take for it.
+//! Where sources that read in order of event time sort, and how much memory and disk they may take
+//! for it.
 
 use std::sync::Arc;
 
@@ -19,20 +20,36 @@ const RESERVES_LEFT: u64 = 8;
 /// The space of the source at this place of the configuration.
 pub(super) fn of_source(config: &Config, folder: &Folder, source: usize) -> SortSpace {
     let is_sorting = |kind: &SourceKind| matches!(kind, SourceKind::File(def) if def.order == ReadOrder::EventTime);
-    let sorting = config.sources.iter().filter(|source| is_sorting(&source.kind)).count();
+    let sorting = config
+        .sources
+        .iter()
+        .filter(|source| is_sorting(&source.kind))
+        .count();
     let memory = (config.limits.shares().queues / QUEUES_PART / sorting.max(1)).max(MIN_MEMORY);
     let (root, disk) = (folder.root.clone(), config.limits.disk);
     let left = RESERVES_LEFT * reserve::bytes_of(config);
     let room = move || {
-        let free = storage::free(&root).unwrap_or(u64::MAX).saturating_sub(left);
-        let on_disk = Room { bytes: free, bound: "the room that is free on the disk".into() };
+        let free = storage::free(&root)
+            .unwrap_or(u64::MAX)
+            .saturating_sub(left);
+        let on_disk = Room {
+            bytes: free,
+            bound: "the room that is free on the disk".into(),
+        };
         let Some(limit) = disk else { return on_disk };
         let allowed = limit.saturating_sub(folder_bytes(&root));
         if allowed < free {
-            Room { bytes: allowed, bound: format!("`[limits] disk` ({})", Size(limit)) }
+            Room {
+                bytes: allowed,
+                bound: format!("`[limits] disk` ({})", Size(limit)),
+            }
         } else {
             on_disk
         }
     };
-    SortSpace { folder: folder.sort().join(source.to_string()), memory, room: Arc::new(room) }
+    SortSpace {
+        folder: folder.sort().join(source.to_string()),
+        memory,
+        room: Arc::new(room),
+    }
 }

@@ -1,5 +1,6 @@
-//! Time in silence: where a source is connected and says nothing, its partitions' watermarks move with the clock, so that windows and
-//! sessions close. Told to the log once a second, by how much; the operators know no clock.
+//! Time in silence: where a source is connected and says nothing, its partitions' watermarks move
+//! with the clock, so that windows and sessions close. Told to the log once a second, by how much;
+//! the operators know no clock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,27 +47,41 @@ impl Ticker {
         while !self.stop.wait(EVERY) {
             panic_if_asked("ticks");
             let now = Instant::now();
-            let elapsed = i64::try_from((now - std::mem::replace(&mut at, now)).as_micros()).unwrap_or(0);
+            let elapsed =
+                i64::try_from((now - std::mem::replace(&mut at, now)).as_micros()).unwrap_or(0);
             // While the log takes nothing in, silence says nothing.
             let is_heard = |source: &str| {
-                self.connected.get(source).is_some_and(|c| c.load(Ordering::Acquire))
+                self.connected
+                    .get(source)
+                    .is_some_and(|c| c.load(Ordering::Acquire))
                     && self.ingest.intake().full().is_none()
             };
-            let heard = self.progress.waiting_partitions().into_iter().filter(|(_, source, ..)| is_heard(source));
-            let seen: BTreeMap<Partition, u64> =
-                heard.map(|(stream, source, partition, seen)| ((stream, source, partition), seen)).collect();
+            let heard = self
+                .progress
+                .waiting_partitions()
+                .into_iter()
+                .filter(|(_, source, ..)| is_heard(source));
+            let seen: BTreeMap<Partition, u64> = heard
+                .map(|(stream, source, partition, seen)| ((stream, source, partition), seen))
+                .collect();
             let mut ticks: BTreeMap<&str, Vec<Tick>> = BTreeMap::new();
             for (key, seen) in &seen {
                 if before.get(key) == Some(seen) {
                     let (stream, source, partition) = key.clone();
                     drop(stream);
-                    ticks.entry(&key.0).or_default().push(Tick { source, partition, elapsed });
+                    ticks.entry(&key.0).or_default().push(Tick {
+                        source,
+                        partition,
+                        elapsed,
+                    });
                 }
             }
             for (stream, ticks) in ticks {
                 let payload = serde_json::to_vec(&ticks).unwrap_or_default();
                 // What is refused is lost time, by which windows close a little later.
-                let _ = self.ingest.submit(Submission::control(Kind::Tick, stream, &payload), false);
+                let _ = self
+                    .ingest
+                    .submit(Submission::control(Kind::Tick, stream, &payload), false);
             }
             before = seen;
         }

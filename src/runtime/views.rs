@@ -1,4 +1,5 @@
-//! Opens the views of a catalog: to write them, or to read what is committed beside a stopped process.
+//! Opens the views of a catalog: to write them, or to read what is committed beside a stopped
+//! process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,32 +30,58 @@ pub struct Opened {
 /// What the tables of a catalog hold, and where.
 pub fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
-    let layout = if config.partition == PartitionBy::Hour { Layout::Hours } else { Layout::Days };
-    let mut specs: Vec<TableSpec> = catalog.streams.values().map(|s| TableSpec::stream(&lake, s, layout)).collect();
+    let layout = if config.partition == PartitionBy::Hour {
+        Layout::Hours
+    } else {
+        Layout::Days
+    };
+    let mut specs: Vec<TableSpec> = catalog
+        .streams
+        .values()
+        .map(|s| TableSpec::stream(&lake, s, layout))
+        .collect();
     for stream in catalog.streams.values() {
         if stream.session().is_some() {
             let schema = crate::operators::sessions::schema();
-            specs.push(TableSpec::made(&lake, &tables::sessions(&stream.name), schema, layout));
+            specs.push(TableSpec::made(
+                &lake,
+                &tables::sessions(&stream.name),
+                schema,
+                layout,
+            ));
         }
         if catalog.windows.iter().any(|w| w.over == stream.name) {
             // Few rows over many days: an hour each would be as many files as rows.
-            specs.push(TableSpec::made(&lake, &tables::late(&stream.name), stream.late_schema(), Layout::Days));
+            specs.push(TableSpec::made(
+                &lake,
+                &tables::late(&stream.name),
+                stream.late_schema(),
+                Layout::Days,
+            ));
         }
     }
     for window in &catalog.windows {
         let name = tables::versions_of(&window.name);
         specs.push(TableSpec::made(&lake, &name, window.schema.clone(), layout));
     }
-    specs.extend(catalog.entities.iter().map(|entity| TableSpec::entity(&lake, entity)));
+    specs.extend(
+        catalog
+            .entities
+            .iter()
+            .map(|entity| TableSpec::entity(&lake, entity)),
+    );
     specs.push(TableSpec::dead_letters(&lake, layout));
     specs.push(TableSpec::raw(&lake, layout));
     specs
 }
 
-/// A configuration's declarations, compiled, if each of their tables can be made: with the columns that the lake would give it.
+/// A configuration's declarations, compiled, if each of their tables can be made: with the columns
+/// that the lake would give it.
 pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
     let catalog = Catalog::of(config)?;
-    let folder = Folder { root: config.data.clone() };
+    let folder = Folder {
+        root: config.data.clone(),
+    };
     for spec in specs(config, &folder, &catalog) {
         if let Err(refusal) = spec.check() {
             return Err(declared_as(&spec, &catalog, &refusal).in_file(config));
@@ -63,9 +90,13 @@ pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
     Ok(Arc::new(catalog))
 }
 
-/// Why a table that is there cannot become what the configuration declares, as an error that points into its file.
+/// Why a table that is there cannot become what the configuration declares, as an error that points
+/// into its file.
 pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &str) -> ConfigError {
-    let window = catalog.windows.iter().find(|w| tables::versions_of(&w.name) == spec.name);
+    let window = catalog
+        .windows
+        .iter()
+        .find(|w| tables::versions_of(&w.name) == spec.name);
     let what = window.map_or(spec.name.as_str(), |w| w.name.as_str());
     let message = format!("{reason}; or let `weir rebuild {what}` make the table again");
     declared_as(spec, catalog, &message.into()).in_file(config)
@@ -74,20 +105,31 @@ pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &st
 /// A refusal of a table as one of the declaration that it is made of.
 fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &Refusal) -> DeclarationError {
     let name = &spec.name;
-    let of = |name: &str, key: &'static str, sql: &str| DeclarationError::new(name, key, refusal.clone().within(sql));
-    if let Some(window) = catalog.windows.iter().find(|w| tables::versions_of(&w.name) == *name) {
+    let of = |name: &str, key: &'static str, sql: &str| {
+        DeclarationError::new(name, key, refusal.clone().within(sql))
+    };
+    if let Some(window) = catalog
+        .windows
+        .iter()
+        .find(|w| tables::versions_of(&w.name) == *name)
+    {
         return of(&window.name, WINDOW_KEY, &window.def.sql);
     }
     if let Some(entity) = catalog.entities.iter().find(|e| e.name == *name) {
         return of(name, TABLE_KEY, &entity.def.select);
     }
     let stream = name.split('.').next().unwrap_or(name);
-    let select = catalog.streams.get(stream).map_or("", |s| s.def.select.as_str());
+    let select = catalog
+        .streams
+        .get(stream)
+        .map_or("", |s| s.def.select.as_str());
     if stream == name {
         return of(stream, "select", select);
     }
     // A table of Weir's own that has the stream's columns too.
-    let refusal = refusal.clone().map(|message| format!("the table {name}: {message}"));
+    let refusal = refusal
+        .clone()
+        .map(|message| format!("the table {name}: {message}"));
     DeclarationError::new(stream, "select", refusal.within(select))
 }
 
@@ -102,7 +144,9 @@ pub fn of_table(table: &str) -> String {
 
 /// The specification of a table, by its name.
 pub fn spec(config: &Config, folder: &Folder, catalog: &Catalog, table: &str) -> Option<TableSpec> {
-    specs(config, folder, catalog).into_iter().find(|spec| spec.name == table)
+    specs(config, folder, catalog)
+        .into_iter()
+        .find(|spec| spec.name == table)
 }
 
 fn is_late(spec: &TableSpec) -> bool {
@@ -133,16 +177,30 @@ pub fn open_some(
 ) -> Result<Opened, RuntimeError> {
     let shares = config.limits.shares();
     let specs = specs(config, folder, catalog);
-    let made = specs.iter().filter(|s| matches!(s.feed, Feed::Made(_))).count();
+    let made = specs
+        .iter()
+        .filter(|s| matches!(s.feed, Feed::Made(_)))
+        .count();
     let part = shares.hot_rows / 24;
     // What operators know of entities keeps as many rows from waiting here.
     let known = catalog.entities.len() * KNOWN_KEYS * KNOWN_KEY_BYTES;
-    let pool = Arc::new(Pool::new((7 * part).saturating_sub(known).max(part), made.max(1)));
+    let pool = Arc::new(Pool::new(
+        (7 * part).saturating_sub(known).max(part),
+        made.max(1),
+    ));
     let policy = |spec: &TableSpec| CommitPolicy {
         // Late rows lie scattered over many hours; they wait together.
-        recent_every: if is_late(spec) { config.limits.lake_old } else { config.limits.lake_recent },
+        recent_every: if is_late(spec) {
+            config.limits.lake_old
+        } else {
+            config.limits.lake_recent
+        },
         old_every: config.limits.lake_old,
-        rows: if spec.layout == Layout::Buckets { usize::MAX } else { config.limits.lake_rows },
+        rows: if spec.layout == Layout::Buckets {
+            usize::MAX
+        } else {
+            config.limits.lake_rows
+        },
         // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
         bytes: match &spec.feed {
             Feed::DeadLetters => part,
@@ -161,7 +219,9 @@ pub fn open_some(
             continue;
         }
         let policy = policy(&spec);
-        let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else { continue };
+        let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else {
+            continue;
+        };
         let table = Arc::new(table);
         if writable {
             views.push(Box::new(LakeView::new(table.clone(), policy)));
@@ -178,7 +238,11 @@ pub fn open_some(
         counts: BTreeMap::new(),
         progress: Arc::new(Progress::default()),
     };
-    let mut opened = Opened { views, handles, positions: committed };
+    let mut opened = Opened {
+        views,
+        handles,
+        positions: committed,
+    };
     for stream in catalog.streams.values() {
         if is_wanted(&positions::search(&stream.name)) {
             opened.open_search(config, folder, stream, log, writable)?;
@@ -197,15 +261,29 @@ impl Opened {
         log: LogName,
         writable: bool,
     ) -> Result<(), RuntimeError> {
-        let Some(def) = &stream.def.search else { return Ok(()) };
+        let Some(def) = &stream.def.search else {
+            return Ok(());
+        };
         let path = folder.search().join(&stream.name);
-        let Some(index) = SearchIndex::open(&path, def, writable)? else { return Ok(()) };
+        let Some(index) = SearchIndex::open(&path, def, writable)? else {
+            return Ok(());
+        };
         let index = Arc::new(index);
-        self.positions.insert(positions::search(&stream.name), index.position(log.id, log.zero)?);
+        self.positions.insert(
+            positions::search(&stream.name),
+            index.position(log.id, log.zero)?,
+        );
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
             let roll = Roll::within(config.limits.disk);
-            let view = SearchView::new(index.clone(), stream.clone(), log.id, log.zero, memory, roll)?;
+            let view = SearchView::new(
+                index.clone(),
+                stream.clone(),
+                log.id,
+                log.zero,
+                memory,
+                roll,
+            )?;
             self.views.push(Box::new(view));
         }
         self.handles.search.insert(stream.name.clone(), index);
@@ -221,11 +299,15 @@ impl Opened {
         writable: bool,
         is_wanted: &dyn Fn(&str) -> bool,
     ) -> Result<(), RuntimeError> {
-        let origin = Origin { log: log.id, zero: log.zero };
+        let origin = Origin {
+            log: log.id,
+            zero: log.zero,
+        };
         let name = &stream.name;
         let shares = config.limits.shares();
         let streams = self.handles.catalog.streams.values();
-        let sharing = |is_one: &dyn Fn(&Stream) -> bool| streams.clone().filter(|s| is_one(s)).count().max(1);
+        let sharing =
+            |is_one: &dyn Fn(&Stream) -> bool| streams.clone().filter(|s| is_one(s)).count().max(1);
         if stream.def.places.is_some()
             && is_wanted(&positions::places(name))
             && let Some(places) = Places::open(
@@ -235,9 +317,14 @@ impl Opened {
             )?
         {
             let places = Arc::new(places);
-            self.positions.insert(positions::places(name), places.position(origin)?);
+            self.positions
+                .insert(positions::places(name), places.position(origin)?);
             if writable {
-                self.views.push(Box::new(PlacesView::new(places.clone(), stream.clone(), origin)?));
+                self.views.push(Box::new(PlacesView::new(
+                    places.clone(),
+                    stream.clone(),
+                    origin,
+                )?));
             }
             self.handles.places.insert(name.clone(), places);
         }
@@ -250,9 +337,14 @@ impl Opened {
             )?
         {
             let counts = Arc::new(counts);
-            self.positions.insert(positions::counts(name), counts.position(origin)?);
+            self.positions
+                .insert(positions::counts(name), counts.position(origin)?);
             if writable {
-                self.views.push(Box::new(CountsView::new(counts.clone(), stream.clone(), origin)?));
+                self.views.push(Box::new(CountsView::new(
+                    counts.clone(),
+                    stream.clone(),
+                    origin,
+                )?));
             }
             self.handles.counts.insert(name.clone(), counts);
         }

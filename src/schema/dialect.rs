@@ -1,5 +1,6 @@
-//! The dialect of Weir's SQL: DuckDB's, with `->` and `->>` as operators on JSON that bind tighter than any other but `::` and `[]`.
-//! DuckDB reads `a -> …` as a lambda everywhere; here it is one only where a function takes one.
+//! The dialect of Weir's SQL: DuckDB's, with `->` and `->>` as operators on JSON that bind tighter
+//! than any other but `::` and `[]`. DuckDB reads `a -> …` as a lambda everywhere; here it is one
+//! only where a function takes one.
 
 use std::any::TypeId;
 
@@ -93,14 +94,20 @@ impl Dialect for WeirDialect {
         let nth = |n: usize| &parser.peek_nth_token_ref(n).token;
         let (word_at, tokens) = match (nth(0), nth(1)) {
             (Token::Word(_), Token::Arrow) => (0, 1),
-            (Token::LParen, Token::Word(_)) if nth(2) == &Token::RParen && nth(3) == &Token::Arrow => (1, 3),
+            (Token::LParen, Token::Word(_))
+                if nth(2) == &Token::RParen && nth(3) == &Token::Arrow =>
+            {
+                (1, 3)
+            }
             _ => return None,
         };
         if is_argument_of_lambdas(parser) {
             return None;
         }
         let token = parser.peek_nth_token_ref(word_at).clone();
-        let Token::Word(word) = token.token else { return None };
+        let Token::Word(word) = token.token else {
+            return None;
+        };
         for _ in 0..tokens {
             parser.next_token();
         }
@@ -110,8 +117,13 @@ impl Dialect for WeirDialect {
 
 /// Whether the next token begins an argument of a function that takes lambdas.
 fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
-    let before = (0..parser.index()).rev().take(MAX_TOKENS_BACK).map(|at| &parser.token_at(at).token);
-    let mut before = before.filter(|token| !matches!(token, Token::Whitespace(_))).peekable();
+    let before = (0..parser.index())
+        .rev()
+        .take(MAX_TOKENS_BACK)
+        .map(|at| &parser.token_at(at).token);
+    let mut before = before
+        .filter(|token| !matches!(token, Token::Whitespace(_)))
+        .peekable();
     if !matches!(before.peek(), Some(Token::LParen | Token::Comma)) {
         return false;
     }
@@ -122,8 +134,12 @@ fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
             Token::LBracket | Token::LBrace if depth == 0 => return false,
             Token::LBracket | Token::LBrace => depth -= 1,
             Token::LParen if depth == 0 => {
-                let Some(Token::Word(name)) = before.next() else { return false };
-                return TAKE_LAMBDAS.iter().any(|known| name.value.eq_ignore_ascii_case(known));
+                let Some(Token::Word(name)) = before.next() else {
+                    return false;
+                };
+                return TAKE_LAMBDAS
+                    .iter()
+                    .any(|known| name.value.eq_ignore_ascii_case(known));
             }
             Token::LParen => depth -= 1,
             _ => {}
@@ -135,7 +151,9 @@ fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
 /// The parser's error, with its bound where that is what it says.
 fn too_deep(error: DataFusionError, limit: usize) -> DataFusionError {
     match error.find_root() {
-        DataFusionError::SQL(parser, _) if matches!(**parser, ParserError::RecursionLimitExceeded) => {
+        DataFusionError::SQL(parser, _)
+            if matches!(**parser, ParserError::RecursionLimitExceeded) =>
+        {
             let message = format!(
                 "parentheses, calls and subqueries nest more than {limit} levels deep; at most so many are parsed: split the statement, or use `with`"
             );
@@ -149,8 +167,13 @@ fn too_deep(error: DataFusionError, limit: usize) -> DataFusionError {
 pub fn parse(state: &SessionState, sql: &str) -> Result<Statement, DataFusionError> {
     bounds::text::check_tokens(sql)?;
     let limit = state.config_options().sql_parser.recursion_limit.get();
-    let parser = DFParserBuilder::new(sql).with_dialect(&WeirDialect).with_recursion_limit(limit).build();
-    let mut statements = parser.and_then(|mut parser| parser.parse_statements()).map_err(|e| too_deep(e, limit))?;
+    let parser = DFParserBuilder::new(sql)
+        .with_dialect(&WeirDialect)
+        .with_recursion_limit(limit)
+        .build();
+    let mut statements = parser
+        .and_then(|mut parser| parser.parse_statements())
+        .map_err(|e| too_deep(e, limit))?;
     match (statements.pop_front(), statements.is_empty()) {
         (Some(mut statement), true) => {
             bounds::text::check(&mut statement)?;
@@ -159,7 +182,9 @@ pub fn parse(state: &SessionState, sql: &str) -> Result<Statement, DataFusionErr
             Ok(statement)
         }
         (None, _) => Err(DataFusionError::Plan("there is no SQL statement".into())),
-        (Some(_), false) => Err(DataFusionError::NotImplemented("only one SQL statement at a time".into())),
+        (Some(_), false) => Err(DataFusionError::NotImplemented(
+            "only one SQL statement at a time".into(),
+        )),
     }
 }
 
@@ -180,7 +205,9 @@ mod tests {
 
     fn bracketed(expression: &ast::Expr) -> String {
         match expression {
-            ast::Expr::BinaryOp { left, op, right } => format!("({} {op} {})", bracketed(left), bracketed(right)),
+            ast::Expr::BinaryOp { left, op, right } => {
+                format!("({} {op} {})", bracketed(left), bracketed(right))
+            }
             ast::Expr::Lambda(lambda) => format!("lambda({})", bracketed(&lambda.body)),
             ast::Expr::Nested(inner) => bracketed(inner),
             ast::Expr::Function(function) => match &function.args {
@@ -203,11 +230,20 @@ mod tests {
             ("p -> 'a'", "(p -> 'a')"),
             ("(p) -> 'a'", "(p -> 'a')"),
             ("p -> 'a' -> 'b' ->> 0", "(((p -> 'a') -> 'b') ->> 0)"),
-            ("p ->> 'a' = 'x' and t.p -> 'b' is not null", "(((p ->> 'a') = 'x') AND t.p -> 'b' IS NOT NULL)"),
+            (
+                "p ->> 'a' = 'x' and t.p -> 'b' is not null",
+                "(((p ->> 'a') = 'x') AND t.p -> 'b' IS NOT NULL)",
+            ),
             ("p ->> 'a' || 'x'", "((p ->> 'a') || 'x')"),
             ("1 + p -> 'a' * 2", "(1 + ((p -> 'a') * 2))"),
-            ("coalesce(p -> 'a', q -> 'b')", "coalesce[(p -> 'a'); (q -> 'b')]"),
-            ("case when p -> 'a' = '1' then 1 end", "CASE WHEN p -> 'a' = '1' THEN 1 END"),
+            (
+                "coalesce(p -> 'a', q -> 'b')",
+                "coalesce[(p -> 'a'); (q -> 'b')]",
+            ),
+            (
+                "case when p -> 'a' = '1' then 1 end",
+                "CASE WHEN p -> 'a' = '1' THEN 1 END",
+            ),
         ] {
             assert_eq!(parsed(sql), wanted, "{sql}");
         }
@@ -216,11 +252,26 @@ mod tests {
     #[test]
     fn arrows_are_lambdas_where_a_function_takes_one() {
         for (sql, wanted) in [
-            ("array_transform(v, x -> x + 1)", "array_transform[v; lambda((x + 1))]"),
-            ("list_filter(f(v, 1), x -> x > 1 and x < 9)", "list_filter[f[v; 1]; lambda(((x > 1) AND (x < 9)))]"),
-            ("array_transform(v, (x) -> x)", "array_transform[v; lambda(x)]"),
-            ("array_transform(v, x -> (x -> 'a'))", "array_transform[v; lambda((x -> 'a'))]"),
-            ("array_transform(v, lambda x: x + 1)", "array_transform[v; lambda((x + 1))]"),
+            (
+                "array_transform(v, x -> x + 1)",
+                "array_transform[v; lambda((x + 1))]",
+            ),
+            (
+                "list_filter(f(v, 1), x -> x > 1 and x < 9)",
+                "list_filter[f[v; 1]; lambda(((x > 1) AND (x < 9)))]",
+            ),
+            (
+                "array_transform(v, (x) -> x)",
+                "array_transform[v; lambda(x)]",
+            ),
+            (
+                "array_transform(v, x -> (x -> 'a'))",
+                "array_transform[v; lambda((x -> 'a'))]",
+            ),
+            (
+                "array_transform(v, lambda x: x + 1)",
+                "array_transform[v; lambda((x + 1))]",
+            ),
         ] {
             assert_eq!(parsed(sql), wanted, "{sql}");
         }

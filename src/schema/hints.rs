@@ -8,28 +8,94 @@ const ELSEWHERE: [(&[&str], &str); 26] = [
     (&["if", "iif"], "case when … then … else … end"),
     (&["age"], "b - a"),
     (&["to_json", "row_to_json"], "a column of type json"),
-    (&["haversine", "distance", "st_distance"], "`weir nearby`, or /api/v1/nearby"),
-    (&["quantile", "quantile_disc", "percentile", "approx_quantile"], "approx_percentile_cont(x, 0.95)"),
+    (
+        &["haversine", "distance", "st_distance"],
+        "`weir nearby`, or /api/v1/nearby",
+    ),
+    (
+        &["quantile", "quantile_disc", "percentile", "approx_quantile"],
+        "approx_percentile_cont(x, 0.95)",
+    ),
     (&["epoch", "unix_timestamp"], "to_unixtime(t)"),
-    (&["epoch_ms", "to_unix_timestamp_millis"], "to_unixtime(t) * 1000"),
-    (&["date_diff", "datediff", "timestampdiff"], "(to_unixtime(b) - to_unixtime(a)) / 60"),
-    (&["date_add", "dateadd", "timestampadd"], "t + interval '1 day'"),
+    (
+        &["epoch_ms", "to_unix_timestamp_millis"],
+        "to_unixtime(t) * 1000",
+    ),
+    (
+        &["date_diff", "datediff", "timestampdiff"],
+        "(to_unixtime(b) - to_unixtime(a)) / 60",
+    ),
+    (
+        &["date_add", "dateadd", "timestampadd"],
+        "t + interval '1 day'",
+    ),
     (&["date_sub", "datesub"], "t - interval '1 day'"),
-    (&["strftime", "date_format", "format_datetime", "formatdatetime"], "to_char(t, '%Y-%m-%d')"),
-    (&["strptime", "str_to_date", "parse_datetime", "parse_timestamp"], "to_timestamp(text, '%Y-%m-%d')"),
-    (&["year", "month", "day", "hour", "minute", "second", "week", "quarter", "dayofweek"], "extract(hour from t)"),
-    (&["tostartofhour", "tostartofday", "tostartofminute"], "date_trunc('hour', t)"),
+    (
+        &[
+            "strftime",
+            "date_format",
+            "format_datetime",
+            "formatdatetime",
+        ],
+        "to_char(t, '%Y-%m-%d')",
+    ),
+    (
+        &[
+            "strptime",
+            "str_to_date",
+            "parse_datetime",
+            "parse_timestamp",
+        ],
+        "to_timestamp(text, '%Y-%m-%d')",
+    ),
+    (
+        &[
+            "year",
+            "month",
+            "day",
+            "hour",
+            "minute",
+            "second",
+            "week",
+            "quarter",
+            "dayofweek",
+        ],
+        "extract(hour from t)",
+    ),
+    (
+        &["tostartofhour", "tostartofday", "tostartofminute"],
+        "date_trunc('hour', t)",
+    ),
     (&["getdate", "sysdate"], "now()"),
-    (&["max_by", "arg_max", "argmax"], "first_value(x order by y desc)"),
-    (&["min_by", "arg_min", "argmin"], "first_value(x order by y)"),
+    (
+        &["max_by", "arg_max", "argmax"],
+        "first_value(x order by y desc)",
+    ),
+    (
+        &["min_by", "arg_min", "argmin"],
+        "first_value(x order by y)",
+    ),
     (&["arbitrary", "any"], "any_value(x)"),
     (&["mode"], "… group by x order by count(*) desc limit 1"),
     (&["group_concat", "listagg"], "string_agg(x, ',')"),
     (&["count_if", "countif"], "count(*) filter (where …)"),
     (&["sum_if", "sumif"], "sum(x) filter (where …)"),
-    (&["approx_count_distinct", "uniq", "hll"], "approx_distinct(x)"),
-    (&["json_extract", "json_value", "get_json_object"], "json_get(text, 'key')"),
-    (&["json_extract_string", "json_extract_scalar", "json_extract_path_text"], "json_get_str(text, 'key')"),
+    (
+        &["approx_count_distinct", "uniq", "hll"],
+        "approx_distinct(x)",
+    ),
+    (
+        &["json_extract", "json_value", "get_json_object"],
+        "json_get(text, 'key')",
+    ),
+    (
+        &[
+            "json_extract_string",
+            "json_extract_scalar",
+            "json_extract_path_text",
+        ],
+        "json_get_str(text, 'key')",
+    ),
 ];
 
 /// Instead of the planner's message on a function: with the nearest name only where that is near.
@@ -40,11 +106,18 @@ pub fn of_function(message: &str) -> Option<String> {
     let Some(name) = told.strip_prefix("Invalid function ").and_then(quoted) else {
         return Some(format!("{told}; did you mean {meant}"));
     };
-    if let Some((_, instead)) = ELSEWHERE.iter().find(|(names, _)| names.contains(&name.as_str())) {
+    if let Some((_, instead)) = ELSEWHERE
+        .iter()
+        .find(|(names, _)| names.contains(&name.as_str()))
+    {
         return Some(format!("{told}; write `{instead}`"));
     }
     let is_near = quoted(meant).is_some_and(|meant| is_near(&name, &meant));
-    Some(if is_near { format!("{told}; did you mean {meant}") } else { format!("{told}; there is none like it") })
+    Some(if is_near {
+        format!("{told}; did you mean {meant}")
+    } else {
+        format!("{told}; there is none like it")
+    })
 }
 
 fn is_near(name: &str, other: &str) -> bool {
@@ -55,7 +128,11 @@ fn is_near(name: &str, other: &str) -> bool {
 pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
     let name = name.to_lowercase();
     let distance = |other: &&&str| levenshtein(&name, &other.to_lowercase());
-    names.iter().filter(|other| is_near(&name, &other.to_lowercase())).min_by_key(distance).copied()
+    names
+        .iter()
+        .filter(|other| is_near(&name, &other.to_lowercase()))
+        .min_by_key(distance)
+        .copied()
 }
 
 #[cfg(test)]
@@ -73,15 +150,35 @@ mod tests {
     #[test]
     fn only_a_near_name_is_proposed() {
         let of = |name: &str, nearest: &str| {
-            of_function(&format!("Invalid function '{name}'.\nDid you mean '{nearest}'?"))
-                .expect("a message on a function")
+            of_function(&format!(
+                "Invalid function '{name}'.\nDid you mean '{nearest}'?"
+            ))
+            .expect("a message on a function")
         };
-        assert_eq!(of("uper", "upper"), "Invalid function 'uper'; did you mean 'upper'?");
-        assert_eq!(of("lenght", "length"), "Invalid function 'lenght'; did you mean 'length'?");
-        assert_eq!(of("frobnicate", "list_cat"), "Invalid function 'frobnicate'; there is none like it");
-        assert_eq!(of("max_by", "max"), "Invalid function 'max_by'; write `first_value(x order by y desc)`");
-        assert_eq!(of("EPOCH_MS", "asin"), "Invalid function 'EPOCH_MS'; write `to_unixtime(t) * 1000`");
+        assert_eq!(
+            of("uper", "upper"),
+            "Invalid function 'uper'; did you mean 'upper'?"
+        );
+        assert_eq!(
+            of("lenght", "length"),
+            "Invalid function 'lenght'; did you mean 'length'?"
+        );
+        assert_eq!(
+            of("frobnicate", "list_cat"),
+            "Invalid function 'frobnicate'; there is none like it"
+        );
+        assert_eq!(
+            of("max_by", "max"),
+            "Invalid function 'max_by'; write `first_value(x order by y desc)`"
+        );
+        assert_eq!(
+            of("EPOCH_MS", "asin"),
+            "Invalid function 'EPOCH_MS'; write `to_unixtime(t) * 1000`"
+        );
         assert_eq!(of_function("another message"), None);
-        assert_eq!(of_function("no table. Did you mean 'a'?").as_deref(), Some("no table; did you mean 'a'?"));
+        assert_eq!(
+            of_function("no table. Did you mean 'a'?").as_deref(),
+            Some("no table; did you mean 'a'?")
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! From a stream's declaration to what runs: the JSON's columns, `select` and `require` planned once into physical expressions,
-//! the table's Arrow schema. Whatever is wrong with a declaration is found here, by `weir check` and at the start alike.
+//! From a stream's declaration to what runs: the JSON's columns, `select` and `require` planned
+//! once into physical expressions, the table's Arrow schema. Whatever is wrong with a declaration
+//! is found here, by `weir check` and at the start alike.
 
 pub mod bounds;
 pub mod dialect;
@@ -23,8 +24,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 pub use crate::config::time_range::TimeRange;
 pub use crate::config::zone;
-use crate::config::{Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, Where, WindowDef};
-pub use crate::config::{Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of};
+use crate::config::{
+    Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, Where, WindowDef,
+};
+pub use crate::config::{
+    Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of,
+};
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use entity::Entity;
 pub use refusal::Refusal;
@@ -44,25 +49,43 @@ pub struct DeclarationError {
 
 impl DeclarationError {
     pub fn new(of: &str, key: &'static str, refusal: impl Into<Refusal>) -> Self {
-        Self { stream: of.to_owned(), key, item: None, refusal: Box::new(refusal.into()) }
+        Self {
+            stream: of.to_owned(),
+            key,
+            item: None,
+            refusal: Box::new(refusal.into()),
+        }
     }
 
     /// The same as an error that points into the configuration's file.
     pub fn in_file(self, config: &Config) -> ConfigError {
-        let (name, place) = (self.stream.clone(), Where { item: self.item, text: self.refusal.at });
+        let (name, place) = (
+            self.stream.clone(),
+            Where {
+                item: self.item,
+                text: self.refusal.at,
+            },
+        );
         let path = match self.key {
             WINDOW_KEY => ["windows", &name, "sql"],
             TABLE_KEY => ["tables", &name, "select"],
             key => ["streams", &name, key],
         };
         // What a preset says stands in no file.
-        let error = if config.has(path) { self.unplaced() } else { self };
+        let error = if config.has(path) {
+            self.unplaced()
+        } else {
+            self
+        };
         config.error_in(path, place, error.to_string())
     }
 
     /// Without where it stands, which a message that points into the file says better.
     fn unplaced(self) -> Self {
-        Self { refusal: Box::new(self.refusal.message.into()), ..self }
+        Self {
+            refusal: Box::new(self.refusal.message.into()),
+            ..self
+        }
     }
 }
 
@@ -72,7 +95,12 @@ pub const TABLE_KEY: &str = "table";
 
 impl std::fmt::Display for DeclarationError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { stream, key, refusal, .. } = self;
+        let Self {
+            stream,
+            key,
+            refusal,
+            ..
+        } = self;
         match *key {
             WINDOW_KEY => write!(f, "window `{stream}`: {key}: {refusal}"),
             TABLE_KEY => write!(f, "table `{stream}`: {refusal}"),
@@ -167,25 +195,43 @@ pub struct Catalog {
 impl Catalog {
     pub fn compile(declared: &Declarations) -> Result<Self, DeclarationError> {
         let compiled = bounds::on_large_stack(|| Self::compile_here(declared));
-        compiled
-            .unwrap_or_else(|e| Err(DeclarationError::new("", WINDOW_KEY, format!("no thread can be started: {e}"))))
+        compiled.unwrap_or_else(|e| {
+            Err(DeclarationError::new(
+                "",
+                WINDOW_KEY,
+                format!("no thread can be started: {e}"),
+            ))
+        })
     }
 
     fn compile_here(declared: &Declarations) -> Result<Self, DeclarationError> {
         let streams: BTreeMap<String, Arc<Stream>> = declared
             .streams
             .iter()
-            .map(|(name, def)| Ok((name.clone(), Arc::new(Stream::compile_within(name, def, declared.sql)?))))
+            .map(|(name, def)| {
+                Ok((
+                    name.clone(),
+                    Arc::new(Stream::compile_within(name, def, declared.sql)?),
+                ))
+            })
             .collect::<Result<_, DeclarationError>>()?;
         let windows = compile_windows(&declared.windows, &streams, declared.sql)?;
         let entities = declared
             .tables
             .iter()
             .map(|(name, def)| {
-                let none = || DeclarationError::new(name, TABLE_KEY, format!("there is no stream `{}`", def.stream));
+                let none = || {
+                    DeclarationError::new(
+                        name,
+                        TABLE_KEY,
+                        format!("there is no stream `{}`", def.stream),
+                    )
+                };
                 let stream = streams.get(&def.stream).ok_or_else(none)?;
                 let planned = Entity::plan(name, def, stream).map_err(|e| e.within(&def.select));
-                planned.map(Arc::new).map_err(|e| DeclarationError::new(name, TABLE_KEY, e))
+                planned
+                    .map(Arc::new)
+                    .map_err(|e| DeclarationError::new(name, TABLE_KEY, e))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -211,9 +257,21 @@ impl Catalog {
 
     pub fn declarations(&self) -> Declarations {
         Declarations {
-            streams: self.streams.iter().map(|(name, stream)| (name.clone(), stream.def.clone())).collect(),
-            windows: self.windows.iter().map(|w| (w.name.clone(), w.def.clone())).collect(),
-            tables: self.entities.iter().map(|e| (e.name.clone(), e.def.clone())).collect(),
+            streams: self
+                .streams
+                .iter()
+                .map(|(name, stream)| (name.clone(), stream.def.clone()))
+                .collect(),
+            windows: self
+                .windows
+                .iter()
+                .map(|w| (w.name.clone(), w.def.clone()))
+                .collect(),
+            tables: self
+                .entities
+                .iter()
+                .map(|e| (e.name.clone(), e.def.clone()))
+                .collect(),
             zone_data: self.zone_data.clone(),
             idempotency: self.idempotency,
             sql: self.sql,
@@ -236,11 +294,18 @@ fn compile_windows(
     streams: &BTreeMap<String, Arc<Stream>>,
     sql: SqlBounds,
 ) -> Result<Vec<Arc<Window>>, DeclarationError> {
-    let wrong =
-        |window: &str, sql: &str, refusal: Refusal| DeclarationError::new(window, WINDOW_KEY, refusal.within(sql));
+    let wrong = |window: &str, sql: &str, refusal: Refusal| {
+        DeclarationError::new(window, WINDOW_KEY, refusal.within(sql))
+    };
     let mut waiting: Vec<(&String, &WindowDef, String)> = declared
         .iter()
-        .map(|(name, def)| Ok((name, def, window::reads(&def.sql, sql).map_err(|m| wrong(name, &def.sql, m))?)))
+        .map(|(name, def)| {
+            Ok((
+                name,
+                def,
+                window::reads(&def.sql, sql).map_err(|m| wrong(name, &def.sql, m))?,
+            ))
+        })
         .collect::<Result<_, _>>()?;
     let mut done: Vec<Arc<Window>> = Vec::new();
     while !waiting.is_empty() {
@@ -249,27 +314,47 @@ fn compile_windows(
         for (name, def, over) in waiting {
             let inner = done.iter().find(|w| w.name == over).cloned();
             let input = match (&inner, streams.get(&over)) {
-                (Some(inner), _) => {
-                    window::Input { name: &over, stream: &inner.stream, schema: &inner.schema, marked: &inner.schema }
-                }
-                (None, Some(stream)) => {
-                    window::Input { name: &over, stream: &over, schema: &stream.table_schema, marked: &stream.marked }
-                }
+                (Some(inner), _) => window::Input {
+                    name: &over,
+                    stream: &inner.stream,
+                    schema: &inner.schema,
+                    marked: &inner.schema,
+                },
+                (None, Some(stream)) => window::Input {
+                    name: &over,
+                    stream: &over,
+                    schema: &stream.table_schema,
+                    marked: &stream.marked,
+                },
                 (None, None) if declared.contains_key(&over) => {
                     rest.push((name, def, over));
                     continue;
                 }
                 (None, None) => {
-                    let known = streams.keys().chain(declared.keys()).cloned().collect::<Vec<_>>().join(", ");
-                    let message = format!("there is no stream or window `{over}`; there are {known}");
+                    let known = streams
+                        .keys()
+                        .chain(declared.keys())
+                        .cloned()
+                        .collect::<Vec<_>>()
+                        .join(", ");
+                    let message =
+                        format!("there is no stream or window `{over}`; there are {known}");
                     return Err(wrong(name, &def.sql, Refusal::about(&[&over], message)));
                 }
             };
-            done.push(Arc::new(Window::plan(name, def, &input, sql).map_err(|m| wrong(name, &def.sql, m))?));
+            done.push(Arc::new(
+                Window::plan(name, def, &input, sql).map_err(|m| wrong(name, &def.sql, m))?,
+            ));
         }
         if let Some((name, def, over)) = rest.first().filter(|_| rest.len() == before) {
-            let cycle = rest.iter().map(|(n, ..)| n.as_str()).collect::<Vec<_>>().join(", ");
-            let message = format!("the windows {cycle} read each other in a circle; let one of them read a stream");
+            let cycle = rest
+                .iter()
+                .map(|(n, ..)| n.as_str())
+                .collect::<Vec<_>>()
+                .join(", ");
+            let message = format!(
+                "the windows {cycle} read each other in a circle; let one of them read a stream"
+            );
             return Err(wrong(name, &def.sql, Refusal::about(&[over], message)));
         }
         waiting = rest;
@@ -283,15 +368,25 @@ impl Stream {
         Self::compile_within(name, def, SqlBounds::default())
     }
 
-    fn compile_within(name: &str, def: &StreamDef, sql: SqlBounds) -> Result<Self, DeclarationError> {
-        let in_select = |refusal: Refusal| DeclarationError::new(name, "select", refusal.within(&def.select));
-        let input = types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
-        let input_schema: SchemaRef = Arc::new(Schema::new(input.iter().map(types::Column::arrow).collect::<Vec<_>>()));
+    fn compile_within(
+        name: &str,
+        def: &StreamDef,
+        sql: SqlBounds,
+    ) -> Result<Self, DeclarationError> {
+        let in_select =
+            |refusal: Refusal| DeclarationError::new(name, "select", refusal.within(&def.select));
+        let input =
+            types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
+        let input_schema: SchemaRef = Arc::new(Schema::new(
+            input.iter().map(types::Column::arrow).collect::<Vec<_>>(),
+        ));
         let marked = Schema::new(input.iter().map(types::Column::marked).collect::<Vec<_>>());
-        let columns = select::plan(name, &input_schema, &marked, &def.select, sql).map_err(in_select)?;
+        let columns =
+            select::plan(name, &input_schema, &marked, &def.select, sql).map_err(in_select)?;
         let columns = columns.with_event_time_first().map_err(in_select)?;
         for column in columns.names().filter(|c| *c != "event_time") {
-            names::refuse_own(STAMP_COLUMNS.iter().chain(&["session_id"]), column).map_err(in_select)?;
+            names::refuse_own(STAMP_COLUMNS.iter().chain(&["session_id"]), column)
+                .map_err(in_select)?;
         }
         let output = columns.schema();
         let rules = def
@@ -299,8 +394,10 @@ impl Stream {
             .iter()
             .enumerate()
             .map(|(item, rule)| {
-                Rule::plan(name, &output, rule, sql)
-                    .map_err(|e| DeclarationError { item: Some(item), ..DeclarationError::new(name, "require", e) })
+                Rule::plan(name, &output, rule, sql).map_err(|e| DeclarationError {
+                    item: Some(item),
+                    ..DeclarationError::new(name, "require", e)
+                })
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut stream = Self {
@@ -328,11 +425,16 @@ impl Stream {
         self.repeats.as_ref()
     }
 
-    /// Columns of `<stream>.late`: the table's own, and the names of the windows that a row came too late for.
+    /// Columns of `<stream>.late`: the table's own, and the names of the windows that a row came
+    /// too late for.
     pub fn late_schema(&self) -> SchemaRef {
         let mut fields: Vec<_> = self.table_schema.fields().iter().cloned().collect();
         let item = Field::new("item", DataType::Utf8, true);
-        fields.push(Arc::new(Field::new("windows", DataType::List(Arc::new(item)), true)));
+        fields.push(Arc::new(Field::new(
+            "windows",
+            DataType::List(Arc::new(item)),
+            true,
+        )));
         Arc::new(Schema::new(fields))
     }
 
@@ -341,22 +443,45 @@ impl Stream {
     }
 
     fn session_columns(&self) -> Result<Option<SessionColumns>, DeclarationError> {
-        let Some(def) = &self.def.session else { return Ok(None) };
-        self.typed("session", &def.key, |ty| !ty.is_nested(), "a number, text or time")?;
-        let what = def.what.as_ref().or(self.def.count.as_ref().map(|count| &count.kind));
+        let Some(def) = &self.def.session else {
+            return Ok(None);
+        };
+        self.typed(
+            "session",
+            &def.key,
+            |ty| !ty.is_nested(),
+            "a number, text or time",
+        )?;
+        let what = def
+            .what
+            .as_ref()
+            .or(self.def.count.as_ref().map(|count| &count.kind));
         if let Some(what) = what {
-            self.typed("session", what, |ty| !ty.is_nested(), "a number, text or time")?;
+            self.typed(
+                "session",
+                what,
+                |ty| !ty.is_nested(),
+                "a number, text or time",
+            )?;
         }
         if def.gap.micros() <= 0 || def.max_open == 0 {
-            let message = "a session needs a `gap` and a `max_open` above 0, or it would never end".to_owned();
+            let message = "a session needs a `gap` and a `max_open` above 0, or it would never end"
+                .to_owned();
             return Err(DeclarationError::new(&self.name, "session", message));
         }
-        let opens = def.opens.as_ref().map(|rule| Rule::plan(&self.name, &self.output, rule, self.sql)).transpose();
+        let opens = def
+            .opens
+            .as_ref()
+            .map(|rule| Rule::plan(&self.name, &self.output, rule, self.sql))
+            .transpose();
         // The rule is not all of the key's value.
-        let wrong = |refusal: Refusal| DeclarationError::new(&self.name, "session", refusal.message);
+        let wrong =
+            |refusal: Refusal| DeclarationError::new(&self.name, "session", refusal.message);
         Ok(Some(SessionColumns {
             key: self.index("session", &def.key)?,
-            what: what.map(|column| self.index("session", column)).transpose()?,
+            what: what
+                .map(|column| self.index("session", column))
+                .transpose()?,
             gap: def.gap.micros(),
             max_open: def.max_open,
             opens: opens.map_err(wrong)?,
@@ -370,7 +495,13 @@ impl Stream {
 
     fn index(&self, key: &'static str, column: &str) -> Result<usize, DeclarationError> {
         self.output.index_of(column).map_err(|_| {
-            let known = self.output.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
+            let known = self
+                .output
+                .fields()
+                .iter()
+                .map(|f| f.name().as_str())
+                .collect::<Vec<_>>()
+                .join(", ");
             let message = format!("`{column}` is no column of `select`; there are {known}");
             DeclarationError::new(&self.name, key, message)
         })
@@ -385,7 +516,11 @@ impl Stream {
     ) -> Result<(), DeclarationError> {
         let at = self.index(key, column)?;
         if key != "search" && types::is_json(self.marked.field(at)) {
-            return Err(DeclarationError::new(&self.name, key, select::json_is_no_key(column)));
+            return Err(DeclarationError::new(
+                &self.name,
+                key,
+                select::json_is_no_key(column),
+            ));
         }
         let ty = self.output.field(at).data_type();
         if fits(ty) {
@@ -418,8 +553,15 @@ impl Stream {
         if let Some(search) = &def.search {
             for column in &search.text {
                 match column.strip_suffix(MAP_SUFFIX) {
-                    Some(map) => self.typed("search", map, |ty| *ty == types::map(), "a map of varchar")?,
-                    None => self.typed("search", column, text, "varchar or a list of varchar, or of a map NAME.*")?,
+                    Some(map) => {
+                        self.typed("search", map, |ty| *ty == types::map(), "a map of varchar")?;
+                    }
+                    None => self.typed(
+                        "search",
+                        column,
+                        text,
+                        "varchar or a list of varchar, or of a map NAME.*",
+                    )?,
                 }
             }
             for column in &search.exact {
@@ -440,7 +582,12 @@ impl Stream {
                 |ty| matches!(ty, DataType::Int64 | DataType::Utf8),
                 "bigint or varchar",
             )?;
-            self.typed("places", &places.name, |ty| *ty == DataType::Utf8, "varchar")?;
+            self.typed(
+                "places",
+                &places.name,
+                |ty| *ty == DataType::Utf8,
+                "varchar",
+            )?;
             self.typed("places", &places.lat, number, "double")?;
             self.typed("places", &places.lon, number, "double")?;
             self.typed(
@@ -449,13 +596,20 @@ impl Stream {
                 |ty| matches!(ty, DataType::Int64 | DataType::Utf8),
                 "bigint or varchar",
             )?;
-            self.typed("places", &places.date, |ty| *ty == types::timestamp(), "timestamp")?;
+            self.typed(
+                "places",
+                &places.date,
+                |ty| *ty == types::timestamp(),
+                "timestamp",
+            )?;
         }
         Ok(())
     }
 
     fn repeat_columns(&self) -> Result<Option<RepeatColumns>, DeclarationError> {
-        let Some(repeat) = &self.def.repeat else { return Ok(None) };
+        let Some(repeat) = &self.def.repeat else {
+            return Ok(None);
+        };
         let Some(key) = &self.def.key else {
             let message = "repeats are told by `key`, which is missing".to_owned();
             return Err(DeclarationError::new(&self.name, "repeat", message));
@@ -464,14 +618,23 @@ impl Stream {
             .same
             .iter()
             .map(|column| {
-                self.typed("repeat", column, |ty| !ty.is_nested(), "a number, text or time")?;
+                self.typed(
+                    "repeat",
+                    column,
+                    |ty| !ty.is_nested(),
+                    "a number, text or time",
+                )?;
                 self.index("repeat", column)
             })
             .collect::<Result<_, _>>()?;
         let version = self.def.version.as_deref().unwrap_or("event_time");
         let version = self.index("version", version)?;
         let is_time = self.output.field(version).data_type() == &types::timestamp();
-        let within = if is_time { repeat.within.micros() } else { repeat.within.micros() / 1_000 };
+        let within = if is_time {
+            repeat.within.micros()
+        } else {
+            repeat.within.micros() / 1_000
+        };
         Ok(Some(RepeatColumns {
             key: self.index("key", key)?,
             same,
@@ -481,8 +644,14 @@ impl Stream {
         }))
     }
 
-    /// Applies `select` and `require`, and refuses rows whose time is missing, outside `time_range`, or too far ahead.
-    pub fn select(&self, input: &RecordBatch, received_at: Micros, refuse: Refuse<'_>) -> Option<Selected> {
+    /// Applies `select` and `require`, and refuses rows whose time is missing, outside
+    /// `time_range`, or too far ahead.
+    pub fn select(
+        &self,
+        input: &RecordBatch,
+        received_at: Micros,
+        refuse: Refuse<'_>,
+    ) -> Option<Selected> {
         let all = (0..input.num_rows() as u32).collect::<Vec<_>>();
         if let Ok(batch) = self.columns.evaluate(input) {
             return self.require(batch, all, received_at, refuse);
@@ -492,22 +661,37 @@ impl Stream {
         if !self.find_failing(input, &mut fails, 0, refuse) {
             return None;
         }
-        let kept: Vec<u32> = all.into_iter().filter(|row| !fails[*row as usize]).collect();
+        let kept: Vec<u32> = all
+            .into_iter()
+            .filter(|row| !fails[*row as usize])
+            .collect();
         let good = BooleanArray::from(fails.iter().map(|fails| !fails).collect::<Vec<_>>());
         let input = filter_record_batch(input, &good).expect("the mask has one value per row");
         match self.columns.evaluate(&input) {
             Ok(batch) => self.require(batch, kept, received_at, refuse),
-            // One by one they have values, together they have none: there are too many bytes of them, say.
+            // One by one they have values, together they have none: there are too many bytes of
+            // them, say.
             Err(reason) => {
-                let is_taken = kept.iter().all(|row| refuse(*row, &format!("select: {reason}")));
-                is_taken.then(|| Selected { rows: RecordBatch::new_empty(self.output.clone()), kept: Vec::new() })
+                let is_taken = kept
+                    .iter()
+                    .all(|row| refuse(*row, &format!("select: {reason}")));
+                is_taken.then(|| Selected {
+                    rows: RecordBatch::new_empty(self.output.clone()),
+                    kept: Vec::new(),
+                })
             }
         }
     }
 
-    /// Marks the rows of which an expression has no value; `first` is the number of the first one. Nothing is made of the others, so
-    /// that each failing row costs no more than to be found.
-    fn find_failing(&self, input: &RecordBatch, fails: &mut [bool], first: u32, refuse: Refuse<'_>) -> bool {
+    /// Marks the rows of which an expression has no value; `first` is the number of the first one.
+    /// Nothing is made of the others, so that each failing row costs no more than to be found.
+    fn find_failing(
+        &self,
+        input: &RecordBatch,
+        fails: &mut [bool],
+        first: u32,
+        refuse: Refuse<'_>,
+    ) -> bool {
         let rows = input.num_rows();
         if rows == 1 {
             return match self.columns.evaluate(input) {
@@ -524,22 +708,46 @@ impl Stream {
         let half = rows / 2;
         let (before, after) = fails.split_at_mut(half);
         self.find_failing(&input.slice(0, half), before, first, refuse)
-            && self.find_failing(&input.slice(half, rows - half), after, first + half as u32, refuse)
+            && self.find_failing(
+                &input.slice(half, rows - half),
+                after,
+                first + half as u32,
+                refuse,
+            )
     }
 
-    fn require(&self, batch: Filtered, all: Vec<u32>, received_at: Micros, refuse: Refuse<'_>) -> Option<Selected> {
-        let Filtered { rows: batch, passed } = batch;
+    fn require(
+        &self,
+        batch: Filtered,
+        all: Vec<u32>,
+        received_at: Micros,
+        refuse: Refuse<'_>,
+    ) -> Option<Selected> {
+        let Filtered {
+            rows: batch,
+            passed,
+        } = batch;
         let from: Vec<u32> = match &passed {
             None => all,
             Some(passed) => {
-                if !all.iter().zip(passed).all(|(row, passed)| *passed || refuse(*row, "where: not true")) {
+                if !all
+                    .iter()
+                    .zip(passed)
+                    .all(|(row, passed)| *passed || refuse(*row, "where: not true"))
+                {
                     return None;
                 }
-                all.into_iter().zip(passed).filter_map(|(row, passed)| passed.then_some(row)).collect()
+                all.into_iter()
+                    .zip(passed)
+                    .filter_map(|(row, passed)| passed.then_some(row))
+                    .collect()
             }
         };
-        let time =
-            batch.column(0).as_any().downcast_ref::<TimestampMicrosecondArray>().expect("event_time comes first");
+        let time = batch
+            .column(0)
+            .as_any()
+            .downcast_ref::<TimestampMicrosecondArray>()
+            .expect("event_time comes first");
         let limit = received_at.saturating_add(self.def.watermark.max_ahead.micros());
         let mut keep = vec![true; batch.num_rows()];
         let refusals = (0..batch.num_rows()).filter_map(|row| {
@@ -566,15 +774,24 @@ impl Stream {
             }
         }
         if keep.iter().all(|keep| *keep) {
-            return Some(Selected { rows: batch, kept: from });
+            return Some(Selected {
+                rows: batch,
+                kept: from,
+            });
         }
-        let kept = from.into_iter().zip(&keep).filter_map(|(row, keep)| keep.then_some(row)).collect();
-        let rows = filter_record_batch(&batch, &BooleanArray::from(keep)).expect("the mask has one value per row");
+        let kept = from
+            .into_iter()
+            .zip(&keep)
+            .filter_map(|(row, keep)| keep.then_some(row))
+            .collect();
+        let rows = filter_record_batch(&batch, &BooleanArray::from(keep))
+            .expect("the mask has one value per row");
         Some(Selected { rows, kept })
     }
 }
 
-/// Takes a row of the input that is refused, with the reason; false where there are too many of them.
+/// Takes a row of the input that is refused, with the reason; false where there are too many of
+/// them.
 pub type Refuse<'a> = &'a mut dyn FnMut(u32, &str) -> bool;
 
 /// A batch behind `select`; `passed` says which rows of the input its `where` let through.
@@ -620,7 +837,10 @@ impl Layout {
             Self::Days => &["year", "month", "day"],
             Self::Buckets => &["bucket"],
         };
-        names.iter().map(|n| Field::new(*n, DataType::Int32, true)).collect()
+        names
+            .iter()
+            .map(|n| Field::new(*n, DataType::Int32, true))
+            .collect()
     }
 
     /// Width of a folder in microseconds; none where time decides nothing.

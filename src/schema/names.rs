@@ -1,4 +1,5 @@
-//! Names of a table's columns: such that every reader of Delta tables can tell them apart, at any depth.
+//! Names of a table's columns: such that every reader of Delta tables can tell them apart, at any
+//! depth.
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use datafusion::sql::parser::Statement;
@@ -17,10 +18,20 @@ pub fn is_same(a: &str, b: &str) -> bool {
 }
 
 /// Refuses a name of Weir's own in whatever case.
-pub fn refuse_own<'a>(mut own: impl Iterator<Item = &'a &'a str>, column: &str) -> Result<(), Refusal> {
-    let Some(own) = own.find(|own| is_same(own, column)) else { return Ok(()) };
-    let also = if *own == column { String::new() } else { format!(" but for its case (`{own}`)") };
-    let message = format!("the column `{column}` is weir's own{also}; name yours otherwise with `as`");
+pub fn refuse_own<'a>(
+    mut own: impl Iterator<Item = &'a &'a str>,
+    column: &str,
+) -> Result<(), Refusal> {
+    let Some(own) = own.find(|own| is_same(own, column)) else {
+        return Ok(());
+    };
+    let also = if *own == column {
+        String::new()
+    } else {
+        format!(" but for its case (`{own}`)")
+    };
+    let message =
+        format!("the column `{column}` is weir's own{also}; name yours otherwise with `as`");
     Err(Refusal::about(&[column], message))
 }
 
@@ -28,7 +39,10 @@ pub fn refuse_own<'a>(mut own: impl Iterator<Item = &'a &'a str>, column: &str) 
 pub fn refuse_unreadable(columns: &Schema) -> Result<(), Refusal> {
     let about = |(name, message): (String, String)| {
         // A field of a struct may stand in the text, or only the column that holds it.
-        let column = columns.fields().iter().find(|f| f.name() == &name || holds(f.data_type(), &name));
+        let column = columns
+            .fields()
+            .iter()
+            .find(|f| f.name() == &name || holds(f.data_type(), &name));
         let column = column.map_or(name.as_str(), |f| f.name().as_str());
         Refusal::about(&[&name, column], message)
     };
@@ -48,7 +62,9 @@ fn inner(ty: &DataType) -> &[std::sync::Arc<Field>] {
 }
 
 fn holds(ty: &DataType, name: &str) -> bool {
-    inner(ty).iter().any(|f| f.name() == name || holds(f.data_type(), name))
+    inner(ty)
+        .iter()
+        .any(|f| f.name() == name || holds(f.data_type(), name))
 }
 
 /// The first name that is refused, and why; `of` is the struct that the fields are of.
@@ -61,7 +77,9 @@ fn unreadable(fields: &Fields, of: Option<&str>) -> Option<(String, String)> {
         let name = field.name();
         let refused = |message: String| Some((name.clone(), message));
         if name.is_empty() {
-            return refused(format!("a {what}{within} has an empty name; give it one with `as name`"));
+            return refused(format!(
+                "a {what}{within} has an empty name; give it one with `as name`"
+            ));
         }
         if let Some(c) = name.chars().find(|c| REFUSED.contains(c)) {
             let message = format!(
@@ -70,7 +88,11 @@ fn unreadable(fields: &Fields, of: Option<&str>) -> Option<(String, String)> {
             );
             return refused(message);
         }
-        if let Some(before) = fields[..at].iter().map(|f| f.name()).find(|before| is_same(before, name)) {
+        if let Some(before) = fields[..at]
+            .iter()
+            .map(|f| f.name())
+            .find(|before| is_same(before, name))
+        {
             let why = if before == name {
                 format!("there are two {what}s `{name}`{within}")
             } else {
@@ -96,51 +118,81 @@ fn unreadable(fields: &Fields, of: Option<&str>) -> Option<(String, String)> {
 fn unreadable_inside(ty: &DataType, of: &str, name: &str) -> Option<(String, String)> {
     match ty {
         DataType::Struct(fields) if fields.is_empty() => {
-            let message = format!("`{of}` is a struct without fields, which a table cannot hold; leave it out");
+            let message = format!(
+                "`{of}` is a struct without fields, which a table cannot hold; leave it out"
+            );
             Some((name.to_owned(), message))
         }
         DataType::Struct(fields) => unreadable(fields, Some(of)),
         // Items and entries have names that no text gives them.
-        _ => inner(ty).iter().find_map(|item| unreadable_inside(item.data_type(), of, name)),
+        _ => inner(ty)
+            .iter()
+            .find_map(|item| unreadable_inside(item.data_type(), of, name)),
     }
 }
 
 /// A name made of one that is refused.
 fn plain(name: &str) -> String {
     let letters = name.to_lowercase();
-    let words: Vec<&str> = letters.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> = letters
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|w| !w.is_empty())
+        .collect();
     let joined = words.join("_");
-    if joined.starts_with(|c: char| c.is_alphabetic()) { joined } else { format!("c_{joined}") }
+    if joined.starts_with(|c: char| c.is_alphabetic()) {
+        joined
+    } else {
+        format!("c_{joined}")
+    }
 }
 
-/// Refuses an expression of the outermost select that has no name of its own: what a planner calls it may change.
+/// Refuses an expression of the outermost select that has no name of its own: what a planner calls
+/// it may change.
 pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), Refusal> {
-    let Statement::Statement(inner) = statement else { return Ok(()) };
-    let ast::Statement::Query(query) = inner.as_ref() else { return Ok(()) };
-    let ast::SetExpr::Select(select) = query.body.as_ref() else { return Ok(()) };
+    let Statement::Statement(inner) = statement else {
+        return Ok(());
+    };
+    let ast::Statement::Query(query) = inner.as_ref() else {
+        return Ok(());
+    };
+    let ast::SetExpr::Select(select) = query.body.as_ref() else {
+        return Ok(());
+    };
     let unnamed = select.projection.iter().find_map(|item| match item {
-        ast::SelectItem::UnnamedExpr(expression) if !is_column(expression, columns) => Some(expression),
+        ast::SelectItem::UnnamedExpr(expression) if !is_column(expression, columns) => {
+            Some(expression)
+        }
         _ => None,
     });
-    let Some(expression) = unnamed else { return Ok(()) };
+    let Some(expression) = unnamed else {
+        return Ok(());
+    };
     let text = expression.to_string();
     let mut shown: String = text.chars().take(SHOWN).collect();
     if shown.len() < text.len() {
         shown.push('…');
     }
-    Err(Refusal::at(expression, format!("`{shown}` has no name; write `{shown} as name`")))
+    Err(Refusal::at(
+        expression,
+        format!("`{shown}` has no name; write `{shown} as name`"),
+    ))
 }
 
 /// Whether an expression is a column as it is, and not a field of one.
 fn is_column(expression: &ast::Expr, columns: &Schema) -> bool {
     let is_nested = |name: &ast::Ident| {
-        let column = columns.fields().iter().find(|f| is_same(f.name(), &name.value));
+        let column = columns
+            .fields()
+            .iter()
+            .find(|f| is_same(f.name(), &name.value));
         column.is_some_and(|f| f.data_type().is_nested())
     };
     match expression {
         ast::Expr::Identifier(_) => true,
         ast::Expr::Nested(inner) => is_column(inner, columns),
-        ast::Expr::CompoundIdentifier(parts) => matches!(parts.as_slice(), [table, _] if !is_nested(table)),
+        ast::Expr::CompoundIdentifier(parts) => {
+            matches!(parts.as_slice(), [table, _] if !is_nested(table))
+        }
         _ => false,
     }
 }
@@ -171,7 +223,15 @@ mod tests {
         assert!(of(&list).contains("of `a` differ"));
         assert!(of(&deep).contains("of `a.b` differ"), "{}", of(&deep));
         assert!(of(&DataType::Struct(Fields::empty())).contains("without fields"));
-        assert_eq!(refusal(vec![text("a.b"), text("a-b"), text("température"), text("2024")]), "");
+        assert_eq!(
+            refusal(vec![
+                text("a.b"),
+                text("a-b"),
+                text("température"),
+                text("2024")
+            ]),
+            ""
+        );
     }
 
     #[test]

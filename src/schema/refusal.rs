@@ -5,7 +5,9 @@ use std::fmt;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::Spanned;
-use datafusion::sql::sqlparser::tokenizer::{Location as Start, Span, Token, TokenWithSpan, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{
+    Location as Start, Span, Token, TokenWithSpan, Tokenizer,
+};
 
 use super::dialect::WeirDialect;
 use super::hints;
@@ -23,7 +25,11 @@ pub struct Refusal {
 
 impl From<String> for Refusal {
     fn from(message: String) -> Self {
-        Self { message, at: None, words: Vec::new() }
+        Self {
+            message,
+            at: None,
+            words: Vec::new(),
+        }
     }
 }
 
@@ -43,7 +49,9 @@ impl From<DataFusionError> for Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.at {
-            Some(Location { line, column }) => write!(f, "line {line}, column {column}: {}", self.message),
+            Some(Location { line, column }) => {
+                write!(f, "line {line}, column {column}: {}", self.message)
+            }
             None => f.write_str(&self.message),
         }
     }
@@ -53,7 +61,11 @@ impl Refusal {
     /// Where the first of these words stands.
     pub fn about(words: &[&str], message: impl Into<String>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        Self { message: message.into(), at: None, words }
+        Self {
+            message: message.into(),
+            at: None,
+            words,
+        }
     }
 
     /// Where a part of the parsed statement stands.
@@ -64,12 +76,18 @@ impl Refusal {
     /// Behind a part of the parsed statement.
     pub fn after(part: &impl Spanned, message: impl Into<String>) -> Self {
         let at = location(part.span().end);
-        Self { at, ..Self::from(message.into()) }
+        Self {
+            at,
+            ..Self::from(message.into())
+        }
     }
 
     /// Where this part stands, if it knows.
     pub fn placed(self, span: Span) -> Self {
-        Self { at: location(span.start).or(self.at), ..self }
+        Self {
+            at: location(span.start).or(self.at),
+            ..self
+        }
     }
 
     /// The planner's message without its internals.
@@ -77,9 +95,18 @@ impl Refusal {
         let error = error.iter().next().unwrap_or(error);
         let (text, mut at) = match error.diagnostic() {
             Some(diagnostic) => {
-                let help = diagnostic.helps.first().map_or(String::new(), |h| format!("; {}", h.message));
-                let at = diagnostic.span.map(|span| span.start).filter(|start| start.line > 0);
-                let at = at.map(|at| Location { line: at.line as usize, column: at.column as usize });
+                let help = diagnostic
+                    .helps
+                    .first()
+                    .map_or(String::new(), |h| format!("; {}", h.message));
+                let at = diagnostic
+                    .span
+                    .map(|span| span.start)
+                    .filter(|start| start.line > 0);
+                let at = at.map(|at| Location {
+                    line: at.line as usize,
+                    column: at.column as usize,
+                });
                 (format!("{}{help}", diagnostic.message), at)
             }
             None => match error.find_root() {
@@ -97,11 +124,18 @@ impl Refusal {
         {
             (message, at) = (before, Some(Location { line, column }));
         }
-        Self { message: without_syntax_tree(message).to_owned(), at, words: Vec::new() }
+        Self {
+            message: without_syntax_tree(message).to_owned(),
+            at,
+            words: Vec::new(),
+        }
     }
 
     pub fn map(self, message: impl FnOnce(String) -> String) -> Self {
-        Self { message: message(self.message), ..self }
+        Self {
+            message: message(self.message),
+            ..self
+        }
     }
 
     /// Finds its words in the SQL, if its place is not known otherwise.
@@ -116,12 +150,20 @@ impl Refusal {
     pub fn moved(self, made: &str, from: &str) -> Self {
         let word = self.at.and_then(|at| {
             let is_there = |token: &TokenWithSpan| location(token.span.start) == Some(at);
-            tokens(made).into_iter().find(is_there).map(|token| token.token.to_string())
+            tokens(made)
+                .into_iter()
+                .find(is_there)
+                .map(|token| token.token.to_string())
         });
-        Self { at: word.and_then(|word| find(from, &word)), ..self }.within(from)
+        Self {
+            at: word.and_then(|word| find(from, &word)),
+            ..self
+        }
+        .within(from)
     }
 
-    /// Of a refusal of SQL that has so many bytes before the text that was written, in its first line.
+    /// Of a refusal of SQL that has so many bytes before the text that was written, in its first
+    /// line.
     pub fn behind(mut self, bytes: usize) -> Self {
         if let Some(at) = self.at.as_mut().filter(|at| at.line == 1) {
             at.column = at.column.saturating_sub(bytes).max(1);
@@ -134,14 +176,31 @@ impl Refusal {
 fn told_better(error: &DataFusionError) -> Option<String> {
     match error.find_root() {
         DataFusionError::SchemaError(inner, _) => {
-            let SchemaError::FieldNotFound { field, valid_fields } = inner.as_ref() else { return None };
+            let SchemaError::FieldNotFound {
+                field,
+                valid_fields,
+            } = inner.as_ref()
+            else {
+                return None;
+            };
             if valid_fields.is_empty() {
-                return Some(format!("`{}` is no column, as nothing is read: `from …` is missing", field.name));
+                return Some(format!(
+                    "`{}` is no column, as nothing is read: `from …` is missing",
+                    field.name
+                ));
             }
-            let names: Vec<&str> = valid_fields.iter().map(|column| column.name.as_str()).collect();
-            let meant = hints::nearest(&field.name, &names).map(|meant| format!("did you mean `{meant}`? "));
+            let names: Vec<&str> = valid_fields
+                .iter()
+                .map(|column| column.name.as_str())
+                .collect();
+            let meant = hints::nearest(&field.name, &names)
+                .map(|meant| format!("did you mean `{meant}`? "));
             let known = names.join(", ");
-            Some(format!("`{}` is no column; {}there are {known}", field.name, meant.unwrap_or_default()))
+            Some(format!(
+                "`{}` is no column; {}there are {known}",
+                field.name,
+                meant.unwrap_or_default()
+            ))
         }
         other => hints::of_function(&other.message()),
     }
@@ -149,20 +208,30 @@ fn told_better(error: &DataFusionError) -> Option<String> {
 
 /// Some of the planner's messages end with a dump of the parsed statement, for which nobody asked.
 fn without_syntax_tree(message: &str) -> &str {
-    let end = message.find("Span(Location(").and_then(|at| message[..at].find(['{', '(', '[']));
-    end.map_or(message, |end| message[..end].trim_end_matches(|c: char| !c.is_alphanumeric()))
+    let end = message
+        .find("Span(Location(")
+        .and_then(|at| message[..at].find(['{', '(', '[']));
+    end.map_or(message, |end| {
+        message[..end].trim_end_matches(|c: char| !c.is_alphanumeric())
+    })
 }
 
 /// Parts without a place lie at line 0.
 fn location(place: Start) -> Option<Location> {
-    (place.line > 0).then_some(Location { line: place.line as usize, column: place.column as usize })
+    (place.line > 0).then_some(Location {
+        line: place.line as usize,
+        column: place.column as usize,
+    })
 }
 
 fn tokens(sql: &str) -> Vec<TokenWithSpan> {
-    Tokenizer::new(&WeirDialect, sql).tokenize_with_location().unwrap_or_default()
+    Tokenizer::new(&WeirDialect, sql)
+        .tokenize_with_location()
+        .unwrap_or_default()
 }
 
-/// Where a word stands in SQL, neither in a text nor in a comment. The first word of all only says that this is a `select`.
+/// Where a word stands in SQL, neither in a text nor in a comment. The first word of all only says
+/// that this is a `select`.
 fn find(sql: &str, word: &str) -> Option<Location> {
     let is_word = |token: &&TokenWithSpan, is_exact: bool| match &token.token {
         Token::Word(found) if is_exact => found.value == word,
@@ -170,7 +239,12 @@ fn find(sql: &str, word: &str) -> Option<Location> {
         other => other.to_string() == word,
     };
     let tokens = tokens(sql);
-    let first = tokens.iter().position(|token| matches!(token.token, Token::Word(_))).unwrap_or(0);
-    let found = [true, false].into_iter().find_map(|exact| tokens.iter().skip(first + 1).find(|t| is_word(t, exact)));
+    let first = tokens
+        .iter()
+        .position(|token| matches!(token.token, Token::Word(_)))
+        .unwrap_or(0);
+    let found = [true, false]
+        .into_iter()
+        .find_map(|exact| tokens.iter().skip(first + 1).find(|t| is_word(t, exact)));
     found.and_then(|token| location(token.span.start))
 }

@@ -1,5 +1,6 @@
-//! What Weir's SQL has beyond what DataFusion plans by itself: `time_bucket`, times without seconds, and `unnest` of a table's own list
-//! beside it in `from`. Queries and declarations are planned alike.
+//! What Weir's SQL has beyond what DataFusion plans by itself: `time_bucket`, times without
+//! seconds, and `unnest` of a table's own list beside it in `from`. Queries and declarations are
+//! planned alike.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -23,13 +24,16 @@ use datafusion::sql::sqlparser::ast::{
 /// Adds to a session what Weir's SQL has of its own.
 pub fn register(state: &mut SessionState) -> Result<(), DataFusionError> {
     let date_bin = FunctionRegistry::udf(state, "date_bin")?;
-    state.register_udf(Arc::new(date_bin.as_ref().clone().with_aliases(["time_bucket"])))?;
+    state.register_udf(Arc::new(
+        date_bin.as_ref().clone().with_aliases(["time_bucket"]),
+    ))?;
     state.add_analyzer_rule(Arc::new(ShortTimes));
     state.add_analyzer_rule(Arc::new(LateralUnnest));
     Ok(())
 }
 
-/// Reads `unnest(…)` in `from` as what it is; the parser takes it for a function that gives a table.
+/// Reads `unnest(…)` in `from` as what it is; the parser takes it for a function that gives a
+/// table.
 pub fn read_unnest(statement: &mut Statement) {
     match statement {
         Statement::Statement(inner) => {
@@ -47,22 +51,39 @@ impl VisitorMut for ReadUnnest {
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
         let (name, arguments, alias) = match factor {
-            TableFactor::Table { name, args: Some(call), alias, with_ordinality: false, .. } => {
-                (name, &call.args, alias)
-            }
-            TableFactor::Function { name, args, alias, with_ordinality: false, .. } => (name, &*args, alias),
+            TableFactor::Table {
+                name,
+                args: Some(call),
+                alias,
+                with_ordinality: false,
+                ..
+            } => (name, &call.args, alias),
+            TableFactor::Function {
+                name,
+                args,
+                alias,
+                with_ordinality: false,
+                ..
+            } => (name, &*args, alias),
             _ => return ControlFlow::Continue(()),
         };
         let lists = arguments.iter().map(|argument| match argument {
             FunctionArg::Unnamed(FunctionArgExpr::Expr(list)) => Some(list.clone()),
             _ => None,
         });
-        let lists = lists.collect::<Option<Vec<_>>>().filter(|_| name.to_string().eq_ignore_ascii_case("unnest"));
+        let lists = lists
+            .collect::<Option<Vec<_>>>()
+            .filter(|_| name.to_string().eq_ignore_ascii_case("unnest"));
         if let Some(array_exprs) = lists {
             let mut alias = alias.take();
             // One name is that of the column too.
-            if let Some(alias) = alias.as_mut().filter(|a| a.columns.is_empty() && array_exprs.len() == 1) {
-                alias.columns.push(TableAliasColumnDef::from_name(&alias.name.value));
+            if let Some(alias) = alias
+                .as_mut()
+                .filter(|a| a.columns.is_empty() && array_exprs.len() == 1)
+            {
+                alias
+                    .columns
+                    .push(TableAliasColumnDef::from_name(&alias.name.value));
                 alias.columns[0].name.quote_style = alias.name.quote_style;
             }
             *factor = TableFactor::UNNEST {
@@ -82,12 +103,18 @@ impl VisitorMut for ReadUnnest {
 struct ShortTimes;
 
 impl AnalyzerRule for ShortTimes {
-    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan, DataFusionError> {
+    fn analyze(
+        &self,
+        plan: LogicalPlan,
+        _: &ConfigOptions,
+    ) -> Result<LogicalPlan, DataFusionError> {
         let rewritten = plan.transform_up_with_subqueries(|node| {
             let names = NamePreserver::new(&node);
             node.map_expressions(|expression| {
                 let name = names.save(&expression);
-                Ok(expression.transform_up(|e| Ok(with_seconds(e)))?.update_data(|e| name.restore(e)))
+                Ok(expression
+                    .transform_up(|e| Ok(with_seconds(e)))?
+                    .update_data(|e| name.restore(e)))
             })
         });
         rewritten.map(|rewritten| rewritten.data)
@@ -100,9 +127,8 @@ impl AnalyzerRule for ShortTimes {
 
 fn with_seconds(expression: Expr) -> Transformed<Expr> {
     let longer = |text: &Expr| match text {
-        Expr::Literal(ScalarValue::Utf8(Some(text)), metadata) => {
-            full_time(text).map(|text| Expr::Literal(ScalarValue::Utf8(Some(text)), metadata.clone()))
-        }
+        Expr::Literal(ScalarValue::Utf8(Some(text)), metadata) => full_time(text)
+            .map(|text| Expr::Literal(ScalarValue::Utf8(Some(text)), metadata.clone())),
         _ => None,
     };
     match expression {
@@ -113,14 +139,17 @@ fn with_seconds(expression: Expr) -> Transformed<Expr> {
             }
             None => Transformed::no(Expr::Cast(cast)),
         },
-        Expr::TryCast(mut cast) if cast.field.data_type().is_temporal() => match longer(&cast.expr) {
+        Expr::TryCast(mut cast) if cast.field.data_type().is_temporal() => match longer(&cast.expr)
+        {
             Some(text) => {
                 *cast.expr = text;
                 Transformed::yes(Expr::TryCast(cast))
             }
             None => Transformed::no(Expr::TryCast(cast)),
         },
-        Expr::ScalarFunction(mut call) if call.func.name().starts_with("to_timestamp") && call.args.len() == 1 => {
+        Expr::ScalarFunction(mut call)
+            if call.func.name().starts_with("to_timestamp") && call.args.len() == 1 =>
+        {
             match longer(&call.args[0]) {
                 Some(text) => {
                     call.args[0] = text;
@@ -136,22 +165,30 @@ fn with_seconds(expression: Expr) -> Transformed<Expr> {
 /// A time that ends with its minutes, or has its zone behind them, with seconds.
 fn full_time(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let is_form = b"dddd-dd-dd dd:dd".iter().zip(bytes).all(|(form, byte)| match form {
-        b'd' => byte.is_ascii_digit(),
-        b' ' => matches!(byte, b' ' | b'T' | b't'),
-        other => byte == other,
-    });
+    let is_form = b"dddd-dd-dd dd:dd"
+        .iter()
+        .zip(bytes)
+        .all(|(form, byte)| match form {
+            b'd' => byte.is_ascii_digit(),
+            b' ' => matches!(byte, b' ' | b'T' | b't'),
+            other => byte == other,
+        });
     let (minutes, rest) = text.split_at_checked(16).filter(|_| is_form)?;
     (!rest.starts_with([':', '.', ',']) && !rest.starts_with(|c: char| c.is_ascii_digit()))
         .then(|| format!("{minutes}:00{rest}"))
 }
 
-/// `from events, unnest(tags) as x(tag)`: every row of the table with each item of its list. A list that is empty or null gives none.
+/// `from events, unnest(tags) as x(tag)`: every row of the table with each item of its list. A list
+/// that is empty or null gives none.
 #[derive(Debug)]
 struct LateralUnnest;
 
 impl AnalyzerRule for LateralUnnest {
-    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan, DataFusionError> {
+    fn analyze(
+        &self,
+        plan: LogicalPlan,
+        _: &ConfigOptions,
+    ) -> Result<LogicalPlan, DataFusionError> {
         let rewritten = plan.transform_up_with_subqueries(|node| match &node {
             LogicalPlan::Join(join) => Ok(match unnested(join)? {
                 Some(plan) => Transformed::yes(plan),
@@ -167,16 +204,26 @@ impl AnalyzerRule for LateralUnnest {
     }
 }
 
-/// A join with the items of lists that its left side has, as a plan that takes the lists apart; none where it is another join.
+/// A join with the items of lists that its left side has, as a plan that takes the lists apart;
+/// none where it is another join.
 fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
     let mut right = join.right.as_ref();
     while let LogicalPlan::SubqueryAlias(alias) = right {
         right = alias.input.as_ref();
     }
-    let LogicalPlan::Subquery(subquery) = right else { return Ok(None) };
-    let Some(lists) = lists(&subquery.subquery).filter(|_| join.on.is_empty()) else { return Ok(None) };
+    let LogicalPlan::Subquery(subquery) = right else {
+        return Ok(None);
+    };
+    let Some(lists) = lists(&subquery.subquery).filter(|_| join.on.is_empty()) else {
+        return Ok(None);
+    };
     let left = join.left.schema();
-    let is_true = |condition: &Expr| matches!(condition, Expr::Literal(ScalarValue::Boolean(Some(true)), _));
+    let is_true = |condition: &Expr| {
+        matches!(
+            condition,
+            Expr::Literal(ScalarValue::Boolean(Some(true)), _)
+        )
+    };
     let condition = join.filter.as_ref().filter(|condition| !is_true(condition));
     // Of a left join the rows without an item stay, unless a condition chooses among the items.
     let keeps_all = match join.join_type {
@@ -185,18 +232,37 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
         _ => return Ok(None),
     };
     let items = join.schema.fields().len() - left.fields().len();
-    let Some(lists) = lists.into_iter().map(|list| on(list, left)).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    let Some(lists) = lists
+        .into_iter()
+        .map(|list| on(list, left))
+        .collect::<Option<Vec<_>>>()
+    else {
+        return Ok(None);
+    };
     if items != lists.len() {
         return Ok(None);
     }
     let own: Vec<Expr> = left.columns().into_iter().map(Expr::Column).collect();
     let names: Vec<String> = (0..items).map(|n| format!("__lateral_{n}")).collect();
-    let full = |list: Expr| if keeps_all { null_for_empty(list, left) } else { Ok(list) };
+    let full = |list: Expr| {
+        if keeps_all {
+            null_for_empty(list, left)
+        } else {
+            Ok(list)
+        }
+    };
     let taken = lists.into_iter().map(full).collect::<Result<Vec<_>, _>>()?;
-    let taken = taken.into_iter().zip(&names).map(|(list, name)| list.alias(name));
-    let named = names.iter().zip(join.schema.iter().skip(left.fields().len())).map(|(name, (qualifier, field))| {
-        Expr::Column(Column::new_unqualified(name)).alias_qualified(qualifier.cloned(), field.name())
-    });
+    let taken = taken
+        .into_iter()
+        .zip(&names)
+        .map(|(list, name)| list.alias(name));
+    let named = names
+        .iter()
+        .zip(join.schema.iter().skip(left.fields().len()))
+        .map(|(name, (qualifier, field))| {
+            Expr::Column(Column::new_unqualified(name))
+                .alias_qualified(qualifier.cloned(), field.name())
+        });
     let columns = names.iter().map(Column::new_unqualified).collect();
     let plan = LogicalPlanBuilder::from(join.left.as_ref().clone())
         .project(own.iter().cloned().chain(taken))?
@@ -220,17 +286,26 @@ fn null_for_empty(list: Expr, schema: &DFSchemaRef) -> Result<Expr, DataFusionEr
 fn lists(plan: &LogicalPlan) -> Option<Vec<Expr>> {
     match plan {
         LogicalPlan::SubqueryAlias(alias) => lists(&alias.input),
-        LogicalPlan::Projection(names) if names.expr.iter().all(|e| matches!(e.clone().unalias(), Expr::Column(_))) => {
+        LogicalPlan::Projection(names)
+            if names
+                .expr
+                .iter()
+                .all(|e| matches!(e.clone().unalias(), Expr::Column(_))) =>
+        {
             lists(&names.input)
         }
-        LogicalPlan::Unnest(Unnest { input, struct_type_columns, .. }) if struct_type_columns.is_empty() => {
-            match input.as_ref() {
-                LogicalPlan::Projection(lists) if matches!(*lists.input, LogicalPlan::EmptyRelation(_)) => {
-                    Some(lists.expr.iter().map(|e| e.clone().unalias()).collect())
-                }
-                _ => None,
+        LogicalPlan::Unnest(Unnest {
+            input,
+            struct_type_columns,
+            ..
+        }) if struct_type_columns.is_empty() => match input.as_ref() {
+            LogicalPlan::Projection(lists)
+                if matches!(*lists.input, LogicalPlan::EmptyRelation(_)) =>
+            {
+                Some(lists.expr.iter().map(|e| e.clone().unalias()).collect())
             }
-        }
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -260,13 +335,21 @@ mod tests {
             ("2024-05-01 12:00", "2024-05-01 12:00:00"),
             ("2024-05-01T12:00Z", "2024-05-01T12:00:00Z"),
             ("2024-05-01 12:00+02:00", "2024-05-01 12:00:00+02:00"),
-            ("2024-05-01 12:00 Europe/Berlin", "2024-05-01 12:00:00 Europe/Berlin"),
+            (
+                "2024-05-01 12:00 Europe/Berlin",
+                "2024-05-01 12:00:00 Europe/Berlin",
+            ),
         ] {
             assert_eq!(full_time(text).as_deref(), Some(full));
         }
-        for text in
-            ["2024-05-01", "2024-05-01 12", "2024-05-01 12:00:01", "2024-05-01 1:00", "at 2024-05-01 12:00", "é"]
-        {
+        for text in [
+            "2024-05-01",
+            "2024-05-01 12",
+            "2024-05-01 12:00:01",
+            "2024-05-01 1:00",
+            "at 2024-05-01 12:00",
+            "é",
+        ] {
             assert_eq!(full_time(text), None, "{text}");
         }
     }

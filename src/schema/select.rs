@@ -1,5 +1,5 @@
-//! `select` and `require` as physical expressions: planned by DataFusion once, evaluated on batches of columns. Only what is
-//! row by row and the same at every call is let in.
+//! `select` and `require` as physical expressions: planned by DataFusion once, evaluated on batches
+//! of columns. Only what is row by row and the same at every call is let in.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -32,7 +32,9 @@ pub const MAX_SQL_BYTES: usize = 64 << 10;
 
 /// Settings under which all of Weir's SQL is parsed and planned.
 pub fn session_config(partitions: usize) -> SessionConfig {
-    let mut config = SessionConfig::new().with_target_partitions(partitions).with_information_schema(true);
+    let mut config = SessionConfig::new()
+        .with_target_partitions(partitions)
+        .with_information_schema(true);
     let options = config.options_mut();
     options.sql_parser.dialect = Dialect::DuckDB;
     options.sql_parser.collect_spans = true;
@@ -91,26 +93,38 @@ fn plan_rows(
     let state = context.state();
     let statement = dialect::parse(&state, sql)?;
     // Planning over a table in memory does no I/O, so it needs no runtime.
-    let plan = futures::executor::block_on(state.statement_to_plan(statement.clone())).map_err(|e| {
-        // What the planner says of an aggregate would lead to `group by`, which is none of this either.
-        let call = called(sql, |name| state.aggregate_functions().contains_key(name));
-        call.map_or_else(
-            || Refusal::of(&e),
-            |name| not_row_by_row(stream, Refusal::about(&[&name], format!("`{name}`"))),
-        )
-    })?;
+    let plan =
+        futures::executor::block_on(state.statement_to_plan(statement.clone())).map_err(|e| {
+            // What the planner says of an aggregate would lead to `group by`, which is none of this
+            // either.
+            let call = called(sql, |name| state.aggregate_functions().contains_key(name));
+            call.map_or_else(
+                || Refusal::of(&e),
+                |name| not_row_by_row(stream, Refusal::about(&[&name], format!("`{name}`"))),
+            )
+        })?;
     sql_bounds::plan::check(&plan)?;
     // Before the analyzer, which would fold `now()` into a constant.
     shape(&plan, stream)?;
     names::refuse_unnamed(&statement, input)?;
-    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+    let plan = state
+        .analyzer()
+        .execute_and_check(plan, state.config_options(), |_, _| {})?;
     let (filter, projection) = shape(&plan, stream)?;
-    let filter = filter.map(|f| physical(&state, &f.predicate, f.input.schema())).transpose()?;
+    let filter = filter
+        .map(|f| physical(&state, &f.predicate, f.input.schema()))
+        .transpose()?;
     let columns = projection
         .expr
         .iter()
         .zip(projection.schema.fields())
-        .map(|(e, f)| Ok((f.name().clone(), physical(&state, e, projection.input.schema())?, taken(e, marked))))
+        .map(|(e, f)| {
+            Ok((
+                f.name().clone(),
+                physical(&state, e, projection.input.schema())?,
+                taken(e, marked),
+            ))
+        })
         .collect::<Result<_, Refusal>>()?;
     Ok(Expressions { filter, columns })
 }
@@ -121,11 +135,19 @@ pub fn taken(expression: &Expr, marked: &Schema) -> Option<Field> {
         Expr::Alias(alias) => taken(&alias.expr, marked),
         Expr::Column(column) => marked.field_with_name(&column.name).ok().cloned(),
         Expr::ScalarFunction(call) => match (call.func.name(), call.args.as_slice()) {
-            ("get_field", [of, names @ ..]) => names.iter().try_fold(taken(of, marked)?, |of, name| {
-                let (DataType::Struct(fields), Expr::Literal(name, _)) = (of.data_type(), name) else { return None };
-                let name = name.try_as_str().flatten()?;
-                fields.iter().find(|field| field.name() == name).map(|field| field.as_ref().clone())
-            }),
+            ("get_field", [of, names @ ..]) => {
+                names.iter().try_fold(taken(of, marked)?, |of, name| {
+                    let (DataType::Struct(fields), Expr::Literal(name, _)) = (of.data_type(), name)
+                    else {
+                        return None;
+                    };
+                    let name = name.try_as_str().flatten()?;
+                    fields
+                        .iter()
+                        .find(|field| field.name() == name)
+                        .map(|field| field.as_ref().clone())
+                })
+            }
             ("array_element", [list, _]) => match taken(list, marked)?.data_type() {
                 DataType::List(item) => Some(item.as_ref().clone()),
                 _ => None,
@@ -136,19 +158,25 @@ pub fn taken(expression: &Expr, marked: &Schema) -> Option<Field> {
     }
 }
 
-/// What to do where JSON text decides which rows belong together, which it cannot: equal values may be written differently.
+/// What to do where JSON text decides which rows belong together, which it cannot: equal values may
+/// be written differently.
 pub fn json_is_no_key(column: &str) -> String {
     format!(
         "`{column}` is json, which cannot be a key, version, count or group; take a value out of it, such as `{column} ->> 'id'`"
     )
 }
 
-type Shape<'a> = (Option<&'a datafusion::logical_expr::Filter>, &'a datafusion::logical_expr::Projection);
+type Shape<'a> = (
+    Option<&'a datafusion::logical_expr::Filter>,
+    &'a datafusion::logical_expr::Projection,
+);
 
 /// Accepts `select … from stream [where …]` and nothing else.
 fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, Refusal> {
     let not_row_by_row = |refusal| not_row_by_row(stream, refusal);
-    let LogicalPlan::Projection(projection) = plan else { return Err(not_row_by_row(of_many(plan))) };
+    let LogicalPlan::Projection(projection) = plan else {
+        return Err(not_row_by_row(of_many(plan)));
+    };
     for expression in &projection.expr {
         row_by_row(expression).map_err(not_row_by_row)?;
     }
@@ -162,26 +190,37 @@ fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, Refusal> 
                 filter = Some(found);
                 input = found.input.as_ref();
             }
-            LogicalPlan::TableScan(scan) if scan.table_name.table() == stream => return Ok((filter, projection)),
+            LogicalPlan::TableScan(scan) if scan.table_name.table() == stream => {
+                return Ok((filter, projection));
+            }
             other => return Err(not_row_by_row(of_many(other))),
         }
     }
 }
 
 fn not_row_by_row(stream: &str, what: Refusal) -> Refusal {
-    what.map(|what| format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`"))
+    what.map(|what| {
+        format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`")
+    })
 }
 
 /// Refuses a `select` without `from`, of which the planner would only say that it has no columns.
 fn reads_something(stream: &str, sql: &str) -> Result<(), Refusal> {
     // What cannot be parsed is told by the planner.
-    let Ok(statements) = Parser::parse_sql(&WeirDialect, sql) else { return Ok(()) };
-    let Some(ast::Statement::Query(query)) = statements.first() else { return Ok(()) };
-    let ast::SetExpr::Select(select) = query.body.as_ref() else { return Ok(()) };
+    let Ok(statements) = Parser::parse_sql(&WeirDialect, sql) else {
+        return Ok(());
+    };
+    let Some(ast::Statement::Query(query)) = statements.first() else {
+        return Ok(());
+    };
+    let ast::SetExpr::Select(select) = query.body.as_ref() else {
+        return Ok(());
+    };
     match select.projection.last() {
-        Some(last) if select.from.is_empty() => {
-            Err(Refusal::after(last, format!("`from {stream}` is missing behind the columns")))
-        }
+        Some(last) if select.from.is_empty() => Err(Refusal::after(
+            last,
+            format!("`from {stream}` is missing behind the columns"),
+        )),
         _ => Ok(()),
     }
 }
@@ -192,7 +231,11 @@ fn called(sql: &str, is_asked_for: impl Fn(&str) -> bool) -> Option<String> {
     let call = ast::visit_expressions(&statements, |expression| match expression {
         ast::Expr::Function(function) => {
             let name = function.name.to_string().to_lowercase();
-            if is_asked_for(&name) { ControlFlow::Break(name) } else { ControlFlow::Continue(()) }
+            if is_asked_for(&name) {
+                ControlFlow::Break(name)
+            } else {
+                ControlFlow::Continue(())
+            }
         }
         _ => ControlFlow::Continue(()),
     });
@@ -204,7 +247,10 @@ fn of_many(plan: &LogicalPlan) -> Refusal {
     let (what, words): (String, &[&str]) = match plan {
         LogicalPlan::Aggregate(aggregate) => match aggregate.aggr_expr.first() {
             Some(Expr::AggregateFunction(call)) => {
-                return Refusal::about(&[call.func.name(), "group"], format!("`{}`", call.func.name()));
+                return Refusal::about(
+                    &[call.func.name(), "group"],
+                    format!("`{}`", call.func.name()),
+                );
             }
             _ => ("group by".into(), &["group"]),
         },
@@ -217,7 +263,10 @@ fn of_many(plan: &LogicalPlan) -> Refusal {
         LogicalPlan::Unnest(_) => ("unnest".into(), &["unnest"]),
         other => {
             let text = other.display().to_string();
-            (text.split([':', ' ']).next().unwrap_or(&text).to_owned(), &["from"])
+            (
+                text.split([':', ' ']).next().unwrap_or(&text).to_owned(),
+                &["from"],
+            )
         }
     };
     Refusal::about(words, format!("`{what}`"))
@@ -230,19 +279,29 @@ fn row_by_row(expression: &Expr) -> Result<(), Refusal> {
         wrong = match e {
             Expr::AggregateFunction(call) => Some(Refusal::about(&[call.func.name()], shown())),
             Expr::WindowFunction(_) => Some(Refusal::about(&["over"], shown())),
-            Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) | Expr::ScalarSubquery(_) => {
-                Some(Refusal::about(&["select"], "a subquery"))
-            }
+            Expr::Exists(_)
+            | Expr::InSubquery(_)
+            | Expr::SetComparison(_)
+            | Expr::ScalarSubquery(_) => Some(Refusal::about(&["select"], "a subquery")),
             Expr::Unnest(_) => Some(Refusal::about(&["unnest"], shown())),
             Expr::GroupingSet(_) => Some(Refusal::about(&["group"], shown())),
-            Expr::Placeholder(_) | Expr::OuterReferenceColumn(..) | Expr::ScalarVariable(..) => Some(shown().into()),
+            Expr::Placeholder(_) | Expr::OuterReferenceColumn(..) | Expr::ScalarVariable(..) => {
+                Some(shown().into())
+            }
             Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
                 let name = f.func.name();
-                Some(Refusal::about(&[name], format!("`{name}`, which differs from call to call,")))
+                Some(Refusal::about(
+                    &[name],
+                    format!("`{name}`, which differs from call to call,"),
+                ))
             }
             _ => None,
         };
-        Ok(if wrong.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        Ok(if wrong.is_some() {
+            TreeNodeRecursion::Stop
+        } else {
+            TreeNodeRecursion::Continue
+        })
     });
     match (walked, wrong) {
         (Ok(_), None) => Ok(()),
@@ -290,34 +349,53 @@ pub fn plan(
         .collect::<Result<Vec<_>, Refusal>>()?;
     for (i, (name, ..)) in columns.iter().enumerate() {
         if columns[..i].iter().any(|(n, ..)| n == name) {
-            let message = format!("there are two columns `{name}`; give one of them another name with `as`");
+            let message =
+                format!("there are two columns `{name}`; give one of them another name with `as`");
             return Err(Refusal::about(&[name], message));
         }
     }
     let schema = Arc::new(Schema::new(
-        columns.iter().map(|(name, _, ty)| Field::new(name, ty.clone(), true)).collect::<Vec<_>>(),
+        columns
+            .iter()
+            .map(|(name, _, ty)| Field::new(name, ty.clone(), true))
+            .collect::<Vec<_>>(),
     ));
-    let marked = schema.fields().iter().zip(taken).map(|(field, taken)| match taken {
-        Some(taken) => taken.with_name(field.name()),
-        None => field.as_ref().clone(),
-    });
+    let marked = schema
+        .fields()
+        .iter()
+        .zip(taken)
+        .map(|(field, taken)| match taken {
+            Some(taken) => taken.with_name(field.name()),
+            None => field.as_ref().clone(),
+        });
     let marked = Arc::new(Schema::new(marked.collect::<Vec<_>>()));
-    Ok(Planned { filter, columns, schema, marked })
+    Ok(Planned {
+        filter,
+        columns,
+        schema,
+        marked,
+    })
 }
 
 /// The type under which a table keeps values of this type; none where it cannot.
 pub fn stored_type(ty: &DataType) -> Option<DataType> {
     Some(match ty {
-        DataType::Boolean | DataType::Int32 | DataType::Int64 | DataType::Float64 | DataType::Utf8 => ty.clone(),
+        DataType::Boolean
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::Float64
+        | DataType::Utf8 => ty.clone(),
         DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
         DataType::UInt32 | DataType::UInt64 => DataType::Int64,
         DataType::Float16 | DataType::Float32 | DataType::Decimal128(..) => DataType::Float64,
         DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => DataType::Utf8,
         DataType::Dictionary(_, value) => stored_type(value)?,
         DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => types::timestamp(),
-        DataType::List(item) | DataType::LargeList(item) => {
-            DataType::List(Arc::new(Field::new("item", stored_type(item.data_type())?, true)))
-        }
+        DataType::List(item) | DataType::LargeList(item) => DataType::List(Arc::new(Field::new(
+            "item",
+            stored_type(item.data_type())?,
+            true,
+        ))),
         DataType::Map(..) if *ty == types::map() => ty.clone(),
         DataType::Struct(fields) => DataType::Struct(
             fields
@@ -348,7 +426,10 @@ impl Planned {
             "the column `event_time` is missing: write for example `to_timestamp_millis(ts) as event_time`".to_owned()
         })?;
         if self.columns[at].2 != types::timestamp() {
-            let message = format!("`event_time` is {}; it must be a timestamp", self.columns[at].2);
+            let message = format!(
+                "`event_time` is {}; it must be a timestamp",
+                self.columns[at].2
+            );
             return Err(Refusal::about(&["event_time"], message));
         }
         self.columns[..=at].rotate_right(1);
@@ -389,9 +470,15 @@ impl Planned {
             passed = Some(true_only);
         }
         let rows = input.num_rows();
-        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let options = CastOptions {
+            safe: false,
+            ..CastOptions::default()
+        };
         let arrays = self.columns.iter().map(|(name, e, ty)| {
-            let array = e.evaluate(&input).and_then(|v| v.into_array(rows)).map_err(|e| wrong(Some(name), &e))?;
+            let array = e
+                .evaluate(&input)
+                .and_then(|v| v.into_array(rows))
+                .map_err(|e| wrong(Some(name), &e))?;
             if array.data_type() == ty {
                 return Ok(array);
             }
@@ -399,13 +486,19 @@ impl Planned {
         });
         let arrays = arrays.collect::<Result<Vec<_>, E>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(whole)?;
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
+            .map_err(whole)?;
         Ok(Filtered { rows, passed })
     }
 }
 
-fn booleans(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<BooleanArray, DataFusionError> {
-    let array = expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()))?;
+fn booleans(
+    expression: &Arc<dyn PhysicalExpr>,
+    batch: &RecordBatch,
+) -> Result<BooleanArray, DataFusionError> {
+    let array = expression
+        .evaluate(batch)
+        .and_then(|v| v.into_array(batch.num_rows()))?;
     let booleans = array.as_any().downcast_ref::<BooleanArray>().cloned();
     booleans.ok_or_else(|| DataFusionError::Plan("is no condition".into()))
 }
@@ -418,17 +511,29 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub fn plan(stream: &str, output: &SchemaRef, text: &str, bounds: SqlBounds) -> Result<Self, Refusal> {
+    pub fn plan(
+        stream: &str,
+        output: &SchemaRef,
+        text: &str,
+        bounds: SqlBounds,
+    ) -> Result<Self, Refusal> {
         const BEFORE: &str = "select ";
         let sql = format!("{BEFORE}{text} as holds from {stream}");
         let Expressions { mut columns, .. } = plan_rows(stream, output, output, &sql, bounds)
-            .map_err(|e| e.within(&sql).behind(BEFORE.len()).map(|message| format!("`{text}`: {message}")))?;
+            .map_err(|e| {
+                e.within(&sql)
+                    .behind(BEFORE.len())
+                    .map(|message| format!("`{text}`: {message}"))
+            })?;
         let expression = match (columns.pop(), columns.len()) {
             (Some((_, expression, _)), 0) => expression,
             _ => return Err(format!("`{text}` is not one condition").into()),
         };
         match expression.data_type(output) {
-            Ok(DataType::Boolean) => Ok(Self { text: text.to_owned(), expression }),
+            Ok(DataType::Boolean) => Ok(Self {
+                text: text.to_owned(),
+                expression,
+            }),
             _ => Err(format!("`{text}` is no condition").into()),
         }
     }
@@ -438,8 +543,14 @@ impl Rule {
         &self.text
     }
 
-    /// Refuses every row, not refused yet, of which the rule is not true; null is not true. False: `refuse` has had enough.
-    pub fn judge(&self, batch: &RecordBatch, keep: &mut [bool], refuse: &mut dyn FnMut(usize) -> bool) -> bool {
+    /// Refuses every row, not refused yet, of which the rule is not true; null is not true. False:
+    /// `refuse` has had enough.
+    pub fn judge(
+        &self,
+        batch: &RecordBatch,
+        keep: &mut [bool],
+        refuse: &mut dyn FnMut(usize) -> bool,
+    ) -> bool {
         self.judge_from(batch, keep, 0, refuse)
     }
 
@@ -457,15 +568,27 @@ impl Rule {
         };
         match booleans(&self.expression, batch) {
             Ok(holds) if holds.null_count() == 0 && holds.true_count() == holds.len() => true,
-            Ok(holds) => keep.iter_mut().zip(&holds).enumerate().all(|(row, (keep, holds))| judge(row, keep, holds)),
+            Ok(holds) => keep
+                .iter_mut()
+                .zip(&holds)
+                .enumerate()
+                .all(|(row, (keep, holds))| judge(row, keep, holds)),
             // Some row makes the rule fail: find which.
             Err(_) if batch.num_rows() > 1 => {
                 let half = batch.num_rows() / 2;
                 let (before, after) = keep.split_at_mut(half);
                 self.judge_from(&batch.slice(0, half), before, first, refuse)
-                    && self.judge_from(&batch.slice(half, batch.num_rows() - half), after, first + half, refuse)
+                    && self.judge_from(
+                        &batch.slice(half, batch.num_rows() - half),
+                        after,
+                        first + half,
+                        refuse,
+                    )
             }
-            Err(_) => keep.iter_mut().enumerate().all(|(row, keep)| judge(row, keep, None)),
+            Err(_) => keep
+                .iter_mut()
+                .enumerate()
+                .all(|(row, keep)| judge(row, keep, None)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Refuses what DataFusion's planner would pass over without an error: a clause that changes what is asked for, and is not carried out,
-//! gives a wrong answer.
+//! Refuses what DataFusion's planner would pass over without an error: a clause that changes what
+//! is asked for, and is not carried out, gives a wrong answer.
 
 use std::ops::ControlFlow;
 
@@ -7,8 +7,8 @@ use datafusion::common::{Diagnostic, Span};
 use datafusion::error::DataFusionError;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, JoinOperator, Query, Select, Spanned, TableFactor,
-    Value, Visit, Visitor,
+    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, JoinOperator, Query, Select,
+    Spanned, TableFactor, Value, Visit, Visitor,
 };
 use datafusion::sql::sqlparser::tokenizer;
 
@@ -22,7 +22,8 @@ pub fn check(statement: &Statement) -> Result<(), DataFusionError> {
     match found {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break((span, message)) => {
-            let diagnostic = Diagnostic::new_error(message.clone(), Span::try_from_sqlparser_span(span));
+            let diagnostic =
+                Diagnostic::new_error(message.clone(), Span::try_from_sqlparser_span(span));
             Err(DataFusionError::NotImplemented(message).with_diagnostic(diagnostic))
         }
     }
@@ -42,9 +43,17 @@ impl Visitor for Clauses {
     fn pre_visit_query(&mut self, query: &Query) -> Found {
         let clause = match query {
             Query { locks, .. } if !locks.is_empty() => "`for update` and `for share` are",
-            Query { for_clause: Some(_), .. } => "`for xml`, `for json` and `for browse` are",
-            Query { settings: Some(_), .. } => "`settings` is",
-            Query { format_clause: Some(_), .. } => "`format` is",
+            Query {
+                for_clause: Some(_),
+                ..
+            } => "`for xml`, `for json` and `for browse` are",
+            Query {
+                settings: Some(_), ..
+            } => "`settings` is",
+            Query {
+                format_clause: Some(_),
+                ..
+            } => "`format` is",
             _ => return ControlFlow::Continue(()),
         };
         refuse(query, format!("{clause} not supported"))
@@ -54,10 +63,17 @@ impl Visitor for Clauses {
         let clause = match select {
             Select { top: Some(_), .. } => "`top` is not supported; write `limit` at the end",
             Select { into: Some(_), .. } => "`into` is not supported: SQL only reads here",
-            Select { prewhere: Some(_), .. } => "`prewhere` is not supported; write `where`",
-            Select { value_table_mode: Some(_), .. } => "`select as struct` and `as value` are not supported",
+            Select {
+                prewhere: Some(_), ..
+            } => "`prewhere` is not supported; write `where`",
+            Select {
+                value_table_mode: Some(_),
+                ..
+            } => "`select as struct` and `as value` are not supported",
             Select { connect_by, .. } if !connect_by.is_empty() => "`connect by` is not supported",
-            Select { distribute_by, .. } if !distribute_by.is_empty() => "`distribute by` is not supported",
+            Select { distribute_by, .. } if !distribute_by.is_empty() => {
+                "`distribute by` is not supported"
+            }
             _ => return self.joins(select),
         };
         refuse(select, clause)
@@ -66,24 +82,52 @@ impl Visitor for Clauses {
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> Found {
         const SAMPLE: &str = "`tablesample` is not supported; write `where random() < 0.1`";
         let clause = match factor {
-            TableFactor::Table { sample: Some(_), .. } | TableFactor::Derived { sample: Some(_), .. } => SAMPLE,
-            TableFactor::Table { with_hints, .. } if !with_hints.is_empty() => "table hints are not supported",
-            TableFactor::Table { index_hints, .. } if !index_hints.is_empty() => "index hints are not supported",
-            TableFactor::Table { version: Some(_), .. } => {
+            TableFactor::Table {
+                sample: Some(_), ..
+            }
+            | TableFactor::Derived {
+                sample: Some(_), ..
+            } => SAMPLE,
+            TableFactor::Table { with_hints, .. } if !with_hints.is_empty() => {
+                "table hints are not supported"
+            }
+            TableFactor::Table { index_hints, .. } if !index_hints.is_empty() => {
+                "index hints are not supported"
+            }
+            TableFactor::Table {
+                version: Some(_), ..
+            } => {
                 "a table's earlier version cannot be read; write a condition on `event_time` or `lsn`"
             }
-            TableFactor::Table { with_ordinality: true, .. }
-            | TableFactor::Function { with_ordinality: true, .. }
-            | TableFactor::UNNEST { with_ordinality: true, .. }
-            | TableFactor::UNNEST { with_offset: true, .. } => {
+            TableFactor::Table {
+                with_ordinality: true,
+                ..
+            }
+            | TableFactor::Function {
+                with_ordinality: true,
+                ..
+            }
+            | TableFactor::UNNEST {
+                with_ordinality: true,
+                ..
+            }
+            | TableFactor::UNNEST {
+                with_offset: true, ..
+            } => {
                 "`with ordinality` and `with offset` are not supported; write `unnest(range(1, cardinality(list) + 1))` beside it"
             }
             TableFactor::Table { partitions, .. } if !partitions.is_empty() => {
                 "`partition` is not supported; write a condition on `event_time`"
             }
-            TableFactor::Table { json_path: Some(_), .. } => "a path into a table is not supported; use `->`",
-            TableFactor::Pivot { .. } => "`pivot` is not supported; write `count(*) filter (where x = 'a') as a, …`",
-            TableFactor::Unpivot { .. } => "`unpivot` is not supported; write a `union all` of the columns",
+            TableFactor::Table {
+                json_path: Some(_), ..
+            } => "a path into a table is not supported; use `->`",
+            TableFactor::Pivot { .. } => {
+                "`pivot` is not supported; write `count(*) filter (where x = 'a') as a, …`"
+            }
+            TableFactor::Unpivot { .. } => {
+                "`unpivot` is not supported; write a `union all` of the columns"
+            }
             TableFactor::MatchRecognize { .. } => "`match_recognize` is not supported",
             _ => return ControlFlow::Continue(()),
         };
@@ -91,11 +135,15 @@ impl Visitor for Clauses {
     }
 
     fn pre_visit_expr(&mut self, expression: &Expr) -> Found {
-        let Expr::Function(call) = expression else { return ControlFlow::Continue(()) };
+        let Expr::Function(call) = expression else {
+            return ControlFlow::Continue(());
+        };
         match time_format(call) {
             Some(format) if !format.contains('%') => refuse(
                 call,
-                format!("the format '{format}' has no `%`, so that it would be the answer; write '%Y-%m-%d %H:%M:%S'"),
+                format!(
+                    "the format '{format}' has no `%`, so that it would be the answer; write '%Y-%m-%d %H:%M:%S'"
+                ),
             ),
             _ => ControlFlow::Continue(()),
         }
@@ -111,8 +159,12 @@ impl Clauses {
                 }
                 JoinOperator::Semi(_) => "write `left semi join`",
                 JoinOperator::Anti(_) => "write `left anti join`",
-                JoinOperator::CrossApply | JoinOperator::OuterApply => "`apply` is not supported; write `lateral`",
-                JoinOperator::ArrayJoin | JoinOperator::LeftArrayJoin | JoinOperator::InnerArrayJoin => {
+                JoinOperator::CrossApply | JoinOperator::OuterApply => {
+                    "`apply` is not supported; write `lateral`"
+                }
+                JoinOperator::ArrayJoin
+                | JoinOperator::LeftArrayJoin
+                | JoinOperator::InnerArrayJoin => {
                     "`array join` is not supported; write `, unnest(list) as x(item)`"
                 }
                 _ => continue,
@@ -126,10 +178,16 @@ impl Clauses {
 /// The constant format of a call that writes a time as text.
 fn time_format(call: &Function) -> Option<&str> {
     let name = call.name.to_string();
-    let FunctionArguments::List(list) = &call.args else { return None };
-    let is_writer = ["to_char", "date_format"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    let FunctionArguments::List(list) = &call.args else {
+        return None;
+    };
+    let is_writer = ["to_char", "date_format"]
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known));
     let second = list.args.get(1).filter(|_| is_writer)?;
-    let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) = second else { return None };
+    let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) = second else {
+        return None;
+    };
     match &value.value {
         Value::SingleQuotedString(format) => Some(format),
         _ => None,

@@ -45,7 +45,11 @@ pub enum Ticks {
 }
 
 impl Ticks {
-    const UNITS: [(&'static str, Self); 3] = [("s", Self::Seconds), ("ms", Self::Millis), ("us", Self::Micros)];
+    const UNITS: [(&'static str, Self); 3] = [
+        ("s", Self::Seconds),
+        ("ms", Self::Millis),
+        ("us", Self::Micros),
+    ];
 
     /// The type's name in a schema.
     pub fn type_name(self) -> &'static str {
@@ -71,14 +75,18 @@ impl Ticks {
 /// Metadata by which a field of a marked schema is known to hold JSON text. Tables do not have it.
 const JSON_MARK: &str = "weir.json";
 
-/// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so that the next frame's are made
-/// as large at once. In the order of [`Column::rooms`].
+/// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so
+/// that the next frame's are made as large at once. In the order of [`Column::rooms`].
 #[derive(Debug, Default)]
 pub struct Rooms(pub Vec<AtomicUsize>);
 
 impl Rooms {
     pub fn of(columns: &[Column]) -> Self {
-        Self((0..columns.iter().map(Column::rooms).sum()).map(|_| AtomicUsize::new(0)).collect())
+        Self(
+            (0..columns.iter().map(Column::rooms).sum())
+                .map(|_| AtomicUsize::new(0))
+                .collect(),
+        )
     }
 }
 
@@ -89,8 +97,18 @@ pub fn timestamp() -> DataType {
 
 /// Text by text, with the names that Delta gives a map's parts.
 pub fn map() -> DataType {
-    let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, true)];
-    DataType::Map(Arc::new(Field::new("key_value", DataType::Struct(entries.into()), false)), false)
+    let entries = vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Utf8, true),
+    ];
+    DataType::Map(
+        Arc::new(Field::new(
+            "key_value",
+            DataType::Struct(entries.into()),
+            false,
+        )),
+        false,
+    )
 }
 
 impl Type {
@@ -102,8 +120,12 @@ impl Type {
             Self::Boolean => DataType::Boolean,
             Self::Varchar | Self::Json => DataType::Utf8,
             Self::Timestamp(_) => timestamp(),
-            Self::Struct(fields) => DataType::Struct(fields.iter().map(Column::arrow).collect::<Fields>()),
-            Self::Array(item) => DataType::List(Arc::new(Field::new("item", item.ty.arrow(), true))),
+            Self::Struct(fields) => {
+                DataType::Struct(fields.iter().map(Column::arrow).collect::<Fields>())
+            }
+            Self::Array(item) => {
+                DataType::List(Arc::new(Field::new("item", item.ty.arrow(), true)))
+            }
             Self::Map(_) => map(),
         }
     }
@@ -128,7 +150,9 @@ impl Column {
     /// As [`Self::arrow`], with a mark on every field that holds JSON text.
     pub fn marked(&self) -> Field {
         let ty = match &self.ty {
-            Type::Struct(fields) => DataType::Struct(fields.iter().map(Self::marked).collect::<Fields>()),
+            Type::Struct(fields) => {
+                DataType::Struct(fields.iter().map(Self::marked).collect::<Fields>())
+            }
             Type::Array(item) => DataType::List(Arc::new(item.marked().with_name("item"))),
             other => other.arrow(),
         };
@@ -154,9 +178,13 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
     let sql = format!("create table t (\n{schema}\n)");
     // The place of an error is one in the text around the schema.
     let without_place = |text: String| text.split(" at Line: ").next().unwrap_or(&text).to_owned();
-    let tokens = Tokenizer::new(&GenericDialect {}, &sql).tokenize().map_err(|e| without_place(e.to_string()))?;
+    let tokens = Tokenizer::new(&GenericDialect {}, &sql)
+        .tokenize()
+        .map_err(|e| without_place(e.to_string()))?;
     let mut parser = Parser::new(&GenericDialect {}).with_tokens(with_ticks(tokens));
-    let statements = parser.parse_statements().map_err(|e| without_place(e.to_string()))?;
+    let statements = parser
+        .parse_statements()
+        .map_err(|e| without_place(e.to_string()))?;
     let [ast::Statement::CreateTable(table)] = statements.as_slice() else {
         return Err("write `name type [not null], …`".into());
     };
@@ -164,17 +192,32 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
         .columns
         .iter()
         .map(|c| {
-            let not_null = c.options.iter().any(|o| matches!(o.option, ast::ColumnOption::NotNull));
-            Ok(Column { name: c.name.value.clone(), ty: convert(&c.name.value, &c.data_type)?, not_null })
+            let not_null = c
+                .options
+                .iter()
+                .any(|o| matches!(o.option, ast::ColumnOption::NotNull));
+            Ok(Column {
+                name: c.name.value.clone(),
+                ty: convert(&c.name.value, &c.data_type)?,
+                not_null,
+            })
         })
         .collect::<Result<Vec<_>, String>>()?;
     unique("schema", &columns)?;
-    if columns.is_empty() { Err("there is no column".into()) } else { Ok(columns) }
+    if columns.is_empty() {
+        Err("there is no column".into())
+    } else {
+        Ok(columns)
+    }
 }
 
-/// Makes one quoted name of each `timestamp(s)`, `timestamp(ms)` and `timestamp(us)`: SQL has only digits there.
+/// Makes one quoted name of each `timestamp(s)`, `timestamp(ms)` and `timestamp(us)`: SQL has only
+/// digits there.
 fn with_ticks(tokens: Vec<Token>) -> Vec<Token> {
-    let tokens: Vec<Token> = tokens.into_iter().filter(|t| !matches!(t, Token::Whitespace(_))).collect();
+    let tokens: Vec<Token> = tokens
+        .into_iter()
+        .filter(|t| !matches!(t, Token::Whitespace(_)))
+        .collect();
     let is_word = |token: Option<&Token>, word: &str| matches!(token, Some(Token::Word(w)) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word));
     let mut out = Vec::with_capacity(tokens.len());
     let mut at = 0;
@@ -212,10 +255,22 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
     use ast::DataType as Sql;
     Ok(match ty {
         Sql::BigInt(_) | Sql::Int8(_) | Sql::Int64 => Type::BigInt,
-        Sql::Int(_) | Sql::Integer(_) | Sql::Int4(_) | Sql::Int32 | Sql::SmallInt(_) | Sql::TinyInt(_) => Type::Int,
-        Sql::Double(_) | Sql::DoublePrecision | Sql::Float8 | Sql::Float64 | Sql::Float(_) | Sql::Real => Type::Double,
+        Sql::Int(_)
+        | Sql::Integer(_)
+        | Sql::Int4(_)
+        | Sql::Int32
+        | Sql::SmallInt(_)
+        | Sql::TinyInt(_) => Type::Int,
+        Sql::Double(_)
+        | Sql::DoublePrecision
+        | Sql::Float8
+        | Sql::Float64
+        | Sql::Float(_)
+        | Sql::Real => Type::Double,
         Sql::Boolean | Sql::Bool => Type::Boolean,
-        Sql::Varchar(_) | Sql::Text | Sql::String(_) | Sql::Char(_) | Sql::CharVarying(_) => Type::Varchar,
+        Sql::Varchar(_) | Sql::Text | Sql::String(_) | Sql::Char(_) | Sql::CharVarying(_) => {
+            Type::Varchar
+        }
         Sql::Timestamp(..) | Sql::Datetime(_) => Type::Timestamp(Ticks::None),
         Sql::JSON | Sql::JSONB => Type::Json,
         Sql::Custom(of, modifiers) if modifiers.is_empty() && ticks(of).is_some() => {
@@ -225,20 +280,34 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
             let columns = fields
                 .iter()
                 .map(|f| {
-                    let field = f.field_name.as_ref().ok_or_else(|| format!("{name}: a field has no name"))?;
-                    Ok(Column { name: field.value.clone(), ty: convert(&field.value, &f.field_type)?, not_null: false })
+                    let field = f
+                        .field_name
+                        .as_ref()
+                        .ok_or_else(|| format!("{name}: a field has no name"))?;
+                    Ok(Column {
+                        name: field.value.clone(),
+                        ty: convert(&field.value, &f.field_type)?,
+                        not_null: false,
+                    })
                 })
                 .collect::<Result<Vec<_>, String>>()?;
             unique(name, &columns)?;
             Type::Struct(columns)
         }
-        Sql::Array(ast::ArrayElemTypeDef::AngleBracket(item) | ast::ArrayElemTypeDef::SquareBracket(item, _)) => {
-            Type::Array(Box::new(Column { name: "[]".into(), ty: convert(name, item)?, not_null: false }))
-        }
+        Sql::Array(
+            ast::ArrayElemTypeDef::AngleBracket(item)
+            | ast::ArrayElemTypeDef::SquareBracket(item, _),
+        ) => Type::Array(Box::new(Column {
+            name: "[]".into(),
+            ty: convert(name, item)?,
+            not_null: false,
+        })),
         Sql::Map(key, value) => match (convert(name, key)?, convert(name, value)?) {
-            (Type::Varchar, ty @ Type::Varchar) => {
-                Type::Map(Box::new(Column { name: "*".into(), ty, not_null: false }))
-            }
+            (Type::Varchar, ty @ Type::Varchar) => Type::Map(Box::new(Column {
+                name: "*".into(),
+                ty,
+                not_null: false,
+            })),
             _ => return Err(format!("{name}: a map is map(varchar, varchar)")),
         },
         other => {
@@ -251,9 +320,13 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
 
 /// The type that [`with_ticks`] made a name of.
 fn ticks(name: &ast::ObjectName) -> Option<Ticks> {
-    let [ast::ObjectNamePart::Identifier(name)] = name.0.as_slice() else { return None };
+    let [ast::ObjectNamePart::Identifier(name)] = name.0.as_slice() else {
+        return None;
+    };
     let known = Ticks::UNITS.iter().map(|(_, ticks)| *ticks);
-    known.filter(|_| name.quote_style.is_some()).find(|ticks| ticks.type_name() == name.value)
+    known
+        .filter(|_| name.quote_style.is_some())
+        .find(|ticks| ticks.type_name() == name.value)
 }
 
 #[cfg(test)]
@@ -262,32 +335,48 @@ mod tests {
 
     #[test]
     fn nested_types_are_read() {
-        let columns =
-            parse("id bigint not null, v struct<time bigint, y double>, t array<struct<k varchar>>").expect("valid");
+        let columns = parse(
+            "id bigint not null, v struct<time bigint, y double>, t array<struct<k varchar>>",
+        )
+        .expect("valid");
         assert!(columns[0].not_null && !columns[1].not_null);
-        let Type::Struct(fields) = &columns[1].ty else { panic!("struct") };
+        let Type::Struct(fields) = &columns[1].ty else {
+            panic!("struct")
+        };
         assert_eq!(fields[0].name, "time");
         assert!(matches!(&columns[2].ty, Type::Array(item) if matches!(item.ty, Type::Struct(_))));
     }
 
     #[test]
     fn units_of_numbers_are_declared_with_the_type() {
-        let columns =
-            parse("a timestamp, b timestamp( S ) not null, c struct<d timestamp(ms)>, e array<timestamp(us)>, f json");
+        let columns = parse(
+            "a timestamp, b timestamp( S ) not null, c struct<d timestamp(ms)>, e array<timestamp(us)>, f json",
+        );
         let columns = columns.expect("valid");
         assert_eq!(columns[0].ty, Type::Timestamp(Ticks::None));
         assert!(columns[1].not_null && columns[1].ty == Type::Timestamp(Ticks::Seconds));
-        assert!(matches!(&columns[2].ty, Type::Struct(f) if f[0].ty == Type::Timestamp(Ticks::Millis)));
-        assert!(matches!(&columns[3].ty, Type::Array(item) if item.ty == Type::Timestamp(Ticks::Micros)));
-        assert!(columns[4].ty == Type::Json && is_json(&columns[4].marked()) && !is_json(&columns[4].arrow()));
+        assert!(
+            matches!(&columns[2].ty, Type::Struct(f) if f[0].ty == Type::Timestamp(Ticks::Millis))
+        );
+        assert!(
+            matches!(&columns[3].ty, Type::Array(item) if item.ty == Type::Timestamp(Ticks::Micros))
+        );
+        assert!(
+            columns[4].ty == Type::Json
+                && is_json(&columns[4].marked())
+                && !is_json(&columns[4].arrow())
+        );
         assert!(parse("a timestamp(ns)").is_err());
     }
 
     #[test]
     fn wrong_schemas_say_what_is_wrong() {
-        for (schema, part) in
-            [("a decimal(3,2)", "DECIMAL"), ("a int, a int", "twice"), ("", "no column"), ("a", "type")]
-        {
+        for (schema, part) in [
+            ("a decimal(3,2)", "DECIMAL"),
+            ("a int, a int", "twice"),
+            ("", "no column"),
+            ("a", "type"),
+        ] {
             let message = parse(schema).expect_err("wrong");
             assert!(message.contains(part), "{schema}: {message}");
         }

@@ -1,5 +1,6 @@
-//! A window's SQL, planned: one aggregation over `tumble`, `hop` or `session` of a stream or of another window. What lies below the
-//! aggregation and above it becomes physical expressions; the aggregation itself runs in parts, as `operators::windows` says.
+//! A window's SQL, planned: one aggregation over `tumble`, `hop` or `session` of a stream or of
+//! another window. What lies below the aggregation and above it becomes physical expressions; the
+//! aggregation itself runs in parts, as `operators::windows` says.
 
 pub mod assigner;
 mod call;
@@ -11,8 +12,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{
-    CastOptions, SortColumn, SortOptions, and, cast_with_options, filter, filter_record_batch, lexsort_to_indices, not,
-    prep_null_mask_filter, take,
+    CastOptions, SortColumn, SortOptions, and, cast_with_options, filter, filter_record_batch,
+    lexsort_to_indices, not, prep_null_mask_filter, take,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -27,7 +28,9 @@ use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
-use super::select::{MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken};
+use super::select::{
+    MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken,
+};
 use super::{Refusal, bounds as sql_bounds, dialect, names, types};
 use crate::config::{Late, SqlBounds, WindowDef};
 use assigner::WindowAssigner;
@@ -53,7 +56,8 @@ pub struct AggregatePlan {
 pub struct Top {
     pub aggregate: usize,
     pub rows: usize,
-    /// Nothing but the count orders them, so that of equal ones the first by their group columns are taken.
+    /// Nothing but the count orders them, so that of equal ones the first by their group columns
+    /// are taken.
     pub is_exact: bool,
 }
 
@@ -82,12 +86,15 @@ pub struct Window {
     pub shape: Shape,
     /// The time's column in the input.
     pub time: usize,
-    /// The column that says whether a row is a repeat, where they are passed over because the SQL does not speak of it.
+    /// The column that says whether a row is a repeat, where they are passed over because the SQL
+    /// does not speak of it.
     repeat: Option<usize>,
     filter: Option<Arc<dyn PhysicalExpr>>,
-    /// Columns of the input that the aggregation reads; window_start and window_end come behind them.
+    /// Columns of the input that the aggregation reads; window_start and window_end come behind
+    /// them.
     pub columns: Vec<usize>,
-    /// `columns` with window_start and window_end, which the aggregation's expressions are made for.
+    /// `columns` with window_start and window_end, which the aggregation's expressions are made
+    /// for.
     pub reduced: SchemaRef,
     pub groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
     /// Where window_start and window_end are among the groups.
@@ -106,7 +113,8 @@ pub struct Window {
     pub keys: Vec<usize>,
 }
 
-/// What a window reads: its name, the stream at the beginning, the columns, and which of them are times.
+/// What a window reads: its name, the stream at the beginning, the columns, and which of them are
+/// times.
 pub struct Input<'a> {
     pub name: &'a str,
     pub stream: &'a str,
@@ -115,7 +123,8 @@ pub struct Input<'a> {
     pub marked: &'a SchemaRef,
 }
 
-/// What the SQL of a window reads, found before anything is planned; none where it has another shape.
+/// What the SQL of a window reads, found before anything is planned; none where it has another
+/// shape.
 pub fn reads(sql: &str, bounds: SqlBounds) -> Result<String, Refusal> {
     Ok(call(&mut parse(sql, bounds)?.1)?.over.value)
 }
@@ -136,7 +145,8 @@ fn check_session(def: &WindowDef, input: &Input<'_>, key: usize) -> Result<(), R
         return Err(Refusal::about(&[key], json_is_no_key(key)));
     }
     if def.late == Late::Amend {
-        let message = "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
+        let message =
+            "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
         return Err(Refusal::about(&["session"], message));
     }
     Ok(())
@@ -144,22 +154,40 @@ fn check_session(def: &WindowDef, input: &Input<'_>, key: usize) -> Result<(), R
 
 impl Window {
     /// Plans a window over an input.
-    pub fn plan(name: &str, def: &WindowDef, input: &Input<'_>, bounds: SqlBounds) -> Result<Self, Refusal> {
+    pub fn plan(
+        name: &str,
+        def: &WindowDef,
+        input: &Input<'_>,
+        bounds: SqlBounds,
+    ) -> Result<Self, Refusal> {
         let (_, mut statement) = parse(&def.sql, bounds)?;
         let speaks_of_repeats = speaks_of(&statement, "repeat");
-        let call = names::refuse_unnamed(&statement, input.schema).and_then(|()| call(&mut statement))?;
+        let call =
+            names::refuse_unnamed(&statement, input.schema).and_then(|()| call(&mut statement))?;
         let is_stream = input.name == input.stream;
         let visible = visible_columns(input);
         let column = |wanted: &ast::Ident| {
             input.schema.index_of(&wanted.value).map_err(|_| {
-                let known = input.schema.fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ");
-                let message = format!("`{}` is no column of {}; there are {known}", wanted.value, input.name);
+                let known = input
+                    .schema
+                    .fields()
+                    .iter()
+                    .map(|f| f.name().as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                let message = format!(
+                    "`{}` is no column of {}; there are {known}",
+                    wanted.value, input.name
+                );
                 Refusal::from(message).placed(wanted.span)
             })
         };
         let time = column(&call.time)?;
         if input.schema.field(time).data_type() != &types::timestamp() || !is_stream && time > 2 {
-            return Err(Refusal::from(format!("`{}` is no time of {}", call.time, input.name)).placed(call.time.span));
+            return Err(
+                Refusal::from(format!("`{}` is no time of {}", call.time, input.name))
+                    .placed(call.time.span),
+            );
         }
         let shape = shape(&call, &column)?;
         if let Shape::Session { key, .. } = shape {
@@ -177,13 +205,21 @@ impl Window {
         let Expressions { groups, aggregates } = expressions(&state, aggregate, &reduced)?;
         let counts_only = aggregates.len() <= FAST_COUNTS
             && aggregates.iter().all(|a| {
-                a.function.fun().name() == "count" && !a.function.is_distinct() && a.function.expressions().len() == 1
+                a.function.fun().name() == "count"
+                    && !a.function.is_distinct()
+                    && a.function.expressions().len() == 1
             });
         let steps = steps(&state, &above, aggregate)?;
-        let last = above.first().map_or(&aggregate.schema, |plan| plan.schema());
+        let last = above
+            .first()
+            .map_or(&aggregate.schema, |plan| plan.schema());
         let (own, schema) = table_schema(last)?;
         let keys = keys(&steps, &own, &schema, aggregate, start_at, end_at)?;
-        let top = if counts_only { top(&steps, groups.len()) } else { None };
+        let top = if counts_only {
+            top(&steps, groups.len())
+        } else {
+            None
+        };
         Ok(Self {
             name: name.to_owned(),
             def: def.clone(),
@@ -191,7 +227,9 @@ impl Window {
             stream: input.stream.to_owned(),
             shape,
             time,
-            repeat: (is_stream && !speaks_of_repeats).then(|| input.schema.index_of("repeat").ok()).flatten(),
+            repeat: (is_stream && !speaks_of_repeats)
+                .then(|| input.schema.index_of("repeat").ok())
+                .flatten(),
             filter,
             columns: columns.iter().map(|n| visible[*n].0).collect(),
             reduced: Arc::new(reduced.as_arrow().clone()),
@@ -212,9 +250,14 @@ impl Window {
     pub fn passes(&self, input: &RecordBatch) -> Result<BooleanArray, String> {
         let mut passes = match &self.filter {
             Some(condition) => {
-                let array = condition.evaluate(input).and_then(|v| v.into_array(input.num_rows()));
+                let array = condition
+                    .evaluate(input)
+                    .and_then(|v| v.into_array(input.num_rows()));
                 let array = array.map_err(|e| explain(&e))?;
-                let mask = array.as_any().downcast_ref::<BooleanArray>().ok_or("the condition is no condition")?;
+                let mask = array
+                    .as_any()
+                    .downcast_ref::<BooleanArray>()
+                    .ok_or("the condition is no condition")?;
                 true_only(mask)
             }
             None => BooleanArray::from(vec![true; input.num_rows()]),
@@ -231,16 +274,24 @@ impl Window {
     /// Whether every expression below the aggregation has a value for these rows.
     fn evaluates(&self, reduced: &RecordBatch) -> bool {
         let groups = self.groups.iter().map(|(e, _)| e);
-        let arguments: Vec<Arc<dyn PhysicalExpr>> =
-            self.aggregates.iter().flat_map(|a| a.function.expressions()).collect();
+        let arguments: Vec<Arc<dyn PhysicalExpr>> = self
+            .aggregates
+            .iter()
+            .flat_map(|a| a.function.expressions())
+            .collect();
         let filters = self.aggregates.iter().filter_map(|a| a.filter.as_ref());
-        groups.chain(&arguments).chain(filters).all(|e| e.evaluate(reduced).is_ok())
+        groups
+            .chain(&arguments)
+            .chain(filters)
+            .all(|e| e.evaluate(reduced).is_ok())
     }
 
-    /// The rows that are counted, and the rows of which some expression has no value: a division by zero, a cast that fails.
+    /// The rows that are counted, and the rows of which some expression has no value: a division by
+    /// zero, a cast that fails.
     pub fn passing(&self, input: &RecordBatch, reduced: &RecordBatch) -> (BooleanArray, usize) {
         if let Ok(passes) = self.passes(input)
-            // Counting evaluates everything once; what comes of an error there is found out row by row.
+            // Counting evaluates everything once; what comes of an error there is found out row by
+            // row.
             && (self.counts_only || self.evaluates(reduced))
         {
             return (passes, 0);
@@ -249,48 +300,78 @@ impl Window {
     }
 
     /// As [`Self::passing`], where some row is known to have no value.
-    pub fn passing_one_by_one(&self, input: &RecordBatch, reduced: &RecordBatch) -> (BooleanArray, usize) {
+    pub fn passing_one_by_one(
+        &self,
+        input: &RecordBatch,
+        reduced: &RecordBatch,
+    ) -> (BooleanArray, usize) {
         let row = |at: usize| {
             let passes = self.passes(&input.slice(at, 1)).ok()?;
             (!passes.value(0) || self.evaluates(&reduced.slice(at, 1))).then_some(passes.value(0))
         };
         let rows: Vec<Option<bool>> = (0..input.num_rows()).map(row).collect();
         let failed = rows.iter().filter(|r| r.is_none()).count();
-        (rows.into_iter().map(|r| Some(r == Some(true))).collect(), failed)
+        (
+            rows.into_iter().map(|r| Some(r == Some(true))).collect(),
+            failed,
+        )
     }
 
     /// The columns that the aggregation reads, with window_start and window_end.
     pub fn reduce(&self, input: &RecordBatch, times: &ArrayRef) -> Result<RecordBatch, String> {
-        let mut columns: Vec<ArrayRef> = self.columns.iter().map(|c| input.column(*c).clone()).collect();
+        let mut columns: Vec<ArrayRef> = self
+            .columns
+            .iter()
+            .map(|c| input.column(*c).clone())
+            .collect();
         columns.extend([times.clone(), times.clone()]);
         RecordBatch::try_new(self.reduced.clone(), columns).map_err(|e| e.to_string())
     }
 
-    /// From the aggregation's rows (groups, then aggregates, in the order of the group columns) to the table's own columns. `beside`
-    /// goes with the rows. Where the SQL orders or limits, all rows must be of one window.
-    pub fn finish(&self, rows: Vec<ArrayRef>, beside: Vec<ArrayRef>) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>), String> {
+    /// From the aggregation's rows (groups, then aggregates, in the order of the group columns) to
+    /// the table's own columns. `beside` goes with the rows. Where the SQL orders or limits, all
+    /// rows must be of one window.
+    pub fn finish(
+        &self,
+        rows: Vec<ArrayRef>,
+        beside: Vec<ArrayRef>,
+    ) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>), String> {
         let count = rows.first().map_or(0, |a| a.len());
         let (mut rows, mut beside) = (as_batch(rows, count)?, beside);
         for step in &self.steps {
             match step {
                 Step::Filter(condition) => {
                     let mask = evaluate(condition, &rows)?;
-                    let mask = mask.as_any().downcast_ref::<BooleanArray>().ok_or("having is no condition")?;
+                    let mask = mask
+                        .as_any()
+                        .downcast_ref::<BooleanArray>()
+                        .ok_or("having is no condition")?;
                     let mask = true_only(mask);
                     rows = filter_record_batch(&rows, &mask).map_err(|e| e.to_string())?;
                     beside = pick(&beside, |a| filter(a, &mask))?;
                 }
                 Step::Project(expressions) => {
-                    let columns = expressions.iter().map(|e| evaluate(e, &rows)).collect::<Result<Vec<_>, _>>()?;
+                    let columns = expressions
+                        .iter()
+                        .map(|e| evaluate(e, &rows))
+                        .collect::<Result<Vec<_>, _>>()?;
                     rows = as_batch(columns, rows.num_rows())?;
                 }
                 Step::Sort(by) => {
                     let mut columns = by
                         .iter()
-                        .map(|(e, options)| Ok(SortColumn { values: evaluate(e, &rows)?, options: Some(*options) }))
+                        .map(|(e, options)| {
+                            Ok(SortColumn {
+                                values: evaluate(e, &rows)?,
+                                options: Some(*options),
+                            })
+                        })
                         .collect::<Result<Vec<_>, String>>()?;
                     let order: UInt32Array = (0..rows.num_rows() as u32).collect();
-                    columns.push(SortColumn { values: Arc::new(order), options: None });
+                    columns.push(SortColumn {
+                        values: Arc::new(order),
+                        options: None,
+                    });
                     let order = lexsort_to_indices(&columns, None).map_err(|e| e.to_string())?;
                     let columns = pick(rows.columns(), |a| take(a, &order, None))?;
                     rows = as_batch(columns, rows.num_rows())?;
@@ -304,14 +385,14 @@ impl Window {
                 }
             }
         }
-        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let options = CastOptions {
+            safe: false,
+            ..CastOptions::default()
+        };
         let fields = self.schema.fields().iter().skip(WINDOW_COLUMNS.len());
-        let own = self
-            .own
-            .iter()
-            .skip(2)
-            .zip(fields)
-            .map(|(at, f)| cast_with_options(rows.column(*at), f.data_type(), &options).map_err(|e| e.to_string()));
+        let own = self.own.iter().skip(2).zip(fields).map(|(at, f)| {
+            cast_with_options(rows.column(*at), f.data_type(), &options).map_err(|e| e.to_string())
+        });
         let times = self.own[..2].iter().map(|at| Ok(rows.column(*at).clone()));
         Ok((times.chain(own).collect::<Result<_, String>>()?, beside))
     }
@@ -324,23 +405,37 @@ impl Window {
 
     /// Whether the SQL orders or limits, so that windows must be finished one by one.
     pub fn is_one_by_one(&self) -> bool {
-        self.steps.iter().any(|s| matches!(s, Step::Sort(_) | Step::Limit { .. }))
+        self.steps
+            .iter()
+            .any(|s| matches!(s, Step::Sort(_) | Step::Limit { .. }))
     }
 }
 
-/// The columns that a window's SQL may speak of. A window's own times are named anew by the window over it.
+/// The columns that a window's SQL may speak of. A window's own times are named anew by the window
+/// over it.
 fn visible_columns(input: &Input<'_>) -> Vec<(usize, Field)> {
     let fields = input.schema.fields().iter().enumerate();
     let is_visible = |name: &str| input.name == input.stream || !WINDOW_COLUMNS.contains(&name);
-    fields.filter(|(_, f)| is_visible(f.name())).map(|(at, f)| (at, f.as_ref().clone())).collect()
+    fields
+        .filter(|(_, f)| is_visible(f.name()))
+        .map(|(at, f)| (at, f.as_ref().clone()))
+        .collect()
 }
 
 /// Whether a name occurs as a column anywhere in a statement.
 fn speaks_of(statement: &Statement, name: &str) -> bool {
-    let Statement::Statement(inner) = statement else { return false };
+    let Statement::Statement(inner) = statement else {
+        return false;
+    };
     ast::visit_expressions(inner.as_ref(), |expression| match expression {
-        ast::Expr::Identifier(found) if found.value.eq_ignore_ascii_case(name) => ControlFlow::Break(()),
-        ast::Expr::CompoundIdentifier(parts) if parts.last().is_some_and(|p| p.value.eq_ignore_ascii_case(name)) => {
+        ast::Expr::Identifier(found) if found.value.eq_ignore_ascii_case(name) => {
+            ControlFlow::Break(())
+        }
+        ast::Expr::CompoundIdentifier(parts)
+            if parts
+                .last()
+                .is_some_and(|p| p.value.eq_ignore_ascii_case(name)) =>
+        {
             ControlFlow::Break(())
         }
         _ => ControlFlow::Continue(()),
@@ -368,45 +463,73 @@ fn logical(
     let plan = futures::executor::block_on(state.statement_to_plan(statement))?;
     sql_bounds::plan::check(&plan)?;
     refuse_what_changes(&plan)?;
-    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+    let plan = state
+        .analyzer()
+        .execute_and_check(plan, state.config_options(), |_, _| {})?;
     Ok((state, plan))
 }
 
 fn refuse_json_groups(aggregate: &Aggregate, marked: &Schema) -> Result<(), Refusal> {
-    let json = aggregate.group_expr.iter().filter_map(|e| taken(e, marked)).find(types::is_json);
-    json.map_or(Ok(()), |field| Err(Refusal::about(&["group"], json_is_no_key(field.name()))))
+    let json = aggregate
+        .group_expr
+        .iter()
+        .filter_map(|e| taken(e, marked))
+        .find(types::is_json);
+    json.map_or(Ok(()), |field| {
+        Err(Refusal::about(&["group"], json_is_no_key(field.name())))
+    })
 }
 
 /// Where window_start and window_end are among the groups; nothing else may speak of them.
 fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> {
     let at = |wanted: &str| {
-        let position = aggregate.group_expr.iter().position(|e| is_column(e, wanted));
+        let position = aggregate
+            .group_expr
+            .iter()
+            .position(|e| is_column(e, wanted));
         position.ok_or_else(|| {
             let message = format!("group by {wanted} too, as it stands; {FORM}");
             Refusal::about(&["group"], message)
         })
     };
     let (start_at, end_at) = (at(START)?, at(END)?);
-    let others = aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at);
+    let others = aggregate
+        .group_expr
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| *n != start_at && *n != end_at);
     for expression in others.map(|(_, e)| e).chain(&aggregate.aggr_expr) {
         if matches!(expression, Expr::GroupingSet(_)) {
             let message = "grouping sets are not allowed here; declare one window for each";
             return Err(Refusal::about(&["group"], message));
         }
-        if expression.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
-            let message =
-                format!("`{expression}`: use the time column instead of {START} and {END} inside expressions");
+        if expression
+            .column_refs()
+            .iter()
+            .any(|c| [START, END].contains(&c.name.as_str()))
+        {
+            let message = format!(
+                "`{expression}`: use the time column instead of {START} and {END} inside expressions"
+            );
             return Err(Refusal::about(&["group"], message));
         }
     }
     Ok((start_at, end_at))
 }
 
-/// The columns that the aggregation reads, by their places among the visible ones, and their schema with window_start and window_end.
-fn columns_read(aggregate: &Aggregate, visible: usize) -> Result<(Vec<usize>, DFSchemaRef), Refusal> {
+/// The columns that the aggregation reads, by their places among the visible ones, and their schema
+/// with window_start and window_end.
+fn columns_read(
+    aggregate: &Aggregate,
+    visible: usize,
+) -> Result<(Vec<usize>, DFSchemaRef), Refusal> {
     let inner = aggregate.input.schema();
-    let used: BTreeSet<&Column> =
-        aggregate.group_expr.iter().chain(&aggregate.aggr_expr).flat_map(Expr::column_refs).collect();
+    let used: BTreeSet<&Column> = aggregate
+        .group_expr
+        .iter()
+        .chain(&aggregate.aggr_expr)
+        .flat_map(Expr::column_refs)
+        .collect();
     let qualified = |n: usize| {
         let (qualifier, field) = inner.qualified_field(n);
         (qualifier.cloned(), field.clone())
@@ -416,7 +539,12 @@ fn columns_read(aggregate: &Aggregate, visible: usize) -> Result<(Vec<usize>, DF
         used.contains(&Column::new(qualifier, field.name()))
     };
     let wanted: Vec<usize> = (0..visible).filter(is_used).collect();
-    let kept = wanted.iter().copied().chain([visible, visible + 1]).map(qualified).collect();
+    let kept = wanted
+        .iter()
+        .copied()
+        .chain([visible, visible + 1])
+        .map(qualified)
+        .collect();
     let reduced = DFSchema::new_with_metadata(kept, Default::default())?;
     Ok((wanted, Arc::new(reduced)))
 }
@@ -427,7 +555,11 @@ struct Expressions {
     aggregates: Vec<AggregatePlan>,
 }
 
-fn expressions(state: &SessionState, aggregate: &Aggregate, reduced: &DFSchemaRef) -> Result<Expressions, Refusal> {
+fn expressions(
+    state: &SessionState,
+    aggregate: &Aggregate,
+    reduced: &DFSchemaRef,
+) -> Result<Expressions, Refusal> {
     let groups = aggregate
         .group_expr
         .iter()
@@ -440,11 +572,19 @@ fn expressions(state: &SessionState, aggregate: &Aggregate, reduced: &DFSchemaRe
         .iter()
         .enumerate()
         .map(|(n, e)| {
-            let lowered =
-                LoweredAggregateBuilder::new(e, reduced, reduced.as_arrow(), state.execution_props(), &planning)
-                    .with_name(format!("aggregate_{n}"))
-                    .build()?;
-            Ok(AggregatePlan { function: lowered.aggregate, filter: lowered.filter })
+            let lowered = LoweredAggregateBuilder::new(
+                e,
+                reduced,
+                reduced.as_arrow(),
+                state.execution_props(),
+                &planning,
+            )
+            .with_name(format!("aggregate_{n}"))
+            .build()?;
+            Ok(AggregatePlan {
+                function: lowered.aggregate,
+                filter: lowered.filter,
+            })
         })
         .collect::<Result<_, Refusal>>()?;
     Ok(Expressions { groups, aggregates })
@@ -465,7 +605,10 @@ fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), Refusal>
                 return Err(Refusal::about(&["over"], message));
             }
             LogicalPlan::Distinct(_) => {
-                return Err(Refusal::about(&["distinct"], format!("`distinct` is not allowed here; {FORM}")));
+                return Err(Refusal::about(
+                    &["distinct"],
+                    format!("`distinct` is not allowed here; {FORM}"),
+                ));
             }
             _ => return Err(format!("there is no `group by`; {FORM}").into()),
         };
@@ -485,8 +628,15 @@ fn below(
         match node {
             LogicalPlan::SubqueryAlias(alias) => node = alias.input.as_ref(),
             LogicalPlan::Filter(found) if filter.is_none() => {
-                if found.predicate.column_refs().iter().any(|c| [START, END].contains(&c.name.as_str())) {
-                    let message = format!("`where` speaks of {START} or {END}; use the time column, or `having`");
+                if found
+                    .predicate
+                    .column_refs()
+                    .iter()
+                    .any(|c| [START, END].contains(&c.name.as_str()))
+                {
+                    let message = format!(
+                        "`where` speaks of {START} or {END}; use the time column, or `having`"
+                    );
                     return Err(Refusal::about(&["where"], message));
                 }
                 let condition = physical(state, &found.predicate, found.input.schema())?;
@@ -500,12 +650,19 @@ fn below(
 }
 
 /// The same condition with the columns where the input has them.
-fn on_input(condition: Arc<dyn PhysicalExpr>, visible: &[(usize, Field)]) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
+fn on_input(
+    condition: Arc<dyn PhysicalExpr>,
+    visible: &[(usize, Field)],
+) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
     use datafusion::common::tree_node::Transformed;
     let moved = condition.transform(|e| {
-        let Some(column) = e.downcast_ref::<PhysicalColumn>() else { return Ok(Transformed::no(e)) };
+        let Some(column) = e.downcast_ref::<PhysicalColumn>() else {
+            return Ok(Transformed::no(e));
+        };
         let (at, _) = &visible[column.index()];
-        Ok(Transformed::yes(Arc::new(PhysicalColumn::new(column.name(), *at)) as _))
+        Ok(Transformed::yes(
+            Arc::new(PhysicalColumn::new(column.name(), *at)) as _,
+        ))
     });
     Ok(moved?.data)
 }
@@ -514,17 +671,28 @@ fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), Refusal> {
     let mut wrong = None;
     let _ = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::Subquery(_) = node {
-            wrong = Some(Refusal::about(&["select"], "subqueries are not allowed here"));
+            wrong = Some(Refusal::about(
+                &["select"],
+                "subqueries are not allowed here",
+            ));
         }
         node.apply_expressions(|outer| {
             outer.apply(|e| {
                 match e {
-                    Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
+                    Expr::ScalarFunction(f)
+                        if f.func.signature().volatility != Volatility::Immutable =>
+                    {
                         let name = f.func.name();
-                        wrong = Some(Refusal::about(&[name], format!("`{name}` differs from call to call")));
+                        wrong = Some(Refusal::about(
+                            &[name],
+                            format!("`{name}` differs from call to call"),
+                        ));
                     }
                     Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) => {
-                        wrong = Some(Refusal::about(&["select"], "subqueries are not allowed here"));
+                        wrong = Some(Refusal::about(
+                            &["select"],
+                            "subqueries are not allowed here",
+                        ));
                     }
                     _ => {}
                 }
@@ -535,14 +703,24 @@ fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), Refusal> {
     wrong.map_or(Ok(()), Err)
 }
 
-fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) -> Result<Vec<Step>, Refusal> {
+fn steps(
+    state: &SessionState,
+    above: &[&LogicalPlan],
+    aggregate: &Aggregate,
+) -> Result<Vec<Step>, Refusal> {
     let mut steps = Vec::new();
     let mut schema = &aggregate.schema;
     for node in above.iter().rev() {
         match node {
-            LogicalPlan::Filter(f) => steps.push(Step::Filter(physical(state, &f.predicate, schema)?)),
+            LogicalPlan::Filter(f) => {
+                steps.push(Step::Filter(physical(state, &f.predicate, schema)?));
+            }
             LogicalPlan::Projection(p) => {
-                let expressions = p.expr.iter().map(|e| physical(state, e, schema)).collect::<Result<_, _>>()?;
+                let expressions = p
+                    .expr
+                    .iter()
+                    .map(|e| physical(state, e, schema))
+                    .collect::<Result<_, _>>()?;
                 steps.push(Step::Project(expressions));
                 schema = &p.schema;
             }
@@ -551,13 +729,19 @@ fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) ->
                     .expr
                     .iter()
                     .map(|e| {
-                        let options = SortOptions { descending: !e.asc, nulls_first: e.nulls_first };
+                        let options = SortOptions {
+                            descending: !e.asc,
+                            nulls_first: e.nulls_first,
+                        };
                         Ok((physical(state, &e.expr, schema)?, options))
                     })
                     .collect::<Result<_, Refusal>>()?;
                 steps.push(Step::Sort(by));
                 if s.fetch.is_some() {
-                    steps.push(Step::Limit { skip: 0, fetch: s.fetch });
+                    steps.push(Step::Limit {
+                        skip: 0,
+                        fetch: s.fetch,
+                    });
                 }
             }
             LogicalPlan::Limit(l) => {
@@ -576,7 +760,8 @@ fn steps(state: &SessionState, above: &[&LogicalPlan], aggregate: &Aggregate) ->
     Ok(steps)
 }
 
-/// Which columns of the last step the table has (window_start, window_end first), and the table's schema.
+/// Which columns of the last step the table has (window_start, window_end first), and the table's
+/// schema.
 fn table_schema(last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> {
     let named = |wanted: &str| {
         let position = last.fields().iter().position(|f| f.name() == wanted);
@@ -591,11 +776,24 @@ fn table_schema(last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> 
         Field::new("version", DataType::Int64, true),
         Field::new("status", DataType::Utf8, true),
     ];
-    for (at, field) in last.fields().iter().enumerate().filter(|(at, _)| *at != start && *at != end) {
+    for (at, field) in last
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| *at != start && *at != end)
+    {
         let column = field.name();
-        names::refuse_own(WINDOW_COLUMNS.iter().chain(&["year", "month", "day", "hour"]), column)?;
+        names::refuse_own(
+            WINDOW_COLUMNS
+                .iter()
+                .chain(&["year", "month", "day", "hour"]),
+            column,
+        )?;
         let ty = stored_type(field.data_type()).ok_or_else(|| {
-            let message = format!("the column `{column}` is {}, which a table cannot hold; cast it", field.data_type());
+            let message = format!(
+                "the column `{column}` is {}, which a table cannot hold; cast it",
+                field.data_type()
+            );
             Refusal::about(&[column], message)
         })?;
         fields.push(Field::new(column, ty, true));
@@ -619,25 +817,36 @@ fn keys(
         if let Step::Project(expressions) = step {
             from = expressions
                 .iter()
-                .map(|e| e.downcast_ref::<PhysicalColumn>().and_then(|c| from.get(c.index()).copied().flatten()))
+                .map(|e| {
+                    e.downcast_ref::<PhysicalColumn>()
+                        .and_then(|c| from.get(c.index()).copied().flatten())
+                })
                 .collect();
         }
     }
     let mut keys = Vec::new();
-    for (group, expression) in aggregate.group_expr.iter().enumerate().filter(|(n, _)| *n != start_at && *n != end_at) {
+    for (group, expression) in aggregate
+        .group_expr
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| *n != start_at && *n != end_at)
+    {
         let position = own.iter().position(|at| from[*at] == Some(group));
         let position = position.ok_or_else(|| {
-            let message = format!("select `{expression}` too: rows are known by all columns of `group by`");
+            let message =
+                format!("select `{expression}` too: rows are known by all columns of `group by`");
             Refusal::about(&["group"], message)
         })?;
-        // The table's own columns come behind those of every window; its first two are the window's times.
+        // The table's own columns come behind those of every window; its first two are the window's
+        // times.
         keys.push(position - 2 + WINDOW_COLUMNS.len());
     }
     debug_assert!(keys.iter().all(|k| *k < schema.fields().len()));
     Ok(keys)
 }
 
-/// Whether the rows are those of the greatest counts: `order by n desc … limit k` and nothing that drops rows before.
+/// Whether the rows are those of the greatest counts: `order by n desc … limit k` and nothing that
+/// drops rows before.
 fn top(steps: &[Step], groups: usize) -> Option<Top> {
     let mut from: Vec<Option<usize>> = (0..groups + FAST_COUNTS).map(Some).collect();
     let (mut sorted, mut is_exact) = (None, false);
@@ -647,18 +856,29 @@ fn top(steps: &[Step], groups: usize) -> Option<Top> {
             Step::Project(expressions) => {
                 from = expressions
                     .iter()
-                    .map(|e| e.downcast_ref::<PhysicalColumn>().and_then(|c| from.get(c.index()).copied().flatten()))
+                    .map(|e| {
+                        e.downcast_ref::<PhysicalColumn>()
+                            .and_then(|c| from.get(c.index()).copied().flatten())
+                    })
                     .collect();
             }
             Step::Sort(by) => {
                 let (first, options) = by.first()?;
                 let column = first.downcast_ref::<PhysicalColumn>()?.index();
-                sorted = from.get(column).copied().flatten().filter(|_| options.descending);
+                sorted = from
+                    .get(column)
+                    .copied()
+                    .flatten()
+                    .filter(|_| options.descending);
                 is_exact = by.len() == 1;
             }
             Step::Limit { skip, fetch } => {
                 let aggregate = sorted?.checked_sub(groups)?;
-                return Some(Top { aggregate, rows: skip + (*fetch)?, is_exact });
+                return Some(Top {
+                    aggregate,
+                    rows: skip + (*fetch)?,
+                    is_exact,
+                });
             }
         }
     }
@@ -667,24 +887,38 @@ fn top(steps: &[Step], groups: usize) -> Option<Top> {
 
 /// A condition's result with null as false.
 pub fn true_only(mask: &BooleanArray) -> BooleanArray {
-    if mask.null_count() == 0 { mask.clone() } else { prep_null_mask_filter(mask) }
+    if mask.null_count() == 0 {
+        mask.clone()
+    } else {
+        prep_null_mask_filter(mask)
+    }
 }
 
 fn evaluate(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<ArrayRef, String> {
-    expression.evaluate(batch).and_then(|v| v.into_array(batch.num_rows())).map_err(|e| explain(&e))
+    expression
+        .evaluate(batch)
+        .and_then(|v| v.into_array(batch.num_rows()))
+        .map_err(|e| explain(&e))
 }
 
 /// Columns as a batch, whatever their names.
 fn as_batch(columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, String> {
-    let fields: Vec<Field> =
-        columns.iter().enumerate().map(|(n, a)| Field::new(format!("c{n}"), a.data_type().clone(), true)).collect();
+    let fields: Vec<Field> = columns
+        .iter()
+        .enumerate()
+        .map(|(n, a)| Field::new(format!("c{n}"), a.data_type().clone(), true))
+        .collect();
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options).map_err(|e| e.to_string())
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
+        .map_err(|e| e.to_string())
 }
 
 fn pick(
     columns: &[ArrayRef],
     kernel: impl Fn(&dyn Array) -> Result<ArrayRef, arrow::error::ArrowError>,
 ) -> Result<Vec<ArrayRef>, String> {
-    columns.iter().map(|a| kernel(a.as_ref()).map_err(|e| e.to_string())).collect()
+    columns
+        .iter()
+        .map(|a| kernel(a.as_ref()).map_err(|e| e.to_string()))
+        .collect()
 }

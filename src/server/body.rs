@@ -1,7 +1,9 @@
-//! Bodies of POSTs: the types and content codings that are taken, and the records that a body holds.
+//! Bodies of POSTs: the types and content codings that are taken, and the records that a body
+//! holds.
 //!
-//! A line that is not JSON is a record, for the decoder to refuse with its reason: a dead letter, alone as well as among others.
-//! Only a body that is no object, array or lines of text at all is refused as a whole.
+//! A line that is not JSON is a record, for the decoder to refuse with its reason: a dead letter,
+//! alone as well as among others. Only a body that is no object, array or lines of text at all is
+//! refused as a whole.
 
 use std::io::Read;
 
@@ -16,8 +18,8 @@ use crate::sources::message::{self, is_json};
 use crate::threads::{Pace, Paced};
 use crate::wal::{Records, RecordsBuilder};
 
-/// Media types besides those that end in `+json`. A CloudEvent in structured mode is a record with all its attributes, a batch is an
-/// array of them; in binary mode the body alone is the record.
+/// Media types besides those that end in `+json`. A CloudEvent in structured mode is a record with
+/// all its attributes, a batch is an array of them; in binary mode the body alone is the record.
 const TYPES: [&str; 10] = [
     "application/json",
     "text/json",
@@ -31,7 +33,8 @@ const TYPES: [&str; 10] = [
     // What curl says unless told otherwise.
     "application/x-www-form-urlencoded",
 ];
-/// Windows of zstd frames take memory; this is the largest that RFC 9659 allows a content coding to use (8 MiB).
+/// Windows of zstd frames take memory; this is the largest that RFC 9659 allows a content coding to
+/// use (8 MiB).
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// Records of a body: each takes memory beside its bytes, most where it becomes a dead letter.
 const RECORDS: usize = 1_000_000;
@@ -53,8 +56,14 @@ pub enum Coding {
 impl Coding {
     pub fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
-        let Some(first) = codings.next() else { return Ok(Self::Identity) };
-        let name = first.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+        let Some(first) = codings.next() else {
+            return Ok(Self::Identity);
+        };
+        let name = first
+            .to_str()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
         match name.as_str() {
             _ if codings.next().is_some() => {}
             "" | "identity" => return Ok(Self::Identity),
@@ -74,22 +83,48 @@ impl Coding {
 }
 
 pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(given) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let given = given.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let is_json = given.strip_prefix("application/").is_some_and(|subtype| subtype.ends_with("+json"));
+    let Some(given) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let given = given
+        .to_str()
+        .unwrap_or("?")
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    let is_json = given
+        .strip_prefix("application/")
+        .is_some_and(|subtype| subtype.ends_with("+json"));
     if given.is_empty() || is_json || TYPES.contains(&given.as_str()) {
         return Ok(());
     }
-    let (message, hint) = (format!("the body is {given}"), "send application/json or application/x-ndjson");
-    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", message, hint))
+    let (message, hint) = (
+        format!("the body is {given}"),
+        "send application/json or application/x-ndjson",
+    );
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "media_type",
+        message,
+        hint,
+    ))
 }
 
 pub fn too_large(limit: usize) -> ApiError {
-    too_much(format!("the body has more than {limit} bytes (`[limits] body`)"))
+    too_much(format!(
+        "the body has more than {limit} bytes (`[limits] body`)"
+    ))
 }
 
 fn too_much(message: String) -> ApiError {
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send it in parts")
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "too_large",
+        message,
+        "send it in parts",
+    )
 }
 
 /// Why a body could not be unpacked.
@@ -112,7 +147,10 @@ pub fn unpack(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiErr
     }
     let (name, unpacked) = match coding {
         Coding::Identity => return Ok(wire),
-        Coding::Gzip => ("gzip", read(flate2::bufread::MultiGzDecoder::new(&wire[..]), limit)),
+        Coding::Gzip => (
+            "gzip",
+            read(flate2::bufread::MultiGzDecoder::new(&wire[..]), limit),
+        ),
         Coding::Deflate => ("deflate", deflated(&wire, limit)),
         Coding::Zstd => ("zstd", zstandard(&wire, limit)),
     };
@@ -128,7 +166,11 @@ pub fn unpack(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiErr
 fn read(packed: impl Read, limit: usize) -> Result<Vec<u8>, UnpackError> {
     let mut out = Vec::new();
     Paced(packed.take(limit as u64 + 1), Pace::default()).read_to_end(&mut out)?;
-    if out.len() > limit { Err(UnpackError::TooLarge) } else { Ok(out) }
+    if out.len() > limit {
+        Err(UnpackError::TooLarge)
+    } else {
+        Ok(out)
+    }
 }
 
 fn zstandard(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
@@ -138,15 +180,16 @@ fn zstandard(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
 }
 
 fn deflated(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
-    let has_zlib_header =
-        matches!(wire, [first, second, ..] if first & 15 == 8 && u16::from_be_bytes([*first, *second]) % 31 == 0);
+    let has_zlib_header = matches!(wire, [first, second, ..] if first & 15 == 8 && u16::from_be_bytes([*first, *second]) % 31 == 0);
     if has_zlib_header {
         match inflate(wire, true, limit) {
             // The first two bytes of a raw stream may look like a header.
-            Err(UnpackError::Broken(reason)) => inflate(wire, false, limit).map_err(|error| match error {
-                UnpackError::Broken(_) => UnpackError::Broken(reason),
-                UnpackError::TooLarge => error,
-            }),
+            Err(UnpackError::Broken(reason)) => {
+                inflate(wire, false, limit).map_err(|error| match error {
+                    UnpackError::Broken(_) => UnpackError::Broken(reason),
+                    UnpackError::TooLarge => error,
+                })
+            }
             unpacked => unpacked,
         }
     } else {
@@ -164,15 +207,20 @@ fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, 
         let before = (stream.total_in(), out.len());
         let rest = &wire[before.0 as usize..];
         let rest = &rest[..rest.len().min(Pace::PIECE)];
-        let status =
-            stream.decompress_vec(rest, &mut out, FlushDecompress::None).map_err(|e| broken(&e.to_string()))?;
+        let status = stream
+            .decompress_vec(rest, &mut out, FlushDecompress::None)
+            .map_err(|e| broken(&e.to_string()))?;
         pace.did((stream.total_in() - before.0) as usize + out.len() - before.1);
         if out.len() > limit {
             return Err(UnpackError::TooLarge);
         }
         if status == Status::StreamEnd {
             let is_whole = stream.total_in() as usize == wire.len();
-            return if is_whole { Ok(out) } else { Err(broken("bytes follow its end")) };
+            return if is_whole {
+                Ok(out)
+            } else {
+                Err(broken("bytes follow its end"))
+            };
         }
         if (stream.total_in(), out.len()) == before {
             return Err(broken("its end is missing"));
@@ -187,8 +235,14 @@ pub struct Split {
     pub cut: Vec<(u64, u64)>,
 }
 
-/// Splits a body into records; with `unwrap`, into the elements of the array that is this member of its objects. Pure.
-pub fn split(body: &[u8], unwrap: Option<&str>, record_bytes: usize, cut_bytes: usize) -> Result<Split, ApiError> {
+/// Splits a body into records; with `unwrap`, into the elements of the array that is this member of
+/// its objects. Pure.
+pub fn split(
+    body: &[u8],
+    unwrap: Option<&str>,
+    record_bytes: usize,
+    cut_bytes: usize,
+) -> Result<Split, ApiError> {
     let (mut records, mut cut) = (RecordsBuilder::default(), Vec::new());
     let (mut count, mut pace) = (0, Pace::default());
     let mut push = |record: &[u8]| {
@@ -204,7 +258,10 @@ pub fn split(body: &[u8], unwrap: Option<&str>, record_bytes: usize, cut_bytes: 
             records.push(record);
         }
     };
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
+    let body = body
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(body)
+        .trim_ascii();
     match shape(body, unwrap.is_some()) {
         Shape::One => message::each_at(body, unwrap, &mut |_, record| push(record)),
         Shape::Several => {
@@ -230,9 +287,14 @@ pub fn split(body: &[u8], unwrap: Option<&str>, record_bytes: usize, cut_bytes: 
         }
     }
     if count > RECORDS {
-        return Err(too_much(format!("the body has {count} records, more than {RECORDS}")));
+        return Err(too_much(format!(
+            "the body has {count} records, more than {RECORDS}"
+        )));
     }
-    Ok(Split { records: records.finish(), cut })
+    Ok(Split {
+        records: records.finish(),
+        cut,
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -272,8 +334,10 @@ fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
 
 /// Whether a body is JSON values one behind another.
 fn are_json(bytes: &[u8]) -> bool {
-    let (mut values, mut pace) =
-        (serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>(), Pace::default());
+    let (mut values, mut pace) = (
+        serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>(),
+        Pace::default(),
+    );
     let mut at = 0;
     while let Some(value) = values.next() {
         if value.is_err() {
@@ -289,7 +353,8 @@ fn are_json(bytes: &[u8]) -> bool {
 fn looks_binary(body: &[u8]) -> bool {
     let begins_as_json = matches!(body.first(), Some(b'{' | b'[' | b'"' | b'-' | b'0'..=b'9'));
     let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
-    body.contains(&0) || !begins_as_json && (body.iter().any(is_control) || std::str::from_utf8(body).is_err())
+    body.contains(&0)
+        || !begins_as_json && (body.iter().any(is_control) || std::str::from_utf8(body).is_err())
 }
 
 #[cfg(test)]
@@ -307,16 +372,26 @@ mod tests {
         let takes = |value: &str| check_type(&headers(header::CONTENT_TYPE, value)).is_ok();
         for value in TYPES {
             assert!(
-                takes(value) && takes(&value.to_uppercase()) && takes(&format!("{value}; charset=utf-8")),
+                takes(value)
+                    && takes(&value.to_uppercase())
+                    && takes(&format!("{value}; charset=utf-8")),
                 "{value}"
             );
         }
-        for value in
-            ["application/cloudevents+json", "application/cloudevents-batch+json", "application/stream+json", ""]
-        {
+        for value in [
+            "application/cloudevents+json",
+            "application/cloudevents-batch+json",
+            "application/stream+json",
+            "",
+        ] {
             assert!(takes(value), "{value}");
         }
-        for value in ["multipart/form-data; boundary=x", "image/png", "application/cloudevents+avro", "+json"] {
+        for value in [
+            "multipart/form-data; boundary=x",
+            "image/png",
+            "application/cloudevents+avro",
+            "+json",
+        ] {
             assert!(!takes(value), "{value}");
         }
         assert!(check_type(&HeaderMap::new()).is_ok());
@@ -332,7 +407,10 @@ mod tests {
         assert_eq!(coding("identity"), Some(Coding::Identity));
         assert_eq!((coding("br"), coding("gzip, gzip")), (None, None));
         let mut twice = headers(header::CONTENT_ENCODING, "gzip");
-        twice.append(header::CONTENT_ENCODING, "gzip".parse().expect("a header's value"));
+        twice.append(
+            header::CONTENT_ENCODING,
+            "gzip".parse().expect("a header's value"),
+        );
         assert!(Coding::of(&twice).is_err());
     }
 
@@ -341,7 +419,10 @@ mod tests {
         let mut gzip = write::GzEncoder::new(Vec::new(), Compression::fast());
         let mut zlib = write::ZlibEncoder::new(Vec::new(), Compression::fast());
         let mut raw = write::DeflateEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(plain).and_then(|()| zlib.write_all(plain)).and_then(|()| raw.write_all(plain)).expect("memory");
+        gzip.write_all(plain)
+            .and_then(|()| zlib.write_all(plain))
+            .and_then(|()| raw.write_all(plain))
+            .expect("memory");
         [
             (Coding::Gzip, gzip.finish().expect("memory")),
             (Coding::Deflate, zlib.finish().expect("memory")),
@@ -352,16 +433,34 @@ mod tests {
 
     #[test]
     fn what_was_packed_is_unpacked_up_to_the_limit_and_refused_where_it_is_broken() {
-        let plain: Vec<u8> = (0..20_000).flat_map(|n| format!("{{\"n\":{n}}}\n").into_bytes()).collect();
+        let plain: Vec<u8> = (0..20_000)
+            .flat_map(|n| format!("{{\"n\":{n}}}\n").into_bytes())
+            .collect();
         for (coding, wire) in packed(&plain) {
             let unpack = |wire: &[u8], limit| unpack(coding, Bytes::copy_from_slice(wire), limit);
-            assert_eq!(unpack(&wire, plain.len()).expect("whole"), plain, "{coding:?}");
+            assert_eq!(
+                unpack(&wire, plain.len()).expect("whole"),
+                plain,
+                "{coding:?}"
+            );
             let status = |wire: &[u8], limit| unpack(wire, limit).expect_err("refused").status;
-            assert_eq!(status(&wire, plain.len() - 1), StatusCode::PAYLOAD_TOO_LARGE, "{coding:?}");
+            assert_eq!(
+                status(&wire, plain.len() - 1),
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "{coding:?}"
+            );
             for end in [1, 2, 10, wire.len() / 2, wire.len() - 1] {
-                assert_eq!(status(&wire[..end], plain.len()), StatusCode::BAD_REQUEST, "{coding:?} cut at {end}");
+                assert_eq!(
+                    status(&wire[..end], plain.len()),
+                    StatusCode::BAD_REQUEST,
+                    "{coding:?} cut at {end}"
+                );
             }
-            assert_eq!(status(&[&wire[..], b"rest"].concat(), plain.len()), StatusCode::BAD_REQUEST, "{coding:?}");
+            assert_eq!(
+                status(&[&wire[..], b"rest"].concat(), plain.len()),
+                StatusCode::BAD_REQUEST,
+                "{coding:?}"
+            );
             assert_eq!(unpack(b"", 10).expect("empty"), b""[..]);
         }
     }
@@ -380,16 +479,34 @@ mod tests {
 
     fn unwrapped(body: &[u8], unwrap: Option<&str>) -> Result<Vec<String>, StatusCode> {
         let split = split(body, unwrap, 1_000, 10).map_err(|e| e.status)?;
-        Ok(split.records.iter().map(|r| String::from_utf8_lossy(r).into_owned()).collect())
+        Ok(split
+            .records
+            .iter()
+            .map(|r| String::from_utf8_lossy(r).into_owned())
+            .collect())
     }
 
     #[test]
     fn a_line_that_is_not_json_is_a_record_alone_as_well_as_among_others() {
         let good = r#"{"n":1}"#;
-        for broken in ["{\"n\":1,", "{\"n\":1},", "no json", "<a>1</a>", "{\"n\":\"\u{1}"] {
-            assert_eq!(texts(broken.as_bytes()), Ok(vec![broken.to_owned()]), "{broken}");
+        for broken in [
+            "{\"n\":1,",
+            "{\"n\":1},",
+            "no json",
+            "<a>1</a>",
+            "{\"n\":\"\u{1}",
+        ] {
+            assert_eq!(
+                texts(broken.as_bytes()),
+                Ok(vec![broken.to_owned()]),
+                "{broken}"
+            );
             let among = format!("{good}\r\n{broken}\n\n{good}\n");
-            assert_eq!(texts(among.as_bytes()), Ok([good, broken, good].map(str::to_owned).to_vec()), "{broken}");
+            assert_eq!(
+                texts(among.as_bytes()),
+                Ok([good, broken, good].map(str::to_owned).to_vec()),
+                "{broken}"
+            );
         }
         assert_eq!(texts(b"{\"n\":\"\xff\"}").map(|t| t.len()), Ok(1));
     }
@@ -418,14 +535,25 @@ mod tests {
             (b"[{\"n\":1},{\"n\":2}]\n[{\"n\":3}]\n", 3),
             (b"{\"n\":1}\n\x00\x01\n", 2),
         ] {
-            assert_eq!(texts(body).map(|t| t.len()), Ok(records), "{}", String::from_utf8_lossy(body));
+            assert_eq!(
+                texts(body).map(|t| t.len()),
+                Ok(records),
+                "{}",
+                String::from_utf8_lossy(body)
+            );
         }
     }
 
     #[test]
     fn a_body_of_more_records_than_fit_into_memory_is_refused() {
         let body = |count: usize| "1\n".repeat(count);
-        assert_eq!(split(body(RECORDS).as_bytes(), None, 10, 10).expect("as many as may be").records.len(), RECORDS);
+        assert_eq!(
+            split(body(RECORDS).as_bytes(), None, 10, 10)
+                .expect("as many as may be")
+                .records
+                .len(),
+            RECORDS
+        );
         let refused = split(body(RECORDS + 1).as_bytes(), None, 10, 10).expect_err("one more");
         assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
@@ -434,7 +562,11 @@ mod tests {
     fn values_are_told_apart_as_in_files() {
         let (pretty, good) = ("{\n  \"n\": 1\n}", r#"{"n":1}"#);
         let is = |body: &str, records: &[&str]| {
-            assert_eq!(texts(body.as_bytes()), Ok(records.iter().map(|r| (*r).to_owned()).collect()), "{body}");
+            assert_eq!(
+                texts(body.as_bytes()),
+                Ok(records.iter().map(|r| (*r).to_owned()).collect()),
+                "{body}"
+            );
         };
         is(&format!("{pretty}\n{pretty}\n"), &[pretty, pretty]);
         is(&format!("{good}{good}\0\0\n{good}"), &[good, good, good]);
@@ -459,6 +591,9 @@ mod tests {
     fn a_record_over_the_limit_is_cut() {
         let body = format!("{{\"n\":1}}\n{{\"n\":\"{}\"}}", "x".repeat(2_000));
         let split = split(body.as_bytes(), None, 1_000, 10).expect("lines");
-        assert_eq!((split.records.get(1).len(), split.cut), (10, vec![(1, 2_008)]));
+        assert_eq!(
+            (split.records.get(1).len(), split.cut),
+            (10, vec![(1, 2_008)])
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! A connection's limits: their number, the time until the first byte, and the time for which an answer may stay unread. HTTP/1 only:
-//! the sniffing of HTTP/2 has no time limit of its own.
+//! A connection's limits: their number, the time until the first byte, and the time for which an
+//! answer may stay unread. HTTP/1 only: the sniffing of HTTP/2 has no time limit of its own.
 //!
-//! Where all connections are taken, one that has waited for its client gives way to a new one: a client that sends or reads nothing
-//! keeps nobody else out. Beside them there are a few for what must always be answered ([`super::guard`] says what that is).
+//! Where all connections are taken, one that has waited for its client gives way to a new one: a
+//! client that sends or reads nothing keeps nobody else out. Beside them there are a few for what
+//! must always be answered ([`super::guard`] says what that is).
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,7 +29,8 @@ const WINDOW_BYTES: usize = 64 << 10;
 const WRITE_TIME: Duration = Duration::from_secs(20);
 /// How long a connection waits for its client before it may have to give way.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What the system buffers of an answer: no more, so that a slow reader is told from one that reads nothing.
+/// What the system buffers of an answer: no more, so that a slow reader is told from one that reads
+/// nothing.
 const SEND_BUFFER: usize = 256 << 10;
 /// Connections beside the others: one for each so many.
 const RESERVE: usize = 8;
@@ -71,8 +73,17 @@ impl State {
 
 impl Activity {
     fn new(is_reserve: bool) -> Arc<Self> {
-        let state = State { phase: Phase::AwaitsRequest, is_blocked: false, since: Instant::now(), bytes: 0 };
-        Arc::new(Self { state: Mutex::new(state), gives_way: CancellationToken::new(), is_reserve })
+        let state = State {
+            phase: Phase::AwaitsRequest,
+            is_blocked: false,
+            since: Instant::now(),
+            bytes: 0,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            gives_way: CancellationToken::new(),
+            is_reserve,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -105,7 +116,9 @@ impl Activity {
     /// How long it has waited for its client.
     fn waited(&self) -> Option<(Duration, Phase)> {
         let state = self.lock();
-        state.awaits_client().then(|| (state.since.elapsed(), state.phase))
+        state
+            .awaits_client()
+            .then(|| (state.since.elapsed(), state.phase))
     }
 
     /// Ends when the connection has to give way.
@@ -127,7 +140,10 @@ pub struct Connections {
 
 impl Connections {
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, open: Mutex::default() })
+        Arc::new(Self {
+            most,
+            open: Mutex::default(),
+        })
     }
 
     pub fn most(&self) -> usize {
@@ -138,7 +154,8 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection. Another machine has half of them at most; of this machine's clients all come from one address.
+    /// A place for a connection. Another machine has half of them at most; of this machine's
+    /// clients all come from one address.
     fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Admitted> {
         let mut guard = self.lock();
         let (next, open) = &mut *guard;
@@ -156,21 +173,39 @@ impl Connections {
         };
         *next += 1;
         let activity = Activity::new(is_reserve);
-        open.insert(*next, Open { peer, activity: activity.clone() });
-        Some(Admitted { id: *next, activity, connections: self.clone() })
+        open.insert(
+            *next,
+            Open {
+                peer,
+                activity: activity.clone(),
+            },
+        );
+        Some(Admitted {
+            id: *next,
+            activity,
+            connections: self.clone(),
+        })
     }
 
-    /// Ends the body that has been waited for longest, if one has kept others waiting long enough. Its room is free soon.
+    /// Ends the body that has been waited for longest, if one has kept others waiting long enough.
+    /// Its room is free soon.
     pub fn give_up_a_body(&self) -> bool {
         give_way(&mut self.lock().1, |phase, _| phase == Phase::ReadsBody).is_some()
     }
 }
 
 /// Lets the connection that has waited longest for its client give way, those of the reserve last.
-fn give_way(open: &mut HashMap<u64, Open>, may: impl Fn(Phase, &Open) -> bool) -> Option<Arc<Activity>> {
+fn give_way(
+    open: &mut HashMap<u64, Open>,
+    may: impl Fn(Phase, &Open) -> bool,
+) -> Option<Arc<Activity>> {
     let waiting = open.iter().filter_map(|(id, connection)| {
         let (waited, phase) = connection.activity.waited()?;
-        (waited >= PATIENCE && may(phase, connection)).then_some((!connection.activity.is_reserve, waited, *id))
+        (waited >= PATIENCE && may(phase, connection)).then_some((
+            !connection.activity.is_reserve,
+            waited,
+            *id,
+        ))
     });
     let (_, _, id) = waiting.max()?;
     let gone = open.remove(&id)?.activity;
@@ -212,7 +247,10 @@ where
     type Future = Pin<Box<dyn Future<Output = io::Result<(Self::Stream, Self::Service)>> + Send>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let admitted = stream.peer_addr().ok().and_then(|peer| self.connections.admit(peer.ip().to_canonical()));
+        let admitted = stream
+            .peer_addr()
+            .ok()
+            .and_then(|peer| self.connections.admit(peer.ip().to_canonical()));
         let Some(admitted) = admitted else {
             return Box::pin(async { Err(io::Error::other("too many connections")) });
         };
@@ -228,13 +266,26 @@ where
             let service = Extension(activity.clone()).layer(service);
             let gives_way = Box::pin(activity.gives_way.clone().cancelled_owned());
             let first = Some(Box::pin(tokio::time::sleep(wait)));
-            Ok((Connection { io, seen: 0, first, unread: None, gives_way, admitted }, service))
+            Ok((
+                Connection {
+                    io,
+                    seen: 0,
+                    first,
+                    unread: None,
+                    gives_way,
+                    admitted,
+                },
+                service,
+            ))
         })
     }
 }
 
 fn gave_way() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection gave way to another one")
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the connection gave way to another one",
+    )
 }
 
 const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -252,9 +303,14 @@ pub struct Connection<T> {
 }
 
 impl<T> Connection<T> {
-    /// What becomes of a read that has to wait. One of a body is ended by who reads it, with an answer.
+    /// What becomes of a read that has to wait. One of a body is ended by who reads it, with an
+    /// answer.
     fn waits_to_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.first.as_mut().is_some_and(|time| time.as_mut().poll(context).is_ready()) {
+        if self
+            .first
+            .as_mut()
+            .is_some_and(|time| time.as_mut().poll(context).is_ready())
+        {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let gives_way = self.gives_way.as_mut().poll(context).is_ready();
@@ -270,10 +326,17 @@ impl<T> Connection<T> {
         if self.gives_way.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(gave_way()));
         }
-        let unread = self.unread.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIME)));
+        let unread = self
+            .unread
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIME)));
         while unread.as_mut().poll(context).is_ready() {
-            let waited = activity.waited().map_or(Duration::ZERO, |(waited, _)| waited);
-            let Some(rest) = WRITE_TIME.checked_sub(waited).filter(|rest| !rest.is_zero()) else {
+            let waited = activity
+                .waited()
+                .map_or(Duration::ZERO, |(waited, _)| waited);
+            let Some(rest) = WRITE_TIME
+                .checked_sub(waited)
+                .filter(|rest| !rest.is_zero())
+            else {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             };
             unread.as_mut().reset(tokio::time::Instant::now() + rest);
@@ -288,7 +351,11 @@ impl<T> Connection<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match Pin::new(&mut this.io).poll_read(context, buffer) {
@@ -314,7 +381,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         match Pin::new(&mut this.io).poll_write(context, bytes) {
             Poll::Pending => this.waits_to_write(context),
@@ -364,12 +435,17 @@ mod tests {
     fn one_that_waits_for_its_client_gives_way_and_one_that_works_does_not() {
         let connections = Connections::new(2);
         let here = IpAddr::from([127, 0, 0, 1]);
-        let (first, second) = (connections.admit(here).expect("free"), connections.admit(here).expect("free"));
+        let (first, second) = (
+            connections.admit(here).expect("free"),
+            connections.admit(here).expect("free"),
+        );
         wait(&first, PATIENCE);
         wait(&second, PATIENCE * 2);
         second.activity.enter(Phase::Works);
         let third = connections.admit(here).expect("the first gives way");
-        assert!(first.activity.gives_way.is_cancelled() && !second.activity.gives_way.is_cancelled());
+        assert!(
+            first.activity.gives_way.is_cancelled() && !second.activity.gives_way.is_cancelled()
+        );
         assert!(!third.activity.is_reserve);
         // Nobody has waited: what is left is kept for what must always be answered.
         let fourth = connections.admit(here).expect("one beside the others");
@@ -377,21 +453,37 @@ mod tests {
         // An answer that nobody reads gives way too.
         second.activity.set_blocked(true);
         wait(&second, PATIENCE);
-        assert!(!connections.admit(here).expect("the second gives way").activity.is_reserve);
+        assert!(
+            !connections
+                .admit(here)
+                .expect("the second gives way")
+                .activity
+                .is_reserve
+        );
         drop((first, second, third));
-        assert!(!connections.admit(here).expect("free again").activity.is_reserve);
+        assert!(
+            !connections
+                .admit(here)
+                .expect("free again")
+                .activity
+                .is_reserve
+        );
     }
 
     #[test]
     fn another_machine_has_half_of_them_at_most() {
         let connections = Connections::new(4);
-        let own: Vec<Admitted> = (0..2).map(|_| connections.admit(peer(1)).expect("free")).collect();
+        let own: Vec<Admitted> = (0..2)
+            .map(|_| connections.admit(peer(1)).expect("free"))
+            .collect();
         assert!(connections.admit(peer(1)).is_none());
         let other = connections.admit(peer(2)).expect("it has its own share");
         wait(&other, PATIENCE * 3);
         wait(&own[1], PATIENCE);
         let next = connections.admit(peer(1)).expect("its own gives way");
-        assert!(own[1].activity.gives_way.is_cancelled() && !other.activity.gives_way.is_cancelled());
+        assert!(
+            own[1].activity.gives_way.is_cancelled() && !other.activity.gives_way.is_cancelled()
+        );
         assert_eq!(connections.lock().1.len(), 3);
         drop((own, next, other));
         assert!(connections.lock().1.is_empty());
@@ -404,7 +496,12 @@ mod tests {
         admitted.activity.enter(Phase::ReadsBody);
         wait(&admitted, PATIENCE);
         (0..10).for_each(|_| admitted.activity.progress(100));
-        assert!(admitted.activity.waited().is_some_and(|(waited, _)| waited >= PATIENCE));
+        assert!(
+            admitted
+                .activity
+                .waited()
+                .is_some_and(|(waited, _)| waited >= PATIENCE)
+        );
         admitted.activity.progress(WINDOW_BYTES);
         assert!(!connections.give_up_a_body());
         wait(&admitted, PATIENCE);

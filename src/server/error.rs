@@ -19,13 +19,28 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>, hint: &'static str) -> Self {
-        Self { status, code, message: message.into(), hint }
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            hint,
+        }
     }
 
     pub fn key_reused() -> Self {
         let message = IngestError::KeyReused.to_string();
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", message, "choose a new key for each body")
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "key_reused",
+            message,
+            "choose a new key for each body",
+        )
     }
 
     pub fn bad_request(message: impl Into<String>, hint: &'static str) -> Self {
@@ -37,8 +52,13 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
         let mut response = (self.status, Json(body)).into_response();
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
@@ -48,15 +68,34 @@ impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         let message = error.to_string();
         if damage_in(&message).is_some() {
-            return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", message, "see the message");
+            return Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "damaged",
+                message,
+                "see the message",
+            );
         }
         match error {
             QueryError::Invalid(_) => Self::bad_request(message, "see /docs for the parameters"),
             QueryError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", message, ""),
-            QueryError::Limit(_) => Self::new(StatusCode::BAD_REQUEST, "limit", message, "narrow the question"),
-            QueryError::Crowded(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again"),
-            QueryError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again"),
-            QueryError::Failed(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message, "see the log"),
+            QueryError::Limit(_) => Self::new(
+                StatusCode::BAD_REQUEST,
+                "limit",
+                message,
+                "narrow the question",
+            ),
+            QueryError::Crowded(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again")
+            }
+            QueryError::Busy { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again")
+            }
+            QueryError::Failed(_) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "failed",
+                message,
+                "see the log",
+            ),
         }
     }
 }
@@ -66,7 +105,9 @@ impl From<IngestError> for ApiError {
         let message = error.to_string();
         let hint = "nothing was stored; send it again";
         match error {
-            IngestError::Full { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message, hint),
+            IngestError::Full { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message, hint)
+            }
             IngestError::NoSpace { kind, .. } => {
                 let code = match kind {
                     IoKind::Full => "log_full",
@@ -75,13 +116,23 @@ impl From<IngestError> for ApiError {
                 };
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint)
             }
-            IngestError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint),
-            IngestError::TooManyRejected { .. } => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send it in parts")
+            IngestError::Stopping => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message, hint)
             }
+            IngestError::TooManyRejected { .. } => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                message,
+                "send it in parts",
+            ),
             IngestError::Refused(_) => Self::bad_request(message, hint),
             IngestError::KeyReused => Self::key_reused(),
-            IngestError::Unknown => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", message, "send it again"),
+            IngestError::Unknown => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "unknown",
+                message,
+                "send it again",
+            ),
         }
     }
 }
@@ -89,11 +140,17 @@ impl From<IngestError> for ApiError {
 /// Longest text of a refusal that a library wrote.
 const REFUSAL_BYTES: usize = 16 << 10;
 
-/// A refusal that a library wrote as plain text, as of a path that is no UTF-8, in the form of all others.
+/// A refusal that a library wrote as plain text, as of a path that is no UTF-8, in the form of all
+/// others.
 pub async fn in_usual_form(response: Response) -> Response {
     let status = response.status();
-    let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if !(status.is_client_error() || status.is_server_error()) || kind.is_some_and(|k| !k.starts_with(b"text/plain")) {
+    let kind = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .map(HeaderValue::as_bytes);
+    if !(status.is_client_error() || status.is_server_error())
+        || kind.is_some_and(|k| !k.starts_with(b"text/plain"))
+    {
         return response;
     }
     let code = match status {
@@ -103,16 +160,32 @@ pub async fn in_usual_form(response: Response) -> Response {
         _ if status.is_client_error() => "bad_request",
         _ => "failed",
     };
-    let text = to_bytes(response.into_body(), REFUSAL_BYTES).await.unwrap_or_default();
+    let text = to_bytes(response.into_body(), REFUSAL_BYTES)
+        .await
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let message = if text.is_empty() { status.canonical_reason().unwrap_or_default() } else { &*text };
+    let message = if text.is_empty() {
+        status.canonical_reason().unwrap_or_default()
+    } else {
+        &*text
+    };
     ApiError::new(status, code, message, "see /docs").into_response()
 }
 
 pub async fn not_found(uri: Uri) -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", uri.path()), "see /docs")
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        format!("there is no {}", uri.path()),
+        "see /docs",
+    )
 }
 
 pub async fn bad_method() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method", "see /docs")
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path takes another method",
+        "see /docs",
+    )
 }

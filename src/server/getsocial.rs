@@ -1,5 +1,6 @@
-//! `/getsocial/events/…`: an older API of event counts and lists, kept for its clients. Times are whole seconds since 1970, ranges
-//! include both ends; every answer is `{result, status, timeStamp}`, every refusal `{status, timeStamp, reason}`.
+//! `/getsocial/events/…`: an older API of event counts and lists, kept for its clients. Times are
+//! whole seconds since 1970, ranges include both ends; every answer is `{result, status,
+//! timeStamp}`, every refusal `{status, timeStamp, reason}`.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,8 @@ use crate::query::spool::{Spools, Whole};
 use crate::query::sql::SqlAnswer;
 use crate::runtime::questions::Params;
 
-const INVALID: &str = "Event Type / Start time / End time is missing /invalid. please check input parameters again";
+const INVALID: &str =
+    "Event Type / Start time / End time is missing /invalid. please check input parameters again";
 const ORDER: &str = "Start time must be less than end time. Please check input params";
 /// The column that the API's stream counts by.
 const TYPE_COLUMN: &str = "event_type";
@@ -32,7 +34,11 @@ pub struct Refusal(StatusCode, String);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.0, Json(json!({"status": "FAILURE", "timeStamp": now_ms(), "reason": self.1}))).into_response()
+        (
+            self.0,
+            Json(json!({"status": "FAILURE", "timeStamp": now_ms(), "reason": self.1})),
+        )
+            .into_response()
     }
 }
 
@@ -68,15 +74,22 @@ fn invalid() -> Refusal {
 fn stream(app: &App) -> Result<String, Refusal> {
     let mut streams = app.0.parts.answers.handles.catalog.streams.values();
     let found = streams.find(|s| s.def.count.as_ref().is_some_and(|c| c.kind == TYPE_COLUMN));
-    let none =
-        || Refusal(StatusCode::NOT_FOUND, format!("no stream counts by `{TYPE_COLUMN}`; preset = \"events\" does"));
+    let none = || {
+        Refusal(
+            StatusCode::NOT_FOUND,
+            format!("no stream counts by `{TYPE_COLUMN}`; preset = \"events\" does"),
+        )
+    };
     found.map(|s| s.name.clone()).ok_or_else(none)
 }
 
-/// First second and last second of the range, in microseconds: from the start of the one, before the end of the other.
+/// First second and last second of the range, in microseconds: from the start of the one, before
+/// the end of the other.
 fn range(params: &Params) -> Result<(Micros, Micros), Refusal> {
     let second = |name: &str| {
-        let number = params.get(name).and_then(|text| text.trim().parse::<i64>().ok());
+        let number = params
+            .get(name)
+            .and_then(|text| text.trim().parse::<i64>().ok());
         number.filter(|n| SECONDS.contains(n)).ok_or_else(invalid)
     };
     let (start, end) = (second("start_time")?, second("end_time")?);
@@ -114,8 +127,8 @@ async fn count_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
     Ok(Value::Object(answer(counted["count"].clone())))
 }
 
-/// The events in a range of seconds, of one type or all, in the order of their times; `next`, where there is one, is the `after` of
-/// the next page.
+/// The events in a range of seconds, of one type or all, in the order of their times; `next`, where
+/// there is one, is the `after` of the next page.
 #[utoipa::path(get, path = "/getsocial/events/getallevents/", params(("event_type" = Option<String>, Query),
     ("start_time" = i64, Query), ("end_time" = i64, Query), ("after" = Option<String>, Query)),
     responses((status = 200, description = "{result, status, timeStamp, next}"), (status = 400)))]
@@ -123,27 +136,46 @@ pub async fn all_events(
     State(app): State<App>,
     Query(params): Query<BTreeMap<String, String>>,
 ) -> Result<Response, Refusal> {
-    events_answer(&app, &params).await.map(|page| answered("application/json", page))
+    events_answer(&app, &params)
+        .await
+        .map(|page| answered("application/json", page))
 }
 
 async fn events_answer(app: &App, params: &Params) -> Result<Whole, Refusal> {
     // A type that is there but blank is no type.
-    if params.get("event_type").is_some_and(|t| t.trim().is_empty()) {
+    if params
+        .get("event_type")
+        .is_some_and(|t| t.trim().is_empty())
+    {
         return Err(invalid());
     }
     let (from, to) = range(params)?;
     let time = |at: Micros| {
         let whole = chrono::DateTime::from_timestamp_micros(at).unwrap_or_default();
-        format!("timestamp '{}'", whole.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+        format!(
+            "timestamp '{}'",
+            whole.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+        )
     };
-    let mut wanted = vec![format!("event_time >= {} and event_time < {}", time(from), time(to))];
+    let mut wanted = vec![format!(
+        "event_time >= {} and event_time < {}",
+        time(from),
+        time(to)
+    )];
     if let Some(kind) = text(params, "event_type") {
         wanted.push(format!("{TYPE_COLUMN} = '{}'", kind.replace('\'', "''")));
     }
     if let Some(after) = text(params, "after") {
         let (at, lsn) = after.split_once('.').ok_or_else(invalid)?;
-        let (at, lsn) = at.parse::<i64>().ok().zip(lsn.parse::<u64>().ok()).ok_or_else(invalid)?;
-        wanted.push(format!("(event_time > {0} or event_time = {0} and lsn > {lsn})", time(at)));
+        let (at, lsn) = at
+            .parse::<i64>()
+            .ok()
+            .zip(lsn.parse::<u64>().ok())
+            .ok_or_else(invalid)?;
+        wanted.push(format!(
+            "(event_time > {0} or event_time = {0} and lsn > {lsn})",
+            time(at)
+        ));
     }
     let stream = stream(app)?;
     let query = format!(
@@ -168,8 +200,13 @@ fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<Whole, QueryError> 
         if written > PAGE {
             return Ok(());
         }
-        let row: Value = serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?;
-        let params = if row["params"].is_null() { json!({}) } else { row["params"].clone() };
+        let row: Value =
+            serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?;
+        let params = if row["params"].is_null() {
+            json!({})
+        } else {
+            row["params"].clone()
+        };
         if written > 1 {
             out.text(",")?;
         }

@@ -1,5 +1,6 @@
-//! Who may ask: Host on every route (a web page must not reach a local service under a name of its own), Origin on writes,
-//! tokens where configured. And what a connection does, for the limits of [`super::connections`].
+//! Who may ask: Host on every route (a web page must not reach a local service under a name of its
+//! own), Origin on writes, tokens where configured. And what a connection does, for the limits of
+//! [`super::connections`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,9 +32,17 @@ pub struct Client {
 
 pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let activity = request.extensions().get::<Arc<Activity>>().cloned();
-    activity.iter().for_each(|activity| activity.enter(Phase::Works));
-    let is_reserve = activity.as_ref().is_some_and(|activity| activity.is_reserve);
-    let allowed = if is_reserve { check_reserve(&app, &request) } else { Ok(()) };
+    activity
+        .iter()
+        .for_each(|activity| activity.enter(Phase::Works));
+    let is_reserve = activity
+        .as_ref()
+        .is_some_and(|activity| activity.is_reserve);
+    let allowed = if is_reserve {
+        check_reserve(&app, &request)
+    } else {
+        Ok(())
+    };
     let response = match allowed.and_then(|()| check(&app, &request)) {
         Ok(client) => {
             request.extensions_mut().insert(client);
@@ -41,11 +50,15 @@ pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> 
         }
         Err(refused) => refused.into_response(),
     };
-    let Some(activity) = activity else { return response };
+    let Some(activity) = activity else {
+        return response;
+    };
     let mut response = response.map(|body| Body::new(Answered { body, activity }));
     if is_reserve {
         // One request each: the next one that must be answered needs it.
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -57,8 +70,16 @@ fn check_reserve(app: &App, request: &Request) -> Result<(), ApiError> {
     if is_intake || matches!(path, "/healthz" | "/readyz") {
         return Ok(());
     }
-    let message = format!("all {} connections are taken (`[limits] connections`)", app.0.connections.most());
-    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message, "try again in a moment"))
+    let message = format!(
+        "all {} connections are taken (`[limits] connections`)",
+        app.0.connections.most()
+    );
+    Err(ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_connections",
+        message,
+        "try again in a moment",
+    ))
 }
 
 /// An answer's body; when it has been handed on whole, its connection waits for the next request.
@@ -101,7 +122,8 @@ fn check(app: &App, request: &Request) -> Result<Client, ApiError> {
         .and_then(|h| h.to_str().ok())
         .and_then(|h| h.parse::<Authority>().ok())
         .or_else(|| request.uri().authority().cloned());
-    let is_known = |name: &str| LOOPBACK.iter().any(|l| name.eq_ignore_ascii_case(l)) || name == parts.host;
+    let is_known =
+        |name: &str| LOOPBACK.iter().any(|l| name.eq_ignore_ascii_case(l)) || name == parts.host;
     // Off loopback any name may lead here: there the token keeps a page of another origin out.
     if !parts.is_public && !host.as_ref().is_some_and(|h| is_known(h.host())) {
         let message = "the Host header names another machine";
@@ -114,28 +136,60 @@ fn check(app: &App, request: &Request) -> Result<Client, ApiError> {
     }
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
     if is_write && let Some(origin) = headers.get(header::ORIGIN) {
-        let own = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, authority)| authority);
+        let own = origin
+            .to_str()
+            .ok()
+            .and_then(|o| o.split_once("://"))
+            .map(|(_, authority)| authority);
         if own != host.as_ref().map(Authority::as_str) {
             let message = "a page of another origin may not write here";
-            return Err(ApiError::new(StatusCode::FORBIDDEN, "bad_origin", message, ""));
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "bad_origin",
+                message,
+                "",
+            ));
         }
     }
-    let mut client = Client { asker: Asker::default(), may_write: true };
+    let mut client = Client {
+        asker: Asker::default(),
+        may_write: true,
+    };
     if !parts.tokens.is_empty() && request.uri().path() != "/healthz" {
-        let given = headers.get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
         let hash = Sha256::digest(given.unwrap_or_default());
-        let known = parts.tokens.iter().find(|(token, _)| bool::from(token.as_slice().ct_eq(hash.as_slice())));
+        let known = parts
+            .tokens
+            .iter()
+            .find(|(token, _)| bool::from(token.as_slice().ct_eq(hash.as_slice())));
         let is_question = request.uri().path().starts_with("/api/v1/sql");
         match known {
             None => {
                 let message = "this server asks for a token";
                 let hint = "send `Authorization: Bearer <token>`; `weir token create` makes one";
-                return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message, hint));
+                return Err(ApiError::new(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthorized",
+                    message,
+                    hint,
+                ));
             }
             Some((_, false)) if is_write && !is_question => {
-                return Err(ApiError::new(StatusCode::FORBIDDEN, "read_only", "this token only reads", ""));
+                return Err(ApiError::new(
+                    StatusCode::FORBIDDEN,
+                    "read_only",
+                    "this token only reads",
+                    "",
+                ));
             }
-            Some((hash, may_write)) => client = Client { asker: Asker::of_token(hash), may_write: *may_write },
+            Some((hash, may_write)) => {
+                client = Client {
+                    asker: Asker::of_token(hash),
+                    may_write: *may_write,
+                }
+            }
         }
     }
     Ok(client)

@@ -1,4 +1,5 @@
-//! Requests with an idempotency key that are being stored: a second one with the same key waits for the first.
+//! Requests with an idempotency key that are being stored: a second one with the same key waits for
+//! the first.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,10 +44,18 @@ impl InFlight {
     }
 
     /// Requests being stored are looked at first: only an answer that was given binds its key.
-    fn turn(&self, key: &RequestKey, hash: &BodyHash, state: impl FnOnce() -> KeyState) -> Turn<'_> {
+    fn turn(
+        &self,
+        key: &RequestKey,
+        hash: &BodyHash,
+        state: impl FnOnce() -> KeyState,
+    ) -> Turn<'_> {
         let mut requests = self.lock();
         if let Some((first_hash, first)) = requests.get(key) {
-            return Turn::Wait { first: first.clone(), is_same: first_hash == hash };
+            return Turn::Wait {
+                first: first.clone(),
+                is_same: first_hash == hash,
+            };
         }
         match state() {
             KeyState::Answered(answer) => Turn::Decided(Outcome::Stored(answer)),
@@ -54,13 +63,18 @@ impl InFlight {
             KeyState::New => {
                 let (announce, announced) = watch::channel(None);
                 requests.insert(key.clone(), (*hash, announced));
-                Turn::Own(Guard { in_flight: self, key: key.clone(), announce })
+                Turn::Own(Guard {
+                    in_flight: self,
+                    key: key.clone(),
+                    announce,
+                })
             }
         }
     }
 
-    /// Stores a request unless its key says that it was stored before, or is being stored: then it gets the first one's outcome.
-    /// A first one that is refused does not bind the key to its body. `state` is what the log says of the key at that moment.
+    /// Stores a request unless its key says that it was stored before, or is being stored: then it
+    /// gets the first one's outcome. A first one that is refused does not bind the key to its body.
+    /// `state` is what the log says of the key at that moment.
     pub async fn once<F>(
         &self,
         key: &RequestKey,
@@ -77,7 +91,11 @@ impl InFlight {
                 Turn::Own(guard) => return guard.announce(store().await),
                 Turn::Wait { mut first, is_same } => {
                     // Without an outcome the first one's task was ended: this one tries by itself.
-                    let outcome = first.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+                    let outcome = first
+                        .wait_for(Option::is_some)
+                        .await
+                        .ok()
+                        .and_then(|outcome| outcome.clone());
                     if let Some(outcome) = outcome.filter(|_| is_same) {
                         return outcome;
                     }
@@ -106,7 +124,10 @@ impl Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         let mut requests = self.in_flight.lock();
-        if requests.get(&self.key).is_some_and(|(_, announced)| announced.same_channel(&self.announce.subscribe())) {
+        if requests
+            .get(&self.key)
+            .is_some_and(|(_, announced)| announced.same_channel(&self.announce.subscribe()))
+        {
             requests.remove(&self.key);
         }
     }
@@ -122,15 +143,25 @@ mod tests {
     use super::*;
 
     fn key() -> RequestKey {
-        RequestKey { stream: "s".into(), key: "k".into() }
+        RequestKey {
+            stream: "s".into(),
+            key: "k".into(),
+        }
     }
 
     fn stored(outcome: &Outcome) -> Option<u64> {
-        if let Outcome::Stored(answer) = outcome { Some(answer.accepted) } else { None }
+        if let Outcome::Stored(answer) = outcome {
+            Some(answer.accepted)
+        } else {
+            None
+        }
     }
 
     fn answer(accepted: u64) -> Outcome {
-        Outcome::Stored(Answer { accepted, ..Answer::default() })
+        Outcome::Stored(Answer {
+            accepted,
+            ..Answer::default()
+        })
     }
 
     const NEW: fn() -> KeyState = || KeyState::New;
@@ -186,9 +217,19 @@ mod tests {
     async fn what_the_log_says_of_a_key_decides() {
         let in_flight = InFlight::default();
         let never = || async { unreachable!("it is not stored") };
-        let known = || KeyState::Answered(Answer { accepted: 3, ..Answer::default() });
-        assert_eq!(stored(&in_flight.once(&key(), &[1; 32], known, never).await), Some(3));
-        let reused = in_flight.once(&key(), &[1; 32], || KeyState::Reused, never).await;
+        let known = || {
+            KeyState::Answered(Answer {
+                accepted: 3,
+                ..Answer::default()
+            })
+        };
+        assert_eq!(
+            stored(&in_flight.once(&key(), &[1; 32], known, never).await),
+            Some(3)
+        );
+        let reused = in_flight
+            .once(&key(), &[1; 32], || KeyState::Reused, never)
+            .await;
         assert!(matches!(reused, Outcome::Refused(error) if error.code == "key_reused"));
     }
 
@@ -200,6 +241,13 @@ mod tests {
         assert!(futures::poll!(&mut ended).is_pending());
         assert_eq!(in_flight.lock().len(), 1);
         drop(ended);
-        assert_eq!(stored(&in_flight.once(&key, &[1; 32], NEW, || async { answer(1) }).await), Some(1));
+        assert_eq!(
+            stored(
+                &in_flight
+                    .once(&key, &[1; 32], NEW, || async { answer(1) })
+                    .await
+            ),
+            Some(1)
+        );
     }
 }

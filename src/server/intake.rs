@@ -1,7 +1,7 @@
 //! `POST /api/v1/streams/{stream}/events`: one body is one frame; accepted with its 200.
 //!
-//! Once a body has come in whole, it is stored by a task of its own: a client that gives up meanwhile finds it stored when it asks
-//! again under the same idempotency key.
+//! Once a body has come in whole, it is stored by a task of its own: a client that gives up
+//! meanwhile finds it stored when it asks again under the same idempotency key.
 
 use std::sync::Arc;
 
@@ -32,8 +32,9 @@ pub struct IntakeQuery {
     unwrap: Option<String>,
 }
 
-/// Takes events in: objects, one per line or pretty-printed, or an array of them; also packed with gzip, deflate or zstd. With the header
-/// `Idempotency-Key`, a repeated request to the same stream gets the first one's answer and adds nothing.
+/// Takes events in: objects, one per line or pretty-printed, or an array of them; also packed with
+/// gzip, deflate or zstd. With the header `Idempotency-Key`, a repeated request to the same stream
+/// gets the first one's answer and adds nothing.
 #[utoipa::path(post, path = "/api/v1/streams/{stream}/events", params(("stream" = String, Path), IntakeQuery),
     request_body(content = String, content_type = "application/json"),
     responses((status = 200, description = "durably stored: {accepted, rejected_total, rejected}"), (status = 400), (status = 404),
@@ -48,25 +49,50 @@ pub async fn post_events(
 ) -> Result<Json<Value>, ApiError> {
     let off = || {
         let message = "no records are taken in at present: weir is starting, stopping, or set so";
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_taking", message, "try again in a moment")
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_taking",
+            message,
+            "try again in a moment",
+        )
     };
     let ingest = app.ingest().ok_or_else(off)?;
     if !ingest.catalog().streams.contains_key(&stream) {
-        let known = ingest.catalog().streams.keys().cloned().collect::<Vec<_>>().join(", ");
+        let known = ingest
+            .catalog()
+            .streams
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
         let message = format!("there is no stream `{stream}`; there are: {known}");
-        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_stream", message, ""));
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "no_stream",
+            message,
+            "",
+        ));
     }
     body::check_type(&headers)?;
     let coding = Coding::of(&headers)?;
     let key = idempotency_key(&headers)?;
     let limit = app.0.parts.body_bytes;
     let activity = activity.map(|Extension(activity)| activity);
-    let Received { bytes: wire, mut room } = receive(&app, activity, &headers, body, limit).await?;
+    let Received {
+        bytes: wire,
+        mut room,
+    } = receive(&app, activity, &headers, body, limit).await?;
     if coding != Coding::Identity {
         // Packed, it may be as large as the limit.
         room.grow_to(limit).await?;
     }
-    let request = Request { stream, unwrap, key, coding, wire };
+    let request = Request {
+        stream,
+        unwrap,
+        key,
+        coding,
+        wire,
+    };
     // The task goes on where this future is dropped with its connection.
     let task = tokio::spawn(async move {
         let _room: Room = room;
@@ -75,23 +101,34 @@ pub async fn post_events(
     match task.await.unwrap_or_else(|e| Outcome::Refused(failed(&e))) {
         Outcome::Stored(answer) => Ok(Json(shown(&answer))),
         Outcome::Refused(error) => Err(error),
-        // Behind the log's writer only a 200 or a broken connection is true: the process ends, and the connection with it.
+        // Behind the log's writer only a 200 or a broken connection is true: the process ends, and
+        // the connection with it.
         Outcome::Unknown => std::future::pending().await,
     }
 }
 
 fn shown(answer: &Answer) -> Value {
-    let rejected: Vec<Value> =
-        answer.rejected.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
+    let rejected: Vec<Value> = answer
+        .rejected
+        .iter()
+        .map(|(index, reason)| json!({"index": index, "reason": reason}))
+        .collect();
     json!({"accepted": answer.accepted, "rejected_total": answer.rejected_total, "rejected": rejected})
 }
 
 fn failed(error: &tokio::task::JoinError) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", error.to_string(), "see the log")
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "failed",
+        error.to_string(),
+        "see the log",
+    )
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(key) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     let key = key.to_str().unwrap_or_default();
     if key.is_empty() || key.len() > KEY_BYTES {
         return Err(ApiError::bad_request(
@@ -113,21 +150,38 @@ struct Request {
 
 impl Request {
     async fn store(self, app: &App, ingest: &Ingest) -> Outcome {
-        let Self { stream, unwrap, key, coding, wire } = self;
+        let Self {
+            stream,
+            unwrap,
+            key,
+            coding,
+            wire,
+        } = self;
         let limit = app.0.parts.body_bytes;
         let unpack = move || {
             let body = body::unpack(coding, wire, limit)?;
             let hash = hash(&body, unwrap.as_deref());
             Ok((body, unwrap, hash))
         };
-        let (body, unwrap, hash) = match spawn_blocking(unpack).await.unwrap_or_else(|e| Err(failed(&e))) {
+        let (body, unwrap, hash) = match spawn_blocking(unpack)
+            .await
+            .unwrap_or_else(|e| Err(failed(&e)))
+        {
             Ok(unpacked) => unpacked,
             Err(error) => return Outcome::Refused(error),
         };
-        let Some(key) = key else { return store(app, ingest, stream, body, unwrap, None).await };
-        let scoped = RequestKey { stream: stream.clone(), key: key.clone() };
+        let Some(key) = key else {
+            return store(app, ingest, stream, body, unwrap, None).await;
+        };
+        let scoped = RequestKey {
+            stream: stream.clone(),
+            key: key.clone(),
+        };
         let first = || store(app, ingest, stream, body, unwrap, Some((hash, key)));
-        app.0.in_flight.once(&scoped, &hash, || ingest.key_state(&scoped, &hash), first).await
+        app.0
+            .in_flight
+            .once(&scoped, &hash, || ingest.key_state(&scoped, &hash), first)
+            .await
     }
 }
 
@@ -157,7 +211,12 @@ async fn store(
     let (app, ingest) = (app.clone(), ingest.clone());
     let stored = spawn_blocking(move || {
         let parts = &app.0.parts;
-        let Split { records, cut } = match body::split(&body, unwrap.as_deref(), parts.record_bytes, parts.cut_bytes) {
+        let Split { records, cut } = match body::split(
+            &body,
+            unwrap.as_deref(),
+            parts.record_bytes,
+            parts.cut_bytes,
+        ) {
             Ok(split) => split,
             Err(error) => return Outcome::Refused(error),
         };
@@ -172,13 +231,22 @@ async fn store(
             records,
             first_position: 0,
             previous_position: 0,
-            about: About { idempotency, cut, ..About::default() },
+            about: About {
+                idempotency,
+                cut,
+                ..About::default()
+            },
         };
-        match ingest.submit(submission, false).and_then(|receipt| receipt.wait()) {
+        match ingest
+            .submit(submission, false)
+            .and_then(|receipt| receipt.wait())
+        {
             Ok(accepted) => Outcome::Stored(accepted.answer()),
             Err(IngestError::Unknown) => Outcome::Unknown,
             Err(error) => Outcome::Refused(error.into()),
         }
     });
-    stored.await.unwrap_or_else(|e| Outcome::Refused(failed(&e)))
+    stored
+        .await
+        .unwrap_or_else(|e| Outcome::Refused(failed(&e)))
 }

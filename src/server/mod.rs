@@ -1,4 +1,5 @@
-//! HTTP: records in, questions answered, the process watched. Loopback unless tokens and TLS are configured.
+//! HTTP: records in, questions answered, the process watched. Loopback unless tokens and TLS are
+//! configured.
 
 mod body;
 mod connections;
@@ -70,7 +71,8 @@ pub struct Parts {
     pub backups: Option<PathBuf>,
     /// Who knows it may read the data folder, and so may have a backup anywhere.
     pub folder_key: String,
-    /// Set, the process starts anew without giving up its port: what was rebuilt takes its place then.
+    /// Set, the process starts anew without giving up its port: what was rebuilt takes its place
+    /// then.
     pub restart: Arc<AtomicBool>,
     pub body_bytes: usize,
     /// Bytes of all bodies being taken in together.
@@ -113,7 +115,8 @@ pub(crate) struct Inner {
 impl App {
     fn new(parts: Parts, stop: CancellationToken) -> Self {
         let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
-        let (ingest, in_flight, queries) = (Mutex::default(), InFlight::default(), Mutex::default());
+        let (ingest, in_flight, queries) =
+            (Mutex::default(), InFlight::default(), Mutex::default());
         let retries = Arc::default();
         let (waiting_retries, backing_up) = (Arc::new(Semaphore::new(RETRIES)), Semaphore::new(1));
         let live = Arc::new(Semaphore::new(parts.connections.div_ceil(2)));
@@ -135,11 +138,18 @@ impl App {
     }
 
     fn queries(&self) -> MutexGuard<'_, HashMap<String, (Asker, CancellationToken)>> {
-        self.0.queries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .queries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ingest(&self) -> Option<Ingest> {
-        self.0.ingest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .ingest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -181,7 +191,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 fn router(app: App) -> Router {
     let (router, document) = api().split_for_parts();
-    let docs = SwaggerUi::new("/docs").config(SwaggerConfig::new(["/openapi.json"]).validator_url("none"));
+    let docs =
+        SwaggerUi::new("/docs").config(SwaggerConfig::new(["/openapi.json"]).validator_url("none"));
     let document = Bytes::from(document.to_json().expect("a document of texts"));
     let described = || async move { ([(header::CONTENT_TYPE, "application/json")], document) };
     router
@@ -215,8 +226,14 @@ impl Server {
         let serving = handle.clone();
         macro_rules! serve {
             ($acceptor:expr) => {{
-                let acceptor = Limit { inner: $acceptor, connections, first_byte: HEAD_TIME };
-                let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(serving);
+                let acceptor = Limit {
+                    inner: $acceptor,
+                    connections,
+                    first_byte: HEAD_TIME,
+                };
+                let mut server = axum_server::from_tcp(listener)?
+                    .acceptor(acceptor)
+                    .handle(serving);
                 server
                     .http_builder()
                     .http1()
@@ -240,7 +257,12 @@ impl Server {
 
     /// Takes records in from now on.
     pub fn open_intake(&self, ingest: Ingest) {
-        *self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner) = Some(ingest);
+        *self
+            .app
+            .0
+            .ingest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(ingest);
     }
 
     /// Whether nobody is answered any more, which only a fault does before [`Server::stop`].
@@ -248,13 +270,18 @@ impl Server {
         self.task.is_finished()
     }
 
-    /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping it. An error is why it had ended
-    /// before.
+    /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping
+    /// it. An error is why it had ended before.
     pub async fn stop(self) -> Result<(), String> {
         self.app.0.stop.cancel();
         self.handle.graceful_shutdown(Some(GRACE));
         let ended = self.task.await;
-        self.app.0.ingest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.app
+            .0
+            .ingest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match ended {
             Ok(served) => served.map_err(|e| format!("the HTTP server ended: {e}")),
             Err(lost) => Err(format!("the HTTP server ended: {lost}")),

@@ -1,5 +1,6 @@
-//! Bodies as they come in: within a time and a size. Each takes its room as it comes, so that one that is only announced holds
-//! nothing; where there is none left, the body that has been waited for longest gives its own.
+//! Bodies as they come in: within a time and a size. Each takes its room as it comes, so that one
+//! that is only announced holds nothing; where there is none left, the body that has been waited
+//! for longest gives its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,15 +32,24 @@ pub struct Room {
 
 impl Room {
     fn new(app: &App) -> Self {
-        Self { app: app.clone(), permit: None }
+        Self {
+            app: app.clone(),
+            permit: None,
+        }
     }
 
     /// Takes room for a body of so many bytes altogether.
     pub async fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         let inner = &self.app.0;
-        let own = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let own = self
+            .permit
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
         let wanted = (bytes.min(inner.parts.bodies_bytes) >> 10).max(1);
-        let Some(more) = wanted.checked_sub(own).and_then(|more| u32::try_from(more).ok()).filter(|more| *more > 0)
+        let Some(more) = wanted
+            .checked_sub(own)
+            .and_then(|more| u32::try_from(more).ok())
+            .filter(|more| *more > 0)
         else {
             return Ok(());
         };
@@ -47,11 +57,16 @@ impl Room {
             Ok(permit) => Some(permit),
             Err(_) if inner.connections.give_up_a_body() => {
                 let freed = inner.bodies.clone().acquire_many_owned(more);
-                tokio::time::timeout(ROOM_TIME, freed).await.ok().and_then(Result::ok)
+                tokio::time::timeout(ROOM_TIME, freed)
+                    .await
+                    .ok()
+                    .and_then(Result::ok)
             }
             Err(_) => None,
         };
-        let got = got.ok_or(IngestError::Full { limit: inner.parts.bodies_bytes })?;
+        let got = got.ok_or(IngestError::Full {
+            limit: inner.parts.bodies_bytes,
+        })?;
         match &mut self.permit {
             Some(permit) => permit.merge(got),
             None => self.permit = Some(got),
@@ -74,7 +89,9 @@ pub async fn receive(
     body: Body,
     limit: usize,
 ) -> Result<Received, ApiError> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > limit as u64) {
         return Err(too_large(limit));
     }
@@ -90,17 +107,27 @@ pub async fn receive(
     let read = async {
         let (mut stream, mut out) = (body.into_data_stream(), bytes::BytesMut::new());
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| ApiError::bad_request(format!("the body broke off: {e}"), ""))?;
+            let chunk =
+                chunk.map_err(|e| ApiError::bad_request(format!("the body broke off: {e}"), ""))?;
             if out.len() + chunk.len() > limit {
                 return Err(too_large(limit));
             }
-            activity.iter().for_each(|activity| activity.progress(chunk.len()));
+            activity
+                .iter()
+                .for_each(|activity| activity.progress(chunk.len()));
             room.grow_to(out.len() + chunk.len()).await?;
             out.extend_from_slice(&chunk);
         }
         Ok(out.freeze())
     };
-    let slow = |why: &str| ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow_body", why, "send it again, at once");
+    let slow = |why: &str| {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow_body",
+            why,
+            "send it again, at once",
+        )
+    };
     let bytes = tokio::select! {
         read = read => read?,
         () = tokio::time::sleep(BODY_TIME) => return Err(slow("the body took longer than 30 s")),

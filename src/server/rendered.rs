@@ -1,5 +1,5 @@
-//! Responses that do not depend on the client. They are rendered at most once in an interval, so that pipelined requests do not keep
-//! the server's worker threads busy.
+//! Responses that do not depend on the client. They are rendered at most once in an interval, so
+//! that pipelined requests do not keep the server's worker threads busy.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,10 +14,14 @@ pub struct Rendered {
 
 impl Rendered {
     pub fn new(max_age: Duration) -> Self {
-        Self { max_age, last: Mutex::default() }
+        Self {
+            max_age,
+            last: Mutex::default(),
+        }
     }
 
-    /// The last text, or a new one where that is too old at `now`. Concurrent callers wait for one rendering and share it.
+    /// The last text, or a new one where that is too old at `now`. Concurrent callers wait for one
+    /// rendering and share it.
     pub fn get(&self, now: Instant, render: impl FnOnce() -> String) -> Bytes {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {

@@ -37,19 +37,29 @@ const READ_BYTES: usize = 64 << 10;
 
 /// An answer that is known whole, sent as far as its client reads it.
 pub fn answered(kind: &'static str, whole: Whole) -> Response {
-    let headers =
-        [(header::CONTENT_TYPE, HeaderValue::from_static(kind)), (header::CONTENT_LENGTH, whole.len().into())];
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (header::CONTENT_LENGTH, whole.len().into()),
+    ];
     body_of(whole).map_or_else(
         |error| {
             let message = format!("the answer cannot be read: {error}");
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message, "see the log").into_response()
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "failed",
+                message,
+                "see the log",
+            )
+            .into_response()
         },
         |body| (headers, body).into_response(),
     )
 }
 
 fn body_of(mut whole: Whole) -> std::io::Result<Body> {
-    let Some(file) = whole.take_file() else { return Ok(Body::from(whole.into_bytes()?)) };
+    let Some(file) = whole.take_file() else {
+        return Ok(Body::from(whole.into_bytes()?));
+    };
     let parts = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
     Ok(Body::from_stream(FileAnswer(Some((parts, whole)))))
 }
@@ -61,15 +71,18 @@ impl Stream for FileAnswer {
     type Item = std::io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.as_mut().map_or(Poll::Ready(None), |(parts, _)| Pin::new(parts).poll_next(context))
+        self.0.as_mut().map_or(Poll::Ready(None), |(parts, _)| {
+            Pin::new(parts).poll_next(context)
+        })
     }
 }
 
 impl Drop for FileAnswer {
-    /// A file without a name is deleted when it is closed. Where it is large this takes milliseconds, too long for one of the server's
-    /// worker threads.
+    /// A file without a name is deleted when it is closed. Where it is large this takes
+    /// milliseconds, too long for one of the server's worker threads.
     fn drop(&mut self) {
-        if let (Some(answer), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(answer), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current())
+        {
             runtime.spawn_blocking(move || drop(answer));
         }
     }
@@ -147,11 +160,19 @@ pub async fn sql(
     Extension(client): Extension<Client>,
     Small(body): Small,
 ) -> Result<Response, ApiError> {
-    let request: SqlRequest = serde_json::from_slice(&body)
-        .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"sql\": \"select …\", \"format\": \"json\"}"))?;
+    let request: SqlRequest = serde_json::from_slice(&body).map_err(|e| {
+        ApiError::bad_request(
+            e.to_string(),
+            "send {\"sql\": \"select …\", \"format\": \"json\"}",
+        )
+    })?;
     let format = Format::parse(&request.format)?;
     let conflict = |message: String| ApiError::new(StatusCode::CONFLICT, "conflict", message, "");
-    if request.id.as_ref().is_some_and(|id| id.is_empty() || id.len() > QUERY_ID_BYTES) {
+    if request
+        .id
+        .as_ref()
+        .is_some_and(|id| id.is_empty() || id.len() > QUERY_ID_BYTES)
+    {
         return Err(ApiError::bad_request(
             format!("a query's id has 1 to {QUERY_ID_BYTES} bytes"),
             "choose a shorter one",
@@ -159,7 +180,8 @@ pub async fn sql(
     }
     let running = match &request.id {
         Some(id) => Some(
-            RunningQuery::new(&app, id, client.asker).ok_or_else(|| conflict(format!("a query `{id}` is running")))?,
+            RunningQuery::new(&app, id, client.asker)
+                .ok_or_else(|| conflict(format!("a query `{id}` is running")))?,
         ),
         None => None,
     };
@@ -192,7 +214,11 @@ impl RunningQuery {
             Entry::Occupied(_) => return None,
             Entry::Vacant(free) => free.insert((asker, end.clone())),
         };
-        Some(Self { app: app.clone(), id: id.to_owned(), end })
+        Some(Self {
+            app: app.clone(),
+            id: id.to_owned(),
+            end,
+        })
     }
 }
 
@@ -210,7 +236,8 @@ pub async fn end_sql(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     // A read-only token does not see queries of other tokens.
-    let is_own = |(asker, _): &&(Asker, CancellationToken)| client.may_write || *asker == client.asker;
+    let is_own =
+        |(asker, _): &&(Asker, CancellationToken)| client.may_write || *asker == client.asker;
     let Some((_, end)) = app.queries().get(&id).filter(is_own).cloned() else {
         let message = format!("no query `{id}` is running");
         return Err(ApiError::new(
@@ -230,39 +257,68 @@ pub struct BackupRequest {
     to: String,
 }
 
-/// Copies the data folder while everything goes on, into a new folder below `[server] backups`; answers when the copy is whole.
+/// Copies the data folder while everything goes on, into a new folder below `[server] backups`;
+/// answers when the copy is whole.
 #[utoipa::path(post, path = "/api/v1/backup", request_body = BackupRequest,
     responses((status = 200, description = "{to, files, bytes, lsn}"), (status = 400),
         (status = 403, description = "the configuration names no folder for backups"),
         (status = 409, description = "a backup is running"), (status = 500)))]
-pub async fn backup(State(app): State<App>, headers: HeaderMap, Small(body): Small) -> Result<Json<Value>, ApiError> {
+pub async fn backup(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Small(body): Small,
+) -> Result<Json<Value>, ApiError> {
     let parts = &app.0.parts;
-    let key = headers.get(FOLDER_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    let key = headers
+        .get(FOLDER_KEY)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
     let is_own = bool::from(key.ct_eq(parts.folder_key.as_bytes()));
     let below = parts.backups.clone().filter(|_| !is_own);
     if below.is_none() && !is_own {
-        let message = "the configuration names no folder for backups over HTTP (`[server] backups`)";
+        let message =
+            "the configuration names no folder for backups over HTTP (`[server] backups`)";
         let hint = "name one, or run `weir backup` on the server's machine";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "no_backups", message, hint));
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "no_backups",
+            message,
+            hint,
+        ));
     }
     let Ok(_only) = app.0.backing_up.try_acquire() else {
         let message = "a backup is running";
-        return Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, "try again when it has ended"));
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "conflict",
+            message,
+            "try again when it has ended",
+        ));
     };
-    let request: BackupRequest = serde_json::from_slice(&body)
-        .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"to\": \"/an/absolute/path\"}"))?;
-    let failed = |e: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e, "see the log");
+    let request: BackupRequest = serde_json::from_slice(&body).map_err(|e| {
+        ApiError::bad_request(e.to_string(), "send {\"to\": \"/an/absolute/path\"}")
+    })?;
+    let failed = |e: String| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "failed",
+            e,
+            "see the log",
+        )
+    };
     let backup = app.0.parts.backup.clone();
     let copied = tokio::task::spawn_blocking(move || match below {
         Some(folder) => backup.run_below(&folder, FilePath::new(&request.to)),
         None => backup.run(FilePath::new(&request.to)),
     });
     let copied = copied.await;
-    let summary = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| match e {
-        RuntimeError::Config(message) => ApiError::bad_request(message, ""),
-        RuntimeError::NotTaken(error) => error.into(),
-        other => failed(other.to_string()),
-    })?;
+    let summary = copied
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| match e {
+            RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+            RuntimeError::NotTaken(error) => error.into(),
+            other => failed(other.to_string()),
+        })?;
     Ok(Json(json!(summary)))
 }
 
@@ -270,27 +326,59 @@ pub async fn backup(State(app): State<App>, headers: HeaderMap, Small(body): Sma
 #[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryQuestion,
     responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 429), (status = 503)))]
 pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Value>, ApiError> {
-    let body = if body.is_empty() { &b"{}"[..] } else { &body[..] };
-    let question: RetryQuestion = serde_json::from_slice(body)
-        .map_err(|e| ApiError::bad_request(e.to_string(), "send {\"reason\": …, \"since\": …, \"limit\": …}"))?;
+    let body = if body.is_empty() {
+        &b"{}"[..]
+    } else {
+        &body[..]
+    };
+    let question: RetryQuestion = serde_json::from_slice(body).map_err(|e| {
+        ApiError::bad_request(
+            e.to_string(),
+            "send {\"reason\": …, \"since\": …, \"limit\": …}",
+        )
+    })?;
     let ingest = app.ingest().ok_or_else(|| {
         let message = "no records are taken in at present: weir is starting, stopping, or set so";
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_taking", message, "try again in a moment")
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_taking",
+            message,
+            "try again in a moment",
+        )
     })?;
     let Ok(_waiting) = app.0.waiting_retries.clone().try_acquire_owned() else {
         let message = format!("{RETRIES} retries wait already");
-        return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again when they have ended"));
+        return Err(ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "busy",
+            message,
+            "try again when they have ended",
+        ));
     };
     let answers = app.0.parts.answers.clone();
     let turn = app.0.retries.clone();
-    let retry = Retry { clock: answers.clock.clone(), answers, ingest, turn };
+    let retry = Retry {
+        clock: answers.clock.clone(),
+        answers,
+        ingest,
+        turn,
+    };
     let runtime = tokio::runtime::Handle::current();
     let done = tokio::task::spawn_blocking(move || runtime.block_on(retry.run(&question))).await;
-    let failed = |e: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", e, "see the log");
-    let done = done.map_err(|e| failed(e.to_string()))?.map_err(|e| match e {
-        RuntimeError::Config(message) => ApiError::bad_request(message, ""),
-        other => failed(other.to_string()),
-    })?;
+    let failed = |e: String| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "failed",
+            e,
+            "see the log",
+        )
+    };
+    let done = done
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| match e {
+            RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+            other => failed(other.to_string()),
+        })?;
     Ok(Json(json!(done)))
 }
 
@@ -300,18 +388,33 @@ pub struct RebuildRequest {
     configuration: String,
 }
 
-/// Lets views that `weir rebuild` made take the place of the old ones: the server pauses for a moment.
+/// Lets views that `weir rebuild` made take the place of the old ones: the server pauses for a
+/// moment.
 #[utoipa::path(post, path = "/api/v1/rebuild", request_body = RebuildRequest,
     responses((status = 202, description = "{pausing}"), (status = 400), (status = 409, description = "another configuration is in force")))]
-pub async fn take_rebuilt(State(app): State<App>, Small(body): Small) -> Result<Response, ApiError> {
+pub async fn take_rebuilt(
+    State(app): State<App>,
+    Small(body): Small,
+) -> Result<Response, ApiError> {
     let request: RebuildRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "this is for `weir rebuild`"))?;
     if request.configuration != app.0.parts.answers.handles.catalog.id.to_string() {
         let message = "what was rebuilt is of another configuration than the server's; it takes its place when the server is started with that one";
-        return Err(ApiError::new(StatusCode::CONFLICT, "conflict", message, "stop the server and start it again"));
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "conflict",
+            message,
+            "stop the server and start it again",
+        ));
     }
-    if !rebuild::is_waiting(&app.0.parts.backup.folder, app.0.parts.answers.handles.catalog.id) {
-        return Err(ApiError::bad_request("nothing waits to take its place", "`weir rebuild` makes what does"));
+    if !rebuild::is_waiting(
+        &app.0.parts.backup.folder,
+        app.0.parts.answers.handles.catalog.id,
+    ) {
+        return Err(ApiError::bad_request(
+            "nothing waits to take its place",
+            "`weir rebuild` makes what does",
+        ));
     }
     app.0.parts.restart.store(true, Ordering::Release);
     Ok((StatusCode::ACCEPTED, Json(json!({"pausing": true}))).into_response())
@@ -329,13 +432,21 @@ pub async fn readyz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     match (app.0.parts.readiness)() {
         Ok(waiting) if waiting.is_empty() => Ok(Json(json!({"status": "ready"}))),
         Ok(waiting) => Ok(Json(json!({"status": "ready", "waiting": waiting}))),
-        Err(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why, "see the log")),
+        Err(why) => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_ready",
+            why,
+            "see the log",
+        )),
     }
 }
 
 /// Prometheus metrics.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let text = app.0.metrics.get(Instant::now(), || app.0.parts.metrics.render());
+    let text = app
+        .0
+        .metrics
+        .get(Instant::now(), || app.0.parts.metrics.render());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

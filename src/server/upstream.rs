@@ -1,5 +1,5 @@
-//! A server that speaks the protocol of the old stream: a websocket and chunked HTTP at one path, one record per message, with
-//! `since_mtime` and `since_count` over HTTP.
+//! A server that speaks the protocol of the old stream: a websocket and chunked HTTP at one path,
+//! one record per message, with `since_mtime` and `since_count` over HTTP.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -33,7 +33,10 @@ pub struct Upstream {
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self { sender: broadcast::channel(BEHIND).0, kept: Arc::default() }
+        Self {
+            sender: broadcast::channel(BEHIND).0,
+            kept: Arc::default(),
+        }
     }
 }
 
@@ -63,7 +66,11 @@ impl Upstream {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let number = |name: &str| params.get(name).and_then(|v| v.parse::<i64>().ok());
         match (number("since_mtime"), number("since_count")) {
-            (Some(since), _) => kept.iter().filter(|(mtime, _)| *mtime > since).cloned().collect(),
+            (Some(since), _) => kept
+                .iter()
+                .filter(|(mtime, _)| *mtime > since)
+                .cloned()
+                .collect(),
             (None, Some(count)) => {
                 let count = usize::try_from(count).unwrap_or(0).min(kept.len());
                 kept.iter().skip(kept.len() - count).cloned().collect()
@@ -112,5 +119,9 @@ async fn records(
         line.push(b'\n');
         Ok::<_, std::io::Error>(Bytes::from(line))
     });
-    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], Body::from_stream(lines)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json; charset=utf-8")],
+        Body::from_stream(lines),
+    )
+        .into_response()
 }

@@ -1,10 +1,10 @@
-//! A file or stream as stored → its plain content, in bounded memory. The first bytes decide, never the name: gzip (several
-//! members), zstd (several frames), bzip2 (several streams), anything else is plain; formats that are known and not read are
-//! refused by name.
+//! A file or stream as stored → its plain content, in bounded memory. The first bytes decide, never
+//! the name: gzip (several members), zstd (several frames), bzip2 (several streams), anything else
+//! is plain; formats that are known and not read are refused by name.
 //!
-//! Everything before a bad place is delivered first. Where data ends too early, it may still be written: the error says
-//! [`ContentError::Truncated`], and reading again goes on with what has been added. Zeros and garbage after a complete member
-//! are passed over, as `gzip -d` does.
+//! Everything before a bad place is delivered first. Where data ends too early, it may still be
+//! written: the error says [`ContentError::Truncated`], and reading again goes on with what has
+//! been added. Zeros and garbage after a complete member are passed over, as `gzip -d` does.
 
 mod decoders;
 
@@ -54,7 +54,11 @@ pub struct Refused {
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "this is {}, which is not supported; {}", self.name, self.advice)
+        write!(
+            f,
+            "this is {}, which is not supported; {}",
+            self.name, self.advice
+        )
     }
 }
 
@@ -62,10 +66,16 @@ impl std::fmt::Display for Refused {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ContentError {
     /// It may still be written; reading again goes on once there is more.
-    #[error("the {compression} data ends too early, after {at} bytes: it is incomplete or still being written")]
+    #[error(
+        "the {compression} data ends too early, after {at} bytes: it is incomplete or still being written"
+    )]
     Truncated { compression: Compression, at: u64 },
     #[error("the {compression} data is damaged at byte {at}: {reason}")]
-    Damaged { compression: Compression, at: u64, reason: String },
+    Damaged {
+        compression: Compression,
+        at: u64,
+        reason: String,
+    },
     #[error("{0}")]
     Refused(Refused),
 }
@@ -128,11 +138,19 @@ fn begins(compression: Compression, head: &[u8]) -> Begins {
         Compression::Gzip => compare(0, &[0x1f, 0x8b, 8]),
         Compression::Zstd => match compare(0, &[0x28, 0xb5, 0x2f, 0xfd]) {
             // A skippable frame has one of sixteen magic numbers.
-            Begins::No if head.first().is_some_and(|b| b & 0xf0 == 0x50) => compare(1, &[0x2a, 0x4d, 0x18]),
+            Begins::No if head.first().is_some_and(|b| b & 0xf0 == 0x50) => {
+                compare(1, &[0x2a, 0x4d, 0x18])
+            }
             begins => begins,
         },
         Compression::Bzip2 => match compare(0, b"BZh") {
-            Begins::Yes if head.get(3).is_some_and(|level| !(b'1'..=b'9').contains(level)) => Begins::No,
+            Begins::Yes
+                if head
+                    .get(3)
+                    .is_some_and(|level| !(b'1'..=b'9').contains(level)) =>
+            {
+                Begins::No
+            }
             Begins::Yes => match compare(4, &BZIP2_BLOCK) {
                 Begins::No => compare(4, &BZIP2_END),
                 begins => begins,
@@ -165,8 +183,16 @@ fn refused(head: &[u8]) -> Option<Refused> {
         (b"ORC", "an ORC file", CONVERT),
         (b"ARROW1", "an Arrow file", CONVERT),
         (b"SQLite format 3\x00", "an SQLite database", CONVERT),
-        (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it to UTF-8, for example with `iconv -f UTF-32 -t UTF-8`"),
-        (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it to UTF-8, for example with `iconv -f UTF-32 -t UTF-8`"),
+        (
+            b"\xff\xfe\x00\x00",
+            "UTF-32 text",
+            "convert it to UTF-8, for example with `iconv -f UTF-32 -t UTF-8`",
+        ),
+        (
+            b"\x00\x00\xfe\xff",
+            "UTF-32 text",
+            "convert it to UTF-8, for example with `iconv -f UTF-32 -t UTF-8`",
+        ),
         (b"\xff\xfe", "UTF-16 text", UTF8),
         (b"\xfe\xff", "UTF-16 text", UTF8),
     ];
@@ -174,9 +200,13 @@ fn refused(head: &[u8]) -> Option<Refused> {
         return Some(Refused { name, advice });
     }
     if head.get(257..).is_some_and(|at| at.starts_with(b"ustar")) {
-        return Some(Refused { name: "a tar archive", advice: "unpack it" });
+        return Some(Refused {
+            name: "a tar archive",
+            advice: "unpack it",
+        });
     }
-    // JSON without a byte order mark begins with two ASCII characters: in UTF-16, every other byte is zero.
+    // JSON without a byte order mark begins with two ASCII characters: in UTF-16, every other byte
+    // is zero.
     match *head {
         [a, 0, b, 0, ..] if a.is_ascii() && b.is_ascii() && a != 0 && b != 0 => Some(Refused {
             name: "UTF-16LE text",
@@ -222,7 +252,8 @@ pub struct PlainReader<R> {
 }
 
 impl<R: Read> PlainReader<R> {
-    /// Reads the first bytes of `input`; an error is a [`ContentError`] where they are refused or too few.
+    /// Reads the first bytes of `input`; an error is a [`ContentError`] where they are refused or
+    /// too few.
     pub fn new(input: R) -> io::Result<Self> {
         let mut reader = Self {
             input,
@@ -237,7 +268,8 @@ impl<R: Read> PlainReader<R> {
             members: 0,
             garbage: None,
         };
-        while (reader.stored.len() < MAGIC || matches!(recognise(&reader.stored), Content::Undecided(_)))
+        while (reader.stored.len() < MAGIC
+            || matches!(recognise(&reader.stored), Content::Undecided(_)))
             && reader.refill()? > 0
         {}
         match recognise(&reader.stored) {
@@ -248,7 +280,11 @@ impl<R: Read> PlainReader<R> {
             }
             Content::Refused(refused) => return Err(ContentError::Refused(refused).into()),
             Content::Undecided(compression) => {
-                return Err(ContentError::Truncated { compression, at: reader.stored_end }.into());
+                return Err(ContentError::Truncated {
+                    compression,
+                    at: reader.stored_end,
+                }
+                .into());
             }
         }
         Ok(reader)
@@ -259,14 +295,19 @@ impl<R: Read> PlainReader<R> {
         self.compression
     }
 
-    /// The offset in the input of bytes after the last member that belong to none and were passed over.
+    /// The offset in the input of bytes after the last member that belong to none and were passed
+    /// over.
     pub fn garbage(&self) -> Option<u64> {
         self.garbage
     }
 
     /// Content that can be given without reading.
     pub fn at_hand(&self) -> &[u8] {
-        if matches!(self.state, State::Plain) { self.waiting() } else { &self.plain[self.given..] }
+        if matches!(self.state, State::Plain) {
+            self.waiting()
+        } else {
+            &self.plain[self.given..]
+        }
     }
 
     /// Passes over content; the number of bytes is smaller where it ends before.
@@ -326,7 +367,11 @@ impl<R: Read> PlainReader<R> {
                     if self.waiting().is_empty() {
                         return Ok(false);
                     }
-                    return Err(ContentError::Truncated { compression, at: self.stored_end }.into());
+                    return Err(ContentError::Truncated {
+                        compression,
+                        at: self.stored_end,
+                    }
+                    .into());
                 }
             }
         }
@@ -334,7 +379,9 @@ impl<R: Read> PlainReader<R> {
 
     /// Decodes until there is something to give; nothing at the end.
     fn decode(&mut self) -> io::Result<()> {
-        let Some(compression) = self.compression else { return Ok(()) };
+        let Some(compression) = self.compression else {
+            return Ok(());
+        };
         (self.given, self.plain) = (0, std::mem::take(&mut self.plain));
         self.plain.clear();
         while self.plain.is_empty() {
@@ -348,16 +395,28 @@ impl<R: Read> PlainReader<R> {
                 }
                 State::Member(decoder) => {
                     self.plain.resize(BUFFER, 0);
-                    let Step { consumed, produced, outcome } = decoder.step(&self.stored[self.used..], &mut self.plain);
+                    let Step {
+                        consumed,
+                        produced,
+                        outcome,
+                    } = decoder.step(&self.stored[self.used..], &mut self.plain);
                     self.plain.truncate(produced);
                     self.used += consumed;
                     match outcome {
                         Err(reason) => {
-                            self.state = State::Failed(ContentError::Damaged { compression, at: self.at(), reason });
+                            self.state = State::Failed(ContentError::Damaged {
+                                compression,
+                                at: self.at(),
+                                reason,
+                            });
                         }
                         Ok(true) => self.state = State::Between,
                         Ok(false) if consumed == 0 && produced == 0 && self.refill()? == 0 => {
-                            return Err(ContentError::Truncated { compression, at: self.stored_end }.into());
+                            return Err(ContentError::Truncated {
+                                compression,
+                                at: self.stored_end,
+                            }
+                            .into());
                         }
                         Ok(false) => {}
                     }

@@ -1,9 +1,11 @@
-//! A byte stream → records with their positions. A record is a line of NDJSON, each of several objects on a line, a value that spans
-//! lines, an element of an array, or an element of an array that is a member of an object (`unwrap`).
+//! A byte stream → records with their positions. A record is a line of NDJSON, each of several
+//! objects on a line, a value that spans lines, an element of an array, or an element of an array
+//! that is a member of an object (`unwrap`).
 //!
-//! Which of these it is, the content's first bytes decide alone, so that reading can go on behind any record. No record takes more
-//! memory than the limit. A damaged line is one record, and so is a damaged value up to the next line that may begin one. Among
-//! lines of NDJSON a value may span several, where the lines after its first begin no record.
+//! Which of these it is, the content's first bytes decide alone, so that reading can go on behind
+//! any record. No record takes more memory than the limit. A damaged line is one record, and so is
+//! a damaged value up to the next line that may begin one. Among lines of NDJSON a value may span
+//! several, where the lines after its first begin no record.
 //!
 //! NDJSON is the hot path: its lines are found by their newlines, without a look at the JSON.
 
@@ -48,8 +50,8 @@ impl Item {
     }
 }
 
-/// Reads records. After an error, or a record whose end was not seen, it is of no use: a new one goes on from the position of the
-/// last record that was whole.
+/// Reads records. After an error, or a record whose end was not seen, it is of no use: a new one
+/// goes on from the position of the last record that was whole.
 pub struct Reader<R> {
     input: Input<R>,
     /// None until enough was read to tell.
@@ -91,11 +93,16 @@ impl Line {
 }
 
 impl<R: BufRead> Reader<R> {
-    /// Reads from `position` of the content on, which is where `input` stands, and keeps at most `limit` bytes of a record. `head`
-    /// holds the content's first [`HEAD`] bytes, as far as there are any; at position 0 it is not needed. With `unwrap`, elements of
-    /// the array that is this member of a top-level object are the records.
+    /// Reads from `position` of the content on, which is where `input` stands, and keeps at most
+    /// `limit` bytes of a record. `head` holds the content's first [`HEAD`] bytes, as far as there
+    /// are any; at position 0 it is not needed. With `unwrap`, elements of the array that is this
+    /// member of a top-level object are the records.
     pub fn new(input: R, position: u64, head: &[u8], unwrap: Option<&str>, limit: usize) -> Self {
-        let layout = if position > 0 { detect(head, unwrap.is_some()).or(Some(Layout::Values)) } else { None };
+        let layout = if position > 0 {
+            detect(head, unwrap.is_some()).or(Some(Layout::Values))
+        } else {
+            None
+        };
         Self {
             input: Input::new(input, position, head),
             layout,
@@ -111,7 +118,10 @@ impl<R: BufRead> Reader<R> {
     /// Reads values, whatever `input` begins with, from its beginning.
     pub fn of_values(input: R, unwrap: Option<&str>) -> Self {
         let layout = Some(Layout::Values);
-        Self { layout, ..Self::new(input, 0, b"", unwrap, usize::MAX) }
+        Self {
+            layout,
+            ..Self::new(input, 0, b"", unwrap, usize::MAX)
+        }
     }
 
     /// The first names of members beside the one unwrapped, which are no part of any record.
@@ -119,7 +129,8 @@ impl<R: BufRead> Reader<R> {
         &self.dropped
     }
 
-    /// The next record; none at the end of the input. Blank lines, and zeros beside records, are passed over.
+    /// The next record; none at the end of the input. Blank lines, and zeros beside records, are
+    /// passed over.
     pub fn next_item(&mut self) -> io::Result<Option<Item>> {
         match self.layout()? {
             Layout::Lines => self.next_line(),
@@ -170,7 +181,13 @@ impl<R: BufRead> Reader<R> {
             self.input.consume(newline + 1);
             if length > 0 {
                 let (start, end) = (position + lead as u64, self.input.position());
-                return Ok(Some(Item { start, end, bytes, length, is_terminated: true }));
+                return Ok(Some(Item {
+                    start,
+                    end,
+                    bytes,
+                    length,
+                    is_terminated: true,
+                }));
             }
         }
     }
@@ -189,7 +206,9 @@ impl<R: BufRead> Reader<R> {
             }
             let content = &available[..available.len().min(room)];
             let newline = memchr::memchr(b'\n', content);
-            self.line.bytes.extend_from_slice(&content[..newline.unwrap_or(content.len())]);
+            self.line
+                .bytes
+                .extend_from_slice(&content[..newline.unwrap_or(content.len())]);
             let taken = newline.map_or(content.len(), |at| at + 1);
             self.line.ended = newline.map(|_| true);
             self.input.consume(taken);
@@ -206,7 +225,13 @@ impl<R: BufRead> Reader<R> {
                 let bytes = self.line.rest()[..end.min(self.limit)].to_vec();
                 let (start, length) = (self.line.start, end as u64);
                 self.line.pass(end);
-                return Ok(Some(Item { start, end: start + length, bytes, length, is_terminated: true }));
+                return Ok(Some(Item {
+                    start,
+                    end: start + length,
+                    bytes,
+                    length,
+                    is_terminated: true,
+                }));
             }
             if self.line.ended.is_some() || self.line.rest().len() > self.limit {
                 return self.last_of_line();
@@ -227,7 +252,11 @@ impl<R: BufRead> Reader<R> {
             let content = &available[..newline.unwrap_or(available.len())];
             is_padded = is_padded && content.iter().all(|b| is_padding(*b));
             length += content.len() as u64;
-            line.ended = if available.is_empty() { Some(false) } else { newline.map(|_| true) };
+            line.ended = if available.is_empty() {
+                Some(false)
+            } else {
+                newline.map(|_| true)
+            };
             let taken = content.len() + usize::from(newline.is_some());
             self.input.consume(taken);
         }
@@ -241,8 +270,15 @@ impl<R: BufRead> Reader<R> {
             return self.open_line(0).map(Some);
         }
         line.bytes.truncate(self.limit.min(length as usize));
-        let (start, end, is_terminated) = (line.start, self.input.position(), line.ended == Some(true));
-        Ok((length > 0).then_some(Item { start, end, bytes: line.bytes, length, is_terminated }))
+        let (start, end, is_terminated) =
+            (line.start, self.input.position(), line.ended == Some(true));
+        Ok((length > 0).then_some(Item {
+            start,
+            end,
+            bytes: line.bytes,
+            length,
+            is_terminated,
+        }))
     }
 }
 
@@ -254,16 +290,19 @@ impl<R: Read> Reader<PlainReader<R>> {
         let next = if ahead.is_empty() { at_hand } else { ahead };
         let line = &next[..memchr::memchr(b'\n', next).unwrap_or(0)];
         // The end of a value that spans lines may have to be waited for.
-        !self.line.rest().is_empty() || self.input.has(b'\n', at_hand) && !is_open(trim_end(&line[padding(line)..]))
+        !self.line.rest().is_empty()
+            || self.input.has(b'\n', at_hand) && !is_open(trim_end(&line[padding(line)..]))
     }
 }
 
-/// What may lie beside records: blanks, zeros of a file that was not written to its end, separators of JSON text sequences.
+/// What may lie beside records: blanks, zeros of a file that was not written to its end, separators
+/// of JSON text sequences.
 fn is_padding(byte: u8) -> bool {
     byte.is_ascii_whitespace() || matches!(byte, 0 | 0x1e)
 }
 
-/// The length of what may lie before a record; byte order marks too, of files that were put together.
+/// The length of what may lie before a record; byte order marks too, of files that were put
+/// together.
 pub(super) fn padding(bytes: &[u8]) -> usize {
     let mut at = 0;
     loop {
@@ -280,7 +319,8 @@ pub(super) fn trim_end(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len() - padding]
 }
 
-/// Whether a line may have an object behind another: one begins where one has ended. In strings this may mean nothing.
+/// Whether a line may have an object behind another: one begins where one has ended. In strings
+/// this may mean nothing.
 fn has_several(line: &[u8]) -> bool {
     let ends_before = |at: usize| trim_end(&line[..at]).last() == Some(&b'}');
     line.first() == Some(&b'{') && memchr::memchr_iter(b'{', line).any(ends_before)

@@ -1,5 +1,5 @@
-//! Messages → records. A message may be an object, several of them, an array of them, an object with an array of them, or a JSON
-//! string that holds one of these (encoded twice).
+//! Messages → records. A message may be an object, several of them, an array of them, an object
+//! with an array of them, or a JSON string that holds one of these (encoded twice).
 
 use serde::Deserializer;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
@@ -7,16 +7,20 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use super::lines::{Reader, first_of_several, padding, trim_end};
 use crate::threads::Pace;
 
-/// Gives each record of a message with its offset in it. With `unwrap`, the elements of the array that is this member of an object
-/// are its records. What is no such shape is one record, for the decoder to refuse with its reason.
+/// Gives each record of a message with its offset in it. With `unwrap`, the elements of the array
+/// that is this member of an object are its records. What is no such shape is one record, for the
+/// decoder to refuse with its reason.
 pub fn each_at(message: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
     let lead = padding(message);
     let text = trim_end(&message[lead..]);
     if text.first() == Some(&b'"')
         && let Ok(inner) = serde_json::from_slice::<String>(text)
-        && (inner.trim_start().starts_with('[') || unwrap.is_some() && inner.trim_start().starts_with('{'))
+        && (inner.trim_start().starts_with('[')
+            || unwrap.is_some() && inner.trim_start().starts_with('{'))
     {
-        return split_text(inner.trim().as_bytes(), unwrap, &mut |_, record| give(lead, record));
+        return split_text(inner.trim().as_bytes(), unwrap, &mut |_, record| {
+            give(lead, record);
+        });
     }
     split_text(text, unwrap, &mut |at, record| give(lead + at, record));
 }
@@ -24,7 +28,9 @@ pub fn each_at(message: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize,
 /// Whether a message has more records than these; looks no further than it must.
 pub fn has_more_than(message: &[u8], most: usize) -> bool {
     // Each record but the last has an end before it.
-    let ends = memchr::memchr2_iter(b',', b'}', message).take(most + 1).count();
+    let ends = memchr::memchr2_iter(b',', b'}', message)
+        .take(most + 1)
+        .count();
     if ends < most {
         return false;
     }
@@ -74,11 +80,15 @@ pub fn is_whole(line: &[u8]) -> bool {
     matches!(line.first(), Some(b'{' | b'[' | b'"')) && is_json(line)
 }
 
-/// Whether these bytes are one JSON value. An array, which may be a large body, lets other threads run now and then.
+/// Whether these bytes are one JSON value. An array, which may be a large body, lets other threads
+/// run now and then.
 pub fn is_json(bytes: &[u8]) -> bool {
     if bytes.starts_with(b"[") {
         let mut json = serde_json::Deserializer::from_slice(bytes);
-        return json.deserialize_seq(Elements).and_then(|()| json.end()).is_ok();
+        return json
+            .deserialize_seq(Elements)
+            .and_then(|()| json.end())
+            .is_ok();
     }
     serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
@@ -134,17 +144,28 @@ mod tests {
             &format!("{long},"),
         ] {
             let expected = serde_json::from_slice::<IgnoredAny>(text.as_bytes()).is_ok();
-            assert_eq!(is_json(text.as_bytes()), expected, "{}", &text[..text.len().min(40)]);
+            assert_eq!(
+                is_json(text.as_bytes()),
+                expected,
+                "{}",
+                &text[..text.len().min(40)]
+            );
         }
     }
 
     #[test]
     fn every_shape_gives_its_records() {
         let texts = |m: &str| {
-            records(m.as_bytes()).into_iter().map(|r| String::from_utf8(r).expect("text")).collect::<Vec<_>>()
+            records(m.as_bytes())
+                .into_iter()
+                .map(|r| String::from_utf8(r).expect("text"))
+                .collect::<Vec<_>>()
         };
         assert_eq!(texts(r#" {"a":1} "#), [r#"{"a":1}"#]);
-        assert_eq!(texts(r#"[{"a":1}, {"b":[2]}]"#), [r#"{"a":1}"#, r#"{"b":[2]}"#]);
+        assert_eq!(
+            texts(r#"[{"a":1}, {"b":[2]}]"#),
+            [r#"{"a":1}"#, r#"{"b":[2]}"#]
+        );
         assert_eq!(texts(r#""{\"a\":1}""#), [r#""{\"a\":1}""#]);
         assert_eq!(texts(r#""[{\"a\":1},{}]""#), [r#"{"a":1}"#, "{}"]);
         assert_eq!(texts("[{\"a\":"), ["[{\"a\":"]);
@@ -161,9 +182,18 @@ mod tests {
             out
         };
         let pair = |at: usize, text: &str| (at, text.to_owned());
-        assert_eq!(all("\u{feff} [1, {}]\n", None), [pair(5, "1"), pair(8, "{}")]);
-        assert_eq!(all("{}\0{\"a\":1}\0", None), [pair(0, "{}"), pair(3, "{\"a\":1}")]);
-        assert_eq!(all("{\"v\":1,\"r\":[{},2]}", Some("r")), [pair(12, "{}"), pair(15, "2")]);
+        assert_eq!(
+            all("\u{feff} [1, {}]\n", None),
+            [pair(5, "1"), pair(8, "{}")]
+        );
+        assert_eq!(
+            all("{}\0{\"a\":1}\0", None),
+            [pair(0, "{}"), pair(3, "{\"a\":1}")]
+        );
+        assert_eq!(
+            all("{\"v\":1,\"r\":[{},2]}", Some("r")),
+            [pair(12, "{}"), pair(15, "2")]
+        );
         assert_eq!(all("{\"v\":1}", Some("r")), [pair(0, "{\"v\":1}")]);
         assert_eq!(all(r#""{\"r\":[{}]}""#, Some("r")), [pair(0, "{}")]);
         assert_eq!(all("[{},", None), [pair(0, "[{},")]);
@@ -171,9 +201,12 @@ mod tests {
 
     #[test]
     fn too_many_records_are_noticed() {
-        for (message, records) in
-            [("[1,2,3]", 3), ("{}{}{}", 3), ("[{\"a\":[1,2,3],\"b\":{}}]", 1), ("{\"a\":[1,2,3,4]}", 1)]
-        {
+        for (message, records) in [
+            ("[1,2,3]", 3),
+            ("{}{}{}", 3),
+            ("[{\"a\":[1,2,3],\"b\":{}}]", 1),
+            ("{\"a\":[1,2,3,4]}", 1),
+        ] {
             assert!(!has_more_than(message.as_bytes(), records), "{message}");
             assert!(has_more_than(message.as_bytes(), records - 1), "{message}");
         }

@@ -1,5 +1,6 @@
-//! Where bytes enter. A *pull* source (file) waits for the views and can go on anywhere; a *push* source (websocket, HTTP)
-//! cannot wait. Each keeps the promise of the contract: exactly once, or what is missing lies in a gap.
+//! Where bytes enter. A *pull* source (file) waits for the views and can go on anywhere; a *push*
+//! source (websocket, HTTP) cannot wait. Each keeps the promise of the contract: exactly once, or
+//! what is missing lies in a gap.
 
 pub mod compression;
 pub mod file;
@@ -37,7 +38,12 @@ impl Stop {
     pub fn wait(&self, time: Duration) -> bool {
         let guard = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_asked() {
-            drop(self.0.2.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner));
+            drop(
+                self.0
+                    .2
+                    .wait_timeout(guard, time)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
         }
         self.is_asked()
     }
@@ -106,7 +112,11 @@ impl Context {
 
     /// Sets how the source is as a whole.
     pub fn set_state(&self, state: SourceState, reason: Option<String>) {
-        self.set_health(SourceHealth { state, reason, ..SourceHealth::default() });
+        self.set_health(SourceHealth {
+            state,
+            reason,
+            ..SourceHealth::default()
+        });
     }
 }
 
@@ -114,7 +124,10 @@ impl Context {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error("{path}: {source}")]
-    Io { path: String, source: std::io::Error },
+    Io {
+        path: String,
+        source: std::io::Error,
+    },
     #[error("{path} does not exist; nothing was read")]
     Missing { path: String },
     #[error("{path}: {reason}")]

@@ -1,8 +1,9 @@
-//! Standard input: read once, to its end; plain or compressed. What was read and not stored when a run ended early cannot be read
-//! again: the next run records a gap.
+//! Standard input: read once, to its end; plain or compressed. What was read and not stored when a
+//! run ended early cannot be read again: the next run records a gap.
 //!
-//! Positions count from the beginning of each run's input, and nothing connects them with those of another run. At its end the
-//! partition goes on at 0, so that anything else shows a run that did not come to its end.
+//! Positions count from the beginning of each run's input, and nothing connects them with those of
+//! another run. At its end the partition goes on at 0, so that anything else shows a run that did
+//! not come to its end.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -20,7 +21,8 @@ const PARTITION: &str = "stdin";
 /// Bytes of records that are handed over at once, and how often that waits to be taken.
 const BATCH_BYTES: usize = 256 << 10;
 const BATCHES: usize = 2;
-/// How long the first record of a frame waits for others, and how often an idle source looks whether it is to end.
+/// How long the first record of a frame waits for others, and how often an idle source looks
+/// whether it is to end.
 const GATHER: Duration = Duration::from_millis(10);
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -37,18 +39,32 @@ pub fn run(context: &Context, clock: &dyn Clock) -> Result<(), SourceError> {
             }
         })
         .map_err(wrong)?;
-    Taker { context, frame: FrameBuilder::new(0), next: 0, since: None, in_flight: InFlight::default() }
-        .take(&batches, clock)
+    Taker {
+        context,
+        frame: FrameBuilder::new(0),
+        next: 0,
+        since: None,
+        in_flight: InFlight::default(),
+    }
+    .take(&batches, clock)
 }
 
 fn wrong(source: io::Error) -> SourceError {
-    SourceError::Io { path: "standard input".into(), source }
+    SourceError::Io {
+        path: "standard input".into(),
+        source,
+    }
 }
 
 type Batch = io::Result<Vec<Item>>;
 
 /// Reads records, and hands over those that came together.
-fn read(input: impl io::Read, unwrap: Option<&str>, limit: usize, batches: &SyncSender<Batch>) -> io::Result<()> {
+fn read(
+    input: impl io::Read,
+    unwrap: Option<&str>,
+    limit: usize,
+    batches: &SyncSender<Batch>,
+) -> io::Result<()> {
     let mut reader = Reader::new(PlainReader::new(input)?, 0, b"", unwrap, limit);
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while let Some(item) = reader.next_item()? {
@@ -105,19 +121,35 @@ impl Taker<'_> {
         if is_ended && (self.next > 0 || had_gap) {
             let mut end = FrameBuilder::new(self.next);
             end.add_payload();
-            self.in_flight.submit(self.context, end.submission(self.context, Kind::End, PARTITION, 0, None))?;
+            self.in_flight.submit(
+                self.context,
+                end.submission(self.context, Kind::End, PARTITION, 0, None),
+            )?;
         }
         self.in_flight.settle()
     }
 
     /// Records that input of an earlier run may be missing; false where that run came to its end.
     fn record_gap(&mut self, clock: &dyn Clock) -> Result<bool, SourceError> {
-        let before =
-            self.context.partitions.iter().find(|(partition, state)| partition == PARTITION && state.next_position > 0);
-        let Some((_, state)) = before else { return Ok(false) };
+        let before = self
+            .context
+            .partitions
+            .iter()
+            .find(|(partition, state)| partition == PARTITION && state.next_position > 0);
+        let Some((_, state)) = before else {
+            return Ok(false);
+        };
         let reason = "a run ended before its standard input did".to_owned();
-        let gap = Gap { source: self.context.name.clone(), from: state.received_at, to: clock.now(), reason };
-        self.in_flight.submit(self.context, gap.submission(PARTITION, &self.context.stream))?;
+        let gap = Gap {
+            source: self.context.name.clone(),
+            from: state.received_at,
+            to: clock.now(),
+            reason,
+        };
+        self.in_flight.submit(
+            self.context,
+            gap.submission(PARTITION, &self.context.stream),
+        )?;
         self.in_flight.settle()?;
         Ok(true)
     }
@@ -127,7 +159,11 @@ impl Taker<'_> {
         self.frame.push(item, self.context);
         self.next = item.end;
         self.since.get_or_insert_with(Instant::now);
-        if self.frame.is_full() { self.send() } else { Ok(()) }
+        if self.frame.is_full() {
+            self.send()
+        } else {
+            Ok(())
+        }
     }
 
     fn send(&mut self) -> Result<(), SourceError> {
@@ -136,7 +172,10 @@ impl Taker<'_> {
         if frame.is_empty() {
             return Ok(());
         }
-        self.in_flight.submit(self.context, frame.submission(self.context, Kind::Record, PARTITION, self.next, None))
+        self.in_flight.submit(
+            self.context,
+            frame.submission(self.context, Kind::Record, PARTITION, self.next, None),
+        )
     }
 }
 
@@ -149,12 +188,17 @@ mod tests {
         read(input, None, 100, &sender).map_err(|e| e.to_string())?;
         drop(sender);
         let items = batches.iter().flat_map(|batch| batch.expect("memory"));
-        Ok(items.map(|item| String::from_utf8_lossy(&item.bytes).into_owned()).collect())
+        Ok(items
+            .map(|item| String::from_utf8_lossy(&item.bytes).into_owned())
+            .collect())
     }
 
     #[test]
     fn input_is_read_plain_or_compressed() {
-        assert_eq!(texts(b"{\"a\":1}\n{\"b"), Ok(vec!["{\"a\":1}".into(), "{\"b".into()]));
+        assert_eq!(
+            texts(b"{\"a\":1}\n{\"b"),
+            Ok(vec!["{\"a\":1}".into(), "{\"b".into()])
+        );
         let packed = zstd::encode_all(&b"[{}, 2]"[..], 1).expect("memory");
         assert_eq!(texts(&packed), Ok(vec!["{}".into(), "2".into()]));
         assert!(texts(b"PK\x03\x04").expect_err("refused").contains("ZIP"));
@@ -163,8 +207,17 @@ mod tests {
     #[test]
     fn a_line_without_an_end_is_kept_in_part() {
         let (sender, batches) = sync_channel(100);
-        read(io::Read::take(io::repeat(b'a'), 50 << 20), None, 100, &sender).expect("memory");
+        read(
+            io::Read::take(io::repeat(b'a'), 50 << 20),
+            None,
+            100,
+            &sender,
+        )
+        .expect("memory");
         let items = batches.recv().expect("a batch").expect("memory");
-        assert_eq!((items.len(), items[0].bytes.len(), items[0].length), (1, 100, 50 << 20));
+        assert_eq!(
+            (items.len(), items[0].bytes.len(), items[0].length),
+            (1, 100, 50 << 20)
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! A websocket: one message is an object, an array, or a string that holds either. It cannot wait and cannot be read again, so
-//! what passed while nobody listened is told as a gap.
+//! A websocket: one message is an object, an array, or a string that holds either. It cannot wait
+//! and cannot be read again, so what passed while nobody listened is told as a gap.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,7 +26,8 @@ use crate::ingest::{IngestError, Receipt, Submission};
 use crate::wal::{About, Kind, RecordsBuilder};
 
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// A ping must be written by then, and no more may wait to be written: a server that reads nothing is given up.
+/// A ping must be written by then, and no more may wait to be written: a server that reads nothing
+/// is given up.
 const WRITE_TIME: Duration = Duration::from_secs(10);
 const WRITE_BYTES: usize = 256 << 10;
 const PING_EVERY: Duration = Duration::from_secs(20);
@@ -49,11 +50,17 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| SourceError::Io { path: url.to_owned(), source })?;
+        .map_err(|source| SourceError::Io {
+            path: url.to_owned(),
+            source,
+        })?;
     // A restart is a gap too: from the last record that was synced to the first one that comes.
     let mut missed_since = context.partitions.iter().map(|(_, p)| p.received_at).max();
     let mut retry = FIRST_RETRY;
-    context.set_state(SourceState::Waiting, Some(format!("{url}: not connected yet")));
+    context.set_state(
+        SourceState::Waiting,
+        Some(format!("{url}: not connected yet")),
+    );
     let mut told = false;
     while !context.stop.is_asked() {
         let started = Instant::now();
@@ -82,9 +89,17 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
         if told {
             tracing::debug!(source = context.name, reason, "not connected");
         } else {
-            tracing::warn!(source = context.name, url, reason, "not connected; trying again");
+            tracing::warn!(
+                source = context.name,
+                url,
+                reason,
+                "not connected; trying again"
+            );
         }
-        context.set_state(SourceState::Waiting, Some(format!("{url}: not connected: {reason}; trying again")));
+        context.set_state(
+            SourceState::Waiting,
+            Some(format!("{url}: not connected: {reason}; trying again")),
+        );
         told = started.elapsed() < STEADY;
         // Up to half of it more, so that many clients do not come back together.
         let jitter = retry.mul_f64(rand::random::<f64>() / 2.0);
@@ -122,8 +137,9 @@ struct Listener<'a> {
     has_room_again: bool,
 }
 
-/// Messages without a record, such as pings, with no record among them: beyond so many a second the connection is not read until the
-/// second is over. A server that sends nothing else would otherwise keep a core busy.
+/// Messages without a record, such as pings, with no record among them: beyond so many a second the
+/// connection is not read until the second is over. A server that sends nothing else would
+/// otherwise keep a core busy.
 const IDLE_MESSAGES_PER_SECOND: u32 = 100;
 
 /// Counts the messages without a record in the current second.
@@ -134,7 +150,10 @@ struct IdleMessages {
 
 impl IdleMessages {
     fn new(now: Instant) -> Self {
-        Self { since: now, count: 0 }
+        Self {
+            since: now,
+            count: 0,
+        }
     }
 
     /// After one more of them: how long to read nothing, if there were too many.
@@ -145,7 +164,8 @@ impl IdleMessages {
             *self = Self::new(now);
         }
         self.count += 1;
-        (self.count > IDLE_MESSAGES_PER_SECOND).then(|| SECOND.saturating_sub(elapsed).min(LONGEST_WAIT))
+        (self.count > IDLE_MESSAGES_PER_SECOND)
+            .then(|| SECOND.saturating_sub(elapsed).min(LONGEST_WAIT))
     }
 }
 
@@ -162,8 +182,8 @@ const FRAMING_FACTOR: u64 = 4;
 
 /// Counts the bytes received since the last complete message.
 ///
-/// A message may come in any number of frames, and the library bounds only the sum of their payloads: a server that sends empty
-/// frames and never ends the message would keep a core busy.
+/// A message may come in any number of frames, and the library bounds only the sum of their
+/// payloads: a server that sends empty frames and never ends the message would keep a core busy.
 #[derive(Default)]
 struct MessageAllowance(AtomicU64);
 
@@ -190,7 +210,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         let new = (buffer.filled().len() - before) as u64;
         if self.received.0.fetch_add(new, Ordering::Relaxed) + new > self.limit {
-            let reason = format!("more than {} bytes came without a complete message", self.limit);
+            let reason = format!(
+                "more than {} bytes came without a complete message",
+                self.limit
+            );
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)));
         }
         polled
@@ -198,7 +221,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -218,19 +245,36 @@ async fn connect(
     received: &Arc<MessageAllowance>,
 ) -> Result<WebSocketStream<MaybeTlsStream<Metered<TcpStream>>>, Error> {
     let request = url.into_client_request()?;
-    let host = request.uri().host().ok_or(Error::Url(UrlError::NoHostName))?;
+    let host = request
+        .uri()
+        .host()
+        .ok_or(Error::Url(UrlError::NoHostName))?;
     // An IPv6 address has brackets in a URL only.
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = request.uri().port_u16().unwrap_or(if request.uri().scheme_str() == Some("wss") { 443 } else { 80 });
+    let port = request
+        .uri()
+        .port_u16()
+        .unwrap_or(if request.uri().scheme_str() == Some("wss") {
+            443
+        } else {
+            80
+        });
     let inner = TcpStream::connect((host, port)).await?;
     inner.set_nodelay(true)?;
     let limit = message_bytes as u64 * FRAMING_FACTOR;
-    let stream = Metered { inner, limit, received: received.clone() };
-    let (socket, _) = client_async_tls_with_config(request, stream, Some(limits(message_bytes)), None).await?;
+    let stream = Metered {
+        inner,
+        limit,
+        received: received.clone(),
+    };
+    let (socket, _) =
+        client_async_tls_with_config(request, stream, Some(limits(message_bytes)), None).await?;
     Ok(socket)
 }
 
-async fn ping<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Result<(), String> {
+async fn ping<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+) -> Result<(), String> {
     match timeout(WRITE_TIME, socket.send(Message::Ping(Vec::new().into()))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(Error::WriteBufferFull(_))) | Err(_) => Err("the server reads nothing".into()),
@@ -264,7 +308,11 @@ impl Listener<'_> {
             if std::mem::take(&mut self.has_room_again) {
                 self.tell_gap("no room in the log")?;
             }
-            let wait = if self.records.is_empty() { LONGEST_WAIT } else { GATHER };
+            let wait = if self.records.is_empty() {
+                LONGEST_WAIT
+            } else {
+                GATHER
+            };
             match timeout(wait, socket.next()).await {
                 Err(_) => self.flush()?,
                 Ok(Some(Ok(message))) => {
@@ -274,7 +322,9 @@ impl Listener<'_> {
                     let has_records = match message {
                         Message::Text(text) => self.take(text.as_bytes())?,
                         Message::Binary(bytes) => self.take(&bytes)?,
-                        Message::Close(_) => return self.lost("the server closed the connection".into()),
+                        Message::Close(_) => {
+                            return self.lost("the server closed the connection".into());
+                        }
                         Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => false,
                     };
                     if has_records {
@@ -282,8 +332,7 @@ impl Listener<'_> {
                         idle = IdleMessages::new(heard);
                     } else if let Some(pause) = idle.pause(heard) {
                         if !std::mem::replace(&mut is_slowed, true) {
-                            let reason =
-                                "more than 100 messages a second, none with a record: read no faster than that";
+                            let reason = "more than 100 messages a second, none with a record: read no faster than that";
                             tracing::warn!(source = self.context.name, url, reason, "slowed down");
                         }
                         self.flush()?;
@@ -344,18 +393,25 @@ impl Listener<'_> {
             records: kept.finish(),
             first_position: 0,
             previous_position: 0,
-            about: About { cut, ..About::default() },
+            about: About {
+                cut,
+                ..About::default()
+            },
         }
     }
 
-    /// Sends what was gathered to the log. A queue that is full makes the socket wait, and its sender.
+    /// Sends what was gathered to the log. A queue that is full makes the socket wait, and its
+    /// sender.
     fn flush(&mut self) -> Result<(), Ended> {
         if self.records.is_empty() {
             return Ok(());
         }
         let records = std::mem::take(&mut self.records);
         let submission = self.submission(records);
-        self.in_flight.push_back((self.context.ingest.submit(submission, true)?, self.gathered_since));
+        self.in_flight.push_back((
+            self.context.ingest.submit(submission, true)?,
+            self.gathered_since,
+        ));
         while self.in_flight.len() > 16 {
             self.settle_oldest()?;
         }
@@ -363,7 +419,9 @@ impl Listener<'_> {
     }
 
     fn settle_oldest(&mut self) -> Result<(), Ended> {
-        let Some((receipt, since)) = self.in_flight.pop_front() else { return Ok(()) };
+        let Some((receipt, since)) = self.in_flight.pop_front() else {
+            return Ok(());
+        };
         match receipt.wait() {
             Ok(_) => {
                 self.has_room_again = self.missed_since.is_some();
@@ -372,7 +430,11 @@ impl Listener<'_> {
             Err(IngestError::NoSpace { reason, .. }) => {
                 // What was not stored is told as a gap as soon as there is room for it.
                 self.missed_since.get_or_insert(since);
-                tracing::error!(source = self.context.name, reason, "records were lost: no room in the log");
+                tracing::error!(
+                    source = self.context.name,
+                    reason,
+                    "records were lost: no room in the log"
+                );
                 Ok(())
             }
             Err(error) => Err(error.into()),
@@ -396,13 +458,29 @@ impl Listener<'_> {
 
     /// Writes down that messages may be missing since the connection was lost.
     fn tell_gap(&mut self, reason: &str) -> Result<(), Ended> {
-        let Some(from) = self.missed_since else { return Ok(()) };
-        let gap = Gap { source: self.context.name.clone(), from, to: self.clock.now(), reason: reason.into() };
-        match self.context.ingest.submit(gap.submission("", &self.context.stream), true)?.wait() {
+        let Some(from) = self.missed_since else {
+            return Ok(());
+        };
+        let gap = Gap {
+            source: self.context.name.clone(),
+            from,
+            to: self.clock.now(),
+            reason: reason.into(),
+        };
+        match self
+            .context
+            .ingest
+            .submit(gap.submission("", &self.context.stream), true)?
+            .wait()
+        {
             Ok(_) => self.missed_since = None,
             // It is written down as soon as records are stored again.
             Err(IngestError::NoSpace { reason, .. }) => {
-                tracing::error!(source = self.context.name, reason, "a gap could not be written down yet");
+                tracing::error!(
+                    source = self.context.name,
+                    reason,
+                    "a gap could not be written down yet"
+                );
             }
             Err(error) => return Err(error.into()),
         }
@@ -431,15 +509,24 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_never_ends_closes_the_connection() {
         let (mut server, inner) = tokio::io::duplex(4 << 10);
-        let stream = Metered { inner, limit: 64 << 10, received: Arc::default() };
-        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, Some(limits(1 << 20))).await;
+        let stream = Metered {
+            inner,
+            limit: 64 << 10,
+            received: Arc::default(),
+        };
+        let mut socket =
+            WebSocketStream::from_raw_socket(stream, Role::Client, Some(limits(1 << 20))).await;
         let flood = tokio::spawn(async move {
             // A text message, continued by empty frames without end.
             let _ = server.write_all(&[0x01, 0]).await;
             let empty = [0x00, 0].repeat(1_000);
             while server.write_all(&empty).await.is_ok() {}
         });
-        let ended = socket.next().await.expect("an error").expect_err("no message is complete");
+        let ended = socket
+            .next()
+            .await
+            .expect("an error")
+            .expect_err("no message is complete");
         insta::assert_snapshot!(ended, @"IO error: more than 65536 bytes came without a complete message");
         drop(socket);
         flood.await.expect("it ends");
@@ -448,7 +535,8 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_pings_and_never_reads_is_given_up() {
         let (mut server, client) = tokio::io::duplex(4 << 10);
-        let mut socket = WebSocketStream::from_raw_socket(client, Role::Client, Some(limits(1 << 20))).await;
+        let mut socket =
+            WebSocketStream::from_raw_socket(client, Role::Client, Some(limits(1 << 20))).await;
         let flood = tokio::spawn(async move {
             let one = [&[0x89, 125], [b'p'; 125].as_slice()].concat();
             while server.write_all(&one).await.is_ok() {}
@@ -457,7 +545,10 @@ mod tests {
         for _ in 0..4 * WRITE_BYTES / 125 {
             assert!(matches!(socket.next().await, Some(Ok(Message::Ping(_)))));
         }
-        assert_eq!(ping(&mut socket).await, Err("the server reads nothing".to_owned()));
+        assert_eq!(
+            ping(&mut socket).await,
+            Err("the server reads nothing".to_owned())
+        );
         drop(socket);
         flood.await.expect("it ends");
     }

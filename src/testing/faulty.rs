@@ -1,5 +1,5 @@
-//! A disk whose n-th operation fails, and every later one too; and which can lose what was written but not synced, as a power
-//! cut does.
+//! A disk whose n-th operation fails, and every later one too; and which can lose what was written
+//! but not synced, as a power cut does.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,10 @@ struct FaultyFile {
 impl FaultyDisk {
     /// Lets `operations` succeed; the next one fails.
     pub fn failing_at(operations: u64) -> Self {
-        Self(Arc::new(Mutex::new(State { left: operations, unsynced: Vec::new() })))
+        Self(Arc::new(Mutex::new(State {
+            left: operations,
+            unsynced: Vec::new(),
+        })))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -54,7 +57,11 @@ impl FaultyDisk {
     }
 
     fn wrap(&self, path: &Path, inner: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(FaultyFile { inner, path: path.to_owned(), disk: self.clone() })
+        Arc::new(FaultyFile {
+            inner,
+            path: path.to_owned(),
+            disk: self.clone(),
+        })
     }
 }
 
@@ -64,8 +71,15 @@ impl File for FaultyFile {
         self.inner.read_exact_at(&mut before, offset)?;
         let result = self.disk.operation();
         // A failing write leaves half of its bytes.
-        let written = if result.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        self.disk.lock().unsynced.push((self.path.clone(), offset, before));
+        let written = if result.is_ok() {
+            bytes
+        } else {
+            &bytes[..bytes.len() / 2]
+        };
+        self.disk
+            .lock()
+            .unsynced
+            .push((self.path.clone(), offset, before));
         self.inner.write_all_at(written, offset)?;
         result
     }
@@ -81,7 +95,10 @@ impl File for FaultyFile {
     fn sync(&self) -> io::Result<()> {
         self.disk.operation()?;
         self.inner.sync()?;
-        self.disk.lock().unsynced.retain(|(path, ..)| *path != self.path);
+        self.disk
+            .lock()
+            .unsynced
+            .retain(|(path, ..)| *path != self.path);
         Ok(())
     }
 }

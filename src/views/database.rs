@@ -1,12 +1,13 @@
-//! Small state in a redb file, with the position in the same transaction. Counts and places keep theirs this way.
+//! Small state in a redb file, with the position in the same transaction. Counts and places keep
+//! theirs this way.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use redb::{
-    Database, DatabaseError, Key, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    TableDefinition, TableHandle, Value, WriteTransaction,
+    Database, DatabaseError, Key, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction,
+    ReadableDatabase, ReadableTable, TableDefinition, TableHandle, Value, WriteTransaction,
 };
 
 use super::overlay::Overlay;
@@ -44,8 +45,13 @@ pub struct Origin {
 
 /// The position that a transaction sees.
 pub fn position_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewError> {
-    let failed = |e: redb::StorageError| ViewError::Failed { view: "state".into(), reason: e.to_string() };
-    let Some(table) = open_table(transaction, META)? else { return Ok(None) };
+    let failed = |e: redb::StorageError| ViewError::Failed {
+        view: "state".into(),
+        reason: e.to_string(),
+    };
+    let Some(table) = open_table(transaction, META)? else {
+        return Ok(None);
+    };
     Ok(table.get("position").map_err(failed)?.map(|v| v.value()))
 }
 
@@ -57,7 +63,10 @@ pub fn open_table<K: Key + 'static, V: Value + 'static>(
     match transaction.open_table(table) {
         Ok(table) => Ok(Some(table)),
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(e) => Err(ViewError::Failed { view: table.name().into(), reason: e.to_string() }),
+        Err(e) => Err(ViewError::Failed {
+            view: table.name().into(),
+            reason: e.to_string(),
+        }),
     }
 }
 
@@ -79,7 +88,8 @@ pub fn copy_table<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
-/// The error about a file that is not as it was written. It is called `STREAM.counts.redb` or `STREAM.places.redb`.
+/// The error about a file that is not as it was written. It is called `STREAM.counts.redb` or
+/// `STREAM.places.redb`.
 fn damaged(path: &Path, what: &str) -> ViewError {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let (stream, view) = name.rsplit_once('.').unwrap_or((&name, "counts"));
@@ -92,8 +102,9 @@ fn caught<T>(path: &Path, open: impl FnOnce() -> Result<T, ViewError>) -> Result
     opened.unwrap_or_else(|_| Err(damaged(path, "its bytes are not those that were written")))
 }
 
-/// Compares everything in the file with redb's checksums. Where the last commit does not agree with them and the one before does,
-/// that one is in force: its position is in it, and what came after is read again.
+/// Compares everything in the file with redb's checksums. Where the last commit does not agree with
+/// them and the one before does, that one is in force: its position is in it, and what came after
+/// is read again.
 fn verify(path: &Path, mut database: Database) -> Result<Database, ViewError> {
     let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     if bytes <= VERIFIED_BYTES {
@@ -113,7 +124,9 @@ fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     let path = path.to_owned();
     move |error| match error {
         // What is no file of redb's.
-        redb::Error::Io(ref io) if io.kind() == ErrorKind::InvalidData => damaged(&path, &error.to_string()),
+        redb::Error::Io(ref io) if io.kind() == ErrorKind::InvalidData => {
+            damaged(&path, &error.to_string())
+        }
         redb::Error::Io(_)
         | redb::Error::PreviousIo
         | redb::Error::DatabaseClosed
@@ -125,10 +138,14 @@ fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
 /// An error of what was worth another try.
 fn failed(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     let view = path.display().to_string();
-    move |error| ViewError::Failed { view: view.clone(), reason: error.to_string() }
+    move |error| ViewError::Failed {
+        view: view.clone(),
+        reason: error.to_string(),
+    }
 }
 
-/// Opens the file; makes it under another name first, because one that was begun only is none of redb's.
+/// Opens the file; makes it under another name first, because one that was begun only is none of
+/// redb's.
 fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
     let io = |error: std::io::Error| failed(path)(error.into());
     // A disk that cannot say whether the file is there must not make it anew.
@@ -138,7 +155,10 @@ fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        let made = redb::Builder::new().create(&new).map(drop).map_err(|e| wrong(&new)(e.into()));
+        let made = redb::Builder::new()
+            .create(&new)
+            .map(drop)
+            .map_err(|e| wrong(&new)(e.into()));
         let made = made.and_then(|()| std::fs::rename(&new, path).map_err(io));
         if made.is_err() {
             let _ = std::fs::remove_file(&new);
@@ -147,18 +167,36 @@ fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
     }
     // Also where the file is there: the sync of an earlier attempt may have failed.
     sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
-    let open = || redb::Builder::new().set_cache_size(cache_bytes).create(path);
-    caught(path, || verify(path, open().map_err(|e| wrong(path)(e.into()))?).map(Opened::Writable))
+    let open = || {
+        redb::Builder::new()
+            .set_cache_size(cache_bytes)
+            .create(path)
+    };
+    caught(path, || {
+        verify(path, open().map_err(|e| wrong(path)(e.into()))?).map(Opened::Writable)
+    })
 }
 
 impl StateFile {
     fn new(path: &Path, cache_bytes: usize, database: Opened) -> Self {
-        Self { path: path.to_owned(), cache_bytes, database: RwLock::new(Some(database)) }
+        Self {
+            path: path.to_owned(),
+            cache_bytes,
+            database: RwLock::new(Some(database)),
+        }
     }
 
     /// Opens the file to write, or what is there to read.
-    pub fn open_as(path: &Path, cache_bytes: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        if writable { Self::open(path, cache_bytes).map(Some) } else { Self::open_read_only(path, cache_bytes) }
+    pub fn open_as(
+        path: &Path,
+        cache_bytes: usize,
+        writable: bool,
+    ) -> Result<Option<Self>, ViewError> {
+        if writable {
+            Self::open(path, cache_bytes).map(Some)
+        } else {
+            Self::open_read_only(path, cache_bytes)
+        }
     }
 
     /// Opens the file, or makes it, for writing; what a kill left is repaired.
@@ -166,9 +204,13 @@ impl StateFile {
         Ok(Self::new(path, cache_bytes, create(path, cache_bytes)?))
     }
 
-    /// Closes the file and opens it again: after one fault redb refuses every further write. What reads meanwhile fails.
+    /// Closes the file and opens it again: after one fault redb refuses every further write. What
+    /// reads meanwhile fails.
     pub fn reopen(&self) -> Result<(), ViewError> {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         *database = None;
         *database = Some(create(&self.path, self.cache_bytes)?);
         Ok(())
@@ -178,7 +220,8 @@ impl StateFile {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the file for reading; one that a kill left unfinished is repaired in memory. None if there is no file.
+    /// Opens the file for reading; one that a kill left unfinished is repaired in memory. None if
+    /// there is no file.
     fn open_read_only(path: &Path, cache_bytes: usize) -> Result<Option<Self>, ViewError> {
         if !path.exists() {
             return Ok(None);
@@ -188,12 +231,15 @@ impl StateFile {
         let overlay = || {
             caught(path, || {
                 let overlay = Overlay::open(path).map_err(|e| failed(path)(e.into()))?;
-                let database = builder.create_with_backend(overlay).map_err(|e| wrong(path)(e.into()))?;
+                let database = builder
+                    .create_with_backend(overlay)
+                    .map_err(|e| wrong(path)(e.into()))?;
                 verify(path, database).map(Opened::Repaired)
             })
         };
         // Only what could be repaired can be compared with its checksums.
-        let is_verified = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() <= VERIFIED_BYTES);
+        let is_verified =
+            std::fs::metadata(path).is_ok_and(|metadata| metadata.len() <= VERIFIED_BYTES);
         let database = match is_verified.then(overlay) {
             Some(opened) => opened?,
             None => match builder.open_read_only(path) {
@@ -222,15 +268,27 @@ impl StateFile {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(origin.zero),
             Err(e) => return Err(wrong(e.into())),
         };
-        let get = |key: &str| table.get(key).map(|v| v.map(|v| v.value())).map_err(|e| wrong(e.into()));
+        let get = |key: &str| {
+            table
+                .get(key)
+                .map(|v| v.map(|v| v.value()))
+                .map_err(|e| wrong(e.into()))
+        };
         match get("version")? {
             Some(version) if version > VERSION => {
-                return Err(ViewError::Newer { path: self.path.clone(), what: format!("state format {version}") });
+                return Err(ViewError::Newer {
+                    path: self.path.clone(),
+                    what: format!("state format {version}"),
+                });
             }
             Some(version) if version < VERSION => {
-                let reason =
-                    format!("has the format {version} of a version before the first release; begin a new data folder");
-                return Err(ViewError::Damaged { path: self.path.clone(), reason });
+                let reason = format!(
+                    "has the format {version} of a version before the first release; begin a new data folder"
+                );
+                return Err(ViewError::Damaged {
+                    path: self.path.clone(),
+                    reason,
+                });
             }
             _ => {}
         }
@@ -242,7 +300,10 @@ impl StateFile {
                     "belongs to log {log:x}, this one is {:x}; restore log and views from one backup",
                     origin.log
                 );
-                Err(ViewError::Damaged { path: self.path.clone(), reason })
+                Err(ViewError::Damaged {
+                    path: self.path.clone(),
+                    reason,
+                })
             }
         }
     }
@@ -255,9 +316,14 @@ impl StateFile {
     ) -> Result<(), ViewError> {
         let failed = failed(path);
         let read = self.read()?;
-        let copy = redb::Builder::new().set_cache_size(COPY_CACHE_BYTES).create(path).map_err(|e| failed(e.into()))?;
+        let copy = redb::Builder::new()
+            .set_cache_size(COPY_CACHE_BYTES)
+            .create(path)
+            .map_err(|e| failed(e.into()))?;
         let write = copy.begin_write().map_err(|e| failed(e.into()))?;
-        copy_table(META, &read, &write).and_then(|()| tables(&read, &write)).map_err(&failed)?;
+        copy_table(META, &read, &write)
+            .and_then(|()| tables(&read, &write))
+            .map_err(&failed)?;
         write.commit().map_err(|e| failed(e.into()))
     }
 
@@ -271,7 +337,10 @@ impl StateFile {
         let failed = failed(&self.path);
         let opened = self.database();
         let Some(Opened::Writable(database)) = &*opened else {
-            return Err(ViewError::Failed { view: self.path.display().to_string(), reason: "opened to read".into() });
+            return Err(ViewError::Failed {
+                view: self.path.display().to_string(),
+                reason: "opened to read".into(),
+            });
         };
         let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
         // A restart after a kill opens at once instead of reading the whole file.
@@ -279,7 +348,11 @@ impl StateFile {
         write(&transaction).map_err(&failed)?;
         {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
-            for (key, value) in [("version", VERSION), ("log", origin.log), ("position", position)] {
+            for (key, value) in [
+                ("version", VERSION),
+                ("log", origin.log),
+                ("position", position),
+            ] {
                 meta.insert(key, value).map_err(|e| failed(e.into()))?;
             }
         }

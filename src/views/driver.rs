@@ -1,5 +1,6 @@
-//! Moves one view along the ring: take the next output, apply, commit when due, then say how far it is. A view that fell out of
-//! the ring is led through the log. A failed one starts again from what it has committed, and nobody waits for it meanwhile.
+//! Moves one view along the ring: take the next output, apply, commit when due, then say how far it
+//! is. A view that fell out of the ring is led through the log. A failed one starts again from what
+//! it has committed, and nobody waits for it meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,12 +38,18 @@ impl Status {
 
     /// Committed positions.
     pub fn positions(&self) -> BTreeMap<String, Lsn> {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Why the view does not go on at present.
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Whether the view reads the log, or waits for its turn to, because the ring begins above it.
@@ -57,7 +64,10 @@ impl Status {
     /// Says how far a view is.
     pub fn publish(&self, view: &dyn View) {
         let positions = view.positions().into_iter().collect();
-        *self.positions.lock().unwrap_or_else(PoisonError::into_inner) = positions;
+        *self
+            .positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = positions;
         self.applied.store(view.applied(), Ordering::Release);
     }
 
@@ -69,14 +79,20 @@ impl Status {
 /// What is done with each output that is read again.
 pub type Give<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
 
-/// Up to which record to read on for who has everything up to an LSN; none where there is no more to read. Asked again whenever
-/// that is reached, because the ring goes on meanwhile.
+/// Up to which record to read on for who has everything up to an LSN; none where there is no more
+/// to read. Asked again whenever that is reached, because the ring goes on meanwhile.
 pub type Target<'a> = &'a dyn Fn(Lsn) -> Option<Lsn>;
 
-/// Reads the log again for a view: gives it every output from its LSN on, until the target is reached, beginning with the newest
-/// snapshot that the view is not behind. False: it was broken off, because everything stops.
+/// Reads the log again for a view: gives it every output from its LSN on, until the target is
+/// reached, beginning with the newest snapshot that the view is not behind. False: it was broken
+/// off, because everything stops.
 pub trait CatchUp: Send + Sync {
-    fn replay(&self, view: &mut dyn View, to: Target<'_>, give: Give<'_>) -> Result<bool, ViewError>;
+    fn replay(
+        &self,
+        view: &mut dyn View,
+        to: Target<'_>,
+        give: Give<'_>,
+    ) -> Result<bool, ViewError>;
 }
 
 /// Runs a view until the ring closes; everything is committed then. An error is final.
@@ -88,7 +104,11 @@ pub fn run(
 ) -> Result<(), ViewError> {
     let name = view.name().to_owned();
     status.publish(&*view);
-    let mut failures = Failures { tries: 0, tries_at_the_end: 0, stood: view.positions() };
+    let mut failures = Failures {
+        tries: 0,
+        tries_at_the_end: 0,
+        stood: view.positions(),
+    };
     let mut hurries = ring.hurries();
     loop {
         match advance(&mut *view, &name, ring, catch_up, status, &mut hurries) {
@@ -114,7 +134,8 @@ struct Failures {
 }
 
 impl Failures {
-    /// Starts a view again from its position, as often as it takes; an error where that cannot help, or everything ends.
+    /// Starts a view again from its position, as often as it takes; an error where that cannot
+    /// help, or everything ends.
     fn recover(
         &mut self,
         view: &mut dyn View,
@@ -169,7 +190,12 @@ fn advance(
         }
         Next::Idle => {}
         Next::Behind(to) => {
-            tracing::info!(view = name, from = view.applied(), to, "reading the log again");
+            tracing::info!(
+                view = name,
+                from = view.applied(),
+                to,
+                "reading the log again"
+            );
             status.set_catching_up(true);
             let is_there = catch_up.replay(view, &|at| ring.missing(at), &mut |view, output| {
                 let now = Instant::now();

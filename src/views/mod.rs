@@ -1,7 +1,9 @@
-//! Derived, committed state. A view stores its data and its own position in one atomic step, and ignores what is at or below it.
+//! Derived, committed state. A view stores its data and its own position in one atomic step, and
+//! ignores what is at or below it.
 //!
-//! [`ring`] carries the operators' output to all views, [`driver`] moves one view along it; a view that has fallen out of the
-//! ring reads the log again. [`lake`], [`search`], [`places`] and [`counts`] are the views.
+//! [`ring`] carries the operators' output to all views, [`driver`] moves one view along it; a view
+//! that has fallen out of the ring reads the log again. [`lake`], [`search`], [`places`] and
+//! [`counts`] are the views.
 
 pub mod counts;
 pub mod database;
@@ -18,12 +20,17 @@ use std::time::Instant;
 use crate::event::Lsn;
 use crate::operators::Output;
 
-/// Bytes of a view's own files up to which all of them are compared with their checksums when they are opened.
+/// Bytes of a view's own files up to which all of them are compared with their checksums when they
+/// are opened.
 const VERIFIED_BYTES: u64 = 512 << 20;
 
-/// The error about a view's file that is not as it was written: what it follows from is still there.
+/// The error about a view's file that is not as it was written: what it follows from is still
+/// there.
 fn derived_damage(path: &Path, what: &str, view: &str, stream: &str) -> ViewError {
-    ViewError::Damaged { path: path.to_owned(), reason: format!("{what}; {}", rebuild_hint(view, stream)) }
+    ViewError::Damaged {
+        path: path.to_owned(),
+        reason: format!("{what}; {}", rebuild_hint(view, stream)),
+    }
 }
 
 /// The command that repairs a damaged view of a stream.
@@ -69,7 +76,8 @@ pub trait View: Send {
     /// Committed positions by the names that snapshots use.
     fn positions(&self) -> Vec<(String, Lsn)>;
 
-    /// Treats everything up to `lsn` as applied, where no row of this view lies between its position and there.
+    /// Treats everything up to `lsn` as applied, where no row of this view lies between its
+    /// position and there.
     fn skip_to(&mut self, lsn: Lsn);
 
     /// Takes the rows above what is applied.

@@ -1,5 +1,5 @@
-//! A redb file that a kill left unfinished, opened to read: what its repair writes stays in memory, so that the file is not
-//! changed and no room on any disk is needed.
+//! A redb file that a kill left unfinished, opened to read: what its repair writes stays in memory,
+//! so that the file is not changed and no room on any disk is needed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -35,7 +35,14 @@ impl Overlay {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        Ok(Self { file, state: Mutex::new(State { len, below: len, pages: BTreeMap::new() }) })
+        Ok(Self {
+            file,
+            state: Mutex::new(State {
+                len,
+                below: len,
+                pages: BTreeMap::new(),
+            }),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,8 +116,9 @@ impl StorageBackend for Overlay {
         for (page, from, len) in parts(offset, data.len()) {
             if !state.pages.contains_key(&page) {
                 if (state.pages.len() as u64 + 1) * PAGE > MAX_BYTES {
-                    let reason =
-                        format!("its repair needs more than {MAX_BYTES} bytes of memory; start `weir run` once");
+                    let reason = format!(
+                        "its repair needs more than {MAX_BYTES} bytes of memory; start `weir run` once"
+                    );
                     return Err(io::Error::other(reason));
                 }
                 let mut whole = vec![0; PAGE as usize];
@@ -139,7 +147,11 @@ mod tests {
         std::fs::write(&below, &first).expect("written");
         std::fs::write(&model, &first).expect("written");
         let overlay = Overlay::open(&below).expect("there");
-        let file = File::options().read(true).write(true).open(&model).expect("there");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&model)
+            .expect("there");
         for (n, len) in [(0, 9_000), (1, 12_345), (2, 4_096), (3, 20_000), (4, 7)] {
             overlay.set_len(len).expect("set");
             file.set_len(len).expect("set");

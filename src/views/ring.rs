@@ -1,5 +1,6 @@
-//! The live path from operators to views: outputs in order, of bounded bytes. A view pulls; a slow one lags and finally falls
-//! out, it never blocks the others. Only sources that can wait are held back, by [`Ring::wait_for_room`].
+//! The live path from operators to views: outputs in order, of bounded bytes. A view pulls; a slow
+//! one lags and finally falls out, it never blocks the others. Only sources that can wait are held
+//! back, by [`Ring::wait_for_room`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,8 +36,9 @@ struct Inner {
 
 struct Reader {
     taken: Lsn,
-    /// Its thread, while it sleeps. Each is woken by itself: of all that one condition variable woke at once most would only find
-    /// the lock taken and sleep again, many times for each output.
+    /// Its thread, while it sleeps. Each is woken by itself: of all that one condition variable
+    /// woke at once most would only find the lock taken and sleep again, many times for each
+    /// output.
     sleeps: Option<Thread>,
 }
 
@@ -45,13 +47,22 @@ impl Inner {
     fn take(&mut self, reader: &str, after: Lsn) {
         match self.readers.get_mut(reader) {
             Some(reader) => reader.taken = after,
-            None => drop(self.readers.insert(reader.to_owned(), Reader { taken: after, sleeps: None })),
+            None => drop(self.readers.insert(
+                reader.to_owned(),
+                Reader {
+                    taken: after,
+                    sleeps: None,
+                },
+            )),
         }
     }
 
     /// The threads of views that sleep; they are to be woken without the lock.
     fn sleepers(&mut self) -> Vec<Thread> {
-        self.readers.values_mut().filter_map(|reader| reader.sleeps.take()).collect()
+        self.readers
+            .values_mut()
+            .filter_map(|reader| reader.sleeps.take())
+            .collect()
     }
 }
 
@@ -78,7 +89,12 @@ impl Ring {
             readers: BTreeMap::new(),
             held_back: 0,
         };
-        Self { inner: Mutex::new(inner), taken: Condvar::new(), capacity, hurries: AtomicU64::new(0) }
+        Self {
+            inner: Mutex::new(inner),
+            taken: Condvar::new(),
+            capacity,
+            hurries: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -94,7 +110,9 @@ impl Ring {
         inner.items.push_back((output, bytes));
         inner.bytes += bytes;
         while inner.bytes > self.capacity && inner.items.len() > 1 {
-            let Some((gone, bytes)) = inner.items.pop_front() else { break };
+            let Some((gone, bytes)) = inner.items.pop_front() else {
+                break;
+            };
             inner.bytes -= bytes;
             inner.start = gone.to;
         }
@@ -149,11 +167,15 @@ impl Ring {
             return Next::Behind(inner.start);
         }
         let at = inner.items.partition_point(|(o, _)| o.to <= after);
-        inner.items.get(at).map_or(Next::Idle, |(output, _)| Next::Output(output.clone()))
+        inner
+            .items
+            .get(at)
+            .map_or(Next::Idle, |(output, _)| Next::Output(output.clone()))
     }
 
-    /// Up to where the log is to be read by someone who has everything up to `after`: to the newest output, so that there is time
-    /// before the ring has gone on; none where the ring has what follows.
+    /// Up to where the log is to be read by someone who has everything up to `after`: to the newest
+    /// output, so that there is time before the ring has gone on; none where the ring has what
+    /// follows.
     pub fn missing(&self, after: Lsn) -> Option<Lsn> {
         let inner = self.lock();
         (after < inner.start).then_some(inner.end)
@@ -186,12 +208,18 @@ impl Ring {
         self.hurries.load(Ordering::Acquire)
     }
 
-    /// Waits until every view has taken so much that half the ring is free, for a source that can wait. False: timed out.
+    /// Waits until every view has taken so much that half the ring is free, for a source that can
+    /// wait. False: timed out.
     pub fn wait_for_room(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
         loop {
-            let slowest = inner.readers.values().map(|reader| reader.taken).min().unwrap_or(inner.end);
+            let slowest = inner
+                .readers
+                .values()
+                .map(|reader| reader.taken)
+                .min()
+                .unwrap_or(inner.end);
             let at = inner.items.partition_point(|(o, _)| o.to <= slowest);
             let waiting: usize = inner.items.iter().skip(at).map(|(_, bytes)| bytes).sum();
             if waiting <= self.capacity / 2 {
@@ -202,7 +230,11 @@ impl Ring {
                 return inner.closed;
             }
             inner.held_back += 1;
-            inner = self.taken.wait_timeout(inner, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self
+                .taken
+                .wait_timeout(inner, deadline - now)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
             inner.held_back -= 1;
         }
     }

@@ -1,4 +1,5 @@
-//! What a frame's bytes do not say: a list of `(tag u8, length varint, content)`; an unknown tag is passed over.
+//! What a frame's bytes do not say: a list of `(tag u8, length varint, content)`; an unknown tag is
+//! passed over.
 //!
 //! | tag | content |
 //! |---|---|
@@ -11,7 +12,8 @@
 
 use super::record::DamagedFrame;
 
-/// A file that is read in order of event time: positions are ordinals in that order, which holds for this content alone.
+/// A file that is read in order of event time: positions are ordinals in that order, which holds
+/// for this content alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Sorted {
     /// Bytes of the file as stored, and their CRC-32C.
@@ -33,13 +35,15 @@ pub struct FileIdentity {
     /// CRC-32C of all plain bytes up to the position that is stored with it.
     #[serde(default)]
     pub content: Option<u32>,
-    /// Size and modification time, in nanoseconds, of the file when it held nothing behind that position.
+    /// Size and modification time, in nanoseconds, of the file when it held nothing behind that
+    /// position.
     #[serde(default)]
     pub complete: Option<(u64, u64)>,
     /// None where it is read in its own order.
     #[serde(default)]
     pub sorted: Option<Sorted>,
-    /// Of a source of one file: since when, in nanoseconds, what was rotated away from its path is read beside it.
+    /// Of a source of one file: since when, in nanoseconds, what was rotated away from its path is
+    /// read beside it.
     #[serde(default)]
     pub since: Option<u64>,
 }
@@ -76,7 +80,12 @@ impl FileIdentity {
     fn decode(mut part: &[u8]) -> Result<Self, DamagedFrame> {
         let (inode, head) = (take_varint(&mut part)?, take_varint(&mut part)?);
         let crc = take_u32(&mut part)?;
-        let mut file = Self { inode, head, crc, ..Self::default() };
+        let mut file = Self {
+            inode,
+            head,
+            crc,
+            ..Self::default()
+        };
         while let Some((&field, rest)) = part.split_first() {
             part = rest;
             match field {
@@ -85,7 +94,12 @@ impl FileIdentity {
                 3 => {
                     let (size, crc) = (take_varint(&mut part)?, take_u32(&mut part)?);
                     let (records, order) = (take_varint(&mut part)?, take_u32(&mut part)?);
-                    file.sorted = Some(Sorted { size, crc, records, order });
+                    file.sorted = Some(Sorted {
+                        size,
+                        crc,
+                        records,
+                        order,
+                    });
                 }
                 4 => file.since = Some(take_varint(&mut part)?),
                 // Fields of a later version follow those known here.
@@ -170,7 +184,9 @@ impl About {
                 5 => about.file = Some(FileIdentity::decode(part)?),
                 6 => {
                     while !part.is_empty() {
-                        about.cut.push((take_varint(&mut part)?, take_varint(&mut part)?));
+                        about
+                            .cut
+                            .push((take_varint(&mut part)?, take_varint(&mut part)?));
                     }
                 }
                 _ => {}

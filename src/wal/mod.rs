@@ -1,9 +1,9 @@
-//! The write-ahead log: frames of opaque records in segment files, numbered, checked, synced. Everything else in Weir is a
-//! function of a prefix of it.
+//! The write-ahead log: frames of opaque records in segment files, numbered, checked, synced.
+//! Everything else in Weir is a function of a prefix of it.
 //!
-//! [`record`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash left; [`writer`] appends;
-//! [`reader`] reads what is synced; [`room`] and [`retention`] decide what it may take and
-//! what may go; [`backup`] copies.
+//! [`record`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash
+//! left; [`writer`] appends; [`reader`] reads what is synced; [`room`] and [`retention`] decide
+//! what it may take and what may go; [`backup`] copies.
 
 pub mod about;
 pub mod backup;
@@ -34,14 +34,22 @@ pub enum WalError {
         "the log's sync failed ({source}); what was written since the last one is unknown, so nothing more is taken: restart to read again what the disk holds"
     )]
     Sync { source: io::Error },
-    #[error("{path} was written by a newer version of weir (log format {version}); use that version")]
+    #[error(
+        "{path} was written by a newer version of weir (log format {version}); use that version"
+    )]
     Newer { path: PathBuf, version: u32 },
     #[error("{path}: the segment's header is damaged; restore the file from a backup")]
     SegmentHeader { path: PathBuf },
     #[error(
         "{path} at byte {offset}: records {from} to {to} are damaged although they were synced ({evidence}); restore the file from a backup, nothing has been changed"
     )]
-    Damaged { path: PathBuf, offset: u64, from: u64, to: u64, evidence: String },
+    Damaged {
+        path: PathBuf,
+        offset: u64,
+        from: u64,
+        to: u64,
+        evidence: String,
+    },
     #[error(
         "records {from} to {to} of the log are missing: {path} begins later; restore the missing segment from a backup"
     )]
@@ -49,7 +57,11 @@ pub enum WalError {
     #[error(
         "{path} belongs to instance {found}, this one is {expected}: set `instance = {found}`, or use another data folder"
     )]
-    Instance { path: PathBuf, found: u16, expected: u16 },
+    Instance {
+        path: PathBuf,
+        found: u16,
+        expected: u16,
+    },
     #[error(
         "the log has {bytes} bytes and its budget is {budget} (`[log] budget`): views are behind, or it is too small"
     )]
@@ -68,7 +80,8 @@ impl WalError {
         move |source| Self::Io { path, source }
     }
 
-    /// No room for another segment: nothing is lost, and it passes when views have committed or something is removed.
+    /// No room for another segment: nothing is lost, and it passes when views have committed or
+    /// something is removed.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => IoKind::of(source) == IoKind::Full,
@@ -77,8 +90,8 @@ impl WalError {
         }
     }
 
-    /// What keeps the log from growing may pass: a disk that is full, read-only, or fails where a segment should be made. The
-    /// caller waits and tries again; nothing is lost.
+    /// What keeps the log from growing may pass: a disk that is full, read-only, or fails where a
+    /// segment should be made. The caller waits and tries again; nothing is lost.
     pub fn may_pass(&self) -> bool {
         self.is_full() || matches!(self, Self::Io { .. })
     }

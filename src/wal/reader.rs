@@ -42,7 +42,12 @@ pub(super) struct OpenSegment {
 impl LogReader {
     /// A reader of the records above `after`.
     pub fn new(storage: Arc<dyn Storage>, folder: PathBuf, after: u64) -> Self {
-        Self { storage, folder, open: None, after }
+        Self {
+            storage,
+            folder,
+            open: None,
+            after,
+        }
     }
 
     /// The LSN up to which everything has been read.
@@ -50,8 +55,9 @@ impl LogReader {
         self.after
     }
 
-    /// The next frame that holds a record above the cursor and begins at or below `limit` (what is known synced), or none.
-    /// A frame may begin at or below the cursor's LSN: its first records are then to be passed over.
+    /// The next frame that holds a record above the cursor and begins at or below `limit` (what is
+    /// known synced), or none. A frame may begin at or below the cursor's LSN: its first records
+    /// are then to be passed over.
     pub fn next(&mut self, limit: u64) -> Result<Option<Frame>, WalError> {
         while self.after < limit {
             if self.open.is_none() {
@@ -88,7 +94,11 @@ impl LogReader {
                     match self.behind(&path)? {
                         Behind::Next => self.open = None,
                         Behind::Gone { path, first } => {
-                            return Err(WalError::Missing { path, from: self.after + 1, to: first - 1 });
+                            return Err(WalError::Missing {
+                                path,
+                                from: self.after + 1,
+                                to: first - 1,
+                            });
                         }
                         Behind::Nothing => {
                             return Err(WalError::Damaged {
@@ -108,36 +118,61 @@ impl LogReader {
 
     /// What follows the frames of a segment that was read to its end.
     fn behind(&self, segment: &std::path::Path) -> Result<Behind, WalError> {
-        let names = self.storage.list(&self.folder).map_err(WalError::io(&self.folder))?;
+        let names = self
+            .storage
+            .list(&self.folder)
+            .map_err(WalError::io(&self.folder))?;
         let is_there = names.iter().any(|name| self.folder.join(name) == segment);
         let firsts = names.iter().filter_map(|name| segment::first_lsn(name));
-        let next = firsts.filter(|first| segment::path(&self.folder, *first) != segment).find(|f| *f > self.after);
+        let next = firsts
+            .filter(|first| segment::path(&self.folder, *first) != segment)
+            .find(|f| *f > self.after);
         Ok(match next {
             Some(first) if first == self.after + 1 => Behind::Next,
-            // Segments are removed from the oldest on: while this one is there, its own end is what is wrong.
-            Some(first) if !is_there => Behind::Gone { path: segment::path(&self.folder, first), first },
+            // Segments are removed from the oldest on: while this one is there, its own end is what
+            // is wrong.
+            Some(first) if !is_there => Behind::Gone {
+                path: segment::path(&self.folder, first),
+                first,
+            },
             _ => Behind::Nothing,
         })
     }
 
     fn open_segment(&self) -> Result<OpenSegment, WalError> {
-        let names = self.storage.list(&self.folder).map_err(WalError::io(&self.folder))?;
+        let names = self
+            .storage
+            .list(&self.folder)
+            .map_err(WalError::io(&self.folder))?;
         let firsts: Vec<u64> = names.iter().filter_map(|n| segment::first_lsn(n)).collect();
         let wanted = self.after + 1;
         let Some(first) = firsts.iter().rev().find(|first| **first <= wanted) else {
             let to = firsts.first().map_or(wanted, |first| first - 1);
-            return Err(WalError::Missing { path: self.folder.clone(), from: wanted, to });
+            return Err(WalError::Missing {
+                path: self.folder.clone(),
+                from: wanted,
+                to,
+            });
         };
         let path = segment::path(&self.folder, *first);
         let file = match self.storage.open_read_only(&path) {
             // Removed since it was listed.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(WalError::Missing { path: self.folder.clone(), from: wanted, to: wanted });
+                return Err(WalError::Missing {
+                    path: self.folder.clone(),
+                    from: wanted,
+                    to: wanted,
+                });
             }
             file => file.map_err(WalError::io(&path))?,
         };
         let size = file.size().map_err(WalError::io(&path))?;
-        Ok(OpenSegment { path, file, size, at: segment::HEADER_BYTES as u64 })
+        Ok(OpenSegment {
+            path,
+            file,
+            size,
+            at: segment::HEADER_BYTES as u64,
+        })
     }
 }
 
@@ -147,11 +182,19 @@ pub(super) fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalErro
     if segment.at + head.len() as u64 > segment.size {
         return Ok(None);
     }
-    segment.file.read_exact_at(&mut head, segment.at).map_err(WalError::io(&segment.path))?;
-    let Some(length) = record::claimed_length(&head).filter(|l| segment.at + *l as u64 <= segment.size) else {
+    segment
+        .file
+        .read_exact_at(&mut head, segment.at)
+        .map_err(WalError::io(&segment.path))?;
+    let Some(length) =
+        record::claimed_length(&head).filter(|l| segment.at + *l as u64 <= segment.size)
+    else {
         return Ok(None);
     };
     let mut bytes = vec![0; length];
-    segment.file.read_exact_at(&mut bytes, segment.at).map_err(WalError::io(&segment.path))?;
+    segment
+        .file
+        .read_exact_at(&mut bytes, segment.at)
+        .map_err(WalError::io(&segment.path))?;
     Ok(Some(bytes.into()))
 }

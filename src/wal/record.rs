@@ -21,8 +21,9 @@
 //! | 88 | … | names, block, about |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 //!
-//! The block is zstd level 1 over a PLAIN BYTE_ARRAY page as Parquet lays it out: per record its length (u32), then its
-//! bytes. A frame starts at a multiple of 8 in its segment; the bytes up to the next multiple are zero.
+//! The block is zstd level 1 over a PLAIN BYTE_ARRAY page as Parquet lays it out: per record its
+//! length (u32), then its bytes. A frame starts at a multiple of 8 in its segment; the bytes up to
+//! the next multiple are zero.
 
 use std::cell::RefCell;
 
@@ -51,14 +52,26 @@ pub enum Kind {
     Floor = 7,
     Configuration = 8,
     Place = 9,
-    /// A request that repeats an earlier one under its idempotency key: its records are not processed.
+    /// A request that repeats an earlier one under its idempotency key: its records are not
+    /// processed.
     DuplicateRequest = 10,
 }
 
 impl Kind {
     const ALL: [Self; 10] = {
         use Kind::*;
-        [Record, Tick, End, Gap, Retry, Final, Floor, Configuration, Place, DuplicateRequest]
+        [
+            Record,
+            Tick,
+            End,
+            Gap,
+            Retry,
+            Final,
+            Floor,
+            Configuration,
+            Place,
+            DuplicateRequest,
+        ]
     };
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -141,7 +154,8 @@ impl Frame {
 
     /// The records' bytes, in order.
     pub fn records(&self) -> Result<Records, DamagedFrame> {
-        let plain = zstd::bulk::decompress(&self.block, self.block_bytes as usize).map_err(|_| DamagedFrame)?;
+        let plain = zstd::bulk::decompress(&self.block, self.block_bytes as usize)
+            .map_err(|_| DamagedFrame)?;
         Records::parse(plain.into(), self.header.count)
     }
 }
@@ -158,7 +172,10 @@ impl Records {
         let mut ranges = Vec::with_capacity(count as usize);
         let mut at = 0usize;
         for _ in 0..count {
-            let length = page.get(at..at + 4).and_then(|b| b.first_chunk::<4>()).ok_or(DamagedFrame)?;
+            let length = page
+                .get(at..at + 4)
+                .and_then(|b| b.first_chunk::<4>())
+                .ok_or(DamagedFrame)?;
             let start = at + 4;
             at = start + u32::from_le_bytes(*length) as usize;
             if at > page.len() {
@@ -166,7 +183,11 @@ impl Records {
             }
             ranges.push((start as u32, at as u32));
         }
-        if at == page.len() { Ok(Self { page, ranges }) } else { Err(DamagedFrame) }
+        if at == page.len() {
+            Ok(Self { page, ranges })
+        } else {
+            Err(DamagedFrame)
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -188,7 +209,10 @@ impl Records {
 
     /// The page's bytes from a record on.
     pub fn page_from(&self, index: usize) -> &[u8] {
-        let start = self.ranges.get(index).map_or(self.page.len(), |(start, _)| *start as usize - 4);
+        let start = self
+            .ranges
+            .get(index)
+            .map_or(self.page.len(), |(start, _)| *start as usize - 4);
         &self.page[start..]
     }
 
@@ -208,11 +232,15 @@ pub struct RecordsBuilder {
 impl RecordsBuilder {
     /// With room for so many bytes and records.
     pub fn with_capacity(bytes: usize, records: usize) -> Self {
-        Self { page: Vec::with_capacity(bytes), ranges: Vec::with_capacity(records) }
+        Self {
+            page: Vec::with_capacity(bytes),
+            ranges: Vec::with_capacity(records),
+        }
     }
 
     pub fn push(&mut self, record: &[u8]) {
-        let length = u32::try_from(record.len()).expect("a record is bounded by its limit, far below 4 GiB");
+        let length =
+            u32::try_from(record.len()).expect("a record is bounded by its limit, far below 4 GiB");
         self.page.extend_from_slice(&length.to_le_bytes());
         let start = self.page.len() as u32;
         self.page.extend_from_slice(record);
@@ -233,7 +261,10 @@ impl RecordsBuilder {
     }
 
     pub fn finish(self) -> Records {
-        Records { page: self.page.into(), ranges: self.ranges }
+        Records {
+            page: self.page.into(),
+            ranges: self.ranges,
+        }
     }
 }
 
@@ -241,7 +272,8 @@ impl RecordsBuilder {
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
 thread_local! {
-    /// A context and a buffer that are made once: new ones for each block cost as much as its compression.
+    /// A context and a buffer that are made once: new ones for each block cost as much as its
+    /// compression.
     static COMPRESSOR: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
 }
 
@@ -270,8 +302,11 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
     let h = &frame.header;
     let about = frame.about.encode(h.first_position);
     let names = [&h.source, &h.partition, &h.stream];
-    let length =
-        HEADER_BYTES + names.iter().map(|n| n.len()).sum::<usize>() + frame.block.len() + about.len() + CRC_BYTES;
+    let length = HEADER_BYTES
+        + names.iter().map(|n| n.len()).sum::<usize>()
+        + frame.block.len()
+        + about.len()
+        + CRC_BYTES;
     out.reserve(length + 8);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&(length as u32).to_le_bytes());
@@ -284,7 +319,11 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
     for number in [h.configuration, h.synced_lsn] {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    for number in [frame.block.len() as u32, frame.block_bytes, about.len() as u32] {
+    for number in [
+        frame.block.len() as u32,
+        frame.block_bytes,
+        about.len() as u32,
+    ] {
         out.extend_from_slice(&number.to_le_bytes());
     }
     for name in names {
@@ -310,7 +349,8 @@ pub fn padded(length: usize) -> usize {
 /// The length that a frame's first bytes claim, if they can begin a frame.
 pub fn claimed_length(head: &[u8; HEADER_BYTES]) -> Option<usize> {
     let length = u32_at(head, 4) as usize;
-    (head[..4] == MAGIC && (HEADER_BYTES + CRC_BYTES..=MAX_FRAME_BYTES).contains(&length)).then_some(length)
+    (head[..4] == MAGIC && (HEADER_BYTES + CRC_BYTES..=MAX_FRAME_BYTES).contains(&length))
+        .then_some(length)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -333,13 +373,21 @@ pub fn decode(bytes: &Bytes) -> Result<Frame, DamagedFrame> {
     }
     let mut at = HEADER_BYTES;
     let mut take = |length: usize| {
-        let range = at..at.checked_add(length).filter(|end| *end <= body_end).ok_or(DamagedFrame)?;
+        let range = at..at
+            .checked_add(length)
+            .filter(|end| *end <= body_end)
+            .ok_or(DamagedFrame)?;
         at = range.end;
         Ok::<_, DamagedFrame>(range)
     };
     let mut name = |offset: usize| {
-        let range = take(usize::from(u16::from_le_bytes([head[offset], head[offset + 1]])))?;
-        std::str::from_utf8(&bytes[range]).map(str::to_owned).map_err(|_| DamagedFrame)
+        let range = take(usize::from(u16::from_le_bytes([
+            head[offset],
+            head[offset + 1],
+        ])))?;
+        std::str::from_utf8(&bytes[range])
+            .map(str::to_owned)
+            .map_err(|_| DamagedFrame)
     };
     let (source, partition, stream) = (name(76)?, name(78)?, name(80)?);
     let block = bytes.slice(take(u32_at(head, 64) as usize)?);
@@ -394,7 +442,11 @@ mod tests {
             },
             block_bytes: records.page().len() as u32,
             block: compress(records.page()).expect("memory"),
-            about: About { positions: vec![7, 12], next_position: Some(20), ..About::default() },
+            about: About {
+                positions: vec![7, 12],
+                next_position: Some(20),
+                ..About::default()
+            },
         }
     }
 

@@ -1,12 +1,13 @@
 //! Opens what a crash left.
 //!
-//! A segment is synced whole before the next one is made, so only the last one can end in bytes that never reached the disk.
-//! In it, damage is a torn tail, cut and reported, unless something shows that the damaged records had been synced: a valid
-//! frame behind them that names a synced LSN at or above them, or a view that stands there. Then nothing is changed and the
-//! caller is told the range.
+//! A segment is synced whole before the next one is made, so only the last one can end in bytes
+//! that never reached the disk. In it, damage is a torn tail, cut and reported, unless something
+//! shows that the damaged records had been synced: a valid frame behind them that names a synced
+//! LSN at or above them, or a view that stands there. Then nothing is changed and the caller is
+//! told the range.
 //!
-//! Frames above the last LSN known synced may have been read from a cache that never reached the disk: they are written again
-//! and synced before anyone may see them.
+//! Frames above the last LSN known synced may have been read from a cache that never reached the
+//! disk: they are written again and synced before anyone may see them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,7 +58,11 @@ pub(super) struct Tail {
 }
 
 /// Lists the segments' first LSNs, oldest first, and removes what a crash left half made.
-pub(super) fn segments(storage: &dyn Storage, folder: &Path, writable: bool) -> Result<Vec<u64>, WalError> {
+pub(super) fn segments(
+    storage: &dyn Storage,
+    folder: &Path,
+    writable: bool,
+) -> Result<Vec<u64>, WalError> {
     let mut firsts = Vec::new();
     for name in storage.list(folder).map_err(WalError::io(folder))? {
         if let Some(first) = segment::first_lsn(&name) {
@@ -70,19 +75,33 @@ pub(super) fn segments(storage: &dyn Storage, folder: &Path, writable: bool) -> 
     Ok(firsts)
 }
 
-fn read_header(storage: &dyn Storage, path: &Path, writable: bool) -> Result<(Arc<dyn File>, SegmentHeader), WalError> {
-    let file = if writable { storage.open(path) } else { storage.open_read_only(path) }.map_err(WalError::io(path))?;
+fn read_header(
+    storage: &dyn Storage,
+    path: &Path,
+    writable: bool,
+) -> Result<(Arc<dyn File>, SegmentHeader), WalError> {
+    let file = if writable {
+        storage.open(path)
+    } else {
+        storage.open_read_only(path)
+    }
+    .map_err(WalError::io(path))?;
     let mut head = [0; segment::HEADER_BYTES];
     if file.size().map_err(WalError::io(path))? < head.len() as u64 {
-        return Err(WalError::SegmentHeader { path: path.to_owned() });
+        return Err(WalError::SegmentHeader {
+            path: path.to_owned(),
+        });
     }
-    file.read_exact_at(&mut head, 0).map_err(WalError::io(path))?;
+    file.read_exact_at(&mut head, 0)
+        .map_err(WalError::io(path))?;
     Ok((file, segment::decode(path, &head)?))
 }
 
 /// The log's id, as its last segment tells it.
 pub(super) fn log_id(storage: &dyn Storage, folder: &Path) -> Result<Option<u64>, WalError> {
-    let Some(last) = segments(storage, folder, false)?.pop() else { return Ok(None) };
+    let Some(last) = segments(storage, folder, false)?.pop() else {
+        return Ok(None);
+    };
     read_header(storage, &segment::path(folder, last), false).map(|(_, header)| Some(header.log_id))
 }
 
@@ -113,7 +132,9 @@ struct Scanned<'a> {
 impl Scanned<'_> {
     fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>, WalError> {
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, at).map_err(WalError::io(self.path))?;
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(WalError::io(self.path))?;
         Ok(bytes)
     }
 
@@ -124,13 +145,20 @@ impl Scanned<'_> {
         }
         let head = self.bytes(at, record::HEADER_BYTES)?;
         let length = head.first_chunk().and_then(record::claimed_length);
-        let Some(length) = length.filter(|length| at + *length as u64 <= self.size) else { return Ok(None) };
+        let Some(length) = length.filter(|length| at + *length as u64 <= self.size) else {
+            return Ok(None);
+        };
         let frame = record::decode(&Bytes::from(self.bytes(at, length)?)).ok();
         Ok(frame.map(|frame| (frame, record::padded(length) as u64)))
     }
 
-    /// Calls `look` with each chunk from a byte on and its place, until it says that it has seen enough.
-    fn chunks(&self, from: u64, mut look: impl FnMut(u64, &[u8]) -> Result<bool, WalError>) -> Result<(), WalError> {
+    /// Calls `look` with each chunk from a byte on and its place, until it says that it has seen
+    /// enough.
+    fn chunks(
+        &self,
+        from: u64,
+        mut look: impl FnMut(u64, &[u8]) -> Result<bool, WalError>,
+    ) -> Result<(), WalError> {
         let mut at = from;
         while at < self.size {
             let chunk = self.bytes(at, CHUNK_BYTES.min((self.size - at) as usize))?;
@@ -150,9 +178,16 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
     let mut synced_lsn = first_lsn - 1;
     let mut starts = Vec::new();
     let mut last_frame = None;
-    while let Some((frame, length)) = segment.frame_at(at)?.filter(|(f, _)| f.header.first_lsn == next_lsn) {
+    while let Some((frame, length)) = segment
+        .frame_at(at)?
+        .filter(|(f, _)| f.header.first_lsn == next_lsn)
+    {
         starts.push((at, frame.header.last_lsn()));
-        last_frame = Some(LastFrame { kind: frame.header.kind, first_lsn: next_lsn, offset: at });
+        last_frame = Some(LastFrame {
+            kind: frame.header.kind,
+            first_lsn: next_lsn,
+            offset: at,
+        });
         synced_lsn = synced_lsn.max(frame.header.synced_lsn);
         next_lsn = frame.header.last_lsn() + 1;
         at += length;
@@ -181,21 +216,37 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
                     && frame.header.synced_lsn >= next_lsn
                 {
                     let to = frame.header.synced_lsn;
-                    return Err(damaged(to, format!("the frame at byte {start} names record {to} as synced")));
+                    return Err(damaged(
+                        to,
+                        format!("the frame at byte {start} names record {to} as synced"),
+                    ));
                 }
             }
             Ok(false)
         })?;
     }
     if views_at >= next_lsn {
-        return Err(damaged(views_at, format!("a view has committed up to record {views_at}")));
+        return Err(damaged(
+            views_at,
+            format!("a view has committed up to record {views_at}"),
+        ));
     }
-    let unsynced_from = starts.iter().find(|(_, last)| *last > synced_lsn).map_or(at, |(start, _)| *start);
-    Ok(Scan { end: at, last_lsn: next_lsn - 1, synced_lsn, unsynced_from, last_frame, torn })
+    let unsynced_from = starts
+        .iter()
+        .find(|(_, last)| *last > synced_lsn)
+        .map_or(at, |(start, _)| *start);
+    Ok(Scan {
+        end: at,
+        last_lsn: next_lsn - 1,
+        synced_lsn,
+        unsynced_from,
+        last_frame,
+        torn,
+    })
 }
 
-/// Opens the log for reading and appending. `views_at` is the highest position that any view has committed; `zero` the LSN
-/// before the first one of this instance.
+/// Opens the log for reading and appending. `views_at` is the highest position that any view has
+/// committed; `zero` the LSN before the first one of this instance.
 pub(super) fn open(
     storage: &dyn Storage,
     folder: &Path,
@@ -208,19 +259,42 @@ pub(super) fn open(
     let Some(&last) = segments.last() else {
         if views_at > zero {
             let path = folder.to_owned();
-            return Err(WalError::Missing { path, from: zero + 1, to: views_at });
+            return Err(WalError::Missing {
+                path,
+                from: zero + 1,
+                to: views_at,
+            });
         }
-        return Ok(Recovered { log_id: 0, last_lsn: zero, torn: None, last_frame: None, segments, tail: None });
+        return Ok(Recovered {
+            log_id: 0,
+            last_lsn: zero,
+            torn: None,
+            last_frame: None,
+            segments,
+            tail: None,
+        });
     };
     let path = segment::path(folder, last);
     let (file, header) = read_header(storage, &path, writable)?;
     if header.instance != instance {
-        return Err(WalError::Instance { path, found: header.instance, expected: instance });
+        return Err(WalError::Instance {
+            path,
+            found: header.instance,
+            expected: instance,
+        });
     }
     let size = file.size().map_err(WalError::io(&path))?;
-    let scanned = Scanned { path: &path, file: &*file, size };
+    let scanned = Scanned {
+        path: &path,
+        file: &*file,
+        size,
+    };
     let found = scan(&scanned, header.first_lsn, views_at)?;
-    let torn = found.torn.then(|| TornTail { path: path.clone(), offset: found.end, lsn: found.last_lsn + 1 });
+    let torn = found.torn.then(|| TornTail {
+        path: path.clone(),
+        offset: found.end,
+        lsn: found.last_lsn + 1,
+    });
     if writable && (torn.is_some() || found.last_lsn > found.synced_lsn) {
         // A file that was cut short may lack the last frame's padding.
         let end = found.end.min(size);
@@ -247,6 +321,10 @@ pub(super) fn open(
         torn,
         last_frame: found.last_frame,
         segments,
-        tail: Some(Tail { file, size, at: found.end }),
+        tail: Some(Tail {
+            file,
+            size,
+            at: found.end,
+        }),
     })
 }

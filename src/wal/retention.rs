@@ -11,9 +11,15 @@ pub struct SegmentAge {
     pub age: Duration,
 }
 
-/// First LSNs of the segments to remove, oldest first: those whose records are all at or below `below` (the snapshot that no
-/// view is behind), and that are older than `keep` or needed to bring the log under `budget`. The last segment stays.
-pub fn plan_trim(segments: &[SegmentAge], below: u64, keep: Duration, budget: Option<u64>) -> Vec<u64> {
+/// First LSNs of the segments to remove, oldest first: those whose records are all at or below
+/// `below` (the snapshot that no view is behind), and that are older than `keep` or needed to bring
+/// the log under `budget`. The last segment stays.
+pub fn plan_trim(
+    segments: &[SegmentAge],
+    below: u64,
+    keep: Duration,
+    budget: Option<u64>,
+) -> Vec<u64> {
     let mut total: u64 = segments.iter().map(|s| s.bytes).sum();
     let mut gone = Vec::new();
     for pair in segments.windows(2) {
@@ -34,7 +40,11 @@ mod tests {
 
     fn segments() -> Vec<SegmentAge> {
         [(1, 50), (100, 40), (200, 10)]
-            .map(|(first_lsn, hours)| SegmentAge { first_lsn, bytes: 64, age: Duration::from_secs(hours * 3600) })
+            .map(|(first_lsn, hours)| SegmentAge {
+                first_lsn,
+                bytes: 64,
+                age: Duration::from_secs(hours * 3600),
+            })
             .to_vec()
     }
 

@@ -49,16 +49,27 @@ pub fn encode(header: &SegmentHeader) -> [u8; HEADER_BYTES] {
 }
 
 pub fn decode(path: &Path, bytes: &[u8; HEADER_BYTES]) -> Result<SegmentHeader, WalError> {
-    let u32_at = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
-    let u64_at = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
+    let u32_at =
+        |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
+    let u64_at =
+        |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
     let version = u32_at(8);
     if bytes[..8] == MAGIC && version > VERSION {
-        return Err(WalError::Newer { path: path.to_owned(), version });
+        return Err(WalError::Newer {
+            path: path.to_owned(),
+            version,
+        });
     }
     if bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..60]) != u32_at(60) {
-        return Err(WalError::SegmentHeader { path: path.to_owned() });
+        return Err(WalError::SegmentHeader {
+            path: path.to_owned(),
+        });
     }
-    Ok(SegmentHeader { instance: u32_at(12) as u16, log_id: u64_at(16), first_lsn: u64_at(24) })
+    Ok(SegmentHeader {
+        instance: u32_at(12) as u16,
+        log_id: u64_at(16),
+        first_lsn: u64_at(24),
+    })
 }
 
 #[cfg(test)]
@@ -67,14 +78,24 @@ mod tests {
 
     #[test]
     fn the_header_reads_back_and_a_newer_version_is_told() {
-        let header = SegmentHeader { instance: 3, log_id: 77, first_lsn: 5 };
+        let header = SegmentHeader {
+            instance: 3,
+            log_id: 77,
+            first_lsn: 5,
+        };
         let mut bytes = encode(&header);
         assert_eq!(decode(Path::new("x"), &bytes).expect("valid"), header);
         bytes[8] = 2;
-        assert!(matches!(decode(Path::new("x"), &bytes), Err(WalError::Newer { version: 2, .. })));
+        assert!(matches!(
+            decode(Path::new("x"), &bytes),
+            Err(WalError::Newer { version: 2, .. })
+        ));
         bytes[8] = 1;
         bytes[20] ^= 1;
-        assert!(matches!(decode(Path::new("x"), &bytes), Err(WalError::SegmentHeader { .. })));
+        assert!(matches!(
+            decode(Path::new("x"), &bytes),
+            Err(WalError::SegmentHeader { .. })
+        ));
     }
 
     #[test]

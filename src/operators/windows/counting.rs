@@ -1,10 +1,13 @@
-//! Panes of a window that only counts: per pane and group up to four numbers. A sliding window keeps its sum, to which each slide adds
-//! the pane that comes in and from which it takes the one that goes out, and knows its largest counts without looking at the rest.
+//! Panes of a window that only counts: per pane and group up to four numbers. A sliding window
+//! keeps its sum, to which each slide adds the pane that comes in and from which it takes the one
+//! that goes out, and knows its largest counts without looking at the rest.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray,
+};
 use arrow::compute::and;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::row::{RowConverter, Rows, SortField};
@@ -71,7 +74,10 @@ fn add(sum: &mut Counts, more: Counts, sign: i64) {
 
 impl Running {
     fn change(&mut self, group: u32, more: Counts, sign: i64) {
-        let (counts, place) = self.counts.entry(group).or_insert(([0; FAST_COUNTS], u32::MAX));
+        let (counts, place) = self
+            .counts
+            .entry(group)
+            .or_insert(([0; FAST_COUNTS], u32::MAX));
         let before = *counts;
         add(counts, more, sign);
         let (after, is_gone) = (*counts, *counts == [0; FAST_COUNTS]);
@@ -98,7 +104,9 @@ impl Running {
     }
 
     fn leave(&mut self, count: i64, place: u32) {
-        let Some(level) = self.levels.get_mut(&count) else { return };
+        let Some(level) = self.levels.get_mut(&count) else {
+            return;
+        };
         level.swap_remove(place as usize);
         if let Some(moved) = level.get(place as usize).copied() {
             if let Some((_, at)) = self.counts.get_mut(&moved) {
@@ -109,15 +117,17 @@ impl Running {
         }
     }
 
-    /// The groups whose rows can be among the first: down to the count of the last of them, of equal ones all, or the least by
-    /// their bytes where nothing else orders them.
+    /// The groups whose rows can be among the first: down to the count of the last of them, of
+    /// equal ones all, or the least by their bytes where nothing else orders them.
     fn first(&self, top: Top, slots: &[Group]) -> Counted {
         let mut found: Vec<u32> = Vec::new();
         for level in self.levels.values().rev() {
             let room = top.rows - found.len();
             if top.is_exact && level.len() > room {
                 let mut level = level.clone();
-                level.select_nth_unstable_by(room, |a, b| slots[*a as usize].bytes.cmp(&slots[*b as usize].bytes));
+                level.select_nth_unstable_by(room, |a, b| {
+                    slots[*a as usize].bytes.cmp(&slots[*b as usize].bytes)
+                });
                 found.extend_from_slice(&level[..room]);
             } else {
                 found.extend_from_slice(level);
@@ -126,7 +136,10 @@ impl Running {
                 break;
             }
         }
-        found.into_iter().map(|group| (group, self.counts[&group].0)).collect()
+        found
+            .into_iter()
+            .map(|group| (group, self.counts[&group].0))
+            .collect()
     }
 }
 
@@ -136,12 +149,19 @@ impl Counting {
         let fields: Vec<Field> = (0..window.groups.len())
             .filter(others)
             .map(|n| {
-                let ty = window.groups[n].0.data_type(&window.reduced).unwrap_or(DataType::Null);
+                let ty = window.groups[n]
+                    .0
+                    .data_type(&window.reduced)
+                    .unwrap_or(DataType::Null);
                 Field::new(format!("group_{n}"), ty, true)
             })
             .collect();
-        let sort = fields.iter().map(|f| SortField::new(f.data_type().clone())).collect();
-        let converter = Arc::new(RowConverter::new(sort).expect("groups have types that can be compared"));
+        let sort = fields
+            .iter()
+            .map(|f| SortField::new(f.data_type().clone()))
+            .collect();
+        let converter =
+            Arc::new(RowConverter::new(sort).expect("groups have types that can be compared"));
         Self {
             converter,
             fields,
@@ -165,7 +185,10 @@ impl Counting {
 
     pub fn memory_bytes(&self) -> usize {
         let groups: usize = self.slots.iter().map(|g| g.bytes.len()).sum();
-        let running = self.running.as_ref().map_or(0, |r| r.counts.capacity() * 48);
+        let running = self
+            .running
+            .as_ref()
+            .map_or(0, |r| r.counts.capacity() * 48);
         self.entries * 64 + self.slots.len() * 56 + groups + running
     }
 
@@ -173,7 +196,9 @@ impl Counting {
     pub fn prepare(&mut self, window: &Window, reduced: &RecordBatch) -> Result<(), String> {
         let rows = reduced.num_rows();
         let evaluate = |e: &Arc<dyn datafusion::physical_expr::PhysicalExpr>| {
-            e.evaluate(reduced).and_then(|v| v.into_array(rows)).map_err(|e| crate::schema::select::explain(&e))
+            e.evaluate(reduced)
+                .and_then(|v| v.into_array(rows))
+                .map_err(|e| crate::schema::select::explain(&e))
         };
         let groups = (0..window.groups.len())
             .filter(|n| *n != window.start_at && *n != window.end_at)
@@ -182,17 +207,26 @@ impl Counting {
         let groups = if groups.is_empty() {
             None
         } else {
-            Some(self.converter.convert_columns(&groups).map_err(|e| e.to_string())?)
+            Some(
+                self.converter
+                    .convert_columns(&groups)
+                    .map_err(|e| e.to_string())?,
+            )
         };
         let counts = window
             .aggregates
             .iter()
             .map(|aggregate| {
                 let argument = evaluate(&aggregate.function.expressions()[0])?;
-                let mut mask = argument.logical_nulls().map(|nulls| BooleanArray::new(nulls.into_inner(), None));
+                let mut mask = argument
+                    .logical_nulls()
+                    .map(|nulls| BooleanArray::new(nulls.into_inner(), None));
                 if let Some(filter) = &aggregate.filter {
                     let wanted = evaluate(filter)?;
-                    let wanted = wanted.as_any().downcast_ref::<BooleanArray>().ok_or("filter is no condition")?;
+                    let wanted = wanted
+                        .as_any()
+                        .downcast_ref::<BooleanArray>()
+                        .ok_or("filter is no condition")?;
                     let wanted = true_only(wanted);
                     mask = Some(match mask {
                         Some(mask) => and(&mask, &wanted).map_err(|e| e.to_string())?,
@@ -208,7 +242,9 @@ impl Counting {
 
     /// Counts a row of the prepared batch in a pane.
     pub fn add(&mut self, row: usize, pane: Micros) {
-        let Some(prepared) = self.prepared.take() else { return };
+        let Some(prepared) = self.prepared.take() else {
+            return;
+        };
         let mut more = [0; FAST_COUNTS];
         for (count, mask) in more.iter_mut().zip(&prepared.counts) {
             *count = i64::from(mask.as_ref().is_none_or(|m| m.value(row)));
@@ -222,25 +258,41 @@ impl Counting {
     }
 
     fn count(&mut self, group: u32, more: Counts, pane: Micros) {
-        let sums = self.panes.entry(pane).or_default().entry(group).or_insert_with(|| {
-            let slot = &mut self.slots[group as usize];
-            self.entries += weight(slot.bytes.len());
-            slot.users += 1;
-            // Also a group of which nothing is counted is a row.
-            [0; FAST_COUNTS]
-        });
+        let sums = self
+            .panes
+            .entry(pane)
+            .or_default()
+            .entry(group)
+            .or_insert_with(|| {
+                let slot = &mut self.slots[group as usize];
+                self.entries += weight(slot.bytes.len());
+                slot.users += 1;
+                // Also a group of which nothing is counted is a row.
+                [0; FAST_COUNTS]
+            });
         add(sums, more, 1);
-        if let Some(running) = self.running.as_mut().filter(|r| r.from <= pane && pane < r.to) {
+        if let Some(running) = self
+            .running
+            .as_mut()
+            .filter(|r| r.from <= pane && pane < r.to)
+        {
             running.change(group, more, 1);
         }
     }
 
     fn group(&mut self, bytes: &[u8]) -> u32 {
         let hash = hash(bytes);
-        if let Some(found) = self.by_bytes.find(hash, |g| *self.slots[*g as usize].bytes == *bytes) {
+        if let Some(found) = self
+            .by_bytes
+            .find(hash, |g| *self.slots[*g as usize].bytes == *bytes)
+        {
             return *found;
         }
-        let group = Group { bytes: bytes.into(), hash, users: 0 };
+        let group = Group {
+            bytes: bytes.into(),
+            hash,
+            users: 0,
+        };
         let at = match self.free.pop() {
             Some(at) => {
                 self.slots[at as usize] = group;
@@ -252,13 +304,16 @@ impl Counting {
             }
         };
         let slots = &self.slots;
-        self.by_bytes.insert_unique(hash, at, |g| slots[*g as usize].hash);
+        self.by_bytes
+            .insert_unique(hash, at, |g| slots[*g as usize].hash);
         at
     }
 
     /// Results that are remembered keep the numbers of their groups.
     pub fn hold(&mut self, counted: &Counted) {
-        counted.iter().for_each(|(g, _)| self.slots[*g as usize].users += 1);
+        counted
+            .iter()
+            .for_each(|(g, _)| self.slots[*g as usize].users += 1);
     }
 
     pub fn release(&mut self, counted: &Counted) {
@@ -299,20 +354,29 @@ impl Counting {
         self.panes.last_key_value().map(|(pane, _)| *pane)
     }
 
-    /// The groups of some panes together, in the order of their columns. `slides`: the same is asked a little later again and again.
+    /// The groups of some panes together, in the order of their columns. `slides`: the same is
+    /// asked a little later again and again.
     pub fn rows(&mut self, which: &Which<'_>, slides: bool) -> Counted {
         let mut found = match which {
             Which::Range(from, to) if slides => self.slide(*from, *to),
             which => self.sum(which),
         };
-        found.sort_unstable_by(|a, b| self.slots[a.0 as usize].bytes.cmp(&self.slots[b.0 as usize].bytes));
+        found.sort_unstable_by(|a, b| {
+            self.slots[a.0 as usize]
+                .bytes
+                .cmp(&self.slots[b.0 as usize].bytes)
+        });
         found
     }
 
     /// As [`Self::rows`], for a look that changes nothing.
     pub fn look(&self, which: &Which<'_>) -> Counted {
         let mut found = self.sum(which);
-        found.sort_unstable_by(|a, b| self.slots[a.0 as usize].bytes.cmp(&self.slots[b.0 as usize].bytes));
+        found.sort_unstable_by(|a, b| {
+            self.slots[a.0 as usize]
+                .bytes
+                .cmp(&self.slots[b.0 as usize].bytes)
+        });
         found
     }
 
@@ -333,10 +397,21 @@ impl Counting {
 
     fn slide(&mut self, from: Micros, to: Micros) -> Counted {
         let mut running = match self.running.take() {
-            Some(running) if running.from <= from && from < running.to && running.to <= to => running,
-            _ => Running { from, to: from, top: self.top, ..Running::default() },
+            Some(running) if running.from <= from && from < running.to && running.to <= to => {
+                running
+            }
+            _ => Running {
+                from,
+                to: from,
+                top: self.top,
+                ..Running::default()
+            },
         };
-        for (group, counts) in self.panes.range(running.from..from).flat_map(|(_, pane)| pane) {
+        for (group, counts) in self
+            .panes
+            .range(running.from..from)
+            .flat_map(|(_, pane)| pane)
+        {
             running.change(*group, *counts, -1);
         }
         for (group, counts) in self.panes.range(running.to..to).flat_map(|(_, pane)| pane) {
@@ -359,9 +434,17 @@ impl Counting {
     }
 
     pub fn remove(&mut self, pane: Micros) {
-        let Some(groups) = self.panes.remove(&pane) else { return };
-        self.entries -= groups.keys().map(|group| weight(self.slots[*group as usize].bytes.len())).sum::<usize>();
-        let is_in = self.running.as_ref().is_some_and(|r| r.from <= pane && pane < r.to);
+        let Some(groups) = self.panes.remove(&pane) else {
+            return;
+        };
+        self.entries -= groups
+            .keys()
+            .map(|group| weight(self.slots[*group as usize].bytes.len()))
+            .sum::<usize>();
+        let is_in = self
+            .running
+            .as_ref()
+            .is_some_and(|r| r.from <= pane && pane < r.to);
         for (group, counts) in groups {
             if let Some(running) = self.running.as_mut().filter(|_| is_in) {
                 running.change(group, counts, -1);
@@ -370,12 +453,24 @@ impl Counting {
         }
     }
 
-    /// The aggregation's columns of results: groups with their window's times among them, then counts.
-    pub fn arrays(&self, window: &Window, results: &[(Micros, Micros, &Counted)]) -> Result<Vec<ArrayRef>, String> {
-        let rows = || results.iter().flat_map(|(start, end, counted)| counted.iter().map(move |c| (*start, *end, c)));
-        let mut groups = self.group_columns(rows().map(|(.., (g, _))| *g))?.into_iter();
-        let time =
-            |times: Vec<Micros>| Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")) as ArrayRef;
+    /// The aggregation's columns of results: groups with their window's times among them, then
+    /// counts.
+    pub fn arrays(
+        &self,
+        window: &Window,
+        results: &[(Micros, Micros, &Counted)],
+    ) -> Result<Vec<ArrayRef>, String> {
+        let rows = || {
+            results
+                .iter()
+                .flat_map(|(start, end, counted)| counted.iter().map(move |c| (*start, *end, c)))
+        };
+        let mut groups = self
+            .group_columns(rows().map(|(.., (g, _))| *g))?
+            .into_iter();
+        let time = |times: Vec<Micros>| {
+            Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")) as ArrayRef
+        };
         let mut columns: Vec<ArrayRef> = (0..window.groups.len())
             .filter_map(|n| {
                 if n == window.start_at {
@@ -406,14 +501,21 @@ impl Counting {
 
     /// Every pane's groups: pane, group columns, counts.
     pub fn save(&self) -> Result<RecordBatch, String> {
-        let mut entries: Vec<(Micros, u32, Counts)> =
-            self.panes.iter().flat_map(|(pane, groups)| groups.iter().map(move |(g, c)| (*pane, *g, *c))).collect();
+        let mut entries: Vec<(Micros, u32, Counts)> = self
+            .panes
+            .iter()
+            .flat_map(|(pane, groups)| groups.iter().map(move |(g, c)| (*pane, *g, *c)))
+            .collect();
         let bytes = |group: u32| &self.slots[group as usize].bytes;
         entries.sort_unstable_by(|a, b| (a.0, bytes(a.1)).cmp(&(b.0, bytes(b.1))));
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from_iter_values(entries.iter().map(|e| e.0)))];
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from_iter_values(
+            entries.iter().map(|e| e.0),
+        ))];
         columns.extend(self.group_columns(entries.iter().map(|e| e.1))?);
         for n in 0..self.aggregates {
-            columns.push(Arc::new(Int64Array::from_iter_values(entries.iter().map(|e| e.2[n]))));
+            columns.push(Arc::new(Int64Array::from_iter_values(
+                entries.iter().map(|e| e.2[n]),
+            )));
         }
         RecordBatch::try_new(Arc::new(self.saved_schema()), columns).map_err(|e| e.to_string())
     }
@@ -422,7 +524,11 @@ impl Counting {
         let number = |name: String| Field::new(name, DataType::Int64, false);
         let counts = (0..self.aggregates).map(|n| number(format!("count_{n}")));
         let pane = std::iter::once(number("pane".into()));
-        Schema::new(pane.chain(self.fields.iter().cloned()).chain(counts).collect::<Vec<_>>())
+        Schema::new(
+            pane.chain(self.fields.iter().cloned())
+                .chain(counts)
+                .collect::<Vec<_>>(),
+        )
     }
 
     pub fn load(&mut self, saved: &RecordBatch) -> Result<(), String> {
@@ -430,13 +536,21 @@ impl Counting {
             return Err("the saved groups have other columns".into());
         }
         let number = |column: usize| {
-            saved.column(column).as_any().downcast_ref::<Int64Array>().expect("the schema was compared")
+            saved
+                .column(column)
+                .as_any()
+                .downcast_ref::<Int64Array>()
+                .expect("the schema was compared")
         };
         let groups = 1..1 + self.fields.len();
         let rows = if groups.is_empty() {
             None
         } else {
-            Some(self.converter.convert_columns(&saved.columns()[groups]).map_err(|e| e.to_string())?)
+            Some(
+                self.converter
+                    .convert_columns(&saved.columns()[groups])
+                    .map_err(|e| e.to_string())?,
+            )
         };
         for row in 0..saved.num_rows() {
             let mut counts = [0; FAST_COUNTS];

@@ -28,7 +28,9 @@ pub(super) struct Sessions {
 
 impl WindowState {
     pub(super) fn is_session_over(&self, end: Micros, mark: Micros) -> bool {
-        let Shape::Session { gap, .. } = self.window.shape else { return false };
+        let Shape::Session { gap, .. } = self.window.shape else {
+            return false;
+        };
         // The gap itself still belongs to it.
         mark > end.saturating_add(gap).saturating_add(self.lateness())
     }
@@ -44,8 +46,14 @@ impl WindowState {
         let mut bytes = Vec::new();
         canonical(key, row, &mut bytes);
         let bytes = kept_bytes(bytes);
-        let open = self.sessions.by_key.get(&bytes).map_or(&[][..], Vec::as_slice);
-        let is_near = |s: &OpenSession| time >= s.start.saturating_sub(gap) && time <= s.end.saturating_add(gap);
+        let open = self
+            .sessions
+            .by_key
+            .get(&bytes)
+            .map_or(&[][..], Vec::as_slice);
+        let is_near = |s: &OpenSession| {
+            time >= s.start.saturating_sub(gap) && time <= s.end.saturating_add(gap)
+        };
         let is_joining = open.iter().any(is_near);
         if !is_joining && self.is_session_over(time, self.mark) {
             return Ok(false);
@@ -61,7 +69,11 @@ impl WindowState {
         });
         let session = joined.get_or_insert_with(|| {
             self.sessions.next += 1;
-            OpenSession { start: time, end: time, panes: vec![self.sessions.next] }
+            OpenSession {
+                start: time,
+                end: time,
+                panes: vec![self.sessions.next],
+            }
         });
         (session.start, session.end) = (session.start.min(time), session.end.max(time));
         let pane = session.panes[0];
@@ -74,14 +86,27 @@ impl WindowState {
     }
 
     /// Sessions that are over at `mark`, in the order of their starts and keys.
-    pub(super) fn close_sessions(&mut self, mark: Micros, lsn: Lsn, status: &'static str) -> Result<(), String> {
-        let Shape::Session { gap, .. } = self.window.shape else { return Ok(()) };
+    pub(super) fn close_sessions(
+        &mut self,
+        mark: Micros,
+        lsn: Lsn,
+        status: &'static str,
+    ) -> Result<(), String> {
+        let Shape::Session { gap, .. } = self.window.shape else {
+            return Ok(());
+        };
         let mut over: Vec<(Micros, Vec<u8>, OpenSession)> = Vec::new();
-        while let Some((end, key)) =
-            self.sessions.ends.first().filter(|(end, _)| self.is_session_over(*end, mark)).cloned()
+        while let Some((end, key)) = self
+            .sessions
+            .ends
+            .first()
+            .filter(|(end, _)| self.is_session_over(*end, mark))
+            .cloned()
         {
             self.sessions.ends.pop_first();
-            let Some(open) = self.sessions.by_key.get_mut(&key) else { continue };
+            let Some(open) = self.sessions.by_key.get_mut(&key) else {
+                continue;
+            };
             let at = open.iter().position(|s| s.end == end);
             let session = at.map(|at| open.remove(at));
             if open.is_empty() {
@@ -97,7 +122,14 @@ impl WindowState {
                 Panes::Counting(panes) => Rows::Counted(panes.rows(&which, false)),
                 Panes::Partial(panes) => Rows::Columns(panes.rows(&which, start, end)?),
             };
-            self.fired.push(Fired { start, end, lsn, status, rows, is_same: false });
+            self.fired.push(Fired {
+                start,
+                end,
+                lsn,
+                status,
+                rows,
+                is_same: false,
+            });
             for pane in session.panes {
                 match &mut self.panes {
                     Panes::Counting(panes) => panes.remove(pane),

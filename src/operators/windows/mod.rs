@@ -1,9 +1,10 @@
-//! Windows: rows go into panes, the watermark closes them. A window's state is its panes ([`counting`] where it only counts,
-//! [`partial`] for every other aggregate) and, where late rows amend, what it said last (`amend`). `keyed` are session windows,
-//! `tell` makes rows of what has fired.
+//! Windows: rows go into panes, the watermark closes them. A window's state is its panes
+//! ([`counting`] where it only counts, [`partial`] for every other aggregate) and, where late rows
+//! amend, what it said last (`amend`). `keyed` are session windows, `tell` makes rows of what has
+//! fired.
 //!
-//! Everything goes row by row in the order of LSNs. A fixed window is known by its end: those up to `fired_to` have been stored once,
-//! those up to `closed_to` take nothing more.
+//! Everything goes row by row in the order of LSNs. A fixed window is known by its end: those up to
+//! `fired_to` have been stored once, those up to `closed_to` take nothing more.
 
 mod amend;
 pub mod counting;
@@ -40,7 +41,8 @@ pub struct Feed<'a> {
     pub batch: &'a RecordBatch,
     pub times: &'a [Micros],
     pub lsns: &'a [i64],
-    /// Records behind which the watermark is another one, which may lie between rows and behind them.
+    /// Records behind which the watermark is another one, which may lie between rows and behind
+    /// them.
     pub marks: &'a [(Lsn, Micros)],
 }
 
@@ -141,7 +143,8 @@ fn weight(bytes: usize) -> usize {
 }
 
 impl WindowState {
-    /// A window that answers from its first event on, or for windows that start after `greatest`, the greatest event time so far.
+    /// A window that answers from its first event on, or for windows that start after `greatest`,
+    /// the greatest event time so far.
     pub fn new(window: &Arc<Window>, greatest: Option<Micros>) -> Result<Self, String> {
         let panes = if window.counts_only {
             Panes::Counting(Box::new(Counting::new(window)))
@@ -214,7 +217,11 @@ impl WindowState {
             Panes::Counting(panes) => panes.memory_bytes(),
             Panes::Partial(panes) => panes.memory_bytes(),
         };
-        let standing: usize = self.standing.values().map(|s| s.rows.get_array_memory_size()).sum();
+        let standing: usize = self
+            .standing
+            .values()
+            .map(|s| s.rows.get_array_memory_size())
+            .sum();
         panes + standing + self.sessions.ends.len() * 160
     }
 
@@ -312,13 +319,20 @@ impl WindowState {
                     self.fire(end, lsn, status::ABANDONED)?;
                 }
             }
-            Shape::Session { .. } => self.close_sessions(Micros::MAX / 4, lsn, status::ABANDONED)?,
+            Shape::Session { .. } => {
+                self.close_sessions(Micros::MAX / 4, lsn, status::ABANDONED)?;
+            }
         }
         self.output().map(|output| output.stored)
     }
 
-    fn prepare_passing(&mut self, reduced: &RecordBatch, passes: &BooleanArray) -> Result<(), String> {
-        let reduced = arrow::compute::filter_record_batch(reduced, passes).map_err(|e| e.to_string())?;
+    fn prepare_passing(
+        &mut self,
+        reduced: &RecordBatch,
+        passes: &BooleanArray,
+    ) -> Result<(), String> {
+        let reduced =
+            arrow::compute::filter_record_batch(reduced, passes).map_err(|e| e.to_string())?;
         match &mut self.panes {
             Panes::Counting(panes) => panes.prepare(&self.window, &reduced)?,
             Panes::Partial(panes) => panes.prepare(reduced),
@@ -340,9 +354,14 @@ impl WindowState {
             if parts.is_empty() {
                 return Ok(None);
             }
-            concat_batches(&self.window.schema, &parts).map(Some).map_err(|e| e.to_string())
+            concat_batches(&self.window.schema, &parts)
+                .map(Some)
+                .map_err(|e| e.to_string())
         };
-        Ok(Output { stored: one(&mut self.stored)?, finals: one(&mut self.finals)? })
+        Ok(Output {
+            stored: one(&mut self.stored)?,
+            finals: one(&mut self.finals)?,
+        })
     }
 
     fn add(&mut self, row: usize, pane: Micros, lsn: Lsn) -> Result<(), String> {
@@ -353,7 +372,8 @@ impl WindowState {
         Ok(())
     }
 
-    /// Takes a row in, by its place among the prepared ones; false where every window it belongs to takes nothing more.
+    /// Takes a row in, by its place among the prepared ones; false where every window it belongs to
+    /// takes nothing more.
     fn take(
         &mut self,
         row: usize,
@@ -369,7 +389,9 @@ impl WindowState {
             }
         };
         let last_end = windows.last_end(time);
-        let closed_to = self.closed_to.max(windows.passed(self.mark.saturating_sub(self.lateness())));
+        let closed_to = self
+            .closed_to
+            .max(windows.passed(self.mark.saturating_sub(self.lateness())));
         if last_end <= closed_to {
             return Ok(false);
         }
@@ -379,7 +401,11 @@ impl WindowState {
             // It changes windows that have fired already.
             let mut end = first_end.max(windows.next_end(windows.passed(closed_to)));
             // A slide without the row says so behind one that has it.
-            let last = if windows.is_sliding() { windows.next_end(last_end) } else { last_end };
+            let last = if windows.is_sliding() {
+                windows.next_end(last_end)
+            } else {
+                last_end
+            };
             while end <= last.min(self.fired_to) {
                 let empty = || Standing {
                     rows: RecordBatch::new_empty(self.window.schema.clone()),
@@ -394,34 +420,56 @@ impl WindowState {
                 end = windows.next_end(end);
             }
         }
-        self.next_due = self.next_due.min(first_end.max(self.next_end(windows)).saturating_add(self.wait()));
+        self.next_due = self.next_due.min(
+            first_end
+                .max(self.next_end(windows))
+                .saturating_add(self.wait()),
+        );
         Ok(true)
     }
 
     fn stand(&mut self, end: Micros, standing: Standing) {
         self.standing_rows += standing.weight();
-        self.standing_rows -= self.standing.insert(end, standing).as_ref().map_or(0, Standing::weight);
+        self.standing_rows -= self
+            .standing
+            .insert(end, standing)
+            .as_ref()
+            .map_or(0, Standing::weight);
     }
 
     /// How long after its end a window fires first.
     fn wait(&self) -> Micros {
-        if self.is_amending() { 0 } else { self.lateness() }
+        if self.is_amending() {
+            0
+        } else {
+            self.lateness()
+        }
     }
 
     fn next_end(&self, windows: WindowAssigner) -> Micros {
-        if self.fired_to == FIRST { FIRST } else { windows.next_end(self.fired_to) }
+        if self.fired_to == FIRST {
+            FIRST
+        } else {
+            windows.next_end(self.fired_to)
+        }
     }
 
     /// The earliest window that has not fired and has rows, or follows one that had.
     fn candidate(&self) -> Option<Micros> {
-        let Shape::Aligned(windows) = self.window.shape else { return None };
+        let Shape::Aligned(windows) = self.window.shape else {
+            return None;
+        };
         let after_full = self.before.as_ref().is_some_and(|b| b.num_rows() > 0)
             || self.fired.last().is_some_and(|f| f.rows.len() > 0) && windows.is_sliding();
         if after_full {
             return Some(windows.next_end(self.fired_to));
         }
         // The first pane of a window that has not fired; those before it stay for amendments.
-        let from = if self.fired_to == FIRST { FIRST } else { windows.start(windows.next_end(self.fired_to)) };
+        let from = if self.fired_to == FIRST {
+            FIRST
+        } else {
+            windows.start(windows.next_end(self.fired_to))
+        };
         let first = match &self.panes {
             Panes::Counting(panes) => panes.pane_from(from),
             Panes::Partial(panes) => panes.pane_from(from),
@@ -437,7 +485,9 @@ impl WindowState {
         let Shape::Aligned(windows) = self.window.shape else {
             let next = self.sessions.ends.first().map(|(end, _)| *end);
             return match next {
-                Some(end) if self.is_session_over(end, mark) => self.close_sessions(mark, lsn, status::FINAL),
+                Some(end) if self.is_session_over(end, mark) => {
+                    self.close_sessions(mark, lsn, status::FINAL)
+                }
                 _ => Ok(()),
             };
         };
@@ -446,17 +496,23 @@ impl WindowState {
             // Before others fire: a slide is compared with the one before it as that is now.
             self.flush()?;
             self.amend(lsn, mark, crosses)?;
-            self.next_due = self.candidate().map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
+            self.next_due = self
+                .candidate()
+                .map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
         }
         if mark >= self.next_due {
             let limit = mark.saturating_sub(self.wait());
             while let Some(end) = self.candidate().filter(|end| *end <= limit) {
                 self.fire(end, lsn, status::FINAL)?;
             }
-            self.next_due = self.candidate().map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
+            self.next_due = self
+                .candidate()
+                .map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
         }
         // Also where there was no row.
-        self.fired_to = self.fired_to.max(windows.passed(mark.saturating_sub(self.wait())));
+        self.fired_to = self
+            .fired_to
+            .max(windows.passed(mark.saturating_sub(self.wait())));
         if !self.is_amending() {
             self.closed_to = self.fired_to;
             return Ok(());
@@ -464,7 +520,9 @@ impl WindowState {
         if self.is_amend_due(mark, crosses) {
             self.flush()?;
             self.amend(lsn, mark, crosses)?;
-            self.closed_to = self.closed_to.max(windows.passed(mark.saturating_sub(self.lateness())));
+            self.closed_to = self
+                .closed_to
+                .max(windows.passed(mark.saturating_sub(self.lateness())));
             self.drop_panes(windows);
         }
         Ok(())
@@ -472,7 +530,14 @@ impl WindowState {
 
     /// Whether a window may have changed, or its lateness is over.
     fn is_amend_due(&self, mark: Micros, crosses: bool) -> bool {
-        let first = self.standing.keys().next().copied().into_iter().chain(self.fired.first().map(|f| f.end)).min();
+        let first = self
+            .standing
+            .keys()
+            .next()
+            .copied()
+            .into_iter()
+            .chain(self.fired.first().map(|f| f.end))
+            .min();
         crosses || first.is_some_and(|end| end.saturating_add(self.lateness()) <= mark)
     }
 
@@ -487,7 +552,11 @@ impl WindowState {
 
     /// Panes that no window needs any more.
     fn drop_panes(&mut self, windows: WindowAssigner) {
-        let open = if self.is_amending() { self.closed_to.min(self.fired_to) } else { self.fired_to };
+        let open = if self.is_amending() {
+            self.closed_to.min(self.fired_to)
+        } else {
+            self.fired_to
+        };
         if open == FIRST {
             return;
         }
@@ -499,13 +568,19 @@ impl WindowState {
     }
 
     fn fire(&mut self, end: Micros, lsn: Lsn, status: &'static str) -> Result<(), String> {
-        let Shape::Aligned(windows) = self.window.shape else { return Ok(()) };
+        let Shape::Aligned(windows) = self.window.shape else {
+            return Ok(());
+        };
         let (start, slides) = (windows.start(end), windows.is_sliding());
         let which = Which::Range(start, end);
         let (rows, mut is_same) = match &mut self.panes {
             Panes::Counting(panes) => {
                 let rows = panes.rows(&which, slides);
-                let is_same = slides && self.before_counted.as_ref().is_some_and(|before| *before == rows);
+                let is_same = slides
+                    && self
+                        .before_counted
+                        .as_ref()
+                        .is_some_and(|before| *before == rows);
                 if slides && !is_same {
                     panes.hold(&rows);
                     if let Some(before) = self.before_counted.replace(rows.clone()) {
@@ -519,7 +594,14 @@ impl WindowState {
         is_same &= !self.is_read && !self.is_amending();
         self.fired_to = end;
         if rows.len() > 0 || slides {
-            self.fired.push(Fired { start, end, lsn, status, rows, is_same });
+            self.fired.push(Fired {
+                start,
+                end,
+                lsn,
+                status,
+                rows,
+                is_same,
+            });
         }
         // An empty slide behind a full one ends the row of them.
         if slides && self.fired.last().is_some_and(|f| f.rows.len() == 0) {
@@ -532,22 +614,39 @@ impl WindowState {
         Ok(())
     }
 
-    /// The oldest window closes at once, because there are too many groups; false where nothing is left to close.
+    /// The oldest window closes at once, because there are too many groups; false where nothing is
+    /// left to close.
     fn force(&mut self, lsn: Lsn) -> Result<bool, String> {
         let before = (self.groups(), self.fired_to, self.closed_to);
         let Shape::Aligned(windows) = self.window.shape else {
-            let Some((end, _)) = self.sessions.ends.first().cloned() else { return Ok(false) };
-            let Shape::Session { gap, .. } = self.window.shape else { return Ok(false) };
-            let over = end.saturating_add(gap).saturating_add(self.lateness()).saturating_add(1);
-            return self.close_sessions(over, lsn, status::ABANDONED).map(|()| true);
+            let Some((end, _)) = self.sessions.ends.first().cloned() else {
+                return Ok(false);
+            };
+            let Shape::Session { gap, .. } = self.window.shape else {
+                return Ok(false);
+            };
+            let over = end
+                .saturating_add(gap)
+                .saturating_add(self.lateness())
+                .saturating_add(1);
+            return self
+                .close_sessions(over, lsn, status::ABANDONED)
+                .map(|()| true);
         };
         match self.candidate() {
-            Some(end) if !self.is_amending() || self.standing.is_empty() => self.fire(end, lsn, status::ABANDONED)?,
+            Some(end) if !self.is_amending() || self.standing.is_empty() => {
+                self.fire(end, lsn, status::ABANDONED)?;
+            }
             _ => {}
         }
         self.flush()?;
         if self.is_amending() {
-            let first = self.standing.keys().next().copied().unwrap_or(self.fired_to);
+            let first = self
+                .standing
+                .keys()
+                .next()
+                .copied()
+                .unwrap_or(self.fired_to);
             self.amend(lsn, first.saturating_add(self.lateness()), false)?;
             self.closed_to = self.closed_to.max(first);
             self.drop_panes(windows);
@@ -564,11 +663,20 @@ impl WindowState {
         };
         let look = |which: Which<'_>, start: Micros, end: Micros| -> Result<Fired, String> {
             let rows = match (&self.panes, &states) {
-                (Panes::Partial(_), Some(states)) => Rows::Columns(states.close(&which, start, end)?),
+                (Panes::Partial(_), Some(states)) => {
+                    Rows::Columns(states.close(&which, start, end)?)
+                }
                 (Panes::Counting(panes), _) => Rows::Counted(panes.look(&which)),
                 (Panes::Partial(_), None) => return Err("the states were not copied".into()),
             };
-            Ok(Fired { start, end, lsn, status: status::OPEN, rows, is_same: false })
+            Ok(Fired {
+                start,
+                end,
+                lsn,
+                status: status::OPEN,
+                rows,
+                is_same: false,
+            })
         };
         let mut open = Vec::new();
         match self.window.shape {
@@ -595,7 +703,11 @@ impl WindowState {
             }
             Shape::Session { gap, .. } => {
                 for session in self.sessions.by_key.values().flatten() {
-                    open.push(look(Which::Panes(&session.panes), session.start, session.end + gap)?);
+                    open.push(look(
+                        Which::Panes(&session.panes),
+                        session.start,
+                        session.end + gap,
+                    )?);
                 }
             }
         }
@@ -606,7 +718,12 @@ impl WindowState {
         if !self.window.is_one_by_one() {
             return self.finish(&open.iter().collect::<Vec<_>>()).map(Some);
         }
-        let parts = open.iter().map(|f| self.finish(&[f])).collect::<Result<Vec<_>, _>>()?;
-        concat_batches(&self.window.schema, &parts).map(Some).map_err(|e| e.to_string())
+        let parts = open
+            .iter()
+            .map(|f| self.finish(&[f]))
+            .collect::<Result<Vec<_>, _>>()?;
+        concat_batches(&self.window.schema, &parts)
+            .map(Some)
+            .map_err(|e| e.to_string())
     }
 }

@@ -1,6 +1,6 @@
-//! Panes of a window with any aggregates: DataFusion's partial states as batches of columns, made, merged and closed by its own
-//! aggregation. No accumulator outlives a batch. Rows wait for the next cut, at fixed LSNs, so that sums of floats and sketches do not
-//! depend on how records came.
+//! Panes of a window with any aggregates: DataFusion's partial states as batches of columns, made,
+//! merged and closed by its own aggregation. No accumulator outlives a batch. Rows wait for the
+//! next cut, at fixed LSNs, so that sums of floats and sketches do not depend on how records came.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +46,9 @@ fn aggregate(
     schema: SchemaRef,
 ) -> Result<Vec<RecordBatch>, String> {
     let plan = plan(window, mode, input, schema)?;
-    let stream = plan.execute(0, Arc::new(TaskContext::default())).map_err(|e| explain(&e))?;
+    let stream = plan
+        .execute(0, Arc::new(TaskContext::default()))
+        .map_err(|e| explain(&e))?;
     futures::executor::block_on(collect(stream)).map_err(|e| explain(&e))
 }
 
@@ -56,20 +58,41 @@ fn plan(
     input: Vec<RecordBatch>,
     schema: SchemaRef,
 ) -> Result<AggregateExec, String> {
-    let source = MemorySourceConfig::try_new_exec(&[input], schema, None).map_err(|e| explain(&e))?;
+    let source =
+        MemorySourceConfig::try_new_exec(&[input], schema, None).map_err(|e| explain(&e))?;
     let groups = PhysicalGroupBy::new_single(window.groups.clone());
     let is_first = mode == AggregateMode::Partial;
     let groups = if is_first { groups } else { groups.as_final() };
-    let filters = window.aggregates.iter().map(|a| a.filter.clone().filter(|_| is_first)).collect();
-    let functions = window.aggregates.iter().map(|a| a.function.clone()).collect();
-    AggregateExec::try_new(mode, groups, functions, filters, source, window.reduced.clone()).map_err(|e| explain(&e))
+    let filters = window
+        .aggregates
+        .iter()
+        .map(|a| a.filter.clone().filter(|_| is_first))
+        .collect();
+    let functions = window
+        .aggregates
+        .iter()
+        .map(|a| a.function.clone())
+        .collect();
+    AggregateExec::try_new(
+        mode,
+        groups,
+        functions,
+        filters,
+        source,
+        window.reduced.clone(),
+    )
+    .map_err(|e| explain(&e))
 }
 
 fn times(column: &ArrayRef) -> Result<&TimestampMicrosecondArray, String> {
-    column.as_any().downcast_ref().ok_or_else(|| "a pane is no time".to_owned())
+    column
+        .as_any()
+        .downcast_ref()
+        .ok_or_else(|| "a pane is no time".to_owned())
 }
 
-/// Bytes of an array's values beside those of fixed width: the same for the same values, however they lie in memory.
+/// Bytes of an array's values beside those of fixed width: the same for the same values, however
+/// they lie in memory.
 fn value_bytes(array: &dyn Array) -> usize {
     let span = |offsets: &[i32]| (offsets[offsets.len() - 1] - offsets[0]) as usize;
     match array.data_type() {
@@ -81,9 +104,12 @@ fn value_bytes(array: &dyn Array) -> usize {
             let (from, items) = (offsets[0] as usize, span(offsets));
             items * size_of::<u64>() + value_bytes(&list.values().slice(from, items))
         }
-        DataType::Struct(_) => {
-            array.as_struct().columns().iter().map(|c| size_of::<u64>() * c.len() + value_bytes(c)).sum()
-        }
+        DataType::Struct(_) => array
+            .as_struct()
+            .columns()
+            .iter()
+            .map(|c| size_of::<u64>() * c.len() + value_bytes(c))
+            .sum(),
         _ => 0,
     }
 }
@@ -96,13 +122,24 @@ pub(super) fn batch_weight(batch: &RecordBatch) -> usize {
 
 fn row_weight(batch: &RecordBatch, row: usize) -> usize {
     weight(
-        batch.columns().iter().filter(|c| !c.data_type().is_primitive()).map(|c| value_bytes(&c.slice(row, 1))).sum(),
+        batch
+            .columns()
+            .iter()
+            .filter(|c| !c.data_type().is_primitive())
+            .map(|c| value_bytes(&c.slice(row, 1)))
+            .sum(),
     )
 }
 
 impl Partial {
     pub fn new(window: &Arc<Window>) -> Result<Self, String> {
-        let states = plan(window, AggregateMode::Partial, Vec::new(), window.reduced.clone())?.schema();
+        let states = plan(
+            window,
+            AggregateMode::Partial,
+            Vec::new(),
+            window.reduced.clone(),
+        )?
+        .schema();
         Ok(Self {
             window: window.clone(),
             states,
@@ -138,14 +175,19 @@ impl Partial {
             self.cut = lsn / CUT;
         }
         self.chosen.push((row as u32, pane));
-        self.waiting_weight += self.current.as_ref().map_or(1, |batch| row_weight(batch, row));
+        self.waiting_weight += self
+            .current
+            .as_ref()
+            .map_or(1, |batch| row_weight(batch, row));
         Ok(())
     }
 
     /// The chosen rows of the prepared batch begin to wait.
     fn settle(&mut self) -> Result<(), String> {
         let chosen = std::mem::take(&mut self.chosen);
-        let Some(current) = self.current.as_ref().filter(|_| !chosen.is_empty()) else { return Ok(()) };
+        let Some(current) = self.current.as_ref().filter(|_| !chosen.is_empty()) else {
+            return Ok(());
+        };
         let rows: UInt32Array = chosen.iter().map(|(row, _)| Some(*row)).collect();
         let panes: Vec<Micros> = chosen.iter().map(|(_, pane)| *pane).collect();
         let panes: ArrayRef = Arc::new(TimestampMicrosecondArray::from(panes).with_timezone("UTC"));
@@ -156,14 +198,20 @@ impl Partial {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| e.to_string())?;
         columns.extend([panes.clone(), panes]);
-        let batch = RecordBatch::try_new(self.window.reduced.clone(), columns).map_err(|e| e.to_string())?;
+        let batch = RecordBatch::try_new(self.window.reduced.clone(), columns)
+            .map_err(|e| e.to_string())?;
         self.waiting.push(batch);
         Ok(())
     }
 
     /// States of rows; a row that makes an aggregate fail is left out and counted.
     fn states_of(&mut self, rows: &RecordBatch, why: &mut Option<String>) -> Vec<RecordBatch> {
-        match aggregate(&self.window, AggregateMode::Partial, vec![rows.clone()], self.window.reduced.clone()) {
+        match aggregate(
+            &self.window,
+            AggregateMode::Partial,
+            vec![rows.clone()],
+            self.window.reduced.clone(),
+        ) {
             Ok(states) => states,
             Err(_) if rows.num_rows() > 1 => {
                 let half = rows.num_rows() / 2;
@@ -198,23 +246,38 @@ impl Partial {
         let states = self.states_of(&waiting, &mut why);
         if let Some(reason) = why {
             let rows = self.failed - before;
-            tracing::error!(window = self.window.name, rows, reason, "rows could not be aggregated and are left out");
+            tracing::error!(
+                window = self.window.name,
+                rows,
+                reason,
+                "rows could not be aggregated and are left out"
+            );
         }
         for state in states {
             let mut rows: BTreeMap<Micros, Vec<u32>> = BTreeMap::new();
-            for (row, pane) in times(state.column(self.window.start_at))?.values().iter().enumerate() {
+            for (row, pane) in times(state.column(self.window.start_at))?
+                .values()
+                .iter()
+                .enumerate()
+            {
                 rows.entry(*pane).or_default().push(row as u32);
             }
             for (pane, rows) in rows {
-                let part = take_record_batch(&state, &UInt32Array::from(rows)).map_err(|e| e.to_string())?;
+                let part = take_record_batch(&state, &UInt32Array::from(rows))
+                    .map_err(|e| e.to_string())?;
                 self.entries += batch_weight(&part);
                 let parts = self.panes.entry(pane).or_default();
                 parts.push(part);
                 if parts.len() >= MERGE {
                     let before: usize = parts.iter().map(batch_weight).sum();
-                    let merged =
-                        aggregate(&self.window, AggregateMode::PartialReduce, parts.clone(), self.states.clone())?;
-                    *parts = vec![concat_batches(&self.states, &merged).map_err(|e| e.to_string())?];
+                    let merged = aggregate(
+                        &self.window,
+                        AggregateMode::PartialReduce,
+                        parts.clone(),
+                        self.states.clone(),
+                    )?;
+                    *parts =
+                        vec![concat_batches(&self.states, &merged).map_err(|e| e.to_string())?];
                     self.entries = (self.entries + batch_weight(&parts[0])).saturating_sub(before);
                 }
             }
@@ -231,22 +294,39 @@ impl Partial {
     /// The first pane at a time or behind it.
     pub fn pane_from(&self, time: Micros) -> Option<Micros> {
         let closed = self.panes.range(time..).next().map(|(pane, _)| *pane);
-        closed.into_iter().chain(self.waiting_panes().filter(|pane| *pane >= time)).min()
+        closed
+            .into_iter()
+            .chain(self.waiting_panes().filter(|pane| *pane >= time))
+            .min()
     }
 
     pub fn last_pane(&self) -> Option<Micros> {
-        self.panes.last_key_value().map(|(pane, _)| *pane).into_iter().chain(self.waiting_panes()).max()
+        self.panes
+            .last_key_value()
+            .map(|(pane, _)| *pane)
+            .into_iter()
+            .chain(self.waiting_panes())
+            .max()
     }
 
     /// Panes of the rows that are no states yet.
     fn waiting_panes(&self) -> impl Iterator<Item = Micros> {
-        let waiting = self.waiting.iter().filter_map(|batch| times(batch.column(batch.num_columns() - 2)).ok());
+        let waiting = self
+            .waiting
+            .iter()
+            .filter_map(|batch| times(batch.column(batch.num_columns() - 2)).ok());
         let waiting = waiting.flat_map(|panes| panes.values().iter().copied());
         self.chosen.iter().map(|(_, pane)| *pane).chain(waiting)
     }
 
-    /// The aggregation's columns of some panes together as one window, in the order of the group columns.
-    pub fn rows(&mut self, which: &Which<'_>, start: Micros, end: Micros) -> Result<Vec<ArrayRef>, String> {
+    /// The aggregation's columns of some panes together as one window, in the order of the group
+    /// columns.
+    pub fn rows(
+        &mut self,
+        which: &Which<'_>,
+        start: Micros,
+        end: Micros,
+    ) -> Result<Vec<ArrayRef>, String> {
         self.flush()?;
         self.close(which, start, end)
     }
@@ -259,13 +339,23 @@ impl Partial {
     }
 
     /// As [`Self::rows`], where nothing waits.
-    pub fn close(&self, which: &Which<'_>, start: Micros, end: Micros) -> Result<Vec<ArrayRef>, String> {
+    pub fn close(
+        &self,
+        which: &Which<'_>,
+        start: Micros,
+        end: Micros,
+    ) -> Result<Vec<ArrayRef>, String> {
         let panes: Vec<&Vec<RecordBatch>> = match which {
-            Which::Range(from, to) => self.panes.range(*from..*to).map(|(_, parts)| parts).collect(),
+            Which::Range(from, to) => self
+                .panes
+                .range(*from..*to)
+                .map(|(_, parts)| parts)
+                .collect(),
             Which::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
         };
         let constant = |time: Micros, rows: usize| {
-            Arc::new(TimestampMicrosecondArray::from(vec![time; rows]).with_timezone("UTC")) as ArrayRef
+            Arc::new(TimestampMicrosecondArray::from(vec![time; rows]).with_timezone("UTC"))
+                as ArrayRef
         };
         let inputs = panes
             .into_iter()
@@ -277,47 +367,85 @@ impl Partial {
                 RecordBatch::try_new(self.states.clone(), columns).map_err(|e| e.to_string())
             })
             .collect::<Result<Vec<_>, String>>()?;
-        let rows = aggregate(&self.window, AggregateMode::Final, inputs, self.states.clone())?;
-        let schema = plan(&self.window, AggregateMode::Final, Vec::new(), self.states.clone())?.schema();
+        let rows = aggregate(
+            &self.window,
+            AggregateMode::Final,
+            inputs,
+            self.states.clone(),
+        )?;
+        let schema = plan(
+            &self.window,
+            AggregateMode::Final,
+            Vec::new(),
+            self.states.clone(),
+        )?
+        .schema();
         let rows = concat_batches(&schema, &rows).map_err(|e| e.to_string())?;
         let by: Vec<SortColumn> = (0..self.window.groups.len())
             .filter(|n| *n != self.window.start_at && *n != self.window.end_at)
-            .map(|n| SortColumn { values: rows.column(n).clone(), options: None })
+            .map(|n| SortColumn {
+                values: rows.column(n).clone(),
+                options: None,
+            })
             .collect();
         if by.is_empty() || rows.num_rows() < 2 {
             return Ok(rows.columns().to_vec());
         }
         let order = lexsort_to_indices(&by, None).map_err(|e| e.to_string())?;
-        rows.columns().iter().map(|a| take(a, &order, None).map_err(|e| e.to_string())).collect()
+        rows.columns()
+            .iter()
+            .map(|a| take(a, &order, None).map_err(|e| e.to_string()))
+            .collect()
     }
 
     /// Forgets the panes before a time.
     pub fn drop_before(&mut self, time: Micros) {
-        while let Some(pane) = self.panes.first_key_value().map(|(p, _)| *p).filter(|pane| *pane < time) {
+        while let Some(pane) = self
+            .panes
+            .first_key_value()
+            .map(|(p, _)| *p)
+            .filter(|pane| *pane < time)
+        {
             self.remove(pane);
         }
     }
 
     pub fn remove(&mut self, pane: Micros) {
         let parts = self.panes.remove(&pane).unwrap_or_default();
-        self.entries = self.entries.saturating_sub(parts.iter().map(batch_weight).sum());
+        self.entries = self
+            .entries
+            .saturating_sub(parts.iter().map(batch_weight).sum());
     }
 
     /// What waits, and the states with their panes: a snapshot is no cut.
     pub fn save(&self) -> (Vec<RecordBatch>, Vec<RecordBatch>, Lsn) {
-        (self.waiting.clone(), self.panes.values().flatten().cloned().collect(), self.cut)
+        (
+            self.waiting.clone(),
+            self.panes.values().flatten().cloned().collect(),
+            self.cut,
+        )
     }
 
     pub fn schemas(&self) -> (SchemaRef, SchemaRef) {
         (self.window.reduced.clone(), self.states.clone())
     }
 
-    pub fn load(&mut self, waiting: Vec<RecordBatch>, states: Vec<RecordBatch>, cut: Lsn) -> Result<(), String> {
-        let rows = waiting.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| row_weight(batch, row)));
+    pub fn load(
+        &mut self,
+        waiting: Vec<RecordBatch>,
+        states: Vec<RecordBatch>,
+        cut: Lsn,
+    ) -> Result<(), String> {
+        let rows = waiting
+            .iter()
+            .flat_map(|batch| (0..batch.num_rows()).map(move |row| row_weight(batch, row)));
         self.waiting_weight = rows.sum();
         (self.waiting, self.cut) = (waiting, cut);
         for state in states {
-            let pane = times(state.column(self.window.start_at))?.values().first().copied();
+            let pane = times(state.column(self.window.start_at))?
+                .values()
+                .first()
+                .copied();
             self.entries += batch_weight(&state);
             if let Some(pane) = pane {
                 self.panes.entry(pane).or_default().push(state);

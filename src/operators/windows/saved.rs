@@ -1,4 +1,5 @@
-//! A window's state in a snapshot: a head as JSON, then batches as Arrow IPC, each behind its length.
+//! A window's state in a snapshot: a head as JSON, then batches as Arrow IPC, each behind its
+//! length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -52,13 +53,18 @@ fn put_batches(out: &mut Vec<u8>, schema: &SchemaRef, batches: &[RecordBatch]) {
         batches.iter().try_for_each(|batch| writer.write(batch))?;
         writer.into_inner()
     })();
-    put(out, &written.expect("writing a batch of this schema into memory"));
+    put(
+        out,
+        &written.expect("writing a batch of this schema into memory"),
+    );
 }
 
 fn take_batches(bytes: &mut &[u8]) -> Result<Vec<RecordBatch>, String> {
     let own = take(bytes)?;
     let reader = StreamReader::try_new(own, None).map_err(|e| e.to_string())?;
-    reader.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
+    reader
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| e.to_string())
 }
 
 impl WindowState {
@@ -76,12 +82,24 @@ impl WindowState {
             late: self.late,
             failed: self.failed,
             cut,
-            standing: self.standing.iter().map(|(end, s)| (*end, s.version, s.is_changed, s.was_stored)).collect(),
+            standing: self
+                .standing
+                .iter()
+                .map(|(end, s)| (*end, s.version, s.is_changed, s.was_stored))
+                .collect(),
             has_before: self.before.is_some(),
-            sessions: self.sessions.by_key.iter().map(|(k, s)| (k.clone(), s.clone())).collect(),
+            sessions: self
+                .sessions
+                .by_key
+                .iter()
+                .map(|(k, s)| (k.clone(), s.clone()))
+                .collect(),
             next_session: self.sessions.next,
         };
-        put(out, &serde_json::to_vec(&head).expect("plain data becomes JSON"));
+        put(
+            out,
+            &serde_json::to_vec(&head).expect("plain data becomes JSON"),
+        );
         let schema = &self.window.schema;
         for standing in self.standing.values() {
             put_batches(out, schema, std::slice::from_ref(&standing.rows));
@@ -107,11 +125,21 @@ impl WindowState {
         let mut state = Self::new(window, None)?;
         let head: Head = serde_json::from_slice(take(bytes)?).map_err(|e| e.to_string())?;
         let one = |bytes: &mut &[u8]| -> Result<RecordBatch, String> {
-            take_batches(bytes)?.pop().ok_or_else(|| "rows are missing".to_owned())
+            take_batches(bytes)?
+                .pop()
+                .ok_or_else(|| "rows are missing".to_owned())
         };
         for (end, version, is_changed, was_stored) in head.standing {
             let rows = one(bytes)?;
-            state.stand(end, Standing { rows, version, is_changed, was_stored });
+            state.stand(
+                end,
+                Standing {
+                    rows,
+                    version,
+                    is_changed,
+                    was_stored,
+                },
+            );
         }
         if head.has_before {
             state.before = Some(one(bytes)?);
@@ -130,9 +158,15 @@ impl WindowState {
         (state.not_before, state.next_due) = (head.not_before, head.next_due);
         (state.late, state.failed) = (head.late, head.failed);
         let by_key: BTreeMap<Vec<u8>, Vec<OpenSession>> = head.sessions.into_iter().collect();
-        let ends: BTreeSet<_> =
-            by_key.iter().flat_map(|(key, open)| open.iter().map(|s| (s.end, key.clone()))).collect();
-        state.sessions = Sessions { by_key, ends, next: head.next_session };
+        let ends: BTreeSet<_> = by_key
+            .iter()
+            .flat_map(|(key, open)| open.iter().map(|s| (s.end, key.clone())))
+            .collect();
+        state.sessions = Sessions {
+            by_key,
+            ends,
+            next: head.next_session,
+        };
         Ok(state)
     }
 }

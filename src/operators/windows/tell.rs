@@ -1,5 +1,5 @@
-//! What a window that has fired tells: rows of its table, finished with its neighbours', and of a sliding one only if they differ from
-//! the slide before.
+//! What a window that has fired tells: rows of its table, finished with its neighbours', and of a
+//! sliding one only if they differ from the slide before.
 
 use std::sync::Arc;
 
@@ -35,7 +35,10 @@ impl WindowState {
             let (mut is_stored, mut is_gone) = (batch.num_rows() > 0, false);
             if slides {
                 let before = self.before.take();
-                if before.as_ref().is_some_and(|before| self.is_equal(before, &batch)) {
+                if before
+                    .as_ref()
+                    .is_some_and(|before| self.is_equal(before, &batch))
+                {
                     is_stored = false;
                 }
                 if batch.num_rows() == 0
@@ -57,14 +60,21 @@ impl WindowState {
             }
             if self.is_amending() && window.status != status::ABANDONED {
                 let was_stored = is_stored || is_gone;
-                let standing = Standing { rows: batch, version: was_stored.into(), is_changed: false, was_stored };
+                let standing = Standing {
+                    rows: batch,
+                    version: was_stored.into(),
+                    is_changed: false,
+                    was_stored,
+                };
                 self.stand(window.end, standing);
             }
         }
         // An empty slide is not compared with.
         if self.before.as_ref().is_some_and(|b| b.num_rows() == 0) {
             self.before = None;
-            if let (Panes::Counting(panes), Some(before)) = (&mut self.panes, self.before_counted.take()) {
+            if let (Panes::Counting(panes), Some(before)) =
+                (&mut self.panes, self.before_counted.take())
+            {
                 panes.release(&before);
             }
         }
@@ -78,8 +88,11 @@ impl WindowState {
             Ok(batch) => batch,
             Err(_) if all.len() > 1 => {
                 let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
-                self.failed +=
-                    parts.iter().zip(&all).filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0).count() as u64;
+                self.failed += parts
+                    .iter()
+                    .zip(&all)
+                    .filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0)
+                    .count() as u64;
                 concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
             }
             Err(_) => self.finish_or_nothing(all[0]),
@@ -96,14 +109,20 @@ impl WindowState {
     /// A window's rows; none where what is selected of them has no value.
     pub(super) fn finish_alone(&self, fired: &Fired) -> RecordBatch {
         self.finish(&[fired]).unwrap_or_else(|reason| {
-            tracing::error!(window = self.window.name, reason, "a window could not be told and is left out");
+            tracing::error!(
+                window = self.window.name,
+                reason,
+                "a window could not be told and is left out"
+            );
             RecordBatch::new_empty(self.window.schema.clone())
         })
     }
 
     pub(super) fn finish_or_nothing(&mut self, fired: &Fired) -> RecordBatch {
         let rows = self.finish_alone(fired);
-        self.failed += u64::from(rows.num_rows() == 0 && fired.rows.len() > 0 && self.finish(&[fired]).is_err());
+        self.failed += u64::from(
+            rows.num_rows() == 0 && fired.rows.len() > 0 && self.finish(&[fired]).is_err(),
+        );
         rows
     }
 
@@ -111,11 +130,17 @@ impl WindowState {
     pub(super) fn finish(&self, fired: &[&Fired]) -> Result<RecordBatch, String> {
         let lengths: Vec<usize> = fired.iter().map(|f| f.rows.len()).collect();
         let per_row = |value: &dyn Fn(&Fired) -> i64| -> ArrayRef {
-            let values = fired.iter().zip(&lengths).flat_map(|(f, n)| std::iter::repeat_n(value(f), *n));
+            let values = fired
+                .iter()
+                .zip(&lengths)
+                .flat_map(|(f, n)| std::iter::repeat_n(value(f), *n));
             Arc::new(Int64Array::from(values.collect::<Vec<i64>>()))
         };
         let (lsns, versions) = (per_row(&|f| f.lsn as i64), per_row(&|_| 1));
-        let statuses = fired.iter().zip(&lengths).flat_map(|(f, n)| std::iter::repeat_n(f.status, *n));
+        let statuses = fired
+            .iter()
+            .zip(&lengths)
+            .flat_map(|(f, n)| std::iter::repeat_n(f.status, *n));
         let statuses: ArrayRef = Arc::new(StringArray::from(statuses.collect::<Vec<&str>>()));
         let columns = match &self.panes {
             Panes::Counting(panes) => {
@@ -130,7 +155,9 @@ impl WindowState {
             }
             Panes::Partial(_) => concat_columns(fired)?,
         };
-        let (own, beside) = self.window.finish(columns, vec![lsns, versions, statuses])?;
+        let (own, beside) = self
+            .window
+            .finish(columns, vec![lsns, versions, statuses])?;
         assemble(&self.window, own, beside)
     }
 }
@@ -143,7 +170,9 @@ fn concat_columns(fired: &[&Fired]) -> Result<Vec<ArrayRef>, String> {
             Rows::Counted(_) => None,
         })
         .collect();
-    let Some(first) = parts.first() else { return Ok(Vec::new()) };
+    let Some(first) = parts.first() else {
+        return Ok(Vec::new());
+    };
     (0..first.len())
         .map(|n| {
             let columns: Vec<&dyn Array> = parts.iter().map(|p| p[n].as_ref()).collect();
@@ -153,7 +182,11 @@ fn concat_columns(fired: &[&Fired]) -> Result<Vec<ArrayRef>, String> {
 }
 
 /// The table's columns: lsn, the window's times, version and status, then the rest.
-fn assemble(window: &Window, own: Vec<ArrayRef>, beside: Vec<ArrayRef>) -> Result<RecordBatch, String> {
+fn assemble(
+    window: &Window,
+    own: Vec<ArrayRef>,
+    beside: Vec<ArrayRef>,
+) -> Result<RecordBatch, String> {
     let (mut own, mut beside) = (own.into_iter(), beside.into_iter());
     let mut columns = Vec::with_capacity(window.schema.fields().len());
     columns.extend(beside.next());

@@ -1,5 +1,5 @@
-//! Bounds on a plan before it is optimized: its nodes, its columns, what a condition becomes once it is moved down to the tables, and
-//! the types it casts to.
+//! Bounds on a plan before it is optimized: its nodes, its columns, what a condition becomes once
+//! it is moved down to the tables, and the types it casts to.
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::DFSchema;
@@ -13,7 +13,8 @@ use super::Exceeded;
 const MAX_NODES: usize = 4_000;
 /// Columns of all operators of a plan together.
 const MAX_COLUMNS: usize = 100_000;
-/// Parts of a condition once every column in it is written out: the optimizer moves conditions below the expressions that they read.
+/// Parts of a condition once every column in it is written out: the optimizer moves conditions
+/// below the expressions that they read.
 const MAX_PARTS: u64 = 50_000;
 /// Items of a list, or bytes of a value, whose type says how many there are.
 const MAX_FIXED: i32 = 4_096;
@@ -48,7 +49,11 @@ pub fn check(plan: &LogicalPlan) -> Result<()> {
         if is_condition {
             parts(node)?;
         }
-        Ok(if is_condition { TreeNodeRecursion::Jump } else { TreeNodeRecursion::Continue })
+        Ok(if is_condition {
+            TreeNodeRecursion::Jump
+        } else {
+            TreeNodeRecursion::Continue
+        })
     })?;
     Ok(())
 }
@@ -94,8 +99,13 @@ fn fixed_size(ty: &DataType) -> Option<i64> {
         DataType::FixedSizeList(item, size) => {
             Some(i64::from(*size).saturating_mul(fixed_size(item.data_type()).unwrap_or(1)))
         }
-        DataType::List(item) | DataType::LargeList(item) | DataType::Map(item, _) => fixed_size(item.data_type()),
-        DataType::Struct(fields) => fields.iter().filter_map(|f| fixed_size(f.data_type())).max(),
+        DataType::List(item) | DataType::LargeList(item) | DataType::Map(item, _) => {
+            fixed_size(item.data_type())
+        }
+        DataType::Struct(fields) => fields
+            .iter()
+            .filter_map(|f| fixed_size(f.data_type()))
+            .max(),
         DataType::Dictionary(_, value) => fixed_size(value),
         _ => None,
     }
@@ -103,26 +113,52 @@ fn fixed_size(ty: &DataType) -> Option<i64> {
 
 /// Of how many parts each column of a plan is, with those of the columns that it is made from.
 fn parts(plan: &LogicalPlan) -> Result<Parts> {
-    let inputs: Vec<(Parts, &DFSchema)> =
-        plan.inputs().iter().map(|input| Ok((parts(input)?, input.schema().as_ref()))).collect::<Result<_>>()?;
+    let inputs: Vec<(Parts, &DFSchema)> = plan
+        .inputs()
+        .iter()
+        .map(|input| Ok((parts(input)?, input.schema().as_ref())))
+        .collect::<Result<_>>()?;
     let of = |expression: &Expr| written_out(expression, &inputs);
-    let most = inputs.iter().flat_map(|(parts, _)| parts).copied().max().unwrap_or(1);
+    let most = inputs
+        .iter()
+        .flat_map(|(parts, _)| parts)
+        .copied()
+        .max()
+        .unwrap_or(1);
     let mut columns: Parts = match plan {
         LogicalPlan::Projection(projection) => projection.expr.iter().map(of).collect(),
         LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.iter().map(of).collect(),
-        LogicalPlan::Join(join) if matches!(join.join_type, JoinType::RightSemi | JoinType::RightAnti) => vec![most],
+        LogicalPlan::Join(join)
+            if matches!(join.join_type, JoinType::RightSemi | JoinType::RightAnti) =>
+        {
+            vec![most]
+        }
         LogicalPlan::Join(_) => inputs.iter().flat_map(|(parts, _)| parts.clone()).collect(),
         LogicalPlan::Union(_) => {
             let columns = plan.schema().fields().len();
-            (0..columns).map(|at| inputs.iter().filter_map(|(p, _)| p.get(at)).copied().max().unwrap_or(1)).collect()
+            (0..columns)
+                .map(|at| {
+                    inputs
+                        .iter()
+                        .filter_map(|(p, _)| p.get(at))
+                        .copied()
+                        .max()
+                        .unwrap_or(1)
+                })
+                .collect()
         }
-        _ => inputs.first().map(|(parts, _)| parts.clone()).unwrap_or_default(),
+        _ => inputs
+            .first()
+            .map(|(parts, _)| parts.clone())
+            .unwrap_or_default(),
     };
     let conditions: Vec<&Expr> = match plan {
         LogicalPlan::Filter(filter) => vec![&filter.predicate],
-        LogicalPlan::Join(join) => {
-            join.filter.iter().chain(join.on.iter().flat_map(|(left, right)| [left, right])).collect()
-        }
+        LogicalPlan::Join(join) => join
+            .filter
+            .iter()
+            .chain(join.on.iter().flat_map(|(left, right)| [left, right]))
+            .collect(),
         _ => Vec::new(),
     };
     if conditions.into_iter().map(of).fold(0, u64::saturating_add) > MAX_PARTS {
@@ -131,7 +167,11 @@ fn parts(plan: &LogicalPlan) -> Result<Parts> {
         ))
         .into());
     }
-    let padding = if matches!(plan, LogicalPlan::Unnest(_) | LogicalPlan::Join(_)) { most } else { 1 };
+    let padding = if matches!(plan, LogicalPlan::Unnest(_) | LogicalPlan::Join(_)) {
+        most
+    } else {
+        1
+    };
     columns.resize(plan.schema().fields().len(), padding);
     Ok(columns)
 }
@@ -142,7 +182,9 @@ fn written_out(expression: &Expr, inputs: &[(Parts, &DFSchema)]) -> u64 {
         let own = match e {
             Expr::Column(column) => inputs
                 .iter()
-                .find_map(|(parts, schema)| parts.get(schema.maybe_index_of_column(column)?).copied())
+                .find_map(|(parts, schema)| {
+                    parts.get(schema.maybe_index_of_column(column)?).copied()
+                })
                 .unwrap_or(1),
             _ => 1,
         };

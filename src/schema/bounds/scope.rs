@@ -1,5 +1,6 @@
-//! The query that a thread works for. What computes for long asks here whether anybody still waits for it, and what makes much of
-//! little counts here what it makes. Threads that work for no query are never stopped and count nothing.
+//! The query that a thread works for. What computes for long asks here whether anybody still waits
+//! for it, and what makes much of little counts here what it makes. Threads that work for no query
+//! are never stopped and count nothing.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,12 +14,14 @@ use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReser
 use super::Exceeded;
 use crate::threads::Pace;
 
-/// Results of functions that are alive at once, about: an expression's own, and those of the operators above it.
+/// Results of functions that are alive at once, about: an expression's own, and those of the
+/// operators above it.
 const ALIVE: usize = 4;
 /// Results below this are not counted: a batch is made of many.
 const COUNTED_BYTES: usize = 64 << 10;
 
-/// A query that takes longer yields the CPU now and then; a shorter one would only become slower on a busy machine.
+/// A query that takes longer yields the CPU now and then; a shorter one would only become slower on
+/// a busy machine.
 const SHORT: Duration = Duration::from_millis(25);
 
 thread_local! {
@@ -37,7 +40,8 @@ pub struct Scope {
     memory: OnceLock<String>,
     /// While it is planned, whatever is computed stays: in the plan.
     is_planning: AtomicBool,
-    /// Rows that it computes with at once were too many for their width: it is worth a try with fewer.
+    /// Rows that it computes with at once were too many for their width: it is worth a try with
+    /// fewer.
     was_wide: AtomicBool,
     /// Bytes of the plan's literals, which every batch may hold once a row.
     literals: AtomicUsize,
@@ -63,7 +67,10 @@ impl Scope {
     /// It is planned from now on, perhaps not for the first time.
     pub fn begin(&self) {
         self.is_planning.store(true, Ordering::Release);
-        self.results.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.results
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.made.resize(0);
     }
 
@@ -140,13 +147,15 @@ pub fn yield_if_long() {
     }
 }
 
-/// An error where the query that this thread works for has ended. Asked again and again by what computes.
+/// An error where the query that this thread works for has ended. Asked again and again by what
+/// computes.
 pub fn check() -> Result<()> {
     yield_if_long();
     with(Scope::check).unwrap_or(Ok(()))
 }
 
-/// Reserves memory for a function's result. Fails if the query has ended or its memory is exhausted.
+/// Reserves memory for a function's result. Fails if the query has ended or its memory is
+/// exhausted.
 pub fn make(bytes: usize) -> Result<()> {
     check()?;
     with(|scope| scope.note_result(bytes)).unwrap_or(Ok(()))

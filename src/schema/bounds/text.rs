@@ -1,5 +1,5 @@
-//! Bounds on a statement before it is planned: its tokens, how deep its expressions and queries nest, the tables it reads once its
-//! common table expressions are written out, its grouping sets.
+//! Bounds on a statement before it is planned: its tokens, how deep its expressions and queries
+//! nest, the tables it reads once its common table expressions are written out, its grouping sets.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, GroupByExpr, GroupByWithModifier, Ident, ObjectName, Query, Select, SetExpr,
-    Statement as Sql, Value, VisitMut, VisitorMut, visit_relations,
+    BinaryOperator, Expr, GroupByExpr, GroupByWithModifier, Ident, ObjectName, Query, Select,
+    SetExpr, Statement as Sql, Value, VisitMut, VisitorMut, visit_relations,
 };
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
@@ -23,7 +23,8 @@ pub const MAX_DEPTH: usize = 200;
 pub const MAX_SELECTS: usize = 128;
 /// Tables that are read, each as often as it is, with common table expressions written out.
 pub const MAX_TABLES: u64 = 128;
-/// Sets of columns that `group by` groups by: those of `cube`, `rollup` and `grouping sets` multiply.
+/// Sets of columns that `group by` groups by: those of `cube`, `rollup` and `grouping sets`
+/// multiply.
 pub const MAX_GROUPING_SETS: u64 = 64;
 /// Terms of `and` or `or` from which on they are put together as a tree.
 const BALANCED_TERMS: usize = 64;
@@ -31,9 +32,15 @@ const BALANCED_TERMS: usize = 64;
 /// Refuses a text that is too long to be parsed.
 pub fn check_tokens(sql: &str) -> Result<(), Exceeded> {
     // The parser reports text that is not SQL.
-    let Ok(tokens) = Tokenizer::new(&WeirDialect, sql).tokenize() else { return Ok(()) };
-    let is_select = |token: &&Token| matches!(token, Token::Word(w) if w.value.eq_ignore_ascii_case("select"));
-    let count = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))).count();
+    let Ok(tokens) = Tokenizer::new(&WeirDialect, sql).tokenize() else {
+        return Ok(());
+    };
+    let is_select =
+        |token: &&Token| matches!(token, Token::Word(w) if w.value.eq_ignore_ascii_case("select"));
+    let count = tokens
+        .iter()
+        .filter(|token| !matches!(token, Token::Whitespace(_)))
+        .count();
     if count > MAX_TOKENS {
         return Err(Exceeded(format!(
             "the statement has {count} words and signs; at most {MAX_TOKENS} are parsed: put values into a table or send several statements"
@@ -48,8 +55,8 @@ pub fn check_tokens(sql: &str) -> Result<(), Exceeded> {
     Ok(())
 }
 
-/// Refuses a statement that is too much to be planned, and puts long chains of `and` and `or` together as trees, which are planned in
-/// the time of their terms.
+/// Refuses a statement that is too much to be planned, and puts long chains of `and` and `or`
+/// together as trees, which are planned in the time of their terms.
 pub fn check(statement: &mut Statement) -> Result<(), Exceeded> {
     match statement {
         Statement::Statement(inner) => {
@@ -115,7 +122,8 @@ impl VisitorMut for Walk {
     }
 }
 
-/// How deep an expression's first operands nest. The parser builds these without recursion, so that they may be deeper than a stack.
+/// How deep an expression's first operands nest. The parser builds these without recursion, so that
+/// they may be deeper than a stack.
 fn spine(expression: &Expr) -> usize {
     let (mut depth, mut expression) = (0, expression);
     loop {
@@ -143,7 +151,9 @@ fn spine(expression: &Expr) -> usize {
             | Expr::InUnnest { expr: inner, .. }
             | Expr::AnyOp { left: inner, .. }
             | Expr::AllOp { left: inner, .. }
-            | Expr::AtTimeZone { timestamp: inner, .. }
+            | Expr::AtTimeZone {
+                timestamp: inner, ..
+            }
             | Expr::Collate { expr: inner, .. }
             | Expr::UnaryOp { expr: inner, .. }
             | Expr::JsonAccess { value: inner, .. }
@@ -170,13 +180,22 @@ fn spine_of_sets(body: &SetExpr) -> usize {
 /// Puts a long chain of `and` or of `or` together as a tree.
 fn balance(expression: &mut Expr) {
     let chained = |expression: &Expr| match expression {
-        Expr::BinaryOp { op: op @ (BinaryOperator::And | BinaryOperator::Or), .. } => Some(op.clone()),
+        Expr::BinaryOp {
+            op: op @ (BinaryOperator::And | BinaryOperator::Or),
+            ..
+        } => Some(op.clone()),
         _ => None,
     };
-    let Some(op) = chained(expression) else { return };
+    let Some(op) = chained(expression) else {
+        return;
+    };
     let mut count = 1;
     let mut left = &*expression;
-    while let Expr::BinaryOp { left: inner, op: own, .. } = left
+    while let Expr::BinaryOp {
+        left: inner,
+        op: own,
+        ..
+    } = left
         && *own == op
     {
         (count, left) = (count + 1, inner);
@@ -188,7 +207,11 @@ fn balance(expression: &mut Expr) {
     let mut rest = mem::replace(expression, Expr::Identifier(Ident::new("")));
     loop {
         match rest {
-            Expr::BinaryOp { left, op: own, right } if own == op => {
+            Expr::BinaryOp {
+                left,
+                op: own,
+                right,
+            } if own == op => {
                 terms.push(*right);
                 rest = *left;
             }
@@ -206,7 +229,11 @@ fn balance(expression: &mut Expr) {
         let mut next = Vec::with_capacity(terms.len() / 2 + 1);
         while let Some(left) = terms.pop() {
             next.push(match terms.pop() {
-                Some(right) => Expr::BinaryOp { left: Box::new(left), op: op.clone(), right: Box::new(right) },
+                Some(right) => Expr::BinaryOp {
+                    left: Box::new(left),
+                    op: op.clone(),
+                    right: Box::new(right),
+                },
                 None => left,
             });
         }
@@ -218,14 +245,21 @@ fn balance(expression: &mut Expr) {
     }
 }
 
-/// Of a chain's terms those that compare one column with literals of one kind, as one list: `x = 1 or x = 2` is `x in (1, 2)`.
+/// Of a chain's terms those that compare one column with literals of one kind, as one list: `x = 1
+/// or x = 2` is `x in (1, 2)`.
 fn one_list(terms: Vec<Expr>, op: &BinaryOperator) -> Vec<Expr> {
-    let wanted = if *op == BinaryOperator::Or { BinaryOperator::Eq } else { BinaryOperator::NotEq };
+    let wanted = if *op == BinaryOperator::Or {
+        BinaryOperator::Eq
+    } else {
+        BinaryOperator::NotEq
+    };
     let mut lists: BTreeMap<(String, bool), usize> = BTreeMap::new();
     let mut out: Vec<Expr> = Vec::with_capacity(terms.len());
     for term in terms {
         let (column, literal) = match term {
-            Expr::BinaryOp { left, op, right } if op == wanted && is_column(&left) && kind(&right).is_some() => {
+            Expr::BinaryOp { left, op, right }
+                if op == wanted && is_column(&left) && kind(&right).is_some() =>
+            {
                 (left, right)
             }
             other => {
@@ -239,18 +273,27 @@ fn one_list(terms: Vec<Expr>, op: &BinaryOperator) -> Vec<Expr> {
             continue;
         }
         lists.insert(key, out.len());
-        out.push(Expr::InList { expr: column, list: vec![*literal], negated: *op == BinaryOperator::And });
+        out.push(Expr::InList {
+            expr: column,
+            list: vec![*literal],
+            negated: *op == BinaryOperator::And,
+        });
     }
     out
 }
 
 fn is_column(expression: &Expr) -> bool {
-    matches!(expression, Expr::Identifier(_) | Expr::CompoundIdentifier(_))
+    matches!(
+        expression,
+        Expr::Identifier(_) | Expr::CompoundIdentifier(_)
+    )
 }
 
 /// Whether a literal is a text (true), a whole number (false), or of another kind.
 fn kind(expression: &Expr) -> Option<bool> {
-    let Expr::Value(value) = expression else { return None };
+    let Expr::Value(value) = expression else {
+        return None;
+    };
     match &value.value {
         Value::SingleQuotedString(_) => Some(true),
         Value::Number(digits, _) if digits.parse::<i64>().is_ok() => Some(false),
@@ -259,7 +302,12 @@ fn kind(expression: &Expr) -> Option<bool> {
 }
 
 fn grouping_sets(group_by: &GroupByExpr) -> u64 {
-    let power = |n: usize| 1_u64.checked_shl(n as u32).filter(|_| n < 64).unwrap_or(u64::MAX);
+    let power = |n: usize| {
+        1_u64
+            .checked_shl(n as u32)
+            .filter(|_| n < 64)
+            .unwrap_or(u64::MAX)
+    };
     let sets = |expression: &Expr| match expression {
         Expr::Cube(columns) => power(columns.len()),
         Expr::Rollup(columns) => columns.len() as u64 + 1,
@@ -275,13 +323,19 @@ fn grouping_sets(group_by: &GroupByExpr) -> u64 {
         GroupByWithModifier::Rollup | GroupByWithModifier::Totals => columns.len() as u64 + 1,
         GroupByWithModifier::GroupingSets(expression) => sets(expression),
     });
-    columns.iter().map(sets).chain(modified).fold(1, u64::saturating_mul)
+    columns
+        .iter()
+        .map(sets)
+        .chain(modified)
+        .fold(1, u64::saturating_mul)
 }
 
-/// Counts the tables that are read when every common table expression is written out where it is read.
+/// Counts the tables that are read when every common table expression is written out where it is
+/// read.
 fn check_tables(statement: &mut Sql) -> Result<(), Exceeded> {
     let mut tables = Tables::default();
-    // One pass is enough where each expression reads those before it; names of inner queries need more.
+    // One pass is enough where each expression reads those before it; names of inner queries need
+    // more.
     for _ in 0..=MAX_DEPTH {
         tables.has_changed = false;
         let _ = statement.visit(&mut tables);
@@ -311,7 +365,11 @@ struct Tables {
 impl Tables {
     fn of(&self, name: &ObjectName) -> u64 {
         match name.0.as_slice() {
-            [only] => only.as_ident().and_then(|ident| self.of.get(&ident.value.to_lowercase())).copied().unwrap_or(1),
+            [only] => only
+                .as_ident()
+                .and_then(|ident| self.of.get(&ident.value.to_lowercase()))
+                .copied()
+                .unwrap_or(1),
             _ => 1,
         }
     }
@@ -334,7 +392,10 @@ impl VisitorMut for Tables {
         for table in query.with.iter().flat_map(|with| &with.cte_tables) {
             // One that reads itself would grow for ever.
             let read = self.read_by(&table.query).clamp(1, MAX_TABLES + 1);
-            let known = self.of.entry(table.alias.name.value.to_lowercase()).or_insert(0);
+            let known = self
+                .of
+                .entry(table.alias.name.value.to_lowercase())
+                .or_insert(0);
             if read > *known {
                 (*known, self.has_changed) = (read, true);
             }
@@ -351,22 +412,48 @@ mod tests {
     fn checked(sql: &str) -> Result<String, Exceeded> {
         check_tokens(sql)?;
         let parser = DFParserBuilder::new(sql).with_dialect(&WeirDialect).build();
-        let mut statement = parser.expect("tokens").parse_statements().expect("SQL").pop_front().expect("one");
+        let mut statement = parser
+            .expect("tokens")
+            .parse_statements()
+            .expect("SQL")
+            .pop_front()
+            .expect("one");
         check(&mut statement)?;
         Ok(statement.to_string())
     }
 
     #[test]
     fn long_chains_become_lists_and_trees_that_say_the_same() {
-        let terms = |form: fn(usize) -> String, by: &str| (0..200).map(form).collect::<Vec<_>>().join(by);
-        let sql = format!("SELECT 1 FROM t WHERE {}", terms(|n| format!("a = {n} OR b = '{n}' OR c > {n}"), " OR "));
+        let terms =
+            |form: fn(usize) -> String, by: &str| (0..200).map(form).collect::<Vec<_>>().join(by);
+        let sql = format!(
+            "SELECT 1 FROM t WHERE {}",
+            terms(|n| format!("a = {n} OR b = '{n}' OR c > {n}"), " OR ")
+        );
         let found = checked(&sql).expect("not too much");
-        assert!(found.contains("a IN (0, 1, 2,") && found.contains("b IN ('0', '1', '2',"), "{found}");
+        assert!(
+            found.contains("a IN (0, 1, 2,") && found.contains("b IN ('0', '1', '2',"),
+            "{found}"
+        );
         assert_eq!(found.matches("c > ").count(), 200);
-        let sql = format!("SELECT 1 FROM t WHERE {}", terms(|n| format!("t.a <> {n}"), " AND "));
-        assert!(checked(&sql).expect("not too much").contains("t.a NOT IN (0, 1,"));
-        let sql = format!("SELECT 1 FROM t WHERE {}", terms(|n| format!("f({n}) > a"), " AND "));
-        assert_eq!(checked(&sql).expect("balanced"), sql, "the order of terms stays");
+        let sql = format!(
+            "SELECT 1 FROM t WHERE {}",
+            terms(|n| format!("t.a <> {n}"), " AND ")
+        );
+        assert!(
+            checked(&sql)
+                .expect("not too much")
+                .contains("t.a NOT IN (0, 1,")
+        );
+        let sql = format!(
+            "SELECT 1 FROM t WHERE {}",
+            terms(|n| format!("f({n}) > a"), " AND ")
+        );
+        assert_eq!(
+            checked(&sql).expect("balanced"),
+            sql,
+            "the order of terms stays"
+        );
         let short = "SELECT 1 FROM t WHERE a = 1 OR a = 2 OR a = 3";
         assert_eq!(checked(short).as_deref(), Ok(short));
     }
@@ -377,24 +464,43 @@ mod tests {
             let error = checked(sql).expect_err("too much").0;
             assert!(error.contains(part) && error.contains("at most"), "{error}");
         };
-        refused(&format!("select 1{}", " + 1".repeat(30_000)), "words and signs");
+        refused(
+            &format!("select 1{}", " + 1".repeat(30_000)),
+            "words and signs",
+        );
         refused(&format!("select 1{}", " + 1".repeat(300)), "nest");
-        refused(&format!("select {}", vec!["(select 1)"; 200].join(", ")), "`select`s");
-        refused("select 1 from t group by cube(a, b, c, d, e, f, g)", "grouping sets");
+        refused(
+            &format!("select {}", vec!["(select 1)"; 200].join(", ")),
+            "`select`s",
+        );
+        refused(
+            "select 1 from t group by cube(a, b, c, d, e, f, g)",
+            "grouping sets",
+        );
         refused(
             "select 1 from t group by rollup(a, b, c, d, e, f, g, h), rollup(i, j, k, l, m, n, o, p)",
             "grouping sets",
         );
-        let doubled: Vec<String> = (1..9).map(|n| format!("c{n} as (select 1 from c{0} a, c{0} b)", n - 1)).collect();
-        let sql = format!("with c0 as (select 1), {} select 1 from c8", doubled.join(", "));
+        let doubled: Vec<String> = (1..9)
+            .map(|n| format!("c{n} as (select 1 from c{0} a, c{0} b)", n - 1))
+            .collect();
+        let sql = format!(
+            "with c0 as (select 1), {} select 1 from c8",
+            doubled.join(", ")
+        );
         let error = checked(&sql).expect_err("too much").0;
         assert!(error.contains("common table expressions"), "{error}");
     }
 
     #[test]
     fn common_table_expressions_count_where_they_are_read() {
-        let linear: Vec<String> = (1..100).map(|n| format!("c{n} as (select * from c{})", n - 1)).collect();
-        let sql = format!("with c0 as (select 1), {} select 1 from c99", linear.join(", "));
+        let linear: Vec<String> = (1..100)
+            .map(|n| format!("c{n} as (select * from c{})", n - 1))
+            .collect();
+        let sql = format!(
+            "with c0 as (select 1), {} select 1 from c99",
+            linear.join(", ")
+        );
         assert!(checked(&sql).is_ok());
         let nested = "with a as (with b as (select 1 from t, t) select 1 from b, b, b) select 1 from a, a, a, a, a";
         assert!(checked(nested).is_ok());

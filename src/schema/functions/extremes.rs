@@ -1,5 +1,6 @@
-//! `min` and `max` of doubles in groups. DataFusion's start from the largest finite number, which is wrong where all values are
-//! infinite, and what they make of NaN depends on the order of rows. Here NaN is greater than every number, as in the order of rows.
+//! `min` and `max` of doubles in groups. DataFusion's start from the largest finite number, which
+//! is wrong where all values are infinite, and what they make of NaN depends on the order of rows.
+//! Here NaN is greater than every number, as in the order of rows.
 
 use std::mem;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::AggregateOrderSensitivity;
 use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, EmitTo, GroupsAccumulator, ReversedUDAF,
-    SetMonotonicity, Signature, StatisticsArgs,
+    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, EmitTo, GroupsAccumulator,
+    ReversedUDAF, SetMonotonicity, Signature, StatisticsArgs,
 };
 use datafusion::scalar::ScalarValue;
 
@@ -62,16 +63,24 @@ impl AggregateUDFImpl for Extreme {
         }
     }
 
-    fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
+    fn create_groups_accumulator(
+        &self,
+        args: AccumulatorArgs<'_>,
+    ) -> Result<Box<dyn GroupsAccumulator>> {
         match args.return_field.data_type() {
-            DataType::Float64 => {
-                Ok(Box::new(Groups { is_max: self.is_max, values: Vec::new(), has_value: Vec::new() }))
-            }
+            DataType::Float64 => Ok(Box::new(Groups {
+                is_max: self.is_max,
+                values: Vec::new(),
+                has_value: Vec::new(),
+            })),
             _ => self.inner.create_groups_accumulator(args),
         }
     }
 
-    fn create_sliding_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+    fn create_sliding_accumulator(
+        &self,
+        args: AccumulatorArgs<'_>,
+    ) -> Result<Box<dyn Accumulator>> {
         self.inner.create_sliding_accumulator(args)
     }
 
@@ -113,7 +122,11 @@ struct Groups {
 
 impl Groups {
     fn replaces(is_max: bool, old: f64, new: f64) -> bool {
-        if is_max { new.is_nan() || new > old } else { old.is_nan() || new < old }
+        if is_max {
+            new.is_nan() || new > old
+        } else {
+            old.is_nan() || new < old
+        }
     }
 
     fn take(&mut self, emit: EmitTo) -> Float64Array {
@@ -121,7 +134,10 @@ impl Groups {
             EmitTo::All => (mem::take(&mut self.values), mem::take(&mut self.has_value)),
             EmitTo::First(n) => {
                 let rest = (self.values.split_off(n), self.has_value.split_off(n));
-                (mem::replace(&mut self.values, rest.0), mem::replace(&mut self.has_value, rest.1))
+                (
+                    mem::replace(&mut self.values, rest.0),
+                    mem::replace(&mut self.has_value, rest.1),
+                )
             }
         };
         Float64Array::new(values.into(), Some(NullBuffer::from(has_value)))
@@ -165,12 +181,21 @@ impl GroupsAccumulator for Groups {
         Ok(vec![Arc::new(self.take(emit))])
     }
 
-    fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
-        let Some(filter) = filter else { return Ok(vec![values[0].clone()]) };
+    fn convert_to_state(
+        &self,
+        values: &[ArrayRef],
+        filter: Option<&BooleanArray>,
+    ) -> Result<Vec<ArrayRef>> {
+        let Some(filter) = filter else {
+            return Ok(vec![values[0].clone()]);
+        };
         let values = values[0].as_primitive::<Float64Type>();
         let is_taken: NullBuffer = filter.iter().map(|taken| taken == Some(true)).collect();
         let nulls = NullBuffer::union(values.nulls(), Some(&is_taken));
-        Ok(vec![Arc::new(Float64Array::new(values.values().clone(), nulls))])
+        Ok(vec![Arc::new(Float64Array::new(
+            values.values().clone(),
+            nulls,
+        ))])
     }
 
     fn size(&self) -> usize {
@@ -183,7 +208,11 @@ mod tests {
     use super::*;
 
     fn extreme(is_max: bool, values: &[f64]) -> Option<f64> {
-        let mut groups = Groups { is_max, values: Vec::new(), has_value: Vec::new() };
+        let mut groups = Groups {
+            is_max,
+            values: Vec::new(),
+            has_value: Vec::new(),
+        };
         // Row by row, so that states are merged too; group 1 gets nothing.
         for value in values {
             let row: ArrayRef = Arc::new(Float64Array::from(vec![Some(*value), None]));
@@ -209,19 +238,41 @@ mod tests {
             let mut sorted = values.clone();
             sorted.sort_by(f64::total_cmp);
             let bits = |value: Option<f64>| value.map(f64::to_bits);
-            assert_eq!(bits(extreme(false, &values)), bits(sorted.first().copied()), "{values:?}");
-            assert_eq!(bits(extreme(true, &values)), bits(sorted.last().copied()), "{values:?}");
+            assert_eq!(
+                bits(extreme(false, &values)),
+                bits(sorted.first().copied()),
+                "{values:?}"
+            );
+            assert_eq!(
+                bits(extreme(true, &values)),
+                bits(sorted.last().copied()),
+                "{values:?}"
+            );
         }
     }
 
     #[test]
     fn filtered_rows_do_not_count() {
-        let mut groups = Groups { is_max: true, values: Vec::new(), has_value: Vec::new() };
+        let mut groups = Groups {
+            is_max: true,
+            values: Vec::new(),
+            has_value: Vec::new(),
+        };
         let values: ArrayRef = Arc::new(Float64Array::from(vec![1.0, 9.0, 7.0]));
         let filter = BooleanArray::from(vec![Some(true), Some(false), None]);
-        groups.update_batch(std::slice::from_ref(&values), &[0, 0, 0], Some(&filter), 1).expect("added");
+        groups
+            .update_batch(std::slice::from_ref(&values), &[0, 0, 0], Some(&filter), 1)
+            .expect("added");
         assert_eq!(groups.take(EmitTo::First(1)).value(0), 1.0);
-        let state = groups.convert_to_state(&[values], Some(&filter)).expect("a state");
-        assert_eq!(state[0].as_primitive::<Float64Type>().iter().collect::<Vec<_>>(), [Some(1.0), None, None]);
+        let state = groups
+            .convert_to_state(&[values], Some(&filter))
+            .expect("a state");
+        assert_eq!(
+            state[0]
+                .as_primitive::<Float64Type>()
+                .iter()
+                .collect::<Vec<_>>(),
+            [Some(1.0), None, None]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! JSON text in SQL: the functions of `datafusion-functions-json`, with `->` and `#>` giving JSON text again, as PostgreSQL's do.
+//! JSON text in SQL: the functions of `datafusion-functions-json`, with `->` and `#>` giving JSON
+//! text again, as PostgreSQL's do.
 
 use std::sync::Arc;
 
@@ -21,14 +22,20 @@ pub fn register(state: &mut SessionState) -> Result<()> {
 struct Operators;
 
 impl ExprPlanner for Operators {
-    fn plan_binary_op(&self, expr: RawBinaryExpr, _schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+    fn plan_binary_op(
+        &self,
+        expr: RawBinaryExpr,
+        _schema: &DFSchema,
+    ) -> Result<PlannerResult<RawBinaryExpr>> {
         let function = match &expr.op {
             BinaryOperator::Arrow | BinaryOperator::HashArrow => udfs::json_get_json_udf(),
             BinaryOperator::LongArrow | BinaryOperator::HashLongArrow => udfs::json_as_text_udf(),
             _ => return Ok(PlannerResult::Original(expr)),
         };
         let name = format!("{} {} {}", shown(&expr.left), expr.op, shown(&expr.right));
-        Ok(PlannerResult::Planned(function.call(vec![expr.left, expr.right]).alias(name)))
+        Ok(PlannerResult::Planned(
+            function.call(vec![expr.left, expr.right]).alias(name),
+        ))
     }
 }
 
@@ -43,18 +50,29 @@ fn shown(expr: &Expr) -> String {
     }
 }
 
-/// `json_get` gives values of several types in one column, which no table and no output format holds.
+/// `json_get` gives values of several types in one column, which no table and no output format
+/// holds.
 pub fn unions_as_text(plan: LogicalPlan) -> Result<LogicalPlan> {
     let schema = plan.schema().clone();
     let is_union = |at: usize| schema.field(at).data_type() == &*JSON_UNION_DATA_TYPE;
     if !(0..schema.fields().len()).any(is_union) {
         return Ok(plan);
     }
-    let columns = schema.columns().into_iter().enumerate().map(|(at, column)| {
-        let name = column.name.clone();
-        let column = Expr::Column(column);
-        if is_union(at) { udfs::json_union_to_text_udf().call(vec![column]).alias(name) } else { column }
-    });
+    let columns = schema
+        .columns()
+        .into_iter()
+        .enumerate()
+        .map(|(at, column)| {
+            let name = column.name.clone();
+            let column = Expr::Column(column);
+            if is_union(at) {
+                udfs::json_union_to_text_udf()
+                    .call(vec![column])
+                    .alias(name)
+            } else {
+                column
+            }
+        });
     let columns: Vec<Expr> = columns.collect();
     LogicalPlanBuilder::from(plan).project(columns)?.build()
 }

@@ -1,5 +1,5 @@
-//! Functions that Weir's SQL has beside DataFusion's own, or instead of them, wherever SQL is planned. All of them are the same at
-//! every call.
+//! Functions that Weir's SQL has beside DataFusion's own, or instead of them, wherever SQL is
+//! planned. All of them are the same at every call.
 
 mod extremes;
 pub mod growth;

@@ -1,5 +1,6 @@
-//! Times that nanoseconds cannot hold (before 1677, after 2262) and that are stored all the same: where a function or a cast computes
-//! in nanoseconds, such a row gives null or stays in microseconds, instead of failing for every row beside it.
+//! Times that nanoseconds cannot hold (before 1677, after 2262) and that are stored all the same:
+//! where a function or a cast computes in nanoseconds, such a row gives null or stays in
+//! microseconds, instead of failing for every row beside it.
 
 use std::sync::Arc;
 
@@ -14,15 +15,21 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::expr_rewriter::FunctionRewrite;
 use datafusion::logical_expr::type_coercion::functions::fields_with_udf;
 use datafusion::logical_expr::{
-    Cast, ColumnarValue, Expr, ExprSchemable, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    TryCast,
+    Cast, ColumnarValue, Expr, ExprSchemable, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
+    ScalarUDFImpl, Signature, TryCast,
 };
 use datafusion::scalar::ScalarValue;
 
 use super::known;
 
 /// Functions of times that compute in nanoseconds.
-const IN_NANOSECONDS: [&str; 5] = ["date_trunc", "date_bin", "to_char", "to_local_time", "to_timestamp"];
+const IN_NANOSECONDS: [&str; 5] = [
+    "date_trunc",
+    "date_bin",
+    "to_char",
+    "to_local_time",
+    "to_timestamp",
+];
 /// Microseconds that nanoseconds can hold.
 const NANOS: std::ops::RangeInclusive<i64> = i64::MIN / 1_000..=i64::MAX / 1_000;
 
@@ -30,7 +37,10 @@ pub fn register(state: &mut SessionState) -> Result<()> {
     for name in IN_NANOSECONDS {
         let inner = known(state, name)?;
         let signature = Signature::user_defined(inner.signature().volatility);
-        state.register_udf(Arc::new(ScalarUDF::from(NullBeyondNanos { inner, signature })))?;
+        state.register_udf(Arc::new(ScalarUDF::from(NullBeyondNanos {
+            inner,
+            signature,
+        })))?;
     }
     state.register_function_rewrite(Arc::new(CastsInMicros))
 }
@@ -64,30 +74,56 @@ impl ScalarUDFImpl for NullBeyondNanos {
 
     fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
         let inner = self.inner.inner().with_updated_config(config)?;
-        Some(ScalarUDF::from(Self { inner: Arc::new(inner), signature: self.signature.clone() }))
+        Some(ScalarUDF::from(Self {
+            inner: Arc::new(inner),
+            signature: self.signature.clone(),
+        }))
     }
 
-    /// As the function's own, with microseconds where they came: how they become nanoseconds is decided here.
+    /// As the function's own, with microseconds where they came: how they become nanoseconds is
+    /// decided here.
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let fields: Vec<FieldRef> = types.iter().map(|ty| Arc::new(Field::new("", ty.clone(), true))).collect();
+        let fields: Vec<FieldRef> = types
+            .iter()
+            .map(|ty| Arc::new(Field::new("", ty.clone(), true)))
+            .collect();
         let keeps = |from: &DataType, to: &DataType| {
             matches!(from, DataType::Timestamp(TimeUnit::Microsecond, _))
                 && matches!(to, DataType::Timestamp(TimeUnit::Nanosecond, _))
         };
         let coerced = self.coerced(&fields)?;
         let types = types.iter().zip(&coerced);
-        Ok(types.map(|(from, to)| if keeps(from, to.data_type()) { from } else { to.data_type() }.clone()).collect())
+        Ok(types
+            .map(|(from, to)| {
+                if keeps(from, to.data_type()) {
+                    from
+                } else {
+                    to.data_type()
+                }
+                .clone()
+            })
+            .collect())
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        let fields: Vec<FieldRef> = types.iter().map(|ty| Arc::new(Field::new("", ty.clone(), true))).collect();
-        let types: Vec<DataType> = self.coerced(&fields)?.iter().map(|f| f.data_type().clone()).collect();
+        let fields: Vec<FieldRef> = types
+            .iter()
+            .map(|ty| Arc::new(Field::new("", ty.clone(), true)))
+            .collect();
+        let types: Vec<DataType> = self
+            .coerced(&fields)?
+            .iter()
+            .map(|f| f.data_type().clone())
+            .collect();
         self.inner.return_type(&types)
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
         let fields = self.coerced(args.arg_fields)?;
-        let args = ReturnFieldArgs { arg_fields: &fields, scalar_arguments: args.scalar_arguments };
+        let args = ReturnFieldArgs {
+            arg_fields: &fields,
+            scalar_arguments: args.scalar_arguments,
+        };
         let field = self.inner.return_field_from_args(args)?;
         Ok(Arc::new(field.as_ref().clone().with_nullable(true)))
     }
@@ -102,23 +138,38 @@ impl ScalarUDFImpl for NullBeyondNanos {
         args.arg_fields = fields;
         let (promised, function) = (args.return_field.data_type().clone(), self.inner.inner());
         let value = function.invoke_with_args(args.clone()).or_else(|_| {
-            args.args.iter_mut().for_each(|value| *value = within_nanos(value));
+            args.args
+                .iter_mut()
+                .for_each(|value| *value = within_nanos(value));
             function.invoke_with_args(args)
         })?;
         // `to_timestamp` of a column with formats promises UTC and gives times without a zone.
-        if value.data_type() == promised { Ok(value) } else { value.cast_to(&promised, None) }
+        if value.data_type() == promised {
+            Ok(value)
+        } else {
+            value.cast_to(&promised, None)
+        }
     }
 }
 
 /// A value with null for every time that nanoseconds cannot hold.
 fn within_nanos(value: &ColumnarValue) -> ColumnarValue {
     match value {
-        ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(Some(time), zone)) if !NANOS.contains(time) => {
+        ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(Some(time), zone))
+            if !NANOS.contains(time) =>
+        {
             ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(None, zone.clone()))
         }
-        ColumnarValue::Array(array) if matches!(array.data_type(), DataType::Timestamp(TimeUnit::Microsecond, _)) => {
+        ColumnarValue::Array(array)
+            if matches!(
+                array.data_type(),
+                DataType::Timestamp(TimeUnit::Microsecond, _)
+            ) =>
+        {
             let times = array.as_primitive::<TimestampMicrosecondType>();
-            let fits = NullBuffer::new(BooleanBuffer::from_iter(times.values().iter().map(|t| NANOS.contains(t))));
+            let fits = NullBuffer::new(BooleanBuffer::from_iter(
+                times.values().iter().map(|t| NANOS.contains(t)),
+            ));
             let nulls = NullBuffer::union(times.nulls(), Some(&fits));
             let times = TimestampMicrosecondArray::new(times.values().clone(), nulls);
             ColumnarValue::Array(Arc::new(times.with_data_type(array.data_type().clone())))
@@ -127,7 +178,8 @@ fn within_nanos(value: &ColumnarValue) -> ColumnarValue {
     }
 }
 
-/// SQL's timestamps are nanoseconds, which `at time zone` and casts make of any time. Those of microseconds stay microseconds.
+/// SQL's timestamps are nanoseconds, which `at time zone` and casts make of any time. Those of
+/// microseconds stay microseconds.
 #[derive(Debug)]
 struct CastsInMicros;
 
@@ -136,17 +188,30 @@ impl FunctionRewrite for CastsInMicros {
         "casts_in_micros"
     }
 
-    fn rewrite(&self, expr: Expr, schema: &DFSchema, _: &ConfigOptions) -> Result<Transformed<Expr>> {
-        let (Expr::Cast(Cast { expr: inner, field }) | Expr::TryCast(TryCast { expr: inner, field })) = &expr else {
+    fn rewrite(
+        &self,
+        expr: Expr,
+        schema: &DFSchema,
+        _: &ConfigOptions,
+    ) -> Result<Transformed<Expr>> {
+        let (Expr::Cast(Cast { expr: inner, field })
+        | Expr::TryCast(TryCast { expr: inner, field })) = &expr
+        else {
             return Ok(Transformed::no(expr));
         };
         let DataType::Timestamp(TimeUnit::Nanosecond, zone) = field.data_type() else {
             return Ok(Transformed::no(expr));
         };
-        if !matches!(inner.get_type(schema), Ok(DataType::Timestamp(TimeUnit::Microsecond, _))) {
+        if !matches!(
+            inner.get_type(schema),
+            Ok(DataType::Timestamp(TimeUnit::Microsecond, _))
+        ) {
             return Ok(Transformed::no(expr));
         }
-        let field = field.as_ref().clone().with_data_type(DataType::Timestamp(TimeUnit::Microsecond, zone.clone()));
+        let field = field
+            .as_ref()
+            .clone()
+            .with_data_type(DataType::Timestamp(TimeUnit::Microsecond, zone.clone()));
         let (inner, field) = (inner.clone(), Arc::new(field));
         Ok(Transformed::yes(match &expr {
             Expr::Cast(_) => Expr::Cast(Cast { expr: inner, field }),
@@ -169,13 +234,30 @@ mod tests {
             Some(*NANOS.end() + 1),
         ]);
         let value = ColumnarValue::Array(Arc::new(times.with_timezone("UTC")));
-        let ColumnarValue::Array(found) = within_nanos(&value) else { panic!("an array") };
+        let ColumnarValue::Array(found) = within_nanos(&value) else {
+            panic!("an array")
+        };
         assert_eq!(*found.data_type(), value.data_type());
-        let found: Vec<_> = found.as_primitive::<TimestampMicrosecondType>().iter().collect();
-        assert_eq!(found, [None, Some(*NANOS.start()), None, Some(*NANOS.end()), None]);
-        let scalar = within_nanos(&ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(Some(i64::MAX), None)));
-        assert!(matches!(scalar, ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(None, None))));
+        let found: Vec<_> = found
+            .as_primitive::<TimestampMicrosecondType>()
+            .iter()
+            .collect();
+        assert_eq!(
+            found,
+            [None, Some(*NANOS.start()), None, Some(*NANOS.end()), None]
+        );
+        let scalar = within_nanos(&ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(
+            Some(i64::MAX),
+            None,
+        )));
+        assert!(matches!(
+            scalar,
+            ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(None, None))
+        ));
         let text = ColumnarValue::Scalar(ScalarValue::from("x"));
-        assert!(matches!(within_nanos(&text), ColumnarValue::Scalar(ScalarValue::Utf8(Some(_)))));
+        assert!(matches!(
+            within_nanos(&text),
+            ColumnarValue::Scalar(ScalarValue::Utf8(Some(_)))
+        ));
     }
 }

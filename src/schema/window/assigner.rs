@@ -1,7 +1,9 @@
-//! Which windows a time belongs to. Everything that counts with a window's slide and size asks here: tumbling and sliding windows from
-//! 1970 in UTC, and those of a zone, whose days have 23 to 25 hours.
+//! Which windows a time belongs to. Everything that counts with a window's slide and size asks
+//! here: tumbling and sliding windows from 1970 in UTC, and those of a zone, whose days have 23 to
+//! 25 hours.
 //!
-//! A fixed window is known by its end. A *pane* is the part of time that lies in the same windows throughout.
+//! A fixed window is known by its end. A *pane* is the part of time that lies in the same windows
+//! throughout.
 
 use super::zone::LocalTime;
 use crate::event::{MICROS_PER_DAY, Micros};
@@ -12,7 +14,8 @@ pub const EARLIEST: Micros = Micros::MIN / 4;
 /// Tumbling or sliding windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowAssigner {
-    /// One starts every `slide`, from 1970 on, and lasts `size`; those of a tumbling window are equal.
+    /// One starts every `slide`, from 1970 on, and lasts `size`; those of a tumbling window are
+    /// equal.
     Fixed { slide: Micros, size: Micros },
     /// One starts with every step of the local calendar, and lasts `steps` of them.
     Local { calendar: Calendar, steps: usize },
@@ -85,7 +88,9 @@ impl WindowAssigner {
     /// The greatest end of a window up to a time.
     pub fn passed(&self, limit: Micros) -> Micros {
         match self {
-            Self::Fixed { slide, size } => floor(limit.saturating_sub(*size).max(EARLIEST), *slide) + size,
+            Self::Fixed { slide, size } => {
+                floor(limit.saturating_sub(*size).max(EARLIEST), *slide) + size
+            }
             Self::Local { calendar, .. } => calendar.cell(limit.max(EARLIEST)).start,
         }
     }
@@ -102,7 +107,9 @@ impl WindowAssigner {
     pub fn longest(&self) -> Micros {
         match self {
             Self::Fixed { size, .. } => *size,
-            Self::Local { calendar, steps } => calendar.step.longest() * *steps as i64 + MICROS_PER_DAY,
+            Self::Local { calendar, steps } => {
+                calendar.step.longest() * *steps as i64 + MICROS_PER_DAY
+            }
         }
     }
 }
@@ -186,9 +193,10 @@ fn first_of(month: i64) -> i64 {
     era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 - 719_468
 }
 
-/// Time in a zone, cut into steps without a gap or an overlap. Where the clock is put forward, a step that it jumps over is left out,
-/// and one that it jumps into begins there. Where it is put back by at least a step (hours, in most zones), the steps of the time that
-/// comes twice are told apart; where by less (days), the step goes on, so that no day comes twice.
+/// Time in a zone, cut into steps without a gap or an overlap. Where the clock is put forward, a
+/// step that it jumps over is left out, and one that it jumps into begins there. Where it is put
+/// back by at least a step (hours, in most zones), the steps of the time that comes twice are told
+/// apart; where by less (days), the step goes on, so that no day comes twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calendar {
     pub zone: &'static LocalTime,
@@ -220,7 +228,10 @@ impl Calendar {
                 start < from && reached == index
             };
             if !goes_on {
-                return Cell { start: start.max(from), index };
+                return Cell {
+                    start: start.max(from),
+                    index,
+                };
             }
             time = from - 1;
         }
@@ -252,7 +263,9 @@ impl Calendar {
             let n = self.zone.span_of(at);
             let offset = self.zone.span(n).map_or(0, |(_, offset)| offset);
             let to = self.zone.span(n + 1).map_or(Micros::MAX, |(from, _)| from);
-            let room = self.regular(at, offset).map_or(0, |length| ((to - 1).saturating_sub(at) / length).min(left));
+            let room = self
+                .regular(at, offset)
+                .map_or(0, |length| ((to - 1).saturating_sub(at) / length).min(left));
             match self.step.length() {
                 Some(length) if room > 0 => (at, left) = (at + room * length, left - room),
                 _ => (at, left) = (self.end(at), left - 1),
@@ -267,10 +280,15 @@ impl Calendar {
         while left > 0 {
             let n = self.zone.span_of(at - 1);
             let (from, offset) = self.zone.span(n).unwrap_or_default();
-            let before = n.checked_sub(1).and_then(|n| self.zone.span(n)).map_or(offset, |(_, before)| before);
+            let before = n
+                .checked_sub(1)
+                .and_then(|n| self.zone.span(n))
+                .map_or(offset, |(_, before)| before);
             // Below, local time has been there before.
             let from = from.saturating_add((before - offset).max(0));
-            let room = self.regular(at, offset).map_or(0, |length| (at.saturating_sub(from) / length).min(left));
+            let room = self
+                .regular(at, offset)
+                .map_or(0, |length| (at.saturating_sub(from) / length).min(left));
             match self.step.length() {
                 Some(length) if room > 0 => (at, left) = (at - room * length, left - room),
                 _ => (at, left) = (self.cell(at - 1).start, left - 1),
@@ -282,7 +300,9 @@ impl Calendar {
     /// The length of a step that begins here as the local clock says.
     fn regular(&self, start: Micros, offset: Micros) -> Option<Micros> {
         let local = start.saturating_add(offset);
-        self.step.length().filter(|_| self.step.begin(self.step.index(local)) == local)
+        self.step
+            .length()
+            .filter(|_| self.step.begin(self.step.index(local)) == local)
     }
 }
 
@@ -304,21 +324,46 @@ mod tests {
 
     const MINUTE: Micros = 60_000_000;
     const HOUR: Micros = 60 * MINUTE;
-    const ZONES: [&str; 4] = ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"];
+    const ZONES: [&str; 4] = [
+        "Europe/Berlin",
+        "America/New_York",
+        "Asia/Kolkata",
+        "Australia/Lord_Howe",
+    ];
 
     fn local(zone: &str, step: Step, steps: usize) -> WindowAssigner {
-        WindowAssigner::Local { calendar: Calendar { zone: LocalTime::of(zone.parse().expect("a zone")), step }, steps }
+        WindowAssigner::Local {
+            calendar: Calendar {
+                zone: LocalTime::of(zone.parse().expect("a zone")),
+                step,
+            },
+            steps,
+        }
     }
 
     fn at(text: &str) -> Micros {
-        DateTime::parse_from_rfc3339(text).expect("a time").timestamp_micros()
+        DateTime::parse_from_rfc3339(text)
+            .expect("a time")
+            .timestamp_micros()
     }
 
     /// Windows by a look at every minute: a new one begins where the label changes.
-    fn scanned<L: PartialEq>(zone: &str, from: Micros, to: Micros, label: impl Fn(DateTime<Tz>) -> L) -> Vec<Micros> {
+    fn scanned<L: PartialEq>(
+        zone: &str,
+        from: Micros,
+        to: Micros,
+        label: impl Fn(DateTime<Tz>) -> L,
+    ) -> Vec<Micros> {
         let tz: Tz = zone.parse().expect("a zone");
-        let of =
-            |t: Micros| label(tz.from_utc_datetime(&DateTime::from_timestamp_micros(t).expect("a time").naive_utc()));
+        let of = |t: Micros| {
+            label(
+                tz.from_utc_datetime(
+                    &DateTime::from_timestamp_micros(t)
+                        .expect("a time")
+                        .naive_utc(),
+                ),
+            )
+        };
         let mut starts = Vec::new();
         let mut before = of(from - MINUTE);
         for t in (from..to).step_by(MINUTE as usize) {
@@ -332,7 +377,10 @@ mod tests {
     }
 
     fn starts(windows: WindowAssigner, from: Micros, to: Micros) -> Vec<Micros> {
-        let mut starts: Vec<Micros> = (from..to).step_by(MINUTE as usize).map(|t| windows.pane(t)).collect();
+        let mut starts: Vec<Micros> = (from..to)
+            .step_by(MINUTE as usize)
+            .map(|t| windows.pane(t))
+            .collect();
         starts.dedup();
         starts.retain(|start| *start >= from);
         starts
@@ -351,33 +399,72 @@ mod tests {
         for zone in ZONES {
             for (from, to) in CHANGES.map(|(from, to)| (at(from), at(to))) {
                 let days = scanned(zone, from, to, |t| t.num_days_from_ce());
-                assert_eq!(starts(local(zone, Step::Days(1), 1), from, to), days, "{zone}");
+                assert_eq!(
+                    starts(local(zone, Step::Days(1), 1), from, to),
+                    days,
+                    "{zone}"
+                );
                 let weeks = scanned(zone, from, to, |t| t.iso_week());
-                assert_eq!(starts(local(zone, Step::Days(7), 1), from, to), weeks, "{zone}");
+                assert_eq!(
+                    starts(local(zone, Step::Days(7), 1), from, to),
+                    weeks,
+                    "{zone}"
+                );
                 let months = scanned(zone, from, to, |t| t.month());
-                assert_eq!(starts(local(zone, Step::Months(1), 1), from, to), months, "{zone}");
+                assert_eq!(
+                    starts(local(zone, Step::Months(1), 1), from, to),
+                    months,
+                    "{zone}"
+                );
             }
         }
         let berlin = local("Europe/Berlin", Step::Days(1), 1);
         let hours = |day: &str| (berlin.first_end(at(day)) - berlin.pane(at(day))) / HOUR;
-        assert_eq!(["2024-03-31T12:00:00Z", "2024-10-27T12:00:00Z", "2024-10-28T12:00:00Z"].map(hours), [23, 25, 24]);
+        assert_eq!(
+            [
+                "2024-03-31T12:00:00Z",
+                "2024-10-27T12:00:00Z",
+                "2024-10-28T12:00:00Z"
+            ]
+            .map(hours),
+            [23, 25, 24]
+        );
         let quarter = local("Europe/Berlin", Step::Months(3), 1);
-        assert_eq!(quarter.pane(at("2024-05-17T00:00:00Z")), at("2024-03-31T22:00:00Z"));
-        assert_eq!(quarter.first_end(at("2024-05-17T00:00:00Z")), at("2024-06-30T22:00:00Z"));
+        assert_eq!(
+            quarter.pane(at("2024-05-17T00:00:00Z")),
+            at("2024-03-31T22:00:00Z")
+        );
+        assert_eq!(
+            quarter.first_end(at("2024-05-17T00:00:00Z")),
+            at("2024-06-30T22:00:00Z")
+        );
     }
 
     #[test]
     fn hours_are_those_of_the_local_clock() {
         for zone in ZONES {
             for (from, to) in CHANGES.map(|(from, to)| (at(from), at(to))) {
-                // An hour that comes twice is two hours; where the clock is put back by half of one, it is a longer one.
+                // An hour that comes twice is two hours; where the clock is put back by half of
+                // one, it is a longer one.
                 let hours = scanned(zone, from, to, |t| {
-                    let offset = if zone == "Australia/Lord_Howe" { 0 } else { t.offset().fix().local_minus_utc() };
+                    let offset = if zone == "Australia/Lord_Howe" {
+                        0
+                    } else {
+                        t.offset().fix().local_minus_utc()
+                    };
                     (t.num_days_from_ce(), t.hour(), offset)
                 });
-                assert_eq!(starts(local(zone, Step::Clock(HOUR), 1), from, to), hours, "{zone}");
+                assert_eq!(
+                    starts(local(zone, Step::Clock(HOUR), 1), from, to),
+                    hours,
+                    "{zone}"
+                );
                 let quarters = scanned(zone, from, to, |t| (t.num_days_from_ce(), t.hour() / 6));
-                assert_eq!(starts(local(zone, Step::Clock(6 * HOUR), 1), from, to), quarters, "{zone}");
+                assert_eq!(
+                    starts(local(zone, Step::Clock(6 * HOUR), 1), from, to),
+                    quarters,
+                    "{zone}"
+                );
             }
         }
     }
@@ -386,12 +473,22 @@ mod tests {
     fn a_day_whose_midnight_is_left_out_or_comes_twice_is_one_day() {
         // Midnight is left out, and the last hour comes twice.
         let beirut = local("Asia/Beirut", Step::Days(1), 1);
-        assert_eq!(beirut.pane(at("2022-03-27T10:00:00Z")), at("2022-03-26T22:00:00Z"));
-        assert_eq!(beirut.first_end(at("2022-10-29T10:00:00Z")) - beirut.pane(at("2022-10-29T10:00:00Z")), 25 * HOUR);
+        assert_eq!(
+            beirut.pane(at("2022-03-27T10:00:00Z")),
+            at("2022-03-26T22:00:00Z")
+        );
+        assert_eq!(
+            beirut.first_end(at("2022-10-29T10:00:00Z")) - beirut.pane(at("2022-10-29T10:00:00Z")),
+            25 * HOUR
+        );
         // The first hour comes twice.
         let havana = local("America/Havana", Step::Days(1), 1);
-        assert_eq!(havana.first_end(at("2024-11-03T12:00:00Z")) - havana.pane(at("2024-11-03T12:00:00Z")), 25 * HOUR);
-        // At a minute past midnight the clock was put back into the day before, which is not taken up again.
+        assert_eq!(
+            havana.first_end(at("2024-11-03T12:00:00Z")) - havana.pane(at("2024-11-03T12:00:00Z")),
+            25 * HOUR
+        );
+        // At a minute past midnight the clock was put back into the day before, which is not taken
+        // up again.
         let st_johns = local("America/St_Johns", Step::Days(1), 1);
         let midnight = at("2006-10-29T02:30:00Z");
         assert_eq!(st_johns.pane(midnight), midnight);
@@ -399,31 +496,59 @@ mod tests {
         assert_eq!(st_johns.first_end(midnight), midnight + 25 * HOUR);
         // A day that a zone left out altogether.
         let apia = local("Pacific/Apia", Step::Days(1), 1);
-        assert_eq!(apia.first_end(at("2011-12-30T09:00:00Z")), at("2011-12-30T10:00:00Z"));
-        assert_eq!(apia.pane(at("2011-12-30T11:00:00Z")), at("2011-12-30T10:00:00Z"));
+        assert_eq!(
+            apia.first_end(at("2011-12-30T09:00:00Z")),
+            at("2011-12-30T10:00:00Z")
+        );
+        assert_eq!(
+            apia.pane(at("2011-12-30T11:00:00Z")),
+            at("2011-12-30T10:00:00Z")
+        );
     }
 
     #[test]
     fn months_are_counted_as_the_calendar_does() {
         for day in (-800_000..800_000).step_by(17) {
-            let date = DateTime::from_timestamp(day * 86_400, 0).expect("a day").date_naive();
-            assert_eq!(month_of(day), (i64::from(date.year()) - 1970) * 12 + i64::from(date.month0()), "{date}");
-            let first = date.with_day(1).expect("a first").and_time(Default::default()).and_utc().timestamp() / 86_400;
+            let date = DateTime::from_timestamp(day * 86_400, 0)
+                .expect("a day")
+                .date_naive();
+            assert_eq!(
+                month_of(day),
+                (i64::from(date.year()) - 1970) * 12 + i64::from(date.month0()),
+                "{date}"
+            );
+            let first = date
+                .with_day(1)
+                .expect("a first")
+                .and_time(Default::default())
+                .and_utc()
+                .timestamp()
+                / 86_400;
             assert_eq!(first_of(month_of(day)), first, "{date}");
         }
     }
 
     fn any_windows() -> impl Strategy<Value = WindowAssigner> {
-        let zone = prop::sample::select([ZONES.as_slice(), &["America/St_Johns", "America/Havana", "UTC"]].concat());
+        let zone = prop::sample::select(
+            [
+                ZONES.as_slice(),
+                &["America/St_Johns", "America/Havana", "UTC"],
+            ]
+            .concat(),
+        );
         let step = prop_oneof![
             (1i64..5).prop_map(Step::Days),
             Just(Step::Days(7)),
             (1i64..5).prop_map(Step::Months),
-            prop::sample::select(vec![15 * MINUTE, 20 * MINUTE, HOUR, 6 * HOUR, 7 * HOUR]).prop_map(Step::Clock),
+            prop::sample::select(vec![15 * MINUTE, 20 * MINUTE, HOUR, 6 * HOUR, 7 * HOUR])
+                .prop_map(Step::Clock),
         ];
-        let in_zone = (zone, step, 1usize..40).prop_map(|(zone, step, steps)| local(zone, step, steps));
-        let fixed = (1i64..100, 0i64..300)
-            .prop_map(|(slide, more)| WindowAssigner::Fixed { slide: slide * MINUTE, size: (slide + more) * MINUTE });
+        let in_zone =
+            (zone, step, 1usize..40).prop_map(|(zone, step, steps)| local(zone, step, steps));
+        let fixed = (1i64..100, 0i64..300).prop_map(|(slide, more)| WindowAssigner::Fixed {
+            slide: slide * MINUTE,
+            size: (slide + more) * MINUTE,
+        });
         prop_oneof![in_zone, fixed]
     }
 
@@ -447,7 +572,8 @@ mod tests {
                 (end, count) = (windows.next_end(end), count + 1);
             }
             prop_assert_eq!((end, count), (last, windows.count(time)));
-            // A pane lies in the same windows throughout, and begins where some window begins or ends.
+            // A pane lies in the same windows throughout, and begins where some window begins or
+            // ends.
             let pane = windows.pane(time);
             prop_assert!(pane <= time);
             prop_assert_eq!((windows.first_end(pane), windows.last_end(pane)), (first, last));

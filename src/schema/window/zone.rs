@@ -16,7 +16,8 @@ const YEARS: std::ops::RangeInclusive<i32> = 1900..=2101;
 #[derive(Debug)]
 pub struct LocalTime {
     name: &'static str,
-    /// From when on, and how far local time is ahead of UTC; the first holds for all times before the second.
+    /// From when on, and how far local time is ahead of UTC; the first holds for all times before
+    /// the second.
     spans: Vec<(Micros, Micros)>,
 }
 
@@ -31,14 +32,18 @@ impl Eq for LocalTime {}
 impl LocalTime {
     /// Of a zone. There are a few hundred, each of which is read once.
     pub fn of(zone: Zone) -> &'static Self {
-        static ZONES: Mutex<BTreeMap<&'static str, &'static LocalTime>> = Mutex::new(BTreeMap::new());
+        static ZONES: Mutex<BTreeMap<&'static str, &'static LocalTime>> =
+            Mutex::new(BTreeMap::new());
         let mut zones = ZONES.lock().unwrap_or_else(PoisonError::into_inner);
-        zones.entry(zone.0.name()).or_insert_with(|| Box::leak(Box::new(Self::read(zone.0))))
+        zones
+            .entry(zone.0.name())
+            .or_insert_with(|| Box::leak(Box::new(Self::read(zone.0))))
     }
 
     fn read(tz: Tz) -> Self {
         let second = |year: i32| {
-            NaiveDate::from_ymd_opt(year, 1, 1).map_or(0, |d| d.and_time(Default::default()).and_utc().timestamp())
+            NaiveDate::from_ymd_opt(year, 1, 1)
+                .map_or(0, |d| d.and_time(Default::default()).and_utc().timestamp())
         };
         let (first, last) = (second(*YEARS.start()), second(*YEARS.end()));
         let mut spans = vec![(Micros::MIN, offset(tz, first))];
@@ -50,18 +55,27 @@ impl LocalTime {
                 let (mut low, mut high) = (day, day + SECONDS_PER_DAY);
                 while high - low > 1 {
                     let middle = low + (high - low) / 2;
-                    if offset(tz, middle) == before { low = middle } else { high = middle }
+                    if offset(tz, middle) == before {
+                        low = middle;
+                    } else {
+                        high = middle;
+                    }
                 }
                 spans.push((high * MICROS_PER_SECOND, after));
             }
             day += SECONDS_PER_DAY;
         }
-        Self { name: tz.name(), spans }
+        Self {
+            name: tz.name(),
+            spans,
+        }
     }
 
     /// Which of the spans a time lies in.
     pub fn span_of(&self, time: Micros) -> usize {
-        self.spans.partition_point(|(from, _)| *from <= time).saturating_sub(1)
+        self.spans
+            .partition_point(|(from, _)| *from <= time)
+            .saturating_sub(1)
     }
 
     /// From when on a span holds, and how far local time is ahead of UTC in it.
@@ -74,7 +88,9 @@ const SECONDS_PER_DAY: i64 = MICROS_PER_DAY / MICROS_PER_SECOND;
 
 /// How far local time is ahead of UTC at a second since 1970.
 fn offset(tz: Tz, second: i64) -> Micros {
-    let utc = DateTime::from_timestamp(second, 0).unwrap_or_default().naive_utc();
+    let utc = DateTime::from_timestamp(second, 0)
+        .unwrap_or_default()
+        .naive_utc();
     i64::from(tz.offset_from_utc_datetime(&utc).fix().local_minus_utc()) * MICROS_PER_SECOND
 }
 
@@ -84,14 +100,21 @@ mod tests {
 
     #[test]
     fn offsets_are_those_of_the_database() {
-        for name in
-            ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe", "America/St_Johns", "UTC"]
-        {
+        for name in [
+            "Europe/Berlin",
+            "America/New_York",
+            "Asia/Kolkata",
+            "Australia/Lord_Howe",
+            "America/St_Johns",
+            "UTC",
+        ] {
             let tz: Tz = name.parse().expect("a zone");
             let zone = LocalTime::of(Zone(tz));
             for n in 0..20_000 {
                 let second = -2_000_000_000 + n * 250_007;
-                let (_, found) = zone.span(zone.span_of(second * MICROS_PER_SECOND)).expect("a span");
+                let (_, found) = zone
+                    .span(zone.span_of(second * MICROS_PER_SECOND))
+                    .expect("a span");
                 assert_eq!(found, offset(tz, second), "{name} {second}");
             }
         }

@@ -1,5 +1,5 @@
-//! One member, frame or stream → bytes, a step at a time. Unlike the readers of the libraries, a step that fails still gives what
-//! was decoded before the bad place.
+//! One member, frame or stream → bytes, a step at a time. Unlike the readers of the libraries, a
+//! step that fails still gives what was decoded before the bad place.
 
 use std::io;
 
@@ -20,7 +20,10 @@ pub(super) struct Step {
 
 pub(super) enum Decoder {
     Gzip(Box<Gzip>),
-    Zstd { decoder: Box<ZstdDecoder<'static>>, wanted: usize },
+    Zstd {
+        decoder: Box<ZstdDecoder<'static>>,
+        wanted: usize,
+    },
     Bzip2(bzip2::Decompress),
 }
 
@@ -31,7 +34,10 @@ impl Decoder {
             Compression::Zstd => {
                 let mut decoder = ZstdDecoder::new()?;
                 decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))?;
-                Self::Zstd { decoder: Box::new(decoder), wanted: 1 }
+                Self::Zstd {
+                    decoder: Box::new(decoder),
+                    wanted: 1,
+                }
             }
             Compression::Bzip2 => Self::Bzip2(bzip2::Decompress::new(false)),
         })
@@ -41,7 +47,8 @@ impl Decoder {
         match self {
             Self::Gzip(gzip) => gzip.step(input, output),
             Self::Zstd { decoder, wanted } => {
-                // A call that fails forgets what it decoded: one block at a time is given, no more than it asks for.
+                // A call that fails forgets what it decoded: one block at a time is given, no more
+                // than it asks for.
                 let mut from = InBuffer::around(&input[..input.len().min(*wanted)]);
                 let mut to = OutBuffer::around(output);
                 let result = decoder.run(&mut from, &mut to);
@@ -53,7 +60,11 @@ impl Decoder {
                     }
                     Err(error) => Err(error.to_string()),
                 };
-                Step { consumed, produced, outcome }
+                Step {
+                    consumed,
+                    produced,
+                    outcome,
+                }
             }
             Self::Bzip2(decoder) => {
                 let (read, written) = (decoder.total_in(), decoder.total_out());
@@ -65,7 +76,11 @@ impl Decoder {
                     Ok(status) => Ok(status == bzip2::Status::StreamEnd),
                     Err(error) => Err(error.to_string()),
                 };
-                Step { consumed, produced, outcome }
+                Step {
+                    consumed,
+                    produced,
+                    outcome,
+                }
             }
         }
     }
@@ -116,11 +131,18 @@ const COMMENT: u8 = 16;
 /// The part of the header that comes next, by the flags of those still to come.
 fn next_part(flags: u8) -> Part {
     if flags & EXTRA != 0 {
-        Part::ExtraLength { low: None, flags: flags & !EXTRA }
+        Part::ExtraLength {
+            low: None,
+            flags: flags & !EXTRA,
+        }
     } else if flags & NAME != 0 {
-        Part::Text { flags: flags & !NAME }
+        Part::Text {
+            flags: flags & !NAME,
+        }
     } else if flags & COMMENT != 0 {
-        Part::Text { flags: flags & !COMMENT }
+        Part::Text {
+            flags: flags & !COMMENT,
+        }
     } else if flags & HEADER_CRC != 0 {
         Part::HeaderCrc { left: 2 }
     } else {
@@ -130,12 +152,20 @@ fn next_part(flags: u8) -> Part {
 
 impl Gzip {
     fn new() -> Self {
-        Self { part: Part::Fixed { at: 0, flags: 0 }, inflate: Decompress::new(false), crc: Crc::new() }
+        Self {
+            part: Part::Fixed { at: 0, flags: 0 },
+            inflate: Decompress::new(false),
+            crc: Crc::new(),
+        }
     }
 
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
         let mut consumed = 0;
-        let step = |consumed, produced, outcome| Step { consumed, produced, outcome };
+        let step = |consumed, produced, outcome| Step {
+            consumed,
+            produced,
+            outcome,
+        };
         loop {
             if matches!(self.part, Part::Body) {
                 let (more, produced, outcome) = self.inflate(&input[consumed..], output);
@@ -145,7 +175,9 @@ impl Gzip {
                     return step(consumed, produced, outcome.map(|()| false));
                 }
             }
-            let Some(&byte) = input.get(consumed) else { return step(consumed, 0, Ok(false)) };
+            let Some(&byte) = input.get(consumed) else {
+                return step(consumed, 0, Ok(false));
+            };
             consumed += 1;
             match self.take(byte) {
                 Ok(false) => {}
@@ -156,14 +188,23 @@ impl Gzip {
 
     fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> (usize, usize, Result<(), String>) {
         let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
-        let result = self.inflate.decompress(input, output, FlushDecompress::None);
+        let result = self
+            .inflate
+            .decompress(input, output, FlushDecompress::None);
         let consumed = (self.inflate.total_in() - read) as usize;
         let produced = (self.inflate.total_out() - written) as usize;
         self.crc.update(&output[..produced]);
         if let Ok(Status::StreamEnd) = result {
-            self.part = Part::Trailer { at: 0, bytes: [0; 8] };
+            self.part = Part::Trailer {
+                at: 0,
+                bytes: [0; 8],
+            };
         }
-        (consumed, produced, result.map(drop).map_err(|e| e.to_string()))
+        (
+            consumed,
+            produced,
+            result.map(drop).map_err(|e| e.to_string()),
+        )
     }
 
     /// Takes a byte of the header or the trailer; true when the member has ended.
@@ -174,15 +215,30 @@ impl Gzip {
                 3 if byte & 0xe0 != 0 => return Err("reserved flags are set".into()),
                 3 => Part::Fixed { at: 4, flags: byte },
                 9 => next_part(*flags),
-                _ => Part::Fixed { at: *at + 1, flags: *flags },
+                _ => Part::Fixed {
+                    at: *at + 1,
+                    flags: *flags,
+                },
             },
-            Part::ExtraLength { low: None, flags } => Part::ExtraLength { low: Some(byte), flags: *flags },
-            Part::ExtraLength { low: Some(low), flags } => match u16::from_le_bytes([*low, byte]) {
+            Part::ExtraLength { low: None, flags } => Part::ExtraLength {
+                low: Some(byte),
+                flags: *flags,
+            },
+            Part::ExtraLength {
+                low: Some(low),
+                flags,
+            } => match u16::from_le_bytes([*low, byte]) {
                 0 => next_part(*flags),
-                left => Part::Extra { left, flags: *flags },
+                left => Part::Extra {
+                    left,
+                    flags: *flags,
+                },
             },
             Part::Extra { left: 1, flags } => next_part(*flags),
-            Part::Extra { left, flags } => Part::Extra { left: *left - 1, flags: *flags },
+            Part::Extra { left, flags } => Part::Extra {
+                left: *left - 1,
+                flags: *flags,
+            },
             Part::Text { flags } if byte == 0 => next_part(*flags),
             Part::Text { flags } => Part::Text { flags: *flags },
             Part::HeaderCrc { left: 1 } => Part::Body,
@@ -193,14 +249,23 @@ impl Gzip {
                 if *at == 7 {
                     return self.check_trailer();
                 }
-                Part::Trailer { at: *at + 1, bytes: *bytes }
+                Part::Trailer {
+                    at: *at + 1,
+                    bytes: *bytes,
+                }
             }
         };
         Ok(false)
     }
 
     fn check_trailer(&self) -> Result<bool, String> {
-        let Part::Trailer { bytes: [a, b, c, d, e, f, g, h], .. } = self.part else { return Ok(false) };
+        let Part::Trailer {
+            bytes: [a, b, c, d, e, f, g, h],
+            ..
+        } = self.part
+        else {
+            return Ok(false);
+        };
         if u32::from_le_bytes([a, b, c, d]) != self.crc.sum() {
             return Err("the checksum does not match".into());
         }

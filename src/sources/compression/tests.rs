@@ -29,8 +29,11 @@ fn bzip2(text: &[u8]) -> Vec<u8> {
 
 type Pack = fn(&[u8]) -> Vec<u8>;
 
-const ALL: [(Compression, Pack); 3] =
-    [(Compression::Gzip, gzip), (Compression::Zstd, zstd), (Compression::Bzip2, bzip2)];
+const ALL: [(Compression, Pack); 3] = [
+    (Compression::Gzip, gzip),
+    (Compression::Zstd, zstd),
+    (Compression::Bzip2, bzip2),
+];
 
 /// Gives at most `step` bytes at once.
 struct Slow<'a>(&'a [u8], usize);
@@ -46,7 +49,13 @@ impl Read for Slow<'_> {
 
 /// The content, and what ended it early.
 fn read(stored: &[u8], step: usize) -> (Vec<u8>, Option<ContentError>, Option<u64>) {
-    let of = |error: &io::Error| Some(ContentError::of(error).expect("only the content is wrong").clone());
+    let of = |error: &io::Error| {
+        Some(
+            ContentError::of(error)
+                .expect("only the content is wrong")
+                .clone(),
+        )
+    };
     let mut reader = match PlainReader::new(Slow(stored, step)) {
         Ok(reader) => reader,
         Err(error) => return (Vec::new(), of(&error), None),
@@ -57,7 +66,9 @@ fn read(stored: &[u8], step: usize) -> (Vec<u8>, Option<ContentError>, Option<u6
 }
 
 fn text(lines: usize) -> Vec<u8> {
-    (0..lines).flat_map(|n| format!("{{\"n\":{n},\"s\":\"{}\"}}\n", n * 7919 % 10_007).into_bytes()).collect()
+    (0..lines)
+        .flat_map(|n| format!("{{\"n\":{n},\"s\":\"{}\"}}\n", n * 7919 % 10_007).into_bytes())
+        .collect()
 }
 
 #[test]
@@ -72,12 +83,18 @@ fn content_is_recognised_by_its_first_bytes() {
         assert_eq!(recognise(&pack(b"")), Content::Compressed(compression));
         assert_eq!(recognise(&packed[..1]), Content::Undecided(compression));
     }
-    assert_eq!(recognise(b"\x53\x2a\x4d\x18\x01\0\0\0x"), Content::Compressed(Compression::Zstd));
+    assert_eq!(
+        recognise(b"\x53\x2a\x4d\x18\x01\0\0\0x"),
+        Content::Compressed(Compression::Zstd)
+    );
     let named = |head: &[u8]| match recognise(head) {
         Content::Refused(refused) => refused.to_string(),
         other => panic!("{other:?}"),
     };
-    assert!(named(b"PK\x03\x04....").starts_with("this is a ZIP archive, which is not supported; unpack it"));
+    assert!(
+        named(b"PK\x03\x04....")
+            .starts_with("this is a ZIP archive, which is not supported; unpack it")
+    );
     assert!(named(b"\xfd7zXZ\0").contains("xz"));
     assert!(named(b"\xff\xfe{\0").contains("UTF-16 text"));
     assert!(named(b"{\0\"\0").contains("iconv -f UTF-16LE"));
@@ -95,15 +112,27 @@ fn members_zeros_and_garbage_are_read_like_one_file() {
         let mut stored = [pack(&first), pack(b""), pack(&second)].concat();
         let whole = [first.clone(), second.clone()].concat();
         for step in [1 << 20, 97] {
-            assert!(read(&stored, step) == (whole.clone(), None, None), "{compression} {step}");
+            assert!(
+                read(&stored, step) == (whole.clone(), None, None),
+                "{compression} {step}"
+            );
         }
         stored.extend([0; 70_000]);
-        assert!(read(&stored, 1 << 20) == (whole.clone(), None, None), "{compression}");
+        assert!(
+            read(&stored, 1 << 20) == (whole.clone(), None, None),
+            "{compression}"
+        );
         let members = [&stored[..], &pack(&second)].concat();
-        assert!(read(&members, 999) == ([&whole[..], &second].concat(), None, None), "{compression}");
+        assert!(
+            read(&members, 999) == ([&whole[..], &second].concat(), None, None),
+            "{compression}"
+        );
         let at = stored.len() as u64;
         stored.extend(b"garbage");
-        assert!(read(&stored, 1 << 20) == (whole.clone(), None, Some(at)), "{compression}");
+        assert!(
+            read(&stored, 1 << 20) == (whole.clone(), None, Some(at)),
+            "{compression}"
+        );
     }
 }
 
@@ -120,7 +149,9 @@ fn data_that_ends_too_early_goes_on_when_there_is_more() {
     struct Growing(std::collections::VecDeque<Vec<u8>>);
     impl Read for Growing {
         fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-            let Some(part) = self.0.front_mut() else { return Ok(0) };
+            let Some(part) = self.0.front_mut() else {
+                return Ok(0);
+            };
             let n = part.len().min(out.len());
             out[..n].copy_from_slice(&part[..n]);
             part.drain(..n);
@@ -133,11 +164,20 @@ fn data_that_ends_too_early_goes_on_when_there_is_more() {
     let content = text(5_000);
     for (compression, pack) in ALL {
         let stored = [pack(&content), pack(&content)].concat();
-        let parts = stored.chunks(stored.len() / 7 + 1).map(<[u8]>::to_vec).collect();
+        let parts = stored
+            .chunks(stored.len() / 7 + 1)
+            .map(<[u8]>::to_vec)
+            .collect();
         let mut reader = PlainReader::new(Growing(parts)).expect("enough to begin with");
         let (mut out, mut ends) = (Vec::new(), 0);
         while let Err(error) = reader.read_to_end(&mut out) {
-            assert!(matches!(ContentError::of(&error), Some(ContentError::Truncated { .. })), "{error}");
+            assert!(
+                matches!(
+                    ContentError::of(&error),
+                    Some(ContentError::Truncated { .. })
+                ),
+                "{error}"
+            );
             ends += 1;
         }
         assert!(out == [&content[..], &content].concat(), "{compression}");
@@ -156,8 +196,16 @@ fn everything_before_damage_is_delivered() {
         let at = stored.len() * 3 / 4;
         stored[at..at + 64].fill(0xff);
         let (out, error, _) = read(&stored, 1 << 20);
-        assert!(matches!(error, Some(ContentError::Damaged { .. })), "{compression}: {error:?}");
-        assert!(out.len() > content.len() / 3, "{compression}: {} of {}", out.len(), content.len());
+        assert!(
+            matches!(error, Some(ContentError::Damaged { .. })),
+            "{compression}: {error:?}"
+        );
+        assert!(
+            out.len() > content.len() / 3,
+            "{compression}: {} of {}",
+            out.len(),
+            content.len()
+        );
         let same = out.iter().zip(&content).take_while(|(a, b)| a == b).count();
         assert!(same > content.len() / 3, "{compression}: {same}");
     }

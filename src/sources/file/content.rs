@@ -1,4 +1,5 @@
-//! A file's plain bytes, unpacked where it is compressed, from any position on; and a running checksum of what was read of them.
+//! A file's plain bytes, unpacked where it is compressed, from any position on; and a running
+//! checksum of what was read of them.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -48,8 +49,13 @@ pub struct Content {
 
 impl Content {
     pub fn new(file: Arc<File>) -> io::Result<Self> {
-        let is_compressed = PlainReader::new(Positional::new(file.clone()))?.compression().is_some();
-        Ok(Self { file, is_compressed })
+        let is_compressed = PlainReader::new(Positional::new(file.clone()))?
+            .compression()
+            .is_some();
+        Ok(Self {
+            file,
+            is_compressed,
+        })
     }
 
     pub fn file(&self) -> &Arc<File> {
@@ -63,10 +69,15 @@ impl Content {
     /// All plain bytes, from the first on.
     pub fn plain(&self) -> io::Result<Box<dyn Read>> {
         let stored = Positional::new(self.file.clone());
-        if self.is_compressed { Ok(Box::new(PlainReader::new(stored)?)) } else { Ok(Box::new(stored)) }
+        if self.is_compressed {
+            Ok(Box::new(PlainReader::new(stored)?))
+        } else {
+            Ok(Box::new(stored))
+        }
     }
 
-    /// The first plain bytes; an incomplete compressed file may give fewer than it will, which is true then.
+    /// The first plain bytes; an incomplete compressed file may give fewer than it will, which is
+    /// true then.
     pub fn head(&self) -> io::Result<(Vec<u8>, bool)> {
         let mut head = Vec::new();
         match self.plain()?.take(HEAD_BYTES as u64).read_to_end(&mut head) {
@@ -78,24 +89,43 @@ impl Content {
     /// The plain bytes before an offset of a file that is not compressed.
     pub fn before(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, offset - length as u64)?;
+        self.file
+            .read_exact_at(&mut bytes, offset - length as u64)?;
         Ok(bytes)
     }
 
     /// Reads records from where the trail ends.
-    pub fn reader(&self, trail: Trail, head: &[u8], unwrap: Option<&str>, limit: usize) -> io::Result<Records> {
+    pub fn reader(
+        &self,
+        trail: Trail,
+        head: &[u8],
+        unwrap: Option<&str>,
+        limit: usize,
+    ) -> io::Result<Records> {
         let position = trail.end;
         let mut input: Box<dyn Read> = if self.is_compressed {
             self.plain()?
         } else {
-            Box::new(Positional { file: self.file.clone(), at: position })
+            Box::new(Positional {
+                file: self.file.clone(),
+                at: position,
+            })
         };
         if self.is_compressed {
             io::copy(&mut (&mut input).take(position), &mut io::sink())?;
         }
         let size = self.file.metadata()?.len() as usize;
-        let trail = Rc::new(RefCell::new(Ahead { trail, bytes: Vec::new() }));
-        let input = BufReader::with_capacity(READ_BYTES.min(size.max(4 << 10)), Tee { input, trail: trail.clone() });
+        let trail = Rc::new(RefCell::new(Ahead {
+            trail,
+            bytes: Vec::new(),
+        }));
+        let input = BufReader::with_capacity(
+            READ_BYTES.min(size.max(4 << 10)),
+            Tee {
+                input,
+                trail: trail.clone(),
+            },
+        );
         Ok(Records {
             reader: Reader::new(input, position, head, unwrap, limit),
             trail,
@@ -112,7 +142,8 @@ pub struct Records {
 }
 
 impl Records {
-    /// The trail up to a position that the reader has passed; none where too much was read ahead of it.
+    /// The trail up to a position that the reader has passed; none where too much was read ahead of
+    /// it.
     pub fn trail_at(&self, position: u64) -> Option<Trail> {
         self.pass(position);
         let trail = &self.trail.borrow().trail;
@@ -128,7 +159,9 @@ impl Records {
 
     fn pass(&self, position: u64) {
         let Ahead { trail, bytes } = &mut *self.trail.borrow_mut();
-        let passed = usize::try_from(position.saturating_sub(trail.end)).unwrap_or(usize::MAX).min(bytes.len());
+        let passed = usize::try_from(position.saturating_sub(trail.end))
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         trail.advance(&bytes[..passed]);
         bytes.drain(..passed);
     }
@@ -185,7 +218,12 @@ impl Trail {
 
     /// At a position, without the bytes before it.
     pub fn at(end: u64, crc: Option<u32>) -> Self {
-        Self { end, crc, tail: Vec::new(), before_tail: crc.unwrap_or(0) }
+        Self {
+            end,
+            crc,
+            tail: Vec::new(),
+            before_tail: crc.unwrap_or(0),
+        }
     }
 
     pub fn advance(&mut self, bytes: &[u8]) {
@@ -208,7 +246,8 @@ impl Trail {
     pub fn crc_at(&self, position: u64) -> Option<u32> {
         let after = usize::try_from(self.end.checked_sub(position)?).ok()?;
         let before = self.tail.len().checked_sub(after)?;
-        self.crc.map(|_| crc32c::crc32c_append(self.before_tail, &self.tail[..before]))
+        self.crc
+            .map(|_| crc32c::crc32c_append(self.before_tail, &self.tail[..before]))
     }
 }
 
@@ -226,11 +265,19 @@ pub fn read_to(content: &Content, position: u64) -> io::Result<Reached> {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         match input.read(&mut buffer) {
-            Ok(0) => return Ok(Reached { trail, is_cut_off: false }),
+            Ok(0) => {
+                return Ok(Reached {
+                    trail,
+                    is_cut_off: false,
+                });
+            }
             Ok(read) => trail.advance(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Ok(Reached { trail, is_cut_off: true });
+                return Ok(Reached {
+                    trail,
+                    is_cut_off: true,
+                });
             }
             Err(error) => return Err(error),
         }

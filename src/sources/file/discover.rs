@@ -1,5 +1,5 @@
-//! Which files a source reads: a path, a folder, or a glob → files with what the system says of them. Symbolic links are followed;
-//! a folder is entered once, however many links lead to it.
+//! Which files a source reads: a path, a folder, or a glob → files with what the system says of
+//! them. Symbolic links are followed; a folder is entered once, however many links lead to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
@@ -32,7 +32,10 @@ pub struct Stamp {
 
 impl Stamp {
     pub fn of(metadata: &Metadata) -> Self {
-        let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        let modified = metadata
+            .mtime()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(metadata.mtime_nsec());
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -87,12 +90,23 @@ pub struct Pattern {
 impl Pattern {
     pub fn new(def: &FileDef) -> Result<Self, globset::Error> {
         let is_glob = def.is_glob();
-        let glob = is_glob.then(|| compile(&def.path.to_string_lossy())).transpose()?;
+        let glob = is_glob
+            .then(|| compile(&def.path.to_string_lossy()))
+            .transpose()?;
         Ok(Self {
-            root: if is_glob { glob_root(&def.path) } else { def.path.clone() },
-            recursive: def.recursive || is_glob && def.path.components().any(|c| c.as_os_str() == "**"),
+            root: if is_glob {
+                glob_root(&def.path)
+            } else {
+                def.path.clone()
+            },
+            recursive: def.recursive
+                || is_glob && def.path.components().any(|c| c.as_os_str() == "**"),
             glob: glob.map(|g| g.compile_matcher()),
-            include: if def.include.is_empty() { None } else { Some(compile_all(&def.include)?) },
+            include: if def.include.is_empty() {
+                None
+            } else {
+                Some(compile_all(&def.include)?)
+            },
             exclude: compile_all(&def.exclude)?,
             path: def.path.clone(),
         })
@@ -125,14 +139,25 @@ impl Pattern {
         match std::fs::metadata(&self.path) {
             Ok(metadata) if metadata.is_dir() => {
                 let depth = if self.recursive { MAX_DEPTH } else { 0 };
-                self.walk(&self.path, depth, &mut BTreeSet::new(), is_known, &mut found);
+                self.walk(
+                    &self.path,
+                    depth,
+                    &mut BTreeSet::new(),
+                    is_known,
+                    &mut found,
+                );
                 return found;
             }
             Ok(metadata) if metadata.is_file() => {
-                found.files.insert(self.path.clone(), (Stamp::of(&metadata), Role::Member));
+                found
+                    .files
+                    .insert(self.path.clone(), (Stamp::of(&metadata), Role::Member));
             }
             Ok(_) => {
-                found.failed.insert(self.path.clone(), "it is neither a file nor a folder".into());
+                found.failed.insert(
+                    self.path.clone(),
+                    "it is neither a file nor a folder".into(),
+                );
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => found.is_missing = true,
             Err(error) => {
@@ -174,21 +199,31 @@ impl Pattern {
             return;
         }
         if found.folders.len() < WATCHED_FOLDERS {
-            found.folders.insert(folder.to_owned(), Stamp::of(&metadata).modified);
+            found
+                .folders
+                .insert(folder.to_owned(), Stamp::of(&metadata).modified);
         }
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) => return failed(found, folder.to_owned(), error),
         };
-        let mut entries: Vec<_> = entries.flatten().map(|entry| (entry.path(), entry.ino())).collect();
+        let mut entries: Vec<_> = entries
+            .flatten()
+            .map(|entry| (entry.path(), entry.ino()))
+            .collect();
         entries.sort();
         let mut folders = Vec::new();
         for (path, _) in entries {
             let metadata = match std::fs::metadata(&path) {
                 Ok(metadata) => metadata,
                 Err(error) => {
-                    if error.kind() == io::ErrorKind::NotFound && path.is_symlink() && self.reads(&path) {
-                        found.failed.insert(path, "the target of the symbolic link is not there".into());
+                    if error.kind() == io::ErrorKind::NotFound
+                        && path.is_symlink()
+                        && self.reads(&path)
+                    {
+                        found
+                            .failed
+                            .insert(path, "the target of the symbolic link is not there".into());
                     } else {
                         failed(found, path, error);
                     }
@@ -239,11 +274,19 @@ impl Pattern {
     /// Whether a file of this path is one that the source reads.
     fn reads(&self, path: &Path) -> bool {
         if let Some(glob) = &self.glob {
-            let wants_hidden = self.path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-            return glob.is_match(path) && (wants_hidden || !is_hidden(path)) && !self.matches(&self.exclude, path);
+            let wants_hidden = self
+                .path
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with('.'));
+            return glob.is_match(path)
+                && (wants_hidden || !is_hidden(path))
+                && !self.matches(&self.exclude, path);
         }
         !is_hidden(path)
-            && self.include.as_ref().is_none_or(|include| self.matches(include, path))
+            && self
+                .include
+                .as_ref()
+                .is_none_or(|include| self.matches(include, path))
             && !self.matches(&self.exclude, path)
     }
 
@@ -253,29 +296,57 @@ impl Pattern {
         globs.is_match(below) || path.file_name().is_some_and(|name| globs.is_match(name))
     }
 
-    /// Files beside the source's one that may be it under another name: by inode, or because their name extends its name.
+    /// Files beside the source's one that may be it under another name: by inode, or because their
+    /// name extends its name.
     fn siblings(&self, is_known: &dyn Fn(u64) -> bool, found: &mut Found) {
         let target = std::fs::canonicalize(&self.path).ok();
-        for path in [Some(self.path.as_path()), target.as_deref()].into_iter().flatten() {
-            let Some(folder) = path.parent() else { continue };
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        for path in [Some(self.path.as_path()), target.as_deref()]
+            .into_iter()
+            .flatten()
+        {
+            let Some(folder) = path.parent() else {
+                continue;
+            };
+            let folder = if folder.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                folder
+            };
             if found.folders.contains_key(folder) {
                 continue;
             }
-            let Ok(metadata) = std::fs::metadata(folder) else { continue };
-            found.folders.insert(folder.to_owned(), Stamp::of(&metadata).modified);
-            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            let Ok(metadata) = std::fs::metadata(folder) else {
+                continue;
+            };
+            found
+                .folders
+                .insert(folder.to_owned(), Stamp::of(&metadata).modified);
+            let Ok(entries) = std::fs::read_dir(folder) else {
+                continue;
+            };
             for entry in entries.flatten() {
                 let is_rotated = is_rotation(&entry.path(), path);
-                let may_be_it = entry.path() != path && (is_rotated || extends(&entry.path(), path));
+                let may_be_it =
+                    entry.path() != path && (is_rotated || extends(&entry.path(), path));
                 let path = entry.path();
                 if !(may_be_it || is_known(entry.ino())) || found.files.len() >= MAX_FILES {
                     continue;
                 }
-                let role = if is_rotated { Role::Rotated } else { Role::Sibling };
-                let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+                let role = if is_rotated {
+                    Role::Rotated
+                } else {
+                    Role::Sibling
+                };
+                let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+                    continue;
+                };
                 let stamp = Stamp::of(&metadata);
-                if metadata.is_file() && !found.files.values().any(|(other, _)| other.is_same_file(&stamp)) {
+                if metadata.is_file()
+                    && !found
+                        .files
+                        .values()
+                        .any(|(other, _)| other.is_same_file(&stamp))
+                {
                     found.files.insert(path, (stamp, role));
                 }
             }
@@ -294,29 +365,40 @@ pub fn extends(path: &Path, other: &Path) -> bool {
     }
 }
 
-/// Whether a file's name is what rotation makes of another one's: numbers or a date behind it or before its extension, and the
-/// extension of compressed files. Not `app-2.json` of `app.json`: files are numbered so that have nothing to do with each other.
+/// Whether a file's name is what rotation makes of another one's: numbers or a date behind it or
+/// before its extension, and the extension of compressed files. Not `app-2.json` of `app.json`:
+/// files are numbered so that have nothing to do with each other.
 pub fn is_rotation(path: &Path, other: &Path) -> bool {
-    let (Some(name), Some(other)) = (path.file_name(), other.file_name()) else { return false };
+    let (Some(name), Some(other)) = (path.file_name(), other.file_name()) else {
+        return false;
+    };
     let (name, other) = (name.to_string_lossy(), other.to_string_lossy());
-    let packed = COMPRESSED.iter().find_map(|extension| name.strip_suffix(extension));
+    let packed = COMPRESSED
+        .iter()
+        .find_map(|extension| name.strip_suffix(extension));
     let base = packed.unwrap_or(&name);
     let is_number = |between: &str| {
         between.starts_with(['.', '-', '_'])
             && between.contains(|c: char| c.is_ascii_digit())
-            && between.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | '-' | '_' | 'T' | 'Z' | ':' | '+'))
+            && between
+                .chars()
+                .all(|c| c.is_ascii_digit() || matches!(c, '.' | '-' | '_' | 'T' | 'Z' | ':' | '+'))
     };
     let is_date = |between: &str| between.chars().filter(char::is_ascii_digit).count() >= 6;
     let behind = base.strip_prefix(&*other);
-    let before = other
-        .rsplit_once('.')
-        .and_then(|(stem, extension)| base.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.'));
+    let before = other.rsplit_once('.').and_then(|(stem, extension)| {
+        base.strip_prefix(stem)?
+            .strip_suffix(extension)?
+            .strip_suffix('.')
+    });
     behind.is_some_and(|behind| is_number(behind) || behind.is_empty() && packed.is_some())
-        || before.is_some_and(|before| is_number(before) && (before.starts_with('.') || is_date(before)))
+        || before
+            .is_some_and(|before| is_number(before) && (before.starts_with('.') || is_date(before)))
 }
 
 fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 fn compile(glob: &str) -> Result<globset::Glob, globset::Error> {
@@ -333,9 +415,14 @@ fn compile_all(globs: &[String]) -> Result<GlobSet, globset::Error> {
 
 /// The folder above the first part of a glob that is not literal.
 fn glob_root(glob: &Path) -> PathBuf {
-    let is_literal = |part: &std::path::Component<'_>| !FileDef::has_glob(&part.as_os_str().to_string_lossy());
+    let is_literal =
+        |part: &std::path::Component<'_>| !FileDef::has_glob(&part.as_os_str().to_string_lossy());
     let root: PathBuf = glob.components().take_while(is_literal).collect();
-    if root.as_os_str().is_empty() { ".".into() } else { root }
+    if root.as_os_str().is_empty() {
+        ".".into()
+    } else {
+        root
+    }
 }
 
 #[cfg(test)]
@@ -345,12 +432,21 @@ mod tests {
     fn names(def: &FileDef) -> Vec<String> {
         let found = Pattern::new(def).expect("globs").find(&|_| false);
         let root = glob_root(&def.path);
-        let below = |path: &PathBuf| path.strip_prefix(&root).unwrap_or(path).display().to_string();
+        let below = |path: &PathBuf| {
+            path.strip_prefix(&root)
+                .unwrap_or(path)
+                .display()
+                .to_string()
+        };
         found.files.keys().map(below).collect()
     }
 
     fn def(path: PathBuf) -> FileDef {
-        FileDef { path, exclude: vec!["*.tmp".into()], ..FileDef::default() }
+        FileDef {
+            path,
+            exclude: vec!["*.tmp".into()],
+            ..FileDef::default()
+        }
     }
 
     #[test]
@@ -358,7 +454,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir_all(path("2024/05")).expect("a folder");
-        for name in ["a.json", "b.log", ".hidden", "2024/c.json", "2024/05/d.json", "x.json.tmp"] {
+        for name in [
+            "a.json",
+            "b.log",
+            ".hidden",
+            "2024/c.json",
+            "2024/05/d.json",
+            "x.json.tmp",
+        ] {
             std::fs::write(path(name), "{}").expect("written");
         }
         std::os::unix::fs::symlink(path("2024"), path("link")).expect("linked");
@@ -366,11 +469,26 @@ mod tests {
         std::os::unix::fs::symlink(path("2024/c.json"), path("z.json")).expect("linked");
         let plain = def(folder.path().to_owned());
         assert_eq!(names(&plain), ["a.json", "b.log", "z.json"]);
-        let recursive = FileDef { recursive: true, ..plain };
-        assert_eq!(names(&recursive), ["2024/05/d.json", "a.json", "b.log", "z.json"]);
-        assert_eq!(names(&FileDef { include: vec!["*.log".into()], ..recursive.clone() }), ["b.log"]);
+        let recursive = FileDef {
+            recursive: true,
+            ..plain
+        };
         assert_eq!(
-            names(&FileDef { exclude: vec!["2024/**".into()], ..recursive }),
+            names(&recursive),
+            ["2024/05/d.json", "a.json", "b.log", "z.json"]
+        );
+        assert_eq!(
+            names(&FileDef {
+                include: vec!["*.log".into()],
+                ..recursive.clone()
+            }),
+            ["b.log"]
+        );
+        assert_eq!(
+            names(&FileDef {
+                exclude: vec!["2024/**".into()],
+                ..recursive
+            }),
             ["a.json", "b.log", "x.json.tmp", "z.json"]
         );
         assert_eq!(names(&def(path("*.json"))), ["a.json", "z.json"]);
@@ -381,9 +499,14 @@ mod tests {
     #[test]
     fn rotated_files_are_told_by_their_names() {
         let is = |name: &str| is_rotation(Path::new(name), Path::new("x/app.log"));
-        for name in
-            ["app.log.1", "app.log.12.gz", "app.log-20260101.zst", "app-2026-01-01T10.log", "app.2.log", "app.log.gz"]
-        {
+        for name in [
+            "app.log.1",
+            "app.log.12.gz",
+            "app.log-20260101.zst",
+            "app-2026-01-01T10.log",
+            "app.2.log",
+            "app.log.gz",
+        ] {
             assert!(is(name), "{name}");
         }
         for name in [
@@ -407,9 +530,16 @@ mod tests {
         for name in ["app.log", "app.log.1", "other.log"] {
             std::fs::write(path(name), "{}").expect("written");
         }
-        let found = Pattern::new(&def(path("app.log"))).expect("globs").find(&|_| false);
+        let found = Pattern::new(&def(path("app.log")))
+            .expect("globs")
+            .find(&|_| false);
         let roles: Vec<Role> = found.files.values().map(|(_, role)| *role).collect();
         assert_eq!(roles, [Role::Member, Role::Rotated]);
-        assert!(Pattern::new(&def(path("later"))).expect("globs").find(&|_| false).is_missing);
+        assert!(
+            Pattern::new(&def(path("later")))
+                .expect("globs")
+                .find(&|_| false)
+                .is_missing
+        );
     }
 }

@@ -16,7 +16,8 @@ use super::{MAX_OPEN, Retry, Source, Tracked, Tracking};
 use crate::sources::SourceError;
 use crate::wal::FileIdentity;
 
-/// A file whose content is at fault is read again at most so often, as a multiple of what reading it takes.
+/// A file whose content is at fault is read again at most so often, as a multiple of what reading
+/// it takes.
 const RETRY_SHARE: u32 = 20;
 
 impl Source<'_> {
@@ -30,12 +31,19 @@ impl Source<'_> {
             .files
             .iter()
             .filter(|(_, file)| due(file))
-            .map(|(path, file)| (order(file), path.clone(), self.known.has_inode(file.stamp.inode)))
+            .map(|(path, file)| {
+                (
+                    order(file),
+                    path.clone(),
+                    self.known.has_inode(file.stamp.inode),
+                )
+            })
             .collect();
         let mut is_busy = false;
-        // Files that were renamed are found before those that took their names, and these before copies. The inode of a file that
-        // was removed may hold anything.
-        let (own, mut other): (Vec<_>, Vec<_>) = due.into_iter().partition(|(_, _, is_known)| *is_known);
+        // Files that were renamed are found before those that took their names, and these before
+        // copies. The inode of a file that was removed may hold anything.
+        let (own, mut other): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|(_, _, is_known)| *is_known);
         for (order, path, _) in own {
             match self.examine_one(&path, false)? {
                 Outcome::Read(was_busy) => is_busy |= was_busy,
@@ -54,7 +62,8 @@ impl Source<'_> {
         Ok(is_busy)
     }
 
-    /// Looks at a file and reads a part of it. Without `may_begin` it is left for later if it is none that was begun.
+    /// Looks at a file and reads a part of it. Without `may_begin` it is left for later if it is
+    /// none that was begun.
     fn examine_one(&mut self, path: &Path, may_begin: bool) -> Result<Outcome, SourceError> {
         if self.context.stop.is_asked() {
             return Ok(Outcome::Read(false));
@@ -84,9 +93,13 @@ impl Source<'_> {
         match file.state {
             Tracking::New => true,
             Tracking::Undecided => is_time,
-            Tracking::Failed => is_time && (file.is_changed || !file.retry.on_change) && !self.context.once,
+            Tracking::Failed => {
+                is_time && (file.is_changed || !file.retry.on_change) && !self.context.once
+            }
             Tracking::Bound | Tracking::Passed if self.context.once => {
-                file.state == Tracking::Bound && file.is_changed && !self.extent.is_finished(file.bound)
+                file.state == Tracking::Bound
+                    && file.is_changed
+                    && !self.extent.is_finished(file.bound)
             }
             Tracking::Bound | Tracking::Passed => file.is_changed,
         }
@@ -94,21 +107,31 @@ impl Source<'_> {
 
     /// Decides what a file is; the partition to read where there may be something.
     fn examine(&mut self, path: &Path, may_begin: bool) -> Result<Examined, Failure> {
-        let Some(file) = self.files.get_mut(path) else { return Ok(Examined::Nothing) };
+        let Some(file) = self.files.get_mut(path) else {
+            return Ok(Examined::Nothing);
+        };
         file.is_changed = false;
         let (stamp, bound, role) = (file.stamp, file.bound, file.role);
         if let Some(id) = self.is_read(stamp) {
             self.bind(path, id);
             return Ok(Examined::Nothing);
         }
-        let Some((opened, seen)) = self.open(path, bound, stamp)? else { return Ok(Examined::Nothing) };
+        let Some((opened, seen)) = self.open(path, bound, stamp)? else {
+            return Ok(Examined::Nothing);
+        };
         let content = Content::new(opened)?;
         let (head, is_cut_off) = content.head()?;
         if is_cut_off && head.len() < HEAD_BYTES {
             // With so little of it, it could be any of those that begin so.
             return Err(cut_off().into());
         }
-        let sample = Sample { path, stamp: seen, content: &content, head: &head, bound };
+        let sample = Sample {
+            path,
+            stamp: seen,
+            content: &content,
+            head: &head,
+            bound,
+        };
         let (action, compared) = self.decide(&sample, is_cut_off)?;
         let begins = matches!(action, Action::Fresh | Action::Branch(_));
         if begins && !may_begin {
@@ -147,12 +170,20 @@ impl Source<'_> {
 
     /// Which partition a file continues, as far as that can be decided.
     fn decide(&self, sample: &Sample<'_>, is_cut_off: bool) -> io::Result<(Action, Vec<Compared>)> {
-        let Sample { path, head, bound, .. } = *sample;
+        let Sample {
+            path, head, bound, ..
+        } = *sample;
         let is_quiet = self.is_quiet(path, sample.stamp);
         let followers = &self.followers;
         let begins = |id: Id| followers.get(&id).map(Follower::head);
-        let is_at_end = |id: Id| followers.get(&id).map_or_else(|| self.is_read_whole(id), Follower::is_at_end);
-        let compared = compare(sample, &self.known, begins, is_at_end, |id| self.has_path(id))?;
+        let is_at_end = |id: Id| {
+            followers
+                .get(&id)
+                .map_or_else(|| self.is_read_whole(id), Follower::is_at_end)
+        };
+        let compared = compare(sample, &self.known, begins, is_at_end, |id| {
+            self.has_path(id)
+        })?;
         let candidates: Vec<_> = compared.iter().map(|c| c.candidate).collect();
         let action = decide(&candidates, is_quiet);
         let is_bound = matches!(action, Action::Continue(at) if bound == Some(compared[at].id));
@@ -179,19 +210,31 @@ impl Source<'_> {
             }
             Action::Branch(at) => {
                 let trail = compared.swap_remove(at).trail;
-                Ok((self.branch(path, role, sample.stamp, sample.head, &trail)?, trail))
+                Ok((
+                    self.branch(path, role, sample.stamp, sample.head, &trail)?,
+                    trail,
+                ))
             }
             Action::Fresh | Action::Wait => {
                 self.end_content(path, &compared);
                 let label = self.label(path, role);
-                let file = FileIdentity { inode: sample.stamp.inode, content: Some(0), ..FileIdentity::default() };
+                let file = FileIdentity {
+                    inode: sample.stamp.inode,
+                    content: Some(0),
+                    ..FileIdentity::default()
+                };
                 Ok((self.known.begin(&label, file, 0), Trail::new()))
             }
         }
     }
 
     /// Opens a file; none where it was replaced meanwhile.
-    fn open(&mut self, path: &Path, bound: Option<Id>, stamp: Stamp) -> io::Result<Option<(Arc<File>, Stamp)>> {
+    fn open(
+        &mut self,
+        path: &Path,
+        bound: Option<Id>,
+        stamp: Stamp,
+    ) -> io::Result<Option<(Arc<File>, Stamp)>> {
         let followed = bound.and_then(|id| self.followers.get(&id));
         let opened = match followed.map(|follower| follower.file().clone()) {
             Some(file) => file,
@@ -213,16 +256,24 @@ impl Source<'_> {
         let is_it = |id: &&Id| {
             let partition = self.known.get(**id);
             let is_being_read = self.followers.get(*id).is_some_and(Follower::is_begun);
-            partition.file().complete == Some((stamp.size, stamp.modified)) && !partition.is_over && !is_being_read
+            partition.file().complete == Some((stamp.size, stamp.modified))
+                && !partition.is_over
+                && !is_being_read
         };
         self.known.of_inode(stamp.inode).iter().find(is_it).copied()
     }
 
     /// Whether a path is known to lead to this content, and not only to the file that held it.
     fn has_path(&self, id: Id) -> bool {
-        let is_it = |file: &Tracked| file.bound == Some(id) && file.state == Tracking::Bound && !file.is_changed;
+        let is_it = |file: &Tracked| {
+            file.bound == Some(id) && file.state == Tracking::Bound && !file.is_changed
+        };
         match self.followers.get(&id) {
-            Some(follower) => follower.path.as_ref().and_then(|path| self.files.get(path)).is_some_and(is_it),
+            Some(follower) => follower
+                .path
+                .as_ref()
+                .and_then(|path| self.files.get(path))
+                .is_some_and(is_it),
             None => self.files.values().any(is_it),
         }
     }
@@ -230,20 +281,30 @@ impl Source<'_> {
     /// It has not changed for a while, as seen from here or by its own time of change.
     fn is_quiet(&self, path: &Path, seen: Stamp) -> bool {
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(seen.modified);
-        let is_old = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= self.timing.settle);
-        let is_seen = |file: &Tracked| file.stamp == seen && file.since.elapsed() >= self.timing.settle;
-        self.files.get(path).is_some_and(|file| is_seen(file) || is_old && file.stamp == seen)
+        let is_old = SystemTime::now()
+            .duration_since(modified)
+            .is_ok_and(|age| age >= self.timing.settle);
+        let is_seen =
+            |file: &Tracked| file.stamp == seen && file.since.elapsed() >= self.timing.settle;
+        self.files
+            .get(path)
+            .is_some_and(|file| is_seen(file) || is_old && file.stamp == seen)
     }
 
     /// Whether a file with so few bytes may become a copy of one that is being read.
     fn may_be_copy(&self, path: &Path, head: &[u8]) -> bool {
-        let begins = |follower: &Follower| follower.head().len() > head.len() && follower.head().starts_with(head);
-        let mut others = self.followers.values().filter(|follower| follower.path.as_deref() != Some(path));
+        let begins = |follower: &Follower| {
+            follower.head().len() > head.len() && follower.head().starts_with(head)
+        };
+        let mut others = self
+            .followers
+            .values()
+            .filter(|follower| follower.path.as_deref() != Some(path));
         !head.is_empty() && head.len() < HEAD_BYTES && others.any(begins)
     }
 
-    /// Whether another file that is open begins alike and nothing of it was read yet: until then no checksum tells whether they
-    /// have the same content.
+    /// Whether another file that is open begins alike and nothing of it was read yet: until then no
+    /// checksum tells whether they have the same content.
     fn begins_unread(&self, path: &Path, head: &[u8]) -> bool {
         let is_unread = |follower: &&Follower| {
             follower.path.as_deref() != Some(path)
@@ -251,7 +312,11 @@ impl Source<'_> {
                 && !follower.is_at_end()
         };
         let begins_alike = |follower: &Follower| {
-            let begins = follower.content().head().map(|(begins, _)| begins).unwrap_or_default();
+            let begins = follower
+                .content()
+                .head()
+                .map(|(begins, _)| begins)
+                .unwrap_or_default();
             let length = begins.len().min(head.len());
             length > 0 && begins[..length] == head[..length]
         };
@@ -260,7 +325,10 @@ impl Source<'_> {
 
     /// Whether a file that is not followed holds nothing that was not read.
     fn is_read_whole(&self, id: Id) -> bool {
-        let file = self.files.iter().find(|(_, file)| file.bound == Some(id) && file.state == Tracking::Bound);
+        let file = self
+            .files
+            .iter()
+            .find(|(_, file)| file.bound == Some(id) && file.state == Tracking::Bound);
         file.is_some_and(|(path, file)| {
             let is_same = |metadata: std::fs::Metadata| Stamp::of(&metadata) == file.stamp;
             !file.is_changed && std::fs::metadata(path).is_ok_and(is_same)
@@ -269,7 +337,9 @@ impl Source<'_> {
 
     /// The file holds another content than the partitions of its inode, which end there.
     fn end_content(&mut self, path: &Path, compared: &[Compared]) {
-        let Some(file) = self.files.get_mut(path) else { return };
+        let Some(file) = self.files.get_mut(path) else {
+            return;
+        };
         let inode = file.stamp.inode;
         if let Some(id) = file.bound.take() {
             self.followers.remove(&id);
@@ -283,8 +353,18 @@ impl Source<'_> {
     }
 
     /// A partition of its own for a copy, which is read from where it differs.
-    fn branch(&mut self, path: &Path, role: Role, seen: Stamp, head: &[u8], trail: &Trail) -> Result<Id, SourceError> {
-        let length = head.len().min(usize::try_from(trail.end).unwrap_or(HEAD_BYTES)).min(HEAD_BYTES);
+    fn branch(
+        &mut self,
+        path: &Path,
+        role: Role,
+        seen: Stamp,
+        head: &[u8],
+        trail: &Trail,
+    ) -> Result<Id, SourceError> {
+        let length = head
+            .len()
+            .min(usize::try_from(trail.end).unwrap_or(HEAD_BYTES))
+            .min(HEAD_BYTES);
         let file = FileIdentity {
             inode: seen.inode,
             head: length as u64,
@@ -301,7 +381,11 @@ impl Source<'_> {
 
     /// The path that a partition is named by: of what was missed at the source's path, that.
     fn label(&self, path: &Path, role: Role) -> String {
-        let at = self.generations.path().filter(|_| role != Role::Member).unwrap_or(path);
+        let at = self
+            .generations
+            .path()
+            .filter(|_| role != Role::Member)
+            .unwrap_or(path);
         at.display().to_string()
     }
 
@@ -318,8 +402,11 @@ impl Source<'_> {
             }
             _ => {
                 let stamp = self.files.get(path).map(|file| file.stamp);
-                let end = stamp.filter(|_| !content.is_compressed()).and_then(|stamp| self.extent.end(&stamp));
-                self.followers.insert(id, Follower::new(id, path.to_owned(), content, head, end));
+                let end = stamp
+                    .filter(|_| !content.is_compressed())
+                    .and_then(|stamp| self.extent.end(&stamp));
+                self.followers
+                    .insert(id, Follower::new(id, path.to_owned(), content, head, end));
             }
         }
         id
@@ -327,7 +414,11 @@ impl Source<'_> {
 
     /// This path leads to the content of this partition.
     fn bind(&mut self, path: &Path, id: Id) {
-        let before = self.files.get_mut(path).and_then(|file| file.bound.replace(id)).filter(|before| *before != id);
+        let before = self
+            .files
+            .get_mut(path)
+            .and_then(|file| file.bound.replace(id))
+            .filter(|before| *before != id);
         if let Some(before) = before {
             self.followers.remove(&before);
             self.release_partition(before);
@@ -351,7 +442,14 @@ impl Source<'_> {
         let settle = self.timing.settle;
         if let Some(file) = self.files.get_mut(path) {
             let at = Some((file.since + settle).max(Instant::now() + settle / 4));
-            (file.state, file.retry, file.reason) = (Tracking::Undecided, Retry { at, ..Retry::default() }, None);
+            (file.state, file.retry, file.reason) = (
+                Tracking::Undecided,
+                Retry {
+                    at,
+                    ..Retry::default()
+                },
+                None,
+            );
         }
     }
 
@@ -359,7 +457,8 @@ impl Source<'_> {
         self.fail_after(path, error, Duration::ZERO);
     }
 
-    /// A file that cannot be read waits: for a change where its content is at fault, else for some time.
+    /// A file that cannot be read waits: for a change where its content is at fault, else for some
+    /// time.
     fn fail_after(&mut self, path: &Path, error: &io::Error, took: Duration) {
         if error.kind() == io::ErrorKind::NotFound {
             // Renamed or removed meanwhile: the next walk finds what became of it.
@@ -367,7 +466,9 @@ impl Source<'_> {
             return;
         }
         let timing = self.timing;
-        let Some(file) = self.files.get_mut(path) else { return };
+        let Some(file) = self.files.get_mut(path) else {
+            return;
+        };
         let tries = file.retry.tries + 1;
         let on_change = matches!(
             error.kind(),
@@ -378,7 +479,11 @@ impl Source<'_> {
         } else {
             (timing.first_retry * 2u32.saturating_pow(tries.min(10))).min(timing.last_retry)
         };
-        file.retry = Retry { tries, at: Some(Instant::now() + wait), on_change };
+        file.retry = Retry {
+            tries,
+            at: Some(Instant::now() + wait),
+            on_change,
+        };
         file.state = Tracking::Failed;
         file.bound = None;
         file.reason = Some(error.to_string());
@@ -386,7 +491,9 @@ impl Source<'_> {
 
     /// The path does not lead to its file any more. A descriptor that is open is read to its end.
     pub(super) fn release(&mut self, path: &Path) {
-        let Some(file) = self.files.remove(path) else { return };
+        let Some(file) = self.files.remove(path) else {
+            return;
+        };
         let Some(id) = file.bound else { return };
         match self.followers.get_mut(&id) {
             Some(follower) if follower.path.as_deref() == Some(path) => {
@@ -398,7 +505,8 @@ impl Source<'_> {
         }
     }
 
-    /// No file holds this partition's content any more: what could not be told apart from it is looked at again.
+    /// No file holds this partition's content any more: what could not be told apart from it is
+    /// looked at again.
     pub(super) fn release_partition(&mut self, id: Id) {
         self.known.get_mut(id).is_live = false;
         for file in self.files.values_mut() {
@@ -412,7 +520,9 @@ impl Source<'_> {
 fn is_same(follower: &Follower, content: &Content) -> bool {
     let of = |file: &File| file.metadata().map(|metadata| Stamp::of(&metadata));
     match (follower.stamp(), of(content.file())) {
-        (Ok(a), Ok(b)) => a.is_same_file(&b) && follower.content().is_compressed() == content.is_compressed(),
+        (Ok(a), Ok(b)) => {
+            a.is_same_file(&b) && follower.content().is_compressed() == content.is_compressed()
+        }
         _ => false,
     }
 }

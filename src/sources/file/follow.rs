@@ -1,4 +1,5 @@
-//! One file that is read: from its partition's position to its end, in slices, and on when it grows.
+//! One file that is read: from its partition's position to its end, in slices, and on when it
+//! grows.
 
 use std::fs::File;
 use std::io;
@@ -54,7 +55,8 @@ pub struct Follower {
     content: Content,
     head: Vec<u8>,
     records: Option<Records>,
-    /// Records that begin here or later are not read: a run that ends takes what was there when it began.
+    /// Records that begin here or later are not read: a run that ends takes what was there when it
+    /// began.
     end: Option<u64>,
     is_finished: bool,
     /// What the system said when reading began, and when the end was reached.
@@ -98,7 +100,8 @@ impl Follower {
 
     /// Everything that is there was read.
     pub fn is_at_end(&self) -> bool {
-        self.records.is_none() && (self.is_finished || self.read.is_some() && self.read == self.stamp().ok())
+        self.records.is_none()
+            && (self.is_finished || self.read.is_some() && self.read == self.stamp().ok())
     }
 
     /// It has to be read on, whatever the system says of it.
@@ -159,7 +162,10 @@ impl Follower {
             None => {
                 let stamp = self.stamp()?;
                 if self.is_finished || self.read == Some(stamp) {
-                    return Ok(Slice { was_busy: false, is_end: true });
+                    return Ok(Slice {
+                        was_busy: false,
+                        is_end: true,
+                    });
                 }
                 self.open(context, known, stamp)?
             }
@@ -189,16 +195,30 @@ impl Follower {
             next = item.end;
             if frame.is_full() {
                 let full = std::mem::replace(&mut frame, FrameBuilder::with_room(next));
-                self.submit(context, known, in_flight, full, (next, records.crc_at(next), None))?;
+                self.submit(
+                    context,
+                    known,
+                    in_flight,
+                    full,
+                    (next, records.crc_at(next), None),
+                )?;
                 frames += 1;
             }
         };
         self.tell_dropped(context, records.reader.dropped());
         let is_whole = matches!(ended, Ok(true)) && cut.is_none() && !is_past;
-        let complete = self.opened.filter(|stamp| is_whole && records.has_read(stamp.size));
+        let complete = self
+            .opened
+            .filter(|stamp| is_whole && records.has_read(stamp.size));
         if !frame.is_empty() {
             let complete = complete.map(|stamp| (stamp.size, stamp.modified));
-            self.submit(context, known, in_flight, frame, (next, records.crc_at(next), complete))?;
+            self.submit(
+                context,
+                known,
+                in_flight,
+                frame,
+                (next, records.crc_at(next), complete),
+            )?;
         }
         if let Some(trail) = records.trail_at(next) {
             known.set_trail(self.id, trail);
@@ -228,14 +248,24 @@ impl Follower {
             None => Trail::at(partition.state.next_position, partition.file().content),
         };
         self.opened = Some(stamp);
-        self.content.reader(trail, &self.head, context.unwrap.as_deref(), context.record_bytes + 1)
+        self.content.reader(
+            trail,
+            &self.head,
+            context.unwrap.as_deref(),
+            context.record_bytes + 1,
+        )
     }
 
     /// Says once which members beside the unwrapped one are no part of any record.
     fn tell_dropped(&mut self, context: &Context, members: &[String]) {
         if !members.is_empty() && !std::mem::replace(&mut self.is_dropped_told, true) {
             let (source, path) = (&context.name, self.label());
-            tracing::info!(source, path, ?members, "members beside the unwrapped one are dropped");
+            tracing::info!(
+                source,
+                path,
+                ?members,
+                "members beside the unwrapped one are dropped"
+            );
         }
     }
 
@@ -248,18 +278,32 @@ impl Follower {
         frame: FrameBuilder,
         (next, content, complete): (u64, Option<u32>, Option<(u64, u64)>),
     ) -> Result<(), SourceError> {
-        let file = FileIdentity { content, complete, ..self.identity(known, next)? };
+        let file = FileIdentity {
+            content,
+            complete,
+            ..self.identity(known, next)?
+        };
         known.set_identity(self.id, file);
         let partition = known.get_mut(self.id);
         partition.state.next_position = next;
         partition.state.cut_line = None;
         partition.is_moved = true;
-        in_flight.submit(context, frame.submission(context, Kind::Record, &partition.name, next, Some(file)))
+        in_flight.submit(
+            context,
+            frame.submission(context, Kind::Record, &partition.name, next, Some(file)),
+        )
     }
 
     fn identity(&self, known: &Known, read: u64) -> Result<FileIdentity, SourceError> {
-        let wrong = |source| SourceError::Io { path: self.label(), source };
-        let head = self.head.len().min(usize::try_from(read).unwrap_or(HEAD_BYTES)).min(HEAD_BYTES);
+        let wrong = |source| SourceError::Io {
+            path: self.label(),
+            source,
+        };
+        let head = self
+            .head
+            .len()
+            .min(usize::try_from(read).unwrap_or(HEAD_BYTES))
+            .min(HEAD_BYTES);
         let inode = self.stamp().map_err(wrong)?.inode;
         Ok(FileIdentity {
             inode,
@@ -271,10 +315,14 @@ impl Follower {
     }
 
     fn label(&self) -> String {
-        self.path.as_ref().map_or_else(|| "a renamed file".to_owned(), |path| path.display().to_string())
+        self.path.as_ref().map_or_else(
+            || "a renamed file".to_owned(),
+            |path| path.display().to_string(),
+        )
     }
 
-    /// An end without its newline waits for the rest. A run that ends tells it as a dead letter, once, and stays before it.
+    /// An end without its newline waits for the rest. A run that ends tells it as a dead letter,
+    /// once, and stays before it.
     fn tell_cut_line(
         &self,
         context: &Context,
@@ -293,11 +341,17 @@ impl Follower {
         } else {
             frame.add(item.start, &item.bytes);
         }
-        // Among elements a separator lies between the last whole record and this one: the position passes it, and so must the
-        // checksum that is stored with the position.
+        // Among elements a separator lies between the last whole record and this one: the position
+        // passes it, and so must the checksum that is stored with the position.
         let trail = records.trail_at(item.start);
         let content = trail.as_ref().and_then(|trail| trail.crc);
-        self.submit(context, known, in_flight, frame, (item.start, content, None))?;
+        self.submit(
+            context,
+            known,
+            in_flight,
+            frame,
+            (item.start, content, None),
+        )?;
         if let Some(trail) = trail {
             known.set_trail(self.id, trail);
         }
@@ -305,7 +359,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Notes that a content is in another file than before, or in a compressed one that need not be unpacked again.
+    /// Notes that a content is in another file than before, or in a compressed one that need not be
+    /// unpacked again.
     fn note_moved(
         &self,
         context: &Context,
@@ -314,11 +369,19 @@ impl Follower {
         complete: Option<Stamp>,
     ) -> Result<(), SourceError> {
         let Some(stamp) = complete else { return Ok(()) };
-        let (before, next) = (known.get(self.id).file(), known.get(self.id).state.next_position);
+        let (before, next) = (
+            known.get(self.id).file(),
+            known.get(self.id).state.next_position,
+        );
         let complete = Some((stamp.size, stamp.modified));
-        let is_news = before.inode != stamp.inode || self.content.is_compressed() && before.complete != complete;
+        let is_news = before.inode != stamp.inode
+            || self.content.is_compressed() && before.complete != complete;
         if next > 0 && is_news {
-            let file = FileIdentity { content: before.content, complete, ..self.identity(known, next)? };
+            let file = FileIdentity {
+                content: before.content,
+                complete,
+                ..self.identity(known, next)?
+            };
             self.note_identity(context, known, in_flight, file)?;
         }
         Ok(())
@@ -334,8 +397,15 @@ impl Follower {
     ) -> Result<(), SourceError> {
         if std::mem::take(&mut known.get_mut(self.id).is_moved) {
             let before = known.get(self.id).file();
-            let complete = complete.map(|stamp| (stamp.size, stamp.modified)).or(before.complete);
-            self.note_identity(context, known, in_flight, FileIdentity { complete, ..before })?;
+            let complete = complete
+                .map(|stamp| (stamp.size, stamp.modified))
+                .or(before.complete);
+            self.note_identity(
+                context,
+                known,
+                in_flight,
+                FileIdentity { complete, ..before },
+            )?;
         }
         Ok(())
     }
@@ -354,10 +424,24 @@ impl Follower {
 }
 
 /// Notes where a partition ends, with what its file is.
-pub fn note_end(context: &Context, known: &Known, id: Id, in_flight: &mut InFlight) -> Result<(), SourceError> {
+pub fn note_end(
+    context: &Context,
+    known: &Known,
+    id: Id,
+    in_flight: &mut InFlight,
+) -> Result<(), SourceError> {
     let partition = known.get(id);
     let next = partition.state.next_position;
     let mut end = FrameBuilder::new(next);
     end.add_payload();
-    in_flight.submit(context, end.submission(context, Kind::End, &partition.name, next, partition.state.file))
+    in_flight.submit(
+        context,
+        end.submission(
+            context,
+            Kind::End,
+            &partition.name,
+            next,
+            partition.state.file,
+        ),
+    )
 }

@@ -12,7 +12,8 @@ use crate::wal::{About, FileIdentity, Kind, RecordsBuilder};
 /// Bytes and records that make a frame.
 const FRAME_BYTES: usize = 1 << 20;
 const FRAME_RECORDS: usize = 1_024;
-/// Frames, and their bytes, on their way to the disk before the source waits for the first: many small files share a sync.
+/// Frames, and their bytes, on their way to the disk before the source waits for the first: many
+/// small files share a sync.
 const IN_FLIGHT_FRAMES: usize = 128;
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
@@ -37,14 +38,27 @@ pub fn each_record(item: &Item, context: &Context, give: &mut dyn FnMut(Record<'
     let Item { start, length, .. } = *item;
     if length > context.record_bytes as u64 {
         let bytes = &item.bytes[..item.bytes.len().min(context.cut_bytes)];
-        return give(Record { start, length, bytes });
+        return give(Record {
+            start,
+            length,
+            bytes,
+        });
     }
-    // A position lies between lines, so a line's records share a frame. Of one that holds too many the decoder says so.
+    // A position lies between lines, so a line's records share a frame. Of one that holds too many
+    // the decoder says so.
     if message::has_more_than(&item.bytes, MAX_ELEMENTS) {
-        return give(Record { start, length, bytes: &item.bytes });
+        return give(Record {
+            start,
+            length,
+            bytes: &item.bytes,
+        });
     }
     message::each_at(&item.bytes, None, &mut |at, bytes| {
-        give(Record { start: start + at as u64, length: bytes.len() as u64, bytes });
+        give(Record {
+            start: start + at as u64,
+            length: bytes.len() as u64,
+            bytes,
+        });
     });
 }
 
@@ -58,18 +72,30 @@ pub struct FrameBuilder {
 
 impl FrameBuilder {
     pub fn new(first_position: u64) -> Self {
-        Self { records: RecordsBuilder::default(), positions: Vec::new(), cut: Vec::new(), first_position }
+        Self {
+            records: RecordsBuilder::default(),
+            positions: Vec::new(),
+            cut: Vec::new(),
+            first_position,
+        }
     }
 
     /// For a frame that will probably be full.
     pub fn with_room(first_position: u64) -> Self {
         let records = RecordsBuilder::with_capacity(FRAME_BYTES + (64 << 10), FRAME_RECORDS);
-        Self { records, positions: Vec::with_capacity(FRAME_RECORDS), cut: Vec::new(), first_position }
+        Self {
+            records,
+            positions: Vec::with_capacity(FRAME_RECORDS),
+            cut: Vec::new(),
+            first_position,
+        }
     }
 
     /// Adds the records of a line or element; of one over the limit its beginning.
     pub fn push(&mut self, item: &Item, context: &Context) {
-        each_record(item, context, &mut |record| self.add_record(record.start, &record, context));
+        each_record(item, context, &mut |record| {
+            self.add_record(record.start, &record, context);
+        });
     }
 
     /// Adds a record, or the beginning of one over the limit.
@@ -139,7 +165,8 @@ impl InFlight {
         // Whoever writes into a pipe can wait as a file can.
         while !(context.wait_for_room)(Duration::from_secs(1)) && !context.stop.is_asked() {}
         let bytes = submission.records.page().len();
-        self.receipts.push_back((context.ingest.submit(submission, true)?, bytes));
+        self.receipts
+            .push_back((context.ingest.submit(submission, true)?, bytes));
         self.bytes += bytes;
         while self.receipts.len() >= IN_FLIGHT_FRAMES || self.bytes >= IN_FLIGHT_BYTES {
             self.settle_oldest()?;

@@ -53,7 +53,8 @@ pub fn decide(candidates: &[Candidate], is_quiet: bool) -> Action {
     Action::Fresh
 }
 
-/// The name of a new partition for a file: `path@inode`, numbered where the inode held another content before.
+/// The name of a new partition for a file: `path@inode`, numbered where the inode held another
+/// content before.
 pub fn partition_name(path: &str, inode: u64, is_taken: impl Fn(&str) -> bool) -> String {
     let first = format!("{path}@{inode}");
     let mut names = std::iter::once(first.clone()).chain((2u64..).map(|n| format!("{first}.{n}")));
@@ -62,7 +63,9 @@ pub fn partition_name(path: &str, inode: u64, is_taken: impl Fn(&str) -> bool) -
 
 /// The path that a partition was named by.
 pub fn path_of(partition: &str) -> &str {
-    partition.rsplit_once('@').map_or(partition, |(path, _)| path)
+    partition
+        .rsplit_once('@')
+        .map_or(partition, |(path, _)| path)
 }
 
 #[cfg(test)]
@@ -71,20 +74,39 @@ mod tests {
     use Comparison::{Differs, Prefix, Same, Shorter};
 
     fn own(comparison: Comparison) -> Candidate {
-        Candidate { is_own: true, is_live: false, is_at_end: false, comparison }
+        Candidate {
+            is_own: true,
+            is_live: false,
+            is_at_end: false,
+            comparison,
+        }
     }
 
     fn copy(comparison: Comparison, is_live: bool, is_at_end: bool) -> Candidate {
-        Candidate { is_own: false, is_live, is_at_end, comparison }
+        Candidate {
+            is_own: false,
+            is_live,
+            is_at_end,
+            comparison,
+        }
     }
 
     #[test]
     fn a_file_continues_where_its_content_was_read() {
         assert_eq!(decide(&[own(Same)], false), Action::Continue(0));
-        assert_eq!(decide(&[own(Differs), own(Same)], false), Action::Continue(1));
-        assert_eq!(decide(&[copy(Same, false, false)], false), Action::Continue(0));
+        assert_eq!(
+            decide(&[own(Differs), own(Same)], false),
+            Action::Continue(1)
+        );
+        assert_eq!(
+            decide(&[copy(Same, false, false)], false),
+            Action::Continue(0)
+        );
         assert_eq!(decide(&[], false), Action::Fresh);
-        assert_eq!(decide(&[own(Differs), copy(Differs, true, true)], false), Action::Fresh);
+        assert_eq!(
+            decide(&[own(Differs), copy(Differs, true, true)], false),
+            Action::Fresh
+        );
     }
 
     #[test]
@@ -101,8 +123,14 @@ mod tests {
         assert_eq!(decide(&[copy(Same, true, false)], true), Action::Wait);
         assert_eq!(decide(&[copy(Same, true, true)], true), Action::Branch(0));
         assert_eq!(decide(&[copy(Prefix, true, false)], false), Action::Wait);
-        assert_eq!(decide(&[copy(Prefix, true, false)], true), Action::Branch(0));
-        assert_eq!(decide(&[copy(Prefix, false, false)], true), Action::Branch(0));
+        assert_eq!(
+            decide(&[copy(Prefix, true, false)], true),
+            Action::Branch(0)
+        );
+        assert_eq!(
+            decide(&[copy(Prefix, false, false)], true),
+            Action::Branch(0)
+        );
         assert_eq!(decide(&[copy(Shorter, false, false)], false), Action::Wait);
         assert_eq!(decide(&[copy(Shorter, true, false)], true), Action::Fresh);
     }

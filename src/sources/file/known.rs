@@ -1,4 +1,5 @@
-//! The partitions of a source, each the content of one file: found by inode, by path, or by how the content begins.
+//! The partitions of a source, each the content of one file: found by inode, by path, or by how the
+//! content begins.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +17,8 @@ pub type Id = usize;
 pub struct Partition {
     pub name: String,
     pub state: PartitionState,
-    /// Where reading is, with the bytes before it; none where they were not read by this process, or long ago.
+    /// Where reading is, with the bytes before it; none where they were not read by this process,
+    /// or long ago.
     pub trail: Option<Trail>,
     /// The file that holds the content is there: a path leads to it, or a descriptor is kept.
     pub is_live: bool,
@@ -70,10 +72,23 @@ impl Known {
         let id = self.partitions.len();
         let file = state.file;
         self.by_name.insert(name.clone(), id);
-        self.by_path.entry(path_of(&name).to_owned()).or_default().push(id);
+        self.by_path
+            .entry(path_of(&name).to_owned())
+            .or_default()
+            .push(id);
         let (trail, is_live, is_over, is_moved) = (None, false, false, false);
-        let state = PartitionState { file: None, ..state };
-        self.partitions.push(Partition { name, state, trail, is_live, is_over, is_moved });
+        let state = PartitionState {
+            file: None,
+            ..state
+        };
+        self.partitions.push(Partition {
+            name,
+            state,
+            trail,
+            is_live,
+            is_over,
+            is_moved,
+        });
         if let Some(file) = file {
             self.set_identity(id, file);
         }
@@ -83,8 +98,18 @@ impl Known {
     /// A new partition for a file that was not read before, or up to a position as another one.
     pub fn begin(&mut self, path: &str, file: FileIdentity, next_position: u64) -> Id {
         let name = partition_name(path, file.inode, |name| self.by_name.contains_key(name));
-        let file = FileIdentity { since: self.since, ..file };
-        self.add(name, PartitionState { next_position, file: Some(file), ..PartitionState::default() })
+        let file = FileIdentity {
+            since: self.since,
+            ..file
+        };
+        self.add(
+            name,
+            PartitionState {
+                next_position,
+                file: Some(file),
+                ..PartitionState::default()
+            },
+        )
     }
 
     pub fn set_identity(&mut self, id: Id, file: FileIdentity) {
@@ -106,7 +131,10 @@ impl Known {
                 }
             }
             if file.head > 0 {
-                self.by_head.entry((file.head, file.crc)).or_default().push(id);
+                self.by_head
+                    .entry((file.head, file.crc))
+                    .or_default()
+                    .push(id);
                 *self.lengths.entry(file.head).or_default() += 1;
             }
         }
@@ -139,18 +167,34 @@ impl Known {
     /// Partitions whose content begins as this one does.
     pub fn of_head(&self, head: &[u8]) -> Vec<Id> {
         let (mut crc, mut at, mut found) = (0, 0, Vec::new());
-        for length in self.lengths.keys().map(|length| *length as usize).take_while(|length| *length <= head.len()) {
+        for length in self
+            .lengths
+            .keys()
+            .map(|length| *length as usize)
+            .take_while(|length| *length <= head.len())
+        {
             crc = crc32c::crc32c_append(crc, &head[at..length]);
             at = length;
-            found.extend(self.by_head.get(&(length as u64, crc)).into_iter().flatten());
+            found.extend(
+                self.by_head
+                    .get(&(length as u64, crc))
+                    .into_iter()
+                    .flatten(),
+            );
         }
         found
     }
 
     /// Partitions that were read and whose end was not noted since; it is now.
     pub fn moved(&mut self) -> Vec<Id> {
-        let moved = |(id, partition): (Id, &mut Partition)| std::mem::take(&mut partition.is_moved).then_some(id);
-        self.partitions.iter_mut().enumerate().filter_map(moved).collect()
+        let moved = |(id, partition): (Id, &mut Partition)| {
+            std::mem::take(&mut partition.is_moved).then_some(id)
+        };
+        self.partitions
+            .iter_mut()
+            .enumerate()
+            .filter_map(moved)
+            .collect()
     }
 }
 
@@ -175,7 +219,10 @@ mod tests {
             crc: crc32c::crc32c(head),
             ..FileIdentity::default()
         };
-        let state = |file| PartitionState { file: Some(file), ..PartitionState::default() };
+        let state = |file| PartitionState {
+            file: Some(file),
+            ..PartitionState::default()
+        };
         let mut known = Known::new(&[
             ("a@1".to_owned(), state(identity(1, b"one"))),
             ("b@2".to_owned(), state(identity(2, b"other"))),

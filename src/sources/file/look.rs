@@ -1,5 +1,5 @@
-//! What has changed since the last look: a walk now and then, and between walks what the system tells, what grew lately, and
-//! folders whose time of change moved.
+//! What has changed since the last look: a walk now and then, and between walks what the system
+//! tells, what grew lately, and folders whose time of change moved.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,11 @@ impl Source<'_> {
         let changes = self.watch.take();
         self.report_missed(changes.appeared)?;
         self.is_walk_due |= changes.is_unknown || self.have_folders_changed();
-        let wait = if self.is_walk_due { self.walk_soonest } else { self.walk_every };
+        let wait = if self.is_walk_due {
+            self.walk_soonest
+        } else {
+            self.walk_every
+        };
         if self.walked.is_none_or(|at| at.elapsed() >= wait) {
             self.walk();
             return Ok(());
@@ -30,7 +34,9 @@ impl Source<'_> {
         let followed = self.followers.values().filter_map(|f| f.path.clone());
         let paths: BTreeSet<PathBuf> = changes.paths.into_iter().chain(followed).collect();
         for path in paths {
-            let Some(file) = self.files.get_mut(&path) else { continue };
+            let Some(file) = self.files.get_mut(&path) else {
+                continue;
+            };
             match std::fs::metadata(&path).map(|metadata| Stamp::of(&metadata)) {
                 Ok(stamp) if stamp.is_same_file(&file.stamp) => file.note(stamp),
                 // Renamed, replaced or removed: where its content went is found by a walk.
@@ -42,7 +48,8 @@ impl Source<'_> {
 
     fn have_folders_changed(&self) -> bool {
         let is_changed = |(folder, before): (&PathBuf, &u64)| {
-            std::fs::metadata(folder).map_or(true, |metadata| Stamp::of(&metadata).modified != *before)
+            std::fs::metadata(folder)
+                .map_or(true, |metadata| Stamp::of(&metadata).modified != *before)
         };
         self.folders.iter().any(is_changed)
     }
@@ -50,9 +57,20 @@ impl Source<'_> {
     fn walk(&mut self) {
         let started = Instant::now();
         let found = self.pattern.find(&|inode| self.known.has_inode(inode));
-        let Found { mut files, folders, failed, is_missing, is_cut, subfolder } = found;
+        let Found {
+            mut files,
+            folders,
+            failed,
+            is_missing,
+            is_cut,
+            subfolder,
+        } = found;
         if self.context.once {
-            let is_read = |path: &Path| self.files.get(path).is_some_and(|file| file.state == Tracking::Bound);
+            let is_read = |path: &Path| {
+                self.files
+                    .get(path)
+                    .is_some_and(|file| file.state == Tracking::Bound)
+            };
             self.extent.limit(&mut files, is_read);
         }
         if let Some(folder) = subfolder
@@ -65,7 +83,11 @@ impl Source<'_> {
         let gone: Vec<PathBuf> = self
             .files
             .iter()
-            .filter(|(path, file)| files.get(*path).is_none_or(|(stamp, _)| !stamp.is_same_file(&file.stamp)))
+            .filter(|(path, file)| {
+                files
+                    .get(*path)
+                    .is_none_or(|(stamp, _)| !stamp.is_same_file(&file.stamp))
+            })
             .map(|(path, _)| path.clone())
             .collect();
         for path in gone {
@@ -80,10 +102,12 @@ impl Source<'_> {
             }
         }
         self.watch.set_folders(folders.keys().map(PathBuf::as_path));
-        (self.folders, self.failed, self.is_missing, self.is_cut) = (folders, failed, is_missing, is_cut);
+        (self.folders, self.failed, self.is_missing, self.is_cut) =
+            (folders, failed, is_missing, is_cut);
         (self.walked, self.is_walk_due) = (Some(Instant::now()), false);
         self.walk_soonest = (started.elapsed() * SOONEST_SHARE).min(SHORTEST_WALK_EVERY);
-        self.walk_every = (started.elapsed() * WALK_SHARE).clamp(SHORTEST_WALK_EVERY, LONGEST_WALK_EVERY);
+        self.walk_every =
+            (started.elapsed() * WALK_SHARE).clamp(SHORTEST_WALK_EVERY, LONGEST_WALK_EVERY);
     }
 }
 

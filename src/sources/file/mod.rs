@@ -1,18 +1,19 @@
-//! Files: NDJSON or a JSON array, plain or compressed; one, those of a folder, or those that a glob names.
+//! Files: NDJSON or a JSON array, plain or compressed; one, those of a folder, or those that a glob
+//! names.
 //!
-//! Each record is taken exactly once, whatever happens to the file meanwhile. What a partition is, is a *content*: known by how
-//! it begins, by the inode that held it last, and by the checksum of everything that was read of it. A file that is renamed,
-//! compressed or copied continues its partition; another content in the same file, or a file that became shorter, begins a new
-//! one.
+//! Each record is taken exactly once, whatever happens to the file meanwhile. What a partition is,
+//! is a *content*: known by how it begins, by the inode that held it last, and by the checksum of
+//! everything that was read of it. A file that is renamed, compressed or copied continues its
+//! partition; another content in the same file, or a file that became shorter, begins a new one.
 //!
-//! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes what changed;
-//! `compare` and `identity` decide which partition a file is, with what `known` has of them; `examine` acts on it,
-//! within the `extent` of a run that ends, also on `generations` of a single file that nobody looked at in time;
-//! `follow` reads with `content`, `frame` sends to the log. `ordered` is a source of its own beside these: one complete file in
-//! order of event time.
+//! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes
+//! what changed; `compare` and `identity` decide which partition a file is, with what `known` has
+//! of them; `examine` acts on it, within the `extent` of a run that ends, also on `generations` of
+//! a single file that nobody looked at in time; `follow` reads with `content`, `frame` sends to the
+//! log. `ordered` is a source of its own beside these: one complete file in order of event time.
 //!
-//! A file that cannot be read waits and is tried again, and the others are read; nothing that happens to one file ends the
-//! source.
+//! A file that cannot be read waits and is tried again, and the others are read; nothing that
+//! happens to one file ends the source.
 
 mod compare;
 mod content;
@@ -49,7 +50,8 @@ use watch::Watch;
 const LATE: Duration = Duration::from_secs(30);
 /// Waiting parts that are listed by name.
 const LISTED: usize = 1_000;
-/// Descriptors kept open: of files that grow, so that one that is renamed or removed is read to its end.
+/// Descriptors kept open: of files that grow, so that one that is renamed or removed is read to its
+/// end.
 const MAX_OPEN: usize = 64;
 /// Descriptors kept of files to which no path of the source leads any more.
 const MAX_LEAVING: usize = 16;
@@ -88,10 +90,18 @@ pub fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result<(), So
     let result = Source::new(context, def, Timing::default(), clock)?.run();
     if result.is_ok() {
         let (waiting, waiting_total) = {
-            let health = context.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let health = context
+                .health
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             (health.waiting.clone(), health.waiting_total)
         };
-        context.set_health(SourceHealth { state: SourceState::Ended, reason: None, waiting, waiting_total });
+        context.set_health(SourceHealth {
+            state: SourceState::Ended,
+            reason: None,
+            waiting,
+            waiting_total,
+        });
     }
     result
 }
@@ -165,13 +175,26 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(context: &'a Context, def: &FileDef, timing: Timing, clock: &'a dyn Clock) -> Result<Self, SourceError> {
+    fn new(
+        context: &'a Context,
+        def: &FileDef,
+        timing: Timing,
+        clock: &'a dyn Clock,
+    ) -> Result<Self, SourceError> {
         let path = || def.path.display().to_string();
         ordered::refuse_positions(context)?;
-        let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern { path: path(), reason: e.to_string() })?;
-        let watch = if context.once { Watch::default() } else { Watch::new(pattern.single()) };
+        let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern {
+            path: path(),
+            reason: e.to_string(),
+        })?;
+        let watch = if context.once {
+            Watch::default()
+        } else {
+            Watch::new(pattern.single())
+        };
         let mut known = Known::new(&context.partitions);
-        let generations = Generations::new(pattern.single().map(Path::to_owned), &known, clock.now());
+        let generations =
+            Generations::new(pattern.single().map(Path::to_owned), &known, clock.now());
         known.since = generations.since();
         Ok(Self {
             context,
@@ -203,7 +226,9 @@ impl<'a> Source<'a> {
         while !self.context.stop.is_asked() {
             self.look()?;
             if self.context.once && self.is_missing {
-                return Err(SourceError::Missing { path: self.pattern.path().display().to_string() });
+                return Err(SourceError::Missing {
+                    path: self.pattern.path().display().to_string(),
+                });
             }
             let is_busy = self.examine_all()? | self.read_all()?;
             if is_busy {
@@ -232,9 +257,15 @@ impl<'a> Source<'a> {
         Ok(is_busy)
     }
 
-    /// Reads a part of every file that no path leads to any more, so that what became of it is recognized by its content.
+    /// Reads a part of every file that no path leads to any more, so that what became of it is
+    /// recognized by its content.
     fn read_leaving(&mut self) -> Result<(), SourceError> {
-        let leaving: Vec<Id> = self.followers.values().filter(|f| f.path.is_none()).map(|f| f.id).collect();
+        let leaving: Vec<Id> = self
+            .followers
+            .values()
+            .filter(|f| f.path.is_none())
+            .map(|f| f.id)
+            .collect();
         for id in leaving {
             self.read(id)?;
         }
@@ -243,16 +274,24 @@ impl<'a> Source<'a> {
 
     /// Reads a part of a file; whether there was any.
     fn read(&mut self, id: Id) -> Result<bool, SourceError> {
-        let Some(follower) = self.followers.get_mut(&id) else { return Ok(false) };
+        let Some(follower) = self.followers.get_mut(&id) else {
+            return Ok(false);
+        };
         // The content behind a path is compared before it is read on.
         let is_due = follower.path.as_ref().is_none_or(|path| {
-            follower.is_begun() && self.files.get(path).is_some_and(|file| file.state == Tracking::Bound)
+            follower.is_begun()
+                && self
+                    .files
+                    .get(path)
+                    .is_some_and(|file| file.state == Tracking::Bound)
         });
         if !is_due {
             return Ok(false);
         }
         if follower.path.is_none() && !follower.is_in_slice() && !follower.is_at_end() {
-            let is_still = follower.stamp().and_then(|stamp| is_still(follower.content(), stamp, &self.known, id));
+            let is_still = follower
+                .stamp()
+                .and_then(|stamp| is_still(follower.content(), stamp, &self.known, id));
             if !is_still.unwrap_or(false) {
                 self.followers.remove(&id);
                 self.release_partition(id);
@@ -268,7 +307,10 @@ impl<'a> Source<'a> {
             }
             Err(ReadError::Source(error)) => Err(error),
             Err(ReadError::File(error)) => {
-                let path = self.followers.remove(&id).and_then(|follower| follower.path);
+                let path = self
+                    .followers
+                    .remove(&id)
+                    .and_then(|follower| follower.path);
                 self.release_partition(id);
                 let partition = &self.known.get(id).name;
                 match path {
@@ -282,11 +324,20 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Lets go of descriptors: of files that no path leads to and that no longer grow, and of more than may be open.
+    /// Lets go of descriptors: of files that no path leads to and that no longer grow, and of more
+    /// than may be open.
     fn let_go(&mut self) {
-        let linger = if self.context.once { Duration::ZERO } else { self.timing.linger };
-        let mut leaving: Vec<(Instant, Id)> =
-            self.followers.values().filter(|f| f.path.is_none() && f.is_at_end()).map(|f| (f.active, f.id)).collect();
+        let linger = if self.context.once {
+            Duration::ZERO
+        } else {
+            self.timing.linger
+        };
+        let mut leaving: Vec<(Instant, Id)> = self
+            .followers
+            .values()
+            .filter(|f| f.path.is_none() && f.is_at_end())
+            .map(|f| (f.active, f.id))
+            .collect();
         leaving.sort();
         let over = leaving.len().saturating_sub(MAX_LEAVING);
         for (n, (active, id)) in leaving.into_iter().enumerate() {
@@ -296,8 +347,12 @@ impl<'a> Source<'a> {
             self.followers.remove(&id);
             self.release_partition(id);
         }
-        let mut idle: Vec<(Instant, Id)> =
-            self.followers.values().filter(|f| f.path.is_some() && f.is_at_end()).map(|f| (f.active, f.id)).collect();
+        let mut idle: Vec<(Instant, Id)> = self
+            .followers
+            .values()
+            .filter(|f| f.path.is_some() && f.is_at_end())
+            .map(|f| (f.active, f.id))
+            .collect();
         let over = self.followers.len().saturating_sub(MAX_OPEN);
         idle.sort();
         for (_, id) in idle.into_iter().take(over) {
@@ -305,7 +360,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Whether everything that is there was read, and what waits is not waited for by a run that ends.
+    /// Whether everything that is there was read, and what waits is not waited for by a run that
+    /// ends.
     fn is_done(&self) -> bool {
         // A file that never comes to rest is not waited for without end.
         let is_late = self.started.elapsed() > LATE;
@@ -331,23 +387,50 @@ impl<'a> Source<'a> {
         let path = self.pattern.path().display().to_string();
         let whole = self.pattern.root().to_owned();
         let (state, reason) = if let Some(reason) = self.failed.get(&whole) {
-            (SourceState::Halted, Some(format!("{path}: {reason}; it is tried again")))
+            (
+                SourceState::Halted,
+                Some(format!("{path}: {reason}; it is tried again")),
+            )
         } else if let Some(reason) = self.files.get(&whole).and_then(|file| file.reason.as_ref()) {
-            (SourceState::Halted, Some(format!("{path}: {reason}; it is tried again")))
+            (
+                SourceState::Halted,
+                Some(format!("{path}: {reason}; it is tried again")),
+            )
         } else if self.is_missing {
-            (SourceState::Waiting, Some(format!("{path} does not exist; it is read as soon as it does")))
+            (
+                SourceState::Waiting,
+                Some(format!(
+                    "{path} does not exist; it is read as soon as it does"
+                )),
+            )
         } else if self.is_cut {
-            (SourceState::Running, Some(format!("{path} leads to more files than are read (100000)")))
+            (
+                SourceState::Running,
+                Some(format!("{path} leads to more files than are read (100000)")),
+            )
         } else {
             (SourceState::Running, None)
         };
-        let of_files = self.files.iter().filter_map(|(path, file)| Some((path, file.reason.as_ref()?)));
-        let waiting = self.failed.iter().chain(of_files).filter(|(path, _)| **path != whole);
-        let mut health = SourceHealth { state, reason, ..SourceHealth::default() };
+        let of_files = self
+            .files
+            .iter()
+            .filter_map(|(path, file)| Some((path, file.reason.as_ref()?)));
+        let waiting = self
+            .failed
+            .iter()
+            .chain(of_files)
+            .filter(|(path, _)| **path != whole);
+        let mut health = SourceHealth {
+            state,
+            reason,
+            ..SourceHealth::default()
+        };
         for (path, reason) in waiting {
             health.waiting_total += 1;
             if health.waiting.len() < LISTED {
-                health.waiting.insert(path.display().to_string(), reason.clone());
+                health
+                    .waiting
+                    .insert(path.display().to_string(), reason.clone());
             }
         }
         if health == self.told {
@@ -356,7 +439,9 @@ impl<'a> Source<'a> {
         let source = &self.context.name;
         if (health.state, &health.reason) != (self.told.state, &self.told.reason) {
             match (&health.reason, health.state) {
-                (Some(reason), SourceState::Halted) => tracing::error!(source, reason, "the source cannot go on"),
+                (Some(reason), SourceState::Halted) => {
+                    tracing::error!(source, reason, "the source cannot go on");
+                }
                 (Some(reason), _) => tracing::warn!(source, reason, "the source waits"),
                 (None, _) => tracing::info!(source, "the source continues"),
             }
@@ -365,7 +450,12 @@ impl<'a> Source<'a> {
         for (path, reason) in health.waiting.iter().filter(|(path, _)| !is_told(path)) {
             tracing::warn!(source, path, reason, "a file waits; the others are read");
         }
-        for path in self.told.waiting.keys().filter(|path| !health.waiting.contains_key(*path)) {
+        for path in self
+            .told
+            .waiting
+            .keys()
+            .filter(|path| !health.waiting.contains_key(*path))
+        {
             tracing::info!(source, path, "a file does not wait any more");
         }
         self.context.set_health(health.clone());

@@ -1,5 +1,6 @@
-//! A model of what people and programs do to files, against the source: every line that was written is in the log exactly once,
-//! whatever was renamed, copied, compressed, truncated, replaced or removed, and wherever the process was stopped or killed.
+//! A model of what people and programs do to files, against the source: every line that was written
+//! is in the log exactly once, whatever was renamed, copied, compressed, truncated, replaced or
+//! removed, and wherever the process was stopped or killed.
 
 #[cfg(test)]
 mod tests {
@@ -33,7 +34,8 @@ mod tests {
         AppendTorn,
         Rename,
         Compress,
-        /// The compressed file appears in two writes, with looks between until it seems to be at rest.
+        /// The compressed file appears in two writes, with looks between until it seems to be at
+        /// rest.
         CompressSlowly,
         /// Compressed under a name that does not say where it comes from.
         CompressElsewhere,
@@ -113,13 +115,22 @@ mod tests {
             while let Some(frame) = reader.next(end).expect("readable") {
                 if frame.header.kind == Kind::Record {
                     for record in frame.records().expect("whole").iter() {
-                        *lines.entry(String::from_utf8(record.to_vec()).expect("text")).or_default() += 1;
+                        *lines
+                            .entry(String::from_utf8(record.to_vec()).expect("text"))
+                            .or_default() += 1;
                     }
                 }
                 operators.apply(&Arc::new(frame), None).expect("applied");
             }
-            let own = operators.partitions().iter().filter(|((source, _), _)| source == SOURCE);
-            (lines, own.map(|((_, partition), state)| (partition.clone(), state.clone())).collect())
+            let own = operators
+                .partitions()
+                .iter()
+                .filter(|((source, _), _)| source == SOURCE);
+            (
+                lines,
+                own.map(|((_, partition), state)| (partition.clone(), state.clone()))
+                    .collect(),
+            )
         }
     }
 
@@ -144,21 +155,31 @@ mod tests {
         }
 
         fn line(&mut self) -> String {
-            let line =
-                format!("{{\"n\":{},\"text\":\"{}\"}}", self.written.len(), "x".repeat(self.written.len() * 7 % 90));
+            let line = format!(
+                "{{\"n\":{},\"text\":\"{}\"}}",
+                self.written.len(),
+                "x".repeat(self.written.len() * 7 % 90)
+            );
             self.written.push(line.clone());
             line
         }
 
         fn append(&mut self, count: u8) {
-            let mut file = OpenOptions::new().create(true).append(true).open(self.live()).expect("a file");
+            let mut file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(self.live())
+                .expect("a file");
             let text: String = (0..count).map(|_| self.line() + "\n").collect();
             file.write_all(text.as_bytes()).expect("written");
         }
 
         /// Rotated files that are not compressed.
         fn plain(&self) -> Option<PathBuf> {
-            (1..=self.rotated).rev().map(|n| self.folder.join(format!("app.log.{n}"))).find(|path| path.exists())
+            (1..=self.rotated)
+                .rev()
+                .map(|n| self.folder.join(format!("app.log.{n}")))
+                .find(|path| path.exists())
         }
     }
 
@@ -185,7 +206,10 @@ mod tests {
             if source.is_done() {
                 return;
             }
-            assert!(started.elapsed() < Duration::from_secs(20), "the source does not come to rest");
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "the source does not come to rest"
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -195,7 +219,11 @@ mod tests {
             Act::Append(count) => world.append(count),
             Act::AppendTorn => {
                 let line = world.line() + "\n";
-                let mut file = OpenOptions::new().create(true).append(true).open(world.live()).expect("a file");
+                let mut file = OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(world.live())
+                    .expect("a file");
                 let (one, two) = line.split_at(line.len() / 2);
                 file.write_all(one.as_bytes()).expect("written");
                 look(source);
@@ -212,7 +240,9 @@ mod tests {
                 }
                 rotate(world, source, act);
             }
-            Act::Compress | Act::CompressSlowly | Act::CompressElsewhere => compress(world, source, act),
+            Act::Compress | Act::CompressSlowly | Act::CompressElsewhere => {
+                compress(world, source, act);
+            }
             Act::Overwrite(count) => {
                 settle(source);
                 let text: String = (0..count).map(|_| world.line() + "\n").collect();
@@ -251,10 +281,18 @@ mod tests {
     fn compress(world: &mut World, source: &mut Source<'_>, act: Act) {
         let Some(plain) = world.plain() else { return };
         let packed = gzip(&std::fs::read(&plain).expect("readable"));
-        let name = plain.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = plain
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         // One file's source looks for what was rotated under names that extend its own.
         let is_elsewhere = matches!(act, Act::CompressElsewhere) && !world.is_single;
-        let name = if is_elsewhere { format!("old-{name}.gz") } else { format!("{name}.gz") };
+        let name = if is_elsewhere {
+            format!("old-{name}.gz")
+        } else {
+            format!("{name}.gz")
+        };
         let mut file = File::create(plain.with_file_name(name)).expect("a file");
         let half = packed.len() / 2;
         file.write_all(&packed[..half]).expect("written");
@@ -283,8 +321,11 @@ mod tests {
             }
             _ => {
                 let packed = gzip(&std::fs::read(&live).expect("readable"));
-                std::fs::write(rotated.with_file_name(format!("app.log.{}.gz", world.rotated)), packed)
-                    .expect("written");
+                std::fs::write(
+                    rotated.with_file_name(format!("app.log.{}.gz", world.rotated)),
+                    packed,
+                )
+                .expect("written");
                 File::create(live).expect("truncated");
             }
         }
@@ -306,13 +347,17 @@ mod tests {
             sort_space: SortSpace {
                 folder: PathBuf::new(),
                 memory: 0,
-                room: Arc::new(|| Room { bytes: 0, bound: String::new() }),
+                room: Arc::new(|| Room {
+                    bytes: 0,
+                    bound: String::new(),
+                }),
             },
             partitions,
         }
     }
 
-    /// Runs the acts in one life of the process after another; gives every line of the log with its number.
+    /// Runs the acts in one life of the process after another; gives every line of the log with its
+    /// number.
     fn live(world: &mut World, def: &FileDef, log: &Path, acts: &[Act]) -> BTreeMap<String, usize> {
         let mut log = Log::open(log.to_owned());
         let lives = acts.split_inclusive(|act| matches!(act, Act::Restart | Act::Kill));
@@ -323,7 +368,15 @@ mod tests {
             let (_, partitions) = log.read(wal.synced_lsn());
             let (_upkeep, receiver) = channel();
             let clock = Arc::new(SystemClock::default());
-            let (ingest, writer) = Ingest::start(wal, Arc::default(), clock, 64 << 20, receiver, |_| {}, |_| {});
+            let (ingest, writer) = Ingest::start(
+                wal,
+                Arc::default(),
+                clock,
+                64 << 20,
+                receiver,
+                |_| {},
+                |_| {},
+            );
             let context = context(&ingest, partitions);
             let clock = SystemClock::default();
             let mut source = Source::new(&context, def, timing(), &clock).expect("globs");
@@ -345,40 +398,176 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let logs = folder.path().join("logs");
         std::fs::create_dir(&logs).expect("a folder");
-        let mut world = World { folder: logs.clone(), written: Vec::new(), rotated: 0, is_begun: false, is_single };
-        let path = if is_single { logs.join("app.log") } else { logs };
-        let def = FileDef { path, ..FileDef::default() };
+        let mut world = World {
+            folder: logs.clone(),
+            written: Vec::new(),
+            rotated: 0,
+            is_begun: false,
+            is_single,
+        };
+        let path = if is_single {
+            logs.join("app.log")
+        } else {
+            logs
+        };
+        let def = FileDef {
+            path,
+            ..FileDef::default()
+        };
         let read = live(&mut world, &def, &folder.path().join("log"), acts);
         let count = |line: &String| read.get(line).copied().unwrap_or(0);
-        let wrong: Vec<(usize, usize)> =
-            world.written.iter().enumerate().map(|(n, line)| (n, count(line))).filter(|(_, n)| *n != 1).collect();
-        assert!(wrong.is_empty(), "(line, times read): {wrong:?} of {}", world.written.len());
-        let strange: Vec<&String> = read.keys().filter(|line| !world.written.contains(line)).collect();
+        let wrong: Vec<(usize, usize)> = world
+            .written
+            .iter()
+            .enumerate()
+            .map(|(n, line)| (n, count(line)))
+            .filter(|(_, n)| *n != 1)
+            .collect();
+        assert!(
+            wrong.is_empty(),
+            "(line, times read): {wrong:?} of {}",
+            world.written.len()
+        );
+        let strange: Vec<&String> = read
+            .keys()
+            .filter(|line| !world.written.contains(line))
+            .collect();
         assert!(strange.is_empty(), "lines that nobody wrote: {strange:?}");
     }
 
-    /// Nothing was read when the file was renamed and compressed: its descriptor and the compressed file hold the same. And a copy
-    /// of which so little is there that it begins like all of them.
+    /// Nothing was read when the file was renamed and compressed: its descriptor and the compressed
+    /// file hold the same. And a copy of which so little is there that it begins like all of them.
     #[test]
     fn what_no_checksum_tells_apart_yet_waits() {
         use Act::*;
-        check(false, &[AppendTorn, Rename, Compress, Append(1), Overwrite(1)]);
-        check(false, &[AppendTorn, Rename, CompressElsewhere, Append(1), Overwrite(1)]);
-        check(false, &[ReplaceByRename, ReplaceByRename, Append(14), Look, Rename, CompressSlowly, Append(2), Look]);
-        check(false, &[Append(27), Look, Rename, Append(10), CopyTruncate, CompressElsewhere, Settle, Append(3)]);
-        check(false, &[Overwrite(14), Kill, CopyTruncate, Restart, CompressSlowly, ReplaceByRename, Kill]);
+        check(
+            false,
+            &[AppendTorn, Rename, Compress, Append(1), Overwrite(1)],
+        );
+        check(
+            false,
+            &[
+                AppendTorn,
+                Rename,
+                CompressElsewhere,
+                Append(1),
+                Overwrite(1),
+            ],
+        );
+        check(
+            false,
+            &[
+                ReplaceByRename,
+                ReplaceByRename,
+                Append(14),
+                Look,
+                Rename,
+                CompressSlowly,
+                Append(2),
+                Look,
+            ],
+        );
+        check(
+            false,
+            &[
+                Append(27),
+                Look,
+                Rename,
+                Append(10),
+                CopyTruncate,
+                CompressElsewhere,
+                Settle,
+                Append(3),
+            ],
+        );
+        check(
+            false,
+            &[
+                Overwrite(14),
+                Kill,
+                CopyTruncate,
+                Restart,
+                CompressSlowly,
+                ReplaceByRename,
+                Kill,
+            ],
+        );
         // A copy may have the inode of a file that was read and removed.
-        check(false, &[Append(10), CopyTruncate, Settle, Compress, Look, Append(8), CopyTruncate, CopyTruncate, Look]);
+        check(
+            false,
+            &[
+                Append(10),
+                CopyTruncate,
+                Settle,
+                Compress,
+                Look,
+                Append(8),
+                CopyTruncate,
+                CopyTruncate,
+                Look,
+            ],
+        );
     }
 
     /// Rotated away before anyone looked, while the source runs and while it does not.
     #[test]
     fn what_was_rotated_unread_is_found_beside_a_single_file() {
         use Act::*;
-        check(true, &[Append(3), Settle, Rename, Append(2), Rename, Compress, Append(2), Rename, Append(1)]);
-        check(true, &[Append(3), Settle, Kill, Append(1), Rename, Append(2), Rename, Compress, Append(1), Rename]);
-        check(true, &[Append(1), Settle, Overwrite(1), Restart, Append(1), Rename, Append(1), CopyTruncate]);
-        check(true, &[Append(5), Settle, ReplaceByRename, Rename, ReplaceByRename, Rename, Append(1), Look]);
+        check(
+            true,
+            &[
+                Append(3),
+                Settle,
+                Rename,
+                Append(2),
+                Rename,
+                Compress,
+                Append(2),
+                Rename,
+                Append(1),
+            ],
+        );
+        check(
+            true,
+            &[
+                Append(3),
+                Settle,
+                Kill,
+                Append(1),
+                Rename,
+                Append(2),
+                Rename,
+                Compress,
+                Append(1),
+                Rename,
+            ],
+        );
+        check(
+            true,
+            &[
+                Append(1),
+                Settle,
+                Overwrite(1),
+                Restart,
+                Append(1),
+                Rename,
+                Append(1),
+                CopyTruncate,
+            ],
+        );
+        check(
+            true,
+            &[
+                Append(5),
+                Settle,
+                ReplaceByRename,
+                Rename,
+                ReplaceByRename,
+                Rename,
+                Append(1),
+                Look,
+            ],
+        );
     }
 
     /// A run that ends.
@@ -387,8 +576,19 @@ mod tests {
         let (_, partitions) = log.read(wal.synced_lsn());
         let (_upkeep, receiver) = channel();
         let clock = Arc::new(SystemClock::default());
-        let (ingest, writer) = Ingest::start(wal, Arc::default(), clock, 64 << 20, receiver, |_| {}, |_| {});
-        let context = Context { once: true, ..context(&ingest, partitions) };
+        let (ingest, writer) = Ingest::start(
+            wal,
+            Arc::default(),
+            clock,
+            64 << 20,
+            receiver,
+            |_| {},
+            |_| {},
+        );
+        let context = Context {
+            once: true,
+            ..context(&ingest, partitions)
+        };
         let clock = SystemClock::default();
         let mut source = Source::new(&context, def, timing(), &clock).expect("globs");
         source.look().expect("a log");
@@ -408,11 +608,18 @@ mod tests {
         let logs = folder.path().join("logs");
         std::fs::create_dir(&logs).expect("a folder");
         let write = |name: &str, lines: std::ops::Range<u32>| {
-            let mut file = OpenOptions::new().create(true).append(true).open(logs.join(name)).expect("a file");
+            let mut file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(logs.join(name))
+                .expect("a file");
             let text: String = lines.map(|n| format!("{{\"{name}\":{n}}}\n")).collect();
             file.write_all(text.as_bytes()).expect("written");
         };
-        let def = FileDef { path: logs.clone(), ..FileDef::default() };
+        let def = FileDef {
+            path: logs.clone(),
+            ..FileDef::default()
+        };
         let mut log = Log::open(folder.path().join("log"));
         write("a", 0..5);
         write("b", 0..5);
@@ -422,17 +629,40 @@ mod tests {
             write("b", 5..9);
             write("c", 0..9);
         });
-        assert_eq!((lines.len(), lines.values().sum::<usize>()), (10, 10), "{lines:?}");
+        assert_eq!(
+            (lines.len(), lines.values().sum::<usize>()),
+            (10, 10),
+            "{lines:?}"
+        );
         let lines = once(&mut log, &def, || {});
-        assert_eq!((lines.len(), lines.values().sum::<usize>()), (27, 27), "{lines:?}");
+        assert_eq!(
+            (lines.len(), lines.values().sum::<usize>()),
+            (27, 27),
+            "{lines:?}"
+        );
     }
 
-    /// The same histories at every run; `PROPTEST_RNG_SEED=N` tries others, `PROPTEST_CASES=N` more of them.
+    /// The same histories at every run; `PROPTEST_RNG_SEED=N` tries others, `PROPTEST_CASES=N` more
+    /// of them.
     fn config() -> ProptestConfig {
         let given = ProptestConfig::default();
-        let rng_seed = if given.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { given.rng_seed };
-        let cases = if std::env::var_os("PROPTEST_CASES").is_some() { given.cases } else { 24 };
-        ProptestConfig { cases, max_shrink_iters: 120, failure_persistence: None, rng_seed, ..given }
+        let rng_seed = if given.rng_seed == RngSeed::Random {
+            RngSeed::Fixed(1)
+        } else {
+            given.rng_seed
+        };
+        let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+            given.cases
+        } else {
+            24
+        };
+        ProptestConfig {
+            cases,
+            max_shrink_iters: 120,
+            failure_persistence: None,
+            rng_seed,
+            ..given
+        }
     }
 
     proptest! {

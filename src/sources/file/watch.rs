@@ -1,5 +1,5 @@
-//! The system's notifications of changed files, where there are any. They only make a change seen sooner: what they miss, the walk
-//! from time to time finds.
+//! The system's notifications of changed files, where there are any. They only make a change seen
+//! sooner: what they miss, the walk from time to time finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
-/// Changed paths that are remembered between two looks; where there are more, everything is looked at.
+/// Changed paths that are remembered between two looks; where there are more, everything is looked
+/// at.
 const MAX_CHANGED: usize = 4_096;
 
 /// What changed since the last look.
@@ -40,22 +41,33 @@ impl Watch {
             match event {
                 Ok(event) if event.kind.is_access() => {}
                 Ok(event) if !event.need_rescan() && changes.paths.len() < MAX_CHANGED => {
-                    let is_single = single.as_ref().is_some_and(|single| event.paths.contains(single));
+                    let is_single = single
+                        .as_ref()
+                        .is_some_and(|single| event.paths.contains(single));
                     changes.appeared += u64::from(is_single && is_appearance(event.kind));
                     changes.paths.extend(event.paths);
                 }
                 _ => changes.is_unknown = true,
             }
         });
-        // Without notifications (none left, a container that forbids them) the walks see everything, later.
-        Self { changes, watcher: watcher.ok(), folders: BTreeMap::new() }
+        // Without notifications (none left, a container that forbids them) the walks see
+        // everything, later.
+        Self {
+            changes,
+            watcher: watcher.ok(),
+            folders: BTreeMap::new(),
+        }
     }
 
     /// Watches these folders and no others.
     pub fn set_folders<'a>(&mut self, folders: impl Iterator<Item = &'a Path>) {
-        let Some(watcher) = &mut self.watcher else { return };
-        let absolute = |folder: &Path| std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        let folders: BTreeMap<PathBuf, PathBuf> = folders.map(|f| (absolute(f), f.to_owned())).collect();
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        let absolute =
+            |folder: &Path| std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let folders: BTreeMap<PathBuf, PathBuf> =
+            folders.map(|f| (absolute(f), f.to_owned())).collect();
         self.folders.retain(|folder, _| {
             let stays = folders.contains_key(folder);
             if !stays {
@@ -64,15 +76,22 @@ impl Watch {
             stays
         });
         for (folder, known_as) in folders {
-            if !self.folders.contains_key(&folder) && watcher.watch(&folder, RecursiveMode::NonRecursive).is_ok() {
+            if !self.folders.contains_key(&folder)
+                && watcher.watch(&folder, RecursiveMode::NonRecursive).is_ok()
+            {
                 self.folders.insert(folder, known_as);
             }
         }
     }
 
     pub fn take(&self) -> Changes {
-        let mut changes = std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
-        changes.paths = changes.paths.iter().map(|path| self.known_as(path)).collect();
+        let mut changes =
+            std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
+        changes.paths = changes
+            .paths
+            .iter()
+            .map(|path| self.known_as(path))
+            .collect();
         changes
     }
 
@@ -86,5 +105,8 @@ impl Watch {
 }
 
 fn is_appearance(kind: EventKind) -> bool {
-    matches!(kind, EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)))
+    matches!(
+        kind,
+        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To))
+    )
 }

@@ -1,10 +1,12 @@
-//! Values one after another, whatever lines they span: pretty-printed objects, elements of arrays, elements of an array that is a
-//! member of an object.
+//! Values one after another, whatever lines they span: pretty-printed objects, elements of arrays,
+//! elements of an array that is a member of an object.
 //!
-//! Between two of them nothing has to be remembered: what comes next tells where they are. A comma or a bracket that closes
-//! follows an element, anything else a value of its own. So reading goes on behind any of them.
+//! Between two of them nothing has to be remembered: what comes next tells where they are. A comma
+//! or a bracket that closes follows an element, anything else a value of its own. So reading goes
+//! on behind any of them.
 //!
-//! What is no value is one record, for the decoder to refuse, up to the next line that may begin a record.
+//! What is no value is one record, for the decoder to refuse, up to the next line that may begin a
+//! record.
 
 use std::io::{self, BufRead};
 
@@ -12,8 +14,8 @@ use super::layout::{Style, beginnings};
 use super::scan::{Progress, Scanner};
 use super::{BOM, Item, Reader, is_padding, trim_end};
 
-/// Where damage is noticed late, lines that may begin a record are tried from the first of so many on, else from the last: so no
-/// byte is looked at more often.
+/// Where damage is noticed late, lines that may begin a record are tried from the first of so many
+/// on, else from the last: so no byte is looked at more often.
 const BEGINNINGS: usize = 8;
 
 /// Bytes that are looked at together.
@@ -40,25 +42,41 @@ impl<R: BufRead> Reader<R> {
         while let Some(byte) = self.input.peek()? {
             match byte {
                 byte if is_padding(byte) => {
-                    let count = self.input.fill()?.iter().take_while(|b| is_padding(**b)).count();
+                    let count = self
+                        .input
+                        .fill()?
+                        .iter()
+                        .take_while(|b| is_padding(**b))
+                        .count();
                     self.input.consume(count);
                 }
                 0xef if self.input.comes(&BOM)? => self.input.consume(BOM.len()),
-                b',' | b'}' if self.between.is_closed && self.unwrap.is_some() => match self.rest()? {
-                    Rest::Passed => {}
-                    Rest::Ended => return Ok(None),
-                    Rest::Damaged(item) => return Ok(Some(item)),
-                },
+                b',' | b'}' if self.between.is_closed && self.unwrap.is_some() => {
+                    match self.rest()? {
+                        Rest::Passed => {}
+                        Rest::Ended => return Ok(None),
+                        Rest::Damaged(item) => return Ok(Some(item)),
+                    }
+                }
                 b',' => {
-                    self.between = Between { in_array: true, is_closed: false };
+                    self.between = Between {
+                        in_array: true,
+                        is_closed: false,
+                    };
                     self.input.consume(1);
                 }
                 b'[' if !self.between.in_array => {
-                    self.between = Between { in_array: true, is_closed: false };
+                    self.between = Between {
+                        in_array: true,
+                        is_closed: false,
+                    };
                     self.input.consume(1);
                 }
                 b']' => {
-                    self.between = Between { in_array: false, is_closed: true };
+                    self.between = Between {
+                        in_array: false,
+                        is_closed: true,
+                    };
                     self.input.consume(1);
                 }
                 _ => {
@@ -101,7 +119,10 @@ impl<R: BufRead> Reader<R> {
         self.note_dropped(&scanner);
         Ok(match progress {
             Progress::Unwrapped => {
-                self.between = Between { in_array: true, is_closed: false };
+                self.between = Between {
+                    in_array: true,
+                    is_closed: false,
+                };
                 Rest::Passed
             }
             Progress::End => {
@@ -121,8 +142,8 @@ impl<R: BufRead> Reader<R> {
             if available.is_empty() {
                 return Ok(Progress::More);
             }
-            // A line at a time, so that no more than a line is put back; a part at a time, so that what lies behind a short value
-            // is not searched again for each value before it.
+            // A line at a time, so that no more than a line is put back; a part at a time, so that
+            // what lies behind a short value is not searched again for each value before it.
             let part = &available[..available.len().min(PART)];
             let line = memchr::memchr(b'\n', part).map_or(part.len(), |at| at + 1);
             let (taken, progress) = scanner.feed(&available[..line]);
@@ -131,7 +152,10 @@ impl<R: BufRead> Reader<R> {
             if has_newline && style.is_none() {
                 style = Some(Style::of(self.input.head(), self.unwrap.as_deref()));
             }
-            if let Some(Style { is_compact: true, column }) = style
+            if let Some(Style {
+                is_compact: true,
+                column,
+            }) = style
                 && item.is_kept_whole()
                 && beginnings(&item.bytes, column).is_some()
             {
@@ -157,7 +181,8 @@ impl<R: BufRead> Reader<R> {
     fn is_whole(&mut self, item: &Item) -> io::Result<bool> {
         let is_known = matches!(item.bytes.first(), Some(b'{' | b'[' | b'"'))
             || serde_json::from_slice::<serde::de::IgnoredAny>(&item.bytes).is_ok();
-        let may_follow = |b: u8| is_padding(b) || matches!(b, b',' | b']' | b'{' | b'[' | b'"' | 0xef);
+        let may_follow =
+            |b: u8| is_padding(b) || matches!(b, b',' | b']' | b'{' | b'[' | b'"' | 0xef);
         Ok(is_known && self.input.peek()?.is_none_or(may_follow))
     }
 
@@ -171,7 +196,11 @@ impl<R: BufRead> Reader<R> {
             let found = beginnings(&item.bytes, column);
             item.bytes.truncate(kept);
             if let Some((first, last, count)) = found {
-                let at = if is_compact || count <= BEGINNINGS { first } else { last };
+                let at = if is_compact || count <= BEGINNINGS {
+                    first
+                } else {
+                    last
+                };
                 self.input.put_back(&item.bytes[at.min(kept)..]);
                 item.bytes.truncate(at);
                 item.length = at as u64;
@@ -185,13 +214,16 @@ impl<R: BufRead> Reader<R> {
         Ok(item)
     }
 
-    /// Passes over everything before the next line that may begin a record; false if there is none yet.
+    /// Passes over everything before the next line that may begin a record; false if there is none
+    /// yet.
     fn skip_to_beginning(&mut self, item: &mut Item, column: usize) -> io::Result<bool> {
         // Blanks since the line's beginning; none behind other bytes.
         let mut indent: Option<usize> = None;
         loop {
             let available = self.input.fill()?;
-            let Some(&byte) = available.first() else { return Ok(false) };
+            let Some(&byte) = available.first() else {
+                return Ok(false);
+            };
             let taken = match (byte, indent) {
                 (b'{' | b'[', Some(blanks)) if blanks <= column => return Ok(true),
                 (b' ' | b'\t', Some(blanks)) => {
@@ -210,7 +242,13 @@ impl<R: BufRead> Reader<R> {
 
     fn begin(&self) -> Item {
         let at = self.input.position();
-        Item { start: at, end: at, bytes: Vec::new(), length: 0, is_terminated: false }
+        Item {
+            start: at,
+            end: at,
+            bytes: Vec::new(),
+            length: 0,
+            is_terminated: false,
+        }
     }
 
     fn end(&mut self, item: &mut Item) {

@@ -15,10 +15,21 @@ pub(super) struct Input<R> {
 }
 
 impl<R: BufRead> Input<R> {
-    /// `input` stands at `position`; `head` holds the content's first bytes, unless it is read from there.
+    /// `input` stands at `position`; `head` holds the content's first bytes, unless it is read from
+    /// there.
     pub fn new(input: R, position: u64, head: &[u8]) -> Self {
-        let head = if position == 0 { Vec::new() } else { head[..head.len().min(HEAD)].to_vec() };
-        Self { input, ahead: Vec::new(), used: 0, position, head }
+        let head = if position == 0 {
+            Vec::new()
+        } else {
+            head[..head.len().min(HEAD)].to_vec()
+        };
+        Self {
+            input,
+            ahead: Vec::new(),
+            used: 0,
+            position,
+            head,
+        }
     }
 
     pub fn position(&self) -> u64 {
@@ -31,7 +42,11 @@ impl<R: BufRead> Input<R> {
 
     /// The bytes that come next; none at the end.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
-        if self.used < self.ahead.len() { Ok(&self.ahead[self.used..]) } else { self.input.fill_buf() }
+        if self.used < self.ahead.len() {
+            Ok(&self.ahead[self.used..])
+        } else {
+            self.input.fill_buf()
+        }
     }
 
     pub fn consume(&mut self, bytes: usize) {
@@ -59,7 +74,8 @@ impl<R: BufRead> Input<R> {
             self.input.fill_buf().unwrap_or_default()
         };
         let to = to.min(from + HEAD - self.head.len()).min(next.len());
-        self.head.extend_from_slice(next.get(from..to).unwrap_or_default());
+        self.head
+            .extend_from_slice(next.get(from..to).unwrap_or_default());
     }
 
     pub fn peek(&mut self) -> io::Result<Option<u8>> {

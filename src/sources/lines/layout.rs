@@ -1,4 +1,5 @@
-//! How the records of a content are told apart, by its first bytes alone, so that reading can go on anywhere in it.
+//! How the records of a content are told apart, by its first bytes alone, so that reading can go on
+//! anywhere in it.
 
 use super::scan::{Progress, Scanner};
 use super::{BOM, HEAD, is_padding, padding};
@@ -7,11 +8,13 @@ use super::{BOM, HEAD, is_padding, padding};
 pub(super) enum Layout {
     /// A record is a line.
     Lines,
-    /// A record is a JSON value, whatever lines it spans: pretty-printed objects, elements of an array.
+    /// A record is a JSON value, whatever lines it spans: pretty-printed objects, elements of an
+    /// array.
     Values,
 }
 
-/// The layout of a content that begins with `head`; none if that is too little to tell. Only the first [`HEAD`] bytes count.
+/// The layout of a content that begins with `head`; none if that is too little to tell. Only the
+/// first [`HEAD`] bytes count.
 pub(super) fn detect(head: &[u8], is_unwrapped: bool) -> Option<Layout> {
     let (head, is_full) = (&head[..head.len().min(HEAD)], head.len() >= HEAD);
     let text = &head[padding(head)..];
@@ -22,7 +25,10 @@ pub(super) fn detect(head: &[u8], is_unwrapped: bool) -> Option<Layout> {
         return Some(Layout::Values);
     }
     match text[0] {
-        b'[' => match text[1..].iter().find(|b| !matches!(b, b' ' | b'\t' | b'\r')) {
+        b'[' => match text[1..]
+            .iter()
+            .find(|b| !matches!(b, b' ' | b'\t' | b'\r'))
+        {
             Some(b'{' | b'[' | b'"' | b']' | b'\n') => Some(Layout::Values),
             // Text that begins with a bracket, such as a time.
             Some(_) => Some(Layout::Lines),
@@ -64,8 +70,13 @@ impl Style {
         let start = first_record(head, unwrap);
         let line = memchr::memrchr(b'\n', &head[..start]).map_or(bom(head), |at| at + 1);
         let before = &head[line..start];
-        let is_first = before.iter().all(|b| matches!(b, b' ' | b'\t' | b'[' | b','));
-        let indent = before.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+        let is_first = before
+            .iter()
+            .all(|b| matches!(b, b' ' | b'\t' | b'[' | b','));
+        let indent = before
+            .iter()
+            .take_while(|b| matches!(b, b' ' | b'\t'))
+            .count();
         let (taken, _) = Scanner::new().feed(&head[start..]);
         Self {
             column: if is_first { before.len() } else { indent + 1 },
@@ -99,12 +110,16 @@ fn first_record(head: &[u8], unwrap: Option<&str>) -> usize {
     head.len()
 }
 
-/// Offsets behind the first byte of lines that may begin a record: the first of them, the last, and how many.
+/// Offsets behind the first byte of lines that may begin a record: the first of them, the last, and
+/// how many.
 pub(super) fn beginnings(bytes: &[u8], column: usize) -> Option<(usize, usize, usize)> {
     let mut found: Option<(usize, usize, usize)> = None;
     for newline in memchr::memchr_iter(b'\n', bytes) {
         let line = &bytes[newline + 1..];
-        let indent = line.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+        let indent = line
+            .iter()
+            .take_while(|b| matches!(b, b' ' | b'\t'))
+            .count();
         if indent <= column && matches!(line.get(indent), Some(b'{' | b'[')) {
             let at = newline + 1 + indent;
             found = Some(found.map_or((at, at, 1), |(first, _, count)| (first, at, count + 1)));
@@ -155,8 +170,14 @@ mod tests {
         assert_eq!(style("{\n  \"a\": 1\n}", None), (0, false));
         assert_eq!(style("[\n  {\n  \"a\": 1\n}", None), (2, false));
         assert_eq!(style("\u{feff}[{\"a\":1},\n", None), (1, true));
-        assert_eq!(style("{\"n\":1,\"rows\":[{\"a\":1},\n", Some("rows")), (1, true));
-        assert_eq!(style("{\n \"rows\": [\n  {\"a\":1},\n", Some("rows")), (2, true));
+        assert_eq!(
+            style("{\"n\":1,\"rows\":[{\"a\":1},\n", Some("rows")),
+            (1, true)
+        );
+        assert_eq!(
+            style("{\n \"rows\": [\n  {\"a\":1},\n", Some("rows")),
+            (2, true)
+        );
         assert_eq!(style("", None), (0, true));
     }
 

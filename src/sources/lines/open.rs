@@ -1,7 +1,9 @@
-//! A pretty-printed value among lines of NDJSON, as where `jq .` was appended to a log: its first line is `{` alone.
+//! A pretty-printed value among lines of NDJSON, as where `jq .` was appended to a log: its first
+//! line is `{` alone.
 //!
-//! Such a line may as well be one that was cut off. It begins a value that spans lines if the value ends at the end of a line, and
-//! no line before that begins a record of its own. A longer line that does not end its object was cut off, and is reported at once:
+//! Such a line may as well be one that was cut off. It begins a value that spans lines if the value
+//! ends at the end of a line, and no line before that begins a record of its own. A longer line
+//! that does not end its object was cut off, and is reported at once:
 //!
 //! ```text
 //! {"n":1}
@@ -35,7 +37,8 @@ pub(super) fn is_open(line: &[u8]) -> bool {
 }
 
 impl<R: BufRead> Reader<R> {
-    /// The value that begins with a line, or the line. The input is at its first byte, `column` bytes behind the line's start.
+    /// The value that begins with a line, or the line. The input is at its first byte, `column`
+    /// bytes behind the line's start.
     pub(super) fn open_line(&mut self, column: usize) -> io::Result<Item> {
         let start = self.input.position();
         let opened = self.opened(start, column)?;
@@ -48,7 +51,13 @@ impl<R: BufRead> Reader<R> {
         };
         let bytes = ahead[..length.min(self.limit)].to_vec();
         self.input.consume(taken);
-        Ok(Item { start, end: self.input.position(), bytes, length: length as u64, is_terminated })
+        Ok(Item {
+            start,
+            end: self.input.position(),
+            bytes,
+            length: length as u64,
+            is_terminated,
+        })
     }
 
     /// Looks ahead, line by line, no further than a record may be long.
@@ -67,7 +76,10 @@ impl<R: BufRead> Reader<R> {
                 continue;
             }
             let line = &ahead[at..newline.unwrap_or(ahead.len())];
-            let indent = line.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+            let indent = line
+                .iter()
+                .take_while(|b| matches!(b, b' ' | b'\t'))
+                .count();
             if at > 0 && indent <= column && matches!(line.get(indent), Some(b'{' | b'[')) {
                 break Opened::Line;
             }

@@ -1,7 +1,9 @@
-//! Follows the structure of one JSON value, byte by byte, in constant memory: where it ends, and the first byte that cannot be part of
-//! it. What strings, numbers and literals hold is left to the decoder.
+//! Follows the structure of one JSON value, byte by byte, in constant memory: where it ends, and
+//! the first byte that cannot be part of it. What strings, numbers and literals hold is left to the
+//! decoder.
 
-/// Containers whose kind is known; deeper ones close by either bracket. The decoder refuses such depths anyway.
+/// Containers whose kind is known; deeper ones close by either bracket. The decoder refuses such
+/// depths anyway.
 const KNOWN_DEPTH: u32 = 128;
 /// Names that are noted of an object's members, and the bytes of each.
 const NAMES: usize = 16;
@@ -35,7 +37,8 @@ enum Expect {
 #[derive(Debug, Clone)]
 struct Wanted {
     name: String,
-    /// The key being read, or read last, of a member of the outermost object; as long as it can be the name.
+    /// The key being read, or read last, of a member of the outermost object; as long as it can be
+    /// the name.
     key: Vec<u8>,
     /// Names of members beside it.
     others: Vec<String>,
@@ -53,18 +56,35 @@ pub(super) struct Scanner {
 impl Scanner {
     /// Before a value.
     pub fn new() -> Self {
-        Self { expect: Expect::Value, depth: 0, objects: 0, wanted: None }
+        Self {
+            expect: Expect::Value,
+            depth: 0,
+            objects: 0,
+            wanted: None,
+        }
     }
 
     /// Before a value; if that is an object, the array that is its member `name` is looked for.
     pub fn unwrapping(name: &str) -> Self {
-        let wanted = Wanted { name: name.to_owned(), key: Vec::new(), others: Vec::new() };
-        Self { wanted: Some(wanted), ..Self::new() }
+        let wanted = Wanted {
+            name: name.to_owned(),
+            key: Vec::new(),
+            others: Vec::new(),
+        };
+        Self {
+            wanted: Some(wanted),
+            ..Self::new()
+        }
     }
 
     /// Behind a member of an object, looking for another of that name.
     pub fn inside_object(name: &str) -> Self {
-        Self { expect: Expect::CommaOrEnd, depth: 1, objects: 1, ..Self::unwrapping(name) }
+        Self {
+            expect: Expect::CommaOrEnd,
+            depth: 1,
+            objects: 1,
+            ..Self::unwrapping(name)
+        }
     }
 
     /// Names of the outermost object's members beside the one wanted.
@@ -111,7 +131,10 @@ impl Scanner {
         if is_escaped {
             self.note_key(&bytes[..1], is_key);
         }
-        self.expect = Expect::String { is_key, is_escaped: false };
+        self.expect = Expect::String {
+            is_key,
+            is_escaped: false,
+        };
         let Some(found) = memchr::memchr3(b'"', b'\\', b'\n', &bytes[at..]) else {
             self.note_key(&bytes[at..], is_key);
             return (bytes.len(), true);
@@ -123,11 +146,18 @@ impl Scanner {
                 if is_key {
                     self.end_key();
                 }
-                self.expect = if is_key { Expect::Colon } else { Expect::CommaOrEnd };
+                self.expect = if is_key {
+                    Expect::Colon
+                } else {
+                    Expect::CommaOrEnd
+                };
             }
             b'\\' => {
                 self.note_key(b"\\", is_key);
-                self.expect = Expect::String { is_key, is_escaped: true };
+                self.expect = Expect::String {
+                    is_key,
+                    is_escaped: true,
+                };
             }
             _ => return (at, false),
         }
@@ -151,11 +181,17 @@ impl Scanner {
                 }
                 ValueOrEnd
             }
-            (Value | ValueOrEnd, b'"') => Expect::String { is_key: false, is_escaped: false },
+            (Value | ValueOrEnd, b'"') => Expect::String {
+                is_key: false,
+                is_escaped: false,
+            },
             (Value | ValueOrEnd, byte) if is_scalar(byte) => Scalar,
             (Key | KeyOrEnd, b'"') => {
                 self.begin_key();
-                Expect::String { is_key: true, is_escaped: false }
+                Expect::String {
+                    is_key: true,
+                    is_escaped: false,
+                }
             }
             (Colon, b':') => Value,
             (CommaOrEnd, b',') if is_object && is_known => Key,
@@ -189,11 +225,14 @@ impl Scanner {
         }
     }
 
-    /// Keeps a key of the outermost object, as far as it can be the name: every character of it may be escaped.
+    /// Keeps a key of the outermost object, as far as it can be the name: every character of it may
+    /// be escaped.
     fn note_key(&mut self, bytes: &[u8], is_key: bool) {
         if let (1, true, Some(wanted)) = (self.depth, is_key, &mut self.wanted) {
             let room = (wanted.name.len() * 6 + NAME_BYTES).saturating_sub(wanted.key.len());
-            wanted.key.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            wanted
+                .key
+                .extend_from_slice(&bytes[..bytes.len().min(room)]);
         }
     }
 
@@ -202,7 +241,8 @@ impl Scanner {
             && !wanted.is_read()
             && wanted.others.len() < NAMES
         {
-            let name = String::from_utf8_lossy(&wanted.key[..wanted.key.len().min(NAME_BYTES)]).into_owned();
+            let name = String::from_utf8_lossy(&wanted.key[..wanted.key.len().min(NAME_BYTES)])
+                .into_owned();
             if !wanted.others.contains(&name) {
                 wanted.others.push(name);
             }
@@ -210,7 +250,9 @@ impl Scanner {
     }
 
     fn is_wanted(&self) -> bool {
-        self.depth == 1 && self.objects & 1 == 1 && self.wanted.as_ref().is_some_and(Wanted::is_read)
+        self.depth == 1
+            && self.objects & 1 == 1
+            && self.wanted.as_ref().is_some_and(Wanted::is_read)
     }
 }
 
@@ -218,7 +260,8 @@ impl Wanted {
     /// Whether the key read last is the name.
     fn is_read(&self) -> bool {
         let quoted = [b"\"", &self.key[..], b"\""].concat();
-        self.key == self.name.as_bytes() || serde_json::from_slice::<String>(&quoted).is_ok_and(|key| key == self.name)
+        self.key == self.name.as_bytes()
+            || serde_json::from_slice::<String>(&quoted).is_ok_and(|key| key == self.name)
     }
 }
 
@@ -264,7 +307,11 @@ mod tests {
 
     #[test]
     fn depths_beyond_those_known_still_end() {
-        let text = format!("{}{}", "[{\"a\":1,\"b\":".repeat(200) + "1", "},2]".repeat(200));
+        let text = format!(
+            "{}{}",
+            "[{\"a\":1,\"b\":".repeat(200) + "1",
+            "},2]".repeat(200)
+        );
         assert_eq!(scan(&text), (text.len(), Progress::End));
     }
 
@@ -274,8 +321,17 @@ mod tests {
         let mut scanner = Scanner::unwrapping("Records");
         assert_eq!(scanner.feed(text.as_bytes()), (39, Progress::Unwrapped));
         assert_eq!(scanner.others(), ["x"]);
-        assert_eq!(Scanner::unwrapping("a").feed(br#"{"a":{},"b":[]}"#), (15, Progress::End));
-        assert_eq!(Scanner::unwrapping("a").feed(br#"[{"a":[]}]"#), (10, Progress::End));
-        assert_eq!(Scanner::inside_object("a").feed(br#","b":[1]} "#), (9, Progress::End));
+        assert_eq!(
+            Scanner::unwrapping("a").feed(br#"{"a":{},"b":[]}"#),
+            (15, Progress::End)
+        );
+        assert_eq!(
+            Scanner::unwrapping("a").feed(br#"[{"a":[]}]"#),
+            (10, Progress::End)
+        );
+        assert_eq!(
+            Scanner::inside_object("a").feed(br#","b":[1]} "#),
+            (9, Progress::End)
+        );
     }
 }

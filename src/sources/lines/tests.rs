@@ -29,8 +29,17 @@ fn items(text: &[u8], unwrap: Option<&str>, from: u64, part: usize) -> Vec<Item>
 }
 
 fn read_with(text: &str, unwrap: Option<&str>) -> Vec<(u64, String, bool)> {
-    let text_of = |item: Item| (item.start, String::from_utf8(item.bytes).expect("text"), item.is_terminated);
-    items(text.as_bytes(), unwrap, 0, 1 << 16).into_iter().map(text_of).collect()
+    let text_of = |item: Item| {
+        (
+            item.start,
+            String::from_utf8(item.bytes).expect("text"),
+            item.is_terminated,
+        )
+    };
+    items(text.as_bytes(), unwrap, 0, 1 << 16)
+        .into_iter()
+        .map(text_of)
+        .collect()
 }
 
 fn read(text: &str) -> Vec<(u64, String, bool)> {
@@ -38,18 +47,30 @@ fn read(text: &str) -> Vec<(u64, String, bool)> {
 }
 
 fn texts(text: &str, unwrap: Option<&str>) -> Vec<String> {
-    read_with(text, unwrap).into_iter().map(|(_, text, _)| text).collect()
+    read_with(text, unwrap)
+        .into_iter()
+        .map(|(_, text, _)| text)
+        .collect()
 }
 
 #[test]
 fn lines_have_their_positions() {
     let got = read("{}\r\n\n  \n{\"a\":1}\n{\"b");
-    assert_eq!(got, [(0, "{}".into(), true), (8, "{\"a\":1}".into(), true), (16, "{\"b".into(), false)]);
+    assert_eq!(
+        got,
+        [
+            (0, "{}".into(), true),
+            (8, "{\"a\":1}".into(), true),
+            (16, "{\"b".into(), false)
+        ]
+    );
 }
 
 #[test]
 fn what_lies_beside_records_is_passed_over() {
-    let got = read("\u{feff}{\"a\":1}\0\0\0\r\n\0\0\0\n\0\0 {\"a\":2}\n\u{feff}{\"a\":3}\n\u{1e}{\"a\":4}\n");
+    let got = read(
+        "\u{feff}{\"a\":1}\0\0\0\r\n\0\0\0\n\0\0 {\"a\":2}\n\u{feff}{\"a\":3}\n\u{1e}{\"a\":4}\n",
+    );
     assert_eq!(
         got,
         [
@@ -78,7 +99,10 @@ fn objects_on_one_line_are_records_of_their_own() {
         ]
     );
     // Cut into each other: nothing of it can be told apart.
-    assert_eq!(read("{\"a\":{\"b\":1}{\"c\":2}\n{}\n")[0], (0, "{\"a\":{\"b\":1}{\"c\":2}".into(), true));
+    assert_eq!(
+        read("{\"a\":{\"b\":1}{\"c\":2}\n{}\n")[0],
+        (0, "{\"a\":{\"b\":1}{\"c\":2}".into(), true)
+    );
     // However long the line is.
     let line: String = (0..1000).map(|n| format!("{{\"n\":{n}}}")).collect();
     let got = texts(&line, None);
@@ -89,7 +113,15 @@ fn objects_on_one_line_are_records_of_their_own() {
 fn a_long_line_is_kept_in_part_and_measured_whole() {
     let text = format!("{}\n{{}}\n", "x".repeat(1000));
     let got = items(text.as_bytes(), None, 0, 64);
-    assert_eq!((got[0].bytes.len(), got[0].length, got[0].end, got[0].is_terminated), (LIMIT, 1000, 1001, true));
+    assert_eq!(
+        (
+            got[0].bytes.len(),
+            got[0].length,
+            got[0].end,
+            got[0].is_terminated
+        ),
+        (LIMIT, 1000, 1001, true)
+    );
     assert_eq!(got[1].bytes, b"{}");
     let text = format!("{}\r\n", "x".repeat(LIMIT));
     assert_eq!(items(text.as_bytes(), None, 0, 64)[0].length, LIMIT as u64);
@@ -98,7 +130,17 @@ fn a_long_line_is_kept_in_part_and_measured_whole() {
 #[test]
 fn elements_of_an_array_are_records() {
     let text = "\u{feff}[\n {\"a\": \"]}\\\"\"},\n {\"b\": [1, {}]}, \"x,y\", 12\n,[{}]]\n[{}]";
-    assert_eq!(texts(text, None), ["{\"a\": \"]}\\\"\"}", "{\"b\": [1, {}]}", "\"x,y\"", "12", "[{}]", "{}"]);
+    assert_eq!(
+        texts(text, None),
+        [
+            "{\"a\": \"]}\\\"\"}",
+            "{\"b\": [1, {}]}",
+            "\"x,y\"",
+            "12",
+            "[{}]",
+            "{}"
+        ]
+    );
     assert_eq!(read("[{\"a\":"), [(1, "{\"a\":".into(), false)]);
     assert!(read("[]\n[ ]").is_empty());
 }
@@ -110,7 +152,10 @@ fn pretty_printed_values_are_records() {
     let positions: Vec<u64> = got.iter().map(|(start, ..)| *start).collect();
     assert_eq!(positions, [0, 34, 47]);
     assert_eq!(got[1].1, "{\n  \"a\": 2\n}");
-    assert_eq!(read("{\n  \"a\": 1,\n"), [(0, "{\n  \"a\": 1,".into(), false)]);
+    assert_eq!(
+        read("{\n  \"a\": 1,\n"),
+        [(0, "{\n  \"a\": 1,".into(), false)]
+    );
 }
 
 #[test]
@@ -119,22 +164,46 @@ fn reading_goes_on_behind_a_damaged_value() {
     let text = "[\n  {\n    \"a\": [\n      {}\n  },\n  {\n    \"a\": 2\n  },\n  {\n    \"a\": \"x\n  },\n  {\n    \"a\": 4\n  }\n]";
     let got = texts(text, None);
     assert_eq!(got.len(), 4, "{got:?}");
-    assert_eq!((got[1].as_str(), got[3].as_str()), ("{\n    \"a\": 2\n  }", "{\n    \"a\": 4\n  }"));
+    assert_eq!(
+        (got[1].as_str(), got[3].as_str()),
+        ("{\n    \"a\": 2\n  }", "{\n    \"a\": 4\n  }")
+    );
     let text = "[{\"a\":1},\n{\"a\":[2,\n{\"a\":3},\n{\"a\":}},\nx\"a\":1,\"b\":2},\n{\"a\":6}\n]";
     let got = texts(text, None);
-    assert_eq!(got, ["{\"a\":1}", "{\"a\":[2,", "{\"a\":3}", "{\"a\":}},\nx\"a\":1,\"b\":2},", "{\"a\":6}"]);
+    assert_eq!(
+        got,
+        [
+            "{\"a\":1}",
+            "{\"a\":[2,",
+            "{\"a\":3}",
+            "{\"a\":}},\nx\"a\":1,\"b\":2},",
+            "{\"a\":6}"
+        ]
+    );
 }
 
 #[test]
 fn elements_of_a_member_are_records() {
     let text = "{\"v\":{\"Records\":[0]},\"Records\":[{\"a\":1},{\"a\":2,\"Records\":[3]}],\"w\":[]}\n{\"Records\":[]}\n{\"Records\":[{\"a\":3}]}{\"a\":4}\n[{\"a\":5}]";
     let got = texts(text, Some("Records"));
-    assert_eq!(got, ["{\"a\":1}", "{\"a\":2,\"Records\":[3]}", "{\"a\":3}", "{\"a\":4}", "{\"a\":5}"]);
+    assert_eq!(
+        got,
+        [
+            "{\"a\":1}",
+            "{\"a\":2,\"Records\":[3]}",
+            "{\"a\":3}",
+            "{\"a\":4}",
+            "{\"a\":5}"
+        ]
+    );
     let mut reader = Reader::new(text.as_bytes(), 0, b"", Some("Records"), LIMIT);
     while reader.next_item().expect("memory").is_some() {}
     assert_eq!(reader.dropped(), ["v", "w"]);
     // An envelope is not kept, however long it is; an element is kept in part.
-    let text = format!("{{\"v\":\"{0}\",\"r\":[{{\"a\":\"{0}\"}}, {{}}],\"w\":\"{0}\"}}", "x".repeat(1000));
+    let text = format!(
+        "{{\"v\":\"{0}\",\"r\":[{{\"a\":\"{0}\"}}, {{}}],\"w\":\"{0}\"}}",
+        "x".repeat(1000)
+    );
     let got = items(text.as_bytes(), Some("r"), 0, 1 << 16);
     assert_eq!(got.len(), 2);
     assert_eq!((got[0].bytes.len(), got[0].length), (LIMIT, 1008));
@@ -144,7 +213,17 @@ fn elements_of_a_member_are_records() {
 fn a_damaged_envelope_does_not_swallow_the_next() {
     let text = "{\"r\":[{\"a\":1}]}\n{\"r\":[{\"a\":2},{\"a\"\n{\"r\":[{\"a\":3}],\"x\"}\n{\"r\":[{\"a\":4}]}\n";
     let got = texts(text, Some("r"));
-    assert_eq!(got, ["{\"a\":1}", "{\"a\":2}", "{\"a\"", "{\"a\":3}", ",\"x\"}", "{\"a\":4}"]);
+    assert_eq!(
+        got,
+        [
+            "{\"a\":1}",
+            "{\"a\":2}",
+            "{\"a\"",
+            "{\"a\":3}",
+            ",\"x\"}",
+            "{\"a\":4}"
+        ]
+    );
 }
 
 /// A content of some kind, the member to unwrap, and its records.
@@ -158,10 +237,31 @@ fn content(kind: usize, values: &[String], indent: usize) -> (String, Option<&'s
         0 => (values.join("\n") + "\n", None),
         1 => (values.join(""), None),
         2 => (format!("[{}]", values.join(&format!(",{blanks}"))), None),
-        3 => (format!("\u{feff}[\n{blanks}{}\n]\n", values.join(&format!(",\n{blanks}"))), None),
-        4 => (values.iter().map(pretty).collect::<Vec<_>>().join("\n"), None),
-        5 => (format!("{{\"x\":{{\"r\":[1]}},\"r\":[{}],\"y\":0}}\n{{\"r\":[]}}", values.join(",")), Some("r")),
-        _ => (values.iter().map(|v| format!("{{\"r\":[{v}]}}\n")).collect(), Some("r")),
+        3 => (
+            format!(
+                "\u{feff}[\n{blanks}{}\n]\n",
+                values.join(&format!(",\n{blanks}"))
+            ),
+            None,
+        ),
+        4 => (
+            values.iter().map(pretty).collect::<Vec<_>>().join("\n"),
+            None,
+        ),
+        5 => (
+            format!(
+                "{{\"x\":{{\"r\":[1]}},\"r\":[{}],\"y\":0}}\n{{\"r\":[]}}",
+                values.join(",")
+            ),
+            Some("r"),
+        ),
+        _ => (
+            values
+                .iter()
+                .map(|v| format!("{{\"r\":[{v}]}}\n"))
+                .collect(),
+            Some("r"),
+        ),
     }
 }
 
@@ -174,10 +274,14 @@ fn any_value() -> impl Strategy<Value = String> {
     ];
     let inner = leaf.prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
-            proptest::collection::vec(inner.clone(), 0..3).prop_map(|v| format!("[{}]", v.join(","))),
+            proptest::collection::vec(inner.clone(), 0..3)
+                .prop_map(|v| format!("[{}]", v.join(","))),
             proptest::collection::vec(("[a-c]", inner), 0..3).prop_map(|v| format!(
                 "{{{}}}",
-                v.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect::<Vec<_>>().join(",")
+                v.iter()
+                    .map(|(k, v)| format!("\"{k}\":{v}"))
+                    .collect::<Vec<_>>()
+                    .join(",")
             )),
         ]
     });
@@ -187,8 +291,8 @@ fn any_value() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Every value comes once, whole, with its position, whatever the parts that the input comes in; and reading goes on behind
-    /// any of them.
+    /// Every value comes once, whole, with its position, whatever the parts that the input comes
+    /// in; and reading goes on behind any of them.
     #[test]
     fn records_are_the_values(
         values in proptest::collection::vec(any_value(), 1..8),
@@ -246,7 +350,8 @@ proptest! {
         }
     }
 
-    /// Whatever the bytes are: each record begins behind the one before, chunks make no difference, and reading goes on anywhere.
+    /// Whatever the bytes are: each record begins behind the one before, chunks make no difference,
+    /// and reading goes on anywhere.
     #[test]
     fn any_bytes_end(
         bytes in "[\\[\\]{}\",:\\\\a1 \n\r\\x00]{0,120}",
@@ -273,8 +378,15 @@ proptest! {
 #[test]
 fn a_value_among_lines_may_span_several() {
     let pretty = "{\n  \"b\": {\n    \"c\": [\n      1\n    ]\n  }\n}";
-    let text = format!("{{\"a\":1}}\n{pretty}\n{{\"a\":2}}\n  {{\n    \"a\": 3\n  }}\n{{\"a\":4}}\n");
-    let all = ["{\"a\":1}", pretty, "{\"a\":2}", "{\n    \"a\": 3\n  }", "{\"a\":4}"];
+    let text =
+        format!("{{\"a\":1}}\n{pretty}\n{{\"a\":2}}\n  {{\n    \"a\": 3\n  }}\n{{\"a\":4}}\n");
+    let all = [
+        "{\"a\":1}",
+        pretty,
+        "{\"a\":2}",
+        "{\n    \"a\": 3\n  }",
+        "{\"a\":4}",
+    ];
     assert_eq!(texts(&text, None), all);
     // A line that was cut off takes none of the records behind it.
     for cut in ["{", "{\"a\":[1,", "{\"a\":\"x", "{\"a\":", "{\"a\":1} x"] {
@@ -282,8 +394,14 @@ fn a_value_among_lines_may_span_several() {
         assert_eq!(texts(&text, None), ["{\"a\":1}", cut, "{\"a\":2}"], "{cut}");
     }
     let long = "\"x\",\n".repeat(LIMIT);
-    let got = texts(&format!("{{\"a\":1}}\n{{\n\"b\":[\n{long}1]}}\n{{\"a\":2}}\n"), None);
-    assert_eq!((got.len(), got[1].as_str(), got[LIMIT + 4].as_str()), (LIMIT + 5, "{", "{\"a\":2}"));
+    let got = texts(
+        &format!("{{\"a\":1}}\n{{\n\"b\":[\n{long}1]}}\n{{\"a\":2}}\n"),
+        None,
+    );
+    assert_eq!(
+        (got.len(), got[1].as_str(), got[LIMIT + 4].as_str()),
+        (LIMIT + 5, "{", "{\"a\":2}")
+    );
     // A damaged last line waits for nothing.
     assert_eq!(read("{\"a\":1}\n{\"a\":\n")[1], (8, "{\"a\":".into(), true));
 }
@@ -294,7 +412,10 @@ fn a_value_that_spans_lines_waits_for_its_end() {
     assert_eq!(got[1], (8, "{\n  \"b\":\n".into(), false));
     let whole = "{\"a\":1}\n{\n  \"b\": 2\n}\n{\"a\":2}\n";
     for part in 1..whole.len() {
-        let got: Vec<u64> = items(whole.as_bytes(), None, 0, part).iter().map(|item| item.start).collect();
+        let got: Vec<u64> = items(whole.as_bytes(), None, 0, part)
+            .iter()
+            .map(|item| item.start)
+            .collect();
         assert_eq!(got, [0, 8, 21], "{part}");
     }
     assert_eq!(items(whole.as_bytes(), None, 21, 9)[0].start, 21);

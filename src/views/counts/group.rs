@@ -1,5 +1,6 @@
-//! A group's values as one text, which is its key in the file: joined by U+001F, with that character escaped where a value has it.
-//! A null value is an empty text. A long value is kept in part, see [`bounds::kept`].
+//! A group's values as one text, which is its key in the file: joined by U+001F, with that
+//! character escaped where a value has it. A null value is an empty text. A long value is kept in
+//! part, see [`bounds::kept`].
 
 use std::borrow::Cow;
 
@@ -30,7 +31,10 @@ pub fn push(text: &mut String, is_first: bool, value: &str) {
 #[must_use]
 pub fn text<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
     let mut text = String::new();
-    values.into_iter().enumerate().for_each(|(n, value)| push(&mut text, n == 0, value));
+    values
+        .into_iter()
+        .enumerate()
+        .for_each(|(n, value)| push(&mut text, n == 0, value));
     text
 }
 

@@ -1,6 +1,7 @@
-//! How many events of each type and group, per second: blocks of an hour and totals of days in redb, totals of the newest hours
-//! in memory, so that any range of whole seconds is a sum over days, hours and two edges. Memory holds whole hours from some
-//! hour on; that hour rises when the share is full. What waits for its commit is committed where its share is full, within a frame
+//! How many events of each type and group, per second: blocks of an hour and totals of days in
+//! redb, totals of the newest hours in memory, so that any range of whole seconds is a sum over
+//! days, hours and two edges. Memory holds whole hours from some hour on; that hour rises when the
+//! share is full. What waits for its commit is committed where its share is full, within a frame
 //! too.
 
 pub mod group;
@@ -22,12 +23,13 @@ use crate::schema::Stream;
 
 /// Key: hour since 1970 (big-endian, sign flipped), then the group's text. Value: see [`encode`].
 const BLOCKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("blocks");
-/// Key: as of blocks, with the day since 1970. Value: the day's acts and all, in whatever of its hours is kept.
+/// Key: as of blocks, with the day since 1970. Value: the day's acts and all, in whatever of its
+/// hours is kept.
 const DAYS: TableDefinition<&[u8], (u64, u64)> = TableDefinition::new("days");
 const HOURS_PER_DAY: i64 = 24;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
-/// Memory beside a group's text: of its total of an hour, of a block that waits for its commit with its first second, of each
-/// further second of that, and of a text that is remembered.
+/// Memory beside a group's text: of its total of an hour, of a block that waits for its commit with
+/// its first second, of each further second of that, and of a text that is remembered.
 const TOTAL_BYTES: usize = 96;
 const WAITING_BYTES: usize = 384;
 const SECOND_BYTES: usize = 40;
@@ -61,7 +63,11 @@ struct Room {
 
 impl Room {
     fn of(bytes: usize) -> Self {
-        Self { totals: bytes / 2, waiting: bytes / 3, names: bytes / 6 }
+        Self {
+            totals: bytes / 2,
+            waiting: bytes / 3,
+            names: bytes / 6,
+        }
     }
 }
 
@@ -104,7 +110,8 @@ impl State {
         name
     }
 
-    /// Adds to the total of an hour that is held; lets the oldest hours go until what is held has room.
+    /// Adds to the total of an hour that is held; lets the oldest hours go until what is held has
+    /// room.
     fn hold(&mut self, hour: i64, group: Arc<str>, tally: Tally, most: usize) {
         if !self.is_held(hour) {
             return;
@@ -117,7 +124,9 @@ impl State {
             }
         }
         while self.held > most {
-            let Some((hour, groups)) = self.totals.pop_first() else { return };
+            let Some((hour, groups)) = self.totals.pop_first() else {
+                return;
+            };
             self.held -= held_bytes(&groups);
             self.held_from = Some(hour + 1);
         }
@@ -160,7 +169,10 @@ pub struct Counts {
 }
 
 fn failed(error: impl Into<redb::Error>) -> ViewError {
-    ViewError::Failed { view: "counts".into(), reason: error.into().to_string() }
+    ViewError::Failed {
+        view: "counts".into(),
+        reason: error.into().to_string(),
+    }
 }
 
 fn key(hour: i64, group: &str) -> Vec<u8> {
@@ -171,7 +183,10 @@ fn key(hour: i64, group: &str) -> Vec<u8> {
 
 fn split_key(key: &[u8]) -> Option<(i64, &str)> {
     let (hour, group) = key.split_first_chunk::<8>()?;
-    Some(((u64::from_be_bytes(*hour) ^ (1 << 63)) as i64, std::str::from_utf8(group).ok()?))
+    Some((
+        (u64::from_be_bytes(*hour) ^ (1 << 63)) as i64,
+        std::str::from_utf8(group).ok()?,
+    ))
 }
 
 /// Per second that has events: u16 second, u32 acts, u32 all, little-endian.
@@ -188,16 +203,30 @@ fn encode(block: &Block) -> Vec<u8> {
 fn decode(bytes: &[u8]) -> impl Iterator<Item = (u16, Tally)> {
     bytes.chunks_exact(10).map(|c| {
         let second = u16::from_le_bytes([c[0], c[1]]);
-        let number = |at: usize| u64::from(u32::from_le_bytes([c[at], c[at + 1], c[at + 2], c[at + 3]]));
-        (second, Tally { acts: number(2), all: number(6) })
+        let number =
+            |at: usize| u64::from(u32::from_le_bytes([c[at], c[at + 1], c[at + 2], c[at + 3]]));
+        (
+            second,
+            Tally {
+                acts: number(2),
+                all: number(6),
+            },
+        )
     })
 }
 
 impl Counts {
-    /// Opens the counts of a stream within `memory` bytes; none where there are none and `writable` is false.
+    /// Opens the counts of a stream within `memory` bytes; none where there are none and `writable`
+    /// is false.
     pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let Some(file) = StateFile::open_as(path, memory / 4, writable)? else { return Ok(None) };
-        let counts = Self { file, room: Room::of(memory - memory / 4), state: RwLock::default() };
+        let Some(file) = StateFile::open_as(path, memory / 4, writable)? else {
+            return Ok(None);
+        };
+        let counts = Self {
+            file,
+            room: Room::of(memory - memory / 4),
+            state: RwLock::default(),
+        };
         counts.load()?;
         Ok(Some(counts))
     }
@@ -222,11 +251,14 @@ impl Counts {
         if let Some(table) = open_table(&self.file.read()?, BLOCKS)? {
             for entry in table.iter().map_err(failed)?.rev() {
                 let (key, value) = entry.map_err(failed)?;
-                let Some((hour, group)) = split_key(key.value()) else { continue };
+                let Some((hour, group)) = split_key(key.value()) else {
+                    continue;
+                };
                 let mut tally = Tally::default();
                 decode(value.value()).for_each(|(_, t)| tally.add(t));
                 let group = loaded.name(group, self.room.names);
-                // The newest come first: where they have no room, the hour that is being read goes, with all before it.
+                // The newest come first: where they have no room, the hour that is being read goes,
+                // with all before it.
                 loaded.hold(hour, group, tally, most);
                 if !loaded.is_held(hour) {
                     break;
@@ -234,7 +266,11 @@ impl Counts {
             }
         }
         let mut state = self.write();
-        *state = State { applied: state.applied, committed: state.committed, ..loaded };
+        *state = State {
+            applied: state.applied,
+            committed: state.committed,
+            ..loaded
+        };
         Ok(())
     }
 
@@ -264,13 +300,23 @@ impl Counts {
         state.held + state.waiting_bytes + state.names_bytes
     }
 
-    /// Gives the tallies of groups in the seconds of `from..to`, both whole seconds, in parts: a group may come more than once.
-    /// Returns the LSN that they reach.
-    pub fn count(&self, from: Micros, to: Micros, give: &mut dyn FnMut(&str, Tally)) -> Result<Lsn, ViewError> {
+    /// Gives the tallies of groups in the seconds of `from..to`, both whole seconds, in parts: a
+    /// group may come more than once. Returns the LSN that they reach.
+    pub fn count(
+        &self,
+        from: Micros,
+        to: Micros,
+        give: &mut dyn FnMut(&str, Tally),
+    ) -> Result<Lsn, ViewError> {
         let state = self.read();
         if from < to {
-            let (first, last) = (bucket(from, MICROS_PER_HOUR), bucket(to - 1, MICROS_PER_HOUR));
-            let held_from = state.held_from.map_or(first, |from| from.clamp(first, last + 1));
+            let (first, last) = (
+                bucket(from, MICROS_PER_HOUR),
+                bucket(to - 1, MICROS_PER_HOUR),
+            );
+            let held_from = state
+                .held_from
+                .map_or(first, |from| from.clamp(first, last + 1));
             let stored = Stored::open(&self.file, &state)?;
             stored.add(first, held_from, from, to, give)?;
             for (hour, groups) in state.totals.range(held_from..last + 1) {
@@ -299,7 +345,8 @@ impl<'a> Stored<'a> {
     fn open(file: &StateFile, state: &'a State) -> Result<Self, ViewError> {
         let transaction = file.read()?;
         // A commit may have happened since the state was locked: what waited is then in the file.
-        let is_committed = super::database::position_in(&transaction)?.is_some_and(|p| p > state.committed);
+        let is_committed =
+            super::database::position_in(&transaction)?.is_some_and(|p| p > state.committed);
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
@@ -307,8 +354,16 @@ impl<'a> Stored<'a> {
         })
     }
 
-    /// Adds the seconds of the hours `first..end` that lie in the range: whole days by their totals.
-    fn add(&self, first: i64, end: i64, from: Micros, to: Micros, give: Give<'_>) -> Result<(), ViewError> {
+    /// Adds the seconds of the hours `first..end` that lie in the range: whole days by their
+    /// totals.
+    fn add(
+        &self,
+        first: i64,
+        end: i64,
+        from: Micros,
+        to: Micros,
+        give: Give<'_>,
+    ) -> Result<(), ViewError> {
         if first >= end {
             return Ok(());
         }
@@ -317,17 +372,25 @@ impl<'a> Stored<'a> {
         // Without a whole day the range is shorter than two.
         let (before, after) = if first_day < end_day {
             self.add_days(first_day, end_day, give)?;
-            (first..first_day * HOURS_PER_DAY, end_day * HOURS_PER_DAY..end)
+            (
+                first..first_day * HOURS_PER_DAY,
+                end_day * HOURS_PER_DAY..end,
+            )
         } else {
             (first..end, end..end)
         };
-        before.chain(after).try_for_each(|hour| self.add_hour(hour, from, to, give))
+        before
+            .chain(after)
+            .try_for_each(|hour| self.add_hour(hour, from, to, give))
     }
 
     fn add_days(&self, first: i64, end: i64, give: Give<'_>) -> Result<(), ViewError> {
         if let Some(days) = &self.days {
             let (low, high) = (key(first, ""), key(end, ""));
-            for entry in days.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)? {
+            for entry in days
+                .range::<&[u8]>(low.as_slice()..high.as_slice())
+                .map_err(failed)?
+            {
                 let (key, value) = entry.map_err(failed)?;
                 let (acts, all) = value.value();
                 if let Some((_, group)) = split_key(key.value()) {
@@ -336,14 +399,26 @@ impl<'a> Stored<'a> {
             }
         }
         let hours = first * HOURS_PER_DAY..end * HOURS_PER_DAY;
-        for ((_, group), block) in self.waiting.iter().copied().flatten().filter(|((h, _), _)| hours.contains(h)) {
+        for ((_, group), block) in self
+            .waiting
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|((h, _), _)| hours.contains(h))
+        {
             block.values().for_each(|tally| give(group, *tally));
         }
         Ok(())
     }
 
     /// Adds those seconds of an hour that lie in the range.
-    fn add_hour(&self, hour: i64, from: Micros, to: Micros, give: Give<'_>) -> Result<(), ViewError> {
+    fn add_hour(
+        &self,
+        hour: i64,
+        from: Micros,
+        to: Micros,
+        give: Give<'_>,
+    ) -> Result<(), ViewError> {
         let start = hour * MICROS_PER_HOUR;
         let is_inside = |second: u16| {
             let at = start + i64::from(second) * MICROS_PER_SECOND;
@@ -356,15 +431,26 @@ impl<'a> Stored<'a> {
         };
         if let Some(blocks) = &self.blocks {
             let (low, high) = (key(hour, ""), key(hour + 1, ""));
-            for entry in blocks.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)? {
+            for entry in blocks
+                .range::<&[u8]>(low.as_slice()..high.as_slice())
+                .map_err(failed)?
+            {
                 let (key, value) = entry.map_err(failed)?;
                 if let Some((_, group)) = split_key(key.value()) {
                     decode(value.value()).for_each(|part| add(group, part));
                 }
             }
         }
-        for ((_, group), block) in self.waiting.iter().copied().flatten().filter(|((h, _), _)| *h == hour) {
-            block.iter().for_each(|(second, tally)| add(group, (*second, *tally)));
+        for ((_, group), block) in self
+            .waiting
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|((h, _), _)| *h == hour)
+        {
+            block
+                .iter()
+                .for_each(|(second, tally)| add(group, (*second, *tally)));
         }
         Ok(())
     }
@@ -386,26 +472,53 @@ pub struct CountsView {
 }
 
 impl CountsView {
-    pub fn new(counts: Arc<Counts>, stream: Arc<Stream>, origin: Origin) -> Result<Self, ViewError> {
+    pub fn new(
+        counts: Arc<Counts>,
+        stream: Arc<Stream>,
+        origin: Origin,
+    ) -> Result<Self, ViewError> {
         let committed = counts.position(origin)?;
         counts.set_applied(committed);
         counts.write().committed = committed;
         let name = positions::counts(&stream.name);
         let (floor, swept) = (None, None);
-        Ok(Self { counts, stream, origin, name, applied: committed, committed, since: None, floor, swept })
+        Ok(Self {
+            counts,
+            stream,
+            origin,
+            name,
+            applied: committed,
+            committed,
+            since: None,
+            floor,
+            swept,
+        })
     }
 
     /// Adds rows from one on, until too much waits; gives the row that follows.
     fn add(&mut self, rows: &StreamRows, from: usize) -> usize {
-        let Some(def) = &self.stream.def.count else { return rows.batch.num_rows() };
+        let Some(def) = &self.stream.def.count else {
+            return rows.batch.num_rows();
+        };
         let batch = &rows.batch;
         let texts: Vec<Option<&StringArray>> = std::iter::once(&def.kind)
             .chain(&def.by)
-            .map(|c| batch.column_by_name(c).and_then(|a| a.as_any().downcast_ref()))
+            .map(|c| {
+                batch
+                    .column_by_name(c)
+                    .and_then(|a| a.as_any().downcast_ref())
+            })
             .collect();
-        let times = batch.column(1).as_any().downcast_ref::<TimestampMicrosecondArray>();
-        let repeats = batch.column_by_name("repeat").and_then(|a| a.as_any().downcast_ref::<BooleanArray>());
-        let Some(times) = times else { return batch.num_rows() };
+        let times = batch
+            .column(1)
+            .as_any()
+            .downcast_ref::<TimestampMicrosecondArray>();
+        let repeats = batch
+            .column_by_name("repeat")
+            .and_then(|a| a.as_any().downcast_ref::<BooleanArray>());
+        let Some(times) = times else {
+            return batch.num_rows();
+        };
         let (mut text, room) = (String::new(), self.counts.room);
         let mut state = self.counts.write();
         for (row, lsn) in rows.lsns().iter().enumerate().skip(from) {
@@ -417,20 +530,30 @@ impl CountsView {
             }
             text.clear();
             for (n, column) in texts.iter().enumerate() {
-                group::push(&mut text, n == 0, column.filter(|c| c.is_valid(row)).map_or("", |c| c.value(row)));
+                group::push(
+                    &mut text,
+                    n == 0,
+                    column
+                        .filter(|c| c.is_valid(row))
+                        .map_or("", |c| c.value(row)),
+                );
             }
             let group = state.name(&text, room.names);
             let time = times.value(row);
             let hour = bucket(time, MICROS_PER_HOUR);
             let second = ((time - hour * MICROS_PER_HOUR) / MICROS_PER_SECOND) as u16;
-            let tally = Tally { acts: u64::from(!repeats.is_some_and(|r| r.value(row))), all: 1 };
+            let tally = Tally {
+                acts: u64::from(!repeats.is_some_and(|r| r.value(row))),
+                all: 1,
+            };
             state.hold(hour, group.clone(), tally, room.totals);
             state.wait(hour, group, second, tally);
         }
         batch.num_rows()
     }
 
-    /// Adds a frame's rows. Where too much waits, what was added of them is committed at its last record.
+    /// Adds a frame's rows. Where too much waits, what was added of them is committed at its last
+    /// record.
     fn add_all(&mut self, rows: &StreamRows, now: Instant) -> Result<(), ViewError> {
         let mut next = 0;
         loop {
@@ -448,7 +571,11 @@ impl CountsView {
     }
 
     /// Writes the blocks that wait and the totals of their days.
-    fn write(&self, transaction: &redb::WriteTransaction, waiting: &Waiting) -> Result<(), redb::Error> {
+    fn write(
+        &self,
+        transaction: &redb::WriteTransaction,
+        waiting: &Waiting,
+    ) -> Result<(), redb::Error> {
         let mut blocks = transaction.open_table(BLOCKS)?;
         let mut days = transaction.open_table(DAYS)?;
         let mut added_to: BTreeMap<(i64, &str), Tally> = BTreeMap::new();
@@ -457,8 +584,13 @@ impl CountsView {
         waiting.sort_unstable_by_key(|(key, _)| *key);
         for ((hour, group), added) in waiting {
             let key = key(*hour, group);
-            let mut block: Block = blocks.get(key.as_slice())?.map(|v| decode(v.value()).collect()).unwrap_or_default();
-            let day = added_to.entry((hour.div_euclid(HOURS_PER_DAY), group)).or_default();
+            let mut block: Block = blocks
+                .get(key.as_slice())?
+                .map(|v| decode(v.value()).collect())
+                .unwrap_or_default();
+            let day = added_to
+                .entry((hour.div_euclid(HOURS_PER_DAY), group))
+                .or_default();
             for (second, tally) in added {
                 block.entry(*second).or_default().add(*tally);
                 day.add(*tally);
@@ -468,14 +600,21 @@ impl CountsView {
         for ((day, group), tally) in added_to {
             let key = key(day, group);
             let before = days.get(key.as_slice())?.map_or((0, 0), |v| v.value());
-            days.insert(key.as_slice(), (before.0 + tally.acts, before.1 + tally.all))?;
+            days.insert(
+                key.as_slice(),
+                (before.0 + tally.acts, before.1 + tally.all),
+            )?;
         }
-        let Some(floor) = self.floor.filter(|_| self.floor > self.swept) else { return Ok(()) };
+        let Some(floor) = self.floor.filter(|_| self.floor > self.swept) else {
+            return Ok(());
+        };
         // The floor may lie within a day: what leaves of it leaves its total.
         let day = floor.div_euclid(HOURS_PER_DAY);
         let mut left: HashMap<String, Tally> = HashMap::new();
         blocks.retain_in::<&[u8], _>(..key(floor, "").as_slice(), |key, value| {
-            if let Some((_, group)) = split_key(key).filter(|(hour, _)| hour.div_euclid(HOURS_PER_DAY) == day) {
+            if let Some((_, group)) =
+                split_key(key).filter(|(hour, _)| hour.div_euclid(HOURS_PER_DAY) == day)
+            {
                 let sum = left.entry(group.to_owned()).or_default();
                 decode(value).for_each(|(_, tally)| sum.add(tally));
             }
@@ -485,7 +624,13 @@ impl CountsView {
         for (group, tally) in left {
             let key = key(day, &group);
             let before = days.get(key.as_slice())?.map_or((0, 0), |v| v.value());
-            days.insert(key.as_slice(), (before.0.saturating_sub(tally.acts), before.1.saturating_sub(tally.all)))?;
+            days.insert(
+                key.as_slice(),
+                (
+                    before.0.saturating_sub(tally.acts),
+                    before.1.saturating_sub(tally.all),
+                ),
+            )?;
         }
         Ok(())
     }
@@ -514,18 +659,25 @@ impl View for CountsView {
             return Ok(());
         }
         let mut floor = output.floors.get(&self.stream.name).copied();
-        if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
+        if let Some(rows) = output
+            .rows
+            .as_ref()
+            .filter(|r| r.stream.name == self.stream.name)
+        {
             self.add_all(rows, now)?;
             floor = floor.max(rows.floor);
         }
-        self.floor = self.floor.max(floor.map(|floor| bucket(floor, MICROS_PER_HOUR)));
+        self.floor = self
+            .floor
+            .max(floor.map(|floor| bucket(floor, MICROS_PER_HOUR)));
         self.applied = output.to;
         self.counts.set_applied(output.to);
         Ok(())
     }
 
     fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
+        self.since
+            .is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
             || self.counts.read().waiting_bytes >= self.counts.room.waiting
     }
 
@@ -535,7 +687,11 @@ impl View for CountsView {
         }
         // Only this thread changes what waits, so the lock need not be held while it is written.
         let waiting = self.counts.read().waiting.clone();
-        self.counts.file.commit(self.origin, self.applied, |transaction| self.write(transaction, &waiting))?;
+        self.counts
+            .file
+            .commit(self.origin, self.applied, |transaction| {
+                self.write(transaction, &waiting)
+            })?;
         let mut state = self.counts.write();
         if let Some(floor) = self.floor.filter(|_| self.floor > self.swept) {
             state.forget_before(floor);

@@ -1,8 +1,10 @@
-//! Checksums of a table's files. Parquet as it is written here has none of its own, and a flipped bit in a page mostly gives
-//! another number, not an error. So each file's Delta entry has the CRC-32C of every block of its bytes, and a block is compared
-//! with it before the first reading after the table was opened, whoever reads: a query, a merge, a rebuild.
+//! Checksums of a table's files. Parquet as it is written here has none of its own, and a flipped
+//! bit in a page mostly gives another number, not an error. So each file's Delta entry has the
+//! CRC-32C of every block of its bytes, and a block is compared with it before the first reading
+//! after the table was opened, whoever reads: a query, a merge, a rebuild.
 //!
-//! What is written of a file is summed on its way to the disk, so that a block that arrived there otherwise is found too.
+//! What is written of a file is summed on its way to the disk, so that a block that arrived there
+//! otherwise is found too.
 
 use std::fmt;
 use std::fs;
@@ -22,8 +24,8 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use parquet::arrow::async_reader::AsyncFileReader;
 
@@ -33,7 +35,8 @@ use crate::storage::damage;
 
 /// Bytes under one checksum: what a reader of a few rows reads beside them, once.
 const BLOCK: usize = 1 << 20;
-/// The checksums of a file, and which of its blocks were compared with them. Of a file that was written without: nothing to compare.
+/// The checksums of a file, and which of its blocks were compared with them. Of a file that was
+/// written without: nothing to compare.
 #[derive(Debug, Clone, Default)]
 pub struct Checks(Option<Arc<Sums>>);
 
@@ -67,7 +70,13 @@ impl Checks {
     /// From the entry's text. What is none gives too few checksums, which no file agrees with.
     pub fn from_text(text: &str) -> Self {
         let crc = |part: &[u8]| u32::from_str_radix(std::str::from_utf8(part).ok()?, 16).ok();
-        Self::new(text.as_bytes().chunks(8).filter(|part| part.len() == 8).map_while(crc).collect())
+        Self::new(
+            text.as_bytes()
+                .chunks(8)
+                .filter(|part| part.len() == 8)
+                .map_while(crc)
+                .collect(),
+        )
     }
 }
 
@@ -81,7 +90,11 @@ pub struct Summing<W> {
 
 impl<W> Summing<W> {
     pub fn new(inner: W) -> Self {
-        Self { inner, crcs: Vec::new(), open: (0, 0) }
+        Self {
+            inner,
+            crcs: Vec::new(),
+            open: (0, 0),
+        }
     }
 
     pub fn get_ref(&self) -> &W {
@@ -97,7 +110,10 @@ impl<W> Summing<W> {
     fn add(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - self.open.1));
-            self.open = (crc32c::crc32c_append(self.open.0, part), self.open.1 + part.len());
+            self.open = (
+                crc32c::crc32c_append(self.open.0, part),
+                self.open.1 + part.len(),
+            );
             if self.open.1 == BLOCK {
                 self.crcs.push(self.open.0);
                 self.open = (0, 0);
@@ -131,7 +147,12 @@ pub struct CheckedFile {
 impl CheckedFile {
     pub fn of(spec: &TableSpec, file: &FileEntry) -> Self {
         let way_out = way_out(spec, file).into();
-        Self { path: spec.root.join(&file.path), bytes: file.bytes, checks: file.checks.clone(), way_out }
+        Self {
+            path: spec.root.join(&file.path),
+            bytes: file.bytes,
+            checks: file.checks.clone(),
+            way_out,
+        }
     }
 
     /// Opens the file after a look at all of it.
@@ -157,33 +178,47 @@ impl CheckedFile {
         let sums = self.checks.0.as_ref()?;
         let blocks = range.start as usize / BLOCK..(range.end as usize).div_ceil(BLOCK).max(1);
         let is_whole = sums.crcs.len() == (self.bytes as usize).div_ceil(BLOCK);
-        let is_done = |n: usize| sums.is_checked.get(n).is_some_and(|checked| checked.load(Ordering::Acquire));
+        let is_done = |n: usize| {
+            sums.is_checked
+                .get(n)
+                .is_some_and(|checked| checked.load(Ordering::Acquire))
+        };
         (!is_whole || !blocks.clone().all(is_done)).then_some(blocks)
     }
 
     /// Compares the blocks of a range with their checksums, those that were not yet.
     pub fn check(&self, range: Range<u64>) -> std::result::Result<(), String> {
-        let (Some(blocks), Some(sums)) = (self.unchecked(&range), &self.checks.0) else { return Ok(()) };
+        let (Some(blocks), Some(sums)) = (self.unchecked(&range), &self.checks.0) else {
+            return Ok(());
+        };
         if sums.crcs.len() != (self.bytes as usize).div_ceil(BLOCK) {
             return Err(self.damaged("its checksums in the Delta log cannot be read"));
         }
         let file = fs::File::open(&self.path).map_err(|e| self.explain(&e))?;
         let size = file.metadata().map_err(|e| self.explain(&e))?.len();
         if size != self.bytes {
-            return Err(self.damaged(&format!("it has {size} bytes, and {} were written", self.bytes)));
+            return Err(self.damaged(&format!(
+                "it has {size} bytes, and {} were written",
+                self.bytes
+            )));
         }
         let mut buffer = vec![0; BLOCK.min(self.bytes as usize)];
         for n in blocks {
-            let Some((crc, is_checked)) = sums.crcs.get(n).zip(sums.is_checked.get(n)) else { break };
+            let Some((crc, is_checked)) = sums.crcs.get(n).zip(sums.is_checked.get(n)) else {
+                break;
+            };
             if is_checked.load(Ordering::Acquire) {
                 continue;
             }
             let at = n * BLOCK;
             let part = &mut buffer[..BLOCK.min(self.bytes as usize - at)];
-            file.read_exact_at(part, at as u64).map_err(|e| self.explain(&e))?;
+            file.read_exact_at(part, at as u64)
+                .map_err(|e| self.explain(&e))?;
             if crc32c::crc32c(part) != *crc {
                 let to = at + part.len();
-                return Err(self.damaged(&format!("bytes {at} to {to} are not those that were written (CRC-32C)")));
+                return Err(self.damaged(&format!(
+                    "bytes {at} to {to} are not those that were written (CRC-32C)"
+                )));
             }
             is_checked.store(true, Ordering::Release);
         }
@@ -211,7 +246,11 @@ impl CheckedFile {
 fn way_out(spec: &TableSpec, file: &FileEntry) -> String {
     // A window is rebuilt by its own name.
     let is_window = matches!(spec.feed, Feed::Made(_)) && !spec.name.contains('.');
-    let name = spec.name.strip_suffix("_versions").filter(|_| is_window).unwrap_or(&spec.name);
+    let name = spec
+        .name
+        .strip_suffix("_versions")
+        .filter(|_| is_window)
+        .unwrap_or(&spec.name);
     match spec.feed {
         Feed::Raw => format!(
             "it has what came as records {} to {}, and nothing else does: restore it from a backup",
@@ -234,7 +273,10 @@ impl ParquetFileReaderFactory for CheckedReaders {
         metrics: &ExecutionPlanMetricsSet,
     ) -> datafusion::error::Result<Box<dyn AsyncFileReader + Send>> {
         let store: Arc<dyn ObjectStore> = match file.extension::<CheckedFile>() {
-            Some(checked) => Arc::new(CheckedStore { inner: self.0.clone(), file: checked.clone() }),
+            Some(checked) => Arc::new(CheckedStore {
+                inner: self.0.clone(),
+                file: checked.clone(),
+            }),
             None => self.0.clone(),
         };
         DefaultParquetFileReaderFactory::new(store).create_reader(partition, file, hint, metrics)
@@ -255,7 +297,10 @@ impl CheckedStore {
         }
         let file = self.file.clone();
         let checked = tokio::task::spawn_blocking(move || file.check(range)).await?;
-        checked.map_err(|reason| object_store::Error::Generic { store: "lake", source: reason.into() })
+        checked.map_err(|reason| object_store::Error::Generic {
+            store: "lake",
+            source: reason.into(),
+        })
     }
 }
 
@@ -288,7 +333,12 @@ impl ObjectStore for CheckedStore {
         self.inner.get_ranges(location, ranges).await
     }
 
-    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         self.inner.put_opts(location, payload, options).await
     }
 
@@ -300,7 +350,10 @@ impl ObjectStore for CheckedStore {
         self.inner.put_multipart_opts(location, options).await
     }
 
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         self.inner.delete_stream(locations)
     }
 
@@ -328,7 +381,9 @@ mod tests {
         let path = folder.path().join("f");
         let bytes: Vec<u8> = (0..2 * BLOCK + 100).map(|n| (n % 251) as u8).collect();
         let mut writer = Summing::new(fs::File::create(&path).expect("made"));
-        bytes.chunks(70_001).for_each(|part| writer.write_all(part).expect("written"));
+        bytes
+            .chunks(70_001)
+            .for_each(|part| writer.write_all(part).expect("written"));
         let text = writer.checks().to_text().expect("checksums");
         let file = |text: &str| CheckedFile {
             path: path.clone(),
@@ -343,14 +398,25 @@ mod tests {
         let mut changed = bytes.clone();
         changed[BLOCK + 5] ^= 4;
         fs::write(&path, &changed).expect("written");
-        assert_eq!(whole.check(0..bytes.len() as u64), Ok(()), "a block that was compared is not read again");
+        assert_eq!(
+            whole.check(0..bytes.len() as u64),
+            Ok(()),
+            "a block that was compared is not read again"
+        );
         let reopened = file(&text);
         assert_eq!(reopened.check(0..BLOCK as u64), Ok(()));
-        let found = reopened.check(BLOCK as u64 - 1..BLOCK as u64 + 1).expect_err("it is found");
-        assert!(damage_in(&format!("scan: {found}\n")) == Some(&found) && found.ends_with("; way out"), "{found}");
+        let found = reopened
+            .check(BLOCK as u64 - 1..BLOCK as u64 + 1)
+            .expect_err("it is found");
+        assert!(
+            damage_in(&format!("scan: {found}\n")) == Some(&found) && found.ends_with("; way out"),
+            "{found}"
+        );
         assert_eq!(reopened.check(2 * BLOCK as u64..bytes.len() as u64), Ok(()));
         for (write, what) in [(Some(&bytes[..9]), "bytes"), (None, "not there")] {
-            write.map_or_else(|| fs::remove_file(&path), |part| fs::write(&path, part)).expect("changed");
+            write
+                .map_or_else(|| fs::remove_file(&path), |part| fs::write(&path, part))
+                .expect("changed");
             let found = file(&text).open().expect_err("it is found");
             assert!(found.contains(what), "{found}");
         }

@@ -17,15 +17,22 @@ use crate::views::ViewError;
 /// A table's columns as Delta has them, if every reader can read them.
 pub(super) fn delta_columns(schema: &SchemaRef) -> Result<StructType, Refusal> {
     names::refuse_unreadable(schema)?;
-    parquet::arrow::ArrowSchemaConverter::new().convert(schema).map_err(|e| e.to_string())?;
-    schema.as_ref().try_into_kernel().map_err(|e: arrow::error::ArrowError| e.to_string().into())
+    parquet::arrow::ArrowSchemaConverter::new()
+        .convert(schema)
+        .map_err(|e| e.to_string())?;
+    schema
+        .as_ref()
+        .try_into_kernel()
+        .map_err(|e: arrow::error::ArrowError| e.to_string().into())
 }
 
 impl TableSpec {
     /// `schema` with the partition columns behind it.
     pub fn full_schema(&self) -> SchemaRef {
         let fields = self.schema.fields().iter().map(|f| f.as_ref().clone());
-        Arc::new(Schema::new(fields.chain(self.layout.fields()).collect::<Vec<_>>()))
+        Arc::new(Schema::new(
+            fields.chain(self.layout.fields()).collect::<Vec<_>>(),
+        ))
     }
 
     /// Refuses columns with which the table could not be made, or not be read.
@@ -38,10 +45,13 @@ impl TableSpec {
 pub(super) fn layout_of(table: &DeltaTable) -> Result<Option<Layout>, DeltaTableError> {
     let found = table.snapshot()?.metadata().partition_columns();
     let is = |layout: &Layout| layout.fields().iter().map(|f| f.name()).eq(found.iter());
-    Ok([Layout::Hours, Layout::Days, Layout::Buckets].into_iter().find(is))
+    Ok([Layout::Hours, Layout::Days, Layout::Buckets]
+        .into_iter()
+        .find(is))
 }
 
-/// A table's metadata with the columns and the folders of a specification, and with these levels, where they become others.
+/// A table's metadata with the columns and the folders of a specification, and with these levels,
+/// where they become others.
 pub(super) fn metadata_of(
     before: &Metadata,
     becomes: Option<&TableSpec>,
@@ -49,18 +59,27 @@ pub(super) fn metadata_of(
 ) -> Result<Metadata, DeltaTableError> {
     let mut metadata = before.clone();
     if let Some(spec) = becomes {
-        let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
+        let columns = delta_columns(&spec.full_schema())
+            .map_err(|e| DeltaTableError::generic(e.to_string()))?;
         let mut value = serde_json::to_value(metadata.with_schema(&columns)?)?;
-        value["partitionColumns"] = spec.layout.fields().iter().map(|f| f.name().as_str()).collect();
+        value["partitionColumns"] = spec
+            .layout
+            .fields()
+            .iter()
+            .map(|f| f.name().as_str())
+            .collect();
         metadata = serde_json::from_value(value)?;
     }
     match levels {
-        Some(levels) => Ok(metadata.add_config_key(levels::KEY.to_owned(), levels::to_text(levels))?),
+        Some(levels) => {
+            Ok(metadata.add_config_key(levels::KEY.to_owned(), levels::to_text(levels))?)
+        }
         None => Ok(metadata),
     }
 }
 
-/// Why columns cannot be added to those that a table has: one has another type, or a name that differs only by case.
+/// Why columns cannot be added to those that a table has: one has another type, or a name that
+/// differs only by case.
 pub(super) fn clash(there: &Schema, wanted: &Schema) -> Option<String> {
     wanted.fields().iter().find_map(|field| {
         let found = there.fields().iter().find(|f| names::is_same(f.name(), field.name()))?;
@@ -88,27 +107,58 @@ pub(super) fn columns_of(table: &DeltaTable) -> Result<Schema, DeltaTableError> 
     Ok(table.snapshot()?.schema().as_ref().try_into_arrow()?)
 }
 
-/// Adds the columns that the schema has and the table lacks; a column whose type changed is refused.
-pub(super) async fn add_columns(table: &mut DeltaTable, spec: &TableSpec, wanted: &SchemaRef) -> Result<(), ViewError> {
-    let failed = |e: String| ViewError::Failed { view: spec.name.clone(), reason: e };
+/// Adds the columns that the schema has and the table lacks; a column whose type changed is
+/// refused.
+pub(super) async fn add_columns(
+    table: &mut DeltaTable,
+    spec: &TableSpec,
+    wanted: &SchemaRef,
+) -> Result<(), ViewError> {
+    let failed = |e: String| ViewError::Failed {
+        view: spec.name.clone(),
+        reason: e,
+    };
     let state = table.snapshot().map_err(|e| failed(e.to_string()))?;
     let found = columns_of(table).map_err(|e| failed(e.to_string()))?;
     if let Some(reason) = clash(&found, wanted) {
-        return Err(ViewError::Damaged { path: spec.root.clone(), reason });
+        return Err(ViewError::Damaged {
+            path: spec.root.clone(),
+            reason,
+        });
     }
     let is_new = |f: &&Arc<Field>| found.field_with_name(f.name()).is_err();
-    let new: Vec<_> = wanted.fields().iter().filter(is_new).map(|f| f.as_ref().clone()).collect();
+    let new: Vec<_> = wanted
+        .fields()
+        .iter()
+        .filter(is_new)
+        .map(|f| f.as_ref().clone())
+        .collect();
     if new.is_empty() {
         return Ok(());
     }
-    let columns: StructType = (&Schema::new(new)).try_into_kernel().map_err(|e| failed(e.to_string()))?;
+    let columns: StructType = (&Schema::new(new))
+        .try_into_kernel()
+        .map_err(|e| failed(e.to_string()))?;
     let fields: Vec<_> = columns.fields().cloned().collect();
-    let schema = state.schema().add(fields.clone()).map_err(|e| failed(e.to_string()))?;
-    let metadata = state.metadata().clone().with_schema(&schema).map_err(|e| failed(e.to_string()))?;
-    let properties = CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false));
+    let schema = state
+        .schema()
+        .add(fields.clone())
+        .map_err(|e| failed(e.to_string()))?;
+    let metadata = state
+        .metadata()
+        .clone()
+        .with_schema(&schema)
+        .map_err(|e| failed(e.to_string()))?;
+    let properties = CommitProperties::default()
+        .with_create_checkpoint(false)
+        .with_cleanup_expired_logs(Some(false));
     let done = CommitBuilder::from(properties)
         .with_actions(vec![Action::Metadata(metadata)])
-        .build(Some(state as &dyn TableReference), table.log_store(), DeltaOperation::AddColumn { fields })
+        .build(
+            Some(state as &dyn TableReference),
+            table.log_store(),
+            DeltaOperation::AddColumn { fields },
+        )
         .await
         .map_err(|e| failed(e.to_string()))?;
     table.state = Some(done.snapshot);
@@ -123,7 +173,12 @@ mod tests {
     #[test]
     fn columns_that_a_table_cannot_take_are_told() {
         let schema = |fields: &[(&str, DataType)]| {
-            Schema::new(fields.iter().map(|(n, ty)| Field::new(*n, ty.clone(), true)).collect::<Vec<_>>())
+            Schema::new(
+                fields
+                    .iter()
+                    .map(|(n, ty)| Field::new(*n, ty.clone(), true))
+                    .collect::<Vec<_>>(),
+            )
         };
         let there = schema(&[("userId", DataType::Utf8), ("v", DataType::Int32)]);
         let told = |fields: &[(&str, DataType)]| clash(&there, &schema(fields)).unwrap_or_default();

@@ -1,7 +1,9 @@
-//! Merges a table's files: a past hour is one file soon after its last recent row; rows that came late merge among themselves
-//! and, when they are worth it, into the hour's file. What is to be done is decided by a pure function.
+//! Merges a table's files: a past hour is one file soon after its last recent row; rows that came
+//! late merge among themselves and, when they are worth it, into the hour's file. What is to be
+//! done is decided by a pure function.
 //!
-//! A merge only moves rows: it is one Delta commit that adds and removes, without data change, and queries see either side.
+//! A merge only moves rows: it is one Delta commit that adds and removes, without data change, and
+//! queries see either side.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,10 +36,11 @@ const WORTH_IT: u64 = 10;
 const OLD_AGE: Duration = Duration::from_secs(86_400);
 /// Files that one merge reads at once.
 const MOST_FILES: usize = 64;
-/// Rows handed on by a merge at once: few, where many files are read in little memory, or rows are large.
+/// Rows handed on by a merge at once: few, where many files are read in little memory, or rows are
+/// large.
 const MERGE_ROWS: std::ops::RangeInclusive<usize> = 4..=8_192;
-/// What a row being merged takes at least, about, and how many times what it takes in its file. It is held by its file's reader, by
-/// the merge and by the writer.
+/// What a row being merged takes at least, about, and how many times what it takes in its file. It
+/// is held by its file's reader, by the merge and by the writer.
 const MERGE_ROW_BYTES: usize = 8 << 10;
 const UNPACKED: usize = 24;
 const COPIES: usize = 3;
@@ -72,13 +75,21 @@ pub fn plan(files: &[FileEntry], now_ms: i64, when: When, memory: usize) -> Vec<
     for file in files {
         partitions.entry(file.bucket).or_default().push(file);
     }
-    partitions.values().filter_map(|files| plan_partition(files, now_ms, when, memory)).collect()
+    partitions
+        .values()
+        .filter_map(|files| plan_partition(files, now_ms, when, memory))
+        .collect()
 }
 
 fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) -> Option<Job> {
-    let is_older = |file: &FileEntry, age: Duration| now_ms - file.written_ms >= age.as_millis() as i64;
+    let is_older =
+        |file: &FileEntry, age: Duration| now_ms - file.written_ms >= age.as_millis() as i64;
     let of = |class: Class| -> Vec<&FileEntry> {
-        files.iter().copied().filter(|f| f.class == class && f.bytes < MAX_FILE_BYTES / 2).collect()
+        files
+            .iter()
+            .copied()
+            .filter(|f| f.class == class && f.bytes < MAX_FILE_BYTES / 2)
+            .collect()
     };
     let bytes = |files: &[&FileEntry]| files.iter().map(|f| f.bytes).sum::<u64>();
     let (recent, old) = (of(Class::Recent), of(Class::Old));
@@ -91,7 +102,10 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
             held <= memory as u64 / 2
         });
         files.truncate(fitting.count().max(2));
-        (files.len() > 1).then(|| Job { files: files.into_iter().cloned().collect(), class })
+        (files.len() > 1).then(|| Job {
+            files: files.into_iter().cloned().collect(),
+            class,
+        })
     };
     if when == When::Now {
         return job([recent, old].concat(), Class::Recent);
@@ -100,9 +114,14 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
     if recent.len() > 1 && is_quiet {
         return job(recent, Class::Recent);
     }
-    // While rows come, only files much alike merge, so that each row is written again a few times at most.
+    // While rows come, only files much alike merge, so that each row is written again a few times
+    // at most.
     let smallest = recent.iter().map(|f| f.bytes).min().unwrap_or(0);
-    let alike: Vec<&FileEntry> = recent.iter().copied().filter(|f| f.bytes <= smallest.saturating_mul(4)).collect();
+    let alike: Vec<&FileEntry> = recent
+        .iter()
+        .copied()
+        .filter(|f| f.bytes <= smallest.saturating_mul(4))
+        .collect();
     if alike.len() >= MANY && when == When::Running {
         return job(alike, Class::Recent);
     }
@@ -113,10 +132,15 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
     {
         return job([recent, old].concat(), Class::Recent);
     }
-    if old.len() >= MANY { job(old, Class::Old) } else { None }
+    if old.len() >= MANY {
+        job(old, Class::Old)
+    } else {
+        None
+    }
 }
 
-/// Merges what there is to merge; gives the number of merges and removes files that no query reads any more.
+/// Merges what there is to merge; gives the number of merges and removes files that no query reads
+/// any more.
 pub fn maintain(
     table: &Arc<LakeTable>,
     memory: usize,
@@ -160,7 +184,8 @@ fn merge_files(
             if stop() {
                 return Ok(merges);
             }
-            // On a disk that is nearly full, what a merge replaces would be in the way of what comes.
+            // On a disk that is nearly full, what a merge replaces would be in the way of what
+            // comes.
             if !has_room_for(&job, free(&table.spec.root)) {
                 is_done = true;
                 continue;
@@ -176,7 +201,8 @@ fn merge_files(
     }
 }
 
-/// Whether a merge takes little of what is free: its files lie beside those that they replace for a while. Pure.
+/// Whether a merge takes little of what is free: its files lie beside those that they replace for a
+/// while. Pure.
 fn has_room_for(job: &Job, free: Option<u64>) -> bool {
     let bytes: u64 = job.files.iter().map(|f| f.bytes).sum();
     free.is_none_or(|free| bytes <= free / FREE_SHARE)
@@ -184,22 +210,36 @@ fn has_room_for(job: &Job, free: Option<u64>) -> bool {
 
 /// Does one merge; gives the number of files it wrote.
 fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, ViewError> {
-    let failed = |e: String| ViewError::Failed { view: format!("lake/{}", table.spec.name), reason: e };
+    let failed = |e: String| ViewError::Failed {
+        view: format!("lake/{}", table.spec.name),
+        reason: e,
+    };
     let bucket = job.files.first().map_or(0, |f| f.bucket);
     let now_ms = chrono::Utc::now().timestamp_millis();
-    // In a runtime of its own, whose threads end with it: what a merge takes and gives back returns to the system.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(e.to_string()))?;
+    // In a runtime of its own, whose threads end with it: what a merge takes and gives back returns
+    // to the system.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed(e.to_string()))?;
     let attempt = Attempt::of(&table.spec);
     let written = runtime.block_on(rewrite(table, &attempt, job, (bucket, now_ms), memory));
     let add = written.map_err(|e| failed(e.to_string()))?;
     let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
     if rows(&add) != rows(&job.files) {
-        return Err(failed(format!("a merge of {} rows gave {}; nothing was changed", rows(&job.files), rows(&add))));
+        return Err(failed(format!(
+            "a merge of {} rows gave {}; nothing was changed",
+            rows(&job.files),
+            rows(&add)
+        )));
     }
     sync_files(&table.spec.root, &add).map_err(failed)?;
     let written = add.len();
-    let change = Change { add, remove: job.files.clone(), ..Change::default() };
+    let change = Change {
+        add,
+        remove: job.files.clone(),
+        ..Change::default()
+    };
     attempt.give_up();
     table.commit(&change, &[])?;
     Ok(written)
@@ -222,7 +262,8 @@ async fn rewrite(
         let writer = match &mut file {
             Some(writer) => writer,
             None => {
-                let begun = FileWriter::create(&table.spec, attempt, bucket, job.class, now_ms, None);
+                let begun =
+                    FileWriter::create(&table.spec, attempt, bucket, job.class, now_ms, None);
                 file.insert(begun.map_err(outside)?)
             }
         };
@@ -242,8 +283,16 @@ async fn rewrite(
 type Merge = (Arc<dyn ExecutionPlan>, Arc<TaskContext>);
 
 /// Each file is sorted by time and LSN: merging them keeps the order without sorting again.
-fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<Merge, DataFusionError> {
-    let packed = files.iter().map(|f| f.bytes / f.rows.max(1)).max().unwrap_or(0) as usize;
+fn merge_plan(
+    table: &LakeTable,
+    files: &[FileEntry],
+    memory: usize,
+) -> Result<Merge, DataFusionError> {
+    let packed = files
+        .iter()
+        .map(|f| f.bytes / f.rows.max(1))
+        .max()
+        .unwrap_or(0) as usize;
     let mut widest = 0;
     for file in files {
         let file = LakeFile::open(&CheckedFile::of(&table.spec, file))?;
@@ -251,7 +300,8 @@ fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<M
         widest = widest.max(widest_row(&footer.parse_and_finish(&file)?) as usize);
     }
     let row_bytes = MERGE_ROW_BYTES.max(packed * UNPACKED).max(widest * COPIES);
-    let rows = (memory / row_bytes / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
+    let rows =
+        (memory / row_bytes / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
     let (scan, context) = scan_files(table, files, memory, rows)?;
     let schema = scan.schema();
     let order = [table.spec.time_column, 0]
@@ -261,7 +311,8 @@ fn merge_plan(table: &LakeTable, files: &[FileEntry], memory: usize) -> Result<M
             Ok(PhysicalSortExpr::new_default(col(name, &schema)?))
         })
         .collect::<Result<Vec<_>, DataFusionError>>()?;
-    let order = LexOrdering::new(order).ok_or_else(|| DataFusionError::Internal("an order of two columns".into()))?;
+    let order = LexOrdering::new(order)
+        .ok_or_else(|| DataFusionError::Internal("an order of two columns".into()))?;
     Ok((Arc::new(SortPreservingMergeExec::new(order, scan)), context))
 }
 
@@ -283,38 +334,90 @@ mod tests {
     const MEMORY: usize = 1 << 30;
 
     fn planned(files: &[FileEntry], when: When) -> Vec<(usize, Class)> {
-        plan(files, 0, when, MEMORY).into_iter().map(|j| (j.files.len(), j.class)).collect()
+        plan(files, 0, when, MEMORY)
+            .into_iter()
+            .map(|j| (j.files.len(), j.class))
+            .collect()
     }
 
     #[test]
     fn a_quiet_hour_becomes_one_file() {
         use Class::{Old, Recent};
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Recent, 50, 20)], When::Running), [(2, Recent)]);
-        assert_eq!(planned(&[file(Recent, 100, 1), file(Recent, 50, 20)], When::Running), []);
+        assert_eq!(
+            planned(&[file(Recent, 100, 6), file(Recent, 50, 20)], When::Running),
+            [(2, Recent)]
+        );
+        assert_eq!(
+            planned(&[file(Recent, 100, 1), file(Recent, 50, 20)], When::Running),
+            []
+        );
         assert_eq!(planned(&[file(Recent, 100, 6)], When::Running), []);
-        assert_eq!(planned(&[file(Recent, 200 << 10, 6), file(Recent, 50, 20)], When::Running), []);
+        assert_eq!(
+            planned(
+                &[file(Recent, 200 << 10, 6), file(Recent, 50, 20)],
+                When::Running
+            ),
+            []
+        );
         // Late rows wait until they are many, large or a day old.
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 5, 6)], When::Running), []);
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 11, 6)], When::Running), [(2, Recent)]);
-        assert_eq!(planned(&[file(Recent, 100, 6), file(Old, 1, 1_441)], When::Running), [(2, Recent)]);
-        assert_eq!(planned(&vec![file(Old, 1, 0); 8], When::Running), [(8, Old)]);
+        assert_eq!(
+            planned(&[file(Recent, 100, 6), file(Old, 5, 6)], When::Running),
+            []
+        );
+        assert_eq!(
+            planned(&[file(Recent, 100, 6), file(Old, 11, 6)], When::Running),
+            [(2, Recent)]
+        );
+        assert_eq!(
+            planned(&[file(Recent, 100, 6), file(Old, 1, 1_441)], When::Running),
+            [(2, Recent)]
+        );
+        assert_eq!(
+            planned(&vec![file(Old, 1, 0); 8], When::Running),
+            [(8, Old)]
+        );
         assert_eq!(planned(&vec![file(Old, 1, 0); 7], When::Running), []);
-        assert_eq!(planned(&[file(Recent, 1, 0), file(Old, 1, 0)], When::Now), [(2, Recent)]);
+        assert_eq!(
+            planned(&[file(Recent, 1, 0), file(Old, 1, 0)], When::Now),
+            [(2, Recent)]
+        );
     }
 
     #[test]
     fn a_merge_reads_no_more_at_once_than_fits_into_its_memory() {
         let files = vec![file(Class::Recent, 4 << 10, 6); 50];
-        let counts = |memory: usize| plan(&files, 0, When::Quiet, memory).iter().map(|j| j.files.len()).sum::<usize>();
-        assert_eq!((counts(MEMORY), counts(80 << 20), counts(1 << 20)), (50, 10, 2));
-        assert_eq!(plan(&[file(Class::Recent, 10, 0), file(Class::Recent, 10, 0)], 0, When::Quiet, MEMORY), []);
+        let counts = |memory: usize| {
+            plan(&files, 0, When::Quiet, memory)
+                .iter()
+                .map(|j| j.files.len())
+                .sum::<usize>()
+        };
+        assert_eq!(
+            (counts(MEMORY), counts(80 << 20), counts(1 << 20)),
+            (50, 10, 2)
+        );
+        assert_eq!(
+            plan(
+                &[file(Class::Recent, 10, 0), file(Class::Recent, 10, 0)],
+                0,
+                When::Quiet,
+                MEMORY
+            ),
+            []
+        );
     }
 
     #[test]
     fn a_merge_takes_a_quarter_of_what_is_free_at_most() {
-        let job = Job { files: vec![file(Class::Recent, 10, 0), file(Class::Recent, 15, 0)], class: Class::Recent };
+        let job = Job {
+            files: vec![file(Class::Recent, 10, 0), file(Class::Recent, 15, 0)],
+            class: Class::Recent,
+        };
         let has_room = |kib: u64| has_room_for(&job, Some(kib << 10));
-        assert_eq!((has_room(99), has_room(100), has_room_for(&job, None)), (false, true, true));
+        assert_eq!(
+            (has_room(99), has_room(100), has_room_for(&job, None)),
+            (false, true, true)
+        );
     }
 
     #[test]

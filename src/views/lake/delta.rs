@@ -1,5 +1,6 @@
-//! The Delta log of a table. What it says of each file is read at the start, or when somebody else has written to it, and is not
-//! kept: a commit adds one entry behind those that are known, which costs what the commit is, not what the table is.
+//! The Delta log of a table. What it says of each file is read at the start, or when somebody else
+//! has written to it, and is not kept: a commit adds one entry behind those that are known, which
+//! costs what the commit is, not what the table is.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -43,7 +44,13 @@ impl DeltaLog {
         let table = open_or_create(spec).await?;
         let metadata = table.snapshot()?.metadata().clone();
         let folder = spec.root.join("_delta_log");
-        let mut log = Self { table, version: 0, metadata, is_ruled: false, folder };
+        let mut log = Self {
+            table,
+            version: 0,
+            metadata,
+            is_ruled: false,
+            folder,
+        };
         log.note()?;
         Ok(log)
     }
@@ -72,7 +79,11 @@ impl DeltaLog {
         self.version = state.version();
         self.metadata = state.metadata().clone();
         self.is_ruled = PROTOCOL.can_write_to(state).is_err()
-            || state.metadata().configuration().get("delta.appendOnly").is_some_and(|value| value == "true");
+            || state
+                .metadata()
+                .configuration()
+                .get("delta.appendOnly")
+                .is_some_and(|value| value == "true");
         Ok(())
     }
 
@@ -88,7 +99,8 @@ impl DeltaLog {
         &self.metadata
     }
 
-    /// Adds an entry; true where somebody else had added some, so that the table was read again, with this one.
+    /// Adds an entry; true where somebody else had added some, so that the table was read again,
+    /// with this one.
     pub(super) async fn commit(
         &mut self,
         actions: Vec<Action>,
@@ -96,14 +108,26 @@ impl DeltaLog {
         transactions: Vec<Transaction>,
     ) -> Result<bool, DeltaTableError> {
         if !self.is_ruled {
-            let data = CommitData::new(actions.clone(), operation.clone(), HashMap::new(), transactions.clone());
+            let data = CommitData::new(
+                actions.clone(),
+                operation.clone(),
+                HashMap::new(),
+                transactions.clone(),
+            );
             let entry = CommitOrBytes::LogBytes(data.get_bytes()?);
             let version = self.version + 1;
-            match self.table.log_store().write_commit_entry(version, entry, Uuid::nil()).await {
+            match self
+                .table
+                .log_store()
+                .write_commit_entry(version, entry, Uuid::nil())
+                .await
+            {
                 Ok(()) => {
                     self.version = version;
-                    if let Some(Action::Metadata(metadata)) =
-                        data.actions.into_iter().find(|action| matches!(action, Action::Metadata(_)))
+                    if let Some(Action::Metadata(metadata)) = data
+                        .actions
+                        .into_iter()
+                        .find(|action| matches!(action, Action::Metadata(_)))
                     {
                         self.metadata = metadata;
                     }
@@ -121,7 +145,11 @@ impl DeltaLog {
         let state = self.table.snapshot()?;
         let done = CommitBuilder::from(properties)
             .with_actions(actions)
-            .build(Some(state as &dyn TableReference), self.table.log_store(), operation)
+            .build(
+                Some(state as &dyn TableReference),
+                self.table.log_store(),
+                operation,
+            )
             .await?;
         self.table.state = Some(done.snapshot);
         self.note()?;
@@ -134,14 +162,23 @@ impl DeltaLog {
         let (engine, root, version) = (store.engine(None), store.root_url().clone(), self.version);
         // The library's own way reads what the table says of every file into memory before.
         let written = tokio::task::spawn_blocking(move || {
-            Snapshot::builder_for(root).at_version(version).build(engine.as_ref())?.checkpoint(engine.as_ref(), None)
+            Snapshot::builder_for(root)
+                .at_version(version)
+                .build(engine.as_ref())?
+                .checkpoint(engine.as_ref(), None)
         });
-        let (result, _) = written.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
-        let checkpoint = self.folder.join(format!("{version:020}.checkpoint.parquet"));
+        let (result, _) = written
+            .await
+            .map_err(|e| DeltaTableError::generic(e.to_string()))??;
+        let checkpoint = self
+            .folder
+            .join(format!("{version:020}.checkpoint.parquet"));
         // One that is there already was written by somebody else.
         if result == CheckpointWriteResult::Written {
             let summed = tokio::task::spawn_blocking(move || add_checkpoint_sum(&checkpoint));
-            summed.await.map_err(|e| DeltaTableError::generic(e.to_string()))??;
+            summed
+                .await
+                .map_err(|e| DeltaTableError::generic(e.to_string()))??;
         }
         if self.has_old_entries()? {
             self.load().await?;
@@ -157,7 +194,11 @@ impl DeltaLog {
             return Ok(true);
         }
         let is_old = |entry: std::io::Result<std::fs::DirEntry>| -> std::io::Result<bool> {
-            Ok(entry?.metadata()?.modified()?.elapsed().is_ok_and(|age| age > RETENTION))
+            Ok(entry?
+                .metadata()?
+                .modified()?
+                .elapsed()
+                .is_ok_and(|age| age > RETENTION))
         };
         for entry in std::fs::read_dir(&self.folder)? {
             if is_old(entry)? {
@@ -178,14 +219,18 @@ async fn open_or_create(spec: &TableSpec) -> Result<DeltaTable, DeltaTableError>
         Err(DeltaTableError::NotATable(_)) => {}
         Err(error) => return Err(error),
     }
-    let columns = delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
+    let columns =
+        delta_columns(&spec.full_schema()).map_err(|e| DeltaTableError::generic(e.to_string()))?;
     table
         .create()
         .with_columns(columns.fields().cloned())
         .with_partition_columns(partition_values(0, spec.layout).iter().map(|(n, _)| *n))
         .with_table_name(&spec.name)
         .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
-        .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some("interval 1 days"))
+        .with_configuration_property(
+            TableProperty::DeletedFileRetentionDuration,
+            Some("interval 1 days"),
+        )
         .with_save_mode(SaveMode::Ignore)
         .await
 }
@@ -199,11 +244,27 @@ mod tests {
     use super::*;
     use crate::schema::Layout;
 
-    async fn add(log: &mut DeltaLog, spec: &TableSpec, path: &str) -> Result<bool, DeltaTableError> {
-        let file = FileEntry { path: path.into(), ..FileEntry::sample() };
-        let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+    async fn add(
+        log: &mut DeltaLog,
+        spec: &TableSpec,
+        path: &str,
+    ) -> Result<bool, DeltaTableError> {
+        let file = FileEntry {
+            path: path.into(),
+            ..FileEntry::sample()
+        };
+        let operation = DeltaOperation::Write {
+            mode: SaveMode::Append,
+            partition_by: None,
+            predicate: None,
+        };
         let position = Transaction::new(path, 1);
-        log.commit(vec![Action::Add(add_action(spec, &file, true))], operation, vec![position]).await
+        log.commit(
+            vec![Action::Add(add_action(spec, &file, true))],
+            operation,
+            vec![position],
+        )
+        .await
     }
 
     fn spec(lake: &Path) -> TableSpec {
@@ -212,8 +273,11 @@ mod tests {
 
     async fn paths(spec: &TableSpec) -> Vec<String> {
         let log = DeltaLog::open(spec).await.expect("a table");
-        let mut paths: Vec<String> =
-            read_files(spec, log.table()).expect("files").into_iter().map(|file| file.path).collect();
+        let mut paths: Vec<String> = read_files(spec, log.table())
+            .expect("files")
+            .into_iter()
+            .map(|file| file.path)
+            .collect();
         paths.sort();
         paths
     }
@@ -226,9 +290,18 @@ mod tests {
         let mut other = DeltaLog::open(&spec).await.expect("a table");
         assert!(!add(&mut own, &spec, "a").await.expect("added"), "alone");
         assert!(!add(&mut own, &spec, "b").await.expect("added"), "alone");
-        assert!(add(&mut other, &spec, "c").await.expect("added"), "others came before");
-        assert!(add(&mut own, &spec, "d").await.expect("added"), "another came before");
-        assert!(!add(&mut own, &spec, "e").await.expect("added"), "alone again");
+        assert!(
+            add(&mut other, &spec, "c").await.expect("added"),
+            "others came before"
+        );
+        assert!(
+            add(&mut own, &spec, "d").await.expect("added"),
+            "another came before"
+        );
+        assert!(
+            !add(&mut own, &spec, "e").await.expect("added"),
+            "alone again"
+        );
         assert_eq!((own.version(), other.version()), (5, 3));
         assert_eq!(paths(&spec).await, ["a", "b", "c", "d", "e"]);
     }
@@ -257,8 +330,15 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
             std::fs::write(&checkpoint, flipped).expect("written");
-            let error = DeltaLog::open(&spec).await.err().expect("damaged").to_string();
-            assert!(error.contains("checkpoint.parquet") && error.contains("from a backup"), "{error}");
+            let error = DeltaLog::open(&spec)
+                .await
+                .err()
+                .expect("damaged")
+                .to_string();
+            assert!(
+                error.contains("checkpoint.parquet") && error.contains("from a backup"),
+                "{error}"
+            );
         }
         std::fs::write(&checkpoint, whole).expect("written");
         DeltaLog::open(&spec).await.expect("whole again");
@@ -286,10 +366,18 @@ mod tests {
                 std::fs::remove_file(path).unwrap_or_default();
             }
         };
-        // Twice the way out that the error names: to the older checkpoint, then to the first commit.
+        // Twice the way out that the error names: to the older checkpoint, then to the first
+        // commit.
         for checkpoint in [damage(2), damage(1)] {
-            let error = DeltaLog::open(&spec).await.err().expect("damaged").to_string();
-            assert!(error.contains("move it and _last_checkpoint away"), "{error}");
+            let error = DeltaLog::open(&spec)
+                .await
+                .err()
+                .expect("damaged")
+                .to_string();
+            assert!(
+                error.contains("move it and _last_checkpoint away"),
+                "{error}"
+            );
             move_away(&checkpoint);
         }
         assert_eq!(paths(&spec).await, ["a", "b"]);
@@ -304,7 +392,10 @@ mod tests {
         let sum = |version: i64| entries.join(format!(".{version:020}.checkpoint.parquet.crc32c"));
         log.tidy().await.expect("a checkpoint");
         assert!(sum(0).exists());
-        for name in [&*format!("{:020}.checkpoint.parquet", 0), "_last_checkpoint"] {
+        for name in [
+            &*format!("{:020}.checkpoint.parquet", 0),
+            "_last_checkpoint",
+        ] {
             std::fs::remove_file(entries.join(name)).expect("a checkpoint");
         }
         add(&mut log, &spec, "a").await.expect("added");

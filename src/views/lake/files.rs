@@ -1,4 +1,5 @@
-//! Parquet files of a table: rows sorted by time and LSN, one file per partition, synced before their Delta entry.
+//! Parquet files of a table: rows sorted by time and LSN, one file per partition, synced before
+//! their Delta entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -96,9 +97,15 @@ impl FileEntry {
 
 /// Values of the partition columns of a bucket, in their order.
 pub fn partition_values(bucket: i64, layout: Layout) -> Vec<(&'static str, i32)> {
-    let Some(width) = layout.width() else { return vec![("bucket", bucket as i32)] };
+    let Some(width) = layout.width() else {
+        return vec![("bucket", bucket as i32)];
+    };
     let time = DateTime::from_timestamp_micros(bucket.saturating_mul(width)).unwrap_or_default();
-    let mut values = vec![("year", time.year()), ("month", time.month() as i32), ("day", time.day() as i32)];
+    let mut values = vec![
+        ("year", time.year()),
+        ("month", time.month() as i32),
+        ("day", time.day() as i32),
+    ];
     if layout == Layout::Hours {
         values.push(("hour", time.hour() as i32));
     }
@@ -107,15 +114,25 @@ pub fn partition_values(bucket: i64, layout: Layout) -> Vec<(&'static str, i32)>
 
 /// Folder of a bucket inside the table's: `year=2016/month=6/day=10/hour=1`.
 pub fn partition_folder(bucket: i64, layout: Layout) -> String {
-    partition_values(bucket, layout).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("/")
+    partition_values(bucket, layout)
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect::<Vec<_>>()
+        .join("/")
 }
 
 /// The bucket of each row.
 pub fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
     if let Some(width) = spec.layout.width() {
-        return times(spec, batch).iter().map(|time| bucket(*time, width)).collect();
+        return times(spec, batch)
+            .iter()
+            .map(|time| bucket(*time, width))
+            .collect();
     }
-    entities::leaves::places(spec, batch).into_iter().map(entities::leaves::bucket_of).collect()
+    entities::leaves::places(spec, batch)
+        .into_iter()
+        .map(entities::leaves::bucket_of)
+        .collect()
 }
 
 /// Times of a batch, by the column that partitions the table.
@@ -141,11 +158,17 @@ fn has_page_bounds(ty: &DataType) -> bool {
 /// How a file is written that will have so many rows, as far as that is known.
 pub fn properties(rows: Option<usize>) -> WriterProperties {
     let lsn = ColumnPath::from("lsn");
-    // Making zstd's tables for each column costs more than a few rows are worth; they are written again by the next merge.
+    // Making zstd's tables for each column costs more than a few rows are worth; they are written
+    // again by the next merge.
     let is_small = is_small(rows);
-    let compression = if is_small { Compression::SNAPPY } else { Compression::ZSTD(ZstdLevel::default()) };
+    let compression = if is_small {
+        Compression::SNAPPY
+    } else {
+        Compression::ZSTD(ZstdLevel::default())
+    };
     WriterProperties::builder()
-        // A number that ascends is told best by its steps; values that hardly repeat are not worth a dictionary.
+        // A number that ascends is told best by its steps; values that hardly repeat are not worth
+        // a dictionary.
         .set_column_dictionary_enabled(lsn.clone(), false)
         .set_column_encoding(lsn, Encoding::DELTA_BINARY_PACKED)
         .set_dictionary_page_size_limit(DICTIONARY_BYTES)
@@ -162,27 +185,45 @@ pub fn properties_of(spec: &TableSpec, rows: Option<usize>) -> WriterProperties 
     let mut properties = properties(rows).into_builder();
     let path = |column: usize| ColumnPath::from(spec.schema.field(column).name().as_str());
     if !is_small(rows) {
-        properties = properties.set_offset_index_disabled(false).set_data_page_row_count_limit(PAGE_ROWS);
-        // Numbers and times often ascend with time, by which rows are sorted: their bounds tell one page from another.
+        properties = properties
+            .set_offset_index_disabled(false)
+            .set_data_page_row_count_limit(PAGE_ROWS);
+        // Numbers and times often ascend with time, by which rows are sorted: their bounds tell one
+        // page from another.
         let fields = spec.schema.fields().iter().enumerate();
         for (column, _) in fields.filter(|(_, field)| has_page_bounds(field.data_type())) {
-            properties = properties.set_column_statistics_enabled(path(column), EnabledStatistics::Page);
+            properties =
+                properties.set_column_statistics_enabled(path(column), EnabledStatistics::Page);
         }
     }
     // No question is answered by the least and the greatest item of a list.
-    for field in spec.schema.fields().iter().filter(|field| field.data_type().is_nested()) {
-        let items = [field.name().as_str(), "list", "item"].map(str::to_owned).to_vec();
-        properties = properties.set_column_statistics_enabled(ColumnPath::new(items), EnabledStatistics::None);
+    for field in spec
+        .schema
+        .fields()
+        .iter()
+        .filter(|field| field.data_type().is_nested())
+    {
+        let items = [field.name().as_str(), "list", "item"]
+            .map(str::to_owned)
+            .to_vec();
+        properties = properties
+            .set_column_statistics_enabled(ColumnPath::new(items), EnabledStatistics::None);
     }
     // Values that are unique, or nearly, fill a dictionary for nothing.
-    for column in spec.keys.iter().copied().chain([0, spec.time_column]).filter(|_| spec.layout == Layout::Buckets) {
+    for column in spec
+        .keys
+        .iter()
+        .copied()
+        .chain([0, spec.time_column])
+        .filter(|_| spec.layout == Layout::Buckets)
+    {
         properties = properties.set_column_dictionary_enabled(path(column), false);
     }
     properties.build()
 }
 
-/// The files that one commit or one merge writes. Unless it is given up to the commit that names them, they are removed with it,
-/// also half written ones.
+/// The files that one commit or one merge writes. Unless it is given up to the commit that names
+/// them, they are removed with it, also half written ones.
 #[derive(Debug)]
 pub struct Attempt {
     root: PathBuf,
@@ -191,28 +232,43 @@ pub struct Attempt {
 
 impl Attempt {
     pub fn of(spec: &TableSpec) -> Self {
-        Self { root: spec.root.clone(), files: Mutex::default() }
+        Self {
+            root: spec.root.clone(),
+            files: Mutex::default(),
+        }
     }
 
     fn note(&self, path: &str) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+        self.files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(path.to_owned());
     }
 
     /// From now on the commit answers for the files.
     pub fn give_up(self) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        for path in self.files.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for path in self
+            .files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
             let _ = fs::remove_file(self.root.join(path));
         }
     }
 }
 
-/// A file that is being written, under a name that was never used before: a file of an earlier attempt is never committed.
+/// A file that is being written, under a name that was never used before: a file of an earlier
+/// attempt is never committed.
 pub struct NewFile {
     target: PathBuf,
     pub entry: FileEntry,
@@ -228,7 +284,13 @@ impl NewFile {
         now_ms: i64,
     ) -> Result<(Self, Summing<fs::File>), String> {
         let folder = partition_folder(bucket, spec.layout);
-        Self::create_as(spec, attempt, &folder, class.name(), (bucket, class, now_ms))
+        Self::create_as(
+            spec,
+            attempt,
+            &folder,
+            class.name(),
+            (bucket, class, now_ms),
+        )
     }
 
     /// Begins a file in a folder of the table, with so much before what makes its name unique.
@@ -244,9 +306,18 @@ impl NewFile {
         let target = spec.root.join(&path);
         let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
         // Their names are made durable by [`sync_files`].
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(spec.root.join(folder)).map_err(in_target)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(spec.root.join(folder))
+            .map_err(in_target)?;
         attempt.note(&path);
-        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(in_target)?;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&target)
+            .map_err(in_target)?;
         let entry = FileEntry {
             path,
             bytes: 0,
@@ -271,7 +342,10 @@ impl NewFile {
     pub fn note(&mut self, time: Micros, lsns: RangeInclusive<Lsn>) {
         let entry = &mut self.entry;
         (entry.min_time, entry.max_time) = (entry.min_time.min(time), entry.max_time.max(time));
-        (entry.min_lsn, entry.max_lsn) = (entry.min_lsn.min(*lsns.start()), entry.max_lsn.max(*lsns.end()));
+        (entry.min_lsn, entry.max_lsn) = (
+            entry.min_lsn.min(*lsns.start()),
+            entry.max_lsn.max(*lsns.end()),
+        );
         entry.rows += lsns.end() + 1 - lsns.start();
     }
 
@@ -299,7 +373,12 @@ impl FileWriter {
         now_ms: i64,
         rows: Option<usize>,
     ) -> Result<Self, String> {
-        Self::begin(spec, NewFile::create(spec, attempt, bucket, class, now_ms)?, rows, None)
+        Self::begin(
+            spec,
+            NewFile::create(spec, attempt, bucket, class, now_ms)?,
+            rows,
+            None,
+        )
     }
 
     /// Likewise in a file that was created, with so many rows in a row group.
@@ -311,7 +390,10 @@ impl FileWriter {
     ) -> Result<Self, String> {
         let mut properties = properties_of(spec, rows);
         if group_rows.is_some() {
-            properties = properties.into_builder().set_max_row_group_row_count(group_rows).build();
+            properties = properties
+                .into_builder()
+                .set_max_row_group_row_count(group_rows)
+                .build();
         }
         let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties));
         let writer = writer.map_err(|e| new.error(&e))?;
@@ -327,7 +409,8 @@ impl FileWriter {
 
     /// Adds to what the footer says.
     pub fn note_in_footer(&mut self, key: &str, text: String) {
-        self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), text));
+        self.writer
+            .append_key_value_metadata(KeyValue::new(key.to_owned(), text));
     }
 
     /// Bytes so far, those not yet written included.
@@ -343,7 +426,11 @@ impl FileWriter {
 }
 
 /// The rows of a file that have these LSNs, in the table's columns.
-pub fn read(spec: &TableSpec, file: &FileEntry, lsns: RangeInclusive<Lsn>) -> Result<Vec<RecordBatch>, String> {
+pub fn read(
+    spec: &TableSpec,
+    file: &FileEntry,
+    lsns: RangeInclusive<Lsn>,
+) -> Result<Vec<RecordBatch>, String> {
     read_groups(spec, file, None, lsns)
 }
 
@@ -359,7 +446,12 @@ pub fn read_groups(
     let opened = CheckedFile::of(spec, file).open()?;
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
     let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
-    let roots = builder.schema().fields().iter().enumerate().filter(|(_, field)| is_wanted(field.name()));
+    let roots = builder
+        .schema()
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| is_wanted(field.name()));
     let roots: Vec<usize> = roots.map(|(at, _)| at).collect();
     let wanted = ProjectionMask::roots(builder.parquet_schema(), roots);
     builder = builder.with_projection(wanted);
@@ -369,9 +461,14 @@ pub fn read_groups(
     if *lsns.start() > file.min_lsn || *lsns.end() < file.max_lsn {
         let mask = ProjectionMask::columns(builder.parquet_schema(), ["lsn"]);
         let is_in = move |rows: RecordBatch| {
-            Ok(crate::operators::lsns(&rows).iter().map(|lsn| Some(lsns.contains(&(*lsn as Lsn)))).collect())
+            Ok(crate::operators::lsns(&rows)
+                .iter()
+                .map(|lsn| Some(lsns.contains(&(*lsn as Lsn))))
+                .collect())
         };
-        builder = builder.with_row_filter(RowFilter::new(vec![Box::new(ArrowPredicateFn::new(mask, is_in))]));
+        builder = builder.with_row_filter(RowFilter::new(vec![Box::new(ArrowPredicateFn::new(
+            mask, is_in,
+        ))]));
     }
     let reader = builder.build().map_err(|e| wrong(&e))?;
     let rows = reader.map(|batch| {
@@ -384,20 +481,34 @@ pub fn read_groups(
 /// Rows that were written once in the table's columns, of which they may lack those that are newer.
 pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     // A value that a column of another type cannot have is not lost without a word.
-    let exactly = CastOptions { safe: false, ..CastOptions::default() };
-    let columns = spec.schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
-        Some(column) => cast_with_options(column, field.data_type(), &exactly),
-        None => Ok(arrow::array::new_null_array(field.data_type(), rows.num_rows())),
-    });
+    let exactly = CastOptions {
+        safe: false,
+        ..CastOptions::default()
+    };
+    let columns =
+        spec.schema
+            .fields()
+            .iter()
+            .map(|field| match rows.column_by_name(field.name()) {
+                Some(column) => cast_with_options(column, field.data_type(), &exactly),
+                None => Ok(arrow::array::new_null_array(
+                    field.data_type(),
+                    rows.num_rows(),
+                )),
+            });
     RecordBatch::try_new(spec.schema.clone(), columns.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// Makes new files durable, together: contents first, then their names. One sync after another, each right behind its file's
-/// writing, would wait for the disk as often as there are files.
+/// Makes new files durable, together: contents first, then their names. One sync after another,
+/// each right behind its file's writing, would wait for the disk as often as there are files.
 pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
     let paths: Vec<PathBuf> = entries.iter().map(|e| root.join(&e.path)).collect();
     let folders = |path: &PathBuf| {
-        path.ancestors().skip(1).take_while(|a| a.starts_with(root)).map(Path::to_owned).collect::<Vec<_>>()
+        path.ancestors()
+            .skip(1)
+            .take_while(|a| a.starts_with(root))
+            .map(Path::to_owned)
+            .collect::<Vec<_>>()
     };
     let folders: BTreeSet<PathBuf> = paths.iter().flat_map(folders).collect();
     for names in [paths, folders.into_iter().collect()] {
@@ -420,10 +531,13 @@ pub fn write_partitions(
     let sources: Vec<&RecordBatch> = batches.iter().collect();
     let partitions: Vec<_> = partition_order(spec, batches).into_iter().collect();
     side_by_side(&partitions, |(bucket, order)| {
-        let mut file = FileWriter::create(spec, attempt, *bucket, class, now_ms, Some(order.len()))?;
+        let mut file =
+            FileWriter::create(spec, attempt, *bucket, class, now_ms, Some(order.len()))?;
         for part in order.chunks(WRITE_ROWS) {
-            let part: Vec<(usize, usize)> =
-                part.iter().map(|(_, batch, row)| (*batch as usize, *row as usize)).collect();
+            let part: Vec<(usize, usize)> = part
+                .iter()
+                .map(|(_, batch, row)| (*batch as usize, *row as usize))
+                .collect();
             let rows = interleave_record_batch(&sources, &part).map_err(|e| e.to_string())?;
             file.write(spec, &rows)?;
         }
@@ -445,17 +559,35 @@ fn side_by_side<T: Sync, R: Send>(
             .map(|part| scope.spawn(|| part.iter().map(&work).collect()))
             .collect();
         let lost = |_| Err("a thread that wrote files panicked".to_owned());
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(lost)).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(lost))
+            .collect()
     });
-    Ok(parts.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    Ok(parts
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect())
 }
 
 /// Times, batches and rows by partition, each in the order of time, then LSN.
-fn partition_order(spec: &TableSpec, batches: &[RecordBatch]) -> BTreeMap<i64, Vec<(Micros, u32, u32)>> {
+fn partition_order(
+    spec: &TableSpec,
+    batches: &[RecordBatch],
+) -> BTreeMap<i64, Vec<(Micros, u32, u32)>> {
     let mut order: BTreeMap<i64, Vec<(Micros, u32, u32)>> = BTreeMap::new();
     for (n, batch) in batches.iter().enumerate() {
-        for (row, (time, bucket)) in times(spec, batch).iter().zip(buckets(spec, batch)).enumerate() {
-            order.entry(bucket).or_default().push((*time, n as u32, row as u32));
+        for (row, (time, bucket)) in times(spec, batch)
+            .iter()
+            .zip(buckets(spec, batch))
+            .enumerate()
+        {
+            order
+                .entry(bucket)
+                .or_default()
+                .push((*time, n as u32, row as u32));
         }
     }
     for rows in order.values_mut() {
@@ -465,7 +597,8 @@ fn partition_order(spec: &TableSpec, batches: &[RecordBatch]) -> BTreeMap<i64, V
     order
 }
 
-/// How many partitions the rows up to each of them reach; for cutting a commit at a number of partitions.
+/// How many partitions the rows up to each of them reach; for cutting a commit at a number of
+/// partitions.
 pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut BTreeSet<i64>) -> usize {
     seen.extend(buckets(spec, batch));
     seen.len()
@@ -487,20 +620,37 @@ pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
 }
 
 /// Schema of hot rows as queries see them: the table's columns, then its partition columns.
-pub fn with_partition_columns(spec: &TableSpec, batch: &RecordBatch, full: &SchemaRef) -> Result<RecordBatch, String> {
+pub fn with_partition_columns(
+    spec: &TableSpec,
+    batch: &RecordBatch,
+    full: &SchemaRef,
+) -> Result<RecordBatch, String> {
     use arrow::array::Int32Array;
     let names = partition_values(0, spec.layout).len();
     let mut values: Vec<Vec<i32>> = vec![Vec::with_capacity(batch.num_rows()); names];
     let mut last: Option<(i64, Vec<i32>)> = None;
     for at in buckets(spec, batch) {
         if last.as_ref().is_none_or(|(b, _)| *b != at) {
-            last = Some((at, partition_values(at, spec.layout).into_iter().map(|(_, v)| v).collect()));
+            last = Some((
+                at,
+                partition_values(at, spec.layout)
+                    .into_iter()
+                    .map(|(_, v)| v)
+                    .collect(),
+            ));
         }
         if let Some((_, parts)) = &last {
-            values.iter_mut().zip(parts).for_each(|(column, value)| column.push(*value));
+            values
+                .iter_mut()
+                .zip(parts)
+                .for_each(|(column, value)| column.push(*value));
         }
     }
     let mut columns = batch.columns().to_vec();
-    columns.extend(values.into_iter().map(|v| Arc::new(Int32Array::from(v)) as arrow::array::ArrayRef));
+    columns.extend(
+        values
+            .into_iter()
+            .map(|v| Arc::new(Int32Array::from(v)) as arrow::array::ArrayRef),
+    );
     RecordBatch::try_new(full.clone(), columns).map_err(|e| e.to_string())
 }

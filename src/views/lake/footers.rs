@@ -1,5 +1,5 @@
-//! How queries read the lake's files: footers with their page indexes are kept in memory, as many as a limit allows, so that
-//! a query which needs a few pages reads nothing else.
+//! How queries read the lake's files: footers with their page indexes are kept in memory, as many
+//! as a limit allows, so that a query which needs a few pages reads nothing else.
 //!
 //! A file never changes under its name, so what is kept of it is true as long as the file exists.
 
@@ -63,18 +63,29 @@ impl Held {
         Some(footer.metadata.clone())
     }
 
-    /// Keeps a footer, and lets go of those that were used longest ago, as far as the limit asks for it.
+    /// Keeps a footer, and lets go of those that were used longest ago, as far as the limit asks
+    /// for it.
     fn keep(&mut self, path: &Path, metadata: Arc<ParquetMetaData>, limit: usize) {
         let bytes = metadata.memory_size() + path.as_os_str().len();
         if bytes > limit {
             return;
         }
-        let footer = Footer { metadata, bytes, last_use: self.uses };
+        let footer = Footer {
+            metadata,
+            bytes,
+            last_use: self.uses,
+        };
         let before = self.by_path.insert(path.to_owned(), footer);
         self.bytes = self.bytes + bytes - before.map_or(0, |b| b.bytes);
         while self.bytes > limit {
-            let oldest = self.by_path.iter().min_by_key(|(_, footer)| footer.last_use).map(|(path, _)| path.clone());
-            let Some(gone) = oldest.and_then(|path| self.by_path.remove(&path)) else { break };
+            let oldest = self
+                .by_path
+                .iter()
+                .min_by_key(|(_, footer)| footer.last_use)
+                .map(|(path, _)| path.clone());
+            let Some(gone) = oldest.and_then(|path| self.by_path.remove(&path)) else {
+                break;
+            };
             self.bytes -= gone.bytes;
         }
     }
@@ -82,7 +93,10 @@ impl Held {
 
 impl Footers {
     pub fn new(limit: usize) -> Self {
-        Self { limit, held: Mutex::default() }
+        Self {
+            limit,
+            held: Mutex::default(),
+        }
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -107,8 +121,9 @@ impl Footers {
     }
 }
 
-/// A footer without what it says of columns of floats. Parquet's bounds leave out NaN, which SQL orders above all numbers: pruned
-/// by them, a row group would lack its NaN where they are asked for, and show them where a filter was thought to hold for all.
+/// A footer without what it says of columns of floats. Parquet's bounds leave out NaN, which SQL
+/// orders above all numbers: pruned by them, a row group would lack its NaN where they are asked
+/// for, and show them where a filter was thought to hold for all.
 fn without_floats(metadata: ParquetMetaData) -> Result<ParquetMetaData> {
     let schema = metadata.file_metadata().schema_descr_ptr();
     let is_float = |column: usize| is_float(&schema, column);
@@ -119,7 +134,11 @@ fn without_floats(metadata: ParquetMetaData) -> Result<ParquetMetaData> {
     let groups = builder.take_row_groups().into_iter().map(|group| {
         let columns = group.columns().iter().enumerate().map(|(at, column)| {
             let builder = column.clone().into_builder();
-            if is_float(at) { builder.clear_statistics().build() } else { builder.build() }
+            if is_float(at) {
+                builder.clear_statistics().build()
+            } else {
+                builder.build()
+            }
         });
         let columns = columns.collect::<Result<Vec<_>>>()?;
         group.into_builder().set_column_metadata(columns).build()
@@ -132,28 +151,45 @@ fn without_floats(metadata: ParquetMetaData) -> Result<ParquetMetaData> {
         }
         groups
     });
-    Ok(builder.set_row_groups(groups).set_column_index(index).build())
+    Ok(builder
+        .set_row_groups(groups)
+        .set_column_index(index)
+        .build())
 }
 
 fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
-    matches!(schema.column(column).physical_type(), Type::FLOAT | Type::DOUBLE)
+    matches!(
+        schema.column(column).physical_type(),
+        Type::FLOAT | Type::DOUBLE
+    )
 }
 
-/// Bytes that a row takes once it is read, as far as the footer says: those of the page, or else the row group, whose rows are the
-/// widest. The packed size says nothing of this: a text of 100 kB that repeats one letter is packed into a hundred bytes.
+/// Bytes that a row takes once it is read, as far as the footer says: those of the page, or else
+/// the row group, whose rows are the widest. The packed size says nothing of this: a text of 100 kB
+/// that repeats one letter is packed into a hundred bytes.
 pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
     let average = |bytes: i64, rows: i64| bytes.max(0) as u64 / rows.max(1) as u64 + 1;
     let pages = |group: usize, column: usize, rows: i64| {
         let index = metadata.offset_index()?.get(group)?.get(column)?;
-        let first_rows = index.page_locations().iter().map(|page| page.first_row_index);
+        let first_rows = index
+            .page_locations()
+            .iter()
+            .map(|page| page.first_row_index);
         let ends = first_rows.clone().skip(1).chain([rows]);
         let bytes = index.unencoded_byte_array_data_bytes()?.iter();
-        first_rows.zip(ends).zip(bytes).map(|((first, end), bytes)| average(*bytes, end - first)).max()
+        first_rows
+            .zip(ends)
+            .zip(bytes)
+            .map(|((first, end), bytes)| average(*bytes, end - first))
+            .max()
     };
     let groups = metadata.row_groups().iter().enumerate().map(|(at, group)| {
         let rows = group.num_rows();
         let columns = group.columns().iter().enumerate().map(|(column, chunk)| {
-            let bytes = chunk.unencoded_byte_array_data_bytes().unwrap_or(0).max(chunk.uncompressed_size());
+            let bytes = chunk
+                .unencoded_byte_array_data_bytes()
+                .unwrap_or(0)
+                .max(chunk.uncompressed_size());
             average(bytes, rows).max(pages(at, column, rows).unwrap_or(0))
         });
         columns.sum::<u64>()
@@ -174,7 +210,10 @@ fn failed(reason: String) -> ParquetError {
 
 impl LakeFile {
     pub fn open(entry: &CheckedFile) -> Result<Self> {
-        Ok(Self { file: Arc::new(entry.open_in_parts().map_err(failed)?), entry: entry.clone() })
+        Ok(Self {
+            file: Arc::new(entry.open_in_parts().map_err(failed)?),
+            entry: entry.clone(),
+        })
     }
 }
 
@@ -188,13 +227,23 @@ impl ChunkReader for LakeFile {
     type T = BufReader<Rest>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        Ok(BufReader::with_capacity(HEADER_BYTES, Rest { file: self.clone(), at: start }))
+        Ok(BufReader::with_capacity(
+            HEADER_BYTES,
+            Rest {
+                file: self.clone(),
+                at: start,
+            },
+        ))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
-        self.entry.check(start..start.saturating_add(length as u64)).map_err(failed)?;
+        self.entry
+            .check(start..start.saturating_add(length as u64))
+            .map_err(failed)?;
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, start).map_err(|e| failed(self.entry.explain(&e)))?;
+        self.file
+            .read_exact_at(&mut bytes, start)
+            .map_err(|e| failed(self.entry.explain(&e)))?;
         Ok(bytes.into())
     }
 }
@@ -208,8 +257,13 @@ pub struct Rest {
 
 impl Read for Rest {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        let end = self.file.len().min(self.at.saturating_add(into.len() as u64));
-        let bytes = self.file.get_bytes(self.at, end.saturating_sub(self.at) as usize);
+        let end = self
+            .file
+            .len()
+            .min(self.at.saturating_add(into.len() as u64));
+        let bytes = self
+            .file
+            .get_bytes(self.at, end.saturating_sub(self.at) as usize);
         let bytes = bytes.map_err(std::io::Error::other)?;
         into[..bytes.len()].copy_from_slice(&bytes);
         self.at += bytes.len() as u64;
@@ -230,9 +284,16 @@ impl ParquetFileReaderFactory for FooterReaders {
         metrics: &ExecutionPlanMetricsSet,
     ) -> datafusion::error::Result<Box<dyn AsyncFileReader + Send>> {
         let entry = file.extension::<CheckedFile>().cloned();
-        let entry = entry.ok_or_else(|| DataFusionError::Internal("a file without its entry".into()))?;
-        let metrics = ParquetFileMetrics::new(partition_index, file.object_meta.location.as_ref(), metrics);
-        Ok(Box::new(Reader { footers: self.0.clone(), entry, file: None, metrics }))
+        let entry =
+            entry.ok_or_else(|| DataFusionError::Internal("a file without its entry".into()))?;
+        let metrics =
+            ParquetFileMetrics::new(partition_index, file.object_meta.location.as_ref(), metrics);
+        Ok(Box::new(Reader {
+            footers: self.0.clone(),
+            entry,
+            file: None,
+            metrics,
+        }))
     }
 }
 
@@ -267,17 +328,25 @@ impl Reader {
 
 /// A range of a file.
 fn read_range(file: &LakeFile, range: &Range<u64>) -> Result<Bytes> {
-    file.get_bytes(range.start, usize::try_from(range.end.saturating_sub(range.start))?)
+    file.get_bytes(
+        range.start,
+        usize::try_from(range.end.saturating_sub(range.start))?,
+    )
 }
 
 impl AsyncFileReader for Reader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
-        self.metrics.bytes_scanned.add(range.end.saturating_sub(range.start) as usize);
+        self.metrics
+            .bytes_scanned
+            .add(range.end.saturating_sub(range.start) as usize);
         self.with_file(move |file| read_range(file, &range))
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        let bytes: u64 = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        let bytes: u64 = ranges
+            .iter()
+            .map(|range| range.end.saturating_sub(range.start))
+            .sum();
         self.metrics.bytes_scanned.add(bytes as usize);
         self.with_file(move |file| ranges.iter().map(|range| read_range(file, range)).collect())
     }
@@ -310,14 +379,18 @@ mod tests {
     fn write(folder: &Path, name: &str) -> LakeFile {
         let columns = [
             ("number", Arc::new(Int64Array::from(vec![1, 2])) as _),
-            ("double", Arc::new(Float64Array::from(vec![1.0, f64::NAN])) as _),
+            (
+                "double",
+                Arc::new(Float64Array::from(vec![1.0, f64::NAN])) as _,
+            ),
         ];
         let rows = RecordBatch::try_from_iter(columns).expect("two columns");
         let spec = TableSpec::raw(folder, Layout::Hours);
         std::fs::create_dir_all(&spec.root).expect("a folder");
         let path = spec.root.join(name);
         let mut writer =
-            ArrowWriter::try_new(File::create(&path).expect("a file"), rows.schema(), None).expect("begun");
+            ArrowWriter::try_new(File::create(&path).expect("a file"), rows.schema(), None)
+                .expect("begun");
         writer.write(&rows).expect("written");
         writer.close().expect("ended");
         let entry = FileEntry {
@@ -335,7 +408,11 @@ mod tests {
     fn a_row_is_as_wide_as_in_the_page_where_rows_are_widest() {
         let folder = tempfile::tempdir().expect("a folder");
         let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..10_000).map(|n| {
-            let length = if (5_000..5_010).contains(&n) { 100_000 } else { 10 };
+            let length = if (5_000..5_010).contains(&n) {
+                100_000
+            } else {
+                10
+            };
             format!("{n}-{}", "x".repeat(length))
         })));
         let rows = RecordBatch::try_from_iter([("s", texts)]).expect("rows");
@@ -346,13 +423,25 @@ mod tests {
             .set_data_page_row_count_limit(100)
             .set_write_batch_size(100)
             .build();
-        let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties)).expect("begun");
+        let mut writer =
+            ArrowWriter::try_new(file, rows.schema(), Some(properties)).expect("begun");
         writer.write(&rows).expect("written");
-        let packed = writer.close().expect("ended").row_groups().iter().map(|g| g.compressed_size()).sum::<i64>();
+        let packed = writer
+            .close()
+            .expect("ended")
+            .row_groups()
+            .iter()
+            .map(|g| g.compressed_size())
+            .sum::<i64>();
         let read = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required);
-        let metadata = read.parse_and_finish(&File::open(&path).expect("there")).expect("a footer");
+        let metadata = read
+            .parse_and_finish(&File::open(&path).expect("there"))
+            .expect("a footer");
         let widest = widest_row(&metadata);
-        assert!((10_000..100_100).contains(&widest) && packed < 200_000, "{widest} bytes a row, {packed} packed");
+        assert!(
+            (10_000..100_100).contains(&widest) && packed < 200_000,
+            "{widest} bytes a row, {packed} packed"
+        );
     }
 
     #[test]
@@ -363,9 +452,14 @@ mod tests {
         all.read(&files[0]).expect("a footer");
         let footers = Footers::new(all.memory_bytes() * 5 / 2);
         let first = footers.read(&files[0]).expect("a footer");
-        [1, 0, 2].iter().for_each(|n| drop(footers.read(&files[*n]).expect("a footer")));
+        [1, 0, 2]
+            .iter()
+            .for_each(|n| drop(footers.read(&files[*n]).expect("a footer")));
         assert!(footers.memory_bytes() <= footers.limit);
-        assert!(Arc::ptr_eq(&first, &footers.read(&files[0]).expect("a footer")), "it was used after the second");
+        assert!(
+            Arc::ptr_eq(&first, &footers.read(&files[0]).expect("a footer")),
+            "it was used after the second"
+        );
         assert!(footers.held().get(files[1].entry.path()).is_none());
         let none = Footers::new(10);
         none.read(&files[0]).expect("a footer");
@@ -375,10 +469,18 @@ mod tests {
     #[test]
     fn bounds_of_floats_are_not_believed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let footer = Footers::new(usize::MAX).read(&write(folder.path(), "a")).expect("a footer");
+        let footer = Footers::new(usize::MAX)
+            .read(&write(folder.path(), "a"))
+            .expect("a footer");
         let columns = footer.row_group(0).columns();
-        assert_eq!([0, 1].map(|c| columns[c].statistics().is_some()), [true, false]);
+        assert_eq!(
+            [0, 1].map(|c| columns[c].statistics().is_some()),
+            [true, false]
+        );
         let index = &footer.column_index().expect("an index")[0];
-        assert_eq!([0, 1].map(|c| matches!(index[c], ColumnIndexMetaData::NONE)), [false, true]);
+        assert_eq!(
+            [0, 1].map(|c| matches!(index[c], ColumnIndexMetaData::NONE)),
+            [false, true]
+        );
     }
 }

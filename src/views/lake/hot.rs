@@ -1,4 +1,5 @@
-//! Rows above the last commit: in memory, queryable, small batches merged so that one-row frames do not cost a batch each.
+//! Rows above the last commit: in memory, queryable, small batches merged so that one-row frames do
+//! not cost a batch each.
 
 use std::sync::Arc;
 
@@ -37,7 +38,9 @@ impl Hot {
 
     pub fn last_lsn(&self) -> Lsn {
         match self {
-            Self::Rows(batch) => crate::operators::lsns(batch).last().map_or(0, |l| *l as u64),
+            Self::Rows(batch) => crate::operators::lsns(batch)
+                .last()
+                .map_or(0, |l| *l as u64),
             Self::Frame(part) => part.frame.header.last_lsn(),
         }
     }
@@ -62,7 +65,9 @@ pub fn push(parts: &mut Vec<Arc<Hot>>, rows: RecordBatch, sealed: usize) {
         {
             break;
         }
-        let Ok(merged) = concat_batches(&rows.schema(), [last, &rows]) else { break };
+        let Ok(merged) = concat_batches(&rows.schema(), [last, &rows]) else {
+            break;
+        };
         rows = merged;
         parts.pop();
     }

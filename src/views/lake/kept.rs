@@ -25,7 +25,13 @@ pub struct KeptRows {
 impl KeptRows {
     /// The committed rows of a table above `after`, up to `to`.
     pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
-        Self { spec: table.spec.clone(), files: table.all_files(), after, to, range: FIRST_RANGE }
+        Self {
+            spec: table.spec.clone(),
+            files: table.all_files(),
+            after,
+            to,
+            range: FIRST_RANGE,
+        }
     }
 
     /// Leaves out files whose rows all have a time from this on.
@@ -38,7 +44,12 @@ impl KeptRows {
         loop {
             // Within a file rows lie by time, and files overlap.
             self.files.retain(|file| file.max_lsn > self.after);
-            let Some(first) = self.files.iter().map(|file| file.min_lsn.max(self.after + 1)).min() else {
+            let Some(first) = self
+                .files
+                .iter()
+                .map(|file| file.min_lsn.max(self.after + 1))
+                .min()
+            else {
                 return Ok(None);
             };
             if first > self.to {
@@ -52,7 +63,8 @@ impl KeptRows {
             self.after = last;
             let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
             let bytes = rows.get_array_memory_size().max(1) as u64;
-            self.range = (self.range.saturating_mul(RANGE_BYTES) / bytes).clamp(1, (2 * self.range).min(MOST_RANGE));
+            self.range = (self.range.saturating_mul(RANGE_BYTES) / bytes)
+                .clamp(1, (2 * self.range).min(MOST_RANGE));
             if rows.num_rows() > 0 {
                 return by_lsn(&rows).map(Some);
             }
@@ -63,7 +75,11 @@ impl KeptRows {
 /// Rows in the order of their LSNs.
 pub fn by_lsn(rows: &RecordBatch) -> Result<RecordBatch, String> {
     let failed = |e: arrow::error::ArrowError| e.to_string();
-    let lsns = rows.column(0).as_any().downcast_ref::<Int64Array>().ok_or("the first column is no LSN")?;
+    let lsns = rows
+        .column(0)
+        .as_any()
+        .downcast_ref::<Int64Array>()
+        .ok_or("the first column is no LSN")?;
     if lsns.values().is_sorted() {
         return Ok(rows.clone());
     }

@@ -10,11 +10,20 @@ use crate::event::Lsn;
 use crate::operators::Output;
 
 impl LakeTable {
-    /// The rows that an output adds, in the order of their LSNs; none of `raw` and dead letters, which nobody follows.
+    /// The rows that an output adds, in the order of their LSNs; none of `raw` and dead letters,
+    /// which nobody follows.
     pub fn rows_of<'a>(&self, output: &'a Output) -> Option<&'a RecordBatch> {
         match &self.spec.feed {
-            Feed::Stream(name) => output.rows.as_ref().filter(|rows| rows.stream.name == *name).map(|rows| &rows.batch),
-            Feed::Made(name) => output.tables.iter().find(|table| *table.table == **name).map(|table| &table.batch),
+            Feed::Stream(name) => output
+                .rows
+                .as_ref()
+                .filter(|rows| rows.stream.name == *name)
+                .map(|rows| &rows.batch),
+            Feed::Made(name) => output
+                .tables
+                .iter()
+                .find(|table| *table.table == **name)
+                .map(|table| &table.batch),
             Feed::Raw | Feed::DeadLetters => None,
         }
     }
@@ -29,7 +38,10 @@ impl LakeTable {
     pub fn may_have(&self, after: Lsn, upto: Lsn) -> bool {
         let state = self.snapshot();
         let hot = state.recent.iter().chain(&state.old);
-        state.files.iter().any(|file| file.min_lsn <= upto && file.max_lsn > after)
+        state
+            .files
+            .iter()
+            .any(|file| file.min_lsn <= upto && file.max_lsn > after)
             || hot.into_iter().any(|part| part.last_lsn() > after)
     }
 }

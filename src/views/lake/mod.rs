@@ -1,9 +1,12 @@
-//! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the rows above its last commit in
-//! memory. Two positions where event time decides the folder: *recent* rows commit often, *old* ones wait together.
+//! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the
+//! rows above its last commit in memory. Two positions where event time decides the folder:
+//! *recent* rows commit often, *old* ones wait together.
 //!
-//! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as Delta has them; [`hot`] the rows in memory; [`checked`] the checksums of files; [`files`] Parquet; [`footers`] how queries read it; [`raw`] copies the log's
-//! blocks; [`compact`] merges; [`entities`] keeps the newest row of each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable;
-//! `unnamed` removes files that no version names.
+//! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as
+//! Delta has them; [`hot`] the rows in memory; [`checked`] the checksums of files; [`files`]
+//! Parquet; [`footers`] how queries read it; [`raw`] copies the log's blocks; [`compact`] merges;
+//! [`entities`] keeps the newest row of each key; [`provider`] is the table for SQL; [`store`]
+//! makes Delta's commits durable; `unnamed` removes files that no version names.
 
 pub mod checked;
 mod columns;
@@ -32,7 +35,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BinaryArray, BooleanArray, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
 };
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -61,7 +65,8 @@ impl LogName {
         self.named(class.name())
     }
 
-    /// Of an entity table's levels; its files alone have that of [`Class::Recent`], for outside readers.
+    /// Of an entity table's levels; its files alone have that of [`Class::Recent`], for outside
+    /// readers.
     fn levels_app(&self) -> String {
         self.named("levels")
     }
@@ -82,7 +87,8 @@ pub struct TableSpec {
     /// The column whose time decides the folder.
     pub time_column: usize,
     pub layout: Layout,
-    /// Of a table that is split by hash, the columns by which a row is known; of each the newest row stays.
+    /// Of a table that is split by hash, the columns by which a row is known; of each the newest
+    /// row stays.
     pub keys: Vec<usize>,
     pub feed: Feed,
 }
@@ -127,7 +133,10 @@ impl TableSpec {
     /// An entity table: of each key the newest row.
     pub fn entity(lake: &Path, entity: &Entity) -> Self {
         let made = Self::made(lake, &entity.name, entity.schema.clone(), Layout::Buckets);
-        Self { keys: entity.keys.clone(), ..made }
+        Self {
+            keys: entity.keys.clone(),
+            ..made
+        }
     }
 
     pub fn dead_letters(lake: &Path, layout: Layout) -> Self {
@@ -196,7 +205,8 @@ pub struct CommitPolicy {
     pub rows: usize,
     /// Memory of the table's hot rows; half of it makes either class due.
     pub bytes: usize,
-    /// Memory that the table shares with others: when most of it is used, those are due that use more than their part.
+    /// Memory that the table shares with others: when most of it is used, those are due that use
+    /// more than their part.
     pub pool: Option<Arc<Pool>>,
 }
 
@@ -210,7 +220,11 @@ pub struct Pool {
 
 impl Pool {
     pub fn new(limit: usize, tables: usize) -> Self {
-        Self { limit, tables, used: AtomicUsize::new(0) }
+        Self {
+            limit,
+            tables,
+            used: AtomicUsize::new(0),
+        }
     }
 
     fn is_due(&self, own: usize) -> bool {
@@ -254,10 +268,12 @@ pub struct LakeView {
     writing: Option<Writing>,
     /// Its part of what the pool counts.
     pooled: usize,
-    /// Of an entity table: rows behind the last time that each key's newest was picked, and how many make the next time.
+    /// Of an entity table: rows behind the last time that each key's newest was picked, and how
+    /// many make the next time.
     loose_rows: usize,
     picked_rows: usize,
-    /// Of an entity table: a merge that goes in steps, and when it is looked whether one is due without rows.
+    /// Of an entity table: a merge that goes in steps, and when it is looked whether one is due
+    /// without rows.
     merge: Option<Merge>,
     next_step: Cell<Instant>,
 }
@@ -301,7 +317,9 @@ impl LakeView {
 
     /// Tells the pool what waits here.
     fn count(&mut self) {
-        let Some(pool) = &self.policy.pool else { return };
+        let Some(pool) = &self.policy.pool else {
+            return;
+        };
         let now = self.waiting.iter().map(|w| w.bytes).sum();
         let before = std::mem::replace(&mut self.pooled, now);
         pool.used.fetch_add(now, Ordering::Relaxed);
@@ -314,7 +332,10 @@ impl LakeView {
         if !self.is_entity() || self.loose_rows < PICK_ROWS.max(self.picked_rows) {
             return Ok(());
         }
-        let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
+        let failed = |e: String| ViewError::Failed {
+            view: self.name.clone(),
+            reason: e,
+        };
         let before = self.waiting[Class::Recent as usize].rows;
         let (rows, bytes) = self.table.pick_newest().map_err(failed)?;
         // Where hardly a key comes twice, it is not looked for so often.
@@ -327,11 +348,21 @@ impl LakeView {
 
     fn is_class_due(&self, class: Class, now: Instant) -> bool {
         let waiting = &self.waiting[class as usize];
-        let every = if class == Class::Recent { self.policy.recent_every } else { self.policy.old_every };
+        let every = if class == Class::Recent {
+            self.policy.recent_every
+        } else {
+            self.policy.old_every
+        };
         waiting.rows >= self.policy.rows
             || waiting.bytes * 2 >= self.policy.bytes
-            || self.policy.pool.as_ref().is_some_and(|pool| pool.is_due(waiting.bytes))
-            || waiting.since.is_some_and(|since| now.duration_since(since) >= every)
+            || self
+                .policy
+                .pool
+                .as_ref()
+                .is_some_and(|pool| pool.is_due(waiting.bytes))
+            || waiting
+                .since
+                .is_some_and(|since| now.duration_since(since) >= every)
     }
 
     /// Rows wait that have no room beside those being written.
@@ -343,7 +374,8 @@ impl LakeView {
         self.table.spec.layout == Layout::Buckets
     }
 
-    /// Whether an entity table's rows that wait in levels are merged now, though no new ones are due.
+    /// Whether an entity table's rows that wait in levels are merged now, though no new ones are
+    /// due.
     fn is_step_due(&self, now: Instant) -> bool {
         if !self.is_entity() || now < self.next_step.get() {
             return false;
@@ -355,9 +387,13 @@ impl LakeView {
         is_due
     }
 
-    /// Begins a commit of what a class has in memory: its files are written beside this thread, so that rows go on being seen.
+    /// Begins a commit of what a class has in memory: its files are written beside this thread, so
+    /// that rows go on being seen.
     fn begin(&mut self, class: Class, how: How) -> Result<(), ViewError> {
-        let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
+        let failed = |e: String| ViewError::Failed {
+            view: self.name.clone(),
+            reason: e,
+        };
         let mut parts = self.table.seal(class);
         let all = parts.len();
         if class == Class::Old {
@@ -366,12 +402,19 @@ impl LakeView {
         }
         // Everything up to the last part taken; all of it: up to what is applied.
         let last = parts.last().map_or(0, |part| part.last_lsn());
-        let to = if parts.len() == all { self.applied[class as usize] } else { last };
+        let to = if parts.len() == all {
+            self.applied[class as usize]
+        } else {
+            last
+        };
         let (table, taken, merge) = (self.table.clone(), parts.len(), self.merge.take());
         self.next_step.set(Instant::now() + PACE);
         let write = move || match table.spec.layout {
             Layout::Buckets => {
-                let batches = parts.iter().map(|part| part.batch(&table.spec.schema)).collect::<Result<Vec<_>, _>>()?;
+                let batches = parts
+                    .iter()
+                    .map(|part| part.batch(&table.spec.schema))
+                    .collect::<Result<Vec<_>, _>>()?;
                 entities::write(&table, batches, merge, how, to)
             }
             _ => write_files(&table, &parts, class),
@@ -380,28 +423,60 @@ impl LakeView {
             .name(format!("{}/files", self.name))
             .spawn(write)
             .map_err(|e| failed(e.to_string()))?;
-        self.writing = Some(Writing { class, taken, to, files });
+        self.writing = Some(Writing {
+            class,
+            taken,
+            to,
+            files,
+        });
         Ok(())
     }
 
-    /// Ends the commit that has begun, when its files are written: the Delta entry with the position.
+    /// Ends the commit that has begun, when its files are written: the Delta entry with the
+    /// position.
     fn end(&mut self) -> Result<(), ViewError> {
-        let Some(Writing { class, taken, to, files }) = self.writing.take() else { return Ok(()) };
-        let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
-        let mut written =
-            files.join().unwrap_or_else(|_| Err("the thread that wrote files panicked".into())).map_err(failed)?;
+        let Some(Writing {
+            class,
+            taken,
+            to,
+            files,
+        }) = self.writing.take()
+        else {
+            return Ok(());
+        };
+        let failed = |e: String| ViewError::Failed {
+            view: self.name.clone(),
+            reason: e,
+        };
+        let mut written = files
+            .join()
+            .unwrap_or_else(|_| Err("the thread that wrote files panicked".into()))
+            .map_err(failed)?;
         self.merge = written.merge.take();
         if taken == 0 && !written.is_some() {
             // A step of a merge, of which no version knows yet.
             return Ok(());
         }
-        tracing::debug!(view = self.name, class = class.name(), files = written.add.len(), to, "commit");
-        let change = Change { positions: vec![(class, to)], ..entities::change(written) };
+        tracing::debug!(
+            view = self.name,
+            class = class.name(),
+            files = written.add.len(),
+            to,
+            "commit"
+        );
+        let change = Change {
+            positions: vec![(class, to)],
+            ..entities::change(written)
+        };
         self.table.commit(&change, &[(class, taken)])?;
         let waiting = &mut self.waiting[class as usize];
         *waiting = Waiting::default();
         let rest = self.table.snapshot();
-        let rest = if class == Class::Recent { &rest.recent } else { &rest.old };
+        let rest = if class == Class::Recent {
+            &rest.recent
+        } else {
+            &rest.old
+        };
         let now = Instant::now();
         for part in rest {
             waiting.add(part.rows(), part.memory_bytes(), now);
@@ -417,7 +492,12 @@ impl LakeView {
         match &spec.feed {
             Feed::Raw => {
                 let above = self.applied[0].max(output.after);
-                let part = || Hot::Frame(RawFrame { frame: output.frame.clone(), above });
+                let part = || {
+                    Hot::Frame(RawFrame {
+                        frame: output.frame.clone(),
+                        above,
+                    })
+                };
                 Ok(((output.to > above).then(part), None, None))
             }
             Feed::DeadLetters => {
@@ -431,7 +511,11 @@ impl LakeView {
                 let above = self.applied[0] as i64;
                 let from = crate::operators::lsns(&made.batch).partition_point(|lsn| *lsn <= above);
                 let rows = made.batch.slice(from, made.batch.num_rows() - from);
-                Ok(((rows.num_rows() > 0).then_some(Hot::Rows(rows)), None, made.floor))
+                Ok((
+                    (rows.num_rows() > 0).then_some(Hot::Rows(rows)),
+                    None,
+                    made.floor,
+                ))
             }
             Feed::Stream(name) => {
                 let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == *name) else {
@@ -444,7 +528,9 @@ impl LakeView {
                         .lsns()
                         .iter()
                         .enumerate()
-                        .map(|(row, lsn)| is_old(row) == (class == Class::Old) && *lsn > above(class))
+                        .map(|(row, lsn)| {
+                            is_old(row) == (class == Class::Old) && *lsn > above(class)
+                        })
                         .collect();
                     let count = wanted.iter().filter(|w| **w).count();
                     if count == 0 {
@@ -457,7 +543,11 @@ impl LakeView {
                             .map_err(|e| e.to_string())
                     }
                 };
-                Ok((pick(Class::Recent)?.map(Hot::Rows), pick(Class::Old)?, rows.floor))
+                Ok((
+                    pick(Class::Recent)?.map(Hot::Rows),
+                    pick(Class::Old)?,
+                    rows.floor,
+                ))
             }
         }
     }
@@ -469,7 +559,11 @@ impl View for LakeView {
     }
 
     fn applied(&self) -> Lsn {
-        if self.two_classes() { self.applied[0].min(self.applied[1]) } else { self.applied[0] }
+        if self.two_classes() {
+            self.applied[0].min(self.applied[1])
+        } else {
+            self.applied[0]
+        }
     }
 
     fn positions(&self) -> Vec<(String, Lsn)> {
@@ -485,7 +579,10 @@ impl View for LakeView {
         if output.to <= self.applied() {
             return Ok(());
         }
-        let failed = |e: String| ViewError::Failed { view: self.name.clone(), reason: e };
+        let failed = |e: String| ViewError::Failed {
+            view: self.name.clone(),
+            reason: e,
+        };
         let (recent, old, floor) = self.rows(output).map_err(failed)?;
         let size = |hot: &Hot| (hot.rows(), hot.memory_bytes());
         let (rows, bytes) = recent.as_ref().map_or((0, 0), size);
@@ -507,7 +604,9 @@ impl View for LakeView {
         match &self.writing {
             Some(writing) => writing.files.is_finished() || self.is_overfull(),
             None => {
-                self.is_class_due(Class::Recent, now) || self.is_class_due(Class::Old, now) || self.is_step_due(now)
+                self.is_class_due(Class::Recent, now)
+                    || self.is_class_due(Class::Old, now)
+                    || self.is_step_due(now)
             }
         }
     }
@@ -522,11 +621,19 @@ impl View for LakeView {
                 continue;
             }
             let now = Instant::now();
-            let is_due = |c: &Class| self.waiting[*c as usize].rows > 0 && (all || self.is_class_due(*c, now));
-            let how = if all && self.table.is_to_be_merged() { How::All } else { How::Due };
+            let is_due = |c: &Class| {
+                self.waiting[*c as usize].rows > 0 && (all || self.is_class_due(*c, now))
+            };
+            let how = if all && self.table.is_to_be_merged() {
+                How::All
+            } else {
+                How::Due
+            };
             match [Class::Recent, Class::Old].into_iter().find(is_due) {
                 Some(class) => self.begin(class, how)?,
-                None if how == How::All && self.table.has_levels() => self.begin(Class::Recent, how)?,
+                None if how == How::All && self.table.has_levels() => {
+                    self.begin(Class::Recent, how)?;
+                }
                 None if !all && self.is_step_due(now) => self.begin(Class::Recent, how)?,
                 None => return Ok(()),
             }
@@ -535,9 +642,23 @@ impl View for LakeView {
 
     fn settle(&mut self) -> Result<(), ViewError> {
         self.commit(true)?;
-        let classes = if self.two_classes() { &[Class::Recent, Class::Old][..] } else { &[Class::Recent] };
-        let positions = classes.iter().map(|class| (*class, self.applied[*class as usize])).collect();
-        self.table.commit(&Change { positions, data_change: true, ..Change::default() }, &[])
+        let classes = if self.two_classes() {
+            &[Class::Recent, Class::Old][..]
+        } else {
+            &[Class::Recent]
+        };
+        let positions = classes
+            .iter()
+            .map(|class| (*class, self.applied[*class as usize]))
+            .collect();
+        self.table.commit(
+            &Change {
+                positions,
+                data_change: true,
+                ..Change::default()
+            },
+            &[],
+        )
     }
 
     fn reopen(&mut self) -> Result<(), ViewError> {
@@ -557,7 +678,8 @@ impl View for LakeView {
     }
 }
 
-/// How many of the parts, from the first on, reach no more partitions than one commit may; at least one.
+/// How many of the parts, from the first on, reach no more partitions than one commit may; at least
+/// one.
 fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, String> {
     let mut reached = BTreeSet::new();
     for (n, part) in parts.iter().enumerate() {
@@ -577,49 +699,87 @@ fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<Wr
     let add = if spec.feed == Feed::Raw {
         raw::write_frames(spec, &attempt, parts, now_ms)?
     } else {
-        let batches = parts.iter().map(|part| part.batch(&spec.schema)).collect::<Result<Vec<_>, _>>()?;
+        let batches = parts
+            .iter()
+            .map(|part| part.batch(&spec.schema))
+            .collect::<Result<Vec<_>, _>>()?;
         files::write_partitions(spec, &attempt, &batches, class, now_ms)?
     };
     files::sync_files(&spec.root, &add)?;
-    Ok(Written { add, attempts: vec![attempt], ..Written::default() })
+    Ok(Written {
+        add,
+        attempts: vec![attempt],
+        ..Written::default()
+    })
 }
 
 /// Longest part of a record that `dead_letters` repeats; the whole record is in `raw`.
 const DEAD_LETTER_BYTES: usize = 1 << 20;
 
-fn dead_letter_rows(output: &Output, above: Lsn, schema: &SchemaRef) -> Result<Option<RecordBatch>, String> {
-    let letters: Vec<_> = output.dead_letters.iter().filter(|d| d.lsn > above).collect();
+fn dead_letter_rows(
+    output: &Output,
+    above: Lsn,
+    schema: &SchemaRef,
+) -> Result<Option<RecordBatch>, String> {
+    let letters: Vec<_> = output
+        .dead_letters
+        .iter()
+        .filter(|d| d.lsn > above)
+        .collect();
     if letters.is_empty() {
         return Ok(None);
     }
     let header = &output.frame.header;
     let records = output.frame.records().map_err(|e| e.to_string())?;
     let n = letters.len();
-    let text = |value: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef;
+    let text = |value: &str| {
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
+    };
     let positions = &output.frame.about.positions;
     let bytes = |index: u32| {
         let record = records.get(index as usize);
         &record[..record.len().min(DEAD_LETTER_BYTES)]
     };
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from_iter_values(letters.iter().map(|d| d.lsn as i64))),
+        Arc::new(Int64Array::from_iter_values(
+            letters.iter().map(|d| d.lsn as i64),
+        )),
         Arc::new(TimestampMicrosecondArray::from(vec![header.received_at; n]).with_timezone("UTC")),
         text(&header.source),
-        Arc::new(letters.iter().map(|d| positions.get(d.index as usize).map(|p| *p as i64)).collect::<Int64Array>()),
+        Arc::new(
+            letters
+                .iter()
+                .map(|d| positions.get(d.index as usize).map(|p| *p as i64))
+                .collect::<Int64Array>(),
+        ),
         text(&header.stream),
-        Arc::new(StringArray::from_iter_values(letters.iter().map(|d| &*d.reason))),
-        Arc::new(BinaryArray::from_iter_values(letters.iter().map(|d| bytes(d.index)))),
+        Arc::new(StringArray::from_iter_values(
+            letters.iter().map(|d| &*d.reason),
+        )),
+        Arc::new(BinaryArray::from_iter_values(
+            letters.iter().map(|d| bytes(d.index)),
+        )),
         Arc::new(Int64Array::from(vec![None; n])),
     ];
-    RecordBatch::try_new(schema.clone(), columns).map(Some).map_err(|e| e.to_string())
+    RecordBatch::try_new(schema.clone(), columns)
+        .map(Some)
+        .map_err(|e| e.to_string())
 }
 
 /// Rows of hot parts in the table's own schema, or in the full one with its partition columns.
-pub fn hot_batches(spec: &TableSpec, wanted: &SchemaRef, parts: &[Arc<Hot>]) -> Result<Vec<RecordBatch>, String> {
+pub fn hot_batches(
+    spec: &TableSpec,
+    wanted: &SchemaRef,
+    parts: &[Arc<Hot>],
+) -> Result<Vec<RecordBatch>, String> {
     let is_own = wanted.fields().len() == spec.schema.fields().len();
     let batch = |part: &Arc<Hot>| {
         let own = part.batch(&spec.schema)?;
-        if is_own { Ok(own) } else { files::with_partition_columns(spec, &own, wanted) }
+        if is_own {
+            Ok(own)
+        } else {
+            files::with_partition_columns(spec, &own, wanted)
+        }
     };
     parts.iter().map(batch).collect()
 }

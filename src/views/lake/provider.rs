@@ -1,4 +1,5 @@
-//! A snapshot of a lake table as SQL sees it: files and hot rows of one moment, pruned by partition, time and LSN.
+//! A snapshot of a lake table as SQL sees it: files and hot rows of one moment, pruned by
+//! partition, time and LSN.
 
 use std::sync::Arc;
 
@@ -58,8 +59,14 @@ impl LakeSnapshot {
     /// The snapshot taken before, of the same table.
     pub fn of(table: &LakeTable, state: TableState) -> Self {
         let partition = table.full_schema.fields()[table.spec.schema.fields().len()..].to_vec();
-        let schema = TableSchema::builder(table.spec.schema.clone()).with_table_partition_cols(partition).build();
-        Self { spec: table.spec.clone(), schema, state }
+        let schema = TableSchema::builder(table.spec.schema.clone())
+            .with_table_partition_cols(partition)
+            .build();
+        Self {
+            spec: table.spec.clone(),
+            schema,
+            state,
+        }
     }
 
     /// The same table with some of its files only, and nothing in memory.
@@ -68,12 +75,17 @@ impl LakeSnapshot {
         state.files = Arc::new(files);
         state.recent.clear();
         state.old.clear();
-        Self { spec: self.spec.clone(), schema: self.schema.clone(), state }
+        Self {
+            spec: self.spec.clone(),
+            schema: self.schema.clone(),
+            state,
+        }
     }
 
     fn file(&self, file: &FileEntry) -> PartitionedFile {
-        let values =
-            partition_values(file.bucket, self.spec.layout).into_iter().map(|(_, v)| ScalarValue::Int32(Some(v)));
+        let values = partition_values(file.bucket, self.spec.layout)
+            .into_iter()
+            .map(|(_, v)| ScalarValue::Int32(Some(v)));
         PartitionedFile::new(format!("{}/{}", self.spec.name, file.path), file.bytes)
             .with_partition_values(values.collect())
             .with_extension(CheckedFile::of(&self.spec, file))
@@ -91,12 +103,20 @@ impl LakeSnapshot {
         if files.len() > MAX_SCANNED {
             let merged = merged.project(projection);
             let schema = project_schema(schema, projection)?;
-            return Ok(Arc::new(TooManyFiles::new(&self.spec.name, files.len(), schema, merged)));
+            return Ok(Arc::new(TooManyFiles::new(
+                &self.spec.name,
+                files.len(),
+                schema,
+                merged,
+            )));
         }
-        let readers: Arc<dyn ParquetFileReaderFactory> = match state.config().get_extension::<Footers>() {
-            Some(footers) => Arc::new(FooterReaders(footers)),
-            None => Arc::new(CheckedReaders(state.runtime_env().object_store(lake_url())?)),
-        };
+        let readers: Arc<dyn ParquetFileReaderFactory> =
+            match state.config().get_extension::<Footers>() {
+                Some(footers) => Arc::new(FooterReaders(footers)),
+                None => Arc::new(CheckedReaders(
+                    state.runtime_env().object_store(lake_url())?,
+                )),
+            };
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_parquet_file_reader_factory(readers);
@@ -110,7 +130,8 @@ impl LakeSnapshot {
         } else {
             files.iter().map(with_bounds).collect()
         };
-        let groups: Vec<FileGroup> = FileGroup::new(files).split_files(state.config().target_partitions());
+        let groups: Vec<FileGroup> =
+            FileGroup::new(files).split_files(state.config().target_partitions());
         let scan = FileScanConfigBuilder::new(lake_url(), Arc::new(source))
             .with_file_groups(groups)
             .with_statistics(merged)
@@ -131,7 +152,10 @@ impl TableProvider for LakeSnapshot {
         TableType::Base
     }
 
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
         Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
     }
 
@@ -143,11 +167,18 @@ impl TableProvider for LakeSnapshot {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = self.schema();
-        let Some(floor) = self.state.floor() else { return self.scan_all(state, projection, filters, limit) };
+        let Some(floor) = self.state.floor() else {
+            return self.scan_all(state, projection, filters, limit);
+        };
         // Rows below the retention's floor are hidden at once; their files go in their own time.
         let name = schema.field(self.spec.time_column).name();
-        let above = col(name.as_str()).gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(floor), Some("UTC".into()))));
-        let mut columns: Vec<usize> = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
+        let above = col(name.as_str()).gt_eq(lit(ScalarValue::TimestampMicrosecond(
+            Some(floor),
+            Some("UTC".into()),
+        )));
+        let mut columns: Vec<usize> = projection
+            .cloned()
+            .unwrap_or_else(|| (0..schema.fields().len()).collect());
         let wanted: Vec<usize> = (0..columns.len()).collect();
         if !columns.contains(&self.spec.time_column) {
             columns.push(self.spec.time_column);
@@ -158,7 +189,11 @@ impl TableProvider for LakeSnapshot {
         let scanned = DFSchema::try_from(scan.schema())?;
         let filter = FilterExecBuilder::new(state.create_physical_expr(above, &scanned)?, scan);
         let is_whole = wanted.len() == columns.len();
-        Ok(Arc::new(filter.apply_projection((!is_whole).then_some(wanted))?.build()?))
+        Ok(Arc::new(
+            filter
+                .apply_projection((!is_whole).then_some(wanted))?
+                .build()?,
+        ))
     }
 }
 
@@ -174,7 +209,11 @@ impl LakeSnapshot {
         // Hot rows lack the partition columns; they are made only where they are asked for.
         let own = self.spec.schema.fields().len();
         let is_narrow = projection.is_some_and(|columns| columns.iter().all(|c| *c < own));
-        let hot_schema = if is_narrow { &self.spec.schema } else { &schema };
+        let hot_schema = if is_narrow {
+            &self.spec.schema
+        } else {
+            &schema
+        };
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let files = prune(&self.spec, &self.state.files, state, filters, &schema)?;
         if !files.is_empty() {
@@ -184,14 +223,18 @@ impl LakeSnapshot {
             if parts.is_empty() {
                 continue;
             }
-            let batches = hot_batches(&self.spec, hot_schema, parts).map_err(DataFusionError::Execution)?;
-            let source = MemorySourceConfig::try_new(&[batches], hot_schema.clone(), projection.cloned())?
-                .with_limit(limit)
-                .with_show_sizes(false);
+            let batches =
+                hot_batches(&self.spec, hot_schema, parts).map_err(DataFusionError::Execution)?;
+            let source =
+                MemorySourceConfig::try_new(&[batches], hot_schema.clone(), projection.cloned())?
+                    .with_limit(limit)
+                    .with_show_sizes(false);
             inputs.push(DataSourceExec::from_data_source(source));
         }
         if inputs.is_empty() {
-            return Ok(Arc::new(EmptyExec::new(project_schema(&schema, projection)?)));
+            return Ok(Arc::new(EmptyExec::new(project_schema(
+                &schema, projection,
+            )?)));
         }
         UnionExec::try_new(inputs)
     }
@@ -199,10 +242,14 @@ impl LakeSnapshot {
 
 /// Columns of a type that SQL's JSON output cannot show as they are.
 pub fn is_binary(ty: &DataType) -> bool {
-    matches!(ty, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+    matches!(
+        ty,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView
+    )
 }
 
-/// A scan of whole files, one partition each, in batches of `batch_rows`, with a session of its own memory.
+/// A scan of whole files, one partition each, in batches of `batch_rows`, with a session of its own
+/// memory.
 pub fn scan_files(
     table: &LakeTable,
     files: &[FileEntry],
@@ -213,14 +260,20 @@ pub fn scan_files(
     let lake = table.spec.root.parent().unwrap_or(&table.spec.root);
     let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(lake)?);
     let readers = Arc::new(CheckedReaders(store.clone()));
-    let source = ParquetSource::new(snapshot.schema.clone()).with_parquet_file_reader_factory(readers);
-    let groups = files.iter().map(|f| FileGroup::new(vec![snapshot.file(f)])).collect();
+    let source =
+        ParquetSource::new(snapshot.schema.clone()).with_parquet_file_reader_factory(readers);
+    let groups = files
+        .iter()
+        .map(|f| FileGroup::new(vec![snapshot.file(f)]))
+        .collect();
     let columns = (0..table.spec.schema.fields().len()).collect();
     let scan = FileScanConfigBuilder::new(lake_url(), Arc::new(source))
         .with_file_groups(groups)
         .with_projection_indices(Some(columns))?
         .build();
-    let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(GreedyMemoryPool::new(memory))).build_arc()?;
+    let environment = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
+        .build_arc()?;
     environment.register_object_store(lake_url().as_ref(), store);
     let config = session_config(1).with_batch_size(batch_rows);
     let context = SessionContext::new_with_config_rt(config, environment).task_ctx();
@@ -253,13 +306,21 @@ mod tests {
         };
         let files = Arc::new((0..=MAX_SCANNED as i64).map(file).collect());
         let partition = spec.full_schema().fields()[spec.schema.fields().len()..].to_vec();
-        let schema = TableSchema::builder(spec.schema.clone()).with_table_partition_cols(partition).build();
+        let schema = TableSchema::builder(spec.schema.clone())
+            .with_table_partition_cols(partition)
+            .build();
         let mut state = TableState::default();
         state.files = files;
-        let snapshot = LakeSnapshot { spec, schema, state };
+        let snapshot = LakeSnapshot {
+            spec,
+            schema,
+            state,
+        };
         let context = SessionContext::new_with_config(session_config(1));
         context.register_object_store(lake_url().as_ref(), Arc::new(LocalFileSystem::new()));
-        context.register_table("raw", Arc::new(snapshot)).expect("registered");
+        context
+            .register_table("raw", Arc::new(snapshot))
+            .expect("registered");
         context
     }
 
@@ -267,12 +328,28 @@ mod tests {
     async fn a_query_that_would_open_too_many_files_says_so() {
         let context = session();
         let query = |sql: &'static str| async { context.sql(sql).await.expect("planned") };
-        let count = query("select count(*) from raw").await.collect().await.expect("needs no file");
-        let count = count[0].column(0).as_any().downcast_ref::<Int64Array>().expect("a number").value(0);
+        let count = query("select count(*) from raw")
+            .await
+            .collect()
+            .await
+            .expect("needs no file");
+        let count = count[0]
+            .column(0)
+            .as_any()
+            .downcast_ref::<Int64Array>()
+            .expect("a number")
+            .value(0);
         assert_eq!(count, 2 * (MAX_SCANNED as i64 + 1));
-        let error = query("select source from raw where lsn % 2 = 0").await.collect().await.expect_err("too many");
+        let error = query("select source from raw where lsn % 2 = 0")
+            .await
+            .collect()
+            .await
+            .expect_err("too many");
         let error = error.to_string();
-        assert!(error.contains("the table raw would be read from 20001 files"), "{error}");
+        assert!(
+            error.contains("the table raw would be read from 20001 files"),
+            "{error}"
+        );
         assert!(error.contains("`[lake] partition = \"day\"`"), "{error}");
     }
 
@@ -280,18 +357,34 @@ mod tests {
     async fn files_are_chosen_by_time_and_record() {
         let context = session();
         for (filter, hours) in [
-            ("received_at >= '1970-01-05T00:00:00Z' and received_at < '1970-01-05T02:00:00Z'", vec![96, 97]),
+            (
+                "received_at >= '1970-01-05T00:00:00Z' and received_at < '1970-01-05T02:00:00Z'",
+                vec![96, 97],
+            ),
             ("lsn = 40001", vec![20_000]),
             ("lsn between 0 and 4 and year = 1970", vec![0, 1, 2]),
-            ("year = 1971 and month = 1 and day = 1 and hour = 3", vec![8_763]),
+            (
+                "year = 1971 and month = 1 and day = 1 and hour = 3",
+                vec![8_763],
+            ),
         ] {
-            let frame = context.sql(&format!("select source from raw where {filter}")).await.expect("planned");
+            let frame = context
+                .sql(&format!("select source from raw where {filter}"))
+                .await
+                .expect("planned");
             let plan = frame.create_physical_plan().await.expect("planned");
             let plan = displayable(plan.as_ref()).indent(false).to_string();
             for hour in &hours {
-                assert!(plan.contains(&format!("raw/{hour}.parquet")), "{filter}: {plan}");
+                assert!(
+                    plan.contains(&format!("raw/{hour}.parquet")),
+                    "{filter}: {plan}"
+                );
             }
-            assert_eq!(plan.matches(".parquet").count(), hours.len(), "{filter}: {plan}");
+            assert_eq!(
+                plan.matches(".parquet").count(),
+                hours.len(),
+                "{filter}: {plan}"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Which of a table's files a query reads, by what is known of them. A table may have hundreds of thousands: they are looked at in
-//! parts, and a query that would open too many is refused when it begins to read. One that is answered by what is known of the files
-//! alone, such as `count(*)`, reads none.
+//! Which of a table's files a query reads, by what is known of them. A table may have hundreds of
+//! thousands: they are looked at in parts, and a query that would open too many is refused when it
+//! begins to read. One that is answered by what is known of the files alone, such as `count(*)`,
+//! reads none.
 
 use std::sync::Arc;
 
@@ -18,7 +19,9 @@ use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::statistics::StatisticsArgs;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
+};
 
 use super::TableSpec;
 use super::files::{FileEntry, partition_values};
@@ -37,35 +40,58 @@ pub fn prune<'a>(
     filters: &[Expr],
     schema: &SchemaRef,
 ) -> Result<Vec<&'a FileEntry>> {
-    let Some(predicate) = predicate(state, filters, schema)? else { return Ok(files.iter().collect()) };
+    let Some(predicate) = predicate(state, filters, schema)? else {
+        return Ok(files.iter().collect());
+    };
     let mut kept = Vec::new();
     for part in files.chunks(PART) {
-        let statistics = part.iter().map(|file| Arc::new(statistics(spec, schema, [file]))).collect();
+        let statistics = part
+            .iter()
+            .map(|file| Arc::new(statistics(spec, schema, [file])))
+            .collect();
         let keep = predicate.prune(&PrunableStatistics::new(statistics, schema.clone()))?;
-        kept.extend(part.iter().zip(keep).filter(|(_, keep)| *keep).map(|(file, _)| file));
+        kept.extend(
+            part.iter()
+                .zip(keep)
+                .filter(|(_, keep)| *keep)
+                .map(|(file, _)| file),
+        );
     }
     Ok(kept)
 }
 
-fn predicate(state: &dyn Session, filters: &[Expr], schema: &SchemaRef) -> Result<Option<Arc<PruningPredicate>>> {
-    let Some(filter) = conjunction(filters.to_vec()) else { return Ok(None) };
+fn predicate(
+    state: &dyn Session,
+    filters: &[Expr],
+    schema: &SchemaRef,
+) -> Result<Option<Arc<PruningPredicate>>> {
+    let Some(filter) = conjunction(filters.to_vec()) else {
+        return Ok(None);
+    };
     let filter = state.create_physical_expr(filter, &DFSchema::try_from(schema.clone())?)?;
-    let predicate = PruningPredicateBuilder::new().with_file_schema(schema.clone()).build(filter);
+    let predicate = PruningPredicateBuilder::new()
+        .with_file_schema(schema.clone())
+        .build(filter);
     Ok(predicate.filter(|predicate| !predicate.always_true()))
 }
 
-/// What is known of some files' rows, the columns being those of `schema`: the table's own, with the partition columns or without.
+/// What is known of some files' rows, the columns being those of `schema`: the table's own, with
+/// the partition columns or without.
 pub fn statistics<'a>(
     spec: &TableSpec,
     schema: &SchemaRef,
     files: impl IntoIterator<Item = &'a FileEntry>,
 ) -> Statistics {
     let (mut rows, mut time, mut lsn) = (0, (i64::MAX, i64::MIN), (u64::MAX, u64::MIN));
-    let mut folders: Vec<(i32, i32)> = vec![(i32::MAX, i32::MIN); schema.fields().len() - spec.schema.fields().len()];
+    let mut folders: Vec<(i32, i32)> =
+        vec![(i32::MAX, i32::MIN); schema.fields().len() - spec.schema.fields().len()];
     for file in files {
         rows += file.rows as usize;
         if !folders.is_empty() {
-            for (bounds, (_, value)) in folders.iter_mut().zip(partition_values(file.bucket, spec.layout)) {
+            for (bounds, (_, value)) in folders
+                .iter_mut()
+                .zip(partition_values(file.bucket, spec.layout))
+            {
                 *bounds = (bounds.0.min(value), bounds.1.max(value));
             }
         }
@@ -84,13 +110,17 @@ pub fn statistics<'a>(
     let of_lsn = |l: u64| ScalarValue::Int64(Some(i64::try_from(l).unwrap_or(i64::MAX)));
     statistics.column_statistics[0] = bounds(of_lsn(lsn.0), of_lsn(lsn.1));
     let of_folder = |value: i32| ScalarValue::Int32(Some(value));
-    for (column, (low, high)) in statistics.column_statistics[spec.schema.fields().len()..].iter_mut().zip(folders) {
+    for (column, (low, high)) in statistics.column_statistics[spec.schema.fields().len()..]
+        .iter_mut()
+        .zip(folders)
+    {
         *column = bounds(of_folder(low), of_folder(high));
     }
     statistics
 }
 
-/// Stands for a scan of more files than are opened: it says what is known of them, and fails when it is to be read.
+/// Stands for a scan of more files than are opened: it says what is known of them, and fails when
+/// it is to be read.
 #[derive(Debug)]
 pub struct TooManyFiles {
     table: String,
@@ -108,13 +138,22 @@ impl TooManyFiles {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Self { table: table.to_owned(), files, statistics: Arc::new(statistics), properties: Arc::new(properties) }
+        Self {
+            table: table.to_owned(),
+            files,
+            statistics: Arc::new(statistics),
+            properties: Arc::new(properties),
+        }
     }
 }
 
 impl DisplayAs for TooManyFiles {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TooManyFiles: table={}, files={}", self.table, self.files)
+        write!(
+            f,
+            "TooManyFiles: table={}, files={}",
+            self.table, self.files
+        )
     }
 }
 
@@ -138,11 +177,18 @@ impl ExecutionPlan for TooManyFiles {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn with_new_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(self)
     }
 
-    fn statistics_from_inputs(&self, _: &[Arc<Statistics>], _: &StatisticsArgs) -> Result<Arc<Statistics>> {
+    fn statistics_from_inputs(
+        &self,
+        _: &[Arc<Statistics>],
+        _: &StatisticsArgs,
+    ) -> Result<Arc<Statistics>> {
         Ok(self.statistics.clone())
     }
 

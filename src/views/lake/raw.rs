@@ -1,12 +1,14 @@
-//! The table `raw`: every record as it came. Its rows wait as frames of the log, still compressed, and go into Parquet as they are:
-//! a frame's block is a page of the column `bytes`, copied instead of unpacked and compressed again. Blocks too small to be a
-//! page of their own are gathered first.
+//! The table `raw`: every record as it came. Its rows wait as frames of the log, still compressed,
+//! and go into Parquet as they are: a frame's block is a page of the column `bytes`, copied instead
+//! of unpacked and compressed again. Blocks too small to be a page of their own are gathered first.
 
 use std::fs;
 use std::mem;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use bytes::Bytes;
 use parquet::arrow::ArrowSchemaConverter;
@@ -53,10 +55,15 @@ impl RawFrame {
     /// The rows in the table's schema (without partition columns).
     pub fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, String> {
         let header = &self.frame.header;
-        let records = self.frame.records().map_err(|e| format!("record {}: {e}", header.first_lsn))?;
+        let records = self
+            .frame
+            .records()
+            .map_err(|e| format!("record {}: {e}", header.first_lsn))?;
         let mut columns = self.columns();
         let rows = self.skipped()..self.skipped() + self.rows();
-        columns.push(Arc::new(BinaryArray::from_iter_values(rows.map(|i| records.get(i)))));
+        columns.push(Arc::new(BinaryArray::from_iter_values(
+            rows.map(|i| records.get(i)),
+        )));
         RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())
     }
 
@@ -65,15 +72,25 @@ impl RawFrame {
         let header = &self.frame.header;
         let rows = self.skipped()..self.skipped() + self.rows();
         let n = rows.len();
-        let text = |value: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef;
+        let text = |value: &str| {
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
+        };
         let positions = &self.frame.about.positions;
         let about = about_json(&self.frame);
         vec![
-            Arc::new(Int64Array::from_iter_values(rows.clone().map(|i| (header.first_lsn + i as u64) as i64))),
-            Arc::new(TimestampMicrosecondArray::from(vec![header.received_at; n]).with_timezone("UTC")),
+            Arc::new(Int64Array::from_iter_values(
+                rows.clone().map(|i| (header.first_lsn + i as u64) as i64),
+            )),
+            Arc::new(
+                TimestampMicrosecondArray::from(vec![header.received_at; n]).with_timezone("UTC"),
+            ),
             text(&header.source),
             text(&header.partition),
-            Arc::new(rows.clone().map(|i| positions.get(i).map(|p| *p as i64)).collect::<Int64Array>()),
+            Arc::new(
+                rows.clone()
+                    .map(|i| positions.get(i).map(|p| *p as i64))
+                    .collect::<Int64Array>(),
+            ),
             text(&header.stream),
             text(header.kind.name()),
             Arc::new(rows.map(|_| about.as_deref()).collect::<StringArray>()),
@@ -92,7 +109,14 @@ fn about_json(frame: &Frame) -> Option<String> {
         out.insert("retry_of".into(), about.retry_of.clone().into());
     }
     if !about.cut.is_empty() {
-        out.insert("cut".into(), about.cut.iter().map(|(i, n)| serde_json::json!([i, n])).collect());
+        out.insert(
+            "cut".into(),
+            about
+                .cut
+                .iter()
+                .map(|(i, n)| serde_json::json!([i, n]))
+                .collect(),
+        );
     }
     (!out.is_empty()).then(|| serde_json::Value::Object(out).to_string())
 }
@@ -117,7 +141,9 @@ pub fn write_frames(
     let (mut entries, mut file): (Vec<FileEntry>, Option<RawWriter>) = (Vec::new(), None);
     for part in order {
         let at = bucket(part.frame.header.received_at, width);
-        if file.as_ref().is_some_and(|open| open.new.entry.bucket != at)
+        if file
+            .as_ref()
+            .is_some_and(|open| open.new.entry.bucket != at)
             && let Some(full) = file.take()
         {
             entries.push(full.finish()?);
@@ -155,19 +181,38 @@ struct Group {
 }
 
 impl RawWriter {
-    fn create(spec: &TableSpec, attempt: &Attempt, bucket: i64, now_ms: i64) -> Result<Self, String> {
+    fn create(
+        spec: &TableSpec,
+        attempt: &Attempt,
+        bucket: i64,
+        now_ms: i64,
+    ) -> Result<Self, String> {
         let (new, file) = NewFile::create(spec, attempt, bucket, Class::Recent, now_ms)?;
         // A page of a column that may be null would begin with levels, which a block has not.
         let fields = spec.schema.fields().iter().map(|f| {
             let is_bytes = f.name() == spec.schema.field(spec.schema.fields().len() - 1).name();
-            Field::new(f.name(), f.data_type().clone(), f.is_nullable() && !is_bytes)
+            Field::new(
+                f.name(),
+                f.data_type().clone(),
+                f.is_nullable() && !is_bytes,
+            )
         });
         let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        let columns = ArrowSchemaConverter::new().convert(&schema).map_err(|e| e.to_string())?;
-        let writer = SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties(None)));
+        let columns = ArrowSchemaConverter::new()
+            .convert(&schema)
+            .map_err(|e| e.to_string())?;
+        let writer =
+            SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties(None)));
         let writer = writer.map_err(|e| new.error(&e))?;
         let factory = ArrowRowGroupWriterFactory::new(&writer, schema.clone());
-        Ok(Self { new, writer, factory, schema, group: None, gathered: (Vec::new(), 0) })
+        Ok(Self {
+            new,
+            writer,
+            factory,
+            schema,
+            group: None,
+            gathered: (Vec::new(), 0),
+        })
     }
 
     fn push(&mut self, part: &RawFrame) -> Result<(), String> {
@@ -177,13 +222,20 @@ impl RawWriter {
             return Ok(());
         }
         let header = &frame.header;
-        self.new.note(header.received_at, header.last_lsn() + 1 - rows as u64..=header.last_lsn());
+        self.new.note(
+            header.received_at,
+            header.last_lsn() + 1 - rows as u64..=header.last_lsn(),
+        );
         if part.skipped() == 0 && frame.block_bytes as usize >= PAGE_BYTES {
             self.end_gathered()?;
             self.page(&frame.block, frame.block_bytes as usize, rows as u32)?;
         } else {
-            let records = frame.records().map_err(|e| format!("record {}: {e}", header.first_lsn))?;
-            self.gathered.0.extend_from_slice(records.page_from(part.skipped()));
+            let records = frame
+                .records()
+                .map_err(|e| format!("record {}: {e}", header.first_lsn))?;
+            self.gathered
+                .0
+                .extend_from_slice(records.page_from(part.skipped()));
             self.gathered.1 += rows as u32;
             if self.gathered.0.len() >= GATHERED_BYTES {
                 self.end_gathered()?;
@@ -192,14 +244,19 @@ impl RawWriter {
         let columns = part.columns();
         let schema = self.schema.clone();
         let group = self.group()?;
-        for ((column, field), writer) in columns.iter().zip(schema.fields()).zip(&mut group.columns) {
-            let leaves =
-                compute_leaves(field, column).and_then(|leaves| leaves.iter().try_for_each(|leaf| writer.write(leaf)));
+        for ((column, field), writer) in columns.iter().zip(schema.fields()).zip(&mut group.columns)
+        {
+            let leaves = compute_leaves(field, column)
+                .and_then(|leaves| leaves.iter().try_for_each(|leaf| writer.write(leaf)));
             leaves.map_err(|e| e.to_string())?;
         }
         group.rows += rows;
         group.plain += frame.block_bytes as usize;
-        if group.plain >= ROW_GROUP_BYTES { self.end_group() } else { Ok(()) }
+        if group.plain >= ROW_GROUP_BYTES {
+            self.end_group()
+        } else {
+            Ok(())
+        }
     }
 
     fn group(&mut self) -> Result<&mut Group, String> {
@@ -210,7 +267,13 @@ impl RawWriter {
                 .map_err(|e| e.to_string())?;
             // The last column is made of pages.
             columns.pop();
-            self.group = Some(Group { columns, pages: Vec::new(), rows: 0, plain: 0, sizes: (0, 0) });
+            self.group = Some(Group {
+                columns,
+                pages: Vec::new(),
+                rows: 0,
+                plain: 0,
+                sizes: (0, 0),
+            });
         }
         Ok(self.group.as_mut().expect("made above"))
     }
@@ -236,20 +299,23 @@ impl RawWriter {
 
     fn end_group(&mut self) -> Result<(), String> {
         self.end_gathered()?;
-        let Some(group) = self.group.take() else { return Ok(()) };
+        let Some(group) = self.group.take() else {
+            return Ok(());
+        };
         self.write_group(group).map_err(|e| self.new.error(&e))
     }
 
     fn write_group(&mut self, group: Group) -> Result<(), ParquetError> {
         let bytes_column = self.writer.schema_descr().num_columns() - 1;
-        let metadata = ColumnChunkMetaData::builder(self.writer.schema_descr().column(bytes_column))
-            .set_compression(Compression::ZSTD(ZstdLevel::default()))
-            .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
-            .set_total_compressed_size(group.sizes.0 as i64)
-            .set_total_uncompressed_size(group.sizes.1 as i64)
-            .set_num_values(group.rows as i64)
-            .set_data_page_offset(0)
-            .build()?;
+        let metadata =
+            ColumnChunkMetaData::builder(self.writer.schema_descr().column(bytes_column))
+                .set_compression(Compression::ZSTD(ZstdLevel::default()))
+                .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
+                .set_total_compressed_size(group.sizes.0 as i64)
+                .set_total_uncompressed_size(group.sizes.1 as i64)
+                .set_num_values(group.rows as i64)
+                .set_data_page_offset(0)
+                .build()?;
         let mut row_group = self.writer.next_row_group()?;
         for column in group.columns {
             column.close()?.append_to_row_group(&mut row_group)?;
@@ -274,8 +340,9 @@ impl RawWriter {
     }
 }
 
-/// The header of a data page of PLAIN values that are never null, in Thrift's compact protocol as Parquet's format defines it. It has
-/// the CRC-32 of the stored bytes, which the library's writer leaves out: readers that check pages see a damaged one.
+/// The header of a data page of PLAIN values that are never null, in Thrift's compact protocol as
+/// Parquet's format defines it. It has the CRC-32 of the stored bytes, which the library's writer
+/// leaves out: readers that check pages see a damaged one.
 fn page_header(plain_bytes: usize, stored: &[u8], rows: u32) -> Vec<u8> {
     /// A field whose number is one above the last one's: an i32, a struct; and a struct's end.
     const I32: u8 = 0x15;
@@ -317,13 +384,19 @@ mod tests {
     #[test]
     fn a_page_header_has_the_checksum_of_its_page() {
         let stored = b"123456789";
-        assert_eq!(crc32fast::hash(stored), 0xcbf4_3926, "the check value of CRC-32");
+        assert_eq!(
+            crc32fast::hash(stored),
+            0xcbf4_3926,
+            "the check value of CRC-32"
+        );
         let header = page_header(300, stored, 2);
         let crc = [0xb3, 0x9b, 0xde, 0xc0, 0x06];
         let expected = [
             &[0x15, 0x00, 0x15, 0xd8, 0x04, 0x15, 0x12, 0x15][..],
             &crc,
-            &[0x1c, 0x15, 0x04, 0x15, 0x00, 0x15, 0x06, 0x15, 0x06, 0x00, 0x00],
+            &[
+                0x1c, 0x15, 0x04, 0x15, 0x00, 0x15, 0x06, 0x15, 0x06, 0x00, 0x00,
+            ],
         ];
         assert_eq!(header, expected.concat());
     }

@@ -1,9 +1,12 @@
-//! Frames out of the files of `raw`, in the order of their LSNs: how history is processed once more after the log was trimmed.
-//! Rows of a file lie by their time of arrival; where a clock went back, frames wait until those before them have come.
+//! Frames out of the files of `raw`, in the order of their LSNs: how history is processed once more
+//! after the log was trimmed. Rows of a file lie by their time of arrival; where a clock went back,
+//! frames wait until those before them have come.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use arrow::array::{Array, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, BinaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::TableSpec;
@@ -53,17 +56,24 @@ impl Run {
         let (retried, _) = self.about();
         self.next == row.first
             && (retried.is_empty() || self.next - self.first < retried.len() as u64)
-            && (self.received_at, &self.about, &self.kind) == (row.received_at, &row.about, &row.kind)
-            && (&self.source, &self.partition, &self.stream) == (&row.source, &row.partition, &row.stream)
+            && (self.received_at, &self.about, &self.kind)
+                == (row.received_at, &row.about, &row.kind)
+            && (&self.source, &self.partition, &self.stream)
+                == (&row.source, &row.partition, &row.stream)
     }
 
     /// Dead letters that come back, and records stored cut.
     fn about(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
-        let Some(about) = &self.about else { return Default::default() };
+        let Some(about) = &self.about else {
+            return Default::default();
+        };
         let about: serde_json::Value = serde_json::from_str(about).unwrap_or_default();
         let part = |name: &str| about.get(name).cloned().unwrap_or_default();
         let retried = serde_json::from_value(part("retry_of")).unwrap_or_default();
-        (retried, serde_json::from_value(part("cut")).unwrap_or_default())
+        (
+            retried,
+            serde_json::from_value(part("cut")).unwrap_or_default(),
+        )
     }
 }
 
@@ -85,33 +95,66 @@ impl<'a> Rows<'a> {
         Some(Self {
             lsn: column(batch, "lsn")?,
             received_at: column(batch, "received_at")?,
-            texts: [text("source")?, text("partition")?, text("stream")?, text("kind")?, text("about")?],
+            texts: [
+                text("source")?,
+                text("partition")?,
+                text("stream")?,
+                text("kind")?,
+                text("about")?,
+            ],
             position: column(batch, "position")?,
             bytes: column(batch, "bytes")?,
         })
     }
 
     fn head(&self, row: usize) -> Run {
-        let [source, partition, stream, kind] = [0, 1, 2, 3].map(|t| self.texts[t].value(row).to_owned());
+        let [source, partition, stream, kind] =
+            [0, 1, 2, 3].map(|t| self.texts[t].value(row).to_owned());
         let lsn = self.lsn.value(row) as Lsn;
-        let about = self.texts[4].is_valid(row).then(|| self.texts[4].value(row).to_owned());
+        let about = self.texts[4]
+            .is_valid(row)
+            .then(|| self.texts[4].value(row).to_owned());
         let received_at = self.received_at.value(row);
-        Run { first: lsn, next: lsn + 1, received_at, source, partition, stream, kind, about }
+        Run {
+            first: lsn,
+            next: lsn + 1,
+            received_at,
+            source,
+            partition,
+            stream,
+            kind,
+            about,
+        }
     }
 
     /// Whether a row has the same head as the one before, its LSN apart.
     fn is_as_before(&self, row: usize) -> bool {
-        let same = |t: &&StringArray| t.is_valid(row) == t.is_valid(row - 1) && t.value(row) == t.value(row - 1);
-        self.received_at.value(row) == self.received_at.value(row - 1) && self.texts.iter().all(same)
+        let same = |t: &&StringArray| {
+            t.is_valid(row) == t.is_valid(row - 1) && t.value(row) == t.value(row - 1)
+        };
+        self.received_at.value(row) == self.received_at.value(row - 1)
+            && self.texts.iter().all(same)
     }
 }
 
 impl RawFrames {
     /// Reads those files of `raw` that hold records above `after`.
     pub fn new(spec: TableSpec, files: &[FileEntry], after: Lsn) -> Self {
-        let mut files: Vec<FileEntry> = files.iter().filter(|f| f.max_lsn > after).cloned().collect();
+        let mut files: Vec<FileEntry> = files
+            .iter()
+            .filter(|f| f.max_lsn > after)
+            .cloned()
+            .collect();
         files.sort_by_key(|f| f.min_lsn);
-        Self { spec, files: files.into(), open: None, after, last: None, waiting: BTreeMap::new(), waiting_bytes: 0 }
+        Self {
+            spec,
+            files: files.into(),
+            open: None,
+            after,
+            last: None,
+            waiting: BTreeMap::new(),
+            waiting_bytes: 0,
+        }
     }
 
     /// The first record that the files have.
@@ -132,7 +175,10 @@ impl RawFrames {
             }
             if self.waiting_bytes > WAITING_BYTES {
                 let first = self.waiting.keys().next().copied().unwrap_or_default();
-                return Err(format!("`raw` has {first} and later records where {} should be", self.after + 1));
+                return Err(format!(
+                    "`raw` has {first} and later records where {} should be",
+                    self.after + 1
+                ));
             }
             if !self.read()? {
                 return Ok(None);
@@ -143,13 +189,21 @@ impl RawFrames {
     /// Reads some more rows; false at the end of the files.
     fn read(&mut self) -> Result<bool, String> {
         if self.open.is_none() {
-            let Some(file) = self.files.pop_front() else { return Ok(false) };
+            let Some(file) = self.files.pop_front() else {
+                return Ok(false);
+            };
             let path = self.spec.root.join(&file.path);
             let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
             let opened = CheckedFile::of(&self.spec, &file).open()?;
-            let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
+            let builder =
+                ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
             let rows = (READ_BYTES / widest_row(builder.metadata())).clamp(1, READ_ROWS) as usize;
-            self.open = Some(builder.with_batch_size(rows).build().map_err(|e| wrong(&e))?);
+            self.open = Some(
+                builder
+                    .with_batch_size(rows)
+                    .build()
+                    .map_err(|e| wrong(&e))?,
+            );
         }
         match self.open.as_mut().and_then(Iterator::next) {
             Some(batch) => self.take(&batch.map_err(|e| e.to_string())?)?,
@@ -168,7 +222,11 @@ impl RawFrames {
                 _ => {}
             }
             let (retried, cut) = run.about();
-            let end_of_frame = if retried.is_empty() { Lsn::MAX } else { run.first + retried.len() as u64 };
+            let end_of_frame = if retried.is_empty() {
+                Lsn::MAX
+            } else {
+                run.first + retried.len() as u64
+            };
             let mut end = start + 1;
             while end < batch.num_rows()
                 && rows.lsn.value(end) == rows.lsn.value(end - 1) + 1
@@ -204,18 +262,36 @@ fn frame(
     let skipped = first_lsn - run.first;
     let count = range.len() as u64;
     let mut records = RecordsBuilder::default();
-    range.clone().for_each(|row| records.push(rows.bytes.value(row)));
+    range
+        .clone()
+        .for_each(|row| records.push(rows.bytes.value(row)));
     let records = records.finish();
-    let positions: Vec<u64> =
-        range.filter(|row| rows.position.is_valid(*row)).map(|row| rows.position.value(row) as u64).collect();
+    let positions: Vec<u64> = range
+        .filter(|row| rows.position.is_valid(*row))
+        .map(|row| rows.position.value(row) as u64)
+        .collect();
     let own = |index: &u64| (skipped..skipped + count).contains(index);
     let about = About {
-        positions: if positions.len() as u64 == count { positions } else { Vec::new() },
-        retry_of: retried.iter().skip(skipped as usize).take(count as usize).copied().collect(),
-        cut: cut.iter().filter(|(index, _)| own(index)).map(|(index, bytes)| (index - skipped, *bytes)).collect(),
+        positions: if positions.len() as u64 == count {
+            positions
+        } else {
+            Vec::new()
+        },
+        retry_of: retried
+            .iter()
+            .skip(skipped as usize)
+            .take(count as usize)
+            .copied()
+            .collect(),
+        cut: cut
+            .iter()
+            .filter(|(index, _)| own(index))
+            .map(|(index, bytes)| (index - skipped, *bytes))
+            .collect(),
         ..About::default()
     };
-    let kind = Kind::from_name(&run.kind).ok_or_else(|| format!("`raw` has a record of the kind `{}`", run.kind))?;
+    let kind = Kind::from_name(&run.kind)
+        .ok_or_else(|| format!("`raw` has a record of the kind `{}`", run.kind))?;
     let header = Header {
         kind,
         count: count as u32,
@@ -230,5 +306,10 @@ fn frame(
         stream: run.stream.clone(),
     };
     let block = compress(records.page()).map_err(|e| e.to_string())?;
-    Ok(Frame { header, block, block_bytes: records.page().len() as u32, about })
+    Ok(Frame {
+        header,
+        block,
+        block_bytes: records.page().len() as u32,
+        about,
+    })
 }

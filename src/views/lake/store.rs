@@ -1,6 +1,6 @@
-//! The local file system as Delta's object store, with what `object_store` 0.13 leaves out: a put returns when the file and its
-//! name are on the disk. Without it an acknowledged commit can come back from a power cut empty, and its table opens without
-//! the rows, silently.
+//! The local file system as Delta's object store, with what `object_store` 0.13 leaves out: a put
+//! returns when the file and its name are on the disk. Without it an acknowledged commit can come
+//! back from a power cut empty, and its table opens without the rows, silently.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,19 +13,22 @@ use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    UploadPart,
 };
 
 use crate::storage::{create_folders, damage, sync_folder};
 
-/// How the line begins in which a commit describes itself, and the first of its members here: a checksum of the whole file, taken
-/// with zeros in its place. A flipped bit in a position or a number of rows would be another one, silently.
+/// How the line begins in which a commit describes itself, and the first of its members here: a
+/// checksum of the whole file, taken with zeros in its place. A flipped bit in a position or a
+/// number of rows would be another one, silently.
 const COMMIT_INFO: &str = "{\"commitInfo\":{";
 const SUM: &str = "\"weirCrc32c\":\"";
 const NO_SUM: &str = "00000000";
 
-/// Suffix of the file that holds a checkpoint's checksum; its name begins with a dot, so readers of Delta ignore it.
+/// Suffix of the file that holds a checkpoint's checksum; its name begins with a dot, so readers of
+/// Delta ignore it.
 pub const CHECKPOINT_SUM: &str = ".crc32c";
 
 #[derive(Debug)]
@@ -38,7 +41,10 @@ pub struct SyncedFiles {
 /// The whole file system; paths are absolute without the leading slash.
 impl Default for SyncedFiles {
     fn default() -> Self {
-        Self { inner: Arc::new(LocalFileSystem::new()), checked: Mutex::default() }
+        Self {
+            inner: Arc::new(LocalFileSystem::new()),
+            checked: Mutex::default(),
+        }
     }
 }
 
@@ -49,7 +55,10 @@ impl fmt::Display for SyncedFiles {
 }
 
 fn generic(source: std::io::Error) -> object_store::Error {
-    object_store::Error::Generic { store: "synced files", source: Box::new(source) }
+    object_store::Error::Generic {
+        store: "synced files",
+        source: Box::new(source),
+    }
 }
 
 /// Makes a file's name durable, and those of its folders: any of them may be new.
@@ -65,10 +74,17 @@ pub fn sync_names(file: &FsPath, up_to: &FsPath) -> std::io::Result<()> {
 
 /// Whether this is a version's file in a Delta log.
 fn is_commit(path: &FsPath) -> bool {
-    let is_version =
-        |name: &str| name.len() == 25 && name.ends_with(".json") && name[..20].bytes().all(|b| b.is_ascii_digit());
-    path.parent().is_some_and(|folder| folder.ends_with("_delta_log"))
-        && path.file_name().and_then(|name| name.to_str()).is_some_and(is_version)
+    let is_version = |name: &str| {
+        name.len() == 25
+            && name.ends_with(".json")
+            && name[..20].bytes().all(|b| b.is_ascii_digit())
+    };
+    path.parent()
+        .is_some_and(|folder| folder.ends_with("_delta_log"))
+        && path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(is_version)
 }
 
 /// Where the checksum of a commit is, or would be.
@@ -78,37 +94,61 @@ fn sum_at(commit: &[u8]) -> Option<usize> {
 
 /// A commit with its checksum.
 fn with_sum(payload: PutPayload) -> PutPayload {
-    let mut commit: Vec<u8> = payload.iter().flat_map(|part| part.iter().copied()).collect();
-    let Some(at) = sum_at(&commit).filter(|at| commit.get(*at) == Some(&b'"')) else { return payload };
+    let mut commit: Vec<u8> = payload
+        .iter()
+        .flat_map(|part| part.iter().copied())
+        .collect();
+    let Some(at) = sum_at(&commit).filter(|at| commit.get(*at) == Some(&b'"')) else {
+        return payload;
+    };
     commit.splice(at..at, format!("{SUM}{NO_SUM}\",").into_bytes());
     let sum = format!("{:08x}", crc32c::crc32c(&commit));
     commit[at + SUM.len()..][..sum.len()].copy_from_slice(sum.as_bytes());
     commit.into()
 }
 
-/// Why a commit's bytes are not those that were written. One without a checksum is older than they are.
+/// Why a commit's bytes are not those that were written. One without a checksum is older than they
+/// are.
 fn wrong_sum(commit: &[u8]) -> Option<&'static str> {
-    let Some(at) = sum_at(commit) else { return Some("it does not describe a commit, it was cut or emptied") };
+    let Some(at) = sum_at(commit) else {
+        return Some("it does not describe a commit, it was cut or emptied");
+    };
     let rest = commit[at..].strip_prefix(SUM.as_bytes())?;
     let mut zeroed = commit.to_vec();
-    zeroed[at + SUM.len()..].iter_mut().take(NO_SUM.len()).for_each(|byte| *byte = b'0');
+    zeroed[at + SUM.len()..]
+        .iter_mut()
+        .take(NO_SUM.len())
+        .for_each(|byte| *byte = b'0');
     let sum = format!("{:08x}", crc32c::crc32c(&zeroed));
-    (!rest.starts_with(sum.as_bytes())).then_some("its bytes are not those that were written (CRC-32C)")
+    (!rest.starts_with(sum.as_bytes()))
+        .then_some("its bytes are not those that were written (CRC-32C)")
 }
 
 fn check_commit(path: &FsPath) -> Result<()> {
     // What is not there is for the store to say.
-    let Ok(commit) = std::fs::read(path) else { return Ok(()) };
-    let Some(what) = wrong_sum(&commit) else { return Ok(()) };
-    let table = path.parent().and_then(FsPath::parent).unwrap_or(path).display();
+    let Ok(commit) = std::fs::read(path) else {
+        return Ok(());
+    };
+    let Some(what) = wrong_sum(&commit) else {
+        return Ok(());
+    };
+    let table = path
+        .parent()
+        .and_then(FsPath::parent)
+        .unwrap_or(path)
+        .display();
     let way_out = format!("restore the folder {table} from a backup of the whole data folder");
-    Err(object_store::Error::Generic { store: "lake", source: damage(path, what, &way_out).into() })
+    Err(object_store::Error::Generic {
+        store: "lake",
+        source: damage(path, what, &way_out).into(),
+    })
 }
 
 /// Whether this is a whole checkpoint in a Delta log.
 fn is_checkpoint(path: &FsPath) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
-    path.parent().is_some_and(|folder| folder.ends_with("_delta_log"))
+    path.parent()
+        .is_some_and(|folder| folder.ends_with("_delta_log"))
         && name.is_some_and(|name| name.ends_with(".checkpoint.parquet"))
 }
 
@@ -130,12 +170,18 @@ fn sum_of(file: &FsPath) -> std::io::Result<String> {
 
 /// Writes the checksum of a checkpoint beside it, and removes those whose checkpoints have left.
 pub fn add_checkpoint_sum(checkpoint: &FsPath) -> std::io::Result<()> {
-    put(&checkpoint_sum(checkpoint), &sum_of(checkpoint)?.into(), false)?;
+    put(
+        &checkpoint_sum(checkpoint),
+        &sum_of(checkpoint)?.into(),
+        false,
+    )?;
     let folder = checkpoint.parent().unwrap_or(FsPath::new("/"));
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        let of = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(CHECKPOINT_SUM));
+        let of = name
+            .to_str()
+            .and_then(|name| name.strip_prefix('.')?.strip_suffix(CHECKPOINT_SUM));
         if of.is_some_and(|of| !folder.join(of).exists()) {
             std::fs::remove_file(entry.path())?;
         }
@@ -143,15 +189,24 @@ pub fn add_checkpoint_sum(checkpoint: &FsPath) -> std::io::Result<()> {
     Ok(())
 }
 
-/// An error where a checkpoint is not what was written. One without a checksum was written by somebody else, or just before a kill.
+/// An error where a checkpoint is not what was written. One without a checksum was written by
+/// somebody else, or just before a kill.
 fn check_checkpoint(path: &FsPath) -> Result<()> {
-    let (Ok(written), Ok(found)) = (std::fs::read_to_string(checkpoint_sum(path)), sum_of(path)) else { return Ok(()) };
+    let (Ok(written), Ok(found)) = (std::fs::read_to_string(checkpoint_sum(path)), sum_of(path))
+    else {
+        return Ok(());
+    };
     if written.trim() == found {
         return Ok(());
     }
     let what = "its bytes are not those that were written (CRC-32C)";
-    let table = path.parent().and_then(FsPath::parent).unwrap_or(path).display();
-    // Without an older checkpoint or the first commit, the commits that are left would be read as if they were all.
+    let table = path
+        .parent()
+        .and_then(FsPath::parent)
+        .unwrap_or(path)
+        .display();
+    // Without an older checkpoint or the first commit, the commits that are left would be read as
+    // if they were all.
     let way_out = if is_there_before(path) {
         "move it and _last_checkpoint away, then the table is read from what is older"
     } else {
@@ -161,17 +216,24 @@ fn check_checkpoint(path: &FsPath) -> Result<()> {
         "{way_out} (table {table}; if another program has written it, remove {})",
         checkpoint_sum(path).display()
     );
-    Err(object_store::Error::Generic { store: "lake", source: damage(path, what, &way_out).into() })
+    Err(object_store::Error::Generic {
+        store: "lake",
+        source: damage(path, what, &way_out).into(),
+    })
 }
 
 /// Whether a table can be read without this checkpoint.
 fn is_there_before(checkpoint: &FsPath) -> bool {
-    let Some(folder) = checkpoint.parent() else { return false };
+    let Some(folder) = checkpoint.parent() else {
+        return false;
+    };
     let is_older = |entry: std::fs::DirEntry| {
-        is_checkpoint(&entry.path()) && entry.file_name() < *checkpoint.file_name().unwrap_or_default()
+        is_checkpoint(&entry.path())
+            && entry.file_name() < *checkpoint.file_name().unwrap_or_default()
     };
     folder.join(format!("{:020}.json", 0)).exists()
-        || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(is_older)))
+        || std::fs::read_dir(folder)
+            .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(is_older)))
 }
 
 fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<()> {
@@ -181,12 +243,20 @@ fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<(
     create_folders(folder)?;
     let temporary = folder.join(format!(".{:016x}.tmp", rand::random::<u64>()));
     let written = (|| {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
         for part in payload {
             file.write_all(part)?;
         }
         file.sync_all()?;
-        if create { std::fs::hard_link(&temporary, target) } else { std::fs::rename(&temporary, target) }
+        if create {
+            std::fs::hard_link(&temporary, target)
+        } else {
+            std::fs::rename(&temporary, target)
+        }
     })();
     if create || written.is_err() {
         let _ = std::fs::remove_file(&temporary);
@@ -203,7 +273,8 @@ impl SyncedFiles {
         if !is_checkpoint(&path) || last_checked().as_ref() == Some(&path) {
             return Ok(());
         }
-        let path = tokio::task::spawn_blocking(move || check_checkpoint(&path).map(|()| path)).await??;
+        let path =
+            tokio::task::spawn_blocking(move || check_checkpoint(&path).map(|()| path)).await??;
         *last_checked() = Some(path);
         Ok(())
     }
@@ -211,7 +282,12 @@ impl SyncedFiles {
 
 #[async_trait]
 impl ObjectStore for SyncedFiles {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         let target = self.inner.path_to_filesystem(location)?;
         let create = match options.mode {
             PutMode::Create => true,
@@ -219,12 +295,22 @@ impl ObjectStore for SyncedFiles {
             PutMode::Update(_) => return self.inner.put_opts(location, payload, options).await,
         };
         let path = location.to_string();
-        let payload = if is_commit(&target) { with_sum(payload) } else { payload };
+        let payload = if is_commit(&target) {
+            with_sum(payload)
+        } else {
+            payload
+        };
         let written = tokio::task::spawn_blocking(move || put(&target, &payload, create)).await?;
         match written {
-            Ok(()) => Ok(PutResult { e_tag: None, version: None }),
+            Ok(()) => Ok(PutResult {
+                e_tag: None,
+                version: None,
+            }),
             Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(object_store::Error::AlreadyExists { path, source: Box::new(source) })
+                Err(object_store::Error::AlreadyExists {
+                    path,
+                    source: Box::new(source),
+                })
             }
             Err(source) => Err(generic(source)),
         }
@@ -251,11 +337,15 @@ impl ObjectStore for SyncedFiles {
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.check_first(self.inner.path_to_filesystem(location)?).await?;
+        self.check_first(self.inner.path_to_filesystem(location)?)
+            .await?;
         self.inner.get_ranges(location, ranges).await
     }
 
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         self.inner.delete_stream(locations)
     }
 
@@ -263,7 +353,11 @@ impl ObjectStore for SyncedFiles {
         self.inner.list(prefix)
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         self.inner.list_with_offset(prefix, offset)
     }
 
@@ -316,10 +410,18 @@ mod tests {
     #[test]
     fn a_commit_carries_a_checksum_and_any_flipped_bit_of_it_is_found() {
         let plain = "{\"add\":{\"path\":\"a\"}}\n{\"commitInfo\":{\"operation\":\"WRITE\"}}\n";
-        assert_eq!(wrong_sum(plain.as_bytes()), None, "it is older than checksums");
-        let summed: Vec<u8> = with_sum(plain.into()).iter().flat_map(|part| part.to_vec()).collect();
+        assert_eq!(
+            wrong_sum(plain.as_bytes()),
+            None,
+            "it is older than checksums"
+        );
+        let summed: Vec<u8> = with_sum(plain.into())
+            .iter()
+            .flat_map(|part| part.to_vec())
+            .collect();
         let info: serde_json::Value =
-            serde_json::from_slice(summed.split(|b| *b == b'\n').nth(1).expect("a line")).expect("JSON");
+            serde_json::from_slice(summed.split(|b| *b == b'\n').nth(1).expect("a line"))
+                .expect("JSON");
         assert_eq!(info["commitInfo"]["operation"], "WRITE");
         assert_eq!(wrong_sum(&summed), None);
         let marker = sum_at(&summed).expect("a checksum");
@@ -331,7 +433,11 @@ mod tests {
             assert!(wrong_sum(&flipped).is_some() || is_member, "byte {at}");
         }
         assert!(wrong_sum(&summed[..summed.len() - 3]).is_some() && wrong_sum(b"").is_some());
-        assert!(is_commit(FsPath::new("/d/lake/raw/_delta_log/00000000000000000012.json")));
-        assert!(!is_commit(FsPath::new("/d/lake/raw/_delta_log/_last_checkpoint")));
+        assert!(is_commit(FsPath::new(
+            "/d/lake/raw/_delta_log/00000000000000000012.json"
+        )));
+        assert!(!is_commit(FsPath::new(
+            "/d/lake/raw/_delta_log/_last_checkpoint"
+        )));
     }
 }

@@ -1,5 +1,6 @@
-//! One Delta table: opening it, committing to it, and the state that queries read. Files and hot rows change under one lock,
-//! so a snapshot has each row exactly once, also while a commit or a merge goes on.
+//! One Delta table: opening it, committing to it, and the state that queries read. Files and hot
+//! rows change under one lock, so a snapshot has each row exactly once, also while a commit or a
+//! merge goes on.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ pub struct LakeTable {
     apps: [String; 2],
     /// Of an entity table the app id of the position that its files alone have.
     files_app: Option<String>,
-    /// Of what an entity table is made, and whether nothing is to wait in its levels when its view ends.
+    /// Of what an entity table is made, and whether nothing is to wait in its levels when its view
+    /// ends.
     pub(super) sizes: Sizes,
     merges_all: AtomicBool,
     delta: Mutex<Delta>,
@@ -83,7 +85,8 @@ pub(super) struct Delta {
     files_lsn: Lsn,
     /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
     pub(super) replaced: HashMap<PathBuf, (i64, u64)>,
-    /// A commit failed and the table could not be read since: it must be, before anything is built on it.
+    /// A commit failed and the table could not be read since: it must be, before anything is built
+    /// on it.
     is_unknown: bool,
     /// Files that it would have added: removed as soon as the table says that it did not.
     doubtful: Vec<String>,
@@ -101,13 +104,14 @@ pub struct Change {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
     pub positions: Vec<(Class, Lsn)>,
-    /// The levels of an entity table from here on, where they become others, and up to where its files are then; without levels up to
-    /// its position.
+    /// The levels of an entity table from here on, where they become others, and up to where its
+    /// files are then; without levels up to its position.
     pub levels: Option<Vec<Level>>,
     pub files_lsn: Option<Lsn>,
     /// Rows change; false for a merge, which only moves them.
     pub data_change: bool,
-    /// The columns and folders that the table has from here on, where they become others: those of the files that are added.
+    /// The columns and folders that the table has from here on, where they become others: those of
+    /// the files that are added.
     pub becomes: Option<Box<TableSpec>>,
 }
 
@@ -115,7 +119,10 @@ pub struct Change {
 fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     let error = error.to_string();
     let reason = damage_in(&error).unwrap_or(&error).to_owned();
-    ViewError::Failed { view: path.display().to_string(), reason }
+    ViewError::Failed {
+        view: path.display().to_string(),
+        reason,
+    }
 }
 
 fn of_another_log(path: PathBuf, log: &LogName) -> ViewError {
@@ -127,7 +134,8 @@ fn of_another_log(path: PathBuf, log: &LogName) -> ViewError {
 }
 
 impl LakeTable {
-    /// Opens the table, or makes it. `writable`: false never changes anything and gives none for a table that is not there.
+    /// Opens the table, or makes it. `writable`: false never changes anything and gives none for a
+    /// table that is not there.
     pub fn open(
         spec: TableSpec,
         log: LogName,
@@ -138,13 +146,21 @@ impl LakeTable {
     }
 
     /// Opens a table whose rows are replaced by [`Self::replace_with`]: its columns may be others.
-    pub fn open_to_replace(spec: TableSpec, log: LogName, runtime: tokio::runtime::Handle) -> Result<Self, ViewError> {
+    pub fn open_to_replace(
+        spec: TableSpec,
+        log: LogName,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self, ViewError> {
         let root = spec.root.clone();
-        let missing = || ViewError::Damaged { path: root, reason: "is not there".into() };
+        let missing = || ViewError::Damaged {
+            path: root,
+            reason: "is not there".into(),
+        };
         Self::open_as(spec, log, runtime, true, false)?.ok_or_else(missing)
     }
 
-    /// In one commit, all rows leave, those of another table come, and its positions with them. Does nothing where that was done.
+    /// In one commit, all rows leave, those of another table come, and its positions with them.
+    /// Does nothing where that was done.
     pub fn replace_with(&self, new: &Self) -> Result<(), ViewError> {
         let (there, files) = (self.files(), new.files());
         let paths: HashSet<&str> = there.iter().map(|f| f.path.as_str()).collect();
@@ -156,14 +172,23 @@ impl LakeTable {
             reason: e.to_string(),
         };
         let (waiting, gone) = (new.snapshot().levels, self.snapshot().levels);
-        let own: Vec<FileEntry> = files.iter().chain(waiting.iter().map(|level| &level.entry)).cloned().collect();
+        let own: Vec<FileEntry> = files
+            .iter()
+            .chain(waiting.iter().map(|level| &level.entry))
+            .cloned()
+            .collect();
         for file in &own {
-            let (from, to) = (new.spec.root.join(&file.path), self.spec.root.join(&file.path));
+            let (from, to) = (
+                new.spec.root.join(&file.path),
+                self.spec.root.join(&file.path),
+            );
             if let Some(folder) = to.parent() {
                 crate::storage::create_folders(folder).map_err(|e| failed(folder, &e))?;
             }
             match std::fs::hard_link(&from, &to) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(&to, &e)),
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(failed(&to, &e));
+                }
                 _ => {}
             }
         }
@@ -171,13 +196,28 @@ impl LakeTable {
         let committed = new.committed();
         let positions = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
         let is_one = self.spec.position_names().1.is_none();
-        let positions = positions.into_iter().filter(|(class, _)| !(is_one && *class == Class::Old)).collect();
+        let positions = positions
+            .into_iter()
+            .filter(|(class, _)| !(is_one && *class == Class::Old))
+            .collect();
         let becomes = Some(Box::new(new.spec.clone()));
         let (add, remove) = (files.to_vec(), there.to_vec());
         let levels = (!waiting.is_empty() || !gone.is_empty()).then(|| waiting.to_vec());
         let files_lsn = Some(new.files_lsn());
-        self.commit(&Change { add, remove, positions, levels, files_lsn, data_change: true, becomes }, &[])?;
-        // An outside reader may still read them: their grace begins now, also for the next start, which goes by this time.
+        self.commit(
+            &Change {
+                add,
+                remove,
+                positions,
+                levels,
+                files_lsn,
+                data_change: true,
+                becomes,
+            },
+            &[],
+        )?;
+        // An outside reader may still read them: their grace begins now, also for the next start,
+        // which goes by this time.
         for file in there.iter().chain(gone.iter().map(|level| &level.entry)) {
             let _ = std::fs::File::open(self.spec.root.join(&file.path))
                 .and_then(|file| file.set_modified(std::time::SystemTime::now()));
@@ -195,10 +235,14 @@ impl LakeTable {
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
         }
-        let mut entries = runtime.block_on(DeltaLog::open(&spec)).map_err(|e| delta_error(&spec.root, &e))?;
+        let mut entries = runtime
+            .block_on(DeltaLog::open(&spec))
+            .map_err(|e| delta_error(&spec.root, &e))?;
         let configured = spec.layout;
         // A table stays split as it is until it is replaced.
-        spec.layout = layout_of(entries.table()).map_err(|e| delta_error(&spec.root, &e))?.unwrap_or(configured);
+        spec.layout = layout_of(entries.table())
+            .map_err(|e| delta_error(&spec.root, &e))?
+            .unwrap_or(configured);
         let full_schema = spec.full_schema();
         if writable && adds_columns {
             runtime.block_on(add_columns(entries.table_mut(), &spec, &full_schema))?;
@@ -207,12 +251,22 @@ impl LakeTable {
         let table = entries.table();
         let is_leveled = spec.layout == Layout::Buckets;
         let files_app = is_leveled.then(|| log.app(Class::Recent));
-        let recent_app = if is_leveled { log.levels_app() } else { log.app(Class::Recent) };
+        let recent_app = if is_leveled {
+            log.levels_app()
+        } else {
+            log.app(Class::Recent)
+        };
         let apps = [recent_app, log.app(Class::Old)];
         let position = |app: &String| {
-            let found = runtime
-                .block_on(async { table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await });
-            found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(|e| delta_error(&spec.root, &e))
+            let found = runtime.block_on(async {
+                table
+                    .snapshot()?
+                    .transaction_version(table.log_store().as_ref(), app)
+                    .await
+            });
+            found
+                .map(|lsn| lsn.map(|lsn| lsn as u64))
+                .map_err(|e| delta_error(&spec.root, &e))
         };
         let mut committed = [log.zero; 2];
         for (at, app) in committed.iter_mut().zip(&apps) {
@@ -227,7 +281,11 @@ impl LakeTable {
         if committed == [log.zero; 2] && !(files.is_empty() && levels.is_empty()) {
             return Err(of_another_log(spec.root, &log));
         }
-        let state = TableState { files: Arc::new(files), levels: Arc::new(levels), ..TableState::default() };
+        let state = TableState {
+            files: Arc::new(files),
+            levels: Arc::new(levels),
+            ..TableState::default()
+        };
         let delta = Mutex::new(Delta {
             log: entries,
             commits: 0,
@@ -293,7 +351,12 @@ impl LakeTable {
     /// The files, also those that wait in levels.
     pub fn all_files(&self) -> Vec<FileEntry> {
         let state = self.snapshot();
-        state.files.iter().chain(state.levels.iter().map(|level| &level.entry)).cloned().collect()
+        state
+            .files
+            .iter()
+            .chain(state.levels.iter().map(|level| &level.entry))
+            .cloned()
+            .collect()
     }
 
     pub fn applied(&self) -> Lsn {
@@ -304,7 +367,8 @@ impl LakeTable {
     pub fn refused_columns(&self) -> Result<Option<String>, ViewError> {
         let mut delta = self.lock_delta();
         let wrong = |e: DeltaTableError| delta_error(&self.spec.root, &e);
-        let found = columns_of(self.runtime.block_on(delta.log.load()).map_err(wrong)?).map_err(wrong)?;
+        let found =
+            columns_of(self.runtime.block_on(delta.log.load()).map_err(wrong)?).map_err(wrong)?;
         delta.log.forget();
         Ok(clash(&found, &self.full_schema))
     }
@@ -361,7 +425,13 @@ impl LakeTable {
     }
 
     /// Appends hot rows and moves the applied position, in one step.
-    pub fn push(&self, recent: Option<Hot>, old: Option<RecordBatch>, applied: Lsn, floor: Option<Micros>) {
+    pub fn push(
+        &self,
+        recent: Option<Hot>,
+        old: Option<RecordBatch>,
+        applied: Lsn,
+        floor: Option<Micros>,
+    ) {
         let mut state = self.write();
         match recent {
             Some(Hot::Rows(rows)) => {
@@ -379,11 +449,14 @@ impl LakeTable {
         state.floor = state.floor.max(floor);
     }
 
-    /// Keeps of an entity table's rows that are not being written the newest of each key; gives the rows and bytes of all in memory.
+    /// Keeps of an entity table's rows that are not being written the newest of each key; gives the
+    /// rows and bytes of all in memory.
     pub fn pick_newest(&self) -> Result<(usize, usize), String> {
         let state = self.snapshot();
         let sealed = state.sealed[Class::Recent as usize];
-        let loose = state.recent[sealed..].iter().map(|part| part.batch(&self.spec.schema));
+        let loose = state.recent[sealed..]
+            .iter()
+            .map(|part| part.batch(&self.spec.schema));
         let loose = loose.collect::<Result<Vec<_>, _>>()?;
         let all = concat_batches(&self.spec.schema, &loose).map_err(|e| e.to_string())?;
         let picked = newest(&all, &self.spec.keys)?;
@@ -391,13 +464,20 @@ impl LakeTable {
         // Only this view's thread adds parts.
         state.recent.truncate(sealed);
         state.recent.push(Arc::new(Hot::Rows(picked)));
-        Ok((state.recent.iter().map(|p| p.rows()).sum(), state.recent.iter().map(|p| p.memory_bytes()).sum()))
+        Ok((
+            state.recent.iter().map(|p| p.rows()).sum(),
+            state.recent.iter().map(|p| p.memory_bytes()).sum(),
+        ))
     }
 
     /// The hot parts of a class, which stay as they are until a commit drops them.
     pub fn seal(&self, class: Class) -> Vec<Arc<Hot>> {
         let mut state = self.write();
-        let parts = if class == Class::Recent { state.recent.clone() } else { state.old.clone() };
+        let parts = if class == Class::Recent {
+            state.recent.clone()
+        } else {
+            state.old.clone()
+        };
         state.sealed[class as usize] = parts.len();
         parts
     }
@@ -410,10 +490,11 @@ impl LakeTable {
         state.sealed = [0; 2];
     }
 
-    /// Commits files with positions and, in the same step for queries, drops the first `parts` hot parts of each class named.
+    /// Commits files with positions and, in the same step for queries, drops the first `parts` hot
+    /// parts of each class named.
     ///
-    /// After an error the table is read again: what it holds decides whether the commit happened. Files of one that did not are
-    /// removed.
+    /// After an error the table is read again: what it holds decides whether the commit happened.
+    /// Files of one that did not are removed.
     pub fn commit(&self, change: &Change, drop_hot: &[(Class, usize)]) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         if let Err(error) = self.reload_if_unknown(&mut delta) {
@@ -422,7 +503,10 @@ impl LakeTable {
         }
         let before = self.snapshot().levels;
         let files_lsn = self.files_lsn_of(&delta, change, &before);
-        let reread = match self.runtime.block_on(self.try_commit(&mut delta.log, change, files_lsn)) {
+        let reread = match self
+            .runtime
+            .block_on(self.try_commit(&mut delta.log, change, files_lsn))
+        {
             Ok(reread) => reread,
             Err(error) => Some(self.settle(&mut delta, change, &error)?),
         };
@@ -432,14 +516,28 @@ impl LakeTable {
         delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
         delta.commits += 1;
         let now_ms = chrono::Utc::now().timestamp_millis();
-        let merged = change.levels.iter().flat_map(|levels| entities::gone(&before, levels));
+        let merged = change
+            .levels
+            .iter()
+            .flat_map(|levels| entities::gone(&before, levels));
         let replaced = change.remove.iter().chain(merged);
-        delta.replaced.extend(replaced.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
+        delta
+            .replaced
+            .extend(replaced.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
         // Where the table was read again, it names the new files already.
-        let gone: HashSet<&str> = change.remove.iter().chain(&change.add).map(|f| f.path.as_str()).collect();
+        let gone: HashSet<&str> = change
+            .remove
+            .iter()
+            .chain(&change.add)
+            .map(|f| f.path.as_str())
+            .collect();
         let before = reread.as_ref().unwrap_or(&state.files);
-        let mut files: Vec<FileEntry> = before.iter().filter(|f| !gone.contains(f.path.as_str())).cloned().collect();
+        let mut files: Vec<FileEntry> = before
+            .iter()
+            .filter(|f| !gone.contains(f.path.as_str()))
+            .cloned()
+            .collect();
         files.extend(change.add.iter().cloned());
         state.files = Arc::new(files);
         if let Some(levels) = &change.levels {
@@ -459,7 +557,12 @@ impl LakeTable {
     fn new_files<'a>(&self, change: &'a Change) -> impl Iterator<Item = &'a FileEntry> {
         let there = self.snapshot().levels;
         let is_new = move |level: &&Level| !there.contains(level);
-        let levels = change.levels.iter().flatten().filter(is_new).map(|level| &level.entry);
+        let levels = change
+            .levels
+            .iter()
+            .flatten()
+            .filter(is_new)
+            .map(|level| &level.entry);
         change.add.iter().chain(levels)
     }
 
@@ -467,8 +570,17 @@ impl LakeTable {
     fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
         self.files_app.as_ref()?;
         let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();
-        let position = change.positions.iter().map(|(_, lsn)| *lsn).max().unwrap_or(delta.committed[0]);
-        if has_levels { change.files_lsn } else { Some(position) }
+        let position = change
+            .positions
+            .iter()
+            .map(|(_, lsn)| *lsn)
+            .max()
+            .unwrap_or(delta.committed[0]);
+        if has_levels {
+            change.files_lsn
+        } else {
+            Some(position)
+        }
     }
 
     /// Gives the files where somebody else had changed them too.
@@ -482,30 +594,58 @@ impl LakeTable {
         for (class, lsn) in &change.positions {
             transactions.push(Transaction::new(&self.apps[*class as usize], *lsn as i64));
         }
-        transactions.extend(self.files_app.as_ref().zip(files_lsn).map(|(app, lsn)| Transaction::new(app, lsn as i64)));
+        transactions.extend(
+            self.files_app
+                .as_ref()
+                .zip(files_lsn)
+                .map(|(app, lsn)| Transaction::new(app, lsn as i64)),
+        );
         if !change.remove.is_empty() {
             transactions.push(Transaction::new("__maint__", log.version() as i64 + 1));
         }
         let now_ms = chrono::Utc::now().timestamp_millis();
         let spec = change.becomes.as_deref().unwrap_or(&self.spec);
         let mut actions: Vec<Action> = Vec::with_capacity(change.add.len() + change.remove.len());
-        actions.extend(change.add.iter().map(|f| Action::Add(add_action(spec, f, change.data_change))));
         actions.extend(
-            change.remove.iter().map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
+            change
+                .add
+                .iter()
+                .map(|f| Action::Add(add_action(spec, f, change.data_change))),
+        );
+        actions.extend(
+            change
+                .remove
+                .iter()
+                .map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
         if change.becomes.is_some() || change.levels.is_some() {
-            let metadata = metadata_of(log.metadata(), change.becomes.as_deref(), change.levels.as_deref())?;
+            let metadata = metadata_of(
+                log.metadata(),
+                change.becomes.as_deref(),
+                change.levels.as_deref(),
+            )?;
             actions.push(Action::Metadata(metadata));
         }
-        let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty() {
+        let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty()
+        {
             DeltaOperation::Update { predicate: None }
         } else if change.data_change && !change.remove.is_empty() {
             DeltaOperation::Delete { predicate: None }
         } else if change.data_change {
-            let partition_by = partition_values(0, spec.layout).iter().map(|(n, _)| (*n).to_owned()).collect();
-            DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(partition_by), predicate: None }
+            let partition_by = partition_values(0, spec.layout)
+                .iter()
+                .map(|(n, _)| (*n).to_owned())
+                .collect();
+            DeltaOperation::Write {
+                mode: SaveMode::Append,
+                partition_by: Some(partition_by),
+                predicate: None,
+            }
         } else {
-            DeltaOperation::Optimize { predicate: None, target_size: 256 << 20 }
+            DeltaOperation::Optimize {
+                predicate: None,
+                target_size: 256 << 20,
+            }
         };
         if !log.commit(actions, operation, transactions).await? {
             return Ok(None);
@@ -529,16 +669,26 @@ impl LakeTable {
         delta.doubtful.extend(paths);
         let Listed { files, levels } = self.reload(delta)?;
         let is_named = |named: &Vec<Level>| *levels == *named;
-        let happened = (change.levels.is_some() || change.add.iter().chain(&change.remove).next().is_some())
+        let happened = (change.levels.is_some()
+            || change.add.iter().chain(&change.remove).next().is_some())
             && change.levels.as_ref().is_none_or(is_named)
-            && change.add.iter().all(|f| files.iter().any(|g| g.path == f.path))
-            && change.remove.iter().all(|f| !files.iter().any(|g| g.path == f.path));
+            && change
+                .add
+                .iter()
+                .all(|f| files.iter().any(|g| g.path == f.path))
+            && change
+                .remove
+                .iter()
+                .all(|f| !files.iter().any(|g| g.path == f.path));
         if happened {
             return Ok(files);
         }
         let mut state = self.write();
         (state.files, state.levels) = (files, levels);
-        Err(ViewError::Failed { view: self.spec.name.clone(), reason })
+        Err(ViewError::Failed {
+            view: self.spec.name.clone(),
+            reason,
+        })
     }
 
     fn remove_files<'a>(&self, paths: impl Iterator<Item = &'a str>) {
@@ -547,8 +697,12 @@ impl LakeTable {
         }
     }
 
-    /// Reads files and positions again if a commit left it open what the table holds; gives the files.
-    pub(super) fn reload_if_unknown(&self, delta: &mut Delta) -> Result<Arc<Vec<FileEntry>>, ViewError> {
+    /// Reads files and positions again if a commit left it open what the table holds; gives the
+    /// files.
+    pub(super) fn reload_if_unknown(
+        &self,
+        delta: &mut Delta,
+    ) -> Result<Arc<Vec<FileEntry>>, ViewError> {
         if !delta.is_unknown {
             return Ok(self.files());
         }
@@ -560,18 +714,28 @@ impl LakeTable {
 
     /// Reads files, levels and positions; removes what a commit that did not happen has left.
     fn reload(&self, delta: &mut Delta) -> Result<Listed, ViewError> {
-        let failed = |e: DeltaTableError| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
-        // The error may have been the sync of the entry's name: what is read now must be there after a power cut too.
+        let failed = |e: DeltaTableError| ViewError::Failed {
+            view: self.spec.name.clone(),
+            reason: e.to_string(),
+        };
+        // The error may have been the sync of the entry's name: what is read now must be there
+        // after a power cut too.
         for folder in [&self.spec.root.join("_delta_log"), &self.spec.root] {
             let synced = crate::storage::sync_folder(folder);
-            synced.map_err(|e| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() })?;
+            synced.map_err(|e| ViewError::Failed {
+                view: self.spec.name.clone(),
+                reason: e.to_string(),
+            })?;
         }
         self.runtime.block_on(delta.log.load()).map_err(failed)?;
         let table = delta.log.table();
         let position = |app: &String| {
-            let found = self
-                .runtime
-                .block_on(async { table.snapshot()?.transaction_version(table.log_store().as_ref(), app).await });
+            let found = self.runtime.block_on(async {
+                table
+                    .snapshot()?
+                    .transaction_version(table.log_store().as_ref(), app)
+                    .await
+            });
             found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(failed)
         };
         let committed = [position(&self.apps[0])?, position(&self.apps[1])?];
@@ -586,22 +750,46 @@ impl LakeTable {
         delta.committed[0] = delta.committed[0].max(files_lsn.unwrap_or(0));
         delta.is_unknown = false;
         let doubtful = std::mem::take(&mut delta.doubtful);
-        let named: HashSet<&str> =
-            files.iter().chain(levels.iter().map(|level| &level.entry)).map(|f| f.path.as_str()).collect();
-        self.remove_files(doubtful.iter().map(String::as_str).filter(|path| !named.contains(path)));
+        let named: HashSet<&str> = files
+            .iter()
+            .chain(levels.iter().map(|level| &level.entry))
+            .map(|f| f.path.as_str())
+            .collect();
+        self.remove_files(
+            doubtful
+                .iter()
+                .map(String::as_str)
+                .filter(|path| !named.contains(path)),
+        );
         Ok(Listed { files, levels })
     }
 
-    /// Takes the partitions that lie whole below the floor out of the table; gives the number of files. Rows below it are hidden
-    /// already.
+    /// Takes the partitions that lie whole below the floor out of the table; gives the number of
+    /// files. Rows below it are hidden already.
     pub fn drop_below_floor(&self) -> Result<usize, ViewError> {
-        let Some(floor) = self.floor() else { return Ok(0) };
-        let Some(width) = self.spec.layout.width() else { return Ok(0) };
+        let Some(floor) = self.floor() else {
+            return Ok(0);
+        };
+        let Some(width) = self.spec.layout.width() else {
+            return Ok(0);
+        };
         let below = bucket(floor, width);
-        let remove: Vec<FileEntry> = self.files().iter().filter(|f| f.bucket < below).cloned().collect();
+        let remove: Vec<FileEntry> = self
+            .files()
+            .iter()
+            .filter(|f| f.bucket < below)
+            .cloned()
+            .collect();
         let files = remove.len();
         if files > 0 {
-            self.commit(&Change { remove, data_change: true, ..Change::default() }, &[])?;
+            self.commit(
+                &Change {
+                    remove,
+                    data_change: true,
+                    ..Change::default()
+                },
+                &[],
+            )?;
         }
         Ok(files)
     }
@@ -611,7 +799,10 @@ impl LakeTable {
         let mut delta = self.lock_delta();
         self.reload_if_unknown(&mut delta)?;
         let files = self.all_files();
-        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let failed = |e: std::io::Error| ViewError::Failed {
+            view: self.spec.name.clone(),
+            reason: e.to_string(),
+        };
         let folder = Path::new("_delta_log");
         let mut log = Vec::new();
         for entry in std::fs::read_dir(self.spec.root.join(folder)).map_err(failed)? {
@@ -625,7 +816,8 @@ impl LakeTable {
         Ok((log, files))
     }
 
-    /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files no reader needs.
+    /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files
+    /// no reader needs.
     pub fn tidy_log(&self, now: bool) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         if delta.commits < CHECKPOINT_EVERY && !(now && delta.commits > 0) {
@@ -638,7 +830,10 @@ impl LakeTable {
 }
 
 fn delta_partition_values(spec: &TableSpec, bucket: i64) -> HashMap<String, Option<String>> {
-    partition_values(bucket, spec.layout).into_iter().map(|(k, v)| (k.to_owned(), Some(v.to_string()))).collect()
+    partition_values(bucket, spec.layout)
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), Some(v.to_string())))
+        .collect()
 }
 
 fn tags(file: &FileEntry) -> HashMap<String, Option<String>> {
@@ -674,23 +869,43 @@ fn remove_action(spec: &TableSpec, file: &FileEntry, data_change: bool, now_ms: 
 }
 
 /// The files of the loaded version.
-pub(super) fn read_files(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<FileEntry>, DeltaTableError> {
-    Ok(table.snapshot()?.log_data().iter().map(|f| file_entry(spec, &f)).collect())
+pub(super) fn read_files(
+    spec: &TableSpec,
+    table: &DeltaTable,
+) -> Result<Vec<FileEntry>, DeltaTableError> {
+    Ok(table
+        .snapshot()?
+        .log_data()
+        .iter()
+        .map(|f| file_entry(spec, &f))
+        .collect())
 }
 
 /// The levels that the loaded version names.
 fn read_levels(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<Level>, ViewError> {
     let snapshot = table.snapshot().map_err(|e| delta_error(&spec.root, &e))?;
-    let Some(text) = snapshot.metadata().configuration().get(levels::KEY) else { return Ok(Vec::new()) };
+    let Some(text) = snapshot.metadata().configuration().get(levels::KEY) else {
+        return Ok(Vec::new());
+    };
     levels::from_text(spec, text).map_err(ViewError::failed(spec.name.clone()))
 }
 
 fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
     let path = file.path().into_owned();
-    let stats: serde_json::Value =
-        file.stats().and_then(|s| serde_json::from_str(&s).ok()).unwrap_or(serde_json::Value::Null);
+    let stats: serde_json::Value = file
+        .stats()
+        .and_then(|s| serde_json::from_str(&s).ok())
+        .unwrap_or(serde_json::Value::Null);
     let lsn = |bound: &str, default: u64| stats[bound]["lsn"].as_u64().unwrap_or(default);
-    let class = if path.rsplit('/').next().is_some_and(|n| n.starts_with("old-")) { Class::Old } else { Class::Recent };
+    let class = if path
+        .rsplit('/')
+        .next()
+        .is_some_and(|n| n.starts_with("old-"))
+    {
+        Class::Old
+    } else {
+        Class::Recent
+    };
     FileEntry {
         bytes: file.size() as u64,
         rows: stats["numRecords"].as_u64().unwrap_or(0),
@@ -701,22 +916,44 @@ fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
         min_lsn: lsn("minValues", 0),
         max_lsn: lsn("maxValues", Lsn::MAX),
         written_ms: file.modification_time(),
-        checks: stats["weir"]["crc32c"].as_str().map(Checks::from_text).unwrap_or_default(),
+        checks: stats["weir"]["crc32c"]
+            .as_str()
+            .map(Checks::from_text)
+            .unwrap_or_default(),
         path,
     }
 }
 
 fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
     let values = file.partition_values_map();
-    let value = |name: &str| values.get(name).cloned().flatten().and_then(|v| v.parse::<i64>().ok());
+    let value = |name: &str| {
+        values
+            .get(name)
+            .cloned()
+            .flatten()
+            .and_then(|v| v.parse::<i64>().ok())
+    };
     if spec.layout == Layout::Buckets {
         return value("bucket").unwrap_or(0);
     }
-    let date = value("year").zip(value("month")).zip(value("day")).and_then(|((y, m), d)| {
-        chrono::NaiveDate::from_ymd_opt(i32::try_from(y).ok()?, u32::try_from(m).ok()?, u32::try_from(d).ok()?)
-    });
-    let days = date.and_then(|d| d.and_hms_opt(0, 0, 0)).map_or(0, |t| t.and_utc().timestamp() / 86_400);
-    if spec.layout == Layout::Hours { days * 24 + value("hour").unwrap_or(0) } else { days }
+    let date = value("year")
+        .zip(value("month"))
+        .zip(value("day"))
+        .and_then(|((y, m), d)| {
+            chrono::NaiveDate::from_ymd_opt(
+                i32::try_from(y).ok()?,
+                u32::try_from(m).ok()?,
+                u32::try_from(d).ok()?,
+            )
+        });
+    let days = date
+        .and_then(|d| d.and_hms_opt(0, 0, 0))
+        .map_or(0, |t| t.and_utc().timestamp() / 86_400);
+    if spec.layout == Layout::Hours {
+        days * 24 + value("hour").unwrap_or(0)
+    } else {
+        days
+    }
 }
 
 /// Where a table of this name lives.

@@ -1,5 +1,5 @@
-//! Files in a table's folder that no version in force names: replaced ones, which outside readers may still read for a while, and
-//! what a kill left.
+//! Files in a table's folder that no version in force names: replaced ones, which outside readers
+//! may still read for a while, and what a kill left.
 
 use std::collections::HashSet;
 use std::fs::Metadata;
@@ -11,48 +11,77 @@ use super::compact::GRACE;
 use crate::views::ViewError;
 
 impl LakeTable {
-    /// Removes files that a merge replaced, or a kill left, so long ago that no query reads them any more.
+    /// Removes files that a merge replaced, or a kill left, so long ago that no query reads them
+    /// any more.
     pub fn remove_replaced_files(&self, now_ms: i64, grace: Duration) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_unknown(&mut delta)?;
-        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let failed = |e: std::io::Error| ViewError::Failed {
+            view: self.spec.name.clone(),
+            reason: e.to_string(),
+        };
         let is_old = |at: i64| now_ms - at >= grace.as_millis() as i64;
-        let old: Vec<PathBuf> =
-            delta.replaced.iter().filter(|(_, (at, _))| is_old(*at)).map(|(p, _)| p.clone()).collect();
+        let old: Vec<PathBuf> = delta
+            .replaced
+            .iter()
+            .filter(|(_, (at, _))| is_old(*at))
+            .map(|(p, _)| p.clone())
+            .collect();
         for path in old {
             match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed(error));
+                }
                 _ => drop(delta.replaced.remove(&path)),
             }
         }
         Ok(())
     }
 
-    /// Removes Parquet files that the table does not name: left by an attempt that was killed, or replaced before a restart. An
-    /// outside reader may still read what was replaced a moment ago: such a file leaves with those that are replaced later. Only
-    /// when nothing is being written yet.
+    /// Removes Parquet files that the table does not name: left by an attempt that was killed, or
+    /// replaced before a restart. An outside reader may still read what was replaced a moment ago:
+    /// such a file leaves with those that are replaced later. Only when nothing is being written
+    /// yet.
     pub(super) fn remove_strays(&self) -> Result<(), ViewError> {
-        let named: HashSet<PathBuf> = self.all_files().iter().map(|f| self.spec.root.join(&f.path)).collect();
-        let failed = |e: std::io::Error| ViewError::Failed { view: self.spec.name.clone(), reason: e.to_string() };
+        let named: HashSet<PathBuf> = self
+            .all_files()
+            .iter()
+            .map(|f| self.spec.root.join(&f.path))
+            .collect();
+        let failed = |e: std::io::Error| ViewError::Failed {
+            view: self.spec.name.clone(),
+            reason: e.to_string(),
+        };
         let now_ms = chrono::Utc::now().timestamp_millis();
         let mut delta = self.lock_delta();
         for (path, metadata) in data_files(&self.spec.root).map_err(failed)? {
             if named.contains(&path) {
                 continue;
             }
-            let age = metadata.modified().ok().and_then(|m| m.elapsed().ok()).unwrap_or_default();
+            let age = metadata
+                .modified()
+                .ok()
+                .and_then(|m| m.elapsed().ok())
+                .unwrap_or_default();
             if age >= GRACE {
                 std::fs::remove_file(&path).map_err(failed)?;
             } else {
-                delta.replaced.insert(path, (now_ms - age.as_millis() as i64, metadata.len()));
+                delta
+                    .replaced
+                    .insert(path, (now_ms - age.as_millis() as i64, metadata.len()));
             }
         }
         Ok(())
     }
 
-    /// Bytes of the table's folder that no version in force names: replaced files, and files of a commit under way.
+    /// Bytes of the table's folder that no version in force names: replaced files, and files of a
+    /// commit under way.
     pub fn unnamed_bytes(&self) -> u64 {
-        let all: u64 = data_files(&self.spec.root).unwrap_or_default().iter().map(|(_, m)| m.len()).sum();
+        let all: u64 = data_files(&self.spec.root)
+            .unwrap_or_default()
+            .iter()
+            .map(|(_, m)| m.len())
+            .sum();
         all.saturating_sub(self.all_files().iter().map(|f| f.bytes).sum())
     }
 }

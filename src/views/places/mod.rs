@@ -1,6 +1,7 @@
-//! Venues on the map, and which events took place there when: one edge per (venue, event, date), several per pair. Names and
-//! edges lie in redb with the position; in memory are the venues' points, in an R-tree on the unit sphere, and what was lately
-//! named. Beyond `max_venues` those that nobody named for longest leave.
+//! Venues on the map, and which events took place there when: one edge per (venue, event, date),
+//! several per pair. Names and edges lie in redb with the position; in memory are the venues'
+//! points, in an R-tree on the unit sphere, and what was lately named. Beyond `max_venues` those
+//! that nobody named for longest leave.
 
 pub mod sphere;
 mod venue;
@@ -27,22 +28,30 @@ const EVENTS_PER_VENUE: usize = 10;
 const EVICTED_AT_ONCE: usize = 256;
 /// Bytes in memory of an edge that waits, beside its key.
 const EDGE_BYTES: usize = 96;
-/// Points have single precision, which halves the tree: of two chords of the unit sphere the difference between what they are and
-/// what the tree says is below this. The order is that of the exact places.
+/// Points have single precision, which halves the tree: of two chords of the unit sphere the
+/// difference between what they are and what the tree says is below this. The order is that of the
+/// exact places.
 const CHORD_ERROR: f64 = 5e-7;
 
 /// A venue's point with its number.
 type Point = GeomWithData<[f32; 3], u32>;
 
 fn failed(error: impl Into<redb::Error>) -> ViewError {
-    ViewError::Failed { view: "places".into(), reason: error.into().to_string() }
+    ViewError::Failed {
+        view: "places".into(),
+        reason: error.into().to_string(),
+    }
 }
 
 fn point(lat: f64, lon: f64, number: u32) -> Option<Point> {
-    Some(Point::new(sphere::unit_vector(lat, lon)?.map(|x| x as f32), number))
+    Some(Point::new(
+        sphere::unit_vector(lat, lon)?.map(|x| x as f32),
+        number,
+    ))
 }
 
-/// Nodes of many children waste less of their room than the usual six, where most points come one by one.
+/// Nodes of many children waste less of their room than the usual six, where most points come one
+/// by one.
 struct Wide;
 
 impl RTreeParams for Wide {
@@ -52,11 +61,13 @@ impl RTreeParams for Wide {
     type DefaultInsertionStrategy = RStarInsertionStrategy;
 }
 
-/// Venue numbers, least recently seen first: by the day on which an event last named the venue, then by number.
+/// Venue numbers, least recently seen first: by the day on which an event last named the venue,
+/// then by number.
 ///
-/// An entry's day is not updated when its venue is seen again: it is a lower bound, corrected when the entry reaches the top. So an
-/// update costs nothing, and an entry is corrected at most once for each day of its venue. For example, venue 7 is seen on day 3 and
-/// again on day 5: (3, 7) reaches the top, is found to be outdated, and is pushed again as (5, 7).
+/// An entry's day is not updated when its venue is seen again: it is a lower bound, corrected when
+/// the entry reaches the top. So an update costs nothing, and an entry is corrected at most once
+/// for each day of its venue. For example, venue 7 is seen on day 3 and again on day 5: (3, 7)
+/// reaches the top, is found to be outdated, and is pushed again as (5, 7).
 #[derive(Default)]
 struct EvictionOrder(BinaryHeap<Reverse<(i32, u32)>>);
 
@@ -129,7 +140,8 @@ struct Said<'a> {
 impl State {
     /// Whether no event has named the venue since the floor.
     fn is_gone(&self, venue: &Venue) -> bool {
-        self.floor.is_some_and(|floor| venue.seen < bucket(floor, MICROS_PER_DAY))
+        self.floor
+            .is_some_and(|floor| venue.seen < bucket(floor, MICROS_PER_DAY))
     }
 
     fn remember(&mut self, id: &Arc<str>, venue: Venue) {
@@ -140,7 +152,11 @@ impl State {
     }
 
     /// The venue as it was left, if there is one, among those lately named.
-    fn recall(&mut self, stored: &Stored, id: &str) -> Result<Option<(Arc<str>, &mut Venue)>, ViewError> {
+    fn recall(
+        &mut self,
+        stored: &Stored,
+        id: &str,
+    ) -> Result<Option<(Arc<str>, &mut Venue)>, ViewError> {
         let known = self.recent.get_key_value(id).map(|(id, _)| id.clone());
         let known = match known {
             Some(id) => Some(id),
@@ -155,15 +171,40 @@ impl State {
     }
 
     /// An event named the venue on this day, and perhaps said where it is.
-    fn name(&mut self, stored: &Stored, id: &str, day: i64, said: Option<Said<'_>>) -> Result<(), ViewError> {
+    fn name(
+        &mut self,
+        stored: &Stored,
+        id: &str,
+        day: i64,
+        said: Option<Said<'_>>,
+    ) -> Result<(), ViewError> {
         let said = said.filter(|s| sphere::unit_vector(s.lat, s.lon).is_some());
         let Some((id, venue)) = self.recall(stored, id)? else {
             // A record without a place makes no venue.
-            let Some(Said { name, lat, lon, version }) = said else { return Ok(()) };
+            let Some(Said {
+                name,
+                lat,
+                lon,
+                version,
+            }) = said
+            else {
+                return Ok(());
+            };
             let (id, number) = (Arc::from(id), self.next);
             self.next += 1;
-            self.tree.insert(point(lat, lon, number).expect("a place, as filtered above"));
-            self.remember(&id, Venue { number, seen: day, lat, lon, version, name: name.into() });
+            self.tree
+                .insert(point(lat, lon, number).expect("a place, as filtered above"));
+            self.remember(
+                &id,
+                Venue {
+                    number,
+                    seen: day,
+                    lat,
+                    lon,
+                    version,
+                    name: name.into(),
+                },
+            );
             self.order.push(day, number);
             self.changed.insert(number, id);
             return Ok(());
@@ -210,45 +251,65 @@ impl State {
     }
 
     /// The venue of this number, as it is now.
-    fn by_number(&self, stored: &Stored, number: u32) -> Result<Option<(Arc<str>, Venue)>, ViewError> {
+    fn by_number(
+        &self,
+        stored: &Stored,
+        number: u32,
+    ) -> Result<Option<(Arc<str>, Venue)>, ViewError> {
         let waiting = self.changed.get(&number).cloned();
-        let Some(id) = waiting.map_or_else(|| stored.id(number), |id| Ok(Some(id)))? else { return Ok(None) };
+        let Some(id) = waiting.map_or_else(|| stored.id(number), |id| Ok(Some(id)))? else {
+            return Ok(None);
+        };
         let venue = match self.recent.get(&id) {
             Some(venue) => Some(venue.clone()),
             None => stored.venue(&id)?,
         };
-        Ok(venue.filter(|venue| venue.number == number).map(|venue| (id, venue)))
+        Ok(venue
+            .filter(|venue| venue.number == number)
+            .map(|venue| (id, venue)))
     }
 
-    /// Evicts the least recently seen venues beyond `most`; of one day, those that were added first.
+    /// Evicts the least recently seen venues beyond `most`; of one day, those that were added
+    /// first.
     fn evict_beyond(&mut self, stored: &Stored, most: usize) -> Result<(), ViewError> {
-        self.evict_while(stored, |state, _, _| state.tree.size() > most).map(drop)
+        self.evict_while(stored, |state, _, _| state.tree.size() > most)
+            .map(drop)
     }
 
-    /// Evicts up to `EVICTED_AT_ONCE` venues that were last seen before the floor; whether there may be more.
+    /// Evicts up to `EVICTED_AT_ONCE` venues that were last seen before the floor; whether there
+    /// may be more.
     fn evict_expired(&mut self, stored: &Stored) -> Result<bool, ViewError> {
-        let Some(floor) = self.floor else { return Ok(false) };
+        let Some(floor) = self.floor else {
+            return Ok(false);
+        };
         let floor = bucket(floor, MICROS_PER_DAY);
-        let visited = self.evict_while(stored, |_, day, visited| day < floor && visited < EVICTED_AT_ONCE)?;
+        let visited = self.evict_while(stored, |_, day, visited| {
+            day < floor && visited < EVICTED_AT_ONCE
+        })?;
         Ok(visited == EVICTED_AT_ONCE)
     }
 
-    /// Evicts venues, the least recently seen first, while `is_leaving` holds for the top entry's day and the number of entries
-    /// that were visited; returns the latter.
+    /// Evicts venues, the least recently seen first, while `is_leaving` holds for the top entry's
+    /// day and the number of entries that were visited; returns the latter.
     fn evict_while(
         &mut self,
         stored: &Stored,
         is_leaving: impl Fn(&Self, i64, usize) -> bool,
     ) -> Result<usize, ViewError> {
         let mut visited = 0;
-        while let Some(&Reverse((day, number))) =
-            self.order.0.peek().filter(|e| is_leaving(self, e.0.0.into(), visited))
+        while let Some(&Reverse((day, number))) = self
+            .order
+            .0
+            .peek()
+            .filter(|e| is_leaving(self, e.0.0.into(), visited))
         {
             visited += 1;
             let venue = self.by_number(stored, number)?;
             self.order.0.pop();
             match venue {
-                Some((_, venue)) if day_key(venue.seen) > day => self.order.push(venue.seen, number),
+                Some((_, venue)) if day_key(venue.seen) > day => {
+                    self.order.push(venue.seen, number);
+                }
                 Some((id, venue)) => self.remove(id, &venue),
                 None => {}
             }
@@ -274,8 +335,13 @@ impl State {
     fn trim_recent(&mut self, room: usize) {
         if self.recent_bytes > room {
             let changed = &self.changed;
-            self.recent.retain(|_, venue| changed.contains_key(&venue.number));
-            self.recent_bytes = self.recent.iter().map(|(id, venue)| venue.memory_bytes(id)).sum();
+            self.recent
+                .retain(|_, venue| changed.contains_key(&venue.number));
+            self.recent_bytes = self
+                .recent
+                .iter()
+                .map(|(id, venue)| venue.memory_bytes(id))
+                .sum();
         }
     }
 
@@ -286,10 +352,17 @@ impl State {
 }
 
 impl Places {
-    /// Opens the places of a stream within `memory` bytes beside their points; none where there are none and `writable` is false.
+    /// Opens the places of a stream within `memory` bytes beside their points; none where there are
+    /// none and `writable` is false.
     pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let Some(file) = StateFile::open_as(path, memory / 2, writable)? else { return Ok(None) };
-        let places = Self { file, room: memory / 4, state: RwLock::default() };
+        let Some(file) = StateFile::open_as(path, memory / 2, writable)? else {
+            return Ok(None);
+        };
+        let places = Self {
+            file,
+            room: memory / 4,
+            state: RwLock::default(),
+        };
         places.load()?;
         Ok(Some(places))
     }
@@ -318,7 +391,12 @@ impl Places {
         })?;
         order.shrink_to_fit();
         let order = EvictionOrder(order.into());
-        *self.write() = State { tree: RTree::bulk_load_with_params(points), next, order, ..State::default() };
+        *self.write() = State {
+            tree: RTree::bulk_load_with_params(points),
+            next,
+            order,
+            ..State::default()
+        };
         Ok(())
     }
 
@@ -353,7 +431,8 @@ impl Places {
         state.recent_bytes + state.waiting_bytes()
     }
 
-    /// The nearest venues, at most `limit`, nearest first, ties by id; and the LSN that the answer reaches.
+    /// The nearest venues, at most `limit`, nearest first, ties by id; and the LSN that the answer
+    /// reaches.
     pub fn nearby(
         &self,
         lat: f64,
@@ -361,30 +440,47 @@ impl Places {
         limit: usize,
         within_m: Option<f64>,
     ) -> Result<(Vec<Near>, Lsn), ViewError> {
-        let Some(from) = point(lat, lon, 0) else { return Ok((Vec::new(), self.applied())) };
+        let Some(from) = point(lat, lon, 0) else {
+            return Ok((Vec::new(), self.applied()));
+        };
         let state = self.read();
         let transaction = self.file.read()?;
         // A commit may have happened since the state was locked: what waited is then in the file.
         let is_committed = position_in(&transaction)?.is_some_and(|p| p > state.committed);
         let stored = Stored::open(&transaction)?;
         let mut found: Vec<(f64, Arc<str>, Venue)> = Vec::new();
-        for (p, chord) in state.tree.nearest_neighbor_iter_with_distance_2(*from.geom()) {
-            let full = found.get(limit.wrapping_sub(1)).map(|(distance, ..)| *distance);
-            let reach = full.into_iter().chain(within_m).fold(f64::INFINITY, f64::min);
+        for (p, chord) in state
+            .tree
+            .nearest_neighbor_iter_with_distance_2(*from.geom())
+        {
+            let full = found
+                .get(limit.wrapping_sub(1))
+                .map(|(distance, ..)| *distance);
+            let reach = full
+                .into_iter()
+                .chain(within_m)
+                .fold(f64::INFINITY, f64::min);
             if f64::from(chord).sqrt() - CHORD_ERROR > sphere::chord_squared(reach).sqrt() {
                 break;
             }
             let waiting = state.changed.get(&p.data).cloned();
-            let Some(id) = waiting.map_or_else(|| stored.id(p.data), |id| Ok(Some(id)))? else { continue };
+            let Some(id) = waiting.map_or_else(|| stored.id(p.data), |id| Ok(Some(id)))? else {
+                continue;
+            };
             let venue = match state.recent.get(&*id) {
                 Some(venue) => Some(venue.clone()),
                 None => stored.venue(&id)?,
             };
-            let Some(venue) = venue.filter(|venue| !state.is_gone(venue)) else { continue };
+            let Some(venue) = venue.filter(|venue| !state.is_gone(venue)) else {
+                continue;
+            };
             let distance = sphere::distance_m((lat, lon), (venue.lat, venue.lon));
             if within_m.is_none_or(|m| distance <= m) {
-                let at = found
-                    .partition_point(|(d, other, _)| d.total_cmp(&distance).then_with(|| (**other).cmp(&*id)).is_lt());
+                let at = found.partition_point(|(d, other, _)| {
+                    d.total_cmp(&distance)
+                        .then_with(|| (**other).cmp(&*id))
+                        .is_lt()
+                });
                 found.insert(at, (distance, id, venue));
                 found.truncate(limit);
             }
@@ -398,11 +494,24 @@ impl Places {
                 keys.extend(stored.edges(&id, EVENTS_PER_VENUE)?);
             }
             if !is_committed {
-                keys.extend(state.edges.get(&id).into_iter().flatten().take(EVENTS_PER_VENUE).cloned());
+                keys.extend(
+                    state
+                        .edges
+                        .get(&id)
+                        .into_iter()
+                        .flatten()
+                        .take(EVENTS_PER_VENUE)
+                        .cloned(),
+                );
             }
-            let events = keys.iter().take(EVENTS_PER_VENUE).filter_map(|edge| split_edge(edge));
+            let events = keys
+                .iter()
+                .take(EVENTS_PER_VENUE)
+                .filter_map(|edge| split_edge(edge));
             out.push(Near {
-                events: events.filter(|(_, date)| !is_before(*date, state.floor)).collect(),
+                events: events
+                    .filter(|(_, date)| !is_before(*date, state.floor))
+                    .collect(),
                 id: id.to_string(),
                 name: venue.name.into(),
                 lat: venue.lat,

@@ -1,5 +1,5 @@
-//! Points of the earth as unit vectors: the straight distance through the sphere orders them exactly as the great circle does,
-//! also at the poles and across the date line.
+//! Points of the earth as unit vectors: the straight distance through the sphere orders them
+//! exactly as the great circle does, also at the poles and across the date line.
 
 use crate::event::is_place;
 
@@ -38,7 +38,10 @@ mod tests {
     fn a_quarter_of_the_earth() {
         let quarter = EARTH_RADIUS_M * std::f64::consts::FRAC_PI_2;
         assert!((distance_m((0.0, 0.0), (90.0, 17.0)) - quarter).abs() < 1e-6);
-        assert!((distance_m((0.0, 179.9), (0.0, -179.9)) - distance_m((0.0, 0.1), (0.0, -0.1))).abs() < 1e-6);
+        assert!(
+            (distance_m((0.0, 179.9), (0.0, -179.9)) - distance_m((0.0, 0.1), (0.0, -0.1))).abs()
+                < 1e-6
+        );
         assert_eq!(unit_vector(91.0, 0.0), None);
         assert_eq!(unit_vector(0.0, 0.0), None);
     }

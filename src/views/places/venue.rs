@@ -13,7 +13,8 @@ use crate::views::database::open_table;
 pub(super) const VENUES: TableDefinition<&str, &[u8]> = TableDefinition::new("venues");
 /// Venue number → id.
 pub(super) const NUMBERS: TableDefinition<u32, &str> = TableDefinition::new("numbers");
-/// Venue id, zero byte, date i64 (big-endian, sign and order flipped: latest first), event id → nothing.
+/// Venue id, zero byte, date i64 (big-endian, sign and order flipped: latest first), event id →
+/// nothing.
 pub(super) const EDGES: TableDefinition<&[u8], ()> = TableDefinition::new("edges");
 
 /// Bytes of a venue in memory beside its texts: two table entries.
@@ -91,7 +92,10 @@ pub(super) fn write_edge(date: Option<Micros>, event: &str, out: &mut Vec<u8>) {
 pub(super) fn split_edge(edge: &[u8]) -> Option<(String, Option<Micros>)> {
     let (order, event) = edge.split_first_chunk::<8>()?;
     let date = (!u64::from_be_bytes(*order) ^ (1 << 63)) as i64;
-    Some((String::from_utf8_lossy(event).into_owned(), (date != Micros::MIN).then_some(date)))
+    Some((
+        String::from_utf8_lossy(event).into_owned(),
+        (date != Micros::MIN).then_some(date),
+    ))
 }
 
 /// Whether an edge's date lies before the floor; one without a date does not.
@@ -116,18 +120,30 @@ impl Stored {
     }
 
     pub fn venue(&self, id: &str) -> Result<Option<Venue>, ViewError> {
-        let Some(venues) = &self.venues else { return Ok(None) };
-        Ok(venues.get(id).map_err(failed)?.and_then(|v| Venue::decode(v.value())))
+        let Some(venues) = &self.venues else {
+            return Ok(None);
+        };
+        Ok(venues
+            .get(id)
+            .map_err(failed)?
+            .and_then(|v| Venue::decode(v.value())))
     }
 
     pub fn id(&self, number: u32) -> Result<Option<Arc<str>>, ViewError> {
-        let Some(numbers) = &self.numbers else { return Ok(None) };
-        Ok(numbers.get(number).map_err(failed)?.map(|id| id.value().into()))
+        let Some(numbers) = &self.numbers else {
+            return Ok(None);
+        };
+        Ok(numbers
+            .get(number)
+            .map_err(failed)?
+            .map(|id| id.value().into()))
     }
 
     /// Every venue.
     pub fn each(&self, mut take: impl FnMut(Venue)) -> Result<(), ViewError> {
-        let Some(venues) = &self.venues else { return Ok(()) };
+        let Some(venues) = &self.venues else {
+            return Ok(());
+        };
         for entry in venues.iter().map_err(failed)? {
             let (_, value) = entry.map_err(failed)?;
             if let Some(venue) = Venue::decode(value.value()) {
@@ -139,9 +155,16 @@ impl Stored {
 
     /// The first edges of a venue, at most `most`, without what names the venue: latest date first.
     pub fn edges(&self, venue: &str, most: usize) -> Result<Vec<Vec<u8>>, ViewError> {
-        let Some(edges) = &self.edges else { return Ok(Vec::new()) };
+        let Some(edges) = &self.edges else {
+            return Ok(Vec::new());
+        };
         let (low, high) = (edges_of(venue), edges_end(venue));
-        let found = edges.range::<&[u8]>(low.as_slice()..high.as_slice()).map_err(failed)?;
-        found.take(most).map(|edge| Ok(edge.map_err(failed)?.0.value()[low.len()..].to_vec())).collect()
+        let found = edges
+            .range::<&[u8]>(low.as_slice()..high.as_slice())
+            .map_err(failed)?;
+        found
+            .take(most)
+            .map(|edge| Ok(edge.map_err(failed)?.0.value()[low.len()..].to_vec()))
+            .collect()
     }
 }

@@ -4,14 +4,18 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::venue::{EDGES, NUMBERS, Stored, VENUES, Venue, edges_end, edges_of, is_before, split_edge, write_edge};
+use super::venue::{
+    EDGES, NUMBERS, Stored, VENUES, Venue, edges_end, edges_of, is_before, split_edge, write_edge,
+};
 use super::{Places, Said, State};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
 use crate::operators::{Output, StreamRows, positions};
 use crate::schema::Stream;
 use crate::views::database::Origin;
 use crate::views::{View, ViewError};
-use arrow::array::{Array, ArrayRef, Float64Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, Float64Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+};
 
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
 
@@ -51,8 +55,14 @@ fn number_at(column: &ArrayRef, row: usize) -> i64 {
     }
     any.downcast_ref::<Int64Array>()
         .map(|a| a.value(row))
-        .or_else(|| any.downcast_ref::<Int32Array>().map(|a| a.value(row).into()))
-        .or_else(|| any.downcast_ref::<TimestampMicrosecondArray>().map(|a| a.value(row)))
+        .or_else(|| {
+            any.downcast_ref::<Int32Array>()
+                .map(|a| a.value(row).into())
+        })
+        .or_else(|| {
+            any.downcast_ref::<TimestampMicrosecondArray>()
+                .map(|a| a.value(row))
+        })
         .unwrap_or(0)
 }
 
@@ -68,11 +78,21 @@ impl Waiting {
         // In the order of the file, so that neighbours are written together.
         let mut edges: Vec<_> = state.edges.iter().collect();
         edges.sort_unstable_by_key(|(id, _)| *id);
-        let changed = state.changed.values().filter_map(|id| Some((id.clone(), state.recent.get(id)?.clone())));
+        let changed = state
+            .changed
+            .values()
+            .filter_map(|id| Some((id.clone(), state.recent.get(id)?.clone())));
         Self {
-            removed: state.removed.iter().map(|(id, number)| (id.clone(), *number)).collect(),
+            removed: state
+                .removed
+                .iter()
+                .map(|(id, number)| (id.clone(), *number))
+                .collect(),
             changed: changed.collect(),
-            edges: edges.into_iter().map(|(id, edges)| (id.clone(), edges.iter().cloned().collect())).collect(),
+            edges: edges
+                .into_iter()
+                .map(|(id, edges)| (id.clone(), edges.iter().cloned().collect()))
+                .collect(),
         }
     }
 
@@ -84,7 +104,10 @@ impl Waiting {
         for (id, number) in &self.removed {
             venues.remove(&**id)?;
             numbers.remove(number)?;
-            edges.retain_in::<&[u8], _>(edges_of(id).as_slice()..edges_end(id).as_slice(), |_, ()| false)?;
+            edges.retain_in::<&[u8], _>(
+                edges_of(id).as_slice()..edges_end(id).as_slice(),
+                |_, ()| false,
+            )?;
         }
         for (id, venue) in &self.changed {
             venues.insert(&**id, venue.encode().as_slice())?;
@@ -104,30 +127,68 @@ impl Waiting {
 }
 
 impl PlacesView {
-    pub fn new(places: Arc<Places>, stream: Arc<Stream>, origin: Origin) -> Result<Self, ViewError> {
+    pub fn new(
+        places: Arc<Places>,
+        stream: Arc<Stream>,
+        origin: Origin,
+    ) -> Result<Self, ViewError> {
         let committed = places.position(origin)?;
         places.set_applied(committed);
         places.write().committed = committed;
         let name = positions::places(&stream.name);
-        Ok(Self { places, stream, origin, name, applied: committed, committed, since: None, swept: None })
+        Ok(Self {
+            places,
+            stream,
+            origin,
+            name,
+            applied: committed,
+            committed,
+            since: None,
+            swept: None,
+        })
     }
 
     fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
-        let Some(def) = &self.stream.def.places else { return Ok(()) };
+        let Some(def) = &self.stream.def.places else {
+            return Ok(());
+        };
         let batch = &rows.batch;
         let version = self.stream.def.version.as_deref().unwrap_or("event_time");
-        let columns =
-            [&def.venue, &def.name, &def.lat, &def.lon, &def.event, &def.date].map(|c| batch.column_by_name(c));
-        let [Some(venue), Some(name), Some(lat), Some(lon), Some(event), Some(date)] = columns else { return Ok(()) };
-        let Some(version) = batch.column_by_name(version) else { return Ok(()) };
+        let columns = [
+            &def.venue, &def.name, &def.lat, &def.lon, &def.event, &def.date,
+        ]
+        .map(|c| batch.column_by_name(c));
+        let [
+            Some(venue),
+            Some(name),
+            Some(lat),
+            Some(lon),
+            Some(event),
+            Some(date),
+        ] = columns
+        else {
+            return Ok(());
+        };
+        let Some(version) = batch.column_by_name(version) else {
+            return Ok(());
+        };
         let floats = |a: &ArrayRef| a.as_any().downcast_ref::<Float64Array>().cloned();
-        let (Some(lat), Some(lon)) = (floats(lat), floats(lon)) else { return Ok(()) };
-        let Some(times) = batch.column(1).as_any().downcast_ref::<TimestampMicrosecondArray>() else { return Ok(()) };
+        let (Some(lat), Some(lon)) = (floats(lat), floats(lon)) else {
+            return Ok(());
+        };
+        let Some(times) = batch
+            .column(1)
+            .as_any()
+            .downcast_ref::<TimestampMicrosecondArray>()
+        else {
+            return Ok(());
+        };
         // Only this thread commits, so the file stays as it is.
         let stored = Stored::open(&self.places.file.read()?)?;
         let mut state = self.places.write();
-        let floor =
-            rows.watermark.map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
+        let floor = rows
+            .watermark
+            .map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
         state.floor = state.floor.max(floor);
         let (mut id, mut text, mut edge) = (String::new(), String::new(), Vec::new());
         for (row, lsn) in rows.lsns().iter().enumerate() {
@@ -139,7 +200,12 @@ impl PlacesView {
             }
             let said = (lat.is_valid(row) && lon.is_valid(row)).then(|| {
                 write_id(name, row, &mut text);
-                Said { name: &text, lat: lat.value(row), lon: lon.value(row), version: number_at(version, row) }
+                Said {
+                    name: &text,
+                    lat: lat.value(row),
+                    lon: lon.value(row),
+                    version: number_at(version, row),
+                }
             });
             state.name(&stored, &id, bucket(times.value(row), MICROS_PER_DAY), said)?;
             let date = date.is_valid(row).then(|| number_at(date, row));
@@ -159,7 +225,9 @@ impl PlacesView {
 fn sweep(transaction: &redb::WriteTransaction, floor: Option<Micros>) -> Result<(), redb::Error> {
     transaction.open_table(EDGES)?.retain(|key, ()| {
         let venue = key.iter().position(|b| *b == 0).unwrap_or(0);
-        key.get(venue + 1..).and_then(split_edge).is_some_and(|(_, date)| !is_before(date, floor))
+        key.get(venue + 1..)
+            .and_then(split_edge)
+            .is_some_and(|(_, date)| !is_before(date, floor))
     })?;
     Ok(())
 }
@@ -186,7 +254,11 @@ impl View for PlacesView {
         if output.to <= self.applied {
             return Ok(());
         }
-        if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
+        if let Some(rows) = output
+            .rows
+            .as_ref()
+            .filter(|r| r.stream.name == self.stream.name)
+        {
             self.add(rows)?;
             self.since.get_or_insert(now);
         }
@@ -196,7 +268,8 @@ impl View for PlacesView {
     }
 
     fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
+        self.since
+            .is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
             || self.places.read().waiting_bytes() >= self.places.room
     }
 
@@ -212,10 +285,16 @@ impl View for PlacesView {
         }
         // Only this thread changes what waits, so the lock need not be held while it is written.
         let waiting = Waiting::of(&self.places.read());
-        self.places.file.commit(self.origin, self.applied, |transaction| {
-            waiting.write(transaction)?;
-            if day > self.swept { sweep(transaction, floor) } else { Ok(()) }
-        })?;
+        self.places
+            .file
+            .commit(self.origin, self.applied, |transaction| {
+                waiting.write(transaction)?;
+                if day > self.swept {
+                    sweep(transaction, floor)
+                } else {
+                    Ok(())
+                }
+            })?;
         self.swept = self.swept.max(day);
         let mut state = self.places.write();
         state.changed.clear();

@@ -1,6 +1,7 @@
-//! Blocks of rows, as an index stores them: an Arrow IPC stream of one batch, compressed as a whole with zstd; its length, u32
-//! little-endian, stands before it. Together a hundred rows take less than alone, because values of a column are alike, and one is
-//! read by unpacking no more than its block.
+//! Blocks of rows, as an index stores them: an Arrow IPC stream of one batch, compressed as a whole
+//! with zstd; its length, u32 little-endian, stands before it. Together a hundred rows take less
+//! than alone, because values of a column are alike, and one is read by unpacking no more than its
+//! block.
 
 use std::io;
 
@@ -37,16 +38,25 @@ impl Packer {
     /// Packs rows, into as many blocks as their bytes ask for; gives each with its number of rows.
     pub fn pack(&mut self, batch: &RecordBatch) -> Result<Vec<(Vec<u8>, usize)>, ArrowError> {
         let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
-        let mut writer = StreamWriter::try_new_with_options(Vec::new(), batch.schema_ref(), options)?;
+        let mut writer =
+            StreamWriter::try_new_with_options(Vec::new(), batch.schema_ref(), options)?;
         writer.write(batch)?;
         let (plain, rows) = (writer.into_inner()?, batch.num_rows());
-        // Only now it is known: of a slice, the arrays themselves count values that lie beside it, too.
+        // Only now it is known: of a slice, the arrays themselves count values that lie beside it,
+        // too.
         if rows > 1 && (rows > BLOCK_ROWS || plain.len() > BLOCK_BYTES * 2) {
-            let (first, second) = (batch.slice(0, rows / 2), batch.slice(rows / 2, rows - rows / 2));
+            let (first, second) = (
+                batch.slice(0, rows / 2),
+                batch.slice(rows / 2, rows - rows / 2),
+            );
             return Ok([self.pack(&first)?, self.pack(&second)?].concat());
         }
-        let length = u32::try_from(plain.len()).map_err(|_| ArrowError::IpcError("a row of 4 GiB".into()))?;
-        Ok(vec![([&length.to_le_bytes(), self.0.compress(&plain)?.as_slice()].concat(), rows)])
+        let length = u32::try_from(plain.len())
+            .map_err(|_| ArrowError::IpcError("a row of 4 GiB".into()))?;
+        Ok(vec![(
+            [&length.to_le_bytes(), self.0.compress(&plain)?.as_slice()].concat(),
+            rows,
+        )])
     }
 }
 
@@ -65,7 +75,9 @@ pub fn unpack(packed: &[u8]) -> Result<(RecordBatch, usize), ArrowError> {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{Array, BooleanArray, Int64Array, ListArray, MapArray, StringArray, StructArray};
+    use arrow::array::{
+        Array, BooleanArray, Int64Array, ListArray, MapArray, StringArray, StructArray,
+    };
     use arrow::buffer::OffsetBuffer;
     use arrow::compute::concat_batches;
     use arrow::datatypes::{DataType, Field};
@@ -73,7 +85,10 @@ mod tests {
     use super::*;
 
     fn pack(batch: &RecordBatch) -> Vec<(Vec<u8>, usize)> {
-        Packer::new().expect("a context").pack(batch).expect("packed")
+        Packer::new()
+            .expect("a context")
+            .pack(batch)
+            .expect("packed")
     }
 
     fn batch(texts: &[&str]) -> RecordBatch {
@@ -104,17 +119,38 @@ mod tests {
     #[test]
     fn a_slice_of_whatever_type_takes_its_own_bytes_only() {
         let many = 10_000;
-        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..many).map(|n| format!("{n:>20}"))));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(
+            (0..many).map(|n| format!("{n:>20}")),
+        ));
         let offsets = OffsetBuffer::from_lengths(std::iter::repeat_n(2, many / 2));
         let item = Arc::new(Field::new("item", DataType::Utf8, true));
         let list: ArrayRef = Arc::new(ListArray::new(item, offsets.clone(), texts.clone(), None));
-        let fields =
-            ["keys", "values"].map(|n| (Arc::new(Field::new(n, DataType::Utf8, n == "values")), texts.clone()));
+        let fields = ["keys", "values"].map(|n| {
+            (
+                Arc::new(Field::new(n, DataType::Utf8, n == "values")),
+                texts.clone(),
+            )
+        });
         let row = StructArray::from(fields.to_vec());
         let entries = Arc::new(Field::new("entries", row.data_type().clone(), false));
-        let map: ArrayRef = Arc::new(MapArray::new(entries.clone(), offsets.clone(), row.clone(), None, false));
-        let rows: ArrayRef = Arc::new(ListArray::new(entries, offsets, Arc::new(row.clone()), None));
-        let flags: ArrayRef = Arc::new((0..many).map(|n| Some(n % 3 == 0)).collect::<BooleanArray>());
+        let map: ArrayRef = Arc::new(MapArray::new(
+            entries.clone(),
+            offsets.clone(),
+            row.clone(),
+            None,
+            false,
+        ));
+        let rows: ArrayRef = Arc::new(ListArray::new(
+            entries,
+            offsets,
+            Arc::new(row.clone()),
+            None,
+        ));
+        let flags: ArrayRef = Arc::new(
+            (0..many)
+                .map(|n| Some(n % 3 == 0))
+                .collect::<BooleanArray>(),
+        );
         for (name, array) in [
             ("texts", texts),
             ("list", list),
@@ -123,7 +159,9 @@ mod tests {
             ("struct", Arc::new(row) as ArrayRef),
             ("flags", flags),
         ] {
-            let part = RecordBatch::try_from_iter([(name, array)]).expect("a batch").slice(1_001, 10);
+            let part = RecordBatch::try_from_iter([(name, array)])
+                .expect("a batch")
+                .slice(1_001, 10);
             let (read, bytes) = unpack(&pack(&part)[0].0).expect("unpacked");
             assert_eq!(read, part);
             assert!(bytes < 2_500, "{name}: {bytes} bytes");
@@ -137,8 +175,10 @@ mod tests {
         texts[500] = &large;
         let all = batch(&texts);
         let blocks = pack(&all);
-        let read: Vec<(RecordBatch, usize)> =
-            blocks.iter().map(|(packed, _)| unpack(packed).expect("unpacked")).collect();
+        let read: Vec<(RecordBatch, usize)> = blocks
+            .iter()
+            .map(|(packed, _)| unpack(packed).expect("unpacked"))
+            .collect();
         for ((rows, bytes), (_, packed_rows)) in read.iter().zip(&blocks) {
             assert_eq!(rows.num_rows(), *packed_rows);
             assert!(*packed_rows == 1 || *packed_rows <= BLOCK_ROWS && *bytes <= BLOCK_BYTES * 2);

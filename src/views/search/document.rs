@@ -1,10 +1,12 @@
-//! Rows as tantivy documents whose values point into the Arrow columns: no copy on the way to the index.
+//! Rows as tantivy documents whose values point into the Arrow columns: no copy on the way to the
+//! index.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{
-    Array, Float64Array, Int64Array, ListArray, MapArray, RecordBatch, StringArray, TimestampMicrosecondArray,
+    Array, Float64Array, Int64Array, ListArray, MapArray, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
 };
 use arrow::buffer::OffsetBuffer;
 use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
@@ -29,7 +31,8 @@ enum Column {
     },
 }
 
-/// Bytes of the batches that wait in the indexer's queue, which tantivy bounds by a number of entries alone.
+/// Bytes of the batches that wait in the indexer's queue, which tantivy bounds by a number of
+/// entries alone.
 #[derive(Debug, Clone, Default)]
 pub struct Backlog(Arc<AtomicUsize>);
 
@@ -48,7 +51,10 @@ struct Queued {
 impl Queued {
     fn new(backlog: &Backlog, bytes: usize) -> Self {
         backlog.0.fetch_add(bytes, Ordering::Relaxed);
-        Self { backlog: backlog.clone(), bytes }
+        Self {
+            backlog: backlog.clone(),
+            bytes,
+        }
     }
 }
 
@@ -72,15 +78,24 @@ impl Columns {
         if let Some(lsn) = any("lsn").and_then(|a| a.downcast_ref::<Int64Array>()) {
             columns.push((fields.lsn, Column::Number(lsn.clone())));
         }
-        if let Some(time) = any("event_time").and_then(|a| a.downcast_ref::<TimestampMicrosecondArray>()) {
+        if let Some(time) =
+            any("event_time").and_then(|a| a.downcast_ref::<TimestampMicrosecondArray>())
+        {
             columns.push((fields.event_time, Column::Time(time.clone())));
         }
         for (name, field) in &fields.pairs {
             let map = any(name).and_then(|a| a.downcast_ref::<MapArray>());
             columns.extend(map.and_then(pairs).map(|pairs| (*field, pairs)));
         }
-        for (name, field) in def.text.iter().chain(&def.exact).zip(fields.text.iter().chain(&fields.exact)) {
-            let Some(column) = any(name.strip_suffix(MAP_SUFFIX).unwrap_or(name)) else { continue };
+        for (name, field) in def
+            .text
+            .iter()
+            .chain(&def.exact)
+            .zip(fields.text.iter().chain(&fields.exact))
+        {
+            let Some(column) = any(name.strip_suffix(MAP_SUFFIX).unwrap_or(name)) else {
+                continue;
+            };
             if let Some(text) = column.downcast_ref::<StringArray>() {
                 columns.push((*field, Column::Text(text.clone())));
             } else if let Some(list) = column.downcast_ref::<ListArray>()
@@ -93,16 +108,30 @@ impl Columns {
                 columns.push((*field, Column::Texts(map.offsets().clone(), values.clone())));
             }
         }
-        let degrees: Vec<&Float64Array> =
-            def.geo.iter().filter_map(|name| any(name)?.downcast_ref::<Float64Array>()).collect();
+        let degrees: Vec<&Float64Array> = def
+            .geo
+            .iter()
+            .filter_map(|name| any(name)?.downcast_ref::<Float64Array>())
+            .collect();
         if let ([lat, lon], [lat_field, lon_field]) = (degrees.as_slice(), fields.geo.as_slice()) {
             for (field, is_lat) in [(lat_field, true), (lon_field, false)] {
-                columns.push((*field, Column::Degrees { lat: (*lat).clone(), lon: (*lon).clone(), is_lat }));
+                columns.push((
+                    *field,
+                    Column::Degrees {
+                        lat: (*lat).clone(),
+                        lon: (*lon).clone(),
+                        is_lat,
+                    },
+                ));
             }
         }
         let rows = Rows::new(batch.clone());
         let queued = Queued::new(backlog, rows.row_bytes() * batch.num_rows());
-        Self { searched: columns, rows: Arc::new(rows), _queued: queued }
+        Self {
+            searched: columns,
+            rows: Arc::new(rows),
+            _queued: queued,
+        }
     }
 
     pub fn rows(&self) -> &Arc<Rows> {
@@ -114,8 +143,11 @@ impl Columns {
 fn pairs(map: &MapArray) -> Option<Column> {
     let keys = map.keys().as_any().downcast_ref::<StringArray>()?;
     let values = map.values().as_any().downcast_ref::<StringArray>()?;
-    let pairs: StringArray =
-        keys.iter().zip(values).map(|(key, value)| Some(super::text::pair(key?, value?))).collect();
+    let pairs: StringArray = keys
+        .iter()
+        .zip(values)
+        .map(|(key, value)| Some(super::text::pair(key?, value?)))
+        .collect();
     Some(Column::Texts(map.offsets().clone(), pairs))
 }
 
@@ -179,7 +211,11 @@ impl<'a> Iterator for RowValues<'a> {
                 }
                 // A list that is null has no items.
                 Column::Texts(offsets, items) => {
-                    self.items = Some((*field, items, offsets[row] as usize..offsets[row + 1] as usize));
+                    self.items = Some((
+                        *field,
+                        items,
+                        offsets[row] as usize..offsets[row + 1] as usize,
+                    ));
                     continue;
                 }
                 _ => continue,
@@ -194,6 +230,10 @@ impl Document for Row {
     type FieldsValuesIter<'a> = RowValues<'a>;
 
     fn iter_fields_and_values(&self) -> RowValues<'_> {
-        RowValues { columns: self.columns.searched.iter(), row: self.row, items: None }
+        RowValues {
+            columns: self.columns.searched.iter(),
+            row: self.row,
+            items: None,
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! The folder of an index, opened to read. Nobody writes there meanwhile, because the data folder is held for readers: tantivy's own
-//! lock, a file to be made, is not needed, and on a file system that takes no writes it could not be.
+//! The folder of an index, opened to read. Nobody writes there meanwhile, because the data folder
+//! is held for readers: tantivy's own lock, a file to be made, is not needed, and on a file system
+//! that takes no writes it could not be.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the position lies in the commit's payload.
+//! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the position lies
+//! in the commit's payload.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,8 +12,12 @@ use tantivy::directory::MmapDirectory;
 use tantivy::directory::error::OpenReadError;
 use tantivy::error::DataCorruption;
 use tantivy::index::SegmentId;
-use tantivy::schema::{FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
-use tantivy::{Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError};
+use tantivy::schema::{
+    FAST, Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions,
+};
+use tantivy::{
+    Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, SegmentReader, TantivyError,
+};
 
 use super::held::HeldDirectory;
 use super::rows::RowStore;
@@ -40,15 +45,24 @@ pub struct Payload {
     pub version: u32,
     pub log: u64,
     pub position: Lsn,
-    /// CRC-32C of the others: tantivy sums its files, but not this one. None of before there was one.
+    /// CRC-32C of the others: tantivy sums its files, but not this one. None of before there was
+    /// one.
     #[serde(default)]
     sum: Option<u32>,
 }
 
 impl Payload {
     pub fn new(log: u64, position: Lsn) -> Self {
-        let payload = Self { version: VERSION, log, position, sum: None };
-        Self { sum: Some(payload.own_sum()), ..payload }
+        let payload = Self {
+            version: VERSION,
+            log,
+            position,
+            sum: None,
+        };
+        Self {
+            sum: Some(payload.own_sum()),
+            ..payload
+        }
     }
 
     fn own_sum(&self) -> u32 {
@@ -80,22 +94,39 @@ pub fn schema(def: &SearchDef) -> (Schema, Fields) {
         .set_tokenizer("raw")
         .set_index_option(IndexRecordOption::Basic)
         .set_fieldnorms(false);
-    let options = |indexing: &TextFieldIndexing| TextOptions::default().set_indexing_options(indexing.clone());
+    let options = |indexing: &TextFieldIndexing| {
+        TextOptions::default().set_indexing_options(indexing.clone())
+    };
     let fields = Fields {
         lsn: builder.add_i64_field("lsn", FAST),
         event_time: builder.add_i64_field("event_time", FAST),
-        text: def.text.iter().map(|n| builder.add_text_field(&format!("text/{n}"), options(&words))).collect(),
-        exact: def.exact.iter().map(|n| builder.add_text_field(&format!("exact/{n}"), options(&whole))).collect(),
+        text: def
+            .text
+            .iter()
+            .map(|n| builder.add_text_field(&format!("text/{n}"), options(&words)))
+            .collect(),
+        exact: def
+            .exact
+            .iter()
+            .map(|n| builder.add_text_field(&format!("exact/{n}"), options(&whole)))
+            .collect(),
         geo: def
             .geo
             .iter()
-            .map(|n| builder.add_f64_field(&format!("geo/{n}"), NumericOptions::default().set_fast()))
+            .map(|n| {
+                builder.add_f64_field(&format!("geo/{n}"), NumericOptions::default().set_fast())
+            })
             .collect(),
         pairs: def
             .text
             .iter()
             .filter_map(|n| n.strip_suffix(MAP_SUFFIX))
-            .map(|n| (n.to_owned(), builder.add_text_field(&format!("pairs/{n}"), options(&whole))))
+            .map(|n| {
+                (
+                    n.to_owned(),
+                    builder.add_text_field(&format!("pairs/{n}"), options(&whole)),
+                )
+            })
             .collect(),
     };
     (builder.build(), fields)
@@ -150,18 +181,29 @@ impl SearchIndex {
                 std::fs::remove_dir_all(&part).map_err(failed)?;
             }
         }
-        let open = |n| open_part(folder, n, &schema, writable).map_err(wrong(&part_folder(folder, n)));
-        let parts = numbers.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let open =
+            |n| open_part(folder, n, &schema, writable).map_err(wrong(&part_folder(folder, n)));
+        let parts = numbers
+            .into_iter()
+            .map(open)
+            .collect::<Result<Vec<_>, _>>()?;
         let parts = RwLock::new(parts);
-        Ok(Some(Self { folder: folder.to_owned(), def: def.clone(), schema, fields, parts, visible: RwLock::new(0) }))
+        Ok(Some(Self {
+            folder: folder.to_owned(),
+            def: def.clone(),
+            schema,
+            fields,
+            parts,
+            visible: RwLock::new(0),
+        }))
     }
 
     fn parts(&self) -> std::sync::RwLockReadGuard<'_, Vec<Part>> {
         self.parts.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The files that hold what is committed, opened, so that a merge which replaces them takes nothing away: path below the
-    /// stream's folder, and the file.
+    /// The files that hold what is committed, opened, so that a merge which replaces them takes
+    /// nothing away: path below the stream's folder, and the file.
     pub fn committed_files(&self) -> Result<Vec<(PathBuf, File)>, ViewError> {
         let mut files = Vec::new();
         for part in self.parts().iter() {
@@ -171,23 +213,40 @@ impl SearchIndex {
     }
 
     fn files_of(&self, part: &Part) -> Result<Vec<(PathBuf, File)>, ViewError> {
-        let failed = |reason: String| ViewError::Failed { view: self.folder.display().to_string(), reason };
+        let failed = |reason: String| ViewError::Failed {
+            view: self.folder.display().to_string(),
+            reason,
+        };
         let folder = part_folder(&self.folder, part.number);
         let read_meta = || std::fs::read(folder.join(META)).map_err(|e| failed(e.to_string()));
         for _ in 0..TRIES {
             let before = read_meta()?;
             let metas = part.index.load_metas().map_err(|e| failed(e.to_string()))?;
-            let segments: Vec<String> = metas.segments.iter().map(|segment| segment.id().uuid_string()).collect();
+            let segments: Vec<String> = metas
+                .segments
+                .iter()
+                .map(|segment| segment.id().uuid_string())
+                .collect();
             let mut files = Vec::new();
             for entry in std::fs::read_dir(&folder).map_err(|e| failed(e.to_string()))? {
-                let name = entry.map_err(|e| failed(e.to_string()))?.file_name().to_string_lossy().into_owned();
-                let is_named = segments.iter().any(|s| name.starts_with(s.as_str()) && !name.ends_with(".temp"));
+                let name = entry
+                    .map_err(|e| failed(e.to_string()))?
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned();
+                let is_named = segments
+                    .iter()
+                    .any(|s| name.starts_with(s.as_str()) && !name.ends_with(".temp"));
                 if !(is_named || name == META || name == MANAGED) {
                     continue;
                 }
                 match File::open(folder.join(&name)) {
-                    Ok(file) => files.push((Path::new(folder.file_name().unwrap_or_default()).join(name), file)),
-                    // One that is gone meanwhile is no longer named either, which the second look shows.
+                    Ok(file) => files.push((
+                        Path::new(folder.file_name().unwrap_or_default()).join(name),
+                        file,
+                    )),
+                    // One that is gone meanwhile is no longer named either, which the second look
+                    // shows.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(failed(error.to_string())),
                 }
@@ -197,12 +256,17 @@ impl SearchIndex {
                 return Ok(files);
             }
         }
-        Err(failed(format!("commits came faster than its files could be opened, {TRIES} times")))
+        Err(failed(format!(
+            "commits came faster than its files could be opened, {TRIES} times"
+        )))
     }
 
     /// Documents of all indexes.
     pub fn documents(&self) -> u64 {
-        self.parts().iter().map(|p| p.shown.searcher.num_docs()).sum()
+        self.parts()
+            .iter()
+            .map(|p| p.shown.searcher.num_docs())
+            .sum()
     }
 
     /// The committed position of this log.
@@ -212,20 +276,27 @@ impl SearchIndex {
             let metas = part.index.load_metas().map_err(wrong(&folder))?;
             let Some(text) = metas.payload else { continue };
             let wrong_bytes = |what: &str| damaged(&folder, &folder.join(META), what);
-            let payload: Payload = serde_json::from_str(&text).map_err(|e| wrong_bytes(&e.to_string()))?;
+            let payload: Payload =
+                serde_json::from_str(&text).map_err(|e| wrong_bytes(&e.to_string()))?;
             if payload.sum.is_some_and(|sum| sum != payload.own_sum()) {
                 return Err(wrong_bytes("its position is not the one that was written"));
             }
             if payload.version > VERSION {
                 let what = format!("search format {}", payload.version);
-                return Err(ViewError::Newer { path: self.folder.clone(), what });
+                return Err(ViewError::Newer {
+                    path: self.folder.clone(),
+                    what,
+                });
             }
             if payload.log != log {
                 let reason = format!(
                     "belongs to log {:x}, this one is {log:x}; restore log and views from one backup",
                     payload.log
                 );
-                return Err(ViewError::Damaged { path: self.folder.clone(), reason });
+                return Err(ViewError::Damaged {
+                    path: self.folder.clone(),
+                    reason,
+                });
             }
             return Ok(payload.position);
         }
@@ -235,22 +306,30 @@ impl SearchIndex {
     /// The newest index, which is written to, and its number.
     pub fn last(&self) -> (Index, usize) {
         let parts = self.parts();
-        let last = parts.last().expect("an index that is written to has a part");
+        let last = parts
+            .last()
+            .expect("an index that is written to has a part");
         (last.index.clone(), last.number)
     }
 
-    /// Makes the names of what is committed durable: the sync of an earlier attempt may have failed.
+    /// Makes the names of what is committed durable: the sync of an earlier attempt may have
+    /// failed.
     pub fn sync_names(&self) -> Result<(), ViewError> {
         for part in self.parts().iter() {
-            sync_folder(&part_folder(&self.folder, part.number)).map_err(|e| wrong(&self.folder)(e.into()))?;
+            sync_folder(&part_folder(&self.folder, part.number))
+                .map_err(|e| wrong(&self.folder)(e.into()))?;
         }
         Ok(())
     }
 
     /// Bytes of the files of an index.
     pub fn bytes_of(&self, number: usize) -> u64 {
-        let entries = std::fs::read_dir(part_folder(&self.folder, number)).into_iter().flatten();
-        entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
+        let entries = std::fs::read_dir(part_folder(&self.folder, number))
+            .into_iter()
+            .flatten();
+        entries
+            .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
+            .sum()
     }
 
     /// Begins another index behind the others.
@@ -261,24 +340,35 @@ impl SearchIndex {
         Ok(())
     }
 
-    /// Removes indexes of which every event lies before `floor`, but never the one that carries the position; gives their number.
+    /// Removes indexes of which every event lies before `floor`, but never the one that carries the
+    /// position; gives their number.
     pub fn drop_below(&self, floor: Micros) -> Result<usize, ViewError> {
-        let failed = |reason: String| ViewError::Failed { view: self.folder.display().to_string(), reason };
+        let failed = |reason: String| ViewError::Failed {
+            view: self.folder.display().to_string(),
+            reason,
+        };
         let mut gone = Vec::new();
         {
             let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
-            let positioned = parts.iter().rposition(|p| p.index.load_metas().is_ok_and(|m| m.payload.is_some()));
+            let positioned = parts
+                .iter()
+                .rposition(|p| p.index.load_metas().is_ok_and(|m| m.payload.is_some()));
             let keep = positioned.unwrap_or(0);
             for at in (0..keep).rev() {
-                if latest(&parts[at].shown.searcher).map_err(|e| failed(e.to_string()))?.is_none_or(|t| t < floor) {
+                if latest(&parts[at].shown.searcher)
+                    .map_err(|e| failed(e.to_string()))?
+                    .is_none_or(|t| t < floor)
+                {
                     gone.push(parts.remove(at));
                 }
             }
         }
         let removed = gone.iter().try_for_each(|part| {
             // Under a name that is no index's: half removed, it must not be opened.
-            let (folder, away) =
-                (part_folder(&self.folder, part.number), self.folder.join(format!("{GONE}{}", part.number)));
+            let (folder, away) = (
+                part_folder(&self.folder, part.number),
+                self.folder.join(format!("{GONE}{}", part.number)),
+            );
             std::fs::rename(&folder, &away)?;
             sync_folder(&self.folder)?;
             std::fs::remove_dir_all(away)
@@ -289,7 +379,10 @@ impl SearchIndex {
 
     /// Makes what is committed visible, up to `position`.
     pub fn reload(&self, position: Lsn) -> Result<(), TantivyError> {
-        let last = self.parts().last().map(|part| (part.number, part.reader.clone(), part.shown.clone()));
+        let last = self
+            .parts()
+            .last()
+            .map(|part| (part.number, part.reader.clone(), part.shown.clone()));
         // Before anything is locked: of a large segment that is new it takes a moment.
         let shown = match last {
             Some((number, reader, shown)) => Some((number, shown.load_again(&reader)?)),
@@ -317,7 +410,10 @@ impl SearchIndex {
     /// Searchers over all indexes, with the position that they reach.
     pub fn searchers(&self) -> (Vec<PartSearcher>, Lsn) {
         let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
-        (self.parts().iter().map(|part| part.shown.clone()).collect(), *visible)
+        (
+            self.parts().iter().map(|part| part.shown.clone()).collect(),
+            *visible,
+        )
     }
 }
 
@@ -333,14 +429,26 @@ pub struct PartSearcher {
 impl PartSearcher {
     fn load(folder: &Path, reader: &IndexReader) -> tantivy::Result<Self> {
         let searcher = reader.searcher();
-        let known = searcher.segment_readers().iter().map(|segment| SegmentSummary::read(segment).map(Arc::new));
+        let known = searcher
+            .segment_readers()
+            .iter()
+            .map(|segment| SegmentSummary::read(segment).map(Arc::new));
         let segments = known.collect::<tantivy::Result<_>>()?;
-        Ok(Self { folder: folder.to_owned(), segments, searcher })
+        Ok(Self {
+            folder: folder.to_owned(),
+            segments,
+            searcher,
+        })
     }
 
     /// What is committed by now. What is known of a segment stays.
     fn load_again(&self, reader: &IndexReader) -> tantivy::Result<Self> {
-        let known = self.searcher.segment_readers().iter().map(SegmentReader::segment_id).zip(&self.segments);
+        let known = self
+            .searcher
+            .segment_readers()
+            .iter()
+            .map(SegmentReader::segment_id)
+            .zip(&self.segments);
         let known: HashMap<SegmentId, &Arc<SegmentSummary>> = known.collect();
         let mut left = TRIES;
         loop {
@@ -350,11 +458,26 @@ impl PartSearcher {
                 Some(known) => Ok(Arc::clone(known)),
                 None => SegmentSummary::read(segment).map(Arc::new),
             };
-            let segments = searcher.segment_readers().iter().map(of).collect::<tantivy::Result<_>>();
+            let segments = searcher
+                .segment_readers()
+                .iter()
+                .map(of)
+                .collect::<tantivy::Result<_>>();
             match segments {
-                Ok(segments) => return Ok(Self { folder: self.folder.clone(), segments, searcher }),
-                // A merge replaced the segment and removed its files: the next reload no longer lists it.
-                Err(TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(_))) if left > 0 => left -= 1,
+                Ok(segments) => {
+                    return Ok(Self {
+                        folder: self.folder.clone(),
+                        segments,
+                        searcher,
+                    });
+                }
+                // A merge replaced the segment and removed its files: the next reload no longer
+                // lists it.
+                Err(TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(_)))
+                    if left > 0 =>
+                {
+                    left -= 1;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -362,15 +485,28 @@ impl PartSearcher {
 
     /// The error about a file of the index that is not as it was written, for who asks.
     pub fn damaged(&self, what: &str) -> String {
-        damage(&self.folder, what, &rebuild_hint("search", &stream_name(&self.folder)))
+        damage(
+            &self.folder,
+            what,
+            &rebuild_hint("search", &stream_name(&self.folder)),
+        )
     }
 }
 
 /// The stream of an index: the folder of all its indexes has its name.
 fn stream_name(folder: &Path) -> String {
     let is_part = |name: &str| name.len() == 6 && name.bytes().all(|b| b.is_ascii_digit());
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if is_part(&name(folder)) { name(folder.parent().unwrap_or(folder)) } else { name(folder) }
+    let name = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    if is_part(&name(folder)) {
+        name(folder.parent().unwrap_or(folder))
+    } else {
+        name(folder)
+    }
 }
 
 /// The error about a file of an index that is not as it was written.
@@ -378,13 +514,19 @@ fn damaged(folder: &Path, file: &Path, what: &str) -> ViewError {
     derived_damage(file, what, "search", &stream_name(folder))
 }
 
-/// Compares the files of an index, where they are not too many bytes, with tantivy's checksums. Each block of rows has its own, which
-/// is compared when it is read.
+/// Compares the files of an index, where they are not too many bytes, with tantivy's checksums.
+/// Each block of rows has its own, which is compared when it is read.
 fn verify(part: &Path, index: &Index) -> Result<(), TantivyError> {
     let named = index.load_metas()?.list_segment_files();
     let there = index.directory().list_managed_files();
-    let mut files: Vec<&PathBuf> = named.intersection(&there).filter(|file| !RowStore::is_file(file)).collect();
-    let bytes: u64 = files.iter().filter_map(|file| Some(std::fs::metadata(part.join(file)).ok()?.len())).sum();
+    let mut files: Vec<&PathBuf> = named
+        .intersection(&there)
+        .filter(|file| !RowStore::is_file(file))
+        .collect();
+    let bytes: u64 = files
+        .iter()
+        .filter_map(|file| Some(std::fs::metadata(part.join(file)).ok()?.len()))
+        .sum();
     if bytes > VERIFIED_BYTES {
         return Ok(());
     }
@@ -392,7 +534,10 @@ fn verify(part: &Path, index: &Index) -> Result<(), TantivyError> {
     for file in files {
         if !index.directory().validate_checksum(file)? {
             let what = "its bytes are not those that were written".to_owned();
-            return Err(TantivyError::DataCorruption(DataCorruption::new(file.clone(), what)));
+            return Err(TantivyError::DataCorruption(DataCorruption::new(
+                file.clone(),
+                what,
+            )));
         }
     }
     Ok(())
@@ -406,8 +551,12 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
         match error {
             // Undecodable bytes are damage: another try would not help.
             TantivyError::IoError(error)
-            | TantivyError::OpenReadError(OpenReadError::IoError { io_error: error, .. })
-                if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+            | TantivyError::OpenReadError(OpenReadError::IoError {
+                io_error: error, ..
+            }) if matches!(
+                error.kind(),
+                ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+            ) =>
             {
                 damaged(&path, &path, &reason)
             }
@@ -417,7 +566,10 @@ fn wrong(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
             | TantivyError::OpenReadError(OpenReadError::IoError { .. })
             | TantivyError::OpenWriteError(_)
             | TantivyError::SystemError(_)
-            | TantivyError::ErrorInThread(_) => ViewError::Failed { view: path.display().to_string(), reason },
+            | TantivyError::ErrorInThread(_) => ViewError::Failed {
+                view: path.display().to_string(),
+                reason,
+            },
             _ => damaged(&path, &path, &reason),
         }
     }
@@ -430,7 +582,8 @@ enum FormatCheck {
     OlderWithoutCommit,
 }
 
-/// Refuses an index of an older format, and one whose words were split by other rules: what is asked would not be found in it.
+/// Refuses an index of an older format, and one whose words were split by other rules: what is
+/// asked would not be found in it.
 fn check_format(folder: &Path) -> Result<FormatCheck, ViewError> {
     let text = match std::fs::read_to_string(folder.join(META)) {
         Ok(text) => text,
@@ -440,7 +593,10 @@ fn check_format(folder: &Path) -> Result<FormatCheck, ViewError> {
     };
     let meta: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     if let Some(found) = parse_payload(&meta).filter(|payload| payload.version < VERSION) {
-        let what = format!("it has the older search format {}, this version of weir writes {VERSION}", found.version);
+        let what = format!(
+            "it has the older search format {}, this version of weir writes {VERSION}",
+            found.version
+        );
         return Err(damaged(folder, folder, &what));
     }
     let fields = meta["schema"].as_array().into_iter().flatten();
@@ -451,15 +607,19 @@ fn check_format(folder: &Path) -> Result<FormatCheck, ViewError> {
         }
         None => Ok(FormatCheck::Current),
         Some(found) => {
-            let what =
-                format!("its words were split by the rules {found}, this version of weir splits by {}", text::NAME);
+            let what = format!(
+                "its words were split by the rules {found}, this version of weir splits by {}",
+                text::NAME
+            );
             Err(damaged(folder, folder, &what))
         }
     }
 }
 
 fn parse_payload(meta: &serde_json::Value) -> Option<Payload> {
-    meta["payload"].as_str().and_then(|payload| serde_json::from_str(payload).ok())
+    meta["payload"]
+        .as_str()
+        .and_then(|payload| serde_json::from_str(payload).ok())
 }
 
 fn is_empty(meta: &serde_json::Value) -> bool {
@@ -488,23 +648,52 @@ fn latest(searcher: &Searcher) -> Result<Option<Micros>, TantivyError> {
         let times = reader.fast_fields().i64("event_time")?;
         Ok((reader.num_docs() > 0).then(|| times.max_value()))
     };
-    let latest = searcher.segment_readers().iter().map(of).collect::<Result<Vec<_>, TantivyError>>()?;
+    let latest = searcher
+        .segment_readers()
+        .iter()
+        .map(of)
+        .collect::<Result<Vec<_>, TantivyError>>()?;
     Ok(latest.into_iter().flatten().max())
 }
 
-fn open_part(folder: &Path, number: usize, schema: &Schema, writable: bool) -> Result<Part, TantivyError> {
+fn open_part(
+    folder: &Path,
+    number: usize,
+    schema: &Schema,
+    writable: bool,
+) -> Result<Part, TantivyError> {
     let folder = &part_folder(folder, number);
     create_folders(folder)?;
-    let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
+    let settings = IndexSettings {
+        docstore_compress_dedicated_thread: false,
+        ..IndexSettings::default()
+    };
     let directory = MmapDirectory::open(folder)?;
-    let builder = Index::builder().schema(schema.clone()).settings(settings).register_plugin(Arc::new(RowStore));
-    let index =
-        if writable { builder.open_or_create(directory) } else { builder.open_or_create(HeldDirectory(directory)) };
+    let builder = Index::builder()
+        .schema(schema.clone())
+        .settings(settings)
+        .register_plugin(Arc::new(RowStore));
+    let index = if writable {
+        builder.open_or_create(directory)
+    } else {
+        builder.open_or_create(HeldDirectory(directory))
+    };
     let index = index?;
     // Before a column is read: tantivy may panic at bytes that it did not write.
     verify(folder, &index)?;
-    index.tokenizers().register(text::NAME, text::Words::default());
-    let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(0).try_into()?;
+    index
+        .tokenizers()
+        .register(text::NAME, text::Words::default());
+    let reader = index
+        .reader_builder()
+        .reload_policy(ReloadPolicy::Manual)
+        .doc_store_cache_num_blocks(0)
+        .try_into()?;
     let shown = PartSearcher::load(folder, &reader)?;
-    Ok(Part { number, index, reader, shown })
+    Ok(Part {
+        number,
+        index,
+        reader,
+        shown,
+    })
 }

@@ -1,8 +1,10 @@
-//! Full-text search: documents of a stream's text columns in tantivy, visible within a second, each with its row.
+//! Full-text search: documents of a stream's text columns in tantivy, visible within a second, each
+//! with its row.
 //!
-//! [`text`] splits texts into words; `document` gives tantivy a batch's rows as documents; [`index`] is a row of tantivy indexes;
-//! [`rows`] stores the documents' rows in blocks (`block`) beside them; [`spans`] remembers what is known of a segment, from
-//! which [`newest`] finds the newest hits.
+//! [`text`] splits texts into words; `document` gives tantivy a batch's rows as documents;
+//! [`index`] is a row of tantivy indexes; [`rows`] stores the documents' rows in blocks (`block`)
+//! beside them; [`spans`] remembers what is known of a segment, from which [`newest`] finds the
+//! newest hits.
 
 mod block;
 mod document;
@@ -37,7 +39,8 @@ const COMMIT_DOCUMENTS: usize = 200_000;
 const COMMIT_AT_LAST: Duration = Duration::from_secs(5);
 /// Documents after which another index is begun: many, so that there are few indexes to ask.
 const ROLL_DOCUMENTS: u64 = 10_000_000;
-/// Where the disk is limited, an index has this share of it and no more, because only a whole index gives its space back.
+/// Where the disk is limited, an index has this share of it and no more, because only a whole index
+/// gives its space back.
 const INDEX_SHARE: u64 = 16;
 /// No index is made for less.
 const MIN_INDEX_BYTES: u64 = 1 << 20;
@@ -53,17 +56,22 @@ impl Roll {
     /// Under this limit of the disk.
     pub fn within(disk: Option<u64>) -> Self {
         let bytes = disk.map(|disk| (disk / INDEX_SHARE).max(MIN_INDEX_BYTES));
-        Self { documents: ROLL_DOCUMENTS, bytes }
+        Self {
+            documents: ROLL_DOCUMENTS,
+            bytes,
+        }
     }
 
     fn is_due(&self, documents: u64, bytes: impl FnOnce() -> u64) -> bool {
-        documents > 0 && (documents >= self.documents || self.bytes.is_some_and(|most| bytes() >= most))
+        documents > 0
+            && (documents >= self.documents || self.bytes.is_some_and(|most| bytes() >= most))
     }
 }
 
 /// Rows handed to the writer at once; its memory is looked at between them.
 const HAND_OVER: usize = 256;
-/// Segments of about one size that become one: fewer are merged more often, more are longer to search.
+/// Segments of about one size that become one: fewer are merged more often, more are longer to
+/// search.
 const MERGE_SEGMENTS: usize = 10;
 /// The least memory tantivy works with.
 const LEAST_MEMORY: usize = 16 << 20;
@@ -118,7 +126,10 @@ impl SearchView {
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> ViewError {
-        ViewError::Failed { view: self.name.clone(), reason: error.to_string() }
+        ViewError::Failed {
+            view: self.name.clone(),
+            reason: error.to_string(),
+        }
     }
 
     fn open_writer(&mut self) -> Result<(), ViewError> {
@@ -130,7 +141,12 @@ impl SearchView {
             .memory_budget_per_thread(self.memory)
             .num_merge_threads(1)
             .build();
-        let writer: IndexWriter<Row> = self.index.last().0.writer_with_options(options).map_err(|e| self.failed(e))?;
+        let writer: IndexWriter<Row> = self
+            .index
+            .last()
+            .0
+            .writer_with_options(options)
+            .map_err(|e| self.failed(e))?;
         let mut policy = LogMergePolicy::default();
         policy.set_min_num_segments(MERGE_SEGMENTS);
         policy.set_max_docs_before_merge(2_000_000);
@@ -140,17 +156,33 @@ impl SearchView {
     }
 
     fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
-        let Some(def) = &self.stream.def.search else { return Ok(()) };
-        let columns = Arc::new(Columns::new(&rows.batch, &self.index.fields, def, &self.backlog));
+        let Some(def) = &self.stream.def.search else {
+            return Ok(());
+        };
+        let columns = Arc::new(Columns::new(
+            &rows.batch,
+            &self.index.fields,
+            def,
+            &self.backlog,
+        ));
         let lsns = rows.lsns();
         let first = lsns.partition_point(|lsn| *lsn as u64 <= self.applied);
         self.open_writer()?;
-        let Some(writer) = &self.writer else { return Ok(()) };
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
         let mut at = first;
         while at < lsns.len() {
             let end = (at + HAND_OVER).min(lsns.len());
-            let documents = (at..end).map(|row| UserOperation::Add(Row { columns: columns.clone(), row }));
-            writer.run(documents.collect::<Vec<_>>()).map_err(|e| self.failed(e))?;
+            let documents = (at..end).map(|row| {
+                UserOperation::Add(Row {
+                    columns: columns.clone(),
+                    row,
+                })
+            });
+            writer
+                .run(documents.collect::<Vec<_>>())
+                .map_err(|e| self.failed(e))?;
             at = end;
         }
         self.waiting += lsns.len() - first;
@@ -160,7 +192,10 @@ impl SearchView {
     /// Files of a commit that failed leave at once, as far as a new writer can be had.
     fn remove_what_was_not_committed(&mut self) {
         let removed = self.open_writer().is_ok()
-            && self.writer.as_ref().is_some_and(|writer| writer.garbage_collect_files().wait().is_ok());
+            && self
+                .writer
+                .as_ref()
+                .is_some_and(|writer| writer.garbage_collect_files().wait().is_ok());
         if !removed {
             // Which another commit does.
             self.writer = None;
@@ -168,7 +203,9 @@ impl SearchView {
     }
 
     fn try_commit(&mut self) -> Result<(), tantivy::TantivyError> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
         let payload = Payload::new(self.log, self.applied);
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&serde_json::to_string(&payload).unwrap_or_default());
@@ -177,7 +214,11 @@ impl SearchView {
         // The rename that publishes the commit is durable only with its folder.
         sync_folder(&part_folder(&self.index.folder, number))?;
         self.index.reload(self.applied)?;
-        let documents: u64 = index.searchable_segment_metas()?.iter().map(|s| u64::from(s.num_docs())).sum();
+        let documents: u64 = index
+            .searchable_segment_metas()?
+            .iter()
+            .map(|s| u64::from(s.num_docs()))
+            .sum();
         if self.roll.is_due(documents, || self.index.bytes_of(number)) {
             if let Some(writer) = self.writer.take() {
                 writer.wait_merging_threads()?;
@@ -211,7 +252,11 @@ impl View for SearchView {
         if output.to <= self.applied {
             return Ok(());
         }
-        if let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == self.stream.name) {
+        if let Some(rows) = output
+            .rows
+            .as_ref()
+            .filter(|r| r.stream.name == self.stream.name)
+        {
             self.add(rows)?;
             self.since.get_or_insert(now);
         }
@@ -224,7 +269,9 @@ impl View for SearchView {
     }
 
     fn is_due(&self, now: Instant, caught_up: bool) -> bool {
-        let age = self.since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        let age = self
+            .since
+            .map_or(Duration::ZERO, |since| now.duration_since(since));
         self.since.is_some()
             && (self.waiting >= COMMIT_DOCUMENTS
                 || self.backlog.bytes() >= self.memory

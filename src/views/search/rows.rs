@@ -1,13 +1,15 @@
-//! The rows of an index's documents, as a file of each segment beside tantivy's own (`SEGMENT.rows`): what is found is shown without
-//! the lake, where a row is spread over a page of each of its columns, a hundred times as many bytes.
+//! The rows of an index's documents, as a file of each segment beside tantivy's own
+//! (`SEGMENT.rows`): what is found is shown without the lake, where a row is spread over a page of
+//! each of its columns, a hundred times as many bytes.
 //!
 //! ```text
 //! block*     rows in the order of the documents, as [`block`] packs them
 //! entry*     of each block: u32 documents up to its end, u64 bytes up to its end, u32 CRC-32C of its bytes
 //! u32        number of blocks
 //! ```
-//! Numbers are little-endian. Tantivy writes the file with the segment, sums it, and removes it with the segment; a merge copies
-//! blocks as they are and joins small ones, of which a slow stream has many.
+//! Numbers are little-endian. Tantivy writes the file with the segment, sums it, and removes it
+//! with the segment; a merge copies blocks as they are and joins small ones, of which a slow stream
+//! has many.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -27,8 +29,8 @@ use tantivy::indexer::doc_id_mapping::{DocIdMapping, MappingType};
 use tantivy::schema::Schema;
 use tantivy::schema::document::ErasedDocument;
 use tantivy::{
-    DocAddress, DocId, HasLen, PluginMergeContext, PluginWriter, PluginWriterContext, Segment, SegmentOrdinal,
-    SegmentPlugin, TantivyError,
+    DocAddress, DocId, HasLen, PluginMergeContext, PluginWriter, PluginWriterContext, Segment,
+    SegmentOrdinal, SegmentPlugin, TantivyError,
 };
 
 use super::block::{self, BLOCK_BYTES, BLOCK_ROWS, Packer};
@@ -59,12 +61,15 @@ pub struct RowStore;
 
 impl RowStore {
     pub fn is_file(path: &Path) -> bool {
-        path.extension().is_some_and(|extension| extension == EXTENSION)
+        path.extension()
+            .is_some_and(|extension| extension == EXTENSION)
     }
 
     /// Whether an index was made with it, by the contents of its `meta.json`.
     pub fn is_named(meta: &serde_json::Value) -> bool {
-        meta["persisted_custom_extensions"].as_array().is_some_and(|all| all.iter().any(|name| name == EXTENSION))
+        meta["persisted_custom_extensions"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|name| name == EXTENSION))
     }
 }
 
@@ -73,21 +78,30 @@ impl SegmentPlugin for RowStore {
         &[EXTENSION]
     }
 
-    fn create_writer(&self, context: &PluginWriterContext<'_>) -> tantivy::Result<Box<dyn PluginWriter>> {
+    fn create_writer(
+        &self,
+        context: &PluginWriterContext<'_>,
+    ) -> tantivy::Result<Box<dyn PluginWriter>> {
         Ok(Box::new(RowWriter::new(context.segment)?))
     }
 
     fn merge(&self, context: PluginMergeContext<'_>) -> tantivy::Result<()> {
         if context.doc_id_mapping.mapping_type() != MappingType::Stacked {
-            return Err(TantivyError::InternalError("documents of an index are neither deleted nor sorted".into()));
+            return Err(TantivyError::InternalError(
+                "documents of an index are neither deleted nor sorted".into(),
+            ));
         }
         let mut writer = RowWriter::new(context.target_segment)?;
         for reader in context.readers {
             let rows = StoredRows::open(reader)?;
             for number in 0..rows.count {
                 let block = rows.block(number)?;
-                // A damaged block is copied with its old checksum: readers report it, and merges are not blocked.
-                if block.checksum_matches() && block.rows < SMALL_ROWS && block.packed.len() < SMALL_BYTES {
+                // A damaged block is copied with its old checksum: readers report it, and merges
+                // are not blocked.
+                if block.checksum_matches()
+                    && block.rows < SMALL_ROWS
+                    && block.packed.len() < SMALL_BYTES
+                {
                     let batch = Arc::new(Rows::new(block.unpack()?.0));
                     (0..batch.batch.num_rows()).try_for_each(|row| writer.add(&batch, row))?;
                 } else {
@@ -108,7 +122,10 @@ pub struct Rows {
 
 impl Rows {
     pub fn new(batch: RecordBatch) -> Self {
-        Self { row_bytes: block::row_bytes(&batch), batch }
+        Self {
+            row_bytes: block::row_bytes(&batch),
+            batch,
+        }
     }
 
     /// About how many bytes one takes.
@@ -164,10 +181,15 @@ impl RowWriter {
 
     /// Makes blocks of what waits.
     fn flush(&mut self) -> tantivy::Result<()> {
-        let slices: Vec<RecordBatch> =
-            self.waiting.drain(..).map(|(rows, range)| rows.batch.slice(range.start, range.len())).collect();
+        let slices: Vec<RecordBatch> = self
+            .waiting
+            .drain(..)
+            .map(|(rows, range)| rows.batch.slice(range.start, range.len()))
+            .collect();
         (self.waiting_rows, self.waiting_bytes) = (0, 0);
-        let Some(first) = slices.first() else { return Ok(()) };
+        let Some(first) = slices.first() else {
+            return Ok(());
+        };
         let all = concat_batches(first.schema_ref(), &slices).map_err(|e| failed(&e))?;
         for (packed, rows) in self.packer.pack(&all).map_err(|e| failed(&e))? {
             self.write(&packed, rows as u32, crc32c::crc32c(&packed))?;
@@ -179,7 +201,8 @@ impl RowWriter {
         self.out.write_all(packed)?;
         self.documents += rows;
         self.bytes += packed.len() as u64;
-        self.entries.extend_from_slice(&self.documents.to_le_bytes());
+        self.entries
+            .extend_from_slice(&self.documents.to_le_bytes());
         self.entries.extend_from_slice(&self.bytes.to_le_bytes());
         self.entries.extend_from_slice(&sum.to_le_bytes());
         Ok(())
@@ -188,15 +211,22 @@ impl RowWriter {
     fn finish(mut self) -> tantivy::Result<()> {
         self.flush()?;
         self.out.write_all(&self.entries)?;
-        self.out.write_all(&((self.entries.len() / ENTRY_BYTES) as u32).to_le_bytes())?;
+        self.out
+            .write_all(&((self.entries.len() / ENTRY_BYTES) as u32).to_le_bytes())?;
         Ok(self.out.terminate()?)
     }
 }
 
 impl PluginWriter for RowWriter {
-    fn add_document(&mut self, _: DocId, document: &dyn ErasedDocument, _: &Schema) -> tantivy::Result<()> {
+    fn add_document(
+        &mut self,
+        _: DocId,
+        document: &dyn ErasedDocument,
+        _: &Schema,
+    ) -> tantivy::Result<()> {
         let row = document.as_any().downcast_ref::<Row>();
-        let row = row.ok_or_else(|| TantivyError::InternalError("a document is not a row".into()))?;
+        let row =
+            row.ok_or_else(|| TantivyError::InternalError("a document is not a row".into()))?;
         self.add(row.columns.rows(), row.row)
     }
 
@@ -238,11 +268,15 @@ impl Block {
 
     fn unpack(&self) -> tantivy::Result<(RecordBatch, usize)> {
         if !self.checksum_matches() {
-            return Err(corrupt("stored rows are not those that were written (CRC-32C)"));
+            return Err(corrupt(
+                "stored rows are not those that were written (CRC-32C)",
+            ));
         }
         let (batch, bytes) = block::unpack(&self.packed).map_err(corrupt)?;
         if batch.num_rows() != self.rows as usize {
-            return Err(corrupt("a block has another number of rows than was written"));
+            return Err(corrupt(
+                "a block has another number of rows than was written",
+            ));
         }
         Ok((batch, bytes))
     }
@@ -256,9 +290,16 @@ impl StoredRows {
         let (body, count) = file.split(body);
         let count = count.read_bytes()?;
         let count = u32::from_le_bytes(count.as_slice().try_into().map_err(|_| cut())?) as usize;
-        let blocks = body.len().checked_sub(count * ENTRY_BYTES).ok_or_else(cut)?;
+        let blocks = body
+            .len()
+            .checked_sub(count * ENTRY_BYTES)
+            .ok_or_else(cut)?;
         let (blocks, entries) = body.split(blocks);
-        Ok(Self { blocks, entries: entries.read_bytes()?, count })
+        Ok(Self {
+            blocks,
+            entries: entries.read_bytes()?,
+            count,
+        })
     }
 
     /// Documents whose rows there are.
@@ -271,7 +312,11 @@ impl StoredRows {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = usize::midpoint(low, high);
-            if self.end(middle + 1).0 <= document { low = middle + 1 } else { high = middle }
+            if self.end(middle + 1).0 <= document {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
         }
         if low == self.count {
             return Err(corrupt(format!("document {document} has no row")));
@@ -286,7 +331,11 @@ impl StoredRows {
             Some(last) => {
                 let mut numbers = self.entries[last * ENTRY_BYTES..].iter().copied();
                 let mut next = |bytes| {
-                    numbers.by_ref().take(bytes).enumerate().fold(0, |n, (at, byte)| n | u64::from(byte) << (8 * at))
+                    numbers
+                        .by_ref()
+                        .take(bytes)
+                        .enumerate()
+                        .fold(0, |n, (at, byte)| n | u64::from(byte) << (8 * at))
                 };
                 (next(4) as u32, next(8))
             }
@@ -296,15 +345,25 @@ impl StoredRows {
     fn block(&self, number: usize) -> tantivy::Result<Block> {
         let ((first, from), (end, to)) = (self.end(number), self.end(number + 1));
         if first > end || from > to || to > self.blocks.len() as u64 {
-            return Err(corrupt("the places of its rows are not those that were written"));
+            return Err(corrupt(
+                "the places of its rows are not those that were written",
+            ));
         }
         let packed = self.blocks.slice(from as usize..to as usize).read_bytes()?;
-        let sum = self.entries[..(number + 1) * ENTRY_BYTES].last_chunk().copied().unwrap_or_default();
-        Ok(Block { packed, rows: end - first, sum: u32::from_le_bytes(sum) })
+        let sum = self.entries[..(number + 1) * ENTRY_BYTES]
+            .last_chunk()
+            .copied()
+            .unwrap_or_default();
+        Ok(Block {
+            packed,
+            rows: end - first,
+            sum: u32::from_le_bytes(sum),
+        })
     }
 }
 
-/// Reads rows of documents. Unpacked blocks are cached until `clear`, because hits are often neighbours.
+/// Reads rows of documents. Unpacked blocks are cached until `clear`, because hits are often
+/// neighbours.
 #[derive(Default)]
 pub struct RowReader {
     /// By index, segment and block.
@@ -315,7 +374,12 @@ pub struct RowReader {
 
 impl RowReader {
     /// The one row of a document, from its segment of the index with this number.
-    pub fn read(&mut self, part: usize, rows: &StoredRows, document: DocAddress) -> tantivy::Result<RecordBatch> {
+    pub fn read(
+        &mut self,
+        part: usize,
+        rows: &StoredRows,
+        document: DocAddress,
+    ) -> tantivy::Result<RecordBatch> {
         let (number, row) = rows.locate(document.doc_id)?;
         let block = match self.blocks.entry((part, document.segment_ord, number)) {
             Entry::Occupied(known) => known.into_mut(),
@@ -326,7 +390,9 @@ impl RowReader {
             }
         };
         if row >= block.num_rows() {
-            return Err(corrupt("the places of its rows are not those that were written"));
+            return Err(corrupt(
+                "the places of its rows are not those that were written",
+            ));
         }
         Ok(block.slice(row, 1))
     }
@@ -350,8 +416,11 @@ mod tests {
 
     fn batch(lsns: Range<i64>, name: &str, bytes: usize) -> RecordBatch {
         let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(lsns.clone()));
-        let texts = lsns.map(|lsn| " ".repeat(bytes) + &lsn.to_string()).collect::<Vec<_>>();
-        RecordBatch::try_from_iter([("lsn", numbers), (name, Arc::new(StringArray::from(texts)))]).expect("a batch")
+        let texts = lsns
+            .map(|lsn| " ".repeat(bytes) + &lsn.to_string())
+            .collect::<Vec<_>>();
+        RecordBatch::try_from_iter([("lsn", numbers), (name, Arc::new(StringArray::from(texts)))])
+            .expect("a batch")
     }
 
     struct Test {
@@ -366,20 +435,49 @@ mod tests {
         }
 
         fn made(make: impl FnOnce(IndexBuilder) -> tantivy::Result<Index>) -> Self {
-            let def = SearchDef { text: vec!["s".into()], exact: Vec::new(), geo: Vec::new() };
-            let builder = Index::builder().schema(schema(&def).0).register_plugin(Arc::new(RowStore));
+            let def = SearchDef {
+                text: vec!["s".into()],
+                exact: Vec::new(),
+                geo: Vec::new(),
+            };
+            let builder = Index::builder()
+                .schema(schema(&def).0)
+                .register_plugin(Arc::new(RowStore));
             let index = make(builder).expect("an index");
-            index.tokenizers().register(super::super::text::NAME, super::super::text::Words::default());
-            let writer: IndexWriter<Row> = index.writer_with_num_threads(1, 16 << 20).expect("a writer");
+            index.tokenizers().register(
+                super::super::text::NAME,
+                super::super::text::Words::default(),
+            );
+            let writer: IndexWriter<Row> = index
+                .writer_with_num_threads(1, 16 << 20)
+                .expect("a writer");
             writer.set_merge_policy(Box::new(NoMergePolicy));
-            Self { index, writer, batches: Vec::new() }
+            Self {
+                index,
+                writer,
+                batches: Vec::new(),
+            }
         }
 
         fn add(&mut self, batch: RecordBatch) {
-            let def = SearchDef { text: vec!["s".into()], exact: Vec::new(), geo: Vec::new() };
-            let columns = Arc::new(Columns::new(&batch, &schema(&def).1, &def, &Backlog::default()));
+            let def = SearchDef {
+                text: vec!["s".into()],
+                exact: Vec::new(),
+                geo: Vec::new(),
+            };
+            let columns = Arc::new(Columns::new(
+                &batch,
+                &schema(&def).1,
+                &def,
+                &Backlog::default(),
+            ));
             for row in 0..batch.num_rows() {
-                self.writer.add_document(Row { columns: columns.clone(), row }).expect("added");
+                self.writer
+                    .add_document(Row {
+                        columns: columns.clone(),
+                        row,
+                    })
+                    .expect("added");
             }
             self.batches.push(batch);
         }
@@ -412,8 +510,11 @@ mod tests {
 
         fn check(&self) -> usize {
             let (found, blocks) = self.rows();
-            let want: Vec<RecordBatch> =
-                self.batches.iter().flat_map(|batch| (0..batch.num_rows()).map(|row| batch.slice(row, 1))).collect();
+            let want: Vec<RecordBatch> = self
+                .batches
+                .iter()
+                .flat_map(|batch| (0..batch.num_rows()).map(|row| batch.slice(row, 1)))
+                .collect();
             assert_eq!(found, want);
             blocks
         }
@@ -457,8 +558,13 @@ mod tests {
         let mut test = Test::made(|builder| builder.create_in_dir(&folder));
         test.add(batch(0..10, "s", 10));
         test.commit();
-        let mut files = std::fs::read_dir(&folder).expect("a folder").flatten().map(|file| file.path());
-        let file = files.find(|file| RowStore::is_file(file)).expect("its rows");
+        let mut files = std::fs::read_dir(&folder)
+            .expect("a folder")
+            .flatten()
+            .map(|file| file.path());
+        let file = files
+            .find(|file| RowStore::is_file(file))
+            .expect("its rows");
         let mut bytes = std::fs::read(&file).expect("bytes");
         bytes[60] ^= 1;
         std::fs::write(&file, bytes).expect("written");

@@ -1,4 +1,5 @@
-//! What a character is to search: by which script its text is split, and whether its marks only decorate it.
+//! What a character is to search: by which script its text is split, and whether its marks only
+//! decorate it.
 
 /// How a character of a text counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +39,8 @@ pub fn is_mark(c: char) -> bool {
     unicode_normalization::char::is_combining_mark(c)
 }
 
-/// Whether a mark on this letter only decorates it: in Latin, Greek, Cyrillic, Arabic and Hebrew. Elsewhere it makes another letter,
-/// a vowel or a tone.
+/// Whether a mark on this letter only decorates it: in Latin, Greek, Cyrillic, Arabic and Hebrew.
+/// Elsewhere it makes another letter, a vowel or a tone.
 pub fn drops_marks(base: char) -> bool {
     matches!(base as u32,
         // Latin
@@ -53,7 +54,8 @@ pub fn drops_marks(base: char) -> bool {
         | 0x590..=0x6ff | 0x750..=0x77f | 0x870..=0x8ff | 0xfb1d..=0xfdff | 0xfe70..=0xfefe)
 }
 
-/// Scripts whose words are not separated, and Hangul, whose words are, but carry their particles with them.
+/// Scripts whose words are not separated, and Hangul, whose words are, but carry their particles
+/// with them.
 fn is_unspaced(c: char) -> bool {
     matches!(c as u32,
         // Thai, Lao, Myanmar with its extensions, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet

@@ -1,5 +1,6 @@
-//! Summary of a segment: the event times of its documents per span of documents (a zone map), its stored rows, and cached hit counts
-//! of earlier queries. Segments are immutable, so a summary never becomes stale.
+//! Summary of a segment: the event times of its documents per span of documents (a zone map), its
+//! stored rows, and cached hit counts of earlier queries. Segments are immutable, so a summary
+//! never becomes stale.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,8 +16,8 @@ use crate::event::{Lsn, Micros};
 
 /// Documents of a span.
 pub const SPAN_DOCUMENTS: DocId = 4_096;
-/// At most one document in so many is kept as an outlier, at 12 bytes each. A segment with more keeps none: its spans cover all
-/// their documents.
+/// At most one document in so many is kept as an outlier, at 12 bytes each. A segment with more
+/// keeps none: its spans cover all their documents.
 const MIN_DOCUMENTS_PER_OUTLIER: DocId = 16;
 /// Queries whose counts are cached per segment, and the longest name of one.
 const REMEMBERED: usize = 256;
@@ -31,17 +32,23 @@ pub struct Span {
 
 impl Span {
     fn of(times: impl Iterator<Item = Micros>) -> Self {
-        let none = Self { first: Micros::MAX, last: Micros::MIN };
-        times.fold(none, |span, time| Self { first: span.first.min(time), last: span.last.max(time) })
+        let none = Self {
+            first: Micros::MAX,
+            last: Micros::MIN,
+        };
+        times.fold(none, |span, time| Self {
+            first: span.first.min(time),
+            last: span.last.max(time),
+        })
     }
 
     pub fn has(&self, time: Micros) -> bool {
         (self.first..=self.last).contains(&time)
     }
 
-    /// The range of most of these times, without outliers: a time is one if it is more than three times as far from the median as
-    /// the first (last) sixteenth of the times is, so at most an eighth are. Example: for 100, 101, … 199 and 3, 5 and 9,000 it is
-    /// 100 to 199.
+    /// The range of most of these times, without outliers: a time is one if it is more than three
+    /// times as far from the median as the first (last) sixteenth of the times is, so at most an
+    /// eighth are. Example: for 100, 101, … 199 and 3, 5 and 9,000 it is 100 to 199.
     fn of_bulk(times: &[Micros]) -> Self {
         let mut sorted = times.to_vec();
         let (count, few) = (sorted.len(), sorted.len() / 16);
@@ -50,15 +57,23 @@ impl Span {
         }
         let middle = *sorted.select_nth_unstable(count / 2).1;
         let low = *sorted[..count / 2].select_nth_unstable(few).1;
-        let high = *sorted[count / 2..].select_nth_unstable(count - count / 2 - 1 - few).1;
+        let high = *sorted[count / 2..]
+            .select_nth_unstable(count - count / 2 - 1 - few)
+            .1;
         let least = middle.saturating_sub(middle.saturating_sub(low).saturating_mul(3));
         let most = middle.saturating_add(high.saturating_sub(middle).saturating_mul(3));
-        Self::of(times.iter().copied().filter(|time| (least..=most).contains(time)))
+        Self::of(
+            times
+                .iter()
+                .copied()
+                .filter(|time| (least..=most).contains(time)),
+        )
     }
 }
 
-/// Documents whose event time is outside their span, sorted by time: late events, and events of wrong clocks. If spans covered
-/// them, a span of four seconds would become one of hours, and no span could be skipped.
+/// Documents whose event time is outside their span, sorted by time: late events, and events of
+/// wrong clocks. If spans covered them, a span of four seconds would become one of hours, and no
+/// span could be skipped.
 #[derive(Debug, Default)]
 pub struct Outliers {
     times: Vec<Micros>,
@@ -75,12 +90,17 @@ impl Outliers {
     /// The numbers of those between two times.
     pub fn between(&self, from: Option<Micros>, to: Option<Micros>) -> Range<usize> {
         let first = from.map_or(0, |from| self.times.partition_point(|time| *time < from));
-        let end = to.map_or(self.times.len(), |to| self.times.partition_point(|time| *time < to));
+        let end = to.map_or(self.times.len(), |to| {
+            self.times.partition_point(|time| *time < to)
+        });
         first..end.max(first)
     }
 
     pub fn last(&self, numbers: &Range<usize>) -> Micros {
-        self.times[numbers.clone()].last().copied().unwrap_or(Micros::MIN)
+        self.times[numbers.clone()]
+            .last()
+            .copied()
+            .unwrap_or(Micros::MIN)
     }
 
     /// In ascending order.
@@ -92,7 +112,9 @@ impl Outliers {
 }
 
 fn corrupt() -> TantivyError {
-    TantivyError::DataCorruption(DataCorruption::comment_only("its columns are not those that were written"))
+    TantivyError::DataCorruption(DataCorruption::comment_only(
+        "its columns are not those that were written",
+    ))
 }
 
 /// A segment's summary and rows.
@@ -117,7 +139,10 @@ impl SegmentSummary {
         let times = segment.fast_fields().i64("event_time")?;
         let lsns = segment.fast_fields().i64("lsn")?;
         // `max_doc` comes from `meta.json`, which has no checksum.
-        if [times.num_docs(), lsns.num_docs(), rows.documents()].iter().any(|number| *number != segment.max_doc()) {
+        if [times.num_docs(), lsns.num_docs(), rows.documents()]
+            .iter()
+            .any(|number| *number != segment.max_doc())
+        {
             return Err(corrupt());
         }
         let mut buffer = vec![0; SPAN_DOCUMENTS as usize];
@@ -137,22 +162,41 @@ impl SegmentSummary {
             if outliers.len() <= max_outliers {
                 let span = Span::of_bulk(values);
                 outliers.extend(
-                    (start..end).zip(values.iter()).filter(|(_, time)| !span.has(**time)).map(|(d, t)| (*t, d)),
+                    (start..end)
+                        .zip(values.iter())
+                        .filter(|(_, time)| !span.has(**time))
+                        .map(|(d, t)| (*t, d)),
                 );
                 spans.push(span);
             }
         }
         let all = Span::of(whole.iter().flat_map(|span| [span.first, span.last]));
         // Without any order in the stream there is nothing to skip.
-        let (spans, outliers) =
-            if outliers.len() > max_outliers { (whole, Outliers::default()) } else { (spans, Outliers::of(outliers)) };
+        let (spans, outliers) = if outliers.len() > max_outliers {
+            (whole, Outliers::default())
+        } else {
+            (spans, Outliers::of(outliers))
+        };
         let last_lsn = lsns.max_value() as Lsn;
-        Ok(Self { rows, spans, outliers, all, last_lsn, counts: Mutex::default() })
+        Ok(Self {
+            rows,
+            spans,
+            outliers,
+            all,
+            last_lsn,
+            counts: Mutex::default(),
+        })
     }
 
     /// The number of matching documents, counted once per query.
-    pub fn count(&self, question: Option<&str>, count: impl FnOnce() -> tantivy::Result<u32>) -> tantivy::Result<u32> {
-        let Some(question) = question.filter(|question| question.len() <= LONGEST_BYTES) else { return count() };
+    pub fn count(
+        &self,
+        question: Option<&str>,
+        count: impl FnOnce() -> tantivy::Result<u32>,
+    ) -> tantivy::Result<u32> {
+        let Some(question) = question.filter(|question| question.len() <= LONGEST_BYTES) else {
+            return count();
+        };
         let counts = || self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = counts().get(question) {
             return Ok(*known);
@@ -183,7 +227,10 @@ mod tests {
         assert_eq!(most(&[&ordered[..], &[90, 210]].concat()), (90, 210));
         assert_eq!(most(&[7; 100]), (7, 7));
         assert_eq!(most(&[1, 1_000]), (1, 1_000));
-        assert_eq!(most(&[&[0; 100][..], &[i64::MIN, i64::MAX]].concat()), (0, 0));
+        assert_eq!(
+            most(&[&[0; 100][..], &[i64::MIN, i64::MAX]].concat()),
+            (0, 0)
+        );
     }
 
     #[test]

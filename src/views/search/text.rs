@@ -1,20 +1,25 @@
-//! How text becomes terms: NFKD, lower case, split at what is neither letter, digit nor emoji; no stop words, no stems. Marks are
-//! dropped where they only decorate a letter (Latin, Greek, Cyrillic, Arabic, Hebrew) and kept where they make another one.
+//! How text becomes terms: NFKD, lower case, split at what is neither letter, digit nor emoji; no
+//! stop words, no stems. Marks are dropped where they only decorate a letter (Latin, Greek,
+//! Cyrillic, Arabic, Hebrew) and kept where they make another one.
 //!
-//! A text is a row of *units*: a word, an emoji, or one character of a script that is written without spaces. The place of a unit
-//! is the position of its terms, so that phrases hold across all of them. Indexed are, at the position of
+//! A text is a row of *units*: a word, an emoji, or one character of a script that is written
+//! without spaces. The place of a unit is the position of its terms, so that phrases hold across
+//! all of them. Indexed are, at the position of
 //!
 //! - a word: the word
 //! - a character of an unspaced script: the character, and the pair that it makes with the next of its run
 //! - an emoji: its whole sequence, and each emoji in it
 //!
-//! A question asks for less: of a run of characters its pairs (of a single one the character), of an emoji its whole sequence.
+//! A question asks for less: of a run of characters its pairs (of a single one the character), of
+//! an emoji its whole sequence.
 
 use tantivy::tokenizer::{Token, TokenStream, Tokenizer};
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::{canonical_combining_class, compose};
 
-use super::script::{JOINER, Kind, drops_marks, is_joiner, is_mark, is_regional, is_variation, kind, modifies_emoji};
+use super::script::{
+    JOINER, Kind, drops_marks, is_joiner, is_mark, is_regional, is_variation, kind, modifies_emoji,
+};
 
 /// The name under which the index knows it; changed rules get another one.
 pub const NAME: &str = "weir_2";
@@ -67,7 +72,11 @@ impl Splitter {
 
     /// The unit that may grow.
     fn open(&mut self) -> Option<&mut Unit> {
-        if self.is_open { self.units.last_mut() } else { None }
+        if self.is_open {
+            self.units.last_mut()
+        } else {
+            None
+        }
     }
 
     fn take(&mut self, c: char, from: usize, to: usize) {
@@ -81,7 +90,12 @@ impl Splitter {
     }
 
     fn take_of_word(&mut self, c: char, from: usize, to: usize) {
-        if let Some(Unit { of: Of::Word(word), to: end, .. }) = self.open() {
+        if let Some(Unit {
+            of: Of::Word(word),
+            to: end,
+            ..
+        }) = self.open()
+        {
             word.push(c);
             *end = to;
         } else {
@@ -91,7 +105,12 @@ impl Splitter {
 
     fn take_unspaced(&mut self, c: char, from: usize, to: usize) {
         let mut follows = false;
-        if let Some(Unit { of: Of::Unspaced(before, _), to: end, .. }) = self.open() {
+        if let Some(Unit {
+            of: Of::Unspaced(before, _),
+            to: end,
+            ..
+        }) = self.open()
+        {
             follows = true;
             // What decomposition took apart: syllables of Hangul.
             if let Some(whole) = compose(*before, c) {
@@ -108,7 +127,8 @@ impl Splitter {
         match &mut unit.of {
             Of::Word(word) => {
                 let base = word.chars().rev().find(|c| !is_mark(*c));
-                if !is_variation(c) && !base.is_none_or(|base| base.is_ascii() || drops_marks(base)) {
+                if !is_variation(c) && !base.is_none_or(|base| base.is_ascii() || drops_marks(base))
+                {
                     word.push(c);
                 }
                 unit.to = to;
@@ -124,8 +144,14 @@ impl Splitter {
 
     fn take_emoji(&mut self, c: char, from: usize, to: usize) {
         let is_joined = self.is_joined;
-        if let Some(Unit { of: Of::Emoji(emoji), to: end, .. }) = self.open() {
-            let is_flag = is_regional(c) && emoji.chars().count() == 1 && emoji.chars().all(is_regional);
+        if let Some(Unit {
+            of: Of::Emoji(emoji),
+            to: end,
+            ..
+        }) = self.open()
+        {
+            let is_flag =
+                is_regional(c) && emoji.chars().count() == 1 && emoji.chars().all(is_regional);
             if is_joined || is_flag || modifies_emoji(c) {
                 emoji.push(c);
                 *end = to;
@@ -138,18 +164,33 @@ impl Splitter {
 
     fn take_separator(&mut self, c: char, to: usize) {
         match self.open() {
-            Some(Unit { of: Of::Emoji(emoji), to: end, .. }) if modifies_emoji(c) => {
+            Some(Unit {
+                of: Of::Emoji(emoji),
+                to: end,
+                ..
+            }) if modifies_emoji(c) => {
                 emoji.push(c);
                 *end = to;
             }
-            Some(Unit { of: Of::Emoji(emoji), .. }) if c == JOINER => {
+            Some(Unit {
+                of: Of::Emoji(emoji),
+                ..
+            }) if c == JOINER => {
                 emoji.push(c);
                 self.is_joined = true;
             }
             // Between letters that keep their marks it only says how they look.
-            Some(Unit { of: Of::Word(word), .. })
-                if is_joiner(c) && word.chars().next_back().is_some_and(|c| !drops_marks(c) && !c.is_ascii()) => {}
-            Some(Unit { of: Of::Unspaced(..), .. }) if is_joiner(c) => {}
+            Some(Unit {
+                of: Of::Word(word), ..
+            }) if is_joiner(c)
+                && word
+                    .chars()
+                    .next_back()
+                    .is_some_and(|c| !drops_marks(c) && !c.is_ascii()) => {}
+            Some(Unit {
+                of: Of::Unspaced(..),
+                ..
+            }) if is_joiner(c) => {}
             _ => self.close(),
         }
     }
@@ -157,7 +198,9 @@ impl Splitter {
 
 /// Where the marks behind a character end.
 fn end_of_marks(text: &str, from: usize) -> usize {
-    let marks = text[from..].chars().take_while(|c| !c.is_ascii() && canonical_combining_class(*c) != 0);
+    let marks = text[from..]
+        .chars()
+        .take_while(|c| !c.is_ascii() && canonical_combining_class(*c) != 0);
     from + marks.map(char::len_utf8).sum::<usize>()
 }
 
@@ -194,9 +237,23 @@ fn units(text: &str) -> Vec<Unit> {
 /// The pair that a character makes with the next of its run.
 fn pair_at(units: &[Unit], at: usize) -> Option<Word> {
     match (&units[at], units.get(at + 1)?) {
-        (Unit { of: Of::Unspaced(a, _), from, .. }, Unit { of: Of::Unspaced(b, true), to, .. }) => {
-            Some(Word { text: [*a, *b].iter().collect(), from: *from, to: *to, position: at })
-        }
+        (
+            Unit {
+                of: Of::Unspaced(a, _),
+                from,
+                ..
+            },
+            Unit {
+                of: Of::Unspaced(b, true),
+                to,
+                ..
+            },
+        ) => Some(Word {
+            text: [*a, *b].iter().collect(),
+            from: *from,
+            to: *to,
+            position: at,
+        }),
         _ => None,
     }
 }
@@ -206,7 +263,14 @@ pub fn terms(text: &str) -> Vec<Word> {
     let units = units(text);
     let mut terms = Vec::with_capacity(2 * units.len());
     for (position, Unit { of, from, to }) in units.iter().enumerate() {
-        let mut push = |text: String| terms.push(Word { text, from: *from, to: *to, position });
+        let mut push = |text: String| {
+            terms.push(Word {
+                text,
+                from: *from,
+                to: *to,
+                position,
+            });
+        };
         match of {
             Of::Word(word) => push(word.clone()),
             Of::Unspaced(c, _) => {
@@ -215,8 +279,10 @@ pub fn terms(text: &str) -> Vec<Word> {
             }
             Of::Emoji(emoji) => {
                 push(emoji.clone());
-                let mut parts: Vec<&str> =
-                    emoji.split(JOINER).flat_map(|part| [part, without_modifiers(part)]).collect();
+                let mut parts: Vec<&str> = emoji
+                    .split(JOINER)
+                    .flat_map(|part| [part, without_modifiers(part)])
+                    .collect();
                 parts.sort_unstable();
                 parts.dedup();
                 parts
@@ -233,7 +299,8 @@ fn without_modifiers(emoji: &str) -> &str {
     emoji.trim_end_matches(modifies_emoji)
 }
 
-/// The terms that a question asks for, all of them at their positions, and whether the last unit is a word, which a prefix may be of.
+/// The terms that a question asks for, all of them at their positions, and whether the last unit is
+/// a word, which a prefix may be of.
 pub fn asked(text: &str) -> (Vec<Word>, bool) {
     let units = units(text);
     let mut terms = Vec::with_capacity(units.len());
@@ -246,14 +313,29 @@ pub fn asked(text: &str) -> (Vec<Word>, bool) {
                     Some(pair) => terms.push(pair),
                     // The pair before has it.
                     None if *follows => {}
-                    None => terms.push(Word { text: c.to_string(), from: *from, to: *to, position }),
+                    None => terms.push(Word {
+                        text: c.to_string(),
+                        from: *from,
+                        to: *to,
+                        position,
+                    }),
                 }
                 continue;
             }
         };
-        terms.push(Word { text, from: *from, to: *to, position });
+        terms.push(Word {
+            text,
+            from: *from,
+            to: *to,
+            position,
+        });
     }
-    (terms, units.last().is_some_and(|unit| matches!(unit.of, Of::Word(_))))
+    (
+        terms,
+        units
+            .last()
+            .is_some_and(|unit| matches!(unit.of, Of::Word(_))),
+    )
 }
 
 /// The terms of a text as tantivy wants them. ASCII text is split in place.
@@ -276,7 +358,12 @@ impl Tokenizer for Words {
     fn token_stream<'a>(&'a mut self, text: &'a str) -> WordStream<'a> {
         self.token.reset();
         let split = (!text.is_ascii()).then(|| terms(text).into_iter());
-        WordStream { text, at: 0, split, token: &mut self.token }
+        WordStream {
+            text,
+            at: 0,
+            split,
+            token: &mut self.token,
+        }
     }
 }
 
@@ -284,14 +371,20 @@ impl TokenStream for WordStream<'_> {
     fn advance(&mut self) -> bool {
         self.token.text.clear();
         if let Some(split) = &mut self.split {
-            let Some(word) = split.next() else { return false };
+            let Some(word) = split.next() else {
+                return false;
+            };
             self.token.text.push_str(&word.text);
             (self.token.offset_from, self.token.offset_to) = (word.from, word.to);
             self.token.position = word.position;
         } else {
             let rest = &self.text.as_bytes()[self.at..];
-            let Some(skipped) = rest.iter().position(u8::is_ascii_alphanumeric) else { return false };
-            let length = rest[skipped..].iter().position(|b| !b.is_ascii_alphanumeric());
+            let Some(skipped) = rest.iter().position(u8::is_ascii_alphanumeric) else {
+                return false;
+            };
+            let length = rest[skipped..]
+                .iter()
+                .position(|b| !b.is_ascii_alphanumeric());
             let from = self.at + skipped;
             let to = length.map_or(self.text.len(), |length| from + length);
             self.token.text.push_str(&self.text[from..to]);
@@ -327,31 +420,56 @@ mod tests {
     }
 
     fn indexed(text: &str) -> Vec<(usize, String)> {
-        terms(text).into_iter().map(|w| (w.position, w.text)).collect()
+        terms(text)
+            .into_iter()
+            .map(|w| (w.position, w.text))
+            .collect()
     }
 
     /// Whether a text that is indexed has the terms of a question, as a phrase.
     fn finds(text: &str, question: &str) -> bool {
         let (there, asked) = (indexed(text), asked(question).0);
-        let Some(first) = asked.first() else { return false };
-        let holds =
-            |start: usize| asked.iter().all(|w| there.contains(&(start + w.position - first.position, w.text.clone())));
-        there.iter().filter(|(_, text)| *text == first.text).any(|(position, _)| holds(*position))
+        let Some(first) = asked.first() else {
+            return false;
+        };
+        let holds = |start: usize| {
+            asked
+                .iter()
+                .all(|w| there.contains(&(start + w.position - first.position, w.text.clone())))
+        };
+        there
+            .iter()
+            .filter(|(_, text)| *text == first.text)
+            .any(|(position, _)| holds(*position))
     }
 
     #[test]
     fn words_are_folded_as_the_contract_says() {
-        assert_eq!(split("Café – Zürich's №1™"), ["cafe", "zurich", "s", "no1tm"]);
+        assert_eq!(
+            split("Café – Zürich's №1™"),
+            ["cafe", "zurich", "s", "no1tm"]
+        );
         assert_eq!(split("snake_case C++ 3D"), ["snake", "case", "c", "3d"]);
-        assert_eq!(split("ﬁne Straße İSTANBUL ΟΔΟΣ"), ["fine", "straße", "istanbul", "οδοσ"]);
+        assert_eq!(
+            split("ﬁne Straße İSTANBUL ΟΔΟΣ"),
+            ["fine", "straße", "istanbul", "οδοσ"]
+        );
         assert_eq!(split("東京タワー x"), ["東京", "京タ", "タワ", "ワー", "x"]);
         assert_eq!(split("京 a京b"), ["京", "a", "京", "b"]);
     }
 
     #[test]
     fn single_characters_of_unspaced_scripts_are_indexed_beside_their_pairs() {
-        let owned = |pairs: &[(usize, &str)]| pairs.iter().map(|(p, t)| (*p, (*t).to_owned())).collect::<Vec<_>>();
-        assert_eq!(indexed("東京 a"), owned(&[(0, "東"), (0, "東京"), (1, "京"), (2, "a")]));
+        let owned = |pairs: &[(usize, &str)]| {
+            pairs
+                .iter()
+                .map(|(p, t)| (*p, (*t).to_owned()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            indexed("東京 a"),
+            owned(&[(0, "東"), (0, "東京"), (1, "京"), (2, "a")])
+        );
         assert_eq!(indexed("검색"), owned(&[(0, "검"), (0, "검색"), (1, "색")]));
         for (text, question) in [
             ("一只猫在这里", "猫"),
@@ -367,18 +485,29 @@ mod tests {
             ("が", "か\u{3099}"),
             ("ガンダム", "ｶﾞﾝﾀﾞﾑ"),
         ] {
-            assert!(finds(text, question) && finds(&format!("x {text} y"), question), "{text} has {question}");
+            assert!(
+                finds(text, question) && finds(&format!("x {text} y"), question),
+                "{text} has {question}"
+            );
         }
-        for (text, question) in
-            [("がき", "か"), ("ม้า", "มา"), ("東 京", "東京"), ("東京と京都", "京京"), ("हाथ", "हथ"), ("कि", "क")]
-        {
+        for (text, question) in [
+            ("がき", "か"),
+            ("ม้า", "มา"),
+            ("東 京", "東京"),
+            ("東京と京都", "京京"),
+            ("हाथ", "हथ"),
+            ("कि", "क"),
+        ] {
             assert!(!finds(text, question), "{text} has no {question}");
         }
     }
 
     #[test]
     fn marks_are_dropped_only_where_they_decorate() {
-        assert_eq!(split("Zoë naïve Ангстрём Άλφα مُحَمَّد שָׁלוֹם"), ["zoe", "naive", "ангстрем", "αλφα", "محمد", "שלום"]);
+        assert_eq!(
+            split("Zoë naïve Ангстрём Άλφα مُحَمَّد שָׁלוֹם"),
+            ["zoe", "naive", "ангстрем", "αλφα", "محمد", "שלום"]
+        );
         assert_eq!(split("e\u{301}te\u{301}"), ["ete"]);
         assert_eq!(split("काम कम कल"), ["काम", "कम", "कल"]);
         assert_eq!(split("தமிழ் తెలుగు"), ["தமிழ்", "తెలుగు"]);
@@ -389,7 +518,10 @@ mod tests {
 
     #[test]
     fn emoji_are_found_whole_and_by_what_they_are_made_of() {
-        assert_eq!(split("release🎉 ❤️ 🇩🇪🇫🇷 👍🏽 👩‍💻"), ["release", "🎉", "❤", "🇩🇪", "🇫🇷", "👍🏽", "👩‍💻"]);
+        assert_eq!(
+            split("release🎉 ❤️ 🇩🇪🇫🇷 👍🏽 👩‍💻"),
+            ["release", "🎉", "❤", "🇩🇪", "🇫🇷", "👍🏽", "👩‍💻"]
+        );
         for (text, question, is_found) in [
             ("👍🏽", "👍", true),
             ("👍", "👍🏽", false),
@@ -408,7 +540,8 @@ mod tests {
         }
     }
 
-    /// Finds without an index: both texts as rows of letters that follow each other, words between separators.
+    /// Finds without an index: both texts as rows of letters that follow each other, words between
+    /// separators.
     fn naive(text: &str, question: &str) -> bool {
         // (what it is, whether it goes on with the one before without a gap)
         fn row(text: &str) -> Vec<(String, bool)> {
@@ -440,7 +573,9 @@ mod tests {
         let (text, question) = (row(text), row(question));
         let fits = |at: &[(String, bool)]| {
             let pairs = at.iter().zip(&question).enumerate();
-            pairs.into_iter().all(|(n, (a, b))| a.0 == b.0 && (n == 0 || !b.1 || a.1))
+            pairs
+                .into_iter()
+                .all(|(n, (a, b))| a.0 == b.0 && (n == 0 || !b.1 || a.1))
         };
         !question.is_empty() && text.windows(question.len()).any(fits)
     }

@@ -1,5 +1,5 @@
-//! Every function that SQL can call, by how much it can make of its arguments. A test compares this list with the registry: a new
-//! function must be given its place here.
+//! Every function that SQL can call, by how much it can make of its arguments. A test compares this
+//! list with the registry: a new function must be given its place here.
 
 /// How the result of a scalar function grows, row by row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -183,7 +183,15 @@ pub const SCALAR: &[(Growth, &[&str])] = &[
             "with_metadata",
         ],
     ),
-    (Planned, &["arrow_cast", "arrow_try_cast", "cast_to_type", "try_cast_to_type"]),
+    (
+        Planned,
+        &[
+            "arrow_cast",
+            "arrow_try_cast",
+            "cast_to_type",
+            "try_cast_to_type",
+        ],
+    ),
     (
         Times(1),
         &[
@@ -207,9 +215,30 @@ pub const SCALAR: &[(Growth, &[&str])] = &[
     ),
     (Times(3), &["encode", "initcap", "lower", "upper"]),
     (Times(4), &["translate"]),
-    (Times(8), &["array_positions", "json_from_scalar", "json_union_to_text"]),
-    (Times(24), &["json_get_array", "json_object_keys", "regexp_match", "string_to_array"]),
-    (Pairs, &["array_except", "array_has_all", "array_has_any", "array_intersect", "array_union", "levenshtein"]),
+    (
+        Times(8),
+        &["array_positions", "json_from_scalar", "json_union_to_text"],
+    ),
+    (
+        Times(24),
+        &[
+            "json_get_array",
+            "json_object_keys",
+            "regexp_match",
+            "string_to_array",
+        ],
+    ),
+    (
+        Pairs,
+        &[
+            "array_except",
+            "array_has_all",
+            "array_has_any",
+            "array_intersect",
+            "array_union",
+            "levenshtein",
+        ],
+    ),
     (Repeat, &["repeat"]),
     (Pad, &["lpad", "rpad"]),
     (Replace, &["replace"]),
@@ -218,17 +247,27 @@ pub const SCALAR: &[(Growth, &[&str])] = &[
     (ArrayRepeat, &["array_repeat"]),
     (ArrayResize, &["array_resize"]),
     (Range, &["range", "generate_series"]),
-    (ArrayReplace, &["array_replace", "array_replace_all", "array_replace_n"]),
+    (
+        ArrayReplace,
+        &["array_replace", "array_replace_all", "array_replace_n"],
+    ),
     (ArrayToString, &["array_to_string"]),
     (ArraysZip, &["arrays_zip"]),
     (Format, &["to_char"]),
 ];
 
-/// Functions that take lambdas: their lists are counted, and what the lambda calls is held to its own bound.
+/// Functions that take lambdas: their lists are counted, and what the lambda calls is held to its
+/// own bound.
 #[cfg(test)]
-pub const HIGHER_ORDER: &[&str] = &["array_any_match", "array_filter", "array_first", "array_transform"];
+pub const HIGHER_ORDER: &[&str] = &[
+    "array_any_match",
+    "array_filter",
+    "array_first",
+    "array_transform",
+];
 
-/// Aggregates whose state has a size that does not depend on the rows, apart from one value of theirs.
+/// Aggregates whose state has a size that does not depend on the rows, apart from one value of
+/// theirs.
 #[cfg(test)]
 pub const FIXED_AGGREGATES: &[&str] = &[
     "any_value",
@@ -268,7 +307,8 @@ pub const FIXED_AGGREGATES: &[&str] = &[
     "var_pop",
 ];
 
-/// Aggregates that keep every row's value: they report their size, which the query's memory is charged with batch by batch.
+/// Aggregates that keep every row's value: they report their size, which the query's memory is
+/// charged with batch by batch.
 #[cfg(test)]
 pub const KEEPING_AGGREGATES: &[&str] = &["array_agg", "median", "percentile_cont", "string_agg"];
 
@@ -294,5 +334,8 @@ pub const TABLE: &[&str] = &["generate_series", "range"];
 
 /// How a scalar function's result grows.
 pub fn growth(name: &str) -> Option<Growth> {
-    SCALAR.iter().find(|(_, names)| names.contains(&name)).map(|(growth, _)| *growth)
+    SCALAR
+        .iter()
+        .find(|(_, names)| names.contains(&name))
+        .map(|(growth, _)| *growth)
 }

@@ -23,7 +23,9 @@ pub struct Concatenated {
 
 impl Concatenated {
     pub fn new() -> Self {
-        Self { signature: Signature::user_defined(Volatility::Immutable) }
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+        }
     }
 }
 
@@ -48,33 +50,53 @@ impl ScalarUDFImpl for Concatenated {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let [left, right] = types else { return plan_err!("`||` takes two operands") };
-        let (left, right) = BinaryTypeCoercer::new(left, &Operator::StringConcat, right).get_input_types()?;
+        let [left, right] = types else {
+            return plan_err!("`||` takes two operands");
+        };
+        let (left, right) =
+            BinaryTypeCoercer::new(left, &Operator::StringConcat, right).get_input_types()?;
         Ok(vec![left, right])
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        let [left, right] = types else { return plan_err!("`||` takes two operands") };
+        let [left, right] = types else {
+            return plan_err!("`||` takes two operands");
+        };
         BinaryTypeCoercer::new(left, &Operator::StringConcat, right).get_result_type()
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let is_one = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
+        let is_one = args
+            .args
+            .iter()
+            .all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let rows = if is_one { 1 } else { args.number_rows };
-        let columns = args.args.iter().map(|value| value.to_array(rows)).collect::<Result<Vec<_>>>()?;
-        let fields: Vec<Field> = columns.iter().map(|c| Field::new("", c.data_type().clone(), true)).collect();
+        let columns = args
+            .args
+            .iter()
+            .map(|value| value.to_array(rows))
+            .collect::<Result<Vec<_>>>()?;
+        let fields: Vec<Field> = columns
+            .iter()
+            .map(|c| Field::new("", c.data_type().clone(), true))
+            .collect();
         let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
         let operand = |at: usize| Arc::new(Column::new("", at)) as Arc<dyn PhysicalExpr>;
-        let value = BinaryExpr::new(operand(0), Operator::StringConcat, operand(1)).evaluate(&batch)?;
+        let value =
+            BinaryExpr::new(operand(0), Operator::StringConcat, operand(1)).evaluate(&batch)?;
         match value {
-            ColumnarValue::Array(array) if is_one => {
-                Ok(ColumnarValue::Scalar(datafusion::scalar::ScalarValue::try_from_array(&array, 0)?))
-            }
+            ColumnarValue::Array(array) if is_one => Ok(ColumnarValue::Scalar(
+                datafusion::scalar::ScalarValue::try_from_array(&array, 0)?,
+            )),
             value => Ok(value),
         }
     }
 }
 
 fn shown(args: &[Expr]) -> Result<String> {
-    Ok(args.iter().map(ToString::to_string).collect::<Vec<_>>().join(" || "))
+    Ok(args
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" || "))
 }

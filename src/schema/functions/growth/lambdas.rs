@@ -1,5 +1,5 @@
-//! Functions that take lambdas: a lambda is evaluated for every item of all lists of a batch at once, beside what it takes from the
-//! row, so that the items are bounded.
+//! Functions that take lambdas: a lambda is evaluated for every item of all lists of a batch at
+//! once, beside what it takes from the row, so that the items are bounded.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use datafusion::common::Result;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{
-    ColumnarValue, Documentation, Expr, HigherOrderFunctionArgs, HigherOrderReturnFieldArgs, HigherOrderSignature,
-    HigherOrderUDF, HigherOrderUDFImpl, LambdaParametersProgress, ValueOrLambda,
+    ColumnarValue, Documentation, Expr, HigherOrderFunctionArgs, HigherOrderReturnFieldArgs,
+    HigherOrderSignature, HigherOrderUDF, HigherOrderUDFImpl, LambdaParametersProgress,
+    ValueOrLambda,
 };
 
 use super::Limits;
@@ -23,10 +24,13 @@ const QUERY_ITEMS: u64 = 1 << 18;
 const QUERY_LITERAL_BYTES: u64 = 64 << 20;
 
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
-    let functions: Vec<Arc<HigherOrderUDF>> = state.higher_order_functions().values().cloned().collect();
+    let functions: Vec<Arc<HigherOrderUDF>> =
+        state.higher_order_functions().values().cloned().collect();
     for inner in functions {
         if !is_bounded(&inner) {
-            state.register_higher_order_function(Arc::new(HigherOrderUDF::new_from_impl(Bounded { inner, limits })))?;
+            state.register_higher_order_function(Arc::new(HigherOrderUDF::new_from_impl(
+                Bounded { inner, limits },
+            )))?;
         }
     }
     Ok(())
@@ -67,7 +71,10 @@ impl HigherOrderUDFImpl for Bounded {
         self.inner.inner().lambda_parameters(step, fields)
     }
 
-    fn coerce_values_for_lambdas(&self, fields: &[ValueOrLambda<DataType, DataType>]) -> Result<Option<Vec<DataType>>> {
+    fn coerce_values_for_lambdas(
+        &self,
+        fields: &[ValueOrLambda<DataType, DataType>],
+    ) -> Result<Option<Vec<DataType>>> {
         self.inner.inner().coerce_values_for_lambdas(fields)
     }
 
@@ -96,9 +103,14 @@ impl HigherOrderUDFImpl for Bounded {
         let rows = args.number_rows;
         let mut items = vec![0_u64; rows];
         for value in &args.args {
-            let ValueOrLambda::Value(value) = value else { continue };
+            let ValueOrLambda::Value(value) = value else {
+                continue;
+            };
             let lists = Argument::of(value)?.count;
-            items.iter_mut().enumerate().for_each(|(row, items)| *items = items.saturating_add(lists.at(row)));
+            items
+                .iter_mut()
+                .enumerate()
+                .for_each(|(row, items)| *items = items.saturating_add(lists.at(row)));
         }
         let name = self.name();
         match self.limits {

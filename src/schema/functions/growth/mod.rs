@@ -1,7 +1,9 @@
-//! Functions that can make much of little. Before such a function is called, what it would make is reckoned from its arguments' sizes:
-//! beyond the bound it is an error that names it, and nothing is made.
+//! Functions that can make much of little. Before such a function is called, what it would make is
+//! reckoned from its arguments' sizes: beyond the bound it is an error that names it, and nothing
+//! is made.
 //!
-//! In declarations the bound is of one row, and stored with them: a row gives the same result whatever it is evaluated beside.
+//! In declarations the bound is of one row, and stored with them: a row gives the same result
+//! whatever it is evaluated beside.
 
 mod classes;
 mod concatenated;
@@ -19,8 +21,8 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::FunctionRewrite;
 use datafusion::logical_expr::{
-    BinaryExpr, ColumnarValue, Documentation, Expr, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature,
+    BinaryExpr, ColumnarValue, Documentation, Expr, Operator, ReturnFieldArgs, ScalarFunctionArgs,
+    ScalarUDF, ScalarUDFImpl, Signature,
 };
 
 use crate::schema::bounds::{Exceeded, scope};
@@ -32,7 +34,8 @@ pub use crate::config::SqlBounds;
 /// What one call may make in a query: of a row, and of all rows it is called with at once.
 const QUERY_ROW_BYTES: u64 = 16 << 20;
 const QUERY_CALL_BYTES: u64 = 16 << 20;
-/// What a call may make while its query is planned; of more, no literal is made, which the plan would hold in many copies.
+/// What a call may make while its query is planned; of more, no literal is made, which the plan
+/// would hold in many copies.
 const QUERY_LITERAL_BYTES: u64 = 256 << 10;
 /// Comparisons of one call: a second or so.
 const QUERY_PAIRS: u64 = 1 << 30;
@@ -46,7 +49,8 @@ pub enum Limits {
     Declared(SqlBounds),
 }
 
-/// Puts a bound on every function of the registry that needs one, also where the planner takes one from elsewhere.
+/// Puts a bound on every function of the registry that needs one, also where the planner takes one
+/// from elsewhere.
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
     let functions: Vec<Arc<ScalarUDF>> = state.scalar_functions().values().cloned().collect();
     for function in functions {
@@ -64,7 +68,8 @@ fn bounded(function: &Arc<ScalarUDF>, limits: Limits) -> Option<ScalarUDF> {
     }
     match classes::growth(function.name()) {
         Some(Growth::Fixed | Growth::Within | Growth::Planned) => None,
-        // A function that the list lacks is refused by a test; until then it is taken for one that copies.
+        // A function that the list lacks is refused by a test; until then it is taken for one that
+        // copies.
         growth => Some(ScalarUDF::from(Bounded {
             inner: function.clone(),
             growth: growth.unwrap_or(Growth::Times(24)),
@@ -88,12 +93,19 @@ impl FunctionRewrite for Everywhere {
         match expr {
             Expr::ScalarFunction(call) => match bounded(&call.func, self.limits) {
                 Some(function) => {
-                    let call = ScalarFunction { func: Arc::new(function), ..call };
+                    let call = ScalarFunction {
+                        func: Arc::new(function),
+                        ..call
+                    };
                     Ok(Transformed::yes(Expr::ScalarFunction(call)))
                 }
                 None => Ok(Transformed::no(Expr::ScalarFunction(call))),
             },
-            Expr::BinaryExpr(BinaryExpr { left, op: Operator::StringConcat, right }) => {
+            Expr::BinaryExpr(BinaryExpr {
+                left,
+                op: Operator::StringConcat,
+                right,
+            }) => {
                 let function = Arc::new(ScalarUDF::from(concatenated::Concatenated::new()));
                 let function = bounded(&function, self.limits).map_or(function, Arc::new);
                 Ok(Transformed::yes(function.call(vec![*left, *right])))
@@ -134,7 +146,11 @@ impl ScalarUDFImpl for Bounded {
 
     fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
         let inner = self.inner.inner().with_updated_config(config)?;
-        Some(ScalarUDF::from(Self { inner: Arc::new(inner), growth: self.growth, limits: self.limits }))
+        Some(ScalarUDF::from(Self {
+            inner: Arc::new(inner),
+            growth: self.growth,
+            limits: self.limits,
+        }))
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
@@ -150,7 +166,10 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let is_one = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
+        let is_one = args
+            .args
+            .iter()
+            .all(|value| matches!(value, ColumnarValue::Scalar(_)));
         // What is not computed for each row is computed once.
         let rows = if is_one { 1 } else { args.number_rows };
         let made = match self.limits {
@@ -169,7 +188,10 @@ impl ScalarUDFImpl for Bounded {
 impl Bounded {
     /// What it makes of some rows; `used` are all for which the result is written out.
     fn check_query(&self, values: &[ColumnarValue], rows: usize, used: usize) -> Result<u64> {
-        let arguments = values.iter().map(Argument::of).collect::<Result<Vec<_>>>()?;
+        let arguments = values
+            .iter()
+            .map(Argument::of)
+            .collect::<Result<Vec<_>>>()?;
         let (mut all, mut pairs) = (0_u64, 0_u64);
         for row in 0..rows {
             let made = made(self.growth, &arguments, values, row)?;
@@ -184,14 +206,21 @@ impl Bounded {
         if scope::is_planning() && all > QUERY_LITERAL_BYTES {
             return Err(self.too_large(all, QUERY_LITERAL_BYTES, ""));
         }
-        let all = if rows < used { all.saturating_mul(used as u64) } else { all };
+        let all = if rows < used {
+            all.saturating_mul(used as u64)
+        } else {
+            all
+        };
         if all > QUERY_CALL_BYTES || pairs > QUERY_PAIRS {
             if used > 1 {
                 scope::note_wide();
             }
             return Err(if pairs > QUERY_PAIRS {
                 let name = self.name();
-                Exceeded(format!("`{name}` would compare {pairs} pairs; at most {QUERY_PAIRS} are compared")).into()
+                Exceeded(format!(
+                    "`{name}` would compare {pairs} pairs; at most {QUERY_PAIRS} are compared"
+                ))
+                .into()
             } else {
                 self.too_large(all, QUERY_CALL_BYTES, "")
             });
@@ -200,23 +229,42 @@ impl Bounded {
     }
 
     /// As a row has it, whatever the others have.
-    fn check_declared(&self, values: &[ColumnarValue], rows: usize, bounds: SqlBounds) -> Result<u64> {
+    fn check_declared(
+        &self,
+        values: &[ColumnarValue],
+        rows: usize,
+        bounds: SqlBounds,
+    ) -> Result<u64> {
         // Concatenating and the like never reach the bound.
         if matches!(self.growth, Growth::Times(times) if u64::from(times) <= bounds.times) {
             return Ok(0);
         }
-        let arguments = values.iter().map(Argument::of).collect::<Result<Vec<_>>>()?;
+        let arguments = values
+            .iter()
+            .map(Argument::of)
+            .collect::<Result<Vec<_>>>()?;
         for row in 0..rows {
-            let given = arguments.iter().map(|a| a.bytes.at(row)).fold(0, u64::saturating_add);
-            let most = bounds.bytes.saturating_add(bounds.times.saturating_mul(given));
+            let given = arguments
+                .iter()
+                .map(|a| a.bytes.at(row))
+                .fold(0, u64::saturating_add);
+            let most = bounds
+                .bytes
+                .saturating_add(bounds.times.saturating_mul(given));
             let made = made(self.growth, &arguments, values, row)?;
             if made > most {
                 return Err(self.too_large(made, most, " of a row in a declaration"));
             }
-            let compared = if self.growth == Growth::Pairs { compared(&arguments, row) } else { 0 };
+            let compared = if self.growth == Growth::Pairs {
+                compared(&arguments, row)
+            } else {
+                0
+            };
             if compared > bounds.pairs {
                 let (name, most) = (self.name(), bounds.pairs);
-                let message = format!("`{name}` would compare {compared} pairs; at most {most} of a row are compared");
+                let message = format!(
+                    "`{name}` would compare {compared} pairs; at most {most} of a row are compared"
+                );
                 return Err(Exceeded(message).into());
             }
         }
@@ -225,17 +273,29 @@ impl Bounded {
 
     fn too_large(&self, made: u64, most: u64, of: &str) -> datafusion::error::DataFusionError {
         let name = self.name();
-        Exceeded(format!("`{name}` could make {made} bytes; at most {most}{of} are made by one call")).into()
+        Exceeded(format!(
+            "`{name}` could make {made} bytes; at most {most}{of} are made by one call"
+        ))
+        .into()
     }
 }
 
 /// Pairs that a function compares.
 fn compared(arguments: &[Argument], row: usize) -> u64 {
-    arguments.iter().take(2).map(|a| a.count.at(row)).fold(1, u64::saturating_mul)
+    arguments
+        .iter()
+        .take(2)
+        .map(|a| a.count.at(row))
+        .fold(1, u64::saturating_mul)
 }
 
 /// Bytes that a function makes of a row, at most.
-fn made(growth: Growth, arguments: &[Argument], values: &[ColumnarValue], row: usize) -> Result<u64> {
+fn made(
+    growth: Growth,
+    arguments: &[Argument],
+    values: &[ColumnarValue],
+    row: usize,
+) -> Result<u64> {
     let bytes = |n: usize| arguments.get(n).map_or(0, |a| a.bytes.at(row));
     let count = |n: usize| arguments.get(n).map_or(0, |a| a.count.at(row));
     let all = || (0..arguments.len()).map(bytes).fold(0, u64::saturating_add);
@@ -247,57 +307,91 @@ fn made(growth: Growth, arguments: &[Argument], values: &[ColumnarValue], row: u
         Growth::Repeat => bytes(0).saturating_mul(count(1)),
         // Characters of the filling have up to four bytes each.
         Growth::Pad => bytes(0).saturating_add(count(1).saturating_mul(bytes(2).clamp(1, 4))),
-        Growth::Replace if bytes(1) == 0 => {
-            (bytes(0) + 1).saturating_mul(bytes(2).saturating_add(1)).saturating_add(bytes(2))
-        }
-        Growth::Replace => (bytes(0) / bytes(1)).saturating_mul(bytes(2)).saturating_add(bytes(0)),
+        Growth::Replace if bytes(1) == 0 => (bytes(0) + 1)
+            .saturating_mul(bytes(2).saturating_add(1))
+            .saturating_add(bytes(2)),
+        Growth::Replace => (bytes(0) / bytes(1))
+            .saturating_mul(bytes(2))
+            .saturating_add(bytes(0)),
         Growth::RegexpReplace => replaced_by_pattern(values, row, bytes(0), bytes(2))?,
         Growth::ConcatWith => {
-            let is_list = |n: usize| values.get(n).is_some_and(|value| value.data_type().is_nested());
+            let is_list = |n: usize| {
+                values
+                    .get(n)
+                    .is_some_and(|value| value.data_type().is_nested())
+            };
             let texts = (1..arguments.len()).map(|n| if is_list(n) { count(n) } else { 1 });
             all().saturating_add(texts.fold(0, u64::saturating_add).saturating_mul(bytes(0)))
         }
         Growth::ArrayRepeat => count(1).saturating_mul(bytes(0).saturating_add(BESIDE / 4)),
-        Growth::ArrayResize => count(1).saturating_mul(bytes(2).saturating_add(BESIDE / 2)).saturating_add(bytes(0)),
+        Growth::ArrayResize => count(1)
+            .saturating_mul(bytes(2).saturating_add(BESIDE / 2))
+            .saturating_add(bytes(0)),
         Growth::Range => ranged(values, row)?.saturating_mul(8),
-        Growth::ArrayReplace => bytes(0).saturating_add(count(0).saturating_mul(bytes(2).saturating_add(8))),
+        Growth::ArrayReplace => {
+            bytes(0).saturating_add(count(0).saturating_mul(bytes(2).saturating_add(8)))
+        }
         Growth::ArrayToString => {
             let beside = bytes(1).saturating_add(bytes(2)).saturating_add(BESIDE / 2);
-            bytes(0).saturating_mul(8).saturating_add((count(0) + bytes(0) / 16).saturating_mul(beside))
+            bytes(0)
+                .saturating_mul(8)
+                .saturating_add((count(0) + bytes(0) / 16).saturating_mul(beside))
         }
-        Growth::ArraysZip => {
-            all().saturating_add(items().saturating_mul(arguments.len() as u64).saturating_mul(BESIDE / 2))
-        }
+        Growth::ArraysZip => all().saturating_add(
+            items()
+                .saturating_mul(arguments.len() as u64)
+                .saturating_mul(BESIDE / 2),
+        ),
         // A letter of the format stands for a whole time at most.
         Growth::Format => bytes(1).saturating_mul(32),
     };
     Ok(made.saturating_add(BESIDE))
 }
 
-/// A replacement may name groups, each of which is at most all of the text; without `g` only one match is replaced.
-fn replaced_by_pattern(values: &[ColumnarValue], row: usize, text: u64, replacement: u64) -> Result<u64> {
+/// A replacement may name groups, each of which is at most all of the text; without `g` only one
+/// match is replaced.
+fn replaced_by_pattern(
+    values: &[ColumnarValue],
+    row: usize,
+    text: u64,
+    replacement: u64,
+) -> Result<u64> {
     let is_global = match values.get(3) {
         None => false,
-        Some(ColumnarValue::Scalar(flags)) => flags.try_as_str().flatten().is_some_and(|flags| flags.contains('g')),
+        Some(ColumnarValue::Scalar(flags)) => flags
+            .try_as_str()
+            .flatten()
+            .is_some_and(|flags| flags.contains('g')),
         Some(ColumnarValue::Array(flags)) => {
             let flags = datafusion::scalar::ScalarValue::try_from_array(flags, row)?;
-            flags.try_as_str().flatten().is_some_and(|flags| flags.contains('g'))
+            flags
+                .try_as_str()
+                .flatten()
+                .is_some_and(|flags| flags.contains('g'))
         }
     };
     let matches = if is_global { text + 1 } else { 1 };
     let groups = (replacement / 2).saturating_mul(text);
-    Ok(text.saturating_add(matches.saturating_mul(replacement)).saturating_add(groups))
+    Ok(text
+        .saturating_add(matches.saturating_mul(replacement))
+        .saturating_add(groups))
 }
 
 /// Items of a list from a start to a stop by steps.
 fn ranged(values: &[ColumnarValue], row: usize) -> Result<u64> {
-    let at = |n: usize| values.get(n).map_or(Ok(None), |value| sizes::signed(value, row));
+    let at = |n: usize| {
+        values
+            .get(n)
+            .map_or(Ok(None), |value| sizes::signed(value, row))
+    };
     let (start, stop) = match values.len() {
         1 => (Some(0), at(0)?),
         _ => (at(0)?, at(1)?),
     };
     let step = if values.len() > 2 { at(2)? } else { Some(1) };
-    let (Some(start), Some(stop), Some(step)) = (start, stop, step) else { return Ok(0) };
+    let (Some(start), Some(stop), Some(step)) = (start, stop, step) else {
+        return Ok(0);
+    };
     if step == 0 {
         return Ok(0);
     }

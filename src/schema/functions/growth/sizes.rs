@@ -38,11 +38,15 @@ impl Argument {
             ColumnarValue::Scalar(scalar) => {
                 let array = scalar.to_array()?;
                 let one = |numbers: Vec<u64>| Numbers::One(numbers.first().copied().unwrap_or(0));
-                Ok(Self { bytes: one(bytes(&array)), count: one(counts(&array)?) })
+                Ok(Self {
+                    bytes: one(bytes(&array)),
+                    count: one(counts(&array)?),
+                })
             }
-            ColumnarValue::Array(array) => {
-                Ok(Self { bytes: Numbers::Each(bytes(array)), count: Numbers::Each(counts(array)?) })
-            }
+            ColumnarValue::Array(array) => Ok(Self {
+                bytes: Numbers::Each(bytes(array)),
+                count: Numbers::Each(counts(array)?),
+            }),
         }
     }
 }
@@ -55,14 +59,26 @@ pub fn bytes(array: &ArrayRef) -> Vec<u64> {
         DataType::LargeUtf8 => lengths(array.as_string::<i64>().value_offsets()),
         DataType::Binary => lengths(array.as_binary::<i32>().value_offsets()),
         DataType::LargeBinary => lengths(array.as_binary::<i64>().value_offsets()),
-        DataType::Utf8View => array.as_string_view().views().iter().map(|view| u64::from(*view as u32)).collect(),
-        DataType::BinaryView => array.as_binary_view().views().iter().map(|view| u64::from(*view as u32)).collect(),
+        DataType::Utf8View => array
+            .as_string_view()
+            .views()
+            .iter()
+            .map(|view| u64::from(*view as u32))
+            .collect(),
+        DataType::BinaryView => array
+            .as_binary_view()
+            .views()
+            .iter()
+            .map(|view| u64::from(*view as u32))
+            .collect(),
         DataType::FixedSizeBinary(width) => vec![*width as u64; rows],
         DataType::List(_) => list_bytes(array.as_list::<i32>()),
         DataType::LargeList(_) => list_bytes(array.as_list::<i64>()),
         DataType::FixedSizeList(_, width) => {
             let (items, width) = (bytes(array.as_fixed_size_list().values()), *width as usize);
-            (0..rows).map(|row| items.iter().skip(row * width).take(width).sum()).collect()
+            (0..rows)
+                .map(|row| items.iter().skip(row * width).take(width).sum())
+                .collect()
         }
         DataType::Map(..) => {
             let map = array.as_map();
@@ -71,20 +87,32 @@ pub fn bytes(array: &ArrayRef) -> Vec<u64> {
         }
         DataType::Struct(_) => {
             let columns: Vec<Vec<u64>> = array.as_struct().columns().iter().map(bytes).collect();
-            (0..rows).map(|row| columns.iter().map(|column| column.get(row).copied().unwrap_or(0)).sum()).collect()
+            (0..rows)
+                .map(|row| {
+                    columns
+                        .iter()
+                        .map(|column| column.get(row).copied().unwrap_or(0))
+                        .sum()
+                })
+                .collect()
         }
         DataType::Dictionary(_, value) => match cast(array, value) {
             Ok(values) => bytes(&values),
             Err(_) => vec![array.get_array_memory_size() as u64; rows],
         },
         // Values of many types: those of JSON, which are counted as if each had all.
-        DataType::Union(..) => vec![array.get_array_memory_size() as u64 / rows.max(1) as u64 + FIXED_BYTES; rows],
+        DataType::Union(..) => {
+            vec![array.get_array_memory_size() as u64 / rows.max(1) as u64 + FIXED_BYTES; rows]
+        }
         _ => vec![FIXED_BYTES; rows],
     }
 }
 
 fn lengths<O: OffsetSizeTrait>(offsets: &[O]) -> Vec<u64> {
-    offsets.windows(2).map(|ends| (ends[1] - ends[0]).as_usize() as u64).collect()
+    offsets
+        .windows(2)
+        .map(|ends| (ends[1] - ends[0]).as_usize() as u64)
+        .collect()
 }
 
 fn list_bytes<O: OffsetSizeTrait>(list: &GenericListArray<O>) -> Vec<u64> {
@@ -99,7 +127,10 @@ fn ranges<O: OffsetSizeTrait>(offsets: &[O], items: &[u64]) -> Vec<u64> {
         sums.push(sums.last().copied().unwrap_or(0).saturating_add(*item));
     }
     let at = |offset: O| sums.get(offset.as_usize()).copied().unwrap_or(0);
-    offsets.windows(2).map(|ends| at(ends[1]) - at(ends[0])).collect()
+    offsets
+        .windows(2)
+        .map(|ends| at(ends[1]) - at(ends[0]))
+        .collect()
 }
 
 /// Items of lists, the absolute value of whole numbers, bytes of texts.
@@ -113,13 +144,17 @@ pub fn counts(array: &ArrayRef) -> Result<Vec<u64>> {
             let numbers = cast(array, &DataType::Decimal128(38, 0))?;
             let numbers = numbers.as_primitive::<arrow::datatypes::Decimal128Type>();
             // A negative number makes nothing of anything but a range, which counts for itself.
-            numbers.iter().map(|n| u64::try_from(n.unwrap_or(0).max(0)).unwrap_or(u64::MAX)).collect()
+            numbers
+                .iter()
+                .map(|n| u64::try_from(n.unwrap_or(0).max(0)).unwrap_or(u64::MAX))
+                .collect()
         }
         _ => vec![0; array.len()],
     })
 }
 
-/// Whole numbers of a row, times as nanoseconds or days, intervals as the nanoseconds that they have at least.
+/// Whole numbers of a row, times as nanoseconds or days, intervals as the nanoseconds that they
+/// have at least.
 pub fn signed(value: &ColumnarValue, row: usize) -> Result<Option<i128>> {
     const DAY: i128 = 86_400_000_000_000;
     let scalar = match value {
@@ -128,7 +163,10 @@ pub fn signed(value: &ColumnarValue, row: usize) -> Result<Option<i128>> {
     };
     Ok(match scalar {
         ScalarValue::IntervalMonthDayNano(Some(interval)) => {
-            let parts = [i128::from(interval.months) * 28 * DAY, i128::from(interval.days) * DAY];
+            let parts = [
+                i128::from(interval.months) * 28 * DAY,
+                i128::from(interval.days) * DAY,
+            ];
             let parts = [parts[0], parts[1], i128::from(interval.nanoseconds)];
             let is_mixed = parts.iter().any(|p| *p < 0) && parts.iter().any(|p| *p > 0);
             // Parts of both signs may add up to nothing in some months.

@@ -10,7 +10,10 @@ use datafusion::prelude::SessionContext;
 use std::collections::BTreeSet;
 
 fn state(limits: Option<Limits>) -> SessionState {
-    let mut state = SessionStateBuilder::new().with_config(session_config(1)).with_default_features().build();
+    let mut state = SessionStateBuilder::new()
+        .with_config(session_config(1))
+        .with_default_features()
+        .build();
     match limits {
         Some(limits) => functions::register(&mut state, limits).expect("registered"),
         None => functions::register_unbounded(&mut state).expect("registered"),
@@ -25,17 +28,40 @@ fn names<'a>(all: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 #[test]
 fn every_function_of_the_registry_has_a_place_in_the_list() {
     let state = state(Some(Limits::Query));
-    let known = names(classes::SCALAR.iter().flat_map(|(_, names)| names.iter().copied()));
-    let found: BTreeSet<String> = state.scalar_functions().values().map(|f| f.name().to_owned()).collect();
+    let known = names(
+        classes::SCALAR
+            .iter()
+            .flat_map(|(_, names)| names.iter().copied()),
+    );
+    let found: BTreeSet<String> = state
+        .scalar_functions()
+        .values()
+        .map(|f| f.name().to_owned())
+        .collect();
     let missing: Vec<_> = found.difference(&known).collect();
-    assert!(missing.is_empty(), "functions without a class in classes.rs: {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "functions without a class in classes.rs: {missing:?}"
+    );
     let gone: Vec<_> = known.difference(&found).collect();
-    assert!(gone.is_empty(), "classes.rs names functions that do not exist: {gone:?}");
+    assert!(
+        gone.is_empty(),
+        "classes.rs names functions that do not exist: {gone:?}"
+    );
 
     let aggregates = names([classes::FIXED_AGGREGATES, classes::KEEPING_AGGREGATES].concat());
-    assert_eq!(aggregates, names(state.aggregate_functions().values().map(|f| f.name())));
-    assert_eq!(names(classes::WINDOW.iter().copied()), names(state.window_functions().values().map(|f| f.name())));
-    assert_eq!(names(classes::TABLE.iter().copied()), names(state.table_functions().keys().map(String::as_str)));
+    assert_eq!(
+        aggregates,
+        names(state.aggregate_functions().values().map(|f| f.name()))
+    );
+    assert_eq!(
+        names(classes::WINDOW.iter().copied()),
+        names(state.window_functions().values().map(|f| f.name()))
+    );
+    assert_eq!(
+        names(classes::TABLE.iter().copied()),
+        names(state.table_functions().keys().map(String::as_str))
+    );
     let lambdas = names(state.higher_order_functions().values().map(|f| f.name()));
     assert_eq!(names(classes::HIGHER_ORDER.iter().copied()), lambdas);
 }
@@ -44,7 +70,10 @@ fn every_function_of_the_registry_has_a_place_in_the_list() {
 fn every_function_that_grows_is_bounded_under_each_of_its_names() {
     let state = state(Some(Limits::Query));
     for (name, function) in state.scalar_functions() {
-        let grows = !matches!(classes::growth(function.name()), Some(Growth::Fixed | Growth::Within | Growth::Planned));
+        let grows = !matches!(
+            classes::growth(function.name()),
+            Some(Growth::Fixed | Growth::Within | Growth::Planned)
+        );
         assert_eq!(function.inner().is::<Bounded>(), grows, "{name}");
     }
     for function in state.higher_order_functions().values() {
@@ -56,10 +85,14 @@ async fn run(state: &SessionState, sql: &str) -> Result<Vec<ArrayRef>, DataFusio
     let context = SessionContext::new_with_state(state.clone());
     let plan = dialect::plan(state, sql).await?;
     let batches = context.execute_logical_plan(plan).await?.collect().await?;
-    Ok(batches.iter().flat_map(|batch| batch.columns().to_vec()).collect())
+    Ok(batches
+        .iter()
+        .flat_map(|batch| batch.columns().to_vec())
+        .collect())
 }
 
-/// Calls that make much of little; the same ones, smaller, are what they were before they were bounded.
+/// Calls that make much of little; the same ones, smaller, are what they were before they were
+/// bounded.
 const CALLS: &[&str] = &[
     "repeat('x', N)",
     "lpad('x', N)",
@@ -147,15 +180,24 @@ async fn no_function_makes_more_than_was_reckoned() {
         for n in [1, 7, 100, 5_000] {
             let sql = format!("select {} as v", call.replace('N', &n.to_string()));
             let plan = dialect::plan(&bounded, &sql).await.expect("a plan");
-            let plan =
-                bounded.analyzer().execute_and_check(plan, bounded.config_options(), |_, _| {}).expect("analyzed");
-            let datafusion::logical_expr::LogicalPlan::Projection(projection) = &plan else { panic!("{plan}") };
-            let Expr::ScalarFunction(call) = projection.expr[0].clone().unalias() else { continue };
-            let Some(function) = call.func.inner().downcast_ref::<Bounded>() else { continue };
+            let plan = bounded
+                .analyzer()
+                .execute_and_check(plan, bounded.config_options(), |_, _| {})
+                .expect("analyzed");
+            let datafusion::logical_expr::LogicalPlan::Projection(projection) = &plan else {
+                panic!("{plan}")
+            };
+            let Expr::ScalarFunction(call) = projection.expr[0].clone().unalias() else {
+                continue;
+            };
+            let Some(function) = call.func.inner().downcast_ref::<Bounded>() else {
+                continue;
+            };
             let mut arguments = Vec::new();
             for argument in &call.args {
-                let physical =
-                    bounded.create_physical_expr(argument.clone(), projection.input.schema()).expect("physical");
+                let physical = bounded
+                    .create_physical_expr(argument.clone(), projection.input.schema())
+                    .expect("physical");
                 let row = arrow::array::RecordBatchOptions::new().with_row_count(Some(1));
                 let row = arrow::array::RecordBatch::try_new_with_options(
                     Arc::new(arrow::datatypes::Schema::empty()),
@@ -164,7 +206,11 @@ async fn no_function_makes_more_than_was_reckoned() {
                 );
                 arguments.push(physical.evaluate(&row.expect("a row")).expect("a value"));
             }
-            let sizes = arguments.iter().map(Argument::of).collect::<Result<Vec<_>>>().expect("sizes");
+            let sizes = arguments
+                .iter()
+                .map(Argument::of)
+                .collect::<Result<Vec<_>>>()
+                .expect("sizes");
             let reckoned = made(function.growth, &sizes, &arguments, 0).expect("reckoned");
             let value = run(&bounded, &sql).await.expect("a value").remove(0);
             if matches!(value.data_type(), DataType::Union(..)) {
@@ -172,15 +218,26 @@ async fn no_function_makes_more_than_was_reckoned() {
             }
             let real: u64 = sizes::bytes(&value).iter().sum();
             // Values of a fixed size are counted with sixteen bytes here.
-            assert!(real <= 2 * reckoned, "{sql}: {real} bytes where {reckoned} were reckoned");
+            assert!(
+                real <= 2 * reckoned,
+                "{sql}: {real} bytes where {reckoned} were reckoned"
+            );
             seen.insert(function.name().to_owned());
         }
     }
     let growing = classes::SCALAR.iter().filter(|(growth, _)| {
-        !matches!(growth, Growth::Fixed | Growth::Within | Growth::Planned | Growth::Times(1) | Growth::Pairs)
+        !matches!(
+            growth,
+            Growth::Fixed | Growth::Within | Growth::Planned | Growth::Times(1) | Growth::Pairs
+        )
     });
-    let multiplying: BTreeSet<&str> = growing.flat_map(|(_, names)| names.iter().copied()).collect();
-    let untried: Vec<_> = multiplying.iter().filter(|name| !seen.contains(**name)).collect();
+    let multiplying: BTreeSet<&str> = growing
+        .flat_map(|(_, names)| names.iter().copied())
+        .collect();
+    let untried: Vec<_> = multiplying
+        .iter()
+        .filter(|name| !seen.contains(**name))
+        .collect();
     let known = [
         "array_replace",
         "array_replace_n",
@@ -193,15 +250,22 @@ async fn no_function_makes_more_than_was_reckoned() {
         "lower",
         "regexp_match",
     ];
-    assert!(untried.iter().all(|name| known.contains(name)), "{untried:?}");
+    assert!(
+        untried.iter().all(|name| known.contains(name)),
+        "{untried:?}"
+    );
 }
 
 #[tokio::test]
 async fn many_rows_are_counted_together_and_asked_for_in_smaller_numbers() {
     let bounded = state(Some(Limits::Query));
-    let sql = "select repeat('x', cast(100000 + random() * 0 as int)) as v from generate_series(1, 8000)";
+    let sql =
+        "select repeat('x', cast(100000 + random() * 0 as int)) as v from generate_series(1, 8000)";
     let error = run(&bounded, sql).await.expect_err("too much at once");
-    assert!(exceeded(&error).is_some_and(|e| e.0.contains("`repeat`")), "{error}");
+    assert!(
+        exceeded(&error).is_some_and(|e| e.0.contains("`repeat`")),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -209,11 +273,28 @@ async fn in_declarations_a_row_decides_for_itself() {
     let bounds = SqlBounds::default();
     let declared = state(Some(Limits::Declared(bounds)));
     let most = bounds.bytes;
-    let small =
-        format!("select repeat('x', cast({} + random() * 0 as bigint)) as v from generate_series(1, 8000)", most / 2);
-    assert_eq!(run(&declared, &small).await.expect("however many rows").len(), 1);
-    let large = format!("select repeat('x', cast({} + random() * 0 as bigint)) as v", most * 2);
+    let small = format!(
+        "select repeat('x', cast({} + random() * 0 as bigint)) as v from generate_series(1, 8000)",
+        most / 2
+    );
+    assert_eq!(
+        run(&declared, &small)
+            .await
+            .expect("however many rows")
+            .len(),
+        1
+    );
+    let large = format!(
+        "select repeat('x', cast({} + random() * 0 as bigint)) as v",
+        most * 2
+    );
     assert!(exceeded(&run(&declared, &large).await.expect_err("too much")).is_some());
-    let given = format!("select upper(repeat('x', {0})) || upper(repeat('x', {0})) as v", most / 2);
-    assert!(run(&declared, &given).await.is_ok(), "what is given may be put together");
+    let given = format!(
+        "select upper(repeat('x', {0})) || upper(repeat('x', {0})) as v",
+        most / 2
+    );
+    assert!(
+        run(&declared, &given).await.is_ok(),
+        "what is given may be put together"
+    );
 }

@@ -1,4 +1,5 @@
-//! Where a file goes on that was read in order of event time before: a pure decision over what the log knows of the source.
+//! Where a file goes on that was read in order of event time before: a pure decision over what the
+//! log knows of the source.
 
 use std::path::Path;
 
@@ -28,24 +29,32 @@ pub fn partition_name(path: &Path) -> String {
 pub fn sorted(
     partitions: &[(String, PartitionState)],
 ) -> impl Iterator<Item = (usize, &String, &PartitionState, Sorted)> {
-    partitions.iter().enumerate().filter_map(|(at, (name, state))| {
-        let sorted = state.file.and_then(|file| file.sorted)?;
-        Some((at, name, state, sorted))
-    })
+    partitions
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (name, state))| {
+            let sorted = state.file.and_then(|file| file.sorted)?;
+            Some((at, name, state, sorted))
+        })
 }
 
 /// Whether the system says that nothing has changed since all of it was taken in.
 pub fn is_complete(partitions: &[(String, PartitionState)], stamp: &Stamp) -> bool {
     sorted(partitions).any(|(_, _, state, sorted)| {
         state.next_position == sorted.records
-            && state
-                .file
-                .is_some_and(|file| file.inode == stamp.inode && file.complete == Some((stamp.size, stamp.modified)))
+            && state.file.is_some_and(|file| {
+                file.inode == stamp.inode && file.complete == Some((stamp.size, stamp.modified))
+            })
     })
 }
 
-/// Decides by the file's size and checksum; an error says why nothing can be decided, and what to do.
-pub fn decide(partitions: &[(String, PartitionState)], content: (u64, u32), whole: &Whole) -> Result<Begin, String> {
+/// Decides by the file's size and checksum; an error says why nothing can be decided, and what to
+/// do.
+pub fn decide(
+    partitions: &[(String, PartitionState)],
+    content: (u64, u32),
+    whole: &Whole,
+) -> Result<Begin, String> {
     let in_its_own_order = |(_, state): &&(String, PartitionState)| {
         state.next_position > 0 && state.file.is_some_and(|file| file.sorted.is_none())
     };
@@ -57,12 +66,18 @@ pub fn decide(partitions: &[(String, PartitionState)], content: (u64, u32), whol
     }
     let is_same = |sorted: &Sorted| (sorted.size, sorted.crc) == content;
     if let Some((at, _, state, sorted)) = sorted(partitions).find(|(.., sorted)| is_same(sorted)) {
-        return Ok(if state.next_position == sorted.records { Begin::Complete(at) } else { Begin::At(at) });
+        return Ok(if state.next_position == sorted.records {
+            Begin::Complete(at)
+        } else {
+            Begin::At(at)
+        });
     }
     for (_, name, state, sorted) in sorted(partitions) {
         let is_begun = state.next_position < sorted.records;
-        let is_own =
-            *name == partition_name(&whole.path) || state.file.is_some_and(|file| file.inode == whole.stamp.inode);
+        let is_own = *name == partition_name(&whole.path)
+            || state
+                .file
+                .is_some_and(|file| file.inode == whole.stamp.inode);
         if is_begun || is_own {
             let (size, crc) = content;
             return Err(format!(

@@ -1,10 +1,12 @@
 //! One file that is complete, read in order of event time (`order = "event_time"`).
 //!
-//! A position is an ordinal in the sorted order. It means something only as long as the file is the same, to the byte, and as its
-//! records are sorted the same: each frame stores the file's size and CRC-32C, and a CRC-32C of the order up to its position
-//! ([`Sorted`]). A start sorts again, passes over what was taken in, and goes on where both agree; otherwise the source halts.
+//! A position is an ordinal in the sorted order. It means something only as long as the file is the
+//! same, to the byte, and as its records are sorted the same: each frame stores the file's size and
+//! CRC-32C, and a CRC-32C of the order up to its position ([`Sorted`]). A start sorts again, passes
+//! over what was taken in, and goes on where both agree; otherwise the source halts.
 //!
-//! Records that will be dead letters have the place of the event before them, equal times keep the order of the file.
+//! Records that will be dead letters have the place of the event before them, equal times keep the
+//! order of the file.
 
 mod begin;
 mod runs;
@@ -43,9 +45,14 @@ const RETRY: Duration = Duration::from_secs(30);
 const BATCH_RECORDS: usize = 1_024;
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Reads the file in order of its events, once; then, unless it is to end, watches whether it stays as it is.
+/// Reads the file in order of its events, once; then, unless it is to end, watches whether it stays
+/// as it is.
 pub fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
-    let mut source = Ordered { context, path: def.path.clone(), partitions: context.partitions.clone() };
+    let mut source = Ordered {
+        context,
+        path: def.path.clone(),
+        partitions: context.partitions.clone(),
+    };
     while !context.stop.is_asked() {
         let seen = source.stamp();
         match source.attempt() {
@@ -60,9 +67,16 @@ pub fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
             Err(Failure::Source(error)) => return Err(error),
             Err(Failure::Sort(SortError::Stopped)) => return Ok(()),
             Err(Failure::Sort(error)) => return Err(source.refuse(&error.to_string())),
-            Err(Failure::Missing) if context.once => return Err(SourceError::Missing { path: source.label() }),
+            Err(Failure::Missing) if context.once => {
+                return Err(SourceError::Missing {
+                    path: source.label(),
+                });
+            }
             Err(Failure::Missing) => {
-                let reason = format!("{} does not exist; it is read as soon as it does", source.label());
+                let reason = format!(
+                    "{} does not exist; it is read as soon as it does",
+                    source.label()
+                );
                 tracing::warn!(source = context.name, reason, "the source waits");
                 context.set_state(SourceState::Waiting, Some(reason));
                 source.wait_for_change(None, None);
@@ -85,7 +99,10 @@ pub fn refuse_positions(context: &Context) -> Result<(), SourceError> {
         None => Ok(()),
         Some((_, name, ..)) => {
             let reason = "this source has read it in order of event time, and reads no record twice; write `order = \"event_time\"` again, or give the source another name";
-            Err(SourceError::Order { path: path_of(name).to_owned(), reason: reason.into() })
+            Err(SourceError::Order {
+                path: path_of(name).to_owned(),
+                reason: reason.into(),
+            })
         }
     }
 }
@@ -139,14 +156,20 @@ impl Ordered<'_> {
     }
 
     fn refuse(&self, reason: &str) -> SourceError {
-        SourceError::Order { path: self.label(), reason: reason.to_owned() }
+        SourceError::Order {
+            path: self.label(),
+            reason: reason.to_owned(),
+        }
     }
 
     fn stamp(&self) -> Option<Stamp> {
-        std::fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata))
+        std::fs::metadata(&self.path)
+            .ok()
+            .map(|metadata| Stamp::of(&metadata))
     }
 
-    /// Waits until there is another file, or content, than was seen. One that was removed is no other.
+    /// Waits until there is another file, or content, than was seen. One that was removed is no
+    /// other.
     fn wait_for_change(&self, seen: Option<Stamp>, at_most: Option<Duration>) {
         let since = Instant::now();
         while !self.context.stop.wait(LOOK) {
@@ -163,10 +186,14 @@ impl Ordered<'_> {
         if begin::is_complete(&self.partitions, &whole.stamp) {
             return Ok(());
         }
-        let Some(crc) = self.checksum(&whole)? else { return Ok(()) };
+        let Some(crc) = self.checksum(&whole)? else {
+            return Ok(());
+        };
         whole.refuse_changed()?;
         let content = (whole.stamp.size, crc);
-        match begin::decide(&self.partitions, content, &whole).map_err(|reason| self.refuse(&reason))? {
+        match begin::decide(&self.partitions, content, &whole)
+            .map_err(|reason| self.refuse(&reason))?
+        {
             Begin::Complete(partition) => self.note_end(partition, &whole.stamp)?,
             Begin::At(partition) => self.take_in(&whole, crc, Some(partition))?,
             Begin::Fresh => self.take_in(&whole, crc, None)?,
@@ -177,22 +204,37 @@ impl Ordered<'_> {
     fn open(&self) -> Result<Whole, Failure> {
         let metadata = std::fs::metadata(&self.path)?;
         if !metadata.is_file() {
-            let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
-            let reason = format!("it is {what}; `order = \"event_time\"` is for one file that is complete");
+            let what = if metadata.is_dir() {
+                "a folder"
+            } else {
+                "no regular file"
+            };
+            let reason =
+                format!("it is {what}; `order = \"event_time\"` is for one file that is complete");
             return Err(self.refuse(&reason).into());
         }
         let file = Arc::new(File::open(&self.path)?);
         let mut stamp = Stamp::of(&file.metadata()?);
         // One that is being written would be taken in part, and halt the source afterwards.
         let mut since = Instant::now();
-        let age = SystemTime::now().duration_since(metadata.modified()?).unwrap_or_default();
-        while !self.context.once && age < SETTLE && since.elapsed() < SETTLE && !self.context.stop.wait(LOOK / 5) {
+        let age = SystemTime::now()
+            .duration_since(metadata.modified()?)
+            .unwrap_or_default();
+        while !self.context.once
+            && age < SETTLE
+            && since.elapsed() < SETTLE
+            && !self.context.stop.wait(LOOK / 5)
+        {
             let now = Stamp::of(&file.metadata()?);
             if now != stamp {
                 (stamp, since) = (now, Instant::now());
             }
         }
-        Ok(Whole { file, stamp, path: self.path.canonicalize()? })
+        Ok(Whole {
+            file,
+            stamp,
+            path: self.path.canonicalize()?,
+        })
     }
 
     /// CRC-32C of the file as stored; none where everything stops.
@@ -213,7 +255,12 @@ impl Ordered<'_> {
     }
 
     /// Sorts the file and takes in what is behind the partition's position.
-    fn take_in(&mut self, whole: &Whole, crc: u32, partition: Option<usize>) -> Result<(), Failure> {
+    fn take_in(
+        &mut self,
+        whole: &Whole,
+        crc: u32,
+        partition: Option<usize>,
+    ) -> Result<(), Failure> {
         let stop = || self.context.stop.is_asked();
         let mut sorting = Sorting {
             context: self.context,
@@ -236,11 +283,19 @@ impl Ordered<'_> {
         let partition = match partition {
             Some(partition) => partition,
             None => {
-                self.partitions.push((begin::partition_name(&whole.path), PartitionState::default()));
+                self.partitions.push((
+                    begin::partition_name(&whole.path),
+                    PartitionState::default(),
+                ));
                 self.partitions.len() - 1
             }
         };
-        let content = Sorted { size: whole.stamp.size, crc, records, order: 0 };
+        let content = Sorted {
+            size: whole.stamp.size,
+            crc,
+            records,
+            order: 0,
+        };
         self.send(sorted, content, partition, whole)?;
         if self.partitions[partition].1.next_position == records {
             self.note_end(partition, &whole.stamp)?;
@@ -248,7 +303,8 @@ impl Ordered<'_> {
         Ok(())
     }
 
-    /// Sends what is behind the partition's position; the partition continues where it could be sent.
+    /// Sends what is behind the partition's position; the partition continues where it could be
+    /// sent.
     fn send(
         &mut self,
         mut sorted: sort::Sorted,
@@ -257,7 +313,13 @@ impl Ordered<'_> {
         whole: &Whole,
     ) -> Result<(), Failure> {
         let (name, state) = self.partitions[partition].clone();
-        let resumed = (state.next_position, state.file.and_then(|file| file.sorted).map_or(0, |sorted| sorted.order));
+        let resumed = (
+            state.next_position,
+            state
+                .file
+                .and_then(|file| file.sorted)
+                .map_or(0, |sorted| sorted.order),
+        );
         let (mut next, mut order, mut shown) = (0, 0, Instant::now());
         let mut in_flight = InFlight::default();
         let mut frame = FrameBuilder::new(resumed.0);
@@ -266,23 +328,32 @@ impl Ordered<'_> {
                 return Err(self.refuse(&begin::other_order(resumed.0)).into());
             }
             let given = sorted.next()?;
-            if frame.is_full() || !frame.is_empty() && (given.is_none() || self.context.stop.is_asked()) {
+            if frame.is_full()
+                || !frame.is_empty() && (given.is_none() || self.context.stop.is_asked())
+            {
                 let file = FileIdentity {
                     inode: whole.stamp.inode,
                     sorted: Some(Sorted { order, ..content }),
                     ..FileIdentity::default()
                 };
                 let full = std::mem::replace(&mut frame, FrameBuilder::with_room(next));
-                in_flight.submit(self.context, full.submission(self.context, Kind::Record, &name, next, Some(file)))?;
+                in_flight.submit(
+                    self.context,
+                    full.submission(self.context, Kind::Record, &name, next, Some(file)),
+                )?;
                 let state = &mut self.partitions[partition].1;
                 (state.next_position, state.file) = (next, Some(file));
                 if shown.elapsed() >= LOOK {
                     shown = Instant::now();
-                    let progress = format!("sorted, {next} of {} records are taken in", content.records);
+                    let progress =
+                        format!("sorted, {next} of {} records are taken in", content.records);
                     self.context.set_state(SourceState::Running, Some(progress));
                 }
             }
-            let Some(Sortable { record, .. }) = given.filter(|_| !self.context.stop.is_asked()) else { break };
+            let Some(Sortable { record, .. }) = given.filter(|_| !self.context.stop.is_asked())
+            else {
+                break;
+            };
             if next >= resumed.0 {
                 frame.add_record(next, &record, self.context);
             }
@@ -309,7 +380,13 @@ impl Ordered<'_> {
         let mut end = FrameBuilder::new(state.next_position);
         end.add_payload();
         let mut in_flight = InFlight::default();
-        let submission = end.submission(self.context, Kind::End, name, state.next_position, Some(file));
+        let submission = end.submission(
+            self.context,
+            Kind::End,
+            name,
+            state.next_position,
+            Some(file),
+        );
         in_flight.submit(self.context, submission)?;
         in_flight.settle()
     }
@@ -349,19 +426,30 @@ struct Sorting<'a> {
 impl Sorting<'_> {
     fn read(&mut self, whole: &Whole) -> Result<(), Failure> {
         let read = Rc::new(Cell::new(0));
-        let input = Counted { input: whole.stored(), read: read.clone() };
-        let (unwrap, limit) = (self.context.unwrap.as_deref(), self.context.record_bytes + 1);
+        let input = Counted {
+            input: whole.stored(),
+            read: read.clone(),
+        };
+        let (unwrap, limit) = (
+            self.context.unwrap.as_deref(),
+            self.context.record_bytes + 1,
+        );
         let mut reader = Reader::new(PlainReader::new(input)?, 0, b"", unwrap, limit);
         // A last line without its end is a record too: no more of it will come.
         while let Some(item) = reader.next_item()? {
             self.push(&item)?;
             if self.shown.elapsed() >= LOOK {
-                self.show(&format!("sorting, {} of {} bytes are read", read.get(), whole.stamp.size));
+                self.show(&format!(
+                    "sorting, {} of {} bytes are read",
+                    read.get(),
+                    whole.stamp.size
+                ));
             }
         }
         self.sort_batch()?;
         if !reader.dropped().is_empty() {
-            let (source, path, members) = (&self.context.name, whole.path.display(), reader.dropped());
+            let (source, path, members) =
+                (&self.context.name, whole.path.display(), reader.dropped());
             tracing::info!(source, %path, ?members, "members beside the unwrapped one are dropped");
         }
         Ok(())
@@ -369,7 +457,8 @@ impl Sorting<'_> {
 
     fn show(&mut self, progress: &str) {
         self.shown = Instant::now();
-        self.context.set_state(SourceState::Running, Some(progress.to_owned()));
+        self.context
+            .set_state(SourceState::Running, Some(progress.to_owned()));
     }
 
     fn push(&mut self, item: &Item) -> Result<(), SortError> {
@@ -380,7 +469,11 @@ impl Sorting<'_> {
             self.places.push((record.start, record.length));
             self.batch.push(record.bytes);
         });
-        if self.batch.len() >= BATCH_RECORDS || self.batch.bytes() >= BATCH_BYTES { self.sort_batch() } else { Ok(()) }
+        if self.batch.len() >= BATCH_RECORDS || self.batch.bytes() >= BATCH_BYTES {
+            self.sort_batch()
+        } else {
+            Ok(())
+        }
     }
 
     fn sort_batch(&mut self) -> Result<(), SortError> {
@@ -392,9 +485,23 @@ impl Sorting<'_> {
             Some(times) => times.next(&records, &self.cut),
             None => vec![Micros::MIN; records.len()],
         };
-        for ((time, (start, length)), bytes) in times.into_iter().zip(self.places.drain(..)).zip(records.iter()) {
-            let key = Key { time, number: self.number };
-            self.sorter.push(&Sortable { key, record: Record { start, length, bytes } })?;
+        for ((time, (start, length)), bytes) in times
+            .into_iter()
+            .zip(self.places.drain(..))
+            .zip(records.iter())
+        {
+            let key = Key {
+                time,
+                number: self.number,
+            };
+            self.sorter.push(&Sortable {
+                key,
+                record: Record {
+                    start,
+                    length,
+                    bytes,
+                },
+            })?;
             self.number += 1;
         }
         self.cut.clear();
@@ -404,7 +511,11 @@ impl Sorting<'_> {
     fn finish(mut self) -> Result<sort::Sorted, SortError> {
         let runs = self.sorter.runs();
         if runs > 0 {
-            tracing::info!(source = self.context.name, runs, "the file is sorted in parts, which are merged");
+            tracing::info!(
+                source = self.context.name,
+                runs,
+                "the file is sorted in parts, which are merged"
+            );
             self.show(&format!("sorting, {runs} sorted parts are merged"));
         }
         self.sorter.finish()

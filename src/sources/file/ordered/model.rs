@@ -1,5 +1,5 @@
-//! The source over a real log, stopped anywhere, with hardly any memory: what is in the log is the file's records in the order that
-//! a recount of its own gives, each once.
+//! The source over a real log, stopped anywhere, with hardly any memory: what is in the log is the
+//! file's records in the order that a recount of its own gives, each once.
 
 #[cfg(test)]
 mod tests {
@@ -38,7 +38,13 @@ mod tests {
     impl World {
         fn new() -> Self {
             let folder = tempfile::tempdir().expect("a folder");
-            Self { folder, select: SELECT.into(), memory: 40_000, room: u64::MAX, health: SharedHealth::default() }
+            Self {
+                folder,
+                select: SELECT.into(),
+                memory: 40_000,
+                room: u64::MAX,
+                health: SharedHealth::default(),
+            }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -69,25 +75,50 @@ mod tests {
             while let Some(frame) = reader.next(end).expect("readable") {
                 let records = frame.records().expect("whole");
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
-                let stored = frame.about.positions.iter().copied().zip(records.iter().map(text));
+                let stored = frame
+                    .about
+                    .positions
+                    .iter()
+                    .copied()
+                    .zip(records.iter().map(text));
                 frames.push((frame.header.kind, stored.collect()));
                 operators.apply(&Arc::new(frame), None).expect("applied");
             }
-            let partitions = operators.partitions().iter().filter(|((source, _), _)| source == "in");
-            (frames, partitions.map(|((_, partition), state)| (partition.clone(), state.clone())).collect())
+            let partitions = operators
+                .partitions()
+                .iter()
+                .filter(|((source, _), _)| source == "in");
+            (
+                frames,
+                partitions
+                    .map(|((_, partition), state)| (partition.clone(), state.clone()))
+                    .collect(),
+            )
         }
 
-        /// Runs the source until its end, or until it is stopped before its frame of this number is sent.
+        /// Runs the source until its end, or until it is stopped before its frame of this number is
+        /// sent.
         fn run(&self, file: &str, order: ReadOrder, stop_at: usize) -> Result<(), String> {
             let wal = self.wal();
             let partitions = self.log(wal.synced_lsn()).1;
             let schema = "t bigint not null, n bigint";
-            let declared = serde_json::json!({"streams": {"s": {"schema": schema, "select": self.select}}}).to_string();
+            let declared =
+                serde_json::json!({"streams": {"s": {"schema": schema, "select": self.select}}})
+                    .to_string();
             let catalog =
-                Catalog::compile(&Declarations::from_json(&declared).expect("declarations")).expect("a catalog");
+                Catalog::compile(&Declarations::from_json(&declared).expect("declarations"))
+                    .expect("a catalog");
             let (_upkeep, receiver) = channel();
             let clock = Arc::new(SystemClock::default());
-            let (ingest, writer) = Ingest::start(wal, Arc::new(catalog), clock, 64 << 20, receiver, |_| {}, |_| {});
+            let (ingest, writer) = Ingest::start(
+                wal,
+                Arc::new(catalog),
+                clock,
+                64 << 20,
+                receiver,
+                |_| {},
+                |_| {},
+            );
             let (stop, sent, room) = (Stop::default(), AtomicUsize::new(0), self.room);
             let asked = stop.clone();
             let context = Context {
@@ -110,13 +141,20 @@ mod tests {
                 sort_space: SortSpace {
                     folder: self.path("sort/0"),
                     memory: self.memory,
-                    room: Arc::new(move || Room { bytes: room, bound: "`[limits] disk` (20GiB)".into() }),
+                    room: Arc::new(move || Room {
+                        bytes: room,
+                        bound: "`[limits] disk` (20GiB)".into(),
+                    }),
                 },
                 partitions,
             };
-            let def = FileDef { path: self.path(file), order, ..FileDef::default() };
-            let result =
-                super::super::super::run(&context, &def, &SystemClock::default()).map_err(|error| error.to_string());
+            let def = FileDef {
+                path: self.path(file),
+                order,
+                ..FileDef::default()
+            };
+            let result = super::super::super::run(&context, &def, &SystemClock::default())
+                .map_err(|error| error.to_string());
             drop(context);
             writer.join().expect("no panic").expect("a log");
             assert!(!self.path("sort/0").exists(), "files of sorting are left");
@@ -125,11 +163,19 @@ mod tests {
 
         fn stored(&self) -> Vec<Stored> {
             let frames = self.log(self.wal().synced_lsn()).0;
-            frames.into_iter().filter(|(kind, _)| *kind == Kind::Record).flat_map(|(_, records)| records).collect()
+            frames
+                .into_iter()
+                .filter(|(kind, _)| *kind == Kind::Record)
+                .flat_map(|(_, records)| records)
+                .collect()
         }
 
         fn ends(&self) -> usize {
-            self.log(self.wal().synced_lsn()).0.iter().filter(|(kind, _)| *kind == Kind::End).count()
+            self.log(self.wal().synced_lsn())
+                .0
+                .iter()
+                .filter(|(kind, _)| *kind == Kind::End)
+                .count()
         }
     }
 
@@ -137,12 +183,16 @@ mod tests {
     fn lines(count: usize) -> (Vec<String>, Vec<String>) {
         let (mut lines, mut random) = (Vec::new(), 7u64);
         for n in 0..count {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let time = (random >> 33) % 500;
             lines.push(match n % 17 {
                 0 => format!("{{\"n\":{n}}}"),
                 1 => format!("{{\"n\":{n},\"broken"),
-                2 if n % 5 == 0 => format!("{{\"t\":{time},\"n\":{n},\"x\":\"{}\"}}", "x".repeat(LIMIT)),
+                2 if n % 5 == 0 => {
+                    format!("{{\"t\":{time},\"n\":{n},\"x\":\"{}\"}}", "x".repeat(LIMIT))
+                }
                 _ => format!("{{\"t\":{time},\"n\":{n}}}"),
             });
         }
@@ -156,7 +206,11 @@ mod tests {
             {
                 at = Some(time);
             }
-            by_time.entry(at).or_default().push(if is_over { line[..CUT].to_owned() } else { line.clone() });
+            by_time.entry(at).or_default().push(if is_over {
+                line[..CUT].to_owned()
+            } else {
+                line.clone()
+            });
         }
         (lines, by_time.into_values().flatten().collect())
     }
@@ -176,18 +230,28 @@ mod tests {
         let (lines, expected) = lines(6_000);
         // Without a newline at its end: no more of it will come.
         let text = lines.join("\n");
-        for (memory, bytes) in [(40_000, text.clone().into_bytes()), (100 << 20, gzip(text.as_bytes()))] {
-            let world = World { memory, ..World::new() };
+        for (memory, bytes) in [
+            (40_000, text.clone().into_bytes()),
+            (100 << 20, gzip(text.as_bytes())),
+        ] {
+            let world = World {
+                memory,
+                ..World::new()
+            };
             world.write("in", &bytes);
             let mut runs = 0;
             while world.ends() == 0 {
-                world.run("in", ReadOrder::EventTime, 1).expect("nothing has changed");
+                world
+                    .run("in", ReadOrder::EventTime, 1)
+                    .expect("nothing has changed");
                 runs += 1;
                 assert!(runs < 20, "it does not come to its end");
             }
             assert!(runs >= 4, "{runs}");
             assert_eq!(world.stored(), numbered(&expected));
-            world.run("in", ReadOrder::EventTime, usize::MAX).expect("nothing is left");
+            world
+                .run("in", ReadOrder::EventTime, usize::MAX)
+                .expect("nothing is left");
             assert_eq!((world.stored().len(), world.ends()), (expected.len(), 1));
         }
     }
@@ -198,30 +262,55 @@ mod tests {
         let (lines, expected) = lines(4_000);
         let text = lines.join("\n");
         world.write("in", text.as_bytes());
-        world.run("in", ReadOrder::EventTime, 2).expect("read in part");
+        world
+            .run("in", ReadOrder::EventTime, 2)
+            .expect("read in part");
         let taken = world.stored().len();
         assert!((1..expected.len()).contains(&taken), "{taken}");
         let grown = format!("{text}\n{{\"t\":1,\"n\":1}}\n");
         let other = text.replacen("\"n\":3", "\"n\":4", 1);
         for (name, changed) in [("in", &grown), ("in", &other), ("elsewhere", &other)] {
             world.write(name, changed.as_bytes());
-            let error = world.run(name, ReadOrder::EventTime, usize::MAX).expect_err("it has changed");
-            assert!(error.contains(&format!("{taken} of {} records", expected.len())), "{error}");
-            assert!(error.contains("restore that one") && error.contains("another name"), "{error}");
+            let error = world
+                .run(name, ReadOrder::EventTime, usize::MAX)
+                .expect_err("it has changed");
+            assert!(
+                error.contains(&format!("{taken} of {} records", expected.len())),
+                "{error}"
+            );
+            assert!(
+                error.contains("restore that one") && error.contains("another name"),
+                "{error}"
+            );
         }
         assert_eq!(world.stored().len(), taken);
         // The same content, wherever it is.
         std::fs::remove_file(world.path("in")).expect("removed");
         world.write("moved", text.as_bytes());
-        world.run("moved", ReadOrder::EventTime, usize::MAX).expect("the same content");
+        world
+            .run("moved", ReadOrder::EventTime, usize::MAX)
+            .expect("the same content");
         assert_eq!(world.stored(), numbered(&expected));
-        // All of it was taken in: what came to it is not read beside what is there, another file is.
+        // All of it was taken in: what came to it is not read beside what is there, another file
+        // is.
         world.write("moved", grown.as_bytes());
-        assert!(world.run("moved", ReadOrder::EventTime, usize::MAX).is_err());
+        assert!(
+            world
+                .run("moved", ReadOrder::EventTime, usize::MAX)
+                .is_err()
+        );
         world.write("new", b"{\"t\":2,\"n\":2}\n{\"t\":1,\"n\":1}\n");
-        world.run("new", ReadOrder::EventTime, usize::MAX).expect("another file");
+        world
+            .run("new", ReadOrder::EventTime, usize::MAX)
+            .expect("another file");
         let last = world.stored().split_off(expected.len());
-        assert_eq!(last, numbered(&["{\"t\":1,\"n\":1}".to_owned(), "{\"t\":2,\"n\":2}".to_owned()]));
+        assert_eq!(
+            last,
+            numbered(&[
+                "{\"t\":1,\"n\":1}".to_owned(),
+                "{\"t\":2,\"n\":2}".to_owned()
+            ])
+        );
     }
 
     #[test]
@@ -229,25 +318,43 @@ mod tests {
         let mut world = World::new();
         let (lines, expected) = lines(4_000);
         world.write("in", lines.join("\n").as_bytes());
-        world.run("in", ReadOrder::EventTime, 2).expect("read in part");
+        world
+            .run("in", ReadOrder::EventTime, 2)
+            .expect("read in part");
         let taken = world.stored().len();
         world.select = "select to_timestamp_micros(1000 - t) as event_time, n from s".into();
-        let error = world.run("in", ReadOrder::EventTime, usize::MAX).expect_err("another order");
-        assert!(error.contains(&format!("the first {taken} were taken in")) && error.contains("`select`"), "{error}");
+        let error = world
+            .run("in", ReadOrder::EventTime, usize::MAX)
+            .expect_err("another order");
+        assert!(
+            error.contains(&format!("the first {taken} were taken in"))
+                && error.contains("`select`"),
+            "{error}"
+        );
         // What does not change the order does not matter.
         world.select = "select to_timestamp_micros(t + 5) as event_time, n + 1 as n from s".into();
-        world.run("in", ReadOrder::EventTime, usize::MAX).expect("the same order");
+        world
+            .run("in", ReadOrder::EventTime, usize::MAX)
+            .expect("the same order");
         assert_eq!(world.stored(), numbered(&expected));
     }
 
     #[test]
     fn positions_of_one_order_are_not_those_of_the_other() {
-        for (first, second) in [(ReadOrder::File, ReadOrder::EventTime), (ReadOrder::EventTime, ReadOrder::File)] {
+        for (first, second) in [
+            (ReadOrder::File, ReadOrder::EventTime),
+            (ReadOrder::EventTime, ReadOrder::File),
+        ] {
             let world = World::new();
             world.write("in", b"{\"t\":2,\"n\":2}\n{\"t\":1,\"n\":1}\n");
             world.run("in", first, usize::MAX).expect("read");
-            let error = world.run("in", second, usize::MAX).expect_err("the other order");
-            assert!(error.contains("reads no record twice") && error.contains("another name"), "{error}");
+            let error = world
+                .run("in", second, usize::MAX)
+                .expect_err("the other order");
+            assert!(
+                error.contains("reads no record twice") && error.contains("another name"),
+                "{error}"
+            );
             world.run("in", first, usize::MAX).expect("nothing is left");
             assert_eq!(world.stored().len(), 2);
         }
@@ -255,23 +362,36 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_sorted_leaves_nothing() {
-        let mut world = World { room: 1_000, ..World::new() };
+        let mut world = World {
+            room: 1_000,
+            ..World::new()
+        };
         let text = lines(4_000).0.join("\n");
         world.write("in", text.as_bytes());
-        let error = world.run("in", ReadOrder::EventTime, usize::MAX).expect_err("no room");
+        let error = world
+            .run("in", ReadOrder::EventTime, usize::MAX)
+            .expect_err("no room");
         assert!(error.contains("`[limits] disk` (20GiB)"), "{error}");
         let packed = gzip(text.as_bytes());
         world.write("in", &packed[..packed.len() - 100]);
         world.room = u64::MAX;
-        let error = world.run("in", ReadOrder::EventTime, usize::MAX).expect_err("it is cut off");
+        let error = world
+            .run("in", ReadOrder::EventTime, usize::MAX)
+            .expect_err("it is cut off");
         assert!(error.contains("ends too early"), "{error}");
         std::fs::create_dir(world.path("folder")).expect("a folder");
-        let error = world.run("folder", ReadOrder::EventTime, usize::MAX).expect_err("a folder");
+        let error = world
+            .run("folder", ReadOrder::EventTime, usize::MAX)
+            .expect_err("a folder");
         assert!(error.contains("it is a folder"), "{error}");
-        let error = world.run("none", ReadOrder::EventTime, usize::MAX).expect_err("nothing");
+        let error = world
+            .run("none", ReadOrder::EventTime, usize::MAX)
+            .expect_err("nothing");
         assert!(error.contains("does not exist"), "{error}");
         world.write("empty", b"\n");
-        world.run("empty", ReadOrder::EventTime, usize::MAX).expect("nothing to read");
+        world
+            .run("empty", ReadOrder::EventTime, usize::MAX)
+            .expect("nothing to read");
         assert_eq!((world.stored().len(), world.ends()), (0, 0));
     }
 }

@@ -1,5 +1,6 @@
-//! An external merge sort of records by event time: sorted runs in files of the data folder, then merged. What fits into memory
-//! writes nothing. The order is total, so that memory and disk do not shape it.
+//! An external merge sort of records by event time: sorted runs in files of the data folder, then
+//! merged. What fits into memory writes nothing. The order is total, so that memory and disk do not
+//! shape it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -45,7 +46,10 @@ pub enum SortError {
 
 impl SortError {
     pub fn io(path: &Path, error: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), error }
+        Self::Io {
+            path: path.to_owned(),
+            error,
+        }
     }
 }
 
@@ -70,7 +74,14 @@ pub struct Sorter<'a> {
 
 impl<'a> Sorter<'a> {
     pub fn new(space: &'a SortSpace, stop: &'a dyn Fn() -> bool) -> Self {
-        Self { space, stop, buffer: Buffer::new(space.memory), runs: VecDeque::new(), next_run: 0, folder: None }
+        Self {
+            space,
+            stop,
+            buffer: Buffer::new(space.memory),
+            runs: VecDeque::new(),
+            next_run: 0,
+            folder: None,
+        }
     }
 
     pub fn push(&mut self, sortable: &Sortable<'_>) -> Result<(), SortError> {
@@ -89,7 +100,13 @@ impl<'a> Sorter<'a> {
     pub fn finish(mut self) -> Result<Sorted, SortError> {
         if self.runs.is_empty() {
             self.buffer.sort();
-            return Ok(Sorted { rest: Rest::Memory { buffer: self.buffer, next: 0 }, _folder: None });
+            return Ok(Sorted {
+                rest: Rest::Memory {
+                    buffer: self.buffer,
+                    next: 0,
+                },
+                _folder: None,
+            });
         }
         self.spill()?;
         self.buffer = Buffer::new(0);
@@ -104,12 +121,21 @@ impl<'a> Sorter<'a> {
             self.runs.push_back(merged);
         }
         let merger = Merger::open(self.runs.drain(..).collect())?;
-        Ok(Sorted { rest: Rest::Runs(merger), _folder: self.folder })
+        Ok(Sorted {
+            rest: Rest::Runs(merger),
+            _folder: self.folder,
+        })
     }
 
     /// As many runs as have a block each, packed and unpacked, in memory.
     fn fan_in(&self) -> usize {
-        let block = self.runs.iter().map(|run| run.largest).max().unwrap_or(0).max(BLOCK_BYTES);
+        let block = self
+            .runs
+            .iter()
+            .map(|run| run.largest)
+            .max()
+            .unwrap_or(0)
+            .max(BLOCK_BYTES);
         (self.space.memory / (2 * block)).clamp(2, MAX_FAN_IN)
     }
 
@@ -168,7 +194,10 @@ struct Slot {
 impl Buffer {
     fn new(memory: usize) -> Self {
         // Memory is taken from the system as it is used.
-        Self { bytes: Vec::with_capacity(memory), slots: Vec::new() }
+        Self {
+            bytes: Vec::with_capacity(memory),
+            slots: Vec::new(),
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -177,14 +206,24 @@ impl Buffer {
 
     /// What it takes with one record more.
     fn bytes_with(&self, sortable: &Sortable<'_>) -> usize {
-        let slots = if self.slots.len() < self.slots.capacity() { 1 } else { 2 } * self.slots.capacity().max(4);
+        let slots = if self.slots.len() < self.slots.capacity() {
+            1
+        } else {
+            2
+        } * self.slots.capacity().max(4);
         self.bytes.len() + sortable.record.bytes.len() + slots * size_of::<Slot>()
     }
 
     fn push(&mut self, Sortable { key, record }: &Sortable<'_>) {
         let (at, kept) = (self.bytes.len(), record.bytes.len());
         self.bytes.extend_from_slice(record.bytes);
-        self.slots.push(Slot { key: *key, start: record.start, length: record.length, at, kept });
+        self.slots.push(Slot {
+            key: *key,
+            start: record.start,
+            length: record.length,
+            at,
+            kept,
+        });
     }
 
     fn sort(&mut self) {
@@ -192,8 +231,21 @@ impl Buffer {
     }
 
     fn get(&self, at: usize) -> Sortable<'_> {
-        let Slot { key, start, length, at, kept } = self.slots[at];
-        Sortable { key, record: Record { start, length, bytes: &self.bytes[at..at + kept] } }
+        let Slot {
+            key,
+            start,
+            length,
+            at,
+            kept,
+        } = self.slots[at];
+        Sortable {
+            key,
+            record: Record {
+                start,
+                length,
+                bytes: &self.bytes[at..at + kept],
+            },
+        }
     }
 
     fn clear(&mut self) {
@@ -213,14 +265,23 @@ struct Merger {
 
 impl Merger {
     fn open(runs: Vec<Run>) -> Result<Self, SortError> {
-        let runs = runs.into_iter().map(RunReader::open).collect::<Result<Vec<_>, _>>()?;
-        let mut merger = Self { heads: BinaryHeap::with_capacity(runs.len()), runs, given: None };
+        let runs = runs
+            .into_iter()
+            .map(RunReader::open)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut merger = Self {
+            heads: BinaryHeap::with_capacity(runs.len()),
+            runs,
+            given: None,
+        };
         (0..merger.runs.len()).for_each(|run| merger.note_head(run));
         Ok(merger)
     }
 
     fn note_head(&mut self, run: usize) {
-        let head = self.runs[run].present().map(|sortable| Reverse((sortable.key, run)));
+        let head = self.runs[run]
+            .present()
+            .map(|sortable| Reverse((sortable.key, run)));
         self.heads.extend(head);
     }
 
@@ -229,7 +290,9 @@ impl Merger {
             self.runs[run].advance()?;
             self.note_head(run);
         }
-        let Some(Reverse((_, run))) = self.heads.pop() else { return Ok(None) };
+        let Some(Reverse((_, run))) = self.heads.pop() else {
+            return Ok(None);
+        };
         self.given = Some(run);
         Ok(self.runs[run].present())
     }
@@ -271,16 +334,30 @@ mod tests {
 
     fn space(folder: &Path, memory: usize, room: u64) -> SortSpace {
         let left = AtomicU64::new(room);
-        let room = move || Room { bytes: left.load(Ordering::Relaxed), bound: "`[limits] disk` (1KiB)".into() };
-        SortSpace { folder: folder.join("sort/0"), memory, room: Arc::new(room) }
+        let room = move || Room {
+            bytes: left.load(Ordering::Relaxed),
+            bound: "`[limits] disk` (1KiB)".into(),
+        };
+        SortSpace {
+            folder: folder.join("sort/0"),
+            memory,
+            room: Arc::new(room),
+        }
     }
 
     /// The numbers of the records in the order that comes out, and how many runs were written.
     fn sort(space: &SortSpace, records: &[(i64, Vec<u8>)]) -> Result<(Vec<u64>, u64), SortError> {
         let mut sorter = Sorter::new(space, &|| false);
         for (number, (time, bytes)) in records.iter().enumerate() {
-            let key = Key { time: *time, number: number as u64 };
-            let record = Record { start: number as u64 * 10, length: bytes.len() as u64, bytes };
+            let key = Key {
+                time: *time,
+                number: number as u64,
+            };
+            let record = Record {
+                start: number as u64 * 10,
+                length: bytes.len() as u64,
+                bytes,
+            };
             sorter.push(&Sortable { key, record })?;
         }
         let runs = sorter.runs();
@@ -288,7 +365,10 @@ mod tests {
         let mut numbers = Vec::new();
         while let Some(Sortable { key, record }) = sorted.next()? {
             let (time, bytes) = &records[key.number as usize];
-            assert_eq!((key.time, record.bytes, record.start), (*time, bytes.as_slice(), key.number * 10));
+            assert_eq!(
+                (key.time, record.bytes, record.start),
+                (*time, bytes.as_slice(), key.number * 10)
+            );
             numbers.push(key.number);
         }
         Ok((numbers, runs))
@@ -319,9 +399,12 @@ mod tests {
     #[test]
     fn many_runs_are_merged_in_several_passes() {
         let folder = tempfile::tempdir().expect("a folder");
-        let records: Vec<(i64, Vec<u8>)> = (0..4_000i64).map(|n| (n * 7_919 % 4_001, vec![b'x'; 200])).collect();
+        let records: Vec<(i64, Vec<u8>)> = (0..4_000i64)
+            .map(|n| (n * 7_919 % 4_001, vec![b'x'; 200]))
+            .collect();
         // A run holds less than a block: two are merged at once.
-        let (numbers, runs) = sort(&space(folder.path(), 20_000, u64::MAX), &records).expect("room");
+        let (numbers, runs) =
+            sort(&space(folder.path(), 20_000, u64::MAX), &records).expect("room");
         assert!(runs > 40, "{runs}");
         assert_eq!(numbers, expected(&records));
     }
@@ -330,10 +413,14 @@ mod tests {
     fn without_room_nothing_stays() {
         let folder = tempfile::tempdir().expect("a folder");
         let records: Vec<(i64, Vec<u8>)> = (0..400).map(|n| (n, vec![b'x'; 2_000])).collect();
-        let error = sort(&space(folder.path(), 100_000, 100), &records).expect_err("no room").to_string();
+        let error = sort(&space(folder.path(), 100_000, 100), &records)
+            .expect_err("no room")
+            .to_string();
         assert!(error.contains("`[limits] disk` (1KiB)"), "{error}");
         assert!(!folder.path().join("sort/0").exists());
-        let stopped = Sorter::new(&space(folder.path(), 20_000, u64::MAX), &|| true).finish().map(|_| ());
+        let stopped = Sorter::new(&space(folder.path(), 20_000, u64::MAX), &|| true)
+            .finish()
+            .map(|_| ());
         assert!(stopped.is_ok(), "nothing was to be merged");
     }
 }

@@ -1,4 +1,5 @@
-//! Where an entity table's rows are: each key has a place, and a leaf holds the keys of a range of places.
+//! Where an entity table's rows are: each key has a place, and a leaf holds the keys of a range of
+//! places.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -12,9 +13,12 @@ use crate::event::Lsn;
 use crate::schema::BUCKETS;
 use crate::schema::entity::newest;
 use crate::views::lake::TableSpec;
-use crate::views::lake::files::{Attempt, Class, FileEntry, FileWriter, NewFile, partition_folder, read};
+use crate::views::lake::files::{
+    Attempt, Class, FileEntry, FileWriter, NewFile, partition_folder, read,
+};
 
-/// Where a key is: its bucket in the first bits, then its order in the bucket. Keys that differ may have one place.
+/// Where a key is: its bucket in the first bits, then its order in the bucket. Keys that differ may
+/// have one place.
 pub type Place = u64;
 
 /// Bits of a place that name the bucket.
@@ -26,7 +30,8 @@ const WRITE_ROWS: usize = 8 << 10;
 
 /// The place of each row's key.
 pub fn places(spec: &TableSpec, batch: &RecordBatch) -> Vec<Place> {
-    // Numbers keep their order, so that those given as they come gather in the last leaves, and leave the others as they are.
+    // Numbers keep their order, so that those given as they come gather in the last leaves, and
+    // leave the others as they are.
     if let [key] = spec.keys.as_slice()
         && let Some(numbers) = batch.column(*key).as_any().downcast_ref::<Int64Array>()
     {
@@ -39,7 +44,9 @@ pub fn places(spec: &TableSpec, batch: &RecordBatch) -> Vec<Place> {
     let mut bytes = Vec::new();
     let place = |row| {
         bytes.clear();
-        spec.keys.iter().for_each(|key| crate::operators::canonical(batch.column(*key), row, &mut bytes));
+        spec.keys
+            .iter()
+            .for_each(|key| crate::operators::canonical(batch.column(*key), row, &mut bytes));
         let hash = crc32c::crc32c(&bytes);
         // Spread over all bits: the lowest ones name the bucket.
         placed(hash, u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15))
@@ -83,24 +90,43 @@ impl Leaf {
     }
 }
 
-/// The first place of a file's leaf, which its name has. A file from before there were leaves is one for its whole bucket.
+/// The first place of a file's leaf, which its name has. A file from before there were leaves is
+/// one for its whole bucket.
 fn from_of(file: &FileEntry) -> Place {
     let name = file.path.rsplit('/').next().unwrap_or_default();
     let named = name.strip_prefix(Class::Recent.name()).and_then(|rest| {
-        let (from, unique) = rest.strip_prefix('-')?.strip_suffix(".parquet")?.split_once('-')?;
+        let (from, unique) = rest
+            .strip_prefix('-')?
+            .strip_suffix(".parquet")?
+            .split_once('-')?;
         (from.len() == 16 && unique.len() == 16).then(|| Place::from_str_radix(from, 16).ok())?
     });
-    named.filter(|from| bucket_of(*from) == file.bucket).unwrap_or_else(|| first_of(file.bucket))
+    named
+        .filter(|from| bucket_of(*from) == file.bucket)
+        .unwrap_or_else(|| first_of(file.bucket))
 }
 
 /// The leaves of a table's files, in the order of their places, of which each is in one leaf.
 pub fn leaves(files: &[FileEntry]) -> Vec<Leaf> {
-    let mut by_from: BTreeMap<Place, Vec<FileEntry>> = (0..BUCKETS).map(|b| (first_of(b), Vec::new())).collect();
+    let mut by_from: BTreeMap<Place, Vec<FileEntry>> =
+        (0..BUCKETS).map(|b| (first_of(b), Vec::new())).collect();
     for file in files {
         by_from.entry(from_of(file)).or_default().push(file.clone());
     }
-    let ends: Vec<Place> = by_from.keys().skip(1).map(|from| from - 1).chain([Place::MAX]).collect();
-    by_from.into_iter().zip(ends).map(|((from, files), end)| Leaf { places: from..=end, files }).collect()
+    let ends: Vec<Place> = by_from
+        .keys()
+        .skip(1)
+        .map(|from| from - 1)
+        .chain([Place::MAX])
+        .collect();
+    by_from
+        .into_iter()
+        .zip(ends)
+        .map(|((from, files), end)| Leaf {
+            places: from..=end,
+            files,
+        })
+        .collect()
 }
 
 /// The leaves that have a place of a range, by their numbers.
@@ -122,7 +148,11 @@ impl Placed {
     pub fn of(spec: &TableSpec, batches: Vec<RecordBatch>) -> Self {
         let mut order = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
         for (n, batch) in (0..).zip(&batches) {
-            order.extend((0..).zip(places(spec, batch)).map(|(row, place)| (place, n, row)));
+            order.extend(
+                (0..)
+                    .zip(places(spec, batch))
+                    .map(|(row, place)| (place, n, row)),
+            );
         }
         order.sort_unstable();
         Self { batches, order }
@@ -133,8 +163,12 @@ impl Placed {
     }
 
     fn range(&self, places: &RangeInclusive<Place>) -> &[(Place, u32, u32)] {
-        let from = self.order.partition_point(|(place, ..)| place < places.start());
-        let to = self.order.partition_point(|(place, ..)| place <= places.end());
+        let from = self
+            .order
+            .partition_point(|(place, ..)| place < places.start());
+        let to = self
+            .order
+            .partition_point(|(place, ..)| place <= places.end());
         &self.order[from..to.max(from)]
     }
 
@@ -150,12 +184,18 @@ impl Placed {
             return Ok(None);
         }
         let batches: Vec<&RecordBatch> = self.batches.iter().collect();
-        let rows: Vec<(usize, usize)> = order.iter().map(|(_, batch, row)| (*batch as usize, *row as usize)).collect();
-        interleave_record_batch(&batches, &rows).map(Some).map_err(|e| e.to_string())
+        let rows: Vec<(usize, usize)> = order
+            .iter()
+            .map(|(_, batch, row)| (*batch as usize, *row as usize))
+            .collect();
+        interleave_record_batch(&batches, &rows)
+            .map(Some)
+            .map_err(|e| e.to_string())
     }
 }
 
-/// Of each key in a range of places the newest row that these files, levels and rows in memory have.
+/// Of each key in a range of places the newest row that these files, levels and rows in memory
+/// have.
 pub fn newest_of(
     spec: &TableSpec,
     files: &[FileEntry],
@@ -199,8 +239,12 @@ pub fn write(
     let cuts = cuts(&places, from, most);
     let ends = cuts.iter().skip(1).map(|cut| cut - 1).chain([Place::MAX]);
     for (from, to) in cuts.iter().zip(ends) {
-        let own = (0..).zip(&places).filter(|(_, place)| (*from..=to).contains(*place)).map(|(row, _)| row);
-        let own = take_record_batch(rows, &UInt32Array::from_iter_values(own)).map_err(|e| e.to_string())?;
+        let own = (0..)
+            .zip(&places)
+            .filter(|(_, place)| (*from..=to).contains(*place))
+            .map(|(row, _)| row);
+        let own = take_record_batch(rows, &UInt32Array::from_iter_values(own))
+            .map_err(|e| e.to_string())?;
         files.push(write_file(spec, attempt, *from, &own, now_ms)?);
     }
     Ok(files)
@@ -232,7 +276,13 @@ fn write_file(
     let bucket = bucket_of(from);
     let name = format!("{}-{from:016x}", Class::Recent.name());
     let folder = partition_folder(bucket, spec.layout);
-    let new = NewFile::create_as(spec, attempt, &folder, &name, (bucket, Class::Recent, now_ms))?;
+    let new = NewFile::create_as(
+        spec,
+        attempt,
+        &folder,
+        &name,
+        (bucket, Class::Recent, now_ms),
+    )?;
     let mut file = FileWriter::begin(spec, new, Some(rows.num_rows()), None)?;
     for at in (0..rows.num_rows()).step_by(WRITE_ROWS) {
         file.write(spec, &rows.slice(at, WRITE_ROWS.min(rows.num_rows() - at)))?;
@@ -245,26 +295,52 @@ mod tests {
     use super::*;
 
     fn file(path: &str, bucket: i64) -> FileEntry {
-        FileEntry { path: path.into(), bytes: 1, bucket, ..FileEntry::sample() }
+        FileEntry {
+            path: path.into(),
+            bytes: 1,
+            bucket,
+            ..FileEntry::sample()
+        }
     }
 
     #[test]
     fn every_place_is_in_one_leaf() {
         let files = [
             file("bucket=3/recent-0123456789abcdef.parquet", 3),
-            file("bucket=5/recent-5000000000000000-0123456789abcdef.parquet", 5),
-            file("bucket=5/recent-5800000000000000-0123456789abcdef.parquet", 5),
+            file(
+                "bucket=5/recent-5000000000000000-0123456789abcdef.parquet",
+                5,
+            ),
+            file(
+                "bucket=5/recent-5800000000000000-0123456789abcdef.parquet",
+                5,
+            ),
         ];
         let leaves = leaves(&files);
         assert_eq!(leaves.len(), 17);
-        assert_eq!((leaves[0].from(), *leaves[16].places.end()), (0, Place::MAX));
-        assert!(leaves.windows(2).all(|pair| pair[0].places.end() + 1 == pair[1].from()));
-        let of = |place: Place| leaves[reached(&leaves, &(place..=place)).start].files.first().map(|f| &*f.path);
+        assert_eq!(
+            (leaves[0].from(), *leaves[16].places.end()),
+            (0, Place::MAX)
+        );
+        assert!(
+            leaves
+                .windows(2)
+                .all(|pair| pair[0].places.end() + 1 == pair[1].from())
+        );
+        let of = |place: Place| {
+            leaves[reached(&leaves, &(place..=place)).start]
+                .files
+                .first()
+                .map(|f| &*f.path)
+        };
         assert_eq!(of(0x3fff_ffff_ffff_ffff), Some(&*files[0].path));
         assert_eq!(of(0x57ff_ffff_ffff_ffff), Some(&*files[1].path));
         assert_eq!(of(0x5800_0000_0000_0000), Some(&*files[2].path));
         assert_eq!(of(0x6000_0000_0000_0000), None);
-        assert_eq!(reached(&leaves, &(0x5000_0000_0000_0000..=0x5800_0000_0000_0000)), 5..7);
+        assert_eq!(
+            reached(&leaves, &(0x5000_0000_0000_0000..=0x5800_0000_0000_0000)),
+            5..7
+        );
     }
 
     #[test]

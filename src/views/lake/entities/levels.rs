@@ -1,5 +1,5 @@
-//! Levels of an entity table: changed rows, in the order of their places, in a file that is no part of the table for an outside
-//! reader. The table's metadata names it under [`KEY`].
+//! Levels of an entity table: changed rows, in the order of their places, in a file that is no part
+//! of the table for an outside reader. The table's metadata names it under [`KEY`].
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -19,7 +19,8 @@ use crate::views::lake::files::{Attempt, Class, FileEntry, FileWriter, NewFile, 
 
 /// The property of a table's Delta metadata that names its levels.
 pub const KEY: &str = "weir.levels";
-/// Their folder in the table's: Delta passes over names that begin so, also where it removes what no version names.
+/// Their folder in the table's: Delta passes over names that begin so, also where it removes what
+/// no version names.
 pub const FOLDER: &str = "_levels";
 /// The key of their own part in a file's footer.
 const FOOTER: &str = "weir.level";
@@ -79,7 +80,8 @@ pub fn to_text(levels: &[Level]) -> String {
 
 /// The levels that a text names.
 pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
-    let named: Vec<Named> = serde_json::from_str(text).map_err(|e| format!("`{KEY}` of the metadata: {e}"))?;
+    let named: Vec<Named> =
+        serde_json::from_str(text).map_err(|e| format!("`{KEY}` of the metadata: {e}"))?;
     let level = |named: Named| {
         let entry = FileEntry {
             path: named.path,
@@ -92,14 +94,29 @@ pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
             min_lsn: named.lsns.0,
             max_lsn: named.lsns.1,
             written_ms: named.since_ms,
-            checks: named.crc32c.as_deref().map(Checks::from_text).unwrap_or_default(),
+            checks: named
+                .crc32c
+                .as_deref()
+                .map(Checks::from_text)
+                .unwrap_or_default(),
         };
-        // Of a damaged file all is looked at, and its error goes to whoever reads its rows: the table can be opened, and rebuilt.
+        // Of a damaged file all is looked at, and its error goes to whoever reads its rows: the
+        // table can be opened, and rebuilt.
         let index = read_index(spec, &entry).unwrap_or_else(|reason| {
-            tracing::error!(table = spec.name, reason, "rows that wait to be merged cannot be read");
-            Index { groups: Vec::new(), spans: vec![(Place::MIN, Place::MAX, entry.rows)] }
+            tracing::error!(
+                table = spec.name,
+                reason,
+                "rows that wait to be merged cannot be read"
+            );
+            Index {
+                groups: Vec::new(),
+                spans: vec![(Place::MIN, Place::MAX, entry.rows)],
+            }
         });
-        Level { entry, index: Arc::new(index) }
+        Level {
+            entry,
+            index: Arc::new(index),
+        }
     };
     Ok(named.into_iter().map(level).collect())
 }
@@ -110,7 +127,11 @@ fn read_index(spec: &TableSpec, entry: &FileEntry) -> Result<Index, String> {
     let file = CheckedFile::of(spec, entry).open()?;
     let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
     let footer = reader.metadata().file_metadata().key_value_metadata();
-    let own = footer.into_iter().flatten().find(|pair| pair.key == FOOTER).and_then(|pair| pair.value.as_deref());
+    let own = footer
+        .into_iter()
+        .flatten()
+        .find(|pair| pair.key == FOOTER)
+        .and_then(|pair| pair.value.as_deref());
     serde_json::from_str(own.unwrap_or_default()).map_err(|e| wrong(&format!("{FOOTER}: {e}")))
 }
 
@@ -121,27 +142,50 @@ impl Level {
 
     /// Where it has rows: ranges of places, and how many.
     pub fn spans(&self) -> impl Iterator<Item = (RangeInclusive<Place>, u64)> {
-        self.index.spans.iter().map(|(first, last, rows)| (*first..=*last, *rows))
+        self.index
+            .spans
+            .iter()
+            .map(|(first, last, rows)| (*first..=*last, *rows))
     }
 
     /// Whether it has rows of a range, as far as its index says.
     pub fn reaches(&self, places: &RangeInclusive<Place>) -> bool {
-        let from = self.index.spans.partition_point(|(_, last, _)| last < places.start());
-        self.index.spans.get(from).is_some_and(|(first, ..)| first <= places.end())
+        let from = self
+            .index
+            .spans
+            .partition_point(|(_, last, _)| last < places.start());
+        self.index
+            .spans
+            .get(from)
+            .is_some_and(|(first, ..)| first <= places.end())
     }
 
     /// Its rows of a range.
-    pub fn read(&self, spec: &TableSpec, range: &RangeInclusive<Place>) -> Result<Vec<RecordBatch>, String> {
+    pub fn read(
+        &self,
+        spec: &TableSpec,
+        range: &RangeInclusive<Place>,
+    ) -> Result<Vec<RecordBatch>, String> {
         if !self.reaches(range) {
             return Ok(Vec::new());
         }
         let groups = &self.index.groups;
-        let is_wanted =
-            |n: &usize| groups[*n] <= *range.end() && groups.get(n + 1).is_none_or(|next| *next >= *range.start());
+        let is_wanted = |n: &usize| {
+            groups[*n] <= *range.end()
+                && groups.get(n + 1).is_none_or(|next| *next >= *range.start())
+        };
         let wanted: Vec<usize> = (0..groups.len()).filter(is_wanted).collect();
-        let batches = read_groups(spec, &self.entry, (!groups.is_empty()).then_some(wanted), 0..=Lsn::MAX)?;
+        let batches = read_groups(
+            spec,
+            &self.entry,
+            (!groups.is_empty()).then_some(wanted),
+            0..=Lsn::MAX,
+        )?;
         let within = |batch: RecordBatch| {
-            let mask: BooleanArray = places(spec, &batch).iter().map(|place| Some(range.contains(place))).collect();
+            let mask: BooleanArray = places(spec, &batch)
+                .iter()
+                .map(|place| Some(range.contains(place)))
+                .collect();
             filter_record_batch(&batch, &mask).map_err(|e| e.to_string())
         };
         batches.into_iter().map(within).collect()
@@ -150,7 +194,9 @@ impl Level {
 
 /// By how many fourfold steps a level is larger than the smallest.
 fn tier(rows: u64, sizes: &Sizes) -> u32 {
-    (rows / sizes.group_rows as u64).checked_ilog(ALIKE as u64).map_or(0, |t| t + 1)
+    (rows / sizes.group_rows as u64)
+        .checked_ilog(ALIKE as u64)
+        .map_or(0, |t| t + 1)
 }
 
 /// The levels that become one with so many new rows, so that of each size there are few. Pure.
@@ -169,7 +215,8 @@ fn alike(rows: u64, levels: &[u64], sizes: &Sizes) -> Vec<usize> {
     }
 }
 
-/// Writes rows in memory as a level, together with those levels that are alike; gives it and the paths of those.
+/// Writes rows in memory as a level, together with those levels that are alike; gives it and the
+/// paths of those.
 pub fn add(
     spec: &TableSpec,
     sizes: &Sizes,
@@ -179,7 +226,10 @@ pub fn add(
     now_ms: i64,
 ) -> Result<(Level, HashSet<String>), String> {
     let rows: Vec<u64> = levels.iter().map(Level::rows).collect();
-    let own: Vec<Level> = alike(hot.all_rows() as u64, &rows, sizes).into_iter().map(|n| levels[n].clone()).collect();
+    let own: Vec<Level> = alike(hot.all_rows() as u64, &rows, sizes)
+        .into_iter()
+        .map(|n| levels[n].clone())
+        .collect();
     let mut expected = vec![0; leaves.len()];
     for (range, rows) in own.iter().flat_map(Level::spans) {
         reached(leaves, &range).for_each(|leaf| expected[leaf] += rows);
@@ -193,19 +243,33 @@ pub fn add(
     while at < leaves.len() {
         // As many leaves at once as have about a leaf's rows.
         let (mut end, mut together) = (at, 0);
-        while end < leaves.len() && (end == at || together + expected[end] <= sizes.leaf_rows as u64) {
+        while end < leaves.len()
+            && (end == at || together + expected[end] <= sizes.leaf_rows as u64)
+        {
             together += expected[end];
             end += 1;
         }
         if together > 0 {
             let range = leaves[at].from()..=*leaves[end - 1].places.end();
-            writer.write(spec, &leaves[at..end], &newest_of(spec, &[], &own, hot, &range)?)?;
+            writer.write(
+                spec,
+                &leaves[at..end],
+                &newest_of(spec, &[], &own, hot, &range)?,
+            )?;
         }
         at = end;
     }
-    let since_ms = own.iter().map(|level| level.entry.written_ms).chain([now_ms]).min().unwrap_or(now_ms);
+    let since_ms = own
+        .iter()
+        .map(|level| level.entry.written_ms)
+        .chain([now_ms])
+        .min()
+        .unwrap_or(now_ms);
     let level = writer.finish(since_ms)?;
-    Ok((level, own.into_iter().map(|level| level.entry.path).collect()))
+    Ok((
+        level,
+        own.into_iter().map(|level| level.entry.path).collect(),
+    ))
 }
 
 /// Writes a level, in the order of places.
@@ -217,37 +281,68 @@ struct Writer {
 }
 
 impl Writer {
-    fn create(spec: &TableSpec, sizes: &Sizes, attempt: &Attempt, rows: u64, now_ms: i64) -> Result<Self, String> {
+    fn create(
+        spec: &TableSpec,
+        sizes: &Sizes,
+        attempt: &Attempt,
+        rows: u64,
+        now_ms: i64,
+    ) -> Result<Self, String> {
         let new = NewFile::create_as(spec, attempt, FOLDER, "level", (0, Class::Recent, now_ms))?;
         let group_rows = sizes.group_rows;
         let file = FileWriter::begin(spec, new, Some(rows as usize), Some(group_rows))?;
-        Ok(Self { file, index: Index::default(), rows: 0, group_rows })
+        Ok(Self {
+            file,
+            index: Index::default(),
+            rows: 0,
+            group_rows,
+        })
     }
 
     /// Writes the rows of some leaves, behind those before.
-    fn write(&mut self, spec: &TableSpec, leaves: &[Leaf], rows: &RecordBatch) -> Result<(), String> {
+    fn write(
+        &mut self,
+        spec: &TableSpec,
+        leaves: &[Leaf],
+        rows: &RecordBatch,
+    ) -> Result<(), String> {
         let failed = |e: arrow::error::ArrowError| e.to_string();
         let at = UInt64Array::from(places(spec, rows));
         let order = sort_to_indices(&at, None, None).map_err(failed)?;
-        let sorted: Vec<Place> = order.values().iter().map(|row| at.value(*row as usize)).collect();
+        let sorted: Vec<Place> = order
+            .values()
+            .iter()
+            .map(|row| at.value(*row as usize))
+            .collect();
         for leaf in leaves {
             let from = sorted.partition_point(|place| place < leaf.places.start());
             let to = sorted.partition_point(|place| place <= leaf.places.end());
             if from < to {
-                self.index.spans.push((sorted[from], sorted[to - 1], (to - from) as u64));
+                self.index
+                    .spans
+                    .push((sorted[from], sorted[to - 1], (to - from) as u64));
             }
         }
-        let begun = (self.rows..self.rows + sorted.len()).zip(&sorted).filter(|(row, _)| row % self.group_rows == 0);
+        let begun = (self.rows..self.rows + sorted.len())
+            .zip(&sorted)
+            .filter(|(row, _)| row % self.group_rows == 0);
         self.index.groups.extend(begun.map(|(_, place)| *place));
         self.rows += sorted.len();
-        self.file.write(spec, &take_record_batch(rows, &order).map_err(failed)?)
+        self.file
+            .write(spec, &take_record_batch(rows, &order).map_err(failed)?)
     }
 
     fn finish(mut self, since_ms: i64) -> Result<Level, String> {
         let text = serde_json::to_string(&self.index).map_err(|e| e.to_string())?;
         self.file.note_in_footer(FOOTER, text);
-        let entry = FileEntry { written_ms: since_ms, ..self.file.finish()? };
-        Ok(Level { entry, index: Arc::new(self.index) })
+        let entry = FileEntry {
+            written_ms: since_ms,
+            ..self.file.finish()?
+        };
+        Ok(Level {
+            entry,
+            index: Arc::new(self.index),
+        })
     }
 }
 
@@ -257,7 +352,10 @@ mod tests {
 
     #[test]
     fn of_each_size_there_are_few_levels() {
-        let sizes = Sizes { group_rows: 1, ..Sizes::default() };
+        let sizes = Sizes {
+            group_rows: 1,
+            ..Sizes::default()
+        };
         let mut levels: Vec<u64> = Vec::new();
         let mut written = 0;
         for n in 1..=10_000_u64 {

@@ -1,47 +1,57 @@
-//! Entity tables: of each key the newest row. What a commit costs follows the rows that it brings, not those that the table has.
+//! Entity tables: of each key the newest row. What a commit costs follows the rows that it brings,
+//! not those that the table has.
 //!
 //! # Leaves
 //!
-//! An outside reader knows no versions: it takes all rows of all files that a Delta version names. So in those files each key is
-//! there once, and a changed row can only come by writing its file again. To keep that small, a table is made of *leaves*: a file
-//! has the keys of a range of places (`leaves`) and is split when it has become too large. Keys that are numbers keep their order,
-//! so that new ones, given as they come, touch the last leaves only; others are spread by their hash.
+//! An outside reader knows no versions: it takes all rows of all files that a Delta version names.
+//! So in those files each key is there once, and a changed row can only come by writing its file
+//! again. To keep that small, a table is made of *leaves*: a file has the keys of a range of places
+//! (`leaves`) and is split when it has become too large. Keys that are numbers keep their order, so
+//! that new ones, given as they come, touch the last leaves only; others are spread by their hash.
 //!
 //! # Levels
 //!
-//! Where a commit's rows reach many leaves, with a few rows each, writing them all again would cost as much as the table has, at
-//! every commit. Such rows wait in a *level*: a file in the table's folder, sorted by place, that the table's metadata names and an
-//! outside reader does not see (`levels`). Levels of one size become one, so that there are few. They are merged into the leaves as
-//! soon as that writes at most `SHARE` rows for each row that waits. A level is synced, and named by the Delta commit that brings
-//! the position, so that rows in it are as safe as those in leaves: the log is trimmed as before.
+//! Where a commit's rows reach many leaves, with a few rows each, writing them all again would cost
+//! as much as the table has, at every commit. Such rows wait in a *level*: a file in the table's
+//! folder, sorted by place, that the table's metadata names and an outside reader does not see
+//! (`levels`). Levels of one size become one, so that there are few. They are merged into the
+//! leaves as soon as that writes at most `SHARE` rows for each row that waits. A level is synced,
+//! and named by the Delta commit that brings the position, so that rows in it are as safe as those
+//! in leaves: the log is trimmed as before.
 //!
-//! Why not deletion vectors: many readers refuse tables that have them, delta-rs in Python among them. Why not a file of each
-//! commit's rows, with a view over them: to read that, one must know of it.
+//! Why not deletion vectors: many readers refuse tables that have them, delta-rs in Python among
+//! them. Why not a file of each commit's rows, with a view over them: to read that, one must know
+//! of it.
 //!
 //! # Merges
 //!
-//! A merge that is small is part of the commit that found it worth it. A large one would keep rows waiting in memory for seconds, so it
-//! goes in steps beside the commits: at each, some leaves are written again under new names that no version names yet; with the last
-//! of them, one Delta commit puts all of them in the place of the old ones and lets go of the levels that they hold. So each Delta
-//! version is the table as of one record, the LSN of the transaction `weir/…/recent`; the transaction `weir/…/levels` has the
-//! view's own position, which the levels reach. After a kill the steps are taken again: no version named what they wrote.
+//! A merge that is small is part of the commit that found it worth it. A large one would keep rows
+//! waiting in memory for seconds, so it goes in steps beside the commits: at each, some leaves are
+//! written again under new names that no version names yet; with the last of them, one Delta commit
+//! puts all of them in the place of the old ones and lets go of the levels that they hold. So each
+//! Delta version is the table as of one record, the LSN of the transaction `weir/…/recent`; the
+//! transaction `weir/…/levels` has the view's own position, which the levels reach. After a kill
+//! the steps are taken again: no version named what they wrote.
 //!
-//! What was merged twice is as if it were once, since of a key the newest row wins. Rows wait in levels for `OVERDUE` at most, then
-//! they are merged whatever it costs; `weir run --once` merges all at its end, `weir compact` at once.
+//! What was merged twice is as if it were once, since of a key the newest row wins. Rows wait in
+//! levels for `OVERDUE` at most, then they are merged whatever it costs; `weir run --once` merges
+//! all at its end, `weir compact` at once.
 //!
 //! # An example
 //!
-//! A table of 8,000,000 rows has about 160 leaves of 50,000. A commit brings 40,000 changed rows of keys without order, so all leaves
-//! are reached. Merging would write 8,000,000 rows, 200 for each: they become a level. The fourth such level takes the three before
-//! with it, 160,000 rows in one file, and so on. When 2,000,000 rows wait, merging costs 4 for each; it begins, with 320,000 rows at
-//! each of the next commits, whose own rows go into new levels. After 25 commits the table is as of the record at which the merge
-//! began. Each changed row was written once as it came, once for each size of level, log₄(2,000,000 / 40,000) = 3 times, and 4 to 5
-//! times with its neighbours: 9 rows for one, where writing what is reached would write 200.
+//! A table of 8,000,000 rows has about 160 leaves of 50,000. A commit brings 40,000 changed rows of
+//! keys without order, so all leaves are reached. Merging would write 8,000,000 rows, 200 for each:
+//! they become a level. The fourth such level takes the three before with it, 160,000 rows in one
+//! file, and so on. When 2,000,000 rows wait, merging costs 4 for each; it begins, with 320,000
+//! rows at each of the next commits, whose own rows go into new levels. After 25 commits the table
+//! is as of the record at which the merge began. Each changed row was written once as it came, once
+//! for each size of level, log₄(2,000,000 / 40,000) = 3 times, and 4 to 5 times with its
+//! neighbours: 9 rows for one, where writing what is reached would write 200.
 //!
 //! # Queries
 //!
-//! A query goes through the leaves in order (`scan`): of each it reads the files, the rows that the levels and memory have of it,
-//! and gives the newest of each key. What it holds at once is a leaf.
+//! A query goes through the leaves in order (`scan`): of each it reads the files, the rows that the
+//! levels and memory have of it, and gives the newest of each key. What it holds at once is a leaf.
 
 pub mod leaves;
 pub mod levels;
@@ -64,7 +74,8 @@ use levels::Level;
 
 /// Rows that a merge may write for each row that waits.
 const SHARE: u64 = 4;
-/// Rows of a merge's step for each row that a commit brings: it ends before half as many as it began with wait again.
+/// Rows of a merge's step for each row that a commit brings: it ends before half as many as it
+/// began with wait again.
 const STEP: u64 = 8;
 /// How long rows wait in levels.
 const OVERDUE: Duration = Duration::from_secs(3_600);
@@ -87,7 +98,12 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { leaf_rows: 64 << 10, leaf_bytes: 16 << 20, group_rows: 4 << 10, floor: 64 << 10 }
+        Self {
+            leaf_rows: 64 << 10,
+            leaf_bytes: 16 << 20,
+            group_rows: 4 << 10,
+            floor: 64 << 10,
+        }
     }
 }
 
@@ -138,7 +154,14 @@ pub struct Merge {
 
 impl Merge {
     fn begin(spec: &TableSpec, levels: Vec<Level>, todo: Vec<Leaf>, to: Lsn) -> Self {
-        Self { attempt: Attempt::of(spec), to, levels, todo: todo.into(), add: Vec::new(), remove: Vec::new() }
+        Self {
+            attempt: Attempt::of(spec),
+            to,
+            levels,
+            todo: todo.into(),
+            add: Vec::new(),
+            remove: Vec::new(),
+        }
     }
 
     /// Writes leaves again, about so many rows.
@@ -147,9 +170,22 @@ impl Merge {
         while written < rows
             && let Some(leaf) = self.todo.pop_front()
         {
-            let newest = newest_of(spec, &leaf.files, &self.levels, &Placed::default(), &leaf.places)?;
+            let newest = newest_of(
+                spec,
+                &leaf.files,
+                &self.levels,
+                &Placed::default(),
+                &leaf.places,
+            )?;
             written += newest.num_rows() as u64;
-            self.add.extend(leaves::write(spec, &table.sizes, &self.attempt, leaf.from(), &newest, now_ms)?);
+            self.add.extend(leaves::write(
+                spec,
+                &table.sizes,
+                &self.attempt,
+                leaf.from(),
+                &newest,
+                now_ms,
+            )?);
             self.remove.extend(leaf.files);
         }
         sync_files(&spec.root, &self.add[before..])
@@ -206,7 +242,11 @@ pub fn write(
         None => {
             let dirty = dirty(&leaves, &state.levels, &hot, sizes);
             let found = found(&leaves, &dirty, &state.levels, &hot, sizes, now_ms);
-            let way = if how == How::All { Way::Merge } else { way(found, sizes.floor) };
+            let way = if how == How::All {
+                Way::Merge
+            } else {
+                way(found, sizes.floor)
+            };
             if way == Way::Merge {
                 merge_now(table, &attempt, dirty, &state, &hot, &mut written, now_ms)?;
                 sync_files(&spec.root, &written.add)?;
@@ -218,9 +258,17 @@ pub fn write(
     };
     let mut there = state.levels.to_vec();
     if hot.all_rows() > 0 {
-        let is_merging = |level: &Level| merge.as_ref().is_some_and(|merge| merge.levels.contains(level));
+        let is_merging = |level: &Level| {
+            merge
+                .as_ref()
+                .is_some_and(|merge| merge.levels.contains(level))
+        };
         // What is about to be merged is not written once more.
-        let free: Vec<Level> = there.iter().filter(|level| due == Way::Wait && !is_merging(level)).cloned().collect();
+        let free: Vec<Level> = there
+            .iter()
+            .filter(|level| due == Way::Wait && !is_merging(level))
+            .cloned()
+            .collect();
         let (level, gone) = levels::add(spec, sizes, &attempt, &leaves, (&free, &hot), now_ms)?;
         sync_files(&spec.root, std::slice::from_ref(&level.entry))?;
         there.retain(|level| !gone.contains(&level.entry.path));
@@ -233,10 +281,16 @@ pub fn write(
         let todo = dirty.into_iter().map(|at| leaves[at].clone()).collect();
         merge = Some(Merge::begin(spec, there.clone(), todo, to));
     }
-    let Some(mut merge) = merge else { return Ok(written) };
+    let Some(mut merge) = merge else {
+        return Ok(written);
+    };
     merge.step(
         table,
-        if how == How::All { u64::MAX } else { sizes.floor.max(STEP * hot.all_rows() as u64) },
+        if how == How::All {
+            u64::MAX
+        } else {
+            sizes.floor.max(STEP * hot.all_rows() as u64)
+        },
         now_ms,
     )?;
     if !merge.todo.is_empty() {
@@ -266,17 +320,27 @@ fn merge_now(
     // One leaf at a time is in memory.
     for leaf in dirty.into_iter().map(|at| &leaves[at]) {
         let rows = newest_of(&table.spec, &leaf.files, &state.levels, hot, &leaf.places)?;
-        written.add.extend(leaves::write(&table.spec, &table.sizes, attempt, leaf.from(), &rows, now_ms)?);
+        written.add.extend(leaves::write(
+            &table.spec,
+            &table.sizes,
+            attempt,
+            leaf.from(),
+            &rows,
+            now_ms,
+        )?);
         written.remove.extend(leaf.files.iter().cloned());
     }
     written.levels = (!state.levels.is_empty()).then(Vec::new);
     Ok(())
 }
 
-/// The leaves that levels and rows in memory reach, and those that are to be split, by their numbers.
+/// The leaves that levels and rows in memory reach, and those that are to be split, by their
+/// numbers.
 fn dirty(leaves: &[Leaf], levels: &[Level], hot: &Placed, sizes: &Sizes) -> Vec<usize> {
-    let mut is_dirty: Vec<bool> =
-        leaves.iter().map(|leaf| is_too_large(leaf.rows(), sizes) || hot.count(&leaf.places) > 0).collect();
+    let mut is_dirty: Vec<bool> = leaves
+        .iter()
+        .map(|leaf| is_too_large(leaf.rows(), sizes) || hot.count(&leaf.places) > 0)
+        .collect();
     for (range, _) in levels.iter().flat_map(Level::spans) {
         is_dirty[reached(leaves, &range)].fill(true);
     }
@@ -288,27 +352,41 @@ fn is_too_large(rows: u64, sizes: &Sizes) -> bool {
     rows > 2 * sizes.leaf_rows as u64
 }
 
-fn found(leaves: &[Leaf], dirty: &[usize], levels: &[Level], hot: &Placed, sizes: &Sizes, now_ms: i64) -> Found {
+fn found(
+    leaves: &[Leaf],
+    dirty: &[usize],
+    levels: &[Level],
+    hot: &Placed,
+    sizes: &Sizes,
+    now_ms: i64,
+) -> Found {
     Found {
         new: hot.all_rows() as u64,
         waiting: levels.iter().map(Level::rows).sum(),
         reached: dirty.iter().map(|at| leaves[*at].rows()).sum(),
-        is_overdue: has_overdue(levels, now_ms) || leaves.iter().any(|leaf| is_too_large(leaf.rows(), sizes)),
+        is_overdue: has_overdue(levels, now_ms)
+            || leaves.iter().any(|leaf| is_too_large(leaf.rows(), sizes)),
     }
 }
 
 fn has_overdue(levels: &[Level], now_ms: i64) -> bool {
-    levels.iter().any(|level| now_ms - level.entry.written_ms >= OVERDUE.as_millis() as i64)
+    levels
+        .iter()
+        .any(|level| now_ms - level.entry.written_ms >= OVERDUE.as_millis() as i64)
 }
 
 /// Whether there is something to merge without regard to what comes.
 pub fn is_overdue(table: &LakeTable) -> bool {
     let state = table.snapshot();
     has_overdue(&state.levels, chrono::Utc::now().timestamp_millis())
-        || state.files.iter().any(|file| is_too_large(file.rows, &table.sizes))
+        || state
+            .files
+            .iter()
+            .any(|file| is_too_large(file.rows, &table.sizes))
 }
 
-/// Merges all that waits in the levels of a table that nobody writes to; gives the number of merges.
+/// Merges all that waits in the levels of a table that nobody writes to; gives the number of
+/// merges.
 pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
     let state = table.snapshot();
     if state.levels.is_empty() && !is_overdue(table) {
@@ -336,7 +414,11 @@ pub fn change(written: Written) -> Change {
 /// The levels of a state that are no longer in another one.
 pub fn gone<'a>(before: &'a [Level], now: &[Level]) -> Vec<&'a FileEntry> {
     let there: HashSet<&str> = now.iter().map(|level| level.entry.path.as_str()).collect();
-    before.iter().map(|level| &level.entry).filter(|entry| !there.contains(entry.path.as_str())).collect()
+    before
+        .iter()
+        .map(|level| &level.entry)
+        .filter(|entry| !there.contains(entry.path.as_str()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -346,7 +428,17 @@ mod tests {
     #[test]
     fn rows_are_merged_where_few_are_written_for_each() {
         let floor = 1_000;
-        let way = |new, waiting, reached, is_overdue| way(Found { new, waiting, reached, is_overdue }, floor);
+        let way = |new, waiting, reached, is_overdue| {
+            way(
+                Found {
+                    new,
+                    waiting,
+                    reached,
+                    is_overdue,
+                },
+                floor,
+            )
+        };
         // What is small, or reaches little, is merged at once.
         assert_eq!(way(1, 0, 1_000, false), Way::Merge);
         assert_eq!(way(10_000, 0, 41_000, false), Way::Merge);

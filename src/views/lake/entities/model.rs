@@ -1,10 +1,13 @@
-//! Random histories of an entity table against a list of all rows: what queries see, what an outside reader sees of each version,
-//! what a kill leaves, and how much is written for a changed row.
+//! Random histories of an entity table against a list of all rows: what queries see, what an
+//! outside reader sees of each version, what a kill leaves, and how much is written for a changed
+//! row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::prelude::SessionContext;
 use object_store::local::LocalFileSystem;
@@ -50,10 +53,19 @@ struct World {
     written: (u64, u64),
 }
 
-const SIZES: Sizes = Sizes { leaf_rows: 60, leaf_bytes: 1 << 20, group_rows: 16, floor: 30 };
+const SIZES: Sizes = Sizes {
+    leaf_rows: 60,
+    leaf_bytes: 1 << 20,
+    group_rows: 16,
+    floor: 30,
+};
 
 fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTable {
-    let key = if keys == Keys::Texts { DataType::Utf8 } else { DataType::Int64 };
+    let key = if keys == Keys::Texts {
+        DataType::Utf8
+    } else {
+        DataType::Int64
+    };
     let fields = vec![
         Field::new("lsn", DataType::Int64, true),
         Field::new("updated", types::timestamp(), true),
@@ -70,8 +82,14 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
         keys: vec![4],
         feed: Feed::Made("things".into()),
     };
-    let log = LogName { instance: 0, id: 7, zero: 0 };
-    let mut table = LakeTable::open(spec, log, runtime.handle().clone(), true).expect("opened").expect("made");
+    let log = LogName {
+        instance: 0,
+        id: 7,
+        zero: 0,
+    };
+    let mut table = LakeTable::open(spec, log, runtime.handle().clone(), true)
+        .expect("opened")
+        .expect("made");
     table.sizes = sizes;
     table
 }
@@ -79,12 +97,26 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
 impl World {
     fn new(keys: Keys, all_keys: i64, seed: u64, sizes: Sizes) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("built");
         let table = open(&folder, &runtime, keys, sizes);
         let random = StdRng::seed_from_u64(seed);
         let (log, merge) = (Vec::new(), None);
-        Self { folder, runtime, keys, random, log, all_keys, table, merge, applied: 0, written: (0, 0) }
+        Self {
+            folder,
+            runtime,
+            keys,
+            random,
+            log,
+            all_keys,
+            table,
+            merge,
+            applied: 0,
+            written: (0, 0),
+        }
     }
 
     fn below(&mut self, n: i64) -> i64 {
@@ -104,17 +136,29 @@ impl World {
         }
         let rows = self.batch(&self.log[self.applied..]);
         self.applied = self.log.len();
-        self.table.push(Some(Hot::Rows(rows)), None, self.applied as u64, None);
+        self.table
+            .push(Some(Hot::Rows(rows)), None, self.applied as u64, None);
     }
 
     fn batch(&self, rows: &[Row]) -> RecordBatch {
-        let numbers = |of: fn(&Row) -> i64| Arc::new(Int64Array::from_iter_values(rows.iter().map(of))) as ArrayRef;
-        let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.0 * 1_000)).with_timezone("UTC");
+        let numbers = |of: fn(&Row) -> i64| {
+            Arc::new(Int64Array::from_iter_values(rows.iter().map(of))) as ArrayRef
+        };
+        let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.0 * 1_000))
+            .with_timezone("UTC");
         let keys = match self.keys {
-            Keys::Texts => Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.2.to_string()))) as ArrayRef,
+            Keys::Texts => Arc::new(StringArray::from_iter_values(
+                rows.iter().map(|r| r.2.to_string()),
+            )) as ArrayRef,
             _ => numbers(|r| r.2),
         };
-        let columns = vec![numbers(|r| r.0), Arc::new(times) as ArrayRef, numbers(|r| r.1), numbers(|r| r.3), keys];
+        let columns = vec![
+            numbers(|r| r.0),
+            Arc::new(times) as ArrayRef,
+            numbers(|r| r.1),
+            numbers(|r| r.3),
+            keys,
+        ];
         RecordBatch::try_new(self.table.spec.schema.clone(), columns).expect("rows")
     }
 
@@ -122,7 +166,13 @@ impl World {
         let mut rows = Vec::new();
         for batch in batches {
             let column = |name: &str| batch.column_by_name(name).expect("a column");
-            let number = |name: &str| column(name).as_any().downcast_ref::<Int64Array>().expect("numbers").clone();
+            let number = |name: &str| {
+                column(name)
+                    .as_any()
+                    .downcast_ref::<Int64Array>()
+                    .expect("numbers")
+                    .clone()
+            };
             let (lsn, version, value) = (number("lsn"), number("version"), number("value"));
             let texts = column("key").as_any().downcast_ref::<StringArray>();
             for row in 0..batch.num_rows() {
@@ -150,8 +200,18 @@ impl World {
 
     fn write(&mut self, how: How) -> (Written, usize) {
         let parts = self.table.seal(Class::Recent);
-        let rows = parts.iter().map(|part| part.batch(&self.table.spec.schema).expect("rows")).collect();
-        let written = write(&self.table, rows, self.merge.take(), how, self.applied as u64).expect("written");
+        let rows = parts
+            .iter()
+            .map(|part| part.batch(&self.table.spec.schema).expect("rows"))
+            .collect();
+        let written = write(
+            &self.table,
+            rows,
+            self.merge.take(),
+            how,
+            self.applied as u64,
+        )
+        .expect("written");
         (written, parts.len())
     }
 
@@ -159,24 +219,44 @@ impl World {
         let (mut written, taken) = self.write(how);
         self.merge = written.merge.take();
         let before = self.table.snapshot().levels;
-        let new: Vec<Level> =
-            written.levels.iter().flatten().filter(|level| !before.contains(level)).cloned().collect();
-        for file in written.add.iter().chain(new.iter().map(|level| &level.entry)) {
+        let new: Vec<Level> = written
+            .levels
+            .iter()
+            .flatten()
+            .filter(|level| !before.contains(level))
+            .cloned()
+            .collect();
+        for file in written
+            .add
+            .iter()
+            .chain(new.iter().map(|level| &level.entry))
+        {
             self.written = (self.written.0 + file.rows, self.written.1 + file.bytes);
         }
         let positions = vec![(Class::Recent, self.applied as u64)];
-        let change = Change { positions, ..change(written) };
-        self.table.commit(&change, &[(Class::Recent, taken)]).expect("committed");
+        let change = Change {
+            positions,
+            ..change(written)
+        };
+        self.table
+            .commit(&change, &[(Class::Recent, taken)])
+            .expect("committed");
     }
 
-    /// The process dies, maybe with files written that no version names, and the next one reads the log from its position on.
+    /// The process dies, maybe with files written that no version names, and the next one reads the
+    /// log from its position on.
     fn kill(&mut self) {
         if self.random.random_range(0..2) == 0 {
             let (written, _) = self.write(How::Due);
             std::mem::forget(written);
         }
         std::mem::forget(self.merge.take());
-        self.table = open(&self.folder, &self.runtime, self.keys, self.table.sizes.clone());
+        self.table = open(
+            &self.folder,
+            &self.runtime,
+            self.keys,
+            self.table.sizes.clone(),
+        );
         self.applied = self.table.committed()[0] as usize;
         self.accept(0);
     }
@@ -190,38 +270,85 @@ impl World {
         for leaf in leaves(&state.files) {
             for file in &leaf.files {
                 let batches = read(spec, file, 0..=u64::MAX).expect("readable");
-                assert!(batches.iter().flat_map(|batch| places(spec, batch)).all(|p| leaf.places.contains(&p)));
+                assert!(
+                    batches
+                        .iter()
+                        .flat_map(|batch| places(spec, batch))
+                        .all(|p| leaf.places.contains(&p))
+                );
                 // Some more, where those of one place stay together.
-                assert!(file.rows <= self.table.sizes.leaf_rows as u64 + 16, "{} rows", file.rows);
+                assert!(
+                    file.rows <= self.table.sizes.leaf_rows as u64 + 16,
+                    "{} rows",
+                    file.rows
+                );
                 outside.extend(Self::rows_of(&batches));
             }
         }
         let want = self.newest(files_lsn);
-        assert_eq!(outside.len(), want.len(), "each key once, as of {files_lsn}");
-        assert_eq!(outside.into_iter().map(|row| (row.2, row)).collect::<BTreeMap<_, _>>(), want);
+        assert_eq!(
+            outside.len(),
+            want.len(),
+            "each key once, as of {files_lsn}"
+        );
+        assert_eq!(
+            outside
+                .into_iter()
+                .map(|row| (row.2, row))
+                .collect::<BTreeMap<_, _>>(),
+            want
+        );
         // Queries.
         let want = self.newest(self.applied as u64);
         let found = self.sql("select * from things");
         assert_eq!(found.len(), want.len());
-        assert_eq!(found.into_iter().map(|row| (row.2, row)).collect::<BTreeMap<_, _>>(), want);
+        assert_eq!(
+            found
+                .into_iter()
+                .map(|row| (row.2, row))
+                .collect::<BTreeMap<_, _>>(),
+            want
+        );
         if let Some((key, row)) = want.iter().nth(want.len() / 2) {
-            let key = if self.keys == Keys::Texts { format!("'{key}'") } else { key.to_string() };
-            assert_eq!(self.sql(&format!("select * from things where key = {key}")), [*row]);
-            let old = self.sql(&format!("select * from things where key = {key} and value <> {}", row.3));
+            let key = if self.keys == Keys::Texts {
+                format!("'{key}'")
+            } else {
+                key.to_string()
+            };
+            assert_eq!(
+                self.sql(&format!("select * from things where key = {key}")),
+                [*row]
+            );
+            let old = self.sql(&format!(
+                "select * from things where key = {key} and value <> {}",
+                row.3
+            ));
             assert_eq!(old, [], "an older row does not come back for a filter");
         }
         let count = self.query("select count(*) as n from things");
-        let count = count[0].column(0).as_any().downcast_ref::<Int64Array>().expect("a number").value(0);
+        let count = count[0]
+            .column(0)
+            .as_any()
+            .downcast_ref::<Int64Array>()
+            .expect("a number")
+            .value(0);
         assert_eq!(count, want.len() as i64);
     }
 
     fn query(&self, sql: &str) -> Vec<RecordBatch> {
         let context = SessionContext::new();
-        let store = Arc::new(LocalFileSystem::new_with_prefix(self.folder.path()).expect("a folder"));
-        context.runtime_env().register_object_store(lake_url().as_ref(), store);
+        let store =
+            Arc::new(LocalFileSystem::new_with_prefix(self.folder.path()).expect("a folder"));
+        context
+            .runtime_env()
+            .register_object_store(lake_url().as_ref(), store);
         let snapshot = EntitySnapshot::of(&self.table, self.table.snapshot());
-        context.register_table("things", Arc::new(snapshot)).expect("registered");
-        self.runtime.block_on(async { context.sql(sql).await?.collect().await }).expect("answered")
+        context
+            .register_table("things", Arc::new(snapshot))
+            .expect("registered");
+        self.runtime
+            .block_on(async { context.sql(sql).await?.collect().await })
+            .expect("answered")
     }
 
     fn sql(&self, sql: &str) -> Vec<Row> {
@@ -231,7 +358,9 @@ impl World {
     /// On the disk there is what the table names, once nobody reads what it named before.
     fn check_disk(&self) {
         let later = chrono::Utc::now().timestamp_millis() + 10 * GRACE.as_millis() as i64;
-        self.table.remove_replaced_files(later, GRACE).expect("removed");
+        self.table
+            .remove_replaced_files(later, GRACE)
+            .expect("removed");
         assert_eq!(self.table.unnamed_bytes(), 0);
     }
 }
@@ -239,9 +368,12 @@ impl World {
 #[test]
 fn random_histories_give_the_newest_row_of_each_key_to_everyone() {
     let (mut merged, mut waited, mut stepped) = (0, 0, 0);
-    for (keys, all_keys, seed) in
-        [(Keys::Ascending, 0, 1), (Keys::Numbers, 400, 2), (Keys::Numbers, 5_000, 3), (Keys::Texts, 3_000, 4)]
-    {
+    for (keys, all_keys, seed) in [
+        (Keys::Ascending, 0, 1),
+        (Keys::Numbers, 400, 2),
+        (Keys::Numbers, 5_000, 3),
+        (Keys::Texts, 3_000, 4),
+    ] {
         let mut world = World::new(keys, all_keys, seed, SIZES);
         for _ in 0..45 {
             let most = [5, 40, 400][world.below(3) as usize];
@@ -260,19 +392,30 @@ fn random_histories_give_the_newest_row_of_each_key_to_everyone() {
             }
             world.check();
             let has_levels = world.table.has_levels();
-            (merged, waited) = (merged + usize::from(!has_levels), waited + usize::from(has_levels));
+            (merged, waited) = (
+                merged + usize::from(!has_levels),
+                waited + usize::from(has_levels),
+            );
             stepped += usize::from(world.merge.is_some());
         }
         world.kill();
         world.check();
         world.check_disk();
     }
-    assert!(merged > 30 && waited > 30 && stepped > 5, "{merged} {waited} {stepped}");
+    assert!(
+        merged > 30 && waited > 30 && stepped > 5,
+        "{merged} {waited} {stepped}"
+    );
 }
 
 #[test]
 fn what_a_changed_row_costs_grows_with_the_logarithm_of_the_table() {
-    let sizes = Sizes { leaf_rows: 200, leaf_bytes: 1 << 20, group_rows: 50, floor: 200 };
+    let sizes = Sizes {
+        leaf_rows: 200,
+        leaf_bytes: 1 << 20,
+        group_rows: 50,
+        floor: 200,
+    };
     let mut costs = Vec::new();
     for keys in [Keys::Texts, Keys::Ascending] {
         for all_keys in [500, 2_000, 8_000] {
@@ -289,19 +432,36 @@ fn what_a_changed_row_costs_grows_with_the_logarithm_of_the_table() {
             }
             world.check();
             let log = (all_keys as f64).log2();
-            costs.push((keys, all_keys, world.written.0 as f64 / changed as f64, world.written.1 / changed, levels));
+            costs.push((
+                keys,
+                all_keys,
+                world.written.0 as f64 / changed as f64,
+                world.written.1 / changed,
+                levels,
+            ));
             assert!(world.written.0 as f64 <= changed as f64 * log, "{costs:?}");
             assert!(levels as f64 <= log, "{costs:?}");
         }
     }
-    println!("keys, rows of the table, rows and bytes written for a changed one, levels: {costs:?}");
+    println!(
+        "keys, rows of the table, rows and bytes written for a changed one, levels: {costs:?}"
+    );
     // New numbers as they come cost the same in any table.
     assert!(costs[5].2 <= 1.2 * costs[3].2, "{costs:?}");
 }
 
 #[test]
 fn a_table_from_before_there_were_leaves_is_split() {
-    let mut world = World::new(Keys::Texts, 4_000, 6, Sizes { leaf_rows: 1 << 20, floor: 1 << 20, ..SIZES });
+    let mut world = World::new(
+        Keys::Texts,
+        4_000,
+        6,
+        Sizes {
+            leaf_rows: 1 << 20,
+            floor: 1 << 20,
+            ..SIZES
+        },
+    );
     world.accept(6_000);
     world.commit(How::Due);
     assert!(world.table.snapshot().files.len() <= 16);
@@ -313,6 +473,11 @@ fn a_table_from_before_there_were_leaves_is_split() {
     }
     assert!(!is_overdue(&world.table));
     world.check();
-    let names: BTreeSet<String> = world.table.files().iter().map(|file| file.path.clone()).collect();
+    let names: BTreeSet<String> = world
+        .table
+        .files()
+        .iter()
+        .map(|file| file.path.clone())
+        .collect();
     assert!(names.len() > 60, "{names:?}");
 }

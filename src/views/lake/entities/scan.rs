@@ -40,7 +40,11 @@ pub struct EntitySnapshot {
 impl EntitySnapshot {
     pub fn of(table: &LakeTable, state: TableState) -> Self {
         let stored = LakeSnapshot::of(table, state.clone());
-        Self { spec: table.spec.clone(), state, stored }
+        Self {
+            spec: table.spec.clone(),
+            state,
+            stored,
+        }
     }
 
     /// The leaves that can hold a row of which all filters are true.
@@ -57,20 +61,32 @@ impl EntitySnapshot {
 
 /// The one key that filters ask for: a row of nothing else.
 fn key_of(spec: &TableSpec, filters: &[Expr]) -> Option<RecordBatch> {
-    let mut columns = spec.schema.fields().iter().map(|f| new_null_array(f.data_type(), 1)).collect::<Vec<_>>();
+    let mut columns = spec
+        .schema
+        .fields()
+        .iter()
+        .map(|f| new_null_array(f.data_type(), 1))
+        .collect::<Vec<_>>();
     let equal = |filter: &Expr| -> Option<(String, ScalarValue)> {
-        let Expr::BinaryExpr(both) = filter else { return None };
+        let Expr::BinaryExpr(both) = filter else {
+            return None;
+        };
         if both.op != Operator::Eq {
             return None;
         }
         match (both.left.as_ref(), both.right.as_ref()) {
             (Expr::Column(Column { name, .. }), Expr::Literal(value, _))
-            | (Expr::Literal(value, _), Expr::Column(Column { name, .. })) => Some((name.clone(), value.clone())),
+            | (Expr::Literal(value, _), Expr::Column(Column { name, .. })) => {
+                Some((name.clone(), value.clone()))
+            }
             _ => None,
         }
     };
-    let asked: Vec<(String, ScalarValue)> =
-        filters.iter().flat_map(|filter| split_conjunction(filter)).filter_map(equal).collect();
+    let asked: Vec<(String, ScalarValue)> = filters
+        .iter()
+        .flat_map(|filter| split_conjunction(filter))
+        .filter_map(equal)
+        .collect();
     for key in &spec.keys {
         let field = spec.schema.field(*key);
         let (_, value) = asked.iter().find(|(name, _)| name == field.name())?;
@@ -92,7 +108,10 @@ impl TableProvider for EntitySnapshot {
         TableType::Base
     }
 
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
         Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
     }
 
@@ -103,19 +122,52 @@ impl TableProvider for EntitySnapshot {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let columns: Vec<usize> = projection.cloned().unwrap_or_else(|| (0..self.spec.schema.fields().len()).collect());
+        let columns: Vec<usize> = projection
+            .cloned()
+            .unwrap_or_else(|| (0..self.spec.schema.fields().len()).collect());
         let leaves = self.leaves(filters);
         if self.state.levels.is_empty() && self.state.recent.is_empty() {
             let files = leaves.into_iter().flat_map(|leaf| leaf.files).collect();
-            return self.stored.with_files(files).scan(state, Some(&columns), filters, limit).await;
+            return self
+                .stored
+                .with_files(files)
+                .scan(state, Some(&columns), filters, limit)
+                .await;
         }
-        let hot = self.state.recent.iter().map(|part| part.batch(&self.spec.schema));
-        let hot = hot.collect::<Result<Vec<_>, _>>().map_err(DataFusionError::Execution)?;
+        let hot = self
+            .state
+            .recent
+            .iter()
+            .map(|part| part.batch(&self.spec.schema));
+        let hot = hot
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(DataFusionError::Execution)?;
         let schema = project_schema(&self.spec.schema, Some(&columns))?;
-        let read = Arc::new(Reading::new(&self.spec, &columns, self.state.levels.to_vec(), &hot, schema.clone())?);
-        let part = |leaves| Arc::new(Part { read: read.clone(), leaves }) as Arc<dyn PartitionStream>;
-        let parts = share(leaves, state.config().target_partitions()).into_iter().map(part).collect();
-        Ok(Arc::new(StreamingTableExec::try_new(schema, parts, None, [], false, limit)?))
+        let read = Arc::new(Reading::new(
+            &self.spec,
+            &columns,
+            self.state.levels.to_vec(),
+            &hot,
+            schema.clone(),
+        )?);
+        let part = |leaves| {
+            Arc::new(Part {
+                read: read.clone(),
+                leaves,
+            }) as Arc<dyn PartitionStream>
+        };
+        let parts = share(leaves, state.config().target_partitions())
+            .into_iter()
+            .map(part)
+            .collect();
+        Ok(Arc::new(StreamingTableExec::try_new(
+            schema,
+            parts,
+            None,
+            [],
+            false,
+            limit,
+        )?))
     }
 }
 
@@ -155,28 +207,58 @@ impl Reading {
         hot: &[RecordBatch],
         schema: SchemaRef,
     ) -> Result<Self> {
-        let wanted = (0..ENTITY_COLUMNS.len()).chain(spec.keys.iter().copied()).chain(columns.iter().copied());
+        let wanted = (0..ENTITY_COLUMNS.len())
+            .chain(spec.keys.iter().copied())
+            .chain(columns.iter().copied());
         let wanted: Vec<usize> = wanted.collect::<BTreeSet<_>>().into_iter().collect();
-        let at = |column: &usize| wanted.binary_search(column).expect("it is among those wanted");
+        let at = |column: &usize| {
+            wanted
+                .binary_search(column)
+                .expect("it is among those wanted")
+        };
         let own: Schema = spec.schema.project(&wanted)?;
-        let hot = hot.iter().map(|batch| batch.project(&wanted)).collect::<Result<Vec<_>, _>>()?;
+        let hot = hot
+            .iter()
+            .map(|batch| batch.project(&wanted))
+            .collect::<Result<Vec<_>, _>>()?;
         let keys = spec.keys.iter().map(at).collect();
         let columns = columns.iter().map(at).collect();
-        let spec = TableSpec { schema: Arc::new(own), keys, ..spec.clone() };
+        let spec = TableSpec {
+            schema: Arc::new(own),
+            keys,
+            ..spec.clone()
+        };
         let hot = Placed::of(&spec, hot);
-        Ok(Self { spec, levels, hot, columns, schema })
+        Ok(Self {
+            spec,
+            levels,
+            hot,
+            columns,
+            schema,
+        })
     }
 
     /// The newest row of each key of a leaf, in the columns asked for.
     fn rows(&self, leaf: &Leaf, memory: &MemoryReservation) -> Result<RecordBatch> {
         let failed = DataFusionError::Execution;
-        let levels: Vec<Level> = self.levels.iter().filter(|l| l.reaches(&leaf.places)).cloned().collect();
+        let levels: Vec<Level> = self
+            .levels
+            .iter()
+            .filter(|l| l.reaches(&leaf.places))
+            .cloned()
+            .collect();
         let is_alone = levels.is_empty() && self.hot.count(&leaf.places) == 0;
         let rows = if is_alone && self.columns.is_empty() {
             return self.counted(leaf.rows() as usize);
         } else if is_alone {
-            let parts = leaf.files.iter().map(|file| read(&self.spec, file, 0..=Lsn::MAX));
-            let parts = parts.collect::<Result<Vec<_>, _>>().map_err(failed)?.concat();
+            let parts = leaf
+                .files
+                .iter()
+                .map(|file| read(&self.spec, file, 0..=Lsn::MAX));
+            let parts = parts
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(failed)?
+                .concat();
             concat_batches(&self.spec.schema, &parts)?
         } else {
             newest_of(&self.spec, &leaf.files, &levels, &self.hot, &leaf.places).map_err(failed)?
@@ -185,13 +267,23 @@ impl Reading {
         if self.columns.is_empty() {
             return self.counted(rows.num_rows());
         }
-        Ok(RecordBatch::try_new(self.schema.clone(), self.columns.iter().map(|c| rows.column(*c).clone()).collect())?)
+        Ok(RecordBatch::try_new(
+            self.schema.clone(),
+            self.columns
+                .iter()
+                .map(|c| rows.column(*c).clone())
+                .collect(),
+        )?)
     }
 
     /// Rows without columns.
     fn counted(&self, rows: usize) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(self.schema.clone(), Vec::new(), &options)?)
+        Ok(RecordBatch::try_new_with_options(
+            self.schema.clone(),
+            Vec::new(),
+            &options,
+        )?)
     }
 }
 
@@ -213,7 +305,10 @@ impl Part {
                 Err(error) => return drop(to.blocking_send(Err(error))),
             };
             for at in (0..rows.num_rows()).step_by(most) {
-                if to.blocking_send(Ok(rows.slice(at, most.min(rows.num_rows() - at)))).is_err() {
+                if to
+                    .blocking_send(Ok(rows.slice(at, most.min(rows.num_rows() - at))))
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -230,7 +325,13 @@ impl PartitionStream for Part {
 
     fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
         let mut stream = RecordBatchReceiverStream::builder(self.read.schema.clone(), 1);
-        let (to, part) = (stream.tx(), Self { read: self.read.clone(), leaves: self.leaves.clone() });
+        let (to, part) = (
+            stream.tx(),
+            Self {
+                read: self.read.clone(),
+                leaves: self.leaves.clone(),
+            },
+        );
         stream.spawn_blocking(move || {
             part.give(&context, &to);
             Ok(())
