@@ -10,10 +10,10 @@ use rand::{Rng, SeedableRng};
 use weir::operators::Operators;
 use weir::schema::Catalog;
 use weir::views::View;
-use weir::views::database::Origin;
 use weir::views::places::{Places, PlacesView};
-use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use weir::views::state_store::LogIdentity;
+use weir::wal::frame::compress;
+use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 const VENUES: u64 = 1_000_000;
 const FRAME: u64 = 10_000;
@@ -50,8 +50,8 @@ fn frame(first: u64, random: &mut SmallRng) -> Frame {
         kind: Kind::Record,
         count: FRAME as u32,
         first_lsn: first + 1,
-        first_position: 0,
-        previous_position: 0,
+        first_offset: 0,
+        previous_offset: 0,
         received_at: 1_465_520_400_000_000,
         configuration: 0,
         synced_lsn: 0,
@@ -64,7 +64,7 @@ fn frame(first: u64, random: &mut SmallRng) -> Frame {
         header,
         block,
         block_bytes: records.page().len() as u32,
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     }
 }
 
@@ -77,7 +77,7 @@ fn filled(folder: &std::path::Path) -> Arc<Places> {
         .expect("writable");
     let places = Arc::new(places);
     let mut view =
-        PlacesView::new(places.clone(), stream, Origin { log: 1, zero: 0 }).expect("opens");
+        PlacesView::new(places.clone(), stream, LogIdentity { log: 1, zero: 0 }).expect("opens");
     let mut operators = Operators::new(catalog, 0);
     let mut random = SmallRng::seed_from_u64(1);
     for first in (0..VENUES).step_by(FRAME as usize) {

@@ -8,7 +8,7 @@ pub type Lsn = u64;
 /// Bits of an LSN that count records; the ten above them name the instance.
 pub const LSN_SEQUENCE_BITS: u32 = 43;
 
-/// The position "nothing yet" of an instance's log: the first record gets the number after it.
+/// The checkpoint "nothing yet" of an instance's log: the first record gets the number after it.
 pub fn lsn_zero(instance: u16) -> Lsn {
     u64::from(instance) << LSN_SEQUENCE_BITS
 }
@@ -46,7 +46,7 @@ pub const STAMP_COLUMNS: [&str; 9] = [
     "event_time",
     "received_at",
     "source",
-    "repeat",
+    "is_duplicate",
     "year",
     "month",
     "day",

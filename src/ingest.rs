@@ -23,8 +23,8 @@ use crate::idempotency::{Answer, Answered, AnsweredRequests, BodyHash, Lookup, R
 use crate::schema::Catalog;
 use crate::storage::IoKind;
 use crate::threads::{OnEnd, panic_if_asked};
-use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, Records, RecordsBuilder, Wal, WalError};
+use crate::wal::frame::compress;
+use crate::wal::{Frame, FrameAttributes, Header, Kind, Records, RecordsBuilder, Wal, WalError};
 
 /// Submissions that may wait for the writer, whatever their size.
 const QUEUE: usize = 256;
@@ -54,9 +54,9 @@ pub struct Submission {
     pub partition: String,
     pub stream: String,
     pub records: Records,
-    pub first_position: u64,
-    pub previous_position: u64,
-    pub about: About,
+    pub first_offset: u64,
+    pub previous_offset: u64,
+    pub attributes: FrameAttributes,
 }
 
 impl Submission {
@@ -70,9 +70,9 @@ impl Submission {
             partition: String::new(),
             stream: stream.to_owned(),
             records: records.finish(),
-            first_position: 0,
-            previous_position: 0,
-            about: About::default(),
+            first_offset: 0,
+            previous_offset: 0,
+            attributes: FrameAttributes::default(),
         }
     }
 }
@@ -140,7 +140,7 @@ struct Prepared {
     frame: Frame,
     decoded: Option<Arc<Decoded>>,
     charge: Charge,
-    /// What the request that this one repeats was answered.
+    /// What the request that this one duplicates was answered.
     duplicate_of: Option<Answer>,
     done: SyncSender<Result<Synced, IngestError>>,
 }
@@ -153,11 +153,13 @@ struct Synced {
 
 impl Claims for Prepared {
     fn claim(&self) -> Claim<'_> {
-        let Frame { header, about, .. } = &self.frame;
+        let Frame {
+            header, attributes, ..
+        } = &self.frame;
         Claim {
             source: &header.source,
             partition: &header.partition,
-            is_pull: about.next_position.is_some(),
+            is_pull: attributes.next_offset.is_some(),
             holds_records: header.kind.holds_records(),
         }
     }
@@ -167,7 +169,7 @@ impl Claims for Prepared {
 pub struct Accepted {
     pub last_lsn: Lsn,
     pub decoded: Option<Arc<Decoded>>,
-    /// The submission repeats an earlier one under its idempotency key, which was answered this:
+    /// The submission duplicates an earlier one under its idempotency key, which was answered this:
     /// its records are not processed.
     pub duplicate_of: Option<Answer>,
 }
@@ -352,7 +354,7 @@ pub enum KeyState {
 }
 
 /// What trimming the log needs of its writer.
-pub enum Upkeep {
+pub enum LogMaintenance {
     Remove(Lsn),
     /// Recovery begins at this LSN at the earliest.
     Committed(Lsn),
@@ -367,7 +369,7 @@ impl Ingest {
         catalog: Arc<Catalog>,
         clock: Arc<dyn Clock>,
         queue_bytes: usize,
-        upkeep: Receiver<Upkeep>,
+        upkeep: Receiver<LogMaintenance>,
         note_synced: impl FnMut(&Header) + Send + 'static,
         hand_on: impl FnMut(Committed) + Send + 'static,
     ) -> (Self, JoinHandle<Result<Wal, WalError>>) {
@@ -485,7 +487,7 @@ impl Ingest {
         wait: bool,
     ) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
         let received_at = self.clock.now();
-        let (records, cut) = (submission.records.iter(), &submission.about.cut);
+        let (records, cut) = (submission.records.iter(), &submission.attributes.cut);
         let decoded = match (
             submission.kind,
             self.catalog.streams.get(&submission.stream),
@@ -507,8 +509,8 @@ impl Ingest {
                 kind: submission.kind,
                 count: submission.records.len() as u32,
                 first_lsn: 0,
-                first_position: submission.first_position,
-                previous_position: submission.previous_position,
+                first_offset: submission.first_offset,
+                previous_offset: submission.previous_offset,
                 received_at,
                 configuration: self.catalog.id,
                 synced_lsn: 0,
@@ -518,7 +520,7 @@ impl Ingest {
             },
             block_bytes: page.len() as u32,
             block: compress(page).map_err(|e| IngestError::Refused(e.to_string()))?,
-            about: submission.about,
+            attributes: submission.attributes,
         };
         Ok((frame, decoded))
     }
@@ -558,7 +560,7 @@ impl Ingest {
 /// The key of a request that is to be processed once.
 fn request_key(frame: &Frame) -> Option<(RequestKey, BodyHash)> {
     let (hash, key) = frame
-        .about
+        .attributes
         .idempotency
         .as_ref()
         .filter(|_| frame.header.kind == Kind::Record)?;
@@ -576,7 +578,7 @@ struct Writer {
     gate: Arc<Gate>,
     synced: Arc<Mutex<Lsn>>,
     answered: Arc<Mutex<AnsweredRequests>>,
-    upkeep: Receiver<Upkeep>,
+    upkeep: Receiver<LogMaintenance>,
     note_synced: Box<dyn FnMut(&Header) + Send>,
     /// Frames of pull sources that wait for room.
     aside: Aside<Prepared>,
@@ -835,8 +837,8 @@ impl Writer {
         let mut has_removed = false;
         while let Ok(upkeep) = self.upkeep.try_recv() {
             match upkeep {
-                Upkeep::Committed(lsn) => self.wal.set_committed(lsn),
-                Upkeep::Remove(first_lsn) => match self.wal.remove_segment(first_lsn) {
+                LogMaintenance::Committed(lsn) => self.wal.set_committed(lsn),
+                LogMaintenance::Remove(first_lsn) => match self.wal.remove_segment(first_lsn) {
                     Ok(()) => has_removed = true,
                     Err(error) => {
                         tracing::warn!(%error, "a segment of the log could not be removed; it is tried again");
@@ -873,12 +875,12 @@ mod tests {
     }
 
     fn submission(record: &[u8], idempotency: Option<(BodyHash, String)>) -> Submission {
-        let about = About {
+        let attributes = FrameAttributes {
             idempotency,
-            ..About::default()
+            ..FrameAttributes::default()
         };
         Submission {
-            about,
+            attributes,
             ..Submission::control(Kind::Record, "s", record)
         }
     }
@@ -886,7 +888,7 @@ mod tests {
     struct Started {
         ingest: Ingest,
         handed_on: Receiver<Committed>,
-        _upkeep: std::sync::mpsc::Sender<Upkeep>,
+        _upkeep: std::sync::mpsc::Sender<LogMaintenance>,
         _folder: tempfile::TempDir,
     }
 

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! sources ─► ingest ─► log ─► operators ─► views ─► query ─► server, CLI
-//!  bytes    decode,   synced   repeats,    lake      SQL
+//!  bytes    decode,   synced   duplicates,    lake      SQL
 //!           reject    order    sessions,   search    count, search, nearby
 //!                              windows,    places
 //!                              entities    counts
@@ -18,7 +18,7 @@
 //!
 //! **The log is the truth. Everything after it is a deterministic function of a prefix of the
 //! log.** Operators hold state in memory, saved together at one LSN. Views store data *and their
-//! own position* in one atomic commit, and ignore what is at or below it. Recovery is one path: the
+//! own checkpoint* in one atomic commit, and ignore what is at or below it. Recovery is one path: the
 //! newest snapshot that no view is behind, then the log from there; each view skips what it has. A
 //! view more than a snapshot interval behind takes that path by itself, from an older snapshot,
 //! until it meets the others. Nothing else coordinates them. Data flows one way; only LSNs flow
@@ -33,22 +33,22 @@
 //! | `src/threads.rs` | panics of threads, and the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | texts of records within bounds, where they are remembered |
 //! | `src/idempotency.rs` | answers remembered under idempotency keys: a bounded table that the log's writer and the operators fill alike |
-//! | `src/config` | the file as typed, and what it means, checked once; `src/config/place.rs` points into its text |
+//! | `src/config` | the file as typed, and what it means, checked once; `src/config/location.rs` points into its text |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
-//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` is all arithmetic with them, `src/schema/refusal.rs` says where in SQL something is wrong; `src/schema/bounds` (how far a statement may go), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` are what Weir's SQL has of its own |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` is all arithmetic with them, `src/schema/plan_error.rs` says where in SQL something is wrong; `src/schema/bounds` (how far a statement may go), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` are what Weir's SQL has of its own |
 //! | `src/sources` | where bytes enter: files, standard input, websockets; `src/sources/compression.rs` unpacks, `src/sources/lines.rs` finds records; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on; frames that wait for room stand in `src/ingest/aside.rs` |
-//! | `src/wal` | the log: `src/wal/record.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
-//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (how far arrival time is believed), `src/operators/repeats.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
+//! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
+//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (how far arrival time is believed), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
 //! | `src/views/lake` | one Delta table per stream, window, set of sessions or entities, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
 //! | `src/views/search` | full-text search in tantivy; `src/views/search/rows.rs` stores the rows that hits show |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
-//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/made.rs` adds what is open; a query runs on threads of its own (`src/query/running.rs`), in a slot (`src/query/slots.rs`), under a plan that can be stopped (`src/query/guarded.rs`, `src/query/pieces.rs`); `src/query/encode.rs` writes answers out, into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/derived_tables.rs` adds what is open; a query runs on threads of its own (`src/query/running.rs`), in a slot (`src/query/slots.rs`), under a plan that can be stopped (`src/query/guarded.rs`, `src/query/pieces.rs`); `src/query/encode.rs` writes answers out, into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
 //! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/connections.rs` and `src/server/receive.rs` limit what a client may hold; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: folder, threads, recovery (`src/runtime/recovery.rs` decides where everything starts), changed configurations (tried first by `src/runtime/trial.rs`); `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/ticks.rs` (time in silence), `src/runtime/retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/history.rs` and what `src/runtime/kept.rs` finds of its beginning), `src/runtime/samples.rs` (records tried without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (what is worth a change of the configuration) |
+//! | `src/runtime` | the composition root: folder, threads, recovery (`src/runtime/recovery.rs` decides where everything starts), changed configurations (tried first by `src/runtime/trial.rs`); `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs` (time in silence), `src/runtime/dead_letter_retry.rs` (dead letters that come back), `src/runtime/rebuild.rs` (history processed once more, from `src/runtime/replay.rs` and what `src/runtime/retained_rows.rs` finds of its beginning), `src/runtime/dry_run.rs` (records tried without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (what is worth a change of the configuration) |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo's words |
 //! | `src/testing` | a disk that fails on demand |
@@ -57,11 +57,11 @@
 //! # Invariants
 //!
 //! 1. Only ingest appends to the log. 2. A source is acknowledged, and a frame seen, only after its sync. 3. A view stores data
-//!    and position in one atomic step. 4. Behind the log everything is deterministic, record by record: no clock, no randomness,
+//!    and checkpoint in one atomic step. 4. Behind the log everything is deterministic, record by record: no clock, no randomness,
 //!    no map order. 5. The log is trimmed only below a snapshot that no view is behind. 6. Queries never write. 7. No frame is
 //!    applied under two configurations. 8. Every queue, batch, record, file, request, result and state has a maximum. 9. A broken
 //!    invariant stops the process with a clear message; bad input never does: it becomes a dead letter with its reason.
-//!    10. Views are individually, not mutually, consistent: each answer names its position.
+//!    10. Views are individually, not mutually, consistent: each answer names its checkpoint.
 //!
 //! # What is deliberately absent
 //!

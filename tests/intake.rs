@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use serde_json::{Value, json};
 use weir::ingest::Submission;
 use weir::runtime::{Options, Running};
-use weir::wal::{About, Kind, RecordsBuilder};
+use weir::wal::{FrameAttributes, Kind, RecordsBuilder};
 
 use crate::server::{Server, start};
 use crate::support::{Bench, HTTP_ONLY, ndjson, records, wait_until};
@@ -197,13 +197,13 @@ fn submission(body: &[Value], key: &str) -> Submission {
     let mut records = RecordsBuilder::default();
     body.iter()
         .for_each(|record| records.push(record.to_string().as_bytes()));
-    let about = About {
+    let attributes = FrameAttributes {
         idempotency: Some(([7; 32], key.to_owned())),
-        ..About::default()
+        ..FrameAttributes::default()
     };
     Submission {
         records: records.finish(),
-        about,
+        attributes,
         source: "http".into(),
         ..Submission::control(Kind::Record, "rsvps", b"")
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use weir::storage::{Disk, Storage};
 use weir::testing::FaultyDisk;
-use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
+use weir::wal::frame::compress;
+use weir::wal::{Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
 
 use crate::support::{Bench, Numbers, copy, files, holds_exactly, ndjson, records};
 
@@ -22,8 +22,8 @@ fn frame(content: &str) -> Frame {
             kind: Kind::Record,
             count: 2,
             first_lsn: 0,
-            first_position: 0,
-            previous_position: 0,
+            first_offset: 0,
+            previous_offset: 0,
             received_at: 0,
             configuration: 0,
             synced_lsn: 0,
@@ -33,7 +33,7 @@ fn frame(content: &str) -> Frame {
         },
         block_bytes: records.page().len() as u32,
         block: compress(records.page()).expect("memory"),
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     }
 }
 

@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use weir::operators::Operators;
-use weir::runtime::folder::Folder;
+use weir::runtime::data_dir::DataDir;
 use weir::runtime::views;
 use weir::views::lake::LogName;
-use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use weir::wal::frame::compress;
+use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 use crate::support::Bench;
 
@@ -218,8 +218,8 @@ fn frame(text: &str) -> Frame {
         kind: Kind::Record,
         count: 1,
         first_lsn: 1,
-        first_position: 0,
-        previous_position: 0,
+        first_offset: 0,
+        previous_offset: 0,
         received_at: 1_714_557_700_000_000,
         configuration: 0,
         synced_lsn: 0,
@@ -232,7 +232,7 @@ fn frame(text: &str) -> Frame {
         header,
         block,
         block_bytes: records.page().len() as u32,
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     }
 }
 
@@ -245,7 +245,7 @@ fn name() -> impl Strategy<Value = String> {
         1 => "[a-z ,;{}()=\t]{1,4}",
         2 => prop::sample::select(vec![
             "lsn", "Year", "HOUR", "windows", "Windows", "bucket", "version", "updated", "status", "source", "received_at",
-            "window_start", "n", "session_id", "repeat", "select", "from", "group", "key", "item", "element", "key_value", "_metadata", "2024", "",
+            "window_start", "n", "session_id", "is_duplicate", "select", "from", "group", "key", "item", "element", "key_value", "_metadata", "2024", "",
         ])
         .prop_map(str::to_owned),
     ]
@@ -259,7 +259,7 @@ fn quoted(name: &str) -> String {
 fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), String> {
     let catalog = views::compile(config).map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
-    let folder = Folder::create(root).map_err(|e| e.to_string())?;
+    let folder = DataDir::create(root).map_err(|e| e.to_string())?;
     let log = LogName {
         instance: 0,
         id: 7,
@@ -280,7 +280,7 @@ fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), 
         .map_err(|e| e.to_string())?;
     let closing = Frame {
         header: Header {
-            kind: Kind::Final,
+            kind: Kind::CloseAll,
             first_lsn: 2,
             stream: String::new(),
             ..made.header.clone()

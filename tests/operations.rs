@@ -100,7 +100,7 @@ fn what_lies_below_the_retention_is_hidden_at_once_and_its_partitions_leave() {
     let shown = |hour: u64| {
         let count = 600 - hour * 60;
         assert_eq!(bench.number("select count(*) from rsvps"), count);
-        assert_eq!(bench.ask(&["count", "--repeats"])["count"], count);
+        assert_eq!(bench.ask(&["count", "--duplicates"])["count"], count);
         assert_eq!(
             bench.ask(&["search", "fun", "--limit", "1"])["total"],
             count
@@ -156,7 +156,7 @@ fn over_the_disk_limit_the_oldest_hours_leave_and_every_answer_agrees_on_what_is
     assert!(files < 28 << 20, "{files} bytes in files");
     let left = bench.number("select count(*) from rsvps");
     assert!(left > 60 && left < 3_600, "{left} rows are left");
-    assert_eq!(bench.ask(&["count", "--repeats"])["count"], left);
+    assert_eq!(bench.ask(&["count", "--duplicates"])["count"], left);
     assert_eq!(bench.ask(&["search", "fun", "--limit", "1"])["total"], left);
     let newest = bench.rows("select max(mtime) as m, min(mtime) as o from rsvps");
     assert_eq!(newest[0]["m"], all[3_599]["mtime"], "the newest stay");
@@ -259,7 +259,7 @@ fn a_running_query_is_ended_by_its_id() {
             .0,
         400
     );
-    let count = without_as_of(bench.ask(&["count", "--repeats"]));
+    let count = without_as_of(bench.ask(&["count", "--duplicates"]));
     assert_eq!(count["count"], 400);
     drop::<Server>(server);
 }

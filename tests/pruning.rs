@@ -24,8 +24,8 @@ use weir::schema::{Catalog, Layout, functions};
 use weir::views::lake::files::{
     Class, FileEntry, partition_folder, properties_of, with_partition_columns,
 };
-use weir::views::lake::hot::Hot;
-use weir::views::lake::{Change, Feed, LakeTable, LogName, TableSpec};
+use weir::views::lake::memtable::UnflushedRows;
+use weir::views::lake::{Change, LakeTable, LogName, RowOrigin, TableSpec};
 
 use crate::support::Numbers;
 
@@ -254,7 +254,7 @@ impl Tables {
             time_column: 1,
             layout: Layout::Hours,
             keys: Vec::new(),
-            feed: Feed::Stream("t".into()),
+            feed: RowOrigin::Stream("t".into()),
         };
         let log = LogName {
             instance: 0,
@@ -277,7 +277,12 @@ impl Tables {
         };
         table.commit(&change, &[]).expect("committed");
         batches.push(rows(&spec.schema, 4 * FILE_ROWS, HOT_ROWS, numbers));
-        table.push(Some(Hot::Rows(batches[4].clone())), None, 5_000, None);
+        table.push(
+            Some(UnflushedRows::Rows(batches[4].clone())),
+            None,
+            5_000,
+            None,
+        );
         let handles = Handles {
             catalog: Arc::new(Catalog::default()),
             lake: lake.clone(),

@@ -13,8 +13,8 @@ use weir::views::View;
 use weir::views::lake::replay::RawFrames;
 use weir::views::lake::table::Change;
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
-use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, RecordsBuilder, Wal};
+use weir::wal::frame::compress;
+use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 
 use crate::server::start;
 use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
@@ -416,17 +416,17 @@ type Told = (
 );
 
 fn told(frame: &Frame, above: u64) -> Vec<Told> {
-    let (header, about) = (&frame.header, &frame.about);
+    let (header, attributes) = (&frame.header, &frame.attributes);
     let records = frame.records().expect("readable");
     let record = |i: usize| {
-        let cut = about
+        let cut = attributes
             .cut
             .iter()
             .find(|(index, _)| *index == i as u64)
             .map(|(_, bytes)| *bytes);
         let (position, retried) = (
-            about.positions.get(i).copied(),
-            about.retry_of.get(i).copied(),
+            attributes.offsets.get(i).copied(),
+            attributes.retry_of.get(i).copied(),
         );
         let names = (
             header.source.clone(),
@@ -456,16 +456,16 @@ fn told(frame: &Frame, above: u64) -> Vec<Told> {
 /// Frames of every kind, of several sources, small and large, under a clock that now and then goes
 /// back.
 fn frames(numbers: &mut Numbers) -> Vec<Frame> {
-    use Kind::{DuplicateRequest, End, Floor, Gap, Record, Retry, Tick};
+    use Kind::{DuplicateRequest, Gap, PartitionEnd, Record, RetentionFloor, Retry, Tick};
     let kinds = [
         Record,
         Record,
         Record,
         Retry,
         Tick,
-        End,
+        PartitionEnd,
         Gap,
-        Floor,
+        RetentionFloor,
         DuplicateRequest,
     ];
     let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
@@ -491,15 +491,15 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
             );
         }
         let records = records.finish();
-        let mut about = About::default();
+        let mut attributes = FrameAttributes::default();
         if kind == Record && numbers.below(2) == 0 {
-            about.positions = (0..count).map(|i| lsn * 10 + i).collect();
+            attributes.offsets = (0..count).map(|i| lsn * 10 + i).collect();
         }
         if kind == Retry {
-            about.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
+            attributes.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
         }
         if kind == Record && numbers.below(4) == 0 {
-            about.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
+            attributes.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
         }
         time += 1 + numbers.below(900_000_000) as i64;
         if numbers.below(25) == 0 {
@@ -509,8 +509,8 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
             kind,
             count: count as u32,
             first_lsn: lsn,
-            first_position: about.positions.first().copied().unwrap_or(0),
-            previous_position: 0,
+            first_offset: attributes.offsets.first().copied().unwrap_or(0),
+            previous_offset: 0,
             received_at: time,
             configuration: 0,
             synced_lsn: 0,
@@ -523,7 +523,7 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
             header,
             block,
             block_bytes: records.page().len() as u32,
-            about,
+            attributes,
         });
         lsn += count;
     }

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use crate::support::{Bench, holds_exactly, ndjson, recordings, records, repeats, wait_until};
+use crate::support::{Bench, duplicates, holds_exactly, ndjson, recordings, records, wait_until};
 
 #[test]
 fn every_answer_agrees_with_a_recount_and_a_second_run_adds_nothing() {
@@ -177,9 +177,9 @@ fn recordings_agree_with_a_recount() {
     bench.write("in.ndjson", &bytes);
     bench.once();
     assert_eq!(bench.number("select count(*) from rsvps"), all.len() as u64);
-    let acts = repeats(&all).iter().filter(|r| !**r).count() as u64;
+    let acts = duplicates(&all).iter().filter(|r| !**r).count() as u64;
     assert_eq!(
-        bench.number("select count(*) from rsvps where not repeat"),
+        bench.number("select count(*) from rsvps where not is_duplicate"),
         acts
     );
     assert_eq!(bench.ask(&["count"])["count"], acts);
@@ -189,7 +189,7 @@ fn recordings_agree_with_a_recount() {
     let inside = |r: &&Value| (from..to).contains(&r["mtime"].as_i64().expect("a number"));
     let count = bench.ask(&[
         "count",
-        "--repeats",
+        "--duplicates",
         "--from",
         &from.to_string(),
         "--to",

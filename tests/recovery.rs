@@ -11,16 +11,17 @@ use std::time::Instant;
 use serde_json::json;
 use weir::clock::SystemClock;
 use weir::event::Lsn;
-use weir::ingest::{Ingest, IngestError, Receipt, Submission, Upkeep};
-use weir::operators::{Operators, Output, positions};
+use weir::ingest::{Ingest, IngestError, LogMaintenance, Receipt, Submission};
+use weir::operators::{Operators, Output, checkpoints};
 use weir::runtime::snapshots::{LogCatchUp, Snapshots};
 use weir::schema::Catalog;
 use weir::storage::{Disk, Storage};
 use weir::views::driver::CatchUp;
 use weir::views::{View, ViewError};
-use weir::wal::record::compress;
+use weir::wal::frame::compress;
 use weir::wal::{
-    About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions, segment,
+    Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions,
+    segment,
 };
 
 use crate::server::Server;
@@ -54,7 +55,7 @@ fn noise(numbers: &mut Numbers) -> Vec<u8> {
 
 struct Intake {
     ingest: Option<Ingest>,
-    upkeep: Sender<Upkeep>,
+    upkeep: Sender<LogMaintenance>,
     thread: std::thread::JoinHandle<Result<Wal, WalError>>,
     numbers: Numbers,
     folder: PathBuf,
@@ -110,11 +111,11 @@ impl Intake {
             partition: String::new(),
             stream: "s".into(),
             records: records.finish(),
-            first_position: position.unwrap_or(0),
-            previous_position: 0,
-            about: About {
-                next_position: position.map(|p| p + 1),
-                ..About::default()
+            first_offset: position.unwrap_or(0),
+            previous_offset: 0,
+            attributes: FrameAttributes {
+                next_offset: position.map(|p| p + 1),
+                ..FrameAttributes::default()
             },
         };
         self.ingest
@@ -138,7 +139,7 @@ impl Intake {
         self.thread.join().expect("it ends").expect("no error")
     }
 
-    /// Positions in the log, by source.
+    /// Checkpoints in the log, by source.
     fn stored(folder: &Path, after: Lsn, to: Lsn) -> BTreeMap<String, Vec<u64>> {
         let mut reader = LogReader::new(Arc::new(Disk), folder.to_owned(), after);
         let mut stored: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -147,7 +148,7 @@ impl Intake {
                 stored
                     .entry(frame.header.source)
                     .or_default()
-                    .push(frame.header.first_position);
+                    .push(frame.header.first_offset);
             }
         }
         stored
@@ -193,7 +194,7 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
     }
     // Control frames use what is kept for them, until that is full too.
     let mut control = 0;
-    for kind in [Kind::Gap, Kind::Floor, Kind::Tick, Kind::Final]
+    for kind in [Kind::Gap, Kind::RetentionFloor, Kind::Tick, Kind::CloseAll]
         .into_iter()
         .cycle()
     {
@@ -224,7 +225,7 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
     for first in segment_lsns(&intake.folder).into_iter().take(3) {
         intake
             .upkeep
-            .send(Upkeep::Remove(first))
+            .send(LogMaintenance::Remove(first))
             .expect("it is heard");
     }
     let count = receipts.len();
@@ -273,7 +274,7 @@ fn a_stop_refuses_what_waits_and_everything_behind_it() {
     let mut intake = Intake::start(folder.path().join("log"));
     let receipts = fill(&mut intake);
     let more: Vec<Receipt> = (0..4)
-        .filter_map(|_| intake.submit(Kind::End, "a", Some(99), false).ok())
+        .filter_map(|_| intake.submit(Kind::PartitionEnd, "a", Some(99), false).ok())
         .collect();
     intake.ingest.as_ref().expect("it runs").intake().close();
     let answers: Vec<bool> = receipts
@@ -311,8 +312,8 @@ fn frame(kind: Kind, content: &str) -> Frame {
             kind,
             count: 1,
             first_lsn: 0,
-            first_position: 0,
-            previous_position: 0,
+            first_offset: 0,
+            previous_offset: 0,
             received_at: 1_465_520_400_000_000,
             configuration: 0,
             synced_lsn: 0,
@@ -322,7 +323,7 @@ fn frame(kind: Kind, content: &str) -> Frame {
         },
         block_bytes: records.page().len() as u32,
         block: compress(records.page()).expect("memory"),
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     }
 }
 
@@ -392,7 +393,7 @@ impl View for Sparse {
     fn applied(&self) -> Lsn {
         self.applied
     }
-    fn positions(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(String, Lsn)> {
         self.committed.clone()
     }
     fn skip_to(&mut self, lsn: Lsn) {
@@ -418,7 +419,7 @@ impl View for Sparse {
 
 #[test]
 fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_what_is_missing() {
-    for (position, is_led_on) in [("search/s", true), (positions::RAW, false)] {
+    for (position, is_led_on) in [("search/s", true), (checkpoints::RAW, false)] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut wal = log_of(folder.path(), 20);
         let log = folder.path().join("log");

@@ -429,7 +429,7 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
         // The same questions by another way agree: what was counted is in the table.
         let at = "--from 2000-01-01 --to now-2s";
         let counted = paste(&format!("weir count --type yes {at}"))["count"].as_u64();
-        let sql = "weir sql \"select count(*) as n from rsvps where response = 'yes' and not repeat and event_time < now() - interval '2 seconds'\"";
+        let sql = "weir sql \"select count(*) as n from rsvps where response = 'yes' and not is_duplicate and event_time < now() - interval '2 seconds'\"";
         let rows = paste(sql)["rows"][0]["n"].as_u64();
         assert!(
             counted.zip(rows).is_some_and(|(c, r)| r >= c && r - c < 60),

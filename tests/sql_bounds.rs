@@ -169,7 +169,7 @@ fn plans_that_make_much_of_little_are_refused_by_name() {
         format!("cube({})", columns.join(", ")),
         format!(
             "{0}, {0}",
-            "rollup(lsn, source, event_time, repeat, lsn + 1, lsn + 2, lsn + 3, lsn + 4)"
+            "rollup(lsn, source, event_time, is_duplicate, lsn + 1, lsn + 2, lsn + 3, lsn + 4)"
         ),
     ] {
         refused(

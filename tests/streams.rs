@@ -16,7 +16,7 @@ schema = "id varchar not null, at timestamp not null, kind varchar, note varchar
 select = "select at as event_time, id, upper(kind) as kind, note, reading['value'] as value, reading['unit'] as unit, tags, 10 / length(note) as density from sensors"
 require = ["value < 1000", "unit in ('C', 'F')"]
 key = "id"
-repeat = { same = ["value"], within = "1s" }
+duplicates = { same = ["value"], within = "1s" }
 count = { type = "kind", by = ["unit"] }
 search = { text = ["note", "tags"], exact = ["id"] }
 "#;
@@ -42,12 +42,16 @@ fn an_invented_stream_goes_through_everything_by_configuration_alone() {
     ];
     bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
     bench.once();
-    let rows =
-        bench.rows("select id, kind, value, repeat, event_time, density from sensors order by lsn");
+    let rows = bench.rows(
+        "select id, kind, value, is_duplicate, event_time, density from sensors order by lsn",
+    );
     assert_eq!(rows.len(), 3, "{rows:?}");
     assert_eq!(rows[0]["kind"], "AIR");
     assert_eq!(
-        (rows[0]["repeat"].as_bool(), rows[1]["repeat"].as_bool()),
+        (
+            rows[0]["is_duplicate"].as_bool(),
+            rows[1]["is_duplicate"].as_bool()
+        ),
         (Some(false), Some(true))
     );
     assert_eq!(rows[2]["id"], "7");

@@ -145,11 +145,11 @@ impl Bench {
     /// Everything that does not depend on when and how records came in.
     pub fn all_answers(&self) -> BTreeMap<String, Value> {
         let mut answers = BTreeMap::new();
-        let columns = "event_time, repeat, rsvp_id, mtime, response, guests, member_id, event_id, event_start, venue_id, lat, lon, country, topics";
+        let columns = "event_time, is_duplicate, rsvp_id, mtime, response, guests, member_id, event_id, event_start, venue_id, lat, lon, country, topics";
         answers.insert(
             "rows".to_owned(),
             self.rows(&format!(
-                "select {columns} from rsvps order by rsvp_id, mtime, guests, response, repeat, lat"
+                "select {columns} from rsvps order by rsvp_id, mtime, guests, response, is_duplicate, lat"
             ))
             .into(),
         );
@@ -304,7 +304,7 @@ pub fn ndjson(records: &[Value]) -> Vec<u8> {
 }
 
 /// Per record, whether it says nothing new: the definition, word for word.
-pub fn repeats(records: &[Value]) -> Vec<bool> {
+pub fn duplicates(records: &[Value]) -> Vec<bool> {
     type Seen = Vec<(Value, Value, i64)>;
     let mut seen: BTreeMap<i64, Seen> = BTreeMap::new();
     records
@@ -319,21 +319,21 @@ pub fn repeats(records: &[Value]) -> Vec<bool> {
                 .entry(r["rsvp_id"].as_i64().expect("a number"))
                 .or_default();
             let last = &before[before.len().saturating_sub(4)..];
-            let is_repeat = last
+            let is_duplicate = last
                 .iter()
                 .any(|(a, g, m)| a == answer && g == guests && (m - mtime).abs() <= 500);
-            if !is_repeat {
+            if !is_duplicate {
                 before.push((answer.clone(), guests.clone(), mtime));
             }
-            is_repeat
+            is_duplicate
         })
         .collect()
 }
 
 /// Checks that rows, counts and search of a folder are exactly these records.
 pub fn holds_exactly(bench: &Bench, records: &[Value]) {
-    let repeats = repeats(records);
-    let acts = repeats.iter().filter(|r| !**r).count() as u64;
+    let duplicates = duplicates(records);
+    let acts = duplicates.iter().filter(|r| !**r).count() as u64;
     assert_eq!(
         bench.number("select count(*) from rsvps"),
         records.len() as u64,
@@ -345,7 +345,7 @@ pub fn holds_exactly(bench: &Bench, records: &[Value]) {
         "distinct rows"
     );
     assert_eq!(
-        bench.number("select count(*) from rsvps where not repeat"),
+        bench.number("select count(*) from rsvps where not is_duplicate"),
         acts,
         "acts in SQL"
     );
@@ -356,7 +356,7 @@ pub fn holds_exactly(bench: &Bench, records: &[Value]) {
     );
     assert_eq!(bench.ask(&["count"])["count"], acts, "acts in counts");
     assert_eq!(
-        bench.ask(&["count", "--repeats"])["count"],
+        bench.ask(&["count", "--duplicates"])["count"],
         records.len() as u64,
         "all in counts"
     );

@@ -226,7 +226,7 @@ fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
 
 #[test]
 fn so_it_is_where_there_are_more_keys_than_are_remembered() {
-    // About 20,000 topics, of which 16,384 are remembered and a fifth are told by several groups.
+    // FrameAttributes 20,000 topics, of which 16,384 are remembered and a fifth are told by several groups.
     let bench = Bench::new("");
     let all = told_to_and_fro(2_500, 500, 50, 60_000);
     for end in [1_200, 2_500] {
@@ -454,7 +454,7 @@ fn the_older_api_answers_as_its_clients_expect() {
     .concat();
     post(&server, "/api/v1/streams/events/events", &body);
     wait_until("they are counted", || {
-        bench.ask(&["count", "--repeats"])["count"] == 3
+        bench.ask(&["count", "--duplicates"])["count"] == 3
     });
     wait_until("they are found", || {
         bench.ask(&["search", "event_type:login"])["total"] == 2

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use weir::operators::{Operators, Output};
 use weir::schema::{Catalog, Layout, Stream};
 use weir::views::View;
-use weir::views::counts::{Counts, CountsView, Tally};
-use weir::views::database::Origin;
+use weir::views::counts::{Count, Counts, CountsView};
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
 use weir::views::places::{Near, Places, PlacesView};
-use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use weir::views::state_store::LogIdentity;
+use weir::wal::frame::compress;
+use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 use crate::support::{Bench, Numbers, ndjson, records};
 
@@ -29,8 +29,8 @@ fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
         kind: Kind::Record,
         count: texts.len() as u32,
         first_lsn,
-        first_position: 0,
-        previous_position: 0,
+        first_offset: 0,
+        previous_offset: 0,
         received_at: 1_465_520_400_000_000 + first_lsn as i64,
         configuration: 0,
         synced_lsn: 0,
@@ -43,7 +43,7 @@ fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
         header,
         block,
         block_bytes: records.page().len() as u32,
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     }
 }
 
@@ -238,7 +238,7 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
 }
 
 const MINUTE: i64 = 60_000_000;
-const ORIGIN: Origin = Origin { log: 1, zero: 0 };
+const ORIGIN: LogIdentity = LogIdentity { log: 1, zero: 0 };
 
 const CALLS: &str = r#"
 [streams.calls]
@@ -319,19 +319,19 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
                 (a.min(b), a.max(b))
             };
             let from = from.max(floor);
-            let mut found: std::collections::HashMap<Arc<str>, Tally> = Default::default();
+            let mut found: std::collections::HashMap<Arc<str>, Count> = Default::default();
             let lsn = counts.count(from, to, &mut |group, tally| {
                 found.entry(group.into()).or_default().add(tally);
             });
             assert_eq!(lsn.expect("an answer"), output.to);
-            let mut want: std::collections::HashMap<Arc<str>, Tally> = Default::default();
+            let mut want: std::collections::HashMap<Arc<str>, Count> = Default::default();
             for (_, group) in accepted
                 .iter()
                 .filter(|(time, _)| (from..to).contains(time))
             {
                 want.entry(group.as_str().into())
                     .or_default()
-                    .add(Tally { acts: 1, all: 1 });
+                    .add(Count { acts: 1, all: 1 });
             }
             assert_eq!(found, want, "frame {n}, {from}..{to}");
         }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use weir::operators::{Operators, snapshot};
 use weir::query::sql::to_ndjson;
 use weir::schema::Catalog;
-use weir::wal::record::compress;
-use weir::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use weir::wal::frame::compress;
+use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 use crate::support::{Bench, Numbers};
 
@@ -101,8 +101,8 @@ fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<
             kind,
             count: records.len() as u32,
             first_lsn,
-            first_position: 0,
-            previous_position: 0,
+            first_offset: 0,
+            previous_offset: 0,
             received_at: (START + 30 * 86_400 * SECOND) * 1_000,
             configuration: 0,
             synced_lsn: 0,
@@ -112,7 +112,7 @@ fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<
         },
         block: compress(built.page()).expect("memory"),
         block_bytes: built.page().len() as u32,
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     })
 }
 
@@ -170,7 +170,7 @@ fn run(
         }
     }
     if is_final {
-        let frame = frame(Kind::Final, "", operators.lsn() + 1, &[json!({})]);
+        let frame = frame(Kind::CloseAll, "", operators.lsn() + 1, &[json!({})]);
         collect(
             &operators.apply(&frame, None).expect("applied"),
             &mut tables,
@@ -187,7 +187,7 @@ fn latest(rows: &[String], values: &[&str]) -> BTreeMap<(String, String), Vec<Va
         let row: Value = serde_json::from_str(row).expect("JSON");
         let key = (row["window_start"].to_string(), row["k"].to_string());
         let version = row["version"].as_i64().expect("a version");
-        let is_gone = row["status"] == "gone";
+        let is_gone = row["status"] == "retracted";
         let values = values.iter().map(|v| row[*v].clone()).collect();
         let entry = out.entry(key).or_insert((0, Vec::new(), false));
         assert!(version > entry.0, "versions ascend: {row}");
@@ -222,7 +222,7 @@ fn slides(rows: &[String], starts: &[i64]) -> Vec<(String, BTreeMap<&'static str
                 .into_iter()
                 .find(|key| row["k"] == *key)
                 .expect("a key");
-            match row["n"].as_u64().filter(|_| row["status"] != "gone") {
+            match row["n"].as_u64().filter(|_| row["status"] != "retracted") {
                 Some(n) => drop(said.insert(key, n)),
                 None => drop(said.remove(key)),
             }
@@ -346,7 +346,7 @@ fn windows_of_local_time_are_those_of_brute_force() {
                 "tumble(ev, event_time, interval '1 day'",
                 24,
                 1,
-                "amend",
+                "update",
                 30,
             ),
             ("tumble(ev, event_time, interval '6 hours'", 6, 1, "drop", 3),
@@ -361,14 +361,14 @@ fn windows_of_local_time_are_those_of_brute_force() {
                 "hop(ev, event_time, interval '6 hours', interval '12 hours'",
                 6,
                 2,
-                "amend",
+                "update",
                 30,
             ),
             (
                 "hop(ev, event_time, interval '1 day', interval '3 days'",
                 24,
                 3,
-                "amend",
+                "update",
                 100,
             ),
         ] {
@@ -380,7 +380,7 @@ fn windows_of_local_time_are_those_of_brute_force() {
             let rows = is_the_same_however_cut(&catalog, &records, true);
             let counts = local_brute_force(&records, &starts, steps, lateness * 3_600 * SECOND);
             let of = |start: i64| counts.get(&start).cloned().unwrap_or_default();
-            if late == "amend" && steps > 1 {
+            if late == "update" && steps > 1 {
                 for (found, start) in slides(&rows["w_versions"], &starts).iter().zip(&starts) {
                     assert_eq!(*found, (time(*start), of(*start)), "{zone} {call}");
                 }
@@ -467,9 +467,9 @@ fn tumbling_counts_are_those_of_brute_force() {
     for (late, lateness) in [
         ("drop", 0),
         ("drop", 12),
-        ("amend", 0),
-        ("amend", 12),
-        ("amend", 35),
+        ("update", 0),
+        ("update", 12),
+        ("update", 35),
     ] {
         let catalog = catalog(&format!(
             "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n, count(*) filter (where v > 0) as p from tumble(ev, event_time, interval '10 seconds') where v <> 7 group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"{lateness}s\"\n"
@@ -517,7 +517,7 @@ fn amended_slides_are_those_of_brute_force() {
         (" having count(*) > 2", 3, u64::MAX),
     ] {
         let catalog = catalog(&format!(
-            "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3{having}\"\nlate = \"amend\"\nallowed_lateness = \"20s\"\n"
+            "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3{having}\"\nlate = \"update\"\nallowed_lateness = \"20s\"\n"
         ));
         for seed in 0..2 {
             let records = made(250, 900 + seed);
@@ -555,7 +555,7 @@ fn a_sliding_top_is_stored_when_it_changes() {
         let mut gone = BTreeSet::new();
         for row in &rows["w_versions"] {
             let row: Value = serde_json::from_str(row).expect("JSON");
-            if row["status"] == "gone" {
+            if row["status"] == "retracted" {
                 gone.insert(row["window_start"].to_string());
             } else {
                 let start = found.entry(row["window_start"].to_string()).or_default();
@@ -602,9 +602,9 @@ fn a_sliding_top_is_stored_when_it_changes() {
 fn every_kind_of_aggregate_runs_in_parts() {
     let catalog = catalog(
         "[windows.w]\nsql = \"\"\"select window_start, window_end, k, count(*) as n, sum(v) as s, avg(x) as a, min(v) as low, max(v) as high,
-         count(distinct v) as d, approx_distinct(v) as about, array_agg(v order by v, t) as all_v, sum(v) filter (where v > 5) as big,
+         count(distinct v) as d, approx_distinct(v) as attributes, array_agg(v order by v, t) as all_v, sum(v) filter (where v > 5) as big,
          approx_percentile_cont(x, 0.5) as middle, first_value(v order by t, v) as first_v, stddev(x) as spread
-         from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3 having count(*) > 1\"\"\"\nlate = \"amend\"\nallowed_lateness = \"20s\"\n",
+         from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3 having count(*) > 1\"\"\"\nlate = \"update\"\nallowed_lateness = \"20s\"\n",
     );
     let records = made(400, 300);
     let rows = is_the_same_however_cut(&catalog, &records, true);
@@ -703,7 +703,7 @@ fn session_windows_are_those_of_brute_force() {
 
 #[test]
 fn a_window_over_a_window_takes_every_final_row_once() {
-    for late in ["drop", "amend"] {
+    for late in ["drop", "update"] {
         let catalog = catalog(&format!(
             "[windows.small]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '2 seconds') group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"7s\"\n[windows.large]\nsql = \"select window_start, window_end, k, sum(n) as total, count(*) as parts from tumble(small, window_start, interval '20 seconds') group by 1, 2, 3\"\n"
         ));
@@ -790,10 +790,10 @@ fn what_a_window_holds_is_bounded_whatever_its_kind_and_its_values() {
     let hop = "hop(ev, event_time, interval '2 seconds', interval '20 seconds')";
     let session = "session(ev, event_time, interval '30 seconds', k)";
     for (select, from, late) in [
-        ("count(*) as n", tumble, "amend"),
-        ("count(*) as n", hop, "amend"),
+        ("count(*) as n", tumble, "update"),
+        ("count(*) as n", hop, "update"),
         ("count(*) as n", hop, "drop"),
-        ("max(v) as n", tumble, "amend"),
+        ("max(v) as n", tumble, "update"),
         ("max(v) as n", hop, "drop"),
         ("count(*) as n", session, "drop"),
     ] {
@@ -885,7 +885,7 @@ fn sessions_open_and_close_as_their_five_cases_say() {
 
 #[test]
 fn sessions_are_those_of_their_definition_however_cut() {
-    let text = "session = { key = \"k\", gap = \"4s\", opens = \"v > 35\", what = \"k\" }\n";
+    let text = "session = { key = \"k\", gap = \"4s\", opens = \"v > 35\", track = \"k\" }\n";
     let catalog = catalog(text);
     for seed in 0..3 {
         let records = made(900, 700 + seed);
@@ -940,7 +940,7 @@ fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
 
 #[test]
 fn long_keys_of_sessions_are_kept_short_and_apart() {
-    let text = "[streams.long]\nschema = \"k varchar, t bigint not null\"\nselect = \"select to_timestamp_millis(t) as event_time, k, t from long\"\nsession = { key = \"k\", gap = \"1h\", what = \"k\" }\n";
+    let text = "[streams.long]\nschema = \"k varchar, t bigint not null\"\nselect = \"select to_timestamp_millis(t) as event_time, k, t from long\"\nsession = { key = \"k\", gap = \"1h\", track = \"k\" }\n";
     let bench = Bench::new("");
     bench.configure(&format!(
         "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"long\"\n{text}"

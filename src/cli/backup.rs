@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::ask::Server;
+use super::client::Server;
 use super::{Format, Global, output, tokio_runtime};
 use crate::runtime::{RuntimeError, backup};
 

@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand};
 
-use super::ask::{Asked, Server};
+use super::client::{QueryTarget, Server};
 use super::{Global, output, tokio_runtime};
-use crate::runtime::retry::RetryQuestion;
+use crate::runtime::dead_letter_retry::RetryQuestion;
 use crate::runtime::{Options, Running, RuntimeError};
 
 #[derive(Debug, Args)]
@@ -96,7 +96,7 @@ impl DeadLetters {
             }
             What::Show { lsn } => format!("select * from dead_letters where lsn = {lsn}"),
         };
-        let answer = Asked::open(global)?.sql(&query, "json")?;
+        let answer = QueryTarget::open(global)?.sql(&query, "json")?;
         let answer: serde_json::Value =
             serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
         if let What::Show { lsn } = &self.what

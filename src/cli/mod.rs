@@ -1,15 +1,15 @@
 //! The command line: one file per verb. Results go to stdout, logs and progress to stderr.
 
-mod ask;
 mod backup;
 mod check;
+mod client;
 mod compact;
 mod dead_letters;
 mod demo;
 mod generate;
 mod init;
 mod output;
-mod questions;
+mod query;
 mod rebuild;
 mod run;
 mod serve;
@@ -78,11 +78,11 @@ enum Verb {
     Test(test::Test),
     /// Asks in SQL.
     Sql(sql::Sql),
-    Count(questions::Count),
-    Search(questions::Search),
-    Nearby(questions::Nearby),
-    Windows(questions::Windows),
-    Status(questions::Status),
+    Count(query::Count),
+    Search(query::Search),
+    Nearby(query::Nearby),
+    Windows(query::Windows),
+    Status(query::Status),
     Backup(backup::Backup),
     Rebuild(rebuild::Rebuild),
     /// Merges the files of a stopped lake now.

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 
-use super::ask::Server;
+use super::client::Server;
 use super::{Global, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::runtime::rebuild::{self, Generation};
+use crate::runtime::rebuild::{self, ViewBuild};
 use crate::runtime::{Options, POLL, Running, RuntimeError, views};
 
 /// Makes windows, tables, search, places or counts anew, as the configuration declares them now
@@ -62,11 +62,11 @@ impl Rebuild {
             whats.remove(at);
         }
         rebuild::finish_what_was_begun(&config, runtime.handle())?;
-        let begin = |view: &String| Generation::begin(&config, runtime.handle(), view);
+        let begin = |view: &String| ViewBuild::begin(&config, runtime.handle(), view);
         let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
         generations
             .iter()
-            .filter_map(Generation::told)
+            .filter_map(ViewBuild::told)
             .for_each(|told| eprintln!("weir: {told}"));
         let begun = Instant::now();
         let (mut reached, mut rounds) = (None, 0);

@@ -9,7 +9,7 @@ use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
 use crate::operators::{StreamProgress, Totals};
 use crate::query::Handles;
-use crate::runtime::folder::Folder;
+use crate::runtime::data_dir::DataDir;
 use crate::runtime::{Options, POLL, Running, RuntimeError, disorder, notes};
 
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ impl Run {
         let runtime = tokio_runtime()?;
         if !self.once {
             // A folder in use is told before a port in use.
-            drop(Folder::create(&config.data)?.lock()?);
+            drop(DataDir::create(&config.data)?.lock()?);
             let listener = serve::bind(&config)?;
             let served = serve::serve(&config, &listener, &runtime, |_| {});
             // A body that is being decoded, or a backup, keeps no thread of its own alive.
@@ -90,7 +90,7 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
     Totals {
         events: now.events.saturating_sub(before.events),
         late: now.late.saturating_sub(before.late),
-        repeats: now.repeats.saturating_sub(before.repeats),
+        duplicates: now.duplicates.saturating_sub(before.duplicates),
         dead_letters: now.dead_letters.saturating_sub(before.dead_letters),
         most_late: now.most_late,
     }
@@ -110,9 +110,9 @@ fn summary(handles: &Handles, before: &Streams, started: Instant, was_asked: boo
         "all views have committed"
     };
     eprintln!(
-        "{} events ({} repeats, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
+        "{} events ({} duplicates, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
         sum(|t| t.events),
-        sum(|t| t.repeats),
+        sum(|t| t.duplicates),
         sum(|t| t.late),
         sum(|t| t.dead_letters),
         crate::event::lsn_sequence(handles.progress.synced_lsn()),

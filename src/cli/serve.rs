@@ -8,7 +8,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::config::Config;
-use crate::runtime::folder::Address;
+use crate::runtime::data_dir::Address;
 use crate::runtime::{Options, POLL, Running, RuntimeError, stop_signal};
 use crate::server::{Parts, Server};
 

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use clap::Args;
 
-use super::ask::Asked;
+use super::client::QueryTarget;
 use super::{Format, Global, output};
 use crate::runtime::RuntimeError;
 
@@ -27,7 +27,7 @@ impl Sql {
             Some(query) => query.to_owned(),
         };
         let format = global.format();
-        let asked = Asked::open(global)?;
+        let asked = QueryTarget::open(global)?;
         let name = match format {
             Format::Table | Format::Json => "json",
             Format::Ndjson => "ndjson",

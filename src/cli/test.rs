@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Format, Global, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ReadOrder, Source, SourceKind};
-use crate::runtime::{RuntimeError, disorder, samples};
+use crate::runtime::{RuntimeError, disorder, dry_run};
 use crate::schema::{Catalog, Stream};
 
 /// Shows what sample records become, without touching the data folder.
@@ -72,14 +72,14 @@ fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8
         None => of_stream().find_map(|source| source.unwrap.as_deref()),
     };
     let file = std::fs::File::open(path).map_err(wrong)?;
-    let records = samples::read(file, unwrap, config.limits.record, None).map_err(wrong)?;
+    let records = dry_run::read(file, unwrap, config.limits.record, None).map_err(wrong)?;
     let orders: Vec<ReadOrder> = match own {
         Some(own) => order(own).into_iter().collect(),
         None => of_stream().filter_map(order).collect(),
     };
     let is_sorted = !orders.is_empty() && orders.iter().all(|order| *order == ReadOrder::EventTime);
     Ok(if is_sorted {
-        samples::in_order(stream, records)
+        dry_run::in_order(stream, records)
     } else {
         records
     })
@@ -155,7 +155,7 @@ impl Test {
         for file in &self.files {
             records.extend(read(config, of_name(catalog, &stream)?, file)?);
         }
-        let (answer, counted) = samples::run(
+        let (answer, counted) = dry_run::run(
             catalog,
             &stream,
             &records,
@@ -186,7 +186,7 @@ fn of_name<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, Runt
     catalog
         .streams
         .get(name)
-        .ok_or_else(|| samples::unknown_stream(catalog, name))
+        .ok_or_else(|| dry_run::unknown_stream(catalog, name))
 }
 
 fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
@@ -211,7 +211,7 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
                 &path.parent().unwrap_or(Path::new("")).join(file),
             )?);
         }
-        let (found, _) = samples::run(
+        let (found, _) = dry_run::run(
             catalog,
             &stream,
             &records,

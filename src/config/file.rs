@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use globset::GlobBuilder;
 
-use super::typed;
+use super::raw;
 
 /// Files that are no data or not whole yet: editors' and copying programs' own, and marks beside
 /// data.
@@ -50,7 +50,7 @@ impl FileDef {
     }
 }
 
-pub(super) fn def(source: &typed::Source, path: PathBuf) -> Result<FileDef, String> {
+pub(super) fn def(source: &raw::Source, path: PathBuf) -> Result<FileDef, String> {
     let mut def = FileDef {
         path,
         recursive: source.recursive.unwrap_or(false),
@@ -92,7 +92,7 @@ pub(super) fn def(source: &typed::Source, path: PathBuf) -> Result<FileDef, Stri
 }
 
 /// Only what has an end and does not change can be sorted.
-fn order(source: &typed::Source, def: &FileDef) -> Result<ReadOrder, String> {
+fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, String> {
     match source.order.as_deref() {
         None | Some("file") => return Ok(ReadOrder::File),
         Some("event_time") => {}
@@ -135,7 +135,7 @@ fn order(source: &typed::Source, def: &FileDef) -> Result<ReadOrder, String> {
 
 const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is complete";
 
-fn refuse_include(source: &typed::Source, what: &str) -> Result<(), String> {
+fn refuse_include(source: &raw::Source, what: &str) -> Result<(), String> {
     let key = [
         ("recursive", source.recursive.is_some()),
         ("include", source.include.is_some()),
@@ -150,7 +150,7 @@ fn refuse_include(source: &typed::Source, what: &str) -> Result<(), String> {
 }
 
 /// Keys of a source of files beside another type.
-pub(super) fn refuse_keys(source: &typed::Source) -> Result<(), String> {
+pub(super) fn refuse_keys(source: &raw::Source) -> Result<(), String> {
     if source.order.is_some() {
         return Err(format!(
             "`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"
@@ -171,7 +171,7 @@ pub(super) fn refuse_keys(source: &typed::Source) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn source(text: &str) -> typed::Source {
+    fn source(text: &str) -> raw::Source {
         toml::from_str(&format!("name = \"a\"\ntype = \"file\"\n{text}")).expect("keys")
     }
 

@@ -1,14 +1,14 @@
-//! Configuration: [`typed::File`] is what the user wrote, [`Config`] what it means, checked once;
+//! Configuration: [`raw::File`] is what the user wrote, [`Config`] what it means, checked once;
 //! modules get their own part.
 //!
 //! The declarations of streams are checked against SQL by `schema`; everything that can be known
 //! without it is checked here.
 
 mod file;
-mod place;
+mod location;
+pub mod raw;
 pub mod stream;
 pub mod time_range;
-pub mod typed;
 pub mod units;
 pub mod zone;
 
@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use crate::presets;
 pub use file::{FileDef, ReadOrder};
-pub use place::Location;
-use place::Place;
+pub use location::Location;
+use location::SourceText;
 pub use stream::{
-    Declarations, IdempotencyLimits, Late, PlacesDef, REPEAT_KEY_BYTES, RepeatDef, SESSION_BYTES,
-    SearchDef, SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES, WINDOW_GROUP_BYTES,
-    WatermarkDef, WindowDef,
+    DUPLICATE_KEY_BYTES, Declarations, DuplicatesDef, IdempotencyLimits, Late, PlacesDef,
+    SESSION_BYTES, SearchDef, SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES,
+    WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
 use units::{Size, Span};
 
@@ -55,7 +55,7 @@ impl std::error::Error for ConfigError {}
 
 /// Where in a value something is wrong: which item of a list, and where in its text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Where {
+pub struct ValueLocation {
     pub item: Option<usize>,
     pub text: Option<Location>,
 }
@@ -240,17 +240,16 @@ pub fn parse(
     memory: Option<&str>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
-    let at = Place {
+    let at = SourceText {
         path: path.unwrap_or(Path::new("weir.toml")),
         text: &text,
     };
     let mut table: toml::Table =
         toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
     // Read once for positions, then again with the environment's values laid over.
-    toml::from_str::<typed::File>(&text)
-        .map_err(|e| at.error_at(e.span(), explain(e.message())))?;
+    toml::from_str::<raw::File>(&text).map_err(|e| at.error_at(e.span(), explain(e.message())))?;
     overlay_environment(&mut table, env);
-    let file = typed::File::deserialize_from(table).map_err(|message| at.error(None, message))?;
+    let file = raw::File::deserialize_from(table).map_err(|message| at.error(None, message))?;
     let base = path
         .and_then(Path::parent)
         .unwrap_or(Path::new(""))
@@ -343,23 +342,31 @@ impl Config {
     /// An error that points into the value of a stream's key (at the declaration, where the key
     /// comes from a preset).
     pub fn stream_error(&self, stream: &str, key: &str, message: String) -> ConfigError {
-        self.error_in(["streams", stream, key], Where::default(), message)
+        self.error_in(["streams", stream, key], ValueLocation::default(), message)
     }
 
     /// An error that points at a window's SQL.
     pub fn window_error(&self, window: &str, message: String) -> ConfigError {
-        self.error_in(["windows", window, "sql"], Where::default(), message)
+        self.error_in(
+            ["windows", window, "sql"],
+            ValueLocation::default(),
+            message,
+        )
     }
 
     /// An error that points at an entity table's SQL.
     pub fn table_error(&self, table: &str, message: String) -> ConfigError {
-        self.error_in(["tables", table, "select"], Where::default(), message)
+        self.error_in(
+            ["tables", table, "select"],
+            ValueLocation::default(),
+            message,
+        )
     }
 
     /// An error that points into the value of a key, or at what it belongs to, where the file does
     /// not have the key.
-    pub fn error_in(&self, path: [&str; 3], place: Where, message: String) -> ConfigError {
-        let at = Place {
+    pub fn error_in(&self, path: [&str; 3], place: ValueLocation, message: String) -> ConfigError {
+        let at = SourceText {
             path: &self.place(),
             text: &self.text,
         };
@@ -376,7 +383,7 @@ impl Config {
 
     /// Whether the file itself has a key.
     pub fn has(&self, path: [&str; 3]) -> bool {
-        Place {
+        SourceText {
             path: &self.place(),
             text: &self.text,
         }
@@ -385,16 +392,30 @@ impl Config {
     }
 }
 
-impl typed::File {
+impl raw::File {
     fn deserialize_from(table: toml::Table) -> Result<Self, String> {
         serde::Deserialize::deserialize(toml::Value::Table(table))
             .map_err(|e: toml::de::Error| explain(e.message()))
     }
 }
 
+/// Words of configurations that have another name now.
+const RENAMED: [(&str, &str); 3] = [
+    ("repeat", "duplicates"),
+    ("what", "track"),
+    ("amend", "update"),
+];
+
+/// Adds the next step to what the parser says.
 fn explain(message: &str) -> String {
-    if message.starts_with("unknown field") {
-        format!("{message}; remove the key or mend its spelling")
+    let is_unknown = |word: &str| {
+        message.starts_with(&format!("unknown field `{word}`"))
+            || message.starts_with(&format!("unknown variant `{word}`"))
+    };
+    if let Some((old, new)) = RENAMED.iter().find(|(old, _)| is_unknown(old)) {
+        format!("`{old}` is now called `{new}`; rename it")
+    } else if message.starts_with("unknown field") {
+        format!("{message}; remove the key or fix the spelling")
     } else {
         message.to_owned()
     }
@@ -467,7 +488,7 @@ fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<Str
     }
 }
 
-fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, ConfigError> {
+fn server(typed: &raw::Server, base: &Path, at: &SourceText<'_>) -> Result<Server, ConfigError> {
     let text = typed.http.as_deref().unwrap_or("127.0.0.1:8080");
     let http = text
         .to_socket_addrs()
@@ -506,7 +527,7 @@ fn server(typed: &typed::Server, base: &Path, at: &Place<'_>) -> Result<Server, 
     })
 }
 
-fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String> {
+fn limits(typed: &raw::Limits, memory: Option<&str>) -> Result<Limits, String> {
     let memory = match memory {
         Some(text) => {
             text.parse::<Size>()
@@ -543,12 +564,12 @@ fn limits(typed: &typed::Limits, memory: Option<&str>) -> Result<Limits, String>
 }
 
 /// What operators remember is part of what streams and windows are; its memory must be there.
-/// Repeats are by far the most of it, and are counted with the copy that catches up.
+/// Deduplicator are by far the most of it, and are counted with the copy that catches up.
 fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<(), String> {
     let keys: usize = declared
         .streams
         .values()
-        .filter_map(|s| s.repeat.as_ref())
+        .filter_map(|s| s.duplicates.as_ref())
         .map(|r| r.max_keys)
         .sum();
     let open: usize = declared
@@ -558,7 +579,7 @@ fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<
         .map(|s| s.max_open)
         .sum();
     let groups: usize = declared.windows.values().map(|w| w.max_groups).sum();
-    let needed = (2 * keys.saturating_mul(REPEAT_KEY_BYTES))
+    let needed = (2 * keys.saturating_mul(DUPLICATE_KEY_BYTES))
         .saturating_add(open.saturating_mul(SESSION_BYTES))
         .saturating_add(groups.saturating_mul(WINDOW_GROUP_BYTES));
     if needed <= limits.shares().operators {
@@ -566,7 +587,7 @@ fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<
     }
     let least = BASE_MEMORY.saturating_add(4 * needed as u64);
     Err(format!(
-        "memory = {}: {keys} keys of `repeat`, {open} open sessions and {groups} groups of windows need {} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`",
+        "memory = {}: {keys} keys of `duplicates`, {open} open sessions and {groups} groups of windows need {} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`",
         Size(limits.memory),
         Size(least.next_multiple_of(1 << 20))
     ))
@@ -599,7 +620,7 @@ const LEAST_SEGMENTS: u64 = 4;
 
 /// Where the disk is limited, the log takes a quarter of it at most, and shorter segments if need
 /// be.
-fn log(typed: &typed::Log, disk: Option<u64>, at: &Place<'_>) -> Result<Log, ConfigError> {
+fn log(typed: &raw::Log, disk: Option<u64>, at: &SourceText<'_>) -> Result<Log, ConfigError> {
     let share = disk.map_or(u64::MAX, |disk| disk / 4);
     let budget = typed.budget.map_or(10 << 30, |s| s.0).min(share);
     let segment = typed
@@ -639,7 +660,7 @@ fn default_memory() -> u64 {
 
 /// Streams and windows, presets expanded; what a stream's keys or the file's own windows say goes
 /// before a preset's.
-fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, ConfigError> {
+fn declarations(file: &raw::File, at: &SourceText<'_>) -> Result<Declarations, ConfigError> {
     let mut declared = Declarations {
         zone_data: zone::data_version().to_owned(),
         ..Declarations::default()
@@ -749,7 +770,7 @@ fn declarations(file: &typed::File, at: &Place<'_>) -> Result<Declarations, Conf
 const OWN_TABLES: [&str; 2] = ["raw", "dead_letters"];
 
 /// A window is two tables, NAME and NAME_versions; no table has two meanings.
-fn refuse_clashing_names(declared: &Declarations, at: &Place<'_>) -> Result<(), ConfigError> {
+fn refuse_clashing_names(declared: &Declarations, at: &SourceText<'_>) -> Result<(), ConfigError> {
     for name in declared.windows.keys() {
         let is_taken =
             |table: &str| declared.streams.contains_key(table) || RESERVED_NAMES.contains(&table);
@@ -795,10 +816,10 @@ fn is_name(name: &str) -> bool {
 }
 
 fn sources(
-    file: &typed::File,
+    file: &raw::File,
     base: &Path,
     declared: &Declarations,
-    at: &Place<'_>,
+    at: &SourceText<'_>,
 ) -> Result<Vec<Source>, ConfigError> {
     let mut names = BTreeSet::new();
     let mut sources = Vec::new();
@@ -868,28 +889,26 @@ fn sources(
     Ok(sources)
 }
 
-fn tables(file: &typed::File, at: &Place<'_>) -> Result<(Span, Span), ConfigError> {
+fn tables(file: &raw::File, at: &SourceText<'_>) -> Result<(Span, Span), ConfigError> {
     let (mut raw, mut dead) = (Span::seconds(30 * 86_400), Span::seconds(400 * 86_400));
     for (name, target) in OWN_TABLES.into_iter().zip([&mut raw, &mut dead]) {
         let Some(typed) = file.tables.get(name) else {
             continue;
         };
-        let own: typed::OwnTable = serde::Deserialize::deserialize(toml::Value::Table(
-            typed.clone(),
-        ))
-        .map_err(|e: toml::de::Error| {
-            let message = format!(
-                "table `{name}`: only `retention` can be set here: {}",
-                explain(e.message())
-            );
-            at.error(at.line_of("[tables."), message)
-        })?;
+        let own: raw::OwnTable = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
+            .map_err(|e: toml::de::Error| {
+                let message = format!(
+                    "table `{name}`: only `retention` can be set here: {}",
+                    explain(e.message())
+                );
+                at.error(at.line_of("[tables."), message)
+            })?;
         *target = own.retention.unwrap_or(*target);
     }
     Ok((raw, dead))
 }
 
-fn refuse_what_is_not_built(file: &typed::File, at: &Place<'_>) -> Result<(), ConfigError> {
+fn refuse_what_is_not_built(file: &raw::File, at: &SourceText<'_>) -> Result<(), ConfigError> {
     let refuse = |needle: &str, what: &str| {
         Err(at.error(
             at.line_of(needle),

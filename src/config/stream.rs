@@ -23,7 +23,7 @@ pub struct StreamDef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub repeat: Option<RepeatDef>,
+    pub duplicates: Option<DuplicatesDef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<CountDef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,16 +48,16 @@ pub struct StreamDef {
 /// the tolerance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RepeatDef {
+pub struct DuplicatesDef {
     pub same: Vec<String>,
     pub within: Span,
     #[serde(default = "default_max_keys")]
     pub max_keys: usize,
 }
 
-/// Memory that a key of `repeat` takes, in bytes; the operators' state and the copy that catches up
+/// Memory that a key of `duplicates` takes, in bytes; the operators' state and the copy that catches up
 /// have it twice.
-pub const REPEAT_KEY_BYTES: usize = 52;
+pub const DUPLICATE_KEY_BYTES: usize = 52;
 
 /// Memory that an open session takes, in bytes, and a group of a window in one of its panes.
 pub const SESSION_BYTES: usize = 256;
@@ -144,7 +144,7 @@ pub struct SessionDef {
     /// The column of which a session tells the first and the last value; the type of `count` where
     /// none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub what: Option<String>,
+    pub track: Option<String>,
     /// Open sessions at once; beyond it the one that was silent for longest closes as `abandoned`.
     #[serde(default = "default_max_open")]
     pub max_open: usize,
@@ -188,7 +188,7 @@ pub enum Late {
     #[default]
     Drop,
     /// It fires at its end, and again where late events change it.
-    Amend,
+    Update,
 }
 
 /// `[tables."STREAM.NAME"]`, an entity table: unique by its key, of each the latest version.
@@ -305,13 +305,7 @@ impl Declarations {
     /// Reads what [`Self::to_json`] wrote, or the streams alone, as logs before there were windows
     /// have them.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text).or_else(|error| match serde_json::from_str(text) {
-            Ok(streams) => Ok(Self {
-                streams,
-                ..Self::default()
-            }),
-            Err(_) => Err(error),
-        })
+        serde_json::from_str(text)
     }
 
     /// A hash of the declarations: equal declarations have equal ids.

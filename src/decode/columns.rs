@@ -21,7 +21,7 @@ const ROOM_VALUES: usize = 1_024;
 const LEAST_FOR_ROOM: usize = 64;
 /// Room that is made beforehand at most; a column that needs more grows.
 const MOST_ROOM: usize = 1 << 20;
-/// Characters of a value that a reason repeats.
+/// Characters of a value that a reason duplicates.
 const QUOTED_CHARS: usize = 60;
 
 /// One column being filled.

@@ -21,7 +21,7 @@ preset = "rsvps"
 
 /// Verbs to try while the demo runs.
 pub const TO_TRY: [&str; 5] = [
-    r#"weir sql "select country, count(*) as n from rsvps where not repeat group by 1 order by 2 desc limit 5""#,
+    r#"weir sql "select country, count(*) as n from rsvps where not is_duplicate group by 1 order by 2 desc limit 5""#,
     "weir count --type yes --from now-1m",
     r#"weir search "language exchange" --limit 3"#,
     "weir nearby --lat 40.7128 --lon=-74.0060 --limit 3",

@@ -1,5 +1,5 @@
 //! Answers to invitations as the old Meetup stream sent them, from a seed: their shapes, sizes,
-//! repeats, disorder and lateness follow measurements of recordings; and hostile ones, which no
+//! duplicates, disorder and lateness follow measurements of recordings; and hostile ones, which no
 //! decoder should stumble over.
 
 mod demo;
@@ -52,7 +52,7 @@ impl Default for Settings {
 
 /// An answer, before it is written.
 #[derive(Debug, Clone)]
-struct Act {
+struct GeneratedEvent {
     id: u64,
     mtime: i64,
     yes: bool,
@@ -79,9 +79,9 @@ pub struct Generator {
     now_ms: f64,
     next_id: u64,
     emitted: u64,
-    recent: VecDeque<Act>,
+    recent: VecDeque<GeneratedEvent>,
     /// (due at this number of emitted records, act)
-    due: Vec<(u64, Act)>,
+    due: Vec<(u64, GeneratedEvent)>,
     /// A member who answers several invitations in a row, and how many more.
     burst: (u64, u64),
     line: String,
@@ -130,7 +130,7 @@ impl Generator {
         (&self.line, mtime)
     }
 
-    fn next_act(&mut self) -> Act {
+    fn next_act(&mut self) -> GeneratedEvent {
         if let Some(at) = self.due.iter().position(|(when, _)| *when <= self.emitted) {
             return self.due.swap_remove(at).1;
         }
@@ -180,7 +180,7 @@ impl Generator {
         self.now_ms as i64 - self.random.below(120) as i64
     }
 
-    fn new_act(&mut self) -> Act {
+    fn new_act(&mut self) -> GeneratedEvent {
         let member = match self.burst {
             (member, left) if left > 0 => {
                 self.burst.1 = left - 1;
@@ -212,7 +212,7 @@ impl Generator {
         self.next_id += 1;
         let mtime = self.act_time();
         let event = self.random.below(2);
-        Act {
+        GeneratedEvent {
             id: self.next_id,
             mtime,
             yes,
@@ -236,7 +236,7 @@ impl Generator {
         (fresh - ago_s as i64 * 1_000) / 1000 * 1000
     }
 
-    fn write(&mut self, act: &Act) {
+    fn write(&mut self, act: &GeneratedEvent) {
         let seed = self.settings.seed;
         let group = &self.groups[act.group as usize];
         // What belongs to an event follows from its number alone.
@@ -294,7 +294,7 @@ impl Generator {
     }
 
     /// A record that looks like the others and is wrong somewhere.
-    fn write_hostile(&mut self, act: &Act) {
+    fn write_hostile(&mut self, act: &GeneratedEvent) {
         self.write(act);
         let line = &mut self.line;
         match self.random.below(10) {

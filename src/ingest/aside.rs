@@ -108,7 +108,7 @@ mod tests {
         partition: String,
         is_pull: bool,
         holds_records: bool,
-        position: u64,
+        offset: u64,
         size: u64,
     }
 
@@ -227,7 +227,7 @@ mod tests {
                             partition: partition.to_string(),
                             is_pull,
                             holds_records,
-                            position: sent.len() as u64,
+                            offset: sent.len() as u64,
                             size,
                         };
                         sent.push(frame.clone());
@@ -237,10 +237,10 @@ mod tests {
                             prop_assert_eq!(model.aside.waiting.len(), waiting, "who cannot wait never does");
                         }
                         if !is_pull && !holds_records {
-                            prop_assert_eq!(model.stored.last().map(|f| f.position), Some(sent.len() as u64 - 1));
+                            prop_assert_eq!(model.stored.last().map(|f| f.offset), Some(sent.len() as u64 - 1));
                         }
                         if !is_pull && holds_records && is_blocked {
-                            prop_assert_eq!(model.refused.last().map(|f| f.position), Some(sent.len() as u64 - 1));
+                            prop_assert_eq!(model.refused.last().map(|f| f.offset), Some(sent.len() as u64 - 1));
                         }
                     }
                     Event::Room(bytes) => {
@@ -262,7 +262,7 @@ mod tests {
                 for partition in ["0", "1"] {
                     let of = |frames: &[Frame]| -> Vec<u64> {
                         let own = frames.iter().filter(|f| f.source == source && f.partition == partition);
-                        own.map(|f| f.position).collect()
+                        own.map(|f| f.offset).collect()
                     };
                     let stored = of(&model.stored);
                     prop_assert_eq!(&stored[..], &of(&sent)[..stored.len()], "what is stored is what came first");

@@ -39,13 +39,13 @@ pub struct EntityState {
     /// Of a table with lists, by the hash of the key: events of `told` that tell it too.
     by: ByNumber<u64, Vec<u64>>,
     /// Of a table with lists, by the hash of what an event tells.
-    told: ByNumber<u64, Told>,
+    told: ByNumber<u64, SeenEvent>,
     /// Pairs of them, as far as they were ever made: none is made above [`LINKS`].
     links: usize,
 }
 
 /// What a snapshot has of it.
-type Saved<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, Told)>, usize);
+type Saved<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, SeenEvent)>, usize);
 
 /// What a key was told, and by which events of `told` too.
 #[derive(Serialize, Deserialize)]
@@ -66,7 +66,7 @@ struct Known {
 
 /// An event that was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Told {
+struct SeenEvent {
     /// The greatest version that told it, and the last record of that version. They count for all
     /// keys of which it tells what they are.
     greatest: (i64, i64),
@@ -140,7 +140,7 @@ impl EntityState {
             } else if has_room {
                 self.told.insert(
                     input,
-                    Told {
+                    SeenEvent {
                         greatest: (version, lsn),
                         is_known: false,
                     },
@@ -199,7 +199,7 @@ impl EntityState {
             .all(|column| self.entity.keys.contains(&column));
         let (known, told, tellers) = (&mut self.known, &mut self.told, &mut self.by);
         // Whoever tells another thing is listened to again.
-        let hear = |told: &mut ByNumber<u64, Told>, by: u64| {
+        let hear = |told: &mut ByNumber<u64, SeenEvent>, by: u64| {
             if let Some(told) = told.get_mut(&by) {
                 told.is_known = false;
             }
@@ -309,7 +309,7 @@ impl EntityState {
         };
         let mut known: Vec<(u64, SavedKey<'_>)> = self.known.iter().map(saved).collect();
         known.sort_unstable_by_key(|(key, _)| *key);
-        let mut told: Vec<(u64, Told)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
+        let mut told: Vec<(u64, SeenEvent)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
         told.sort_unstable();
         let saved = serde_json::to_vec::<Saved<'_>>(&(known, told, self.links))
             .expect("plain data becomes JSON");

@@ -6,11 +6,11 @@
 //! a replay gives the same rows.
 
 pub mod arrivals;
+mod derived;
+pub mod duplicates;
 pub mod entities;
 mod hashing;
-mod made;
 mod output;
-pub mod repeats;
 pub mod sessions;
 pub mod snapshot;
 mod stream;
@@ -27,13 +27,13 @@ use serde::{Deserialize, Serialize};
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
 use crate::idempotency::{Answer, Answered, AnsweredRequests, RequestKey};
-use crate::schema::{Catalog, REPEAT_KEY_BYTES, Stream, Window};
+use crate::schema::{Catalog, DUPLICATE_KEY_BYTES, Stream, Window};
 use crate::wal::{FileIdentity, Frame, Header, Kind};
 use arrivals::Arrivals;
+use derived::push_sessions;
+use duplicates::Deduplicator;
 use entities::EntityState;
-use made::push_sessions;
-pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, positions, tables};
-use repeats::Repeats;
+pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, checkpoints, tables};
 use sessions::Sessions;
 use snapshot::Saved;
 use stream::{Advanced, StreamState, refuse_below, rules, stamp, times};
@@ -101,7 +101,7 @@ pub enum OperatorError {
 /// Where a partition of a source goes on, and what is known of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionState {
-    pub next_position: u64,
+    pub next_offset: u64,
     pub file: Option<FileIdentity>,
     /// Arrival of its last record, for the gap that a restart makes.
     pub received_at: Micros,
@@ -117,7 +117,7 @@ pub struct PartitionState {
 pub struct Totals {
     pub events: u64,
     pub late: u64,
-    pub repeats: u64,
+    pub duplicates: u64,
     pub dead_letters: u64,
     /// The farthest that a late event lay below its partition's watermark, in µs.
     #[serde(default)]
@@ -138,7 +138,7 @@ pub struct Operators {
     /// In the catalog's order.
     entities: Vec<EntityState>,
     partitions: BTreeMap<(String, String), PartitionState>,
-    /// Per position of a view, the LSN of the last row it was given.
+    /// Per checkpoint of a view, the LSN of the last row it was given.
     given: BTreeMap<String, Lsn>,
     /// Requests with an idempotency key, and what they were answered; none in a copy that nobody
     /// asks for them.
@@ -159,7 +159,7 @@ pub struct StreamProgress {
     pub totals: Totals,
     pub drift: Vec<(String, u64)>,
     pub reasons: Vec<(String, u64)>,
-    pub repeat_keys: usize,
+    pub duplicate_keys: usize,
     pub open_sessions: usize,
     /// Something waits for the watermark: a session or a window is open.
     pub is_open: bool,
@@ -219,7 +219,7 @@ impl Operators {
         &self.partitions
     }
 
-    /// Per position of a view, the LSN of the last row it was given.
+    /// Per checkpoint of a view, the LSN of the last row it was given.
     pub fn given(&self) -> &BTreeMap<String, Lsn> {
         &self.given
     }
@@ -330,7 +330,7 @@ impl Operators {
             totals: state.totals,
             drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             reasons: state.reasons.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            repeat_keys: state.repeats.as_ref().map_or(0, Repeats::keys),
+            duplicate_keys: state.duplicates.as_ref().map_or(0, Deduplicator::keys),
             open_sessions: state.sessions.as_ref().map_or(0, Sessions::open),
             is_open: state.sessions.as_ref().is_some_and(|s| s.open() > 0),
         };
@@ -364,18 +364,18 @@ impl Operators {
 
     /// Bytes of state, about.
     pub fn memory_bytes(&self) -> usize {
-        let repeats: usize = self
+        let duplicates: usize = self
             .streams
             .values()
-            .filter_map(|s| s.repeats.as_ref())
-            .map(Repeats::keys)
+            .filter_map(|s| s.duplicates.as_ref())
+            .map(Deduplicator::keys)
             .sum();
         let sessions = self.streams.values().filter_map(|s| s.sessions.as_ref());
         let open = sessions.map(Sessions::memory_bytes).sum::<usize>();
         let windows: usize = self.windows.iter().map(WindowState::memory_bytes).sum();
         let entities: usize = self.entities.iter().map(EntityState::memory_bytes).sum();
         entities
-            + repeats * REPEAT_KEY_BYTES
+            + duplicates * DUPLICATE_KEY_BYTES
             + open
             + windows
             + self.answered.as_ref().map_or(0, AnsweredRequests::bytes)
@@ -398,7 +398,7 @@ impl Operators {
             stream,
             records.iter(),
             frame.header.received_at,
-            &frame.about.cut,
+            &frame.attributes.cut,
         )))
     }
 
@@ -451,7 +451,7 @@ impl Operators {
                     }
                 }
             }
-            Kind::End => {
+            Kind::PartitionEnd => {
                 self.note_partition(frame);
                 self.end_partition(frame);
                 self.time_moved(&header.stream.clone(), to, &mut output)?;
@@ -461,8 +461,8 @@ impl Operators {
                 self.tick(&header.stream, &ticks);
                 self.time_moved(&header.stream.clone(), to, &mut output)?;
             }
-            Kind::Final => self.close_all(to, &mut output)?,
-            Kind::Floor => {
+            Kind::CloseAll => self.close_all(to, &mut output)?,
+            Kind::RetentionFloor => {
                 output.floors = from_payload(frame)?;
                 self.raise_floors(&output.floors);
             }
@@ -477,13 +477,11 @@ impl Operators {
             }
             // The log's writer decided that an earlier frame holds these records; this one is in
             // `raw` only.
-            Kind::DuplicateRequest => {}
-            // Kinds that nothing here answers to yet; they count and are kept in `raw`.
-            Kind::Place => {}
+            Kind::DuplicateRequest => {} // Kinds that nothing here answers to yet; they count and are kept in `raw`.
         }
         self.note_made(&output);
         self.lsn = to;
-        self.given.insert(positions::RAW.into(), to);
+        self.given.insert(checkpoints::RAW.into(), to);
         Ok(output)
     }
 
@@ -492,7 +490,7 @@ impl Operators {
         for table in &output.tables {
             if let Some(lsn) = lsns(&table.batch).last() {
                 self.given
-                    .insert(positions::recent(&table.table), *lsn as Lsn);
+                    .insert(checkpoints::recent(&table.table), *lsn as Lsn);
             }
         }
     }
@@ -561,21 +559,21 @@ impl Operators {
             .entry((header.source.clone(), header.partition.clone()))
             .or_default();
         state.received_at = header.received_at;
-        if let Some(file) = frame.about.file {
+        if let Some(file) = frame.attributes.file {
             state.file = Some(file);
         }
-        let Some(next) = frame.about.next_position else {
+        let Some(next) = frame.attributes.next_offset else {
             return;
         };
-        state.next_position = next;
+        state.next_offset = next;
         if header.kind != Kind::Record {
             return;
         }
         let before = state.cut_line.take();
         // A frame that does not move its partition tells a line that is not whole yet.
-        if next == header.first_position {
+        if next == header.first_offset {
             let length = frame
-                .about
+                .attributes
                 .cut
                 .first()
                 .map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
@@ -588,8 +586,8 @@ impl Operators {
         }
         let told = std::mem::take(&mut state.cut_lsns);
         // The line is whole now: what told it as a dead letter has been retried.
-        if let Some(at) =
-            before.and_then(|(offset, _)| frame.about.positions.iter().position(|p| *p == offset))
+        if let Some(at) = before
+            .and_then(|(offset, _)| frame.attributes.offsets.iter().position(|p| *p == offset))
         {
             self.retried.extend(
                 told.into_iter()
@@ -604,7 +602,7 @@ impl Operators {
     /// A retry's rows without those whose dead letter has come back already: by another retry, or
     /// twice in this one.
     fn not_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
-        let dead = |index: u32| frame.about.retry_of.get(index as usize).copied();
+        let dead = |index: u32| frame.attributes.retry_of.get(index as usize).copied();
         let mut seen = std::collections::BTreeSet::new();
         let keep: Vec<bool> = decoded
             .index
@@ -660,7 +658,11 @@ impl Operators {
     fn mark_retried(&mut self, frame: &Frame, output: &Output) {
         let first = frame.header.first_lsn;
         for lsn in output.rows.iter().flat_map(|rows| rows.lsns()) {
-            if let Some(dead) = frame.about.retry_of.get((*lsn as Lsn - first) as usize) {
+            if let Some(dead) = frame
+                .attributes
+                .retry_of
+                .get((*lsn as Lsn - first) as usize)
+            {
                 self.retried.insert(*dead, *lsn as Lsn);
             }
         }
@@ -715,8 +717,10 @@ impl Operators {
     }
 
     fn remember_answer(&mut self, frame: &Frame, decoded: &Decoded) {
-        let Some((answered, (hash, key))) =
-            self.answered.as_mut().zip(frame.about.idempotency.as_ref())
+        let Some((answered, (hash, key))) = self
+            .answered
+            .as_mut()
+            .zip(frame.attributes.idempotency.as_ref())
         else {
             return;
         };
@@ -748,7 +752,7 @@ impl Operators {
             .get_mut(&stream.name)
             .expect("every stream of the catalog has a state");
         let Advanced {
-            repeats,
+            duplicates,
             mut old,
             below,
             marks,
@@ -764,7 +768,7 @@ impl Operators {
                 reason: r.reason.clone(),
             })
             .collect();
-        let mut batch = stamp(stream, header, decoded, repeats, session_ids);
+        let mut batch = stamp(stream, header, decoded, duplicates, session_ids);
         if !below.is_empty() {
             let (floor, times) = (state.floor.unwrap_or_default(), times(&decoded.rows));
             (batch, old) = refuse_below(&below, floor, times, decoded, (batch, old), output);
@@ -802,7 +806,8 @@ impl Operators {
         output: &Output,
     ) {
         if let Some(dead) = output.dead_letters.last() {
-            self.given.insert(positions::DEAD_LETTERS.into(), dead.lsn);
+            self.given
+                .insert(checkpoints::DEAD_LETTERS.into(), dead.lsn);
         }
         let lsns = lsns(batch);
         let is_old = |row: usize| old.is_some_and(|o| o[row]);
@@ -814,21 +819,21 @@ impl Operators {
         };
         let name = &stream.name;
         if let Some(lsn) = last(false) {
-            self.given.insert(positions::recent(name), lsn);
+            self.given.insert(checkpoints::recent(name), lsn);
         }
         if let Some(lsn) = last(true) {
-            self.given.insert(positions::old(name), lsn);
+            self.given.insert(checkpoints::old(name), lsn);
         }
         let Some(lsn) = lsns.last().map(|l| *l as u64) else {
             return;
         };
-        for (wanted, position) in [
-            (stream.def.search.is_some(), positions::search(name)),
-            (stream.def.places.is_some(), positions::places(name)),
-            (stream.def.count.is_some(), positions::counts(name)),
+        for (wanted, checkpoint) in [
+            (stream.def.search.is_some(), checkpoints::search(name)),
+            (stream.def.places.is_some(), checkpoints::places(name)),
+            (stream.def.count.is_some(), checkpoints::counts(name)),
         ] {
             if wanted {
-                self.given.insert(position, lsn);
+                self.given.insert(checkpoint, lsn);
             }
         }
     }

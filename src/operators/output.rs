@@ -1,5 +1,5 @@
 //! What a frame gives: rows of tables, dead letters, floors; and the names of the tables and
-//! positions that they go to.
+//! checkpoints that they go to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -113,8 +113,8 @@ impl Output {
     }
 }
 
-/// Names of the positions that views commit, as snapshots list them.
-pub mod positions {
+/// Names of the checkpoints that views commit, as snapshots list them.
+pub mod checkpoints {
     pub const RAW: &str = "raw";
     pub const DEAD_LETTERS: &str = "dead_letters";
     pub fn recent(table: &str) -> String {
@@ -123,7 +123,7 @@ pub mod positions {
     pub fn old(table: &str) -> String {
         format!("{table}/old")
     }
-    /// The view that writes a table of the lake, which has one or two of the positions above.
+    /// The view that writes a table of the lake, which has one or two of the checkpoints above.
     pub fn table(table: &str) -> String {
         format!("lake/{table}")
     }

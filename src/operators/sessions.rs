@@ -82,7 +82,7 @@ pub struct Seen<'a> {
     pub lsn: Lsn,
     pub key: &'a str,
     pub time: Micros,
-    pub what: Option<&'a str>,
+    pub track: Option<&'a str>,
     /// It begins a new session in any case.
     pub opens: bool,
 }
@@ -217,7 +217,7 @@ impl Sessions {
     /// Takes an event in; gives its session's first record.
     pub fn observe(&mut self, seen: &Seen<'_>, closed: &mut Vec<Closed>) -> Lsn {
         let Seen { lsn, time, .. } = *seen;
-        let what = self.text(seen.what.map(kept).as_deref());
+        let what = self.text(seen.track.map(kept).as_deref());
         let own_key = kept(seen.key);
         let gap = self.gap;
         let slot = self.find(&own_key);

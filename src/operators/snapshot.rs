@@ -3,9 +3,9 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WEIRSNP` and a zero byte |
-//! | 8 | 4 | format version, 4; those before it are of no release |
+//! | 8 | 4 | format version, 5; those before it are of no release |
 //! | 12 | 4 | length of the body when unpacked |
-//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its repeats and of its sessions, where
+//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its duplicates and of its sessions, where
 //! it has them, then that of each window and each entity table |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 
@@ -16,8 +16,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::arrivals::Arrivals;
+use super::duplicates::Deduplicator;
 use super::entities::EntityState;
-use super::repeats::Repeats;
 use super::watermark::Watermark;
 use super::windows::WindowState;
 use super::{Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
@@ -25,7 +25,7 @@ use crate::event::{Gap, Lsn, Micros};
 use crate::idempotency::{Answer, Answered, BodyHash, RequestKey};
 use crate::schema::Catalog;
 
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 const MAGIC: [u8; 8] = *b"WEIRSNP\0";
 const HEADER_BYTES: usize = 16;
 
@@ -110,12 +110,12 @@ pub fn lsn_of(name: &str) -> Option<Lsn> {
 }
 
 /// Some view has not committed a row that the snapshot says it was given: it is not behind once its
-/// position has reached the last row that the snapshot says it was given. A position that no view
+/// checkpoint has reached the last row that the snapshot says it was given. A checkpoint that no view
 /// has any more is not waited for.
-pub fn is_behind(given: &BTreeMap<String, Lsn>, positions: &BTreeMap<String, Lsn>) -> bool {
+pub fn is_behind(given: &BTreeMap<String, Lsn>, checkpoints: &BTreeMap<String, Lsn>) -> bool {
     given
         .iter()
-        .any(|(name, last)| positions.get(name).is_some_and(|at| at < last))
+        .any(|(name, last)| checkpoints.get(name).is_some_and(|at| at < last))
 }
 
 pub fn encode(operators: &Operators) -> Vec<u8> {
@@ -162,8 +162,8 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
     let mut body = (head.len() as u32).to_le_bytes().to_vec();
     body.extend_from_slice(&head);
     for state in operators.streams.values() {
-        if let Some(repeats) = &state.repeats {
-            repeats.save(&mut body);
+        if let Some(duplicates) = &state.duplicates {
+            duplicates.save(&mut body);
         }
         if let Some(sessions) = &state.sessions {
             sessions.save(&mut body);
@@ -190,7 +190,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
 pub struct Summary {
     /// The streams in force, as JSON.
     pub configuration: String,
-    /// Per position of a view, the LSN of the last row it was given.
+    /// Per checkpoint of a view, the LSN of the last row it was given.
     pub given: BTreeMap<String, Lsn>,
     /// LSN of the snapshot saved before this one; none for a log's first.
     pub before: Option<Lsn>,
@@ -315,11 +315,12 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
         let (fresh, sessions) = operators
             .streams
             .remove(&name)
-            .map_or((None, None), |s| (s.repeats, s.sessions));
-        let repeats = match fresh {
-            Some(fresh) => {
-                Some(Repeats::load(fresh, &mut rest).ok_or_else(|| wrong("is damaged (repeats)"))?)
-            }
+            .map_or((None, None), |s| (s.duplicates, s.sessions));
+        let duplicates = match fresh {
+            Some(fresh) => Some(
+                Deduplicator::load(fresh, &mut rest)
+                    .ok_or_else(|| wrong("is damaged (duplicates)"))?,
+            ),
             None => None,
         };
         let sessions = match sessions {
@@ -339,7 +340,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
             last_idle: saved.last_idle,
             idle_partition: saved.idle_partition,
             watermark: saved.watermark,
-            repeats,
+            duplicates,
             sessions,
             floor: saved.floor,
             totals: saved.totals,

@@ -1,4 +1,4 @@
-//! What is known of one stream, and how its rows change that: watermark, floor, repeats, sessions,
+//! What is known of one stream, and how its rows change that: watermark, floor, duplicates, sessions,
 //! row by row.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 
-use super::repeats::{RepeatHashes, Repeats};
+use super::duplicates::{Deduplicator, DuplicateHashes};
 use super::sessions::{self, Seen, Sessions};
 use super::values::column_times;
 use super::watermark::{Observed, Rules, Watermark};
@@ -35,7 +35,7 @@ pub struct StreamState {
     pub last_idle: Option<Micros>,
     pub idle_partition: Option<(String, String)>,
     pub watermark: Option<Micros>,
-    pub repeats: Option<Repeats>,
+    pub duplicates: Option<Deduplicator>,
     pub sessions: Option<Sessions>,
     pub floor: Option<Micros>,
     pub totals: Totals,
@@ -61,7 +61,7 @@ impl<'a> SessionRows<'a> {
             (
                 sessions,
                 text(columns.key),
-                columns.what.map(text),
+                columns.track.map(text),
                 columns.opens(rows),
             )
         });
@@ -80,7 +80,7 @@ impl<'a> SessionRows<'a> {
     }
 
     fn observe(&mut self, row: usize, time: Micros, lsn: Lsn) {
-        let Some((sessions, keys, what, opens)) = &mut self.sessions else {
+        let Some((sessions, keys, track, opens)) = &mut self.sessions else {
             return;
         };
         let text = |array: &ArrayRef| {
@@ -91,12 +91,12 @@ impl<'a> SessionRows<'a> {
         let Some(key) = text(keys) else {
             return self.ids.push(None);
         };
-        let what = what.as_ref().and_then(text);
+        let track = track.as_ref().and_then(text);
         let seen = Seen {
             lsn,
             key: &key,
             time,
-            what: what.as_deref(),
+            track: track.as_deref(),
             opens: opens[row],
         };
         let begun = sessions.observe(&seen, &mut self.closed);
@@ -118,7 +118,7 @@ impl<'a> SessionRows<'a> {
 /// What a frame's rows did to their stream's state.
 pub struct Advanced {
     /// Per row, whether it says nothing new.
-    pub repeats: Vec<bool>,
+    pub duplicates: Vec<bool>,
     /// Per row, whether its hour is more than one before its partition's watermark; none where no
     /// row is.
     pub old: Option<Vec<bool>>,
@@ -131,7 +131,7 @@ pub struct Advanced {
 }
 
 impl StreamState {
-    /// Takes rows in, one by one: watermark, floor, repeats, sessions. `arrived` is how far arrival
+    /// Takes rows in, one by one: watermark, floor, duplicates, sessions. `arrived` is how far arrival
     /// time is believed to have come.
     pub fn observe(
         &mut self,
@@ -142,7 +142,7 @@ impl StreamState {
     ) -> Advanced {
         let rules = rules(stream);
         let times = times(&decoded.rows);
-        let mut hashes = RepeatHashes::new(stream, &decoded.rows);
+        let mut hashes = DuplicateHashes::new(stream, &decoded.rows);
         let key = (header.source.clone(), header.partition.clone());
         // The other partitions stand still during a frame.
         let others = self
@@ -159,7 +159,7 @@ impl StreamState {
             self.watermarks.entry(key).or_default()
         };
         let rows = times.len();
-        let (mut repeats, mut old, mut below) = (Vec::with_capacity(rows), None, Vec::new());
+        let (mut duplicates, mut old, mut below) = (Vec::with_capacity(rows), None, Vec::new());
         let (mut marks, mut mark) = (Vec::new(), self.watermark);
         let mut sessions = SessionRows::new(stream, &decoded.rows, self.sessions.as_mut());
         for (row, time) in times.iter().copied().enumerate() {
@@ -197,22 +197,22 @@ impl StreamState {
             }
             if self.floor.is_some_and(|floor| time < floor) {
                 below.push(row);
-                repeats.push(false);
+                duplicates.push(false);
                 sessions.skip();
             } else {
                 self.totals.late += u64::from(is_late);
                 let late_by = before.map_or(0, |watermark| watermark.saturating_sub(time));
                 self.totals.most_late = self.totals.most_late.max(late_by);
-                let repeat = match (&mut hashes, &mut self.repeats) {
-                    (Some(hashes), Some(repeats)) => {
+                let repeat = match (&mut hashes, &mut self.duplicates) {
+                    (Some(hashes), Some(duplicates)) => {
                         hashes.at(row).is_some_and(|(key, content, version)| {
-                            repeats.observe(key, content, version)
+                            duplicates.observe(key, content, version)
                         })
                     }
                     _ => false,
                 };
-                self.totals.repeats += u64::from(repeat);
-                repeats.push(repeat);
+                self.totals.duplicates += u64::from(repeat);
+                duplicates.push(repeat);
                 sessions.observe(row, time, lsn);
             }
             if let Some(mark) = mark.filter(|_| has_moved) {
@@ -221,7 +221,7 @@ impl StreamState {
         }
         let (session_ids, closed) = sessions.finish();
         Advanced {
-            repeats,
+            duplicates,
             old,
             below,
             marks,
@@ -332,7 +332,7 @@ pub fn stamp(
     stream: &Stream,
     header: &crate::wal::Header,
     decoded: &Decoded,
-    repeats: Vec<bool>,
+    duplicates: Vec<bool>,
     sessions: Option<Vec<Option<String>>>,
 ) -> RecordBatch {
     let rows = decoded.index.len();
@@ -351,8 +351,8 @@ pub fn stamp(
             rows,
         ))),
     ];
-    if stream.repeats().is_some() {
-        columns.push(Arc::new(BooleanArray::from(repeats)));
+    if stream.duplicates().is_some() {
+        columns.push(Arc::new(BooleanArray::from(duplicates)));
     }
     if let Some(sessions) = sessions {
         columns.push(Arc::new(StringArray::from(sessions)));

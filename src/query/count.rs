@@ -12,12 +12,12 @@ use super::sql::SqlEngine;
 use super::{Handles, QueryError};
 use crate::bounds::kept;
 use crate::event::{MICROS_PER_SECOND, Micros};
-use crate::operators::positions;
-use crate::views::counts::{Tally, group};
+use crate::operators::checkpoints;
+use crate::views::counts::{Count, group};
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
-pub struct CountQuestion {
+pub struct CountQuery {
     pub stream: Option<String>,
     /// Only events of this type.
     pub kind: Option<String>,
@@ -25,13 +25,13 @@ pub struct CountQuestion {
     pub by: Option<String>,
     pub from: Option<Micros>,
     pub to: Option<Micros>,
-    /// Count repeats too.
-    pub repeats: bool,
+    /// Count duplicates too.
+    pub duplicates: bool,
 }
 
 /// `{"count": n, "groups": [{column, "count"}], "as_of": …}`.
 pub async fn count(
-    question: &CountQuestion,
+    question: &CountQuery,
     handles: &Handles,
     sql: &SqlEngine,
     spools: &Spools,
@@ -79,13 +79,13 @@ pub async fn count(
     });
     let mut lsn = counted.map_err(|e| QueryError::Failed(e.to_string()))?;
     let edges = edges(from, first, last, to);
-    let mut views = vec![positions::counts(name)];
+    let mut views = vec![checkpoints::counts(name)];
     if !edges.is_empty() {
-        views.push(positions::table(name));
+        views.push(checkpoints::table(name));
         let edge = Edge {
             stream: name,
             columns: &columns,
-            has_repeats: stream.repeats().is_some(),
+            has_duplicates: stream.duplicates().is_some(),
             edges: &edges,
         };
         lsn = lsn.min(edge.add(&mut sums, handles, sql, now).await?);
@@ -96,8 +96,8 @@ pub async fn count(
         )));
     }
     let Sums { groups, total, .. } = sums;
-    let pick = |tally: &Tally| {
-        if question.repeats {
+    let pick = |tally: &Count| {
+        if question.duplicates {
             tally.all
         } else {
             tally.acts
@@ -135,14 +135,14 @@ struct Sums<'a> {
     kind: Option<Cow<'a, str>>,
     /// The value of a group that is counted by.
     at: Option<usize>,
-    total: Tally,
-    groups: BTreeMap<String, Tally>,
+    total: Count,
+    groups: BTreeMap<String, Count>,
     /// One more is remembered, so that it shows.
     most: usize,
 }
 
 impl Sums<'_> {
-    fn add<'v>(&mut self, values: impl Iterator<Item = Cow<'v, str>>, tally: Tally) {
+    fn add<'v>(&mut self, values: impl Iterator<Item = Cow<'v, str>>, tally: Count) {
         let (mut value, mut is_wanted) = (None, self.kind.is_none());
         for (n, own) in values.enumerate() {
             is_wanted |= n == 0 && self.kind.as_ref() == Some(&own);
@@ -184,7 +184,7 @@ fn edges(from: Micros, first: Micros, last: Micros, to: Micros) -> Vec<(Micros, 
 struct Edge<'a> {
     stream: &'a str,
     columns: &'a [&'a str],
-    has_repeats: bool,
+    has_duplicates: bool,
     edges: &'a [(Micros, Micros)],
 }
 
@@ -220,8 +220,8 @@ impl Edge<'_> {
             format!("group by {}", needed.join(", "))
         };
         let list = list.join(", ");
-        let acts = if self.has_repeats {
-            "count(*) filter (where not repeat)"
+        let acts = if self.has_duplicates {
+            "count(*) filter (where not is_duplicate)"
         } else {
             "count(*)"
         };
@@ -252,7 +252,7 @@ impl Edge<'_> {
             let number = |name: &str| row[name].as_u64().unwrap_or(0);
             sums.add(
                 values,
-                Tally {
+                Count {
                     acts: number("acts"),
                     all: number("n"),
                 },

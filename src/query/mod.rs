@@ -2,11 +2,11 @@
 //! and never write.
 
 pub mod count;
+mod derived_tables;
 pub mod encode;
 mod guarded;
 pub mod live;
 mod local;
-mod made;
 mod memory;
 mod names;
 pub mod nearby;

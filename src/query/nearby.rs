@@ -6,11 +6,11 @@ use super::encode::write_object;
 use super::spool::{Spools, Whole};
 use super::{Handles, QueryError};
 use crate::event::{Micros, is_place, rfc3339};
-use crate::operators::positions;
+use crate::operators::checkpoints;
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
-pub struct NearbyQuestion {
+pub struct NearbyQuery {
     pub stream: Option<String>,
     pub lat: f64,
     pub lon: f64,
@@ -24,7 +24,7 @@ const MAX_VENUES: usize = 1_000;
 /// `{"venues": [{"venue_id", "venue_name", "lat", "lon", "distance_m", "events": […]}], "as_of":
 /// …}`.
 pub fn nearby(
-    question: &NearbyQuestion,
+    question: &NearbyQuery,
     handles: &Handles,
     spools: &Spools,
     now: Micros,
@@ -82,7 +82,7 @@ pub fn nearby(
     let as_of = handles.progress.as_of(
         lsn,
         std::slice::from_ref(name),
-        &[positions::places(name)],
+        &[checkpoints::places(name)],
         now,
     );
     let mut out = spools.begin();

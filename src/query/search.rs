@@ -20,7 +20,7 @@ use super::encode::{each_row, write_object};
 use super::spool::{Spools, Whole};
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, is_place, rfc3339};
-use crate::operators::{lsns, positions};
+use crate::operators::{checkpoints, lsns};
 use crate::schema::MAP_SUFFIX;
 use crate::views::lake::LakeTable;
 use crate::views::lake::files::{in_columns_of, with_partition_columns};
@@ -41,7 +41,7 @@ pub enum Sort {
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
-pub struct SearchQuestion {
+pub struct SearchQuery {
     pub stream: Option<String>,
     pub text: String,
     pub sort: Sort,
@@ -334,7 +334,7 @@ struct Found {
 
 /// `{"hits": [{"lsn", "event_time", "score", "highlights", "event"}], "total", "next", "as_of"}`.
 pub async fn search(
-    question: &SearchQuestion,
+    question: &SearchQuery,
     handles: &Handles,
     limit: usize,
     spools: &Spools,
@@ -392,7 +392,7 @@ pub async fn search(
     let as_of = handles.progress.as_of(
         visible,
         std::slice::from_ref(&name),
-        &[positions::search(&name)],
+        &[checkpoints::search(&name)],
         now,
     );
     let next = next_cursor(&found, question, cursor, upto, now);
@@ -420,7 +420,7 @@ pub async fn search(
 
 fn next_cursor(
     found: &Found,
-    question: &SearchQuestion,
+    question: &SearchQuery,
     cursor: Option<Cursor>,
     upto: Lsn,
     now: Micros,
@@ -449,7 +449,7 @@ fn next_cursor(
 
 /// The question's words and distance, of which all must hold.
 fn matching(
-    question: &SearchQuestion,
+    question: &SearchQuery,
     index: &SearchIndex,
     parts: &[Part],
 ) -> Result<Conditions, QueryError> {
@@ -507,7 +507,7 @@ fn rank_offset(sort: Sort, cursor: Option<Cursor>, now: Micros) -> Result<usize,
 
 /// What is asked of the indexes, on a thread that may wait for the disk.
 struct Search {
-    question: SearchQuestion,
+    question: SearchQuery,
     index: Arc<SearchIndex>,
     searchers: Arc<Vec<PartSearcher>>,
     matching: Conditions,

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
 use crate::operators::{
-    Floors, Operators, PartitionState, StreamProgress, WindowProgress, positions, tables,
+    Floors, Operators, PartitionState, StreamProgress, WindowProgress, checkpoints, tables,
 };
 use crate::schema::Catalog;
 use crate::views::counts::Counts;
@@ -37,7 +37,7 @@ pub struct Handles {
 /// How true an answer is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct AsOf {
-    /// The lowest position read.
+    /// The lowest checkpoint read.
     pub lsn: Lsn,
     /// The lowest watermark of the streams read.
     pub watermark: Option<String>,
@@ -301,28 +301,28 @@ impl Handles {
     }
 
     /// Every view with the LSN up to which queries see it.
-    pub fn positions(&self) -> Vec<(String, Lsn)> {
-        let mut positions: Vec<(String, Lsn)> = self
+    pub fn checkpoints(&self) -> Vec<(String, Lsn)> {
+        let mut checkpoints: Vec<(String, Lsn)> = self
             .tables
             .iter()
             .map(|(name, table)| (format!("lake/{name}"), table.applied()))
             .collect();
-        positions.extend(
+        checkpoints.extend(
             self.search
                 .iter()
-                .map(|(name, s)| (positions::search(name), s.visible())),
+                .map(|(name, s)| (checkpoints::search(name), s.visible())),
         );
-        positions.extend(
+        checkpoints.extend(
             self.places
                 .iter()
-                .map(|(name, p)| (positions::places(name), p.applied())),
+                .map(|(name, p)| (checkpoints::places(name), p.applied())),
         );
-        positions.extend(
+        checkpoints.extend(
             self.counts
                 .iter()
-                .map(|(name, c)| (positions::counts(name), c.applied())),
+                .map(|(name, c)| (checkpoints::counts(name), c.applied())),
         );
-        positions
+        checkpoints
     }
 
     /// The stream that a table's rows come from, if one.

@@ -31,15 +31,15 @@ use datafusion::prelude::{SQLOptions, SessionContext};
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 
+use super::derived_tables::{self, Open};
 pub use super::encode::to_ndjson;
 use super::encode::value_bytes;
-use super::made::{self, Open};
 use super::memory::SharedMemory;
 use super::running::{self, Running};
 use super::slots::{Asker, Slots};
 use super::{AsOf, Handles, QueryError, guarded, local, names, pieces, system};
 use crate::event::{Lsn, Micros};
-use crate::operators::positions;
+use crate::operators::checkpoints;
 use crate::schema::bounds::scope::Scope;
 use crate::schema::select::{explain, session_config};
 use crate::schema::{Layout, bounds, dialect, functions, versions_of};
@@ -48,7 +48,7 @@ use crate::threads::panic_if_asked;
 use crate::views::lake::entities::scan::EntitySnapshot;
 use crate::views::lake::footers::Footers;
 use crate::views::lake::provider::{LakeSnapshot, lake_url};
-use crate::views::lake::{Feed, LakeTable};
+use crate::views::lake::{LakeTable, RowOrigin};
 
 /// Longest query text.
 const MAX_SQL_BYTES: usize = 256 << 10;
@@ -275,14 +275,14 @@ impl Planner {
     ) -> Result<SqlAnswer, QueryError> {
         let scope = &own.scope;
         let open = self.open_rows(sql, handles, &own.environment).await?;
-        let (context, positions) = self.session(handles, &open)?;
+        let (context, checkpoints) = self.session(handles, &open)?;
         let mut rows = BATCH_ROWS;
         loop {
             scope.begin();
             let plan = frame(&context, sql)
                 .await
                 .map_err(|e| run_error(&e, self.limits))?;
-            let as_of = self.as_of(&plan, &positions, handles, now);
+            let as_of = self.as_of(&plan, &checkpoints, handles, now);
             match self.collect(&context, plan, rows, own).await {
                 // Fewer rows at once take less memory, and longer.
                 Err(_) if scope.take_wide() && rows > 1 => rows = (rows / WIDE_FACTOR).max(1),
@@ -345,7 +345,7 @@ impl Planner {
         open: &BTreeMap<String, Open>,
     ) -> Result<(SessionContext, Vec<(String, Lsn)>), QueryError> {
         let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
-        let mut positions = Vec::new();
+        let mut checkpoints = Vec::new();
         let mut schemas: BTreeMap<String, MemorySchemaProvider> = BTreeMap::new();
         let mut register = |name: &str, provider: Arc<dyn TableProvider>| {
             let (schema, table) = name.split_once('.').unwrap_or(("main", name));
@@ -356,7 +356,7 @@ impl Planner {
         };
         for (name, table) in &handles.tables {
             let state = table.snapshot();
-            positions.push((name.clone(), state.applied));
+            checkpoints.push((name.clone(), state.applied));
             let applied = state.applied;
             let stored: Arc<dyn TableProvider> = match table.spec.layout {
                 Layout::Buckets => Arc::new(EntitySnapshot::of(table, state)),
@@ -370,16 +370,21 @@ impl Planner {
                 .find(|w| versions_of(&w.name) == *name);
             let open = open.get(name).filter(|open| open.lsn <= applied);
             if let Some(window) = window {
-                let latest = made::window(window, table, stored.clone(), open).map_err(failed)?;
+                let latest =
+                    derived_tables::window(window, table, stored.clone(), open).map_err(failed)?;
                 register(&window.name, latest).map_err(failed)?;
-                positions.push((window.name.clone(), open.map_or(applied, |open| open.lsn)));
+                checkpoints.push((window.name.clone(), open.map_or(applied, |open| open.lsn)));
                 register(name, stored).map_err(failed)?;
             } else if name.ends_with(".sessions") {
-                register(name, made::sessions(table, stored, open).map_err(failed)?)
-                    .map_err(failed)?;
+                register(
+                    name,
+                    derived_tables::sessions(table, stored, open).map_err(failed)?,
+                )
+                .map_err(failed)?;
             } else if table.spec.layout == Layout::Buckets {
-                register(name, made::entity(table, stored).map_err(failed)?).map_err(failed)?;
-            } else if table.spec.feed == Feed::DeadLetters && !retried.is_empty() {
+                register(name, derived_tables::entity(table, stored).map_err(failed)?)
+                    .map_err(failed)?;
+            } else if table.spec.feed == RowOrigin::DeadLetters && !retried.is_empty() {
                 register(
                     name,
                     system::with_retried(name, stored, &retried).map_err(failed)?,
@@ -403,13 +408,13 @@ impl Planner {
         catalogs.register_catalog("weir_lake".into(), Arc::new(catalog));
         let mut state = self.base.clone();
         state.register_catalog_list(Arc::new(catalogs));
-        Ok((SessionContext::new_with_state(state), positions))
+        Ok((SessionContext::new_with_state(state), checkpoints))
     }
 
     fn as_of(
         &self,
         plan: &LogicalPlan,
-        positions: &[(String, Lsn)],
+        checkpoints: &[(String, Lsn)],
         handles: &Handles,
         now: Micros,
     ) -> AsOf {
@@ -425,7 +430,7 @@ impl Planner {
             }
             Ok(TreeNodeRecursion::Continue)
         });
-        let lsn = positions
+        let lsn = checkpoints
             .iter()
             .filter(|(name, _)| read.contains(name))
             .map(|(_, lsn)| *lsn)
@@ -445,7 +450,7 @@ impl Planner {
         };
         let views: Vec<String> = read
             .iter()
-            .map(|table| positions::table(&stored(table)))
+            .map(|table| checkpoints::table(&stored(table)))
             .collect();
         handles.progress.as_of(lsn, &streams, &views, now)
     }

@@ -221,7 +221,7 @@ fn source_rows(
         rows.push(SourceRow {
             source: source.clone(),
             partition: partition.clone(),
-            position: Some(read.next_position),
+            position: Some(read.next_offset),
             received_at: Some(read.received_at),
             state,
             reason,
@@ -261,7 +261,7 @@ fn source_rows(
 }
 
 fn views(handles: &Handles) -> Columns {
-    let positions = handles.positions();
+    let checkpoints = handles.checkpoints();
     let synced = handles.progress.synced_lsn();
     let in_files = |view: &str| {
         handles
@@ -270,16 +270,23 @@ fn views(handles: &Handles) -> Columns {
             .map(|table| table.files_lsn() as i64)
     };
     vec![
-        ("view", text(positions.iter().map(|(name, _)| name.clone()))),
-        ("lsn", number(positions.iter().map(|(_, lsn)| *lsn))),
+        (
+            "view",
+            text(checkpoints.iter().map(|(name, _)| name.clone())),
+        ),
+        ("lsn", number(checkpoints.iter().map(|(_, lsn)| *lsn))),
         (
             "lag",
-            number(positions.iter().map(|(_, lsn)| synced.saturating_sub(*lsn))),
+            number(
+                checkpoints
+                    .iter()
+                    .map(|(_, lsn)| synced.saturating_sub(*lsn)),
+            ),
         ),
         (
             "files_lsn",
             Arc::new(
-                positions
+                checkpoints
                     .iter()
                     .map(|(name, _)| in_files(name))
                     .collect::<Int64Array>(),

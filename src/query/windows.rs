@@ -8,7 +8,7 @@ use crate::event::{Micros, rfc3339};
 
 /// What is asked.
 #[derive(Debug, Clone, Default)]
-pub struct WindowsQuestion {
+pub struct WindowsQuery {
     pub name: String,
     /// Windows that start from this time on, and before that one.
     pub from: Option<Micros>,
@@ -18,13 +18,13 @@ pub struct WindowsQuestion {
 
 /// `{"window": name, "rows": […], "as_of": …}`.
 pub async fn windows(
-    question: &WindowsQuestion,
+    question: &WindowsQuery,
     handles: &Handles,
     sql: &SqlEngine,
     spools: &Spools,
     now: Micros,
 ) -> Result<Whole, QueryError> {
-    let WindowsQuestion {
+    let WindowsQuery {
         name,
         from,
         to,

@@ -9,7 +9,7 @@ use arrow::datatypes::Schema;
 
 use super::RuntimeError;
 use crate::event::{Lsn, Micros};
-use crate::operators::positions;
+use crate::operators::checkpoints;
 use crate::views::lake::{LakeTable, TableSpec, files};
 use crate::wal::{Kind, LogReader};
 
@@ -118,7 +118,7 @@ fn rows_above(table: &LakeTable, after: Lsn, columns: &[&str]) -> Result<Vec<Rec
 pub fn stream_of(view: &str, of_table: impl Fn(&str) -> Option<String>) -> Option<String> {
     let (kind, name) = view.split_once('/')?;
     match (kind, name) {
-        ("lake", positions::RAW | positions::DEAD_LETTERS) => None,
+        ("lake", checkpoints::RAW | checkpoints::DEAD_LETTERS) => None,
         ("lake", table) => of_table(table),
         (_, stream) => Some(stream.to_owned()),
     }

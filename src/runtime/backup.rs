@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::folder::Folder;
+use super::data_dir::DataDir;
 use super::{RuntimeError, views, wal_options};
 use crate::config::Config;
 use crate::event::Lsn;
@@ -34,7 +34,7 @@ pub struct Summary {
 #[derive(Clone)]
 pub struct Backup {
     pub handles: Handles,
-    pub folder: Folder,
+    pub folder: DataDir,
     pub snapshots: Snapshots,
     pub trimming: Arc<Mutex<()>>,
     pub stop: Stop,
@@ -157,7 +157,7 @@ pub fn offline(
     to: &Path,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Summary, RuntimeError> {
-    let folder = Folder::existing(&config.data)?;
+    let folder = DataDir::existing(&config.data)?;
     let _lock = folder.lock()?;
     let options = wal_options(config, &folder);
     let id = Wal::log_id_of(&Disk, &options.folder)?.ok_or_else(|| {

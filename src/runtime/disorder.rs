@@ -11,7 +11,7 @@ use crate::config::{Config, ReadOrder, SourceKind};
 use crate::operators::Totals;
 use crate::schema::{Catalog, Stream};
 
-use super::{RuntimeError, samples};
+use super::{RuntimeError, dry_run};
 
 /// One event in so many that is late is worth a notice. Live streams have about one in a hundred.
 const ONE_IN: u64 = 10;
@@ -79,7 +79,7 @@ pub fn of_files(
             continue;
         };
         // What cannot be read is reported when it is taken in, record by record.
-        let Ok(records) = samples::read(
+        let Ok(records) = dry_run::read(
             file,
             source.unwrap.as_deref(),
             config.limits.record,
@@ -87,7 +87,7 @@ pub fn of_files(
         ) else {
             continue;
         };
-        let counted = samples::count(catalog, &source.stream, &records, clock.now())?;
+        let counted = dry_run::count(catalog, &source.stream, &records, clock.now())?;
         notices.extend(notice(stream, &counted).map(|text| format!("{}: {text}", path.display())));
     }
     Ok(notices)

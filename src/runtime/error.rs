@@ -51,6 +51,7 @@ impl From<WalError> for RuntimeError {
     fn from(error: WalError) -> Self {
         match error {
             WalError::Newer { .. }
+            | WalError::Older { .. }
             | WalError::SegmentHeader { .. }
             | WalError::Damaged { .. }
             | WalError::Missing { .. }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::folder::Folder;
+use super::data_dir::DataDir;
 use super::notes::{self, Note};
 use super::{RuntimeError, rebuild, views, wal_options};
 use crate::config::Config;
@@ -20,7 +20,7 @@ pub fn tables(
     catalog: &Catalog,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Vec<Note>, RuntimeError> {
-    let Ok(folder) = Folder::existing(&config.data) else {
+    let Ok(folder) = DataDir::existing(&config.data) else {
         return Ok(Vec::new());
     };
     let options = wal_options(config, &folder);

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::config::units::Span;
 use crate::event::Micros;
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{Floors, arrivals, positions};
+use crate::operators::{Floors, arrivals, checkpoints};
 use crate::query::Handles;
 use crate::sources::Stop;
 use crate::threads::panic_if_asked;
@@ -59,8 +59,8 @@ impl Maintenance {
         trimming: Arc<Mutex<()>>,
     ) -> Self {
         let retention = [
-            (positions::RAW, config.raw_retention),
-            (positions::DEAD_LETTERS, config.dead_letters_retention),
+            (checkpoints::RAW, config.raw_retention),
+            (checkpoints::DEAD_LETTERS, config.dead_letters_retention),
         ];
         Self {
             handles,
@@ -233,7 +233,7 @@ impl Maintenance {
             );
         }
         let mut floors = Floors::new();
-        floors.extend(plan.raw.map(|floor| (positions::RAW.to_owned(), floor)));
+        floors.extend(plan.raw.map(|floor| (checkpoints::RAW.to_owned(), floor)));
         if let Some(floor) = plan.others {
             let by_time = self
                 .handles
@@ -243,7 +243,7 @@ impl Maintenance {
             floors.extend(
                 by_time
                     .map(|(n, _)| n)
-                    .filter(|n| *n != positions::RAW)
+                    .filter(|n| *n != checkpoints::RAW)
                     .map(|n| (n.clone(), floor)),
             );
         }
@@ -268,7 +268,7 @@ impl Maintenance {
 
 fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
     let floors = serde_json::to_string(floors).unwrap_or_default();
-    let submission = Submission::control(Kind::Floor, "", floors.as_bytes());
+    let submission = Submission::control(Kind::RetentionFloor, "", floors.as_bytes());
     ingest.submit(submission, false)?.wait().map(drop)
 }
 
@@ -306,7 +306,7 @@ impl Usage {
             let below = table
                 .floor()
                 .map_or(i64::MIN, |floor| floor.div_euclid(width));
-            let partitions = if name == positions::RAW {
+            let partitions = if name == checkpoints::RAW {
                 &mut usage.raw
             } else {
                 &mut usage.others

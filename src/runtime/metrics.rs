@@ -34,7 +34,7 @@ pub(super) fn publish(
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
         metrics::gauge!("weir_open_sessions", "stream" => name.clone())
             .set(stream.open_sessions as f64);
-        metrics::counter!("weir_repeats_total", "stream" => name).absolute(totals.repeats);
+        metrics::counter!("weir_duplicates_total", "stream" => name).absolute(totals.duplicates);
     }
     for (name, health) in progress.sources() {
         for state in SourceState::ALL {

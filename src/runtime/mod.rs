@@ -3,26 +3,26 @@
 
 mod backlog;
 pub mod backup;
+pub mod data_dir;
+pub mod dead_letter_retry;
 pub mod disorder;
+pub mod dry_run;
 mod error;
-pub mod folder;
-mod history;
+mod idle_ticker;
 pub mod inspect;
-mod kept;
 mod maintenance;
 mod metrics;
 pub mod notes;
 pub mod offline;
 pub mod pipeline;
-pub mod questions;
+pub mod query_service;
 pub mod rebuild;
 mod recovery;
+mod replay;
 mod reserve;
-pub mod retry;
-pub mod samples;
+mod retained_rows;
 pub mod snapshots;
 mod sort_space;
-mod ticks;
 mod trial;
 pub mod views;
 
@@ -39,7 +39,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Declarations, SourceKind};
 use crate::event::{Lsn, SharedHealth, SourceState, lsn_zero};
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::positions;
+use crate::operators::checkpoints;
 use crate::query::Handles;
 use crate::query::live::Live;
 use crate::query::spool::Spools;
@@ -52,17 +52,19 @@ use crate::views::ViewError;
 use crate::views::driver::Status;
 use crate::views::lake::LogName;
 use crate::views::lake::compact::When;
-use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
+use crate::wal::frame::compress;
+use crate::wal::{
+    Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions,
+};
 use backup::Backup;
+use data_dir::{DataDir, Lock};
+use dead_letter_retry::Retry;
 pub use error::RuntimeError;
-use folder::{Folder, Lock};
+use idle_ticker::{Connected, Ticker};
 use maintenance::Maintenance;
 use pipeline::{Pipeline, Resume};
-use questions::Answers;
-use retry::Retry;
+use query_service::QueryService;
 use snapshots::Snapshots;
-use ticks::{Connected, Ticker};
 
 /// The name of the source that POSTs come from.
 const HTTP: &str = "http";
@@ -76,9 +78,9 @@ pub struct Options {
 
 /// A data folder at work.
 pub struct Running {
-    pub folder: Folder,
+    pub folder: DataDir,
     pub handles: Handles,
-    pub answers: Answers,
+    pub answers: QueryService,
     pub clock: Arc<dyn Clock>,
     pub stop: Stop,
     pipeline: Pipeline,
@@ -110,7 +112,7 @@ pub fn sql_limits(config: &Config) -> SqlLimits {
     }
 }
 
-fn wal_options(config: &Config, folder: &Folder) -> WalOptions {
+fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {
     WalOptions {
         folder: folder.log(),
         instance: config.instance,
@@ -121,7 +123,7 @@ fn wal_options(config: &Config, folder: &Folder) -> WalOptions {
     }
 }
 
-fn snapshots(config: &Config, folder: &Folder) -> Snapshots {
+fn snapshots(config: &Config, folder: &DataDir) -> Snapshots {
     Snapshots {
         storage: Arc::new(Disk),
         folder: folder.operators(),
@@ -141,7 +143,7 @@ impl Running {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, RuntimeError> {
         let catalog = views::compile(config)?;
-        let folder = Folder::create(&config.data)?;
+        let folder = DataDir::create(&config.data)?;
         let lock = folder.lock()?;
         folder.remove_leftovers(&lock);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
@@ -166,7 +168,7 @@ impl Running {
             sql_limits(config),
         )?);
         let handles = pipeline.handles.clone();
-        let answers = Answers {
+        let answers = QueryService {
             handles: handles.clone(),
             sql,
             clock: clock.clone(),
@@ -319,7 +321,7 @@ impl Running {
 
     /// Closes every window and session, as if no event were to come: their last rows are stored.
     pub fn close_windows(&self) -> Result<(), RuntimeError> {
-        let submission = Submission::control(Kind::Final, "", b"{}");
+        let submission = Submission::control(Kind::CloseAll, "", b"{}");
         let stored = self
             .ingest()?
             .submit(submission, true)
@@ -551,7 +553,7 @@ pub fn compact(
     config: &Config,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(usize, usize), RuntimeError> {
-    let folder = Folder::existing(&config.data)?;
+    let folder = DataDir::existing(&config.data)?;
     let _lock = folder.lock()?;
     let wal = wal_options(config, &folder);
     let id = Wal::log_id_of(&Disk, &wal.folder)?.ok_or_else(|| {
@@ -585,7 +587,7 @@ fn log_name(config: &Config, wal: &Wal) -> LogName {
 /// Opens the log; views that stand above what a torn tail would leave keep it from being cut.
 fn open_wal(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Wal, RuntimeError> {
@@ -618,7 +620,7 @@ fn open_wal(
             None => catalog.clone(),
         };
         let there = views::open(config, folder, &stored, log, runtime, false)?;
-        views_at = there.positions.values().copied().max().unwrap_or(zero);
+        views_at = there.checkpoints.values().copied().max().unwrap_or(zero);
     }
     let new_id = rand::random::<u64>() >> 1;
     let (mut wal, recovered) = Wal::open(Arc::new(Disk), options, new_id, views_at)?;
@@ -639,7 +641,7 @@ fn open_wal(
 
 /// Refuses what was made of a log that is gone, before another one is begun. A log's first segment
 /// is there before any view.
-fn refuse_without_log(folder: &Folder) -> Result<(), RuntimeError> {
+fn refuse_without_log(folder: &DataDir) -> Result<(), RuntimeError> {
     let has_any = |path: &std::path::Path| {
         std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
     };
@@ -657,7 +659,7 @@ fn refuse_without_log(folder: &Folder) -> Result<(), RuntimeError> {
 }
 
 fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<(), RuntimeError> {
-    match opened.positions.iter().find(|(_, found)| **found > end) {
+    match opened.checkpoints.iter().find(|(_, found)| **found > end) {
         Some((name, found)) => Err(ViewError::Ahead {
             path: name.into(),
             found: *found,
@@ -671,7 +673,7 @@ fn refuse_views_ahead(opened: &views::Opened, end: Lsn, log: LogName) -> Result<
 /// The declarations that the log is under at a record; none in an empty log.
 fn declarations_at(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     end: Lsn,
 ) -> Result<Option<Declarations>, RuntimeError> {
     let snapshots = snapshots(config, folder);
@@ -700,7 +702,7 @@ fn declarations_at(
 /// say.
 fn stored_catalog(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     end: Lsn,
 ) -> Result<Arc<Catalog>, RuntimeError> {
     let stored =
@@ -714,7 +716,7 @@ fn stored_catalog(
 /// have committed it then, and the operators are saved there.
 fn drain(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     wal: Wal,
     runtime: &tokio::runtime::Handle,
@@ -743,7 +745,7 @@ fn drain(
 /// applied it.
 fn switch_configuration(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     mut wal: Wal,
     runtime: &tokio::runtime::Handle,
@@ -817,8 +819,8 @@ fn append_configuration(
             kind: Kind::Configuration,
             count: 1,
             first_lsn: 0,
-            first_position: 0,
-            previous_position: 0,
+            first_offset: 0,
+            previous_offset: 0,
             received_at: clock.now(),
             configuration: catalog.id,
             synced_lsn: 0,
@@ -828,7 +830,7 @@ fn append_configuration(
         },
         block_bytes: records.page().len() as u32,
         block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
-        about: About::default(),
+        attributes: FrameAttributes::default(),
     };
     wal.append(&mut frame)?;
     wal.sync()?;
@@ -883,19 +885,19 @@ fn refuse_what_cannot_change(
             (
                 "search",
                 "search",
-                positions::search(name),
+                checkpoints::search(name),
                 old.search.is_none() || old.search == new.search,
             ),
             (
                 "places",
                 "places",
-                positions::places(name),
+                checkpoints::places(name),
                 old.places.is_none() || old.places == new.places,
             ),
             (
                 "count",
                 "counts",
-                positions::counts(name),
+                checkpoints::counts(name),
                 old.count.is_none() || old.count == new.count,
             ),
         ] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::units::Size;
 use crate::schema::{Catalog, Layout, versions_of};
 use crate::views::lake::files::FileEntry;
-use crate::views::lake::{Feed, LakeTable};
+use crate::views::lake::{LakeTable, RowOrigin};
 
 /// From so many hours on, and up to so many bytes in each on average, an hour's folder costs more
 /// than it holds.
@@ -26,7 +26,7 @@ pub fn of_tables(tables: &BTreeMap<String, Arc<LakeTable>>, catalog: &Catalog) -
     // What `raw` holds is rebuilt from nothing, and leaves with its retention.
     let tables = tables
         .iter()
-        .filter(|(_, table)| table.spec.feed != Feed::Raw);
+        .filter(|(_, table)| table.spec.feed != RowOrigin::Raw);
     tables
         .flat_map(|(name, table)| of_table(name, table, catalog))
         .collect()

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::backlog::{self, Backlog};
-use super::folder::{Folder, Lock};
-use super::questions::Answers;
+use super::data_dir::{DataDir, Lock};
+use super::query_service::QueryService;
 use super::{
     RuntimeError, refuse_without_log, snapshots, sql_limits, stored_catalog, views, wal_options,
 };
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::operators::{positions, tables};
+use crate::operators::{checkpoints, tables};
 use crate::query::sql::SqlEngine;
 use crate::query::{Handles, Missing};
 use crate::schema::Window;
@@ -24,7 +24,7 @@ use crate::wal::{LogReader, Wal};
 
 /// A folder opened read-only.
 pub struct Offline {
-    pub answers: Answers,
+    pub answers: QueryService,
     _spill: Spill,
     _lock: Lock,
 }
@@ -34,7 +34,7 @@ pub struct Offline {
 struct Spill(PathBuf);
 
 impl Spill {
-    fn new(folder: &Folder) -> Self {
+    fn new(folder: &DataDir) -> Self {
         Self(
             folder
                 .spill()
@@ -51,7 +51,7 @@ impl Drop for Spill {
 
 impl Offline {
     pub fn open(config: &Config, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
-        let folder = Folder::existing(&config.data)?;
+        let folder = DataDir::existing(&config.data)?;
         let lock = folder.lock_shared()?;
         let options = wal_options(config, &folder);
         let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else {
@@ -82,7 +82,7 @@ impl Offline {
         let stands = |names: Vec<String>| {
             let own: BTreeMap<String, Lsn> = names
                 .iter()
-                .filter_map(|n| Some((n.clone(), *opened.positions.get(n)?)))
+                .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
                 .collect();
             let lowest = own.values().copied().min().unwrap_or(options.zero);
             if crate::operators::snapshot::is_behind(newest.given(), &own) {
@@ -93,23 +93,23 @@ impl Offline {
         };
         for table in handles.tables.values() {
             table.set_applied(stands(
-                table.positions().into_iter().map(|(n, _)| n).collect(),
+                table.checkpoints().into_iter().map(|(n, _)| n).collect(),
             ));
         }
         for (name, search) in &handles.search {
-            search.set_visible(stands(vec![positions::search(name)]));
+            search.set_visible(stands(vec![checkpoints::search(name)]));
         }
         for (name, places) in &handles.places {
-            places.set_applied(stands(vec![positions::places(name)]));
+            places.set_applied(stands(vec![checkpoints::places(name)]));
         }
         for (name, counts) in &handles.counts {
-            counts.set_applied(stands(vec![positions::counts(name)]));
+            counts.set_applied(stands(vec![checkpoints::counts(name)]));
         }
-        let is_whole = !crate::operators::snapshot::is_behind(newest.given(), &opened.positions);
+        let is_whole = !crate::operators::snapshot::is_behind(newest.given(), &opened.checkpoints);
         let base = if is_whole {
             newest.lsn()
         } else {
-            snapshots.newest_for(&opened.positions, Lsn::MAX)?.0.lsn()
+            snapshots.newest_for(&opened.checkpoints, Lsn::MAX)?.0.lsn()
         };
         let base = base.max(options.zero);
         let open_at = newest.lsn();
@@ -125,7 +125,7 @@ impl Offline {
         )?);
         let clock = Arc::new(SystemClock::default());
         let search_limit = config.limits.search_limit;
-        let answers = Answers {
+        let answers = QueryService {
             handles,
             sql,
             clock,
@@ -149,7 +149,7 @@ fn count_what_is_missing(
     end: Lsn,
 ) -> Result<(), RuntimeError> {
     let failed = RuntimeError::Failed;
-    if let Some(table) = handles.tables.get(positions::DEAD_LETTERS) {
+    if let Some(table) = handles.tables.get(checkpoints::DEAD_LETTERS) {
         backlog.note_dead_letters(table).map_err(failed)?;
     }
     let mut of_streams = BTreeMap::new();
@@ -161,7 +161,7 @@ fn count_what_is_missing(
         );
     }
     let mut missing = BTreeMap::new();
-    for (view, at) in handles.positions() {
+    for (view, at) in handles.checkpoints() {
         let stream = backlog::stream_of(&view, |table| handles.stream_of(table));
         let count = match &stream {
             Some(stream) if view == views::of_table(stream) => {
@@ -171,7 +171,7 @@ fn count_what_is_missing(
                 backlog.above(stream, at.min(open_at))
             }
             Some(stream) => backlog.above(stream, at),
-            None if view == views::of_table(positions::DEAD_LETTERS) => of_streams.values().sum(),
+            None if view == views::of_table(checkpoints::DEAD_LETTERS) => of_streams.values().sum(),
             None => backlog
                 .streams()
                 .map(|stream| backlog.above(stream, at))
@@ -194,17 +194,17 @@ fn count_what_is_missing(
     handles
         .search
         .iter()
-        .filter(|(n, _)| is_whole(&positions::search(n)))
+        .filter(|(n, _)| is_whole(&checkpoints::search(n)))
         .for_each(|(_, s)| s.set_visible(end));
     handles
         .places
         .iter()
-        .filter(|(n, _)| is_whole(&positions::places(n)))
+        .filter(|(n, _)| is_whole(&checkpoints::places(n)))
         .for_each(|(_, p)| p.set_applied(end));
     handles
         .counts
         .iter()
-        .filter(|(n, _)| is_whole(&positions::counts(n)))
+        .filter(|(n, _)| is_whole(&checkpoints::counts(n)))
         .for_each(|(_, c)| c.set_applied(end));
     handles.progress.set_missing(missing);
     Ok(())
@@ -213,7 +213,7 @@ fn count_what_is_missing(
 /// Whether answers of a view show what operators have open, too.
 fn has_open_rows(view: &str, stream: &str, handles: &Handles) -> bool {
     let is_window =
-        |window: &Arc<Window>| view == positions::table(&tables::versions_of(&window.name));
-    view == positions::table(&tables::sessions(stream))
+        |window: &Arc<Window>| view == checkpoints::table(&tables::versions_of(&window.name));
+    view == checkpoints::table(&tables::sessions(stream))
         || handles.catalog.windows.iter().any(is_window)
 }

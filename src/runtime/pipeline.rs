@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
-use super::recovery::{self, Positions, Start};
+use super::recovery::{self, Checkpoints, Start};
 use super::reserve::{self, Reserve};
 use super::snapshots::{LogCatchUp, Snapshots};
 use super::views::Opened;
@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
 use crate::idempotency::{Answered, RequestKey};
-use crate::ingest::{Committed, Ingest, Intake, Upkeep};
+use crate::ingest::{Committed, Ingest, Intake, LogMaintenance};
 use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
@@ -247,21 +247,24 @@ fn start_state(
     snapshots: &Snapshots,
     views: &mut [Box<dyn View>],
 ) -> Result<(Operators, Vec<String>), RuntimeError> {
-    let positions: Vec<(String, Positions)> = views
+    let checkpoints: Vec<(String, Checkpoints)> = views
         .iter()
-        .map(|v| (v.name().to_owned(), v.positions().into_iter().collect()))
+        .map(|v| (v.name().to_owned(), v.checkpoints().into_iter().collect()))
         .collect();
     let mut candidates = snapshots.candidates()?;
     loop {
         let Start {
             snapshot,
             in_reader,
-        } = recovery::plan(&candidates, &positions);
+        } = recovery::plan(&candidates, &checkpoints);
         let loaded = match snapshot {
             Some(lsn) => snapshots.load(lsn),
             None if candidates.is_empty() => {
                 // None of the newest can be read.
-                let all = positions.iter().flat_map(|(_, own)| own.clone()).collect();
+                let all = checkpoints
+                    .iter()
+                    .flat_map(|(_, own)| own.clone())
+                    .collect();
                 snapshots
                     .newest_for(&all, Lsn::MAX)
                     .map(|(operators, _)| operators)
@@ -277,11 +280,11 @@ fn start_state(
                 continue;
             }
         };
-        for (name, positions) in positions
+        for (name, checkpoints) in checkpoints
             .iter()
             .filter(|(name, _)| in_reader.contains(name))
         {
-            let from = snapshots.refuse_trimmed(name, positions)?;
+            let from = snapshots.refuse_trimmed(name, checkpoints)?;
             tracing::warn!(
                 view = name,
                 from,
@@ -310,7 +313,7 @@ struct OperatorStage {
     progress: Arc<Progress>,
     handles: Handles,
     statuses: Vec<Arc<Status>>,
-    upkeep: Sender<Upkeep>,
+    upkeep: Sender<LogMaintenance>,
     limits: LogLimits,
     trimming: Arc<Mutex<()>>,
     leave_the_rest: Arc<AtomicBool>,
@@ -532,8 +535,8 @@ impl OperatorStage {
             Err(TryLockError::Poisoned(held)) => held.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
-        let positions = self.statuses.iter().flat_map(|s| s.positions()).collect();
-        let safe = match self.snapshots.tidy(&positions) {
+        let checkpoints = self.statuses.iter().flat_map(|s| s.checkpoints()).collect();
+        let safe = match self.snapshots.tidy(&checkpoints) {
             Ok(Some(safe)) => safe,
             Ok(None) => self.snapshots.zero,
             Err(error @ OperatorError::Newer { .. }) => return Err(error.into()),
@@ -542,7 +545,7 @@ impl OperatorStage {
                 return Ok(());
             }
         };
-        let _ = self.upkeep.send(Upkeep::Committed(safe));
+        let _ = self.upkeep.send(LogMaintenance::Committed(safe));
         let is_short = self.is_disk_short();
         // Of a log that is kept for its own sake nothing stays where its room is needed.
         let (keep, above) = if is_short {
@@ -552,7 +555,7 @@ impl OperatorStage {
         };
         let segments = self.segments();
         for first_lsn in plan_trim(&segments, safe, keep, Some(above)) {
-            let _ = self.upkeep.send(Upkeep::Remove(first_lsn));
+            let _ = self.upkeep.send(LogMaintenance::Remove(first_lsn));
         }
         let kept = segments
             .iter()

@@ -16,16 +16,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::folder::Folder;
-use super::history::{self, History, Piece};
-use super::kept::{Kept, Of, TakenOver};
+use super::data_dir::DataDir;
+use super::replay::{self, ReplayFrame, ReplayReader};
+use super::retained_rows::{CarriedOverRows, RetainedOrigin, RetainedRows};
 use super::snapshots::Snapshots;
 use super::views::{self, COUNTS, PLACES, of_table};
 use super::{RuntimeError, log_name, snapshots, stored_catalog, wal_options};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Declarations};
 use crate::event::{Lsn, Micros, lsn_sequence, rfc3339};
-use crate::operators::{Operators, Output, positions, tables};
+use crate::operators::{Operators, Output, checkpoints, tables};
 use crate::schema::window::Shape;
 use crate::schema::{Catalog, Stream, Window};
 use crate::storage::{Disk, Storage, remove_temporaries, sync_folder};
@@ -36,7 +36,7 @@ use crate::wal::Wal;
 /// How often what was built is made safe, and the progress told.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 const TELL_EVERY: Duration = Duration::from_secs(1);
-const ABOUT: &str = "rebuild.json";
+const MANIFEST: &str = "rebuild.json";
 
 /// How far a generation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ enum State {
 
 /// What a generation is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct About {
+struct BuildManifest {
     view: String,
     configuration: u64,
     log: u64,
@@ -67,7 +67,7 @@ struct About {
     whole_from: Option<Micros>,
 }
 
-impl About {
+impl BuildManifest {
     fn is_of(&self, other: &Self) -> bool {
         (&self.view, self.configuration, self.log, &self.partition)
             == (
@@ -80,18 +80,18 @@ impl About {
 }
 
 /// A generation being built, held by this process.
-pub struct Generation {
+pub struct ViewBuild {
     /// The data folder, and the generation's own beside everything else in it.
-    folder: Folder,
-    own: Folder,
-    about: About,
+    folder: DataDir,
+    own: DataDir,
+    manifest: BuildManifest,
     /// What the view follows from.
     catalog: Arc<Catalog>,
-    archive: history::Archive,
+    archive: replay::ReplaySources,
     _lock: fs::File,
 }
 
-/// The view, and the positions that it has committed.
+/// The view, and the checkpoints that it has committed.
 type Built = (Box<dyn View>, BTreeMap<String, Lsn>);
 
 /// How far a build is: records done, of how many, since when.
@@ -102,7 +102,7 @@ fn needed(catalog: &Catalog, view: &str) -> Declarations {
     let mut declared = catalog.declarations();
     let (kind, name) = view.split_once('/').unwrap_or(("", view));
     let is_late = |name: &str| catalog.streams.keys().any(|s| tables::late(s) == name);
-    if kind == "lake" && (name == positions::DEAD_LETTERS || is_late(name)) {
+    if kind == "lake" && (name == checkpoints::DEAD_LETTERS || is_late(name)) {
         declared.tables.clear();
         return declared;
     }
@@ -161,9 +161,9 @@ pub fn view_named(
             }));
         };
         let (is_declared, view) = match what {
-            "search" => (found.def.search.is_some(), positions::search(&found.name)),
-            "places" => (found.def.places.is_some(), positions::places(&found.name)),
-            _ => (found.def.count.is_some(), positions::counts(&found.name)),
+            "search" => (found.def.search.is_some(), checkpoints::search(&found.name)),
+            "places" => (found.def.places.is_some(), checkpoints::places(&found.name)),
+            _ => (found.def.count.is_some(), checkpoints::counts(&found.name)),
         };
         let key = if what == "counts" { "count" } else { what };
         return if is_declared {
@@ -182,7 +182,7 @@ pub fn view_named(
         let has_windows = catalog.windows.iter().any(|w| w.over == stream.name);
         known.extend(has_windows.then(|| tables::late(&stream.name)));
     }
-    known.push(positions::DEAD_LETTERS.into());
+    known.push(checkpoints::DEAD_LETTERS.into());
     if known.iter().any(|name| name == what) {
         return Ok(of_table(what));
     }
@@ -208,7 +208,7 @@ pub fn dependent_view(catalog: &Catalog, view: &str) -> Option<String> {
         .streams
         .values()
         .find(is_of_table)
-        .map(|stream| positions::search(&stream.name))
+        .map(|stream| checkpoints::search(&stream.name))
 }
 
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
@@ -216,14 +216,14 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
     move |e| RuntimeError::Failed(format!("{}: {e}", path.display()))
 }
 
-impl Generation {
+impl ViewBuild {
     /// Opens what was begun of this view under this configuration, or begins it.
     pub fn begin(
         config: &Config,
         runtime: &tokio::runtime::Handle,
         view: &str,
     ) -> Result<Self, RuntimeError> {
-        let folder = Folder::existing(&config.data)?;
+        let folder = DataDir::existing(&config.data)?;
         let catalog = views::compile(config)?;
         let options = wal_options(config, &folder);
         let id = Wal::log_id_of(&Disk, &options.folder)?.ok_or_else(|| {
@@ -234,7 +234,7 @@ impl Generation {
             id,
             zero: options.zero,
         };
-        let about = About {
+        let manifest = BuildManifest {
             view: view.to_owned(),
             configuration: catalog.id,
             log: id,
@@ -244,45 +244,45 @@ impl Generation {
             whole_from: None,
         };
         let root = folder.rebuilds().join(view.replace('/', "."));
-        let own = Folder::create(&root)?;
+        let own = DataDir::create(&root)?;
         let taken = || RuntimeError::InUse(format!("{view} is being rebuilt by another process"));
         let mut held = lock(&own)?.ok_or_else(taken)?;
-        if read_about(&root).is_none_or(|found| !found.is_of(&about)) {
+        if read_manifest(&root).is_none_or(|found| !found.is_of(&manifest)) {
             // Another configuration's, or half begun.
             remove(&folder, &root)?;
-            held = lock(&Folder::create(&root)?)?.ok_or_else(taken)?;
+            held = lock(&DataDir::create(&root)?)?.ok_or_else(taken)?;
         }
         remove_temporaries(&root);
-        let mut generation = Self::of(config, &folder, &catalog, log, runtime, about, held)?;
-        match read_about(&root) {
+        let mut generation = Self::of(config, &folder, &catalog, log, runtime, manifest, held)?;
+        match read_manifest(&root) {
             Some(found) if matches!(found.state, State::Settled | State::Placed) => {
                 return Err(RuntimeError::InUse(format!(
                     "the rebuilt {view} is taking its place; try again behind the next start"
                 )));
             }
-            Some(found) => generation.about = found,
+            Some(found) => generation.manifest = found,
             None => {}
         }
         generation.find_what_is_left(config)?;
-        generation.set(generation.about.state)?;
+        generation.set(generation.manifest.state)?;
         Ok(generation)
     }
 
     fn of(
         config: &Config,
-        folder: &Folder,
+        folder: &DataDir,
         catalog: &Arc<Catalog>,
         log: LogName,
         runtime: &tokio::runtime::Handle,
-        about: About,
+        manifest: BuildManifest,
         lock: fs::File,
     ) -> Result<Self, RuntimeError> {
-        let own = Folder {
-            root: folder.rebuilds().join(about.view.replace('/', ".")),
+        let own = DataDir {
+            root: folder.rebuilds().join(manifest.view.replace('/', ".")),
         };
-        let needed = Catalog::compile(&needed(catalog, &about.view))
+        let needed = Catalog::compile(&needed(catalog, &manifest.view))
             .map_err(|e| RuntimeError::Config(e.to_string()))?;
-        let archive = history::Archive {
+        let archive = replay::ReplaySources {
             lake: folder.lake(),
             log_folder: folder.log(),
             log,
@@ -292,7 +292,7 @@ impl Generation {
         Ok(Self {
             folder: folder.clone(),
             own,
-            about,
+            manifest,
             catalog: Arc::new(needed),
             archive,
             _lock: lock,
@@ -302,7 +302,7 @@ impl Generation {
     /// Notes where whole records begin, and from when on what is made of them is whole: again with
     /// each attempt, because more may have left since.
     fn find_what_is_left(&mut self, config: &Config) -> Result<(), RuntimeError> {
-        self.about.first = self.about.first.max(self.archive.first()?);
+        self.manifest.first = self.manifest.first.max(self.archive.first()?);
         let stream = self
             .stream()
             .filter(|_| self.is_without_beginning())
@@ -331,21 +331,21 @@ impl Generation {
         let whole_from = floor
             .max(begins)
             .map(|floor| floor.saturating_add(self.longest_gap()));
-        self.about.whole_from = self.about.whole_from.max(whole_from);
+        self.manifest.whole_from = self.manifest.whole_from.max(whole_from);
         Ok(())
     }
 
     fn is_without_beginning(&self) -> bool {
-        self.about.first > self.archive.log.zero + 1
+        self.manifest.first > self.archive.log.zero + 1
     }
 
     /// The stream that the view follows from; none of dead letters, which are of all.
     fn stream(&self) -> Option<&Arc<Stream>> {
-        if self.about.view == of_table(positions::DEAD_LETTERS) {
+        if self.manifest.view == of_table(checkpoints::DEAD_LETTERS) {
             return None;
         }
         let late = self
-            .about
+            .manifest
             .view
             .strip_prefix("lake/")
             .and_then(|table| table.strip_suffix(".late"));
@@ -360,10 +360,10 @@ impl Generation {
         let of_stream = self
             .stream()
             .and_then(|s| s.session())
-            .filter(|_| self.about.view.ends_with(".sessions"));
+            .filter(|_| self.manifest.view.ends_with(".sessions"));
         // A window over a window may go by the end of that one.
         let is_own =
-            |window: &Window| of_table(&tables::versions_of(&window.name)) == self.about.view;
+            |window: &Window| of_table(&tables::versions_of(&window.name)) == self.manifest.view;
         let of_windows = self
             .catalog
             .windows
@@ -380,12 +380,12 @@ impl Generation {
 
     /// What is not made of every record, for whoever asked for it.
     pub fn told(&self) -> Option<String> {
-        let About {
+        let BuildManifest {
             view,
             first,
             whole_from,
             ..
-        } = &self.about;
+        } = &self.manifest;
         let first = self.is_without_beginning().then(|| lsn_sequence(*first))?;
         let of = self.stream().map_or("dead letters", |stream| &stream.name);
         let mut told = format!(
@@ -399,9 +399,9 @@ impl Generation {
 
     /// A table that operators make: of what is gone it has rows that nothing else has.
     fn makes_rows_of_its_own(&self) -> bool {
-        let table = self.about.view.strip_prefix("lake/");
+        let table = self.manifest.view.strip_prefix("lake/");
         table.is_some_and(|table| {
-            table != positions::DEAD_LETTERS && !self.catalog.streams.contains_key(table)
+            table != checkpoints::DEAD_LETTERS && !self.catalog.streams.contains_key(table)
         })
     }
 
@@ -420,44 +420,48 @@ impl Generation {
     }
 
     /// Everything above a record.
-    fn history(&self, config: &Config, after: Lsn) -> Result<History, RuntimeError> {
+    fn history(&self, config: &Config, after: Lsn) -> Result<ReplayReader, RuntimeError> {
         // Since the beginning more of it may have left.
         let first = self.archive.first()?;
         if after + 1 >= first {
-            return History::new(self.archive.clone(), after);
+            return ReplayReader::new(self.archive.clone(), after);
         }
         let (table, of) = match self.stream() {
-            Some(stream) => (stream.name.as_str(), Of::Stream(stream.clone())),
+            Some(stream) => (stream.name.as_str(), RetainedOrigin::Stream(stream.clone())),
             None => (
-                positions::DEAD_LETTERS,
-                Of::DeadLetters(self.catalog.clone()),
+                checkpoints::DEAD_LETTERS,
+                RetainedOrigin::DeadLetters(self.catalog.clone()),
             ),
         };
         if !self.has_table(config, table) {
-            return History::new(self.archive.clone(), first - 1);
+            return ReplayReader::new(self.archive.clone(), first - 1);
         }
-        let kept = Kept::new(&self.old_table(config, table)?, of, after, first - 1);
-        Ok(History::kept(self.archive.clone(), after, kept, first))
+        let kept = RetainedRows::new(&self.old_table(config, table)?, of, after, first - 1);
+        Ok(ReplayReader::kept(self.archive.clone(), after, kept, first))
     }
 
     fn takes_over(&self) -> bool {
-        self.about.whole_from.is_some() && self.makes_rows_of_its_own()
+        self.manifest.whole_from.is_some() && self.makes_rows_of_its_own()
     }
 
     /// Rows that stay as they were, above a record.
-    fn taken_over(&self, config: &Config, after: Lsn) -> Result<Option<TakenOver>, RuntimeError> {
+    fn taken_over(
+        &self,
+        config: &Config,
+        after: Lsn,
+    ) -> Result<Option<CarriedOverRows>, RuntimeError> {
         let table = self
-            .about
+            .manifest
             .view
             .strip_prefix("lake/")
             .filter(|_| self.makes_rows_of_its_own());
-        let Some((table, before)) = table.zip(self.about.whole_from) else {
+        let Some((table, before)) = table.zip(self.manifest.whole_from) else {
             return Ok(None);
         };
         if !self.has_table(config, table) {
             return Ok(None);
         }
-        Ok(Some(TakenOver::new(
+        Ok(Some(CarriedOverRows::new(
             &self.old_table(config, table)?,
             after,
             before,
@@ -465,9 +469,9 @@ impl Generation {
     }
 
     fn set(&mut self, state: State) -> Result<(), RuntimeError> {
-        self.about.state = state;
-        let path = self.own.root.join(ABOUT);
-        let text = serde_json::to_vec(&self.about).expect("plain data becomes JSON");
+        self.manifest.state = state;
+        let path = self.own.root.join(MANIFEST);
+        let text = serde_json::to_vec(&self.manifest).expect("plain data becomes JSON");
         Disk.replace(&path, &text).map_err(failed(&path))
     }
 
@@ -483,7 +487,7 @@ impl Generation {
 
     fn open(&self, config: &Config) -> Result<Built, RuntimeError> {
         let archive = &self.archive;
-        let is_it = |view: &str| view == self.about.view;
+        let is_it = |view: &str| view == self.manifest.view;
         let runtime = &archive.runtime;
         let mut opened = views::open_some(
             config,
@@ -497,8 +501,8 @@ impl Generation {
         let view = opened
             .views
             .pop()
-            .ok_or_else(|| RuntimeError::Failed(format!("{} is no view", self.about.view)))?;
-        Ok((view, opened.positions))
+            .ok_or_else(|| RuntimeError::Failed(format!("{} is no view", self.manifest.view)))?;
+        Ok((view, opened.checkpoints))
     }
 
     /// Goes on while the old generation serves, up to a record, or to where the rows that are taken
@@ -510,7 +514,7 @@ impl Generation {
         progress: Progress<'_>,
     ) -> Result<(), RuntimeError> {
         let table = self
-            .about
+            .manifest
             .view
             .strip_prefix("lake/")
             .filter(|_| self.takes_over());
@@ -528,15 +532,15 @@ impl Generation {
         to: Lsn,
         progress: Progress<'_>,
     ) -> Result<(), RuntimeError> {
-        let (mut view, positions) = self.open(config)?;
+        let (mut view, checkpoints) = self.open(config)?;
         let (saved, zero) = (self.snapshots(), self.archive.log.zero);
-        let (found, from_snapshot) = saved.newest_for(&positions, Lsn::MAX)?;
+        let (found, from_snapshot) = saved.newest_for(&checkpoints, Lsn::MAX)?;
         let mut operators = if from_snapshot {
             found
         } else {
             Operators::new(self.catalog.clone(), zero)
         };
-        operators.pin(self.about.first);
+        operators.pin(self.manifest.first);
         if from_snapshot {
             view.skip_to(operators.lsn());
         }
@@ -600,7 +604,7 @@ impl Generation {
     /// Whether what the view has cannot be opened, and is moved away without that.
     fn is_old_unreadable(&self, config: &Config) -> bool {
         let archive = &self.archive;
-        let is_it = |view: &str| view == self.about.view;
+        let is_it = |view: &str| view == self.manifest.view;
         let open = || {
             views::open_some(
                 config,
@@ -612,20 +616,20 @@ impl Generation {
                 &is_it,
             )
         };
-        !self.about.view.starts_with("lake/") && matches!(open(), Err(RuntimeError::Damaged(_)))
+        !self.manifest.view.starts_with("lake/") && matches!(open(), Err(RuntimeError::Damaged(_)))
     }
 
     /// Moves what was built to where the old generation is, at the end of the log.
     fn place(&mut self, config: &Config, end: Lsn) -> Result<(), RuntimeError> {
-        if self.about.state == State::Whole {
+        if self.manifest.state == State::Whole {
             // What a changed configuration's frame makes of the old one is not this one's.
             self.advance(config, end, &mut |_, _, _| {})?;
             self.set(State::Settled)?;
         }
-        let (view, log) = (self.about.view.clone(), self.archive.log);
+        let (view, log) = (self.manifest.view.clone(), self.archive.log);
         match view.split_once('/') {
             Some(("lake", name)) => {
-                let open = |folder: &Folder| views::spec(config, folder, &self.catalog, name);
+                let open = |folder: &DataDir| views::spec(config, folder, &self.catalog, name);
                 let (Some(new), Some(old)) = (open(&self.own), open(&self.folder)) else {
                     return Err(RuntimeError::Failed(format!("{view} is no table")));
                 };
@@ -670,13 +674,13 @@ impl Generation {
         if !is_saved {
             own = Operators::new(self.catalog.clone(), self.archive.log.zero);
         }
-        own.pin(self.about.first);
+        own.pin(self.manifest.first);
         // The frame of a changed configuration may lie between.
         let mut history = self.history(config, own.lsn())?;
         while let Some(piece) = history.next(end)? {
             process(&mut own, piece)?;
         }
-        if let Some(table) = self.about.view.strip_prefix("lake/") {
+        if let Some(table) = self.manifest.view.strip_prefix("lake/") {
             operators.adopt(table, &mut own);
             live.save(&operators)?;
         }
@@ -687,7 +691,7 @@ impl Generation {
 /// Applies what comes next.
 fn process(
     operators: &mut Operators,
-    Piece { frame, decoded }: Piece,
+    ReplayFrame { frame, decoded }: ReplayFrame,
 ) -> Result<Output, RuntimeError> {
     let decoded = match decoded {
         Some(rows) => Some(rows),
@@ -707,7 +711,7 @@ fn save(
 ) -> Result<(), RuntimeError> {
     view.settle()?;
     snapshots.save(operators)?;
-    snapshots.tidy(&view.positions().into_iter().collect())?;
+    snapshots.tidy(&view.checkpoints().into_iter().collect())?;
     Ok(())
 }
 
@@ -734,12 +738,12 @@ fn move_over(new: &Path, old: &Path, gone: Option<&Path>) -> Result<(), RuntimeE
     sync_names()
 }
 
-fn read_about(root: &Path) -> Option<About> {
-    serde_json::from_slice(&fs::read(root.join(ABOUT)).ok()?).ok()
+fn read_manifest(root: &Path) -> Option<BuildManifest> {
+    serde_json::from_slice(&fs::read(root.join(MANIFEST)).ok()?).ok()
 }
 
 /// None while another process has it.
-fn lock(own: &Folder) -> Result<Option<fs::File>, RuntimeError> {
+fn lock(own: &DataDir) -> Result<Option<fs::File>, RuntimeError> {
     let path = own.root.join("lock");
     let file = fs::OpenOptions::new()
         .create(true)
@@ -755,7 +759,7 @@ fn lock(own: &Folder) -> Result<Option<fs::File>, RuntimeError> {
 }
 
 /// Removes a generation's folder: under a name first that nobody looks for.
-fn remove(folder: &Folder, root: &Path) -> Result<(), RuntimeError> {
+fn remove(folder: &DataDir, root: &Path) -> Result<(), RuntimeError> {
     if root.exists() {
         let gone = folder.rebuilds().join(".gone");
         let _ = fs::remove_dir_all(&gone);
@@ -767,33 +771,33 @@ fn remove(folder: &Folder, root: &Path) -> Result<(), RuntimeError> {
 }
 
 /// Folders of generations that are so far, with what they are of.
-fn in_state(folder: &Folder, states: &[State]) -> Vec<(PathBuf, About)> {
+fn in_state(folder: &DataDir, states: &[State]) -> Vec<(PathBuf, BuildManifest)> {
     let Ok(entries) = fs::read_dir(folder.rebuilds()) else {
         return Vec::new();
     };
     let roots = entries.filter_map(|e| Some(e.ok()?.path()));
-    let mut found: Vec<(PathBuf, About)> = roots
-        .filter_map(|root| Some((root.clone(), read_about(&root)?)))
+    let mut found: Vec<(PathBuf, BuildManifest)> = roots
+        .filter_map(|root| Some((root.clone(), read_manifest(&root)?)))
         .collect();
     // What is being removed has another name.
-    let is_its_own = |root: &Path, about: &About| {
+    let is_its_own = |root: &Path, manifest: &BuildManifest| {
         root.file_name()
-            .is_some_and(|n| n == about.view.replace('/', ".").as_str())
+            .is_some_and(|n| n == manifest.view.replace('/', ".").as_str())
     };
-    found.retain(|(root, about)| states.contains(&about.state) && is_its_own(root, about));
+    found.retain(|(root, manifest)| states.contains(&manifest.state) && is_its_own(root, manifest));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
 }
 
 /// Whether something waits to take its place under a configuration.
-pub fn is_waiting(folder: &Folder, configuration: u64) -> bool {
+pub fn is_waiting(folder: &DataDir, configuration: u64) -> bool {
     in_state(folder, &[State::Ready, State::Whole])
         .iter()
-        .any(|(_, about)| about.configuration == configuration)
+        .any(|(_, manifest)| manifest.configuration == configuration)
 }
 
 /// Whether anything is being rebuilt, or waits to take its place.
-pub fn is_any_begun(folder: &Folder) -> bool {
+pub fn is_any_begun(folder: &DataDir) -> bool {
     let all = [
         State::Building,
         State::Ready,
@@ -805,35 +809,35 @@ pub fn is_any_begun(folder: &Folder) -> bool {
 }
 
 /// Whether something has begun to take its place.
-fn is_taking_place(folder: &Folder) -> bool {
+fn is_taking_place(folder: &DataDir) -> bool {
     !in_state(folder, &[State::Whole, State::Settled, State::Placed]).is_empty()
 }
 
 /// The generations of a configuration that are so far, and that no other process holds.
 fn of_configuration(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     log: LogName,
     runtime: &tokio::runtime::Handle,
     states: &[State],
-) -> Result<Vec<Generation>, RuntimeError> {
+) -> Result<Vec<ViewBuild>, RuntimeError> {
     let mut found = Vec::new();
-    for (root, about) in in_state(folder, states) {
-        if about.configuration != catalog.id || about.log != log.id {
+    for (root, manifest) in in_state(folder, states) {
+        if manifest.configuration != catalog.id || manifest.log != log.id {
             continue;
         }
-        match lock(&Folder { root })? {
-            Some(lock) => found.push(Generation::of(
-                config, folder, catalog, log, runtime, about, lock,
+        match lock(&DataDir { root })? {
+            Some(lock) => found.push(ViewBuild::of(
+                config, folder, catalog, log, runtime, manifest, lock,
             )?),
             // It may be built on; but what has begun to take its place must end before anything
             // else.
-            None if about.state == State::Ready => {}
+            None if manifest.state == State::Ready => {}
             None => {
                 return Err(RuntimeError::InUse(format!(
                     "the rebuilt {} is held by another process",
-                    about.view
+                    manifest.view
                 )));
             }
         }
@@ -844,11 +848,11 @@ fn of_configuration(
 /// Generations that wait to take their place under a configuration.
 pub fn ready(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     log: LogName,
     runtime: &tokio::runtime::Handle,
-) -> Result<Vec<Generation>, RuntimeError> {
+) -> Result<Vec<ViewBuild>, RuntimeError> {
     of_configuration(
         config,
         folder,
@@ -861,18 +865,18 @@ pub fn ready(
 
 /// The last record of a stopped folder's log.
 pub fn end_of_log(config: &Config) -> Result<Lsn, RuntimeError> {
-    let options = wal_options(config, &Folder::existing(&config.data)?);
+    let options = wal_options(config, &DataDir::existing(&config.data)?);
     Ok(Wal::peek(&Disk, &options, options.zero)?.last_lsn)
 }
 
 /// Whether a view that was ready has taken its place; an error where it could not be completed.
 pub fn is_done(config: &Config, view: &str) -> Result<bool, RuntimeError> {
-    let root = Folder::existing(&config.data)?
+    let root = DataDir::existing(&config.data)?
         .rebuilds()
         .join(view.replace('/', "."));
-    match read_about(&root) {
+    match read_manifest(&root) {
         None => Ok(true),
-        Some(about) if about.state == State::Building => Err(RuntimeError::Failed(format!(
+        Some(manifest) if manifest.state == State::Building => Err(RuntimeError::Failed(format!(
             "the rebuilt {view} could not be brought to the end of the log and has not taken its place; the log of the process that tried says why, `weir rebuild` goes on with it"
         ))),
         Some(_) => Ok(false),
@@ -880,21 +884,24 @@ pub fn is_done(config: &Config, view: &str) -> Result<bool, RuntimeError> {
 }
 
 /// Names of their views.
-pub fn views_of(generations: &[Generation]) -> Vec<String> {
-    generations.iter().map(|g| g.about.view.clone()).collect()
+pub fn views_of(generations: &[ViewBuild]) -> Vec<String> {
+    generations
+        .iter()
+        .map(|g| g.manifest.view.clone())
+        .collect()
 }
 
 /// Brings generations to the end of the log, where every view has committed. From here on they take
 /// their place, whatever happens; one that cannot be completed is left out. Gives the views of the
 /// others.
 pub fn complete(
-    generations: Vec<Generation>,
+    generations: Vec<ViewBuild>,
     config: &Config,
     end: Lsn,
 ) -> Result<Vec<String>, RuntimeError> {
     let mut whole = Vec::new();
     for mut generation in generations {
-        let view = generation.about.view.clone();
+        let view = generation.manifest.view.clone();
         match generation.advance(config, end, &mut |_, _, _| {}) {
             Ok(()) => {
                 generation.set(State::Whole)?;
@@ -915,7 +922,7 @@ pub fn finish_what_was_begun(
     config: &Config,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), RuntimeError> {
-    let folder = Folder::existing(&config.data)?;
+    let folder = DataDir::existing(&config.data)?;
     if !is_taking_place(&folder) {
         return Ok(());
     }
@@ -934,7 +941,7 @@ pub fn finish_what_was_begun(
 /// fit the configuration.
 pub fn place(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), RuntimeError> {
     if in_state(folder, &[State::Whole, State::Settled]).is_empty() {
@@ -961,7 +968,7 @@ pub fn place(
         &[State::Whole, State::Settled],
     )? {
         tracing::info!(
-            view = generation.about.view,
+            view = generation.manifest.view,
             "the rebuilt one takes its place"
         );
         generation.place(config, end)?;
@@ -971,10 +978,10 @@ pub fn place(
 
 /// Removes the folders of installed generations that hand no operator state over: all but tables.
 /// No live view is opened for it, because one of them may be refused until it is rebuilt, too.
-fn remove_installed_views(folder: &Folder) -> Result<(), RuntimeError> {
-    for (root, about) in in_state(folder, &[State::Placed]) {
-        let own = Folder { root: root.clone() };
-        if !about.view.starts_with("lake/") && lock(&own)?.is_some() {
+fn remove_installed_views(folder: &DataDir) -> Result<(), RuntimeError> {
+    for (root, manifest) in in_state(folder, &[State::Placed]) {
+        let own = DataDir { root: root.clone() };
+        if !manifest.view.starts_with("lake/") && lock(&own)?.is_some() {
             remove(folder, &root)?;
         }
     }
@@ -984,7 +991,7 @@ fn remove_installed_views(folder: &Folder) -> Result<(), RuntimeError> {
 /// Ends what [`place`] began: the operators go on from what made the new generations.
 pub fn finish(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     wal: Wal,
     runtime: &tokio::runtime::Handle,
     clock: &Arc<dyn Clock>,

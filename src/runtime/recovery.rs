@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use crate::event::Lsn;
 use crate::operators::snapshot::is_behind;
 
-/// Committed positions of a view, or the last rows that views were given, by the names that
+/// Committed checkpoints of a view, or the last rows that views were given, by the names that
 /// snapshots use.
-pub type Positions = BTreeMap<String, Lsn>;
+pub type Checkpoints = BTreeMap<String, Lsn>;
 
 /// A state that the live operators may start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// None: the state before the first record.
     pub snapshot: Option<Lsn>,
-    pub given: Positions,
+    pub given: Checkpoints,
 }
 
 impl Candidate {
@@ -24,7 +24,7 @@ impl Candidate {
     pub fn empty() -> Self {
         Self {
             snapshot: None,
-            given: Positions::new(),
+            given: Checkpoints::new(),
         }
     }
 }
@@ -38,8 +38,8 @@ pub struct Start {
     pub in_reader: Vec<String>,
 }
 
-/// Chooses among candidates, the newest first, for views with their positions. Pure.
-pub fn plan(candidates: &[Candidate], views: &[(String, Positions)]) -> Start {
+/// Chooses among candidates, the newest first, for views with their checkpoints. Pure.
+pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start {
     let Some(oldest) = candidates.last() else {
         return Start::default();
     };
@@ -59,7 +59,7 @@ pub fn plan(candidates: &[Candidate], views: &[(String, Positions)]) -> Start {
 mod tests {
     use super::*;
 
-    fn positions(of: &[(&str, Lsn)]) -> Positions {
+    fn checkpoints(of: &[(&str, Lsn)]) -> Checkpoints {
         of.iter()
             .map(|(name, at)| ((*name).to_owned(), *at))
             .collect()
@@ -68,16 +68,16 @@ mod tests {
     fn candidate(lsn: Lsn, given: &[(&str, Lsn)]) -> Candidate {
         Candidate {
             snapshot: Some(lsn),
-            given: positions(given),
+            given: checkpoints(given),
         }
     }
 
-    /// A table with two positions, and an index.
-    fn views(recent: Lsn, old: Lsn, search: Lsn) -> Vec<(String, Positions)> {
-        let table = positions(&[("t/recent", recent), ("t/old", old)]);
+    /// A table with two checkpoints, and an index.
+    fn views(recent: Lsn, old: Lsn, search: Lsn) -> Vec<(String, Checkpoints)> {
+        let table = checkpoints(&[("t/recent", recent), ("t/old", old)]);
         vec![
             ("table".to_owned(), table),
-            ("index".to_owned(), positions(&[("search/t", search)])),
+            ("index".to_owned(), checkpoints(&[("search/t", search)])),
         ]
     }
 
@@ -137,7 +137,7 @@ mod tests {
             plan(&snapshots(), &views(198, 120, 0)),
             start(Some(100), &["index"])
         );
-        // One of its positions suffices.
+        // One of its checkpoints suffices.
         assert_eq!(
             plan(&snapshots(), &views(250, 39, 199)),
             start(Some(200), &["table"])

@@ -13,7 +13,7 @@ use crate::operators::snapshot::Summary;
 use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
 use crate::storage::{Storage, explain, sync_folder};
-use crate::views::driver::{CatchUp, Give, Target};
+use crate::views::driver::{CatchUp, Demand, Target};
 use crate::views::{View, ViewError};
 use crate::wal::{LogReader, WalError, segment};
 
@@ -70,16 +70,16 @@ impl Snapshots {
         Ok(bytes.len())
     }
 
-    /// The newest snapshot up to `limit` that none of these positions is behind; without one, the
+    /// The newest snapshot up to `limit` that none of these checkpoints is behind; without one, the
     /// state before the first record.
     pub fn newest_for(
         &self,
-        positions: &BTreeMap<String, Lsn>,
+        checkpoints: &BTreeMap<String, Lsn>,
         limit: Lsn,
     ) -> Result<(Operators, bool), OperatorError> {
         for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
             let found = self.summary(lsn).and_then(|summary| {
-                let suits = !snapshot::is_behind(&summary.given, positions);
+                let suits = !snapshot::is_behind(&summary.given, checkpoints);
                 suits.then(|| self.load(lsn)).transpose()
             });
             match found {
@@ -137,11 +137,11 @@ impl Snapshots {
     pub fn refuse_trimmed(
         &self,
         view: &str,
-        positions: &BTreeMap<String, Lsn>,
+        checkpoints: &BTreeMap<String, Lsn>,
     ) -> Result<Lsn, RuntimeError> {
         let suits = |lsn: &Lsn| {
             self.summary(*lsn)
-                .is_ok_and(|s| !snapshot::is_behind(&s.given, positions))
+                .is_ok_and(|s| !snapshot::is_behind(&s.given, checkpoints))
         };
         let from = self
             .list()?
@@ -188,7 +188,7 @@ impl Snapshots {
     }
 
     /// Removes snapshots older than the newest one that no view is behind, and names that one.
-    pub fn tidy(&self, positions: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
+    pub fn tidy(&self, checkpoints: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
         if self.unsynced.load(Ordering::Acquire) {
             sync_folder(&self.folder).map_err(|e| self.failed(&e))?;
             self.unsynced.store(false, Ordering::Release);
@@ -200,7 +200,7 @@ impl Snapshots {
                 self.storage.remove(&path).map_err(|e| self.failed(&e))?;
             } else if self
                 .summary(lsn)
-                .is_ok_and(|s| !snapshot::is_behind(&s.given, positions))
+                .is_ok_and(|s| !snapshot::is_behind(&s.given, checkpoints))
             {
                 keep = Some(lsn);
             }
@@ -239,10 +239,10 @@ impl LogCatchUp {
     /// The newest operators that the view is not behind; it has every row up to there, wherever its
     /// own rows end.
     fn operators(&self, view: &mut dyn View) -> Result<Operators, ViewError> {
-        let positions = view.positions().into_iter().collect();
+        let checkpoints = view.checkpoints().into_iter().collect();
         let (mut operators, is_saved) =
             self.snapshots
-                .newest_for(&positions, Lsn::MAX)
+                .newest_for(&checkpoints, Lsn::MAX)
                 .map_err(|error| match error {
                     OperatorError::Newer { .. } => self.damaged(&error),
                     // The folder could not be listed.
@@ -267,7 +267,7 @@ impl LogCatchUp {
         view: &mut dyn View,
         mut operators: Operators,
         to: Target<'_>,
-        give: Give<'_>,
+        give: Demand<'_>,
     ) -> Result<Read, ViewError> {
         let Snapshots { storage, log, .. } = &self.snapshots;
         let mut reader = LogReader::new(storage.clone(), log.clone(), operators.lsn());
@@ -303,7 +303,7 @@ impl CatchUp for LogCatchUp {
         &self,
         view: &mut dyn View,
         to: Target<'_>,
-        give: Give<'_>,
+        give: Demand<'_>,
     ) -> Result<bool, ViewError> {
         let _turn = self
             .one_at_a_time

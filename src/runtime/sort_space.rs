@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::folder::Folder;
+use super::data_dir::DataDir;
 use super::maintenance::folder_bytes;
 use super::reserve;
 use crate::config::units::Size;
@@ -18,7 +18,7 @@ const MIN_MEMORY: usize = 1 << 20;
 const RESERVES_LEFT: u64 = 8;
 
 /// The space of the source at this place of the configuration.
-pub(super) fn of_source(config: &Config, folder: &Folder, source: usize) -> SortSpace {
+pub(super) fn of_source(config: &Config, folder: &DataDir, source: usize) -> SortSpace {
     let is_sorting = |kind: &SourceKind| matches!(kind, SourceKind::File(def) if def.order == ReadOrder::EventTime);
     let sorting = config
         .sources

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::folder::Folder;
+use super::data_dir::DataDir;
 use super::{RuntimeError, declarations_at, rebuild, snapshots, views};
 use crate::config::{Config, Declarations};
 use crate::event::Lsn;
@@ -15,7 +15,7 @@ use crate::wal::{Kind, Recovered};
 /// rebuilt for it replace those that are there. Changes nothing.
 pub fn refuse_what_cannot_open(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Catalog,
     log: LogName,
     rebuilt: &[String],
@@ -54,7 +54,7 @@ fn named_twice(def: &SearchDef) -> Option<&String> {
 /// something else, or the start is to be under that configuration.
 pub fn unapplied(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     found: &Recovered,
     log: LogName,
     runtime: &tokio::runtime::Handle,
@@ -80,6 +80,9 @@ pub fn unapplied(
         .unwrap_or_else(|| Catalog::default().declarations());
     let catalog = Catalog::compile(&before).map_err(|e| RuntimeError::Damaged(e.to_string()))?;
     let opened = views::open(config, folder, &catalog.into(), log, runtime, false)?;
-    let is_applied = opened.positions.values().any(|position| *position >= lsn);
+    let is_applied = opened
+        .checkpoints
+        .values()
+        .any(|checkpoint| *checkpoint >= lsn);
     Ok((!is_applied).then_some((lsn, before)))
 }

@@ -5,30 +5,30 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::RuntimeError;
-use super::folder::Folder;
+use super::data_dir::DataDir;
 use crate::config::{Config, ConfigError, PartitionBy};
 use crate::event::Lsn;
 use crate::operators::entities::{KNOWN_KEY_BYTES, KNOWN_KEYS};
-use crate::operators::{positions, tables};
+use crate::operators::{checkpoints, tables};
 use crate::query::{Handles, Progress};
-use crate::schema::{Catalog, DeclarationError, Layout, Refusal, Stream, TABLE_KEY, WINDOW_KEY};
+use crate::schema::{Catalog, DeclarationError, Layout, PlanError, Stream, TABLE_KEY, WINDOW_KEY};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
-use crate::views::database::Origin;
-use crate::views::lake::{CommitPolicy, Feed, LakeTable, LakeView, LogName, Pool, TableSpec};
+use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, Pool, RowOrigin, TableSpec};
 use crate::views::places::{Places, PlacesView};
 use crate::views::search::{Roll, SearchIndex, SearchView};
+use crate::views::state_store::LogIdentity;
 
 /// Everything that follows the log.
 pub struct Opened {
     pub views: Vec<Box<dyn View>>,
     pub handles: Handles,
-    /// Every position that a view has committed, by the names that snapshots use.
-    pub positions: BTreeMap<String, Lsn>,
+    /// Every checkpoint that a view has committed, by the names that snapshots use.
+    pub checkpoints: BTreeMap<String, Lsn>,
 }
 
 /// What the tables of a catalog hold, and where.
-pub fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSpec> {
+pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
     let layout = if config.partition == PartitionBy::Hour {
         Layout::Hours
@@ -79,7 +79,7 @@ pub fn specs(config: &Config, folder: &Folder, catalog: &Catalog) -> Vec<TableSp
 /// that the lake would give it.
 pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
     let catalog = Catalog::of(config)?;
-    let folder = Folder {
+    let folder = DataDir {
         root: config.data.clone(),
     };
     for spec in specs(config, &folder, &catalog) {
@@ -103,7 +103,7 @@ pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &st
 }
 
 /// A refusal of a table as one of the declaration that it is made of.
-fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &Refusal) -> DeclarationError {
+fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> DeclarationError {
     let name = &spec.name;
     let of = |name: &str, key: &'static str, sql: &str| {
         DeclarationError::new(name, key, refusal.clone().within(sql))
@@ -139,24 +139,29 @@ pub const COUNTS: &str = "counts.redb";
 
 /// The name of the view that writes a table.
 pub fn of_table(table: &str) -> String {
-    positions::table(table)
+    checkpoints::table(table)
 }
 
 /// The specification of a table, by its name.
-pub fn spec(config: &Config, folder: &Folder, catalog: &Catalog, table: &str) -> Option<TableSpec> {
+pub fn spec(
+    config: &Config,
+    folder: &DataDir,
+    catalog: &Catalog,
+    table: &str,
+) -> Option<TableSpec> {
     specs(config, folder, catalog)
         .into_iter()
         .find(|spec| spec.name == table)
 }
 
 fn is_late(spec: &TableSpec) -> bool {
-    matches!(&spec.feed, Feed::Made(name) if name.ends_with(".late"))
+    matches!(&spec.feed, RowOrigin::Made(name) if name.ends_with(".late"))
 }
 
 /// Opens all views of the catalog. Not `writable`: only what is there, and no view to drive.
 pub fn open(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     log: LogName,
     runtime: &tokio::runtime::Handle,
@@ -168,7 +173,7 @@ pub fn open(
 /// Opens those views that are wanted, by their names.
 pub fn open_some(
     config: &Config,
-    folder: &Folder,
+    folder: &DataDir,
     catalog: &Arc<Catalog>,
     log: LogName,
     runtime: &tokio::runtime::Handle,
@@ -179,7 +184,7 @@ pub fn open_some(
     let specs = specs(config, folder, catalog);
     let made = specs
         .iter()
-        .filter(|s| matches!(s.feed, Feed::Made(_)))
+        .filter(|s| matches!(s.feed, RowOrigin::Made(_)))
         .count();
     let part = shares.hot_rows / 24;
     // What operators know of entities keeps as many rows from waiting here.
@@ -203,13 +208,13 @@ pub fn open_some(
         },
         // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
         bytes: match &spec.feed {
-            Feed::DeadLetters => part,
-            Feed::Raw => 3 * part,
-            Feed::Stream(_) => 9 * part / catalog.streams.len().max(1),
-            Feed::Made(_) if is_late(spec) => 4 * part,
-            Feed::Made(_) => 7 * part,
+            RowOrigin::DeadLetters => part,
+            RowOrigin::Raw => 3 * part,
+            RowOrigin::Stream(_) => 9 * part / catalog.streams.len().max(1),
+            RowOrigin::Made(_) if is_late(spec) => 4 * part,
+            RowOrigin::Made(_) => 7 * part,
         },
-        pool: (matches!(spec.feed, Feed::Made(_)) && !is_late(spec)).then(|| pool.clone()),
+        pool: (matches!(spec.feed, RowOrigin::Made(_)) && !is_late(spec)).then(|| pool.clone()),
     };
     let mut opened_tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
@@ -228,7 +233,10 @@ pub fn open_some(
         }
         opened_tables.insert(name, table);
     }
-    let committed = opened_tables.values().flat_map(|t| t.positions()).collect();
+    let committed = opened_tables
+        .values()
+        .flat_map(|t| t.checkpoints())
+        .collect();
     let handles = Handles {
         catalog: catalog.clone(),
         lake: folder.lake(),
@@ -241,10 +249,10 @@ pub fn open_some(
     let mut opened = Opened {
         views,
         handles,
-        positions: committed,
+        checkpoints: committed,
     };
     for stream in catalog.streams.values() {
-        if is_wanted(&positions::search(&stream.name)) {
+        if is_wanted(&checkpoints::search(&stream.name)) {
             opened.open_search(config, folder, stream, log, writable)?;
         }
         opened.open_state(config, folder, stream, log, writable, is_wanted)?;
@@ -256,7 +264,7 @@ impl Opened {
     fn open_search(
         &mut self,
         config: &Config,
-        folder: &Folder,
+        folder: &DataDir,
         stream: &Arc<Stream>,
         log: LogName,
         writable: bool,
@@ -269,9 +277,9 @@ impl Opened {
             return Ok(());
         };
         let index = Arc::new(index);
-        self.positions.insert(
-            positions::search(&stream.name),
-            index.position(log.id, log.zero)?,
+        self.checkpoints.insert(
+            checkpoints::search(&stream.name),
+            index.checkpoint(log.id, log.zero)?,
         );
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
@@ -293,13 +301,13 @@ impl Opened {
     fn open_state(
         &mut self,
         config: &Config,
-        folder: &Folder,
+        folder: &DataDir,
         stream: &Arc<Stream>,
         log: LogName,
         writable: bool,
         is_wanted: &dyn Fn(&str) -> bool,
     ) -> Result<(), RuntimeError> {
-        let origin = Origin {
+        let origin = LogIdentity {
             log: log.id,
             zero: log.zero,
         };
@@ -309,7 +317,7 @@ impl Opened {
         let sharing =
             |is_one: &dyn Fn(&Stream) -> bool| streams.clone().filter(|s| is_one(s)).count().max(1);
         if stream.def.places.is_some()
-            && is_wanted(&positions::places(name))
+            && is_wanted(&checkpoints::places(name))
             && let Some(places) = Places::open(
                 &folder.state().join(format!("{name}.{PLACES}")),
                 shares.places() / sharing(&|s| s.def.places.is_some()),
@@ -317,8 +325,8 @@ impl Opened {
             )?
         {
             let places = Arc::new(places);
-            self.positions
-                .insert(positions::places(name), places.position(origin)?);
+            self.checkpoints
+                .insert(checkpoints::places(name), places.checkpoint(origin)?);
             if writable {
                 self.views.push(Box::new(PlacesView::new(
                     places.clone(),
@@ -329,7 +337,7 @@ impl Opened {
             self.handles.places.insert(name.clone(), places);
         }
         if stream.def.count.is_some()
-            && is_wanted(&positions::counts(name))
+            && is_wanted(&checkpoints::counts(name))
             && let Some(counts) = Counts::open(
                 &folder.state().join(format!("{name}.{COUNTS}")),
                 shares.counts() / sharing(&|s| s.def.count.is_some()),
@@ -337,8 +345,8 @@ impl Opened {
             )?
         {
             let counts = Arc::new(counts);
-            self.positions
-                .insert(positions::counts(name), counts.position(origin)?);
+            self.checkpoints
+                .insert(checkpoints::counts(name), counts.checkpoint(origin)?);
             if writable {
                 self.views.push(Box::new(CountsView::new(
                     counts.clone(),

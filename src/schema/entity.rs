@@ -18,7 +18,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use super::select::{self, Planned};
-use super::{Refusal, Stream, dialect, names, types};
+use super::{PlanError, Stream, dialect, names, types};
 
 use crate::config::{SqlBounds, TableDef};
 
@@ -49,7 +49,7 @@ const FORM: &str = "write `select <columns> [where …]`, with `unnest(list)` fo
 
 impl Entity {
     /// Plans a table over its stream.
-    pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, Refusal> {
+    pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, PlanError> {
         let mut statement = parse(&def.select, &stream.name, stream.sql)?;
         names::refuse_unnamed(&statement, &stream.table_schema)?;
         let lists = take_lists(&mut statement)?;
@@ -62,7 +62,7 @@ impl Entity {
                     .map(|f| f.name().as_str())
                     .collect::<Vec<_>>()
                     .join(", ");
-                Refusal::about(
+                PlanError::about(
                     &[wanted],
                     format!(
                         "`{wanted}` is no column of {}; there are {known}",
@@ -83,7 +83,7 @@ impl Entity {
         for list in &lists {
             let DataType::List(item) = table.field(*list).data_type() else {
                 let name = table.field(*list).name();
-                return Err(Refusal::about(
+                return Err(PlanError::about(
                     &["unnest"],
                     format!("`unnest({name})`: it is no list"),
                 ));
@@ -397,18 +397,18 @@ fn item_of(list: &str) -> String {
 }
 
 /// A table's select, reading from its stream: `from` is put before its `where`, if there is one.
-fn parse(select: &str, stream: &str, bounds: SqlBounds) -> Result<Statement, Refusal> {
+fn parse(select: &str, stream: &str, bounds: SqlBounds) -> Result<Statement, PlanError> {
     let context = select::planning(bounds)?;
     let parse = |sql: &str| {
         let statement = dialect::parse(&context.state(), sql);
-        statement.map_err(|e| Refusal::of(&e).map(|message| format!("{message}; {FORM}")))
+        statement.map_err(|e| PlanError::of(&e).map(|message| format!("{message}; {FORM}")))
     };
     let (mut statement, mut from) = (parse(select)?, parse(&format!("select 1 from {stream}"))?);
     let (Some(select), Some(stream)) = (select_of(&mut statement), select_of(&mut from)) else {
         return Err(FORM.into());
     };
     if !select.from.is_empty() {
-        return Err(Refusal::about(
+        return Err(PlanError::about(
             &["from"],
             format!("it reads its stream, which is not named: {FORM}"),
         ));
@@ -432,7 +432,7 @@ fn select_of(statement: &mut Statement) -> Option<&mut ast::Select> {
 }
 
 /// Puts a name in the place of each `unnest(list)`; gives the lists.
-fn take_lists(statement: &mut Statement) -> Result<Vec<String>, Refusal> {
+fn take_lists(statement: &mut Statement) -> Result<Vec<String>, PlanError> {
     let Statement::Statement(inner) = statement else {
         return Err(FORM.into());
     };
@@ -463,7 +463,7 @@ fn take_lists(statement: &mut Statement) -> Result<Vec<String>, Refusal> {
     });
     match walked {
         ControlFlow::Continue(()) => Ok(lists),
-        ControlFlow::Break(wrong) => Err(Refusal::about(
+        ControlFlow::Break(wrong) => Err(PlanError::about(
             &["unnest"],
             format!("`{wrong}`: name one list column; {FORM}"),
         )),

@@ -8,7 +8,7 @@ pub mod entity;
 pub mod functions;
 mod hints;
 pub mod names;
-mod refusal;
+mod plan_error;
 mod rules;
 pub mod select;
 mod strict;
@@ -25,14 +25,14 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 pub use crate::config::time_range::TimeRange;
 pub use crate::config::zone;
 use crate::config::{
-    Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, Where, WindowDef,
+    Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, ValueLocation, WindowDef,
 };
 pub use crate::config::{
-    Late, REPEAT_KEY_BYTES, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of,
+    DUPLICATE_KEY_BYTES, Late, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of,
 };
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use entity::Entity;
-pub use refusal::Refusal;
+pub use plan_error::PlanError;
 use select::{Planned, Rule};
 pub use window::Window;
 
@@ -44,11 +44,11 @@ pub struct DeclarationError {
     pub key: &'static str,
     /// Which item of the key's list.
     pub item: Option<usize>,
-    pub refusal: Box<Refusal>,
+    pub refusal: Box<PlanError>,
 }
 
 impl DeclarationError {
-    pub fn new(of: &str, key: &'static str, refusal: impl Into<Refusal>) -> Self {
+    pub fn new(of: &str, key: &'static str, refusal: impl Into<PlanError>) -> Self {
         Self {
             stream: of.to_owned(),
             key,
@@ -61,7 +61,7 @@ impl DeclarationError {
     pub fn in_file(self, config: &Config) -> ConfigError {
         let (name, place) = (
             self.stream.clone(),
-            Where {
+            ValueLocation {
                 item: self.item,
                 text: self.refusal.at,
             },
@@ -120,18 +120,18 @@ pub struct Stream {
     /// Fields of the JSON that are read.
     pub input: Vec<types::Column>,
     pub input_schema: SchemaRef,
-    pub rooms: types::Rooms,
+    pub rooms: types::CapacityHints,
     /// `event_time`, then the stream's own columns.
     pub output: SchemaRef,
     /// `output`, with marks on what holds JSON text.
     pub marked: SchemaRef,
-    /// `output` behind the stamp: lsn, event_time, received_at, source, repeat (where declared).
+    /// `output` behind the stamp: lsn, event_time, received_at, source, is_duplicate (where declared).
     pub table_schema: SchemaRef,
     /// What functions may make of a row.
     sql: SqlBounds,
     columns: Planned,
     rules: Vec<Rule>,
-    repeats: Option<RepeatColumns>,
+    duplicates: Option<DuplicateColumns>,
     session: Option<SessionColumns>,
 }
 
@@ -140,7 +140,7 @@ pub struct Stream {
 pub struct SessionColumns {
     pub key: usize,
     /// The column of which a session tells the first and the last value.
-    pub what: Option<usize>,
+    pub track: Option<usize>,
     pub gap: Micros,
     pub max_open: usize,
     opens: Option<Rule>,
@@ -160,9 +160,9 @@ impl SessionColumns {
     }
 }
 
-/// Where the repeats operator finds its columns in a decoded batch.
+/// Where the duplicates operator finds its columns in a decoded batch.
 #[derive(Debug, Clone)]
-pub struct RepeatColumns {
+pub struct DuplicateColumns {
     pub key: usize,
     pub same: Vec<usize>,
     pub version: Option<usize>,
@@ -294,7 +294,7 @@ fn compile_windows(
     streams: &BTreeMap<String, Arc<Stream>>,
     sql: SqlBounds,
 ) -> Result<Vec<Arc<Window>>, DeclarationError> {
-    let wrong = |window: &str, sql: &str, refusal: Refusal| {
+    let wrong = |window: &str, sql: &str, refusal: PlanError| {
         DeclarationError::new(window, WINDOW_KEY, refusal.within(sql))
     };
     let mut waiting: Vec<(&String, &WindowDef, String)> = declared
@@ -339,7 +339,7 @@ fn compile_windows(
                         .join(", ");
                     let message =
                         format!("there is no stream or window `{over}`; there are {known}");
-                    return Err(wrong(name, &def.sql, Refusal::about(&[&over], message)));
+                    return Err(wrong(name, &def.sql, PlanError::about(&[&over], message)));
                 }
             };
             done.push(Arc::new(
@@ -355,7 +355,7 @@ fn compile_windows(
             let message = format!(
                 "the windows {cycle} read each other in a circle; let one of them read a stream"
             );
-            return Err(wrong(name, &def.sql, Refusal::about(&[over], message)));
+            return Err(wrong(name, &def.sql, PlanError::about(&[over], message)));
         }
         waiting = rest;
     }
@@ -374,7 +374,7 @@ impl Stream {
         sql: SqlBounds,
     ) -> Result<Self, DeclarationError> {
         let in_select =
-            |refusal: Refusal| DeclarationError::new(name, "select", refusal.within(&def.select));
+            |refusal: PlanError| DeclarationError::new(name, "select", refusal.within(&def.select));
         let input =
             types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
         let input_schema: SchemaRef = Arc::new(Schema::new(
@@ -403,26 +403,26 @@ impl Stream {
         let mut stream = Self {
             name: name.to_owned(),
             def: def.clone(),
-            rooms: types::Rooms::of(&input),
+            rooms: types::CapacityHints::of(&input),
             input,
             input_schema,
-            table_schema: table_schema(&output, def.repeat.is_some(), def.session.is_some()),
+            table_schema: table_schema(&output, def.duplicates.is_some(), def.session.is_some()),
             output,
             marked: columns.marked(),
             sql,
             columns,
             rules,
-            repeats: None,
+            duplicates: None,
             session: None,
         };
         stream.check_columns()?;
-        stream.repeats = stream.repeat_columns()?;
+        stream.duplicates = stream.duplicate_columns()?;
         stream.session = stream.session_columns()?;
         Ok(stream)
     }
 
-    pub fn repeats(&self) -> Option<&RepeatColumns> {
-        self.repeats.as_ref()
+    pub fn duplicates(&self) -> Option<&DuplicateColumns> {
+        self.duplicates.as_ref()
     }
 
     /// Columns of `<stream>.late`: the table's own, and the names of the windows that a row came
@@ -452,14 +452,14 @@ impl Stream {
             |ty| !ty.is_nested(),
             "a number, text or time",
         )?;
-        let what = def
-            .what
+        let track = def
+            .track
             .as_ref()
             .or(self.def.count.as_ref().map(|count| &count.kind));
-        if let Some(what) = what {
+        if let Some(track) = track {
             self.typed(
                 "session",
-                what,
+                track,
                 |ty| !ty.is_nested(),
                 "a number, text or time",
             )?;
@@ -476,10 +476,10 @@ impl Stream {
             .transpose();
         // The rule is not all of the key's value.
         let wrong =
-            |refusal: Refusal| DeclarationError::new(&self.name, "session", refusal.message);
+            |refusal: PlanError| DeclarationError::new(&self.name, "session", refusal.message);
         Ok(Some(SessionColumns {
             key: self.index("session", &def.key)?,
-            what: what
+            track: track
                 .map(|column| self.index("session", column))
                 .transpose()?,
             gap: def.gap.micros(),
@@ -606,25 +606,25 @@ impl Stream {
         Ok(())
     }
 
-    fn repeat_columns(&self) -> Result<Option<RepeatColumns>, DeclarationError> {
-        let Some(repeat) = &self.def.repeat else {
+    fn duplicate_columns(&self) -> Result<Option<DuplicateColumns>, DeclarationError> {
+        let Some(repeat) = &self.def.duplicates else {
             return Ok(None);
         };
         let Some(key) = &self.def.key else {
-            let message = "repeats are told by `key`, which is missing".to_owned();
-            return Err(DeclarationError::new(&self.name, "repeat", message));
+            let message = "duplicates are told by `key`, which is missing".to_owned();
+            return Err(DeclarationError::new(&self.name, "duplicates", message));
         };
         let same = repeat
             .same
             .iter()
             .map(|column| {
                 self.typed(
-                    "repeat",
+                    "duplicates",
                     column,
                     |ty| !ty.is_nested(),
                     "a number, text or time",
                 )?;
-                self.index("repeat", column)
+                self.index("duplicates", column)
             })
             .collect::<Result<_, _>>()?;
         let version = self.def.version.as_deref().unwrap_or("event_time");
@@ -635,7 +635,7 @@ impl Stream {
         } else {
             repeat.within.micros() / 1_000
         };
-        Ok(Some(RepeatColumns {
+        Ok(Some(DuplicateColumns {
             key: self.index("key", key)?,
             same,
             version: Some(version),
@@ -808,7 +808,7 @@ fn table_schema(output: &Schema, repeat: bool, session: bool) -> SchemaRef {
         Field::new("source", DataType::Utf8, true),
     ];
     if repeat {
-        fields.push(Field::new("repeat", DataType::Boolean, true));
+        fields.push(Field::new("is_duplicate", DataType::Boolean, true));
     }
     if session {
         fields.push(Field::new("session_id", DataType::Utf8, true));

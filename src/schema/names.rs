@@ -5,11 +5,11 @@ use arrow::datatypes::{DataType, Field, Fields, Schema};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
-use super::Refusal;
+use super::PlanError;
 
 /// Characters that readers of Delta and Parquet refuse in a name.
 const REFUSED: [char; 11] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\r', '\t', '='];
-/// Characters of an expression that a message repeats.
+/// Characters of an expression that a message duplicates.
 const SHOWN: usize = 60;
 
 /// Whether two names are one to a reader of Delta tables.
@@ -21,7 +21,7 @@ pub fn is_same(a: &str, b: &str) -> bool {
 pub fn refuse_own<'a>(
     mut own: impl Iterator<Item = &'a &'a str>,
     column: &str,
-) -> Result<(), Refusal> {
+) -> Result<(), PlanError> {
     let Some(own) = own.find(|own| is_same(own, column)) else {
         return Ok(());
     };
@@ -32,11 +32,11 @@ pub fn refuse_own<'a>(
     };
     let message =
         format!("the column `{column}` is weir's own{also}; name yours otherwise with `as`");
-    Err(Refusal::about(&[column], message))
+    Err(PlanError::about(&[column], message))
 }
 
 /// Refuses columns that some reader of a Delta table could not read.
-pub fn refuse_unreadable(columns: &Schema) -> Result<(), Refusal> {
+pub fn refuse_unreadable(columns: &Schema) -> Result<(), PlanError> {
     let about = |(name, message): (String, String)| {
         // A field of a struct may stand in the text, or only the column that holds it.
         let column = columns
@@ -44,7 +44,7 @@ pub fn refuse_unreadable(columns: &Schema) -> Result<(), Refusal> {
             .iter()
             .find(|f| f.name() == &name || holds(f.data_type(), &name));
         let column = column.map_or(name.as_str(), |f| f.name().as_str());
-        Refusal::about(&[&name, column], message)
+        PlanError::about(&[&name, column], message)
     };
     unreadable(columns.fields(), None).map_or(Ok(()), |wrong| Err(about(wrong)))
 }
@@ -148,7 +148,7 @@ fn plain(name: &str) -> String {
 
 /// Refuses an expression of the outermost select that has no name of its own: what a planner calls
 /// it may change.
-pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), Refusal> {
+pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), PlanError> {
     let Statement::Statement(inner) = statement else {
         return Ok(());
     };
@@ -172,7 +172,7 @@ pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), Ref
     if shown.len() < text.len() {
         shown.push('…');
     }
-    Err(Refusal::at(
+    Err(PlanError::at(
         expression,
         format!("`{shown}` has no name; write `{shown} as name`"),
     ))

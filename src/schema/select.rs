@@ -24,7 +24,7 @@ use datafusion::sql::sqlparser::parser::Parser;
 use super::bounds as sql_bounds;
 use super::dialect::{self, WeirDialect};
 use super::functions::Limits;
-use super::{Filtered, Refusal, functions, names, types};
+use super::{Filtered, PlanError, functions, names, types};
 use crate::config::SqlBounds;
 
 /// Longest text of SQL that is planned; deep nesting is bounded by the parser.
@@ -46,7 +46,7 @@ pub fn session_config(partitions: usize) -> SessionConfig {
 }
 
 /// A context in which declarations are planned.
-pub fn planning(bounds: SqlBounds) -> Result<SessionContext, Refusal> {
+pub fn planning(bounds: SqlBounds) -> Result<SessionContext, PlanError> {
     let mut state = SessionContext::new_with_config(session_config(1)).state();
     functions::register(&mut state, Limits::Declared(bounds))?;
     Ok(SessionContext::new_with_state(state))
@@ -54,7 +54,7 @@ pub fn planning(bounds: SqlBounds) -> Result<SessionContext, Refusal> {
 
 /// The planner's message without its internals, with line and column where it knows them.
 pub fn explain(error: &DataFusionError) -> String {
-    Refusal::of(error).to_string()
+    PlanError::of(error).to_string()
 }
 
 /// A `select`, planned.
@@ -81,7 +81,7 @@ fn plan_rows(
     marked: &Schema,
     sql: &str,
     bounds: SqlBounds,
-) -> Result<Expressions, Refusal> {
+) -> Result<Expressions, PlanError> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
@@ -99,8 +99,8 @@ fn plan_rows(
             // either.
             let call = called(sql, |name| state.aggregate_functions().contains_key(name));
             call.map_or_else(
-                || Refusal::of(&e),
-                |name| not_row_by_row(stream, Refusal::about(&[&name], format!("`{name}`"))),
+                || PlanError::of(&e),
+                |name| not_row_by_row(stream, PlanError::about(&[&name], format!("`{name}`"))),
             )
         })?;
     sql_bounds::plan::check(&plan)?;
@@ -125,7 +125,7 @@ fn plan_rows(
                 taken(e, marked),
             ))
         })
-        .collect::<Result<_, Refusal>>()?;
+        .collect::<Result<_, PlanError>>()?;
     Ok(Expressions { filter, columns })
 }
 
@@ -172,7 +172,7 @@ type Shape<'a> = (
 );
 
 /// Accepts `select … from stream [where …]` and nothing else.
-fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, Refusal> {
+fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, PlanError> {
     let not_row_by_row = |refusal| not_row_by_row(stream, refusal);
     let LogicalPlan::Projection(projection) = plan else {
         return Err(not_row_by_row(of_many(plan)));
@@ -198,14 +198,14 @@ fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, Refusal> 
     }
 }
 
-fn not_row_by_row(stream: &str, what: Refusal) -> Refusal {
+fn not_row_by_row(stream: &str, what: PlanError) -> PlanError {
     what.map(|what| {
         format!("{what} is not row by row: write `select <expressions> from {stream} [where …]`")
     })
 }
 
 /// Refuses a `select` without `from`, of which the planner would only say that it has no columns.
-fn reads_something(stream: &str, sql: &str) -> Result<(), Refusal> {
+fn reads_something(stream: &str, sql: &str) -> Result<(), PlanError> {
     // What cannot be parsed is told by the planner.
     let Ok(statements) = Parser::parse_sql(&WeirDialect, sql) else {
         return Ok(());
@@ -217,7 +217,7 @@ fn reads_something(stream: &str, sql: &str) -> Result<(), Refusal> {
         return Ok(());
     };
     match select.projection.last() {
-        Some(last) if select.from.is_empty() => Err(Refusal::after(
+        Some(last) if select.from.is_empty() => Err(PlanError::after(
             last,
             format!("`from {stream}` is missing behind the columns"),
         )),
@@ -243,11 +243,11 @@ fn called(sql: &str, is_asked_for: impl Fn(&str) -> bool) -> Option<String> {
 }
 
 /// What a plan does that looks at more than one row, by the words that say so in SQL.
-fn of_many(plan: &LogicalPlan) -> Refusal {
+fn of_many(plan: &LogicalPlan) -> PlanError {
     let (what, words): (String, &[&str]) = match plan {
         LogicalPlan::Aggregate(aggregate) => match aggregate.aggr_expr.first() {
             Some(Expr::AggregateFunction(call)) => {
-                return Refusal::about(
+                return PlanError::about(
                     &[call.func.name(), "group"],
                     format!("`{}`", call.func.name()),
                 );
@@ -269,28 +269,28 @@ fn of_many(plan: &LogicalPlan) -> Refusal {
             )
         }
     };
-    Refusal::about(words, format!("`{what}`"))
+    PlanError::about(words, format!("`{what}`"))
 }
 
-fn row_by_row(expression: &Expr) -> Result<(), Refusal> {
+fn row_by_row(expression: &Expr) -> Result<(), PlanError> {
     let mut wrong = None;
     let walked = expression.apply(|e| {
         let shown = || format!("`{e}`");
         wrong = match e {
-            Expr::AggregateFunction(call) => Some(Refusal::about(&[call.func.name()], shown())),
-            Expr::WindowFunction(_) => Some(Refusal::about(&["over"], shown())),
+            Expr::AggregateFunction(call) => Some(PlanError::about(&[call.func.name()], shown())),
+            Expr::WindowFunction(_) => Some(PlanError::about(&["over"], shown())),
             Expr::Exists(_)
             | Expr::InSubquery(_)
             | Expr::SetComparison(_)
-            | Expr::ScalarSubquery(_) => Some(Refusal::about(&["select"], "a subquery")),
-            Expr::Unnest(_) => Some(Refusal::about(&["unnest"], shown())),
-            Expr::GroupingSet(_) => Some(Refusal::about(&["group"], shown())),
+            | Expr::ScalarSubquery(_) => Some(PlanError::about(&["select"], "a subquery")),
+            Expr::Unnest(_) => Some(PlanError::about(&["unnest"], shown())),
+            Expr::GroupingSet(_) => Some(PlanError::about(&["group"], shown())),
             Expr::Placeholder(_) | Expr::OuterReferenceColumn(..) | Expr::ScalarVariable(..) => {
                 Some(shown().into())
             }
             Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
                 let name = f.func.name();
-                Some(Refusal::about(
+                Some(PlanError::about(
                     &[name],
                     format!("`{name}`, which differs from call to call,"),
                 ))
@@ -314,7 +314,7 @@ pub fn physical(
     state: &SessionState,
     expression: &Expr,
     schema: &DFSchemaRef,
-) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
+) -> Result<Arc<dyn PhysicalExpr>, PlanError> {
     let context = SimplifyContext::builder()
         .with_schema(schema.clone())
         .with_config_options(state.config_options().clone())
@@ -330,7 +330,7 @@ pub fn plan(
     marked: &Schema,
     sql: &str,
     bounds: SqlBounds,
-) -> Result<Planned, Refusal> {
+) -> Result<Planned, PlanError> {
     let Expressions { filter, columns } = plan_rows(stream, input, marked, sql, bounds)?;
     let taken: Vec<Option<Field>> = columns.iter().map(|(_, _, taken)| taken.clone()).collect();
     let columns = columns
@@ -342,16 +342,16 @@ pub fn plan(
                     DataType::Union(..) => format!("the column `{name}` has values of many types, which a table cannot hold; cast it, or use `->>` instead of json_get"),
                     _ => format!("the column `{name}` is {ty}, which a table cannot hold; cast it"),
                 };
-                Refusal::about(&[&name], message)
+                PlanError::about(&[&name], message)
             })?;
             Ok((name, e, stored))
         })
-        .collect::<Result<Vec<_>, Refusal>>()?;
+        .collect::<Result<Vec<_>, PlanError>>()?;
     for (i, (name, ..)) in columns.iter().enumerate() {
         if columns[..i].iter().any(|(n, ..)| n == name) {
             let message =
                 format!("there are two columns `{name}`; give one of them another name with `as`");
-            return Err(Refusal::about(&[name], message));
+            return Err(PlanError::about(&[name], message));
         }
     }
     let schema = Arc::new(Schema::new(
@@ -421,7 +421,7 @@ impl Planned {
     }
 
     /// The same columns with `event_time` first, as a time.
-    pub fn with_event_time_first(mut self) -> Result<Self, Refusal> {
+    pub fn with_event_time_first(mut self) -> Result<Self, PlanError> {
         let at = self.columns.iter().position(|(name, ..)| name == "event_time").ok_or_else(|| {
             "the column `event_time` is missing: write for example `to_timestamp_millis(ts) as event_time`".to_owned()
         })?;
@@ -430,7 +430,7 @@ impl Planned {
                 "`event_time` is {}; it must be a timestamp",
                 self.columns[at].2
             );
-            return Err(Refusal::about(&["event_time"], message));
+            return Err(PlanError::about(&["event_time"], message));
         }
         self.columns[..=at].rotate_right(1);
         for schema in [&mut self.schema, &mut self.marked] {
@@ -516,7 +516,7 @@ impl Rule {
         output: &SchemaRef,
         text: &str,
         bounds: SqlBounds,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, PlanError> {
         const BEFORE: &str = "select ";
         let sql = format!("{BEFORE}{text} as holds from {stream}");
         let Expressions { mut columns, .. } = plan_rows(stream, output, output, &sql, bounds)

@@ -199,11 +199,11 @@ mod tests {
     use datafusion::prelude::SessionContext;
 
     use crate::schema::dialect::parse;
-    use crate::schema::refusal::Refusal;
+    use crate::schema::plan_error::PlanError;
 
     fn refused(sql: &str) -> String {
         let state = SessionContext::new().state();
-        parse(&state, sql).map_or_else(|e| Refusal::of(&e).to_string(), |_| "taken".to_owned())
+        parse(&state, sql).map_or_else(|e| PlanError::of(&e).to_string(), |_| "taken".to_owned())
     }
 
     #[test]

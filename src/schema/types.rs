@@ -78,9 +78,9 @@ const JSON_MARK: &str = "weir.json";
 /// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so
 /// that the next frame's are made as large at once. In the order of [`Column::rooms`].
 #[derive(Debug, Default)]
-pub struct Rooms(pub Vec<AtomicUsize>);
+pub struct CapacityHints(pub Vec<AtomicUsize>);
 
-impl Rooms {
+impl CapacityHints {
     pub fn of(columns: &[Column]) -> Self {
         Self(
             (0..columns.iter().map(Column::rooms).sum())

@@ -31,7 +31,7 @@ use datafusion::sql::sqlparser::ast;
 use super::select::{
     MAX_SQL_BYTES, explain, json_is_no_key, physical, planning, stored_type, taken,
 };
-use super::{Refusal, bounds as sql_bounds, dialect, names, types};
+use super::{PlanError, bounds as sql_bounds, dialect, names, types};
 use crate::config::{Late, SqlBounds, WindowDef};
 use assigner::WindowAssigner;
 pub use call::Shape;
@@ -125,11 +125,11 @@ pub struct Input<'a> {
 
 /// What the SQL of a window reads, found before anything is planned; none where it has another
 /// shape.
-pub fn reads(sql: &str, bounds: SqlBounds) -> Result<String, Refusal> {
+pub fn reads(sql: &str, bounds: SqlBounds) -> Result<String, PlanError> {
     Ok(call(&mut parse(sql, bounds)?.1)?.over.value)
 }
 
-fn parse(sql: &str, bounds: SqlBounds) -> Result<(SessionState, Statement), Refusal> {
+fn parse(sql: &str, bounds: SqlBounds) -> Result<(SessionState, Statement), PlanError> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
@@ -139,15 +139,15 @@ fn parse(sql: &str, bounds: SqlBounds) -> Result<(SessionState, Statement), Refu
 }
 
 /// Refuses what a session cannot have: a key of type json, and updates of what is stored.
-fn check_session(def: &WindowDef, input: &Input<'_>, key: usize) -> Result<(), Refusal> {
+fn check_session(def: &WindowDef, input: &Input<'_>, key: usize) -> Result<(), PlanError> {
     let key = input.schema.field(key).name();
     if input.marked.field_with_name(key).is_ok_and(types::is_json) {
-        return Err(Refusal::about(&[key], json_is_no_key(key)));
+        return Err(PlanError::about(&[key], json_is_no_key(key)));
     }
-    if def.late == Late::Amend {
+    if def.late == Late::Update {
         let message =
-            "late = \"amend\" is for tumble and hop; a session is stored once, when it is closed";
-        return Err(Refusal::about(&["session"], message));
+            "late = \"update\" is for tumble and hop; a session is stored once, when it is closed";
+        return Err(PlanError::about(&["session"], message));
     }
     Ok(())
 }
@@ -159,9 +159,9 @@ impl Window {
         def: &WindowDef,
         input: &Input<'_>,
         bounds: SqlBounds,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, PlanError> {
         let (_, mut statement) = parse(&def.sql, bounds)?;
-        let speaks_of_repeats = speaks_of(&statement, "repeat");
+        let mentions_duplicates = speaks_of(&statement, "is_duplicate");
         let call =
             names::refuse_unnamed(&statement, input.schema).and_then(|()| call(&mut statement))?;
         let is_stream = input.name == input.stream;
@@ -179,13 +179,13 @@ impl Window {
                     "`{}` is no column of {}; there are {known}",
                     wanted.value, input.name
                 );
-                Refusal::from(message).placed(wanted.span)
+                PlanError::from(message).placed(wanted.span)
             })
         };
         let time = column(&call.time)?;
         if input.schema.field(time).data_type() != &types::timestamp() || !is_stream && time > 2 {
             return Err(
-                Refusal::from(format!("`{}` is no time of {}", call.time, input.name))
+                PlanError::from(format!("`{}` is no time of {}", call.time, input.name))
                     .placed(call.time.span),
             );
         }
@@ -227,8 +227,8 @@ impl Window {
             stream: input.stream.to_owned(),
             shape,
             time,
-            repeat: (is_stream && !speaks_of_repeats)
-                .then(|| input.schema.index_of("repeat").ok())
+            repeat: (is_stream && !mentions_duplicates)
+                .then(|| input.schema.index_of("is_duplicate").ok())
                 .flatten(),
             filter,
             columns: columns.iter().map(|n| visible[*n].0).collect(),
@@ -263,9 +263,9 @@ impl Window {
             None => BooleanArray::from(vec![true; input.num_rows()]),
         };
         if let Some(repeat) = self.repeat
-            && let Some(is_repeat) = input.column(repeat).as_any().downcast_ref::<BooleanArray>()
+            && let Some(is_duplicate) = input.column(repeat).as_any().downcast_ref::<BooleanArray>()
         {
-            let is_new = not(&true_only(is_repeat)).map_err(|e| e.to_string())?;
+            let is_new = not(&true_only(is_duplicate)).map_err(|e| e.to_string())?;
             passes = and(&passes, &is_new).map_err(|e| e.to_string())?;
         }
         Ok(passes)
@@ -452,7 +452,7 @@ fn logical(
     statement: Statement,
     visible: &[(usize, Field)],
     bounds: SqlBounds,
-) -> Result<(SessionState, LogicalPlan), Refusal> {
+) -> Result<(SessionState, LogicalPlan), PlanError> {
     let mut fields: Vec<Field> = visible.iter().map(|(_, f)| f.clone()).collect();
     fields.extend([START, END].map(|name| Field::new(name, types::timestamp(), true)));
     let context = planning(bounds)?;
@@ -469,19 +469,19 @@ fn logical(
     Ok((state, plan))
 }
 
-fn refuse_json_groups(aggregate: &Aggregate, marked: &Schema) -> Result<(), Refusal> {
+fn refuse_json_groups(aggregate: &Aggregate, marked: &Schema) -> Result<(), PlanError> {
     let json = aggregate
         .group_expr
         .iter()
         .filter_map(|e| taken(e, marked))
         .find(types::is_json);
     json.map_or(Ok(()), |field| {
-        Err(Refusal::about(&["group"], json_is_no_key(field.name())))
+        Err(PlanError::about(&["group"], json_is_no_key(field.name())))
     })
 }
 
 /// Where window_start and window_end are among the groups; nothing else may speak of them.
-fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> {
+fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), PlanError> {
     let at = |wanted: &str| {
         let position = aggregate
             .group_expr
@@ -489,7 +489,7 @@ fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> 
             .position(|e| is_column(e, wanted));
         position.ok_or_else(|| {
             let message = format!("group by {wanted} too, as it stands; {FORM}");
-            Refusal::about(&["group"], message)
+            PlanError::about(&["group"], message)
         })
     };
     let (start_at, end_at) = (at(START)?, at(END)?);
@@ -501,7 +501,7 @@ fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> 
     for expression in others.map(|(_, e)| e).chain(&aggregate.aggr_expr) {
         if matches!(expression, Expr::GroupingSet(_)) {
             let message = "grouping sets are not allowed here; declare one window for each";
-            return Err(Refusal::about(&["group"], message));
+            return Err(PlanError::about(&["group"], message));
         }
         if expression
             .column_refs()
@@ -511,7 +511,7 @@ fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> 
             let message = format!(
                 "`{expression}`: use the time column instead of {START} and {END} inside expressions"
             );
-            return Err(Refusal::about(&["group"], message));
+            return Err(PlanError::about(&["group"], message));
         }
     }
     Ok((start_at, end_at))
@@ -522,7 +522,7 @@ fn times_among_groups(aggregate: &Aggregate) -> Result<(usize, usize), Refusal> 
 fn columns_read(
     aggregate: &Aggregate,
     visible: usize,
-) -> Result<(Vec<usize>, DFSchemaRef), Refusal> {
+) -> Result<(Vec<usize>, DFSchemaRef), PlanError> {
     let inner = aggregate.input.schema();
     let used: BTreeSet<&Column> = aggregate
         .group_expr
@@ -559,13 +559,13 @@ fn expressions(
     state: &SessionState,
     aggregate: &Aggregate,
     reduced: &DFSchemaRef,
-) -> Result<Expressions, Refusal> {
+) -> Result<Expressions, PlanError> {
     let groups = aggregate
         .group_expr
         .iter()
         .enumerate()
         .map(|(n, e)| Ok((physical(state, e, reduced)?, format!("group_{n}"))))
-        .collect::<Result<_, Refusal>>()?;
+        .collect::<Result<_, PlanError>>()?;
     let planning = PhysicalPlanningContext::default();
     let aggregates = aggregate
         .aggr_expr
@@ -586,12 +586,12 @@ fn expressions(
                 filter: lowered.filter,
             })
         })
-        .collect::<Result<_, Refusal>>()?;
+        .collect::<Result<_, PlanError>>()?;
     Ok(Expressions { groups, aggregates })
 }
 
 /// The nodes above the aggregation, outermost first, and the aggregation.
-fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), Refusal> {
+fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), PlanError> {
     let (mut above, mut node) = (Vec::new(), plan);
     loop {
         let input = match node {
@@ -602,10 +602,10 @@ fn split(plan: &LogicalPlan) -> Result<(Vec<&LogicalPlan>, &Aggregate), Refusal>
             LogicalPlan::Limit(l) => &l.input,
             LogicalPlan::Window(_) => {
                 let message = "functions with `over` are not allowed here; `order by … limit n` gives the first n rows of each window";
-                return Err(Refusal::about(&["over"], message));
+                return Err(PlanError::about(&["over"], message));
             }
             LogicalPlan::Distinct(_) => {
-                return Err(Refusal::about(
+                return Err(PlanError::about(
                     &["distinct"],
                     format!("`distinct` is not allowed here; {FORM}"),
                 ));
@@ -622,7 +622,7 @@ fn below(
     state: &SessionState,
     mut node: &LogicalPlan,
     visible: &[(usize, Field)],
-) -> Result<Option<Arc<dyn PhysicalExpr>>, Refusal> {
+) -> Result<Option<Arc<dyn PhysicalExpr>>, PlanError> {
     let mut filter = None;
     loop {
         match node {
@@ -637,7 +637,7 @@ fn below(
                     let message = format!(
                         "`where` speaks of {START} or {END}; use the time column, or `having`"
                     );
-                    return Err(Refusal::about(&["where"], message));
+                    return Err(PlanError::about(&["where"], message));
                 }
                 let condition = physical(state, &found.predicate, found.input.schema())?;
                 filter = Some(on_input(condition, visible)?);
@@ -653,7 +653,7 @@ fn below(
 fn on_input(
     condition: Arc<dyn PhysicalExpr>,
     visible: &[(usize, Field)],
-) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
+) -> Result<Arc<dyn PhysicalExpr>, PlanError> {
     use datafusion::common::tree_node::Transformed;
     let moved = condition.transform(|e| {
         let Some(column) = e.downcast_ref::<PhysicalColumn>() else {
@@ -667,11 +667,11 @@ fn on_input(
     Ok(moved?.data)
 }
 
-fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), Refusal> {
+fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), PlanError> {
     let mut wrong = None;
     let _ = plan.apply_with_subqueries(|node| {
         if let LogicalPlan::Subquery(_) = node {
-            wrong = Some(Refusal::about(
+            wrong = Some(PlanError::about(
                 &["select"],
                 "subqueries are not allowed here",
             ));
@@ -683,13 +683,13 @@ fn refuse_what_changes(plan: &LogicalPlan) -> Result<(), Refusal> {
                         if f.func.signature().volatility != Volatility::Immutable =>
                     {
                         let name = f.func.name();
-                        wrong = Some(Refusal::about(
+                        wrong = Some(PlanError::about(
                             &[name],
                             format!("`{name}` differs from call to call"),
                         ));
                     }
                     Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) => {
-                        wrong = Some(Refusal::about(
+                        wrong = Some(PlanError::about(
                             &["select"],
                             "subqueries are not allowed here",
                         ));
@@ -707,7 +707,7 @@ fn steps(
     state: &SessionState,
     above: &[&LogicalPlan],
     aggregate: &Aggregate,
-) -> Result<Vec<Step>, Refusal> {
+) -> Result<Vec<Step>, PlanError> {
     let mut steps = Vec::new();
     let mut schema = &aggregate.schema;
     for node in above.iter().rev() {
@@ -735,7 +735,7 @@ fn steps(
                         };
                         Ok((physical(state, &e.expr, schema)?, options))
                     })
-                    .collect::<Result<_, Refusal>>()?;
+                    .collect::<Result<_, PlanError>>()?;
                 steps.push(Step::Sort(by));
                 if s.fetch.is_some() {
                     steps.push(Step::Limit {
@@ -747,10 +747,10 @@ fn steps(
             LogicalPlan::Limit(l) => {
                 let constant = "the limit of a window is a number";
                 let SkipType::Literal(skip) = l.get_skip_type()? else {
-                    return Err(Refusal::about(&["limit"], constant));
+                    return Err(PlanError::about(&["limit"], constant));
                 };
                 let FetchType::Literal(fetch) = l.get_fetch_type()? else {
-                    return Err(Refusal::about(&["limit"], constant));
+                    return Err(PlanError::about(&["limit"], constant));
                 };
                 steps.push(Step::Limit { skip, fetch });
             }
@@ -762,10 +762,10 @@ fn steps(
 
 /// Which columns of the last step the table has (window_start, window_end first), and the table's
 /// schema.
-fn table_schema(last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> {
+fn table_schema(last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), PlanError> {
     let named = |wanted: &str| {
         let position = last.fields().iter().position(|f| f.name() == wanted);
-        position.ok_or_else(|| Refusal::from(format!("select {wanted} too; {FORM}")))
+        position.ok_or_else(|| PlanError::from(format!("select {wanted} too; {FORM}")))
     };
     let (start, end) = (named(START)?, named(END)?);
     let mut own = vec![start, end];
@@ -794,7 +794,7 @@ fn table_schema(last: &DFSchemaRef) -> Result<(Vec<usize>, SchemaRef), Refusal> 
                 "the column `{column}` is {}, which a table cannot hold; cast it",
                 field.data_type()
             );
-            Refusal::about(&[column], message)
+            PlanError::about(&[column], message)
         })?;
         fields.push(Field::new(column, ty, true));
         own.push(at);
@@ -810,7 +810,7 @@ fn keys(
     aggregate: &Aggregate,
     start_at: usize,
     end_at: usize,
-) -> Result<Vec<usize>, Refusal> {
+) -> Result<Vec<usize>, PlanError> {
     // Per column, which of the aggregation's it is, if one.
     let mut from: Vec<Option<usize>> = (0..aggregate.schema.fields().len()).map(Some).collect();
     for step in steps {
@@ -835,7 +835,7 @@ fn keys(
         let position = position.ok_or_else(|| {
             let message =
                 format!("select `{expression}` too: rows are known by all columns of `group by`");
-            Refusal::about(&["group"], message)
+            PlanError::about(&["group"], message)
         })?;
         // The table's own columns come behind those of every window; its first two are the window's
         // times.

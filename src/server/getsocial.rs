@@ -17,7 +17,7 @@ use crate::query::QueryError;
 use crate::query::encode::each_row;
 use crate::query::spool::{Spools, Whole};
 use crate::query::sql::SqlAnswer;
-use crate::runtime::questions::Params;
+use crate::runtime::query_service::Params;
 
 const INVALID: &str =
     "Event Type / Start time / End time is missing /invalid. please check input parameters again";
@@ -121,7 +121,7 @@ async fn count_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
         ("type".to_owned(), kind.to_owned()),
         ("from".to_owned(), rfc3339(from)),
         ("to".to_owned(), rfc3339(to)),
-        ("repeats".to_owned(), "true".to_owned()),
+        ("duplicates".to_owned(), "true".to_owned()),
     ]);
     let counted = app.0.parts.answers.count(&question).await?.into_value()?;
     Ok(Value::Object(answer(counted["count"].clone())))

@@ -22,7 +22,7 @@ use super::receive::{Received, Room, receive};
 use crate::idempotency::{Answer, BodyHash, RequestKey};
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::threads::Pace;
-use crate::wal::{About, Kind};
+use crate::wal::{FrameAttributes, Kind};
 
 const KEY_BYTES: usize = 128;
 
@@ -229,12 +229,12 @@ async fn store(
             partition: String::new(),
             stream,
             records,
-            first_position: 0,
-            previous_position: 0,
-            about: About {
+            first_offset: 0,
+            previous_offset: 0,
+            attributes: FrameAttributes {
                 idempotency,
                 cut,
-                ..About::default()
+                ..FrameAttributes::default()
             },
         };
         match ingest

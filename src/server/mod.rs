@@ -42,7 +42,7 @@ use crate::ingest::Ingest;
 use crate::query::Asker;
 use crate::query::live::Live;
 use crate::runtime::backup::Backup;
-use crate::runtime::questions::Answers;
+use crate::runtime::query_service::QueryService;
 use connections::{Connections, Limit};
 use in_flight::InFlight;
 use rendered::Rendered;
@@ -61,7 +61,7 @@ pub const FOLDER_KEY: &str = "weir-folder-key";
 
 /// What the server works with.
 pub struct Parts {
-    pub answers: Answers,
+    pub answers: QueryService,
     /// Why the process is not ready, if it is not.
     pub readiness: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
     pub metrics: PrometheusHandle,

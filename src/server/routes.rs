@@ -28,7 +28,7 @@ use super::{App, FOLDER_KEY, RETRIES};
 use crate::query::Asker;
 use crate::query::encode::Format;
 use crate::query::spool::Whole;
-use crate::runtime::retry::{Retry, RetryQuestion};
+use crate::runtime::dead_letter_retry::{Retry, RetryQuestion};
 use crate::runtime::{RuntimeError, rebuild};
 
 const JSON: &str = "application/json";
@@ -95,7 +95,7 @@ const QUERY_ID_BYTES: usize = 128;
 
 /// How many events said something new.
 #[utoipa::path(get, path = "/api/v1/count", params(("stream" = Option<String>, Query), ("type" = Option<String>, Query),
-    ("by" = Option<String>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query), ("repeats" = Option<bool>, Query)),
+    ("by" = Option<String>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query), ("duplicates" = Option<bool>, Query)),
     responses((status = 200, description = "{count, groups, as_of}"), (status = 400), (status = 404)))]
 pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
     Ok(answered(JSON, app.0.parts.answers.count(&params).await?))

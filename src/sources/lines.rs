@@ -97,14 +97,14 @@ impl<R: BufRead> Reader<R> {
     /// `limit` bytes of a record. `head` holds the content's first [`HEAD`] bytes, as far as there
     /// are any; at position 0 it is not needed. With `unwrap`, elements of the array that is this
     /// member of a top-level object are the records.
-    pub fn new(input: R, position: u64, head: &[u8], unwrap: Option<&str>, limit: usize) -> Self {
-        let layout = if position > 0 {
+    pub fn new(input: R, offset: u64, head: &[u8], unwrap: Option<&str>, limit: usize) -> Self {
+        let layout = if offset > 0 {
             detect(head, unwrap.is_some()).or(Some(Layout::Values))
         } else {
             None
         };
         Self {
-            input: Input::new(input, position, head),
+            input: Input::new(input, offset, head),
             layout,
             unwrap: unwrap.map(str::to_owned),
             limit,
@@ -157,7 +157,7 @@ impl<R: BufRead> Reader<R> {
                 }
                 continue;
             }
-            let position = self.input.position();
+            let offset = self.input.position();
             let available = self.input.fill()?;
             if available.is_empty() {
                 return Ok(None);
@@ -173,14 +173,14 @@ impl<R: BufRead> Reader<R> {
                 self.read_line()?;
                 continue;
             }
-            if is_open(record) && position >= self.tried {
+            if is_open(record) && offset >= self.tried {
                 self.input.consume(lead);
                 return self.open_line(lead).map(Some);
             }
             let bytes = record.to_vec();
             self.input.consume(newline + 1);
             if length > 0 {
-                let (start, end) = (position + lead as u64, self.input.position());
+                let (start, end) = (offset + lead as u64, self.input.position());
                 return Ok(Some(Item {
                     start,
                     end,

@@ -123,7 +123,7 @@ impl Taker<'_> {
             end.add_payload();
             self.in_flight.submit(
                 self.context,
-                end.submission(self.context, Kind::End, PARTITION, 0, None),
+                end.submission(self.context, Kind::PartitionEnd, PARTITION, 0, None),
             )?;
         }
         self.in_flight.settle()
@@ -135,7 +135,7 @@ impl Taker<'_> {
             .context
             .partitions
             .iter()
-            .find(|(partition, state)| partition == PARTITION && state.next_position > 0);
+            .find(|(partition, state)| partition == PARTITION && state.next_offset > 0);
         let Some((_, state)) = before else {
             return Ok(false);
         };

@@ -23,7 +23,7 @@ use super::{Context, SourceError, message};
 use crate::clock::Clock;
 use crate::event::{Gap, Micros, SourceState};
 use crate::ingest::{IngestError, Receipt, Submission};
-use crate::wal::{About, Kind, RecordsBuilder};
+use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
 
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// A ping must be written by then, and no more may wait to be written: a server that reads nothing
@@ -391,11 +391,11 @@ impl Listener<'_> {
             partition: String::new(),
             stream: self.context.stream.clone(),
             records: kept.finish(),
-            first_position: 0,
-            previous_position: 0,
-            about: About {
+            first_offset: 0,
+            previous_offset: 0,
+            attributes: FrameAttributes {
                 cut,
-                ..About::default()
+                ..FrameAttributes::default()
             },
         }
     }

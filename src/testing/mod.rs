@@ -1,5 +1,5 @@
 //! What tests use: a disk that fails on demand and forgets what was not synced.
 
-mod faulty;
+mod faulty_disk;
 
-pub use faulty::FaultyDisk;
+pub use faulty_disk::FaultyDisk;

@@ -26,7 +26,7 @@ pub struct Status {
     applied: AtomicU64,
     /// It reads the log, because the ring begins above it.
     is_catching_up: AtomicBool,
-    positions: Mutex<BTreeMap<String, Lsn>>,
+    checkpoints: Mutex<BTreeMap<String, Lsn>>,
     failure: Mutex<Option<String>>,
 }
 
@@ -36,9 +36,9 @@ impl Status {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Committed positions.
-    pub fn positions(&self) -> BTreeMap<String, Lsn> {
-        self.positions
+    /// Committed checkpoints.
+    pub fn checkpoints(&self) -> BTreeMap<String, Lsn> {
+        self.checkpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -63,11 +63,11 @@ impl Status {
 
     /// Says how far a view is.
     pub fn publish(&self, view: &dyn View) {
-        let positions = view.positions().into_iter().collect();
+        let checkpoints = view.checkpoints().into_iter().collect();
         *self
-            .positions
+            .checkpoints
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = positions;
+            .unwrap_or_else(PoisonError::into_inner) = checkpoints;
         self.applied.store(view.applied(), Ordering::Release);
     }
 
@@ -77,7 +77,7 @@ impl Status {
 }
 
 /// What is done with each output that is read again.
-pub type Give<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
+pub type Demand<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
 
 /// Up to which record to read on for who has everything up to an LSN; none where there is no more
 /// to read. Asked again whenever that is reached, because the ring goes on meanwhile.
@@ -91,7 +91,7 @@ pub trait CatchUp: Send + Sync {
         &self,
         view: &mut dyn View,
         to: Target<'_>,
-        give: Give<'_>,
+        give: Demand<'_>,
     ) -> Result<bool, ViewError>;
 }
 
@@ -107,13 +107,13 @@ pub fn run(
     let mut failures = Failures {
         tries: 0,
         tries_at_the_end: 0,
-        stood: view.positions(),
+        stood: view.checkpoints(),
     };
     let mut hurries = ring.hurries();
     loop {
         match advance(&mut *view, &name, ring, catch_up, status, &mut hurries) {
             // Only a commit shows that a view that failed goes on again.
-            Ok(true) if failures.tries > 0 && view.positions() != failures.stood => {
+            Ok(true) if failures.tries > 0 && view.checkpoints() != failures.stood => {
                 failures.tries = 0;
                 status.set_failure(None);
             }
@@ -134,7 +134,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// Starts a view again from its position, as often as it takes; an error where that cannot
+    /// Starts a view again from its checkpoint, as often as it takes; an error where that cannot
     /// help, or everything ends.
     fn recover(
         &mut self,
@@ -145,7 +145,7 @@ impl Failures {
     ) -> Result<(), ViewError> {
         let name = view.name().to_owned();
         // It may have committed while it read the log again.
-        let stood = std::mem::replace(&mut self.stood, view.positions());
+        let stood = std::mem::replace(&mut self.stood, view.checkpoints());
         if stood != self.stood {
             self.tries = 0;
         }
@@ -155,7 +155,7 @@ impl Failures {
             }
             let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.tries)).min(LAST_RETRY);
             self.tries = self.tries.saturating_add(1);
-            tracing::error!(view = name, %error, retry_ms = wait.as_millis() as u64, "view failed; it starts again from its position");
+            tracing::error!(view = name, %error, retry_ms = wait.as_millis() as u64, "view failed; it starts again from its checkpoint");
             status.set_failure(Some(error.to_string()));
             // Nobody waits for it meanwhile, and the end of everything wakes it.
             if matches!(ring.next(&name, Lsn::MAX, wait), Next::Closed) {

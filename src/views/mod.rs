@@ -1,4 +1,4 @@
-//! Derived, committed state. A view stores its data and its own position in one atomic step, and
+//! Derived, committed state. A view stores its data and its own checkpoint in one atomic step, and
 //! ignores what is at or below it.
 //!
 //! [`ring`] carries the operators' output to all views, [`driver`] moves one view along it; a view
@@ -6,13 +6,13 @@
 //! [`counts`] are the views.
 
 pub mod counts;
-pub mod database;
 pub mod driver;
 pub mod lake;
 mod overlay;
 pub mod places;
 pub mod ring;
 pub mod search;
+pub mod state_store;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -73,11 +73,11 @@ pub trait View: Send {
     /// In memory, everything up to this LSN is applied.
     fn applied(&self) -> Lsn;
 
-    /// Committed positions by the names that snapshots use.
-    fn positions(&self) -> Vec<(String, Lsn)>;
+    /// Committed checkpoints by the names that snapshots use.
+    fn checkpoints(&self) -> Vec<(String, Lsn)>;
 
     /// Treats everything up to `lsn` as applied, where no row of this view lies between its
-    /// position and there.
+    /// checkpoint and there.
     fn skip_to(&mut self, lsn: Lsn);
 
     /// Takes the rows above what is applied.
@@ -86,10 +86,10 @@ pub trait View: Send {
     /// Whether something should be committed now. `caught_up`: nothing more is waiting in the ring.
     fn is_due(&self, now: Instant, caught_up: bool) -> bool;
 
-    /// Commits data with its position: what is due, or `all`.
+    /// Commits data with its checkpoint: what is due, or `all`.
     fn commit(&mut self, all: bool) -> Result<(), ViewError>;
 
-    /// Commits all data, and the position of everything applied also where it has no row.
+    /// Commits all data, and the checkpoint of everything applied also where it has no row.
     fn settle(&mut self) -> Result<(), ViewError>;
 
     /// Gives up what is not committed, after an error.

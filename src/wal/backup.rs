@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::storage::Storage;
 
 use super::reader::{OpenSegment, read_frame};
-use super::{WalError, record, segment};
+use super::{WalError, frame, segment};
 
 /// Bytes copied at once.
 const COPY_BYTES: usize = 4 << 20;
@@ -68,13 +68,13 @@ pub fn copy(
 /// The byte behind the last frame that is synced.
 fn synced_end(segment: &mut OpenSegment, synced_lsn: u64) -> Result<u64, WalError> {
     while let Some(bytes) = read_frame(segment)? {
-        let Ok(frame) = record::decode(&bytes) else {
+        let Ok(frame) = frame::decode(&bytes) else {
             break;
         };
         if frame.header.last_lsn() > synced_lsn {
             break;
         }
-        segment.at += record::padded(bytes.len()) as u64;
+        segment.at += frame::padded(bytes.len()) as u64;
     }
     Ok(segment.at)
 }

@@ -1,27 +1,27 @@
 //! The write-ahead log: frames of opaque records in segment files, numbered, checked, synced.
 //! Everything else in Weir is a function of a prefix of it.
 //!
-//! [`record`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash
-//! left; [`writer`] appends; [`reader`] reads what is synced; [`room`] and [`retention`] decide
+//! [`frame`] describes a frame's bytes, [`segment`] a file's; [`recovery`] opens what a crash
+//! left; [`writer`] appends; [`reader`] reads what is synced; [`space`] and [`retention`] decide
 //! what it may take and what may go; [`backup`] copies.
 
-pub mod about;
+pub mod attributes;
 pub mod backup;
+pub mod frame;
 pub mod reader;
-pub mod record;
 pub mod recovery;
 pub mod retention;
-pub mod room;
 pub mod segment;
+pub mod space;
 pub mod writer;
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::storage::{IoKind, explain};
-pub use about::{About, FileIdentity, Sorted};
+pub use attributes::{FileIdentity, FrameAttributes, Sorted};
+pub use frame::{Frame, Header, Kind, Records, RecordsBuilder};
 pub use reader::LogReader;
-pub use record::{Frame, Header, Kind, Records, RecordsBuilder};
 pub use recovery::{LastFrame, Recovered, TornTail};
 pub use writer::{Wal, WalOptions};
 
@@ -38,6 +38,10 @@ pub enum WalError {
         "{path} was written by a newer version of weir (log format {version}); use that version"
     )]
     Newer { path: PathBuf, version: u32 },
+    #[error(
+        "{path} has the log format {version} of a version before the first release; move the data folder away and read the sources again"
+    )]
+    Older { path: PathBuf, version: u32 },
     #[error("{path}: the segment's header is damaged; restore the file from a backup")]
     SegmentHeader { path: PathBuf },
     #[error(

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::storage::{File, Storage};
 
-use super::record::{self, Frame};
+use super::frame::{self, Frame};
 use super::{WalError, segment};
 
 /// A cursor over the log.
@@ -66,7 +66,7 @@ impl LogReader {
             let segment = self.open.as_mut().expect("opened above");
             match read_frame(segment)? {
                 Some(bytes) => {
-                    let frame = record::decode(&bytes).map_err(|_| WalError::Damaged {
+                    let frame = frame::decode(&bytes).map_err(|_| WalError::Damaged {
                         path: segment.path.clone(),
                         offset: segment.at,
                         from: self.after + 1,
@@ -75,7 +75,7 @@ impl LogReader {
                     })?;
                     let header = &frame.header;
                     let last = header.last_lsn();
-                    segment.at += record::padded(bytes.len()) as u64;
+                    segment.at += frame::padded(bytes.len()) as u64;
                     if last <= self.after {
                         continue;
                     }
@@ -178,7 +178,7 @@ impl LogReader {
 
 /// The bytes of the frame at the cursor; none at the end of the frames.
 pub(super) fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalError> {
-    let mut head = [0; record::HEADER_BYTES];
+    let mut head = [0; frame::HEADER_BYTES];
     if segment.at + head.len() as u64 > segment.size {
         return Ok(None);
     }
@@ -187,7 +187,7 @@ pub(super) fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalErro
         .read_exact_at(&mut head, segment.at)
         .map_err(WalError::io(&segment.path))?;
     let Some(length) =
-        record::claimed_length(&head).filter(|l| segment.at + *l as u64 <= segment.size)
+        frame::claimed_length(&head).filter(|l| segment.at + *l as u64 <= segment.size)
     else {
         return Ok(None);
     };

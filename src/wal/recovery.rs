@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crate::storage::{File, Storage};
 
 use super::WalError;
-use super::record::{self, Frame, Kind};
+use super::frame::{self, Frame, Kind};
 use super::segment::{self, SegmentHeader};
 
 /// Bytes that a crash left behind the last whole frame.
@@ -140,16 +140,16 @@ impl Scanned<'_> {
 
     /// The valid frame that begins at a byte, with its padded length.
     fn frame_at(&self, at: u64) -> Result<Option<(Frame, u64)>, WalError> {
-        if at + record::HEADER_BYTES as u64 > self.size {
+        if at + frame::HEADER_BYTES as u64 > self.size {
             return Ok(None);
         }
-        let head = self.bytes(at, record::HEADER_BYTES)?;
-        let length = head.first_chunk().and_then(record::claimed_length);
+        let head = self.bytes(at, frame::HEADER_BYTES)?;
+        let length = head.first_chunk().and_then(frame::claimed_length);
         let Some(length) = length.filter(|length| at + *length as u64 <= self.size) else {
             return Ok(None);
         };
-        let frame = record::decode(&Bytes::from(self.bytes(at, length)?)).ok();
-        Ok(frame.map(|frame| (frame, record::padded(length) as u64)))
+        let frame = frame::decode(&Bytes::from(self.bytes(at, length)?)).ok();
+        Ok(frame.map(|frame| (frame, frame::padded(length) as u64)))
     }
 
     /// Calls `look` with each chunk from a byte on and its place, until it says that it has seen
@@ -207,8 +207,8 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
     if torn {
         // A frame begins at a multiple of 8, and so does each chunk.
         segment.chunks(at + 8, |from, chunk| {
-            for start in (0..chunk.len().saturating_sub(record::MAGIC.len() - 1)).step_by(8) {
-                if chunk[start..start + record::MAGIC.len()] != record::MAGIC {
+            for start in (0..chunk.len().saturating_sub(frame::MAGIC.len() - 1)).step_by(8) {
+                if chunk[start..start + frame::MAGIC.len()] != frame::MAGIC {
                     continue;
                 }
                 let start = from + start as u64;

@@ -3,7 +3,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WEIRLOG` and a zero byte |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 2 |
 //! | 12 | 4 | instance |
 //! | 16 | 8 | log id |
 //! | 24 | 8 | LSN of the first frame |
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::WalError;
 
 pub const HEADER_BYTES: usize = 64;
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"WEIRLOG\0";
 
 /// What a segment says of itself.
@@ -60,6 +60,12 @@ pub fn decode(path: &Path, bytes: &[u8; HEADER_BYTES]) -> Result<SegmentHeader, 
             version,
         });
     }
+    if bytes[..8] == MAGIC && version < VERSION {
+        return Err(WalError::Older {
+            path: path.to_owned(),
+            version,
+        });
+    }
     if bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..60]) != u32_at(60) {
         return Err(WalError::SegmentHeader {
             path: path.to_owned(),
@@ -77,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_reads_back_and_a_newer_version_is_told() {
+    fn the_header_reads_back_and_another_version_is_refused() {
         let header = SegmentHeader {
             instance: 3,
             log_id: 77,
@@ -85,12 +91,17 @@ mod tests {
         };
         let mut bytes = encode(&header);
         assert_eq!(decode(Path::new("x"), &bytes).expect("valid"), header);
-        bytes[8] = 2;
+        bytes[8] = 3;
         assert!(matches!(
             decode(Path::new("x"), &bytes),
-            Err(WalError::Newer { version: 2, .. })
+            Err(WalError::Newer { version: 3, .. })
         ));
         bytes[8] = 1;
+        assert!(matches!(
+            decode(Path::new("x"), &bytes),
+            Err(WalError::Older { version: 1, .. })
+        ));
+        bytes[8] = 2;
         bytes[20] ^= 1;
         assert!(matches!(
             decode(Path::new("x"), &bytes),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::storage::{File, Storage};
 
-use super::record::{self, Frame, Header, Kind};
-use super::room::{LEAST_SEGMENT, Room, SMALL_FRAME};
+use super::frame::{self, Frame, Header, Kind};
 use super::segment::{self, SegmentHeader};
+use super::space::{LEAST_SEGMENT, Room, SMALL_FRAME};
 use super::{LastFrame, Recovered, WalError, recovery};
 
 /// Collected bytes above which they are written before the sync.
@@ -289,9 +289,9 @@ impl Wal {
         let before = self.buffer.len();
         frame.header.first_lsn = self.next_lsn;
         frame.header.synced_lsn = self.synced_lsn;
-        record::encode(frame, &mut self.buffer);
+        frame::encode(frame, &mut self.buffer);
         let length = self.buffer.len() - before;
-        if length > record::MAX_FRAME_BYTES {
+        if length > frame::MAX_FRAME_BYTES {
             self.buffer.truncate(before);
             return Err(WalError::TooLarge { bytes: length });
         }
@@ -313,7 +313,7 @@ impl Wal {
             self.roll(bytes, is_reserved)?;
             // The frames before it are synced now, which this one may say.
             frame.header.synced_lsn = self.synced_lsn;
-            record::encode(frame, &mut self.buffer);
+            frame::encode(frame, &mut self.buffer);
         }
         let offset = self
             .current

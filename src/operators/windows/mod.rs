@@ -1,17 +1,17 @@
 //! Windows: rows go into panes, the watermark closes them. A window's state is its panes
-//! ([`counting`] where it only counts, [`partial`] for every other aggregate) and, where late rows
-//! amend, what it said last (`amend`). `keyed` are session windows, `tell` makes rows of what has
+//! ([`count_aggregator`] where it only counts, [`generic_aggregator`] for every other aggregate) and, where late rows
+//! amend, what it said last (`update`). `session` are session windows, `emit` makes rows of what has
 //! fired.
 //!
 //! Everything goes row by row in the order of LSNs. A fixed window is known by its end: those up to
 //! `fired_to` have been stored once, those up to `closed_to` take nothing more.
 
-mod amend;
-pub mod counting;
-mod keyed;
-pub mod partial;
-mod saved;
-mod tell;
+pub mod count_aggregator;
+mod emit;
+pub mod generic_aggregator;
+mod session;
+mod snapshot;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use crate::event::{Lsn, Micros};
 use crate::schema::window::Shape;
 use crate::schema::window::assigner::{EARLIEST, WindowAssigner};
 use crate::schema::{Late, WINDOW_GROUP_BYTES, Window};
-use amend::Standing;
-use counting::{Counted, Counting};
-use keyed::Sessions;
-use partial::Partial;
+use count_aggregator::{CountAggregator, GroupCounts};
+use generic_aggregator::GenericAggregator;
+use session::SessionWindows;
+use update::RetainedResult;
 
 /// Panes of one window.
-pub enum Which<'a> {
+pub enum PaneSelection<'a> {
     /// Those that start in from..to.
     Range(Micros, Micros),
     /// Those of these numbers.
@@ -37,7 +37,7 @@ pub enum Which<'a> {
 }
 
 /// Rows in the order of their LSNs, and how far time has come.
-pub struct Feed<'a> {
+pub struct WindowInput<'a> {
     pub batch: &'a RecordBatch,
     pub times: &'a [Micros],
     pub lsns: &'a [i64],
@@ -57,39 +57,39 @@ const SHOWN_SLIDES: usize = 16;
 mod status {
     pub const OPEN: &str = "open";
     pub const FINAL: &str = "final";
-    pub const AMENDED: &str = "amended";
+    pub const UPDATED: &str = "updated";
     pub const ABANDONED: &str = "abandoned";
-    pub const GONE: &str = "gone";
+    pub const RETRACTED: &str = "retracted";
 }
 
 enum Panes {
-    Counting(Box<Counting>),
-    Partial(Box<Partial>),
+    CountAggregator(Box<CountAggregator>),
+    GenericAggregator(Box<GenericAggregator>),
 }
 
 /// An aggregation's rows, not yet finished.
 enum Rows {
-    Counted(Counted),
+    GroupCounts(GroupCounts),
     Columns(Vec<ArrayRef>),
 }
 
 impl Rows {
     fn len(&self) -> usize {
         match self {
-            Self::Counted(counted) => counted.len(),
+            Self::GroupCounts(counted) => counted.len(),
             Self::Columns(columns) => columns.first().map_or(0, |a| a.len()),
         }
     }
 }
 
 /// A window that has fired, to be finished with its neighbours.
-struct Fired {
+struct FiredWindow {
     start: Micros,
     end: Micros,
     lsn: Lsn,
     status: &'static str,
     rows: Rows,
-    /// Nothing changed since the slide before, which it repeats.
+    /// Nothing changed since the slide before, which it duplicates.
     is_same: bool,
 }
 
@@ -104,18 +104,18 @@ pub struct WindowState {
     /// The next end that the watermark fires.
     next_due: Micros,
     panes: Panes,
-    standing: BTreeMap<Micros, Standing>,
+    standing: BTreeMap<Micros, RetainedResult>,
     standing_rows: usize,
     /// Of a hop: the slide before as it was stored last, and the same by numbers where it counts.
     before: Option<RecordBatch>,
-    before_counted: Option<Counted>,
-    sessions: Sessions,
+    before_counted: Option<GroupCounts>,
+    sessions: SessionWindows,
     /// Another window reads this one's final rows.
     is_read: bool,
     late: u64,
     /// Rows and windows of which an expression has no value; they are left out.
     failed: u64,
-    fired: Vec<Fired>,
+    fired: Vec<FiredWindow>,
     /// Rows for NAME_versions.
     stored: Vec<RecordBatch>,
     /// Rows that say their last, for a window over this one: with the LSN at which they did.
@@ -132,7 +132,7 @@ pub struct Output {
 
 /// Which rows of a feed a window took, and which it would have, had they come in time.
 #[derive(Debug, Default)]
-pub struct Verdict {
+pub struct Admission {
     pub accepted: Vec<u32>,
     pub late: Vec<u32>,
 }
@@ -147,9 +147,9 @@ impl WindowState {
     /// the greatest event time so far.
     pub fn new(window: &Arc<Window>, greatest: Option<Micros>) -> Result<Self, String> {
         let panes = if window.counts_only {
-            Panes::Counting(Box::new(Counting::new(window)))
+            Panes::CountAggregator(Box::new(CountAggregator::new(window)))
         } else {
-            Panes::Partial(Box::new(Partial::new(window)?))
+            Panes::GenericAggregator(Box::new(GenericAggregator::new(window)?))
         };
         let mut state = Self {
             window: window.clone(),
@@ -163,7 +163,7 @@ impl WindowState {
             standing_rows: 0,
             before: None,
             before_counted: None,
-            sessions: Sessions::default(),
+            sessions: SessionWindows::default(),
             is_read: false,
             late: 0,
             failed: 0,
@@ -206,16 +206,16 @@ impl WindowState {
     /// Groups in memory, those that were told and may be amended too.
     pub fn groups(&self) -> usize {
         let panes = match &self.panes {
-            Panes::Counting(panes) => panes.entries(),
-            Panes::Partial(panes) => panes.entries(),
+            Panes::CountAggregator(panes) => panes.entries(),
+            Panes::GenericAggregator(panes) => panes.entries(),
         };
         panes + self.standing_rows
     }
 
     pub fn memory_bytes(&self) -> usize {
         let panes = match &self.panes {
-            Panes::Counting(panes) => panes.memory_bytes(),
-            Panes::Partial(panes) => panes.memory_bytes(),
+            Panes::CountAggregator(panes) => panes.memory_bytes(),
+            Panes::GenericAggregator(panes) => panes.memory_bytes(),
         };
         let standing: usize = self
             .standing
@@ -230,8 +230,8 @@ impl WindowState {
         self.next_due < Micros::MAX || !self.standing.is_empty() || !self.sessions.ends.is_empty()
     }
 
-    fn is_amending(&self) -> bool {
-        self.window.def.late == Late::Amend
+    fn is_updating(&self) -> bool {
+        self.window.def.late == Late::Update
     }
 
     fn lateness(&self) -> Micros {
@@ -239,8 +239,8 @@ impl WindowState {
     }
 
     /// Takes rows in and fires what is due.
-    pub fn feed(&mut self, feed: &Feed<'_>) -> Result<(Verdict, Output), String> {
-        let mut verdict = Verdict::default();
+    pub fn feed(&mut self, feed: &WindowInput<'_>) -> Result<(Admission, Output), String> {
+        let mut verdict = Admission::default();
         let window = self.window.clone();
         let mut marks = feed.marks.iter().peekable();
         if feed.batch.num_rows() > 0 {
@@ -249,8 +249,8 @@ impl WindowState {
             let (mut passes, mut failed) = window.passing(feed.batch, &reduced);
             let prepared = match &mut self.panes {
                 _ if failed > 0 => Ok(()),
-                Panes::Counting(panes) => panes.prepare(&window, &reduced),
-                Panes::Partial(panes) => {
+                Panes::CountAggregator(panes) => panes.prepare(&window, &reduced),
+                Panes::GenericAggregator(panes) => {
                     panes.prepare(reduced.clone());
                     Ok(())
                 }
@@ -294,13 +294,13 @@ impl WindowState {
     pub fn close_all(&mut self, lsn: Lsn) -> Result<Output, String> {
         match self.window.shape {
             Shape::Aligned(_) => {
-                self.amend_all(lsn)?;
+                self.emit_all_updates(lsn)?;
                 while let Some(end) = self.candidate() {
                     self.fire(end, lsn, status::FINAL)?;
                 }
-                if self.is_amending() {
+                if self.is_updating() {
                     self.flush()?;
-                    self.amend(lsn, Micros::MAX / 4, true)?;
+                    self.emit_updates(lsn, Micros::MAX / 4, true)?;
                 }
                 self.closed_to = self.closed_to.max(self.fired_to);
                 self.next_due = Micros::MAX;
@@ -314,7 +314,7 @@ impl WindowState {
     pub fn abandon(&mut self, lsn: Lsn) -> Result<Option<RecordBatch>, String> {
         match self.window.shape {
             Shape::Aligned(_) => {
-                self.amend_all(lsn)?;
+                self.emit_all_updates(lsn)?;
                 while let Some(end) = self.candidate() {
                     self.fire(end, lsn, status::ABANDONED)?;
                 }
@@ -334,8 +334,8 @@ impl WindowState {
         let reduced =
             arrow::compute::filter_record_batch(reduced, passes).map_err(|e| e.to_string())?;
         match &mut self.panes {
-            Panes::Counting(panes) => panes.prepare(&self.window, &reduced)?,
-            Panes::Partial(panes) => panes.prepare(reduced),
+            Panes::CountAggregator(panes) => panes.prepare(&self.window, &reduced)?,
+            Panes::GenericAggregator(panes) => panes.prepare(reduced),
         }
         Ok(())
     }
@@ -343,8 +343,8 @@ impl WindowState {
     fn output(&mut self) -> Result<Output, String> {
         self.flush()?;
         match &mut self.panes {
-            Panes::Counting(panes) => panes.end(),
-            Panes::Partial(panes) => {
+            Panes::CountAggregator(panes) => panes.end(),
+            Panes::GenericAggregator(panes) => {
                 panes.end()?;
                 self.failed += panes.take_failed();
             }
@@ -366,8 +366,8 @@ impl WindowState {
 
     fn add(&mut self, row: usize, pane: Micros, lsn: Lsn) -> Result<(), String> {
         match &mut self.panes {
-            Panes::Counting(panes) => panes.add(row, pane),
-            Panes::Partial(panes) => panes.add(row, pane, lsn)?,
+            Panes::CountAggregator(panes) => panes.add(row, pane),
+            Panes::GenericAggregator(panes) => panes.add(row, pane, lsn)?,
         }
         Ok(())
     }
@@ -397,7 +397,7 @@ impl WindowState {
         }
         self.add(prepared, windows.pane(time), lsn)?;
         let first_end = windows.first_end(time);
-        if self.is_amending() && first_end <= self.fired_to {
+        if self.is_updating() && first_end <= self.fired_to {
             // It changes windows that have fired already.
             let mut end = first_end.max(windows.next_end(windows.passed(closed_to)));
             // A slide without the row says so behind one that has it.
@@ -407,7 +407,7 @@ impl WindowState {
                 last_end
             };
             while end <= last.min(self.fired_to) {
-                let empty = || Standing {
+                let empty = || RetainedResult {
                     rows: RecordBatch::new_empty(self.window.schema.clone()),
                     version: 0,
                     is_changed: true,
@@ -428,18 +428,18 @@ impl WindowState {
         Ok(true)
     }
 
-    fn stand(&mut self, end: Micros, standing: Standing) {
+    fn stand(&mut self, end: Micros, standing: RetainedResult) {
         self.standing_rows += standing.weight();
         self.standing_rows -= self
             .standing
             .insert(end, standing)
             .as_ref()
-            .map_or(0, Standing::weight);
+            .map_or(0, RetainedResult::weight);
     }
 
     /// How long after its end a window fires first.
     fn wait(&self) -> Micros {
-        if self.is_amending() {
+        if self.is_updating() {
             0
         } else {
             self.lateness()
@@ -471,8 +471,8 @@ impl WindowState {
             windows.start(windows.next_end(self.fired_to))
         };
         let first = match &self.panes {
-            Panes::Counting(panes) => panes.pane_from(from),
-            Panes::Partial(panes) => panes.pane_from(from),
+            Panes::CountAggregator(panes) => panes.pane_from(from),
+            Panes::GenericAggregator(panes) => panes.pane_from(from),
         };
         first.map(|first| windows.first_end(first).max(self.next_end(windows)))
     }
@@ -492,10 +492,10 @@ impl WindowState {
             };
         };
         let crosses = before == NEVER || windows.pane(mark) > windows.pane(before);
-        if self.is_amending() && self.is_amend_due(mark, crosses) {
+        if self.is_updating() && self.is_update_due(mark, crosses) {
             // Before others fire: a slide is compared with the one before it as that is now.
             self.flush()?;
-            self.amend(lsn, mark, crosses)?;
+            self.emit_updates(lsn, mark, crosses)?;
             self.next_due = self
                 .candidate()
                 .map_or(Micros::MAX, |end| end.saturating_add(self.wait()));
@@ -513,13 +513,13 @@ impl WindowState {
         self.fired_to = self
             .fired_to
             .max(windows.passed(mark.saturating_sub(self.wait())));
-        if !self.is_amending() {
+        if !self.is_updating() {
             self.closed_to = self.fired_to;
             return Ok(());
         }
-        if self.is_amend_due(mark, crosses) {
+        if self.is_update_due(mark, crosses) {
             self.flush()?;
-            self.amend(lsn, mark, crosses)?;
+            self.emit_updates(lsn, mark, crosses)?;
             self.closed_to = self
                 .closed_to
                 .max(windows.passed(mark.saturating_sub(self.lateness())));
@@ -529,7 +529,7 @@ impl WindowState {
     }
 
     /// Whether a window may have changed, or its lateness is over.
-    fn is_amend_due(&self, mark: Micros, crosses: bool) -> bool {
+    fn is_update_due(&self, mark: Micros, crosses: bool) -> bool {
         let first = self
             .standing
             .keys()
@@ -542,17 +542,17 @@ impl WindowState {
     }
 
     /// Fires again what late rows have changed.
-    fn amend_all(&mut self, lsn: Lsn) -> Result<(), String> {
-        if !self.is_amending() {
+    fn emit_all_updates(&mut self, lsn: Lsn) -> Result<(), String> {
+        if !self.is_updating() {
             return Ok(());
         }
         self.flush()?;
-        self.amend(lsn, self.mark, true)
+        self.emit_updates(lsn, self.mark, true)
     }
 
     /// Panes that no window needs any more.
     fn drop_panes(&mut self, windows: WindowAssigner) {
-        let open = if self.is_amending() {
+        let open = if self.is_updating() {
             self.closed_to.min(self.fired_to)
         } else {
             self.fired_to
@@ -562,8 +562,8 @@ impl WindowState {
         }
         let needed = windows.start(windows.next_end(open));
         match &mut self.panes {
-            Panes::Counting(panes) => panes.drop_before(needed),
-            Panes::Partial(panes) => panes.drop_before(needed),
+            Panes::CountAggregator(panes) => panes.drop_before(needed),
+            Panes::GenericAggregator(panes) => panes.drop_before(needed),
         }
     }
 
@@ -572,9 +572,9 @@ impl WindowState {
             return Ok(());
         };
         let (start, slides) = (windows.start(end), windows.is_sliding());
-        let which = Which::Range(start, end);
+        let which = PaneSelection::Range(start, end);
         let (rows, mut is_same) = match &mut self.panes {
-            Panes::Counting(panes) => {
+            Panes::CountAggregator(panes) => {
                 let rows = panes.rows(&which, slides);
                 let is_same = slides
                     && self
@@ -587,14 +587,16 @@ impl WindowState {
                         panes.release(&before);
                     }
                 }
-                (Rows::Counted(rows), is_same)
+                (Rows::GroupCounts(rows), is_same)
             }
-            Panes::Partial(panes) => (Rows::Columns(panes.rows(&which, start, end)?), false),
+            Panes::GenericAggregator(panes) => {
+                (Rows::Columns(panes.rows(&which, start, end)?), false)
+            }
         };
-        is_same &= !self.is_read && !self.is_amending();
+        is_same &= !self.is_read && !self.is_updating();
         self.fired_to = end;
         if rows.len() > 0 || slides {
-            self.fired.push(Fired {
+            self.fired.push(FiredWindow {
                 start,
                 end,
                 lsn,
@@ -607,7 +609,7 @@ impl WindowState {
         if slides && self.fired.last().is_some_and(|f| f.rows.len() == 0) {
             self.flush()?;
         }
-        if !self.is_amending() {
+        if !self.is_updating() {
             self.closed_to = end;
             self.drop_panes(windows);
         }
@@ -634,20 +636,20 @@ impl WindowState {
                 .map(|()| true);
         };
         match self.candidate() {
-            Some(end) if !self.is_amending() || self.standing.is_empty() => {
+            Some(end) if !self.is_updating() || self.standing.is_empty() => {
                 self.fire(end, lsn, status::ABANDONED)?;
             }
             _ => {}
         }
         self.flush()?;
-        if self.is_amending() {
+        if self.is_updating() {
             let first = self
                 .standing
                 .keys()
                 .next()
                 .copied()
                 .unwrap_or(self.fired_to);
-            self.amend(lsn, first.saturating_add(self.lateness()), false)?;
+            self.emit_updates(lsn, first.saturating_add(self.lateness()), false)?;
             self.closed_to = self.closed_to.max(first);
             self.drop_panes(windows);
         }
@@ -658,32 +660,35 @@ impl WindowState {
     pub fn open_rows(&self, lsn: Lsn) -> Result<Option<RecordBatch>, String> {
         // What waits becomes states in a copy, once for all windows.
         let states = match &self.panes {
-            Panes::Counting(_) => None,
-            Panes::Partial(panes) => Some(panes.flushed()?),
+            Panes::CountAggregator(_) => None,
+            Panes::GenericAggregator(panes) => Some(panes.flushed()?),
         };
-        let look = |which: Which<'_>, start: Micros, end: Micros| -> Result<Fired, String> {
-            let rows = match (&self.panes, &states) {
-                (Panes::Partial(_), Some(states)) => {
-                    Rows::Columns(states.close(&which, start, end)?)
-                }
-                (Panes::Counting(panes), _) => Rows::Counted(panes.look(&which)),
-                (Panes::Partial(_), None) => return Err("the states were not copied".into()),
+        let look =
+            |which: PaneSelection<'_>, start: Micros, end: Micros| -> Result<FiredWindow, String> {
+                let rows = match (&self.panes, &states) {
+                    (Panes::GenericAggregator(_), Some(states)) => {
+                        Rows::Columns(states.close(&which, start, end)?)
+                    }
+                    (Panes::CountAggregator(panes), _) => Rows::GroupCounts(panes.look(&which)),
+                    (Panes::GenericAggregator(_), None) => {
+                        return Err("the states were not copied".into());
+                    }
+                };
+                Ok(FiredWindow {
+                    start,
+                    end,
+                    lsn,
+                    status: status::OPEN,
+                    rows,
+                    is_same: false,
+                })
             };
-            Ok(Fired {
-                start,
-                end,
-                lsn,
-                status: status::OPEN,
-                rows,
-                is_same: false,
-            })
-        };
         let mut open = Vec::new();
         match self.window.shape {
             Shape::Aligned(windows) => {
                 let last = match &self.panes {
-                    Panes::Counting(panes) => panes.last_pane(),
-                    Panes::Partial(panes) => panes.last_pane(),
+                    Panes::CountAggregator(panes) => panes.last_pane(),
+                    Panes::GenericAggregator(panes) => panes.last_pane(),
                 };
                 let mut next = self.candidate();
                 while let (Some(end), Some(last)) = (next, last) {
@@ -697,14 +702,14 @@ impl WindowState {
                         break;
                     }
                     let start = windows.start(end);
-                    open.push(look(Which::Range(start, end), start, end)?);
+                    open.push(look(PaneSelection::Range(start, end), start, end)?);
                     next = Some(windows.next_end(end));
                 }
             }
             Shape::Session { gap, .. } => {
                 for session in self.sessions.by_key.values().flatten() {
                     open.push(look(
-                        Which::Panes(&session.panes),
+                        PaneSelection::Panes(&session.panes),
                         session.start,
                         session.end + gap,
                     )?);

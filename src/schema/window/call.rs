@@ -7,7 +7,7 @@ use super::assigner::{Calendar, Step, WindowAssigner, gcd};
 use super::zone::LocalTime;
 use crate::config::zone::Zone;
 use crate::event::{MICROS_PER_DAY, Micros};
-use crate::schema::Refusal;
+use crate::schema::PlanError;
 
 /// The name under which the windowed input is planned.
 pub(super) const INPUT: &str = "windowed";
@@ -37,7 +37,7 @@ pub(super) struct Call {
 
 /// Takes the call of `tumble`, `hop` or `session` out of the statement; the plain input stands
 /// there afterwards.
-pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
+pub(super) fn call(statement: &mut Statement) -> Result<Call, PlanError> {
     let Statement::Statement(inner) = statement else {
         return Err(FORM.into());
     };
@@ -45,7 +45,7 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
         return Err(FORM.into());
     };
     if query.with.is_some() {
-        return Err(Refusal::about(
+        return Err(PlanError::about(
             &["with"],
             format!("`with` is not allowed here; {FORM}"),
         ));
@@ -54,19 +54,19 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
         return Err(FORM.into());
     };
     if let (true, Some(last)) = (select.from.is_empty(), select.projection.last()) {
-        return Err(Refusal::after(
+        return Err(PlanError::after(
             last,
             format!("`from` is missing behind the columns; {FORM}"),
         ));
     }
     let [from] = select.from.as_mut_slice() else {
-        return Err(Refusal::about(
+        return Err(PlanError::about(
             &["from"],
             format!("it reads more than one table; {FORM}"),
         ));
     };
     if !from.joins.is_empty() {
-        return Err(Refusal::about(
+        return Err(PlanError::about(
             &["join"],
             format!("joins are not allowed here; {FORM}"),
         ));
@@ -81,11 +81,11 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
     let Some(found) = args.take() else {
         let message =
             format!("an aggregate over `{function}` without a window would never end; {FORM}");
-        return Err(Refusal::at(&*name, message));
+        return Err(PlanError::at(&*name, message));
     };
     let mut arguments = found.args.into_iter().map(|argument| match argument {
         ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expression)) => Ok(expression),
-        other => Err(Refusal::at(
+        other => Err(PlanError::at(
             &other,
             format!("`{other}` is no argument of a window; {FORM}"),
         )),
@@ -93,11 +93,11 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, Refusal> {
     let mut name_of = |what: &str| match arguments.next() {
         Some(Ok(ast::Expr::Identifier(name))) => Ok(name),
         Some(Err(error)) => Err(error),
-        Some(Ok(other)) => Err(Refusal::at(
+        Some(Ok(other)) => Err(PlanError::at(
             &other,
             format!("`{other}` is no {what}; {FORM}"),
         )),
-        None => Err(Refusal::about(
+        None => Err(PlanError::about(
             &[&function],
             format!("the {what} is missing; {FORM}"),
         )),
@@ -142,10 +142,10 @@ fn interval(
     expression: Option<&ast::Expr>,
     what: &str,
     in_zone: bool,
-) -> Result<Length, Refusal> {
+) -> Result<Length, PlanError> {
     let wrong = |why: &str| {
         let message = format!("the {what} {why}; write for example interval '10 seconds'");
-        let refusal = Refusal::about(&["interval", function], message);
+        let refusal = PlanError::about(&["interval", function], message);
         expression.map_or(refusal.clone(), |found| {
             refusal.placed(ast::Spanned::span(found))
         })
@@ -190,7 +190,7 @@ fn interval(
 }
 
 /// The zone that the last argument of `tumble` or `hop` names.
-fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, Refusal>> {
+fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, PlanError>> {
     let ast::Expr::Value(value) = argument else {
         return None;
     };
@@ -200,7 +200,7 @@ fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, Refusal>> {
     Some(
         name.parse()
             .map(|zone: Zone| LocalTime::of(zone))
-            .map_err(|message: String| Refusal::at(argument, message)),
+            .map_err(|message: String| PlanError::at(argument, message)),
     )
 }
 
@@ -210,7 +210,7 @@ fn in_zone(
     slide: Length,
     size: Length,
     at: &ast::Expr,
-) -> Result<WindowAssigner, Refusal> {
+) -> Result<WindowAssigner, PlanError> {
     let (step, count) = match (slide, size) {
         (
             Length {
@@ -244,14 +244,14 @@ fn in_zone(
         ) if months > 0 => (Step::Months(months), whole(size.months, months)),
         _ => {
             let message = "local time is cut by hours and shorter, by days and weeks, or by months: write one of these kinds";
-            return Err(Refusal::at(at, message));
+            return Err(PlanError::at(at, message));
         }
     };
     let count = count.filter(|n| *n <= MOST_PANES).ok_or_else(|| {
         let message = format!(
             "where a zone is named, the size is a multiple of the slide, at most {MOST_PANES} of it"
         );
-        Refusal::at(at, message)
+        PlanError::at(at, message)
     })?;
     Ok(WindowAssigner::Local {
         calendar: Calendar { zone, step },
@@ -267,14 +267,14 @@ fn whole(whole: i64, part: i64) -> Option<i64> {
 /// How the call cuts time; `column` finds a column of what it reads.
 pub(super) fn shape(
     call: &Call,
-    column: &dyn Fn(&ast::Ident) -> Result<usize, Refusal>,
-) -> Result<Shape, Refusal> {
+    column: &dyn Fn(&ast::Ident) -> Result<usize, PlanError>,
+) -> Result<Shape, PlanError> {
     let mut arguments = call.arguments.as_slice();
     let zone = arguments.last().and_then(zone).transpose()?;
     if let (Some(_), [before @ .., last]) = (zone, arguments) {
         if call.function == "session" {
             let message = "a session has no zone: its gap is as long everywhere; leave it out";
-            return Err(Refusal::at(last, message));
+            return Err(PlanError::at(last, message));
         }
         arguments = before;
     }
@@ -285,7 +285,7 @@ pub(super) fn shape(
             return Ok(());
         }
         let message = format!("{} takes {} arguments; {FORM}", call.function, n + 2);
-        Err(Refusal::about(&[&call.function], message))
+        Err(PlanError::about(&[&call.function], message))
     };
     match call.function.as_str() {
         "tumble" => {
@@ -308,19 +308,19 @@ pub(super) fn shape(
             let (slide, size) = (slide.fixed(), size.fixed());
             if slide > size {
                 let message = "the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)";
-                return Err(Refusal::at(&arguments[0], message));
+                return Err(PlanError::at(&arguments[0], message));
             }
             if size / gcd(slide, size) > MOST_PANES {
                 let message = format!(
                     "size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide"
                 );
-                return Err(Refusal::at(&arguments[0], message));
+                return Err(PlanError::at(&arguments[0], message));
             }
             Ok(Shape::Aligned(WindowAssigner::Fixed { slide, size }))
         }
         "session" => {
             if arguments.len() == 1 {
-                return Err(Refusal::about(
+                return Err(PlanError::about(
                     &["session"],
                     format!("a session without a key is not bounded; {FORM}"),
                 ));
@@ -332,13 +332,13 @@ pub(super) fn shape(
                     gap,
                     key: column(key)?,
                 }),
-                other => Err(Refusal::at(
+                other => Err(PlanError::at(
                     other,
                     format!("`{other}` is no key column; {FORM}"),
                 )),
             }
         }
-        other => Err(Refusal::about(
+        other => Err(PlanError::about(
             &[other],
             format!("there is no window `{other}`; {FORM}"),
         )),

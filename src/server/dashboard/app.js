@@ -21,7 +21,7 @@ async function refresh() {
     const lag = Math.max(0, ...status.views.map((v) => v.lag));
     at("state").textContent = `record ${status.synced_lsn} · greatest lag of a view ${lag} · ` +
       streams.map(([n, s]) => `${n}: ${s.events} events, ${s.late} late, watermark ${s.watermark ?? "none"}`).join(" · ");
-    fill(at("counts"), streams.map(([n, s]) => [n, s.events, `${s.repeats} repeats`, `${s.dead_letters} dead letters`]));
+    fill(at("counts"), streams.map(([n, s]) => [n, s.events, `${s.duplicates} duplicates`, `${s.dead_letters} dead letters`]));
     const near = await ask(`/api/v1/nearby?lat=${encodeURIComponent(at("lat").value)}&lon=${encodeURIComponent(at("lon").value)}&limit=8`);
     fill(at("nearby"), (near.venues ?? []).map((v) => [v.venue_name, `${(v.distance_m / 1000).toFixed(1)} km`, v.events.length ? v.events[0].event_id : ""]));
   } catch (error) {

@@ -134,7 +134,7 @@ fn candidates<'a>(
     // The inode of a removed file is used again: of contents that begin alike, the one that reaches
     // furthest is meant.
     found.sort_by_key(|(id, is_own)| {
-        let next = known.get(*id).state.next_position;
+        let next = known.get(*id).state.next_offset;
         (
             sample.bound != Some(*id) || next == 0,
             Reverse(next),
@@ -153,7 +153,7 @@ fn is_copyable(
     partition: &Partition,
     has_path: impl FnOnce() -> bool,
 ) -> bool {
-    partition.state.next_position >= DISTINCTIVE
+    partition.state.next_offset >= DISTINCTIVE
         || extends(sample.path, Path::new(path_of(&partition.name)))
         || sample.content.is_compressed() && !(partition.is_live && has_path())
 }
@@ -170,7 +170,7 @@ fn compare_with(
     partition: &Partition,
     is_own: bool,
 ) -> io::Result<(Comparison, Trail)> {
-    let next = partition.state.next_position;
+    let next = partition.state.next_offset;
     if next == 0 {
         return Ok((Comparison::Same, Trail::new()));
     }

@@ -102,17 +102,17 @@ impl Content {
         unwrap: Option<&str>,
         limit: usize,
     ) -> io::Result<Records> {
-        let position = trail.end;
+        let offset = trail.end;
         let mut input: Box<dyn Read> = if self.is_compressed {
             self.plain()?
         } else {
             Box::new(Positional {
                 file: self.file.clone(),
-                at: position,
+                at: offset,
             })
         };
         if self.is_compressed {
-            io::copy(&mut (&mut input).take(position), &mut io::sink())?;
+            io::copy(&mut (&mut input).take(offset), &mut io::sink())?;
         }
         let size = self.file.metadata()?.len() as usize;
         let trail = Rc::new(RefCell::new(Ahead {
@@ -127,7 +127,7 @@ impl Content {
             },
         );
         Ok(Records {
-            reader: Reader::new(input, position, head, unwrap, limit),
+            reader: Reader::new(input, offset, head, unwrap, limit),
             trail,
             is_compressed: self.is_compressed,
         })
@@ -144,22 +144,22 @@ pub struct Records {
 impl Records {
     /// The trail up to a position that the reader has passed; none where too much was read ahead of
     /// it.
-    pub fn trail_at(&self, position: u64) -> Option<Trail> {
-        self.pass(position);
+    pub fn trail_at(&self, offset: u64) -> Option<Trail> {
+        self.pass(offset);
         let trail = &self.trail.borrow().trail;
-        (trail.end == position).then(|| trail.clone())
+        (trail.end == offset).then(|| trail.clone())
     }
 
     /// The checksum up to a position that the reader has passed.
-    pub fn crc_at(&self, position: u64) -> Option<u32> {
-        self.pass(position);
+    pub fn crc_at(&self, offset: u64) -> Option<u32> {
+        self.pass(offset);
         let trail = &self.trail.borrow().trail;
-        (trail.end == position).then_some(trail.crc).flatten()
+        (trail.end == offset).then_some(trail.crc).flatten()
     }
 
-    fn pass(&self, position: u64) {
+    fn pass(&self, offset: u64) {
         let Ahead { trail, bytes } = &mut *self.trail.borrow_mut();
-        let passed = usize::try_from(position.saturating_sub(trail.end))
+        let passed = usize::try_from(offset.saturating_sub(trail.end))
             .unwrap_or(usize::MAX)
             .min(bytes.len());
         trail.advance(&bytes[..passed]);
@@ -243,8 +243,8 @@ impl Trail {
     }
 
     /// The checksum up to an earlier position, where the bytes from there on are kept.
-    pub fn crc_at(&self, position: u64) -> Option<u32> {
-        let after = usize::try_from(self.end.checked_sub(position)?).ok()?;
+    pub fn crc_at(&self, offset: u64) -> Option<u32> {
+        let after = usize::try_from(self.end.checked_sub(offset)?).ok()?;
         let before = self.tail.len().checked_sub(after)?;
         self.crc
             .map(|_| crc32c::crc32c_append(self.before_tail, &self.tail[..before]))
@@ -259,8 +259,8 @@ pub struct Reached {
 }
 
 /// Reads a content up to a position, or to its end.
-pub fn read_to(content: &Content, position: u64) -> io::Result<Reached> {
-    let mut input = content.plain()?.take(position);
+pub fn read_to(content: &Content, offset: u64) -> io::Result<Reached> {
+    let mut input = content.plain()?.take(offset);
     let mut trail = Trail::new();
     let mut buffer = vec![0; READ_BYTES];
     loop {

@@ -308,7 +308,7 @@ impl Source<'_> {
     fn begins_unread(&self, path: &Path, head: &[u8]) -> bool {
         let is_unread = |follower: &&Follower| {
             follower.path.as_deref() != Some(path)
-                && self.known.get(follower.id).state.next_position == 0
+                && self.known.get(follower.id).state.next_offset == 0
                 && !follower.is_at_end()
         };
         let begins_alike = |follower: &Follower| {
@@ -392,7 +392,7 @@ impl Source<'_> {
     /// Reads a file on as this partition.
     fn follow(&mut self, path: &Path, id: Id, content: Content, head: Vec<u8>, trail: Trail) -> Id {
         self.bind(path, id);
-        if self.known.get(id).state.next_position == trail.end {
+        if self.known.get(id).state.next_offset == trail.end {
             self.known.set_trail(id, trail);
         }
         match self.followers.get_mut(&id) {

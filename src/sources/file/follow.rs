@@ -156,7 +156,7 @@ impl Follower {
         known: &mut Known,
         in_flight: &mut InFlight,
     ) -> Result<Slice, ReadError> {
-        let mut next = known.get(self.id).state.next_position;
+        let mut next = known.get(self.id).state.next_offset;
         let records = match self.records.take() {
             Some(records) => records,
             None => {
@@ -244,8 +244,8 @@ impl Follower {
         let partition = known.get(self.id);
         let trail = match &partition.trail {
             Some(trail) => trail.clone(),
-            None if partition.state.next_position == 0 => Trail::new(),
-            None => Trail::at(partition.state.next_position, partition.file().content),
+            None if partition.state.next_offset == 0 => Trail::new(),
+            None => Trail::at(partition.state.next_offset, partition.file().content),
         };
         self.opened = Some(stamp);
         self.content.reader(
@@ -285,7 +285,7 @@ impl Follower {
         };
         known.set_identity(self.id, file);
         let partition = known.get_mut(self.id);
-        partition.state.next_position = next;
+        partition.state.next_offset = next;
         partition.state.cut_line = None;
         partition.is_moved = true;
         in_flight.submit(
@@ -371,7 +371,7 @@ impl Follower {
         let Some(stamp) = complete else { return Ok(()) };
         let (before, next) = (
             known.get(self.id).file(),
-            known.get(self.id).state.next_position,
+            known.get(self.id).state.next_offset,
         );
         let complete = Some((stamp.size, stamp.modified));
         let is_news = before.inode != stamp.inode
@@ -431,14 +431,14 @@ pub fn note_end(
     in_flight: &mut InFlight,
 ) -> Result<(), SourceError> {
     let partition = known.get(id);
-    let next = partition.state.next_position;
+    let next = partition.state.next_offset;
     let mut end = FrameBuilder::new(next);
     end.add_payload();
     in_flight.submit(
         context,
         end.submission(
             context,
-            Kind::End,
+            Kind::PartitionEnd,
             &partition.name,
             next,
             partition.state.file,

@@ -7,7 +7,7 @@ use super::super::lines::Item;
 use super::super::{Context, SourceError, message};
 use crate::bounds::MAX_ELEMENTS;
 use crate::ingest::{Receipt, Submission};
-use crate::wal::{About, FileIdentity, Kind, RecordsBuilder};
+use crate::wal::{FileIdentity, FrameAttributes, Kind, RecordsBuilder};
 
 /// Bytes and records that make a frame.
 const FRAME_BYTES: usize = 1 << 20;
@@ -65,29 +65,29 @@ pub fn each_record(item: &Item, context: &Context, give: &mut dyn FnMut(Record<'
 /// Records of the next frame.
 pub struct FrameBuilder {
     records: RecordsBuilder,
-    positions: Vec<u64>,
+    offsets: Vec<u64>,
     cut: Vec<(u64, u64)>,
-    first_position: u64,
+    first_offset: u64,
 }
 
 impl FrameBuilder {
-    pub fn new(first_position: u64) -> Self {
+    pub fn new(first_offset: u64) -> Self {
         Self {
             records: RecordsBuilder::default(),
-            positions: Vec::new(),
+            offsets: Vec::new(),
             cut: Vec::new(),
-            first_position,
+            first_offset,
         }
     }
 
     /// For a frame that will probably be full.
-    pub fn with_room(first_position: u64) -> Self {
+    pub fn with_room(first_offset: u64) -> Self {
         let records = RecordsBuilder::with_capacity(FRAME_BYTES + (64 << 10), FRAME_RECORDS);
         Self {
             records,
-            positions: Vec::with_capacity(FRAME_RECORDS),
+            offsets: Vec::with_capacity(FRAME_RECORDS),
             cut: Vec::new(),
-            first_position,
+            first_offset,
         }
     }
 
@@ -99,15 +99,15 @@ impl FrameBuilder {
     }
 
     /// Adds a record, or the beginning of one over the limit.
-    pub fn add_record(&mut self, position: u64, record: &Record<'_>, context: &Context) {
+    pub fn add_record(&mut self, offset: u64, record: &Record<'_>, context: &Context) {
         if record.is_cut(context) {
             self.cut.push((self.records.len() as u64, record.length));
         }
-        self.add(position, record.bytes);
+        self.add(offset, record.bytes);
     }
 
-    pub fn add(&mut self, position: u64, record: &[u8]) {
-        self.positions.push(position);
+    pub fn add(&mut self, offset: u64, record: &[u8]) {
+        self.offsets.push(offset);
         self.records.push(record);
     }
 
@@ -138,15 +138,15 @@ impl FrameBuilder {
             source: context.name.clone(),
             partition: partition.to_owned(),
             stream: context.stream.clone(),
-            first_position: self.first_position,
-            previous_position: self.first_position,
+            first_offset: self.first_offset,
+            previous_offset: self.first_offset,
             records: self.records.finish(),
-            about: About {
-                positions: self.positions,
-                next_position: Some(next),
+            attributes: FrameAttributes {
+                offsets: self.offsets,
+                next_offset: Some(next),
                 file,
                 cut: self.cut,
-                ..About::default()
+                ..FrameAttributes::default()
             },
         }
     }

@@ -96,7 +96,7 @@ impl Known {
     }
 
     /// A new partition for a file that was not read before, or up to a position as another one.
-    pub fn begin(&mut self, path: &str, file: FileIdentity, next_position: u64) -> Id {
+    pub fn begin(&mut self, path: &str, file: FileIdentity, next_offset: u64) -> Id {
         let name = partition_name(path, file.inode, |name| self.by_name.contains_key(name));
         let file = FileIdentity {
             since: self.since,
@@ -105,7 +105,7 @@ impl Known {
         self.add(
             name,
             PartitionState {
-                next_position,
+                next_offset,
                 file: Some(file),
                 ..PartitionState::default()
             },

@@ -9,7 +9,7 @@ pub(super) struct Input<R> {
     /// Put back, or read ahead.
     ahead: Vec<u8>,
     used: usize,
-    position: u64,
+    offset: u64,
     /// The content's first bytes, as far as they were seen.
     head: Vec<u8>,
 }
@@ -17,8 +17,8 @@ pub(super) struct Input<R> {
 impl<R: BufRead> Input<R> {
     /// `input` stands at `position`; `head` holds the content's first bytes, unless it is read from
     /// there.
-    pub fn new(input: R, position: u64, head: &[u8]) -> Self {
-        let head = if position == 0 {
+    pub fn new(input: R, offset: u64, head: &[u8]) -> Self {
+        let head = if offset == 0 {
             Vec::new()
         } else {
             head[..head.len().min(HEAD)].to_vec()
@@ -27,13 +27,13 @@ impl<R: BufRead> Input<R> {
             input,
             ahead: Vec::new(),
             used: 0,
-            position,
+            offset,
             head,
         }
     }
 
     pub fn position(&self) -> u64 {
-        self.position
+        self.offset
     }
 
     pub fn head(&self) -> &[u8] {
@@ -51,8 +51,8 @@ impl<R: BufRead> Input<R> {
 
     pub fn consume(&mut self, bytes: usize) {
         let seen = self.head.len() as u64;
-        if seen < HEAD as u64 && self.position <= seen && seen < self.position + bytes as u64 {
-            self.note_head((seen - self.position) as usize, bytes);
+        if seen < HEAD as u64 && self.offset <= seen && seen < self.offset + bytes as u64 {
+            self.note_head((seen - self.offset) as usize, bytes);
         }
         if self.used < self.ahead.len() {
             self.used += bytes;
@@ -63,7 +63,7 @@ impl<R: BufRead> Input<R> {
         } else {
             self.input.consume(bytes);
         }
-        self.position += bytes as u64;
+        self.offset += bytes as u64;
     }
 
     fn note_head(&mut self, from: usize, to: usize) {
@@ -86,7 +86,7 @@ impl<R: BufRead> Input<R> {
     pub fn put_back(&mut self, bytes: &[u8]) {
         self.ahead.splice(..self.used, bytes.iter().copied());
         self.used = 0;
-        self.position -= bytes.len() as u64;
+        self.offset -= bytes.len() as u64;
     }
 
     /// Reads more ahead of what is there; false at the end.

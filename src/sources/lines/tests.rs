@@ -149,8 +149,8 @@ fn elements_of_an_array_are_records() {
 fn pretty_printed_values_are_records() {
     let text = "{\n  \"a\": 1,\n  \"b\": [\n    {}\n  ]\n}\n{\n  \"a\": 2\n}\n{ \"a\": 3 }";
     let got = read(text);
-    let positions: Vec<u64> = got.iter().map(|(start, ..)| *start).collect();
-    assert_eq!(positions, [0, 34, 47]);
+    let offsets: Vec<u64> = got.iter().map(|(start, ..)| *start).collect();
+    assert_eq!(offsets, [0, 34, 47]);
     assert_eq!(got[1].1, "{\n  \"a\": 2\n}");
     assert_eq!(
         read("{\n  \"a\": 1,\n"),

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use arrow::array::{Array, BooleanArray, StringArray, TimestampMicrosecondArray};
 use redb::{ReadOnlyTable, ReadableTable, TableDefinition};
 
-use super::database::{Origin, StateFile, copy_table, open_table};
+use super::state_store::{LogIdentity, StateStore, copy_table, open_table};
 use super::{View, ViewError};
 use crate::event::{Lsn, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
-use crate::operators::{Output, StreamRows, positions};
+use crate::operators::{Output, StreamRows, checkpoints};
 use crate::schema::Stream;
 
 /// Key: hour since 1970 (big-endian, sign flipped), then the group's text. Value: see [`encode`].
@@ -35,21 +35,21 @@ const WAITING_BYTES: usize = 384;
 const SECOND_BYTES: usize = 40;
 const NAME_BYTES: usize = 64;
 
-/// Events that said something new, and all with repeats.
+/// Events that said something new, and all with duplicates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Count {
     pub acts: u64,
     pub all: u64,
 }
 
-impl Tally {
+impl Count {
     pub fn add(&mut self, other: Self) {
         self.acts += other.acts;
         self.all += other.all;
     }
 }
 
-type Block = BTreeMap<u16, Tally>;
+type Block = BTreeMap<u16, Count>;
 
 type Waiting = HashMap<(i64, Arc<str>), Block>;
 
@@ -74,7 +74,7 @@ impl Room {
 #[derive(Default)]
 struct State {
     /// Per hour and group, the whole hour's tally, commits and what waits together.
-    totals: BTreeMap<i64, HashMap<Arc<str>, Tally>>,
+    totals: BTreeMap<i64, HashMap<Arc<str>, Count>>,
     /// Bytes of the totals held.
     held: usize,
     /// Hours before this one are not held.
@@ -86,7 +86,7 @@ struct State {
     names: HashSet<Arc<str>>,
     names_bytes: usize,
     applied: Lsn,
-    /// What waits lies above this position.
+    /// What waits lies above this checkpoint.
     committed: Lsn,
 }
 
@@ -112,7 +112,7 @@ impl State {
 
     /// Adds to the total of an hour that is held; lets the oldest hours go until what is held has
     /// room.
-    fn hold(&mut self, hour: i64, group: Arc<str>, tally: Tally, most: usize) {
+    fn hold(&mut self, hour: i64, group: Arc<str>, tally: Count, most: usize) {
         if !self.is_held(hour) {
             return;
         }
@@ -132,7 +132,7 @@ impl State {
         }
     }
 
-    fn wait(&mut self, hour: i64, group: Arc<str>, second: u16, tally: Tally) {
+    fn wait(&mut self, hour: i64, group: Arc<str>, second: u16, tally: Count) {
         let block = match Arc::make_mut(&mut self.waiting).entry((hour, group)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => {
@@ -157,13 +157,13 @@ impl State {
     }
 }
 
-fn held_bytes(groups: &HashMap<Arc<str>, Tally>) -> usize {
+fn held_bytes(groups: &HashMap<Arc<str>, Count>) -> usize {
     groups.keys().map(|group| TOTAL_BYTES + group.len()).sum()
 }
 
 /// What queries read.
 pub struct Counts {
-    file: StateFile,
+    file: StateStore,
     room: Room,
     state: RwLock<State>,
 }
@@ -200,14 +200,14 @@ fn encode(block: &Block) -> Vec<u8> {
     out
 }
 
-fn decode(bytes: &[u8]) -> impl Iterator<Item = (u16, Tally)> {
+fn decode(bytes: &[u8]) -> impl Iterator<Item = (u16, Count)> {
     bytes.chunks_exact(10).map(|c| {
         let second = u16::from_le_bytes([c[0], c[1]]);
         let number =
             |at: usize| u64::from(u32::from_le_bytes([c[at], c[at + 1], c[at + 2], c[at + 3]]));
         (
             second,
-            Tally {
+            Count {
                 acts: number(2),
                 all: number(6),
             },
@@ -219,7 +219,7 @@ impl Counts {
     /// Opens the counts of a stream within `memory` bytes; none where there are none and `writable`
     /// is false.
     pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let Some(file) = StateFile::open_as(path, memory / 4, writable)? else {
+        let Some(file) = StateStore::open_as(path, memory / 4, writable)? else {
             return Ok(None);
         };
         let counts = Self {
@@ -254,7 +254,7 @@ impl Counts {
                 let Some((hour, group)) = split_key(key.value()) else {
                     continue;
                 };
-                let mut tally = Tally::default();
+                let mut tally = Count::default();
                 decode(value.value()).for_each(|(_, t)| tally.add(t));
                 let group = loaded.name(group, self.room.names);
                 // The newest come first: where they have no room, the hour that is being read goes,
@@ -274,8 +274,8 @@ impl Counts {
         Ok(())
     }
 
-    pub fn position(&self, origin: Origin) -> Result<Lsn, ViewError> {
-        self.file.position(origin)
+    pub fn checkpoint(&self, origin: LogIdentity) -> Result<Lsn, ViewError> {
+        self.file.checkpoint(origin)
     }
 
     /// Copies what is committed into a new file.
@@ -306,7 +306,7 @@ impl Counts {
         &self,
         from: Micros,
         to: Micros,
-        give: &mut dyn FnMut(&str, Tally),
+        give: &mut dyn FnMut(&str, Count),
     ) -> Result<Lsn, ViewError> {
         let state = self.read();
         if from < to {
@@ -332,7 +332,7 @@ impl Counts {
     }
 }
 
-type Give<'a> = &'a mut dyn FnMut(&str, Tally);
+type Give<'a> = &'a mut dyn FnMut(&str, Count);
 
 /// What is in the file, and what waits above it.
 struct Stored<'a> {
@@ -342,11 +342,11 @@ struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    fn open(file: &StateFile, state: &'a State) -> Result<Self, ViewError> {
+    fn open(file: &StateStore, state: &'a State) -> Result<Self, ViewError> {
         let transaction = file.read()?;
         // A commit may have happened since the state was locked: what waited is then in the file.
         let is_committed =
-            super::database::position_in(&transaction)?.is_some_and(|p| p > state.committed);
+            super::state_store::checkpoint_in(&transaction)?.is_some_and(|p| p > state.committed);
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
@@ -394,7 +394,7 @@ impl<'a> Stored<'a> {
                 let (key, value) = entry.map_err(failed)?;
                 let (acts, all) = value.value();
                 if let Some((_, group)) = split_key(key.value()) {
-                    give(group, Tally { acts, all });
+                    give(group, Count { acts, all });
                 }
             }
         }
@@ -424,7 +424,7 @@ impl<'a> Stored<'a> {
             let at = start + i64::from(second) * MICROS_PER_SECOND;
             from <= at && at < to
         };
-        let mut add = |group: &str, (second, tally): (u16, Tally)| {
+        let mut add = |group: &str, (second, tally): (u16, Count)| {
             if is_inside(second) {
                 give(group, tally);
             }
@@ -460,7 +460,7 @@ impl<'a> Stored<'a> {
 pub struct CountsView {
     counts: Arc<Counts>,
     stream: Arc<Stream>,
-    origin: Origin,
+    origin: LogIdentity,
     name: String,
     applied: Lsn,
     committed: Lsn,
@@ -475,12 +475,12 @@ impl CountsView {
     pub fn new(
         counts: Arc<Counts>,
         stream: Arc<Stream>,
-        origin: Origin,
+        origin: LogIdentity,
     ) -> Result<Self, ViewError> {
-        let committed = counts.position(origin)?;
+        let committed = counts.checkpoint(origin)?;
         counts.set_applied(committed);
         counts.write().committed = committed;
-        let name = positions::counts(&stream.name);
+        let name = checkpoints::counts(&stream.name);
         let (floor, swept) = (None, None);
         Ok(Self {
             counts,
@@ -513,8 +513,8 @@ impl CountsView {
             .column(1)
             .as_any()
             .downcast_ref::<TimestampMicrosecondArray>();
-        let repeats = batch
-            .column_by_name("repeat")
+        let duplicates = batch
+            .column_by_name("is_duplicate")
             .and_then(|a| a.as_any().downcast_ref::<BooleanArray>());
         let Some(times) = times else {
             return batch.num_rows();
@@ -542,8 +542,8 @@ impl CountsView {
             let time = times.value(row);
             let hour = bucket(time, MICROS_PER_HOUR);
             let second = ((time - hour * MICROS_PER_HOUR) / MICROS_PER_SECOND) as u16;
-            let tally = Tally {
-                acts: u64::from(!repeats.is_some_and(|r| r.value(row))),
+            let tally = Count {
+                acts: u64::from(!duplicates.is_some_and(|r| r.value(row))),
                 all: 1,
             };
             state.hold(hour, group.clone(), tally, room.totals);
@@ -578,7 +578,7 @@ impl CountsView {
     ) -> Result<(), redb::Error> {
         let mut blocks = transaction.open_table(BLOCKS)?;
         let mut days = transaction.open_table(DAYS)?;
-        let mut added_to: BTreeMap<(i64, &str), Tally> = BTreeMap::new();
+        let mut added_to: BTreeMap<(i64, &str), Count> = BTreeMap::new();
         // In the order of the file.
         let mut waiting: Vec<(&(i64, Arc<str>), &Block)> = waiting.iter().collect();
         waiting.sort_unstable_by_key(|(key, _)| *key);
@@ -610,7 +610,7 @@ impl CountsView {
         };
         // The floor may lie within a day: what leaves of it leaves its total.
         let day = floor.div_euclid(HOURS_PER_DAY);
-        let mut left: HashMap<String, Tally> = HashMap::new();
+        let mut left: HashMap<String, Count> = HashMap::new();
         blocks.retain_in::<&[u8], _>(..key(floor, "").as_slice(), |key, value| {
             if let Some((_, group)) =
                 split_key(key).filter(|(hour, _)| hour.div_euclid(HOURS_PER_DAY) == day)
@@ -645,7 +645,7 @@ impl View for CountsView {
         self.applied
     }
 
-    fn positions(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(String, Lsn)> {
         vec![(self.name.clone(), self.committed)]
     }
 
@@ -712,7 +712,7 @@ impl View for CountsView {
 
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.counts.reopen()?;
-        self.committed = self.counts.position(self.origin)?;
+        self.committed = self.counts.checkpoint(self.origin)?;
         self.applied = self.committed;
         self.since = None;
         self.counts.set_applied(self.applied);

@@ -30,7 +30,7 @@ use object_store::{
 use parquet::arrow::async_reader::AsyncFileReader;
 
 use super::files::FileEntry;
-use super::{Feed, TableSpec};
+use super::{RowOrigin, TableSpec};
 use crate::storage::damage;
 
 /// Bytes under one checksum: what a reader of a few rows reads beside them, once.
@@ -245,14 +245,14 @@ impl CheckedFile {
 /// What can be done about a damaged file of the table.
 fn way_out(spec: &TableSpec, file: &FileEntry) -> String {
     // A window is rebuilt by its own name.
-    let is_window = matches!(spec.feed, Feed::Made(_)) && !spec.name.contains('.');
+    let is_window = matches!(spec.feed, RowOrigin::Made(_)) && !spec.name.contains('.');
     let name = spec
         .name
         .strip_suffix("_versions")
         .filter(|_| is_window)
         .unwrap_or(&spec.name);
     match spec.feed {
-        Feed::Raw => format!(
+        RowOrigin::Raw => format!(
             "it has what came as records {} to {}, and nothing else does: restore it from a backup",
             file.min_lsn, file.max_lsn
         ),

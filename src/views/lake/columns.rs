@@ -11,11 +11,11 @@ use deltalake::{DeltaTable, DeltaTableError};
 
 use super::TableSpec;
 use super::entities::levels::{self, Level};
-use crate::schema::{Layout, Refusal, names};
+use crate::schema::{Layout, PlanError, names};
 use crate::views::ViewError;
 
 /// A table's columns as Delta has them, if every reader can read them.
-pub(super) fn delta_columns(schema: &SchemaRef) -> Result<StructType, Refusal> {
+pub(super) fn delta_columns(schema: &SchemaRef) -> Result<StructType, PlanError> {
     names::refuse_unreadable(schema)?;
     parquet::arrow::ArrowSchemaConverter::new()
         .convert(schema)
@@ -36,7 +36,7 @@ impl TableSpec {
     }
 
     /// Refuses columns with which the table could not be made, or not be read.
-    pub fn check(&self) -> Result<(), Refusal> {
+    pub fn check(&self) -> Result<(), PlanError> {
         delta_columns(&self.full_schema()).map(drop)
     }
 }

@@ -258,11 +258,11 @@ mod tests {
             partition_by: None,
             predicate: None,
         };
-        let position = Transaction::new(path, 1);
+        let checkpoint = Transaction::new(path, 1);
         log.commit(
             vec![Action::Add(add_action(spec, &file, true))],
             operation,
-            vec![position],
+            vec![checkpoint],
         )
         .await
     }

@@ -166,7 +166,7 @@ fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
 
 /// Bytes that a row takes once it is read, as far as the footer says: those of the page, or else
 /// the row group, whose rows are the widest. The packed size says nothing of this: a text of 100 kB
-/// that repeats one letter is packed into a hundred bytes.
+/// that duplicates one letter is packed into a hundred bytes.
 pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
     let average = |bytes: i64, rows: i64| bytes.max(0) as u64 / rows.max(1) as u64 + 1;
     let pages = |group: usize, column: usize, rows: i64| {

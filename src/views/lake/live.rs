@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 
-use super::hot::Hot;
-use super::{Feed, LakeTable, hot_batches};
+use super::memtable::UnflushedRows;
+use super::{LakeTable, RowOrigin, hot_batches};
 use crate::event::Lsn;
 use crate::operators::Output;
 
@@ -14,23 +14,27 @@ impl LakeTable {
     /// which nobody follows.
     pub fn rows_of<'a>(&self, output: &'a Output) -> Option<&'a RecordBatch> {
         match &self.spec.feed {
-            Feed::Stream(name) => output
+            RowOrigin::Stream(name) => output
                 .rows
                 .as_ref()
                 .filter(|rows| rows.stream.name == *name)
                 .map(|rows| &rows.batch),
-            Feed::Made(name) => output
+            RowOrigin::Made(name) => output
                 .tables
                 .iter()
                 .find(|table| *table.table == **name)
                 .map(|table| &table.batch),
-            Feed::Raw | Feed::DeadLetters => None,
+            RowOrigin::Raw | RowOrigin::DeadLetters => None,
         }
     }
 
     /// Such rows with every column of the table.
     pub fn whole_rows(&self, rows: RecordBatch) -> Result<RecordBatch, String> {
-        let mut whole = hot_batches(&self.spec, &self.full_schema, &[Arc::new(Hot::Rows(rows))])?;
+        let mut whole = hot_batches(
+            &self.spec,
+            &self.full_schema,
+            &[Arc::new(UnflushedRows::Rows(rows))],
+        )?;
         whole.pop().ok_or_else(|| "rows are lost".to_owned())
     }
 

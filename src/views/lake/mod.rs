@@ -1,9 +1,9 @@
 //! The lake: one Delta table per stream, `dead_letters` and `raw`, in folders by time, with the
-//! rows above its last commit in memory. Two positions where event time decides the folder:
+//! rows above its last commit in memory. Two checkpoints where event time decides the folder:
 //! *recent* rows commit often, *old* ones wait together.
 //!
 //! [`table`] is a Delta table and what queries see of it; `columns` its columns and folders as
-//! Delta has them; [`hot`] the rows in memory; [`checked`] the checksums of files; [`files`]
+//! Delta has them; [`memtable`] the rows in memory; [`checked`] the checksums of files; [`files`]
 //! Parquet; [`footers`] how queries read it; [`raw`] copies the log's blocks; [`compact`] merges;
 //! [`entities`] keeps the newest row of each key; [`provider`] is the table for SQL; [`store`]
 //! makes Delta's commits durable; `unnamed` removes files that no version names.
@@ -15,13 +15,13 @@ mod delta;
 pub mod entities;
 pub mod files;
 pub mod footers;
-pub mod hot;
-pub mod kept;
 mod live;
+pub mod memtable;
 pub mod provider;
 mod pruned;
 pub mod raw;
 pub mod replay;
+pub mod scan_by_lsn;
 pub mod store;
 pub mod table;
 mod unnamed;
@@ -43,15 +43,15 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
-use crate::operators::{Output, positions};
+use crate::operators::{Output, checkpoints};
 use crate::schema::{Entity, Layout, Stream, types};
 use entities::{How, LOOK, Merge, PACE, Written};
 use files::{Attempt, Class};
-use hot::Hot;
+use memtable::UnflushedRows;
 use raw::RawFrame;
 pub use table::{Change, LakeTable};
 
-/// The log whose LSNs a table's positions are: Delta app id `weir/<instance>/<log id>/recent|old`.
+/// The log whose LSNs a table's checkpoints are: Delta app id `weir/<instance>/<log id>/recent|old`.
 #[derive(Debug, Clone, Copy)]
 pub struct LogName {
     pub instance: u16,
@@ -90,12 +90,12 @@ pub struct TableSpec {
     /// Of a table that is split by hash, the columns by which a row is known; of each the newest
     /// row stays.
     pub keys: Vec<usize>,
-    pub feed: Feed,
+    pub feed: RowOrigin,
 }
 
 /// Which part of the operators' output a table takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Feed {
+pub enum RowOrigin {
     Stream(String),
     /// A table that operators make: sessions, windows, late rows.
     Made(String),
@@ -113,7 +113,7 @@ impl TableSpec {
             time_column: 1,
             layout,
             keys: Vec::new(),
-            feed: Feed::Stream(stream.name.clone()),
+            feed: RowOrigin::Stream(stream.name.clone()),
         }
     }
 
@@ -126,7 +126,7 @@ impl TableSpec {
             time_column: 1,
             layout,
             keys: Vec::new(),
-            feed: Feed::Made(name.to_owned()),
+            feed: RowOrigin::Made(name.to_owned()),
         }
     }
 
@@ -144,7 +144,7 @@ impl TableSpec {
             Field::new("lsn", DataType::Int64, true),
             Field::new("received_at", types::timestamp(), true),
             Field::new("source", DataType::Utf8, true),
-            Field::new("position", DataType::Int64, true),
+            Field::new("source_offset", DataType::Int64, true),
             Field::new("stream", DataType::Utf8, true),
             Field::new("reason", DataType::Utf8, true),
             Field::new("bytes", DataType::Binary, true),
@@ -158,7 +158,7 @@ impl TableSpec {
             time_column: 1,
             layout,
             keys: Vec::new(),
-            feed: Feed::DeadLetters,
+            feed: RowOrigin::DeadLetters,
         }
     }
 
@@ -168,10 +168,10 @@ impl TableSpec {
             Field::new("received_at", types::timestamp(), true),
             Field::new("source", DataType::Utf8, true),
             Field::new("partition", DataType::Utf8, true),
-            Field::new("position", DataType::Int64, true),
+            Field::new("source_offset", DataType::Int64, true),
             Field::new("stream", DataType::Utf8, true),
             Field::new("kind", DataType::Utf8, true),
-            Field::new("about", DataType::Utf8, true),
+            Field::new("attributes", DataType::Utf8, true),
             Field::new("bytes", DataType::Binary, true),
         ];
         let name = "raw";
@@ -182,17 +182,17 @@ impl TableSpec {
             time_column: 1,
             layout,
             keys: Vec::new(),
-            feed: Feed::Raw,
+            feed: RowOrigin::Raw,
         }
     }
 
-    /// Names of its positions in snapshots: recent, and old where it has one.
-    fn position_names(&self) -> (String, Option<String>) {
+    /// Names of its checkpoints in snapshots: recent, and old where it has one.
+    fn checkpoint_names(&self) -> (String, Option<String>) {
         match &self.feed {
-            Feed::Stream(name) => (positions::recent(name), Some(positions::old(name))),
-            Feed::Made(name) => (positions::recent(name), None),
-            Feed::DeadLetters => (positions::DEAD_LETTERS.into(), None),
-            Feed::Raw => (positions::RAW.into(), None),
+            RowOrigin::Stream(name) => (checkpoints::recent(name), Some(checkpoints::old(name))),
+            RowOrigin::Made(name) => (checkpoints::recent(name), None),
+            RowOrigin::DeadLetters => (checkpoints::DEAD_LETTERS.into(), None),
+            RowOrigin::Raw => (checkpoints::RAW.into(), None),
         }
     }
 }
@@ -255,7 +255,7 @@ impl Waiting {
 }
 
 /// Recent rows, old ones, and the floor they came with.
-type SplitRows = (Option<Hot>, Option<RecordBatch>, Option<Micros>);
+type SplitRows = (Option<UnflushedRows>, Option<RecordBatch>, Option<Micros>);
 
 /// Writes one lake table.
 pub struct LakeView {
@@ -284,7 +284,7 @@ const PICK_ROWS: usize = 8 << 10;
 /// A commit that has begun: its files are being written.
 struct Writing {
     class: Class,
-    /// Hot parts that they hold, and the position that they bring.
+    /// Hot parts that they hold, and the checkpoint that they bring.
     taken: usize,
     to: Lsn,
     files: JoinHandle<Result<Written, String>>,
@@ -312,7 +312,7 @@ impl LakeView {
     }
 
     fn two_classes(&self) -> bool {
-        self.table.spec.position_names().1.is_some()
+        self.table.spec.checkpoint_names().1.is_some()
     }
 
     /// Tells the pool what waits here.
@@ -433,7 +433,7 @@ impl LakeView {
     }
 
     /// Ends the commit that has begun, when its files are written: the Delta entry with the
-    /// position.
+    /// checkpoint.
     fn end(&mut self) -> Result<(), ViewError> {
         let Some(Writing {
             class,
@@ -465,7 +465,7 @@ impl LakeView {
             "commit"
         );
         let change = Change {
-            positions: vec![(class, to)],
+            checkpoints: vec![(class, to)],
             ..entities::change(written)
         };
         self.table.commit(&change, &[(class, taken)])?;
@@ -490,21 +490,21 @@ impl LakeView {
     fn rows(&self, output: &Output) -> Result<SplitRows, String> {
         let spec = &self.table.spec;
         match &spec.feed {
-            Feed::Raw => {
+            RowOrigin::Raw => {
                 let above = self.applied[0].max(output.after);
                 let part = || {
-                    Hot::Frame(RawFrame {
+                    UnflushedRows::Frame(RawFrame {
                         frame: output.frame.clone(),
                         above,
                     })
                 };
                 Ok(((output.to > above).then(part), None, None))
             }
-            Feed::DeadLetters => {
+            RowOrigin::DeadLetters => {
                 let rows = dead_letter_rows(output, self.applied[0], &spec.schema)?;
-                Ok((rows.map(Hot::Rows), None, None))
+                Ok((rows.map(UnflushedRows::Rows), None, None))
             }
-            Feed::Made(name) => {
+            RowOrigin::Made(name) => {
                 let Some(made) = output.tables.iter().find(|t| *t.table == **name) else {
                     return Ok((None, None, None));
                 };
@@ -512,12 +512,12 @@ impl LakeView {
                 let from = crate::operators::lsns(&made.batch).partition_point(|lsn| *lsn <= above);
                 let rows = made.batch.slice(from, made.batch.num_rows() - from);
                 Ok((
-                    (rows.num_rows() > 0).then_some(Hot::Rows(rows)),
+                    (rows.num_rows() > 0).then_some(UnflushedRows::Rows(rows)),
                     None,
                     made.floor,
                 ))
             }
-            Feed::Stream(name) => {
+            RowOrigin::Stream(name) => {
                 let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == *name) else {
                     return Ok((None, None, None));
                 };
@@ -544,7 +544,7 @@ impl LakeView {
                     }
                 };
                 Ok((
-                    pick(Class::Recent)?.map(Hot::Rows),
+                    pick(Class::Recent)?.map(UnflushedRows::Rows),
                     pick(Class::Old)?,
                     rows.floor,
                 ))
@@ -566,8 +566,8 @@ impl View for LakeView {
         }
     }
 
-    fn positions(&self) -> Vec<(String, Lsn)> {
-        self.table.positions()
+    fn checkpoints(&self) -> Vec<(String, Lsn)> {
+        self.table.checkpoints()
     }
 
     fn skip_to(&mut self, lsn: Lsn) {
@@ -584,7 +584,7 @@ impl View for LakeView {
             reason: e,
         };
         let (recent, old, floor) = self.rows(output).map_err(failed)?;
-        let size = |hot: &Hot| (hot.rows(), hot.memory_bytes());
+        let size = |hot: &UnflushedRows| (hot.rows(), hot.memory_bytes());
         let (rows, bytes) = recent.as_ref().map_or((0, 0), size);
         self.waiting[0].add(rows, bytes, now);
         if let Some(old) = &old {
@@ -647,13 +647,13 @@ impl View for LakeView {
         } else {
             &[Class::Recent]
         };
-        let positions = classes
+        let checkpoints = classes
             .iter()
             .map(|class| (*class, self.applied[*class as usize]))
             .collect();
         self.table.commit(
             &Change {
-                positions,
+                checkpoints,
                 data_change: true,
                 ..Change::default()
             },
@@ -680,7 +680,7 @@ impl View for LakeView {
 
 /// How many of the parts, from the first on, reach no more partitions than one commit may; at least
 /// one.
-fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, String> {
+fn partitions_fitting(spec: &TableSpec, parts: &[Arc<UnflushedRows>]) -> Result<usize, String> {
     let mut reached = BTreeSet::new();
     for (n, part) in parts.iter().enumerate() {
         let partitions = files::count_partitions(spec, &part.batch(&spec.schema)?, &mut reached);
@@ -692,11 +692,15 @@ fn partitions_fitting(spec: &TableSpec, parts: &[Arc<Hot>]) -> Result<usize, Str
 }
 
 /// Writes parts into files and syncs them.
-fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<Written, String> {
+fn write_files(
+    table: &LakeTable,
+    parts: &[Arc<UnflushedRows>],
+    class: Class,
+) -> Result<Written, String> {
     let spec = &table.spec;
     let attempt = Attempt::of(spec);
     let now_ms = chrono::Utc::now().timestamp_millis();
-    let add = if spec.feed == Feed::Raw {
+    let add = if spec.feed == RowOrigin::Raw {
         raw::write_frames(spec, &attempt, parts, now_ms)?
     } else {
         let batches = parts
@@ -713,7 +717,7 @@ fn write_files(table: &LakeTable, parts: &[Arc<Hot>], class: Class) -> Result<Wr
     })
 }
 
-/// Longest part of a record that `dead_letters` repeats; the whole record is in `raw`.
+/// Longest part of a record that `dead_letters` duplicates; the whole record is in `raw`.
 const DEAD_LETTER_BYTES: usize = 1 << 20;
 
 fn dead_letter_rows(
@@ -735,7 +739,7 @@ fn dead_letter_rows(
     let text = |value: &str| {
         Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
     };
-    let positions = &output.frame.about.positions;
+    let checkpoints = &output.frame.attributes.offsets;
     let bytes = |index: u32| {
         let record = records.get(index as usize);
         &record[..record.len().min(DEAD_LETTER_BYTES)]
@@ -749,7 +753,7 @@ fn dead_letter_rows(
         Arc::new(
             letters
                 .iter()
-                .map(|d| positions.get(d.index as usize).map(|p| *p as i64))
+                .map(|d| checkpoints.get(d.index as usize).map(|p| *p as i64))
                 .collect::<Int64Array>(),
         ),
         text(&header.stream),
@@ -770,10 +774,10 @@ fn dead_letter_rows(
 pub fn hot_batches(
     spec: &TableSpec,
     wanted: &SchemaRef,
-    parts: &[Arc<Hot>],
+    parts: &[Arc<UnflushedRows>],
 ) -> Result<Vec<RecordBatch>, String> {
     let is_own = wanted.fields().len() == spec.schema.fields().len();
-    let batch = |part: &Arc<Hot>| {
+    let batch = |part: &Arc<UnflushedRows>| {
         let own = part.batch(&spec.schema)?;
         if is_own {
             Ok(own)

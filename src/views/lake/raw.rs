@@ -23,9 +23,9 @@ use parquet::file::writer::SerializedFileWriter;
 use super::TableSpec;
 use super::checked::Summing;
 use super::files::{Attempt, Class, FileEntry, NewFile, properties};
-use super::hot::Hot;
+use super::memtable::UnflushedRows;
 use crate::event::{Lsn, bucket};
-use crate::wal::{Frame, record};
+use crate::wal::{Frame, frame};
 
 /// A block of so many plain bytes is copied as a page.
 const PAGE_BYTES: usize = 64 << 10;
@@ -75,8 +75,8 @@ impl RawFrame {
         let text = |value: &str| {
             Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
         };
-        let positions = &self.frame.about.positions;
-        let about = about_json(&self.frame);
+        let checkpoints = &self.frame.attributes.offsets;
+        let attributes = attributes_json(&self.frame);
         vec![
             Arc::new(Int64Array::from_iter_values(
                 rows.clone().map(|i| (header.first_lsn + i as u64) as i64),
@@ -88,30 +88,30 @@ impl RawFrame {
             text(&header.partition),
             Arc::new(
                 rows.clone()
-                    .map(|i| positions.get(i).map(|p| *p as i64))
+                    .map(|i| checkpoints.get(i).map(|p| *p as i64))
                     .collect::<Int64Array>(),
             ),
             text(&header.stream),
             text(header.kind.name()),
-            Arc::new(rows.map(|_| about.as_deref()).collect::<StringArray>()),
+            Arc::new(rows.map(|_| attributes.as_deref()).collect::<StringArray>()),
         ]
     }
 }
 
-/// What `about` says beside positions, as JSON; none where it says nothing.
-fn about_json(frame: &Frame) -> Option<String> {
-    let about = &frame.about;
+/// What `about` says beside checkpoints, as JSON; none where it says nothing.
+fn attributes_json(frame: &Frame) -> Option<String> {
+    let attributes = &frame.attributes;
     let mut out = serde_json::Map::new();
-    if let Some((_, key)) = &about.idempotency {
+    if let Some((_, key)) = &attributes.idempotency {
         out.insert("idempotency_key".into(), key.as_str().into());
     }
-    if !about.retry_of.is_empty() {
-        out.insert("retry_of".into(), about.retry_of.clone().into());
+    if !attributes.retry_of.is_empty() {
+        out.insert("retry_of".into(), attributes.retry_of.clone().into());
     }
-    if !about.cut.is_empty() {
+    if !attributes.cut.is_empty() {
         out.insert(
             "cut".into(),
-            about
+            attributes
                 .cut
                 .iter()
                 .map(|(i, n)| serde_json::json!([i, n]))
@@ -125,14 +125,14 @@ fn about_json(frame: &Frame) -> Option<String> {
 pub fn write_frames(
     spec: &TableSpec,
     attempt: &Attempt,
-    parts: &[Arc<Hot>],
+    parts: &[Arc<UnflushedRows>],
     now_ms: i64,
 ) -> Result<Vec<FileEntry>, String> {
     let mut order: Vec<&RawFrame> = parts
         .iter()
         .filter_map(|part| match part.as_ref() {
-            Hot::Frame(frame) => Some(frame),
-            Hot::Rows(_) => None,
+            UnflushedRows::Frame(frame) => Some(frame),
+            UnflushedRows::Rows(_) => None,
         })
         .collect();
     // Frames come in the order of their LSNs, which a stable sort keeps among equal times.
@@ -283,7 +283,7 @@ impl RawWriter {
         if rows == 0 {
             return Ok(());
         }
-        let block = record::compress(&plain).map_err(|e| e.to_string())?;
+        let block = frame::compress(&plain).map_err(|e| e.to_string())?;
         self.page(&block, plain.len(), rows)
     }
 

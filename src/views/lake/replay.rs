@@ -14,8 +14,8 @@ use super::checked::CheckedFile;
 use super::files::FileEntry;
 use super::footers::widest_row;
 use crate::event::Lsn;
-use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use crate::wal::frame::compress;
+use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 /// Plain bytes read at once, about, and the most rows.
 const READ_BYTES: u64 = 8 << 20;
@@ -47,28 +47,28 @@ struct Run {
     partition: String,
     stream: String,
     kind: String,
-    about: Option<String>,
+    attributes: Option<String>,
 }
 
 impl Run {
     /// Whether a row with this head, and this LSN, goes on with the frame.
     fn goes_on(&self, row: &Self) -> bool {
-        let (retried, _) = self.about();
+        let (retried, _) = self.attributes();
         self.next == row.first
             && (retried.is_empty() || self.next - self.first < retried.len() as u64)
-            && (self.received_at, &self.about, &self.kind)
-                == (row.received_at, &row.about, &row.kind)
+            && (self.received_at, &self.attributes, &self.kind)
+                == (row.received_at, &row.attributes, &row.kind)
             && (&self.source, &self.partition, &self.stream)
                 == (&row.source, &row.partition, &row.stream)
     }
 
     /// Dead letters that come back, and records stored cut.
-    fn about(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
-        let Some(about) = &self.about else {
+    fn attributes(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
+        let Some(attributes) = &self.attributes else {
             return Default::default();
         };
-        let about: serde_json::Value = serde_json::from_str(about).unwrap_or_default();
-        let part = |name: &str| about.get(name).cloned().unwrap_or_default();
+        let attributes: serde_json::Value = serde_json::from_str(attributes).unwrap_or_default();
+        let part = |name: &str| attributes.get(name).cloned().unwrap_or_default();
         let retried = serde_json::from_value(part("retry_of")).unwrap_or_default();
         (
             retried,
@@ -82,7 +82,7 @@ struct Rows<'a> {
     lsn: &'a Int64Array,
     received_at: &'a TimestampMicrosecondArray,
     texts: [&'a StringArray; 5],
-    position: &'a Int64Array,
+    offset: &'a Int64Array,
     bytes: &'a BinaryArray,
 }
 
@@ -100,9 +100,9 @@ impl<'a> Rows<'a> {
                 text("partition")?,
                 text("stream")?,
                 text("kind")?,
-                text("about")?,
+                text("attributes")?,
             ],
-            position: column(batch, "position")?,
+            offset: column(batch, "offset")?,
             bytes: column(batch, "bytes")?,
         })
     }
@@ -111,7 +111,7 @@ impl<'a> Rows<'a> {
         let [source, partition, stream, kind] =
             [0, 1, 2, 3].map(|t| self.texts[t].value(row).to_owned());
         let lsn = self.lsn.value(row) as Lsn;
-        let about = self.texts[4]
+        let attributes = self.texts[4]
             .is_valid(row)
             .then(|| self.texts[4].value(row).to_owned());
         let received_at = self.received_at.value(row);
@@ -123,7 +123,7 @@ impl<'a> Rows<'a> {
             partition,
             stream,
             kind,
-            about,
+            attributes,
         }
     }
 
@@ -221,7 +221,7 @@ impl RawFrames {
                 Some(last) if last.goes_on(&run) => run.first = last.first,
                 _ => {}
             }
-            let (retried, cut) = run.about();
+            let (retried, cut) = run.attributes();
             let end_of_frame = if retried.is_empty() {
                 Lsn::MAX
             } else {
@@ -266,14 +266,14 @@ fn frame(
         .clone()
         .for_each(|row| records.push(rows.bytes.value(row)));
     let records = records.finish();
-    let positions: Vec<u64> = range
-        .filter(|row| rows.position.is_valid(*row))
-        .map(|row| rows.position.value(row) as u64)
+    let offsets: Vec<u64> = range
+        .filter(|row| rows.offset.is_valid(*row))
+        .map(|row| rows.offset.value(row) as u64)
         .collect();
     let own = |index: &u64| (skipped..skipped + count).contains(index);
-    let about = About {
-        positions: if positions.len() as u64 == count {
-            positions
+    let attributes = FrameAttributes {
+        offsets: if offsets.len() as u64 == count {
+            offsets
         } else {
             Vec::new()
         },
@@ -288,7 +288,7 @@ fn frame(
             .filter(|(index, _)| own(index))
             .map(|(index, bytes)| (index - skipped, *bytes))
             .collect(),
-        ..About::default()
+        ..FrameAttributes::default()
     };
     let kind = Kind::from_name(&run.kind)
         .ok_or_else(|| format!("`raw` has a record of the kind `{}`", run.kind))?;
@@ -296,8 +296,8 @@ fn frame(
         kind,
         count: count as u32,
         first_lsn,
-        first_position: about.positions.first().copied().unwrap_or(0),
-        previous_position: 0,
+        first_offset: attributes.offsets.first().copied().unwrap_or(0),
+        previous_offset: 0,
         received_at: run.received_at,
         configuration: 0,
         synced_lsn: 0,
@@ -310,6 +310,6 @@ fn frame(
         header,
         block,
         block_bytes: records.page().len() as u32,
-        about,
+        attributes,
     })
 }

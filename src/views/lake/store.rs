@@ -21,7 +21,7 @@ use object_store::{
 use crate::storage::{create_folders, damage, sync_folder};
 
 /// How the line begins in which a commit describes itself, and the first of its members here: a
-/// checksum of the whole file, taken with zeros in its place. A flipped bit in a position or a
+/// checksum of the whole file, taken with zeros in its place. A flipped bit in a checkpoint or a
 /// number of rows would be another one, silently.
 const COMMIT_INFO: &str = "{\"commitInfo\":{";
 const SUM: &str = "\"weirCrc32c\":\"";

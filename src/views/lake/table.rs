@@ -20,7 +20,7 @@ use super::delta::DeltaLog;
 use super::entities::levels::{self, Level};
 use super::entities::{self, Sizes};
 use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
-use super::hot::{self, Hot};
+use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
 use super::{LogName, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
@@ -36,8 +36,8 @@ const CHECKPOINT_EVERY: u64 = 64;
 #[derive(Debug, Clone, Default)]
 pub struct TableState {
     pub files: Arc<Vec<FileEntry>>,
-    pub recent: Vec<Arc<Hot>>,
-    pub old: Vec<Arc<Hot>>,
+    pub recent: Vec<Arc<UnflushedRows>>,
+    pub old: Vec<Arc<UnflushedRows>>,
     /// Of an entity table: rows that wait to be merged into its files.
     pub levels: Arc<Vec<Level>>,
     /// The first parts of each class that are being written: no rows are merged into them.
@@ -64,9 +64,9 @@ pub struct LakeTable {
     pub configured: Layout,
     /// `spec.schema` with the partition columns behind it.
     pub full_schema: SchemaRef,
-    /// App ids of the two positions.
+    /// App ids of the two checkpoints.
     apps: [String; 2],
-    /// Of an entity table the app id of the position that its files alone have.
+    /// Of an entity table the app id of the checkpoint that its files alone have.
     files_app: Option<String>,
     /// Of what an entity table is made, and whether nothing is to wait in its levels when its view
     /// ends.
@@ -98,14 +98,14 @@ struct Listed {
     levels: Arc<Vec<Level>>,
 }
 
-/// Files to add and to remove in one Delta commit, with the positions that it brings.
+/// Files to add and to remove in one Delta commit, with the checkpoints that it brings.
 #[derive(Default)]
 pub struct Change {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
-    pub positions: Vec<(Class, Lsn)>,
+    pub checkpoints: Vec<(Class, Lsn)>,
     /// The levels of an entity table from here on, where they become others, and up to where its
-    /// files are then; without levels up to its position.
+    /// files are then; without levels up to its checkpoint.
     pub levels: Option<Vec<Level>>,
     pub files_lsn: Option<Lsn>,
     /// Rows change; false for a merge, which only moves them.
@@ -159,7 +159,7 @@ impl LakeTable {
         Self::open_as(spec, log, runtime, true, false)?.ok_or_else(missing)
     }
 
-    /// In one commit, all rows leave, those of another table come, and its positions with them.
+    /// In one commit, all rows leave, those of another table come, and its checkpoints with them.
     /// Does nothing where that was done.
     pub fn replace_with(&self, new: &Self) -> Result<(), ViewError> {
         let (there, files) = (self.files(), new.files());
@@ -194,9 +194,9 @@ impl LakeTable {
         }
         sync_files(&self.spec.root, &own).map_err(|e| failed(&self.spec.root, &e))?;
         let committed = new.committed();
-        let positions = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
-        let is_one = self.spec.position_names().1.is_none();
-        let positions = positions
+        let checkpoints = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
+        let is_one = self.spec.checkpoint_names().1.is_none();
+        let checkpoints = checkpoints
             .into_iter()
             .filter(|(class, _)| !(is_one && *class == Class::Old))
             .collect();
@@ -208,7 +208,7 @@ impl LakeTable {
             &Change {
                 add,
                 remove,
-                positions,
+                checkpoints,
                 levels,
                 files_lsn,
                 data_change: true,
@@ -257,7 +257,7 @@ impl LakeTable {
             log.app(Class::Recent)
         };
         let apps = [recent_app, log.app(Class::Old)];
-        let position = |app: &String| {
+        let checkpoint = |app: &String| {
             let found = runtime.block_on(async {
                 table
                     .snapshot()?
@@ -270,10 +270,10 @@ impl LakeTable {
         };
         let mut committed = [log.zero; 2];
         for (at, app) in committed.iter_mut().zip(&apps) {
-            *at = position(app)?.unwrap_or(*at);
+            *at = checkpoint(app)?.unwrap_or(*at);
         }
-        let files_lsn = files_app.as_ref().map(&position).transpose()?.flatten();
-        // A table from before there were levels has its files' position only.
+        let files_lsn = files_app.as_ref().map(&checkpoint).transpose()?.flatten();
+        // A table from before there were levels has its files' checkpoint only.
         committed[0] = committed[0].max(files_lsn.unwrap_or(log.zero));
         let files = read_files(&spec, table).map_err(|e| delta_error(&spec.root, &e))?;
         let levels = read_levels(&spec, table)?;
@@ -373,7 +373,7 @@ impl LakeTable {
         Ok(clash(&found, &self.full_schema))
     }
 
-    /// Committed positions: recent, old.
+    /// Committed checkpoints: recent, old.
     pub fn committed(&self) -> [Lsn; 2] {
         self.lock_delta().committed
     }
@@ -382,27 +382,27 @@ impl LakeTable {
     pub fn files_lsn(&self) -> Lsn {
         let delta = self.lock_delta();
         let committed = delta.committed;
-        match (&self.files_app, self.spec.position_names().1) {
+        match (&self.files_app, self.spec.checkpoint_names().1) {
             (Some(_), _) => delta.files_lsn,
             (None, Some(_)) => committed[0].min(committed[1]),
             (None, None) => committed[0],
         }
     }
 
-    /// Committed positions as the table itself tells them, for a start from there after an error.
+    /// Committed checkpoints as the table itself tells them, for a start from there after an error.
     pub fn committed_for_sure(&self) -> Result<[Lsn; 2], ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_unknown(&mut delta)?;
         Ok(delta.committed)
     }
 
-    /// Committed positions by the names that snapshots use.
-    pub fn positions(&self) -> Vec<(String, Lsn)> {
+    /// Committed checkpoints by the names that snapshots use.
+    pub fn checkpoints(&self) -> Vec<(String, Lsn)> {
         let committed = self.committed();
-        let (recent, old) = self.spec.position_names();
-        let mut positions = vec![(recent, committed[0])];
-        positions.extend(old.map(|name| (name, committed[1])));
-        positions
+        let (recent, old) = self.spec.checkpoint_names();
+        let mut checkpoints = vec![(recent, committed[0])];
+        checkpoints.extend(old.map(|name| (name, committed[1])));
+        checkpoints
     }
 
     pub fn set_applied(&self, lsn: Lsn) {
@@ -424,26 +424,26 @@ impl LakeTable {
         self.write().arrival_floor = floor;
     }
 
-    /// Appends hot rows and moves the applied position, in one step.
+    /// Appends hot rows and moves the applied checkpoint, in one step.
     pub fn push(
         &self,
-        recent: Option<Hot>,
+        recent: Option<UnflushedRows>,
         old: Option<RecordBatch>,
         applied: Lsn,
         floor: Option<Micros>,
     ) {
         let mut state = self.write();
         match recent {
-            Some(Hot::Rows(rows)) => {
+            Some(UnflushedRows::Rows(rows)) => {
                 let sealed = state.sealed[Class::Recent as usize];
-                hot::push(&mut state.recent, rows, sealed);
+                memtable::push(&mut state.recent, rows, sealed);
             }
             Some(frame) => state.recent.push(Arc::new(frame)),
             None => {}
         }
         if let Some(rows) = old {
             let sealed = state.sealed[Class::Old as usize];
-            hot::push(&mut state.old, rows, sealed);
+            memtable::push(&mut state.old, rows, sealed);
         }
         state.applied = applied;
         state.floor = state.floor.max(floor);
@@ -463,7 +463,7 @@ impl LakeTable {
         let mut state = self.write();
         // Only this view's thread adds parts.
         state.recent.truncate(sealed);
-        state.recent.push(Arc::new(Hot::Rows(picked)));
+        state.recent.push(Arc::new(UnflushedRows::Rows(picked)));
         Ok((
             state.recent.iter().map(|p| p.rows()).sum(),
             state.recent.iter().map(|p| p.memory_bytes()).sum(),
@@ -471,7 +471,7 @@ impl LakeTable {
     }
 
     /// The hot parts of a class, which stay as they are until a commit drops them.
-    pub fn seal(&self, class: Class) -> Vec<Arc<Hot>> {
+    pub fn seal(&self, class: Class) -> Vec<Arc<UnflushedRows>> {
         let mut state = self.write();
         let parts = if class == Class::Recent {
             state.recent.clone()
@@ -490,7 +490,7 @@ impl LakeTable {
         state.sealed = [0; 2];
     }
 
-    /// Commits files with positions and, in the same step for queries, drops the first `parts` hot
+    /// Commits files with checkpoints and, in the same step for queries, drops the first `parts` hot
     /// parts of each class named.
     ///
     /// After an error the table is read again: what it holds decides whether the commit happened.
@@ -510,7 +510,7 @@ impl LakeTable {
             Ok(reread) => reread,
             Err(error) => Some(self.settle(&mut delta, change, &error)?),
         };
-        for (class, lsn) in &change.positions {
+        for (class, lsn) in &change.checkpoints {
             delta.committed[*class as usize] = *lsn;
         }
         delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
@@ -570,8 +570,8 @@ impl LakeTable {
     fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
         self.files_app.as_ref()?;
         let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();
-        let position = change
-            .positions
+        let checkpoint = change
+            .checkpoints
             .iter()
             .map(|(_, lsn)| *lsn)
             .max()
@@ -579,7 +579,7 @@ impl LakeTable {
         if has_levels {
             change.files_lsn
         } else {
-            Some(position)
+            Some(checkpoint)
         }
     }
 
@@ -591,7 +591,7 @@ impl LakeTable {
         files_lsn: Option<Lsn>,
     ) -> Result<Option<Arc<Vec<FileEntry>>>, DeltaTableError> {
         let mut transactions: Vec<Transaction> = Vec::new();
-        for (class, lsn) in &change.positions {
+        for (class, lsn) in &change.checkpoints {
             transactions.push(Transaction::new(&self.apps[*class as usize], *lsn as i64));
         }
         transactions.extend(
@@ -697,7 +697,7 @@ impl LakeTable {
         }
     }
 
-    /// Reads files and positions again if a commit left it open what the table holds; gives the
+    /// Reads files and checkpoints again if a commit left it open what the table holds; gives the
     /// files.
     pub(super) fn reload_if_unknown(
         &self,
@@ -712,7 +712,7 @@ impl LakeTable {
         Ok(files)
     }
 
-    /// Reads files, levels and positions; removes what a commit that did not happen has left.
+    /// Reads files, levels and checkpoints; removes what a commit that did not happen has left.
     fn reload(&self, delta: &mut Delta) -> Result<Listed, ViewError> {
         let failed = |e: DeltaTableError| ViewError::Failed {
             view: self.spec.name.clone(),
@@ -729,7 +729,7 @@ impl LakeTable {
         }
         self.runtime.block_on(delta.log.load()).map_err(failed)?;
         let table = delta.log.table();
-        let position = |app: &String| {
+        let checkpoint = |app: &String| {
             let found = self.runtime.block_on(async {
                 table
                     .snapshot()?
@@ -738,8 +738,13 @@ impl LakeTable {
             });
             found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(failed)
         };
-        let committed = [position(&self.apps[0])?, position(&self.apps[1])?];
-        let files_lsn = self.files_app.as_ref().map(position).transpose()?.flatten();
+        let committed = [checkpoint(&self.apps[0])?, checkpoint(&self.apps[1])?];
+        let files_lsn = self
+            .files_app
+            .as_ref()
+            .map(checkpoint)
+            .transpose()?
+            .flatten();
         let files = Arc::new(read_files(&self.spec, table).map_err(failed)?);
         let levels = Arc::new(read_levels(&self.spec, table)?);
         delta.log.forget();

@@ -1,5 +1,5 @@
 //! Venues on the map, and which events took place there when: one edge per (venue, event, date),
-//! several per pair. Names and edges lie in redb with the position; in memory are the venues'
+//! several per pair. Names and edges lie in redb with the checkpoint; in memory are the venues'
 //! points, in an R-tree on the unit sphere, and what was lately named. Beyond `max_venues` those
 //! that nobody named for longest leave.
 
@@ -16,7 +16,7 @@ use rstar::primitives::GeomWithData;
 use rstar::{RStarInsertionStrategy, RTree, RTreeParams};
 
 use super::ViewError;
-use super::database::{Origin, StateFile, copy_table, position_in};
+use super::state_store::{LogIdentity, StateStore, checkpoint_in, copy_table};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
 use venue::{EDGES, NUMBERS, Stored, VENUES, Venue, is_before, split_edge};
 
@@ -111,7 +111,7 @@ struct State {
 
 /// What queries read.
 pub struct Places {
-    file: StateFile,
+    file: StateStore,
     /// Bytes for what was lately named and what waits.
     room: usize,
     state: RwLock<State>,
@@ -130,7 +130,7 @@ pub struct Near {
 }
 
 /// What a record says of its venue's place.
-struct Said<'a> {
+struct VenueObservation<'a> {
     name: &'a str,
     lat: f64,
     lon: f64,
@@ -176,12 +176,12 @@ impl State {
         stored: &Stored,
         id: &str,
         day: i64,
-        said: Option<Said<'_>>,
+        said: Option<VenueObservation<'_>>,
     ) -> Result<(), ViewError> {
         let said = said.filter(|s| sphere::unit_vector(s.lat, s.lon).is_some());
         let Some((id, venue)) = self.recall(stored, id)? else {
             // A record without a place makes no venue.
-            let Some(Said {
+            let Some(VenueObservation {
                 name,
                 lat,
                 lon,
@@ -355,7 +355,7 @@ impl Places {
     /// Opens the places of a stream within `memory` bytes beside their points; none where there are
     /// none and `writable` is false.
     pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
-        let Some(file) = StateFile::open_as(path, memory / 2, writable)? else {
+        let Some(file) = StateStore::open_as(path, memory / 2, writable)? else {
             return Ok(None);
         };
         let places = Self {
@@ -400,8 +400,8 @@ impl Places {
         Ok(())
     }
 
-    pub fn position(&self, origin: Origin) -> Result<Lsn, ViewError> {
-        self.file.position(origin)
+    pub fn checkpoint(&self, origin: LogIdentity) -> Result<Lsn, ViewError> {
+        self.file.checkpoint(origin)
     }
 
     /// Copies what is committed into a new file.
@@ -446,7 +446,7 @@ impl Places {
         let state = self.read();
         let transaction = self.file.read()?;
         // A commit may have happened since the state was locked: what waited is then in the file.
-        let is_committed = position_in(&transaction)?.is_some_and(|p| p > state.committed);
+        let is_committed = checkpoint_in(&transaction)?.is_some_and(|p| p > state.committed);
         let stored = Stored::open(&transaction)?;
         let mut found: Vec<(f64, Arc<str>, Venue)> = Vec::new();
         for (p, chord) in state

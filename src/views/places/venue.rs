@@ -7,7 +7,7 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition};
 use super::failed;
 use crate::event::Micros;
 use crate::views::ViewError;
-use crate::views::database::open_table;
+use crate::views::state_store::open_table;
 
 /// Venue id → see [`Venue::encode`].
 pub(super) const VENUES: TableDefinition<&str, &[u8]> = TableDefinition::new("venues");

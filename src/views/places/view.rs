@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use super::venue::{
     EDGES, NUMBERS, Stored, VENUES, Venue, edges_end, edges_of, is_before, split_edge, write_edge,
 };
-use super::{Places, Said, State};
+use super::{Places, State, VenueObservation};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
-use crate::operators::{Output, StreamRows, positions};
+use crate::operators::{Output, StreamRows, checkpoints};
 use crate::schema::Stream;
-use crate::views::database::Origin;
+use crate::views::state_store::LogIdentity;
 use crate::views::{View, ViewError};
 use arrow::array::{
     Array, ArrayRef, Float64Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
@@ -22,7 +22,7 @@ const COMMIT_AFTER: Duration = Duration::from_secs(1);
 pub struct PlacesView {
     places: Arc<Places>,
     stream: Arc<Stream>,
-    origin: Origin,
+    origin: LogIdentity,
     name: String,
     applied: Lsn,
     committed: Lsn,
@@ -130,12 +130,12 @@ impl PlacesView {
     pub fn new(
         places: Arc<Places>,
         stream: Arc<Stream>,
-        origin: Origin,
+        origin: LogIdentity,
     ) -> Result<Self, ViewError> {
-        let committed = places.position(origin)?;
+        let committed = places.checkpoint(origin)?;
         places.set_applied(committed);
         places.write().committed = committed;
-        let name = positions::places(&stream.name);
+        let name = checkpoints::places(&stream.name);
         Ok(Self {
             places,
             stream,
@@ -200,7 +200,7 @@ impl PlacesView {
             }
             let said = (lat.is_valid(row) && lon.is_valid(row)).then(|| {
                 write_id(name, row, &mut text);
-                Said {
+                VenueObservation {
                     name: &text,
                     lat: lat.value(row),
                     lon: lon.value(row),
@@ -241,7 +241,7 @@ impl View for PlacesView {
         self.applied
     }
 
-    fn positions(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(String, Lsn)> {
         vec![(self.name.clone(), self.committed)]
     }
 
@@ -315,7 +315,7 @@ impl View for PlacesView {
 
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.places.reopen()?;
-        self.committed = self.places.position(self.origin)?;
+        self.committed = self.places.checkpoint(self.origin)?;
         self.applied = self.committed;
         self.since = None;
         let mut state = self.places.write();

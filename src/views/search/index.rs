@@ -1,4 +1,4 @@
-//! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the position lies
+//! A stream's indexes: a row of tantivy indexes, rolled by number of documents; the checkpoint lies
 //! in the commit's payload.
 
 use std::collections::HashMap;
@@ -44,7 +44,7 @@ const TRIES: usize = 50;
 pub struct Payload {
     pub version: u32,
     pub log: u64,
-    pub position: Lsn,
+    pub checkpoint: Lsn,
     /// CRC-32C of the others: tantivy sums its files, but not this one. None of before there was
     /// one.
     #[serde(default)]
@@ -52,11 +52,11 @@ pub struct Payload {
 }
 
 impl Payload {
-    pub fn new(log: u64, position: Lsn) -> Self {
+    pub fn new(log: u64, checkpoint: Lsn) -> Self {
         let payload = Self {
             version: VERSION,
             log,
-            position,
+            checkpoint,
             sum: None,
         };
         Self {
@@ -66,7 +66,7 @@ impl Payload {
     }
 
     fn own_sum(&self) -> u32 {
-        crc32c::crc32c(format!("{} {} {}", self.version, self.log, self.position).as_bytes())
+        crc32c::crc32c(format!("{} {} {}", self.version, self.log, self.checkpoint).as_bytes())
     }
 }
 
@@ -269,8 +269,8 @@ impl SearchIndex {
             .sum()
     }
 
-    /// The committed position of this log.
-    pub fn position(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
+    /// The committed checkpoint of this log.
+    pub fn checkpoint(&self, log: u64, zero: Lsn) -> Result<Lsn, ViewError> {
         for part in self.parts().iter().rev() {
             let folder = part_folder(&self.folder, part.number);
             let metas = part.index.load_metas().map_err(wrong(&folder))?;
@@ -279,7 +279,9 @@ impl SearchIndex {
             let payload: Payload =
                 serde_json::from_str(&text).map_err(|e| wrong_bytes(&e.to_string()))?;
             if payload.sum.is_some_and(|sum| sum != payload.own_sum()) {
-                return Err(wrong_bytes("its position is not the one that was written"));
+                return Err(wrong_bytes(
+                    "its checkpoint is not the one that was written",
+                ));
             }
             if payload.version > VERSION {
                 let what = format!("search format {}", payload.version);
@@ -298,7 +300,7 @@ impl SearchIndex {
                     reason,
                 });
             }
-            return Ok(payload.position);
+            return Ok(payload.checkpoint);
         }
         Ok(zero)
     }
@@ -341,7 +343,7 @@ impl SearchIndex {
     }
 
     /// Removes indexes of which every event lies before `floor`, but never the one that carries the
-    /// position; gives their number.
+    /// checkpoint; gives their number.
     pub fn drop_below(&self, floor: Micros) -> Result<usize, ViewError> {
         let failed = |reason: String| ViewError::Failed {
             view: self.folder.display().to_string(),
@@ -377,8 +379,8 @@ impl SearchIndex {
         Ok(gone.len())
     }
 
-    /// Makes what is committed visible, up to `position`.
-    pub fn reload(&self, position: Lsn) -> Result<(), TantivyError> {
+    /// Makes what is committed visible, up to `checkpoint`.
+    pub fn reload(&self, checkpoint: Lsn) -> Result<(), TantivyError> {
         let last = self
             .parts()
             .last()
@@ -395,19 +397,19 @@ impl SearchIndex {
         {
             part.shown = shown;
         }
-        *visible = position;
+        *visible = checkpoint;
         Ok(())
     }
 
-    pub fn set_visible(&self, position: Lsn) {
-        *self.visible.write().unwrap_or_else(PoisonError::into_inner) = position;
+    pub fn set_visible(&self, checkpoint: Lsn) {
+        *self.visible.write().unwrap_or_else(PoisonError::into_inner) = checkpoint;
     }
 
     pub fn visible(&self) -> Lsn {
         *self.visible.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Searchers over all indexes, with the position that they reach.
+    /// Searchers over all indexes, with the checkpoint that they reach.
     pub fn searchers(&self) -> (Vec<PartSearcher>, Lsn) {
         let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
         (

@@ -24,7 +24,7 @@ use tantivy::indexer::{IndexWriterOptions, LogMergePolicy, UserOperation};
 
 use super::{View, ViewError};
 use crate::event::Lsn;
-use crate::operators::{Output, StreamRows, positions};
+use crate::operators::{Output, StreamRows, checkpoints};
 use crate::schema::Stream;
 use crate::storage::sync_folder;
 use document::{Backlog, Columns, Row};
@@ -103,9 +103,9 @@ impl SearchView {
         roll: Roll,
     ) -> Result<Self, ViewError> {
         index.sync_names()?;
-        let committed = index.position(log, zero)?;
+        let committed = index.checkpoint(log, zero)?;
         index.set_visible(committed);
-        let name = positions::search(&stream.name);
+        let name = checkpoints::search(&stream.name);
         // A merge beside it goes through its segments as they lie on the disk and takes little.
         let memory = (memory / 4 * 3).max(LEAST_MEMORY);
         Ok(Self {
@@ -239,7 +239,7 @@ impl View for SearchView {
         self.applied
     }
 
-    fn positions(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(String, Lsn)> {
         vec![(self.name.clone(), self.committed)]
     }
 
@@ -306,7 +306,7 @@ impl View for SearchView {
         self.writer = None;
         self.remove_what_was_not_committed();
         self.index.sync_names()?;
-        self.committed = self.index.position(self.log, self.zero)?;
+        self.committed = self.index.checkpoint(self.log, self.zero)?;
         self.applied = self.committed;
         self.waiting = 0;
         self.since = None;

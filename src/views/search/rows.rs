@@ -128,7 +128,7 @@ impl Rows {
         }
     }
 
-    /// About how many bytes one takes.
+    /// FrameAttributes how many bytes one takes.
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }

@@ -41,7 +41,7 @@ pub fn sorted(
 /// Whether the system says that nothing has changed since all of it was taken in.
 pub fn is_complete(partitions: &[(String, PartitionState)], stamp: &Stamp) -> bool {
     sorted(partitions).any(|(_, _, state, sorted)| {
-        state.next_position == sorted.records
+        state.next_offset == sorted.records
             && state.file.is_some_and(|file| {
                 file.inode == stamp.inode && file.complete == Some((stamp.size, stamp.modified))
             })
@@ -56,7 +56,7 @@ pub fn decide(
     whole: &Whole,
 ) -> Result<Begin, String> {
     let in_its_own_order = |(_, state): &&(String, PartitionState)| {
-        state.next_position > 0 && state.file.is_some_and(|file| file.sorted.is_none())
+        state.next_offset > 0 && state.file.is_some_and(|file| file.sorted.is_none())
     };
     if let Some((name, _)) = partitions.iter().find(in_its_own_order) {
         return Err(format!(
@@ -66,14 +66,14 @@ pub fn decide(
     }
     let is_same = |sorted: &Sorted| (sorted.size, sorted.crc) == content;
     if let Some((at, _, state, sorted)) = sorted(partitions).find(|(.., sorted)| is_same(sorted)) {
-        return Ok(if state.next_position == sorted.records {
+        return Ok(if state.next_offset == sorted.records {
             Begin::Complete(at)
         } else {
             Begin::At(at)
         });
     }
     for (_, name, state, sorted) in sorted(partitions) {
-        let is_begun = state.next_position < sorted.records;
+        let is_begun = state.next_offset < sorted.records;
         let is_own = *name == partition_name(&whole.path)
             || state
                 .file
@@ -82,7 +82,7 @@ pub fn decide(
             let (size, crc) = content;
             return Err(format!(
                 "it is not the file of which {} of {} records were taken in, in order of event time: it has {size} bytes and the CRC-32C {crc:08x}, and that one ({}) had {} bytes and {:08x}; restore that one, or give the source another name, under which this file is read from its start",
-                state.next_position,
+                state.next_offset,
                 sorted.records,
                 path_of(name),
                 sorted.size,

@@ -297,7 +297,7 @@ impl Ordered<'_> {
             order: 0,
         };
         self.send(sorted, content, partition, whole)?;
-        if self.partitions[partition].1.next_position == records {
+        if self.partitions[partition].1.next_offset == records {
             self.note_end(partition, &whole.stamp)?;
         }
         Ok(())
@@ -314,7 +314,7 @@ impl Ordered<'_> {
     ) -> Result<(), Failure> {
         let (name, state) = self.partitions[partition].clone();
         let resumed = (
-            state.next_position,
+            state.next_offset,
             state
                 .file
                 .and_then(|file| file.sorted)
@@ -342,7 +342,7 @@ impl Ordered<'_> {
                     full.submission(self.context, Kind::Record, &name, next, Some(file)),
                 )?;
                 let state = &mut self.partitions[partition].1;
-                (state.next_position, state.file) = (next, Some(file));
+                (state.next_offset, state.file) = (next, Some(file));
                 if shown.elapsed() >= LOOK {
                     shown = Instant::now();
                     let progress =
@@ -377,14 +377,14 @@ impl Ordered<'_> {
         if state.file.replace(file) == Some(file) {
             return Ok(());
         }
-        let mut end = FrameBuilder::new(state.next_position);
+        let mut end = FrameBuilder::new(state.next_offset);
         end.add_payload();
         let mut in_flight = InFlight::default();
         let submission = end.submission(
             self.context,
-            Kind::End,
+            Kind::PartitionEnd,
             name,
-            state.next_position,
+            state.next_offset,
             Some(file),
         );
         in_flight.submit(self.context, submission)?;

@@ -76,8 +76,8 @@ mod tests {
                 let records = frame.records().expect("whole");
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
                 let stored = frame
-                    .about
-                    .positions
+                    .attributes
+                    .offsets
                     .iter()
                     .copied()
                     .zip(records.iter().map(text));
@@ -174,7 +174,7 @@ mod tests {
             self.log(self.wal().synced_lsn())
                 .0
                 .iter()
-                .filter(|(kind, _)| *kind == Kind::End)
+                .filter(|(kind, _)| *kind == Kind::PartitionEnd)
                 .count()
         }
     }

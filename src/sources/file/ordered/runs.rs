@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use super::super::super::SortSpace;
 use super::super::frame::Record;
 use super::sort::{Key, SortError, Sortable};
-use crate::wal::record::compress;
+use crate::wal::frame::compress;
 
 /// Bytes of records that make a block.
 pub const BLOCK_BYTES: usize = 64 << 10;

@@ -16,7 +16,7 @@
 //! folder, sorted by place, that the table's metadata names and an outside reader does not see
 //! (`levels`). Levels of one size become one, so that there are few. They are merged into the
 //! leaves as soon as that writes at most `SHARE` rows for each row that waits. A level is synced,
-//! and named by the Delta commit that brings the position, so that rows in it are as safe as those
+//! and named by the Delta commit that brings the checkpoint, so that rows in it are as safe as those
 //! in leaves: the log is trimmed as before.
 //!
 //! Why not deletion vectors: many readers refuse tables that have them, delta-rs in Python among
@@ -30,7 +30,7 @@
 //! written again under new names that no version names yet; with the last of them, one Delta commit
 //! puts all of them in the place of the old ones and lets go of the levels that they hold. So each
 //! Delta version is the table as of one record, the LSN of the transaction `weir/…/recent`; the
-//! transaction `weir/…/levels` has the view's own position, which the levels reach. After a kill
+//! transaction `weir/…/levels` has the view's own checkpoint, which the levels reach. After a kill
 //! the steps are taken again: no version named what they wrote.
 //!
 //! What was merged twice is as if it were once, since of a key the newest row wins. Rows wait in
@@ -120,7 +120,7 @@ struct Found {
 
 /// What becomes of a commit's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum CommitPath {
     /// They are merged, with all that wait.
     Merge,
     /// They wait with the others, and a merge of all begins.
@@ -129,14 +129,14 @@ enum Way {
 }
 
 /// Pure.
-fn way(found: Found, floor: u64) -> Way {
+fn way(found: Found, floor: u64) -> CommitPath {
     let is_worth_it = found.reached <= SHARE * (found.new + found.waiting) + floor;
     if !is_worth_it && !found.is_overdue {
-        Way::Wait
+        CommitPath::Wait
     } else if found.reached <= floor.max(STEP * found.new) {
-        Way::Merge
+        CommitPath::Merge
     } else {
-        Way::Begin
+        CommitPath::Begin
     }
 }
 
@@ -238,16 +238,16 @@ pub fn write(
     let attempt = Attempt::of(spec);
     let mut written = Written::default();
     let due = match &merge {
-        Some(_) => Way::Wait,
+        Some(_) => CommitPath::Wait,
         None => {
             let dirty = dirty(&leaves, &state.levels, &hot, sizes);
             let found = found(&leaves, &dirty, &state.levels, &hot, sizes, now_ms);
             let way = if how == How::All {
-                Way::Merge
+                CommitPath::Merge
             } else {
                 way(found, sizes.floor)
             };
-            if way == Way::Merge {
+            if way == CommitPath::Merge {
                 merge_now(table, &attempt, dirty, &state, &hot, &mut written, now_ms)?;
                 sync_files(&spec.root, &written.add)?;
                 written.attempts.push(attempt);
@@ -266,7 +266,7 @@ pub fn write(
         // What is about to be merged is not written once more.
         let free: Vec<Level> = there
             .iter()
-            .filter(|level| due == Way::Wait && !is_merging(level))
+            .filter(|level| due == CommitPath::Wait && !is_merging(level))
             .cloned()
             .collect();
         let (level, gone) = levels::add(spec, sizes, &attempt, &leaves, (&free, &hot), now_ms)?;
@@ -276,7 +276,7 @@ pub fn write(
         written.levels = Some(there.clone());
         written.attempts.push(attempt);
     }
-    if due == Way::Begin {
+    if due == CommitPath::Begin {
         let dirty = dirty(&leaves, &there, &Placed::default(), sizes);
         let todo = dirty.into_iter().map(|at| leaves[at].clone()).collect();
         merge = Some(Merge::begin(spec, there.clone(), todo, to));
@@ -440,12 +440,12 @@ mod tests {
             )
         };
         // What is small, or reaches little, is merged at once.
-        assert_eq!(way(1, 0, 1_000, false), Way::Merge);
-        assert_eq!(way(10_000, 0, 41_000, false), Way::Merge);
-        assert_eq!(way(10_000, 0, 41_001, false), Way::Wait);
-        assert_eq!(way(1, 9_999, 41_000, false), Way::Begin);
-        assert_eq!(way(6_000, 4_000, 41_000, false), Way::Merge);
-        assert_eq!(way(1, 0, 1_000_000, true), Way::Begin);
-        assert_eq!(way(0, 1, 900, true), Way::Merge);
+        assert_eq!(way(1, 0, 1_000, false), CommitPath::Merge);
+        assert_eq!(way(10_000, 0, 41_000, false), CommitPath::Merge);
+        assert_eq!(way(10_000, 0, 41_001, false), CommitPath::Wait);
+        assert_eq!(way(1, 9_999, 41_000, false), CommitPath::Begin);
+        assert_eq!(way(6_000, 4_000, 41_000, false), CommitPath::Merge);
+        assert_eq!(way(1, 0, 1_000_000, true), CommitPath::Begin);
+        assert_eq!(way(0, 1, 900, true), CommitPath::Merge);
     }
 }

@@ -22,9 +22,9 @@ use super::*;
 use crate::schema::{Layout, types};
 use crate::views::lake::compact::GRACE;
 use crate::views::lake::files::read;
-use crate::views::lake::hot::Hot;
+use crate::views::lake::memtable::UnflushedRows;
 use crate::views::lake::provider::lake_url;
-use crate::views::lake::{Class, Feed, LogName, TableSpec};
+use crate::views::lake::{Class, LogName, RowOrigin, TableSpec};
 
 /// LSN, version, key, value.
 type Row = (i64, i64, i64, i64);
@@ -80,7 +80,7 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
         time_column: 1,
         layout: Layout::Buckets,
         keys: vec![4],
-        feed: Feed::Made("things".into()),
+        feed: RowOrigin::Made("things".into()),
     };
     let log = LogName {
         instance: 0,
@@ -136,8 +136,12 @@ impl World {
         }
         let rows = self.batch(&self.log[self.applied..]);
         self.applied = self.log.len();
-        self.table
-            .push(Some(Hot::Rows(rows)), None, self.applied as u64, None);
+        self.table.push(
+            Some(UnflushedRows::Rows(rows)),
+            None,
+            self.applied as u64,
+            None,
+        );
     }
 
     fn batch(&self, rows: &[Row]) -> RecordBatch {
@@ -233,9 +237,9 @@ impl World {
         {
             self.written = (self.written.0 + file.rows, self.written.1 + file.bytes);
         }
-        let positions = vec![(Class::Recent, self.applied as u64)];
+        let checkpoints = vec![(Class::Recent, self.applied as u64)];
         let change = Change {
-            positions,
+            checkpoints,
             ..change(written)
         };
         self.table
@@ -244,7 +248,7 @@ impl World {
     }
 
     /// The process dies, maybe with files written that no version names, and the next one reads the
-    /// log from its position on.
+    /// log from its checkpoint on.
     fn kill(&mut self) {
         if self.random.random_range(0..2) == 0 {
             let (written, _) = self.write(How::Due);

@@ -10,15 +10,15 @@ use arrow::array::{
 use arrow::compute::take_record_batch;
 use arrow::row::{RowConverter, SortField};
 
-use super::partial::batch_weight;
-use super::{Fired, Panes, Rows, Which, WindowState, status};
+use super::generic_aggregator::batch_weight;
+use super::{FiredWindow, PaneSelection, Panes, Rows, WindowState, status};
 use crate::event::{Lsn, Micros};
 use crate::schema::window::assigner::WindowAssigner;
 use crate::schema::window::{Shape, WINDOW_COLUMNS};
 
 /// What a window said last, while late rows may change it.
 #[derive(Debug, Clone)]
-pub(super) struct Standing {
+pub(super) struct RetainedResult {
     /// The table's own columns.
     pub(super) rows: RecordBatch,
     pub(super) version: i64,
@@ -26,7 +26,7 @@ pub(super) struct Standing {
     pub(super) was_stored: bool,
 }
 
-impl Standing {
+impl RetainedResult {
     /// As how many groups it counts.
     pub(super) fn weight(&self) -> usize {
         1 + batch_weight(&self.rows)
@@ -66,7 +66,7 @@ impl WindowState {
 
     /// Fires again what late rows have changed: `all` of it, or only windows whose lateness is over
     /// at `mark`, which say their last.
-    pub(super) fn amend(&mut self, lsn: Lsn, mark: Micros, all: bool) -> Result<(), String> {
+    pub(super) fn emit_updates(&mut self, lsn: Lsn, mark: Micros, all: bool) -> Result<(), String> {
         let Shape::Aligned(windows) = self.window.shape else {
             return Ok(());
         };
@@ -85,18 +85,18 @@ impl WindowState {
             if standing.is_changed && (all || is_over || is_left) {
                 let start = windows.start(end);
                 let rows = match &mut self.panes {
-                    Panes::Counting(panes) => {
-                        Rows::Counted(panes.rows(&Which::Range(start, end), false))
+                    Panes::CountAggregator(panes) => {
+                        Rows::GroupCounts(panes.rows(&PaneSelection::Range(start, end), false))
                     }
-                    Panes::Partial(panes) => {
-                        Rows::Columns(panes.rows(&Which::Range(start, end), start, end)?)
+                    Panes::GenericAggregator(panes) => {
+                        Rows::Columns(panes.rows(&PaneSelection::Range(start, end), start, end)?)
                     }
                 };
-                let fired = Fired {
+                let fired = FiredWindow {
                     start,
                     end,
                     lsn,
-                    status: status::AMENDED,
+                    status: status::UPDATED,
                     rows,
                     is_same: false,
                 };
@@ -114,7 +114,7 @@ impl WindowState {
                 None
             };
             left = last.as_ref().map(|last| (end, last.rows.clone()));
-            self.standing_rows -= last.as_ref().map_or(0, Standing::weight);
+            self.standing_rows -= last.as_ref().map_or(0, RetainedResult::weight);
             if let Some(last) = last.filter(|last| self.is_read && last.rows.num_rows() > 0) {
                 let rows = self.stamp(&last.rows, None, lsn, last.version, status::FINAL)?;
                 self.finals.push(rows);
@@ -153,7 +153,7 @@ impl WindowState {
                     Some((windows.start(end), end)),
                     lsn,
                     version,
-                    status::GONE,
+                    status::RETRACTED,
                 )?,
             ),
         };
@@ -162,14 +162,14 @@ impl WindowState {
             let status = if standing.version == 0 {
                 status::FINAL
             } else {
-                status::AMENDED
+                status::UPDATED
             };
             self.stored
                 .push(self.stamp(&changed, None, lsn, version, status)?);
         }
         if gone.num_rows() > 0 {
             self.stored
-                .push(self.stamp(&gone, None, lsn, version, status::GONE)?);
+                .push(self.stamp(&gone, None, lsn, version, status::RETRACTED)?);
         }
         if slides
             && is_other
@@ -185,7 +185,7 @@ impl WindowState {
         let was_stored = standing.was_stored || is_told;
         self.stand(
             end,
-            Standing {
+            RetainedResult {
                 rows: now,
                 version,
                 is_changed: false,

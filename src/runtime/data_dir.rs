@@ -22,7 +22,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Paths inside a data folder.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub struct DataDir {
     pub root: PathBuf,
 }
 
@@ -40,7 +40,7 @@ pub struct Address {
 /// Holds the folder for this process while it lives.
 pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File);
 
-impl Folder {
+impl DataDir {
     /// The folder, made if it is not there.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
         let failed = |e: std::io::Error| {
@@ -377,7 +377,7 @@ mod tests {
     #[test]
     fn readers_give_way_to_a_process_that_waits() {
         let root = tempfile::tempdir().expect("a folder");
-        let folder = Folder::create(root.path()).expect("made");
+        let folder = DataDir::create(root.path()).expect("made");
         let reader = folder.lock_shared().expect("free");
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| folder.lock());

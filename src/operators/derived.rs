@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 
+use super::duplicates::Deduplicator;
 use super::entities::EntityState;
-use super::repeats::Repeats;
 use super::sessions::{self, Sessions, Status};
 use super::values::{column_times, lsns};
-use super::windows::{Feed, WindowState};
-use super::{OperatorError, Operators, Output, TableRows, positions, tables};
+use super::windows::{WindowInput, WindowState};
+use super::{OperatorError, Operators, Output, TableRows, checkpoints, tables};
 use crate::event::{Lsn, Micros};
 use crate::schema::{Catalog, Stream, StreamDef};
 
@@ -35,7 +35,7 @@ impl Operators {
     }
 
     /// Takes over from operators that stand at the same record what a table is made by: its
-    /// window's, sessions', entities' or repeats' state.
+    /// window's, sessions', entities' or duplicates' state.
     pub fn adopt(&mut self, table: &str, from: &mut Self) {
         let is_it = |w: &WindowState| tables::versions_of(&w.window.name) == table;
         if let (Some(mine), Some(new)) = (
@@ -60,12 +60,12 @@ impl Operators {
             if tables::sessions(name) == table {
                 std::mem::swap(&mut mine.sessions, &mut new.sessions);
             } else if name == table {
-                std::mem::swap(&mut mine.repeats, &mut new.repeats);
+                std::mem::swap(&mut mine.duplicates, &mut new.duplicates);
             }
         }
-        for position in [positions::recent(table), positions::old(table)] {
-            if let Some(lsn) = from.given.get(&position) {
-                self.given.insert(position, *lsn);
+        for checkpoint in [checkpoints::recent(table), checkpoints::old(table)] {
+            if let Some(lsn) = from.given.get(&checkpoint) {
+                self.given.insert(checkpoint, *lsn);
             }
         }
     }
@@ -162,7 +162,9 @@ impl Operators {
             if is_same_stream(before, &catalog, name) {
                 continue;
             }
-            state.repeats = stream.repeats().map(|r| Repeats::new(r.max_keys, r.within));
+            state.duplicates = stream
+                .duplicates()
+                .map(|r| Deduplicator::new(r.max_keys, r.within));
             let fresh = stream
                 .session()
                 .map(|s| Sessions::new(name, s.gap, s.max_open));
@@ -232,7 +234,7 @@ impl Operators {
             };
             let mut parts = Vec::new();
             if let Some(inner) = finals.get(&window.over) {
-                let feed = Feed {
+                let feed = WindowInput {
                     batch: inner,
                     times: column_times(inner, window.time),
                     lsns: lsns(inner),
@@ -290,7 +292,7 @@ impl Operators {
             };
             let is_first = window.over == stream.name;
             let (verdict, given) = if is_first {
-                let feed = Feed {
+                let feed = WindowInput {
                     batch,
                     times: column_times(batch, window.time),
                     lsns: lsns(batch),
@@ -308,7 +310,7 @@ impl Operators {
                     .collect();
                 let times = column_times(inner, window.time);
                 self.windows[at]
-                    .feed(&Feed {
+                    .feed(&WindowInput {
                         batch: inner,
                         times,
                         lsns: lsns(inner),
@@ -406,7 +408,7 @@ fn followed(def: &StreamDef) -> StreamDef {
     if def
         .session
         .as_ref()
-        .is_none_or(|session| session.what.is_some())
+        .is_none_or(|session| session.track.is_some())
     {
         def.count = None;
     }

@@ -17,8 +17,8 @@ use crate::schema::{Catalog, Stream};
 use crate::sources::compression::PlainReader;
 use crate::sources::lines::Reader;
 use crate::sources::message;
-use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use crate::wal::frame::compress;
+use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 /// Records of a frame, where many are counted at once.
 const FRAME_RECORDS: usize = 1_024;
@@ -111,7 +111,7 @@ pub fn run(
         shown.push(sample);
     }
     if is_final {
-        samples.apply(Kind::Final, "", [b"{}".as_slice()])?;
+        samples.apply(Kind::CloseAll, "", [b"{}".as_slice()])?;
     }
     let mut tables: Vec<String> = catalog
         .windows
@@ -177,8 +177,8 @@ impl Samples {
                 kind,
                 count: records.len() as u32,
                 first_lsn: self.operators.lsn() + 1,
-                first_position: 0,
-                previous_position: 0,
+                first_offset: 0,
+                previous_offset: 0,
                 received_at: self.received_at,
                 configuration: self.operators.catalog().id,
                 synced_lsn: 0,
@@ -188,7 +188,7 @@ impl Samples {
             },
             block_bytes: records.page().len() as u32,
             block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
-            about: About::default(),
+            attributes: FrameAttributes::default(),
         });
         let decoded = self.operators.decode(&frame)?;
         let output = self.operators.apply(&frame, decoded.as_ref())?;
@@ -231,7 +231,7 @@ impl Samples {
         };
         let mut sample =
             json!({"rejected": null, "windows": self.windows_of(stream, &rows.batch, &late_for)?});
-        for (key, column) in [("repeat", "repeat"), ("session", "session_id")] {
+        for (key, column) in [("duplicates", "is_duplicate"), ("session", "session_id")] {
             if let Some(value) = row.get(column) {
                 sample[key] = value.clone();
             }

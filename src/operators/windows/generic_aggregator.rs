@@ -13,7 +13,7 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::{ExecutionPlan, common::collect};
 
-use super::{Which, weight};
+use super::{PaneSelection, weight};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
 use crate::schema::select::explain;
@@ -24,7 +24,7 @@ const CUT: Lsn = 4_096;
 const MERGE: usize = 8;
 
 #[derive(Clone)]
-pub struct Partial {
+pub struct GenericAggregator {
     window: Arc<Window>,
     states: SchemaRef,
     waiting: Vec<RecordBatch>,
@@ -131,7 +131,7 @@ fn row_weight(batch: &RecordBatch, row: usize) -> usize {
     )
 }
 
-impl Partial {
+impl GenericAggregator {
     pub fn new(window: &Arc<Window>) -> Result<Self, String> {
         let states = plan(
             window,
@@ -323,7 +323,7 @@ impl Partial {
     /// columns.
     pub fn rows(
         &mut self,
-        which: &Which<'_>,
+        which: &PaneSelection<'_>,
         start: Micros,
         end: Micros,
     ) -> Result<Vec<ArrayRef>, String> {
@@ -341,17 +341,17 @@ impl Partial {
     /// As [`Self::rows`], where nothing waits.
     pub fn close(
         &self,
-        which: &Which<'_>,
+        which: &PaneSelection<'_>,
         start: Micros,
         end: Micros,
     ) -> Result<Vec<ArrayRef>, String> {
         let panes: Vec<&Vec<RecordBatch>> = match which {
-            Which::Range(from, to) => self
+            PaneSelection::Range(from, to) => self
                 .panes
                 .range(*from..*to)
                 .map(|(_, parts)| parts)
                 .collect(),
-            Which::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
+            PaneSelection::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
         };
         let constant = |time: Micros, rows: usize| {
             Arc::new(TimestampMicrosecondArray::from(vec![time; rows]).with_timezone("UTC"))

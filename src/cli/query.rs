@@ -3,10 +3,10 @@
 
 use clap::Args;
 
-use super::ask::Asked;
+use super::client::QueryTarget;
 use super::{Global, output};
 use crate::runtime::RuntimeError;
-use crate::runtime::questions::Params;
+use crate::runtime::query_service::Params;
 
 /// Flags that ask about a stream and a time.
 #[derive(Debug, Args)]
@@ -33,9 +33,9 @@ pub struct Count {
     /// Count by this column.
     #[arg(long)]
     by: Option<String>,
-    /// Count repeats too.
+    /// Count duplicates too.
     #[arg(long)]
-    repeats: bool,
+    duplicates: bool,
 }
 
 /// Finds events by their words.
@@ -117,9 +117,9 @@ impl Count {
             ("to", self.range.to.clone()),
             ("type", self.kind.clone()),
             ("by", self.by.clone()),
-            ("repeats", self.repeats.then(|| "true".to_owned())),
+            ("duplicates", self.duplicates.then(|| "true".to_owned())),
         ]);
-        let mut answer = Asked::open(global)?.ask("count", &params)?;
+        let mut answer = QueryTarget::open(global)?.ask("count", &params)?;
         if global.format() != output::Format::Json && self.by.is_none() {
             answer["groups"] = serde_json::json!([{"count": answer["count"]}]);
         }
@@ -140,7 +140,7 @@ impl Search {
             ("within", self.within.clone()),
             ("after", self.after.clone()),
         ]);
-        let answer = Asked::open(global)?.ask("search", &params)?;
+        let answer = QueryTarget::open(global)?.ask("search", &params)?;
         if global.format() == output::Format::Table {
             eprintln!("{} hits", answer["total"]);
         }
@@ -157,7 +157,7 @@ impl Nearby {
             ("limit", Some(self.limit.to_string())),
             ("within", self.within.clone()),
         ]);
-        let answer = Asked::open(global)?.ask("nearby", &params)?;
+        let answer = QueryTarget::open(global)?.ask("nearby", &params)?;
         output::answer(&answer, "venues", global.format())
     }
 }
@@ -170,14 +170,14 @@ impl Windows {
             ("to", self.to.clone()),
             ("limit", Some(self.limit.to_string())),
         ]);
-        let answer = Asked::open(global)?.ask("windows", &params)?;
+        let answer = QueryTarget::open(global)?.ask("windows", &params)?;
         output::answer(&answer, "rows", global.format())
     }
 }
 
 impl Status {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
-        let answer = Asked::open(global)?.ask("status", &Params::new())?;
+        let answer = QueryTarget::open(global)?.ask("status", &Params::new())?;
         if global.format() == output::Format::Table {
             tell_sources(&answer);
             let notes = answer["notes"].as_array().into_iter().flatten();

@@ -14,7 +14,7 @@ const MOST_RANGE: u64 = 4 << 10;
 const RANGE_BYTES: u64 = 16 << 20;
 
 /// Reads the rows of a range of LSNs.
-pub struct KeptRows {
+pub struct LsnOrderedRows {
     spec: TableSpec,
     files: Vec<FileEntry>,
     after: Lsn,
@@ -22,7 +22,7 @@ pub struct KeptRows {
     range: u64,
 }
 
-impl KeptRows {
+impl LsnOrderedRows {
     /// The committed rows of a table above `after`, up to `to`.
     pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
         Self {

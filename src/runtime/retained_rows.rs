@@ -10,51 +10,51 @@ use arrow::array::{
 use arrow::array::{TimestampMicrosecondArray, new_null_array};
 use arrow::compute::{concat_batches, filter_record_batch};
 
-use super::history::Piece;
+use super::replay::ReplayFrame;
 use crate::decode::{Decoded, Rejected};
 use crate::event::{Lsn, Micros};
 use crate::operators::{KEPT, Output, TableRows, lsns};
 use crate::schema::{Catalog, Layout, Stream};
-use crate::views::lake::kept::{KeptRows, by_lsn};
+use crate::views::lake::scan_by_lsn::{LsnOrderedRows, by_lsn};
 use crate::views::lake::{LakeTable, TableSpec};
-use crate::wal::record::compress;
-use crate::wal::{About, Frame, Header, Kind, RecordsBuilder};
+use crate::wal::frame::compress;
+use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 /// Records of a frame at most.
 const FRAME_RECORDS: usize = 1_024;
 
 /// Rows as the frames that they came from, as far as rows tell.
-pub struct Kept {
-    rows: KeptRows,
-    of: Of,
-    waiting: VecDeque<Piece>,
+pub struct RetainedRows {
+    rows: LsnOrderedRows,
+    of: RetainedOrigin,
+    waiting: VecDeque<ReplayFrame>,
 }
 
 /// Whose rows they are.
-pub enum Of {
+pub enum RetainedOrigin {
     Stream(Arc<Stream>),
     /// Dead letters of these streams.
     DeadLetters(Arc<Catalog>),
 }
 
-impl Kept {
+impl RetainedRows {
     /// Of the records above `after`, up to `to`.
-    pub fn new(table: &LakeTable, of: Of, after: Lsn, to: Lsn) -> Self {
+    pub fn new(table: &LakeTable, of: RetainedOrigin, after: Lsn, to: Lsn) -> Self {
         Self {
-            rows: KeptRows::new(table, after, to),
+            rows: LsnOrderedRows::new(table, after, to),
             of,
             waiting: VecDeque::new(),
         }
     }
 
-    pub fn next_piece(&mut self) -> Result<Option<Piece>, String> {
+    pub fn next_piece(&mut self) -> Result<Option<ReplayFrame>, String> {
         while self.waiting.is_empty() {
             let Some(rows) = self.rows.next_rows()? else {
                 return Ok(None);
             };
             match &self.of {
-                Of::Stream(stream) => self.waiting.extend(pieces(stream, &rows)?),
-                Of::DeadLetters(catalog) => {
+                RetainedOrigin::Stream(stream) => self.waiting.extend(pieces(stream, &rows)?),
+                RetainedOrigin::DeadLetters(catalog) => {
                     for row in 0..rows.num_rows() {
                         self.waiting
                             .extend(dead_letter(catalog, &rows.slice(row, 1))?);
@@ -79,8 +79,8 @@ fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<He
         kind: Kind::Record,
         count,
         first_lsn: lsns(rows)[row] as Lsn,
-        first_position: 0,
-        previous_position: 0,
+        first_offset: 0,
+        previous_offset: 0,
         received_at: column::<TimestampMicrosecondArray>(rows, "received_at")?.value(row),
         configuration: 0,
         synced_lsn: 0,
@@ -91,7 +91,7 @@ fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<He
 }
 
 /// Rows of a stream: those that came together make a frame.
-fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
+fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<ReplayFrame>, String> {
     let received = column::<TimestampMicrosecondArray>(rows, "received_at")?;
     let source = column::<StringArray>(rows, "source")?;
     let own = stream
@@ -123,7 +123,7 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
             header: header(rows, start, count, &stream.name)?,
             block: Default::default(),
             block_bytes: 0,
-            about: About::default(),
+            attributes: FrameAttributes::default(),
         };
         let decoded = Decoded {
             rows: own.slice(start, end - start),
@@ -131,7 +131,7 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
             rejected: Vec::new(),
             drift: Vec::new(),
         };
-        pieces.push(Piece {
+        pieces.push(ReplayFrame {
             frame,
             decoded: Some(decoded),
         });
@@ -141,7 +141,7 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<Piece>, String> {
 }
 
 /// A dead letter, as the record that was refused; none of a stream that is no more.
-fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, String> {
+fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<ReplayFrame>, String> {
     let Some(stream) = catalog
         .streams
         .get(column::<StringArray>(row, "stream")?.value(0))
@@ -151,20 +151,20 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, St
     let mut records = RecordsBuilder::default();
     records.push(column::<BinaryArray>(row, "bytes")?.value(0));
     let records = records.finish();
-    let position = column::<Int64Array>(row, "position")?;
-    let about = About {
-        positions: position
+    let offset = column::<Int64Array>(row, "offset")?;
+    let attributes = FrameAttributes {
+        offsets: offset
             .is_valid(0)
-            .then(|| position.value(0) as u64)
+            .then(|| offset.value(0) as u64)
             .into_iter()
             .collect(),
-        ..About::default()
+        ..FrameAttributes::default()
     };
     let frame = Frame {
         header: header(row, 0, 1, &stream.name)?,
         block: compress(records.page()).map_err(|e| e.to_string())?,
         block_bytes: records.page().len() as u32,
-        about,
+        attributes,
     };
     let reason = column::<StringArray>(row, "reason")?.value(0).into();
     let rows = RecordBatch::new_empty(stream.output.clone());
@@ -175,7 +175,7 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, St
         rejected,
         drift: Vec::new(),
     };
-    Ok(Some(Piece {
+    Ok(Some(ReplayFrame {
         frame,
         decoded: Some(decoded),
     }))
@@ -183,17 +183,17 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<Piece>, St
 
 /// Rows of a table that cannot be made anew, because what they rest on is gone: those with a time
 /// before the first that is whole.
-pub struct TakenOver {
+pub struct CarriedOverRows {
     spec: TableSpec,
-    rows: KeptRows,
+    rows: LsnOrderedRows,
     before: Micros,
     next: Option<RecordBatch>,
 }
 
-impl TakenOver {
+impl CarriedOverRows {
     /// Of the old table, in the new one's columns.
     pub fn new(old: &LakeTable, after: Lsn, before: Micros) -> Self {
-        let mut rows = KeptRows::new(old, after, Lsn::MAX);
+        let mut rows = LsnOrderedRows::new(old, after, Lsn::MAX);
         if old.spec.layout != Layout::Buckets {
             rows.only_before(before);
         }

@@ -1,4 +1,4 @@
-//! Small state in a redb file, with the position in the same transaction. Counts and places keep
+//! Small state in a redb file, with the checkpoint in the same transaction. Counts and places keep
 //! theirs this way.
 
 use std::io::ErrorKind;
@@ -22,7 +22,7 @@ const COPY_CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// A file opened to write, or to read what is committed.
-pub struct StateFile {
+pub struct StateStore {
     path: PathBuf,
     cache_bytes: usize,
     /// None: it could not be opened again after a fault.
@@ -36,15 +36,15 @@ enum Opened {
     Repaired(Database),
 }
 
-/// The log that positions belong to, and the LSN before its first.
+/// The log that checkpoints belong to, and the LSN before its first.
 #[derive(Debug, Clone, Copy)]
-pub struct Origin {
+pub struct LogIdentity {
     pub log: u64,
     pub zero: Lsn,
 }
 
-/// The position that a transaction sees.
-pub fn position_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewError> {
+/// The checkpoint that a transaction sees.
+pub fn checkpoint_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewError> {
     let failed = |e: redb::StorageError| ViewError::Failed {
         view: "state".into(),
         reason: e.to_string(),
@@ -52,7 +52,7 @@ pub fn position_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewErr
     let Some(table) = open_table(transaction, META)? else {
         return Ok(None);
     };
-    Ok(table.get("position").map_err(failed)?.map(|v| v.value()))
+    Ok(table.get("checkpoint").map_err(failed)?.map(|v| v.value()))
 }
 
 /// Opens a table, if there is one.
@@ -103,7 +103,7 @@ fn caught<T>(path: &Path, open: impl FnOnce() -> Result<T, ViewError>) -> Result
 }
 
 /// Compares everything in the file with redb's checksums. Where the last commit does not agree with
-/// them and the one before does, that one is in force: its position is in it, and what came after
+/// them and the one before does, that one is in force: its checkpoint is in it, and what came after
 /// is read again.
 fn verify(path: &Path, mut database: Database) -> Result<Database, ViewError> {
     let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -177,7 +177,7 @@ fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
     })
 }
 
-impl StateFile {
+impl StateStore {
     fn new(path: &Path, cache_bytes: usize, database: Opened) -> Self {
         Self {
             path: path.to_owned(),
@@ -260,8 +260,8 @@ impl StateFile {
         transaction.map_err(|e| wrong(&self.path)(e.into()))
     }
 
-    /// The committed position, and whether the file has one of this log.
-    pub fn position(&self, origin: Origin) -> Result<Lsn, ViewError> {
+    /// The committed checkpoint, and whether the file has one of this log.
+    pub fn checkpoint(&self, origin: LogIdentity) -> Result<Lsn, ViewError> {
         let wrong = wrong(&self.path);
         let table = match self.read()?.open_table(META) {
             Ok(table) => table,
@@ -292,8 +292,8 @@ impl StateFile {
             }
             _ => {}
         }
-        match (get("log")?, get("position")?) {
-            (Some(log), Some(position)) if log == origin.log => Ok(position),
+        match (get("log")?, get("checkpoint")?) {
+            (Some(log), Some(checkpoint)) if log == origin.log => Ok(checkpoint),
             (None, _) | (_, None) => Ok(origin.zero),
             (Some(log), _) => {
                 let reason = format!(
@@ -327,11 +327,11 @@ impl StateFile {
         write.commit().map_err(|e| failed(e.into()))
     }
 
-    /// Writes and commits, durably, with the position.
+    /// Writes and commits, durably, with the checkpoint.
     pub fn commit(
         &self,
-        origin: Origin,
-        position: Lsn,
+        origin: LogIdentity,
+        checkpoint: Lsn,
         write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), ViewError> {
         let failed = failed(&self.path);
@@ -351,7 +351,7 @@ impl StateFile {
             for (key, value) in [
                 ("version", VERSION),
                 ("log", origin.log),
-                ("position", position),
+                ("checkpoint", checkpoint),
             ] {
                 meta.insert(key, value).map_err(|e| failed(e.into()))?;
             }

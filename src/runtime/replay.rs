@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::RuntimeError;
-use super::kept::Kept;
+use super::retained_rows::RetainedRows;
 use crate::config::PartitionBy;
 use crate::decode::Decoded;
 use crate::event::Lsn;
@@ -13,12 +13,12 @@ use crate::schema::Layout;
 use crate::storage::Disk;
 use crate::views::lake::replay::RawFrames;
 use crate::views::lake::{LakeTable, LogName, TableSpec};
-use crate::wal::record::compress;
-use crate::wal::{About, Frame, LogReader, RecordsBuilder, WalError};
+use crate::wal::frame::compress;
+use crate::wal::{Frame, FrameAttributes, LogReader, RecordsBuilder, WalError};
 
 /// Where history lies.
 #[derive(Clone)]
-pub struct Archive {
+pub struct ReplaySources {
     pub lake: PathBuf,
     pub log_folder: PathBuf,
     pub log: LogName,
@@ -27,69 +27,71 @@ pub struct Archive {
 }
 
 /// A cursor over it.
-pub struct History {
-    archive: Archive,
+pub struct ReplayReader {
+    archive: ReplaySources,
     after: Lsn,
-    from: From,
+    from: ReplaySource,
     /// The first record that is whole.
     first: Lsn,
 }
 
 /// A frame; with its rows, where they are all that is left of it.
-pub struct Piece {
+pub struct ReplayFrame {
     pub frame: Frame,
     pub decoded: Option<Decoded>,
 }
 
-enum From {
-    Kept(Box<Kept>),
+enum ReplaySource {
+    RetainedRows(Box<RetainedRows>),
     Raw(Box<RawFrames>),
     Log(LogReader),
 }
 
-impl History {
+impl ReplayReader {
     /// Everything above `after`.
-    pub fn new(archive: Archive, after: Lsn) -> Result<Self, RuntimeError> {
+    pub fn new(archive: ReplaySources, after: Lsn) -> Result<Self, RuntimeError> {
         let raw = archive.raw(after)?;
         Ok(Self {
             archive,
             after,
-            from: From::Raw(Box::new(raw)),
+            from: ReplaySource::Raw(Box::new(raw)),
             first: 0,
         })
     }
 
     /// As [`Self::new`]; what came before the record `first` is what is kept of it.
-    pub fn kept(archive: Archive, after: Lsn, kept: Kept, first: Lsn) -> Self {
+    pub fn kept(archive: ReplaySources, after: Lsn, kept: RetainedRows, first: Lsn) -> Self {
         Self {
             archive,
             after,
-            from: From::Kept(Box::new(kept)),
+            from: ReplaySource::RetainedRows(Box::new(kept)),
             first,
         }
     }
 
     /// The next frame, up to `limit`; none when that is reached. Its records are all above the one
     /// before.
-    pub fn next(&mut self, limit: Lsn) -> Result<Option<Piece>, RuntimeError> {
+    pub fn next(&mut self, limit: Lsn) -> Result<Option<ReplayFrame>, RuntimeError> {
         let mut was_missing = false;
         while self.after < limit {
             let next = match &mut self.from {
-                From::Kept(kept) => match kept.next_piece().map_err(RuntimeError::Failed)? {
-                    Some(piece) => {
-                        self.after = piece.frame.header.last_lsn();
-                        return Ok(Some(piece));
+                ReplaySource::RetainedRows(kept) => {
+                    match kept.next_piece().map_err(RuntimeError::Failed)? {
+                        Some(piece) => {
+                            self.after = piece.frame.header.last_lsn();
+                            return Ok(Some(piece));
+                        }
+                        None => {
+                            self.after = self.after.max(self.first - 1);
+                            self.from = ReplaySource::Raw(Box::new(self.archive.raw(self.after)?));
+                            None
+                        }
                     }
-                    None => {
-                        self.after = self.after.max(self.first - 1);
-                        self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
-                        None
-                    }
-                },
-                From::Raw(raw) => match raw.next_frame() {
+                }
+                ReplaySource::Raw(raw) => match raw.next_frame() {
                     Ok(Some(frame)) => Some(frame),
                     Ok(None) => {
-                        self.from = From::Log(self.archive.log(self.after));
+                        self.from = ReplaySource::Log(self.archive.log(self.after));
                         None
                     }
                     Err(reason) if was_missing => return Err(RuntimeError::Failed(reason)),
@@ -97,11 +99,11 @@ impl History {
                     Err(reason) => {
                         tracing::debug!(reason, "`raw` is read again");
                         was_missing = true;
-                        self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
+                        self.from = ReplaySource::Raw(Box::new(self.archive.raw(self.after)?));
                         None
                     }
                 },
-                From::Log(log) => match log.next(limit) {
+                ReplaySource::Log(log) => match log.next(limit) {
                     Ok(frame) => frame,
                     // It was trimmed meanwhile, perhaps while a segment was read: what left it is
                     // in `raw`.
@@ -109,7 +111,7 @@ impl History {
                         WalError::Missing { .. } | WalError::Io { .. } | WalError::Damaged { .. },
                     ) if !was_missing => {
                         was_missing = true;
-                        self.from = From::Raw(Box::new(self.archive.raw(self.after)?));
+                        self.from = ReplaySource::Raw(Box::new(self.archive.raw(self.after)?));
                         None
                     }
                     Err(error) => return Err(error.into()),
@@ -118,7 +120,7 @@ impl History {
             if let Some(frame) = next {
                 let frame = behind(frame, self.after)?;
                 self.after = frame.header.last_lsn();
-                return Ok(Some(Piece {
+                return Ok(Some(ReplayFrame {
                     frame,
                     decoded: None,
                 }));
@@ -128,7 +130,7 @@ impl History {
     }
 }
 
-impl Archive {
+impl ReplaySources {
     fn raw(&self, after: Lsn) -> Result<RawFrames, RuntimeError> {
         let layout = if self.partition == PartitionBy::Hour {
             Layout::Hours
@@ -174,29 +176,29 @@ fn behind(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
         .skip(skipped as usize)
         .for_each(|record| records.push(record));
     let records = records.finish();
-    let about = About {
-        positions: frame
-            .about
-            .positions
+    let attributes = FrameAttributes {
+        offsets: frame
+            .attributes
+            .offsets
             .iter()
             .skip(skipped as usize)
             .copied()
             .collect(),
         retry_of: frame
-            .about
+            .attributes
             .retry_of
             .iter()
             .skip(skipped as usize)
             .copied()
             .collect(),
         cut: frame
-            .about
+            .attributes
             .cut
             .iter()
             .filter(|(i, _)| *i >= skipped)
             .map(|(i, n)| (i - skipped, *n))
             .collect(),
-        ..frame.about.clone()
+        ..frame.attributes.clone()
     };
     let block = compress(records.page()).map_err(|e| failed(&e))?;
     let mut header = frame.header.clone();
@@ -205,6 +207,6 @@ fn behind(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
         header,
         block,
         block_bytes: records.page().len() as u32,
-        about,
+        attributes,
     })
 }

@@ -10,15 +10,15 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
 
-use super::questions::Answers;
+use super::query_service::QueryService;
 use super::{POLL, RuntimeError};
 use crate::clock::Clock;
 use crate::decode::decode;
 use crate::event::Lsn;
 use crate::ingest::{Ingest, Receipt, Submission};
-use crate::operators::{RETRIED, positions};
+use crate::operators::{RETRIED, checkpoints};
 use crate::query::QueryError;
-use crate::wal::{About, Kind, RecordsBuilder};
+use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
 
 /// Dead letters read at once, and those that share a frame.
 const PAGE: usize = 1_000;
@@ -58,7 +58,7 @@ const TOLD_REASONS: usize = 20;
 const REFUSED_WHEN_APPLIED: &str = "refused when it was applied; its new dead letter says why";
 
 pub struct Retry {
-    pub answers: Answers,
+    pub answers: QueryService,
     pub clock: Arc<dyn Clock>,
     pub ingest: Ingest,
     /// One retry at a time: each finds what the one before brought back marked, and answers for
@@ -66,7 +66,7 @@ pub struct Retry {
     pub turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-struct Letter {
+struct DeadLetterRow {
     lsn: Lsn,
     source: String,
     stream: String,
@@ -91,7 +91,7 @@ impl From<PageError> for RuntimeError {
 
 /// Records of one source and stream on their way.
 #[derive(Default)]
-struct Gathered {
+struct RetryBatch {
     records: RecordsBuilder,
     of: Vec<Lsn>,
 }
@@ -200,7 +200,7 @@ impl Retry {
     /// once more.
     async fn wait_for_the_newest(&self) -> Result<(), RuntimeError> {
         let (handles, synced) = (&self.answers.handles, self.ingest.synced_lsn());
-        let letters = handles.tables.get(positions::DEAD_LETTERS);
+        let letters = handles.tables.get(checkpoints::DEAD_LETTERS);
         let begun = Instant::now();
         while !handles.progress.refresh(synced)
             || letters.is_some_and(|table| table.applied() < synced)
@@ -220,7 +220,7 @@ impl Retry {
         question: &RetryQuestion,
         after: Lsn,
         limit: usize,
-    ) -> Result<Vec<Letter>, PageError> {
+    ) -> Result<Vec<DeadLetterRow>, PageError> {
         let quoted = |text: &str| text.replace('\'', "''");
         let mut wanted = vec![format!("retried_lsn is null and lsn > {after}")];
         wanted.extend(
@@ -275,7 +275,7 @@ impl Retry {
                 continue;
             };
             for row in 0..batch.num_rows() {
-                letters.push(Letter {
+                letters.push(DeadLetterRow {
                     lsn: lsn.value(row) as Lsn,
                     source: source.value(row).to_owned(),
                     stream: stream.value(row).to_owned(),
@@ -289,11 +289,11 @@ impl Retry {
     /// Sends those that are accepted now.
     fn bring_back(
         &self,
-        letters: Vec<Letter>,
+        letters: Vec<DeadLetterRow>,
         sent: &mut Vec<Sent>,
         done: &mut Retried,
     ) -> Result<(), RuntimeError> {
-        let mut gathered: BTreeMap<(String, String), Gathered> = BTreeMap::new();
+        let mut gathered: BTreeMap<(String, String), RetryBatch> = BTreeMap::new();
         let mut receipts: Vec<(Receipt, Vec<Lsn>)> = Vec::new();
         for letter in letters {
             let reason = match self.ingest.catalog().streams.get(&letter.stream) {
@@ -339,7 +339,7 @@ impl Retry {
     fn send(
         &self,
         (source, stream): (String, String),
-        own: Gathered,
+        own: RetryBatch,
     ) -> Result<Option<(Receipt, Vec<Lsn>)>, RuntimeError> {
         if own.of.is_empty() {
             return Ok(None);
@@ -351,11 +351,11 @@ impl Retry {
             partition: String::new(),
             stream,
             records: own.records.finish(),
-            first_position: 0,
-            previous_position: 0,
-            about: About {
+            first_offset: 0,
+            previous_offset: 0,
+            attributes: FrameAttributes {
                 retry_of: own.of,
-                ..About::default()
+                ..FrameAttributes::default()
             },
         };
         // Nothing is half done by a refusal: what came back is marked, the rest is found again.

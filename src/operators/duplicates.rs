@@ -74,7 +74,7 @@ impl Slot {
 
 /// State of one (stream, scope).
 #[derive(Debug, Clone)]
-pub struct Repeats {
+pub struct Deduplicator {
     slots: Vec<Slot>,
     /// Where the slot of a key is.
     by_key: HashTable<u32>,
@@ -93,7 +93,7 @@ fn spread(key: u64) -> u64 {
     key ^ (key >> 31)
 }
 
-impl Repeats {
+impl Deduplicator {
     /// `within` is in the version's unit.
     pub fn new(max_keys: usize, within: i64) -> Self {
         let max_keys = max_keys.clamp(1, NONE as usize - 1);
@@ -202,7 +202,7 @@ impl Repeats {
         }
     }
 
-    /// Reads what [`Repeats::save`] wrote into an empty state; none if the bytes are no such thing.
+    /// Reads what [`Deduplicator::save`] wrote into an empty state; none if the bytes are no such thing.
     pub fn load(mut self, bytes: &mut &[u8]) -> Option<Self> {
         fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
             let (head, rest) = bytes.split_first_chunk::<N>()?;
@@ -239,17 +239,17 @@ impl Repeats {
     }
 }
 
-/// Key, content and version of rows, as the repeats operator compares them.
-pub struct RepeatHashes<'a> {
+/// Key, content and version of rows, as the duplicates operator compares them.
+pub struct DuplicateHashes<'a> {
     key: &'a ArrayRef,
     same: Vec<&'a ArrayRef>,
     version: Option<&'a ArrayRef>,
     scratch: Vec<u8>,
 }
 
-impl<'a> RepeatHashes<'a> {
+impl<'a> DuplicateHashes<'a> {
     pub fn new(stream: &Stream, rows: &'a RecordBatch) -> Option<Self> {
-        let columns = stream.repeats()?;
+        let columns = stream.duplicates()?;
         Some(Self {
             key: rows.column(columns.key),
             same: columns.same.iter().map(|c| rows.column(*c)).collect(),
@@ -287,17 +287,17 @@ fn hash(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::REPEAT_KEY_BYTES;
+    use crate::schema::DUPLICATE_KEY_BYTES;
     use proptest::prelude::*;
 
     #[test]
     fn a_twin_with_an_older_version_is_a_repeat_and_an_update_is_not() {
-        let mut repeats = Repeats::new(10, 500);
-        assert!(!repeats.observe(1, 7, 10_300));
-        assert!(repeats.observe(1, 7, 10_000));
-        assert!(!repeats.observe(1, 8, 10_400));
-        assert!(repeats.observe(1, 7, 10_800));
-        assert!(!repeats.observe(1, 7, 10_801));
+        let mut duplicates = Deduplicator::new(10, 500);
+        assert!(!duplicates.observe(1, 7, 10_300));
+        assert!(duplicates.observe(1, 7, 10_000));
+        assert!(!duplicates.observe(1, 8, 10_400));
+        assert!(duplicates.observe(1, 7, 10_800));
+        assert!(!duplicates.observe(1, 7, 10_801));
     }
 
     #[test]
@@ -305,7 +305,7 @@ mod tests {
         // The table is at most half empty, each entry with its control byte.
         let in_table = 2 * (size_of::<u32>() + 1);
         assert!(
-            size_of::<Slot>() + in_table <= REPEAT_KEY_BYTES,
+            size_of::<Slot>() + in_table <= DUPLICATE_KEY_BYTES,
             "{}",
             size_of::<Slot>()
         );
@@ -345,20 +345,20 @@ mod tests {
             max_keys in 1usize..8,
             restart in 0usize..200,
         ) {
-            let (mut repeats, mut model) = (Repeats::new(max_keys, 3), Model::default());
+            let (mut duplicates, mut model) = (Deduplicator::new(max_keys, 3), Model::default());
             for (n, (key, content, version)) in events.into_iter().enumerate() {
                 if n == restart {
                     let mut bytes = Vec::new();
-                    repeats.save(&mut bytes);
-                    repeats = Repeats::new(max_keys, 3).load(&mut bytes.as_slice()).expect("its own bytes");
+                    duplicates.save(&mut bytes);
+                    duplicates = Deduplicator::new(max_keys, 3).load(&mut bytes.as_slice()).expect("its own bytes");
                 }
-                prop_assert_eq!(repeats.observe(key, content, version), model.observe(max_keys, key, content, version));
+                prop_assert_eq!(duplicates.observe(key, content, version), model.observe(max_keys, key, content, version));
             }
         }
 
         #[test]
         fn any_bytes_are_a_state_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = Repeats::new(4, 1).load(&mut bytes.as_slice());
+            let _ = Deduplicator::new(4, 1).load(&mut bytes.as_slice());
         }
     }
 }

@@ -16,12 +16,12 @@ pub struct Location {
 }
 
 /// A text with its name.
-pub(super) struct Place<'a> {
+pub(super) struct SourceText<'a> {
     pub path: &'a Path,
     pub text: &'a str,
 }
 
-impl Place<'_> {
+impl SourceText<'_> {
     pub fn error(&self, line: Option<usize>, message: String) -> ConfigError {
         ConfigError {
             path: self.path.to_owned(),

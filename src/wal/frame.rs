@@ -29,7 +29,7 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 
-use super::about::About;
+use super::attributes::FrameAttributes;
 
 pub const MAGIC: [u8; 4] = *b"WFR1";
 pub const HEADER_BYTES: usize = 88;
@@ -45,31 +45,29 @@ pub const MAX_BLOCK_BYTES: usize = 256 << 20;
 pub enum Kind {
     Record = 1,
     Tick = 2,
-    End = 3,
+    PartitionEnd = 3,
     Gap = 4,
     Retry = 5,
-    Final = 6,
-    Floor = 7,
+    CloseAll = 6,
+    RetentionFloor = 7,
     Configuration = 8,
-    Place = 9,
-    /// A request that repeats an earlier one under its idempotency key: its records are not
+    /// A request that duplicates an earlier one under its idempotency key: its records are not
     /// processed.
     DuplicateRequest = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = {
+    const ALL: [Self; 9] = {
         use Kind::*;
         [
             Record,
             Tick,
-            End,
+            PartitionEnd,
             Gap,
             Retry,
-            Final,
-            Floor,
+            CloseAll,
+            RetentionFloor,
             Configuration,
-            Place,
             DuplicateRequest,
         ]
     };
@@ -93,13 +91,12 @@ impl Kind {
         match self {
             Self::Record => "record",
             Self::Tick => "tick",
-            Self::End => "end",
+            Self::PartitionEnd => "partition_end",
             Self::Gap => "gap",
             Self::Retry => "retry",
-            Self::Final => "final",
-            Self::Floor => "floor",
+            Self::CloseAll => "close_all",
+            Self::RetentionFloor => "retention_floor",
             Self::Configuration => "configuration",
-            Self::Place => "place",
             Self::DuplicateRequest => "duplicate_request",
         }
     }
@@ -117,8 +114,8 @@ pub struct Header {
     pub count: u32,
     /// LSN of the first record; set by the writer.
     pub first_lsn: u64,
-    pub first_position: u64,
-    pub previous_position: u64,
+    pub first_offset: u64,
+    pub previous_offset: u64,
     pub received_at: i64,
     pub configuration: u64,
     /// Highest LSN known synced; set by the writer.
@@ -143,13 +140,13 @@ pub struct Frame {
     pub block: Bytes,
     /// Length of the block when unpacked.
     pub block_bytes: u32,
-    pub about: About,
+    pub attributes: FrameAttributes,
 }
 
 impl Frame {
     /// Bytes it takes in memory, about.
     pub fn memory_bytes(&self) -> usize {
-        self.block.len() + self.about.positions.len() * 8 + 256
+        self.block.len() + self.attributes.offsets.len() * 8 + 256
     }
 
     /// The records' bytes, in order.
@@ -300,19 +297,19 @@ pub fn compress(page: &[u8]) -> std::io::Result<Bytes> {
 pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
     let start = out.len();
     let h = &frame.header;
-    let about = frame.about.encode(h.first_position);
+    let attributes = frame.attributes.encode(h.first_offset);
     let names = [&h.source, &h.partition, &h.stream];
     let length = HEADER_BYTES
         + names.iter().map(|n| n.len()).sum::<usize>()
         + frame.block.len()
-        + about.len()
+        + attributes.len()
         + CRC_BYTES;
     out.reserve(length + 8);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&(length as u32).to_le_bytes());
     out.extend_from_slice(&[h.kind as u8, 0, 0, 0]);
     out.extend_from_slice(&h.count.to_le_bytes());
-    for number in [h.first_lsn, h.first_position, h.previous_position] {
+    for number in [h.first_lsn, h.first_offset, h.previous_offset] {
         out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&h.received_at.to_le_bytes());
@@ -322,7 +319,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
     for number in [
         frame.block.len() as u32,
         frame.block_bytes,
-        about.len() as u32,
+        attributes.len() as u32,
     ] {
         out.extend_from_slice(&number.to_le_bytes());
     }
@@ -335,7 +332,7 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
         out.extend_from_slice(name.as_bytes());
     }
     out.extend_from_slice(&frame.block);
-    out.extend_from_slice(&about);
+    out.extend_from_slice(&attributes);
     let crc = crc32c::crc32c(&out[start..]);
     out.extend_from_slice(&crc.to_le_bytes());
     out.resize(start + padded(length), 0);
@@ -391,19 +388,19 @@ pub fn decode(bytes: &Bytes) -> Result<Frame, DamagedFrame> {
     };
     let (source, partition, stream) = (name(76)?, name(78)?, name(80)?);
     let block = bytes.slice(take(u32_at(head, 64) as usize)?);
-    let about = take(u32_at(head, 72) as usize)?;
+    let attributes = take(u32_at(head, 72) as usize)?;
     let block_bytes = u32_at(head, 68);
     if at != body_end || block_bytes as usize > MAX_BLOCK_BYTES {
         return Err(DamagedFrame);
     }
-    let first_position = u64_at(head, 24);
+    let first_offset = u64_at(head, 24);
     Ok(Frame {
         header: Header {
             kind: Kind::from_byte(head[8]).ok_or(DamagedFrame)?,
             count: u32_at(head, 12),
             first_lsn: u64_at(head, 16),
-            first_position,
-            previous_position: u64_at(head, 32),
+            first_offset,
+            previous_offset: u64_at(head, 32),
             received_at: u64_at(head, 40) as i64,
             configuration: u64_at(head, 48),
             synced_lsn: u64_at(head, 56),
@@ -413,7 +410,7 @@ pub fn decode(bytes: &Bytes) -> Result<Frame, DamagedFrame> {
         },
         block,
         block_bytes,
-        about: About::decode(&bytes[about], first_position)?,
+        attributes: FrameAttributes::decode(&bytes[attributes], first_offset)?,
     })
 }
 
@@ -431,8 +428,8 @@ mod tests {
                 kind: Kind::Record,
                 count: records.len() as u32,
                 first_lsn: 42,
-                first_position: 7,
-                previous_position: 3,
+                first_offset: 7,
+                previous_offset: 3,
                 received_at: 1_465_520_400_000_000,
                 configuration: 9,
                 synced_lsn: 41,
@@ -442,10 +439,10 @@ mod tests {
             },
             block_bytes: records.page().len() as u32,
             block: compress(records.page()).expect("memory"),
-            about: About {
-                positions: vec![7, 12],
-                next_position: Some(20),
-                ..About::default()
+            attributes: FrameAttributes {
+                offsets: vec![7, 12],
+                next_offset: Some(20),
+                ..FrameAttributes::default()
             },
         }
     }
@@ -479,7 +476,7 @@ mod tests {
         #[test]
         fn decodes_what_it_encodes(records in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 1..20)) {
             let mut frame = frame(&records.iter().map(Vec::as_slice).collect::<Vec<_>>());
-            frame.about.positions.clear();
+            frame.attributes.offsets.clear();
             let mut bytes = Vec::new();
             encode(&frame, &mut bytes);
             let length = claimed_length(bytes.first_chunk().expect("long enough")).expect("valid");

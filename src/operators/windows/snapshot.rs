@@ -10,8 +10,8 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
-use super::amend::Standing;
-use super::keyed::{OpenSession, Sessions};
+use super::session::{OpenSession, SessionWindows};
+use super::update::RetainedResult;
 use super::{Panes, WindowState};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
@@ -70,8 +70,8 @@ fn take_batches(bytes: &mut &[u8]) -> Result<Vec<RecordBatch>, String> {
 impl WindowState {
     pub fn save(&self, out: &mut Vec<u8>) {
         let cut = match &self.panes {
-            Panes::Partial(panes) => panes.save().2,
-            Panes::Counting(_) => 0,
+            Panes::GenericAggregator(panes) => panes.save().2,
+            Panes::CountAggregator(_) => 0,
         };
         let head = Head {
             mark: self.mark,
@@ -108,11 +108,11 @@ impl WindowState {
             put_batches(out, schema, std::slice::from_ref(before));
         }
         match &self.panes {
-            Panes::Counting(panes) => {
+            Panes::CountAggregator(panes) => {
                 let saved = panes.save().expect("groups become columns");
                 put_batches(out, &saved.schema(), std::slice::from_ref(&saved));
             }
-            Panes::Partial(panes) => {
+            Panes::GenericAggregator(panes) => {
                 let (waiting, states, _) = panes.save();
                 let (reduced, state) = panes.schemas();
                 put_batches(out, &reduced, &waiting);
@@ -133,7 +133,7 @@ impl WindowState {
             let rows = one(bytes)?;
             state.stand(
                 end,
-                Standing {
+                RetainedResult {
                     rows,
                     version,
                     is_changed,
@@ -145,11 +145,11 @@ impl WindowState {
             state.before = Some(one(bytes)?);
         }
         match &mut state.panes {
-            Panes::Counting(panes) => {
+            Panes::CountAggregator(panes) => {
                 panes.load(&one(bytes)?)?;
                 panes.end();
             }
-            Panes::Partial(panes) => {
+            Panes::GenericAggregator(panes) => {
                 let waiting = take_batches(bytes)?;
                 panes.load(waiting, take_batches(bytes)?, head.cut)?;
             }
@@ -162,7 +162,7 @@ impl WindowState {
             .iter()
             .flat_map(|(key, open)| open.iter().map(|s| (s.end, key.clone())))
             .collect();
-        state.sessions = Sessions {
+        state.sessions = SessionWindows {
             by_key,
             ends,
             next: head.next_session,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::ArrayRef;
 
-use super::{Fired, Panes, Rows, Which, WindowState};
+use super::{FiredWindow, PaneSelection, Panes, Rows, WindowState};
 use crate::bounds::kept_bytes;
 use crate::event::{Lsn, Micros};
 use crate::operators::canonical;
@@ -19,7 +19,7 @@ pub(super) struct OpenSession {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sessions {
+pub(super) struct SessionWindows {
     pub(super) by_key: BTreeMap<Vec<u8>, Vec<OpenSession>>,
     /// (end, key) of every open one.
     pub(super) ends: BTreeSet<(Micros, Vec<u8>)>,
@@ -117,12 +117,12 @@ impl WindowState {
         over.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         for (start, _, session) in over {
             let end = session.end + gap;
-            let which = Which::Panes(&session.panes);
+            let which = PaneSelection::Panes(&session.panes);
             let rows = match &mut self.panes {
-                Panes::Counting(panes) => Rows::Counted(panes.rows(&which, false)),
-                Panes::Partial(panes) => Rows::Columns(panes.rows(&which, start, end)?),
+                Panes::CountAggregator(panes) => Rows::GroupCounts(panes.rows(&which, false)),
+                Panes::GenericAggregator(panes) => Rows::Columns(panes.rows(&which, start, end)?),
             };
-            self.fired.push(Fired {
+            self.fired.push(FiredWindow {
                 start,
                 end,
                 lsn,
@@ -132,8 +132,8 @@ impl WindowState {
             });
             for pane in session.panes {
                 match &mut self.panes {
-                    Panes::Counting(panes) => panes.remove(pane),
-                    Panes::Partial(panes) => panes.remove(pane),
+                    Panes::CountAggregator(panes) => panes.remove(pane),
+                    Panes::GenericAggregator(panes) => panes.remove(pane),
                 }
             }
         }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
 
-use super::amend::Standing;
-use super::counting::Counted;
-use super::{Fired, Panes, Rows, WindowState, status};
+use super::count_aggregator::GroupCounts;
+use super::update::RetainedResult;
+use super::{FiredWindow, Panes, Rows, WindowState, status};
 use crate::event::Micros;
 use crate::schema::Window;
 use crate::schema::window::Shape;
@@ -21,7 +21,7 @@ impl WindowState {
             return Ok(());
         }
         let slides = matches!(self.window.shape, Shape::Aligned(windows) if windows.is_sliding());
-        if !slides && !self.is_amending() && !self.window.is_one_by_one() {
+        if !slides && !self.is_updating() && !self.window.is_one_by_one() {
             return self.flush_together(&fired);
         }
         for window in &fired {
@@ -29,7 +29,7 @@ impl WindowState {
                 continue;
             }
             let batch = self.finish_or_nothing(window);
-            if self.is_read && !self.is_amending() && batch.num_rows() > 0 {
+            if self.is_read && !self.is_updating() && batch.num_rows() > 0 {
                 self.finals.push(batch.clone());
             }
             let (mut is_stored, mut is_gone) = (batch.num_rows() > 0, false);
@@ -50,7 +50,7 @@ impl WindowState {
                         Some((window.start, window.end)),
                         window.lsn,
                         1,
-                        status::GONE,
+                        status::RETRACTED,
                     )?);
                 }
                 self.before = Some(batch.clone());
@@ -58,9 +58,9 @@ impl WindowState {
             if is_stored {
                 self.stored.push(batch.clone());
             }
-            if self.is_amending() && window.status != status::ABANDONED {
+            if self.is_updating() && window.status != status::ABANDONED {
                 let was_stored = is_stored || is_gone;
-                let standing = Standing {
+                let standing = RetainedResult {
                     rows: batch,
                     version: was_stored.into(),
                     is_changed: false,
@@ -72,7 +72,7 @@ impl WindowState {
         // An empty slide is not compared with.
         if self.before.as_ref().is_some_and(|b| b.num_rows() == 0) {
             self.before = None;
-            if let (Panes::Counting(panes), Some(before)) =
+            if let (Panes::CountAggregator(panes), Some(before)) =
                 (&mut self.panes, self.before_counted.take())
             {
                 panes.release(&before);
@@ -82,8 +82,8 @@ impl WindowState {
     }
 
     /// Finishes windows that do not depend on each other in one evaluation.
-    fn flush_together(&mut self, fired: &[Fired]) -> Result<(), String> {
-        let all: Vec<&Fired> = fired.iter().collect();
+    fn flush_together(&mut self, fired: &[FiredWindow]) -> Result<(), String> {
+        let all: Vec<&FiredWindow> = fired.iter().collect();
         let batch = match self.finish(&all) {
             Ok(batch) => batch,
             Err(_) if all.len() > 1 => {
@@ -107,7 +107,7 @@ impl WindowState {
     }
 
     /// A window's rows; none where what is selected of them has no value.
-    pub(super) fn finish_alone(&self, fired: &Fired) -> RecordBatch {
+    pub(super) fn finish_alone(&self, fired: &FiredWindow) -> RecordBatch {
         self.finish(&[fired]).unwrap_or_else(|reason| {
             tracing::error!(
                 window = self.window.name,
@@ -118,7 +118,7 @@ impl WindowState {
         })
     }
 
-    pub(super) fn finish_or_nothing(&mut self, fired: &Fired) -> RecordBatch {
+    pub(super) fn finish_or_nothing(&mut self, fired: &FiredWindow) -> RecordBatch {
         let rows = self.finish_alone(fired);
         self.failed += u64::from(
             rows.num_rows() == 0 && fired.rows.len() > 0 && self.finish(&[fired]).is_err(),
@@ -127,9 +127,9 @@ impl WindowState {
     }
 
     /// Rows in the table's columns.
-    pub(super) fn finish(&self, fired: &[&Fired]) -> Result<RecordBatch, String> {
+    pub(super) fn finish(&self, fired: &[&FiredWindow]) -> Result<RecordBatch, String> {
         let lengths: Vec<usize> = fired.iter().map(|f| f.rows.len()).collect();
-        let per_row = |value: &dyn Fn(&Fired) -> i64| -> ArrayRef {
+        let per_row = |value: &dyn Fn(&FiredWindow) -> i64| -> ArrayRef {
             let values = fired
                 .iter()
                 .zip(&lengths)
@@ -143,17 +143,17 @@ impl WindowState {
             .flat_map(|(f, n)| std::iter::repeat_n(f.status, *n));
         let statuses: ArrayRef = Arc::new(StringArray::from(statuses.collect::<Vec<&str>>()));
         let columns = match &self.panes {
-            Panes::Counting(panes) => {
-                let results: Vec<(Micros, Micros, &Counted)> = fired
+            Panes::CountAggregator(panes) => {
+                let results: Vec<(Micros, Micros, &GroupCounts)> = fired
                     .iter()
                     .filter_map(|f| match &f.rows {
-                        Rows::Counted(counted) => Some((f.start, f.end, counted)),
+                        Rows::GroupCounts(counted) => Some((f.start, f.end, counted)),
                         Rows::Columns(_) => None,
                     })
                     .collect();
                 panes.arrays(&self.window, &results)?
             }
-            Panes::Partial(_) => concat_columns(fired)?,
+            Panes::GenericAggregator(_) => concat_columns(fired)?,
         };
         let (own, beside) = self
             .window
@@ -162,12 +162,12 @@ impl WindowState {
     }
 }
 
-fn concat_columns(fired: &[&Fired]) -> Result<Vec<ArrayRef>, String> {
+fn concat_columns(fired: &[&FiredWindow]) -> Result<Vec<ArrayRef>, String> {
     let parts: Vec<&Vec<ArrayRef>> = fired
         .iter()
         .filter_map(|f| match &f.rows {
             Rows::Columns(columns) => Some(columns),
-            Rows::Counted(_) => None,
+            Rows::GroupCounts(_) => None,
         })
         .collect();
     let Some(first) = parts.first() else {

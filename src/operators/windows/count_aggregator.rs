@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::row::{RowConverter, Rows, SortField};
 use hashbrown::HashTable;
 
-use super::{Which, weight};
+use super::{PaneSelection, weight};
 use crate::event::Micros;
 use crate::operators::hashing::{ByNumber, hash};
 use crate::schema::Window;
@@ -22,7 +22,7 @@ use crate::schema::window::{FAST_COUNTS, Top, true_only};
 pub type Counts = [i64; FAST_COUNTS];
 
 /// Groups by their numbers, ordered by their columns, with their counts.
-pub type Counted = Vec<(u32, Counts)>;
+pub type GroupCounts = Vec<(u32, Counts)>;
 
 #[derive(Debug, Clone)]
 struct Group {
@@ -52,7 +52,7 @@ struct Running {
     top: Option<Top>,
 }
 
-pub struct Counting {
+pub struct CountAggregator {
     converter: Arc<RowConverter>,
     fields: Vec<Field>,
     top: Option<Top>,
@@ -119,7 +119,7 @@ impl Running {
 
     /// The groups whose rows can be among the first: down to the count of the last of them, of
     /// equal ones all, or the least by their bytes where nothing else orders them.
-    fn first(&self, top: Top, slots: &[Group]) -> Counted {
+    fn first(&self, top: Top, slots: &[Group]) -> GroupCounts {
         let mut found: Vec<u32> = Vec::new();
         for level in self.levels.values().rev() {
             let room = top.rows - found.len();
@@ -143,7 +143,7 @@ impl Running {
     }
 }
 
-impl Counting {
+impl CountAggregator {
     pub fn new(window: &Window) -> Self {
         let others = |n: &usize| *n != window.start_at && *n != window.end_at;
         let fields: Vec<Field> = (0..window.groups.len())
@@ -310,13 +310,13 @@ impl Counting {
     }
 
     /// Results that are remembered keep the numbers of their groups.
-    pub fn hold(&mut self, counted: &Counted) {
+    pub fn hold(&mut self, counted: &GroupCounts) {
         counted
             .iter()
             .for_each(|(g, _)| self.slots[*g as usize].users += 1);
     }
 
-    pub fn release(&mut self, counted: &Counted) {
+    pub fn release(&mut self, counted: &GroupCounts) {
         counted.iter().for_each(|(g, _)| self.lose(*g));
     }
 
@@ -356,9 +356,9 @@ impl Counting {
 
     /// The groups of some panes together, in the order of their columns. `slides`: the same is
     /// asked a little later again and again.
-    pub fn rows(&mut self, which: &Which<'_>, slides: bool) -> Counted {
+    pub fn rows(&mut self, which: &PaneSelection<'_>, slides: bool) -> GroupCounts {
         let mut found = match which {
-            Which::Range(from, to) if slides => self.slide(*from, *to),
+            PaneSelection::Range(from, to) if slides => self.slide(*from, *to),
             which => self.sum(which),
         };
         found.sort_unstable_by(|a, b| {
@@ -370,7 +370,7 @@ impl Counting {
     }
 
     /// As [`Self::rows`], for a look that changes nothing.
-    pub fn look(&self, which: &Which<'_>) -> Counted {
+    pub fn look(&self, which: &PaneSelection<'_>) -> GroupCounts {
         let mut found = self.sum(which);
         found.sort_unstable_by(|a, b| {
             self.slots[a.0 as usize]
@@ -380,10 +380,12 @@ impl Counting {
         found
     }
 
-    fn sum(&self, which: &Which<'_>) -> Counted {
+    fn sum(&self, which: &PaneSelection<'_>) -> GroupCounts {
         let mut panes: Vec<&ByNumber<u32, Counts>> = match which {
-            Which::Range(from, to) => self.panes.range(*from..*to).map(|(_, pane)| pane).collect(),
-            Which::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
+            PaneSelection::Range(from, to) => {
+                self.panes.range(*from..*to).map(|(_, pane)| pane).collect()
+            }
+            PaneSelection::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
         };
         if panes.len() == 1 {
             return panes.remove(0).iter().map(|(g, c)| (*g, *c)).collect();
@@ -395,7 +397,7 @@ impl Counting {
         sums.into_iter().collect()
     }
 
-    fn slide(&mut self, from: Micros, to: Micros) -> Counted {
+    fn slide(&mut self, from: Micros, to: Micros) -> GroupCounts {
         let mut running = match self.running.take() {
             Some(running) if running.from <= from && from < running.to && running.to <= to => {
                 running
@@ -458,7 +460,7 @@ impl Counting {
     pub fn arrays(
         &self,
         window: &Window,
-        results: &[(Micros, Micros, &Counted)],
+        results: &[(Micros, Micros, &GroupCounts)],
     ) -> Result<Vec<ArrayRef>, String> {
         let rows = || {
             results

@@ -15,13 +15,13 @@ const MERGE_ROWS: usize = 512;
 
 /// Some rows in the order of their LSNs.
 #[derive(Debug, Clone)]
-pub enum Hot {
+pub enum UnflushedRows {
     Rows(RecordBatch),
     /// Rows of `raw`.
     Frame(RawFrame),
 }
 
-impl Hot {
+impl UnflushedRows {
     pub fn rows(&self) -> usize {
         match self {
             Self::Rows(batch) => batch.num_rows(),
@@ -56,9 +56,9 @@ impl Hot {
 
 /// Appends rows, merging small batches: each row is copied at most about log2(512) times.
 /// The first `sealed` parts stay as they are.
-pub fn push(parts: &mut Vec<Arc<Hot>>, rows: RecordBatch, sealed: usize) {
+pub fn push(parts: &mut Vec<Arc<UnflushedRows>>, rows: RecordBatch, sealed: usize) {
     let mut rows = rows;
-    while let Some(Hot::Rows(last)) = parts.last().map(AsRef::as_ref) {
+    while let Some(UnflushedRows::Rows(last)) = parts.last().map(AsRef::as_ref) {
         if parts.len() <= sealed
             || last.num_rows() > 2 * rows.num_rows()
             || last.num_rows() + rows.num_rows() > MERGE_ROWS
@@ -71,5 +71,5 @@ pub fn push(parts: &mut Vec<Arc<Hot>>, rows: RecordBatch, sealed: usize) {
         rows = merged;
         parts.pop();
     }
-    parts.push(Arc::new(Hot::Rows(rows)));
+    parts.push(Arc::new(UnflushedRows::Rows(rows)));
 }

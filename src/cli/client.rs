@@ -11,9 +11,9 @@ use crate::event::Lsn;
 use crate::query::Asker;
 use crate::query::encode::Format;
 use crate::runtime::RuntimeError;
-use crate::runtime::folder::{Address, Folder};
+use crate::runtime::data_dir::{Address, DataDir};
 use crate::runtime::offline::Offline;
-use crate::runtime::questions::Params;
+use crate::runtime::query_service::Params;
 use crate::server::FOLDER_KEY;
 
 /// How long a server may take to say that it is there.
@@ -25,7 +25,7 @@ const STARTS: Duration = Duration::from_secs(10);
 const TRY_EVERY: Duration = Duration::from_millis(50);
 
 /// Something that answers.
-pub struct Asked {
+pub struct QueryTarget {
     runtime: tokio::runtime::Runtime,
     place: Place,
     /// What brings in records that a stopped folder's views lack.
@@ -34,7 +34,7 @@ pub struct Asked {
 
 enum Place {
     Server(Server),
-    Folder(Box<Offline>),
+    DataDir(Box<Offline>),
 }
 
 impl Place {
@@ -48,9 +48,9 @@ impl Place {
                 return Ok(Self::Server(server));
             }
             match Offline::open(config, runtime.handle()) {
-                Ok(offline) => return Ok(Self::Folder(Box::new(offline))),
+                Ok(offline) => return Ok(Self::DataDir(Box::new(offline))),
                 Err(RuntimeError::InUse(reason)) => {
-                    if Folder::existing(&config.data).is_ok_and(|folder| folder.is_wanted()) {
+                    if DataDir::existing(&config.data).is_ok_and(|folder| folder.is_wanted()) {
                         gave_way = Some(Instant::now());
                     }
                     if begun.elapsed() >= GIVES_WAY
@@ -77,7 +77,7 @@ pub struct Server {
 impl Server {
     /// The server that works on this data folder, if one answers; a stale address is ignored.
     pub async fn find(config: &Config) -> Option<Self> {
-        let folder = Folder::existing(&config.data).ok()?;
+        let folder = DataDir::existing(&config.data).ok()?;
         let address: Address = folder.address()?;
         let mut client = reqwest::Client::builder()
             .no_proxy()
@@ -175,7 +175,7 @@ impl Server {
     }
 }
 
-impl Asked {
+impl QueryTarget {
     pub fn open(global: &Global) -> Result<Self, RuntimeError> {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
@@ -204,7 +204,7 @@ impl Asked {
     /// Asks `/api/v1/<what>`; of a window by the parameter `name`.
     pub fn ask(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
         match &self.place {
-            Place::Folder(offline) => {
+            Place::DataDir(offline) => {
                 let answers = &offline.answers;
                 let answer = self.runtime.block_on(async {
                     match what {
@@ -232,7 +232,7 @@ impl Asked {
     /// Runs SQL; the answer in this format's bytes (`json`, `ndjson`, `csv`).
     pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
         match &self.place {
-            Place::Folder(offline) => {
+            Place::DataDir(offline) => {
                 let answers = &offline.answers;
                 let answer = self
                     .runtime

@@ -10,13 +10,13 @@ use super::notes;
 use crate::clock::Clock;
 use crate::config::units::{parse_distance, parse_time};
 use crate::event::{is_place, rfc3339};
-use crate::query::count::{CountQuestion, count};
+use crate::query::count::{CountQuery, count};
 use crate::query::encode::Format;
-use crate::query::nearby::{NearbyQuestion, nearby};
-use crate::query::search::{SearchQuestion, Sort, search};
+use crate::query::nearby::{NearbyQuery, nearby};
+use crate::query::search::{SearchQuery, Sort, search};
 use crate::query::spool::{Spools, Whole};
 use crate::query::sql::{SqlAnswer, SqlEngine};
-use crate::query::windows::{WindowsQuestion, windows};
+use crate::query::windows::{WindowsQuery, windows};
 use crate::query::{Asker, Handles, QueryError};
 
 /// Waiting files that the status lists of a source; `weir.sources` has the others.
@@ -27,7 +27,7 @@ pub type Params = BTreeMap<String, String>;
 
 /// Answers questions from live or committed views.
 #[derive(Clone)]
-pub struct Answers {
+pub struct QueryService {
     pub handles: Handles,
     pub sql: Arc<SqlEngine>,
     pub clock: Arc<dyn Clock>,
@@ -114,7 +114,7 @@ fn parse_place(text: &str) -> Result<(f64, f64), String> {
     }
 }
 
-impl Answers {
+impl QueryService {
     fn reader<'a>(&self, params: &'a Params) -> Reader<'a> {
         Reader {
             params,
@@ -122,17 +122,17 @@ impl Answers {
         }
     }
 
-    /// `stream, type, by, from, to, repeats`
+    /// `stream, type, by, from, to, duplicates`
     pub async fn count(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
-        reader.known(&["stream", "type", "by", "from", "to", "repeats"])?;
-        let question = CountQuestion {
+        reader.known(&["stream", "type", "by", "from", "to", "duplicates"])?;
+        let question = CountQuery {
             stream: reader.text("stream"),
             kind: reader.text("type"),
             by: reader.text("by"),
             from: reader.time("from")?,
             to: reader.time("to")?,
-            repeats: reader.flag("repeats")?,
+            duplicates: reader.flag("duplicates")?,
         };
         count(
             &question,
@@ -150,7 +150,7 @@ impl Answers {
         reader.known(&[
             "q", "stream", "sort", "limit", "from", "to", "near", "within", "after",
         ])?;
-        let question = SearchQuestion {
+        let question = SearchQuery {
             stream: reader.text("stream"),
             text: reader.text("q").unwrap_or_default(),
             sort: reader
@@ -186,7 +186,7 @@ impl Answers {
                 .number(name)?
                 .ok_or_else(|| QueryError::Invalid(format!("the parameter `{name}` is missing")))
         };
-        let question = NearbyQuestion {
+        let question = NearbyQuery {
             stream: reader.text("stream"),
             lat: needed("lat")?,
             lon: needed("lon")?,
@@ -203,7 +203,7 @@ impl Answers {
     pub async fn windows(&self, params: &Params) -> Result<Whole, QueryError> {
         let reader = self.reader(params);
         reader.known(&["name", "from", "to", "limit"])?;
-        let question = WindowsQuestion {
+        let question = WindowsQuery {
             name: reader.text("name").unwrap_or_default(),
             from: reader.time("from")?,
             to: reader.time("to")?,
@@ -242,7 +242,7 @@ impl Answers {
     pub fn status(&self) -> Value {
         let progress = &self.handles.progress;
         let synced = progress.synced_lsn();
-        let views = self.handles.positions();
+        let views = self.handles.checkpoints();
         let streams: BTreeMap<String, Value> = progress
             .streams()
             .into_iter()
@@ -251,7 +251,7 @@ impl Answers {
                 let state = json!({
                     "watermark": s.watermark.map(rfc3339),
                     "events": t.events,
-                    "repeats": t.repeats,
+                    "duplicates": t.duplicates,
                     "late": t.late,
                     "dead_letters": t.dead_letters,
                 });

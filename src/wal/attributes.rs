@@ -10,7 +10,7 @@
 //! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position, u8 3 and, of a file that is read in order of event time, varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the position, u8 4 and, of a source of one file, varint: since when (ns since 1970) files that were rotated away from its path are its own |
 //! | 6 | cut records: per record varint index, varint original length |
 
-use super::record::DamagedFrame;
+use super::frame::DamagedFrame;
 
 /// A file that is read in order of event time: positions are ordinals in that order, which holds
 /// for this content alone.
@@ -112,10 +112,10 @@ impl FileIdentity {
 
 /// The `about` part of a frame, decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct About {
+pub struct FrameAttributes {
     /// One position per record, ascending; empty where the source has none.
-    pub positions: Vec<u64>,
-    pub next_position: Option<u64>,
+    pub offsets: Vec<u64>,
+    pub next_offset: Option<u64>,
     pub idempotency: Option<([u8; 32], String)>,
     /// Of a retry: per record, the dead letter that it brings back.
     pub retry_of: Vec<u64>,
@@ -124,19 +124,19 @@ pub struct About {
     pub cut: Vec<(u64, u64)>,
 }
 
-impl About {
-    pub fn encode(&self, first_position: u64) -> Vec<u8> {
+impl FrameAttributes {
+    pub fn encode(&self, first_offset: u64) -> Vec<u8> {
         let mut out = Vec::new();
-        if !self.positions.is_empty() {
-            let mut part = Vec::with_capacity(self.positions.len() * 2);
-            let mut before = first_position;
-            for position in &self.positions {
-                put_varint(&mut part, position.saturating_sub(before));
-                before = *position;
+        if !self.offsets.is_empty() {
+            let mut part = Vec::with_capacity(self.offsets.len() * 2);
+            let mut before = first_offset;
+            for offset in &self.offsets {
+                put_varint(&mut part, offset.saturating_sub(before));
+                before = *offset;
             }
             put_part(&mut out, 1, &part);
         }
-        if let Some(next) = self.next_position {
+        if let Some(next) = self.next_offset {
             put_numbers(&mut out, 2, &[next]);
         }
         if let Some((hash, key)) = &self.idempotency {
@@ -155,8 +155,8 @@ impl About {
         out
     }
 
-    pub fn decode(mut bytes: &[u8], first_position: u64) -> Result<Self, DamagedFrame> {
-        let mut about = Self::default();
+    pub fn decode(mut bytes: &[u8], first_offset: u64) -> Result<Self, DamagedFrame> {
+        let mut attributes = Self::default();
         while let Some((&tag, rest)) = bytes.split_first() {
             bytes = rest;
             let length = usize::try_from(take_varint(&mut bytes)?).map_err(|_| DamagedFrame)?;
@@ -164,27 +164,27 @@ impl About {
             bytes = rest;
             match tag {
                 1 => {
-                    let mut position = first_position;
+                    let mut offset = first_offset;
                     while !part.is_empty() {
-                        position = position.wrapping_add(take_varint(&mut part)?);
-                        about.positions.push(position);
+                        offset = offset.wrapping_add(take_varint(&mut part)?);
+                        attributes.offsets.push(offset);
                     }
                 }
-                2 => about.next_position = Some(take_varint(&mut part)?),
+                2 => attributes.next_offset = Some(take_varint(&mut part)?),
                 3 => {
                     let (hash, key) = part.split_first_chunk::<32>().ok_or(DamagedFrame)?;
                     let key = std::str::from_utf8(key).map_err(|_| DamagedFrame)?;
-                    about.idempotency = Some((*hash, key.to_owned()));
+                    attributes.idempotency = Some((*hash, key.to_owned()));
                 }
                 4 => {
                     while !part.is_empty() {
-                        about.retry_of.push(take_varint(&mut part)?);
+                        attributes.retry_of.push(take_varint(&mut part)?);
                     }
                 }
-                5 => about.file = Some(FileIdentity::decode(part)?),
+                5 => attributes.file = Some(FileIdentity::decode(part)?),
                 6 => {
                     while !part.is_empty() {
-                        about
+                        attributes
                             .cut
                             .push((take_varint(&mut part)?, take_varint(&mut part)?));
                     }
@@ -192,7 +192,7 @@ impl About {
                 _ => {}
             }
         }
-        Ok(about)
+        Ok(attributes)
     }
 }
 
@@ -257,10 +257,10 @@ mod tests {
             since in proptest::option::of(any::<u64>()),
             cut in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
         ) {
-            let positions = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
-            let about = About {
-                positions,
-                next_position: next,
+            let offsets = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
+            let attributes = FrameAttributes {
+                offsets,
+                next_offset: next,
                 idempotency: key.map(|k| ([7; 32], k)),
                 retry_of: next.map(|n| n / 2).into_iter().collect(),
                 file: file.map(|(inode, head, crc)| {
@@ -269,12 +269,12 @@ mod tests {
                 }),
                 cut,
             };
-            prop_assert_eq!(About::decode(&about.encode(first), first), Ok(about));
+            prop_assert_eq!(FrameAttributes::decode(&attributes.encode(first), first), Ok(attributes));
         }
 
         #[test]
         fn any_bytes_are_an_about_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = About::decode(&bytes, 0);
+            let _ = FrameAttributes::decode(&bytes, 0);
         }
     }
 }

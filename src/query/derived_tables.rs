@@ -74,7 +74,7 @@ pub fn window(
     open: Option<&Open>,
 ) -> Result<Arc<dyn TableProvider>> {
     let mut plan = stored_and_open(table, stored, open)?;
-    if window.def.late == Late::Amend {
+    if window.def.late == Late::Update {
         let known_by = window
             .keys
             .iter()
@@ -92,7 +92,7 @@ pub fn window(
             .window(vec![rank])?
             .filter(ident("rank_of_version").eq(lit(1_u64)))?;
     }
-    plan = plan.filter(ident("status").not_eq(lit("gone")))?;
+    plan = plan.filter(ident("status").not_eq(lit("retracted")))?;
     let own = window
         .schema
         .fields()

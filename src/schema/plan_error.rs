@@ -15,7 +15,7 @@ use crate::config::Location;
 
 /// What is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct PlanError {
     pub message: String,
     /// Where in the SQL's text, as far as that is known.
     pub at: Option<Location>,
@@ -23,7 +23,7 @@ pub struct Refusal {
     words: Vec<String>,
 }
 
-impl From<String> for Refusal {
+impl From<String> for PlanError {
     fn from(message: String) -> Self {
         Self {
             message,
@@ -33,20 +33,20 @@ impl From<String> for Refusal {
     }
 }
 
-impl From<&str> for Refusal {
+impl From<&str> for PlanError {
     fn from(message: &str) -> Self {
         message.to_owned().into()
     }
 }
 
 /// The planner's message without its internals.
-impl From<DataFusionError> for Refusal {
+impl From<DataFusionError> for PlanError {
     fn from(error: DataFusionError) -> Self {
         Self::of(&error)
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.at {
             Some(Location { line, column }) => {
@@ -57,7 +57,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Refusal {
+impl PlanError {
     /// Where the first of these words stands.
     pub fn about(words: &[&str], message: impl Into<String>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
