@@ -1,5 +1,5 @@
 //! Bytes as people have them → records: pretty-printed files, arrays of any size, envelopes, what
-//! lies beside records, standard input.
+//! is next to records, standard input.
 
 use std::io::Write;
 use std::process::{Child, Stdio};
@@ -129,10 +129,10 @@ fn a_damaged_record_is_one_dead_letter() {
     bench.once();
     let found: Vec<u64> = stored(&bench).into_iter().map(|(n, _)| n).collect();
     assert_eq!(found, [1, 2, 3, 4, 5, 6]);
-    let dead =
-        bench.rows("select length(bytes) as kept, reason from dead_letters order by length(bytes)");
+    let dead = bench
+        .rows("select length(bytes) as stored, reason from dead_letters order by length(bytes)");
     assert_eq!(dead.len(), 3, "{dead:?}");
-    assert_eq!(dead[2]["kept"], 1024);
+    assert_eq!(dead[2]["stored"], 1024);
     assert!(
         dead[2]["reason"].as_str().expect("text").contains("10015"),
         "{}",
@@ -213,8 +213,8 @@ fn a_line_without_an_end_on_standard_input_is_one_dead_letter() {
     assert!(child.wait().expect("it ends").success());
     assert!(peak.is_none_or(|kib| kib < 400 << 10), "{peak:?} KiB");
     assert_eq!(stored(&bench), [(1, (400 << 20) + 1)]);
-    let dead = bench.rows("select length(bytes) as kept, reason from dead_letters");
-    assert_eq!((dead.len(), &dead[0]["kept"]), (1, &json!(1024)));
+    let dead = bench.rows("select length(bytes) as stored, reason from dead_letters");
+    assert_eq!((dead.len(), &dead[0]["stored"]), (1, &json!(1024)));
     assert!(
         dead[0]["reason"]
             .as_str()

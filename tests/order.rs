@@ -1,5 +1,5 @@
 //! `order = "event_time"`: a file in any order gives what the same file sorted by hand gives,
-//! whatever happens meanwhile.
+//! whatever happens in between.
 
 use std::process::Stdio;
 use std::time::Duration;

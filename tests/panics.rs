@@ -1,4 +1,4 @@
-//! A thread that panics ends the process with its name, or goes on; nobody waits for it for ever.
+//! A thread that panics ends the process with its name, or recovers; nothing waits for it without a limit.
 //! `WEIR_TEST_PANIC` names the thread, in debug builds.
 
 use std::fs::File;
@@ -67,10 +67,10 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
         bench.write("in.ndjson", &ndjson(&all));
         let (code, errors) = run(&bench, arguments, thread);
         assert_eq!(code, Some(1), "{arguments:?}, {thread}: {errors}");
-        let told = errors.lines().any(|line| {
+        let is_reported = errors.lines().any(|line| {
             line.starts_with("weir: ") && line.contains(&format!("the thread `{thread}` panicked"))
         });
-        assert!(told, "{arguments:?}, {thread}: {errors}");
+        assert!(is_reported, "{arguments:?}, {thread}: {errors}");
         bench.once();
         assert_eq!(
             bench.number("select count(*) from raw where kind = 'record'"),

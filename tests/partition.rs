@@ -81,7 +81,7 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     readings(&bench, 40..80);
     let output = bench.output(&["run", "--once"]);
     assert!(output.status.success(), "{}", said(&output));
-    // It is told, and the tables go on as they are.
+    // It is reported, and the tables stay as they are.
     for text in [
         said(&output),
         said(&bench.output(&["check"])),
@@ -113,7 +113,7 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     bench.once();
     assert_eq!(bench.number("select count(*) from s"), 100);
     assert_eq!(bench.number("select count(distinct day) from s"), 5);
-    // Another way, beside a server that runs.
+    // The other partitioning, while a server runs.
     configure(&bench, "hour");
     let mut server = bench
         .command(&["run", "-q"])

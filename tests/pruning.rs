@@ -263,26 +263,7 @@ impl Tables {
         };
         let table = LakeTable::open(spec.clone(), log, runtime.handle().clone(), true);
         let table = Arc::new(table.expect("opens").expect("writable"));
-        let mut batches: Vec<RecordBatch> = (0..4)
-            .map(|n| rows(&spec.schema, n * FILE_ROWS, FILE_ROWS, numbers))
-            .collect();
-        let classes = [Class::Recent, Class::Recent, Class::Old, Class::Recent];
-        let files = batches.iter().zip(classes).enumerate();
-        let add = files
-            .map(|(n, (rows, class))| write(&spec, &format!("{}-{n}", class.name()), class, rows));
-        let change = Change {
-            add: add.collect(),
-            data_change: true,
-            ..Change::default()
-        };
-        table.commit(&change, &[]).expect("committed");
-        batches.push(rows(&spec.schema, 4 * FILE_ROWS, HOT_ROWS, numbers));
-        table.push(
-            Some(UnflushedRows::Rows(batches[4].clone())),
-            None,
-            5_000,
-            None,
-        );
+        let batches = Self::fill(&table, &spec, numbers);
         let handles = Handles {
             catalog: Arc::new(Catalog::default()),
             lake: lake.clone(),
@@ -302,9 +283,45 @@ impl Tables {
         };
         let engine =
             SqlEngine::new(&lake, &folder.path().join("spill"), limits).expect("an engine");
+        Self {
+            runtime,
+            engine,
+            handles,
+            plain: Self::in_memory(&table, &spec, &batches),
+            _folder: folder,
+        }
+    }
+
+    /// Four files in the table and rows that no file has; returns all of them.
+    fn fill(table: &LakeTable, spec: &TableSpec, numbers: &mut Numbers) -> Vec<RecordBatch> {
+        let mut batches: Vec<RecordBatch> = (0..4)
+            .map(|n| rows(&spec.schema, n * FILE_ROWS, FILE_ROWS, numbers))
+            .collect();
+        let classes = [Class::Recent, Class::Recent, Class::Old, Class::Recent];
+        let files = batches.iter().zip(classes).enumerate();
+        let add = files
+            .map(|(n, (rows, class))| write(spec, &format!("{}-{n}", class.name()), class, rows));
+        let change = Change {
+            add: add.collect(),
+            data_change: true,
+            ..Change::default()
+        };
+        table.commit(&change, &[]).expect("committed");
+        batches.push(rows(&spec.schema, 4 * FILE_ROWS, HOT_ROWS, numbers));
+        table.push(
+            Some(UnflushedRows::Rows(batches[4].clone())),
+            None,
+            5_000,
+            None,
+        );
+        batches
+    }
+
+    /// The same rows in a table of DataFusion's own.
+    fn in_memory(table: &LakeTable, spec: &TableSpec, batches: &[RecordBatch]) -> SessionContext {
         let whole = batches
             .iter()
-            .map(|rows| with_partition_columns(&spec, rows, &table.full_schema));
+            .map(|rows| with_partition_columns(spec, rows, &table.full_schema));
         let whole = whole
             .collect::<Result<Vec<_>, _>>()
             .expect("partition columns");
@@ -315,13 +332,7 @@ impl Tables {
         plain
             .register_table("t", Arc::new(memory))
             .expect("registered");
-        Self {
-            runtime,
-            engine,
-            handles,
-            plain,
-            _folder: folder,
-        }
+        plain
     }
 
     fn ask(&self, sql: &str) -> SqlAnswer {
@@ -394,10 +405,17 @@ fn leaf(numbers: &mut Numbers) -> String {
         ]),
     );
     let column = one(&["double", "single"]);
+    let words = [kind.as_str(), &compare, &float, &text, &column];
+    condition(words, numbers)
+}
+
+/// The condition of this kind, from its parts: kind, comparison, a floating-point number, a text, and
+/// a floating-point column.
+fn condition([kind, compare, float, text, column]: [&str; 5], numbers: &mut Numbers) -> String {
     let n = numbers.below(1_500) as i64;
     let micros = START + numbers.below(3_900) as i64 * 1_000_000;
     let pick = numbers.below(8);
-    match (kind.as_str(), pick) {
+    match (kind, pick) {
         ("number", 0) => format!("number in ({n}, {}, 0, null)", n + 5),
         ("number", 1) => format!("number between {n} and {}", n + 40),
         ("number", 2) => format!("number + 1 {compare} {n}"),

@@ -1,4 +1,4 @@
-//! The main job on files: made records and, where there are recordings, those.
+//! The main job on files: generated records and, where there are any, recordings.
 
 use std::io::Write;
 

@@ -73,7 +73,7 @@ fn latest<'a>(
 
 #[test]
 fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
-    // Often committed, so that buckets are written anew many times.
+    // Committed often, so that buckets are rewritten many times.
     let bench = Bench::new(&OFTEN.replace("lake_recent = \"40ms\"", "lake_recent = \"300ms\""));
     let generated = weir()
         .args(["generate", "--count", "8000", "--seed", "5"])
@@ -100,47 +100,15 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
             fields.iter().map(|f| part[*f].clone()).collect(),
         )]
     };
-    let tables: [(&str, &[&str], BTreeMap<String, Value>); 4] = [
-        (
-            "latest",
-            &["rsvp_id", "response", "guests"],
-            latest(&records, |r| {
-                one(r, "", "rsvp_id", &["rsvp_id", "response", "guests"])
-            }),
-        ),
-        (
-            "members",
-            &["member_id", "member_name", "photo"],
-            latest(&records, |r| {
-                one(
-                    r,
-                    "member",
-                    "member_id",
-                    &["member_id", "member_name", "photo"],
-                )
-            }),
-        ),
-        (
-            "events",
-            &["event_id", "event_name", "event_url"],
-            latest(&records, |r| {
-                one(
-                    r,
-                    "event",
-                    "event_id",
-                    &["event_id", "event_name", "event_url"],
-                )
-            }),
-        ),
-        (
-            "venues",
-            &["venue_id", "venue_name"],
-            latest(&records, |r| {
-                one(r, "venue", "venue_id", &["venue_id", "venue_name"])
-            }),
-        ),
+    /// Tables, the object of a record that holds their fields, and these, the key first.
+    const TABLES: [(&str, &str, &[&str]); 4] = [
+        ("latest", "", &["rsvp_id", "response", "guests"]),
+        ("members", "member", &["member_id", "member_name", "photo"]),
+        ("events", "event", &["event_id", "event_name", "event_url"]),
+        ("venues", "venue", &["venue_id", "venue_name"]),
     ];
-    for (table, fields, want) in &tables {
+    for (table, object, fields) in TABLES {
+        let want = latest(&records, |r| one(r, object, fields[0], fields));
         let shown = |rows: &[Value]| -> BTreeMap<String, Value> {
             rows.iter()
                 .map(|r| {
@@ -153,17 +121,17 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
         };
         let found = bench.rows(&format!("select * from rsvps.{table}"));
         assert_eq!(found.len(), want.len(), "{table}: unique keys");
-        assert_eq!(shown(&found), *want, "{table}");
+        assert_eq!(shown(&found), want, "{table}");
         let stored = read_delta(&bench.path(&format!("data/lake/rsvps.{table}")));
         assert_eq!(stored.len(), want.len(), "{table}: unique in its files");
-        assert_eq!(shown(&stored), *want, "{table}: its files");
+        assert_eq!(shown(&stored), want, "{table}: its files");
     }
     lists_are_gone_through(&bench, &records);
     keys_resolve(&bench);
 }
 
-/// Each topic has the name that the record with the greatest mtime tells, whichever other topics it
-/// tells beside it.
+/// Each topic has the name in the record with the greatest mtime, whichever other topics that record
+/// lists.
 fn topics_are_latest(bench: &Bench, records: &[Value]) {
     let want = latest(records, |r| {
         let topics = r["group"]["group_topics"].as_array().expect("topics");
@@ -226,7 +194,7 @@ fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
 
 #[test]
 fn so_it_is_where_there_are_more_keys_than_are_remembered() {
-    // FrameAttributes 20,000 topics, of which 16,384 are remembered and a fifth are told by several groups.
+    // 20,000 topics, of which 16,384 are remembered; a fifth of them is sent by several groups.
     let bench = Bench::new("");
     let all = told_to_and_fro(2_500, 500, 50, 60_000);
     for end in [1_200, 2_500] {
@@ -254,7 +222,7 @@ fn lists_are_gone_through(bench: &Bench, records: &[Value]) {
     );
 }
 
-/// Every foreign key resolves, and no row is made of nulls.
+/// Every foreign key resolves, and no row has only nulls.
 fn keys_resolve(bench: &Bench) {
     for (from, column, to) in [
         ("latest", "event_id", "events"),
@@ -312,7 +280,7 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
     wait_until("they are dead letters", || {
         bench.number("select count(*) from dead_letters") == 400
     });
-    // Nothing was mended: nothing comes back.
+    // Nothing was fixed: no dead letter succeeds.
     let answer = post(&server, "/api/v1/dead-letters/retry", "{}");
     assert_eq!(answer["retried"], 0, "{answer}");
     assert_eq!(answer["still_refused"]["value > 0"], 400);
@@ -350,7 +318,7 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
     let again = bench.ask(&["dead-letters", "retry"]);
     assert_eq!(again["retried"], 0, "{again}");
     check(&bench);
-    // Made anew under the mended rule, each is there once: where it came first, and not where it
+    // Rebuilt under the fixed rule, each exists once: where it came first, and not where it
     // came back.
     let output = bench.output(&["rebuild", "readings", "readings.sessions"]);
     assert!(
@@ -436,6 +404,32 @@ fn a_session_closes_in_silence() {
     assert!(ticks() <= before + 1);
 }
 
+/// Missing, malformed and reversed parameters are refused in that API's own words.
+fn check_refused_parameters(server: &Server) {
+    let get = |path: &str| server.get(&format!("/getsocial/events/{path}"));
+    for wrong in [
+        "count/?event_type=login&start_time=x&end_time=2",
+        "count/?event_type=%20&start_time=1&end_time=2",
+        "count/?start_time=1&end_time=2",
+        "getallevents/?start_time=1",
+    ] {
+        let (status, answer) = get(wrong);
+        assert_eq!(status, 400, "{wrong}");
+        assert_eq!(
+            answer["reason"],
+            "Event Type / Start time / End time is missing /invalid. please check input parameters again"
+        );
+    }
+    let (status, answer) = get("getallevents/?start_time=5&end_time=4");
+    assert_eq!(
+        (status, &answer["reason"]),
+        (
+            400,
+            &json!("Start time must be less than end time. Please check input params")
+        )
+    );
+}
+
 #[test]
 fn the_older_api_answers_as_its_clients_expect() {
     let bench = Bench::new("");
@@ -470,27 +464,7 @@ fn the_older_api_answers_as_its_clients_expect() {
             .as_i64()
             .is_some_and(|t| t > 1_600_000_000_000)
     );
-    for wrong in [
-        "count/?event_type=login&start_time=x&end_time=2",
-        "count/?event_type=%20&start_time=1&end_time=2",
-        "count/?start_time=1&end_time=2",
-        "getallevents/?start_time=1",
-    ] {
-        let (status, answer) = get(wrong);
-        assert_eq!(status, 400, "{wrong}");
-        assert_eq!(
-            answer["reason"],
-            "Event Type / Start time / End time is missing /invalid. please check input parameters again"
-        );
-    }
-    let (status, answer) = get("getallevents/?start_time=5&end_time=4");
-    assert_eq!(
-        (status, &answer["reason"]),
-        (
-            400,
-            &json!("Start time must be less than end time. Please check input params")
-        )
-    );
+    check_refused_parameters(&server);
     let (_, answer) = get("getallevents/?start_time=1465552100&end_time=1465552101");
     let events = answer["result"].as_array().expect("events");
     assert_eq!(events.len(), 3);

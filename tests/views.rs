@@ -79,6 +79,17 @@ fn output(n: u64) -> Output {
     }
 }
 
+/// Each of so many snapshots has every applied row in a file or in memory, once.
+fn check_snapshots(table: &LakeTable, count: usize) {
+    for n in 0..count {
+        let state = table.snapshot();
+        let files: u64 = state.files.iter().map(|f| f.rows).sum();
+        let unflushed = state.recent.iter().chain(&state.old);
+        let unflushed: usize = unflushed.map(|h| h.rows()).sum();
+        assert_eq!(files + unflushed as u64, state.applied, "snapshot {n}");
+    }
+}
+
 #[test]
 fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_once() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -109,19 +120,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let readers: Vec<_> = (0..2)
         .map(|_| {
             let table = table.clone();
-            std::thread::spawn(move || {
-                for n in 0..150_000 {
-                    let state = table.snapshot();
-                    let files: u64 = state.files.iter().map(|f| f.rows).sum();
-                    let hot: usize = state
-                        .recent
-                        .iter()
-                        .chain(&state.old)
-                        .map(|h| h.rows())
-                        .sum();
-                    assert_eq!(files + hot as u64, state.applied, "snapshot {n}");
-                }
-            })
+            std::thread::spawn(move || check_snapshots(&table, 150_000))
         })
         .collect();
     let (merging, stop) = (table.clone(), is_over.clone());
@@ -147,7 +146,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     is_over.store(true, Ordering::Release);
     assert!(
         compactor.join().expect("it ends") > 0,
-        "something was merged meanwhile"
+        "something was merged"
     );
     view.commit(true).expect("committed");
     drop((view, table));
@@ -249,25 +248,41 @@ retention = "20d"
 watermark = { max_ahead = "1000d" }
 "#;
 
-#[test]
-fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
-    let start = 1_465_520_400_000_000;
-    let mut numbers = Numbers(5);
-    // Forty days, a record in about a quarter of an hour, some of them days late.
-    let events: Vec<(i64, String)> = (0..4_000)
+const CALLS_START: i64 = 1_465_520_400_000_000;
+
+/// Times and groups over forty days: a record about every quarter of an hour, some days late.
+fn calls(numbers: &mut Numbers) -> Vec<(i64, String)> {
+    (0..4_000)
         .map(|n| {
-            let late = if numbers.below(9) == 0 {
+            let is_late = numbers.below(9) == 0;
+            let late = if is_late {
                 numbers.below(3 * 1_440) as i64
             } else {
                 0
             };
-            let time = start + (n * 15 + numbers.below(20) as i64 - late) * MINUTE;
-            (
-                time,
-                format!("k{}\u{1f}r{}", numbers.below(3), numbers.below(7)),
-            )
+            let time = CALLS_START + (n * 15 + numbers.below(20) as i64 - late) * MINUTE;
+            let group = format!("k{}\u{1f}r{}", numbers.below(3), numbers.below(7));
+            (time, group)
         })
-        .collect();
+        .collect()
+}
+
+/// Counts of the events within a range, by group.
+type GroupCounts = std::collections::HashMap<Arc<str>, Count>;
+
+fn recount(accepted: &[&(i64, String)], range: std::ops::Range<i64>) -> GroupCounts {
+    let mut counts = GroupCounts::default();
+    for (_, group) in accepted.iter().filter(|(time, _)| range.contains(time)) {
+        let count = counts.entry(group.as_str().into()).or_default();
+        count.add(Count { acts: 1, all: 1 });
+    }
+    counts
+}
+
+#[test]
+fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
+    let mut numbers = Numbers(5);
+    let events = calls(&mut numbers);
     let texts: Vec<String> = events
         .iter()
         .map(|(time, group)| {
@@ -310,7 +325,7 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
         let floor = rows.floor.unwrap_or(i64::MIN / 2);
         for _ in 0..3 {
             let at = |numbers: &mut Numbers| {
-                start + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000
+                CALLS_START + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000
             };
             let (a, b) = (at(&mut numbers), at(&mut numbers));
             let (from, to) = if numbers.below(5) == 0 {
@@ -319,20 +334,12 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
                 (a.min(b), a.max(b))
             };
             let from = from.max(floor);
-            let mut found: std::collections::HashMap<Arc<str>, Count> = Default::default();
+            let mut found = GroupCounts::default();
             let lsn = counts.count(from, to, &mut |group, tally| {
                 found.entry(group.into()).or_default().add(tally);
             });
             assert_eq!(lsn.expect("an answer"), output.to);
-            let mut want: std::collections::HashMap<Arc<str>, Count> = Default::default();
-            for (_, group) in accepted
-                .iter()
-                .filter(|(time, _)| (from..to).contains(time))
-            {
-                want.entry(group.as_str().into())
-                    .or_default()
-                    .add(Count { acts: 1, all: 1 });
-            }
+            let want = recount(&accepted, from..to);
             assert_eq!(found, want, "frame {n}, {from}..{to}");
         }
     }
@@ -362,7 +369,7 @@ type Map = (
     std::collections::BTreeMap<String, std::collections::BTreeSet<(i64, String)>>,
 );
 
-/// Records, and a recount behind every fiftieth.
+/// Records, and a recount after every fiftieth.
 fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
     let start = 1_465_520_400_000;
     let (mut known, mut shows): Map = Default::default();
@@ -372,7 +379,7 @@ fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
         .map(|n| {
             // Old names come back now and then.
             let id = format!("v{}", if numbers.below(4) == 0 { numbers.below(300) as i64 } else { n / 10 });
-            // Some are late: older than every venue that is kept.
+            // Some are late: older than every retained venue.
             let late = if numbers.below(12) == 0 { 30 * 86_400_000 } else { 0 };
             let (at, rev) = (start + n * 600_000 - late, numbers.below(1_000) as i64);
             let has_place = numbers.below(5) > 0;
@@ -460,13 +467,13 @@ fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
                 .map(|(at, show)| (show.clone(), Some(-at)))
                 .collect()
         };
-        let told = |near: &Near| (near.id.clone(), (near.lat, near.lon), near.events.clone());
+        let shown = |near: &Near| (near.id.clone(), (near.lat, near.lon), near.events.clone());
         let want: Vec<_> = want
             .into_iter()
             .map(|(_, id, v)| (id.clone(), v.place, shows(id)))
             .collect();
         assert_eq!(
-            found.iter().map(told).collect::<Vec<_>>(),
+            found.iter().map(shown).collect::<Vec<_>>(),
             want,
             "frame {n}"
         );

@@ -25,7 +25,7 @@ watermark = { disorder = "5s", idle = "60s", max_ahead = "100d" }
 
 /// A record of a partition.
 #[derive(Debug, Clone)]
-struct Made {
+struct TestEvent {
     partition: usize,
     k: &'static str,
     t: i64,
@@ -35,7 +35,7 @@ struct Made {
 const START: i64 = 1_465_520_400_000;
 
 /// Two partitions that go forward, with disorder, lateness and gaps without a record.
-fn made(count: usize, seed: u64) -> Vec<Made> {
+fn generate(count: usize, seed: u64) -> Vec<TestEvent> {
     let mut numbers = Numbers(seed);
     let mut now = START;
     (0..count)
@@ -49,7 +49,7 @@ fn made(count: usize, seed: u64) -> Vec<Made> {
                 1 => numbers.below(14_000),
                 _ => numbers.below(4_000),
             };
-            Made {
+            TestEvent {
                 partition: numbers.below(2) as usize,
                 k: ["a", "b", "c", "d"][numbers.below(4) as usize],
                 t: now - late as i64,
@@ -59,8 +59,8 @@ fn made(count: usize, seed: u64) -> Vec<Made> {
         .collect()
 }
 
-/// The watermark before each record, and behind the last: the rule, word for word.
-fn watermarks(records: &[Made]) -> Vec<Option<i64>> {
+/// The watermark before each record and after the last, by the definition.
+fn watermarks(records: &[TestEvent]) -> Vec<Option<i64>> {
     let mut seen: [Vec<i64>; 2] = [Vec::new(), Vec::new()];
     let mut stream = None;
     let mut out = vec![None];
@@ -120,12 +120,12 @@ fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<
 type Tables = BTreeMap<String, Vec<String>>;
 
 fn collect(output: &weir::operators::Output, tables: &mut Tables) {
-    for made in &output.tables {
+    for rows in &output.tables {
         let lines =
-            to_ndjson(&made.batch.schema(), std::slice::from_ref(&made.batch)).expect("rows");
+            to_ndjson(&rows.batch.schema(), std::slice::from_ref(&rows.batch)).expect("rows");
         let lines = String::from_utf8(lines).expect("text");
         tables
-            .entry(made.table.to_string())
+            .entry(rows.table.to_string())
             .or_default()
             .extend(lines.lines().map(str::to_owned));
     }
@@ -135,7 +135,7 @@ fn collect(output: &weir::operators::Output, tables: &mut Tables) {
 /// closes everything if asked.
 fn run(
     catalog: &Arc<Catalog>,
-    records: &[Made],
+    records: &[TestEvent],
     seed: u64,
     largest: u64,
     is_final: bool,
@@ -179,7 +179,7 @@ fn run(
     tables
 }
 
-/// Of each window and group the latest version, without what is gone: (start, key) → the values
+/// The latest version of each window and group, without retracted ones: (start, key) → the values
 /// asked for.
 fn latest(rows: &[String], values: &[&str]) -> BTreeMap<(String, String), Vec<Value>> {
     let mut out: BTreeMap<(String, String), (i64, Vec<Value>, bool)> = BTreeMap::new();
@@ -238,7 +238,7 @@ fn time(ms: i64) -> String {
 
 /// What each window holds: records that came before its end and lateness had passed.
 fn brute_force(
-    records: &[Made],
+    records: &[TestEvent],
     slide: i64,
     size: i64,
     lateness: i64,
@@ -282,7 +282,7 @@ fn local_starts(zone: &str, from: i64, days: i64, hours: u32) -> Vec<i64> {
 
 /// Counts by window and key, each window some of the steps; by its start.
 fn local_brute_force(
-    records: &[Made],
+    records: &[TestEvent],
     starts: &[i64],
     steps: usize,
     lateness: i64,
@@ -303,9 +303,9 @@ fn local_brute_force(
     windows
 }
 
-/// A record every hour over ten days, now and then days late; not among the first, of which a
-/// partition's watermark is made.
-fn made_over_days(from: i64, seed: u64) -> Vec<Made> {
+/// A record every hour over ten days, now and then days late; not among the first, which
+/// initialise a partition's watermark.
+fn generate_over_days(from: i64, seed: u64) -> Vec<TestEvent> {
     let mut numbers = Numbers(seed);
     let mut now = from + 4 * 86_400 * SECOND;
     (0..200)
@@ -320,7 +320,7 @@ fn made_over_days(from: i64, seed: u64) -> Vec<Made> {
                 numbers.below(2) as usize,
                 ["a", "b"][numbers.below(2) as usize],
             );
-            Made {
+            TestEvent {
                 partition,
                 k,
                 t: now - late as i64,
@@ -329,6 +329,41 @@ fn made_over_days(from: i64, seed: u64) -> Vec<Made> {
         })
         .collect()
 }
+
+/// Calls without their time zone, hours from one start to the next, windows per event, `late`, and
+/// hours of lateness.
+const LOCAL_WINDOWS: [(&str, u32, usize, &str, i64); 6] = [
+    ("tumble(ev, event_time, interval '1 day'", 24, 1, "drop", 0),
+    (
+        "tumble(ev, event_time, interval '1 day'",
+        24,
+        1,
+        "update",
+        30,
+    ),
+    ("tumble(ev, event_time, interval '6 hours'", 6, 1, "drop", 3),
+    (
+        "hop(ev, event_time, interval '1 day', interval '3 days'",
+        24,
+        3,
+        "drop",
+        0,
+    ),
+    (
+        "hop(ev, event_time, interval '6 hours', interval '12 hours'",
+        6,
+        2,
+        "update",
+        30,
+    ),
+    (
+        "hop(ev, event_time, interval '1 day', interval '3 days'",
+        24,
+        3,
+        "update",
+        100,
+    ),
+];
 
 #[test]
 fn windows_of_local_time_are_those_of_brute_force() {
@@ -339,45 +374,14 @@ fn windows_of_local_time_are_those_of_brute_force() {
         ("Australia/Lord_Howe", 1_475_280_000_000),
     ] {
         let from = day - 8 * 86_400 * SECOND;
-        let records = made_over_days(from, 50);
-        for (call, hours, steps, late, lateness) in [
-            ("tumble(ev, event_time, interval '1 day'", 24, 1, "drop", 0),
-            (
-                "tumble(ev, event_time, interval '1 day'",
-                24,
-                1,
-                "update",
-                30,
-            ),
-            ("tumble(ev, event_time, interval '6 hours'", 6, 1, "drop", 3),
-            (
-                "hop(ev, event_time, interval '1 day', interval '3 days'",
-                24,
-                3,
-                "drop",
-                0,
-            ),
-            (
-                "hop(ev, event_time, interval '6 hours', interval '12 hours'",
-                6,
-                2,
-                "update",
-                30,
-            ),
-            (
-                "hop(ev, event_time, interval '1 day', interval '3 days'",
-                24,
-                3,
-                "update",
-                100,
-            ),
-        ] {
+        let records = generate_over_days(from, 50);
+        for (call, hours, steps, late, lateness) in LOCAL_WINDOWS {
             let starts = local_starts(zone, from - 3 * 86_400 * SECOND, 40, hours);
             let text = format!(
                 "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from {call}, '{zone}') group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"{lateness}h\"\n"
             );
             let catalog = catalog_of(&format!("{}{text}", STREAM.replace("100d", "1000d")));
-            let rows = is_the_same_however_cut(&catalog, &records, true);
+            let rows = check_any_split(&catalog, &records, true);
             let counts = local_brute_force(&records, &starts, steps, lateness * 3_600 * SECOND);
             let of = |start: i64| counts.get(&start).cloned().unwrap_or_default();
             if late == "update" && steps > 1 {
@@ -386,7 +390,7 @@ fn windows_of_local_time_are_those_of_brute_force() {
                 }
                 continue;
             }
-            // Of a sliding window, what the slide before says is not said again.
+            // A sliding window emits only what differs from the previous slide.
             let mut want = BTreeMap::new();
             for (before, start) in starts.iter().zip(&starts[1..]) {
                 if steps == 1 || of(*start) != of(*before) {
@@ -450,7 +454,7 @@ fn other_zone_data_begins_the_windows_of_zones_again() {
     );
 }
 
-fn is_the_same_however_cut(catalog: &Arc<Catalog>, records: &[Made], is_final: bool) -> Tables {
+fn check_any_split(catalog: &Arc<Catalog>, records: &[TestEvent], is_final: bool) -> Tables {
     let one_by_one = run(catalog, records, 1, 1, is_final);
     for (seed, largest) in [(2, 7), (3, 90)] {
         assert_eq!(
@@ -475,8 +479,8 @@ fn tumbling_counts_are_those_of_brute_force() {
             "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n, count(*) filter (where v > 0) as p from tumble(ev, event_time, interval '10 seconds') where v <> 7 group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"{lateness}s\"\n"
         ));
         for seed in 0..2 {
-            let records = made(600, 100 + seed);
-            let rows = is_the_same_however_cut(&catalog, &records, true);
+            let records = generate(600, 100 + seed);
+            let rows = check_any_split(&catalog, &records, true);
             let found = latest(&rows["w_versions"], &["n", "p"]);
             let mut want = BTreeMap::new();
             for (start, groups) in
@@ -494,7 +498,7 @@ fn tumbling_counts_are_those_of_brute_force() {
                 }
             }
             assert_eq!(found, want, "{late} {lateness} seed {seed}");
-            let is_late = |(record, watermark): (&Made, Option<i64>)| {
+            let is_late = |(record, watermark): (&TestEvent, Option<i64>)| {
                 let end = record.t.div_euclid(10 * SECOND) * 10 * SECOND + 10 * SECOND;
                 record.v != 7 && watermark.is_some_and(|w| end + lateness * SECOND <= w)
             };
@@ -520,8 +524,8 @@ fn amended_slides_are_those_of_brute_force() {
             "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3{having}\"\nlate = \"update\"\nallowed_lateness = \"20s\"\n"
         ));
         for seed in 0..2 {
-            let records = made(250, 900 + seed);
-            let rows = is_the_same_however_cut(&catalog, &records, true);
+            let records = generate(250, 900 + seed);
+            let rows = check_any_split(&catalog, &records, true);
             let counts = local_brute_force(&records, &starts, 3, 20 * SECOND);
             let wanted: Vec<_> = starts
                 .iter()
@@ -549,8 +553,8 @@ fn a_sliding_top_is_stored_when_it_changes() {
         "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from hop(ev, event_time, interval '1 second', interval '20 seconds') where v > 0 group by 1, 2, 3 order by n desc limit 2\"\n",
     );
     for seed in 0..3 {
-        let records = made(600, 200 + seed);
-        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let records = generate(600, 200 + seed);
+        let rows = check_any_split(&catalog, &records, true);
         let mut found: BTreeMap<String, Vec<(String, Value)>> = BTreeMap::new();
         let mut gone = BTreeSet::new();
         for row in &rows["w_versions"] {
@@ -606,8 +610,8 @@ fn every_kind_of_aggregate_runs_in_parts() {
          approx_percentile_cont(x, 0.5) as middle, first_value(v order by t, v) as first_v, stddev(x) as spread
          from hop(ev, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3 having count(*) > 1\"\"\"\nlate = \"update\"\nallowed_lateness = \"20s\"\n",
     );
-    let records = made(400, 300);
-    let rows = is_the_same_however_cut(&catalog, &records, true);
+    let records = generate(400, 300);
+    let rows = check_any_split(&catalog, &records, true);
     // A slide that says what the one before said is not stored.
     let found = latest(
         &rows["w_versions"],
@@ -676,8 +680,8 @@ fn session_windows_are_those_of_brute_force() {
         "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n, max(v) as high from session(ev, event_time, interval '3 seconds', k) group by 1, 2, 3\"\nallowed_lateness = \"300d\"\n",
     );
     for seed in 0..3 {
-        let records = made(400, 400 + seed);
-        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let records = generate(400, 400 + seed);
+        let rows = check_any_split(&catalog, &records, true);
         let found = latest(&rows["w_versions"], &["window_end", "n", "high"]);
         let mut want = BTreeMap::new();
         for k in ["a", "b", "c", "d"] {
@@ -707,8 +711,8 @@ fn a_window_over_a_window_takes_every_final_row_once() {
         let catalog = catalog(&format!(
             "[windows.small]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '2 seconds') group by 1, 2, 3\"\nlate = \"{late}\"\nallowed_lateness = \"7s\"\n[windows.large]\nsql = \"select window_start, window_end, k, sum(n) as total, count(*) as parts from tumble(small, window_start, interval '20 seconds') group by 1, 2, 3\"\n"
         ));
-        let records = made(600, 500);
-        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let records = generate(600, 500);
+        let rows = check_any_split(&catalog, &records, true);
         let found = latest(&rows["large_versions"], &["total", "parts"]);
         let mut want: BTreeMap<(String, String), (usize, usize)> = BTreeMap::new();
         for (start, groups) in brute_force(&records, 2 * SECOND, 2 * SECOND, 7 * SECOND) {
@@ -732,7 +736,7 @@ fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
     let open = catalog(
         "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n",
     );
-    let records = made(400, 600);
+    let records = generate(400, 600);
     let mut operators = Operators::new(open, 0);
     let mut stored = Tables::new();
     for record in &records {
@@ -778,7 +782,7 @@ fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
     let small = catalog(
         "[windows.w]\nsql = \"select window_start, window_end, t, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\nmax_groups = 20\n",
     );
-    let rows = is_the_same_however_cut(&small, &records, true);
+    let rows = check_any_split(&small, &records, true);
     let rows = &rows["w_versions"];
     assert!(rows.iter().any(|r| r.contains("abandoned")));
     assert!(sum(&mut rows.iter().map(String::as_str)) <= records.len() as u64);
@@ -800,7 +804,7 @@ fn what_a_window_holds_is_bounded_whatever_its_kind_and_its_values() {
         let catalog = catalog(&format!(
             "[windows.w]\nsql = \"select window_start, window_end, k, t, {select} from {from} group by 1, 2, 3, 4\"\nlate = \"{late}\"\nallowed_lateness = \"15s\"\nmax_groups = 25\n"
         ));
-        let rows = is_the_same_however_cut(&catalog, &made(250, 1_000), true);
+        let rows = check_any_split(&catalog, &generate(250, 1_000), true);
         if late == "drop" {
             assert!(
                 rows["w_versions"].iter().any(|r| r.contains("abandoned")),
@@ -812,7 +816,7 @@ fn what_a_window_holds_is_bounded_whatever_its_kind_and_its_values() {
     let catalog = catalog(
         "[windows.w]\nsql = \"select window_start, window_end, k, array_agg(repeat(k, 200)) as n from tumble(ev, event_time, interval '1 hour') group by 1, 2, 3\"\nmax_groups = 60\n",
     );
-    let rows = is_the_same_however_cut(&catalog, &made(400, 1_001), true);
+    let rows = check_any_split(&catalog, &generate(400, 1_001), true);
     assert!(rows["w_versions"].iter().any(|r| r.contains("abandoned")));
 }
 
@@ -868,7 +872,7 @@ fn sessions_open_and_close_as_their_five_cases_say() {
         events.iter().map(|e| e["n"].as_u64()).collect::<Vec<_>>(),
         [Some(2), Some(1), Some(1), Some(1)]
     );
-    // A second run goes on where the first one stood; its end closes everything.
+    // A second run resumes where the first one stopped; its end closes everything.
     let more = format!("{text}{}", visit("A", "proedit", 1_486_262_494));
     bench.write("in.ndjson", more.as_bytes());
     let output = bench.output(&["run", "--once", "--final"]);
@@ -888,8 +892,8 @@ fn sessions_are_those_of_their_definition_however_cut() {
     let text = "session = { key = \"k\", gap = \"4s\", opens = \"v > 35\", track = \"k\" }\n";
     let catalog = catalog(text);
     for seed in 0..3 {
-        let records = made(900, 700 + seed);
-        let tables = is_the_same_however_cut(&catalog, &records, true);
+        let records = generate(900, 700 + seed);
+        let tables = check_any_split(&catalog, &records, true);
         let mut found: Vec<(String, i64, i64, u64, String)> = tables["ev.sessions"]
             .iter()
             .map(|row| {
@@ -915,14 +919,14 @@ fn sessions_are_those_of_their_definition_however_cut() {
 #[test]
 fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
     let catalog = catalog("session = { key = \"t\", gap = \"1h\", max_open = 20 }\n");
-    let records = made(400, 900);
-    let tables = is_the_same_however_cut(&catalog, &records, true);
+    let records = generate(400, 900);
+    let tables = check_any_split(&catalog, &records, true);
     let rows: Vec<Value> = tables["ev.sessions"]
         .iter()
         .map(|row| serde_json::from_str(row).expect("JSON"))
         .collect();
     let ids: BTreeSet<String> = rows.iter().map(|r| r["session_id"].to_string()).collect();
-    assert_eq!(ids.len(), rows.len(), "each is told once");
+    assert_eq!(ids.len(), rows.len(), "each is reported once");
     assert_eq!(
         rows.iter()
             .map(|r| r["events"].as_u64().expect("a number"))
@@ -972,21 +976,21 @@ fn long_keys_of_sessions_are_kept_short_and_apart() {
 }
 
 /// Key, start, end, events, status of every session, by their definition, word for word.
-fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
+fn definition(records: &[TestEvent]) -> Vec<(String, i64, i64, u64, String)> {
     const GAP: i64 = 4 * SECOND;
     type Open = (i64, i64, u64);
     let mut open: BTreeMap<&str, Open> = BTreeMap::new();
     let mut ended: BTreeMap<&str, i64> = BTreeMap::new();
     let mut out = Vec::new();
-    let told = |key: &str, (start, end, events): Open, status: &str| {
+    let row = |key: &str, (start, end, events): Open, status: &str| {
         (key.to_owned(), start, end, events, status.to_owned())
     };
     let marks = watermarks(records);
     for (n, record) in records.iter().enumerate() {
-        let Made { k, t, v, .. } = *record;
+        let TestEvent { k, t, v, .. } = *record;
         let opens = v > 35;
         match open.get_mut(k) {
-            Some((start, _, _)) if t < *start - GAP => out.push(told(k, (t, t, 1), "late")),
+            Some((start, _, _)) if t < *start - GAP => out.push(row(k, (t, t, 1), "late")),
             Some(session) if !opens && t <= session.1 + GAP => {
                 *session = (session.0.min(t), session.1.max(t), session.2 + 1);
             }
@@ -996,13 +1000,13 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
                 } else {
                     "closed_on_open_event"
                 };
-                out.push(told(k, std::mem::replace(session, (t, t, 1)), status));
+                out.push(row(k, std::mem::replace(session, (t, t, 1)), status));
             }
             None => {
                 let is_over = marks[n].is_some_and(|w| t + GAP < w);
                 let is_for_closed = !opens && ended.get(k).is_some_and(|end| t <= end + GAP);
                 if is_over || is_for_closed {
-                    out.push(told(k, (t, t, 1), "late"));
+                    out.push(row(k, (t, t, 1), "late"));
                 } else {
                     open.insert(k, (t, t, 1));
                 }
@@ -1011,7 +1015,7 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
         if let Some(mark) = marks[n + 1] {
             for (k, session) in open.clone() {
                 if session.1 + GAP < mark {
-                    out.push(told(k, session, "closed_timeout"));
+                    out.push(row(k, session, "closed_timeout"));
                     ended.insert(k, session.1);
                     open.remove(k);
                 }
@@ -1020,7 +1024,7 @@ fn definition(records: &[Made]) -> Vec<(String, i64, i64, u64, String)> {
     }
     out.extend(
         open.into_iter()
-            .map(|(k, session)| told(k, session, "closed_timeout")),
+            .map(|(k, session)| row(k, session, "closed_timeout")),
     );
     out
 }
@@ -1031,9 +1035,9 @@ fn a_row_without_a_value_stops_nothing_and_is_counted() {
         let catalog = catalog(&format!(
             "[windows.w]\nsql = \"select window_start, window_end, k, {select} from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n"
         ));
-        let records = made(300, 800);
+        let records = generate(300, 800);
         assert!(records.iter().any(|r| r.v == 0), "some row divides by zero");
-        let rows = is_the_same_however_cut(&catalog, &records, true);
+        let rows = check_any_split(&catalog, &records, true);
         let found = latest(&rows["w_versions"], &["n"]);
         let mut want = BTreeMap::new();
         for (start, groups) in brute_force(&records, 10 * SECOND, 10 * SECOND, 0) {

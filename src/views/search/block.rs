@@ -21,7 +21,7 @@ const LEVEL: i32 = 1;
 /// Buffers begin at multiples of this: more would be zeros between the small buffers of a block.
 const ALIGNMENT: usize = 8;
 
-/// FrameAttributes how many bytes a row takes, on average of a batch.
+/// Approximately how many bytes a row takes, on average of a batch.
 pub fn row_bytes(batch: &RecordBatch) -> usize {
     let of = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
     batch.columns().iter().map(of).sum::<usize>() / batch.num_rows().max(1) + 1

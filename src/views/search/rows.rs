@@ -128,7 +128,7 @@ impl Rows {
         }
     }
 
-    /// FrameAttributes how many bytes one takes.
+    /// Approximately how many bytes one takes.
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
