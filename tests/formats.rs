@@ -26,10 +26,10 @@ fn record(n: usize) -> String {
 /// The numbers stored, in their order, with the offsets of their records.
 fn stored(bench: &Bench) -> Vec<(u64, u64)> {
     let rows = bench
-        .rows("select a.n, raw.position from a join raw on a.lsn = raw.lsn where raw.kind = 'record' order by a.n");
+        .rows("select a.n, raw.source_offset from a join raw on a.lsn = raw.lsn where raw.kind = 'record' order by a.n");
     let number = |value: &serde_json::Value| value.as_u64().expect("a number");
     rows.iter()
-        .map(|row| (number(&row["n"]), number(&row["position"])))
+        .map(|row| (number(&row["n"]), number(&row["source_offset"])))
         .collect()
 }
 
@@ -165,10 +165,10 @@ fn elements_of_a_member_are_records_and_reading_goes_on_among_them() {
         (0..3_010).collect::<Vec<u64>>()
     );
     let whole = text + &more;
-    for (n, position) in found {
+    for (n, offset) in found {
         assert!(
-            whole[position as usize..].starts_with(&record(n as usize)),
-            "{n} at {position}"
+            whole[offset as usize..].starts_with(&record(n as usize)),
+            "{n} at {offset}"
         );
     }
     assert_eq!(

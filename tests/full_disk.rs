@@ -151,9 +151,10 @@ fn after_a_kill_neither_readers_nor_the_start_need_room_outside_the_data_folder(
     let all = records(300, 8);
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
     let file = bench.path("data/state/rsvps.counts.redb");
-    // The key under which a commit stores its position.
-    let is_committed =
-        || std::fs::read(&file).is_ok_and(|bytes| bytes.windows(8).any(|part| part == b"position"));
+    // The key under which a commit stores its checkpoint.
+    let is_committed = || {
+        std::fs::read(&file).is_ok_and(|bytes| bytes.windows(10).any(|part| part == b"checkpoint"))
+    };
     wait_until("counts are committed", is_committed);
     server.kill();
     drop(server);

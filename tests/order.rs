@@ -44,7 +44,9 @@ fn windows(bench: &Bench) -> Vec<Value> {
 
 /// All of `raw`'s records, oldest first.
 fn stored(bench: &Bench) -> Vec<Value> {
-    bench.rows("select position, bytes from raw where kind = 'record' order by lsn limit 100000")
+    bench.rows(
+        "select source_offset, bytes from raw where kind = 'record' order by lsn limit 100000",
+    )
 }
 
 #[test]
@@ -100,7 +102,7 @@ fn quakes_that_are_newest_first_fill_the_windows_of_those_sorted_by_hand() {
     assert!(
         (0..)
             .zip(&sorted.3)
-            .all(|(ordinal, row)| row["position"] == json!(ordinal))
+            .all(|(ordinal, row)| row["source_offset"] == json!(ordinal))
     );
     // Without it, each says what would help.
     let unsorted = run("", &newest_first);
@@ -177,7 +179,7 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     let source = || -> Option<Value> {
         let output = bench.output(&[
             "sql",
-            "select state, reason, position from weir.sources where source = 'in'",
+            "select state, reason, source_offset from weir.sources where source = 'in'",
             "--output",
             "json",
         ]);

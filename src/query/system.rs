@@ -165,7 +165,7 @@ fn gaps(handles: &Handles) -> Columns {
 struct SourceRow {
     source: String,
     partition: String,
-    position: Option<u64>,
+    source_offset: Option<u64>,
     received_at: Option<Micros>,
     state: &'static str,
     reason: Option<String>,
@@ -173,9 +173,9 @@ struct SourceRow {
 
 fn sources(handles: &Handles) -> Columns {
     let rows = source_rows(&handles.progress.partitions(), &handles.progress.sources());
-    let position = rows
+    let source_offset = rows
         .iter()
-        .map(|r| r.position.map(|p| p as i64))
+        .map(|r| r.source_offset.map(|p| p as i64))
         .collect::<Int64Array>();
     let received = rows
         .iter()
@@ -185,7 +185,7 @@ fn sources(handles: &Handles) -> Columns {
     vec![
         ("source", text(rows.iter().map(|r| r.source.clone()))),
         ("partition", text(rows.iter().map(|r| r.partition.clone()))),
-        ("position", Arc::new(position)),
+        ("source_offset", Arc::new(source_offset)),
         ("received_at", Arc::new(received)),
         ("state", text(rows.iter().map(|r| r.state.to_owned()))),
         (
@@ -221,7 +221,7 @@ fn source_rows(
         rows.push(SourceRow {
             source: source.clone(),
             partition: partition.clone(),
-            position: Some(read.next_offset),
+            source_offset: Some(read.next_offset),
             received_at: Some(read.received_at),
             state,
             reason,
@@ -245,11 +245,11 @@ fn source_rows(
             .map(|(path, why)| (path.clone(), Some(why.clone()), SourceState::Waiting));
         for (partition, reason, state) in std::iter::once(whole).chain(parts) {
             if !is_there(&rows, &partition) {
-                let (position, received_at, state) = (None, None, state.name());
+                let (source_offset, received_at, state) = (None, None, state.name());
                 rows.push(SourceRow {
                     source: source.clone(),
                     partition,
-                    position,
+                    source_offset,
                     received_at,
                     state,
                     reason,

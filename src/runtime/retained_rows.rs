@@ -151,7 +151,7 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<ReplayFram
     let mut records = RecordsBuilder::default();
     records.push(column::<BinaryArray>(row, "bytes")?.value(0));
     let records = records.finish();
-    let offset = column::<Int64Array>(row, "offset")?;
+    let offset = column::<Int64Array>(row, "source_offset")?;
     let attributes = FrameAttributes {
         offsets: offset
             .is_valid(0)

@@ -16,7 +16,7 @@ use crate::event::Lsn;
 use crate::storage::sync_folder;
 
 /// The file's format.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 /// Memory of a file that a copy is written into.
 const COPY_CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");

@@ -102,7 +102,7 @@ impl<'a> Rows<'a> {
                 text("kind")?,
                 text("attributes")?,
             ],
-            offset: column(batch, "offset")?,
+            offset: column(batch, "source_offset")?,
             bytes: column(batch, "bytes")?,
         })
     }

@@ -29,7 +29,7 @@ use crate::storage::{create_folders, damage, sync_folder};
 use crate::views::{VERIFIED_BYTES, ViewError, derived_damage, rebuild_hint};
 
 /// Version of the payload and of the fields' layout.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Files of an index that name its others.
 const META: &str = "meta.json";
