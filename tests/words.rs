@@ -121,9 +121,9 @@ fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_wor
     for (now, before, named) in [
         ("weir_2".to_owned(), "weir_1".to_owned(), "weir_1"),
         (
+            format!("{format}4"),
             format!("{format}3"),
-            format!("{format}2"),
-            "older search format 2",
+            "older search format 3",
         ),
     ] {
         let bench = bench(&["a word"]);
