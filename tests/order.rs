@@ -9,13 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records, wait_until};
 
 const SOURCE: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\nstream = \"quakes\"\n";
-const QUAKES: &str = r#"
-[streams.quakes]
-schema = "properties struct<mag double, place varchar, time bigint> not null"
-select = "select to_timestamp_millis(properties['time']) as event_time, properties['mag'] as mag, properties['place'] as place from quakes"
-[windows.daily]
-sql = "select window_start, window_end, count(*) as n, max(mag) as greatest from tumble(quakes, event_time, interval '1 day') group by window_start, window_end"
-"#;
+const QUAKES: &str = include_str!("../testdata/quakes.toml");
 
 /// A month of quakes in one GeoJSON document, the newest first.
 fn quakes() -> Vec<Value> {

@@ -251,16 +251,7 @@ fn post(server: &Server, path: &str, body: &str) -> Value {
     answer
 }
 
-const READINGS: &str = r#"
-[server]
-http = "127.0.0.1:0"
-[streams.readings]
-schema = "id varchar not null, at timestamp not null, value double"
-select = "select at as event_time, id, value from readings"
-require = ["value > 0"]
-watermark = { disorder = "1s" }
-session = { key = "id", gap = "1s" }
-"#;
+const READINGS: &str = include_str!("../testdata/readings.toml");
 
 #[test]
 fn dead_letters_come_back_once_when_their_rule_is_mended() {

@@ -239,14 +239,7 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
 const MINUTE: i64 = 60_000_000;
 const ORIGIN: LogIdentity = LogIdentity { log: 1, zero: 0 };
 
-const CALLS: &str = r#"
-[streams.calls]
-schema = "at bigint, kind varchar, region varchar"
-select = "select to_timestamp_millis(at) as event_time, kind, region from calls"
-count = { type = "kind", by = ["region"] }
-retention = "20d"
-watermark = { max_ahead = "1000d" }
-"#;
+const CALLS: &str = include_str!("../testdata/calls.toml");
 
 const CALLS_START: i64 = 1_465_520_400_000_000;
 
@@ -345,14 +338,7 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
     }
 }
 
-const SHOWS: &str = r#"
-[streams.shows]
-schema = "id varchar, at bigint, rev bigint, name varchar, lat double, lon double, show varchar"
-select = "select to_timestamp_millis(at) as event_time, id, rev, name, lat, lon, show, to_timestamp_millis(at) as date from shows"
-version = "rev"
-watermark = { max_ahead = "1000d" }
-places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show", date = "date", max_venues = 40 }
-"#;
+const SHOWS: &str = include_str!("../testdata/shows.toml");
 
 /// A venue as a plain recount knows it.
 #[derive(Debug, Clone)]

@@ -16,12 +16,7 @@ use crate::support::{Bench, Numbers};
 const SECOND: i64 = 1_000;
 const DISORDER: i64 = 5 * SECOND;
 
-const STREAM: &str = r#"
-[streams.ev]
-schema = "k varchar, t bigint not null, v bigint, x double"
-select = "select to_timestamp_millis(t) as event_time, k, t, v, x from ev"
-watermark = { disorder = "5s", idle = "60s", max_ahead = "100d" }
-"#;
+const STREAM: &str = include_str!("../testdata/windows.toml");
 
 /// A record of a partition.
 #[derive(Debug, Clone)]
