@@ -206,7 +206,7 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     let output = bench.output(&["run", "--once"]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("restore that one"), "{error}");
+    assert!(error.contains("restore that file"), "{error}");
     bench.write("quakes.ndjson", &text);
     bench.once();
     assert_eq!(bench.number("select count(*) from quakes"), 50);

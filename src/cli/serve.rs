@@ -139,7 +139,7 @@ fn serve_once(
     if !restart.load(Ordering::Acquire) {
         running.folder.remove_address();
     }
-    running.stop.ask();
+    running.stop.request();
     let served = runtime
         .block_on(server.stop())
         .map_err(RuntimeError::Failed);

@@ -232,7 +232,7 @@ impl Copy {
 
     fn open_file(&mut self, mut from: &File, name: &Path) -> Result<(), RuntimeError> {
         use std::os::unix::fs::OpenOptionsExt;
-        if self.stop.is_asked() {
+        if self.stop.is_requested() {
             return Err(RuntimeError::Failed(
                 "weir is stopping; the backup is not whole".into(),
             ));

@@ -92,7 +92,7 @@ impl Maintenance {
                     looks = 0;
                     // In a thread that ends: the memory that merges take and give back returns to
                     // the system with it.
-                    let round = || self.round(When::Running, &|| stop.is_asked());
+                    let round = || self.round(When::Running, &|| stop.is_requested());
                     let done = std::thread::scope(|scope| scope.spawn(round).join());
                     match done {
                         Ok(Ok(_)) => {}

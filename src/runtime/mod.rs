@@ -210,7 +210,7 @@ impl Running {
     pub fn maintain(&self, config: &Config) {
         if let Err(error) = self
             .maintenance(config)
-            .round(When::Quiet, &|| self.stop.is_asked())
+            .round(When::Quiet, &|| self.stop.is_requested())
         {
             // Nothing was changed; the next run tries again.
             tracing::warn!(%error, "maintenance failed");
@@ -255,8 +255,10 @@ impl Running {
                 ingest: self.ingest()?,
                 stop: self.stop.clone(),
                 once: options.once,
-                record_bytes: config.limits.record,
-                cut_bytes: config.limits.dead_letter,
+                record_limits: sources::RecordLimits {
+                    max_bytes: config.limits.record,
+                    truncated_bytes: config.limits.dead_letter,
+                },
                 wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
                 is_connected,
                 unwrap: source.unwrap.clone(),
@@ -285,7 +287,7 @@ impl Running {
                         // It waited for room in the log when everything stopped; it goes on from
                         // what was acknowledged.
                         Err(SourceError::Ingest(IngestError::Stopping | IngestError::NoSpace { .. }))
-                            if context.stop.is_asked() =>
+                            if context.stop.is_requested() =>
                         {
                             Ok(())
                         }
@@ -508,7 +510,7 @@ impl Running {
 
     /// Stops everything; gives what halted sources said.
     fn end(mut self) -> Result<Vec<String>, RuntimeError> {
-        self.stop.ask();
+        self.stop.request();
         let mut failures = Vec::new();
         while self.sources.iter().any(|(_, thread)| !thread.is_finished()) {
             // A source that waits for room in a full log would wait for ever.

@@ -8,7 +8,7 @@ use super::maintenance::folder_bytes;
 use super::reserve;
 use crate::config::units::Size;
 use crate::config::{Config, ReadOrder, SourceKind};
-use crate::sources::{Room, SortSpace};
+use crate::sources::{DiskAllowance, SortSpace};
 use crate::storage;
 
 /// Of the queues' share of the memory, all sorting sources together have this part.
@@ -28,20 +28,20 @@ pub(super) fn of_source(config: &Config, folder: &DataDir, source: usize) -> Sor
     let memory = (config.limits.shares().queues / QUEUES_PART / sorting.max(1)).max(MIN_MEMORY);
     let (root, disk) = (folder.root.clone(), config.limits.disk);
     let left = RESERVES_LEFT * reserve::bytes_of(config);
-    let room = move || {
+    let disk_allowance = move || {
         let free = storage::free(&root)
             .unwrap_or(u64::MAX)
             .saturating_sub(left);
-        let on_disk = Room {
+        let on_disk = DiskAllowance {
             bytes: free,
-            bound: "the room that is free on the disk".into(),
+            limit: "the room that is free on the disk".into(),
         };
         let Some(limit) = disk else { return on_disk };
         let allowed = limit.saturating_sub(folder_bytes(&root));
         if allowed < free {
-            Room {
+            DiskAllowance {
                 bytes: allowed,
-                bound: format!("`[limits] disk` ({})", Size(limit)),
+                limit: format!("`[limits] disk` ({})", Size(limit)),
             }
         } else {
             on_disk
@@ -49,7 +49,7 @@ pub(super) fn of_source(config: &Config, folder: &DataDir, source: usize) -> Sor
     };
     SortSpace {
         folder: folder.sort().join(source.to_string()),
-        memory,
-        room: Arc::new(room),
+        memory_bytes: memory,
+        disk: Arc::new(disk_allowance),
     }
 }

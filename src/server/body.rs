@@ -13,10 +13,11 @@ use flate2::{Decompress, FlushDecompress, Status};
 use serde::de::IgnoredAny;
 
 use super::error::ApiError;
+use crate::sources::RecordLimits;
+use crate::sources::batcher::{BatchLimits, RecordBatch, RecordBatcher};
 use crate::sources::lines::Reader;
 use crate::sources::message::{self, is_json};
 use crate::threads::{Pace, Paced};
-use crate::wal::{Records, RecordsBuilder};
 
 /// Media types besides those that end in `+json`. A CloudEvent in structured mode is a record with
 /// all its attributes, a batch is an array of them; in binary mode the body alone is the record.
@@ -228,13 +229,6 @@ fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, 
     }
 }
 
-/// The records of a body, those over the limit cut.
-#[derive(Debug)]
-pub struct Split {
-    pub records: Records,
-    pub cut: Vec<(u64, u64)>,
-}
-
 /// Splits a body into records; with `unwrap`, into the elements of the array that is this member of
 /// its objects. Pure.
 pub fn split(
@@ -242,20 +236,17 @@ pub fn split(
     unwrap: Option<&str>,
     record_bytes: usize,
     cut_bytes: usize,
-) -> Result<Split, ApiError> {
-    let (mut records, mut cut) = (RecordsBuilder::default(), Vec::new());
+) -> Result<RecordBatch, ApiError> {
+    let mut batcher = RecordBatcher::new(BatchLimits::unbounded(RecordLimits {
+        max_bytes: record_bytes,
+        truncated_bytes: cut_bytes,
+    }));
     let (mut count, mut pace) = (0, Pace::default());
     let mut push = |record: &[u8]| {
         count += 1;
         pace.did(record.len() + RECORD_WORK);
-        if count > RECORDS {
-            return;
-        }
-        if record.len() > record_bytes {
-            cut.push((records.len() as u64, record.len() as u64));
-            records.push(&record[..cut_bytes.min(record.len())]);
-        } else {
-            records.push(record);
+        if count <= RECORDS {
+            batcher.push(record);
         }
     };
     let body = body
@@ -291,10 +282,7 @@ pub fn split(
             "the body has {count} records, more than {RECORDS}"
         )));
     }
-    Ok(Split {
-        records: records.finish(),
-        cut,
-    })
+    Ok(batcher.finish())
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -592,7 +580,7 @@ mod tests {
         let body = format!("{{\"n\":1}}\n{{\"n\":\"{}\"}}", "x".repeat(2_000));
         let split = split(body.as_bytes(), None, 1_000, 10).expect("lines");
         assert_eq!(
-            (split.records.get(1).len(), split.cut),
+            (split.records.get(1).len(), split.truncated),
             (10, vec![(1, 2_008)])
         );
     }

@@ -14,15 +14,14 @@ use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
 use super::App;
-use super::body::{self, Coding, Split};
+use super::body::{self, Coding};
 use super::connections::Activity;
 use super::error::ApiError;
 use super::in_flight::Outcome;
 use super::receive::{Received, Room, receive};
 use crate::idempotency::{Answer, BodyHash, RequestKey};
-use crate::ingest::{Ingest, IngestError, Submission};
+use crate::ingest::{Ingest, IngestError};
 use crate::threads::Pace;
-use crate::wal::{FrameAttributes, Kind};
 
 const KEY_BYTES: usize = 128;
 
@@ -211,32 +210,20 @@ async fn store(
     let (app, ingest) = (app.clone(), ingest.clone());
     let stored = spawn_blocking(move || {
         let parts = &app.0.parts;
-        let Split { records, cut } = match body::split(
+        let batch = match body::split(
             &body,
             unwrap.as_deref(),
             parts.record_bytes,
             parts.cut_bytes,
         ) {
-            Ok(split) => split,
+            Ok(batch) => batch,
             Err(error) => return Outcome::Refused(error),
         };
-        if records.is_empty() {
+        if batch.records.is_empty() {
             return Outcome::Stored(Answer::default());
         }
-        let submission = Submission {
-            kind: Kind::Record,
-            source: "http".into(),
-            partition: String::new(),
-            stream,
-            records,
-            first_offset: 0,
-            previous_offset: 0,
-            attributes: FrameAttributes {
-                idempotency,
-                cut,
-                ..FrameAttributes::default()
-            },
-        };
+        let mut submission = batch.into_submission("http", &stream);
+        submission.attributes.idempotency = idempotency;
         match ingest
             .submit(submission, false)
             .and_then(|receipt| receipt.wait())

@@ -1,10 +1,10 @@
 //! A file or stream as stored → its plain content, in bounded memory. The first bytes decide, never
 //! the name: gzip (several members), zstd (several frames), bzip2 (several streams), anything else
-//! is plain; formats that are known and not read are refused by name.
+//! is plain; known formats that are not supported are rejected by name.
 //!
-//! Everything before a bad place is delivered first. Where data ends too early, it may still be
-//! written: the error says [`ContentError::Truncated`], and reading again goes on with what has
-//! been added. Zeros and garbage after a complete member are passed over, as `gzip -d` does.
+//! Everything before damage is delivered first. Data that ends too early may still be being
+//! written: the error is [`ContentError::Truncated`], and reading again continues with what has
+//! been added. Zeros and garbage after a complete member are skipped, as `gzip -d` does.
 
 mod decoders;
 
@@ -12,14 +12,14 @@ use std::io::{self, BufRead, Read};
 
 use decoders::{Decoder, Step};
 
-/// Read at once, and given at once.
-const BUFFER: usize = 64 << 10;
-/// The longest magic number.
-const MAGIC: usize = 10;
+/// Bytes read at once, and decoded at once.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Length of the longest magic number.
+const MAX_MAGIC_BYTES: usize = 10;
 
-/// A compression that is read.
+/// A supported compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
+pub(crate) enum Compression {
     Gzip,
     Zstd,
     Bzip2,
@@ -35,24 +35,24 @@ impl std::fmt::Display for Compression {
     }
 }
 
-/// What a file is, by its first bytes.
+/// The format of a file, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
+enum Format {
     Plain,
     Compressed(Compression),
-    Refused(Refused),
+    Unsupported(UnsupportedFormat),
     /// Too few bytes to rule this compression out.
     Undecided(Compression),
 }
 
-/// A format that is known and not read.
+/// A known format that is not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refused {
+pub(crate) struct UnsupportedFormat {
     name: &'static str,
     advice: &'static str,
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for UnsupportedFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -62,10 +62,10 @@ impl std::fmt::Display for Refused {
     }
 }
 
-/// Why there is no more content; found inside an [`io::Error`] by [`ContentError::of`].
+/// Why there is no more content; [`ContentError::from_io`] finds it in an [`io::Error`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ContentError {
-    /// It may still be written; reading again goes on once there is more.
+pub(crate) enum ContentError {
+    /// It may still be being written; reading again continues once there is more.
     #[error(
         "the {compression} data ends too early, after {at} bytes: it is incomplete or still being written"
     )]
@@ -77,12 +77,13 @@ pub enum ContentError {
         reason: String,
     },
     #[error("{0}")]
-    Refused(Refused),
+    Unsupported(UnsupportedFormat),
 }
 
 impl ContentError {
-    /// What is wrong with the content, unless reading itself failed.
-    pub fn of(error: &io::Error) -> Option<&Self> {
+    /// The error of the content; none where reading itself failed.
+    #[cfg(test)]
+    fn from_io(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }
@@ -92,75 +93,75 @@ impl From<ContentError> for io::Error {
         let kind = match &error {
             ContentError::Truncated { .. } => io::ErrorKind::UnexpectedEof,
             ContentError::Damaged { .. } => io::ErrorKind::InvalidData,
-            ContentError::Refused(_) => io::ErrorKind::Unsupported,
+            ContentError::Unsupported(_) => io::ErrorKind::Unsupported,
         };
         Self::new(kind, error)
     }
 }
 
-/// Tells what a file is by its first bytes; up to 262 of them are looked at.
-pub fn recognise(head: &[u8]) -> Content {
-    if let Some(refused) = refused(head) {
-        return Content::Refused(refused);
+/// Detects a file's format by its first bytes, of which the first 262 count.
+fn detect_format(head: &[u8]) -> Format {
+    if let Some(format) = unsupported_format(head) {
+        return Format::Unsupported(format);
     }
     for compression in [Compression::Gzip, Compression::Zstd, Compression::Bzip2] {
-        match begins(compression, head) {
-            Begins::Yes => return Content::Compressed(compression),
-            Begins::Perhaps if !head.is_empty() => return Content::Undecided(compression),
+        match match_magic(compression, head) {
+            MagicMatch::Full => return Format::Compressed(compression),
+            MagicMatch::Prefix if !head.is_empty() => return Format::Undecided(compression),
             _ => {}
         }
     }
-    Content::Plain
+    Format::Plain
 }
 
 #[derive(PartialEq, Eq)]
-enum Begins {
-    Yes,
-    No,
-    /// Too short to tell.
-    Perhaps,
+enum MagicMatch {
+    Full,
+    None,
+    /// All bytes match, but more are needed.
+    Prefix,
 }
 
 /// Whether a member, frame or stream of this compression begins here.
-fn begins(compression: Compression, head: &[u8]) -> Begins {
+fn match_magic(compression: Compression, head: &[u8]) -> MagicMatch {
     const BZIP2_BLOCK: [u8; 6] = [0x31, 0x41, 0x59, 0x26, 0x53, 0x59];
     const BZIP2_END: [u8; 6] = [0x17, 0x72, 0x45, 0x38, 0x50, 0x90];
     let compare = |from: usize, magic: &[u8]| {
-        let there = head.get(from..).unwrap_or_default();
-        let length = there.len().min(magic.len());
-        match there[..length] == magic[..length] {
-            false => Begins::No,
-            true if length < magic.len() => Begins::Perhaps,
-            true => Begins::Yes,
+        let bytes = head.get(from..).unwrap_or_default();
+        let length = bytes.len().min(magic.len());
+        match bytes[..length] == magic[..length] {
+            false => MagicMatch::None,
+            true if length < magic.len() => MagicMatch::Prefix,
+            true => MagicMatch::Full,
         }
     };
     match compression {
         Compression::Gzip => compare(0, &[0x1f, 0x8b, 8]),
         Compression::Zstd => match compare(0, &[0x28, 0xb5, 0x2f, 0xfd]) {
             // A skippable frame has one of sixteen magic numbers.
-            Begins::No if head.first().is_some_and(|b| b & 0xf0 == 0x50) => {
+            MagicMatch::None if head.first().is_some_and(|b| b & 0xf0 == 0x50) => {
                 compare(1, &[0x2a, 0x4d, 0x18])
             }
-            begins => begins,
+            matched => matched,
         },
         Compression::Bzip2 => match compare(0, b"BZh") {
-            Begins::Yes
+            MagicMatch::Full
                 if head
                     .get(3)
                     .is_some_and(|level| !(b'1'..=b'9').contains(level)) =>
             {
-                Begins::No
+                MagicMatch::None
             }
-            Begins::Yes => match compare(4, &BZIP2_BLOCK) {
-                Begins::No => compare(4, &BZIP2_END),
-                begins => begins,
+            MagicMatch::Full => match compare(4, &BZIP2_BLOCK) {
+                MagicMatch::None => compare(4, &BZIP2_END),
+                matched => matched,
             },
-            begins => begins,
+            matched => matched,
         },
     }
 }
 
-fn refused(head: &[u8]) -> Option<Refused> {
+fn unsupported_format(head: &[u8]) -> Option<UnsupportedFormat> {
     const UNPACK: &str = "unpack it, or compress its content with gzip, zstd or bzip2";
     const CONVERT: &str = "convert it to one JSON object per line";
     const UTF8: &str = "convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`";
@@ -197,10 +198,10 @@ fn refused(head: &[u8]) -> Option<Refused> {
         (b"\xfe\xff", "UTF-16 text", UTF8),
     ];
     if let Some((_, name, advice)) = FORMATS.iter().find(|(magic, ..)| head.starts_with(magic)) {
-        return Some(Refused { name, advice });
+        return Some(UnsupportedFormat { name, advice });
     }
     if head.get(257..).is_some_and(|at| at.starts_with(b"ustar")) {
-        return Some(Refused {
+        return Some(UnsupportedFormat {
             name: "a tar archive",
             advice: "unpack it",
         });
@@ -208,78 +209,80 @@ fn refused(head: &[u8]) -> Option<Refused> {
     // JSON without a byte order mark begins with two ASCII characters: in UTF-16, every other byte
     // is zero.
     match *head {
-        [a, 0, b, 0, ..] if a.is_ascii() && b.is_ascii() && a != 0 && b != 0 => Some(Refused {
-            name: "UTF-16LE text",
-            advice: "convert it to UTF-8, for example with `iconv -f UTF-16LE -t UTF-8`",
-        }),
-        [0, a, 0, b, ..] if a.is_ascii() && b.is_ascii() && a != 0 && b != 0 => Some(Refused {
-            name: "UTF-16BE text",
-            advice: "convert it to UTF-8, for example with `iconv -f UTF-16BE -t UTF-8`",
-        }),
+        [a, 0, b, 0, ..] if a.is_ascii() && b.is_ascii() && a != 0 && b != 0 => {
+            Some(UnsupportedFormat {
+                name: "UTF-16LE text",
+                advice: "convert it to UTF-8, for example with `iconv -f UTF-16LE -t UTF-8`",
+            })
+        }
+        [0, a, 0, b, ..] if a.is_ascii() && b.is_ascii() && a != 0 && b != 0 => {
+            Some(UnsupportedFormat {
+                name: "UTF-16BE text",
+                advice: "convert it to UTF-8, for example with `iconv -f UTF-16BE -t UTF-8`",
+            })
+        }
         _ => None,
     }
 }
 
-/// Where decoding is.
+/// State of the decoding.
 enum State {
-    /// Its bytes are the content.
+    /// The stored bytes are the content.
     Plain,
     /// Before the first member, or between two.
-    Between,
+    BetweenMembers,
     Member(Decoder),
-    /// What follows is not looked at.
-    Ended,
+    /// The rest of the input is ignored.
+    End,
     Failed(ContentError),
 }
 
 /// Reads the plain content of `input` from its beginning.
-pub struct PlainReader<R> {
+pub(crate) struct PlainReader<R> {
     input: R,
     state: State,
     /// None for plain content.
     compression: Option<Compression>,
-    /// As stored: what was read and not decoded yet, and the offset in the input behind it.
+    /// Stored bytes, those decoded already, and the offset in the input after all of them.
     stored: Vec<u8>,
-    used: usize,
+    stored_consumed: usize,
     stored_end: u64,
-    /// Decoded: what was not given yet.
+    /// Decoded bytes, and those consumed already.
     plain: Vec<u8>,
-    given: usize,
-    /// The first content was checked for a format that is refused.
+    plain_consumed: usize,
+    /// The first decoded bytes were checked for a format that is not supported.
     is_checked: bool,
     members: u64,
-    garbage: Option<u64>,
 }
 
 impl<R: Read> PlainReader<R> {
-    /// Reads the first bytes of `input`; an error is a [`ContentError`] where they are refused or
-    /// too few.
+    /// Reads the first bytes of `input`. The error holds a [`ContentError`] if their format is not
+    /// supported or they are too few.
     pub fn new(input: R) -> io::Result<Self> {
         let mut reader = Self {
             input,
             state: State::Plain,
             compression: None,
-            stored: Vec::with_capacity(BUFFER),
-            used: 0,
+            stored: Vec::with_capacity(BUFFER_BYTES),
+            stored_consumed: 0,
             stored_end: 0,
             plain: Vec::new(),
-            given: 0,
+            plain_consumed: 0,
             is_checked: false,
             members: 0,
-            garbage: None,
         };
-        while (reader.stored.len() < MAGIC
-            || matches!(recognise(&reader.stored), Content::Undecided(_)))
+        while (reader.stored.len() < MAX_MAGIC_BYTES
+            || matches!(detect_format(&reader.stored), Format::Undecided(_)))
             && reader.refill()? > 0
         {}
-        match recognise(&reader.stored) {
-            Content::Plain => reader.is_checked = true,
-            Content::Compressed(compression) => {
+        match detect_format(&reader.stored) {
+            Format::Plain => reader.is_checked = true,
+            Format::Compressed(compression) => {
                 reader.compression = Some(compression);
-                reader.state = State::Between;
+                reader.state = State::BetweenMembers;
             }
-            Content::Refused(refused) => return Err(ContentError::Refused(refused).into()),
-            Content::Undecided(compression) => {
+            Format::Unsupported(format) => return Err(ContentError::Unsupported(format).into()),
+            Format::Undecided(compression) => {
                 return Err(ContentError::Truncated {
                     compression,
                     at: reader.stored_end,
@@ -295,32 +298,21 @@ impl<R: Read> PlainReader<R> {
         self.compression
     }
 
-    /// The offset in the input of bytes after the last member that belong to none and were passed
-    /// over.
-    pub fn garbage(&self) -> Option<u64> {
-        self.garbage
-    }
-
-    /// Content that can be given without reading.
-    pub fn at_hand(&self) -> &[u8] {
+    /// Content that can be consumed without reading.
+    pub fn buffered(&self) -> &[u8] {
         if matches!(self.state, State::Plain) {
-            self.waiting()
+            self.undecoded()
         } else {
-            &self.plain[self.given..]
+            &self.plain[self.plain_consumed..]
         }
     }
 
-    /// Passes over content; the number of bytes is smaller where it ends before.
-    pub fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        io::copy(&mut self.by_ref().take(bytes), &mut io::sink())
-    }
-
-    /// Reads more stored bytes behind those that wait; 0 at the end of the input.
+    /// Reads more stored bytes; 0 at the end of the input.
     fn refill(&mut self) -> io::Result<usize> {
-        self.stored.drain(..self.used);
-        self.used = 0;
+        self.stored.drain(..self.stored_consumed);
+        self.stored_consumed = 0;
         let before = self.stored.len();
-        self.stored.resize(BUFFER, 0);
+        self.stored.resize(BUFFER_BYTES, 0);
         let read = loop {
             match self.input.read(&mut self.stored[before..]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -332,39 +324,38 @@ impl<R: Read> PlainReader<R> {
         read
     }
 
-    fn waiting(&self) -> &[u8] {
-        &self.stored[self.used..]
+    fn undecoded(&self) -> &[u8] {
+        &self.stored[self.stored_consumed..]
     }
 
     /// The offset in the input of the next byte to decode.
-    fn at(&self) -> u64 {
-        self.stored_end - self.waiting().len() as u64
+    fn stored_offset(&self) -> u64 {
+        self.stored_end - self.undecoded().len() as u64
     }
 
     /// Finds the next member; false at the end of the input.
     fn begin_member(&mut self, compression: Compression) -> io::Result<bool> {
         loop {
             if self.members > 0 {
-                let zeros = self.waiting().iter().take_while(|b| **b == 0).count();
-                self.used += zeros;
+                let zeros = self.undecoded().iter().take_while(|b| **b == 0).count();
+                self.stored_consumed += zeros;
             }
-            match begins(compression, self.waiting()) {
-                Begins::Yes => {
+            match match_magic(compression, self.undecoded()) {
+                MagicMatch::Full => {
                     self.state = State::Member(Decoder::new(compression)?);
                     self.members += 1;
                     return Ok(true);
                 }
-                Begins::No => {
-                    self.garbage = Some(self.at());
-                    self.state = State::Ended;
+                MagicMatch::None => {
+                    self.state = State::End;
                     return Ok(false);
                 }
-                Begins::Perhaps => {
-                    debug_assert!(self.waiting().len() < MAGIC);
+                MagicMatch::Prefix => {
+                    debug_assert!(self.undecoded().len() < MAX_MAGIC_BYTES);
                     if self.refill()? > 0 {
                         continue;
                     }
-                    if self.waiting().is_empty() {
+                    if self.undecoded().is_empty() {
                         return Ok(false);
                     }
                     return Err(ContentError::Truncated {
@@ -377,40 +368,40 @@ impl<R: Read> PlainReader<R> {
         }
     }
 
-    /// Decodes until there is something to give; nothing at the end.
+    /// Decodes until there is some content; there is none at the end.
     fn decode(&mut self) -> io::Result<()> {
         let Some(compression) = self.compression else {
             return Ok(());
         };
-        (self.given, self.plain) = (0, std::mem::take(&mut self.plain));
+        self.plain_consumed = 0;
         self.plain.clear();
         while self.plain.is_empty() {
             match &mut self.state {
-                State::Plain | State::Ended => return Ok(()),
+                State::Plain | State::End => return Ok(()),
                 State::Failed(error) => return Err(error.clone().into()),
-                State::Between => {
+                State::BetweenMembers => {
                     if !self.begin_member(compression)? {
                         return Ok(());
                     }
                 }
                 State::Member(decoder) => {
-                    self.plain.resize(BUFFER, 0);
+                    self.plain.resize(BUFFER_BYTES, 0);
                     let Step {
                         consumed,
                         produced,
                         outcome,
-                    } = decoder.step(&self.stored[self.used..], &mut self.plain);
+                    } = decoder.step(&self.stored[self.stored_consumed..], &mut self.plain);
                     self.plain.truncate(produced);
-                    self.used += consumed;
+                    self.stored_consumed += consumed;
                     match outcome {
                         Err(reason) => {
                             self.state = State::Failed(ContentError::Damaged {
                                 compression,
-                                at: self.at(),
+                                at: self.stored_offset(),
                                 reason,
                             });
                         }
-                        Ok(true) => self.state = State::Between,
+                        Ok(true) => self.state = State::BetweenMembers,
                         Ok(false) if consumed == 0 && produced == 0 && self.refill()? == 0 => {
                             return Err(ContentError::Truncated {
                                 compression,
@@ -426,12 +417,12 @@ impl<R: Read> PlainReader<R> {
         self.check_content()
     }
 
-    /// What is packed may itself be a format that is refused.
+    /// Compressed content may itself have a format that is not supported.
     fn check_content(&mut self) -> io::Result<()> {
         if !std::mem::replace(&mut self.is_checked, true)
-            && let Some(refused) = refused(&self.plain)
+            && let Some(format) = unsupported_format(&self.plain)
         {
-            let error = ContentError::Refused(refused);
+            let error = ContentError::Unsupported(format);
             self.plain.clear();
             self.state = State::Failed(error.clone());
             return Err(error.into());
@@ -443,22 +434,22 @@ impl<R: Read> PlainReader<R> {
 impl<R: Read> BufRead for PlainReader<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if matches!(self.state, State::Plain) {
-            if self.waiting().is_empty() {
+            if self.undecoded().is_empty() {
                 self.refill()?;
             }
-            return Ok(&self.stored[self.used..]);
+            return Ok(&self.stored[self.stored_consumed..]);
         }
-        if self.given == self.plain.len() {
+        if self.plain_consumed == self.plain.len() {
             self.decode()?;
         }
-        Ok(&self.plain[self.given..])
+        Ok(&self.plain[self.plain_consumed..])
     }
 
     fn consume(&mut self, bytes: usize) {
         if matches!(self.state, State::Plain) {
-            self.used = (self.used + bytes).min(self.stored.len());
+            self.stored_consumed = (self.stored_consumed + bytes).min(self.stored.len());
         } else {
-            self.given = (self.given + bytes).min(self.plain.len());
+            self.plain_consumed = (self.plain_consumed + bytes).min(self.plain.len());
         }
     }
 }

@@ -7,10 +7,17 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use super::lines::{Reader, first_of_several, padding, trim_end};
 use crate::threads::Pace;
 
-/// Gives each record of a message with its offset in it. With `unwrap`, the elements of the array
-/// that is this member of an object are its records. What is no such shape is one record, for the
-/// decoder to refuse with its reason.
-pub fn each_at(message: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
+/// Calls `visit` with each record of a message and its byte offset in the message. With `unwrap`,
+/// the elements of the array that is this member of an object are its records. A message of any
+/// other shape is one record, which the decoder rejects with its reason.
+///
+/// ```text
+/// {"n":1} {"n":2}              two records, at 0 and 8
+/// [{"n":1},{"n":2}]            two records, at 1 and 9
+/// {"v":1,"rows":[{},{}]}       with `unwrap = "rows"` two, at 15 and 18
+/// "[{\"n\":1}]"                one record, at the string's offset
+/// ```
+pub(crate) fn each_at(message: &[u8], unwrap: Option<&str>, visit: &mut dyn FnMut(usize, &[u8])) {
     let lead = padding(message);
     let text = trim_end(&message[lead..]);
     if text.first() == Some(&b'"')
@@ -19,70 +26,71 @@ pub fn each_at(message: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize,
             || unwrap.is_some() && inner.trim_start().starts_with('{'))
     {
         return split_text(inner.trim().as_bytes(), unwrap, &mut |_, record| {
-            give(lead, record);
+            visit(lead, record);
         });
     }
-    split_text(text, unwrap, &mut |at, record| give(lead + at, record));
+    split_text(text, unwrap, &mut |at, record| visit(lead + at, record));
 }
 
-/// Whether a message has more records than these; looks no further than it must.
-pub fn has_more_than(message: &[u8], most: usize) -> bool {
-    // Each record but the last has an end before it.
+/// Whether a message has more than `max` records; counts them only if it may.
+pub(crate) fn has_more_than(message: &[u8], max: usize) -> bool {
+    // Between two records is a comma or the end of an object.
     let ends = memchr::memchr2_iter(b',', b'}', message)
-        .take(most + 1)
+        .take(max + 1)
         .count();
-    if ends < most {
+    if ends < max {
         return false;
     }
     let mut count = 0;
     each_at(message, None, &mut |_, _| count += 1);
-    count > most
+    count > max
 }
 
-/// Gives each record of a message.
-pub fn each(message: &[u8], give: &mut dyn FnMut(&[u8])) {
-    each_at(message, None, &mut |_, record| give(record));
+/// Calls `visit` with each record of a message.
+pub(crate) fn each(message: &[u8], visit: &mut dyn FnMut(&[u8])) {
+    each_at(message, None, &mut |_, record| visit(record));
 }
 
-fn split_text(text: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
+fn split_text(text: &[u8], unwrap: Option<&str>, visit: &mut dyn FnMut(usize, &[u8])) {
     match text.first() {
-        Some(b'[') if is_json(text) => values(text, None, give),
-        Some(b'{') if unwrap.is_some() => values(text, unwrap, give),
+        Some(b'[') if is_json(text) => each_value(text, None, visit),
+        Some(b'{') if unwrap.is_some() => each_value(text, unwrap, visit),
         Some(_) => {
             let mut at = 0;
             while let Some(end) = first_of_several(&text[at..]) {
-                give(at, &text[at..at + end]);
+                visit(at, &text[at..at + end]);
                 at += end + padding(&text[at + end..]);
             }
-            give(at, &text[at..]);
+            visit(at, &text[at..]);
         }
         None => {}
     }
 }
 
-fn values(text: &[u8], unwrap: Option<&str>, give: &mut dyn FnMut(usize, &[u8])) {
-    let mut reader = Reader::of_values(text, unwrap);
+fn each_value(text: &[u8], unwrap: Option<&str>, visit: &mut dyn FnMut(usize, &[u8])) {
+    let mut reader = Reader::for_values(text, unwrap);
     while let Ok(Some(item)) = reader.next_item() {
-        give(item.start as usize, &item.bytes);
+        visit(item.start as usize, &item.bytes);
     }
 }
 
 /// The records of a message.
-pub fn records(message: &[u8]) -> Vec<Vec<u8>> {
+#[cfg(test)]
+fn records(message: &[u8]) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     each(message, &mut |record| out.push(record.to_vec()));
     out
 }
 
-/// Whether a last line without its newline is a whole JSON object, array or string.
-pub fn is_whole(line: &[u8]) -> bool {
+/// Whether a last line without its newline is a complete JSON object, array or string.
+pub(crate) fn is_complete_value(line: &[u8]) -> bool {
     let line = line.trim_ascii();
     matches!(line.first(), Some(b'{' | b'[' | b'"')) && is_json(line)
 }
 
-/// Whether these bytes are one JSON value. An array, which may be a large body, lets other threads
-/// run now and then.
-pub fn is_json(bytes: &[u8]) -> bool {
+/// Whether these bytes are one JSON value. While it checks an array, which may be a large body, it
+/// yields the CPU from time to time.
+pub(crate) fn is_json(bytes: &[u8]) -> bool {
     if bytes.starts_with(b"[") {
         let mut json = serde_json::Deserializer::from_slice(bytes);
         return json
@@ -93,7 +101,7 @@ pub fn is_json(bytes: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
 
-/// The elements of an array, whatever they are.
+/// Visits and discards the elements of an array.
 struct Elements;
 
 impl<'de> Visitor<'de> for Elements {
@@ -121,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_what_serde_json_takes() {
+    fn json_is_what_serde_json_accepts() {
         let long = format!("[{}1]", "1,".repeat(100_000));
         for text in [
             "[]",
@@ -154,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_gives_its_records() {
+    fn every_shape_is_split_into_its_records() {
         let texts = |m: &str| {
             records(m.as_bytes())
                 .into_iter()
@@ -200,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_records_are_noticed() {
+    fn too_many_records_are_detected() {
         for (message, records) in [
             ("[1,2,3]", 3),
             ("{}{}{}", 3),
@@ -213,10 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn whole_lines_are_told_from_cut_ones() {
-        assert!(is_whole(b"{\"a\":1}"));
-        assert!(is_whole(b"[]"));
-        assert!(!is_whole(b"{\"a\":"));
-        assert!(!is_whole(b"12"));
+    fn complete_lines_are_distinguished_from_partial_ones() {
+        assert!(is_complete_value(b"{\"a\":1}"));
+        assert!(is_complete_value(b"[]"));
+        assert!(!is_complete_value(b"{\"a\":"));
+        assert!(!is_complete_value(b"12"));
     }
 }

@@ -1,51 +1,55 @@
-//! Where bytes enter. A *pull* source (file) waits for the views and can go on anywhere; a *push*
-//! source (websocket, HTTP) cannot wait. Each keeps the promise of the contract: exactly once, or
-//! what is missing lies in a gap.
+//! Where bytes enter. A *pull* source (file) waits for the views and can resume anywhere; a *push*
+//! source (websocket, HTTP) cannot wait. Each guarantees exactly-once intake, or records what is
+//! missing as a gap.
 
-pub mod compression;
-pub mod file;
-pub mod lines;
-pub mod message;
-pub mod stdin;
-pub mod websocket;
+pub(crate) mod batcher;
+pub(crate) mod compression;
+pub(crate) mod file;
+pub(crate) mod lines;
+pub(crate) mod message;
+pub(crate) mod stdin;
+pub(crate) mod websocket;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use batcher::RecordLimits;
+
 use crate::event::{Gap, SharedHealth, SourceHealth, SourceState};
 use crate::ingest::{Ingest, Submission};
 use crate::operators::PartitionState;
 use crate::wal::Kind;
 
-/// Asks every source to end; waiting on it ends early when it is asked.
+/// A request to every source to stop, shared by its clones.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<(AtomicBool, Mutex<()>, Condvar)>);
 
 impl Stop {
-    pub fn ask(&self) {
-        self.0.0.store(true, Ordering::Release);
-        let _guard = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.2.notify_all();
+    pub fn request(&self) {
+        let (is_requested, lock, waiters) = &*self.0;
+        is_requested.store(true, Ordering::Release);
+        let _guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        waiters.notify_all();
     }
 
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.0.load(Ordering::Acquire)
     }
 
-    /// Waits; true if the source is to end.
-    pub fn wait(&self, time: Duration) -> bool {
-        let guard = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_asked() {
+    /// Sleeps, at most until the stop is requested; whether it is.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let (_, lock, waiters) = &*self.0;
+        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_requested() {
             drop(
-                self.0
-                    .2
-                    .wait_timeout(guard, time)
+                waiters
+                    .wait_timeout(guard, timeout)
                     .unwrap_or_else(PoisonError::into_inner),
             );
         }
-        self.is_asked()
+        self.is_requested()
     }
 }
 
@@ -56,41 +60,37 @@ pub struct Context {
     pub stream: String,
     pub ingest: Ingest,
     pub stop: Stop,
-    /// Take what is there and end.
+    /// Read what exists now, then end: a bounded run.
     pub once: bool,
-    /// Longest record; a longer one is kept in part and refused.
-    pub record_bytes: usize,
-    /// Bytes kept of a record that is over the limit.
-    pub cut_bytes: usize,
-    /// Blocks while the views are behind; false when waiting timed out.
+    pub record_limits: RecordLimits,
+    /// Blocks while a view is too far behind; false when that timed out.
     pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
-    /// Set while a push source can be heard.
+    /// Set while a push source is connected.
     pub is_connected: Arc<AtomicBool>,
     /// The member of top-level objects whose elements are the records.
     pub unwrap: Option<String>,
-    /// How the source is, for status, readiness and metrics.
+    /// State of the source, for status, readiness and metrics.
     pub health: SharedHealth,
     /// Where, and within which limits, the source sorts.
     pub sort_space: SortSpace,
-    /// Where this source's partitions go on.
+    /// Where this source's partitions continue.
     pub partitions: Vec<(String, PartitionState)>,
 }
 
-/// What sorting may take.
+/// Memory and disk that sorting may use.
 #[derive(Clone)]
 pub struct SortSpace {
-    /// A folder of the source's own, made and removed by it.
+    /// A folder of the source's own, which it creates and removes.
     pub folder: PathBuf,
-    /// Bytes of memory.
-    pub memory: usize,
-    /// Asked now and then: what may be written.
-    pub room: Arc<dyn Fn() -> Room + Send + Sync>,
+    pub memory_bytes: usize,
+    /// Called from time to time while runs are written.
+    pub disk: Arc<dyn Fn() -> DiskAllowance + Send + Sync>,
 }
 
-/// Bytes that may be written at present, and what bounds them.
-pub struct Room {
+/// How many bytes may be written now, and which limit decides that.
+pub struct DiskAllowance {
     pub bytes: u64,
-    pub bound: String,
+    pub limit: String,
 }
 
 impl Gap {
@@ -110,7 +110,7 @@ impl Context {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
     }
 
-    /// Sets how the source is as a whole.
+    /// Sets the state of the source as a whole.
     pub fn set_state(&self, state: SourceState, reason: Option<String>) {
         self.set_health(SourceHealth {
             state,
@@ -132,7 +132,7 @@ pub enum SourceError {
     Missing { path: String },
     #[error("{path}: {reason}")]
     Pattern { path: String, reason: String },
-    /// What was read before, and how, does not fit what is to be read.
+    /// What was read before, or in which order, does not fit the file that is to be read.
     #[error("{path}: {reason}")]
     Order { path: String, reason: String },
     #[error(transparent)]

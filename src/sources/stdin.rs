@@ -1,55 +1,55 @@
-//! Standard input: read once, to its end; plain or compressed. What was read and not stored when a
-//! run ended early cannot be read again: the next run records a gap.
+//! Standard input: read once, to its end; plain or compressed. What was read but not stored when a
+//! run was interrupted cannot be read again: the next run records a gap.
 //!
-//! Positions count from the beginning of each run's input, and nothing connects them with those of
-//! another run. At its end the partition goes on at 0, so that anything else shows a run that did
-//! not come to its end.
+//! Offsets count from the beginning of each run's input, and are unrelated to those of another run.
+//! At the end of its input a run sets the partition back to offset 0, so that any other offset
+//! shows a run that was interrupted.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::compression::PlainReader;
-use super::file::frame::{FrameBuilder, InFlight};
+use super::file::frame::{FrameBuilder, FramePosition, InFlight, partition_end};
 use super::lines::{Item, Reader};
 use super::{Context, SourceError};
 use crate::clock::Clock;
 use crate::event::Gap;
-use crate::wal::Kind;
 
 const PARTITION: &str = "stdin";
-/// Bytes of records that are handed over at once, and how often that waits to be taken.
+/// Bytes of records that the reader hands over at once, and batches that wait to be taken.
 const BATCH_BYTES: usize = 256 << 10;
-const BATCHES: usize = 2;
-/// How long the first record of a frame waits for others, and how often an idle source looks
-/// whether it is to end.
-const GATHER: Duration = Duration::from_millis(10);
-const IDLE: Duration = Duration::from_millis(200);
+const MAX_BATCHES: usize = 2;
+/// How long the first record of a frame waits for others.
+const BATCH_DELAY: Duration = Duration::from_millis(10);
+/// How often an idle source checks whether it is to stop.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Takes standard input to its end, or until asked to stop.
-pub fn run(context: &Context, clock: &dyn Clock) -> Result<(), SourceError> {
-    let (sender, batches) = sync_channel(BATCHES);
-    let (unwrap, limit) = (context.unwrap.clone(), context.record_bytes + 1);
-    // Reading may block for ever: a source that is asked to stop leaves the reader behind.
+/// Reads standard input to its end, or until asked to stop.
+pub(crate) fn run(context: &Context, clock: &dyn Clock) -> Result<(), SourceError> {
+    let (sender, batches) = sync_channel(MAX_BATCHES);
+    let unwrap = context.unwrap.clone();
+    let max_bytes = context.record_limits.max_bytes + 1;
+    // Reading may block without end: a source that is asked to stop abandons its reader.
     std::thread::Builder::new()
         .name("stdin".into())
         .spawn(move || {
-            if let Err(error) = read(io::stdin(), unwrap.as_deref(), limit, &sender) {
+            if let Err(error) = read(io::stdin(), unwrap.as_deref(), max_bytes, &sender) {
                 let _ = sender.send(Err(error));
             }
         })
-        .map_err(wrong)?;
-    Taker {
+        .map_err(io_error)?;
+    Consumer {
         context,
-        frame: FrameBuilder::new(0),
-        next: 0,
-        since: None,
+        frame: FrameBuilder::new(context, 0),
+        next_offset: 0,
+        batch_started: None,
         in_flight: InFlight::default(),
     }
-    .take(&batches, clock)
+    .consume(&batches, clock)
 }
 
-fn wrong(source: io::Error) -> SourceError {
+fn io_error(source: io::Error) -> SourceError {
     SourceError::Io {
         path: "standard input".into(),
         source,
@@ -58,14 +58,14 @@ fn wrong(source: io::Error) -> SourceError {
 
 type Batch = io::Result<Vec<Item>>;
 
-/// Reads records, and hands over those that came together.
+/// Reads records, and hands over together those that arrived together.
 fn read(
     input: impl io::Read,
     unwrap: Option<&str>,
-    limit: usize,
+    max_bytes: usize,
     batches: &SyncSender<Batch>,
 ) -> io::Result<()> {
-    let mut reader = Reader::new(PlainReader::new(input)?, 0, b"", unwrap, limit);
+    let mut reader = Reader::new(PlainReader::new(input)?, 0, b"", unwrap, max_bytes);
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while let Some(item) = reader.next_item()? {
         bytes += size_of::<Item>() + item.bytes.len();
@@ -77,10 +77,10 @@ fn read(
             }
         }
     }
-    if !reader.dropped().is_empty() {
+    if !reader.dropped_members().is_empty() {
         tracing::info!(
-            members = reader.dropped().join(", "),
-            "standard input: members beside the one unwrapped are dropped"
+            members = reader.dropped_members().join(", "),
+            "standard input: members other than the unwrapped one are dropped"
         );
     }
     if !batch.is_empty() {
@@ -89,57 +89,61 @@ fn read(
     Ok(())
 }
 
-struct Taker<'a> {
+struct Consumer<'a> {
     context: &'a Context,
     frame: FrameBuilder,
-    /// The position behind the last record taken.
-    next: u64,
-    /// When the first record of the frame came.
-    since: Option<Instant>,
+    /// The offset after the last record consumed.
+    next_offset: u64,
+    /// When the first record of the frame arrived.
+    batch_started: Option<Instant>,
     in_flight: InFlight,
 }
 
-impl Taker<'_> {
-    fn take(mut self, batches: &Receiver<Batch>, clock: &dyn Clock) -> Result<(), SourceError> {
+impl Consumer<'_> {
+    fn consume(mut self, batches: &Receiver<Batch>, clock: &dyn Clock) -> Result<(), SourceError> {
         let had_gap = self.record_gap(clock)?;
-        let mut is_ended = false;
-        while !is_ended && !self.context.stop.is_asked() {
-            match batches.recv_timeout(if self.since.is_some() { GATHER } else { IDLE }) {
+        let mut is_at_end = false;
+        while !is_at_end && !self.context.stop.is_requested() {
+            let timeout = match self.batch_started {
+                Some(_) => BATCH_DELAY,
+                None => POLL_INTERVAL,
+            };
+            match batches.recv_timeout(timeout) {
                 Ok(batch) => {
-                    for item in batch.map_err(wrong)? {
+                    for item in batch.map_err(io_error)? {
                         self.push(&item)?;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => is_ended = true,
+                Err(RecvTimeoutError::Disconnected) => is_at_end = true,
             }
-            if self.since.is_some_and(|since| since.elapsed() >= GATHER) {
-                self.send()?;
+            if self
+                .batch_started
+                .is_some_and(|started| started.elapsed() >= BATCH_DELAY)
+            {
+                self.flush()?;
             }
         }
-        self.send()?;
-        if is_ended && (self.next > 0 || had_gap) {
-            let mut end = FrameBuilder::new(self.next);
-            end.add_payload();
-            self.in_flight.submit(
-                self.context,
-                end.submission(self.context, Kind::PartitionEnd, PARTITION, 0, None),
-            )?;
+        self.flush()?;
+        if is_at_end && (self.next_offset > 0 || had_gap) {
+            let end = partition_end(self.context, self.next_offset, position(0));
+            self.in_flight.submit(self.context, end)?;
         }
-        self.in_flight.settle()
+        self.in_flight.wait_all()
     }
 
-    /// Records that input of an earlier run may be missing; false where that run came to its end.
+    /// Records that input of an earlier run may be missing; false where that run reached the end of
+    /// its input.
     fn record_gap(&mut self, clock: &dyn Clock) -> Result<bool, SourceError> {
-        let before = self
+        let interrupted = self
             .context
             .partitions
             .iter()
             .find(|(partition, state)| partition == PARTITION && state.next_offset > 0);
-        let Some((_, state)) = before else {
+        let Some((_, state)) = interrupted else {
             return Ok(false);
         };
-        let reason = "a run ended before its standard input did".to_owned();
+        let reason = "a run ended before the end of its standard input".to_owned();
         let gap = Gap {
             source: self.context.name.clone(),
             from: state.received_at,
@@ -150,32 +154,39 @@ impl Taker<'_> {
             self.context,
             gap.submission(PARTITION, &self.context.stream),
         )?;
-        self.in_flight.settle()?;
+        self.in_flight.wait_all()?;
         Ok(true)
     }
 
-    /// A last line without its end is a record too: no more of it will come.
+    /// A last line without its newline is a record too: the rest of it will never come.
     fn push(&mut self, item: &Item) -> Result<(), SourceError> {
-        self.frame.push(item, self.context);
-        self.next = item.end;
-        self.since.get_or_insert_with(Instant::now);
+        self.frame.push(item);
+        self.next_offset = item.end;
+        self.batch_started.get_or_insert_with(Instant::now);
         if self.frame.is_full() {
-            self.send()
+            self.flush()
         } else {
             Ok(())
         }
     }
 
-    fn send(&mut self) -> Result<(), SourceError> {
-        self.since = None;
-        let frame = std::mem::replace(&mut self.frame, FrameBuilder::new(self.next));
+    fn flush(&mut self) -> Result<(), SourceError> {
+        self.batch_started = None;
+        let next = FrameBuilder::new(self.context, self.next_offset);
+        let frame = std::mem::replace(&mut self.frame, next);
         if frame.is_empty() {
             return Ok(());
         }
-        self.in_flight.submit(
-            self.context,
-            frame.submission(self.context, Kind::Record, PARTITION, self.next, None),
-        )
+        let frame = frame.finish(self.context, position(self.next_offset));
+        self.in_flight.submit(self.context, frame)
+    }
+}
+
+fn position(next_offset: u64) -> FramePosition<'static> {
+    FramePosition {
+        partition: PARTITION,
+        next_offset,
+        file: None,
     }
 }
 
@@ -205,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_kept_in_part() {
+    fn only_a_prefix_of_an_endless_line_is_held() {
         let (sender, batches) = sync_channel(100);
         read(
             io::Read::take(io::repeat(b'a'), 50 << 20),

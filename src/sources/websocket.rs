@@ -1,5 +1,5 @@
-//! A websocket: one message is an object, an array, or a string that holds either. It cannot wait
-//! and cannot be read again, so what passed while nobody listened is told as a gap.
+//! A websocket: a message is an object, an array, or a string that holds either. The server does
+//! not wait and sends nothing twice, so what was sent while not connected is recorded as a gap.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,34 +19,36 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
+use super::batcher::{BatchLimits, RecordBatcher};
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
 use crate::event::{Gap, Micros, SourceState};
-use crate::ingest::{IngestError, Receipt, Submission};
-use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
+use crate::ingest::{IngestError, Receipt};
 
-const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// A ping must be written by then, and no more may wait to be written: a server that reads nothing
-/// is given up.
-const WRITE_TIME: Duration = Duration::from_secs(10);
-const WRITE_BYTES: usize = 256 << 10;
-const PING_EVERY: Duration = Duration::from_secs(20);
-/// A connection that says nothing, not even to a ping, for this long is given up.
-const SILENCE: Duration = Duration::from_secs(60);
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Messages that came together share a frame.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A ping must be written by then, and only so much may wait to be written: the connection to a
+/// server that reads nothing is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_WRITE_BUFFER_BYTES: usize = 256 << 10;
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// A connection on which nothing comes for this long, not even an answer to a ping, is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// Messages that arrive together share a frame.
 const FRAME_RECORDS: usize = 512;
 const FRAME_BYTES: usize = 1 << 20;
+/// Frames in flight before the socket is read on.
+const MAX_IN_FLIGHT: usize = 16;
 /// How long a request to stop may wait.
-const LONGEST_WAIT: Duration = Duration::from_millis(200);
+const MAX_WAIT: Duration = Duration::from_millis(200);
 /// How long the first message of a frame waits for others.
-const GATHER: Duration = Duration::from_millis(10);
-/// A connection this old ends the growth of the time between tries.
-const STEADY: Duration = Duration::from_secs(60);
+const BATCH_DELAY: Duration = Duration::from_millis(10);
+/// A connection that lasted this long resets the retry delay.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Listens until asked to stop, and connects again whenever it has to.
-pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), SourceError> {
+/// Receives until asked to stop, and reconnects whenever the connection is lost.
+pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), SourceError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -54,98 +56,96 @@ pub fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), Source
             path: url.to_owned(),
             source,
         })?;
-    // A restart is a gap too: from the last record that was synced to the first one that comes.
+    // A restart is a gap too: from the last synced record to the first new one.
     let mut missed_since = context.partitions.iter().map(|(_, p)| p.received_at).max();
-    let mut retry = FIRST_RETRY;
+    let mut delay = MIN_RETRY_DELAY;
     context.set_state(
         SourceState::Waiting,
         Some(format!("{url}: not connected yet")),
     );
-    let mut told = false;
-    while !context.stop.is_asked() {
+    let mut was_reported = false;
+    while !context.stop.is_requested() {
         let started = Instant::now();
-        let mut listener = Listener {
-            context,
-            clock,
-            missed_since,
-            records: RecordsBuilder::default(),
-            in_flight: VecDeque::new(),
-            heard_at: clock.now(),
-            gathered_since: 0,
-            has_room_again: false,
-        };
+        let mut listener = Listener::new(context, clock, missed_since);
         let ended = runtime.block_on(listener.listen(url));
         context.is_connected.store(false, Ordering::Release);
         missed_since = listener.missed_since;
         let reason = match ended {
             Ok(()) => return Ok(()),
-            Err(Ended::Source(error)) => return Err(error),
-            Err(Ended::Connection(reason)) => reason,
+            Err(ListenError::Source(error)) => return Err(error),
+            Err(ListenError::Connection(reason)) => reason,
         };
-        if started.elapsed() > STEADY {
-            retry = FIRST_RETRY;
+        let was_stable = started.elapsed() > STABLE_AFTER;
+        if was_stable {
+            delay = MIN_RETRY_DELAY;
         }
-        // The first failure is news, the others only details.
-        if told {
+        // Only the first failure is worth a warning.
+        if was_reported {
             tracing::debug!(source = context.name, reason, "not connected");
         } else {
             tracing::warn!(
                 source = context.name,
                 url,
                 reason,
-                "not connected; trying again"
+                "not connected; reconnecting"
             );
         }
         context.set_state(
             SourceState::Waiting,
-            Some(format!("{url}: not connected: {reason}; trying again")),
+            Some(format!("{url}: not connected: {reason}; reconnecting")),
         );
-        told = started.elapsed() < STEADY;
-        // Up to half of it more, so that many clients do not come back together.
-        let jitter = retry.mul_f64(rand::random::<f64>() / 2.0);
-        if context.stop.wait(retry + jitter) {
+        was_reported = !was_stable;
+        // Up to half as long again, so that many clients do not reconnect together.
+        let jitter = delay.mul_f64(rand::random::<f64>() / 2.0);
+        if context.stop.wait(delay + jitter) {
             break;
         }
-        retry = (retry * 2).min(LAST_RETRY);
+        delay = (delay * 2).min(MAX_RETRY_DELAY);
     }
     Ok(())
 }
 
-enum Ended {
+/// Why listening ended before it was asked to.
+enum ListenError {
+    /// The source reconnects.
     Connection(String),
     Source(SourceError),
 }
 
-impl From<IngestError> for Ended {
+impl From<IngestError> for ListenError {
     fn from(error: IngestError) -> Self {
         Self::Source(error.into())
     }
 }
 
+/// One connection, from its first message to its last.
 struct Listener<'a> {
     context: &'a Context,
     clock: &'a dyn Clock,
-    /// Since when messages may have passed unheard.
+    /// Since when messages may be missing.
     missed_since: Option<Micros>,
-    records: RecordsBuilder,
-    /// Frames on their way to the disk, each with when its first message came.
+    batcher: RecordBatcher,
+    /// Frames on their way to the disk, each with the time of its first message.
     in_flight: VecDeque<(Receipt, Micros)>,
-    /// When the last message came, and the first one of the frame being gathered.
-    heard_at: Micros,
-    gathered_since: Micros,
-    /// Records are stored again after some were not.
+    /// Arrival time of the last message, and of the first one of the current batch.
+    last_message_at: Micros,
+    batch_started_at: Micros,
+    /// Records are stored again after some were rejected.
     has_room_again: bool,
 }
 
-/// Messages without a record, such as pings, with no record among them: beyond so many a second the
-/// connection is not read until the second is over. A server that sends nothing else would
-/// otherwise keep a core busy.
+/// The reason of a gap of records that the log rejected.
+const NO_ROOM: &str = "no room in the log";
+
+/// After so many messages a second of which none has a record, such as pings, the connection is not
+/// read until the second is over. A server that sends nothing else would otherwise keep a core busy.
 const IDLE_MESSAGES_PER_SECOND: u32 = 100;
 
 /// Counts the messages without a record in the current second.
 struct IdleMessages {
     since: Instant,
     count: u32,
+    was_reported: bool,
 }
 
 impl IdleMessages {
@@ -153,31 +153,36 @@ impl IdleMessages {
         Self {
             since: now,
             count: 0,
+            was_reported: false,
         }
     }
 
-    /// After one more of them: how long to read nothing, if there were too many.
+    fn restart(&mut self, now: Instant) {
+        (self.since, self.count) = (now, 0);
+    }
+
+    /// Counts one more; how long to stop reading if there were too many.
     fn pause(&mut self, now: Instant) -> Option<Duration> {
         const SECOND: Duration = Duration::from_secs(1);
         let elapsed = now.duration_since(self.since);
         if elapsed >= SECOND {
-            *self = Self::new(now);
+            self.restart(now);
         }
         self.count += 1;
         (self.count > IDLE_MESSAGES_PER_SECOND)
-            .then(|| SECOND.saturating_sub(elapsed).min(LONGEST_WAIT))
+            .then(|| SECOND.saturating_sub(elapsed).min(MAX_WAIT))
     }
 }
 
 /// Limits on what is read and written: answers to pings wait in memory until the server reads them.
-fn limits(message_bytes: usize) -> WebSocketConfig {
+fn socket_config(message_bytes: usize) -> WebSocketConfig {
     WebSocketConfig::default()
         .max_message_size(Some(message_bytes))
         .max_frame_size(Some(message_bytes))
-        .max_write_buffer_size(WRITE_BYTES)
+        .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
 }
 
-/// Frames of a message may take so many times the bytes that the message may have.
+/// The frames of a message may have this many times the bytes that a message may have.
 const FRAMING_FACTOR: u64 = 4;
 
 /// Counts the bytes received since the last complete message.
@@ -268,104 +273,138 @@ async fn connect(
         received: received.clone(),
     };
     let (socket, _) =
-        client_async_tls_with_config(request, stream, Some(limits(message_bytes)), None).await?;
+        client_async_tls_with_config(request, stream, Some(socket_config(message_bytes)), None)
+            .await?;
     Ok(socket)
 }
 
 async fn ping<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
 ) -> Result<(), String> {
-    match timeout(WRITE_TIME, socket.send(Message::Ping(Vec::new().into()))).await {
+    match timeout(WRITE_TIMEOUT, socket.send(Message::Ping(Vec::new().into()))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(Error::WriteBufferFull(_))) | Err(_) => Err("the server reads nothing".into()),
         Ok(Err(error)) => Err(error.to_string()),
     }
 }
 
-impl Listener<'_> {
-    async fn listen(&mut self, url: &str) -> Result<(), Ended> {
-        let limit = self.context.record_bytes * 4;
+impl<'a> Listener<'a> {
+    fn new(context: &'a Context, clock: &'a dyn Clock, missed_since: Option<Micros>) -> Self {
+        Self {
+            context,
+            clock,
+            missed_since,
+            batcher: RecordBatcher::new(BatchLimits {
+                record: context.record_limits,
+                frame_records: FRAME_RECORDS,
+                frame_bytes: FRAME_BYTES,
+            }),
+            in_flight: VecDeque::new(),
+            last_message_at: clock.now(),
+            batch_started_at: 0,
+            has_room_again: false,
+        }
+    }
+
+    async fn listen(&mut self, url: &str) -> Result<(), ListenError> {
+        let message_bytes = self.context.record_limits.max_bytes * 4;
         let allowance = Arc::default();
-        let mut socket = timeout(CONNECT_TIME, connect(url, limit, &allowance))
+        let mut socket = timeout(CONNECT_TIMEOUT, connect(url, message_bytes, &allowance))
             .await
-            .map_err(|_| Ended::Connection("no answer in time".into()))?
-            .map_err(|e| Ended::Connection(e.to_string()))?;
+            .map_err(|_| ListenError::Connection("the server did not answer in time".into()))?
+            .map_err(|e| ListenError::Connection(e.to_string()))?;
         tracing::info!(source = self.context.name, url, "connected");
         self.context.set_state(SourceState::Running, None);
         self.context.is_connected.store(true, Ordering::Release);
-        self.heard_at = self.clock.now();
-        self.tell_gap("not connected")?;
-        let mut heard = Instant::now();
+        self.last_message_at = self.clock.now();
+        self.record_gap("not connected")?;
+        let mut received = Instant::now();
         let mut pinged = Instant::now();
-        let (mut idle, mut is_slowed) = (IdleMessages::new(heard), false);
+        let mut idle = IdleMessages::new(received);
         loop {
-            if self.context.stop.is_asked() {
+            if self.context.stop.is_requested() {
                 self.flush()?;
                 let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
-                self.settle()?;
-                return self.tell_gap("no room in the log");
+                self.wait_all()?;
+                return self.record_gap(NO_ROOM);
             }
             if std::mem::take(&mut self.has_room_again) {
-                self.tell_gap("no room in the log")?;
+                self.record_gap(NO_ROOM)?;
             }
-            let wait = if self.records.is_empty() {
-                LONGEST_WAIT
+            let wait = if self.batcher.is_empty() {
+                MAX_WAIT
             } else {
-                GATHER
+                BATCH_DELAY
             };
             match timeout(wait, socket.next()).await {
                 Err(_) => self.flush()?,
                 Ok(Some(Ok(message))) => {
                     allowance.restart();
-                    heard = Instant::now();
-                    self.heard_at = self.clock.now();
-                    let has_records = match message {
-                        Message::Text(text) => self.take(text.as_bytes())?,
-                        Message::Binary(bytes) => self.take(&bytes)?,
-                        Message::Close(_) => {
-                            return self.lost("the server closed the connection".into());
-                        }
-                        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => false,
-                    };
-                    if has_records {
-                        // What comes with records does not keep them waiting.
-                        idle = IdleMessages::new(heard);
-                    } else if let Some(pause) = idle.pause(heard) {
-                        if !std::mem::replace(&mut is_slowed, true) {
-                            let reason = "more than 100 messages a second, none with a record: read no faster than that";
-                            tracing::warn!(source = self.context.name, url, reason, "slowed down");
-                        }
+                    received = Instant::now();
+                    if let Some(pause) = self.receive(message, &mut idle, received)? {
                         self.flush()?;
                         sleep(pause).await;
                     }
                 }
-                Ok(Some(Err(error))) => return self.lost(error.to_string()),
-                Ok(None) => return self.lost("the connection ended".into()),
+                Ok(Some(Err(error))) => return self.disconnect(error.to_string()),
+                Ok(None) => return self.disconnect("the connection ended".into()),
             }
-            if heard.elapsed() > SILENCE {
-                return self.lost("silence".into());
+            if received.elapsed() > IDLE_TIMEOUT {
+                return self.disconnect("the server sent nothing for 60 seconds".into());
             }
-            if pinged.elapsed() > PING_EVERY {
+            if pinged.elapsed() > PING_INTERVAL {
                 pinged = Instant::now();
                 if let Err(reason) = ping(&mut socket).await {
-                    return self.lost(reason);
+                    return self.disconnect(reason);
                 }
             }
         }
     }
 
-    /// Whether there was a record in it.
-    fn take(&mut self, bytes: &[u8]) -> Result<bool, Ended> {
-        if self.records.is_empty() {
-            self.gathered_since = self.heard_at;
+    /// Handles a message; how long to stop reading if too many had no record.
+    fn receive(
+        &mut self,
+        message: Message,
+        idle: &mut IdleMessages,
+        now: Instant,
+    ) -> Result<Option<Duration>, ListenError> {
+        self.last_message_at = self.clock.now();
+        let has_records = match message {
+            Message::Text(text) => self.add_message(text.as_bytes())?,
+            Message::Binary(bytes) => self.add_message(&bytes)?,
+            Message::Close(_) => {
+                self.disconnect("the server closed the connection".into())?;
+                false
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => false,
+        };
+        if has_records {
+            // Idle messages among records must not delay them.
+            idle.restart(now);
+            return Ok(None);
+        }
+        let pause = idle.pause(now);
+        if pause.is_some() && !std::mem::replace(&mut idle.was_reported, true) {
+            tracing::warn!(
+                source = self.context.name,
+                "more than 100 messages a second, none with a record: reading no faster than that"
+            );
+        }
+        Ok(pause)
+    }
+
+    /// Adds the records of a message to the batch; whether it has any.
+    fn add_message(&mut self, bytes: &[u8]) -> Result<bool, ListenError> {
+        if self.batcher.is_empty() {
+            self.batch_started_at = self.last_message_at;
         }
         let (context, mut flushed) = (self.context, Ok(()));
         let mut has_records = false;
         message::each_at(bytes, context.unwrap.as_deref(), &mut |_, record| {
             has_records = true;
             if flushed.is_ok() {
-                self.records.push(record);
-                if self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES {
+                self.batcher.push(record);
+                if self.batcher.is_full() {
                     flushed = self.flush();
                 }
             }
@@ -373,52 +412,23 @@ impl Listener<'_> {
         flushed.map(|()| has_records)
     }
 
-    fn submission(&self, records: RecordsBuilder) -> Submission {
-        let limit = self.context.record_bytes;
-        let records = records.finish();
-        let (mut kept, mut cut) = (RecordsBuilder::default(), Vec::new());
-        for (n, record) in records.iter().enumerate() {
-            if record.len() > limit {
-                cut.push((n as u64, record.len() as u64));
-                kept.push(&record[..self.context.cut_bytes.min(record.len())]);
-            } else {
-                kept.push(record);
-            }
-        }
-        Submission {
-            kind: Kind::Record,
-            source: self.context.name.clone(),
-            partition: String::new(),
-            stream: self.context.stream.clone(),
-            records: kept.finish(),
-            first_offset: 0,
-            previous_offset: 0,
-            attributes: FrameAttributes {
-                cut,
-                ..FrameAttributes::default()
-            },
-        }
-    }
-
-    /// Sends what was gathered to the log. A queue that is full makes the socket wait, and its
-    /// sender.
-    fn flush(&mut self) -> Result<(), Ended> {
-        if self.records.is_empty() {
+    /// Sends the batch to the log. While the queue is full, the socket is not read, and the server
+    /// has to wait.
+    fn flush(&mut self) -> Result<(), ListenError> {
+        if self.batcher.is_empty() {
             return Ok(());
         }
-        let records = std::mem::take(&mut self.records);
-        let submission = self.submission(records);
-        self.in_flight.push_back((
-            self.context.ingest.submit(submission, true)?,
-            self.gathered_since,
-        ));
-        while self.in_flight.len() > 16 {
-            self.settle_oldest()?;
+        let batch = self.batcher.take();
+        let frame = batch.into_submission(&self.context.name, &self.context.stream);
+        let receipt = self.context.ingest.submit(frame, true)?;
+        self.in_flight.push_back((receipt, self.batch_started_at));
+        while self.in_flight.len() > MAX_IN_FLIGHT {
+            self.wait_oldest()?;
         }
         Ok(())
     }
 
-    fn settle_oldest(&mut self) -> Result<(), Ended> {
+    fn wait_oldest(&mut self) -> Result<(), ListenError> {
         let Some((receipt, since)) = self.in_flight.pop_front() else {
             return Ok(());
         };
@@ -428,7 +438,7 @@ impl Listener<'_> {
                 Ok(())
             }
             Err(IngestError::NoSpace { reason, .. }) => {
-                // What was not stored is told as a gap as soon as there is room for it.
+                // The gap is recorded as soon as the log has room for it.
                 self.missed_since.get_or_insert(since);
                 tracing::error!(
                     source = self.context.name,
@@ -441,23 +451,24 @@ impl Listener<'_> {
         }
     }
 
-    fn settle(&mut self) -> Result<(), Ended> {
+    fn wait_all(&mut self) -> Result<(), ListenError> {
         while !self.in_flight.is_empty() {
-            self.settle_oldest()?;
+            self.wait_oldest()?;
         }
         Ok(())
     }
 
-    fn lost(&mut self, reason: String) -> Result<(), Ended> {
+    /// Stores what was received, and ends the connection with this reason.
+    fn disconnect(&mut self, reason: String) -> Result<(), ListenError> {
         self.flush()?;
-        self.settle()?;
-        // From the last message heard: a silent connection may have been dead since then.
-        self.missed_since.get_or_insert(self.heard_at);
-        Err(Ended::Connection(reason))
+        self.wait_all()?;
+        // From the last message on: a silent connection may have been dead since then.
+        self.missed_since.get_or_insert(self.last_message_at);
+        Err(ListenError::Connection(reason))
     }
 
-    /// Writes down that messages may be missing since the connection was lost.
-    fn tell_gap(&mut self, reason: &str) -> Result<(), Ended> {
+    /// Records that messages may be missing since the connection was lost.
+    fn record_gap(&mut self, reason: &str) -> Result<(), ListenError> {
         let Some(from) = self.missed_since else {
             return Ok(());
         };
@@ -467,19 +478,15 @@ impl Listener<'_> {
             to: self.clock.now(),
             reason: reason.into(),
         };
-        match self
-            .context
-            .ingest
-            .submit(gap.submission("", &self.context.stream), true)?
-            .wait()
-        {
+        let frame = gap.submission("", &self.context.stream);
+        match self.context.ingest.submit(frame, true)?.wait() {
             Ok(_) => self.missed_since = None,
-            // It is written down as soon as records are stored again.
+            // Retried as soon as records are stored again.
             Err(IngestError::NoSpace { reason, .. }) => {
                 tracing::error!(
                     source = self.context.name,
                     reason,
-                    "a gap could not be written down yet"
+                    "a gap could not be recorded yet"
                 );
             }
             Err(error) => return Err(error.into()),
@@ -501,7 +508,7 @@ mod tests {
         let mut idle = IdleMessages::new(start);
         let at = |ms| start + Duration::from_millis(ms);
         assert!((0..IDLE_MESSAGES_PER_SECOND).all(|_| idle.pause(at(10)).is_none()));
-        assert_eq!(idle.pause(at(10)), Some(LONGEST_WAIT));
+        assert_eq!(idle.pause(at(10)), Some(MAX_WAIT));
         assert_eq!(idle.pause(at(900)), Some(Duration::from_millis(100)));
         assert_eq!(idle.pause(at(1_000)), None);
     }
@@ -515,7 +522,8 @@ mod tests {
             received: Arc::default(),
         };
         let mut socket =
-            WebSocketStream::from_raw_socket(stream, Role::Client, Some(limits(1 << 20))).await;
+            WebSocketStream::from_raw_socket(stream, Role::Client, Some(socket_config(1 << 20)))
+                .await;
         let flood = tokio::spawn(async move {
             // A text message, continued by empty frames without end.
             let _ = server.write_all(&[0x01, 0]).await;
@@ -536,13 +544,14 @@ mod tests {
     async fn a_server_that_pings_and_never_reads_is_given_up() {
         let (mut server, client) = tokio::io::duplex(4 << 10);
         let mut socket =
-            WebSocketStream::from_raw_socket(client, Role::Client, Some(limits(1 << 20))).await;
+            WebSocketStream::from_raw_socket(client, Role::Client, Some(socket_config(1 << 20)))
+                .await;
         let flood = tokio::spawn(async move {
             let one = [&[0x89, 125], [b'p'; 125].as_slice()].concat();
             while server.write_all(&one).await.is_ok() {}
         });
         // Four times what may wait.
-        for _ in 0..4 * WRITE_BYTES / 125 {
+        for _ in 0..4 * MAX_WRITE_BUFFER_BYTES / 125 {
             assert!(matches!(socket.next().await, Some(Ok(Message::Ping(_)))));
         }
         assert_eq!(

@@ -1,5 +1,5 @@
 //! One member, frame or stream → bytes, a step at a time. Unlike the readers of the libraries, a
-//! step that fails still gives what was decoded before the bad place.
+//! step that fails still returns what was decoded before the damage.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use super::Compression;
 /// Windows up to 2^27 bytes, as `zstd -d` reads without an option.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// What a step did. The outcome is whether the member has ended, or why it is damaged.
+/// The result of a step. The outcome is whether the member has ended, or why it is damaged.
 pub(super) struct Step {
     pub consumed: usize,
     pub produced: usize,
@@ -22,7 +22,7 @@ pub(super) enum Decoder {
     Gzip(Box<Gzip>),
     Zstd {
         decoder: Box<ZstdDecoder<'static>>,
-        wanted: usize,
+        next_input_bytes: usize,
     },
     Bzip2(bzip2::Decompress),
 }
@@ -36,7 +36,7 @@ impl Decoder {
                 decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))?;
                 Self::Zstd {
                     decoder: Box::new(decoder),
-                    wanted: 1,
+                    next_input_bytes: 1,
                 }
             }
             Compression::Bzip2 => Self::Bzip2(bzip2::Decompress::new(false)),
@@ -46,16 +46,19 @@ impl Decoder {
     pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
         match self {
             Self::Gzip(gzip) => gzip.step(input, output),
-            Self::Zstd { decoder, wanted } => {
-                // A call that fails forgets what it decoded: one block at a time is given, no more
-                // than it asks for.
-                let mut from = InBuffer::around(&input[..input.len().min(*wanted)]);
+            Self::Zstd {
+                decoder,
+                next_input_bytes,
+            } => {
+                // A call that fails discards what it decoded: one block at a time is decoded, from
+                // no more bytes than the decoder asks for.
+                let mut from = InBuffer::around(&input[..input.len().min(*next_input_bytes)]);
                 let mut to = OutBuffer::around(output);
                 let result = decoder.run(&mut from, &mut to);
                 let (consumed, produced) = (from.pos(), to.pos());
                 let outcome = match result {
                     Ok(next) => {
-                        *wanted = next.max(1);
+                        *next_input_bytes = next.max(1);
                         Ok(next == 0)
                     }
                     Err(error) => Err(error.to_string()),
@@ -72,7 +75,7 @@ impl Decoder {
                 let consumed = (decoder.total_in() - read) as usize;
                 let produced = (decoder.total_out() - written) as usize;
                 let outcome = match result {
-                    Ok(bzip2::Status::MemNeeded) => Err("no memory to decode it".into()),
+                    Ok(bzip2::Status::MemNeeded) => Err("not enough memory to decode it".into()),
                     Ok(status) => Ok(status == bzip2::Status::StreamEnd),
                     Err(error) => Err(error.to_string()),
                 };
@@ -93,7 +96,7 @@ pub(super) struct Gzip {
     crc: Crc,
 }
 
-/// Where in a member the next byte is.
+/// The part of a member that the next byte belongs to.
 enum Part {
     /// Ten bytes.
     Fixed {
@@ -109,7 +112,7 @@ enum Part {
         left: u16,
         flags: u8,
     },
-    /// Up to a zero.
+    /// A name or comment, up to a zero.
     Text {
         flags: u8,
     },
@@ -128,7 +131,7 @@ const EXTRA: u8 = 4;
 const NAME: u8 = 8;
 const COMMENT: u8 = 16;
 
-/// The part of the header that comes next, by the flags of those still to come.
+/// The next part of the header, by the flags of the parts that remain.
 fn next_part(flags: u8) -> Part {
     if flags & EXTRA != 0 {
         Part::ExtraLength {
@@ -179,7 +182,7 @@ impl Gzip {
                 return step(consumed, 0, Ok(false));
             };
             consumed += 1;
-            match self.take(byte) {
+            match self.advance(byte) {
                 Ok(false) => {}
                 outcome => return step(consumed, 0, outcome),
             }
@@ -207,8 +210,8 @@ impl Gzip {
         )
     }
 
-    /// Takes a byte of the header or the trailer; true when the member has ended.
-    fn take(&mut self, byte: u8) -> Result<bool, String> {
+    /// Consumes a byte of the header or the trailer; true when the member has ended.
+    fn advance(&mut self, byte: u8) -> Result<bool, String> {
         self.part = match &mut self.part {
             Part::Fixed { at, flags } => match at {
                 2 if byte != 8 => return Err("an unknown compression method".into()),

@@ -1,5 +1,5 @@
-//! A file's plain bytes, unpacked where it is compressed, from any position on; and a running
-//! checksum of what was read of them.
+//! A file's plain bytes, decompressed where necessary, from any offset; and a running checksum of
+//! the bytes read.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -9,47 +9,46 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::compression::PlainReader;
-use super::super::lines::{HEAD, Reader};
+pub(super) use super::super::lines::HEAD_BYTES;
+use super::super::lines::Reader;
 
-pub const READ_BYTES: usize = 256 << 10;
-/// Bytes at the start of a file that tell it from others.
-pub const HEAD_BYTES: usize = HEAD;
-/// Bytes before a position that are kept, so that a copy which ends among them is recognized.
+pub(super) const READ_BYTES: usize = 256 << 10;
+/// Bytes before an offset that are held, so that a copy which ends among them is recognized.
 const TAIL_BYTES: usize = 64 << 10;
-/// Bytes read ahead of the position that are kept until it reaches them.
-const AHEAD_BYTES: usize = 4 << 20;
+/// Bytes read ahead of the offset that are held until it reaches them.
+const READ_AHEAD_BYTES: usize = 4 << 20;
 
-/// Reads a file at offsets of its own: clones of a descriptor would share one.
-pub struct Positional {
+/// Reads a file at an offset of its own: clones of a descriptor would share one.
+pub(super) struct PositionalReader {
     file: Arc<File>,
-    at: u64,
+    offset: u64,
 }
 
-impl Positional {
-    /// From its first byte on.
+impl PositionalReader {
+    /// Reads from the first byte.
     pub fn new(file: Arc<File>) -> Self {
-        Self { file, at: 0 }
+        Self { file, offset: 0 }
     }
 }
 
-impl Read for Positional {
+impl Read for PositionalReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.at)?;
-        self.at += read as u64;
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
         Ok(read)
     }
 }
 
-/// An open file, known to be compressed or not.
+/// An open file, of which is known whether it is compressed.
 #[derive(Clone)]
-pub struct Content {
+pub(super) struct Content {
     file: Arc<File>,
     is_compressed: bool,
 }
 
 impl Content {
     pub fn new(file: Arc<File>) -> io::Result<Self> {
-        let is_compressed = PlainReader::new(Positional::new(file.clone()))?
+        let is_compressed = PlainReader::new(PositionalReader::new(file.clone()))?
             .compression()
             .is_some();
         Ok(Self {
@@ -66,9 +65,9 @@ impl Content {
         self.is_compressed
     }
 
-    /// All plain bytes, from the first on.
+    /// All plain bytes.
     pub fn plain(&self) -> io::Result<Box<dyn Read>> {
-        let stored = Positional::new(self.file.clone());
+        let stored = PositionalReader::new(self.file.clone());
         if self.is_compressed {
             Ok(Box::new(PlainReader::new(stored)?))
         } else {
@@ -76,8 +75,8 @@ impl Content {
         }
     }
 
-    /// The first plain bytes; an incomplete compressed file may give fewer than it will, which is
-    /// true then.
+    /// The first plain bytes, at most [`HEAD_BYTES`]; true if there may be fewer than there will be,
+    /// because the file is compressed and incomplete.
     pub fn head(&self) -> io::Result<(Vec<u8>, bool)> {
         let mut head = Vec::new();
         match self.plain()?.take(HEAD_BYTES as u64).read_to_end(&mut head) {
@@ -101,21 +100,19 @@ impl Content {
         head: &[u8],
         unwrap: Option<&str>,
         limit: usize,
-    ) -> io::Result<Records> {
+    ) -> io::Result<RecordReader> {
         let offset = trail.end;
         let mut input: Box<dyn Read> = if self.is_compressed {
             self.plain()?
         } else {
-            Box::new(Positional {
-                file: self.file.clone(),
-                at: offset,
-            })
+            let file = self.file.clone();
+            Box::new(PositionalReader { file, offset })
         };
         if self.is_compressed {
             io::copy(&mut (&mut input).take(offset), &mut io::sink())?;
         }
         let size = self.file.metadata()?.len() as usize;
-        let trail = Rc::new(RefCell::new(Ahead {
+        let trail = Rc::new(RefCell::new(ReadAhead {
             trail,
             bytes: Vec::new(),
         }));
@@ -126,7 +123,7 @@ impl Content {
                 trail: trail.clone(),
             },
         );
-        Ok(Records {
+        Ok(RecordReader {
             reader: Reader::new(input, offset, head, unwrap, limit),
             trail,
             is_compressed: self.is_compressed,
@@ -135,30 +132,30 @@ impl Content {
 }
 
 /// The records of a file, with the checksum of the bytes before them.
-pub struct Records {
+pub(super) struct RecordReader {
     pub reader: Reader<BufReader<Tee>>,
-    trail: Rc<RefCell<Ahead>>,
+    trail: Rc<RefCell<ReadAhead>>,
     is_compressed: bool,
 }
 
-impl Records {
-    /// The trail up to a position that the reader has passed; none where too much was read ahead of
+impl RecordReader {
+    /// The trail up to an offset that the reader has passed; none where too much was read ahead of
     /// it.
     pub fn trail_at(&self, offset: u64) -> Option<Trail> {
-        self.pass(offset);
+        self.advance_trail(offset);
         let trail = &self.trail.borrow().trail;
         (trail.end == offset).then(|| trail.clone())
     }
 
-    /// The checksum up to a position that the reader has passed.
+    /// The checksum up to an offset that the reader has passed.
     pub fn crc_at(&self, offset: u64) -> Option<u32> {
-        self.pass(offset);
+        self.advance_trail(offset);
         let trail = &self.trail.borrow().trail;
         (trail.end == offset).then_some(trail.crc).flatten()
     }
 
-    fn pass(&self, offset: u64) {
-        let Ahead { trail, bytes } = &mut *self.trail.borrow_mut();
+    fn advance_trail(&self, offset: u64) {
+        let ReadAhead { trail, bytes } = &mut *self.trail.borrow_mut();
         let passed = usize::try_from(offset.saturating_sub(trail.end))
             .unwrap_or(usize::MAX)
             .min(bytes.len());
@@ -166,23 +163,23 @@ impl Records {
         bytes.drain(..passed);
     }
 
-    /// Whether a file of this size was read to its end; of a compressed one its end says so.
-    pub fn has_read(&self, size: u64) -> bool {
+    /// Whether a file of this size was read to its end. A compressed one marks its own end.
+    pub fn has_read_all(&self, size: u64) -> bool {
         let ahead = self.trail.borrow();
         self.is_compressed || ahead.trail.end + ahead.bytes.len() as u64 == size
     }
 }
 
-struct Ahead {
+struct ReadAhead {
     trail: Trail,
-    /// Read and not yet passed.
+    /// Bytes after the trail that were read already.
     bytes: Vec<u8>,
 }
 
-/// Keeps what is read through it.
-pub struct Tee {
+/// Copies what is read through it into the bytes read ahead.
+pub(super) struct Tee {
     input: Box<dyn Read>,
-    trail: Rc<RefCell<Ahead>>,
+    trail: Rc<RefCell<ReadAhead>>,
 }
 
 impl Read for Tee {
@@ -190,8 +187,8 @@ impl Read for Tee {
         let read = self.input.read(buffer)?;
         let mut ahead = self.trail.borrow_mut();
         ahead.bytes.extend_from_slice(&buffer[..read]);
-        if ahead.bytes.len() > 2 * AHEAD_BYTES {
-            let passed = ahead.bytes.len() - AHEAD_BYTES;
+        if ahead.bytes.len() > 2 * READ_AHEAD_BYTES {
+            let passed = ahead.bytes.len() - READ_AHEAD_BYTES;
             let passed: Vec<u8> = ahead.bytes.drain(..passed).collect();
             ahead.trail.advance(&passed);
         }
@@ -199,11 +196,17 @@ impl Read for Tee {
     }
 }
 
-/// The checksum of a content up to a position, with the last bytes before it.
+/// The checksum of a content up to an offset, with the last bytes before it. The bytes allow to
+/// step back: a copy that ends a little before the offset is recognized by the checksum there.
+///
+/// ```text
+/// 0                 before_tail            crc
+/// |-- everything ------|-------- tail ------|  end
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Trail {
+pub(super) struct Trail {
     pub end: u64,
-    /// CRC-32C of everything before `end`; none where it is not known.
+    /// CRC-32C of everything before `end`; none where it is unknown.
     pub crc: Option<u32>,
     tail: Vec<u8>,
     /// CRC-32C of everything before the tail.
@@ -216,7 +219,7 @@ impl Trail {
         Self::at(0, Some(0))
     }
 
-    /// At a position, without the bytes before it.
+    /// At an offset, without the bytes before it.
     pub fn at(end: u64, crc: Option<u32>) -> Self {
         Self {
             end,
@@ -231,18 +234,18 @@ impl Trail {
         self.crc = self.crc.map(|crc| crc32c::crc32c_append(crc, bytes));
         self.tail.extend_from_slice(bytes);
         if self.tail.len() > 2 * TAIL_BYTES {
-            let left = self.tail.len() - TAIL_BYTES;
-            self.before_tail = crc32c::crc32c_append(self.before_tail, &self.tail[..left]);
-            self.tail.drain(..left);
+            let excess = self.tail.len() - TAIL_BYTES;
+            self.before_tail = crc32c::crc32c_append(self.before_tail, &self.tail[..excess]);
+            self.tail.drain(..excess);
         }
     }
 
-    /// The bytes before the end that are kept.
+    /// The bytes before the end that are held.
     pub fn tail(&self) -> &[u8] {
         &self.tail
     }
 
-    /// The checksum up to an earlier position, where the bytes from there on are kept.
+    /// The checksum up to an earlier offset; none where the bytes from there on are not held.
     pub fn crc_at(&self, offset: u64) -> Option<u32> {
         let after = usize::try_from(self.end.checked_sub(offset)?).ok()?;
         let before = self.tail.len().checked_sub(after)?;
@@ -251,32 +254,32 @@ impl Trail {
     }
 }
 
-/// How far a content reached towards a position.
-pub struct Reached {
+/// The beginning of a content.
+pub(super) struct Prefix {
     pub trail: Trail,
-    /// It ended too early: it is compressed and incomplete.
-    pub is_cut_off: bool,
+    /// It is shorter than asked for, because the file is compressed and incomplete.
+    pub is_truncated: bool,
 }
 
-/// Reads a content up to a position, or to its end.
-pub fn read_to(content: &Content, offset: u64) -> io::Result<Reached> {
+/// Reads a content up to an offset, or to its end.
+pub(super) fn read_prefix(content: &Content, offset: u64) -> io::Result<Prefix> {
     let mut input = content.plain()?.take(offset);
     let mut trail = Trail::new();
     let mut buffer = vec![0; READ_BYTES];
     loop {
         match input.read(&mut buffer) {
             Ok(0) => {
-                return Ok(Reached {
+                return Ok(Prefix {
                     trail,
-                    is_cut_off: false,
+                    is_truncated: false,
                 });
             }
             Ok(read) => trail.advance(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Ok(Reached {
+                return Ok(Prefix {
                     trail,
-                    is_cut_off: true,
+                    is_truncated: true,
                 });
             }
             Err(error) => return Err(error),

@@ -1,5 +1,5 @@
-//! Which files a source reads: a path, a folder, or a glob → files with what the system says of
-//! them. Symbolic links are followed; a folder is entered once, however many links lead to it.
+//! Which files a source reads: a path, a folder, or a glob → files with their metadata. Symbolic
+//! links are followed; a folder that several links lead to is entered once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
@@ -11,18 +11,18 @@ use globset::{GlobBuilder, GlobMatcher, GlobSet, GlobSetBuilder};
 
 use crate::config::FileDef;
 
-/// Folders below each other that are entered at most, and files that are read at most.
+/// Nesting of folders, and number of files, that a source reads.
 const MAX_DEPTH: usize = 32;
 const MAX_FILES: usize = 100_000;
-/// Folders whose time of change is looked at between walks.
-pub const WATCHED_FOLDERS: usize = 1_024;
+/// Folders whose modification time is checked between walks.
+const MAX_WATCHED_FOLDERS: usize = 1_024;
 
-/// What compression puts behind a name.
-const COMPRESSED: [&str; 6] = [".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z"];
+/// Extensions of compressed files.
+const COMPRESSED_EXTENSIONS: [&str; 6] = [".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z"];
 
-/// What the system says of a file: where one of these differs, its content may.
+/// A file's metadata: as long as none of it changes, nor does the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
+pub(super) struct Stamp {
     pub device: u64,
     pub inode: u64,
     pub size: u64,
@@ -30,8 +30,8 @@ pub struct Stamp {
     pub modified: u64,
 }
 
-impl Stamp {
-    pub fn of(metadata: &Metadata) -> Self {
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
         let modified = metadata
             .mtime()
             .saturating_mul(1_000_000_000)
@@ -43,44 +43,46 @@ impl Stamp {
             modified: u64::try_from(modified).unwrap_or(0),
         }
     }
+}
 
+impl Stamp {
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
 }
 
-/// Why a file is looked at.
+/// Why a file is considered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It is one of those that the source reads.
+pub(super) enum Role {
+    /// The source reads it.
     Member,
-    /// It lies beside one: it is read only if it is one that was begun and then renamed or copied.
+    /// It is next to one: read only to continue one that was renamed or copied after it was begun.
     Sibling,
-    /// It lies beside the source's one file, under a name that rotation gives.
+    /// It is next to the source's single file, under a name that rotation gives.
     Rotated,
 }
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Debug, Default)]
-pub struct Found {
+pub(super) struct Discovery {
     pub files: BTreeMap<PathBuf, (Stamp, Role)>,
-    /// Folders that were looked into, with their time of change.
+    /// Folders that were listed, with their modification time.
     pub folders: BTreeMap<PathBuf, u64>,
-    /// What could not be looked at, with the reason.
+    /// Paths that could not be accessed, with the reason.
     pub failed: BTreeMap<PathBuf, String>,
-    /// The source's path itself is not there.
+    /// The source's path itself does not exist.
     pub is_missing: bool,
-    /// There are more files than are read.
-    pub is_cut: bool,
-    /// A subfolder that is not entered, since the source does not ask for any.
-    pub subfolder: Option<PathBuf>,
+    /// There are more than [`MAX_FILES`] files.
+    pub has_too_many_files: bool,
+    /// A subfolder that is skipped because the source is not recursive.
+    pub skipped_subfolder: Option<PathBuf>,
 }
 
 /// The files that a source reads, as configured.
-pub struct Pattern {
+pub(super) struct Pattern {
     path: PathBuf,
     glob: Option<GlobMatcher>,
-    /// Where a glob's walk begins.
+    /// Where a walk begins.
     root: PathBuf,
     recursive: bool,
     include: Option<GlobSet>,
@@ -116,7 +118,7 @@ impl Pattern {
         &self.path
     }
 
-    /// The path, where it is no glob and leads to no folder.
+    /// The path, if it is neither a glob nor a folder.
     pub fn single(&self) -> Option<&Path> {
         (self.glob.is_none() && !self.path.is_dir()).then_some(&self.path)
     }
@@ -126,9 +128,9 @@ impl Pattern {
         &self.root
     }
 
-    /// Walks. `is_known` tells inodes of files that were read before.
-    pub fn find(&self, is_known: &dyn Fn(u64) -> bool) -> Found {
-        let mut found = Found::default();
+    /// Walks. `is_known`: a file of this inode was read before.
+    pub fn discover(&self, is_known: &dyn Fn(u64) -> bool) -> Discovery {
+        let mut found = Discovery::default();
         if self.glob.is_some() {
             let depth = self.glob_depth();
             let mut seen = BTreeSet::new();
@@ -151,7 +153,7 @@ impl Pattern {
             Ok(metadata) if metadata.is_file() => {
                 found
                     .files
-                    .insert(self.path.clone(), (Stamp::of(&metadata), Role::Member));
+                    .insert(self.path.clone(), (Stamp::from(&metadata), Role::Member));
             }
             Ok(_) => {
                 found.failed.insert(
@@ -164,11 +166,11 @@ impl Pattern {
                 found.failed.insert(self.path.clone(), error.to_string());
             }
         }
-        self.siblings(is_known, &mut found);
+        self.add_siblings(is_known, &mut found);
         found
     }
 
-    /// How many folders below the root a glob can reach.
+    /// The depth below the root that a glob can reach.
     fn glob_depth(&self) -> usize {
         if self.recursive {
             return MAX_DEPTH;
@@ -183,10 +185,10 @@ impl Pattern {
         depth: usize,
         seen: &mut BTreeSet<(u64, u64)>,
         is_known: &dyn Fn(u64) -> bool,
-        found: &mut Found,
+        found: &mut Discovery,
     ) {
-        let failed = |found: &mut Found, path: PathBuf, error: io::Error| {
-            // What goes away while it is looked at is gone.
+        let failed = |found: &mut Discovery, path: PathBuf, error: io::Error| {
+            // A path may disappear during the walk.
             if error.kind() != io::ErrorKind::NotFound {
                 found.failed.insert(path, error.to_string());
             }
@@ -198,10 +200,10 @@ impl Pattern {
         if !seen.insert((metadata.dev(), metadata.ino())) {
             return;
         }
-        if found.folders.len() < WATCHED_FOLDERS {
+        if found.folders.len() < MAX_WATCHED_FOLDERS {
             found
                 .folders
-                .insert(folder.to_owned(), Stamp::of(&metadata).modified);
+                .insert(folder.to_owned(), Stamp::from(&metadata).modified);
         }
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -221,9 +223,10 @@ impl Pattern {
                         && path.is_symlink()
                         && self.reads(&path)
                     {
-                        found
-                            .failed
-                            .insert(path, "the target of the symbolic link is not there".into());
+                        found.failed.insert(
+                            path,
+                            "the target of the symbolic link does not exist".into(),
+                        );
                     } else {
                         failed(found, path, error);
                     }
@@ -234,12 +237,12 @@ impl Pattern {
                 if depth > 0 && !is_hidden(&path) {
                     folders.push(path);
                 } else if self.glob.is_none() && !self.recursive && !is_hidden(&path) {
-                    found.subfolder.get_or_insert(path);
+                    found.skipped_subfolder.get_or_insert(path);
                 }
                 continue;
             }
-            if metadata.is_file() && !found.is_cut {
-                self.take(path, Stamp::of(&metadata), seen, is_known, found);
+            if metadata.is_file() && !found.has_too_many_files {
+                self.add(path, Stamp::from(&metadata), seen, is_known, found);
             }
         }
         for path in folders {
@@ -247,31 +250,31 @@ impl Pattern {
         }
     }
 
-    /// Adds a file that the source reads, or that lies beside those and is known.
-    fn take(
+    /// Adds a file that the source reads, or one next to those that is known.
+    fn add(
         &self,
         path: PathBuf,
         stamp: Stamp,
         seen: &mut BTreeSet<(u64, u64)>,
         is_known: &dyn Fn(u64) -> bool,
-        found: &mut Found,
+        found: &mut Discovery,
     ) {
         let role = match (self.reads(&path), is_known(stamp.inode)) {
             (true, _) => Role::Member,
             (false, true) => Role::Sibling,
             (false, false) => return,
         };
-        found.is_cut = found.files.len() >= MAX_FILES;
-        // One file under two names is read once.
+        found.has_too_many_files = found.files.len() >= MAX_FILES;
+        // A file with two names is read once.
         if role == Role::Member && !seen.insert((stamp.device, stamp.inode)) {
             return;
         }
-        if !found.is_cut {
+        if !found.has_too_many_files {
             found.files.insert(path, (stamp, role));
         }
     }
 
-    /// Whether a file of this path is one that the source reads.
+    /// Whether the source reads a file at this path.
     fn reads(&self, path: &Path) -> bool {
         if let Some(glob) = &self.glob {
             let wants_hidden = self
@@ -290,15 +293,15 @@ impl Pattern {
             && !self.matches(&self.exclude, path)
     }
 
-    /// By the path below the source's folder, or by the name alone.
+    /// By the path relative to the source's folder, or by the name alone.
     fn matches(&self, globs: &GlobSet, path: &Path) -> bool {
         let below = path.strip_prefix(&self.root).unwrap_or(path);
         globs.is_match(below) || path.file_name().is_some_and(|name| globs.is_match(name))
     }
 
-    /// Files beside the source's one that may be it under another name: by inode, or because their
-    /// name extends its name.
-    fn siblings(&self, is_known: &dyn Fn(u64) -> bool, found: &mut Found) {
+    /// Adds files next to the source's single file that may be it under another name: by inode, or
+    /// because their name extends its name.
+    fn add_siblings(&self, is_known: &dyn Fn(u64) -> bool, found: &mut Discovery) {
         let target = std::fs::canonicalize(&self.path).ok();
         for path in [Some(self.path.as_path()), target.as_deref()]
             .into_iter()
@@ -320,7 +323,7 @@ impl Pattern {
             };
             found
                 .folders
-                .insert(folder.to_owned(), Stamp::of(&metadata).modified);
+                .insert(folder.to_owned(), Stamp::from(&metadata).modified);
             let Ok(entries) = std::fs::read_dir(folder) else {
                 continue;
             };
@@ -340,7 +343,7 @@ impl Pattern {
                 let Ok(metadata) = std::fs::symlink_metadata(&path) else {
                     continue;
                 };
-                let stamp = Stamp::of(&metadata);
+                let stamp = Stamp::from(&metadata);
                 if metadata.is_file()
                     && !found
                         .files
@@ -354,8 +357,8 @@ impl Pattern {
     }
 }
 
-/// Whether a file's name is another one with something behind it, as rotation names files.
-pub fn extends(path: &Path, other: &Path) -> bool {
+/// Whether a file's name is another one with a suffix, as rotation names files.
+pub(super) fn extends(path: &Path, other: &Path) -> bool {
     match (path.file_name(), other.file_name()) {
         (Some(name), Some(other)) => {
             let (name, other) = (name.as_encoded_bytes(), other.as_encoded_bytes());
@@ -365,18 +368,18 @@ pub fn extends(path: &Path, other: &Path) -> bool {
     }
 }
 
-/// Whether a file's name is what rotation makes of another one's: numbers or a date behind it or
-/// before its extension, and the extension of compressed files. Not `app-2.json` of `app.json`:
-/// files are numbered so that have nothing to do with each other.
-pub fn is_rotation(path: &Path, other: &Path) -> bool {
+/// Whether rotation may have derived a file's name from another one: numbers or a date after it or
+/// before its extension, and the extension of compressed files. Not `app-2.json` from `app.json`:
+/// unrelated files are numbered like this.
+fn is_rotation(path: &Path, other: &Path) -> bool {
     let (Some(name), Some(other)) = (path.file_name(), other.file_name()) else {
         return false;
     };
     let (name, other) = (name.to_string_lossy(), other.to_string_lossy());
-    let packed = COMPRESSED
+    let uncompressed = COMPRESSED_EXTENSIONS
         .iter()
         .find_map(|extension| name.strip_suffix(extension));
-    let base = packed.unwrap_or(&name);
+    let base = uncompressed.unwrap_or(&name);
     let is_number = |between: &str| {
         between.starts_with(['.', '-', '_'])
             && between.contains(|c: char| c.is_ascii_digit())
@@ -385,15 +388,14 @@ pub fn is_rotation(path: &Path, other: &Path) -> bool {
                 .all(|c| c.is_ascii_digit() || matches!(c, '.' | '-' | '_' | 'T' | 'Z' | ':' | '+'))
     };
     let is_date = |between: &str| between.chars().filter(char::is_ascii_digit).count() >= 6;
-    let behind = base.strip_prefix(&*other);
-    let before = other.rsplit_once('.').and_then(|(stem, extension)| {
+    let suffix = base.strip_prefix(&*other);
+    let infix = other.rsplit_once('.').and_then(|(stem, extension)| {
         base.strip_prefix(stem)?
             .strip_suffix(extension)?
             .strip_suffix('.')
     });
-    behind.is_some_and(|behind| is_number(behind) || behind.is_empty() && packed.is_some())
-        || before
-            .is_some_and(|before| is_number(before) && (before.starts_with('.') || is_date(before)))
+    suffix.is_some_and(|suffix| is_number(suffix) || suffix.is_empty() && uncompressed.is_some())
+        || infix.is_some_and(|infix| is_number(infix) && (infix.starts_with('.') || is_date(infix)))
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -413,7 +415,7 @@ fn compile_all(globs: &[String]) -> Result<GlobSet, globset::Error> {
     set.build()
 }
 
-/// The folder above the first part of a glob that is not literal.
+/// The folder above the first component of a glob that is not literal.
 fn glob_root(glob: &Path) -> PathBuf {
     let is_literal =
         |part: &std::path::Component<'_>| !FileDef::has_glob(&part.as_os_str().to_string_lossy());
@@ -430,7 +432,7 @@ mod tests {
     use super::*;
 
     fn names(def: &FileDef) -> Vec<String> {
-        let found = Pattern::new(def).expect("globs").find(&|_| false);
+        let found = Pattern::new(def).expect("globs").discover(&|_| false);
         let root = glob_root(&def.path);
         let below = |path: &PathBuf| {
             path.strip_prefix(&root)
@@ -497,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn rotated_files_are_told_by_their_names() {
+    fn rotated_files_are_recognized_by_their_names() {
         let is = |name: &str| is_rotation(Path::new(name), Path::new("x/app.log"));
         for name in [
             "app.log.1",
@@ -532,13 +534,13 @@ mod tests {
         }
         let found = Pattern::new(&def(path("app.log")))
             .expect("globs")
-            .find(&|_| false);
+            .discover(&|_| false);
         let roles: Vec<Role> = found.files.values().map(|(_, role)| *role).collect();
         assert_eq!(roles, [Role::Member, Role::Rotated]);
         assert!(
             Pattern::new(&def(path("later")))
                 .expect("globs")
-                .find(&|_| false)
+                .discover(&|_| false)
                 .is_missing
         );
     }

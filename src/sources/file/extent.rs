@@ -1,25 +1,24 @@
-//! What a run that ends reads: the files that are there when it first looks, up to the length that
-//! they have then. Files that grow or appear faster than they are read would keep it going for
-//! ever.
+//! The input of a bounded run: the files that its first scan finds, up to the size that they have
+//! then. Files that grow or appear faster than they are read would keep the run from ending.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::discover::{Role, Stamp};
-use super::known::Id;
+use super::registry::PartitionId;
 
 #[derive(Debug, Default)]
-pub struct Extent {
-    /// By device and inode, the size at the first look; none before it.
+pub(super) struct Extent {
+    /// By device and inode, the size in the first scan; none before it.
     sizes: Option<HashMap<(u64, u64), u64>>,
-    /// Paths of the first look with the file that was there, where it was not replaced since.
+    /// The file at each path of the first scan, unless it was replaced since.
     paths: BTreeMap<PathBuf, (u64, u64)>,
-    finished: BTreeSet<Id>,
+    finished: BTreeSet<PartitionId>,
 }
 
 impl Extent {
-    /// Leaves of what a walk found the files of the first one. Where one was replaced before it was
-    /// read, and is nowhere else, the new file counts as it is now, once.
+    /// Removes files that the first scan did not find. Where one of those was replaced before it was
+    /// read, and is at no other path, the new file takes its place with its present size, once.
     pub fn limit(
         &mut self,
         files: &mut BTreeMap<PathBuf, (Stamp, Role)>,
@@ -38,33 +37,33 @@ impl Extent {
                 .collect();
             return;
         };
-        let there: BTreeSet<(u64, u64)> = files.values().map(|(stamp, _)| key(stamp)).collect();
+        let existing: BTreeSet<(u64, u64)> = files.values().map(|(stamp, _)| key(stamp)).collect();
         files.retain(|path, (stamp, _)| {
-            let is_there = sizes.contains_key(&key(stamp));
-            let is_new = !is_there
+            let is_included = sizes.contains_key(&key(stamp));
+            let is_replacement = !is_included
                 && !is_read(path)
                 && self
                     .paths
                     .remove(path)
-                    .is_some_and(|old| !there.contains(&old));
-            if is_new {
+                    .is_some_and(|old| !existing.contains(&old));
+            if is_replacement {
                 sizes.insert(key(stamp), stamp.size);
             }
-            is_there || is_new
+            is_included || is_replacement
         });
     }
 
-    /// Up to where a file is read.
+    /// The offset up to which a file is read.
     pub fn end(&self, stamp: &Stamp) -> Option<u64> {
         self.sizes.as_ref()?.get(&key(stamp)).copied()
     }
 
-    /// Notes that the file of a partition was read as far as it is to be.
-    pub fn finish(&mut self, id: Id) {
+    /// Marks the file of a partition as read up to its end in this run.
+    pub fn finish(&mut self, id: PartitionId) {
         self.finished.insert(id);
     }
 
-    pub fn is_finished(&self, id: Option<Id>) -> bool {
+    pub fn is_finished(&self, id: Option<PartitionId>) -> bool {
         id.is_some_and(|id| self.finished.contains(&id))
     }
 }
@@ -90,10 +89,10 @@ mod tests {
     }
 
     #[test]
-    fn later_files_and_growth_are_no_part_of_a_run_that_ends() {
+    fn a_bounded_run_excludes_later_files_and_growth() {
         let mut extent = Extent::default();
-        let mut left = |found: &[(&str, u64, u64)], read: &[&str]| {
-            let mut files = files(found);
+        let mut limit = |scanned: &[(&str, u64, u64)], read: &[&str]| {
+            let mut files = files(scanned);
             extent.limit(&mut files, |path| {
                 read.iter().any(|read| Path::new(read) == path)
             });
@@ -104,16 +103,16 @@ mod tests {
             ends
         };
         assert_eq!(
-            left(&[("a", 1, 10), ("b", 2, 20)], &[]),
+            limit(&[("a", 1, 10), ("b", 2, 20)], &[]),
             [(1, Some(10)), (2, Some(20))]
         );
         // `a` grew and was rotated, another file took its name.
         assert_eq!(
-            left(&[("a", 3, 5), ("a.1", 1, 15), ("b", 2, 20)], &["a"]),
+            limit(&[("a", 3, 5), ("a.1", 1, 15), ("b", 2, 20)], &["a"]),
             [(1, Some(10)), (2, Some(20))]
         );
         // `b` was replaced before it was read: once.
-        assert_eq!(left(&[("b", 4, 7)], &[]), [(4, Some(7))]);
-        assert_eq!(left(&[("b", 5, 7)], &[]), []);
+        assert_eq!(limit(&[("b", 4, 7)], &[]), [(4, Some(7))]);
+        assert_eq!(limit(&[("b", 5, 7)], &[]), []);
     }
 }

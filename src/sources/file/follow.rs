@@ -1,5 +1,4 @@
-//! One file that is read: from its partition's position to its end, in slices, and on when it
-//! grows.
+//! Reads one file: from its partition's offset to its end, in slices, and on when it grows.
 
 use std::fs::File;
 use std::io;
@@ -9,19 +8,19 @@ use std::time::Instant;
 
 use super::super::lines::Item;
 use super::super::{Context, SourceError, message};
-use super::content::{Content, HEAD_BYTES, Records, Trail};
+use super::content::{Content, HEAD_BYTES, RecordReader, Trail};
 use super::discover::Stamp;
-use super::frame::{FrameBuilder, InFlight};
-use super::known::{Id, Known};
-use crate::wal::{FileIdentity, Kind};
+use super::frame::{FrameBuilder, FramePosition, InFlight, partition_end};
+use super::registry::{PartitionId, PartitionRegistry};
+use crate::wal::FileIdentity;
 
-/// Frames that are taken from one file before others have their turn.
+/// Frames that are read from one file before it is another's turn.
 const SLICE_FRAMES: usize = 16;
 
 /// Why reading a file stopped.
 #[derive(Debug)]
-pub enum ReadError {
-    /// It waits; other files are read.
+pub(super) enum ReadError {
+    /// This file is retried later; other files are read.
     File(io::Error),
     /// The source ends.
     Source(SourceError),
@@ -39,49 +38,74 @@ impl From<io::Error> for ReadError {
     }
 }
 
-/// What a slice came to.
+/// The result of reading a slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slice {
+pub(super) struct Slice {
     pub was_busy: bool,
-    /// There is no more at present.
+    /// There is no more for now.
     pub is_end: bool,
 }
 
+/// Why a slice ended.
+enum SliceEnd {
+    /// It is full, or the source stops.
+    Paused,
+    EndOfContent,
+    /// The next record begins after the part that a bounded run reads.
+    EndOfExtent,
+    /// The last line has no newline and is not a complete value.
+    PartialLine(Item),
+    Failed(io::Error),
+}
+
+/// What is stored with a frame: where the partition continues, the checksum of the content up to
+/// there, and size and modification time of the file if that is all of it.
+#[derive(Clone, Copy)]
+struct Progress {
+    next_offset: u64,
+    content: Option<u32>,
+    complete: Option<Stamp>,
+}
+
 /// A file with its descriptor.
-pub struct Follower {
-    pub id: Id,
-    /// The path that leads to it; none once it was renamed, replaced or removed.
+pub(super) struct Follower {
+    pub id: PartitionId,
+    /// The path of the file; none once it was renamed, replaced or removed.
     pub path: Option<PathBuf>,
     content: Content,
     head: Vec<u8>,
-    records: Option<Records>,
-    /// Records that begin here or later are not read: a run that ends takes what was there when it
-    /// began.
+    reader: Option<RecordReader>,
+    /// A bounded run does not read records that begin at this offset or later.
     end: Option<u64>,
     is_finished: bool,
-    /// What the system said when reading began, and when the end was reached.
+    /// The stamp when reading began, and when the end was reached.
     opened: Option<Stamp>,
-    read: Option<Stamp>,
-    /// When it was opened, or last gave something.
-    pub active: Instant,
-    is_dropped_told: bool,
+    read_to_end: Option<Stamp>,
+    /// When it was opened, or last had records.
+    pub last_active: Instant,
+    has_reported_dropped: bool,
 }
 
 impl Follower {
-    pub fn new(id: Id, path: PathBuf, content: Content, head: Vec<u8>, end: Option<u64>) -> Self {
-        let (records, opened, read) = (None, None, None);
+    pub fn new(
+        id: PartitionId,
+        path: PathBuf,
+        content: Content,
+        head: Vec<u8>,
+        end: Option<u64>,
+    ) -> Self {
         Self {
             id,
             path: Some(path),
             content,
             head,
-            records,
+            reader: None,
             end,
             is_finished: false,
-            opened,
-            read,
-            active: Instant::now(),
-            is_dropped_told: false,
+            opened: None,
+            read_to_end: None,
+            last_active: Instant::now(),
+            has_reported_dropped: false,
         }
     }
 
@@ -93,155 +117,182 @@ impl Follower {
         &self.content
     }
 
-    /// The beginning as it was when reading began.
+    /// The first bytes as they were when reading began.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
 
-    /// Everything that is there was read.
+    /// All of the file was read.
     pub fn is_at_end(&self) -> bool {
-        self.records.is_none()
-            && (self.is_finished || self.read.is_some() && self.read == self.stamp().ok())
+        self.reader.is_none()
+            && (self.is_finished
+                || self.read_to_end.is_some() && self.read_to_end == self.stamp().ok())
     }
 
-    /// It has to be read on, whatever the system says of it.
-    pub fn is_begun(&self) -> bool {
-        self.records.is_some() || self.read.is_none()
+    /// There is more to read, even if the file did not change.
+    pub fn has_unread_content(&self) -> bool {
+        self.reader.is_some() || self.read_to_end.is_none()
     }
 
-    /// Its path leads to the same content still; there may be more of it.
-    pub fn look_again(&mut self) {
-        if !self.is_at_end() && self.records.is_none() {
-            self.read = None;
+    /// Its path still has the same content, of which there may be more.
+    pub fn recheck(&mut self) {
+        if !self.is_at_end() && self.reader.is_none() {
+            self.read_to_end = None;
         }
     }
 
-    /// A part was read, and reading goes on where it stopped.
-    pub fn is_in_slice(&self) -> bool {
-        self.records.is_some()
+    /// A slice was read, and the next one continues there.
+    pub fn is_between_slices(&self) -> bool {
+        self.reader.is_some()
     }
 
     pub fn stamp(&self) -> io::Result<Stamp> {
-        Ok(Stamp::of(&self.file().metadata()?))
+        Ok(Stamp::from(&self.file().metadata()?))
     }
 
-    /// Takes a part of what is there.
+    /// Reads the next slice.
     pub fn read_slice(
         &mut self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
     ) -> Result<Slice, ReadError> {
-        let result = self.take_slice(context, known, in_flight);
+        let result = self.read_frames(context, registry, in_flight);
         match &result {
             Ok(slice) => {
                 if slice.was_busy {
-                    self.active = Instant::now();
+                    self.last_active = Instant::now();
                 }
                 if !slice.is_end {
                     return result;
                 }
-                self.read = self.opened;
+                self.read_to_end = self.opened;
                 self.is_finished = context.once;
             }
-            Err(_) => self.read = None,
+            Err(_) => self.read_to_end = None,
         }
-        self.records = None;
+        self.reader = None;
         result
     }
 
-    fn take_slice(
+    fn read_frames(
         &mut self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
     ) -> Result<Slice, ReadError> {
-        let mut next = known.get(self.id).state.next_offset;
-        let records = match self.records.take() {
-            Some(records) => records,
+        let mut next = registry.get(self.id).state.next_offset;
+        let mut reader = match self.reader.take() {
+            Some(reader) => reader,
             None => {
                 let stamp = self.stamp()?;
-                if self.is_finished || self.read == Some(stamp) {
+                if self.is_finished || self.read_to_end == Some(stamp) {
                     return Ok(Slice {
                         was_busy: false,
                         is_end: true,
                     });
                 }
-                self.open(context, known, stamp)?
+                self.open(context, registry, stamp)?
             }
         };
-        let mut records = records;
-        let mut frame = FrameBuilder::new(next);
-        let (mut was_busy, mut frames, mut cut, mut is_past) = (false, 0, None, false);
-        let ended = loop {
-            if context.stop.is_asked() || frames == SLICE_FRAMES {
-                break Ok(false);
+        let mut frame = FrameBuilder::new(context, next);
+        let (mut was_busy, mut frames) = (false, 0);
+        let end = loop {
+            if context.stop.is_requested() || frames == SLICE_FRAMES {
+                break SliceEnd::Paused;
             }
-            let item = match records.reader.next_item() {
-                Ok(Some(item)) => item,
-                Ok(None) => break Ok(true),
-                Err(error) => break Err(error),
+            let item = match self.next_record(&mut reader) {
+                Ok(item) => item,
+                Err(end) => break end,
             };
-            if self.end.is_some_and(|end| item.start >= end) {
-                is_past = true;
-                break Ok(true);
-            }
-            if !item.is_terminated && !message::is_whole(&item.bytes) {
-                cut = Some(item);
-                break Ok(true);
-            }
             was_busy = true;
-            frame.push(&item, context);
+            frame.push(&item);
             next = item.end;
             if frame.is_full() {
-                let full = std::mem::replace(&mut frame, FrameBuilder::with_room(next));
-                self.submit(
-                    context,
-                    known,
-                    in_flight,
-                    full,
-                    (next, records.crc_at(next), None),
-                )?;
+                let full =
+                    std::mem::replace(&mut frame, FrameBuilder::with_capacity(context, next));
+                let progress = Progress {
+                    next_offset: next,
+                    content: reader.crc_at(next),
+                    complete: None,
+                };
+                self.submit(context, registry, in_flight, full, progress)?;
                 frames += 1;
             }
         };
-        self.tell_dropped(context, records.reader.dropped());
-        let is_whole = matches!(ended, Ok(true)) && cut.is_none() && !is_past;
+        self.report_dropped_members(context, reader.reader.dropped_members());
+        let is_end_of_content = matches!(end, SliceEnd::EndOfContent);
         let complete = self
             .opened
-            .filter(|stamp| is_whole && records.has_read(stamp.size));
+            .filter(|stamp| is_end_of_content && reader.has_read_all(stamp.size));
         if !frame.is_empty() {
-            let complete = complete.map(|stamp| (stamp.size, stamp.modified));
-            self.submit(
-                context,
-                known,
-                in_flight,
-                frame,
-                (next, records.crc_at(next), complete),
-            )?;
+            let progress = Progress {
+                next_offset: next,
+                content: reader.crc_at(next),
+                complete,
+            };
+            self.submit(context, registry, in_flight, frame, progress)?;
         }
-        if let Some(trail) = records.trail_at(next) {
-            known.set_trail(self.id, trail);
+        if let Some(trail) = reader.trail_at(next) {
+            registry.set_trail(self.id, trail);
         }
-        if let Some(item) = cut {
-            self.tell_cut_line(context, known, in_flight, &records, &item)?;
-        }
-        let is_end = matches!(ended, Ok(true));
-        self.note_moved(context, known, in_flight, complete)?;
-        match ended {
-            Ok(true) if context.once => self.tell_end(context, known, in_flight, complete)?,
-            Ok(false) => self.records = Some(records),
-            Ok(true) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let is_end = self.end_slice(context, registry, in_flight, reader, end, complete)?;
         Ok(Slice { was_busy, is_end })
     }
 
-    fn open(&mut self, context: &Context, known: &Known, stamp: Stamp) -> io::Result<Records> {
+    fn next_record(&self, reader: &mut RecordReader) -> Result<Item, SliceEnd> {
+        let item = match reader.reader.next_item() {
+            Ok(Some(item)) => item,
+            Ok(None) => return Err(SliceEnd::EndOfContent),
+            Err(error) => return Err(SliceEnd::Failed(error)),
+        };
+        if self.end.is_some_and(|end| item.start >= end) {
+            return Err(SliceEnd::EndOfExtent);
+        }
+        if !item.is_terminated && !message::is_complete_value(&item.bytes) {
+            return Err(SliceEnd::PartialLine(item));
+        }
+        Ok(item)
+    }
+
+    /// Records how a slice ended; whether there is no more for now.
+    fn end_slice(
+        &mut self,
+        context: &Context,
+        registry: &mut PartitionRegistry,
+        in_flight: &mut InFlight,
+        reader: RecordReader,
+        end: SliceEnd,
+        complete: Option<Stamp>,
+    ) -> Result<bool, ReadError> {
+        if let SliceEnd::PartialLine(item) = &end {
+            self.report_partial_line(context, registry, in_flight, &reader, item)?;
+        }
+        self.record_new_file(context, registry, in_flight, complete)?;
+        match end {
+            SliceEnd::Paused => {
+                self.reader = Some(reader);
+                return Ok(false);
+            }
+            SliceEnd::Failed(error) => return Err(error.into()),
+            SliceEnd::EndOfContent | SliceEnd::EndOfExtent | SliceEnd::PartialLine(_) => {}
+        }
+        if context.once {
+            self.record_bounded_end(context, registry, in_flight, complete)?;
+        }
+        Ok(true)
+    }
+
+    fn open(
+        &mut self,
+        context: &Context,
+        registry: &PartitionRegistry,
+        stamp: Stamp,
+    ) -> io::Result<RecordReader> {
         if self.head.len() < HEAD_BYTES {
             self.head = self.content.head()?.0;
         }
-        let partition = known.get(self.id);
+        let partition = registry.get(self.id);
         let trail = match &partition.trail {
             Some(trail) => trail.clone(),
             None if partition.state.next_offset == 0 => Trail::new(),
@@ -252,64 +303,71 @@ impl Follower {
             trail,
             &self.head,
             context.unwrap.as_deref(),
-            context.record_bytes + 1,
+            context.record_limits.max_bytes + 1,
         )
     }
 
-    /// Says once which members beside the unwrapped one are no part of any record.
-    fn tell_dropped(&mut self, context: &Context, members: &[String]) {
-        if !members.is_empty() && !std::mem::replace(&mut self.is_dropped_told, true) {
+    /// Reports once which members other than the unwrapped one belong to no record.
+    fn report_dropped_members(&mut self, context: &Context, members: &[String]) {
+        if !members.is_empty() && !std::mem::replace(&mut self.has_reported_dropped, true) {
             let (source, path) = (&context.name, self.label());
             tracing::info!(
                 source,
                 path,
                 ?members,
-                "members beside the unwrapped one are dropped"
+                "members other than the unwrapped one are dropped"
             );
         }
     }
 
-    /// Sends a frame; the partition continues behind it.
+    /// Sends a frame, after which the partition continues.
     fn submit(
         &self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
         frame: FrameBuilder,
-        (next, content, complete): (u64, Option<u32>, Option<(u64, u64)>),
+        progress: Progress,
     ) -> Result<(), SourceError> {
+        let next_offset = progress.next_offset;
         let file = FileIdentity {
-            content,
-            complete,
-            ..self.identity(known, next)?
+            content: progress.content,
+            complete: progress.complete.map(size_and_mtime),
+            ..self.identity(registry, next_offset)?
         };
-        known.set_identity(self.id, file);
-        let partition = known.get_mut(self.id);
-        partition.state.next_offset = next;
+        registry.set_identity(self.id, file);
+        let partition = registry.get_mut(self.id);
+        partition.state.next_offset = next_offset;
         partition.state.cut_line = None;
-        partition.is_moved = true;
-        in_flight.submit(
-            context,
-            frame.submission(context, Kind::Record, &partition.name, next, Some(file)),
-        )
+        partition.has_unrecorded_end = true;
+        let position = FramePosition {
+            partition: &partition.name,
+            next_offset,
+            file: Some(file),
+        };
+        in_flight.submit(context, frame.finish(context, position))
     }
 
-    fn identity(&self, known: &Known, read: u64) -> Result<FileIdentity, SourceError> {
-        let wrong = |source| SourceError::Io {
-            path: self.label(),
-            source,
-        };
+    /// Identity of the file by its first bytes, as far as `read_bytes` of them were read.
+    fn identity(
+        &self,
+        registry: &PartitionRegistry,
+        read_bytes: u64,
+    ) -> Result<FileIdentity, SourceError> {
         let head = self
             .head
             .len()
-            .min(usize::try_from(read).unwrap_or(HEAD_BYTES))
+            .min(usize::try_from(read_bytes).unwrap_or(HEAD_BYTES))
             .min(HEAD_BYTES);
-        let inode = self.stamp().map_err(wrong)?.inode;
+        let stamp = self.stamp().map_err(|source| SourceError::Io {
+            path: self.label(),
+            source,
+        })?;
         Ok(FileIdentity {
-            inode,
+            inode: stamp.inode,
             head: head as u64,
             crc: crc32c::crc32c(&self.head[..head]),
-            since: known.since,
+            since: registry.since,
             ..FileIdentity::default()
         })
     }
@@ -321,127 +379,111 @@ impl Follower {
         )
     }
 
-    /// An end without its newline waits for the rest. A run that ends tells it as a dead letter,
-    /// once, and stays before it.
-    fn tell_cut_line(
+    /// A last line without its newline waits for the rest. A bounded run reports it as a dead
+    /// letter, once, and does not advance past it.
+    fn report_partial_line(
         &self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
-        records: &Records,
+        reader: &RecordReader,
         item: &Item,
     ) -> Result<(), SourceError> {
-        let told = Some((item.start, item.length));
-        if !context.once || known.get(self.id).state.cut_line == told {
+        let line = Some((item.start, item.length));
+        if !context.once || registry.get(self.id).state.cut_line == line {
             return Ok(());
         }
-        let mut frame = FrameBuilder::new(item.start);
-        if item.length > context.record_bytes as u64 {
-            frame.push(item, context);
-        } else {
-            frame.add(item.start, &item.bytes);
-        }
-        // Among elements a separator lies between the last whole record and this one: the position
-        // passes it, and so must the checksum that is stored with the position.
-        let trail = records.trail_at(item.start);
-        let content = trail.as_ref().and_then(|trail| trail.crc);
-        self.submit(
-            context,
-            known,
-            in_flight,
-            frame,
-            (item.start, content, None),
-        )?;
+        let mut frame = FrameBuilder::new(context, item.start);
+        frame.push_unsplit(item);
+        // Between the last complete element of an array and this one is a separator: the offset
+        // passes it, and so must the checksum that is stored with the offset.
+        let trail = reader.trail_at(item.start);
+        let progress = Progress {
+            next_offset: item.start,
+            content: trail.as_ref().and_then(|trail| trail.crc),
+            complete: None,
+        };
+        self.submit(context, registry, in_flight, frame, progress)?;
         if let Some(trail) = trail {
-            known.set_trail(self.id, trail);
+            registry.set_trail(self.id, trail);
         }
-        known.get_mut(self.id).state.cut_line = told;
+        registry.get_mut(self.id).state.cut_line = line;
         Ok(())
     }
 
-    /// Notes that a content is in another file than before, or in a compressed one that need not be
-    /// unpacked again.
-    fn note_moved(
+    /// Records that a content is in another file than before, or in a compressed one that need not
+    /// be decompressed again.
+    fn record_new_file(
         &self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
         complete: Option<Stamp>,
     ) -> Result<(), SourceError> {
         let Some(stamp) = complete else { return Ok(()) };
-        let (before, next) = (
-            known.get(self.id).file(),
-            known.get(self.id).state.next_offset,
-        );
-        let complete = Some((stamp.size, stamp.modified));
-        let is_news = before.inode != stamp.inode
+        let partition = registry.get(self.id);
+        let (before, next) = (partition.file(), partition.state.next_offset);
+        let complete = Some(size_and_mtime(stamp));
+        let is_new_file = before.inode != stamp.inode
             || self.content.is_compressed() && before.complete != complete;
-        if next > 0 && is_news {
+        if next > 0 && is_new_file {
             let file = FileIdentity {
                 content: before.content,
                 complete,
-                ..self.identity(known, next)?
+                ..self.identity(registry, next)?
             };
-            self.note_identity(context, known, in_flight, file)?;
+            self.record_identity(context, registry, in_flight, file)?;
         }
         Ok(())
     }
 
-    /// Notes that there is no more, and with `complete` of which file.
-    fn tell_end(
+    /// Records that a bounded run reads no more, and with `complete` the file that it has read.
+    fn record_bounded_end(
         &self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
         complete: Option<Stamp>,
     ) -> Result<(), SourceError> {
-        if std::mem::take(&mut known.get_mut(self.id).is_moved) {
-            let before = known.get(self.id).file();
-            let complete = complete
-                .map(|stamp| (stamp.size, stamp.modified))
-                .or(before.complete);
-            self.note_identity(
-                context,
-                known,
-                in_flight,
-                FileIdentity { complete, ..before },
-            )?;
+        if std::mem::take(&mut registry.get_mut(self.id).has_unrecorded_end) {
+            let before = registry.get(self.id).file();
+            let complete = complete.map(size_and_mtime).or(before.complete);
+            let file = FileIdentity { complete, ..before };
+            self.record_identity(context, registry, in_flight, file)?;
         }
         Ok(())
     }
 
-    /// Notes which file holds the partition.
-    fn note_identity(
+    /// Records which file holds the partition.
+    fn record_identity(
         &self,
         context: &Context,
-        known: &mut Known,
+        registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
         file: FileIdentity,
     ) -> Result<(), SourceError> {
-        known.set_identity(self.id, file);
-        note_end(context, known, self.id, in_flight)
+        registry.set_identity(self.id, file);
+        record_end(context, registry, self.id, in_flight)
     }
 }
 
-/// Notes where a partition ends, with what its file is.
-pub fn note_end(
+fn size_and_mtime(stamp: Stamp) -> (u64, u64) {
+    (stamp.size, stamp.modified)
+}
+
+/// Records where a partition ends, and the identity of its file.
+pub(super) fn record_end(
     context: &Context,
-    known: &Known,
-    id: Id,
+    registry: &PartitionRegistry,
+    id: PartitionId,
     in_flight: &mut InFlight,
 ) -> Result<(), SourceError> {
-    let partition = known.get(id);
-    let next = partition.state.next_offset;
-    let mut end = FrameBuilder::new(next);
-    end.add_payload();
-    in_flight.submit(
-        context,
-        end.submission(
-            context,
-            Kind::PartitionEnd,
-            &partition.name,
-            next,
-            partition.state.file,
-        ),
-    )
+    let partition = registry.get(id);
+    let next_offset = partition.state.next_offset;
+    let position = FramePosition {
+        partition: &partition.name,
+        next_offset,
+        file: partition.state.file,
+    };
+    in_flight.submit(context, partition_end(context, next_offset, position))
 }

@@ -3,58 +3,62 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::super::batcher::{BatchLimits, RecordBatcher, RecordLimits};
 use super::super::lines::Item;
 use super::super::{Context, SourceError, message};
 use crate::bounds::MAX_ELEMENTS;
 use crate::ingest::{Receipt, Submission};
-use crate::wal::{FileIdentity, FrameAttributes, Kind, RecordsBuilder};
+use crate::wal::{FileIdentity, FrameAttributes, Kind};
 
-/// Bytes and records that make a frame.
+/// Bytes and records that fill a frame.
 const FRAME_BYTES: usize = 1 << 20;
 const FRAME_RECORDS: usize = 1_024;
 /// Frames, and their bytes, on their way to the disk before the source waits for the first: many
 /// small files share a sync.
-const IN_FLIGHT_FRAMES: usize = 128;
-const IN_FLIGHT_BYTES: usize = 8 << 20;
+const MAX_IN_FLIGHT_FRAMES: usize = 128;
+const MAX_IN_FLIGHT_BYTES: usize = 8 << 20;
 
-/// A record of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record<'a> {
-    /// Where it begins in the content, and its length there.
-    pub start: u64,
-    pub length: u64,
-    /// Its bytes, or the first of them, where there are more than `[limits] record` allows.
-    pub bytes: &'a [u8],
-}
-
-impl Record<'_> {
-    pub fn is_cut(&self, context: &Context) -> bool {
-        self.length > context.record_bytes as u64
+/// Limits of the frames of files.
+pub(in crate::sources) fn batch_limits(context: &Context) -> BatchLimits {
+    BatchLimits {
+        record: context.record_limits,
+        frame_records: FRAME_RECORDS,
+        frame_bytes: FRAME_BYTES,
     }
 }
 
-/// Gives the records of a line or element; of one over the limit its beginning.
-pub fn each_record(item: &Item, context: &Context, give: &mut dyn FnMut(Record<'_>)) {
+/// A record of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Record<'a> {
+    /// Offset of its first byte in the content, and its length there.
+    pub start: u64,
+    pub length: u64,
+    /// Its bytes, or a prefix of them where there are more than `[limits] record` allows.
+    pub bytes: &'a [u8],
+}
+
+/// Calls `visit` with each record of a line or element; of one over the limit with its prefix.
+pub(super) fn each_record(item: &Item, limits: &RecordLimits, visit: &mut dyn FnMut(Record<'_>)) {
     let Item { start, length, .. } = *item;
-    if length > context.record_bytes as u64 {
-        let bytes = &item.bytes[..item.bytes.len().min(context.cut_bytes)];
-        return give(Record {
+    if limits.is_exceeded_by(length) {
+        let bytes = &item.bytes[..item.bytes.len().min(limits.truncated_bytes)];
+        return visit(Record {
             start,
             length,
             bytes,
         });
     }
-    // A position lies between lines, so a line's records share a frame. Of one that holds too many
-    // the decoder says so.
+    // Offsets are resumed between lines only, so a line's records share a frame. A line with too
+    // many records is one record, which the decoder rejects with this reason.
     if message::has_more_than(&item.bytes, MAX_ELEMENTS) {
-        return give(Record {
+        return visit(Record {
             start,
             length,
             bytes: &item.bytes,
         });
     }
     message::each_at(&item.bytes, None, &mut |at, bytes| {
-        give(Record {
+        visit(Record {
             start: start + at as u64,
             length: bytes.len() as u64,
             bytes,
@@ -62,127 +66,144 @@ pub fn each_record(item: &Item, context: &Context, give: &mut dyn FnMut(Record<'
     });
 }
 
-/// Records of the next frame.
-pub struct FrameBuilder {
-    records: RecordsBuilder,
+/// Where a frame belongs in its partition.
+pub(in crate::sources) struct FramePosition<'a> {
+    pub partition: &'a str,
+    /// Where the partition continues after the frame.
+    pub next_offset: u64,
+    pub file: Option<FileIdentity>,
+}
+
+/// Records of the next frame, with their offsets.
+pub(in crate::sources) struct FrameBuilder {
+    batcher: RecordBatcher,
+    limits: RecordLimits,
     offsets: Vec<u64>,
-    cut: Vec<(u64, u64)>,
     first_offset: u64,
 }
 
 impl FrameBuilder {
-    pub fn new(first_offset: u64) -> Self {
+    pub fn new(context: &Context, first_offset: u64) -> Self {
         Self {
-            records: RecordsBuilder::default(),
+            batcher: RecordBatcher::new(batch_limits(context)),
+            limits: context.record_limits,
             offsets: Vec::new(),
-            cut: Vec::new(),
             first_offset,
         }
     }
 
     /// For a frame that will probably be full.
-    pub fn with_room(first_offset: u64) -> Self {
-        let records = RecordsBuilder::with_capacity(FRAME_BYTES + (64 << 10), FRAME_RECORDS);
+    pub fn with_capacity(context: &Context, first_offset: u64) -> Self {
         Self {
-            records,
+            batcher: RecordBatcher::with_capacity(batch_limits(context)),
             offsets: Vec::with_capacity(FRAME_RECORDS),
-            cut: Vec::new(),
-            first_offset,
+            ..Self::new(context, first_offset)
         }
     }
 
-    /// Adds the records of a line or element; of one over the limit its beginning.
-    pub fn push(&mut self, item: &Item, context: &Context) {
-        each_record(item, context, &mut |record| {
-            self.add_record(record.start, &record, context);
+    /// Adds the records of a line or element.
+    pub fn push(&mut self, item: &Item) {
+        let limits = self.limits;
+        each_record(item, &limits, &mut |record| {
+            self.push_record(record.start, &record);
         });
     }
 
-    /// Adds a record, or the beginning of one over the limit.
-    pub fn add_record(&mut self, offset: u64, record: &Record<'_>, context: &Context) {
-        if record.is_cut(context) {
-            self.cut.push((self.records.len() as u64, record.length));
-        }
-        self.add(offset, record.bytes);
+    /// Adds a line or element as one record.
+    pub(super) fn push_unsplit(&mut self, item: &Item) {
+        self.offsets.push(item.start);
+        self.batcher.push_prefix(&item.bytes, item.length);
     }
 
-    pub fn add(&mut self, offset: u64, record: &[u8]) {
+    pub(super) fn push_record(&mut self, offset: u64, record: &Record<'_>) {
         self.offsets.push(offset);
-        self.records.push(record);
-    }
-
-    /// Adds the empty payload of a control frame.
-    pub fn add_payload(&mut self) {
-        self.records.push(b"");
+        self.batcher.push_prefix(record.bytes, record.length);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.batcher.is_empty()
     }
 
     pub fn is_full(&self) -> bool {
-        self.records.len() >= FRAME_RECORDS || self.records.bytes() >= FRAME_BYTES
+        self.batcher.is_full()
     }
 
-    /// The frame as the log's writer takes it; the partition continues at `next`.
-    pub fn submission(
-        self,
-        context: &Context,
-        kind: Kind,
-        partition: &str,
-        next: u64,
-        file: Option<FileIdentity>,
-    ) -> Submission {
+    pub fn finish(self, context: &Context, position: FramePosition<'_>) -> Submission {
+        let first_offset = self.first_offset;
+        let batch = self.batcher.finish();
+        let frame = batch.into_submission(&context.name, &context.stream);
+        let attributes = FrameAttributes {
+            offsets: self.offsets,
+            ..frame.attributes
+        };
+        position.apply(Submission {
+            first_offset,
+            attributes,
+            ..frame
+        })
+    }
+}
+
+impl FramePosition<'_> {
+    fn apply(self, frame: Submission) -> Submission {
         Submission {
-            kind,
-            source: context.name.clone(),
-            partition: partition.to_owned(),
-            stream: context.stream.clone(),
-            first_offset: self.first_offset,
-            previous_offset: self.first_offset,
-            records: self.records.finish(),
+            partition: self.partition.to_owned(),
+            previous_offset: frame.first_offset,
             attributes: FrameAttributes {
-                offsets: self.offsets,
-                next_offset: Some(next),
-                file,
-                cut: self.cut,
-                ..FrameAttributes::default()
+                next_offset: Some(self.next_offset),
+                file: self.file,
+                ..frame.attributes
             },
+            ..frame
         }
     }
 }
 
+/// The control frame that records the end of a partition, which was read up to `offset`.
+pub(in crate::sources) fn partition_end(
+    context: &Context,
+    offset: u64,
+    position: FramePosition<'_>,
+) -> Submission {
+    position.apply(Submission {
+        source: context.name.clone(),
+        first_offset: offset,
+        ..Submission::control(Kind::PartitionEnd, &context.stream, b"")
+    })
+}
+
 /// Frames on their way to the disk, in order.
 #[derive(Default)]
-pub struct InFlight {
+pub(in crate::sources) struct InFlight {
     receipts: VecDeque<(Receipt, usize)>,
     bytes: usize,
 }
 
 impl InFlight {
-    /// Sends a frame to the log; waits while too much is on its way, or views are too far behind.
+    /// Sends a frame to the log; waits while too much is in flight, or while a view is too far
+    /// behind.
     pub fn submit(&mut self, context: &Context, submission: Submission) -> Result<(), SourceError> {
-        // Whoever writes into a pipe can wait as a file can.
-        while !(context.wait_for_room)(Duration::from_secs(1)) && !context.stop.is_asked() {}
+        // A program that writes into a pipe can wait as a file can.
+        while !(context.wait_for_room)(Duration::from_secs(1)) && !context.stop.is_requested() {}
         let bytes = submission.records.page().len();
         self.receipts
             .push_back((context.ingest.submit(submission, true)?, bytes));
         self.bytes += bytes;
-        while self.receipts.len() >= IN_FLIGHT_FRAMES || self.bytes >= IN_FLIGHT_BYTES {
-            self.settle_oldest()?;
+        while self.receipts.len() >= MAX_IN_FLIGHT_FRAMES || self.bytes >= MAX_IN_FLIGHT_BYTES {
+            self.wait_oldest()?;
         }
         Ok(())
     }
 
-    /// Waits until all of it is on the disk.
-    pub fn settle(&mut self) -> Result<(), SourceError> {
+    /// Waits until every frame is on the disk.
+    pub fn wait_all(&mut self) -> Result<(), SourceError> {
         while !self.receipts.is_empty() {
-            self.settle_oldest()?;
+            self.wait_oldest()?;
         }
         Ok(())
     }
 
-    fn settle_oldest(&mut self) -> Result<(), SourceError> {
+    fn wait_oldest(&mut self) -> Result<(), SourceError> {
         if let Some((receipt, bytes)) = self.receipts.pop_front() {
             self.bytes -= bytes;
             receipt.wait()?;

@@ -1,32 +1,34 @@
 //! Files: NDJSON or a JSON array, plain or compressed; one, those of a folder, or those that a glob
 //! names.
 //!
-//! Each record is taken exactly once, whatever happens to the file meanwhile. What a partition is,
-//! is a *content*: known by how it begins, by the inode that held it last, and by the checksum of
-//! everything that was read of it. A file that is renamed, compressed or copied continues its
-//! partition; another content in the same file, or a file that became shorter, begins a new one.
+//! Each record is read exactly once, even while files are renamed, copied, compressed or truncated.
+//! A partition is a *content*: identified by its first bytes, by the inode that held it last, and by
+//! the checksum of everything that was read of it. A file that is renamed, compressed or copied
+//! continues its partition; another content in the same file, or a file that became shorter, begins
+//! a new one.
 //!
-//! In the order in which data flows: `discover` finds files, `watch` hears of changes, `look` notes
-//! what changed; `compare` and `identity` decide which partition a file is, with what `known` has
-//! of them; `examine` acts on it, within the `extent` of a run that ends, also on `generations` of
-//! a single file that nobody looked at in time; `follow` reads with `content`, `frame` sends to the
-//! log. `ordered` is a source of its own beside these: one complete file in order of event time.
+//! In the order in which data flows: `discover` finds files, `watch` is notified of changes, `scan`
+//! tracks what changed; `matching` compares a file with the partitions of `registry`, `decision`
+//! decides which of them it continues, and `identify` acts on that, within the `extent` of a bounded
+//! run, also for `rotations` of a single file that happened between scans; `follow` reads with
+//! `content`, `frame` sends to the log. `ordered` is a separate source: one complete file in order
+//! of event time.
 //!
-//! A file that cannot be read waits and is tried again, and the others are read; nothing that
-//! happens to one file ends the source.
+//! A file that cannot be read is retried while the others are read; no failure of a single file ends
+//! the source.
 
-mod compare;
 mod content;
+mod decision;
 mod discover;
-mod examine;
 mod extent;
 mod follow;
 pub(super) mod frame;
-mod generations;
-mod identity;
-mod known;
-mod look;
+mod identify;
+mod matching;
 mod ordered;
+mod registry;
+mod rotations;
+mod scan;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -37,37 +39,36 @@ use super::{Context, SourceError};
 use crate::clock::Clock;
 use crate::config::{FileDef, ReadOrder};
 use crate::event::{SourceHealth, SourceState};
-use compare::is_still;
 use discover::{Pattern, Role, Stamp};
 use extent::Extent;
-use follow::{Follower, ReadError, note_end};
+use follow::{Follower, ReadError, record_end};
 use frame::InFlight;
-use generations::Generations;
-use known::{Id, Known};
+use matching::is_unchanged;
+use registry::{PartitionId, PartitionRegistry};
+use rotations::Rotations;
 use watch::Watch;
 
-/// How long a run that ends waits for files to come to rest.
-const LATE: Duration = Duration::from_secs(30);
-/// Waiting parts that are listed by name.
-const LISTED: usize = 1_000;
-/// Descriptors kept open: of files that grow, so that one that is renamed or removed is read to its
-/// end.
+/// How long a bounded run waits for files to come to rest.
+const MAX_SETTLE_WAIT: Duration = Duration::from_secs(30);
+/// Waiting files that status lists by name.
+const MAX_LISTED: usize = 1_000;
+/// Open descriptors: of files that grow, so that one that is renamed or removed is read to its end.
 const MAX_OPEN: usize = 64;
-/// Descriptors kept of files to which no path of the source leads any more.
-const MAX_LEAVING: usize = 16;
+/// Open descriptors of files that are at no path of the source any more.
+const MAX_DETACHED: usize = 16;
 
-/// How long things take; tests wait less.
+/// Intervals, which tests shorten.
 #[derive(Debug, Clone, Copy)]
 struct Timing {
-    /// How often the source looks around when it is idle.
+    /// How often an idle source scans.
     poll: Duration,
     /// A file that has not changed for this long is at rest.
     settle: Duration,
-    /// A file to which no path leads any more is let go after so long without growth.
+    /// A file that is at no path any more is closed after this long without growth.
     linger: Duration,
-    /// Between two tries of a file that cannot be read.
-    first_retry: Duration,
-    last_retry: Duration,
+    /// Between two attempts at a file that cannot be read.
+    min_retry_delay: Duration,
+    max_retry_delay: Duration,
 }
 
 impl Default for Timing {
@@ -76,14 +77,14 @@ impl Default for Timing {
             poll: Duration::from_millis(200),
             settle: Duration::from_secs(1),
             linger: Duration::from_secs(30),
-            first_retry: Duration::from_millis(500),
-            last_retry: Duration::from_secs(30),
+            min_retry_delay: Duration::from_millis(500),
+            max_retry_delay: Duration::from_secs(30),
         }
     }
 }
 
-/// Reads files until asked to stop; with `once`, to the end of what is there.
-pub fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result<(), SourceError> {
+/// Reads files until asked to stop; a bounded run, to the end of what exists.
+pub(crate) fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result<(), SourceError> {
     if def.order == ReadOrder::EventTime {
         return ordered::run(context, def);
     }
@@ -106,72 +107,73 @@ pub fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result<(), So
     result
 }
 
-/// What is known of a file that a path leads to.
-struct Tracked {
+/// The file at a path.
+struct TrackedFile {
     stamp: Stamp,
     role: Role,
-    state: Tracking,
-    /// The partition that it was last.
-    bound: Option<Id>,
-    /// Its stamp is another one than when it was looked at last.
+    state: FileState,
+    /// Its partition, as identified last.
+    bound: Option<PartitionId>,
+    /// Its stamp has changed since it was identified.
     is_changed: bool,
-    /// Since when its stamp is what it is, as seen from here.
-    since: Instant,
+    /// When its stamp was last observed to change.
+    unchanged_since: Instant,
     retry: Retry,
-    /// Why it waits; told once.
+    /// Why it cannot be read; reported once.
     reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tracking {
+enum FileState {
     New,
     Bound,
-    /// Which partition it is cannot be told yet.
+    /// Its partition cannot be decided yet.
     Undecided,
     /// It could not be read.
     Failed,
-    /// Nothing of it is to be read: it is empty, or no part of this source.
-    Passed,
+    /// It is not read: it is empty, or does not belong to this source.
+    Skipped,
 }
 
-/// When a file that could not be read is tried again.
+/// When a file that could not be read is retried.
 #[derive(Debug, Clone, Copy, Default)]
 struct Retry {
-    tries: u32,
+    attempts: u32,
     at: Option<Instant>,
     /// Only once the file has changed: its content was at fault.
     on_change: bool,
 }
 
-/// A source of files at work.
+/// A running source of files.
 struct Source<'a> {
     context: &'a Context,
     clock: &'a dyn Clock,
     pattern: Pattern,
     timing: Timing,
-    known: Known,
-    files: BTreeMap<PathBuf, Tracked>,
-    followers: BTreeMap<Id, Follower>,
-    generations: Generations,
+    registry: PartitionRegistry,
+    files: BTreeMap<PathBuf, TrackedFile>,
+    followers: BTreeMap<PartitionId, Follower>,
+    rotations: Rotations,
     in_flight: InFlight,
     watch: Watch,
-    /// Folders with their time of change at the last walk.
+    /// Folders with their modification time at the last walk.
     folders: BTreeMap<PathBuf, u64>,
-    walked: Option<Instant>,
+    walked_at: Option<Instant>,
     is_walk_due: bool,
-    walk_every: Duration,
-    /// What changes meanwhile is noted together.
-    walk_soonest: Duration,
-    /// What could not be looked at in the last walk.
+    walk_interval: Duration,
+    /// The interval if a walk is due, during which changes accumulate.
+    due_walk_interval: Duration,
+    /// Paths that the last walk could not access.
     failed: BTreeMap<PathBuf, String>,
     is_missing: bool,
-    is_cut: bool,
-    /// Subfolders that are not entered were reported.
+    has_too_many_files: bool,
+    /// Skipped subfolders were reported.
     is_subfolder_reported: bool,
-    /// Of a run that ends.
+    /// Of a bounded run.
     extent: Extent,
     started: Instant,
-    told: SourceHealth,
+    /// The health that was published last.
+    published: SourceHealth,
 }
 
 impl<'a> Source<'a> {
@@ -182,7 +184,7 @@ impl<'a> Source<'a> {
         clock: &'a dyn Clock,
     ) -> Result<Self, SourceError> {
         let path = || def.path.display().to_string();
-        ordered::refuse_positions(context)?;
+        ordered::check_not_ordered(context)?;
         let pattern = Pattern::new(def).map_err(|e| SourceError::Pattern {
             path: path(),
             reason: e.to_string(),
@@ -192,113 +194,114 @@ impl<'a> Source<'a> {
         } else {
             Watch::new(pattern.single())
         };
-        let mut known = Known::new(&context.partitions);
-        let generations =
-            Generations::new(pattern.single().map(Path::to_owned), &known, clock.now());
-        known.since = generations.since();
+        let mut registry = PartitionRegistry::new(&context.partitions);
+        let single = pattern.single().map(Path::to_owned);
+        let rotations = Rotations::new(single, &registry, clock.now());
+        registry.since = rotations.since();
         Ok(Self {
             context,
             clock,
-            generations,
+            rotations,
             pattern,
             timing,
-            known,
+            registry,
             files: BTreeMap::new(),
             followers: BTreeMap::new(),
             in_flight: InFlight::default(),
             watch,
             folders: BTreeMap::new(),
-            walked: None,
+            walked_at: None,
             is_walk_due: false,
-            walk_every: timing.poll,
-            walk_soonest: Duration::ZERO,
+            walk_interval: timing.poll,
+            due_walk_interval: Duration::ZERO,
             failed: BTreeMap::new(),
             is_missing: false,
-            is_cut: false,
+            has_too_many_files: false,
             is_subfolder_reported: false,
             extent: Extent::default(),
             started: Instant::now(),
-            told: SourceHealth::default(),
+            published: SourceHealth::default(),
         })
     }
 
     fn run(&mut self) -> Result<(), SourceError> {
-        while !self.context.stop.is_asked() {
-            self.look()?;
+        while !self.context.stop.is_requested() {
+            self.scan()?;
             if self.context.once && self.is_missing {
                 return Err(SourceError::Missing {
                     path: self.pattern.path().display().to_string(),
                 });
             }
-            let is_busy = self.examine_all()? | self.read_all()?;
+            let is_busy = self.identify_all()? | self.read_all()?;
             if is_busy {
                 continue;
             }
-            self.in_flight.settle()?;
-            self.report();
+            self.in_flight.wait_all()?;
+            self.publish_health();
             if self.context.once && self.is_done() {
                 self.report_missed(0)?;
-                self.end_all()?;
+                self.record_ends()?;
                 break;
             }
             self.context.stop.wait(self.timing.poll);
         }
-        self.in_flight.settle()
+        self.in_flight.wait_all()
     }
 
-    /// Reads a part of every file that has something; whether there was any.
+    /// Reads a slice of every open file; whether any had records.
     fn read_all(&mut self) -> Result<bool, SourceError> {
         let mut is_busy = false;
-        let ids: Vec<Id> = self.followers.keys().copied().collect();
+        let ids: Vec<PartitionId> = self.followers.keys().copied().collect();
         for id in ids {
             is_busy |= self.read(id)?;
         }
-        self.let_go();
+        self.close_idle();
         Ok(is_busy)
     }
 
-    /// Reads a part of every file that no path leads to any more, so that what became of it is
-    /// recognized by its content.
-    fn read_leaving(&mut self) -> Result<(), SourceError> {
-        let leaving: Vec<Id> = self
+    /// Reads a slice of every file that is at no path any more, so that its content is recognized
+    /// where it is now.
+    fn read_detached(&mut self) -> Result<(), SourceError> {
+        let detached: Vec<PartitionId> = self
             .followers
             .values()
             .filter(|f| f.path.is_none())
             .map(|f| f.id)
             .collect();
-        for id in leaving {
+        for id in detached {
             self.read(id)?;
         }
         Ok(())
     }
 
-    /// Reads a part of a file; whether there was any.
-    fn read(&mut self, id: Id) -> Result<bool, SourceError> {
+    /// Reads a slice of a file; whether there may be more.
+    fn read(&mut self, id: PartitionId) -> Result<bool, SourceError> {
         let Some(follower) = self.followers.get_mut(&id) else {
             return Ok(false);
         };
-        // The content behind a path is compared before it is read on.
+        // A file at a path is identified again before more of it is read.
         let is_due = follower.path.as_ref().is_none_or(|path| {
-            follower.is_begun()
+            follower.has_unread_content()
                 && self
                     .files
                     .get(path)
-                    .is_some_and(|file| file.state == Tracking::Bound)
+                    .is_some_and(|file| file.state == FileState::Bound)
         });
         if !is_due {
             return Ok(false);
         }
-        if follower.path.is_none() && !follower.is_in_slice() && !follower.is_at_end() {
-            let is_still = follower
+        if follower.path.is_none() && !follower.is_between_slices() && !follower.is_at_end() {
+            let partition = self.registry.get(id);
+            let is_unchanged = follower
                 .stamp()
-                .and_then(|stamp| is_still(follower.content(), stamp, &self.known, id));
-            if !is_still.unwrap_or(false) {
+                .and_then(|stamp| is_unchanged(follower.content(), stamp, partition, id));
+            if !is_unchanged.unwrap_or(false) {
                 self.followers.remove(&id);
                 self.release_partition(id);
                 return Ok(false);
             }
         }
-        match follower.read_slice(self.context, &mut self.known, &mut self.in_flight) {
+        match follower.read_slice(self.context, &mut self.registry, &mut self.in_flight) {
             Ok(slice) => {
                 if self.context.once && slice.is_end {
                     self.extent.finish(id);
@@ -312,7 +315,7 @@ impl<'a> Source<'a> {
                     .remove(&id)
                     .and_then(|follower| follower.path);
                 self.release_partition(id);
-                let partition = &self.known.get(id).name;
+                let partition = &self.registry.get(id).name;
                 match path {
                     Some(path) => self.fail(&path, &error),
                     None => {
@@ -324,77 +327,90 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Lets go of descriptors: of files that no path leads to and that no longer grow, and of more
-    /// than may be open.
-    fn let_go(&mut self) {
+    /// Closes descriptors: of files that are at no path and no longer grow, and of idle ones if too
+    /// many are open.
+    fn close_idle(&mut self) {
         let linger = if self.context.once {
             Duration::ZERO
         } else {
             self.timing.linger
         };
-        let mut leaving: Vec<(Instant, Id)> = self
+        let mut detached: Vec<(Instant, PartitionId)> = self
             .followers
             .values()
             .filter(|f| f.path.is_none() && f.is_at_end())
-            .map(|f| (f.active, f.id))
+            .map(|f| (f.last_active, f.id))
             .collect();
-        leaving.sort();
-        let over = leaving.len().saturating_sub(MAX_LEAVING);
-        for (n, (active, id)) in leaving.into_iter().enumerate() {
-            if n >= over && active.elapsed() < linger {
+        detached.sort();
+        let excess = detached.len().saturating_sub(MAX_DETACHED);
+        for (n, (last_active, id)) in detached.into_iter().enumerate() {
+            if n >= excess && last_active.elapsed() < linger {
                 continue;
             }
             self.followers.remove(&id);
             self.release_partition(id);
         }
-        let mut idle: Vec<(Instant, Id)> = self
+        let mut idle: Vec<(Instant, PartitionId)> = self
             .followers
             .values()
             .filter(|f| f.path.is_some() && f.is_at_end())
-            .map(|f| (f.active, f.id))
+            .map(|f| (f.last_active, f.id))
             .collect();
-        let over = self.followers.len().saturating_sub(MAX_OPEN);
+        let excess = self.followers.len().saturating_sub(MAX_OPEN);
         idle.sort();
-        for (_, id) in idle.into_iter().take(over) {
+        for (_, id) in idle.into_iter().take(excess) {
             self.followers.remove(&id);
         }
     }
 
-    /// Whether everything that is there was read, and what waits is not waited for by a run that
-    /// ends.
+    /// Whether a bounded run has read everything that it waits for.
     fn is_done(&self) -> bool {
-        // A file that never comes to rest is not waited for without end.
-        let is_late = self.started.elapsed() > LATE;
-        let is_open = |file: &Tracked| match file.state {
-            Tracking::New => true,
-            Tracking::Undecided => !is_late,
-            Tracking::Bound => file.is_changed && !self.extent.is_finished(file.bound),
-            Tracking::Passed | Tracking::Failed => false,
+        // A file may never come to rest.
+        let is_overdue = self.started.elapsed() > MAX_SETTLE_WAIT;
+        let is_pending = |file: &TrackedFile| match file.state {
+            FileState::New => true,
+            FileState::Undecided => !is_overdue,
+            FileState::Bound => file.is_changed && !self.extent.is_finished(file.bound),
+            FileState::Skipped | FileState::Failed => false,
         };
-        self.followers.values().all(Follower::is_at_end) && !self.files.values().any(is_open)
+        self.followers.values().all(Follower::is_at_end) && !self.files.values().any(is_pending)
     }
 
-    /// Notes the end of every partition that was read and could not be read to its end.
-    fn end_all(&mut self) -> Result<(), SourceError> {
-        for id in self.known.moved() {
-            note_end(self.context, &self.known, id, &mut self.in_flight)?;
+    /// Records the end of every partition that was read, but not to its end.
+    fn record_ends(&mut self) -> Result<(), SourceError> {
+        for id in self.registry.take_unrecorded_ends() {
+            record_end(self.context, &self.registry, id, &mut self.in_flight)?;
         }
         Ok(())
     }
 
-    /// Publishes how the source is, and says once what is wrong with it as a whole.
-    fn report(&mut self) {
-        let path = self.pattern.path().display().to_string();
-        let whole = self.pattern.root().to_owned();
-        let (state, reason) = if let Some(reason) = self.failed.get(&whole) {
+    /// Publishes the source's health, and logs what has changed in it.
+    fn publish_health(&mut self) {
+        let health = self.health();
+        if health == self.published {
+            return;
+        }
+        log_changes(&self.context.name, &self.published, &health);
+        self.context.set_health(health.clone());
+        self.published = health;
+    }
+
+    fn health(&self) -> SourceHealth {
+        let path = self.pattern.path().display();
+        let root = self.pattern.root();
+        let file_reasons = || {
+            self.files
+                .iter()
+                .filter_map(|(path, file)| Some((path, file.reason.as_ref()?)))
+        };
+        let root_failure = self.failed.get(root).or_else(|| {
+            let file = self.files.get(root)?;
+            file.reason.as_ref()
+        });
+        let (state, reason) = if let Some(reason) = root_failure {
             (
                 SourceState::Halted,
-                Some(format!("{path}: {reason}; it is tried again")),
-            )
-        } else if let Some(reason) = self.files.get(&whole).and_then(|file| file.reason.as_ref()) {
-            (
-                SourceState::Halted,
-                Some(format!("{path}: {reason}; it is tried again")),
+                Some(format!("{path}: {reason}; retrying")),
             )
         } else if self.is_missing {
             (
@@ -403,63 +419,53 @@ impl<'a> Source<'a> {
                     "{path} does not exist; it is read as soon as it does"
                 )),
             )
-        } else if self.is_cut {
+        } else if self.has_too_many_files {
             (
                 SourceState::Running,
-                Some(format!("{path} leads to more files than are read (100000)")),
+                Some(format!(
+                    "{path} has more than 100000 files; the others are not read"
+                )),
             )
         } else {
             (SourceState::Running, None)
         };
-        let of_files = self
-            .files
-            .iter()
-            .filter_map(|(path, file)| Some((path, file.reason.as_ref()?)));
-        let waiting = self
-            .failed
-            .iter()
-            .chain(of_files)
-            .filter(|(path, _)| **path != whole);
         let mut health = SourceHealth {
             state,
             reason,
             ..SourceHealth::default()
         };
-        for (path, reason) in waiting {
+        let waiting = self.failed.iter().chain(file_reasons());
+        for (path, reason) in waiting.filter(|(path, _)| path.as_path() != root) {
             health.waiting_total += 1;
-            if health.waiting.len() < LISTED {
-                health
-                    .waiting
-                    .insert(path.display().to_string(), reason.clone());
+            if health.waiting.len() < MAX_LISTED {
+                let path = path.display().to_string();
+                health.waiting.insert(path, reason.clone());
             }
         }
-        if health == self.told {
-            return;
-        }
-        let source = &self.context.name;
-        if (health.state, &health.reason) != (self.told.state, &self.told.reason) {
-            match (&health.reason, health.state) {
-                (Some(reason), SourceState::Halted) => {
-                    tracing::error!(source, reason, "the source cannot go on");
-                }
-                (Some(reason), _) => tracing::warn!(source, reason, "the source waits"),
-                (None, _) => tracing::info!(source, "the source continues"),
+        health
+    }
+}
+
+/// Logs what has changed in the health of a source.
+fn log_changes(source: &str, before: &SourceHealth, now: &SourceHealth) {
+    if (now.state, &now.reason) != (before.state, &before.reason) {
+        match (&now.reason, now.state) {
+            (Some(reason), SourceState::Halted) => {
+                tracing::error!(source, reason, "the source is halted");
             }
+            (Some(reason), _) => tracing::warn!(source, reason, "the source waits"),
+            (None, _) => tracing::info!(source, "the source continues"),
         }
-        let is_told = |path: &String| self.told.waiting.contains_key(path);
-        for (path, reason) in health.waiting.iter().filter(|(path, _)| !is_told(path)) {
+    }
+    for (path, reason) in &now.waiting {
+        if !before.waiting.contains_key(path) {
             tracing::warn!(source, path, reason, "a file waits; the others are read");
         }
-        for path in self
-            .told
-            .waiting
-            .keys()
-            .filter(|path| !health.waiting.contains_key(*path))
-        {
-            tracing::info!(source, path, "a file does not wait any more");
+    }
+    for path in before.waiting.keys() {
+        if !now.waiting.contains_key(path) {
+            tracing::info!(source, path, "a file no longer waits");
         }
-        self.context.set_health(health.clone());
-        self.told = health;
     }
 }
 

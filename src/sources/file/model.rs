@@ -1,6 +1,6 @@
 //! A model of what people and programs do to files, against the source: every line that was written
-//! is in the log exactly once, whatever was renamed, copied, compressed, truncated, replaced or
-//! removed, and wherever the process was stopped or killed.
+//! is in the log exactly once, after any sequence of renames, copies, compressions, truncations,
+//! replacements and removals, and wherever the process was stopped or killed.
 
 #[cfg(test)]
 mod tests {
@@ -21,7 +21,7 @@ mod tests {
     use crate::ingest::Ingest;
     use crate::operators::{Operators, PartitionState};
     use crate::schema::Catalog;
-    use crate::sources::{Context, Room, SortSpace, Stop};
+    use crate::sources::{Context, DiskAllowance, RecordLimits, SortSpace, Stop};
     use crate::storage::Disk;
     use crate::wal::{Kind, LogReader, Wal, WalOptions};
 
@@ -30,14 +30,14 @@ mod tests {
     #[derive(Debug, Clone, Copy)]
     enum Act {
         Append(u8),
-        /// A line in two writes, with a look between.
+        /// A line in two writes, with a scan between.
         AppendTorn,
         Rename,
         Compress,
-        /// The compressed file appears in two writes, with looks between until it seems to be at
+        /// The compressed file appears in two writes, with scans between until it seems to be at
         /// rest.
         CompressSlowly,
-        /// Compressed under a name that does not say where it comes from.
+        /// Compressed under a name that is unrelated to the original one.
         CompressElsewhere,
         CopyTruncate,
         CompressTruncate,
@@ -45,7 +45,7 @@ mod tests {
         Truncate,
         Remove,
         ReplaceByRename,
-        Look,
+        Scan,
         Settle,
         Restart,
         Kill,
@@ -65,7 +65,7 @@ mod tests {
             1 => Just(Act::Truncate),
             1 => Just(Act::Remove),
             1 => Just(Act::ReplaceByRename),
-            4 => Just(Act::Look),
+            4 => Just(Act::Scan),
             1 => Just(Act::Settle),
             2 => Just(Act::Restart),
             2 => Just(Act::Kill),
@@ -77,12 +77,12 @@ mod tests {
             poll: Duration::from_millis(1),
             settle: Duration::from_millis(30),
             linger: Duration::from_millis(60),
-            first_retry: Duration::from_millis(1),
-            last_retry: Duration::from_millis(5),
+            min_retry_delay: Duration::from_millis(1),
+            max_retry_delay: Duration::from_millis(5),
         }
     }
 
-    /// The log as the source sees it, across restarts.
+    /// The log, across restarts.
     struct Log {
         folder: PathBuf,
         wal: Option<Wal>,
@@ -107,7 +107,7 @@ mod tests {
             log
         }
 
-        /// Every record, with the partitions that a start finds.
+        /// Every record with its count, and the partitions at a start.
         fn read(&self, end: u64) -> (BTreeMap<String, usize>, Vec<(String, PartitionState)>) {
             let mut reader = LogReader::new(Arc::new(Disk), self.folder.clone(), 0);
             let mut operators = Operators::new(Arc::new(Catalog::default()), 0);
@@ -134,12 +134,12 @@ mod tests {
         }
     }
 
-    /// What was done, and what must come of it.
+    /// The files, and the lines that were written.
     struct World {
         folder: PathBuf,
         written: Vec<String>,
         rotated: usize,
-        /// Something was read under the live file's name.
+        /// Something was read at the live file's path.
         is_begun: bool,
         is_single: bool,
     }
@@ -189,26 +189,26 @@ mod tests {
         encoder.finish().expect("memory")
     }
 
-    fn look(source: &mut Source<'_>) {
-        source.walked = None;
-        source.look().expect("a log");
-        source.examine_all().expect("a log");
+    fn scan(source: &mut Source<'_>) {
+        source.walked_at = None;
+        source.scan().expect("a log");
+        source.identify_all().expect("a log");
         source.read_all().expect("a log");
-        source.in_flight.settle().expect("a log");
+        source.in_flight.wait_all().expect("a log");
     }
 
-    /// Until nothing is to be read or decided any more.
+    /// Scans until nothing is left to be read or decided.
     fn settle(source: &mut Source<'_>) {
         let started = Instant::now();
         loop {
-            look(source);
-            look(source);
+            scan(source);
+            scan(source);
             if source.is_done() {
                 return;
             }
             assert!(
                 started.elapsed() < Duration::from_secs(20),
-                "the source does not come to rest"
+                "the source does not settle"
             );
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -226,14 +226,14 @@ mod tests {
                     .expect("a file");
                 let (one, two) = line.split_at(line.len() / 2);
                 file.write_all(one.as_bytes()).expect("written");
-                look(source);
+                scan(source);
                 file.write_all(two.as_bytes()).expect("written");
             }
             Act::Rename | Act::CopyTruncate | Act::CompressTruncate => {
                 if !world.live().exists() {
                     return;
                 }
-                // What a source of one file finds at its path first, it has to see there.
+                // A source of one file must see its first file at the path.
                 if world.is_single && !world.is_begun {
                     settle(source);
                     world.is_begun |= world.live().metadata().is_ok_and(|live| live.len() > 0);
@@ -269,7 +269,7 @@ mod tests {
                     std::fs::remove_file(plain).expect("removed");
                 }
             }
-            Act::Look => look(source),
+            Act::Scan => scan(source),
             Act::Settle => {
                 settle(source);
                 world.is_begun |= world.live().metadata().is_ok_and(|live| live.len() > 0);
@@ -286,7 +286,7 @@ mod tests {
             .expect("a name")
             .to_string_lossy()
             .into_owned();
-        // One file's source looks for what was rotated under names that extend its own.
+        // A source of one file finds rotated files only by names that extend its own.
         let is_elsewhere = matches!(act, Act::CompressElsewhere) && !world.is_single;
         let name = if is_elsewhere {
             format!("old-{name}.gz")
@@ -297,13 +297,13 @@ mod tests {
         let half = packed.len() / 2;
         file.write_all(&packed[..half]).expect("written");
         if matches!(act, Act::CompressSlowly) {
-            look(source);
+            scan(source);
             std::thread::sleep(timing().settle);
-            look(source);
+            scan(source);
         }
         file.write_all(&packed[half..]).expect("written");
         if matches!(act, Act::CompressSlowly) {
-            look(source);
+            scan(source);
         }
         std::fs::remove_file(plain).expect("removed");
     }
@@ -315,7 +315,7 @@ mod tests {
             Act::CopyTruncate => {
                 std::fs::copy(&live, rotated).expect("copied");
                 if world.rotated.is_multiple_of(2) {
-                    look(source);
+                    scan(source);
                 }
                 File::create(live).expect("truncated");
             }
@@ -338,26 +338,27 @@ mod tests {
             ingest: ingest.clone(),
             stop: Stop::default(),
             once: false,
-            record_bytes: 1 << 20,
-            cut_bytes: 1 << 10,
+            record_limits: RecordLimits {
+                max_bytes: 1 << 20,
+                truncated_bytes: 1 << 10,
+            },
             wait_for_room: Arc::new(|_| true),
             is_connected: Arc::default(),
             health: Arc::default(),
             unwrap: None,
             sort_space: SortSpace {
                 folder: PathBuf::new(),
-                memory: 0,
-                room: Arc::new(|| Room {
+                memory_bytes: 0,
+                disk: Arc::new(|| DiskAllowance {
                     bytes: 0,
-                    bound: String::new(),
+                    limit: String::new(),
                 }),
             },
             partitions,
         }
     }
 
-    /// Runs the acts in one life of the process after another; gives every line of the log with its
-    /// number.
+    /// Runs the acts, restarting the process between them; every line of the log with its count.
     fn live(world: &mut World, def: &FileDef, log: &Path, acts: &[Act]) -> BTreeMap<String, usize> {
         let mut log = Log::open(log.to_owned());
         let lives = acts.split_inclusive(|act| matches!(act, Act::Restart | Act::Kill));
@@ -366,7 +367,7 @@ mod tests {
         for acts in lives {
             let wal = log.wal.take().expect("open");
             let (_, partitions) = log.read(wal.synced_lsn());
-            let (_upkeep, receiver) = channel();
+            let (_maintenance, receiver) = channel();
             let clock = Arc::new(SystemClock::default());
             let (ingest, writer) = Ingest::start(
                 wal,
@@ -382,7 +383,7 @@ mod tests {
             let mut source = Source::new(&context, def, timing(), &clock).expect("globs");
             for act in acts {
                 perform(world, &mut source, *act);
-                // Changes in one tick of the file system's clock could not be told apart.
+                // Changes within one tick of the file system's clock are indistinguishable.
                 std::thread::sleep(Duration::from_millis(5));
             }
             drop(source);
@@ -428,17 +429,20 @@ mod tests {
             "(line, times read): {wrong:?} of {}",
             world.written.len()
         );
-        let strange: Vec<&String> = read
+        let unexpected: Vec<&String> = read
             .keys()
             .filter(|line| !world.written.contains(line))
             .collect();
-        assert!(strange.is_empty(), "lines that nobody wrote: {strange:?}");
+        assert!(
+            unexpected.is_empty(),
+            "lines that were not written: {unexpected:?}"
+        );
     }
 
-    /// Nothing was read when the file was renamed and compressed: its descriptor and the compressed
-    /// file hold the same. And a copy of which so little is there that it begins like all of them.
+    /// The file was renamed and compressed before any of it was read, so that its descriptor and the
+    /// compressed file have the same content; and a copy so short that it begins like all of them.
     #[test]
-    fn what_no_checksum_tells_apart_yet_waits() {
+    fn files_that_no_checksum_distinguishes_yet_wait() {
         use Act::*;
         check(
             false,
@@ -460,18 +464,18 @@ mod tests {
                 ReplaceByRename,
                 ReplaceByRename,
                 Append(14),
-                Look,
+                Scan,
                 Rename,
                 CompressSlowly,
                 Append(2),
-                Look,
+                Scan,
             ],
         );
         check(
             false,
             &[
                 Append(27),
-                Look,
+                Scan,
                 Rename,
                 Append(10),
                 CopyTruncate,
@@ -500,18 +504,18 @@ mod tests {
                 CopyTruncate,
                 Settle,
                 Compress,
-                Look,
+                Scan,
                 Append(8),
                 CopyTruncate,
                 CopyTruncate,
-                Look,
+                Scan,
             ],
         );
     }
 
-    /// Rotated away before anyone looked, while the source runs and while it does not.
+    /// Rotated away before a scan, while the source runs and while it does not.
     #[test]
-    fn what_was_rotated_unread_is_found_beside_a_single_file() {
+    fn files_rotated_unread_are_found_next_to_a_single_file() {
         use Act::*;
         check(
             true,
@@ -565,16 +569,16 @@ mod tests {
                 ReplaceByRename,
                 Rename,
                 Append(1),
-                Look,
+                Scan,
             ],
         );
     }
 
-    /// A run that ends.
-    fn once(log: &mut Log, def: &FileDef, meanwhile: impl FnOnce()) -> BTreeMap<String, usize> {
+    /// A bounded run, with an action after its first scan.
+    fn once(log: &mut Log, def: &FileDef, after_scan: impl FnOnce()) -> BTreeMap<String, usize> {
         let wal = log.wal.take().expect("open");
         let (_, partitions) = log.read(wal.synced_lsn());
-        let (_upkeep, receiver) = channel();
+        let (_maintenance, receiver) = channel();
         let clock = Arc::new(SystemClock::default());
         let (ingest, writer) = Ingest::start(
             wal,
@@ -591,8 +595,8 @@ mod tests {
         };
         let clock = SystemClock::default();
         let mut source = Source::new(&context, def, timing(), &clock).expect("globs");
-        source.look().expect("a log");
-        meanwhile();
+        source.scan().expect("a log");
+        after_scan();
         source.run().expect("a log");
         drop(source);
         drop((context, ingest));
@@ -603,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_ends_reads_what_was_there_when_it_began() {
+    fn a_bounded_run_reads_what_existed_when_it_began() {
         let folder = tempfile::tempdir().expect("a folder");
         let logs = folder.path().join("logs");
         std::fs::create_dir(&logs).expect("a folder");
@@ -642,17 +646,17 @@ mod tests {
         );
     }
 
-    /// The same histories at every run; `PROPTEST_RNG_SEED=N` tries others, `PROPTEST_CASES=N` more
-    /// of them.
+    /// The same cases in every run; `PROPTEST_RNG_SEED=N` selects others, `PROPTEST_CASES=N` their
+    /// number.
     fn config() -> ProptestConfig {
-        let given = ProptestConfig::default();
-        let rng_seed = if given.rng_seed == RngSeed::Random {
+        let default = ProptestConfig::default();
+        let rng_seed = if default.rng_seed == RngSeed::Random {
             RngSeed::Fixed(1)
         } else {
-            given.rng_seed
+            default.rng_seed
         };
         let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
-            given.cases
+            default.cases
         } else {
             24
         };
@@ -661,7 +665,7 @@ mod tests {
             max_shrink_iters: 120,
             failure_persistence: None,
             rng_seed,
-            ..given
+            ..default
         }
     }
 

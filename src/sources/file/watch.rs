@@ -1,5 +1,5 @@
-//! The system's notifications of changed files, where there are any. They only make a change seen
-//! sooner: what they miss, the walk from time to time finds.
+//! The system's notifications of changed files, if it has any. They only make changes visible
+//! sooner: the periodic walk finds what they miss.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,49 +8,48 @@ use std::sync::{Arc, Mutex, PoisonError};
 use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
-/// Changed paths that are remembered between two looks; where there are more, everything is looked
-/// at.
+/// Changed paths that are remembered between two scans; if there are more, everything is scanned.
 const MAX_CHANGED: usize = 4_096;
 
-/// What changed since the last look.
+/// What changed since the last scan.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub(super) struct Changes {
     pub paths: BTreeSet<PathBuf>,
-    /// Something changed that no path tells.
-    pub is_unknown: bool,
-    /// How often the path of a source of one file was created or took the place of another.
-    pub appeared: u64,
+    /// There are more changes, whose paths are unknown.
+    pub is_incomplete: bool,
+    /// How often a file was created at, or renamed to, the path of a source of one file.
+    pub appearances: u64,
 }
 
 #[derive(Default)]
-pub struct Watch {
+pub(super) struct Watch {
     changes: Arc<Mutex<Changes>>,
     watcher: Option<RecommendedWatcher>,
-    /// By absolute path, as the system names them, the paths by which they are known here.
+    /// By absolute path, as the system names them, the folders as configured.
     folders: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Watch {
-    /// Counts how often `single`, the path of a source of one file, appears.
+    /// Counts how often a file appears at `single`, the path of a source of one file.
     pub fn new(single: Option<&Path>) -> Self {
         let single = single.and_then(|path| std::path::absolute(path).ok());
         let changes: Arc<Mutex<Changes>> = Arc::default();
-        let noted = changes.clone();
+        let shared = changes.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let mut changes = noted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut changes = shared.lock().unwrap_or_else(PoisonError::into_inner);
             match event {
                 Ok(event) if event.kind.is_access() => {}
                 Ok(event) if !event.need_rescan() && changes.paths.len() < MAX_CHANGED => {
                     let is_single = single
                         .as_ref()
                         .is_some_and(|single| event.paths.contains(single));
-                    changes.appeared += u64::from(is_single && is_appearance(event.kind));
+                    changes.appearances += u64::from(is_single && is_appearance(event.kind));
                     changes.paths.extend(event.paths);
                 }
-                _ => changes.is_unknown = true,
+                _ => changes.is_incomplete = true,
             }
         });
-        // Without notifications (none left, a container that forbids them) the walks see
+        // Without notifications (no watches left, a container that forbids them) the walks find
         // everything, later.
         Self {
             changes,
@@ -59,7 +58,7 @@ impl Watch {
         }
     }
 
-    /// Watches these folders and no others.
+    /// Watches exactly these folders.
     pub fn set_folders<'a>(&mut self, folders: impl Iterator<Item = &'a Path>) {
         let Some(watcher) = &mut self.watcher else {
             return;
@@ -69,17 +68,17 @@ impl Watch {
         let folders: BTreeMap<PathBuf, PathBuf> =
             folders.map(|f| (absolute(f), f.to_owned())).collect();
         self.folders.retain(|folder, _| {
-            let stays = folders.contains_key(folder);
-            if !stays {
+            let is_watched = folders.contains_key(folder);
+            if !is_watched {
                 let _ = watcher.unwatch(folder);
             }
-            stays
+            is_watched
         });
-        for (folder, known_as) in folders {
+        for (folder, configured) in folders {
             if !self.folders.contains_key(&folder)
                 && watcher.watch(&folder, RecursiveMode::NonRecursive).is_ok()
             {
-                self.folders.insert(folder, known_as);
+                self.folders.insert(folder, configured);
             }
         }
     }
@@ -90,12 +89,12 @@ impl Watch {
         changes.paths = changes
             .paths
             .iter()
-            .map(|path| self.known_as(path))
+            .map(|path| self.as_configured(path))
             .collect();
         changes
     }
 
-    fn known_as(&self, path: &Path) -> PathBuf {
+    fn as_configured(&self, path: &Path) -> PathBuf {
         let folder = path.parent().and_then(|folder| self.folders.get(folder));
         match (folder, path.file_name()) {
             (Some(folder), Some(name)) => folder.join(name),

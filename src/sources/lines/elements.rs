@@ -1,39 +1,56 @@
-//! Values one after another, whatever lines they span: pretty-printed objects, elements of arrays,
+//! A sequence of values, on one line or several: pretty-printed objects, elements of arrays,
 //! elements of an array that is a member of an object.
 //!
-//! Between two of them nothing has to be remembered: what comes next tells where they are. A comma
-//! or a bracket that closes follows an element, anything else a value of its own. So reading goes
-//! on behind any of them.
+//! Reading can resume after any value, because the byte that follows it says where it was: a comma
+//! or a closing bracket follows an element, anything else follows a top-level value.
 //!
-//! What is no value is one record, for the decoder to refuse, up to the next line that may begin a
-//! record.
+//! Bytes that are not a value are one record, which the decoder rejects, up to the next line that
+//! may begin a record.
+//!
+//! ```text
+//! [{"n":1},
+//!  {"n":2,          damaged: the next line begins a record
+//!  {"n":3}]
+//! ```
 
 use std::io::{self, BufRead};
 
-use super::layout::{Style, beginnings};
+use super::layout::{Starts, Style, record_starts};
 use super::scan::{Progress, Scanner};
 use super::{BOM, Item, Reader, is_padding, trim_end};
 
-/// Where damage is noticed late, lines that may begin a record are tried from the first of so many
-/// on, else from the last: so no byte is looked at more often.
-const BEGINNINGS: usize = 8;
+/// Where damage is detected late, reading resumes at the first line that may begin a record, or at
+/// the last one if there are more than this: so no byte is scanned more often.
+const MAX_RESUMES: usize = 8;
 
-/// Bytes that are looked at together.
-const PART: usize = 1 << 10;
+/// Bytes that are scanned together.
+const CHUNK_BYTES: usize = 1 << 10;
 
 /// Where the next value is, as far as is known.
 #[derive(Default)]
-pub(super) struct Between {
-    /// In an array: behind its bracket, or behind a comma.
-    in_array: bool,
-    /// Behind an array's end.
+pub(super) struct ArrayState {
+    /// In an array: after its opening bracket or after a comma.
+    is_inside: bool,
+    /// After an array's closing bracket.
     is_closed: bool,
 }
 
-/// What follows an array in the object that it is a member of.
-enum Rest {
-    Passed,
-    Ended,
+impl ArrayState {
+    const INSIDE: Self = Self {
+        is_inside: true,
+        is_closed: false,
+    };
+    const CLOSED: Self = Self {
+        is_inside: false,
+        is_closed: true,
+    };
+}
+
+/// What follows an unwrapped array in its object.
+enum ObjectTail {
+    /// Another such array, or the object's end.
+    Skipped,
+    EndOfInput,
     Damaged(Item),
 }
 
@@ -50,33 +67,24 @@ impl<R: BufRead> Reader<R> {
                         .count();
                     self.input.consume(count);
                 }
-                0xef if self.input.comes(&BOM)? => self.input.consume(BOM.len()),
-                b',' | b'}' if self.between.is_closed && self.unwrap.is_some() => {
-                    match self.rest()? {
-                        Rest::Passed => {}
-                        Rest::Ended => return Ok(None),
-                        Rest::Damaged(item) => return Ok(Some(item)),
+                0xef if self.input.starts_with(&BOM)? => self.input.consume(BOM.len()),
+                b',' | b'}' if self.array.is_closed && self.unwrap.is_some() => {
+                    match self.skip_object_tail()? {
+                        ObjectTail::Skipped => {}
+                        ObjectTail::EndOfInput => return Ok(None),
+                        ObjectTail::Damaged(item) => return Ok(Some(item)),
                     }
                 }
                 b',' => {
-                    self.between = Between {
-                        in_array: true,
-                        is_closed: false,
-                    };
+                    self.array = ArrayState::INSIDE;
                     self.input.consume(1);
                 }
-                b'[' if !self.between.in_array => {
-                    self.between = Between {
-                        in_array: true,
-                        is_closed: false,
-                    };
+                b'[' if !self.array.is_inside => {
+                    self.array = ArrayState::INSIDE;
                     self.input.consume(1);
                 }
                 b']' => {
-                    self.between = Between {
-                        in_array: false,
-                        is_closed: true,
-                    };
+                    self.array = ArrayState::CLOSED;
                     self.input.consume(1);
                 }
                 _ => {
@@ -92,49 +100,47 @@ impl<R: BufRead> Reader<R> {
     /// The value that begins here; none where it is an object whose member is unwrapped.
     fn value(&mut self) -> io::Result<Option<Item>> {
         let mut scanner = match &self.unwrap {
-            Some(name) if !self.between.in_array => Scanner::unwrapping(name),
+            Some(name) if !self.array.is_inside => Scanner::unwrapping(name),
             _ => Scanner::new(),
         };
-        // Behind a value, a comma shows that it is in an array.
-        self.between = Between::default();
+        // A comma after the value shows that it is in an array.
+        self.array = ArrayState::default();
         let mut item = self.begin();
         match self.scan(&mut scanner, &mut item)? {
             Progress::Unwrapped => {
-                self.note_dropped(&scanner);
-                self.between.in_array = true;
+                self.add_dropped_members(&scanner);
+                self.array.is_inside = true;
                 return Ok(None);
             }
             Progress::More => {}
-            Progress::End if self.is_whole(&item)? => item.is_terminated = true,
-            Progress::End | Progress::Wrong => return self.damaged(item).map(Some),
+            Progress::End if self.is_valid(&item)? => item.is_terminated = true,
+            Progress::End | Progress::Invalid => return self.damaged(item).map(Some),
         }
         self.end(&mut item);
         Ok(Some(item))
     }
 
-    fn rest(&mut self) -> io::Result<Rest> {
+    /// Skips members after an unwrapped array, up to another one or the object's end.
+    fn skip_object_tail(&mut self) -> io::Result<ObjectTail> {
         let mut scanner = Scanner::inside_object(self.unwrap.as_deref().unwrap_or_default());
         let mut item = self.begin();
         let progress = self.scan(&mut scanner, &mut item)?;
-        self.note_dropped(&scanner);
+        self.add_dropped_members(&scanner);
         Ok(match progress {
             Progress::Unwrapped => {
-                self.between = Between {
-                    in_array: true,
-                    is_closed: false,
-                };
-                Rest::Passed
+                self.array = ArrayState::INSIDE;
+                ObjectTail::Skipped
             }
             Progress::End => {
-                self.between = Between::default();
-                Rest::Passed
+                self.array = ArrayState::default();
+                ObjectTail::Skipped
             }
-            Progress::More => Rest::Ended,
-            Progress::Wrong => Rest::Damaged(self.damaged(item)?),
+            Progress::More => ObjectTail::EndOfInput,
+            Progress::Invalid => ObjectTail::Damaged(self.damaged(item)?),
         })
     }
 
-    /// Follows a value until it ends or cannot go on; `More` at the end of the input.
+    /// Scans a value until it ends or turns out to be invalid; `More` at the end of the input.
     fn scan(&mut self, scanner: &mut Scanner, item: &mut Item) -> io::Result<Progress> {
         let mut style = None;
         loop {
@@ -142,24 +148,24 @@ impl<R: BufRead> Reader<R> {
             if available.is_empty() {
                 return Ok(Progress::More);
             }
-            // A line at a time, so that no more than a line is put back; a part at a time, so that
-            // what lies behind a short value is not searched again for each value before it.
-            let part = &available[..available.len().min(PART)];
-            let line = memchr::memchr(b'\n', part).map_or(part.len(), |at| at + 1);
-            let (taken, progress) = scanner.feed(&available[..line]);
-            let has_newline = available[..taken].last() == Some(&b'\n');
-            self.keep(item, taken)?;
+            // A line at a time, so that no more than a line is put back; a chunk at a time, so that
+            // the bytes after a short value are not searched again for each value before them.
+            let chunk = &available[..available.len().min(CHUNK_BYTES)];
+            let line = memchr::memchr(b'\n', chunk).map_or(chunk.len(), |at| at + 1);
+            let (length, progress) = scanner.feed(&available[..line]);
+            let has_newline = available[..length].last() == Some(&b'\n');
+            self.extend(item, length)?;
             if has_newline && style.is_none() {
-                style = Some(Style::of(self.input.head(), self.unwrap.as_deref()));
+                style = Some(Style::detect(self.input.head(), self.unwrap.as_deref()));
             }
             if let Some(Style {
                 is_compact: true,
                 column,
             }) = style
-                && item.is_kept_whole()
-                && beginnings(&item.bytes, column).is_some()
+                && item.has_all_bytes()
+                && record_starts(&item.bytes, column).is_some()
             {
-                return Ok(Progress::Wrong);
+                return Ok(Progress::Invalid);
             }
             if progress != Progress::More {
                 return Ok(progress);
@@ -167,9 +173,9 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// Consumes bytes of an item, and keeps those that have room.
-    fn keep(&mut self, item: &mut Item, bytes: usize) -> io::Result<()> {
-        let room = self.limit.saturating_sub(item.bytes.len()).min(bytes);
+    /// Consumes bytes of an item, and holds those within the limit.
+    fn extend(&mut self, item: &mut Item, bytes: usize) -> io::Result<()> {
+        let room = self.max_bytes.saturating_sub(item.bytes.len()).min(bytes);
         let available = self.input.fill()?;
         item.bytes.extend_from_slice(&available[..room]);
         item.length += bytes as u64;
@@ -177,31 +183,31 @@ impl<R: BufRead> Reader<R> {
         Ok(())
     }
 
-    /// Whether a value that has ended is followed by what may follow one.
-    fn is_whole(&mut self, item: &Item) -> io::Result<bool> {
-        let is_known = matches!(item.bytes.first(), Some(b'{' | b'[' | b'"'))
+    /// Whether an item is a value, and is followed by a byte that may follow one.
+    fn is_valid(&mut self, item: &Item) -> io::Result<bool> {
+        let is_value = matches!(item.bytes.first(), Some(b'{' | b'[' | b'"'))
             || serde_json::from_slice::<serde::de::IgnoredAny>(&item.bytes).is_ok();
         let may_follow =
             |b: u8| is_padding(b) || matches!(b, b',' | b']' | b'{' | b'[' | b'"' | 0xef);
-        Ok(is_known && self.input.peek()?.is_none_or(may_follow))
+        Ok(is_value && self.input.peek()?.is_none_or(may_follow))
     }
 
-    /// Ends a record that is no value where the next one may begin.
+    /// Ends a record that is not a value where the next one may begin.
     fn damaged(&mut self, mut item: Item) -> io::Result<Item> {
-        let Style { column, is_compact } = Style::of(self.input.head(), self.unwrap.as_deref());
-        self.between = Between::default();
-        if item.is_kept_whole() {
-            let kept = item.bytes.len();
+        let Style { column, is_compact } = Style::detect(self.input.head(), self.unwrap.as_deref());
+        self.array = ArrayState::default();
+        if item.has_all_bytes() {
+            let length = item.bytes.len();
             item.bytes.extend(self.input.peek()?);
-            let found = beginnings(&item.bytes, column);
-            item.bytes.truncate(kept);
-            if let Some((first, last, count)) = found {
-                let at = if is_compact || count <= BEGINNINGS {
+            let starts = record_starts(&item.bytes, column);
+            item.bytes.truncate(length);
+            if let Some(Starts { first, last, count }) = starts {
+                let at = if is_compact || count <= MAX_RESUMES {
                     first
                 } else {
                     last
                 };
-                self.input.put_back(&item.bytes[at.min(kept)..]);
+                self.input.put_back(&item.bytes[at.min(length)..]);
                 item.bytes.truncate(at);
                 item.length = at as u64;
                 item.is_terminated = true;
@@ -209,22 +215,22 @@ impl<R: BufRead> Reader<R> {
                 return Ok(item);
             }
         }
-        item.is_terminated = self.skip_to_beginning(&mut item, column)?;
+        item.is_terminated = self.skip_to_record_start(&mut item, column)?;
         self.end(&mut item);
         Ok(item)
     }
 
-    /// Passes over everything before the next line that may begin a record; false if there is none
-    /// yet.
-    fn skip_to_beginning(&mut self, item: &mut Item, column: usize) -> io::Result<bool> {
-        // Blanks since the line's beginning; none behind other bytes.
+    /// Adds everything before the next line that may begin a record to the item; false if there is
+    /// no such line yet.
+    fn skip_to_record_start(&mut self, item: &mut Item, column: usize) -> io::Result<bool> {
+        // Blanks since the line's start; none after other bytes.
         let mut indent: Option<usize> = None;
         loop {
             let available = self.input.fill()?;
             let Some(&byte) = available.first() else {
                 return Ok(false);
             };
-            let taken = match (byte, indent) {
+            let length = match (byte, indent) {
                 (b'{' | b'[', Some(blanks)) if blanks <= column => return Ok(true),
                 (b' ' | b'\t', Some(blanks)) => {
                     indent = Some(blanks + 1);
@@ -236,15 +242,15 @@ impl<R: BufRead> Reader<R> {
                     newline.map_or(available.len(), |at| at + 1)
                 }
             };
-            self.keep(item, taken)?;
+            self.extend(item, length)?;
         }
     }
 
     fn begin(&self) -> Item {
-        let at = self.input.position();
+        let offset = self.input.offset();
         Item {
-            start: at,
-            end: at,
+            start: offset,
+            end: offset,
             bytes: Vec::new(),
             length: 0,
             is_terminated: false,
@@ -252,17 +258,18 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn end(&mut self, item: &mut Item) {
-        item.end = self.input.position();
-        if item.is_kept_whole() {
+        item.end = self.input.offset();
+        if item.has_all_bytes() {
             item.bytes.truncate(trim_end(&item.bytes).len());
             item.length = item.bytes.len() as u64;
         }
     }
 
-    fn note_dropped(&mut self, scanner: &Scanner) {
-        for name in scanner.others() {
-            if self.dropped.len() < super::DROPPED && !self.dropped.contains(name) {
-                self.dropped.push(name.clone());
+    fn add_dropped_members(&mut self, scanner: &Scanner) {
+        let dropped = &mut self.dropped_members;
+        for name in scanner.other_members() {
+            if dropped.len() < super::MAX_DROPPED_MEMBERS && !dropped.contains(name) {
+                dropped.push(name.clone());
             }
         }
     }

@@ -1,22 +1,25 @@
-//! How the records of a content are told apart, by its first bytes alone, so that reading can go on
-//! anywhere in it.
+//! How a content is divided into records. Its first bytes alone decide that, so that reading can
+//! resume anywhere in it.
 
 use super::scan::{Progress, Scanner};
-use super::{BOM, HEAD, is_padding, padding};
+use super::{BOM, HEAD_BYTES, is_padding, padding};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
     /// A record is a line.
     Lines,
-    /// A record is a JSON value, whatever lines it spans: pretty-printed objects, elements of an
+    /// A record is a JSON value, on one line or several: pretty-printed objects, elements of an
     /// array.
     Values,
 }
 
-/// The layout of a content that begins with `head`; none if that is too little to tell. Only the
-/// first [`HEAD`] bytes count.
+/// The layout of a content that begins with `head`; none if that is too little to decide it. Only
+/// the first [`HEAD_BYTES`] bytes count.
 pub(super) fn detect(head: &[u8], is_unwrapped: bool) -> Option<Layout> {
-    let (head, is_full) = (&head[..head.len().min(HEAD)], head.len() >= HEAD);
+    let (head, is_full) = (
+        &head[..head.len().min(HEAD_BYTES)],
+        head.len() >= HEAD_BYTES,
+    );
     let text = &head[padding(head)..];
     if BOM.starts_with(text) {
         return is_full.then_some(Layout::Lines);
@@ -34,28 +37,29 @@ pub(super) fn detect(head: &[u8], is_unwrapped: bool) -> Option<Layout> {
             Some(_) => Some(Layout::Lines),
             None => is_full.then_some(Layout::Values),
         },
-        b'{' => of_first_value(text, is_full),
+        b'{' => detect_object(text, is_full),
         _ => Some(Layout::Lines),
     }
 }
 
-/// The first value ends on its line, or the line is damaged; else values span lines.
-fn of_first_value(text: &[u8], is_full: bool) -> Option<Layout> {
-    let (taken, progress) = Scanner::new().feed(text);
-    let Some(newline) = memchr::memchr(b'\n', &text[..taken]) else {
+/// The layout is lines if the first object ends on its line, or if that line is damaged; else
+/// values span lines.
+fn detect_object(text: &[u8], is_full: bool) -> Option<Layout> {
+    let (consumed, progress) = Scanner::new().feed(text);
+    let Some(newline) = memchr::memchr(b'\n', &text[..consumed]) else {
         return (progress != Progress::More || is_full).then_some(Layout::Lines);
     };
     let second = text[newline..].iter().find(|b| !is_padding(**b));
     match progress {
-        // The next line begins an object of its own: the first one was cut off.
-        Progress::Wrong if second == Some(&b'{') => Some(Layout::Lines),
-        Progress::Wrong if second.is_none() && !is_full => None,
+        // The next line begins an object of its own: the first one is truncated.
+        Progress::Invalid if second == Some(&b'{') => Some(Layout::Lines),
+        Progress::Invalid if second.is_none() && !is_full => None,
         Progress::More if !is_full => None,
         _ => Some(Layout::Values),
     }
 }
 
-/// What the beginnings of records have in common, to find the next one behind damage.
+/// What the first bytes of all records have in common, to find the next record after damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Style {
     /// Records that begin a line have at most this many bytes before them on it.
@@ -66,7 +70,7 @@ pub(super) struct Style {
 
 impl Style {
     /// By the first record in `head`.
-    pub fn of(head: &[u8], unwrap: Option<&str>) -> Self {
+    pub fn detect(head: &[u8], unwrap: Option<&str>) -> Self {
         let start = first_record(head, unwrap);
         let line = memchr::memrchr(b'\n', &head[..start]).map_or(bom(head), |at| at + 1);
         let before = &head[line..start];
@@ -77,10 +81,10 @@ impl Style {
             .iter()
             .take_while(|b| matches!(b, b' ' | b'\t'))
             .count();
-        let (taken, _) = Scanner::new().feed(&head[start..]);
+        let (length, _) = Scanner::new().feed(&head[start..]);
         Self {
             column: if is_first { before.len() } else { indent + 1 },
-            is_compact: !head[start..start + taken].contains(&b'\n'),
+            is_compact: !head[start..start + length].contains(&b'\n'),
         }
     }
 }
@@ -96,8 +100,8 @@ fn first_record(head: &[u8], unwrap: Option<&str>) -> usize {
         match (byte, unwrap) {
             (b'[', _) if !in_array => in_array = true,
             (b'{', Some(name)) if !in_array => match Scanner::unwrapping(name).feed(&head[at..]) {
-                (taken, Progress::Unwrapped) => {
-                    at += taken - 1;
+                (consumed, Progress::Unwrapped) => {
+                    at += consumed - 1;
                     in_array = true;
                 }
                 _ => return at,
@@ -110,10 +114,17 @@ fn first_record(head: &[u8], unwrap: Option<&str>) -> usize {
     head.len()
 }
 
-/// Offsets behind the first byte of lines that may begin a record: the first of them, the last, and
-/// how many.
-pub(super) fn beginnings(bytes: &[u8], column: usize) -> Option<(usize, usize, usize)> {
-    let mut found: Option<(usize, usize, usize)> = None;
+/// Where records may begin in some bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Starts {
+    pub first: usize,
+    pub last: usize,
+    pub count: usize,
+}
+
+/// Lines after the first one that may begin a record.
+pub(super) fn record_starts(bytes: &[u8], column: usize) -> Option<Starts> {
+    let mut starts: Option<Starts> = None;
     for newline in memchr::memchr_iter(b'\n', bytes) {
         let line = &bytes[newline + 1..];
         let indent = line
@@ -122,10 +133,15 @@ pub(super) fn beginnings(bytes: &[u8], column: usize) -> Option<(usize, usize, u
             .count();
         if indent <= column && matches!(line.get(indent), Some(b'{' | b'[')) {
             let at = newline + 1 + indent;
-            found = Some(found.map_or((at, at, 1), |(first, _, count)| (first, at, count + 1)));
+            let (first, count) = starts.map_or((at, 0), |starts| (starts.first, starts.count));
+            starts = Some(Starts {
+                first,
+                last: at,
+                count: count + 1,
+            });
         }
     }
-    found
+    starts
 }
 
 #[cfg(test)]
@@ -134,8 +150,8 @@ mod tests {
 
     #[test]
     fn the_first_value_decides() {
-        let long = format!("{{\"a\":\"{}\"", "x".repeat(HEAD));
-        let pretty = format!("{{\n\"a\":\"{}\"", "x".repeat(HEAD));
+        let long = format!("{{\"a\":\"{}\"", "x".repeat(HEAD_BYTES));
+        let pretty = format!("{{\n\"a\":\"{}\"", "x".repeat(HEAD_BYTES));
         for (head, layout) in [
             ("", None),
             ("\u{feff}", None),
@@ -164,7 +180,7 @@ mod tests {
     #[test]
     fn the_first_record_shows_where_others_begin() {
         let style = |text: &str, unwrap| {
-            let Style { column, is_compact } = Style::of(text.as_bytes(), unwrap);
+            let Style { column, is_compact } = Style::detect(text.as_bytes(), unwrap);
             (column, is_compact)
         };
         assert_eq!(style("{\n  \"a\": 1\n}", None), (0, false));
@@ -183,7 +199,11 @@ mod tests {
 
     #[test]
     fn lines_that_may_begin_a_record_are_found() {
-        assert_eq!(beginnings(b"{\"a\":\n  {\n {}\n{", 1), Some((11, 14, 2)));
-        assert_eq!(beginnings(b"{\n  {}", 1), None);
+        let (first, last, count) = (11, 14, 2);
+        assert_eq!(
+            record_starts(b"{\"a\":\n  {\n {}\n{", 1),
+            Some(Starts { first, last, count })
+        );
+        assert_eq!(record_starts(b"{\n  {}", 1), None);
     }
 }

@@ -1,24 +1,24 @@
-//! Follows the structure of one JSON value, byte by byte, in constant memory: where it ends, and
-//! the first byte that cannot be part of it. What strings, numbers and literals hold is left to the
-//! decoder.
+//! Scans the structure of one JSON value, byte by byte, in constant memory: where it ends, and the
+//! first byte that cannot be part of it. The contents of strings, numbers and literals are left to
+//! the decoder.
 
-/// Containers whose kind is known; deeper ones close by either bracket. The decoder refuses such
-/// depths anyway.
-const KNOWN_DEPTH: u32 = 128;
-/// Names that are noted of an object's members, and the bytes of each.
-const NAMES: usize = 16;
-const NAME_BYTES: usize = 64;
+/// Depth to which the kind of each container is known; deeper ones close by either bracket. The
+/// decoder rejects such depths anyway.
+const MAX_KNOWN_DEPTH: u32 = 128;
+/// Names that are remembered of an object's other members, and the bytes of each.
+const MAX_NAMES: usize = 16;
+const MAX_NAME_BYTES: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The value goes on behind these bytes.
+    /// The value continues after these bytes.
     More,
-    /// The value has ended with the last byte taken.
+    /// The value ended with the last consumed byte.
     End,
-    /// The array that is the member wanted has begun with the last byte taken.
+    /// The last consumed byte opens the array that is to be unwrapped.
     Unwrapped,
-    /// The byte after those taken cannot be part of the value.
-    Wrong,
+    /// The byte after the consumed ones cannot be part of the value.
+    Invalid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,14 +33,13 @@ enum Expect {
     Scalar,
 }
 
-/// The member of an object whose elements are wanted.
+/// The member of an object that is to be unwrapped.
 #[derive(Debug, Clone)]
-struct Wanted {
+struct TargetMember {
     name: String,
-    /// The key being read, or read last, of a member of the outermost object; as long as it can be
-    /// the name.
+    /// The current key of the outermost object, up to the length that the name can have.
     key: Vec<u8>,
-    /// Names of members beside it.
+    /// Names of other members.
     others: Vec<String>,
 }
 
@@ -50,34 +49,34 @@ pub(super) struct Scanner {
     depth: u32,
     /// Whether the container at each depth is an object; the innermost in the lowest bit.
     objects: u128,
-    wanted: Option<Wanted>,
+    target: Option<TargetMember>,
 }
 
 impl Scanner {
-    /// Before a value.
+    /// Expects a value.
     pub fn new() -> Self {
         Self {
             expect: Expect::Value,
             depth: 0,
             objects: 0,
-            wanted: None,
+            target: None,
         }
     }
 
-    /// Before a value; if that is an object, the array that is its member `name` is looked for.
+    /// Expects a value; if that is an object, stops at the array that is its member `name`.
     pub fn unwrapping(name: &str) -> Self {
-        let wanted = Wanted {
+        let target = TargetMember {
             name: name.to_owned(),
             key: Vec::new(),
             others: Vec::new(),
         };
         Self {
-            wanted: Some(wanted),
+            target: Some(target),
             ..Self::new()
         }
     }
 
-    /// Behind a member of an object, looking for another of that name.
+    /// Continues after a member of an object, and stops at another array of that name.
     pub fn inside_object(name: &str) -> Self {
         Self {
             expect: Expect::CommaOrEnd,
@@ -87,24 +86,23 @@ impl Scanner {
         }
     }
 
-    /// Names of the outermost object's members beside the one wanted.
-    pub fn others(&self) -> &[String] {
-        self.wanted.as_ref().map_or(&[], |wanted| &wanted.others)
+    /// Names of the outermost object's other members.
+    pub fn other_members(&self) -> &[String] {
+        self.target.as_ref().map_or(&[], |target| &target.others)
     }
 
-    /// Follows `bytes`; how many of them belong to the value so far.
+    /// Consumes the bytes that belong to the value; how many those are.
     pub fn feed(&mut self, bytes: &[u8]) -> (usize, Progress) {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             if let Expect::String { is_key, is_escaped } = self.expect {
-                let (taken, is_right) = self.string(&bytes[at..], is_key, is_escaped);
-                at += taken;
-                if !is_right {
-                    return (at, Progress::Wrong);
+                let (length, is_valid) = self.string(&bytes[at..], is_key, is_escaped);
+                at += length;
+                if !is_valid {
+                    return (at, Progress::Invalid);
                 }
             } else if self.expect == Expect::Scalar {
-                let taken = bytes[at..].iter().take_while(|b| is_scalar(**b)).count();
-                at += taken;
+                at += bytes[at..].iter().take_while(|b| is_scalar(**b)).count();
                 if at < bytes.len() {
                     self.expect = Expect::CommaOrEnd;
                 }
@@ -113,7 +111,7 @@ impl Scanner {
                 continue;
             } else {
                 match self.token(byte) {
-                    Progress::Wrong => return (at, Progress::Wrong),
+                    Progress::Invalid => return (at, Progress::Invalid),
                     Progress::Unwrapped => return (at + 1, Progress::Unwrapped),
                     _ => at += 1,
                 }
@@ -125,22 +123,22 @@ impl Scanner {
         (at, Progress::More)
     }
 
-    /// Inside a string: the bytes taken, and whether it can go on.
+    /// Inside a string: the bytes consumed, and whether the next one may be part of it.
     fn string(&mut self, bytes: &[u8], is_key: bool, is_escaped: bool) -> (usize, bool) {
         let mut at = usize::from(is_escaped);
         if is_escaped {
-            self.note_key(&bytes[..1], is_key);
+            self.extend_key(&bytes[..1], is_key);
         }
         self.expect = Expect::String {
             is_key,
             is_escaped: false,
         };
-        let Some(found) = memchr::memchr3(b'"', b'\\', b'\n', &bytes[at..]) else {
-            self.note_key(&bytes[at..], is_key);
+        let Some(special) = memchr::memchr3(b'"', b'\\', b'\n', &bytes[at..]) else {
+            self.extend_key(&bytes[at..], is_key);
             return (bytes.len(), true);
         };
-        self.note_key(&bytes[at..at + found], is_key);
-        at += found;
+        self.extend_key(&bytes[at..at + special], is_key);
+        at += special;
         match bytes[at] {
             b'"' => {
                 if is_key {
@@ -153,7 +151,7 @@ impl Scanner {
                 };
             }
             b'\\' => {
-                self.note_key(b"\\", is_key);
+                self.extend_key(b"\\", is_key);
                 self.expect = Expect::String {
                     is_key,
                     is_escaped: true,
@@ -167,14 +165,14 @@ impl Scanner {
     fn token(&mut self, byte: u8) -> Progress {
         use Expect::{Colon, CommaOrEnd, Key, KeyOrEnd, Scalar, Value, ValueOrEnd};
         let is_object = self.objects & 1 == 1;
-        let is_known = self.depth <= KNOWN_DEPTH;
+        let is_known = self.depth <= MAX_KNOWN_DEPTH;
         self.expect = match (self.expect, byte) {
             (Value | ValueOrEnd, b'{') => {
                 self.open(true);
                 KeyOrEnd
             }
             (Value | ValueOrEnd, b'[') => {
-                let is_unwrapped = self.is_wanted();
+                let is_unwrapped = self.is_at_target();
                 self.open(false);
                 if is_unwrapped {
                     return Progress::Unwrapped;
@@ -199,20 +197,20 @@ impl Scanner {
             (CommaOrEnd, b':') if !is_known => Value,
             (CommaOrEnd | KeyOrEnd, b'}') if is_object || !is_known => self.close(),
             (CommaOrEnd | ValueOrEnd, b']') if !is_object || !is_known => self.close(),
-            _ => return Progress::Wrong,
+            _ => return Progress::Invalid,
         };
         Progress::More
     }
 
     fn open(&mut self, is_object: bool) {
         self.depth = self.depth.saturating_add(1);
-        if self.depth <= KNOWN_DEPTH {
+        if self.depth <= MAX_KNOWN_DEPTH {
             self.objects = self.objects << 1 | u128::from(is_object);
         }
     }
 
     fn close(&mut self) -> Expect {
-        if self.depth <= KNOWN_DEPTH {
+        if self.depth <= MAX_KNOWN_DEPTH {
             self.objects >>= 1;
         }
         self.depth = self.depth.saturating_sub(1);
@@ -220,52 +218,53 @@ impl Scanner {
     }
 
     fn begin_key(&mut self) {
-        if let (1, Some(wanted)) = (self.depth, &mut self.wanted) {
-            wanted.key.clear();
+        if let (1, Some(target)) = (self.depth, &mut self.target) {
+            target.key.clear();
         }
     }
 
-    /// Keeps a key of the outermost object, as far as it can be the name: every character of it may
-    /// be escaped.
-    fn note_key(&mut self, bytes: &[u8], is_key: bool) {
-        if let (1, true, Some(wanted)) = (self.depth, is_key, &mut self.wanted) {
-            let room = (wanted.name.len() * 6 + NAME_BYTES).saturating_sub(wanted.key.len());
-            wanted
+    /// Remembers a key of the outermost object, up to the length that the name has if every
+    /// character of it is escaped.
+    fn extend_key(&mut self, bytes: &[u8], is_key: bool) {
+        if let (1, true, Some(target)) = (self.depth, is_key, &mut self.target) {
+            let room = (target.name.len() * 6 + MAX_NAME_BYTES).saturating_sub(target.key.len());
+            target
                 .key
                 .extend_from_slice(&bytes[..bytes.len().min(room)]);
         }
     }
 
     fn end_key(&mut self) {
-        if let (1, Some(wanted)) = (self.depth, &mut self.wanted)
-            && !wanted.is_read()
-            && wanted.others.len() < NAMES
+        if let (1, Some(target)) = (self.depth, &mut self.target)
+            && !target.has_matching_key()
+            && target.others.len() < MAX_NAMES
         {
-            let name = String::from_utf8_lossy(&wanted.key[..wanted.key.len().min(NAME_BYTES)])
-                .into_owned();
-            if !wanted.others.contains(&name) {
-                wanted.others.push(name);
+            let key = &target.key[..target.key.len().min(MAX_NAME_BYTES)];
+            let name = String::from_utf8_lossy(key).into_owned();
+            if !target.others.contains(&name) {
+                target.others.push(name);
             }
         }
     }
 
-    fn is_wanted(&self) -> bool {
+    fn is_at_target(&self) -> bool {
+        let target = self.target.as_ref();
         self.depth == 1
             && self.objects & 1 == 1
-            && self.wanted.as_ref().is_some_and(Wanted::is_read)
+            && target.is_some_and(TargetMember::has_matching_key)
     }
 }
 
-impl Wanted {
+impl TargetMember {
     /// Whether the key read last is the name.
-    fn is_read(&self) -> bool {
+    fn has_matching_key(&self) -> bool {
         let quoted = [b"\"", &self.key[..], b"\""].concat();
         self.key == self.name.as_bytes()
             || serde_json::from_slice::<String>(&quoted).is_ok_and(|key| key == self.name)
     }
 }
 
-/// Whether a byte can be part of a number or literal, right or misspelt.
+/// Whether a byte can be part of a number or literal, valid or not.
 fn is_scalar(byte: u8) -> bool {
     byte > b' ' && !matches!(byte, b',' | b':' | b'"' | b'[' | b']' | b'{' | b'}')
 }
@@ -301,12 +300,12 @@ mod tests {
             ("{\"a\":1\0}", 6),
             ("]", 0),
         ] {
-            assert_eq!(scan(text), (at, Progress::Wrong), "{text}");
+            assert_eq!(scan(text), (at, Progress::Invalid), "{text}");
         }
     }
 
     #[test]
-    fn depths_beyond_those_known_still_end() {
+    fn values_deeper_than_the_known_depth_still_end() {
         let text = format!(
             "{}{}",
             "[{\"a\":1,\"b\":".repeat(200) + "1",
@@ -320,7 +319,7 @@ mod tests {
         let text = r#"{"x":{"Records":[1]},"Rec\u006frds" : [{}]}"#;
         let mut scanner = Scanner::unwrapping("Records");
         assert_eq!(scanner.feed(text.as_bytes()), (39, Progress::Unwrapped));
-        assert_eq!(scanner.others(), ["x"]);
+        assert_eq!(scanner.other_members(), ["x"]);
         assert_eq!(
             Scanner::unwrapping("a").feed(br#"{"a":{},"b":[]}"#),
             (15, Progress::End)

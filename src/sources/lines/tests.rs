@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMIT: usize = 100;
+const MAX_BYTES: usize = 100;
 
-/// Gives the parts one at a time.
+/// Reads at most as many bytes at once.
 struct Parts<'a>(&'a [u8], usize);
 
 impl Read for Parts<'_> {
@@ -20,7 +20,13 @@ impl Read for Parts<'_> {
 
 fn items(text: &[u8], unwrap: Option<&str>, from: u64, part: usize) -> Vec<Item> {
     let input = BufReader::with_capacity(part, Parts(&text[from as usize..], part));
-    let mut reader = Reader::new(input, from, &text[..text.len().min(HEAD)], unwrap, LIMIT);
+    let mut reader = Reader::new(
+        input,
+        from,
+        &text[..text.len().min(HEAD_BYTES)],
+        unwrap,
+        MAX_BYTES,
+    );
     let mut out = Vec::new();
     while let Some(item) = reader.next_item().expect("memory") {
         out.push(item);
@@ -54,7 +60,7 @@ fn texts(text: &str, unwrap: Option<&str>) -> Vec<String> {
 }
 
 #[test]
-fn lines_have_their_positions() {
+fn lines_have_their_offsets() {
     let got = read("{}\r\n\n  \n{\"a\":1}\n{\"b");
     assert_eq!(
         got,
@@ -67,7 +73,7 @@ fn lines_have_their_positions() {
 }
 
 #[test]
-fn what_lies_beside_records_is_passed_over() {
+fn padding_between_records_is_skipped() {
     let got = read(
         "\u{feff}{\"a\":1}\0\0\0\r\n\0\0\0\n\0\0 {\"a\":2}\n\u{feff}{\"a\":3}\n\u{1e}{\"a\":4}\n",
     );
@@ -80,7 +86,7 @@ fn what_lies_beside_records_is_passed_over() {
             (42, "{\"a\":4}".into(), true)
         ]
     );
-    let zeros = "\0".repeat(3 * LIMIT);
+    let zeros = "\0".repeat(3 * MAX_BYTES);
     let text = format!("{zeros}{{\"a\":1}}{zeros}\n{zeros}{{\"a\":2}}{zeros}");
     assert_eq!(texts(&text, None), ["{\"a\":1}", "{\"a\":2}"]);
 }
@@ -98,19 +104,19 @@ fn objects_on_one_line_are_records_of_their_own() {
             (32, "{}".into(), true)
         ]
     );
-    // Cut into each other: nothing of it can be told apart.
+    // Written into each other, two objects cannot be separated.
     assert_eq!(
         read("{\"a\":{\"b\":1}{\"c\":2}\n{}\n")[0],
         (0, "{\"a\":{\"b\":1}{\"c\":2}".into(), true)
     );
-    // However long the line is.
+    // On a line of any length.
     let line: String = (0..1000).map(|n| format!("{{\"n\":{n}}}")).collect();
     let got = texts(&line, None);
     assert_eq!((got.len(), got[999].as_str()), (1000, "{\"n\":999}"));
 }
 
 #[test]
-fn a_long_line_is_kept_in_part_and_measured_whole() {
+fn a_prefix_of_a_long_line_is_held_and_all_of_it_measured() {
     let text = format!("{}\n{{}}\n", "x".repeat(1000));
     let got = items(text.as_bytes(), None, 0, 64);
     assert_eq!(
@@ -120,11 +126,14 @@ fn a_long_line_is_kept_in_part_and_measured_whole() {
             got[0].end,
             got[0].is_terminated
         ),
-        (LIMIT, 1000, 1001, true)
+        (MAX_BYTES, 1000, 1001, true)
     );
     assert_eq!(got[1].bytes, b"{}");
-    let text = format!("{}\r\n", "x".repeat(LIMIT));
-    assert_eq!(items(text.as_bytes(), None, 0, 64)[0].length, LIMIT as u64);
+    let text = format!("{}\r\n", "x".repeat(MAX_BYTES));
+    assert_eq!(
+        items(text.as_bytes(), None, 0, 64)[0].length,
+        MAX_BYTES as u64
+    );
 }
 
 #[test]
@@ -159,8 +168,8 @@ fn pretty_printed_values_are_records() {
 }
 
 #[test]
-fn reading_goes_on_behind_a_damaged_value() {
-    // A bracket is missing, an element is cut off in a string, and one in an array of its own.
+fn reading_continues_after_a_damaged_value() {
+    // A bracket is missing, an element is truncated in a string, and one in an array of its own.
     let text = "[\n  {\n    \"a\": [\n      {}\n  },\n  {\n    \"a\": 2\n  },\n  {\n    \"a\": \"x\n  },\n  {\n    \"a\": 4\n  }\n]";
     let got = texts(text, None);
     assert_eq!(got.len(), 4, "{got:?}");
@@ -196,17 +205,17 @@ fn elements_of_a_member_are_records() {
             "{\"a\":5}"
         ]
     );
-    let mut reader = Reader::new(text.as_bytes(), 0, b"", Some("Records"), LIMIT);
+    let mut reader = Reader::new(text.as_bytes(), 0, b"", Some("Records"), MAX_BYTES);
     while reader.next_item().expect("memory").is_some() {}
-    assert_eq!(reader.dropped(), ["v", "w"]);
-    // An envelope is not kept, however long it is; an element is kept in part.
+    assert_eq!(reader.dropped_members(), ["v", "w"]);
+    // Of a long envelope nothing is held, of a long element a prefix.
     let text = format!(
         "{{\"v\":\"{0}\",\"r\":[{{\"a\":\"{0}\"}}, {{}}],\"w\":\"{0}\"}}",
         "x".repeat(1000)
     );
     let got = items(text.as_bytes(), Some("r"), 0, 1 << 16);
     assert_eq!(got.len(), 2);
-    assert_eq!((got[0].bytes.len(), got[0].length), (LIMIT, 1008));
+    assert_eq!((got[0].bytes.len(), got[0].length), (MAX_BYTES, 1008));
 }
 
 #[test]
@@ -291,8 +300,8 @@ fn any_value() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Every value comes once, whole, with its position, whatever the parts that the input comes
-    /// in; and reading goes on behind any of them.
+    /// Every value is read once, complete, with its offset, in chunks of any size; and reading
+    /// resumes after any of them.
     #[test]
     fn records_are_the_values(
         values in proptest::collection::vec(any_value(), 1..8),
@@ -300,18 +309,17 @@ proptest! {
         indent in 0usize..3,
         part in 1usize..40,
     ) {
-        let values: Vec<String> = values.into_iter().filter(|v| v.len() <= LIMIT).collect();
+        let values: Vec<String> = values.into_iter().filter(|v| v.len() <= MAX_BYTES).collect();
         let (text, unwrap) = content(kind, &values, indent);
         let all = items(text.as_bytes(), unwrap, 0, 1 << 16);
-        if all.iter().all(|i| i.length <= LIMIT as u64) {
+        if all.iter().all(|i| i.length <= MAX_BYTES as u64) {
             let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).expect("whole");
             let got: Vec<_> = all.iter().map(|i| json(&i.bytes)).collect();
-            let wanted: Vec<_> = values.iter().map(|v| json(v.as_bytes())).collect();
-            prop_assert_eq!(got, wanted, "{}", text);
+            let expected: Vec<_> = values.iter().map(|v| json(v.as_bytes())).collect();
+            prop_assert_eq!(got, expected, "{}", text);
         }
         for item in &all {
-            let there = &text.as_bytes()[item.start as usize..];
-            prop_assert!(there.starts_with(&item.bytes));
+            prop_assert!(text.as_bytes()[item.start as usize..].starts_with(&item.bytes));
         }
         prop_assert_eq!(&items(text.as_bytes(), unwrap, 0, part), &all);
         for (n, item) in all.iter().enumerate() {
@@ -319,7 +327,7 @@ proptest! {
         }
     }
 
-    /// Damage in one line takes no other line with it.
+    /// Damage in one line affects no other line.
     #[test]
     fn damage_stays_on_its_line(
         values in proptest::collection::vec(any_value(), 3..8),
@@ -328,7 +336,7 @@ proptest! {
         damage in proptest::collection::vec((any::<prop::sample::Index>(), "[\\[\\]{}\",:\\\\ax\\x00]"), 1..4),
         part in 1usize..40,
     ) {
-        let values: Vec<String> = values.into_iter().filter(|v| v.len() <= LIMIT - 20).collect();
+        let values: Vec<String> = values.into_iter().filter(|v| v.len() <= MAX_BYTES - 20).collect();
         prop_assume!(values.len() > 2);
         let mut lines = values.clone();
         let at = line % lines.len();
@@ -350,8 +358,8 @@ proptest! {
         }
     }
 
-    /// Whatever the bytes are: each record begins behind the one before, chunks make no difference,
-    /// and reading goes on anywhere.
+    /// Of any bytes: each record begins after the previous one, chunks make no difference, and
+    /// reading resumes after any record.
     #[test]
     fn any_bytes_end(
         bytes in "[\\[\\]{}\",:\\\\a1 \n\r\\x00]{0,120}",
@@ -365,7 +373,7 @@ proptest! {
         let mut before = 0;
         for item in &all {
             prop_assert!(item.start >= before && item.end > item.start);
-            prop_assert!(item.bytes.len() <= LIMIT && item.length >= item.bytes.len() as u64);
+            prop_assert!(item.bytes.len() <= MAX_BYTES && item.length >= item.bytes.len() as u64);
             before = item.end;
         }
         prop_assert_eq!(&items(text.as_bytes(), unwrap, 0, part), &all);
@@ -388,19 +396,23 @@ fn a_value_among_lines_may_span_several() {
         "{\"a\":4}",
     ];
     assert_eq!(texts(&text, None), all);
-    // A line that was cut off takes none of the records behind it.
-    for cut in ["{", "{\"a\":[1,", "{\"a\":\"x", "{\"a\":", "{\"a\":1} x"] {
-        let text = format!("{{\"a\":1}}\n{cut}\n{{\"a\":2}}\n");
-        assert_eq!(texts(&text, None), ["{\"a\":1}", cut, "{\"a\":2}"], "{cut}");
+    // A truncated line takes none of the records after it.
+    for line in ["{", "{\"a\":[1,", "{\"a\":\"x", "{\"a\":", "{\"a\":1} x"] {
+        let text = format!("{{\"a\":1}}\n{line}\n{{\"a\":2}}\n");
+        assert_eq!(
+            texts(&text, None),
+            ["{\"a\":1}", line, "{\"a\":2}"],
+            "{line}"
+        );
     }
-    let long = "\"x\",\n".repeat(LIMIT);
+    let long = "\"x\",\n".repeat(MAX_BYTES);
     let got = texts(
         &format!("{{\"a\":1}}\n{{\n\"b\":[\n{long}1]}}\n{{\"a\":2}}\n"),
         None,
     );
     assert_eq!(
-        (got.len(), got[1].as_str(), got[LIMIT + 4].as_str()),
-        (LIMIT + 5, "{", "{\"a\":2}")
+        (got.len(), got[1].as_str(), got[MAX_BYTES + 4].as_str()),
+        (MAX_BYTES + 5, "{", "{\"a\":2}")
     );
     // A damaged last line waits for nothing.
     assert_eq!(read("{\"a\":1}\n{\"a\":\n")[1], (8, "{\"a\":".into(), true));

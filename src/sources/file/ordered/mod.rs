@@ -1,14 +1,14 @@
 //! One file that is complete, read in order of event time (`order = "event_time"`).
 //!
-//! A position is an ordinal in the sorted order. It means something only as long as the file is the
-//! same, to the byte, and as its records are sorted the same: each frame stores the file's size and
-//! CRC-32C, and a CRC-32C of the order up to its position ([`Sorted`]). A start sorts again, passes
-//! over what was taken in, and goes on where both agree; otherwise the source halts.
+//! An offset is an ordinal in the sorted order. It is valid only while the file is the same, to the
+//! byte, and its records are sorted the same way: each frame stores the file's size and CRC-32C, and
+//! a CRC-32C of the order up to its offset ([`Sorted`]). A start sorts again, skips what was read,
+//! and resumes if both agree; otherwise the source halts.
 //!
-//! Records that will be dead letters have the place of the event before them, equal times keep the
-//! order of the file.
+//! Records that will be dead letters sort after the event that precedes them; records with equal
+//! times remain in the order of the file.
 
-mod begin;
+mod resume;
 mod runs;
 mod sort;
 
@@ -20,53 +20,53 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::super::batcher::RecordBatcher;
 use super::super::compression::PlainReader;
 use super::super::lines::{Item, Reader};
 use super::super::{Context, SourceError};
-use super::content::{Positional, READ_BYTES};
+use super::content::{PositionalReader, READ_BYTES};
+use super::decision::path_of;
 use super::discover::Stamp;
-use super::frame::{FrameBuilder, InFlight, Record, each_record};
-use super::identity::path_of;
+use super::frame::{
+    FrameBuilder, FramePosition, InFlight, Record, batch_limits, each_record, partition_end,
+};
 use crate::config::FileDef;
 use crate::event::{Micros, SourceState};
 use crate::ingest::SortTimes;
 use crate::operators::PartitionState;
-use crate::wal::{FileIdentity, Kind, RecordsBuilder, Sorted};
-use begin::Begin;
-use sort::{Key, SortError, Sortable, Sorter};
+use crate::wal::{FileIdentity, Sorted};
+use resume::ResumePoint;
+use sort::{Key, SortError, Sortable, SortedRecords, Sorter};
 
-/// How often a source that waits looks at its file, and how often progress is shown.
-const LOOK: Duration = Duration::from_millis(500);
-/// A file that has not changed for this long is taken to be complete.
+/// How often a waiting source checks its file, and how often progress is published.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// A file that has not changed for this long is considered complete.
 const SETTLE: Duration = Duration::from_secs(1);
-/// A file that could not be read is tried again after this time, if it does not change before.
-const RETRY: Duration = Duration::from_secs(30);
-/// Records that are decoded at once, and their bytes.
-const BATCH_RECORDS: usize = 1_024;
-const BATCH_BYTES: usize = 1 << 20;
+/// A file that could not be read is retried after this time, unless it changes before.
+const RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// Reads the file in order of its events, once; then, unless it is to end, watches whether it stays
-/// as it is.
-pub fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
-    let mut source = Ordered {
+/// Reads the file in order of its events, once; then, unless the run is bounded, watches for
+/// changes, which it cannot read.
+pub(super) fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
+    let mut source = OrderedSource {
         context,
         path: def.path.clone(),
         partitions: context.partitions.clone(),
     };
-    while !context.stop.is_asked() {
-        let seen = source.stamp();
+    while !context.stop.is_requested() {
+        let stamp = source.stamp();
         match source.attempt() {
-            Ok(()) if context.stop.is_asked() => return Ok(()),
+            Ok(()) if context.stop.is_requested() => return Ok(()),
             Ok(()) => {
                 context.set_state(SourceState::Ended, None);
                 if context.once {
                     return Ok(());
                 }
-                source.wait_for_change(seen, None);
+                source.wait_for_change(stamp, None);
             }
             Err(Failure::Source(error)) => return Err(error),
             Err(Failure::Sort(SortError::Stopped)) => return Ok(()),
-            Err(Failure::Sort(error)) => return Err(source.refuse(&error.to_string())),
+            Err(Failure::Sort(error)) => return Err(source.error(&error.to_string())),
             Err(Failure::Missing) if context.once => {
                 return Err(SourceError::Missing {
                     path: source.label(),
@@ -81,24 +81,24 @@ pub fn run(context: &Context, def: &FileDef) -> Result<(), SourceError> {
                 context.set_state(SourceState::Waiting, Some(reason));
                 source.wait_for_change(None, None);
             }
-            Err(Failure::Read(error)) if context.once => return Err(source.refuse(&error)),
+            Err(Failure::Read(error)) if context.once => return Err(source.error(&error)),
             Err(Failure::Read(error)) => {
-                let reason = format!("{}: {error}; it is tried again", source.label());
-                tracing::error!(source = context.name, reason, "the source cannot go on");
+                let reason = format!("{}: {error}; retrying", source.label());
+                tracing::error!(source = context.name, reason, "the source is halted");
                 context.set_state(SourceState::Halted, Some(reason));
-                source.wait_for_change(seen, Some(RETRY));
+                source.wait_for_change(stamp, Some(RETRY_DELAY));
             }
         }
     }
     Ok(())
 }
 
-/// Positions in order of event time mean nothing to a source that reads files as they are.
-pub fn refuse_positions(context: &Context) -> Result<(), SourceError> {
-    match begin::sorted(&context.partitions).next() {
+/// Checks that a source of files in file order has no offsets in order of event time.
+pub(super) fn check_not_ordered(context: &Context) -> Result<(), SourceError> {
+    match resume::sorted(&context.partitions).next() {
         None => Ok(()),
         Some((_, name, ..)) => {
-            let reason = "this source has read it in order of event time, and reads no record twice; write `order = \"event_time\"` again, or give the source another name";
+            let reason = "this source has read it in order of event time, and does not read a record twice; set `order = \"event_time\"` again, or give the source another name";
             Err(SourceError::Order {
                 path: path_of(name).to_owned(),
                 reason: reason.into(),
@@ -110,7 +110,7 @@ pub fn refuse_positions(context: &Context) -> Result<(), SourceError> {
 /// Why an attempt to read the file ended.
 enum Failure {
     Missing,
-    /// Nothing of it was taken in by this attempt; another one may help.
+    /// This attempt stored no record; another one may succeed.
     Read(String),
     Sort(SortError),
     Source(SourceError),
@@ -137,25 +137,25 @@ impl From<io::Error> for Failure {
     }
 }
 
-struct Ordered<'a> {
+struct OrderedSource<'a> {
     context: &'a Context,
     path: PathBuf,
     partitions: Vec<(String, PartitionState)>,
 }
 
-/// The file as it is read: open, and not to change.
-struct Whole {
+/// The open file, which must not change while it is read.
+struct InputFile {
     file: Arc<File>,
     stamp: Stamp,
     path: PathBuf,
 }
 
-impl Ordered<'_> {
+impl OrderedSource<'_> {
     fn label(&self) -> String {
         self.path.display().to_string()
     }
 
-    fn refuse(&self, reason: &str) -> SourceError {
+    fn error(&self, reason: &str) -> SourceError {
         SourceError::Order {
             path: self.label(),
             reason: reason.to_owned(),
@@ -165,57 +165,60 @@ impl Ordered<'_> {
     fn stamp(&self) -> Option<Stamp> {
         std::fs::metadata(&self.path)
             .ok()
-            .map(|metadata| Stamp::of(&metadata))
+            .map(|metadata| Stamp::from(&metadata))
     }
 
-    /// Waits until there is another file, or content, than was seen. One that was removed is no
-    /// other.
-    fn wait_for_change(&self, seen: Option<Stamp>, at_most: Option<Duration>) {
+    /// Waits until a file with another stamp is at the path. Its removal is not a change.
+    fn wait_for_change(&self, stamp: Option<Stamp>, timeout: Option<Duration>) {
         let since = Instant::now();
-        while !self.context.stop.wait(LOOK) {
-            let is_changed = self.stamp().is_some_and(|stamp| Some(stamp) != seen);
-            if is_changed || at_most.is_some_and(|most| since.elapsed() >= most) {
+        while !self.context.stop.wait(POLL_INTERVAL) {
+            let is_changed = self.stamp().is_some_and(|now| Some(now) != stamp);
+            if is_changed || timeout.is_some_and(|timeout| since.elapsed() >= timeout) {
                 return;
             }
         }
     }
 
-    /// Brings everything of the file that is not in the log yet into it.
+    /// Reads everything of the file that is not in the log yet.
     fn attempt(&mut self) -> Result<(), Failure> {
-        let whole = self.open()?;
-        if begin::is_complete(&self.partitions, &whole.stamp) {
+        let input = self.open()?;
+        if resume::is_complete(&self.partitions, &input.stamp) {
             return Ok(());
         }
-        let Some(crc) = self.checksum(&whole)? else {
+        let Some(crc) = self.checksum(&input)? else {
             return Ok(());
         };
-        whole.refuse_changed()?;
-        let content = (whole.stamp.size, crc);
-        match begin::decide(&self.partitions, content, &whole)
-            .map_err(|reason| self.refuse(&reason))?
-        {
-            Begin::Complete(partition) => self.note_end(partition, &whole.stamp)?,
-            Begin::At(partition) => self.take_in(&whole, crc, Some(partition))?,
-            Begin::Fresh => self.take_in(&whole, crc, None)?,
+        input.check_unchanged()?;
+        let identity = resume::Identity {
+            path: &input.path,
+            inode: input.stamp.inode,
+            size: input.stamp.size,
+            crc,
+        };
+        let resume_point = resume::decide(&self.partitions, &identity);
+        match resume_point.map_err(|reason| self.error(&reason))? {
+            ResumePoint::Complete(partition) => self.record_end(partition, &input.stamp)?,
+            ResumePoint::Partition(partition) => self.read(&input, crc, Some(partition))?,
+            ResumePoint::Start => self.read(&input, crc, None)?,
         }
         Ok(())
     }
 
-    fn open(&self) -> Result<Whole, Failure> {
+    fn open(&self) -> Result<InputFile, Failure> {
         let metadata = std::fs::metadata(&self.path)?;
         if !metadata.is_file() {
-            let what = if metadata.is_dir() {
+            let kind = if metadata.is_dir() {
                 "a folder"
             } else {
-                "no regular file"
+                "not a regular file"
             };
             let reason =
-                format!("it is {what}; `order = \"event_time\"` is for one file that is complete");
-            return Err(self.refuse(&reason).into());
+                format!("it is {kind}; `order = \"event_time\"` is for one file that is complete");
+            return Err(self.error(&reason).into());
         }
         let file = Arc::new(File::open(&self.path)?);
-        let mut stamp = Stamp::of(&file.metadata()?);
-        // One that is being written would be taken in part, and halt the source afterwards.
+        let mut stamp = Stamp::from(&file.metadata()?);
+        // A file that is still being written would be read in part, and halt the source afterwards.
         let mut since = Instant::now();
         let age = SystemTime::now()
             .duration_since(metadata.modified()?)
@@ -223,60 +226,59 @@ impl Ordered<'_> {
         while !self.context.once
             && age < SETTLE
             && since.elapsed() < SETTLE
-            && !self.context.stop.wait(LOOK / 5)
+            && !self.context.stop.wait(POLL_INTERVAL / 5)
         {
-            let now = Stamp::of(&file.metadata()?);
+            let now = Stamp::from(&file.metadata()?);
             if now != stamp {
                 (stamp, since) = (now, Instant::now());
             }
         }
-        Ok(Whole {
+        Ok(InputFile {
             file,
             stamp,
             path: self.path.canonicalize()?,
         })
     }
 
-    /// CRC-32C of the file as stored; none where everything stops.
-    fn checksum(&self, whole: &Whole) -> io::Result<Option<u32>> {
-        let mut input = whole.stored();
+    /// CRC-32C of the file as stored; none if the source is to stop.
+    fn checksum(&self, input: &InputFile) -> io::Result<Option<u32>> {
+        let mut stored = input.stored();
         let (mut crc, mut buffer) = (0, vec![0; READ_BYTES]);
         loop {
-            match input.read(&mut buffer) {
+            match stored.read(&mut buffer) {
                 Ok(0) => return Ok(Some(crc)),
                 Ok(read) => crc = crc32c::crc32c_append(crc, &buffer[..read]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            if self.context.stop.is_asked() {
+            if self.context.stop.is_requested() {
                 return Ok(None);
             }
         }
     }
 
-    /// Sorts the file and takes in what is behind the partition's position.
-    fn take_in(
+    /// Sorts the file and sends the records from the partition's offset on.
+    fn read(
         &mut self,
-        whole: &Whole,
+        input: &InputFile,
         crc: u32,
         partition: Option<usize>,
     ) -> Result<(), Failure> {
-        let stop = || self.context.stop.is_asked();
-        let mut sorting = Sorting {
+        let stop = || self.context.stop.is_requested();
+        let mut sort_input = SortInput {
             context: self.context,
             times: self.context.ingest.sort_times(&self.context.stream),
             sorter: Sorter::new(&self.context.sort_space, &stop),
-            batch: RecordsBuilder::default(),
-            cut: Vec::new(),
-            places: Vec::new(),
-            number: 0,
-            shown: Instant::now(),
+            batcher: RecordBatcher::new(batch_limits(self.context)),
+            extents: Vec::new(),
+            next_number: 0,
+            published_at: Instant::now(),
         };
-        sorting.read(whole)?;
-        let records = sorting.number;
-        let sorted = sorting.finish()?;
-        // What was sorted is what the checksum is of.
-        whole.refuse_changed()?;
+        sort_input.read(input)?;
+        let records = sort_input.next_number;
+        let sorted = sort_input.finish()?;
+        // The checksum must be that of the bytes that were sorted.
+        input.check_unchanged()?;
         if records == 0 && partition.is_none() {
             return Ok(());
         }
@@ -284,90 +286,88 @@ impl Ordered<'_> {
             Some(partition) => partition,
             None => {
                 self.partitions.push((
-                    begin::partition_name(&whole.path),
+                    resume::partition_name(&input.path),
                     PartitionState::default(),
                 ));
                 self.partitions.len() - 1
             }
         };
         let content = Sorted {
-            size: whole.stamp.size,
+            size: input.stamp.size,
             crc,
             records,
             order: 0,
         };
-        self.send(sorted, content, partition, whole)?;
+        self.send(sorted, content, partition, input)?;
         if self.partitions[partition].1.next_offset == records {
-            self.note_end(partition, &whole.stamp)?;
+            self.record_end(partition, &input.stamp)?;
         }
         Ok(())
     }
 
-    /// Sends what is behind the partition's position; the partition continues where it could be
-    /// sent.
+    /// Sends the records from the partition's offset on, and advances the partition.
     fn send(
         &mut self,
-        mut sorted: sort::Sorted,
+        mut sorted: SortedRecords,
         content: Sorted,
         partition: usize,
-        whole: &Whole,
+        input: &InputFile,
     ) -> Result<(), Failure> {
         let (name, state) = self.partitions[partition].clone();
-        let resumed = (
-            state.next_offset,
-            state
-                .file
-                .and_then(|file| file.sorted)
-                .map_or(0, |sorted| sorted.order),
-        );
-        let (mut next, mut order, mut shown) = (0, 0, Instant::now());
+        let resume_offset = state.next_offset;
+        let resume_order = state
+            .file
+            .and_then(|file| file.sorted)
+            .map_or(0, |sorted| sorted.order);
+        let (mut next, mut order, mut published_at) = (0, 0, Instant::now());
         let mut in_flight = InFlight::default();
-        let mut frame = FrameBuilder::new(resumed.0);
+        let mut frame = FrameBuilder::new(self.context, resume_offset);
         loop {
-            if next == resumed.0 && order != resumed.1 {
-                return Err(self.refuse(&begin::other_order(resumed.0)).into());
+            if next == resume_offset && order != resume_order {
+                return Err(self.error(&resume::changed_order(resume_offset)).into());
             }
-            let given = sorted.next()?;
-            if frame.is_full()
-                || !frame.is_empty() && (given.is_none() || self.context.stop.is_asked())
-            {
+            let record = sorted.next()?;
+            let is_last = record.is_none() || self.context.stop.is_requested();
+            if frame.is_full() || !frame.is_empty() && is_last {
                 let file = FileIdentity {
-                    inode: whole.stamp.inode,
+                    inode: input.stamp.inode,
                     sorted: Some(Sorted { order, ..content }),
                     ..FileIdentity::default()
                 };
-                let full = std::mem::replace(&mut frame, FrameBuilder::with_room(next));
-                in_flight.submit(
-                    self.context,
-                    full.submission(self.context, Kind::Record, &name, next, Some(file)),
-                )?;
+                let full =
+                    std::mem::replace(&mut frame, FrameBuilder::with_capacity(self.context, next));
+                let position = FramePosition {
+                    partition: &name,
+                    next_offset: next,
+                    file: Some(file),
+                };
+                in_flight.submit(self.context, full.finish(self.context, position))?;
                 let state = &mut self.partitions[partition].1;
                 (state.next_offset, state.file) = (next, Some(file));
-                if shown.elapsed() >= LOOK {
-                    shown = Instant::now();
-                    let progress =
-                        format!("sorted, {next} of {} records are taken in", content.records);
+                if published_at.elapsed() >= POLL_INTERVAL {
+                    published_at = Instant::now();
+                    let progress = format!("sorted, {next} of {} records read", content.records);
                     self.context.set_state(SourceState::Running, Some(progress));
                 }
             }
-            let Some(Sortable { record, .. }) = given.filter(|_| !self.context.stop.is_asked())
-            else {
+            let is_stopping = self.context.stop.is_requested();
+            let Some(Sortable { record, .. }) = record.filter(|_| !is_stopping) else {
                 break;
             };
-            if next >= resumed.0 {
-                frame.add_record(next, &record, self.context);
+            if next >= resume_offset {
+                frame.push_record(next, &record);
             }
-            order = begin::append_order(order, &record);
+            order = resume::append_order(order, &record);
             next += 1;
         }
-        if next < resumed.0 && !self.context.stop.is_asked() {
-            return Err(self.refuse(&begin::other_order(resumed.0)).into());
+        if next < resume_offset && !self.context.stop.is_requested() {
+            return Err(self.error(&resume::changed_order(resume_offset)).into());
         }
-        Ok(in_flight.settle()?)
+        Ok(in_flight.wait_all()?)
     }
 
-    /// Notes that all of the partition was taken in, and of which file.
-    fn note_end(&mut self, partition: usize, stamp: &Stamp) -> Result<(), SourceError> {
+    /// Records that all of the partition was read, and the file that it was read from.
+    fn record_end(&mut self, partition: usize, stamp: &Stamp) -> Result<(), SourceError> {
         let (name, state) = &mut self.partitions[partition];
         let file = FileIdentity {
             inode: stamp.inode,
@@ -377,99 +377,90 @@ impl Ordered<'_> {
         if state.file.replace(file) == Some(file) {
             return Ok(());
         }
-        let mut end = FrameBuilder::new(state.next_offset);
-        end.add_payload();
+        let position = FramePosition {
+            partition: name,
+            next_offset: state.next_offset,
+            file: Some(file),
+        };
         let mut in_flight = InFlight::default();
-        let submission = end.submission(
-            self.context,
-            Kind::PartitionEnd,
-            name,
-            state.next_offset,
-            Some(file),
-        );
-        in_flight.submit(self.context, submission)?;
-        in_flight.settle()
+        let end = partition_end(self.context, state.next_offset, position);
+        in_flight.submit(self.context, end)?;
+        in_flight.wait_all()
     }
 }
 
-impl Whole {
-    /// Its bytes as stored, from the first on.
-    fn stored(&self) -> io::Take<Positional> {
-        Positional::new(self.file.clone()).take(self.stamp.size)
+impl InputFile {
+    /// Its bytes as stored.
+    fn stored(&self) -> io::Take<PositionalReader> {
+        PositionalReader::new(self.file.clone()).take(self.stamp.size)
     }
 
-    fn refuse_changed(&self) -> Result<(), Failure> {
-        if Stamp::of(&self.file.metadata()?) == self.stamp {
+    fn check_unchanged(&self) -> Result<(), Failure> {
+        if Stamp::from(&self.file.metadata()?) == self.stamp {
             return Ok(());
         }
-        let reason = "it changed while it was being read, and nothing of it was taken in; `order = \"event_time\"` is for a file that is complete";
+        let reason = "it changed while it was being read, and no record of it was stored; `order = \"event_time\"` is for a file that is complete";
         Err(Failure::Read(reason.into()))
     }
 }
 
-/// Records on their way into the sorter.
-struct Sorting<'a> {
+/// Reads the file's records into the sorter.
+struct SortInput<'a> {
     context: &'a Context,
-    /// None where there is no such stream, which has no events to sort by.
+    /// None if the stream does not exist, so that there are no events to sort by.
     times: Option<SortTimes>,
     sorter: Sorter<'a>,
-    /// Records whose times are not known yet.
-    batch: RecordsBuilder,
-    cut: Vec<(u64, u64)>,
-    /// Their starts and lengths.
-    places: Vec<(u64, u64)>,
-    /// Of the next record, in the order of the file.
-    number: u64,
-    shown: Instant,
+    /// Records whose times are not determined yet.
+    batcher: RecordBatcher,
+    /// Start and length in the file of each record in the batch.
+    extents: Vec<(u64, u64)>,
+    /// Number of the next record, in the order of the file.
+    next_number: u64,
+    published_at: Instant,
 }
 
-impl Sorting<'_> {
-    fn read(&mut self, whole: &Whole) -> Result<(), Failure> {
-        let read = Rc::new(Cell::new(0));
-        let input = Counted {
-            input: whole.stored(),
-            read: read.clone(),
+impl SortInput<'_> {
+    fn read(&mut self, input: &InputFile) -> Result<(), Failure> {
+        let read_bytes = Rc::new(Cell::new(0));
+        let stored = CountingReader {
+            input: input.stored(),
+            read_bytes: read_bytes.clone(),
         };
-        let (unwrap, limit) = (
-            self.context.unwrap.as_deref(),
-            self.context.record_bytes + 1,
-        );
-        let mut reader = Reader::new(PlainReader::new(input)?, 0, b"", unwrap, limit);
-        // A last line without its end is a record too: no more of it will come.
+        let unwrap = self.context.unwrap.as_deref();
+        let max_bytes = self.context.record_limits.max_bytes + 1;
+        let mut reader = Reader::new(PlainReader::new(stored)?, 0, b"", unwrap, max_bytes);
+        // A last line without its newline is a record too: the rest of it will never come.
         while let Some(item) = reader.next_item()? {
             self.push(&item)?;
-            if self.shown.elapsed() >= LOOK {
-                self.show(&format!(
-                    "sorting, {} of {} bytes are read",
-                    read.get(),
-                    whole.stamp.size
+            if self.published_at.elapsed() >= POLL_INTERVAL {
+                self.publish(&format!(
+                    "sorting, {} of {} bytes read",
+                    read_bytes.get(),
+                    input.stamp.size
                 ));
             }
         }
         self.sort_batch()?;
-        if !reader.dropped().is_empty() {
-            let (source, path, members) =
-                (&self.context.name, whole.path.display(), reader.dropped());
-            tracing::info!(source, %path, ?members, "members beside the unwrapped one are dropped");
+        if !reader.dropped_members().is_empty() {
+            let (source, path) = (&self.context.name, input.path.display());
+            let members = reader.dropped_members();
+            tracing::info!(source, %path, ?members, "members other than the unwrapped one are dropped");
         }
         Ok(())
     }
 
-    fn show(&mut self, progress: &str) {
-        self.shown = Instant::now();
+    fn publish(&mut self, progress: &str) {
+        self.published_at = Instant::now();
         self.context
             .set_state(SourceState::Running, Some(progress.to_owned()));
     }
 
     fn push(&mut self, item: &Item) -> Result<(), SortError> {
-        each_record(item, self.context, &mut |record| {
-            if record.is_cut(self.context) {
-                self.cut.push((self.batch.len() as u64, record.length));
-            }
-            self.places.push((record.start, record.length));
-            self.batch.push(record.bytes);
+        each_record(item, &self.context.record_limits, &mut |record| {
+            self.extents.push((record.start, record.length));
+            self.batcher.push_prefix(record.bytes, record.length);
         });
-        if self.batch.len() >= BATCH_RECORDS || self.batch.bytes() >= BATCH_BYTES {
+        if self.batcher.is_full() {
             self.sort_batch()
         } else {
             Ok(())
@@ -477,22 +468,22 @@ impl Sorting<'_> {
     }
 
     fn sort_batch(&mut self) -> Result<(), SortError> {
-        if self.context.stop.is_asked() {
+        if self.context.stop.is_requested() {
             return Err(SortError::Stopped);
         }
-        let records = std::mem::take(&mut self.batch).finish();
+        let batch = self.batcher.take();
         let times = match &mut self.times {
-            Some(times) => times.next(&records, &self.cut),
-            None => vec![Micros::MIN; records.len()],
+            Some(times) => times.next(&batch.records, &batch.truncated),
+            None => vec![Micros::MIN; batch.records.len()],
         };
         for ((time, (start, length)), bytes) in times
             .into_iter()
-            .zip(self.places.drain(..))
-            .zip(records.iter())
+            .zip(self.extents.drain(..))
+            .zip(batch.records.iter())
         {
             let key = Key {
                 time,
-                number: self.number,
+                number: self.next_number,
             };
             self.sorter.push(&Sortable {
                 key,
@@ -502,36 +493,35 @@ impl Sorting<'_> {
                     bytes,
                 },
             })?;
-            self.number += 1;
+            self.next_number += 1;
         }
-        self.cut.clear();
         Ok(())
     }
 
-    fn finish(mut self) -> Result<sort::Sorted, SortError> {
+    fn finish(mut self) -> Result<SortedRecords, SortError> {
         let runs = self.sorter.runs();
         if runs > 0 {
             tracing::info!(
                 source = self.context.name,
                 runs,
-                "the file is sorted in parts, which are merged"
+                "merging the sorted runs of the file"
             );
-            self.show(&format!("sorting, {runs} sorted parts are merged"));
+            self.publish(&format!("sorting, merging {runs} sorted runs"));
         }
         self.sorter.finish()
     }
 }
 
-/// Counts what is read through it.
-struct Counted<R> {
+/// Counts the bytes that are read through it.
+struct CountingReader<R> {
     input: R,
-    read: Rc<Cell<u64>>,
+    read_bytes: Rc<Cell<u64>>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
-        self.read.set(self.read.get() + read as u64);
+        self.read_bytes.set(self.read_bytes.get() + read as u64);
         Ok(read)
     }
 }

@@ -1,5 +1,5 @@
-//! The source over a real log, stopped anywhere, with hardly any memory: what is in the log is the
-//! file's records in the order that a recount of its own gives, each once.
+//! The source over a real log, stopped anywhere, with little memory: the log has each of the file's
+//! records once, in the order that an independent implementation computes.
 
 #[cfg(test)]
 mod tests {
@@ -15,23 +15,24 @@ mod tests {
     use crate::ingest::Ingest;
     use crate::operators::Operators;
     use crate::schema::Catalog;
-    use crate::sources::{Room, SortSpace, Stop};
+    use crate::sources::{DiskAllowance, RecordLimits, SortSpace, Stop};
     use crate::storage::Disk;
+    use crate::wal::Kind;
     use crate::wal::{LogReader, Wal, WalOptions};
 
     const SELECT: &str = "select to_timestamp_micros(t) as event_time, n from s";
-    const LIMIT: usize = 1_000;
-    const CUT: usize = 50;
+    const MAX_BYTES: usize = 1_000;
+    const TRUNCATED_BYTES: usize = 50;
 
     struct World {
         folder: tempfile::TempDir,
         select: String,
-        memory: usize,
-        room: u64,
+        memory_bytes: usize,
+        disk_bytes: u64,
         health: SharedHealth,
     }
 
-    /// A record of the log: its position and its bytes.
+    /// A record of the log: its offset and its bytes.
     type Stored = (u64, String);
     type Frame = (Kind, Vec<Stored>);
 
@@ -41,8 +42,8 @@ mod tests {
             Self {
                 folder,
                 select: SELECT.into(),
-                memory: 40_000,
-                room: u64::MAX,
+                memory_bytes: 40_000,
+                disk_bytes: u64::MAX,
                 health: SharedHealth::default(),
             }
         }
@@ -67,7 +68,7 @@ mod tests {
             Wal::open(Arc::new(Disk), options, 1, 0).expect("a log").0
         }
 
-        /// All frames, and where partitions go on.
+        /// All frames, and the partitions at a start.
         fn log(&self, end: u64) -> (Vec<Frame>, Vec<(String, PartitionState)>) {
             let mut reader = LogReader::new(Arc::new(Disk), self.path("log"), 0);
             let mut operators = Operators::new(Arc::new(Catalog::default()), 0);
@@ -96,8 +97,7 @@ mod tests {
             )
         }
 
-        /// Runs the source until its end, or until it is stopped before its frame of this number is
-        /// sent.
+        /// Runs the source to its end, or stops it before it sends the frame of this number.
         fn run(&self, file: &str, order: ReadOrder, stop_at: usize) -> Result<(), String> {
             let wal = self.wal();
             let partitions = self.log(wal.synced_lsn()).1;
@@ -108,7 +108,7 @@ mod tests {
             let catalog =
                 Catalog::compile(&Declarations::from_json(&declared).expect("declarations"))
                     .expect("a catalog");
-            let (_upkeep, receiver) = channel();
+            let (_maintenance, receiver) = channel();
             let clock = Arc::new(SystemClock::default());
             let (ingest, writer) = Ingest::start(
                 wal,
@@ -119,19 +119,21 @@ mod tests {
                 |_| {},
                 |_| {},
             );
-            let (stop, sent, room) = (Stop::default(), AtomicUsize::new(0), self.room);
-            let asked = stop.clone();
+            let (stop, sent, bytes) = (Stop::default(), AtomicUsize::new(0), self.disk_bytes);
+            let stop_request = stop.clone();
             let context = Context {
                 name: "in".into(),
                 stream: "s".into(),
                 ingest,
                 stop,
                 once: true,
-                record_bytes: LIMIT,
-                cut_bytes: CUT,
+                record_limits: RecordLimits {
+                    max_bytes: MAX_BYTES,
+                    truncated_bytes: TRUNCATED_BYTES,
+                },
                 wait_for_room: Arc::new(move |_| {
                     if sent.fetch_add(1, Ordering::Relaxed) + 1 >= stop_at {
-                        asked.ask();
+                        stop_request.request();
                     }
                     true
                 }),
@@ -140,10 +142,10 @@ mod tests {
                 health: self.health.clone(),
                 sort_space: SortSpace {
                     folder: self.path("sort/0"),
-                    memory: self.memory,
-                    room: Arc::new(move || Room {
-                        bytes: room,
-                        bound: "`[limits] disk` (20GiB)".into(),
+                    memory_bytes: self.memory_bytes,
+                    disk: Arc::new(move || DiskAllowance {
+                        bytes,
+                        limit: "`[limits] disk` (20GiB)".into(),
                     }),
                 },
                 partitions,
@@ -179,7 +181,8 @@ mod tests {
         }
     }
 
-    /// Lines in no order, some of them no events, some over the limit; and what must come of them.
+    /// Lines in no order, some of which are not events, some over the limit; and the records that are
+    /// expected of them.
     fn lines(count: usize) -> (Vec<String>, Vec<String>) {
         let (mut lines, mut random) = (Vec::new(), 7u64);
         for n in 0..count {
@@ -191,23 +194,26 @@ mod tests {
                 0 => format!("{{\"n\":{n}}}"),
                 1 => format!("{{\"n\":{n},\"broken"),
                 2 if n % 5 == 0 => {
-                    format!("{{\"t\":{time},\"n\":{n},\"x\":\"{}\"}}", "x".repeat(LIMIT))
+                    format!(
+                        "{{\"t\":{time},\"n\":{n},\"x\":\"{}\"}}",
+                        "x".repeat(MAX_BYTES)
+                    )
                 }
                 _ => format!("{{\"t\":{time},\"n\":{n}}}"),
             });
         }
-        // Where the last event before it was; its own time, if it is one.
+        // By its own time if it is an event, else by that of the event before it.
         let mut by_time: BTreeMap<Option<u64>, Vec<String>> = BTreeMap::new();
         let mut at = None;
         for line in &lines {
-            let is_over = line.len() > LIMIT;
+            let is_over = line.len() > MAX_BYTES;
             if let Ok(value) = serde_json::from_str::<serde_json::Value>(line)
                 && let Some(time) = value["t"].as_u64().filter(|_| !is_over)
             {
                 at = Some(time);
             }
             by_time.entry(at).or_default().push(if is_over {
-                line[..CUT].to_owned()
+                line[..TRUNCATED_BYTES].to_owned()
             } else {
                 line.clone()
             });
@@ -226,16 +232,16 @@ mod tests {
     }
 
     #[test]
-    fn stopped_anywhere_each_record_is_there_once_and_in_order() {
+    fn stopped_anywhere_each_record_is_stored_once_and_in_order() {
         let (lines, expected) = lines(6_000);
-        // Without a newline at its end: no more of it will come.
+        // Without a newline at its end.
         let text = lines.join("\n");
-        for (memory, bytes) in [
+        for (memory_bytes, bytes) in [
             (40_000, text.clone().into_bytes()),
             (100 << 20, gzip(text.as_bytes())),
         ] {
             let world = World {
-                memory,
+                memory_bytes,
                 ..World::new()
             };
             world.write("in", &bytes);
@@ -245,7 +251,7 @@ mod tests {
                     .run("in", ReadOrder::EventTime, 1)
                     .expect("nothing has changed");
                 runs += 1;
-                assert!(runs < 20, "it does not come to its end");
+                assert!(runs < 20, "it does not end");
             }
             assert!(runs >= 4, "{runs}");
             assert_eq!(world.stored(), numbered(&expected));
@@ -257,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_halts_the_source_and_a_moved_one_goes_on() {
+    fn a_changed_file_halts_the_source_and_a_moved_one_resumes() {
         let world = World::new();
         let (lines, expected) = lines(4_000);
         let text = lines.join("\n");
@@ -279,20 +285,19 @@ mod tests {
                 "{error}"
             );
             assert!(
-                error.contains("restore that one") && error.contains("another name"),
+                error.contains("restore that file") && error.contains("another name"),
                 "{error}"
             );
         }
         assert_eq!(world.stored().len(), taken);
-        // The same content, wherever it is.
+        // The same content at another path.
         std::fs::remove_file(world.path("in")).expect("removed");
         world.write("moved", text.as_bytes());
         world
             .run("moved", ReadOrder::EventTime, usize::MAX)
             .expect("the same content");
         assert_eq!(world.stored(), numbered(&expected));
-        // All of it was taken in: what came to it is not read beside what is there, another file
-        // is.
+        // Once all of it was read, appended records are not read, but another file is.
         world.write("moved", grown.as_bytes());
         assert!(
             world
@@ -314,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn another_order_halts_the_source_and_the_same_one_goes_on() {
+    fn another_order_halts_the_source_and_the_same_one_resumes() {
         let mut world = World::new();
         let (lines, expected) = lines(4_000);
         world.write("in", lines.join("\n").as_bytes());
@@ -327,11 +332,10 @@ mod tests {
             .run("in", ReadOrder::EventTime, usize::MAX)
             .expect_err("another order");
         assert!(
-            error.contains(&format!("the first {taken} were taken in"))
-                && error.contains("`select`"),
+            error.contains(&format!("the first {taken} were read")) && error.contains("`select`"),
             "{error}"
         );
-        // What does not change the order does not matter.
+        // Changes that do not affect the order do not matter.
         world.select = "select to_timestamp_micros(t + 5) as event_time, n + 1 as n from s".into();
         world
             .run("in", ReadOrder::EventTime, usize::MAX)
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_of_one_order_are_not_those_of_the_other() {
+    fn offsets_of_one_order_are_not_those_of_the_other() {
         for (first, second) in [
             (ReadOrder::File, ReadOrder::EventTime),
             (ReadOrder::EventTime, ReadOrder::File),
@@ -352,7 +356,7 @@ mod tests {
                 .run("in", second, usize::MAX)
                 .expect_err("the other order");
             assert!(
-                error.contains("reads no record twice") && error.contains("another name"),
+                error.contains("does not read a record twice") && error.contains("another name"),
                 "{error}"
             );
             world.run("in", first, usize::MAX).expect("nothing is left");
@@ -361,23 +365,23 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_sorted_leaves_nothing() {
+    fn a_file_that_cannot_be_sorted_leaves_nothing_behind() {
         let mut world = World {
-            room: 1_000,
+            disk_bytes: 1_000,
             ..World::new()
         };
         let text = lines(4_000).0.join("\n");
         world.write("in", text.as_bytes());
         let error = world
             .run("in", ReadOrder::EventTime, usize::MAX)
-            .expect_err("no room");
+            .expect_err("no disk space");
         assert!(error.contains("`[limits] disk` (20GiB)"), "{error}");
         let packed = gzip(text.as_bytes());
         world.write("in", &packed[..packed.len() - 100]);
-        world.room = u64::MAX;
+        world.disk_bytes = u64::MAX;
         let error = world
             .run("in", ReadOrder::EventTime, usize::MAX)
-            .expect_err("it is cut off");
+            .expect_err("it is truncated");
         assert!(error.contains("ends too early"), "{error}");
         std::fs::create_dir(world.path("folder")).expect("a folder");
         let error = world

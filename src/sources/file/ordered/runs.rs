@@ -1,9 +1,10 @@
-//! A sorted run in a file: what did not fit into memory. Nobody reads it after the process that
-//! wrote it.
+//! A sorted run in a file: records that did not fit into memory. Only the process that wrote it
+//! reads it.
 //!
-//! The file is a sequence of blocks: length unpacked, length packed, CRC-32C of the packed bytes
-//! (u32 each, little endian), then the packed bytes (zstd). Unpacked, a block is a sequence of
-//! records: time (i64), number, start, length (u64 each), bytes kept (u32), then these bytes.
+//! The file is a sequence of blocks: decompressed length, compressed length, CRC-32C of the
+//! compressed bytes (u32 each, little endian), then the compressed bytes (zstd). Decompressed, a
+//! block is a sequence of records: time (i64), number, start, length (u64 each), stored length
+//! (u32), then the stored bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,19 +16,18 @@ use super::super::frame::Record;
 use super::sort::{Key, SortError, Sortable};
 use crate::wal::frame::compress;
 
-/// Bytes of records that make a block.
-pub const BLOCK_BYTES: usize = 64 << 10;
-/// Bytes before a record's own.
-const LEAD: usize = 36;
-const BLOCK_LEAD: usize = 12;
-/// So much is written before it is asked again what may be.
-const ROOM_STEP: u64 = 32 << 20;
+/// Bytes of records that fill a block.
+pub(super) const BLOCK_BYTES: usize = 64 << 10;
+const RECORD_HEADER_BYTES: usize = 36;
+const BLOCK_HEADER_BYTES: usize = 12;
+/// Bytes that are written before the disk allowance is checked again.
+const ALLOWANCE_STEP_BYTES: u64 = 32 << 20;
 
-/// A run that was written whole; its file leaves with it.
-pub struct Run {
+/// A complete run; its file is removed when it is dropped.
+pub(super) struct Run {
     path: PathBuf,
-    /// Bytes of its largest block.
-    pub largest: usize,
+    /// Size of its largest block.
+    pub max_block_bytes: usize,
 }
 
 impl Drop for Run {
@@ -36,13 +36,13 @@ impl Drop for Run {
     }
 }
 
-pub struct RunWriter<'a> {
+pub(super) struct RunWriter<'a> {
     space: &'a SortSpace,
     run: Run,
     file: File,
     block: Vec<u8>,
-    written: u64,
-    allowed: u64,
+    written_bytes: u64,
+    allowed_bytes: u64,
 }
 
 impl<'a> RunWriter<'a> {
@@ -55,14 +55,17 @@ impl<'a> RunWriter<'a> {
             .mode(0o600)
             .open(&path);
         let file = file.map_err(|error| SortError::io(&path, error))?;
-        let run = Run { path, largest: 0 };
+        let run = Run {
+            path,
+            max_block_bytes: 0,
+        };
         Ok(Self {
             space,
             run,
             file,
             block: Vec::with_capacity(BLOCK_BYTES * 2),
-            written: 0,
-            allowed: 0,
+            written_bytes: 0,
+            allowed_bytes: 0,
         })
     }
 
@@ -83,26 +86,31 @@ impl<'a> RunWriter<'a> {
     }
 
     fn write_block(&mut self) -> Result<(), SortError> {
-        let wrong = |error| SortError::io(&self.run.path, error);
-        let packed = compress(&self.block).map_err(wrong)?;
-        let bytes = (BLOCK_LEAD + packed.len()) as u64;
-        if self.written + bytes > self.allowed {
-            let room = (self.space.room)();
-            if room.bytes < bytes {
-                return Err(SortError::NoRoom { bound: room.bound });
+        let io_error = |error| SortError::io(&self.run.path, error);
+        let compressed = compress(&self.block).map_err(io_error)?;
+        let bytes = (BLOCK_HEADER_BYTES + compressed.len()) as u64;
+        if self.written_bytes + bytes > self.allowed_bytes {
+            let allowance = (self.space.disk)();
+            if allowance.bytes < bytes {
+                return Err(SortError::NoSpace {
+                    limit: allowance.limit,
+                });
             }
-            self.allowed = self.written + room.bytes.min(ROOM_STEP.max(bytes));
+            self.allowed_bytes =
+                self.written_bytes + allowance.bytes.min(ALLOWANCE_STEP_BYTES.max(bytes));
         }
         for number in [
             self.block.len() as u32,
-            packed.len() as u32,
-            crc32c::crc32c(&packed),
+            compressed.len() as u32,
+            crc32c::crc32c(&compressed),
         ] {
-            self.file.write_all(&number.to_le_bytes()).map_err(wrong)?;
+            self.file
+                .write_all(&number.to_le_bytes())
+                .map_err(io_error)?;
         }
-        self.file.write_all(&packed).map_err(wrong)?;
-        self.written += bytes;
-        self.run.largest = self.run.largest.max(self.block.len());
+        self.file.write_all(&compressed).map_err(io_error)?;
+        self.written_bytes += bytes;
+        self.run.max_block_bytes = self.run.max_block_bytes.max(self.block.len());
         self.block.clear();
         Ok(())
     }
@@ -116,12 +124,12 @@ impl<'a> RunWriter<'a> {
 }
 
 /// Reads a run from its start, a block at a time.
-pub struct RunReader {
+pub(super) struct RunReader {
     run: Run,
     file: File,
-    packed: Vec<u8>,
+    compressed: Vec<u8>,
     block: Vec<u8>,
-    /// Where the present record lies in the block.
+    /// Where the current record begins in the block.
     at: usize,
 }
 
@@ -132,7 +140,7 @@ impl RunReader {
         let mut reader = Self {
             run,
             file,
-            packed: Vec::new(),
+            compressed: Vec::new(),
             block: Vec::new(),
             at: 0,
         };
@@ -140,18 +148,18 @@ impl RunReader {
         Ok(reader)
     }
 
-    /// None at the run's end.
-    pub fn present(&self) -> Option<Sortable<'_>> {
+    /// The current record; none at the run's end.
+    pub fn current(&self) -> Option<Sortable<'_>> {
         let rest = self
             .block
             .get(self.at..)
-            .filter(|rest| rest.len() >= LEAD)?;
+            .filter(|rest| rest.len() >= RECORD_HEADER_BYTES)?;
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| rest[at + i]));
         let key = Key {
             time: number(0) as i64,
             number: number(8),
         };
-        let bytes = rest.get(LEAD..LEAD + kept(rest))?;
+        let bytes = rest.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + stored_bytes(rest))?;
         Some(Sortable {
             key,
             record: Record {
@@ -166,8 +174,8 @@ impl RunReader {
         self.at += self
             .block
             .get(self.at..)
-            .filter(|rest| rest.len() >= LEAD)
-            .map_or(0, |rest| LEAD + kept(rest));
+            .filter(|rest| rest.len() >= RECORD_HEADER_BYTES)
+            .map_or(0, |rest| RECORD_HEADER_BYTES + stored_bytes(rest));
         if self.at >= self.block.len() {
             self.read_block()
         } else {
@@ -177,15 +185,15 @@ impl RunReader {
 
     fn read_block(&mut self) -> Result<(), SortError> {
         (self.at, self.block) = (0, Vec::new());
-        self.take_block()
+        self.load_block()
             .map_err(|error| SortError::io(&self.run.path, error))
     }
 
-    fn take_block(&mut self) -> io::Result<()> {
-        let mut lead = Vec::with_capacity(BLOCK_LEAD);
+    fn load_block(&mut self) -> io::Result<()> {
+        let mut header = Vec::with_capacity(BLOCK_HEADER_BYTES);
         if Read::by_ref(&mut self.file)
-            .take(BLOCK_LEAD as u64)
-            .read_to_end(&mut lead)?
+            .take(BLOCK_HEADER_BYTES as u64)
+            .read_to_end(&mut header)?
             == 0
         {
             return Ok(());
@@ -193,24 +201,24 @@ impl RunReader {
         let damaged = || {
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                "what was written while sorting cannot be read back",
+                "a file written while sorting is damaged",
             )
         };
-        if lead.len() < BLOCK_LEAD {
+        if header.len() < BLOCK_HEADER_BYTES {
             return Err(damaged());
         }
-        let number = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| lead[at + i]));
-        self.packed.resize(number(4) as usize, 0);
-        self.file.read_exact(&mut self.packed)?;
-        if crc32c::crc32c(&self.packed) != number(8) {
+        let number = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        self.compressed.resize(number(4) as usize, 0);
+        self.file.read_exact(&mut self.compressed)?;
+        if crc32c::crc32c(&self.compressed) != number(8) {
             return Err(damaged());
         }
-        self.block = zstd::bulk::decompress(&self.packed, number(0) as usize)?;
+        self.block = zstd::bulk::decompress(&self.compressed, number(0) as usize)?;
         Ok(())
     }
 }
 
-/// Bytes kept of the record that begins here.
-fn kept(record: &[u8]) -> usize {
+/// Stored bytes of the record that begins here.
+fn stored_bytes(record: &[u8]) -> usize {
     u32::from_le_bytes(std::array::from_fn(|i| record[32 + i])) as usize
 }

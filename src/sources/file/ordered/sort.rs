@@ -1,6 +1,6 @@
-//! An external merge sort of records by event time: sorted runs in files of the data folder, then
-//! merged. What fits into memory writes nothing. The order is total, so that memory and disk do not
-//! shape it.
+//! An external merge sort of records by event time: sorted runs are written to files of the data
+//! folder, and then merged. Records that fit into memory are not written. The order is total, so
+//! that it does not depend on memory and disk.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -13,33 +13,33 @@ use super::runs::{BLOCK_BYTES, Run, RunReader, RunWriter};
 use crate::event::Micros;
 use crate::storage::{create_folders, explain};
 
-/// Runs that are merged at once, at most.
+/// Runs that are merged at once.
 const MAX_FAN_IN: usize = 64;
-/// Records between two looks whether everything stops.
-const LOOK_EVERY: u64 = 1_024;
+/// Records between two checks whether to stop.
+const STOP_CHECK_INTERVAL: u64 = 1_024;
 
-/// What records are sorted by: equal times keep the order of the file.
+/// The sort key: records with equal times remain in the order of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
+pub(super) struct Key {
     pub time: Micros,
-    /// Of the record in the file.
+    /// Number of the record in the file.
     pub number: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sortable<'a> {
+pub(super) struct Sortable<'a> {
     pub key: Key,
     pub record: Record<'a>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum SortError {
+pub(super) enum SortError {
     #[error("{}: {}", path.display(), explain(error))]
     Io { path: PathBuf, error: io::Error },
     #[error(
-        "sorting needs more room than {bound} leaves: raise or free it, or sort the file before weir reads it; what was written is removed"
+        "sorting needs more disk space than {limit} allows: raise it or free space, or sort the file before weir reads it; the files of this sort are removed"
     )]
-    NoRoom { bound: String },
+    NoSpace { limit: String },
     #[error("weir is stopping")]
     Stopped,
 }
@@ -53,7 +53,7 @@ impl SortError {
     }
 }
 
-/// A folder that leaves with what is in it.
+/// A folder that is removed when dropped.
 struct RunFolder(PathBuf);
 
 impl Drop for RunFolder {
@@ -62,8 +62,12 @@ impl Drop for RunFolder {
     }
 }
 
-/// Takes records in any order.
-pub struct Sorter<'a> {
+/// Accepts records in any order.
+///
+/// ```text
+/// push ─► buffer (memory_bytes) ─► runs 1, 2, 3 … ─► merge fan_in at a time ─► SortedRecords
+/// ```
+pub(super) struct Sorter<'a> {
     space: &'a SortSpace,
     stop: &'a dyn Fn() -> bool,
     buffer: Buffer,
@@ -77,7 +81,7 @@ impl<'a> Sorter<'a> {
         Self {
             space,
             stop,
-            buffer: Buffer::new(space.memory),
+            buffer: Buffer::new(space.memory_bytes),
             runs: VecDeque::new(),
             next_run: 0,
             folder: None,
@@ -85,7 +89,7 @@ impl<'a> Sorter<'a> {
     }
 
     pub fn push(&mut self, sortable: &Sortable<'_>) -> Result<(), SortError> {
-        if !self.buffer.is_empty() && self.buffer.bytes_with(sortable) > self.space.memory {
+        if !self.buffer.is_empty() && self.buffer.bytes_with(sortable) > self.space.memory_bytes {
             self.spill()?;
         }
         self.buffer.push(sortable);
@@ -97,11 +101,11 @@ impl<'a> Sorter<'a> {
         self.next_run
     }
 
-    pub fn finish(mut self) -> Result<Sorted, SortError> {
+    pub fn finish(mut self) -> Result<SortedRecords, SortError> {
         if self.runs.is_empty() {
             self.buffer.sort();
-            return Ok(Sorted {
-                rest: Rest::Memory {
+            return Ok(SortedRecords {
+                origin: Origin::Memory {
                     buffer: self.buffer,
                     next: 0,
                 },
@@ -110,7 +114,7 @@ impl<'a> Sorter<'a> {
         }
         self.spill()?;
         self.buffer = Buffer::new(0);
-        // Every run is merged once, or once more than others.
+        // The oldest runs are merged first, so that each record is rewritten about equally often.
         loop {
             let fan_in = self.fan_in();
             if self.runs.len() <= fan_in {
@@ -121,28 +125,28 @@ impl<'a> Sorter<'a> {
             self.runs.push_back(merged);
         }
         let merger = Merger::open(self.runs.drain(..).collect())?;
-        Ok(Sorted {
-            rest: Rest::Runs(merger),
+        Ok(SortedRecords {
+            origin: Origin::Runs(merger),
             _folder: self.folder,
         })
     }
 
-    /// As many runs as have a block each, packed and unpacked, in memory.
+    /// As many runs as memory has room for a block of each, compressed and decompressed.
     fn fan_in(&self) -> usize {
         let block = self
             .runs
             .iter()
-            .map(|run| run.largest)
+            .map(|run| run.max_block_bytes)
             .max()
             .unwrap_or(0)
             .max(BLOCK_BYTES);
-        (self.space.memory / (2 * block)).clamp(2, MAX_FAN_IN)
+        (self.space.memory_bytes / (2 * block)).clamp(2, MAX_FAN_IN)
     }
 
     fn writer(&mut self) -> Result<RunWriter<'a>, SortError> {
         let path = &self.space.folder;
         if self.folder.is_none() {
-            // Made first, so that whatever fails next is removed.
+            // Set first, so that the folder is removed if creating it fails halfway.
             self.folder = Some(RunFolder(path.clone()));
             create_folders(path).map_err(|error| SortError::io(path, error))?;
         }
@@ -168,7 +172,7 @@ impl<'a> Sorter<'a> {
         while let Some(sortable) = merger.next()? {
             writer.push(&sortable)?;
             merged += 1;
-            if merged % LOOK_EVERY == 0 && (self.stop)() {
+            if merged % STOP_CHECK_INTERVAL == 0 && (self.stop)() {
                 return Err(SortError::Stopped);
             }
         }
@@ -176,7 +180,7 @@ impl<'a> Sorter<'a> {
     }
 }
 
-/// Records in memory: their bytes one after the other, and where each lies.
+/// Records in memory: their concatenated bytes, and where each begins.
 struct Buffer {
     bytes: Vec<u8>,
     slots: Vec<Slot>,
@@ -187,15 +191,16 @@ struct Slot {
     key: Key,
     start: u64,
     length: u64,
+    /// Position of the stored bytes in the buffer, and their number.
     at: usize,
-    kept: usize,
+    stored: usize,
 }
 
 impl Buffer {
-    fn new(memory: usize) -> Self {
-        // Memory is taken from the system as it is used.
+    fn new(memory_bytes: usize) -> Self {
+        // The system allocates the memory as it is used.
         Self {
-            bytes: Vec::with_capacity(memory),
+            bytes: Vec::with_capacity(memory_bytes),
             slots: Vec::new(),
         }
     }
@@ -204,7 +209,7 @@ impl Buffer {
         self.slots.is_empty()
     }
 
-    /// What it takes with one record more.
+    /// Its memory with one more record.
     fn bytes_with(&self, sortable: &Sortable<'_>) -> usize {
         let slots = if self.slots.len() < self.slots.capacity() {
             1
@@ -215,14 +220,14 @@ impl Buffer {
     }
 
     fn push(&mut self, Sortable { key, record }: &Sortable<'_>) {
-        let (at, kept) = (self.bytes.len(), record.bytes.len());
+        let (at, stored) = (self.bytes.len(), record.bytes.len());
         self.bytes.extend_from_slice(record.bytes);
         self.slots.push(Slot {
             key: *key,
             start: record.start,
             length: record.length,
             at,
-            kept,
+            stored,
         });
     }
 
@@ -236,14 +241,14 @@ impl Buffer {
             start,
             length,
             at,
-            kept,
+            stored,
         } = self.slots[at];
         Sortable {
             key,
             record: Record {
                 start,
                 length,
-                bytes: &self.bytes[at..at + kept],
+                bytes: &self.bytes[at..at + stored],
             },
         }
     }
@@ -254,13 +259,13 @@ impl Buffer {
     }
 }
 
-/// Gives the records of several runs in their order.
+/// Merges the records of several runs.
 struct Merger {
     runs: Vec<RunReader>,
     /// The next record of each run that has one.
     heads: BinaryHeap<Reverse<(Key, usize)>>,
-    /// The run whose record was given last.
-    given: Option<usize>,
+    /// The run of the record returned last.
+    current: Option<usize>,
 }
 
 impl Merger {
@@ -272,52 +277,52 @@ impl Merger {
         let mut merger = Self {
             heads: BinaryHeap::with_capacity(runs.len()),
             runs,
-            given: None,
+            current: None,
         };
-        (0..merger.runs.len()).for_each(|run| merger.note_head(run));
+        (0..merger.runs.len()).for_each(|run| merger.push_head(run));
         Ok(merger)
     }
 
-    fn note_head(&mut self, run: usize) {
+    fn push_head(&mut self, run: usize) {
         let head = self.runs[run]
-            .present()
+            .current()
             .map(|sortable| Reverse((sortable.key, run)));
         self.heads.extend(head);
     }
 
     fn next(&mut self) -> Result<Option<Sortable<'_>>, SortError> {
-        if let Some(run) = self.given.take() {
+        if let Some(run) = self.current.take() {
             self.runs[run].advance()?;
-            self.note_head(run);
+            self.push_head(run);
         }
         let Some(Reverse((_, run))) = self.heads.pop() else {
             return Ok(None);
         };
-        self.given = Some(run);
-        Ok(self.runs[run].present())
+        self.current = Some(run);
+        Ok(self.runs[run].current())
     }
 }
 
-/// All records in their order; its files leave with it.
-pub struct Sorted {
-    rest: Rest,
+/// All records in order; its files are removed when it is dropped.
+pub(super) struct SortedRecords {
+    origin: Origin,
     _folder: Option<RunFolder>,
 }
 
-enum Rest {
+enum Origin {
     Memory { buffer: Buffer, next: usize },
     Runs(Merger),
 }
 
-impl Sorted {
+impl SortedRecords {
     pub fn next(&mut self) -> Result<Option<Sortable<'_>>, SortError> {
-        match &mut self.rest {
-            Rest::Memory { buffer, next } if *next < buffer.slots.len() => {
+        match &mut self.origin {
+            Origin::Memory { buffer, next } if *next < buffer.slots.len() => {
                 *next += 1;
                 Ok(Some(buffer.get(*next - 1)))
             }
-            Rest::Memory { .. } => Ok(None),
-            Rest::Runs(merger) => merger.next(),
+            Origin::Memory { .. } => Ok(None),
+            Origin::Runs(merger) => merger.next(),
         }
     }
 }
@@ -325,27 +330,25 @@ impl Sorted {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     use proptest::prelude::*;
 
-    use super::super::super::super::Room;
+    use super::super::super::super::DiskAllowance;
     use super::*;
 
-    fn space(folder: &Path, memory: usize, room: u64) -> SortSpace {
-        let left = AtomicU64::new(room);
-        let room = move || Room {
-            bytes: left.load(Ordering::Relaxed),
-            bound: "`[limits] disk` (1KiB)".into(),
+    fn space(folder: &Path, memory_bytes: usize, disk_bytes: u64) -> SortSpace {
+        let allowance = move || DiskAllowance {
+            bytes: disk_bytes,
+            limit: "`[limits] disk` (1KiB)".into(),
         };
         SortSpace {
             folder: folder.join("sort/0"),
-            memory,
-            room: Arc::new(room),
+            memory_bytes,
+            disk: Arc::new(allowance),
         }
     }
 
-    /// The numbers of the records in the order that comes out, and how many runs were written.
+    /// The numbers of the records in sorted order, and how many runs were written.
     fn sort(space: &SortSpace, records: &[(i64, Vec<u8>)]) -> Result<(Vec<u64>, u64), SortError> {
         let mut sorter = Sorter::new(space, &|| false);
         for (number, (time, bytes)) in records.iter().enumerate() {
@@ -376,7 +379,7 @@ mod tests {
 
     fn expected(records: &[(i64, Vec<u8>)]) -> Vec<u64> {
         let mut numbers: Vec<u64> = (0..records.len() as u64).collect();
-        // Stable: equal times keep their order.
+        // Stable: records with equal times keep their order.
         numbers.sort_by_key(|number| records[*number as usize].0);
         numbers
     }
@@ -384,13 +387,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn memory_does_not_shape_the_order(
+        fn the_order_does_not_depend_on_memory(
             times in proptest::collection::vec((0i64..20, 0usize..3_000), 0..300),
             memory in 1usize..100_000,
         ) {
             let records: Vec<(i64, Vec<u8>)> = times.into_iter().map(|(time, length)| (time, vec![time as u8; length])).collect();
             let folder = tempfile::tempdir().expect("a folder");
-            let (numbers, _) = sort(&space(folder.path(), memory, u64::MAX), &records).expect("room");
+            let (numbers, _) = sort(&space(folder.path(), memory, u64::MAX), &records).expect("disk space");
             prop_assert_eq!(numbers, expected(&records));
             prop_assert!(!folder.path().join("sort/0").exists());
         }
@@ -404,23 +407,23 @@ mod tests {
             .collect();
         // A run holds less than a block: two are merged at once.
         let (numbers, runs) =
-            sort(&space(folder.path(), 20_000, u64::MAX), &records).expect("room");
+            sort(&space(folder.path(), 20_000, u64::MAX), &records).expect("disk space");
         assert!(runs > 40, "{runs}");
         assert_eq!(numbers, expected(&records));
     }
 
     #[test]
-    fn without_room_nothing_stays() {
+    fn without_disk_space_no_file_remains() {
         let folder = tempfile::tempdir().expect("a folder");
         let records: Vec<(i64, Vec<u8>)> = (0..400).map(|n| (n, vec![b'x'; 2_000])).collect();
         let error = sort(&space(folder.path(), 100_000, 100), &records)
-            .expect_err("no room")
+            .expect_err("no disk space")
             .to_string();
         assert!(error.contains("`[limits] disk` (1KiB)"), "{error}");
         assert!(!folder.path().join("sort/0").exists());
         let stopped = Sorter::new(&space(folder.path(), 20_000, u64::MAX), &|| true)
             .finish()
             .map(|_| ());
-        assert!(stopped.is_ok(), "nothing was to be merged");
+        assert!(stopped.is_ok(), "there was nothing to merge");
     }
 }

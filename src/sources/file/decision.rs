@@ -1,23 +1,29 @@
-//! Which of the files that were read before a file is: a pure decision over what was compared.
+//! Which partition a file continues: a pure decision over the comparisons with candidates.
+//!
+//! For example, logrotate's `copytruncate` copies `app.log`, which was read up to offset 900, to
+//! `app.log.1` and truncates it. `app.log` is then a `Prefix` of its partition and, once it is at
+//! rest, becomes a new one (`Create`); `app.log.1` is the `Same` as a partition that has lost its
+//! file, and continues it at 900. A copy of an `app.log` that remains as it is becomes a `Branch`: a
+//! partition of its own, read from 900 on.
 
-/// What a file's content is beside what was read in a partition.
+/// How a file's content relates to the content that was read of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Comparison {
+pub(super) enum Comparison {
     /// It begins with all that was read.
     Same,
-    /// All of it was read; it ends before the position.
+    /// It ends before the partition's offset, and all of it was read.
     Prefix,
-    /// It ends before the position; whether it is the same up to there is not known.
+    /// It ends before the partition's offset; whether it is the same up to there is unknown.
     Shorter,
     Differs,
 }
 
 /// A partition that a file may continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
-    /// The same inode or the same path; else the content alone speaks for it.
+pub(super) struct Candidate {
+    /// It has the same inode or the same path; otherwise only its content matches.
     pub is_own: bool,
-    /// It is another file that is still there.
+    /// It belongs to another file that still exists.
     pub is_live: bool,
     /// Everything of that other file has been read.
     pub is_at_end: bool,
@@ -25,19 +31,19 @@ pub struct Candidate {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// It is the file of this candidate: reading continues at its position.
+pub(super) enum Action {
+    /// It is the file of this candidate: reading continues at the partition's offset.
     Continue(usize),
-    /// It is a copy of this candidate's file: what is behind the common content is read.
+    /// It is a copy of this candidate's file: a new partition, read from where they differ.
     Branch(usize),
-    /// It is a file that was not read before.
-    Fresh,
-    /// It may still be written, or the other file still be read: decided later.
+    /// It is a file that was not read before: a new partition.
+    Create,
+    /// It may still be written, or the other file still be read: decide later.
     Wait,
 }
 
 /// Decides by the candidates, best first. `is_quiet`: the file has not changed for a while.
-pub fn decide(candidates: &[Candidate], is_quiet: bool) -> Action {
+pub(super) fn decide(candidates: &[Candidate], is_quiet: bool) -> Action {
     for (at, candidate) in candidates.iter().enumerate() {
         match (candidate.comparison, candidate.is_live) {
             (Comparison::Differs, _) => {}
@@ -46,23 +52,23 @@ pub fn decide(candidates: &[Candidate], is_quiet: bool) -> Action {
             (Comparison::Same, true) if candidate.is_at_end => return Action::Branch(at),
             (Comparison::Same, true) => return Action::Wait,
             (Comparison::Prefix, _) if !candidate.is_own => return Action::Branch(at),
-            // The file itself became shorter, and stayed so: its content is new.
+            // The file itself became shorter and remained so: its content is new.
             (Comparison::Prefix | Comparison::Shorter, _) => {}
         }
     }
-    Action::Fresh
+    Action::Create
 }
 
 /// The name of a new partition for a file: `path@inode`, numbered where the inode held another
 /// content before.
-pub fn partition_name(path: &str, inode: u64, is_taken: impl Fn(&str) -> bool) -> String {
+pub(super) fn partition_name(path: &str, inode: u64, is_taken: impl Fn(&str) -> bool) -> String {
     let first = format!("{path}@{inode}");
     let mut names = std::iter::once(first.clone()).chain((2u64..).map(|n| format!("{first}.{n}")));
     names.find(|name| !is_taken(name)).unwrap_or(first)
 }
 
-/// The path that a partition was named by.
-pub fn path_of(partition: &str) -> &str {
+/// The path in a partition's name.
+pub(super) fn path_of(partition: &str) -> &str {
     partition
         .rsplit_once('@')
         .map_or(partition, |(path, _)| path)
@@ -102,23 +108,23 @@ mod tests {
             decide(&[copy(Same, false, false)], false),
             Action::Continue(0)
         );
-        assert_eq!(decide(&[], false), Action::Fresh);
+        assert_eq!(decide(&[], false), Action::Create);
         assert_eq!(
             decide(&[own(Differs), copy(Differs, true, true)], false),
-            Action::Fresh
+            Action::Create
         );
     }
 
     #[test]
-    fn a_file_that_became_shorter_is_new_once_it_stays_so() {
+    fn a_file_that_became_shorter_is_new_once_it_is_at_rest() {
         for comparison in [Prefix, Shorter] {
             assert_eq!(decide(&[own(comparison)], false), Action::Wait);
-            assert_eq!(decide(&[own(comparison)], true), Action::Fresh);
+            assert_eq!(decide(&[own(comparison)], true), Action::Create);
         }
     }
 
     #[test]
-    fn a_copy_of_a_file_that_is_still_there_waits_until_both_are_at_rest() {
+    fn a_copy_of_a_live_file_waits_until_both_are_at_rest() {
         assert_eq!(decide(&[copy(Same, true, true)], false), Action::Wait);
         assert_eq!(decide(&[copy(Same, true, false)], true), Action::Wait);
         assert_eq!(decide(&[copy(Same, true, true)], true), Action::Branch(0));
@@ -132,7 +138,7 @@ mod tests {
             Action::Branch(0)
         );
         assert_eq!(decide(&[copy(Shorter, false, false)], false), Action::Wait);
-        assert_eq!(decide(&[copy(Shorter, true, false)], true), Action::Fresh);
+        assert_eq!(decide(&[copy(Shorter, true, false)], true), Action::Create);
     }
 
     #[test]

@@ -1,31 +1,30 @@
-//! The partitions of a source, each the content of one file: found by inode, by path, or by how the
-//! content begins.
+//! The partitions of a source, each the content of one file: indexed by inode, by path, and by
+//! their first bytes.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::content::Trail;
-use super::identity::{partition_name, path_of};
+use super::decision::{partition_name, path_of};
 use crate::operators::PartitionState;
 use crate::wal::FileIdentity;
 
-/// Partitions whose last bytes are kept, so that a copy which is a little shorter is recognized.
+/// Partitions whose last bytes are held, so that a copy which is a little shorter is recognized.
 const MAX_TRAILS: usize = 64;
 
-pub type Id = usize;
+pub(super) type PartitionId = usize;
 
-/// The content of one file, as far as it was read.
-pub struct Partition {
+/// The content of one file, up to the offset at which reading continues.
+pub(super) struct Partition {
     pub name: String,
     pub state: PartitionState,
-    /// Where reading is, with the bytes before it; none where they were not read by this process,
-    /// or long ago.
+    /// The last bytes read; none where they were not read by this process, or long ago.
     pub trail: Option<Trail>,
-    /// The file that holds the content is there: a path leads to it, or a descriptor is kept.
+    /// The file that holds the content exists: at a path, or behind an open descriptor.
     pub is_live: bool,
-    /// Another content was seen in its file since.
-    pub is_over: bool,
-    /// Records were taken since its end was last noted.
-    pub is_moved: bool,
+    /// Its file has another content by now.
+    pub is_replaced: bool,
+    /// Records were read since its end was last recorded.
+    pub has_unrecorded_end: bool,
 }
 
 impl Partition {
@@ -36,39 +35,39 @@ impl Partition {
 
 /// All partitions of a source.
 #[derive(Default)]
-pub struct Known {
+pub(super) struct PartitionRegistry {
     partitions: Vec<Partition>,
-    by_name: HashMap<String, Id>,
-    by_inode: HashMap<u64, Vec<Id>>,
-    by_path: HashMap<String, Vec<Id>>,
-    /// By length and checksum of the beginning.
-    by_head: HashMap<(u64, u32), Vec<Id>>,
-    /// How many beginnings there are of each length.
-    lengths: BTreeMap<u64, usize>,
+    by_name: HashMap<String, PartitionId>,
+    by_inode: HashMap<u64, Vec<PartitionId>>,
+    by_path: HashMap<String, Vec<PartitionId>>,
+    /// By length and checksum of the first bytes.
+    by_head: HashMap<(u64, u32), Vec<PartitionId>>,
+    /// The number of entries of each length in `by_head`.
+    head_lengths: BTreeMap<u64, usize>,
     /// In the order in which their trails were set.
-    with_trail: Vec<Id>,
-    /// Of a source of one file: stored with each partition.
+    with_trail: Vec<PartitionId>,
+    /// Start of a source of one file, in ns since 1970, which is stored with each partition.
     pub since: Option<u64>,
 }
 
-impl Known {
+impl PartitionRegistry {
     pub fn new(partitions: &[(String, PartitionState)]) -> Self {
-        let mut known = Self::default();
+        let mut registry = Self::default();
         for (name, state) in partitions {
-            known.add(name.clone(), state.clone());
+            registry.add(name.clone(), state.clone());
         }
-        known
+        registry
     }
 
-    pub fn get(&self, id: Id) -> &Partition {
+    pub fn get(&self, id: PartitionId) -> &Partition {
         &self.partitions[id]
     }
 
-    pub fn get_mut(&mut self, id: Id) -> &mut Partition {
+    pub fn get_mut(&mut self, id: PartitionId) -> &mut Partition {
         &mut self.partitions[id]
     }
 
-    fn add(&mut self, name: String, state: PartitionState) -> Id {
+    fn add(&mut self, name: String, state: PartitionState) -> PartitionId {
         let id = self.partitions.len();
         let file = state.file;
         self.by_name.insert(name.clone(), id);
@@ -76,7 +75,6 @@ impl Known {
             .entry(path_of(&name).to_owned())
             .or_default()
             .push(id);
-        let (trail, is_live, is_over, is_moved) = (None, false, false, false);
         let state = PartitionState {
             file: None,
             ..state
@@ -84,10 +82,10 @@ impl Known {
         self.partitions.push(Partition {
             name,
             state,
-            trail,
-            is_live,
-            is_over,
-            is_moved,
+            trail: None,
+            is_live: false,
+            is_replaced: false,
+            has_unrecorded_end: false,
         });
         if let Some(file) = file {
             self.set_identity(id, file);
@@ -95,8 +93,9 @@ impl Known {
         id
     }
 
-    /// A new partition for a file that was not read before, or up to a position as another one.
-    pub fn begin(&mut self, path: &str, file: FileIdentity, next_offset: u64) -> Id {
+    /// Adds a partition for a new content, or for one that was read up to `next_offset` as part of
+    /// another partition.
+    pub fn create(&mut self, path: &str, file: FileIdentity, next_offset: u64) -> PartitionId {
         let name = partition_name(path, file.inode, |name| self.by_name.contains_key(name));
         let file = FileIdentity {
             since: self.since,
@@ -112,7 +111,7 @@ impl Known {
         )
     }
 
-    pub fn set_identity(&mut self, id: Id, file: FileIdentity) {
+    pub fn set_identity(&mut self, id: PartitionId, file: FileIdentity) {
         let before = self.partitions[id].state.file.replace(file);
         if before.is_none_or(|before| before.inode != file.inode) {
             if let Some(before) = before {
@@ -123,10 +122,10 @@ impl Known {
         if before.is_none_or(|before| (before.head, before.crc) != (file.head, file.crc)) {
             if let Some(before) = before.filter(|before| before.head > 0) {
                 remove(&mut self.by_head, &(before.head, before.crc), id);
-                if let Some(count) = self.lengths.get_mut(&before.head) {
+                if let Some(count) = self.head_lengths.get_mut(&before.head) {
                     *count -= 1;
                     if *count == 0 {
-                        self.lengths.remove(&before.head);
+                        self.head_lengths.remove(&before.head);
                     }
                 }
             }
@@ -135,13 +134,13 @@ impl Known {
                     .entry((file.head, file.crc))
                     .or_default()
                     .push(id);
-                *self.lengths.entry(file.head).or_default() += 1;
+                *self.head_lengths.entry(file.head).or_default() += 1;
             }
         }
     }
 
-    /// Keeps the bytes before a partition's position, of the latest partitions only.
-    pub fn set_trail(&mut self, id: Id, trail: Trail) {
+    /// Sets a partition's last bytes, which only the latest partitions hold.
+    pub fn set_trail(&mut self, id: PartitionId, trail: Trail) {
         if self.partitions[id].trail.replace(trail).is_none() {
             self.with_trail.push(id);
         }
@@ -156,49 +155,53 @@ impl Known {
         self.by_inode.contains_key(&inode)
     }
 
-    pub fn of_inode(&self, inode: u64) -> &[Id] {
+    pub fn by_inode(&self, inode: u64) -> &[PartitionId] {
         self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
     }
 
-    pub fn of_path(&self, path: &str) -> &[Id] {
+    pub fn by_path(&self, path: &str) -> &[PartitionId] {
         self.by_path.get(path).map_or(&[], Vec::as_slice)
     }
 
     /// Partitions whose content begins as this one does.
-    pub fn of_head(&self, head: &[u8]) -> Vec<Id> {
-        let (mut crc, mut at, mut found) = (0, 0, Vec::new());
+    pub fn by_head(&self, head: &[u8]) -> Vec<PartitionId> {
+        let (mut crc, mut at, mut ids) = (0, 0, Vec::new());
         for length in self
-            .lengths
+            .head_lengths
             .keys()
             .map(|length| *length as usize)
             .take_while(|length| *length <= head.len())
         {
             crc = crc32c::crc32c_append(crc, &head[at..length]);
             at = length;
-            found.extend(
+            ids.extend(
                 self.by_head
                     .get(&(length as u64, crc))
                     .into_iter()
                     .flatten(),
             );
         }
-        found
+        ids
     }
 
-    /// Partitions that were read and whose end was not noted since; it is now.
-    pub fn moved(&mut self) -> Vec<Id> {
-        let moved = |(id, partition): (Id, &mut Partition)| {
-            std::mem::take(&mut partition.is_moved).then_some(id)
+    /// Takes the partitions that were read since their end was last recorded.
+    pub fn take_unrecorded_ends(&mut self) -> Vec<PartitionId> {
+        let take = |(id, partition): (PartitionId, &mut Partition)| {
+            std::mem::take(&mut partition.has_unrecorded_end).then_some(id)
         };
         self.partitions
             .iter_mut()
             .enumerate()
-            .filter_map(moved)
+            .filter_map(take)
             .collect()
     }
 }
 
-fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, Vec<Id>>, key: &K, id: Id) {
+fn remove<K: std::hash::Hash + Eq>(
+    index: &mut HashMap<K, Vec<PartitionId>>,
+    key: &K,
+    id: PartitionId,
+) {
     if let Some(ids) = index.get_mut(key) {
         ids.retain(|other| *other != id);
         if ids.is_empty() {
@@ -212,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_is_found_by_inode_path_and_beginning() {
+    fn a_partition_is_found_by_inode_path_and_first_bytes() {
         let identity = |inode, head: &[u8]| FileIdentity {
             inode,
             head: head.len() as u64,
@@ -223,21 +226,21 @@ mod tests {
             file: Some(file),
             ..PartitionState::default()
         };
-        let mut known = Known::new(&[
+        let mut registry = PartitionRegistry::new(&[
             ("a@1".to_owned(), state(identity(1, b"one"))),
             ("b@2".to_owned(), state(identity(2, b"other"))),
         ]);
-        assert_eq!(known.of_inode(2), [1]);
-        assert_eq!(known.of_path("a"), [0]);
-        assert_eq!(known.of_head(b"one and more"), [0]);
-        assert!(known.of_head(b"on").is_empty());
-        known.set_identity(0, identity(3, b"one and"));
-        assert_eq!(known.of_head(b"one and more"), [0]);
-        assert!(known.of_head(b"one or").is_empty());
-        assert!(!known.has_inode(1) && known.has_inode(3));
-        let id = known.begin("a", identity(3, b""), 0);
-        assert_eq!(known.get(id).name, "a@3");
-        let id = known.begin("a", identity(3, b""), 0);
-        assert_eq!(known.get(id).name, "a@3.2");
+        assert_eq!(registry.by_inode(2), [1]);
+        assert_eq!(registry.by_path("a"), [0]);
+        assert_eq!(registry.by_head(b"one and more"), [0]);
+        assert!(registry.by_head(b"on").is_empty());
+        registry.set_identity(0, identity(3, b"one and"));
+        assert_eq!(registry.by_head(b"one and more"), [0]);
+        assert!(registry.by_head(b"one or").is_empty());
+        assert!(!registry.has_inode(1) && registry.has_inode(3));
+        let id = registry.create("a", identity(3, b""), 0);
+        assert_eq!(registry.get(id).name, "a@3");
+        let id = registry.create("a", identity(3, b""), 0);
+        assert_eq!(registry.get(id).name, "a@3.2");
     }
 }
