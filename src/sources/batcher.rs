@@ -20,7 +20,7 @@ impl RecordLimits {
     }
 }
 
-/// Limits of one batch. Both ends of a frame are soft: a batch is full once it reaches one of them.
+/// Limits of one batch, which is full once it reaches one of them. The last record may exceed them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchLimits {
     pub record: RecordLimits,
