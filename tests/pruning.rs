@@ -17,7 +17,7 @@ use parquet::arrow::ArrowWriter;
 use tokio::runtime::Runtime;
 use weir::event::{MICROS_PER_HOUR, bucket};
 use weir::query::Handles;
-use weir::query::snapshot::Progress;
+use weir::query::Progress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::select::session_config;
 use weir::schema::{Catalog, Layout, functions};

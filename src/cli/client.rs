@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::query::Asker;
+use crate::query::ClientId;
 use crate::query::encode::Format;
 use crate::runtime::RuntimeError;
 use crate::runtime::data_dir::{Address, DataDir};
@@ -236,7 +236,7 @@ impl QueryTarget {
                 let answers = &offline.answers;
                 let answer = self
                     .runtime
-                    .block_on(answers.ask(Asker::default(), query))?;
+                    .block_on(answers.ask(ClientId::default(), query))?;
                 self.tell_pending(Some(answer.as_of.pending));
                 let whole = self
                     .runtime

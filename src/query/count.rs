@@ -1,5 +1,5 @@
-//! How many: sums over the counts view, with the parts of seconds at the edges read from the stream
-//! table.
+//! Counts of events: sums over the counts view, with the fractions of seconds at the ends of the
+//! range read from the stream table.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,22 +7,24 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::encode::{each_row, write_object};
-use super::spool::{Spools, Whole};
+use super::spool::{SpooledAnswer, Spools};
 use super::sql::SqlEngine;
-use super::{Handles, QueryError};
+use super::{AsOf, Handles, QueryError};
 use crate::bounds::kept;
-use crate::event::{MICROS_PER_SECOND, Micros};
+use crate::event::{Lsn, MICROS_PER_SECOND, Micros};
 use crate::operators::checkpoints;
 use crate::views::counts::{Count, group};
 
-/// What is asked.
+/// A count query.
 #[derive(Debug, Clone, Default)]
 pub struct CountQuery {
+    /// The first stream by default.
     pub stream: Option<String>,
     /// Only events of this type.
     pub kind: Option<String>,
-    /// A column to count by.
+    /// A column to group by.
     pub by: Option<String>,
+    /// Event times from this one on, and before that one.
     pub from: Option<Micros>,
     pub to: Option<Micros>,
     /// Count duplicates too.
@@ -31,13 +33,13 @@ pub struct CountQuery {
 
 /// `{"count": n, "groups": [{column, "count"}], "as_of": …}`.
 pub async fn count(
-    question: &CountQuery,
+    query: &CountQuery,
     handles: &Handles,
     sql: &SqlEngine,
     spools: &Spools,
     now: Micros,
-) -> Result<Whole, QueryError> {
-    let stream = handles.stream(question.stream.as_deref())?;
+) -> Result<SpooledAnswer, QueryError> {
+    let stream = handles.stream(query.stream.as_deref())?;
     let name = &stream.name;
     let (Some(def), Some(counts)) = (&stream.def.count, handles.counts.get(name)) else {
         return Err(QueryError::NotFound(format!(
@@ -48,157 +50,186 @@ pub async fn count(
         .chain(&def.by)
         .map(String::as_str)
         .collect();
-    let group = match &question.by {
-        None => None,
-        Some(column) => Some(columns.iter().position(|c| c == column).ok_or_else(|| {
-            QueryError::Invalid(format!(
-                "by = `{column}`: stream `{name}` counts by {}",
-                columns.join(", ")
-            ))
-        })?),
-    };
-    // What lies below the retention's floor is no longer counted.
-    let from = question
-        .from
-        .max(handles.floor(name))
-        .unwrap_or(Micros::MIN / 2);
-    let to = question.to.unwrap_or(Micros::MAX / 2);
-    let first = -(-from).div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
-    let last = to.div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
-    let most = sql.most_rows();
+    let max_groups = sql.max_rows();
     let mut sums = Sums {
-        kind: question.kind.as_deref().map(kept),
-        at: group,
-        most,
+        kind: query.kind.as_deref().map(kept),
+        group_column: group_column(name, query.by.as_deref(), &columns)?,
+        max_groups,
         ..Sums::default()
     };
+    // Events below the retention floor are not counted.
+    let range = split_range(query.from.max(handles.floor(name)), query.to);
     let counted = tokio::task::block_in_place(|| {
-        counts.count(first, last, &mut |text, tally| {
-            sums.add(group::values(text), tally);
+        counts.count(range.first, range.last, &mut |text, count| {
+            sums.add(group::values(text), count);
         })
     });
     let mut lsn = counted.map_err(|e| QueryError::Failed(e.to_string()))?;
-    let edges = edges(from, first, last, to);
     let mut views = vec![checkpoints::counts(name)];
-    if !edges.is_empty() {
+    if !range.edges.is_empty() {
         views.push(checkpoints::table(name));
-        let edge = Edge {
+        let edges = EdgeQuery {
             stream: name,
             columns: &columns,
             has_duplicates: stream.duplicates().is_some(),
-            edges: &edges,
+            edges: &range.edges,
         };
-        lsn = lsn.min(edge.add(&mut sums, handles, sql, now).await?);
+        lsn = lsn.min(edges.add_to(&mut sums, handles, sql, now).await?);
     }
-    if sums.groups.len() > most {
+    if sums.groups.len() > max_groups {
         return Err(QueryError::Limit(format!(
-            "there are more than {most} groups (`[limits] sql_rows`); ask for a shorter time, or for one type"
+            "there are more than {max_groups} groups (`[limits] sql_rows`); query a shorter time, or one type"
         )));
     }
-    let Sums { groups, total, .. } = sums;
-    let pick = |tally: &Count| {
-        if question.duplicates {
-            tally.all
-        } else {
-            tally.acts
-        }
-    };
     let as_of = handles
         .progress
         .as_of(lsn, std::slice::from_ref(name), &views, now);
+    write(query, &sums, &as_of, spools)
+}
+
+/// The index of the column to group by among those that a stream counts by.
+fn group_column(
+    stream: &str,
+    by: Option<&str>,
+    columns: &[&str],
+) -> Result<Option<usize>, QueryError> {
+    let Some(by) = by else { return Ok(None) };
+    let at = columns.iter().position(|column| *column == by);
+    at.map(Some).ok_or_else(|| {
+        QueryError::Invalid(format!(
+            "by = `{by}`: stream `{stream}` counts by {}",
+            columns.join(", ")
+        ))
+    })
+}
+
+fn write(
+    query: &CountQuery,
+    sums: &Sums<'_>,
+    as_of: &AsOf,
+    spools: &Spools,
+) -> Result<SpooledAnswer, QueryError> {
+    let pick = |count: &Count| {
+        if query.duplicates {
+            count.all
+        } else {
+            count.acts
+        }
+    };
+    let total = pick(&sums.total);
     let mut out = spools.begin();
-    let Some(column) = &question.by else {
-        out.json(&json!({"count": pick(&total), "as_of": as_of}))?;
+    let Some(column) = &query.by else {
+        out.json(&json!({"count": total, "as_of": as_of}))?;
         return out.finish();
     };
-    let mut rows: Vec<(&String, u64)> = groups
+    let mut rows: Vec<(&String, u64)> = sums
+        .groups
         .iter()
-        .map(|(g, t)| (g, pick(t)))
+        .map(|(group, count)| (group, pick(count)))
         .filter(|(_, n)| *n > 0)
         .collect();
     rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
-    let value = |g: &str| if g.is_empty() { Value::Null } else { g.into() };
-    let head = [("count", pick(&total).into())];
+    let value = |group: &str| {
+        if group.is_empty() {
+            Value::Null
+        } else {
+            group.into()
+        }
+    };
+    let head = [("count", total.into())];
     tokio::task::block_in_place(|| {
         let groups = rows
             .iter()
-            .map(|(g, n)| Ok(json!({column: value(g), "count": n})));
-        write_object(&mut out, &head, "groups", |out| out.list(groups), &as_of)
+            .map(|(group, n)| Ok(json!({column: value(group), "count": n})));
+        write_object(&mut out, &head, "groups", |out| out.list(groups), as_of)
     })?;
     out.finish()
 }
 
-/// What is counted of the groups asked for.
+/// A time range, split into whole seconds, which the counts view answers, and the rest.
+#[derive(Debug, PartialEq, Eq)]
+struct SplitRange {
+    /// Whole seconds: from this one on, and before that one. None if `first >= last`.
+    first: Micros,
+    last: Micros,
+    /// Ranges of less than a second at the ends.
+    edges: Vec<(Micros, Micros)>,
+}
+
+/// Example, in seconds: 1.5 to 4.2 is split into 2 to 4, 1.5 to 2, and 4 to 4.2.
+fn split_range(from: Option<Micros>, to: Option<Micros>) -> SplitRange {
+    let from = from.unwrap_or(Micros::MIN / 2);
+    let to = to.unwrap_or(Micros::MAX / 2);
+    let first = -(-from).div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
+    let last = to.div_euclid(MICROS_PER_SECOND) * MICROS_PER_SECOND;
+    let edges = if first > last {
+        vec![(from, to)]
+    } else {
+        vec![(from, first), (last, to)]
+    };
+    SplitRange {
+        first,
+        last,
+        edges: edges.into_iter().filter(|(a, b)| a < b).collect(),
+    }
+}
+
+/// Sums of the events that a query selects, by group.
 #[derive(Default)]
 struct Sums<'a> {
-    /// Only events of this type, as far as it is kept.
+    /// Only events of this type, truncated as in the counts view.
     kind: Option<Cow<'a, str>>,
-    /// The value of a group that is counted by.
-    at: Option<usize>,
+    /// The index of the column to group by.
+    group_column: Option<usize>,
     total: Count,
     groups: BTreeMap<String, Count>,
-    /// One more is remembered, so that it shows.
-    most: usize,
+    /// One more group is stored, to detect that there are too many.
+    max_groups: usize,
 }
 
 impl Sums<'_> {
-    fn add<'v>(&mut self, values: impl Iterator<Item = Cow<'v, str>>, tally: Count) {
-        let (mut value, mut is_wanted) = (None, self.kind.is_none());
-        for (n, own) in values.enumerate() {
-            is_wanted |= n == 0 && self.kind.as_ref() == Some(&own);
-            if self.at == Some(n) {
-                value = Some(own);
+    fn add<'v>(&mut self, values: impl Iterator<Item = Cow<'v, str>>, count: Count) {
+        let (mut group, mut is_selected) = (None, self.kind.is_none());
+        for (n, value) in values.enumerate() {
+            is_selected |= n == 0 && self.kind.as_ref() == Some(&value);
+            if self.group_column == Some(n) {
+                group = Some(value);
             }
         }
-        if !is_wanted {
+        if !is_selected {
             return;
         }
-        self.total.add(tally);
-        if self.at.is_some() {
-            let value = value.unwrap_or_default();
-            if let Some(sum) = self.groups.get_mut(value.as_ref()) {
-                sum.add(tally);
-            } else if self.groups.len() <= self.most {
-                self.groups.insert(value.into_owned(), tally);
+        self.total.add(count);
+        if self.group_column.is_some() {
+            let group = group.unwrap_or_default();
+            if let Some(sum) = self.groups.get_mut(group.as_ref()) {
+                sum.add(count);
+            } else if self.groups.len() <= self.max_groups {
+                self.groups.insert(group.into_owned(), count);
             }
         }
     }
 }
 
-/// The parts of the range that are no whole seconds.
-fn edges(from: Micros, first: Micros, last: Micros, to: Micros) -> Vec<(Micros, Micros)> {
-    if first > last {
-        return if from < to {
-            vec![(from, to)]
-        } else {
-            Vec::new()
-        };
-    }
-    [(from, first), (last, to)]
-        .into_iter()
-        .filter(|(a, b)| a < b)
-        .collect()
-}
-
-/// What is asked of a stream's table: the parts of seconds at the edges of the range.
-struct Edge<'a> {
+/// Counts the events at the edges of the range from the stream's table.
+struct EdgeQuery<'a> {
     stream: &'a str,
     columns: &'a [&'a str],
     has_duplicates: bool,
     edges: &'a [(Micros, Micros)],
 }
 
-impl Edge<'_> {
-    /// Adds them up; gives the LSN they reach. Only the columns that the answer needs tell groups
-    /// apart.
-    async fn add(
+impl EdgeQuery<'_> {
+    /// Adds the counts, grouped only by the columns that the answer needs. Returns the LSN that they
+    /// reach.
+    async fn add_to(
         &self,
         sums: &mut Sums<'_>,
         handles: &Handles,
         sql: &SqlEngine,
         now: Micros,
-    ) -> Result<u64, QueryError> {
-        let is_needed = |at: usize| Some(at) == sums.at || at == 0 && sums.kind.is_some();
+    ) -> Result<Lsn, QueryError> {
+        let is_needed = |at: usize| Some(at) == sums.group_column || at == 0 && sums.kind.is_some();
         let value = |c: &str| format!("coalesce(\"{c}\", '')");
         let columns = || self.columns.iter().enumerate();
         let list: Vec<String> = columns()
@@ -220,7 +251,7 @@ impl Edge<'_> {
             format!("group by {}", needed.join(", "))
         };
         let list = list.join(", ");
-        let acts = if self.has_duplicates {
+        let distinct = if self.has_duplicates {
             "count(*) filter (where not is_duplicate)"
         } else {
             "count(*)"
@@ -236,7 +267,7 @@ impl Edge<'_> {
             })
             .collect();
         let query = format!(
-            "select [{list}] as g, {acts} as acts, count(*) as n from \"{}\" where {} {by}",
+            "select [{list}] as g, {distinct} as acts, count(*) as n from \"{}\" where {} {by}",
             self.stream,
             ranges.join(" or ")
         );
@@ -260,5 +291,64 @@ impl Edge<'_> {
             Ok(())
         })?;
         Ok(answer.as_of.lsn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_split_into_seconds_and_edges() {
+        let split = |from: Micros, to: Micros| split_range(Some(from), Some(to));
+        let range = |first, last, edges: &[(Micros, Micros)]| SplitRange {
+            first,
+            last,
+            edges: edges.to_vec(),
+        };
+        let (s, half) = (MICROS_PER_SECOND, MICROS_PER_SECOND / 2);
+        assert_eq!(split(s, 3 * s), range(s, 3 * s, &[]));
+        assert_eq!(
+            split(s + half, 4 * s + 2),
+            range(2 * s, 4 * s, &[(s + half, 2 * s), (4 * s, 4 * s + 2)])
+        );
+        assert_eq!(
+            split(s + 1, s + half),
+            range(2 * s, s, &[(s + 1, s + half)])
+        );
+        assert_eq!(split(-half, half), range(0, 0, &[(-half, 0), (0, half)]));
+        assert_eq!(split(3 * s, s), range(3 * s, s, &[]));
+        assert!(split_range(None, Some(s)).edges.len() <= 1);
+    }
+
+    #[test]
+    fn sums_are_of_the_selected_type_and_by_group() {
+        let mut sums = Sums {
+            kind: Some("open".into()),
+            group_column: Some(1),
+            max_groups: 1,
+            ..Sums::default()
+        };
+        for (kind, group, all) in [
+            ("open", "a", 2),
+            ("close", "a", 4),
+            ("open", "b", 8),
+            ("open", "c", 16),
+            ("open", "a", 32),
+        ] {
+            let count = Count { acts: 1, all };
+            sums.add([kind, group].into_iter().map(Cow::from), count);
+        }
+        assert_eq!(sums.total.all, 58);
+        let groups: Vec<(&str, u64)> = sums
+            .groups
+            .iter()
+            .map(|(group, count)| (group.as_str(), count.all))
+            .collect();
+        assert_eq!(
+            groups,
+            [("a", 34), ("b", 8)],
+            "one more than the limit shows"
+        );
     }
 }

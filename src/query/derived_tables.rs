@@ -1,5 +1,5 @@
-//! Tables that are more than what is stored: windows and sessions with what is open of them, and of
-//! a window the latest version.
+//! Tables derived from stored ones: windows and sessions with their open rows, windows in their
+//! latest version, entity tables with their columns in order.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::TableReference;
 use datafusion::datasource::provider_as_source;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, ExprFunctionExt, LogicalPlanBuilder, ident, lit};
@@ -20,16 +20,15 @@ use crate::schema::window::WINDOW_COLUMNS;
 use crate::schema::{Late, Window};
 use crate::views::lake::LakeTable;
 
-/// Rows that are not stored because what they tell is not over, as of a record.
-pub struct Open {
+/// Rows of open windows or sessions, which are not stored, as of a record.
+pub struct OpenRows {
     pub lsn: Lsn,
     pub rows: Option<RecordBatch>,
-    /// Their memory, as long as the query has them.
     _reserved: MemoryReservation,
 }
 
-impl Open {
-    /// Counts the rows' memory among that of queries; an error where it is not there.
+impl OpenRows {
+    /// Reserves the rows' memory, or fails.
     pub fn new(lsn: Lsn, rows: Option<RecordBatch>, pool: &Arc<dyn MemoryPool>) -> Result<Self> {
         let reserved = MemoryConsumer::new("open rows").register(pool);
         reserved.try_grow(rows.as_ref().map_or(0, RecordBatch::get_array_memory_size))?;
@@ -41,15 +40,15 @@ impl Open {
     }
 }
 
-/// A scan of the table's own columns, of the same record as the open rows, and those.
+/// The stored rows up to the LSN of the open ones, and these, with the table's own columns.
 fn stored_and_open(
     table: &LakeTable,
     stored: Arc<dyn TableProvider>,
-    open: Option<&Open>,
+    open: Option<&OpenRows>,
 ) -> Result<LogicalPlanBuilder> {
     let name = TableReference::bare(table.spec.name.clone());
-    let own: SchemaRef = table.spec.schema.clone();
-    let columns = || own.fields().iter().map(|f| ident(f.name()));
+    let schema: SchemaRef = table.spec.schema.clone();
+    let columns = || schema.fields().iter().map(|f| ident(f.name()));
     let mut plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?;
     let Some(open) = open else {
         return plan.project(columns());
@@ -60,28 +59,28 @@ fn stored_and_open(
     let Some(rows) = &open.rows else {
         return Ok(plan);
     };
-    let rows = MemTable::try_new(own.clone(), vec![vec![rows.clone()]])?;
+    let rows = MemTable::try_new(schema.clone(), vec![vec![rows.clone()]])?;
     let rows =
         LogicalPlanBuilder::scan("open", provider_as_source(Arc::new(rows)), None)?.build()?;
     plan.union(rows)
 }
 
-/// A window's latest rows, open ones too.
+/// A window's rows in their latest version, with the open ones, without retracted ones.
 pub fn window(
     window: &Window,
     table: &LakeTable,
     stored: Arc<dyn TableProvider>,
-    open: Option<&Open>,
+    open: Option<&OpenRows>,
 ) -> Result<Arc<dyn TableProvider>> {
     let mut plan = stored_and_open(table, stored, open)?;
     if window.def.late == Late::Update {
-        let known_by = window
+        let identity = window
             .keys
             .iter()
             .map(|c| window.schema.field(*c).name().as_str())
             .chain(["window_start"]);
         let rank = row_number()
-            .partition_by(known_by.map(ident).collect::<Vec<Expr>>())
+            .partition_by(identity.map(ident).collect::<Vec<Expr>>())
             .order_by(vec![
                 ident("version").sort(false, false),
                 ident("lsn").sort(false, false),
@@ -115,12 +114,12 @@ pub fn entity(table: &LakeTable, stored: Arc<dyn TableProvider>) -> Result<Arc<d
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 
-/// A stream's sessions, open ones too.
+/// A stream's sessions, with the open ones.
 pub fn sessions(
     table: &LakeTable,
     stored: Arc<dyn TableProvider>,
-    open: Option<&Open>,
-) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    open: Option<&OpenRows>,
+) -> Result<Arc<dyn TableProvider>> {
     let columns = [
         "session_id",
         "key",

@@ -1,5 +1,5 @@
-//! Rows as they become visible, from the ring through which they come: nobody who follows takes
-//! anything from who asks. Readers of the same rows share what is written of them.
+//! Rows as they become visible, read from the ring of outputs, so that followers take nothing from
+//! queries. Readers of the same rows share the encoded pages.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,30 +11,34 @@ use crate::operators::{Output, lsns};
 use crate::views::lake::LakeTable;
 use crate::views::ring::{Next, Ring};
 
-/// Rows that are written at once, and about how many bytes of them.
+/// Maximum rows of a page, and approximate maximum bytes.
 const PAGE_ROWS: usize = 500;
 const PAGE_BYTES: usize = 256 << 10;
-/// Bytes of pages that are kept for other readers.
-const KEPT_BYTES: usize = 4 << 20;
+/// Bytes of the pages that are cached for other readers.
+const CACHE_BYTES: usize = 4 << 20;
 
-/// A row by its record and its place among the rows of that.
+/// A row: the LSN of its record, and its number among the rows of that record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowId {
     pub lsn: Lsn,
     pub ordinal: usize,
 }
 
-/// Where a reader is.
+/// The position of a reader.
+///
+/// Example: a reader reconnects with the row (7, 1), the second of record 7. It reads from the
+/// output after LSN 6, skips rows up to (7, 1), and is complete up to 6, or up to 7 if the record has
+/// no third row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// It has everything up to here.
+    /// The reader has all outputs up to this LSN.
     after: Lsn,
-    /// Rows of the output behind that which it has, too.
+    /// Rows that it has of the next output.
     row: usize,
-    /// It had this row when it came back, and those before it.
-    had: Option<RowId>,
-    /// It has all rows of the records up to here.
-    whole: Lsn,
+    /// The last row that it had when it reconnected.
+    last_seen: Option<RowId>,
+    /// It has all rows of the records up to this LSN.
+    complete_to: Lsn,
 }
 
 impl Cursor {
@@ -42,85 +46,98 @@ impl Cursor {
         Self {
             after: lsn,
             row: 0,
-            had: None,
-            whole: lsn,
+            last_seen: None,
+            complete_to: lsn,
         }
     }
 
-    /// Behind a row that a reader says it had; `is_last` if its record has no more.
-    pub fn behind(row: RowId, is_last: bool) -> Self {
+    /// After the last row that a reader has seen; `is_last` if it is the last of its record.
+    pub fn resume_after(row: RowId, is_last: bool) -> Self {
         let after = row.lsn.saturating_sub(1);
         Self {
             after,
             row: 0,
-            had: Some(row),
-            whole: if is_last { row.lsn } else { after },
+            last_seen: Some(row),
+            complete_to: if is_last { row.lsn } else { after },
         }
     }
 
     pub fn lsn(&self) -> Lsn {
         self.after
     }
+
+    /// Whether a row of the next page is new to the reader.
+    pub fn is_new(&self, row: RowId) -> bool {
+        self.last_seen.is_none_or(|seen| row > seen)
+    }
 }
 
-/// Some rows of an output as JSON.
+/// Rows of an output as JSON.
 pub struct Page {
     pub rows: Vec<(RowId, String)>,
     next: Cursor,
     bytes: usize,
 }
 
-/// What comes next.
+/// What a reader gets next.
 pub enum Step {
     Rows(Arc<Page>, Cursor),
-    /// The rows of the records in `(after, upto]` have left the ring; the reader continues behind
+    /// The rows of the records in `(after, upto]` have left the ring; the reader continues after
     /// them.
     Missed {
         after: Lsn,
         upto: Lsn,
         next: Cursor,
     },
-    /// Nothing that the reader lacks is visible.
-    Nothing(Cursor),
+    /// The reader has all visible rows.
+    CaughtUp(Cursor),
 }
 
-type Key = (String, Lsn, usize);
+/// Table, LSN of the output, and number of the first row.
+type PageKey = (String, Lsn, usize);
 
-/// Pages that were written last.
+/// The pages that were encoded last.
 #[derive(Default)]
-struct Pages {
-    kept: VecDeque<(Key, Arc<Page>)>,
+struct PageCache {
+    pages: VecDeque<(PageKey, Arc<Page>)>,
     bytes: usize,
 }
 
-impl Pages {
-    fn keep(&mut self, key: Key, page: Arc<Page>) {
+impl PageCache {
+    fn get(&self, key: &PageKey) -> Option<Arc<Page>> {
+        let mut pages = self.pages.iter();
+        pages
+            .find(|(cached, _)| cached == key)
+            .map(|(_, page)| page.clone())
+    }
+
+    fn insert(&mut self, key: PageKey, page: Arc<Page>) {
         self.bytes += page.bytes;
-        self.kept.push_back((key, page));
-        while self.bytes > KEPT_BYTES {
-            let Some((_, gone)) = self.kept.pop_front() else {
+        self.pages.push_back((key, page));
+        while self.bytes > CACHE_BYTES {
+            let Some((_, evicted)) = self.pages.pop_front() else {
                 return;
             };
-            self.bytes -= gone.bytes;
+            self.bytes -= evicted.bytes;
         }
     }
 }
 
-/// Hands rows to those who follow.
+/// Serves rows to readers that follow a table.
 pub struct Live {
     ring: Arc<Ring>,
-    pages: Mutex<Pages>,
+    cache: Mutex<PageCache>,
 }
 
 impl Live {
     pub fn new(ring: Arc<Ring>) -> Self {
         Self {
             ring,
-            pages: Mutex::default(),
+            cache: Mutex::default(),
         }
     }
 
-    /// The next rows of a table that are visible in it.
+    /// The next rows of a table.
     pub fn next(&self, table: &LakeTable, mut cursor: Cursor) -> Result<Step, QueryError> {
         let visible = table.applied();
         while cursor.after < visible {
@@ -131,12 +148,12 @@ impl Live {
                         return self.page(table, &output, cursor);
                     }
                     cursor = Cursor {
-                        had: cursor.had,
+                        last_seen: cursor.last_seen,
                         ..Cursor::after(output.to)
                     };
                 }
                 Next::Behind(start) => {
-                    let (after, upto) = (cursor.whole.max(cursor.after), start);
+                    let (after, upto) = (cursor.complete_to.max(cursor.after), start);
                     cursor = Cursor::after(start);
                     if after < upto && table.may_have(after, upto) {
                         return Ok(Step::Missed {
@@ -149,63 +166,52 @@ impl Live {
                 Next::Output(_) | Next::Idle | Next::Closed => break,
             }
         }
-        Ok(Step::Nothing(cursor))
+        Ok(Step::CaughtUp(cursor))
     }
 
     fn page(&self, table: &LakeTable, output: &Output, cursor: Cursor) -> Result<Step, QueryError> {
         let key = (table.spec.name.clone(), output.to, cursor.row);
-        let lock = || self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock()
-            .kept
-            .iter()
-            .find(|(known, _)| *known == key)
-            .map(|(_, page)| page.clone());
-        let page = match known {
+        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = cache().get(&key);
+        let page = match cached {
             Some(page) => page,
             None => {
-                let page = Arc::new(write(table, output, cursor.row)?);
-                lock().keep(key, page.clone());
+                let page = Arc::new(encode(table, output, cursor.row)?);
+                cache().insert(key, page.clone());
                 page
             }
         };
         let next = Cursor {
-            had: cursor.had,
+            last_seen: cursor.last_seen,
             ..page.next
         };
         Ok(Step::Rows(page, next))
     }
 }
 
-impl Cursor {
-    /// Whether a reader lacks a row that follows its place.
-    pub fn lacks(&self, row: RowId) -> bool {
-        self.had.is_none_or(|had| row > had)
-    }
-}
-
-/// Writes rows of an output from one on.
-fn write(table: &LakeTable, output: &Output, from: usize) -> Result<Page, QueryError> {
+/// Encodes rows of an output from one on.
+fn encode(table: &LakeTable, output: &Output, from: usize) -> Result<Page, QueryError> {
     let failed = |e: String| QueryError::Failed(e);
     let batch = table
         .rows_of(output)
-        .ok_or_else(|| failed("the rows are gone".into()))?;
-    let all = lsns(batch);
-    let ids = |row: usize| {
-        let first = all[..row].partition_point(|lsn| *lsn < all[row]);
+        .ok_or_else(|| failed("the rows have been removed".into()))?;
+    let lsns = lsns(batch);
+    let id = |row: usize| {
+        let first = lsns[..row].partition_point(|lsn| *lsn < lsns[row]);
         RowId {
-            lsn: all[row] as Lsn,
+            lsn: lsns[row] as Lsn,
             ordinal: row - first,
         }
     };
     let (mut rows, mut bytes, mut at) = (Vec::new(), 0, from);
     while at < batch.num_rows() && rows.len() < PAGE_ROWS && bytes < PAGE_BYTES {
-        // A few at a time: a row may be as long as a record.
+        // Few at a time: a row may be as long as a record.
         let step = (PAGE_ROWS / 10).min(batch.num_rows() - at);
         let whole = table.whole_rows(batch.slice(at, step)).map_err(failed)?;
         each_row(&whole.schema(), std::slice::from_ref(&whole), |row| {
             if bytes < PAGE_BYTES {
                 bytes += row.len();
-                rows.push((ids(at), String::from_utf8_lossy(row).into_owned()));
+                rows.push((id(at), String::from_utf8_lossy(row).into_owned()));
                 at += 1;
             }
             Ok(())
@@ -220,4 +226,50 @@ fn write(table: &LakeTable, output: &Output, from: usize) -> Result<Page, QueryE
         Cursor::after(output.to)
     };
     Ok(Page { rows, next, bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(lsn: Lsn, ordinal: usize) -> RowId {
+        RowId { lsn, ordinal }
+    }
+
+    #[test]
+    fn a_reader_resumes_after_the_row_that_it_saw_last() {
+        let (within, at_end) = (
+            Cursor::resume_after(row(7, 1), false),
+            Cursor::resume_after(row(7, 1), true),
+        );
+        assert_eq!((within.lsn(), within.complete_to), (6, 6));
+        assert_eq!((at_end.lsn(), at_end.complete_to), (6, 7));
+        for (row, is_new) in [
+            (row(6, 9), false),
+            (row(7, 1), false),
+            (row(7, 2), true),
+            (row(8, 0), true),
+        ] {
+            assert_eq!(within.is_new(row), is_new, "{row:?}");
+            assert!(Cursor::after(6).is_new(row));
+        }
+    }
+
+    #[test]
+    fn the_cache_evicts_the_oldest_pages() {
+        let mut cache = PageCache::default();
+        let page = |bytes| {
+            Arc::new(Page {
+                rows: Vec::new(),
+                next: Cursor::after(0),
+                bytes,
+            })
+        };
+        let key = |lsn| ("t".to_owned(), lsn, 0);
+        for lsn in 0..3 {
+            cache.insert(key(lsn), page(CACHE_BYTES / 2));
+        }
+        assert!(cache.get(&key(0)).is_none());
+        assert!(cache.get(&key(1)).is_some() && cache.get(&key(2)).is_some());
+    }
 }

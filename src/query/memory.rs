@@ -1,6 +1,9 @@
-//! Memory that queries share. One query alone may have all of it; as soon as another needs some and
-//! has less than its part, the one that has the most beyond its own part ends, with an error that
-//! says so. So nobody's query is refused because of somebody else's.
+//! Memory that queries share. A single query may use all of it. When another needs memory within
+//! its fair share, the query that exceeds its own share most is ended, with an error that says so:
+//! no query fails because of another one.
+//!
+//! Example: 4 queries share 100 bytes, 25 each. A holds 100; B asks for 25, so A is ended. Had B
+//! asked for 26, B would have failed.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,31 +18,31 @@ use datafusion::execution::memory_pool::{
 use crate::schema::bounds::scope::{self, Scope};
 
 /// How long a query waits for the memory of one that was ended.
-const WAIT: Duration = Duration::from_secs(2);
-/// It looks that often, should nobody tell it.
-const LOOK: Duration = Duration::from_millis(20);
+const MAX_WAIT: Duration = Duration::from_secs(2);
+/// How often it retries without a notification.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// All of it.
+/// The memory of all queries.
 pub struct SharedMemory {
     pool: Arc<dyn MemoryPool>,
-    /// What each query may have whatever the others do.
-    part: usize,
+    /// Bytes that each query may use regardless of the others.
+    share: usize,
     queries: Mutex<Vec<Weak<QueryMemory>>>,
     freed: Condvar,
 }
 
 impl SharedMemory {
-    /// `pool` has `bytes`, for so many queries at once.
+    /// `pool` has `bytes`, for at most `queries` queries at once.
     pub fn new(pool: Arc<dyn MemoryPool>, bytes: usize, queries: usize) -> Arc<Self> {
         Arc::new(Self {
             pool,
-            part: bytes / queries.max(1),
+            share: bytes / queries.max(1),
             queries: Mutex::default(),
             freed: Condvar::new(),
         })
     }
 
-    /// For one more query.
+    /// Adds a query.
     pub fn query(self: &Arc<Self>) -> Arc<QueryMemory> {
         let query = Arc::new(QueryMemory {
             shared: self.clone(),
@@ -56,26 +59,26 @@ impl SharedMemory {
         self.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the query that runs with the most beyond its part. False where nobody holds more than a
-    /// part: there is nothing to wait for. A query that has ended holds its result until the answer
-    /// is written, which is soon.
+    /// Ends the running query that holds the most beyond its share. False if none does, so that there
+    /// is nothing to wait for. A finished query holds its result until the answer is written, which
+    /// is soon.
     fn reclaim(&self) -> bool {
         let queries: Vec<Arc<QueryMemory>> =
             self.queries().iter().filter_map(Weak::upgrade).collect();
-        let beyond = || queries.iter().filter(|query| query.held() > self.part);
+        let beyond = || queries.iter().filter(|query| query.held() > self.share);
         let running =
             beyond().filter_map(|query| Some((query.held(), query.scope.get()?.upgrade()?)));
         if let Some((held, scope)) = running.max_by_key(|(held, _)| *held) {
             scope.end_for_memory(format!(
-                "the query was ended: it held {held} bytes when others needed memory, and beside them it may have {}, a share of `[limits] memory`; narrow it, or ask again later",
-                self.part
+                "the query was ended: it held {held} bytes when others needed memory, and its share of `[limits] memory` is {}; narrow it, or try again later",
+                self.share
             ));
         }
         beyond().next().is_some()
     }
 }
 
-/// One query's part.
+/// The memory of one query.
 pub struct QueryMemory {
     shared: Arc<SharedMemory>,
     held: AtomicUsize,
@@ -83,7 +86,7 @@ pub struct QueryMemory {
 }
 
 impl QueryMemory {
-    /// What ends the query.
+    /// Sets the scope by which the query is ended.
     pub fn set_scope(&self, scope: &Arc<Scope>) {
         let _ = self.scope.set(Arc::downgrade(scope));
     }
@@ -92,8 +95,8 @@ impl QueryMemory {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Why it was ended, if it was.
-    fn ended(&self) -> Result<()> {
+    /// An error if the query was ended.
+    fn check_running(&self) -> Result<()> {
         self.scope
             .get()
             .and_then(Weak::upgrade)
@@ -127,22 +130,22 @@ impl MemoryPool for QueryMemory {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         scope::yield_if_long();
-        self.ended()?;
+        self.check_running()?;
         let mut grown = self.shared.pool.try_grow(reservation, additional);
         if matches!(grown, Err(DataFusionError::ResourcesExhausted(_)))
-            && self.held() + additional <= self.shared.part
+            && self.held() + additional <= self.shared.share
         {
-            // The thread is the query's own: nobody else waits with it.
-            let until = Instant::now() + WAIT;
+            // Blocking is fine: the thread belongs to this query.
+            let until = Instant::now() + MAX_WAIT;
             while grown.is_err() && Instant::now() < until && self.shared.reclaim() {
                 let queries = self.shared.queries();
                 drop(
                     self.shared
                         .freed
-                        .wait_timeout(queries, LOOK)
+                        .wait_timeout(queries, RETRY_INTERVAL)
                         .unwrap_or_else(PoisonError::into_inner),
                 );
-                self.ended()?;
+                self.check_running()?;
                 grown = self.shared.pool.try_grow(reservation, additional);
             }
         }
@@ -164,7 +167,7 @@ impl fmt::Debug for QueryMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueryMemory")
             .field("held", &self.held())
-            .field("part", &self.shared.part)
+            .field("share", &self.shared.share)
             .finish()
     }
 }
@@ -189,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn a_query_within_its_part_ends_the_one_that_is_beyond_it() {
+    fn a_query_within_its_share_ends_the_one_that_exceeds_it() {
         let shared = SharedMemory::new(Arc::new(GreedyMemoryPool::new(100)), 100, 4);
         let (greedy, all) = query(&shared);
-        all.try_grow(100).expect("alone it may have all");
+        all.try_grow(100).expect("a single query may use all");
         let (modest, own) = query(&shared);
-        // Beyond its part it is refused as ever.
+        // Beyond its share it fails.
         own.try_grow(26).expect_err("nothing is free");
-        greedy.check().expect("nobody within a part needed it");
+        greedy.check().expect("no query within its share needed it");
         let freed = std::thread::spawn(move || {
             while greedy.check().is_ok() {
                 std::thread::yield_now();
@@ -205,7 +208,7 @@ mod tests {
             drop(all);
             error
         });
-        own.try_grow(25).expect("of the one that was ended");
+        own.try_grow(25).expect("freed by the one that was ended");
         modest.check().expect("runs");
         assert!(
             freed
@@ -219,10 +222,10 @@ mod tests {
         drop(done);
         let written = std::thread::spawn(move || drop(result));
         let (after, next) = query(&shared);
-        next.try_grow(25).expect("of the result");
+        next.try_grow(25).expect("freed by the result");
         written.join().expect("no panic");
         drop((after, next));
-        // Where all are within their parts, none is ended.
+        // If all are within their shares, none is ended.
         let (other, rest) = query(&shared);
         rest.try_grow(76).expect_err("not free");
         own.try_grow(75).expect("free");

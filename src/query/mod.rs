@@ -1,46 +1,48 @@
-//! Answers, each with how true it is. Queries read a snapshot of live and committed state together
-//! and never write.
+//! Queries: SQL, count, search, nearby and windows, each answer with its freshness (`as_of`). A
+//! query reads a snapshot of live and committed state together and never writes.
 
-pub mod count;
+mod admission;
+mod bounded_input;
+mod cancellation;
+mod column_names;
+pub(crate) mod count;
 mod derived_tables;
-pub mod encode;
-mod guarded;
-pub mod live;
-mod local;
+pub(crate) mod encode;
+mod handles;
+pub(crate) mod live;
 mod memory;
-mod names;
-pub mod nearby;
-mod pieces;
-mod running;
-pub mod search;
-mod slots;
-pub mod snapshot;
-pub mod spool;
+pub(crate) mod nearby;
+mod progress;
+mod query_threads;
+pub(crate) mod search;
+pub(crate) mod spool;
 pub mod sql;
-pub mod system;
-pub mod windows;
+mod system_tables;
+mod time_zones;
+pub(crate) mod windows;
 
-pub use slots::Asker;
-pub use snapshot::{AsOf, Handles, Missing, Progress};
+pub use admission::ClientId;
+pub use handles::Handles;
+pub use progress::{AsOf, MissingRecords, Progress};
 
-/// Why there is no answer.
+/// Why a query has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueryError {
-    /// The question is wrong; the message says how to mend it.
+    /// The query is invalid; the message says how to correct it.
     #[error("{0}")]
     Invalid(String),
     #[error("{0}")]
     NotFound(String),
-    /// The answer would be over a limit, which the message names.
+    /// A limit was exceeded, which the message names.
     #[error("{0}")]
     Limit(String),
     #[error(
         "{running} queries are running already (`[limits] sql_concurrent`); try again in a moment"
     )]
     Busy { running: usize },
-    /// Too many answers are being sent.
+    /// The answers that are being sent take too much of the disk.
     #[error("{0}")]
-    Crowded(String),
+    Overloaded(String),
     #[error("{0}")]
     Failed(String),
 }

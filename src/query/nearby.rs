@@ -1,16 +1,17 @@
-//! Which venues are near: exact great-circle order.
+//! Venues near a place, in exact great-circle order.
 
 use serde_json::json;
 
 use super::encode::write_object;
-use super::spool::{Spools, Whole};
+use super::spool::{SpooledAnswer, Spools};
 use super::{Handles, QueryError};
 use crate::event::{Micros, is_place, rfc3339};
 use crate::operators::checkpoints;
 
-/// What is asked.
+/// A query for venues near a place.
 #[derive(Debug, Clone, Default)]
 pub struct NearbyQuery {
+    /// The first stream by default.
     pub stream: Option<String>,
     pub lat: f64,
     pub lon: f64,
@@ -18,41 +19,37 @@ pub struct NearbyQuery {
     pub within_m: Option<f64>,
 }
 
-/// Most venues that one answer names.
+/// Maximum venues of an answer.
 const MAX_VENUES: usize = 1_000;
 
 /// `{"venues": [{"venue_id", "venue_name", "lat", "lon", "distance_m", "events": […]}], "as_of":
 /// …}`.
 pub fn nearby(
-    question: &NearbyQuery,
+    query: &NearbyQuery,
     handles: &Handles,
     spools: &Spools,
     now: Micros,
-) -> Result<Whole, QueryError> {
-    let stream = handles.stream(question.stream.as_deref())?;
+) -> Result<SpooledAnswer, QueryError> {
+    let stream = handles.stream(query.stream.as_deref())?;
     let name = &stream.name;
     let (Some(def), Some(places)) = (&stream.def.places, handles.places.get(name)) else {
         return Err(QueryError::NotFound(format!(
             "stream `{name}` declares no `places`"
         )));
     };
-    if !is_place((question.lat, question.lon)) {
-        let message = "lat lies between -90 and 90, lon between -180 and 180, and 0,0 stands for an unknown place";
+    if !is_place((query.lat, query.lon)) {
+        let message =
+            "lat must be between -90 and 90, lon between -180 and 180; 0,0 means an unknown place";
         return Err(QueryError::Invalid(message.into()));
     }
-    if question.limit == 0 || question.limit > MAX_VENUES {
+    if query.limit == 0 || query.limit > MAX_VENUES {
         return Err(QueryError::Limit(format!(
             "limit = {}: from 1 to {MAX_VENUES}",
-            question.limit
+            query.limit
         )));
     }
     let (found, lsn) = places
-        .nearby(
-            question.lat,
-            question.lon,
-            question.limit,
-            question.within_m,
-        )
+        .nearby(query.lat, query.lon, query.limit, query.within_m)
         .map_err(|e| QueryError::Failed(e.to_string()))?;
     let is_number = |column: &str| {
         stream

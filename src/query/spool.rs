@@ -1,6 +1,6 @@
-//! Answers being written: each within its limit, in memory while it is small, beyond that in a file
-//! without a name, so that nothing of an answer is sent before all of it is known to be within the
-//! limit, and none takes memory while it is read.
+//! Answers, spooled before they are sent: in memory while small, then in an unnamed temporary file.
+//! So nothing of an answer is sent before all of it is known to be within the limit, and a slow
+//! client holds no memory.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -11,33 +11,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::QueryError;
 use crate::storage::create_folders;
 
-/// What of an answer stays in memory.
+/// Bytes of an answer that are buffered in memory.
 const MEMORY_BYTES: usize = 64 << 10;
-/// All answers that are written or being sent take so many times the limit of one.
-const TOGETHER: u64 = 16;
+/// All spooled answers together may take this many times the limit of one.
+const MAX_ANSWERS_ON_DISK: u64 = 16;
 
-/// Limits of answers, and where they are written.
+/// Limits and folder of spooled answers.
 #[derive(Clone)]
 pub struct Spools {
-    /// None: everything stays in memory.
+    /// `None`: everything stays in memory.
     folder: Option<PathBuf>,
-    bytes: u64,
-    used: Arc<AtomicU64>,
+    /// Limit of one answer.
+    max_bytes: u64,
+    /// Bytes of all answers on the disk.
+    disk_bytes: Arc<AtomicU64>,
 }
 
 impl Spools {
-    /// Answers of at most so many bytes, written to files in a folder.
-    pub fn new(folder: Option<PathBuf>, bytes: usize) -> Self {
+    /// For answers of at most `max_bytes`, spooled to files in a folder.
+    pub fn new(folder: Option<PathBuf>, max_bytes: usize) -> Self {
         Self {
             folder,
-            bytes: bytes as u64,
-            used: Arc::default(),
+            max_bytes: max_bytes as u64,
+            disk_bytes: Arc::default(),
         }
     }
 
     pub fn begin(&self) -> Spool {
-        let held = Held {
-            used: self.used.clone(),
+        let disk_usage = DiskUsage {
+            total: self.disk_bytes.clone(),
             bytes: 0,
         };
         Spool {
@@ -45,50 +47,50 @@ impl Spools {
             buffer: Vec::new(),
             file: None,
             written: 0,
-            held,
-            refused: None,
+            disk_usage,
+            error: None,
         }
     }
 }
 
-/// Bytes of an answer on the disk, among those of all.
-struct Held {
-    used: Arc<AtomicU64>,
+/// An answer's bytes on the disk, counted in those of all.
+struct DiskUsage {
+    total: Arc<AtomicU64>,
     bytes: u64,
 }
 
-impl Drop for Held {
+impl Drop for DiskUsage {
     fn drop(&mut self) {
-        self.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.total.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
-/// An answer being written.
+/// An answer that is being written.
 pub struct Spool {
     spools: Spools,
     buffer: Vec<u8>,
     file: Option<File>,
     written: u64,
-    held: Held,
-    /// Why no more is taken.
-    refused: Option<QueryError>,
+    disk_usage: DiskUsage,
+    /// The cause of an error that a writer returned.
+    error: Option<QueryError>,
 }
 
 impl Spool {
-    /// Refuses now what would not fit, before it takes memory.
-    pub fn expect(&mut self, bytes: u64) -> Result<(), QueryError> {
-        if self.written.saturating_add(bytes) > self.spools.bytes {
+    /// Fails early if `bytes` more would exceed the limit, before they take memory.
+    pub fn check_room(&mut self, bytes: u64) -> Result<(), QueryError> {
+        if self.written.saturating_add(bytes) > self.spools.max_bytes {
             return Err(QueryError::Limit(format!(
                 "the result has more than {} bytes as it is written out (`[limits] sql_result`); select fewer columns or rows",
-                self.spools.bytes
+                self.spools.max_bytes
             )));
         }
         Ok(())
     }
 
-    /// The error behind one that a writer gave.
-    pub fn explain(&mut self, error: impl std::fmt::Display) -> QueryError {
-        self.refused
+    /// The cause of an error that a writer returned.
+    pub fn take_error(&mut self, error: impl std::fmt::Display) -> QueryError {
+        self.error
             .take()
             .unwrap_or_else(|| QueryError::Failed(error.to_string()))
     }
@@ -99,7 +101,7 @@ impl Spool {
 
     /// Writes a value as JSON.
     pub fn json(&mut self, value: &impl serde::Serialize) -> Result<(), QueryError> {
-        serde_json::to_writer(&mut *self, value).map_err(|e| self.explain(e))
+        serde_json::to_writer(&mut *self, value).map_err(|e| self.take_error(e))
     }
 
     /// Writes values as JSON, with commas between them.
@@ -116,9 +118,10 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes text as it is.
+    /// Writes text unchanged.
     pub fn text(&mut self, text: &str) -> Result<(), QueryError> {
-        self.write_all(text.as_bytes()).map_err(|e| self.explain(e))
+        self.write_all(text.as_bytes())
+            .map_err(|e| self.take_error(e))
     }
 
     fn spill(&mut self) -> Result<(), QueryError> {
@@ -126,11 +129,11 @@ impl Spool {
             return Ok(());
         };
         let bytes = self.buffer.len() as u64;
-        let most = self.spools.bytes.saturating_mul(TOGETHER);
-        self.held.bytes += bytes;
-        if self.held.used.fetch_add(bytes, Ordering::AcqRel) + bytes > most {
-            return Err(QueryError::Crowded(format!(
-                "answers that are being sent take more than {most} bytes ({TOGETHER} times `[limits] sql_result`); try again in a moment"
+        let max_bytes = self.spools.max_bytes.saturating_mul(MAX_ANSWERS_ON_DISK);
+        self.disk_usage.bytes += bytes;
+        if self.disk_usage.total.fetch_add(bytes, Ordering::AcqRel) + bytes > max_bytes {
+            return Err(QueryError::Overloaded(format!(
+                "answers that are being sent take more than {max_bytes} bytes ({MAX_ANSWERS_ON_DISK} times `[limits] sql_result`); try again in a moment"
             )));
         }
         let failed = |e: io::Error| {
@@ -152,8 +155,8 @@ impl Spool {
         Ok(())
     }
 
-    /// The whole answer.
-    pub fn finish(mut self) -> Result<Whole, QueryError> {
+    /// The complete answer, ready to be read.
+    pub fn finish(mut self) -> Result<SpooledAnswer, QueryError> {
         if self.file.is_some() {
             self.spill()?;
         }
@@ -161,18 +164,18 @@ impl Spool {
             file.rewind()
                 .map_err(|e| QueryError::Failed(format!("an answer cannot be read: {e}")))?;
         }
-        Ok(Whole {
+        Ok(SpooledAnswer {
             bytes: self.buffer,
             file: self.file,
             len: self.written,
-            _held: self.held,
+            _disk_usage: self.disk_usage,
         })
     }
 }
 
 impl Write for Spool {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = self.expect(bytes.len() as u64).and_then(|()| {
+        let written = self.check_room(bytes.len() as u64).and_then(|()| {
             self.buffer.extend_from_slice(bytes);
             self.written += bytes.len() as u64;
             if self.buffer.len() >= MEMORY_BYTES {
@@ -181,9 +184,9 @@ impl Write for Spool {
                 Ok(())
             }
         });
-        taken.map(|()| bytes.len()).map_err(|error| {
+        written.map(|()| bytes.len()).map_err(|error| {
             let shown = io::Error::other(error.to_string());
-            self.refused = Some(error);
+            self.error = Some(error);
             shown
         })
     }
@@ -193,15 +196,15 @@ impl Write for Spool {
     }
 }
 
-/// An answer that is known whole.
-pub struct Whole {
+/// A complete answer.
+pub struct SpooledAnswer {
     bytes: Vec<u8>,
     file: Option<File>,
     len: u64,
-    _held: Held,
+    _disk_usage: DiskUsage,
 }
 
-impl Whole {
+impl SpooledAnswer {
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -210,7 +213,7 @@ impl Whole {
         self.len == 0
     }
 
-    /// Its file, which is to be read from its start while this lives; none where it is small.
+    /// The file to read from its start, if the answer has one. It is counted until `self` is dropped.
     pub fn take_file(&mut self) -> Option<File> {
         self.file.take()
     }
@@ -222,7 +225,7 @@ impl Whole {
         Ok(self.bytes)
     }
 
-    /// What a question was answered.
+    /// The answer as JSON.
     pub fn into_value(self) -> Result<serde_json::Value, QueryError> {
         let failed = |e: &dyn std::fmt::Display| {
             QueryError::Failed(format!("an answer cannot be read: {e}"))
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_in_memory_and_from_a_file() {
+    fn answers_are_read_back_from_memory_and_from_a_file() {
         let folder = tempfile::tempdir().expect("a folder");
         for size in [0, 10, MEMORY_BYTES - 1, MEMORY_BYTES, 3 * MEMORY_BYTES + 7] {
             let mut spool = spools(&folder, 1 << 20).begin();
@@ -249,11 +252,11 @@ mod tests {
             bytes
                 .chunks(1_000)
                 .for_each(|part| spool.write_all(part).expect("within the limit"));
-            let whole = spool.finish().expect("whole");
-            assert_eq!((whole.len(), whole.is_empty()), (size as u64, size == 0));
-            assert_eq!(whole.into_bytes().expect("readable"), bytes);
+            let answer = spool.finish().expect("complete");
+            assert_eq!((answer.len(), answer.is_empty()), (size as u64, size == 0));
+            assert_eq!(answer.into_bytes().expect("readable"), bytes);
         }
-        // Its file has no name.
+        // The file has no name.
         assert_eq!(
             std::fs::read_dir(folder.path().join("spill"))
                 .expect("a folder")
@@ -269,30 +272,30 @@ mod tests {
         let mut spool = spools.begin();
         spool
             .text(&"x".repeat(MEMORY_BYTES))
-            .expect("as much as may be");
+            .expect("as much as the limit");
         let error = spool.text("x").expect_err("one more");
         assert!(
             matches!(&error, QueryError::Limit(text) if text.contains("[limits] sql_result")),
             "{error}"
         );
-        let mut held: Vec<Whole> = vec![spool.finish().expect("what was within")];
+        let mut answers: Vec<SpooledAnswer> = vec![spool.finish().expect("within the limit")];
         let full = loop {
             let mut spool = spools.begin();
             match spool.text(&"x".repeat(MEMORY_BYTES)) {
-                Ok(()) => held.push(spool.finish().expect("whole")),
+                Ok(()) => answers.push(spool.finish().expect("complete")),
                 Err(error) => break error,
             }
         };
         assert!(
-            matches!(&full, QueryError::Crowded(text) if text.contains("[limits] sql_result")),
+            matches!(&full, QueryError::Overloaded(text) if text.contains("[limits] sql_result")),
             "{full}"
         );
-        assert_eq!(held.len() as u64, TOGETHER);
-        drop(held);
-        assert_eq!(spools.used.load(Ordering::Acquire), 0);
+        assert_eq!(answers.len() as u64, MAX_ANSWERS_ON_DISK);
+        drop(answers);
+        assert_eq!(spools.disk_bytes.load(Ordering::Acquire), 0);
         spools
             .begin()
             .text(&"x".repeat(MEMORY_BYTES))
-            .expect("there is room again");
+            .expect("room again");
     }
 }

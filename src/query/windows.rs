@@ -1,16 +1,16 @@
 //! Rows of one window, newest first.
 
 use super::encode::{write_object, write_rows};
-use super::spool::{Spools, Whole};
+use super::spool::{SpooledAnswer, Spools};
 use super::sql::SqlEngine;
 use super::{Handles, QueryError};
 use crate::event::{Micros, rfc3339};
 
-/// What is asked.
+/// A query for the rows of a window.
 #[derive(Debug, Clone, Default)]
 pub struct WindowsQuery {
     pub name: String,
-    /// Windows that start from this time on, and before that one.
+    /// Starts of windows: from this time on, and before that one.
     pub from: Option<Micros>,
     pub to: Option<Micros>,
     pub limit: usize,
@@ -18,18 +18,18 @@ pub struct WindowsQuery {
 
 /// `{"window": name, "rows": […], "as_of": …}`.
 pub async fn windows(
-    question: &WindowsQuery,
+    query: &WindowsQuery,
     handles: &Handles,
     sql: &SqlEngine,
     spools: &Spools,
     now: Micros,
-) -> Result<Whole, QueryError> {
+) -> Result<SpooledAnswer, QueryError> {
     let WindowsQuery {
         name,
         from,
         to,
         limit,
-    } = question;
+    } = query;
     if handles.catalog.window(name).is_none() {
         let known = handles
             .catalog
@@ -50,10 +50,10 @@ pub async fn windows(
     } else {
         format!("where {}", range.join(" and "))
     };
-    let query = format!(
+    let statement = format!(
         "select * from \"{name}\" {range} order by window_start desc, lsn desc limit {limit}"
     );
-    let answer = sql.run(&query, handles, now).await?;
+    let answer = sql.run(&statement, handles, now).await?;
     let mut out = spools.begin();
     let head = [("window", name.as_str().into())];
     tokio::task::block_in_place(|| {

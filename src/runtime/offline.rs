@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::event::Lsn;
 use crate::operators::{checkpoints, tables};
 use crate::query::sql::SqlEngine;
-use crate::query::{Handles, Missing};
+use crate::query::{Handles, MissingRecords};
 use crate::schema::Window;
 use crate::storage::Disk;
 use crate::views::lake::LogName;
@@ -113,7 +113,7 @@ impl Offline {
         };
         let base = base.max(options.zero);
         let open_at = newest.lsn();
-        progress.show(Arc::new(Mutex::new(newest)));
+        progress.attach_operators(Arc::new(Mutex::new(newest)));
         let reader = LogReader::new(Arc::new(Disk), folder.log(), base);
         let backlog = Backlog::read(reader, base, end, |lsn, at| progress.note_arrival(lsn, at))?;
         count_what_is_missing(&handles, backlog, open_at, end)?;
@@ -179,7 +179,7 @@ fn count_what_is_missing(
         };
         missing.insert(
             view,
-            Missing {
+            MissingRecords {
                 stream,
                 records: count,
             },

@@ -106,7 +106,7 @@ impl Pipeline {
             hand_on,
         );
         let operators = Arc::new(Mutex::new(operators));
-        handles.progress.show(operators.clone());
+        handles.progress.attach_operators(operators.clone());
         let (ready, resume) = channel();
         let trimming = Arc::new(Mutex::new(()));
         let stage = OperatorStage {

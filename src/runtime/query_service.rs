@@ -14,10 +14,10 @@ use crate::query::count::{CountQuery, count};
 use crate::query::encode::Format;
 use crate::query::nearby::{NearbyQuery, nearby};
 use crate::query::search::{SearchQuery, Sort, search};
-use crate::query::spool::{Spools, Whole};
+use crate::query::spool::{SpooledAnswer, Spools};
 use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::windows::{WindowsQuery, windows};
-use crate::query::{Asker, Handles, QueryError};
+use crate::query::{ClientId, Handles, QueryError};
 
 /// Waiting files that the status lists of a source; `weir.sources` has the others.
 const STATUS_FILES: usize = 20;
@@ -123,7 +123,7 @@ impl QueryService {
     }
 
     /// `stream, type, by, from, to, duplicates`
-    pub async fn count(&self, params: &Params) -> Result<Whole, QueryError> {
+    pub async fn count(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
         reader.known(&["stream", "type", "by", "from", "to", "duplicates"])?;
         let question = CountQuery {
@@ -145,7 +145,7 @@ impl QueryService {
     }
 
     /// `q, stream, sort, limit, from, to, near, within, after`
-    pub async fn search(&self, params: &Params) -> Result<Whole, QueryError> {
+    pub async fn search(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
         reader.known(&[
             "q", "stream", "sort", "limit", "from", "to", "near", "within", "after",
@@ -178,7 +178,7 @@ impl QueryService {
     }
 
     /// `lat, lon, stream, limit, within`
-    pub async fn nearby(&self, params: &Params) -> Result<Whole, QueryError> {
+    pub async fn nearby(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
         reader.known(&["lat", "lon", "stream", "limit", "within"])?;
         let needed = |name: &str| {
@@ -200,7 +200,7 @@ impl QueryService {
     }
 
     /// `name, from, to, limit`
-    pub async fn windows(&self, params: &Params) -> Result<Whole, QueryError> {
+    pub async fn windows(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
         reader.known(&["name", "from", "to", "limit"])?;
         let question = WindowsQuery {
@@ -225,16 +225,20 @@ impl QueryService {
     }
 
     /// Writes an answer out, on a thread that nobody else waits for.
-    pub async fn write(&self, answer: SqlAnswer, format: Format) -> Result<Whole, QueryError> {
+    pub async fn write(
+        &self,
+        answer: SqlAnswer,
+        format: Format,
+    ) -> Result<SpooledAnswer, QueryError> {
         let spools = self.spools.clone();
         let written = tokio::task::spawn_blocking(move || answer.write(format, &spools)).await;
         written.map_err(|e| QueryError::Failed(e.to_string()))?
     }
 
     /// A client's query.
-    pub async fn ask(&self, asker: Asker, query: &str) -> Result<SqlAnswer, QueryError> {
+    pub async fn ask(&self, asker: ClientId, query: &str) -> Result<SqlAnswer, QueryError> {
         self.sql
-            .ask(asker, query, &self.handles, self.clock.now())
+            .run_for_client(asker, query, &self.handles, self.clock.now())
             .await
     }
 

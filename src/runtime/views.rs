@@ -16,7 +16,7 @@ use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
 use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, Pool, RowOrigin, TableSpec};
 use crate::views::places::{Places, PlacesView};
-use crate::views::search::{Roll, SearchIndex, SearchView};
+use crate::views::search::{RollPolicy, SearchIndex, SearchView};
 use crate::views::state_store::LogIdentity;
 
 /// Everything that follows the log.
@@ -283,7 +283,7 @@ impl Opened {
         );
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
-            let roll = Roll::within(config.limits.disk);
+            let roll = RollPolicy::for_disk_limit(config.limits.disk);
             let view = SearchView::new(
                 index.clone(),
                 stream.clone(),

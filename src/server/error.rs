@@ -84,7 +84,7 @@ impl From<QueryError> for ApiError {
                 message,
                 "narrow the question",
             ),
-            QueryError::Crowded(_) => {
+            QueryError::Overloaded(_) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again")
             }
             QueryError::Busy { .. } => {

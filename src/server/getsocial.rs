@@ -15,7 +15,7 @@ use super::routes::answered;
 use crate::event::{MICROS_PER_SECOND, Micros, rfc3339};
 use crate::query::QueryError;
 use crate::query::encode::each_row;
-use crate::query::spool::{Spools, Whole};
+use crate::query::spool::{SpooledAnswer, Spools};
 use crate::query::sql::SqlAnswer;
 use crate::runtime::query_service::Params;
 
@@ -45,7 +45,7 @@ impl IntoResponse for Refusal {
 impl From<QueryError> for Refusal {
     fn from(error: QueryError) -> Self {
         let status = match &error {
-            QueryError::Busy { .. } | QueryError::Crowded(_) => StatusCode::TOO_MANY_REQUESTS,
+            QueryError::Busy { .. } | QueryError::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             QueryError::NotFound(_) => StatusCode::NOT_FOUND,
             QueryError::Invalid(_) | QueryError::Limit(_) => StatusCode::BAD_REQUEST,
             QueryError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -141,7 +141,7 @@ pub async fn all_events(
         .map(|page| answered("application/json", page))
 }
 
-async fn events_answer(app: &App, params: &Params) -> Result<Whole, Refusal> {
+async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, Refusal> {
     // A type that is there but blank is no type.
     if params
         .get("event_type")
@@ -191,7 +191,7 @@ async fn events_answer(app: &App, params: &Params) -> Result<Whole, Refusal> {
 }
 
 /// Writes a page of events, one by one.
-fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<Whole, QueryError> {
+fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<SpooledAnswer, QueryError> {
     let mut out = spools.begin();
     let (mut written, mut last) = (0, None);
     out.text("{\"result\":[")?;

@@ -19,14 +19,14 @@ use subtle::ConstantTimeEq;
 use super::App;
 use super::connections::{Activity, Phase};
 use super::error::{ApiError, in_usual_form};
-use crate::query::Asker;
+use crate::query::ClientId;
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
 /// Who asks, for routes that answer one asker not as another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Client {
-    pub asker: Asker,
+    pub asker: ClientId,
     pub may_write: bool,
 }
 
@@ -152,7 +152,7 @@ fn check(app: &App, request: &Request) -> Result<Client, ApiError> {
         }
     }
     let mut client = Client {
-        asker: Asker::default(),
+        asker: ClientId::default(),
         may_write: true,
     };
     if !parts.tokens.is_empty() && request.uri().path() != "/healthz" {
@@ -186,7 +186,7 @@ fn check(app: &App, request: &Request) -> Result<Client, ApiError> {
             }
             Some((hash, may_write)) => {
                 client = Client {
-                    asker: Asker::of_token(hash),
+                    asker: ClientId::from_token_hash(hash),
                     may_write: *may_write,
                 }
             }

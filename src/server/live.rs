@@ -80,7 +80,7 @@ pub async fn live(
     let is_last = |row: RowId| !params.contains_key("window") || row.ordinal == MOST_ORDINAL;
     let resumed = resumed.filter(|_| !is_foreign);
     let start = resumed.map_or(Cursor::after(visible), |row| {
-        Cursor::behind(row, is_last(row))
+        Cursor::resume_after(row, is_last(row))
     });
     let first = is_foreign.then(|| {
         missed(
@@ -102,7 +102,7 @@ pub async fn live(
                         .and_then(|step| step)
                     {
                         Ok(Step::Rows(page, next)) => {
-                            let lacked = page.rows.iter().filter(|(id, _)| cursor.lacks(*id));
+                            let lacked = page.rows.iter().filter(|(id, _)| cursor.is_new(*id));
                             let event = |(id, row): &(RowId, String)| {
                                 Event::default()
                                     .id(format!("{}.{}", id.lsn, id.ordinal))
@@ -115,7 +115,7 @@ pub async fn live(
                             let event = missed(after, upto, "their rows are no longer in memory");
                             return Some((stream::iter(vec![event]), (app, table, next)));
                         }
-                        Ok(Step::Nothing(next)) => cursor = next,
+                        Ok(Step::CaughtUp(next)) => cursor = next,
                         Err(error) => {
                             // It would be the same again: the client comes back, or not.
                             tracing::error!(%error, table = table.spec.name, "a live stream ends");

@@ -39,7 +39,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::ingest::Ingest;
-use crate::query::Asker;
+use crate::query::ClientId;
 use crate::query::live::Live;
 use crate::runtime::backup::Backup;
 use crate::runtime::query_service::QueryService;
@@ -103,7 +103,7 @@ pub(crate) struct Inner {
     waiting_retries: Arc<Semaphore>,
     backing_up: Semaphore,
     /// Running queries that have a name.
-    queries: Mutex<HashMap<String, (Asker, CancellationToken)>>,
+    queries: Mutex<HashMap<String, (ClientId, CancellationToken)>>,
     /// KiB that bodies may still take.
     bodies: Arc<Semaphore>,
     connections: Arc<Connections>,
@@ -137,7 +137,7 @@ impl App {
         }))
     }
 
-    fn queries(&self) -> MutexGuard<'_, HashMap<String, (Asker, CancellationToken)>> {
+    fn queries(&self) -> MutexGuard<'_, HashMap<String, (ClientId, CancellationToken)>> {
         self.0
             .queries
             .lock()

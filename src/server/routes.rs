@@ -25,9 +25,9 @@ use super::error::ApiError;
 use super::guard::Client;
 use super::receive::Small;
 use super::{App, FOLDER_KEY, RETRIES};
-use crate::query::Asker;
+use crate::query::ClientId;
 use crate::query::encode::Format;
-use crate::query::spool::Whole;
+use crate::query::spool::SpooledAnswer;
 use crate::runtime::dead_letter_retry::{Retry, RetryQuestion};
 use crate::runtime::{RuntimeError, rebuild};
 
@@ -36,7 +36,7 @@ const JSON: &str = "application/json";
 const READ_BYTES: usize = 64 << 10;
 
 /// An answer that is known whole, sent as far as its client reads it.
-pub fn answered(kind: &'static str, whole: Whole) -> Response {
+pub fn answered(kind: &'static str, whole: SpooledAnswer) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
         (header::CONTENT_LENGTH, whole.len().into()),
@@ -56,7 +56,7 @@ pub fn answered(kind: &'static str, whole: Whole) -> Response {
     )
 }
 
-fn body_of(mut whole: Whole) -> std::io::Result<Body> {
+fn body_of(mut whole: SpooledAnswer) -> std::io::Result<Body> {
     let Some(file) = whole.take_file() else {
         return Ok(Body::from(whole.into_bytes()?));
     };
@@ -65,7 +65,7 @@ fn body_of(mut whole: Whole) -> std::io::Result<Body> {
 }
 
 /// An answer that is sent from its file.
-struct FileAnswer(Option<(ReaderStream<tokio::fs::File>, Whole)>);
+struct FileAnswer(Option<(ReaderStream<tokio::fs::File>, SpooledAnswer)>);
 
 impl Stream for FileAnswer {
     type Item = std::io::Result<Bytes>;
@@ -208,7 +208,7 @@ struct RunningQuery {
 
 impl RunningQuery {
     /// None while another query has the id.
-    fn new(app: &App, id: &str, asker: Asker) -> Option<Self> {
+    fn new(app: &App, id: &str, asker: ClientId) -> Option<Self> {
         let end = CancellationToken::new();
         match app.queries().entry(id.to_owned()) {
             Entry::Occupied(_) => return None,
@@ -237,7 +237,7 @@ pub async fn end_sql(
 ) -> Result<Json<Value>, ApiError> {
     // A read-only token does not see queries of other tokens.
     let is_own =
-        |(asker, _): &&(Asker, CancellationToken)| client.may_write || *asker == client.asker;
+        |(asker, _): &&(ClientId, CancellationToken)| client.may_write || *asker == client.asker;
     let Some((_, end)) = app.queries().get(&id).filter(is_own).cloned() else {
         let message = format!("no query `{id}` is running");
         return Err(ApiError::new(

@@ -1,7 +1,7 @@
-//! Blocks of rows, as an index stores them: an Arrow IPC stream of one batch, compressed as a whole
-//! with zstd; its length, u32 little-endian, stands before it. Together a hundred rows take less
-//! than alone, because values of a column are alike, and one is read by unpacking no more than its
-//! block.
+//! Blocks of rows, as an index stores them: the uncompressed length (u32 little-endian), then an
+//! Arrow IPC stream of one batch, compressed as a whole with zstd. A hundred rows together compress
+//! better than alone, because values of a column are alike, and reading one row decompresses only
+//! its block.
 
 use std::io;
 
@@ -14,36 +14,35 @@ use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 
 /// Rows of a block; fewer where they are large.
 pub const BLOCK_ROWS: usize = 128;
-/// Bytes of a block's rows; more only of a single one.
+/// Bytes of a block's rows, uncompressed; only a single row may have more.
 pub const BLOCK_BYTES: usize = 256 << 10;
-/// Level of zstd. On two cores lz4 was not faster, because it writes a third more bytes.
-const LEVEL: i32 = 1;
-/// Buffers begin at multiples of this: more would be zeros between the small buffers of a block.
+/// On two cores lz4 was not faster than this, because it writes a third more bytes.
+const ZSTD_LEVEL: i32 = 1;
+/// Alignment of buffers: more would be zeros between the small buffers of a block.
 const ALIGNMENT: usize = 8;
 
-/// Approximately how many bytes a row takes, on average of a batch.
+/// Approximate average bytes of a row of a batch.
 pub fn row_bytes(batch: &RecordBatch) -> usize {
-    let of = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
-    batch.columns().iter().map(of).sum::<usize>() / batch.num_rows().max(1) + 1
+    let column_bytes = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
+    batch.columns().iter().map(column_bytes).sum::<usize>() / batch.num_rows().max(1) + 1
 }
 
-/// Makes blocks, all with one context: a new one for each would cost as much as its compression.
+/// Packs blocks with one zstd context: a new one for each would cost as much as its compression.
 pub struct Packer(zstd::bulk::Compressor<'static>);
 
 impl Packer {
     pub fn new() -> io::Result<Self> {
-        Ok(Self(zstd::bulk::Compressor::new(LEVEL)?))
+        Ok(Self(zstd::bulk::Compressor::new(ZSTD_LEVEL)?))
     }
 
-    /// Packs rows, into as many blocks as their bytes ask for; gives each with its number of rows.
+    /// Packs rows into as many blocks as their bytes need, each with its number of rows.
     pub fn pack(&mut self, batch: &RecordBatch) -> Result<Vec<(Vec<u8>, usize)>, ArrowError> {
         let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
         let mut writer =
             StreamWriter::try_new_with_options(Vec::new(), batch.schema_ref(), options)?;
         writer.write(batch)?;
         let (plain, rows) = (writer.into_inner()?, batch.num_rows());
-        // Only now it is known: of a slice, the arrays themselves count values that lie beside it,
-        // too.
+        // Only known now: the arrays of a slice also count values outside it.
         if rows > 1 && (rows > BLOCK_ROWS || plain.len() > BLOCK_BYTES * 2) {
             let (first, second) = (
                 batch.slice(0, rows / 2),
@@ -60,15 +59,15 @@ impl Packer {
     }
 }
 
-/// The rows, and how many bytes they were unpacked to.
+/// The rows of a block, and their uncompressed bytes.
 pub fn unpack(packed: &[u8]) -> Result<(RecordBatch, usize), ArrowError> {
-    let cut = || ArrowError::IpcError("a block was cut".into());
-    let (length, packed) = packed.split_first_chunk().ok_or_else(cut)?;
+    let truncated = || ArrowError::IpcError("a block was truncated".into());
+    let (length, packed) = packed.split_first_chunk().ok_or_else(truncated)?;
     let plain = zstd::bulk::decompress(packed, u32::from_le_bytes(*length) as usize)?;
     let bytes = plain.len();
     let (mut decoder, mut buffer) = (StreamDecoder::new(), Buffer::from_vec(plain));
     let rows = decoder.decode(&mut buffer)?;
-    Ok((rows.ok_or_else(cut)?, bytes))
+    Ok((rows.ok_or_else(truncated)?, bytes))
 }
 
 #[cfg(test)]
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unpacked_is_what_was_packed_also_of_a_slice() {
+    fn batches_and_slices_round_trip() {
         let all = batch(&["a", "", "c", "d\u{1F389}", "e"]);
         for (from, rows) in [(0, 5), (1, 3), (4, 1)] {
             let part = all.slice(from, rows);
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_blocks_are_errors() {
+    fn truncated_blocks_are_errors() {
         let packed = pack(&batch(&["a", "b"])).remove(0).0;
         for end in 0..packed.len() {
             assert!(unpack(&packed[..end]).is_err(), "the first {end} bytes");
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_of_whatever_type_takes_its_own_bytes_only() {
+    fn a_slice_of_any_type_takes_only_its_own_bytes() {
         let many = 10_000;
         let texts: ArrayRef = Arc::new(StringArray::from_iter_values(
             (0..many).map(|n| format!("{n:>20}")),
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_bounded_but_for_a_single_row() {
+    fn blocks_are_bounded_except_single_rows() {
         let large = "x".repeat(BLOCK_BYTES * 3);
         let mut texts = vec!["small"; 1_000];
         texts[500] = &large;

@@ -1,5 +1,4 @@
-//! Rows as tantivy documents whose values point into the Arrow columns: no copy on the way to the
-//! index.
+//! Rows as tantivy documents whose values point into the Arrow columns, without a copy.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,18 +11,18 @@ use arrow::buffer::OffsetBuffer;
 use tantivy::schema::document::{ReferenceValue, ReferenceValueLeaf};
 use tantivy::schema::{Document, Field, Value};
 
-use super::index::Fields;
-use super::rows::Rows;
+use super::format::Fields;
+use super::rows::StoredBatch;
 use crate::event::is_place;
 use crate::schema::{MAP_SUFFIX, SearchDef};
 
-enum Column {
+enum SearchedColumn {
     Text(StringArray),
-    /// Lists of text: where each begins and ends, and the items of all of them.
+    /// Lists of texts: their offsets, and the items of all of them.
     Texts(OffsetBuffer<i32>, StringArray),
     Number(Int64Array),
     Time(TimestampMicrosecondArray),
-    /// Of places their latitudes or their longitudes.
+    /// The latitudes or the longitudes of places.
     Degrees {
         lat: Float64Array,
         lon: Float64Array,
@@ -31,8 +30,8 @@ enum Column {
     },
 }
 
-/// Bytes of the batches that wait in the indexer's queue, which tantivy bounds by a number of
-/// entries alone.
+/// Bytes of the batches that wait in the indexer's queue, which tantivy bounds only by a number of
+/// entries.
 #[derive(Debug, Clone, Default)]
 pub struct Backlog(Arc<AtomicUsize>);
 
@@ -42,13 +41,13 @@ impl Backlog {
     }
 }
 
-/// A batch's part of a backlog, from its creation until its last row is indexed.
-struct Queued {
+/// A batch's share of a backlog, from its creation until its last row is indexed.
+struct BacklogShare {
     backlog: Backlog,
     bytes: usize,
 }
 
-impl Queued {
+impl BacklogShare {
     fn new(backlog: &Backlog, bytes: usize) -> Self {
         backlog.0.fetch_add(bytes, Ordering::Relaxed);
         Self {
@@ -58,17 +57,17 @@ impl Queued {
     }
 }
 
-impl Drop for Queued {
+impl Drop for BacklogShare {
     fn drop(&mut self) {
         self.backlog.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// The columns of a batch that are searched, and its rows as they are stored.
+/// A batch's searched columns, and its rows as they are stored.
 pub struct Columns {
-    searched: Vec<(Field, Column)>,
-    rows: Arc<Rows>,
-    _queued: Queued,
+    searched: Vec<(Field, SearchedColumn)>,
+    rows: Arc<StoredBatch>,
+    _share: BacklogShare,
 }
 
 impl Columns {
@@ -76,12 +75,12 @@ impl Columns {
         let mut columns = Vec::new();
         let any = |name: &str| batch.column_by_name(name).map(|c| c.as_any());
         if let Some(lsn) = any("lsn").and_then(|a| a.downcast_ref::<Int64Array>()) {
-            columns.push((fields.lsn, Column::Number(lsn.clone())));
+            columns.push((fields.lsn, SearchedColumn::Number(lsn.clone())));
         }
         if let Some(time) =
             any("event_time").and_then(|a| a.downcast_ref::<TimestampMicrosecondArray>())
         {
-            columns.push((fields.event_time, Column::Time(time.clone())));
+            columns.push((fields.event_time, SearchedColumn::Time(time.clone())));
         }
         for (name, field) in &fields.pairs {
             let map = any(name).and_then(|a| a.downcast_ref::<MapArray>());
@@ -97,15 +96,21 @@ impl Columns {
                 continue;
             };
             if let Some(text) = column.downcast_ref::<StringArray>() {
-                columns.push((*field, Column::Text(text.clone())));
+                columns.push((*field, SearchedColumn::Text(text.clone())));
             } else if let Some(list) = column.downcast_ref::<ListArray>()
                 && let Some(items) = list.values().as_any().downcast_ref::<StringArray>()
             {
-                columns.push((*field, Column::Texts(list.offsets().clone(), items.clone())));
+                columns.push((
+                    *field,
+                    SearchedColumn::Texts(list.offsets().clone(), items.clone()),
+                ));
             } else if let Some(map) = column.downcast_ref::<MapArray>()
                 && let Some(values) = map.values().as_any().downcast_ref::<StringArray>()
             {
-                columns.push((*field, Column::Texts(map.offsets().clone(), values.clone())));
+                columns.push((
+                    *field,
+                    SearchedColumn::Texts(map.offsets().clone(), values.clone()),
+                ));
             }
         }
         let degrees: Vec<&Float64Array> = def
@@ -117,7 +122,7 @@ impl Columns {
             for (field, is_lat) in [(lat_field, true), (lon_field, false)] {
                 columns.push((
                     *field,
-                    Column::Degrees {
+                    SearchedColumn::Degrees {
                         lat: (*lat).clone(),
                         lon: (*lon).clone(),
                         is_lat,
@@ -125,33 +130,33 @@ impl Columns {
                 ));
             }
         }
-        let rows = Rows::new(batch.clone());
-        let queued = Queued::new(backlog, rows.row_bytes() * batch.num_rows());
+        let rows = StoredBatch::new(batch.clone());
+        let share = BacklogShare::new(backlog, rows.row_bytes() * batch.num_rows());
         Self {
             searched: columns,
             rows: Arc::new(rows),
-            _queued: queued,
+            _share: share,
         }
     }
 
-    pub fn rows(&self) -> &Arc<Rows> {
+    pub fn rows(&self) -> &Arc<StoredBatch> {
         &self.rows
     }
 }
 
-/// A map's entries as whole terms, as [`super::text::pair`] writes them.
-fn pairs(map: &MapArray) -> Option<Column> {
+/// A map's entries as whole terms, as [`super::text::pair_term`] writes them.
+fn pairs(map: &MapArray) -> Option<SearchedColumn> {
     let keys = map.keys().as_any().downcast_ref::<StringArray>()?;
     let values = map.values().as_any().downcast_ref::<StringArray>()?;
     let pairs: StringArray = keys
         .iter()
         .zip(values)
-        .map(|(key, value)| Some(super::text::pair(key?, value?)))
+        .map(|(key, value)| Some(super::text::pair_term(key?, value?)))
         .collect();
-    Some(Column::Texts(map.offsets().clone(), pairs))
+    Some(SearchedColumn::Texts(map.offsets().clone(), pairs))
 }
 
-/// One row.
+/// A row as a document.
 pub struct Row {
     pub columns: Arc<Columns>,
     pub row: usize,
@@ -178,9 +183,9 @@ impl<'a> Value<'a> for RowValue<'a> {
 }
 
 pub struct RowValues<'a> {
-    columns: std::slice::Iter<'a, (Field, Column)>,
+    columns: std::slice::Iter<'a, (Field, SearchedColumn)>,
     row: usize,
-    /// Items left of a list.
+    /// Remaining items of a list.
     items: Option<(Field, &'a StringArray, std::ops::Range<usize>)>,
 }
 
@@ -198,19 +203,21 @@ impl<'a> Iterator for RowValues<'a> {
             let (field, column) = self.columns.next()?;
             let row = self.row;
             let value = match column {
-                Column::Text(a) if a.is_valid(row) => RowValue::Text(a.value(row)),
-                Column::Number(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
-                Column::Time(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
-                Column::Degrees { lat, lon, is_lat } if lat.is_valid(row) && lon.is_valid(row) => {
+                SearchedColumn::Text(a) if a.is_valid(row) => RowValue::Text(a.value(row)),
+                SearchedColumn::Number(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
+                SearchedColumn::Time(a) if a.is_valid(row) => RowValue::Number(a.value(row)),
+                SearchedColumn::Degrees { lat, lon, is_lat }
+                    if lat.is_valid(row) && lon.is_valid(row) =>
+                {
                     let place = (lat.value(row), lon.value(row));
                     if !is_place(place) {
                         continue;
                     }
-                    // The sum makes -0.0 a plain zero.
+                    // Adding 0.0 turns -0.0 into 0.0.
                     RowValue::Double(if *is_lat { place.0 } else { place.1 } + 0.0)
                 }
-                // A list that is null has no items.
-                Column::Texts(offsets, items) => {
+                // A null list has no items.
+                SearchedColumn::Texts(offsets, items) => {
                     self.items = Some((
                         *field,
                         items,

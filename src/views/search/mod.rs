@@ -1,20 +1,23 @@
 //! Full-text search: documents of a stream's text columns in tantivy, visible within a second, each
 //! with its row.
 //!
-//! [`text`] splits texts into words; `document` gives tantivy a batch's rows as documents;
-//! [`index`] is a row of tantivy indexes; [`rows`] stores the documents' rows in blocks (`block`)
-//! beside them; [`spans`] remembers what is known of a segment, from which [`newest`] finds the
-//! newest hits.
+//! [`text`] splits texts into terms; `document` hands a batch's rows to tantivy; [`index`] is a
+//! stream's sequence of tantivy indexes, each a [`part`] in a `format`; [`rows`] stores the
+//! documents' rows in blocks (`block`); [`spans`] summarizes a segment, and [`newest`] uses the
+//! summaries to find the newest hits without a full `scan`.
 
 mod block;
 mod document;
-mod held;
-pub mod index;
-pub mod newest;
-pub mod rows;
-mod script;
-pub mod spans;
-pub mod text;
+mod errors;
+mod format;
+pub(crate) mod index;
+pub(crate) mod newest;
+pub(crate) mod part;
+pub(crate) mod rows;
+mod scan;
+mod spans;
+pub(crate) mod text;
+mod unlocked_directory;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,33 +31,34 @@ use crate::operators::{Output, StreamRows, checkpoints};
 use crate::schema::Stream;
 use crate::storage::sync_folder;
 use document::{Backlog, Columns, Row};
+use format::Payload;
 pub use index::SearchIndex;
-use index::{Payload, part_folder};
+use part::part_folder;
 
-/// A commit follows the first document that waits by this, once nothing more waits in the ring.
+/// Caught up, a commit follows the first uncommitted document after this time.
 const COMMIT_AFTER: Duration = Duration::from_millis(400);
-/// Behind, a commit comes every so many documents.
+/// Catching up, a commit comes after this many documents.
 const COMMIT_DOCUMENTS: usize = 200_000;
-/// Behind or not, a document does not wait longer.
-const COMMIT_AT_LAST: Duration = Duration::from_secs(5);
-/// Documents after which another index is begun: many, so that there are few indexes to ask.
+/// The longest time that a document waits for a commit.
+const MAX_COMMIT_DELAY: Duration = Duration::from_secs(5);
+/// Documents after which another index is started: many, so that searches read few indexes.
 const ROLL_DOCUMENTS: u64 = 10_000_000;
-/// Where the disk is limited, an index has this share of it and no more, because only a whole index
-/// gives its space back.
+/// With a limit of the disk, an index has at most this share of it, because retention frees only
+/// whole indexes.
 const INDEX_SHARE: u64 = 16;
-/// No index is made for less.
+/// An index with fewer bytes is not rolled for its share of the disk.
 const MIN_INDEX_BYTES: u64 = 1 << 20;
 
-/// When another index is begun.
+/// When another index is started.
 #[derive(Debug, Clone, Copy)]
-pub struct Roll {
+pub struct RollPolicy {
     documents: u64,
     bytes: Option<u64>,
 }
 
-impl Roll {
-    /// Under this limit of the disk.
-    pub fn within(disk: Option<u64>) -> Self {
+impl RollPolicy {
+    /// `disk` is the limit of the disk in bytes, if any.
+    pub fn for_disk_limit(disk: Option<u64>) -> Self {
         let bytes = disk.map(|disk| (disk / INDEX_SHARE).max(MIN_INDEX_BYTES));
         Self {
             documents: ROLL_DOCUMENTS,
@@ -64,17 +68,17 @@ impl Roll {
 
     fn is_due(&self, documents: u64, bytes: impl FnOnce() -> u64) -> bool {
         documents > 0
-            && (documents >= self.documents || self.bytes.is_some_and(|most| bytes() >= most))
+            && (documents >= self.documents || self.bytes.is_some_and(|max| bytes() >= max))
     }
 }
 
-/// Rows handed to the writer at once; its memory is looked at between them.
-const HAND_OVER: usize = 256;
-/// Segments of about one size that become one: fewer are merged more often, more are longer to
+/// Rows handed to the writer at once; it checks its memory between them.
+const WRITE_ROWS: usize = 256;
+/// Segments of similar size that are merged: fewer are merged more often, more take longer to
 /// search.
 const MERGE_SEGMENTS: usize = 10;
-/// The least memory tantivy works with.
-const LEAST_MEMORY: usize = 16 << 20;
+/// The least memory that tantivy works with.
+const MIN_MEMORY_BYTES: usize = 16 << 20;
 
 /// Feeds one stream's index.
 pub struct SearchView {
@@ -82,7 +86,7 @@ pub struct SearchView {
     stream: Arc<Stream>,
     writer: Option<IndexWriter<Row>>,
     memory: usize,
-    roll: Roll,
+    roll: RollPolicy,
     name: String,
     log: u64,
     zero: Lsn,
@@ -100,14 +104,14 @@ impl SearchView {
         log: u64,
         zero: Lsn,
         memory: usize,
-        roll: Roll,
+        roll: RollPolicy,
     ) -> Result<Self, ViewError> {
-        index.sync_names()?;
+        index.sync_folders()?;
         let committed = index.checkpoint(log, zero)?;
         index.set_visible(committed);
         let name = checkpoints::search(&stream.name);
-        // A merge beside it goes through its segments as they lie on the disk and takes little.
-        let memory = (memory / 4 * 3).max(LEAST_MEMORY);
+        // The rest is for merges, which read segments from the disk and take little.
+        let memory = (memory / 4 * 3).max(MIN_MEMORY_BYTES);
         Ok(Self {
             index,
             stream,
@@ -173,7 +177,7 @@ impl SearchView {
         };
         let mut at = first;
         while at < lsns.len() {
-            let end = (at + HAND_OVER).min(lsns.len());
+            let end = (at + WRITE_ROWS).min(lsns.len());
             let documents = (at..end).map(|row| {
                 UserOperation::Add(Row {
                     columns: columns.clone(),
@@ -189,15 +193,15 @@ impl SearchView {
         Ok(())
     }
 
-    /// Files of a commit that failed leave at once, as far as a new writer can be had.
-    fn remove_what_was_not_committed(&mut self) {
+    /// Removes the files of a failed commit, if a new writer can be opened.
+    fn remove_uncommitted_files(&mut self) {
         let removed = self.open_writer().is_ok()
             && self
                 .writer
                 .as_ref()
                 .is_some_and(|writer| writer.garbage_collect_files().wait().is_ok());
         if !removed {
-            // Which another commit does.
+            // The next commit removes them.
             self.writer = None;
         }
     }
@@ -219,7 +223,10 @@ impl SearchView {
             .iter()
             .map(|s| u64::from(s.num_docs()))
             .sum();
-        if self.roll.is_due(documents, || self.index.bytes_of(number)) {
+        if self
+            .roll
+            .is_due(documents, || self.index.part_bytes(number))
+        {
             if let Some(writer) = self.writer.take() {
                 writer.wait_merging_threads()?;
             }
@@ -262,7 +269,7 @@ impl View for SearchView {
         }
         self.applied = output.to;
         if self.since.is_none() {
-            // Nothing waits: everything up to here is found.
+            // Nothing is uncommitted: everything up to here can be found.
             self.index.set_visible(self.applied);
         }
         Ok(())
@@ -276,7 +283,7 @@ impl View for SearchView {
             && (self.waiting >= COMMIT_DOCUMENTS
                 || self.backlog.bytes() >= self.memory
                 || caught_up && age >= COMMIT_AFTER
-                || age >= COMMIT_AT_LAST)
+                || age >= MAX_COMMIT_DELAY)
     }
 
     fn commit(&mut self, all: bool) -> Result<(), ViewError> {
@@ -304,12 +311,34 @@ impl View for SearchView {
 
     fn reopen(&mut self) -> Result<(), ViewError> {
         self.writer = None;
-        self.remove_what_was_not_committed();
-        self.index.sync_names()?;
+        self.remove_uncommitted_files();
+        self.index.sync_folders()?;
         self.committed = self.index.checkpoint(self.log, self.zero)?;
         self.applied = self.committed;
         self.waiting = 0;
         self.since = None;
         self.index.reload(self.applied).map_err(|e| self.failed(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_rolled_by_documents_or_by_its_share_of_the_disk() {
+        let unlimited = RollPolicy::for_disk_limit(None);
+        let limited = RollPolicy::for_disk_limit(Some(160 << 20));
+        let tiny = RollPolicy::for_disk_limit(Some(1 << 20));
+        for (policy, documents, bytes, expected) in [
+            (unlimited, ROLL_DOCUMENTS - 1, u64::MAX, false),
+            (unlimited, ROLL_DOCUMENTS, 0, true),
+            (limited, 1, (10 << 20) - 1, false),
+            (limited, 1, 10 << 20, true),
+            (limited, 0, 10 << 20, false),
+            (tiny, 1, MIN_INDEX_BYTES - 1, false),
+        ] {
+            assert_eq!(policy.is_due(documents, || bytes), expected, "{policy:?}");
+        }
     }
 }

@@ -8,226 +8,64 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use tantivy::columnar::Column;
-use tantivy::query::{BooleanQuery, EnableScoring, Query, Scorer, Weight};
-use tantivy::{DocAddress, DocId, Searcher, SegmentOrdinal, SegmentReader};
+use tantivy::{DocAddress, SegmentOrdinal};
 
-use super::index::PartSearcher;
-use super::spans::{SPAN_DOCUMENTS, SegmentSummary, Span};
+use super::part::PartSearcher;
+pub use super::scan::{Alternatives, Conditions};
+use super::scan::{SegmentScan, Selection};
 use crate::event::{Lsn, Micros};
 
-/// Spans of the first round; what they give says how many the next one needs.
+/// Spans of the first round; its number of hits decides how many the next one visits.
 const FIRST_SPANS: usize = 4;
-/// The next round takes so many times what should be enough.
-const RESERVE: usize = 2;
-/// Outliers that are visited together.
-const OUTLIER_BATCH: usize = 256;
+/// The next round visits this many times the spans that should suffice.
+const SPANS_FACTOR: usize = 2;
 
-/// What must hold: of each of these, one.
-pub struct Conditions(pub Vec<Vec<Box<dyn Query>>>);
-
-impl Conditions {
-    pub fn query(&self) -> Box<dyn Query> {
-        let any = |queries: &Vec<Box<dyn Query>>| match queries.as_slice() {
-            [one] => one.box_clone(),
-            _ => Box::new(BooleanQuery::union(
-                queries.iter().map(|query| query.box_clone()).collect(),
-            )),
-        };
-        match self.0.as_slice() {
-            [one] => any(one),
-            all => Box::new(BooleanQuery::intersection(all.iter().map(any).collect())),
-        }
-    }
-
-    fn weights(&self, searcher: &Searcher) -> tantivy::Result<Weights> {
-        let weight =
-            |query: &dyn Query| query.weight(EnableScoring::disabled_from_searcher(searcher));
-        let any =
-            |queries: &Vec<Box<dyn Query>>| queries.iter().map(|query| weight(&**query)).collect();
-        Ok(Weights {
-            all: weight(&*self.query())?,
-            each: self.0.iter().map(any).collect::<tantivy::Result<_>>()?,
-        })
-    }
-}
-
-/// The conditions as one, and one by one.
-struct Weights {
-    all: Box<dyn Weight>,
-    each: Vec<Vec<Box<dyn Weight>>>,
-}
-
-/// What is looked for.
+/// A search for the newest hits.
 pub struct NewestHits<'a> {
     pub conditions: &'a Conditions,
-    /// What the words are remembered by, where there are no other conditions.
-    pub name: Option<&'a str>,
+    /// Key under which totals are cached; only where all conditions are about words.
+    pub cache_key: Option<&'a str>,
+    /// Event times from this one on, and before that one.
     pub from: Option<Micros>,
     pub to: Option<Micros>,
-    /// Only records up to this one.
-    pub upto: Option<Lsn>,
-    /// Hits come after this one, which are older.
+    /// The greatest LSN of a hit.
+    pub max_lsn: Option<Lsn>,
+    /// Hits are older than this one, the last of the previous page.
     pub after: Option<(Micros, Lsn)>,
-    pub wanted: usize,
+    pub limit: usize,
 }
 
-/// Where a hit is: its time, its LSN, the index, and the document in it.
-pub type Place = (Micros, Lsn, usize, DocAddress);
-
-struct Segment<'a> {
-    part: usize,
-    ordinal: SegmentOrdinal,
-    reader: &'a SegmentReader,
-    weights: Arc<Weights>,
-    is_by_words: bool,
-    known: Arc<SegmentSummary>,
-    times: Column<i64>,
-    lsns: Column<i64>,
+/// A hit and where its document is. Hits are ordered by time, then by LSN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HitAddress {
+    pub time: Micros,
+    pub lsn: Lsn,
+    /// The number of the index, and the document in it.
+    pub part: usize,
+    pub document: DocAddress,
 }
 
-/// Some documents of a segment.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Selection {
-    Span(usize),
-    /// By their numbers among the outliers, in the order of time.
-    Outliers(usize, usize),
-}
-
-impl Segment<'_> {
-    /// Hands on the query's documents in these spans, which ascend, and among these outliers.
-    fn each(&self, some: &[Selection], mut take: impl FnMut(DocId, Micros)) -> tantivy::Result<()> {
-        let mut found = self.weights.all.scorer(self.reader, 1.0)?;
-        let mut document = found.doc();
-        let mut outliers = Vec::new();
-        for among in some {
-            match among {
-                Selection::Span(span) => {
-                    let Range { start, end } = documents(*span);
-                    if document < start {
-                        document = found.seek(start);
-                    }
-                    // `TERMINATED` is greater than every document.
-                    while document < end {
-                        let time = self.times.first(document).unwrap_or(0);
-                        if self.known.spans[*span].has(time) {
-                            take(document, time);
-                        }
-                        document = found.advance();
-                    }
-                }
-                Selection::Outliers(first, end) => {
-                    outliers.extend(self.known.outliers.documents(&(*first..*end)));
-                }
-            }
-        }
-        if outliers.is_empty() {
-            return Ok(());
-        }
-        outliers.sort_unstable();
-        if !self.is_by_words {
-            // The distance is computed only for documents that match the words.
-            let mut found = self.weights.all.scorer(self.reader, 1.0)?;
-            for outlier in outliers {
-                if found.doc() == outlier || found.doc() < outlier && found.seek(outlier) == outlier
-                {
-                    take(outlier, self.times.first(outlier).unwrap_or(0));
-                }
-            }
-            return Ok(());
-        }
-        // Outliers are far apart, so each is sought on the posting lists alone: a union would
-        // decode thousands of documents around it.
-        let scorers = |any: &Vec<Box<dyn Weight>>| {
-            any.iter().map(|one| one.scorer(self.reader, 1.0)).collect()
-        };
-        let conditions = self.weights.each.iter().map(scorers);
-        let mut conditions = conditions.collect::<tantivy::Result<Vec<Vec<Box<dyn Scorer>>>>>()?;
-        for outlier in outliers {
-            let mut is_in = |found: &mut Box<dyn Scorer>| {
-                found.doc() == outlier || found.doc() < outlier && found.seek(outlier) == outlier
-            };
-            if conditions
-                .iter_mut()
-                .all(|any| any.iter_mut().any(&mut is_in))
-            {
-                take(outlier, self.times.first(outlier).unwrap_or(0));
-            }
-        }
-        Ok(())
-    }
-
-    /// What of the segment has events between two times, with the time of the last.
-    fn between(
-        &self,
-        from: Option<Micros>,
-        to: Option<Micros>,
-    ) -> impl Iterator<Item = (Micros, Selection)> {
-        let overlaps = move |span: &Span| {
-            from.is_none_or(|from| span.last >= from) && to.is_none_or(|to| span.first < to)
-        };
-        let spans = self
-            .known
-            .spans
-            .iter()
-            .enumerate()
-            .filter(move |(_, span)| overlaps(span));
-        let outliers = self.known.outliers.between(from, to);
-        let end = outliers.end;
-        let outliers = outliers
-            .step_by(OUTLIER_BATCH)
-            .map(move |first| first..(first + OUTLIER_BATCH).min(end));
-        let outliers = outliers.map(|some| {
-            (
-                self.known.outliers.last(&some),
-                Selection::Outliers(some.start, some.end),
-            )
-        });
-        spans
-            .map(|(at, span)| (span.last, Selection::Span(at)))
-            .chain(outliers)
-    }
-
-    fn lsn(&self, document: DocId) -> Lsn {
-        self.lsns.first(document).unwrap_or(0) as Lsn
-    }
-}
-
-fn documents(span: usize) -> Range<DocId> {
-    let start = span as DocId * SPAN_DOCUMENTS;
-    start..start.saturating_add(SPAN_DOCUMENTS)
-}
+/// A selection of a segment, with its last event time and the number of the segment.
+type Candidates = (Micros, usize, Selection);
 
 impl NewestHits<'_> {
-    /// The newest hits, in order, and how many there are in all; those before `after` are counted,
-    /// too.
-    pub fn find(&self, searchers: &[PartSearcher]) -> tantivy::Result<(Vec<Place>, usize)> {
+    /// The newest hits in descending order, and the total of all pages.
+    pub fn find(&self, searchers: &[PartSearcher]) -> tantivy::Result<(Vec<HitAddress>, usize)> {
         let segments = self.segments(searchers)?;
         let mut total = 0;
         for segment in &segments {
             total += self.count(segment)? as usize;
         }
-        // What comes after a hit is of its time, or older.
-        let end = self.after.map(|(time, _)| time.saturating_add(1));
-        let to = self.to.into_iter().chain(end).min();
-        let mut spans: Vec<(Micros, usize, Selection)> = Vec::new();
-        for (number, segment) in segments.iter().enumerate() {
-            spans.extend(
-                segment
-                    .between(self.from, to)
-                    .map(|(last, some)| (last, number, some)),
-            );
-        }
-        spans.sort_unstable_by_key(|(last, ..)| Reverse(*last));
-        let (mut hits, mut rest, mut round) = (BinaryHeap::new(), spans.as_slice(), FIRST_SPANS);
+        let candidates = self.candidates(&segments);
+        let (mut hits, mut rest, mut round) =
+            (BinaryHeap::new(), candidates.as_slice(), FIRST_SPANS);
         while !rest.is_empty() {
             let oldest = hits
                 .peek()
-                .filter(|_| hits.len() >= self.wanted)
-                .map(|Reverse((time, ..)): &Reverse<Place>| *time);
+                .filter(|_| hits.len() >= self.limit)
+                .map(|Reverse(hit): &Reverse<HitAddress>| hit.time);
             // At equal times the greater LSN is newer, so a span that ends at the oldest hit's time
             // is still visited.
             let left =
@@ -236,111 +74,128 @@ impl NewestHits<'_> {
             if now.is_empty() {
                 break;
             }
-            self.look_into(&segments, now, &mut hits)?;
+            self.collect(&segments, now, &mut hits)?;
             rest = later;
-            let needed = (now.len() * self.wanted)
-                .checked_div(hits.len())
-                .unwrap_or(rest.len());
-            round = needed.saturating_mul(RESERVE).max(FIRST_SPANS);
+            round = next_round(now.len(), hits.len(), self.limit, rest.len());
         }
-        let mut hits: Vec<Place> = hits.into_iter().map(|Reverse(hit)| hit).collect();
+        let mut hits: Vec<HitAddress> = hits.into_iter().map(|Reverse(hit)| hit).collect();
         hits.sort_unstable_by_key(|hit| Reverse(*hit));
         Ok((hits, total))
     }
 
-    fn segments<'s>(&self, searchers: &'s [PartSearcher]) -> tantivy::Result<Vec<Segment<'s>>> {
+    /// The selections that may have hits of this page, those that end last first.
+    fn candidates(&self, segments: &[SegmentScan<'_>]) -> Vec<Candidates> {
+        // Hits after the previous page are at most as new as its last hit.
+        let end = self.after.map(|(time, _)| time.saturating_add(1));
+        let to = self.to.into_iter().chain(end).min();
+        let mut candidates: Vec<Candidates> = Vec::new();
+        for (number, segment) in segments.iter().enumerate() {
+            candidates.extend(
+                segment
+                    .selections_between(self.from, to)
+                    .map(|(last, selection)| (last, number, selection)),
+            );
+        }
+        candidates.sort_unstable_by_key(|(last, ..)| Reverse(*last));
+        candidates
+    }
+
+    fn segments<'s>(&self, searchers: &'s [PartSearcher]) -> tantivy::Result<Vec<SegmentScan<'s>>> {
         let mut segments = Vec::new();
         for (
             part,
             PartSearcher {
                 searcher,
-                segments: known,
+                segments: summaries,
                 ..
             },
         ) in searchers.iter().enumerate()
         {
             let weights = Arc::new(self.conditions.weights(searcher)?);
-            for (ordinal, (reader, known)) in
-                searcher.segment_readers().iter().zip(known).enumerate()
-            {
-                if !self.overlaps(known.all.first, known.all.last) {
+            let readers = searcher.segment_readers().iter().zip(summaries);
+            for (ordinal, (reader, summary)) in readers.enumerate() {
+                if !self.overlaps(summary.range.first, summary.range.last) {
                     continue;
                 }
                 let column = |name| reader.fast_fields().i64(name);
-                let (times, lsns) = (column("event_time")?, column("lsn")?);
-                let ordinal = ordinal as SegmentOrdinal;
-                segments.push(Segment {
+                segments.push(SegmentScan {
                     part,
-                    ordinal,
+                    ordinal: ordinal as SegmentOrdinal,
                     reader,
                     weights: weights.clone(),
-                    is_by_words: self.name.is_some(),
-                    known: known.clone(),
-                    times,
-                    lsns,
+                    has_only_words: self.cache_key.is_some(),
+                    summary: summary.clone(),
+                    times: column("event_time")?,
+                    lsns: column("lsn")?,
                 });
             }
         }
         Ok(segments)
     }
 
-    fn is_in(&self, time: Micros) -> bool {
-        self.from.is_none_or(|from| time >= from) && self.to.is_none_or(|to| time < to)
+    fn contains(&self, time: Micros) -> bool {
+        self.overlaps(time, time)
     }
 
     fn overlaps(&self, first: Micros, last: Micros) -> bool {
         self.from.is_none_or(|from| last >= from) && self.to.is_none_or(|to| first < to)
     }
 
-    fn count(&self, segment: &Segment<'_>) -> tantivy::Result<u32> {
-        let known = &segment.known;
-        let upto = self.upto.filter(|upto| known.last_lsn > *upto);
-        if upto.is_none() && self.is_in(known.all.first) && self.is_in(known.all.last) {
-            return known.count(self.name, || segment.weights.all.count(segment.reader));
+    fn count(&self, segment: &SegmentScan<'_>) -> tantivy::Result<u32> {
+        let summary = &segment.summary;
+        let max_lsn = self.max_lsn.filter(|max| summary.last_lsn > *max);
+        if max_lsn.is_none()
+            && self.contains(summary.range.first)
+            && self.contains(summary.range.last)
+        {
+            return summary.count(self.cache_key, || segment.weights.all.count(segment.reader));
         }
-        let some: Vec<Selection> = segment
-            .between(self.from, self.to)
-            .map(|(_, some)| some)
+        let selections: Vec<Selection> = segment
+            .selections_between(self.from, self.to)
+            .map(|(_, selection)| selection)
             .collect();
         let mut number = 0;
-        segment.each(&some, |document, time| {
+        segment.for_each_match(&selections, |document, time| {
             number += u32::from(
-                self.is_in(time) && upto.is_none_or(|upto| segment.lsn(document) <= upto),
+                self.contains(time) && max_lsn.is_none_or(|max| segment.lsn(document) <= max),
             );
         })?;
         Ok(number)
     }
 
-    /// Adds the hits of some spans; the newest stay.
-    fn look_into(
+    /// Adds the hits in some selections; the newest `limit` remain.
+    fn collect(
         &self,
-        segments: &[Segment<'_>],
-        spans: &[(Micros, usize, Selection)],
-        hits: &mut BinaryHeap<Reverse<Place>>,
+        segments: &[SegmentScan<'_>],
+        candidates: &[Candidates],
+        hits: &mut BinaryHeap<Reverse<HitAddress>>,
     ) -> tantivy::Result<()> {
-        let mut spans: Vec<(usize, Selection)> = spans
+        let mut selections: Vec<(usize, Selection)> = candidates
             .iter()
-            .map(|(_, segment, some)| (*segment, some.clone()))
+            .map(|(_, segment, selection)| (*segment, selection.clone()))
             .collect();
-        spans.sort_unstable();
-        for spans in spans.chunk_by(|a, b| a.0 == b.0) {
-            let segment = &segments[spans[0].0];
-            let some: Vec<Selection> = spans.iter().map(|(_, some)| some.clone()).collect();
-            segment.each(&some, |document, time| {
+        selections.sort_unstable();
+        for of_segment in selections.chunk_by(|a, b| a.0 == b.0) {
+            let segment = &segments[of_segment[0].0];
+            let selections: Vec<Selection> = of_segment
+                .iter()
+                .map(|(_, selection)| selection.clone())
+                .collect();
+            segment.for_each_match(&selections, |document, time| {
                 let lsn = segment.lsn(document);
-                let is_on_page = self.is_in(time)
-                    && self.upto.is_none_or(|upto| lsn <= upto)
+                let is_on_page = self.contains(time)
+                    && self.max_lsn.is_none_or(|max| lsn <= max)
                     && self.after.is_none_or(|after| (time, lsn) < after);
                 if !is_on_page {
                     return;
                 }
-                let hit = Reverse((
+                let hit = Reverse(HitAddress {
                     time,
                     lsn,
-                    segment.part,
-                    DocAddress::new(segment.ordinal, document),
-                ));
-                if hits.len() < self.wanted {
+                    part: segment.part,
+                    document: DocAddress::new(segment.ordinal, document),
+                });
+                if hits.len() < self.limit {
                     hits.push(hit);
                 } else if let Some(mut oldest) = hits.peek_mut()
                     && hit < *oldest
@@ -353,13 +208,19 @@ impl NewestHits<'_> {
     }
 }
 
+/// How many of the `left` spans are visited next, after `visited` ones gave `hits`.
+fn next_round(visited: usize, hits: usize, limit: usize, left: usize) -> usize {
+    let needed = (visited * limit).checked_div(hits).unwrap_or(left);
+    needed.saturating_mul(SPANS_FACTOR).max(FIRST_SPANS)
+}
+
 #[cfg(test)]
 mod tests {
     use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
     use tantivy::indexer::NoMergePolicy;
-    use tantivy::query::{AllQuery, TermQuery};
+    use tantivy::query::{AllQuery, Query, TermQuery};
     use tantivy::schema::IndexRecordOption;
     use tantivy::{IndexWriter, Term};
 
@@ -375,8 +236,8 @@ mod tests {
         words: Vec<&'static str>,
     }
 
-    /// A stream in the order of arrival: most events in the order of time, some late, a few with
-    /// clocks that are fast.
+    /// A stream in the order of arrival: most events in the order of time, some late, a few from
+    /// fast clocks.
     fn events(random: &mut SmallRng, count: i64, disorder: i64) -> Vec<Event> {
         let event = |lsn: i64| {
             let time = match random.random_range(0..100 / disorder) {
@@ -458,17 +319,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_what_a_look_at_every_document_finds() {
+    fn hits_are_those_of_a_full_scan() {
         compare(1);
     }
 
     #[test]
-    fn so_it_is_of_a_stream_without_order() {
+    fn hits_are_those_of_a_full_scan_without_order_in_the_stream() {
         compare(50);
     }
 
     #[test]
-    fn hits_are_read_also_when_a_merge_has_replaced_their_segments() {
+    fn hits_are_readable_after_a_merge_has_replaced_their_segments() {
         let random = &mut SmallRng::seed_from_u64(7);
         let folder = tempfile::tempdir().expect("a folder");
         let def = SearchDef {
@@ -478,22 +339,22 @@ mod tests {
         };
         let index = SearchIndex::open(&folder.path().join("s"), &def, true)
             .expect("opens")
-            .expect("is there");
+            .expect("exists");
         let events = events(random, 300, 1);
         add(&index, &events[..200], 4, false);
         let searchers = index.searchers().0;
-        // The rest, and a merge of all, after which nothing that was there before is left.
+        // The rest, and a merge of everything, which replaces all segments.
         add(&index, &events[200..], 1, true);
         let mut rows = RowReader::default();
         let mut lsns = Vec::new();
-        for (segment, known) in searchers[0].segments.iter().enumerate() {
+        for (segment, summary) in searchers[0].segments.iter().enumerate() {
             for document in 0..searchers[0]
                 .searcher
                 .segment_reader(segment as u32)
                 .max_doc()
             {
                 let row = rows
-                    .read(0, &known.rows, DocAddress::new(segment as u32, document))
+                    .read(0, &summary.rows, DocAddress::new(segment as u32, document))
                     .expect("a row");
                 lsns.push(crate::operators::lsns(&row)[0]);
             }
@@ -519,7 +380,7 @@ mod tests {
         };
         let index = SearchIndex::open(&folder.path().join("s"), &def, true)
             .expect("opens")
-            .expect("is there");
+            .expect("exists");
         let events = events(random, 40_000, disorder);
         add(&index, &events[..20_000], 3, true);
         add(&index, &events[20_000..28_000], 2, false);
@@ -537,41 +398,41 @@ mod tests {
                 .into_iter()
                 .filter(|_| random.random_range(0..3) == 0)
                 .collect();
-            let mut must: Vec<Vec<Box<dyn Query>>> = words
+            let mut clauses: Vec<Vec<Box<dyn Query>>> = words
                 .iter()
                 .map(|word| vec![term(word), term("none")])
                 .collect();
-            must.push(vec![Box::new(AllQuery)]);
-            let conditions = Conditions(must);
-            let name = words.join(" ");
-            let name = (round % 4 > 0).then_some(name.as_str());
+            clauses.push(vec![Box::new(AllQuery)]);
+            let conditions = Conditions(clauses);
+            let key = words.join(" ");
+            let cache_key = (round % 4 > 0).then_some(key.as_str());
             let mut maybe = |low: i64, high: i64| {
                 let number = random.random_range(low..high);
                 (random.random_range(0..2) == 0).then_some(number)
             };
             let from = maybe(-1, 13_500);
             let to = maybe(-1, 13_500).map(|to| to.max(from.unwrap_or(-1)) + 1);
-            let upto = maybe(1, 41_000).map(|lsn| lsn as Lsn);
+            let max_lsn = maybe(1, 41_000).map(|lsn| lsn as Lsn);
             let after = maybe(0, 14_000).map(|time| (time, 17_000));
-            let wanted = maybe(1, 60).unwrap_or(21) as usize;
+            let limit = maybe(1, 60).unwrap_or(21) as usize;
             let newest = NewestHits {
                 conditions: &conditions,
-                name,
+                cache_key,
                 from,
                 to,
-                upto,
+                max_lsn,
                 after,
-                wanted,
+                limit,
             };
             let (found, total) = newest.find(&searchers).expect("an answer");
-            let is_found = |e: &&Event| {
+            let matches = |e: &&Event| {
                 words.iter().all(|word| e.words.contains(word))
-                    && newest.is_in(e.time)
-                    && upto.is_none_or(|upto| e.lsn <= upto)
+                    && newest.contains(e.time)
+                    && max_lsn.is_none_or(|max| e.lsn <= max)
             };
             let all: Vec<(Micros, Lsn)> = events
                 .iter()
-                .filter(is_found)
+                .filter(matches)
                 .map(|e| (e.time, e.lsn))
                 .collect();
             assert_eq!(total, all.len(), "round {round}, {words:?}");
@@ -580,12 +441,27 @@ mod tests {
                 .filter(|at| after.is_none_or(|after| *at < after))
                 .collect();
             page.sort_unstable_by_key(|at| Reverse(*at));
-            page.truncate(wanted);
+            page.truncate(limit);
             assert_eq!(
-                found.iter().map(|hit| (hit.0, hit.1)).collect::<Vec<_>>(),
+                found
+                    .iter()
+                    .map(|hit| (hit.time, hit.lsn))
+                    .collect::<Vec<_>>(),
                 page,
                 "round {round}, {words:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_next_round_visits_twice_what_should_suffice() {
+        for (visited, hits, limit, left, expected) in [
+            (4, 2, 20, 100, 80),
+            (4, 20, 20, 100, 8),
+            (4, 0, 20, 100, 200),
+            (4, 20, 1, 0, FIRST_SPANS),
+        ] {
+            assert_eq!(next_round(visited, hits, limit, left), expected);
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The rows of an index's documents, as a file of each segment beside tantivy's own
-//! (`SEGMENT.rows`): what is found is shown without the lake, where a row is spread over a page of
-//! each of its columns, a hundred times as many bytes.
+//! The rows of an index's documents, in a file per segment (`SEGMENT.rows`) next to tantivy's own:
+//! hits are shown without the lake, where a row is spread over a page of each of its columns, a
+//! hundred times as many bytes.
 //!
 //! ```text
 //! block*     rows in the order of the documents, as [`block`] packs them
-//! entry*     of each block: u32 documents up to its end, u64 bytes up to its end, u32 CRC-32C of its bytes
+//! entry*     per block: u32 documents up to its end, u64 bytes up to its end, u32 CRC-32C of its bytes
 //! u32        number of blocks
 //! ```
-//! Numbers are little-endian. Tantivy writes the file with the segment, sums it, and removes it
-//! with the segment; a merge copies blocks as they are and joins small ones, of which a slow stream
+//! Numbers are little-endian. Tantivy writes, checksums and removes the file with its segment; a
+//! merge copies blocks as they are and joins small ones, of which a slow stream
 //! has many.
 
 use std::any::Any;
@@ -37,8 +37,8 @@ use super::block::{self, BLOCK_BYTES, BLOCK_ROWS, Packer};
 use super::document::Row;
 
 const EXTENSION: &str = "rows";
-const SUM_BYTES: usize = 4;
-const ENTRY_BYTES: usize = 4 + 8 + SUM_BYTES;
+const CHECKSUM_BYTES: usize = 4;
+const ENTRY_BYTES: usize = 4 + 8 + CHECKSUM_BYTES;
 const COUNT_BYTES: usize = 4;
 /// A merge joins blocks with fewer rows and fewer packed bytes.
 const SMALL_ROWS: u32 = BLOCK_ROWS as u32 / 2;
@@ -56,16 +56,17 @@ fn failed(error: &ArrowError) -> TantivyError {
     TantivyError::InternalError(error.to_string())
 }
 
-/// Keeps the rows of the documents of a `SearchView`.
+/// Tantivy plugin that stores the rows of a `SearchView`'s documents.
 pub struct RowStore;
 
 impl RowStore {
+    /// Whether a file of an index has rows.
     pub fn is_file(path: &Path) -> bool {
         path.extension()
             .is_some_and(|extension| extension == EXTENSION)
     }
 
-    /// Whether an index was made with it, by the contents of its `meta.json`.
+    /// Whether an index stores rows, by its `meta.json`.
     pub fn is_named(meta: &serde_json::Value) -> bool {
         meta["persisted_custom_extensions"]
             .as_array()
@@ -96,17 +97,17 @@ impl SegmentPlugin for RowStore {
             let rows = StoredRows::open(reader)?;
             for number in 0..rows.count {
                 let block = rows.block(number)?;
-                // A damaged block is copied with its old checksum: readers report it, and merges
-                // are not blocked.
+                // A damaged block is copied with its old checksum: readers report it, merges go
+                // through.
                 if block.checksum_matches()
                     && block.rows < SMALL_ROWS
                     && block.packed.len() < SMALL_BYTES
                 {
-                    let batch = Arc::new(Rows::new(block.unpack()?.0));
+                    let batch = Arc::new(StoredBatch::new(block.unpack()?.0));
                     (0..batch.batch.num_rows()).try_for_each(|row| writer.add(&batch, row))?;
                 } else {
                     writer.flush()?;
-                    writer.write(&block.packed, block.rows, block.sum)?;
+                    writer.write(&block.packed, block.rows, block.checksum)?;
                 }
             }
         }
@@ -114,13 +115,13 @@ impl SegmentPlugin for RowStore {
     }
 }
 
-/// A batch of rows that are stored.
-pub struct Rows {
+/// A batch whose rows are stored.
+pub struct StoredBatch {
     pub batch: RecordBatch,
     row_bytes: usize,
 }
 
-impl Rows {
+impl StoredBatch {
     pub fn new(batch: RecordBatch) -> Self {
         Self {
             row_bytes: block::row_bytes(&batch),
@@ -128,7 +129,7 @@ impl Rows {
         }
     }
 
-    /// Approximately how many bytes one takes.
+    /// Approximate average bytes of a row.
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
@@ -138,12 +139,12 @@ impl Rows {
 struct RowWriter {
     out: WritePtr,
     packer: Packer,
-    /// What is written.
+    /// Documents and bytes in the blocks that are written.
     documents: u32,
     bytes: u64,
     entries: Vec<u8>,
-    /// Rows that are not a block yet, with where they lie in their batches.
-    waiting: Vec<(Arc<Rows>, Range<usize>)>,
+    /// Ranges of batches that are not written yet.
+    waiting: Vec<(Arc<StoredBatch>, Range<usize>)>,
     waiting_rows: usize,
     waiting_bytes: usize,
 }
@@ -162,7 +163,7 @@ impl RowWriter {
         })
     }
 
-    fn add(&mut self, rows: &Arc<Rows>, row: usize) -> tantivy::Result<()> {
+    fn add(&mut self, rows: &Arc<StoredBatch>, row: usize) -> tantivy::Result<()> {
         match self.waiting.last_mut() {
             Some((last, range)) if Arc::ptr_eq(last, rows) && range.end == row => range.end += 1,
             Some((last, _)) if last.batch.schema_ref() != rows.batch.schema_ref() => {
@@ -179,7 +180,7 @@ impl RowWriter {
         Ok(())
     }
 
-    /// Makes blocks of what waits.
+    /// Writes the waiting rows as blocks.
     fn flush(&mut self) -> tantivy::Result<()> {
         let slices: Vec<RecordBatch> = self
             .waiting
@@ -197,14 +198,14 @@ impl RowWriter {
         Ok(())
     }
 
-    fn write(&mut self, packed: &[u8], rows: u32, sum: u32) -> tantivy::Result<()> {
+    fn write(&mut self, packed: &[u8], rows: u32, checksum: u32) -> tantivy::Result<()> {
         self.out.write_all(packed)?;
         self.documents += rows;
         self.bytes += packed.len() as u64;
         self.entries
             .extend_from_slice(&self.documents.to_le_bytes());
         self.entries.extend_from_slice(&self.bytes.to_le_bytes());
-        self.entries.extend_from_slice(&sum.to_le_bytes());
+        self.entries.extend_from_slice(&checksum.to_le_bytes());
         Ok(())
     }
 
@@ -247,7 +248,7 @@ impl PluginWriter for RowWriter {
     }
 }
 
-/// The rows of a segment.
+/// Reads the rows of a segment.
 pub struct StoredRows {
     blocks: FileSlice,
     entries: OwnedBytes,
@@ -257,13 +258,13 @@ pub struct StoredRows {
 struct Block {
     packed: OwnedBytes,
     rows: u32,
-    /// What its bytes had when they were written.
-    sum: u32,
+    /// Of the bytes as they were written.
+    checksum: u32,
 }
 
 impl Block {
     fn checksum_matches(&self) -> bool {
-        crc32c::crc32c(&self.packed) == self.sum
+        crc32c::crc32c(&self.packed) == self.checksum
     }
 
     fn unpack(&self) -> tantivy::Result<(RecordBatch, usize)> {
@@ -285,15 +286,16 @@ impl Block {
 impl StoredRows {
     pub fn open(segment: &SegmentReader) -> tantivy::Result<Self> {
         let file = segment.open_read(component())?;
-        let cut = || corrupt("the file of its rows was cut");
-        let body = file.len().checked_sub(COUNT_BYTES).ok_or_else(cut)?;
+        let truncated = || corrupt("the file of its rows was truncated");
+        let body = file.len().checked_sub(COUNT_BYTES).ok_or_else(truncated)?;
         let (body, count) = file.split(body);
         let count = count.read_bytes()?;
-        let count = u32::from_le_bytes(count.as_slice().try_into().map_err(|_| cut())?) as usize;
+        let count =
+            u32::from_le_bytes(count.as_slice().try_into().map_err(|_| truncated())?) as usize;
         let blocks = body
             .len()
             .checked_sub(count * ENTRY_BYTES)
-            .ok_or_else(cut)?;
+            .ok_or_else(truncated)?;
         let (blocks, entries) = body.split(blocks);
         Ok(Self {
             blocks,
@@ -302,12 +304,12 @@ impl StoredRows {
         })
     }
 
-    /// Documents whose rows there are.
+    /// The number of documents that have a row.
     pub fn documents(&self) -> u32 {
         self.end(self.count).0
     }
 
-    /// The block that has a document's row, and the number of the row in it.
+    /// The block that has a document's row, and the index of the row in it.
     fn locate(&self, document: DocId) -> tantivy::Result<(usize, usize)> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
@@ -346,34 +348,33 @@ impl StoredRows {
         let ((first, from), (end, to)) = (self.end(number), self.end(number + 1));
         if first > end || from > to || to > self.blocks.len() as u64 {
             return Err(corrupt(
-                "the places of its rows are not those that were written",
+                "the offsets of its rows are not those that were written",
             ));
         }
         let packed = self.blocks.slice(from as usize..to as usize).read_bytes()?;
-        let sum = self.entries[..(number + 1) * ENTRY_BYTES]
+        let checksum = self.entries[..(number + 1) * ENTRY_BYTES]
             .last_chunk()
             .copied()
             .unwrap_or_default();
         Ok(Block {
             packed,
             rows: end - first,
-            sum: u32::from_le_bytes(sum),
+            checksum: u32::from_le_bytes(checksum),
         })
     }
 }
 
-/// Reads rows of documents. Unpacked blocks are cached until `clear`, because hits are often
-/// neighbours.
+/// Reads rows of documents. Unpacked blocks are cached until `clear`: hits are often neighbours.
 #[derive(Default)]
 pub struct RowReader {
     /// By index, segment and block.
     blocks: HashMap<(usize, SegmentOrdinal, usize), RecordBatch>,
-    /// What the blocks were unpacked to.
+    /// Unpacked bytes of the blocks.
     pub bytes: usize,
 }
 
 impl RowReader {
-    /// The one row of a document, from its segment of the index with this number.
+    /// The row of a document as a batch of one row; `rows` is its segment, of the index `part`.
     pub fn read(
         &mut self,
         part: usize,
@@ -391,7 +392,7 @@ impl RowReader {
         };
         if row >= block.num_rows() {
             return Err(corrupt(
-                "the places of its rows are not those that were written",
+                "the offsets of its rows are not those that were written",
             ));
         }
         Ok(block.slice(row, 1))
@@ -410,7 +411,7 @@ mod tests {
     use tantivy::{Index, IndexBuilder, IndexWriter};
 
     use super::super::document::{Backlog, Columns};
-    use super::super::index::schema;
+    use super::super::format::schema;
     use super::*;
     use crate::schema::SearchDef;
 
@@ -423,18 +424,18 @@ mod tests {
             .expect("a batch")
     }
 
-    struct Test {
+    struct TestIndex {
         index: Index,
         writer: IndexWriter<Row>,
         batches: Vec<RecordBatch>,
     }
 
-    impl Test {
+    impl TestIndex {
         fn new() -> Self {
-            Self::made(|builder| builder.create_in_ram())
+            Self::create(|builder| builder.create_in_ram())
         }
 
-        fn made(make: impl FnOnce(IndexBuilder) -> tantivy::Result<Index>) -> Self {
+        fn create(make: impl FnOnce(IndexBuilder) -> tantivy::Result<Index>) -> Self {
             let def = SearchDef {
                 text: vec!["s".into()],
                 exact: Vec::new(),
@@ -445,8 +446,8 @@ mod tests {
                 .register_plugin(Arc::new(RowStore));
             let index = make(builder).expect("an index");
             index.tokenizers().register(
-                super::super::text::NAME,
-                super::super::text::Words::default(),
+                super::super::text::TOKENIZER_NAME,
+                super::super::text::TextTokenizer::default(),
             );
             let writer: IndexWriter<Row> = index
                 .writer_with_num_threads(1, 16 << 20)
@@ -491,16 +492,16 @@ mod tests {
             self.writer.merge(&segments).wait().expect("merged");
         }
 
-        /// Every row as it is stored, in the order of LSNs, and the number of blocks.
+        /// Every stored row, in the order of LSNs, and the number of blocks.
         fn rows(&self) -> (Vec<RecordBatch>, usize) {
             let searcher = self.index.reader().expect("a reader").searcher();
             let (mut rows, mut blocks) = (Vec::new(), 0);
             let mut reader = RowReader::default();
-            for (segment, of) in searcher.segment_readers().iter().enumerate() {
-                let stored = StoredRows::open(of).expect("its rows");
+            for (number, segment) in searcher.segment_readers().iter().enumerate() {
+                let stored = StoredRows::open(segment).expect("its rows");
                 blocks += stored.count;
-                for document in 0..of.max_doc() {
-                    let at = DocAddress::new(segment as u32, document);
+                for document in 0..segment.max_doc() {
+                    let at = DocAddress::new(number as u32, document);
                     rows.push(reader.read(0, &stored, at).expect("a row"));
                 }
             }
@@ -510,21 +511,21 @@ mod tests {
 
         fn check(&self) -> usize {
             let (found, blocks) = self.rows();
-            let want: Vec<RecordBatch> = self
+            let expected: Vec<RecordBatch> = self
                 .batches
                 .iter()
                 .flat_map(|batch| (0..batch.num_rows()).map(|row| batch.slice(row, 1)))
                 .collect();
-            assert_eq!(found, want);
+            assert_eq!(found, expected);
             blocks
         }
     }
 
     #[test]
-    fn rows_are_those_that_were_added_in_whatever_segments_they_lie() {
-        let mut test = Test::new();
+    fn rows_are_those_that_were_added_in_any_segments() {
+        let mut test = TestIndex::new();
         test.add(batch(0..300, "s", 10));
-        // A configuration with other columns.
+        // From a configuration with other columns.
         test.add(batch(300..310, "other", 10));
         test.commit();
         test.add(batch(310..311, "s", 1));
@@ -542,7 +543,7 @@ mod tests {
 
     #[test]
     fn a_merge_joins_the_blocks_of_a_slow_stream() {
-        let mut test = Test::new();
+        let mut test = TestIndex::new();
         for lsn in 0..200 {
             test.add(batch(lsn..lsn + 1, "s", 10));
             test.commit();
@@ -553,9 +554,9 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_block_keeps_no_merge_from_the_others() {
+    fn a_damaged_block_does_not_block_a_merge() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut test = Test::made(|builder| builder.create_in_dir(&folder));
+        let mut test = TestIndex::create(|builder| builder.create_in_dir(&folder));
         test.add(batch(0..10, "s", 10));
         test.commit();
         let mut files = std::fs::read_dir(&folder)
@@ -581,7 +582,7 @@ mod tests {
 
     #[test]
     fn a_block_is_bounded_by_bytes() {
-        let mut test = Test::new();
+        let mut test = TestIndex::new();
         test.add(batch(0..100, "s", BLOCK_BYTES / 8));
         test.commit();
         let blocks = test.check();

@@ -16,12 +16,12 @@ use crate::event::{Lsn, Micros};
 
 /// Documents of a span.
 pub const SPAN_DOCUMENTS: DocId = 4_096;
-/// At most one document in so many is kept as an outlier, at 12 bytes each. A segment with more
-/// keeps none: its spans cover all their documents.
+/// At most one document in this many is an outlier, at 12 bytes each. A segment with more has none:
+/// its spans cover all their documents.
 const MIN_DOCUMENTS_PER_OUTLIER: DocId = 16;
-/// Queries whose counts are cached per segment, and the longest name of one.
-const REMEMBERED: usize = 256;
-const LONGEST_BYTES: usize = 256;
+/// Counts that are cached per segment, and the longest key of one.
+const MAX_CACHED_COUNTS: usize = 256;
+const MAX_KEY_BYTES: usize = 256;
 
 /// The first and the last of some event times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Span {
 }
 
 impl Span {
-    fn of(times: impl Iterator<Item = Micros>) -> Self {
+    fn covering(times: impl Iterator<Item = Micros>) -> Self {
         let none = Self {
             first: Micros::MAX,
             last: Micros::MIN,
@@ -42,31 +42,31 @@ impl Span {
         })
     }
 
-    pub fn has(&self, time: Micros) -> bool {
+    pub fn contains(&self, time: Micros) -> bool {
         (self.first..=self.last).contains(&time)
     }
 
-    /// The range of most of these times, without outliers: a time is one if it is more than three
-    /// times as far from the median as the first (last) sixteenth of the times is, so at most an
-    /// eighth are. Example: for 100, 101, … 199 and 3, 5 and 9,000 it is 100 to 199.
-    fn of_bulk(times: &[Micros]) -> Self {
+    /// The range of these times without outliers: a time is one if it is more than three times as
+    /// far from the median as the first (last) sixteenth of the times is, so at most an eighth are.
+    /// Example: for 100, 101, … 199 and 3, 5 and 9,000 it is 100 to 199.
+    fn without_outliers(times: &[Micros]) -> Self {
         let mut sorted = times.to_vec();
         let (count, few) = (sorted.len(), sorted.len() / 16);
         if few == 0 {
-            return Self::of(sorted.into_iter());
+            return Self::covering(sorted.into_iter());
         }
         let middle = *sorted.select_nth_unstable(count / 2).1;
         let low = *sorted[..count / 2].select_nth_unstable(few).1;
         let high = *sorted[count / 2..]
             .select_nth_unstable(count - count / 2 - 1 - few)
             .1;
-        let least = middle.saturating_sub(middle.saturating_sub(low).saturating_mul(3));
-        let most = middle.saturating_add(high.saturating_sub(middle).saturating_mul(3));
-        Self::of(
+        let low_fence = middle.saturating_sub(middle.saturating_sub(low).saturating_mul(3));
+        let high_fence = middle.saturating_add(high.saturating_sub(middle).saturating_mul(3));
+        Self::covering(
             times
                 .iter()
                 .copied()
-                .filter(|time| (least..=most).contains(time)),
+                .filter(|time| (low_fence..=high_fence).contains(time)),
         )
     }
 }
@@ -81,13 +81,13 @@ pub struct Outliers {
 }
 
 impl Outliers {
-    fn of(mut outliers: Vec<(Micros, DocId)>) -> Self {
+    fn new(mut outliers: Vec<(Micros, DocId)>) -> Self {
         outliers.sort_unstable();
         let (times, documents) = outliers.into_iter().unzip();
         Self { times, documents }
     }
 
-    /// The numbers of those between two times.
+    /// The numbers of the outliers from a time on and before another.
     pub fn between(&self, from: Option<Micros>, to: Option<Micros>) -> Range<usize> {
         let first = from.map_or(0, |from| self.times.partition_point(|time| *time < from));
         let end = to.map_or(self.times.len(), |to| {
@@ -96,6 +96,7 @@ impl Outliers {
         first..end.max(first)
     }
 
+    /// The last time of these outliers.
     pub fn last(&self, numbers: &Range<usize>) -> Micros {
         self.times[numbers.clone()]
             .last()
@@ -103,7 +104,7 @@ impl Outliers {
             .unwrap_or(Micros::MIN)
     }
 
-    /// In ascending order.
+    /// The documents of these outliers, in ascending order.
     pub fn documents(&self, numbers: &Range<usize>) -> Vec<DocId> {
         let mut documents = self.documents[numbers.clone()].to_vec();
         documents.sort_unstable();
@@ -122,13 +123,14 @@ pub struct SegmentSummary {
     pub rows: StoredRows,
     pub spans: Vec<Span>,
     pub outliers: Outliers,
-    pub all: Span,
+    /// The range of all event times.
+    pub range: Span,
     pub last_lsn: Lsn,
     counts: Mutex<HashMap<String, u32>>,
 }
 
 impl SegmentSummary {
-    /// Tantivy panics at some bytes that it did not write.
+    /// An error also where tantivy panics on bytes that it did not write.
     pub fn read(segment: &SegmentReader) -> tantivy::Result<Self> {
         let read = std::panic::catch_unwind(AssertUnwindSafe(|| Self::read_columns(segment)));
         read.unwrap_or_else(|_| Err(corrupt()))
@@ -146,7 +148,7 @@ impl SegmentSummary {
             return Err(corrupt());
         }
         let mut buffer = vec![0; SPAN_DOCUMENTS as usize];
-        let (mut spans, mut whole, mut outliers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut spans, mut full_spans, mut outliers) = (Vec::new(), Vec::new(), Vec::new());
         let max_outliers = (segment.max_doc() / MIN_DOCUMENTS_PER_OUTLIER) as usize;
         for start in (0..segment.max_doc()).step_by(SPAN_DOCUMENTS as usize) {
             let end = (start + SPAN_DOCUMENTS).min(segment.max_doc());
@@ -158,55 +160,55 @@ impl SegmentSummary {
                     .zip(values.iter_mut())
                     .for_each(|(document, time)| *time = times.first(document).unwrap_or(0));
             }
-            whole.push(Span::of(values.iter().copied()));
+            full_spans.push(Span::covering(values.iter().copied()));
             if outliers.len() <= max_outliers {
-                let span = Span::of_bulk(values);
+                let span = Span::without_outliers(values);
                 outliers.extend(
                     (start..end)
                         .zip(values.iter())
-                        .filter(|(_, time)| !span.has(**time))
+                        .filter(|(_, time)| !span.contains(**time))
                         .map(|(d, t)| (*t, d)),
                 );
                 spans.push(span);
             }
         }
-        let all = Span::of(whole.iter().flat_map(|span| [span.first, span.last]));
-        // Without any order in the stream there is nothing to skip.
+        let range = Span::covering(full_spans.iter().flat_map(|span| [span.first, span.last]));
+        // Without order in the stream no span can be skipped.
         let (spans, outliers) = if outliers.len() > max_outliers {
-            (whole, Outliers::default())
+            (full_spans, Outliers::default())
         } else {
-            (spans, Outliers::of(outliers))
+            (spans, Outliers::new(outliers))
         };
         let last_lsn = lsns.max_value() as Lsn;
         Ok(Self {
             rows,
             spans,
             outliers,
-            all,
+            range,
             last_lsn,
             counts: Mutex::default(),
         })
     }
 
-    /// The number of matching documents, counted once per query.
+    /// The number of matching documents, cached under a key.
     pub fn count(
         &self,
-        question: Option<&str>,
+        key: Option<&str>,
         count: impl FnOnce() -> tantivy::Result<u32>,
     ) -> tantivy::Result<u32> {
-        let Some(question) = question.filter(|question| question.len() <= LONGEST_BYTES) else {
+        let Some(key) = key.filter(|key| key.len() <= MAX_KEY_BYTES) else {
             return count();
         };
         let counts = || self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = counts().get(question) {
+        if let Some(known) = counts().get(key) {
             return Ok(*known);
         }
         let number = count()?;
         let mut counts = counts();
-        if counts.len() >= REMEMBERED {
+        if counts.len() >= MAX_CACHED_COUNTS {
             counts.clear();
         }
-        counts.insert(question.to_owned(), number);
+        counts.insert(key.to_owned(), number);
         Ok(number)
     }
 }
@@ -216,26 +218,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_is_where_most_of_its_times_lie() {
-        let most = |times: &[Micros]| {
-            let span = Span::of_bulk(times);
+    fn a_span_covers_its_times_without_outliers() {
+        let span = |times: &[Micros]| {
+            let span = Span::without_outliers(times);
             (span.first, span.last)
         };
         let ordered: Vec<Micros> = (100..200).collect();
-        assert_eq!(most(&ordered), (100, 199));
-        assert_eq!(most(&[&ordered[..], &[3, 5, 9_000]].concat()), (100, 199));
-        assert_eq!(most(&[&ordered[..], &[90, 210]].concat()), (90, 210));
-        assert_eq!(most(&[7; 100]), (7, 7));
-        assert_eq!(most(&[1, 1_000]), (1, 1_000));
+        assert_eq!(span(&ordered), (100, 199));
+        assert_eq!(span(&[&ordered[..], &[3, 5, 9_000]].concat()), (100, 199));
+        assert_eq!(span(&[&ordered[..], &[90, 210]].concat()), (90, 210));
+        assert_eq!(span(&[7; 100]), (7, 7));
+        assert_eq!(span(&[1, 1_000]), (1, 1_000));
         assert_eq!(
-            most(&[&[0; 100][..], &[i64::MIN, i64::MAX]].concat()),
+            span(&[&[0; 100][..], &[i64::MIN, i64::MAX]].concat()),
             (0, 0)
         );
     }
 
     #[test]
-    fn outliers_are_found_by_time_and_returned_in_document_order() {
-        let outliers = Outliers::of(vec![(30, 1), (10, 9), (20, 4), (20, 2)]);
+    fn outliers_are_selected_by_time_and_returned_in_document_order() {
+        let outliers = Outliers::new(vec![(30, 1), (10, 9), (20, 4), (20, 2)]);
         let between = |from, to| outliers.documents(&outliers.between(from, to));
         assert_eq!(between(None, None), [1, 2, 4, 9]);
         assert_eq!(between(Some(20), Some(30)), [2, 4]);

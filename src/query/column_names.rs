@@ -1,4 +1,4 @@
-//! Names of a result's columns: each occurs once, as JSON's keys must.
+//! Unique names of a result's columns, as the keys of a JSON object must be.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use datafusion::sql::sqlparser::ast::{
     Expr, Ident, Query, Select, SelectItem, SetExpr, Statement as Sql,
 };
 
-/// Gives the columns of the outermost `select` that have a name already the next free one: `n`,
-/// `n_2`, `n_3`. None where every column has its own.
-pub fn distinct(statement: &Statement) -> Option<Statement> {
+/// Renames columns of the outermost `select` whose name is taken: `n`, `n_2`, `n_3`. `None` if no
+/// column needs it.
+pub fn deduplicate_in_sql(statement: &Statement) -> Option<Statement> {
     let mut statement = statement.clone();
     let Statement::Statement(inner) = &mut statement else {
         return None;
@@ -42,20 +42,20 @@ fn rename(select: &mut Select) -> bool {
             SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)
         )
     };
-    // Whatever a wildcard stands for, a column beside it may be one of them.
+    // A bare column next to a wildcard may be one of the wildcard's.
     let has_wildcard = select.projection.iter().any(is_wildcard);
     let mut taken: BTreeSet<String> = select.projection.iter().filter_map(name).collect();
     let (mut seen, mut is_renamed) = (BTreeSet::new(), false);
     for item in &mut select.projection {
-        let Some(own) = name(item) else { continue };
+        let Some(current) = name(item) else { continue };
         let is_bare = matches!(
             item,
             SelectItem::UnnamedExpr(Expr::Identifier(_) | Expr::CompoundIdentifier(_))
         );
-        if seen.insert(own.clone()) && !(has_wildcard && is_bare) {
+        if seen.insert(current.clone()) && !(has_wildcard && is_bare) {
             continue;
         }
-        let free = free(&own, &taken);
+        let free = free(&current, &taken);
         taken.insert(free.clone());
         let expression = match item {
             SelectItem::UnnamedExpr(expression)
@@ -74,7 +74,7 @@ fn rename(select: &mut Select) -> bool {
 }
 
 fn name(item: &SelectItem) -> Option<String> {
-    let of = |ident: &Ident| {
+    let normalized = |ident: &Ident| {
         if ident.quote_style.is_some() {
             ident.value.clone()
         } else {
@@ -82,14 +82,15 @@ fn name(item: &SelectItem) -> Option<String> {
         }
     };
     match item {
-        SelectItem::UnnamedExpr(Expr::Identifier(ident)) => Some(of(ident)),
-        SelectItem::UnnamedExpr(Expr::CompoundIdentifier(parts)) => parts.last().map(of),
+        SelectItem::UnnamedExpr(Expr::Identifier(ident)) => Some(normalized(ident)),
+        SelectItem::UnnamedExpr(Expr::CompoundIdentifier(parts)) => parts.last().map(normalized),
         SelectItem::UnnamedExpr(expression) => Some(expression.to_string()),
-        SelectItem::ExprWithAlias { alias, .. } => Some(of(alias)),
+        SelectItem::ExprWithAlias { alias, .. } => Some(normalized(alias)),
         _ => None,
     }
 }
 
+/// The first of `name_2`, `name_3`, … that is not taken.
 fn free(name: &str, taken: &BTreeSet<String>) -> String {
     (2..)
         .map(|n| format!("{name}_{n}"))
@@ -97,9 +98,8 @@ fn free(name: &str, taken: &BTreeSet<String>) -> String {
         .unwrap_or_default()
 }
 
-/// A result whose columns each have a name of their own; of two tables' columns of one name the
-/// second is `n_2`.
-pub fn unique(schema: SchemaRef, batches: Vec<RecordBatch>) -> (SchemaRef, Vec<RecordBatch>) {
+/// Renames columns of a result whose name is taken, as a join's `*` can return.
+pub fn deduplicate(schema: SchemaRef, batches: Vec<RecordBatch>) -> (SchemaRef, Vec<RecordBatch>) {
     let mut taken: BTreeSet<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
     if taken.len() == schema.fields().len() {
         return (schema, batches);
@@ -136,7 +136,7 @@ mod tests {
             .expect("SQL")
             .pop_front()
             .expect("a statement");
-        distinct(&statement).map(|statement| statement.to_string())
+        deduplicate_in_sql(&statement).map(|statement| statement.to_string())
     }
 
     #[test]
@@ -175,7 +175,7 @@ mod tests {
             field("n_2"),
             field("n"),
         ]));
-        let (schema, batches) = unique(schema.clone(), vec![RecordBatch::new_empty(schema)]);
+        let (schema, batches) = deduplicate(schema.clone(), vec![RecordBatch::new_empty(schema)]);
         let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
         assert_eq!(names, ["n", "m", "n_3", "n_2", "n_4"]);
         assert_eq!(batches[0].schema(), schema);

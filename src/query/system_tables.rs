@@ -1,4 +1,4 @@
-//! The tables `weir.*`: what the process knows of itself, as rows.
+//! System tables (`weir.*`): the state of the process as rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ fn time(values: impl Iterator<Item = Micros>) -> ArrayRef {
     Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
 }
 
-/// A system table as it is now.
+/// The current rows of a system table.
 pub fn table(name: &str, handles: &Handles) -> Result<Arc<dyn TableProvider>, QueryError> {
     let columns = match name {
         "configuration" => configuration(handles),
@@ -53,35 +53,40 @@ pub fn table(name: &str, handles: &Handles) -> Result<Arc<dyn TableProvider>, Qu
     Ok(Arc::new(table))
 }
 
-/// Dead letters as their table has them, with the record that each one became later: that is told
-/// by the log, and files do not change.
-pub fn with_retried(
+/// Joins dead letters with the records of their successful retries, which come from the operators:
+/// files do not change.
+pub fn with_retries(
     name: &str,
     dead_letters: Arc<dyn TableProvider>,
     retried: &BTreeMap<Lsn, Lsn>,
 ) -> Result<Arc<dyn TableProvider>, DataFusionError> {
-    const MARK: &str = "retried_lsn";
-    let marks = RecordBatch::try_from_iter([
+    const RETRIED_LSN: &str = "retried_lsn";
+    let retries = RecordBatch::try_from_iter([
         ("dead_lsn", number(retried.keys().copied())),
         ("by_lsn", number(retried.values().copied())),
     ])?;
-    let marks = MemTable::try_new(marks.schema(), vec![vec![marks]])?;
-    let marks =
-        LogicalPlanBuilder::scan("retried", provider_as_source(Arc::new(marks)), None)?.build()?;
+    let retries = MemTable::try_new(retries.schema(), vec![vec![retries]])?;
+    let retries = LogicalPlanBuilder::scan("retried", provider_as_source(Arc::new(retries)), None)?
+        .build()?;
     let columns: Vec<_> = dead_letters
         .schema()
         .fields()
         .iter()
         .map(|f| {
-            if f.name() == MARK {
-                ident("by_lsn").alias(MARK)
+            if f.name() == RETRIED_LSN {
+                ident("by_lsn").alias(RETRIED_LSN)
             } else {
                 ident(f.name())
             }
         })
         .collect();
     let plan = LogicalPlanBuilder::scan(name, provider_as_source(dead_letters), None)?
-        .join(marks, JoinType::Left, (vec!["lsn"], vec!["dead_lsn"]), None)?
+        .join(
+            retries,
+            JoinType::Left,
+            (vec!["lsn"], vec!["dead_lsn"]),
+            None,
+        )?
         .project(columns)?
         .build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
@@ -144,7 +149,7 @@ fn files(handles: &Handles) -> Columns {
     ]
 }
 
-/// The folder of a file in its table's.
+/// The folder of a file within its table.
 fn folder(path: &str) -> String {
     path.rsplit_once('/')
         .map_or("", |(folder, _)| folder)
@@ -161,7 +166,7 @@ fn gaps(handles: &Handles) -> Columns {
     ]
 }
 
-/// A row per partition, and one per source or part of it that waits without having been read.
+/// A partition, or a source or file that waits and has not been read yet.
 struct SourceRow {
     source: String,
     partition: String,
@@ -206,16 +211,11 @@ fn source_rows(
     let mut rows = Vec::new();
     for ((source, partition), read) in partitions {
         let health = sources.get(source);
-        // A partition of files is named by the path that it was read from first.
-        let path = partition
-            .rsplit_once('@')
-            .map_or(partition.as_str(), |(path, _)| path);
-        let waits = health.and_then(|h| h.waiting.get(path));
-        let (state, reason) = match (health, waits) {
+        let waiting = health.and_then(|h| h.waiting.get(path_of(partition)));
+        let (state, reason) = match (health, waiting) {
             (_, Some(reason)) => (SourceState::Waiting.name(), Some(reason.clone())),
             (Some(health), None) => (health.state.name(), health.reason.clone()),
-            // Nobody reads it: the source is not configured any more, is the server's own, or no
-            // process runs.
+            // Not read: the source is no longer configured, is the server's own, or no process runs.
             (None, None) => ("", None),
         };
         rows.push(SourceRow {
@@ -228,36 +228,36 @@ fn source_rows(
         });
     }
     for (source, health) in sources {
-        let is_there = |rows: &[SourceRow], path: &str| {
-            let named = |partition: &str| {
-                partition
-                    .rsplit_once('@')
-                    .map_or(partition, |(path, _)| path)
-                    == path
-            };
-            rows.iter()
-                .any(|row| row.source == *source && (path.is_empty() || named(&row.partition)))
+        let has_row = |rows: &[SourceRow], path: &str| {
+            let mut of_source = rows.iter().filter(|row| row.source == *source);
+            of_source.any(|row| path.is_empty() || path_of(&row.partition) == path)
         };
         let whole = (String::new(), health.reason.clone(), health.state);
-        let parts = health
+        let files = health
             .waiting
             .iter()
-            .map(|(path, why)| (path.clone(), Some(why.clone()), SourceState::Waiting));
-        for (partition, reason, state) in std::iter::once(whole).chain(parts) {
-            if !is_there(&rows, &partition) {
-                let (source_offset, received_at, state) = (None, None, state.name());
+            .map(|(path, reason)| (path.clone(), Some(reason.clone()), SourceState::Waiting));
+        for (partition, reason, state) in std::iter::once(whole).chain(files) {
+            if !has_row(&rows, &partition) {
                 rows.push(SourceRow {
                     source: source.clone(),
                     partition,
-                    source_offset,
-                    received_at,
-                    state,
+                    source_offset: None,
+                    received_at: None,
+                    state: state.name(),
                     reason,
                 });
             }
         }
     }
     rows
+}
+
+/// The path in a partition of files, which is named `PATH@…` after the path that was read first.
+fn path_of(partition: &str) -> &str {
+    partition
+        .rsplit_once('@')
+        .map_or(partition, |(path, _)| path)
 }
 
 fn views(handles: &Handles) -> Columns {

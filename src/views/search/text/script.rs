@@ -1,16 +1,14 @@
-//! What a character is to search: by which script its text is split, and whether its marks only
-//! decorate it.
+//! Classes of characters: how the text of a script is split, and whether its marks only decorate a
+//! letter.
 
-/// How a character of a text counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum CharClass {
     /// Part of a word between separators.
     Word,
-    /// Of a script that is written without spaces: found by itself and by pairs.
+    /// Of a script that is written without spaces: indexed alone and in pairs.
     Unspaced,
-    /// A mark behind a base: kept or dropped with the script of its base.
+    /// A mark after its base, whose script decides whether it is dropped.
     Mark,
-    /// A picture that stands for itself.
     Emoji,
     /// Neither letter nor digit.
     Separator,
@@ -20,18 +18,18 @@ pub enum Kind {
 pub const JOINER: char = '\u{200d}';
 const NON_JOINER: char = '\u{200c}';
 
-/// What a character is, decomposed and in lower case.
-pub fn kind(c: char) -> Kind {
+/// The class of a character that is decomposed and in lower case.
+pub fn classify(c: char) -> CharClass {
     if is_unspaced(c) && (c.is_alphabetic() || is_mark(c)) {
-        Kind::Unspaced
+        CharClass::Unspaced
     } else if is_mark(c) {
-        Kind::Mark
+        CharClass::Mark
     } else if c.is_alphanumeric() {
-        Kind::Word
+        CharClass::Word
     } else if is_emoji(c) {
-        Kind::Emoji
+        CharClass::Emoji
     } else {
-        Kind::Separator
+        CharClass::Separator
     }
 }
 
@@ -40,7 +38,7 @@ pub fn is_mark(c: char) -> bool {
 }
 
 /// Whether a mark on this letter only decorates it: in Latin, Greek, Cyrillic, Arabic and Hebrew.
-/// Elsewhere it makes another letter, a vowel or a tone.
+/// Elsewhere it is part of the letter, a vowel or a tone.
 pub fn drops_marks(base: char) -> bool {
     matches!(base as u32,
         // Latin
@@ -81,17 +79,17 @@ pub fn is_regional(c: char) -> bool {
     matches!(c as u32, 0x1f1e6..=0x1f1ff)
 }
 
-/// What belongs to the emoji before it: a tone of skin, or the letters of a region's flag.
+/// A skin tone, or a letter of a region's flag: part of the emoji before it.
 pub fn modifies_emoji(c: char) -> bool {
     matches!(c as u32, 0x1f3fb..=0x1f3ff | 0xe0020..=0xe007f)
 }
 
-/// Says only how the character before it looks: in which variant, or within a key or a circle.
+/// Changes only the look of the character before it: its variant, or a key or circle around it.
 pub fn is_variation(c: char) -> bool {
     matches!(c as u32, 0x20d0..=0x20ff | 0xfe00..=0xfe0f | 0xe0100..=0xe01ef)
 }
 
-/// Says how letters are joined, and is no letter.
+/// Controls how letters are joined, and is not a letter.
 pub fn is_joiner(c: char) -> bool {
     c == JOINER || c == NON_JOINER
 }

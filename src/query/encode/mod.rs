@@ -1,26 +1,27 @@
-//! Rows as JSON, NDJSON, CSV and Arrow, a slice at a time. What a slice becomes at least is known
-//! before it is written: names and escapes make a hundred times as much of it.
+//! Answers as JSON, NDJSON, CSV and Arrow, written a slice at a time. An answer that exceeds its
+//! limit fails before the slice is written (`json_size`).
+
+mod json_size;
 
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, OffsetSizeTrait, RecordBatch, StringArray, StructArray,
-};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch, StringArray, StructArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow_json::EncoderOptions;
 use arrow_json::writer::make_encoder;
 
-use super::spool::{Spool, Spools, Whole};
+use super::spool::{Spool, SpooledAnswer, Spools};
 use super::sql::SqlAnswer;
-use super::{AsOf, QueryError, local};
+use super::{AsOf, QueryError, time_zones};
 use crate::views::lake::provider::is_binary;
+use json_size::min_json_bytes;
 
-/// Formats of times: with the `Z` of UTC, and without an offset for timestamps without a time zone.
+/// Formats of timestamps: in UTC, and without a time zone.
 const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
 const LOCAL_TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3f";
-/// Rows that are written at once, and about how many bytes of them.
+/// Maximum rows of a slice, and approximate maximum bytes.
 const SLICE_ROWS: usize = 1_024;
 const SLICE_BYTES: usize = 1 << 20;
 
@@ -28,14 +29,14 @@ fn failed(error: &ArrowError) -> QueryError {
     QueryError::Failed(error.to_string())
 }
 
-/// How an answer is written.
+/// The format of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// With `as_of`.
+    /// `{"rows": […], "as_of": …}`.
     Json,
     Ndjson,
     Csv,
-    /// An IPC stream.
+    /// An Arrow IPC stream.
     Arrow,
 }
 
@@ -63,8 +64,8 @@ impl Format {
 }
 
 impl SqlAnswer {
-    /// The whole answer in a format.
-    pub fn write(&self, format: Format, spools: &Spools) -> Result<Whole, QueryError> {
+    /// Writes the answer in a format.
+    pub fn write(&self, format: Format, spools: &Spools) -> Result<SpooledAnswer, QueryError> {
         let mut out = spools.begin();
         match format {
             Format::Json => {
@@ -87,7 +88,8 @@ impl SqlAnswer {
     }
 }
 
-/// `{NAME: VALUE, …, "ROWS": [row, …], "as_of": …}` of rows that are made one by one.
+/// Writes `{NAME: VALUE, …, "ROWS": [row, …], "as_of": …}`, where `head` has the names and values,
+/// `rows` is the name of the list, and `write` writes its items.
 pub fn write_object(
     out: &mut Spool,
     head: &[(&str, serde_json::Value)],
@@ -108,40 +110,40 @@ pub fn write_object(
     out.text("}")
 }
 
-/// Writes rows as JSON objects, with something between each two.
+/// Writes rows as JSON objects with a separator.
 pub fn write_rows(
     schema: &SchemaRef,
     batches: &[RecordBatch],
     out: &mut Spool,
-    between: &str,
+    separator: &str,
 ) -> Result<(), QueryError> {
     let mut is_first = true;
     for slice in batches.iter().flat_map(slices) {
-        let (_, shown) = printable(schema, &slice)?;
-        out.expect(least_bytes(&StructArray::from(shown.clone())))?;
-        each_shown(&shown, &mut |row| {
+        let (_, printable) = printable(schema, &slice)?;
+        out.check_room(min_json_bytes(&StructArray::from(printable.clone())))?;
+        each_object(&printable, &mut |row| {
             if !std::mem::take(&mut is_first) {
-                out.text(between)?;
+                out.text(separator)?;
             }
-            out.write_all(row).map_err(|e| out.explain(e))
+            out.write_all(row).map_err(|e| out.take_error(e))
         })?;
     }
     Ok(())
 }
 
-/// Hands on each row as a JSON object.
+/// Visits each row as a JSON object.
 pub fn each_row(
     schema: &SchemaRef,
     batches: &[RecordBatch],
-    mut take: impl FnMut(&[u8]) -> Result<(), QueryError>,
+    mut visit: impl FnMut(&[u8]) -> Result<(), QueryError>,
 ) -> Result<(), QueryError> {
     batches
         .iter()
         .flat_map(slices)
-        .try_for_each(|slice| each_shown(&printable(schema, &slice)?.1, &mut take))
+        .try_for_each(|slice| each_object(&printable(schema, &slice)?.1, &mut visit))
 }
 
-/// Rows as JSON objects, one per line, for who knows that they are few.
+/// Few rows as JSON objects, one per line: in memory, without a limit.
 pub fn to_ndjson(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, QueryError> {
     let mut out = Vec::new();
     each_row(schema, batches, |row| {
@@ -159,9 +161,9 @@ fn options() -> EncoderOptions {
         .with_timestamp_tz_format(TIME_FORMAT.into())
 }
 
-fn each_shown(
+fn each_object(
     batch: &RecordBatch,
-    take: &mut impl FnMut(&[u8]) -> Result<(), QueryError>,
+    visit: &mut impl FnMut(&[u8]) -> Result<(), QueryError>,
 ) -> Result<(), QueryError> {
     let array = StructArray::from(batch.clone());
     let field: FieldRef = Arc::new(Field::new_struct(
@@ -175,14 +177,14 @@ fn each_shown(
     for at in 0..batch.num_rows() {
         row.clear();
         encoder.encode(at, &mut row);
-        take(&row)?;
+        visit(&row)?;
     }
     Ok(())
 }
 
-/// Bytes of a batch's own values: a few rows may hold the buffers of many.
+/// Bytes of a batch's values, without those of the buffers around a slice.
 pub fn value_bytes(batch: &RecordBatch) -> usize {
-    let of = |column: &ArrayRef| {
+    let column_bytes = |column: &ArrayRef| {
         let fixed = column.to_data().get_slice_memory_size().unwrap_or(0);
         let viewed: usize = match column.data_type() {
             DataType::Utf8View => column.as_string_view().lengths().map(|n| n as usize).sum(),
@@ -191,10 +193,10 @@ pub fn value_bytes(batch: &RecordBatch) -> usize {
         };
         fixed + viewed
     };
-    batch.columns().iter().map(of).sum()
+    batch.columns().iter().map(column_bytes).sum()
 }
 
-/// A batch in slices that are small, whatever is made of them.
+/// A batch in slices of at most `SLICE_ROWS` and about `SLICE_BYTES`.
 fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
     let step = (SLICE_BYTES * batch.num_rows() / value_bytes(batch).max(1)).clamp(1, SLICE_ROWS);
     (0..batch.num_rows())
@@ -202,122 +204,41 @@ fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
         .map(move |from| batch.slice(from, step.min(batch.num_rows() - from)))
 }
 
-/// Bytes that values have at least when they are written as JSON.
-fn least_bytes(array: &dyn Array) -> u64 {
-    fn texts<'a>(texts: impl Iterator<Item = Option<&'a str>>) -> u64 {
-        texts.map(|text| text.map_or(4, escaped_bytes)).sum()
-    }
-    fn list<O: OffsetSizeTrait>(array: &dyn Array) -> u64 {
-        let list = array.as_list::<O>();
-        let (first, last) = (
-            list.offsets()[0].as_usize(),
-            list.offsets()[list.len()].as_usize(),
-        );
-        least_bytes(&list.values().slice(first, last - first)) + 2 * list.len() as u64
-    }
-    let rows = array.len() as u64;
-    match array.data_type() {
-        DataType::Utf8 => texts(array.as_string::<i32>().iter()),
-        DataType::LargeUtf8 => texts(array.as_string::<i64>().iter()),
-        DataType::Utf8View => texts(array.as_string_view().iter()),
-        DataType::List(_) => list::<i32>(array),
-        DataType::LargeList(_) => list::<i64>(array),
-        DataType::FixedSizeList(..) => least_bytes(array.as_fixed_size_list().values()),
-        DataType::Map(..) => {
-            let map = array.as_map();
-            let (first, last) = (map.offsets()[0] as usize, map.offsets()[map.len()] as usize);
-            let entries = map.entries().slice(first, last - first);
-            entries
-                .columns()
-                .iter()
-                .map(|column| least_bytes(column))
-                .sum::<u64>()
-                + 2 * rows
-        }
-        DataType::Struct(_) => {
-            let row = array.as_struct();
-            // A row without a value is written without names.
-            let named = (array.len() - array.null_count()) as u64;
-            let names: u64 = row
-                .fields()
-                .iter()
-                .map(|f| escaped_bytes(f.name()) + 2)
-                .sum();
-            let values = |column: &ArrayRef| {
-                if array.null_count() == 0 {
-                    least_bytes(column)
-                } else {
-                    0
-                }
-            };
-            named * names + row.columns().iter().map(values).sum::<u64>()
-        }
-        DataType::Dictionary(..) => {
-            let dictionary = array.as_any_dictionary();
-            let values = dictionary.values();
-            let sizes: Vec<u64> = (0..values.len())
-                .map(|at| least_bytes(&values.slice(at, 1)))
-                .collect();
-            let keys = dictionary.normalized_keys();
-            let of = |(at, key): (usize, usize)| {
-                if array.is_null(at) {
-                    4
-                } else {
-                    sizes.get(key).copied().unwrap_or(0)
-                }
-            };
-            keys.into_iter().enumerate().map(of).sum()
-        }
-        DataType::Timestamp(..) => rows * 4 + 20 * (array.len() - array.null_count()) as u64,
-        _ => rows,
-    }
-}
-
-/// Bytes of a text in JSON, with its quotes.
-fn escaped_bytes(text: &str) -> u64 {
-    let of = |byte: u8| match byte {
-        b'"' | b'\\' | 8 | 9 | 10 | 12 | 13 => 2,
-        0..32 => 6,
-        _ => 1,
-    };
-    text.bytes().map(of).sum::<u64>() + 2
-}
-
-/// A batch with what JSON and CSV cannot show: bytes as UTF-8 where they are, else as hexadecimal,
-/// and times of a zone as local ones.
+/// Converts what JSON and CSV cannot show: bytes to UTF-8 or else hexadecimal, times with a zone to
+/// local ones.
 fn printable(
     schema: &SchemaRef,
     batch: &RecordBatch,
 ) -> Result<(SchemaRef, RecordBatch), QueryError> {
     let (schema, mut batches) =
-        local::times(schema, std::slice::from_ref(batch)).map_err(|e| failed(&e))?;
+        time_zones::to_local(schema, std::slice::from_ref(batch)).map_err(|e| failed(&e))?;
     let batch = batches.pop().unwrap_or_else(|| batch.clone());
-    let show = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+    let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
     };
-    texts_of(&schema, &batch, is_binary, |_, column| {
+    convert_columns(&schema, &batch, is_binary, |_, column| {
         let bytes = arrow::compute::cast(column, &DataType::Binary).map_err(|e| failed(&e))?;
         let bytes: &BinaryArray = bytes.as_binary();
-        Ok(bytes.iter().map(|b| b.map(show)).collect())
+        Ok(bytes.iter().map(|b| b.map(text)).collect())
     })
 }
 
-/// The batch with its columns of some types as texts.
-fn texts_of(
+/// Converts the columns of some types to texts.
+fn convert_columns(
     schema: &SchemaRef,
     batch: &RecordBatch,
-    is_wanted: impl Fn(&DataType) -> bool,
-    text: impl Fn(&FieldRef, &ArrayRef) -> Result<StringArray, QueryError>,
+    is_converted: impl Fn(&DataType) -> bool,
+    to_text: impl Fn(&FieldRef, &ArrayRef) -> Result<StringArray, QueryError>,
 ) -> Result<(SchemaRef, RecordBatch), QueryError> {
-    if !schema.fields().iter().any(|f| is_wanted(f.data_type())) {
+    if !schema.fields().iter().any(|f| is_converted(f.data_type())) {
         return Ok((schema.clone(), batch.clone()));
     }
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
     for (field, column) in schema.fields().iter().zip(batch.columns()) {
-        if is_wanted(field.data_type()) {
+        if is_converted(field.data_type()) {
             fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
-            columns.push(Arc::new(text(field, column)?) as ArrayRef);
+            columns.push(Arc::new(to_text(field, column)?) as ArrayRef);
         } else {
             fields.push(field.clone());
             columns.push(column.clone());
@@ -338,19 +259,19 @@ fn write_csv(
     let empty = RecordBatch::new_empty(schema.clone());
     let mut has_header = true;
     for slice in std::iter::once(empty).chain(batches.iter().flat_map(slices)) {
-        let (schema, shown) = printable(schema, &slice)?;
-        let nested = shown
+        let (schema, printable) = printable(schema, &slice)?;
+        let nested = printable
             .columns()
             .iter()
             .filter(|column| column.data_type().is_nested());
-        out.expect(nested.map(|column| least_bytes(column)).sum())?;
-        let (_, shown) = texts_of(&schema, &shown, DataType::is_nested, json_texts)?;
+        out.check_room(nested.map(|column| min_json_bytes(column)).sum())?;
+        let (_, flat) = convert_columns(&schema, &printable, DataType::is_nested, json_texts)?;
         let builder = arrow_csv::WriterBuilder::new()
             .with_header(std::mem::take(&mut has_header))
             .with_timestamp_format(LOCAL_TIME_FORMAT.into())
             .with_timestamp_tz_format(TIME_FORMAT.into());
-        let written = builder.build(&mut *out).write(&shown);
-        written.map_err(|e| out.explain(e))?;
+        let written = builder.build(&mut *out).write(&flat);
+        written.map_err(|e| out.take_error(e))?;
     }
     Ok(())
 }
@@ -381,18 +302,17 @@ fn write_arrow(
                 .try_for_each(|slice| writer.write(&slice))?;
             writer.finish()
         });
-    written.map_err(|e| out.explain(e))
+    written.map_err(|e| out.take_error(e))
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{DictionaryArray, Int64Array, ListArray, MapArray};
+    use arrow::array::{Int64Array, ListArray, MapArray};
     use arrow::buffer::OffsetBuffer;
-    use arrow::datatypes::Int32Type;
 
     use super::*;
 
-    fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+    pub fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
         RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true)))
             .expect("a batch")
     }
@@ -402,13 +322,13 @@ mod tests {
         write_csv(&batch.schema(), std::slice::from_ref(batch), &mut out).expect("CSV");
         String::from_utf8(
             out.finish()
-                .map(|w| w.into_bytes().expect("memory"))
-                .expect("whole"),
+                .map(|answer| answer.into_bytes().expect("memory"))
+                .expect("complete"),
         )
         .expect("text")
     }
 
-    fn nested() -> Vec<(&'static str, ArrayRef)> {
+    pub fn nested() -> Vec<(&'static str, ArrayRef)> {
         let list = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>([
             Some(vec![Some(1), None]),
             None,
@@ -451,34 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_values_take_at_least_is_never_more_than_they_take() {
-        let mut columns = nested();
-        let words: DictionaryArray<Int32Type> =
-            [Some("x\n"), None, Some("long\u{2}")].into_iter().collect();
-        let times = arrow::array::TimestampMicrosecondArray::from(vec![Some(0), None, Some(1)])
-            .with_timezone("UTC");
-        columns.push(("d", Arc::new(words)));
-        columns.push(("t", Arc::new(times)));
-        columns.push((
-            "n",
-            Arc::new(Int64Array::from(vec![Some(1), None, Some(-12)])),
-        ));
-        let all = batch(columns);
-        for (from, rows) in [(0, 3), (0, 1), (1, 2), (2, 1)] {
-            let part = all.slice(from, rows);
-            let written = to_ndjson(&part.schema(), std::slice::from_ref(&part))
-                .expect("JSON")
-                .len() as u64;
-            let least = least_bytes(&StructArray::from(part));
-            assert!(
-                least <= written && least * 2 > written,
-                "{least} of {written}"
-            );
-        }
-    }
-
-    #[test]
-    fn one_row_that_grows_beyond_the_limit_is_refused_before_it_is_written() {
+    fn one_row_that_would_exceed_the_limit_fails_before_it_is_written() {
         let texts: ArrayRef = Arc::new(StringArray::from(vec!["\u{1}".repeat(1 << 20)]));
         let item = StructArray::from(vec![(
             Arc::new(Field::new("n".repeat(5_000), DataType::Int64, true)),
@@ -524,7 +417,11 @@ mod tests {
         assert_eq!(seen, (0..3_000).collect::<Vec<_>>());
         let mut out = Spools::new(None, 4 << 20).begin();
         write_arrow(&schema, &batches, &mut out).expect("Arrow");
-        let bytes = out.finish().expect("whole").into_bytes().expect("memory");
+        let bytes = out
+            .finish()
+            .expect("complete")
+            .into_bytes()
+            .expect("memory");
         let reader = arrow::ipc::reader::StreamReader::try_new(&bytes[..], None).expect("a stream");
         let rows: usize = reader.map(|batch| batch.expect("a batch").num_rows()).sum();
         assert_eq!(rows, 3_000);

@@ -1,6 +1,5 @@
-//! The folder of an index, opened to read. Nobody writes there meanwhile, because the data folder
-//! is held for readers: tantivy's own lock, a file to be made, is not needed, and on a file system
-//! that takes no writes it could not be.
+//! An index folder opened read-only, without tantivy's lock file: the lock of the data folder
+//! already excludes writers, and on a read-only file system no lock file could be created.
 
 use std::io;
 use std::path::Path;
@@ -12,9 +11,9 @@ use tantivy::directory::{
 };
 
 #[derive(Debug, Clone)]
-pub struct HeldDirectory(pub MmapDirectory);
+pub struct UnlockedDirectory(pub MmapDirectory);
 
-impl Directory for HeldDirectory {
+impl Directory for UnlockedDirectory {
     fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
         self.0.get_file_handle(path)
     }

@@ -1,5 +1,4 @@
-//! Times of a zone, as `at time zone` gives them, made local times without one: that is how they
-//! are shown.
+//! Times with a time zone, as `at time zone` returns them, are shown as local times without one.
 
 use std::sync::Arc;
 
@@ -13,15 +12,15 @@ use arrow::error::ArrowError;
 
 use chrono::{DateTime, Offset, TimeZone};
 
-/// The same rows, with times in UTC or without a zone only.
-pub fn times(
+/// Converts times with a zone other than UTC to local times without a zone.
+pub fn to_local(
     schema: &SchemaRef,
     batches: &[RecordBatch],
 ) -> Result<(SchemaRef, Vec<RecordBatch>), ArrowError> {
     if !schema.fields().iter().any(|f| has_zone(f.data_type())) {
         return Ok((schema.clone(), batches.to_vec()));
     }
-    let fields: Vec<FieldRef> = schema.fields().iter().map(retyped).collect();
+    let fields: Vec<FieldRef> = schema.fields().iter().map(local_field).collect();
     let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
     let batches = batches
         .iter()
@@ -29,7 +28,7 @@ pub fn times(
             let columns = batch
                 .columns()
                 .iter()
-                .map(local)
+                .map(local_column)
                 .collect::<Result<Vec<_>, _>>()?;
             RecordBatch::try_new(schema.clone(), columns)
         })
@@ -37,11 +36,11 @@ pub fn times(
     Ok((schema, batches))
 }
 
-/// Why a result cannot be shown: a time zone that nobody knows, or a time beyond the years that
+/// An error if a column cannot be shown: an unknown time zone, or a time outside the years that
 /// calendars are computed for.
-pub fn check(array: &ArrayRef) -> Result<(), String> {
-    let beyond = || {
-        "a time of the result lies beyond the years -262143 to 262142, which cannot be shown"
+pub fn check_displayable(array: &ArrayRef) -> Result<(), String> {
+    let out_of_range = || {
+        "a time of the result is outside the years -262143 to 262142, which cannot be shown"
             .to_owned()
     };
     let fits = |micros: Option<i64>| micros.and_then(DateTime::from_timestamp_micros).is_some();
@@ -56,7 +55,7 @@ pub fn check(array: &ArrayRef) -> Result<(), String> {
                 TimeUnit::Second => 1_000_000,
                 TimeUnit::Millisecond => 1_000,
                 TimeUnit::Microsecond => 1,
-                // Nanoseconds reach no further than the year 2262.
+                // Nanoseconds end in the year 2262.
                 TimeUnit::Nanosecond => return Ok(()),
             };
             let numbers = cast(array, &DataType::Int64).map_err(|e| e.to_string())?;
@@ -66,7 +65,7 @@ pub fn check(array: &ArrayRef) -> Result<(), String> {
                 .into_iter()
                 .all(fits)
                 .then_some(())
-                .ok_or_else(beyond)
+                .ok_or_else(out_of_range)
         }
         DataType::Date32 => {
             let days = array.as_primitive::<Date32Type>();
@@ -76,18 +75,22 @@ pub fn check(array: &ArrayRef) -> Result<(), String> {
                 .into_iter()
                 .all(fits)
                 .then_some(())
-                .ok_or_else(beyond)
+                .ok_or_else(out_of_range)
         }
-        DataType::List(_) => check(array.as_list::<i32>().values()),
-        DataType::LargeList(_) => check(array.as_list::<i64>().values()),
-        DataType::FixedSizeList(..) => check(array.as_fixed_size_list().values()),
+        DataType::List(_) => check_displayable(array.as_list::<i32>().values()),
+        DataType::LargeList(_) => check_displayable(array.as_list::<i64>().values()),
+        DataType::FixedSizeList(..) => check_displayable(array.as_fixed_size_list().values()),
         DataType::Map(..) => array
             .as_map()
             .entries()
             .columns()
             .iter()
-            .try_for_each(check),
-        DataType::Struct(_) => array.as_struct().columns().iter().try_for_each(check),
+            .try_for_each(check_displayable),
+        DataType::Struct(_) => array
+            .as_struct()
+            .columns()
+            .iter()
+            .try_for_each(check_displayable),
         _ => Ok(()),
     }
 }
@@ -108,31 +111,31 @@ fn has_zone(ty: &DataType) -> bool {
     }
 }
 
-fn retyped(field: &FieldRef) -> FieldRef {
+fn local_field(field: &FieldRef) -> FieldRef {
     Arc::new(
         field
             .as_ref()
             .clone()
-            .with_data_type(shown(field.data_type())),
+            .with_data_type(local_type(field.data_type())),
     )
 }
 
-/// The type as which a column is shown.
-fn shown(ty: &DataType) -> DataType {
+/// The type that a column has after [`to_local`].
+fn local_type(ty: &DataType) -> DataType {
     match ty {
         DataType::Timestamp(_, Some(zone)) if !is_utc(zone) => {
             DataType::Timestamp(TimeUnit::Microsecond, None)
         }
-        DataType::List(item) => DataType::List(retyped(item)),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(retyped).collect()),
-        // Rare enough to be shown in UTC, which is as true.
+        DataType::List(item) => DataType::List(local_field(item)),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(local_field).collect()),
+        // Rare: shown in UTC, which is the same instant.
         other if has_zone(other) => in_utc(other),
         other => other.clone(),
     }
 }
 
 fn in_utc(ty: &DataType) -> DataType {
-    let of = |field: &FieldRef| {
+    let field_in_utc = |field: &FieldRef| {
         Arc::new(
             field
                 .as_ref()
@@ -142,16 +145,16 @@ fn in_utc(ty: &DataType) -> DataType {
     };
     match ty {
         DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("UTC".into())),
-        DataType::List(item) => DataType::List(of(item)),
-        DataType::LargeList(item) => DataType::LargeList(of(item)),
-        DataType::FixedSizeList(item, n) => DataType::FixedSizeList(of(item), *n),
-        DataType::Map(entries, sorted) => DataType::Map(of(entries), *sorted),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        DataType::List(item) => DataType::List(field_in_utc(item)),
+        DataType::LargeList(item) => DataType::LargeList(field_in_utc(item)),
+        DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field_in_utc(item), *n),
+        DataType::Map(entries, sorted) => DataType::Map(field_in_utc(entries), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(field_in_utc).collect()),
         other => other.clone(),
     }
 }
 
-fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+fn local_column(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     if !has_zone(array.data_type()) {
         return Ok(array.clone());
     }
@@ -163,8 +166,10 @@ fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
                 &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
             )?;
             let times = times.as_any().downcast_ref::<TimestampMicrosecondArray>();
-            let times = times.ok_or_else(|| ArrowError::CastError("a time is no time".into()))?;
-            let ahead = |time: i64| {
+            let times = times.ok_or_else(|| {
+                ArrowError::CastError("a time column is not a timestamp array".into())
+            })?;
+            let offset = |time: i64| {
                 let utc = DateTime::from_timestamp_micros(time)
                     .unwrap_or_default()
                     .naive_utc();
@@ -172,14 +177,15 @@ fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
             };
             let local = times
                 .iter()
-                .map(|time| time.map(|time| time.saturating_add(ahead(time))));
+                .map(|time| time.map(|time| time.saturating_add(offset(time))));
             Ok(Arc::new(local.collect::<TimestampMicrosecondArray>()))
         }
         DataType::List(_) => {
             let list = array.as_any().downcast_ref::<ListArray>();
-            let list = list.ok_or_else(|| ArrowError::CastError("a list is no list".into()))?;
-            let items = local(list.values())?;
-            let DataType::List(item) = shown(array.data_type()) else {
+            let list = list
+                .ok_or_else(|| ArrowError::CastError("a list column is not a list array".into()))?;
+            let items = local_column(list.values())?;
+            let DataType::List(item) = local_type(array.data_type()) else {
                 return Ok(array.clone());
             };
             Ok(Arc::new(ListArray::try_new(
@@ -191,13 +197,15 @@ fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         }
         DataType::Struct(_) => {
             let row = array.as_any().downcast_ref::<StructArray>();
-            let row = row.ok_or_else(|| ArrowError::CastError("a struct is no struct".into()))?;
+            let row = row.ok_or_else(|| {
+                ArrowError::CastError("a struct column is not a struct array".into())
+            })?;
             let columns = row
                 .columns()
                 .iter()
-                .map(local)
+                .map(local_column)
                 .collect::<Result<Vec<_>, _>>()?;
-            let DataType::Struct(fields) = shown(array.data_type()) else {
+            let DataType::Struct(fields) = local_type(array.data_type()) else {
                 return Ok(array.clone());
             };
             Ok(Arc::new(StructArray::try_new(
@@ -206,7 +214,7 @@ fn local(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
                 row.nulls().cloned(),
             )?))
         }
-        other => cast(array, &shown(other)),
+        other => cast(array, &local_type(other)),
     }
 }
 
@@ -230,53 +238,56 @@ mod tests {
 
     fn json(array: ArrayRef) -> String {
         let (schema, batches) = column(array);
-        String::from_utf8(crate::query::sql::to_ndjson(&schema, &batches).expect("JSON"))
+        String::from_utf8(crate::query::encode::to_ndjson(&schema, &batches).expect("JSON"))
             .expect("text")
     }
 
     #[test]
     fn a_time_is_shown_in_utc_or_as_a_local_one() {
-        // Half an hour before and after the clocks of Brussels were put forward.
+        // Half an hour before and after the start of daylight saving time in Brussels.
         let times = [1_616_891_400_000_000_000, 1_616_895_000_000_000_000];
-        let of = |zone: Option<&str>| -> ArrayRef {
+        let in_zone = |zone: Option<&str>| -> ArrayRef {
             let times = TimestampNanosecondArray::from(vec![Some(times[0]), Some(times[1]), None]);
             Arc::new(times.with_timezone_opt(zone.map(Arc::<str>::from)))
         };
         let lines =
             |a: &str, b: &str| format!("{{\"t\":\"{a}\"}}\n{{\"t\":\"{b}\"}}\n{{\"t\":null}}\n");
         assert_eq!(
-            json(of(Some("UTC"))),
+            json(in_zone(Some("UTC"))),
             lines("2021-03-28T00:30:00.000Z", "2021-03-28T01:30:00.000Z")
         );
         assert_eq!(
-            json(of(None)),
+            json(in_zone(None)),
             lines("2021-03-28T00:30:00.000", "2021-03-28T01:30:00.000")
         );
         assert_eq!(
-            json(of(Some("Europe/Brussels"))),
+            json(in_zone(Some("Europe/Brussels"))),
             lines("2021-03-28T01:30:00.000", "2021-03-28T03:30:00.000")
         );
         assert_eq!(
-            json(of(Some("+05:30"))),
+            json(in_zone(Some("+05:30"))),
             lines("2021-03-28T06:00:00.000", "2021-03-28T07:00:00.000")
         );
     }
 
     #[test]
-    fn times_that_cannot_be_shown_are_refused() {
+    fn times_that_cannot_be_shown_are_rejected() {
         let micros = |times: Vec<i64>, zone: &str| -> ArrayRef {
             Arc::new(TimestampMicrosecondArray::from(times).with_timezone(zone))
         };
         assert_eq!(
-            check(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")),
+            check_displayable(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")),
             Ok(())
         );
-        assert!(check(&micros(vec![0], "Mars/Phobos")).is_err_and(|e| e.contains("Mars/Phobos")));
+        assert!(
+            check_displayable(&micros(vec![0], "Mars/Phobos"))
+                .is_err_and(|e| e.contains("Mars/Phobos"))
+        );
         let far = micros(vec![0, i64::MAX], "UTC");
         let item = Arc::new(Field::new("item", far.data_type().clone(), true));
         let offsets = arrow::buffer::OffsetBuffer::from_lengths([2]);
         let list: ArrayRef = Arc::new(ListArray::new(item, offsets, far, None));
-        assert!(check(&list).is_err_and(|e| e.contains("cannot be shown")));
+        assert!(check_displayable(&list).is_err_and(|e| e.contains("cannot be shown")));
     }
 
     #[test]

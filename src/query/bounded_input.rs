@@ -1,6 +1,6 @@
-//! Input of an operator, held to what the query may have: split into pieces where the operator
-//! makes many rows of one, counted where it keeps them, refused where its rows are too wide to be
-//! computed with so many at once.
+//! Input of operators within the limits of a query: split into pieces where the operator makes many
+//! rows of one, counted where it buffers them, rejected where the rows of a batch are too wide to be
+//! computed with at once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,28 +24,28 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::schema::bounds::{Exceeded, scope};
 use crate::schema::functions::growth::sizes;
 
-/// Bytes that an operator computes with at once: of all rows of a batch, written out.
+/// Maximum bytes that an operator computes with at once: of all rows of a batch, materialized.
 const BATCH_BYTES: usize = 32 << 20;
-/// Rows that `unnest` makes of one piece.
-const UNNEST_ROWS: usize = 8_192;
+/// Maximum rows that `unnest` makes of one piece.
+const MAX_UNNEST_ROWS: usize = 8_192;
 
-/// What becomes of the input.
+/// How an operator uses its input.
 #[derive(Debug, Clone)]
-enum Purpose {
-    /// These columns are lists, of which each item becomes a row.
+enum InputUse {
+    /// Each item of these list columns becomes a row.
     Unnest(Vec<usize>),
-    /// Each row may be put beside each of another input.
+    /// Each row may be combined with each row of another input.
     Join,
-    /// All of it is kept.
-    Keep,
+    /// All rows are buffered.
+    Buffer,
 }
 
-/// A plan whose operators are given their input so, and whose joins give way to others.
-pub fn in_pieces(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+/// Bounds the inputs of a plan's `unnest`, join and window operators, and makes these cooperative.
+pub fn bound_inputs(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let wrapped = plan.transform_up(|node| {
-        let purpose = match node.name() {
+        let input_use = match node.name() {
             "UnnestExec" => node.downcast_ref::<UnnestExec>().map(|unnest| {
-                Purpose::Unnest(
+                InputUse::Unnest(
                     unnest
                         .list_column_indices()
                         .iter()
@@ -53,16 +53,16 @@ pub fn in_pieces(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>
                         .collect(),
                 )
             }),
-            "WindowAggExec" => Some(Purpose::Keep),
-            name if name.ends_with("JoinExec") => Some(Purpose::Join),
+            "WindowAggExec" => Some(InputUse::Buffer),
+            name if name.ends_with("JoinExec") => Some(InputUse::Join),
             _ => None,
         };
-        let Some(purpose) = purpose else {
+        let Some(input_use) = input_use else {
             return Ok(Transformed::no(node));
         };
         let inputs = node.children().into_iter();
         let inputs = inputs
-            .map(|input| Arc::new(Input::new(input.clone(), purpose.clone())) as _)
+            .map(|input| Arc::new(BoundedInput::new(input.clone(), input_use.clone())) as _)
             .collect();
         let node = replace_children_if_necessary(node, inputs)?;
         Ok(Transformed::yes(Arc::new(CooperativeExec::new(node)) as _))
@@ -71,32 +71,32 @@ pub fn in_pieces(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>
 }
 
 #[derive(Debug)]
-struct Input {
+struct BoundedInput {
     input: Arc<dyn ExecutionPlan>,
-    purpose: Purpose,
+    input_use: InputUse,
     properties: Arc<PlanProperties>,
 }
 
-impl Input {
-    fn new(input: Arc<dyn ExecutionPlan>, purpose: Purpose) -> Self {
+impl BoundedInput {
+    fn new(input: Arc<dyn ExecutionPlan>, input_use: InputUse) -> Self {
         let properties = input.properties().clone();
         Self {
             input,
-            purpose,
+            input_use,
             properties,
         }
     }
 }
 
-impl DisplayAs for Input {
+impl DisplayAs for BoundedInput {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InPieces")
+        f.write_str("BoundedInput")
     }
 }
 
-impl ExecutionPlan for Input {
+impl ExecutionPlan for BoundedInput {
     fn name(&self) -> &str {
-        "InPieces"
+        "BoundedInput"
     }
 
     fn schema(&self) -> SchemaRef {
@@ -127,7 +127,7 @@ impl ExecutionPlan for Input {
         mut children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = children.pop().unwrap_or_else(|| self.input.clone());
-        Ok(Arc::new(Self::new(input, self.purpose.clone())))
+        Ok(Arc::new(Self::new(input, self.input_use.clone())))
     }
 
     fn cardinality_effect(&self) -> CardinalityEffect {
@@ -146,22 +146,24 @@ impl ExecutionPlan for Input {
             scope::check()?;
             Ok(batch)
         });
-        Ok(match &self.purpose {
-            Purpose::Unnest(lists) => {
+        Ok(match &self.input_use {
+            InputUse::Unnest(lists) => {
                 let lists = lists.clone();
                 let pieces = checked
                     .map(move |batch| stream::iter(split(batch, &lists)))
                     .flatten();
                 Box::pin(RecordBatchStreamAdapter::new(schema, pieces))
             }
-            Purpose::Join => {
-                let checked = checked.and_then(move |batch| async move { narrow(batch, rows) });
+            InputUse::Join => {
+                let checked =
+                    checked.and_then(move |batch| async move { check_width(batch, rows) });
                 Box::pin(RecordBatchStreamAdapter::new(schema, checked))
             }
-            Purpose::Keep => {
-                let kept = MemoryConsumer::new("rows of a window").register(context.memory_pool());
+            InputUse::Buffer => {
+                let buffered =
+                    MemoryConsumer::new("rows of a window").register(context.memory_pool());
                 let counted = checked.and_then(move |batch| {
-                    let grown = kept.try_grow(batch.get_array_memory_size());
+                    let grown = buffered.try_grow(batch.get_array_memory_size());
                     async move { grown.map(|()| batch) }
                 });
                 Box::pin(RecordBatchStreamAdapter::new(schema, counted))
@@ -170,50 +172,51 @@ impl ExecutionPlan for Input {
     }
 }
 
-/// Bytes of a batch's own rows.
-pub fn bytes(batch: &RecordBatch) -> usize {
-    let own = |column: &ArrayRef| {
+/// Bytes of a batch's rows, without those of the buffers around a slice.
+pub fn row_bytes(batch: &RecordBatch) -> usize {
+    let slice_bytes = |column: &ArrayRef| {
         column
             .to_data()
             .get_slice_memory_size()
             .unwrap_or(column.get_array_memory_size())
     };
-    batch.columns().iter().map(own).sum()
+    batch.columns().iter().map(slice_bytes).sum()
 }
 
-/// Bytes of a row, about.
+/// Approximate average bytes of a row.
 fn width(batch: &RecordBatch) -> usize {
-    bytes(batch) / batch.num_rows().max(1)
+    row_bytes(batch) / batch.num_rows().max(1)
 }
 
-/// An error where so many rows of this width would be too much at once.
-fn narrow(batch: RecordBatch, rows: usize) -> Result<RecordBatch> {
+/// An error if a batch of `rows` rows of this width would exceed `BATCH_BYTES`.
+fn check_width(batch: RecordBatch, rows: usize) -> Result<RecordBatch> {
     let width = width(&batch);
     if rows > 1 && width.saturating_mul(rows) > BATCH_BYTES {
         scope::note_wide();
         return Err(Exceeded(format!(
-            "a join computes with {rows} rows of {width} bytes at once; at most {BATCH_BYTES} bytes are computed with: join fewer columns"
+            "a join computes with {rows} rows of {width} bytes at once, but with at most {BATCH_BYTES} bytes: join fewer columns"
         ))
         .into());
     }
     Ok(batch)
 }
 
-/// Pieces of a batch that make not too many rows each, nor too many bytes.
+/// Splits a batch into pieces that each become at most `MAX_UNNEST_ROWS` rows and `BATCH_BYTES` bytes,
+/// except single rows. Example: of 100 rows with lists of 1,000 items a piece has 8.
 fn split(batch: Result<RecordBatch>, lists: &[usize]) -> Vec<Result<RecordBatch>> {
     let batch = match batch {
         Ok(batch) => batch,
         Err(error) => return vec![Err(error)],
     };
-    let items = |row: usize| {
+    let output_rows = |row: usize| {
         lists
             .iter()
-            .map(|at| items(batch.column(*at).as_ref(), row))
+            .map(|at| list_length(batch.column(*at).as_ref(), row))
             .max()
             .unwrap_or(1)
             .max(1)
     };
-    // Beside each item the row's other columns are written out.
+    // The other columns are repeated for each item.
     let others = batch
         .columns()
         .iter()
@@ -226,29 +229,30 @@ fn split(batch: Result<RecordBatch>, lists: &[usize]) -> Vec<Result<RecordBatch>
             .filter_map(|column| column.get(row))
             .sum::<u64>() as usize
     };
-    let (mut pieces, mut from, mut made, mut made_bytes) = (Vec::new(), 0, 0_usize, 0_usize);
+    let (mut pieces, mut from, mut total_rows, mut total_bytes) = (Vec::new(), 0, 0_usize, 0_usize);
     for row in 0..batch.num_rows() {
-        let (rows, row_bytes) = (items(row), width(row));
+        let (rows, row_bytes) = (output_rows(row), width(row));
         let bytes = rows.saturating_mul(row_bytes);
         if bytes > 2 * BATCH_BYTES {
             let message = format!(
-                "`unnest` would write {rows} rows of {row_bytes} bytes for one row; at most {} bytes are written: unnest fewer columns beside the list",
+                "`unnest` would write {rows} rows of {row_bytes} bytes for one row; at most {} bytes are written: select fewer columns next to the list",
                 2 * BATCH_BYTES
             );
             return vec![Err(Exceeded(message).into())];
         }
-        let is_full = made + rows > UNNEST_ROWS || made_bytes.saturating_add(bytes) > BATCH_BYTES;
+        let is_full =
+            total_rows + rows > MAX_UNNEST_ROWS || total_bytes.saturating_add(bytes) > BATCH_BYTES;
         if is_full && row > from {
             pieces.push(Ok(batch.slice(from, row - from)));
-            (from, made, made_bytes) = (row, 0, 0);
+            (from, total_rows, total_bytes) = (row, 0, 0);
         }
-        (made, made_bytes) = (made + rows, made_bytes.saturating_add(bytes));
+        (total_rows, total_bytes) = (total_rows + rows, total_bytes.saturating_add(bytes));
     }
     pieces.push(Ok(batch.slice(from, batch.num_rows() - from)));
     pieces
 }
 
-fn items(list: &dyn Array, row: usize) -> usize {
+fn list_length(list: &dyn Array, row: usize) -> usize {
     match list.data_type() {
         DataType::List(_) => list.as_list::<i32>().value_length(row).unsigned_abs() as usize,
         DataType::LargeList(_) => list.as_list::<i64>().value_length(row).unsigned_abs() as usize,
@@ -277,13 +281,17 @@ mod tests {
     }
 
     #[test]
-    fn pieces_make_not_too_many_rows_and_lose_none() {
+    fn pieces_become_few_rows_and_lose_none() {
         let whole = batch(&vec![1_000; 100], 10);
         let pieces: Vec<RecordBatch> = split(Ok(whole.clone()), &[1])
             .into_iter()
             .map(|p| p.expect("a piece"))
             .collect();
-        assert!(pieces.iter().all(|p| p.num_rows() <= UNNEST_ROWS / 1_000));
+        assert!(
+            pieces
+                .iter()
+                .all(|p| p.num_rows() <= MAX_UNNEST_ROWS / 1_000)
+        );
         assert_eq!(
             arrow::compute::concat_batches(&whole.schema(), &pieces).expect("one"),
             whole
@@ -293,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_becomes_too_much_is_refused() {
+    fn a_row_that_becomes_too_many_bytes_is_rejected() {
         let found = split(Ok(batch(&[100_000], 100_000)), &[1]);
         assert!(
             found[0]

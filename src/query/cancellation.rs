@@ -1,6 +1,5 @@
-//! Plans whose long loops can be stopped, and whose operators hold what they are given to the
-//! query's memory: conditions of joins and aggregates in windows ask whether the query has ended,
-//! joins and `unnest` take their input in pieces.
+//! Plans that can be cancelled within long loops: join conditions and aggregates of windows check
+//! whether the query has ended.
 
 use std::sync::Arc;
 
@@ -19,51 +18,51 @@ use datafusion::scalar::ScalarValue;
 
 use crate::schema::bounds::scope;
 
-/// An optimized plan of which every condition of a join and every aggregate of a window can be
-/// stopped.
-pub fn stoppable(plan: LogicalPlan) -> Result<LogicalPlan> {
-    let guarded = plan.transform_up_with_subqueries(|node| match node {
+/// Wraps every join condition and every window aggregate of an optimized plan in a check.
+pub fn cancellable(plan: LogicalPlan) -> Result<LogicalPlan> {
+    let wrapped = plan.transform_up_with_subqueries(|node| match node {
         LogicalPlan::Join(mut join) => {
             let Some(filter) = join.filter.take() else {
                 return Ok(Transformed::no(LogicalPlan::Join(join)));
             };
-            join.filter = Some(ScalarUDF::from(Checked::new()).call(vec![filter]));
+            join.filter = Some(ScalarUDF::from(CheckedCondition::new()).call(vec![filter]));
             Ok(Transformed::yes(LogicalPlan::Join(join)))
         }
         LogicalPlan::Window(mut window) => {
             for expression in &mut window.window_expr {
-                watch(expression);
+                wrap_aggregate(expression);
             }
             Ok(Transformed::yes(LogicalPlan::Window(window)))
         }
         other => Ok(Transformed::no(other)),
     })?;
-    Ok(guarded.data)
+    Ok(wrapped.data)
 }
 
-fn watch(expression: &mut Expr) {
+fn wrap_aggregate(expression: &mut Expr) {
     match expression {
-        Expr::Alias(alias) => watch(&mut alias.expr),
+        Expr::Alias(alias) => wrap_aggregate(&mut alias.expr),
         Expr::WindowFunction(call) => {
             let WindowFunction { fun, .. } = call.as_mut();
             if let WindowFunctionDefinition::AggregateUDF(inner) = fun {
-                *fun =
-                    WindowFunctionDefinition::AggregateUDF(Arc::new(AggregateUDF::from(Watched {
+                *fun = WindowFunctionDefinition::AggregateUDF(Arc::new(AggregateUDF::from(
+                    CheckedAggregate {
                         inner: inner.clone(),
-                    })));
+                    },
+                )));
             }
         }
         _ => {}
     }
 }
 
-/// A condition, as it is, of a query that has not ended.
+/// Returns its argument, a condition, or an error if the query has ended.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Checked {
+struct CheckedCondition {
     signature: Signature,
 }
 
-impl Checked {
+impl CheckedCondition {
     fn new() -> Self {
         Self {
             signature: Signature::any(1, Volatility::Immutable),
@@ -71,7 +70,7 @@ impl Checked {
     }
 }
 
-impl ScalarUDFImpl for Checked {
+impl ScalarUDFImpl for CheckedCondition {
     fn name(&self) -> &str {
         "while_running"
     }
@@ -93,13 +92,13 @@ impl ScalarUDFImpl for Checked {
     }
 }
 
-/// An aggregate over the rows of a window's frame, which may be many for each row.
+/// An aggregate over the frame of a window, which may have many rows for each row.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Watched {
+struct CheckedAggregate {
     inner: Arc<AggregateUDF>,
 }
 
-impl AggregateUDFImpl for Watched {
+impl AggregateUDFImpl for CheckedAggregate {
     fn name(&self) -> &str {
         self.inner.name()
     }
@@ -121,7 +120,7 @@ impl AggregateUDFImpl for Watched {
     }
 
     fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(Rows {
+        Ok(Box::new(CheckedAccumulator {
             inner: self.inner.accumulator(args)?,
         }))
     }
@@ -134,7 +133,7 @@ impl AggregateUDFImpl for Watched {
         &self,
         args: AccumulatorArgs<'_>,
     ) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(Rows {
+        Ok(Box::new(CheckedAccumulator {
             inner: self.inner.create_sliding_accumulator(args)?,
         }))
     }
@@ -170,11 +169,11 @@ impl AggregateUDFImpl for Watched {
 }
 
 #[derive(Debug)]
-struct Rows {
+struct CheckedAccumulator {
     inner: Box<dyn Accumulator>,
 }
 
-impl Accumulator for Rows {
+impl Accumulator for CheckedAccumulator {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         scope::check()?;
         self.inner.update_batch(values)
@@ -205,5 +204,30 @@ impl Accumulator for Rows {
 
     fn supports_retract_batch(&self) -> bool {
         self.inner.supports_retract_batch()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::logical_expr::{LogicalPlanBuilder, lit};
+
+    use super::*;
+
+    #[test]
+    fn a_join_condition_is_wrapped_once() {
+        let one_row = || LogicalPlanBuilder::empty(true);
+        let plan = one_row()
+            .join_on(
+                one_row().build().expect("a plan"),
+                datafusion::logical_expr::JoinType::Inner,
+                [lit(true)],
+            )
+            .and_then(LogicalPlanBuilder::build)
+            .expect("a join");
+        let shown = cancellable(plan)
+            .expect("wrapped")
+            .display_indent()
+            .to_string();
+        assert_eq!(shown.matches("while_running(").count(), 1, "{shown}");
     }
 }

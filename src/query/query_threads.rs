@@ -1,6 +1,6 @@
-//! A query at work: on threads of its own, which end with it. Whatever it computes, nobody else
-//! waits for it: its threads come after all others, and its slot is free soon after it has ended,
-//! even where something in it cannot be stopped.
+//! Threads of a query, which end with it. They never hold up anything else: they have a lower
+//! priority than all others, and the query's permit is free soon after it has ended, even where
+//! some computation cannot be stopped.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -10,8 +10,8 @@ use datafusion::execution::memory_pool::MemoryPool;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::admission::Permit;
 use super::memory::QueryMemory;
-use super::slots::Slot;
 use crate::schema::bounds::STACK_BYTES;
 use crate::schema::bounds::scope::{self, Scope};
 
@@ -21,36 +21,40 @@ use crate::schema::bounds::scope::{self, Scope};
 const CLIENT_NICENESS: i32 = 5;
 /// Threads that compute for a query, and those that read files for it.
 pub const THREADS: usize = 2;
-const READERS: usize = 4;
-/// How long the threads of a query that has ended may run until its slot is given to another.
+const READ_THREADS: usize = 4;
+/// How long the threads of an ended query may run until its permit is released.
 const GRACE: Duration = Duration::from_millis(1_200);
 
-/// The threads of a query; dropped, it ends.
-pub struct Running {
+/// The threads of a query. Dropping them ends it.
+pub struct QueryThreads {
     scope: Arc<Scope>,
     runtime: Option<Runtime>,
-    slot: Weak<Slot>,
-    outside: Option<Handle>,
+    permit: Weak<Permit>,
+    server: Option<Handle>,
 }
 
-impl Running {
+impl QueryThreads {
     /// A client's query runs at a lower priority than everything else, and yields the CPU once it
     /// takes long.
-    pub fn start(slot: Slot, memory: &Arc<QueryMemory>, is_client: bool) -> std::io::Result<Self> {
+    pub fn start(
+        permit: Permit,
+        memory: &Arc<QueryMemory>,
+        is_client: bool,
+    ) -> std::io::Result<Self> {
         let pool: Arc<dyn MemoryPool> = memory.clone();
         let scope = Scope::new(&pool, is_client);
         memory.set_scope(&scope);
-        let slot = Arc::new(slot);
-        let (held, entered) = (Arc::downgrade(&slot), scope.clone());
+        let permit = Arc::new(permit);
+        let (weak_permit, entered) = (Arc::downgrade(&permit), scope.clone());
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
-            .max_blocking_threads(READERS)
+            .max_blocking_threads(READ_THREADS)
             .thread_stack_size(STACK_BYTES)
             .thread_name("sql")
             .enable_all()
             .on_thread_start(move || {
-                // The slot is held for as long as a thread can run.
-                let _ = &slot;
+                // Moved into this closure, the permit lives until no thread can run.
+                let _ = &permit;
                 scope::enter(&entered);
                 if is_client {
                     lower_priority();
@@ -61,8 +65,8 @@ impl Running {
         Ok(Self {
             scope,
             runtime: Some(runtime),
-            slot: held,
-            outside: Handle::try_current().ok(),
+            permit: weak_permit,
+            server: Handle::try_current().ok(),
         })
     }
 
@@ -70,7 +74,7 @@ impl Running {
         &self.scope
     }
 
-    /// Does something on the threads of the query.
+    /// Runs a future on the threads of the query.
     pub fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -83,25 +87,23 @@ impl Running {
 /// Lowers the priority of this thread; Linux has one for each.
 fn lower_priority() {
     if let Err(error) = rustix::process::setpriority_process(None, CLIENT_NICENESS) {
-        tracing::debug!(%error, "a query keeps its priority");
+        tracing::debug!(%error, "the priority of a query was not lowered");
     }
 }
 
-impl Drop for Running {
+impl Drop for QueryThreads {
     fn drop(&mut self) {
         self.scope.end();
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-        let slot = self.slot.clone();
-        if let Some(outside) = self.outside.as_ref().filter(|_| slot.strong_count() > 0) {
-            outside.spawn(async move {
+        let permit = self.permit.clone();
+        if let Some(server) = self.server.as_ref().filter(|_| permit.strong_count() > 0) {
+            server.spawn(async move {
                 tokio::time::sleep(GRACE).await;
-                if let Some(slot) = slot.upgrade() {
-                    tracing::warn!(
-                        "a query that has ended still computes; its slot is given to others"
-                    );
-                    slot.give_up();
+                if let Some(permit) = permit.upgrade() {
+                    tracing::warn!("a query that has ended still runs; another one may start");
+                    permit.release_early();
                 }
             });
         }

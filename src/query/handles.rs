@@ -1,0 +1,109 @@
+//! What queries read: the views' read handles.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Progress, QueryError};
+use crate::event::{Lsn, Micros};
+use crate::operators::{Floors, checkpoints, tables};
+use crate::schema::{Catalog, Stream, Window};
+use crate::views::counts::Counts;
+use crate::views::lake::LakeTable;
+use crate::views::places::Places;
+use crate::views::search::SearchIndex;
+
+/// Read handles of all views.
+#[derive(Clone)]
+pub struct Handles {
+    pub catalog: Arc<Catalog>,
+    /// The folder of the lake.
+    pub lake: PathBuf,
+    /// Lake tables by name.
+    pub tables: BTreeMap<String, Arc<LakeTable>>,
+    /// The other views by stream, where they are declared.
+    pub search: BTreeMap<String, Arc<SearchIndex>>,
+    pub places: BTreeMap<String, Arc<Places>>,
+    pub counts: BTreeMap<String, Arc<Counts>>,
+    pub progress: Arc<Progress>,
+}
+
+impl Handles {
+    /// Hides the rows of these tables below a time.
+    pub fn raise_floors(&self, floors: &Floors) {
+        for (name, floor) in floors {
+            if let Some(table) = self.tables.get(name) {
+                table.raise_floor(*floor);
+            }
+        }
+    }
+
+    /// Events of a stream below this time are no longer shown.
+    pub fn floor(&self, stream: &str) -> Option<Micros> {
+        self.tables.get(stream).and_then(|table| table.floor())
+    }
+
+    /// Every view with the LSN up to which queries see it.
+    pub fn checkpoints(&self) -> Vec<(String, Lsn)> {
+        let mut checkpoints: Vec<(String, Lsn)> = self
+            .tables
+            .iter()
+            .map(|(name, table)| (format!("lake/{name}"), table.applied()))
+            .collect();
+        checkpoints.extend(
+            self.search
+                .iter()
+                .map(|(name, s)| (checkpoints::search(name), s.visible())),
+        );
+        checkpoints.extend(
+            self.places
+                .iter()
+                .map(|(name, p)| (checkpoints::places(name), p.applied())),
+        );
+        checkpoints.extend(
+            self.counts
+                .iter()
+                .map(|(name, c)| (checkpoints::counts(name), c.applied())),
+        );
+        checkpoints
+    }
+
+    /// The stream that a table's rows come from, if it is a single one.
+    pub fn stream_of(&self, table: &str) -> Option<String> {
+        let streams = &self.catalog.streams;
+        let window = |w: &&Arc<Window>| w.name == table || tables::versions_of(&w.name) == table;
+        let window = self
+            .catalog
+            .windows
+            .iter()
+            .find(window)
+            .map(|w| w.stream.clone());
+        let name = table.split('.').next().unwrap_or(table);
+        window.or_else(|| streams.contains_key(name).then(|| name.to_owned()))
+    }
+
+    /// The stream that a query names; the first by default.
+    pub fn stream(&self, name: Option<&str>) -> Result<&Arc<Stream>, QueryError> {
+        let known = || {
+            self.catalog
+                .streams
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        match name {
+            Some(name) => self.catalog.streams.get(name).ok_or_else(|| {
+                QueryError::NotFound(format!(
+                    "there is no stream `{name}`; there are: {}",
+                    known()
+                ))
+            }),
+            None => self.catalog.streams.values().next().ok_or_else(|| {
+                QueryError::NotFound(
+                    "no stream is declared; add [streams.NAME] to the configuration".into(),
+                )
+            }),
+        }
+    }
+}

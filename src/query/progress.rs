@@ -1,0 +1,294 @@
+//! How far log, operators and views are, from which answers state their freshness.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arrow::array::RecordBatch;
+use serde::Serialize;
+
+use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
+use crate::operators::{Operators, PartitionState, StreamProgress, WindowProgress};
+
+/// Frames whose arrival times are remembered, for the age of the oldest record that an answer lacks.
+const MAX_ARRIVALS: usize = 20_000;
+
+/// The freshness of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct AsOf {
+    /// The lowest checkpoint read.
+    pub lsn: Lsn,
+    /// The lowest watermark of the streams read.
+    pub watermark: Option<String>,
+    /// Age of the oldest record above `lsn`; 0 where there is none.
+    pub freshness_ms: u64,
+    /// Late events of these streams, since the log began.
+    pub late: u64,
+    pub dead_letters: u64,
+    /// Synced records above `lsn`; offline, the accepted records that are not in the answer.
+    pub pending: u64,
+}
+
+/// Records of a stream, or of all streams, that are missing in the answers of a view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingRecords {
+    pub stream: Option<String>,
+    pub records: u64,
+}
+
+/// Progress of the log, operators and sources, and the open rows of the operators.
+#[derive(Default)]
+pub struct Progress {
+    inner: Mutex<Inner>,
+    operators: OnceLock<Arc<Mutex<Operators>>>,
+    sources: Mutex<BTreeMap<String, SharedHealth>>,
+    /// Missing records by view, counted once when the data folder is read offline.
+    missing: OnceLock<BTreeMap<String, MissingRecords>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    streams: BTreeMap<String, StreamProgress>,
+    windows: BTreeMap<String, WindowProgress>,
+    gaps: Vec<Gap>,
+    partitions: BTreeMap<(String, String), PartitionState>,
+    retried: Arc<BTreeMap<Lsn, Lsn>>,
+    /// The trusted arrival time.
+    arrived: Option<Micros>,
+    /// Approximate bytes of the operators' state.
+    operators_bytes: usize,
+    synced_lsn: Lsn,
+    /// (last LSN, arrival time) of the latest frames.
+    arrivals: VecDeque<(Lsn, Micros)>,
+}
+
+impl Progress {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the operators whose open windows and sessions are shown.
+    pub fn attach_operators(&self, operators: Arc<Mutex<Operators>>) {
+        let _ = self.operators.set(operators);
+    }
+
+    /// The rows of a table's open windows or sessions, and the LSN that they reach; `None` without
+    /// operators.
+    pub fn open_rows(&self, table: &str) -> Result<Option<(Lsn, Option<RecordBatch>)>, String> {
+        let Some(operators) = self.operators.get() else {
+            return Ok(None);
+        };
+        let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some((operators.lsn(), operators.open_rows(table)?)))
+    }
+
+    /// Publishes the operators' state; false while they have not applied the record `to`.
+    pub fn refresh(&self, to: Lsn) -> bool {
+        let Some(operators) = self.operators.get() else {
+            return true;
+        };
+        let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_applied = operators.lsn() >= to;
+        if is_applied {
+            self.set_operators(&operators);
+        }
+        is_applied
+    }
+
+    /// Partitions whose idleness advances time: stream, source, partition, records so far.
+    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+        let Some(operators) = self.operators.get() else {
+            return Vec::new();
+        };
+        operators
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting_partitions()
+    }
+
+    /// Sets the running sources with the health that each updates.
+    pub fn set_sources(&self, sources: BTreeMap<String, SharedHealth>) {
+        *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    /// The current health of every running source.
+    pub fn sources(&self) -> BTreeMap<String, SourceHealth> {
+        let sources = self
+            .sources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let current = |health: &SharedHealth| {
+            health
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
+        sources
+            .iter()
+            .map(|(name, health)| (name.clone(), current(health)))
+            .collect()
+    }
+
+    /// Records that a frame is synced.
+    pub fn note_synced(&self, last_lsn: Lsn, received_at: Micros) {
+        let mut inner = self.lock();
+        inner.synced_lsn = inner.synced_lsn.max(last_lsn);
+        inner.arrivals.push_back((last_lsn, received_at));
+        if inner.arrivals.len() > MAX_ARRIVALS {
+            inner.arrivals.pop_front();
+        }
+    }
+
+    /// Records the arrival of a frame that the log is read offline; the oldest suffice.
+    pub fn note_arrival(&self, last_lsn: Lsn, received_at: Micros) {
+        let mut inner = self.lock();
+        if inner.arrivals.len() < MAX_ARRIVALS {
+            inner.arrivals.push_back((last_lsn, received_at));
+        }
+    }
+
+    /// Sets the records that are missing in the answers of each view.
+    pub fn set_missing(&self, missing: BTreeMap<String, MissingRecords>) {
+        let _ = self.missing.set(missing);
+    }
+
+    /// Sets the log's synced end before any frame is synced.
+    pub fn set_synced(&self, lsn: Lsn) {
+        let mut inner = self.lock();
+        inner.synced_lsn = inner.synced_lsn.max(lsn);
+    }
+
+    pub fn synced_lsn(&self) -> Lsn {
+        self.lock().synced_lsn
+    }
+
+    /// Publishes the progress of the streams after a frame.
+    pub fn set_streams(&self, streams: BTreeMap<String, StreamProgress>) {
+        self.lock().streams = streams;
+    }
+
+    /// Publishes the whole state of the operators.
+    pub fn set_operators(&self, operators: &Operators) {
+        let (gaps, partitions) = (
+            operators.gaps().cloned().collect(),
+            operators.partitions().clone(),
+        );
+        let mut inner = self.lock();
+        inner.streams = operators.progress();
+        inner.windows = operators.window_progress();
+        inner.operators_bytes = operators.memory_bytes();
+        inner.arrived = operators.arrived();
+        inner.gaps = gaps;
+        inner.partitions = partitions;
+        if *inner.retried != *operators.retried() {
+            inner.retried = Arc::new(operators.retried().clone());
+        }
+    }
+
+    /// The trusted arrival time.
+    pub fn arrived(&self) -> Option<Micros> {
+        self.lock().arrived
+    }
+
+    /// Approximate bytes of the operators' state.
+    pub fn operators_bytes(&self) -> usize {
+        self.lock().operators_bytes
+    }
+
+    /// Dead letters that were retried successfully, with the record of the event.
+    pub fn retried(&self) -> Arc<BTreeMap<Lsn, Lsn>> {
+        self.lock().retried.clone()
+    }
+
+    pub fn streams(&self) -> BTreeMap<String, StreamProgress> {
+        self.lock().streams.clone()
+    }
+
+    pub fn windows(&self) -> BTreeMap<String, WindowProgress> {
+        self.lock().windows.clone()
+    }
+
+    pub fn gaps(&self) -> Vec<Gap> {
+        self.lock().gaps.clone()
+    }
+
+    pub fn partitions(&self) -> BTreeMap<(String, String), PartitionState> {
+        self.lock().partitions.clone()
+    }
+
+    /// The freshness of an answer from these views, which have everything up to `lsn` of these
+    /// streams.
+    pub fn as_of(&self, lsn: Lsn, streams: &[String], views: &[String], now: Micros) -> AsOf {
+        let inner = self.lock();
+        let read: Vec<&StreamProgress> = streams
+            .iter()
+            .filter_map(|s| inner.streams.get(s))
+            .collect();
+        let pending = match self.missing.get() {
+            Some(missing) => missing_records(missing, views),
+            None => inner.synced_lsn.saturating_sub(lsn),
+        };
+        let oldest = inner
+            .arrivals
+            .get(inner.arrivals.partition_point(|(last, _)| *last <= lsn));
+        let age = oldest.map_or(0, |(_, at)| now.saturating_sub(*at).max(0) as u64 / 1_000);
+        AsOf {
+            lsn,
+            watermark: read
+                .iter()
+                .map(|s| s.watermark)
+                .min()
+                .flatten()
+                .map(rfc3339),
+            freshness_ms: if pending == 0 { 0 } else { age },
+            late: read.iter().map(|s| s.totals.late).sum(),
+            dead_letters: read.iter().map(|s| s.totals.dead_letters).sum(),
+            pending,
+        }
+    }
+}
+
+/// Records that are missing in an answer of several views: for each stream those of the view that
+/// misses most.
+fn missing_records(missing: &BTreeMap<String, MissingRecords>, views: &[String]) -> u64 {
+    let mut by_stream: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+    for MissingRecords { stream, records } in views.iter().filter_map(|view| missing.get(view)) {
+        let max = by_stream.entry(stream.as_deref()).or_default();
+        *max = (*max).max(*records);
+    }
+    // Views without a stream are about all streams.
+    let of_all = by_stream.remove(&None).unwrap_or(0);
+    by_stream.values().sum::<u64>().max(of_all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_missing_in_several_views_of_a_stream_are_counted_once() {
+        let missing = |stream: Option<&str>, records| MissingRecords {
+            stream: stream.map(str::to_owned),
+            records,
+        };
+        let views = [
+            ("lake/a", Some("a"), 3),
+            ("search/a", Some("a"), 5),
+            ("lake/b", Some("b"), 1),
+            ("lake/raw", None, 4),
+        ];
+        let all = views
+            .map(|(view, stream, records)| (view.to_owned(), missing(stream, records)))
+            .into();
+        let count = |views: &[&str]| {
+            missing_records(
+                &all,
+                &views.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(count(&["lake/a", "search/a"]), 5);
+        assert_eq!(count(&["lake/a", "lake/b"]), 4);
+        assert_eq!(count(&["lake/raw", "lake/b"]), 4);
+        assert_eq!(count(&["lake/elsewhere"]), 0);
+    }
+}

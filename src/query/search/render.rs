@@ -1,0 +1,174 @@
+//! Hits as JSON, with their events and highlights.
+
+use std::collections::BTreeMap;
+
+use arrow::compute::concat_batches;
+use arrow::error::ArrowError;
+use serde_json::{Map, Value, json};
+use tantivy::snippet::SnippetGenerator;
+
+use super::execute::Hit;
+use super::parse::Clause;
+use crate::event::rfc3339;
+use crate::operators::lsns;
+use crate::query::QueryError;
+use crate::query::encode::each_row;
+use crate::schema::MAP_SUFFIX;
+use crate::views::lake::LakeTable;
+use crate::views::lake::files::{in_columns_of, with_partition_columns};
+use crate::views::search::SearchIndex;
+use crate::views::search::part::PartSearcher;
+use crate::views::search::rows::RowReader;
+use crate::views::search::text::TOKENIZER_NAME;
+
+const HIGHLIGHT_CHARS: usize = 200;
+/// Approximate bytes of the blocks of stored rows that are read before their hits are written.
+const READ_BYTES: usize = 4 << 20;
+
+impl Hit {
+    pub fn to_json(&self, event: &Value, highlighter: &Highlighter<'_>) -> Value {
+        json!({
+            "lsn": self.lsn,
+            "event_time": rfc3339(self.time),
+            "score": self.score,
+            "highlights": highlighter.highlights(event),
+            "event": event,
+        })
+    }
+}
+
+/// The events of hits, from the rows that the index stores. They are read in batches of about
+/// `READ_BYTES`, each written out before the next is read.
+pub(super) struct Events<'a> {
+    searchers: &'a [PartSearcher],
+    table: &'a LakeTable,
+    /// Hits that are not read yet.
+    hits: &'a [Hit],
+    rows: RowReader,
+    batch: std::vec::IntoIter<Value>,
+}
+
+impl<'a> Events<'a> {
+    pub fn new(searchers: &'a [PartSearcher], table: &'a LakeTable, hits: &'a [Hit]) -> Self {
+        Self {
+            searchers,
+            table,
+            hits,
+            rows: RowReader::default(),
+            batch: Vec::new().into_iter(),
+        }
+    }
+}
+
+impl Events<'_> {
+    fn read_batch(&mut self) -> Result<(), QueryError> {
+        let spec = &self.table.spec;
+        let (mut rows, failed) = (Vec::new(), |e: ArrowError| {
+            QueryError::Failed(e.to_string())
+        });
+        while let Some((hit, rest)) = self
+            .hits
+            .split_first()
+            .filter(|_| self.rows.bytes < READ_BYTES)
+        {
+            let (part, document) = hit.address;
+            let index = &self.searchers[part];
+            let row = self.rows.read(
+                part,
+                &index.segments[document.segment_ord as usize].rows,
+                document,
+            );
+            let row = row.map_err(|e| QueryError::Failed(index.damage_message(&e.to_string())))?;
+            if lsns(&row).first() != Some(&(hit.lsn as i64)) {
+                return Err(QueryError::Failed(
+                    index.damage_message("the row of a document belongs to another one"),
+                ));
+            }
+            rows.push(in_columns_of(spec, &row).map_err(failed)?);
+            self.hits = rest;
+        }
+        self.rows.clear();
+        let rows = concat_batches(&spec.schema, &rows).map_err(failed)?;
+        let schema = &self.table.full_schema;
+        let rows = with_partition_columns(spec, &rows, schema).map_err(QueryError::Failed)?;
+        let mut events = Vec::with_capacity(rows.num_rows());
+        each_row(schema, &[rows], |row| {
+            events
+                .push(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
+            Ok(())
+        })?;
+        self.batch = events.into_iter();
+        Ok(())
+    }
+}
+
+impl Iterator for Events<'_> {
+    type Item = Result<Value, QueryError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.batch.len() == 0
+            && !self.hits.is_empty()
+            && let Err(error) = self.read_batch()
+        {
+            return Some(Err(error));
+        }
+        self.batch.next().map(Ok)
+    }
+}
+
+/// Marks the words of a query in the text columns of an event.
+pub(super) struct Highlighter<'a> {
+    index: &'a SearchIndex,
+    terms: BTreeMap<String, f32>,
+}
+
+impl<'a> Highlighter<'a> {
+    pub fn new(index: &'a SearchIndex, clauses: &[Clause]) -> Self {
+        let mut terms = BTreeMap::new();
+        for clause in clauses {
+            match clause {
+                Clause::Phrase(_, words) => {
+                    terms.extend(words.iter().map(|(_, w)| (w.clone(), 1.0)))
+                }
+                Clause::Prefix(..) | Clause::Exact(..) | Clause::Pair(..) => {}
+            }
+        }
+        Self { index, terms }
+    }
+
+    /// `{COLUMN: HTML, …}` of the columns that have a match.
+    pub fn highlights(&self, event: &Value) -> Value {
+        let tokenizer = self.index.last().0.tokenizers().get(TOKENIZER_NAME);
+        let Some(tokenizer) = tokenizer else {
+            return Value::Null;
+        };
+        let mut out = Map::new();
+        for (name, field) in self.index.def.text.iter().zip(&self.index.fields.text) {
+            let text = match &event[name.strip_suffix(MAP_SUFFIX).unwrap_or(name)] {
+                Value::String(text) => text.clone(),
+                Value::Object(map) => map
+                    .values()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                Value::Array(items) => items
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                _ => continue,
+            };
+            let snippet = SnippetGenerator::new(
+                self.terms.clone(),
+                tokenizer.clone(),
+                *field,
+                HIGHLIGHT_CHARS,
+            )
+            .snippet(&text);
+            if !snippet.is_empty() {
+                out.insert(name.clone(), snippet.to_html().into());
+            }
+        }
+        Value::Object(out)
+    }
+}
