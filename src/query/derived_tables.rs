@@ -24,23 +24,23 @@ use crate::views::lake::LakeTable;
 pub struct OpenRows {
     pub lsn: Lsn,
     pub rows: Option<RecordBatch>,
-    _reserved: MemoryReservation,
+    _reservation: MemoryReservation,
 }
 
 impl OpenRows {
     /// Reserves the rows' memory, or fails.
     pub fn new(lsn: Lsn, rows: Option<RecordBatch>, pool: &Arc<dyn MemoryPool>) -> Result<Self> {
-        let reserved = MemoryConsumer::new("open rows").register(pool);
-        reserved.try_grow(rows.as_ref().map_or(0, RecordBatch::get_array_memory_size))?;
+        let reservation = MemoryConsumer::new("open rows").register(pool);
+        reservation.try_grow(rows.as_ref().map_or(0, RecordBatch::get_array_memory_size))?;
         Ok(Self {
             lsn,
             rows,
-            _reserved: reserved,
+            _reservation: reservation,
         })
     }
 }
 
-/// The stored rows up to the LSN of the open ones, and these, with the table's own columns.
+/// The stored rows up to the LSN of the open ones, then the open ones, with the table's columns.
 fn stored_and_open(
     table: &LakeTable,
     stored: Arc<dyn TableProvider>,
@@ -92,13 +92,13 @@ pub fn window(
             .filter(ident("rank_of_version").eq(lit(1_u64)))?;
     }
     plan = plan.filter(ident("status").not_eq(lit("retracted")))?;
-    let own = window
+    let own_columns = window
         .schema
         .fields()
         .iter()
         .skip(WINDOW_COLUMNS.len())
         .map(|f| f.name().as_str());
-    let columns = own.chain(["window_start", "window_end", "version", "status", "lsn"]);
+    let columns = own_columns.chain(["window_start", "window_end", "version", "status", "lsn"]);
     let plan = plan.project(columns.map(ident))?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
@@ -106,10 +106,10 @@ pub fn window(
 /// An entity table, its own columns first.
 pub fn entity(table: &LakeTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let schema = &table.spec.schema;
-    let own = (ENTITY_COLUMNS.len()..schema.fields().len())
+    let own_columns = (ENTITY_COLUMNS.len()..schema.fields().len())
         .map(|column| schema.field(column).name().as_str());
     let plan = stored_and_open(table, stored, None)?
-        .project(own.chain(ENTITY_COLUMNS).map(ident))?
+        .project(own_columns.chain(ENTITY_COLUMNS).map(ident))?
         .build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }

@@ -4,7 +4,7 @@
 use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait};
 use arrow::datatypes::DataType;
 
-/// The minimum bytes of values as JSON: never more than they take, and more than half of it.
+/// A lower bound of the bytes of values as JSON.
 pub(super) fn min_json_bytes(array: &dyn Array) -> u64 {
     fn texts<'a>(texts: impl Iterator<Item = Option<&'a str>>) -> u64 {
         texts.map(|text| text.map_or(4, escaped_bytes)).sum()

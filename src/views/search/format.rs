@@ -150,7 +150,7 @@ pub fn check_format(folder: &Path) -> Result<FormatCheck, ViewError> {
     {
         None if parse_payload(&meta).is_none()
             && has_no_segments(&meta)
-            && !RowStore::is_named(&meta) =>
+            && !RowStore::is_used_in(&meta) =>
         {
             Ok(FormatCheck::OlderWithoutCommit)
         }

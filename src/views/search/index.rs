@@ -143,14 +143,6 @@ impl SearchIndex {
         )))
     }
 
-    /// Documents of all indexes.
-    pub fn documents(&self) -> u64 {
-        self.parts()
-            .iter()
-            .map(|p| p.searcher.searcher.num_docs())
-            .sum()
-    }
-
     /// The committed checkpoint in this log; `initial` without a commit.
     pub fn checkpoint(&self, log: u64, initial: Lsn) -> Result<Lsn, ViewError> {
         for part in self.parts().iter().rev() {
@@ -172,7 +164,7 @@ impl SearchIndex {
             }
             if payload.log != log {
                 let reason = format!(
-                    "belongs to log {:x}, but this one is {log:x}; restore log and views from one backup",
+                    "belongs to log {:x}, this one is {log:x}; restore log and views from one backup",
                     payload.log
                 );
                 return Err(ViewError::Damaged {
@@ -193,7 +185,7 @@ impl SearchIndex {
     }
 
     /// Makes the renames of earlier commits durable: their sync may have failed.
-    pub fn sync_folders(&self) -> Result<(), ViewError> {
+    pub(super) fn sync_folders(&self) -> Result<(), ViewError> {
         for part in self.parts().iter() {
             sync_folder(&part_folder(&self.folder, part.number))
                 .map_err(|e| index_error(&self.folder)(e.into()))?;
@@ -202,7 +194,7 @@ impl SearchIndex {
     }
 
     /// Bytes of the files of an index.
-    pub fn part_bytes(&self, number: usize) -> u64 {
+    pub(super) fn part_bytes(&self, number: usize) -> u64 {
         let entries = std::fs::read_dir(part_folder(&self.folder, number))
             .into_iter()
             .flatten();
@@ -212,7 +204,7 @@ impl SearchIndex {
     }
 
     /// Starts another index after the others.
-    pub fn roll(&self) -> Result<(), TantivyError> {
+    pub(super) fn roll(&self) -> Result<(), TantivyError> {
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
         let number = parts.last().map_or(0, |last| last.number + 1);
         parts.push(open_part(&self.folder, number, &self.schema, true)?);
@@ -257,7 +249,7 @@ impl SearchIndex {
     }
 
     /// Makes what is committed visible, up to `checkpoint`.
-    pub fn reload(&self, checkpoint: Lsn) -> Result<(), TantivyError> {
+    pub(super) fn reload(&self, checkpoint: Lsn) -> Result<(), TantivyError> {
         let last = self
             .parts()
             .last()

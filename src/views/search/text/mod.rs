@@ -320,7 +320,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn what_is_found_is_what_a_naive_reader_matches(
+        fn matches_are_those_of_a_naive_reader(
             text in "[ab猫犬กา่🎉🚀 -]{0,12}",
             query in "[ab猫犬กา่🎉 ]{1,4}",
         ) {
