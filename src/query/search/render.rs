@@ -126,11 +126,8 @@ impl<'a> Highlighter<'a> {
     pub fn new(index: &'a SearchIndex, clauses: &[Clause]) -> Self {
         let mut terms = BTreeMap::new();
         for clause in clauses {
-            match clause {
-                Clause::Phrase(_, words) => {
-                    terms.extend(words.iter().map(|(_, w)| (w.clone(), 1.0)))
-                }
-                Clause::Prefix(..) | Clause::Exact(..) | Clause::Pair(..) => {}
+            if let Clause::Phrase(_, words) = clause {
+                terms.extend(words.iter().map(|(_, w)| (w.clone(), 1.0)));
             }
         }
         Self { index, terms }
@@ -144,19 +141,9 @@ impl<'a> Highlighter<'a> {
         };
         let mut out = Map::new();
         for (name, field) in self.index.def.text.iter().zip(&self.index.fields.text) {
-            let text = match &event[name.strip_suffix(MAP_SUFFIX).unwrap_or(name)] {
-                Value::String(text) => text.clone(),
-                Value::Object(map) => map
-                    .values()
-                    .filter_map(Value::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                Value::Array(items) => items
-                    .iter()
-                    .filter_map(Value::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                _ => continue,
+            let column = name.strip_suffix(MAP_SUFFIX).unwrap_or(name);
+            let Some(text) = searched_text(&event[column]) else {
+                continue;
             };
             let snippet = SnippetGenerator::new(
                 self.terms.clone(),
@@ -170,5 +157,34 @@ impl<'a> Highlighter<'a> {
             }
         }
         Value::Object(out)
+    }
+}
+
+/// The text of a column, whose items are joined if it is a list or a map.
+fn searched_text(value: &Value) -> Option<String> {
+    let texts: Vec<&str> = match value {
+        Value::String(text) => return Some(text.clone()),
+        Value::Object(map) => map.values().filter_map(Value::as_str).collect(),
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect(),
+        _ => return None,
+    };
+    Some(texts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_lists_and_maps_are_joined() {
+        for (value, expected) in [
+            (json!("a"), Some("a")),
+            (json!(["a", null, "b"]), Some("a, b")),
+            (json!({"k": "a", "l": "b"}), Some("a, b")),
+            (json!(7), None),
+            (Value::Null, None),
+        ] {
+            assert_eq!(searched_text(&value).as_deref(), expected, "{value}");
+        }
     }
 }
