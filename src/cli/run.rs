@@ -92,7 +92,7 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
         late: now.late.saturating_sub(before.late),
         duplicates: now.duplicates.saturating_sub(before.duplicates),
         dead_letters: now.dead_letters.saturating_sub(before.dead_letters),
-        most_late: now.most_late,
+        max_lateness: now.max_lateness,
     }
 }
 

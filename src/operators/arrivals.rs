@@ -1,37 +1,46 @@
 //! How far arrival time has come, as far as the log gives evidence of it.
 //!
-//! Retention by arrival time takes rows away for good, so a machine's clock that is wrong for a
-//! while must not move it: a step of up to [`STEP`] is believed at once, a longer one only when
-//! later arrivals have gone on from there for [`CONFIRMED`]. A clock that goes back is believed at
-//! once: what is kept longer is not lost.
+//! Retention by arrival time deletes rows for good, so a machine's clock that is wrong for a while
+//! must not move it: a step of up to [`STEP`] is trusted at once, a longer one only when later
+//! arrivals have continued from there for [`CONFIRMED`]. A clock that goes back is trusted at once:
+//! rows that are retained for longer are not lost.
+//!
+//! ```text
+//! arrivals                                       trusted
+//! days 100 to 103, a frame a minute              day 103
+//! then one frame on day 503                      day 103: an unconfirmed step
+//! then day 103 again                             day 104 a day later; the step is forgotten
+//! or day 503 on, for a day                       day 504
+//! ```
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros};
 
-/// Longest step between two arrivals that needs no further evidence. Retention leaves it out of
-/// account, so that it takes nothing away too early.
+/// Longest step between two arrivals that is trusted without further evidence. Retention by arrival
+/// time allows for it, so that it deletes nothing too early.
 pub const STEP: Micros = MICROS_PER_HOUR;
-/// How long arrivals must go on behind a longer step, or behind a start, before it is believed.
+/// How long arrivals must continue after a longer step, or after a start, until it is trusted.
 pub const CONFIRMED: Micros = MICROS_PER_DAY;
 
-/// Arrival time as far as it is believed.
+/// Arrival time as far as it is trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arrivals {
     reached: Option<Micros>,
-    doubtful: Option<Doubtful>,
+    #[serde(rename = "doubtful")]
+    unconfirmed: Option<UnconfirmedStep>,
 }
 
-/// Arrivals since a step that is not believed yet.
+/// Arrivals since a step that is not trusted yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Doubtful {
+struct UnconfirmedStep {
     first: Micros,
     last: Micros,
-    /// Time that passed among them in steps that need no evidence.
+    /// Time that passed among them in steps of up to [`STEP`].
     steady: Micros,
 }
 
-impl Doubtful {
+impl UnconfirmedStep {
     fn begin(at: Micros) -> Self {
         Self {
             first: at,
@@ -42,7 +51,7 @@ impl Doubtful {
 }
 
 impl Arrivals {
-    /// The time up to which arrivals are believed; none while too little is known.
+    /// The time up to which arrivals are trusted; none while too little is known.
     pub fn reached(&self) -> Option<Micros> {
         self.reached
     }
@@ -54,35 +63,33 @@ impl Arrivals {
         {
             let has_gone_back = at < reached.saturating_sub(STEP);
             self.reached = Some(if has_gone_back { at } else { reached.max(at) });
-            self.doubtful = None;
+            self.unconfirmed = None;
             return;
         }
-        let Some(mut doubtful) = self.doubtful.take() else {
-            self.doubtful = Some(Doubtful::begin(at));
+        let Some(mut step) = self.unconfirmed.take() else {
+            self.unconfirmed = Some(UnconfirmedStep::begin(at));
             return;
         };
-        let (since_first, since_last) = (
-            at.saturating_sub(doubtful.first),
-            at.saturating_sub(doubtful.last),
-        );
+        let (since_first, since_last) =
+            (at.saturating_sub(step.first), at.saturating_sub(step.last));
         if since_last < -STEP || since_first < 0 {
             // The clock has gone back: nothing confirms what came before.
-            self.doubtful = Some(Doubtful::begin(at));
+            self.unconfirmed = Some(UnconfirmedStep::begin(at));
         } else if since_last >= CONFIRMED {
-            // A step that is doubtful itself, but what lies so far behind it is not any more.
-            self.reached = self.reached.max(Some(doubtful.last));
-            self.doubtful = Some(Doubtful::begin(at));
+            // This step is unconfirmed itself, but it confirms what came so long before it.
+            self.reached = self.reached.max(Some(step.last));
+            self.unconfirmed = Some(UnconfirmedStep::begin(at));
         } else {
             if since_last <= STEP {
-                doubtful.steady += since_last.max(0);
+                step.steady += since_last.max(0);
             }
-            doubtful.last = doubtful.last.max(at);
+            step.last = step.last.max(at);
             if since_first >= CONFIRMED {
                 // Gaps between arrivals do not count: a clock that jumped looks like a long
                 // silence.
-                self.reached = self.reached.max(Some(doubtful.first + doubtful.steady));
+                self.reached = self.reached.max(Some(step.first + step.steady));
             } else {
-                self.doubtful = Some(doubtful);
+                self.unconfirmed = Some(step);
             }
         }
     }
@@ -107,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn steady_arrivals_are_believed_after_a_day_and_then_at_once() {
+    fn steady_arrivals_are_trusted_after_a_day_and_then_at_once() {
         assert_eq!(after(days(100, 1)).reached(), None);
         let three = after(days(100, 3));
         assert_eq!(three.reached(), Some(103 * MICROS_PER_DAY - MINUTE));
@@ -137,13 +144,13 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_is_believed_at_once() {
+    fn a_clock_that_goes_back_is_trusted_at_once() {
         let back = after(days(500, 3).chain(days(100, 1).take(1)));
         assert_eq!(back.reached(), Some(100 * MICROS_PER_DAY));
     }
 
     #[test]
-    fn a_long_silence_is_believed_when_arrivals_have_gone_on_for_a_day() {
+    fn a_long_silence_is_trusted_when_arrivals_have_continued_for_a_day() {
         assert_eq!(
             after(days(100, 3).chain(days(400, 1))).reached(),
             Some(103 * MICROS_PER_DAY - MINUTE)
@@ -162,9 +169,9 @@ mod tests {
 
     proptest! {
         /// Honest arrivals, among them stretches of less than a day under a clock that is ahead:
-        /// never is more believed than the honest clock says, but for a step.
+        /// trust never exceeds the honest clock by more than a step.
         #[test]
-        fn less_than_a_day_of_a_wrong_clock_is_never_believed(
+        fn less_than_a_day_of_a_wrong_clock_is_never_trusted(
             stretches in prop::collection::vec((1i64..200, 0i64..600, 1i64..48_000, 1i64..23 * 60), 1..20)
         ) {
             let (mut arrivals, mut honest) = (Arrivals::default(), 100 * MICROS_PER_DAY);

@@ -1,8 +1,16 @@
-//! Which events say nothing new: an earlier event of the same key has the same content and a
-//! version within the tolerance.
+//! Which events are duplicates: an earlier event of the same key has the same content and a version
+//! within the tolerance.
 //!
-//! Per key the last four events that said something are kept. Keys are bounded; the one unseen for
-//! longest leaves first.
+//! Per key the last four events that were not duplicates are remembered. Keys are bounded; the least
+//! recently seen is evicted first.
+//!
+//! ```text
+//! tolerance 500; key, content, version
+//! 1  x  10,300    new
+//! 1  x  10,000    duplicate
+//! 1  y  10,400    new
+//! 1  x  10,801    new: 501 from 10,300, which is still remembered
+//! ```
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use hashbrown::HashTable;
@@ -11,70 +19,70 @@ use sha2::{Digest, Sha256};
 use super::values::{canonical, number};
 use crate::schema::Stream;
 
-/// What is remembered of a key's events that said something new.
-const REMEMBERED: usize = 4;
+/// Events remembered per key.
+const MAX_REMEMBERED: usize = 4;
 const NONE: u32 = u32::MAX;
-/// Bytes that a key with one event takes when saved.
-const LEAST_SAVED_BYTES: usize = 16 + 1 + 16;
+/// Bytes of a saved key with one event.
+const MIN_SAVED_BYTES: usize = 16 + 1 + 16;
 
 /// Content and version of an event.
-type Seen = (u64, i64);
+type EventVersion = (u64, i64);
 
-/// A key with what its latest events said that was new. Most keys have one such event.
+/// A key with its latest events that were not duplicates. Most keys have one.
 #[derive(Debug, Clone)]
 struct Slot {
     key: u64,
     /// The oldest that is remembered.
-    first: Seen,
+    first: EventVersion,
     /// Those after it.
-    more: Option<Box<More>>,
-    /// Neighbours in the order of last sight.
+    later: Option<Box<LaterEvents>>,
+    /// Neighbours in the order in which keys were last seen.
     older: u32,
     newer: u32,
 }
 
-/// The other events of a key that are remembered, newest last.
+/// Further remembered events of a key, newest last.
 #[derive(Debug, Clone, Default)]
-struct More {
-    seen: [Seen; REMEMBERED - 1],
+struct LaterEvents {
+    events: [EventVersion; MAX_REMEMBERED - 1],
     count: usize,
 }
 
 impl Slot {
-    fn new(key: u64, first: Seen) -> Self {
+    fn new(key: u64, first: EventVersion) -> Self {
         Self {
             key,
             first,
-            more: None,
+            later: None,
             older: NONE,
             newer: NONE,
         }
     }
 
-    fn seen(&self) -> impl Iterator<Item = Seen> {
+    fn events(&self) -> impl Iterator<Item = EventVersion> {
         std::iter::once(self.first).chain(
-            self.more
+            self.later
                 .iter()
-                .flat_map(|more| more.seen[..more.count].iter().copied()),
+                .flat_map(|later| later.events[..later.count].iter().copied()),
         )
     }
 
-    fn remember(&mut self, seen: Seen) {
-        let more = self.more.get_or_insert_default();
-        if more.count < more.seen.len() {
-            more.seen[more.count] = seen;
-            more.count += 1;
+    fn remember(&mut self, event: EventVersion) {
+        let later = self.later.get_or_insert_default();
+        if later.count < later.events.len() {
+            later.events[later.count] = event;
+            later.count += 1;
         } else {
-            self.first = more.seen[0];
-            more.seen.rotate_left(1);
-            more.seen[REMEMBERED - 2] = seen;
+            self.first = later.events[0];
+            later.events.rotate_left(1);
+            later.events[MAX_REMEMBERED - 2] = event;
         }
     }
 }
 
-/// State of one (stream, scope).
+/// The remembered keys of one stream.
 #[derive(Debug, Clone)]
-pub struct Deduplicator {
+pub(super) struct Deduplicator {
     slots: Vec<Slot>,
     /// Where the slot of a key is.
     by_key: HashTable<u32>,
@@ -84,7 +92,7 @@ pub struct Deduplicator {
     within: i64,
 }
 
-/// Spreads keys over the table; those that are numbers are often one after the other.
+/// Spreads keys over the table; keys that are numbers are often consecutive.
 fn spread(key: u64) -> u64 {
     // The finalizer of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
     // generators, 2014).
@@ -107,8 +115,7 @@ impl Deduplicator {
         }
     }
 
-    /// Takes an event in; true if it says nothing new. A key is a number or a hash, a content a
-    /// hash.
+    /// Observes an event; true if it is a duplicate. A key is a number or a hash, a content a hash.
     pub fn observe(&mut self, key: u64, content: u64, version: i64) -> bool {
         let found = self
             .by_key
@@ -122,15 +129,16 @@ impl Deduplicator {
         self.unlink(at);
         self.link_newest(at);
         let slot = &mut self.slots[at as usize];
-        let known = slot
-            .seen()
+        let is_duplicate = slot
+            .events()
             .any(|(c, v)| c == content && v.abs_diff(version) <= self.within as u64);
-        if !known {
+        if !is_duplicate {
             slot.remember((content, version));
         }
-        known
+        is_duplicate
     }
 
+    /// Keys remembered.
     pub fn keys(&self) -> usize {
         self.by_key.len()
     }
@@ -139,7 +147,7 @@ impl Deduplicator {
         let key = slot.key;
         let at = if self.slots.len() < self.max_keys {
             if self.slots.len() == self.slots.capacity() {
-                // By a quarter, not by twice: the room is counted by keys.
+                // By a quarter, not to twice: memory is charged by keys.
                 self.slots.reserve_exact(
                     (self.slots.len() / 4)
                         .max(64)
@@ -151,8 +159,11 @@ impl Deduplicator {
         } else {
             let at = self.oldest;
             self.unlink(at);
-            let gone = self.slots[at as usize].key;
-            if let Ok(entry) = self.by_key.find_entry(spread(gone), |other| *other == at) {
+            let evicted = self.slots[at as usize].key;
+            if let Ok(entry) = self
+                .by_key
+                .find_entry(spread(evicted), |other| *other == at)
+            {
                 entry.remove();
             }
             self.slots[at as usize] = slot;
@@ -193,8 +204,8 @@ impl Deduplicator {
         let mut at = self.oldest;
         while let Some(slot) = self.slots.get(at as usize) {
             out.extend_from_slice(&u128::from(slot.key).to_le_bytes());
-            out.push(slot.seen().count() as u8);
-            for (content, version) in slot.seen() {
+            out.push(slot.events().count() as u8);
+            for (content, version) in slot.events() {
                 out.extend_from_slice(&content.to_le_bytes());
                 out.extend_from_slice(&version.to_le_bytes());
             }
@@ -202,35 +213,35 @@ impl Deduplicator {
         }
     }
 
-    /// Reads what [`Deduplicator::save`] wrote into an empty state; none if the bytes are no such thing.
+    /// Reads what [`Deduplicator::save`] wrote into an empty state; none if the bytes are not that.
     pub fn load(mut self, bytes: &mut &[u8]) -> Option<Self> {
         fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
             let (head, rest) = bytes.split_first_chunk::<N>()?;
             *bytes = rest;
             Some(*head)
         }
-        fn take_seen(bytes: &mut &[u8]) -> Option<Seen> {
+        fn take_event(bytes: &mut &[u8]) -> Option<EventVersion> {
             Some((
                 u64::from_le_bytes(take(bytes)?),
                 i64::from_le_bytes(take(bytes)?),
             ))
         }
         let keys = u32::from_le_bytes(take(bytes)?);
-        // Room at once for as many as the bytes can hold: growing would take as much again.
-        let room = (keys as usize)
+        // Reserves as many as the bytes can hold: growing would take as much memory again.
+        let capacity = (keys as usize)
             .min(self.max_keys)
-            .min(bytes.len() / LEAST_SAVED_BYTES);
-        self.slots.reserve_exact(room);
-        self.by_key.reserve(room, |_| 0);
+            .min(bytes.len() / MIN_SAVED_BYTES);
+        self.slots.reserve_exact(capacity);
+        self.by_key.reserve(capacity, |_| 0);
         for _ in 0..keys {
             let key = u128::from_le_bytes(take(bytes)?) as u64;
             let [count] = take(bytes)?;
-            if !(1..=REMEMBERED).contains(&usize::from(count)) {
+            if !(1..=MAX_REMEMBERED).contains(&usize::from(count)) {
                 return None;
             }
-            let mut slot = Slot::new(key, take_seen(bytes)?);
+            let mut slot = Slot::new(key, take_event(bytes)?);
             for _ in 1..count {
-                slot.remember(take_seen(bytes)?);
+                slot.remember(take_event(bytes)?);
             }
             let at = self.take_slot(slot);
             self.link_newest(at);
@@ -239,10 +250,10 @@ impl Deduplicator {
     }
 }
 
-/// Key, content and version of rows, as the duplicates operator compares them.
-pub struct DuplicateHashes<'a> {
+/// Key, content and version of rows, as they are compared.
+pub(super) struct DuplicateHashes<'a> {
     key: &'a ArrayRef,
-    same: Vec<&'a ArrayRef>,
+    content: Vec<&'a ArrayRef>,
     version: Option<&'a ArrayRef>,
     scratch: Vec<u8>,
 }
@@ -252,13 +263,13 @@ impl<'a> DuplicateHashes<'a> {
         let columns = stream.duplicates()?;
         Some(Self {
             key: rows.column(columns.key),
-            same: columns.same.iter().map(|c| rows.column(*c)).collect(),
+            content: columns.same.iter().map(|c| rows.column(*c)).collect(),
             version: columns.version.map(|c| rows.column(c)),
             scratch: Vec::new(),
         })
     }
 
-    /// None for an event without a key, which is never a repeat.
+    /// None for an event without a key, which is never a duplicate.
     pub fn at(&mut self, row: usize) -> Option<(u64, u64, i64)> {
         if self.key.is_null(row) {
             return None;
@@ -272,7 +283,7 @@ impl<'a> DuplicateHashes<'a> {
             }
         };
         self.scratch.clear();
-        for column in &self.same {
+        for column in &self.content {
             canonical(column, row, &mut self.scratch);
         }
         let version = self.version.map_or(0, |column| number(column, row));
@@ -291,7 +302,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_twin_with_an_older_version_is_a_repeat_and_an_update_is_not() {
+    fn equal_content_within_the_tolerance_is_a_duplicate() {
         let mut duplicates = Deduplicator::new(10, 500);
         assert!(!duplicates.observe(1, 7, 10_300));
         assert!(duplicates.observe(1, 7, 10_000));
@@ -301,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_takes_what_the_memory_is_divided_by() {
+    fn a_key_takes_no_more_memory_than_it_is_charged() {
         // The table is at most half empty, each entry with its control byte.
         let in_table = 2 * (size_of::<u32>() + 1);
         assert!(

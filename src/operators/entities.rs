@@ -1,7 +1,17 @@
-//! What the entity tables are known to hold: an event that tells an entity as it is already gives
-//! no row. Of the keys that came first, as many as fit, what each was told last is remembered with
-//! its greatest version; every other event gives its row, and the table decides. Of a table with
-//! lists what whole events tell is remembered too, so that their items need not be looked at again.
+//! What entity tables contain, as far as it is remembered: an event that does not change an entity
+//! emits no row.
+//!
+//! For the first keys, up to [`MAX_KEYS`], the content and the greatest version of the last row are
+//! remembered; every other event emits its row, and the table decides. For a table with lists whole
+//! events are remembered too, so that the items of an equal one need not be evaluated:
+//!
+//! ```text
+//! event                     venue 7        emitted
+//! {7: "Bar", version 1}     Bar, 1         a row
+//! {7: "Bar", version 2}     Bar, 2         nothing: the same content
+//! {7: "Pub", version 3}     Pub, 3         a row; the first event must be evaluated again
+//! {7: "Bar", version 1}     Pub, 3         nothing: an older version
+//! ```
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,158 +32,156 @@ use crate::schema::Entity;
 use crate::schema::entity::ENTITY_COLUMNS;
 use crate::schema::types::timestamp;
 
-/// Keys remembered of a table, and the memory that one takes.
-pub const KNOWN_KEYS: usize = 16 << 10;
-pub const KNOWN_KEY_BYTES: usize = 48;
-/// And the memory of an event that was told.
-const TOLD_BYTES: usize = 64;
-/// Pairs of a remembered event and a key that it tells, and the most keys of one that is
-/// remembered.
-const LINKS: usize = 8 * KNOWN_KEYS;
-const EVENT_KEYS: usize = 64;
+/// Keys remembered per table.
+pub const MAX_KEYS: usize = 16 << 10;
+/// Memory of a remembered key.
+pub const KEY_BYTES: usize = 48;
+/// Memory of a remembered event.
+const EVENT_BYTES: usize = 64;
+/// Pairs of a remembered event and one of its keys.
+const MAX_LINKS: usize = 8 * MAX_KEYS;
+/// Keys of an event that is remembered.
+const MAX_EVENT_KEYS: usize = 64;
 
-pub struct EntityState {
-    pub entity: Arc<Entity>,
+/// What is remembered of one entity table.
+pub(super) struct EntityState {
+    pub(super) entity: Arc<Entity>,
     /// By the hash of the key.
-    known: ByNumber<u64, Known>,
-    /// Of a table with lists, by the hash of the key: events of `told` that tell it too.
-    by: ByNumber<u64, Vec<u64>>,
-    /// Of a table with lists, by the hash of what an event tells.
-    told: ByNumber<u64, SeenEvent>,
-    /// Pairs of them, as far as they were ever made: none is made above [`LINKS`].
+    keys: ByNumber<u64, KeyState>,
+    /// In a table with lists, by the hash of the key: events of `events` with the key's content.
+    events_of_key: ByNumber<u64, Vec<u64>>,
+    /// In a table with lists, by the hash of an event's inputs.
+    events: ByNumber<u64, EventState>,
+    /// Pairs of an event and a key that were ever created, at most [`MAX_LINKS`].
     links: usize,
 }
 
-/// What a snapshot has of it.
-type Saved<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, SeenEvent)>, usize);
+/// The state in a snapshot: keys, events, links.
+type SavedState<'a> = (Vec<(u64, SavedKey<'a>)>, Vec<(u64, EventState)>, usize);
 
-/// What a key was told, and by which events of `told` too.
 #[derive(Serialize, Deserialize)]
 struct SavedKey<'a> {
     content: u64,
     version: i64,
-    by: Cow<'a, [u64]>,
+    #[serde(rename = "by")]
+    events: Cow<'a, [u64]>,
 }
 
-/// What a key was told last.
+/// The last row of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Known {
+struct KeyState {
     /// Hash of the row's own columns.
     content: u64,
-    /// The greatest version that told it, beside those in `told`.
+    /// The greatest version with this content, apart from those of events in `events`.
     version: i64,
 }
 
-/// An event that was told.
+/// An event that was evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct SeenEvent {
-    /// The greatest version that told it, and the last record of that version. They count for all
-    /// keys of which it tells what they are.
+struct EventState {
+    /// The greatest version with which it came, and the last record of that version. They count
+    /// for all its keys.
     greatest: (i64, i64),
-    /// All its keys are as it tells them, and it is among those in `by`: told again, it tells
-    /// nothing new.
-    is_known: bool,
+    /// All its keys have its content, and list it in `events_of_key`: an equal event changes
+    /// nothing.
+    #[serde(rename = "is_known")]
+    is_current: bool,
 }
 
+/// Number of the event that each record has brought, for events that are remembered.
+type EventsByLsn = HashMap<i64, u64>;
+
 impl EntityState {
-    pub fn new(entity: &Arc<Entity>) -> Self {
+    pub(super) fn new(entity: &Arc<Entity>) -> Self {
         Self {
             entity: entity.clone(),
-            known: ByNumber::default(),
-            by: ByNumber::default(),
-            told: ByNumber::default(),
+            keys: ByNumber::default(),
+            events_of_key: ByNumber::default(),
+            events: ByNumber::default(),
             links: 0,
         }
     }
 
-    pub fn memory_bytes(&self) -> usize {
-        self.known.len() * KNOWN_KEY_BYTES
-            + self.told.len() * TOLD_BYTES
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.keys.len() * KEY_BYTES
+            + self.events.len() * EVENT_BYTES
             + self.links * size_of::<u64>()
     }
 
-    /// The rows that a stream's rows give and that tell something new.
-    pub fn rows(&mut self, batch: &RecordBatch) -> Result<RecordBatch, String> {
-        if !self.entity.has_lists()
-            || !self
+    /// The entity rows of a stream's rows that change something.
+    pub(super) fn rows(&mut self, batch: &RecordBatch) -> Result<RecordBatch, String> {
+        let has_plain_lists = self.entity.has_lists()
+            && self
                 .entity
                 .inputs(batch)
-                .all(|input| is_plain(input.data_type()))
-        {
+                .all(|input| is_plain(input.data_type()));
+        if !has_plain_lists {
             let rows = self.entity.rows(batch)?;
-            return self.new_rows(&rows, None);
+            return self.changed_rows(&rows, None);
         }
-        // What was told before, list for list, tells nothing new, whatever its version, as long as
-        // all its keys are as it tells them.
-        let inputs: Vec<&ArrayRef> = self.entity.inputs(batch).collect();
-        let mut bytes = Vec::new();
-        let versions = self.entity.versions(batch)?;
-        let versions = versions
-            .as_any()
-            .downcast_ref::<Int64Array>()
-            .ok_or("a version is no number")?;
-        let (mut fresh, mut by) = (Vec::new(), HashMap::new());
-        for (row, lsn) in super::lsns(batch).iter().copied().enumerate() {
-            bytes.clear();
-            inputs
-                .iter()
-                .for_each(|input| input_bytes(input, row, &mut bytes));
-            let input = hash(&bytes);
-            let version = if versions.is_valid(row) {
-                versions.value(row)
-            } else {
-                i64::MIN
-            };
-            let keys = inputs
-                .iter()
-                .map(|input| items(input, row))
-                .max()
-                .unwrap_or(0);
-            let has_room =
-                self.told.len() < KNOWN_KEYS && keys <= EVENT_KEYS && self.links + keys <= LINKS;
-            if let Some(told) = self.told.get_mut(&input) {
-                told.greatest = told.greatest.max((version, lsn));
-                if told.is_known {
-                    continue;
-                }
-                by.insert(lsn, input);
-            } else if has_room {
-                self.told.insert(
-                    input,
-                    SeenEvent {
-                        greatest: (version, lsn),
-                        is_known: false,
-                    },
-                );
-                self.links += keys;
-                by.insert(lsn, input);
-            }
-            fresh.push(row as u32);
-        }
+        let (fresh, events) = self.observe_events(batch)?;
         if fresh.is_empty() {
             return Ok(RecordBatch::new_empty(self.entity.schema.clone()));
         }
         let fresh = self.entity.pick(batch, &UInt32Array::from(fresh))?;
         let rows = self.entity.rows(&fresh)?;
         // Until one of its keys shows otherwise.
-        for input in by.values() {
-            self.know(*input, true);
+        for event in events.values() {
+            if let Some(state) = self.events.get_mut(event) {
+                state.is_current = true;
+            }
         }
-        self.new_rows(&rows, Some(&by))
+        self.changed_rows(&rows, Some(&events))
     }
 
-    fn know(&mut self, input: u64, is_known: bool) {
-        if let Some(told) = self.told.get_mut(&input) {
-            told.is_known = is_known;
+    /// The rows that must be evaluated, and the remembered events among them. An event that came
+    /// before, list for list, changes nothing in any version while all its keys have its content.
+    fn observe_events(&mut self, batch: &RecordBatch) -> Result<(Vec<u32>, EventsByLsn), String> {
+        let inputs: Vec<&ArrayRef> = self.entity.inputs(batch).collect();
+        let mut bytes = Vec::new();
+        let versions = self.entity.versions(batch)?;
+        let versions = as_versions(&versions)?;
+        let (mut fresh, mut events) = (Vec::new(), EventsByLsn::new());
+        for (row, lsn) in super::lsns(batch).iter().copied().enumerate() {
+            bytes.clear();
+            inputs
+                .iter()
+                .for_each(|input| input_bytes(input, row, &mut bytes));
+            let event = hash(&bytes);
+            let version = version_at(versions, row);
+            let keys = inputs
+                .iter()
+                .map(|input| items(input, row))
+                .max()
+                .unwrap_or(0);
+            let has_capacity = self.events.len() < MAX_KEYS
+                && keys <= MAX_EVENT_KEYS
+                && self.links + keys <= MAX_LINKS;
+            if let Some(state) = self.events.get_mut(&event) {
+                state.greatest = state.greatest.max((version, lsn));
+                if state.is_current {
+                    continue;
+                }
+                events.insert(lsn, event);
+            } else if has_capacity {
+                let state = EventState {
+                    greatest: (version, lsn),
+                    is_current: false,
+                };
+                self.events.insert(event, state);
+                self.links += keys;
+                events.insert(lsn, event);
+            }
+            fresh.push(row as u32);
         }
+        Ok((fresh, events))
     }
 
-    /// Of rows those that tell something new; `by`: the remembered events that tell them, by their
-    /// LSNs.
-    fn new_rows(
+    /// The rows that change their entity. `events`: the remembered events that they are of.
+    fn changed_rows(
         &mut self,
         rows: &RecordBatch,
-        by: Option<&HashMap<i64, u64>>,
+        events: Option<&EventsByLsn>,
     ) -> Result<RecordBatch, String> {
         if rows.num_rows() == 0 {
             return Ok(rows.clone());
@@ -188,100 +196,100 @@ impl EntityState {
         let hashes: Vec<u64> = (0..rows.num_rows())
             .map(|row| hash(key_bytes.row(row).data()))
             .collect();
-        let mut contents = self.contents(rows, &hashes)?.into_iter();
-        let versions = rows
-            .column(2)
-            .as_any()
-            .downcast_ref::<Int64Array>()
-            .ok_or("a version is no number")?;
+        let contents = self.contents(rows, &hashes)?;
+        let versions = as_versions(rows.column(2))?;
         let lsns = super::lsns(rows);
         let is_all_key = (ENTITY_COLUMNS.len()..rows.num_columns())
             .all(|column| self.entity.keys.contains(&column));
-        let (known, told, tellers) = (&mut self.known, &mut self.told, &mut self.by);
-        // Whoever tells another thing is listened to again.
-        let hear = |told: &mut ByNumber<u64, SeenEvent>, by: u64| {
-            if let Some(told) = told.get_mut(&by) {
-                told.is_known = false;
-            }
-        };
-        let is_new = |row: usize| {
+        let changed = |row: usize| {
             if keys.iter().any(|key| key.is_null(row)) {
-                contents.next();
                 return false;
             }
-            let version = if versions.is_valid(row) {
-                versions.value(row)
-            } else {
-                i64::MIN
-            };
-            let key = hashes[row];
-            let by = by.and_then(|by| by.get(&lsns[row])).copied();
-            let content = contents.next().flatten();
-            let has_room = known.len() < KNOWN_KEYS;
-            let (Some(content), Some(before)) = (content, known.get_mut(&key)) else {
-                if let Some(content) = content.filter(|_| has_room) {
-                    known.insert(key, Known { content, version });
-                    tellers.extend(by.map(|by| (key, vec![by])));
-                } else if let Some(by) = by.filter(|_| !is_all_key) {
-                    // What a key is that is not remembered can change unseen, unless it is nothing
-                    // else than its key.
-                    hear(told, by);
-                }
-                return true;
-            };
-            if before.content == content {
-                before.version = version.max(before.version);
-                if let Some(by) = by {
-                    let of_key = tellers.entry(key).or_default();
-                    if !of_key.contains(&by) {
-                        of_key.push(by);
-                    }
-                }
-                return false;
-            }
-            let of_key = tellers.get(&key).map_or(&[][..], Vec::as_slice);
-            // Also what a later record of this batch tells, which may have been passed over: of one
-            // version the last record counts.
-            let greatest = of_key
-                .iter()
-                .filter_map(|by| told.get(by))
-                .map(|told| told.greatest)
-                .max();
-            let is_newer = version >= before.version
-                && greatest.is_none_or(|greatest| (version, lsns[row]) >= greatest);
-            if is_newer {
-                tellers
-                    .remove(&key)
-                    .into_iter()
-                    .flatten()
-                    .for_each(|by| hear(told, by));
-                *before = Known { content, version };
-                tellers.extend(by.map(|by| (key, vec![by])));
-            } else if let Some(by) = by {
-                hear(told, by);
-            }
-            is_newer
+            self.observe_row(&EntityRow {
+                key: hashes[row],
+                content: contents[row],
+                version: version_at(versions, row),
+                lsn: lsns[row],
+                event: events.and_then(|events| events.get(&lsns[row])).copied(),
+                is_all_key,
+            })
         };
-        let keep: BooleanArray = (0..rows.num_rows()).map(is_new).map(Some).collect();
+        let keep: BooleanArray = (0..rows.num_rows()).map(changed).map(Some).collect();
         filter_record_batch(rows, &keep).map_err(|e| e.to_string())
     }
 
-    /// Per row the hash of its own columns; none of a row whose key is not remembered, where no
+    /// Observes a row; true if it changes its entity.
+    fn observe_row(&mut self, row: &EntityRow) -> bool {
+        let EntityRow { key, version, .. } = *row;
+        let has_capacity = self.keys.len() < MAX_KEYS;
+        let (Some(content), Some(before)) = (row.content, self.keys.get_mut(&key)) else {
+            if let Some(content) = row.content.filter(|_| has_capacity) {
+                self.keys.insert(key, KeyState { content, version });
+                self.events_of_key
+                    .extend(row.event.map(|event| (key, vec![event])));
+            } else if let Some(event) = row.event.filter(|_| !row.is_all_key) {
+                // A key that is not remembered can change unseen, unless its row has no other
+                // column.
+                self.reevaluate(event);
+            }
+            return true;
+        };
+        if before.content == content {
+            before.version = version.max(before.version);
+            if let Some(event) = row.event {
+                let events = self.events_of_key.entry(key).or_default();
+                if !events.contains(&event) {
+                    events.push(event);
+                }
+            }
+            return false;
+        }
+        let events = self.events_of_key.get(&key).map_or(&[][..], Vec::as_slice);
+        // Includes later records of this batch that were not evaluated: of one version the last
+        // record counts.
+        let greatest = events
+            .iter()
+            .filter_map(|event| self.events.get(event))
+            .map(|state| state.greatest)
+            .max();
+        let is_newer = version >= before.version
+            && greatest.is_none_or(|greatest| (version, row.lsn) >= greatest);
+        if is_newer {
+            *before = KeyState { content, version };
+            for event in self.events_of_key.remove(&key).into_iter().flatten() {
+                self.reevaluate(event);
+            }
+            self.events_of_key
+                .extend(row.event.map(|event| (key, vec![event])));
+        } else if let Some(event) = row.event {
+            self.reevaluate(event);
+        }
+        is_newer
+    }
+
+    /// An event's content is not that of all its keys: when it comes again it must be evaluated.
+    fn reevaluate(&mut self, event: u64) {
+        if let Some(state) = self.events.get_mut(&event) {
+            state.is_current = false;
+        }
+    }
+
+    /// Per row the hash of its own columns; none for a row whose key is not remembered, once no
     /// more keys are.
     fn contents(&self, rows: &RecordBatch, keys: &[u64]) -> Result<Vec<Option<u64>>, String> {
         let own = &rows.columns()[ENTITY_COLUMNS.len()..];
-        if self.known.len() < KNOWN_KEYS {
+        if self.keys.len() < MAX_KEYS {
             let bytes = row_bytes(own)?;
             return Ok(bytes.iter().map(|row| Some(hash(row.data()))).collect());
         }
-        let known: Vec<u32> = (0..)
+        let remembered: Vec<u32> = (0..)
             .zip(keys)
-            .filter(|(_, key)| self.known.contains_key(key))
+            .filter(|(_, key)| self.keys.contains_key(key))
             .map(|(row, _)| row)
             .collect();
         let mut contents = vec![None; keys.len()];
-        if !known.is_empty() {
-            let at = UInt32Array::from(known);
+        if !remembered.is_empty() {
+            let at = UInt32Array::from(remembered);
             let picked = own
                 .iter()
                 .map(|column| take(column, &at, None))
@@ -295,59 +303,85 @@ impl EntityState {
         Ok(contents)
     }
 
-    pub fn save(&self, out: &mut Vec<u8>) {
-        let saved = |(key, known): (&u64, &Known)| {
-            let by = self.by.get(key).map_or(&[][..], Vec::as_slice).into();
-            (
-                *key,
-                SavedKey {
-                    content: known.content,
-                    version: known.version,
-                    by,
-                },
-            )
-        };
-        let mut known: Vec<(u64, SavedKey<'_>)> = self.known.iter().map(saved).collect();
-        known.sort_unstable_by_key(|(key, _)| *key);
-        let mut told: Vec<(u64, SeenEvent)> = self.told.iter().map(|(k, v)| (*k, *v)).collect();
-        told.sort_unstable();
-        let saved = serde_json::to_vec::<Saved<'_>>(&(known, told, self.links))
+    /// Appends the state: length as u64, then JSON.
+    pub(super) fn save(&self, out: &mut Vec<u8>) {
+        let mut keys: Vec<(u64, SavedKey<'_>)> = self
+            .keys
+            .iter()
+            .map(|(key, state)| {
+                let events = self.events_of_key.get(key);
+                let saved = SavedKey {
+                    content: state.content,
+                    version: state.version,
+                    events: events.map_or(&[][..], Vec::as_slice).into(),
+                };
+                (*key, saved)
+            })
+            .collect();
+        keys.sort_unstable_by_key(|(key, _)| *key);
+        let mut events: Vec<(u64, EventState)> =
+            self.events.iter().map(|(k, v)| (*k, *v)).collect();
+        events.sort_unstable();
+        let saved = serde_json::to_vec::<SavedState<'_>>(&(keys, events, self.links))
             .expect("plain data becomes JSON");
         out.extend_from_slice(&(saved.len() as u64).to_le_bytes());
         out.extend_from_slice(&saved);
     }
 
-    /// Reads what [`Self::save`] wrote.
-    pub fn load(entity: &Arc<Entity>, bytes: &mut &[u8]) -> Option<Self> {
+    /// Reads what [`Self::save`] wrote; none if the bytes are not that.
+    pub(super) fn load(entity: &Arc<Entity>, bytes: &mut &[u8]) -> Option<Self> {
         let (length, rest) = bytes.split_first_chunk::<8>()?;
         let (own, rest) =
             rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
         *bytes = rest;
-        let (known, told, links): Saved<'_> = serde_json::from_slice(own).ok()?;
+        let (keys, events, links): SavedState<'_> = serde_json::from_slice(own).ok()?;
         let mut state = Self {
-            told: told.into_iter().collect(),
+            events: events.into_iter().collect(),
             links,
             ..Self::new(entity)
         };
-        for (
-            key,
-            SavedKey {
-                content,
-                version,
-                by,
-            },
-        ) in known
-        {
-            state.known.insert(key, Known { content, version });
-            state
-                .by
-                .extend((!by.is_empty()).then(|| (key, by.into_owned())));
+        for (key, saved) in keys {
+            let (content, version) = (saved.content, saved.version);
+            state.keys.insert(key, KeyState { content, version });
+            if !saved.events.is_empty() {
+                state.events_of_key.insert(key, saved.events.into_owned());
+            }
         }
         Some(state)
     }
 }
 
-/// Items of a list; none of what is no list.
+/// A row of an entity table, as far as it decides whether it changes the entity.
+struct EntityRow {
+    /// Hash of the key.
+    key: u64,
+    /// Hash of its own columns; none where the key is not remembered.
+    content: Option<u64>,
+    version: i64,
+    lsn: i64,
+    /// The remembered event that it is of.
+    event: Option<u64>,
+    /// The table has no columns but its key.
+    is_all_key: bool,
+}
+
+fn as_versions(array: &ArrayRef) -> Result<&Int64Array, String> {
+    array
+        .as_any()
+        .downcast_ref()
+        .ok_or_else(|| "a version is not a number".to_owned())
+}
+
+/// A row's version; a row without one has the smallest.
+fn version_at(versions: &Int64Array, row: usize) -> i64 {
+    if versions.is_valid(row) {
+        versions.value(row)
+    } else {
+        i64::MIN
+    }
+}
+
+/// Number of items of a list; 0 for any other value.
 fn items(input: &ArrayRef, row: usize) -> usize {
     let list = input
         .as_any()
@@ -356,7 +390,7 @@ fn items(input: &ArrayRef, row: usize) -> usize {
     list.map_or(0, |list| list.value_length(row) as usize)
 }
 
-/// Whether [`input_bytes`] tells values of a type apart.
+/// Whether [`input_bytes`] distinguishes the values of a type.
 fn is_plain(ty: &DataType) -> bool {
     match ty {
         DataType::List(item) => !item.data_type().is_nested() && is_plain(item.data_type()),
@@ -369,7 +403,7 @@ fn is_plain(ty: &DataType) -> bool {
     }
 }
 
-/// Bytes that are equal exactly for equal values; a list's are its items'.
+/// Bytes that are equal exactly for equal values; those of a list are its items'.
 fn input_bytes(input: &ArrayRef, row: usize, out: &mut Vec<u8>) {
     let Some(list) = input
         .as_any()
@@ -387,7 +421,7 @@ fn input_bytes(input: &ArrayRef, row: usize, out: &mut Vec<u8>) {
             .nulls()
             .is_none_or(|n| items.clone().all(|i| n.is_valid(i)))
     }) {
-        // All of them at once: how long each is, then their bytes.
+        // All items at once: the length of each, then their bytes.
         let offsets = &texts.value_offsets()[items.start..=items.end];
         out.push(5);
         offsets
@@ -410,4 +444,27 @@ fn row_bytes(columns: &[ArrayRef]) -> Result<Rows, String> {
     converter
         .convert_columns(columns)
         .map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_in_a_snapshot_are_the_formats() {
+        let key = SavedKey {
+            content: 2,
+            version: 3,
+            events: vec![4].into(),
+        };
+        let event = EventState {
+            greatest: (5, 6),
+            is_current: true,
+        };
+        let saved: SavedState<'_> = (vec![(1, key)], vec![(4, event)], 7);
+        assert_eq!(
+            serde_json::to_string(&saved).expect("JSON"),
+            r#"[[[1,{"content":2,"version":3,"by":[4]}]],[[4,{"greatest":[5,6],"is_known":true}]],7]"#
+        );
+    }
 }

@@ -1,25 +1,24 @@
-//! Hashes of what operators remember.
+//! Hashes of keys and contents that operators remember.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// 64 bits of some bytes, the same in every process. Where the bytes themselves are not kept, the
-/// second of two with one hash would be lost, so it is a hash of which nobody finds two by hand
-/// (SipHash).
-pub fn hash(bytes: &[u8]) -> u64 {
+/// A 64-bit hash, the same in every process. Where the bytes themselves are not retained, a collision
+/// would lose a row, so it is SipHash, for which collisions are not found by trial.
+pub(super) fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
 }
 
-/// A map whose keys are numbers that nobody outside chooses: hashes as above, or places in a list.
-pub type ByNumber<K, V> = HashMap<K, V, BuildHasherDefault<Spread>>;
+/// A map whose keys are numbers that cannot be chosen from outside: hashes as above, or indexes.
+pub(super) type ByNumber<K, V> = HashMap<K, V, BuildHasherDefault<SpreadHasher>>;
 
 /// Spreads a number over all bits by one multiplication (Knuth's, with the golden ratio).
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Spread(u64);
+pub(super) struct SpreadHasher(u64);
 
-impl Hasher for Spread {
+impl Hasher for SpreadHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -34,7 +33,7 @@ impl Hasher for Spread {
 
     fn write_u64(&mut self, number: u64) {
         let product = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        // A table takes the lowest bits and the highest ones; the lowest of a product know only
+        // A table uses the lowest bits and the highest; the lowest of a product depend only on
         // those of the number.
         self.0 = product ^ product >> 32;
     }

@@ -2,54 +2,56 @@
 //! frames.
 //!
 //! [`Operators::apply`] turns a frame into rows of tables, each stamped with its LSN; [`snapshot`]
-//! saves the whole state at one LSN. There is no clock, no randomness and no map order in here, so
-//! a replay gives the same rows.
+//! saves the whole state at one LSN. Nothing in here depends on a clock, on randomness or on the
+//! order of a map, so a replay gives the same rows.
 
 pub mod arrivals;
 mod derived;
-pub mod duplicates;
+mod duplicates;
 pub mod entities;
 mod hashing;
 mod output;
+mod partitions;
+mod reconfigure;
+mod retry_ledger;
 pub mod sessions;
 pub mod snapshot;
 mod stream;
 mod values;
-pub mod watermark;
-pub mod windows;
+mod watermark;
+mod windows;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
 use crate::idempotency::{Answer, Answered, AnsweredRequests, RequestKey};
 use crate::schema::{Catalog, DUPLICATE_KEY_BYTES, Stream, Window};
-use crate::wal::{FileIdentity, Frame, Header, Kind};
+use crate::wal::{Frame, Header, Kind};
 use arrivals::Arrivals;
 use derived::push_sessions;
 use duplicates::Deduplicator;
 use entities::EntityState;
 pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, checkpoints, tables};
+pub use partitions::{PartitionState, RETAINED_PARTITION};
+pub use retry_ledger::MAX_RETRIED;
+use retry_ledger::RetryLedger;
 use sessions::Sessions;
-use snapshot::Saved;
-use stream::{Advanced, StreamState, refuse_below, rules, stamp, times};
+use snapshot::SavedSnapshots;
+use stream::{Observation, StreamState, reject_below_floor, rules, stamp};
 pub(crate) use values::canonical;
 pub use values::lsns;
+pub use windows::WindowError;
 use windows::WindowState;
 
-/// The partition of records of which only rows are left.
-pub const KEPT: &str = "\u{1}kept";
-
 /// Gaps remembered for `weir.gaps`; all of them stay in `raw`.
-const GAPS: usize = 10_000;
-/// Dead letters remembered as retried; the newest.
-pub const RETRIED: usize = 100_000;
-/// In the place of the record that a dead letter became: it has not come back.
-const REFUSED: Lsn = 0;
+const MAX_GAPS: usize = 10_000;
 
 /// Why a frame cannot be applied: the log and this program disagree, which ends the process.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +64,7 @@ pub enum OperatorError {
     Window {
         lsn: Lsn,
         window: String,
-        reason: String,
+        reason: WindowError,
     },
     #[error("record {lsn}: the rows of `{table}` failed: {reason}")]
     Entity {
@@ -71,45 +73,30 @@ pub enum OperatorError {
         reason: String,
     },
     #[error("{path}: {reason}")]
-    Snapshot {
-        path: std::path::PathBuf,
-        reason: String,
-    },
-    /// The disk, not what lies there: another try may help.
+    Snapshot { path: PathBuf, reason: String },
+    /// The disk, not its content: another try may help.
     #[error("{path}: {reason}")]
-    Io {
-        path: std::path::PathBuf,
-        reason: String,
-    },
+    Io { path: PathBuf, reason: String },
     #[error(
         "{path} is a snapshot of record {lsn}, but the log ends with record {end}: restore `log` and `operators` from one backup; nothing has been changed"
     )]
-    Ahead {
-        path: std::path::PathBuf,
-        lsn: Lsn,
-        end: Lsn,
-    },
+    Ahead { path: PathBuf, lsn: Lsn, end: Lsn },
     #[error(
         "{path} was written by a newer version of weir (snapshot format {version}); use that version"
     )]
-    Newer {
-        path: std::path::PathBuf,
-        version: u32,
-    },
+    Newer { path: PathBuf, version: u32 },
 }
 
-/// Where a partition of a source goes on, and what is known of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartitionState {
-    pub next_offset: u64,
-    pub file: Option<FileIdentity>,
-    /// Arrival of its last record, for the gap that a restart makes.
-    pub received_at: Micros,
-    /// A last line without its end that was told as a dead letter: (offset, length).
-    pub cut_line: Option<(u64, u64)>,
-    /// The dead letters that told it, one for each length it had.
-    #[serde(default)]
-    pub cut_lsns: Vec<Lsn>,
+impl OperatorError {
+    /// A window's error, at a record.
+    fn window(lsn: Lsn, window: &Window) -> impl Fn(WindowError) -> Self {
+        let window = window.name.clone();
+        move |reason| Self::Window {
+            lsn,
+            window: window.clone(),
+            reason,
+        }
+    }
 }
 
 /// Sums over a stream since the log began.
@@ -119,37 +106,42 @@ pub struct Totals {
     pub late: u64,
     pub duplicates: u64,
     pub dead_letters: u64,
-    /// The farthest that a late event lay below its partition's watermark, in µs.
-    #[serde(default)]
-    pub most_late: Micros,
+    /// The farthest that a late event was below its partition's watermark, in µs.
+    #[serde(default, rename = "most_late")]
+    pub max_lateness: Micros,
 }
 
-/// All operators, with what a trimmed log can no longer tell.
+impl Totals {
+    fn observe_lateness(&mut self, time: Micros, watermark: Option<Micros>) {
+        let lateness = watermark.map_or(0, |watermark| watermark.saturating_sub(time));
+        self.late += u64::from(lateness > 0);
+        self.max_lateness = self.max_lateness.max(lateness);
+    }
+}
+
+/// State of all operators, including facts that a trimmed log can no longer provide.
 pub struct Operators {
     catalog: Arc<Catalog>,
-    /// Stays with its configuration, whatever the log says.
-    is_pinned: bool,
-    /// The first record that is whole: of those before only rows are left.
-    first: Lsn,
+    /// Where the configuration is pinned, and the log's own are ignored: the first complete record.
+    /// Those before are known only from retained rows.
+    pinned_from: Option<Lsn>,
     lsn: Lsn,
     streams: BTreeMap<String, StreamState>,
-    /// In the catalog's order: a window comes behind every one that it reads.
+    /// In the catalog's order: a window comes after every one that it reads.
     windows: Vec<WindowState>,
     /// In the catalog's order.
     entities: Vec<EntityState>,
     partitions: BTreeMap<(String, String), PartitionState>,
-    /// Per checkpoint of a view, the LSN of the last row it was given.
-    given: BTreeMap<String, Lsn>,
-    /// Requests with an idempotency key, and what they were answered; none in a copy that nobody
-    /// asks for them.
+    /// Per checkpoint of a view, the LSN of the last row emitted to it.
+    emitted_through: BTreeMap<String, Lsn>,
+    /// Requests with an idempotency key, and their answers; none in a copy that is never asked.
     answered: Option<AnsweredRequests>,
     gaps: VecDeque<Gap>,
-    /// Dead letters that became events later, with the record that did.
-    retried: BTreeMap<Lsn, Lsn>,
-    /// Floors of the tables that are no stream's: `raw`, `dead_letters`.
+    retried: RetryLedger,
+    /// Floors of the tables that do not belong to a stream: `raw`, `dead_letters`.
     floors: Floors,
     arrivals: Arrivals,
-    saved: Saved,
+    saved: SavedSnapshots,
 }
 
 /// What queries and metrics show of a stream's operators.
@@ -161,7 +153,7 @@ pub struct StreamProgress {
     pub reasons: Vec<(String, u64)>,
     pub duplicate_keys: usize,
     pub open_sessions: usize,
-    /// Something waits for the watermark: a session or a window is open.
+    /// A session or a window is open, and waits for the watermark.
     pub is_open: bool,
 }
 
@@ -176,27 +168,27 @@ pub struct WindowProgress {
 }
 
 impl Operators {
+    /// An empty state, from the record after `zero` on.
     pub fn new(catalog: Arc<Catalog>, zero: Lsn) -> Self {
         let mut operators = Self {
             catalog: Arc::new(Catalog::default()),
-            is_pinned: false,
-            first: 0,
+            pinned_from: None,
             lsn: zero,
             streams: BTreeMap::new(),
             windows: Vec::new(),
             entities: Vec::new(),
             partitions: BTreeMap::new(),
-            given: BTreeMap::new(),
+            emitted_through: BTreeMap::new(),
             answered: Some(AnsweredRequests::default()),
             gaps: VecDeque::new(),
-            retried: BTreeMap::new(),
+            retried: RetryLedger::default(),
             floors: Floors::new(),
             arrivals: Arrivals::default(),
-            saved: Saved::default(),
+            saved: SavedSnapshots::default(),
         };
         // In an empty state no window is open.
         operators
-            .switch(catalog, zero)
+            .reconfigure(catalog, zero)
             .expect("nothing is closed, and the windows were planned");
         operators
     }
@@ -219,9 +211,9 @@ impl Operators {
         &self.partitions
     }
 
-    /// Per checkpoint of a view, the LSN of the last row it was given.
-    pub fn given(&self) -> &BTreeMap<String, Lsn> {
-        &self.given
+    /// Per checkpoint of a view, the LSN of the last row emitted to it.
+    pub fn emitted_through(&self) -> &BTreeMap<String, Lsn> {
+        &self.emitted_through
     }
 
     /// Requests with an idempotency key, oldest first.
@@ -229,7 +221,7 @@ impl Operators {
         self.answered.iter().flat_map(AnsweredRequests::iter)
     }
 
-    /// This copy processes the log once more; nobody asks it what a request was answered.
+    /// This copy processes the log once more; it is never asked what a request was answered.
     pub fn forget_answers(&mut self) {
         self.answered = None;
     }
@@ -240,17 +232,17 @@ impl Operators {
 
     /// Dead letters that became events later, with the record that did.
     pub fn retried(&self) -> &BTreeMap<Lsn, Lsn> {
-        &self.retried
+        self.retried.records()
     }
 
-    /// How far arrival time has come, as far as it is believed.
+    /// How far arrival time has come, as far as it is trusted.
     pub fn arrived(&self) -> Option<Micros> {
         self.arrivals.reached()
     }
 
-    /// The state was saved as it is.
-    pub fn note_saved(&mut self) {
-        self.saved.note(self.lsn);
+    /// A snapshot of the state as it is was saved.
+    pub fn record_saved(&mut self) {
+        self.saved.record(self.lsn);
     }
 
     /// Per table, the time below which rows are no longer part of it.
@@ -262,8 +254,12 @@ impl Operators {
         let mut floors: Floors = of_streams.collect();
         for stream in self.catalog.streams.values() {
             let floor = self.streams.get(&stream.name).and_then(|s| s.floor);
-            let beside = [tables::sessions(&stream.name), tables::late(&stream.name)];
-            floors.extend(beside.into_iter().filter_map(|table| Some((table, floor?))));
+            let derived = [tables::sessions(&stream.name), tables::late(&stream.name)];
+            floors.extend(
+                derived
+                    .into_iter()
+                    .filter_map(|table| Some((table, floor?))),
+            );
         }
         for window in &self.catalog.windows {
             floors.extend(
@@ -293,7 +289,7 @@ impl Operators {
         }
     }
 
-    /// Per window, what it holds.
+    /// Per window, what metrics show of it.
     pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
         let show = |w: &WindowState| WindowProgress {
             groups: w.groups(),
@@ -303,24 +299,24 @@ impl Operators {
         };
         self.windows
             .iter()
-            .map(|w| (w.window.name.clone(), show(w)))
+            .map(|w| (w.window().name.clone(), show(w)))
             .collect()
     }
 
     /// Rows of what is still open in a window or in a stream's sessions, as of [`Self::lsn`]; none
-    /// where nothing is.
+    /// for every other table.
     pub fn open_rows(&self, table: &str) -> Result<Option<RecordBatch>, String> {
         if let Some(window) = self
             .windows
             .iter()
-            .find(|w| tables::versions_of(&w.window.name) == table)
+            .find(|w| tables::versions_of(&w.window().name) == table)
         {
-            return window.open_rows(self.lsn);
+            return window.open_rows(self.lsn).map_err(|e| e.to_string());
         }
-        let of = |name: &str| self.streams.get(name).and_then(|s| s.sessions.as_ref());
+        let sessions = |name: &str| self.streams.get(name).and_then(|s| s.sessions.as_ref());
         Ok(table
             .strip_suffix(".sessions")
-            .and_then(of)
+            .and_then(sessions)
             .map(|sessions| sessions.open_rows(self.lsn)))
     }
 
@@ -331,8 +327,8 @@ impl Operators {
             drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             reasons: state.reasons.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             duplicate_keys: state.duplicates.as_ref().map_or(0, Deduplicator::keys),
-            open_sessions: state.sessions.as_ref().map_or(0, Sessions::open),
-            is_open: state.sessions.as_ref().is_some_and(|s| s.open() > 0),
+            open_sessions: state.sessions.as_ref().map_or(0, Sessions::open_count),
+            is_open: state.sessions.as_ref().is_some_and(|s| s.open_count() > 0),
         };
         let mut progress: BTreeMap<String, StreamProgress> = self
             .streams
@@ -340,7 +336,7 @@ impl Operators {
             .map(|(name, state)| (name.clone(), show(state)))
             .collect();
         for window in self.windows.iter().filter(|w| w.is_open()) {
-            if let Some(stream) = progress.get_mut(&window.window.stream) {
+            if let Some(stream) = progress.get_mut(&window.window().stream) {
                 stream.is_open = true;
             }
         }
@@ -362,7 +358,7 @@ impl Operators {
         .collect()
     }
 
-    /// Bytes of state, about.
+    /// Bytes of state, approximately.
     pub fn memory_bytes(&self) -> usize {
         let duplicates: usize = self
             .streams
@@ -382,7 +378,7 @@ impl Operators {
             + self.partitions.len() * 256
     }
 
-    /// Reads the frame's records as rows, for a frame that did not bring them along.
+    /// Decodes a frame's records, for a frame that came without rows.
     pub fn decode(&self, frame: &Frame) -> Result<Option<Decoded>, OperatorError> {
         let Some(stream) = self.catalog.streams.get(&frame.header.stream) else {
             return Ok(None);
@@ -402,8 +398,8 @@ impl Operators {
         )))
     }
 
-    /// Applies the next frame of the log with its decoded rows. Records at or below the state's LSN
-    /// must not come again.
+    /// Applies the next frame of the log with its decoded rows. Frames at or below the state's LSN
+    /// must not be applied again.
     pub fn apply(
         &mut self,
         frame: &Arc<Frame>,
@@ -423,8 +419,8 @@ impl Operators {
         };
         match header.kind {
             Kind::Record => {
-                self.pass_kept_silence(header);
-                self.note_partition(frame);
+                self.advance_idle_retained_partitions(header);
+                self.record_partition(frame);
                 if let (Some(decoded), Some(stream)) =
                     (decoded, self.catalog.streams.get(&header.stream).cloned())
                 {
@@ -432,34 +428,18 @@ impl Operators {
                     self.remember_answer(frame, decoded);
                 }
             }
-            Kind::Configuration if self.is_pinned => {}
-            Kind::Configuration => {
-                let wrong = |reason: String| OperatorError::Configuration {
-                    lsn: header.first_lsn,
-                    reason,
-                };
-                let text = payload(frame)?;
-                let catalog = Catalog::from_json(&text).map_err(wrong)?;
-                output.tables = self.switch(Arc::new(catalog), header.first_lsn)?;
-            }
-            Kind::Gap => {
-                let text = payload(frame)?;
-                if let Ok(gap) = serde_json::from_str(&text) {
-                    self.gaps.push_back(gap);
-                    if self.gaps.len() > GAPS {
-                        self.gaps.pop_front();
-                    }
-                }
-            }
+            Kind::Configuration if self.pinned_from.is_some() => {}
+            Kind::Configuration => output.tables = self.apply_configuration(frame)?,
+            Kind::Gap => self.record_gap(&payload(frame)?),
             Kind::PartitionEnd => {
-                self.note_partition(frame);
+                self.record_partition(frame);
                 self.end_partition(frame);
-                self.time_moved(&header.stream.clone(), to, &mut output)?;
+                self.apply_watermark(&header.stream.clone(), to, &mut output)?;
             }
             Kind::Tick => {
                 let ticks: Vec<Tick> = from_payload(frame)?;
                 self.tick(&header.stream, &ticks);
-                self.time_moved(&header.stream.clone(), to, &mut output)?;
+                self.apply_watermark(&header.stream.clone(), to, &mut output)?;
             }
             Kind::CloseAll => self.close_all(to, &mut output)?,
             Kind::RetentionFloor => {
@@ -470,56 +450,72 @@ impl Operators {
                 if let (Some(decoded), Some(stream)) =
                     (decoded, self.catalog.streams.get(&header.stream).cloned())
                 {
-                    let fresh = self.not_retried(frame, decoded);
+                    let fresh = self.without_retried(frame, decoded);
                     self.apply_records(&stream, frame, &fresh, &mut output)?;
-                    self.mark_retried(frame, &output);
+                    self.record_retried(frame, &output);
                 }
             }
             // The log's writer decided that an earlier frame holds these records; this one is in
             // `raw` only.
-            Kind::DuplicateRequest => {} // Kinds that nothing here answers to yet; they count and are kept in `raw`.
+            Kind::DuplicateRequest => {}
         }
-        self.note_made(&output);
+        self.record_derived(&output);
         self.lsn = to;
-        self.given.insert(checkpoints::RAW.into(), to);
+        self.emitted_through.insert(checkpoints::RAW.into(), to);
         Ok(output)
     }
 
-    /// Notes the last rows of the tables made here.
-    fn note_made(&mut self, output: &Output) {
+    fn apply_configuration(&mut self, frame: &Frame) -> Result<Vec<TableRows>, OperatorError> {
+        let lsn = frame.header.first_lsn;
+        let catalog = Catalog::from_json(&payload(frame)?)
+            .map_err(|reason| OperatorError::Configuration { lsn, reason })?;
+        self.reconfigure(Arc::new(catalog), lsn)
+    }
+
+    /// Remembers a gap; one that cannot be read stays in `raw` only.
+    fn record_gap(&mut self, text: &str) {
+        if let Ok(gap) = serde_json::from_str(text) {
+            self.gaps.push_back(gap);
+            if self.gaps.len() > MAX_GAPS {
+                self.gaps.pop_front();
+            }
+        }
+    }
+
+    /// Records the last rows emitted to derived tables.
+    fn record_derived(&mut self, output: &Output) {
         for table in &output.tables {
             if let Some(lsn) = lsns(&table.batch).last() {
-                self.given
+                self.emitted_through
                     .insert(checkpoints::recent(&table.table), *lsn as Lsn);
             }
         }
     }
 
-    /// Applies this configuration to everything from here on, whatever the log says: history is
-    /// processed once more. Of what came before the record `first` only rows are left.
+    /// Applies this configuration to everything from here on and ignores the log's own: records are
+    /// processed once more. Those before `first` are known only from retained rows.
     pub fn pin(&mut self, first: Lsn) {
-        self.is_pinned = true;
-        self.first = first;
+        self.pinned_from = Some(first);
         self.forget_answers();
     }
 
-    /// Whole records come from here on, in partitions that know how far time has come in them.
-    pub fn end_kept(&mut self) {
+    /// Retained rows end here: complete records follow, in partitions with watermarks of their own.
+    pub fn end_retained(&mut self) {
         for state in self.streams.values_mut() {
             state
                 .watermarks
-                .retain(|(_, partition), _| partition != KEPT);
+                .retain(|(_, partition), _| partition != RETAINED_PARTITION);
         }
     }
 
-    /// Of records of which only rows are left no ticks are: a source is idle when others' arrivals
-    /// say so.
-    fn pass_kept_silence(&mut self, header: &Header) {
+    /// Records known only from retained rows have no ticks, so a source counts as idle once other
+    /// sources' arrival times have advanced past its idle timeout.
+    fn advance_idle_retained_partitions(&mut self, header: &Header) {
         let Some(stream) = self
             .catalog
             .streams
             .get(&header.stream)
-            .filter(|_| header.partition == KEPT)
+            .filter(|_| header.partition == RETAINED_PARTITION)
         else {
             return;
         };
@@ -530,7 +526,7 @@ impl Operators {
             .received_at
             .saturating_sub(stream.def.watermark.idle.micros());
         for (key, watermark) in &mut state.watermarks {
-            let is_other = key.1 == KEPT && key.0 != header.source;
+            let is_other = key.1 == RETAINED_PARTITION && key.0 != header.source;
             if is_other
                 && self
                     .partitions
@@ -552,64 +548,28 @@ impl Operators {
         }
     }
 
-    fn note_partition(&mut self, frame: &Frame) {
+    fn record_partition(&mut self, frame: &Frame) {
         let header = &frame.header;
-        let state = self
+        let partition = self
             .partitions
             .entry((header.source.clone(), header.partition.clone()))
             .or_default();
-        state.received_at = header.received_at;
-        if let Some(file) = frame.attributes.file {
-            state.file = Some(file);
-        }
-        let Some(next) = frame.attributes.next_offset else {
-            return;
-        };
-        state.next_offset = next;
-        if header.kind != Kind::Record {
-            return;
-        }
-        let before = state.cut_line.take();
-        // A frame that does not move its partition tells a line that is not whole yet.
-        if next == header.first_offset {
-            let length = frame
-                .attributes
-                .cut
-                .first()
-                .map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
-            if before.is_none_or(|(offset, _)| offset != next) {
-                state.cut_lsns.clear();
-            }
-            state.cut_line = Some((next, length));
-            state.cut_lsns.push(header.first_lsn);
-            return;
-        }
-        let told = std::mem::take(&mut state.cut_lsns);
-        // The line is whole now: what told it as a dead letter has been retried.
-        if let Some(at) = before
-            .and_then(|(offset, _)| frame.attributes.offsets.iter().position(|p| *p == offset))
-        {
-            self.retried.extend(
-                told.into_iter()
-                    .map(|lsn| (lsn, header.first_lsn + at as u64)),
-            );
-            while self.retried.len() > RETRIED {
-                self.retried.pop_first();
-            }
+        if let Some(line) = partition.observe(frame) {
+            self.retried
+                .record_completed(line.dead_letters, line.record);
         }
     }
 
     /// A retry's rows without those whose dead letter has come back already: by another retry, or
     /// twice in this one.
-    fn not_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
+    fn without_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
         let dead = |index: u32| frame.attributes.retry_of.get(index as usize).copied();
-        let mut seen = std::collections::BTreeSet::new();
+        let may_come_back = |dead| self.retried.may_come_back(dead, self.pinned_from);
+        let mut seen = BTreeSet::new();
         let keep: Vec<bool> = decoded
             .index
             .iter()
-            .map(|index| {
-                dead(*index).is_some_and(|dead| self.may_come_back(dead) && seen.insert(dead))
-            })
+            .map(|index| dead(*index).is_some_and(|dead| may_come_back(dead) && seen.insert(dead)))
             .collect();
         let index = decoded
             .index
@@ -627,35 +587,8 @@ impl Operators {
         }
     }
 
-    /// Whether a dead letter has not come back. Under a pinned configuration it may never have been
-    /// one: what was refused when it came may be accepted now, and is there already.
-    fn may_come_back(&self, dead: Lsn) -> bool {
-        match self.retried.get(&dead) {
-            Some(became) => *became == REFUSED,
-            None if !self.is_pinned || dead < self.first => true,
-            // Refused longer ago than is remembered.
-            None => {
-                self.retried.len() >= RETRIED
-                    && self
-                        .retried
-                        .keys()
-                        .next()
-                        .is_some_and(|first| dead < *first)
-            }
-        }
-    }
-
-    /// Notes what is refused under a pinned configuration.
-    fn note_refused(&mut self, output: &Output) {
-        self.retried
-            .extend(output.dead_letters.iter().map(|dead| (dead.lsn, REFUSED)));
-        while self.retried.len() > RETRIED {
-            self.retried.pop_first();
-        }
-    }
-
-    /// Notes which record each dead letter became.
-    fn mark_retried(&mut self, frame: &Frame, output: &Output) {
+    /// Records which event each dead letter became.
+    fn record_retried(&mut self, frame: &Frame, output: &Output) {
         let first = frame.header.first_lsn;
         for lsn in output.rows.iter().flat_map(|rows| rows.lsns()) {
             if let Some(dead) = frame
@@ -663,11 +596,12 @@ impl Operators {
                 .retry_of
                 .get((*lsn as Lsn - first) as usize)
             {
-                self.retried.insert(*dead, *lsn as Lsn);
+                self.retried.record(*dead, *lsn as Lsn);
             }
         }
     }
 
+    /// A partition has ended, as a file does that is read once.
     fn end_partition(&mut self, frame: &Frame) {
         let name = &frame.header.stream;
         let Some((state, stream)) = self
@@ -751,11 +685,11 @@ impl Operators {
             .streams
             .get_mut(&stream.name)
             .expect("every stream of the catalog has a state");
-        let Advanced {
+        let Observation {
             duplicates,
             mut old,
-            below,
-            marks,
+            below_floor,
+            watermark_updates,
             session_ids,
             closed,
         } = state.observe(stream, header, decoded, self.arrivals.reached());
@@ -769,22 +703,23 @@ impl Operators {
             })
             .collect();
         let mut batch = stamp(stream, header, decoded, duplicates, session_ids);
-        if !below.is_empty() {
-            let (floor, times) = (state.floor.unwrap_or_default(), times(&decoded.rows));
-            (batch, old) = refuse_below(&below, floor, times, decoded, (batch, old), output);
+        if !below_floor.is_empty() {
+            let floor = state.floor.unwrap_or_default();
+            (batch, old) = reject_below_floor(&below_floor, floor, decoded, (batch, old), output);
         }
         state.totals.events += batch.num_rows() as u64;
-        state.count_refused(decoded, output);
+        state.count_rejected(decoded, output);
         state.advance();
         let (floor, watermark) = (state.floor, state.watermark);
         if let Some(sessions) = &state.sessions {
             push_sessions(output, stream, sessions, &closed, floor);
         }
-        self.feed_windows(stream, &batch, &marks, output)?;
-        self.feed_entities(stream, &batch, output)?;
-        self.note_given(stream, &batch, old.as_deref(), output);
-        if self.is_pinned {
-            self.note_refused(output);
+        self.process_windows(stream, &batch, &watermark_updates, output)?;
+        self.process_entities(stream, &batch, output)?;
+        self.record_emitted(stream, &batch, old.as_deref(), output);
+        if self.pinned_from.is_some() {
+            self.retried
+                .record_rejected(output.dead_letters.iter().map(|dead| dead.lsn));
         }
         if batch.num_rows() > 0 {
             output.rows = Some(StreamRows {
@@ -798,7 +733,8 @@ impl Operators {
         Ok(())
     }
 
-    fn note_given(
+    /// Records the last rows emitted to the views of a stream.
+    fn record_emitted(
         &mut self,
         stream: &Stream,
         batch: &RecordBatch,
@@ -806,7 +742,7 @@ impl Operators {
         output: &Output,
     ) {
         if let Some(dead) = output.dead_letters.last() {
-            self.given
+            self.emitted_through
                 .insert(checkpoints::DEAD_LETTERS.into(), dead.lsn);
         }
         let lsns = lsns(batch);
@@ -819,10 +755,10 @@ impl Operators {
         };
         let name = &stream.name;
         if let Some(lsn) = last(false) {
-            self.given.insert(checkpoints::recent(name), lsn);
+            self.emitted_through.insert(checkpoints::recent(name), lsn);
         }
         if let Some(lsn) = last(true) {
-            self.given.insert(checkpoints::old(name), lsn);
+            self.emitted_through.insert(checkpoints::old(name), lsn);
         }
         let Some(lsn) = lsns.last().map(|l| *l as u64) else {
             return;
@@ -833,7 +769,7 @@ impl Operators {
             (stream.def.count.is_some(), checkpoints::counts(name)),
         ] {
             if wanted {
-                self.given.insert(checkpoint, lsn);
+                self.emitted_through.insert(checkpoint, lsn);
             }
         }
     }
@@ -848,8 +784,8 @@ pub struct Tick {
     pub elapsed: Micros,
 }
 
-/// What a control frame says, as the JSON of something.
-fn from_payload<T: serde::de::DeserializeOwned>(frame: &Frame) -> Result<T, OperatorError> {
+/// A control frame's payload, parsed from JSON.
+fn from_payload<T: DeserializeOwned>(frame: &Frame) -> Result<T, OperatorError> {
     let lsn = frame.header.first_lsn;
     serde_json::from_str(&payload(frame)?).map_err(|e| OperatorError::Frame {
         lsn,
@@ -857,7 +793,7 @@ fn from_payload<T: serde::de::DeserializeOwned>(frame: &Frame) -> Result<T, Oper
     })
 }
 
-/// What a control frame says.
+/// A control frame's payload.
 fn payload(frame: &Frame) -> Result<String, OperatorError> {
     let lsn = frame.header.first_lsn;
     let wrong = |reason: String| OperatorError::Frame { lsn, reason };

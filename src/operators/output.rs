@@ -1,5 +1,5 @@
-//! What a frame gives: rows of tables, dead letters, floors; and the names of the tables and
-//! checkpoints that they go to.
+//! What operators emit for a frame: rows of tables, dead letters, floors; and the names of the
+//! tables and checkpoints that they go to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use crate::event::{Lsn, Micros};
 use crate::schema::Stream;
 use crate::wal::Frame;
 
-/// A record that became no event.
+/// A record that did not become an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     pub lsn: Lsn,
-    /// Its place in the frame.
+    /// Its position in the frame.
     pub index: u32,
     pub reason: Arc<str>,
 }
@@ -27,11 +27,11 @@ pub struct StreamRows {
     /// In the table's schema without partition columns; LSNs ascend.
     pub batch: RecordBatch,
     /// Per row: its hour is more than one before its partition's watermark just before its record.
-    /// None where no row is.
+    /// None if no row's is.
     pub old: Option<Vec<bool>>,
     /// Rows below this time are no longer part of the table.
     pub floor: Option<Micros>,
-    /// The stream's watermark behind these rows.
+    /// The stream's watermark after these rows.
     pub watermark: Option<Micros>,
 }
 
@@ -41,7 +41,7 @@ impl StreamRows {
     }
 }
 
-/// Rows of a table that operators make: sessions, windows, late rows.
+/// Rows of a derived table: sessions, windows, late rows, entities.
 #[derive(Debug, Clone)]
 pub struct TableRows {
     pub table: Arc<str>,
@@ -51,7 +51,7 @@ pub struct TableRows {
     pub floor: Option<Micros>,
 }
 
-/// Names of tables that operators make.
+/// Names of derived tables.
 pub mod tables {
     pub use crate::schema::versions_of;
 
@@ -63,25 +63,25 @@ pub mod tables {
     }
 }
 
-/// What one frame gave: everything in the range (after, to].
+/// What operators emit for one frame: everything in the range (after, to].
 #[derive(Debug, Clone)]
 pub struct Output {
     pub after: Lsn,
     pub to: Lsn,
     pub frame: Arc<Frame>,
     pub rows: Option<StreamRows>,
-    /// One entry a table at most.
+    /// At most one entry per table.
     pub tables: Vec<TableRows>,
     pub dead_letters: Vec<DeadLetter>,
-    /// Tables of which rows below a time are no longer part, as the disk's limit wants it.
+    /// Floors raised because of the disk's limit.
     pub floors: Floors,
 }
 
-/// Times per table below which its rows are no longer part of it; what a floor frame says.
+/// Per table the time below which rows are no longer part of it; the payload of a floor frame.
 pub type Floors = BTreeMap<String, Micros>;
 
 impl Output {
-    /// Bytes it takes in memory, about.
+    /// Bytes in memory, approximately.
     pub fn memory_bytes(&self) -> usize {
         let rows = self
             .rows
@@ -92,8 +92,8 @@ impl Output {
             .iter()
             .map(|t| t.batch.get_array_memory_size())
             .sum();
-        // Equal reasons that follow each other are one.
-        let is_own = |n: &usize| {
+        // Equal reasons that follow each other share one text.
+        let has_own_text = |n: &usize| {
             *n == 0
                 || !Arc::ptr_eq(
                     &self.dead_letters[*n].reason,
@@ -101,7 +101,7 @@ impl Output {
                 )
         };
         let reasons: usize = (0..self.dead_letters.len())
-            .filter(is_own)
+            .filter(has_own_text)
             .map(|n| self.dead_letters[n].reason.len())
             .sum();
         self.frame.memory_bytes()

@@ -1,6 +1,14 @@
-//! Sessions: events of one key with no more than a gap between them, in the order of LSNs. A
-//! session is known by the record that began it; it never merges with another one and never changes
-//! its id.
+//! Sessions: events of one key with at most a gap between them, in the order of LSNs. A session is
+//! identified by its first record; it never merges with another one and never changes its id.
+//!
+//! ```text
+//! gap 5, one key    sessions
+//! event at 10       10..10 opens
+//! event at 14       10..14
+//! event at 7        7..14          within the gap before its start
+//! event at 1        one of its own, late
+//! event at 30       7..14 closed, 30..30 opens
+//! ```
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -20,13 +28,13 @@ use crate::schema::types::timestamp;
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
+pub(super) enum Status {
     Open,
-    /// Nothing came for longer than the gap.
+    /// No event came for longer than the gap.
     ClosedTimeout,
-    /// An event came that begins a new one.
+    /// An event came that opens a new one.
     ClosedOnOpenEvent,
-    /// Its one event came for a session that was over.
+    /// Its only event came for a session that was closed.
     Late,
     /// Its stream's declaration changed, or there were too many.
     Abandoned,
@@ -46,8 +54,8 @@ impl Status {
 
 #[derive(Debug, Clone)]
 struct Session {
-    /// The record that began it.
-    begun: Lsn,
+    /// Its first record, in the order of LSNs.
+    first_lsn: Lsn,
     start: Micros,
     end: Micros,
     events: u64,
@@ -55,57 +63,70 @@ struct Session {
     last: Option<Arc<str>>,
 }
 
-/// What is known of a key.
+impl Session {
+    /// Another event of the session, which may be earlier than its start.
+    fn extend(&mut self, time: Micros, track: Option<Arc<str>>) {
+        if time < self.start {
+            (self.start, self.first) = (time, track.clone());
+        }
+        if time >= self.end {
+            (self.end, self.last) = (time, track);
+        }
+        self.events += 1;
+    }
+}
+
+/// State of a key.
 #[derive(Debug, Clone)]
-struct Known {
+struct KeyState {
     key: Arc<str>,
     open: Option<Session>,
-    /// End of the session before, while an event for it can still come; [`NEVER`] where none is.
+    /// End of the session before, while an event for it can still come; [`NEVER`] if there is none.
     closed: Micros,
-    /// The time of its entry in the queue; other entries of it are void.
+    /// Time of its valid entry in the queue; its other entries are stale.
     queued: Micros,
 }
 
 const NEVER: Micros = Micros::MIN;
 
-/// A session that is over, at a record.
+/// A session that was closed at a record.
 #[derive(Debug, Clone)]
-pub struct Closed {
+pub(super) struct ClosedSession {
     lsn: Lsn,
     key: Arc<str>,
     session: Session,
     status: Status,
 }
 
-/// An event as this operator sees it.
-pub struct Seen<'a> {
+/// The parts of an event that sessions depend on.
+pub(super) struct SessionEvent<'a> {
     pub lsn: Lsn,
     pub key: &'a str,
     pub time: Micros,
     pub track: Option<&'a str>,
-    /// It begins a new session in any case.
+    /// It opens a new session in any case.
     pub opens: bool,
 }
 
 /// The open sessions of one stream.
 #[derive(Debug, Clone)]
-pub struct Sessions {
+pub(super) struct Sessions {
     stream: Arc<str>,
     gap: Micros,
     max_open: usize,
-    slots: Vec<Option<Known>>,
+    keys: Vec<Option<KeyState>>,
     free: Vec<u32>,
     by_key: HashTable<u32>,
-    open: usize,
-    /// (a time at which a key may have something to end, its slot): brought up to date when its
-    /// time comes.
+    open_count: usize,
+    /// (a time after which a key may have something to close, its slot). An entry is refreshed when
+    /// its time comes.
     due: BinaryHeap<Reverse<(Micros, u32)>>,
-    /// Texts that sessions tell, each once.
+    /// First and last texts of sessions, shared.
     texts: HashMap<Box<str>, Arc<str>>,
-    mark: Micros,
+    watermark: Micros,
 }
 
-/// Different texts kept once; beyond it each session has its own.
+/// Texts that are shared; beyond it each session has its own.
 const MAX_TEXTS: usize = 4_096;
 
 impl Sessions {
@@ -114,23 +135,23 @@ impl Sessions {
             stream: stream.into(),
             gap,
             max_open,
-            slots: Vec::new(),
+            keys: Vec::new(),
             free: Vec::new(),
             by_key: HashTable::new(),
-            open: 0,
+            open_count: 0,
             due: BinaryHeap::new(),
             texts: HashMap::new(),
-            mark: Micros::MIN,
+            watermark: Micros::MIN,
         }
     }
 
-    /// Open sessions.
-    pub fn open(&self) -> usize {
-        self.open
+    /// Number of open sessions.
+    pub fn open_count(&self) -> usize {
+        self.open_count
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Option<Known>>()
+        self.keys.capacity() * size_of::<Option<KeyState>>()
             + self.by_key.capacity() * 6
             + self.by_key.len() * 40
             + self.due.capacity() * 16
@@ -143,58 +164,58 @@ impl Sessions {
     }
 
     fn key(&self, slot: u32) -> &str {
-        self.slots[slot as usize]
+        self.keys[slot as usize]
             .as_ref()
-            .map_or("", |known| &known.key)
+            .map_or("", |state| &state.key)
     }
 
-    fn insert(&mut self, known: Known) -> u32 {
-        let hashed = hash(&known.key);
+    fn insert(&mut self, state: KeyState) -> u32 {
+        let hashed = hash(&state.key);
         let slot = match self.free.pop() {
             Some(slot) => {
-                self.slots[slot as usize] = Some(known);
+                self.keys[slot as usize] = Some(state);
                 slot
             }
             None => {
-                self.slots.push(Some(known));
-                self.slots.len() as u32 - 1
+                self.keys.push(Some(state));
+                self.keys.len() as u32 - 1
             }
         };
-        let slots = &self.slots;
+        let keys = &self.keys;
         self.by_key.insert_unique(hashed, slot, |s| {
-            slots[*s as usize]
+            keys[*s as usize]
                 .as_ref()
-                .map_or(0, |known| hash(&known.key))
+                .map_or(0, |state| hash(&state.key))
         });
         slot
     }
 
-    /// Looks at a key again behind this time.
+    /// Looks at a key again after this time.
     fn queue(&mut self, slot: u32, due: Micros) {
-        if let Some(known) = &mut self.slots[slot as usize] {
-            known.queued = due;
+        if let Some(state) = &mut self.keys[slot as usize] {
+            state.queued = due;
             self.due.push(Reverse((due, slot)));
         }
     }
 
     fn remove(&mut self, slot: u32) {
-        let Some(known) = self.slots[slot as usize].take() else {
+        let Some(state) = self.keys[slot as usize].take() else {
             return;
         };
-        if let Ok(found) = self.by_key.find_entry(hash(&known.key), |s| *s == slot) {
-            found.remove();
+        if let Ok(entry) = self.by_key.find_entry(hash(&state.key), |s| *s == slot) {
+            entry.remove();
         }
         self.free.push(slot);
     }
 
-    /// Of a stream's session that the record `begun` began.
-    pub fn id(&self, key: &str, begun: Lsn) -> String {
+    /// The id of the session that begins with the record `first_lsn`.
+    pub fn id(&self, key: &str, first_lsn: Lsn) -> String {
         let mut hash = Sha256::new();
         hash.update(self.stream.as_bytes());
         hash.update([0]);
         hash.update(kept(key).as_bytes());
         hash.update([0]);
-        hash.update(begun.to_le_bytes());
+        hash.update(first_lsn.to_le_bytes());
         hash.finalize()
             .iter()
             .take(8)
@@ -204,8 +225,8 @@ impl Sessions {
 
     fn text(&mut self, text: Option<&str>) -> Option<Arc<str>> {
         let text = text?;
-        if let Some(known) = self.texts.get(text) {
-            return Some(known.clone());
+        if let Some(shared) = self.texts.get(text) {
+            return Some(shared.clone());
         }
         let new: Arc<str> = text.into();
         if self.texts.len() < MAX_TEXTS {
@@ -214,46 +235,41 @@ impl Sessions {
         Some(new)
     }
 
-    /// Takes an event in; gives its session's first record.
-    pub fn observe(&mut self, seen: &Seen<'_>, closed: &mut Vec<Closed>) -> Lsn {
-        let Seen { lsn, time, .. } = *seen;
-        let what = self.text(seen.track.map(kept).as_deref());
-        let own_key = kept(seen.key);
+    /// Observes an event; returns its session's first record.
+    pub fn observe(&mut self, event: &SessionEvent<'_>, closed: &mut Vec<ClosedSession>) -> Lsn {
+        let SessionEvent { lsn, time, .. } = *event;
+        let track = self.text(event.track.map(kept).as_deref());
+        let own_key = kept(event.key);
         let gap = self.gap;
         let slot = self.find(&own_key);
-        let known = slot.and_then(|slot| self.slots[slot as usize].as_mut());
-        let key: Arc<str> = known
+        let state = slot.and_then(|slot| self.keys[slot as usize].as_mut());
+        let key: Arc<str> = state
             .as_ref()
-            .map_or_else(|| own_key.as_ref().into(), |known| known.key.clone());
+            .map_or_else(|| own_key.as_ref().into(), |state| state.key.clone());
         let fresh = Session {
-            begun: lsn,
+            first_lsn: lsn,
             start: time,
             end: time,
             events: 1,
-            first: what.clone(),
-            last: what.clone(),
+            first: track.clone(),
+            last: track.clone(),
         };
-        let before = known.as_ref().map_or(NEVER, |known| known.closed);
-        if let Some(open) = known.and_then(|known| known.open.as_mut()) {
+        let late = |key, session| ClosedSession {
+            lsn,
+            key,
+            session,
+            status: Status::Late,
+        };
+        let closed_end = state.as_ref().map_or(NEVER, |state| state.closed);
+        if let Some(open) = state.and_then(|state| state.open.as_mut()) {
             if time < open.start.saturating_sub(gap) {
-                closed.push(Closed {
-                    lsn,
-                    key,
-                    session: fresh,
-                    status: Status::Late,
-                });
+                closed.push(late(key, fresh));
                 return lsn;
             }
             let is_over = time > open.end.saturating_add(gap);
-            if !seen.opens && !is_over {
-                if time < open.start {
-                    (open.start, open.first) = (time, what.clone());
-                }
-                if time >= open.end {
-                    (open.end, open.last) = (time, what);
-                }
-                open.events += 1;
-                return open.begun;
+            if !event.opens && !is_over {
+                open.extend(time, track);
+                return open.first_lsn;
             }
             let status = if is_over {
                 Status::ClosedTimeout
@@ -261,7 +277,7 @@ impl Sessions {
                 Status::ClosedOnOpenEvent
             };
             let session = std::mem::replace(open, fresh);
-            closed.push(Closed {
+            closed.push(ClosedSession {
                 lsn,
                 key,
                 session,
@@ -269,80 +285,81 @@ impl Sessions {
             });
             return lsn;
         }
-        let is_for_closed = before != NEVER && time <= before.saturating_add(gap) && !seen.opens;
-        if is_for_closed || time.saturating_add(gap) < self.mark {
-            closed.push(Closed {
-                lsn,
-                key,
-                session: fresh,
-                status: Status::Late,
-            });
+        let is_for_closed =
+            closed_end != NEVER && time <= closed_end.saturating_add(gap) && !event.opens;
+        if is_for_closed || time.saturating_add(gap) < self.watermark {
+            closed.push(late(key, fresh));
             return lsn;
         }
-        let due = time.saturating_add(gap);
-        match slot.and_then(|slot| Some((slot, self.slots[slot as usize].as_mut()?))) {
-            Some((slot, known)) => {
-                known.open = Some(fresh);
-                if known.queued > due {
+        self.open(slot, key, fresh);
+        if self.open_count > self.max_open {
+            self.close_longest_silent(lsn, closed);
+        }
+        lsn
+    }
+
+    /// Opens a session of a key that has none open.
+    fn open(&mut self, slot: Option<u32>, key: Arc<str>, session: Session) {
+        let due = session.end.saturating_add(self.gap);
+        match slot.and_then(|slot| Some((slot, self.keys[slot as usize].as_mut()?))) {
+            Some((slot, state)) => {
+                state.open = Some(session);
+                if state.queued > due {
                     self.queue(slot, due);
                 }
             }
             None => {
-                let slot = self.insert(Known {
+                let slot = self.insert(KeyState {
                     key,
-                    open: Some(fresh),
+                    open: Some(session),
                     closed: NEVER,
                     queued: NEVER,
                 });
                 self.queue(slot, due);
             }
         }
-        self.open += 1;
-        if self.open > self.max_open {
-            self.close_longest_silent(lsn, closed);
-        }
-        lsn
+        self.open_count += 1;
     }
 
-    /// Closes what the watermark has left behind.
-    pub fn advance(&mut self, mark: Micros, lsn: Lsn, closed: &mut Vec<Closed>) {
-        if mark <= self.mark {
+    /// Closes the sessions that the watermark has passed.
+    pub fn advance(&mut self, watermark: Micros, lsn: Lsn, closed: &mut Vec<ClosedSession>) {
+        if watermark <= self.watermark {
             return;
         }
-        self.mark = mark;
+        self.watermark = watermark;
         let first = closed.len();
         while let Some(Reverse((due, slot))) = self
             .due
             .peek()
             .copied()
-            .filter(|Reverse((due, _))| *due < mark)
+            .filter(|Reverse((due, _))| *due < watermark)
         {
             self.due.pop();
-            let Some(known) = self.slots[slot as usize]
+            let Some(state) = self.keys[slot as usize]
                 .as_mut()
-                .filter(|known| known.queued == due)
+                .filter(|state| state.queued == due)
             else {
                 continue;
             };
-            if let Some(session) = known
+            if let Some(session) = state
                 .open
-                .take_if(|s| s.end.saturating_add(self.gap) < mark)
+                .take_if(|s| s.end.saturating_add(self.gap) < watermark)
             {
-                known.closed = session.end;
-                self.open -= 1;
-                closed.push(Closed {
+                state.closed = session.end;
+                self.open_count -= 1;
+                closed.push(ClosedSession {
                     lsn,
-                    key: known.key.clone(),
+                    key: state.key.clone(),
                     session,
                     status: Status::ClosedTimeout,
                 });
             }
-            // An event for a closed one is late up to twice the gap behind it.
-            let forgotten = known.closed.saturating_add(2 * self.gap);
-            if known.closed != NEVER && forgotten < mark {
-                known.closed = NEVER;
+            // An event for a closed session is late up to twice the gap after its end.
+            let forgotten = state.closed.saturating_add(2 * self.gap);
+            if state.closed != NEVER && forgotten < watermark {
+                state.closed = NEVER;
             }
-            match (&known.open, known.closed) {
+            match (&state.open, state.closed) {
                 (Some(open), _) => {
                     let next = open.end.saturating_add(self.gap);
                     self.queue(slot, next);
@@ -354,35 +371,35 @@ impl Sessions {
         closed[first..].sort_by(|a, b| (a.session.start, &a.key).cmp(&(b.session.start, &b.key)));
     }
 
-    /// Of the sessions that were silent for longest the one of the least key.
-    fn close_longest_silent(&mut self, lsn: Lsn, closed: &mut Vec<Closed>) {
+    /// Closes one of the sessions that were silent for longest: that with the smallest key.
+    fn close_longest_silent(&mut self, lsn: Lsn, closed: &mut Vec<ClosedSession>) {
         let mut longest: Vec<u32> = Vec::new();
-        let mut least = None;
+        let mut earliest = None;
         while let Some(Reverse((due, slot))) = self
             .due
             .peek()
             .copied()
-            .filter(|Reverse((due, _))| least.is_none_or(|l| *due == l))
+            .filter(|Reverse((due, _))| earliest.is_none_or(|e| *due == e))
         {
             self.due.pop();
-            let Some(known) = self.slots[slot as usize]
+            let Some(state) = self.keys[slot as usize]
                 .as_ref()
-                .filter(|known| known.queued == due)
+                .filter(|state| state.queued == due)
             else {
                 continue;
             };
-            let Some(open) = &known.open else {
-                // Nothing open here: it can be forgotten early.
+            let Some(open) = &state.open else {
+                // Without an open session a key can be forgotten early.
                 self.remove(slot);
                 continue;
             };
-            // An entry may lie before what its session has become.
+            // The session may have been extended since the entry was queued.
             let now = open.end.saturating_add(self.gap);
             if now > due {
                 self.queue(slot, now);
                 continue;
             }
-            least = Some(due);
+            earliest = Some(due);
             longest.push(slot);
         }
         longest.sort_unstable();
@@ -395,14 +412,14 @@ impl Sessions {
             return;
         };
         for slot in longest.into_iter().filter(|slot| *slot != chosen) {
-            self.queue(slot, least.unwrap_or_default());
+            self.queue(slot, earliest.unwrap_or_default());
         }
-        let taken = self.slots[chosen as usize]
+        let taken = self.keys[chosen as usize]
             .as_mut()
-            .and_then(|known| Some((known.key.clone(), known.open.take()?)));
+            .and_then(|state| Some((state.key.clone(), state.open.take()?)));
         if let Some((key, session)) = taken {
-            self.open -= 1;
-            closed.push(Closed {
+            self.open_count -= 1;
+            closed.push(ClosedSession {
                 lsn,
                 key,
                 session,
@@ -413,11 +430,11 @@ impl Sessions {
     }
 
     /// Closes everything, in the order of starts and keys.
-    pub fn close_all(&mut self, lsn: Lsn, status: Status, closed: &mut Vec<Closed>) {
+    pub fn close_all(&mut self, lsn: Lsn, status: Status, closed: &mut Vec<ClosedSession>) {
         let first = closed.len();
-        for known in std::mem::take(&mut self.slots).into_iter().flatten() {
-            let Known { key, open, .. } = known;
-            closed.extend(open.map(|session| Closed {
+        for state in std::mem::take(&mut self.keys).into_iter().flatten() {
+            let KeyState { key, open, .. } = state;
+            closed.extend(open.map(|session| ClosedSession {
                 lsn,
                 key,
                 session,
@@ -427,19 +444,19 @@ impl Sessions {
         self.free.clear();
         self.by_key.clear();
         self.due.clear();
-        self.open = 0;
+        self.open_count = 0;
         closed[first..].sort_by(|a, b| (a.session.start, &a.key).cmp(&(b.session.start, &b.key)));
     }
 
     /// Rows of `<stream>.sessions`.
-    pub fn rows(&self, closed: &[Closed]) -> RecordBatch {
+    pub fn rows(&self, closed: &[ClosedSession]) -> RecordBatch {
         let text = |values: Vec<Option<&str>>| Arc::new(StringArray::from(values)) as ArrayRef;
         let time = |values: Vec<Micros>| {
             Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
         };
         let ids: Vec<String> = closed
             .iter()
-            .map(|c| self.id(&c.key, c.session.begun))
+            .map(|c| self.id(&c.key, c.session.first_lsn))
             .collect();
         let duration =
             |s: &Session| s.end.saturating_sub(s.start) as f64 / MICROS_PER_SECOND as f64;
@@ -464,17 +481,17 @@ impl Sessions {
         RecordBatch::try_new(schema(), columns).expect("the columns are the schema's")
     }
 
-    /// The sessions that are open, as rows.
+    /// Rows of the open sessions.
     pub fn open_rows(&self, lsn: Lsn) -> RecordBatch {
-        let open: Vec<Closed> = self
-            .slots
+        let open: Vec<ClosedSession> = self
+            .keys
             .iter()
             .flatten()
-            .filter_map(|known| {
-                let session = known.open.clone()?;
-                Some(Closed {
+            .filter_map(|state| {
+                let session = state.open.clone()?;
+                Some(ClosedSession {
                     lsn,
-                    key: known.key.clone(),
+                    key: state.key.clone(),
                     session,
                     status: Status::Open,
                 })
@@ -483,25 +500,30 @@ impl Sessions {
         self.rows(&open)
     }
 
-    /// Watermark, number of keys, and per key, in their order: its text, the end of the session
-    /// before, whether one is open, and of that its numbers and texts. Numbers have eight bytes, a
-    /// text its length before it, none the greatest length.
+    /// Appends the state: watermark, number of keys, and per key, in their order: its text, the end
+    /// of the session before, whether one is open, and the open one's numbers and texts. Numbers
+    /// have eight bytes; a text has its length before it, `u64::MAX` if it is none.
     pub fn save(&self, out: &mut Vec<u8>) {
-        let mut known: Vec<&Known> = self.slots.iter().flatten().collect();
-        known.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        put(out, self.mark as u64);
-        put(out, known.len() as u64);
-        for Known {
+        let mut states: Vec<&KeyState> = self.keys.iter().flatten().collect();
+        states.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        put(out, self.watermark as u64);
+        put(out, states.len() as u64);
+        for KeyState {
             key, open, closed, ..
-        } in known
+        } in states
         {
             put_text(out, Some(key));
             put(out, *closed as u64);
             put(out, u64::from(open.is_some()));
             if let Some(open) = open {
-                [open.begun, open.start as u64, open.end as u64, open.events]
-                    .into_iter()
-                    .for_each(|n| put(out, n));
+                [
+                    open.first_lsn,
+                    open.start as u64,
+                    open.end as u64,
+                    open.events,
+                ]
+                .into_iter()
+                .for_each(|n| put(out, n));
                 put_text(out, open.first.as_deref());
                 put_text(out, open.last.as_deref());
             }
@@ -510,21 +532,21 @@ impl Sessions {
 
     /// Reads what [`Self::save`] wrote into a fresh state.
     pub fn load(mut self, bytes: &mut &[u8]) -> Option<Self> {
-        self.mark = take(bytes)? as Micros;
+        self.watermark = take(bytes)? as Micros;
         for _ in 0..take(bytes)? {
             let key: Arc<str> = take_text(bytes)??.into();
             let closed = take(bytes)? as Micros;
             let open = match take(bytes)? {
                 0 => None,
                 _ => {
-                    let (begun, start, end) =
+                    let (first_lsn, start, end) =
                         (take(bytes)?, take(bytes)? as Micros, take(bytes)? as Micros);
                     let events = take(bytes)?;
                     let first = take_text(bytes)?;
                     let last = take_text(bytes)?;
                     let (first, last) = (self.text(first), self.text(last));
                     Some(Session {
-                        begun,
+                        first_lsn,
                         start,
                         end,
                         events,
@@ -537,8 +559,8 @@ impl Sessions {
                 Some(open) => open.end.saturating_add(self.gap),
                 None => closed.saturating_add(2 * self.gap),
             };
-            self.open += usize::from(open.is_some());
-            let slot = self.insert(Known {
+            self.open_count += usize::from(open.is_some());
+            let slot = self.insert(KeyState {
                 key,
                 open,
                 closed,
@@ -551,7 +573,7 @@ impl Sessions {
 }
 
 fn hash(key: &str) -> u64 {
-    // With keys that are the same in every process.
+    // With a seed that is the same in every process.
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(key.as_bytes());
     hasher.finish()
@@ -572,7 +594,7 @@ fn take(bytes: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*number))
 }
 
-/// The outer none: it is cut short.
+/// The outer none means that the bytes are truncated.
 fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<Option<&'a str>> {
     let length = take(bytes)?;
     if length == u64::MAX {

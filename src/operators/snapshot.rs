@@ -3,10 +3,9 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WEIRSNP` and a zero byte |
-//! | 8 | 4 | format version, 5; those before it are of no release |
+//! | 8 | 4 | format version, 5; earlier ones were never released |
 //! | 12 | 4 | length of the body when unpacked |
-//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its duplicates and of its sessions, where
-//! it has them, then that of each window and each entity table |
+//! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its duplicates and sessions, if any, then that of each window and each entity table |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 
 use std::collections::BTreeMap;
@@ -16,8 +15,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::arrivals::Arrivals;
-use super::duplicates::Deduplicator;
 use super::entities::EntityState;
+use super::retry_ledger::RetryLedger;
 use super::watermark::Watermark;
 use super::windows::WindowState;
 use super::{Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
@@ -34,7 +33,8 @@ struct Head {
     lsn: Lsn,
     /// The streams in force, as JSON.
     configuration: String,
-    given: BTreeMap<String, Lsn>,
+    #[serde(rename = "given")]
+    emitted_through: BTreeMap<String, Lsn>,
     partitions: Vec<(String, String, PartitionState)>,
     /// Oldest first.
     #[serde(default)]
@@ -100,47 +100,81 @@ struct StreamHead {
     reasons: BTreeMap<String, u64>,
 }
 
+impl StreamHead {
+    fn new(state: &StreamState) -> Self {
+        let watermarks = state.watermarks.iter();
+        Self {
+            watermarks: watermarks
+                .map(|((source, partition), w)| (source.clone(), partition.clone(), w.clone()))
+                .collect(),
+            last_idle: state.last_idle,
+            idle_partition: state.idle_partition.clone(),
+            watermark: state.watermark,
+            floor: state.floor,
+            totals: state.totals,
+            drift: state.drift.clone(),
+            reasons: state.reasons.clone(),
+        }
+    }
+
+    /// The state of a stream; an error names the damaged part. `fresh` has the duplicates and
+    /// sessions that the stream declares, the state of which comes from `bytes`.
+    fn restore(self, fresh: StreamState, bytes: &mut &[u8]) -> Result<StreamState, &'static str> {
+        let duplicates = fresh
+            .duplicates
+            .map(|fresh| fresh.load(bytes).ok_or("duplicates"))
+            .transpose()?;
+        let sessions = fresh
+            .sessions
+            .map(|fresh| fresh.load(bytes).ok_or("sessions"))
+            .transpose()?;
+        let watermarks = self.watermarks.into_iter();
+        Ok(StreamState {
+            watermarks: watermarks
+                .map(|(source, partition, w)| ((source, partition), w))
+                .collect(),
+            last_idle: self.last_idle,
+            idle_partition: self.idle_partition,
+            watermark: self.watermark,
+            duplicates,
+            sessions,
+            floor: self.floor,
+            totals: self.totals,
+            drift: self.drift,
+            reasons: self.reasons,
+        })
+    }
+}
+
+/// The file of the snapshot at an LSN.
 pub fn path(folder: &Path, lsn: Lsn) -> PathBuf {
     folder.join(format!("{lsn:016x}.snap"))
 }
 
-/// The LSN that a snapshot's file name tells.
+/// The LSN in a snapshot's file name.
 pub fn lsn_of(name: &str) -> Option<Lsn> {
     u64::from_str_radix(name.strip_suffix(".snap").filter(|s| s.len() == 16)?, 16).ok()
 }
 
-/// Some view has not committed a row that the snapshot says it was given: it is not behind once its
-/// checkpoint has reached the last row that the snapshot says it was given. A checkpoint that no view
-/// has any more is not waited for.
-pub fn is_behind(given: &BTreeMap<String, Lsn>, checkpoints: &BTreeMap<String, Lsn>) -> bool {
-    given
+/// Whether some view has not committed a row that was emitted before the snapshot: its checkpoint
+/// is below the last row emitted to it. Checkpoints that no view has any more do not count.
+pub fn is_ahead_of_views(
+    emitted_through: &BTreeMap<String, Lsn>,
+    checkpoints: &BTreeMap<String, Lsn>,
+) -> bool {
+    emitted_through
         .iter()
         .any(|(name, last)| checkpoints.get(name).is_some_and(|at| at < last))
 }
 
+/// The bytes of a snapshot file.
 pub fn encode(operators: &Operators) -> Vec<u8> {
-    let streams = operators.streams.iter().map(|(name, s)| {
-        let watermarks = s
-            .watermarks
-            .iter()
-            .map(|((a, b), w)| (a.clone(), b.clone(), w.clone()))
-            .collect();
-        let head = StreamHead {
-            watermarks,
-            last_idle: s.last_idle,
-            idle_partition: s.idle_partition.clone(),
-            watermark: s.watermark,
-            floor: s.floor,
-            totals: s.totals,
-            drift: s.drift.clone(),
-            reasons: s.reasons.clone(),
-        };
-        (name.clone(), head)
-    });
+    let streams = operators.streams.iter();
+    let streams = streams.map(|(name, state)| (name.clone(), StreamHead::new(state)));
     let head = Head {
         lsn: operators.lsn,
         configuration: operators.catalog.to_json(),
-        given: operators.given.clone(),
+        emitted_through: operators.emitted_through.clone(),
         partitions: operators
             .partitions
             .iter()
@@ -150,8 +184,9 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         gaps: operators.gaps.iter().cloned().collect(),
         retried: operators
             .retried
+            .records()
             .iter()
-            .map(|(dead, by)| (*dead, *by))
+            .map(|(dead, record)| (*dead, *record))
             .collect(),
         floors: operators.floors.clone(),
         arrivals: operators.arrivals.clone(),
@@ -186,34 +221,34 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
     out
 }
 
-/// What a snapshot says without its operators' state.
+/// A snapshot's head, without the operators' state.
 pub struct Summary {
     /// The streams in force, as JSON.
     pub configuration: String,
-    /// Per checkpoint of a view, the LSN of the last row it was given.
-    pub given: BTreeMap<String, Lsn>,
+    /// Per checkpoint of a view, the LSN of the last row emitted to it.
+    pub emitted_through: BTreeMap<String, Lsn>,
     /// LSN of the snapshot saved before this one; none for a log's first.
     pub before: Option<Lsn>,
 }
 
+/// Reads a snapshot's head; `path` is for messages.
 pub fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
     let (head, ..) = open(path, bytes)?;
     Ok(Summary {
         configuration: head.configuration,
-        given: head.given,
+        emitted_through: head.emitted_through,
         before: head.before,
     })
 }
 
-/// Which snapshots were saved last of a state: a view that is behind both the newest and the one
-/// before it is far behind.
+/// The last two snapshots of a state: a view that is behind both is far behind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Saved {
+pub(super) struct SavedSnapshots {
     last: Option<Lsn>,
     before: Option<Lsn>,
 }
 
-impl Saved {
+impl SavedSnapshots {
     /// The snapshot before one that is saved at this LSN.
     fn before(self, lsn: Lsn) -> Option<Lsn> {
         if self.last == Some(lsn) {
@@ -224,7 +259,7 @@ impl Saved {
     }
 
     /// A snapshot was saved at this LSN.
-    pub fn note(&mut self, lsn: Lsn) {
+    pub(super) fn record(&mut self, lsn: Lsn) {
         *self = Self {
             last: Some(lsn),
             before: self.before(lsn),
@@ -245,7 +280,7 @@ fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorErr
             .map(|b| u32::from_le_bytes(*b))
     };
     if bytes.get(..8) != Some(&MAGIC) {
-        return Err(wrong("is no snapshot"));
+        return Err(wrong("is not a snapshot"));
     }
     match u32_at(8) {
         Some(version) if version > VERSION => {
@@ -281,7 +316,7 @@ fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorErr
     Ok((head, body, state))
 }
 
-/// Reads a snapshot. The configuration that it names is compiled again; `path` is for messages.
+/// Reads a snapshot and compiles its configuration; `path` is for messages.
 pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     let wrong = |reason: &str| OperatorError::Snapshot {
         path: path.to_owned(),
@@ -291,7 +326,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     let mut rest = &body[state..];
     let catalog = Catalog::from_json(&head.configuration).map_err(|e| wrong(&e))?;
     let mut operators = Operators::new(Arc::new(catalog), head.lsn);
-    operators.given = head.given;
+    operators.emitted_through = head.emitted_through;
     operators.partitions = head
         .partitions
         .into_iter()
@@ -304,54 +339,24 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
             .for_each(|(key, entry)| answered.insert(key, entry));
     }
     operators.gaps = head.gaps.into();
-    operators.retried = head.retried.into_iter().collect();
+    operators.retried = RetryLedger::new(head.retried);
     operators.floors = head.floors;
     operators.arrivals = head.arrivals;
-    operators.saved = Saved {
+    operators.saved = SavedSnapshots {
         last: Some(head.lsn),
         before: head.before,
     };
     for (name, saved) in head.streams {
-        let (fresh, sessions) = operators
-            .streams
-            .remove(&name)
-            .map_or((None, None), |s| (s.duplicates, s.sessions));
-        let duplicates = match fresh {
-            Some(fresh) => Some(
-                Deduplicator::load(fresh, &mut rest)
-                    .ok_or_else(|| wrong("is damaged (duplicates)"))?,
-            ),
-            None => None,
-        };
-        let sessions = match sessions {
-            Some(fresh) => Some(
-                fresh
-                    .load(&mut rest)
-                    .ok_or_else(|| wrong("is damaged (sessions)"))?,
-            ),
-            None => None,
-        };
-        let state = StreamState {
-            watermarks: saved
-                .watermarks
-                .into_iter()
-                .map(|(a, b, w)| ((a, b), w))
-                .collect(),
-            last_idle: saved.last_idle,
-            idle_partition: saved.idle_partition,
-            watermark: saved.watermark,
-            duplicates,
-            sessions,
-            floor: saved.floor,
-            totals: saved.totals,
-            drift: saved.drift,
-            reasons: saved.reasons,
-        };
+        let fresh = operators.streams.remove(&name).unwrap_or_default();
+        let state = saved
+            .restore(fresh, &mut rest)
+            .map_err(|part| wrong(&format!("is damaged ({part})")))?;
         operators.streams.insert(name, state);
     }
     for window in &mut operators.windows {
         let is_read = window.is_read();
-        *window = WindowState::load(&window.window, &mut rest).map_err(|e| wrong(&e))?;
+        *window =
+            WindowState::load(window.window(), &mut rest).map_err(|e| wrong(&e.to_string()))?;
         if is_read {
             window.set_read();
         }
@@ -368,30 +373,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_is_not_behind_once_it_has_the_last_row_it_was_given() {
-        let given = BTreeMap::from([("a".to_owned(), 9), ("b".to_owned(), 5)]);
-        let is_behind = |a, b| {
-            is_behind(
-                &given,
-                &BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]),
-            )
+    fn a_snapshot_is_not_ahead_once_views_have_the_last_rows_emitted() {
+        let checkpoints = |entries: &[(&str, Lsn)]| -> BTreeMap<String, Lsn> {
+            entries
+                .iter()
+                .map(|(name, lsn)| ((*name).to_owned(), *lsn))
+                .collect()
         };
-        assert!(!is_behind(9, 5) && !is_behind(40, 5));
-        assert!(is_behind(8, 5) && is_behind(40, 4));
-        assert!(
-            !super::is_behind(&given, &BTreeMap::from([("a".to_owned(), 9)])),
-            "no view has `b` any more"
-        );
+        let emitted_through = checkpoints(&[("a", 9), ("b", 5)]);
+        for (views, is_ahead) in [
+            (vec![("a", 9), ("b", 5)], false),
+            (vec![("a", 40), ("b", 5)], false),
+            (vec![("a", 8), ("b", 5)], true),
+            (vec![("a", 40), ("b", 4)], true),
+            // No view has `b` any more.
+            (vec![("a", 9)], false),
+        ] {
+            assert_eq!(
+                is_ahead_of_views(&emitted_through, &checkpoints(&views)),
+                is_ahead,
+                "{views:?}"
+            );
+        }
     }
 
     #[test]
     fn a_snapshot_saved_again_keeps_the_one_before_it() {
-        let mut saved = Saved::default();
+        let mut saved = SavedSnapshots::default();
         assert_eq!(saved.before(10), None);
-        saved.note(10);
+        saved.record(10);
         assert_eq!((saved.before(10), saved.before(20)), (None, Some(10)));
-        saved.note(20);
-        saved.note(20);
+        saved.record(20);
+        saved.record(20);
         assert_eq!((saved.before(20), saved.before(30)), (Some(10), Some(20)));
     }
 }

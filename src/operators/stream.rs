@@ -1,5 +1,5 @@
-//! What is known of one stream, and how its rows change that: watermark, floor, duplicates, sessions,
-//! row by row.
+//! State of one stream, which its rows change one by one: watermark, retention floor, duplicates,
+//! sessions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,27 +9,26 @@ use arrow::array::{
 };
 
 use super::duplicates::{Deduplicator, DuplicateHashes};
-use super::sessions::{self, Seen, Sessions};
+use super::sessions::{self, SessionEvent, Sessions};
 use super::values::column_times;
-use super::watermark::{Observed, Rules, Watermark};
+use super::watermark::{RecordTime, Rules, Watermark};
 use super::{DeadLetter, Output, Totals};
 use crate::decode::Decoded;
 use crate::event::{Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
 use crate::schema::{Catalog, Stream};
-use crate::wal::Kind;
+use crate::wal::{Header, Kind};
 
-/// Reasons of dead letters counted one by one per stream; the others are counted together, as
-/// [`OTHER_REASONS`].
-const REASONS: usize = 50;
+/// Reasons of dead letters counted one by one per stream; the rest is counted as [`OTHER_REASONS`].
+const MAX_REASONS: usize = 50;
 const OTHER_REASONS: &str = "other";
 /// Longest reason that is counted by itself, in characters.
-const REASON_CHARS: usize = 120;
+const MAX_REASON_CHARS: usize = 120;
 /// Unknown keys remembered per stream.
-const DRIFT_KEYS: usize = 1_000;
+const MAX_DRIFT_KEYS: usize = 1_000;
 
 /// State of one stream.
 #[derive(Debug, Clone, Default)]
-pub struct StreamState {
+pub(super) struct StreamState {
     pub watermarks: BTreeMap<(String, String), Watermark>,
     /// The partition that went idle last, and its watermark.
     pub last_idle: Option<Micros>,
@@ -48,14 +47,14 @@ pub struct StreamState {
 struct SessionRows<'a> {
     sessions: Option<(&'a mut Sessions, ArrayRef, Option<ArrayRef>, Vec<bool>)>,
     ids: Vec<Option<String>>,
-    closed: Vec<sessions::Closed>,
+    closed: Vec<sessions::ClosedSession>,
 }
 
 impl<'a> SessionRows<'a> {
     fn new(stream: &Stream, rows: &RecordBatch, sessions: Option<&'a mut Sessions>) -> Self {
         let text = |column: usize| {
             arrow::compute::cast(rows.column(column), &arrow::datatypes::DataType::Utf8)
-                .expect("what is not nested becomes text")
+                .expect("a scalar casts to text")
         };
         let sessions = stream.session().zip(sessions).map(|(columns, sessions)| {
             (
@@ -72,7 +71,7 @@ impl<'a> SessionRows<'a> {
         }
     }
 
-    /// The next row belongs to no session.
+    /// The next row does not belong to a session.
     fn skip(&mut self) {
         if self.sessions.is_some() {
             self.ids.push(None);
@@ -87,158 +86,174 @@ impl<'a> SessionRows<'a> {
             let array = array.as_any().downcast_ref::<StringArray>()?;
             array.is_valid(row).then(|| array.value(row).to_owned())
         };
-        // An event without a key is in no session.
+        // An event without a key is not in a session.
         let Some(key) = text(keys) else {
             return self.ids.push(None);
         };
         let track = track.as_ref().and_then(text);
-        let seen = Seen {
+        let event = SessionEvent {
             lsn,
             key: &key,
             time,
             track: track.as_deref(),
             opens: opens[row],
         };
-        let begun = sessions.observe(&seen, &mut self.closed);
-        self.ids.push(Some(sessions.id(&key, begun)));
+        let first_lsn = sessions.observe(&event, &mut self.closed);
+        self.ids.push(Some(sessions.id(&key, first_lsn)));
     }
 
-    fn advance(&mut self, mark: Micros, lsn: Lsn) {
+    fn advance(&mut self, watermark: Micros, lsn: Lsn) {
         if let Some((sessions, ..)) = &mut self.sessions {
-            sessions.advance(mark, lsn, &mut self.closed);
+            sessions.advance(watermark, lsn, &mut self.closed);
         }
     }
 
-    /// Per row its session's id, where there are sessions, and the sessions that are over.
-    fn finish(self) -> (Option<Vec<Option<String>>>, Vec<sessions::Closed>) {
+    /// Per row its session's id, where the stream has sessions, and the sessions that are closed.
+    fn finish(self) -> (Option<Vec<Option<String>>>, Vec<sessions::ClosedSession>) {
         (self.sessions.is_some().then_some(self.ids), self.closed)
     }
 }
 
-/// What a frame's rows did to their stream's state.
-pub struct Advanced {
-    /// Per row, whether it says nothing new.
+/// The watermark of a frame's partition, and the stream's that follows from it.
+struct FrameWatermark<'a> {
+    partition: &'a mut Watermark,
+    /// The minimum of the other active partitions, if any; they do not move during a frame.
+    others: Option<Option<Micros>>,
+    stream: Option<Micros>,
+    received_at: Micros,
+    is_retry: bool,
+    rules: Rules,
+}
+
+impl FrameWatermark<'_> {
+    /// Observes a row's time; returns the stream's watermark if the row moved it.
+    fn observe(&mut self, time: Micros) -> Option<Micros> {
+        if self.is_retry {
+            return None;
+        }
+        let record = RecordTime {
+            time,
+            received_at: self.received_at,
+            stream: self.stream,
+        };
+        self.partition.observe(record, self.rules);
+        let now = self.partition.at();
+        let now = self.others.map_or(now, |others| others.min(now));
+        if now <= self.stream {
+            return None;
+        }
+        self.stream = now;
+        now
+    }
+}
+
+/// What a frame's rows changed in their stream's state.
+pub(super) struct Observation {
+    /// Per row, whether it is a duplicate.
     pub duplicates: Vec<bool>,
     /// Per row, whether its hour is more than one before its partition's watermark; none where no
     /// row is.
     pub old: Option<Vec<bool>>,
-    /// Rows below the retention's floor.
-    pub below: Vec<usize>,
-    /// Records behind which the stream's watermark is another one.
-    pub marks: Vec<(Lsn, Micros)>,
+    /// Rows below the retention floor.
+    pub below_floor: Vec<usize>,
+    /// The stream's watermark changes: (LSN, new watermark), each effective after that record.
+    pub watermark_updates: Vec<(Lsn, Micros)>,
     pub session_ids: Option<Vec<Option<String>>>,
-    pub closed: Vec<sessions::Closed>,
+    pub closed: Vec<sessions::ClosedSession>,
 }
 
 impl StreamState {
-    /// Takes rows in, one by one: watermark, floor, duplicates, sessions. `arrived` is how far arrival
-    /// time is believed to have come.
+    /// Observes a frame's rows one by one: watermark, floor, duplicates, sessions. `arrived`: how
+    /// far arrival time has come, as far as it is trusted.
     pub fn observe(
         &mut self,
         stream: &Stream,
-        header: &crate::wal::Header,
+        header: &Header,
         decoded: &Decoded,
         arrived: Option<Micros>,
-    ) -> Advanced {
-        let rules = rules(stream);
+    ) -> Observation {
         let times = times(&decoded.rows);
         let mut hashes = DuplicateHashes::new(stream, &decoded.rows);
+        // A dead letter that comes back is no evidence of how far time has come.
+        let is_retry = header.kind == Kind::Retry;
+        let mut fixed = Watermark::fixed_at(self.watermark);
         let key = (header.source.clone(), header.partition.clone());
-        // The other partitions stand still during a frame.
         let others = self
             .watermarks
             .iter()
             .filter(|(k, w)| **k != key && !w.is_idle());
-        let others = others.map(|(_, w)| w.at()).min();
-        // What comes back says nothing of how far time has come.
-        let is_retry = header.kind == Kind::Retry;
-        let mut aside = Watermark::standing(self.watermark);
-        let watermark = if is_retry {
-            &mut aside
-        } else {
-            self.watermarks.entry(key).or_default()
+        let mut watermark = FrameWatermark {
+            others: others.map(|(_, w)| w.at()).min(),
+            partition: if is_retry {
+                &mut fixed
+            } else {
+                self.watermarks.entry(key).or_default()
+            },
+            stream: self.watermark,
+            received_at: header.received_at,
+            is_retry,
+            rules: rules(stream),
         };
         let rows = times.len();
-        let (mut duplicates, mut old, mut below) = (Vec::with_capacity(rows), None, Vec::new());
-        let (mut marks, mut mark) = (Vec::new(), self.watermark);
+        let (mut duplicates, mut old) = (Vec::with_capacity(rows), None);
+        let (mut below_floor, mut watermark_updates) = (Vec::new(), Vec::new());
         let mut sessions = SessionRows::new(stream, &decoded.rows, self.sessions.as_mut());
         for (row, time) in times.iter().copied().enumerate() {
             let lsn = header.first_lsn + u64::from(decoded.index[row]);
-            let before = watermark.at();
-            let is_late = before.is_some_and(|w| time < w);
-            if before
-                .is_some_and(|w| bucket(time, MICROS_PER_HOUR) + 1 < bucket(w, MICROS_PER_HOUR))
-            {
+            let before = watermark.partition.at();
+            if before.is_some_and(|w| is_old(time, w)) {
                 old.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
-            if !is_retry {
-                watermark.observe(
-                    Observed {
-                        time,
-                        received_at: header.received_at,
-                        stream: mark,
-                    },
-                    rules,
-                );
-            }
-            let now = others.map_or(watermark.at(), |others| others.min(watermark.at()));
-            let has_moved = now > mark && !is_retry;
-            if has_moved {
-                mark = now;
-                marks.extend(now.map(|now| (lsn, now)));
-            }
-            // Without a watermark nothing is known of how far time has come, so the floor stays.
-            if let (Some(retention), Some(reached)) = (stream.def.retention, watermark.at()) {
-                let reach = reached
-                    .min(arrived.unwrap_or(header.received_at))
-                    .min(header.received_at);
-                let floor = stream.partition_start(reach.saturating_sub(retention.micros()));
-                self.floor = Some(self.floor.map_or(floor, |before| before.max(floor)));
-            }
+            let moved_to = watermark.observe(time);
+            watermark_updates.extend(moved_to.map(|to| (lsn, to)));
+            self.floor = self.floor.max(new_floor(
+                stream,
+                watermark.partition.at(),
+                arrived,
+                header.received_at,
+            ));
             if self.floor.is_some_and(|floor| time < floor) {
-                below.push(row);
+                below_floor.push(row);
                 duplicates.push(false);
                 sessions.skip();
             } else {
-                self.totals.late += u64::from(is_late);
-                let late_by = before.map_or(0, |watermark| watermark.saturating_sub(time));
-                self.totals.most_late = self.totals.most_late.max(late_by);
-                let repeat = match (&mut hashes, &mut self.duplicates) {
-                    (Some(hashes), Some(duplicates)) => {
-                        hashes.at(row).is_some_and(|(key, content, version)| {
+                self.totals.observe_lateness(time, before);
+                let is_duplicate = hashes.as_mut().zip(self.duplicates.as_mut()).is_some_and(
+                    |(hashes, duplicates)| {
+                        let event = hashes.at(row);
+                        event.is_some_and(|(key, content, version)| {
                             duplicates.observe(key, content, version)
                         })
-                    }
-                    _ => false,
-                };
-                self.totals.duplicates += u64::from(repeat);
-                duplicates.push(repeat);
+                    },
+                );
+                self.totals.duplicates += u64::from(is_duplicate);
+                duplicates.push(is_duplicate);
                 sessions.observe(row, time, lsn);
             }
-            if let Some(mark) = mark.filter(|_| has_moved) {
-                sessions.advance(mark, lsn);
+            if let Some(watermark) = moved_to {
+                sessions.advance(watermark, lsn);
             }
         }
         let (session_ids, closed) = sessions.finish();
-        Advanced {
+        Observation {
             duplicates,
             old,
-            below,
-            marks,
+            below_floor,
+            watermark_updates,
             session_ids,
             closed,
         }
     }
 
-    /// Counts dead letters by their reasons, and keys that the schema does not know.
-    pub fn count_refused(&mut self, decoded: &Decoded, output: &Output) {
+    /// Counts dead letters by their reasons, and keys that are not in the schema.
+    pub fn count_rejected(&mut self, decoded: &Decoded, output: &Output) {
         self.totals.dead_letters += output.dead_letters.len() as u64;
         for letter in &output.dead_letters {
-            let reason: String = letter.reason.chars().take(REASON_CHARS).collect();
-            let is_told = self.reasons.len() < REASONS || self.reasons.contains_key(&reason);
+            let reason: String = letter.reason.chars().take(MAX_REASON_CHARS).collect();
+            let is_listed = self.reasons.len() < MAX_REASONS || self.reasons.contains_key(&reason);
             *self
                 .reasons
-                .entry(if is_told {
+                .entry(if is_listed {
                     reason
                 } else {
                     OTHER_REASONS.into()
@@ -246,28 +261,28 @@ impl StreamState {
                 .or_default() += 1;
         }
         for (key, n) in &decoded.drift {
-            if self.drift.len() < DRIFT_KEYS || self.drift.contains_key(key) {
+            if self.drift.len() < MAX_DRIFT_KEYS || self.drift.contains_key(key) {
                 *self.drift.entry(key.clone()).or_default() += n;
             }
         }
     }
 
-    /// The greatest event time that the watermarks rest on.
+    /// The greatest event time that the watermarks are derived from.
     pub fn greatest(&self, catalog: &Catalog, stream: &str) -> Option<Micros> {
         let stream = catalog.streams.get(stream)?;
-        let settled = self
+        let ended = self
             .watermarks
             .values()
-            .filter_map(|watermark| watermark.settled(rules(stream)));
+            .filter_map(|watermark| watermark.if_ended(rules(stream)));
         Some(
-            settled
+            ended
                 .max()?
                 .saturating_add(stream.def.watermark.disorder.micros()),
         )
     }
 
-    /// The stream's watermark: the least of the active partitions; where none is, that of the one
-    /// that went idle last.
+    /// Advances the stream's watermark to the minimum of the active partitions; without an active
+    /// one, to that of the partition that became idle last.
     pub fn advance(&mut self) {
         let mut active = self.watermarks.values().filter(|w| !w.is_idle()).peekable();
         let now = if active.peek().is_some() {
@@ -280,23 +295,46 @@ impl StreamState {
 }
 
 /// How the watermarks of a stream's partitions move.
-pub fn rules(stream: &Stream) -> Rules {
+pub(super) fn rules(stream: &Stream) -> Rules {
     let def = &stream.def.watermark;
     Rules::new(def.disorder.micros(), def.max_ahead.micros())
 }
 
-/// Takes rows below the retention's floor out of a batch: they become dead letters.
-pub fn refuse_below(
-    below: &[usize],
+/// Whether a time's hour is more than one before the watermark's.
+fn is_old(time: Micros, watermark: Micros) -> bool {
+    bucket(time, MICROS_PER_HOUR) + 1 < bucket(watermark, MICROS_PER_HOUR)
+}
+
+/// The retention floor that follows from how far time has come; none without a watermark, because
+/// nothing is known then.
+///
+/// The watermark counts only as far as arrival time, so that an event time in the future deletes
+/// nothing: `retention = 10d`, watermark day 400, trusted arrivals day 100: the floor is day 90.
+fn new_floor(
+    stream: &Stream,
+    watermark: Option<Micros>,
+    arrived: Option<Micros>,
+    received_at: Micros,
+) -> Option<Micros> {
+    let (retention, watermark) = stream.def.retention.zip(watermark)?;
+    let reach = watermark
+        .min(arrived.unwrap_or(received_at))
+        .min(received_at);
+    Some(stream.partition_start(reach.saturating_sub(retention.micros())))
+}
+
+/// Moves rows below the retention floor from a batch to the dead letters.
+pub(super) fn reject_below_floor(
+    below_floor: &[usize],
     floor: Micros,
-    times: &[Micros],
     decoded: &Decoded,
     (batch, old): (RecordBatch, Option<Vec<bool>>),
     output: &mut Output,
 ) -> (RecordBatch, Option<Vec<bool>>) {
+    let times = times(&decoded.rows);
     let first = output.frame.header.first_lsn;
     let mut keep = vec![true; batch.num_rows()];
-    for row in below {
+    for row in below_floor {
         keep[*row] = false;
         let index = decoded.index[*row];
         let reason = format!(
@@ -323,14 +361,14 @@ pub fn refuse_below(
 }
 
 /// Event times of decoded rows.
-pub fn times(rows: &RecordBatch) -> &[Micros] {
+pub(super) fn times(rows: &RecordBatch) -> &[Micros] {
     column_times(rows, 0)
 }
 
-/// Puts a stream table's stamp before the decoded columns.
-pub fn stamp(
+/// Puts the columns that Weir adds before the decoded ones.
+pub(super) fn stamp(
     stream: &Stream,
-    header: &crate::wal::Header,
+    header: &Header,
     decoded: &Decoded,
     duplicates: Vec<bool>,
     sessions: Option<Vec<Option<String>>>,
@@ -359,5 +397,5 @@ pub fn stamp(
     }
     columns.extend(decoded.rows.columns()[1..].iter().cloned());
     RecordBatch::try_new(stream.table_schema.clone(), columns)
-        .expect("the table's schema is the stamp and these columns")
+        .expect("the table's schema is that of these columns")
 }

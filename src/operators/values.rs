@@ -1,4 +1,4 @@
-//! Values of columns: what rows are stamped with, and what is compared.
+//! Values of columns: LSNs, times, and bytes to compare.
 
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray,
@@ -18,7 +18,7 @@ pub fn lsns(batch: &RecordBatch) -> &[i64] {
 }
 
 /// Times of a batch by a column of it.
-pub fn column_times(batch: &RecordBatch, column: usize) -> &[Micros] {
+pub(super) fn column_times(batch: &RecordBatch, column: usize) -> &[Micros] {
     batch
         .column(column)
         .as_any()
@@ -27,8 +27,8 @@ pub fn column_times(batch: &RecordBatch, column: usize) -> &[Micros] {
         .values()
 }
 
-/// A number or time as an integer; null is the least.
-pub fn number(array: &ArrayRef, row: usize) -> i64 {
+/// A number or time as an integer; null is the smallest.
+pub(super) fn number(array: &ArrayRef, row: usize) -> i64 {
     use arrow::array::Int32Array;
     if array.is_null(row) {
         return i64::MIN;

@@ -1,20 +1,20 @@
-//! Event time: how far each partition of a stream has come, and what a clock gone wrong may not do
-//! to it.
+//! Event time: how far each partition of a stream has come, and how a wrong clock is kept from
+//! moving it.
 //!
-//! A watermark goes forward by every record that lies no more than `max_ahead` above it. One that
-//! lies further ahead is a *candidate*: it may be the first after a pause, or come from a device
-//! whose clock is fast. Believed wrongly, it makes every honest record that follows late, for good;
-//! not believed, it costs a delay. So a candidate waits until the records after it bear it out:
+//! A watermark follows every record up to `max_ahead` above it. A record further ahead is a
+//! *candidate*: it may be the first after a pause, or come from a device whose clock is fast.
+//! Trusted wrongly, it makes every honest record that follows late, for good; not trusted, it costs
+//! a delay. So a candidate waits for evidence from the records after it:
 //!
-//! | evidence | what it is for |
+//! | evidence | for |
 //! |---|---|
 //! | [`IN_A_ROW`] candidates in a row | a pause in a busy stream |
 //! | [`CLIMBING`] that climb by more than `max_ahead` in all, before [`IN_A_ROW`] records were on time | a sparse stream: a record a day |
 //! | 2 in a row that the arrival explains: the source was silent for as long as time jumps | a live stream after a night |
 //!
-//! Then time goes on to the *least* of them, which all of them reach. A record between the
-//! watermark and `max_ahead` above it, one that the jump would have made late, refutes them all;
-//! one that is late already says nothing. What waits is at most `IN_A_ROW` times.
+//! Then the watermark follows the *earliest* of them, which all of them reach. A record between the
+//! watermark and `max_ahead` above it, which the jump would have made late, refutes all candidates;
+//! a late record is no evidence. At most `IN_A_ROW` candidates wait.
 //!
 //! With `max_ahead = 1h`, disorder 0, and a device (`!`) that is a day fast:
 //!
@@ -24,17 +24,17 @@
 //! Fri 18:00  Mon 08:00  08:01 … 08:15             sixteen in a row: time is Mon, at 08:15
 //! ```
 //!
-//! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record that is on time between
-//! two of them, make no honest record late. Before the partition has had as many records on time
+//! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record on time between two of
+//! them, make no honest record late. Before the partition has had as many records on time
 //! since it began or jumped, bursts that climb by more than `max_ahead` may be `CLIMBING - 1` long.
-//! A jump that is real is followed at its `IN_A_ROW`th record at the latest, as long as none in
-//! between is on time in the old sense.
+//! A real jump is followed at its `IN_A_ROW`th record at the latest, unless a record in between is
+//! on time by the old watermark.
 //!
-//! A partition without a watermark takes its first records as candidates too, since the first may
-//! be the fast ones. There two in a row are enough where the arrival or the stream's own watermark
-//! bears them out, or where nothing can contradict them any more: the file has ended, or the source
-//! is connected and silent. Candidates above a watermark wait on in that case: silence does not
-//! tell a pause from a fast clock. Their windows stay open, and `--final` closes them.
+//! In a partition without a watermark the first records are candidates too, since they may be the
+//! fast ones. There two in a row are enough if the arrival or the stream's own watermark supports
+//! them, or if nothing can refute them any more: the file has ended, or the source is connected and
+//! silent. Candidates above a watermark keep waiting in that case: silence does not distinguish a
+//! pause from a fast clock. Their windows stay open, and `--final` closes them.
 //!
 //! All of this is a function of the partition's records, in the order of the log, and of the
 //! arrival times stored with them.
@@ -43,17 +43,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Micros;
 
-/// Candidates in a row, none of them refuted, that time follows.
-pub const IN_A_ROW: usize = 16;
-/// Candidates that climb by more than `max_ahead`, each above those before, that time follows in a
-/// partition that is not busy.
-pub const CLIMBING: usize = 4;
-/// Candidates that are enough where something else bears them out.
+/// Candidates in a row, none of them refuted, that the watermark follows.
+pub(super) const IN_A_ROW: usize = 16;
+/// Candidates that climb by more than `max_ahead`, each above those before, that the watermark
+/// follows in a partition that is not busy.
+pub(super) const CLIMBING: usize = 4;
+/// Candidates that are enough with other evidence.
 const EXPLAINED: usize = 2;
 
 /// How a stream's time moves, from its declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
+pub(super) struct Rules {
     disorder: Micros,
     /// How far above the watermark a record may be.
     ahead: Micros,
@@ -61,7 +61,7 @@ pub struct Rules {
 
 impl Rules {
     pub fn new(disorder: Micros, max_ahead: Micros) -> Self {
-        // A record without any disorder lies as far above its own watermark as the disorder is.
+        // A record in order is above its own watermark by the disorder.
         Self {
             disorder,
             ahead: max_ahead.max(disorder),
@@ -73,9 +73,9 @@ impl Rules {
     }
 }
 
-/// A record's time, and what it is judged by.
+/// A record's time, and what decides whether it is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Observed {
+pub(super) struct RecordTime {
     pub time: Micros,
     pub received_at: Micros,
     /// The stream's watermark before it.
@@ -86,33 +86,34 @@ pub struct Observed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Candidate {
     time: Micros,
-    /// The arrival, or the stream's watermark, bears it out.
+    /// The arrival or the stream's watermark supports it.
     is_explained: bool,
 }
 
 /// The watermark of one partition: no event older than it is expected there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Watermark {
-    /// Greatest event time less the disorder; none before the first candidates are believed.
+pub(super) struct Watermark {
+    /// Greatest event time less the disorder; none before the first candidates are trusted.
     at: Option<Micros>,
     /// Arrival of the last record that was on time, moved by ticks as the watermark is.
     arrived: Micros,
     /// In the order of their records, at most [`IN_A_ROW`].
     candidates: Vec<Candidate>,
-    /// Records on time since it began or jumped, as far as [`IN_A_ROW`]: it is busy then, and
-    /// climbs of more are no habit of its.
+    /// Records on time since it began or jumped, up to [`IN_A_ROW`]. With that many the partition
+    /// is busy, and does not climb by more than `max_ahead` regularly.
     steady: usize,
-    /// An ended file, or a partition silent for the stream's `idle`: it holds nobody back.
+    /// An ended file, or a partition silent for the stream's `idle`: it does not hold the stream's
+    /// watermark back.
     idle: bool,
-    /// Time told by ticks since the last record.
+    /// Time reported by ticks since the last record.
     silent: Micros,
     /// Records so far.
     seen: u64,
 }
 
 impl Watermark {
-    /// One that stands where a stream's does.
-    pub fn standing(at: Option<Micros>) -> Self {
+    /// A watermark at a given time, without candidates.
+    pub fn fixed_at(at: Option<Micros>) -> Self {
         Self {
             at,
             ..Self::default()
@@ -136,19 +137,19 @@ impl Watermark {
         self.idle = true;
     }
 
-    /// Whether silence can move it: it has a watermark, or will take its first records for one.
+    /// Whether silence can move it: it has a watermark, or candidates enough to begin with.
     pub fn is_waiting(&self) -> bool {
         self.at.is_some() || self.candidates.len() >= EXPLAINED
     }
 
-    /// No record comes any more. First records that nothing has refuted are believed.
+    /// The partition has ended. First records that nothing has refuted are trusted.
     pub fn end(&mut self, rules: Rules) {
         self.idle = true;
         self.begin(rules);
     }
 
-    /// So much time has passed without a record; from `idle_after` on the partition is idle. True
-    /// if it became so just now.
+    /// Time has passed without a record; after `idle_after` the partition is idle. True if it has
+    /// become idle just now.
     pub fn tick(&mut self, elapsed: Micros, idle_after: Micros, rules: Rules) -> bool {
         self.begin(rules);
         self.at = self.at.map(|at| at.saturating_add(elapsed));
@@ -160,9 +161,9 @@ impl Watermark {
     }
 
     /// Takes a record's event time into account.
-    pub fn observe(&mut self, record: Observed, rules: Rules) {
+    pub fn observe(&mut self, record: RecordTime, rules: Rules) {
         (self.idle, self.silent, self.seen) = (false, 0, self.seen + 1);
-        let Observed {
+        let RecordTime {
             time, received_at, ..
         } = record;
         match self.at {
@@ -175,8 +176,8 @@ impl Watermark {
                     time,
                     is_explained: self.is_explained(record, rules),
                 });
-                // Each time at least the least of them is done with.
-                while self.is_borne_out(rules) {
+                // Each round removes at least the earliest candidate.
+                while self.has_evidence(rules) {
                     self.arrived = received_at;
                     self.steady = 0;
                     self.follow(rules);
@@ -191,9 +192,9 @@ impl Watermark {
         }
     }
 
-    /// Whether something other than the partition's own records says that time may be there.
-    fn is_explained(&self, record: Observed, rules: Rules) -> bool {
-        let Observed {
+    /// Whether anything but the partition's own records supports a record's time.
+    fn is_explained(&self, record: RecordTime, rules: Rules) -> bool {
+        let RecordTime {
             time,
             received_at,
             stream,
@@ -210,7 +211,8 @@ impl Watermark {
         }
     }
 
-    fn is_borne_out(&self, rules: Rules) -> bool {
+    /// Whether the candidates have one of the three kinds of evidence.
+    fn has_evidence(&self, rules: Rules) -> bool {
         let explained = self
             .candidates
             .iter()
@@ -222,28 +224,27 @@ impl Watermark {
             || self.steady < IN_A_ROW && self.is_climbing(rules)
     }
 
-    /// Whether candidates, from the least on, climb by more than `max_ahead`. One that falls back
-    /// counts for nothing.
+    /// Whether candidates, from the earliest on, climb by more than `max_ahead`. One that falls back
+    /// does not count.
     fn is_climbing(&self, rules: Rules) -> bool {
-        let Some(least) = self.candidates.iter().map(|c| c.time).min() else {
+        let Some(earliest) = self.candidates.iter().map(|c| c.time).min() else {
             return false;
         };
-        let (mut count, mut top) = (0, least);
-        for Candidate { time, .. } in self.candidates.iter().skip_while(|c| c.time > least) {
+        let (mut count, mut top) = (0, earliest);
+        for Candidate { time, .. } in self.candidates.iter().skip_while(|c| c.time > earliest) {
             count += usize::from(*time >= top);
             top = top.max(*time);
         }
-        count >= CLIMBING && rules.is_ahead(Some(least), top)
+        count >= CLIMBING && rules.is_ahead(Some(earliest), top)
     }
 
-    /// Time goes on to the least candidate, and from there as the records say, of which some may be
-    /// ahead still.
+    /// Moves to the earliest candidate, and from there to the others, some of which may still be too
+    /// far ahead.
     fn follow(&mut self, rules: Rules) {
         let candidates = std::mem::take(&mut self.candidates);
-        let least = candidates.iter().map(|c| c.time).min();
-        least
-            .into_iter()
-            .for_each(|least| self.advance(least, rules));
+        if let Some(earliest) = candidates.iter().map(|c| c.time).min() {
+            self.advance(earliest, rules);
+        }
         for candidate in candidates {
             if rules.is_ahead(self.at, candidate.time) {
                 self.candidates.push(candidate);
@@ -254,14 +255,14 @@ impl Watermark {
         }
     }
 
-    /// The watermark as it is when nothing more comes.
-    pub fn settled(&self, rules: Rules) -> Option<Micros> {
+    /// The watermark as it would be if the partition ended now.
+    pub fn if_ended(&self, rules: Rules) -> Option<Micros> {
         let mut ended = self.clone();
         ended.begin(rules);
         ended.at
     }
 
-    /// The first records are believed, since nothing can refute them any more.
+    /// Trusts the first records, since nothing can refute them any more.
     fn begin(&mut self, rules: Rules) {
         if self.at.is_none() && self.candidates.len() >= EXPLAINED {
             self.follow(rules);
@@ -289,7 +290,7 @@ mod tests {
 
     fn observe(watermark: &mut Watermark, time: Micros, received_at: Micros) {
         watermark.observe(
-            Observed {
+            RecordTime {
                 time,
                 received_at,
                 stream: None,
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn first_records_are_believed_together() {
+    fn first_records_are_trusted_together() {
         assert_eq!(replayed(100..115).at(), None);
         assert_eq!(replayed(100..116).at(), Some(105));
         // The first may be the fast ones.
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn first_records_of_a_live_stream_are_believed_at_once() {
+    fn first_records_of_a_live_stream_are_trusted_at_once() {
         let mut watermark = Watermark::default();
         observe(&mut watermark, 5_000, 5_010);
         assert_eq!(watermark.at(), None);
@@ -336,11 +337,11 @@ mod tests {
     }
 
     #[test]
-    fn first_records_near_the_streams_watermark_are_believed_at_once() {
+    fn first_records_near_the_streams_watermark_are_trusted_at_once() {
         let mut watermark = Watermark::default();
         for time in [500, 510] {
             watermark.observe(
-                Observed {
+                RecordTime {
                     time,
                     received_at: REPLAY,
                     stream: Some(300),
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_file_believes_its_first_records_and_no_jump() {
+    fn the_end_of_a_file_confirms_its_first_records_but_not_a_jump() {
         let mut watermark = replayed([100, 110]);
         watermark.end(RULES);
         assert_eq!((watermark.at(), watermark.is_idle()), (Some(100), true));
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_believes_first_records_and_no_jump() {
+    fn silence_confirms_first_records_but_not_a_jump() {
         let mut watermark = replayed([100, 110]);
         assert!(watermark.is_waiting() && !watermark.tick(50, 60, RULES));
         assert_eq!(watermark.at(), Some(150));
@@ -388,7 +389,7 @@ mod tests {
         };
         assert_eq!(jump(IN_A_ROW - 1).at(), Some(90));
         assert_eq!(jump(IN_A_ROW).at(), Some(DAY + 5));
-        // Late records of before neither refute it nor count for it.
+        // Late records neither refute it nor count for it.
         let late = |n: Micros| {
             busy(100)
                 .into_iter()
@@ -406,7 +407,7 @@ mod tests {
         assert_eq!(watermark.at(), Some(5_039));
         observe(&mut watermark, 5_001 + DAY - 600, 5_001 + DAY);
         assert_eq!(watermark.at(), Some(5_000 + DAY - 609));
-        // Ticks have told some of the silence already.
+        // Ticks have reported some of the silence already.
         watermark.tick(DAY, 60, RULES);
         assert!(watermark.at().is_some_and(|at| at < 5_000 + 2 * DAY));
         (0..2).for_each(|_| observe(&mut watermark, 5_000 + 3 * DAY, 5_000 + 2 * DAY));
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded_and_saved() {
+    fn candidates_are_bounded_and_saved() {
         let watermark = replayed(busy(100).into_iter().chain([DAY; 12]));
         assert_eq!(watermark.candidates.len(), 12);
         let text = serde_json::to_string(&watermark).expect("JSON");
@@ -477,14 +478,14 @@ mod tests {
                 for _ in 0..honest {
                     now += 7;
                     let time = now - back;
-                    prop_assert!(watermark.at().is_none_or(|at| time >= at), "{time} is late behind {watermark:?}");
+                    prop_assert!(watermark.at().is_none_or(|at| time >= at), "{time} is late after {watermark:?}");
                     observe(&mut watermark, time, REPLAY);
                 }
                 burst.into_iter().for_each(|ahead| observe(&mut watermark, now + ahead, REPLAY));
             }
         }
 
-        /// The same at the very beginning, where the fast records have about one clock.
+        /// The same at the very beginning, where the fast records have roughly one clock.
         #[test]
         fn a_burst_at_the_beginning_makes_no_honest_record_late(
             before in 0usize..4,
@@ -500,7 +501,7 @@ mod tests {
             prop_assert!(watermark.at().is_some_and(|at| at < 200));
         }
 
-        /// Sorted history, whatever its gaps: nothing is late, and time is at most `IN_A_ROW`
+        /// Sorted history with any gaps: nothing is late, and the watermark is at most `IN_A_ROW`
         /// records behind.
         #[test]
         fn sorted_history_advances_with_a_bounded_delay(gaps in proptest::collection::vec(
@@ -512,8 +513,8 @@ mod tests {
             for (n, time) in times.iter().copied().enumerate() {
                 prop_assert!(watermark.at().is_none_or(|at| time >= at));
                 observe(&mut watermark, time, REPLAY);
-                if let Some(behind) = (n + 1).checked_sub(IN_A_ROW) {
-                    prop_assert!(watermark.at() >= Some(times[behind] - 10));
+                if let Some(earlier) = (n + 1).checked_sub(IN_A_ROW) {
+                    prop_assert!(watermark.at() >= Some(times[earlier] - 10));
                 }
             }
         }

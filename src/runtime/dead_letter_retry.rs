@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::decode::decode;
 use crate::event::Lsn;
 use crate::ingest::{Ingest, Receipt, Submission};
-use crate::operators::{RETRIED, checkpoints};
+use crate::operators::{MAX_RETRIED, checkpoints};
 use crate::query::QueryError;
 use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
 
@@ -174,9 +174,9 @@ impl Retry {
             after = last.lsn;
             looked_at += page.len();
             let sent_so_far: usize = sent.iter().map(|frame| frame.of.len()).sum();
-            if page.len() > RETRIED.saturating_sub(marked_before + sent_so_far) {
+            if page.len() > MAX_RETRIED.saturating_sub(marked_before + sent_so_far) {
                 return Err(RuntimeError::Failed(format!(
-                    "{sent_so_far} dead letters were sent back; marks of {RETRIED} are remembered, so more could come back twice"
+                    "{sent_so_far} dead letters were sent back; marks of {MAX_RETRIED} are remembered, so more could come back twice"
                 )));
             }
             self.bring_back(page, sent, done)?;

@@ -23,20 +23,20 @@ pub fn notice(stream: &Stream, counted: &Totals) -> Option<String> {
     let Totals {
         events,
         late,
-        most_late,
+        max_lateness,
         ..
     } = *counted;
     if late == 0 || late * ONE_IN < events {
         return None;
     }
     let disorder = stream.def.watermark.disorder;
-    let needed = round_up(disorder.micros().saturating_add(most_late));
+    let needed = round_up(disorder.micros().saturating_add(max_lateness));
     Some(format!(
         "{late} of {events} events of `{name}` came later than `watermark.disorder` ({disorder}) allows, by up to {by}: windows \
          that had closed leave them out; set `watermark = {{ disorder = \"{needed}\" }}` under [streams.{name}], sort the input \
          by time, or, where it is one file that is complete, write `order = \"event_time\"` in its source",
         name = stream.name,
-        by = round_up(most_late),
+        by = round_up(max_lateness),
     ))
 }
 
@@ -120,7 +120,7 @@ mod tests {
         let counted = Totals {
             events: 100,
             late: 9,
-            most_late: 50_000_000,
+            max_lateness: 50_000_000,
             ..Totals::default()
         };
         assert_eq!(notice(stream, &counted), None);

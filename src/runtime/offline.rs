@@ -85,7 +85,7 @@ impl Offline {
                 .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
                 .collect();
             let lowest = own.values().copied().min().unwrap_or(options.zero);
-            if crate::operators::snapshot::is_behind(newest.given(), &own) {
+            if crate::operators::snapshot::is_ahead_of_views(newest.emitted_through(), &own) {
                 lowest
             } else {
                 lowest.max(newest.lsn())
@@ -105,7 +105,10 @@ impl Offline {
         for (name, counts) in &handles.counts {
             counts.set_applied(stands(vec![checkpoints::counts(name)]));
         }
-        let is_whole = !crate::operators::snapshot::is_behind(newest.given(), &opened.checkpoints);
+        let is_whole = !crate::operators::snapshot::is_ahead_of_views(
+            newest.emitted_through(),
+            &opened.checkpoints,
+        );
         let base = if is_whole {
             newest.lsn()
         } else {

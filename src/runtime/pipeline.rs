@@ -516,7 +516,7 @@ impl OperatorStage {
         }
         match saved {
             Ok(bytes) => {
-                self.operators().note_saved();
+                self.operators().record_saved();
                 self.snapshot_bytes = bytes as u64;
                 self.log_bytes = 0;
             }

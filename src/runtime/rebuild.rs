@@ -681,7 +681,7 @@ impl ViewBuild {
             process(&mut own, piece)?;
         }
         if let Some(table) = self.manifest.view.strip_prefix("lake/") {
-            operators.adopt(table, &mut own);
+            operators.import_state(table, &mut own);
             live.save(&operators)?;
         }
         Ok(())
@@ -696,7 +696,7 @@ fn process(
     let decoded = match decoded {
         Some(rows) => Some(rows),
         None => {
-            operators.end_kept();
+            operators.end_retained();
             operators.decode(&frame)?
         }
     };

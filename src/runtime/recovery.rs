@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::event::Lsn;
-use crate::operators::snapshot::is_behind;
+use crate::operators::snapshot::is_ahead_of_views;
 
 /// Committed checkpoints of a view, or the last rows that views were given, by the names that
 /// snapshots use.
@@ -45,9 +45,11 @@ pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start 
     };
     let (far, near): (Vec<_>, Vec<_>) = views
         .iter()
-        .partition(|(_, at)| is_behind(&oldest.given, at));
-    let suits_all =
-        |candidate: &&Candidate| near.iter().all(|(_, at)| !is_behind(&candidate.given, at));
+        .partition(|(_, at)| is_ahead_of_views(&oldest.given, at));
+    let suits_all = |candidate: &&Candidate| {
+        near.iter()
+            .all(|(_, at)| !is_ahead_of_views(&candidate.given, at))
+    };
     let start = candidates.iter().find(suits_all).unwrap_or(oldest);
     Start {
         snapshot: start.snapshot,

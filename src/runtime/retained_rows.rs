@@ -13,7 +13,7 @@ use arrow::compute::{concat_batches, filter_record_batch};
 use super::replay::ReplayFrame;
 use crate::decode::{Decoded, Rejected};
 use crate::event::{Lsn, Micros};
-use crate::operators::{KEPT, Output, TableRows, lsns};
+use crate::operators::{Output, RETAINED_PARTITION, TableRows, lsns};
 use crate::schema::{Catalog, Layout, Stream};
 use crate::views::lake::scan_by_lsn::{LsnOrderedRows, by_lsn};
 use crate::views::lake::{LakeTable, TableSpec};
@@ -85,7 +85,7 @@ fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<He
         configuration: 0,
         synced_lsn: 0,
         source: column::<StringArray>(rows, "source")?.value(row).to_owned(),
-        partition: KEPT.into(),
+        partition: RETAINED_PARTITION.into(),
         stream: stream.to_owned(),
     })
 }

@@ -79,7 +79,7 @@ impl Snapshots {
     ) -> Result<(Operators, bool), OperatorError> {
         for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
             let found = self.summary(lsn).and_then(|summary| {
-                let suits = !snapshot::is_behind(&summary.given, checkpoints);
+                let suits = !snapshot::is_ahead_of_views(&summary.emitted_through, checkpoints);
                 suits.then(|| self.load(lsn)).transpose()
             });
             match found {
@@ -109,10 +109,14 @@ impl Snapshots {
                 return Ok(found);
             }
             match self.summary(lsn) {
-                Ok(Summary { given, before, .. }) => {
+                Ok(Summary {
+                    emitted_through,
+                    before,
+                    ..
+                }) => {
                     found.push(Candidate {
                         snapshot: Some(lsn),
-                        given,
+                        given: emitted_through,
                     });
                     match before {
                         Some(before) if found.len() < 2 => wanted = Some(before),
@@ -141,7 +145,7 @@ impl Snapshots {
     ) -> Result<Lsn, RuntimeError> {
         let suits = |lsn: &Lsn| {
             self.summary(*lsn)
-                .is_ok_and(|s| !snapshot::is_behind(&s.given, checkpoints))
+                .is_ok_and(|s| !snapshot::is_ahead_of_views(&s.emitted_through, checkpoints))
         };
         let from = self
             .list()?
@@ -200,7 +204,7 @@ impl Snapshots {
                 self.storage.remove(&path).map_err(|e| self.failed(&e))?;
             } else if self
                 .summary(lsn)
-                .is_ok_and(|s| !snapshot::is_behind(&s.given, checkpoints))
+                .is_ok_and(|s| !snapshot::is_ahead_of_views(&s.emitted_through, checkpoints))
             {
                 keep = Some(lsn);
             }

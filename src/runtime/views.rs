@@ -8,7 +8,7 @@ use super::RuntimeError;
 use super::data_dir::DataDir;
 use crate::config::{Config, ConfigError, PartitionBy};
 use crate::event::Lsn;
-use crate::operators::entities::{KNOWN_KEY_BYTES, KNOWN_KEYS};
+use crate::operators::entities::{KEY_BYTES, MAX_KEYS};
 use crate::operators::{checkpoints, tables};
 use crate::query::{Handles, Progress};
 use crate::schema::{Catalog, DeclarationError, Layout, PlanError, Stream, TABLE_KEY, WINDOW_KEY};
@@ -188,7 +188,7 @@ pub fn open_some(
         .count();
     let part = shares.hot_rows / 24;
     // What operators know of entities keeps as many rows from waiting here.
-    let known = catalog.entities.len() * KNOWN_KEYS * KNOWN_KEY_BYTES;
+    let known = catalog.entities.len() * MAX_KEYS * KEY_BYTES;
     let pool = Arc::new(Pool::new(
         (7 * part).saturating_sub(known).max(part),
         made.max(1),

@@ -1,6 +1,13 @@
 //! Panes of a window that only counts: per pane and group up to four numbers. A sliding window
-//! keeps its sum, to which each slide adds the pane that comes in and from which it takes the one
-//! that goes out, and knows its largest counts without looking at the rest.
+//! keeps a running sum, to which each slide adds the panes that enter and from which it subtracts
+//! those that leave, and finds its largest counts without looking at the rest:
+//!
+//! ```text
+//! slides of 10, windows of 30; per pane the counts of group a
+//! panes      0: 2   10: 1   20: 4   30: 3
+//! 0..30      7 = 2 + 1 + 4
+//! 10..40     8 = 7 + 3 - 2
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,87 +20,96 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::row::{RowConverter, Rows, SortField};
 use hashbrown::HashTable;
 
-use super::{PaneSelection, weight};
+use super::panes::PaneSelection;
+use super::{WindowError, state_units};
 use crate::event::Micros;
 use crate::operators::hashing::{ByNumber, hash};
 use crate::schema::Window;
 use crate::schema::window::{FAST_COUNTS, Top, true_only};
 
-pub type Counts = [i64; FAST_COUNTS];
+type Counts = [i64; FAST_COUNTS];
 
 /// Groups by their numbers, ordered by their columns, with their counts.
-pub type GroupCounts = Vec<(u32, Counts)>;
+pub(super) type GroupCounts = Vec<(u32, Counts)>;
 
 #[derive(Debug, Clone)]
 struct Group {
     /// The group columns in arrow's row format: compared as bytes they are in the columns' order.
     bytes: Box<[u8]>,
     hash: u64,
-    /// How many panes and remembered results name it.
-    users: u32,
+    /// References by panes and by the slide before; a group without any is forgotten.
+    references: u32,
 }
 
-/// The rows of a batch being added, by number of row.
+/// The batch whose rows are being added.
 #[derive(Debug)]
-struct Prepared {
+struct PreparedBatch {
+    /// Per row its group; none where the window has no group columns.
     groups: Option<Rows>,
-    /// Per aggregate, which rows it counts.
+    /// Per aggregate, which rows it counts; none for all.
     counts: Vec<Option<BooleanArray>>,
 }
 
 /// The sum of the panes in `from..to`.
 #[derive(Debug, Clone, Default)]
-struct Running {
+struct RunningSum {
     from: Micros,
     to: Micros,
+    /// Per group its counts, and its position in its level.
     counts: ByNumber<u32, (Counts, u32)>,
-    /// For a top: groups by the count that orders them; each knows its place there.
+    /// For a top: groups by the count that orders them.
     levels: BTreeMap<i64, Vec<u32>>,
     top: Option<Top>,
 }
 
-pub struct CountAggregator {
+/// Counts per pane and group. Groups are numbered; the numbers of forgotten ones are reused.
+pub(super) struct CountAggregator {
     converter: Arc<RowConverter>,
     fields: Vec<Field>,
     top: Option<Top>,
     aggregates: usize,
-    slots: Vec<Group>,
+    groups: Vec<Group>,
     free: Vec<u32>,
     by_bytes: HashTable<u32>,
-    /// Groups that lost their last user; forgotten when nothing refers to them by number any more.
-    unused: Vec<u32>,
+    /// Groups that lost their last reference; forgotten at the end of the batch, when no result
+    /// names them by number any more.
+    unreferenced: Vec<u32>,
     panes: BTreeMap<Micros, ByNumber<u32, Counts>>,
-    entries: usize,
-    running: Option<Running>,
-    prepared: Option<Prepared>,
+    /// Pairs of pane and group; one with long texts is charged as several.
+    state_units: usize,
+    running: Option<RunningSum>,
+    /// The slide before, to compare the next one with.
+    previous_slide: Option<GroupCounts>,
+    prepared: Option<PreparedBatch>,
 }
 
-fn add(sum: &mut Counts, more: Counts, sign: i64) {
+fn add_counts(sum: &mut Counts, more: Counts, sign: i64) {
     sum.iter_mut().zip(more).for_each(|(s, m)| *s += sign * m);
 }
 
-impl Running {
+impl RunningSum {
+    /// Adds to a group's counts, or subtracts with `sign` -1.
     fn change(&mut self, group: u32, more: Counts, sign: i64) {
-        let (counts, place) = self
+        let (counts, position) = self
             .counts
             .entry(group)
             .or_insert(([0; FAST_COUNTS], u32::MAX));
         let before = *counts;
-        add(counts, more, sign);
+        add_counts(counts, more, sign);
         let (after, is_gone) = (*counts, *counts == [0; FAST_COUNTS]);
-        let place = *place;
+        let position = *position;
         if let Some(top) = self.top {
             let (old, new) = (before[top.aggregate], after[top.aggregate]);
-            if place == u32::MAX || old != new || is_gone {
-                if place != u32::MAX {
-                    self.leave(old, place);
+            if position == u32::MAX || old != new || is_gone {
+                if position != u32::MAX {
+                    self.remove_from_level(old, position);
                 }
                 if !is_gone {
                     let level = self.levels.entry(new).or_default();
                     level.push(group);
-                    let place = level.len() as u32 - 1;
+                    let position = level.len() as u32 - 1;
                     if let Some((_, at)) = self.counts.get_mut(&group) {
-                        *at = place;
+                        *at = position;
                     }
                 }
             }
@@ -103,40 +119,40 @@ impl Running {
         }
     }
 
-    fn leave(&mut self, count: i64, place: u32) {
+    fn remove_from_level(&mut self, count: i64, position: u32) {
         let Some(level) = self.levels.get_mut(&count) else {
             return;
         };
-        level.swap_remove(place as usize);
-        if let Some(moved) = level.get(place as usize).copied() {
+        level.swap_remove(position as usize);
+        if let Some(moved) = level.get(position as usize).copied() {
             if let Some((_, at)) = self.counts.get_mut(&moved) {
-                *at = place;
+                *at = position;
             }
         } else if level.is_empty() {
             self.levels.remove(&count);
         }
     }
 
-    /// The groups whose rows can be among the first: down to the count of the last of them, of
-    /// equal ones all, or the least by their bytes where nothing else orders them.
-    fn first(&self, top: Top, slots: &[Group]) -> GroupCounts {
-        let mut found: Vec<u32> = Vec::new();
+    /// The groups whose rows can be among the first: down to the count of the last of them. Of
+    /// groups with equal counts all, or the smallest by their bytes where nothing else orders them.
+    fn first(&self, top: Top, groups: &[Group]) -> GroupCounts {
+        let mut selected: Vec<u32> = Vec::new();
         for level in self.levels.values().rev() {
-            let room = top.rows - found.len();
+            let room = top.rows - selected.len();
             if top.is_exact && level.len() > room {
                 let mut level = level.clone();
                 level.select_nth_unstable_by(room, |a, b| {
-                    slots[*a as usize].bytes.cmp(&slots[*b as usize].bytes)
+                    groups[*a as usize].bytes.cmp(&groups[*b as usize].bytes)
                 });
-                found.extend_from_slice(&level[..room]);
+                selected.extend_from_slice(&level[..room]);
             } else {
-                found.extend_from_slice(level);
+                selected.extend_from_slice(level);
             }
-            if found.len() >= top.rows {
+            if selected.len() >= top.rows {
                 break;
             }
         }
-        found
+        selected
             .into_iter()
             .map(|group| (group, self.counts[&group].0))
             .collect()
@@ -144,7 +160,7 @@ impl Running {
 }
 
 impl CountAggregator {
-    pub fn new(window: &Window) -> Self {
+    pub(super) fn new(window: &Window) -> Self {
         let others = |n: &usize| *n != window.start_at && *n != window.end_at;
         let fields: Vec<Field> = (0..window.groups.len())
             .filter(others)
@@ -167,33 +183,38 @@ impl CountAggregator {
             fields,
             top: window.top,
             aggregates: window.aggregates.len(),
-            slots: Vec::new(),
+            groups: Vec::new(),
             free: Vec::new(),
             by_bytes: HashTable::new(),
-            unused: Vec::new(),
+            unreferenced: Vec::new(),
             panes: BTreeMap::new(),
-            entries: 0,
+            state_units: 0,
             running: None,
+            previous_slide: None,
             prepared: None,
         }
     }
 
     /// Pairs of pane and group in memory; one with long texts counts as several.
-    pub fn entries(&self) -> usize {
-        self.entries
+    pub(super) fn groups(&self) -> usize {
+        self.state_units
     }
 
-    pub fn memory_bytes(&self) -> usize {
-        let groups: usize = self.slots.iter().map(|g| g.bytes.len()).sum();
+    pub(super) fn memory_bytes(&self) -> usize {
+        let groups: usize = self.groups.iter().map(|g| g.bytes.len()).sum();
         let running = self
             .running
             .as_ref()
             .map_or(0, |r| r.counts.capacity() * 48);
-        self.entries * 64 + self.slots.len() * 56 + groups + running
+        self.state_units * 64 + self.groups.len() * 56 + groups + running
     }
 
-    /// Evaluates what [`Self::add`] needs of a batch.
-    pub fn prepare(&mut self, window: &Window, reduced: &RecordBatch) -> Result<(), String> {
+    /// Evaluates what [`Self::add`] needs of a batch; an error where some row has no value.
+    pub(super) fn prepare(
+        &mut self,
+        window: &Window,
+        reduced: &RecordBatch,
+    ) -> Result<(), WindowError> {
         let rows = reduced.num_rows();
         let evaluate = |e: &Arc<dyn datafusion::physical_expr::PhysicalExpr>| {
             e.evaluate(reduced)
@@ -207,11 +228,7 @@ impl CountAggregator {
         let groups = if groups.is_empty() {
             None
         } else {
-            Some(
-                self.converter
-                    .convert_columns(&groups)
-                    .map_err(|e| e.to_string())?,
-            )
+            Some(self.converter.convert_columns(&groups)?)
         };
         let counts = window
             .aggregates
@@ -222,26 +239,26 @@ impl CountAggregator {
                     .logical_nulls()
                     .map(|nulls| BooleanArray::new(nulls.into_inner(), None));
                 if let Some(filter) = &aggregate.filter {
-                    let wanted = evaluate(filter)?;
-                    let wanted = wanted
+                    let matches = evaluate(filter)?;
+                    let matches = matches
                         .as_any()
                         .downcast_ref::<BooleanArray>()
-                        .ok_or("filter is no condition")?;
-                    let wanted = true_only(wanted);
+                        .ok_or_else(|| "a filter is not a condition".to_owned())?;
+                    let matches = true_only(matches);
                     mask = Some(match mask {
-                        Some(mask) => and(&mask, &wanted).map_err(|e| e.to_string())?,
-                        None => wanted,
+                        Some(mask) => and(&mask, &matches)?,
+                        None => matches,
                     });
                 }
                 Ok(mask)
             })
-            .collect::<Result<Vec<_>, String>>()?;
-        self.prepared = Some(Prepared { groups, counts });
+            .collect::<Result<Vec<_>, WindowError>>()?;
+        self.prepared = Some(PreparedBatch { groups, counts });
         Ok(())
     }
 
     /// Counts a row of the prepared batch in a pane.
-    pub fn add(&mut self, row: usize, pane: Micros) {
+    pub(super) fn add(&mut self, row: usize, pane: Micros) {
         let Some(prepared) = self.prepared.take() else {
             return;
         };
@@ -250,8 +267,8 @@ impl CountAggregator {
             *count = i64::from(mask.as_ref().is_none_or(|m| m.value(row)));
         }
         let group = match &prepared.groups {
-            Some(rows) => self.group(rows.row(row).as_ref()),
-            None => self.group(&[]),
+            Some(rows) => self.number(rows.row(row).as_ref()),
+            None => self.number(&[]),
         };
         self.count(group, more, pane);
         self.prepared = Some(prepared);
@@ -264,13 +281,13 @@ impl CountAggregator {
             .or_default()
             .entry(group)
             .or_insert_with(|| {
-                let slot = &mut self.slots[group as usize];
-                self.entries += weight(slot.bytes.len());
-                slot.users += 1;
-                // Also a group of which nothing is counted is a row.
+                let group = &mut self.groups[group as usize];
+                self.state_units += state_units(group.bytes.len());
+                group.references += 1;
+                // A group in which nothing is counted is a row too.
                 [0; FAST_COUNTS]
             });
-        add(sums, more, 1);
+        add_counts(sums, more, 1);
         if let Some(running) = self
             .running
             .as_mut()
@@ -280,133 +297,133 @@ impl CountAggregator {
         }
     }
 
-    fn group(&mut self, bytes: &[u8]) -> u32 {
+    /// The number of a group, which may be new.
+    fn number(&mut self, bytes: &[u8]) -> u32 {
         let hash = hash(bytes);
         if let Some(found) = self
             .by_bytes
-            .find(hash, |g| *self.slots[*g as usize].bytes == *bytes)
+            .find(hash, |g| *self.groups[*g as usize].bytes == *bytes)
         {
             return *found;
         }
         let group = Group {
             bytes: bytes.into(),
             hash,
-            users: 0,
+            references: 0,
         };
         let at = match self.free.pop() {
             Some(at) => {
-                self.slots[at as usize] = group;
+                self.groups[at as usize] = group;
                 at
             }
             None => {
-                self.slots.push(group);
-                self.slots.len() as u32 - 1
+                self.groups.push(group);
+                self.groups.len() as u32 - 1
             }
         };
-        let slots = &self.slots;
+        let groups = &self.groups;
         self.by_bytes
-            .insert_unique(hash, at, |g| slots[*g as usize].hash);
+            .insert_unique(hash, at, |g| groups[*g as usize].hash);
         at
     }
 
-    /// Results that are remembered keep the numbers of their groups.
-    pub fn hold(&mut self, counted: &GroupCounts) {
-        counted
-            .iter()
-            .for_each(|(g, _)| self.slots[*g as usize].users += 1);
-    }
-
-    pub fn release(&mut self, counted: &GroupCounts) {
-        counted.iter().for_each(|(g, _)| self.lose(*g));
-    }
-
-    fn lose(&mut self, group: u32) {
-        let slot = &mut self.slots[group as usize];
-        slot.users -= 1;
-        if slot.users == 0 {
-            self.unused.push(group);
+    fn release(&mut self, group: u32) {
+        let references = &mut self.groups[group as usize].references;
+        *references -= 1;
+        if *references == 0 {
+            self.unreferenced.push(group);
         }
     }
 
-    /// No result refers to groups by number any more, except those held.
-    pub fn end(&mut self) {
+    /// Ends the prepared batch: no result names groups by number any more, except the slide before.
+    pub(super) fn end_batch(&mut self) {
         self.prepared = None;
-        for group in std::mem::take(&mut self.unused) {
-            let slot = &self.slots[group as usize];
-            if slot.users > 0 {
+        for number in std::mem::take(&mut self.unreferenced) {
+            let group = &mut self.groups[number as usize];
+            if group.references > 0 {
                 continue;
             }
-            let hash = slot.hash;
-            if let Ok(found) = self.by_bytes.find_entry(hash, |g| *g == group) {
-                found.remove();
-                self.slots[group as usize].bytes = Box::default();
-                self.free.push(group);
+            if let Ok(entry) = self.by_bytes.find_entry(group.hash, |g| *g == number) {
+                entry.remove();
+                group.bytes = Box::default();
+                self.free.push(number);
             }
         }
     }
 
-    /// The first pane at a time or behind it.
-    pub fn pane_from(&self, time: Micros) -> Option<Micros> {
+    /// The first pane that starts at a time or later.
+    pub(super) fn first_from(&self, time: Micros) -> Option<Micros> {
         self.panes.range(time..).next().map(|(pane, _)| *pane)
     }
 
-    pub fn last_pane(&self) -> Option<Micros> {
+    pub(super) fn last(&self) -> Option<Micros> {
         self.panes.last_key_value().map(|(pane, _)| *pane)
     }
 
-    /// The groups of some panes together, in the order of their columns. `slides`: the same is
-    /// asked a little later again and again.
-    pub fn rows(&mut self, which: &PaneSelection<'_>, slides: bool) -> GroupCounts {
-        let mut found = match which {
-            PaneSelection::Range(from, to) if slides => self.slide(*from, *to),
-            which => self.sum(which),
-        };
-        found.sort_unstable_by(|a, b| {
-            self.slots[a.0 as usize]
-                .bytes
-                .cmp(&self.slots[b.0 as usize].bytes)
-        });
-        found
+    /// The groups of some panes together, in the order of their columns.
+    pub(super) fn rows(&self, selection: PaneSelection<'_>) -> GroupCounts {
+        self.sorted(self.sum(selection))
     }
 
-    /// As [`Self::rows`], for a look that changes nothing.
-    pub fn look(&self, which: &PaneSelection<'_>) -> GroupCounts {
-        let mut found = self.sum(which);
-        found.sort_unstable_by(|a, b| {
-            self.slots[a.0 as usize]
-                .bytes
-                .cmp(&self.slots[b.0 as usize].bytes)
-        });
-        found
-    }
-
-    fn sum(&self, which: &PaneSelection<'_>) -> GroupCounts {
-        let mut panes: Vec<&ByNumber<u32, Counts>> = match which {
-            PaneSelection::Range(from, to) => {
-                self.panes.range(*from..*to).map(|(_, pane)| pane).collect()
+    /// The groups of the next slide, and whether they equal those of the slide before, which they
+    /// replace.
+    pub(super) fn slide(&mut self, from: Micros, to: Micros) -> (GroupCounts, bool) {
+        let moved = self.move_sum(from, to);
+        let rows = self.sorted(moved);
+        let is_same = self.previous_slide.as_ref() == Some(&rows);
+        if !is_same {
+            for (group, _) in &rows {
+                self.groups[*group as usize].references += 1;
             }
-            PaneSelection::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
+            self.forget_previous_slide();
+            self.previous_slide = Some(rows.clone());
+        }
+        (rows, is_same)
+    }
+
+    /// The next slide has none before it to compare with.
+    pub(super) fn forget_previous_slide(&mut self) {
+        for (group, _) in self.previous_slide.take().into_iter().flatten() {
+            self.release(group);
+        }
+    }
+
+    fn sorted(&self, mut counts: GroupCounts) -> GroupCounts {
+        counts.sort_unstable_by(|a, b| {
+            let bytes = |(group, _): &(u32, Counts)| &self.groups[*group as usize].bytes;
+            bytes(a).cmp(bytes(b))
+        });
+        counts
+    }
+
+    fn sum(&self, selection: PaneSelection<'_>) -> GroupCounts {
+        let mut panes: Vec<&ByNumber<u32, Counts>> = match selection {
+            PaneSelection::Range(from, to) => {
+                self.panes.range(from..to).map(|(_, pane)| pane).collect()
+            }
+            PaneSelection::Ids(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
         };
         if panes.len() == 1 {
             return panes.remove(0).iter().map(|(g, c)| (*g, *c)).collect();
         }
         let mut sums: ByNumber<u32, Counts> = ByNumber::default();
         for (group, counts) in panes.into_iter().flatten() {
-            add(sums.entry(*group).or_default(), *counts, 1);
+            add_counts(sums.entry(*group).or_default(), *counts, 1);
         }
         sums.into_iter().collect()
     }
 
-    fn slide(&mut self, from: Micros, to: Micros) -> GroupCounts {
+    /// Moves the running sum to the panes in `from..to`; it starts again where they go back.
+    fn move_sum(&mut self, from: Micros, to: Micros) -> GroupCounts {
         let mut running = match self.running.take() {
             Some(running) if running.from <= from && from < running.to && running.to <= to => {
                 running
             }
-            _ => Running {
+            _ => RunningSum {
                 from,
                 to: from,
                 top: self.top,
-                ..Running::default()
+                ..RunningSum::default()
             },
         };
         for (group, counts) in self
@@ -420,28 +437,28 @@ impl CountAggregator {
             running.change(*group, *counts, 1);
         }
         (running.from, running.to) = (from, to);
-        let found = match self.top {
-            Some(top) => running.first(top, &self.slots),
+        let counts = match self.top {
+            Some(top) => running.first(top, &self.groups),
             None => running.counts.iter().map(|(g, (c, _))| (*g, *c)).collect(),
         };
         self.running = Some(running);
-        found
+        counts
     }
 
-    /// Forgets the panes before a time.
-    pub fn drop_before(&mut self, time: Micros) {
-        while let Some(pane) = self.pane_from(Micros::MIN).filter(|pane| *pane < time) {
+    /// Drops the panes that start before a time.
+    pub(super) fn drop_before(&mut self, time: Micros) {
+        while let Some(pane) = self.first_from(Micros::MIN).filter(|pane| *pane < time) {
             self.remove(pane);
         }
     }
 
-    pub fn remove(&mut self, pane: Micros) {
+    pub(super) fn remove(&mut self, pane: Micros) {
         let Some(groups) = self.panes.remove(&pane) else {
             return;
         };
-        self.entries -= groups
+        self.state_units -= groups
             .keys()
-            .map(|group| weight(self.slots[*group as usize].bytes.len()))
+            .map(|group| state_units(self.groups[*group as usize].bytes.len()))
             .sum::<usize>();
         let is_in = self
             .running
@@ -451,21 +468,21 @@ impl CountAggregator {
             if let Some(running) = self.running.as_mut().filter(|_| is_in) {
                 running.change(group, counts, -1);
             }
-            self.lose(group);
+            self.release(group);
         }
     }
 
     /// The aggregation's columns of results: groups with their window's times among them, then
     /// counts.
-    pub fn arrays(
+    pub(super) fn columns(
         &self,
         window: &Window,
         results: &[(Micros, Micros, &GroupCounts)],
-    ) -> Result<Vec<ArrayRef>, String> {
+    ) -> Result<Vec<ArrayRef>, WindowError> {
         let rows = || {
             results
                 .iter()
-                .flat_map(|(start, end, counted)| counted.iter().map(move |c| (*start, *end, c)))
+                .flat_map(|(start, end, counts)| counts.iter().map(move |c| (*start, *end, c)))
         };
         let mut groups = self
             .group_columns(rows().map(|(.., (g, _))| *g))?
@@ -491,24 +508,26 @@ impl CountAggregator {
         Ok(columns)
     }
 
-    fn group_columns(&self, groups: impl Iterator<Item = u32>) -> Result<Vec<ArrayRef>, String> {
+    fn group_columns(
+        &self,
+        groups: impl Iterator<Item = u32>,
+    ) -> Result<Vec<ArrayRef>, WindowError> {
         if self.fields.is_empty() {
             return Ok(Vec::new());
         }
         let parser = self.converter.parser();
-        self.converter
-            .convert_rows(groups.map(|g| parser.parse(&self.slots[g as usize].bytes)))
-            .map_err(|e| e.to_string())
+        let rows = groups.map(|g| parser.parse(&self.groups[g as usize].bytes));
+        Ok(self.converter.convert_rows(rows)?)
     }
 
-    /// Every pane's groups: pane, group columns, counts.
-    pub fn save(&self) -> Result<RecordBatch, String> {
+    /// Every pane's groups for a snapshot: pane, group columns, counts.
+    pub(super) fn save(&self) -> Result<RecordBatch, WindowError> {
         let mut entries: Vec<(Micros, u32, Counts)> = self
             .panes
             .iter()
             .flat_map(|(pane, groups)| groups.iter().map(move |(g, c)| (*pane, *g, *c)))
             .collect();
-        let bytes = |group: u32| &self.slots[group as usize].bytes;
+        let bytes = |group: u32| &self.groups[group as usize].bytes;
         entries.sort_unstable_by(|a, b| (a.0, bytes(a.1)).cmp(&(b.0, bytes(b.1))));
         let mut columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from_iter_values(
             entries.iter().map(|e| e.0),
@@ -519,7 +538,10 @@ impl CountAggregator {
                 entries.iter().map(|e| e.2[n]),
             )));
         }
-        RecordBatch::try_new(Arc::new(self.saved_schema()), columns).map_err(|e| e.to_string())
+        Ok(RecordBatch::try_new(
+            Arc::new(self.saved_schema()),
+            columns,
+        )?)
     }
 
     fn saved_schema(&self) -> Schema {
@@ -533,9 +555,10 @@ impl CountAggregator {
         )
     }
 
-    pub fn load(&mut self, saved: &RecordBatch) -> Result<(), String> {
+    /// Reads what [`Self::save`] gave into empty panes.
+    pub(super) fn load(&mut self, saved: &RecordBatch) -> Result<(), WindowError> {
         if *saved.schema() != self.saved_schema() {
-            return Err("the saved groups have other columns".into());
+            return Err(WindowError::Snapshot("the saved groups have other columns"));
         }
         let number = |column: usize| {
             saved
@@ -548,11 +571,7 @@ impl CountAggregator {
         let rows = if groups.is_empty() {
             None
         } else {
-            Some(
-                self.converter
-                    .convert_columns(&saved.columns()[groups])
-                    .map_err(|e| e.to_string())?,
-            )
+            Some(self.converter.convert_columns(&saved.columns()[groups])?)
         };
         for row in 0..saved.num_rows() {
             let mut counts = [0; FAST_COUNTS];
@@ -560,11 +579,73 @@ impl CountAggregator {
                 *count = number(1 + self.fields.len() + n).value(row);
             }
             let group = match &rows {
-                Some(rows) => self.group(rows.row(row).as_ref()),
-                None => self.group(&[]),
+                Some(rows) => self.number(rows.row(row).as_ref()),
+                None => self.number(&[]),
             };
             self.count(group, counts, number(0).value(row));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sum of (group, count).
+    fn sum(top: Option<Top>, counts: &[(u32, i64)]) -> RunningSum {
+        let mut sum = RunningSum {
+            top,
+            ..RunningSum::default()
+        };
+        for (group, count) in counts {
+            sum.change(*group, [*count, 0, 0, 0], 1);
+        }
+        sum
+    }
+
+    #[test]
+    fn a_group_leaves_the_sum_with_its_last_count() {
+        let top = Top {
+            aggregate: 0,
+            rows: 1,
+            is_exact: false,
+        };
+        for top in [None, Some(top)] {
+            let mut sum = sum(top, &[(0, 2), (1, 2), (0, 1)]);
+            assert_eq!(sum.counts[&0].0[0], 3);
+            sum.change(0, [3, 0, 0, 0], -1);
+            assert_eq!(sum.counts.keys().collect::<Vec<_>>(), [&1]);
+            let levels = top.map_or(vec![], |_| vec![(2, vec![1])]);
+            assert_eq!(sum.levels.into_iter().collect::<Vec<_>>(), levels);
+        }
+    }
+
+    #[test]
+    fn the_largest_counts_come_first_with_their_ties() {
+        let group = |name: &str| Group {
+            bytes: name.as_bytes().into(),
+            hash: 0,
+            references: 1,
+        };
+        let groups = ["d", "c", "b", "a"].map(group);
+        let counts = [(0, 5), (1, 3), (2, 3), (3, 1)];
+        for (rows, is_exact, want) in [
+            (1, true, vec![0]),
+            (2, false, vec![0, 1, 2]),
+            // Of `c` and `b` the smaller.
+            (2, true, vec![0, 2]),
+            (9, true, vec![0, 1, 2, 3]),
+        ] {
+            let top = Top {
+                aggregate: 0,
+                rows,
+                is_exact,
+            };
+            let first = sum(Some(top), &counts).first(top, &groups);
+            let mut first: Vec<u32> = first.into_iter().map(|(group, _)| group).collect();
+            first.sort_unstable();
+            assert_eq!(first, want, "{rows} rows, exact: {is_exact}");
+        }
     }
 }

@@ -1,133 +1,251 @@
-//! What a window that has fired tells: rows of its table, finished with its neighbours', and of a
-//! sliding one only if they differ from the slide before.
+//! Turns fired windows into rows of their table. A sliding window emits only if it differs from the
+//! slide before, and a retraction of that one where no row is left:
+//!
+//! ```text
+//! slide     rows          emitted
+//! 0..30     a: 2, b: 1    a: 2, b: 1   final
+//! 10..40    a: 2, b: 1    nothing
+//! 20..50    none          a: 2, b: 1   retracted, with the times 20..50
+//! ```
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::concat_batches;
 
-use super::count_aggregator::GroupCounts;
+use super::panes::{PaneRows, Panes};
 use super::update::RetainedResult;
-use super::{FiredWindow, Panes, Rows, WindowState, status};
-use crate::event::Micros;
-use crate::schema::Window;
-use crate::schema::window::Shape;
+use super::{WindowError, WindowOutput};
+use crate::event::{Lsn, Micros};
+use crate::schema::window::{Shape, WINDOW_COLUMNS};
+use crate::schema::{Late, Window};
 
-impl WindowState {
-    /// Finishes what has fired: rows of the table, in the order in which they fired.
-    pub(super) fn flush(&mut self) -> Result<(), String> {
+/// The column `status` of a window's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Open,
+    Final,
+    Updated,
+    Abandoned,
+    Retracted,
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Final => "final",
+            Self::Updated => "updated",
+            Self::Abandoned => "abandoned",
+            Self::Retracted => "retracted",
+        }
+    }
+}
+
+/// A window that has fired, with rows that the rest of its SQL has still to be applied to.
+pub(super) struct FiredWindow {
+    pub(super) start: Micros,
+    pub(super) end: Micros,
+    pub(super) lsn: Lsn,
+    pub(super) status: Status,
+    pub(super) rows: PaneRows,
+    /// Known to equal the slide before, so that it emits nothing.
+    pub(super) is_same: bool,
+}
+
+/// What a window has fired and not emitted yet.
+pub(super) struct Emitter {
+    window: Arc<Window>,
+    pub(super) slides: bool,
+    emits_updates: bool,
+    /// Another window reads this one's final rows.
+    pub(super) is_read: bool,
+    /// Emitted together where they do not depend on each other: one evaluation for all.
+    fired: Vec<FiredWindow>,
+    /// The slide before, as it was stored last; none where that has no rows.
+    pub(super) previous: Option<RecordBatch>,
+    /// Rows for NAME_versions.
+    stored: Vec<RecordBatch>,
+    /// Final rows for a window over this one, with the LSN at which they became final.
+    finals: Vec<RecordBatch>,
+    /// Windows left out because an expression has no value.
+    pub(super) failed: u64,
+}
+
+impl Emitter {
+    pub(super) fn new(window: &Arc<Window>) -> Self {
+        let slides = matches!(window.shape, Shape::Aligned(windows) if windows.is_sliding());
+        Self {
+            window: window.clone(),
+            slides,
+            emits_updates: window.def.late == Late::Update,
+            is_read: false,
+            fired: Vec::new(),
+            previous: None,
+            stored: Vec::new(),
+            finals: Vec::new(),
+            failed: 0,
+        }
+    }
+
+    /// The columns that identify a row in its window.
+    pub(super) fn keys(&self) -> &[usize] {
+        &self.window.keys
+    }
+
+    pub(super) fn push(&mut self, fired: FiredWindow) {
+        self.fired.push(fired);
+    }
+
+    /// The end of the first window that has fired and is not emitted.
+    pub(super) fn first_end(&self) -> Option<Micros> {
+        self.fired.first().map(|f| f.end)
+    }
+
+    /// Whether the last slide that fired has rows, so that the next one must be compared with it.
+    pub(super) fn follows_rows(&self) -> bool {
+        self.previous.as_ref().is_some_and(|b| b.num_rows() > 0)
+            || self.slides && self.fired.last().is_some_and(|f| !f.rows.is_empty())
+    }
+
+    /// Whether the last window that fired has no rows.
+    pub(super) fn ends_with_empty(&self) -> bool {
+        self.fired.last().is_some_and(|f| f.rows.is_empty())
+    }
+
+    pub(super) fn store(&mut self, rows: RecordBatch) {
+        self.stored.push(rows);
+    }
+
+    /// Emits final rows to a window over this one.
+    pub(super) fn finalize(&mut self, rows: RecordBatch) {
+        self.finals.push(rows);
+    }
+
+    /// Emits what has fired, in the order in which it fired. Returns what late rows may update.
+    pub(super) fn flush(
+        &mut self,
+        panes: &mut Panes,
+    ) -> Result<Vec<(Micros, RetainedResult)>, WindowError> {
         let fired = std::mem::take(&mut self.fired);
         if fired.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let slides = matches!(self.window.shape, Shape::Aligned(windows) if windows.is_sliding());
-        if !slides && !self.is_updating() && !self.window.is_one_by_one() {
-            return self.flush_together(&fired);
+        if !self.slides && !self.emits_updates && !self.window.is_one_by_one() {
+            self.flush_together(panes, &fired)?;
+            return Ok(Vec::new());
         }
-        for window in &fired {
-            if window.is_same {
-                continue;
+        let mut retained = Vec::new();
+        for window in fired.iter().filter(|window| !window.is_same) {
+            let rows = self.finish_or_skip(panes, window);
+            if self.is_read && !self.emits_updates && rows.num_rows() > 0 {
+                self.finals.push(rows.clone());
             }
-            let batch = self.finish_or_nothing(window);
-            if self.is_read && !self.is_updating() && batch.num_rows() > 0 {
-                self.finals.push(batch.clone());
+            let was_stored = if self.slides {
+                self.emit_slide(window, &rows)?
+            } else {
+                rows.num_rows() > 0
+            };
+            if !self.slides && was_stored {
+                self.stored.push(rows.clone());
             }
-            let (mut is_stored, mut is_gone) = (batch.num_rows() > 0, false);
-            if slides {
-                let before = self.before.take();
-                if before
-                    .as_ref()
-                    .is_some_and(|before| self.is_equal(before, &batch))
-                {
-                    is_stored = false;
-                }
-                if batch.num_rows() == 0
-                    && let Some(before) = before.filter(|b| b.num_rows() > 0)
-                {
-                    is_gone = true;
-                    self.stored.push(self.stamp(
-                        &before,
-                        Some((window.start, window.end)),
-                        window.lsn,
-                        1,
-                        status::RETRACTED,
-                    )?);
-                }
-                self.before = Some(batch.clone());
-            }
-            if is_stored {
-                self.stored.push(batch.clone());
-            }
-            if self.is_updating() && window.status != status::ABANDONED {
-                let was_stored = is_stored || is_gone;
-                let standing = RetainedResult {
-                    rows: batch,
+            if self.emits_updates && window.status != Status::Abandoned {
+                let result = RetainedResult {
+                    rows,
                     version: was_stored.into(),
                     is_changed: false,
                     was_stored,
                 };
-                self.stand(window.end, standing);
+                retained.push((window.end, result));
             }
         }
         // An empty slide is not compared with.
-        if self.before.as_ref().is_some_and(|b| b.num_rows() == 0) {
-            self.before = None;
-            if let (Panes::CountAggregator(panes), Some(before)) =
-                (&mut self.panes, self.before_counted.take())
-            {
-                panes.release(&before);
-            }
+        if self.previous.as_ref().is_some_and(|b| b.num_rows() == 0) {
+            self.previous = None;
+            panes.forget_previous_slide();
         }
-        Ok(())
+        Ok(retained)
     }
 
-    /// Finishes windows that do not depend on each other in one evaluation.
-    fn flush_together(&mut self, fired: &[FiredWindow]) -> Result<(), String> {
+    /// Emits a slide if it differs from the one before, or the retraction of that one. Returns
+    /// whether it emitted anything.
+    fn emit_slide(
+        &mut self,
+        window: &FiredWindow,
+        rows: &RecordBatch,
+    ) -> Result<bool, WindowError> {
+        let previous = self.previous.replace(rows.clone());
+        if rows.num_rows() > 0 {
+            let is_equal = previous
+                .as_ref()
+                .is_some_and(|previous| is_equal(previous, rows));
+            if !is_equal {
+                self.stored.push(rows.clone());
+            }
+            return Ok(!is_equal);
+        }
+        let Some(previous) = previous.filter(|b| b.num_rows() > 0) else {
+            return Ok(false);
+        };
+        let times = Some((window.start, window.end));
+        let retracted = stamp(&previous, times, window.lsn, 1, Status::Retracted)?;
+        self.stored.push(retracted);
+        Ok(true)
+    }
+
+    /// Emits windows that do not depend on each other in one evaluation.
+    fn flush_together(&mut self, panes: &Panes, fired: &[FiredWindow]) -> Result<(), WindowError> {
         let all: Vec<&FiredWindow> = fired.iter().collect();
-        let batch = match self.finish(&all) {
-            Ok(batch) => batch,
+        let rows = match self.finish(panes, &all) {
+            Ok(rows) => rows,
             Err(_) if all.len() > 1 => {
-                let parts: Vec<RecordBatch> = all.iter().map(|f| self.finish_alone(f)).collect();
+                let parts: Vec<RecordBatch> =
+                    all.iter().map(|f| self.finish_one(panes, f)).collect();
                 self.failed += parts
                     .iter()
                     .zip(&all)
-                    .filter(|(p, f)| p.num_rows() == 0 && f.rows.len() > 0)
+                    .filter(|(rows, f)| rows.num_rows() == 0 && !f.rows.is_empty())
                     .count() as u64;
-                concat_batches(&self.window.schema, &parts).map_err(|e| e.to_string())?
+                concat_batches(&self.window.schema, &parts)?
             }
-            Err(_) => self.finish_or_nothing(all[0]),
+            Err(_) => self.finish_or_skip(panes, all[0]),
         };
-        if batch.num_rows() > 0 {
+        if rows.num_rows() > 0 {
             if self.is_read {
-                self.finals.push(batch.clone());
+                self.finals.push(rows.clone());
             }
-            self.stored.push(batch);
+            self.stored.push(rows);
         }
         Ok(())
     }
 
-    /// A window's rows; none where what is selected of them has no value.
-    pub(super) fn finish_alone(&self, fired: &FiredWindow) -> RecordBatch {
-        self.finish(&[fired]).unwrap_or_else(|reason| {
+    /// A window's rows; none where an expression of its select has no value.
+    fn finish_one(&self, panes: &Panes, fired: &FiredWindow) -> RecordBatch {
+        self.finish(panes, &[fired]).unwrap_or_else(|error| {
             tracing::error!(
                 window = self.window.name,
-                reason,
-                "a window could not be told and is left out"
+                reason = %error,
+                "a window could not be evaluated and is left out"
             );
             RecordBatch::new_empty(self.window.schema.clone())
         })
     }
 
-    pub(super) fn finish_or_nothing(&mut self, fired: &FiredWindow) -> RecordBatch {
-        let rows = self.finish_alone(fired);
+    /// As [`Self::finish_one`]; a window that is left out is counted.
+    pub(super) fn finish_or_skip(&mut self, panes: &Panes, fired: &FiredWindow) -> RecordBatch {
+        let rows = self.finish_one(panes, fired);
         self.failed += u64::from(
-            rows.num_rows() == 0 && fired.rows.len() > 0 && self.finish(&[fired]).is_err(),
+            rows.num_rows() == 0 && !fired.rows.is_empty() && self.finish(panes, &[fired]).is_err(),
         );
         rows
     }
 
-    /// Rows in the table's columns.
-    pub(super) fn finish(&self, fired: &[&FiredWindow]) -> Result<RecordBatch, String> {
+    /// Applies the rest of the SQL: rows in the table's columns.
+    pub(super) fn finish(
+        &self,
+        panes: &Panes,
+        fired: &[&FiredWindow],
+    ) -> Result<RecordBatch, WindowError> {
         let lengths: Vec<usize> = fired.iter().map(|f| f.rows.len()).collect();
         let per_row = |value: &dyn Fn(&FiredWindow) -> i64| -> ArrayRef {
             let values = fired
@@ -140,58 +258,70 @@ impl WindowState {
         let statuses = fired
             .iter()
             .zip(&lengths)
-            .flat_map(|(f, n)| std::iter::repeat_n(f.status, *n));
+            .flat_map(|(f, n)| std::iter::repeat_n(f.status.name(), *n));
         let statuses: ArrayRef = Arc::new(StringArray::from(statuses.collect::<Vec<&str>>()));
-        let columns = match &self.panes {
-            Panes::CountAggregator(panes) => {
-                let results: Vec<(Micros, Micros, &GroupCounts)> = fired
-                    .iter()
-                    .filter_map(|f| match &f.rows {
-                        Rows::GroupCounts(counted) => Some((f.start, f.end, counted)),
-                        Rows::Columns(_) => None,
-                    })
-                    .collect();
-                panes.arrays(&self.window, &results)?
-            }
-            Panes::GenericAggregator(_) => concat_columns(fired)?,
-        };
-        let (own, beside) = self
+        let columns = panes.columns(&self.window, fired)?;
+        let (own, companions) = self
             .window
             .finish(columns, vec![lsns, versions, statuses])?;
-        assemble(&self.window, own, beside)
+        assemble(&self.window, own, companions)
     }
-}
 
-fn concat_columns(fired: &[&FiredWindow]) -> Result<Vec<ArrayRef>, String> {
-    let parts: Vec<&Vec<ArrayRef>> = fired
-        .iter()
-        .filter_map(|f| match &f.rows {
-            Rows::Columns(columns) => Some(columns),
-            Rows::GroupCounts(_) => None,
+    /// What has been emitted since the last call, in one batch each.
+    pub(super) fn take_output(&mut self) -> Result<WindowOutput, WindowError> {
+        let schema = &self.window.schema;
+        let join = |parts: &mut Vec<RecordBatch>| {
+            let parts = std::mem::take(parts);
+            (!parts.is_empty())
+                .then(|| concat_batches(schema, &parts))
+                .transpose()
+        };
+        Ok(WindowOutput {
+            stored: join(&mut self.stored)?,
+            finals: join(&mut self.finals)?,
         })
-        .collect();
-    let Some(first) = parts.first() else {
-        return Ok(Vec::new());
-    };
-    (0..first.len())
-        .map(|n| {
-            let columns: Vec<&dyn Array> = parts.iter().map(|p| p[n].as_ref()).collect();
-            arrow::compute::concat(&columns).map_err(|e| e.to_string())
-        })
-        .collect()
+    }
 }
 
 /// The table's columns: lsn, the window's times, version and status, then the rest.
 fn assemble(
     window: &Window,
     own: Vec<ArrayRef>,
-    beside: Vec<ArrayRef>,
-) -> Result<RecordBatch, String> {
-    let (mut own, mut beside) = (own.into_iter(), beside.into_iter());
+    companions: Vec<ArrayRef>,
+) -> Result<RecordBatch, WindowError> {
+    let (mut own, mut companions) = (own.into_iter(), companions.into_iter());
     let mut columns = Vec::with_capacity(window.schema.fields().len());
-    columns.extend(beside.next());
+    columns.extend(companions.next());
     columns.extend(own.by_ref().take(2));
-    columns.extend(beside);
+    columns.extend(companions);
     columns.extend(own);
-    RecordBatch::try_new(window.schema.clone(), columns).map_err(|e| e.to_string())
+    Ok(RecordBatch::try_new(window.schema.clone(), columns)?)
+}
+
+/// The same rows with another LSN, version and status, and with other window times if any.
+pub(super) fn stamp(
+    rows: &RecordBatch,
+    times: Option<(Micros, Micros)>,
+    lsn: Lsn,
+    version: i64,
+    status: Status,
+) -> Result<RecordBatch, WindowError> {
+    let n = rows.num_rows();
+    let mut columns = rows.columns().to_vec();
+    columns[0] = Arc::new(Int64Array::from(vec![lsn as i64; n]));
+    if let Some((start, end)) = times {
+        let time = |t: Micros| {
+            Arc::new(TimestampMicrosecondArray::from(vec![t; n]).with_timezone("UTC")) as ArrayRef
+        };
+        (columns[1], columns[2]) = (time(start), time(end));
+    }
+    columns[3] = Arc::new(Int64Array::from(vec![version; n]));
+    columns[4] = Arc::new(StringArray::from(vec![status.name(); n]));
+    Ok(RecordBatch::try_new(rows.schema(), columns)?)
+}
+
+/// Whether two windows have the same rows, apart from their times.
+pub(super) fn is_equal(a: &RecordBatch, b: &RecordBatch) -> bool {
+    let mut own = WINDOW_COLUMNS.len()..a.num_columns();
+    a.num_rows() == b.num_rows() && own.all(|c| a.column(c).as_ref() == b.column(c).as_ref())
 }

@@ -1,6 +1,17 @@
-//! Panes of a window with any aggregates: DataFusion's partial states as batches of columns, made,
-//! merged and closed by its own aggregation. No accumulator outlives a batch. Rows wait for the
-//! next cut, at fixed LSNs, so that sums of floats and sketches do not depend on how records came.
+//! Panes of a window with any aggregates: DataFusion's partial states as batches of columns, which
+//! its own aggregation creates, merges and finalizes. No accumulator outlives a batch.
+//!
+//! Sums of floats and sketches depend on which rows are aggregated together. So rows are pending
+//! until the log enters the next block of LSNs, whatever frames they came in:
+//!
+//! ```text
+//! LSN        1 … 4,095      4,096 …                    8,192 …
+//! rows       pending        the first row here makes   and so on
+//!                           states of those before
+//! ```
+//!
+//! A window that fires in between aggregates what is pending too; since it fires at the same
+//! record in every run, the result is the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,29 +24,36 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::{ExecutionPlan, common::collect};
 
-use super::{PaneSelection, weight};
+use super::panes::PaneSelection;
+use super::{WindowError, state_units};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
 use crate::schema::select::explain;
 
-/// Rows wait until the next LSN that this divides.
-const CUT: Lsn = 4_096;
-/// States of a pane that are merged into one.
-const MERGE: usize = 8;
+/// Rows are pending until the next LSN that is a multiple of this.
+const FLUSH_INTERVAL_LSNS: Lsn = 4_096;
+/// Batches of a pane's states that are merged into one.
+const MERGED_BATCHES: usize = 8;
 
 #[derive(Clone)]
-pub struct GenericAggregator {
+pub(super) struct GenericAggregator {
     window: Arc<Window>,
-    states: SchemaRef,
-    waiting: Vec<RecordBatch>,
-    /// Of the rows that wait, the chosen ones among them.
-    waiting_weight: usize,
-    cut: Lsn,
+    state_schema: SchemaRef,
+    /// Rows that are not states yet, in batches of the window's reduced columns.
+    pending: Vec<RecordBatch>,
+    /// Number of groups that pending and selected rows are charged as.
+    pending_units: usize,
+    /// The block of LSNs that pending rows are of.
+    pending_block: Lsn,
+    /// Per pane batches of states.
     panes: BTreeMap<Micros, Vec<RecordBatch>>,
-    entries: usize,
-    /// Rows of the batch being added, with the pane that each goes to.
-    chosen: Vec<(u32, Micros)>,
+    /// Number of groups that states are charged as.
+    state_units: usize,
+    /// The batch being added.
     current: Option<RecordBatch>,
+    /// Rows of the current batch, with the pane that each goes to; pending at its end.
+    selected: Vec<(u32, Micros)>,
+    /// Rows left out because an aggregate failed.
     failed: u64,
 }
 
@@ -44,12 +62,12 @@ fn aggregate(
     mode: AggregateMode,
     input: Vec<RecordBatch>,
     schema: SchemaRef,
-) -> Result<Vec<RecordBatch>, String> {
+) -> Result<Vec<RecordBatch>, WindowError> {
     let plan = plan(window, mode, input, schema)?;
     let stream = plan
         .execute(0, Arc::new(TaskContext::default()))
         .map_err(|e| explain(&e))?;
-    futures::executor::block_on(collect(stream)).map_err(|e| explain(&e))
+    futures::executor::block_on(collect(stream)).map_err(|e| explain(&e).into())
 }
 
 fn plan(
@@ -57,7 +75,7 @@ fn plan(
     mode: AggregateMode,
     input: Vec<RecordBatch>,
     schema: SchemaRef,
-) -> Result<AggregateExec, String> {
+) -> Result<AggregateExec, WindowError> {
     let source =
         MemorySourceConfig::try_new_exec(&[input], schema, None).map_err(|e| explain(&e))?;
     let groups = PhysicalGroupBy::new_single(window.groups.clone());
@@ -81,18 +99,22 @@ fn plan(
         source,
         window.reduced.clone(),
     )
-    .map_err(|e| explain(&e))
+    .map_err(|e| explain(&e).into())
 }
 
-fn times(column: &ArrayRef) -> Result<&TimestampMicrosecondArray, String> {
+fn times(column: &ArrayRef) -> Result<&TimestampMicrosecondArray, WindowError> {
     column
         .as_any()
         .downcast_ref()
-        .ok_or_else(|| "a pane is no time".to_owned())
+        .ok_or_else(|| "a pane is not a time".to_owned().into())
 }
 
-/// Bytes of an array's values beside those of fixed width: the same for the same values, however
-/// they lie in memory.
+fn constant_time(time: Micros, rows: usize) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from(vec![time; rows]).with_timezone("UTC"))
+}
+
+/// Bytes of an array's values, without those of fixed width. Equal values have the same size,
+/// however they are laid out in memory.
 fn value_bytes(array: &dyn Array) -> usize {
     let span = |offsets: &[i32]| (offsets[offsets.len() - 1] - offsets[0]) as usize;
     match array.data_type() {
@@ -114,14 +136,14 @@ fn value_bytes(array: &dyn Array) -> usize {
     }
 }
 
-/// As how many groups the rows of a batch count: each as one, and long values as several.
-pub(super) fn batch_weight(batch: &RecordBatch) -> usize {
+/// Number of groups that a batch's rows are charged as: each as one, and long values as several.
+pub(super) fn batch_state_units(batch: &RecordBatch) -> usize {
     let bytes: usize = batch.columns().iter().map(|c| value_bytes(c)).sum();
-    batch.num_rows() + weight(bytes) - 1
+    batch.num_rows() + state_units(bytes) - 1
 }
 
-fn row_weight(batch: &RecordBatch, row: usize) -> usize {
-    weight(
+fn row_state_units(batch: &RecordBatch, row: usize) -> usize {
+    state_units(
         batch
             .columns()
             .iter()
@@ -132,8 +154,8 @@ fn row_weight(batch: &RecordBatch, row: usize) -> usize {
 }
 
 impl GenericAggregator {
-    pub fn new(window: &Arc<Window>) -> Result<Self, String> {
-        let states = plan(
+    pub(super) fn new(window: &Arc<Window>) -> Result<Self, WindowError> {
+        let state_schema = plan(
             window,
             AggregateMode::Partial,
             Vec::new(),
@@ -142,70 +164,74 @@ impl GenericAggregator {
         .schema();
         Ok(Self {
             window: window.clone(),
-            states,
-            waiting: Vec::new(),
-            waiting_weight: 0,
-            cut: 0,
+            state_schema,
+            pending: Vec::new(),
+            pending_units: 0,
+            pending_block: 0,
             panes: BTreeMap::new(),
-            entries: 0,
-            chosen: Vec::new(),
+            state_units: 0,
             current: None,
+            selected: Vec::new(),
             failed: 0,
         })
     }
 
-    /// Rows of states, and rows that wait; one with long values counts as several.
-    pub fn entries(&self) -> usize {
-        self.entries + self.waiting_weight
+    /// Rows of states, and pending rows; one with long values counts as several.
+    pub(super) fn groups(&self) -> usize {
+        self.state_units + self.pending_units
     }
 
-    pub fn memory_bytes(&self) -> usize {
-        let states = self.panes.values().flatten().chain(&self.waiting);
+    pub(super) fn memory_bytes(&self) -> usize {
+        let states = self.panes.values().flatten().chain(&self.pending);
         states.map(RecordBatch::get_array_memory_size).sum()
     }
 
-    pub fn prepare(&mut self, reduced: RecordBatch) {
+    /// Begins a batch, the rows of which [`Self::add`] names.
+    pub(super) fn prepare(&mut self, reduced: RecordBatch) {
         self.current = Some(reduced);
     }
 
-    /// Takes a row of the prepared batch into a pane.
-    pub fn add(&mut self, row: usize, pane: Micros, lsn: Lsn) -> Result<(), String> {
-        if lsn / CUT != self.cut {
-            self.flush()?;
-            self.cut = lsn / CUT;
+    /// Adds a row of the prepared batch to a pane.
+    pub(super) fn add(&mut self, row: usize, pane: Micros, lsn: Lsn) -> Result<(), WindowError> {
+        let block = lsn / FLUSH_INTERVAL_LSNS;
+        if block != self.pending_block {
+            self.aggregate_pending()?;
+            self.pending_block = block;
         }
-        self.chosen.push((row as u32, pane));
-        self.waiting_weight += self
+        self.selected.push((row as u32, pane));
+        self.pending_units += self
             .current
             .as_ref()
-            .map_or(1, |batch| row_weight(batch, row));
+            .map_or(1, |batch| row_state_units(batch, row));
         Ok(())
     }
 
-    /// The chosen rows of the prepared batch begin to wait.
-    fn settle(&mut self) -> Result<(), String> {
-        let chosen = std::mem::take(&mut self.chosen);
-        let Some(current) = self.current.as_ref().filter(|_| !chosen.is_empty()) else {
+    /// Copies the selected rows of the current batch: they become pending.
+    fn buffer_selected(&mut self) -> Result<(), WindowError> {
+        let selected = std::mem::take(&mut self.selected);
+        let Some(current) = self.current.as_ref().filter(|_| !selected.is_empty()) else {
             return Ok(());
         };
-        let rows: UInt32Array = chosen.iter().map(|(row, _)| Some(*row)).collect();
-        let panes: Vec<Micros> = chosen.iter().map(|(_, pane)| *pane).collect();
+        let rows: UInt32Array = selected.iter().map(|(row, _)| Some(*row)).collect();
+        let panes: Vec<Micros> = selected.iter().map(|(_, pane)| *pane).collect();
         let panes: ArrayRef = Arc::new(TimestampMicrosecondArray::from(panes).with_timezone("UTC"));
         let own = current.num_columns() - 2;
         let mut columns = current.columns()[..own]
             .iter()
             .map(|a| take(a, &rows, None))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| e.to_string())?;
+            .collect::<Result<Vec<_>, _>>()?;
         columns.extend([panes.clone(), panes]);
-        let batch = RecordBatch::try_new(self.window.reduced.clone(), columns)
-            .map_err(|e| e.to_string())?;
-        self.waiting.push(batch);
+        let schema = self.window.reduced.clone();
+        self.pending.push(RecordBatch::try_new(schema, columns)?);
         Ok(())
     }
 
-    /// States of rows; a row that makes an aggregate fail is left out and counted.
-    fn states_of(&mut self, rows: &RecordBatch, why: &mut Option<String>) -> Vec<RecordBatch> {
+    /// States of rows. A row that makes an aggregate fail is found by halving, left out and counted.
+    fn states_of(
+        &mut self,
+        rows: &RecordBatch,
+        error: &mut Option<WindowError>,
+    ) -> Vec<RecordBatch> {
         match aggregate(
             &self.window,
             AggregateMode::Partial,
@@ -215,41 +241,41 @@ impl GenericAggregator {
             Ok(states) => states,
             Err(_) if rows.num_rows() > 1 => {
                 let half = rows.num_rows() / 2;
-                let mut states = self.states_of(&rows.slice(0, half), why);
-                states.extend(self.states_of(&rows.slice(half, rows.num_rows() - half), why));
+                let mut states = self.states_of(&rows.slice(0, half), error);
+                states.extend(self.states_of(&rows.slice(half, rows.num_rows() - half), error));
                 states
             }
             Err(reason) => {
-                why.get_or_insert(reason);
+                error.get_or_insert(reason);
                 self.failed += 1;
                 Vec::new()
             }
         }
     }
 
-    /// Rows left out because an aggregate failed, since the last time this was asked.
-    pub fn take_failed(&mut self) -> u64 {
+    /// Rows left out because an aggregate failed, since the last call.
+    pub(super) fn take_failed(&mut self) -> u64 {
         std::mem::take(&mut self.failed)
     }
 
-    /// What waits becomes states.
-    fn flush(&mut self) -> Result<(), String> {
-        self.settle()?;
-        if self.waiting.is_empty() {
+    /// Aggregates pending rows into states.
+    fn aggregate_pending(&mut self) -> Result<(), WindowError> {
+        self.buffer_selected()?;
+        if self.pending.is_empty() {
             return Ok(());
         }
-        let waiting = std::mem::take(&mut self.waiting);
-        self.waiting_weight = 0;
-        // One batch, so that the states do not depend on where batches were cut.
-        let waiting = concat_batches(&self.window.reduced, &waiting).map_err(|e| e.to_string())?;
-        let (mut why, before) = (None, self.failed);
-        let states = self.states_of(&waiting, &mut why);
-        if let Some(reason) = why {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending_units = 0;
+        // One batch, so that the states do not depend on the frames that rows came in.
+        let pending = concat_batches(&self.window.reduced, &pending)?;
+        let (mut error, before) = (None, self.failed);
+        let states = self.states_of(&pending, &mut error);
+        if let Some(reason) = error {
             let rows = self.failed - before;
             tracing::error!(
                 window = self.window.name,
                 rows,
-                reason,
+                %reason,
                 "rows could not be aggregated and are left out"
             );
         }
@@ -263,124 +289,126 @@ impl GenericAggregator {
                 rows.entry(*pane).or_default().push(row as u32);
             }
             for (pane, rows) in rows {
-                let part = take_record_batch(&state, &UInt32Array::from(rows))
-                    .map_err(|e| e.to_string())?;
-                self.entries += batch_weight(&part);
-                let parts = self.panes.entry(pane).or_default();
-                parts.push(part);
-                if parts.len() >= MERGE {
-                    let before: usize = parts.iter().map(batch_weight).sum();
-                    let merged = aggregate(
-                        &self.window,
-                        AggregateMode::PartialReduce,
-                        parts.clone(),
-                        self.states.clone(),
-                    )?;
-                    *parts =
-                        vec![concat_batches(&self.states, &merged).map_err(|e| e.to_string())?];
-                    self.entries = (self.entries + batch_weight(&parts[0])).saturating_sub(before);
-                }
+                self.push_state(pane, take_record_batch(&state, &UInt32Array::from(rows))?)?;
             }
         }
         Ok(())
     }
 
-    pub fn end(&mut self) -> Result<(), String> {
-        self.settle()?;
+    /// Adds states to a pane, and merges the pane's batches where there are many.
+    fn push_state(&mut self, pane: Micros, state: RecordBatch) -> Result<(), WindowError> {
+        self.state_units += batch_state_units(&state);
+        let batches = self.panes.entry(pane).or_default();
+        batches.push(state);
+        if batches.len() < MERGED_BATCHES {
+            return Ok(());
+        }
+        let before: usize = batches.iter().map(batch_state_units).sum();
+        let merged = aggregate(
+            &self.window,
+            AggregateMode::PartialReduce,
+            batches.clone(),
+            self.state_schema.clone(),
+        )?;
+        let merged = concat_batches(&self.state_schema, &merged)?;
+        self.state_units = (self.state_units + batch_state_units(&merged)).saturating_sub(before);
+        *batches = vec![merged];
+        Ok(())
+    }
+
+    /// Ends the prepared batch.
+    pub(super) fn end_batch(&mut self) -> Result<(), WindowError> {
+        self.buffer_selected()?;
         self.current = None;
         Ok(())
     }
 
-    /// The first pane at a time or behind it.
-    pub fn pane_from(&self, time: Micros) -> Option<Micros> {
-        let closed = self.panes.range(time..).next().map(|(pane, _)| *pane);
-        closed
+    /// The first pane that starts at a time or later.
+    pub(super) fn first_from(&self, time: Micros) -> Option<Micros> {
+        let aggregated = self.panes.range(time..).next().map(|(pane, _)| *pane);
+        aggregated
             .into_iter()
-            .chain(self.waiting_panes().filter(|pane| *pane >= time))
+            .chain(self.pending_panes().filter(|pane| *pane >= time))
             .min()
     }
 
-    pub fn last_pane(&self) -> Option<Micros> {
+    pub(super) fn last(&self) -> Option<Micros> {
         self.panes
             .last_key_value()
             .map(|(pane, _)| *pane)
             .into_iter()
-            .chain(self.waiting_panes())
+            .chain(self.pending_panes())
             .max()
     }
 
-    /// Panes of the rows that are no states yet.
-    fn waiting_panes(&self) -> impl Iterator<Item = Micros> {
-        let waiting = self
-            .waiting
+    /// Panes of pending and selected rows.
+    fn pending_panes(&self) -> impl Iterator<Item = Micros> {
+        let pending = self
+            .pending
             .iter()
             .filter_map(|batch| times(batch.column(batch.num_columns() - 2)).ok());
-        let waiting = waiting.flat_map(|panes| panes.values().iter().copied());
-        self.chosen.iter().map(|(_, pane)| *pane).chain(waiting)
+        let pending = pending.flat_map(|panes| panes.values().iter().copied());
+        self.selected.iter().map(|(_, pane)| *pane).chain(pending)
     }
 
     /// The aggregation's columns of some panes together as one window, in the order of the group
     /// columns.
-    pub fn rows(
+    pub(super) fn rows(
         &mut self,
-        which: &PaneSelection<'_>,
+        selection: PaneSelection<'_>,
         start: Micros,
         end: Micros,
-    ) -> Result<Vec<ArrayRef>, String> {
-        self.flush()?;
-        self.close(which, start, end)
+    ) -> Result<Vec<ArrayRef>, WindowError> {
+        self.aggregate_pending()?;
+        self.finalize(selection, start, end)
     }
 
-    /// A copy in which nothing waits, for a look that changes nothing.
-    pub fn flushed(&self) -> Result<Self, String> {
+    /// A copy without pending rows, to read windows without changing anything.
+    pub(super) fn aggregated_copy(&self) -> Result<Self, WindowError> {
         let mut copy = self.clone();
-        copy.flush()?;
+        copy.aggregate_pending()?;
         Ok(copy)
     }
 
-    /// As [`Self::rows`], where nothing waits.
-    pub fn close(
+    /// As [`Self::rows`], where no row is pending.
+    pub(super) fn finalize(
         &self,
-        which: &PaneSelection<'_>,
+        selection: PaneSelection<'_>,
         start: Micros,
         end: Micros,
-    ) -> Result<Vec<ArrayRef>, String> {
-        let panes: Vec<&Vec<RecordBatch>> = match which {
+    ) -> Result<Vec<ArrayRef>, WindowError> {
+        let panes: Vec<&Vec<RecordBatch>> = match selection {
             PaneSelection::Range(from, to) => self
                 .panes
-                .range(*from..*to)
-                .map(|(_, parts)| parts)
+                .range(from..to)
+                .map(|(_, batches)| batches)
                 .collect(),
-            PaneSelection::Panes(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
-        };
-        let constant = |time: Micros, rows: usize| {
-            Arc::new(TimestampMicrosecondArray::from(vec![time; rows]).with_timezone("UTC"))
-                as ArrayRef
+            PaneSelection::Ids(ids) => ids.iter().filter_map(|id| self.panes.get(id)).collect(),
         };
         let inputs = panes
             .into_iter()
             .flatten()
             .map(|state| {
                 let mut columns = state.columns().to_vec();
-                columns[self.window.start_at] = constant(start, state.num_rows());
-                columns[self.window.end_at] = constant(end, state.num_rows());
-                RecordBatch::try_new(self.states.clone(), columns).map_err(|e| e.to_string())
+                columns[self.window.start_at] = constant_time(start, state.num_rows());
+                columns[self.window.end_at] = constant_time(end, state.num_rows());
+                RecordBatch::try_new(self.state_schema.clone(), columns)
             })
-            .collect::<Result<Vec<_>, String>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         let rows = aggregate(
             &self.window,
             AggregateMode::Final,
             inputs,
-            self.states.clone(),
+            self.state_schema.clone(),
         )?;
         let schema = plan(
             &self.window,
             AggregateMode::Final,
             Vec::new(),
-            self.states.clone(),
+            self.state_schema.clone(),
         )?
         .schema();
-        let rows = concat_batches(&schema, &rows).map_err(|e| e.to_string())?;
+        let rows = concat_batches(&schema, &rows)?;
         let by: Vec<SortColumn> = (0..self.window.groups.len())
             .filter(|n| *n != self.window.start_at && *n != self.window.end_at)
             .map(|n| SortColumn {
@@ -391,15 +419,15 @@ impl GenericAggregator {
         if by.is_empty() || rows.num_rows() < 2 {
             return Ok(rows.columns().to_vec());
         }
-        let order = lexsort_to_indices(&by, None).map_err(|e| e.to_string())?;
+        let order = lexsort_to_indices(&by, None)?;
         rows.columns()
             .iter()
-            .map(|a| take(a, &order, None).map_err(|e| e.to_string()))
+            .map(|a| Ok(take(a, &order, None)?))
             .collect()
     }
 
-    /// Forgets the panes before a time.
-    pub fn drop_before(&mut self, time: Micros) {
+    /// Drops the panes that start before a time.
+    pub(super) fn drop_before(&mut self, time: Micros) {
         while let Some(pane) = self
             .panes
             .first_key_value()
@@ -410,47 +438,95 @@ impl GenericAggregator {
         }
     }
 
-    pub fn remove(&mut self, pane: Micros) {
-        let parts = self.panes.remove(&pane).unwrap_or_default();
-        self.entries = self
-            .entries
-            .saturating_sub(parts.iter().map(batch_weight).sum());
+    pub(super) fn remove(&mut self, pane: Micros) {
+        let batches = self.panes.remove(&pane).unwrap_or_default();
+        self.state_units = self
+            .state_units
+            .saturating_sub(batches.iter().map(batch_state_units).sum());
     }
 
-    /// What waits, and the states with their panes: a snapshot is no cut.
-    pub fn save(&self) -> (Vec<RecordBatch>, Vec<RecordBatch>, Lsn) {
+    pub(super) fn pending_block(&self) -> Lsn {
+        self.pending_block
+    }
+
+    /// Pending rows and states for a snapshot, which does not aggregate what is pending.
+    pub(super) fn save(&self) -> (Vec<RecordBatch>, Vec<RecordBatch>) {
         (
-            self.waiting.clone(),
+            self.pending.clone(),
             self.panes.values().flatten().cloned().collect(),
-            self.cut,
         )
     }
 
-    pub fn schemas(&self) -> (SchemaRef, SchemaRef) {
-        (self.window.reduced.clone(), self.states.clone())
+    /// Schemas of pending rows and of states.
+    pub(super) fn schemas(&self) -> (SchemaRef, SchemaRef) {
+        (self.window.reduced.clone(), self.state_schema.clone())
     }
 
-    pub fn load(
+    /// Reads what [`Self::save`] gave into empty panes.
+    pub(super) fn load(
         &mut self,
-        waiting: Vec<RecordBatch>,
+        pending: Vec<RecordBatch>,
         states: Vec<RecordBatch>,
-        cut: Lsn,
-    ) -> Result<(), String> {
-        let rows = waiting
+        pending_block: Lsn,
+    ) -> Result<(), WindowError> {
+        let rows = pending
             .iter()
-            .flat_map(|batch| (0..batch.num_rows()).map(move |row| row_weight(batch, row)));
-        self.waiting_weight = rows.sum();
-        (self.waiting, self.cut) = (waiting, cut);
+            .flat_map(|batch| (0..batch.num_rows()).map(move |row| row_state_units(batch, row)));
+        self.pending_units = rows.sum();
+        (self.pending, self.pending_block) = (pending, pending_block);
         for state in states {
             let pane = times(state.column(self.window.start_at))?
                 .values()
                 .first()
                 .copied();
-            self.entries += batch_weight(&state);
+            self.state_units += batch_state_units(&state);
             if let Some(pane) = pane {
                 self.panes.entry(pane).or_default().push(state);
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Array, StringArray};
+    use arrow::datatypes::{Field, Schema};
+
+    use super::*;
+    use crate::schema::WINDOW_GROUP_BYTES;
+
+    fn texts(values: &[&str]) -> RecordBatch {
+        let schema = Schema::new(vec![
+            Field::new("k", DataType::Utf8, true),
+            Field::new("n", DataType::Int64, true),
+        ]);
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(values.to_vec())),
+            Arc::new(Int64Array::from(vec![0; values.len()])),
+        ];
+        RecordBatch::try_new(Arc::new(schema), columns).expect("two columns")
+    }
+
+    #[test]
+    fn long_values_are_charged_as_several_groups() {
+        let long = "x".repeat(WINDOW_GROUP_BYTES);
+        for (values, units) in [
+            (vec![], 0),
+            (vec!["a", "b"], 2),
+            (vec!["a", &long], 3),
+            (vec![long.as_str(), &long], 4),
+        ] {
+            let batch = texts(&values);
+            assert_eq!(batch_state_units(&batch), units, "{} values", values.len());
+            let sliced = texts(&[values.as_slice(), &[&long]].concat()).slice(0, values.len());
+            assert_eq!(
+                batch_state_units(&sliced),
+                units,
+                "a part of a larger batch"
+            );
+        }
+        assert_eq!(row_state_units(&texts(&["a", &long]), 0), 1);
+        assert_eq!(row_state_units(&texts(&["a", &long]), 1), 2);
     }
 }

@@ -1,7 +1,6 @@
-//! A window's state in a snapshot: a head as JSON, then batches as Arrow IPC, each behind its
-//! length.
+//! A window's state in a snapshot: a head as JSON, then batches as Arrow IPC, each after its
+//! length as u64. The names of the head's fields are part of the format.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -10,27 +9,36 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
-use super::session::{OpenSession, SessionWindows};
+use super::progress::NO_WINDOW;
+use super::session::OpenSession;
 use super::update::RetainedResult;
-use super::{Panes, WindowState};
+use super::{Kind, WindowError, WindowState};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
 
 #[derive(Serialize, Deserialize)]
 struct Head {
-    mark: Micros,
-    fired_to: Micros,
-    closed_to: Micros,
-    not_before: Micros,
+    #[serde(rename = "mark")]
+    watermark: Micros,
+    #[serde(rename = "fired_to")]
+    fired_through: Micros,
+    #[serde(rename = "closed_to")]
+    closed_through: Micros,
+    #[serde(rename = "not_before")]
+    ignore_starts_before: Micros,
     next_due: Micros,
     late: u64,
     failed: u64,
-    cut: Lsn,
+    #[serde(rename = "cut")]
+    pending_block: Lsn,
     /// End, version, changed, stored; their rows follow.
-    standing: Vec<(Micros, i64, bool, bool)>,
-    has_before: bool,
+    #[serde(rename = "standing")]
+    retained: Vec<(Micros, i64, bool, bool)>,
+    #[serde(rename = "has_before")]
+    has_previous: bool,
     sessions: Vec<(Vec<u8>, Vec<OpenSession>)>,
-    next_session: Micros,
+    #[serde(rename = "next_session")]
+    last_pane: Micros,
 }
 
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -38,16 +46,16 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn take<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], String> {
-    let cut = || "is cut short".to_owned();
-    let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(cut)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|e| e.to_string())?;
-    let (own, rest) = rest.split_at_checked(length).ok_or_else(cut)?;
+fn take<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WindowError> {
+    let truncated = || WindowError::Snapshot("is cut short");
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(truncated)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| truncated())?;
+    let (own, rest) = rest.split_at_checked(length).ok_or_else(truncated)?;
     *bytes = rest;
     Ok(own)
 }
 
-fn put_batches(out: &mut Vec<u8>, schema: &SchemaRef, batches: &[RecordBatch]) {
+pub(super) fn put_batches(out: &mut Vec<u8>, schema: &SchemaRef, batches: &[RecordBatch]) {
     let written = (|| {
         let mut writer = StreamWriter::try_new(Vec::new(), schema)?;
         batches.iter().try_for_each(|batch| writer.write(batch))?;
@@ -59,114 +67,135 @@ fn put_batches(out: &mut Vec<u8>, schema: &SchemaRef, batches: &[RecordBatch]) {
     );
 }
 
-fn take_batches(bytes: &mut &[u8]) -> Result<Vec<RecordBatch>, String> {
+pub(super) fn take_batches(bytes: &mut &[u8]) -> Result<Vec<RecordBatch>, WindowError> {
     let own = take(bytes)?;
-    let reader = StreamReader::try_new(own, None).map_err(|e| e.to_string())?;
-    reader
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| e.to_string())
+    let reader = StreamReader::try_new(own, None)?;
+    Ok(reader.collect::<Result<Vec<_>, _>>()?)
+}
+
+pub(super) fn take_batch(bytes: &mut &[u8]) -> Result<RecordBatch, WindowError> {
+    take_batches(bytes)?
+        .pop()
+        .ok_or(WindowError::Snapshot("rows are missing"))
 }
 
 impl WindowState {
+    /// Appends the state to a snapshot.
     pub fn save(&self, out: &mut Vec<u8>) {
-        let cut = match &self.panes {
-            Panes::GenericAggregator(panes) => panes.save().2,
-            Panes::CountAggregator(_) => 0,
-        };
-        let head = Head {
-            mark: self.mark,
-            fired_to: self.fired_to,
-            closed_to: self.closed_to,
-            not_before: self.not_before,
-            next_due: self.next_due,
+        let shared = &self.shared;
+        let mut head = Head {
+            watermark: shared.watermark,
+            fired_through: NO_WINDOW,
+            closed_through: NO_WINDOW,
+            ignore_starts_before: self.ignore_starts_before,
+            next_due: Micros::MAX,
             late: self.late,
-            failed: self.failed,
-            cut,
-            standing: self
-                .standing
-                .iter()
-                .map(|(end, s)| (*end, s.version, s.is_changed, s.was_stored))
-                .collect(),
-            has_before: self.before.is_some(),
-            sessions: self
-                .sessions
-                .by_key
-                .iter()
-                .map(|(k, s)| (k.clone(), s.clone()))
-                .collect(),
-            next_session: self.sessions.next,
+            failed: self.failed(),
+            pending_block: shared.panes.pending_block(),
+            retained: Vec::new(),
+            has_previous: shared.emitter.previous.is_some(),
+            sessions: Vec::new(),
+            last_pane: 0,
         };
+        let mut batches: Vec<&RecordBatch> = Vec::new();
+        match &self.kind {
+            Kind::Fixed(windows) => {
+                head.fired_through = windows.progress.fired_through;
+                head.closed_through = windows.progress.closed_through;
+                head.next_due = windows.progress.next_due;
+                for (end, result) in windows.retained.iter() {
+                    let RetainedResult {
+                        rows,
+                        version,
+                        is_changed,
+                        was_stored,
+                    } = result;
+                    head.retained
+                        .push((*end, *version, *is_changed, *was_stored));
+                    batches.push(rows);
+                }
+            }
+            Kind::Session(sessions) => (head.sessions, head.last_pane) = sessions.save(),
+        }
         put(
             out,
             &serde_json::to_vec(&head).expect("plain data becomes JSON"),
         );
-        let schema = &self.window.schema;
-        for standing in self.standing.values() {
-            put_batches(out, schema, std::slice::from_ref(&standing.rows));
+        batches.extend(&shared.emitter.previous);
+        for rows in batches {
+            put_batches(out, &shared.window.schema, std::slice::from_ref(rows));
         }
-        if let Some(before) = &self.before {
-            put_batches(out, schema, std::slice::from_ref(before));
-        }
-        match &self.panes {
-            Panes::CountAggregator(panes) => {
-                let saved = panes.save().expect("groups become columns");
-                put_batches(out, &saved.schema(), std::slice::from_ref(&saved));
-            }
-            Panes::GenericAggregator(panes) => {
-                let (waiting, states, _) = panes.save();
-                let (reduced, state) = panes.schemas();
-                put_batches(out, &reduced, &waiting);
-                put_batches(out, &state, &states);
-            }
-        }
+        shared.panes.save(out);
     }
 
-    pub fn load(window: &Arc<Window>, bytes: &mut &[u8]) -> Result<Self, String> {
+    /// Reads what [`Self::save`] wrote. An error says what is wrong with the bytes.
+    pub fn load(window: &Arc<Window>, bytes: &mut &[u8]) -> Result<Self, WindowError> {
         let mut state = Self::new(window, None)?;
-        let head: Head = serde_json::from_slice(take(bytes)?).map_err(|e| e.to_string())?;
-        let one = |bytes: &mut &[u8]| -> Result<RecordBatch, String> {
-            take_batches(bytes)?
-                .pop()
-                .ok_or_else(|| "rows are missing".to_owned())
-        };
-        for (end, version, is_changed, was_stored) in head.standing {
-            let rows = one(bytes)?;
-            state.stand(
-                end,
-                RetainedResult {
-                    rows,
-                    version,
-                    is_changed,
-                    was_stored,
-                },
-            );
-        }
-        if head.has_before {
-            state.before = Some(one(bytes)?);
-        }
-        match &mut state.panes {
-            Panes::CountAggregator(panes) => {
-                panes.load(&one(bytes)?)?;
-                panes.end();
+        let head: Head = serde_json::from_slice(take(bytes)?)?;
+        match &mut state.kind {
+            Kind::Fixed(windows) => {
+                windows.progress.fired_through = head.fired_through;
+                windows.progress.closed_through = head.closed_through;
+                windows.progress.next_due = head.next_due;
+                for (end, version, is_changed, was_stored) in head.retained {
+                    let result = RetainedResult {
+                        rows: take_batch(bytes)?,
+                        version,
+                        is_changed,
+                        was_stored,
+                    };
+                    windows.retained.insert(end, result);
+                }
             }
-            Panes::GenericAggregator(panes) => {
-                let waiting = take_batches(bytes)?;
-                panes.load(waiting, take_batches(bytes)?, head.cut)?;
-            }
+            Kind::Session(sessions) => sessions.load(head.sessions, head.last_pane),
         }
-        (state.mark, state.fired_to, state.closed_to) = (head.mark, head.fired_to, head.closed_to);
-        (state.not_before, state.next_due) = (head.not_before, head.next_due);
-        (state.late, state.failed) = (head.late, head.failed);
-        let by_key: BTreeMap<Vec<u8>, Vec<OpenSession>> = head.sessions.into_iter().collect();
-        let ends: BTreeSet<_> = by_key
-            .iter()
-            .flat_map(|(key, open)| open.iter().map(|s| (s.end, key.clone())))
-            .collect();
-        state.sessions = SessionWindows {
-            by_key,
-            ends,
-            next: head.next_session,
-        };
+        if head.has_previous {
+            state.shared.emitter.previous = Some(take_batch(bytes)?);
+        }
+        state.shared.panes.load(bytes, head.pending_block)?;
+        state.shared.watermark = head.watermark;
+        state.ignore_starts_before = head.ignore_starts_before;
+        state.late = head.late;
+        state.shared.emitter.failed = head.failed;
         Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The head of a snapshot as it is on disk.
+    #[test]
+    fn the_names_of_the_head_are_the_formats() {
+        let head = Head {
+            watermark: 1,
+            fired_through: 2,
+            closed_through: 3,
+            ignore_starts_before: 4,
+            next_due: 5,
+            late: 6,
+            failed: 7,
+            pending_block: 8,
+            retained: vec![(9, 10, true, false)],
+            has_previous: true,
+            sessions: vec![(
+                vec![11],
+                vec![OpenSession {
+                    start: 12,
+                    end: 13,
+                    panes: vec![14],
+                }],
+            )],
+            last_pane: 15,
+        };
+        assert_eq!(
+            serde_json::to_string(&head).expect("JSON"),
+            concat!(
+                r#"{"mark":1,"fired_to":2,"closed_to":3,"not_before":4,"next_due":5,"late":6,"#,
+                r#""failed":7,"cut":8,"standing":[[9,10,true,false]],"has_before":true,"#,
+                r#""sessions":[[[11],[{"start":12,"end":13,"panes":[14]}]]],"next_session":15}"#
+            )
+        );
     }
 }

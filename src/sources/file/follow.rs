@@ -338,7 +338,7 @@ impl Follower {
         registry.set_identity(self.id, file);
         let partition = registry.get_mut(self.id);
         partition.state.next_offset = next_offset;
-        partition.state.cut_line = None;
+        partition.state.partial_line = None;
         partition.has_unrecorded_end = true;
         let position = FramePosition {
             partition: &partition.name,
@@ -390,7 +390,7 @@ impl Follower {
         item: &Item,
     ) -> Result<(), SourceError> {
         let line = Some((item.start, item.length));
-        if !context.once || registry.get(self.id).state.cut_line == line {
+        if !context.once || registry.get(self.id).state.partial_line == line {
             return Ok(());
         }
         let mut frame = FrameBuilder::new(context, item.start);
@@ -407,7 +407,7 @@ impl Follower {
         if let Some(trail) = trail {
             registry.set_trail(self.id, trail);
         }
-        registry.get_mut(self.id).state.cut_line = line;
+        registry.get_mut(self.id).state.partial_line = line;
         Ok(())
     }
 

@@ -1,0 +1,119 @@
+//! Partitions of sources: where each continues, and the incomplete last lines of files.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Lsn, Micros};
+use crate::wal::{FileIdentity, Frame, Kind};
+
+/// Partition of records known only from retained rows.
+pub const RETAINED_PARTITION: &str = "\u{1}kept";
+
+/// Where a partition of a source continues, and what is known of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionState {
+    pub next_offset: u64,
+    pub file: Option<FileIdentity>,
+    /// Arrival of its last record, in µs, for the gap that a restart causes.
+    pub received_at: Micros,
+    /// A last line without its end that became a dead letter: (offset, length).
+    #[serde(rename = "cut_line")]
+    pub partial_line: Option<(u64, u64)>,
+    /// The dead letters that it became, one for each length that it had.
+    #[serde(default, rename = "cut_lsns")]
+    pub partial_line_lsns: Vec<Lsn>,
+}
+
+/// Dead letters of a line that is complete now, and the record that it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CompletedLine {
+    pub(super) dead_letters: Vec<Lsn>,
+    pub(super) record: Lsn,
+}
+
+impl PartitionState {
+    /// Takes a frame of the partition into account.
+    pub(super) fn observe(&mut self, frame: &Frame) -> Option<CompletedLine> {
+        let header = &frame.header;
+        self.received_at = header.received_at;
+        if let Some(file) = frame.attributes.file {
+            self.file = Some(file);
+        }
+        let next = frame.attributes.next_offset?;
+        self.next_offset = next;
+        if header.kind != Kind::Record {
+            return None;
+        }
+        // A frame that does not move its partition holds a line that is not complete yet.
+        if next == header.first_offset {
+            let length = frame
+                .attributes
+                .cut
+                .first()
+                .map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
+            self.record_partial_line(next, length, header.first_lsn);
+            return None;
+        }
+        self.complete_line(&frame.attributes.offsets, header.first_lsn)
+    }
+
+    fn record_partial_line(&mut self, offset: u64, length: u64, lsn: Lsn) {
+        if self.partial_line.is_none_or(|(before, _)| before != offset) {
+            self.partial_line_lsns.clear();
+        }
+        self.partial_line = Some((offset, length));
+        self.partial_line_lsns.push(lsn);
+    }
+
+    /// The partition has moved on: its partial line, if any, is one of the records at these
+    /// offsets, or gone.
+    fn complete_line(&mut self, offsets: &[u64], first_lsn: Lsn) -> Option<CompletedLine> {
+        let dead_letters = std::mem::take(&mut self.partial_line_lsns);
+        let (offset, _) = self.partial_line.take()?;
+        let at = offsets.iter().position(|o| *o == offset)?;
+        Some(CompletedLine {
+            dead_letters,
+            record: first_lsn + at as u64,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_completed_line_is_the_record_of_its_dead_letters() {
+        let mut partition = PartitionState::default();
+        partition.record_partial_line(100, 5, 1);
+        partition.record_partial_line(100, 9, 2);
+        assert_eq!(partition.partial_line, Some((100, 9)));
+        let completed = partition.complete_line(&[100, 120], 3);
+        let want = CompletedLine {
+            dead_letters: vec![1, 2],
+            record: 3,
+        };
+        assert_eq!(completed, Some(want));
+        assert_eq!(partition, PartitionState::default());
+    }
+
+    #[test]
+    fn a_line_that_was_replaced_is_not_completed() {
+        let mut partition = PartitionState::default();
+        partition.record_partial_line(100, 5, 1);
+        // Another one, at another place.
+        partition.record_partial_line(200, 5, 2);
+        assert_eq!(partition.partial_line_lsns, [2]);
+        assert_eq!(partition.complete_line(&[100, 120], 3), None);
+        assert_eq!(partition, PartitionState::default());
+    }
+
+    #[test]
+    fn the_names_in_a_snapshot_are_the_formats() {
+        let mut partition = PartitionState::default();
+        partition.record_partial_line(100, 5, 1);
+        assert_eq!(
+            serde_json::to_string(&partition).expect("JSON"),
+            r#"{"next_offset":0,"file":null,"received_at":0,"cut_line":[100,5],"cut_lsns":[1]}"#
+        );
+    }
+}

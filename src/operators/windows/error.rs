@@ -1,0 +1,24 @@
+//! Why a window fails.
+
+use arrow::error::ArrowError;
+
+/// Why a window's state cannot be advanced, read or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// An expression or aggregate of the window's SQL failed, in words.
+    #[error("{0}")]
+    Evaluation(String),
+    #[error(transparent)]
+    Arrow(#[from] ArrowError),
+    /// What a snapshot holds is not this window's state.
+    #[error("{0}")]
+    Snapshot(&'static str),
+    #[error(transparent)]
+    Head(#[from] serde_json::Error),
+}
+
+impl From<String> for WindowError {
+    fn from(reason: String) -> Self {
+        Self::Evaluation(reason)
+    }
+}
