@@ -244,8 +244,14 @@ impl FixedWindows {
     /// at `watermark`, which become final.
     ///
     /// In ascending order of ends, so that a slide is compared with the one before it as that is
-    /// now. One whose lateness is over leaves the retained results; the slide after it is compared
-    /// with its rows once more, here or never.
+    /// now. A window whose lateness is over leaves the retained results; the slide after it, if
+    /// changed, is compared with it now or never:
+    ///
+    /// ```text
+    /// slides of 10, lateness 5, watermark 35, a late row in 0..30 only
+    /// 0..30     changed             emitted again; over, leaves
+    /// 10..40    marked as changed   compared with 0..30; not over, stays retained
+    /// ```
     fn emit_updates(
         &mut self,
         shared: &mut Shared,
