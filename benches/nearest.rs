@@ -70,7 +70,7 @@ fn frame(first: u64, random: &mut SmallRng) -> Frame {
 
 fn filled(folder: &std::path::Path) -> Arc<Places> {
     let config = weir::config::parse(None, STREAM.into(), None, &|_| None).expect("valid");
-    let catalog = Arc::new(Catalog::of(&config).expect("valid"));
+    let catalog = Arc::new(Catalog::from_config(&config).expect("valid"));
     let stream = catalog.streams["shows"].clone();
     let places = Places::open(&folder.join("places.redb"), 16 << 20, true)
         .expect("opens")

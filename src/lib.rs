@@ -35,7 +35,7 @@
 //! | `src/idempotency.rs` | answers remembered under idempotency keys: a bounded table that the log's writer and the operators fill alike |
 //! | `src/config` | the file as typed, and what it means, checked once; `src/config/location.rs` points into its text |
 //! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
-//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` is all arithmetic with them, `src/schema/plan_error.rs` says where in SQL something is wrong; `src/schema/bounds` (how far a statement may go), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` are what Weir's SQL has of its own |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has all window arithmetic, `src/schema/plan_error.rs` locates errors in SQL; `src/schema/bounds` limits a statement; `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` extend DataFusion's SQL |
 //! | `src/sources` | where bytes enter: files, standard input, websockets; `src/sources/compression.rs` unpacks, `src/sources/lines.rs` finds records; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on; frames that wait for room stand in `src/ingest/aside.rs` |

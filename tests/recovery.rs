@@ -45,7 +45,7 @@ fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
 fn catalog() -> Arc<Catalog> {
     let text = "[streams.s]\nschema = \"at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time from s\"\n";
     let config = weir::config::parse(None, text.into(), None, &|_| None).expect("valid");
-    Arc::new(Catalog::of(&config).expect("valid"))
+    Arc::new(Catalog::from_config(&config).expect("valid"))
 }
 
 /// A record of about 900 bytes that does not compress.
@@ -797,7 +797,7 @@ fn a_configuration_that_no_start_could_apply_is_taken_back_by_starting_under_ano
     // As a start leaves it that was killed behind the frame.
     let text = format!("{HTTP_ONLY}{SECOND_STREAM}");
     let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
-    let content = Catalog::of(&config).expect("valid").to_json();
+    let content = Catalog::from_config(&config).expect("valid").to_json();
     {
         let options = WalOptions {
             segment_bytes: 64 << 20,

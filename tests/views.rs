@@ -50,7 +50,7 @@ fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
 /// What the operators of a configuration make of records, cut into frames of 50.
 fn outputs(configuration: &str, stream: &str, texts: &[String]) -> (Arc<Stream>, Vec<Output>) {
     let config = weir::config::parse(None, configuration.into(), None, &|_| None).expect("valid");
-    let catalog = Arc::new(Catalog::of(&config).expect("valid"));
+    let catalog = Arc::new(Catalog::from_config(&config).expect("valid"));
     let mut operators = Operators::new(catalog.clone(), 0);
     let frames = texts
         .chunks(50)

@@ -82,7 +82,7 @@ fn catalog(window: &str) -> Arc<Catalog> {
 fn catalog_of(text: &str) -> Arc<Catalog> {
     let config =
         weir::config::parse(None, text.to_owned(), None, &|_| None).expect("a configuration");
-    Arc::new(Catalog::of(&config).expect("it compiles"))
+    Arc::new(Catalog::from_config(&config).expect("it compiles"))
 }
 
 fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<Frame> {

@@ -118,7 +118,7 @@ pub fn decode_within<'a>(
     cut: &[(u64, u64)],
     most_rejected: usize,
 ) -> Result<Decoded, TooManyRejected> {
-    let mut rooms = stream.rooms.0.iter();
+    let mut rooms = stream.capacity_hints.0.iter();
     let expected = records.size_hint().0;
     let mut columns: Vec<Column> = stream
         .input
@@ -158,7 +158,7 @@ pub fn decode_within<'a>(
         }
     }
     let rows = index.len();
-    let mut rooms = stream.rooms.0.iter();
+    let mut rooms = stream.capacity_hints.0.iter();
     for column in &mut columns {
         column.collect_drift(&mut drift);
         column.note_room(rows, &mut rooms);
@@ -174,7 +174,10 @@ pub fn decode_within<'a>(
         });
         reasons.bytes <= most_rejected
     };
-    let Selected { rows, kept } = stream
+    let Selected {
+        rows,
+        input_rows: kept,
+    } = stream
         .select(&input, received_at, &mut refuse)
         .ok_or(TooManyRejected)?;
     rejected.sort_by_key(|r| r.index);

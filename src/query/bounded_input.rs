@@ -192,7 +192,7 @@ fn width(batch: &RecordBatch) -> usize {
 fn check_width(batch: RecordBatch, rows: usize) -> Result<RecordBatch> {
     let width = width(&batch);
     if rows > 1 && width.saturating_mul(rows) > BATCH_BYTES {
-        scope::note_wide();
+        scope::request_fewer_rows();
         return Err(Exceeded(format!(
             "a join computes with {rows} rows of {width} bytes at once, but with at most {BATCH_BYTES} bytes: join fewer columns"
         ))

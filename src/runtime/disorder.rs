@@ -115,7 +115,7 @@ mod tests {
     fn a_notice_names_the_disorder_that_would_do() {
         let text = "data = \"d\"\n[streams.a]\nschema = \"t bigint not null\"\nselect = \"select to_timestamp_millis(t) as event_time from a\"\n";
         let config = crate::config::parse(None, text.into(), None, &|_| None).expect("parses");
-        let catalog = Catalog::of(&config).expect("plans");
+        let catalog = Catalog::from_config(&config).expect("plans");
         let stream = &catalog.streams["a"];
         let counted = Totals {
             events: 100,

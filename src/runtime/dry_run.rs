@@ -258,7 +258,7 @@ impl Samples {
             if window.over != stream.name || is_late(&window.name) {
                 continue;
             }
-            let passes = window.passes(row).map_err(RuntimeError::Failed)?;
+            let passes = window.filter_mask(row).map_err(RuntimeError::Failed)?;
             let times = row
                 .column(window.time)
                 .as_any()

@@ -842,7 +842,7 @@ fn append_configuration(
 /// A column that is there with another type, or in another case, than it would have.
 fn changed_type(before: &SchemaRef, after: &SchemaRef, table: &str) -> Option<String> {
     after.fields().iter().find_map(|field| {
-        let there = before.fields().iter().find(|f| names::is_same(f.name(), field.name()))?;
+        let there = before.fields().iter().find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
         if there.name() != field.name() {
             return Some(format!(
                 "the column `{}` is `{}` in the table, and readers of Delta tables do not tell them apart; write `as \"{}\"`, `weir rebuild {table}` makes the table anew, or give the column another name",

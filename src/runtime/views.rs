@@ -78,7 +78,7 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
 /// A configuration's declarations, compiled, if each of their tables can be made: with the columns
 /// that the lake would give it.
 pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
-    let catalog = Catalog::of(config)?;
+    let catalog = Catalog::from_config(config)?;
     let folder = DataDir {
         root: config.data.clone(),
     };
@@ -106,7 +106,7 @@ pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &st
 fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> DeclarationError {
     let name = &spec.name;
     let of = |name: &str, key: &'static str, sql: &str| {
-        DeclarationError::new(name, key, refusal.clone().within(sql))
+        DeclarationError::new(name, key, refusal.clone().locate_in(sql))
     };
     if let Some(window) = catalog
         .windows
@@ -130,7 +130,7 @@ fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> Decl
     let refusal = refusal
         .clone()
         .map(|message| format!("the table {name}: {message}"));
-    DeclarationError::new(stream, "select", refusal.within(select))
+    DeclarationError::new(stream, "select", refusal.locate_in(select))
 }
 
 /// Ends of the names of a stream's files.

@@ -6,7 +6,6 @@ use std::any::TypeId;
 
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::{Dialect, DuckDbDialect};
@@ -16,7 +15,7 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use super::{bounds, rules, strict};
 
 /// Functions whose arguments may be lambdas.
-const TAKE_LAMBDAS: [&str; 9] = [
+const HIGHER_ORDER_FUNCTIONS: [&str; 9] = [
     "array_transform",
     "list_transform",
     "array_filter",
@@ -29,10 +28,10 @@ const TAKE_LAMBDAS: [&str; 9] = [
 ];
 /// Between `::` (50) and the arithmetic (40).
 const JSON_PRECEDENCE: u8 = 45;
-/// How far back a call's name is looked for.
+/// How far back the name of a call is searched.
 const MAX_TOKENS_BACK: usize = 1_000;
 
-/// See the module.
+/// The dialect of the module.
 #[derive(Debug)]
 pub struct WeirDialect;
 
@@ -89,7 +88,7 @@ impl Dialect for WeirDialect {
         is_json.then_some(Ok(JSON_PRECEDENCE))
     }
 
-    /// Takes a name, in parentheses or not, that stands before `->` where no lambda can be.
+    /// Parses a name before `->`, in parentheses or not, where no lambda can occur.
     fn parse_prefix(&self, parser: &mut Parser<'_>) -> Option<Result<ast::Expr, ParserError>> {
         let nth = |n: usize| &parser.peek_nth_token_ref(n).token;
         let (word_at, tokens) = match (nth(0), nth(1)) {
@@ -101,7 +100,7 @@ impl Dialect for WeirDialect {
             }
             _ => return None,
         };
-        if is_argument_of_lambdas(parser) {
+        if is_argument_of_higher_order_function(parser) {
             return None;
         }
         let token = parser.peek_nth_token_ref(word_at).clone();
@@ -116,7 +115,7 @@ impl Dialect for WeirDialect {
 }
 
 /// Whether the next token begins an argument of a function that takes lambdas.
-fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
+fn is_argument_of_higher_order_function(parser: &Parser<'_>) -> bool {
     let before = (0..parser.index())
         .rev()
         .take(MAX_TOKENS_BACK)
@@ -137,7 +136,7 @@ fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
                 let Some(Token::Word(name)) = before.next() else {
                     return false;
                 };
-                return TAKE_LAMBDAS
+                return HIGHER_ORDER_FUNCTIONS
                     .iter()
                     .any(|known| name.value.eq_ignore_ascii_case(known));
             }
@@ -148,14 +147,14 @@ fn is_argument_of_lambdas(parser: &Parser<'_>) -> bool {
     false
 }
 
-/// The parser's error, with its bound where that is what it says.
-fn too_deep(error: DataFusionError, limit: usize) -> DataFusionError {
+/// Names the limit in the parser's error about nesting.
+fn name_nesting_limit(error: DataFusionError, limit: usize) -> DataFusionError {
     match error.find_root() {
         DataFusionError::SQL(parser, _)
             if matches!(**parser, ParserError::RecursionLimitExceeded) =>
         {
             let message = format!(
-                "parentheses, calls and subqueries nest more than {limit} levels deep; at most so many are parsed: split the statement, or use `with`"
+                "parentheses, calls and subqueries nest more than {limit} levels deep, which is the limit: split the statement, or use `with`"
             );
             bounds::Exceeded(message).into()
         }
@@ -173,23 +172,27 @@ pub fn parse(state: &SessionState, sql: &str) -> Result<Statement, DataFusionErr
         .build();
     let mut statements = parser
         .and_then(|mut parser| parser.parse_statements())
-        .map_err(|e| too_deep(e, limit))?;
+        .map_err(|e| name_nesting_limit(e, limit))?;
     match (statements.pop_front(), statements.is_empty()) {
         (Some(mut statement), true) => {
             bounds::text::check(&mut statement)?;
             strict::check(&statement)?;
-            rules::read_unnest(&mut statement);
+            rules::rewrite_unnest(&mut statement);
             Ok(statement)
         }
-        (None, _) => Err(DataFusionError::Plan("there is no SQL statement".into())),
+        (None, _) => Err(DataFusionError::Plan("the SQL is empty".into())),
         (Some(_), false) => Err(DataFusionError::NotImplemented(
-            "only one SQL statement at a time".into(),
+            "only one SQL statement is allowed".into(),
         )),
     }
 }
 
 /// Parses and plans one statement.
-pub async fn plan(state: &SessionState, sql: &str) -> Result<LogicalPlan, DataFusionError> {
+#[cfg(test)]
+pub async fn plan(
+    state: &SessionState,
+    sql: &str,
+) -> Result<datafusion::logical_expr::LogicalPlan, DataFusionError> {
     state.statement_to_plan(parse(state, sql)?).await
 }
 

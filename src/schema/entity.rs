@@ -1,4 +1,4 @@
-//! An entity table, planned: which rows a stream's event gives it, by which columns they are known,
+//! An entity table, planned: which rows an event of its stream gives, which columns identify them,
 //! and which version wins.
 
 use std::collections::BTreeSet;
@@ -34,14 +34,14 @@ pub struct Entity {
     pub stream: String,
     /// Columns of the stream's table that the select reads.
     columns: Vec<usize>,
-    /// Lists of the stream's table whose items are rows, gone through together.
+    /// List columns of the stream's table that are unnested in parallel, one row per item.
     lists: Vec<usize>,
     input: SchemaRef,
     planned: Planned,
     version: usize,
     /// lsn, updated, version, then the select's columns.
     pub schema: SchemaRef,
-    /// Columns of `schema` by which a row is known.
+    /// Columns of `schema` that identify a row.
     pub keys: Vec<usize>,
 }
 
@@ -51,102 +51,29 @@ impl Entity {
     /// Plans a table over its stream.
     pub fn plan(name: &str, def: &TableDef, stream: &Stream) -> Result<Self, PlanError> {
         let mut statement = parse(&def.select, &stream.name, stream.sql)?;
-        names::refuse_unnamed(&statement, &stream.table_schema)?;
-        let lists = take_lists(&mut statement)?;
-        let table = &stream.table_schema;
-        let column = |wanted: &str| {
-            table.index_of(wanted).map_err(|_| {
-                let known = table
-                    .fields()
-                    .iter()
-                    .map(|f| f.name().as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                PlanError::about(
-                    &[wanted],
-                    format!(
-                        "`{wanted}` is no column of {}; there are {known}",
-                        stream.name
-                    ),
-                )
-            })
-        };
-        let lists = lists
+        names::check_named(&statement, &stream.table_schema)?;
+        let lists = take_lists(&mut statement)?
             .iter()
-            .map(|list| column(list))
+            .map(|list| stream_column(stream, list))
             .collect::<Result<Vec<_>, _>>()?;
-        let used = names_in(&statement);
+        let table = &stream.table_schema;
+        let used = identifiers(&statement);
         let columns: Vec<usize> = (0..table.fields().len())
             .filter(|c| used.contains(&table.field(*c).name().to_lowercase()))
             .collect();
-        let mut fields: Vec<Field> = columns.iter().map(|c| table.field(*c).clone()).collect();
-        for list in &lists {
-            let DataType::List(item) = table.field(*list).data_type() else {
-                let name = table.field(*list).name();
-                return Err(PlanError::about(
-                    &["unnest"],
-                    format!("`unnest({name})`: it is no list"),
-                ));
-            };
-            fields.push(Field::new(
-                item_of(table.field(*list).name()),
-                item.data_type().clone(),
-                true,
-            ));
-        }
-        let input: SchemaRef = Arc::new(Schema::new(fields));
-        let made = statement.to_string();
+        let input = input_schema(table, &columns, &lists)?;
+        let sql = statement.to_string();
         let marked = marked(stream, &input, &lists);
-        let planned = select::plan(&stream.name, &input, &marked, &made, stream.sql)
-            .map_err(|e| e.moved(&made, &def.select))?;
-        let own = planned.schema();
+        let planned = select::plan(&stream.name, &input, &marked, &sql, stream.sql)
+            .map_err(|e| e.remap_location(&sql, &def.select))?;
         let mut fields = vec![
             Field::new("lsn", DataType::Int64, true),
             Field::new("updated", types::timestamp(), true),
             Field::new("version", DataType::Int64, true),
         ];
-        for field in own.fields() {
-            names::refuse_own(ENTITY_COLUMNS.iter().chain(&["bucket"]), field.name())?;
+        for field in planned.schema().fields() {
+            names::check_not_reserved(ENTITY_COLUMNS.iter().chain(&["bucket"]), field.name())?;
             fields.push(field.as_ref().clone());
-        }
-        let known = || {
-            own.fields()
-                .iter()
-                .map(|f| f.name().as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let marked = planned.marked();
-        let keys = def.key.0.iter().map(|key| match own.index_of(key) {
-            Ok(at) if types::is_json(marked.field(at)) => {
-                Err(format!("key: {}", select::json_is_no_key(key)))
-            }
-            Ok(at) if !own.field(at).data_type().is_nested() => Ok(at + ENTITY_COLUMNS.len()),
-            Ok(_) => Err(format!("key: `{key}` must be a number, text or time")),
-            Err(_) => Err(format!(
-                "key: `{key}` is no column of `select`; there are {}",
-                known()
-            )),
-        });
-        let keys = keys.collect::<Result<Vec<_>, String>>()?;
-        if keys.is_empty() {
-            return Err("key: it names no column".into());
-        }
-        let version = def
-            .version
-            .as_deref()
-            .or(stream.def.version.as_deref())
-            .unwrap_or("event_time");
-        let version = column(version)?;
-        if !matches!(
-            table.field(version).data_type(),
-            DataType::Int64 | DataType::Int32 | DataType::Timestamp(..)
-        ) {
-            return Err(format!(
-                "version: `{}` must be a whole number or a time",
-                table.field(version).name()
-            )
-            .into());
         }
         Ok(Self {
             name: name.to_owned(),
@@ -155,24 +82,24 @@ impl Entity {
             columns,
             lists,
             input,
+            keys: key_columns(def, &planned)?,
             planned,
-            version,
+            version: version_column(def, stream)?,
             schema: Arc::new(Schema::new(fields)),
-            keys,
         })
     }
 
-    /// Whether an event gives a row for each item of a list.
+    /// Whether an event gives a row per item of a list.
     pub fn has_lists(&self) -> bool {
         !self.lists.is_empty()
     }
 
-    /// The version that each of a stream's rows gives.
+    /// The version of each of a stream's rows.
     pub fn versions(&self, batch: &RecordBatch) -> Result<ArrayRef, String> {
         cast(batch.column(self.version), &DataType::Int64).map_err(|e| e.to_string())
     }
 
-    /// Some of a stream's rows, with only the columns that are read here.
+    /// Some of a stream's rows; columns that the table does not read become null.
     pub fn pick(&self, batch: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch, String> {
         let is_read = |c: usize| {
             c < 2 || c == self.version || self.columns.contains(&c) || self.lists.contains(&c)
@@ -195,7 +122,7 @@ impl Entity {
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
     }
 
-    /// The columns of a stream's rows that decide what an event gives, its version apart.
+    /// The columns of a stream's rows that determine an event's rows, except for their version.
     pub fn inputs<'a>(
         &'a self,
         batch: &'a RecordBatch,
@@ -206,8 +133,8 @@ impl Entity {
             .map(|c| batch.column(*c))
     }
 
-    /// The rows that a stream's rows give, in their order; a key may come more than once. A row of
-    /// which the select has no value (a division by zero) gives none.
+    /// The table rows of a stream's rows, in their order; a key may occur more than once. An event
+    /// for which the select fails (a division by zero) gives none.
     pub fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
         let mut reason = match self.all_rows(batch) {
             Err(reason) => reason,
@@ -220,14 +147,14 @@ impl Entity {
             table = self.name,
             events,
             reason,
-            "events give the table no row"
+            "events give no row of the table: the select failed"
         );
         let good: BooleanArray = fails.iter().map(|fails| Some(!fails)).collect();
         let good = arrow::compute::filter_record_batch(batch, &good).map_err(|e| e.to_string())?;
         self.all_rows(&good)
     }
 
-    /// Marks the events of which the select has no value.
+    /// Marks the events for which the select fails, by bisection.
     fn find_failing(&self, batch: &RecordBatch, fails: &mut [bool], reason: &mut String) {
         let rows = batch.num_rows();
         let Err(why) = self.all_rows(batch) else {
@@ -262,19 +189,26 @@ impl Entity {
             .map_err(failed)?;
         let filtered = self.planned.evaluate(&input)?;
         let passed = filtered.passed.map(BooleanArray::from);
-        let beside = |array: &ArrayRef| {
+        let companion = |array: &ArrayRef| {
             let array = pick(array)?;
             passed.as_ref().map_or(Ok(array.clone()), |mask| {
                 filter(&array, mask).map_err(failed)
             })
         };
-        let version = beside(&self.versions(batch)?)?;
-        let mut columns = vec![beside(batch.column(0))?, beside(batch.column(1))?, version];
+        let version = companion(&self.versions(batch)?)?;
+        let mut columns = vec![
+            companion(batch.column(0))?,
+            companion(batch.column(1))?,
+            version,
+        ];
         columns.extend(filtered.rows.columns().iter().cloned());
         RecordBatch::try_new(self.schema.clone(), columns).map_err(failed)
     }
 
-    /// Where lists are gone through: per item the row it lies in, and the items of each list.
+    /// The lists unnested in parallel: per item its row, and the items of each list, with null where
+    /// a list is shorter. None without lists.
+    ///
+    /// `a: [1, 2], b: [x]` and `a: [], b: [y]` give rows `0, 0, 1`, `a: 1, 2, null`, `b: x, null, y`.
     fn items(&self, batch: &RecordBatch) -> Result<(Option<UInt32Array>, Vec<ArrayRef>), String> {
         if self.lists.is_empty() {
             return Ok((None, Vec::new()));
@@ -284,11 +218,11 @@ impl Entity {
                 .column(*c)
                 .as_any()
                 .downcast_ref::<ListArray>()
-                .ok_or_else(|| "a list is no list".to_owned())
+                .ok_or_else(|| "an unnested column is not a list".to_owned())
         });
         let lists = lists.collect::<Result<Vec<_>, _>>()?;
         let mut rows: Vec<u32> = Vec::new();
-        let mut places: Vec<Vec<Option<u32>>> = vec![Vec::new(); lists.len()];
+        let mut positions: Vec<Vec<Option<u32>>> = vec![Vec::new(); lists.len()];
         for row in 0..batch.num_rows() {
             let length = |list: &ListArray| {
                 if list.is_valid(row) {
@@ -300,14 +234,14 @@ impl Entity {
             let longest = lists.iter().map(|list| length(list)).max().unwrap_or(0);
             for item in 0..longest {
                 rows.push(row as u32);
-                for (list, places) in lists.iter().zip(&mut places) {
+                for (list, positions) in lists.iter().zip(&mut positions) {
                     let start = list.value_offsets()[row] as u32;
-                    places.push((item < length(list)).then_some(start + item));
+                    positions.push((item < length(list)).then_some(start + item));
                 }
             }
         }
-        let items = lists.iter().zip(places).map(|(list, places)| {
-            take(list.values(), &UInt32Array::from(places), None).map_err(|e| e.to_string())
+        let items = lists.iter().zip(positions).map(|(list, positions)| {
+            take(list.values(), &UInt32Array::from(positions), None).map_err(|e| e.to_string())
         });
         Ok((
             Some(UInt32Array::from(rows)),
@@ -316,8 +250,74 @@ impl Entity {
     }
 }
 
-/// Of rows of an entity table the newest of each key, in the order of their LSNs; rows without a
-/// key are left out.
+fn stream_column(stream: &Stream, column: &str) -> Result<usize, PlanError> {
+    stream.table_schema.index_of(column).map_err(|_| {
+        let message = names::unknown_column(column, &stream.name, &stream.table_schema);
+        PlanError::at_words(&[column], message)
+    })
+}
+
+/// Columns that the select reads: those of the stream's table, then an item of each list.
+fn input_schema(
+    table: &Schema,
+    columns: &[usize],
+    lists: &[usize],
+) -> Result<SchemaRef, PlanError> {
+    let mut fields: Vec<Field> = columns.iter().map(|c| table.field(*c).clone()).collect();
+    for list in lists {
+        let list = table.field(*list);
+        let name = list.name();
+        let DataType::List(item) = list.data_type() else {
+            let message = format!("`unnest({name})`: `{name}` is not a list");
+            return Err(PlanError::at_words(&["unnest"], message));
+        };
+        fields.push(Field::new(item_name(name), item.data_type().clone(), true));
+    }
+    Ok(Arc::new(Schema::new(fields)))
+}
+
+/// Positions of the key columns in the table.
+fn key_columns(def: &TableDef, planned: &Planned) -> Result<Vec<usize>, PlanError> {
+    let (columns, marked) = (planned.schema(), planned.marked());
+    let keys = def.key.0.iter().map(|key| match columns.index_of(key) {
+        Ok(at) if types::is_json(marked.field(at)) => {
+            Err(format!("key: {}", select::json_is_not_a_key(key)))
+        }
+        Ok(at) if !columns.field(at).data_type().is_nested() => Ok(at + ENTITY_COLUMNS.len()),
+        Ok(_) => Err(format!("key: `{key}` must be a number, text or time")),
+        Err(_) => Err(format!(
+            "key: {}",
+            names::unknown_column(key, "`select`", &columns)
+        )),
+    });
+    let keys = keys.collect::<Result<Vec<_>, String>>()?;
+    if keys.is_empty() {
+        return Err("key: no column is named".into());
+    }
+    Ok(keys)
+}
+
+/// Position of the version column in the stream's table.
+fn version_column(def: &TableDef, stream: &Stream) -> Result<usize, PlanError> {
+    let version = def
+        .version
+        .as_deref()
+        .or(stream.def.version.as_deref())
+        .unwrap_or("event_time");
+    let version = stream_column(stream, version)?;
+    let field = stream.table_schema.field(version);
+    match field.data_type() {
+        DataType::Int64 | DataType::Int32 | DataType::Timestamp(..) => Ok(version),
+        _ => Err(format!(
+            "version: `{}` must be a whole number or a time",
+            field.name()
+        )
+        .into()),
+    }
+}
+
+/// The newest row of each key of an entity table, in the order of their LSNs: the highest version,
+/// then the highest LSN. Rows with a null in their key are left out.
 pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String> {
     let failed = |e: arrow::error::ArrowError| e.to_string();
     let fields = keys
@@ -326,10 +326,10 @@ pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String>
         .collect();
     let converter = RowConverter::new(fields).map_err(failed)?;
     let columns: Vec<ArrayRef> = keys.iter().map(|c| rows.column(*c).clone()).collect();
-    let known_by = converter.convert_columns(&columns).map_err(failed)?;
+    let row_keys = converter.convert_columns(&columns).map_err(failed)?;
     let number = |column: usize| rows.column(column).as_any().downcast_ref::<Int64Array>();
     let (Some(lsn), Some(version)) = (number(0), number(2)) else {
-        return Err("a version is no number".into());
+        return Err("an LSN or version is not a bigint".into());
     };
     let rank = |row: u32| {
         let row = row as usize;
@@ -342,8 +342,8 @@ pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String>
             lsn.value(row),
         )
     };
-    let bytes = |row: u32| known_by.row(row as usize).data();
-    // Spread over all bits, of which the table uses the highest and the lowest.
+    let bytes = |row: u32| row_keys.row(row as usize).data();
+    // The hash table uses the highest and the lowest bits, so the CRC is spread over all.
     let hash = |row: u32| u64::from(crc32c::crc32c(bytes(row))).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut best: HashTable<u32> = HashTable::with_capacity(rows.num_rows());
     for row in 0..rows.num_rows() as u32 {
@@ -352,10 +352,10 @@ pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String>
         }
         match best.entry(
             hash(row),
-            |known| bytes(*known) == bytes(row),
-            |known| hash(*known),
+            |other| bytes(*other) == bytes(row),
+            |other| hash(*other),
         ) {
-            Entry::Occupied(mut known) if rank(row) >= rank(*known.get()) => *known.get_mut() = row,
+            Entry::Occupied(mut other) if rank(row) >= rank(*other.get()) => *other.get_mut() = row,
             Entry::Occupied(_) => {}
             Entry::Vacant(free) => drop(free.insert(row)),
         }
@@ -363,12 +363,12 @@ pub fn newest(rows: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, String>
     if best.len() == rows.num_rows() {
         return Ok(rows.clone());
     }
-    let mut kept: Vec<u32> = best.into_iter().collect();
-    kept.sort_unstable();
-    take_record_batch(rows, &UInt32Array::from(kept)).map_err(failed)
+    let mut best: Vec<u32> = best.into_iter().collect();
+    best.sort_unstable();
+    take_record_batch(rows, &UInt32Array::from(best)).map_err(failed)
 }
 
-/// The columns that a table's select reads, with marks on what holds JSON text.
+/// The columns that a table's select reads, with marks on the fields that hold JSON text.
 fn marked(stream: &Stream, input: &SchemaRef, lists: &[usize]) -> Schema {
     let items: Vec<Field> = lists
         .iter()
@@ -380,7 +380,7 @@ fn marked(stream: &Stream, input: &SchemaRef, lists: &[usize]) -> Schema {
             let DataType::List(item) = list.data_type() else {
                 return None;
             };
-            Some(item.as_ref().clone().with_name(item_of(list.name())))
+            Some(item.as_ref().clone().with_name(item_name(list.name())))
         })
         .collect();
     let field = |field: &Field| {
@@ -392,25 +392,26 @@ fn marked(stream: &Stream, input: &SchemaRef, lists: &[usize]) -> Schema {
     Schema::new(input.fields().iter().map(|f| field(f)).collect::<Vec<_>>())
 }
 
-fn item_of(list: &str) -> String {
+fn item_name(list: &str) -> String {
     format!("item_of_{list}")
 }
 
-/// A table's select, reading from its stream: `from` is put before its `where`, if there is one.
+/// A table's select with `from STREAM` inserted.
 fn parse(select: &str, stream: &str, bounds: SqlBounds) -> Result<Statement, PlanError> {
     let context = select::planning(bounds)?;
     let parse = |sql: &str| {
         let statement = dialect::parse(&context.state(), sql);
-        statement.map_err(|e| PlanError::of(&e).map(|message| format!("{message}; {FORM}")))
+        statement
+            .map_err(|e| PlanError::from_planner(&e).map(|message| format!("{message}; {FORM}")))
     };
     let (mut statement, mut from) = (parse(select)?, parse(&format!("select 1 from {stream}"))?);
     let (Some(select), Some(stream)) = (select_of(&mut statement), select_of(&mut from)) else {
         return Err(FORM.into());
     };
     if !select.from.is_empty() {
-        return Err(PlanError::about(
+        return Err(PlanError::at_words(
             &["from"],
-            format!("it reads its stream, which is not named: {FORM}"),
+            format!("leave out `from`: the table reads its stream; {FORM}"),
         ));
     }
     select.from = std::mem::take(&mut stream.from);
@@ -431,7 +432,7 @@ fn select_of(statement: &mut Statement) -> Option<&mut ast::Select> {
     }
 }
 
-/// Puts a name in the place of each `unnest(list)`; gives the lists.
+/// Replaces each `unnest(list)` by a column name; returns the lists.
 fn take_lists(statement: &mut Statement) -> Result<Vec<String>, PlanError> {
     let Statement::Statement(inner) = statement else {
         return Err(FORM.into());
@@ -455,7 +456,7 @@ fn take_lists(statement: &mut Statement) -> Result<Vec<String>, PlanError> {
             },
             _ => return ControlFlow::Break(function.to_string()),
         };
-        *expression = ast::Expr::Identifier(ast::Ident::new(item_of(&list)));
+        *expression = ast::Expr::Identifier(ast::Ident::new(item_name(&list)));
         if !lists.contains(&list) {
             lists.push(list);
         }
@@ -463,15 +464,15 @@ fn take_lists(statement: &mut Statement) -> Result<Vec<String>, PlanError> {
     });
     match walked {
         ControlFlow::Continue(()) => Ok(lists),
-        ControlFlow::Break(wrong) => Err(PlanError::about(
+        ControlFlow::Break(call) => Err(PlanError::at_words(
             &["unnest"],
-            format!("`{wrong}`: name one list column; {FORM}"),
+            format!("`{call}`: name one list column; {FORM}"),
         )),
     }
 }
 
-/// Names that occur in a statement, in lower case.
-fn names_in(statement: &Statement) -> BTreeSet<String> {
+/// Identifiers that occur in a statement, in lower case.
+fn identifiers(statement: &Statement) -> BTreeSet<String> {
     let mut out = BTreeSet::new();
     let Statement::Statement(inner) = statement else {
         return out;
@@ -487,4 +488,47 @@ fn names_in(statement: &Statement) -> BTreeSet<String> {
         ControlFlow::<()>::Continue(())
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::StringArray;
+
+    #[test]
+    fn the_highest_version_of_a_key_wins_then_the_highest_lsn() {
+        // (lsn, version, key)
+        let newest_lsns = |rows: &[(i64, Option<i64>, Option<&str>)]| {
+            let lsns: Int64Array = rows.iter().map(|r| Some(r.0)).collect();
+            let versions: Int64Array = rows.iter().map(|r| r.1).collect();
+            let keys: StringArray = rows.iter().map(|r| r.2).collect();
+            let fields =
+                ["lsn", "updated", "version"].map(|n| Field::new(n, DataType::Int64, true));
+            let key = Field::new("key", DataType::Utf8, true);
+            let schema = Schema::new(fields.into_iter().chain([key]).collect::<Vec<_>>());
+            let columns: Vec<ArrayRef> = vec![
+                Arc::new(lsns.clone()),
+                Arc::new(lsns),
+                Arc::new(versions),
+                Arc::new(keys),
+            ];
+            let batch = RecordBatch::try_new(Arc::new(schema), columns).expect("a batch");
+            let rows = newest(&batch, &[3]).expect("rows");
+            let lsns = rows.column(0).as_any().downcast_ref::<Int64Array>();
+            lsns.expect("LSNs").values().to_vec()
+        };
+        let a = Some("a");
+        for (rows, expected) in [
+            (&[(1, Some(5), a), (2, Some(4), a)][..], &[1][..]),
+            (&[(1, Some(5), a), (2, Some(5), a)], &[2]),
+            (&[(1, None, a), (2, Some(-9), a), (3, None, a)], &[2]),
+            (
+                &[(1, Some(1), a), (2, Some(1), Some("b")), (3, Some(0), a)],
+                &[1, 2],
+            ),
+            (&[(1, Some(1), None), (2, Some(1), a)], &[2]),
+        ] {
+            assert_eq!(newest_lsns(rows), expected, "{rows:?}");
+        }
+    }
 }

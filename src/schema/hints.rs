@@ -1,9 +1,9 @@
-//! What to write instead of a function that does not exist.
+//! Suggestions for names that do not exist.
 
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 
-/// Functions of other engines, and how the same is written here.
-const ELSEWHERE: [(&[&str], &str); 26] = [
+/// Functions of other engines, and their equivalent here.
+const EQUIVALENTS: [(&[&str], &str); 26] = [
     (&["date", "to_date_time", "todate"], "t::date"),
     (&["if", "iif"], "case when … then … else … end"),
     (&["age"], "b - a"),
@@ -98,25 +98,25 @@ const ELSEWHERE: [(&[&str], &str); 26] = [
     ),
 ];
 
-/// Instead of the planner's message on a function: with the nearest name only where that is near.
-pub fn of_function(message: &str) -> Option<String> {
+/// Replaces the planner's message on an unknown function, whose suggestion may be far-fetched.
+pub fn for_function(message: &str) -> Option<String> {
     let (wrong, meant) = message.split_once("Did you mean ")?;
-    let told = wrong.trim_end().trim_end_matches('.');
+    let error = wrong.trim_end().trim_end_matches('.');
     let quoted = |text: &str| text.split('\'').nth(1).map(str::to_lowercase);
-    let Some(name) = told.strip_prefix("Invalid function ").and_then(quoted) else {
-        return Some(format!("{told}; did you mean {meant}"));
+    let Some(name) = error.strip_prefix("Invalid function ").and_then(quoted) else {
+        return Some(format!("{error}; did you mean {meant}"));
     };
-    if let Some((_, instead)) = ELSEWHERE
+    if let Some((_, instead)) = EQUIVALENTS
         .iter()
         .find(|(names, _)| names.contains(&name.as_str()))
     {
-        return Some(format!("{told}; write `{instead}`"));
+        return Some(format!("{error}; write `{instead}`"));
     }
     let is_near = quoted(meant).is_some_and(|meant| is_near(&name, &meant));
     Some(if is_near {
-        format!("{told}; did you mean {meant}")
+        format!("{error}; did you mean {meant}")
     } else {
-        format!("{told}; there is none like it")
+        format!("{error}; no function has a similar name")
     })
 }
 
@@ -124,7 +124,7 @@ fn is_near(name: &str, other: &str) -> bool {
     levenshtein(name, other) <= (name.chars().count() / 3).max(1)
 }
 
-/// The name that was meant by one that does not exist, if one is near.
+/// The existing name that was probably meant, if one is near.
 pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
     let name = name.to_lowercase();
     let distance = |other: &&&str| levenshtein(&name, &other.to_lowercase());
@@ -149,35 +149,35 @@ mod tests {
 
     #[test]
     fn only_a_near_name_is_proposed() {
-        let of = |name: &str, nearest: &str| {
-            of_function(&format!(
+        let hint = |name: &str, nearest: &str| {
+            for_function(&format!(
                 "Invalid function '{name}'.\nDid you mean '{nearest}'?"
             ))
             .expect("a message on a function")
         };
         assert_eq!(
-            of("uper", "upper"),
+            hint("uper", "upper"),
             "Invalid function 'uper'; did you mean 'upper'?"
         );
         assert_eq!(
-            of("lenght", "length"),
+            hint("lenght", "length"),
             "Invalid function 'lenght'; did you mean 'length'?"
         );
         assert_eq!(
-            of("frobnicate", "list_cat"),
-            "Invalid function 'frobnicate'; there is none like it"
+            hint("frobnicate", "list_cat"),
+            "Invalid function 'frobnicate'; no function has a similar name"
         );
         assert_eq!(
-            of("max_by", "max"),
+            hint("max_by", "max"),
             "Invalid function 'max_by'; write `first_value(x order by y desc)`"
         );
         assert_eq!(
-            of("EPOCH_MS", "asin"),
+            hint("EPOCH_MS", "asin"),
             "Invalid function 'EPOCH_MS'; write `to_unixtime(t) * 1000`"
         );
-        assert_eq!(of_function("another message"), None);
+        assert_eq!(for_function("another message"), None);
         assert_eq!(
-            of_function("no table. Did you mean 'a'?").as_deref(),
+            for_function("no table. Did you mean 'a'?").as_deref(),
             Some("no table; did you mean 'a'?")
         );
     }

@@ -1,5 +1,5 @@
-//! Names of a table's columns: such that every reader of Delta tables can tell them apart, at any
-//! depth.
+//! Names of a table's columns: every reader of Delta tables must be able to distinguish them, at any
+//! nesting depth.
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use datafusion::sql::parser::Statement;
@@ -7,50 +7,74 @@ use datafusion::sql::sqlparser::ast;
 
 use super::PlanError;
 
-/// Characters that readers of Delta and Parquet refuse in a name.
-const REFUSED: [char; 11] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\r', '\t', '='];
-/// Characters of an expression that a message duplicates.
-const SHOWN: usize = 60;
+/// Characters that readers of Delta and Parquet reject in a name.
+const REJECTED_CHARS: [char; 11] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\r', '\t', '='];
+/// Characters of an expression that a message repeats.
+const MAX_SHOWN_CHARS: usize = 60;
 
-/// Whether two names are one to a reader of Delta tables.
-pub fn is_same(a: &str, b: &str) -> bool {
+/// Column names, separated by commas.
+pub fn join<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
+    let mut out = String::new();
+    for name in names {
+        if !out.is_empty() {
+            out.push_str(", ");
+        }
+        out.push_str(name.as_ref());
+    }
+    out
+}
+
+/// The message for a column that a table does not have.
+pub fn unknown_column(name: &str, table: &str, columns: &Schema) -> String {
+    let available = join(columns.fields().iter().map(|f| f.name()));
+    format!("`{name}` is not a column of {table}; available: {available}")
+}
+
+/// Whether two names are the same to a reader of Delta tables.
+pub fn is_same_ignoring_case(a: &str, b: &str) -> bool {
     a == b || a.to_lowercase() == b.to_lowercase()
 }
 
-/// Refuses a name of Weir's own in whatever case.
-pub fn refuse_own<'a>(
-    mut own: impl Iterator<Item = &'a &'a str>,
+/// Rejects a reserved name, in any case.
+pub fn check_not_reserved<'a>(
+    mut reserved: impl Iterator<Item = &'a &'a str>,
     column: &str,
 ) -> Result<(), PlanError> {
-    let Some(own) = own.find(|own| is_same(own, column)) else {
+    let Some(reserved) = reserved.find(|name| is_same_ignoring_case(name, column)) else {
         return Ok(());
     };
-    let also = if *own == column {
+    let also = if *reserved == column {
         String::new()
     } else {
-        format!(" but for its case (`{own}`)")
+        format!(" (`{reserved}`)")
     };
     let message =
-        format!("the column `{column}` is weir's own{also}; name yours otherwise with `as`");
-    Err(PlanError::about(&[column], message))
+        format!("`{column}` is a reserved column name{also}; rename the column with `as`");
+    Err(PlanError::at_words(&[column], message))
 }
 
-/// Refuses columns that some reader of a Delta table could not read.
-pub fn refuse_unreadable(columns: &Schema) -> Result<(), PlanError> {
-    let about = |(name, message): (String, String)| {
-        // A field of a struct may stand in the text, or only the column that holds it.
-        let column = columns
-            .fields()
-            .iter()
-            .find(|f| f.name() == &name || holds(f.data_type(), &name));
-        let column = column.map_or(name.as_str(), |f| f.name().as_str());
-        PlanError::about(&[&name, column], message)
+/// Rejects columns that some reader of a Delta table could not read.
+pub fn check_readable(columns: &Schema) -> Result<(), PlanError> {
+    let Some(NameError { name, message }) = name_error(columns.fields(), None) else {
+        return Ok(());
     };
-    unreadable(columns.fields(), None).map_or(Ok(()), |wrong| Err(about(wrong)))
+    // The SQL may name the field of a struct, or only the column that contains it.
+    let column = columns
+        .fields()
+        .iter()
+        .find(|f| f.name() == &name || contains_field(f.data_type(), &name));
+    let column = column.map_or(name.as_str(), |f| f.name().as_str());
+    Err(PlanError::at_words(&[&name, column], message))
+}
+
+/// A name that is rejected, and why.
+struct NameError {
+    name: String,
+    message: String,
 }
 
 /// The fields of a nested type.
-fn inner(ty: &DataType) -> &[std::sync::Arc<Field>] {
+fn inner_fields(ty: &DataType) -> &[std::sync::Arc<Field>] {
     match ty {
         DataType::Struct(fields) => fields,
         DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
@@ -61,78 +85,86 @@ fn inner(ty: &DataType) -> &[std::sync::Arc<Field>] {
     }
 }
 
-fn holds(ty: &DataType, name: &str) -> bool {
-    inner(ty)
+fn contains_field(ty: &DataType, name: &str) -> bool {
+    inner_fields(ty)
         .iter()
-        .any(|f| f.name() == name || holds(f.data_type(), name))
+        .any(|f| f.name() == name || contains_field(f.data_type(), name))
 }
 
-/// The first name that is refused, and why; `of` is the struct that the fields are of.
-fn unreadable(fields: &Fields, of: Option<&str>) -> Option<(String, String)> {
-    let (what, within) = match of {
+/// The first name that is rejected; `parent` is the path of the struct that has the fields.
+fn name_error(fields: &Fields, parent: Option<&str>) -> Option<NameError> {
+    let (what, within) = match parent {
         None => ("column", String::new()),
-        Some(of) => ("field", format!(" of `{of}`")),
+        Some(parent) => ("field", format!(" of `{parent}`")),
     };
     for (at, field) in fields.iter().enumerate() {
         let name = field.name();
-        let refused = |message: String| Some((name.clone(), message));
+        let rejected = |message: String| {
+            Some(NameError {
+                name: name.clone(),
+                message,
+            })
+        };
         if name.is_empty() {
-            return refused(format!(
+            return rejected(format!(
                 "a {what}{within} has an empty name; give it one with `as name`"
             ));
         }
-        if let Some(c) = name.chars().find(|c| REFUSED.contains(c)) {
+        if let Some(c) = name.chars().find(|c| REJECTED_CHARS.contains(c)) {
             let message = format!(
-                "the name of the {what} `{name}`{within} has the character {c:?}, which readers of Delta tables refuse (blanks, line ends and any of , ; {{ }} ( ) =); write for example `as {}`",
-                plain(name)
+                "the name of the {what} `{name}`{within} has the character {c:?}, which readers of Delta tables reject (blanks, line ends and any of , ; {{ }} ( ) =); write for example `as {}`",
+                to_plain(name)
             );
-            return refused(message);
+            return rejected(message);
         }
         if let Some(before) = fields[..at]
             .iter()
             .map(|f| f.name())
-            .find(|before| is_same(before, name))
+            .find(|before| is_same_ignoring_case(before, name))
         {
             let why = if before == name {
                 format!("there are two {what}s `{name}`{within}")
             } else {
                 format!(
-                    "the {what}s `{before}` and `{name}`{within} differ only by case, by which readers of Delta tables do not tell them apart"
+                    "the {what}s `{before}` and `{name}`{within} differ only by case, which readers of Delta tables ignore"
                 )
             };
-            let way_out = if of.is_some() {
+            let fix = if parent.is_some() {
                 "select the fields one by one, each with a name of its own"
             } else {
                 "give one of them another name with `as`"
             };
-            return refused(format!("{why}; {way_out}"));
+            return rejected(format!("{why}; {fix}"));
         }
-        let of = of.map_or_else(|| name.clone(), |of| format!("{of}.{name}"));
-        if let Some(wrong) = unreadable_inside(field.data_type(), &of, name) {
-            return Some(wrong);
+        let path = parent.map_or_else(|| name.clone(), |parent| format!("{parent}.{name}"));
+        if let Some(error) = nested_name_error(field.data_type(), &path, name) {
+            return Some(error);
         }
     }
     None
 }
 
-fn unreadable_inside(ty: &DataType, of: &str, name: &str) -> Option<(String, String)> {
+fn nested_name_error(ty: &DataType, path: &str, name: &str) -> Option<NameError> {
     match ty {
         DataType::Struct(fields) if fields.is_empty() => {
             let message = format!(
-                "`{of}` is a struct without fields, which a table cannot hold; leave it out"
+                "`{path}` is a struct without fields, which a table cannot store; leave it out"
             );
-            Some((name.to_owned(), message))
+            Some(NameError {
+                name: name.to_owned(),
+                message,
+            })
         }
-        DataType::Struct(fields) => unreadable(fields, Some(of)),
-        // Items and entries have names that no text gives them.
-        _ => inner(ty)
+        DataType::Struct(fields) => name_error(fields, Some(path)),
+        // The names of list items and map entries are not the user's.
+        _ => inner_fields(ty)
             .iter()
-            .find_map(|item| unreadable_inside(item.data_type(), of, name)),
+            .find_map(|item| nested_name_error(item.data_type(), path, name)),
     }
 }
 
-/// A name made of one that is refused.
-fn plain(name: &str) -> String {
+/// An acceptable name similar to a rejected one.
+fn to_plain(name: &str) -> String {
     let letters = name.to_lowercase();
     let words: Vec<&str> = letters
         .split(|c: char| !c.is_alphanumeric())
@@ -146,9 +178,9 @@ fn plain(name: &str) -> String {
     }
 }
 
-/// Refuses an expression of the outermost select that has no name of its own: what a planner calls
-/// it may change.
-pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), PlanError> {
+/// Rejects an expression of the outermost select without a name: the planner's name for it may
+/// change between versions.
+pub fn check_named(statement: &Statement, columns: &Schema) -> Result<(), PlanError> {
     let Statement::Statement(inner) = statement else {
         return Ok(());
     };
@@ -168,7 +200,7 @@ pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), Pla
         return Ok(());
     };
     let text = expression.to_string();
-    let mut shown: String = text.chars().take(SHOWN).collect();
+    let mut shown: String = text.chars().take(MAX_SHOWN_CHARS).collect();
     if shown.len() < text.len() {
         shown.push('…');
     }
@@ -178,13 +210,13 @@ pub fn refuse_unnamed(statement: &Statement, columns: &Schema) -> Result<(), Pla
     ))
 }
 
-/// Whether an expression is a column as it is, and not a field of one.
+/// Whether an expression is an unchanged column, and not a field of one.
 fn is_column(expression: &ast::Expr, columns: &Schema) -> bool {
     let is_nested = |name: &ast::Ident| {
         let column = columns
             .fields()
             .iter()
-            .find(|f| is_same(f.name(), &name.value));
+            .find(|f| is_same_ignoring_case(f.name(), &name.value));
         column.is_some_and(|f| f.data_type().is_nested())
     };
     match expression {
@@ -202,8 +234,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn refusal(fields: Vec<Field>) -> String {
-        refuse_unreadable(&Schema::new(fields)).map_or_else(|e| e.message, |()| String::new())
+    fn rejection(fields: Vec<Field>) -> String {
+        check_readable(&Schema::new(fields)).map_or_else(|e| e.message, |()| String::new())
     }
 
     fn text(name: &str) -> Field {
@@ -211,20 +243,20 @@ mod tests {
     }
 
     #[test]
-    fn names_that_readers_cannot_tell_apart_are_refused_at_any_depth() {
+    fn names_that_readers_cannot_distinguish_are_rejected_at_any_depth() {
         let nested = DataType::Struct(vec![text("Key"), text("key")].into());
         let list = DataType::List(Arc::new(Field::new("item", nested.clone(), true)));
         let deep = DataType::Struct(vec![Field::new("b", list.clone(), true)].into());
-        let of = |ty: &DataType| refusal(vec![Field::new("a", ty.clone(), true)]);
-        assert!(refusal(vec![text("userId"), text("userid")]).contains("differ only by case"));
-        assert!(refusal(vec![text("Ä"), text("ä")]).contains("differ only by case"));
-        assert!(refusal(vec![text("a"), text("a")]).contains("two columns"));
+        let of = |ty: &DataType| rejection(vec![Field::new("a", ty.clone(), true)]);
+        assert!(rejection(vec![text("userId"), text("userid")]).contains("differ only by case"));
+        assert!(rejection(vec![text("Ä"), text("ä")]).contains("differ only by case"));
+        assert!(rejection(vec![text("a"), text("a")]).contains("two columns"));
         assert!(of(&nested).contains("`Key` and `key` of `a` differ only by case"));
         assert!(of(&list).contains("of `a` differ"));
         assert!(of(&deep).contains("of `a.b` differ"), "{}", of(&deep));
         assert!(of(&DataType::Struct(Fields::empty())).contains("without fields"));
         assert_eq!(
-            refusal(vec![
+            rejection(vec![
                 text("a.b"),
                 text("a-b"),
                 text("température"),
@@ -235,12 +267,14 @@ mod tests {
     }
 
     #[test]
-    fn characters_that_readers_refuse_are_named_with_a_way_out() {
-        for c in REFUSED {
-            assert!(refusal(vec![text(&format!("a{c}b"))]).contains("write for example `as a_b`"));
+    fn rejected_characters_are_named_with_a_fix() {
+        for c in REJECTED_CHARS {
+            assert!(
+                rejection(vec![text(&format!("a{c}b"))]).contains("write for example `as a_b`")
+            );
         }
-        assert!(refusal(vec![text("temp (C)")]).contains("`as temp_c`"));
-        assert!(refusal(vec![text("2 x")]).contains("`as c_2_x`"));
-        assert!(refusal(vec![text("")]).contains("empty name"));
+        assert!(rejection(vec![text("temp (C)")]).contains("`as temp_c`"));
+        assert!(rejection(vec![text("2 x")]).contains("`as c_2_x`"));
+        assert!(rejection(vec![text("")]).contains("empty name"));
     }
 }

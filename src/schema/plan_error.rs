@@ -1,4 +1,4 @@
-//! Why a declaration's SQL is refused, and where in its text.
+//! Why a declaration's SQL is rejected, and where in its text.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::Spanned;
 use datafusion::sql::sqlparser::tokenizer::{
-    Location as Start, Span, Token, TokenWithSpan, Tokenizer,
+    Location as ParserLocation, Span, Token, TokenWithSpan, Tokenizer,
 };
 
 use super::dialect::WeirDialect;
@@ -17,9 +17,10 @@ use crate::config::Location;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanError {
     pub message: String,
-    /// Where in the SQL's text, as far as that is known.
+    /// Where in the SQL's text, if known.
     pub at: Option<Location>,
-    /// Words of which the first that occurs in the text is where to look.
+    /// Candidates for the location: [`Self::locate_in`] takes the first word that occurs in the
+    /// text. Plans have lost the locations of what they were made from.
     words: Vec<String>,
 }
 
@@ -39,10 +40,9 @@ impl From<&str> for PlanError {
     }
 }
 
-/// The planner's message without its internals.
 impl From<DataFusionError> for PlanError {
     fn from(error: DataFusionError) -> Self {
-        Self::of(&error)
+        Self::from_planner(&error)
     }
 }
 
@@ -58,8 +58,8 @@ impl fmt::Display for PlanError {
 }
 
 impl PlanError {
-    /// Where the first of these words stands.
-    pub fn about(words: &[&str], message: impl Into<String>) -> Self {
+    /// At the first of these words that occurs in the SQL.
+    pub fn at_words(words: &[&str], message: impl Into<String>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         Self {
             message: message.into(),
@@ -68,12 +68,12 @@ impl PlanError {
         }
     }
 
-    /// Where a part of the parsed statement stands.
+    /// At a part of the parsed statement.
     pub fn at(part: &impl Spanned, message: impl Into<String>) -> Self {
-        Self::from(message.into()).placed(part.span())
+        Self::from(message.into()).at_span(part.span())
     }
 
-    /// Behind a part of the parsed statement.
+    /// Right after a part of the parsed statement.
     pub fn after(part: &impl Spanned, message: impl Into<String>) -> Self {
         let at = location(part.span().end);
         Self {
@@ -82,8 +82,8 @@ impl PlanError {
         }
     }
 
-    /// Where this part stands, if it knows.
-    pub fn placed(self, span: Span) -> Self {
+    /// At a span, if it has a location.
+    pub fn at_span(self, span: Span) -> Self {
         Self {
             at: location(span.start).or(self.at),
             ..self
@@ -91,7 +91,7 @@ impl PlanError {
     }
 
     /// The planner's message without its internals.
-    pub fn of(error: &DataFusionError) -> Self {
+    pub fn from_planner(error: &DataFusionError) -> Self {
         let error = error.iter().next().unwrap_or(error);
         let (text, mut at) = match error.diagnostic() {
             Some(diagnostic) => {
@@ -115,9 +115,9 @@ impl PlanError {
                 other => (other.message().into_owned(), None),
             },
         };
-        let text = told_better(error).unwrap_or(text);
+        let text = improve_message(error).unwrap_or(text);
         let mut message = text.strip_prefix("sql parser error: ").unwrap_or(&text);
-        // The parser tells its place at the end of its message.
+        // The parser ends its message with the location.
         if let Some((before, place)) = message.rsplit_once(" at Line: ")
             && let Some((line, column)) = place.split_once(", Column: ")
             && let (Ok(line), Ok(column)) = (line.parse(), column.parse())
@@ -138,33 +138,34 @@ impl PlanError {
         }
     }
 
-    /// Finds its words in the SQL, if its place is not known otherwise.
-    pub fn within(mut self, sql: &str) -> Self {
+    /// Finds its words in the SQL, unless its location is known already.
+    pub fn locate_in(mut self, sql: &str) -> Self {
         if self.at.is_none() {
             self.at = self.words.iter().find_map(|word| find(sql, word));
         }
         self
     }
 
-    /// Of a refusal of SQL that was made from other SQL: the same word there.
-    pub fn moved(self, made: &str, from: &str) -> Self {
+    /// Maps its location in `generated` SQL to the same word in the `source` that it was generated
+    /// from.
+    pub fn remap_location(self, generated: &str, source: &str) -> Self {
         let word = self.at.and_then(|at| {
-            let is_there = |token: &TokenWithSpan| location(token.span.start) == Some(at);
-            tokens(made)
+            let is_at = |token: &TokenWithSpan| location(token.span.start) == Some(at);
+            tokens(generated)
                 .into_iter()
-                .find(is_there)
+                .find(is_at)
                 .map(|token| token.token.to_string())
         });
         Self {
-            at: word.and_then(|word| find(from, &word)),
+            at: word.and_then(|word| find(source, &word)),
             ..self
         }
-        .within(from)
+        .locate_in(source)
     }
 
-    /// Of a refusal of SQL that has so many bytes before the text that was written, in its first
-    /// line.
-    pub fn behind(mut self, bytes: usize) -> Self {
+    /// Moves its location left in the first line, by the bytes that were generated before the
+    /// user's text.
+    pub fn shift_column(mut self, bytes: usize) -> Self {
         if let Some(at) = self.at.as_mut().filter(|at| at.line == 1) {
             at.column = at.column.saturating_sub(bytes).max(1);
         }
@@ -172,8 +173,8 @@ impl PlanError {
     }
 }
 
-/// Of a name that does not exist, which ones there are.
-fn told_better(error: &DataFusionError) -> Option<String> {
+/// A better message than the planner's, if there is one: for an unknown name, what to write.
+fn improve_message(error: &DataFusionError) -> Option<String> {
     match error.find_root() {
         DataFusionError::SchemaError(inner, _) => {
             let SchemaError::FieldNotFound {
@@ -185,7 +186,7 @@ fn told_better(error: &DataFusionError) -> Option<String> {
             };
             if valid_fields.is_empty() {
                 return Some(format!(
-                    "`{}` is no column, as nothing is read: `from …` is missing",
+                    "`{}` is not a column: nothing is read, `from …` is missing",
                     field.name
                 ));
             }
@@ -195,18 +196,18 @@ fn told_better(error: &DataFusionError) -> Option<String> {
                 .collect();
             let meant = hints::nearest(&field.name, &names)
                 .map(|meant| format!("did you mean `{meant}`? "));
-            let known = names.join(", ");
             Some(format!(
-                "`{}` is no column; {}there are {known}",
+                "`{}` is not a column; {}available: {}",
                 field.name,
-                meant.unwrap_or_default()
+                meant.unwrap_or_default(),
+                names.join(", ")
             ))
         }
-        other => hints::of_function(&other.message()),
+        other => hints::for_function(&other.message()),
     }
 }
 
-/// Some of the planner's messages end with a dump of the parsed statement, for which nobody asked.
+/// Removes the dump of the parsed statement with which some of the planner's messages end.
 fn without_syntax_tree(message: &str) -> &str {
     let end = message
         .find("Span(Location(")
@@ -216,11 +217,11 @@ fn without_syntax_tree(message: &str) -> &str {
     })
 }
 
-/// Parts without a place lie at line 0.
-fn location(place: Start) -> Option<Location> {
-    (place.line > 0).then_some(Location {
-        line: place.line as usize,
-        column: place.column as usize,
+/// The parser gives parts without a location line 0.
+fn location(at: ParserLocation) -> Option<Location> {
+    (at.line > 0).then_some(Location {
+        line: at.line as usize,
+        column: at.column as usize,
     })
 }
 
@@ -230,8 +231,8 @@ fn tokens(sql: &str) -> Vec<TokenWithSpan> {
         .unwrap_or_default()
 }
 
-/// Where a word stands in SQL, neither in a text nor in a comment. The first word of all only says
-/// that this is a `select`.
+/// Location of a word in SQL, outside of strings and comments; an exact match wins over one that
+/// ignores case. The statement's first word is skipped: `select` then means a subquery's.
 fn find(sql: &str, word: &str) -> Option<Location> {
     let is_word = |token: &&TokenWithSpan, is_exact: bool| match &token.token {
         Token::Word(found) if is_exact => found.value == word,
@@ -247,4 +248,50 @@ fn find(sql: &str, word: &str) -> Option<Location> {
         .into_iter()
         .find_map(|exact| tokens.iter().skip(first + 1).find(|t| is_word(t, exact)));
     found.and_then(|token| location(token.span.start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(error: &PlanError) -> Option<(usize, usize)> {
+        error.at.map(|at| (at.line, at.column))
+    }
+
+    #[test]
+    fn words_are_located_outside_of_strings_and_comments() {
+        let sql = "select 'limit' as a, -- limit\n Limit, \"limit\" from s";
+        for (words, expected) in [
+            (&["limit"][..], Some((2, 9))),
+            (&["LIMIT"], Some((2, 2))),
+            (&["offset", "from"], Some((2, 17))),
+            (&["select"], None),
+            (&[], None),
+        ] {
+            let error = PlanError::at_words(words, "wrong").locate_in(sql);
+            assert_eq!(position(&error), expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn locations_in_generated_sql_are_mapped_to_its_source() {
+        let (generated, source) = (
+            "SELECT item_of_l, lenght(a) FROM s",
+            "select unnest(l), lenght(a)",
+        );
+        let at = Some(Location {
+            line: 1,
+            column: 19,
+        });
+        let error = PlanError {
+            at,
+            ..PlanError::from("wrong")
+        };
+        assert_eq!(
+            position(&error.clone().remap_location(generated, source)),
+            Some((1, 19))
+        );
+        assert_eq!(position(&error.clone().shift_column(7)), Some((1, 12)));
+        assert_eq!(position(&error.shift_column(70)), Some((1, 1)));
+    }
 }

@@ -1,6 +1,5 @@
-//! What Weir's SQL has beyond what DataFusion plans by itself: `time_bucket`, times without
-//! seconds, and `unnest` of a table's own list beside it in `from`. Queries and declarations are
-//! planned alike.
+//! What Weir's SQL adds to DataFusion's: `time_bucket`, times without seconds, and lateral `unnest`
+//! of a table's lists in `from`. It applies to queries and declarations alike.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use datafusion::sql::sqlparser::ast::{
     FunctionArg, FunctionArgExpr, TableAliasColumnDef, TableFactor, VisitMut, VisitorMut,
 };
 
-/// Adds to a session what Weir's SQL has of its own.
+/// Registers Weir's additions in a session.
 pub fn register(state: &mut SessionState) -> Result<(), DataFusionError> {
     let date_bin = FunctionRegistry::udf(state, "date_bin")?;
     state.register_udf(Arc::new(
@@ -32,21 +31,21 @@ pub fn register(state: &mut SessionState) -> Result<(), DataFusionError> {
     Ok(())
 }
 
-/// Reads `unnest(…)` in `from` as what it is; the parser takes it for a function that gives a
-/// table.
-pub fn read_unnest(statement: &mut Statement) {
+/// Rewrites `unnest(…)` in `from`, which the parser reads as a table function, to the planner's
+/// `UNNEST`.
+pub fn rewrite_unnest(statement: &mut Statement) {
     match statement {
         Statement::Statement(inner) => {
-            let _ = inner.as_mut().visit(&mut ReadUnnest);
+            let _ = inner.as_mut().visit(&mut UnnestRewriter);
         }
-        Statement::Explain(explained) => read_unnest(&mut explained.statement),
+        Statement::Explain(explained) => rewrite_unnest(&mut explained.statement),
         _ => {}
     }
 }
 
-struct ReadUnnest;
+struct UnnestRewriter;
 
-impl VisitorMut for ReadUnnest {
+impl VisitorMut for UnnestRewriter {
     type Break = ();
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
@@ -76,7 +75,7 @@ impl VisitorMut for ReadUnnest {
             .filter(|_| name.to_string().eq_ignore_ascii_case("unnest"));
         if let Some(array_exprs) = lists {
             let mut alias = alias.take();
-            // One name is that of the column too.
+            // A single name names the column too.
             if let Some(alias) = alias
                 .as_mut()
                 .filter(|a| a.columns.is_empty() && array_exprs.len() == 1)
@@ -98,7 +97,7 @@ impl VisitorMut for ReadUnnest {
     }
 }
 
-/// `2024-05-01 12:00` is a time wherever a text is read as one.
+/// `2024-05-01 12:00` is a time wherever text is converted to one.
 #[derive(Debug)]
 struct ShortTimes;
 
@@ -127,7 +126,7 @@ impl AnalyzerRule for ShortTimes {
 
 fn with_seconds(expression: Expr) -> Transformed<Expr> {
     let longer = |text: &Expr| match text {
-        Expr::Literal(ScalarValue::Utf8(Some(text)), metadata) => full_time(text)
+        Expr::Literal(ScalarValue::Utf8(Some(text)), metadata) => add_seconds(text)
             .map(|text| Expr::Literal(ScalarValue::Utf8(Some(text)), metadata.clone())),
         _ => None,
     };
@@ -162,8 +161,8 @@ fn with_seconds(expression: Expr) -> Transformed<Expr> {
     }
 }
 
-/// A time that ends with its minutes, or has its zone behind them, with seconds.
-fn full_time(text: &str) -> Option<String> {
+/// Adds seconds to a time that has only minutes, before its zone if it has one.
+fn add_seconds(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let is_form = b"dddd-dd-dd dd:dd"
         .iter()
@@ -178,8 +177,8 @@ fn full_time(text: &str) -> Option<String> {
         .then(|| format!("{minutes}:00{rest}"))
 }
 
-/// `from events, unnest(tags) as x(tag)`: every row of the table with each item of its list. A list
-/// that is empty or null gives none.
+/// `from events, unnest(tags) as x(tag)`: each row of the table joined with the items of its list.
+/// An empty list, or null, gives no rows.
 #[derive(Debug)]
 struct LateralUnnest;
 
@@ -190,7 +189,7 @@ impl AnalyzerRule for LateralUnnest {
         _: &ConfigOptions,
     ) -> Result<LogicalPlan, DataFusionError> {
         let rewritten = plan.transform_up_with_subqueries(|node| match &node {
-            LogicalPlan::Join(join) => Ok(match unnested(join)? {
+            LogicalPlan::Join(join) => Ok(match plan_lateral_unnest(join)? {
                 Some(plan) => Transformed::yes(plan),
                 None => Transformed::no(node),
             }),
@@ -204,9 +203,9 @@ impl AnalyzerRule for LateralUnnest {
     }
 }
 
-/// A join with the items of lists that its left side has, as a plan that takes the lists apart;
-/// none where it is another join.
-fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
+/// Plans a lateral join with items of the left side's lists as an unnest of the left side; none for
+/// any other join.
+fn plan_lateral_unnest(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
     let mut right = join.right.as_ref();
     while let LogicalPlan::SubqueryAlias(alias) = right {
         right = alias.input.as_ref();
@@ -214,7 +213,7 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
     let LogicalPlan::Subquery(subquery) = right else {
         return Ok(None);
     };
-    let Some(lists) = lists(&subquery.subquery).filter(|_| join.on.is_empty()) else {
+    let Some(lists) = unnested_lists(&subquery.subquery).filter(|_| join.on.is_empty()) else {
         return Ok(None);
     };
     let left = join.left.schema();
@@ -225,8 +224,8 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
         )
     };
     let condition = join.filter.as_ref().filter(|condition| !is_true(condition));
-    // Of a left join the rows without an item stay, unless a condition chooses among the items.
-    let keeps_all = match join.join_type {
+    // A left join retains rows without items. With a condition on the items it is not rewritten.
+    let retains_all = match join.join_type {
         JoinType::Inner => false,
         JoinType::Left if condition.is_none() => true,
         _ => return Ok(None),
@@ -234,7 +233,7 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
     let items = join.schema.fields().len() - left.fields().len();
     let Some(lists) = lists
         .into_iter()
-        .map(|list| on(list, left))
+        .map(|list| resolve_outer_columns(list, left))
         .collect::<Option<Vec<_>>>()
     else {
         return Ok(None);
@@ -242,17 +241,17 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
     if items != lists.len() {
         return Ok(None);
     }
-    let own: Vec<Expr> = left.columns().into_iter().map(Expr::Column).collect();
+    let left_columns: Vec<Expr> = left.columns().into_iter().map(Expr::Column).collect();
     let names: Vec<String> = (0..items).map(|n| format!("__lateral_{n}")).collect();
     let full = |list: Expr| {
-        if keeps_all {
+        if retains_all {
             null_for_empty(list, left)
         } else {
             Ok(list)
         }
     };
-    let taken = lists.into_iter().map(full).collect::<Result<Vec<_>, _>>()?;
-    let taken = taken
+    let lists = lists.into_iter().map(full).collect::<Result<Vec<_>, _>>()?;
+    let lists = lists
         .into_iter()
         .zip(&names)
         .map(|(list, name)| list.alias(name));
@@ -265,9 +264,12 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
         });
     let columns = names.iter().map(Column::new_unqualified).collect();
     let plan = LogicalPlanBuilder::from(join.left.as_ref().clone())
-        .project(own.iter().cloned().chain(taken))?
-        .unnest_columns_with_options(columns, UnnestOptions::new().with_preserve_nulls(keeps_all))?
-        .project(own.iter().cloned().chain(named))?;
+        .project(left_columns.iter().cloned().chain(lists))?
+        .unnest_columns_with_options(
+            columns,
+            UnnestOptions::new().with_preserve_nulls(retains_all),
+        )?
+        .project(left_columns.iter().cloned().chain(named))?;
     let plan = match condition {
         Some(condition) => plan.filter(condition.clone())?,
         None => plan,
@@ -275,24 +277,24 @@ fn unnested(join: &Join) -> Result<Option<LogicalPlan>, DataFusionError> {
     plan.build().map(Some)
 }
 
-/// A list, or null where it is empty: of that one row is made.
+/// Null instead of an empty list: unnesting null gives one row if nulls are preserved.
 fn null_for_empty(list: Expr, schema: &DFSchemaRef) -> Result<Expr, DataFusionError> {
     let null = ScalarValue::try_from(&list.get_type(schema)?)?;
     let is_empty = datafusion::functions_nested::expr_fn::cardinality(list.clone()).eq(lit(0u64));
     when(is_empty, Expr::Literal(null, None)).otherwise(list)
 }
 
-/// The lists that `unnest(…)` in `from` takes apart, if the plan is nothing else.
-fn lists(plan: &LogicalPlan) -> Option<Vec<Expr>> {
+/// The lists of a plan that is only an `unnest(…)` in `from`.
+fn unnested_lists(plan: &LogicalPlan) -> Option<Vec<Expr>> {
     match plan {
-        LogicalPlan::SubqueryAlias(alias) => lists(&alias.input),
+        LogicalPlan::SubqueryAlias(alias) => unnested_lists(&alias.input),
         LogicalPlan::Projection(names)
             if names
                 .expr
                 .iter()
                 .all(|e| matches!(e.clone().unalias(), Expr::Column(_))) =>
         {
-            lists(&names.input)
+            unnested_lists(&names.input)
         }
         LogicalPlan::Unnest(Unnest {
             input,
@@ -310,10 +312,10 @@ fn lists(plan: &LogicalPlan) -> Option<Vec<Expr>> {
     }
 }
 
-/// An expression on outer columns as one on these; none where they do not have them.
-fn on(expression: Expr, schema: &DFSchemaRef) -> Option<Expr> {
+/// Resolves an expression's outer columns in a schema; none if one is missing.
+fn resolve_outer_columns(expression: Expr, schema: &DFSchemaRef) -> Option<Expr> {
     let mut has_all = true;
-    let moved = expression.transform_up(|e| {
+    let resolved = expression.transform_up(|e| {
         Ok(match e {
             Expr::OuterReferenceColumn(_, column) => {
                 has_all &= schema.has_column(&column);
@@ -322,7 +324,10 @@ fn on(expression: Expr, schema: &DFSchemaRef) -> Option<Expr> {
             other => Transformed::no(other),
         })
     });
-    moved.ok().map(|moved| moved.data).filter(|_| has_all)
+    resolved
+        .ok()
+        .map(|resolved| resolved.data)
+        .filter(|_| has_all)
 }
 
 #[cfg(test)]
@@ -330,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_are_added_to_times_that_have_none() {
+    fn seconds_are_added_to_times_without_them() {
         for (text, full) in [
             ("2024-05-01 12:00", "2024-05-01 12:00:00"),
             ("2024-05-01T12:00Z", "2024-05-01T12:00:00Z"),
@@ -340,7 +345,7 @@ mod tests {
                 "2024-05-01 12:00:00 Europe/Berlin",
             ),
         ] {
-            assert_eq!(full_time(text).as_deref(), Some(full));
+            assert_eq!(add_seconds(text).as_deref(), Some(full));
         }
         for text in [
             "2024-05-01",
@@ -350,7 +355,7 @@ mod tests {
             "at 2024-05-01 12:00",
             "é",
         ] {
-            assert_eq!(full_time(text), None, "{text}");
+            assert_eq!(add_seconds(text), None, "{text}");
         }
     }
 }

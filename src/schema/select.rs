@@ -1,5 +1,5 @@
 //! `select` and `require` as physical expressions: planned by DataFusion once, evaluated on batches
-//! of columns. Only what is row by row and the same at every call is let in.
+//! of columns. Only deterministic expressions on single rows are accepted.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use datafusion::sql::sqlparser::parser::Parser;
 use super::bounds as sql_bounds;
 use super::dialect::{self, WeirDialect};
 use super::functions::Limits;
-use super::{Filtered, PlanError, functions, names, types};
+use super::{PlanError, functions, names, types};
 use crate::config::SqlBounds;
 
-/// Longest text of SQL that is planned; deep nesting is bounded by the parser.
+/// Longest SQL that is planned; nesting is bounded by the parser.
 pub const MAX_SQL_BYTES: usize = 64 << 10;
 
 /// Settings under which all of Weir's SQL is parsed and planned.
@@ -52,9 +52,9 @@ pub fn planning(bounds: SqlBounds) -> Result<SessionContext, PlanError> {
     Ok(SessionContext::new_with_state(state))
 }
 
-/// The planner's message without its internals, with line and column where it knows them.
-pub fn explain(error: &DataFusionError) -> String {
-    PlanError::of(error).to_string()
+/// DataFusion's message without its internals, with line and column if known.
+pub fn strip_internals(error: &DataFusionError) -> String {
+    PlanError::from_planner(error).to_string()
 }
 
 /// A `select`, planned.
@@ -63,18 +63,25 @@ pub struct Planned {
     filter: Option<Arc<dyn PhysicalExpr>>,
     columns: Vec<(String, Arc<dyn PhysicalExpr>, DataType)>,
     schema: SchemaRef,
-    /// `schema`, with marks on what holds JSON text.
+    /// `schema`, with marks on the fields that hold JSON text.
     marked: SchemaRef,
+}
+
+/// Result of a `select`.
+pub struct Filtered {
+    pub rows: RecordBatch,
+    /// Per row of the input whether `where` let it through; none without a `where`.
+    pub passed: Option<Vec<bool>>,
 }
 
 struct Expressions {
     /// The condition of a `where`.
     filter: Option<Arc<dyn PhysicalExpr>>,
-    /// The columns with their names, and the field of the input that each takes as it is.
+    /// The columns with their names, and the input field of each that selects one unchanged.
     columns: Vec<(String, Arc<dyn PhysicalExpr>, Option<Field>)>,
 }
 
-/// `marked` is the input's schema with marks on what holds JSON text.
+/// `marked` is the input's schema with marks on the fields that hold JSON text.
 fn plan_rows(
     stream: &str,
     input: &SchemaRef,
@@ -86,7 +93,7 @@ fn plan_rows(
         return Err(format!("the text has more than {MAX_SQL_BYTES} bytes").into());
     }
     sql_bounds::text::check_tokens(sql).map_err(|e| e.0)?;
-    reads_something(stream, sql)?;
+    check_has_from(stream, sql)?;
     let context = planning(bounds)?;
     let table = Arc::new(EmptyTable::new(input.clone()));
     context.register_table(stream, table)?;
@@ -95,22 +102,21 @@ fn plan_rows(
     // Planning over a table in memory does no I/O, so it needs no runtime.
     let plan =
         futures::executor::block_on(state.statement_to_plan(statement.clone())).map_err(|e| {
-            // What the planner says of an aggregate would lead to `group by`, which is none of this
-            // either.
-            let call = called(sql, |name| state.aggregate_functions().contains_key(name));
+            // For an aggregate the planner would suggest `group by`, which is not allowed either.
+            let call = first_call(sql, |name| state.aggregate_functions().contains_key(name));
             call.map_or_else(
-                || PlanError::of(&e),
-                |name| not_row_by_row(stream, PlanError::about(&[&name], format!("`{name}`"))),
+                || PlanError::from_planner(&e),
+                |name| not_row_by_row(stream, PlanError::at_words(&[&name], format!("`{name}`"))),
             )
         })?;
     sql_bounds::plan::check(&plan)?;
     // Before the analyzer, which would fold `now()` into a constant.
-    shape(&plan, stream)?;
-    names::refuse_unnamed(&statement, input)?;
+    split(&plan, stream)?;
+    names::check_named(&statement, input)?;
     let plan = state
         .analyzer()
         .execute_and_check(plan, state.config_options(), |_, _| {})?;
-    let (filter, projection) = shape(&plan, stream)?;
+    let (filter, projection) = split(&plan, stream)?;
     let filter = filter
         .map(|f| physical(&state, &f.predicate, f.input.schema()))
         .transpose()?;
@@ -122,33 +128,36 @@ fn plan_rows(
             Ok((
                 f.name().clone(),
                 physical(&state, e, projection.input.schema())?,
-                taken(e, marked),
+                source_field(e, marked),
             ))
         })
         .collect::<Result<_, PlanError>>()?;
     Ok(Expressions { filter, columns })
 }
 
-/// The field that an expression takes as it is: a column, a member of one, an item of one.
-pub fn taken(expression: &Expr, marked: &Schema) -> Option<Field> {
+/// The input field that an expression selects unchanged: a column, a member or an item of one.
+pub fn source_field(expression: &Expr, marked: &Schema) -> Option<Field> {
     match expression {
-        Expr::Alias(alias) => taken(&alias.expr, marked),
+        Expr::Alias(alias) => source_field(&alias.expr, marked),
         Expr::Column(column) => marked.field_with_name(&column.name).ok().cloned(),
         Expr::ScalarFunction(call) => match (call.func.name(), call.args.as_slice()) {
             ("get_field", [of, names @ ..]) => {
-                names.iter().try_fold(taken(of, marked)?, |of, name| {
-                    let (DataType::Struct(fields), Expr::Literal(name, _)) = (of.data_type(), name)
-                    else {
-                        return None;
-                    };
-                    let name = name.try_as_str().flatten()?;
-                    fields
-                        .iter()
-                        .find(|field| field.name() == name)
-                        .map(|field| field.as_ref().clone())
-                })
+                names
+                    .iter()
+                    .try_fold(source_field(of, marked)?, |of, name| {
+                        let (DataType::Struct(fields), Expr::Literal(name, _)) =
+                            (of.data_type(), name)
+                        else {
+                            return None;
+                        };
+                        let name = name.try_as_str().flatten()?;
+                        fields
+                            .iter()
+                            .find(|field| field.name() == name)
+                            .map(|field| field.as_ref().clone())
+                    })
             }
-            ("array_element", [list, _]) => match taken(list, marked)?.data_type() {
+            ("array_element", [list, _]) => match source_field(list, marked)?.data_type() {
                 DataType::List(item) => Some(item.as_ref().clone()),
                 _ => None,
             },
@@ -158,27 +167,33 @@ pub fn taken(expression: &Expr, marked: &Schema) -> Option<Field> {
     }
 }
 
-/// What to do where JSON text decides which rows belong together, which it cannot: equal values may
-/// be written differently.
-pub fn json_is_no_key(column: &str) -> String {
+/// The message for JSON text as a key: equal values can be written differently.
+pub fn json_is_not_a_key(column: &str) -> String {
     format!(
         "`{column}` is json, which cannot be a key, version, count or group; take a value out of it, such as `{column} ->> 'id'`"
     )
 }
 
-type Shape<'a> = (
+/// The message for a function whose result can differ between calls with the same arguments.
+pub fn not_deterministic(function: &str) -> PlanError {
+    let message =
+        format!("`{function}` is not deterministic; replayed records must give the same rows");
+    PlanError::at_words(&[function], message)
+}
+
+type FilterAndProjection<'a> = (
     Option<&'a datafusion::logical_expr::Filter>,
     &'a datafusion::logical_expr::Projection,
 );
 
 /// Accepts `select … from stream [where …]` and nothing else.
-fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, PlanError> {
-    let not_row_by_row = |refusal| not_row_by_row(stream, refusal);
+fn split<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<FilterAndProjection<'a>, PlanError> {
+    let not_row_by_row = |what| not_row_by_row(stream, what);
     let LogicalPlan::Projection(projection) = plan else {
-        return Err(not_row_by_row(of_many(plan)));
+        return Err(not_row_by_row(multi_row_operation(plan)));
     };
     for expression in &projection.expr {
-        row_by_row(expression).map_err(not_row_by_row)?;
+        check_row_by_row(expression, stream)?;
     }
     let mut filter = None;
     let mut input = projection.input.as_ref();
@@ -186,14 +201,14 @@ fn shape<'a>(plan: &'a LogicalPlan, stream: &str) -> Result<Shape<'a>, PlanError
         match input {
             LogicalPlan::SubqueryAlias(alias) => input = alias.input.as_ref(),
             LogicalPlan::Filter(found) if filter.is_none() => {
-                row_by_row(&found.predicate).map_err(not_row_by_row)?;
+                check_row_by_row(&found.predicate, stream)?;
                 filter = Some(found);
                 input = found.input.as_ref();
             }
             LogicalPlan::TableScan(scan) if scan.table_name.table() == stream => {
                 return Ok((filter, projection));
             }
-            other => return Err(not_row_by_row(of_many(other))),
+            other => return Err(not_row_by_row(multi_row_operation(other))),
         }
     }
 }
@@ -204,9 +219,9 @@ fn not_row_by_row(stream: &str, what: PlanError) -> PlanError {
     })
 }
 
-/// Refuses a `select` without `from`, of which the planner would only say that it has no columns.
-fn reads_something(stream: &str, sql: &str) -> Result<(), PlanError> {
-    // What cannot be parsed is told by the planner.
+/// Rejects a `select` without `from`; the planner would only report that it has no columns.
+fn check_has_from(stream: &str, sql: &str) -> Result<(), PlanError> {
+    // The planner reports syntax errors.
     let Ok(statements) = Parser::parse_sql(&WeirDialect, sql) else {
         return Ok(());
     };
@@ -219,19 +234,19 @@ fn reads_something(stream: &str, sql: &str) -> Result<(), PlanError> {
     match select.projection.last() {
         Some(last) if select.from.is_empty() => Err(PlanError::after(
             last,
-            format!("`from {stream}` is missing behind the columns"),
+            format!("`from {stream}` is missing after the columns"),
         )),
         _ => Ok(()),
     }
 }
 
-/// The first function that SQL calls among those asked for.
-fn called(sql: &str, is_asked_for: impl Fn(&str) -> bool) -> Option<String> {
+/// The first function that SQL calls among the wanted ones.
+fn first_call(sql: &str, is_wanted: impl Fn(&str) -> bool) -> Option<String> {
     let statements = Parser::parse_sql(&WeirDialect, sql).ok()?;
     let call = ast::visit_expressions(&statements, |expression| match expression {
         ast::Expr::Function(function) => {
             let name = function.name.to_string().to_lowercase();
-            if is_asked_for(&name) {
+            if is_wanted(&name) {
                 ControlFlow::Break(name)
             } else {
                 ControlFlow::Continue(())
@@ -242,12 +257,12 @@ fn called(sql: &str, is_asked_for: impl Fn(&str) -> bool) -> Option<String> {
     call.break_value()
 }
 
-/// What a plan does that looks at more than one row, by the words that say so in SQL.
-fn of_many(plan: &LogicalPlan) -> PlanError {
+/// The operation of a plan that needs more than one row, located by its SQL keyword.
+fn multi_row_operation(plan: &LogicalPlan) -> PlanError {
     let (what, words): (String, &[&str]) = match plan {
         LogicalPlan::Aggregate(aggregate) => match aggregate.aggr_expr.first() {
             Some(Expr::AggregateFunction(call)) => {
-                return PlanError::about(
+                return PlanError::at_words(
                     &[call.func.name(), "group"],
                     format!("`{}`", call.func.name()),
                 );
@@ -269,47 +284,50 @@ fn of_many(plan: &LogicalPlan) -> PlanError {
             )
         }
     };
-    PlanError::about(words, format!("`{what}`"))
+    PlanError::at_words(words, format!("`{what}`"))
 }
 
-fn row_by_row(expression: &Expr) -> Result<(), PlanError> {
-    let mut wrong = None;
+/// Rejects what needs more than one row, and what is not deterministic.
+fn check_row_by_row(expression: &Expr, stream: &str) -> Result<(), PlanError> {
+    let mut error = None;
     let walked = expression.apply(|e| {
         let shown = || format!("`{e}`");
-        wrong = match e {
-            Expr::AggregateFunction(call) => Some(PlanError::about(&[call.func.name()], shown())),
-            Expr::WindowFunction(_) => Some(PlanError::about(&["over"], shown())),
+        let operation = match e {
+            Expr::AggregateFunction(call) => {
+                Some(PlanError::at_words(&[call.func.name()], shown()))
+            }
+            Expr::WindowFunction(_) => Some(PlanError::at_words(&["over"], shown())),
             Expr::Exists(_)
             | Expr::InSubquery(_)
             | Expr::SetComparison(_)
-            | Expr::ScalarSubquery(_) => Some(PlanError::about(&["select"], "a subquery")),
-            Expr::Unnest(_) => Some(PlanError::about(&["unnest"], shown())),
-            Expr::GroupingSet(_) => Some(PlanError::about(&["group"], shown())),
+            | Expr::ScalarSubquery(_) => Some(PlanError::at_words(&["select"], "a subquery")),
+            Expr::Unnest(_) => Some(PlanError::at_words(&["unnest"], shown())),
+            Expr::GroupingSet(_) => Some(PlanError::at_words(&["group"], shown())),
             Expr::Placeholder(_) | Expr::OuterReferenceColumn(..) | Expr::ScalarVariable(..) => {
                 Some(shown().into())
             }
-            Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
-                let name = f.func.name();
-                Some(PlanError::about(
-                    &[name],
-                    format!("`{name}`, which differs from call to call,"),
-                ))
-            }
             _ => None,
         };
-        Ok(if wrong.is_some() {
+        error = match e {
+            Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable => {
+                Some(not_deterministic(f.func.name()))
+            }
+            _ => operation.map(|operation| not_row_by_row(stream, operation)),
+        };
+        Ok(if error.is_some() {
             TreeNodeRecursion::Stop
         } else {
             TreeNodeRecursion::Continue
         })
     });
-    match (walked, wrong) {
+    match (walked, error) {
         (Ok(_), None) => Ok(()),
-        (_, Some(wrong)) => Err(wrong),
+        (_, Some(error)) => Err(error),
         (Err(e), None) => Err(e.into()),
     }
 }
 
+/// An expression simplified and ready to evaluate on batches of a schema.
 pub fn physical(
     state: &SessionState,
     expression: &Expr,
@@ -332,17 +350,17 @@ pub fn plan(
     bounds: SqlBounds,
 ) -> Result<Planned, PlanError> {
     let Expressions { filter, columns } = plan_rows(stream, input, marked, sql, bounds)?;
-    let taken: Vec<Option<Field>> = columns.iter().map(|(_, _, taken)| taken.clone()).collect();
+    let sources: Vec<Option<Field>> = columns.iter().map(|(_, _, field)| field.clone()).collect();
     let columns = columns
         .into_iter()
         .map(|(name, e, _)| {
             let ty = e.data_type(input)?;
             let stored = stored_type(&ty).ok_or_else(|| {
                 let message = match ty {
-                    DataType::Union(..) => format!("the column `{name}` has values of many types, which a table cannot hold; cast it, or use `->>` instead of json_get"),
-                    _ => format!("the column `{name}` is {ty}, which a table cannot hold; cast it"),
+                    DataType::Union(..) => format!("the column `{name}` has values of many types, which a table cannot store; cast it, or use `->>` instead of json_get"),
+                    _ => format!("the column `{name}` is {ty}, which a table cannot store; cast it"),
                 };
-                PlanError::about(&[&name], message)
+                PlanError::at_words(&[&name], message)
             })?;
             Ok((name, e, stored))
         })
@@ -351,7 +369,7 @@ pub fn plan(
         if columns[..i].iter().any(|(n, ..)| n == name) {
             let message =
                 format!("there are two columns `{name}`; give one of them another name with `as`");
-            return Err(PlanError::about(&[name], message));
+            return Err(PlanError::at_words(&[name], message));
         }
     }
     let schema = Arc::new(Schema::new(
@@ -363,9 +381,9 @@ pub fn plan(
     let marked = schema
         .fields()
         .iter()
-        .zip(taken)
-        .map(|(field, taken)| match taken {
-            Some(taken) => taken.with_name(field.name()),
+        .zip(sources)
+        .map(|(field, source)| match source {
+            Some(source) => source.with_name(field.name()),
             None => field.as_ref().clone(),
         });
     let marked = Arc::new(Schema::new(marked.collect::<Vec<_>>()));
@@ -377,7 +395,7 @@ pub fn plan(
     })
 }
 
-/// The type under which a table keeps values of this type; none where it cannot.
+/// The type as which a table stores values of this type; none if it cannot.
 pub fn stored_type(ty: &DataType) -> Option<DataType> {
     Some(match ty {
         DataType::Boolean
@@ -430,7 +448,7 @@ impl Planned {
                 "`event_time` is {}; it must be a timestamp",
                 self.columns[at].2
             );
-            return Err(PlanError::about(&["event_time"], message));
+            return Err(PlanError::at_words(&["event_time"], message));
         }
         self.columns[..=at].rotate_right(1);
         for schema in [&mut self.schema, &mut self.marked] {
@@ -441,32 +459,32 @@ impl Planned {
         Ok(self)
     }
 
-    /// Whether every row has a value of every expression, cast as it is stored.
+    /// Whether every expression has a value for every row, cast to its stored type.
     pub fn has_values(&self, input: &RecordBatch) -> bool {
         self.evaluate_with(input, |_, _| ()).is_ok()
     }
 
-    /// Evaluates on a batch; an error is some row's fault.
+    /// Evaluates on a batch; an error is caused by some row's values.
     pub fn evaluate(&self, input: &RecordBatch) -> Result<Filtered, String> {
         self.evaluate_with(input, |name, error| match name {
-            Some(name) => format!("{name}: {}", explain(error)),
-            None => explain(error),
+            Some(name) => format!("{name}: {}", strip_internals(error)),
+            None => strip_internals(error),
         })
     }
 
-    /// `wrong` says what an error means, of a column if that is known.
+    /// `to_error` converts an error, with the name of the column if known.
     fn evaluate_with<E>(
         &self,
         input: &RecordBatch,
-        wrong: impl Fn(Option<&str>, &DataFusionError) -> E,
+        to_error: impl Fn(Option<&str>, &DataFusionError) -> E,
     ) -> Result<Filtered, E> {
-        let whole = |e: ArrowError| wrong(None, &e.into());
+        let batch_error = |e: ArrowError| to_error(None, &e.into());
         let mut input = input.clone();
         let mut passed = None;
         if let Some(filter) = &self.filter {
-            let mask = booleans(filter, &input).map_err(|e| wrong(None, &e))?;
+            let mask = booleans(filter, &input).map_err(|e| to_error(None, &e))?;
             let true_only: Vec<bool> = mask.iter().map(|v| v == Some(true)).collect();
-            input = filter_record_batch(&input, &mask).map_err(whole)?;
+            input = filter_record_batch(&input, &mask).map_err(batch_error)?;
             passed = Some(true_only);
         }
         let rows = input.num_rows();
@@ -478,16 +496,16 @@ impl Planned {
             let array = e
                 .evaluate(&input)
                 .and_then(|v| v.into_array(rows))
-                .map_err(|e| wrong(Some(name), &e))?;
+                .map_err(|e| to_error(Some(name), &e))?;
             if array.data_type() == ty {
                 return Ok(array);
             }
-            cast_with_options(&array, ty, &options).map_err(|e| wrong(Some(name), &e.into()))
+            cast_with_options(&array, ty, &options).map_err(|e| to_error(Some(name), &e.into()))
         });
         let arrays = arrays.collect::<Result<Vec<_>, E>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
-            .map_err(whole)?;
+            .map_err(batch_error)?;
         Ok(Filtered { rows, passed })
     }
 }
@@ -500,7 +518,7 @@ fn booleans(
         .evaluate(batch)
         .and_then(|v| v.into_array(batch.num_rows()))?;
     let booleans = array.as_any().downcast_ref::<BooleanArray>().cloned();
-    booleans.ok_or_else(|| DataFusionError::Plan("is no condition".into()))
+    booleans.ok_or_else(|| DataFusionError::Plan("is not a boolean condition".into()))
 }
 
 /// A `require` rule.
@@ -521,50 +539,50 @@ impl Rule {
         let sql = format!("{BEFORE}{text} as holds from {stream}");
         let Expressions { mut columns, .. } = plan_rows(stream, output, output, &sql, bounds)
             .map_err(|e| {
-                e.within(&sql)
-                    .behind(BEFORE.len())
+                e.locate_in(&sql)
+                    .shift_column(BEFORE.len())
                     .map(|message| format!("`{text}`: {message}"))
             })?;
         let expression = match (columns.pop(), columns.len()) {
             (Some((_, expression, _)), 0) => expression,
-            _ => return Err(format!("`{text}` is not one condition").into()),
+            _ => return Err(format!("`{text}` is not a single condition").into()),
         };
         match expression.data_type(output) {
             Ok(DataType::Boolean) => Ok(Self {
                 text: text.to_owned(),
                 expression,
             }),
-            _ => Err(format!("`{text}` is no condition").into()),
+            _ => Err(format!("`{text}` is not a boolean condition").into()),
         }
     }
 
-    /// As it is declared.
+    /// The declared SQL.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Refuses every row, not refused yet, of which the rule is not true; null is not true. False:
-    /// `refuse` has had enough.
-    pub fn judge(
+    /// Rejects every row of `keep` for which the rule is false or null. False if `reject` stopped.
+    pub fn check(
         &self,
         batch: &RecordBatch,
         keep: &mut [bool],
-        refuse: &mut dyn FnMut(usize) -> bool,
+        reject: &mut dyn FnMut(usize) -> bool,
     ) -> bool {
-        self.judge_from(batch, keep, 0, refuse)
+        self.check_from(batch, keep, 0, reject)
     }
 
-    fn judge_from(
+    /// `first` is the number of the first row.
+    fn check_from(
         &self,
         batch: &RecordBatch,
         keep: &mut [bool],
         first: usize,
-        refuse: &mut dyn FnMut(usize) -> bool,
+        reject: &mut dyn FnMut(usize) -> bool,
     ) -> bool {
-        let mut judge = |row: usize, keep: &mut bool, holds: Option<bool>| {
-            let is_refused = *keep && holds != Some(true);
-            *keep &= !is_refused;
-            !is_refused || refuse(first + row)
+        let mut decide = |row: usize, keep: &mut bool, holds: Option<bool>| {
+            let is_rejected = *keep && holds != Some(true);
+            *keep &= !is_rejected;
+            !is_rejected || reject(first + row)
         };
         match booleans(&self.expression, batch) {
             Ok(holds) if holds.null_count() == 0 && holds.true_count() == holds.len() => true,
@@ -572,23 +590,23 @@ impl Rule {
                 .iter_mut()
                 .zip(&holds)
                 .enumerate()
-                .all(|(row, (keep, holds))| judge(row, keep, holds)),
+                .all(|(row, (keep, holds))| decide(row, keep, holds)),
             // Some row makes the rule fail: find which.
             Err(_) if batch.num_rows() > 1 => {
                 let half = batch.num_rows() / 2;
                 let (before, after) = keep.split_at_mut(half);
-                self.judge_from(&batch.slice(0, half), before, first, refuse)
-                    && self.judge_from(
+                self.check_from(&batch.slice(0, half), before, first, reject)
+                    && self.check_from(
                         &batch.slice(half, batch.num_rows() - half),
                         after,
                         first + half,
-                        refuse,
+                        reject,
                     )
             }
             Err(_) => keep
                 .iter_mut()
                 .enumerate()
-                .all(|(row, keep)| judge(row, keep, None)),
+                .all(|(row, keep)| decide(row, keep, None)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Refuses what DataFusion's planner would pass over without an error: a clause that changes what
-//! is asked for, and is not carried out, gives a wrong answer.
+//! Rejects clauses that DataFusion's planner ignores without an error: they change the meaning of a
+//! query, so ignoring them gives a wrong result.
 
 use std::ops::ControlFlow;
 
@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::tokenizer;
 
-/// Refuses a statement with a clause that would not be carried out.
+/// Rejects a statement with a clause that would be ignored.
 pub fn check(statement: &Statement) -> Result<(), DataFusionError> {
     let found = match statement {
         Statement::Statement(inner) => inner.visit(&mut Clauses),
@@ -31,16 +31,17 @@ pub fn check(statement: &Statement) -> Result<(), DataFusionError> {
 
 struct Clauses;
 
-type Found = ControlFlow<(tokenizer::Span, String)>;
+/// Ends with the location and message of the first rejected clause.
+type Walk = ControlFlow<(tokenizer::Span, String)>;
 
-fn refuse(part: &impl Spanned, message: impl Into<String>) -> Found {
+fn reject(part: &impl Spanned, message: impl Into<String>) -> Walk {
     ControlFlow::Break((part.span(), message.into()))
 }
 
 impl Visitor for Clauses {
     type Break = (tokenizer::Span, String);
 
-    fn pre_visit_query(&mut self, query: &Query) -> Found {
+    fn pre_visit_query(&mut self, query: &Query) -> Walk {
         let clause = match query {
             Query { locks, .. } if !locks.is_empty() => "`for update` and `for share` are",
             Query {
@@ -56,10 +57,10 @@ impl Visitor for Clauses {
             } => "`format` is",
             _ => return ControlFlow::Continue(()),
         };
-        refuse(query, format!("{clause} not supported"))
+        reject(query, format!("{clause} not supported"))
     }
 
-    fn pre_visit_select(&mut self, select: &Select) -> Found {
+    fn pre_visit_select(&mut self, select: &Select) -> Walk {
         let clause = match select {
             Select { top: Some(_), .. } => "`top` is not supported; write `limit` at the end",
             Select { into: Some(_), .. } => "`into` is not supported: SQL only reads here",
@@ -74,12 +75,12 @@ impl Visitor for Clauses {
             Select { distribute_by, .. } if !distribute_by.is_empty() => {
                 "`distribute by` is not supported"
             }
-            _ => return self.joins(select),
+            _ => return self.check_joins(select),
         };
-        refuse(select, clause)
+        reject(select, clause)
     }
 
-    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> Found {
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> Walk {
         const SAMPLE: &str = "`tablesample` is not supported; write `where random() < 0.1`";
         let clause = match factor {
             TableFactor::Table {
@@ -114,7 +115,7 @@ impl Visitor for Clauses {
             | TableFactor::UNNEST {
                 with_offset: true, ..
             } => {
-                "`with ordinality` and `with offset` are not supported; write `unnest(range(1, cardinality(list) + 1))` beside it"
+                "`with ordinality` and `with offset` are not supported; write `unnest(range(1, cardinality(list) + 1))` next to it"
             }
             TableFactor::Table { partitions, .. } if !partitions.is_empty() => {
                 "`partition` is not supported; write a condition on `event_time`"
@@ -131,18 +132,18 @@ impl Visitor for Clauses {
             TableFactor::MatchRecognize { .. } => "`match_recognize` is not supported",
             _ => return ControlFlow::Continue(()),
         };
-        refuse(factor, clause)
+        reject(factor, clause)
     }
 
-    fn pre_visit_expr(&mut self, expression: &Expr) -> Found {
+    fn pre_visit_expr(&mut self, expression: &Expr) -> Walk {
         let Expr::Function(call) = expression else {
             return ControlFlow::Continue(());
         };
         match time_format(call) {
-            Some(format) if !format.contains('%') => refuse(
+            Some(format) if !format.contains('%') => reject(
                 call,
                 format!(
-                    "the format '{format}' has no `%`, so that it would be the answer; write '%Y-%m-%d %H:%M:%S'"
+                    "the format '{format}' has no `%`, so the result would be the format itself; write '%Y-%m-%d %H:%M:%S'"
                 ),
             ),
             _ => ControlFlow::Continue(()),
@@ -151,7 +152,7 @@ impl Visitor for Clauses {
 }
 
 impl Clauses {
-    fn joins(&self, select: &Select) -> Found {
+    fn check_joins(&self, select: &Select) -> Walk {
         for join in select.from.iter().flat_map(|table| &table.joins) {
             let clause = match &join.join_operator {
                 JoinOperator::AsOf { .. } => {
@@ -169,22 +170,22 @@ impl Clauses {
                 }
                 _ => continue,
             };
-            return refuse(join, clause);
+            return reject(join, clause);
         }
         ControlFlow::Continue(())
     }
 }
 
-/// The constant format of a call that writes a time as text.
+/// The constant format of a call that formats a time.
 fn time_format(call: &Function) -> Option<&str> {
     let name = call.name.to_string();
     let FunctionArguments::List(list) = &call.args else {
         return None;
     };
-    let is_writer = ["to_char", "date_format"]
+    let formats_time = ["to_char", "date_format"]
         .iter()
         .any(|known| name.eq_ignore_ascii_case(known));
-    let second = list.args.get(1).filter(|_| is_writer)?;
+    let second = list.args.get(1).filter(|_| formats_time)?;
     let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) = second else {
         return None;
     };
@@ -201,14 +202,17 @@ mod tests {
     use crate::schema::dialect::parse;
     use crate::schema::plan_error::PlanError;
 
-    fn refused(sql: &str) -> String {
+    fn outcome(sql: &str) -> String {
         let state = SessionContext::new().state();
-        parse(&state, sql).map_or_else(|e| PlanError::of(&e).to_string(), |_| "taken".to_owned())
+        parse(&state, sql).map_or_else(
+            |e| PlanError::from_planner(&e).to_string(),
+            |_| "accepted".to_owned(),
+        )
     }
 
     #[test]
-    fn a_clause_that_would_be_ignored_is_refused() {
-        let refusals = [
+    fn a_clause_that_would_be_ignored_is_rejected() {
+        let rejections = [
             "select 1 from t tablesample bernoulli (10)",
             "select 1 from (select 1 from t tablesample system (1 rows)) x",
             "select 1 from t for update",
@@ -222,18 +226,18 @@ mod tests {
             "explain select 1 where exists (select 1 from t tablesample bernoulli (1))",
             "select to_char(a, 'YYYY-MM-DD') from t",
         ]
-        .map(|sql| format!("{sql}\n  {}", refused(sql)));
-        insta::assert_snapshot!(refusals.join("\n"));
+        .map(|sql| format!("{sql}\n  {}", outcome(sql)));
+        insta::assert_snapshot!(rejections.join("\n"));
     }
 
     #[test]
-    fn what_is_carried_out_is_taken() {
+    fn supported_clauses_are_accepted() {
         for sql in [
             "select to_char(a, '%Y') from t left semi join s using (a)",
             "select a from t, unnest(l) as x(i) cross join s limit 1",
             "select a from generate_series(1, 3) as g(a) order by a offset 1",
         ] {
-            assert_eq!(refused(sql), "taken", "{sql}");
+            assert_eq!(outcome(sql), "accepted", "{sql}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The `schema` of a stream: SQL types of the JSON that comes in.
+//! The `schema` of a stream: SQL types of the incoming JSON.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -17,7 +17,7 @@ pub struct Column {
     pub not_null: bool,
 }
 
-/// What a JSON value is read as.
+/// The type as which a JSON value is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Type {
     BigInt,
@@ -30,14 +30,14 @@ pub enum Type {
     Json,
     Struct(Vec<Column>),
     Array(Box<Column>),
-    /// An object of any keys whose values are text.
+    /// An object with any keys, whose values are text.
     Map(Box<Column>),
 }
 
-/// What a number means where a timestamp is declared. Texts of times are read in any case.
+/// Unit of a number in a timestamp field. Times written as text are always read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ticks {
-    /// It is refused: whether it counts seconds or milliseconds cannot be guessed.
+    /// Numbers are rejected: seconds and milliseconds cannot be told apart safely.
     None,
     Seconds,
     Millis,
@@ -61,7 +61,7 @@ impl Ticks {
         }
     }
 
-    /// The power of ten that makes microseconds of it; none where numbers are refused.
+    /// The power of ten that converts a number to microseconds; none if numbers are rejected.
     pub fn power(self) -> Option<i64> {
         match self {
             Self::None => None,
@@ -72,18 +72,19 @@ impl Ticks {
     }
 }
 
-/// Metadata by which a field of a marked schema is known to hold JSON text. Tables do not have it.
+/// Metadata of the fields of a marked schema that hold JSON text. Tables do not have it.
 const JSON_MARK: &str = "weir.json";
 
-/// Room that columns of no fixed width took the last time, per 1,024 values of what they lie in: so
-/// that the next frame's are made as large at once. In the order of [`Column::rooms`].
+/// Bytes or items that columns of variable width had in the last frame, per 1,024 values of their
+/// parent, so that the next frame's buffers are allocated at once. In the depth-first order of
+/// [`Column::variable_width_columns`].
 #[derive(Debug, Default)]
 pub struct CapacityHints(pub Vec<AtomicUsize>);
 
 impl CapacityHints {
-    pub fn of(columns: &[Column]) -> Self {
+    pub fn for_columns(columns: &[Column]) -> Self {
         Self(
-            (0..columns.iter().map(Column::rooms).sum())
+            (0..columns.iter().map(Column::variable_width_columns).sum())
                 .map(|_| AtomicUsize::new(0))
                 .collect(),
         )
@@ -95,7 +96,7 @@ pub fn timestamp() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
-/// Text by text, with the names that Delta gives a map's parts.
+/// Text to text, with the field names that Delta uses for maps.
 pub fn map() -> DataType {
     let entries = vec![
         Field::new("key", DataType::Utf8, false),
@@ -132,13 +133,13 @@ impl Type {
 }
 
 impl Column {
-    /// How many columns of no fixed width it has, itself included, depth first.
-    pub fn rooms(&self) -> usize {
+    /// How many columns of variable width it has, itself included.
+    pub fn variable_width_columns(&self) -> usize {
         match &self.ty {
             Type::Varchar | Type::Json => 1,
-            Type::Struct(fields) => fields.iter().map(Self::rooms).sum(),
-            Type::Array(item) => 1 + item.rooms(),
-            Type::Map(values) => values.rooms(),
+            Type::Struct(fields) => fields.iter().map(Self::variable_width_columns).sum(),
+            Type::Array(item) => 1 + item.variable_width_columns(),
+            Type::Map(values) => values.variable_width_columns(),
             _ => 0,
         }
     }
@@ -169,22 +170,23 @@ pub fn is_json(field: &Field) -> bool {
     field.metadata().contains_key(JSON_MARK)
 }
 
-/// Reads `name type [not null], …`.
+/// Parses `name type [not null], …`.
 pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
-    // The SQL parser follows nested types without a bound of its own.
+    // The SQL parser does not bound nested types.
     if schema.len() > 64 << 10 || schema.matches('<').count() > 500 {
         return Err("longer than 64 KiB, or more than 500 nested types".into());
     }
     let sql = format!("create table t (\n{schema}\n)");
-    // The place of an error is one in the text around the schema.
-    let without_place = |text: String| text.split(" at Line: ").next().unwrap_or(&text).to_owned();
+    // The location of an error is one in the generated statement.
+    let without_location =
+        |text: String| text.split(" at Line: ").next().unwrap_or(&text).to_owned();
     let tokens = Tokenizer::new(&GenericDialect {}, &sql)
         .tokenize()
-        .map_err(|e| without_place(e.to_string()))?;
+        .map_err(|e| without_location(e.to_string()))?;
     let mut parser = Parser::new(&GenericDialect {}).with_tokens(with_ticks(tokens));
     let statements = parser
         .parse_statements()
-        .map_err(|e| without_place(e.to_string()))?;
+        .map_err(|e| without_location(e.to_string()))?;
     let [ast::Statement::CreateTable(table)] = statements.as_slice() else {
         return Err("write `name type [not null], …`".into());
     };
@@ -198,21 +200,21 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
                 .any(|o| matches!(o.option, ast::ColumnOption::NotNull));
             Ok(Column {
                 name: c.name.value.clone(),
-                ty: convert(&c.name.value, &c.data_type)?,
+                ty: from_sql(&c.name.value, &c.data_type)?,
                 not_null,
             })
         })
         .collect::<Result<Vec<_>, String>>()?;
-    unique("schema", &columns)?;
+    check_unique("schema", &columns)?;
     if columns.is_empty() {
-        Err("there is no column".into())
+        Err("no column is declared".into())
     } else {
         Ok(columns)
     }
 }
 
-/// Makes one quoted name of each `timestamp(s)`, `timestamp(ms)` and `timestamp(us)`: SQL has only
-/// digits there.
+/// Replaces `timestamp(s)`, `timestamp(ms)` and `timestamp(us)` by one quoted name each: SQL allows
+/// only digits there.
 fn with_ticks(tokens: Vec<Token>) -> Vec<Token> {
     let tokens: Vec<Token> = tokens
         .into_iter()
@@ -242,16 +244,16 @@ fn with_ticks(tokens: Vec<Token>) -> Vec<Token> {
     out
 }
 
-fn unique(place: &str, columns: &[Column]) -> Result<(), String> {
+fn check_unique(parent: &str, columns: &[Column]) -> Result<(), String> {
     for (i, column) in columns.iter().enumerate() {
         if columns[..i].iter().any(|c| c.name == column.name) {
-            return Err(format!("{place}: `{}` is declared twice", column.name));
+            return Err(format!("{parent}: `{}` is declared twice", column.name));
         }
     }
     Ok(())
 }
 
-fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
+fn from_sql(name: &str, ty: &ast::DataType) -> Result<Type, String> {
     use ast::DataType as Sql;
     Ok(match ty {
         Sql::BigInt(_) | Sql::Int8(_) | Sql::Int64 => Type::BigInt,
@@ -286,12 +288,12 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
                         .ok_or_else(|| format!("{name}: a field has no name"))?;
                     Ok(Column {
                         name: field.value.clone(),
-                        ty: convert(&field.value, &f.field_type)?,
+                        ty: from_sql(&field.value, &f.field_type)?,
                         not_null: false,
                     })
                 })
                 .collect::<Result<Vec<_>, String>>()?;
-            unique(name, &columns)?;
+            check_unique(name, &columns)?;
             Type::Struct(columns)
         }
         Sql::Array(
@@ -299,26 +301,26 @@ fn convert(name: &str, ty: &ast::DataType) -> Result<Type, String> {
             | ast::ArrayElemTypeDef::SquareBracket(item, _),
         ) => Type::Array(Box::new(Column {
             name: "[]".into(),
-            ty: convert(name, item)?,
+            ty: from_sql(name, item)?,
             not_null: false,
         })),
-        Sql::Map(key, value) => match (convert(name, key)?, convert(name, value)?) {
+        Sql::Map(key, value) => match (from_sql(name, key)?, from_sql(name, value)?) {
             (Type::Varchar, ty @ Type::Varchar) => Type::Map(Box::new(Column {
                 name: "*".into(),
                 ty,
                 not_null: false,
             })),
-            _ => return Err(format!("{name}: a map is map(varchar, varchar)")),
+            _ => return Err(format!("{name}: the only map is map(varchar, varchar)")),
         },
         other => {
             return Err(format!(
-                "{name}: the type {other} is not known; there are bigint, int, double, boolean, varchar, timestamp, timestamp(s), timestamp(ms), timestamp(us), json, struct<…>, array<…>, map(varchar, varchar)"
+                "{name}: unknown type {other}; available: bigint, int, double, boolean, varchar, timestamp, timestamp(s), timestamp(ms), timestamp(us), json, struct<…>, array<…>, map(varchar, varchar)"
             ));
         }
     })
 }
 
-/// The type that [`with_ticks`] made a name of.
+/// The unit of a name that [`with_ticks`] inserted.
 fn ticks(name: &ast::ObjectName) -> Option<Ticks> {
     let [ast::ObjectNamePart::Identifier(name)] = name.0.as_slice() else {
         return None;
@@ -334,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nested_types_are_read() {
+    fn nested_types_are_parsed() {
         let columns = parse(
             "id bigint not null, v struct<time bigint, y double>, t array<struct<k varchar>>",
         )
@@ -370,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_schemas_say_what_is_wrong() {
+    fn errors_name_what_is_wrong() {
         for (schema, part) in [
             ("a decimal(3,2)", "DECIMAL"),
             ("a int, a int", "twice"),

@@ -219,7 +219,7 @@ impl CountAggregator {
         let evaluate = |e: &Arc<dyn datafusion::physical_expr::PhysicalExpr>| {
             e.evaluate(reduced)
                 .and_then(|v| v.into_array(rows))
-                .map_err(|e| crate::schema::select::explain(&e))
+                .map_err(|e| crate::schema::select::strip_internals(&e))
         };
         let groups = (0..window.groups.len())
             .filter(|n| *n != window.start_at && *n != window.end_at)

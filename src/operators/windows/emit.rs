@@ -131,7 +131,7 @@ impl Emitter {
         if fired.is_empty() {
             return Ok(Vec::new());
         }
-        if !self.slides && !self.emits_updates && !self.window.is_one_by_one() {
+        if !self.slides && !self.emits_updates && !self.window.has_order_or_limit() {
             self.flush_together(panes, &fired)?;
             return Ok(Vec::new());
         }

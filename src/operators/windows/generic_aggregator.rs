@@ -28,7 +28,7 @@ use super::panes::PaneSelection;
 use super::{WindowError, state_units};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
-use crate::schema::select::explain;
+use crate::schema::select::strip_internals;
 
 /// Rows are pending until the next LSN that is a multiple of this.
 const FLUSH_INTERVAL_LSNS: Lsn = 4_096;
@@ -66,8 +66,8 @@ fn aggregate(
     let plan = plan(window, mode, input, schema)?;
     let stream = plan
         .execute(0, Arc::new(TaskContext::default()))
-        .map_err(|e| explain(&e))?;
-    futures::executor::block_on(collect(stream)).map_err(|e| explain(&e).into())
+        .map_err(|e| strip_internals(&e))?;
+    futures::executor::block_on(collect(stream)).map_err(|e| strip_internals(&e).into())
 }
 
 fn plan(
@@ -77,7 +77,7 @@ fn plan(
     schema: SchemaRef,
 ) -> Result<AggregateExec, WindowError> {
     let source =
-        MemorySourceConfig::try_new_exec(&[input], schema, None).map_err(|e| explain(&e))?;
+        MemorySourceConfig::try_new_exec(&[input], schema, None).map_err(|e| strip_internals(&e))?;
     let groups = PhysicalGroupBy::new_single(window.groups.clone());
     let is_first = mode == AggregateMode::Partial;
     let groups = if is_first { groups } else { groups.as_final() };
@@ -99,7 +99,7 @@ fn plan(
         source,
         window.reduced.clone(),
     )
-    .map_err(|e| explain(&e).into())
+    .map_err(|e| strip_internals(&e).into())
 }
 
 fn times(column: &ArrayRef) -> Result<&TimestampMicrosecondArray, WindowError> {

@@ -228,11 +228,11 @@ impl WindowState {
         let Shared { window, panes, .. } = &mut self.shared;
         let times: ArrayRef = batch.column(window.time).clone();
         let reduced = window.reduce(batch, &times)?;
-        let (mut passes, mut failed) = window.passing(batch, &reduced);
+        let (mut passes, mut failed) = window.passing_mask(batch, &reduced);
         let mut is_filtered = failed > 0;
         if !is_filtered && panes.prepare(window, &reduced).is_err() {
             is_filtered = true;
-            (passes, failed) = window.passing_one_by_one(batch, &reduced);
+            (passes, failed) = window.passing_mask_by_row(batch, &reduced);
         }
         if is_filtered {
             let reduced = filter_record_batch(&reduced, &passes)?;
@@ -346,7 +346,7 @@ impl WindowState {
         if open.is_empty() {
             return Ok(None);
         }
-        if !window.is_one_by_one() {
+        if !window.has_order_or_limit() {
             let open: Vec<&FiredWindow> = open.iter().collect();
             return emitter.finish(panes, &open).map(Some);
         }

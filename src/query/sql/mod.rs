@@ -20,7 +20,7 @@ use super::memory::SharedMemory;
 use super::query_threads::{self, QueryThreads};
 use super::{AsOf, Handles, QueryError};
 use crate::event::Micros;
-use crate::schema::select::{explain, session_config};
+use crate::schema::select::{strip_internals, session_config};
 use crate::schema::{bounds, functions};
 use crate::storage::damage_in;
 use crate::threads::panic_if_asked;
@@ -86,7 +86,7 @@ impl SqlEngine {
                 ..limits
             };
             Lane::new(lake, spill, limits, is_for_clients, footers.clone())
-                .map_err(|e| QueryError::Failed(explain(&e)))
+                .map_err(|e| QueryError::Failed(strip_internals(&e)))
         };
         Ok(Self {
             clients: lane(limits.memory - internal, limits.concurrent, true)?,
@@ -224,7 +224,7 @@ fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
         )),
         DataFusionError::ParquetError(_)
         | DataFusionError::ObjectStore(_)
-        | DataFusionError::IoError(_) => QueryError::Failed(explain(error)),
-        _ => QueryError::Invalid(explain(error)),
+        | DataFusionError::IoError(_) => QueryError::Failed(strip_internals(error)),
+        _ => QueryError::Invalid(strip_internals(error)),
     }
 }

@@ -23,7 +23,7 @@ use object_store::local::LocalFileSystem;
 use crate::event::Lsn;
 use crate::query::derived_tables::{self, OpenRows};
 use crate::query::{Handles, QueryError, system_tables};
-use crate::schema::select::explain;
+use crate::schema::select::strip_internals;
 use crate::schema::{Layout, versions_of};
 use crate::storage::create_folders;
 use crate::views::lake::entities::scan::EntitySnapshot;
@@ -47,7 +47,7 @@ pub(super) fn session(
     handles: &Handles,
     open: &BTreeMap<String, OpenRows>,
 ) -> Result<(SessionContext, Vec<(String, Lsn)>), QueryError> {
-    let failed = |e: DataFusionError| QueryError::Failed(explain(&e));
+    let failed = |e: DataFusionError| QueryError::Failed(strip_internals(&e));
     let mut tables = Tables::default();
     for (name, table) in &handles.tables {
         tables

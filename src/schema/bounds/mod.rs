@@ -1,7 +1,6 @@
-//! How far one statement of SQL may go: of its text, of what it is once its common table
-//! expressions are written out, of its plan, and of what a function may make of its arguments.
-//! Queries and declarations are held to the same bounds of text and plan. What a function may make
-//! in a declaration is stored with it, since it decides which rows there are.
+//! Bounds on one SQL statement: on its text, with common table expressions expanded, on its plan, and
+//! on the results of functions. Text and plan have the same bounds in queries and declarations. The
+//! bounds on functions in a declaration are stored with it, because they affect its rows.
 
 pub mod plan;
 pub mod scope;
@@ -11,7 +10,7 @@ use std::fmt;
 
 use datafusion::error::DataFusionError;
 
-/// Stack of a thread that parses, plans or runs SQL: it fits the deepest text that is parsed, and
+/// Stack of a thread that parses, plans or runs SQL: enough for the deepest text that is parsed and
 /// the deepest plan that is accepted.
 pub const STACK_BYTES: usize = if cfg!(debug_assertions) {
     128 << 20
@@ -19,7 +18,7 @@ pub const STACK_BYTES: usize = if cfg!(debug_assertions) {
     32 << 20
 };
 
-/// A statement that goes beyond a bound; the message names it.
+/// An exceeded bound; the message names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exceeded(pub String);
 
@@ -37,7 +36,7 @@ impl From<Exceeded> for DataFusionError {
     }
 }
 
-/// The bound that an error says was exceeded, if it is one.
+/// The exceeded bound in an error, if that is its cause.
 pub fn exceeded(error: &DataFusionError) -> Option<&Exceeded> {
     match error.find_root() {
         DataFusionError::External(inner) => inner.downcast_ref(),
@@ -45,13 +44,13 @@ pub fn exceeded(error: &DataFusionError) -> Option<&Exceeded> {
     }
 }
 
-/// Runs something on a thread whose stack fits what is parsed and planned.
-pub fn on_large_stack<T: Send>(what: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+/// Runs a closure on a thread with [`STACK_BYTES`]; an error if the thread cannot be started.
+pub fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     std::thread::scope(|threads| {
         let thread = std::thread::Builder::new()
             .name("plan".into())
             .stack_size(STACK_BYTES);
-        let done = thread.spawn_scoped(threads, what)?.join();
+        let done = thread.spawn_scoped(threads, run)?.join();
         done.or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

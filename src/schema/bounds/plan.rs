@@ -1,5 +1,5 @@
-//! Bounds on a plan before it is optimized: its nodes, its columns, what a condition becomes once
-//! it is moved down to the tables, and the types it casts to.
+//! Bounds on a plan before it is optimized: its nodes, its columns, the size of conditions once they
+//! are pushed down to the tables, and the types it casts to.
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::DFSchema;
@@ -11,17 +11,17 @@ use super::Exceeded;
 
 /// Operators of a plan.
 const MAX_NODES: usize = 4_000;
-/// Columns of all operators of a plan together.
+/// Columns of all operators of a plan.
 const MAX_COLUMNS: usize = 100_000;
-/// Parts of a condition once every column in it is written out: the optimizer moves conditions
-/// below the expressions that they read.
-const MAX_PARTS: u64 = 50_000;
-/// Items of a list, or bytes of a value, whose type says how many there are.
-const MAX_FIXED: i32 = 4_096;
-/// Of a plan, by column.
-type Parts = Vec<u64>;
+/// Nodes of a condition with every column in it expanded: the optimizer pushes conditions below the
+/// projections that they read.
+const MAX_CONDITION_NODES: u64 = 50_000;
+/// Items or bytes of a value of a fixed-size type.
+const MAX_FIXED_SIZE: i32 = 4_096;
+/// Expanded size of each column of a plan, in expression nodes.
+type ColumnSizes = Vec<u64>;
 
-/// Refuses a plan that is too much to be optimized.
+/// Rejects a plan that is too large to be optimized.
 pub fn check(plan: &LogicalPlan) -> Result<()> {
     let (mut nodes, mut columns) = (0, 0);
     plan.apply_with_subqueries(|node| {
@@ -44,10 +44,10 @@ pub fn check(plan: &LogicalPlan) -> Result<()> {
         })
     })?;
     plan.apply_with_subqueries(|node| {
-        // Of the outermost plan and of each subquery every operator is looked at from there on.
+        // `column_sizes` checks all conditions below the outermost one of a (sub)query.
         let is_condition = matches!(node, LogicalPlan::Filter(_) | LogicalPlan::Join(_));
         if is_condition {
-            parts(node)?;
+            column_sizes(node)?;
         }
         Ok(if is_condition {
             TreeNodeRecursion::Jump
@@ -58,7 +58,7 @@ pub fn check(plan: &LogicalPlan) -> Result<()> {
     Ok(())
 }
 
-/// Refuses casts to types of which every value would be too much.
+/// Rejects casts to fixed-size types whose values are too large.
 pub fn check_casts(plan: &LogicalPlan) -> Result<()> {
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expression| {
@@ -77,9 +77,9 @@ fn check_types(expression: &Expr) -> Result<()> {
             Expr::Literal(value, _) => &value.data_type(),
             _ => return Ok(TreeNodeRecursion::Continue),
         };
-        match too_fixed(ty) {
+        match excessive_fixed_size(ty) {
             Some(size) => Err(Exceeded(format!(
-                "a type with {size} items or bytes in every value; at most {MAX_FIXED} are allowed: use a list, or text"
+                "a type with {size} items or bytes in every value; at most {MAX_FIXED_SIZE} are allowed: use a list, or text"
             ))
             .into()),
             None => Ok(TreeNodeRecursion::Continue),
@@ -88,9 +88,9 @@ fn check_types(expression: &Expr) -> Result<()> {
     Ok(())
 }
 
-/// How many items or bytes every value of a type has, where those are too many.
-fn too_fixed(ty: &DataType) -> Option<i64> {
-    fixed_size(ty).filter(|size| *size > i64::from(MAX_FIXED))
+/// Items or bytes of every value of a type, if they are too many.
+fn excessive_fixed_size(ty: &DataType) -> Option<i64> {
+    fixed_size(ty).filter(|size| *size > i64::from(MAX_FIXED_SIZE))
 }
 
 fn fixed_size(ty: &DataType) -> Option<i64> {
@@ -111,36 +111,39 @@ fn fixed_size(ty: &DataType) -> Option<i64> {
     }
 }
 
-/// Of how many parts each column of a plan is, with those of the columns that it is made from.
-fn parts(plan: &LogicalPlan) -> Result<Parts> {
-    let inputs: Vec<(Parts, &DFSchema)> = plan
+/// Sizes of a plan's columns, with the columns that they are computed from expanded; an error if a
+/// condition is too large.
+///
+/// `select x + x as y from (…)` counts the size of x twice, so each such level doubles the size.
+fn column_sizes(plan: &LogicalPlan) -> Result<ColumnSizes> {
+    let inputs: Vec<(ColumnSizes, &DFSchema)> = plan
         .inputs()
         .iter()
-        .map(|input| Ok((parts(input)?, input.schema().as_ref())))
+        .map(|input| Ok((column_sizes(input)?, input.schema().as_ref())))
         .collect::<Result<_>>()?;
-    let of = |expression: &Expr| written_out(expression, &inputs);
-    let most = inputs
+    let size = |expression: &Expr| expanded_size(expression, &inputs);
+    let largest = inputs
         .iter()
-        .flat_map(|(parts, _)| parts)
+        .flat_map(|(sizes, _)| sizes)
         .copied()
         .max()
         .unwrap_or(1);
-    let mut columns: Parts = match plan {
-        LogicalPlan::Projection(projection) => projection.expr.iter().map(of).collect(),
-        LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.iter().map(of).collect(),
+    let mut columns: ColumnSizes = match plan {
+        LogicalPlan::Projection(projection) => projection.expr.iter().map(size).collect(),
+        LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.iter().map(size).collect(),
         LogicalPlan::Join(join)
             if matches!(join.join_type, JoinType::RightSemi | JoinType::RightAnti) =>
         {
-            vec![most]
+            vec![largest]
         }
-        LogicalPlan::Join(_) => inputs.iter().flat_map(|(parts, _)| parts.clone()).collect(),
+        LogicalPlan::Join(_) => inputs.iter().flat_map(|(sizes, _)| sizes.clone()).collect(),
         LogicalPlan::Union(_) => {
             let columns = plan.schema().fields().len();
             (0..columns)
                 .map(|at| {
                     inputs
                         .iter()
-                        .filter_map(|(p, _)| p.get(at))
+                        .filter_map(|(sizes, _)| sizes.get(at))
                         .copied()
                         .max()
                         .unwrap_or(1)
@@ -149,7 +152,7 @@ fn parts(plan: &LogicalPlan) -> Result<Parts> {
         }
         _ => inputs
             .first()
-            .map(|(parts, _)| parts.clone())
+            .map(|(sizes, _)| sizes.clone())
             .unwrap_or_default(),
     };
     let conditions: Vec<&Expr> = match plan {
@@ -161,14 +164,19 @@ fn parts(plan: &LogicalPlan) -> Result<Parts> {
             .collect(),
         _ => Vec::new(),
     };
-    if conditions.into_iter().map(of).fold(0, u64::saturating_add) > MAX_PARTS {
+    if conditions
+        .into_iter()
+        .map(size)
+        .fold(0, u64::saturating_add)
+        > MAX_CONDITION_NODES
+    {
         return Err(Exceeded(format!(
-            "a condition has more than {MAX_PARTS} parts once the expressions that it reads are written out; nest fewer of them"
+            "a condition has more than {MAX_CONDITION_NODES} parts with the expressions that it reads written out; nest fewer of them"
         ))
         .into());
     }
     let padding = if matches!(plan, LogicalPlan::Unnest(_) | LogicalPlan::Join(_)) {
-        most
+        largest
     } else {
         1
     };
@@ -176,14 +184,14 @@ fn parts(plan: &LogicalPlan) -> Result<Parts> {
     Ok(columns)
 }
 
-fn written_out(expression: &Expr, inputs: &[(Parts, &DFSchema)]) -> u64 {
+fn expanded_size(expression: &Expr, inputs: &[(ColumnSizes, &DFSchema)]) -> u64 {
     let mut count = 0_u64;
     let _ = expression.apply(|e| {
         let own = match e {
             Expr::Column(column) => inputs
                 .iter()
-                .find_map(|(parts, schema)| {
-                    parts.get(schema.maybe_index_of_column(column)?).copied()
+                .find_map(|(sizes, schema)| {
+                    sizes.get(schema.maybe_index_of_column(column)?).copied()
                 })
                 .unwrap_or(1),
             _ => 1,

@@ -1,5 +1,5 @@
-//! Bounds on a statement before it is planned: its tokens, how deep its expressions and queries
-//! nest, the tables it reads once its common table expressions are written out, its grouping sets.
+//! Bounds on a statement before it is planned: its tokens, the nesting depth of expressions and
+//! queries, the tables it reads with common table expressions expanded, its grouping sets.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -17,19 +17,19 @@ use crate::schema::dialect::WeirDialect;
 
 /// Words, numbers and signs of a statement.
 pub const MAX_TOKENS: usize = 50_000;
-/// Levels of a statement's expressions and queries. Terms of `and` and `or` are one level each 64.
+/// Nesting depth of expressions and queries. A long chain of `and` or `or` counts as a balanced
+/// tree.
 pub const MAX_DEPTH: usize = 200;
-/// `select`s of a statement, with what `union` puts together.
+/// `select`s of a statement, including those of `union`.
 pub const MAX_SELECTS: usize = 128;
-/// Tables that are read, each as often as it is, with common table expressions written out.
+/// Table reads, with common table expressions expanded.
 pub const MAX_TABLES: u64 = 128;
-/// Sets of columns that `group by` groups by: those of `cube`, `rollup` and `grouping sets`
-/// multiply.
+/// Grouping sets of `group by`: those of `cube`, `rollup` and `grouping sets` multiply.
 pub const MAX_GROUPING_SETS: u64 = 64;
-/// Terms of `and` or `or` from which on they are put together as a tree.
-const BALANCED_TERMS: usize = 64;
+/// Chains of `and` or `or` with at least this many terms are balanced.
+const MIN_BALANCED_TERMS: usize = 64;
 
-/// Refuses a text that is too long to be parsed.
+/// Rejects a text that is too long to be parsed.
 pub fn check_tokens(sql: &str) -> Result<(), Exceeded> {
     // The parser reports text that is not SQL.
     let Ok(tokens) = Tokenizer::new(&WeirDialect, sql).tokenize() else {
@@ -55,8 +55,8 @@ pub fn check_tokens(sql: &str) -> Result<(), Exceeded> {
     Ok(())
 }
 
-/// Refuses a statement that is too much to be planned, and puts long chains of `and` and `or`
-/// together as trees, which are planned in the time of their terms.
+/// Rejects a statement that is too large to be planned, and balances long chains of `and` and `or`,
+/// so that planning takes linear time and shallow recursion.
 pub fn check(statement: &mut Statement) -> Result<(), Exceeded> {
     match statement {
         Statement::Statement(inner) => {
@@ -77,9 +77,10 @@ struct Walk {
 }
 
 impl Walk {
-    fn deeper(&mut self, below: usize) -> ControlFlow<Exceeded> {
+    /// Enters a level; `spine` are levels below it that the visitor does not see separately.
+    fn descend(&mut self, spine: usize) -> ControlFlow<Exceeded> {
         self.depth += 1;
-        let depth = self.depth + below;
+        let depth = self.depth + spine;
         if depth > MAX_DEPTH {
             return ControlFlow::Break(Exceeded(format!(
                 "expressions and queries nest {depth} levels deep, by operators, casts or parentheses; at most {MAX_DEPTH} are planned: write `in (…)` or a list for chains, or split the statement"
@@ -93,7 +94,7 @@ impl VisitorMut for Walk {
     type Break = Exceeded;
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Exceeded> {
-        self.deeper(spine_of_sets(&query.body))
+        self.descend(set_operation_spine(&query.body))
     }
 
     fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<Exceeded> {
@@ -113,7 +114,7 @@ impl VisitorMut for Walk {
 
     fn pre_visit_expr(&mut self, expression: &mut Expr) -> ControlFlow<Exceeded> {
         balance(expression);
-        self.deeper(spine(expression))
+        self.descend(spine(expression))
     }
 
     fn post_visit_expr(&mut self, _: &mut Expr) -> ControlFlow<Exceeded> {
@@ -122,8 +123,8 @@ impl VisitorMut for Walk {
     }
 }
 
-/// How deep an expression's first operands nest. The parser builds these without recursion, so that
-/// they may be deeper than a stack.
+/// Nesting depth of an expression's first operands. The parser builds these without recursion, so
+/// they can be deeper than the stack.
 fn spine(expression: &Expr) -> usize {
     let (mut depth, mut expression) = (0, expression);
     loop {
@@ -168,16 +169,17 @@ fn spine(expression: &Expr) -> usize {
     }
 }
 
-fn spine_of_sets(body: &SetExpr) -> usize {
+fn set_operation_spine(body: &SetExpr) -> usize {
     let (mut depth, mut body) = (0, body);
     while let SetExpr::SetOperation { left, .. } = body {
         (depth, body) = (depth + 1, left.as_ref());
     }
-    // They are planned one beside the other.
+    // The sides of a set operation are planned next to each other.
     depth / 2
 }
 
-/// Puts a long chain of `and` or of `or` together as a tree.
+/// Rebuilds a long chain of `and` or `or` as a balanced tree: `((a or b) or c) or d` becomes
+/// `(a or b) or (c or d)`.
 fn balance(expression: &mut Expr) {
     let chained = |expression: &Expr| match expression {
         Expr::BinaryOp {
@@ -200,7 +202,7 @@ fn balance(expression: &mut Expr) {
     {
         (count, left) = (count + 1, inner);
     }
-    if count < BALANCED_TERMS {
+    if count < MIN_BALANCED_TERMS {
         return;
     }
     let mut terms = Vec::with_capacity(count);
@@ -222,10 +224,10 @@ fn balance(expression: &mut Expr) {
         }
     }
     terms.reverse();
-    terms = one_list(terms, &op);
+    terms = merge_into_lists(terms, &op);
+    // Popped from the end, so the first term is last.
     terms.reverse();
     while terms.len() > 1 {
-        // The last term is the first.
         let mut next = Vec::with_capacity(terms.len() / 2 + 1);
         while let Some(left) = terms.pop() {
             next.push(match terms.pop() {
@@ -245,20 +247,20 @@ fn balance(expression: &mut Expr) {
     }
 }
 
-/// Of a chain's terms those that compare one column with literals of one kind, as one list: `x = 1
-/// or x = 2` is `x in (1, 2)`.
-fn one_list(terms: Vec<Expr>, op: &BinaryOperator) -> Vec<Expr> {
+/// Merges terms that compare a column with literals of one kind: `x = 1 or x = 2` becomes
+/// `x in (1, 2)`.
+fn merge_into_lists(terms: Vec<Expr>, op: &BinaryOperator) -> Vec<Expr> {
     let wanted = if *op == BinaryOperator::Or {
         BinaryOperator::Eq
     } else {
         BinaryOperator::NotEq
     };
-    let mut lists: BTreeMap<(String, bool), usize> = BTreeMap::new();
+    let mut lists: BTreeMap<(String, Option<LiteralKind>), usize> = BTreeMap::new();
     let mut out: Vec<Expr> = Vec::with_capacity(terms.len());
     for term in terms {
         let (column, literal) = match term {
             Expr::BinaryOp { left, op, right }
-                if op == wanted && is_column(&left) && kind(&right).is_some() =>
+                if op == wanted && is_column(&left) && literal_kind(&right).is_some() =>
             {
                 (left, right)
             }
@@ -267,7 +269,7 @@ fn one_list(terms: Vec<Expr>, op: &BinaryOperator) -> Vec<Expr> {
                 continue;
             }
         };
-        let key = (column.to_string(), kind(&literal) == Some(true));
+        let key = (column.to_string(), literal_kind(&literal));
         if let Some(Expr::InList { list, .. }) = lists.get(&key).and_then(|at| out.get_mut(*at)) {
             list.push(*literal);
             continue;
@@ -289,14 +291,20 @@ fn is_column(expression: &Expr) -> bool {
     )
 }
 
-/// Whether a literal is a text (true), a whole number (false), or of another kind.
-fn kind(expression: &Expr) -> Option<bool> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum LiteralKind {
+    Text,
+    WholeNumber,
+}
+
+/// The kind of a literal that can be merged into a list.
+fn literal_kind(expression: &Expr) -> Option<LiteralKind> {
     let Expr::Value(value) = expression else {
         return None;
     };
     match &value.value {
-        Value::SingleQuotedString(_) => Some(true),
-        Value::Number(digits, _) if digits.parse::<i64>().is_ok() => Some(false),
+        Value::SingleQuotedString(_) => Some(LiteralKind::Text),
+        Value::Number(digits, _) if digits.parse::<i64>().is_ok() => Some(LiteralKind::WholeNumber),
         _ => None,
     }
 }
@@ -330,12 +338,11 @@ fn grouping_sets(group_by: &GroupByExpr) -> u64 {
         .fold(1, u64::saturating_mul)
 }
 
-/// Counts the tables that are read when every common table expression is written out where it is
-/// read.
+/// Rejects a statement that reads too many tables, with common table expressions expanded where they
+/// are read: `c1` read twice by `c2`, read twice by `c3`, … doubles with each.
 fn check_tables(statement: &mut Sql) -> Result<(), Exceeded> {
     let mut tables = Tables::default();
-    // One pass is enough where each expression reads those before it; names of inner queries need
-    // more.
+    // One pass is enough if each expression reads earlier ones; names of inner queries need more.
     for _ in 0..=MAX_DEPTH {
         tables.has_changed = false;
         let _ = statement.visit(&mut tables);
@@ -349,7 +356,7 @@ fn check_tables(statement: &mut Sql) -> Result<(), Exceeded> {
     };
     if read > MAX_TABLES {
         return Err(Exceeded(format!(
-            "the statement reads more than {MAX_TABLES} tables once its common table expressions are written out where they are read; join fewer, or send several statements"
+            "the statement reads more than {MAX_TABLES} tables with its common table expressions written out where they are read; join fewer, or send several statements"
         )));
     }
     Ok(())
@@ -357,28 +364,29 @@ fn check_tables(statement: &mut Sql) -> Result<(), Exceeded> {
 
 #[derive(Default)]
 struct Tables {
-    /// Tables that each common table expression reads.
-    of: BTreeMap<String, u64>,
+    /// Table reads of each common table expression.
+    by_name: BTreeMap<String, u64>,
     has_changed: bool,
 }
 
 impl Tables {
-    fn of(&self, name: &ObjectName) -> u64 {
+    /// Table reads of a relation: 1 for a table.
+    fn reads_of(&self, name: &ObjectName) -> u64 {
         match name.0.as_slice() {
             [only] => only
                 .as_ident()
-                .and_then(|ident| self.of.get(&ident.value.to_lowercase()))
+                .and_then(|ident| self.by_name.get(&ident.value.to_lowercase()))
                 .copied()
                 .unwrap_or(1),
             _ => 1,
         }
     }
 
-    /// Tables that a query reads beside what its own common table expressions read.
+    /// Table reads of a query, apart from those of its own common table expressions.
     fn read_by(&self, query: &Query) -> u64 {
         let mut read = 0_u64;
         let _ = visit_relations(query.body.as_ref(), |name| {
-            read = read.saturating_add(self.of(name));
+            read = read.saturating_add(self.reads_of(name));
             ControlFlow::<()>::Continue(())
         });
         read
@@ -390,10 +398,10 @@ impl VisitorMut for Tables {
 
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
         for table in query.with.iter().flat_map(|with| &with.cte_tables) {
-            // One that reads itself would grow for ever.
+            // Clamped, because one that reads itself would grow without end.
             let read = self.read_by(&table.query).clamp(1, MAX_TABLES + 1);
             let known = self
-                .of
+                .by_name
                 .entry(table.alias.name.value.to_lowercase())
                 .or_insert(0);
             if read > *known {
@@ -423,14 +431,14 @@ mod tests {
     }
 
     #[test]
-    fn long_chains_become_lists_and_trees_that_say_the_same() {
+    fn long_chains_become_equivalent_lists_and_trees() {
         let terms =
             |form: fn(usize) -> String, by: &str| (0..200).map(form).collect::<Vec<_>>().join(by);
         let sql = format!(
             "SELECT 1 FROM t WHERE {}",
             terms(|n| format!("a = {n} OR b = '{n}' OR c > {n}"), " OR ")
         );
-        let found = checked(&sql).expect("not too much");
+        let found = checked(&sql).expect("within the bounds");
         assert!(
             found.contains("a IN (0, 1, 2,") && found.contains("b IN ('0', '1', '2',"),
             "{found}"
@@ -442,7 +450,7 @@ mod tests {
         );
         assert!(
             checked(&sql)
-                .expect("not too much")
+                .expect("within the bounds")
                 .contains("t.a NOT IN (0, 1,")
         );
         let sql = format!(
@@ -459,25 +467,25 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_is_named() {
-        let refused = |sql: &str, part: &str| {
-            let error = checked(sql).expect_err("too much").0;
+    fn each_exceeded_bound_is_named() {
+        let rejected = |sql: &str, part: &str| {
+            let error = checked(sql).expect_err("above a bound").0;
             assert!(error.contains(part) && error.contains("at most"), "{error}");
         };
-        refused(
+        rejected(
             &format!("select 1{}", " + 1".repeat(30_000)),
             "words and signs",
         );
-        refused(&format!("select 1{}", " + 1".repeat(300)), "nest");
-        refused(
+        rejected(&format!("select 1{}", " + 1".repeat(300)), "nest");
+        rejected(
             &format!("select {}", vec!["(select 1)"; 200].join(", ")),
             "`select`s",
         );
-        refused(
+        rejected(
             "select 1 from t group by cube(a, b, c, d, e, f, g)",
             "grouping sets",
         );
-        refused(
+        rejected(
             "select 1 from t group by rollup(a, b, c, d, e, f, g, h), rollup(i, j, k, l, m, n, o, p)",
             "grouping sets",
         );
@@ -488,7 +496,7 @@ mod tests {
             "with c0 as (select 1), {} select 1 from c8",
             doubled.join(", ")
         );
-        let error = checked(&sql).expect_err("too much").0;
+        let error = checked(&sql).expect_err("above a bound").0;
         assert!(error.contains("common table expressions"), "{error}");
     }
 

@@ -1,6 +1,6 @@
 //! `min` and `max` of doubles in groups. DataFusion's start from the largest finite number, which
-//! is wrong where all values are infinite, and what they make of NaN depends on the order of rows.
-//! Here NaN is greater than every number, as in the order of rows.
+//! is wrong if all values are infinite, and their result with NaN depends on the order of rows.
+//! Here NaN is greater than every number, as in `order by`.
 
 use std::mem;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl AggregateUDFImpl for Extreme {
     fn groups_accumulator_supported(&self, args: AccumulatorArgs<'_>) -> bool {
         match args.return_field.data_type() {
             DataType::Float64 => true,
-            // One accumulator a group, which is right.
+            // Falls back to an accumulator per group, which is correct.
             DataType::Float16 | DataType::Float32 => false,
             _ => self.inner.groups_accumulator_supported(args),
         }
@@ -68,7 +68,7 @@ impl AggregateUDFImpl for Extreme {
         args: AccumulatorArgs<'_>,
     ) -> Result<Box<dyn GroupsAccumulator>> {
         match args.return_field.data_type() {
-            DataType::Float64 => Ok(Box::new(Groups {
+            DataType::Float64 => Ok(Box::new(ExtremePerGroup {
                 is_max: self.is_max,
                 values: Vec::new(),
                 has_value: Vec::new(),
@@ -114,13 +114,13 @@ impl AggregateUDFImpl for Extreme {
 }
 
 /// The extreme of each group so far.
-struct Groups {
+struct ExtremePerGroup {
     is_max: bool,
     values: Vec<f64>,
     has_value: Vec<bool>,
 }
 
-impl Groups {
+impl ExtremePerGroup {
     fn replaces(is_max: bool, old: f64, new: f64) -> bool {
         if is_max {
             new.is_nan() || new > old
@@ -144,7 +144,7 @@ impl Groups {
     }
 }
 
-impl GroupsAccumulator for Groups {
+impl GroupsAccumulator for ExtremePerGroup {
     fn update_batch(
         &mut self,
         values: &[ArrayRef],
@@ -156,8 +156,8 @@ impl GroupsAccumulator for Groups {
         self.has_value.resize(total, false);
         let values = values[0].as_primitive::<Float64Type>();
         for (row, group) in groups.iter().enumerate() {
-            let is_taken = filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row));
-            if values.is_null(row) || !is_taken {
+            let is_included = filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row));
+            if values.is_null(row) || !is_included {
                 continue;
             }
             let new = values.value(row);
@@ -190,8 +190,8 @@ impl GroupsAccumulator for Groups {
             return Ok(vec![values[0].clone()]);
         };
         let values = values[0].as_primitive::<Float64Type>();
-        let is_taken: NullBuffer = filter.iter().map(|taken| taken == Some(true)).collect();
-        let nulls = NullBuffer::union(values.nulls(), Some(&is_taken));
+        let is_included: NullBuffer = filter.iter().map(|value| value == Some(true)).collect();
+        let nulls = NullBuffer::union(values.nulls(), Some(&is_included));
         Ok(vec![Arc::new(Float64Array::new(
             values.values().clone(),
             nulls,
@@ -208,12 +208,12 @@ mod tests {
     use super::*;
 
     fn extreme(is_max: bool, values: &[f64]) -> Option<f64> {
-        let mut groups = Groups {
+        let mut groups = ExtremePerGroup {
             is_max,
             values: Vec::new(),
             has_value: Vec::new(),
         };
-        // Row by row, so that states are merged too; group 1 gets nothing.
+        // Row by row, so that states are merged too; group 1 gets only nulls.
         for value in values {
             let row: ArrayRef = Arc::new(Float64Array::from(vec![Some(*value), None]));
             groups.merge_batch(&[row], &[0, 1], 2).expect("merged");
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn filtered_rows_do_not_count() {
-        let mut groups = Groups {
+        let mut groups = ExtremePerGroup {
             is_max: true,
             values: Vec::new(),
             has_value: Vec::new(),

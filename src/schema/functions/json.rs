@@ -1,5 +1,5 @@
-//! JSON text in SQL: the functions of `datafusion-functions-json`, with `->` and `#>` giving JSON
-//! text again, as PostgreSQL's do.
+//! JSON text in SQL: the functions of `datafusion-functions-json`, with `->` and `#>` returning JSON
+//! text, as in PostgreSQL.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast::BinaryOperator;
 use datafusion_functions_json::{JSON_UNION_DATA_TYPE, udfs};
 
 pub fn register(state: &mut SessionState) -> Result<()> {
-    // The first planner that knows an operator plans it.
+    // The first planner that supports an operator plans it.
     state.register_expr_planner(Arc::new(Operators))?;
     datafusion_functions_json::register_all(state)
 }
@@ -32,15 +32,20 @@ impl ExprPlanner for Operators {
             BinaryOperator::LongArrow | BinaryOperator::HashLongArrow => udfs::json_as_text_udf(),
             _ => return Ok(PlannerResult::Original(expr)),
         };
-        let name = format!("{} {} {}", shown(&expr.left), expr.op, shown(&expr.right));
+        let name = format!(
+            "{} {} {}",
+            display_operand(&expr.left),
+            expr.op,
+            display_operand(&expr.right)
+        );
         Ok(PlannerResult::Planned(
             function.call(vec![expr.left, expr.right]).alias(name),
         ))
     }
 }
 
-/// An operand in the name of a column that is given none.
-fn shown(expr: &Expr) -> String {
+/// An operand as part of a generated column name.
+fn display_operand(expr: &Expr) -> String {
     match expr {
         Expr::Column(Column { name, .. }) => name.clone(),
         Expr::Alias(alias) => alias.name.clone(),
@@ -50,8 +55,8 @@ fn shown(expr: &Expr) -> String {
     }
 }
 
-/// `json_get` gives values of several types in one column, which no table and no output format
-/// holds.
+/// Converts the unions of `json_get` to text: no table and no output format supports values of
+/// several types in one column.
 pub fn unions_as_text(plan: LogicalPlan) -> Result<LogicalPlan> {
     let schema = plan.schema().clone();
     let is_union = |at: usize| schema.field(at).data_type() == &*JSON_UNION_DATA_TYPE;

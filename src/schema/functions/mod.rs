@@ -1,5 +1,5 @@
-//! Functions that Weir's SQL has beside DataFusion's own, or instead of them, wherever SQL is
-//! planned. All of them are the same at every call.
+//! Functions that Weir's SQL adds to DataFusion's, or replaces, wherever SQL is planned. All of them
+//! are deterministic.
 
 mod extremes;
 pub mod growth;
@@ -16,13 +16,13 @@ use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use super::rules;
 pub use growth::Limits;
 
-/// Adds them to a state that queries are planned under.
+/// Registers the functions in a session, with bounds on what a call may produce.
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
     register_unbounded(state)?;
     growth::register(state, limits)
 }
 
-/// As [`register`], without a bound on what a call makes.
+/// As [`register`], without bounds.
 fn register_unbounded(state: &mut SessionState) -> Result<()> {
     json::register(state)?;
     times::register(state)?;
@@ -30,12 +30,12 @@ fn register_unbounded(state: &mut SessionState) -> Result<()> {
     rules::register(state)
 }
 
-/// A plan whose columns can be shown: what JSON functions give in many types becomes text.
-pub fn showable(plan: LogicalPlan) -> Result<LogicalPlan> {
+/// Converts columns that no output format supports, such as the unions of `json_get`, to text.
+pub fn as_displayable(plan: LogicalPlan) -> Result<LogicalPlan> {
     json::unions_as_text(plan)
 }
 
-/// As [`FunctionRegistry::udf`], by what it is known as here.
-fn known(state: &SessionState, name: &str) -> Result<Arc<ScalarUDF>> {
+/// The registered function of a name.
+fn registered(state: &SessionState, name: &str) -> Result<Arc<ScalarUDF>> {
     FunctionRegistry::udf(state, name)
 }

@@ -1,6 +1,6 @@
-//! Times that nanoseconds cannot hold (before 1677, after 2262) and that are stored all the same:
-//! where a function or a cast computes in nanoseconds, such a row gives null or stays in
-//! microseconds, instead of failing for every row beside it.
+//! Times outside the range of nanoseconds (before 1677, after 2262), which tables can store: where a
+//! function or a cast computes in nanoseconds, such a row gives null or stays in microseconds,
+//! instead of failing the whole batch.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ use datafusion::logical_expr::{
 };
 use datafusion::scalar::ScalarValue;
 
-use super::known;
+use super::registered;
 
-/// Functions of times that compute in nanoseconds.
+/// Functions that compute in nanoseconds.
 const IN_NANOSECONDS: [&str; 5] = [
     "date_trunc",
     "date_bin",
@@ -30,12 +30,12 @@ const IN_NANOSECONDS: [&str; 5] = [
     "to_local_time",
     "to_timestamp",
 ];
-/// Microseconds that nanoseconds can hold.
-const NANOS: std::ops::RangeInclusive<i64> = i64::MIN / 1_000..=i64::MAX / 1_000;
+/// Times in the range of nanoseconds, in microseconds.
+const NANOS_RANGE: std::ops::RangeInclusive<i64> = i64::MIN / 1_000..=i64::MAX / 1_000;
 
 pub fn register(state: &mut SessionState) -> Result<()> {
     for name in IN_NANOSECONDS {
-        let inner = known(state, name)?;
+        let inner = registered(state, name)?;
         let signature = Signature::user_defined(inner.signature().volatility);
         state.register_udf(Arc::new(ScalarUDF::from(NullBeyondNanos {
             inner,
@@ -45,7 +45,7 @@ pub fn register(state: &mut SessionState) -> Result<()> {
     state.register_function_rewrite(Arc::new(CastsInMicros))
 }
 
-/// A function of which times beyond nanoseconds give null.
+/// A function that gives null for times outside the range of nanoseconds.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct NullBeyondNanos {
     inner: Arc<ScalarUDF>,
@@ -53,7 +53,7 @@ struct NullBeyondNanos {
 }
 
 impl NullBeyondNanos {
-    /// The argument types that the function itself wants.
+    /// The argument types of the wrapped function.
     fn coerced(&self, fields: &[FieldRef]) -> Result<Vec<FieldRef>> {
         fields_with_udf(fields, self.inner.as_ref())
     }
@@ -80,14 +80,13 @@ impl ScalarUDFImpl for NullBeyondNanos {
         }))
     }
 
-    /// As the function's own, with microseconds where they came: how they become nanoseconds is
-    /// decided here.
+    /// As the function's own, but microseconds stay: they are converted to nanoseconds here.
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         let fields: Vec<FieldRef> = types
             .iter()
             .map(|ty| Arc::new(Field::new("", ty.clone(), true)))
             .collect();
-        let keeps = |from: &DataType, to: &DataType| {
+        let stays = |from: &DataType, to: &DataType| {
             matches!(from, DataType::Timestamp(TimeUnit::Microsecond, _))
                 && matches!(to, DataType::Timestamp(TimeUnit::Nanosecond, _))
         };
@@ -95,7 +94,7 @@ impl ScalarUDFImpl for NullBeyondNanos {
         let types = types.iter().zip(&coerced);
         Ok(types
             .map(|(from, to)| {
-                if keeps(from, to.data_type()) {
+                if stays(from, to.data_type()) {
                     from
                 } else {
                     to.data_type()
@@ -136,27 +135,27 @@ impl ScalarUDFImpl for NullBeyondNanos {
             }
         }
         args.arg_fields = fields;
-        let (promised, function) = (args.return_field.data_type().clone(), self.inner.inner());
+        let (declared, function) = (args.return_field.data_type().clone(), self.inner.inner());
         let value = function.invoke_with_args(args.clone()).or_else(|_| {
             args.args
                 .iter_mut()
                 .for_each(|value| *value = within_nanos(value));
             function.invoke_with_args(args)
         })?;
-        // `to_timestamp` of a column with formats promises UTC and gives times without a zone.
-        if value.data_type() == promised {
+        // `to_timestamp` of a column with formats declares UTC but returns times without a zone.
+        if value.data_type() == declared {
             Ok(value)
         } else {
-            value.cast_to(&promised, None)
+            value.cast_to(&declared, None)
         }
     }
 }
 
-/// A value with null for every time that nanoseconds cannot hold.
+/// Replaces every time outside the range of nanoseconds by null.
 fn within_nanos(value: &ColumnarValue) -> ColumnarValue {
     match value {
         ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(Some(time), zone))
-            if !NANOS.contains(time) =>
+            if !NANOS_RANGE.contains(time) =>
         {
             ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(None, zone.clone()))
         }
@@ -167,10 +166,10 @@ fn within_nanos(value: &ColumnarValue) -> ColumnarValue {
             ) =>
         {
             let times = array.as_primitive::<TimestampMicrosecondType>();
-            let fits = NullBuffer::new(BooleanBuffer::from_iter(
-                times.values().iter().map(|t| NANOS.contains(t)),
+            let in_range = NullBuffer::new(BooleanBuffer::from_iter(
+                times.values().iter().map(|t| NANOS_RANGE.contains(t)),
             ));
-            let nulls = NullBuffer::union(times.nulls(), Some(&fits));
+            let nulls = NullBuffer::union(times.nulls(), Some(&in_range));
             let times = TimestampMicrosecondArray::new(times.values().clone(), nulls);
             ColumnarValue::Array(Arc::new(times.with_data_type(array.data_type().clone())))
         }
@@ -178,7 +177,7 @@ fn within_nanos(value: &ColumnarValue) -> ColumnarValue {
     }
 }
 
-/// SQL's timestamps are nanoseconds, which `at time zone` and casts make of any time. Those of
+/// SQL's timestamps are nanoseconds, to which `at time zone` and casts convert any time. Here
 /// microseconds stay microseconds.
 #[derive(Debug)]
 struct CastsInMicros;
@@ -227,11 +226,11 @@ mod tests {
     #[test]
     fn only_times_beyond_nanoseconds_become_null() {
         let times = TimestampMicrosecondArray::from(vec![
-            Some(*NANOS.start() - 1),
-            Some(*NANOS.start()),
+            Some(*NANOS_RANGE.start() - 1),
+            Some(*NANOS_RANGE.start()),
             None,
-            Some(*NANOS.end()),
-            Some(*NANOS.end() + 1),
+            Some(*NANOS_RANGE.end()),
+            Some(*NANOS_RANGE.end() + 1),
         ]);
         let value = ColumnarValue::Array(Arc::new(times.with_timezone("UTC")));
         let ColumnarValue::Array(found) = within_nanos(&value) else {
@@ -244,7 +243,13 @@ mod tests {
             .collect();
         assert_eq!(
             found,
-            [None, Some(*NANOS.start()), None, Some(*NANOS.end()), None]
+            [
+                None,
+                Some(*NANOS_RANGE.start()),
+                None,
+                Some(*NANOS_RANGE.end()),
+                None
+            ]
         );
         let scalar = within_nanos(&ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(
             Some(i64::MAX),

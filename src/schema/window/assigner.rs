@@ -1,21 +1,21 @@
-//! Which windows a time belongs to. Everything that counts with a window's slide and size asks
-//! here: tumbling and sliding windows from 1970 in UTC, and those of a zone, whose days have 23 to
-//! 25 hours.
+//! Which windows a time belongs to. All arithmetic with a window's slide and size is here: tumbling
+//! and sliding windows aligned to 1970 in UTC, and those of a time zone, whose days have 23 to 25
+//! hours.
 //!
-//! A fixed window is known by its end. A *pane* is the part of time that lies in the same windows
-//! throughout.
+//! A window is identified by its end. A *pane* is a range of time whose points all belong to the
+//! same windows: `hop` by 10 minutes with a size of 25 has panes of 5 minutes, and 10:07 is in the
+//! pane that starts at 10:05 and in the windows that end at 10:15 and 10:25.
 
 use super::zone::LocalTime;
 use crate::event::{MICROS_PER_DAY, Micros};
 
-/// The earliest time that is counted with: so far from the others that sums do not overflow.
+/// The earliest time used in arithmetic: far enough from the limits that sums do not overflow.
 pub const EARLIEST: Micros = Micros::MIN / 4;
 
 /// Tumbling or sliding windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowAssigner {
-    /// One starts every `slide`, from 1970 on, and lasts `size`; those of a tumbling window are
-    /// equal.
+    /// One starts every `slide`, aligned to 1970, and lasts `size`; equal if tumbling.
     Fixed { slide: Micros, size: Micros },
     /// One starts with every step of the local calendar, and lasts `steps` of them.
     Local { calendar: Calendar, steps: usize },
@@ -29,34 +29,34 @@ impl WindowAssigner {
         }
     }
 
-    /// The start of the pane that a time lies in.
+    /// The start of the pane that contains a time.
     pub fn pane(&self, time: Micros) -> Micros {
         match self {
-            Self::Fixed { slide, size } => floor(time, gcd(*slide, *size)),
+            Self::Fixed { slide, size } => truncate(time, gcd(*slide, *size)),
             Self::Local { calendar, .. } => calendar.cell(time).start,
         }
     }
 
-    /// The end of the earliest window that a time lies in.
+    /// The end of the earliest window that contains a time.
     pub fn first_end(&self, time: Micros) -> Micros {
         match self {
-            Self::Fixed { slide, size } => floor(time - size, *slide) + slide + size,
+            Self::Fixed { slide, size } => truncate(time - size, *slide) + slide + size,
             Self::Local { calendar, .. } => calendar.end(time),
         }
     }
 
-    /// The end of the last window that a time lies in.
+    /// The end of the last window that contains a time.
     pub fn last_end(&self, time: Micros) -> Micros {
         match self {
-            Self::Fixed { slide, size } => floor(time, *slide) + size,
+            Self::Fixed { slide, size } => truncate(time, *slide) + size,
             Self::Local { calendar, steps } => calendar.forward(calendar.cell(time).start, *steps),
         }
     }
 
-    /// The first start of a window after a time: the end of the slide that it lies in.
+    /// The first window start after a time.
     pub fn next_start(&self, time: Micros) -> Micros {
         match self {
-            Self::Fixed { slide, .. } => floor(time, *slide) + slide,
+            Self::Fixed { slide, .. } => truncate(time, *slide) + slide,
             Self::Local { calendar, .. } => calendar.end(time),
         }
     }
@@ -85,17 +85,17 @@ impl WindowAssigner {
         }
     }
 
-    /// The greatest end of a window up to a time.
+    /// The last window end at or before a time.
     pub fn passed(&self, limit: Micros) -> Micros {
         match self {
             Self::Fixed { slide, size } => {
-                floor(limit.saturating_sub(*size).max(EARLIEST), *slide) + size
+                truncate(limit.saturating_sub(*size).max(EARLIEST), *slide) + size
             }
             Self::Local { calendar, .. } => calendar.cell(limit.max(EARLIEST)).start,
         }
     }
 
-    /// How many windows a time lies in.
+    /// How many windows contain a time.
     pub fn count(&self, time: Micros) -> i64 {
         match self {
             Self::Fixed { slide, .. } => (self.last_end(time) - self.first_end(time)) / slide + 1,
@@ -103,7 +103,7 @@ impl WindowAssigner {
         }
     }
 
-    /// No window lasts longer.
+    /// An upper bound on the length of a window.
     pub fn longest(&self) -> Micros {
         match self {
             Self::Fixed { size, .. } => *size,
@@ -117,18 +117,18 @@ impl WindowAssigner {
 /// A step of local time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// By the clock, from the midnight of 1970-01-01 on.
+    /// By the clock, aligned to local midnight of 1970-01-01.
     Clock(Micros),
-    /// Whole weeks begin on Monday.
+    /// Multiples of 7 days begin on Monday.
     Days(i64),
     Months(i64),
 }
 
-/// The Monday from which weeks are counted, in days since 1970.
+/// 1970-01-05, the Monday that weeks are aligned to, in days since 1970.
 const MONDAY: i64 = 4;
 
 impl Step {
-    /// Which step a local time lies in.
+    /// Index of the step that contains a local time.
     fn index(self, local: Micros) -> i64 {
         let day = local.div_euclid(MICROS_PER_DAY);
         match self {
@@ -147,7 +147,7 @@ impl Step {
         }
     }
 
-    /// Its length where the clock is not changed; none where that differs.
+    /// Its length while the clock is not changed; none for months.
     fn length(self) -> Option<Micros> {
         match self {
             Self::Clock(length) => Some(length),
@@ -193,10 +193,13 @@ fn first_of(month: i64) -> i64 {
     era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 - 719_468
 }
 
-/// Time in a zone, cut into steps without a gap or an overlap. Where the clock is put forward, a
-/// step that it jumps over is left out, and one that it jumps into begins there. Where it is put
-/// back by at least a step (hours, in most zones), the steps of the time that comes twice are told
-/// apart; where by less (days), the step goes on, so that no day comes twice.
+/// Time in a zone, divided into steps without a gap or an overlap. Where the clock is put forward,
+/// a step that it jumps over is left out, and one that it jumps into begins there. Where it is put
+/// back by at least a step (hours, in most zones), each pass through the repeated time has its own
+/// steps; by less (days), the step continues, so that no day occurs twice.
+///
+/// Berlin, 2024-10-27: at 03:00 the clock goes back to 02:00. The hour from 02:00 occurs twice and
+/// gives two windows; the day occurs once and has 25 hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calendar {
     pub zone: &'static LocalTime,
@@ -209,7 +212,7 @@ struct Cell {
 }
 
 impl Calendar {
-    /// The step that a time lies in.
+    /// The step that contains a time.
     fn cell(&self, time: Micros) -> Cell {
         let mut time = time;
         loop {
@@ -222,12 +225,12 @@ impl Calendar {
             };
             let put_back = before - offset;
             let reached = self.step.index(from - 1 + before);
-            let goes_on = if put_back > 0 {
+            let continues = if put_back > 0 {
                 put_back < self.step.shortest() && reached >= index
             } else {
                 start < from && reached == index
             };
-            if !goes_on {
+            if !continues {
                 return Cell {
                     start: start.max(from),
                     index,
@@ -237,7 +240,7 @@ impl Calendar {
         }
     }
 
-    /// The end of the step that a time lies in.
+    /// The end of the step that contains a time.
     fn end(&self, time: Micros) -> Micros {
         let index = self.cell(time).index;
         let mut n = self.zone.span_of(time);
@@ -256,7 +259,7 @@ impl Calendar {
         }
     }
 
-    /// So many steps after the start of one. Where the clock is not changed they are taken at once.
+    /// `steps` after the start of one. Between clock changes they are taken all at once.
     fn forward(&self, start: Micros, steps: usize) -> Micros {
         let (mut at, mut left) = (start, steps as i64);
         while left > 0 {
@@ -274,7 +277,7 @@ impl Calendar {
         at
     }
 
-    /// So many steps before the start of one.
+    /// `steps` before the start of one.
     fn back(&self, start: Micros, steps: usize) -> Micros {
         let (mut at, mut left) = (start, steps as i64);
         while left > 0 {
@@ -284,7 +287,7 @@ impl Calendar {
                 .checked_sub(1)
                 .and_then(|n| self.zone.span(n))
                 .map_or(offset, |(_, before)| before);
-            // Below, local time has been there before.
+            // Local times below are a repetition of earlier ones.
             let from = from.saturating_add((before - offset).max(0));
             let room = self
                 .regular(at, offset)
@@ -297,7 +300,7 @@ impl Calendar {
         at
     }
 
-    /// The length of a step that begins here as the local clock says.
+    /// The length of the step that begins here, if `start` is aligned by the local clock.
     fn regular(&self, start: Micros, offset: Micros) -> Option<Micros> {
         let local = start.saturating_add(offset);
         self.step
@@ -306,7 +309,7 @@ impl Calendar {
     }
 }
 
-fn floor(time: Micros, width: Micros) -> Micros {
+fn truncate(time: Micros, width: Micros) -> Micros {
     time.div_euclid(width) * width
 }
 
@@ -334,7 +337,7 @@ mod tests {
     fn local(zone: &str, step: Step, steps: usize) -> WindowAssigner {
         WindowAssigner::Local {
             calendar: Calendar {
-                zone: LocalTime::of(zone.parse().expect("a zone")),
+                zone: LocalTime::from_zone(zone.parse().expect("a zone")),
                 step,
             },
             steps,
@@ -347,7 +350,7 @@ mod tests {
             .timestamp_micros()
     }
 
-    /// Windows by a look at every minute: a new one begins where the label changes.
+    /// Window starts by looking at every minute: a window begins where the label changes.
     fn scanned<L: PartialEq>(
         zone: &str,
         from: Micros,
@@ -386,7 +389,7 @@ mod tests {
         starts
     }
 
-    /// Every change of the clocks of these zones in 2024, with days around it.
+    /// Days around every clock change of these zones in 2024.
     const CHANGES: [(&str, &str); 4] = [
         ("2024-03-08T00:00:00Z", "2024-03-13T00:00:00Z"),
         ("2024-03-28T00:00:00Z", "2024-04-10T00:00:00Z"),
@@ -444,8 +447,8 @@ mod tests {
     fn hours_are_those_of_the_local_clock() {
         for zone in ZONES {
             for (from, to) in CHANGES.map(|(from, to)| (at(from), at(to))) {
-                // An hour that comes twice is two hours; where the clock is put back by half of
-                // one, it is a longer one.
+                // An hour that occurs twice is two hours; where the clock is put back by half an
+                // hour, it is a longer one.
                 let hours = scanned(zone, from, to, |t| {
                     let offset = if zone == "Australia/Lord_Howe" {
                         0
@@ -470,8 +473,8 @@ mod tests {
     }
 
     #[test]
-    fn a_day_whose_midnight_is_left_out_or_comes_twice_is_one_day() {
-        // Midnight is left out, and the last hour comes twice.
+    fn a_day_whose_midnight_is_skipped_or_repeated_is_one_day() {
+        // Midnight is skipped, and the last hour occurs twice.
         let beirut = local("Asia/Beirut", Step::Days(1), 1);
         assert_eq!(
             beirut.pane(at("2022-03-27T10:00:00Z")),
@@ -481,20 +484,20 @@ mod tests {
             beirut.first_end(at("2022-10-29T10:00:00Z")) - beirut.pane(at("2022-10-29T10:00:00Z")),
             25 * HOUR
         );
-        // The first hour comes twice.
+        // The first hour occurs twice.
         let havana = local("America/Havana", Step::Days(1), 1);
         assert_eq!(
             havana.first_end(at("2024-11-03T12:00:00Z")) - havana.pane(at("2024-11-03T12:00:00Z")),
             25 * HOUR
         );
-        // At a minute past midnight the clock was put back into the day before, which is not taken
-        // up again.
+        // At a minute past midnight the clock was put back into the day before, which does not
+        // continue.
         let st_johns = local("America/St_Johns", Step::Days(1), 1);
         let midnight = at("2006-10-29T02:30:00Z");
         assert_eq!(st_johns.pane(midnight), midnight);
         assert_eq!(st_johns.pane(midnight + 30 * MINUTE), midnight);
         assert_eq!(st_johns.first_end(midnight), midnight + 25 * HOUR);
-        // A day that a zone left out altogether.
+        // A zone skipped a whole day.
         let apia = local("Pacific/Apia", Step::Days(1), 1);
         assert_eq!(
             apia.first_end(at("2011-12-30T09:00:00Z")),
@@ -572,7 +575,7 @@ mod tests {
                 (end, count) = (windows.next_end(end), count + 1);
             }
             prop_assert_eq!((end, count), (last, windows.count(time)));
-            // A pane lies in the same windows throughout, and begins where some window begins or
+            // A pane is in the same windows throughout, and begins where some window begins or
             // ends.
             let pane = windows.pane(time);
             prop_assert!(pane <= time);

@@ -1,4 +1,4 @@
-//! The call of `tumble`, `hop` or `session` in a window's SQL: what it reads, and how it cuts time.
+//! The call of `tumble`, `hop` or `session` in a window's SQL: what it reads, and how it divides time.
 
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
@@ -11,23 +11,24 @@ use crate::schema::PlanError;
 
 /// The name under which the windowed input is planned.
 pub(super) const INPUT: &str = "windowed";
-/// Shortest slide and longest size of a window, and the most panes that a hop's size has.
-const SHORTEST: Micros = 1_000;
-pub(super) const LONGEST: Micros = 400 * MICROS_PER_DAY;
-const LONGEST_MONTHS: i64 = 13;
-const MOST_PANES: i64 = 100_000;
+const MIN_SIZE: Micros = 1_000;
+pub(super) const MAX_SIZE: Micros = 400 * MICROS_PER_DAY;
+const MAX_MONTHS: i64 = 13;
+/// Panes of one sliding window.
+const MAX_PANES: i64 = 100_000;
 /// What a window's SQL must look like.
 pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
 
-/// How a window cuts time.
+/// How a window divides time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// By the calendar or the clock, whatever the events are.
+    /// By the calendar or the clock, independent of the events.
     Aligned(WindowAssigner),
     /// Events of one key with no more than `gap` between them; `key` is its column in the input.
     Session { gap: Micros, key: usize },
 }
 
+/// `function(over, time, arguments…)`
 pub(super) struct Call {
     pub function: String,
     pub over: ast::Ident,
@@ -35,45 +36,11 @@ pub(super) struct Call {
     pub arguments: Vec<ast::Expr>,
 }
 
-/// Takes the call of `tumble`, `hop` or `session` out of the statement; the plain input stands
-/// there afterwards.
-pub(super) fn call(statement: &mut Statement) -> Result<Call, PlanError> {
-    let Statement::Statement(inner) = statement else {
-        return Err(FORM.into());
-    };
-    let ast::Statement::Query(query) = inner.as_mut() else {
-        return Err(FORM.into());
-    };
-    if query.with.is_some() {
-        return Err(PlanError::about(
-            &["with"],
-            format!("`with` is not allowed here; {FORM}"),
-        ));
-    }
-    let ast::SetExpr::Select(select) = query.body.as_mut() else {
-        return Err(FORM.into());
-    };
-    if let (true, Some(last)) = (select.from.is_empty(), select.projection.last()) {
-        return Err(PlanError::after(
-            last,
-            format!("`from` is missing behind the columns; {FORM}"),
-        ));
-    }
-    let [from] = select.from.as_mut_slice() else {
-        return Err(PlanError::about(
-            &["from"],
-            format!("it reads more than one table; {FORM}"),
-        ));
-    };
-    if !from.joins.is_empty() {
-        return Err(PlanError::about(
-            &["join"],
-            format!("joins are not allowed here; {FORM}"),
-        ));
-    }
+/// Replaces the call of `tumble`, `hop` or `session` in the statement by the table [`INPUT`].
+pub(super) fn take_call(statement: &mut Statement) -> Result<Call, PlanError> {
     let ast::TableFactor::Table {
         name, alias, args, ..
-    } = &mut from.relation
+    } = from_of(statement)?
     else {
         return Err(FORM.into());
     };
@@ -87,7 +54,7 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, PlanError> {
         ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expression)) => Ok(expression),
         other => Err(PlanError::at(
             &other,
-            format!("`{other}` is no argument of a window; {FORM}"),
+            format!("`{other}` is not an argument of a window; {FORM}"),
         )),
     });
     let mut name_of = |what: &str| match arguments.next() {
@@ -95,9 +62,9 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, PlanError> {
         Some(Err(error)) => Err(error),
         Some(Ok(other)) => Err(PlanError::at(
             &other,
-            format!("`{other}` is no {what}; {FORM}"),
+            format!("`{other}` is not a {what}; {FORM}"),
         )),
-        None => Err(PlanError::about(
+        None => Err(PlanError::at_words(
             &[&function],
             format!("the {what} is missing; {FORM}"),
         )),
@@ -121,7 +88,37 @@ pub(super) fn call(statement: &mut Statement) -> Result<Call, PlanError> {
     })
 }
 
-/// An interval, whose units are of a fixed length only where there is no calendar.
+/// The one table of `select … from TABLE`.
+fn from_of(statement: &mut Statement) -> Result<&mut ast::TableFactor, PlanError> {
+    let Statement::Statement(inner) = statement else {
+        return Err(FORM.into());
+    };
+    let ast::Statement::Query(query) = inner.as_mut() else {
+        return Err(FORM.into());
+    };
+    if query.with.is_some() {
+        let message = format!("`with` is not allowed here; {FORM}");
+        return Err(PlanError::at_words(&["with"], message));
+    }
+    let ast::SetExpr::Select(select) = query.body.as_mut() else {
+        return Err(FORM.into());
+    };
+    if let (true, Some(last)) = (select.from.is_empty(), select.projection.last()) {
+        let message = format!("`from` is missing after the columns; {FORM}");
+        return Err(PlanError::after(last, message));
+    }
+    let [from] = select.from.as_mut_slice() else {
+        let message = format!("only one table can be read; {FORM}");
+        return Err(PlanError::at_words(&["from"], message));
+    };
+    if !from.joins.is_empty() {
+        let message = format!("joins are not allowed here; {FORM}");
+        return Err(PlanError::at_words(&["join"], message));
+    }
+    Ok(&mut from.relation)
+}
+
+/// An interval by its parts: days and months have a fixed length only without a calendar.
 #[derive(Debug, Clone, Copy)]
 struct Length {
     months: i64,
@@ -130,13 +127,13 @@ struct Length {
 }
 
 impl Length {
-    /// Microseconds, where a day has 24 hours.
+    /// Microseconds, with days of 24 hours.
     fn fixed(self) -> Micros {
         self.days * MICROS_PER_DAY + self.micros
     }
 }
 
-/// The interval that an argument says; `in_zone` where months have their place in a calendar.
+/// Parses an interval argument; months are allowed only `in_zone`, by its calendar.
 fn interval(
     function: &str,
     expression: Option<&ast::Expr>,
@@ -145,21 +142,21 @@ fn interval(
 ) -> Result<Length, PlanError> {
     let wrong = |why: &str| {
         let message = format!("the {what} {why}; write for example interval '10 seconds'");
-        let refusal = PlanError::about(&["interval", function], message);
-        expression.map_or(refusal.clone(), |found| {
-            refusal.placed(ast::Spanned::span(found))
+        let error = PlanError::at_words(&["interval", function], message);
+        expression.map_or(error.clone(), |found| {
+            error.at_span(ast::Spanned::span(found))
         })
     };
     let Some(ast::Expr::Interval(interval)) = expression else {
-        return Err(wrong("is missing or no interval"));
+        return Err(wrong("is missing or not an interval"));
     };
     let value = match interval.value.as_ref() {
         ast::Expr::Value(value) => match &value.value {
             ast::Value::SingleQuotedString(text) => text.clone(),
             ast::Value::Number(number, _) => number.clone(),
-            _ => return Err(wrong("is no interval")),
+            _ => return Err(wrong("is not an interval")),
         },
-        _ => return Err(wrong("is no constant")),
+        _ => return Err(wrong("is not a constant")),
     };
     let unit = interval
         .leading_field
@@ -176,20 +173,20 @@ fn interval(
         micros: parsed.nanoseconds / 1_000,
     };
     match (months, in_zone) {
-        (0, _) if (SHORTEST..=LONGEST).contains(&length.fixed()) => Ok(length),
-        (0, _) => Err(wrong("lies outside 1 ms to 400 days")),
+        (0, _) if (MIN_SIZE..=MAX_SIZE).contains(&length.fixed()) => Ok(length),
+        (0, _) => Err(wrong("is outside 1 ms to 400 days")),
         (_, false) => Err(wrong(
-            "has months or years, which are equally long only by a calendar: name a zone, for example 'UTC'",
+            "has months or years, whose length depends on the calendar: name a zone, for example 'UTC'",
         )),
         (_, true) if days != 0 || length.micros != 0 => {
             Err(wrong("mixes months with shorter units"))
         }
-        (_, true) if (1..=LONGEST_MONTHS).contains(&months) => Ok(length),
-        (_, true) => Err(wrong(&format!("lies outside 1 to {LONGEST_MONTHS} months"))),
+        (_, true) if (1..=MAX_MONTHS).contains(&months) => Ok(length),
+        (_, true) => Err(wrong(&format!("is outside 1 to {MAX_MONTHS} months"))),
     }
 }
 
-/// The zone that the last argument of `tumble` or `hop` names.
+/// The time zone, if an argument is one.
 fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, PlanError>> {
     let ast::Expr::Value(value) = argument else {
         return None;
@@ -199,12 +196,12 @@ fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, PlanError>> {
     };
     Some(
         name.parse()
-            .map(|zone: Zone| LocalTime::of(zone))
+            .map(|zone: Zone| LocalTime::from_zone(zone))
             .map_err(|message: String| PlanError::at(argument, message)),
     )
 }
 
-/// Windows of local time: a slide, and a size that is some of them.
+/// Windows of local time, whose size is a multiple of the slide.
 fn in_zone(
     zone: &'static LocalTime,
     slide: Length,
@@ -219,7 +216,7 @@ fn in_zone(
                 micros,
             },
             Length { months: 0, .. },
-        ) => (Step::Clock(micros), whole(size.fixed(), micros)),
+        ) => (Step::Clock(micros), multiple(size.fixed(), micros)),
         (
             Length {
                 months: 0,
@@ -231,7 +228,7 @@ fn in_zone(
                 micros: 0,
                 ..
             },
-        ) => (Step::Days(days), whole(size.days, days)),
+        ) => (Step::Days(days), multiple(size.days, days)),
         (
             Length {
                 months,
@@ -241,15 +238,15 @@ fn in_zone(
             Length {
                 days: 0, micros: 0, ..
             },
-        ) if months > 0 => (Step::Months(months), whole(size.months, months)),
+        ) if months > 0 => (Step::Months(months), multiple(size.months, months)),
         _ => {
-            let message = "local time is cut by hours and shorter, by days and weeks, or by months: write one of these kinds";
+            let message = "local time is divided by hours or less, by days and weeks, or by months: write one of these kinds";
             return Err(PlanError::at(at, message));
         }
     };
-    let count = count.filter(|n| *n <= MOST_PANES).ok_or_else(|| {
+    let count = count.filter(|n| *n <= MAX_PANES).ok_or_else(|| {
         let message = format!(
-            "where a zone is named, the size is a multiple of the slide, at most {MOST_PANES} of it"
+            "with a time zone, the size must be a multiple of the slide, at most {MAX_PANES} times"
         );
         PlanError::at(at, message)
     })?;
@@ -259,88 +256,199 @@ fn in_zone(
     })
 }
 
-/// How many of a part a whole is.
-fn whole(whole: i64, part: i64) -> Option<i64> {
-    (whole >= part && whole % part == 0).then(|| whole / part)
+/// How many slides a size has, if it is a multiple.
+fn multiple(size: i64, slide: i64) -> Option<i64> {
+    (size >= slide && size % slide == 0).then(|| size / slide)
 }
 
-/// How the call cuts time; `column` finds a column of what it reads.
+/// The arguments of a call after its time column, without the zone.
+struct Arguments<'a> {
+    function: &'a str,
+    expressions: &'a [ast::Expr],
+    zone: Option<&'static LocalTime>,
+}
+
+impl<'a> Arguments<'a> {
+    fn from_call(call: &'a Call) -> Result<Self, PlanError> {
+        let mut expressions = call.arguments.as_slice();
+        let zone = expressions.last().and_then(zone).transpose()?;
+        if let (Some(_), [before @ .., last]) = (zone, expressions) {
+            if call.function == "session" {
+                let message = "a session has no zone: its gap is a fixed time; leave it out";
+                return Err(PlanError::at(last, message));
+            }
+            expressions = before;
+        }
+        Ok(Self {
+            function: &call.function,
+            expressions,
+            zone,
+        })
+    }
+
+    fn check_count(&self, count: usize) -> Result<(), PlanError> {
+        if self.expressions.len() == count {
+            return Ok(());
+        }
+        // The stream and the time column are arguments too.
+        let message = format!("{} takes {} arguments; {FORM}", self.function, count + 2);
+        Err(PlanError::at_words(&[self.function], message))
+    }
+
+    fn interval(&self, at: usize, what: &str) -> Result<Length, PlanError> {
+        let expression = self.expressions.get(at);
+        interval(self.function, expression, what, self.zone.is_some())
+    }
+}
+
+/// How the call divides time; `column` finds a column of its input.
 pub(super) fn shape(
     call: &Call,
     column: &dyn Fn(&ast::Ident) -> Result<usize, PlanError>,
 ) -> Result<Shape, PlanError> {
-    let mut arguments = call.arguments.as_slice();
-    let zone = arguments.last().and_then(zone).transpose()?;
-    if let (Some(_), [before @ .., last]) = (zone, arguments) {
-        if call.function == "session" {
-            let message = "a session has no zone: its gap is as long everywhere; leave it out";
-            return Err(PlanError::at(last, message));
-        }
-        arguments = before;
-    }
-    let at =
-        |n: usize, what: &str| interval(&call.function, arguments.get(n), what, zone.is_some());
-    let exactly = |n: usize| {
-        if arguments.len() == n {
-            return Ok(());
-        }
-        let message = format!("{} takes {} arguments; {FORM}", call.function, n + 2);
-        Err(PlanError::about(&[&call.function], message))
-    };
-    match call.function.as_str() {
-        "tumble" => {
-            exactly(1)?;
-            let size = at(0, "size")?;
-            Ok(Shape::Aligned(match zone {
-                Some(zone) => in_zone(zone, size, size, &arguments[0])?,
-                None => WindowAssigner::Fixed {
-                    slide: size.fixed(),
-                    size: size.fixed(),
-                },
-            }))
-        }
-        "hop" => {
-            exactly(2)?;
-            let (slide, size) = (at(0, "slide")?, at(1, "size")?);
-            if let Some(zone) = zone {
-                return in_zone(zone, slide, size, &arguments[1]).map(Shape::Aligned);
-            }
-            let (slide, size) = (slide.fixed(), size.fixed());
-            if slide > size {
-                let message = "the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)";
-                return Err(PlanError::at(&arguments[0], message));
-            }
-            if size / gcd(slide, size) > MOST_PANES {
-                let message = format!(
-                    "size and slide have no larger common part than a {MOST_PANES}th; lengthen the slide"
-                );
-                return Err(PlanError::at(&arguments[0], message));
-            }
-            Ok(Shape::Aligned(WindowAssigner::Fixed { slide, size }))
-        }
-        "session" => {
-            if arguments.len() == 1 {
-                return Err(PlanError::about(
-                    &["session"],
-                    format!("a session without a key is not bounded; {FORM}"),
-                ));
-            }
-            exactly(2)?;
-            let gap = at(0, "gap")?.fixed();
-            match &arguments[1] {
-                ast::Expr::Identifier(key) => Ok(Shape::Session {
-                    gap,
-                    key: column(key)?,
-                }),
-                other => Err(PlanError::at(
-                    other,
-                    format!("`{other}` is no key column; {FORM}"),
-                )),
-            }
-        }
-        other => Err(PlanError::about(
+    let arguments = Arguments::from_call(call)?;
+    match arguments.function {
+        "tumble" => tumbling(&arguments),
+        "hop" => sliding(&arguments),
+        "session" => session(&arguments, column),
+        other => Err(PlanError::at_words(
             &[other],
-            format!("there is no window `{other}`; {FORM}"),
+            format!("`{other}` is not a window function; {FORM}"),
         )),
+    }
+}
+
+fn tumbling(arguments: &Arguments<'_>) -> Result<Shape, PlanError> {
+    arguments.check_count(1)?;
+    let size = arguments.interval(0, "size")?;
+    Ok(Shape::Aligned(match arguments.zone {
+        Some(zone) => in_zone(zone, size, size, &arguments.expressions[0])?,
+        None => WindowAssigner::Fixed {
+            slide: size.fixed(),
+            size: size.fixed(),
+        },
+    }))
+}
+
+fn sliding(arguments: &Arguments<'_>) -> Result<Shape, PlanError> {
+    arguments.check_count(2)?;
+    let slide = arguments.interval(0, "slide")?;
+    let size = arguments.interval(1, "size")?;
+    if let Some(zone) = arguments.zone {
+        return in_zone(zone, slide, size, &arguments.expressions[1]).map(Shape::Aligned);
+    }
+    let (slide, size) = (slide.fixed(), size.fixed());
+    if slide > size {
+        let message = "the slide is longer than the size: hop(STREAM, TIME, SLIDE, SIZE)";
+        return Err(PlanError::at(&arguments.expressions[0], message));
+    }
+    if size / gcd(slide, size) > MAX_PANES {
+        let message =
+            format!("slide and size give more than {MAX_PANES} panes; lengthen the slide");
+        return Err(PlanError::at(&arguments.expressions[0], message));
+    }
+    Ok(Shape::Aligned(WindowAssigner::Fixed { slide, size }))
+}
+
+fn session(
+    arguments: &Arguments<'_>,
+    column: &dyn Fn(&ast::Ident) -> Result<usize, PlanError>,
+) -> Result<Shape, PlanError> {
+    if arguments.expressions.len() == 1 {
+        return Err(PlanError::at_words(
+            &["session"],
+            format!("a session without a key is unbounded; {FORM}"),
+        ));
+    }
+    arguments.check_count(2)?;
+    let gap = arguments.interval(0, "gap")?.fixed();
+    match &arguments.expressions[1] {
+        ast::Expr::Identifier(key) => Ok(Shape::Session {
+            gap,
+            key: column(key)?,
+        }),
+        other => Err(PlanError::at(
+            other,
+            format!("`{other}` is not a key column; {FORM}"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::prelude::SessionContext;
+
+    const SECOND: Micros = 1_000_000;
+
+    fn parse(call: &str) -> Result<Call, PlanError> {
+        let state = SessionContext::new().state();
+        let sql = format!("select window_start from {call} group by window_start");
+        take_call(&mut crate::schema::dialect::parse(&state, &sql)?)
+    }
+
+    fn shape_of(call: &str) -> Result<Shape, PlanError> {
+        shape(&parse(call)?, &|_| Ok(7))
+    }
+
+    #[test]
+    fn a_call_gives_the_input_the_time_and_the_shape() {
+        let call = parse("Tumble(s, t, interval '10 seconds')").expect("a call");
+        assert_eq!(
+            (call.over.value.as_str(), call.time.value.as_str()),
+            ("s", "t")
+        );
+        let fixed = |slide: i64, size: i64| {
+            Shape::Aligned(WindowAssigner::Fixed {
+                slide: slide * SECOND,
+                size: size * SECOND,
+            })
+        };
+        let session = Shape::Session {
+            gap: 60 * SECOND,
+            key: 7,
+        };
+        for (call, expected) in [
+            ("tumble(s, t, interval '10 seconds')", fixed(10, 10)),
+            (
+                "hop(s, t, interval '1 minute', interval 2 hour)",
+                fixed(60, 7_200),
+            ),
+            ("session(s, t, interval '1 minute', user)", session),
+        ] {
+            assert_eq!(shape_of(call), Ok(expected), "{call}");
+        }
+        let zoned = shape_of("hop(s, t, interval '1 day', interval '1 week', 'UTC')");
+        assert!(matches!(
+            zoned,
+            Ok(Shape::Aligned(WindowAssigner::Local { steps: 7, .. }))
+        ));
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_bounded_is_rejected() {
+        for (call, part) in [
+            ("s", "would never end"),
+            ("tumble(s, t)", "takes 3 arguments"),
+            (
+                "tumble(s, t, interval '401 days')",
+                "outside 1 ms to 400 days",
+            ),
+            ("tumble(s, t, interval '1 month')", "name a zone"),
+            (
+                "hop(s, t, interval '2 hours', interval '1 hour')",
+                "longer than the size",
+            ),
+            ("hop(s, t, interval '1 ms', interval '1 day')", "panes"),
+            (
+                "hop(s, t, interval '5 days', interval '7 days', 'UTC')",
+                "a multiple of the slide",
+            ),
+            ("session(s, t, interval '1 hour')", "unbounded"),
+            ("slide(s, t, interval '1 hour')", "not a window function"),
+        ] {
+            let error = shape_of(call).expect_err(call);
+            assert!(error.message.contains(part), "{call}: {error}");
+        }
     }
 }

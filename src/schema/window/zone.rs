@@ -9,15 +9,15 @@ use chrono_tz::Tz;
 use crate::config::zone::Zone;
 use crate::event::{MICROS_PER_DAY, MICROS_PER_SECOND, Micros};
 
-/// Years in which offsets are looked for; the database ends before the last one.
+/// Years that are searched for offset changes; the database ends before the last one.
 const YEARS: std::ops::RangeInclusive<i32> = 1900..=2101;
 
 /// A zone with the times at which its offset changes.
 #[derive(Debug)]
 pub struct LocalTime {
     name: &'static str,
-    /// From when on, and how far local time is ahead of UTC; the first holds for all times before
-    /// the second.
+    /// Start of each span, and its offset: how far local time is ahead of UTC. The first span
+    /// begins before all times.
     spans: Vec<(Micros, Micros)>,
 }
 
@@ -30,17 +30,17 @@ impl PartialEq for LocalTime {
 impl Eq for LocalTime {}
 
 impl LocalTime {
-    /// Of a zone. There are a few hundred, each of which is read once.
-    pub fn of(zone: Zone) -> &'static Self {
+    /// The local time of a zone, computed once and leaked: there are a few hundred zones.
+    pub fn from_zone(zone: Zone) -> &'static Self {
         static ZONES: Mutex<BTreeMap<&'static str, &'static LocalTime>> =
             Mutex::new(BTreeMap::new());
         let mut zones = ZONES.lock().unwrap_or_else(PoisonError::into_inner);
         zones
             .entry(zone.0.name())
-            .or_insert_with(|| Box::leak(Box::new(Self::read(zone.0))))
+            .or_insert_with(|| Box::leak(Box::new(Self::compute(zone.0))))
     }
 
-    fn read(tz: Tz) -> Self {
+    fn compute(tz: Tz) -> Self {
         let second = |year: i32| {
             NaiveDate::from_ymd_opt(year, 1, 1)
                 .map_or(0, |d| d.and_time(Default::default()).and_utc().timestamp())
@@ -71,14 +71,14 @@ impl LocalTime {
         }
     }
 
-    /// Which of the spans a time lies in.
+    /// Index of the span that contains a time.
     pub fn span_of(&self, time: Micros) -> usize {
         self.spans
             .partition_point(|(from, _)| *from <= time)
             .saturating_sub(1)
     }
 
-    /// From when on a span holds, and how far local time is ahead of UTC in it.
+    /// Start and offset of a span.
     pub fn span(&self, n: usize) -> Option<(Micros, Micros)> {
         self.spans.get(n).copied()
     }
@@ -86,7 +86,7 @@ impl LocalTime {
 
 const SECONDS_PER_DAY: i64 = MICROS_PER_DAY / MICROS_PER_SECOND;
 
-/// How far local time is ahead of UTC at a second since 1970.
+/// How far local time is ahead of UTC; `second` counts from 1970.
 fn offset(tz: Tz, second: i64) -> Micros {
     let utc = DateTime::from_timestamp(second, 0)
         .unwrap_or_default()
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_are_those_of_the_database() {
+    fn offsets_match_the_time_zone_database() {
         for name in [
             "Europe/Berlin",
             "America/New_York",
@@ -109,7 +109,7 @@ mod tests {
             "UTC",
         ] {
             let tz: Tz = name.parse().expect("a zone");
-            let zone = LocalTime::of(Zone(tz));
+            let zone = LocalTime::from_zone(Zone(tz));
             for n in 0..20_000 {
                 let second = -2_000_000_000 + n * 250_007;
                 let (_, found) = zone

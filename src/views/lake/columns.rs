@@ -16,7 +16,7 @@ use crate::views::ViewError;
 
 /// A table's columns as Delta has them, if every reader can read them.
 pub(super) fn delta_columns(schema: &SchemaRef) -> Result<StructType, PlanError> {
-    names::refuse_unreadable(schema)?;
+    names::check_readable(schema)?;
     parquet::arrow::ArrowSchemaConverter::new()
         .convert(schema)
         .map_err(|e| e.to_string())?;
@@ -82,7 +82,7 @@ pub(super) fn metadata_of(
 /// differs only by case.
 pub(super) fn clash(there: &Schema, wanted: &Schema) -> Option<String> {
     wanted.fields().iter().find_map(|field| {
-        let found = there.fields().iter().find(|f| names::is_same(f.name(), field.name()))?;
+        let found = there.fields().iter().find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
         if found.name() != field.name() {
             return Some(format!(
                 "the table has a column `{}` from before, and readers of Delta tables do not tell `{}` from it; write `as \"{}\"`, or give the column another name",

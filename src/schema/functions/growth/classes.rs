@@ -1,18 +1,18 @@
-//! Every function that SQL can call, by how much it can make of its arguments. A test compares this
-//! list with the registry: a new function must be given its place here.
+//! Every function that SQL can call, by how its result grows with its arguments. A test compares
+//! this list with the registry: a new function must be added here.
 
 /// How the result of a scalar function grows, row by row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Growth {
-    /// A number, a truth, a time, or another value of a fixed size.
+    /// A number, boolean, time, or another value of a fixed size.
     Fixed,
-    /// No more than its arguments, or one of them.
+    /// At most as large as its arguments.
     Within,
-    /// Another call takes its place when it is planned.
+    /// Replaced by another call during planning.
     Planned,
-    /// So many times its arguments, and a few bytes.
+    /// This many times its arguments, and a few bytes.
     Times(u32),
-    /// Compares everything in one argument with everything in another.
+    /// Compares all items of one argument with all of another.
     Pairs,
     Repeat,
     Pad,
@@ -256,8 +256,8 @@ pub const SCALAR: &[(Growth, &[&str])] = &[
     (Format, &["to_char"]),
 ];
 
-/// Functions that take lambdas: their lists are counted, and what the lambda calls is held to its
-/// own bound.
+/// Functions that take lambdas: their list items are bounded, and the functions that a lambda calls
+/// have their own bounds.
 #[cfg(test)]
 pub const HIGHER_ORDER: &[&str] = &[
     "array_any_match",
@@ -266,8 +266,7 @@ pub const HIGHER_ORDER: &[&str] = &[
     "array_transform",
 ];
 
-/// Aggregates whose state has a size that does not depend on the rows, apart from one value of
-/// theirs.
+/// Aggregates whose state has a fixed size, or holds one value of the rows.
 #[cfg(test)]
 pub const FIXED_AGGREGATES: &[&str] = &[
     "any_value",
@@ -307,12 +306,12 @@ pub const FIXED_AGGREGATES: &[&str] = &[
     "var_pop",
 ];
 
-/// Aggregates that keep every row's value: they report their size, which the query's memory is
-/// charged with batch by batch.
+/// Aggregates that retain every row's value: they report their size, which is charged to the
+/// query's memory batch by batch.
 #[cfg(test)]
-pub const KEEPING_AGGREGATES: &[&str] = &["array_agg", "median", "percentile_cont", "string_agg"];
+pub const RETAINING_AGGREGATES: &[&str] = &["array_agg", "median", "percentile_cont", "string_agg"];
 
-/// Window functions: each gives a value of its argument, or a number.
+/// Window functions: each returns a value of its argument, or a number.
 #[cfg(test)]
 pub const WINDOW: &[&str] = &[
     "cume_dist",
@@ -328,11 +327,11 @@ pub const WINDOW: &[&str] = &[
     "row_number",
 ];
 
-/// Functions that give a table: they make its rows batch by batch.
+/// Table functions: they generate rows batch by batch.
 #[cfg(test)]
 pub const TABLE: &[&str] = &["generate_series", "range"];
 
-/// How a scalar function's result grows.
+/// How the result of a scalar function grows; none if it is not listed.
 pub fn growth(name: &str) -> Option<Growth> {
     SCALAR
         .iter()

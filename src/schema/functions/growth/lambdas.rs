@@ -1,5 +1,5 @@
-//! Functions that take lambdas: a lambda is evaluated for every item of all lists of a batch at
-//! once, beside what it takes from the row, so that the items are bounded.
+//! Functions that take lambdas: a lambda is evaluated at once for the items of all lists of a batch,
+//! with the captured columns repeated for each item, so the number of items is bounded.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use super::Limits;
 use super::sizes::Argument;
 use crate::schema::bounds::{Exceeded, scope};
 
-/// Items of all lists that a lambda is called with at once in a query.
+/// Items of all lists of a batch in a query.
 const QUERY_ITEMS: u64 = 1 << 18;
-/// Bytes that the literals of a query may take where each item has them all.
+/// Bytes of a query's literals, repeated for each item.
 const QUERY_LITERAL_BYTES: u64 = 64 << 20;
 
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
@@ -106,7 +106,7 @@ impl HigherOrderUDFImpl for Bounded {
             let ValueOrLambda::Value(value) = value else {
                 continue;
             };
-            let lists = Argument::of(value)?.count;
+            let lists = Argument::from_value(value)?.count;
             items
                 .iter_mut()
                 .enumerate()
@@ -115,9 +115,9 @@ impl HigherOrderUDFImpl for Bounded {
         let name = self.name();
         match self.limits {
             Limits::Declared(bounds) => {
-                if let Some(most) = items.iter().max().filter(|items| **items > bounds.items) {
+                if let Some(longest) = items.iter().max().filter(|items| **items > bounds.items) {
                     return Err(Exceeded(format!(
-                        "`{name}` is called with a list of {most} items; at most {} of a row are taken",
+                        "`{name}` is called with a list of {longest} items; at most {} are allowed in a row",
                         bounds.items
                     ))
                     .into());
@@ -128,10 +128,10 @@ impl HigherOrderUDFImpl for Bounded {
                 let literals = all.saturating_mul(scope::literal_bytes() as u64);
                 if all > QUERY_ITEMS || literals > QUERY_LITERAL_BYTES.max(16 * QUERY_ITEMS) {
                     if rows > 1 {
-                        scope::note_wide();
+                        scope::request_fewer_rows();
                     }
                     return Err(Exceeded(format!(
-                        "`{name}` is called with {all} items at once; at most {QUERY_ITEMS} are taken"
+                        "`{name}` is called with {all} items at once; at most {QUERY_ITEMS} are allowed"
                     ))
                     .into());
                 }

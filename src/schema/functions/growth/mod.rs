@@ -1,12 +1,12 @@
-//! Functions that can make much of little. Before such a function is called, what it would make is
-//! reckoned from its arguments' sizes: beyond the bound it is an error that names it, and nothing
-//! is made.
+//! Functions whose result can be much larger than their arguments. The size of the result is
+//! estimated from the sizes of the arguments before the call; above the bound, the call fails with
+//! an error that names the function, and nothing is allocated: `repeat('x', 1000000000)`.
 //!
-//! In declarations the bound is of one row, and stored with them: a row gives the same result
-//! whatever it is evaluated beside.
+//! In declarations the bound applies per row and is stored with them, so that a row gives the same
+//! result in every batch.
 
 mod classes;
-mod concatenated;
+mod concatenation;
 mod lambdas;
 pub mod sizes;
 
@@ -16,6 +16,7 @@ use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result};
 use datafusion::config::ConfigOptions;
+use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::expr::ScalarFunction;
@@ -31,26 +32,26 @@ use sizes::Argument;
 
 pub use crate::config::SqlBounds;
 
-/// What one call may make in a query: of a row, and of all rows it is called with at once.
+/// Bytes that one call may produce in a query: for a row, and for a batch.
 const QUERY_ROW_BYTES: u64 = 16 << 20;
 const QUERY_CALL_BYTES: u64 = 16 << 20;
-/// What a call may make while its query is planned; of more, no literal is made, which the plan
-/// would hold in many copies.
+/// Bytes that a call may produce while its query is planned: the result becomes a literal, of which
+/// the plan holds many copies.
 const QUERY_LITERAL_BYTES: u64 = 256 << 10;
-/// Comparisons of one call: a second or so.
+/// Comparisons of one call: about a second.
 const QUERY_PAIRS: u64 = 1 << 30;
-/// Bytes that a result takes beside its own.
-const BESIDE: u64 = 64;
+/// Overhead of a value.
+const OVERHEAD_BYTES: u64 = 64;
 
-/// What a call of a function may make.
+/// Which bounds a call is held to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limits {
     Query,
     Declared(SqlBounds),
 }
 
-/// Puts a bound on every function of the registry that needs one, also where the planner takes one
-/// from elsewhere.
+/// Bounds every function of the registry that needs it, and those that the planner takes from
+/// elsewhere.
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
     let functions: Vec<Arc<ScalarUDF>> = state.scalar_functions().values().cloned().collect();
     for function in functions {
@@ -59,7 +60,7 @@ pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
         }
     }
     lambdas::register(state, limits)?;
-    state.register_function_rewrite(Arc::new(Everywhere { limits }))
+    state.register_function_rewrite(Arc::new(BoundedCalls { limits }))
 }
 
 fn bounded(function: &Arc<ScalarUDF>, limits: Limits) -> Option<ScalarUDF> {
@@ -68,8 +69,7 @@ fn bounded(function: &Arc<ScalarUDF>, limits: Limits) -> Option<ScalarUDF> {
     }
     match classes::growth(function.name()) {
         Some(Growth::Fixed | Growth::Within | Growth::Planned) => None,
-        // A function that the list lacks is refused by a test; until then it is taken for one that
-        // copies.
+        // A test ensures that the list is complete; an unlisted function counts as a large copy.
         growth => Some(ScalarUDF::from(Bounded {
             inner: function.clone(),
             growth: growth.unwrap_or(Growth::Times(24)),
@@ -78,13 +78,13 @@ fn bounded(function: &Arc<ScalarUDF>, limits: Limits) -> Option<ScalarUDF> {
     }
 }
 
-/// Calls that the planner makes of operators and brackets, and `||`.
+/// Bounds `||`, and the calls that the planner generates from operators and brackets.
 #[derive(Debug)]
-struct Everywhere {
+struct BoundedCalls {
     limits: Limits,
 }
 
-impl FunctionRewrite for Everywhere {
+impl FunctionRewrite for BoundedCalls {
     fn name(&self) -> &str {
         "bounded_functions"
     }
@@ -106,7 +106,7 @@ impl FunctionRewrite for Everywhere {
                 op: Operator::StringConcat,
                 right,
             }) => {
-                let function = Arc::new(ScalarUDF::from(concatenated::Concatenated::new()));
+                let function = Arc::new(ScalarUDF::from(concatenation::Concatenation::new()));
                 let function = bounded(&function, self.limits).map_or(function, Arc::new);
                 Ok(Transformed::yes(function.call(vec![*left, *right])))
             }
@@ -115,7 +115,7 @@ impl FunctionRewrite for Everywhere {
     }
 }
 
-/// A function that is called only where what it makes stays within a bound.
+/// A function that is called only if the estimated size of its result is within the bounds.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Bounded {
     inner: Arc<ScalarUDF>,
@@ -170,15 +170,15 @@ impl ScalarUDFImpl for Bounded {
             .args
             .iter()
             .all(|value| matches!(value, ColumnarValue::Scalar(_)));
-        // What is not computed for each row is computed once.
+        // Scalars are computed once.
         let rows = if is_one { 1 } else { args.number_rows };
-        let made = match self.limits {
+        let result_bytes = match self.limits {
             Limits::Query => self.check_query(&args.args, rows, args.number_rows)?,
             Limits::Declared(bounds) => self.check_declared(&args.args, rows, bounds)?,
         };
-        scope::make(usize::try_from(made).unwrap_or(usize::MAX)).inspect_err(|_| {
+        scope::reserve(usize::try_from(result_bytes).unwrap_or(usize::MAX)).inspect_err(|_| {
             if args.number_rows > 1 {
-                scope::note_wide();
+                scope::request_fewer_rows();
             }
         })?;
         self.inner.inner().invoke_with_args(args)
@@ -186,19 +186,20 @@ impl ScalarUDFImpl for Bounded {
 }
 
 impl Bounded {
-    /// What it makes of some rows; `used` are all for which the result is written out.
+    /// Bytes of the result for `rows`, copied to `used` rows (more than `rows` for a scalar); an
+    /// error above the bounds.
     fn check_query(&self, values: &[ColumnarValue], rows: usize, used: usize) -> Result<u64> {
         let arguments = values
             .iter()
-            .map(Argument::of)
+            .map(Argument::from_value)
             .collect::<Result<Vec<_>>>()?;
         let (mut all, mut pairs) = (0_u64, 0_u64);
         for row in 0..rows {
-            let made = made(self.growth, &arguments, values, row)?;
-            if made > QUERY_ROW_BYTES {
-                return Err(self.too_large(made, QUERY_ROW_BYTES, ""));
+            let bytes = estimated_bytes(self.growth, &arguments, values, row)?;
+            if bytes > QUERY_ROW_BYTES {
+                return Err(self.too_large(bytes, QUERY_ROW_BYTES, ""));
             }
-            all = all.saturating_add(made);
+            all = all.saturating_add(bytes);
             if self.growth == Growth::Pairs {
                 pairs = pairs.saturating_add(compared(&arguments, row));
             }
@@ -213,7 +214,7 @@ impl Bounded {
         };
         if all > QUERY_CALL_BYTES || pairs > QUERY_PAIRS {
             if used > 1 {
-                scope::note_wide();
+                scope::request_fewer_rows();
             }
             return Err(if pairs > QUERY_PAIRS {
                 let name = self.name();
@@ -228,32 +229,32 @@ impl Bounded {
         Ok(all)
     }
 
-    /// As a row has it, whatever the others have.
+    /// Checks each row by itself.
     fn check_declared(
         &self,
         values: &[ColumnarValue],
         rows: usize,
         bounds: SqlBounds,
     ) -> Result<u64> {
-        // Concatenating and the like never reach the bound.
+        // Concatenation and the like never reach the bound.
         if matches!(self.growth, Growth::Times(times) if u64::from(times) <= bounds.times) {
             return Ok(0);
         }
         let arguments = values
             .iter()
-            .map(Argument::of)
+            .map(Argument::from_value)
             .collect::<Result<Vec<_>>>()?;
         for row in 0..rows {
-            let given = arguments
+            let argument_bytes = arguments
                 .iter()
                 .map(|a| a.bytes.at(row))
                 .fold(0, u64::saturating_add);
-            let most = bounds
+            let max_bytes = bounds
                 .bytes
-                .saturating_add(bounds.times.saturating_mul(given));
-            let made = made(self.growth, &arguments, values, row)?;
-            if made > most {
-                return Err(self.too_large(made, most, " of a row in a declaration"));
+                .saturating_add(bounds.times.saturating_mul(argument_bytes));
+            let bytes = estimated_bytes(self.growth, &arguments, values, row)?;
+            if bytes > max_bytes {
+                return Err(self.too_large(bytes, max_bytes, " for a row in a declaration"));
             }
             let compared = if self.growth == Growth::Pairs {
                 compared(&arguments, row)
@@ -261,9 +262,9 @@ impl Bounded {
                 0
             };
             if compared > bounds.pairs {
-                let (name, most) = (self.name(), bounds.pairs);
+                let (name, max_pairs) = (self.name(), bounds.pairs);
                 let message = format!(
-                    "`{name}` would compare {compared} pairs; at most {most} of a row are compared"
+                    "`{name}` would compare {compared} pairs; at most {max_pairs} are compared for a row"
                 );
                 return Err(Exceeded(message).into());
             }
@@ -271,10 +272,10 @@ impl Bounded {
         Ok(0)
     }
 
-    fn too_large(&self, made: u64, most: u64, of: &str) -> datafusion::error::DataFusionError {
+    fn too_large(&self, bytes: u64, max_bytes: u64, scope: &str) -> DataFusionError {
         let name = self.name();
         Exceeded(format!(
-            "`{name}` could make {made} bytes; at most {most}{of} are made by one call"
+            "`{name}` could produce {bytes} bytes; one call may produce at most {max_bytes}{scope}"
         ))
         .into()
     }
@@ -289,8 +290,8 @@ fn compared(arguments: &[Argument], row: usize) -> u64 {
         .fold(1, u64::saturating_mul)
 }
 
-/// Bytes that a function makes of a row, at most.
-fn made(
+/// An upper bound on the bytes that a function produces for a row.
+fn estimated_bytes(
     growth: Growth,
     arguments: &[Argument],
     values: &[ColumnarValue],
@@ -300,12 +301,12 @@ fn made(
     let count = |n: usize| arguments.get(n).map_or(0, |a| a.count.at(row));
     let all = || (0..arguments.len()).map(bytes).fold(0, u64::saturating_add);
     let items = || (0..arguments.len()).map(count).max().unwrap_or(0);
-    let made = match growth {
+    let bytes_of_result = match growth {
         Growth::Fixed => 0,
         Growth::Within | Growth::Planned | Growth::Pairs => all(),
         Growth::Times(times) => all().saturating_mul(u64::from(times)),
         Growth::Repeat => bytes(0).saturating_mul(count(1)),
-        // Characters of the filling have up to four bytes each.
+        // Characters of the fill text have up to four bytes each.
         Growth::Pad => bytes(0).saturating_add(count(1).saturating_mul(bytes(2).clamp(1, 4))),
         Growth::Replace if bytes(1) == 0 => (bytes(0) + 1)
             .saturating_mul(bytes(2).saturating_add(1))
@@ -313,7 +314,7 @@ fn made(
         Growth::Replace => (bytes(0) / bytes(1))
             .saturating_mul(bytes(2))
             .saturating_add(bytes(0)),
-        Growth::RegexpReplace => replaced_by_pattern(values, row, bytes(0), bytes(2))?,
+        Growth::RegexpReplace => regexp_replace_bytes(values, row, bytes(0), bytes(2))?,
         Growth::ConcatWith => {
             let is_list = |n: usize| {
                 values
@@ -323,34 +324,36 @@ fn made(
             let texts = (1..arguments.len()).map(|n| if is_list(n) { count(n) } else { 1 });
             all().saturating_add(texts.fold(0, u64::saturating_add).saturating_mul(bytes(0)))
         }
-        Growth::ArrayRepeat => count(1).saturating_mul(bytes(0).saturating_add(BESIDE / 4)),
+        Growth::ArrayRepeat => count(1).saturating_mul(bytes(0).saturating_add(OVERHEAD_BYTES / 4)),
         Growth::ArrayResize => count(1)
-            .saturating_mul(bytes(2).saturating_add(BESIDE / 2))
+            .saturating_mul(bytes(2).saturating_add(OVERHEAD_BYTES / 2))
             .saturating_add(bytes(0)),
-        Growth::Range => ranged(values, row)?.saturating_mul(8),
+        Growth::Range => range_items(values, row)?.saturating_mul(8),
         Growth::ArrayReplace => {
             bytes(0).saturating_add(count(0).saturating_mul(bytes(2).saturating_add(8)))
         }
         Growth::ArrayToString => {
-            let beside = bytes(1).saturating_add(bytes(2)).saturating_add(BESIDE / 2);
+            let separator = bytes(1)
+                .saturating_add(bytes(2))
+                .saturating_add(OVERHEAD_BYTES / 2);
             bytes(0)
                 .saturating_mul(8)
-                .saturating_add((count(0) + bytes(0) / 16).saturating_mul(beside))
+                .saturating_add((count(0) + bytes(0) / 16).saturating_mul(separator))
         }
         Growth::ArraysZip => all().saturating_add(
             items()
                 .saturating_mul(arguments.len() as u64)
-                .saturating_mul(BESIDE / 2),
+                .saturating_mul(OVERHEAD_BYTES / 2),
         ),
-        // A letter of the format stands for a whole time at most.
+        // A letter of the format expands to at most a whole time.
         Growth::Format => bytes(1).saturating_mul(32),
     };
-    Ok(made.saturating_add(BESIDE))
+    Ok(bytes_of_result.saturating_add(OVERHEAD_BYTES))
 }
 
-/// A replacement may name groups, each of which is at most all of the text; without `g` only one
-/// match is replaced.
-fn replaced_by_pattern(
+/// A replacement may reference groups, each at most the whole text; without `g` only one match is
+/// replaced.
+fn regexp_replace_bytes(
     values: &[ColumnarValue],
     row: usize,
     text: u64,
@@ -377,8 +380,8 @@ fn replaced_by_pattern(
         .saturating_add(groups))
 }
 
-/// Items of a list from a start to a stop by steps.
-fn ranged(values: &[ColumnarValue], row: usize) -> Result<u64> {
+/// Items of `range(start, stop, step)`.
+fn range_items(values: &[ColumnarValue], row: usize) -> Result<u64> {
     let at = |n: usize| {
         values
             .get(n)

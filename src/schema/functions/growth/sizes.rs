@@ -1,4 +1,4 @@
-//! How many bytes and items the arguments of a function have, row by row.
+//! Bytes and items of a function's arguments, row by row.
 
 use arrow::array::{Array, ArrayRef, AsArray, GenericListArray, OffsetSizeTrait};
 use arrow::compute::cast;
@@ -7,16 +7,16 @@ use datafusion::common::Result;
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::scalar::ScalarValue;
 
-/// Bytes of a value whose size does not depend on it, at most.
+/// An upper bound on the bytes of a value of a fixed-width type.
 const FIXED_BYTES: u64 = 16;
 
 /// A number for each row, or one for all.
-pub enum Numbers {
+pub enum RowNumbers {
     One(u64),
     Each(Vec<u64>),
 }
 
-impl Numbers {
+impl RowNumbers {
     pub fn at(&self, row: usize) -> u64 {
         match self {
             Self::One(number) => *number,
@@ -25,27 +25,28 @@ impl Numbers {
     }
 }
 
-/// An argument, as far as what is made of it depends on it.
+/// The properties of an argument that the size of a result depends on.
 pub struct Argument {
-    pub bytes: Numbers,
-    /// Of a list, its items; of a number, how great it is; of a text, its bytes.
-    pub count: Numbers,
+    pub bytes: RowNumbers,
+    /// The items of a list, the value of a number, the bytes of a text.
+    pub count: RowNumbers,
 }
 
 impl Argument {
-    pub fn of(value: &ColumnarValue) -> Result<Self> {
+    pub fn from_value(value: &ColumnarValue) -> Result<Self> {
         match value {
             ColumnarValue::Scalar(scalar) => {
                 let array = scalar.to_array()?;
-                let one = |numbers: Vec<u64>| Numbers::One(numbers.first().copied().unwrap_or(0));
+                let one =
+                    |numbers: Vec<u64>| RowNumbers::One(numbers.first().copied().unwrap_or(0));
                 Ok(Self {
                     bytes: one(bytes(&array)),
                     count: one(counts(&array)?),
                 })
             }
             ColumnarValue::Array(array) => Ok(Self {
-                bytes: Numbers::Each(bytes(array)),
-                count: Numbers::Each(counts(array)?),
+                bytes: RowNumbers::Each(bytes(array)),
+                count: RowNumbers::Each(counts(array)?),
             }),
         }
     }
@@ -100,7 +101,7 @@ pub fn bytes(array: &ArrayRef) -> Vec<u64> {
             Ok(values) => bytes(&values),
             Err(_) => vec![array.get_array_memory_size() as u64; rows],
         },
-        // Values of many types: those of JSON, which are counted as if each had all.
+        // JSON values of several types: the array's memory, divided evenly.
         DataType::Union(..) => {
             vec![array.get_array_memory_size() as u64 / rows.max(1) as u64 + FIXED_BYTES; rows]
         }
@@ -119,7 +120,7 @@ fn list_bytes<O: OffsetSizeTrait>(list: &GenericListArray<O>) -> Vec<u64> {
     ranges(list.value_offsets(), &bytes(list.values()))
 }
 
-/// Sums of the items' bytes, and what an item takes beside them.
+/// Sums of the items' bytes.
 fn ranges<O: OffsetSizeTrait>(offsets: &[O], items: &[u64]) -> Vec<u64> {
     let mut sums = Vec::with_capacity(items.len() + 1);
     sums.push(0_u64);
@@ -133,7 +134,7 @@ fn ranges<O: OffsetSizeTrait>(offsets: &[O], items: &[u64]) -> Vec<u64> {
         .collect()
 }
 
-/// Items of lists, the absolute value of whole numbers, bytes of texts.
+/// Items of lists, values of whole numbers (0 if negative), bytes of texts.
 pub fn counts(array: &ArrayRef) -> Result<Vec<u64>> {
     Ok(match array.data_type() {
         DataType::List(_) => lengths(array.as_list::<i32>().value_offsets()),
@@ -143,7 +144,7 @@ pub fn counts(array: &ArrayRef) -> Result<Vec<u64>> {
         ty if ty.is_integer() => {
             let numbers = cast(array, &DataType::Decimal128(38, 0))?;
             let numbers = numbers.as_primitive::<arrow::datatypes::Decimal128Type>();
-            // A negative number makes nothing of anything but a range, which counts for itself.
+            // A negative number gives an empty result, except in ranges, which use `signed`.
             numbers
                 .iter()
                 .map(|n| u64::try_from(n.unwrap_or(0).max(0)).unwrap_or(u64::MAX))
@@ -153,8 +154,8 @@ pub fn counts(array: &ArrayRef) -> Result<Vec<u64>> {
     })
 }
 
-/// Whole numbers of a row, times as nanoseconds or days, intervals as the nanoseconds that they
-/// have at least.
+/// The whole number of a row; times and dates in nanoseconds, intervals as the fewest nanoseconds
+/// that they can last.
 pub fn signed(value: &ColumnarValue, row: usize) -> Result<Option<i128>> {
     const DAY: i128 = 86_400_000_000_000;
     let scalar = match value {
@@ -169,7 +170,7 @@ pub fn signed(value: &ColumnarValue, row: usize) -> Result<Option<i128>> {
             ];
             let parts = [parts[0], parts[1], i128::from(interval.nanoseconds)];
             let is_mixed = parts.iter().any(|p| *p < 0) && parts.iter().any(|p| *p > 0);
-            // Parts of both signs may add up to nothing in some months.
+            // Parts of both signs may add up to zero in some months.
             Some(if is_mixed { 1 } else { parts.iter().sum() })
         }
         ScalarValue::Date32(Some(days)) => Some(i128::from(days) * DAY),

@@ -43,13 +43,13 @@ fn every_function_of_the_registry_has_a_place_in_the_list() {
         missing.is_empty(),
         "functions without a class in classes.rs: {missing:?}"
     );
-    let gone: Vec<_> = known.difference(&found).collect();
+    let stale: Vec<_> = known.difference(&found).collect();
     assert!(
-        gone.is_empty(),
-        "classes.rs names functions that do not exist: {gone:?}"
+        stale.is_empty(),
+        "classes.rs names functions that do not exist: {stale:?}"
     );
 
-    let aggregates = names([classes::FIXED_AGGREGATES, classes::KEEPING_AGGREGATES].concat());
+    let aggregates = names([classes::FIXED_AGGREGATES, classes::RETAINING_AGGREGATES].concat());
     assert_eq!(
         aggregates,
         names(state.aggregate_functions().values().map(|f| f.name()))
@@ -91,8 +91,7 @@ async fn run(state: &SessionState, sql: &str) -> Result<Vec<ArrayRef>, DataFusio
         .collect())
 }
 
-/// Calls that make much of little; the same ones, smaller, are what they were before they were
-/// bounded.
+/// Calls with large results for a large N; for a small N the bounds must not change the result.
 const CALLS: &[&str] = &[
     "repeat('x', N)",
     "lpad('x', N)",
@@ -140,10 +139,10 @@ const CALLS: &[&str] = &[
 ];
 
 #[tokio::test]
-async fn functions_do_what_they_did_within_their_bound() {
+async fn bounds_do_not_change_the_results_within_them() {
     let (plain, bounded) = (state(None), state(Some(Limits::Query)));
     for call in CALLS {
-        // Not a literal, which would be reckoned while it is planned.
+        // The second is not constant, so it is not evaluated during planning.
         for n in ["2000", "cast(2000 + random() * 0 as int)"] {
             let sql = format!("select {} as v", call.replace('N', n));
             let (before, after) = (run(&plain, &sql).await, run(&bounded, &sql).await);
@@ -156,13 +155,13 @@ async fn functions_do_what_they_did_within_their_bound() {
 }
 
 #[tokio::test]
-async fn beyond_its_bound_every_function_is_an_error_that_names_it() {
+async fn above_the_bound_every_call_is_an_error_that_names_the_function() {
     let bounded = state(Some(Limits::Query));
     for call in CALLS {
         for n in ["1000000000", "cast(1000000000 + random() * 0 as bigint)"] {
             let sql = format!("select {} as v", call.replace('N', n));
             let error = match run(&bounded, &sql).await {
-                Ok(values) => panic!("{sql} gave {} bytes", values[0].get_array_memory_size()),
+                Ok(values) => panic!("{sql} returned {} bytes", values[0].get_array_memory_size()),
                 Err(error) => error,
             };
             let exceeded = exceeded(&error).unwrap_or_else(|| panic!("{sql}: {error}"));
@@ -171,9 +170,8 @@ async fn beyond_its_bound_every_function_is_an_error_that_names_it() {
     }
 }
 
-/// What was reckoned is never less than what came of it.
 #[tokio::test]
-async fn no_function_makes_more_than_was_reckoned() {
+async fn no_result_is_larger_than_its_estimate() {
     let bounded = state(Some(Limits::Query));
     let mut seen = BTreeSet::new();
     for call in CALLS {
@@ -208,19 +206,20 @@ async fn no_function_makes_more_than_was_reckoned() {
             }
             let sizes = arguments
                 .iter()
-                .map(Argument::of)
+                .map(Argument::from_value)
                 .collect::<Result<Vec<_>>>()
                 .expect("sizes");
-            let reckoned = made(function.growth, &sizes, &arguments, 0).expect("reckoned");
+            let estimate =
+                estimated_bytes(function.growth, &sizes, &arguments, 0).expect("an estimate");
             let value = run(&bounded, &sql).await.expect("a value").remove(0);
             if matches!(value.data_type(), DataType::Union(..)) {
                 continue;
             }
             let real: u64 = sizes::bytes(&value).iter().sum();
-            // Values of a fixed size are counted with sixteen bytes here.
+            // `sizes::bytes` counts sixteen bytes for values of a fixed size.
             assert!(
-                real <= 2 * reckoned,
-                "{sql}: {real} bytes where {reckoned} were reckoned"
+                real <= 2 * estimate,
+                "{sql}: {real} bytes, estimated {estimate}"
             );
             seen.insert(function.name().to_owned());
         }
@@ -257,7 +256,7 @@ async fn no_function_makes_more_than_was_reckoned() {
 }
 
 #[tokio::test]
-async fn many_rows_are_counted_together_and_asked_for_in_smaller_numbers() {
+async fn the_rows_of_a_batch_are_bounded_together() {
     let bounded = state(Some(Limits::Query));
     let sql =
         "select repeat('x', cast(100000 + random() * 0 as int)) as v from generate_series(1, 8000)";
@@ -269,32 +268,32 @@ async fn many_rows_are_counted_together_and_asked_for_in_smaller_numbers() {
 }
 
 #[tokio::test]
-async fn in_declarations_a_row_decides_for_itself() {
+async fn in_declarations_each_row_is_bounded_by_itself() {
     let bounds = SqlBounds::default();
     let declared = state(Some(Limits::Declared(bounds)));
-    let most = bounds.bytes;
+    let max_bytes = bounds.bytes;
     let small = format!(
         "select repeat('x', cast({} + random() * 0 as bigint)) as v from generate_series(1, 8000)",
-        most / 2
+        max_bytes / 2
     );
     assert_eq!(
         run(&declared, &small)
             .await
-            .expect("however many rows")
+            .expect("within the bound of a row")
             .len(),
         1
     );
     let large = format!(
         "select repeat('x', cast({} + random() * 0 as bigint)) as v",
-        most * 2
+        max_bytes * 2
     );
     assert!(exceeded(&run(&declared, &large).await.expect_err("too much")).is_some());
-    let given = format!(
+    let copies = format!(
         "select upper(repeat('x', {0})) || upper(repeat('x', {0})) as v",
-        most / 2
+        max_bytes / 2
     );
     assert!(
-        run(&declared, &given).await.is_ok(),
-        "what is given may be put together"
+        run(&declared, &copies).await.is_ok(),
+        "copies of the arguments are within the bound"
     );
 }

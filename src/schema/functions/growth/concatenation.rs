@@ -1,4 +1,4 @@
-//! `||` of texts as a function, so that what it makes is bounded as that of any other.
+//! `||` of texts as a function, so that its result is bounded like that of any other.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use datafusion::logical_expr::{
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, Column};
 
-/// Its name among [`super::classes`].
+/// Its name in [`super::classes`].
 pub const NAME: &str = "concat";
 
-/// See the module.
+/// `left || right`
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Concatenated {
+pub struct Concatenation {
     signature: Signature,
 }
 
-impl Concatenated {
+impl Concatenation {
     pub fn new() -> Self {
         Self {
             signature: Signature::user_defined(Volatility::Immutable),
@@ -29,19 +29,19 @@ impl Concatenated {
     }
 }
 
-impl ScalarUDFImpl for Concatenated {
+impl ScalarUDFImpl for Concatenation {
     fn name(&self) -> &str {
         NAME
     }
 
     fn display_name(&self, args: &[Expr]) -> Result<String> {
-        shown(args)
+        display_operands(args)
     }
 
     fn schema_name(&self, args: &[Expr]) -> Result<String> {
         match args {
             [left, right] => Ok(format!("{} || {}", left.schema_name(), right.schema_name())),
-            _ => shown(args),
+            _ => display_operands(args),
         }
     }
 
@@ -93,7 +93,7 @@ impl ScalarUDFImpl for Concatenated {
     }
 }
 
-fn shown(args: &[Expr]) -> Result<String> {
+fn display_operands(args: &[Expr]) -> Result<String> {
     Ok(args
         .iter()
         .map(ToString::to_string)

@@ -1,0 +1,215 @@
+//! All streams, windows and entity tables of a configuration, compiled.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{DeclarationError, Entity, PlanError, Stream, TABLE_KEY, WINDOW_KEY, Window};
+use super::{bounds, names, window};
+use crate::config::{
+    Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, TableDef, WindowDef,
+};
+
+type Streams = BTreeMap<String, Arc<Stream>>;
+
+/// A configuration's declarations, ready to run.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    pub id: u64,
+    pub streams: Streams,
+    /// In topological order: a window follows the one that it reads.
+    pub windows: Vec<Arc<Window>>,
+    pub entities: Vec<Arc<Entity>>,
+    /// Version of the zone data that the configuration was stored with.
+    pub zone_data: String,
+    pub idempotency: IdempotencyLimits,
+    pub sql: SqlBounds,
+}
+
+impl Catalog {
+    pub fn compile(declared: &Declarations) -> Result<Self, DeclarationError> {
+        let compiled = bounds::on_large_stack(|| Self::compile_here(declared));
+        compiled.unwrap_or_else(|e| {
+            let message = format!("no thread can be started: {e}");
+            Err(DeclarationError::new("", WINDOW_KEY, message))
+        })
+    }
+
+    fn compile_here(declared: &Declarations) -> Result<Self, DeclarationError> {
+        let stream = |(name, def): (&String, _)| {
+            let stream = Stream::compile_with_bounds(name, def, declared.sql)?;
+            Ok((name.clone(), Arc::new(stream)))
+        };
+        let streams = declared
+            .streams
+            .iter()
+            .map(stream)
+            .collect::<Result<Streams, DeclarationError>>()?;
+        let windows = compile_windows(&declared.windows, &streams, declared.sql)?;
+        let entities = declared
+            .tables
+            .iter()
+            .map(|(name, def)| compile_entity(name, def, &streams).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            id: declared.id(),
+            streams,
+            windows,
+            entities,
+            zone_data: declared.zone_data.clone(),
+            idempotency: declared.idempotency,
+            sql: declared.sql,
+        })
+    }
+
+    /// Compiles a configuration's declarations; errors point into its file.
+    pub fn from_config(config: &Config) -> Result<Self, ConfigError> {
+        Self::compile(&config.declared).map_err(|e| e.in_file(config))
+    }
+
+    /// The declarations, as the log stores them.
+    pub fn to_json(&self) -> String {
+        self.declarations().to_json()
+    }
+
+    pub fn declarations(&self) -> Declarations {
+        Declarations {
+            streams: self
+                .streams
+                .iter()
+                .map(|(name, stream)| (name.clone(), stream.def.clone()))
+                .collect(),
+            windows: self
+                .windows
+                .iter()
+                .map(|w| (w.name.clone(), w.def.clone()))
+                .collect(),
+            tables: self
+                .entities
+                .iter()
+                .map(|e| (e.name.clone(), e.def.clone()))
+                .collect(),
+            zone_data: self.zone_data.clone(),
+            idempotency: self.idempotency,
+            sql: self.sql,
+        }
+    }
+
+    /// Compiles declarations of [`Self::to_json`].
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let declared = Declarations::from_json(text).map_err(|e| e.to_string())?;
+        Self::compile(&declared).map_err(|e| e.to_string())
+    }
+
+    pub fn window(&self, name: &str) -> Option<&Arc<Window>> {
+        self.windows.iter().find(|w| w.name == name)
+    }
+}
+
+fn compile_entity(
+    name: &str,
+    def: &TableDef,
+    streams: &Streams,
+) -> Result<Entity, DeclarationError> {
+    let stream = streams.get(&def.stream).ok_or_else(|| {
+        let message = format!("there is no stream `{}`", def.stream);
+        DeclarationError::new(name, TABLE_KEY, message)
+    })?;
+    Entity::plan(name, def, stream)
+        .map_err(|e| DeclarationError::new(name, TABLE_KEY, e.locate_in(&def.select)))
+}
+
+/// A declared window that has not been planned.
+struct PendingWindow<'a> {
+    name: &'a str,
+    def: &'a WindowDef,
+    /// The stream or window that it reads.
+    input: String,
+}
+
+impl<'a> PendingWindow<'a> {
+    fn new(name: &'a str, def: &'a WindowDef, sql: SqlBounds) -> Result<Self, DeclarationError> {
+        let input = window::input_table(&def.sql, sql).map_err(|e| window_error(name, def, e))?;
+        Ok(Self { name, def, input })
+    }
+
+    /// Plans it over what it reads; none if that is a window that has not been planned.
+    fn plan(
+        &self,
+        planned: &[Arc<Window>],
+        streams: &Streams,
+        sql: SqlBounds,
+    ) -> Result<Option<Window>, PlanError> {
+        let name = self.input.as_str();
+        let inner = planned.iter().find(|w| w.name == name);
+        let input = match (inner, streams.get(name)) {
+            (Some(inner), _) => window::Input {
+                name,
+                stream: &inner.stream,
+                schema: &inner.schema,
+                marked: &inner.schema,
+            },
+            (None, Some(stream)) => window::Input {
+                name,
+                stream: name,
+                schema: &stream.table_schema,
+                marked: &stream.marked,
+            },
+            (None, None) => return Ok(None),
+        };
+        Window::plan(self.name, self.def, &input, sql).map(Some)
+    }
+
+    fn error(&self, error: PlanError) -> DeclarationError {
+        window_error(self.name, self.def, error)
+    }
+
+    /// An error that points at what the window reads.
+    fn input_error(&self, message: String) -> DeclarationError {
+        self.error(PlanError::at_words(&[&self.input], message))
+    }
+}
+
+fn window_error(name: &str, def: &WindowDef, error: PlanError) -> DeclarationError {
+    DeclarationError::new(name, WINDOW_KEY, error.locate_in(&def.sql))
+}
+
+/// Plans windows in topological order: each pass plans those whose input is planned.
+fn compile_windows(
+    declared: &BTreeMap<String, WindowDef>,
+    streams: &Streams,
+    sql: SqlBounds,
+) -> Result<Vec<Arc<Window>>, DeclarationError> {
+    let mut pending = declared
+        .iter()
+        .map(|(name, def)| PendingWindow::new(name, def, sql))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut planned: Vec<Arc<Window>> = Vec::new();
+    while !pending.is_empty() {
+        let before = pending.len();
+        let mut rest = Vec::new();
+        for window in pending {
+            match window.plan(&planned, streams, sql) {
+                Ok(Some(done)) => planned.push(Arc::new(done)),
+                Ok(None) if declared.contains_key(&window.input) => rest.push(window),
+                Ok(None) => {
+                    let message = format!(
+                        "there is no stream or window `{}`; available: {}",
+                        window.input,
+                        names::join(streams.keys().chain(declared.keys()))
+                    );
+                    return Err(window.input_error(message));
+                }
+                Err(error) => return Err(window.error(error)),
+            }
+        }
+        if let Some(window) = rest.first().filter(|_| rest.len() == before) {
+            let cycle = names::join(rest.iter().map(|w| w.name));
+            let message = format!(
+                "the windows {cycle} read each other in a cycle; let one of them read a stream"
+            );
+            return Err(window.input_error(message));
+        }
+        pending = rest;
+    }
+    Ok(planned)
+}
