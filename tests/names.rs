@@ -1,5 +1,5 @@
-//! Names of columns: what `weir check` accepts can be made, committed and opened again as Delta
-//! tables; the rest is refused in the file, with a way out.
+//! Column names: what `weir check` accepts can be created, committed and reopened as Delta tables;
+//! the rest is rejected at its location in the file, with a fix.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ fn stream(schema: &str, select: &str, more: &str) -> String {
 const WINDOW: &str = "[windows.w]\nsql = '''select window_start, window_end, COLUMN, count(*) as n from tumble(s, event_time, interval '1 hour') group by 1, 2, 3'''\n";
 
 #[test]
-fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
+fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
     let table = |select: &str| {
         format!("[tables.\"s.t\"]\nstream = \"s\"\nkey = \"id\"\nselect = '''select {select}'''\n")
     };
@@ -40,18 +40,22 @@ fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
             more,
         )
     };
-    // Of each: what is pointed at, and what is said.
+    // Each with the text at the reported location, and a part of the message.
     for (configuration, at, message) in [
         (
             of("v as \"Year\""),
             "\"Year\"",
-            "the column `Year` is weir's own but for its case (`year`)",
+            "`Year` is a reserved column name (`year`)",
         ),
-        (of("id as \"LSN\""), "\"LSN\"", "`LSN` is weir's own"),
+        (
+            of("id as \"LSN\""),
+            "\"LSN\"",
+            "`LSN` is a reserved column name",
+        ),
         (
             of("id as \"Event_Time\""),
             "\"Event_Time\"",
-            "`Event_Time` is weir's own",
+            "`Event_Time` is a reserved column name",
         ),
         (
             of("\"userId\", id as userid"),
@@ -91,12 +95,12 @@ fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
         (
             in_stream("id", &table("id, id as \"LSN\"")),
             "\"LSN\"",
-            "`LSN` is weir's own",
+            "`LSN` is a reserved column name",
         ),
         (
             in_stream("id", &table("id, id as \"Bucket\"")),
             "\"Bucket\"",
-            "`Bucket` is weir's own",
+            "`Bucket` is a reserved column name",
         ),
         (
             in_stream("id", &table("id, upper(id)")),
@@ -111,7 +115,7 @@ fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
         (
             in_stream("id", &window("id as \"Hour\"")),
             "\"Hour\"",
-            "`Hour` is weir's own",
+            "`Hour` is a reserved column name",
         ),
         (
             in_stream("id", &window("id as \"N\"")),
@@ -132,9 +136,9 @@ fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
         let bench = Bench::new("");
         bench.configure(&configuration);
         let output = bench.output(&["check"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{configuration}\n{said}");
-        assert!(said.contains(message), "{message}\n{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{configuration}\n{stderr}");
+        assert!(stderr.contains(message), "{message}\n{stderr}");
         let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
         let mut places = text
             .lines()
@@ -146,8 +150,8 @@ fn names_that_a_table_cannot_have_are_refused_where_they_stand() {
             format!(":{line}:{column}:")
         });
         assert!(
-            said.contains(&format!("weir.toml{place}")),
-            "{place}\n{configuration}\n{said}"
+            stderr.contains(&format!("weir.toml{place}")),
+            "{place}\n{configuration}\n{stderr}"
         );
     }
 }
@@ -167,7 +171,7 @@ fn everyday_names_are_accepted() {
 }
 
 #[test]
-fn a_name_whose_case_changes_is_refused_while_its_table_is_there() {
+fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
     let bench = Bench::new("");
     let source =
         "[[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
@@ -183,7 +187,7 @@ fn a_name_whose_case_changes_is_refused_while_its_table_is_there() {
         b"{\"at\":\"2024-05-01T10:00:00Z\",\"userId\":\"a\",\"v\":1}\n",
     );
     bench.once();
-    // Also where a configuration between did not have it at all.
+    // Also if a configuration in between did not have the column.
     for between in [None, Some("v")] {
         if let Some(between) = between {
             bench.configure(&with(between));
@@ -191,13 +195,13 @@ fn a_name_whose_case_changes_is_refused_while_its_table_is_there() {
         }
         bench.configure(&with("\"userId\" as userid"));
         let output = bench.output(&["check"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(
-            said.contains("weir.toml:")
-                && said.contains("as \"userId\"")
-                && said.contains("weir rebuild s"),
-            "{said}"
+            stderr.contains("weir.toml:")
+                && stderr.contains("as \"userId\"")
+                && stderr.contains("weir rebuild s"),
+            "{stderr}"
         );
     }
     bench.configure(&with("\"userId\", v"));
@@ -236,7 +240,7 @@ fn frame(text: &str) -> Frame {
     }
 }
 
-/// Names of which most are fine, and some clash, with each other or with Weir's own.
+/// Names that are mostly valid; some collide with each other or with reserved names.
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         8 => "[a-zA-Z][a-z0-9_]{0,5}",
@@ -255,8 +259,11 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Makes every table of a configuration, commits a row, and opens all of it again.
-fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), String> {
+/// Creates every table of a configuration, commits a row, and reopens everything.
+fn create_commit_and_reopen(
+    config: &weir::config::Config,
+    root: &std::path::Path,
+) -> Result<(), String> {
     let catalog = views::compile(config).map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     let folder = DataDir::create(root).map_err(|e| e.to_string())?;
@@ -271,19 +278,19 @@ fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), 
     };
     let mut opened = open()?;
     let mut operators = Operators::new(catalog.clone(), 0);
-    let made = Arc::new(frame(
+    let record = Arc::new(frame(
         "{\"at\":\"2024-05-01T10:00:00Z\",\"a\":\"x\",\"s\":{\"p\":\"1\",\"q\":\"2\"}}",
     ));
-    let decoded = operators.decode(&made).map_err(|e| e.to_string())?;
+    let decoded = operators.decode(&record).map_err(|e| e.to_string())?;
     let output = operators
-        .apply(&made, decoded.as_ref())
+        .apply(&record, decoded.as_ref())
         .map_err(|e| e.to_string())?;
     let closing = Frame {
         header: Header {
             kind: Kind::CloseAll,
             first_lsn: 2,
             stream: String::new(),
-            ..made.header.clone()
+            ..record.header.clone()
         },
         ..frame("{}")
     };
@@ -304,7 +311,7 @@ fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), 
             .handles
             .tables
             .get(name)
-            .ok_or_else(|| format!("{name} is gone"))?;
+            .ok_or_else(|| format!("{name} is missing"))?;
         let rows: u64 = table.files().iter().map(|f| f.rows).sum();
         if rows != 1 {
             return Err(format!("{name} has {rows} rows"));
@@ -320,8 +327,8 @@ fn is_made(config: &weir::config::Config, root: &std::path::Path) -> Result<(), 
 }
 
 #[test]
-fn whatever_check_accepts_can_be_made_committed_and_opened_again() {
-    let (accepted, refused) = (Cell::new(0), Cell::new(0));
+fn what_check_accepts_can_be_created_committed_and_reopened() {
+    let (accepted, rejected) = (Cell::new(0), Cell::new(0));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 60,
         failure_persistence: None,
@@ -351,21 +358,21 @@ fn whatever_check_accepts_can_be_made_committed_and_opened_again() {
         let config = weir::config::parse(Some(&path), text.clone(), None, &|_| None).expect("the file itself is valid");
         match views::compile(&config) {
             Err(error) => {
-                refused.set(refused.get() + 1);
+                rejected.set(rejected.get() + 1);
                 prop_assert!(error.line.is_some(), "{}", error);
             }
             Ok(_) => {
                 accepted.set(accepted.get() + 1);
-                let made = is_made(&config, &root.path().join("data"));
-                prop_assert!(made.is_ok(), "{}\n{:?}", text, made);
+                let result = create_commit_and_reopen(&config, &root.path().join("data"));
+                prop_assert!(result.is_ok(), "{}\n{:?}", text, result);
             }
         }
         Ok(())
     });
     assert!(result.is_ok(), "{}", result.expect_err("failed"));
-    let (accepted, refused) = (accepted.get(), refused.get());
+    let (accepted, rejected) = (accepted.get(), rejected.get());
     assert!(
-        accepted >= 10 && refused >= 10,
-        "{accepted} were accepted, {refused} refused"
+        accepted >= 10 && rejected >= 10,
+        "{accepted} were accepted, {rejected} rejected"
     );
 }

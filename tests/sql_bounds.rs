@@ -1,4 +1,4 @@
-//! SQL that goes too far: the server lives, says which bound was passed, and answers others.
+//! SQL above its bounds: the server survives, names the exceeded bound, and answers other queries.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use crate::server::Server;
 use crate::support::{Bench, HTTP_ONLY, ndjson, records, wait_until};
 
-/// Computes for much longer than any test.
+/// Runs much longer than any test.
 const ENDLESS: &str = "select count(*) from rsvps x, rsvps y, rsvps z, rsvps w where x.lsn + y.lsn + z.lsn + w.lsn = -1";
 
 fn bench(more: &str) -> Bench {
     let bench = Bench::new("");
-    // A busy machine may take its time.
+    // For slow, busy machines.
     bench.configure(&format!("{HTTP_ONLY}[limits]\nsql_time = \"120s\"\n{more}"));
     bench
 }
@@ -24,7 +24,7 @@ fn server(bench: &Bench) -> Server {
         &bench.path("data"),
     );
     assert_eq!(server.post(&[], &ndjson(&records(2_000, 7))).0, 200);
-    wait_until("the rows are there", || {
+    wait_until("the rows are visible", || {
         number(&server, "select count(*) as n from rsvps") == Some(2_000)
     });
     server
@@ -43,7 +43,7 @@ fn number(server: &Server, query: &str) -> Option<u64> {
     sql(server, &[], query).1["rows"][0]["n"].as_u64()
 }
 
-fn refused(server: &Server, query: &str, part: &str) {
+fn assert_rejected(server: &Server, query: &str, part: &str) {
     let (status, answer) = sql(server, &[], query);
     let shown: String = query.chars().take(120).collect();
     assert_eq!(
@@ -60,7 +60,7 @@ fn chain(first: &str, part: &str, terms: usize) -> String {
 }
 
 #[test]
-fn chains_of_every_operator_are_answered_or_refused() {
+fn chains_of_every_operator_are_answered_or_rejected() {
     let folder = bench("");
     let server = server(&folder);
     let parts = [
@@ -161,7 +161,7 @@ fn chains_of_every_operator_are_answered_or_refused() {
 }
 
 #[test]
-fn plans_that_make_much_of_little_are_refused_by_name() {
+fn plans_that_grow_too_large_are_rejected_by_name() {
     let folder = bench("");
     let server = server(&folder);
     let columns: Vec<String> = (2..14).map(|n| format!("lsn % {n}")).collect();
@@ -172,7 +172,7 @@ fn plans_that_make_much_of_little_are_refused_by_name() {
             "rollup(lsn, source, event_time, is_duplicate, lsn + 1, lsn + 2, lsn + 3, lsn + 4)"
         ),
     ] {
-        refused(
+        assert_rejected(
             &server,
             &format!("select count(*) from rsvps group by {sets}"),
             "grouping sets",
@@ -184,8 +184,8 @@ fn plans_that_make_much_of_little_are_refused_by_name() {
         "with c0 as (select 1 as x), {} select count(*) from c23",
         tables.join(", ")
     );
-    refused(&server, &query, "common table expressions");
-    // Not one of these is much; moved below one another they are.
+    assert_rejected(&server, &query, "common table expressions");
+    // Each is small; expanded into one another they are not.
     let nested: Vec<String> = (1..30)
         .map(|n| format!("c{n} as (select x + x as x from c{})", n - 1))
         .collect();
@@ -193,13 +193,13 @@ fn plans_that_make_much_of_little_are_refused_by_name() {
         "with c0 as (select lsn as x from rsvps), {} select x from c29 where x > 1",
         nested.join(", ")
     );
-    refused(&server, &query, "written out");
-    refused(
+    assert_rejected(&server, &query, "written out");
+    assert_rejected(
         &server,
         &format!("select {}1{}", "(".repeat(100), ")".repeat(100)),
         "nest",
     );
-    refused(
+    assert_rejected(
         &server,
         "select arrow_cast([lsn], 'FixedSizeList(1000000000, Int64)') from rsvps",
         "at most",
@@ -214,13 +214,13 @@ fn plans_that_make_much_of_little_are_refused_by_name() {
     assert_eq!(
         number(&server, &query),
         Some(40),
-        "one that reads the one before it is no burden"
+        "a linear chain is within the bounds"
     );
     server.stop();
 }
 
 #[test]
-fn wide_rows_are_computed_with_in_smaller_numbers() {
+fn wide_rows_are_computed_in_smaller_batches() {
     let folder = bench("");
     let server = server(&folder);
     let wide = "select sum(length(repeat('x', cast(20000 + lsn * 0 as int)))) as n from rsvps x, generate_series(1, 2)";
@@ -234,7 +234,7 @@ fn wide_rows_are_computed_with_in_smaller_numbers() {
 }
 
 #[test]
-fn clients_that_leave_free_their_slots_and_windows_can_be_stopped() {
+fn disconnected_clients_free_their_slots_and_window_functions_can_be_cancelled() {
     let folder = bench("sql_concurrent = 2\n");
     let server = server(&folder);
     let long_frames = "select max(m) from (select median(x.lsn + y.lsn) over (order by x.lsn rows between 100000 preceding and current row) as m from rsvps x, rsvps y)";
@@ -252,7 +252,7 @@ fn clients_that_leave_free_their_slots_and_windows_can_be_stopped() {
                 body.len()
             );
             client.write_all(head.as_bytes()).expect("sent");
-            // What has been read is running or waits.
+            // A request that was read is running or queued.
             assert_eq!(server.get("/readyz").0, 200);
         }
         wait_until("a slot is free", || {
@@ -261,14 +261,14 @@ fn clients_that_leave_free_their_slots_and_windows_can_be_stopped() {
         assert_eq!(
             server.get("/api/v1/count?stream=rsvps").0,
             200,
-            "counts wait for no query"
+            "counts do not wait for queries"
         );
     }
     server.stop();
 }
 
 #[test]
-fn times_that_cannot_be_and_zones_that_nobody_knows_are_bad_requests() {
+fn invalid_times_and_unknown_zones_are_bad_requests() {
     let folder = bench("");
     let server = server(&folder);
     for query in [

@@ -1,4 +1,4 @@
-//! Streams by declaration alone, and what happens to records that do not fit.
+//! Streams defined only by their declaration, and records that do not match it.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -22,7 +22,7 @@ search = { text = ["note", "tags"], exact = ["id"] }
 "#;
 
 #[test]
-fn an_invented_stream_goes_through_everything_by_configuration_alone() {
+fn a_declared_stream_works_end_to_end() {
     let bench = Bench::new("");
     bench.configure(SENSORS);
     let lines = [
@@ -121,7 +121,7 @@ fn a_changed_configuration_applies_from_its_record_on() {
         (rows[0]["squared"].is_null(), rows[1]["squared"].as_f64()),
         (true, Some(4.0))
     );
-    // What a table cannot take is refused, with the way out.
+    // A change that the table does not support is rejected, with a fix.
     bench.configure(
         &changed
             .replace("upper(kind) as kind", "upper(kind) as kind, 1 as value2")
@@ -148,7 +148,7 @@ fn table(select: &str) -> String {
 }
 
 #[test]
-fn an_entity_table_takes_what_its_where_lets_through() {
+fn an_entity_table_has_the_rows_that_its_where_lets_through() {
     let bench = Bench::new("");
     let line = |n: u32, kind: &str| {
         format!(
@@ -181,9 +181,9 @@ fn an_entity_table_takes_what_its_where_lets_through() {
 }
 
 #[test]
-fn check_says_where_and_what_to_do() {
+fn check_reports_the_location_and_the_fix() {
     let bench = Bench::new("");
-    let wrong = [
+    let invalid = [
         SENSORS.replace("upper(kind)", "uper(kind)"),
         SENSORS.replace("upper(kind)", "count(kind)"),
         SENSORS.replace("upper(kind)", "random()"),
@@ -252,7 +252,7 @@ fn check_says_where_and_what_to_do() {
         table("select kind from sensors"),
     ];
     let mut messages = Vec::new();
-    for text in wrong {
+    for text in invalid {
         bench.configure(&text);
         let output = bench.output(&["check"]);
         assert_eq!(output.status.code(), Some(2));
@@ -266,7 +266,7 @@ fn check_says_where_and_what_to_do() {
 }
 
 #[test]
-fn retention_follows_event_time_and_a_backfill_is_not_refused() {
+fn retention_follows_event_time_and_a_backfill_is_accepted() {
     let bench = Bench::new("");
     bench.configure(&SENSORS.replace("key = \"id\"", "retention = \"2h\"\nkey = \"id\""));
     let line = |id: &str, at: &str| {
@@ -294,21 +294,21 @@ fn retention_follows_event_time_and_a_backfill_is_not_refused() {
     );
 }
 
-/// The files and commands of a page: (attributes behind the language, text).
+/// The code blocks of a page: (info string, text).
 fn blocks(page: &str) -> Vec<(String, String)> {
     let mut out = Vec::new();
     let mut rest = page;
-    while let Some((_, behind)) = rest.split_once("\n```") {
-        let (head, behind) = behind.split_once('\n').expect("a line");
-        let (text, behind) = behind.split_once("\n```").expect("an end");
-        out.push((head.to_owned(), text.to_owned()));
-        rest = behind;
+    while let Some((_, block)) = rest.split_once("\n```") {
+        let (info, block) = block.split_once('\n').expect("a line");
+        let (text, after) = block.split_once("\n```").expect("an end");
+        out.push((info.to_owned(), text.to_owned()));
+        rest = after;
     }
     out
 }
 
 #[test]
-fn the_page_about_a_stream_of_your_own_is_true() {
+fn the_commands_of_the_tutorial_give_what_it_shows() {
     let page = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/docs/your-own-stream.md"
@@ -316,11 +316,11 @@ fn the_page_about_a_stream_of_your_own_is_true() {
     .expect("the page");
     let bench = Bench::new("");
     let mut answers = Vec::new();
-    for (head, text) in blocks(&page) {
-        if let Some((_, name)) = head.split_once("file=") {
+    for (info, text) in blocks(&page) {
+        if let Some((_, name)) = info.split_once("file=") {
             bench.write(name, format!("{text}\n").as_bytes());
-        } else if head.starts_with("sh run") {
-            if let Some((_, change)) = head.split_once("after=\"s/") {
+        } else if info.starts_with("sh run") {
+            if let Some((_, change)) = info.split_once("after=\"s/") {
                 let (from, to) = change
                     .trim_end_matches("/\"")
                     .split_once('/')
@@ -364,10 +364,10 @@ fn the_page_about_a_stream_of_your_own_is_true() {
     has(12, "\"parcel\":\"p3\"");
 }
 
-/// Newest first, as many feeds are: nothing is lost, and whoever wonders about empty windows is
-/// told what to set.
+/// Newest first, as many feeds are: nothing is lost, and a note names the setting that fills the
+/// empty windows.
 #[test]
-fn input_in_another_order_than_declared_is_noticed_before_and_after() {
+fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
     let bench = Bench::new("");
     let stream = "[streams.quakes]\nschema = \"id bigint not null, at timestamp not null\"\nselect = \"select at as event_time, id from quakes\"\n";
     let window = "[windows.hourly]\nsql = \"select window_start, window_end, count(*) as n from tumble(quakes, event_time, interval '1 hour') group by 1, 2\"\n";
@@ -402,11 +402,11 @@ fn input_in_another_order_than_declared_is_noticed_before_and_after() {
         vec!["test", sample.as_str()],
         vec!["run", "--once", "--final"],
     ] {
-        let said = stderr(&arguments);
+        let notes = stderr(&arguments);
         assert!(
-            said.contains("of 300 events of `quakes` came later")
-                && said.contains("disorder = \"12d\""),
-            "{arguments:?}: {said}"
+            notes.contains("of 300 events of `quakes` came later")
+                && notes.contains("disorder = \"12d\""),
+            "{arguments:?}: {notes}"
         );
     }
     assert_eq!(bench.number("select count(*) from quakes"), 300);

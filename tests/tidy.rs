@@ -71,7 +71,7 @@ const IMPORTS: [(&str, &str); 25] = [
     ("config", "event presets"),
     ("wal", "storage"),
     ("decode", "bounds event schema"),
-    ("schema", "config decode event threads"),
+    ("schema", "config event threads"),
     ("generator", "event"),
     ("idempotency", "config decode event"),
     (

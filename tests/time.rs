@@ -1,5 +1,4 @@
-//! Time that is not as it should be: fast clocks, pauses, local days, times in results; and the
-//! everyday SQL around them.
+//! Irregular time: fast clocks, pauses, local days, times in results; and everyday SQL on them.
 
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ const DAY: i64 = 1_440 * MINUTE;
 /// 2024-05-01T10:00:00Z
 const START: i64 = 1_714_557_600_000_000;
 
-/// A folder with one stream `s` from a file of (time, device), and a window of so much.
+/// A folder with a stream `s` from a file of (time, device), and a window `w` by this call.
 fn bench(records: &[(i64, &str)], window: &str) -> Bench {
     let bench = Bench::new("");
     bench.configure(&format!(
@@ -37,7 +36,7 @@ fn minutes(count: i64) -> Vec<(i64, &'static str)> {
 }
 
 #[test]
-fn bursts_of_a_fast_clock_make_no_honest_row_late() {
+fn bursts_of_a_fast_clock_do_not_make_honest_rows_late() {
     for (burst, at) in [(1, 10), (2, 10), (5, 20), (15, 25), (2, 0), (15, 1)] {
         let mut records = minutes(60);
         let fast = (0..burst)
@@ -62,11 +61,11 @@ fn bursts_of_a_fast_clock_make_no_honest_row_late() {
 }
 
 #[test]
-fn a_record_a_day_and_long_pauses_do_not_stop_time() {
+fn a_record_a_day_and_long_pauses_do_not_stop_the_watermark() {
     let days: Vec<_> = (0..20).map(|n| (START + n * DAY, "a")).collect();
     let sparse = bench(&days, "tumble(s, event_time, interval '1 day')");
     run(&sparse, &[]);
-    // Three records are waiting, and the day of the one before them is not over.
+    // The last three records do not advance the watermark yet, and the day before them is open.
     assert_eq!(
         sparse.number("select count(*) from w where status = 'final'"),
         16
@@ -99,7 +98,7 @@ fn a_small_file_that_has_ended_has_a_watermark() {
     );
 }
 
-/// A record every 20 minutes over the days on which Brussels put the clocks forward and back.
+/// A record every 20 minutes around the two clock changes of Brussels in 2024.
 fn over_changes() -> Vec<(i64, &'static str)> {
     let from = [1_711_700_000_000_000, 1_729_800_000_000_000];
     from.into_iter()
@@ -135,7 +134,7 @@ fn windows_of_local_days_are_those_of_the_calendar() {
             "{window}"
         );
     }
-    // The dry run of a sample speaks of the same window.
+    // A dry run reports the same window.
     bench.write("one.json", b"{\"at\":\"2024-03-31T10:00:00Z\"}");
     let shown = bench.ask(&["test", &bench.path("one.json").display().to_string()]);
     let window = &shown["records"][0]["windows"][0];
@@ -147,7 +146,7 @@ fn windows_of_local_days_are_those_of_the_calendar() {
 }
 
 #[test]
-fn a_zone_that_cannot_be_is_refused_with_what_to_write() {
+fn an_invalid_zone_is_rejected_with_a_fix() {
     for (window, message) in [
         (
             "tumble(s, event_time, interval '1 day', 'Europe/Nowhere')",
@@ -187,11 +186,11 @@ fn a_zone_that_cannot_be_is_refused_with_what_to_write() {
         ),
     ] {
         let output = bench(&[], window).output(&["check"]);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{window}: {told}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{window}: {stderr}");
         assert!(
-            told.contains("weir.toml:11:") && told.contains(message),
-            "{window}: {told}"
+            stderr.contains("weir.toml:11:") && stderr.contains(message),
+            "{window}: {stderr}"
         );
     }
     for window in [
@@ -246,7 +245,7 @@ fn local_times_are_shown_without_an_offset_and_others_in_utc() {
 }
 
 #[test]
-fn everyday_queries_have_answers() {
+fn everyday_queries_are_answered() {
     let bench = Bench::new("");
     bench.configure(
         "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"n int not null, at timestamp not null, tags array<varchar>\"\nselect = \"select at as event_time, n, tags from s\"\n",
@@ -333,48 +332,48 @@ fn everyday_queries_have_answers() {
         ("select summ(n) from s", "did you mean 'sum'?"),
         (
             "select frobnicate(n) from s",
-            "Invalid function 'frobnicate'; there is none like it",
+            "Invalid function 'frobnicate'; no function has a similar name",
         ),
         (
             "select n",
-            "line 1, column 8: `n` is no column, as nothing is read: `from …` is missing",
+            "line 1, column 8: `n` is not a column: nothing is read, `from …` is missing",
         ),
     ] {
         let output = bench.output(&["sql", query]);
-        let told = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
-            !output.status.success() && told.contains(message),
-            "{query}: {told}"
+            !output.status.success() && stderr.contains(message),
+            "{query}: {stderr}"
         );
     }
 }
 
 #[test]
-fn a_select_that_reads_nothing_is_told_what_is_missing() {
+fn a_select_without_from_is_rejected_with_a_fix() {
     let bench = Bench::new("");
     let check = |text: &str, message: &str| {
         bench.configure(text);
         let output = bench.output(&["check"]);
-        let told = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
-            output.status.code() == Some(2) && told.contains(message),
-            "{told}"
+            output.status.code() == Some(2) && stderr.contains(message),
+            "{stderr}"
         );
     };
     let stream = "[streams.s]\nschema = \"t bigint not null\"\n";
     let select = "select to_timestamp_millis(t) as event_time";
     check(
         &format!("{stream}select = \"{select}\"\n"),
-        "weir.toml:4:54: stream `s`: select: `from s` is missing behind the columns",
+        "weir.toml:4:54: stream `s`: select: `from s` is missing after the columns",
     );
     check(
         &format!("{stream}select = \"{select} where t > 0\"\n"),
-        "weir.toml:4:54: stream `s`: select: `from s` is missing behind the columns",
+        "weir.toml:4:54: stream `s`: select: `from s` is missing after the columns",
     );
     check(
         &format!(
             "{stream}select = \"{select} from s\"\n[windows.w]\nsql = \"select window_start, count(*) as n\"\n"
         ),
-        "window `w`: sql: `from` is missing behind the columns",
+        "window `w`: sql: `from` is missing after the columns",
     );
 }

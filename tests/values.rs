@@ -1,12 +1,11 @@
-//! Values as they came: numbers, JSON, halves of characters, times, infinities; and what SQL makes
-//! of them.
+//! Values are stored as they arrive: numbers, JSON, half characters, times, infinities; and SQL on
+//! them.
 
 use serde_json::json;
 
 use crate::support::Bench;
 
-/// A stream `s` of the file `s.ndjson`: its event time is `at`, everything else is `schema`, which
-/// `select` takes.
+/// A stream `s` of the file `s.ndjson` with the event time `at` and these further fields and columns.
 fn bench(schema: &str, select: &str, keys: &str, lines: &[&str]) -> Bench {
     let bench = Bench::new("");
     bench.configure(&format!(
@@ -40,7 +39,7 @@ fn reasons(bench: &Bench) -> Vec<String> {
 }
 
 #[test]
-fn doubles_are_nearest_and_numbers_keep_their_digits_as_text() {
+fn doubles_are_nearest_and_text_retains_all_digits() {
     let numbers = [
         "1.5777777777770001",
         "13.600000000000001",
@@ -67,7 +66,7 @@ fn doubles_are_nearest_and_numbers_keep_their_digits_as_text() {
 }
 
 #[test]
-fn big_integers_are_exact_or_refused() {
+fn big_integers_are_exact_or_rejected() {
     let lines = lines([
         r#""b":9223372036854775807,"t":123456789012345678901234567890,"m":{"wei":100000000000000000001}"#,
         r#""b":1000.0,"t":1.10,"m":{"version":1.10}"#,
@@ -125,7 +124,7 @@ const PAYLOADS: [&str; 8] = [
 ];
 
 #[test]
-fn json_takes_any_value_and_sql_reads_it() {
+fn json_accepts_any_value_and_sql_reads_it() {
     let payloads = lines(PAYLOADS);
     let keys = "require = [\"p is null or p <> '0'\"]\nsearch = { text = [\"p\"] }\nkey = \"userid\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) filter (where p -> 'a' = '3') as threes, max(p ->> 'userid') as userid from tumble(s, event_time, interval '1 day') group by 1, 2\"\n[tables.\"s.latest\"]\nstream = \"s\"\nkey = \"city\"\nselect = \"select p -> 'to' ->> 'city' as city, p -> 'to' as place\"";
     let select = "p, props, p ->> 'userid' as userid, (p -> 'score')::double as score";
@@ -179,7 +178,7 @@ fn json_takes_any_value_and_sql_reads_it() {
 }
 
 #[test]
-fn json_is_no_key() {
+fn json_is_not_a_key() {
     let window = |sql: &str| format!("[windows.w]\nsql = \"{sql}\"");
     let table = "[tables.\"s.t\"]\nstream = \"s\"\nkey = \"p\"\nselect = \"select p\"";
     let cases = [
@@ -188,7 +187,7 @@ fn json_is_no_key() {
         ("count = { type = \"p\" }".to_owned(), "10:9"),
         ("count = { type = \"t\", by = [\"p\"] }".to_owned(), "10:9"),
         (
-            "key = \"n\"\nrepeat = { same = [\"p\"], within = \"1s\" }".to_owned(),
+            "key = \"n\"\nduplicates = { same = [\"p\"], within = \"1s\" }".to_owned(),
             "11:10",
         ),
         (
@@ -277,7 +276,7 @@ const WILD: [&str; 6] = [
 const AHEAD: &str = "watermark = { max_ahead = \"3650000d\" }";
 
 #[test]
-fn times_that_cannot_be_meant_are_dead_letters_and_come_back_when_they_can() {
+fn implausible_times_are_dead_letters_until_the_range_allows_them() {
     let wild = bench("v int", "v", AHEAD, &WILD);
     wild.once();
     assert_eq!(wild.number("select count(*) from s"), 2);
@@ -319,7 +318,7 @@ fn times_that_cannot_be_meant_are_dead_letters_and_come_back_when_they_can() {
 }
 
 #[test]
-fn stored_times_beyond_nanoseconds_make_no_query_fail() {
+fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
     let keys = format!("{AHEAD}\ntime_range = [\"0001-01-01\", \"9999-12-31T23:59:59.999Z\"]");
     let bench = bench("v int", "v", &keys, &WILD);
     bench.once();
@@ -479,7 +478,7 @@ fn infinities_and_nan_are_values_and_null_in_json() {
     }
 }
 
-/// DataFusion promises UTC for such a column and gives times without a zone: every row was refused.
+/// DataFusion declares UTC for such a column but returns times without a zone.
 #[test]
 fn times_of_several_formats_are_read_in_one_select() {
     let lines = [

@@ -1,5 +1,5 @@
-//! Search over text of many scripts, and places: what is there is found, and whatever is pasted is
-//! a question.
+//! Search over text of many scripts, and over places: existing text is found, and any pasted text is
+//! a valid query.
 
 use serde_json::json;
 
@@ -24,9 +24,9 @@ fn bench(texts: &[&str]) -> Bench {
     bench
 }
 
-/// Numbers of the texts that a question finds.
-fn found(bench: &Bench, question: &str) -> Vec<u64> {
-    let answer = bench.ask(&["search", question, "--limit", "100"]);
+/// Numbers of the texts that a query finds.
+fn found(bench: &Bench, query: &str) -> Vec<u64> {
+    let answer = bench.ask(&["search", query, "--limit", "100"]);
     let hits = answer["hits"].as_array().expect("hits").iter();
     let mut found: Vec<u64> = hits
         .map(|hit| hit["event"]["n"].as_u64().expect("a number"))
@@ -36,7 +36,7 @@ fn found(bench: &Bench, question: &str) -> Vec<u64> {
 }
 
 #[test]
-fn words_of_any_script_are_found_and_only_they() {
+fn words_of_any_script_are_found_exactly() {
     let bench = bench(&[
         "我有一只猫",
         "東京都に住んでいます",
@@ -49,7 +49,7 @@ fn words_of_any_script_are_found_and_only_they() {
         "He said \"hello: world\" AND left",
         "مرحبا بالعالم",
     ]);
-    for (question, wanted) in [
+    for (query, expected) in [
         ("猫", &[0][..]),
         ("一只猫", &[0]),
         ("只一", &[]),
@@ -76,17 +76,17 @@ fn words_of_any_script_are_found_and_only_they() {
         ("💻", &[7]),
         ("مَرْحَبا", &[9]),
     ] {
-        assert_eq!(found(&bench, question), wanted, "{question}");
+        assert_eq!(found(&bench, query), expected, "{query}");
     }
 }
 
 #[test]
-fn whatever_is_pasted_is_a_question() {
+fn any_pasted_text_is_a_query() {
     let bench = bench(&[
         "He said \"hello: world\" AND left",
         "level: error in msg 5\" disk",
     ]);
-    for (question, wanted) in [
+    for (query, expected) in [
         ("He said \"hello", &[0][..]),
         ("\"hello: world\"", &[0]),
         ("hello: world", &[0]),
@@ -97,26 +97,26 @@ fn whatever_is_pasted_is_a_question() {
         ("5\" disk", &[1]),
         ("[{\"said\": (hello]", &[0]),
     ] {
-        assert_eq!(found(&bench, question), wanted, "{question}");
+        assert_eq!(found(&bench, query), expected, "{query}");
     }
 }
 
 #[test]
-fn highlights_mark_what_was_asked() {
+fn highlights_mark_the_words_of_the_query() {
     let bench = bench(&["我有一只猫", "สวัสดีชาวโลก", "party 🎉 time"]);
-    for (question, wanted) in [
+    for (query, expected) in [
         ("猫", "我有一只<b>猫</b>"),
         ("一只猫", "我有<b>一只猫</b>"),
         ("ชาวโลก", "สวัสดี<b>ชาวโลก</b>"),
         ("🎉", "party <b>🎉</b> time"),
     ] {
-        let answer = bench.ask(&["search", question]);
-        assert_eq!(answer["hits"][0]["highlights"]["msg"], wanted, "{question}");
+        let answer = bench.ask(&["search", query]);
+        assert_eq!(answer["hits"][0]["highlights"]["msg"], expected, "{query}");
     }
 }
 
 #[test]
-fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_works() {
+fn an_index_of_other_rules_or_an_older_format_is_rejected_with_a_fix_that_works() {
     let format = "\\\"version\\\":";
     for (now, before, named) in [
         ("weir_2".to_owned(), "weir_1".to_owned(), "weir_1"),
@@ -139,7 +139,7 @@ fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_wor
             "{message}"
         );
         assert_eq!(bench.output(&["run", "--once"]).status.code(), Some(65));
-        // What the message says to do.
+        // The fix that the message names.
         let output = bench.output(&["rebuild", "search", "--stream", "s"]);
         assert!(
             output.status.success(),
@@ -151,7 +151,7 @@ fn an_index_of_other_rules_or_an_older_format_is_refused_with_a_way_out_that_wor
 }
 
 #[test]
-fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_themselves() {
+fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automatically() {
     let bench = Bench::new("");
     let stream = |name: &str| {
         STREAM
@@ -159,10 +159,10 @@ fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_
             .replace("streams.s]", &format!("streams.{name}]"))
             .replace("from s\"", &format!("from {name}\""))
     };
-    let own = |name: &str| {
+    let stream_only = |name: &str| {
         stream(name)
             .split_once("[streams.")
-            .map(|(_, own)| format!("[streams.{own}"))
+            .map(|(_, rest)| format!("[streams.{rest}"))
             .expect("a stream")
     };
     let source = |name: &str| {
@@ -174,7 +174,7 @@ fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_
     let config = all
         .iter()
         .map(|name| source(name))
-        .chain(all.iter().map(|name| own(name)))
+        .chain(all.iter().map(|name| stream_only(name)))
         .collect::<String>();
     bench.configure(&format!("[server]\nhttp = \"127.0.0.1:0\"\n{config}"));
     let line = json!({"n": 1, "msg": "a word", "level": "error"}).to_string() + "\n";
@@ -193,7 +193,7 @@ fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_
             .remove("persisted_custom_extensions");
         std::fs::write(&meta, older.to_string()).expect("writable");
     }
-    // The first takes its place, but the folder cannot be opened before the other is rebuilt, too.
+    // The first is installed, but the folder cannot be opened before the other is rebuilt, too.
     let output = bench.output(&["rebuild", "search", "--stream", "a"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{message}");
@@ -219,7 +219,7 @@ fn indexes_of_an_older_format_are_rebuilt_one_after_the_other_and_empty_ones_by_
 }
 
 #[test]
-fn another_number_of_documents_is_damage_with_a_way_out() {
+fn a_wrong_number_of_documents_is_damage_with_a_fix() {
     let texts: Vec<String> = (0..400).map(|n| format!("word {n}")).collect();
     let bench = bench(&texts.iter().map(String::as_str).collect::<Vec<_>>());
     for number in [1, 144, 401, 480, 4_496] {
@@ -248,7 +248,7 @@ fn another_number_of_documents_is_damage_with_a_way_out() {
 }
 
 #[test]
-fn hits_show_the_rows_of_a_table_that_was_rebuilt_and_columns_that_came_later() {
+fn hits_show_rebuilt_rows_and_later_columns() {
     let bench = bench(&["a word", "another word"]);
     let hits = |bench: &Bench| {
         let answer = bench.ask(&["search", "word"]);
@@ -282,7 +282,7 @@ fn hits_show_the_rows_of_a_table_that_was_rebuilt_and_columns_that_came_later() 
 }
 
 #[test]
-fn what_is_no_place_is_none_for_search_and_nearby_alike() {
+fn search_and_nearby_agree_on_invalid_coordinates() {
     let bench = Bench::new("");
     bench.configure(&STREAM.replace("n int", "n bigint"));
     let places = [
@@ -331,11 +331,11 @@ fn what_is_no_place_is_none_for_search_and_nearby_alike() {
     assert_eq!(by_places("10", "20", "30000km"), [0, 5, 6]);
     for [lat, lon] in [["0", "0"], ["91", "1"], ["1", "181"], ["NaN", "1"]] {
         let near = format!("--near={lat},{lon}");
-        let asked = [
+        let outputs = [
             bench.output(&["nearby", &format!("--lat={lat}"), &format!("--lon={lon}")]),
             bench.output(&["search", "here", &near, "--within", "1km"]),
         ];
-        for output in asked {
+        for output in outputs {
             assert_eq!(output.status.code(), Some(2), "{lat},{lon}");
         }
     }

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
 use crate::bounds;
-use crate::event::{Micros, rfc3339};
-use crate::schema::{Selected, Stream, TimeRange};
+use crate::event::Micros;
+use crate::schema::{Selected, Stream};
 use columns::Column;
 use record::Target;
 
@@ -174,10 +174,7 @@ pub fn decode_within<'a>(
         });
         reasons.bytes <= most_rejected
     };
-    let Selected {
-        rows,
-        input_rows: kept,
-    } = stream
+    let Selected { rows, input_rows } = stream
         .select(&input, received_at, &mut refuse)
         .ok_or(TooManyRejected)?;
     rejected.sort_by_key(|r| r.index);
@@ -185,27 +182,10 @@ pub fn decode_within<'a>(
     drift.sort();
     Ok(Decoded {
         rows,
-        index: kept.iter().map(|row| index[*row as usize]).collect(),
+        index: input_rows.iter().map(|row| index[*row as usize]).collect(),
         rejected,
         drift,
     })
-}
-
-/// Reason for an event whose time lies too far ahead of its arrival.
-pub fn too_far_ahead(time: Micros, received_at: Micros) -> String {
-    format!(
-        "event_time {} is further ahead of its arrival at {} than max_ahead",
-        rfc3339(time),
-        rfc3339(received_at)
-    )
-}
-
-/// Reason for an event whose time cannot be meant.
-pub fn outside_range(time: Micros, range: &TimeRange) -> String {
-    format!(
-        "event_time {} lies outside the stream's time_range, {range}",
-        rfc3339(time)
-    )
 }
 
 fn parse_record(record: &[u8], target: &mut Target<'_>, rows: usize) -> Result<(), String> {

@@ -4,8 +4,8 @@ use arrow::array::{BooleanArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 
 use super::Stream;
-use crate::decode::{outside_range, too_far_ahead};
-use crate::event::Micros;
+use crate::config::time_range::TimeRange;
+use crate::event::{Micros, rfc3339};
 use crate::schema::select::Filtered;
 
 /// Receives a rejected row of the input with the reason; false stops the evaluation, because too
@@ -115,8 +115,10 @@ impl Stream {
             .as_any()
             .downcast_ref::<TimestampMicrosecondArray>()
             .expect("event_time comes first");
+        let range = &self.def.time_range;
+        let max_ahead = self.def.watermark.max_ahead.micros();
         for (row, time) in time.iter().enumerate() {
-            if let Some(reason) = self.time_error(time, received_at) {
+            if let Some(reason) = time_error(time, received_at, range, max_ahead) {
                 keep[row] = false;
                 if !reject(input_rows[row], &reason) {
                     return None;
@@ -145,19 +147,22 @@ impl Stream {
             .expect("the mask has one value per row");
         Some(Selected { rows, input_rows })
     }
+}
 
-    /// Why an event time is rejected, if it is.
-    fn time_error(&self, time: Option<Micros>, received_at: Micros) -> Option<String> {
-        let range = &self.def.time_range;
-        let max_ahead = self.def.watermark.max_ahead.micros();
-        match time {
-            None => Some("event_time is null".to_owned()),
-            Some(time) if !range.contains(time) => Some(outside_range(time, range)),
-            Some(time) if time > received_at.saturating_add(max_ahead) => {
-                Some(too_far_ahead(time, received_at))
-            }
-            Some(_) => None,
+/// Why an event time is rejected, if it is.
+fn time_error(
+    time: Option<Micros>,
+    received_at: Micros,
+    range: &TimeRange,
+    max_ahead: Micros,
+) -> Option<String> {
+    match time {
+        None => Some("event_time is null".to_owned()),
+        Some(time) if !range.contains(time) => Some(outside_range(time, range)),
+        Some(time) if time > received_at.saturating_add(max_ahead) => {
+            Some(too_far_ahead(time, received_at))
         }
+        Some(_) => None,
     }
 }
 
@@ -172,4 +177,69 @@ fn passing_rows(all: Vec<u32>, passed: &[bool], reject: Reject<'_>) -> Option<Ve
         }
     }
     Some(passing)
+}
+
+fn too_far_ahead(time: Micros, received_at: Micros) -> String {
+    format!(
+        "event_time {} is further ahead of its arrival at {} than max_ahead",
+        rfc3339(time),
+        rfc3339(received_at)
+    )
+}
+
+fn outside_range(time: Micros, range: &TimeRange) -> String {
+    format!(
+        "event_time {} lies outside the stream's time_range, {range}",
+        rfc3339(time)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::MICROS_PER_DAY;
+
+    #[test]
+    fn an_event_time_is_rejected_if_missing_out_of_range_or_ahead() {
+        let range = TimeRange::default();
+        let (now, hour) = (20_000 * MICROS_PER_DAY, MICROS_PER_DAY / 24);
+        for (time, expected) in [
+            (None, Some("null")),
+            (Some(now), None),
+            (Some(now + hour), None),
+            (Some(now + hour + 1), Some("further ahead")),
+            (Some(-100 * 366 * MICROS_PER_DAY), Some("time_range")),
+            (Some(Micros::MAX), Some("time_range")),
+        ] {
+            let reason = time_error(time, now, &range, hour);
+            match expected {
+                None => assert_eq!(reason, None, "{time:?}"),
+                Some(part) => assert!(
+                    reason
+                        .as_deref()
+                        .is_some_and(|reason| reason.contains(part)),
+                    "{time:?}: {reason:?}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_where_rejects_are_reported_until_the_receiver_stops() {
+        let passed = [true, false, true, false];
+        let mut rejected = Vec::new();
+        let mut collect = |row, _: &str| {
+            rejected.push(row);
+            true
+        };
+        assert_eq!(
+            passing_rows(vec![0, 2, 5, 7], &passed, &mut collect),
+            Some(vec![0, 5])
+        );
+        assert_eq!(rejected, [2, 7]);
+        assert_eq!(
+            passing_rows(vec![0, 2, 5, 7], &passed, &mut |_, _| false),
+            None
+        );
+    }
 }
