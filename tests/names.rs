@@ -25,23 +25,13 @@ fn stream(schema: &str, select: &str, more: &str) -> String {
 
 const WINDOW: &str = "[windows.w]\nsql = '''select window_start, window_end, COLUMN, count(*) as n from tumble(s, event_time, interval '1 hour') group by 1, 2, 3'''\n";
 
-#[test]
-fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
-    let table = |select: &str| {
-        format!("[tables.\"s.t\"]\nstream = \"s\"\nkey = \"id\"\nselect = '''select {select}'''\n")
-    };
-    let window = |column: &str| WINDOW.replace("COLUMN", column);
+/// A configuration, the text at the reported location (empty: unknown), and a part of the message.
+type Case = (String, &'static str, &'static str);
+
+fn names_in_select() -> Vec<Case> {
     let nest = "id varchar, v double, \"userId\" varchar, nest struct<\"Key\" varchar, \"key\" varchar>, many array<struct<\"a b\" int>>";
     let of = |select: &str| stream(nest, select, "");
-    let in_stream = |column: &str, more: &str| {
-        stream(
-            &format!("{column} varchar, l array<varchar>"),
-            &format!("{column}, l"),
-            more,
-        )
-    };
-    // Each with the text at the reported location, and a part of the message.
-    for (configuration, at, message) in [
+    vec![
         (
             of("v as \"Year\""),
             "\"Year\"",
@@ -87,6 +77,22 @@ fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
         (of("lower(id)"), "lower(", "`lower(id)` has no name"),
         (of("nest.key"), "nest.key", "`nest.key` has no name"),
         (of("id::bigint"), "id::", "has no name"),
+    ]
+}
+
+fn names_in_tables_and_windows() -> Vec<Case> {
+    let table = |select: &str| {
+        format!("[tables.\"s.t\"]\nstream = \"s\"\nkey = \"id\"\nselect = '''select {select}'''\n")
+    };
+    let window = |column: &str| WINDOW.replace("COLUMN", column);
+    let in_stream = |column: &str, more: &str| {
+        stream(
+            &format!("{column} varchar, l array<varchar>"),
+            &format!("{column}, l"),
+            more,
+        )
+    };
+    vec![
         (
             in_stream("windows", &window("windows")),
             "windows, l",
@@ -132,7 +138,13 @@ fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
             "count(*)",
             "`count(*)` has no name; write `count(*) as name`",
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
+    let cases = names_in_select().into_iter();
+    for (configuration, at, message) in cases.chain(names_in_tables_and_windows()) {
         let bench = Bench::new("");
         bench.configure(&configuration);
         let output = bench.output(&["check"]);

@@ -180,10 +180,8 @@ fn an_entity_table_has_the_rows_that_its_where_lets_through() {
     assert_eq!(tags, ["t12", "t20", "t3", "t5"]);
 }
 
-#[test]
-fn check_reports_the_location_and_the_fix() {
-    let bench = Bench::new("");
-    let invalid = [
+fn invalid_declarations() -> Vec<String> {
+    vec![
         SENSORS.replace("upper(kind)", "uper(kind)"),
         SENSORS.replace("upper(kind)", "count(kind)"),
         SENSORS.replace("upper(kind)", "random()"),
@@ -231,6 +229,11 @@ fn check_reports_the_location_and_the_fix() {
         window(
             "select window_start, window_end, now() as n from tumble(sensors, event_time, interval '1 minute') group by 1, 2",
         ),
+    ]
+}
+
+fn more_invalid_declarations() -> Vec<String> {
+    vec![
         SENSORS.replace("upper(kind)", "(select max(kind) from sensors)"),
         SENSORS.replace("from sensors\"", "from sensors order by id\""),
         SENSORS.replace("[\"value < 1000", "[\"value > 0\", \"vallue < 1000"),
@@ -250,9 +253,17 @@ fn check_reports_the_location_and_the_fix() {
         table("select kind, unnest(tagz) as tag"),
         table("select kind, count(*) as n"),
         table("select kind from sensors"),
-    ];
+    ]
+}
+
+#[test]
+fn check_reports_the_location_and_the_fix() {
+    let bench = Bench::new("");
     let mut messages = Vec::new();
-    for text in invalid {
+    for text in invalid_declarations()
+        .into_iter()
+        .chain(more_invalid_declarations())
+    {
         bench.configure(&text);
         let output = bench.output(&["check"]);
         assert_eq!(output.status.code(), Some(2));

@@ -244,8 +244,8 @@ fn local_times_are_shown_without_an_offset_and_others_in_utc() {
     );
 }
 
-#[test]
-fn everyday_queries_are_answered() {
+/// Ninety rows, one a minute, with lists of two items, of none, and null.
+fn rows_with_tags() -> Bench {
     let bench = Bench::new("");
     bench.configure(
         "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"n int not null, at timestamp not null, tags array<varchar>\"\nselect = \"select at as event_time, n, tags from s\"\n",
@@ -260,7 +260,13 @@ fn everyday_queries_are_answered() {
             .as_bytes(),
     );
     run(&bench, &[]);
-    for (query, want) in [
+    bench
+}
+
+#[test]
+fn everyday_queries_are_answered() {
+    let bench = rows_with_tags();
+    for (query, expected) in [
         (
             "select count(*) as c from s where event_time < '2024-05-01 11:00'",
             json!([{"c": 60}]),
@@ -322,8 +328,13 @@ fn everyday_queries_are_answered() {
             json!([{"n": 1, "n_3": 1, "n_2": 7}]),
         ),
     ] {
-        assert_eq!(json!(bench.rows(query)), want, "{query}");
+        assert_eq!(json!(bench.rows(query)), expected, "{query}");
     }
+}
+
+#[test]
+fn unknown_names_in_queries_are_rejected_with_a_suggestion() {
+    let bench = rows_with_tags();
     for (query, message) in [
         (
             "select max_by(n, n) from s",

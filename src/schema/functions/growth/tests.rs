@@ -170,6 +170,43 @@ async fn above_the_bound_every_call_is_an_error_that_names_the_function() {
     }
 }
 
+/// A call's function and the estimated bytes of its result; none if it is not bounded.
+async fn estimate(state: &SessionState, sql: &str) -> Option<(String, u64)> {
+    let plan = dialect::plan(state, sql).await.expect("a plan");
+    let plan = state
+        .analyzer()
+        .execute_and_check(plan, state.config_options(), |_, _| {})
+        .expect("analyzed");
+    let datafusion::logical_expr::LogicalPlan::Projection(projection) = &plan else {
+        panic!("{plan}")
+    };
+    let Expr::ScalarFunction(call) = projection.expr[0].clone().unalias() else {
+        return None;
+    };
+    let function = call.func.inner().downcast_ref::<Bounded>()?;
+    let row = arrow::array::RecordBatchOptions::new().with_row_count(Some(1));
+    let row = arrow::array::RecordBatch::try_new_with_options(
+        Arc::new(arrow::datatypes::Schema::empty()),
+        Vec::new(),
+        &row,
+    )
+    .expect("a row");
+    let evaluate = |argument: &Expr| {
+        let physical = state
+            .create_physical_expr(argument.clone(), projection.input.schema())
+            .expect("physical");
+        physical.evaluate(&row).expect("a value")
+    };
+    let arguments: Vec<ColumnarValue> = call.args.iter().map(evaluate).collect();
+    let sizes = arguments
+        .iter()
+        .map(Argument::from_value)
+        .collect::<Result<Vec<_>>>()
+        .expect("sizes");
+    let bytes = estimated_bytes(function.growth, &sizes, &arguments, 0).expect("an estimate");
+    Some((function.name().to_owned(), bytes))
+}
+
 #[tokio::test]
 async fn no_result_is_larger_than_its_estimate() {
     let bounded = state(Some(Limits::Query));
@@ -177,40 +214,9 @@ async fn no_result_is_larger_than_its_estimate() {
     for call in CALLS {
         for n in [1, 7, 100, 5_000] {
             let sql = format!("select {} as v", call.replace('N', &n.to_string()));
-            let plan = dialect::plan(&bounded, &sql).await.expect("a plan");
-            let plan = bounded
-                .analyzer()
-                .execute_and_check(plan, bounded.config_options(), |_, _| {})
-                .expect("analyzed");
-            let datafusion::logical_expr::LogicalPlan::Projection(projection) = &plan else {
-                panic!("{plan}")
-            };
-            let Expr::ScalarFunction(call) = projection.expr[0].clone().unalias() else {
+            let Some((function, estimate)) = estimate(&bounded, &sql).await else {
                 continue;
             };
-            let Some(function) = call.func.inner().downcast_ref::<Bounded>() else {
-                continue;
-            };
-            let mut arguments = Vec::new();
-            for argument in &call.args {
-                let physical = bounded
-                    .create_physical_expr(argument.clone(), projection.input.schema())
-                    .expect("physical");
-                let row = arrow::array::RecordBatchOptions::new().with_row_count(Some(1));
-                let row = arrow::array::RecordBatch::try_new_with_options(
-                    Arc::new(arrow::datatypes::Schema::empty()),
-                    Vec::new(),
-                    &row,
-                );
-                arguments.push(physical.evaluate(&row.expect("a row")).expect("a value"));
-            }
-            let sizes = arguments
-                .iter()
-                .map(Argument::from_value)
-                .collect::<Result<Vec<_>>>()
-                .expect("sizes");
-            let estimate =
-                estimated_bytes(function.growth, &sizes, &arguments, 0).expect("an estimate");
             let value = run(&bounded, &sql).await.expect("a value").remove(0);
             if matches!(value.data_type(), DataType::Union(..)) {
                 continue;
@@ -221,7 +227,7 @@ async fn no_result_is_larger_than_its_estimate() {
                 real <= 2 * estimate,
                 "{sql}: {real} bytes, estimated {estimate}"
             );
-            seen.insert(function.name().to_owned());
+            seen.insert(function);
         }
     }
     let growing = classes::SCALAR.iter().filter(|(growth, _)| {
