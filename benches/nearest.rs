@@ -12,7 +12,6 @@ use weir::schema::Catalog;
 use weir::views::View;
 use weir::views::places::{Places, PlacesView};
 use weir::views::state_store::LogIdentity;
-use weir::wal::frame::compress;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 const VENUES: u64 = 1_000_000;
@@ -47,25 +46,12 @@ fn frame(first: u64, random: &mut SmallRng) -> Frame {
     }
     let records = records.finish();
     let header = Header {
-        kind: Kind::Record,
-        count: FRAME as u32,
         first_lsn: first + 1,
-        first_offset: 0,
-        previous_offset: 0,
         received_at: 1_465_520_400_000_000,
-        configuration: 0,
-        synced_lsn: 0,
         source: "bench".into(),
-        partition: String::new(),
-        stream: "shows".into(),
+        ..Header::new(Kind::Record, "shows")
     };
-    let block = compress(records.page()).expect("memory");
-    Frame {
-        header,
-        block,
-        block_bytes: records.page().len() as u32,
-        attributes: FrameAttributes::default(),
-    }
+    Frame::data(header, &records, FrameAttributes::default()).expect("memory")
 }
 
 fn filled(folder: &std::path::Path) -> Arc<Places> {

@@ -28,14 +28,14 @@ pub type BodyHash = [u8; 32];
 
 /// What a request was answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct IngestResponse {
     pub accepted: u64,
     pub rejected_total: u64,
     /// The first hundred: (index, reason).
     pub rejected: Vec<(u32, Arc<str>)>,
 }
 
-impl Answer {
+impl IngestResponse {
     pub fn new(decoded: &Decoded) -> Self {
         let listed = decoded.rejected.iter().take(LISTED_REJECTIONS);
         Self {
@@ -63,9 +63,9 @@ pub struct RequestKey {
 
 /// An answered request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
+pub struct AnsweredRequest {
     pub hash: BodyHash,
-    pub answer: Answer,
+    pub answer: IngestResponse,
     /// The last record of its frame.
     pub lsn: Lsn,
 }
@@ -75,7 +75,7 @@ pub struct Answered {
 pub enum Lookup<'a> {
     New,
     /// A repetition of this request.
-    Duplicate(&'a Answered),
+    Duplicate(&'a AnsweredRequest),
     /// The key was used with another body.
     Reused,
 }
@@ -84,7 +84,7 @@ pub enum Lookup<'a> {
 #[derive(Debug, Default)]
 pub struct AnsweredRequests {
     limits: Limits,
-    by_key: HashMap<Arc<RequestKey>, (u64, Answered)>,
+    by_key: HashMap<Arc<RequestKey>, (u64, AnsweredRequest)>,
     /// Keys by the number of their insertion.
     order: BTreeMap<u64, Arc<RequestKey>>,
     next: u64,
@@ -108,7 +108,7 @@ impl AnsweredRequests {
     }
 
     /// Adds the newest answer, in the place of an older one under the same key.
-    pub fn insert(&mut self, key: RequestKey, answered: Answered) {
+    pub fn insert(&mut self, key: RequestKey, answered: AnsweredRequest) {
         self.remove(&key);
         let key = Arc::new(key);
         self.bytes += entry_bytes(&key, &answered);
@@ -123,8 +123,8 @@ impl AnsweredRequests {
         self.evict();
     }
 
-    /// Answered requests, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (&RequestKey, &Answered)> {
+    /// AnsweredRequest requests, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (&RequestKey, &AnsweredRequest)> {
         self.order
             .values()
             .filter_map(|key| Some((key.as_ref(), &self.by_key.get(key)?.1)))
@@ -161,7 +161,7 @@ impl AnsweredRequests {
     }
 }
 
-fn entry_bytes(key: &RequestKey, answered: &Answered) -> usize {
+fn entry_bytes(key: &RequestKey, answered: &AnsweredRequest) -> usize {
     ENTRY_BYTES + key.stream.len() + key.key.len() + answered.answer.bytes()
 }
 
@@ -178,12 +178,12 @@ mod tests {
         }
     }
 
-    fn answered(hash: u8, accepted: u64) -> Answered {
-        Answered {
+    fn answered(hash: u8, accepted: u64) -> AnsweredRequest {
+        AnsweredRequest {
             hash: [hash; 32],
-            answer: Answer {
+            answer: IngestResponse {
                 accepted,
-                ..Answer::default()
+                ..IngestResponse::default()
             },
             lsn: accepted,
         }
@@ -217,7 +217,7 @@ mod tests {
             rejected,
             drift: Vec::new(),
         };
-        let answer = Answer::new(&decoded);
+        let answer = IngestResponse::new(&decoded);
         assert_eq!(
             (answer.rejected_total, answer.rejected.len()),
             (300, LISTED_REJECTIONS)
@@ -228,14 +228,14 @@ mod tests {
     /// The definition, word for word, over a list.
     struct Model {
         limits: Limits,
-        entries: Vec<(RequestKey, Answered)>,
+        entries: Vec<(RequestKey, AnsweredRequest)>,
     }
 
     impl Model {
-        fn insert(&mut self, key: RequestKey, answered: Answered) {
+        fn insert(&mut self, key: RequestKey, answered: AnsweredRequest) {
             self.entries.retain(|(k, _)| *k != key);
             self.entries.push((key, answered));
-            let bytes = |entries: &[(RequestKey, Answered)]| {
+            let bytes = |entries: &[(RequestKey, AnsweredRequest)]| {
                 entries
                     .iter()
                     .map(|(k, a)| entry_bytes(k, a))

@@ -38,7 +38,7 @@
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has all window arithmetic, `src/schema/plan_error.rs` locates errors in SQL; `src/schema/bounds` limits a statement; `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` extend DataFusion's SQL |
 //! | `src/sources` | where bytes enter: files, standard input, websockets; `src/sources/compression.rs` unpacks, `src/sources/lines.rs` finds records; HTTP comes in by `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns |
-//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, hand on; frames that wait for room stand in `src/ingest/aside.rs` |
+//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, publish; `src/ingest/deferred.rs` holds frames that wait for space in the log |
 //! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (how far arrival time is believed), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |

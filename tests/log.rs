@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use weir::storage::{Disk, Storage};
 use weir::testing::FaultyDisk;
-use weir::wal::frame::compress;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
 
 use crate::support::{Bench, Numbers, copy, files, holds_exactly, ndjson, records};
@@ -17,24 +16,12 @@ fn frame(content: &str) -> Frame {
     records.push(content.as_bytes());
     records.push(b"second");
     let records = records.finish();
-    Frame {
-        header: Header {
-            kind: Kind::Record,
-            count: 2,
-            first_lsn: 0,
-            first_offset: 0,
-            previous_offset: 0,
-            received_at: 0,
-            configuration: 0,
-            synced_lsn: 0,
-            source: "s".into(),
-            partition: "p".into(),
-            stream: "t".into(),
-        },
-        block_bytes: records.page().len() as u32,
-        block: compress(records.page()).expect("memory"),
-        attributes: FrameAttributes::default(),
-    }
+    let header = Header {
+        source: "s".into(),
+        partition: "p".into(),
+        ..Header::new(Kind::Record, "t")
+    };
+    Frame::data(header, &records, FrameAttributes::default()).expect("memory")
 }
 
 fn options(folder: PathBuf) -> WalOptions {
@@ -44,7 +31,7 @@ fn options(folder: PathBuf) -> WalOptions {
         zero: 0,
         segment_bytes: 4096,
         budget: None,
-        floor: 0,
+        reserved_disk_bytes: 0,
     }
 }
 

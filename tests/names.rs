@@ -12,8 +12,7 @@ use weir::operators::Operators;
 use weir::runtime::data_dir::DataDir;
 use weir::runtime::views;
 use weir::views::lake::LogName;
-use weir::wal::frame::compress;
-use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
+use weir::wal::{Frame, FrameAttributes, Header, Kind, Records};
 
 use crate::support::Bench;
 
@@ -227,29 +226,18 @@ fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
 
 /// A frame of one record of the stream `s`.
 fn frame(text: &str) -> Frame {
-    let mut records = RecordsBuilder::default();
-    records.push(text.as_bytes());
-    let records = records.finish();
     let header = Header {
-        kind: Kind::Record,
-        count: 1,
         first_lsn: 1,
-        first_offset: 0,
-        previous_offset: 0,
         received_at: 1_714_557_700_000_000,
-        configuration: 0,
-        synced_lsn: 0,
         source: "f".into(),
-        partition: String::new(),
-        stream: "s".into(),
+        ..Header::new(Kind::Record, "s")
     };
-    let block = compress(records.page()).expect("memory");
-    Frame {
+    Frame::data(
         header,
-        block,
-        block_bytes: records.page().len() as u32,
-        attributes: FrameAttributes::default(),
-    }
+        &Records::single(text.as_bytes()),
+        FrameAttributes::default(),
+    )
+    .expect("memory")
 }
 
 /// Names that are mostly valid; some collide with each other or with reserved names.

@@ -13,7 +13,6 @@ use weir::views::View;
 use weir::views::lake::replay::RawFrames;
 use weir::views::lake::table::Change;
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
-use weir::wal::frame::compress;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 
 use crate::server::start;
@@ -420,7 +419,7 @@ fn told(frame: &Frame, above: u64) -> Vec<Told> {
     let records = frame.records().expect("readable");
     let record = |i: usize| {
         let cut = attributes
-            .cut
+            .truncated_records
             .iter()
             .find(|(index, _)| *index == i as u64)
             .map(|(_, bytes)| *bytes);
@@ -499,32 +498,21 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
             attributes.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
         }
         if kind == Record && numbers.below(4) == 0 {
-            attributes.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
+            attributes.truncated_records = vec![(numbers.below(count), 5_000_000 + lsn)];
         }
         time += 1 + numbers.below(900_000_000) as i64;
         if numbers.below(25) == 0 {
             time -= 5_000_000_000;
         }
         let header = Header {
-            kind,
-            count: count as u32,
             first_lsn: lsn,
             first_offset: attributes.offsets.first().copied().unwrap_or(0),
-            previous_offset: 0,
             received_at: time,
-            configuration: 0,
-            synced_lsn: 0,
             source: format!("s{}", numbers.below(2)),
             partition: format!("p{}", numbers.below(2)),
-            stream: "t".into(),
+            ..Header::new(kind, "t")
         };
-        let block = compress(records.page()).expect("memory");
-        out.push(Frame {
-            header,
-            block,
-            block_bytes: records.page().len() as u32,
-            attributes,
-        });
+        out.push(Frame::data(header, &records, attributes).expect("memory"));
         lsn += count;
     }
     out

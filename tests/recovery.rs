@@ -18,10 +18,9 @@ use weir::schema::Catalog;
 use weir::storage::{Disk, Storage};
 use weir::views::driver::CatchUp;
 use weir::views::{View, ViewError};
-use weir::wal::frame::compress;
 use weir::wal::{
-    Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalError, WalOptions,
-    segment,
+    Frame, FrameAttributes, Header, Kind, LogReader, Records, RecordsBuilder, Wal, WalError,
+    WalOptions, segment,
 };
 
 use crate::server::Server;
@@ -38,7 +37,7 @@ fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
         zero: 0,
         segment_bytes: SEGMENT,
         budget,
-        floor: 0,
+        reserved_disk_bytes: 0,
     }
 }
 
@@ -304,27 +303,17 @@ fn a_stop_refuses_what_waits_and_everything_behind_it() {
 }
 
 fn frame(kind: Kind, content: &str) -> Frame {
-    let mut records = RecordsBuilder::default();
-    records.push(content.as_bytes());
-    let records = records.finish();
-    Frame {
-        header: Header {
-            kind,
-            count: 1,
-            first_lsn: 0,
-            first_offset: 0,
-            previous_offset: 0,
-            received_at: 1_465_520_400_000_000,
-            configuration: 0,
-            synced_lsn: 0,
-            source: "s".into(),
-            partition: String::new(),
-            stream: "s".into(),
-        },
-        block_bytes: records.page().len() as u32,
-        block: compress(records.page()).expect("memory"),
-        attributes: FrameAttributes::default(),
-    }
+    let header = Header {
+        received_at: 1_465_520_400_000_000,
+        source: "s".into(),
+        ..Header::new(kind, "s")
+    };
+    Frame::data(
+        header,
+        &Records::single(content.as_bytes()),
+        FrameAttributes::default(),
+    )
+    .expect("memory")
 }
 
 /// A log of so many records over several segments, and the operators behind each.

@@ -13,7 +13,6 @@ use weir::views::counts::{Count, Counts, CountsView};
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
 use weir::views::places::{Near, Places, PlacesView};
 use weir::views::state_store::LogIdentity;
-use weir::wal::frame::compress;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 use crate::support::{Bench, Numbers, ndjson, records};
@@ -26,25 +25,12 @@ fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
     texts.iter().for_each(|text| records.push(text.as_bytes()));
     let records = records.finish();
     let header = Header {
-        kind: Kind::Record,
-        count: texts.len() as u32,
         first_lsn,
-        first_offset: 0,
-        previous_offset: 0,
         received_at: 1_465_520_400_000_000 + first_lsn as i64,
-        configuration: 0,
-        synced_lsn: 0,
         source: "s".into(),
-        partition: String::new(),
-        stream: stream.into(),
+        ..Header::new(Kind::Record, stream)
     };
-    let block = compress(records.page()).expect("memory");
-    Frame {
-        header,
-        block,
-        block_bytes: records.page().len() as u32,
-        attributes: FrameAttributes::default(),
-    }
+    Frame::data(header, &records, FrameAttributes::default()).expect("memory")
 }
 
 /// What the operators of a configuration make of records, cut into frames of 50.

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use weir::operators::{Operators, snapshot};
 use weir::query::sql::to_ndjson;
 use weir::schema::Catalog;
-use weir::wal::frame::compress;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 use crate::support::{Bench, Numbers};
@@ -91,24 +90,14 @@ fn frame(kind: Kind, partition: &str, first_lsn: u64, records: &[Value]) -> Arc<
         .iter()
         .for_each(|record| builder.push(record.to_string().as_bytes()));
     let built = builder.finish();
-    Arc::new(Frame {
-        header: Header {
-            kind,
-            count: records.len() as u32,
-            first_lsn,
-            first_offset: 0,
-            previous_offset: 0,
-            received_at: (START + 30 * 86_400 * SECOND) * 1_000,
-            configuration: 0,
-            synced_lsn: 0,
-            source: "s".into(),
-            partition: partition.into(),
-            stream: "ev".into(),
-        },
-        block: compress(built.page()).expect("memory"),
-        block_bytes: built.page().len() as u32,
-        attributes: FrameAttributes::default(),
-    })
+    let header = Header {
+        first_lsn,
+        received_at: (START + 30 * 86_400 * SECOND) * 1_000,
+        source: "s".into(),
+        partition: partition.into(),
+        ..Header::new(kind, "ev")
+    };
+    Arc::new(Frame::data(header, &built, FrameAttributes::default()).expect("memory"))
 }
 
 /// Rows by table, in their order, as text.

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decode::{Decoded, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
-use crate::idempotency::{Answer, Answered, AnsweredRequests, RequestKey};
+use crate::idempotency::{AnsweredRequest, AnsweredRequests, IngestResponse, RequestKey};
 use crate::schema::{Catalog, DUPLICATE_KEY_BYTES, Stream, Window};
 use crate::wal::{Frame, Header, Kind};
 use arrivals::Arrivals;
@@ -217,7 +217,7 @@ impl Operators {
     }
 
     /// Requests with an idempotency key, oldest first.
-    pub fn answered(&self) -> impl Iterator<Item = (&RequestKey, &Answered)> {
+    pub fn answered(&self) -> impl Iterator<Item = (&RequestKey, &AnsweredRequest)> {
         self.answered.iter().flat_map(AnsweredRequests::iter)
     }
 
@@ -394,7 +394,7 @@ impl Operators {
             stream,
             records.iter(),
             frame.header.received_at,
-            &frame.attributes.cut,
+            &frame.attributes.truncated_records,
         )))
     }
 
@@ -664,9 +664,9 @@ impl Operators {
         };
         answered.insert(
             key,
-            Answered {
+            AnsweredRequest {
                 hash: *hash,
-                answer: Answer::new(decoded),
+                answer: IngestResponse::new(decoded),
                 lsn: frame.header.last_lsn(),
             },
         );

@@ -21,7 +21,7 @@ use super::watermark::Watermark;
 use super::windows::WindowState;
 use super::{Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
 use crate::event::{Gap, Lsn, Micros};
-use crate::idempotency::{Answer, Answered, BodyHash, RequestKey};
+use crate::idempotency::{AnsweredRequest, BodyHash, IngestResponse, RequestKey};
 use crate::schema::Catalog;
 
 pub const VERSION: u32 = 5;
@@ -58,12 +58,12 @@ struct SavedAnswer {
     key: String,
     hash: BodyHash,
     lsn: Lsn,
-    answer: Answer,
+    answer: IngestResponse,
 }
 
 impl SavedAnswer {
-    fn new((key, answered): (&RequestKey, &Answered)) -> Self {
-        let (RequestKey { stream, key }, Answered { hash, answer, lsn }) =
+    fn new((key, answered): (&RequestKey, &AnsweredRequest)) -> Self {
+        let (RequestKey { stream, key }, AnsweredRequest { hash, answer, lsn }) =
             (key.clone(), answered.clone());
         Self {
             stream,
@@ -74,7 +74,7 @@ impl SavedAnswer {
         }
     }
 
-    fn restore(self) -> (RequestKey, Answered) {
+    fn restore(self) -> (RequestKey, AnsweredRequest) {
         let Self {
             stream,
             key,
@@ -82,7 +82,10 @@ impl SavedAnswer {
             lsn,
             answer,
         } = self;
-        (RequestKey { stream, key }, Answered { hash, answer, lsn })
+        (
+            RequestKey { stream, key },
+            AnsweredRequest { hash, answer, lsn },
+        )
     }
 }
 

@@ -17,7 +17,6 @@ use crate::schema::{Catalog, Stream};
 use crate::sources::compression::PlainReader;
 use crate::sources::lines::Reader;
 use crate::sources::message;
-use crate::wal::frame::compress;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 /// Records of a frame, where many are counted at once.
@@ -172,24 +171,16 @@ impl Samples {
         let mut records = RecordsBuilder::default();
         parts.into_iter().for_each(|bytes| records.push(bytes));
         let records = records.finish();
-        let frame = Arc::new(Frame {
-            header: Header {
-                kind,
-                count: records.len() as u32,
-                first_lsn: self.operators.lsn() + 1,
-                first_offset: 0,
-                previous_offset: 0,
-                received_at: self.received_at,
-                configuration: self.operators.catalog().id,
-                synced_lsn: 0,
-                source: "sample".into(),
-                partition: String::new(),
-                stream: stream.to_owned(),
-            },
-            block_bytes: records.page().len() as u32,
-            block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
-            attributes: FrameAttributes::default(),
-        });
+        let header = Header {
+            first_lsn: self.operators.lsn() + 1,
+            received_at: self.received_at,
+            configuration: self.operators.catalog().id,
+            source: "sample".into(),
+            ..Header::new(kind, stream)
+        };
+        let frame = Frame::data(header, &records, FrameAttributes::default())
+            .map_err(|e| RuntimeError::Failed(e.to_string()))?;
+        let frame = Arc::new(frame);
         let decoded = self.operators.decode(&frame)?;
         let output = self.operators.apply(&frame, decoded.as_ref())?;
         for made in &output.tables {

@@ -60,7 +60,7 @@ impl From<WalError> for RuntimeError {
             | WalError::Sync { .. }
             | WalError::TooLarge { .. }
             | WalError::Budget { .. }
-            | WalError::NoRoom { .. } => Self::Failed(error.to_string()),
+            | WalError::NoSpace { .. } => Self::Failed(error.to_string()),
         }
     }
 }

@@ -52,10 +52,7 @@ use crate::views::ViewError;
 use crate::views::driver::Status;
 use crate::views::lake::LogName;
 use crate::views::lake::compact::When;
-use crate::wal::frame::compress;
-use crate::wal::{
-    Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions,
-};
+use crate::wal::{Frame, Header, Kind, LogReader, Wal, WalOptions};
 use backup::Backup;
 use data_dir::{DataDir, Lock};
 use dead_letter_retry::Retry;
@@ -119,7 +116,7 @@ fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {
         zero: lsn_zero(config.instance),
         segment_bytes: config.log.segment,
         budget: Some(config.log.budget),
-        floor: reserve::bytes_of(config),
+        reserved_disk_bytes: reserve::bytes_of(config),
     }
 }
 
@@ -158,7 +155,7 @@ impl Running {
             .and_then(|opened| refuse_views_ahead(&opened, wal.synced_lsn(), log).map(|()| opened));
         if is_new && opened.is_err() {
             // Nothing has seen it: the folder goes on under the old configuration.
-            wal.take_back()?;
+            wal.remove_last_frame()?;
         }
         let opened = opened?;
         let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
@@ -632,7 +629,7 @@ fn open_wal(
         tracing::warn!(path = %torn.path.display(), offset = torn.offset, lsn = torn.lsn, "{what}");
     }
     if let Some((lsn, _)) = unapplied {
-        wal.take_back()?;
+        wal.remove_last_frame()?;
         tracing::warn!(
             lsn,
             "the log ended with a configuration that no start could apply; it was taken back"
@@ -813,27 +810,13 @@ fn append_configuration(
     wal: &mut Wal,
     clock: &Arc<dyn Clock>,
 ) -> Result<(), RuntimeError> {
-    let mut records = RecordsBuilder::default();
-    records.push(catalog.to_json().as_bytes());
-    let records = records.finish();
-    let mut frame = Frame {
-        header: Header {
-            kind: Kind::Configuration,
-            count: 1,
-            first_lsn: 0,
-            first_offset: 0,
-            previous_offset: 0,
-            received_at: clock.now(),
-            configuration: catalog.id,
-            synced_lsn: 0,
-            source: String::new(),
-            partition: String::new(),
-            stream: String::new(),
-        },
-        block_bytes: records.page().len() as u32,
-        block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
-        attributes: FrameAttributes::default(),
+    let header = Header {
+        received_at: clock.now(),
+        configuration: catalog.id,
+        ..Header::new(Kind::Configuration, "")
     };
+    let mut frame = Frame::control(header, catalog.to_json().as_bytes())
+        .map_err(|e| RuntimeError::Failed(e.to_string()))?;
     wal.append(&mut frame)?;
     wal.sync()?;
     Ok(())

@@ -16,8 +16,8 @@ use super::views::Opened;
 use crate::clock::Clock;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
-use crate::idempotency::{Answered, RequestKey};
-use crate::ingest::{Committed, Ingest, Intake, LogMaintenance};
+use crate::idempotency::{AnsweredRequest, RequestKey};
+use crate::ingest::{CommittedFrame, Ingest, Intake, LogMaintenance};
 use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, Progress};
 use crate::schema::Catalog;
@@ -41,7 +41,7 @@ const SNAPSHOT_LOG_RATIO: u64 = 4;
 pub struct Resume {
     pub partitions: BTreeMap<(String, String), PartitionState>,
     /// Requests with an idempotency key, oldest first.
-    pub answered: Vec<(RequestKey, Answered)>,
+    pub answered: Vec<(RequestKey, AnsweredRequest)>,
 }
 
 /// A running pipeline.
@@ -87,13 +87,13 @@ impl Pipeline {
         let leave_the_rest = Arc::new(AtomicBool::new(false));
         let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), leave_the_rest.clone()));
         let (statuses, names, drivers) = start_drivers(views, &in_reader, &ring, &catch_up);
-        let (handed_on, committed) = sync_channel::<Committed>(HANDED_ON);
+        let (handed_on, committed) = sync_channel::<CommittedFrame>(HANDED_ON);
         let (upkeep, upkeep_receiver) = channel();
         let progress = handles.progress.clone();
         let note_synced =
             move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
         // The operators end before the writer only when they failed, which the supervisor sees.
-        let hand_on = move |frame: Committed| drop(handed_on.send(frame));
+        let hand_on = move |frame: CommittedFrame| drop(handed_on.send(frame));
         wal.set_committed(operators.lsn());
         let (catalog, queues) = (catalog.clone(), shares.queues);
         let (ingest, writer) = Ingest::start(
@@ -370,7 +370,7 @@ impl OperatorStage {
         self,
         end: Lsn,
         ready: Sender<Resume>,
-        committed: Receiver<Committed>,
+        committed: Receiver<CommittedFrame>,
     ) -> OperatorThread {
         std::thread::Builder::new()
             .name("operators".into())
@@ -389,7 +389,7 @@ impl OperatorStage {
         mut self,
         end: Lsn,
         ready: &Sender<Resume>,
-        committed: &Receiver<Committed>,
+        committed: &Receiver<CommittedFrame>,
     ) -> Result<(), RuntimeError> {
         let mut reader = LogReader::new(
             self.snapshots.storage.clone(),
@@ -409,7 +409,7 @@ impl OperatorStage {
                 return Ok(());
             }
             let decoded = self.operators().decode(&frame)?;
-            self.apply(&Committed {
+            self.apply(&CommittedFrame {
                 frame: Arc::new(frame),
                 decoded: decoded.map(Arc::new),
                 charge: None,
@@ -448,7 +448,7 @@ impl OperatorStage {
         Ok(())
     }
 
-    fn apply(&mut self, committed: &Committed) -> Result<(), RuntimeError> {
+    fn apply(&mut self, committed: &CommittedFrame) -> Result<(), RuntimeError> {
         panic_if_asked("operators");
         self.log_bytes += committed.frame.block.len() as u64;
         let (output, streams) = {
@@ -466,7 +466,10 @@ impl OperatorStage {
 
     /// The next frame; what changes less often than rows come is published while none waits, or
     /// once in a while.
-    fn next(&mut self, committed: &Receiver<Committed>) -> Result<Option<Committed>, RuntimeError> {
+    fn next(
+        &mut self,
+        committed: &Receiver<CommittedFrame>,
+    ) -> Result<Option<CommittedFrame>, RuntimeError> {
         let waiting = committed.try_recv();
         if matches!(waiting, Err(TryRecvError::Empty))
             || self.published.elapsed() >= PUBLISH_AT_LAST

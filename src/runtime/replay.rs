@@ -13,7 +13,6 @@ use crate::schema::Layout;
 use crate::storage::Disk;
 use crate::views::lake::replay::RawFrames;
 use crate::views::lake::{LakeTable, LogName, TableSpec};
-use crate::wal::frame::compress;
 use crate::wal::{Frame, FrameAttributes, LogReader, RecordsBuilder, WalError};
 
 /// Where history lies.
@@ -191,22 +190,16 @@ fn behind(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
             .skip(skipped as usize)
             .copied()
             .collect(),
-        cut: frame
+        truncated_records: frame
             .attributes
-            .cut
+            .truncated_records
             .iter()
             .filter(|(i, _)| *i >= skipped)
             .map(|(i, n)| (i - skipped, *n))
             .collect(),
         ..frame.attributes.clone()
     };
-    let block = compress(records.page()).map_err(|e| failed(&e))?;
     let mut header = frame.header.clone();
-    (header.first_lsn, header.count) = (after + 1, header.count - skipped as u32);
-    Ok(Frame {
-        header,
-        block,
-        block_bytes: records.page().len() as u32,
-        attributes,
-    })
+    header.first_lsn = after + 1;
+    Frame::data(header, &records, attributes).map_err(|e| failed(&e))
 }

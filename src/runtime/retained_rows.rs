@@ -17,8 +17,7 @@ use crate::operators::{Output, RETAINED_PARTITION, TableRows, lsns};
 use crate::schema::{Catalog, Layout, Stream};
 use crate::views::lake::scan_by_lsn::{LsnOrderedRows, by_lsn};
 use crate::views::lake::{LakeTable, TableSpec};
-use crate::wal::frame::compress;
-use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
+use crate::wal::{Frame, FrameAttributes, Header, Kind, Records};
 
 /// Records of a frame at most.
 const FRAME_RECORDS: usize = 1_024;
@@ -76,17 +75,12 @@ fn column<'a, T: Array + 'static>(rows: &'a RecordBatch, name: &str) -> Result<&
 /// The head of a frame whose first record is this row's.
 fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<Header, String> {
     Ok(Header {
-        kind: Kind::Record,
         count,
         first_lsn: lsns(rows)[row] as Lsn,
-        first_offset: 0,
-        previous_offset: 0,
         received_at: column::<TimestampMicrosecondArray>(rows, "received_at")?.value(row),
-        configuration: 0,
-        synced_lsn: 0,
         source: column::<StringArray>(rows, "source")?.value(row).to_owned(),
         partition: RETAINED_PARTITION.into(),
-        stream: stream.to_owned(),
+        ..Header::new(Kind::Record, stream)
     })
 }
 
@@ -148,9 +142,7 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<ReplayFram
     else {
         return Ok(None);
     };
-    let mut records = RecordsBuilder::default();
-    records.push(column::<BinaryArray>(row, "bytes")?.value(0));
-    let records = records.finish();
+    let records = Records::single(column::<BinaryArray>(row, "bytes")?.value(0));
     let offset = column::<Int64Array>(row, "source_offset")?;
     let attributes = FrameAttributes {
         offsets: offset
@@ -160,12 +152,8 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<ReplayFram
             .collect(),
         ..FrameAttributes::default()
     };
-    let frame = Frame {
-        header: header(row, 0, 1, &stream.name)?,
-        block: compress(records.page()).map_err(|e| e.to_string())?,
-        block_bytes: records.page().len() as u32,
-        attributes,
-    };
+    let frame = Frame::data(header(row, 0, 1, &stream.name)?, &records, attributes)
+        .map_err(|e| e.to_string())?;
     let reason = column::<StringArray>(row, "reason")?.value(0).into();
     let rows = RecordBatch::new_empty(stream.output.clone());
     let rejected = vec![Rejected { index: 0, reason }];

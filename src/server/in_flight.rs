@@ -7,14 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::error::ApiError;
-use crate::idempotency::{Answer, BodyHash, RequestKey};
+use crate::idempotency::{BodyHash, IngestResponse, RequestKey};
 use crate::ingest::KeyState;
 
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// Durably stored.
-    Stored(Answer),
+    Stored(IngestResponse),
     /// Nothing of it is stored.
     Refused(ApiError),
     /// The log's writer ended with it in its hands: nobody knows before the next start.
@@ -158,9 +158,9 @@ mod tests {
     }
 
     fn answer(accepted: u64) -> Outcome {
-        Outcome::Stored(Answer {
+        Outcome::Stored(IngestResponse {
             accepted,
-            ..Answer::default()
+            ..IngestResponse::default()
         })
     }
 
@@ -218,9 +218,9 @@ mod tests {
         let in_flight = InFlight::default();
         let never = || async { unreachable!("it is not stored") };
         let known = || {
-            KeyState::Answered(Answer {
+            KeyState::Answered(IngestResponse {
                 accepted: 3,
-                ..Answer::default()
+                ..IngestResponse::default()
             })
         };
         assert_eq!(

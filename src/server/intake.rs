@@ -19,7 +19,7 @@ use super::connections::Activity;
 use super::error::ApiError;
 use super::in_flight::Outcome;
 use super::receive::{Received, Room, receive};
-use crate::idempotency::{Answer, BodyHash, RequestKey};
+use crate::idempotency::{BodyHash, IngestResponse, RequestKey};
 use crate::ingest::{Ingest, IngestError};
 use crate::threads::Pace;
 
@@ -106,7 +106,7 @@ pub async fn post_events(
     }
 }
 
-fn shown(answer: &Answer) -> Value {
+fn shown(answer: &IngestResponse) -> Value {
     let rejected: Vec<Value> = answer
         .rejected
         .iter()
@@ -220,7 +220,7 @@ async fn store(
             Err(error) => return Outcome::Refused(error),
         };
         if batch.records.is_empty() {
-            return Outcome::Stored(Answer::default());
+            return Outcome::Stored(IngestResponse::default());
         }
         let mut submission = batch.into_submission("http", &stream);
         submission.attributes.idempotency = idempotency;

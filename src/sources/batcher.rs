@@ -126,7 +126,7 @@ impl RecordBatch {
             first_offset: 0,
             previous_offset: 0,
             attributes: FrameAttributes {
-                cut: self.truncated,
+                truncated_records: self.truncated,
                 ..FrameAttributes::default()
             },
         }

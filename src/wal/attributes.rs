@@ -1,19 +1,29 @@
-//! What a frame's bytes do not say: a list of `(tag u8, length varint, content)`; an unknown tag is
-//! passed over.
+//! Attributes of a frame beyond its header: a list of `(tag u8, length varint, content)`. Unknown
+//! tags are skipped.
 //!
 //! | tag | content |
 //! |---|---|
-//! | 1 | per record its position: varint difference to the one before, from the frame's first position |
-//! | 2 | varint: the position behind the frame, where the source goes on |
+//! | 1 | per record its offset: varint difference to the previous one, starting from the frame's first offset |
+//! | 2 | varint: the offset after the frame, where the source continues |
 //! | 3 | idempotency key: 32 bytes SHA-256 of the body, then the key |
-//! | 4 | per record of a retry, the dead letter that it brings back: varint LSN |
-//! | 5 | identity of the file read: varint inode, varint length of its start, u32 CRC-32C of that start; then, each where known, u8 1 and u32 CRC-32C of its plain bytes up to the position behind the frame, u8 2 and varint size, varint mtime (ns since 1970) of the file whose whole content lies before that position, u8 3 and, of a file that is read in order of event time, varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the position, u8 4 and, of a source of one file, varint: since when (ns since 1970) files that were rotated away from its path are its own |
-//! | 6 | cut records: per record varint index, varint original length |
+//! | 4 | of a retry, per record the dead letter that it resubmits: varint LSN |
+//! | 5 | identity of the file read, see below |
+//! | 6 | truncated records: per record varint index, varint original length |
+//!
+//! A file's identity is: varint inode, varint length of its head, u32 CRC-32C of that head; then
+//! optional fields, each with its own u8 tag:
+//!
+//! | tag | content |
+//! |---|---|
+//! | 1 | u32 CRC-32C of the file's plain bytes up to the offset after the frame |
+//! | 2 | varint size, varint mtime (ns since 1970) of a file that ends at that offset |
+//! | 3 | of a file read in order of event time: varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the offset |
+//! | 4 | of a source of one file: varint time (ns since 1970) since which files rotated away from its path belong to it |
 
-use super::frame::DamagedFrame;
+use super::DamagedFrame;
 
-/// A file that is read in order of event time: positions are ordinals in that order, which holds
-/// for this content alone.
+/// A file that is read in order of event time. Its offsets are ordinals in that order, valid for
+/// this content only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Sorted {
     /// Bytes of the file as stored, and their CRC-32C.
@@ -21,29 +31,28 @@ pub struct Sorted {
     pub crc: u32,
     /// How many records it has.
     pub records: u64,
-    /// CRC-32C of the offsets and lengths of the records before the position, in their order.
+    /// CRC-32C of the byte offsets and lengths of the records read so far, in their order.
     pub order: u32,
 }
 
-/// Identity of a file: what it begins with, and its inode.
+/// Identity of a file: its inode, and a checksum of its head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileIdentity {
     pub inode: u64,
     /// Bytes of the file's start that `crc` covers, at most 1 KiB.
     pub head: u64,
     pub crc: u32,
-    /// CRC-32C of all plain bytes up to the position that is stored with it.
+    /// CRC-32C of all plain bytes up to the offset stored with it.
     #[serde(default)]
     pub content: Option<u32>,
-    /// Size and modification time, in nanoseconds, of the file when it held nothing behind that
-    /// position.
+    /// Size and modification time, in nanoseconds, of the file when it ended at that offset.
     #[serde(default)]
     pub complete: Option<(u64, u64)>,
-    /// None where it is read in its own order.
+    /// `None` if it is read in its own order.
     #[serde(default)]
     pub sorted: Option<Sorted>,
-    /// Of a source of one file: since when, in nanoseconds, what was rotated away from its path is
-    /// read beside it.
+    /// Of a source of one file: time, in nanoseconds, since which files rotated away from its path
+    /// are read too.
     #[serde(default)]
     pub since: Option<u64>,
 }
@@ -102,7 +111,7 @@ impl FileIdentity {
                     });
                 }
                 4 => file.since = Some(take_varint(&mut part)?),
-                // Fields of a later version follow those known here.
+                // A newer version appends its fields after those known here.
                 _ => break,
             }
         }
@@ -110,29 +119,31 @@ impl FileIdentity {
     }
 }
 
-/// The `about` part of a frame, decoded.
+/// Attributes of a frame, decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrameAttributes {
-    /// One position per record, ascending; empty where the source has none.
+    /// One offset per record, ascending; empty if the source has none.
     pub offsets: Vec<u64>,
+    /// The offset after the frame; set by pull sources only.
     pub next_offset: Option<u64>,
+    /// SHA-256 of the request's body, and its idempotency key.
     pub idempotency: Option<([u8; 32], String)>,
-    /// Of a retry: per record, the dead letter that it brings back.
+    /// Of a retry: per record, the LSN of the dead letter that it resubmits.
     pub retry_of: Vec<u64>,
     pub file: Option<FileIdentity>,
-    /// Records stored cut: (index in the frame, length before the cut).
-    pub cut: Vec<(u64, u64)>,
+    /// Records that exceeded the size limit: (index in the frame, original length in bytes).
+    pub truncated_records: Vec<(u64, u64)>,
 }
 
 impl FrameAttributes {
-    pub fn encode(&self, first_offset: u64) -> Vec<u8> {
+    pub(super) fn encode(&self, first_offset: u64) -> Vec<u8> {
         let mut out = Vec::new();
         if !self.offsets.is_empty() {
             let mut part = Vec::with_capacity(self.offsets.len() * 2);
-            let mut before = first_offset;
+            let mut previous = first_offset;
             for offset in &self.offsets {
-                put_varint(&mut part, offset.saturating_sub(before));
-                before = *offset;
+                put_varint(&mut part, offset.saturating_sub(previous));
+                previous = *offset;
             }
             put_part(&mut out, 1, &part);
         }
@@ -148,14 +159,18 @@ impl FrameAttributes {
         if let Some(file) = self.file {
             put_part(&mut out, 5, &file.encode());
         }
-        if !self.cut.is_empty() {
-            let numbers: Vec<u64> = self.cut.iter().flat_map(|(i, n)| [*i, *n]).collect();
+        if !self.truncated_records.is_empty() {
+            let numbers: Vec<u64> = self
+                .truncated_records
+                .iter()
+                .flat_map(|(i, n)| [*i, *n])
+                .collect();
             put_numbers(&mut out, 6, &numbers);
         }
         out
     }
 
-    pub fn decode(mut bytes: &[u8], first_offset: u64) -> Result<Self, DamagedFrame> {
+    pub(super) fn decode(mut bytes: &[u8], first_offset: u64) -> Result<Self, DamagedFrame> {
         let mut attributes = Self::default();
         while let Some((&tag, rest)) = bytes.split_first() {
             bytes = rest;
@@ -185,7 +200,7 @@ impl FrameAttributes {
                 6 => {
                     while !part.is_empty() {
                         attributes
-                            .cut
+                            .truncated_records
                             .push((take_varint(&mut part)?, take_varint(&mut part)?));
                     }
                 }
@@ -245,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(
+        fn encoded_attributes_decode_to_the_same(
             first in 0u64..1 << 40,
             steps in proptest::collection::vec(0u64..100_000, 0..50),
             next in proptest::option::of(any::<u64>()),
@@ -255,7 +270,7 @@ mod tests {
             complete in proptest::option::of(any::<(u64, u64)>()),
             sorted in proptest::option::of(any::<(u64, u32, u64, u32)>()),
             since in proptest::option::of(any::<u64>()),
-            cut in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
+            truncated_records in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
         ) {
             let offsets = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
             let attributes = FrameAttributes {
@@ -267,13 +282,13 @@ mod tests {
                     let sorted = sorted.map(|(size, crc, records, order)| Sorted { size, crc, records, order });
                     FileIdentity { inode, head, crc, content, complete, sorted, since }
                 }),
-                cut,
+                truncated_records,
             };
             prop_assert_eq!(FrameAttributes::decode(&attributes.encode(first), first), Ok(attributes));
         }
 
         #[test]
-        fn any_bytes_are_an_about_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_decode_or_are_damaged(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = FrameAttributes::decode(&bytes, 0);
         }
     }

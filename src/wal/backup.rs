@@ -1,19 +1,18 @@
-//! Copies the log while its writer goes on: whole segments, and of the last one the frames that are
-//! synced.
+//! Copies the log while the writer continues: whole segments, and the synced frames of the last one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::storage::Storage;
 
 use super::reader::{OpenSegment, read_frame};
 use super::{WalError, frame, segment};
 
-/// Bytes copied at once.
+/// Bytes copied per read.
 const COPY_BYTES: usize = 4 << 20;
 
-/// Copies every frame up to `synced_lsn` into another folder, in segments of the same names and
-/// sizes; gives their bytes.
-pub fn copy(
+/// Copies every frame up to `synced_lsn` to the folder `to`, in segments of the same names and
+/// sizes. Returns their total size in bytes.
+pub(crate) fn copy(
     storage: &dyn Storage,
     folder: &Path,
     to: &Path,
@@ -27,45 +26,53 @@ pub fn copy(
         .filter(|f| *f <= synced_lsn)
         .collect();
     let mut bytes = 0;
-    for (at, first) in firsts.iter().enumerate() {
-        let path = segment::path(folder, *first);
-        let file = storage.open_read_only(&path).map_err(WalError::io(&path))?;
-        let size = file.size().map_err(WalError::io(&path))?;
-        let mut open = OpenSegment {
-            path: path.clone(),
-            file: file.clone(),
-            size,
-            at: segment::HEADER_BYTES as u64,
-        };
-        let end = if at + 1 < firsts.len() {
-            size
-        } else {
-            synced_end(&mut open, synced_lsn)?
-        };
-        let mut head = vec![0; segment::HEADER_BYTES];
-        file.read_exact_at(&mut head, 0)
-            .map_err(WalError::io(&path))?;
-        let target = segment::path(to, *first);
-        let copy = storage
-            .create(&target, size, &head)
-            .map_err(WalError::io(&target))?;
-        let mut offset = head.len() as u64;
-        let mut part = vec![0; COPY_BYTES];
-        while offset < end {
-            let length = COPY_BYTES.min((end - offset) as usize);
-            file.read_exact_at(&mut part[..length], offset)
-                .map_err(WalError::io(&path))?;
-            copy.write_all_at(&part[..length], offset)
-                .map_err(WalError::io(&target))?;
-            offset += length as u64;
-        }
-        copy.sync().map_err(|source| WalError::Sync { source })?;
-        bytes += size;
+    for (index, first) in firsts.iter().enumerate() {
+        let is_last = index + 1 == firsts.len();
+        let paths = (segment::path(folder, *first), segment::path(to, *first));
+        bytes += copy_segment(storage, paths, is_last.then_some(synced_lsn))?;
     }
     Ok(bytes)
 }
 
-/// The byte behind the last frame that is synced.
+/// Copies a segment, of the last one only what is synced. Returns its size in bytes.
+fn copy_segment(
+    storage: &dyn Storage,
+    (path, target): (PathBuf, PathBuf),
+    synced_lsn: Option<u64>,
+) -> Result<u64, WalError> {
+    let file = storage.open_read_only(&path).map_err(WalError::io(&path))?;
+    let size = file.size().map_err(WalError::io(&path))?;
+    let mut head = vec![0; segment::HEADER_BYTES];
+    let mut source = OpenSegment {
+        path: path.clone(),
+        file: file.clone(),
+        size,
+        at: head.len() as u64,
+    };
+    let end = match synced_lsn {
+        Some(synced_lsn) => synced_end(&mut source, synced_lsn)?,
+        None => size,
+    };
+    file.read_exact_at(&mut head, 0)
+        .map_err(WalError::io(&path))?;
+    let copy = storage
+        .create(&target, size, &head)
+        .map_err(WalError::io(&target))?;
+    let mut offset = head.len() as u64;
+    let mut chunk = vec![0; COPY_BYTES];
+    while offset < end {
+        let length = COPY_BYTES.min((end - offset) as usize);
+        file.read_exact_at(&mut chunk[..length], offset)
+            .map_err(WalError::io(&path))?;
+        copy.write_all_at(&chunk[..length], offset)
+            .map_err(WalError::io(&target))?;
+        offset += length as u64;
+    }
+    copy.sync().map_err(|source| WalError::Sync { source })?;
+    Ok(size)
+}
+
+/// The byte after the last synced frame.
 fn synced_end(segment: &mut OpenSegment, synced_lsn: u64) -> Result<u64, WalError> {
     while let Some(bytes) = read_frame(segment)? {
         let Ok(frame) = frame::decode(&bytes) else {

@@ -8,17 +8,17 @@
 //! | 9 | 3 | zero |
 //! | 12 | 4 | records in the block (1 for a control frame) |
 //! | 16 | 8 | LSN of the first record |
-//! | 24 | 8 | source position of the first record |
-//! | 32 | 8 | source position behind the partition's frame before this one |
+//! | 24 | 8 | source offset of the first record |
+//! | 32 | 8 | source offset after the partition's previous frame |
 //! | 40 | 8 | received at, µs since 1970 |
 //! | 48 | 8 | configuration id |
 //! | 56 | 8 | highest LSN known synced when this was written |
 //! | 64 | 4 | length of the block, compressed |
 //! | 68 | 4 | length of the block, plain |
-//! | 72 | 4 | length of `about` |
+//! | 72 | 4 | length of the attributes |
 //! | 76 | 2+2+2+2 | lengths of the names source, partition, stream; zero |
 //! | 84 | 4 | zero |
-//! | 88 | … | names, block, about |
+//! | 88 | … | names, block, attributes |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
 //!
 //! The block is zstd level 1 over a PLAIN BYTE_ARRAY page as Parquet lays it out: per record its
@@ -29,15 +29,16 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 
+use super::DamagedFrame;
 use super::attributes::FrameAttributes;
 
-pub const MAGIC: [u8; 4] = *b"WFR1";
-pub const HEADER_BYTES: usize = 88;
+pub(super) const MAGIC: [u8; 4] = *b"WFR1";
+pub(super) const HEADER_BYTES: usize = 88;
 const CRC_BYTES: usize = 4;
 /// The largest frame that is written or accepted.
-pub const MAX_FRAME_BYTES: usize = 64 << 20;
-/// The largest plain block that is unpacked.
-pub const MAX_BLOCK_BYTES: usize = 256 << 20;
+pub(super) const MAX_FRAME_BYTES: usize = 64 << 20;
+/// The largest block, uncompressed, that is read.
+const MAX_BLOCK_BYTES: usize = 256 << 20;
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,17 +77,17 @@ impl Kind {
         Self::ALL.into_iter().find(|k| *k as u8 == byte)
     }
 
-    /// Whether its frames hold records of a source; the others are control frames.
+    /// Whether frames of this kind hold records of a source; all others are control frames.
     pub fn holds_records(self) -> bool {
         matches!(self, Self::Record | Self::Retry | Self::DuplicateRequest)
     }
 
-    /// The kind that the table `raw` shows under this name.
+    /// The kind with this name in the table `raw`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.name() == name)
     }
 
-    /// The name that the table `raw` shows.
+    /// Its name in the table `raw`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Record => "record",
@@ -102,21 +103,20 @@ impl Kind {
     }
 }
 
-/// Bytes that are no valid frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the bytes are no valid frame")]
-pub struct DamagedFrame;
-
-/// A frame's header fields and names.
+/// A frame's header fields and names. Offsets count in a unit of the source, times are in
+/// microseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     pub kind: Kind,
+    /// Records in the frame; 1 for a control frame.
     pub count: u32,
     /// LSN of the first record; set by the writer.
     pub first_lsn: u64,
     pub first_offset: u64,
+    /// The offset after the partition's previous frame.
     pub previous_offset: u64,
     pub received_at: i64,
+    /// Id of the configuration under which it was received.
     pub configuration: u64,
     /// Highest LSN known synced; set by the writer.
     pub synced_lsn: u64,
@@ -126,30 +126,85 @@ pub struct Header {
 }
 
 impl Header {
+    /// A header whose other fields are zero or empty; set those that apply with `..`.
+    pub fn new(kind: Kind, stream: impl Into<String>) -> Self {
+        Self {
+            kind,
+            count: 0,
+            first_lsn: 0,
+            first_offset: 0,
+            previous_offset: 0,
+            received_at: 0,
+            configuration: 0,
+            synced_lsn: 0,
+            source: String::new(),
+            partition: String::new(),
+            stream: stream.into(),
+        }
+    }
+
     /// LSN of the last record.
     pub fn last_lsn(&self) -> u64 {
         self.first_lsn + u64::from(self.count.max(1)) - 1
     }
 }
 
-/// A frame in memory: the block stays compressed and is unpacked when its bytes are wanted.
+/// A frame in memory. Its block stays compressed until [`Frame::records`] is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub header: Header,
     /// zstd-compressed block.
     pub block: Bytes,
-    /// Length of the block when unpacked.
+    /// Length of the block when uncompressed.
     pub block_bytes: u32,
     pub attributes: FrameAttributes,
 }
 
 impl Frame {
-    /// Bytes it takes in memory, about.
-    pub fn memory_bytes(&self) -> usize {
+    /// A frame of these records: compresses them and sets the header's count.
+    ///
+    /// # Errors
+    ///
+    /// The compressor's, for lack of memory.
+    pub fn data(
+        header: Header,
+        records: &Records,
+        attributes: FrameAttributes,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            header: Header {
+                count: records.len() as u32,
+                ..header
+            },
+            block: compress(records.page())?,
+            block_bytes: records.page().len() as u32,
+            attributes,
+        })
+    }
+
+    /// A control frame: one payload, no attributes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frame::data`].
+    pub fn control(header: Header, payload: &[u8]) -> std::io::Result<Self> {
+        Self::data(
+            header,
+            &Records::single(payload),
+            FrameAttributes::default(),
+        )
+    }
+
+    /// Bytes it takes in memory, approximately.
+    pub(crate) fn memory_bytes(&self) -> usize {
         self.block.len() + self.attributes.offsets.len() * 8 + 256
     }
 
     /// The records' bytes, in order.
+    ///
+    /// # Errors
+    ///
+    /// The block does not decompress to as many records as the header counts.
     pub fn records(&self) -> Result<Records, DamagedFrame> {
         let plain = zstd::bulk::decompress(&self.block, self.block_bytes as usize)
             .map_err(|_| DamagedFrame)?;
@@ -157,7 +212,7 @@ impl Frame {
     }
 }
 
-/// Records laid out as a PLAIN BYTE_ARRAY page, with where each begins and ends.
+/// Records laid out as a PLAIN BYTE_ARRAY page, with the byte range of each.
 #[derive(Debug, Clone, Default)]
 pub struct Records {
     page: Bytes,
@@ -165,6 +220,13 @@ pub struct Records {
 }
 
 impl Records {
+    /// A page of one record.
+    pub fn single(record: &[u8]) -> Self {
+        let mut builder = RecordsBuilder::with_capacity(record.len() + 4, 1);
+        builder.push(record);
+        builder.finish()
+    }
+
     fn parse(page: Bytes, count: u32) -> Result<Self, DamagedFrame> {
         let mut ranges = Vec::with_capacity(count as usize);
         let mut at = 0usize;
@@ -204,8 +266,8 @@ impl Records {
         (0..self.len()).map(|i| self.get(i))
     }
 
-    /// The page's bytes from a record on.
-    pub fn page_from(&self, index: usize) -> &[u8] {
+    /// The page's bytes from this record on.
+    pub(crate) fn page_from(&self, index: usize) -> &[u8] {
         let start = self
             .ranges
             .get(index)
@@ -227,7 +289,7 @@ pub struct RecordsBuilder {
 }
 
 impl RecordsBuilder {
-    /// With room for so many bytes and records.
+    /// With capacity for so many bytes and records.
     pub fn with_capacity(bytes: usize, records: usize) -> Self {
         Self {
             page: Vec::with_capacity(bytes),
@@ -252,7 +314,7 @@ impl RecordsBuilder {
         self.ranges.is_empty()
     }
 
-    /// Bytes of the page so far.
+    /// Length of the page so far.
     pub fn bytes(&self) -> usize {
         self.page.len()
     }
@@ -265,36 +327,36 @@ impl RecordsBuilder {
     }
 }
 
-/// Largest buffer that a thread keeps for its next block.
-const KEPT_BUFFER_BYTES: usize = 4 << 20;
+/// Largest buffer that a thread reuses for its next block.
+const MAX_REUSED_BUFFER_BYTES: usize = 4 << 20;
 
 thread_local! {
-    /// A context and a buffer that are made once: new ones for each block cost as much as its
-    /// compression.
+    /// A context and a buffer, created once: new ones for each block cost as much as compressing
+    /// it.
     static COMPRESSOR: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
 }
 
 /// Compresses a page as the log stores it.
-pub fn compress(page: &[u8]) -> std::io::Result<Bytes> {
-    COMPRESSOR.with_borrow_mut(|kept| {
-        let (mut compressor, mut buffer) = match kept.take() {
-            Some(kept) => kept,
+pub(crate) fn compress(page: &[u8]) -> std::io::Result<Bytes> {
+    COMPRESSOR.with_borrow_mut(|reused| {
+        let (mut compressor, mut buffer) = match reused.take() {
+            Some(reused) => reused,
             None => (zstd::bulk::Compressor::new(1)?, Vec::new()),
         };
         buffer.clear();
         buffer.reserve(zstd::zstd_safe::compress_bound(page.len()));
         compressor.compress_to_buffer(page, &mut buffer)?;
         let block = Bytes::copy_from_slice(&buffer);
-        if buffer.capacity() > KEPT_BUFFER_BYTES {
+        if buffer.capacity() > MAX_REUSED_BUFFER_BYTES {
             buffer = Vec::new();
         }
-        *kept = Some((compressor, buffer));
+        *reused = Some((compressor, buffer));
         Ok(block)
     })
 }
 
 /// Appends the frame's bytes, CRC included, padded with zeros to a multiple of 8.
-pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
+pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) {
     let start = out.len();
     let h = &frame.header;
     let attributes = frame.attributes.encode(h.first_offset);
@@ -338,13 +400,13 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) {
     out.resize(start + padded(length), 0);
 }
 
-/// A length rounded up to the next multiple of 8.
-pub fn padded(length: usize) -> usize {
+/// A length rounded up to a multiple of 8.
+pub(super) fn padded(length: usize) -> usize {
     length.next_multiple_of(8)
 }
 
-/// The length that a frame's first bytes claim, if they can begin a frame.
-pub fn claimed_length(head: &[u8; HEADER_BYTES]) -> Option<usize> {
+/// The length that a frame's first bytes claim, if they can be the start of a frame.
+pub(super) fn claimed_length(head: &[u8; HEADER_BYTES]) -> Option<usize> {
     let length = u32_at(head, 4) as usize;
     (head[..4] == MAGIC && (HEADER_BYTES + CRC_BYTES..=MAX_FRAME_BYTES).contains(&length))
         .then_some(length)
@@ -358,8 +420,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"))
 }
 
-/// Reads a frame from exactly its bytes (without padding).
-pub fn decode(bytes: &Bytes) -> Result<Frame, DamagedFrame> {
+/// Decodes a frame from exactly its bytes, without padding.
+pub(super) fn decode(bytes: &Bytes) -> Result<Frame, DamagedFrame> {
     let head = bytes.first_chunk::<HEADER_BYTES>().ok_or(DamagedFrame)?;
     if claimed_length(head) != Some(bytes.len()) {
         return Err(DamagedFrame);
@@ -422,36 +484,30 @@ mod tests {
     fn frame(records: &[&[u8]]) -> Frame {
         let mut builder = RecordsBuilder::default();
         records.iter().for_each(|r| builder.push(r));
-        let records = builder.finish();
-        Frame {
-            header: Header {
-                kind: Kind::Record,
-                count: records.len() as u32,
-                first_lsn: 42,
-                first_offset: 7,
-                previous_offset: 3,
-                received_at: 1_465_520_400_000_000,
-                configuration: 9,
-                synced_lsn: 41,
-                source: "s".into(),
-                partition: "p".into(),
-                stream: "t".into(),
-            },
-            block_bytes: records.page().len() as u32,
-            block: compress(records.page()).expect("memory"),
-            attributes: FrameAttributes {
-                offsets: vec![7, 12],
-                next_offset: Some(20),
-                ..FrameAttributes::default()
-            },
-        }
+        let header = Header {
+            first_lsn: 42,
+            first_offset: 7,
+            previous_offset: 3,
+            received_at: 1_465_520_400_000_000,
+            configuration: 9,
+            synced_lsn: 41,
+            source: "s".into(),
+            partition: "p".into(),
+            ..Header::new(Kind::Record, "t")
+        };
+        let attributes = FrameAttributes {
+            offsets: vec![7, 12],
+            next_offset: Some(20),
+            ..FrameAttributes::default()
+        };
+        Frame::data(header, &builder.finish(), attributes).expect("memory")
     }
 
     #[test]
     fn the_layout_does_not_change() {
         let mut bytes = Vec::new();
         let mut golden = frame(&[b"{}", b"{\"a\":1}"]);
-        // The compressed bytes belong to the zstd library; the layout around them is ours.
+        // How zstd compresses is not part of the layout.
         golden.block = Bytes::from_static(b"BLOCK");
         encode(&golden, &mut bytes);
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
@@ -459,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn every_flipped_bit_is_detected() {
         let mut bytes = Vec::new();
         encode(&frame(&[b"{}", b"[]"]), &mut bytes);
         let length = claimed_length(bytes.first_chunk().expect("long enough")).expect("valid");
@@ -474,7 +530,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(records in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 1..20)) {
+        fn encoded_frames_decode_to_the_same(records in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 1..20)) {
             let mut frame = frame(&records.iter().map(Vec::as_slice).collect::<Vec<_>>());
             frame.attributes.offsets.clear();
             let mut bytes = Vec::new();

@@ -1,6 +1,6 @@
-//! Reads frames that are synced, from any LSN on, while the writer goes on.
+//! Reads synced frames, from any LSN on, while the writer continues.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,19 +19,19 @@ pub struct LogReader {
     after: u64,
 }
 
-/// What follows a segment.
-enum Behind {
-    /// The segment that goes on.
-    Next,
-    /// A later one: what lay between was removed meanwhile.
-    Gone {
+/// The segment after the one read.
+enum NextSegment {
+    /// It begins with the next LSN.
+    Contiguous,
+    /// It begins later: retention has removed the segments before it.
+    AfterGap {
         path: PathBuf,
-        first: u64,
+        first_lsn: u64,
     },
-    Nothing,
+    None,
 }
 
-/// A segment being read, up to a byte.
+/// A segment and the read position in it.
 pub(super) struct OpenSegment {
     pub path: PathBuf,
     pub file: Arc<dyn File>,
@@ -40,7 +40,7 @@ pub(super) struct OpenSegment {
 }
 
 impl LogReader {
-    /// A reader of the records above `after`.
+    /// A reader that starts after the record `after`.
     pub fn new(storage: Arc<dyn Storage>, folder: PathBuf, after: u64) -> Self {
         Self {
             storage,
@@ -55,9 +55,14 @@ impl LogReader {
         self.after
     }
 
-    /// The next frame that holds a record above the cursor and begins at or below `limit` (what is
-    /// known synced), or none. A frame may begin at or below the cursor's LSN: its first records
-    /// are then to be passed over.
+    /// The next frame that holds a record above the cursor and begins at or below `limit`, an LSN
+    /// known synced; `None` once the cursor has reached it. The first frame may begin at or below
+    /// the cursor: the caller skips its first records.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::Missing`] if retention has removed the next record, [`WalError::Damaged`] if it
+    /// cannot be read.
     pub fn next(&mut self, limit: u64) -> Result<Option<Frame>, WalError> {
         while self.after < limit {
             if self.open.is_none() {
@@ -91,16 +96,16 @@ impl LogReader {
                 }
                 None => {
                     let (path, at) = (segment.path.clone(), segment.at);
-                    match self.behind(&path)? {
-                        Behind::Next => self.open = None,
-                        Behind::Gone { path, first } => {
+                    match self.next_segment(&path)? {
+                        NextSegment::Contiguous => self.open = None,
+                        NextSegment::AfterGap { path, first_lsn } => {
                             return Err(WalError::Missing {
                                 path,
                                 from: self.after + 1,
-                                to: first - 1,
+                                to: first_lsn - 1,
                             });
                         }
-                        Behind::Nothing => {
+                        NextSegment::None => {
                             return Err(WalError::Damaged {
                                 path,
                                 offset: at,
@@ -116,26 +121,26 @@ impl LogReader {
         Ok(None)
     }
 
-    /// What follows the frames of a segment that was read to its end.
-    fn behind(&self, segment: &std::path::Path) -> Result<Behind, WalError> {
+    /// Looks for the segment that follows one that was read to its end.
+    fn next_segment(&self, segment: &Path) -> Result<NextSegment, WalError> {
         let names = self
             .storage
             .list(&self.folder)
             .map_err(WalError::io(&self.folder))?;
-        let is_there = names.iter().any(|name| self.folder.join(name) == segment);
+        let still_exists = names.iter().any(|name| self.folder.join(name) == segment);
         let firsts = names.iter().filter_map(|name| segment::first_lsn(name));
         let next = firsts
             .filter(|first| segment::path(&self.folder, *first) != segment)
             .find(|f| *f > self.after);
         Ok(match next {
-            Some(first) if first == self.after + 1 => Behind::Next,
-            // Segments are removed from the oldest on: while this one is there, its own end is what
-            // is wrong.
-            Some(first) if !is_there => Behind::Gone {
-                path: segment::path(&self.folder, first),
-                first,
+            Some(first) if first == self.after + 1 => NextSegment::Contiguous,
+            // The oldest segments are removed first: if this one still exists, no later one was
+            // removed, so its own end is damaged.
+            Some(first_lsn) if !still_exists => NextSegment::AfterGap {
+                path: segment::path(&self.folder, first_lsn),
+                first_lsn,
             },
-            _ => Behind::Nothing,
+            _ => NextSegment::None,
         })
     }
 
@@ -156,7 +161,7 @@ impl LogReader {
         };
         let path = segment::path(&self.folder, *first);
         let file = match self.storage.open_read_only(&path) {
-            // Removed since it was listed.
+            // It was removed after it was listed.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(WalError::Missing {
                     path: self.folder.clone(),
@@ -176,7 +181,7 @@ impl LogReader {
     }
 }
 
-/// The bytes of the frame at the cursor; none at the end of the frames.
+/// The bytes of the frame at the read position; `None` after the last one.
 pub(super) fn read_frame(segment: &OpenSegment) -> Result<Option<Bytes>, WalError> {
     let mut head = [0; frame::HEADER_BYTES];
     if segment.at + head.len() as u64 > segment.size {

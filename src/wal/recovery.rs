@@ -1,13 +1,17 @@
-//! Opens what a crash left.
+//! Opens the log after a crash.
 //!
-//! A segment is synced whole before the next one is made, so only the last one can end in bytes
-//! that never reached the disk. In it, damage is a torn tail, cut and reported, unless something
-//! shows that the damaged records had been synced: a valid frame behind them that names a synced
-//! LSN at or above them, or a view that stands there. Then nothing is changed and the caller is
-//! told the range.
+//! A segment is synced completely before the next one is created, so only the last one can end in
+//! bytes that never reached the disk. Damage there is a torn tail, which is truncated and reported,
+//! unless there is evidence that the damaged records had been synced: a valid frame after them that
+//! names a synced LSN at or above them, or a view that has committed them. Then nothing is changed,
+//! and the error names the range.
+//!
+//! Example: records 1 to 7 are valid, then bytes follow that are not a frame. If nothing valid comes
+//! after them, 8 is the torn tail: no sync covered it, so it was never acknowledged. If a
+//! later frame says "synced up to 8", record 8 is damaged.
 //!
 //! Frames above the last LSN known synced may have been read from a cache that never reached the
-//! disk: they are written again and synced before anyone may see them.
+//! disk: they are rewritten and synced before anyone may see them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +24,12 @@ use super::WalError;
 use super::frame::{self, Frame, Kind};
 use super::segment::{self, SegmentHeader};
 
-/// Bytes that a crash left behind the last whole frame.
+/// Bytes that a crash left after the last complete frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TornTail {
     pub path: PathBuf,
     pub offset: u64,
-    /// LSN that the first lost, never acknowledged record would have had.
+    /// LSN of the first lost record, which was never acknowledged.
     pub lsn: u64,
 }
 
@@ -34,7 +38,7 @@ pub struct TornTail {
 pub struct LastFrame {
     pub kind: Kind,
     pub first_lsn: u64,
-    /// Where it begins in the last segment.
+    /// Its byte offset in the last segment.
     pub offset: u64,
 }
 
@@ -44,20 +48,29 @@ pub struct Recovered {
     /// The highest LSN in the log; everything up to it is synced.
     pub last_lsn: u64,
     pub torn: Option<TornTail>,
-    /// The last frame, where the last segment holds one.
+    /// The last frame; `None` if the last segment is empty.
     pub last_frame: Option<LastFrame>,
     pub(super) segments: Vec<u64>,
-    /// Where the last segment goes on.
-    pub(super) tail: Option<Tail>,
+    /// Where writing continues in the last segment.
+    pub(super) write_position: Option<WritePosition>,
 }
 
-pub(super) struct Tail {
+pub(super) struct WritePosition {
     pub file: Arc<dyn File>,
     pub size: u64,
     pub at: u64,
 }
 
-/// Lists the segments' first LSNs, oldest first, and removes what a crash left half made.
+/// Which log is expected in a folder.
+pub(super) struct LogLocation<'a> {
+    pub folder: &'a Path,
+    pub instance: u16,
+    /// The LSN before the instance's first one.
+    pub zero: u64,
+}
+
+/// Lists the segments' first LSNs, oldest first; if `writable`, removes files that a crash left
+/// incomplete.
 pub(super) fn segments(
     storage: &dyn Storage,
     folder: &Path,
@@ -97,7 +110,7 @@ fn read_header(
     Ok((file, segment::decode(path, &head)?))
 }
 
-/// The log's id, as its last segment tells it.
+/// The log's id, from its last segment; `None` if there is no log.
 pub(super) fn log_id(storage: &dyn Storage, folder: &Path) -> Result<Option<u64>, WalError> {
     let Some(last) = segments(storage, folder, false)?.pop() else {
         return Ok(None);
@@ -105,31 +118,31 @@ pub(super) fn log_id(storage: &dyn Storage, folder: &Path) -> Result<Option<u64>
     read_header(storage, &segment::path(folder, last), false).map(|(_, header)| Some(header.log_id))
 }
 
-/// What a scan of the last segment's bytes finds.
-struct Scan {
-    /// Byte behind the last whole frame.
+/// The result of scanning the last segment.
+struct TailScan {
+    /// Byte after the last complete frame.
     end: u64,
     last_lsn: u64,
     /// Highest LSN that a frame names as synced.
     synced_lsn: u64,
-    /// Where the first frame above `synced_lsn` begins.
+    /// Byte at which the first frame above `synced_lsn` begins.
     unsynced_from: u64,
     last_frame: Option<LastFrame>,
-    /// Something else than zeros follows the last whole frame.
-    torn: bool,
+    /// Whether bytes other than zeros follow the last complete frame.
+    is_torn: bool,
 }
 
-/// Bytes read at once behind the last whole frame.
+/// Bytes read or written at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A segment read in parts: a whole one would stay in memory long after it was looked at.
-struct Scanned<'a> {
+/// A segment, read in chunks to bound the memory.
+struct SegmentReader<'a> {
     path: &'a Path,
     file: &'a dyn File,
     size: u64,
 }
 
-impl Scanned<'_> {
+impl SegmentReader<'_> {
     fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>, WalError> {
         let mut bytes = vec![0; length];
         self.file
@@ -138,7 +151,7 @@ impl Scanned<'_> {
         Ok(bytes)
     }
 
-    /// The valid frame that begins at a byte, with its padded length.
+    /// The valid frame that begins at this byte, with its padded length.
     fn frame_at(&self, at: u64) -> Result<Option<(Frame, u64)>, WalError> {
         if at + frame::HEADER_BYTES as u64 > self.size {
             return Ok(None);
@@ -152,27 +165,59 @@ impl Scanned<'_> {
         Ok(frame.map(|frame| (frame, frame::padded(length) as u64)))
     }
 
-    /// Calls `look` with each chunk from a byte on and its place, until it says that it has seen
-    /// enough.
+    /// Calls `inspect` with each chunk from byte `from` on and its offset, until it returns true.
     fn chunks(
         &self,
         from: u64,
-        mut look: impl FnMut(u64, &[u8]) -> Result<bool, WalError>,
+        mut inspect: impl FnMut(u64, &[u8]) -> Result<bool, WalError>,
     ) -> Result<(), WalError> {
         let mut at = from;
         while at < self.size {
             let chunk = self.bytes(at, CHUNK_BYTES.min((self.size - at) as usize))?;
-            if look(at, &chunk)? {
+            if inspect(at, &chunk)? {
                 break;
             }
             at += chunk.len() as u64;
         }
         Ok(())
     }
+
+    fn has_bytes_after(&self, end: u64) -> Result<bool, WalError> {
+        let mut found = false;
+        self.chunks(end, |_, chunk| {
+            found = chunk.iter().any(|b| *b != 0);
+            Ok(found)
+        })?;
+        Ok(found)
+    }
+
+    /// The first valid frame after the damage that names `lsn` or a later record as synced: its byte
+    /// and that record's LSN.
+    fn sync_evidence(&self, damage_at: u64, lsn: u64) -> Result<Option<(u64, u64)>, WalError> {
+        const MAGIC_BYTES: usize = frame::MAGIC.len();
+        let mut evidence = None;
+        // A frame begins at a multiple of 8, and so does each chunk.
+        self.chunks(damage_at + 8, |from, chunk| {
+            for start in (0..chunk.len().saturating_sub(MAGIC_BYTES - 1)).step_by(8) {
+                if chunk[start..start + MAGIC_BYTES] != frame::MAGIC {
+                    continue;
+                }
+                let start = from + start as u64;
+                if let Some((frame, _)) = self.frame_at(start)?
+                    && frame.header.synced_lsn >= lsn
+                {
+                    evidence = Some((start, frame.header.synced_lsn));
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })?;
+        Ok(evidence)
+    }
 }
 
-/// Reads the frames of a segment and decides what damage means.
-fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, WalError> {
+/// Reads the frames of a segment and decides whether bytes after them are a torn tail or damage.
+fn scan(segment: &SegmentReader<'_>, first_lsn: u64, views_at: u64) -> Result<TailScan, WalError> {
     let mut at = segment::HEADER_BYTES as u64;
     let mut next_lsn = first_lsn;
     let mut synced_lsn = first_lsn - 1;
@@ -192,11 +237,6 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
         next_lsn = frame.header.last_lsn() + 1;
         at += length;
     }
-    let mut torn = false;
-    segment.chunks(at, |_, chunk| {
-        torn = chunk.iter().any(|b| *b != 0);
-        Ok(torn)
-    })?;
     let damaged = |to: u64, evidence: String| WalError::Damaged {
         path: segment.path.to_owned(),
         offset: at,
@@ -204,26 +244,12 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
         to,
         evidence,
     };
-    if torn {
-        // A frame begins at a multiple of 8, and so does each chunk.
-        segment.chunks(at + 8, |from, chunk| {
-            for start in (0..chunk.len().saturating_sub(frame::MAGIC.len() - 1)).step_by(8) {
-                if chunk[start..start + frame::MAGIC.len()] != frame::MAGIC {
-                    continue;
-                }
-                let start = from + start as u64;
-                if let Some((frame, _)) = segment.frame_at(start)?
-                    && frame.header.synced_lsn >= next_lsn
-                {
-                    let to = frame.header.synced_lsn;
-                    return Err(damaged(
-                        to,
-                        format!("the frame at byte {start} names record {to} as synced"),
-                    ));
-                }
-            }
-            Ok(false)
-        })?;
+    let is_torn = segment.has_bytes_after(at)?;
+    if is_torn && let Some((start, to)) = segment.sync_evidence(at, next_lsn)? {
+        return Err(damaged(
+            to,
+            format!("the frame at byte {start} names record {to} as synced"),
+        ));
     }
     if views_at >= next_lsn {
         return Err(damaged(
@@ -235,32 +261,34 @@ fn scan(segment: &Scanned<'_>, first_lsn: u64, views_at: u64) -> Result<Scan, Wa
         .iter()
         .find(|(_, last)| *last > synced_lsn)
         .map_or(at, |(start, _)| *start);
-    Ok(Scan {
+    Ok(TailScan {
         end: at,
         last_lsn: next_lsn - 1,
         synced_lsn,
         unsynced_from,
         last_frame,
-        torn,
+        is_torn,
     })
 }
 
-/// Opens the log for reading and appending. `views_at` is the highest position that any view has
-/// committed; `zero` the LSN before the first one of this instance.
+/// Opens the log. `views_at` is the highest LSN that any view has committed. Only if `writable`, a
+/// torn tail is truncated and unsynced frames are synced.
 pub(super) fn open(
     storage: &dyn Storage,
-    folder: &Path,
-    instance: u16,
-    zero: u64,
+    location: &LogLocation<'_>,
     views_at: u64,
     writable: bool,
 ) -> Result<Recovered, WalError> {
+    let LogLocation {
+        folder,
+        instance,
+        zero,
+    } = *location;
     let segments = segments(storage, folder, writable)?;
     let Some(&last) = segments.last() else {
         if views_at > zero {
-            let path = folder.to_owned();
             return Err(WalError::Missing {
-                path,
+                path: folder.to_owned(),
                 from: zero + 1,
                 to: views_at,
             });
@@ -271,7 +299,7 @@ pub(super) fn open(
             torn: None,
             last_frame: None,
             segments,
-            tail: None,
+            write_position: None,
         });
     };
     let path = segment::path(folder, last);
@@ -284,47 +312,52 @@ pub(super) fn open(
         });
     }
     let size = file.size().map_err(WalError::io(&path))?;
-    let scanned = Scanned {
+    let reader = SegmentReader {
         path: &path,
         file: &*file,
         size,
     };
-    let found = scan(&scanned, header.first_lsn, views_at)?;
-    let torn = found.torn.then(|| TornTail {
-        path: path.clone(),
-        offset: found.end,
-        lsn: found.last_lsn + 1,
-    });
-    if writable && (torn.is_some() || found.last_lsn > found.synced_lsn) {
-        // A file that was cut short may lack the last frame's padding.
-        let end = found.end.min(size);
-        let mut at = found.unsynced_from;
-        while at < end {
-            let again = scanned.bytes(at, CHUNK_BYTES.min((end - at) as usize))?;
-            file.write_all_at(&again, at).map_err(WalError::io(&path))?;
-            at += again.len() as u64;
-        }
-        if found.torn {
-            let zeros = vec![0; 1 << 20];
-            let mut at = found.end;
-            while at < size {
-                let part = &zeros[..zeros.len().min((size - at) as usize)];
-                file.write_all_at(part, at).map_err(WalError::io(&path))?;
-                at += part.len() as u64;
-            }
-        }
-        file.sync().map_err(|source| WalError::Sync { source })?;
+    let scan = scan(&reader, header.first_lsn, views_at)?;
+    if writable && (scan.is_torn || scan.last_lsn > scan.synced_lsn) {
+        repair(&reader, &scan)?;
     }
     Ok(Recovered {
         log_id: header.log_id,
-        last_lsn: found.last_lsn,
-        torn,
-        last_frame: found.last_frame,
+        last_lsn: scan.last_lsn,
+        torn: scan.is_torn.then(|| TornTail {
+            path: path.clone(),
+            offset: scan.end,
+            lsn: scan.last_lsn + 1,
+        }),
+        last_frame: scan.last_frame,
         segments,
-        tail: Some(Tail {
+        write_position: Some(WritePosition {
             file,
             size,
-            at: found.end,
+            at: scan.end,
         }),
     })
+}
+
+/// Rewrites the frames that may not be synced, overwrites a torn tail with zeros, and syncs.
+fn repair(segment: &SegmentReader<'_>, scan: &TailScan) -> Result<(), WalError> {
+    let SegmentReader { path, file, size } = *segment;
+    // A file that was truncated may lack the last frame's padding.
+    let end = scan.end.min(size);
+    let mut at = scan.unsynced_from;
+    while at < end {
+        let chunk = segment.bytes(at, CHUNK_BYTES.min((end - at) as usize))?;
+        file.write_all_at(&chunk, at).map_err(WalError::io(path))?;
+        at += chunk.len() as u64;
+    }
+    if scan.is_torn {
+        let zeros = vec![0; CHUNK_BYTES];
+        let mut at = scan.end;
+        while at < size {
+            let part = &zeros[..zeros.len().min((size - at) as usize)];
+            file.write_all_at(part, at).map_err(WalError::io(path))?;
+            at += part.len() as u64;
+        }
+    }
+    file.sync().map_err(|source| WalError::Sync { source })
 }

@@ -1,10 +1,10 @@
-//! Which segments may go.
+//! Which segments may be deleted.
 
 use std::time::Duration;
 
-/// A segment, as far as retention looks at it.
+/// The facts about a segment that retention depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SegmentAge {
+pub(crate) struct SegmentAge {
     pub first_lsn: u64,
     pub bytes: u64,
     /// Time since it was last written.
@@ -12,26 +12,30 @@ pub struct SegmentAge {
 }
 
 /// First LSNs of the segments to remove, oldest first: those whose records are all at or below
-/// `below` (the snapshot that no view is behind), and that are older than `keep` or needed to bring
-/// the log under `budget`. The last segment stays.
-pub fn plan_trim(
+/// `needed_above` (the newest snapshot at or below every view's checkpoint) and that are older than
+/// `keep`, or must go to bring the log under `budget` bytes. The last segment stays, and removal
+/// stops at the first segment that stays: the log has no holes.
+///
+/// Example: segments begin at LSN 1, 100 and 200, the snapshot is at 150. Segment 1 ends at 99 and
+/// may go; segment 100 still holds 151 to 199, so it and everything after it stays.
+pub(crate) fn plan_trim(
     segments: &[SegmentAge],
-    below: u64,
+    needed_above: u64,
     keep: Duration,
     budget: Option<u64>,
 ) -> Vec<u64> {
     let mut total: u64 = segments.iter().map(|s| s.bytes).sum();
-    let mut gone = Vec::new();
+    let mut removed = Vec::new();
     for pair in segments.windows(2) {
         let [segment, next] = pair else { break };
-        let over_budget = budget.is_some_and(|budget| total > budget);
-        if next.first_lsn > below + 1 || !(segment.age > keep || over_budget) {
+        let is_over_budget = budget.is_some_and(|budget| total > budget);
+        if next.first_lsn > needed_above + 1 || !(segment.age > keep || is_over_budget) {
             break;
         }
         total -= segment.bytes;
-        gone.push(segment.first_lsn);
+        removed.push(segment.first_lsn);
     }
-    gone
+    removed
 }
 
 #[cfg(test)]
@@ -49,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_view_may_need_stays() {
+    fn segments_that_a_view_may_need_stay() {
         let keep = Duration::from_secs(24 * 3600);
         assert_eq!(plan_trim(&segments(), 98, keep, None), Vec::<u64>::new());
         assert_eq!(plan_trim(&segments(), 99, keep, None), vec![1]);

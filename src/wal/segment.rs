@@ -15,28 +15,29 @@ use std::path::{Path, PathBuf};
 
 use super::WalError;
 
-pub const HEADER_BYTES: usize = 64;
-pub const VERSION: u32 = 2;
+pub(super) const HEADER_BYTES: usize = 64;
+pub(super) const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"WEIRLOG\0";
 
-/// What a segment says of itself.
+/// The identity of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SegmentHeader {
+pub(super) struct SegmentHeader {
     pub instance: u16,
     pub log_id: u64,
     pub first_lsn: u64,
 }
 
+/// The path of the segment whose first frame has this LSN.
 pub fn path(folder: &Path, first_lsn: u64) -> PathBuf {
     folder.join(format!("{first_lsn:016x}.seg"))
 }
 
-/// The first LSN that a segment's file name tells.
+/// The first LSN of the segment with this file name; `None` if it is not a segment's.
 pub fn first_lsn(name: &str) -> Option<u64> {
     u64::from_str_radix(name.strip_suffix(".seg").filter(|s| s.len() == 16)?, 16).ok()
 }
 
-pub fn encode(header: &SegmentHeader) -> [u8; HEADER_BYTES] {
+pub(super) fn encode(header: &SegmentHeader) -> [u8; HEADER_BYTES] {
     let mut out = [0; HEADER_BYTES];
     out[..8].copy_from_slice(&MAGIC);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -48,7 +49,7 @@ pub fn encode(header: &SegmentHeader) -> [u8; HEADER_BYTES] {
     out
 }
 
-pub fn decode(path: &Path, bytes: &[u8; HEADER_BYTES]) -> Result<SegmentHeader, WalError> {
+pub(super) fn decode(path: &Path, bytes: &[u8; HEADER_BYTES]) -> Result<SegmentHeader, WalError> {
     let u32_at =
         |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("inside the header"));
     let u64_at =
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_reads_back_and_another_version_is_refused() {
+    fn a_header_decodes_to_the_same_and_other_versions_are_rejected() {
         let header = SegmentHeader {
             instance: 3,
             log_id: 77,

@@ -1,53 +1,59 @@
-//! How large a new segment may be, so that the log never takes the room that views need to commit
-//! what is in it: a log that filled the disk to its last byte could not be trimmed any more.
+//! How large a new segment may be, so that the log never takes the space that views need to commit
+//! its records: a log that filled the disk to the last byte could never be trimmed.
+//!
+//! Example: 300 MiB are free, 8 MiB are reserved, 20 MiB of log are pending. Views need up to
+//! 3 × 20 MiB, which leaves 232 MiB. A segment of n needs n + 3 n, so at most 58 MiB are allocated.
 
-/// Bytes of tables, indexes and state that views write for each byte of log, at most, about.
+/// Bytes of tables, indexes and state that views write for each byte of log: a rough maximum.
 const VIEWS_RATIO: u64 = 3;
-/// Bytes of the smallest segment; smaller only where segments are declared smaller.
-pub const LEAST_SEGMENT: u64 = 256 << 10;
-/// Bytes of frames for which there is room, or records count as refused: a log that took only
-/// smaller ones would be no help.
-pub const SMALL_FRAME: u64 = 64 << 10;
+/// The smallest segment, unless `[log] segment` is smaller.
+pub const MIN_SEGMENT_BYTES: u64 = 256 << 10;
+/// If a frame of this size does not fit, the log counts as full: accepting only smaller ones would
+/// be no help.
+pub const SMALL_FRAME_BYTES: u64 = 64 << 10;
 
-/// What there is room for.
+/// The space that the log shares with the views.
 #[derive(Debug, Clone, Copy)]
-pub struct Room {
-    /// Bytes left on the disk; none where it does not say.
+pub(super) struct DiskSpace {
+    /// Bytes free on the disk; `None` if the file system does not report them.
     pub free: Option<u64>,
-    /// Bytes of log that some view has not committed.
+    /// Bytes of log that some view has not committed yet.
     pub pending: u64,
-    /// Bytes that are left alone, for snapshots and control frames.
-    pub floor: u64,
+    /// Bytes that records must not use: they are for snapshots and control frames.
+    pub reserved: u64,
 }
 
-impl Room {
-    /// The size of a new segment for records: `wanted`, or less on a disk that is nearly full, at
-    /// least `least`. None: no room.
-    pub fn segment(&self, wanted: u64, least: u64) -> Option<u64> {
+impl DiskSpace {
+    /// The size of a new segment for records: `wanted`, or less on a disk that is nearly full, but
+    /// at least `min`. `None`: not enough space.
+    pub fn record_segment(&self, wanted: u64, min: u64) -> Option<u64> {
         let Some(free) = self.free else {
             return Some(wanted);
         };
         let needed = self
-            .floor
+            .reserved
             .saturating_add(self.pending.saturating_mul(VIEWS_RATIO));
         let fits = free.saturating_sub(needed) / (1 + VIEWS_RATIO);
-        (fits >= least).then(|| fits.min(wanted))
+        (fits >= min).then(|| fits.min(wanted))
     }
 
-    /// Whether so many more bytes of log leave room for what views make of them. For a segment that
-    /// was allocated without that.
+    /// Whether so many more bytes of log leave the views enough space to commit them. For a segment
+    /// that was allocated without that guarantee.
     pub fn fits(&self, bytes: u64) -> bool {
         let log = self.pending.saturating_add(bytes);
-        self.free
-            .is_none_or(|free| free >= self.floor.saturating_add(log.saturating_mul(VIEWS_RATIO)))
+        self.free.is_none_or(|free| {
+            free >= self
+                .reserved
+                .saturating_add(log.saturating_mul(VIEWS_RATIO))
+        })
     }
 
-    /// The size of a new segment for a control frame, which may take all that is left.
-    pub fn control_segment(&self, wanted: u64, least: u64) -> u64 {
+    /// The size of a new segment for a control frame, which may use all space left.
+    pub fn control_segment(&self, wanted: u64, min: u64) -> u64 {
         if self.free.is_none_or(|free| free >= wanted) {
             wanted
         } else {
-            least
+            min
         }
     }
 }
@@ -59,17 +65,17 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn segment(free: u64, pending: u64) -> Option<u64> {
-        Room {
+        DiskSpace {
             free: Some(free * MIB),
             pending: pending * MIB,
-            floor: 8 * MIB,
+            reserved: 8 * MIB,
         }
-        .segment(64 * MIB, MIB)
+        .record_segment(64 * MIB, MIB)
         .map(|bytes| bytes / MIB)
     }
 
     #[test]
-    fn a_segment_leaves_room_for_what_is_made_of_it_and_of_what_is_pending() {
+    fn a_segment_leaves_space_for_the_views_to_commit_it_and_what_is_pending() {
         assert_eq!(segment(10_000, 0), Some(64));
         assert_eq!(segment(8 + 4 * 64, 0), Some(64));
         assert_eq!(segment(8 + 4 * 64 + 3 * 100, 100), Some(64));
@@ -80,15 +86,17 @@ mod tests {
 
     #[test]
     fn a_small_frame_needs_less_than_a_segment() {
-        let room = |kib: u64| Room {
+        let space = |kib: u64| DiskSpace {
             free: Some(8 * MIB + (kib << 10)),
             pending: 0,
-            floor: 8 * MIB,
+            reserved: 8 * MIB,
         };
         let small = |kib: u64| {
             (
-                room(kib).segment(64 * MIB, LEAST_SEGMENT).is_some(),
-                room(kib).fits(SMALL_FRAME),
+                space(kib)
+                    .record_segment(64 * MIB, MIN_SEGMENT_BYTES)
+                    .is_some(),
+                space(kib).fits(SMALL_FRAME_BYTES),
             )
         };
         assert_eq!(
@@ -96,39 +104,39 @@ mod tests {
             [(true, true), (false, true), (false, true), (false, false)]
         );
         assert!(
-            !Room {
+            !DiskSpace {
                 pending: 1 << 10,
-                ..room(192)
+                ..space(192)
             }
-            .fits(SMALL_FRAME)
+            .fits(SMALL_FRAME_BYTES)
         );
         assert!(
-            Room {
+            DiskSpace {
                 free: None,
                 pending: MIB,
-                floor: MIB
+                reserved: MIB
             }
             .fits(MIB)
         );
     }
 
     #[test]
-    fn a_disk_that_does_not_say_has_room_and_control_frames_take_the_last() {
-        let room = Room {
+    fn control_frames_use_the_last_space_and_an_unknown_amount_counts_as_enough() {
+        let space = DiskSpace {
             free: None,
             pending: 5,
-            floor: 5,
+            reserved: 5,
         };
         assert_eq!(
-            (room.segment(64, 1), room.control_segment(64, 1)),
+            (space.record_segment(64, 1), space.control_segment(64, 1)),
             (Some(64), 64)
         );
-        let room = Room {
+        let space = DiskSpace {
             free: Some(10),
-            ..room
+            ..space
         };
         assert_eq!(
-            (room.segment(64, 1), room.control_segment(64, 1)),
+            (space.record_segment(64, 1), space.control_segment(64, 1)),
             (None, 1)
         );
     }

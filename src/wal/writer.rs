@@ -1,4 +1,4 @@
-//! Appends frames. One owner, no locks: frames are collected, written in one go, and acknowledged
+//! Appends frames. One owner, no locks: frames are buffered, written together, and acknowledged
 //! after one sync.
 
 use std::path::{Path, PathBuf};
@@ -7,44 +7,56 @@ use std::sync::Arc;
 use crate::storage::{File, Storage};
 
 use super::frame::{self, Frame, Header, Kind};
+use super::recovery::LogLocation;
 use super::segment::{self, SegmentHeader};
-use super::space::{LEAST_SEGMENT, Room, SMALL_FRAME};
+use super::space::{DiskSpace, MIN_SEGMENT_BYTES, SMALL_FRAME_BYTES};
 use super::{LastFrame, Recovered, WalError, recovery};
 
-/// Collected bytes above which they are written before the sync.
+/// Size of the buffer above which it is written before the next sync.
 const WRITE_BYTES: usize = 4 << 20;
 
-/// How the log is kept.
+/// Where the log is, and how large it may grow.
 #[derive(Debug, Clone)]
 pub struct WalOptions {
     pub folder: PathBuf,
     pub instance: u16,
     /// The LSN before the instance's first one.
     pub zero: u64,
-    /// Bytes of a segment, allocated before use.
+    /// Size of a segment, allocated before use.
     pub segment_bytes: u64,
-    /// Bytes that all segments may take; the last segment's worth of them is for control frames
-    /// alone. None: as many as the disk has.
+    /// Maximum size of all segments; the last segment's worth of it is reserved for control frames.
+    /// `None`: limited by the disk only.
     pub budget: Option<u64>,
-    /// Bytes of the disk that records leave alone, for snapshots and control frames.
-    pub floor: u64,
+    /// Bytes of the disk that records must leave free, for snapshots and control frames.
+    pub reserved_disk_bytes: u64,
 }
 
-/// The log's writing end.
+impl WalOptions {
+    fn location(&self) -> LogLocation<'_> {
+        LogLocation {
+            folder: &self.folder,
+            instance: self.instance,
+            zero: self.zero,
+        }
+    }
+}
+
+/// The log's writer.
 pub struct Wal {
     storage: Arc<dyn Storage>,
     options: WalOptions,
     log_id: u64,
     segments: Vec<Segment>,
-    current: Option<Current>,
+    current: Option<CurrentSegment>,
     buffer: Vec<u8>,
     next_lsn: u64,
     synced_lsn: u64,
-    /// Every view has committed everything up to here, and the operators are saved.
-    committed: u64,
-    /// The frame appended last, where it lies in the present segment.
+    /// Every view has committed everything up to here, and a snapshot covers it.
+    committed_lsn: u64,
+    /// The frame appended last, if it is in the current segment.
     last_frame: Option<LastFrame>,
-    poisoned: bool,
+    /// A write or sync failed: what the disk holds is unknown.
+    is_poisoned: bool,
 }
 
 struct Segment {
@@ -52,19 +64,24 @@ struct Segment {
     bytes: u64,
 }
 
-struct Current {
+/// The segment that frames are appended to.
+struct CurrentSegment {
     file: Arc<dyn File>,
     size: u64,
     /// Where the next byte of the buffer goes.
     at: u64,
-    /// When it was allocated there was room for what views make of it: what fits into it needs no
-    /// other look at the disk.
-    is_reserved: bool,
+    /// When it was allocated, the disk had space for the views to commit all of it: what fits into
+    /// it needs no further check.
+    has_view_space: bool,
 }
 
 impl Wal {
-    /// Opens the log, cutting a torn tail. `new_log_id` names the log if there is none yet;
-    /// `views_at` is the highest position that a view has committed.
+    /// Opens the log and truncates a torn tail. `new_log_id` becomes the id of a new log; `views_at`
+    /// is the highest LSN that a view has committed.
+    ///
+    /// # Errors
+    ///
+    /// If records that were synced are missing or damaged; nothing has been changed then.
     pub fn open(
         storage: Arc<dyn Storage>,
         options: WalOptions,
@@ -74,24 +91,17 @@ impl Wal {
         storage
             .create_folder(&options.folder)
             .map_err(WalError::io(&options.folder))?;
-        let mut found = recovery::open(
-            &*storage,
-            &options.folder,
-            options.instance,
-            options.zero,
-            views_at,
-            true,
-        )?;
-        if found.segments.is_empty() {
-            found.log_id = new_log_id;
+        let mut recovered = recovery::open(&*storage, &options.location(), views_at, true)?;
+        if recovered.segments.is_empty() {
+            recovered.log_id = new_log_id;
         }
-        let current = found.tail.take().map(|t| Current {
-            file: t.file,
-            size: t.size,
-            at: t.at,
-            is_reserved: true,
+        let current = recovered.write_position.take().map(|p| CurrentSegment {
+            file: p.file,
+            size: p.size,
+            at: p.at,
+            has_view_space: true,
         });
-        let segments = found.segments.iter().map(|first_lsn| {
+        let segments = recovered.segments.iter().map(|first_lsn| {
             let path = segment::path(&options.folder, *first_lsn);
             let bytes = storage
                 .open_read_only(&path)
@@ -105,37 +115,34 @@ impl Wal {
         let segments = segments.collect::<Result<_, WalError>>()?;
         let wal = Self {
             storage,
-            log_id: found.log_id,
+            log_id: recovered.log_id,
             segments,
             current,
             buffer: Vec::new(),
-            next_lsn: found.last_lsn + 1,
-            synced_lsn: found.last_lsn,
-            committed: options.zero,
-            last_frame: found.last_frame,
-            poisoned: false,
+            next_lsn: recovered.last_lsn + 1,
+            synced_lsn: recovered.last_lsn,
+            committed_lsn: options.zero,
+            last_frame: recovered.last_frame,
+            is_poisoned: false,
             options,
         };
-        Ok((wal, found))
+        Ok((wal, recovered))
     }
 
-    /// Reads the log's end without changing anything, for a reader beside a stopped writer.
+    /// Reads the log's end without changing anything, while no writer runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Wal::open`].
     pub fn peek(
         storage: &dyn Storage,
         options: &WalOptions,
         views_at: u64,
     ) -> Result<Recovered, WalError> {
-        recovery::open(
-            storage,
-            &options.folder,
-            options.instance,
-            options.zero,
-            views_at,
-            false,
-        )
+        recovery::open(storage, &options.location(), views_at, false)
     }
 
-    /// The id of the log in a folder; none where there is no log.
+    /// The id of the log in a folder; `None` if there is no log.
     pub fn log_id_of(storage: &dyn Storage, folder: &Path) -> Result<Option<u64>, WalError> {
         recovery::log_id(storage, folder)
     }
@@ -149,14 +156,14 @@ impl Wal {
         self.synced_lsn
     }
 
-    /// Bytes of all segments.
+    /// Size of all segments in bytes.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|s| s.bytes).sum()
     }
 
-    /// Whether so many more bytes of segments are more than a frame of this kind may use: records
-    /// leave the last segment's worth of the budget to control frames, also where one of these has
-    /// begun that segment.
+    /// Whether so many more bytes of segments exceed what a frame of this kind may use. Records leave
+    /// the last segment's worth of the budget to control frames, even if one of these has started
+    /// that segment.
     fn is_over_budget(&self, more_bytes: u64, kind: Kind) -> bool {
         let segment = self.options.segment_bytes;
         let reserved = if kind.holds_records() { segment } else { 0 };
@@ -165,70 +172,71 @@ impl Wal {
             .is_some_and(|budget| self.bytes() + more_bytes + reserved > budget.max(3 * segment))
     }
 
-    /// Whether records find room in a new segment within the budget.
-    fn has_room_for_segment(&self) -> bool {
+    /// Whether a new segment for records fits within the budget and on the disk.
+    fn has_space_for_segment(&self) -> bool {
         !self.is_over_budget(self.options.segment_bytes, Kind::Record)
             && self
-                .room()
-                .segment(self.options.segment_bytes, self.least_segment(0))
+                .disk_space()
+                .record_segment(self.options.segment_bytes, self.min_segment_bytes(0))
                 .is_some()
     }
 
-    /// Whether records find room: in a new segment, or a small frame in the present one.
-    pub fn has_room(&self) -> bool {
+    /// Whether records can be appended: to a new segment, or a small frame to the current one.
+    pub(crate) fn has_space(&self) -> bool {
         let has_rest = self
             .current
             .as_ref()
-            .is_some_and(|c| c.size - c.at >= SMALL_FRAME);
-        self.has_room_for_segment()
+            .is_some_and(|c| c.size - c.at >= SMALL_FRAME_BYTES);
+        self.has_space_for_segment()
             || has_rest
                 && !self.is_over_budget(0, Kind::Record)
-                && self.may_grow(self.buffer.len(), SMALL_FRAME, Kind::Record)
+                && self.may_grow(self.buffer.len(), SMALL_FRAME_BYTES, Kind::Record)
     }
 
-    /// Whether a frame of so many bytes may follow the `buffered` ones in the present segment, as
-    /// far as the disk is concerned.
+    /// Whether the disk has space for a frame of `bytes` after the `buffered` bytes of the current
+    /// segment.
     fn may_grow(&self, buffered: usize, bytes: u64, kind: Kind) -> bool {
-        let is_reserved = self
+        let has_view_space = self
             .current
             .as_ref()
-            .is_some_and(|current| current.is_reserved);
-        is_reserved || !kind.holds_records() || self.room_beside(buffered).fits(bytes)
+            .is_some_and(|current| current.has_view_space);
+        has_view_space || !kind.holds_records() || self.disk_space_with(buffered).fits(bytes)
     }
 
-    /// Everything up to here is in every view, and recovery begins there at the earliest.
-    pub fn set_committed(&mut self, lsn: u64) {
-        self.committed = self.committed.max(lsn);
+    /// Every view has committed everything up to here, and recovery starts there or later.
+    pub(crate) fn set_committed(&mut self, lsn: u64) {
+        self.committed_lsn = self.committed_lsn.max(lsn);
     }
 
-    /// Where records find no room for a segment and the present one holds nothing that is needed
-    /// any more, a small one takes its place, so that it can be removed. True: it did.
-    pub fn leave_committed_segment(&mut self) -> Result<bool, WalError> {
-        let least = self.least_segment(0);
-        let is_committed = self.committed + 1 >= self.next_lsn;
+    /// If there is no space for a segment of records and the current one is no longer needed, starts
+    /// a small one, so that the current one can be removed. Returns whether it did.
+    pub(crate) fn roll_past_committed_segment(&mut self) -> Result<bool, WalError> {
+        let min_bytes = self.min_segment_bytes(0);
+        let is_committed = self.committed_lsn + 1 >= self.next_lsn;
         let is_large = self
             .segments
             .last()
-            .is_some_and(|s| s.bytes > 2 * least && s.first_lsn < self.next_lsn);
-        if !is_committed || !is_large || self.has_room_for_segment() {
+            .is_some_and(|s| s.bytes > 2 * min_bytes && s.first_lsn < self.next_lsn);
+        if !is_committed || !is_large || self.has_space_for_segment() {
             return Ok(false);
         }
-        self.roll(least, false)?;
+        self.roll(min_bytes, false)?;
         Ok(true)
     }
 
-    fn least_segment(&self, frame_bytes: u64) -> u64 {
+    fn min_segment_bytes(&self, frame_bytes: u64) -> u64 {
         self.options
             .segment_bytes
-            .min(LEAST_SEGMENT)
+            .min(MIN_SEGMENT_BYTES)
             .max(frame_bytes + segment::HEADER_BYTES as u64)
     }
 
-    fn room(&self) -> Room {
-        self.room_beside(self.buffer.len())
+    fn disk_space(&self) -> DiskSpace {
+        self.disk_space_with(self.buffer.len())
     }
 
-    fn room_beside(&self, buffered: usize) -> Room {
+    /// Space on the disk if the buffer holds `buffered` bytes.
+    fn disk_space_with(&self, buffered: usize) -> DiskSpace {
         let ends = self
             .segments
             .iter()
@@ -239,34 +247,35 @@ impl Wal {
             .segments
             .iter()
             .zip(ends)
-            .filter(|(_, end)| *end > self.committed + 1);
+            .filter(|(_, end)| *end > self.committed_lsn + 1);
         let pending = pending.map(|(segment, end)| match &self.current {
             Some(current) if end == self.next_lsn => current.at + buffered as u64,
             _ => segment.bytes,
         });
-        Room {
+        DiskSpace {
             free: self.storage.free(&self.options.folder),
             pending: pending.sum(),
-            floor: self.options.floor,
+            reserved: self.options.reserved_disk_bytes,
         }
     }
 
-    /// The size of a new segment for this frame, and whether there is room for what views make of a
-    /// whole one.
+    /// The size of a new segment for this frame, and whether the disk has space for the views to
+    /// commit a full one.
     fn new_segment(&self, kind: Kind, frame_bytes: u64) -> Result<(u64, bool), WalError> {
-        let least = self.least_segment(frame_bytes);
-        let wanted = self.options.segment_bytes.max(least);
-        let room = self.room();
+        let min_bytes = self.min_segment_bytes(frame_bytes);
+        let wanted = self.options.segment_bytes.max(min_bytes);
+        let space = self.disk_space();
         if self.is_over_budget(wanted, kind) {
             return Err(self.over_budget());
         }
         if !kind.holds_records() {
-            let bytes = room.control_segment(wanted, least);
-            return Ok((bytes, room.segment(bytes, bytes).is_some()));
+            let bytes = space.control_segment(wanted, min_bytes);
+            return Ok((bytes, space.record_segment(bytes, bytes).is_some()));
         }
-        room.segment(wanted, least)
+        space
+            .record_segment(wanted, min_bytes)
             .map(|bytes| (bytes, true))
-            .ok_or_else(|| no_room(&room))
+            .ok_or_else(|| no_space(&space))
     }
 
     fn over_budget(&self) -> WalError {
@@ -280,11 +289,13 @@ impl Wal {
         &self.options.folder
     }
 
-    /// Numbers the frame's records and takes it into the next write. It is not durable before
+    /// Numbers the frame's records and buffers it for the next write. It is durable only after
     /// [`Wal::sync`].
     ///
-    /// A full disk where a new segment should be allocated, or a budget that is spent, is an error
-    /// that changes nothing ([`WalError::is_full`]).
+    /// # Errors
+    ///
+    /// A full disk when a new segment must be allocated, or an exhausted budget, changes nothing:
+    /// the caller may retry. After [`WalError::Sync`] the log must be reopened.
     pub fn append(&mut self, frame: &mut Frame) -> Result<(), WalError> {
         let before = self.buffer.len();
         frame.header.first_lsn = self.next_lsn;
@@ -305,13 +316,13 @@ impl Wal {
         }
         if fits && !self.may_grow(before, length as u64, frame.header.kind) {
             self.buffer.truncate(before);
-            return Err(no_room(&self.room()));
+            return Err(no_space(&self.disk_space()));
         }
         if !fits {
             self.buffer.truncate(before);
-            let (bytes, is_reserved) = self.new_segment(frame.header.kind, length as u64)?;
-            self.roll(bytes, is_reserved)?;
-            // The frames before it are synced now, which this one may say.
+            let (bytes, has_view_space) = self.new_segment(frame.header.kind, length as u64)?;
+            self.roll(bytes, has_view_space)?;
+            // Rolling has synced the frames before it.
             frame.header.synced_lsn = self.synced_lsn;
             frame::encode(frame, &mut self.buffer);
         }
@@ -335,6 +346,10 @@ impl Wal {
     }
 
     /// Writes and syncs what was appended; returns the LSN up to which everything is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::Sync`]: what the disk holds is unknown, and the log must be reopened.
     pub fn sync(&mut self) -> Result<u64, WalError> {
         if self.synced_lsn + 1 == self.next_lsn {
             return Ok(self.synced_lsn);
@@ -343,19 +358,23 @@ impl Wal {
         if let Some(current) = &self.current
             && let Err(source) = current.file.sync()
         {
-            self.poisoned = true;
+            self.is_poisoned = true;
             return Err(WalError::Sync { source });
         }
         self.synced_lsn = self.next_lsn - 1;
         Ok(self.synced_lsn)
     }
 
-    /// Takes the last frame back, as if it had never been appended. Only while nothing has seen it:
-    /// its numbers are given again.
+    /// Removes the last frame, as if it had never been appended. Only allowed while nothing has read
+    /// it, because its LSNs are reused.
     ///
-    /// A crash before this is durable leaves the frame whole, or a torn tail that the next opening
-    /// cuts.
-    pub fn take_back(&mut self) -> Result<(), WalError> {
+    /// A crash before this is durable leaves either the complete frame or a torn tail, which the
+    /// next start truncates.
+    ///
+    /// # Errors
+    ///
+    /// As [`Wal::sync`].
+    pub(crate) fn remove_last_frame(&mut self) -> Result<(), WalError> {
         self.sync()?;
         let (Some(last), Some(current)) = (self.last_frame.take(), &mut self.current) else {
             return Ok(());
@@ -366,7 +385,7 @@ impl Wal {
             .write_all_at(&zeros, last.offset)
             .and_then(|()| current.file.sync())
         {
-            self.poisoned = true;
+            self.is_poisoned = true;
             return Err(WalError::Sync { source });
         }
         current.at = last.offset;
@@ -391,16 +410,16 @@ impl Wal {
     }
 
     fn write(&mut self) -> Result<(), WalError> {
-        if self.poisoned {
+        if self.is_poisoned {
             return Err(WalError::Sync {
                 source: std::io::Error::other("an earlier write or sync failed"),
             });
         }
         if let Some(current) = self.current.as_mut().filter(|_| !self.buffer.is_empty()) {
             if let Err(source) = current.file.write_all_at(&self.buffer, current.at) {
-                // What reached the file is unknown, and numbers have been given: only a fresh start
-                // reads the truth.
-                self.poisoned = true;
+                // What reached the file is unknown, and LSNs have been assigned: only reopening
+                // the log finds out.
+                self.is_poisoned = true;
                 return Err(WalError::Sync { source });
             }
             current.at += self.buffer.len() as u64;
@@ -409,11 +428,11 @@ impl Wal {
         Ok(())
     }
 
-    /// Goes on to a new segment of this size, after syncing the present one whole.
-    fn roll(&mut self, bytes: u64, is_reserved: bool) -> Result<(), WalError> {
+    /// Continues in a new segment of this size, after syncing all of the current one.
+    fn roll(&mut self, bytes: u64, has_view_space: bool) -> Result<(), WalError> {
         self.sync()?;
-        // Should making the segment fail half way, the next frame must not go into the old one: it
-        // would lie behind the new name.
+        // If creating the segment fails half way, the next frame must not go into the old one: its
+        // LSN might be at or above the new file's first one.
         self.current = None;
         let header = SegmentHeader {
             instance: self.options.instance,
@@ -431,18 +450,18 @@ impl Wal {
             first_lsn: self.next_lsn,
             bytes,
         });
-        self.current = Some(Current {
+        self.current = Some(CurrentSegment {
             file,
             size: bytes,
             at: segment::HEADER_BYTES as u64,
-            is_reserved,
+            has_view_space,
         });
         Ok(())
     }
 }
 
-fn no_room(room: &Room) -> WalError {
-    WalError::NoRoom {
-        free: room.free.unwrap_or_default(),
+fn no_space(space: &DiskSpace) -> WalError {
+    WalError::NoSpace {
+        free: space.free.unwrap_or_default(),
     }
 }

@@ -96,7 +96,7 @@ mod tests {
                 zero: 0,
                 segment_bytes: 1 << 22,
                 budget: None,
-                floor: 0,
+                reserved_disk_bytes: 0,
             }
         }
 

@@ -108,11 +108,11 @@ fn attributes_json(frame: &Frame) -> Option<String> {
     if !attributes.retry_of.is_empty() {
         out.insert("retry_of".into(), attributes.retry_of.clone().into());
     }
-    if !attributes.cut.is_empty() {
+    if !attributes.truncated_records.is_empty() {
         out.insert(
             "cut".into(),
             attributes
-                .cut
+                .truncated_records
                 .iter()
                 .map(|(i, n)| serde_json::json!([i, n]))
                 .collect(),

@@ -14,7 +14,6 @@ use super::checked::CheckedFile;
 use super::files::FileEntry;
 use super::footers::widest_row;
 use crate::event::Lsn;
-use crate::wal::frame::compress;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 /// Plain bytes read at once, about, and the most rows.
@@ -283,7 +282,7 @@ fn frame(
             .take(count as usize)
             .copied()
             .collect(),
-        cut: cut
+        truncated_records: cut
             .iter()
             .filter(|(index, _)| own(index))
             .map(|(index, bytes)| (index - skipped, *bytes))
@@ -293,23 +292,12 @@ fn frame(
     let kind = Kind::from_name(&run.kind)
         .ok_or_else(|| format!("`raw` has a record of the kind `{}`", run.kind))?;
     let header = Header {
-        kind,
-        count: count as u32,
         first_lsn,
         first_offset: attributes.offsets.first().copied().unwrap_or(0),
-        previous_offset: 0,
         received_at: run.received_at,
-        configuration: 0,
-        synced_lsn: 0,
         source: run.source.clone(),
         partition: run.partition.clone(),
-        stream: run.stream.clone(),
+        ..Header::new(kind, &run.stream)
     };
-    let block = compress(records.page()).map_err(|e| e.to_string())?;
-    Ok(Frame {
-        header,
-        block,
-        block_bytes: records.page().len() as u32,
-        attributes,
-    })
+    Frame::data(header, &records, attributes).map_err(|e| e.to_string())
 }

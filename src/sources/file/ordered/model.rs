@@ -63,7 +63,7 @@ mod tests {
                 zero: 0,
                 segment_bytes: 1 << 22,
                 budget: None,
-                floor: 0,
+                reserved_disk_bytes: 0,
             };
             Wal::open(Arc::new(Disk), options, 1, 0).expect("a log").0
         }
