@@ -1,13 +1,12 @@
-//! The seam to time: what is read from a clock enters through here, so that a test can hold it
-//! still.
+//! The seam to time: clocks are read through this trait, so that tests can control them.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A wall clock and a monotonic one.
 pub trait Clock: Send + Sync + 'static {
-    /// i64econds since 1970 in UTC.
+    /// Microseconds since 1970 in UTC.
     fn now(&self) -> i64;
-    /// Time since some fixed moment of this process; never goes back.
+    /// Time since a fixed moment in this process; never decreases.
     fn monotonic(&self) -> Duration;
 }
 

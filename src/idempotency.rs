@@ -1,11 +1,11 @@
-//! Answers to requests that carry an idempotency key, remembered so that a repeated request gets
-//! the first one's answer.
+//! Responses to requests with an idempotency key, remembered so that a repeated request gets the
+//! same response.
 //!
 //! A key's scope is the stream. Both the number of keys and their bytes are bounded by [`Limits`],
-//! which are stored with the configuration and do not depend on memory; the key that was added
-//! first leaves first. Two tables are filled in the order of the log and are therefore equal at the
-//! same LSN: the log writer's, which decides what a keyed frame is, and the operators', which
-//! brings the first one back after a restart.
+//! which are stored with the configuration and do not depend on memory; the oldest key is evicted
+//! first. Two tables are filled in the order of the log and are therefore equal at the same LSN: the
+//! log writer's, which decides whether a frame with a key is a duplicate, and the operators', from
+//! whose snapshot the first is restored after a restart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,9 +16,9 @@ pub use crate::config::IdempotencyLimits as Limits;
 use crate::decode::Decoded;
 use crate::event::Lsn;
 
-/// Rejections listed one by one in an answer.
-pub const LISTED_REJECTIONS: usize = 100;
-/// Bytes that a key takes beside its text and its answer's reasons, and a listed rejection beside
+/// Maximum number of rejections listed in a response.
+pub(crate) const MAX_LISTED_REJECTIONS: usize = 100;
+/// Memory of a key in addition to its text and the reasons, and of a listed rejection in addition to
 /// its reason.
 const ENTRY_BYTES: usize = 160;
 const REJECTION_BYTES: usize = 32;
@@ -26,7 +26,7 @@ const REJECTION_BYTES: usize = 32;
 /// SHA-256 of a request's body after its content coding is removed.
 pub type BodyHash = [u8; 32];
 
-/// What a request was answered.
+/// The response to a request with records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestResponse {
     pub accepted: u64,
@@ -37,11 +37,11 @@ pub struct IngestResponse {
 
 impl IngestResponse {
     pub fn new(decoded: &Decoded) -> Self {
-        let listed = decoded.rejected.iter().take(LISTED_REJECTIONS);
+        let listed = decoded.rejected.iter().take(MAX_LISTED_REJECTIONS);
         Self {
             accepted: decoded.index.len() as u64,
             rejected_total: decoded.rejected.len() as u64,
-            // A reason is in memory once, however many remember it.
+            // Equal reasons share their memory.
             rejected: listed.map(|r| (r.index, r.reason.clone())).collect(),
         }
     }
@@ -70,11 +70,11 @@ pub struct AnsweredRequest {
     pub lsn: Lsn,
 }
 
-/// What a key says of a request.
+/// What is known of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup<'a> {
     New,
-    /// A repetition of this request.
+    /// The request repeats this one.
     Duplicate(&'a AnsweredRequest),
     /// The key was used with another body.
     Reused,
@@ -85,7 +85,7 @@ pub enum Lookup<'a> {
 pub struct AnsweredRequests {
     limits: Limits,
     by_key: HashMap<Arc<RequestKey>, (u64, AnsweredRequest)>,
-    /// Keys by the number of their insertion.
+    /// Keys in the order of their insertion.
     order: BTreeMap<u64, Arc<RequestKey>>,
     next: u64,
     bytes: usize,
@@ -107,7 +107,7 @@ impl AnsweredRequests {
         }
     }
 
-    /// Adds the newest answer, in the place of an older one under the same key.
+    /// Adds the newest request; replaces an older one under the same key.
     pub fn insert(&mut self, key: RequestKey, answered: AnsweredRequest) {
         self.remove(&key);
         let key = Arc::new(key);
@@ -138,7 +138,7 @@ impl AnsweredRequests {
         self.by_key.is_empty()
     }
 
-    /// Memory that it takes, about.
+    /// Memory that it takes, approximately.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -220,12 +220,12 @@ mod tests {
         let answer = IngestResponse::new(&decoded);
         assert_eq!(
             (answer.rejected_total, answer.rejected.len()),
-            (300, LISTED_REJECTIONS)
+            (300, MAX_LISTED_REJECTIONS)
         );
-        assert!(answer.bytes() <= LISTED_REJECTIONS * (REASON_BYTES + REJECTION_BYTES));
+        assert!(answer.bytes() <= MAX_LISTED_REJECTIONS * (REASON_BYTES + REJECTION_BYTES));
     }
 
-    /// The definition, word for word, over a list.
+    /// The definition, applied to a list.
     struct Model {
         limits: Limits,
         entries: Vec<(RequestKey, AnsweredRequest)>,
@@ -251,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_oldest_key_leaves_first_also_over_a_restart(
+        fn the_oldest_key_is_evicted_first_even_after_a_restart(
             requests in proptest::collection::vec((0u8..3, 0u8..12, 0u8..2, 0usize..4), 0..200),
             max_keys in 1usize..10,
             max_bytes in 300usize..3_000,

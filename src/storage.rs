@@ -1,8 +1,8 @@
 //! The seam to the disk for everything Weir writes itself: positioned writes, syncs, atomic
 //! replacement.
 //!
-//! A file or a name is durable only when its folder has been synced too, so each function that
-//! makes a name does both.
+//! A new name is durable only once its folder is synced too, so each function that creates one does
+//! both.
 
 use std::fs;
 use std::io;
@@ -16,39 +16,37 @@ pub trait File: Send + Sync {
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
     /// Bytes in the file.
     fn size(&self) -> io::Result<u64>;
-    /// Data and the size needed to read it are on the disk when this returns. After an error
-    /// nothing is known about them.
+    /// Makes the data, and the size needed to read it, durable. After an error their state is
+    /// unknown.
     fn sync(&self) -> io::Result<()>;
 }
 
 /// A folder tree.
 pub trait Storage: Send + Sync + 'static {
-    /// Makes a file of `size` allocated zero bytes that begins with `head`; its name appears only
-    /// when both are on the disk.
+    /// Creates a file of `size` allocated bytes: `head`, then zeros. Its name appears only once both
+    /// are durable.
     fn create(&self, path: &Path, size: u64, head: &[u8]) -> io::Result<Arc<dyn File>>;
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     fn open_read_only(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// File names in a folder, sorted; a folder that does not exist is empty.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Replaces the file by `bytes`: a reader, or a restart, sees the old or the new content and
-    /// nothing between.
+    /// Replaces the file's content atomically: a reader, or a restart, sees the old or the new one.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
-    /// Makes the folder and those above it that are missing, with durable names.
+    /// Creates the folder and missing parents, with durable names.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
-    /// Bytes that may still be written to the file system of this folder; none where it does not
-    /// say.
+    /// Bytes free on the file system of this folder; `None` if it does not report them.
     fn free(&self, _folder: &Path) -> Option<u64> {
         None
     }
 }
 
-/// What an error of the disk means for those who wait for it.
+/// What a disk error means for callers that wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoKind {
-    /// No room, or none within a quota: it passes when something is removed.
+    /// No space, or a quota exceeded: passes once something is removed.
     Full,
-    /// The file system takes no writes: it passes when it is mounted writable.
+    /// A read-only file system: passes once it is mounted writable.
     ReadOnly,
     /// Anything else, above all a device that fails.
     Broken,
@@ -64,15 +62,17 @@ impl IoKind {
     }
 }
 
-/// The error with what can be done about it.
+/// The error with a remedy.
 pub fn explain(error: &io::Error) -> String {
     match IoKind::of(error) {
         IoKind::Full => {
-            format!("no room is left on the disk ({error}); make room, weir continues by itself")
+            format!(
+                "the disk is full ({error}); free some space, weir then continues automatically"
+            )
         }
         IoKind::ReadOnly => {
             format!(
-                "the file system is read-only ({error}); mount it writable, weir continues by itself"
+                "the file system is read-only ({error}); mount it writable, weir then continues automatically"
             )
         }
         IoKind::Broken if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
@@ -82,21 +82,21 @@ pub fn explain(error: &io::Error) -> String {
     }
 }
 
-/// With what the message about a damaged file begins. Libraries turn errors into text on their way;
-/// by this it is recognised again.
+/// How a message about a damaged file begins. Libraries turn errors into text; by this prefix the
+/// message is found again.
 const DAMAGED: &str = "damaged file: ";
 
-/// The message about a damaged file: what is wrong with it, and the way out.
-pub fn damage(path: &Path, what: &str, way_out: &str) -> String {
-    format!("{DAMAGED}{}: {what}; {way_out}", path.display())
+/// A message about a damaged file: what is wrong, and the remedy.
+pub fn damage(path: &Path, problem: &str, remedy: &str) -> String {
+    format!("{DAMAGED}{}: {problem}; {remedy}", path.display())
 }
 
-/// The message about a damaged file, where an error's text has one.
+/// The message about a damaged file in an error's text, if it has one.
 pub fn damage_in(error: &str) -> Option<&str> {
     error.find(DAMAGED).map(|at| error[at..].trim_end())
 }
 
-/// The local file system. Folders are made 0700, files 0600.
+/// The local file system. New folders have mode 0700, new files 0600.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Disk;
 
@@ -125,45 +125,44 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// Makes a folder and those above it that are missing, each with a name that is durable in its
-/// parent. After an error the new ones are removed again, so that the next attempt makes and syncs
-/// them once more.
+/// Creates a folder and its missing parents, each with a durable name. After an error the new ones are
+/// removed, so that the next attempt creates and syncs all of them.
 pub fn create_folders(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.is_dir();
     let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
-    let made = missing.iter().rev().try_for_each(|folder| {
+    let created = missing.iter().rev().try_for_each(|folder| {
         match fs::DirBuilder::new().mode(0o700).create(folder) {
-            // Another thread was quicker; its name is synced here too.
+            // Another thread created it first; its name is synced here too.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
-            made => made?,
+            created => created?,
         }
         sync_folder(parent(folder))
     });
-    if made.is_err() {
+    if created.is_err() {
         for folder in missing {
-            // One that another thread uses already is not empty, and stays.
+            // A folder that another thread already uses is not empty, and stays.
             let _ = fs::remove_dir(folder);
         }
     }
-    made
+    created
 }
 
-/// Bytes that an unprivileged process may still write to the file system of this folder; none where
-/// it does not say.
+/// Bytes that an unprivileged process may still write to the file system of this folder; `None` if it
+/// does not report them.
 pub fn free(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Bytes of the file system of this folder, those in use included; none where it does not say.
+/// Total size in bytes of the file system of this folder; `None` if it does not report it.
 pub fn capacity(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
-/// Whether a file of this name was being written when its process was killed: Weir's own, or one of
-/// tantivy's or `object_store`'s.
+/// Whether this is the name of a temporary file, of Weir, tantivy or `object_store`. Such files remain
+/// if the process is killed while writing.
 pub fn is_temporary(name: &str) -> bool {
     let is_staged = |(_, number): (&str, &str)| {
         !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
@@ -173,14 +172,14 @@ pub fn is_temporary(name: &str) -> bool {
         || name.rsplit_once('#').is_some_and(is_staged)
 }
 
-/// Removes what killed processes were writing below a folder; gives the bytes. Nobody may be
-/// writing there.
+/// Removes temporary files below a folder and returns their bytes. No other process may be writing
+/// there.
 pub fn remove_temporaries(folder: &Path) -> u64 {
     let mut bytes = 0;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            // Not through links.
+            // Does not follow links.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -196,20 +195,19 @@ pub fn remove_temporaries(folder: &Path) -> u64 {
     bytes
 }
 
-/// Files and folders that this process makes from here on are for its user only, also those that
-/// libraries make.
+/// Makes files and folders that this process creates from now on accessible to its user only,
+/// including those created by libraries.
 pub fn keep_private() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-/// Takes from others what rights they have to what is below a folder: an earlier version left them
-/// some.
+/// Removes the permissions of other users below a folder: an earlier version granted some.
 pub fn tighten(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            // Not through links.
+            // Does not follow links.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -220,15 +218,14 @@ pub fn tighten(folder: &Path) {
                 continue;
             }
             if mode & 0o077 != 0 {
-                // Where it cannot be, it is another user's.
+                // Fails on files of another user.
                 let _ = fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode & 0o700));
             }
         }
     }
 }
 
-/// Allocates the file's bytes. Where the file system cannot, zeros are written: the room is there
-/// all the same.
+/// Allocates the file's bytes. If the file system does not support that, writes zeros.
 fn allocate(file: &fs::File, size: u64) -> io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
@@ -250,7 +247,7 @@ fn write_zeros(file: &fs::File, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file under another name and renames it; an attempt that fails leaves nothing.
+/// Writes a file under a temporary name and renames it; a failed attempt leaves no file.
 fn write_and_rename(
     path: &Path,
     write: impl FnOnce(&fs::File) -> io::Result<()>,
@@ -340,10 +337,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_told_apart() {
-        let of = |errno: i32| IoKind::of(&io::Error::from_raw_os_error(errno));
+    fn errors_are_classified() {
+        let kind_of = |errno: i32| IoKind::of(&io::Error::from_raw_os_error(errno));
         // ENOSPC, EDQUOT, EROFS, EIO, EACCES.
-        let kinds = [28, 122, 30, 5, 13].map(of);
+        let kinds = [28, 122, 30, 5, 13].map(kind_of);
         assert_eq!(
             kinds,
             [
@@ -358,29 +355,29 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kill_left_is_known_by_its_name() {
-        let left = [
+    fn temporary_files_are_recognized_by_name() {
+        let temporary = [
             "0000000000000001.seg.tmp",
             ".0a.tmp",
             ".tmpX3f",
             "00000000000000000064.checkpoint.parquet#1",
         ];
-        assert!(left.iter().all(|name| is_temporary(name)));
-        let whole = [
+        assert!(temporary.iter().all(|name| is_temporary(name)));
+        let permanent = [
             "0000000000000001.seg",
             "recent-00.parquet",
             "meta.json",
             "a#b",
             "tmp",
         ];
-        assert!(!whole.iter().any(|name| is_temporary(name)));
+        assert!(!permanent.iter().any(|name| is_temporary(name)));
     }
 
     #[test]
     fn a_failed_attempt_leaves_no_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("x.seg");
-        // More than any file system has.
+        // Larger than any file system.
         assert!(Disk.create(&path, 1 << 62, b"head").is_err());
         assert_eq!(
             Disk.list(folder.path()).expect("readable"),
@@ -405,11 +402,11 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_made_with_those_above_them() {
+    fn folders_are_created_with_their_parents() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a/b/c");
-        create_folders(&path).expect("made");
-        create_folders(&path).expect("there");
+        create_folders(&path).expect("created");
+        create_folders(&path).expect("exists");
         assert!(path.is_dir());
     }
 }

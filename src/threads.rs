@@ -1,5 +1,5 @@
-//! Panics of threads, reported to the threads that wait for them, and [`Pace`], with which long
-//! work yields the CPU.
+//! Panics of threads, reported to the threads that wait for them, and [`Pace`], by which long work
+//! yields the CPU.
 
 use std::any::Any;
 use std::io::Read;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Does something when dropped, also while a panic unwinds: what others wait for is let go of,
-/// however its thread ends.
+/// Runs a function when dropped, also while a panic unwinds: releases what other threads wait for,
+/// however this one ends.
 pub struct OnEnd<F: FnMut()>(pub F);
 
 impl<F: FnMut()> Drop for OnEnd<F> {
@@ -17,10 +17,10 @@ impl<F: FnMut()> Drop for OnEnd<F> {
     }
 }
 
-/// Yields the CPU now and then during long work. By itself the kernel takes a core away only at a
-/// tick, every 1 to 10 ms, also from a thread of a low priority, and a request needs several
-/// threads one after the other. A yield costs the rest of a thread's slice, some 3 ms, where others
-/// want the core: many more of them would make the work slow on a busy machine.
+/// Yields the CPU regularly during long work. The kernel preempts a thread only at a tick, every 1 to
+/// 10 ms, even one of low priority, and a request needs several threads in sequence. If others want
+/// the core, a yield costs the rest of the thread's time slice, some 3 ms: yielding much more often
+/// would slow down the work on a busy machine.
 #[derive(Debug, Default)]
 pub struct Pace {
     bytes: usize,
@@ -49,7 +49,7 @@ impl Pace {
         }
     }
 
-    /// Yields if the last time was long enough ago: for work whose size is not known.
+    /// Yields if the last yield was long enough ago. For work of unknown size.
     pub fn tick(&mut self) {
         if self.yielded.is_none_or(|at| at.elapsed() >= Self::TIME) {
             std::thread::yield_now();
@@ -75,12 +75,12 @@ impl<R: Read> Read for Paced<R> {
     }
 }
 
-/// Remembers that a thread panicked whose end nobody waits for.
+/// Records panics of threads that no one joins.
 #[derive(Debug, Clone, Default)]
 pub struct Panics(Arc<AtomicBool>);
 
 impl Panics {
-    /// Held by a thread; dropped by a panic, it notes that.
+    /// A guard for a thread to hold: if a panic drops it, the panic is recorded.
     pub fn watch(&self) -> impl Drop + use<> {
         let has_panicked = self.0.clone();
         OnEnd(move || {
@@ -95,30 +95,30 @@ impl Panics {
     }
 }
 
-/// What a panic of a thread says, with the thread's name.
+/// The message of a panic, with the thread's name.
 pub fn describe(thread: &str, panic: &(dyn Any + Send)) -> String {
-    let what = panic
+    let message = panic
         .downcast_ref::<&str>()
         .map(|s| (*s).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned());
     format!(
         "the thread `{thread}` panicked: {}",
-        what.unwrap_or_default()
+        message.unwrap_or_default()
     )
 }
 
-/// In a debug build, panics where `WEIR_TEST_PANIC` names this thread: tests see so what becomes of
-/// each kind of thread.
+/// In a debug build, panics if `WEIR_TEST_PANIC` names this thread: lets tests check how each kind of
+/// thread fails.
 pub fn panic_if_asked(thread: &str) {
     #[cfg(debug_assertions)]
     {
-        static ASKED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-        if ASKED
+        static REQUESTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+        if REQUESTED
             .get_or_init(|| std::env::var("WEIR_TEST_PANIC").ok())
             .as_deref()
             == Some(thread)
         {
-            std::panic::panic_any("asked to by WEIR_TEST_PANIC");
+            std::panic::panic_any("requested by WEIR_TEST_PANIC");
         }
     }
     #[cfg(not(debug_assertions))]
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_at_a_pace_is_what_there_is() {
+    fn reading_at_a_pace_reads_everything() {
         let bytes: Vec<u8> = (0..5 * Pace::PIECE / 2).map(|n| n as u8).collect();
         let mut out = Vec::new();
         Paced(&bytes[..], Pace::default())
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_noted_and_described_and_what_others_wait_for_is_let_go() {
+    fn a_panic_is_recorded_and_described_and_releases_waiting_threads() {
         let panics = Panics::default();
         let (watch, (sender, receiver)) = (panics.watch(), std::sync::mpsc::channel());
         let thread = std::thread::spawn(move || {

@@ -64,7 +64,7 @@ fn whatever_operation_fails_what_was_acknowledged_is_there_after_reopening() {
             }
         }
         // What the cache held and the disk did not is gone with the power.
-        disk.lose_what_was_not_synced();
+        disk.lose_unsynced_writes();
         let storage: Arc<dyn Storage> = Arc::new(Disk);
         let (wal, found) =
             Wal::open(storage.clone(), options(log.clone()), 1, 0).expect("opens again");

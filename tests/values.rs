@@ -284,7 +284,7 @@ fn implausible_times_are_dead_letters_until_the_range_allows_them() {
     assert_eq!(reasons.len(), 4);
     assert_eq!(
         reasons[0],
-        "event_time 0001-01-01T00:00:00.000Z lies outside the stream's time_range, 1900-01-01 to 2200-01-01"
+        "event_time 0001-01-01T00:00:00.000Z is outside the stream's time_range, 1900-01-01 to 2200-01-01"
     );
     let text = std::fs::read_to_string(wild.path("weir.toml")).expect("a file");
     wild.write(
@@ -407,7 +407,7 @@ fn common_texts_of_times_are_read() {
         "t: the local time `2024-03-31 02:30:00` does not exist in Europe/Berlin",
         "declare timestamp(s), timestamp(ms) or timestamp(us)",
         "`01/05/2024` is not a text that the type timestamp reads; write",
-        "lies outside the years 1 to 9999",
+        "is outside the years 1 to 9999",
     ]) {
         assert!(reason.contains(part), "{reason}");
     }

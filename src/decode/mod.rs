@@ -1,667 +1,164 @@
-//! Bytes → rows or rejection. Driven by the stream's schema: one parse, no tree, values go straight
-//! into columns; a record that does not fit is cut back out of every column and reported with its
+//! Bytes → rows or rejections. Driven by the stream's schema: one parse, no tree, values go straight
+//! into columns. A record that does not fit is removed from every column and reported with its
 //! reason.
 //!
-//! Where the schema asks for it, numbers become doubles, the nearest ones, and texts, with their
-//! digits as written; whole numbers become integers however they are written (`1e3`), exactly or
-//! not at all. Every other mismatch rejects. Of a key twice in an object the last counts. Half of a
-//! surrogate pair becomes U+FFFD. Unknown keys are counted, never refused.
+//! As the schema requires, numbers become doubles (the nearest), text (with their digits as
+//! written) or integers (however they are written, such as `1e3`, but exactly or not at all). Every
+//! other mismatch rejects the record. If an object has a key twice, the last one counts. A lone
+//! surrogate becomes U+FFFD. Unknown keys are counted, never rejected.
 
 mod columns;
 mod json;
-mod keys;
 mod numbers;
-mod record;
-mod repair;
+mod rejections;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
-use crate::bounds;
 use crate::event::Micros;
 use crate::schema::{Selected, Stream};
 use columns::Column;
-use record::Target;
-
-/// A record that did not become an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
-    /// Its place in the frame.
-    pub index: u32,
-    /// At most [`REASON_BYTES`].
-    pub reason: Arc<str>,
-}
-
-/// Longest reason: it may repeat a value.
-pub const REASON_BYTES: usize = 512;
-/// Reasons of one frame that are looked for, so that equal ones are in memory once.
-const SHARED_REASONS: usize = 64;
-/// Memory of a refused record on its way into the table `dead_letters`, beside its bytes and its
-/// reason.
-const REJECTED_BYTES: usize = 96;
-
-/// Reasons within their limit.
-#[derive(Default)]
-struct Reasons {
-    shared: HashSet<Arc<str>>,
-    /// Memory that refused records take with their reasons.
-    bytes: usize,
-}
-
-impl Reasons {
-    fn take(&mut self, reason: &str) -> Arc<str> {
-        self.bytes += REJECTED_BYTES;
-        let reason = bounds::cut(reason, REASON_BYTES);
-        if let Some(known) = self.shared.get(reason.as_ref()) {
-            return known.clone();
-        }
-        let new: Arc<str> = reason.as_ref().into();
-        // Where it lies, and where it is copied to.
-        self.bytes += 2 * new.len();
-        if self.shared.len() < SHARED_REASONS {
-            self.shared.insert(new.clone());
-        }
-        new
-    }
-}
-
-/// The records that are refused take more memory than there is for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooManyRejected;
+use json::Target;
+pub use rejections::{REASON_BYTES, Rejected, TooManyRejected};
+use rejections::{ReasonPool, Rejections};
 
 /// A frame's records as rows of their stream.
 #[derive(Debug, Clone)]
 pub struct Decoded {
     /// The stream's own columns, `event_time` first.
     pub rows: RecordBatch,
-    /// Per row, which record of the frame it comes from; ascending.
+    /// Per row, the index of its record in the frame; ascending.
     pub index: Vec<u32>,
     /// By index, ascending.
     pub rejected: Vec<Rejected>,
-    /// Keys that the schema does not know, with how often they came.
+    /// Keys that the schema does not know, with their number of occurrences.
     pub drift: Vec<(String, u64)>,
 }
 
 impl Decoded {
-    /// Memory that it takes, about, with what becomes of the refused records.
-    pub fn memory_bytes(&self) -> usize {
-        let mut reasons = Reasons::default();
+    /// Memory that it takes, approximately, including the dead letters that it leads to.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let mut reasons = ReasonPool::default();
         self.rejected
             .iter()
-            .for_each(|rejected| drop(reasons.take(&rejected.reason)));
+            .for_each(|rejected| drop(reasons.intern(&rejected.reason)));
         self.rows.get_array_memory_size() + self.index.len() * size_of::<u32>() + reasons.bytes
     }
 }
 
-/// Decodes the records of one frame. `cut` names records stored shortened (index, original length).
-/// Pure: the same bytes give the same rows, live and in replay.
+/// Decodes the records of one frame. `truncated` names records that were stored shortened (index,
+/// original length in bytes); they are rejected. Pure: the same bytes give the same rows, live and
+/// in replay.
 pub fn decode<'a>(
     stream: &Stream,
     records: impl Iterator<Item = &'a [u8]>,
     received_at: Micros,
-    cut: &[(u64, u64)],
+    truncated: &[(u64, u64)],
 ) -> Decoded {
-    decode_within(stream, records, received_at, cut, usize::MAX)
-        .expect("there is memory for all that are refused")
+    decode_within(stream, records, received_at, truncated, usize::MAX)
+        .expect("the memory for rejected records is not limited")
 }
 
-/// As [`decode`], for records that can be refused together: gives up where those that become dead
-/// letters take more memory.
-pub fn decode_within<'a>(
+/// Like [`decode`], but gives up once the rejected records take more than `max_rejected_bytes`. For
+/// frames that can be rejected as a whole.
+pub(crate) fn decode_within<'a>(
     stream: &Stream,
     records: impl Iterator<Item = &'a [u8]>,
     received_at: Micros,
-    cut: &[(u64, u64)],
-    most_rejected: usize,
+    truncated: &[(u64, u64)],
+    max_rejected_bytes: usize,
 ) -> Result<Decoded, TooManyRejected> {
-    let mut rooms = stream.capacity_hints.0.iter();
+    let mut rejections = Rejections::new(max_rejected_bytes);
+    let Input { rows, index, drift } = read_records(stream, records, truncated, &mut rejections)?;
+    let mut reject = |row: u32, reason: &str| rejections.push(index[row as usize], reason).is_ok();
+    let Selected { rows, input_rows } = stream
+        .select(&rows, received_at, &mut reject)
+        .ok_or(TooManyRejected)?;
+    let mut drift: Vec<_> = drift.into_iter().collect();
+    drift.sort();
+    Ok(Decoded {
+        rows,
+        index: input_rows.iter().map(|row| index[*row as usize]).collect(),
+        rejected: rejections.finish(),
+        drift,
+    })
+}
+
+/// Records as rows of the stream's input schema, before `select`.
+struct Input {
+    rows: RecordBatch,
+    /// Per row, the index of its record.
+    index: Vec<u32>,
+    drift: HashMap<String, u64>,
+}
+
+fn read_records<'a>(
+    stream: &Stream,
+    records: impl Iterator<Item = &'a [u8]>,
+    truncated: &[(u64, u64)],
+    rejections: &mut Rejections,
+) -> Result<Input, TooManyRejected> {
+    let mut hints = stream.capacity_hints.0.iter();
     let expected = records.size_hint().0;
     let mut columns: Vec<Column> = stream
         .input
         .iter()
-        .map(|c| Column::new(c, "", stream.def.time_zone, expected, &mut rooms))
+        .map(|c| Column::new(c, "", stream.def.time_zone, expected, &mut hints))
         .collect();
-    let mut first = 0;
+    let mut first_column = 0;
     let mut drift = HashMap::new();
-    let (mut index, mut rejected, mut reasons) = (Vec::new(), Vec::new(), Reasons::default());
+    let mut index = Vec::new();
     for (i, record) in records.enumerate() {
         let i = i as u32;
-        let result = match cut.iter().find(|(at, _)| *at == u64::from(i)) {
+        let result = match truncated.iter().find(|(at, _)| *at == u64::from(i)) {
             Some((_, bytes)) => Err(format!(
                 "the record has {bytes} bytes, more than `[limits] record` allows"
             )),
             None => {
                 let mut target = Target {
                     columns: &mut columns,
-                    first: &mut first,
+                    first: &mut first_column,
                     drift: &mut drift,
                 };
-                parse_record(record, &mut target, index.len())
+                read_record(record, &mut target, index.len())
             }
         };
         match result {
             Ok(()) => index.push(i),
             Err(reason) => {
                 columns.iter_mut().for_each(|c| c.truncate(index.len()));
-                rejected.push(Rejected {
-                    index: i,
-                    reason: reasons.take(&reason),
-                });
-                if reasons.bytes > most_rejected {
-                    return Err(TooManyRejected);
-                }
+                rejections.push(i, &reason)?;
             }
         }
     }
-    let rows = index.len();
-    let mut rooms = stream.capacity_hints.0.iter();
+    let mut hints = stream.capacity_hints.0.iter();
     for column in &mut columns {
         column.collect_drift(&mut drift);
-        column.note_room(rows, &mut rooms);
+        column.record_capacity(index.len(), &mut hints);
     }
     let arrays: Vec<ArrayRef> = columns.into_iter().map(Column::finish).collect();
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    let input = RecordBatch::try_new_with_options(stream.input_schema.clone(), arrays, &options)
-        .expect("the columns were made from this schema and have one value per row");
-    let mut refuse = |row: u32, reason: &str| {
-        rejected.push(Rejected {
-            index: index[row as usize],
-            reason: reasons.take(reason),
-        });
-        reasons.bytes <= most_rejected
-    };
-    let Selected { rows, input_rows } = stream
-        .select(&input, received_at, &mut refuse)
-        .ok_or(TooManyRejected)?;
-    rejected.sort_by_key(|r| r.index);
-    let mut drift: Vec<_> = drift.into_iter().collect();
-    drift.sort();
-    Ok(Decoded {
-        rows,
-        index: input_rows.iter().map(|row| index[*row as usize]).collect(),
-        rejected,
-        drift,
-    })
+    let options = RecordBatchOptions::new().with_row_count(Some(index.len()));
+    let rows = RecordBatch::try_new_with_options(stream.input_schema.clone(), arrays, &options)
+        .expect("the columns follow this schema and have one value per row");
+    Ok(Input { rows, index, drift })
 }
 
-fn parse_record(record: &[u8], target: &mut Target<'_>, rows: usize) -> Result<(), String> {
-    let text = simdutf8::basic::from_utf8(record).map_err(|_| "no UTF-8".to_owned())?;
+/// Appends a record as row number `rows`, or returns why it is rejected.
+fn read_record(record: &[u8], target: &mut Target<'_>, rows: usize) -> Result<(), String> {
+    let text = simdutf8::basic::from_utf8(record).map_err(|_| "invalid UTF-8".to_owned())?;
     let text: Cow<'_, str> = if text.trim_start().starts_with('"') {
         // JSON that was encoded twice: a string that holds the object.
-        let text = repair::lone_surrogates(text).map_or(Cow::Borrowed(text), Cow::Owned);
+        let text = json::replace_lone_surrogates(text).map_or(Cow::Borrowed(text), Cow::Owned);
         serde_json::from_str(&text)
             .map(Cow::Owned)
-            .map_err(|e| format!("no JSON: {e}"))?
+            .map_err(|e| format!("invalid JSON: {e}"))?
     } else {
         Cow::Borrowed(text)
     };
-    record::read(&text, target, rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::array::AsArray;
-    use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::schema::StreamDef;
-
-    /// A stream of one column `v`, whose event time is `at`.
-    fn stream(ty: &str, keys: &str) -> Stream {
-        let text = format!(
-            "schema = \"at timestamp not null, v {ty}\"\nselect = \"select at as event_time, v from s\"\n{keys}"
-        );
-        let def: StreamDef = toml::from_str(&text).expect("a stream");
-        Stream::compile("s", &def).expect("valid")
-    }
-
-    fn records(values: &[&str]) -> Vec<String> {
-        values
-            .iter()
-            .map(|v| format!(r#"{{"at":"2024-05-01T00:00:00Z","v":{v}}}"#))
-            .collect()
-    }
-
-    fn decoded(stream: &Stream, records: &[String]) -> Decoded {
-        decode(
-            stream,
-            records.iter().map(String::as_bytes),
-            1_800_000_000_000_000,
-            &[],
-        )
-    }
-
-    /// Each value as text, or the reason for which its record is refused.
-    fn texts(ty: &str, values: &[&str]) -> Vec<Result<Option<String>, String>> {
-        let decoded = decoded(&stream(ty, ""), &records(values));
-        let column =
-            arrow::compute::cast(decoded.rows.column(1), &arrow::datatypes::DataType::Utf8)
-                .expect("text");
-        let column = column.as_string::<i32>();
-        let mut out: Vec<_> = decoded
-            .rejected
-            .into_iter()
-            .map(|r| (r.index, Err(r.reason.to_string())))
-            .collect();
-        out.extend(
-            decoded
-                .index
-                .iter()
-                .zip(column.iter())
-                .map(|(i, v)| (*i, Ok(v.map(str::to_owned)))),
-        );
-        out.sort_by_key(|(index, _)| *index);
-        out.into_iter().map(|(_, result)| result).collect()
-    }
-
-    #[test]
-    fn numbers_keep_their_digits_as_text() {
-        let values = [
-            "1.10",
-            "\"a\"",
-            "123456789012345678901234567890",
-            "1e400",
-            "-0",
-            "0.1",
-            "7",
-            "null",
-        ];
-        let wanted = [
-            Some("1.10"),
-            Some("a"),
-            Some("123456789012345678901234567890"),
-            Some("1e400"),
-            Some("-0"),
-            Some("0.1"),
-            Some("7"),
-            None,
-        ];
-        let found = texts("varchar", &values);
-        assert_eq!(found, wanted.map(|v| Ok(v.map(str::to_owned))));
-        // One by one, as a frame of one record has them.
-        let alone: Vec<_> = values.iter().flat_map(|v| texts("varchar", &[v])).collect();
-        assert_eq!(alone, found);
-    }
-
-    #[test]
-    fn integers_are_exact_however_they_are_written() {
-        let found = texts(
-            "bigint",
-            &[
-                "1000.0",
-                "1e3",
-                "-0",
-                "9007199254740993.0",
-                "0.5",
-                "9223372036854775808",
-                "1e400",
-            ],
-        );
-        let ok = |text: &str| Ok(Some(text.to_owned()));
-        assert_eq!(
-            found[..4],
-            [ok("1000"), ok("1000"), ok("0"), ok("9007199254740993")]
-        );
-        let reasons: Vec<_> = found[4..]
-            .iter()
-            .map(|r| r.clone().expect_err("refused"))
-            .collect();
-        assert!(
-            reasons[0].starts_with("v: a decimal number where the schema has bigint"),
-            "{reasons:?}"
-        );
-        assert!(
-            reasons[1].starts_with("v: a number beyond 64 bits") && reasons[1].contains("varchar"),
-            "{reasons:?}"
-        );
-        assert_eq!(reasons[1], reasons[2]);
-        let found = texts("int", &["1e3", "2147483648", "-2147483648.0"]);
-        assert_eq!((&found[0], &found[2]), (&ok("1000"), &ok("-2147483648")));
-        assert!(
-            found[1]
-                .clone()
-                .expect_err("refused")
-                .contains("beyond 32 bits")
-        );
-    }
-
-    #[test]
-    fn doubles_are_the_nearest() {
-        let values = [
-            "1.5777777777770001",
-            "123456789012345678901234567890",
-            "18446744073709551615",
-            "5e-324",
-            "-0.0",
-        ];
-        let rows = decoded(&stream("double", ""), &records(&values)).rows;
-        let found: Vec<u64> = rows
-            .column(1)
-            .as_primitive::<Float64Type>()
-            .values()
-            .iter()
-            .map(|v| v.to_bits())
-            .collect();
-        assert_eq!(
-            found,
-            values.map(|v| v.parse::<f64>().expect("a number").to_bits())
-        );
-        assert!(
-            texts("double", &["1e400"])[0]
-                .clone()
-                .expect_err("refused")
-                .contains("out of range")
-        );
-    }
-
-    #[test]
-    fn maps_take_every_value_as_text() {
-        let map = r#"{"s":"x","n":1.10,"big":100000000000000000001,"t":true,"none":null,"o":{"b": 1, "a":[ ]},"l":["a", 1],"s":"y"}"#;
-        let decoded = decoded(
-            &stream("map(varchar, varchar)", ""),
-            &records(&[map, "[]", "[1]", "{\"s\":\"z\"}"]),
-        );
-        assert_eq!(decoded.index, [0, 1, 3]);
-        assert!(
-            decoded.rejected[0]
-                .reason
-                .contains("an array where the schema has map")
-        );
-        let map = decoded.rows.column(1).as_map();
-        let (keys, values) = (
-            map.keys().as_string::<i32>(),
-            map.values().as_string::<i32>(),
-        );
-        let entries: Vec<_> = keys.iter().flatten().zip(values.iter()).collect();
-        assert_eq!(
-            entries,
-            [
-                ("n", Some("1.10")),
-                ("big", Some("100000000000000000001")),
-                ("t", Some("true")),
-                ("none", None),
-                ("o", Some(r#"{"b":1,"a":[]}"#)),
-                ("l", Some(r#"["a",1]"#)),
-                ("s", Some("y")),
-                ("s", Some("z")),
-            ]
-        );
-    }
-
-    #[test]
-    fn json_takes_any_value() {
-        let values = [
-            "\"text\"",
-            "[]",
-            "{ \"userid\": 1234567 }",
-            "[\"a\", 1]",
-            "1.10",
-            "true",
-            "null",
-            "1e400",
-        ];
-        let wanted = [
-            "\"text\"",
-            "[]",
-            "{\"userid\":1234567}",
-            "[\"a\",1]",
-            "1.10",
-            "true",
-            "",
-            "1e400",
-        ];
-        let found: Vec<String> = texts("json", &values)
-            .into_iter()
-            .map(|v| v.expect("taken").unwrap_or_default())
-            .collect();
-        assert_eq!(found, wanted);
-        let deep = "[".repeat(200) + &"]".repeat(200);
-        assert!(
-            texts("json", &[&deep])[0]
-                .clone()
-                .expect_err("refused")
-                .contains("deeper")
-        );
-        assert!(
-            texts("varchar", &["{}"])[0]
-                .clone()
-                .expect_err("refused")
-                .contains("json takes any value")
-        );
-    }
-
-    #[test]
-    fn halves_of_surrogate_pairs_become_replacement_characters() {
-        let lone = r#""party \ud83d""#;
-        assert_eq!(
-            texts("varchar", &[lone]),
-            [Ok(Some("party \u{FFFD}".to_owned()))]
-        );
-        assert_eq!(
-            texts("json", &[lone]),
-            [Ok(Some("\"party \u{FFFD}\"".to_owned()))]
-        );
-        let key = r#"{"at":"2024-05-01T00:00:00Z","\udc00":1,"v":"fine \ud83d\ude00"}"#.to_owned();
-        let decoded = decoded(&stream("varchar", ""), &[key]);
-        assert_eq!(
-            (decoded.index.len(), decoded.drift),
-            (1, vec![("\u{FFFD}".to_owned(), 1)])
-        );
-    }
-
-    #[test]
-    fn unknown_keys_are_counted_once_however_often_a_record_is_read() {
-        let record =
-            r#"{"a":1,"at":"2024-05-01T00:00:00Z","v":1.50,"b":{"c":2},"d":"\ud83d"}"#.to_owned();
-        let decoded = decoded(&stream("varchar", ""), &[record]);
-        assert_eq!(
-            decoded.drift,
-            ["a", "b", "d"].map(|key| (key.to_owned(), 1))
-        );
-    }
-
-    #[test]
-    fn times_are_read_as_declared() {
-        let micros = |ty: &str, keys: &str, values: &[&str]| {
-            let decoded = decoded(&stream(ty, keys), &records(values));
-            let times = decoded
-                .rows
-                .column(1)
-                .as_primitive::<TimestampMicrosecondType>()
-                .values()
-                .to_vec();
-            (
-                times,
-                decoded
-                    .rejected
-                    .into_iter()
-                    .map(|r| r.reason)
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let second = 1_714_557_600_000_000;
-        assert_eq!(
-            micros(
-                "timestamp(s)",
-                "",
-                &["1714557600", "1714557600.25", "\"1714557600\""]
-            )
-            .0,
-            [second, second + 250_000, second]
-        );
-        assert_eq!(
-            micros(
-                "timestamp(ms)",
-                "",
-                &["1714557600000", "\"2024-05-01 10:00\""]
-            )
-            .0,
-            [second, second]
-        );
-        assert_eq!(
-            micros("timestamp(us)", "", &["1714557600000000"]).0,
-            [second]
-        );
-        assert_eq!(
-            micros(
-                "timestamp",
-                "time_zone = \"Europe/Berlin\"",
-                &["\"2024-05-01 12:00:00\""]
-            )
-            .0,
-            [second]
-        );
-        let (_, reasons) = micros("timestamp", "", &["1714557600", "\"01/05/2024\""]);
-        assert!(
-            reasons[0].contains("timestamp(s)") && reasons[1].contains("`01/05/2024`"),
-            "{reasons:?}"
-        );
-        let (_, reasons) = micros("timestamp(s)", "", &["1714557600000"]);
-        assert!(reasons[0].contains("years 1 to 9999"), "{reasons:?}");
-        let (_, reasons) = micros(
-            "timestamp",
-            "time_zone = \"Europe/Berlin\"",
-            &["\"2024-03-31 02:30:00\""],
-        );
-        assert!(
-            reasons[0].contains("does not exist in Europe/Berlin"),
-            "{reasons:?}"
-        );
-    }
-
-    #[test]
-    fn event_times_outside_the_range_are_refused() {
-        let records = [
-            "0001-01-01T00:00:00Z",
-            "1970-01-01T00:00:00Z",
-            "2200-01-01T00:00:00Z",
-        ]
-        .map(|at| format!(r#"{{"at":"{at}","v":1}}"#));
-        let far = "watermark = { max_ahead = \"3650000d\" }\n";
-        let found = decoded(&stream("int", far), &records);
-        assert_eq!(found.index, [1]);
-        assert_eq!(
-            &*found.rejected[0].reason,
-            "event_time 0001-01-01T00:00:00.000Z lies outside the stream's time_range, 1900-01-01 to 2200-01-01"
-        );
-        let wide = format!("{far}time_range = [\"0001-01-01\", \"9999-12-31\"]");
-        assert_eq!(decoded(&stream("int", &wide), &records).index, [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_reason_is_bounded_and_equal_ones_are_one() {
-        let long = format!("\"{}\"", "x".repeat(100_000));
-        let stream = stream("varchar", "").def;
-        let def = StreamDef {
-            select: "select at as event_time, cast(v as bigint) as v from s".into(),
-            ..stream
-        };
-        let stream = Stream::compile("s", &def).expect("valid");
-        let values = [long.as_str(), "\"y\"", "1", "\"y\"", "\"z\""];
-        let decoded = decoded(&stream, &records(&values));
-        assert_eq!(decoded.index, [2]);
-        assert!(
-            decoded
-                .rejected
-                .iter()
-                .all(|rejected| rejected.reason.len() <= REASON_BYTES)
-        );
-        assert!(Arc::ptr_eq(
-            &decoded.rejected[1].reason,
-            &decoded.rejected[2].reason
-        ));
-        let bytes = 4 * REJECTED_BYTES;
-        let within = |most| {
-            let records = records(&values);
-            decode_within(
-                &stream,
-                records.iter().map(String::as_bytes),
-                1_800_000_000_000_000,
-                &[],
-                most,
-            )
-            .is_ok()
-        };
-        assert!(!within(bytes) && within(bytes + 6 * REASON_BYTES));
-    }
-
-    #[test]
-    fn an_array_of_too_many_records_says_so() {
-        let array = |items: usize| format!("[{}{{}}]", "{},".repeat(items - 1));
-        let records = [array(2), array(bounds::MAX_ELEMENTS + 1), "{},{".into()];
-        let reasons: Vec<_> = decoded(&stream("varchar", ""), &records)
-            .rejected
-            .into_iter()
-            .map(|r| r.reason)
-            .collect();
-        assert_eq!(
-            &*reasons[0],
-            "invalid type: sequence, expected a JSON object"
-        );
-        assert!(
-            reasons[1].starts_with("an array of more than 65536 records"),
-            "{}",
-            reasons[1]
-        );
-    }
-
-    #[test]
-    fn a_large_map_takes_linear_time() {
-        // Compared one by one, these keys would take a hundred thousand times a hundred thousand
-        // steps.
-        let record = |keys: usize| {
-            let members: Vec<String> = (0..keys).map(|n| format!("\"key{n}\":\"v\"")).collect();
-            format!("{{{},\"key0\":\"last\"}}", members.join(","))
-        };
-        let most = record::MAX_MAP_KEYS;
-        let decoded = decoded(
-            &stream("map(varchar, varchar)", ""),
-            &records(&[&record(most - 1), &record(most)]),
-        );
-        assert_eq!(decoded.rows.column(1).as_map().keys().len(), most - 1);
-        assert_eq!(
-            &*decoded.rejected[0].reason,
-            "v: a map of more than 100000 keys"
-        );
-    }
-
-    fn any_value() -> impl Strategy<Value = String> {
-        prop_oneof![
-            any::<i64>().prop_map(|v| v.to_string()),
-            any::<f64>().prop_map(|v| if v.is_finite() {
-                format!("{v:?}")
-            } else {
-                "1e400".to_owned()
-            }),
-            "-?(0|[1-9][0-9]{0,25})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?",
-            Just("true".to_owned()),
-            Just("null".to_owned()),
-            Just(r#""\ud83d""#.to_owned()),
-            Just(r#"{"a": [1.0, {}]}"#.to_owned()),
-            "[a-zé ]{0,5}".prop_map(|v| format!("{v:?}")),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn rows_do_not_depend_on_the_records_beside_them(
-            values in prop::collection::vec(any_value(), 1..12),
-            ty in prop::sample::select(vec!["bigint", "int", "varchar", "json", "boolean", "timestamp", "timestamp(ms)"])
-        ) {
-            let values: Vec<&str> = values.iter().map(String::as_str).collect();
-            let alone: Vec<_> = values.iter().flat_map(|v| texts(ty, &[v])).collect();
-            prop_assert_eq!(texts(ty, &values), alone);
-        }
-
-        #[test]
-        fn integers_pass_through_unchanged(value: i64) {
-            let rows = decoded(&stream("bigint", ""), &records(&[&value.to_string()])).rows;
-            prop_assert_eq!(rows.column(1).as_primitive::<Int64Type>().value(0), value);
-        }
-    }
+    json::read(&text, target, rows)
 }

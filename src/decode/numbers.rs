@@ -1,22 +1,23 @@
-//! Decimal numbers by their text: exact where a 64-bit float would not be.
+//! Decimal numbers from their text: exact, unlike a 64-bit float.
 
-/// A decimal number as a whole one.
+/// A decimal number as an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whole {
+pub enum Integer {
     Exact(i64),
-    /// There are digits behind the point; rounded towards the smaller number.
+    /// It has digits after the point; rounded down.
     Fraction(i64),
     /// It does not fit 64 bits.
     OutOfRange,
 }
 
-/// Digits that every 64-bit integer fits into.
+/// Digits of the longest 64-bit integer.
 const MAX_DIGITS: i64 = 19;
-/// Beyond any exponent whose value matters; keeps sums of exponents from overflowing.
+/// Larger than any exponent that matters; keeps sums of exponents from overflowing.
 const MAX_EXPONENT: i64 = 1 << 40;
 
-/// A JSON number, multiplied by a power of ten, as a whole number.
-pub fn whole(text: &str, power: i64) -> Whole {
+/// A JSON number times `10^power` as an integer. Example: `1.5e3` with power 0 is 1500, `1.25` with
+/// power 1 is a fraction, rounded to 12.
+pub fn parse_integer(text: &str, power: i64) -> Integer {
     let (is_negative, text) = text
         .strip_prefix('-')
         .map_or((false, text), |rest| (true, rest));
@@ -24,21 +25,21 @@ pub fn whole(text: &str, power: i64) -> Whole {
         Some(at) => (&text[..at], exponent(&text[at + 1..])),
         None => (text, 0),
     };
-    let (before, behind) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = || {
         before
             .bytes()
-            .chain(behind.bytes())
+            .chain(after.bytes())
             .skip_while(|digit| *digit == b'0')
     };
     let count = digits().count() as i64;
     if count == 0 {
-        return Whole::Exact(0);
+        return Integer::Exact(0);
     }
-    let shift = exponent + power - behind.len() as i64;
+    let shift = exponent + power - after.len() as i64;
     let integer_digits = count + shift.min(0);
     if integer_digits + shift.max(0) > MAX_DIGITS {
-        return Whole::OutOfRange;
+        return Integer::OutOfRange;
     }
     let (mut value, mut has_fraction) = (0_i128, false);
     for (at, digit) in digits().enumerate() {
@@ -53,9 +54,9 @@ pub fn whole(text: &str, power: i64) -> Whole {
         value = -value - i128::from(has_fraction);
     }
     match i64::try_from(value) {
-        Ok(value) if has_fraction => Whole::Fraction(value),
-        Ok(value) => Whole::Exact(value),
-        Err(_) => Whole::OutOfRange,
+        Ok(value) if has_fraction => Integer::Fraction(value),
+        Ok(value) => Integer::Exact(value),
+        Err(_) => Integer::OutOfRange,
     }
 }
 
@@ -70,7 +71,7 @@ fn exponent(text: &str) -> i64 {
     })
 }
 
-/// The double nearest to a JSON number; none beyond the range of doubles.
+/// The double nearest to a JSON number; `None` beyond the range of doubles.
 pub fn double(text: &str) -> Option<f64> {
     text.parse().ok().filter(|value: &f64| value.is_finite())
 }
@@ -89,33 +90,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_numbers_are_exact_however_they_are_written() {
+    fn integers_are_exact_however_they_are_written() {
         for (text, wanted) in [
-            ("0", Whole::Exact(0)),
-            ("-0", Whole::Exact(0)),
-            ("-0.0e5", Whole::Exact(0)),
-            ("1e3", Whole::Exact(1_000)),
-            ("1000.0", Whole::Exact(1_000)),
-            ("12300e-2", Whole::Exact(123)),
-            ("0.5", Whole::Fraction(0)),
-            ("-0.5", Whole::Fraction(-1)),
-            ("9007199254740993.0", Whole::Exact(9_007_199_254_740_993)),
-            ("9223372036854775807", Whole::Exact(i64::MAX)),
-            ("-9223372036854775808.000", Whole::Exact(i64::MIN)),
-            ("9223372036854775808", Whole::OutOfRange),
-            ("1e400", Whole::OutOfRange),
-            ("1e-400", Whole::Fraction(0)),
-            ("1e99999999999999999999", Whole::OutOfRange),
-            ("0e99999999999999999999", Whole::Exact(0)),
-            ("1e-99999999999999999999", Whole::Fraction(0)),
+            ("0", Integer::Exact(0)),
+            ("-0", Integer::Exact(0)),
+            ("-0.0e5", Integer::Exact(0)),
+            ("1e3", Integer::Exact(1_000)),
+            ("1000.0", Integer::Exact(1_000)),
+            ("12300e-2", Integer::Exact(123)),
+            ("0.5", Integer::Fraction(0)),
+            ("-0.5", Integer::Fraction(-1)),
+            ("9007199254740993.0", Integer::Exact(9_007_199_254_740_993)),
+            ("9223372036854775807", Integer::Exact(i64::MAX)),
+            ("-9223372036854775808.000", Integer::Exact(i64::MIN)),
+            ("9223372036854775808", Integer::OutOfRange),
+            ("1e400", Integer::OutOfRange),
+            ("1e-400", Integer::Fraction(0)),
+            ("1e99999999999999999999", Integer::OutOfRange),
+            ("0e99999999999999999999", Integer::Exact(0)),
+            ("1e-99999999999999999999", Integer::Fraction(0)),
         ] {
-            assert_eq!(whole(text, 0), wanted, "{text}");
+            assert_eq!(parse_integer(text, 0), wanted, "{text}");
         }
         assert_eq!(
-            whole("1714557600.123456", 6),
-            Whole::Exact(1_714_557_600_123_456)
+            parse_integer("1714557600.123456", 6),
+            Integer::Exact(1_714_557_600_123_456)
         );
-        assert_eq!(whole("-1.0000001", 6), Whole::Fraction(-1_000_001));
+        assert_eq!(
+            parse_integer("-1.0000001", 6),
+            Integer::Fraction(-1_000_001)
+        );
     }
 
     #[test]
@@ -132,7 +136,7 @@ mod tests {
         #[test]
         fn integers_survive_any_scale(value: i64, power in 0_i64..30) {
             let text = format!("{value}e-{power}");
-            prop_assert_eq!(whole(&text, power), Whole::Exact(value));
+            prop_assert_eq!(parse_integer(&text, power), Integer::Exact(value));
         }
 
         #[test]

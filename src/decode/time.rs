@@ -1,4 +1,4 @@
-//! Texts of times as programs commonly write them, beginning with a date `YYYY-MM-DD`.
+//! Parses times as programs commonly write them, starting with a date `YYYY-MM-DD`.
 
 use chrono::{Datelike, LocalResult, NaiveDate, Offset, TimeZone};
 
@@ -13,18 +13,17 @@ const EPOCH_FROM_CE: i64 = 719_163;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum TimeError {
-    /// It is no date and time.
+    /// It is not a date and time.
     Form,
-    /// Clocks were put forward over this local time.
+    /// The local time does not exist: clocks were put forward over it.
     Skipped,
 }
 
-/// Reads a date, or a date and a time of day separated by `T` or a blank, without seconds, with
-/// them, or with a fraction of them, and with the offset `Z`, `UTC`, `+02`, `+0200` or `+02:00`.
-/// Without an offset it is a local time of the zone, or of UTC. What is beyond microseconds is cut
-/// off.
+/// Parses a date, or a date and a time of day separated by `T` or a blank. Seconds, their fraction,
+/// and the offset (`Z`, `UTC`, `+02`, `+0200` or `+02:00`) are optional. Without an offset it is a
+/// local time of the zone, or UTC if there is none. Truncated to microseconds.
 pub fn parse(text: &str, zone: Option<Zone>) -> Result<Micros, TimeError> {
-    let mut rest = Rest(text.as_bytes());
+    let mut rest = Cursor(text.as_bytes());
     let (date, micros, offset) = rest.date_and_time().ok_or(TimeError::Form)?;
     if !rest.0.is_empty() {
         return Err(TimeError::Form);
@@ -39,7 +38,7 @@ pub fn parse(text: &str, zone: Option<Zone>) -> Result<Micros, TimeError> {
     Ok(local - seconds * MICROS_PER_SECOND)
 }
 
-/// Seconds by which a local time is ahead of UTC: of one that occurs twice, those of the earlier.
+/// Seconds by which a local time is ahead of UTC; if it occurs twice, the first occurrence counts.
 fn local_offset(zone: Zone, date: NaiveDate, micros: Micros) -> Result<i64, TimeError> {
     let second = (micros / MICROS_PER_SECOND).min(86_399) as u32;
     let time = date
@@ -52,10 +51,10 @@ fn local_offset(zone: Zone, date: NaiveDate, micros: Micros) -> Result<i64, Time
     Ok(i64::from(offset.fix().local_minus_utc()))
 }
 
-/// What is left of a text.
-struct Rest<'a>(&'a [u8]);
+/// The rest of a text.
+struct Cursor<'a>(&'a [u8]);
 
-impl Rest<'_> {
+impl Cursor<'_> {
     /// The date, microseconds of its day, and seconds ahead of UTC.
     fn date_and_time(&mut self) -> Option<(NaiveDate, Micros, Option<i64>)> {
         let year = self.digits(4)?;
@@ -95,7 +94,7 @@ impl Rest<'_> {
         (length > 0).then(|| (0..6).fold(0, |micros, at| micros * 10 + digit(at)))
     }
 
-    /// Seconds ahead of UTC, if they are said.
+    /// Seconds ahead of UTC: `Some(None)` if the text has no offset, `None` if it is malformed.
     fn offset(&mut self) -> Option<Option<i64>> {
         if self.0.is_empty() {
             return Some(None);
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_refused() {
+    fn other_texts_are_rejected() {
         for text in [
             "",
             "today",
@@ -250,7 +249,7 @@ mod tests {
         }
 
         #[test]
-        fn what_chrono_reads_is_read(text in "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,12})?([zZ]|[+-][0-2][0-9]:[0-6][0-9])") {
+        fn times_that_chrono_reads_are_read(text in "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,12})?([zZ]|[+-][0-2][0-9]:[0-6][0-9])") {
             if let Ok(time) = chrono::DateTime::parse_from_rfc3339(&text) {
                 prop_assert_eq!(parse(&text, None), Ok(time.timestamp_micros()));
             }

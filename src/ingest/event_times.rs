@@ -1,4 +1,4 @@
-//! By which time records are sorted, for a source that brings its records in order of event time.
+//! The times to sort by, for a source that reads its records in order of event time.
 
 use std::sync::Arc;
 
@@ -11,10 +11,9 @@ use crate::event::Micros;
 use crate::schema::Stream;
 use crate::wal::Records;
 
-/// Gives the records of a content, in their order, the times to sort them by: each its event time.
-/// One without, which will be a dead letter, has that of the record before it, and before the first
-/// event the least time there is. Sorted stably, dead letters stay behind the event that they
-/// follow.
+/// Assigns a sort time to each record of a file: its event time. A record without one, which becomes
+/// a dead letter, gets that of the record before it, or [`Micros::MIN`] before the first event.
+/// Sorted stably, dead letters stay after the event that they follow.
 pub struct SortTimes {
     stream: Arc<Stream>,
     last: Micros,
@@ -28,12 +27,11 @@ impl SortTimes {
         }
     }
 
-    /// The times of the next records; `cut` names those that are stored shortened (index, original
-    /// length).
-    pub fn next(&mut self, records: &Records, cut: &[(u64, u64)]) -> Vec<Micros> {
-        // Whether an event is too far ahead of its arrival depends on the clock; the order must
-        // not.
-        let decoded = decode(&self.stream, records.iter(), Micros::MAX, cut);
+    /// The times of the next records; `truncated` names those that are stored shortened (index,
+    /// original length in bytes).
+    pub fn next(&mut self, records: &Records, truncated: &[(u64, u64)]) -> Vec<Micros> {
+        // Whether an event is too far ahead depends on the arrival time; the order must not.
+        let decoded = decode(&self.stream, records.iter(), Micros::MAX, truncated);
         let times = decoded
             .rows
             .column(0)
@@ -41,7 +39,7 @@ impl SortTimes {
         let mut events = decoded.index.iter().zip(0..times.len()).peekable();
         (0..records.len() as u32)
             .map(|index| {
-                if let Some((_, row)) = events.next_if(|(of, _)| **of == index)
+                if let Some((_, row)) = events.next_if(|(record, _)| **record == index)
                     && times.is_valid(row)
                 {
                     self.last = times.value(row);
@@ -53,8 +51,8 @@ impl SortTimes {
 }
 
 impl Ingest {
-    /// Times to sort a stream's records by, or `None` for an unknown stream.
-    pub fn sort_times(&self, stream: &str) -> Option<SortTimes> {
+    /// Sort times for a stream's records; `None` if there is no such stream.
+    pub(crate) fn sort_times(&self, stream: &str) -> Option<SortTimes> {
         self.catalog
             .streams
             .get(stream)
@@ -76,12 +74,12 @@ mod tests {
         let catalog = Catalog::compile(&Declarations::from_json(text).expect("declarations"))
             .expect("a catalog");
         let mut times = SortTimes::new(catalog.streams["s"].clone());
-        let mut next = |records: &[&str], cut: &[(u64, u64)]| {
+        let mut next = |records: &[&str], truncated: &[(u64, u64)]| {
             let mut builder = RecordsBuilder::default();
             records
                 .iter()
                 .for_each(|record| builder.push(record.as_bytes()));
-            times.next(&builder.finish(), cut)
+            times.next(&builder.finish(), truncated)
         };
         let far = 7_000_000_000_000_000;
         assert_eq!(

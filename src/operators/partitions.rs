@@ -47,7 +47,7 @@ impl PartitionState {
         if next == header.first_offset {
             let length = frame
                 .attributes
-                .cut
+                .truncated_records
                 .first()
                 .map_or(u64::from(frame.block_bytes.saturating_sub(4)), |(_, n)| *n);
             self.record_partial_line(next, length, header.first_lsn);

@@ -22,7 +22,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashTable;
 use sha2::{Digest, Sha256};
 
-use crate::bounds::kept;
+use crate::bounds::truncate_with_hash;
 use crate::event::{Lsn, MICROS_PER_SECOND, Micros};
 use crate::schema::types::timestamp;
 
@@ -213,7 +213,7 @@ impl Sessions {
         let mut hash = Sha256::new();
         hash.update(self.stream.as_bytes());
         hash.update([0]);
-        hash.update(kept(key).as_bytes());
+        hash.update(truncate_with_hash(key).as_bytes());
         hash.update([0]);
         hash.update(first_lsn.to_le_bytes());
         hash.finalize()
@@ -238,8 +238,8 @@ impl Sessions {
     /// Observes an event; returns its session's first record.
     pub fn observe(&mut self, event: &SessionEvent<'_>, closed: &mut Vec<ClosedSession>) -> Lsn {
         let SessionEvent { lsn, time, .. } = *event;
-        let track = self.text(event.track.map(kept).as_deref());
-        let own_key = kept(event.key);
+        let track = self.text(event.track.map(truncate_with_hash).as_deref());
+        let own_key = truncate_with_hash(event.key);
         let gap = self.gap;
         let slot = self.find(&own_key);
         let state = slot.and_then(|slot| self.keys[slot as usize].as_mut());

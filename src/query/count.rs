@@ -10,7 +10,7 @@ use super::encode::{each_row, write_object};
 use super::spool::{SpooledAnswer, Spools};
 use super::sql::SqlEngine;
 use super::{AsOf, Handles, QueryError};
-use crate::bounds::kept;
+use crate::bounds::truncate_with_hash;
 use crate::event::{Lsn, MICROS_PER_SECOND, Micros};
 use crate::operators::checkpoints;
 use crate::views::counts::{Count, group};
@@ -52,7 +52,7 @@ pub async fn count(
         .collect();
     let max_groups = sql.max_rows();
     let mut sums = Sums {
-        kind: query.kind.as_deref().map(kept),
+        kind: query.kind.as_deref().map(truncate_with_hash),
         group_column: group_column(name, query.by.as_deref(), &columns)?,
         max_groups,
         ..Sums::default()
@@ -279,7 +279,7 @@ impl EdgeQuery<'_> {
                 .as_array()
                 .into_iter()
                 .flatten()
-                .map(|value| kept(value.as_str().unwrap_or_default()));
+                .map(|value| truncate_with_hash(value.as_str().unwrap_or_default()));
             let number = |name: &str| row[name].as_u64().unwrap_or(0);
             sums.add(
                 values,

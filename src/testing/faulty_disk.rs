@@ -1,5 +1,5 @@
-//! A disk whose n-th operation fails, and every later one too; and which can lose what was written
-//! but not synced, as a power cut does.
+//! A disk on which the n-th operation and all later ones fail, and which can lose unsynced writes, as
+//! in a power failure.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use crate::storage::{Disk, File, Storage};
 
 #[derive(Default)]
 struct State {
-    /// Operations until the first failure.
-    left: u64,
-    /// Written ranges of files that no sync followed, with what lay there before.
+    /// Operations that still succeed.
+    remaining: u64,
+    /// Ranges written since the last sync: file, offset, and the bytes before.
     unsynced: Vec<(PathBuf, u64, Vec<u8>)>,
 }
 
@@ -29,7 +29,7 @@ impl FaultyDisk {
     /// Lets `operations` succeed; the next one fails.
     pub fn failing_at(operations: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
-            left: operations,
+            remaining: operations,
             unsynced: Vec::new(),
         })))
     }
@@ -40,15 +40,15 @@ impl FaultyDisk {
 
     fn operation(&self) -> io::Result<()> {
         let mut state = self.lock();
-        if state.left == 0 {
-            return Err(io::Error::other("the disk was told to fail"));
+        if state.remaining == 0 {
+            return Err(io::Error::other("simulated disk failure"));
         }
-        state.left -= 1;
+        state.remaining -= 1;
         Ok(())
     }
 
-    /// Puts back what was there before every write that no sync followed.
-    pub fn lose_what_was_not_synced(&self) {
+    /// Undoes every write that was not synced.
+    pub fn lose_unsynced_writes(&self) {
         for (path, offset, before) in self.lock().unsynced.drain(..).rev() {
             if let Ok(file) = Disk.open(&path) {
                 let _ = file.write_all_at(&before, offset);

@@ -1,4 +1,4 @@
-//! What tests use: a disk that fails on demand and forgets what was not synced.
+//! Test support: a disk that fails on demand and loses unsynced writes.
 
 mod faulty_disk;
 

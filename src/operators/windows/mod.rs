@@ -31,7 +31,7 @@ use arrow::array::{ArrayRef, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 
 use super::canonical;
-use crate::bounds::kept_bytes;
+use crate::bounds::truncate_bytes_with_hash;
 use crate::event::{Lsn, Micros};
 use crate::schema::window::Shape;
 use crate::schema::{Late, WINDOW_GROUP_BYTES, Window};
@@ -261,7 +261,7 @@ impl WindowState {
             Kind::Session(sessions) => {
                 let mut key = Vec::new();
                 canonical(batch.column(sessions.key), row, &mut key);
-                sessions.accept_row(shared, position, kept_bytes(key), time, lsn)
+                sessions.accept_row(shared, position, truncate_bytes_with_hash(key), time, lsn)
             }
         }
     }

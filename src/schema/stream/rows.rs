@@ -189,7 +189,7 @@ fn too_far_ahead(time: Micros, received_at: Micros) -> String {
 
 fn outside_range(time: Micros, range: &TimeRange) -> String {
     format!(
-        "event_time {} lies outside the stream's time_range, {range}",
+        "event_time {} is outside the stream's time_range, {range}",
         rfc3339(time)
     )
 }

@@ -1,6 +1,6 @@
 //! A group's values as one text, which is its key in the file: joined by U+001F, with that
 //! character escaped where a value has it. A null value is an empty text. A long value is kept in
-//! part, see [`bounds::kept`].
+//! part, see [`bounds::truncate_with_hash`].
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ pub fn push(text: &mut String, is_first: bool, value: &str) {
     if !is_first {
         text.push(SEPARATOR);
     }
-    let value = bounds::kept(value);
+    let value = bounds::truncate_with_hash(value);
     if !value.contains([SEPARATOR, ESCAPE]) {
         return text.push_str(&value);
     }

@@ -1,8 +1,12 @@
-//! One record into columns: the parser drives, the columns' types say how each value is read.
+//! Reads one record into columns: the parser drives, each column's type determines how its value is
+//! read.
 //!
-//! The parser's own reading of numbers is the fast one. Where it would lose digits that a column
-//! needs, the record is read once more with every scalar taken from its text, and the column reads
-//! from text for the rest of the frame. Both ways give the same values.
+//! The parser's own numbers are fast. If they would lose digits that a column needs, the record is
+//! parsed a second time with every scalar read from its text, and the column reads from text for the
+//! rest of the frame. Both ways give the same values.
+//!
+//! Example: `{"v": 1.10}` for `v varchar`. The parser offers the double 1.1, which is not the text,
+//! so the pass ends with `needs_text`; the second pass gets `1.10`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,31 +17,32 @@ use serde::de::{
 };
 use serde_json::value::RawValue;
 
-use super::columns::{Column, Data, KeyTexts, Texts};
-use super::keys::Keys;
-use super::repair;
+use super::keys::KeyPositions;
+use super::surrogates;
 use crate::bounds::MAX_ELEMENTS;
+use crate::decode::columns::{Column, Data, KeyTexts, TextInput};
 
-/// Unknown keys remembered per object of the schema and call.
+/// Unknown keys counted per object of the schema and frame.
 const MAX_DRIFT_KEYS: usize = 100;
 
-/// What is known while a record is read.
+/// The state of one pass over a record.
 #[derive(Default)]
-pub struct Pass {
+struct Pass {
     /// Every scalar is read from its text.
     from_text: bool,
-    /// A value needs its text, which this pass does not have.
+    /// A value must be read from its text, which this pass does not provide.
     needs_text: bool,
-    /// Unknown keys met, and those that an earlier pass has counted.
+    /// Unknown keys in this pass.
     unknown: u64,
+    /// Unknown keys that an earlier pass has counted already.
     counted: u64,
-    /// Why the record is refused.
+    /// Why the record is rejected.
     reason: Option<String>,
 }
 
 impl Pass {
-    /// The next pass over the same record, behind one that failed.
-    fn again(self) -> Self {
+    /// The next pass over the same record, after this one failed.
+    fn retry(self) -> Self {
         Self {
             from_text: true,
             counted: self.unknown.max(self.counted),
@@ -46,9 +51,9 @@ impl Pass {
     }
 
     /// Ends the pass; the parser's error only carries it out.
-    fn refuse<E: Error>(&mut self, reason: String) -> E {
+    fn reject<E: Error>(&mut self, reason: String) -> E {
         self.reason = Some(reason);
-        E::custom("refused")
+        E::custom("rejected")
     }
 
     fn need_text<E: Error>(&mut self) -> E {
@@ -57,31 +62,32 @@ impl Pass {
     }
 
     fn put<E: Error>(&mut self, result: Result<(), String>) -> Result<(), E> {
-        result.map_err(|reason| self.refuse(reason))
+        result.map_err(|reason| self.reject(reason))
     }
 }
 
-/// Where a frame's records go.
+/// Where a frame's records are written.
 pub struct Target<'a> {
     pub columns: &'a mut [Column],
-    /// The column whose key came first the last time.
+    /// The column whose key came first in the last record.
     pub first: &'a mut usize,
-    /// Unknown keys, with how often they came.
+    /// Unknown keys with their number of occurrences.
     pub drift: &'a mut HashMap<String, u64>,
 }
 
-/// Reads a record as the next row, or says why not and leaves columns half filled.
+/// Reads a record as row number `rows`. If it is rejected, returns the reason and leaves columns
+/// partially written.
 pub fn read(text: &str, target: &mut Target<'_>, rows: usize) -> Result<(), String> {
     let (error, pass) = match parse(text, target, Pass::default()) {
         Ok(()) => return Ok(()),
         Err(failed) => failed,
     };
-    let repaired = repair::lone_surrogates(text);
+    let repaired = surrogates::replace_lone_surrogates(text);
     if !pass.needs_text && repaired.is_none() && !is_out_of_range(&error) {
         return Err(reason(&error, pass));
     }
     target.columns.iter_mut().for_each(|c| c.truncate(rows));
-    parse(repaired.as_deref().unwrap_or(text), target, pass.again())
+    parse(repaired.as_deref().unwrap_or(text), target, pass.retry())
         .map_err(|(error, pass)| reason(&error, pass))
 }
 
@@ -110,7 +116,7 @@ fn parse(
         .map_err(|error| (error, pass))
 }
 
-/// The parser gives up at a number that no double holds, before anyone is asked.
+/// The parser itself rejects a number beyond the range of doubles.
 fn is_out_of_range(error: &serde_json::Error) -> bool {
     error.is_syntax() && error.to_string().starts_with("number out of range")
 }
@@ -121,10 +127,10 @@ fn reason(error: &serde_json::Error, pass: Pass) -> String {
         (Some(reason), _) => reason,
         (None, Category::Data) => {
             let text = error.to_string();
-            // The position says nothing more than the field's name does.
+            // The position adds nothing to the field's name.
             text.split(" at line ").next().unwrap_or(&text).to_owned()
         }
-        (None, Category::Syntax | Category::Eof | Category::Io) => format!("no JSON: {error}"),
+        (None, Category::Syntax | Category::Eof | Category::Io) => format!("invalid JSON: {error}"),
     }
 }
 
@@ -132,9 +138,9 @@ fn reason(error: &serde_json::Error, pass: Pass) -> String {
 struct ObjectVisitor<'a> {
     path: &'a str,
     columns: &'a mut [Column],
-    /// The column whose key came first the last time.
+    /// The column whose key came first in the last record.
     first: &'a mut usize,
-    /// Row being written; none for the record, whose columns tell it.
+    /// The row being written; `None` for the record itself, whose columns determine it.
     row: Option<usize>,
     drift: &'a mut HashMap<String, u64>,
     pass: &'a mut Pass,
@@ -156,7 +162,7 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
             let reason = format!(
                 "an array of more than {MAX_ELEMENTS} records; write shorter ones, or a record on each line"
             );
-            return Err(self.pass.refuse(reason));
+            return Err(self.pass.reject(reason));
         }
         Err(A::Error::invalid_type(Unexpected::Seq, &self))
     }
@@ -165,9 +171,9 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
         let row = self
             .row
             .unwrap_or_else(|| self.columns.first().map_or(0, Column::len));
-        let mut before = None;
+        let mut previous = None;
         loop {
-            let expected = before.map_or(*self.first, |b: usize| self.columns[b].next);
+            let expected = previous.map_or(*self.first, |p: usize| self.columns[p].next);
             let Some(key) = map.next_key_seed(KeySeed {
                 columns: self.columns,
                 expected,
@@ -177,13 +183,13 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
             };
             match key {
                 Key::Column(at) => {
-                    match before {
-                        Some(before) => self.columns[before].next = at,
+                    match previous {
+                        Some(previous) => self.columns[previous].next = at,
                         None => *self.first = at,
                     }
-                    before = Some(at);
+                    previous = Some(at);
                     let column = &mut self.columns[at];
-                    // Of a key twice in an object the last counts.
+                    // If an object has a key twice, the last one counts.
                     if column.len() > row {
                         column.truncate(row);
                     }
@@ -212,11 +218,11 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
         for column in self.columns {
             if column.len() == row {
                 if column.not_null {
-                    return Err(self.pass.refuse(format!("{}: missing", column.path)));
+                    return Err(self.pass.reject(format!("{}: missing", column.path)));
                 }
                 column.push_null();
             } else if column.not_null && column.valid.last() == Some(&false) {
-                return Err(self.pass.refuse(format!("{}: null", column.path)));
+                return Err(self.pass.reject(format!("{}: null", column.path)));
             }
         }
         Ok(())
@@ -228,8 +234,8 @@ enum Key {
     Unknown(String),
 }
 
-/// Finds a key among the columns; those that followed the last time are tried first, also where an
-/// optional one is missing.
+/// Finds a key among the columns. The one that followed in the last record is tried first, then the
+/// one after it, in case an optional key is missing.
 struct KeySeed<'a> {
     columns: &'a [Column],
     expected: usize,
@@ -289,7 +295,7 @@ impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
 }
 
 impl ValueSeed<'_> {
-    /// Reads a scalar, or what is stored as JSON, from its text.
+    /// Reads a scalar, or a value that is stored as JSON, from its text.
     fn read_text<E: Error>(self, json: &str) -> Result<(), E> {
         let Self { column, pass } = self;
         let first = json.as_bytes().first().copied().unwrap_or_default();
@@ -299,13 +305,13 @@ impl ValueSeed<'_> {
                 Ok(())
             }
             _ if column.is_json() => column.put_json(json, "a value"),
-            (b'"', _) => column.put_string(&repair::string(json)),
+            (b'"', _) => column.put_string(&surrogates::unescape(json)),
             (_, "true") => column.put_boolean(true),
             (_, "false") => column.put_boolean(false),
             (b'{', _) => column.put_json(json, "an object"),
             (b'[', _) => column.put_json(json, "an array"),
             _ => {
-                // What the parser's own numbers would lose is read from text from here on.
+                // If the parser's own numbers would lose digits, the column stays with text.
                 let digits = json.trim_start_matches('-');
                 let is_plain =
                     digits.len() < 19 && digits.bytes().all(|b| b.is_ascii_digit()) && json != "-0";
@@ -358,7 +364,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
             column.from_text = true;
             return Err(pass.need_text());
         }
-        Err(pass.refuse(column.mismatch("a decimal number")))
+        Err(pass.reject(column.mismatch("a decimal number")))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
@@ -389,13 +395,13 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 .visit_map(map)?;
             }
             Data::Text {
-                takes: Texts::MapValue | Texts::Json,
+                accepts: TextInput::MapValue | TextInput::Json,
                 ..
             } => {
                 column.from_text = true;
                 return Err(pass.need_text());
             }
-            _ => return Err(pass.refuse(column.mismatch("an object"))),
+            _ => return Err(pass.reject(column.mismatch("an object"))),
         }
         column.valid.push(true);
         Ok(())
@@ -416,23 +422,23 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 ends.push(ends.last().copied().unwrap_or(0));
             }
             Data::Text {
-                takes: Texts::MapValue | Texts::Json,
+                accepts: TextInput::MapValue | TextInput::Json,
                 ..
             } => {
                 column.from_text = true;
                 return Err(pass.need_text());
             }
-            _ => return Err(pass.refuse(column.mismatch("an array"))),
+            _ => return Err(pass.reject(column.mismatch("an array"))),
         }
         column.valid.push(true);
         Ok(())
     }
 }
 
-/// Keys of a map in one record.
+/// Maximum number of keys of a map in one record.
 pub const MAX_MAP_KEYS: usize = 100_000;
 
-/// Reads an object of any keys; of a key twice the last counts.
+/// Reads an object with arbitrary keys; if a key occurs twice, the last one counts.
 fn read_map<'de, A: MapAccess<'de>>(
     mut map: A,
     (keys, values, ends): (&mut KeyTexts, &mut Column, &mut Vec<i32>),
@@ -440,23 +446,23 @@ fn read_map<'de, A: MapAccess<'de>>(
     pass: &mut Pass,
 ) -> Result<(), A::Error> {
     let first = ends.last().copied().unwrap_or(0) as usize;
-    // A record that was refused half way has left what lies behind.
+    // A rejected record may have left values after the last end.
     keys.truncate(first);
     values.truncate(first);
-    let (mut seen, mut overridden) = (Keys::default(), Vec::new());
+    let (mut seen, mut overridden) = (KeyPositions::default(), Vec::new());
     while map.next_key_seed(&mut *keys)?.is_some() {
-        let place = keys.len() - first - 1;
-        if place == MAX_MAP_KEYS {
-            return Err(pass.refuse(format!("{path}: a map of more than {MAX_MAP_KEYS} keys")));
+        let position = keys.len() - first - 1;
+        if position == MAX_MAP_KEYS {
+            return Err(pass.reject(format!("{path}: a map of more than {MAX_MAP_KEYS} keys")));
         }
-        overridden.extend(seen.add(place, |n| keys.get(first + n)));
+        overridden.extend(seen.add(position, |n| keys.get(first + n)));
         map.next_value_seed(ValueSeed {
             column: values,
             pass,
         })?;
     }
     if !overridden.is_empty() {
-        // Rare: the entries behind the first one that does not count move up.
+        // Rare: rewrite the entries from the first overridden one on.
         overridden.sort_unstable();
         let from = first + overridden[0];
         let is_last = |n: &usize| overridden.binary_search(&(n - first)).is_err();

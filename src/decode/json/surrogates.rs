@@ -1,11 +1,11 @@
-//! Half of a surrogate pair, written as an escape, is valid JSON text but no character. Producers
-//! that cut texts by their UTF-16 length write it.
+//! A lone surrogate (half of a pair), written as an escape, is valid JSON text but not a character.
+//! Producers that truncate text by its UTF-16 length write it.
 
 use std::borrow::Cow;
 
-/// The text with every lone surrogate escape replaced by that of U+FFFD; none where there is no
-/// such escape. Nothing moves: the new escape is as long as the old one.
-pub fn lone_surrogates(text: &str) -> Option<String> {
+/// The text with the escape of every lone surrogate replaced by that of U+FFFD, which is as long;
+/// `None` if there is no such escape.
+pub fn replace_lone_surrogates(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut replaced: Option<Vec<u8>> = None;
     let mut at = 0;
@@ -34,17 +34,18 @@ fn escaped(bytes: &[u8], at: usize) -> Option<u16> {
     })
 }
 
-/// The characters of a JSON string, given with its quotes.
-pub fn string(literal: &str) -> Cow<'_, str> {
+/// The characters of a JSON string literal, which has its quotes.
+pub fn unescape(literal: &str) -> Cow<'_, str> {
     let inner = literal.get(1..literal.len() - 1).unwrap_or_default();
     if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
         return Cow::Borrowed(inner);
     }
-    let text = serde_json::from_str(literal).or_else(|error| match lone_surrogates(literal) {
-        Some(repaired) => serde_json::from_str(&repaired),
-        None => Err(error),
-    });
-    // Only called with strings that the parser has accepted.
+    let text =
+        serde_json::from_str(literal).or_else(|error| match replace_lone_surrogates(literal) {
+            Some(repaired) => serde_json::from_str(&repaired),
+            None => Err(error),
+        });
+    // The parser has accepted the literal before.
     Cow::Owned(text.unwrap_or_else(|_| inner.to_owned()))
 }
 
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_halves_are_replaced() {
+    fn only_lone_surrogates_are_replaced() {
         for (text, wanted) in [
             (r"\ud83d", Some(r"\ufffd")),
             (r"a \uDC00 b", Some(r"a \ufffd b")),
@@ -66,14 +67,14 @@ mod tests {
             (r"\ud83", None),
             (r"end\", None),
         ] {
-            assert_eq!(lone_surrogates(text).as_deref(), wanted, "{text}");
+            assert_eq!(replace_lone_surrogates(text).as_deref(), wanted, "{text}");
         }
     }
 
     #[test]
     fn strings_lose_their_quotes_and_escapes() {
-        assert_eq!(string(r#""plain""#), "plain");
-        assert_eq!(string(r#""a\n\"\ud83d""#), "a\n\"\u{FFFD}");
-        assert_eq!(string(r#""""#), "");
+        assert_eq!(unescape(r#""plain""#), "plain");
+        assert_eq!(unescape(r#""a\n\"\ud83d""#), "a\n\"\u{FFFD}");
+        assert_eq!(unescape(r#""""#), "");
     }
 }

@@ -1,13 +1,13 @@
-//! Any JSON value as one text, by which equal values written by different programs become
-//! comparable: members in received order, no insignificant blanks, digits of numbers as written,
-//! strings with the fewest escapes, of a key twice the last one.
+//! A JSON value as compact text, which makes values of different programs comparable: members in
+//! received order, no insignificant blanks, digits of numbers as written, strings with the fewest
+//! escapes, and only the last member of each key.
 
 use std::ops::Range;
 
-use super::keys::Keys;
-use super::repair;
+use super::keys::KeyPositions;
+use super::surrogates;
 
-/// Objects and arrays inside each other, at most.
+/// Maximum nesting of objects and arrays.
 pub const MAX_DEPTH: usize = 128;
 
 /// The value is nested deeper than [`MAX_DEPTH`].
@@ -83,7 +83,7 @@ impl<'a> Compactor<'a> {
         let literal = self.literal();
         if memchr::memchr(b'\\', literal.as_bytes()).is_none() {
             out.extend_from_slice(literal.as_bytes());
-        } else if let Ok(text) = serde_json::to_vec(&repair::string(literal)) {
+        } else if let Ok(text) = serde_json::to_vec(&surrogates::unescape(literal)) {
             out.extend(text);
         }
     }
@@ -109,9 +109,9 @@ impl<'a> Compactor<'a> {
         self.at += 1;
         out.push(b'{');
         let start = out.len();
-        // Of each member, where its key and all of it lie in `out`; an overridden one is empty.
+        // Per member, the ranges of its key and of all of it in `out`; empty if overridden.
         let mut members: Vec<(Range<usize>, Range<usize>)> = Vec::new();
-        let (mut keys, mut has_overridden) = (Keys::default(), false);
+        let (mut keys, mut has_overridden) = (KeyPositions::default(), false);
         while !matches!(self.next(), None | Some(b'}')) {
             if !members.is_empty() {
                 self.at += 1;
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn order_and_digits_stay_and_blanks_go() {
+    fn order_and_digits_are_preserved_and_blanks_removed() {
         for (json, wanted) in [
             (" { \"b\" : 1.10 , \"a\" : [ ] } ", r#"{"b":1.10,"a":[]}"#),
             (
@@ -212,7 +212,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_text_means_the_same_and_is_its_own_compact_text(value in value()) {
+        fn compacting_preserves_the_value_and_is_idempotent(value in value()) {
             let pretty = serde_json::to_string_pretty(&value).expect("JSON");
             let once = compacted(&pretty).expect("shallow");
             prop_assert_eq!(serde_json::from_str::<Value>(&once).expect("JSON"), value);
