@@ -1,5 +1,5 @@
-//! Limits on what is retained of a record's values: a bounded number of bytes, however long the values
-//! are.
+//! Limits on what is retained of a record's values: a bounded number of bytes, however long the
+//! values are.
 
 use std::borrow::Cow;
 
@@ -12,8 +12,8 @@ pub const MAX_RETAINED_BYTES: usize = 128;
 /// Bytes of the hash in a shortened text.
 const HASH_BYTES: usize = 8;
 
-/// Shortens a text over [`MAX_RETAINED_BYTES`] to its start and a hash of all of it, so that different
-/// texts stay different.
+/// Shortens a text over [`MAX_RETAINED_BYTES`] to its start and a hash of all of it, so that
+/// different texts stay different.
 pub fn truncate_with_hash(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_RETAINED_BYTES {
         return text.into();

@@ -1,5 +1,5 @@
-//! The vocabulary that all modules share: LSNs, times, coordinates, gaps, and the health of sources.
-//! No I/O.
+//! The vocabulary that all modules share: LSNs, times, coordinates, gaps, and the health of
+//! sources. No I/O.
 
 /// Number of a record in the log: `instance × 2^43 + sequence`, unique among logs and exact in JSON
 /// (below 2^53).

@@ -3,9 +3,9 @@
 //!
 //! A key's scope is the stream. Both the number of keys and their bytes are bounded by [`Limits`],
 //! which are stored with the configuration and do not depend on memory; the oldest key is evicted
-//! first. Two tables are filled in the order of the log and are therefore equal at the same LSN: the
-//! log writer's, which decides whether a frame with a key is a duplicate, and the operators', from
-//! whose snapshot the first is restored after a restart.
+//! first. Two tables are filled in the order of the log and are therefore equal at the same LSN:
+//! the log writer's, which decides whether a frame with a key is a duplicate, and the operators',
+//! from whose snapshot the first is restored after a restart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::event::Lsn;
 
 /// Maximum number of rejections listed in a response.
 pub(crate) const MAX_LISTED_REJECTIONS: usize = 100;
-/// Memory of a key in addition to its text and the reasons, and of a listed rejection in addition to
-/// its reason.
+/// Memory of a key in addition to its text and the reasons, and of a listed rejection in addition
+/// to its reason.
 const ENTRY_BYTES: usize = 160;
 const REJECTION_BYTES: usize = 32;
 

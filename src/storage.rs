@@ -23,8 +23,8 @@ pub trait File: Send + Sync {
 
 /// A folder tree.
 pub trait Storage: Send + Sync + 'static {
-    /// Creates a file of `size` allocated bytes: `head`, then zeros. Its name appears only once both
-    /// are durable.
+    /// Creates a file of `size` allocated bytes: `head`, then zeros. Its name appears only once
+    /// both are durable.
     fn create(&self, path: &Path, size: u64, head: &[u8]) -> io::Result<Arc<dyn File>>;
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     fn open_read_only(&self, path: &Path) -> io::Result<Arc<dyn File>>;
@@ -125,8 +125,8 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// Creates a folder and its missing parents, each with a durable name. After an error the new ones are
-/// removed, so that the next attempt creates and syncs all of them.
+/// Creates a folder and its missing parents, each with a durable name. After an error the new ones
+/// are removed, so that the next attempt creates and syncs all of them.
 pub fn create_folders(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.is_dir();
@@ -148,8 +148,8 @@ pub fn create_folders(folder: &Path) -> io::Result<()> {
     created
 }
 
-/// Bytes that an unprivileged process may still write to the file system of this folder; `None` if it
-/// does not report them.
+/// Bytes that an unprivileged process may still write to the file system of this folder; `None` if
+/// it does not report them.
 pub fn free(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(folder).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -161,8 +161,8 @@ pub fn capacity(folder: &Path) -> Option<u64> {
     Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
-/// Whether this is the name of a temporary file, of Weir, tantivy or `object_store`. Such files remain
-/// if the process is killed while writing.
+/// Whether this is the name of a temporary file, of Weir, tantivy or `object_store`. Such files
+/// remain if the process is killed while writing.
 pub fn is_temporary(name: &str) -> bool {
     let is_staged = |(_, number): (&str, &str)| {
         !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
@@ -393,7 +393,7 @@ mod tests {
             .truncate(true)
             .open(folder.path().join("x"))
             .expect("a file");
-        write_zeros(&file, (2 << 20) + 5).expect("room");
+        write_zeros(&file, (2 << 20) + 5).expect("space");
         let bytes = fs::read(folder.path().join("x")).expect("readable");
         assert_eq!(
             (bytes.len(), bytes.iter().all(|b| *b == 0)),

@@ -17,10 +17,10 @@ impl<F: FnMut()> Drop for OnEnd<F> {
     }
 }
 
-/// Yields the CPU regularly during long work. The kernel preempts a thread only at a tick, every 1 to
-/// 10 ms, even one of low priority, and a request needs several threads in sequence. If others want
-/// the core, a yield costs the rest of the thread's time slice, some 3 ms: yielding much more often
-/// would slow down the work on a busy machine.
+/// Yields the CPU regularly during long work. The kernel preempts a thread only at a tick, every 1
+/// to 10 ms, even one of low priority, and a request needs several threads in sequence. If others
+/// want the core, a yield costs the rest of the thread's time slice, some 3 ms: yielding much more
+/// often would slow down the work on a busy machine.
 #[derive(Debug, Default)]
 pub struct Pace {
     bytes: usize,
@@ -107,8 +107,8 @@ pub fn describe(thread: &str, panic: &(dyn Any + Send)) -> String {
     )
 }
 
-/// In a debug build, panics if `WEIR_TEST_PANIC` names this thread: lets tests check how each kind of
-/// thread fails.
+/// In a debug build, panics if `WEIR_TEST_PANIC` names this thread: lets tests check how each kind
+/// of thread fails.
 pub fn panic_if_asked(thread: &str) {
     #[cfg(debug_assertions)]
     {

@@ -1,11 +1,11 @@
-//! A flipped bit, in whatever file of the data folder, never gives other numbers without an error.
-//! The error names the file and the way out, and the exit code is 65.
+//! A flipped bit in any file of the data folder never changes an answer without an error. The error
+//! names the file and the remedy, and the exit code is 65.
 
 use std::path::{Path, PathBuf};
 
 use crate::support::{Bench, Numbers, copy, files, ndjson, records};
 
-/// A folder with rows in files of every kind, and a copy of it in which bytes may be changed.
+/// A data folder with files of every kind, of which tests damage a copy.
 struct Damaged {
     bench: Bench,
     numbers: Numbers,
@@ -16,31 +16,31 @@ impl Damaged {
         let bench = Bench::new("");
         bench.write("in.ndjson", &ndjson(&records(400, 17)));
         bench.once();
-        copy(&bench.path("data"), &bench.path("whole"));
+        copy(&bench.path("data"), &bench.path("intact"));
         Self {
             bench,
             numbers: Numbers(5),
         }
     }
 
-    /// Files of the whole folder whose path has this in it, without the folder.
+    /// Files of the intact folder whose path contains `part`, relative to the folder.
     fn files(&self, part: &str) -> Vec<PathBuf> {
-        let whole = self.bench.path("whole");
-        // What is empty is a lock.
-        let with_bytes = files(&whole)
+        let intact = self.bench.path("intact");
+        // Empty files are locks.
+        let with_bytes = files(&intact)
             .into_iter()
             .filter(|(_, bytes)| !bytes.is_empty())
             .map(|(path, _)| path);
         let names =
-            with_bytes.filter_map(|path| path.strip_prefix(&whole).ok().map(Path::to_owned));
+            with_bytes.filter_map(|path| path.strip_prefix(&intact).ok().map(Path::to_owned));
         names
             .filter(|path| path.to_string_lossy().contains(part))
             .collect()
     }
 
-    /// Flips a bit of the file, chosen by the numbers; gives its place.
+    /// Flips a random bit of the file; returns its byte offset.
     fn flip(&mut self, file: &Path) -> u64 {
-        let mut bytes = std::fs::read(self.bench.path("whole").join(file)).expect("the file");
+        let mut bytes = std::fs::read(self.bench.path("intact").join(file)).expect("the file");
         let at = self.numbers.below(bytes.len() as u64);
         bytes[at as usize] ^= 1 << self.numbers.below(8);
         self.put(file, &bytes);
@@ -51,7 +51,7 @@ impl Damaged {
         std::fs::write(self.bench.path("data").join(file), bytes).expect("written");
     }
 
-    /// The answer, or the error of a refusal.
+    /// The output, or the error.
     fn ask(&self, arguments: &[&str]) -> Result<String, String> {
         let mut all = arguments.to_vec();
         all.extend(["--output", "ndjson"]);
@@ -65,14 +65,14 @@ impl Damaged {
     }
 }
 
-/// Whether the error names the file and says what to do.
+/// Whether the error names the file and a remedy.
 fn names(error: &str, file: &Path) -> bool {
-    let ways = ["weir rebuild", "restore"];
-    error.contains(&*file.to_string_lossy()) && ways.iter().any(|way| error.contains(way))
+    let remedies = ["weir rebuild", "restore"];
+    error.contains(&*file.to_string_lossy()) && remedies.iter().any(|remedy| error.contains(remedy))
 }
 
 #[test]
-fn a_flipped_bit_in_a_table_is_found_by_who_reads_it() {
+fn a_flipped_bit_in_a_table_is_found_by_its_readers() {
     let mut damaged = Damaged::new();
     let queries = [
         (
@@ -86,7 +86,7 @@ fn a_flipped_bit_in_a_table_is_found_by_who_reads_it() {
             "restore it from a backup",
         ),
     ];
-    for (part, query, way_out) in queries {
+    for (part, query, remedy) in queries {
         let want = damaged.ask(&["sql", query]).expect("an answer");
         let parquet: Vec<PathBuf> = damaged
             .files(part)
@@ -96,14 +96,14 @@ fn a_flipped_bit_in_a_table_is_found_by_who_reads_it() {
         for round in 0..4 {
             let file = &parquet[round % parquet.len()];
             let at = damaged.flip(file);
-            let error = damaged.ask(&["sql", query]).expect_err("it is found");
+            let error = damaged.ask(&["sql", query]).expect_err("it is detected");
             assert!(
-                names(&error, file) && error.contains(way_out),
+                names(&error, file) && error.contains(remedy),
                 "byte {at}: {error}"
             );
             damaged.put(
                 file,
-                &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"),
+                &std::fs::read(damaged.bench.path("intact").join(file)).expect("the file"),
             );
         }
         assert_eq!(damaged.ask(&["sql", query]), Ok(want));
@@ -111,7 +111,7 @@ fn a_flipped_bit_in_a_table_is_found_by_who_reads_it() {
 }
 
 #[test]
-fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
+fn a_flipped_bit_in_any_other_file_does_not_change_the_answer_or_is_reported() {
     let mut damaged = Damaged::new();
     let rows = ["sql", "select * from rsvps order by lsn"];
     let kinds: [(&str, &[&str], &str); 6] = [
@@ -135,20 +135,20 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
         ("log/", &rows, "restore"),
     ];
     let mut found = 0;
-    for (part, question, way_out) in kinds {
-        let want = damaged.ask(question).expect("an answer");
+    for (part, query, remedy) in kinds {
+        let want = damaged.ask(query).expect("an answer");
         let files = damaged.files(part);
-        // Different files, because libraries give their errors different forms.
+        // Several files, because libraries report errors in different forms.
         for round in 0..files.len().clamp(4, 12) {
             let file = &files[round % files.len()];
             let at = damaged.flip(file);
-            match damaged.ask(question) {
+            match damaged.ask(query) {
                 Ok(answer) => assert_eq!(answer, want, "{} at byte {at}", file.display()),
                 Err(error) => {
                     found += 1;
                     let folder = file.parent().expect("a folder").to_string_lossy();
                     assert!(
-                        error.contains(&*folder) && error.contains(way_out),
+                        error.contains(&*folder) && error.contains(remedy),
                         "{} at {at}: {error}",
                         file.display()
                     );
@@ -156,7 +156,7 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
             }
             damaged.put(
                 file,
-                &std::fs::read(damaged.bench.path("whole").join(file)).expect("the file"),
+                &std::fs::read(damaged.bench.path("intact").join(file)).expect("the file"),
             );
         }
     }
@@ -166,11 +166,11 @@ fn a_flipped_bit_in_any_other_file_gives_the_same_answer_or_names_it() {
 #[test]
 fn views_that_cannot_be_opened_are_rebuilt() {
     let damaged = Damaged::new();
-    let questions: [&[&str]; 2] = [
+    let queries: [&[&str]; 2] = [
         &["count", "--by", "country"],
         &["search", "open", "--limit", "50"],
     ];
-    let want = questions.map(|question| damaged.ask(question).expect("an answer"));
+    let want = queries.map(|query| damaged.ask(query).expect("an answer"));
     damaged.put(Path::new("state/rsvps.counts.redb"), b"no file of redb's");
     let files = damaged.files("search/rsvps/");
     let meta = files
@@ -184,16 +184,16 @@ fn views_that_cannot_be_opened_are_rebuilt() {
     assert!(error.contains("weir rebuild"), "{error}");
     damaged
         .ask(&["rebuild", "counts", "search"])
-        .expect("they are made again");
+        .expect("they are rebuilt");
     assert_eq!(
-        questions.map(|question| damaged.ask(question).expect("an answer")),
+        queries.map(|query| damaged.ask(query).expect("an answer")),
         want
     );
     damaged.bench.once();
 }
 
 #[test]
-fn without_its_log_nothing_starts_and_nothing_is_written() {
+fn without_the_log_nothing_starts_and_nothing_is_written() {
     let damaged = Damaged::new();
     let log = damaged.bench.path("data/log");
     std::fs::remove_dir_all(&log).expect("removed");
@@ -209,7 +209,7 @@ fn without_its_log_nothing_starts_and_nothing_is_written() {
 }
 
 #[test]
-fn a_damaged_table_is_made_again_from_raw_and_a_file_that_is_gone_is_named() {
+fn a_damaged_table_is_rebuilt_from_raw_and_a_missing_file_is_named() {
     let mut damaged = Damaged::new();
     let query = ["sql", "select * from rsvps order by lsn"];
     let want = damaged.ask(&query).expect("an answer");
@@ -220,10 +220,8 @@ fn a_damaged_table_is_made_again_from_raw_and_a_file_that_is_gone_is_named() {
         .find(is_parquet)
         .expect("a file");
     damaged.flip(&file);
-    damaged.ask(&query).expect_err("it is found");
-    damaged
-        .ask(&["rebuild", "rsvps"])
-        .expect("it is made again");
+    damaged.ask(&query).expect_err("it is detected");
+    damaged.ask(&["rebuild", "rsvps"]).expect("it is rebuilt");
     assert_eq!(damaged.ask(&query), Ok(want));
     let raw = damaged
         .files("lake/raw/")
@@ -233,6 +231,6 @@ fn a_damaged_table_is_made_again_from_raw_and_a_file_that_is_gone_is_named() {
     std::fs::remove_file(damaged.bench.path("data").join(&raw)).expect("removed");
     let error = damaged
         .ask(&["sql", "select count(bytes) from raw"])
-        .expect_err("it is gone");
+        .expect_err("it is missing");
     assert!(names(&error, &raw), "{error}");
 }

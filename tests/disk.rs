@@ -1,5 +1,5 @@
-//! On a disk that fails at any operation, for a while or for good, nothing that was accepted is
-//! lost or doubled.
+//! If the disk fails at any operation, temporarily or permanently, no accepted record is lost or
+//! duplicated.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records};
 
-/// `disk.c`, built by the C compiler that the crate needs anyway.
+/// Builds `disk.c` with the C compiler that the crate needs anyway.
 fn failing_disk(bench: &Bench) -> PathBuf {
     let library = bench.path("disk.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/disk.c");
@@ -22,11 +22,11 @@ fn failing_disk(bench: &Bench) -> PathBuf {
 
 const EIO: u32 = 5;
 const ENOSPC: u32 = 28;
-const FOR_EVER: u64 = u64::MAX / 2;
+const PERMANENTLY: u64 = u64::MAX / 2;
 
 /// Any file below the data folder: log, snapshots, tables, indexes, state.
 #[test]
-fn a_disk_that_fails_at_any_operation_loses_and_doubles_nothing() {
+fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
     let bench = Bench::new(OFTEN);
     let library = failing_disk(&bench);
     let all = records(7_200, 17);
@@ -37,11 +37,11 @@ fn a_disk_that_fails_at_any_operation_loses_and_doubles_nothing() {
     for run in 0..runs {
         written += 300;
         bench.write("in.ndjson", &ndjson(&all[..written]));
-        // The first run makes the folder; later ones have about a thousand operations.
+        // The first run creates the folder; later ones have about a thousand operations.
         let after = numbers.below(if run == 0 { 300 } else { 900 });
         let error = if numbers.below(2) == 0 { EIO } else { ENOSPC };
-        // Mostly it works again; a disk that is gone for good ends the run.
-        let length = [1, 1, 2, 20, FOR_EVER][numbers.below(5) as usize];
+        // Mostly the disk recovers; a permanent failure ends the run.
+        let length = [1, 1, 2, 20, PERMANENTLY][numbers.below(5) as usize];
         let mut child = bench
             .command(&["run", "--once"])
             .env("LD_PRELOAD", &library)
@@ -71,7 +71,7 @@ fn a_disk_that_fails_at_any_operation_loses_and_doubles_nothing() {
             Some(1) => failed += usize::from(is_met),
             other => panic!("run {run}, {error} after {after} for {length}: {other:?}"),
         }
-        // What ended well has everything; what did not goes on from there.
+        // A successful run has stored everything; the run after a failed one continues from there.
         if !status.success() && run % 3 == 2 || run + 1 == runs {
             bench.once();
         } else if !status.success() {

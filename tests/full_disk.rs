@@ -1,4 +1,4 @@
-//! A full disk recovers by itself, and what failed or killed attempts left does not stay.
+//! Weir recovers from a full disk automatically, and failed or killed writes leave no files.
 //! `WEIR_SMALL_DISK` names a mounted file system of at least 64 MiB that may be filled.
 
 use std::fmt::Write as _;
@@ -51,8 +51,56 @@ fn temporary_files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Posts rows until the log has been full for five seconds: views and snapshots wait less, so
+/// nothing more is freed. Returns the number of accepted rows.
+fn fill(server: &Server, numbers: &mut Numbers) -> u64 {
+    let mut accepted = 0;
+    let mut rejected_since: Option<std::time::Instant> = None;
+    while rejected_since.is_none_or(|since| since.elapsed().as_secs() < 5) {
+        let (status, answer) = post(server, &body(numbers, accepted));
+        match status {
+            200 => (accepted, rejected_since) = (accepted + ROWS, None),
+            503 => {
+                assert_eq!(answer["error"]["code"], "log_full", "{answer}");
+                rejected_since.get_or_insert_with(std::time::Instant::now);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            other => panic!("{other}: {answer}"),
+        }
+    }
+    accepted
+}
+
+/// If mounting is permitted: data is readable on a read-only file system.
+fn check_read_only(bench: &Bench, disk: &Path, rows: u64) {
+    let remount = |how: &str| {
+        let mounted = std::process::Command::new("mount")
+            .args(["-o", &format!("remount,{how}")])
+            .arg(disk)
+            .status();
+        mounted.is_ok_and(|status| status.success())
+    };
+    if !remount("ro") {
+        return;
+    }
+    let count = bench.output(&["sql", "select count(*) as n from a", "--output", "json"]);
+    let started = bench.output(&["run", "--once"]);
+    assert!(remount("rw"));
+    assert!(
+        count.status.success(),
+        "{}",
+        String::from_utf8_lossy(&count.stderr)
+    );
+    assert!(String::from_utf8_lossy(&count.stdout).contains(&rows.to_string()));
+    let reason = String::from_utf8_lossy(&started.stderr);
+    assert!(
+        !started.status.success() && reason.contains("read-only"),
+        "{reason}"
+    );
+}
+
 #[test]
-fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
+fn records_are_accepted_again_once_a_full_disk_has_space() {
     let Some(disk) = std::env::var_os("WEIR_SMALL_DISK").map(PathBuf::from) else {
         eprintln!("skipped: WEIR_SMALL_DISK names no mounted file system");
         return;
@@ -65,26 +113,13 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
     );
     bench.write("weir.toml", text.as_bytes());
     let _ = std::fs::remove_dir_all(&data);
-    std::fs::write(&ballast, vec![1; 24 << 20]).expect("room");
+    std::fs::write(&ballast, vec![1; 24 << 20]).expect("space");
     let server = Server::start(&mut bench.command(&["run"]), &data);
-    let (mut numbers, mut accepted) = (Numbers(9), 0);
-    // Until nothing more leaves by itself: two seconds are more than views and snapshots wait.
-    let mut refused_since: Option<std::time::Instant> = None;
-    while refused_since.is_none_or(|since| since.elapsed().as_secs() < 5) {
-        let (status, answer) = post(&server, &body(&mut numbers, accepted));
-        match status {
-            200 => (accepted, refused_since) = (accepted + ROWS, None),
-            503 => {
-                assert_eq!(answer["error"]["code"], "log_full", "{answer}");
-                refused_since.get_or_insert_with(std::time::Instant::now);
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-            other => panic!("{other}: {answer}"),
-        }
-    }
+    let mut numbers = Numbers(9);
+    let mut accepted = fill(&server, &mut numbers);
     assert_eq!(server.get("/readyz").0, 503);
     assert_eq!(temporary_files(&data), Vec::<PathBuf>::new());
-    // Killed, it starts on what is there, with no byte of room.
+    // After a kill it starts without a byte of free space.
     server.kill();
     drop(server);
     let rest = disk.join("rest");
@@ -96,45 +131,22 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
         .expect("a port");
     let server = Server::start_at(&mut bench.command(&["run"]), &free.to_string());
     let count = json!({"sql": "select count(*) as n from a"}).to_string();
-    wait_until("everything is there", || {
+    wait_until("all rows are visible", || {
         let (status, answer) = server.request("POST", "/api/v1/sql", &[], count.as_bytes());
         status == 200 && answer["rows"][0]["n"] == accepted
     });
     std::fs::remove_file(&rest).expect("removed");
     std::fs::remove_file(&ballast).expect("removed");
-    wait_until("verbs find it", || {
+    wait_until("commands find the server", || {
         bench.output(&["status"]).status.success() && data.join("address.json").exists()
     });
-    wait_until("records are taken again", || {
+    wait_until("records are accepted again", || {
         post(&server, &body(&mut numbers, accepted)).0 == 200
     });
     accepted += ROWS;
     wait_until("it is ready", || server.get("/readyz").0 == 200);
     server.stop();
-    // Where mounting is allowed: what is there is read also where nothing can be written.
-    let remount = |how: &str| {
-        let mounted = std::process::Command::new("mount")
-            .args(["-o", &format!("remount,{how}")])
-            .arg(&disk)
-            .status();
-        mounted.is_ok_and(|status| status.success())
-    };
-    if remount("ro") {
-        let rows = bench.output(&["sql", "select count(*) as n from a", "--output", "json"]);
-        let started = bench.output(&["run", "--once"]);
-        assert!(remount("rw"));
-        assert!(
-            rows.status.success(),
-            "{}",
-            String::from_utf8_lossy(&rows.stderr)
-        );
-        assert!(String::from_utf8_lossy(&rows.stdout).contains(&accepted.to_string()));
-        let reason = String::from_utf8_lossy(&started.stderr);
-        assert!(
-            !started.status.success() && reason.contains("read-only"),
-            "{reason}"
-        );
-    }
+    check_read_only(&bench, &disk, accepted);
     assert_eq!(bench.number("select count(*) from a"), accepted);
     assert_eq!(
         bench.number("select count(*) from raw where kind = 'record'"),
@@ -144,7 +156,7 @@ fn a_disk_that_was_full_takes_records_again_when_there_is_room() {
 }
 
 #[test]
-fn after_a_kill_neither_readers_nor_the_start_need_room_outside_the_data_folder() {
+fn after_a_kill_neither_readers_nor_the_start_need_space_outside_the_data_folder() {
     let bench = Bench::new("");
     bench.configure(HTTP_ONLY);
     let server = start(&bench);
@@ -171,7 +183,7 @@ fn after_a_kill_neither_readers_nor_the_start_need_room_outside_the_data_folder(
         );
     };
     count();
-    // A reader changes nothing: another one finds the same.
+    // A reader changes nothing: another one sees the same.
     count();
     let server = Server::start(
         bench.command(&["run"]).env("TMPDIR", "/proc/nonexistent"),
@@ -182,25 +194,25 @@ fn after_a_kill_neither_readers_nor_the_start_need_room_outside_the_data_folder(
 }
 
 #[test]
-fn a_start_removes_what_a_killed_process_was_writing() {
+fn a_start_removes_temporary_files_of_a_killed_process() {
     let bench = Bench::new("");
     bench.write("in.ndjson", &ndjson(&records(200, 2)));
     bench.once();
     let before = bench.number("select count(*) from raw");
     let data = bench.path("data");
-    let left = [
+    let leftovers = [
         "log/00000000000000ff.seg.tmp",
         "operators/00000000000000ff.snap.tmp",
         "lake/raw/_delta_log/.00000000000000ff.tmp",
         "lake/raw/_delta_log/00000000000000000001.checkpoint.parquet#1",
         "search/rsvps/000000/.tmpX3f",
         "spill/reader-1/rows",
-        // Of a commit that did not happen, long ago.
+        // Of a commit that failed long ago.
         "lake/raw/recent-00000000000000ff.parquet",
     ]
     .map(|name| data.join(name));
-    for path in &left {
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+    for path in &leftovers {
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("created");
         std::fs::write(path, b"half").expect("written");
         let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
         std::fs::File::options()
@@ -210,7 +222,7 @@ fn a_start_removes_what_a_killed_process_was_writing() {
             .expect("set");
     }
     bench.once();
-    let there: Vec<&PathBuf> = left.iter().filter(|path| path.exists()).collect();
-    assert_eq!(there, Vec::<&PathBuf>::new());
+    let remaining: Vec<&PathBuf> = leftovers.iter().filter(|path| path.exists()).collect();
+    assert_eq!(remaining, Vec::<&PathBuf>::new());
     assert_eq!(bench.number("select count(*) from raw"), before);
 }

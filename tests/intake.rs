@@ -1,5 +1,5 @@
-//! What is posted over HTTP is stored once, whatever becomes of its connection, and every usual
-//! shape of a body is taken.
+//! Records posted over HTTP are stored once, even if the connection is lost, and every usual form
+//! of a body is accepted.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -38,7 +38,7 @@ fn post(server: &Server, stream: &str, headers: &[(&str, &str)], body: &[u8]) ->
     )
 }
 
-/// Sends a whole request and does not wait for its answer.
+/// Sends a request and does not wait for the response.
 fn send(server: &Server, stream: &str, key: &str, body: &[u8]) -> TcpStream {
     let mut connection = TcpStream::connect(&server.address).expect("a connection");
     let head = format!(
@@ -60,7 +60,7 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<u8> {
 }
 
 #[test]
-fn a_client_that_gives_up_and_asks_again_is_stored_once() {
+fn a_request_repeated_after_a_timeout_is_stored_once() {
     let bench = two_streams();
     let server = start(&bench);
     let body = numbers(0..20_000);
@@ -109,7 +109,7 @@ fn requests_with_one_key_at_once_are_stored_once_and_all_get_the_answer() {
 }
 
 #[test]
-fn a_key_belongs_to_its_stream_and_a_refused_request_binds_nothing() {
+fn a_key_belongs_to_its_stream_and_a_rejected_request_does_not_use_it() {
     let bench = two_streams();
     let server = start(&bench);
     let key = [("Idempotency-Key", "k")];
@@ -138,7 +138,7 @@ fn a_key_belongs_to_its_stream_and_a_refused_request_binds_nothing() {
 }
 
 #[test]
-fn a_server_killed_before_it_answers_stores_what_is_sent_again_once() {
+fn a_request_repeated_after_a_kill_is_stored_once() {
     let bench = two_streams();
     let rounds = 6u32;
     for round in 0..rounds {
@@ -158,8 +158,8 @@ fn a_server_killed_before_it_answers_stores_what_is_sent_again_once() {
         };
         let before = log_bytes();
         let connection = send(&server, "a", &key, &body);
-        // In every other round the kill comes as soon as the frame is in the log, whether or not it
-        // was answered.
+        // In every other round the server is killed as soon as the frame is in the log, with or
+        // without a response.
         if round % 2 == 1 {
             wait_until("the frame is in the log", || log_bytes() > before);
         }
@@ -184,7 +184,7 @@ fn a_server_killed_before_it_answers_stores_what_is_sent_again_once() {
     );
 }
 
-/// Bytes up to the last that is not zero: segments are allocated before they are filled.
+/// Length up to the last nonzero byte: segments are allocated before they are filled.
 fn used(bytes: &[u8]) -> u64 {
     bytes
         .iter()
@@ -192,7 +192,7 @@ fn used(bytes: &[u8]) -> u64 {
         .map_or(0, |at| at as u64 + 1)
 }
 
-/// A request as the server hands it to the log, with a body hash that stands for the body.
+/// A request as the server submits it, with a constant as the body's hash.
 fn submission(body: &[Value], key: &str) -> Submission {
     let mut records = RecordsBuilder::default();
     body.iter()
@@ -209,7 +209,8 @@ fn submission(body: &[Value], key: &str) -> Submission {
     }
 }
 
-/// Hands requests to the log of a folder, each `times` times, and ends with everything committed.
+/// Submits requests to the log of a folder, each `times` times, and stops with everything
+/// committed.
 fn submit(bench: &Bench, requests: &[(&str, Vec<Value>)], times: usize) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let config = weir::config::load(Some(&bench.path("weir.toml")), None).expect("a configuration");
@@ -241,14 +242,14 @@ fn submit(bench: &Bench, requests: &[(&str, Vec<Value>)], times: usize) {
 }
 
 #[test]
-fn duplicate_requests_in_the_log_give_rows_in_raw_alone_also_after_a_restart_and_a_rebuild() {
+fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild() {
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     for side in [&bench, &reference] {
         side.configure(HTTP_ONLY);
     }
     let all = records(600, 14);
     let keys = ["k0", "k1", "k2"];
-    // Each body has a record that is refused.
+    // Each body has a record that is rejected.
     let body = |n: usize| [&all[n * 200..(n + 1) * 200], &[json!({"rsvp_id": "x"})]].concat();
     let requests: Vec<_> = keys
         .iter()
@@ -256,7 +257,7 @@ fn duplicate_requests_in_the_log_give_rows_in_raw_alone_also_after_a_restart_and
         .map(|(n, key)| (*key, body(n)))
         .collect();
     submit(&bench, &requests[..2], 3);
-    // The first two come once more behind a restart.
+    // The first two are repeated after a restart.
     submit(&bench, &requests, 2);
     submit(&reference, &requests, 1);
     let kinds = |bench: &Bench| -> BTreeMap<String, u64> {
@@ -299,7 +300,7 @@ fn duplicate_requests_in_the_log_give_rows_in_raw_alone_also_after_a_restart_and
     }
     assert_eq!(bench.all_answers(), wanted);
     assert_eq!(kinds(&bench), before);
-    // Without a saved state everything is read from the log once more.
+    // Without a snapshot everything is read from the log again.
     for entry in std::fs::read_dir(bench.path("data/operators"))
         .expect("a folder")
         .flatten()
@@ -311,7 +312,7 @@ fn duplicate_requests_in_the_log_give_rows_in_raw_alone_also_after_a_restart_and
 }
 
 #[test]
-fn every_usual_type_and_coding_of_a_body_is_taken() {
+fn every_usual_type_and_coding_of_a_body_is_accepted() {
     use flate2::{Compression, write};
     let bench = two_streams();
     let server = start(&bench);
@@ -365,12 +366,12 @@ fn every_usual_type_and_coding_of_a_body_is_taken() {
             "{coding}"
         );
     }
-    let refused: [&[(&str, &str)]; 3] = [
+    let rejected: [&[(&str, &str)]; 3] = [
         &[("Content-Encoding", "br")],
         &[("Content-Encoding", "gzip, gzip")],
         &[("Content-Type", "image/png")],
     ];
-    for headers in refused {
+    for headers in rejected {
         assert_eq!(post(&server, "a", headers, &body).0, 415, "{headers:?}");
     }
     server.stop();
@@ -378,7 +379,7 @@ fn every_usual_type_and_coding_of_a_body_is_taken() {
 }
 
 #[test]
-fn a_broken_line_is_a_dead_letter_alone_as_well_as_among_others() {
+fn a_malformed_line_is_a_dead_letter_alone_and_among_others() {
     let bench = two_streams();
     let server = start(&bench);
     let cases: [(&[u8], u64, u64); 8] = [
@@ -420,7 +421,7 @@ fn a_broken_line_is_a_dead_letter_alone_as_well_as_among_others() {
 }
 
 #[test]
-fn cloud_events_are_taken_single_in_batches_and_in_binary_mode() {
+fn cloud_events_are_accepted_singly_in_batches_and_in_binary_mode() {
     let bench = Bench::new("");
     let columns = "select cast(time as timestamp) as event_time, id, data['n'] as n from e";
     bench.configure(&format!(
@@ -462,7 +463,7 @@ fn cloud_events_are_taken_single_in_batches_and_in_binary_mode() {
 }
 
 #[test]
-fn of_retries_at_once_each_counts_what_it_brought_back_itself() {
+fn concurrent_retries_each_count_what_they_resubmitted() {
     let bench = Bench::new("");
     bench.configure(&format!("{HTTP_ONLY}require = [\"guests < 0\"]\n"));
     let server = start(&bench);
@@ -511,7 +512,7 @@ fn elements_of_a_member_are_records_of_a_post() {
         (200, &json!(2), &json!(1)),
         "{answer}"
     );
-    // How a body is read is part of what its key stands for.
+    // The key covers how the body is read, too.
     assert_eq!(send("").0, 422);
     assert_eq!(send("?unwrap=Records").1, answer);
     assert_eq!(

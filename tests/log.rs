@@ -1,6 +1,5 @@
-//! Torn, flipped and truncated bytes of the log: what was never acknowledged is cut, what was
-//! acknowledged is never dropped in silence; and the n-th write or sync that fails loses nothing
-//! before it.
+//! Torn, flipped and missing bytes of the log: what was never acknowledged is truncated, what was
+//! acknowledged is never lost silently. A write or sync that fails loses nothing before it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +46,7 @@ fn read_all(storage: Arc<dyn Storage>, folder: PathBuf, to: u64) -> Vec<String> 
 }
 
 #[test]
-fn whatever_operation_fails_what_was_acknowledged_is_there_after_reopening() {
+fn acknowledged_records_survive_a_failure_of_any_operation() {
     for fails_at in 0..120 {
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("log");
@@ -63,10 +62,10 @@ fn whatever_operation_fails_what_was_acknowledged_is_there_after_reopening() {
                 acknowledged.push(content);
             }
         }
-        // What the cache held and the disk did not is gone with the power.
+        // A power failure loses what was not synced.
         disk.lose_unsynced_writes();
         let storage: Arc<dyn Storage> = Arc::new(Disk);
-        let (wal, found) =
+        let (wal, recovered) =
             Wal::open(storage.clone(), options(log.clone()), 1, 0).expect("opens again");
         let read = read_all(storage, log, wal.synced_lsn());
         assert!(
@@ -80,12 +79,12 @@ fn whatever_operation_fails_what_was_acknowledged_is_there_after_reopening() {
             acknowledged,
             "operation {fails_at}"
         );
-        assert_eq!(found.last_lsn, wal.synced_lsn());
+        assert_eq!(recovered.last_lsn, wal.synced_lsn());
     }
 }
 
 #[test]
-fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
+fn a_torn_tail_is_truncated_and_damage_below_a_synced_record_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
     let storage: Arc<dyn Storage> = Arc::new(Disk);
@@ -96,7 +95,7 @@ fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
         let (mut wal, _) = Wal::open(storage.clone(), options, 1, 0).expect("opens");
         for n in 0..20 {
             wal.append(&mut frame(&format!("record {n}")))
-                .expect("room");
+                .expect("space");
             ends.push(wal.sync().expect("synced"));
         }
     }
@@ -104,7 +103,7 @@ fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
     let good = std::fs::read(&segment).expect("readable");
     let used = good.iter().rposition(|b| *b != 0).expect("frames") + 1;
     let mut numbers = Numbers(5);
-    let (mut cut, mut refused) = (0, 0);
+    let (mut truncated, mut rejected) = (0, 0);
     for _ in 0..300 {
         let mut bad = good.clone();
         let at = 64 + numbers.below(used as u64 - 64) as usize;
@@ -120,13 +119,13 @@ fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
         let mut options = options(log.clone());
         options.segment_bytes = 1 << 20;
         match Wal::open(storage.clone(), options, 1, 0) {
-            Ok((wal, found)) => {
-                // Only the last frame is not known synced by a later one; damage over both leaves
-                // no witness.
+            Ok((wal, recovered)) => {
+                // No later frame names the last one as synced, and damage to the last two leaves no
+                // evidence.
                 assert!(
-                    found.last_lsn >= 36 || bad.len() < good.len(),
+                    recovered.last_lsn >= 36 || bad.len() < good.len(),
                     "{}",
-                    found.last_lsn
+                    recovered.last_lsn
                 );
                 let read = read_all(storage.clone(), log.clone(), wal.synced_lsn());
                 assert!(
@@ -134,25 +133,28 @@ fn a_damaged_tail_is_cut_and_damage_below_a_synced_record_refuses() {
                         .enumerate()
                         .all(|(n, r)| *r == format!("record {n}"))
                 );
-                cut += 1;
+                truncated += 1;
             }
             Err(error) => {
                 assert!(error.to_string().contains("damaged"), "{error}");
                 assert_eq!(
                     std::fs::read(&segment).expect("readable"),
                     bad,
-                    "nothing is changed"
+                    "the file is unchanged"
                 );
-                refused += 1;
+                rejected += 1;
             }
         }
         std::fs::write(&segment, &good).expect("writable");
     }
-    assert!(cut > 0 && refused > 0, "{cut} cut, {refused} refused");
+    assert!(
+        truncated > 0 && rejected > 0,
+        "{truncated} truncated, {rejected} rejected"
+    );
 }
 
 #[test]
-fn a_log_cut_below_the_views_refuses_with_65_and_changes_nothing() {
+fn a_log_truncated_below_the_views_exits_with_65_and_changes_nothing() {
     let bench = Bench::new("");
     let all = records(2_000, 3);
     bench.write("in.ndjson", &ndjson(&all));
@@ -174,7 +176,7 @@ fn a_log_cut_below_the_views_refuses_with_65_and_changes_nothing() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert_eq!(files(&bench.path("data/log")), before);
-    // A copy of the folder from before opens under another name.
+    // The earlier copy of the folder opens.
     std::fs::remove_dir_all(bench.path("data")).expect("removable");
     std::fs::rename(bench.path("good"), bench.path("data")).expect("movable");
     bench.once();
@@ -182,7 +184,7 @@ fn a_log_cut_below_the_views_refuses_with_65_and_changes_nothing() {
 }
 
 #[test]
-fn newer_formats_are_refused_with_65() {
+fn newer_formats_exit_with_65() {
     let bench = Bench::new("");
     bench.write("in.ndjson", &ndjson(&records(50, 1)));
     bench.once();

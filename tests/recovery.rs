@@ -1,5 +1,5 @@
-//! A full log, a trimmed one, a view that is far behind, a clock that is wrong, and a start that
-//! fails: nothing else waits, nothing is lost, and what was there stays.
+//! A full log, a trimmed log, a view that lags far behind, a wrong clock, and a start that fails:
+//! nothing else waits, nothing is lost, and existing data stays.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn noise(numbers: &mut Numbers) -> Vec<u8> {
 
 struct Intake {
     ingest: Option<Ingest>,
-    upkeep: Sender<LogMaintenance>,
+    maintenance: Sender<LogMaintenance>,
     thread: std::thread::JoinHandle<Result<Wal, WalError>>,
     numbers: Numbers,
     folder: PathBuf,
@@ -71,7 +71,7 @@ impl Intake {
             0,
         )
         .expect("opens");
-        let (upkeep, receiver) = channel();
+        let (maintenance, receiver) = channel();
         let (ingest, thread) = Ingest::start(
             wal,
             catalog(),
@@ -84,7 +84,7 @@ impl Intake {
         let next = BTreeMap::new();
         Self {
             ingest: Some(ingest),
-            upkeep,
+            maintenance,
             thread,
             numbers: Numbers(3),
             folder,
@@ -96,7 +96,7 @@ impl Intake {
         &mut self,
         kind: Kind,
         source: &str,
-        position: Option<u64>,
+        offset: Option<u64>,
         wait: bool,
     ) -> Result<Receipt, IngestError> {
         let mut records = RecordsBuilder::default();
@@ -110,10 +110,10 @@ impl Intake {
             partition: String::new(),
             stream: "s".into(),
             records: records.finish(),
-            first_offset: position.unwrap_or(0),
+            first_offset: offset.unwrap_or(0),
             previous_offset: 0,
             attributes: FrameAttributes {
-                next_offset: position.map(|p| p + 1),
+                next_offset: offset.map(|o| o + 1),
                 ..FrameAttributes::default()
             },
         };
@@ -126,19 +126,19 @@ impl Intake {
     /// The next frame of a pull source.
     fn pull(&mut self, source: &str) -> Receipt {
         let next = self.next.entry(source.into()).or_default();
-        let position = *next;
+        let offset = *next;
         *next += 1;
-        self.submit(Kind::Record, source, Some(position), false)
+        self.submit(Kind::Record, source, Some(offset), false)
             .expect("it is queued")
     }
 
     fn stop(mut self) -> Wal {
         drop(self.ingest.take());
-        drop(self.upkeep);
+        drop(self.maintenance);
         self.thread.join().expect("it ends").expect("no error")
     }
 
-    /// Checkpoints in the log, by source.
+    /// Offsets in the log, by source.
     fn stored(folder: &Path, after: Lsn, to: Lsn) -> BTreeMap<String, Vec<u64>> {
         let mut reader = LogReader::new(Arc::new(Disk), folder.to_owned(), after);
         let mut stored: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -154,13 +154,13 @@ impl Intake {
     }
 }
 
-/// Fills the log until frames of `a` and `b` wait; their receipts, in order.
+/// Submits frames of `a` and `b` until the log is full and one waits; returns their receipts.
 fn fill(intake: &mut Intake) -> Vec<Receipt> {
     let probe = intake.ingest.as_ref().expect("it runs").intake();
     let mut waiting = Vec::new();
     for n in 0.. {
         waiting.push(intake.pull(if n % 2 == 0 { "a" } else { "b" }));
-        // One that is stored is acknowledged; one that waits makes the log full.
+        // Either it is stored and acknowledged, or it waits because the log is full.
         let synced = |intake: &Intake| intake.ingest.as_ref().expect("it runs").synced_lsn();
         wait_until("it is stored or waits", || {
             synced(intake) == n + 1 || probe.full().is_some()
@@ -172,26 +172,8 @@ fn fill(intake: &mut Intake) -> Vec<Receipt> {
     waiting
 }
 
-#[test]
-fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut intake = Intake::start(folder.path().join("log"));
-    let receipts = fill(&mut intake);
-    let stored_before = receipts.len() as u64 - 1;
-    // Records that cannot wait are refused at once, and retried dead letters too, also by a caller
-    // that would wait for the queue.
-    for (kind, wait) in [
-        (Kind::Record, false),
-        (Kind::Retry, false),
-        (Kind::Retry, true),
-    ] {
-        let answer = intake
-            .submit(kind, "http", None, wait)
-            .and_then(|receipt| receipt.wait());
-        let error = answer.err().expect("it is refused").to_string();
-        assert!(error.contains("`[log] budget`"), "{error}");
-    }
-    // Control frames use what is kept for them, until that is full too.
+/// Submits control frames until the space reserved for them is full too.
+fn fill_with_control_frames(intake: &mut Intake) {
     let mut control = 0;
     for kind in [Kind::Gap, Kind::RetentionFloor, Kind::Tick, Kind::CloseAll]
         .into_iter()
@@ -211,28 +193,50 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
         assert!(control < 1_000, "the log grows without end");
     }
     assert!(control > 4, "{control} control frames");
+}
+
+#[test]
+fn frames_that_wait_for_space_in_the_log_delay_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut intake = Intake::start(folder.path().join("log"));
+    let receipts = fill(&mut intake);
+    let stored_before = receipts.len() as u64 - 1;
+    // Records that cannot wait are rejected at once, as are retried dead letters, even if the
+    // caller would wait for the queue.
+    for (kind, wait) in [
+        (Kind::Record, false),
+        (Kind::Retry, false),
+        (Kind::Retry, true),
+    ] {
+        let answer = intake
+            .submit(kind, "http", None, wait)
+            .and_then(|receipt| receipt.wait());
+        let error = answer.err().expect("it is rejected").to_string();
+        assert!(error.contains("`[log] budget`"), "{error}");
+    }
+    fill_with_control_frames(&mut intake);
     let bytes: u64 = files(&intake.folder)
         .values()
         .map(|bytes| bytes.len() as u64)
         .sum();
     assert!(bytes <= 4 * SEGMENT, "{bytes} bytes are over the budget");
-    // The rest of the segment that control frames began is not for records.
+    // The rest of the segment that control frames started is not for records.
     let answer = intake.submit(Kind::Record, "http", None, false);
     assert!(matches!(answer, Err(IngestError::NoSpace { .. })));
-    // With room again, those that waited go on in their order.
+    // Once there is space, the deferred frames are appended in order.
     let second = segment_lsns(&intake.folder)[1];
     for first in segment_lsns(&intake.folder).into_iter().take(3) {
         intake
-            .upkeep
+            .maintenance
             .send(LogMaintenance::Remove(first))
-            .expect("it is heard");
+            .expect("it is received");
     }
     let count = receipts.len();
     receipts
         .into_iter()
         .for_each(|receipt| drop(receipt.wait().expect("it is stored")));
     let probe = intake.ingest.as_ref().expect("it runs").intake();
-    wait_until("the log has room", || probe.full().is_none());
+    wait_until("the log has space", || probe.full().is_none());
     intake
         .submit(Kind::Record, "http", None, false)
         .expect("it is queued")
@@ -244,18 +248,14 @@ fn frames_that_wait_for_room_in_the_log_hold_nothing_else_up() {
     let rest = segment_lsns(&folder)[0];
     assert!(rest > second && stored_before < wal.synced_lsn());
     let stored = Intake::stored(&folder, rest - 1, wal.synced_lsn());
-    for source in ["a", "b"] {
-        let got = &stored[source];
+    let last_offsets = [("a", count.div_ceil(2) as u64), ("b", count as u64 / 2 - 1)];
+    for (source, last) in last_offsets {
+        let offsets = &stored[source];
         assert!(
-            got.windows(2).all(|pair| pair[1] == pair[0] + 1),
-            "{source}: {got:?}"
+            offsets.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "{source}: {offsets:?}"
         );
-        let last = if source == "a" {
-            count.div_ceil(2) as u64
-        } else {
-            count as u64 / 2 - 1
-        };
-        assert_eq!(got.last(), Some(&last), "{source}");
+        assert_eq!(offsets.last(), Some(&last), "{source}");
     }
 }
 
@@ -268,7 +268,7 @@ fn segment_lsns(folder: &Path) -> Vec<Lsn> {
 }
 
 #[test]
-fn a_stop_refuses_what_waits_and_everything_behind_it() {
+fn a_stop_rejects_deferred_frames_and_all_that_follow_them() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut intake = Intake::start(folder.path().join("log"));
     let receipts = fill(&mut intake);
@@ -286,9 +286,9 @@ fn a_stop_refuses_what_waits_and_everything_behind_it() {
         "{answers:?}"
     );
     // The end of a source whose record waited is not stored without that record.
-    let is_of_a = (answers.len() - 1).is_multiple_of(2);
+    let belongs_to_a = (answers.len() - 1).is_multiple_of(2);
     for receipt in more {
-        assert_eq!(receipt.wait().is_ok(), !is_of_a);
+        assert_eq!(receipt.wait().is_ok(), !belongs_to_a);
     }
     let folder = intake.folder.clone();
     let wal = intake.stop();
@@ -316,7 +316,7 @@ fn frame(kind: Kind, content: &str) -> Frame {
     .expect("memory")
 }
 
-/// A log of so many records over several segments, and the operators behind each.
+/// A log of `count` records in several segments.
 fn log_of(folder: &Path, count: u64) -> Wal {
     let (mut wal, _) =
         Wal::open(Arc::new(Disk), options(folder.join("log"), None), 1, 0).expect("opens");
@@ -325,13 +325,13 @@ fn log_of(folder: &Path, count: u64) -> Wal {
         let content = String::from_utf8(noise(&mut numbers)).expect("text");
         wal.append(&mut frame(Kind::Record, &content))
             .and_then(|()| wal.sync())
-            .expect("room");
+            .expect("space");
     }
     wal
 }
 
 #[test]
-fn a_reader_whose_next_segment_was_removed_says_that_records_are_missing() {
+fn a_reader_whose_next_segment_was_removed_reports_missing_records() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut wal = log_of(folder.path(), 20);
     let log = folder.path().join("log");
@@ -342,7 +342,7 @@ fn a_reader_whose_next_segment_was_removed_says_that_records_are_missing() {
     for first in &firsts[..2] {
         wal.remove_segment(*first).expect("removable");
     }
-    // What is open is read to its end.
+    // The open segment is read to its end.
     let error = loop {
         match reader.next(20) {
             Ok(frame) => assert!(frame.is_some(), "it ends early"),
@@ -357,7 +357,7 @@ fn a_reader_whose_next_segment_was_removed_says_that_records_are_missing() {
         (from, to, path),
         (firsts[1], firsts[2] - 1, segment::path(&log, firsts[2]))
     );
-    // Damage inside a segment that is there is damage, whatever follows.
+    // Damage inside an existing segment is reported as damage.
     let path = segment::path(&log, firsts[2]);
     let mut bytes = std::fs::read(&path).expect("readable");
     bytes[200..].fill(0);
@@ -369,7 +369,7 @@ fn a_reader_whose_next_segment_was_removed_says_that_records_are_missing() {
     assert!(matches!(error, WalError::Damaged { .. }), "{error}");
 }
 
-/// A view without rows of its own: nothing keeps the log for it.
+/// A view without rows: the log is trimmed regardless of it.
 struct Sparse {
     applied: Lsn,
     committed: Vec<(String, Lsn)>,
@@ -407,8 +407,8 @@ impl View for Sparse {
 }
 
 #[test]
-fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_what_is_missing() {
-    for (position, is_led_on) in [("search/s", true), (checkpoints::RAW, false)] {
+fn a_view_below_a_trimmed_log_continues_from_a_newer_snapshot_or_reports_missing_records() {
+    for (position, can_continue) in [("search/s", true), (checkpoints::RAW, false)] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut wal = log_of(folder.path(), 20);
         let log = folder.path().join("log");
@@ -438,7 +438,7 @@ fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_
         let target = |at: Lsn| (at < 20).then_some(20);
         let mut trimmed = false;
         let result = catch_up.replay(&mut view, &target, &mut |view, output| {
-            // Beside its first record, the newer snapshot is saved and what lies below it removed.
+            // With its first record, the newer snapshot is saved and the log below it removed.
             if !std::mem::replace(&mut trimmed, true) {
                 catch_up.snapshots.save(&operators).expect("writable");
                 firsts[..2]
@@ -447,11 +447,11 @@ fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_
             }
             view.apply(output, Instant::now())
         });
-        if is_led_on {
-            assert!(result.expect("it goes on"));
+        if can_continue {
+            assert!(result.expect("it continues"));
             assert_eq!(view.applied(), 20);
         } else {
-            // It has rows below that snapshot, which nobody may have removed.
+            // It has rows below that snapshot, so the log must not have been trimmed.
             let error = result.expect_err("records are missing");
             assert!(
                 error.is_final() && error.to_string().contains("are missing"),
@@ -462,7 +462,7 @@ fn a_view_under_which_the_log_was_trimmed_goes_on_from_a_newer_snapshot_or_says_
 }
 
 #[test]
-fn a_snapshot_above_the_log_is_refused_and_nothing_changes() {
+fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
     let bench = Bench::new("");
     bench.write("in.ndjson", &ndjson(&records(300, 1)));
     bench.once();
@@ -483,7 +483,7 @@ fn a_snapshot_above_the_log_is_refused_and_nothing_changes() {
         );
     }
     let mut after = files(&bench.path("data"));
-    // Who held the folder last.
+    // The lock names the process that held the folder last.
     after.insert(
         bench.path("data/lock"),
         before[&bench.path("data/lock")].clone(),
@@ -501,8 +501,7 @@ fn a_snapshot_above_the_log_is_refused_and_nothing_changes() {
     holds_exactly(&bench, &records(300, 1));
 }
 
-/// A library of tests/ that is loaded before the C library, built by the C compiler that the crate
-/// needs anyway.
+/// Builds a library of tests/ to preload, with the C compiler that the crate needs anyway.
 #[cfg(target_os = "linux")]
 fn preloaded(bench: &Bench, name: &str) -> PathBuf {
     let library = bench.path(name).with_extension("so");
@@ -518,17 +517,17 @@ fn preloaded(bench: &Bench, name: &str) -> PathBuf {
     library
 }
 
-/// Runs to the end; gives what it said of views and records.
-fn once_and_said(bench: &Bench) -> String {
+/// Runs to the end; returns the log messages.
+fn run_once(bench: &Bench) -> String {
     let output = bench.output(&["run", "--once"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    said
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{messages}");
+    messages
 }
 
-/// The number of records that the live operators read again, as a run says it.
-fn brought_in(said: &str) -> u64 {
-    let line = said
+/// The number of records that the live operators read again, from the log messages.
+fn records_read_again(messages: &str) -> u64 {
+    let line = messages
         .lines()
         .find(|line| line.contains("were in the log already"));
     line.map_or(0, |line| {
@@ -539,10 +538,10 @@ fn brought_in(said: &str) -> u64 {
     })
 }
 
-/// The log is trimmed as soon as it may be, so only what the view pins keeps what it needs.
+/// The log is trimmed as soon as possible, so only the view's checkpoint retains what it needs.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_view_whose_commits_were_held_back_reads_the_log_while_everything_else_has_started() {
+fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
     let bench = Bench::new("");
     bench.configure(&format!("{OFTEN}keep = \"0s\"\n{HTTP_ONLY}"));
     let library = preloaded(&bench, "disk.c");
@@ -594,24 +593,25 @@ fn a_view_whose_commits_were_held_back_reads_the_log_while_everything_else_has_s
     holds_exactly(&bench, &all[..written]);
     std::fs::remove_dir_all(bench.path("data")).expect("removable");
     std::fs::rename(bench.path("far"), bench.path("data")).expect("movable");
-    let said = once_and_said(&bench);
+    let messages = run_once(&bench);
     assert!(
-        said.contains("search/rsvps") && said.contains("more than a snapshot interval behind"),
-        "{said}"
+        messages.contains("search/rsvps")
+            && messages.contains("more than a snapshot interval behind"),
+        "{messages}"
     );
     assert!(
-        brought_in(&said) < written as u64 - 500,
-        "the live operators began where the index stands: {said}"
+        records_read_again(&messages) < written as u64 - 500,
+        "the live operators began at the index's checkpoint: {messages}"
     );
     holds_exactly(&bench, &all[..written]);
     assert!(
-        !once_and_said(&bench).contains("snapshot interval"),
+        !run_once(&bench).contains("snapshot interval"),
         "it has caught up"
     );
 }
 
 #[test]
-fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double_nothing() {
+fn views_restored_to_older_copies_and_killed_during_catch_up_lose_and_duplicate_nothing() {
     let bench = Bench::new(OFTEN);
     let all = records(9_000, 43);
     bench.write("in.ndjson", &ndjson(&all[..400]));
@@ -631,7 +631,7 @@ fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double
         written = (written + 450).min(all.len());
         bench.write("in.ndjson", &ndjson(&all[..written]));
         bench.killed_after(std::time::Duration::from_millis(100 + numbers.below(900)));
-        // Every other time what catches up is left alone.
+        // Every other round the catch-up is not disturbed.
         if round % 2 == 0 && bench.path("old").join(view).exists() {
             std::fs::remove_dir_all(bench.path("data").join(view)).expect("removable");
             copy(
@@ -653,7 +653,7 @@ fn views_put_back_to_older_copies_and_killed_while_they_catch_up_lose_and_double
 }
 
 #[test]
-fn a_view_older_than_the_log_is_named_with_what_to_do() {
+fn a_view_older_than_the_log_is_named_with_a_remedy() {
     let bench = Bench::new("");
     bench.configure(&format!("{OFTEN}keep = \"0s\"\n{HTTP_ONLY}"));
     {
@@ -684,7 +684,7 @@ fn a_view_older_than_the_log_is_named_with_what_to_do() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_clock_that_jumps_400_days_and_back_takes_nothing_out_of_raw() {
+fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     const DAY: i64 = 86_400;
     let bench = Bench::new("");
     let library = preloaded(&bench, "clock.c");
@@ -712,7 +712,7 @@ fn a_clock_that_jumps_400_days_and_back_takes_nothing_out_of_raw() {
         800,
         "nothing was received longer ago than 30 days"
     );
-    // Days that pass under a clock that goes on are evidence.
+    // Days that pass on a clock that advances steadily are evidence.
     let text = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
     bench.write(
         "weir.toml",
@@ -721,11 +721,11 @@ fn a_clock_that_jumps_400_days_and_back_takes_nothing_out_of_raw() {
     for day in 1..=5 {
         run_at(day * DAY, 50);
     }
-    // Looks once more, now that the last run's arrivals are known.
+    // Checks once more, now that the last run's arrivals are known.
     run_at(5 * DAY, 0);
     let recent = "select count(*) from raw where kind = 'record' and received_at < now() + interval '300 days'";
-    // Those of the last day before the one that is believed, of that one, and of the one that is
-    // not yet.
+    // Three days remain: the day before the last trusted one, that one, and the one not trusted
+    // yet.
     assert_eq!(bench.number(recent), 3 * 50);
 }
 
@@ -742,7 +742,7 @@ fn a_start_that_fails_leaves_the_log_as_it_was() {
     let second = format!("{first}{SECOND_STREAM}");
     let all = records(400, 51);
     bench.write("in.ndjson", &ndjson(&all[..200]));
-    // Also the very first start.
+    // Including the very first start.
     let in_the_way = |name: &str| {
         std::fs::create_dir_all(bench.path("data/lake")).expect("a folder");
         bench.write(&format!("data/lake/{name}"), b"in the way");
@@ -769,7 +769,7 @@ fn a_start_that_fails_leaves_the_log_as_it_was() {
     assert_eq!(configurations(&bench), 1);
     std::fs::remove_file(bench.path("data/lake/more")).expect("removable");
     for (text, count) in [(&second, 2), (&first, 3)] {
-        // Nothing follows either frame, but it has been applied: it stays.
+        // Neither frame is followed by another, but both have been applied, so they stay.
         bench.write("weir.toml", text.as_bytes());
         bench.once();
         assert_eq!(configurations(&bench), count);
@@ -778,12 +778,12 @@ fn a_start_that_fails_leaves_the_log_as_it_was() {
 }
 
 #[test]
-fn a_configuration_that_no_start_could_apply_is_taken_back_by_starting_under_another() {
+fn a_configuration_that_could_not_be_applied_is_removed_by_a_start_with_another() {
     let bench = Bench::new("");
     let all = records(200, 53);
     bench.write("in.ndjson", &ndjson(&all[..100]));
     bench.once();
-    // As a start leaves it that was killed behind the frame.
+    // As after a start that was killed right after it wrote the frame.
     let text = format!("{HTTP_ONLY}{SECOND_STREAM}");
     let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
     let content = Catalog::from_config(&config).expect("valid").to_json();
@@ -795,14 +795,14 @@ fn a_configuration_that_no_start_could_apply_is_taken_back_by_starting_under_ano
         let (mut wal, _) = Wal::open(Arc::new(Disk), options, 1, 0).expect("opens");
         wal.append(&mut frame(Kind::Configuration, &content))
             .and_then(|()| wal.sync())
-            .expect("room");
+            .expect("space");
     }
-    // Its table cannot be made.
+    // Its table cannot be created.
     bench.write("data/lake/more", b"in the way");
     bench.write("in.ndjson", &ndjson(&all));
-    let said = once_and_said(&bench);
-    assert!(said.contains("taken back"), "{said}");
+    let messages = run_once(&bench);
+    assert!(messages.contains("taken back"), "{messages}");
     assert_eq!(configurations(&bench), 1);
     holds_exactly(&bench, &all);
-    assert!(!once_and_said(&bench).contains("taken back"));
+    assert!(!run_once(&bench).contains("taken back"));
 }

@@ -1,6 +1,6 @@
-//! Bytes → rows or rejections. Driven by the stream's schema: one parse, no tree, values go straight
-//! into columns. A record that does not fit is removed from every column and reported with its
-//! reason.
+//! Bytes → rows or rejections. Driven by the stream's schema: one parse, no tree, values go
+//! straight into columns. A record that does not fit is removed from every column and reported with
+//! its reason.
 //!
 //! As the schema requires, numbers become doubles (the nearest), text (with their digits as
 //! written) or integers (however they are written, such as `1e3`, but exactly or not at all). Every

@@ -3,8 +3,8 @@
 //! A pull source's offset says that everything before it is stored, so a frame of its partition may
 //! neither be skipped nor overtaken by a later one. The queue's limit bounds what waits here.
 //!
-//! Example: the log is full, and a frame of records of pull source `a` is deferred. A later frame of
-//! the same partition waits after it, even a control frame. Records of pull source `b` wait too;
+//! Example: the log is full, and a frame of records of pull source `a` is deferred. A later frame
+//! of the same partition waits after it, even a control frame. Records of pull source `b` wait too;
 //! records that came over HTTP are rejected; a tick is appended.
 
 use std::collections::{BTreeSet, VecDeque};

@@ -11,9 +11,9 @@ use crate::event::Micros;
 use crate::schema::Stream;
 use crate::wal::Records;
 
-/// Assigns a sort time to each record of a file: its event time. A record without one, which becomes
-/// a dead letter, gets that of the record before it, or [`Micros::MIN`] before the first event.
-/// Sorted stably, dead letters stay after the event that they follow.
+/// Assigns a sort time to each record of a file: its event time. A record without one, which
+/// becomes a dead letter, gets that of the record before it, or [`Micros::MIN`] before the first
+/// event. Sorted stably, dead letters stay after the event that they follow.
 pub struct SortTimes {
     stream: Arc<Stream>,
     last: Micros,

@@ -141,8 +141,8 @@ impl Writer {
     }
 
     /// Appends, defers or rejects a frame. If the log has no space for another segment, a pull
-    /// source's frame waits, unless the process stops: if it were rejected and a later one accepted,
-    /// its partition's offset would skip it. Any other frame is rejected.
+    /// source's frame waits, unless the process stops: if it were rejected and a later one
+    /// accepted, its partition's offset would skip it. Any other frame is rejected.
     fn process(
         &mut self,
         mut prepared: PreparedFrame,

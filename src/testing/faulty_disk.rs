@@ -1,5 +1,5 @@
-//! A disk on which the n-th operation and all later ones fail, and which can lose unsynced writes, as
-//! in a power failure.
+//! A disk on which the n-th operation and all later ones fail, and which can lose unsynced writes,
+//! as in a power failure.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Copies the log while the writer continues: whole segments, and the synced frames of the last one.
+//! Copies the log while the writer continues: whole segments, and the synced frames of the last
+//! one.
 
 use std::path::{Path, PathBuf};
 

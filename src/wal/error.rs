@@ -94,3 +94,39 @@ impl WalError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_classified_by_what_resolves_them() {
+        // ENOSPC, EROFS, EIO.
+        let io_error = |errno: i32| WalError::io("x")(io::Error::from_raw_os_error(errno));
+        let sync_error = WalError::Sync {
+            source: io::Error::from_raw_os_error(28),
+        };
+        let budget = WalError::Budget {
+            bytes: 2,
+            budget: 1,
+        };
+        let path = PathBuf::from("x");
+        for (error, is_full, is_transient, kind) in [
+            (io_error(28), true, true, IoKind::Full),
+            (io_error(30), false, true, IoKind::ReadOnly),
+            (io_error(5), false, true, IoKind::Broken),
+            (budget, true, true, IoKind::Full),
+            (WalError::NoSpace { free: 1 }, true, true, IoKind::Full),
+            (sync_error, false, false, IoKind::Full),
+            (
+                WalError::SegmentHeader { path },
+                false,
+                false,
+                IoKind::Broken,
+            ),
+        ] {
+            let found = (error.is_full(), error.is_transient(), error.kind());
+            assert_eq!(found, (is_full, is_transient, kind), "{error}");
+        }
+    }
+}

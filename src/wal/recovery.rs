@@ -6,8 +6,8 @@
 //! names a synced LSN at or above them, or a view that has committed them. Then nothing is changed,
 //! and the error names the range.
 //!
-//! Example: records 1 to 7 are valid, then bytes follow that are not a frame. If nothing valid comes
-//! after them, 8 is the torn tail: no sync covered it, so it was never acknowledged. If a
+//! Example: records 1 to 7 are valid, then bytes follow that are not a frame. If nothing valid
+//! comes after them, 8 is the torn tail: no sync covered it, so it was never acknowledged. If a
 //! later frame says "synced up to 8", record 8 is damaged.
 //!
 //! Frames above the last LSN known synced may have been read from a cache that never reached the
@@ -191,8 +191,8 @@ impl SegmentReader<'_> {
         Ok(found)
     }
 
-    /// The first valid frame after the damage that names `lsn` or a later record as synced: its byte
-    /// and that record's LSN.
+    /// The first valid frame after the damage that names `lsn` or a later record as synced: its
+    /// byte and that record's LSN.
     fn sync_evidence(&self, damage_at: u64, lsn: u64) -> Result<Option<(u64, u64)>, WalError> {
         const MAGIC_BYTES: usize = frame::MAGIC.len();
         let mut evidence = None;

@@ -76,8 +76,8 @@ struct CurrentSegment {
 }
 
 impl Wal {
-    /// Opens the log and truncates a torn tail. `new_log_id` becomes the id of a new log; `views_at`
-    /// is the highest LSN that a view has committed.
+    /// Opens the log and truncates a torn tail. `new_log_id` becomes the id of a new log;
+    /// `views_at` is the highest LSN that a view has committed.
     ///
     /// # Errors
     ///
@@ -161,9 +161,9 @@ impl Wal {
         self.segments.iter().map(|s| s.bytes).sum()
     }
 
-    /// Whether so many more bytes of segments exceed what a frame of this kind may use. Records leave
-    /// the last segment's worth of the budget to control frames, even if one of these has started
-    /// that segment.
+    /// Whether so many more bytes of segments exceed what a frame of this kind may use. Records
+    /// leave the last segment's worth of the budget to control frames, even if one of these has
+    /// started that segment.
     fn is_over_budget(&self, more_bytes: u64, kind: Kind) -> bool {
         let segment = self.options.segment_bytes;
         let reserved = if kind.holds_records() { segment } else { 0 };
@@ -208,8 +208,8 @@ impl Wal {
         self.committed_lsn = self.committed_lsn.max(lsn);
     }
 
-    /// If there is no space for a segment of records and the current one is no longer needed, starts
-    /// a small one, so that the current one can be removed. Returns whether it did.
+    /// If there is no space for a segment of records and the current one is no longer needed,
+    /// starts a small one, so that the current one can be removed. Returns whether it did.
     pub(crate) fn roll_past_committed_segment(&mut self) -> Result<bool, WalError> {
         let min_bytes = self.min_segment_bytes(0);
         let is_committed = self.committed_lsn + 1 >= self.next_lsn;
@@ -365,8 +365,8 @@ impl Wal {
         Ok(self.synced_lsn)
     }
 
-    /// Removes the last frame, as if it had never been appended. Only allowed while nothing has read
-    /// it, because its LSNs are reused.
+    /// Removes the last frame, as if it had never been appended. Only allowed while nothing has
+    /// read it, because its LSNs are reused.
     ///
     /// A crash before this is durable leaves either the complete frame or a torn tail, which the
     /// next start truncates.

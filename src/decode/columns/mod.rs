@@ -78,6 +78,73 @@ pub enum Data {
     },
 }
 
+impl Data {
+    fn new<'a>(
+        def: &ColumnDef,
+        path: &str,
+        zone: Option<Zone>,
+        values: usize,
+        hints: &mut impl Iterator<Item = &'a AtomicUsize>,
+    ) -> Self {
+        match &def.ty {
+            Type::BigInt => Self::BigInt(Vec::with_capacity(values)),
+            Type::Int => Self::Int(Vec::with_capacity(values)),
+            Type::Double => Self::Double(Vec::with_capacity(values)),
+            Type::Boolean => Self::Boolean(Vec::with_capacity(values)),
+            Type::Timestamp(ticks) => Self::Timestamp {
+                values: Vec::with_capacity(values),
+                ticks: *ticks,
+                zone,
+            },
+            Type::Varchar | Type::Json => Self::Text {
+                bytes: Vec::with_capacity(capacity(hints, values)),
+                ends: Vec::with_capacity(values),
+                accepts: if def.ty == Type::Json {
+                    TextInput::Json
+                } else {
+                    TextInput::Varchar
+                },
+            },
+            Type::Struct(fields) => Self::Struct {
+                columns: fields
+                    .iter()
+                    .map(|f| Column::new(f, path, zone, values, hints))
+                    .collect(),
+                first: 0,
+                drift: HashMap::new(),
+            },
+            Type::Array(item) => {
+                let items = capacity(hints, values);
+                Self::Array {
+                    item: Box::new(Column::new(item, path, zone, items, hints)),
+                    ends: Vec::with_capacity(values),
+                }
+            }
+            Type::Map(item) => {
+                let mut item = Column::new(item, path, zone, values, hints);
+                if let Self::Text { accepts, .. } = &mut item.data {
+                    *accepts = TextInput::MapValue;
+                }
+                Self::Map {
+                    keys: KeyTexts::default(),
+                    values: Box::new(item),
+                    ends: Vec::with_capacity(values),
+                }
+            }
+        }
+    }
+}
+
+/// The capacity to reserve for `values` values, by the next hint.
+fn capacity<'a>(hints: &mut impl Iterator<Item = &'a AtomicUsize>, values: usize) -> usize {
+    let hint = hints.next().map_or(0, |h| h.load(Ordering::Relaxed));
+    if values < MIN_HINT_VALUES {
+        return 0;
+    }
+    // A sixteenth more, so that small differences need no second allocation.
+    (hint * values / HINT_VALUES * 17 / 16).min(MAX_PREALLOC)
+}
+
 /// Keys of maps, one after another.
 #[derive(Default)]
 pub struct KeyTexts {
@@ -125,75 +192,15 @@ impl Column {
         } else {
             format!("{parent}.{}", def.name)
         };
-        let mut capacity = |values: usize| {
-            let hint = hints.next().map_or(0, |h| h.load(Ordering::Relaxed));
-            // A sixteenth more, so that small differences need no second allocation.
-            if values < MIN_HINT_VALUES {
-                0
-            } else {
-                (hint * values / HINT_VALUES * 17 / 16).min(MAX_PREALLOC)
-            }
-        };
-        let data = match &def.ty {
-            Type::BigInt => Data::BigInt(Vec::with_capacity(values)),
-            Type::Int => Data::Int(Vec::with_capacity(values)),
-            Type::Double => Data::Double(Vec::with_capacity(values)),
-            Type::Boolean => Data::Boolean(Vec::with_capacity(values)),
-            Type::Timestamp(ticks) => Data::Timestamp {
-                values: Vec::with_capacity(values),
-                ticks: *ticks,
-                zone,
-            },
-            Type::Varchar | Type::Json => Data::Text {
-                bytes: Vec::with_capacity(capacity(values)),
-                ends: Vec::with_capacity(values),
-                accepts: if def.ty == Type::Json {
-                    TextInput::Json
-                } else {
-                    TextInput::Varchar
-                },
-            },
-            Type::Struct(fields) => {
-                let columns = fields
-                    .iter()
-                    .map(|f| Self::new(f, &path, zone, values, hints))
-                    .collect();
-                Data::Struct {
-                    columns,
-                    first: 0,
-                    drift: HashMap::new(),
-                }
-            }
-            Type::Array(item) => {
-                let items = capacity(values);
-                let item = Box::new(Self::new(item, &path, zone, items, hints));
-                Data::Array {
-                    item,
-                    ends: Vec::with_capacity(values),
-                }
-            }
-            Type::Map(item) => {
-                let mut item = Self::new(item, &path, zone, values, hints);
-                if let Data::Text { accepts, .. } = &mut item.data {
-                    *accepts = TextInput::MapValue;
-                }
-                Data::Map {
-                    keys: KeyTexts::default(),
-                    values: Box::new(item),
-                    ends: Vec::with_capacity(values),
-                }
-            }
-        };
-        let valid = Vec::with_capacity(values);
-        let from_text = def.ty == Type::Json;
+        let data = Data::new(def, &path, zone, values, hints);
         Self {
             name: def.name.clone(),
             path,
             not_null: def.not_null,
-            valid,
+            valid: Vec::with_capacity(values),
             data,
             next: usize::MAX,
-            from_text,
+            from_text: def.ty == Type::Json,
         }
     }
 

@@ -8,8 +8,8 @@ use hashbrown::hash_table::Entry;
 /// Up to this many keys are compared one by one.
 const MAX_COMPARED: usize = 16;
 
-/// Positions of an object's keys. Few are compared one by one; many are hashed, so that an object of
-/// any size takes linear time. The random hash affects only the time, not the result.
+/// Positions of an object's keys. Few are compared one by one; many are hashed, so that an object
+/// of any size takes linear time. The random hash affects only the time, not the result.
 #[derive(Default)]
 pub struct KeyPositions {
     positions: HashTable<usize>,

@@ -2,8 +2,8 @@
 //! read.
 //!
 //! The parser's own numbers are fast. If they would lose digits that a column needs, the record is
-//! parsed a second time with every scalar read from its text, and the column reads from text for the
-//! rest of the frame. Both ways give the same values.
+//! parsed a second time with every scalar read from its text, and the column reads from text for
+//! the rest of the frame. Both ways give the same values.
 //!
 //! Example: `{"v": 1.10}` for `v varchar`. The parser offers the double 1.1, which is not the text,
 //! so the pass ends with `needs_text`; the second pass gets `1.10`.
