@@ -216,7 +216,7 @@ fn submit(bench: &Bench, requests: &[(&str, Vec<Value>)], times: usize) {
     let config = weir::config::load(Some(&bench.path("weir.toml")), None).expect("a configuration");
     let mut running =
         Running::start(&config, Options { once: true }, runtime.handle()).expect("starts");
-    running.resume_alone().expect("the log is read");
+    running.wait_recovered().expect("the log is read");
     let ingest = running.ingest().expect("it takes records in");
     for (key, body) in requests {
         let answers: Vec<_> = (0..times)

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use weir::operators::Operators;
+use weir::runtime::context::FolderContext;
 use weir::runtime::data_dir::DataDir;
 use weir::runtime::views;
 use weir::views::lake::LogName;
@@ -272,10 +273,8 @@ fn create_commit_and_reopen(
         id: 7,
         zero: 0,
     };
-    let open = || {
-        views::open(config, &folder, &catalog, log, runtime.handle(), true)
-            .map_err(|e| e.to_string())
-    };
+    let context = FolderContext::new(config, folder.clone(), runtime.handle());
+    let open = || views::open(&context, &catalog, log, true).map_err(|e| e.to_string());
     let mut opened = open()?;
     let mut operators = Operators::new(catalog.clone(), 0);
     let record = Arc::new(frame(

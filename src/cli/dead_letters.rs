@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::client::{QueryTarget, Server};
 use super::{Global, output, tokio_runtime};
-use crate::runtime::dead_letter_retry::RetryQuestion;
+use crate::runtime::dead_letter_retry::RetryRequest;
 use crate::runtime::{Options, Running, RuntimeError};
 
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ enum What {
     },
 }
 
-fn retry(global: &Global, question: &RetryQuestion) -> Result<(), RuntimeError> {
+fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
     let config = global.load_file()?;
     let runtime = tokio_runtime()?;
     let answer = match runtime.block_on(Server::find(&config)) {
@@ -53,7 +53,7 @@ fn retry(global: &Global, question: &RetryQuestion) -> Result<(), RuntimeError> 
         None => {
             let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
             let done = running
-                .resume_alone()
+                .wait_recovered()
                 .and_then(|()| runtime.block_on(running.retry()?.run(question)));
             running.stop()?;
             serde_json::json!(done?)
@@ -78,7 +78,7 @@ impl DeadLetters {
                 since,
                 limit,
             } => {
-                let question = RetryQuestion {
+                let question = RetryRequest {
                     stream: stream.clone(),
                     reason: reason.clone(),
                     since: since.clone(),

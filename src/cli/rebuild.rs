@@ -61,12 +61,12 @@ impl Rebuild {
             views.remove(at);
             whats.remove(at);
         }
-        rebuild::finish_what_was_begun(&config, runtime.handle())?;
+        rebuild::complete_interrupted_installs(&config, runtime.handle())?;
         let begin = |view: &String| ViewBuild::begin(&config, runtime.handle(), view);
         let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
         generations
             .iter()
-            .filter_map(ViewBuild::told)
+            .filter_map(ViewBuild::coverage_notice)
             .for_each(|told| eprintln!("weir: {told}"));
         let begun = Instant::now();
         let (mut reached, mut rounds) = (None, 0);
@@ -83,21 +83,21 @@ impl Rebuild {
             }
             rounds += 1;
             for (generation, what) in generations.iter_mut().zip(&whats) {
-                generation.build(&config, end, &mut |done, all, time| {
+                generation.build(end, &mut |done, all, time| {
                     tell(what, done, all, time);
                 })?;
             }
             reached = Some(end);
         };
         for mut generation in generations {
-            generation.is_ready(&config, server.is_none())?;
+            generation.mark_ready(server.is_none())?;
         }
         match server {
             None => {
                 take_place(&config, runtime.handle())?;
                 views
                     .iter()
-                    .try_for_each(|view| rebuild::is_done(&config, view).map(drop))?;
+                    .try_for_each(|view| rebuild::is_installed(&config, view).map(drop))?;
             }
             Some(server) => {
                 runtime.block_on(
@@ -128,13 +128,13 @@ fn tell(what: &str, done: Lsn, all: Lsn, time: Duration) {
 /// A stopped folder: what is ready takes its place as at a start, with which nothing is taken in.
 fn take_place(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
     let mut running = Running::start(config, Options { once: true }, runtime)?;
-    running.resume_alone()?;
+    running.wait_recovered()?;
     running.stop()
 }
 
 fn wait_for_place(config: &Config, view: &str) -> Result<(), RuntimeError> {
     let begun = Instant::now();
-    while !rebuild::is_done(config, view)? {
+    while !rebuild::is_installed(config, view)? {
         if begun.elapsed() > PATIENCE {
             return Err(RuntimeError::Failed(
                 "the server has not brought it in yet; it does so with its next start".into(),

@@ -62,7 +62,7 @@ impl Run {
             running.maintain(&config);
         }
         if signal.is_finished() {
-            running.leave_the_rest();
+            running.skip_catch_up();
         }
         let (handles, was_asked) = (running.handles.clone(), signal.is_finished());
         running.stop()?;

@@ -152,7 +152,7 @@ fn end(running: Running, restart: bool, is_over: &dyn Fn() -> bool) -> Result<bo
     let is_to_restart = restart && !running.has_failed();
     let folder = running.folder.clone();
     if is_to_restart {
-        running.stop_to_go_on()?;
+        running.stop_for_restart()?;
     } else {
         running.stop()?;
     }

@@ -1,5 +1,5 @@
-//! What a stopped folder's log holds that its views do not: records, counted from the log's frames
-//! and from the rows that are there.
+//! Records of a stopped folder's log that its views do not have, counted from the log's frames and
+//! the committed rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,8 +13,7 @@ use crate::operators::checkpoints;
 use crate::views::lake::{LakeTable, TableSpec, files};
 use crate::wal::{Kind, LogReader};
 
-/// Records of each stream above a base, and which of them are dead letters that the table of these
-/// has.
+/// Records of each stream above a base, and which of them the table of dead letters has.
 #[derive(Debug, Default)]
 pub struct Backlog {
     base: Lsn,
@@ -24,8 +23,8 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Reads what lies above `base`, up to which every view has everything; tells of each frame of
-    /// records when it came.
+    /// Reads the log above `base`, up to which every view has everything. `arrived` gets the last LSN
+    /// and arrival time of each frame of records.
     pub fn read(
         mut reader: LogReader,
         base: Lsn,
@@ -48,14 +47,14 @@ impl Backlog {
         })
     }
 
-    /// Notes which records are dead letters.
-    pub fn note_dead_letters(&mut self, table: &LakeTable) -> Result<(), String> {
+    /// Records which records are dead letters.
+    pub fn add_dead_letters(&mut self, table: &LakeTable) -> Result<(), String> {
         for rows in rows_above(table, self.base, &["lsn", "stream"])? {
             let streams = rows
                 .column(1)
                 .as_any()
                 .downcast_ref::<StringArray>()
-                .ok_or("a stream's name is no text")?;
+                .ok_or("a stream's name is not text")?;
             for (lsn, stream) in crate::operators::lsns(&rows).iter().zip(streams) {
                 self.dead
                     .entry(stream.unwrap_or_default().to_owned())
@@ -66,7 +65,7 @@ impl Backlog {
         Ok(())
     }
 
-    /// Records of a stream above an LSN that are no known dead letters.
+    /// The number of a stream's records above an LSN that are not known dead letters.
     pub fn above(&self, stream: &str, lsn: Lsn) -> u64 {
         let ranges = self.records.get(stream).map_or(&[][..], Vec::as_slice);
         let records: u64 = ranges
@@ -77,7 +76,7 @@ impl Backlog {
         records.saturating_sub(dead.iter().filter(|dead| **dead > lsn).count() as u64)
     }
 
-    /// Records of a stream that are neither in its table nor dead letters.
+    /// The number of a stream's records that are neither in its table nor dead letters.
     pub fn missing(&self, stream: &str, table: Option<&Arc<LakeTable>>) -> Result<u64, String> {
         let records = self.above(stream, self.base);
         if records == 0 {
@@ -114,7 +113,7 @@ fn rows_above(table: &LakeTable, after: Lsn, columns: &[&str]) -> Result<Vec<Rec
     Ok(rows)
 }
 
-/// The stream that a view follows from, by the view's name; none of `raw` and dead letters.
+/// The stream that a view follows from, by the view's name; none for `raw` and dead letters.
 pub fn stream_of(view: &str, of_table: impl Fn(&str) -> Option<String>) -> Option<String> {
     let (kind, name) = view.split_once('/')?;
     match (kind, name) {
@@ -129,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_above_a_position_are_counted_without_dead_letters() {
+    fn records_above_an_lsn_are_counted_without_dead_letters() {
         let backlog = Backlog {
             base: 10,
             records: [("a".to_owned(), vec![(11, 20), (31, 40)])].into(),

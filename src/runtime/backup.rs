@@ -1,6 +1,6 @@
-//! A copy of the data folder that opens as it is, made while everything goes on. Nothing is trimmed
-//! meanwhile; views are copied first, then the operators' snapshots, then the log, so that the log
-//! reaches as far as every view.
+//! A copy of the data folder that opens as it is, taken while the process works. Nothing is trimmed
+//! during the copy. Views are copied first, then the operators' snapshots, then the log, so that the
+//! log reaches as far as every view.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,16 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::context::FolderContext;
 use super::data_dir::DataDir;
-use super::{RuntimeError, views, wal_options};
+use super::{RuntimeError, views};
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::query::Handles;
 use crate::runtime::snapshots::Snapshots;
 use crate::sources::Stop;
 use crate::storage::{Disk, sync_folder};
-use crate::views::lake::LogName;
-use crate::wal::{Wal, backup};
+use crate::wal::backup;
 
 /// What was copied.
 #[derive(Debug, Clone, Serialize)]
@@ -36,18 +36,19 @@ pub struct Backup {
     pub handles: Handles,
     pub folder: DataDir,
     pub snapshots: Snapshots,
-    pub trimming: Arc<Mutex<()>>,
+    /// Held while it copies: nothing is trimmed or removed.
+    pub retention_lock: Arc<Mutex<()>>,
     pub stop: Stop,
 }
 
 impl Backup {
-    /// Copies into a folder below another one, for who may not write where he likes.
+    /// Copies into a folder below another one, for clients that may write nowhere else.
     pub fn run_below(&self, folder: &Path, to: &Path) -> Result<Summary, RuntimeError> {
         let failed = |e: io::Error| {
             RuntimeError::Config(format!("{} (`[server] backups`): {e}", folder.display()))
         };
-        let (folder, to) = (folder.canonicalize().map_err(failed)?, plain(to)?);
-        // Its parent is known by its own name: no link leads out.
+        let (folder, to) = (folder.canonicalize().map_err(failed)?, resolve(to)?);
+        // Its parent is resolved: no link leads out.
         if to == folder || !to.starts_with(&folder) {
             let message = "backups over HTTP go below";
             return Err(RuntimeError::Config(format!(
@@ -59,14 +60,18 @@ impl Backup {
         self.run(&to)
     }
 
-    /// Copies into a folder that is empty or not there; it gets its name when the copy is whole.
+    /// Copies into a folder that is empty or does not exist; the copy gets its name when it is
+    /// complete.
     pub fn run(&self, to: &Path) -> Result<Summary, RuntimeError> {
-        let _trimming = self.trimming.lock().unwrap_or_else(PoisonError::into_inner);
-        let to = &plain(to)?;
+        let _held = self
+            .retention_lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let to = &resolve(to)?;
         let partial = self.begin(to)?;
         let copied = self.copy(&partial, to);
         if copied.is_err() {
-            // Half a copy is worth nothing.
+            // Half a copy is useless.
             let _ = fs::remove_dir_all(&partial);
         }
         copied
@@ -82,7 +87,7 @@ impl Backup {
         for table in self.handles.tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
-            // What one version names is there, and stays while nothing is trimmed.
+            // The files of one version exist, and stay while nothing is trimmed.
             let (log, files) = table.committed_files()?;
             for name in log
                 .iter()
@@ -132,7 +137,7 @@ impl Backup {
             )))
         };
         if to.starts_with(&self.folder.root) {
-            return refuse("a backup goes outside the data folder");
+            return refuse("a backup must be outside the data folder");
         }
         if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) || to.is_file() {
             return refuse("is not empty");
@@ -142,7 +147,7 @@ impl Backup {
         let partial = PathBuf::from(partial);
         if partial.exists() {
             return refuse(&format!(
-                "{} is there, from a backup that did not end; remove it",
+                "{} exists, from a backup that did not end; remove it",
                 partial.display()
             ));
         }
@@ -157,44 +162,35 @@ pub fn offline(
     to: &Path,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Summary, RuntimeError> {
-    let folder = DataDir::existing(&config.data)?;
-    let _lock = folder.lock()?;
-    let options = wal_options(config, &folder);
-    let id = Wal::log_id_of(&Disk, &options.folder)?.ok_or_else(|| {
-        RuntimeError::Config(format!("{} holds no data yet", folder.root.display()))
-    })?;
-    let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
-    let snapshots = super::snapshots(config, &folder);
-    let catalog = super::stored_catalog(config, &folder, end)?;
-    let log = LogName {
-        instance: config.instance,
-        id,
-        zero: options.zero,
-    };
-    let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
+    let context = FolderContext::existing(config, runtime)?;
+    let _lock = context.folder.lock()?;
+    let log = context.existing_log()?;
+    let end = context.peek()?.last_lsn;
+    let catalog = context.stored_catalog(end)?;
+    let opened = views::open(&context, &catalog, log, false)?;
     opened.handles.progress.set_synced(end);
     Backup {
         handles: opened.handles,
-        folder,
-        snapshots,
-        trimming: Arc::default(),
+        snapshots: context.snapshots(),
+        folder: context.folder,
+        retention_lock: Arc::default(),
         stop: Stop::default(),
     }
     .run(to)
 }
 
-/// The path without links, dots and a slash at its end; its parent must be there.
-fn plain(to: &Path) -> Result<PathBuf, RuntimeError> {
+/// The path without links, dots and a slash at its end; its parent must exist.
+fn resolve(to: &Path) -> Result<PathBuf, RuntimeError> {
     let to: PathBuf = to.components().collect();
     let wrong =
         |why: &str| RuntimeError::Config(format!("{}: {why}; name another folder", to.display()));
     let name = to
         .file_name()
         .filter(|_| to.is_absolute())
-        .ok_or_else(|| wrong("is no absolute path to a folder"))?;
+        .ok_or_else(|| wrong("is not an absolute path to a folder"))?;
     let parent = to.parent().and_then(|p| p.canonicalize().ok());
     Ok(parent
-        .ok_or_else(|| wrong("the folder around it is not there"))?
+        .ok_or_else(|| wrong("its parent folder does not exist"))?
         .join(name))
 }
 
@@ -211,7 +207,7 @@ fn create_folder(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
-/// A copy being made.
+/// A copy in progress.
 struct Copy {
     to: PathBuf,
     files: u64,
@@ -234,7 +230,7 @@ impl Copy {
         use std::os::unix::fs::OpenOptionsExt;
         if self.stop.is_requested() {
             return Err(RuntimeError::Failed(
-                "weir is stopping; the backup is not whole".into(),
+                "weir is stopping; the backup is incomplete".into(),
             ));
         }
         let target = self.to.join(name);

@@ -1,4 +1,4 @@
-//! The data folder: what lies where, its lock, and the address at which a running server answers.
+//! The data folder: its parts, its lock, and the address at which a running server answers.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use super::RuntimeError;
 use crate::storage::{IoKind, create_folders, explain, keep_private, remove_temporaries, tighten};
 
-/// How often a folder that is in use is asked for again.
-const TRY_EVERY: Duration = Duration::from_millis(50);
-/// How long a process that works on the folder may take to let go of it.
+/// How often taking a folder that is in use is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a process that works on the folder may take to release it.
 const WRITER_PATIENCE: Duration = Duration::from_secs(1);
 /// How long those that read the folder may take to end: longer than a query may run by default.
 const READER_PATIENCE: Duration = Duration::from_secs(45);
-/// How often it is logged what is waited for.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How often waiting is logged.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Paths inside a data folder.
 #[derive(Debug, Clone)]
@@ -32,21 +32,21 @@ pub struct Address {
     pub pid: u32,
     pub http: SocketAddr,
     pub tls: bool,
-    /// Shows the server that who asks may read this folder.
+    /// Proves to the server that its client can read this folder.
     #[serde(default)]
     pub key: String,
 }
 
-/// Holds the folder for this process while it lives.
+/// Holds the folder for this process until it is dropped.
 pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File);
 
 impl DataDir {
-    /// The folder, made if it is not there.
+    /// The folder, created if it does not exist.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
         let failed = |e: std::io::Error| {
             RuntimeError::Failed(format!("{}: {}", root.display(), explain(&e)))
         };
-        // Libraries make files as the process may.
+        // Libraries create files with the permissions of the process.
         keep_private();
         let folder = Self {
             root: root.to_owned(),
@@ -71,8 +71,7 @@ impl DataDir {
     }
 
     /// Removes what killed processes left: files that were being written, intermediate results of
-    /// queries and sources. The folder must be held for writing; views being rebuilt have locks of
-    /// their own.
+    /// queries and sources. Needs the write lock. Builds of views have locks of their own.
     pub fn remove_leftovers(&self, _lock: &Lock) {
         tighten(&self.root);
         let bytes: u64 = self
@@ -81,14 +80,14 @@ impl DataDir {
             .map(|part| remove_temporaries(part))
             .sum();
         if bytes > 0 {
-            tracing::info!(bytes, "files that a killed process was writing are removed");
+            tracing::info!(bytes, "removed files that a killed process was writing");
         }
         let _ = fs::remove_file(self.address_path().with_extension("json.tmp"));
         let _ = fs::remove_dir_all(self.spill());
         let _ = fs::remove_dir_all(self.sort());
     }
 
-    /// The folder, which must be there.
+    /// The folder, which must exist.
     pub fn existing(root: &Path) -> Result<Self, RuntimeError> {
         let root = root.canonicalize().map_err(|_| {
             RuntimeError::Config(format!(
@@ -167,50 +166,48 @@ impl DataDir {
         self.open_lock("lock")
     }
 
-    /// Held exclusively by a process that waits for the folder: readers that come meanwhile give
-    /// way to it.
+    /// Held exclusively by a process that waits for the folder: new readers give way to it.
     fn intent_file(&self) -> Result<File, RuntimeError> {
         self.open_lock("lock.intent")
     }
 
-    /// Takes the folder for writing: alone. Those that read it are waited for; those that want to
-    /// read it give way.
+    /// Takes the folder for writing: alone. Waits for its readers, while new ones give way.
     pub fn lock(&self) -> Result<Lock, RuntimeError> {
         let intent = self.intent_file()?;
         let begun = Instant::now();
-        // A reader holds it for the moment in which it takes the folder.
+        // A reader holds it while it takes the folder, for a moment.
         while let Err(error) = intent.try_lock() {
             if begun.elapsed() >= WRITER_PATIENCE || matches!(error, TryLockError::Error(_)) {
-                return self.taken(Err(error)).map(|()| Lock(intent));
+                return self.check_locked(Err(error)).map(|()| Lock(intent));
             }
-            std::thread::sleep(TRY_EVERY / 10);
+            std::thread::sleep(RETRY_INTERVAL / 10);
         }
         let mut file = self.lock_file()?;
-        let mut told: Option<Instant> = None;
+        let mut reported: Option<Instant> = None;
         while let Err(error) = file.try_lock() {
             let waited = begun.elapsed();
             // Only readers share it.
-            let is_read = file.try_lock_shared().is_ok() && file.unlock().is_ok();
-            let patience = if is_read {
+            let has_readers = file.try_lock_shared().is_ok() && file.unlock().is_ok();
+            let patience = if has_readers {
                 READER_PATIENCE
             } else {
                 WRITER_PATIENCE
             };
             if waited >= patience || matches!(error, TryLockError::Error(_)) {
-                return if is_read {
-                    Err(self.is_read(&file))
+                return if has_readers {
+                    Err(self.still_read(&file))
                 } else {
-                    self.taken(Err(error)).map(|()| Lock(file))
+                    self.check_locked(Err(error)).map(|()| Lock(file))
                 };
             }
-            if is_read
+            if has_readers
                 && waited >= WRITER_PATIENCE
-                && told.is_none_or(|at| at.elapsed() >= TELL_EVERY)
+                && reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL)
             {
                 tracing::info!(by = holders(&file), folder = %self.root.display(), "the folder is being read; waiting for the readers to end");
-                told = Some(Instant::now());
+                reported = Some(Instant::now());
             }
-            std::thread::sleep(TRY_EVERY);
+            std::thread::sleep(RETRY_INTERVAL);
         }
         let _ = file
             .set_len(0)
@@ -218,7 +215,7 @@ impl DataDir {
         Ok(Lock(file))
     }
 
-    /// Takes the folder for reading: together with other readers, and not while a process waits to
+    /// Takes the folder for reading: together with other readers, but not while a process waits to
     /// work on it.
     pub fn lock_shared(&self) -> Result<Lock, RuntimeError> {
         let Some((intent, file)) = self.files_to_read()? else {
@@ -234,14 +231,14 @@ impl DataDir {
                     "{root} is about to be used by {by}; try again in a moment"
                 )));
             }
-            locked => self.taken(locked)?,
+            locked => self.check_locked(locked)?,
         }
-        self.taken(file.try_lock_shared())?;
+        self.check_locked(file.try_lock_shared())?;
         Ok(Lock(file))
     }
 
-    /// The files of both locks for a reader. Where the folder takes no writes they may be missing,
-    /// and nobody can work on it: none.
+    /// The files of both locks for a reader. None where they are missing in a read-only folder, on
+    /// which no process can work.
     fn files_to_read(&self) -> Result<Option<(File, File)>, RuntimeError> {
         let open = |name: &str| {
             let path = self.root.join(name);
@@ -249,7 +246,7 @@ impl DataDir {
                 RuntimeError::Failed(format!("{}: {}", path.display(), explain(&e)))
             };
             match self.try_open_lock(name) {
-                Err(error) if takes_no_writes(&error) => match File::open(&path) {
+                Err(error) if is_read_only(&error) => match File::open(&path) {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
                     file => file.map(Some).map_err(failed),
                 },
@@ -265,7 +262,7 @@ impl DataDir {
             .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
-    fn is_read(&self, file: &File) -> RuntimeError {
+    fn still_read(&self, file: &File) -> RuntimeError {
         RuntimeError::InUse(format!(
             "{} is still being read by {} after {} s; end it, or start again later",
             self.root.display(),
@@ -274,7 +271,7 @@ impl DataDir {
         ))
     }
 
-    fn taken(&self, result: Result<(), TryLockError>) -> Result<(), RuntimeError> {
+    fn check_locked(&self, result: Result<(), TryLockError>) -> Result<(), RuntimeError> {
         match result {
             Ok(()) => Ok(()),
             Err(TryLockError::Error(e)) => Err(RuntimeError::Failed(format!(
@@ -309,19 +306,19 @@ impl DataDir {
         let _ = fs::remove_file(self.address_path());
     }
 
-    /// Where a server says it answers; it may be gone.
+    /// Where a server answers, as it published; it may be gone.
     pub fn address(&self) -> Option<Address> {
         serde_json::from_slice(&fs::read(self.address_path()).ok()?).ok()
     }
 }
 
-/// Whether a file could not be opened to write because nothing there can be: for the file system,
-/// or the user, or for want of room.
-fn takes_no_writes(error: &std::io::Error) -> bool {
+/// Whether a file could not be opened for writing because none there can be: the file system is
+/// read-only or full, or the user may not write.
+fn is_read_only(error: &std::io::Error) -> bool {
     IoKind::of(error) != IoKind::Broken || error.kind() == std::io::ErrorKind::PermissionDenied
 }
 
-/// Who has locked a file, as far as the system tells.
+/// The processes that have locked a file, as far as the system shows them.
 fn holders(file: &File) -> String {
     use std::os::unix::fs::MetadataExt;
     let inode = file.metadata().map_or(0, |m| m.ino());
@@ -345,7 +342,7 @@ fn holders(file: &File) -> String {
 /// Processes other than this one that hold a lock on an inode, from the lines of `/proc/locks`.
 fn pids_of(locks: &str, inode: u64) -> Vec<u32> {
     let inode = format!(":{inode}");
-    let of = |line: &str| {
+    let pid_of = |line: &str| {
         // number: FLOCK ADVISORY READ pid major:minor:inode start end
         let mut words = line.split_whitespace().skip(1);
         let (kind, pid, file) = (words.next()?, words.nth(2)?, words.next()?);
@@ -355,7 +352,7 @@ fn pids_of(locks: &str, inode: u64) -> Vec<u32> {
             .filter(|pid| *pid > 0 && *pid != std::process::id())?;
         (kind == "FLOCK" && file.ends_with(&inode)).then_some(pid)
     };
-    let mut pids: Vec<u32> = locks.lines().filter_map(of).collect();
+    let mut pids: Vec<u32> = locks.lines().filter_map(pid_of).collect();
     pids.sort_unstable();
     pids.dedup();
     pids
@@ -366,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holders_of_a_lock_are_read_from_the_systems_table() {
+    fn the_holders_of_a_lock_are_read_from_proc_locks() {
         let locks = "1: FLOCK  ADVISORY  READ 4000001 08:01:42 0 EOF\n2: POSIX  ADVISORY  WRITE 7 08:01:42 0 EOF\n\
                      3: FLOCK  ADVISORY  READ 4000002 08:01:42 0 EOF\n3: -> FLOCK  ADVISORY  READ 5 08:01:42 0 EOF\n\
                      4: FLOCK  ADVISORY  WRITE 4000003 08:01:142 0 EOF\n5: FLOCK  ADVISORY  READ 0 08:01:42 0 EOF\n";
@@ -384,7 +381,7 @@ mod tests {
             while !folder.is_wanted() {
                 std::thread::yield_now();
             }
-            // The one that was there goes on; another one does not come in.
+            // The reader that was first continues; another one is refused.
             assert!(matches!(folder.lock_shared(), Err(RuntimeError::InUse(_))));
             drop(reader);
             let held = writer

@@ -1,5 +1,5 @@
-//! Dead letters that come back: after a schema or a rule was mended, their bytes go through the log
-//! again, each with the number of the dead letter it was. What is still refused stays where it is.
+//! Resubmitting dead letters: after a schema or a rule was fixed, their bytes go through the log
+//! again, each with the LSN of its dead letter. What is still refused stays a dead letter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use crate::operators::{MAX_RETRIED, checkpoints};
 use crate::query::QueryError;
 use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
 
-/// Dead letters read at once, and those that share a frame.
-const PAGE: usize = 1_000;
+/// The most dead letters that are read at once, and that share a frame.
+const PAGE_ROWS: usize = 1_000;
 const FRAME_RECORDS: usize = 100;
 const FRAME_BYTES: usize = 4 << 20;
 
-/// Which dead letters.
+/// Selects dead letters.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct RetryQuestion {
+pub struct RetryRequest {
     pub stream: Option<String>,
     /// Only those with exactly this reason.
     pub reason: Option<String>,
@@ -39,30 +39,30 @@ pub struct RetryQuestion {
     pub limit: Option<usize>,
 }
 
-/// What became of them.
+/// What became of the selected dead letters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Retried {
-    /// Came back as events.
+pub struct RetrySummary {
+    /// Became events.
     pub retried: u64,
-    /// Are refused still, by the reason that they have now.
+    /// Are still refused, by their current reason.
     pub still_refused: BTreeMap<String, u64>,
 }
 
-/// How long records that came before may take to be applied.
+/// How long earlier records may take to be applied.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Reasons told one by one; the others are counted together.
-const TOLD_REASONS: usize = 20;
-/// Accepted before it was sent and refused when it was applied: the table lost its hour meanwhile,
-/// or a rule looks at the clock.
+/// The most reasons that are listed; the others are counted together.
+const MAX_LISTED_REASONS: usize = 20;
+/// Accepted when it was sent and refused when it was applied: the table lost its hour in between, or
+/// a rule depends on the clock.
 const REFUSED_WHEN_APPLIED: &str = "refused when it was applied; its new dead letter says why";
 
 pub struct Retry {
     pub answers: QueryService,
     pub clock: Arc<dyn Clock>,
     pub ingest: Ingest,
-    /// One retry at a time: each finds what the one before brought back marked, and answers for
-    /// itself alone.
+    /// One retry at a time: each finds what the one before resubmitted marked, and counts only its
+    /// own.
     pub turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -75,7 +75,7 @@ struct DeadLetterRow {
 
 /// Why a page was not read.
 enum PageError {
-    /// It is over a limit of queries.
+    /// It exceeds a limit of queries.
     TooLarge(String),
     Other(RuntimeError),
 }
@@ -89,24 +89,24 @@ impl From<PageError> for RuntimeError {
     }
 }
 
-/// Records of one source and stream on their way.
+/// Records of one source and stream that are gathered for a frame.
 #[derive(Default)]
 struct RetryBatch {
     records: RecordsBuilder,
-    of: Vec<Lsn>,
+    dead_letters: Vec<Lsn>,
 }
 
-/// Dead letters that share a frame of the log, by the frame's last record.
-struct Sent {
+/// A frame in the log, with the dead letter of each of its records.
+struct SentFrame {
     last_lsn: Lsn,
-    of: Vec<Lsn>,
+    dead_letters: Vec<Lsn>,
 }
 
-impl Retried {
+impl RetrySummary {
     fn count_refused(&mut self, reason: String) {
-        let is_told =
-            self.still_refused.len() < TOLD_REASONS || self.still_refused.contains_key(&reason);
-        let reason = if is_told {
+        let is_listed = self.still_refused.len() < MAX_LISTED_REASONS
+            || self.still_refused.contains_key(&reason);
+        let reason = if is_listed {
             reason
         } else {
             "other reasons".to_owned()
@@ -114,16 +114,16 @@ impl Retried {
         *self.still_refused.entry(reason).or_default() += 1;
     }
 
-    /// Counts what was sent by what became of it: per dead letter, the record that it became, 0
-    /// where it is refused. Pure.
-    fn count_sent(&mut self, sent: &[Sent], became: &BTreeMap<Lsn, Lsn>) {
-        for Sent { last_lsn, of } in sent {
-            let own = last_lsn + 1 - of.len() as Lsn..=*last_lsn;
-            for (dead, lsn) in of.iter().zip(own) {
+    /// Counts sent records by what became of them: `became` has, per dead letter, the record that it
+    /// became, 0 where it was refused. Pure.
+    fn count_sent(&mut self, sent: &[SentFrame], became: &BTreeMap<Lsn, Lsn>) {
+        for frame in sent {
+            let first_lsn = frame.last_lsn + 1 - frame.dead_letters.len() as Lsn;
+            for (dead, lsn) in frame.dead_letters.iter().zip(first_lsn..) {
                 match became.get(dead) {
                     Some(became) if *became == lsn => self.retried += 1,
                     None | Some(0) => self.count_refused(REFUSED_WHEN_APPLIED.to_owned()),
-                    // Another way brought it back before.
+                    // Another retry had resubmitted it before.
                     Some(_) => {}
                 }
             }
@@ -132,14 +132,14 @@ impl Retried {
 }
 
 impl Retry {
-    /// Brings them back, page by page; returns when they are applied.
-    pub async fn run(&self, question: &RetryQuestion) -> Result<Retried, RuntimeError> {
+    /// Resubmits the selected dead letters, page by page; returns when they are applied.
+    pub async fn run(&self, request: &RetryRequest) -> Result<RetrySummary, RuntimeError> {
         let _turn = self.turn.lock().await;
-        self.wait_for_the_newest().await?;
-        let mut done = Retried::default();
+        self.wait_until_marked().await?;
+        let mut done = RetrySummary::default();
         let mut sent = Vec::new();
-        let result = self.send_all(question, &mut sent, &mut done).await;
-        let Some(last) = sent.last().map(|frame: &Sent| frame.last_lsn) else {
+        let result = self.send_all(request, &mut sent, &mut done).await;
+        let Some(last) = sent.last().map(|frame: &SentFrame| frame.last_lsn) else {
             return result.map(|()| done);
         };
         self.wait_until_applied(last).await?;
@@ -149,21 +149,21 @@ impl Retry {
 
     async fn send_all(
         &self,
-        question: &RetryQuestion,
-        sent: &mut Vec<Sent>,
-        done: &mut Retried,
+        request: &RetryRequest,
+        sent: &mut Vec<SentFrame>,
+        done: &mut RetrySummary,
     ) -> Result<(), RuntimeError> {
-        let limit = question.limit.unwrap_or(usize::MAX);
+        let limit = request.limit.unwrap_or(usize::MAX);
         let marked_before = self.answers.handles.progress.retried().len();
-        let mut looked_at = 0;
+        let mut read_rows = 0;
         let mut after = 0;
-        let mut page_rows = PAGE;
-        while looked_at < limit {
+        let mut page_rows = PAGE_ROWS;
+        while read_rows < limit {
             let page = match self
-                .page(question, after, page_rows.min(limit - looked_at))
+                .page(request, after, page_rows.min(limit - read_rows))
                 .await
             {
-                // Large letters: fewer of them fit into an answer.
+                // They are large: fewer of them fit into an answer.
                 Err(PageError::TooLarge(_)) if page_rows > 1 => {
                     page_rows /= 2;
                     continue;
@@ -172,14 +172,14 @@ impl Retry {
             };
             let Some(last) = page.last() else { break };
             after = last.lsn;
-            looked_at += page.len();
-            let sent_so_far: usize = sent.iter().map(|frame| frame.of.len()).sum();
-            if page.len() > MAX_RETRIED.saturating_sub(marked_before + sent_so_far) {
+            read_rows += page.len();
+            let sent_so_far: usize = sent.iter().map(|frame| frame.dead_letters.len()).sum();
+            if page.len() > RETRIED.saturating_sub(marked_before + sent_so_far) {
                 return Err(RuntimeError::Failed(format!(
                     "{sent_so_far} dead letters were sent back; marks of {MAX_RETRIED} are remembered, so more could come back twice"
                 )));
             }
-            self.bring_back(page, sent, done)?;
+            self.resubmit(page, sent, done)?;
         }
         Ok(())
     }
@@ -196,9 +196,8 @@ impl Retry {
         Ok(())
     }
 
-    /// What came back a moment ago, or before a start, is marked as such, so that it is not counted
-    /// once more.
-    async fn wait_for_the_newest(&self) -> Result<(), RuntimeError> {
+    /// Waits until everything that was resubmitted before is marked, so that it is not sent again.
+    async fn wait_until_marked(&self) -> Result<(), RuntimeError> {
         let (handles, synced) = (&self.answers.handles, self.ingest.synced_lsn());
         let letters = handles.tables.get(checkpoints::DEAD_LETTERS);
         let begun = Instant::now();
@@ -217,25 +216,25 @@ impl Retry {
 
     async fn page(
         &self,
-        question: &RetryQuestion,
+        request: &RetryRequest,
         after: Lsn,
         limit: usize,
     ) -> Result<Vec<DeadLetterRow>, PageError> {
         let quoted = |text: &str| text.replace('\'', "''");
         let mut wanted = vec![format!("retried_lsn is null and lsn > {after}")];
         wanted.extend(
-            question
+            request
                 .stream
                 .as_ref()
                 .map(|s| format!("stream = '{}'", quoted(s))),
         );
         wanted.extend(
-            question
+            request
                 .reason
                 .as_ref()
                 .map(|r| format!("reason = '{}'", quoted(r))),
         );
-        if let Some(since) = &question.since {
+        if let Some(since) = &request.since {
             let since = crate::config::units::parse_time(since, self.clock.now())
                 .map_err(|e| PageError::Other(RuntimeError::Config(format!("since: {e}"))))?;
             wanted.push(format!(
@@ -286,18 +285,18 @@ impl Retry {
         Ok(letters)
     }
 
-    /// Sends those that are accepted now.
-    fn bring_back(
+    /// Sends those that would be accepted now.
+    fn resubmit(
         &self,
         letters: Vec<DeadLetterRow>,
-        sent: &mut Vec<Sent>,
-        done: &mut Retried,
+        sent: &mut Vec<SentFrame>,
+        done: &mut RetrySummary,
     ) -> Result<(), RuntimeError> {
-        let mut gathered: BTreeMap<(String, String), RetryBatch> = BTreeMap::new();
+        let mut batches: BTreeMap<(String, String), RetryBatch> = BTreeMap::new();
         let mut receipts: Vec<(Receipt, Vec<Lsn>)> = Vec::new();
         for letter in letters {
             let reason = match self.ingest.catalog().streams.get(&letter.stream) {
-                None => Some(format!("there is no stream `{}` any more", letter.stream)),
+                None => Some(format!("the stream `{}` no longer exists", letter.stream)),
                 Some(stream) => {
                     let decoded = decode(
                         stream,
@@ -317,51 +316,53 @@ impl Retry {
                 continue;
             }
             let key = (letter.source, letter.stream);
-            let own = gathered.entry(key.clone()).or_default();
-            own.records.push(&letter.bytes);
-            own.of.push(letter.lsn);
-            if own.of.len() >= FRAME_RECORDS || own.records.bytes() >= FRAME_BYTES {
-                receipts.extend(self.send(key, std::mem::take(own))?);
+            let batch = batches.entry(key.clone()).or_default();
+            batch.records.push(&letter.bytes);
+            batch.dead_letters.push(letter.lsn);
+            if batch.dead_letters.len() >= FRAME_RECORDS || batch.records.bytes() >= FRAME_BYTES {
+                receipts.extend(self.send(key, std::mem::take(batch))?);
             }
         }
-        for (key, own) in gathered {
-            receipts.extend(self.send(key, own)?);
+        for (key, batch) in batches {
+            receipts.extend(self.send(key, batch)?);
         }
-        receipts.into_iter().try_for_each(|(receipt, of)| {
-            sent.push(Sent {
-                last_lsn: receipt.wait().map_err(RuntimeError::NotTaken)?.last_lsn,
-                of,
-            });
-            Ok(())
-        })
+        receipts
+            .into_iter()
+            .try_for_each(|(receipt, dead_letters)| {
+                sent.push(SentFrame {
+                    last_lsn: receipt.wait().map_err(RuntimeError::NotTaken)?.last_lsn,
+                    dead_letters,
+                });
+                Ok(())
+            })
     }
 
     fn send(
         &self,
         (source, stream): (String, String),
-        own: RetryBatch,
+        batch: RetryBatch,
     ) -> Result<Option<(Receipt, Vec<Lsn>)>, RuntimeError> {
-        if own.of.is_empty() {
+        if batch.dead_letters.is_empty() {
             return Ok(None);
         }
-        let of = own.of.clone();
+        let dead_letters = batch.dead_letters.clone();
         let submission = Submission {
             kind: Kind::Retry,
             source,
             partition: String::new(),
             stream,
-            records: own.records.finish(),
+            records: batch.records.finish(),
             first_offset: 0,
             previous_offset: 0,
             attributes: FrameAttributes {
-                retry_of: own.of,
+                retry_of: batch.dead_letters,
                 ..FrameAttributes::default()
             },
         };
-        // Nothing is half done by a refusal: what came back is marked, the rest is found again.
+        // A refusal leaves nothing half done: what was sent is marked, the rest is found again.
         let receipt = self.ingest.submit(submission, true);
         receipt
-            .map(|receipt| Some((receipt, of)))
+            .map(|receipt| Some((receipt, dead_letters)))
             .map_err(RuntimeError::NotTaken)
     }
 }
@@ -371,21 +372,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_retry_counts_what_it_brought_back_itself() {
+    fn a_retry_counts_only_what_it_resubmitted_itself() {
         // Records 11 to 14 of one frame, of the dead letters 1 to 4; 5 in a frame of its own.
         let sent = [
-            Sent {
+            SentFrame {
                 last_lsn: 14,
-                of: vec![1, 2, 3, 4],
+                dead_letters: vec![1, 2, 3, 4],
             },
-            Sent {
+            SentFrame {
                 last_lsn: 20,
-                of: vec![5],
+                dead_letters: vec![5],
             },
         ];
-        // 2 came back by another way, 3 is refused still, of 4 nothing is known.
+        // 2 was resubmitted by another retry, 3 is still refused, 4 is unknown.
         let became = BTreeMap::from([(1, 11), (2, 7), (3, 0), (5, 20)]);
-        let mut done = Retried::default();
+        let mut done = RetrySummary::default();
         done.count_sent(&sent, &became);
         assert_eq!(
             (done.retried, done.still_refused),

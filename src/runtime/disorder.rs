@@ -1,6 +1,6 @@
-//! Notices input whose order does not fit the stream's `watermark.disorder`: newest first, or
-//! shuffled. Nothing is lost there, but windows that have closed leave such events out, which looks
-//! like an almost empty result.
+//! Detects input whose order does not fit the stream's `watermark.disorder`: newest first, or
+//! shuffled. Nothing is lost, but windows that have closed leave such events out, so results look
+//! almost empty.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::schema::{Catalog, Stream};
 
 use super::{RuntimeError, dry_run};
 
-/// One event in so many that is late is worth a notice. Live streams have about one in a hundred.
-const ONE_IN: u64 = 10;
-/// Bytes of a file that are looked at before anything is taken in.
+/// Where one event in so many is late, a notice is due. Live streams have about one in a hundred.
+const NOTICE_ONE_IN: u64 = 10;
+/// Bytes of a file that are read before anything is taken in.
 const SAMPLE_BYTES: usize = 8 << 20;
 
-/// What to tell the user of a stream whose events were counted, if much of it came late.
+/// A notice for the user of a stream of whose events many were late. Pure.
 pub fn notice(stream: &Stream, counted: &Totals) -> Option<String> {
     let Totals {
         events,
@@ -26,7 +26,7 @@ pub fn notice(stream: &Stream, counted: &Totals) -> Option<String> {
         max_lateness,
         ..
     } = *counted;
-    if late == 0 || late * ONE_IN < events {
+    if late == 0 || late * NOTICE_ONE_IN < events {
         return None;
     }
     let disorder = stream.def.watermark.disorder;
@@ -54,8 +54,8 @@ fn round_up(micros: i64) -> Span {
     ))
 }
 
-/// Looks at the beginning of each single file that a source reads in its own order, without
-/// touching the data folder.
+/// Notices on the beginning of each single file that a source reads in the file's order. Does not
+/// touch the data folder.
 pub fn of_files(
     config: &Config,
     catalog: &Arc<Catalog>,
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_rounded_up_to_what_a_person_would_write() {
+    fn durations_are_rounded_up_to_a_whole_unit() {
         let second = 1_000_000;
         for (micros, shown) in [
             (1, "1ms"),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_names_the_disorder_that_would_do() {
+    fn a_notice_names_a_sufficient_disorder() {
         let text = "data = \"d\"\n[streams.a]\nschema = \"t bigint not null\"\nselect = \"select to_timestamp_millis(t) as event_time from a\"\n";
         let config = crate::config::parse(None, text.into(), None, &|_| None).expect("parses");
         let catalog = Catalog::from_config(&config).expect("plans");

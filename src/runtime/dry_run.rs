@@ -1,5 +1,5 @@
-//! Sample records through a configuration, in memory: what each becomes, and what the windows and
-//! sessions then hold. Touches no data folder.
+//! Running sample records through a configuration in memory: what each becomes, and what windows and
+//! sessions then hold. Does not touch a data folder.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -19,11 +19,10 @@ use crate::sources::lines::Reader;
 use crate::sources::message;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
-/// Records of a frame, where many are counted at once.
+/// The most records of a frame, where many are counted at once.
 const FRAME_RECORDS: usize = 1_024;
 
-/// The records of a file, as a source of files reads it.
-/// `sample_bytes` ends it early, after so much.
+/// The records of a file, as a source of files reads it; only the first `sample_bytes`, if given.
 pub fn read(
     file: impl Read,
     unwrap: Option<&str>,
@@ -32,7 +31,7 @@ pub fn read(
 ) -> io::Result<Vec<Vec<u8>>> {
     let mut reader = Reader::new(PlainReader::new(file)?, 0, b"", unwrap, record_bytes);
     let (mut records, mut bytes) = (Vec::new(), 0);
-    while sample_bytes.is_none_or(|most| bytes < most)
+    while sample_bytes.is_none_or(|max| bytes < max)
         && let Some(item) = reader.next_item()?
     {
         bytes += item.bytes.len();
@@ -57,7 +56,7 @@ pub fn in_order(stream: &Arc<Stream>, records: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     keyed.into_iter().map(|(_, record)| record).collect()
 }
 
-/// What the operators count of records of one stream, in one partition.
+/// The operators' totals for records of one stream, in one partition.
 pub fn count(
     catalog: &Arc<Catalog>,
     stream: &str,
@@ -75,7 +74,7 @@ pub fn count(
     Ok(samples.totals(stream))
 }
 
-/// The error where a stream that is named is not declared.
+/// The error for a stream that is not declared.
 pub fn unknown_stream(catalog: &Catalog, stream: &str) -> RuntimeError {
     let known = catalog
         .streams
@@ -83,10 +82,11 @@ pub fn unknown_stream(catalog: &Catalog, stream: &str) -> RuntimeError {
         .cloned()
         .collect::<Vec<_>>()
         .join(", ");
-    RuntimeError::Config(format!("there is no stream `{stream}`; there are: {known}"))
+    RuntimeError::Config(format!("there is no stream `{stream}`; available: {known}"))
 }
 
-/// Runs records of one stream; `is_final` closes windows and sessions at the end.
+/// Runs records of one stream. `is_final` closes windows and sessions at the end. Returns what each
+/// record became and the rows of windows and sessions as JSON, and the stream's totals.
 pub fn run(
     catalog: &Arc<Catalog>,
     stream: &str,
@@ -125,7 +125,7 @@ pub fn run(
             .map_err(RuntimeError::Failed)?;
         samples.store(&table, open.as_ref())?;
     }
-    let take = |name: &str| {
+    let rows_of = |name: &str| {
         samples
             .stored
             .get(name)
@@ -136,12 +136,12 @@ pub fn run(
         .windows
         .iter()
         .filter(|w| w.stream == stream.name)
-        .map(|w| (w.name.clone(), take(&tables::versions_of(&w.name))))
+        .map(|w| (w.name.clone(), rows_of(&tables::versions_of(&w.name))))
         .collect();
     let answer = json!({
         "records": shown,
         "windows": windows,
-        "sessions": take(&tables::sessions(&stream.name)),
+        "sessions": rows_of(&tables::sessions(&stream.name)),
     });
     Ok((answer, samples.totals(&stream.name)))
 }
@@ -183,8 +183,8 @@ impl Samples {
         let frame = Arc::new(frame);
         let decoded = self.operators.decode(&frame)?;
         let output = self.operators.apply(&frame, decoded.as_ref())?;
-        for made in &output.tables {
-            self.store(&made.table, Some(&made.batch))?;
+        for rows in &output.tables {
+            self.store(&rows.table, Some(&rows.batch))?;
         }
         Ok(output)
     }
@@ -232,8 +232,8 @@ impl Samples {
         Ok(sample)
     }
 
-    /// The windows that take the row, each with the first start and the last end of those it lies
-    /// in.
+    /// The windows that accept the row, each with the first start and the last end of those that
+    /// contain it.
     fn windows_of(
         &self,
         stream: &Stream,
@@ -274,7 +274,7 @@ impl Samples {
     }
 }
 
-/// Rows as JSON, without what differs from run to run.
+/// Rows as JSON, without columns that differ from run to run.
 fn as_json(batch: &RecordBatch) -> Result<Vec<Value>, RuntimeError> {
     let lines = to_ndjson(&batch.schema(), std::slice::from_ref(batch))?;
     let rows = lines

@@ -20,9 +20,10 @@ pub enum RuntimeError {
     /// The data folder is in use: exit 75.
     #[error("{0}")]
     InUse(String),
-    /// Records were not taken in.
+    /// Records were not accepted: exit 1.
     #[error(transparent)]
     NotTaken(IngestError),
+    /// Anything else: exit 1.
     #[error("{0}")]
     Failed(String),
 }
@@ -33,7 +34,7 @@ impl RuntimeError {
         match self {
             Self::Config(_) => 2,
             Self::Damaged(_) => 65,
-            // Of a file that was found damaged while it was read.
+            // A file was found damaged while it was read.
             Self::Failed(reason) if damage_in(reason).is_some() => 65,
             Self::InUse(_) => 75,
             Self::NotTaken(_) | Self::Failed(_) => 1,

@@ -1,6 +1,6 @@
-//! Time in silence: where a source is connected and says nothing, its partitions' watermarks move
-//! with the clock, so that windows and sessions close. Told to the log once a second, by how much;
-//! the operators know no clock.
+//! Idleness ticks: while a connected source is silent, its partitions' watermarks advance with the
+//! clock, so that windows and sessions close. Once a second a tick with the elapsed time goes
+//! through the log, because the operators have no clock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::sources::Stop;
 use crate::threads::panic_if_asked;
 use crate::wal::Kind;
 
-const EVERY: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether a push source can be heard, by its name.
+/// Whether a push source is connected, by its name.
 pub type Connected = BTreeMap<String, Arc<AtomicBool>>;
 
 pub struct Ticker {
@@ -27,6 +27,7 @@ pub struct Ticker {
     pub stop: Stop,
 }
 
+/// Stream, source and partition.
 type Partition = (String, String, String);
 
 impl Ticker {
@@ -44,7 +45,7 @@ impl Ticker {
     fn run(self) {
         let mut before: BTreeMap<Partition, u64> = BTreeMap::new();
         let mut at = Instant::now();
-        while !self.stop.wait(EVERY) {
+        while !self.stop.wait(INTERVAL) {
             panic_if_asked("ticks");
             let now = Instant::now();
             let elapsed =

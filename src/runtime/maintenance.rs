@@ -1,5 +1,6 @@
-//! Work on committed data beside the pipeline: merging files, checkpoints, taking out what lies
-//! below the retention's floor, removing what is no longer named, and keeping to the disk's limit.
+//! Periodic work on committed data, next to the pipeline: merging files, checkpoints, dropping
+//! partitions below the retention floor, removing files that no version names, and keeping to the
+//! disk's limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{notes, reserve};
+use super::context::FolderContext;
+use super::{RuntimeError, notes, reserve, views};
 use crate::config::Config;
 use crate::config::units::Span;
-use crate::event::Micros;
+use crate::event::{Lsn, Micros};
 use crate::ingest::{Ingest, IngestError, Submission};
 use crate::operators::{Floors, arrivals, checkpoints};
 use crate::query::Handles;
@@ -21,32 +23,33 @@ use crate::views::lake::LakeTable;
 use crate::views::lake::compact::{self, When};
 use crate::wal::Kind;
 
-/// How often tables are looked at.
-const EVERY: Duration = Duration::from_secs(30);
-/// How often it is looked whether the log waits for room on the disk.
-const LOOK: Duration = Duration::from_secs(5);
-/// What a query may still read stays so long where room is needed, instead of [`compact::GRACE`].
+/// How often a round over all tables is due.
+const ROUND_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is checked whether the log waits for room on the disk.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How long files that a query may still read stay where room is needed, instead of
+/// [`compact::GRACE`].
 const SHORT_GRACE: Duration = Duration::from_secs(30);
-/// Over its limit, the disk is brought down to this share of it, so that hours do not leave one by
+/// Above its limit, the disk is brought down to this share of it, so that hours do not leave one by
 /// one.
-const DISK_AIM: u64 = 95;
+const DISK_TARGET_PERCENT: u64 = 95;
 
-/// Looks after what views have committed.
+/// Maintains what views have committed.
 pub struct Maintenance {
     pub handles: Handles,
-    /// Memory of a merge.
+    /// Memory of a merge, in bytes.
     pub memory: usize,
     /// The data folder, and the bytes that it may take.
     pub folder: std::path::PathBuf,
     pub disk: Option<u64>,
-    /// Retention of the tables that are no stream's.
+    /// Retention of the tables that no declaration has one for: `raw` and `dead_letters`.
     pub retention: BTreeMap<String, Span>,
-    /// Takes in the frame that raises floors; none beside a stopped process.
+    /// Takes in the frame that raises floors; none in a stopped folder.
     pub ingest: Option<Ingest>,
-    /// What has been said of tables, once each.
-    told: Mutex<BTreeSet<(String, &'static str)>>,
+    /// Notes on tables that were reported, once each.
+    reported: Mutex<BTreeSet<(String, &'static str)>>,
     /// Held during a round; a backup holds it while it copies.
-    pub trimming: Arc<Mutex<()>>,
+    pub retention_lock: Arc<Mutex<()>>,
     /// The longest that a query may take.
     pub sql_time: Duration,
 }
@@ -56,7 +59,7 @@ impl Maintenance {
         config: &Config,
         handles: Handles,
         ingest: Option<Ingest>,
-        trimming: Arc<Mutex<()>>,
+        retention_lock: Arc<Mutex<()>>,
     ) -> Self {
         let retention = [
             (checkpoints::RAW, config.raw_retention),
@@ -69,8 +72,8 @@ impl Maintenance {
             disk: config.limits.disk,
             retention: retention.map(|(name, span)| (name.to_owned(), span)).into(),
             ingest,
-            told: Mutex::default(),
-            trimming,
+            reported: Mutex::default(),
+            retention_lock,
             sql_time: config.limits.sql_time,
         }
     }
@@ -81,18 +84,18 @@ impl Maintenance {
             .name("maintenance".into())
             .spawn(move || {
                 let _watch = watch;
-                let mut looks = 0;
-                while !stop.wait(LOOK) {
+                let mut polls = 0;
+                while !stop.wait(POLL_INTERVAL) {
                     panic_if_asked("maintenance");
-                    looks += 1;
-                    if looks * LOOK < EVERY {
+                    polls += 1;
+                    if polls * POLL_INTERVAL < ROUND_INTERVAL {
                         self.make_room();
                         continue;
                     }
-                    looks = 0;
-                    // In a thread that ends: the memory that merges take and give back returns to
-                    // the system with it.
-                    let round = || self.round(When::Running, &|| stop.is_requested());
+                    polls = 0;
+                    // In a thread that ends: the memory that merges allocate and free returns to the
+                    // system with it.
+                    let round = || self.round(When::Running, &|| stop.is_asked());
                     let done = std::thread::scope(|scope| scope.spawn(round).join());
                     match done {
                         Ok(Ok(_)) => {}
@@ -107,37 +110,37 @@ impl Maintenance {
             .expect("the system can start a thread")
     }
 
-    /// One round over everything; gives the number of merges.
+    /// One round over everything; returns the number of merges.
     pub fn round(&self, when: When, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
         let mut merges = 0;
         self.make_room();
         let mut result = Ok(());
         for (name, table) in &self.handles.tables {
-            // One table that fails does not keep the others, and the disk, from being looked after.
-            match self.look_after(name, table, when, stop) {
+            // One table that fails does not hold back the others, or the disk.
+            match self.maintain_table(name, table, when, stop) {
                 Ok(done) => merges += done,
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        // A run that ends tells them at its end, when everything is committed.
+        // A run that ends reports them at its end, when everything is committed.
         if when == When::Running {
-            self.tell_notes();
+            self.report_notes();
         }
         result = result.and(self.drop_indexes()).and(self.keep_to_the_disk());
         result.map(|()| merges)
     }
 
-    fn tell_notes(&self) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+    fn report_notes(&self) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         for note in notes::of_tables(&self.handles.tables, &self.handles.catalog) {
-            if told.insert(note.about) {
+            if reported.insert(note.key) {
                 tracing::warn!("{}", note.text);
             }
         }
     }
 
-    /// Where the log or the disk is full, files that no version of a table names leave earlier:
-    /// nothing is taken in before.
+    /// Where the log or the disk is full, removes files that no version of a table names earlier:
+    /// nothing is taken in until there is room.
     fn make_room(&self) {
         let is_full = self
             .ingest
@@ -153,33 +156,33 @@ impl Maintenance {
     }
 
     fn remove_replaced(&self) {
-        let Some(_trimming) = self.hold() else { return };
+        let Some(_held) = self.try_hold() else { return };
         let now_ms = chrono::Utc::now().timestamp_millis();
         let grace = SHORT_GRACE.max(self.sql_time).min(compact::GRACE);
         for (table, lake) in &self.handles.tables {
             if let Err(error) = lake.remove_replaced_files(now_ms, grace) {
-                tracing::warn!(table, %error, "replaced files could not be removed; it is tried again");
+                tracing::warn!(table, %error, "replaced files could not be removed; retrying later");
             }
         }
     }
 
-    /// Keeps a backup from beginning, and does nothing while one copies.
-    fn hold(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.trimming.try_lock() {
+    /// Keeps a backup from beginning; none while one copies.
+    fn try_hold(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.retention_lock.try_lock() {
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
             Ok(held) => Some(held),
         }
     }
 
-    fn look_after(
+    fn maintain_table(
         &self,
         name: &String,
         table: &Arc<LakeTable>,
         when: When,
         stop: &dyn Fn() -> bool,
     ) -> Result<usize, ViewError> {
-        let Some(_trimming) = self.hold() else {
+        let Some(_held) = self.try_hold() else {
             return Ok(0);
         };
         if let Some((retention, width)) = self.retention.get(name).zip(table.spec.layout.width()) {
@@ -191,7 +194,7 @@ impl Maintenance {
             tracing::info!(
                 table = name,
                 files = dropped,
-                "below the retention's floor; taken out"
+                "dropped files below the retention floor"
             );
         }
         let done = compact::maintain(table, self.memory, when, stop)?;
@@ -207,7 +210,7 @@ impl Maintenance {
     }
 
     fn drop_indexes(&self) -> Result<(), ViewError> {
-        let Some(_trimming) = self.hold() else {
+        let Some(_held) = self.try_hold() else {
             return Ok(());
         };
         for (name, index) in &self.handles.search {
@@ -218,7 +221,7 @@ impl Maintenance {
         Ok(())
     }
 
-    /// Raises floors if the folder has grown over its limit.
+    /// Raises floors if the folder has grown above its limit.
     fn keep_to_the_disk(&self) -> Result<(), ViewError> {
         let (Some(limit), Some(ingest)) = (self.disk, &self.ingest) else {
             return Ok(());
@@ -254,7 +257,7 @@ impl Maintenance {
             ?floors,
             limit,
             used = usage.total,
-            "the disk's limit is reached; the oldest hours leave"
+            "the disk's limit is reached; dropping the oldest hours"
         );
         match raise_floors(ingest, &floors) {
             Err(error @ IngestError::Refused(_)) => {
@@ -272,7 +275,7 @@ fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
     ingest.submit(submission, false)?.wait().map(drop)
 }
 
-/// The floor of a table by arrival, down to a whole partition. Pure.
+/// The floor of a table by arrival, rounded down to a partition's beginning. Pure.
 fn arrival_floor(arrived: Micros, retention: Micros, width: Micros) -> Micros {
     arrived
         .saturating_sub(arrivals::STEP)
@@ -281,11 +284,11 @@ fn arrival_floor(arrived: Micros, retention: Micros, width: Micros) -> Micros {
         * width
 }
 
-/// What takes how much of the disk. Partitions by their ends.
+/// Bytes on the disk, of partitions by their ends.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Usage {
-    /// Bytes that stay unless a floor rises: those that no version of a table names leave by
-    /// themselves, and do not count.
+    /// Bytes that stay unless a floor rises: files that no version of a table names are removed
+    /// anyway, and do not count.
     total: u64,
     raw: BTreeMap<Micros, u64>,
     others: BTreeMap<Micros, u64>,
@@ -294,12 +297,12 @@ struct Usage {
 impl Usage {
     fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
         let mut usage = Self {
-            total: folder_bytes(folder).saturating_sub(reserve::held(folder)),
+            total: folder_bytes(folder).saturating_sub(reserve::held_bytes(folder)),
             ..Self::default()
         };
         for (name, table) in tables {
             usage.total = usage.total.saturating_sub(table.unnamed_bytes());
-            // Entities have no hours that could leave.
+            // Entity tables have no partitions by time.
             let Some(width) = table.spec.layout.width() else {
                 continue;
             };
@@ -330,45 +333,67 @@ impl Usage {
 struct Plan {
     raw: Option<Micros>,
     others: Option<Micros>,
-    /// Even so it stays over the limit.
+    /// Even so the disk stays above the limit.
     is_short: bool,
 }
 
-/// The oldest partitions leave, those of `raw` first, then those of all other tables together; the
+/// Drops the oldest partitions, those of `raw` first, then those of all other tables together; the
 /// latest of each stays. Pure.
 fn plan_floors(usage: &Usage, limit: u64) -> Plan {
     let mut plan = Plan::default();
     if usage.total <= limit {
         return plan;
     }
-    let mut over = usage.total - limit / 100 * DISK_AIM;
+    let mut excess_bytes = usage.total - limit / 100 * DISK_TARGET_PERCENT;
     for (partitions, floor) in [
         (&usage.raw, &mut plan.raw),
         (&usage.others, &mut plan.others),
     ] {
         for (end, bytes) in partitions.iter().take(partitions.len().saturating_sub(1)) {
-            if over == 0 {
+            if excess_bytes == 0 {
                 break;
             }
             *floor = Some(*end);
-            over = over.saturating_sub(*bytes);
+            excess_bytes = excess_bytes.saturating_sub(*bytes);
         }
     }
-    plan.is_short = over > limit / 100 * (100 - DISK_AIM);
+    plan.is_short = excess_bytes > limit / 100 * (100 - DISK_TARGET_PERCENT);
     plan
 }
 
-/// Bytes that a folder takes, with all below it.
+/// Bytes of all files in a folder and below it.
 pub fn folder_bytes(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
             Ok(metadata) => metadata.len(),
-            // Removed meanwhile.
+            // Removed since it was listed.
             Err(_) => 0,
         })
         .sum()
+}
+
+/// Merges a stopped folder's files regardless of their age; returns the numbers of merges and of
+/// files left.
+pub fn compact(
+    config: &Config,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(usize, usize), RuntimeError> {
+    let context = FolderContext::existing(config, runtime)?;
+    let _lock = context.folder.lock()?;
+    let log = context.existing_log()?;
+    let snapshots = context.snapshots();
+    snapshots.refuse_ahead(context.peek()?.last_lsn)?;
+    let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
+    let opened = views::open(&context, newest.catalog(), log, true)?;
+    let handles = opened.handles;
+    handles.progress.set_operators(&newest);
+    handles.raise_floors(&newest.floors());
+    let merges = Maintenance::new(config, handles.clone(), None, Arc::default())
+        .round(When::Now, &|| false)?;
+    let files = handles.tables.values().map(|t| t.files().len()).sum();
+    Ok((merges, files))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::config::VENUE_BYTES;
 use crate::event::{Lsn, SourceState};
 use crate::query::Handles;
 
-/// `parts`: bytes held at present by what the memory is shared among, beside hot rows.
+/// `parts`: bytes in use per share of the memory, in addition to hot rows, places and counts.
 pub(super) fn publish(
     handles: &Handles,
     views: &[(String, Lsn, Option<String>)],

@@ -1,4 +1,4 @@
-//! What is not wrong with a folder's tables, but is worth a change of the configuration.
+//! Notes on a folder's tables: nothing is wrong, but a change of the configuration would help.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use crate::schema::{Catalog, Layout, versions_of};
 use crate::views::lake::files::FileEntry;
 use crate::views::lake::{LakeTable, RowOrigin};
 
-/// From so many hours on, and up to so many bytes in each on average, an hour's folder costs more
-/// than it holds.
-const MANY_HOURS: usize = 1_000;
-const THIN_BYTES: u64 = 64 << 10;
+/// Where a table has at least so many hours with less than so many bytes on average, partitions by
+/// hour cost more than they hold.
+const MIN_THIN_HOURS: usize = 1_000;
+const MAX_THIN_BYTES: u64 = 64 << 10;
 
-/// What there is to say of a table.
+/// A note on a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// The same note, as long as this is the same.
-    pub about: (String, &'static str),
+    /// The table and the kind of note: a note with the same key is the same.
+    pub key: (String, &'static str),
     pub text: String,
 }
 
-/// What there is to say of these tables, by their names.
+/// Notes on these tables, by their names.
 pub fn of_tables(tables: &BTreeMap<String, Arc<LakeTable>>, catalog: &Catalog) -> Vec<Note> {
-    // What `raw` holds is rebuilt from nothing, and leaves with its retention.
+    // `raw` cannot be rebuilt, and its rows leave with its retention.
     let tables = tables
         .iter()
         .filter(|(_, table)| table.spec.feed != RowOrigin::Raw);
@@ -38,26 +38,26 @@ fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
         .iter()
         .find(|w| versions_of(&w.name) == name);
     let what = window.map_or(name, |w| w.name.as_str());
-    let by = |layout: Layout| {
+    let unit = |layout: Layout| {
         if layout == Layout::Hours {
             "hour"
         } else {
             "day"
         }
     };
-    let (is, wanted) = (table.spec.layout, table.configured);
-    if is != wanted {
-        let (is, wanted) = (by(is), by(wanted));
+    let (layout, configured) = (table.spec.layout, table.configured);
+    if layout != configured {
+        let (current, wanted) = (unit(layout), unit(configured));
         return Some(Note {
-            about: (name.to_owned(), "layout"),
+            key: (name.to_owned(), "layout"),
             text: format!(
-                "the table {name} is partitioned by {is}, not by {wanted} as `[lake] partition` says; it stays so until `weir rebuild {what}`"
+                "the table {name} is partitioned by {current}, not by {wanted} as `[lake] partition` says; it stays so until `weir rebuild {what}`"
             ),
         });
     }
-    let (hours, bytes) = thin_hours(is, &table.files())?;
+    let (hours, bytes) = thin_hours(layout, &table.files())?;
     Some(Note {
-        about: (name.to_owned(), "thin"),
+        key: (name.to_owned(), "thin"),
         text: format!(
             "the table {name} has {hours} hours with {} each on average; with `[lake] partition = \"day\"` and `weir rebuild {what}` it takes less room and is read faster",
             Size(bytes)
@@ -65,10 +65,10 @@ fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
     })
 }
 
-/// The hours of a table and the bytes that each holds on average, where it has many and they hold
-/// little.
+/// The number of hours of a table and their bytes on average, where it has many hours and they hold
+/// little. Pure.
 fn thin_hours(layout: Layout, files: &[FileEntry]) -> Option<(usize, u64)> {
-    if layout != Layout::Hours || files.len() < MANY_HOURS {
+    if layout != Layout::Hours || files.len() < MIN_THIN_HOURS {
         return None;
     }
     let hours = files
@@ -77,7 +77,7 @@ fn thin_hours(layout: Layout, files: &[FileEntry]) -> Option<(usize, u64)> {
         .collect::<BTreeSet<_>>()
         .len();
     let bytes = files.iter().map(|file| file.bytes).sum::<u64>() / hours.max(1) as u64;
-    (hours >= MANY_HOURS && bytes < THIN_BYTES).then_some((hours, bytes))
+    (hours >= MIN_THIN_HOURS && bytes < MAX_THIN_BYTES).then_some((hours, bytes))
 }
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn hours_are_thin_where_many_hold_little() {
+    fn many_hours_with_few_bytes_are_thin() {
         let files =
             |hours: i64, bytes: u64| (0..hours).map(|hour| file(hour, bytes)).collect::<Vec<_>>();
         assert_eq!(

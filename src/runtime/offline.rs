@@ -1,26 +1,26 @@
-//! Reading a data folder that no process is working on: what is committed, and how much of the log
-//! is not.
+//! Reading a data folder that no process works on: what is committed, and how much of the log is
+//! not.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::backlog::{self, Backlog};
+use super::context::FolderContext;
 use super::data_dir::{DataDir, Lock};
 use super::query_service::QueryService;
-use super::{
-    RuntimeError, refuse_without_log, snapshots, sql_limits, stored_catalog, views, wal_options,
-};
-use crate::clock::SystemClock;
+use super::snapshots::Snapshots;
+use super::views::Opened;
+use super::{RuntimeError, spools, sql_limits, startup, views};
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::operators::{checkpoints, tables};
+use crate::operators::snapshot::is_behind;
+use crate::operators::{Operators, checkpoints, tables};
 use crate::query::sql::SqlEngine;
 use crate::query::{Handles, MissingRecords};
 use crate::schema::Window;
 use crate::storage::Disk;
-use crate::views::lake::LogName;
-use crate::wal::{LogReader, Wal};
+use crate::wal::LogReader;
 
 /// A folder opened read-only.
 pub struct Offline {
@@ -30,7 +30,7 @@ pub struct Offline {
 }
 
 /// A folder for intermediate results, removed with its reader. Like everything that Weir writes it
-/// lies in the data folder; where that takes no writes, a query that needs it fails by itself.
+/// is in the data folder; where that is read-only, only a query that needs it fails.
 struct Spill(PathBuf);
 
 impl Spill {
@@ -51,89 +51,47 @@ impl Drop for Spill {
 
 impl Offline {
     pub fn open(config: &Config, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
-        let folder = DataDir::existing(&config.data)?;
+        let context = FolderContext::existing(config, runtime)?;
+        let folder = &context.folder;
         let lock = folder.lock_shared()?;
-        let options = wal_options(config, &folder);
-        let Some(id) = Wal::log_id_of(&Disk, &options.folder)? else {
-            refuse_without_log(&folder)?;
+        let Some(log) = context.log()? else {
+            startup::refuse_without_log(folder)?;
             let root = folder.root.display();
             return Err(RuntimeError::Config(format!(
                 "{root} holds no data yet; start `weir run` first"
             )));
         };
-        let log = LogName {
-            instance: config.instance,
-            id,
-            zero: options.zero,
-        };
-        let snapshots = snapshots(config, &folder);
-        let end = Wal::peek(&Disk, &options, options.zero)?.last_lsn;
+        let snapshots = context.snapshots();
+        let end = context.peek()?.last_lsn;
         snapshots.refuse_ahead(end)?;
         let (newest, _) = snapshots.newest_for(&BTreeMap::new(), Lsn::MAX)?;
-        // The streams that the log ends under, also where no snapshot tells them yet.
-        let catalog = stored_catalog(config, &folder, end)?;
-        let opened = views::open(config, &folder, &catalog, log, runtime, false)?;
+        // The catalog in force at the log's end, which may be newer than the snapshot's.
+        let catalog = context.stored_catalog(end)?;
+        let opened = views::open(&context, &catalog, log, false)?;
         let handles = opened.handles.clone();
         let progress = &handles.progress;
         progress.set_synced(end);
         progress.set_operators(&newest);
         handles.raise_floors(&newest.floors());
-        // A view that has every row it was given stands, for its readers, where the snapshot does.
-        let stands = |names: Vec<String>| {
-            let own: BTreeMap<String, Lsn> = names
-                .iter()
-                .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
-                .collect();
-            let lowest = own.values().copied().min().unwrap_or(options.zero);
-            if crate::operators::snapshot::is_ahead_of_views(newest.emitted_through(), &own) {
-                lowest
-            } else {
-                lowest.max(newest.lsn())
-            }
-        };
-        for table in handles.tables.values() {
-            table.set_applied(stands(
-                table.checkpoints().into_iter().map(|(n, _)| n).collect(),
-            ));
-        }
-        for (name, search) in &handles.search {
-            search.set_visible(stands(vec![checkpoints::search(name)]));
-        }
-        for (name, places) in &handles.places {
-            places.set_applied(stands(vec![checkpoints::places(name)]));
-        }
-        for (name, counts) in &handles.counts {
-            counts.set_applied(stands(vec![checkpoints::counts(name)]));
-        }
-        let is_whole = !crate::operators::snapshot::is_ahead_of_views(
-            newest.emitted_through(),
-            &opened.checkpoints,
-        );
-        let base = if is_whole {
-            newest.lsn()
-        } else {
-            snapshots.newest_for(&opened.checkpoints, Lsn::MAX)?.0.lsn()
-        };
-        let base = base.max(options.zero);
+        show_checkpoints(&opened, &newest, log.zero);
+        let base = complete_up_to(&opened, &newest, &snapshots)?;
         let open_at = newest.lsn();
         progress.attach_operators(Arc::new(Mutex::new(newest)));
         let reader = LogReader::new(Arc::new(Disk), folder.log(), base);
         let backlog = Backlog::read(reader, base, end, |lsn, at| progress.note_arrival(lsn, at))?;
-        count_what_is_missing(&handles, backlog, open_at, end)?;
-        let spill = Spill::new(&folder);
+        count_missing(&handles, backlog, open_at, end)?;
+        let spill = Spill::new(folder);
         let sql = Arc::new(SqlEngine::new(
             &folder.lake(),
             &spill.0,
             sql_limits(config),
         )?);
-        let clock = Arc::new(SystemClock::default());
-        let search_limit = config.limits.search_limit;
         let answers = QueryService {
             handles,
             sql,
-            clock,
-            search_limit,
-            spools: super::spools(config, None),
+            clock: context.clock.clone(),
+            search_limit: config.limits.search_limit,
+            spools: spools(config, None),
         };
         Ok(Self {
             answers,
@@ -143,9 +101,54 @@ impl Offline {
     }
 }
 
-/// Tells, per view, how many records its answers lack; one that lacks none reaches the log's end.
-/// What is open in windows and sessions is known up to `open_at`.
-fn count_what_is_missing(
+/// Sets how far the answers of each view reach. A view that has every row it was given reaches as
+/// far as the snapshot, wherever its last row is.
+fn show_checkpoints(opened: &Opened, newest: &Operators, zero: Lsn) {
+    let reach = |names: Vec<String>| {
+        let own: BTreeMap<String, Lsn> = names
+            .iter()
+            .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
+            .collect();
+        let lowest = own.values().copied().min().unwrap_or(zero);
+        if is_behind(newest.given(), &own) {
+            lowest
+        } else {
+            lowest.max(newest.lsn())
+        }
+    };
+    let handles = &opened.handles;
+    for table in handles.tables.values() {
+        let names = table.checkpoints().into_iter().map(|(n, _)| n).collect();
+        table.set_applied(reach(names));
+    }
+    for (name, search) in &handles.search {
+        search.set_visible(reach(vec![checkpoints::search(name)]));
+    }
+    for (name, places) in &handles.places {
+        places.set_applied(reach(vec![checkpoints::places(name)]));
+    }
+    for (name, counts) in &handles.counts {
+        counts.set_applied(reach(vec![checkpoints::counts(name)]));
+    }
+}
+
+/// The record up to which every view has everything.
+fn complete_up_to(
+    opened: &Opened,
+    newest: &Operators,
+    snapshots: &Snapshots,
+) -> Result<Lsn, RuntimeError> {
+    let lsn = if is_behind(newest.given(), &opened.checkpoints) {
+        snapshots.newest_for(&opened.checkpoints, Lsn::MAX)?.0.lsn()
+    } else {
+        newest.lsn()
+    };
+    Ok(lsn.max(snapshots.zero))
+}
+
+/// Counts, per view, the records that its answers lack; one that lacks none reaches the log's end.
+/// Open windows and sessions are known up to `open_at`.
+fn count_missing(
     handles: &Handles,
     mut backlog: Backlog,
     open_at: Lsn,
@@ -153,12 +156,12 @@ fn count_what_is_missing(
 ) -> Result<(), RuntimeError> {
     let failed = RuntimeError::Failed;
     if let Some(table) = handles.tables.get(checkpoints::DEAD_LETTERS) {
-        backlog.note_dead_letters(table).map_err(failed)?;
+        backlog.add_dead_letters(table).map_err(failed)?;
     }
-    let mut of_streams = BTreeMap::new();
+    let mut missing_rows = BTreeMap::new();
     for stream in backlog.streams() {
         let table = handles.tables.get(stream);
-        of_streams.insert(
+        missing_rows.insert(
             stream.clone(),
             backlog.missing(stream, table).map_err(failed)?,
         );
@@ -168,13 +171,15 @@ fn count_what_is_missing(
         let stream = backlog::stream_of(&view, |table| handles.stream_of(table));
         let count = match &stream {
             Some(stream) if view == views::of_table(stream) => {
-                of_streams.get(stream).copied().unwrap_or(0)
+                missing_rows.get(stream).copied().unwrap_or(0)
             }
             Some(stream) if has_open_rows(&view, stream, handles) => {
                 backlog.above(stream, at.min(open_at))
             }
             Some(stream) => backlog.above(stream, at),
-            None if view == views::of_table(checkpoints::DEAD_LETTERS) => of_streams.values().sum(),
+            None if view == views::of_table(checkpoints::DEAD_LETTERS) => {
+                missing_rows.values().sum()
+            }
             None => backlog
                 .streams()
                 .map(|stream| backlog.above(stream, at))
@@ -188,32 +193,32 @@ fn count_what_is_missing(
             },
         );
     }
-    let is_whole = |view: &str| missing.get(view).is_some_and(|m| m.records == 0);
+    let is_complete = |view: &str| missing.get(view).is_some_and(|m| m.records == 0);
     handles
         .tables
         .iter()
-        .filter(|(n, _)| is_whole(&views::of_table(n)))
+        .filter(|(n, _)| is_complete(&views::of_table(n)))
         .for_each(|(_, t)| t.set_applied(end));
     handles
         .search
         .iter()
-        .filter(|(n, _)| is_whole(&checkpoints::search(n)))
+        .filter(|(n, _)| is_complete(&checkpoints::search(n)))
         .for_each(|(_, s)| s.set_visible(end));
     handles
         .places
         .iter()
-        .filter(|(n, _)| is_whole(&checkpoints::places(n)))
+        .filter(|(n, _)| is_complete(&checkpoints::places(n)))
         .for_each(|(_, p)| p.set_applied(end));
     handles
         .counts
         .iter()
-        .filter(|(n, _)| is_whole(&checkpoints::counts(n)))
+        .filter(|(n, _)| is_complete(&checkpoints::counts(n)))
         .for_each(|(_, c)| c.set_applied(end));
     handles.progress.set_missing(missing);
     Ok(())
 }
 
-/// Whether answers of a view show what operators have open, too.
+/// Whether answers of a view show open windows or sessions, too.
 fn has_open_rows(view: &str, stream: &str, handles: &Handles) -> bool {
     let is_window =
         |window: &Arc<Window>| view == checkpoints::table(&tables::versions_of(&window.name));

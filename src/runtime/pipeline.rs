@@ -1,5 +1,17 @@
 //! The threads between log and views: one writes the log, one runs the operators, one drives each
-//! view. What a stopped pipeline leaves is on the disk; starting one recovers from there.
+//! view. A stopped pipeline leaves everything on the disk; starting one recovers from there.
+//!
+//! # Stopping
+//!
+//! Data flows out in its own direction, and each stage ends because the one before it has:
+//!
+//! 1. The sources have ended; `intake` is closed, so that nobody waits for room in a full log.
+//! 2. The last [`Ingest`] is dropped: the writer syncs what it has and ends.
+//! 3. Its channel of committed frames closes: the operators save a snapshot and close the ring.
+//! 4. The ring is closed: each driver gives its view the rest, commits it and ends.
+//!
+//! `skip_catch_up` shortens steps 3 and 4: operators and views that still read the log's past leave
+//! it to the next start. A stage that fails closes the ring too, so that no other stage waits for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,16 +40,16 @@ use crate::views::{View, ViewError};
 use crate::wal::retention::{SegmentAge, plan_trim};
 use crate::wal::{Header, LogReader, Wal, segment};
 
-/// Frames between the log's writer and the operators.
-const HANDED_ON: usize = 16;
-/// How often an idle stage looks whether the log can be trimmed.
-const TRIM_EVERY: Duration = Duration::from_secs(1);
-/// Partitions, gaps and retried dead letters are shown at least so often.
-const PUBLISH_AT_LAST: Duration = Duration::from_secs(1);
+/// The most frames between the log's writer and the operators.
+const COMMITTED_QUEUE_LEN: usize = 16;
+/// How often an idle stage checks whether the log can be trimmed.
+const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time for which partitions, gaps and retried dead letters are not published.
+const MAX_PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 /// A snapshot is worth writing after this many times its size of log.
 const SNAPSHOT_LOG_RATIO: u64 = 4;
 
-/// What sources need to know of the log's past before they go on.
+/// What sources need of the log's past before they resume.
 pub struct Resume {
     pub partitions: BTreeMap<(String, String), PartitionState>,
     /// Requests with an idempotency key, oldest first.
@@ -48,9 +60,9 @@ pub struct Resume {
 pub struct Pipeline {
     pub ingest: Option<Ingest>,
     pub intake: Intake,
-    /// Who holds it keeps log, snapshots and files from being removed.
-    pub trimming: Arc<Mutex<()>>,
-    leave_the_rest: Arc<AtomicBool>,
+    /// While it is held, no part of the log, snapshot or file is removed.
+    pub retention_lock: Arc<Mutex<()>>,
+    skip_catch_up: Arc<AtomicBool>,
     pub handles: Handles,
     pub ring: Arc<Ring>,
     pub views: Vec<Arc<Status>>,
@@ -59,12 +71,12 @@ pub struct Pipeline {
     operators: OperatorThread,
     drivers: Vec<JoinHandle<Result<(), ViewError>>>,
     resume: Receiver<Resume>,
-    /// Records of the log that no snapshot covers.
+    /// Records of the log above the snapshot that recovery started from.
     pub recovered: u64,
 }
 
 impl Pipeline {
-    /// Starts from what is on the disk: the newest snapshot that no view is behind, then the log.
+    /// Starts from what is on the disk: the newest snapshot that suits every view, then the log.
     pub fn start(
         config: &Config,
         snapshots: Snapshots,
@@ -77,23 +89,23 @@ impl Pipeline {
         let Opened {
             mut views, handles, ..
         } = opened;
-        let (operators, in_reader) = start_state(&snapshots, &mut views)?;
+        let (operators, catching_up) = start_state(&snapshots, &mut views)?;
         let end = wal.synced_lsn();
         tracing::debug!(from = operators.lsn(), to = end, "recovering");
         let recovered = end.saturating_sub(operators.lsn());
         handles.progress.set_synced(end);
         handles.raise_floors(&operators.floors());
         let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
-        let leave_the_rest = Arc::new(AtomicBool::new(false));
-        let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), leave_the_rest.clone()));
-        let (statuses, names, drivers) = start_drivers(views, &in_reader, &ring, &catch_up);
-        let (handed_on, committed) = sync_channel::<CommittedFrame>(HANDED_ON);
-        let (upkeep, upkeep_receiver) = channel();
+        let skip_catch_up = Arc::new(AtomicBool::new(false));
+        let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), skip_catch_up.clone()));
+        let (statuses, names, drivers) = start_drivers(views, &catching_up, &ring, &catch_up);
+        let (commit_sender, committed) = sync_channel::<Committed>(COMMITTED_QUEUE_LEN);
+        let (log_maintenance, maintenance_receiver) = channel();
         let progress = handles.progress.clone();
         let note_synced =
             move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
         // The operators end before the writer only when they failed, which the supervisor sees.
-        let hand_on = move |frame: CommittedFrame| drop(handed_on.send(frame));
+        let forward = move |frame: Committed| drop(commit_sender.send(frame));
         wal.set_committed(operators.lsn());
         let (catalog, queues) = (catalog.clone(), shares.queues);
         let (ingest, writer) = Ingest::start(
@@ -101,14 +113,14 @@ impl Pipeline {
             catalog,
             clock,
             queues,
-            upkeep_receiver,
+            maintenance_receiver,
             note_synced,
-            hand_on,
+            forward,
         );
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.attach_operators(operators.clone());
         let (ready, resume) = channel();
-        let trimming = Arc::new(Mutex::new(()));
+        let retention_lock = Arc::new(Mutex::new(()));
         let stage = OperatorStage {
             operators,
             ring: ring.clone(),
@@ -116,10 +128,10 @@ impl Pipeline {
             progress: handles.progress.clone(),
             handles: handles.clone(),
             statuses: statuses.clone(),
-            upkeep,
+            log_maintenance,
             limits: LogLimits::of(config),
-            trimming: trimming.clone(),
-            leave_the_rest: leave_the_rest.clone(),
+            retention_lock: retention_lock.clone(),
+            skip_catch_up: skip_catch_up.clone(),
             intake: ingest.intake(),
             reserve: Reserve::open(&config.data, reserve::bytes_of(config)),
             relieved: Instant::now(),
@@ -130,8 +142,8 @@ impl Pipeline {
         };
         let operators = stage.start(end, ready, committed);
         Ok(Self {
-            trimming,
-            leave_the_rest,
+            retention_lock,
+            skip_catch_up,
             intake: ingest.intake(),
             ingest: Some(ingest),
             handles,
@@ -157,7 +169,7 @@ impl Pipeline {
     pub fn try_resume(&self) -> Result<Option<Resume>, RuntimeError> {
         match self.resume.try_recv() {
             Ok(resume) => Ok(Some(resume)),
-            // If the operators ended, stopping tells why.
+            // If the operators ended, stopping returns why.
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(None),
         }
     }
@@ -169,10 +181,10 @@ impl Pipeline {
             || self.drivers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Commits at [`Pipeline::stop`] what has been applied until then, instead of reading the log
-    /// to its end before.
-    pub fn leave_the_rest(&self) {
-        self.leave_the_rest.store(true, Ordering::Release);
+    /// Lets [`Pipeline::stop`] commit what has been applied until then, instead of reading the log to
+    /// its end first.
+    pub fn skip_catch_up(&self) {
+        self.skip_catch_up.store(true, Ordering::Release);
     }
 
     /// Ends with the data: no more frames, operators, views with their last commit. Every other
@@ -207,29 +219,28 @@ type Drivers = (
 
 fn start_drivers(
     views: Vec<Box<dyn View>>,
-    in_reader: &[String],
+    catching_up: &[String],
     ring: &Arc<Ring>,
     catch_up: &Arc<LogCatchUp>,
 ) -> Drivers {
     let (mut statuses, mut names, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for view in views {
         let status = Arc::new(Status::default());
-        // Known before any snapshot asks what may be trimmed.
+        // Published before a snapshot decides what may be trimmed.
         status.publish(&*view);
         let name = view.name().to_owned();
         let (ring, catch_up, published) = (ring.clone(), catch_up.clone(), status.clone());
-        if in_reader.contains(&name) {
+        if catching_up.contains(&name) {
             status.set_catching_up(true);
         } else {
-            // Known to the ring from the start, so that no source runs ahead of a view that has not
-            // begun.
+            // It joins the ring before it runs, so that no source runs ahead of it.
             ring.join(&name, view.applied());
         }
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
                 let name = view.name().to_owned();
-                // Nobody waits for a view that has ended, however.
+                // However a view ends, nobody waits for it any more.
                 let _leaving = OnEnd(|| ring.leave(&name));
                 driver::run(view, &ring, &*catch_up, &published)
             })
@@ -241,8 +252,8 @@ fn start_drivers(
     (statuses, names, threads)
 }
 
-/// The state that the live operators start from, and the views that start in the reader. The others
-/// know then that nothing below it is theirs.
+/// The state that the live operators start from, and the views that catch up by themselves. The
+/// others advance to that state: they have everything below it.
 fn start_state(
     snapshots: &Snapshots,
     views: &mut [Box<dyn View>],
@@ -255,12 +266,12 @@ fn start_state(
     loop {
         let Start {
             snapshot,
-            in_reader,
+            catching_up,
         } = recovery::plan(&candidates, &checkpoints);
         let loaded = match snapshot {
             Some(lsn) => snapshots.load(lsn),
             None if candidates.is_empty() => {
-                // None of the newest can be read.
+                // None of the newest snapshots can be read.
                 let all = checkpoints
                     .iter()
                     .flat_map(|(_, own)| own.clone())
@@ -282,44 +293,44 @@ fn start_state(
         };
         for (name, checkpoints) in checkpoints
             .iter()
-            .filter(|(name, _)| in_reader.contains(name))
+            .filter(|(name, _)| catching_up.contains(name))
         {
             let from = snapshots.refuse_trimmed(name, checkpoints)?;
             tracing::warn!(
                 view = name,
                 from,
-                "it is more than a snapshot interval behind and reads the log by itself"
+                "the view lags by more than a snapshot interval; it catches up from the log"
             );
         }
-        // Before the first record there is nothing to skip, and a view's own log may begin later.
+        // Before the first record there is nothing to skip, and the view's own log may begin later.
         let is_near = |view: &&mut Box<dyn View>| {
-            operators.lsn() > snapshots.zero && !in_reader.iter().any(|n| n == view.name())
+            operators.lsn() > snapshots.zero && !catching_up.iter().any(|n| n == view.name())
         };
         views
             .iter_mut()
             .filter(is_near)
             .for_each(|view| view.skip_to(operators.lsn()));
-        return Ok((operators, in_reader));
+        return Ok((operators, catching_up));
     }
 }
 
 type OperatorThread = JoinHandle<Result<(), RuntimeError>>;
 
 struct OperatorStage {
-    /// Shared with queries, which look between frames.
+    /// Shared with queries, which read between frames.
     operators: Arc<Mutex<Operators>>,
     ring: Arc<Ring>,
     snapshots: Snapshots,
     progress: Arc<Progress>,
     handles: Handles,
     statuses: Vec<Arc<Status>>,
-    upkeep: Sender<LogMaintenance>,
+    log_maintenance: Sender<LogMaintenance>,
     limits: LogLimits,
-    trimming: Arc<Mutex<()>>,
-    leave_the_rest: Arc<AtomicBool>,
+    retention_lock: Arc<Mutex<()>>,
+    skip_catch_up: Arc<AtomicBool>,
     intake: Intake,
     reserve: Reserve,
-    /// When the disk was looked at.
+    /// When the disk was last checked.
     relieved: Instant,
     last_snapshot: Instant,
     log_bytes: u64,
@@ -327,7 +338,7 @@ struct OperatorStage {
     published: Instant,
 }
 
-/// How much of the log stays, and when a snapshot lets go of it.
+/// How much of the log stays, and how often a snapshot lets it be trimmed.
 #[derive(Debug, Clone, Copy)]
 struct LogLimits {
     keep: Duration,
@@ -351,7 +362,7 @@ impl LogLimits {
         }
     }
 
-    /// Bytes of log above which even young segments leave, well before records find no room.
+    /// Bytes of log above which even young segments are removed, well before records find no room.
     fn trim_above(self) -> u64 {
         (self.budget / 4 * 3).min(self.budget.saturating_sub(3 * self.segment))
     }
@@ -359,7 +370,7 @@ impl LogLimits {
 
 impl OperatorStage {
     fn operators(&self) -> MutexGuard<'_, Operators> {
-        // What a panic leaves half applied is never snapshotted: the stage ends with it.
+        // A state that a panic left half applied is never saved: the stage ends with it.
         self.operators
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -375,7 +386,7 @@ impl OperatorStage {
         std::thread::Builder::new()
             .name("operators".into())
             .spawn(move || {
-                // However they end, no view and no source waits for them.
+                // However the operators end, no view and no source waits for them.
                 let ring = self.ring.clone();
                 let _closing = OnEnd(|| ring.close());
                 self.run(end, &ready, &committed)
@@ -383,30 +394,39 @@ impl OperatorStage {
             .expect("the system can start a thread")
     }
 
-    /// Applies the log up to `end`, says so, then applies what is handed on until nobody is left to
-    /// do so.
+    /// Applies the log up to `end`, reports that by `ready`, then applies committed frames until the
+    /// writer has ended.
     fn run(
         mut self,
         end: Lsn,
         ready: &Sender<Resume>,
         committed: &Receiver<CommittedFrame>,
     ) -> Result<(), RuntimeError> {
+        self.progress.set_operators(&self.operators());
+        if self.replay(end)? {
+            let _ = ready.send(self.resume_point());
+            self.apply_committed(committed)?;
+        }
+        self.snapshot()?;
+        self.ring.close();
+        Ok(())
+    }
+
+    /// Applies the log up to `end`; false where it was interrupted, because everything stops.
+    fn replay(&mut self, end: Lsn) -> Result<bool, RuntimeError> {
         let mut reader = LogReader::new(
             self.snapshots.storage.clone(),
             self.snapshots.log.clone(),
             self.operators().lsn(),
         );
-        self.progress.set_operators(&self.operators());
         while let Some(frame) = reader.next(end)? {
-            let is_to_end = || self.leave_the_rest.load(Ordering::Acquire);
-            while !self.ring.wait_for_room(TRIM_EVERY) && !is_to_end() {
-                // Views that find no room would be waited for, and they for it.
+            let is_stopping = || self.skip_catch_up.load(Ordering::Acquire);
+            while !self.ring.wait_for_room(TRIM_INTERVAL) && !is_stopping() {
+                // Views may wait for room on the disk, which only the reserve can give them.
                 self.reserve.adapt();
             }
-            if is_to_end() {
-                self.snapshot()?;
-                self.ring.close();
-                return Ok(());
+            if is_stopping() {
+                return Ok(false);
             }
             let decoded = self.operators().decode(&frame)?;
             self.apply(&CommittedFrame {
@@ -417,23 +437,27 @@ impl OperatorStage {
         }
         // It holds its last segment open, whose room would stay taken when it is removed.
         drop(reader);
-        // A view that had a floor's frame already did not see it again.
+        // A view that has a floor's frame already does not see it again.
         self.handles.raise_floors(&self.operators().floors());
-        let resume = {
-            let operators = self.operators();
-            let answered = operators
-                .answered()
-                .map(|(key, entry)| (key.clone(), entry.clone()))
-                .collect();
-            Resume {
-                partitions: operators.partitions().clone(),
-                answered,
-            }
-        };
-        let _ = ready.send(resume);
+        Ok(true)
+    }
+
+    fn resume_point(&self) -> Resume {
+        let operators = self.operators();
+        let answered = operators
+            .answered()
+            .map(|(key, entry)| (key.clone(), entry.clone()))
+            .collect();
+        Resume {
+            partitions: operators.partitions().clone(),
+            answered,
+        }
+    }
+
+    fn apply_committed(&mut self, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
         while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
-            if self.relieved.elapsed() >= TRIM_EVERY {
+            if self.relieved.elapsed() >= TRIM_INTERVAL {
                 self.relieve()?;
             }
             let is_worth_it = self.log_bytes >= SNAPSHOT_LOG_RATIO * self.snapshot_bytes;
@@ -443,8 +467,6 @@ impl OperatorStage {
                 self.snapshot()?;
             }
         }
-        self.snapshot()?;
-        self.ring.close();
         Ok(())
     }
 
@@ -464,15 +486,12 @@ impl OperatorStage {
         Ok(())
     }
 
-    /// The next frame; what changes less often than rows come is published while none waits, or
-    /// once in a while.
-    fn next(
-        &mut self,
-        committed: &Receiver<CommittedFrame>,
-    ) -> Result<Option<CommittedFrame>, RuntimeError> {
+    /// The next frame. State that changes less often than rows arrive is published while none waits,
+    /// or after [`MAX_PUBLISH_INTERVAL`].
+    fn next(&mut self, committed: &Receiver<Committed>) -> Result<Option<Committed>, RuntimeError> {
         let waiting = committed.try_recv();
         if matches!(waiting, Err(TryRecvError::Empty))
-            || self.published.elapsed() >= PUBLISH_AT_LAST
+            || self.published.elapsed() >= MAX_PUBLISH_INTERVAL
         {
             self.progress.set_operators(&self.operators());
             self.published = Instant::now();
@@ -481,7 +500,7 @@ impl OperatorStage {
             return Ok(Some(frame));
         }
         loop {
-            match committed.recv_timeout(TRIM_EVERY) {
+            match committed.recv_timeout(TRIM_INTERVAL) {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => self.relieve()?,
@@ -489,14 +508,14 @@ impl OperatorStage {
         }
     }
 
-    /// Where the log or the disk is full, lets go of everything that recovery does not need:
-    /// nothing is taken in before.
+    /// Where the log or the disk is full, frees everything that recovery does not need: nothing is
+    /// taken in until there is room.
     fn relieve(&mut self) -> Result<(), RuntimeError> {
         self.relieved = Instant::now();
         self.reserve.adapt();
-        let is_over =
+        let is_above_limit =
             || self.segments().iter().map(|s| s.bytes).sum::<u64>() > self.limits.trim_above();
-        if !self.is_disk_short() && !is_over() {
+        if !self.is_disk_short() && !is_above_limit() {
             return Ok(());
         }
         if self.log_bytes > 0 {
@@ -510,7 +529,7 @@ impl OperatorStage {
         self.intake.full().is_some() || self.reserve.is_short()
     }
 
-    /// Saves the operators, then lets go of what recovery no longer needs.
+    /// Saves the operators, then trims what recovery no longer needs.
     fn snapshot(&mut self) -> Result<(), RuntimeError> {
         self.last_snapshot = Instant::now();
         let mut saved = self.snapshots.save(&self.operators());
@@ -523,18 +542,17 @@ impl OperatorStage {
                 self.snapshot_bytes = bytes as u64;
                 self.log_bytes = 0;
             }
-            // A full disk: the log keeps what the snapshot would have covered, and the next one is
-            // tried in its time.
-            Err(error) => tracing::error!(%error, "no snapshot could be written"),
+            // The log keeps what the snapshot would have covered until the next one succeeds.
+            Err(error) => tracing::error!(%error, "the snapshot could not be written"),
         }
         self.trim()
     }
 
     fn trim(&self) -> Result<(), RuntimeError> {
         // While a backup copies, everything stays.
-        let _trimming = match self.trimming.try_lock() {
+        let _retention_lock = match self.retention_lock.try_lock() {
             Ok(held) => held,
-            // One that panicked copies nothing any more.
+            // A backup that panicked copies nothing any more.
             Err(TryLockError::Poisoned(held)) => held.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
@@ -544,13 +562,13 @@ impl OperatorStage {
             Ok(None) => self.snapshots.zero,
             Err(error @ OperatorError::Newer { .. }) => return Err(error.into()),
             Err(error) => {
-                tracing::error!(%error, "old snapshots could not be looked at; the log is not trimmed");
+                tracing::error!(%error, "old snapshots could not be read; the log is not trimmed");
                 return Ok(());
             }
         };
-        let _ = self.upkeep.send(LogMaintenance::Committed(safe));
+        let _ = self.log_maintenance.send(LogMaintenance::Committed(safe));
         let is_short = self.is_disk_short();
-        // Of a log that is kept for its own sake nothing stays where its room is needed.
+        // Where room is needed, the log is not retained beyond what recovery needs.
         let (keep, above) = if is_short {
             (Duration::ZERO, 0)
         } else {
@@ -558,16 +576,17 @@ impl OperatorStage {
         };
         let segments = self.segments();
         for first_lsn in plan_trim(&segments, safe, keep, Some(above)) {
-            let _ = self.upkeep.send(LogMaintenance::Remove(first_lsn));
+            let _ = self.log_maintenance.send(LogMaintenance::Remove(first_lsn));
         }
-        let kept = segments
+        let uncommitted_bytes = segments
             .iter()
             .filter(|s| s.first_lsn > safe)
             .map(|s| s.bytes)
             .sum::<u64>();
-        if is_short && safe < self.operators().lsn() || kept > self.limits.trim_above() {
-            // Rows that wait in a view for their time keep the log.
-            self.ring.hurry();
+        if is_short && safe < self.operators().lsn() || uncommitted_bytes > self.limits.trim_above()
+        {
+            // Rows that wait in views for their commit hold the log back.
+            self.ring.request_flush();
         }
         Ok(())
     }

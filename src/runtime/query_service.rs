@@ -1,5 +1,5 @@
-//! Questions as verbs and HTTP ask them: parameters by the same names, read in one place, answered
-//! from one set of handles.
+//! Queries of the CLI and HTTP: parameters with the same names, parsed in one place, answered from
+//! one set of handles.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::windows::{WindowsQuery, windows};
 use crate::query::{ClientId, Handles, QueryError};
 
-/// Waiting files that the status lists of a source; `weir.sources` has the others.
-const STATUS_FILES: usize = 20;
+/// The most waiting files that the status lists per source; `weir.sources` has all.
+const MAX_STATUS_FILES: usize = 20;
 
 /// Parameters by name.
 pub type Params = BTreeMap<String, String>;
 
-/// Answers questions from live or committed views.
+/// Answers queries from live or committed views.
 #[derive(Clone)]
 pub struct QueryService {
     pub handles: Handles,
@@ -36,14 +36,15 @@ pub struct QueryService {
     pub spools: Spools,
 }
 
-/// Reads parameters; every one that nobody asked for is an error.
-struct Reader<'a> {
+/// Parses parameters.
+struct ParamReader<'a> {
     params: &'a Params,
     now: i64,
 }
 
-impl Reader<'_> {
-    fn known(&self, names: &[&str]) -> Result<(), QueryError> {
+impl ParamReader<'_> {
+    /// Refuses parameters with other names.
+    fn check_names(&self, names: &[&str]) -> Result<(), QueryError> {
         match self.params.keys().find(|k| !names.contains(&k.as_str())) {
             Some(unknown) => Err(QueryError::Invalid(format!(
                 "there is no parameter `{unknown}`; there are: {}",
@@ -75,14 +76,14 @@ impl Reader<'_> {
     fn number(&self, name: &str) -> Result<Option<f64>, QueryError> {
         self.read(name, |text| {
             text.parse::<f64>()
-                .map_err(|_| format!("`{text}` is no number"))
+                .map_err(|_| format!("`{text}` is not a number"))
         })
     }
 
     fn limit(&self, default: usize) -> Result<usize, QueryError> {
         let limit = self.read("limit", |text| {
             text.parse::<usize>()
-                .map_err(|_| format!("`{text}` is no whole number"))
+                .map_err(|_| format!("`{text}` is not a whole number"))
         })?;
         Ok(limit.unwrap_or(default))
     }
@@ -99,7 +100,7 @@ impl Reader<'_> {
 fn parse_place(text: &str) -> Result<(f64, f64), String> {
     let wrong = || {
         format!(
-            "`{text}` is no place: write latitude,longitude, for example 40.7,-74.0 (0,0 stands for an unknown place)"
+            "`{text}` is not a place: write latitude,longitude, for example 40.7,-74.0 (0,0 means an unknown place)"
         )
     };
     let (lat, lon) = text.split_once(',').ok_or_else(wrong)?;
@@ -115,8 +116,8 @@ fn parse_place(text: &str) -> Result<(f64, f64), String> {
 }
 
 impl QueryService {
-    fn reader<'a>(&self, params: &'a Params) -> Reader<'a> {
-        Reader {
+    fn reader<'a>(&self, params: &'a Params) -> ParamReader<'a> {
+        ParamReader {
             params,
             now: self.clock.now(),
         }
@@ -125,8 +126,8 @@ impl QueryService {
     /// `stream, type, by, from, to, duplicates`
     pub async fn count(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
-        reader.known(&["stream", "type", "by", "from", "to", "duplicates"])?;
-        let question = CountQuery {
+        reader.check_names(&["stream", "type", "by", "from", "to", "duplicates"])?;
+        let query = CountQuery {
             stream: reader.text("stream"),
             kind: reader.text("type"),
             by: reader.text("by"),
@@ -134,23 +135,16 @@ impl QueryService {
             to: reader.time("to")?,
             duplicates: reader.flag("duplicates")?,
         };
-        count(
-            &question,
-            &self.handles,
-            &self.sql,
-            &self.spools,
-            reader.now,
-        )
-        .await
+        count(&query, &self.handles, &self.sql, &self.spools, reader.now).await
     }
 
     /// `q, stream, sort, limit, from, to, near, within, after`
     pub async fn search(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
-        reader.known(&[
+        reader.check_names(&[
             "q", "stream", "sort", "limit", "from", "to", "near", "within", "after",
         ])?;
-        let question = SearchQuery {
+        let query = SearchQuery {
             stream: reader.text("stream"),
             text: reader.text("q").unwrap_or_default(),
             sort: reader
@@ -168,7 +162,7 @@ impl QueryService {
             after: reader.text("after"),
         };
         search(
-            &question,
+            &query,
             &self.handles,
             self.search_limit,
             &self.spools,
@@ -180,21 +174,21 @@ impl QueryService {
     /// `lat, lon, stream, limit, within`
     pub async fn nearby(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
-        reader.known(&["lat", "lon", "stream", "limit", "within"])?;
-        let needed = |name: &str| {
+        reader.check_names(&["lat", "lon", "stream", "limit", "within"])?;
+        let required = |name: &str| {
             reader
                 .number(name)?
                 .ok_or_else(|| QueryError::Invalid(format!("the parameter `{name}` is missing")))
         };
-        let question = NearbyQuery {
+        let query = NearbyQuery {
             stream: reader.text("stream"),
-            lat: needed("lat")?,
-            lon: needed("lon")?,
+            lat: required("lat")?,
+            lon: required("lon")?,
             limit: reader.limit(10)?,
             within_m: reader.read("within", parse_distance)?,
         };
         let (handles, spools, now) = (self.handles.clone(), self.spools.clone(), reader.now);
-        tokio::task::spawn_blocking(move || nearby(&question, &handles, &spools, now))
+        tokio::task::spawn_blocking(move || nearby(&query, &handles, &spools, now))
             .await
             .map_err(|e| QueryError::Failed(e.to_string()))?
     }
@@ -202,34 +196,23 @@ impl QueryService {
     /// `name, from, to, limit`
     pub async fn windows(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
         let reader = self.reader(params);
-        reader.known(&["name", "from", "to", "limit"])?;
-        let question = WindowsQuery {
+        reader.check_names(&["name", "from", "to", "limit"])?;
+        let query = WindowsQuery {
             name: reader.text("name").unwrap_or_default(),
             from: reader.time("from")?,
             to: reader.time("to")?,
             limit: reader.limit(1_000)?,
         };
-        windows(
-            &question,
-            &self.handles,
-            &self.sql,
-            &self.spools,
-            reader.now,
-        )
-        .await
+        windows(&query, &self.handles, &self.sql, &self.spools, reader.now).await
     }
 
-    /// Rows for an answer of Weir's own.
+    /// Rows for Weir's own use, not for a client.
     pub async fn sql(&self, query: &str) -> Result<SqlAnswer, QueryError> {
         self.sql.run(query, &self.handles, self.clock.now()).await
     }
 
-    /// Writes an answer out, on a thread that nobody else waits for.
-    pub async fn write(
-        &self,
-        answer: SqlAnswer,
-        format: Format,
-    ) -> Result<SpooledAnswer, QueryError> {
+    /// Writes an answer out, on a thread that may block.
+    pub async fn write(&self, answer: SqlAnswer, format: Format) -> Result<Whole, QueryError> {
         let spools = self.spools.clone();
         let written = tokio::task::spawn_blocking(move || answer.write(format, &spools)).await;
         written.map_err(|e| QueryError::Failed(e.to_string()))?
@@ -242,7 +225,7 @@ impl QueryService {
             .await
     }
 
-    /// How far everything is.
+    /// How far sources, streams and views are.
     pub fn status(&self) -> Value {
         let progress = &self.handles.progress;
         let synced = progress.synced_lsn();
@@ -271,7 +254,7 @@ impl QueryService {
                     "state": health.state.name(),
                     "reason": health.reason,
                     "waiting": health.waiting_total,
-                    "files": health.waiting.iter().take(STATUS_FILES).map(|(path, reason)| json!({"path": path, "reason": reason})).collect::<Vec<_>>(),
+                    "files": health.waiting.iter().take(MAX_STATUS_FILES).map(|(path, reason)| json!({"path": path, "reason": reason})).collect::<Vec<_>>(),
                 })
             })
             .collect();

@@ -1,14 +1,18 @@
-//! Where everything starts. The live operators start from the newest snapshot, or from the one
-//! before it if a view needs that. A view that is behind both is more than a snapshot interval
-//! behind: it starts in the reader, so that it keeps nobody waiting.
+//! Where recovery starts. The live operators start from the newest snapshot, or from the one before
+//! it if a view needs that. A view that lags both, by more than a snapshot interval, catches up from
+//! the log by itself, so that the others need not wait for it.
+//!
+//! With snapshots at 200 and 100: if all views have committed what was emitted up to 200, recovery
+//! starts at 200. If one has only what was emitted up to 150, at 100. If one has only what was
+//! emitted up to 50, at 200, and that one catches up.
 
 use std::collections::BTreeMap;
 
 use crate::event::Lsn;
 use crate::operators::snapshot::is_ahead_of_views;
 
-/// Committed checkpoints of a view, or the last rows that views were given, by the names that
-/// snapshots use.
+/// Checkpoints by the names that snapshots use: those that a view has committed, or the last rows
+/// that operators have emitted.
 pub type Checkpoints = BTreeMap<String, Lsn>;
 
 /// A state that the live operators may start from.
@@ -16,15 +20,15 @@ pub type Checkpoints = BTreeMap<String, Lsn>;
 pub struct Candidate {
     /// None: the state before the first record.
     pub snapshot: Option<Lsn>,
-    pub given: Checkpoints,
+    pub emitted_through: Checkpoints,
 }
 
 impl Candidate {
-    /// The state before the first record, which no view is behind.
+    /// The state before the first record, which suits every view.
     pub fn empty() -> Self {
         Self {
             snapshot: None,
-            given: Checkpoints::new(),
+            emitted_through: Checkpoints::new(),
         }
     }
 }
@@ -34,8 +38,8 @@ impl Candidate {
 pub struct Start {
     /// None: before the first record.
     pub snapshot: Option<Lsn>,
-    /// Names of views that start in the reader.
-    pub in_reader: Vec<String>,
+    /// Names of views that catch up from the log by themselves.
+    pub catching_up: Vec<String>,
 }
 
 /// Chooses among candidates, the newest first, for views with their checkpoints. Pure.
@@ -43,17 +47,14 @@ pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start 
     let Some(oldest) = candidates.last() else {
         return Start::default();
     };
-    let (far, near): (Vec<_>, Vec<_>) = views
-        .iter()
-        .partition(|(_, at)| is_ahead_of_views(&oldest.given, at));
-    let suits_all = |candidate: &&Candidate| {
-        near.iter()
-            .all(|(_, at)| !is_ahead_of_views(&candidate.given, at))
-    };
+    let suits =
+        |candidate: &Candidate, at: &Checkpoints| !is_behind(&candidate.emitted_through, at);
+    let (near, far): (Vec<_>, Vec<_>) = views.iter().partition(|(_, at)| suits(oldest, at));
+    let suits_all = |candidate: &&Candidate| near.iter().all(|(_, at)| suits(candidate, at));
     let start = candidates.iter().find(suits_all).unwrap_or(oldest);
     Start {
         snapshot: start.snapshot,
-        in_reader: far.into_iter().map(|(name, _)| name.clone()).collect(),
+        catching_up: far.into_iter().map(|(name, _)| name.clone()).collect(),
     }
 }
 
@@ -61,16 +62,16 @@ pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start 
 mod tests {
     use super::*;
 
-    fn checkpoints(of: &[(&str, Lsn)]) -> Checkpoints {
-        of.iter()
+    fn checkpoints(lsns: &[(&str, Lsn)]) -> Checkpoints {
+        lsns.iter()
             .map(|(name, at)| ((*name).to_owned(), *at))
             .collect()
     }
 
-    fn candidate(lsn: Lsn, given: &[(&str, Lsn)]) -> Candidate {
+    fn candidate(lsn: Lsn, emitted_through: &[(&str, Lsn)]) -> Candidate {
         Candidate {
             snapshot: Some(lsn),
-            given: checkpoints(given),
+            emitted_through: checkpoints(emitted_through),
         }
     }
 
@@ -106,15 +107,15 @@ mod tests {
         ]
     }
 
-    fn start(snapshot: Option<Lsn>, in_reader: &[&str]) -> Start {
+    fn start(snapshot: Option<Lsn>, catching_up: &[&str]) -> Start {
         Start {
             snapshot,
-            in_reader: in_reader.iter().map(|n| (*n).to_owned()).collect(),
+            catching_up: catching_up.iter().map(|n| (*n).to_owned()).collect(),
         }
     }
 
     #[test]
-    fn the_newest_snapshot_is_taken_that_no_near_view_is_behind() {
+    fn the_newest_snapshot_that_suits_every_near_view_is_taken() {
         assert_eq!(
             plan(&snapshots(), &views(199, 120, 250)),
             start(Some(200), &[])
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_behind_both_starts_in_the_reader_and_holds_nobody_back() {
+    fn a_view_that_lags_both_snapshots_catches_up_by_itself() {
         assert_eq!(
             plan(&snapshots(), &views(250, 250, 98)),
             start(Some(200), &["index"])
@@ -139,7 +140,7 @@ mod tests {
             plan(&snapshots(), &views(198, 120, 0)),
             start(Some(100), &["index"])
         );
-        // One of its checkpoints suffices.
+        // One of its checkpoints is enough.
         assert_eq!(
             plan(&snapshots(), &views(250, 39, 199)),
             start(Some(200), &["table"])
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_first_snapshot_everything_starts_with_the_log() {
+    fn a_view_that_lags_the_first_snapshot_makes_all_start_with_the_log() {
         let first = [candidate(100, &[("search/t", 99)]), Candidate::empty()];
         assert_eq!(plan(&first, &views(0, 0, 99)), start(Some(100), &[]));
         assert_eq!(plan(&first, &views(0, 0, 98)), start(None, &[]));

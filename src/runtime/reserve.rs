@@ -1,5 +1,5 @@
-//! A file that takes room on the disk for nothing, until there is none: released, it lets a
-//! snapshot and the views' commits through, after which the log can be trimmed.
+//! A file that reserves room on the disk. When the disk is full it is removed, so that a snapshot
+//! and the views' commits succeed, after which the log can be trimmed.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,16 @@ use crate::storage::{Disk, Storage};
 const NAME: &str = "reserve";
 const MAX_BYTES: u64 = 8 << 20;
 const MIN_BYTES: u64 = 1 << 20;
-/// A small disk leaves this part of itself alone, not a fixed size that it would miss.
-const SHARE: u64 = 64;
-/// The reserve is taken again when this many times as much is free.
-const PLENTY: u64 = 4;
+/// On a small disk the reserve is this part of it, not a fixed size.
+const DISK_PART: u64 = 64;
+/// The reserve is taken again when this many times its size is free.
+const RESTORE_RATIO: u64 = 4;
 
-/// Bytes of the reserve, and of the disk that records leave alone: no more than a segment of the
-/// log, and little of a disk, or of its limit, that is small. Pure.
+/// Bytes of the reserve, and of the disk that records leave free: at most a segment of the log, and
+/// a small part of a small disk or limit. Pure.
 pub fn bytes(segment: u64, disk: Option<u64>) -> u64 {
     MAX_BYTES
-        .min(disk.map_or(MAX_BYTES, |disk| disk / SHARE))
+        .min(disk.map_or(MAX_BYTES, |disk| disk / DISK_PART))
         .max(MIN_BYTES)
         .min(segment)
 }
@@ -32,8 +32,8 @@ pub fn bytes_of(config: &Config) -> u64 {
     )
 }
 
-/// Bytes that the reserve of a data folder takes at present.
-pub fn held(folder: &Path) -> u64 {
+/// Bytes that the reserve of a data folder takes now.
+pub fn held_bytes(folder: &Path) -> u64 {
     std::fs::metadata(folder.join(NAME)).map_or(0, |m| m.len())
 }
 
@@ -44,9 +44,9 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve of a data folder, as it was left.
+    /// The reserve of a data folder, taken if there is room.
     pub fn open(folder: &Path, bytes: u64) -> Self {
-        let is_held = held(folder) >= bytes;
+        let is_held = held_bytes(folder) >= bytes;
         let mut reserve = Self {
             folder: folder.to_owned(),
             bytes,
@@ -56,13 +56,13 @@ impl Reserve {
         reserve
     }
 
-    /// Whether so little is left that the log should give back what it can.
+    /// Whether so little is free that the log should be trimmed as far as possible.
     pub fn is_short(&self) -> bool {
         Disk.free(&self.folder)
             .is_some_and(|free| free < 2 * self.bytes)
     }
 
-    /// Gives the room to whoever needs it now. True: there was some.
+    /// Frees its room for snapshots and commits. True: it held some.
     pub fn release(&mut self) -> bool {
         self.is_held && {
             self.is_held = false;
@@ -75,7 +75,7 @@ impl Reserve {
         }
     }
 
-    /// Releases it where hardly anything is left, and takes it again where there is plenty.
+    /// Releases it where hardly anything is free, and takes it again where there is plenty.
     pub fn adapt(&mut self) {
         if Disk
             .free(&self.folder)
@@ -90,10 +90,10 @@ impl Reserve {
     fn restore(&mut self) {
         let has_plenty = || {
             Disk.free(&self.folder)
-                .is_none_or(|free| free >= PLENTY * self.bytes)
+                .is_none_or(|free| free >= RESTORE_RATIO * self.bytes)
         };
         if !self.is_held && has_plenty() {
-            // Where it fails there is none; the next time tries again.
+            // If it fails, the next call tries again.
             self.is_held = Disk
                 .create(&self.folder.join(NAME), self.bytes, &[])
                 .is_ok();
@@ -106,16 +106,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_disk_leaves_less_alone() {
+    fn a_small_disk_has_a_small_reserve() {
         const MIB: u64 = 1 << 20;
-        let of = |segment: u64, disk: u64| bytes(segment * MIB, Some(disk * MIB));
+        let reserve = |segment: u64, disk: u64| bytes(segment * MIB, Some(disk * MIB));
         assert_eq!(
             [
-                of(64, 10_000),
-                of(4, 10_000),
-                of(64, 320),
-                of(64, 10),
-                of(1, 10_000)
+                reserve(64, 10_000),
+                reserve(4, 10_000),
+                reserve(64, 320),
+                reserve(64, 10),
+                reserve(1, 10_000)
             ],
             [8, 4, 5, 1, 1].map(|m| m * MIB)
         );

@@ -1,5 +1,4 @@
-//! Operator snapshots on disk, and the way back through the log for a view that fell out of the
-//! ring.
+//! Operator snapshots on disk, and catching up from the log for a view that fell out of the ring.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +16,7 @@ use crate::views::driver::{CatchUp, Demand, Target};
 use crate::views::{View, ViewError};
 use crate::wal::{LogReader, WalError, segment};
 
-/// Where snapshots lie and which log they belong to.
+/// Where snapshots are, and the log that they belong to.
 #[derive(Clone)]
 pub struct Snapshots {
     pub storage: Arc<dyn Storage>,
@@ -25,8 +24,8 @@ pub struct Snapshots {
     pub log: PathBuf,
     /// The LSN before the log's first.
     pub zero: Lsn,
-    /// The folder's names may not be on the disk: one of an earlier process, or of a save whose
-    /// last sync failed.
+    /// Names in the folder may not be on the disk: they are of an earlier process, or of a save
+    /// whose last sync failed.
     pub unsynced: Arc<AtomicBool>,
 }
 
@@ -38,7 +37,7 @@ impl Snapshots {
         }
     }
 
-    /// LSNs of the snapshots there are, oldest first.
+    /// LSNs of the existing snapshots, oldest first.
     pub fn list(&self) -> Result<Vec<Lsn>, OperatorError> {
         let names = self
             .storage
@@ -59,7 +58,7 @@ impl Snapshots {
         snapshot::summary(&path, &bytes)
     }
 
-    /// Saves the state; gives its size.
+    /// Saves the state durably; returns its size in bytes.
     pub fn save(&self, operators: &Operators) -> Result<usize, OperatorError> {
         let bytes = snapshot::encode(operators);
         let path = snapshot::path(&self.folder, operators.lsn());
@@ -70,8 +69,8 @@ impl Snapshots {
         Ok(bytes.len())
     }
 
-    /// The newest snapshot up to `limit` that none of these checkpoints is behind; without one, the
-    /// state before the first record.
+    /// The newest snapshot up to `limit` that suits these checkpoints: each has all that was emitted
+    /// up to the snapshot. True with it; false with the state before the first record.
     pub fn newest_for(
         &self,
         checkpoints: &BTreeMap<String, Lsn>,
@@ -100,7 +99,7 @@ impl Snapshots {
     }
 
     /// The states that the live operators may start from, the newest first: the newest snapshot,
-    /// and the one saved before it, where that is still there.
+    /// and the one saved before it if it still exists.
     pub fn candidates(&self) -> Result<Vec<Candidate>, OperatorError> {
         let mut found: Vec<Candidate> = Vec::new();
         let mut wanted = None;
@@ -116,7 +115,7 @@ impl Snapshots {
                 }) => {
                     found.push(Candidate {
                         snapshot: Some(lsn),
-                        given: emitted_through,
+                        emitted_through: given,
                     });
                     match before {
                         Some(before) if found.len() < 2 => wanted = Some(before),
@@ -136,8 +135,8 @@ impl Snapshots {
         Ok(found)
     }
 
-    /// Refuses a view that the log's remaining segments do not lead on; gives the record that it
-    /// reads on behind.
+    /// Refuses a view that cannot catch up because segments are missing; returns the record after
+    /// which it reads.
     pub fn refuse_trimmed(
         &self,
         view: &str,
@@ -157,7 +156,7 @@ impl Snapshots {
         let first = names.iter().find_map(|name| segment::first_lsn(name));
         match first.filter(|first| *first > from + 1) {
             Some(first) => Err(RuntimeError::Damaged(format!(
-                "{view} goes on with record {}, but the log begins with record {first}: restore it from a backup that is not older than the log's beginning, or restore the whole data folder from one backup",
+                "{view} continues with record {}, but the log begins with record {first}: restore it from a backup that is not older than the log's beginning, or restore the whole data folder from one backup",
                 from + 1
             ))),
             None => Ok(from),
@@ -191,25 +190,26 @@ impl Snapshots {
         Ok(None)
     }
 
-    /// Removes snapshots older than the newest one that no view is behind, and names that one.
+    /// Removes snapshots older than the newest one that suits every view; returns the LSN of that
+    /// one.
     pub fn tidy(&self, checkpoints: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
         if self.unsynced.load(Ordering::Acquire) {
             sync_folder(&self.folder).map_err(|e| self.failed(&e))?;
             self.unsynced.store(false, Ordering::Release);
         }
-        let mut keep = None;
+        let mut safe = None;
         for lsn in self.list()?.into_iter().rev() {
-            if keep.is_some() {
+            if safe.is_some() {
                 let path = snapshot::path(&self.folder, lsn);
                 self.storage.remove(&path).map_err(|e| self.failed(&e))?;
             } else if self
                 .summary(lsn)
                 .is_ok_and(|s| !snapshot::is_ahead_of_views(&s.emitted_through, checkpoints))
             {
-                keep = Some(lsn);
+                safe = Some(lsn);
             }
         }
-        Ok(keep)
+        Ok(safe)
     }
 }
 
@@ -217,31 +217,33 @@ impl Snapshots {
 pub struct LogCatchUp {
     pub snapshots: Snapshots,
     one_at_a_time: Mutex<()>,
-    /// What is not read yet is left for the next start.
-    leave_the_rest: Arc<AtomicBool>,
+    /// Set: what is not read yet is left to the next start.
+    skip_catch_up: Arc<AtomicBool>,
 }
 
 impl LogCatchUp {
-    pub fn new(snapshots: Snapshots, leave_the_rest: Arc<AtomicBool>) -> Self {
+    pub fn new(snapshots: Snapshots, skip_catch_up: Arc<AtomicBool>) -> Self {
         Self {
             snapshots,
             one_at_a_time: Mutex::new(()),
-            leave_the_rest,
+            skip_catch_up,
         }
     }
 }
 
-/// How far a read of the log came.
-enum Read {
-    /// To its target; false: it was broken off, because everything stops.
-    Done(bool),
-    /// To a record behind which a segment is gone.
+/// How a read of the log ended.
+enum ReadOutcome {
+    /// It has reached its target.
+    Done,
+    /// It was interrupted, because everything stops.
+    Interrupted,
+    /// The segment after this record is gone.
     Trimmed(Lsn, WalError),
 }
 
 impl LogCatchUp {
-    /// The newest operators that the view is not behind; it has every row up to there, wherever its
-    /// own rows end.
+    /// The newest operators that suit the view: it has every row up to there, wherever its last row
+    /// is.
     fn operators(&self, view: &mut dyn View) -> Result<Operators, ViewError> {
         let checkpoints = view.checkpoints().into_iter().collect();
         let (mut operators, is_saved) =
@@ -271,20 +273,20 @@ impl LogCatchUp {
         view: &mut dyn View,
         mut operators: Operators,
         to: Target<'_>,
-        give: Demand<'_>,
-    ) -> Result<Read, ViewError> {
+        demand: Demand<'_>,
+    ) -> Result<ReadOutcome, ViewError> {
         let Snapshots { storage, log, .. } = &self.snapshots;
         let mut reader = LogReader::new(storage.clone(), log.clone(), operators.lsn());
         while let Some(limit) = to(operators.lsn()) {
             loop {
-                if self.leave_the_rest.load(Ordering::Acquire) {
-                    return Ok(Read::Done(false));
+                if self.skip_catch_up.load(Ordering::Acquire) {
+                    return Ok(ReadOutcome::Interrupted);
                 }
                 let frame = match reader.next(limit) {
                     Ok(Some(frame)) => frame,
                     Ok(None) => break,
                     Err(error @ WalError::Missing { .. }) => {
-                        return Ok(Read::Trimmed(operators.lsn(), error));
+                        return Ok(ReadOutcome::Trimmed(operators.lsn(), error));
                     }
                     Err(error @ WalError::Io { .. }) => {
                         return Err(ViewError::failed(view.name())(error.to_string()));
@@ -295,10 +297,10 @@ impl LogCatchUp {
                 let output = operators
                     .apply(&Arc::new(frame), decoded.as_ref())
                     .map_err(|e| self.damaged(&e))?;
-                give(view, &output)?;
+                demand(view, &output)?;
             }
         }
-        Ok(Read::Done(true))
+        Ok(ReadOutcome::Done)
     }
 }
 
@@ -307,7 +309,7 @@ impl CatchUp for LogCatchUp {
         &self,
         view: &mut dyn View,
         to: Target<'_>,
-        give: Demand<'_>,
+        demand: Demand<'_>,
     ) -> Result<bool, ViewError> {
         let _turn = self
             .one_at_a_time
@@ -315,11 +317,12 @@ impl CatchUp for LogCatchUp {
             .unwrap_or_else(PoisonError::into_inner);
         let mut operators = self.operators(view)?;
         loop {
-            let (at, error) = match self.read(view, operators, to, give)? {
-                Read::Done(is_there) => return Ok(is_there),
-                Read::Trimmed(at, error) => (at, error),
+            let (at, error) = match self.read(view, operators, to, demand)? {
+                ReadOutcome::Done => return Ok(true),
+                ReadOutcome::Interrupted => return Ok(false),
+                ReadOutcome::Trimmed(at, error) => (at, error),
             };
-            // The log is trimmed up to a snapshot that no view is behind, which may be newer than
+            // The log is trimmed up to a snapshot that suits every view, which may be newer than
             // the one that reading began with.
             operators = self.operators(view)?;
             if operators.lsn() <= at {

@@ -1,5 +1,4 @@
-//! Where sources that read in order of event time sort, and how much memory and disk they may take
-//! for it.
+//! Where sources that read in order of event time sort, and how much memory and disk they may use.
 
 use std::sync::Arc;
 
@@ -11,13 +10,13 @@ use crate::config::{Config, ReadOrder, SourceKind};
 use crate::sources::{DiskAllowance, SortSpace};
 use crate::storage;
 
-/// Of the queues' share of the memory, all sorting sources together have this part.
+/// All sorting sources together use this part of the queues' share of the memory.
 const QUEUES_PART: usize = 4;
 const MIN_MEMORY: usize = 1 << 20;
-/// On a disk that fills up, this many times the log's reserve is left to the log and the views.
+/// On a disk that fills up, this many times the reserve is left to the log and the views.
 const RESERVES_LEFT: u64 = 8;
 
-/// The space of the source at this place of the configuration.
+/// The space of the source at a position of the configuration.
 pub(super) fn of_source(config: &Config, folder: &DataDir, source: usize) -> SortSpace {
     let is_sorting = |kind: &SourceKind| matches!(kind, SourceKind::File(def) if def.order == ReadOrder::EventTime);
     let sorting = config
@@ -34,7 +33,7 @@ pub(super) fn of_source(config: &Config, folder: &DataDir, source: usize) -> Sor
             .saturating_sub(left);
         let on_disk = DiskAllowance {
             bytes: free,
-            limit: "the room that is free on the disk".into(),
+            bound: "the free room on the disk".into(),
         };
         let Some(limit) = disk else { return on_disk };
         let allowed = limit.saturating_sub(folder_bytes(&root));

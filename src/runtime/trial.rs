@@ -1,40 +1,39 @@
-//! A changed configuration is tried before its frame is appended, and a frame that nothing has
-//! applied is taken back: a start that fails leaves the log as it was.
+//! Trying a changed configuration before its frame is appended, and finding a frame that nothing
+//! has applied, which is taken back: a start that fails leaves the log as it was.
 
 use std::collections::BTreeSet;
 
-use super::data_dir::DataDir;
-use super::{RuntimeError, declarations_at, rebuild, snapshots, views};
-use crate::config::{Config, Declarations};
+use super::context::{FolderContext, compile_stored};
+use super::{RuntimeError, rebuild, views};
+use crate::config::Declarations;
 use crate::event::Lsn;
 use crate::schema::{Catalog, SearchDef};
 use crate::views::lake::{LakeTable, LogName};
 use crate::wal::{Kind, Recovered};
 
-/// Refuses a configuration whose tables or indexes could not be made or extended. Views that were
-/// rebuilt for it replace those that are there. Changes nothing.
-pub fn refuse_what_cannot_open(
-    config: &Config,
-    folder: &DataDir,
+/// Refuses a configuration whose tables or indexes could not be created or extended; views that are
+/// `replaced` by rebuilt ones are not looked at. Changes nothing.
+pub(super) fn refuse_what_cannot_open(
+    context: &FolderContext,
     catalog: &Catalog,
     log: LogName,
-    rebuilt: &[String],
-    runtime: &tokio::runtime::Handle,
+    replaced: &[String],
 ) -> Result<(), RuntimeError> {
-    for spec in views::specs(config, folder, catalog) {
+    let config = &context.config;
+    for spec in views::specs(config, &context.folder, catalog) {
         spec.check().map_err(|refusal| {
             RuntimeError::Config(format!("the table `{}`: {refusal}", spec.name))
         })?;
-        let is_kept = !rebuilt.contains(&views::of_table(&spec.name));
-        if let Some(table) = LakeTable::open(spec, log, runtime.clone(), false)?.filter(|_| is_kept)
+        let is_replaced = replaced.contains(&views::of_table(&spec.name));
+        let table = LakeTable::open(spec, log, context.runtime.clone(), false)?;
+        if let Some(table) = table.filter(|_| !is_replaced)
             && let Some(reason) = table.refused_columns()?
         {
             return Err(views::refused(config, catalog, &table.spec, &reason).into());
         }
     }
     for stream in catalog.streams.values() {
-        let twice = stream.def.search.as_ref().and_then(named_twice);
-        if let Some(column) = twice {
+        if let Some(column) = stream.def.search.as_ref().and_then(repeated_column) {
             let message = format!("stream `{}`: `search` names `{column}` twice", stream.name);
             return Err(RuntimeError::Config(message));
         }
@@ -42,7 +41,7 @@ pub fn refuse_what_cannot_open(
     Ok(())
 }
 
-fn named_twice(def: &SearchDef) -> Option<&String> {
+fn repeated_column(def: &SearchDef) -> Option<&String> {
     [&def.text, &def.exact].into_iter().find_map(|names| {
         let mut seen = BTreeSet::new();
         names.iter().find(|name| !seen.insert(name.as_str()))
@@ -51,13 +50,11 @@ fn named_twice(def: &SearchDef) -> Option<&String> {
 
 /// The LSN of a configuration frame that the log ends with and that nothing has applied, because
 /// every start under it failed; and the declarations before it. None where the log ends with
-/// something else, or the start is to be under that configuration.
-pub fn unapplied(
-    config: &Config,
-    folder: &DataDir,
+/// another frame, or the start is under that configuration.
+pub(super) fn unapplied(
+    context: &FolderContext,
     found: &Recovered,
     log: LogName,
-    runtime: &tokio::runtime::Handle,
 ) -> Result<Option<(Lsn, Declarations)>, RuntimeError> {
     let Some(frame) = found
         .last_frame
@@ -66,20 +63,22 @@ pub fn unapplied(
         return Ok(None);
     };
     let lsn = frame.first_lsn;
-    let is_wanted = declarations_at(config, folder, found.last_lsn)
-        .is_ok_and(|d| d.as_ref() == Some(&config.declared));
-    let has_snapshot = snapshots(config, folder)
+    let is_wanted = context
+        .declarations_at(found.last_lsn)
+        .is_ok_and(|d| d.as_ref() == Some(&context.config.declared));
+    let has_snapshot = context
+        .snapshots()
         .list()?
         .last()
         .is_some_and(|last| *last >= lsn);
     // A view that is being rebuilt may have read the log beyond it.
-    if is_wanted || has_snapshot || rebuild::is_any_begun(folder) {
+    if is_wanted || has_snapshot || rebuild::has_builds(&context.folder) {
         return Ok(None);
     }
-    let before = declarations_at(config, folder, lsn - 1)?
+    let before = context
+        .declarations_at(lsn - 1)?
         .unwrap_or_else(|| Catalog::default().declarations());
-    let catalog = Catalog::compile(&before).map_err(|e| RuntimeError::Damaged(e.to_string()))?;
-    let opened = views::open(config, folder, &catalog.into(), log, runtime, false)?;
+    let opened = views::open(context, &compile_stored(&before)?, log, false)?;
     let is_applied = opened
         .checkpoints
         .values()

@@ -1,10 +1,10 @@
-//! Opens the views of a catalog: to write them, or to read what is committed beside a stopped
-//! process.
+//! Opening the views of a catalog: to write them, or to read what is committed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::RuntimeError;
+use super::context::FolderContext;
 use super::data_dir::DataDir;
 use crate::config::{Config, ConfigError, PartitionBy};
 use crate::event::Lsn;
@@ -27,7 +27,7 @@ pub struct Opened {
     pub checkpoints: BTreeMap<String, Lsn>,
 }
 
-/// What the tables of a catalog hold, and where.
+/// The tables of a catalog: what each holds, and where.
 pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableSpec> {
     let lake = folder.lake();
     let layout = if config.partition == PartitionBy::Hour {
@@ -51,7 +51,7 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
             ));
         }
         if catalog.windows.iter().any(|w| w.over == stream.name) {
-            // Few rows over many days: an hour each would be as many files as rows.
+            // Few rows over many days: partitions by hour would be as many files as rows.
             specs.push(TableSpec::made(
                 &lake,
                 &tables::late(&stream.name),
@@ -75,7 +75,7 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
     specs
 }
 
-/// A configuration's declarations, compiled, if each of their tables can be made: with the columns
+/// A configuration's declarations, compiled, if each of their tables can be created with the columns
 /// that the lake would give it.
 pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
     let catalog = Catalog::from_config(config)?;
@@ -90,33 +90,33 @@ pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
     Ok(Arc::new(catalog))
 }
 
-/// Why a table that is there cannot become what the configuration declares, as an error that points
-/// into its file.
+/// Why an existing table cannot become what the configuration declares, as an error that points into
+/// its file.
 pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &str) -> ConfigError {
     let window = catalog
         .windows
         .iter()
         .find(|w| tables::versions_of(&w.name) == spec.name);
     let what = window.map_or(spec.name.as_str(), |w| w.name.as_str());
-    let message = format!("{reason}; or let `weir rebuild {what}` make the table again");
+    let message = format!("{reason}; or let `weir rebuild {what}` recreate the table");
     declared_as(spec, catalog, &message.into()).in_file(config)
 }
 
-/// A refusal of a table as one of the declaration that it is made of.
+/// A refusal of a table as one of its declaration.
 fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> DeclarationError {
     let name = &spec.name;
-    let of = |name: &str, key: &'static str, sql: &str| {
-        DeclarationError::new(name, key, refusal.clone().locate_in(sql))
+    let error = |name: &str, key: &'static str, sql: &str| {
+        DeclarationError::new(name, key, refusal.clone().within(sql))
     };
     if let Some(window) = catalog
         .windows
         .iter()
         .find(|w| tables::versions_of(&w.name) == *name)
     {
-        return of(&window.name, WINDOW_KEY, &window.def.sql);
+        return error(&window.name, WINDOW_KEY, &window.def.sql);
     }
     if let Some(entity) = catalog.entities.iter().find(|e| e.name == *name) {
-        return of(name, TABLE_KEY, &entity.def.select);
+        return error(name, TABLE_KEY, &entity.def.select);
     }
     let stream = name.split('.').next().unwrap_or(name);
     let select = catalog
@@ -124,16 +124,16 @@ fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> Decl
         .get(stream)
         .map_or("", |s| s.def.select.as_str());
     if stream == name {
-        return of(stream, "select", select);
+        return error(stream, "select", select);
     }
-    // A table of Weir's own that has the stream's columns too.
+    // A table with columns of Weir's own next to the stream's.
     let refusal = refusal
         .clone()
         .map(|message| format!("the table {name}: {message}"));
     DeclarationError::new(stream, "select", refusal.locate_in(select))
 }
 
-/// Ends of the names of a stream's files.
+/// Suffixes of the names of a stream's files.
 pub const PLACES: &str = "places.redb";
 pub const COUNTS: &str = "counts.redb";
 
@@ -158,64 +158,89 @@ fn is_late(spec: &TableSpec) -> bool {
     matches!(&spec.feed, RowOrigin::Made(name) if name.ends_with(".late"))
 }
 
-/// Opens all views of the catalog. Not `writable`: only what is there, and no view to drive.
+/// Opens all views of the catalog. Not `writable`: only views that exist, and none to drive.
 pub fn open(
-    config: &Config,
-    folder: &DataDir,
+    context: &FolderContext,
     catalog: &Arc<Catalog>,
     log: LogName,
-    runtime: &tokio::runtime::Handle,
     writable: bool,
 ) -> Result<Opened, RuntimeError> {
-    open_some(config, folder, catalog, log, runtime, writable, &|_| true)
+    open_some(context, catalog, log, writable, &|_| true)
+}
+
+/// Memory for rows that wait for a commit, and how often they are committed.
+struct CommitPolicies<'a> {
+    config: &'a Config,
+    streams: usize,
+    /// A part of the memory for rows that wait.
+    part_bytes: usize,
+    /// Shared by the derived tables.
+    pool: Arc<Pool>,
+}
+
+impl<'a> CommitPolicies<'a> {
+    fn new(config: &'a Config, catalog: &Catalog, specs: &[TableSpec]) -> Self {
+        let part_bytes = config.limits.shares().hot_rows / 24;
+        let derived = specs
+            .iter()
+            .filter(|s| matches!(s.feed, RowOrigin::Made(_)))
+            .count();
+        // What operators remember of entities is taken from the rows that may wait here.
+        let remembered = catalog.entities.len() * KNOWN_KEYS * KNOWN_KEY_BYTES;
+        let pool_bytes = (7 * part_bytes).saturating_sub(remembered).max(part_bytes);
+        Self {
+            config,
+            streams: catalog.streams.len(),
+            part_bytes,
+            pool: Arc::new(Pool::new(pool_bytes, derived.max(1))),
+        }
+    }
+
+    fn of(&self, spec: &TableSpec) -> CommitPolicy {
+        let (limits, part) = (&self.config.limits, self.part_bytes);
+        let is_late = is_late(spec);
+        CommitPolicy {
+            // Late rows are scattered over many hours; they wait together.
+            recent_every: if is_late {
+                limits.lake_old
+            } else {
+                limits.lake_recent
+            },
+            old_every: limits.lake_old,
+            rows: if spec.layout == Layout::Buckets {
+                usize::MAX
+            } else {
+                limits.lake_rows
+            },
+            // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
+            bytes: match &spec.feed {
+                RowOrigin::DeadLetters => part,
+                RowOrigin::Raw => 3 * part,
+                RowOrigin::Stream(_) => 9 * part / self.streams.max(1),
+                RowOrigin::Made(_) if is_late => 4 * part,
+                RowOrigin::Made(_) => 7 * part,
+            },
+            pool: (matches!(spec.feed, RowOrigin::Made(_)) && !is_late).then(|| self.pool.clone()),
+        }
+    }
 }
 
 /// Opens those views that are wanted, by their names.
-pub fn open_some(
-    config: &Config,
-    folder: &DataDir,
+pub(super) fn open_some(
+    context: &FolderContext,
     catalog: &Arc<Catalog>,
     log: LogName,
-    runtime: &tokio::runtime::Handle,
     writable: bool,
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Opened, RuntimeError> {
-    let shares = config.limits.shares();
+    let FolderContext {
+        config,
+        folder,
+        runtime,
+        ..
+    } = context;
     let specs = specs(config, folder, catalog);
-    let made = specs
-        .iter()
-        .filter(|s| matches!(s.feed, RowOrigin::Made(_)))
-        .count();
-    let part = shares.hot_rows / 24;
-    // What operators know of entities keeps as many rows from waiting here.
-    let known = catalog.entities.len() * MAX_KEYS * KEY_BYTES;
-    let pool = Arc::new(Pool::new(
-        (7 * part).saturating_sub(known).max(part),
-        made.max(1),
-    ));
-    let policy = |spec: &TableSpec| CommitPolicy {
-        // Late rows lie scattered over many hours; they wait together.
-        recent_every: if is_late(spec) {
-            config.limits.lake_old
-        } else {
-            config.limits.lake_recent
-        },
-        old_every: config.limits.lake_old,
-        rows: if spec.layout == Layout::Buckets {
-            usize::MAX
-        } else {
-            config.limits.lake_rows
-        },
-        // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
-        bytes: match &spec.feed {
-            RowOrigin::DeadLetters => part,
-            RowOrigin::Raw => 3 * part,
-            RowOrigin::Stream(_) => 9 * part / catalog.streams.len().max(1),
-            RowOrigin::Made(_) if is_late(spec) => 4 * part,
-            RowOrigin::Made(_) => 7 * part,
-        },
-        pool: (matches!(spec.feed, RowOrigin::Made(_)) && !is_late(spec)).then(|| pool.clone()),
-    };
+    let policies = CommitPolicies::new(config, catalog, &specs);
     let mut opened_tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
@@ -223,7 +248,7 @@ pub fn open_some(
         if !is_wanted(&of_table(&name)) {
             continue;
         }
-        let policy = policy(&spec);
+        let policy = policies.of(&spec);
         let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else {
             continue;
         };

@@ -27,8 +27,8 @@ use super::receive::Small;
 use super::{App, FOLDER_KEY, RETRIES};
 use crate::query::ClientId;
 use crate::query::encode::Format;
-use crate::query::spool::SpooledAnswer;
-use crate::runtime::dead_letter_retry::{Retry, RetryQuestion};
+use crate::query::spool::Whole;
+use crate::runtime::dead_letter_retry::{Retry, RetryRequest};
 use crate::runtime::{RuntimeError, rebuild};
 
 const JSON: &str = "application/json";
@@ -323,7 +323,7 @@ pub async fn backup(
 }
 
 /// Brings dead letters back that are accepted now.
-#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryQuestion,
+#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryRequest,
     responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 429), (status = 503)))]
 pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Value>, ApiError> {
     let body = if body.is_empty() {
@@ -331,7 +331,7 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
     } else {
         &body[..]
     };
-    let question: RetryQuestion = serde_json::from_slice(body).map_err(|e| {
+    let question: RetryRequest = serde_json::from_slice(body).map_err(|e| {
         ApiError::bad_request(
             e.to_string(),
             "send {\"reason\": …, \"since\": …, \"limit\": …}",
@@ -407,7 +407,7 @@ pub async fn take_rebuilt(
             "stop the server and start it again",
         ));
     }
-    if !rebuild::is_waiting(
+    if !rebuild::has_waiting(
         &app.0.parts.backup.folder,
         app.0.parts.answers.handles.catalog.id,
     ) {

@@ -199,7 +199,7 @@ impl Ring {
     }
 
     /// Asks every view to commit all it has, soon.
-    pub fn hurry(&self) {
+    pub fn request_flush(&self) {
         self.hurries.fetch_add(1, Ordering::AcqRel);
     }
 

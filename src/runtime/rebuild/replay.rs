@@ -1,10 +1,10 @@
-//! Everything that was ever taken in, in its order: what is left of it where `raw` has lost its
-//! beginning, then `raw` as far as it is committed there, then the log.
+//! Every accepted record, in order: the rows that are left of it where `raw` has lost its
+//! beginning, then `raw` as far as it is committed, then the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::RuntimeError;
+use super::super::RuntimeError;
 use super::retained_rows::RetainedRows;
 use crate::config::PartitionBy;
 use crate::decode::Decoded;
@@ -15,9 +15,9 @@ use crate::views::lake::replay::RawFrames;
 use crate::views::lake::{LakeTable, LogName, TableSpec};
 use crate::wal::{Frame, FrameAttributes, LogReader, RecordsBuilder, WalError};
 
-/// Where history lies.
+/// Where past records are.
 #[derive(Clone)]
-pub struct ReplaySources {
+pub(super) struct ReplaySources {
     pub lake: PathBuf,
     pub log_folder: PathBuf,
     pub log: LogName,
@@ -25,17 +25,18 @@ pub struct ReplaySources {
     pub runtime: tokio::runtime::Handle,
 }
 
-/// A cursor over it.
-pub struct ReplayReader {
-    archive: ReplaySources,
+/// A cursor over past records.
+pub(super) struct ReplayReader {
+    sources: ReplaySources,
+    /// Everything up to here was returned.
     after: Lsn,
-    from: ReplaySource,
-    /// The first record that is whole.
-    first: Lsn,
+    current: ReplaySource,
+    /// The first intact record: those before it are retained rows.
+    first_intact: Lsn,
 }
 
 /// A frame; with its rows, where they are all that is left of it.
-pub struct ReplayFrame {
+pub(super) struct ReplayFrame {
     pub frame: Frame,
     pub decoded: Option<Decoded>,
 }
@@ -48,41 +49,49 @@ enum ReplaySource {
 
 impl ReplayReader {
     /// Everything above `after`.
-    pub fn new(archive: ReplaySources, after: Lsn) -> Result<Self, RuntimeError> {
-        let raw = archive.raw(after)?;
+    pub fn new(sources: ReplaySources, after: Lsn) -> Result<Self, RuntimeError> {
+        let raw = sources.raw(after)?;
         Ok(Self {
-            archive,
+            sources,
             after,
-            from: ReplaySource::Raw(Box::new(raw)),
-            first: 0,
+            current: ReplaySource::Raw(Box::new(raw)),
+            first_intact: 0,
         })
     }
 
-    /// As [`Self::new`]; what came before the record `first` is what is kept of it.
-    pub fn kept(archive: ReplaySources, after: Lsn, kept: RetainedRows, first: Lsn) -> Self {
+    /// As [`Self::new`]; records before the first intact one are replaced by retained rows.
+    pub fn with_retained(
+        sources: ReplaySources,
+        after: Lsn,
+        retained: RetainedRows,
+        first_intact: Lsn,
+    ) -> Self {
         Self {
-            archive,
+            sources,
             after,
-            from: ReplaySource::RetainedRows(Box::new(kept)),
-            first,
+            current: ReplaySource::RetainedRows(Box::new(retained)),
+            first_intact,
         }
     }
 
-    /// The next frame, up to `limit`; none when that is reached. Its records are all above the one
-    /// before.
+    /// The next frame, up to `limit`; none when that is reached. Its records are all above those of
+    /// the frame before.
+    ///
+    /// While it reads, `raw` and the log change: a merge replaces files of `raw`, and what is
+    /// trimmed from the log is in `raw` by then. So either is reopened once where reading fails.
     pub fn next(&mut self, limit: Lsn) -> Result<Option<ReplayFrame>, RuntimeError> {
-        let mut was_missing = false;
+        let mut is_retry = false;
         while self.after < limit {
-            let next = match &mut self.from {
-                ReplaySource::RetainedRows(kept) => {
-                    match kept.next_piece().map_err(RuntimeError::Failed)? {
-                        Some(piece) => {
-                            self.after = piece.frame.header.last_lsn();
-                            return Ok(Some(piece));
+            let next = match &mut self.current {
+                ReplaySource::RetainedRows(retained) => {
+                    match retained.next_frame().map_err(RuntimeError::Failed)? {
+                        Some(frame) => {
+                            self.after = frame.frame.header.last_lsn();
+                            return Ok(Some(frame));
                         }
                         None => {
-                            self.after = self.after.max(self.first - 1);
-                            self.from = ReplaySource::Raw(Box::new(self.archive.raw(self.after)?));
+                            self.after = self.after.max(self.first_intact - 1);
+                            self.reopen_raw()?;
                             None
                         }
                     }
@@ -90,34 +99,31 @@ impl ReplayReader {
                 ReplaySource::Raw(raw) => match raw.next_frame() {
                     Ok(Some(frame)) => Some(frame),
                     Ok(None) => {
-                        self.from = ReplaySource::Log(self.archive.log(self.after));
+                        self.current = ReplaySource::Log(self.sources.log(self.after));
                         None
                     }
-                    Err(reason) if was_missing => return Err(RuntimeError::Failed(reason)),
-                    // A merge may have replaced a file while it was read.
+                    Err(reason) if is_retry => return Err(RuntimeError::Failed(reason)),
                     Err(reason) => {
-                        tracing::debug!(reason, "`raw` is read again");
-                        was_missing = true;
-                        self.from = ReplaySource::Raw(Box::new(self.archive.raw(self.after)?));
+                        tracing::debug!(reason, "reopening `raw`");
+                        is_retry = true;
+                        self.reopen_raw()?;
                         None
                     }
                 },
                 ReplaySource::Log(log) => match log.next(limit) {
                     Ok(frame) => frame,
-                    // It was trimmed meanwhile, perhaps while a segment was read: what left it is
-                    // in `raw`.
                     Err(
                         WalError::Missing { .. } | WalError::Io { .. } | WalError::Damaged { .. },
-                    ) if !was_missing => {
-                        was_missing = true;
-                        self.from = ReplaySource::Raw(Box::new(self.archive.raw(self.after)?));
+                    ) if !is_retry => {
+                        is_retry = true;
+                        self.reopen_raw()?;
                         None
                     }
                     Err(error) => return Err(error.into()),
                 },
             };
             if let Some(frame) = next {
-                let frame = behind(frame, self.after)?;
+                let frame = skip_records(frame, self.after)?;
                 self.after = frame.header.last_lsn();
                 return Ok(Some(ReplayFrame {
                     frame,
@@ -126,6 +132,11 @@ impl ReplayReader {
             }
         }
         Ok(None)
+    }
+
+    fn reopen_raw(&mut self) -> Result<(), RuntimeError> {
+        self.current = ReplaySource::Raw(Box::new(self.sources.raw(self.after)?));
+        Ok(())
     }
 }
 
@@ -146,11 +157,10 @@ impl ReplaySources {
         LogReader::new(Arc::new(Disk), self.log_folder.clone(), after)
     }
 
-    /// The first record that is still there, in `raw` or in the log.
+    /// The first record that still exists, in `raw` or in the log.
     pub fn first(&self) -> Result<Lsn, RuntimeError> {
         let zero = self.log.zero;
-        let mut first = self.log(zero);
-        let in_log = match first.next(zero + 1) {
+        let in_log = match self.log(zero).next(zero + 1) {
             Err(WalError::Missing { to, .. }) => to + 1,
             Ok(_) => zero + 1,
             Err(error) => return Err(error.into()),
@@ -161,7 +171,7 @@ impl ReplaySources {
 }
 
 /// A frame without the records up to `after`.
-fn behind(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
+fn skip_records(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
     let skipped = (after + 1).saturating_sub(frame.header.first_lsn);
     if skipped == 0 {
         return Ok(frame);

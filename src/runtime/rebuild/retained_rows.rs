@@ -1,5 +1,5 @@
-//! What is left of records that `raw` has let go of: the rows that a stream's table kept of them,
-//! and dead letters.
+//! Frames reconstructed from rows that outlived their raw records: those of a stream's table, and
+//! dead letters. And rows of derived tables that cannot be derived again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,40 +19,41 @@ use crate::views::lake::scan_by_lsn::{LsnOrderedRows, by_lsn};
 use crate::views::lake::{LakeTable, TableSpec};
 use crate::wal::{Frame, FrameAttributes, Header, Kind, Records};
 
-/// Records of a frame at most.
+/// The most records of a reconstructed frame.
 const FRAME_RECORDS: usize = 1_024;
 
-/// Rows as the frames that they came from, as far as rows tell.
-pub struct RetainedRows {
+/// Rows as frames, as far as rows show what they came from.
+pub(super) struct RetainedRows {
     rows: LsnOrderedRows,
-    of: RetainedOrigin,
+    origin: RetainedOrigin,
     waiting: VecDeque<ReplayFrame>,
 }
 
-/// Whose rows they are.
-pub enum RetainedOrigin {
+/// The table of the rows.
+pub(super) enum RetainedOrigin {
     Stream(Arc<Stream>),
     /// Dead letters of these streams.
     DeadLetters(Arc<Catalog>),
 }
 
 impl RetainedRows {
-    /// Of the records above `after`, up to `to`.
-    pub fn new(table: &LakeTable, of: RetainedOrigin, after: Lsn, to: Lsn) -> Self {
+    /// Rows of the records above `after`, up to `to`.
+    pub fn new(table: &LakeTable, origin: RetainedOrigin, after: Lsn, to: Lsn) -> Self {
         Self {
             rows: LsnOrderedRows::new(table, after, to),
-            of,
+            origin,
             waiting: VecDeque::new(),
         }
     }
 
-    pub fn next_piece(&mut self) -> Result<Option<ReplayFrame>, String> {
+    /// The next frame in the order of LSNs; none at the end of the rows.
+    pub fn next_frame(&mut self) -> Result<Option<ReplayFrame>, String> {
         while self.waiting.is_empty() {
             let Some(rows) = self.rows.next_rows()? else {
                 return Ok(None);
             };
-            match &self.of {
-                RetainedOrigin::Stream(stream) => self.waiting.extend(pieces(stream, &rows)?),
+            match &self.origin {
+                RetainedOrigin::Stream(stream) => self.waiting.extend(frames_of(stream, &rows)?),
                 RetainedOrigin::DeadLetters(catalog) => {
                     for row in 0..rows.num_rows() {
                         self.waiting
@@ -72,7 +73,7 @@ fn column<'a, T: Array + 'static>(rows: &'a RecordBatch, name: &str) -> Result<&
     column.ok_or_else(|| format!("the column `{name}` is missing"))
 }
 
-/// The head of a frame whose first record is this row's.
+/// The header of a frame whose first record is this row's.
 fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<Header, String> {
     Ok(Header {
         count,
@@ -84,8 +85,11 @@ fn header(rows: &RecordBatch, row: usize, count: u32, stream: &str) -> Result<He
     })
 }
 
-/// Rows of a stream: those that came together make a frame.
-fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<ReplayFrame>, String> {
+/// Rows of a stream as frames: one for those that arrived together.
+///
+/// Of the records 10 to 13 of one request, 11 may have been a dead letter: the frame has four
+/// records, of which the rows are those at the indexes 0, 2 and 3.
+fn frames_of(stream: &Stream, rows: &RecordBatch) -> Result<Vec<ReplayFrame>, String> {
     let received = column::<TimestampMicrosecondArray>(rows, "received_at")?;
     let source = column::<StringArray>(rows, "source")?;
     let own = stream
@@ -99,7 +103,7 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<ReplayFrame>, Strin
     let own =
         RecordBatch::try_new(stream.output.clone(), own.collect()).map_err(|e| e.to_string())?;
     let all = lsns(rows);
-    let mut pieces = Vec::new();
+    let mut frames = Vec::new();
     let mut start = 0;
     while start < all.len() {
         let together = (start..all.len()).take(FRAME_RECORDS).take_while(|row| {
@@ -125,16 +129,16 @@ fn pieces(stream: &Stream, rows: &RecordBatch) -> Result<Vec<ReplayFrame>, Strin
             rejected: Vec::new(),
             drift: Vec::new(),
         };
-        pieces.push(ReplayFrame {
+        frames.push(ReplayFrame {
             frame,
             decoded: Some(decoded),
         });
         start = end;
     }
-    Ok(pieces)
+    Ok(frames)
 }
 
-/// A dead letter, as the record that was refused; none of a stream that is no more.
+/// A dead letter as the record that was refused; none for a stream that no longer exists.
 fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<ReplayFrame>, String> {
     let Some(stream) = catalog
         .streams
@@ -169,9 +173,9 @@ fn dead_letter(catalog: &Catalog, row: &RecordBatch) -> Result<Option<ReplayFram
     }))
 }
 
-/// Rows of a table that cannot be made anew, because what they rest on is gone: those with a time
-/// before the first that is whole.
-pub struct CarriedOverRows {
+/// Rows of a derived table whose input is gone: those with a time before the first one that can be
+/// derived completely.
+pub(super) struct CarriedOverRows {
     spec: TableSpec,
     rows: LsnOrderedRows,
     before: Micros,
@@ -179,7 +183,7 @@ pub struct CarriedOverRows {
 }
 
 impl CarriedOverRows {
-    /// Of the old table, in the new one's columns.
+    /// Rows of the old table, in the new one's columns.
     pub fn new(old: &LakeTable, after: Lsn, before: Micros) -> Self {
         let mut rows = LsnOrderedRows::new(old, after, Lsn::MAX);
         if old.spec.layout != Layout::Buckets {
@@ -193,21 +197,23 @@ impl CarriedOverRows {
         }
     }
 
-    /// Puts the old rows of an output's records in the place of new ones of the same time.
-    pub fn give(&mut self, output: &mut Output) -> Result<(), String> {
+    /// Replaces the output's rows of early times by the old rows of its records. A failed read leaves
+    /// the output as it was.
+    pub fn merge_into(&mut self, output: &mut Output) -> Result<(), String> {
         let mut parts = Vec::new();
-        while let Some(rows) = self.take(output.to)? {
-            parts.push(self.of_time(&rows, |time| time < self.before)?);
+        while let Some(rows) = self.take_up_to(output.to)? {
+            parts.push(self.filter_time(&rows, |time| time < self.before)?);
         }
-        // From here on nothing is read, so nothing fails half-way.
+        // From here on nothing is read.
         if let Some(at) = output
             .tables
             .iter()
             .position(|t| *t.table == *self.spec.name)
         {
-            // Of an entity the newest row stays in any case.
-            let is_kept = |time: Micros| self.spec.layout == Layout::Buckets || time >= self.before;
-            parts.push(self.of_time(&output.tables.remove(at).batch, is_kept)?);
+            // An entity's newest row stays in any case.
+            let is_current =
+                |time: Micros| self.spec.layout == Layout::Buckets || time >= self.before;
+            parts.push(self.filter_time(&output.tables.remove(at).batch, is_current)?);
         }
         let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
         if rows.num_rows() > 0 {
@@ -222,7 +228,7 @@ impl CarriedOverRows {
     }
 
     /// Old rows up to a record that were not taken before.
-    fn take(&mut self, to: Lsn) -> Result<Option<RecordBatch>, String> {
+    fn take_up_to(&mut self, to: Lsn) -> Result<Option<RecordBatch>, String> {
         let rows = match self.next.take() {
             Some(rows) => rows,
             None => match self.rows.next_rows()? {
@@ -237,7 +243,7 @@ impl CarriedOverRows {
         Ok((at > 0).then(|| rows.slice(0, at)))
     }
 
-    fn of_time(
+    fn filter_time(
         &self,
         rows: &RecordBatch,
         is_wanted: impl Fn(Micros) -> bool,
@@ -246,7 +252,7 @@ impl CarriedOverRows {
         let times = time
             .as_any()
             .downcast_ref::<TimestampMicrosecondArray>()
-            .ok_or("the time is no time")?;
+            .ok_or("the time column is not a timestamp")?;
         let wanted: BooleanArray = times
             .values()
             .iter()

@@ -1,0 +1,151 @@
+//! A data folder together with the configuration it is opened under, passed as one value.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::data_dir::DataDir;
+use super::snapshots::Snapshots;
+use super::{RuntimeError, reserve};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Declarations};
+use crate::event::{Lsn, lsn_zero};
+use crate::schema::Catalog;
+use crate::storage::Disk;
+use crate::views::lake::LogName;
+use crate::wal::{Kind, LogReader, Recovered, Wal, WalOptions};
+
+/// What opening the parts of a data folder takes.
+#[derive(Clone)]
+pub struct FolderContext {
+    pub config: Config,
+    pub folder: DataDir,
+    pub runtime: tokio::runtime::Handle,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl FolderContext {
+    pub fn new(config: &Config, folder: DataDir, runtime: &tokio::runtime::Handle) -> Self {
+        Self {
+            config: config.clone(),
+            folder,
+            runtime: runtime.clone(),
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+
+    /// The configured folder, which must exist.
+    pub(super) fn existing(
+        config: &Config,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, RuntimeError> {
+        Ok(Self::new(config, DataDir::existing(&config.data)?, runtime))
+    }
+
+    /// The same configuration with another folder.
+    pub(super) fn at(&self, folder: DataDir) -> Self {
+        Self {
+            folder,
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn wal_options(&self) -> WalOptions {
+        wal_options(&self.config, &self.folder)
+    }
+
+    pub(super) fn snapshots(&self) -> Snapshots {
+        snapshots(&self.config, &self.folder)
+    }
+
+    /// The log of the folder; none where it has no segment.
+    pub(super) fn log(&self) -> Result<Option<LogName>, RuntimeError> {
+        let id = Wal::log_id_of(&Disk, &self.folder.log())?;
+        Ok(id.map(|id| self.log_with(id)))
+    }
+
+    /// As [`Self::log`], where there must be one.
+    pub(super) fn existing_log(&self) -> Result<LogName, RuntimeError> {
+        self.log()?.ok_or_else(|| {
+            RuntimeError::Config(format!("{} holds no data yet", self.folder.root.display()))
+        })
+    }
+
+    pub(super) fn log_of(&self, wal: &Wal) -> LogName {
+        self.log_with(wal.log_id())
+    }
+
+    fn log_with(&self, id: u64) -> LogName {
+        LogName {
+            instance: self.config.instance,
+            id,
+            zero: lsn_zero(self.config.instance),
+        }
+    }
+
+    /// Reads the log's end without changing anything.
+    pub(super) fn peek(&self) -> Result<Recovered, RuntimeError> {
+        peek(&self.config, &self.folder)
+    }
+
+    /// The declarations in force at a record; none in an empty log.
+    pub(super) fn declarations_at(&self, end: Lsn) -> Result<Option<Declarations>, RuntimeError> {
+        let snapshots = self.snapshots();
+        let parse = |text: &str| {
+            Declarations::from_json(text).map_err(|e| RuntimeError::Damaged(e.to_string()))
+        };
+        let newest = snapshots.newest_configuration(end)?;
+        let mut stored = newest.as_ref().map(|(_, text)| parse(text)).transpose()?;
+        let after = newest.map_or(snapshots.zero, |(lsn, _)| lsn);
+        let mut reader = LogReader::new(Arc::new(Disk), self.folder.log(), after);
+        while let Some(frame) = reader.next(end)? {
+            if frame.header.kind == Kind::Configuration {
+                let records = frame
+                    .records()
+                    .map_err(|e| RuntimeError::Damaged(e.to_string()))?;
+                stored = Some(parse(&String::from_utf8_lossy(records.get(0)))?);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// The catalog in force at the log's end; an empty one in an empty log.
+    pub(super) fn stored_catalog(&self, end: Lsn) -> Result<Arc<Catalog>, RuntimeError> {
+        let stored = self
+            .declarations_at(end)?
+            .unwrap_or_else(|| Catalog::default().declarations());
+        compile_stored(&stored)
+    }
+}
+
+/// Compiles declarations that the log or a snapshot holds.
+pub(super) fn compile_stored(declared: &Declarations) -> Result<Arc<Catalog>, RuntimeError> {
+    Catalog::compile(declared)
+        .map(Arc::new)
+        .map_err(|e| RuntimeError::Damaged(e.to_string()))
+}
+
+fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {
+    WalOptions {
+        folder: folder.log(),
+        instance: config.instance,
+        zero: lsn_zero(config.instance),
+        segment_bytes: config.log.segment,
+        budget: Some(config.log.budget),
+        floor: reserve::bytes_of(config),
+    }
+}
+
+pub(super) fn peek(config: &Config, folder: &DataDir) -> Result<Recovered, RuntimeError> {
+    let options = wal_options(config, folder);
+    Ok(Wal::peek(&Disk, &options, options.zero)?)
+}
+
+pub(super) fn snapshots(config: &Config, folder: &DataDir) -> Snapshots {
+    Snapshots {
+        storage: Arc::new(Disk),
+        folder: folder.operators(),
+        log: folder.log(),
+        zero: lsn_zero(config.instance),
+        unsynced: Arc::new(AtomicBool::new(true)),
+    }
+}

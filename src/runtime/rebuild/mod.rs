@@ -1,0 +1,21 @@
+//! Processing past records again for one view, under the configuration that is in force or is to
+//! be. The view is built in a folder of its own next to the old one, which keeps serving, and
+//! installed at the end of the log while nothing is taken in.
+//!
+//! `scope` finds the declarations that a view follows from, `build` processes the records that
+//! `replay` and `retained_rows` read, `manifest` stores how far a build is, and `install` moves it
+//! into place. Each step can be repeated after a crash.
+
+mod build;
+mod install;
+mod manifest;
+mod replay;
+mod retained_rows;
+mod scope;
+
+pub use build::{Progress, ViewBuild};
+pub(super) use install::{
+    complete_builds, complete_install, has_builds, install, ready_builds, views_of,
+};
+pub use install::{complete_interrupted_installs, end_of_log, has_waiting, is_installed};
+pub use scope::{dependent_view, view_named};
