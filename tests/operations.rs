@@ -1,4 +1,4 @@
-//! What runs beside the pipeline: backups, retention, the limits of disk and log.
+//! Work next to the pipeline: backups, retention, the limits of disk and log.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::support::{
     Bench, HTTP_ONLY, Numbers, OFTEN, copy, holds_exactly, ndjson, records, without_as_of,
 };
 
-/// A folder that holds the same as a backup, opened as its data.
-fn opened(backup: &Path) -> Bench {
+/// A test folder with a copy of a backup as its data.
+fn restored(backup: &Path) -> Bench {
     let bench = Bench::new("");
     copy(backup, &bench.path("data"));
     bench.configure("[streams.rsvps]\npreset = \"rsvps\"\n");
@@ -18,7 +18,7 @@ fn opened(backup: &Path) -> Bench {
 }
 
 #[test]
-fn backups_made_while_records_come_hold_exactly_what_was_accepted_until_then() {
+fn backups_taken_during_ingest_hold_exactly_the_records_accepted_until_then() {
     let bench = Bench::new("");
     bench.configure(&format!("{OFTEN}{HTTP_ONLY}"));
     let server = start(&bench);
@@ -39,18 +39,18 @@ fn backups_made_while_records_come_hold_exactly_what_was_accepted_until_then() {
     server.stop();
     let picked = [0, backups.len() / 2, backups.len() - 1];
     for (to, lsn) in picked.map(|at| &backups[at]) {
-        // Among them are the configuration and, where the machine was slow, ticks.
+        // Other frames are the configuration and, on a slow machine, ticks.
         let count = bench.number(&format!(
             "select count(*) from raw where kind = 'record' and lsn <= {lsn}"
         ));
-        let copy = opened(to);
+        let copy = restored(to);
         copy.once();
         holds_exactly(&copy, &all[..count as usize]);
     }
-    // A stopped folder is copied by the same verb; a folder with something in it is refused.
+    // The same verb copies a stopped folder; a target that is not empty is refused.
     let to = bench.path("stopped");
     bench.ask(&["backup", to.to_str().expect("text")]);
-    let copy = opened(&to);
+    let copy = restored(&to);
     copy.once();
     holds_exactly(&copy, &all);
     assert_eq!(
@@ -84,7 +84,7 @@ fn hours(bench: &Bench, table: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_lies_below_the_retention_is_hidden_at_once_and_its_partitions_leave() {
+fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_dropped() {
     let bench = Bench::new("");
     let config = |retention: &str| {
         bench.configure(&format!(
@@ -118,7 +118,7 @@ fn what_lies_below_the_retention_is_hidden_at_once_and_its_partitions_leave() {
         .map(|hour| format!("year=2016/month=6/day=10/hour={hour}"))
         .collect();
     assert_eq!(hours(&bench, "rsvps"), want);
-    // A record from before is refused with its reason, and kept in raw.
+    // A record below the floor is refused with its reason, and stays in raw.
     bench.write("in.ndjson", &ndjson(&[all.as_slice(), &all[..1]].concat()));
     bench.once();
     shown(6);
@@ -133,12 +133,13 @@ fn what_lies_below_the_retention_is_hidden_at_once_and_its_partitions_leave() {
 }
 
 #[test]
-fn over_the_disk_limit_the_oldest_hours_leave_and_every_answer_agrees_on_what_is_left() {
+fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
     let bench = Bench::new("");
     bench.configure(
         "[limits]\ndisk = \"28MiB\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
     );
-    // Text that does not compress, so that few records take much; of one group, which is kept once.
+    // Text that does not compress, so that few records take much room; all of one group, which is
+    // stored once.
     let mut numbers = Numbers(3);
     let mut all = minutes(3_600);
     for record in &mut all {
@@ -163,12 +164,12 @@ fn over_the_disk_limit_the_oldest_hours_leave_and_every_answer_agrees_on_what_is
     assert_eq!(
         newest[0]["o"].as_i64().expect("a number") % 3_600_000,
         0,
-        "whole hours leave"
+        "whole hours are dropped"
     );
 }
 
 #[test]
-fn a_log_within_a_small_budget_is_trimmed_and_loses_nothing() {
+fn a_log_with_a_small_budget_is_trimmed_and_loses_nothing() {
     let bench = Bench::new("");
     bench.configure(&format!("{OFTEN}budget = \"4MiB\"\n{HTTP_ONLY}"));
     let server = start(&bench);
@@ -199,7 +200,7 @@ fn a_log_within_a_small_budget_is_trimmed_and_loses_nothing() {
 }
 
 #[test]
-fn a_view_that_lags_behind_the_snapshot_replays_to_the_same_rows() {
+fn a_view_that_lags_the_snapshots_replays_to_the_same_rows() {
     let bench = Bench::new("");
     let all = records(1_200, 35);
     bench.write("in.ndjson", &ndjson(&all[..500]));
@@ -209,7 +210,7 @@ fn a_view_that_lags_behind_the_snapshot_replays_to_the_same_rows() {
     bench.once();
     let want = bench.all_answers();
     copy(&bench.path("data"), &bench.path("whole"));
-    // Each view in turn is put back to where it stood half way; the snapshots are ahead of it.
+    // Each view in turn is reset to its state after half the records; the snapshots are ahead of it.
     for view in [
         "search/rsvps",
         "state/rsvps.counts.redb",
@@ -265,14 +266,14 @@ fn a_running_query_is_ended_by_its_id() {
 }
 
 #[test]
-fn a_server_that_ends_while_it_reads_the_log_goes_on_from_there_at_the_next_start() {
+fn a_server_stopped_during_recovery_resumes_at_the_next_start() {
     let bench = Bench::new("");
     bench.once();
     copy(&bench.path("data"), &bench.path("empty"));
     let all = records(6_000, 37);
     bench.write("in.ndjson", &ndjson(&all));
     bench.once();
-    // The log holds everything, and every view stands before it.
+    // The log holds everything, and no view has any of it.
     std::fs::rename(bench.path("data"), bench.path("whole")).expect("movable");
     std::fs::rename(bench.path("empty"), bench.path("data")).expect("movable");
     std::fs::remove_dir_all(bench.path("data/log")).expect("removable");
@@ -300,7 +301,7 @@ fn a_server_that_ends_while_it_reads_the_log_goes_on_from_there_at_the_next_star
 }
 
 #[test]
-fn venues_that_nobody_named_for_so_long_leave_the_map_with_their_edges() {
+fn venues_that_are_not_mentioned_for_the_keep_time_are_dropped_with_their_edges() {
     let bench = Bench::new("");
     let places = "places = { venue = \"venue_id\", name = \"venue_name\", lat = \"lat\", lon = \"lon\", event = \"event_id\", date = \"event_start\", keep = \"2d\" }";
     bench.configure(&format!(

@@ -1,5 +1,5 @@
-//! Processes that read a folder beside one that is to work on it, and what they say of records that
-//! are not in their answers.
+//! Processes that read a folder while another one wants to work on it, and how they report records
+//! that are not in their answers.
 
 use std::process::{Child, Stdio};
 
@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use crate::support::{Bench, ndjson, records, wait_until};
 
-/// Rows by a question that may come too early.
+/// The number of rows; none if the query came too early.
 fn rows(bench: &Bench) -> Option<u64> {
     let output = bench.output(&["sql", "select count(*) as n from rsvps", "--output", "json"]);
     serde_json::from_slice::<Value>(&output.stdout).ok()?["rows"][0]["n"].as_u64()
 }
 
 #[test]
-fn pending_are_the_records_that_an_answer_lacks_and_no_others() {
-    // Committed at once, before there is any snapshot: nothing is missing.
+fn pending_counts_exactly_the_records_that_an_answer_lacks() {
+    // Committed at once, before any snapshot exists: nothing is missing.
     let bench = Bench::new(
         "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"20ms\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n",
     );
@@ -49,20 +49,20 @@ fn pending_are_the_records_that_an_answer_lacks_and_no_others() {
             "{answer}"
         );
     }
-    // What is asked of no table lacks nothing.
+    // A query without a table lacks nothing.
     assert_eq!(
         bench.ask(&["sql", "select 1 as one"])["as_of"]["pending"],
         0
     );
     bench.once();
-    for question in [
+    for query in [
         &["sql", "select count(*) as n from rsvps"][..],
         &["count"],
         &["search", "the"],
     ] {
-        let answer = bench.ask(question);
-        assert_eq!(answer["as_of"]["pending"], 0, "{question:?}: {answer}");
-        assert_eq!(answer["as_of"]["freshness_ms"], 0, "{question:?}: {answer}");
+        let answer = bench.ask(query);
+        assert_eq!(answer["as_of"]["pending"], 0, "{query:?}: {answer}");
+        assert_eq!(answer["as_of"]["freshness_ms"], 0, "{query:?}: {answer}");
     }
 }
 
@@ -94,7 +94,7 @@ fn records_of_one_stream_are_not_pending_in_another() {
     });
     child.kill().and_then(|()| child.wait()).expect("it ends");
     let pending = |query: &str| bench.ask(&["sql", query])["as_of"]["pending"].as_u64();
-    // Nothing was committed: all that was accepted is missing, of each stream its own.
+    // Nothing was committed: each stream lacks all of its own records.
     assert_eq!(pending("select count(*) from b"), Some(1));
     assert!(pending("select count(*) from a") >= Some(2));
     let output = bench.output(&["sql", "select count(*) from b"]);
@@ -109,12 +109,12 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
     bench.write("in.ndjson", &ndjson(&records(50, 32)));
     bench.once();
-    // A reader that holds the folder, as long as the test wants.
+    // A reader that holds the folder until the test releases it.
     let lock = std::fs::File::options()
         .read(true)
         .write(true)
         .open(bench.path("data/lock"))
-        .expect("there");
+        .expect("it exists");
     lock.lock_shared().expect("nobody works on it");
     let mut server = bench
         .command(&["run"])
@@ -125,7 +125,7 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
         .read(true)
         .write(true)
         .open(bench.path("data/lock.intent"))
-        .expect("there");
+        .expect("it exists");
     wait_until("the server waits", || {
         let is_wanted = intent.try_lock_shared().is_err();
         let _ = intent.unlock();
@@ -141,13 +141,13 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
                 .expect("the binary runs")
         })
         .collect();
-    // It outlasts the second that a process gets which works on the folder.
-    let mut told = std::io::BufReader::new(server.stderr.take().expect("piped"));
+    // It outlasts the second for which a start waits for a process that works on the folder.
+    let mut stderr = std::io::BufReader::new(server.stderr.take().expect("piped"));
     let mut line = String::new();
     while !line.contains("the folder is being read") {
         line.clear();
         assert!(
-            std::io::BufRead::read_line(&mut told, &mut line).expect("readable") > 0,
+            std::io::BufRead::read_line(&mut stderr, &mut line).expect("readable") > 0,
             "the server ended"
         );
     }
@@ -163,19 +163,19 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
             Some("50")
         );
     }
-    drop(told);
+    drop(stderr);
     server.kill().and_then(|()| server.wait()).expect("it ends");
 }
 
 #[test]
-fn the_pid_of_a_process_without_a_port_is_told_at_once() {
+fn the_pid_of_a_process_without_a_port_is_reported_at_once() {
     let bench = Bench::new("");
     bench.once();
     let lock = std::fs::File::options()
         .read(true)
         .write(true)
         .open(bench.path("data/lock"))
-        .expect("there");
+        .expect("it exists");
     lock.lock().expect("nobody works on it");
     for verb in [&["sql", "select 1"][..], &["run", "--once"]] {
         let output = bench.output(verb);

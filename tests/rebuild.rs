@@ -1,4 +1,4 @@
-//! What is made anew from history is what it would have been from the beginning.
+//! A rebuilt view is what it would have been from the beginning.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 use crate::server::start;
 use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
 
-/// One more window, of an aggregate in parts, and one more entity table: nothing of the stream
-/// changes.
-const MORE: &str = r#"
+/// One more window, with an aggregate of partial states, and one more entity table: the stream does
+/// not change.
+const ADDED: &str = r#"
 [windows.guests]
 sql = """select window_start, window_end, country, sum(guests) as guests, max(mtime) as latest
          from hop(rsvps, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3"""
@@ -30,8 +30,8 @@ key = ["member_id", "event_id"]
 select = "select member_id, event_id, response, guests"
 "#;
 
-/// Another search, other counts and places, sessions, and an answer that is no longer accepted.
-const OTHER: &str = r#"
+/// Another search, other counts and places, sessions, and a rule that rejects more.
+const CHANGED: &str = r#"
 count = { type = "country", by = ["response"] }
 search = { text = ["event_name", "venue_name"], exact = ["event_id", "response"] }
 places = { venue = "venue_id", name = "event_name", lat = "lat", lon = "lon", event = "event_id", date = "event_start" }
@@ -39,11 +39,22 @@ session = { key = "member_id", gap = "30s" }
 require = ["event_time > timestamp '2000-01-01'", "guests < 2"]
 "#;
 
+/// Frequent commits and snapshots, and a log that is trimmed at once.
+const FREQUENT: &str = r#"
+[limits]
+lake_recent = "300ms"
+lake_old = "300ms"
+snapshot = "60ms"
+[log]
+segment = "1MiB"
+keep = "0s"
+"#;
+
 const SOURCE: &str =
     "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n";
 
-/// Everything, with what the tests declare beside the preset.
-fn answers(bench: &Bench, is_other: bool) -> BTreeMap<String, Value> {
+/// All answers, with those of what the tests declare in addition to the preset.
+fn answers(bench: &Bench, has_sessions: bool) -> BTreeMap<String, Value> {
     let mut answers = bench.all_answers();
     let mut add =
         |name: &str, query: &str| drop(answers.insert(name.into(), bench.rows(query).into()));
@@ -59,7 +70,7 @@ fn answers(bench: &Bench, is_other: bool) -> BTreeMap<String, Value> {
         "late",
         "select rsvp_id, mtime, guests from rsvps.late order by rsvp_id, mtime, guests",
     );
-    if is_other {
+    if has_sessions {
         add(
             "sessions",
             "select key, status, started, ended, events from rsvps.sessions order by key, started, status, ended",
@@ -70,12 +81,15 @@ fn answers(bench: &Bench, is_other: bool) -> BTreeMap<String, Value> {
     answers
 }
 
-fn same(bench: &Bench, reference: &Bench, is_other: bool) {
-    same_but(bench, reference, is_other, "");
+fn assert_same(bench: &Bench, reference: &Bench, has_sessions: bool) {
+    assert_same_except(bench, reference, has_sessions, "");
 }
 
-fn same_but(bench: &Bench, reference: &Bench, is_other: bool, except: &str) {
-    let (found, mut want) = (answers(bench, is_other), answers(reference, is_other));
+fn assert_same_except(bench: &Bench, reference: &Bench, has_sessions: bool, except: &str) {
+    let (found, mut want) = (
+        answers(bench, has_sessions),
+        answers(reference, has_sessions),
+    );
     for (name, found) in found.into_iter().filter(|(name, _)| name != except) {
         let want = want.remove(&name).unwrap_or_default();
         let rows = |answer: &Value| {
@@ -97,6 +111,16 @@ fn same_but(bench: &Bench, reference: &Bench, is_other: bool, except: &str) {
     }
 }
 
+/// Adds text that hardly compresses, so that the log has several segments.
+fn add_noise(records: &mut [Value]) {
+    let mut numbers = Numbers(9);
+    for record in records {
+        record["noise"] = (0..90)
+            .map(|_| format!("{:x}", numbers.below(1 << 31)))
+            .collect();
+    }
+}
+
 fn rebuild(bench: &Bench, what: &[&str]) {
     let output = bench.output(&[&["rebuild"], what].concat());
     assert!(
@@ -106,7 +130,7 @@ fn rebuild(bench: &Bench, what: &[&str]) {
     );
 }
 
-const EVERYTHING: [&str; 19] = [
+const ALL_VIEWS: [&str; 19] = [
     "search",
     "places",
     "counts",
@@ -129,19 +153,11 @@ const EVERYTHING: [&str; 19] = [
 ];
 
 #[test]
-fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
-    let before = format!(
-        "[limits]\nlake_recent = \"300ms\"\nlake_old = \"300ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\nkeep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n"
-    );
-    let after = format!("{before}{OTHER}{MORE}");
+fn views_rebuilt_under_a_changed_configuration_are_what_they_would_have_been() {
+    let before = format!("{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
+    let after = format!("{before}{CHANGED}{ADDED}");
     let mut all = records(9_000, 31);
-    // What hardly packs makes a log of several segments.
-    let mut numbers = Numbers(9);
-    all.iter_mut().for_each(|r| {
-        r["noise"] = (0..90)
-            .map(|_| format!("{:x}", numbers.below(1 << 31)))
-            .collect();
-    });
+    add_noise(&mut all);
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&before);
     for part in [2_000, 4_000, 7_000] {
@@ -157,29 +173,29 @@ fn under_a_changed_configuration_everything_becomes_what_it_would_have_been() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(
         String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"),
-        "it names the way out"
+        "it names the remedy"
     );
-    rebuild(&bench, &EVERYTHING);
+    rebuild(&bench, &ALL_VIEWS);
     reference.configure(&after);
     reference.write("in.ndjson", &ndjson(&all[..7_000]));
     reference.once();
-    same(&bench, &reference, true);
-    // What makes them goes on from there.
+    assert_same(&bench, &reference, true);
+    // The operators continue from there.
     for side in [&bench, &reference] {
         side.write("in.ndjson", &ndjson(&all));
         side.once();
     }
-    same(&bench, &reference, true);
+    assert_same(&bench, &reference, true);
     assert!(!bench.path("data/rebuild/search.rsvps").exists());
 }
 
-/// Takes the files of `raw` away whose records all come before one, as retention does; gives the
-/// first record that is left.
+/// Removes the files of `raw` whose records are all before one, as retention does; returns the first
+/// record that is left.
 fn shorten_raw(bench: &Bench, before: u64) -> u64 {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let id = Wal::log_id_of(&Disk, &bench.path("data/log"))
         .expect("the log is read")
-        .expect("there is one");
+        .expect("it exists");
     let spec = TableSpec::raw(&bench.path("data/lake"), Layout::Hours);
     let log = LogName {
         instance: 0,
@@ -188,45 +204,38 @@ fn shorten_raw(bench: &Bench, before: u64) -> u64 {
     };
     let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
         .expect("raw opens")
-        .expect("it is there");
-    let gone = table
+        .expect("it exists");
+    let removed = table
         .files()
         .iter()
         .filter(|file| file.max_lsn < before)
         .cloned()
         .collect::<Vec<_>>();
     assert!(
-        !gone.is_empty(),
+        !removed.is_empty(),
         "some files of raw come before record {before}"
     );
     let change = Change {
-        remove: gone,
+        remove: removed,
         data_change: true,
         ..Change::default()
     };
-    table.commit(&change, &[]).expect("the files leave");
+    table.commit(&change, &[]).expect("the files are removed");
     bench.number("select min(lsn) from raw")
 }
 
 #[test]
-fn where_raw_has_lost_its_beginning_the_rows_of_the_stream_take_its_place() {
-    let before = format!(
-        "[limits]\nlake_recent = \"300ms\"\nlake_old = \"300ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\nkeep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n"
-    );
-    // What was accepted then is there, whatever would be accepted now.
-    let other = OTHER
+fn rows_of_the_stream_replace_the_lost_beginning_of_raw() {
+    let before = format!("{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
+    // Rows that were accepted then stay, also where they would be rejected now.
+    let changed = CHANGED
         .lines()
         .filter(|line| !line.starts_with("require"))
         .collect::<Vec<_>>()
         .join("\n");
-    let after = format!("{before}{other}{MORE}");
+    let after = format!("{before}{changed}{ADDED}");
     let mut all = records(5_500, 77);
-    let mut numbers = Numbers(9);
-    all.iter_mut().for_each(|r| {
-        r["noise"] = (0..90)
-            .map(|_| format!("{:x}", numbers.below(1 << 31)))
-            .collect();
-    });
+    add_noise(&mut all);
     all[40] = serde_json::json!({"rsvp_id": "none"});
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&before);
@@ -237,15 +246,15 @@ fn where_raw_has_lost_its_beginning_the_rows_of_the_stream_take_its_place() {
     let first = shorten_raw(&bench, 3_000);
     assert!((1_500..4_500).contains(&first), "{first}");
     bench.configure(&after);
-    let output = bench.output(&[&["rebuild"], &EVERYTHING[..]].concat());
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{told}");
+    let output = bench.output(&[&["rebuild"], &ALL_VIEWS[..]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
     let note = format!(
         "`raw` begins with record {first}; what came before is taken from the rows of rsvps"
     );
     assert!(
-        told.contains(&note) && told.contains("taken from the rows of dead letters"),
-        "{told}"
+        stderr.contains(&note) && stderr.contains("taken from the rows of dead letters"),
+        "{stderr}"
     );
     reference.configure(&after);
     for part in [4_500, 5_500] {
@@ -253,13 +262,13 @@ fn where_raw_has_lost_its_beginning_the_rows_of_the_stream_take_its_place() {
         bench.write("in.ndjson", &ndjson(&all[..part]));
         bench.once();
         reference.once();
-        same_but(&bench, &reference, true, "raw");
+        assert_same_except(&bench, &reference, true, "raw");
     }
     assert_eq!(bench.number("select count(*) from dead_letters"), 1);
 }
 
 #[test]
-fn what_rests_on_rows_that_are_gone_stays_as_it_was() {
+fn rows_derived_from_rows_that_are_gone_stay_as_they_were() {
     let bench = Bench::new("");
     let window = |name: &str, what: &str| {
         format!(
@@ -268,17 +277,12 @@ fn what_rests_on_rows_that_are_gone_stays_as_it_was() {
     };
     let declare = |windows: &str| {
         format!(
-            "[limits]\nlake_recent = \"300ms\"\nlake_old = \"300ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\nkeep = \"0s\"\n{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\nretention = \"1h\"\nsession = {{ key = \"member_id\", gap = \"30s\" }}\n{windows}"
+            "{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\nretention = \"1h\"\nsession = {{ key = \"member_id\", gap = \"30s\" }}\n{windows}"
         )
     };
     bench.configure(&declare(&window("minutes", "sum(guests) as more")));
     let mut all = records(12_000, 5);
-    let mut numbers = Numbers(9);
-    all.iter_mut().for_each(|r| {
-        r["noise"] = (0..90)
-            .map(|_| format!("{:x}", numbers.below(1 << 31)))
-            .collect();
-    });
+    add_noise(&mut all);
     for part in [5_000, 9_000, 12_000] {
         bench.write("in.ndjson", &ndjson(&all[..part]));
         bench.once();
@@ -295,24 +299,24 @@ fn what_rests_on_rows_that_are_gone_stays_as_it_was() {
     );
     shorten_raw(&bench, 8_000);
     let output = bench.output(&["rebuild", "minutes", "rsvps.sessions"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        output.status.success() && told.contains("stay as they were"),
-        "{told}"
+        output.status.success() && stderr.contains("stay as they were"),
+        "{stderr}"
     );
     assert_eq!(rows(minutes), old_minutes);
     assert_eq!(rows(sessions), old_sessions);
 }
 
 #[test]
-fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
+fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
     let source = format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
     let all = records(7_000, 5);
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(&source);
     bench.write("in.ndjson", &ndjson(&all[..5_000]));
     bench.once();
-    bench.configure(&format!("{source}{MORE}"));
+    bench.configure(&format!("{source}{ADDED}"));
     let what = [
         "rebuild",
         "guests",
@@ -333,20 +337,20 @@ fn killed_at_any_moment_a_rebuild_goes_on_and_ends_the_same() {
         std::thread::sleep(Duration::from_millis(50 + numbers.below(2_500)));
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
-        // What is there answers, whatever was broken off.
+        // The old views answer, whatever was interrupted.
         assert_eq!(bench.number("select count(*) from rsvps"), 5_000);
     }
     rebuild(&bench, &what[1..]);
-    reference.configure(&format!("{source}{MORE}"));
+    reference.configure(&format!("{source}{ADDED}"));
     for side in [&bench, &reference] {
         side.write("in.ndjson", &ndjson(&all));
         side.once();
     }
-    same(&bench, &reference, false);
+    assert_same(&bench, &reference, false);
 }
 
 #[test]
-fn a_server_goes_on_while_what_it_serves_is_made_anew() {
+fn a_server_keeps_serving_while_its_views_are_rebuilt() {
     let (bench, reference) = (Bench::new(""), Bench::new(""));
     bench.configure(HTTP_ONLY);
     let all = records(9_000, 12);
@@ -355,7 +359,7 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
         .chunks(500)
         .for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
     server.stop();
-    let after = format!("{HTTP_ONLY}{MORE}");
+    let after = format!("{HTTP_ONLY}{ADDED}");
     bench.configure(&after);
     let server = start(&bench);
     let (is_over, mut posted) = (AtomicBool::new(false), 2_000);
@@ -367,19 +371,18 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
             );
             is_over.store(true, Ordering::Release);
         });
-        // Records come in all the while; a key makes that a request whose answer was lost is not
-        // taken twice.
+        // Records keep arriving; by its key a request whose answer was lost is not accepted twice.
         while posted < all.len() || !is_over.load(Ordering::Acquire) {
             let part = &all[posted..(posted + 100).min(all.len())];
             let key = format!("from-{posted}");
             let has_room = !part.is_empty();
-            wait_until("the part is taken", || {
+            wait_until("the part is accepted", || {
                 !has_room || server.post(&[("Idempotency-Key", &key)], &ndjson(part)).0 == 200
             });
             posted += part.len();
         }
     });
-    wait_until("everything is found", || {
+    wait_until("every view has everything", || {
         bench.ask(&["status"])["views"]
             .as_array()
             .expect("views")
@@ -388,73 +391,72 @@ fn a_server_goes_on_while_what_it_serves_is_made_anew() {
     });
     server.stop();
     reference.configure(&format!(
-        "{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{MORE}"
+        "{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{ADDED}"
     ));
     reference.write("in.ndjson", &ndjson(&all));
     reference.once();
-    // A server's partition does not end with the run, so what is open differs: all windows are
-    // closed on both sides.
+    // A server's partition does not end with the run, so open windows differ: all are closed on both
+    // sides.
     for side in [&bench, &reference] {
         assert!(side.output(&["run", "--once", "--final"]).status.success());
     }
-    same(&bench, &reference, false);
+    assert_same(&bench, &reference, false);
 }
 
-/// A record as history tells it: everything that operators look at.
-type Told = (
-    u64,
-    Kind,
-    String,
-    String,
-    String,
-    i64,
-    Vec<u8>,
-    Option<u64>,
-    Option<u64>,
-    Option<u64>,
-);
+/// A record as a replay sees it: everything that operators read.
+#[derive(Debug, PartialEq)]
+struct ReplayedRecord {
+    lsn: u64,
+    kind: Kind,
+    source: String,
+    partition: String,
+    stream: String,
+    received_at: i64,
+    bytes: Vec<u8>,
+    offset: Option<u64>,
+    retry_of: Option<u64>,
+    cut: Option<u64>,
+}
 
-fn told(frame: &Frame, above: u64) -> Vec<Told> {
+/// The records of a frame above an LSN.
+fn records_above(frame: &Frame, above: u64) -> Vec<ReplayedRecord> {
     let (header, attributes) = (&frame.header, &frame.attributes);
     let records = frame.records().expect("readable");
-    let record = |i: usize| {
-        let cut = attributes
-            .truncated_records
+    let record = |i: usize| ReplayedRecord {
+        lsn: header.first_lsn + i as u64,
+        kind: header.kind,
+        source: header.source.clone(),
+        partition: header.partition.clone(),
+        stream: header.stream.clone(),
+        received_at: header.received_at,
+        bytes: records.get(i).to_vec(),
+        offset: attributes.offsets.get(i).copied(),
+        retry_of: attributes.retry_of.get(i).copied(),
+        cut: attributes
+            .cut
             .iter()
             .find(|(index, _)| *index == i as u64)
-            .map(|(_, bytes)| *bytes);
-        let (position, retried) = (
-            attributes.offsets.get(i).copied(),
-            attributes.retry_of.get(i).copied(),
-        );
-        let names = (
-            header.source.clone(),
-            header.partition.clone(),
-            header.stream.clone(),
-        );
-        let (bytes, lsn) = (records.get(i).to_vec(), header.first_lsn + i as u64);
-        (
-            lsn,
-            header.kind,
-            names.0,
-            names.1,
-            names.2,
-            header.received_at,
-            bytes,
-            position,
-            retried,
-            cut,
-        )
+            .map(|(_, bytes)| *bytes),
     };
     (0..header.count as usize)
         .map(record)
-        .filter(|told| told.0 > above)
+        .filter(|record| record.lsn > above)
         .collect()
 }
 
-/// Frames of every kind, of several sources, small and large, under a clock that now and then goes
+/// Frames of every kind, of several sources, small and large, under a clock that sometimes goes
 /// back.
 fn frames(numbers: &mut Numbers) -> Vec<Frame> {
+    let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
+    let mut out = Vec::new();
+    for _ in 0..120 {
+        out.push(random_frame(numbers, lsn, &mut time));
+        lsn += u64::from(out[out.len() - 1].header.count);
+    }
+    out
+}
+
+fn random_frame(numbers: &mut Numbers, lsn: u64, time: &mut i64) -> Frame {
     use Kind::{DuplicateRequest, Gap, PartitionEnd, Record, RetentionFloor, Retry, Tick};
     let kinds = [
         Record,
@@ -467,105 +469,115 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
         RetentionFloor,
         DuplicateRequest,
     ];
-    let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
-    let mut out = Vec::new();
-    for _ in 0..120 {
-        let kind = kinds[numbers.below(9) as usize];
-        let count = if matches!(kind, Record | Retry | DuplicateRequest) {
-            1 + numbers.below(40)
+    let kind = kinds[numbers.below(9) as usize];
+    let count = if matches!(kind, Record | Retry | DuplicateRequest) {
+        1 + numbers.below(40)
+    } else {
+        1
+    };
+    let mut records = RecordsBuilder::default();
+    for _ in 0..count {
+        let length = if numbers.below(30) == 0 {
+            9_000
         } else {
-            1
+            numbers.below(50)
         };
-        let mut records = RecordsBuilder::default();
-        for _ in 0..count {
-            let length = if numbers.below(30) == 0 {
-                9_000
-            } else {
-                numbers.below(50)
-            };
-            records.push(
-                &(0..length)
-                    .map(|_| numbers.below(256) as u8)
-                    .collect::<Vec<_>>(),
-            );
-        }
-        let records = records.finish();
-        let mut attributes = FrameAttributes::default();
-        if kind == Record && numbers.below(2) == 0 {
-            attributes.offsets = (0..count).map(|i| lsn * 10 + i).collect();
-        }
-        if kind == Retry {
-            attributes.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
-        }
-        if kind == Record && numbers.below(4) == 0 {
-            attributes.truncated_records = vec![(numbers.below(count), 5_000_000 + lsn)];
-        }
-        time += 1 + numbers.below(900_000_000) as i64;
-        if numbers.below(25) == 0 {
-            time -= 5_000_000_000;
-        }
-        let header = Header {
-            first_lsn: lsn,
-            first_offset: attributes.offsets.first().copied().unwrap_or(0),
-            received_at: time,
-            source: format!("s{}", numbers.below(2)),
-            partition: format!("p{}", numbers.below(2)),
-            ..Header::new(kind, "t")
-        };
-        out.push(Frame::data(header, &records, attributes).expect("memory"));
-        lsn += count;
+        let bytes = (0..length).map(|_| numbers.below(256) as u8);
+        records.push(&bytes.collect::<Vec<_>>());
     }
-    out
+    let records = records.finish();
+    let mut attributes = FrameAttributes::default();
+    if kind == Record && numbers.below(2) == 0 {
+        attributes.offsets = (0..count).map(|i| lsn * 10 + i).collect();
+    }
+    if kind == Retry {
+        attributes.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
+    }
+    if kind == Record && numbers.below(4) == 0 {
+        attributes.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
+    }
+    *time += 1 + numbers.below(900_000_000) as i64;
+    if numbers.below(25) == 0 {
+        *time -= 5_000_000_000;
+    }
+    let header = Header {
+        kind,
+        count: count as u32,
+        first_lsn: lsn,
+        first_offset: attributes.offsets.first().copied().unwrap_or(0),
+        previous_offset: 0,
+        received_at: *time,
+        configuration: 0,
+        synced_lsn: 0,
+        source: format!("s{}", numbers.below(2)),
+        partition: format!("p{}", numbers.below(2)),
+        stream: "t".into(),
+    };
+    Frame {
+        header,
+        block: compress(records.page()).expect("memory"),
+        block_bytes: records.page().len() as u32,
+        attributes,
+    }
 }
 
-#[test]
-fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("threads");
+/// Writes frames into a new `raw` in the folder, committed now and then.
+fn write_raw(
+    folder: &std::path::Path,
+    frames: &[Frame],
+    numbers: &mut Numbers,
+    runtime: &tokio::runtime::Handle,
+) -> Arc<LakeTable> {
     let log = LogName {
         instance: 0,
         id: 1,
         zero: 0,
     };
+    let spec = TableSpec::raw(folder, Layout::Hours);
+    let table = LakeTable::open(spec, log, runtime.clone(), true)
+        .expect("opens")
+        .expect("writable");
+    let table = Arc::new(table);
+    let never = Duration::from_secs(1_000);
+    let policy = CommitPolicy {
+        recent_every: never,
+        old_every: never,
+        rows: usize::MAX,
+        bytes: usize::MAX / 4,
+        pool: None,
+    };
+    let mut view = LakeView::new(table.clone(), policy);
+    for frame in frames {
+        let output = Output {
+            after: frame.header.first_lsn - 1,
+            to: frame.header.last_lsn(),
+            frame: Arc::new(frame.clone()),
+            rows: None,
+            tables: Vec::new(),
+            dead_letters: Vec::new(),
+            floors: Default::default(),
+        };
+        view.apply(&output, Instant::now()).expect("applied");
+        if numbers.below(12) == 0 {
+            view.commit(true).expect("committed");
+        }
+    }
+    view.commit(true).expect("committed");
+    table
+}
+
+#[test]
+fn frames_from_raw_equal_those_of_the_log_from_any_record_on() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("threads");
     for seed in 0..6 {
         let folder = tempfile::tempdir().expect("a folder");
         let mut numbers = Numbers(seed + 40);
         let frames = frames(&mut numbers);
-        let spec = TableSpec::raw(folder.path(), Layout::Hours);
-        let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
-            .expect("opens")
-            .expect("writable");
-        let table = Arc::new(table);
-        let each = Duration::from_secs(1_000);
-        let policy = CommitPolicy {
-            recent_every: each,
-            old_every: each,
-            rows: usize::MAX,
-            bytes: usize::MAX / 4,
-            pool: None,
-        };
-        let mut view = LakeView::new(table.clone(), policy);
-        for frame in &frames {
-            let (after, to) = (frame.header.first_lsn - 1, frame.header.last_lsn());
-            let frame = Arc::new(frame.clone());
-            let output = Output {
-                after,
-                to,
-                frame,
-                rows: None,
-                tables: Vec::new(),
-                dead_letters: Vec::new(),
-                floors: Default::default(),
-            };
-            view.apply(&output, Instant::now()).expect("applied");
-            if numbers.below(12) == 0 {
-                view.commit(true).expect("committed");
-            }
-        }
-        view.commit(true).expect("committed");
+        let table = write_raw(folder.path(), &frames, &mut numbers, runtime.handle());
         if seed % 2 == 0 {
             compact::maintain(&table, 64 << 20, compact::When::Now, &|| false).expect("merges");
         }
@@ -578,13 +590,14 @@ fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
             last - 1,
             last,
         ] {
-            let want: Vec<Told> = frames.iter().flat_map(|f| told(f, above)).collect();
-            let (mut raw, mut found) = (
-                RawFrames::new(table.spec.clone(), &table.files(), above),
-                Vec::new(),
-            );
+            let want: Vec<_> = frames
+                .iter()
+                .flat_map(|f| records_above(f, above))
+                .collect();
+            let mut raw = RawFrames::new(table.spec.clone(), &table.files(), above);
+            let mut found = Vec::new();
             while let Some(frame) = raw.next_frame().expect("readable") {
-                found.extend(told(&frame, above));
+                found.extend(records_above(&frame, above));
             }
             assert!(
                 found == want,
@@ -597,7 +610,7 @@ fn history_out_of_raw_is_what_the_log_had_from_any_record_on() {
 }
 
 #[test]
-fn what_cannot_be_rebuilt_is_told() {
+fn a_view_that_cannot_be_rebuilt_is_an_error() {
     let bench = Bench::new("");
     bench.write("in.ndjson", &ndjson(&records(10, 1)));
     bench.once();
@@ -605,7 +618,7 @@ fn what_cannot_be_rebuilt_is_told() {
         (
             &["rebuild", "nothing"][..],
             2,
-            "there are search, places, counts, by_country",
+            "available: search, places, counts, by_country",
         ),
         (
             &["rebuild", "search", "--stream", "other"][..],
@@ -617,7 +630,7 @@ fn what_cannot_be_rebuilt_is_told() {
     ] {
         let output = bench.output(what);
         assert_eq!(output.status.code(), Some(code), "{what:?}");
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(told.contains(part), "{what:?}: {told}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.contains(part), "{what:?}: {stderr}");
     }
 }
