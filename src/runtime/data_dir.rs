@@ -339,7 +339,7 @@ fn holders(file: &File) -> String {
     }
 }
 
-/// Processes other than this one that hold a lock on an inode, from the lines of `/proc/locks`.
+/// Processes other than this one that hold a lock on an inode, from the lines of `/proc/locks`. Pure.
 fn pids_of(locks: &str, inode: u64) -> Vec<u32> {
     let inode = format!(":{inode}");
     let pid_of = |line: &str| {
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn readers_give_way_to_a_process_that_waits() {
         let root = tempfile::tempdir().expect("a folder");
-        let folder = DataDir::create(root.path()).expect("made");
+        let folder = DataDir::create(root.path()).expect("created");
         let reader = folder.lock_shared().expect("free");
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| folder.lock());

@@ -13,7 +13,7 @@ use crate::schema::{Catalog, Stream};
 
 use super::{RuntimeError, dry_run};
 
-/// Where one event in so many is late, a notice is due. Live streams have about one in a hundred.
+/// Where one event in so many is late, a notice is due. Live streams have one in a hundred.
 const NOTICE_ONE_IN: u64 = 10;
 /// Bytes of a file that are read before anything is taken in.
 const SAMPLE_BYTES: usize = 8 << 20;

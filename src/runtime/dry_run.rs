@@ -63,15 +63,15 @@ pub fn count(
     records: &[Vec<u8>],
     received_at: Micros,
 ) -> Result<Totals, RuntimeError> {
-    let mut samples = Samples {
+    let mut dry_run = DryRun {
         operators: Operators::new(catalog.clone(), 0),
         stored: Map::new(),
         received_at,
     };
     for part in records.chunks(FRAME_RECORDS) {
-        samples.apply(Kind::Record, stream, part.iter().map(Vec::as_slice))?;
+        dry_run.apply(Kind::Record, stream, part.iter().map(Vec::as_slice))?;
     }
-    Ok(samples.totals(stream))
+    Ok(dry_run.totals(stream))
 }
 
 /// The error for a stream that is not declared.
@@ -97,20 +97,20 @@ pub fn run(
     let Some(stream) = catalog.streams.get(stream) else {
         return Err(unknown_stream(catalog, stream));
     };
-    let mut samples = Samples {
+    let mut dry_run = DryRun {
         operators: Operators::new(catalog.clone(), 0),
         stored: Map::new(),
         received_at,
     };
     let mut shown = Vec::new();
     for record in records {
-        let output = samples.apply(Kind::Record, &stream.name, [record.as_slice()])?;
-        let mut sample = samples.show(stream, &output)?;
+        let output = dry_run.apply(Kind::Record, &stream.name, [record.as_slice()])?;
+        let mut sample = dry_run.show(stream, &output)?;
         sample["record"] = String::from_utf8_lossy(record).into_owned().into();
         shown.push(sample);
     }
     if is_final {
-        samples.apply(Kind::CloseAll, "", [b"{}".as_slice()])?;
+        dry_run.apply(Kind::CloseAll, "", [b"{}".as_slice()])?;
     }
     let mut tables: Vec<String> = catalog
         .windows
@@ -119,14 +119,14 @@ pub fn run(
         .collect();
     tables.extend(catalog.streams.keys().map(|name| tables::sessions(name)));
     for table in tables {
-        let open = samples
+        let open = dry_run
             .operators
             .open_rows(&table)
             .map_err(RuntimeError::Failed)?;
-        samples.store(&table, open.as_ref())?;
+        dry_run.store(&table, open.as_ref())?;
     }
     let rows_of = |name: &str| {
-        samples
+        dry_run
             .stored
             .get(name)
             .cloned()
@@ -143,17 +143,17 @@ pub fn run(
         "windows": windows,
         "sessions": rows_of(&tables::sessions(&stream.name)),
     });
-    Ok((answer, samples.totals(&stream.name)))
+    Ok((answer, dry_run.totals(&stream.name)))
 }
 
-struct Samples {
+struct DryRun {
     operators: Operators,
     /// Rows by table.
     stored: Map<String, Value>,
     received_at: Micros,
 }
 
-impl Samples {
+impl DryRun {
     fn totals(&self, stream: &str) -> Totals {
         self.operators
             .progress()

@@ -226,7 +226,7 @@ impl Maintenance {
         let (Some(limit), Some(ingest)) = (self.disk, &self.ingest) else {
             return Ok(());
         };
-        let usage = Usage::of(&self.folder, &self.handles.tables);
+        let usage = Usage::measure(&self.folder, &self.handles.tables);
         let plan = plan_floors(&usage, limit);
         if plan.is_short {
             tracing::warn!(
@@ -295,7 +295,7 @@ struct Usage {
 }
 
 impl Usage {
-    fn of(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
+    fn measure(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
         let mut usage = Self {
             total: folder_bytes(folder).saturating_sub(reserve::held_bytes(folder)),
             ..Self::default()

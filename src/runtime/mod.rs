@@ -3,23 +3,23 @@
 //! `reconfigure` switches it to another configuration, [`rebuild`] processes past records again.
 
 mod backlog;
-pub mod backup;
+pub(crate) mod backup;
 pub mod context;
 pub mod data_dir;
-pub mod dead_letter_retry;
-pub mod disorder;
-pub mod dry_run;
+pub(crate) mod dead_letter_retry;
+pub(crate) mod disorder;
+pub(crate) mod dry_run;
 mod error;
 mod idle_ticker;
-pub mod inspect;
+pub(crate) mod inspect;
 mod maintenance;
 mod metrics;
-pub mod notes;
-pub mod offline;
+pub(crate) mod notes;
+pub(crate) mod offline;
 mod pipeline;
-pub mod query_service;
+pub(crate) mod query_service;
 mod readiness;
-pub mod rebuild;
+pub(crate) mod rebuild;
 mod reconfigure;
 mod recovery;
 mod reserve;
@@ -117,9 +117,8 @@ impl Running {
         folder.remove_leftovers(&lock);
         let context = FolderContext::new(config, folder, runtime);
         let (wal, opened) = startup::open(&context, &catalog)?;
-        let snapshots = context.snapshots();
+        let pipeline = Pipeline::start(&context, wal, &catalog, opened)?;
         let FolderContext { folder, clock, .. } = context;
-        let pipeline = Pipeline::start(config, snapshots, wal, &catalog, opened, clock.clone())?;
         let sql = Arc::new(SqlEngine::new(
             &folder.lake(),
             &folder.spill(),
@@ -340,7 +339,7 @@ impl Running {
         if !self.options.once {
             self.skip_catch_up();
         }
-        // A backup stops at its next file; until then the folder is not given up.
+        // A backup stops at its next file; until then the folder stays locked.
         let retention_lock = self.pipeline.retention_lock.clone();
         self.pipeline.stop()?;
         drop(retention_lock.lock());

@@ -101,8 +101,8 @@ impl Offline {
     }
 }
 
-/// Sets how far the answers of each view reach. A view that has every row it was given reaches as
-/// far as the snapshot, wherever its last row is.
+/// Sets how far the answers of each view reach. A view that has every row that was emitted for
+/// it reaches as far as the snapshot, wherever its last row is.
 fn show_checkpoints(opened: &Opened, newest: &Operators, zero: Lsn) {
     let reach = |names: Vec<String>| {
         let own: BTreeMap<String, Lsn> = names

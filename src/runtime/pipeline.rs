@@ -5,10 +5,10 @@
 //!
 //! Data flows out in its own direction, and each stage ends because the one before it has:
 //!
-//! 1. The sources have ended; `intake` is closed, so that nobody waits for room in a full log.
+//! 1. The sources have ended; `intake` is closed, so that no frame waits for room in a full log.
 //! 2. The last [`Ingest`] is dropped: the writer syncs what it has and ends.
 //! 3. Its channel of committed frames closes: the operators save a snapshot and close the ring.
-//! 4. The ring is closed: each driver gives its view the rest, commits it and ends.
+//! 4. The ring is closed: each driver applies the rest to its view, commits it and ends.
 //!
 //! `skip_catch_up` shortens steps 3 and 4: operators and views that still read the log's past leave
 //! it to the next start. A stage that fails closes the ring too, so that no other stage waits for it.
@@ -21,11 +21,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
+use super::context::FolderContext;
 use super::recovery::{self, Checkpoints, Start};
 use super::reserve::{self, Reserve};
 use super::snapshots::{LogCatchUp, Snapshots};
 use super::views::Opened;
-use crate::clock::Clock;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
 use crate::idempotency::{AnsweredRequest, RequestKey};
@@ -38,7 +38,7 @@ use crate::views::driver::{self, Status};
 use crate::views::ring::Ring;
 use crate::views::{View, ViewError};
 use crate::wal::retention::{SegmentAge, plan_trim};
-use crate::wal::{Header, LogReader, Wal, segment};
+use crate::wal::{Header, LogReader, Wal, WalError, segment};
 
 /// The most frames between the log's writer and the operators.
 const COMMITTED_QUEUE_LEN: usize = 16;
@@ -67,7 +67,7 @@ pub struct Pipeline {
     pub ring: Arc<Ring>,
     pub views: Vec<Arc<Status>>,
     pub view_names: Vec<String>,
-    writer: JoinHandle<Result<Wal, crate::wal::WalError>>,
+    writer: JoinHandle<Result<Wal, WalError>>,
     operators: OperatorThread,
     drivers: Vec<JoinHandle<Result<(), ViewError>>>,
     resume: Receiver<Resume>,
@@ -78,14 +78,13 @@ pub struct Pipeline {
 impl Pipeline {
     /// Starts from what is on the disk: the newest snapshot that suits every view, then the log.
     pub fn start(
-        config: &Config,
-        snapshots: Snapshots,
+        context: &FolderContext,
         mut wal: Wal,
         catalog: &Arc<Catalog>,
         opened: Opened,
-        clock: Arc<dyn Clock>,
     ) -> Result<Self, RuntimeError> {
-        let shares = config.limits.shares();
+        let config = &context.config;
+        let snapshots = context.snapshots();
         let Opened {
             mut views, handles, ..
         } = opened;
@@ -95,32 +94,17 @@ impl Pipeline {
         let recovered = end.saturating_sub(operators.lsn());
         handles.progress.set_synced(end);
         handles.raise_floors(&operators.floors());
-        let ring = Arc::new(Ring::new(shares.ring, operators.lsn()));
+        let ring = Arc::new(Ring::new(config.limits.shares().ring, operators.lsn()));
         let skip_catch_up = Arc::new(AtomicBool::new(false));
         let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), skip_catch_up.clone()));
-        let (statuses, names, drivers) = start_drivers(views, &catching_up, &ring, &catch_up);
-        let (commit_sender, committed) = sync_channel::<Committed>(COMMITTED_QUEUE_LEN);
-        let (log_maintenance, maintenance_receiver) = channel();
-        let progress = handles.progress.clone();
-        let note_synced =
-            move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
-        // The operators end before the writer only when they failed, which the supervisor sees.
-        let forward = move |frame: Committed| drop(commit_sender.send(frame));
+        let (statuses, view_names, drivers) = start_drivers(views, &catching_up, &ring, &catch_up);
         wal.set_committed(operators.lsn());
-        let (catalog, queues) = (catalog.clone(), shares.queues);
-        let (ingest, writer) = Ingest::start(
-            wal,
-            catalog,
-            clock,
-            queues,
-            maintenance_receiver,
-            note_synced,
-            forward,
-        );
+        let writer = start_writer(context, wal, catalog, &handles.progress);
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.attach_operators(operators.clone());
         let (ready, resume) = channel();
         let retention_lock = Arc::new(Mutex::new(()));
+        let intake = writer.ingest.intake();
         let stage = OperatorStage {
             operators,
             ring: ring.clone(),
@@ -128,11 +112,11 @@ impl Pipeline {
             progress: handles.progress.clone(),
             handles: handles.clone(),
             statuses: statuses.clone(),
-            log_maintenance,
-            limits: LogLimits::of(config),
+            log_maintenance: writer.maintenance,
+            limits: LogLimits::from_config(config),
             retention_lock: retention_lock.clone(),
             skip_catch_up: skip_catch_up.clone(),
-            intake: ingest.intake(),
+            intake: intake.clone(),
             reserve: Reserve::open(&config.data, reserve::bytes_of(config)),
             relieved: Instant::now(),
             last_snapshot: Instant::now(),
@@ -140,17 +124,17 @@ impl Pipeline {
             snapshot_bytes: 0,
             published: Instant::now(),
         };
-        let operators = stage.start(end, ready, committed);
+        let operators = stage.start(end, ready, writer.committed);
         Ok(Self {
             retention_lock,
             skip_catch_up,
-            intake: ingest.intake(),
-            ingest: Some(ingest),
+            intake,
+            ingest: Some(writer.ingest),
             handles,
             ring,
             views: statuses,
-            view_names: names,
-            writer,
+            view_names,
+            writer: writer.thread,
             operators,
             drivers,
             resume,
@@ -211,6 +195,44 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
         .map_err(|panic| RuntimeError::Failed(threads::describe(&name, &*panic)))
 }
 
+/// The log's writer, and its channels.
+struct Writer {
+    ingest: Ingest,
+    thread: JoinHandle<Result<Wal, WalError>>,
+    committed: Receiver<Committed>,
+    maintenance: Sender<LogMaintenance>,
+}
+
+fn start_writer(
+    context: &FolderContext,
+    wal: Wal,
+    catalog: &Arc<Catalog>,
+    progress: &Arc<Progress>,
+) -> Writer {
+    let (commit_sender, committed) = sync_channel::<Committed>(COMMITTED_QUEUE_LEN);
+    let (maintenance, maintenance_receiver) = channel();
+    let progress = progress.clone();
+    let note_synced =
+        move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
+    // The operators end before the writer only when they failed, which the supervisor sees.
+    let forward = move |frame: Committed| drop(commit_sender.send(frame));
+    let (ingest, thread) = Ingest::start(
+        wal,
+        catalog.clone(),
+        context.clock.clone(),
+        context.config.limits.shares().queues,
+        maintenance_receiver,
+        note_synced,
+        forward,
+    );
+    Writer {
+        ingest,
+        thread,
+        committed,
+        maintenance,
+    }
+}
+
 type Drivers = (
     Vec<Arc<Status>>,
     Vec<String>,
@@ -240,7 +262,7 @@ fn start_drivers(
             .name(name.clone())
             .spawn(move || {
                 let name = view.name().to_owned();
-                // However a view ends, nobody waits for it any more.
+                // However a view ends, the ring no longer waits for it.
                 let _leaving = OnEnd(|| ring.leave(&name));
                 driver::run(view, &ring, &*catch_up, &published)
             })
@@ -348,7 +370,7 @@ struct LogLimits {
 }
 
 impl LogLimits {
-    fn of(config: &Config) -> Self {
+    fn from_config(config: &Config) -> Self {
         let Log {
             keep,
             budget,
@@ -610,5 +632,23 @@ impl OperatorStage {
                 })
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn young_segments_are_removed_well_before_the_budget_is_spent() {
+        let limits = |budget, segment| LogLimits {
+            keep: Duration::ZERO,
+            budget,
+            segment,
+            snapshot_every: Duration::ZERO,
+        };
+        for (budget, segment, above) in [(64, 4, 48), (64, 8, 40), (8, 4, 0)] {
+            assert_eq!(limits(budget, segment).trim_above(), above);
+        }
     }
 }

@@ -47,7 +47,7 @@ impl ParamReader<'_> {
     fn check_names(&self, names: &[&str]) -> Result<(), QueryError> {
         match self.params.keys().find(|k| !names.contains(&k.as_str())) {
             Some(unknown) => Err(QueryError::Invalid(format!(
-                "there is no parameter `{unknown}`; there are: {}",
+                "unknown parameter `{unknown}`; available: {}",
                 names.join(", ")
             ))),
             None => Ok(()),

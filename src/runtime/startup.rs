@@ -136,14 +136,7 @@ pub(super) fn drain(
     wal: Wal,
 ) -> Result<Wal, RuntimeError> {
     let opened = open_views(context, catalog, &wal)?;
-    let pipeline = Pipeline::start(
-        &context.config,
-        context.snapshots(),
-        wal,
-        catalog,
-        opened,
-        context.clock.clone(),
-    )?;
+    let pipeline = Pipeline::start(context, wal, catalog, opened)?;
     let resumed = pipeline.resume();
     // If the operators ended early, stopping returns why.
     let wal = pipeline.stop()?;

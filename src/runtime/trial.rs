@@ -11,8 +11,8 @@ use crate::schema::{Catalog, SearchDef};
 use crate::views::lake::{LakeTable, LogName};
 use crate::wal::{Kind, Recovered};
 
-/// Refuses a configuration whose tables or indexes could not be created or extended; views that are
-/// `replaced` by rebuilt ones are not looked at. Changes nothing.
+/// Refuses a configuration whose tables or indexes could not be created or extended, except for views
+/// that are `replaced` by rebuilt ones. Changes nothing.
 pub(super) fn refuse_what_cannot_open(
     context: &FolderContext,
     catalog: &Catalog,

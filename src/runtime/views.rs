@@ -196,7 +196,7 @@ impl<'a> CommitPolicies<'a> {
         }
     }
 
-    fn of(&self, spec: &TableSpec) -> CommitPolicy {
+    fn policy_for(&self, spec: &TableSpec) -> CommitPolicy {
         let (limits, part) = (&self.config.limits, self.part_bytes);
         let is_late = is_late(spec);
         CommitPolicy {
@@ -248,7 +248,7 @@ pub(super) fn open_some(
         if !is_wanted(&of_table(&name)) {
             continue;
         }
-        let policy = policies.of(&spec);
+        let policy = policies.policy_for(&spec);
         let Some(table) = LakeTable::open(spec, log, runtime.clone(), writable)? else {
             continue;
         };

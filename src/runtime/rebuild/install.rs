@@ -121,7 +121,7 @@ pub fn has_waiting(folder: &DataDir, configuration: u64) -> bool {
         .any(|(_, manifest)| manifest.configuration == configuration)
 }
 
-/// Whether there is any build, in whatever state.
+/// Whether any build exists, in any state.
 pub(in super::super) fn has_builds(folder: &DataDir) -> bool {
     !in_state(folder, &State::ALL).is_empty()
 }
@@ -174,9 +174,8 @@ pub(in super::super) fn views_of(builds: &[ViewBuild]) -> Vec<String> {
     builds.iter().map(|b| b.manifest.view.clone()).collect()
 }
 
-/// Brings builds to the end of the log, where every view has committed. From here on they are
-/// installed, whatever happens; one that cannot be completed is left out. Returns the views of the
-/// others.
+/// Brings builds to the end of the log, where every view has committed. From here on they will be
+/// installed; one that cannot be completed is left out. Returns the views of the others.
 pub(in super::super) fn complete_builds(
     builds: Vec<ViewBuild>,
     end: Lsn,

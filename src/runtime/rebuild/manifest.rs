@@ -12,8 +12,8 @@
 //! `Building` may become `Complete` at once.
 //!
 //! Each state is durable before the next step begins, so that a killed step is repeated. From
-//! `Complete` on the next start installs the view, whatever happens. The folder of an `Installed`
-//! one is removed once the operators continue from what built it.
+//! `Complete` on the next start installs the view in any case. The folder of an `Installed` one is
+//! removed once the operators continue from what built it.
 
 use std::fs::{self, TryLockError};
 use std::io;
@@ -126,7 +126,7 @@ impl BuildManifest {
             )
     }
 
-    /// The manifest in a build's folder; none where there is none that can be read.
+    /// The manifest in a build's folder; none where it is missing or unreadable.
     pub fn read(root: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(root.join(MANIFEST)).ok()?).ok()
     }

@@ -13,7 +13,7 @@ mod replay;
 mod retained_rows;
 mod scope;
 
-pub use build::{Progress, ViewBuild};
+pub use build::ViewBuild;
 pub(super) use install::{
     complete_builds, complete_install, has_builds, install, ready_builds, views_of,
 };

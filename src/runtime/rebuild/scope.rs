@@ -193,8 +193,7 @@ mod tests {
                 "[windows.{window}]\nsql = \"select window_start, window_end, count(*) as n from tumble({over}, {time}, interval '1 hour') group by 1, 2\"\n"
             );
         }
-        text +=
-            "[tables.\"a.keys\"]\nstream = \"a\"\nkey = [\"k\"]\nselect = \"select k from a\"\n";
+        text += "[tables.\"a.keys\"]\nstream = \"a\"\nkey = [\"k\"]\nselect = \"select k\"\n";
         let config = crate::config::parse(None, text, None, &|_| None).expect("parses");
         Catalog::of(&config).expect("plans")
     }
