@@ -131,7 +131,7 @@ fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {
         zero: lsn_zero(config.instance),
         segment_bytes: config.log.segment,
         budget: Some(config.log.budget),
-        floor: reserve::bytes_of(config),
+        reserved_disk_bytes: reserve::bytes_of(config),
     }
 }
 

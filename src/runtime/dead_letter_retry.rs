@@ -174,7 +174,7 @@ impl Retry {
             after = last.lsn;
             read_rows += page.len();
             let sent_so_far: usize = sent.iter().map(|frame| frame.dead_letters.len()).sum();
-            if page.len() > RETRIED.saturating_sub(marked_before + sent_so_far) {
+            if page.len() > MAX_RETRIED.saturating_sub(marked_before + sent_so_far) {
                 return Err(RuntimeError::Failed(format!(
                     "{sent_so_far} dead letters were sent back; marks of {MAX_RETRIED} are remembered, so more could come back twice"
                 )));

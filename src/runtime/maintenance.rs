@@ -95,7 +95,7 @@ impl Maintenance {
                     polls = 0;
                     // In a thread that ends: the memory that merges allocate and free returns to the
                     // system with it.
-                    let round = || self.round(When::Running, &|| stop.is_asked());
+                    let round = || self.round(When::Running, &|| stop.is_requested());
                     let done = std::thread::scope(|scope| scope.spawn(round).join());
                     match done {
                         Ok(Ok(_)) => {}

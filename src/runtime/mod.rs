@@ -326,7 +326,7 @@ impl Running {
 
     /// Stops everything; returns the errors of halted sources and of threads that panicked.
     fn end(mut self) -> Result<Vec<String>, RuntimeError> {
-        self.stop.ask();
+        self.stop.request();
         let mut failures = self.join_sources();
         // Frames of a source that has ended may still wait for room in a full log.
         self.pipeline.intake.close();

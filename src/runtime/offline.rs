@@ -14,7 +14,7 @@ use super::views::Opened;
 use super::{RuntimeError, spools, sql_limits, startup, views};
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::operators::snapshot::is_behind;
+use crate::operators::snapshot::is_ahead_of_views;
 use crate::operators::{Operators, checkpoints, tables};
 use crate::query::sql::SqlEngine;
 use crate::query::{Handles, MissingRecords};
@@ -110,7 +110,7 @@ fn show_checkpoints(opened: &Opened, newest: &Operators, zero: Lsn) {
             .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
             .collect();
         let lowest = own.values().copied().min().unwrap_or(zero);
-        if is_behind(newest.given(), &own) {
+        if is_ahead_of_views(newest.emitted_through(), &own) {
             lowest
         } else {
             lowest.max(newest.lsn())
@@ -138,7 +138,7 @@ fn complete_up_to(
     newest: &Operators,
     snapshots: &Snapshots,
 ) -> Result<Lsn, RuntimeError> {
-    let lsn = if is_behind(newest.given(), &opened.checkpoints) {
+    let lsn = if is_ahead_of_views(newest.emitted_through(), &opened.checkpoints) {
         snapshots.newest_for(&opened.checkpoints, Lsn::MAX)?.0.lsn()
     } else {
         newest.lsn()

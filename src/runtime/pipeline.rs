@@ -199,7 +199,7 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
 struct Writer {
     ingest: Ingest,
     thread: JoinHandle<Result<Wal, WalError>>,
-    committed: Receiver<Committed>,
+    committed: Receiver<CommittedFrame>,
     maintenance: Sender<LogMaintenance>,
 }
 
@@ -209,13 +209,13 @@ fn start_writer(
     catalog: &Arc<Catalog>,
     progress: &Arc<Progress>,
 ) -> Writer {
-    let (commit_sender, committed) = sync_channel::<Committed>(COMMITTED_QUEUE_LEN);
+    let (commit_sender, committed) = sync_channel::<CommittedFrame>(COMMITTED_QUEUE_LEN);
     let (maintenance, maintenance_receiver) = channel();
     let progress = progress.clone();
     let note_synced =
         move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
     // The operators end before the writer only when they failed, which the supervisor sees.
-    let forward = move |frame: Committed| drop(commit_sender.send(frame));
+    let forward = move |frame: CommittedFrame| drop(commit_sender.send(frame));
     let (ingest, thread) = Ingest::start(
         wal,
         catalog.clone(),
@@ -476,7 +476,7 @@ impl OperatorStage {
         }
     }
 
-    fn apply_committed(&mut self, committed: &Receiver<Committed>) -> Result<(), RuntimeError> {
+    fn apply_committed(&mut self, committed: &Receiver<CommittedFrame>) -> Result<(), RuntimeError> {
         while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
             if self.relieved.elapsed() >= TRIM_INTERVAL {
@@ -510,7 +510,7 @@ impl OperatorStage {
 
     /// The next frame. State that changes less often than rows arrive is published while none waits,
     /// or after [`MAX_PUBLISH_INTERVAL`].
-    fn next(&mut self, committed: &Receiver<Committed>) -> Result<Option<Committed>, RuntimeError> {
+    fn next(&mut self, committed: &Receiver<CommittedFrame>) -> Result<Option<CommittedFrame>, RuntimeError> {
         let waiting = committed.try_recv();
         if matches!(waiting, Err(TryRecvError::Empty))
             || self.published.elapsed() >= MAX_PUBLISH_INTERVAL

@@ -292,7 +292,7 @@ fn changed_type(before: &SchemaRef, after: &SchemaRef, table: &str) -> Option<St
         let old = before
             .fields()
             .iter()
-            .find(|f| names::is_same(f.name(), field.name()))?;
+            .find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
         if old.name() != field.name() {
             return Some(format!(
                 "the column `{}` is `{}` in the table, and readers of Delta tables do not distinguish them; write `as \"{}\"`, `weir rebuild {table}` recreates the table, or give the column another name",

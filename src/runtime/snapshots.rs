@@ -115,7 +115,7 @@ impl Snapshots {
                 }) => {
                     found.push(Candidate {
                         snapshot: Some(lsn),
-                        emitted_through: given,
+                        emitted_through,
                     });
                     match before {
                         Some(before) if found.len() < 2 => wanted = Some(before),

@@ -33,7 +33,7 @@ pub(super) fn of_source(config: &Config, folder: &DataDir, source: usize) -> Sor
             .saturating_sub(left);
         let on_disk = DiskAllowance {
             bytes: free,
-            bound: "the free room on the disk".into(),
+            limit: "the free room on the disk".into(),
         };
         let Some(limit) = disk else { return on_disk };
         let allowed = limit.saturating_sub(folder_bytes(&root));

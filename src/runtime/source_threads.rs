@@ -62,8 +62,10 @@ impl Running {
             ingest: self.ingest()?,
             stop: self.stop.clone(),
             once: self.options.once,
-            record_bytes: config.limits.record,
-            cut_bytes: config.limits.dead_letter,
+            record_limits: sources::RecordLimits {
+                max_bytes: config.limits.record,
+                truncated_bytes: config.limits.dead_letter,
+            },
             wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
             is_connected: Arc::new(AtomicBool::new(false)),
             unwrap: source.unwrap.clone(),
@@ -116,7 +118,7 @@ fn report_halt(
         // It was waiting for room in the log when everything stopped; it resumes from what was
         // acknowledged.
         Err(SourceError::Ingest(IngestError::Stopping | IngestError::NoSpace { .. }))
-            if context.stop.is_asked() =>
+            if context.stop.is_requested() =>
         {
             Ok(())
         }

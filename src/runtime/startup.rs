@@ -35,7 +35,7 @@ pub(super) fn open(
     let opened = open_views(context, catalog, &wal);
     if is_appended && opened.is_err() {
         // Nothing has read the frame: the folder stays under the old configuration.
-        wal.take_back()?;
+        wal.remove_last_frame()?;
     }
     Ok((wal, opened?))
 }
@@ -89,7 +89,7 @@ pub(super) fn open_wal(
         tracing::warn!(path = %torn.path.display(), offset = torn.offset, lsn = torn.lsn, "{what}");
     }
     if let Some((lsn, _)) = unapplied {
-        wal.take_back()?;
+        wal.remove_last_frame()?;
         tracing::warn!(
             lsn,
             "the log ended with a configuration that no start could apply; it was taken back"

@@ -106,7 +106,7 @@ pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &st
 fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> DeclarationError {
     let name = &spec.name;
     let error = |name: &str, key: &'static str, sql: &str| {
-        DeclarationError::new(name, key, refusal.clone().within(sql))
+        DeclarationError::new(name, key, refusal.clone().locate_in(sql))
     };
     if let Some(window) = catalog
         .windows
@@ -186,7 +186,7 @@ impl<'a> CommitPolicies<'a> {
             .filter(|s| matches!(s.feed, RowOrigin::Made(_)))
             .count();
         // What operators remember of entities is taken from the rows that may wait here.
-        let remembered = catalog.entities.len() * KNOWN_KEYS * KNOWN_KEY_BYTES;
+        let remembered = catalog.entities.len() * MAX_KEYS * KEY_BYTES;
         let pool_bytes = (7 * part_bytes).saturating_sub(remembered).max(part_bytes);
         Self {
             config,

@@ -27,7 +27,7 @@ use super::receive::Small;
 use super::{App, FOLDER_KEY, RETRIES};
 use crate::query::ClientId;
 use crate::query::encode::Format;
-use crate::query::spool::Whole;
+use crate::query::spool::SpooledAnswer;
 use crate::runtime::dead_letter_retry::{Retry, RetryRequest};
 use crate::runtime::{RuntimeError, rebuild};
 

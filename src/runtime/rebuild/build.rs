@@ -475,7 +475,7 @@ pub(super) fn apply(
     let decoded = match decoded {
         Some(rows) => Some(rows),
         None => {
-            operators.end_kept();
+            operators.end_retained();
             operators.decode(&frame)?
         }
     };
