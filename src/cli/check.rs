@@ -1,5 +1,4 @@
-//! `weir check`: everything that can be wrong with a configuration, and with what is in its data
-//! folder under it, without starting.
+//! `weir check`: validates a configuration, also against its data folder, without starting.
 
 use clap::Args;
 
@@ -30,8 +29,8 @@ impl Check {
         let streams = catalog.streams.len();
         output::write(
             format!(
-                "{}: in order ({streams} streams, {} sources)\n",
-                config.place().display(),
+                "{}: valid ({streams} streams, {} sources)\n",
+                config.file_name().display(),
                 config.sources.len()
             )
             .as_bytes(),

@@ -1,4 +1,4 @@
-//! What a source of files reads, as configured.
+//! Which files a source of files reads.
 
 use std::path::{Path, PathBuf};
 
@@ -6,14 +6,14 @@ use globset::GlobBuilder;
 
 use super::raw;
 
-/// Files that are no data or not whole yet: editors' and copying programs' own, and marks beside
-/// data.
+/// Files that are not data, or not complete yet: those of editors and copying programs, and markers
+/// next to data.
 const EXCLUDED: [&str; 7] = ["*~", "#*#", "*.swp", "*.tmp", "*.part", "*.crc", "_SUCCESS"];
 
-/// In which order the records of a source of files are taken in.
+/// The order in which the records of a file are ingested.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ReadOrder {
-    /// As they come in the file.
+    /// That of the file.
     #[default]
     File,
     /// Sorted, once the file is complete.
@@ -25,11 +25,11 @@ pub enum ReadOrder {
 pub struct FileDef {
     /// A file, a folder, a glob, or `-` for standard input.
     pub path: PathBuf,
-    /// Subfolders are read too.
+    /// Read subfolders too.
     pub recursive: bool,
-    /// Of a folder's files only those that match one of these globs; all where there are none.
+    /// In a folder, only files that match one of these globs; all if there are none.
     pub include: Vec<String>,
-    /// Of a folder's files those that match one of these globs are passed over.
+    /// In a folder, not the files that match one of these globs.
     pub exclude: Vec<String>,
     pub order: ReadOrder,
 }
@@ -43,7 +43,7 @@ impl FileDef {
         text.contains(['*', '?', '[', '{'])
     }
 
-    /// The path is a glob; a file whose name looks like one is read by its name.
+    /// Whether the path is a glob. An existing file whose name looks like one is read by its name.
     pub fn is_glob(&self) -> bool {
         Self::has_glob(&self.path.to_string_lossy())
             && std::fs::symlink_metadata(&self.path).is_err()
@@ -60,18 +60,11 @@ pub(super) fn def(source: &raw::Source, path: PathBuf) -> Result<FileDef, String
     };
     def.order = order(source, &def)?;
     if def.is_stdin() || def.is_glob() {
-        refuse_include(
-            source,
-            if def.is_stdin() {
-                "standard input"
-            } else {
-                "a glob"
-            },
-        )?;
+        check_no_folder_keys(source, def.is_stdin())?;
     }
     def.exclude = match &source.exclude {
         Some(exclude) => exclude.clone(),
-        // A glob says itself what is meant.
+        // A glob selects by itself.
         None if def.is_glob() => Vec::new(),
         None => EXCLUDED.map(str::to_owned).to_vec(),
     };
@@ -91,7 +84,7 @@ pub(super) fn def(source: &raw::Source, path: PathBuf) -> Result<FileDef, String
     Ok(def)
 }
 
-/// Only what has an end and does not change can be sorted.
+/// The order; only input that has an end and does not change can be sorted.
 fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, String> {
     match source.order.as_deref() {
         None | Some("file") => return Ok(ReadOrder::File),
@@ -102,17 +95,12 @@ fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, String> {
             ));
         }
     }
-    let keys = [
-        ("recursive", source.recursive.is_some()),
-        ("include", source.include.is_some()),
-        ("exclude", source.exclude.is_some()),
-    ];
-    if let Some((key, _)) = keys.into_iter().find(|(_, is_set)| *is_set) {
+    if let Some(key) = folder_key(source) {
         return Err(format!(
             "`{key}` is for a folder, and {ORDER_IS_FOR}; remove one of the two keys"
         ));
     }
-    let (what, way_out) = if def.is_stdin() {
+    let (input, remedy) = if def.is_stdin() {
         (
             "standard input",
             "write the input into a file and name that",
@@ -130,39 +118,45 @@ fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, String> {
     } else {
         return Ok(ReadOrder::EventTime);
     };
-    Err(format!("{ORDER_IS_FOR}, and `path` is {what}; {way_out}"))
+    Err(format!("{ORDER_IS_FOR}, and `path` is {input}; {remedy}"))
 }
 
 const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is complete";
 
-fn refuse_include(source: &raw::Source, what: &str) -> Result<(), String> {
-    let key = [
-        ("recursive", source.recursive.is_some()),
-        ("include", source.include.is_some()),
-    ];
-    match key.into_iter().find(|(_, is_set)| *is_set) {
-        Some((key, _)) if what == "a glob" => Err(format!(
-            "`{key}` is for a folder, and `path` is a glob; use `**` for subfolders, and one pattern"
-        )),
-        Some((key, _)) => Err(format!("`{key}` is for a folder, and `path` is {what}")),
-        None => Ok(()),
-    }
-}
-
-/// Keys of a source of files beside another type.
-pub(super) fn refuse_keys(source: &raw::Source) -> Result<(), String> {
-    if source.order.is_some() {
-        return Err(format!(
-            "`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"
-        ));
-    }
+/// The first key of a folder that is set.
+fn folder_key(source: &raw::Source) -> Option<&'static str> {
     let keys = [
         ("recursive", source.recursive.is_some()),
         ("include", source.include.is_some()),
         ("exclude", source.exclude.is_some()),
     ];
-    match keys.into_iter().find(|(_, is_set)| *is_set) {
-        Some((key, _)) => Err(format!("`{key}` is a key of type = \"file\"")),
+    keys.into_iter()
+        .find_map(|(key, is_set)| is_set.then_some(key))
+}
+
+/// Refuses keys that select files in a folder for standard input and globs, where only `exclude`
+/// has a meaning.
+fn check_no_folder_keys(source: &raw::Source, is_stdin: bool) -> Result<(), String> {
+    match folder_key(source).filter(|key| *key != "exclude") {
+        None => Ok(()),
+        Some(key) if is_stdin => Err(format!(
+            "`{key}` is for a folder, and `path` is standard input"
+        )),
+        Some(key) => Err(format!(
+            "`{key}` is for a folder, and `path` is a glob; use `**` for subfolders, and one pattern"
+        )),
+    }
+}
+
+/// Refuses keys of `type = "file"` in a source of another type.
+pub(super) fn check_no_keys(source: &raw::Source) -> Result<(), String> {
+    if source.order.is_some() {
+        return Err(format!(
+            "`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"
+        ));
+    }
+    match folder_key(source) {
+        Some(key) => Err(format!("`{key}` is a key of type = \"file\"")),
         None => Ok(()),
     }
 }
@@ -176,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_passes_over_what_is_no_data_unless_told_otherwise() {
+    fn a_folder_excludes_temporary_files_by_default() {
         let read =
             |text: &str, path: &str| def(&source(text), path.into()).map(|def| def.exclude.len());
         assert_eq!(read("", "logs"), Ok(EXCLUDED.len()));
@@ -189,14 +183,14 @@ mod tests {
         );
         assert!(
             read("recursive = true", "logs/*")
-                .expect_err("no folder")
+                .expect_err("not a folder")
                 .contains("`**`")
         );
         assert!(
             read("recursive = true", "-")
-                .expect_err("no folder")
+                .expect_err("not a folder")
                 .contains("standard input")
         );
-        assert!(refuse_keys(&source("exclude = []")).is_err());
+        assert!(check_no_keys(&source("exclude = []")).is_err());
     }
 }

@@ -1,69 +1,47 @@
-//! Configuration: [`raw::File`] is what the user wrote, [`Config`] what it means, checked once;
-//! modules get their own part.
+//! Configuration, in stages: the file as typed (`raw`), the environment's values over it, then each
+//! section checked once into [`Config`], of which modules get their own part.
 //!
-//! The declarations of streams are checked against SQL by `schema`; everything that can be known
-//! without it is checked here.
+//! `schema` checks declarations against SQL; everything that can be checked without it is checked
+//! here.
 
+mod declarations;
+mod environment;
+mod error;
 mod file;
+mod limits;
 mod location;
-pub mod raw;
+mod raw;
+mod sources;
 pub mod stream;
 pub mod time_range;
 pub mod units;
 pub mod zone;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::presets;
+pub use declarations::versions_of;
+use environment::Environment;
+use error::with_next_step;
+pub use error::{ConfigError, ValueLocation};
 pub use file::{FileDef, ReadOrder};
+pub use limits::{Limits, Log, Shares};
 pub use location::Location;
 use location::SourceText;
+use raw::ConfigFile;
+use serde::Deserialize;
+pub use sources::{Source, SourceKind};
 pub use stream::{
     DUPLICATE_KEY_BYTES, Declarations, DuplicatesDef, IdempotencyLimits, Late, PlacesDef,
     SESSION_BYTES, SearchDef, SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES,
     WINDOW_GROUP_BYTES, WatermarkDef, WindowDef,
 };
-use units::{Size, Span};
+use units::Span;
 
-/// What is wrong with a configuration: where, what, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    pub path: PathBuf,
-    pub line: Option<usize>,
-    pub column: Option<usize>,
-    pub message: String,
-}
-
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let part = |number: Option<usize>| number.map_or(String::new(), |n| format!(":{n}"));
-        write!(
-            f,
-            "{}{}{}: {}",
-            self.path.display(),
-            part(self.line),
-            part(self.column),
-            self.message
-        )
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-/// Where in a value something is wrong: which item of a list, and where in its text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ValueLocation {
-    pub item: Option<usize>,
-    pub text: Option<Location>,
-}
-
-/// The configuration in force.
+/// The configuration in force. Paths are joined with the file's folder.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file it came from; none where the data folder speaks for itself.
+    /// The file it came from; none where only the data folder is used.
     pub path: Option<PathBuf>,
     text: String,
     pub data: PathBuf,
@@ -79,104 +57,16 @@ pub struct Config {
     pub dead_letters_retention: Span,
 }
 
+/// `[server]` in force.
 #[derive(Debug, Clone)]
 pub struct Server {
     pub http: SocketAddr,
     pub ingest: bool,
+    /// Certificate and private key.
     pub tls: Option<(PathBuf, PathBuf)>,
     pub token_file: Option<PathBuf>,
     /// The folder below which a backup over HTTP may be written.
     pub backups: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Limits {
-    pub memory: u64,
-    pub disk: Option<u64>,
-    pub record: usize,
-    pub body: usize,
-    pub connections: usize,
-    pub sql_time: Duration,
-    pub sql_rows: usize,
-    pub sql_result: usize,
-    pub sql_concurrent: usize,
-    pub search_limit: usize,
-    pub dead_letter: usize,
-    /// Rows, and times, after which a lake table is committed.
-    pub lake_rows: usize,
-    pub lake_recent: Duration,
-    pub lake_old: Duration,
-    /// Time between snapshots of the operators.
-    pub snapshot: Duration,
-}
-
-/// The least memory that every preset works with.
-pub const LEAST_MEMORY: u64 = 512 << 20;
-/// What the process takes before any share.
-const BASE_MEMORY: u64 = 96 << 20;
-
-/// Fixed shares of the memory limit, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shares {
-    pub queues: usize,
-    pub ring: usize,
-    pub hot_rows: usize,
-    pub operators: usize,
-    pub search: usize,
-    pub lake: usize,
-    pub sql: usize,
-    pub counts_and_places: usize,
-}
-
-impl Shares {
-    /// Of the lake's, what the footers of files have that queries read.
-    pub fn footers(&self) -> usize {
-        self.lake / 4
-    }
-
-    /// What a merge has.
-    pub fn merges(&self) -> usize {
-        self.lake - self.footers()
-    }
-
-    /// Of counts and places, what counts have.
-    pub fn counts(&self) -> usize {
-        self.counts_and_places / 4
-    }
-
-    /// What the points of places have.
-    pub fn points(&self) -> usize {
-        self.counts_and_places / 16 * 9
-    }
-
-    /// What places have beside their points.
-    pub fn places(&self) -> usize {
-        self.counts_and_places - self.counts() - self.points()
-    }
-}
-
-impl Limits {
-    pub fn shares(&self) -> Shares {
-        let sixteenth = (self.memory.saturating_sub(BASE_MEMORY) / 16) as usize;
-        Shares {
-            queues: sixteenth,
-            ring: sixteenth,
-            hot_rows: 2 * sixteenth,
-            operators: 4 * sixteenth,
-            search: 2 * sixteenth,
-            lake: 2 * sixteenth,
-            sql: 3 * sixteenth,
-            counts_and_places: sixteenth,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Log {
-    pub segment: u64,
-    pub keep: Duration,
-    /// Bytes that the log may take.
-    pub budget: u64,
 }
 
 /// How event time splits a table into folders.
@@ -196,24 +86,13 @@ impl PartitionBy {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct Source {
-    pub name: String,
-    pub stream: String,
-    pub kind: SourceKind,
-    /// The member of its objects that holds the records, in an array.
-    pub unwrap: Option<String>,
-}
+/// The configuration file where none is named.
+const DEFAULT_FILE: &str = "weir.toml";
+const MAX_INSTANCE: u16 = 1023;
 
-#[derive(Debug, Clone, PartialEq)]
-pub enum SourceKind {
-    File(FileDef),
-    WebSocket { url: String },
-}
-
-/// `./weir.toml` unless named; without it the data folder `./weir-data` speaks for itself.
+/// `./weir.toml` unless named; without it, defaults and the data folder `./weir-data`.
 pub fn load(named: Option<&Path>, memory: Option<&str>) -> Result<Config, ConfigError> {
-    let default = Path::new("weir.toml");
+    let default = Path::new(DEFAULT_FILE);
     let path = match named {
         Some(path) => Some(path),
         None if default.exists() => Some(default),
@@ -225,55 +104,49 @@ pub fn load(named: Option<&Path>, memory: Option<&str>) -> Result<Config, Config
             line: None,
             column: None,
             message: format!(
-                "cannot be read: {e}; name a configuration with -c, or make one with `weir init`"
+                "cannot be read: {e}; name a configuration with -c, or create one with `weir init`"
             ),
         })?,
         None => String::new(),
     };
-    parse(path, text, memory, &|name| std::env::var(name).ok())
+    parse(path, text, memory, &process_environment)
 }
 
-/// Checks a configuration's text. `env` looks up `WEIR_…`.
+fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Checks a configuration's text; `memory` is the command line's.
 pub fn parse(
     path: Option<&Path>,
     text: String,
     memory: Option<&str>,
-    env: &dyn Fn(&str) -> Option<String>,
+    env: Environment<'_>,
 ) -> Result<Config, ConfigError> {
     let at = SourceText {
-        path: path.unwrap_or(Path::new("weir.toml")),
+        path: path.unwrap_or(Path::new(DEFAULT_FILE)),
         text: &text,
     };
-    let mut table: toml::Table =
-        toml::from_str(&text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
-    // Read once for positions, then again with the environment's values laid over.
-    toml::from_str::<raw::File>(&text).map_err(|e| at.error_at(e.span(), explain(e.message())))?;
-    overlay_environment(&mut table, env);
-    let file = raw::File::deserialize_from(table).map_err(|message| at.error(None, message))?;
+    let file = read(&at, env)?;
     let base = path
         .and_then(Path::parent)
         .unwrap_or(Path::new(""))
         .to_owned();
     let server = server(&file.server, &base, &at)?;
-    let limits = limits(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
-    let declared = declarations(&file, &at)?;
-    refuse_too_little_memory(&limits, &declared).map_err(|m| at.error(at.line_of("memory"), m))?;
-    let sources = sources(&file, &base, &declared, &at)?;
-    let (raw_retention, dead_letters_retention) = tables(&file, &at)?;
-    refuse_what_is_not_built(&file, &at)?;
-    let partition = match file.lake.partition.as_deref() {
-        None | Some("hour") => PartitionBy::Hour,
-        Some("day") => PartitionBy::Day,
-        Some(other) => {
-            let message = format!("partition = \"{other}\": write \"hour\" or \"day\"");
-            return Err(at.error(at.line_of("partition"), message));
-        }
-    };
+    let limits =
+        Limits::resolve(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
+    let declared = declarations::declarations(&file, &at)?;
+    limits::check_memory(&limits, &declared).map_err(|m| at.error(at.line_of("memory"), m))?;
+    let sources = sources::sources(&file.sources, &base, &declared, &at)?;
+    let (raw_retention, dead_letters_retention) = declarations::system_retention(&file, &at)?;
+    check_is_built(&file, &at)?;
+    let partition = partition(file.lake.partition.as_deref())
+        .map_err(|m| at.error(at.line_of("partition"), m))?;
     let instance = file.instance.unwrap_or(0);
-    if instance > 1023 {
+    if instance > MAX_INSTANCE {
         return Err(at.error(
             at.line_of("instance"),
-            format!("instance = {instance}: at most 1023"),
+            format!("instance = {instance}: at most {MAX_INSTANCE}"),
         ));
     }
     let data = base.join(file.data.clone().unwrap_or_else(|| "./weir-data".into()));
@@ -282,7 +155,7 @@ pub fn parse(
         data,
         instance,
         server,
-        log: log(&file.log, limits.disk, &at)?,
+        log: limits::log(&file.log, limits.disk, &at)?,
         limits,
         partition,
         sources,
@@ -293,50 +166,30 @@ pub fn parse(
     })
 }
 
+/// The file as typed, with the environment's values in place of its own. It is deserialized twice:
+/// first as it is, for errors with their location, which values of the environment do not have.
+fn read(at: &SourceText<'_>, env: Environment<'_>) -> Result<ConfigFile, ConfigError> {
+    let mut table: toml::Table =
+        toml::from_str(at.text).map_err(|e| at.error_at(e.span(), e.message().to_owned()))?;
+    toml::from_str::<ConfigFile>(at.text)
+        .map_err(|e| at.error_at(e.span(), with_next_step(e.message())))?;
+    environment::overlay(&mut table, env);
+    ConfigFile::deserialize(toml::Value::Table(table))
+        .map_err(|e: toml::de::Error| at.error(None, with_next_step(e.message())))
+}
+
 impl Config {
-    /// The file's name for messages.
-    pub fn place(&self) -> PathBuf {
-        self.path.clone().unwrap_or_else(|| "weir.toml".into())
+    /// The file's name in messages.
+    pub fn file_name(&self) -> PathBuf {
+        self.path.clone().unwrap_or_else(|| DEFAULT_FILE.into())
     }
 
     /// Every limit in force, with where it comes from.
     pub fn show(&self) -> String {
-        let l = &self.limits;
-        let rows: [(&str, String); 15] = [
-            ("memory", Size(l.memory).to_string()),
-            (
-                "disk",
-                l.disk.map_or("none".into(), |d| Size(d).to_string()),
-            ),
-            ("record", Size(l.record as u64).to_string()),
-            ("body", Size(l.body as u64).to_string()),
-            ("connections", l.connections.to_string()),
-            ("sql_time", Span(l.sql_time).to_string()),
-            ("sql_rows", l.sql_rows.to_string()),
-            ("sql_result", Size(l.sql_result as u64).to_string()),
-            ("sql_concurrent", l.sql_concurrent.to_string()),
-            ("search_limit", l.search_limit.to_string()),
-            ("dead_letter", Size(l.dead_letter as u64).to_string()),
-            ("lake_rows", l.lake_rows.to_string()),
-            ("lake_recent", Span(l.lake_recent).to_string()),
-            ("lake_old", Span(l.lake_old).to_string()),
-            ("snapshot", Span(l.snapshot).to_string()),
-        ];
         let table: toml::Table = toml::from_str(&self.text).unwrap_or_default();
-        let origin = |key: &str| {
-            let variable = format!("WEIR_LIMITS_{}", key.to_uppercase());
-            let is_set = table.get("limits").and_then(|l| l.get(key)).is_some();
-            if std::env::var_os(&variable).is_some() {
-                variable
-            } else if is_set {
-                self.place().display().to_string()
-            } else {
-                "default".into()
-            }
-        };
-        rows.iter()
-            .map(|(key, value)| format!("limits.{key} = {value}  # {}\n", origin(key)))
-            .collect()
+        let is_typed = |key: &str| table.get("limits").and_then(|l| l.get(key)).is_some();
+        let file = self.file_name().display().to_string();
+        self.limits.show(&file, is_typed, &process_environment)
     }
 
     /// An error that points into the value of a stream's key (at the declaration, where the key
@@ -363,15 +216,20 @@ impl Config {
         )
     }
 
-    /// An error that points into the value of a key, or at what it belongs to, where the file does
-    /// not have the key.
-    pub fn error_in(&self, path: [&str; 3], place: ValueLocation, message: String) -> ConfigError {
+    /// An error that points into the value of a key, or at its section's header where the file
+    /// does not have the key.
+    pub fn error_in(
+        &self,
+        path: [&str; 3],
+        location: ValueLocation,
+        message: String,
+    ) -> ConfigError {
         let at = SourceText {
-            path: &self.place(),
+            path: &self.file_name(),
             text: &self.text,
         };
-        if let Some(value) = at.value(&path, place.item) {
-            return at.located(at.inside(value, place.text), message);
+        if let Some(value) = at.value(&path, location.item) {
+            return at.located(at.inside(value, location.text), message);
         }
         let [section, name, _] = path;
         let header = [
@@ -381,110 +239,14 @@ impl Config {
         at.error(header.iter().find_map(|header| at.line_of(header)), message)
     }
 
-    /// Whether the file itself has a key.
+    /// Whether the file itself, not a preset, has a key.
     pub fn has(&self, path: [&str; 3]) -> bool {
         SourceText {
-            path: &self.place(),
+            path: &self.file_name(),
             text: &self.text,
         }
         .value(&path, None)
         .is_some()
-    }
-}
-
-impl raw::File {
-    fn deserialize_from(table: toml::Table) -> Result<Self, String> {
-        serde::Deserialize::deserialize(toml::Value::Table(table))
-            .map_err(|e: toml::de::Error| explain(e.message()))
-    }
-}
-
-/// Words of configurations that have another name now.
-const RENAMED: [(&str, &str); 3] = [
-    ("repeat", "duplicates"),
-    ("what", "track"),
-    ("amend", "update"),
-];
-
-/// Adds the next step to what the parser says.
-fn explain(message: &str) -> String {
-    let is_unknown = |word: &str| {
-        message.starts_with(&format!("unknown field `{word}`"))
-            || message.starts_with(&format!("unknown variant `{word}`"))
-    };
-    if let Some((old, new)) = RENAMED.iter().find(|(old, _)| is_unknown(old)) {
-        format!("`{old}` is now called `{new}`; rename it")
-    } else if message.starts_with("unknown field") {
-        format!("{message}; remove the key or fix the spelling")
-    } else {
-        message.to_owned()
-    }
-}
-
-/// `WEIR_DATA`, `WEIR_INSTANCE` and `WEIR_<SECTION>_<KEY>` for server, limits, log and lake.
-fn overlay_environment(table: &mut toml::Table, env: &dyn Fn(&str) -> Option<String>) {
-    const KEYS: [(&str, &[&str]); 4] = [
-        (
-            "server",
-            &[
-                "http",
-                "ingest",
-                "tls_cert",
-                "tls_key",
-                "token_file",
-                "backups",
-            ],
-        ),
-        (
-            "limits",
-            &[
-                "memory",
-                "disk",
-                "record",
-                "body",
-                "connections",
-                "sql_time",
-                "sql_rows",
-                "sql_result",
-                "sql_concurrent",
-                "search_limit",
-                "dead_letter",
-                "lake_rows",
-                "lake_recent",
-                "lake_old",
-                "snapshot",
-            ],
-        ),
-        ("log", &["segment", "keep", "budget"]),
-        ("lake", &["url", "partition"]),
-    ];
-    fn value(text: String) -> toml::Value {
-        match (text.parse::<i64>(), text.parse::<bool>()) {
-            (Ok(n), _) => n.into(),
-            (_, Ok(b)) => b.into(),
-            _ => text.into(),
-        }
-    }
-    for key in ["data", "instance"] {
-        if let Some(text) = env(&format!("WEIR_{}", key.to_uppercase())) {
-            table.insert(key.into(), value(text));
-        }
-    }
-    for (section, keys) in KEYS {
-        for key in keys {
-            if let Some(text) = env(&format!(
-                "WEIR_{}_{}",
-                section.to_uppercase(),
-                key.to_uppercase()
-            )) {
-                let entry = table
-                    .entry(section)
-                    .or_insert_with(|| toml::Table::new().into());
-                if let Some(section) = entry.as_table_mut() {
-                    section.insert((*key).into(), value(text));
-                }
-            }
-        }
     }
 }
 
@@ -497,7 +259,9 @@ fn server(typed: &raw::Server, base: &Path, at: &SourceText<'_>) -> Result<Serve
         .ok_or_else(|| {
             at.error(
                 at.line_of("http"),
-                format!("http = \"{text}\" is no address: write for example \"127.0.0.1:8080\""),
+                format!(
+                    "http = \"{text}\" is not an address: write for example \"127.0.0.1:8080\""
+                ),
             )
         })?;
     let join = |p: &Option<PathBuf>| p.as_ref().map(|p| base.join(p));
@@ -527,392 +291,22 @@ fn server(typed: &raw::Server, base: &Path, at: &SourceText<'_>) -> Result<Serve
     })
 }
 
-fn limits(typed: &raw::Limits, memory: Option<&str>) -> Result<Limits, String> {
-    let memory = match memory {
-        Some(text) => {
-            text.parse::<Size>()
-                .map_err(|e| format!("--memory: {e}"))?
-                .0
-        }
-        None => typed.memory.map_or_else(default_memory, |s| s.0),
-    };
-    if memory < LEAST_MEMORY {
-        return Err(format!(
-            "memory = {}: the least that works is {}",
-            Size(memory),
-            Size(LEAST_MEMORY)
-        ));
+fn partition(typed: Option<&str>) -> Result<PartitionBy, String> {
+    match typed {
+        None | Some("hour") => Ok(PartitionBy::Hour),
+        Some("day") => Ok(PartitionBy::Day),
+        Some(other) => Err(format!(
+            "partition = \"{other}\": write \"hour\" or \"day\""
+        )),
     }
-    let bytes = |size: Option<Size>, default: u64| size.map_or(default, |s| s.0) as usize;
-    Ok(Limits {
-        memory,
-        disk: typed.disk.map(|s| s.0),
-        record: bytes(typed.record, 1 << 20).clamp(1 << 10, 16 << 20),
-        body: bytes(typed.body, 16 << 20).clamp(1 << 10, 32 << 20),
-        connections: typed.connections.unwrap_or(512).max(1),
-        sql_time: typed.sql_time.map_or(Duration::from_secs(30), |s| s.0),
-        sql_rows: typed.sql_rows.unwrap_or(100_000),
-        sql_result: bytes(typed.sql_result, 64 << 20),
-        sql_concurrent: typed.sql_concurrent.unwrap_or(8).max(1),
-        search_limit: typed.search_limit.unwrap_or(1_000),
-        dead_letter: bytes(typed.dead_letter, 64 << 10),
-        lake_rows: typed.lake_rows.unwrap_or(256 << 10).max(1),
-        lake_recent: typed.lake_recent.map_or(Duration::from_secs(60), |s| s.0),
-        lake_old: typed.lake_old.map_or(Duration::from_secs(300), |s| s.0),
-        snapshot: typed.snapshot.map_or(Duration::from_secs(300), |s| s.0),
-    })
 }
 
-/// What operators remember is part of what streams and windows are; its memory must be there.
-/// Deduplicator are by far the most of it, and are counted with the copy that catches up.
-fn refuse_too_little_memory(limits: &Limits, declared: &Declarations) -> Result<(), String> {
-    let keys: usize = declared
-        .streams
-        .values()
-        .filter_map(|s| s.duplicates.as_ref())
-        .map(|r| r.max_keys)
-        .sum();
-    let open: usize = declared
-        .streams
-        .values()
-        .filter_map(|s| s.session.as_ref())
-        .map(|s| s.max_open)
-        .sum();
-    let groups: usize = declared.windows.values().map(|w| w.max_groups).sum();
-    let needed = (2 * keys.saturating_mul(DUPLICATE_KEY_BYTES))
-        .saturating_add(open.saturating_mul(SESSION_BYTES))
-        .saturating_add(groups.saturating_mul(WINDOW_GROUP_BYTES));
-    if needed <= limits.shares().operators {
-        return refuse_too_many_venues(limits, declared);
-    }
-    let least = BASE_MEMORY.saturating_add(4 * needed as u64);
-    Err(format!(
-        "memory = {}: {keys} keys of `duplicates`, {open} open sessions and {groups} groups of windows need {} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`",
-        Size(limits.memory),
-        Size(least.next_multiple_of(1 << 20))
-    ))
-}
-
-/// The points of venues are held in memory: within their part of the share of counts and places.
-fn refuse_too_many_venues(limits: &Limits, declared: &Declarations) -> Result<(), String> {
-    let venues: usize = declared
-        .streams
-        .values()
-        .filter_map(|s| s.places.as_ref())
-        .map(|p| p.max_venues)
-        .sum();
-    let needed = venues.saturating_mul(VENUE_BYTES);
-    if needed <= limits.shares().points() {
-        return Ok(());
-    }
-    // The share is a sixteenth, and points are nine sixteenths of that.
-    let least = BASE_MEMORY.saturating_add((needed as u64).saturating_mul(256) / 9 + 256);
-    Err(format!(
-        "memory = {}: {venues} venues on the map need {} (`[limits] memory`, or --memory), or a smaller `max_venues` of `places`",
-        Size(limits.memory),
-        Size(least.next_multiple_of(1 << 20))
-    ))
-}
-
-/// Segments that the log needs: one being written, one for control frames, one that views still
-/// read.
-const LEAST_SEGMENTS: u64 = 4;
-
-/// Where the disk is limited, the log takes a quarter of it at most, and shorter segments if need
-/// be.
-fn log(typed: &raw::Log, disk: Option<u64>, at: &SourceText<'_>) -> Result<Log, ConfigError> {
-    let share = disk.map_or(u64::MAX, |disk| disk / 4);
-    let budget = typed.budget.map_or(10 << 30, |s| s.0).min(share);
-    let segment = typed
-        .segment
-        .map_or((64 << 20).min(budget / LEAST_SEGMENTS), |s| s.0)
-        .clamp(1 << 20, 1 << 30);
-    if budget < LEAST_SEGMENTS * segment {
-        let message = format!(
-            "the log may take {} and a segment is {}; it needs {LEAST_SEGMENTS} of them: raise `[log] budget` (or `[limits] disk`, of which the log takes a quarter), or lower `[log] segment`",
-            Size(budget),
-            Size(segment)
-        );
-        return Err(at.error(at.line_of("[log]").or_else(|| at.line_of("disk")), message));
-    }
-    Ok(Log {
-        segment,
-        keep: typed.keep.map_or(Duration::from_secs(24 * 3_600), |s| s.0),
-        budget,
-    })
-}
-
-/// A quarter of the machine's memory, at least 512 MiB, at most 2 GiB.
-fn default_memory() -> u64 {
-    let kib = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            text.lines()
-                .find_map(|l| l.strip_prefix("MemTotal:"))?
-                .split_whitespace()
-                .next()?
-                .parse::<u64>()
-                .ok()
-        });
-    kib.map_or(LEAST_MEMORY, |kib| kib * 1024 / 4)
-        .clamp(LEAST_MEMORY, 2 << 30)
-}
-
-/// Streams and windows, presets expanded; what a stream's keys or the file's own windows say goes
-/// before a preset's.
-fn declarations(file: &raw::File, at: &SourceText<'_>) -> Result<Declarations, ConfigError> {
-    let mut declared = Declarations {
-        zone_data: zone::data_version().to_owned(),
-        ..Declarations::default()
-    };
-    for (name, typed) in &file.streams {
-        let line = at.line_of(&format!("[streams.{name}]"));
-        let wrong = |message: String| at.error(line, message);
-        if !is_name(name) {
-            return Err(wrong(format!(
-                "stream `{name}`: a name is lower-case letters, digits and _, and begins with a letter"
-            )));
-        }
-        if RESERVED_NAMES.contains(&name.as_str()) {
-            return Err(wrong(format!(
-                "stream `{name}`: the table {name} is weir's own; choose another name"
-            )));
-        }
-        let mut typed = typed.clone();
-        if let Some(preset) = typed.remove("preset") {
-            let preset = preset.as_str().unwrap_or_default().to_owned();
-            let text = presets::text(&preset, name).ok_or_else(|| {
-                let known = presets::names().collect::<Vec<_>>().join(", ");
-                wrong(format!(
-                    "stream `{name}`: there is no preset `{preset}`; there are: {known}"
-                ))
-            })?;
-            let mut whole: toml::Table = toml::from_str(&text).expect("presets are tested");
-            if let Some(windows) = whole.remove("windows") {
-                let windows: BTreeMap<String, WindowDef> =
-                    serde::Deserialize::deserialize(windows).expect("presets are tested");
-                // A stream named as its preset gives the windows their plain names.
-                let named = |window: String| {
-                    if *name == preset {
-                        window
-                    } else {
-                        format!("{name}_{window}")
-                    }
-                };
-                declared.windows.extend(
-                    windows
-                        .into_iter()
-                        .map(|(window, def)| (named(window), def)),
-                );
-            }
-            if let Some(tables) = whole.remove("tables") {
-                let tables: BTreeMap<String, TableDef> =
-                    serde::Deserialize::deserialize(tables).expect("presets are tested");
-                declared.tables.extend(
-                    tables
-                        .into_iter()
-                        .map(|(table, def)| (format!("{name}.{table}"), def)),
-                );
-            }
-            whole.extend(typed);
-            typed = whole;
-        }
-        let def: StreamDef = serde::Deserialize::deserialize(toml::Value::Table(typed)).map_err(
-            |e: toml::de::Error| wrong(format!("stream `{name}`: {}", explain(e.message()))),
-        )?;
-        declared.streams.insert(name.clone(), def);
-    }
-    for (name, typed) in &file.windows {
-        let wrong = |message: String| at.error(at.line_of(&format!("[windows.{name}]")), message);
-        if !is_name(name) {
-            return Err(wrong(format!(
-                "window `{name}`: a name is lower-case letters, digits and _, and begins with a letter"
-            )));
-        }
-        let def: WindowDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
-            .map_err(|e: toml::de::Error| {
-                wrong(format!("window `{name}`: {}", explain(e.message())))
-            })?;
-        declared.windows.insert(name.clone(), def);
-    }
-    for (name, typed) in file
-        .tables
-        .iter()
-        .filter(|(name, _)| !OWN_TABLES.contains(&name.as_str()))
-    {
-        let wrong = |message: String| {
-            at.error(
-                at.line_of(&format!("[tables.\"{name}\"]")),
-                format!("table `{name}`: {message}"),
-            )
-        };
-        let def: TableDef = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
-            .map_err(|e: toml::de::Error| wrong(explain(e.message())))?;
-        if name
-            .split_once('.')
-            .is_none_or(|(stream, table)| stream != def.stream || !is_name(table))
-        {
-            return Err(wrong(format!(
-                "an entity table is named [tables.\"{}.NAME\"], after its stream",
-                def.stream
-            )));
-        }
-        if !declared.streams.contains_key(&def.stream) {
-            return Err(wrong(format!("there is no [streams.{}]", def.stream)));
-        }
-        declared.tables.insert(name.clone(), def);
-    }
-    refuse_clashing_names(&declared, at)?;
-    Ok(declared)
-}
-
-/// Tables of Weir's own whose retention can be set.
-const OWN_TABLES: [&str; 2] = ["raw", "dead_letters"];
-
-/// A window is two tables, NAME and NAME_versions; no table has two meanings.
-fn refuse_clashing_names(declared: &Declarations, at: &SourceText<'_>) -> Result<(), ConfigError> {
-    for name in declared.windows.keys() {
-        let is_taken =
-            |table: &str| declared.streams.contains_key(table) || RESERVED_NAMES.contains(&table);
-        let versions = versions_of(name);
-        let other = declared
-            .windows
-            .contains_key(&versions)
-            .then_some(&versions);
-        if let Some(taken) = [name, &versions]
-            .into_iter()
-            .find(|t| is_taken(t))
-            .or(other)
-        {
-            let message = format!(
-                "window `{name}`: the table `{taken}` is there already; give one of them another name"
-            );
-            return Err(at.error(at.line_of(&format!("[windows.{name}]")), message));
-        }
-    }
-    for name in declared.tables.keys() {
-        if name.ends_with(".sessions") || name.ends_with(".late") {
-            let message = format!("table `{name}`: it is weir's own; give it another name");
-            return Err(at.error(at.line_of(&format!("[tables.\"{name}\"]")), message));
-        }
-    }
-    Ok(())
-}
-
-/// The table of all rows that a window ever stored.
-pub fn versions_of(window: &str) -> String {
-    format!("{window}_versions")
-}
-
-/// Tables and schemas of Weir's own.
-const RESERVED_NAMES: [&str; 4] = ["raw", "dead_letters", "weir", "information_schema"];
-
-fn is_name(name: &str) -> bool {
-    name.len() <= 63
-        && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-}
-
-fn sources(
-    file: &raw::File,
-    base: &Path,
-    declared: &Declarations,
-    at: &SourceText<'_>,
-) -> Result<Vec<Source>, ConfigError> {
-    let mut names = BTreeSet::new();
-    let mut sources = Vec::new();
-    for source in &file.sources {
-        let name = &source.name;
-        let line = at.line_of(&format!("name = \"{name}\""));
-        let wrong = |message: String| at.error(line, format!("source `{name}`: {message}"));
-        if !names.insert(name) || name == "http" {
-            return Err(wrong(
-                "the name is taken; give each source its own (`http` is the server's)".into(),
-            ));
-        }
-        let needed = |value: &Option<String>, key: &str| {
-            value
-                .clone()
-                .ok_or_else(|| wrong(format!("the key `{key}` is missing")))
-        };
-        let kind = match source.kind.as_str() {
-            "file" => {
-                let path = needed(&source.path, "path")?;
-                let path = if path == "-" {
-                    path.into()
-                } else {
-                    base.join(path)
-                };
-                SourceKind::File(file::def(source, path).map_err(&wrong)?)
-            }
-            "websocket" => {
-                let url = needed(&source.url, "url")?;
-                if !url.starts_with("ws://") && !url.starts_with("wss://") {
-                    return Err(wrong(format!("url = \"{url}\": write ws://… or wss://…")));
-                }
-                SourceKind::WebSocket { url }
-            }
-            "kafka" => return Err(wrong("type = \"kafka\" is not built yet".into())),
-            other => {
-                return Err(wrong(format!(
-                    "type = \"{other}\": write \"file\" or \"websocket\""
-                )));
-            }
-        };
-        if !matches!(kind, SourceKind::File(_)) {
-            file::refuse_keys(source).map_err(&wrong)?;
-        }
-        let stream = match &source.stream {
-            Some(stream) => stream.clone(),
-            None if declared.streams.len() == 1 => {
-                declared.streams.keys().next().cloned().unwrap_or_default()
-            }
-            None => return Err(wrong("the key `stream` is missing".into())),
-        };
-        if !declared.streams.contains_key(&stream) {
-            return Err(wrong(format!("there is no [streams.{stream}]")));
-        }
-        if source.unwrap.as_deref() == Some("") {
-            return Err(wrong(
-                "unwrap = \"\": name the member that holds the array of records".into(),
-            ));
-        }
-        sources.push(Source {
-            name: name.clone(),
-            stream,
-            kind,
-            unwrap: source.unwrap.clone(),
-        });
-    }
-    Ok(sources)
-}
-
-fn tables(file: &raw::File, at: &SourceText<'_>) -> Result<(Span, Span), ConfigError> {
-    let (mut raw, mut dead) = (Span::seconds(30 * 86_400), Span::seconds(400 * 86_400));
-    for (name, target) in OWN_TABLES.into_iter().zip([&mut raw, &mut dead]) {
-        let Some(typed) = file.tables.get(name) else {
-            continue;
-        };
-        let own: raw::OwnTable = serde::Deserialize::deserialize(toml::Value::Table(typed.clone()))
-            .map_err(|e: toml::de::Error| {
-                let message = format!(
-                    "table `{name}`: only `retention` can be set here: {}",
-                    explain(e.message())
-                );
-                at.error(at.line_of("[tables."), message)
-            })?;
-        *target = own.retention.unwrap_or(*target);
-    }
-    Ok((raw, dead))
-}
-
-fn refuse_what_is_not_built(file: &raw::File, at: &SourceText<'_>) -> Result<(), ConfigError> {
-    let refuse = |needle: &str, what: &str| {
+/// Refuses sections that are planned and not built.
+fn check_is_built(file: &ConfigFile, at: &SourceText<'_>) -> Result<(), ConfigError> {
+    let refuse = |header: &str, feature: &str| {
         Err(at.error(
-            at.line_of(needle),
-            format!("{what} are not built yet; remove the section"),
+            at.line_of(header),
+            format!("{feature} are not built yet; remove the section"),
         ))
     };
     if !file.sinks.is_empty() {
@@ -927,8 +321,9 @@ fn refuse_what_is_not_built(file: &raw::File, at: &SourceText<'_>) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::presets;
 
-    fn read(text: &str) -> Result<Config, String> {
+    fn parsed(text: &str) -> Result<Config, String> {
         parse(Some(Path::new("weir.toml")), text.to_owned(), None, &|_| {
             None
         })
@@ -937,22 +332,15 @@ mod tests {
 
     #[test]
     fn an_empty_file_has_the_defaults() {
-        let config = read("").expect("valid");
+        let config = parsed("").expect("valid");
         assert_eq!(config.data, Path::new("./weir-data"));
         assert_eq!(config.server.http.port(), 8080);
-        assert!((LEAST_MEMORY..=2 << 30).contains(&config.limits.memory));
-        let shares = config.limits.shares();
-        let all = shares.queues + shares.ring + shares.hot_rows + shares.operators + shares.search;
-        assert!(
-            (all + shares.lake + shares.sql + shares.counts_and_places) as u64
-                <= config.limits.memory - BASE_MEMORY
-        );
     }
 
     #[test]
     fn every_preset_is_a_stream() {
         for name in presets::names() {
-            let config = read(&format!("[streams.things]\npreset = \"{name}\"")).expect("valid");
+            let config = parsed(&format!("[streams.things]\npreset = \"{name}\"")).expect("valid");
             assert!(
                 config.declared.streams["things"]
                     .select
@@ -962,8 +350,8 @@ mod tests {
     }
 
     #[test]
-    fn keys_beside_a_preset_replace_its_keys() {
-        let config = read("[streams.a]\npreset = \"rsvps\"\nretention = \"30d\"\nrequire = []")
+    fn keys_next_to_a_preset_replace_its_keys() {
+        let config = parsed("[streams.a]\npreset = \"rsvps\"\nretention = \"30d\"\nrequire = []")
             .expect("valid");
         assert!(config.declared.streams["a"].require.is_empty());
         assert_eq!(
@@ -973,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_goes_before_the_file() {
+    fn the_environment_takes_precedence_over_the_file() {
         let env = |name: &str| (name == "WEIR_LOG_SEGMENT").then(|| "8MiB".to_owned());
         let config = parse(
             None,
@@ -1006,8 +394,15 @@ mod tests {
             "[streams.a]\npreset = \"rsvps\"\n[windows.a]\nsql = \"select 1\"",
             "[limits]\nmemory = \"600MiB\"\n[streams.a]\npreset = \"rsvps\"\n[streams.b]\npreset = \"rsvps\"",
             "[log]\nbudget = \"100MiB\"\nsegment = \"64MiB\"",
+            "\n[streams.a]\npreset = \"rsvps\"\nrepeat = { same = [\"guests\"], within = \"1s\" }",
+            "\n[streams.a]\npreset = \"edits\"\nsession = { key = \"user_name\", gap = \"30m\", what = \"page\" }",
+            "[streams.a]\npreset = \"rsvps\"\n[windows.w]\nsql = \"select 1\"\nlate = \"amend\"",
+            "[lake]\npartition = \"month\"",
         ];
-        let messages: Vec<String> = wrong.iter().map(|w| read(w).expect_err("wrong")).collect();
+        let messages: Vec<String> = wrong
+            .iter()
+            .map(|w| parsed(w).expect_err("wrong"))
+            .collect();
         insta::assert_snapshot!(messages.join("\n"));
     }
 }

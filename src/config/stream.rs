@@ -1,5 +1,5 @@
-//! The declaration of a stream, presets expanded. It is what the log stores as *the configuration*:
-//! what operators and tables are compared by.
+//! Declarations of streams, windows and entity tables, presets expanded. The log stores them as *the
+//! configuration*, which operators and tables are compared by.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,18 +34,18 @@ pub struct StreamDef {
     pub session: Option<SessionDef>,
     #[serde(default)]
     pub watermark: WatermarkDef,
-    /// Event times outside it are refused.
+    /// Records with event times outside it become dead letters.
     #[serde(default)]
     pub time_range: TimeRange,
-    /// The zone of times that are written without an offset; UTC where none is named.
+    /// The zone of times without an offset; UTC if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<Zone>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
 }
 
-/// An event says nothing new if an earlier one of its key has the same columns and a version within
-/// the tolerance.
+/// An event is a duplicate if an earlier one of its key has the same values in `same` and a version
+/// within the tolerance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DuplicatesDef {
@@ -55,8 +55,8 @@ pub struct DuplicatesDef {
     pub max_keys: usize,
 }
 
-/// Memory that a key of `duplicates` takes, in bytes; the operators' state and the copy that catches up
-/// have it twice.
+/// Memory that a key of `duplicates` takes, in bytes; it is needed twice, by the operators and by the
+/// copy that catches up.
 pub const DUPLICATE_KEY_BYTES: usize = 52;
 
 /// Memory that an open session takes, in bytes, and a group of a window in one of its panes.
@@ -98,7 +98,7 @@ pub struct PlacesDef {
     pub date: String,
     #[serde(default = "default_keep")]
     pub keep: Span,
-    /// Venues on the map; beyond them those that no event named for longest leave.
+    /// Venues on the map; beyond it the least recently seen ones are evicted.
     #[serde(default = "default_max_venues")]
     pub max_venues: usize,
 }
@@ -132,20 +132,19 @@ impl Default for WatermarkDef {
     }
 }
 
-/// Events of one key belong to one session while no more than `gap` lies between them.
+/// Events of one key belong to one session while they are at most `gap` apart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionDef {
     pub key: String,
     pub gap: Span,
-    /// A condition on an event that begins a new session in any case.
+    /// A condition on events; one that meets it always begins a new session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opens: Option<String>,
-    /// The column of which a session tells the first and the last value; the type of `count` where
-    /// none is named.
+    /// The column whose first and last value a session has; by default the type of `count`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<String>,
-    /// Open sessions at once; beyond it the one that was silent for longest closes as `abandoned`.
+    /// Open sessions at once; beyond it the one that was idle longest closes as `abandoned`.
     #[serde(default = "default_max_open")]
     pub max_open: usize,
 }
@@ -159,7 +158,7 @@ fn default_max_open() -> usize {
 #[serde(deny_unknown_fields)]
 pub struct WindowDef {
     pub sql: String,
-    /// How far behind the watermark an event is still taken in.
+    /// How far behind the watermark an event is still accepted.
     #[serde(default = "no_lateness")]
     pub allowed_lateness: Span,
     #[serde(default)]
@@ -184,58 +183,57 @@ fn default_max_groups() -> usize {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Late {
-    /// It fires once, behind both.
+    /// It fires once, after both; later events are dropped.
     #[default]
     Drop,
-    /// It fires at its end, and again where late events change it.
+    /// It fires at its end, and again when late events change its result.
     Update,
 }
 
-/// `[tables."STREAM.NAME"]`, an entity table: unique by its key, of each the latest version.
+/// `[tables."STREAM.NAME"]`, an entity table: the latest version of each key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableDef {
     pub stream: String,
     pub key: Keys,
-    /// A column of the stream; the stream's own version where none is named, else the event time.
+    /// A column of the stream; by default the stream's own version, else the event time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `select …` without `from`, on the stream's columns.
+    /// `select …` without `from`, over the stream's columns.
     pub select: String,
 }
 
 /// One column, or several.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "OneOrMore", into = "OneOrMore")]
+#[serde(from = "OneOrMany", into = "OneOrMany")]
 pub struct Keys(pub Vec<String>);
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum OneOrMore {
+enum OneOrMany {
     One(String),
-    More(Vec<String>),
+    Many(Vec<String>),
 }
 
-impl From<OneOrMore> for Keys {
-    fn from(typed: OneOrMore) -> Self {
+impl From<OneOrMany> for Keys {
+    fn from(typed: OneOrMany) -> Self {
         match typed {
-            OneOrMore::One(key) => Self(vec![key]),
-            OneOrMore::More(keys) => Self(keys),
+            OneOrMany::One(key) => Self(vec![key]),
+            OneOrMany::Many(keys) => Self(keys),
         }
     }
 }
 
-impl From<Keys> for OneOrMore {
+impl From<Keys> for OneOrMany {
     fn from(mut keys: Keys) -> Self {
         match keys.0.len() {
             1 => Self::One(keys.0.remove(0)),
-            _ => Self::More(keys.0),
+            _ => Self::Many(keys.0),
         }
     }
 }
 
-/// Streams, and the windows over them: what operators and tables are made from, and the number by
-/// which frames name it.
+/// Streams, and the windows and entity tables over them, from which operators and tables are built.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declarations {
@@ -244,28 +242,28 @@ pub struct Declarations {
     pub windows: BTreeMap<String, WindowDef>,
     #[serde(default)]
     pub tables: BTreeMap<String, TableDef>,
-    /// Version of the zone data that local times are computed with; empty where none was stored.
+    /// Version of the zone data that local times are computed with; empty if none was stored.
     #[serde(default)]
     pub zone_data: String,
-    /// Not set by the file: stored, so that what operators remember follows from the log alone.
+    /// Not set by the file: stored, so that the operators' state follows from the log alone.
     #[serde(default)]
     pub idempotency: IdempotencyLimits,
-    /// Not set by the file: stored, since they decide which rows a declaration gives.
+    /// Not set by the file: stored, because they decide which rows a declaration produces.
     #[serde(default)]
     pub sql: SqlBounds,
 }
 
-/// What one call of a function may do with one row in `select`, `require`, windows and entity
-/// tables. Constants, so that a replay gives the same rows.
+/// Bounds on one call of a function with one row in `select`, `require`, windows and entity tables.
+/// Constants, so that a replay produces the same rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SqlBounds {
-    /// Bytes that it may make, and how many times its arguments' bytes beside them.
+    /// Bytes of its result, plus so many times the bytes of its arguments.
     pub bytes: u64,
     pub times: u64,
-    /// Pairs that it may compare.
+    /// Pairs that it compares.
     pub pairs: u64,
-    /// Items that a lambda may be called with.
+    /// Items that a lambda is called with.
     pub items: u64,
 }
 
@@ -280,7 +278,7 @@ impl Default for SqlBounds {
     }
 }
 
-/// Bounds on the answers that are remembered under idempotency keys.
+/// Bounds on the answers remembered under idempotency keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdempotencyLimits {
@@ -302,8 +300,7 @@ impl Declarations {
         serde_json::to_string(self).expect("plain data becomes JSON")
     }
 
-    /// Reads what [`Self::to_json`] wrote, or the streams alone, as logs before there were windows
-    /// have them.
+    /// Reads what [`Self::to_json`] wrote, also without windows, as in logs older than those.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }

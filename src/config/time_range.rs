@@ -1,4 +1,4 @@
-//! `time_range` of a stream: the event times that can be meant.
+//! `time_range` of a stream: the event times that are plausible.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Micros;
 
-/// From a time up to another, exclusive.
+/// From a time up to another one, exclusive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "[String; 2]", into = "[String; 2]")]
 pub struct TimeRange(std::ops::Range<Micros>);
@@ -28,7 +28,7 @@ impl TimeRange {
 }
 
 /// A date, or an RFC 3339 time, of the years 1 to 9999.
-fn bound(text: &str) -> Result<Micros, String> {
+fn parse_bound(text: &str) -> Result<Micros, String> {
     let date = NaiveDate::parse_from_str(text, "%Y-%m-%d")
         .ok()
         .and_then(|date| date.and_hms_opt(0, 0, 0));
@@ -50,7 +50,7 @@ impl TryFrom<[String; 2]> for TimeRange {
     type Error = String;
 
     fn try_from([from, to]: [String; 2]) -> Result<Self, String> {
-        let range = bound(&from)?..bound(&to)?;
+        let range = parse_bound(&from)?..parse_bound(&to)?;
         if range.is_empty() {
             return Err(format!("time_range: `{from}` is not before `{to}`"));
         }

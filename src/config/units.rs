@@ -19,7 +19,9 @@ fn number_and_unit(text: &str) -> Option<(f64, &str)> {
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
-        format!("`{text}` is no duration: write a number and ms, s, m, h or d, for example \"90s\"")
+        format!(
+            "`{text}` is not a duration: write a number and ms, s, m, h or d, for example \"90s\""
+        )
     };
     let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
     let seconds = match unit {
@@ -36,7 +38,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || {
         format!(
-            "`{text}` is no size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\""
+            "`{text}` is not a size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\""
         )
     };
     let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
@@ -54,7 +56,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// Metres.
 pub fn parse_distance(text: &str) -> Result<f64, String> {
     let wrong =
-        || format!("`{text}` is no distance: write a number and m or km, for example \"5km\"");
+        || format!("`{text}` is not a distance: write a number and m or km, for example \"5km\"");
     match number_and_unit(text).ok_or_else(wrong)? {
         (number, "m") => Ok(number),
         (number, "km") => Ok(number * 1_000.0),
@@ -74,14 +76,14 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
             Some(("-", d)) => parse_duration(d).map(|d| now - d.as_micros() as i64),
             Some(("+", d)) => parse_duration(d).map(|d| now + d.as_micros() as i64),
             Some(_) => Err(format!(
-                "`{text}` is no time: after `now` comes nothing, or for example `-15m`"
+                "`{text}` is not a time: write `now`, or for example `now-15m`"
             )),
         };
     }
     if let Ok(ms) = text.parse::<i64>() {
         return ms
             .checked_mul(1_000)
-            .ok_or_else(|| format!("`{text}` is no time: too many milliseconds"));
+            .ok_or_else(|| format!("`{text}` is not a time: too many milliseconds"));
     }
     if let Ok(t) = DateTime::parse_from_rfc3339(text) {
         return Ok(t.timestamp_micros());
@@ -101,21 +103,21 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
         .map(|t| t.and_utc().timestamp_micros())
         .ok_or_else(|| {
             format!(
-                "`{text}` is no time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m"
+                "`{text}` is not a time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m"
             )
         })
 }
 
 macro_rules! unit {
-    ($name:ident($inner:ty), $parse:path, $show:expr, $doc:literal) => {
+    ($name:ident($inner:ty), $parse:path, $format:expr, $doc:literal) => {
         #[doc = $doc]
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct $name(pub $inner);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let show: fn($inner) -> String = $show;
-                f.write_str(&show(self.0))
+                let format: fn($inner) -> String = $format;
+                f.write_str(&format(self.0))
             }
         }
 
@@ -141,7 +143,7 @@ macro_rules! unit {
     };
 }
 
-fn show_duration(d: Duration) -> String {
+fn format_duration(d: Duration) -> String {
     let ms = d.as_millis();
     for (unit, length) in [
         ("d", 86_400_000),
@@ -156,7 +158,7 @@ fn show_duration(d: Duration) -> String {
     format!("{ms}ms")
 }
 
-fn show_size(bytes: u64) -> String {
+fn format_size(bytes: u64) -> String {
     for (unit, length) in [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
         if bytes >= length && bytes.is_multiple_of(length) {
             return format!("{}{unit}", bytes / length);
@@ -168,13 +170,13 @@ fn show_size(bytes: u64) -> String {
 unit!(
     Span(Duration),
     parse_duration,
-    show_duration,
+    format_duration,
     "A duration, written `90s`."
 );
 unit!(
     Size(u64),
     parse_size,
-    show_size,
+    format_size,
     "A number of bytes, written `64MiB`."
 );
 
@@ -193,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_read_and_show_the_same() {
+    fn units_are_parsed_and_displayed_the_same() {
         for text in ["500ms", "90s", "5m", "2h", "60d"] {
             assert_eq!(text.parse::<Span>().expect("valid").to_string(), text);
         }
