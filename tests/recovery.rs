@@ -529,7 +529,7 @@ fn run_once(bench: &Bench) -> String {
 fn records_read_again(messages: &str) -> u64 {
     let line = messages
         .lines()
-        .find(|line| line.contains("were in the log already"));
+        .find(|line| line.contains("were missing in some views"));
     line.map_or(0, |line| {
         line.split(' ')
             .next()

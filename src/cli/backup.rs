@@ -1,4 +1,4 @@
-//! `weir backup`: a copy of the data folder that opens as it is.
+//! `weir backup`: a copy of the data folder that can be opened as it is.
 
 use std::path::PathBuf;
 
@@ -9,11 +9,11 @@ use super::client::Server;
 use super::{Format, Global, output, tokio_runtime};
 use crate::runtime::{RuntimeError, backup};
 
-/// Copies the data folder, also while a server works on it; the copy opens as it is, as `data` of a
+/// Copies the data folder, also that of a running server. The copy is used as `data` of a
 /// configuration.
 #[derive(Debug, Args)]
 pub struct Backup {
-    /// Where to: a folder that is empty or not there.
+    /// The target: an empty folder, or one that does not exist yet.
     dir: PathBuf,
 }
 

@@ -1,5 +1,4 @@
-//! Where query verbs get their answers: from the running server, or from the folder itself,
-//! read-only.
+//! Where verbs get their answers: from the running server, or read-only from the data folder.
 
 use std::time::{Duration, Instant};
 
@@ -16,33 +15,34 @@ use crate::runtime::offline::Offline;
 use crate::runtime::query_service::Params;
 use crate::server::FOLDER_KEY;
 
-/// How long a server may take to say that it is there.
-const HELLO: Duration = Duration::from_secs(10);
+/// How long a server may take to answer `/healthz`.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a process may wait for the folder, and how long it may take from there to answer.
-const GIVES_WAY: Duration = Duration::from_secs(60);
-const STARTS: Duration = Duration::from_secs(10);
-const TRY_EVERY: Duration = Duration::from_millis(50);
+/// How long to yield to a process that waits for the folder.
+const YIELD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long such a process may then take to answer.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Something that answers.
+/// The server or the folder that answers queries.
 pub struct QueryTarget {
     runtime: tokio::runtime::Runtime,
-    place: Place,
-    /// What brings in records that a stopped folder's views lack.
-    way_on: &'static str,
+    backend: Backend,
+    /// The command that ingests records which a stopped folder's views lack.
+    catch_up_command: &'static str,
 }
 
-enum Place {
+enum Backend {
     Server(Server),
     DataDir(Box<Offline>),
 }
 
-impl Place {
-    /// A server that answers, or the folder itself. Where a process waits for the folder, it goes
-    /// first and is asked when it is there.
+impl Backend {
+    /// A server that answers, or the folder itself. A process that waits for the folder takes
+    /// precedence: it is queried once it serves.
     fn find(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Self, RuntimeError> {
-        let begun = Instant::now();
-        let mut gave_way: Option<Instant> = None;
+        let started = Instant::now();
+        let mut last_wanted: Option<Instant> = None;
         loop {
             if let Some(server) = runtime.block_on(Server::find(config)) {
                 return Ok(Self::Server(server));
@@ -51,22 +51,22 @@ impl Place {
                 Ok(offline) => return Ok(Self::DataDir(Box::new(offline))),
                 Err(RuntimeError::InUse(reason)) => {
                     if DataDir::existing(&config.data).is_ok_and(|folder| folder.is_wanted()) {
-                        gave_way = Some(Instant::now());
+                        last_wanted = Some(Instant::now());
                     }
-                    if begun.elapsed() >= GIVES_WAY
-                        || gave_way.is_none_or(|at| at.elapsed() >= STARTS)
+                    if started.elapsed() >= YIELD_TIMEOUT
+                        || last_wanted.is_none_or(|at| at.elapsed() >= START_TIMEOUT)
                     {
                         return Err(RuntimeError::InUse(reason));
                     }
                 }
                 Err(error) => return Err(error),
             }
-            std::thread::sleep(TRY_EVERY);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 }
 
-/// A server that works on the data folder.
+/// A server running on the data folder.
 pub struct Server {
     client: reqwest::Client,
     url: String,
@@ -75,7 +75,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server that works on this data folder, if one answers; a stale address is ignored.
+    /// The server running on this data folder, if one answers; a stale address is ignored.
     pub async fn find(config: &Config) -> Option<Self> {
         let folder = DataDir::existing(&config.data).ok()?;
         let address: Address = folder.address()?;
@@ -88,13 +88,13 @@ impl Server {
         let client = client.build().ok()?;
         let scheme = if address.tls { "https" } else { "http" };
         let url = format!("{scheme}://{}", address.http);
-        let hello = client
+        let response = client
             .get(format!("{url}/healthz"))
-            .timeout(HELLO)
+            .timeout(HEALTH_TIMEOUT)
             .send()
             .await
             .ok()?;
-        let body: Value = hello.json().await.ok()?;
+        let body: Value = response.json().await.ok()?;
         (body["pid"].as_u64() == Some(address.pid.into())).then(|| Self {
             client,
             url,
@@ -103,8 +103,8 @@ impl Server {
         })
     }
 
-    /// Asks `GET /api/v1/<what>`.
-    async fn get(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
+    /// Sends `GET /api/v1/<path>`.
+    async fn get(&self, path: &str, params: &Params) -> Result<Value, RuntimeError> {
         let query: Vec<String> = params
             .iter()
             .map(|(k, v)| format!("{k}={}", encode(v)))
@@ -112,34 +112,30 @@ impl Server {
         let answer = self
             .send(
                 self.client
-                    .get(format!("{}/api/v1/{what}?{}", self.url, query.join("&"))),
+                    .get(format!("{}/api/v1/{path}?{}", self.url, query.join("&"))),
             )
             .await?;
         self.json(&answer)
     }
 
-    /// Asks `POST /api/v1/<what>`.
-    pub async fn post(&self, what: &str, body: &Value) -> Result<Value, RuntimeError> {
-        let answer = self.post_for_bytes(what, body).await?;
+    /// Sends `POST /api/v1/<path>`.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, RuntimeError> {
+        let answer = self.post_for_bytes(path, body).await?;
         self.json(&answer)
     }
 
-    /// The last record that is synced.
+    /// The LSN of the last synced record.
     pub async fn synced_lsn(&self) -> Result<Lsn, RuntimeError> {
         let status = self.get("status", &Params::default()).await?;
-        let message = || {
-            RuntimeError::Failed(format!(
-                "{}: its status does not tell how far its log is",
-                self.url
-            ))
-        };
+        let message =
+            || RuntimeError::Failed(format!("{}: its status has no `synced_lsn`", self.url));
         status["synced_lsn"].as_u64().ok_or_else(message)
     }
 
-    async fn post_for_bytes(&self, what: &str, body: &Value) -> Result<Vec<u8>, RuntimeError> {
+    async fn post_for_bytes(&self, path: &str, body: &Value) -> Result<Vec<u8>, RuntimeError> {
         self.send(
             self.client
-                .post(format!("{}/api/v1/{what}", self.url))
+                .post(format!("{}/api/v1/{path}", self.url))
                 .json(body),
         )
         .await
@@ -179,35 +175,35 @@ impl QueryTarget {
     pub fn open(global: &Global) -> Result<Self, RuntimeError> {
         let config = global.load()?;
         let runtime = tokio_runtime()?;
-        let place = Place::find(&config, &runtime)?;
-        let way_on = if config.path.is_some() {
+        let backend = Backend::find(&config, &runtime)?;
+        let catch_up_command = if config.path.is_some() {
             "weir run --once"
         } else {
             "weir demo"
         };
         Ok(Self {
             runtime,
-            place,
-            way_on,
+            backend,
+            catch_up_command,
         })
     }
 
-    fn tell_pending(&self, pending: Option<u64>) {
+    fn report_pending(&self, pending: Option<u64>) {
         if let Some(pending @ 1..) = pending {
             eprintln!(
-                "weir: {pending} accepted records are not in this answer yet; `{}` brings them in",
-                self.way_on
+                "weir: {pending} accepted records are not in this answer yet; `{}` adds them",
+                self.catch_up_command
             );
         }
     }
 
-    /// Asks `/api/v1/<what>`; of a window by the parameter `name`.
-    pub fn ask(&self, what: &str, params: &Params) -> Result<Value, RuntimeError> {
-        match &self.place {
-            Place::DataDir(offline) => {
+    /// The answer of `/api/v1/<endpoint>`; the parameter `name` is the window's.
+    pub fn ask(&self, endpoint: &str, params: &Params) -> Result<Value, RuntimeError> {
+        match &self.backend {
+            Backend::DataDir(offline) => {
                 let answers = &offline.answers;
                 let answer = self.runtime.block_on(async {
-                    match what {
+                    match endpoint {
                         "count" => answers.count(params).await?.into_value(),
                         "search" => answers.search(params).await?.into_value(),
                         "nearby" => answers.nearby(params).await?.into_value(),
@@ -216,28 +212,28 @@ impl QueryTarget {
                     }
                 });
                 let answer = answer?;
-                self.tell_pending(answer["as_of"]["pending"].as_u64());
+                self.report_pending(answer["as_of"]["pending"].as_u64());
                 Ok(answer)
             }
-            Place::Server(server) => {
+            Backend::Server(server) => {
                 let mut params = params.clone();
-                let what = params
-                    .remove("name")
-                    .map_or(what.to_owned(), |name| format!("{what}/{}", encode(&name)));
-                self.runtime.block_on(server.get(&what, &params))
+                let path = params.remove("name").map_or(endpoint.to_owned(), |name| {
+                    format!("{endpoint}/{}", encode(&name))
+                });
+                self.runtime.block_on(server.get(&path, &params))
             }
         }
     }
 
     /// Runs SQL; the answer in this format's bytes (`json`, `ndjson`, `csv`).
     pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
-        match &self.place {
-            Place::DataDir(offline) => {
+        match &self.backend {
+            Backend::DataDir(offline) => {
                 let answers = &offline.answers;
                 let answer = self
                     .runtime
-                    .block_on(answers.ask(ClientId::default(), query))?;
-                self.tell_pending(Some(answer.as_of.pending));
+                    .block_on(answers.ask(Asker::default(), query))?;
+                self.report_pending(Some(answer.as_of.pending));
                 let whole = self
                     .runtime
                     .block_on(answers.write(answer, Format::parse(format)?))?;
@@ -245,7 +241,7 @@ impl QueryTarget {
                     .into_bytes()
                     .map_err(|e| RuntimeError::Failed(e.to_string()))
             }
-            Place::Server(server) => {
+            Backend::Server(server) => {
                 let body = serde_json::json!({"sql": query, "format": format});
                 self.runtime.block_on(server.post_for_bytes("sql", &body))
             }

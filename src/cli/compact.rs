@@ -1,4 +1,4 @@
-//! `weir compact`: merges the lake's files now instead of in their own time.
+//! `weir compact`: merges the lake's files now instead of at the usual times.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `weir dead-letters`: records that became no event.
+//! `weir dead-letters`: rejected records, with their reasons.
 
 use clap::{Args, Subcommand};
 
@@ -10,12 +10,12 @@ use crate::runtime::{Options, Running, RuntimeError};
 #[derive(Debug, Args)]
 pub struct DeadLetters {
     #[command(subcommand)]
-    what: What,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// The latest, newest first.
+enum Action {
+    /// Lists the latest, newest first.
     List {
         #[arg(long, default_value_t = 100)]
         limit: usize,
@@ -23,9 +23,9 @@ enum What {
         #[arg(long)]
         stream: Option<String>,
     },
-    /// One whole, with its bytes.
+    /// Shows one completely, with its bytes.
     Show { lsn: u64 },
-    /// Brings those back that are accepted now, after a schema or a rule was mended.
+    /// Ingests those that are valid now, after a schema or a rule was corrected.
     Retry {
         /// Only of this stream.
         #[arg(long)]
@@ -33,11 +33,11 @@ enum What {
         /// Only those with exactly this reason.
         #[arg(long)]
         reason: Option<String>,
-        /// Only those that arrived at this time or after it: RFC 3339, a date, epoch milliseconds,
+        /// Only those that arrived at or after this time: RFC 3339, a date, epoch milliseconds,
         /// now-15m.
         #[arg(long, allow_hyphen_values = true)]
         since: Option<String>,
-        /// At most so many, the oldest first.
+        /// At most this many, the oldest first.
         #[arg(long)]
         limit: Option<usize>,
     },
@@ -52,11 +52,11 @@ fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
         }
         None => {
             let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
-            let done = running
-                .wait_recovered()
+            let result = running
+                .resume_alone()
                 .and_then(|()| runtime.block_on(running.retry()?.run(question)));
             running.stop()?;
-            serde_json::json!(done?)
+            serde_json::json!(result?)
         }
     };
     if global.format() == output::Format::Json {
@@ -71,8 +71,8 @@ fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
 
 impl DeadLetters {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
-        let query = match &self.what {
-            What::Retry {
+        let query = match &self.action {
+            Action::Retry {
                 stream,
                 reason,
                 since,
@@ -86,20 +86,20 @@ impl DeadLetters {
                 };
                 return retry(global, &question);
             }
-            What::List { limit, stream } => {
-                let only = stream.as_ref().map_or(String::new(), |s| {
+            Action::List { limit, stream } => {
+                let filter = stream.as_ref().map_or(String::new(), |s| {
                     format!("where stream = '{}'", s.replace('\'', "''"))
                 });
                 format!(
-                    "select lsn, received_at, source, stream, reason from dead_letters {only} order by lsn desc limit {limit}"
+                    "select lsn, received_at, source, stream, reason from dead_letters {filter} order by lsn desc limit {limit}"
                 )
             }
-            What::Show { lsn } => format!("select * from dead_letters where lsn = {lsn}"),
+            Action::Show { lsn } => format!("select * from dead_letters where lsn = {lsn}"),
         };
         let answer = QueryTarget::open(global)?.sql(&query, "json")?;
         let answer: serde_json::Value =
             serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
-        if let What::Show { lsn } = &self.what
+        if let Action::Show { lsn } = &self.action
             && answer["rows"].as_array().is_some_and(Vec::is_empty)
         {
             return Err(RuntimeError::Failed(format!(

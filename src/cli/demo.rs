@@ -1,4 +1,4 @@
-//! `weir demo`: a generated live stream, the whole pipeline on it, and what to try.
+//! `weir demo`: the whole pipeline on a generated live stream, and commands to try.
 
 use std::io::{IsTerminal, Write};
 use std::panic::AssertUnwindSafe;
@@ -42,10 +42,10 @@ impl Demo {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let generator = std::thread::spawn(move || {
-            // One that panicked begins again: its records follow from the time.
-            let generated =
+            // After a panic it starts again: its records follow from the time.
+            let run =
                 || std::panic::catch_unwind(AssertUnwindSafe(|| generate(&upstream, &stopping)));
-            while generated().is_err() {
+            while run().is_err() {
                 std::thread::sleep(Duration::from_secs(1));
             }
         });
@@ -59,8 +59,8 @@ impl Demo {
     }
 }
 
-/// Sends records of now until told to stop; ids go on from the last run, because they follow from
-/// the time.
+/// Sends records of the current time until stopped. Ids continue those of the last run, because they
+/// follow from the time.
 fn generate(upstream: &Upstream, stop: &AtomicBool) {
     let start_ms = SystemClock::default().now() / 1_000;
     let first_id = 1_500_000_000 + (start_ms / 10 - 146_552_040_000).max(0) as u64;
@@ -72,12 +72,12 @@ fn generate(upstream: &Upstream, stop: &AtomicBool) {
         hostile: 0.1,
         first_id,
     });
-    let begun = Instant::now();
+    let started = Instant::now();
     while !stop.load(Ordering::Acquire) {
         let (line, mtime) = generator.next_record();
         upstream.send(mtime, line);
         let due = Duration::from_millis((generator.now_ms() - start_ms).max(0) as u64);
-        if let Some(wait) = due.checked_sub(begun.elapsed()) {
+        if let Some(wait) = due.checked_sub(started.elapsed()) {
             std::thread::sleep(wait);
         }
     }

@@ -1,5 +1,5 @@
-//! `weir generate` and `weir replay`: records to stdout, a file, HTTP, or served as the old stream
-//! served them.
+//! `weir generate` and `weir replay`: records to stdout, a file or HTTP, or served by the protocol of
+//! the original stream.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::generator::{Generator, RATE, Settings};
 use crate::runtime::RuntimeError;
 use crate::server::upstream::Upstream;
 
-/// Where the old stream was found on its server.
+/// The original stream's path on its server.
 pub const PATH: &str = crate::generator::PATH;
 /// Records of one POST.
 const POST_RECORDS: usize = 1_000;
@@ -34,10 +34,10 @@ struct Target {
     serve: Option<SocketAddr>,
 }
 
-/// Makes answers to invitations, faithful to recordings; the same seed gives the same bytes.
+/// Generates answers to invitations, faithful to recordings; the same seed gives the same bytes.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// How many [default: without end].
+    /// Number of records [default: endless].
     #[arg(long)]
     count: Option<u64>,
     /// Records per second of event time; --serve, --post and `--start now` also send at this pace.
@@ -48,7 +48,7 @@ pub struct Generate {
     /// Time of the first record [default: 2016-06-10T01:00:00Z].
     #[arg(long)]
     start: Option<String>,
-    /// Per cent of records that are wrong in some way.
+    /// Per cent of records that are malformed in some way.
     #[arg(long, default_value_t = 0.0, value_name = "PERCENT")]
     hostile: f64,
     #[command(flatten)]
@@ -60,23 +60,23 @@ pub struct Generate {
 pub struct Replay {
     /// NDJSON.
     path: PathBuf,
-    /// Times as fast as it was recorded; without it, as fast as it goes.
+    /// Times as fast as it was recorded; without it, as fast as possible.
     #[arg(long)]
     speed: Option<f64>,
-    /// Move all times so that the first record is of now.
+    /// Shift all times so that the first record is from now.
     #[arg(long)]
     shift_to_now: bool,
     #[command(flatten)]
     target: Target,
 }
 
-/// Takes records one by one.
+/// Where records are written.
 enum Sink {
     Writer(BufWriter<Box<dyn Write>>),
     Post {
         client: reqwest::Client,
         url: String,
-        waiting: Vec<u8>,
+        pending: Vec<u8>,
         count: usize,
         runtime: tokio::runtime::Runtime,
     },
@@ -108,7 +108,7 @@ impl Sink {
             return Ok(Self::Post {
                 client,
                 url: url.clone(),
-                waiting: Vec::new(),
+                pending: Vec::new(),
                 count: 0,
                 runtime: tokio_runtime()?,
             });
@@ -133,15 +133,15 @@ impl Sink {
                 let written = writer
                     .write_all(record.as_bytes())
                     .and_then(|()| writer.write_all(b"\n"));
-                output::written(written)
+                output::check_written(written)
             }
             Self::Serve { upstream, .. } => {
                 upstream.send(mtime, record);
                 Ok(())
             }
-            Self::Post { waiting, count, .. } => {
-                waiting.extend_from_slice(record.as_bytes());
-                waiting.push(b'\n');
+            Self::Post { pending, count, .. } => {
+                pending.extend_from_slice(record.as_bytes());
+                pending.push(b'\n');
                 *count += 1;
                 if *count >= POST_RECORDS {
                     self.flush()
@@ -154,17 +154,17 @@ impl Sink {
 
     fn flush(&mut self) -> Result<(), RuntimeError> {
         match self {
-            Self::Writer(writer) => output::written(writer.flush()),
+            Self::Writer(writer) => output::check_written(writer.flush()),
             Self::Serve { .. } => Ok(()),
             Self::Post {
                 client,
                 url,
-                waiting,
+                pending,
                 count,
                 runtime,
             } => {
                 *count = 0;
-                let body = std::mem::take(waiting);
+                let body = std::mem::take(pending);
                 if body.is_empty() {
                     return Ok(());
                 }
@@ -191,7 +191,7 @@ impl Generate {
         };
         if self.rate <= 0.0 || !self.rate.is_finite() {
             return Err(RuntimeError::Config(format!(
-                "--rate {}: more than 0",
+                "--rate {}: it must be more than 0",
                 self.rate
             )));
         }
@@ -209,23 +209,23 @@ impl Generate {
             ..Settings::default()
         };
         let mut generator = Generator::new(settings);
-        let begun = Instant::now();
+        let started = Instant::now();
         for _ in 0..self.count.unwrap_or(u64::MAX) {
             let (line, mtime) = generator.next_record();
             sink.send(mtime, line)?;
             if is_paced {
                 let due = Duration::from_millis((generator.now_ms() - start_ms).max(0) as u64);
-                pace(&mut sink, begun, due)?;
+                pace(&mut sink, started, due)?;
             }
         }
         sink.flush()
     }
 }
 
-/// Waits until a record is due; what waits to be sent is sent first.
-fn pace(sink: &mut Sink, begun: Instant, due: Duration) -> Result<(), RuntimeError> {
+/// Waits until a record is due; pending records are sent first.
+fn pace(sink: &mut Sink, started: Instant, due: Duration) -> Result<(), RuntimeError> {
     if let Some(wait) = due
-        .checked_sub(begun.elapsed())
+        .checked_sub(started.elapsed())
         .filter(|w| *w > Duration::from_millis(1))
     {
         sink.flush()?;
@@ -242,7 +242,7 @@ impl Replay {
             BufReader::with_capacity(1 << 20, std::fs::File::open(&self.path).map_err(failed)?);
         let mut sink = Sink::open(&self.target)?;
         let now_ms = SystemClock::default().now() / 1_000;
-        let begun = Instant::now();
+        let started = Instant::now();
         let (mut first, mut newest) = (None, i64::MIN);
         for line in file.lines() {
             let line = line.map_err(failed)?;
@@ -255,7 +255,7 @@ impl Replay {
             if let Some(speed) = self.speed {
                 let due =
                     Duration::from_secs_f64((newest - first) as f64 / 1_000.0 / speed.max(1e-6));
-                pace(&mut sink, begun, due)?;
+                pace(&mut sink, started, due)?;
             }
             if self.shift_to_now {
                 let (line, mtime) = crate::generator::shift(&line, now_ms - first);

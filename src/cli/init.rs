@@ -1,4 +1,4 @@
-//! `weir init`: a configuration to begin with.
+//! `weir init`: writes a configuration to start from.
 
 use clap::Args;
 
@@ -17,16 +17,16 @@ impl Init {
             .write(true)
             .create_new(true)
             .open(&path);
-        let wrote =
+        let written =
             result.and_then(|mut file| std::io::Write::write_all(&mut file, TEMPLATE.as_bytes()));
-        wrote.map_err(|e| {
+        written.map_err(|e| {
             RuntimeError::Failed(format!(
-                "{}: {e}; an existing file is not touched",
+                "{}: {e}; an existing file is not overwritten",
                 path.display()
             ))
         })?;
         eprintln!(
-            "weir: wrote {}; look at it, then `weir check` and `weir run`",
+            "weir: wrote {}; edit it, then run `weir check` and `weir run`",
             path.display()
         );
         Ok(())

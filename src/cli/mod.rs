@@ -38,7 +38,7 @@ struct Cli {
     verb: Verb,
 }
 
-/// Flags that every verb takes.
+/// Flags of every verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The configuration [default: ./weir.toml, else the data in ./weir-data].
@@ -47,10 +47,10 @@ pub struct Global {
     /// How results are written [default: table on a terminal, else json].
     #[arg(long, global = true, value_enum)]
     output: Option<Format>,
-    /// Memory that the process may take, for example 1GiB.
+    /// Maximum memory of the process, for example 1GiB.
     #[arg(long, global = true, value_name = "SIZE")]
     memory: Option<String>,
-    /// More logs; twice for all.
+    /// More logs; given twice, all.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     /// Only errors.
@@ -71,12 +71,12 @@ enum LogFormat {
 enum Verb {
     /// Shows everything on a generated live stream: one command, data in ./weir-data.
     Demo(demo::Demo),
-    /// Takes events in and keeps everything up to date, until stopped.
+    /// Ingests events and keeps everything up to date, until stopped.
     Run(run::Run),
-    /// Checks the configuration without starting anything.
+    /// Checks the configuration without starting.
     Check(check::Check),
     Test(test::Test),
-    /// Asks in SQL.
+    /// Runs a SQL query.
     Sql(sql::Sql),
     Count(query::Count),
     Search(query::Search),
@@ -87,13 +87,13 @@ enum Verb {
     Rebuild(rebuild::Rebuild),
     /// Merges the files of a stopped lake now.
     Compact(compact::Compact),
-    /// Shows records that became no event.
+    /// Lists, shows and retries rejected records.
     DeadLetters(dead_letters::DeadLetters),
     Generate(generate::Generate),
     Replay(generate::Replay),
-    /// Writes a configuration to begin with.
+    /// Writes a configuration to start from.
     Init(init::Init),
-    /// Makes tokens for a server that others can reach.
+    /// Creates tokens for a server that other machines can reach.
     Token(token::Token),
     /// Prints completions for a shell.
     Completions {
@@ -111,11 +111,11 @@ impl Global {
         )?)
     }
 
-    /// The configuration of a verb that works on more than what is stored.
+    /// The configuration, for verbs that need its file.
     pub fn load_file(&self) -> Result<Config, RuntimeError> {
         let config = self.load()?;
         if config.path.is_none() {
-            let hint = "there is no ./weir.toml; `weir init` writes one, -c names one, `weir demo` goes without";
+            let hint = "there is no ./weir.toml; `weir init` writes one, -c names one, `weir demo` needs none";
             return Err(RuntimeError::Config(hint.into()));
         }
         Ok(config)
@@ -181,7 +181,7 @@ fn start_logs(global: &Global) {
     use tracing_subscriber::EnvFilter;
     let level = match (global.quiet, global.verbose) {
         (true, _) => "off,weir=error",
-        // The Delta library logs an error for every table that is not there yet.
+        // The Delta library logs an error for every table that does not exist yet.
         (_, 0) => "warn,weir=info,buoyant_kernel=off,deltalake_core=off",
         (_, 1) => "warn,weir=debug,buoyant_kernel=off",
         (_, _) => "info,weir=trace",
@@ -198,12 +198,12 @@ fn start_logs(global: &Global) {
     };
 }
 
-/// The threads that asynchronous parts run on.
+/// The runtime of everything asynchronous: the server, and the lake's I/O.
 pub fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .thread_name("weir")
         .build()
-        .map_err(|e| RuntimeError::Failed(format!("no threads: {e}")))
+        .map_err(|e| RuntimeError::Failed(format!("threads cannot be started: {e}")))
 }

@@ -26,21 +26,21 @@ impl Format {
     }
 }
 
-/// Writes to stdout; a closed pipe ends quietly.
+/// Writes to stdout; on a closed pipe the process exits with 0.
 pub fn write(bytes: &[u8]) -> Result<(), RuntimeError> {
     let mut out = io::stdout().lock();
-    written(out.write_all(bytes).and_then(|()| out.flush()))
+    check_written(out.write_all(bytes).and_then(|()| out.flush()))
 }
 
-/// The result of writing to stdout; a closed pipe ends quietly.
-pub fn written(result: io::Result<()>) -> Result<(), RuntimeError> {
+/// The result of writing to stdout; on a closed pipe the process exits with 0.
+pub fn check_written(result: io::Result<()>) -> Result<(), RuntimeError> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         result => result.map_err(|e| RuntimeError::Failed(format!("stdout: {e}"))),
     }
 }
 
-/// Writes an answer: `rows` names the member that holds its rows; JSON shows the whole answer.
+/// Writes an answer: all of it as JSON, else the rows in its member `rows`.
 pub fn answer(answer: &Value, rows: &str, format: Format) -> Result<(), RuntimeError> {
     let list = answer[rows].as_array().cloned().unwrap_or_default();
     match format {
@@ -104,7 +104,7 @@ fn table(rows: &[Value]) -> String {
     table.to_string()
 }
 
-/// Control characters do not reach the terminal.
+/// The text without control characters, which the terminal might obey.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {

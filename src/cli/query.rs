@@ -1,5 +1,5 @@
-//! `weir count`, `weir search`, `weir nearby`, `weir status`: the HTTP questions as verbs, with the
-//! same names.
+//! `weir count`, `search`, `nearby`, `windows` and `status`: the HTTP queries as verbs, with the same
+//! names.
 
 use clap::Args;
 
@@ -8,13 +8,13 @@ use super::{Global, output};
 use crate::runtime::RuntimeError;
 use crate::runtime::query_service::Params;
 
-/// Flags that ask about a stream and a time.
+/// Flags that select a stream and a time range.
 #[derive(Debug, Args)]
 struct Range {
     /// The stream [default: the first].
     #[arg(long)]
     stream: Option<String>,
-    /// From this time on: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
+    /// At or after this time: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
     #[arg(long, allow_hyphen_values = true)]
     from: Option<String>,
     /// Before this time.
@@ -22,7 +22,7 @@ struct Range {
     to: Option<String>,
 }
 
-/// Counts events that said something new.
+/// Counts events, excluding duplicates.
 #[derive(Debug, Args)]
 pub struct Count {
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub struct Count {
     duplicates: bool,
 }
 
-/// Finds events by their words.
+/// Full-text search for events.
 #[derive(Debug, Args)]
 pub struct Search {
     /// Words, "phrases", prefix*, field:value; all must occur.
@@ -58,10 +58,10 @@ pub struct Search {
         requires = "within"
     )]
     near: Option<String>,
-    /// Only so far from it, for example 5km.
+    /// Only within this distance of it, for example 5km.
     #[arg(long, value_name = "DISTANCE", requires = "near")]
     within: Option<String>,
-    /// The cursor that the page before named as `next`.
+    /// The `next` cursor of the previous page.
     #[arg(long)]
     after: Option<String>,
 }
@@ -78,17 +78,17 @@ pub struct Nearby {
     stream: Option<String>,
     #[arg(long, default_value_t = 10)]
     limit: usize,
-    /// Only so far away, for example 5km.
+    /// Only within this distance, for example 5km.
     #[arg(long, value_name = "DISTANCE")]
     within: Option<String>,
 }
 
-/// Shows a window's rows, those of the latest windows first, open ones too.
+/// Shows a window's rows, the latest first, including open windows.
 #[derive(Debug, Args)]
 pub struct Windows {
     /// The window, as the configuration names it.
     name: String,
-    /// Windows that start from this time on: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
+    /// Windows that start at or after this time: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
     #[arg(long, allow_hyphen_values = true)]
     from: Option<String>,
     /// Windows that start before this time.
@@ -98,7 +98,7 @@ pub struct Windows {
     limit: usize,
 }
 
-/// Shows how far log and views are.
+/// Shows the progress of the log and the views.
 #[derive(Debug, Args)]
 pub struct Status {}
 
@@ -179,7 +179,7 @@ impl Status {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let answer = QueryTarget::open(global)?.ask("status", &Params::new())?;
         if global.format() == output::Format::Table {
-            tell_sources(&answer);
+            report_sources(&answer);
             let notes = answer["notes"].as_array().into_iter().flatten();
             notes
                 .filter_map(|note| note.as_str())
@@ -189,8 +189,8 @@ impl Status {
     }
 }
 
-/// Says on the error stream which sources do not run as they should; the table has the views.
-fn tell_sources(answer: &serde_json::Value) {
+/// Reports on stderr which sources are not running normally; the table has the views.
+fn report_sources(answer: &serde_json::Value) {
     for source in answer["sources"].as_array().into_iter().flatten() {
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let (name, state) = (text(&source["source"]), text(&source["state"]));

@@ -1,4 +1,4 @@
-//! `weir rebuild`: a view made anew from everything that was ever taken in.
+//! `weir rebuild`: applies the current declaration of views to everything that was ever accepted.
 
 use std::time::{Duration, Instant};
 
@@ -11,133 +11,156 @@ use crate::config::Config;
 use crate::event::Lsn;
 use crate::runtime::rebuild::{self, ViewBuild};
 use crate::runtime::{Options, POLL, Running, RuntimeError, views};
+use crate::schema::Catalog;
 
-/// Makes windows, tables, search, places or counts anew, as the configuration declares them now
-/// (`[lake] partition` too), from the first record on. A stream's table brings its search with it,
+/// Rebuilds windows, tables, search, places or counts from the first record on, as the configuration
+/// declares them now (`[lake] partition` too). Rebuilding a stream's table rebuilds its search, too,
 /// which shows the table's rows.
 ///
-/// What is there goes on serving meanwhile, also in a running server; what is begun goes on where
-/// it was broken off. At the end the new ones take their places together: a server pauses for a
-/// moment, and its websockets have a gap. Until then this takes memory of its own, as `--memory`
-/// says, and as much disk again as what it makes.
+/// The old versions keep serving, also in a running server; an interrupted rebuild resumes. At the
+/// end the new ones are installed together: a server pauses for a moment, and its websockets have a
+/// gap. Until then this takes additional memory, as `--memory` says, and disk space for the new
+/// versions.
 #[derive(Debug, Args)]
 pub struct Rebuild {
     /// Windows, tables (`rsvps.members`, `rsvps.sessions`, `rsvps`, `dead_letters`), or search,
     /// places, counts.
-    #[arg(required = true)]
-    what: Vec<String>,
+    #[arg(required = true, value_name = "WHAT")]
+    names: Vec<String>,
     /// The stream of search, places or counts [default: the first].
     #[arg(long)]
     stream: Option<String>,
 }
 
 /// Records that may be left for the moment in which a server pauses.
-const FEW: Lsn = 20_000;
+const MAX_REMAINING: Lsn = 20_000;
 /// After so many rounds the rest is left for it in any case.
-const ROUNDS: usize = 6;
-/// How long a server may take to bring in the new one.
-const PATIENCE: Duration = Duration::from_secs(600);
+const MAX_ROUNDS: usize = 6;
+/// How long a server may take to install a view.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A view to rebuild, and its name in messages.
+struct Target {
+    view: String,
+    name: String,
+}
 
 impl Rebuild {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load_file()?;
         let runtime = tokio_runtime()?;
         let catalog = views::compile(&config)?;
-        let named = |what: &String| rebuild::view_named(&catalog, what, self.stream.as_deref());
-        let mut views = self.what.iter().map(named).collect::<Result<Vec<_>, _>>()?;
-        let mut whats = self.what.clone();
-        for at in 0..views.len() {
-            if let Some(view) = rebuild::dependent_view(&catalog, &views[at]) {
-                whats.push(format!("search of {}", whats[at]));
-                views.push(view);
-            }
-        }
-        // What is named twice is made once.
-        for at in (1..views.len())
-            .rev()
-            .filter(|at| views[..*at].contains(&views[*at]))
-            .collect::<Vec<_>>()
-        {
-            views.remove(at);
-            whats.remove(at);
-        }
-        rebuild::complete_interrupted_installs(&config, runtime.handle())?;
-        let begin = |view: &String| ViewBuild::begin(&config, runtime.handle(), view);
-        let mut generations = views.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
-        generations
+        let targets = self.targets(&catalog)?;
+        rebuild::finish_what_was_begun(&config, runtime.handle())?;
+        let mut builds = targets
             .iter()
-            .filter_map(ViewBuild::coverage_notice)
-            .for_each(|told| eprintln!("weir: {told}"));
-        let begun = Instant::now();
-        let (mut reached, mut rounds) = (None, 0);
-        let server = loop {
-            let server = runtime.block_on(Server::find(&config));
-            let end = match &server {
-                Some(server) => runtime.block_on(server.synced_lsn())?,
-                None => rebuild::end_of_log(&config)?,
-            };
-            if rounds == ROUNDS
-                || reached.is_some_and(|reached: Lsn| end.saturating_sub(reached) <= FEW)
-            {
-                break server;
-            }
-            rounds += 1;
-            for (generation, what) in generations.iter_mut().zip(&whats) {
-                generation.build(end, &mut |done, all, time| {
-                    tell(what, done, all, time);
-                })?;
-            }
-            reached = Some(end);
-        };
-        for mut generation in generations {
-            generation.mark_ready(server.is_none())?;
+            .map(|target| ViewBuild::begin(&config, runtime.handle(), &target.view))
+            .collect::<Result<Vec<_>, _>>()?;
+        for notice in builds.iter().filter_map(ViewBuild::told) {
+            eprintln!("weir: {notice}");
+        }
+        let started = Instant::now();
+        let server = catch_up(&config, &runtime, &mut builds, &targets)?;
+        for mut build in builds {
+            build.is_ready(&config, server.is_none())?;
         }
         match server {
             None => {
-                take_place(&config, runtime.handle())?;
-                views
-                    .iter()
-                    .try_for_each(|view| rebuild::is_installed(&config, view).map(drop))?;
+                install(&config, runtime.handle())?;
+                for target in &targets {
+                    rebuild::is_done(&config, &target.view)?;
+                }
             }
             Some(server) => {
-                runtime.block_on(
-                    server.post("rebuild", &json!({"configuration": catalog.id.to_string()})),
-                )?;
-                views
-                    .iter()
-                    .try_for_each(|view| wait_for_place(&config, view))?;
+                let request = json!({"configuration": catalog.id.to_string()});
+                runtime.block_on(server.post("rebuild", &request))?;
+                for target in &targets {
+                    wait_until_installed(&config, &target.view)?;
+                }
             }
         }
+        let names: Vec<&str> = targets.iter().map(|target| &*target.name).collect();
         eprintln!(
             "weir: rebuilt: {}, in {:.1} s",
-            whats.join(", "),
-            begun.elapsed().as_secs_f64()
+            names.join(", "),
+            started.elapsed().as_secs_f64()
         );
         Ok(())
     }
+
+    /// The views that were named and those that depend on them, each once.
+    fn targets(&self, catalog: &Catalog) -> Result<Vec<Target>, RuntimeError> {
+        let mut named = Vec::new();
+        for name in &self.names {
+            let view = rebuild::view_named(catalog, name, self.stream.as_deref())?;
+            let name = name.clone();
+            named.push(Target { view, name });
+        }
+        let dependent = named.iter().filter_map(|target| {
+            let name = format!("search of {}", target.name);
+            rebuild::dependent_view(catalog, &target.view).map(|view| Target { view, name })
+        });
+        let dependent: Vec<Target> = dependent.collect();
+        let mut targets: Vec<Target> = Vec::new();
+        for target in named.into_iter().chain(dependent) {
+            if targets.iter().all(|t| t.view != target.view) {
+                targets.push(target);
+            }
+        }
+        Ok(targets)
+    }
 }
 
-fn tell(what: &str, done: Lsn, all: Lsn, time: Duration) {
-    let share = 100.0 * done as f64 / all.max(1) as f64;
+/// Builds in rounds up to the end of the log, which a running server extends, until few
+/// records remain. Returns the server.
+fn catch_up(
+    config: &Config,
+    runtime: &tokio::runtime::Runtime,
+    builds: &mut [ViewBuild],
+    targets: &[Target],
+) -> Result<Option<Server>, RuntimeError> {
+    let (mut built_to, mut rounds): (Option<Lsn>, _) = (None, 0);
+    loop {
+        let server = runtime.block_on(Server::find(config));
+        let end = match &server {
+            Some(server) => runtime.block_on(server.synced_lsn())?,
+            None => rebuild::end_of_log(config)?,
+        };
+        let are_few_left = built_to.is_some_and(|lsn| end.saturating_sub(lsn) <= MAX_REMAINING);
+        if rounds == MAX_ROUNDS || are_few_left {
+            return Ok(server);
+        }
+        rounds += 1;
+        for (build, target) in builds.iter_mut().zip(targets) {
+            build.build(config, end, &mut |done, all, time| {
+                report_progress(&target.name, done, all, time);
+            })?;
+        }
+        built_to = Some(end);
+    }
+}
+
+fn report_progress(name: &str, done: Lsn, all: Lsn, time: Duration) {
+    let percent = 100.0 * done as f64 / all.max(1) as f64;
     eprintln!(
-        "weir: {what}: {done} of {all} records ({share:.0} %), {:.0} s",
+        "weir: {name}: {done} of {all} records ({percent:.0} %), {:.0} s",
         time.as_secs_f64()
     );
 }
 
-/// A stopped folder: what is ready takes its place as at a start, with which nothing is taken in.
-fn take_place(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
+/// Installs what is ready in a stopped folder, by a start that ingests nothing.
+fn install(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
     let mut running = Running::start(config, Options { once: true }, runtime)?;
     running.wait_recovered()?;
     running.stop()
 }
 
-fn wait_for_place(config: &Config, view: &str) -> Result<(), RuntimeError> {
-    let begun = Instant::now();
-    while !rebuild::is_installed(config, view)? {
-        if begun.elapsed() > PATIENCE {
+fn wait_until_installed(config: &Config, view: &str) -> Result<(), RuntimeError> {
+    let started = Instant::now();
+    while !rebuild::is_done(config, view)? {
+        if started.elapsed() > INSTALL_TIMEOUT {
             return Err(RuntimeError::Failed(
-                "the server has not brought it in yet; it does so with its next start".into(),
+                "the server has not installed it yet; it does so at its next start".into(),
             ));
         }
         std::thread::sleep(POLL);

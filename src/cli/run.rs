@@ -14,13 +14,13 @@ use crate::runtime::{Options, POLL, Running, RuntimeError, disorder, notes};
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Take what is there, commit everything, print a summary and end. Opens no port.
+    /// Ingest what is there, commit everything, print a summary and exit. Opens no port.
     #[arg(long)]
     once: bool,
-    /// With --once: take in for this long from sources that have no end.
+    /// With --once: read for this long from sources that have no end.
     #[arg(long = "for", value_name = "DURATION", requires = "once", value_parser = parse_duration)]
     for_time: Option<Duration>,
-    /// With --once: close all windows and sessions at the end, as if nothing more were to come.
+    /// With --once: close all windows and sessions at the end, as if no more records could come.
     #[arg(long = "final", requires = "once")]
     is_final: bool,
 }
@@ -30,12 +30,12 @@ impl Run {
         let config = global.load_file()?;
         let runtime = tokio_runtime()?;
         if !self.once {
-            // A folder in use is told before a port in use.
+            // A folder in use is reported before a port in use.
             drop(DataDir::create(&config.data)?.lock()?);
             let listener = serve::bind(&config)?;
             let served = serve::serve(&config, &listener, &runtime, |_| {});
-            // A body that is being decoded, or a backup, keeps no thread of its own alive.
-            runtime.shutdown_timeout(serve::LEAVE);
+            // Do not wait for a body that is being decoded, or for a backup.
+            runtime.shutdown_timeout(serve::SHUTDOWN_TIMEOUT);
             return served;
         }
         let signal = crate::runtime::stop_signal(&runtime);
@@ -44,10 +44,10 @@ impl Run {
         while !running.resume(&config)? && !running.has_failed() && !signal.is_finished() {
             std::thread::sleep(RESUME_POLL);
         }
-        // A new log begins with one record, its configuration.
+        // A new log begins with one record, the configuration.
         if running.recovered() > 1 {
             eprintln!(
-                "{} records were in the log already and not in every view; brought in",
+                "{} records in the log were missing in some views and have been added",
                 running.recovered()
             );
         }
@@ -64,27 +64,27 @@ impl Run {
         if signal.is_finished() {
             running.skip_catch_up();
         }
-        let (handles, was_asked) = (running.handles.clone(), signal.is_finished());
+        let (handles, is_interrupted) = (running.handles.clone(), signal.is_finished());
         running.stop()?;
-        summary(&handles, &before, started, was_asked);
+        summary(&handles, &before, started, is_interrupted);
         notes::of_tables(&handles.tables, &handles.catalog)
             .iter()
             .for_each(|note| eprintln!("{}", note.text));
         Ok(())
     }
 
-    /// Sources with an end have ended; the others had their time.
+    /// Whether sources with an end have ended, and the time of the others is over.
     fn is_over(&self, running: &Running, started: Instant) -> bool {
         running.sources_have_ended() || self.for_time.is_some_and(|time| started.elapsed() >= time)
     }
 }
 
-/// How often a starting run looks whether the log's past has been applied.
+/// How often a starting run checks whether the log has been replayed.
 const RESUME_POLL: Duration = Duration::from_millis(5);
 
 type Streams = BTreeMap<String, StreamProgress>;
 
-/// What was counted of a stream since then.
+/// A stream's totals since `before`.
 fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
     let before = before.get(name).map(|s| s.totals).unwrap_or_default();
     Totals {
@@ -96,16 +96,17 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
     }
 }
 
-fn summary(handles: &Handles, before: &Streams, started: Instant, was_asked: bool) {
+fn summary(handles: &Handles, before: &Streams, started: Instant, is_interrupted: bool) {
     let streams = handles.progress.streams();
-    let counted: Vec<(&String, Totals)> = streams
+    let totals: Vec<(&String, Totals)> = streams
         .iter()
         .map(|(name, s)| (name, since(before, name, &s.totals)))
         .collect();
-    let sum = |of: fn(&Totals) -> u64| counted.iter().map(|(_, totals)| of(totals)).sum::<u64>();
+    let sum =
+        |field: fn(&Totals) -> u64| totals.iter().map(|(_, totals)| field(totals)).sum::<u64>();
     let seconds = started.elapsed().as_secs_f64();
-    let reached = if was_asked {
-        "stopped as asked, what was taken in is safe"
+    let reached = if is_interrupted {
+        "stopped by a signal, what was accepted is safe"
     } else {
         "all views have committed"
     };
@@ -117,12 +118,12 @@ fn summary(handles: &Handles, before: &Streams, started: Instant, was_asked: boo
         sum(|t| t.dead_letters),
         crate::event::lsn_sequence(handles.progress.synced_lsn()),
     );
-    for (name, counted) in &counted {
+    for (name, totals) in &totals {
         let notice = handles
             .catalog
             .streams
             .get(*name)
-            .and_then(|stream| disorder::notice(stream, counted));
+            .and_then(|stream| disorder::notice(stream, totals));
         if let Some(text) = notice {
             eprintln!("weir: {text}");
         }

@@ -1,4 +1,4 @@
-//! What `run` and `demo` share: a pipeline with its HTTP server, until a signal.
+//! A pipeline with its HTTP server, until a signal: shared by `run` and `demo`.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -12,24 +12,24 @@ use crate::runtime::data_dir::Address;
 use crate::runtime::{Options, POLL, Running, RuntimeError, stop_signal};
 use crate::server::{Parts, Server};
 
-/// How often metrics are brought up to date.
-const METRICS_EVERY: Duration = Duration::from_secs(1);
+/// How often metrics are updated.
+const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long what was asked of a server may still run when everything else has ended.
-pub const LEAVE: Duration = Duration::from_secs(1);
+/// How long requests may still run when everything else has stopped.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Binds the configured address; a taken port is a message.
+/// Binds the configured address.
 pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
     let address = config.server.http;
     TcpListener::bind(address).map_err(|e| {
         RuntimeError::Failed(format!(
-            "{address}: {e}; stop what listens there, or choose another port (`[server] http`, or --port for the demo)"
+            "{address}: {e}; stop the process that listens there, or choose another port (`[server] http`, or --port for the demo)"
         ))
     })
 }
 
-/// Runs until asked to stop; `tick` is called about every 50 ms. Where a rebuilt view is to take
-/// its place, everything stops and starts once more, while the port stays open.
+/// Runs until a signal; `tick` is called about every 50 ms. To install rebuilt views, everything
+/// stops and starts again while the port stays open.
 pub fn serve(
     config: &Config,
     listener: &TcpListener,
@@ -45,77 +45,56 @@ pub fn serve(
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
     loop {
-        let own = listener
+        let own_listener = listener
             .try_clone()
             .map_err(|e| RuntimeError::Failed(e.to_string()))?;
-        let is_over = || signal.is_finished();
-        if !serve_once(config, own, runtime, &metrics, &is_over, &mut tick)? {
+        let is_signalled = || signal.is_finished();
+        if !serve_once(
+            config,
+            own_listener,
+            runtime,
+            &metrics,
+            &is_signalled,
+            &mut tick,
+        )? {
             return Ok(());
         }
-        tracing::info!("starting anew");
+        tracing::info!("restarting");
     }
 }
 
-/// Runs until asked to stop, or to start anew, which is true.
+/// Runs until a signal or a request to restart; true for a restart.
 fn serve_once(
     config: &Config,
     listener: TcpListener,
     runtime: &tokio::runtime::Runtime,
     metrics: &PrometheusHandle,
-    is_over: &dyn Fn() -> bool,
+    is_signalled: &dyn Fn() -> bool,
     tick: &mut dyn FnMut(&Running),
 ) -> Result<bool, RuntimeError> {
-    // In a thread that ends: the memory that opening takes and gives back returns to the system
-    // with it.
-    let mut running = std::thread::scope(|scope| {
-        let opening = scope.spawn(|| Running::start(config, Options::default(), runtime.handle()));
-        opening.join().unwrap_or_else(|_| {
-            Err(RuntimeError::Failed(
-                "opening the data folder panicked".into(),
-            ))
-        })
-    })?;
-    let address = listener
+    let mut running = start(config, runtime)?;
+    let http = listener
         .local_addr()
         .map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let restart = Arc::new(AtomicBool::new(false));
-    let folder_key = format!("{:032x}", rand::random::<u128>());
-    let parts = Parts {
-        answers: running.answers.clone(),
-        readiness: running.readiness(),
-        metrics: metrics.clone(),
-        live: running.live(),
-        backup: running.backup(config),
-        backups: config.server.backups.clone(),
-        folder_key: folder_key.clone(),
-        restart: restart.clone(),
-        body_bytes: config.limits.body,
-        bodies_bytes: config.limits.shares().queues,
-        record_bytes: config.limits.record,
-        cut_bytes: config.limits.dead_letter,
-        connections: config.limits.connections,
-        tokens: read_tokens(config)?,
-        tls: config.server.tls.clone(),
-        host: address.ip().to_string(),
-        is_public: !address.ip().is_loopback(),
+    let address = Address {
+        pid: std::process::id(),
+        http,
+        tls: config.server.tls.is_some(),
+        key: format!("{:032x}", rand::random::<u128>()),
     };
+    let parts = parts(config, &running, metrics, &address, &restart)?;
     let server = runtime
         .block_on(Server::start(listener, parts))
-        .map_err(|e| RuntimeError::Failed(format!("{address}: {e}")))?;
-    let own = Address {
-        pid: std::process::id(),
-        http: address,
-        tls: config.server.tls.is_some(),
-        key: folder_key,
-    };
-    let mut published = running.folder.publish_address(&own);
+        .map_err(|e| RuntimeError::Failed(format!("{http}: {e}")))?;
+    let mut published = running.folder.publish_address(&address);
     if let Err(error) = &published {
         // A full disk does not keep queries from being answered.
         tracing::warn!(%error, "verbs do not find this server until its address can be written; HTTP answers");
     }
-    tracing::info!(%address, "ready");
-    let mut since_metrics = METRICS_EVERY;
-    while !is_over()
+    tracing::info!(address = %http, "ready");
+    let mut since_metrics = METRICS_INTERVAL;
+    while !is_signalled()
         && !running.has_failed()
         && !server.has_ended()
         && !restart.load(Ordering::Acquire)
@@ -125,9 +104,9 @@ fn serve_once(
         }
         tick(&running);
         since_metrics += POLL;
-        if since_metrics >= METRICS_EVERY {
+        if since_metrics >= METRICS_INTERVAL {
             if published.is_err() {
-                published = running.folder.publish_address(&own);
+                published = running.folder.publish_address(&address);
             }
             running.publish_metrics();
             metrics.run_upkeep();
@@ -143,12 +122,59 @@ fn serve_once(
     let served = runtime
         .block_on(server.stop())
         .map_err(RuntimeError::Failed);
-    let goes_on = end(running, restart.load(Ordering::Acquire), is_over)?;
-    served.map(|()| goes_on)
+    let is_restarting = stop(running, restart.load(Ordering::Acquire), is_signalled)?;
+    served.map(|()| is_restarting)
 }
 
-/// Ends what runs; whether it is to start anew. The address stays while it does.
-fn end(running: Running, restart: bool, is_over: &dyn Fn() -> bool) -> Result<bool, RuntimeError> {
+/// Opens the data folder, in a thread that ends: the memory that opening takes and frees returns to
+/// the system with it.
+fn start(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Running, RuntimeError> {
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| Running::start(config, Options::default(), runtime.handle()));
+        opening.join().unwrap_or_else(|_| {
+            Err(RuntimeError::Failed(
+                "opening the data folder panicked".into(),
+            ))
+        })
+    })
+}
+
+/// What the server needs of the running pipeline.
+fn parts(
+    config: &Config,
+    running: &Running,
+    metrics: &PrometheusHandle,
+    address: &Address,
+    restart: &Arc<AtomicBool>,
+) -> Result<Parts, RuntimeError> {
+    Ok(Parts {
+        answers: running.answers.clone(),
+        readiness: running.readiness(),
+        metrics: metrics.clone(),
+        live: running.live(),
+        backup: running.backup(config),
+        backups: config.server.backups.clone(),
+        folder_key: address.key.clone(),
+        restart: restart.clone(),
+        body_bytes: config.limits.body,
+        bodies_bytes: config.limits.shares().queues,
+        record_bytes: config.limits.record,
+        cut_bytes: config.limits.dead_letter,
+        connections: config.limits.connections,
+        tokens: read_tokens(config)?,
+        tls: config.server.tls.clone(),
+        host: address.http.ip().to_string(),
+        is_public: !address.http.ip().is_loopback(),
+    })
+}
+
+/// Stops the pipeline; true if it is to be restarted. The address is published until the process
+/// ends.
+fn stop(
+    running: Running,
+    restart: bool,
+    is_signalled: &dyn Fn() -> bool,
+) -> Result<bool, RuntimeError> {
     let is_to_restart = restart && !running.has_failed();
     let folder = running.folder.clone();
     if is_to_restart {
@@ -156,15 +182,15 @@ fn end(running: Running, restart: bool, is_over: &dyn Fn() -> bool) -> Result<bo
     } else {
         running.stop()?;
     }
-    let goes_on = is_to_restart && !is_over();
-    if !goes_on {
+    let is_restarting = is_to_restart && !is_signalled();
+    if !is_restarting {
         folder.remove_address();
     }
-    Ok(goes_on)
+    Ok(is_restarting)
 }
 
-/// Refuses a secret that others can exchange, and warns of one that they can read.
-fn check_rights(path: &std::path::Path, what: &str) -> Result<(), RuntimeError> {
+/// Refuses a secret that others can write, and warns of one that they can read.
+fn check_permissions(path: &std::path::Path, secret: &str) -> Result<(), RuntimeError> {
     use std::os::unix::fs::PermissionsExt;
     let metadata = std::fs::metadata(path)
         .map_err(|e| RuntimeError::Config(format!("{}: {e}", path.display())))?;
@@ -172,11 +198,11 @@ fn check_rights(path: &std::path::Path, what: &str) -> Result<(), RuntimeError> 
     if mode & 0o022 != 0 {
         let path = path.display();
         return Err(RuntimeError::Config(format!(
-            "{path}: others can write {what}; run `chmod 600 {path}`"
+            "{path}: others can write {secret}; run `chmod 600 {path}`"
         )));
     }
     if mode & 0o044 != 0 {
-        tracing::warn!(path = %path.display(), "others can read {what}; run `chmod 600` on it");
+        tracing::warn!(path = %path.display(), "others can read {secret}; run `chmod 600` on it");
     }
     Ok(())
 }
@@ -184,15 +210,15 @@ fn check_rights(path: &std::path::Path, what: &str) -> Result<(), RuntimeError> 
 /// Lines of `<SHA-256 in hexadecimal> read|write`, as `weir token create` writes them.
 fn read_tokens(config: &Config) -> Result<Vec<([u8; 32], bool)>, RuntimeError> {
     if let Some((_, key)) = &config.server.tls {
-        check_rights(key, "the private key")?;
+        check_permissions(key, "the private key")?;
     }
     let Some(path) = &config.server.token_file else {
         return Ok(Vec::new());
     };
-    check_rights(path, "the token file")?;
-    let wrong = |what: &str| {
+    check_permissions(path, "the token file")?;
+    let wrong = |problem: &str| {
         RuntimeError::Config(format!(
-            "{}: {what}; make one with `weir token create`",
+            "{}: {problem}; create one with `weir token create`",
             path.display()
         ))
     };
@@ -203,11 +229,13 @@ fn read_tokens(config: &Config) -> Result<Vec<([u8; 32], bool)>, RuntimeError> {
         .map(|line| {
             let (hash, rights) = line
                 .split_once(' ')
-                .ok_or_else(|| wrong("a line is no token"))?;
+                .ok_or_else(|| wrong("a line is not a token"))?;
             let bytes: Vec<u8> = (0..hash.len() / 2)
                 .filter_map(|i| u8::from_str_radix(hash.get(2 * i..2 * i + 2)?, 16).ok())
                 .collect();
-            let hash: [u8; 32] = bytes.try_into().map_err(|_| wrong("a line is no token"))?;
+            let hash: [u8; 32] = bytes
+                .try_into()
+                .map_err(|_| wrong("a line is not a token"))?;
             Ok((hash, rights.trim() == "write"))
         })
         .collect::<Result<_, RuntimeError>>()?;

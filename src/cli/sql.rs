@@ -10,7 +10,7 @@ use crate::runtime::RuntimeError;
 
 #[derive(Debug, Args)]
 pub struct Sql {
-    /// The query; `-` or nothing reads it from standard input.
+    /// The query; read from standard input if it is `-` or missing.
     query: Option<String>,
 }
 
@@ -27,13 +27,13 @@ impl Sql {
             Some(query) => query.to_owned(),
         };
         let format = global.format();
-        let asked = QueryTarget::open(global)?;
+        let target = QueryTarget::open(global)?;
         let name = match format {
             Format::Table | Format::Json => "json",
             Format::Ndjson => "ndjson",
             Format::Csv => "csv",
         };
-        let answer = asked.sql(&query, name)?;
+        let answer = target.sql(&query, name)?;
         if format != Format::Table {
             return output::write(&answer).and_then(|()| {
                 if format == Format::Json {

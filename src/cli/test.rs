@@ -1,5 +1,5 @@
-//! `weir test`: what sample records become under the configuration, shown or compared with what is
-//! expected.
+//! `weir test`: what sample records become under the configuration, shown or compared with
+//! expectations.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +17,13 @@ use crate::schema::{Catalog, Stream};
 /// Shows what sample records become, without touching the data folder.
 #[derive(Debug, Args)]
 pub struct Test {
-    /// The stream that the records are of [default: the first].
+    /// The stream of the records [default: the first].
     #[arg(long)]
     stream: Option<String>,
-    /// Close windows and sessions behind the records.
+    /// Close windows and sessions after the records.
     #[arg(long = "final")]
     is_final: bool,
-    /// Cases with what is expected of them, for a check in your own CI; ends with 1 where something
-    /// differs.
+    /// Test cases with expected results, for your own CI; the exit code is 1 if one differs.
     #[arg(long, value_name = "FILE", conflicts_with = "files")]
     suite: Option<PathBuf>,
     /// Files of records: JSON objects, one a line or pretty-printed, or an array; also compressed.
@@ -47,35 +46,35 @@ struct Case {
     /// Records as JSON texts.
     #[serde(default)]
     records: Vec<String>,
-    /// A file of records beside the suite.
+    /// A file of records, relative to the suite.
     file: Option<PathBuf>,
     #[serde(default, rename = "final")]
     is_final: bool,
-    /// What the answer of `weir test` must hold: of objects these members, of lists these items in
-    /// this order.
+    /// What the answer of `weir test` must contain: objects these members, lists exactly these
+    /// items in this order.
     expect: toml::Value,
 }
 
-/// The records of a file, read as the stream's source would: the one that names this file, or else
-/// those of any file.
+/// The records of a file, read as by the stream's source for this file, else as by its sources of
+/// files.
 fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
     let wrong = |e: std::io::Error| RuntimeError::Config(format!("{}: {e}", path.display()));
-    let of_stream = || {
+    let sources = || {
         config
             .sources
             .iter()
             .filter(|source| source.stream == stream.name)
     };
-    let own = of_stream().find(|source| is_of_file(source, path));
-    let unwrap = match own {
+    let own_source = sources().find(|source| reads_file(source, path));
+    let unwrap = match own_source {
         Some(own) => own.unwrap.as_deref(),
-        None => of_stream().find_map(|source| source.unwrap.as_deref()),
+        None => sources().find_map(|source| source.unwrap.as_deref()),
     };
     let file = std::fs::File::open(path).map_err(wrong)?;
     let records = dry_run::read(file, unwrap, config.limits.record, None).map_err(wrong)?;
-    let orders: Vec<ReadOrder> = match own {
+    let orders: Vec<ReadOrder> = match own_source {
         Some(own) => order(own).into_iter().collect(),
-        None => of_stream().filter_map(order).collect(),
+        None => sources().filter_map(order).collect(),
     };
     let is_sorted = !orders.is_empty() && orders.iter().all(|order| *order == ReadOrder::EventTime);
     Ok(if is_sorted {
@@ -92,7 +91,7 @@ fn order(source: &Source) -> Option<ReadOrder> {
     }
 }
 
-fn is_of_file(source: &Source, path: &Path) -> bool {
+fn reads_file(source: &Source, path: &Path) -> bool {
     let SourceKind::File(def) = &source.kind else {
         return false;
     };
@@ -100,37 +99,37 @@ fn is_of_file(source: &Source, path: &Path) -> bool {
         .is_ok_and(|path| def.path.canonicalize().is_ok_and(|own| own == path))
 }
 
-/// Where `found` lacks something of `wanted`: the place and what is there.
-fn difference(wanted: &Value, found: &Value, place: &str, out: &mut Vec<String>) {
-    match (wanted, found) {
-        (Value::Object(wanted), Value::Object(members)) => {
-            for (key, value) in wanted {
-                difference(
+/// Collects where `found` lacks something of `expected`, as `PATH: FOUND instead of EXPECTED`.
+fn compare(expected: &Value, found: &Value, path: &str, out: &mut Vec<String>) {
+    match (expected, found) {
+        (Value::Object(expected), Value::Object(members)) => {
+            for (key, value) in expected {
+                compare(
                     value,
                     members.get(key).unwrap_or(&Value::Null),
-                    &format!("{place}.{key}"),
+                    &format!("{path}.{key}"),
                     out,
                 );
             }
         }
-        (Value::Array(wanted), Value::Array(items)) if wanted.len() == items.len() => {
-            for (n, (wanted, item)) in wanted.iter().zip(items).enumerate() {
-                difference(wanted, item, &format!("{place}[{n}]"), out);
+        (Value::Array(expected), Value::Array(items)) if expected.len() == items.len() => {
+            for (n, (expected, item)) in expected.iter().zip(items).enumerate() {
+                compare(expected, item, &format!("{path}[{n}]"), out);
             }
         }
-        (Value::Array(wanted), Value::Array(items)) => {
+        (Value::Array(expected), Value::Array(items)) => {
             out.push(format!(
-                "{place}: {} items instead of {}: {}",
+                "{path}: {} items instead of {}: {}",
                 items.len(),
-                wanted.len(),
+                expected.len(),
                 found
             ));
         }
         // TOML has no null.
         (Value::String(text), Value::Null) if text == "null" => {}
         (Value::Number(a), Value::Number(b)) if a.as_f64() == b.as_f64() => {}
-        _ if wanted == found => {}
-        _ => out.push(format!("{place}: {found} instead of {wanted}")),
+        _ if expected == found => {}
+        _ => out.push(format!("{path}: {found} instead of {expected}")),
     }
 }
 
@@ -139,7 +138,7 @@ impl Test {
         let config = global.load_file()?;
         let catalog = crate::runtime::views::compile(&config)?;
         match &self.suite {
-            Some(suite) => compare(&config, &catalog, suite),
+            Some(suite) => run_suite(&config, &catalog, suite),
             None => self.show(global, &config, &catalog),
         }
     }
@@ -150,10 +149,10 @@ impl Test {
         config: &Config,
         catalog: &Arc<Catalog>,
     ) -> Result<(), RuntimeError> {
-        let stream = named(catalog, self.stream.as_ref())?;
+        let stream = name_or_first(catalog, self.stream.as_ref())?;
         let mut records = Vec::new();
         for file in &self.files {
-            records.extend(read(config, of_name(catalog, &stream)?, file)?);
+            records.extend(read(config, stream_of(catalog, &stream)?, file)?);
         }
         let (answer, counted) = dry_run::run(
             catalog,
@@ -174,7 +173,7 @@ impl Test {
     }
 }
 
-fn named(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeError> {
+fn name_or_first(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeError> {
     let first = || catalog.streams.keys().next().cloned();
     stream
         .cloned()
@@ -182,15 +181,16 @@ fn named(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeEr
         .ok_or_else(|| RuntimeError::Config("no stream is declared".into()))
 }
 
-fn of_name<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, RuntimeError> {
+fn stream_of<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, RuntimeError> {
     catalog
         .streams
         .get(name)
         .ok_or_else(|| dry_run::unknown_stream(catalog, name))
 }
 
-fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
-    let wrong = |what: String| RuntimeError::Config(format!("{}: {what}", path.display()));
+/// Runs the cases of a suite, and prints a line for each.
+fn run_suite(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
+    let wrong = |e: String| RuntimeError::Config(format!("{}: {e}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     let suite: Suite = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
     if suite.test.is_empty() {
@@ -198,7 +198,7 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
     }
     let mut failed = 0;
     for case in &suite.test {
-        let stream = named(catalog, case.stream.as_ref())?;
+        let stream = name_or_first(catalog, case.stream.as_ref())?;
         let mut records: Vec<Vec<u8>> = case
             .records
             .iter()
@@ -207,7 +207,7 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
         if let Some(file) = &case.file {
             records.extend(read(
                 config,
-                of_name(catalog, &stream)?,
+                stream_of(catalog, &stream)?,
                 &path.parent().unwrap_or(Path::new("")).join(file),
             )?);
         }
@@ -219,7 +219,7 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
             case.is_final,
         )?;
         let mut differences = Vec::new();
-        difference(&json!(case.expect), &found, "", &mut differences);
+        compare(&json!(case.expect), &found, "", &mut differences);
         println!(
             "{} {}",
             if differences.is_empty() {
@@ -241,4 +241,32 @@ fn compare(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), R
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expectations_are_compared_member_by_member() {
+        for (expected, found, differences) in [
+            (json!({"a": 1}), json!({"a": 1.0, "b": 2}), vec![]),
+            (json!({"a": "null"}), json!({"b": 2}), vec![]),
+            (json!({"a": 1}), json!({}), vec![".a: null instead of 1"]),
+            (
+                json!({"a": [1, {"b": 2}]}),
+                json!({"a": [1, {"b": 3}]}),
+                vec![".a[1].b: 3 instead of 2"],
+            ),
+            (
+                json!({"a": [1]}),
+                json!({"a": [1, 2]}),
+                vec![".a: 2 items instead of 1: [1,2]"],
+            ),
+        ] {
+            let mut out = Vec::new();
+            compare(&expected, &found, "", &mut out);
+            assert_eq!(out, differences);
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! The certificate of the server that works on the data folder: exactly the one that the
-//! configuration names, whatever names it carries, for the server was found by its folder.
+//! The certificate of the server of the data folder: exactly the one that the configuration names.
+//! Its host names do not matter, because the server was found by its folder.
 
 use std::path::Path;
 use std::sync::Arc;

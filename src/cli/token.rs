@@ -1,4 +1,4 @@
-//! `weir token create`: a random bearer token, of which only the hash is kept.
+//! `weir token create`: a random bearer token, of which only the hash is stored.
 
 use std::io::Write;
 
@@ -11,14 +11,14 @@ use crate::runtime::RuntimeError;
 #[derive(Debug, Args)]
 pub struct Token {
     #[command(subcommand)]
-    what: What,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// Makes a token, prints it once, and adds its hash to `[server] token_file`.
+enum Action {
+    /// Creates a token, prints it once, and appends its hash to a file for `[server] token_file`.
     Create {
-        /// The token may ask, but not send events.
+        /// The token may query, but not send events.
         #[arg(long)]
         read_only: bool,
         /// The file of hashes.
@@ -30,7 +30,7 @@ enum What {
 impl Token {
     pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
         use std::os::unix::fs::OpenOptionsExt;
-        let What::Create { read_only, file } = &self.what;
+        let Action::Create { read_only, file } = &self.action;
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let token = format!("weir_{}", hex(&rand::random::<[u8; 32]>()));
         let line = format!(
@@ -46,7 +46,7 @@ impl Token {
             .and_then(|mut f| f.write_all(line.as_bytes()).and_then(|()| f.sync_all()))
             .map_err(|e| RuntimeError::Failed(format!("{}: {e}", file.display())))?;
         eprintln!(
-            "weir: its hash is in {}; the token itself is shown only now",
+            "weir: its hash is in {}; the token itself is not shown again",
             file.display()
         );
         output::write(format!("{token}\n").as_bytes())
