@@ -3,8 +3,9 @@
 //!
 //! # The problem
 //!
-//! Events come faster than they can be looked at, late, twice, broken, and the process dies in
-//! between. Every answer must still be exactly what was accepted, and say how true it is.
+//! Events arrive late, twice or malformed, faster than anyone can inspect them, and the process may
+//! crash at any time. Every answer must reflect exactly the accepted records, and state its
+//! freshness (`as_of`).
 //!
 //! # The one idea
 //!
@@ -18,56 +19,94 @@
 //!
 //! **The log is the truth. Everything after it is a deterministic function of a prefix of the
 //! log.** Operators hold state in memory, saved together at one LSN. Views store data *and their
-//! own checkpoint* in one atomic commit, and ignore what is at or below it. Recovery is one path: the
-//! newest snapshot that no view is behind, then the log from there; each view skips what it has. A
-//! view more than a snapshot interval behind takes that path by itself, from an older snapshot,
-//! until it meets the others. Nothing else coordinates them. Data flows one way; only LSNs flow
-//! back, to acknowledge a source and to trim the log.
+//! own checkpoint* in one atomic commit, and ignore what is at or below it.
+//!
+//! Recovery is one path: load the newest snapshot at or below every view's checkpoint, then replay
+//! the log from there; each view ignores what it already has. A view more than a snapshot interval
+//! behind takes that path by itself, from an older snapshot, until it meets the others. Nothing else
+//! coordinates them. Data flows one way; only LSNs flow back, to acknowledge a source and to trim
+//! the log.
+//!
+//! # Glossary
+//!
+//! | term | meaning |
+//! |---|---|
+//! | LSN | log sequence number of a record: the order of everything, unique, ascending |
+//! | frame | unit of the log: records of one source and stream, with attributes and a checksum |
+//! | segment | file of frames; the log is trimmed by whole segments |
+//! | control frame | frame without records: a configuration, a tick, the end of a partition |
+//! | partition, offset | what a source reads in order (a file, a socket), and the place in it |
+//! | gap | time in which a source may have lost records, listed in `weir.gaps` |
+//! | dead letter | rejected record, stored with its reason and its bytes |
+//! | event time | the time that a record states; `received_at` is its arrival |
+//! | disorder | how far event times may be out of order before an event is late |
+//! | watermark | event time below which no more events are expected: the maximum less `disorder` |
+//! | lateness | how far an event's time is behind the watermark |
+//! | tick | control frame that moves time on while a source is idle |
+//! | window, pane | interval of event time; a pane is the part of it that windows of a hop share |
+//! | session | events of one key with at most `gap` between them |
+//! | duplicate | event with the same values as an earlier one of its key, marked `is_duplicate` |
+//! | snapshot | the operators' state at one LSN, or the state that one query reads |
+//! | view | derived store that pulls operator output: lake, search, counts, places |
+//! | checkpoint | LSN through which a view has committed; stored with its data |
+//! | ring | recent output in memory, from which views and live streams read |
+//! | memtable | a lake table's rows above its checkpoint, in memory |
+//! | derived table | table computed by operators: windows, sessions, entity tables |
+//! | entity table | latest version of each key |
+//! | `as_of` | checkpoint and watermark of an answer, and how many records it lacks |
+//! | retention floor | time below which a table's rows are hidden, then removed |
+//! | drift | keys of received JSON that the schema does not have |
 //!
 //! # Where things are, in the order in which data flows
 //!
 //! | path | what |
 //! |---|---|
-//! | `src/event.rs` | the words every module shares: LSN, times, gap |
-//! | `src/clock.rs`, `src/storage.rs` | the seams to time and disk |
-//! | `src/threads.rs` | panics of threads, and the pace at which long work yields the CPU |
-//! | `src/bounds.rs` | texts of records within bounds, where they are remembered |
-//! | `src/idempotency.rs` | answers remembered under idempotency keys: a bounded table that the log's writer and the operators fill alike |
-//! | `src/config` | the file as typed, and what it means, checked once; `src/config/location.rs` points into its text |
-//! | `src/presets` | ready-made stream declarations: the only domain words outside the generator |
-//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has all window arithmetic, `src/schema/plan_error.rs` locates errors in SQL; `src/schema/bounds` limits a statement; `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` extend DataFusion's SQL |
-//! | `src/sources` | where bytes enter: files, standard input, websockets; `src/sources/compression.rs` unpacks, `src/sources/lines.rs` finds records; HTTP comes in by `src/server/intake.rs` |
+//! | `src/event.rs` | types that every module shares: LSN, times, gap |
+//! | `src/clock.rs`, `src/storage.rs` | interfaces to time and disk, replaceable in tests |
+//! | `src/threads.rs` | panics of threads; the pace at which long work yields the CPU |
+//! | `src/bounds.rs` | bounds on remembered texts of records |
+//! | `src/idempotency.rs` | answers under idempotency keys: a bounded table that the log's writer and the operators fill alike |
+//! | `src/config` | the file as typed, checked once into what it means; `src/config/limits.rs` has the table of limits, `src/config/location.rs` points into the text |
+//! | `src/presets` | ready-made stream declarations |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
+//! | `src/sources` | files, standard input, websockets; `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records; HTTP intake is `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns |
-//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, publish; `src/ingest/deferred.rs` holds frames that wait for space in the log |
-//! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` opens what a crash left |
-//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (how far arrival time is believed), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
-//! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (moves one view along it) |
-//! | `src/views/lake` | one Delta table per stream, window, set of sessions or entities, `raw`, `dead_letters`; rows above the last commit in memory; `src/views/lake/compact.rs` merges files |
-//! | `src/views/search` | full-text search in tantivy; `src/views/search/rows.rs` stores the rows that hits show |
+//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/aside.rs` holds frames that wait for space |
+//! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash |
+//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (trust in arrival times), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
+//! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (feeds one view from it) |
+//! | `src/views/lake` | one Delta table per stream, window, sessions, entity table, `raw`, `dead_letters`; uncommitted rows in memory; `src/views/lake/compact.rs` merges files |
+//! | `src/views/search` | full-text search in tantivy; `src/views/search/rows.rs` stores the rows of hits |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
-//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/derived_tables.rs` adds open rows; a query is admitted by `src/query/admission.rs`, runs on threads of its own (`src/query/query_threads.rs`), under a plan that can be cancelled (`src/query/cancellation.rs`) and whose operators get bounded input (`src/query/bounded_input.rs`); `src/query/encode` writes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
-//! | `src/server` | HTTP: intake, questions, live rows, the page; `src/server/connections.rs` and `src/server/receive.rs` limit what a client may hold; `src/server/upstream.rs` serves a stream for others |
-//! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/reconfigure.rs` switches to a changed configuration (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the threads; `src/runtime/maintenance.rs` (merges, retention, the disk's limit), `src/runtime/reserve.rs` (room for a full disk's way out), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs` (idleness ticks), `src/runtime/dead_letter_retry.rs` (resubmits dead letters), `src/runtime/rebuild` (past records processed again), `src/runtime/dry_run.rs` (records tried without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (when a change of the configuration would help) |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/derived_tables.rs` adds open windows and sessions; a query runs on threads of its own (`src/query/running.rs`), in a slot (`src/query/slots.rs`), under a plan that can be cancelled (`src/query/guarded.rs`, `src/query/pieces.rs`); `src/query/encode.rs` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
+//! | `src/server` | HTTP: intake, queries, live rows, the dashboard; `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket |
+//! | `src/runtime` | the composition root: folder, threads, recovery (`src/runtime/recovery.rs` decides where everything starts), changed configurations (tried first by `src/runtime/trial.rs`); `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild.rs` (applies declarations to past records, from `src/runtime/replay.rs` and `src/runtime/retained_rows.rs`), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
 //! | `src/cli` | one file per verb |
-//! | `src/generator` | faithful and hostile records, recordings, the demo's words |
+//! | `src/generator` | faithful and hostile records, recordings, the demo |
 //! | `src/testing` | a disk that fails on demand |
 //! | `tests/main.rs` | all integration tests, one binary |
 //!
 //! # Invariants
 //!
-//! 1. Only ingest appends to the log. 2. A source is acknowledged, and a frame seen, only after its sync. 3. A view stores data
-//!    and checkpoint in one atomic step. 4. Behind the log everything is deterministic, record by record: no clock, no randomness,
-//!    no map order. 5. The log is trimmed only below a snapshot that no view is behind. 6. Queries never write. 7. No frame is
-//!    applied under two configurations. 8. Every queue, batch, record, file, request, result and state has a maximum. 9. A broken
-//!    invariant stops the process with a clear message; bad input never does: it becomes a dead letter with its reason.
-//!    10. Views are individually, not mutually, consistent: each answer names its checkpoint.
+//! 1. Only ingest appends records to the log.
+//! 2. A source is acknowledged, and a frame visible, only after its sync.
+//! 3. A view stores data and checkpoint in one atomic step.
+//! 4. After the log everything is deterministic, record by record: no clock, no randomness, no order
+//!    of a hash map.
+//! 5. The log is trimmed only below a snapshot at or below every view's checkpoint.
+//! 6. Queries never write to views or the log.
+//! 7. No frame is applied under two configurations.
+//! 8. Every queue, batch, record, file, request, result and state has a maximum.
+//! 9. A broken invariant stops the process with a clear message; bad input never does: it becomes a
+//!    dead letter with its reason.
+//! 10. Views are individually, not mutually, consistent: each answer names its checkpoint.
 //!
 //! # What is deliberately absent
 //!
-//! No second recovery path; no coordination among views; no domain word outside presets and
-//! generator; no clock or randomness behind the log; no unsafe code. A test (`tests/tidy.rs`) holds
-//! imports and vendors to their rooms.
+//! A second recovery path; coordination among views; words of a domain outside presets and
+//! generator; a clock or randomness after the log; unsafe code. `tests/tidy.rs` restricts imports and
+//! vendors to their modules.
 
 #![forbid(unsafe_code)]
 

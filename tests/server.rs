@@ -572,7 +572,11 @@ fn verbs_ask_a_server_behind_tls_with_their_token_and_nobody_else_does() {
     refused(&["count"], "", "token");
     refused(&["count"], "weir_0123", "token");
     let to = bench.path("backup");
-    refused(&["backup", to.to_str().expect("text")], &read, "only reads");
+    refused(
+        &["backup", to.to_str().expect("text")],
+        &read,
+        "is read-only",
+    );
     assert!(
         ask(&["backup", to.to_str().expect("text")], &write)
             .status

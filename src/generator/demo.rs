@@ -1,6 +1,6 @@
-//! The demo: its configuration, and what to try on it.
+//! The demo: its configuration, and commands to try.
 
-/// The configuration of the demo, with its source and port.
+/// The demo's configuration.
 pub fn demo_configuration(port: u16, url: &str) -> String {
     format!(
         r#"data = "./weir-data"
@@ -28,7 +28,7 @@ pub const TO_TRY: [&str; 5] = [
     "weir dead-letters list --limit 3",
 ];
 
-/// What the demo says when it starts.
+/// The demo's message when it starts.
 pub fn demo_welcome(port: u16) -> String {
     let binary = std::env::args().next().unwrap_or_else(|| "weir".into());
     let lines: Vec<String> = TO_TRY
@@ -36,7 +36,7 @@ pub fn demo_welcome(port: u16) -> String {
         .map(|line| format!("  {}", line.replacen("weir", &binary, 1)))
         .collect();
     format!(
-        "Live at http://127.0.0.1:{port}/ (API: http://127.0.0.1:{port}/docs), data in ./weir-data. Try in another terminal:\n\n{}\n\nCtrl-C ends it; started again, it goes on.\n",
+        "Live at http://127.0.0.1:{port}/ (API: http://127.0.0.1:{port}/docs), data in ./weir-data. Try in another terminal:\n\n{}\n\nCtrl-C stops it; the next start resumes.\n",
         lines.join("\n")
     )
 }

@@ -1,4 +1,4 @@
-//! Groups, venues and members that answers name: made once per seed, as ready pieces of JSON.
+//! Groups, venues and members of answers: generated once per seed, as pieces of JSON.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! Recordings: the time of a record, and the same record at another time.
+//! Recordings: the time of a record, and shifting it.
 
 /// The record's `mtime` in milliseconds.
 pub fn mtime(line: &str) -> Option<i64> {
@@ -10,15 +10,14 @@ pub fn mtime(line: &str) -> Option<i64> {
         .ok()
 }
 
-/// The record with `mtime` and the event's start moved by so many milliseconds, and its new
-/// `mtime`.
+/// The record with `mtime` and the event's start shifted by `by_ms`, and its new `mtime`.
 pub fn shift(line: &str, by_ms: i64) -> (String, i64) {
     let Ok(mut record) = serde_json::from_str::<serde_json::Value>(line) else {
         return (line.to_owned(), 0);
     };
-    let moved = record["mtime"].as_i64().unwrap_or(0) + by_ms;
+    let shifted = record["mtime"].as_i64().unwrap_or(0) + by_ms;
     if let Some(object) = record.as_object_mut() {
-        object.insert("mtime".into(), moved.into());
+        object.insert("mtime".into(), shifted.into());
         if let Some(start) = object
             .get_mut("event")
             .and_then(|e| e.get_mut("time"))
@@ -27,5 +26,5 @@ pub fn shift(line: &str, by_ms: i64) -> (String, i64) {
             *start = (start.as_i64().unwrap_or(0) + by_ms).into();
         }
     }
-    (record.to_string(), moved)
+    (record.to_string(), shifted)
 }

@@ -1,7 +1,6 @@
-//! Ready-made stream declarations, each a TOML file beside this one. The only place, with the
-//! generator, that knows a domain.
+//! Ready-made stream declarations, each a TOML file. Only presets and the generator know a domain.
 
-/// Names and texts of the presets; `{stream}` in a text stands for the stream's name.
+/// Names and texts of the presets; `{stream}` in a text is replaced by the stream's name.
 const PRESETS: [(&str, &str); 4] = [
     ("rsvps", include_str!("rsvps.toml")),
     ("events", include_str!("events.toml")),

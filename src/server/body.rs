@@ -1,9 +1,8 @@
-//! Bodies of POSTs: the types and content codings that are taken, and the records that a body
-//! holds.
+//! Bodies of POSTs: accepted types and content codings, and the records of a body.
 //!
-//! A line that is not JSON is a record, for the decoder to refuse with its reason: a dead letter,
-//! alone as well as among others. Only a body that is no object, array or lines of text at all is
-//! refused as a whole.
+//! A line that is not JSON is a record, which the decoder rejects with its reason: a dead letter, also
+//! if it is the only line. Only a body that is neither an object, an array nor lines of text is
+//! rejected as a whole.
 
 use std::io::Read;
 
@@ -31,25 +30,25 @@ const TYPES: [&str; 10] = [
     "application/jsonlines",
     "application/octet-stream",
     "text/plain",
-    // What curl says unless told otherwise.
+    // The default of curl.
     "application/x-www-form-urlencoded",
 ];
-/// Windows of zstd frames take memory; this is the largest that RFC 9659 allows a content coding to
-/// use (8 MiB).
+/// Windows of zstd frames take memory; this is the largest that RFC 9659 allows for a content coding
+/// (8 MiB).
 const ZSTD_WINDOW_LOG: u32 = 23;
-/// Records of a body: each takes memory beside its bytes, most where it becomes a dead letter.
-const RECORDS: usize = 1_000_000;
-/// Fixed cost of a record, where work is counted in bytes.
+/// Maximum records of a body: each takes memory in addition to its bytes, most as a dead letter.
+const MAX_RECORDS: usize = 1_000_000;
+/// Fixed cost of a record, counted as bytes of work.
 const RECORD_WORK: usize = 16;
-/// How much room unpacking asks for at once.
-const UNPACK_BYTES: usize = 64 << 10;
+/// Bytes by which the output of decompression grows.
+const OUTPUT_BYTES: usize = 64 << 10;
 
 /// A content coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
     Identity,
     Gzip,
-    /// With or without the frame of zlib: clients differ.
+    /// With or without a zlib header: clients differ.
     Deflate,
     Zstd,
 }
@@ -73,7 +72,7 @@ impl Coding {
             "zstd" => return Ok(Self::Zstd),
             _ => {}
         }
-        let message = "the body's Content-Encoding is not known";
+        let message = "the body's Content-Encoding is not supported";
         Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "encoding",
@@ -84,10 +83,10 @@ impl Coding {
 }
 
 pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(given) = headers.get(header::CONTENT_TYPE) else {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
     };
-    let given = given
+    let media_type = value
         .to_str()
         .unwrap_or("?")
         .split(';')
@@ -95,14 +94,14 @@ pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
         .unwrap_or_default()
         .trim()
         .to_ascii_lowercase();
-    let is_json = given
+    let is_json = media_type
         .strip_prefix("application/")
         .is_some_and(|subtype| subtype.ends_with("+json"));
-    if given.is_empty() || is_json || TYPES.contains(&given.as_str()) {
+    if media_type.is_empty() || is_json || TYPES.contains(&media_type.as_str()) {
         return Ok(());
     }
     let (message, hint) = (
-        format!("the body is {given}"),
+        format!("the body is {media_type}"),
         "send application/json or application/x-ndjson",
     );
     Err(ApiError::new(
@@ -128,83 +127,83 @@ fn too_much(message: String) -> ApiError {
     )
 }
 
-/// Why a body could not be unpacked.
+/// Why a body could not be decompressed.
 #[derive(Debug)]
-enum UnpackError {
+enum DecompressError {
     TooLarge,
     Broken(String),
 }
 
-impl From<std::io::Error> for UnpackError {
+impl From<std::io::Error> for DecompressError {
     fn from(error: std::io::Error) -> Self {
         Self::Broken(error.to_string())
     }
 }
 
-/// Removes the content coding; never unpacks more than the limit.
-pub fn unpack(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiError> {
+/// Removes the content coding; never decompresses more than `limit` bytes.
+pub fn decompress(coding: Coding, wire: Bytes, limit: usize) -> Result<Bytes, ApiError> {
     if wire.is_empty() {
         return Ok(wire);
     }
-    let (name, unpacked) = match coding {
+    let (name, decompressed) = match coding {
         Coding::Identity => return Ok(wire),
         Coding::Gzip => (
             "gzip",
             read(flate2::bufread::MultiGzDecoder::new(&wire[..]), limit),
         ),
-        Coding::Deflate => ("deflate", deflated(&wire, limit)),
-        Coding::Zstd => ("zstd", zstandard(&wire, limit)),
+        Coding::Deflate => ("deflate", read_deflate(&wire, limit)),
+        Coding::Zstd => ("zstd", read_zstd(&wire, limit)),
     };
-    unpacked.map(Bytes::from).map_err(|error| match error {
-        UnpackError::TooLarge => too_large(limit),
-        UnpackError::Broken(reason) => ApiError::bad_request(
-            format!("the body is no whole {name}: {reason}"),
-            "pack it again, or send it as it is",
+    decompressed.map(Bytes::from).map_err(|error| match error {
+        DecompressError::TooLarge => too_large(limit),
+        DecompressError::Broken(reason) => ApiError::bad_request(
+            format!("the body is not complete {name}: {reason}"),
+            "compress it again, or send it uncompressed",
         ),
     })
 }
 
-fn read(packed: impl Read, limit: usize) -> Result<Vec<u8>, UnpackError> {
+fn read(compressed: impl Read, limit: usize) -> Result<Vec<u8>, DecompressError> {
     let mut out = Vec::new();
-    Paced(packed.take(limit as u64 + 1), Pace::default()).read_to_end(&mut out)?;
+    Paced(compressed.take(limit as u64 + 1), Pace::default()).read_to_end(&mut out)?;
     if out.len() > limit {
-        Err(UnpackError::TooLarge)
+        Err(DecompressError::TooLarge)
     } else {
         Ok(out)
     }
 }
 
-fn zstandard(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
+fn read_zstd(wire: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(wire)?;
     decoder.window_log_max(ZSTD_WINDOW_LOG)?;
     read(decoder, limit)
 }
 
-fn deflated(wire: &[u8], limit: usize) -> Result<Vec<u8>, UnpackError> {
+fn read_deflate(wire: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
     let has_zlib_header = matches!(wire, [first, second, ..] if first & 15 == 8 && u16::from_be_bytes([*first, *second]) % 31 == 0);
     if has_zlib_header {
         match inflate(wire, true, limit) {
             // The first two bytes of a raw stream may look like a header.
-            Err(UnpackError::Broken(reason)) => {
+            Err(DecompressError::Broken(reason)) => {
                 inflate(wire, false, limit).map_err(|error| match error {
-                    UnpackError::Broken(_) => UnpackError::Broken(reason),
-                    UnpackError::TooLarge => error,
+                    DecompressError::Broken(_) => DecompressError::Broken(reason),
+                    DecompressError::TooLarge => error,
                 })
             }
-            unpacked => unpacked,
+            decompressed => decompressed,
         }
     } else {
         inflate(wire, false, limit)
     }
 }
 
-/// Unlike a reading decoder this one notices where a stream has no end.
-fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, UnpackError> {
-    let broken = |reason: &str| UnpackError::Broken(reason.to_owned());
+/// Unlike flate2's reader, this notices a stream without its end.
+fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, DecompressError> {
+    let broken = |reason: &str| DecompressError::Broken(reason.to_owned());
     let mut stream = Decompress::new(has_zlib_header);
     let (mut out, mut pace) = (Vec::new(), Pace::default());
     loop {
-        out.reserve(UNPACK_BYTES);
+        out.reserve(OUTPUT_BYTES);
         let before = (stream.total_in(), out.len());
         let rest = &wire[before.0 as usize..];
         let rest = &rest[..rest.len().min(Pace::PIECE)];
@@ -213,11 +212,11 @@ fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, 
             .map_err(|e| broken(&e.to_string()))?;
         pace.did((stream.total_in() - before.0) as usize + out.len() - before.1);
         if out.len() > limit {
-            return Err(UnpackError::TooLarge);
+            return Err(DecompressError::TooLarge);
         }
         if status == Status::StreamEnd {
-            let is_whole = stream.total_in() as usize == wire.len();
-            return if is_whole {
+            let is_complete = stream.total_in() as usize == wire.len();
+            return if is_complete {
                 Ok(out)
             } else {
                 Err(broken("bytes follow its end"))
@@ -230,22 +229,22 @@ fn inflate(wire: &[u8], has_zlib_header: bool, limit: usize) -> Result<Vec<u8>, 
 }
 
 /// Splits a body into records; with `unwrap`, into the elements of the array that is this member of
-/// its objects. Pure.
+/// its objects. Of a record over `record_bytes`, the first `truncated_bytes` are kept.
 pub fn split(
     body: &[u8],
     unwrap: Option<&str>,
     record_bytes: usize,
-    cut_bytes: usize,
+    truncated_bytes: usize,
 ) -> Result<RecordBatch, ApiError> {
     let mut batcher = RecordBatcher::new(BatchLimits::unbounded(RecordLimits {
         max_bytes: record_bytes,
-        truncated_bytes: cut_bytes,
+        truncated_bytes: truncated_bytes,
     }));
     let (mut count, mut pace) = (0, Pace::default());
     let mut push = |record: &[u8]| {
         count += 1;
         pace.did(record.len() + RECORD_WORK);
-        if count <= RECORDS {
+        if count <= MAX_RECORDS {
             batcher.push(record);
         }
     };
@@ -257,7 +256,7 @@ pub fn split(
         Shape::One => message::each_at(body, unwrap, &mut |_, record| push(record)),
         Shape::Several => {
             let mut reader = Reader::new(body, 0, b"", unwrap, usize::MAX);
-            // Memory is read without an error.
+            // Reading memory has no errors.
             while let Ok(Some(item)) = reader.next_item() {
                 message::each(&item.bytes, &mut push);
             }
@@ -277,9 +276,9 @@ pub fn split(
             return Err(ApiError::bad_request("the body is binary, not JSON", hint));
         }
     }
-    if count > RECORDS {
+    if count > MAX_RECORDS {
         return Err(too_much(format!(
-            "the body has {count} records, more than {RECORDS}"
+            "the body has {count} records, more than {MAX_RECORDS}"
         )));
     }
     Ok(batcher.finish())
@@ -287,9 +286,9 @@ pub fn split(
 
 #[derive(Debug, PartialEq, Eq)]
 enum Shape {
-    /// One value, over however many lines.
+    /// One value, on any number of lines.
     One,
-    /// Lines, or values one behind another.
+    /// Lines, or concatenated values.
     Several,
     /// An array, or an object that holds one, without its end.
     Open,
@@ -308,7 +307,7 @@ fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
     if is_unwrapped && first.starts_with(b"{") && !is_json(first) && !are_json(body) {
         return Shape::Open;
     }
-    // Among lines that are JSON a binary one is a dead letter, as any other.
+    // Among JSON lines, a binary one is a dead letter like any other.
     let mut pace = Pace::default();
     let mut is_json_line = |line: &[u8]| {
         pace.did(line.len() + RECORD_WORK);
@@ -320,7 +319,7 @@ fn shape(body: &[u8], is_unwrapped: bool) -> Shape {
     Shape::Several
 }
 
-/// Whether a body is JSON values one behind another.
+/// Whether a body is concatenated JSON values.
 fn are_json(bytes: &[u8]) -> bool {
     let (mut values, mut pace) = (
         serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>(),
@@ -337,7 +336,8 @@ fn are_json(bytes: &[u8]) -> bool {
     true
 }
 
-/// Text that begins as JSON does may be damaged in any way but by NULs, which text never has.
+/// Whether a body is not text. What begins like JSON may be damaged in any way but by NULs, which
+/// text never has.
 fn looks_binary(body: &[u8]) -> bool {
     let begins_as_json = matches!(body.first(), Some(b'{' | b'[' | b'"' | b'-' | b'0'..=b'9'));
     let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
@@ -356,13 +356,13 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_say_json_is_taken() {
-        let takes = |value: &str| check_type(&headers(header::CONTENT_TYPE, value)).is_ok();
+    fn every_media_type_of_json_is_accepted() {
+        let is_accepted = |value: &str| check_type(&headers(header::CONTENT_TYPE, value)).is_ok();
         for value in TYPES {
             assert!(
-                takes(value)
-                    && takes(&value.to_uppercase())
-                    && takes(&format!("{value}; charset=utf-8")),
+                is_accepted(value)
+                    && is_accepted(&value.to_uppercase())
+                    && is_accepted(&format!("{value}; charset=utf-8")),
                 "{value}"
             );
         }
@@ -372,7 +372,7 @@ mod tests {
             "application/stream+json",
             "",
         ] {
-            assert!(takes(value), "{value}");
+            assert!(is_accepted(value), "{value}");
         }
         for value in [
             "multipart/form-data; boundary=x",
@@ -380,13 +380,13 @@ mod tests {
             "application/cloudevents+avro",
             "+json",
         ] {
-            assert!(!takes(value), "{value}");
+            assert!(!is_accepted(value), "{value}");
         }
         assert!(check_type(&HeaderMap::new()).is_ok());
     }
 
     #[test]
-    fn codings_are_known_in_any_case_and_others_refused() {
+    fn codings_are_accepted_in_any_case_and_others_rejected() {
         let coding = |value: &str| Coding::of(&headers(header::CONTENT_ENCODING, value)).ok();
         assert_eq!(coding("GZIP"), Some(Coding::Gzip));
         assert_eq!(coding("x-gzip"), Some(Coding::Gzip));
@@ -402,7 +402,7 @@ mod tests {
         assert!(Coding::of(&twice).is_err());
     }
 
-    fn packed(plain: &[u8]) -> [(Coding, Vec<u8>); 4] {
+    fn compressed(plain: &[u8]) -> [(Coding, Vec<u8>); 4] {
         use flate2::{Compression, write};
         let mut gzip = write::GzEncoder::new(Vec::new(), Compression::fast());
         let mut zlib = write::ZlibEncoder::new(Vec::new(), Compression::fast());
@@ -420,18 +420,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_packed_is_unpacked_up_to_the_limit_and_refused_where_it_is_broken() {
+    fn bodies_are_decompressed_up_to_the_limit_and_damaged_ones_rejected() {
         let plain: Vec<u8> = (0..20_000)
             .flat_map(|n| format!("{{\"n\":{n}}}\n").into_bytes())
             .collect();
-        for (coding, wire) in packed(&plain) {
-            let unpack = |wire: &[u8], limit| unpack(coding, Bytes::copy_from_slice(wire), limit);
+        for (coding, wire) in compressed(&plain) {
+            let decompress =
+                |wire: &[u8], limit| decompress(coding, Bytes::copy_from_slice(wire), limit);
             assert_eq!(
-                unpack(&wire, plain.len()).expect("whole"),
+                decompress(&wire, plain.len()).expect("complete"),
                 plain,
                 "{coding:?}"
             );
-            let status = |wire: &[u8], limit| unpack(wire, limit).expect_err("refused").status;
+            let status = |wire: &[u8], limit| decompress(wire, limit).expect_err("refused").status;
             assert_eq!(
                 status(&wire, plain.len() - 1),
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -441,7 +442,7 @@ mod tests {
                 assert_eq!(
                     status(&wire[..end], plain.len()),
                     StatusCode::BAD_REQUEST,
-                    "{coding:?} cut at {end}"
+                    "{coding:?} truncated at {end}"
                 );
             }
             assert_eq!(
@@ -449,14 +450,14 @@ mod tests {
                 StatusCode::BAD_REQUEST,
                 "{coding:?}"
             );
-            assert_eq!(unpack(b"", 10).expect("empty"), b""[..]);
+            assert_eq!(decompress(b"", 10).expect("empty"), b""[..]);
         }
     }
 
     #[test]
-    fn a_small_body_that_unpacks_to_a_large_one_takes_no_more_than_the_limit() {
-        for (coding, wire) in packed(&vec![b' '; 64 << 20]) {
-            let refused = unpack(coding, wire.into(), 1 << 20).expect_err("too large");
+    fn a_decompression_bomb_takes_no_more_than_the_limit() {
+        for (coding, wire) in compressed(&vec![b' '; 64 << 20]) {
+            let refused = decompress(coding, wire.into(), 1 << 20).expect_err("too large");
             assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{coding:?}");
         }
     }
@@ -475,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_json_is_a_record_alone_as_well_as_among_others() {
+    fn a_line_that_is_not_json_is_a_record_alone_and_among_others() {
         let good = r#"{"n":1}"#;
         for broken in [
             "{\"n\":1,",
@@ -500,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_body_of_no_such_shape_is_refused() {
+    fn only_a_body_without_a_usable_shape_is_rejected() {
         let refused = Err(StatusCode::BAD_REQUEST);
         for body in [
             &b"[{\"n\":1},"[..],
@@ -533,21 +534,21 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_more_records_than_fit_into_memory_is_refused() {
+    fn a_body_of_too_many_records_is_rejected() {
         let body = |count: usize| "1\n".repeat(count);
         assert_eq!(
-            split(body(RECORDS).as_bytes(), None, 10, 10)
-                .expect("as many as may be")
+            split(body(MAX_RECORDS).as_bytes(), None, 10, 10)
+                .expect("the maximum")
                 .records
                 .len(),
-            RECORDS
+            MAX_RECORDS
         );
-        let refused = split(body(RECORDS + 1).as_bytes(), None, 10, 10).expect_err("one more");
+        let refused = split(body(MAX_RECORDS + 1).as_bytes(), None, 10, 10).expect_err("one more");
         assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[test]
-    fn values_are_told_apart_as_in_files() {
+    fn values_are_separated_as_in_files() {
         let (pretty, good) = ("{\n  \"n\": 1\n}", r#"{"n":1}"#);
         let is = |body: &str, records: &[&str]| {
             assert_eq!(
@@ -576,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_over_the_limit_is_cut() {
+    fn a_record_over_the_limit_is_truncated() {
         let body = format!("{{\"n\":1}}\n{{\"n\":\"{}\"}}", "x".repeat(2_000));
         let split = split(body.as_bytes(), None, 1_000, 10).expect("lines");
         assert_eq!(

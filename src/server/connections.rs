@@ -1,9 +1,12 @@
-//! A connection's limits: their number, the time until the first byte, and the time for which an
+//! Limits of connections: their number, the time until the first byte, and the time for which an
 //! answer may stay unread. HTTP/1 only: the sniffing of HTTP/2 has no time limit of its own.
 //!
-//! Where all connections are taken, one that has waited for its client gives way to a new one: a
-//! client that sends or reads nothing keeps nobody else out. Beside them there are a few for what
-//! must always be answered ([`super::guard`] says what that is).
+//! When all connections are taken, a new one evicts the one that has waited longest for its client:
+//! a client that sends or reads nothing keeps no other client out. A reserve of a few more is for
+//! what must always be answered (see [`super::guard`]).
+//!
+//! With two connections, one idle for 3 s and one computing an answer, a third evicts the idle one. If
+//! both compute, it gets the reserve, where only intake and health checks are answered.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,38 +26,37 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::Layer;
 
-/// Bytes within which a client must make progress: less than these in a time is none.
-const WINDOW_BYTES: usize = 64 << 10;
+/// Bytes that count as progress of a client; its waiting time restarts after as many.
+const PROGRESS_BYTES: usize = 64 << 10;
 /// How long an answer may stay unread.
-const WRITE_TIME: Duration = Duration::from_secs(20);
-/// How long a connection waits for its client before it may have to give way.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// What the system buffers of an answer: no more, so that a slow reader is told from one that reads
-/// nothing.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection waits for its client before it may be evicted.
+const MIN_WAIT: Duration = Duration::from_secs(1);
+/// What the system buffers of an answer: small, to tell a slow reader from one that reads nothing.
 const SEND_BUFFER: usize = 256 << 10;
-/// Connections beside the others: one for each so many.
-const RESERVE: usize = 8;
+/// The reserve has one connection for each so many.
+const CONNECTIONS_PER_RESERVE: usize = 8;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    AwaitsRequest,
-    ReadsBody,
-    /// Its client waits, unless it does not read.
-    Works,
+    AwaitingRequest,
+    ReadingBody,
+    /// The client waits for the server, unless it does not read.
+    Working,
 }
 
 /// Whether a connection waits for its client, and since when.
 pub struct Activity {
     state: Mutex<State>,
-    gives_way: CancellationToken,
-    /// It is one of those beside the others.
+    evicted: CancellationToken,
+    /// Whether it belongs to the reserve.
     pub is_reserve: bool,
 }
 
 struct State {
     phase: Phase,
-    /// What was written has not been read.
+    /// Whether what was written is still unread.
     is_blocked: bool,
     since: Instant,
     /// Read or written since then.
@@ -67,21 +69,21 @@ impl State {
     }
 
     fn awaits_client(&self) -> bool {
-        self.is_blocked || self.phase != Phase::Works
+        self.is_blocked || self.phase != Phase::Working
     }
 }
 
 impl Activity {
     fn new(is_reserve: bool) -> Arc<Self> {
         let state = State {
-            phase: Phase::AwaitsRequest,
+            phase: Phase::AwaitingRequest,
             is_blocked: false,
             since: Instant::now(),
             bytes: 0,
         };
         Arc::new(Self {
             state: Mutex::new(state),
-            gives_way: CancellationToken::new(),
+            evicted: CancellationToken::new(),
             is_reserve,
         })
     }
@@ -96,11 +98,11 @@ impl Activity {
         state.restart();
     }
 
-    /// Its client has sent or read so much.
+    /// Its client has sent or read `bytes`.
     pub fn progress(&self, bytes: usize) {
         let mut state = self.lock();
         state.bytes += bytes;
-        if state.bytes >= WINDOW_BYTES {
+        if state.bytes >= PROGRESS_BYTES {
             state.restart();
         }
     }
@@ -113,7 +115,7 @@ impl Activity {
         }
     }
 
-    /// How long it has waited for its client.
+    /// How long it has waited for its client, if it does.
     fn waited(&self) -> Option<(Duration, Phase)> {
         let state = self.lock();
         state
@@ -121,9 +123,9 @@ impl Activity {
             .then(|| (state.since.elapsed(), state.phase))
     }
 
-    /// Ends when the connection has to give way.
-    pub async fn gave_way(&self) {
-        self.gives_way.cancelled().await;
+    /// Completes when the connection is evicted.
+    pub async fn must_close(&self) {
+        self.evicted.cancelled().await;
     }
 }
 
@@ -134,39 +136,39 @@ struct Open {
 
 /// All open connections.
 pub struct Connections {
-    most: usize,
+    max: usize,
     open: Mutex<(u64, HashMap<u64, Open>)>,
 }
 
 impl Connections {
-    pub fn new(most: usize) -> Arc<Self> {
+    pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
-            most,
+            max,
             open: Mutex::default(),
         })
     }
 
-    pub fn most(&self) -> usize {
-        self.most
+    pub fn max(&self) -> usize {
+        self.max
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, Open>)> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection. Another machine has half of them at most; of this machine's
-    /// clients all come from one address.
-    fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Admitted> {
+    /// Admits a connection, if there is room. One address has at most half of them; loopback has no
+    /// such limit, because all clients of this machine share it.
+    fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let mut guard = self.lock();
         let (next, open) = &mut *guard;
         let reserve = open.values().filter(|c| c.activity.is_reserve).count();
         let own = open.values().filter(|c| c.peer == peer).count();
-        let has_share = peer.is_loopback() || own < self.most.div_ceil(2);
-        let is_reserve = if has_share && open.len() - reserve < self.most {
+        let has_share = peer.is_loopback() || own < self.max.div_ceil(2);
+        let is_reserve = if has_share && open.len() - reserve < self.max {
             false
-        } else if let Some(gone) = give_way(open, |_, c| has_share || c.peer == peer) {
-            gone.is_reserve
-        } else if has_share && reserve < self.most.div_ceil(RESERVE) {
+        } else if let Some(evicted) = evict(open, |_, c| has_share || c.peer == peer) {
+            evicted.is_reserve
+        } else if has_share && reserve < self.max.div_ceil(CONNECTIONS_PER_RESERVE) {
             true
         } else {
             return None;
@@ -180,53 +182,53 @@ impl Connections {
                 activity: activity.clone(),
             },
         );
-        Some(Admitted {
+        Some(Slot {
             id: *next,
             activity,
             connections: self.clone(),
         })
     }
 
-    /// Ends the body that has been waited for longest, if one has kept others waiting long enough.
-    /// Its room is free soon.
-    pub fn give_up_a_body(&self) -> bool {
-        give_way(&mut self.lock().1, |phase, _| phase == Phase::ReadsBody).is_some()
+    /// Evicts the connection whose body has stalled longest, if one has stalled long enough. Its
+    /// memory is free soon.
+    pub fn close_stalled_body(&self) -> bool {
+        evict(&mut self.lock().1, |phase, _| phase == Phase::ReadingBody).is_some()
     }
 }
 
-/// Lets the connection that has waited longest for its client give way, those of the reserve last.
-fn give_way(
+/// Evicts the connection that has waited longest for its client, those of the reserve last.
+fn evict(
     open: &mut HashMap<u64, Open>,
-    may: impl Fn(Phase, &Open) -> bool,
+    is_evictable: impl Fn(Phase, &Open) -> bool,
 ) -> Option<Arc<Activity>> {
     let waiting = open.iter().filter_map(|(id, connection)| {
         let (waited, phase) = connection.activity.waited()?;
-        (waited >= PATIENCE && may(phase, connection)).then_some((
+        (waited >= MIN_WAIT && is_evictable(phase, connection)).then_some((
             !connection.activity.is_reserve,
             waited,
             *id,
         ))
     });
     let (_, _, id) = waiting.max()?;
-    let gone = open.remove(&id)?.activity;
-    gone.gives_way.cancel();
-    Some(gone)
+    let evicted = open.remove(&id)?.activity;
+    evicted.evicted.cancel();
+    Some(evicted)
 }
 
-/// A connection's place, as long as it lives.
-struct Admitted {
+/// Frees a connection's slot when it is dropped.
+struct Slot {
     id: u64,
     activity: Arc<Activity>,
     connections: Arc<Connections>,
 }
 
-impl Drop for Admitted {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.connections.lock().1.remove(&self.id);
     }
 }
 
-/// Accepts connections while there are places; each request has its connection's [`Activity`].
+/// Accepts connections while there are slots; each request has its connection's [`Activity`].
 #[derive(Clone)]
 pub struct Limit<A> {
     pub inner: A,
@@ -247,33 +249,33 @@ where
     type Future = Pin<Box<dyn Future<Output = io::Result<(Self::Stream, Self::Service)>> + Send>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let admitted = stream
+        let slot = stream
             .peer_addr()
             .ok()
             .and_then(|peer| self.connections.admit(peer.ip().to_canonical()));
-        let Some(admitted) = admitted else {
+        let Some(slot) = slot else {
             return Box::pin(async { Err(io::Error::other("too many connections")) });
         };
-        // Without it the system's own size is as good, only larger.
+        // If it fails, the system's default is as good, only larger.
         let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
         let (accepted, wait) = (self.inner.accept(stream, service), self.first_byte);
         Box::pin(async move {
-            let activity = admitted.activity.clone();
+            let activity = slot.activity.clone();
             let (io, service) = tokio::select! {
                 accepted = accepted => accepted?,
-                () = activity.gave_way() => return Err(gave_way()),
+                () = activity.must_close() => return Err(evicted()),
             };
             let service = Extension(activity.clone()).layer(service);
-            let gives_way = Box::pin(activity.gives_way.clone().cancelled_owned());
-            let first = Some(Box::pin(tokio::time::sleep(wait)));
+            let is_evicted = Box::pin(activity.evicted.clone().cancelled_owned());
+            let first_byte = Some(Box::pin(tokio::time::sleep(wait)));
             Ok((
                 Connection {
                     io,
-                    seen: 0,
-                    first,
+                    matched: 0,
+                    first_byte,
                     unread: None,
-                    gives_way,
-                    admitted,
+                    is_evicted,
+                    slot,
                 },
                 service,
             ))
@@ -281,59 +283,61 @@ where
     }
 }
 
-fn gave_way() -> io::Error {
+fn evicted() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
-        "the connection gave way to another one",
+        "the connection was closed in favour of another one",
     )
 }
 
+/// The preface of HTTP/2.
 const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection that holds its place.
+/// A connection that holds its slot.
 pub struct Connection<T> {
     io: T,
-    /// Bytes that could begin HTTP/2.
-    seen: usize,
-    first: Option<Pin<Box<Sleep>>>,
+    /// Bytes received that match [`HTTP2`].
+    matched: usize,
+    /// Runs until the first bytes that are not [`HTTP2`].
+    first_byte: Option<Pin<Box<Sleep>>>,
     /// Runs while what was written is not read.
     unread: Option<Pin<Box<Sleep>>>,
-    gives_way: Pin<Box<WaitForCancellationFutureOwned>>,
-    admitted: Admitted,
+    is_evicted: Pin<Box<WaitForCancellationFutureOwned>>,
+    slot: Slot,
 }
 
 impl<T> Connection<T> {
-    /// What becomes of a read that has to wait. One of a body is ended by who reads it, with an
-    /// answer.
-    fn waits_to_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// The result of a read that has to wait. A stalled body is ended by its reader, with an answer.
+    fn poll_idle_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self
-            .first
+            .first_byte
             .as_mut()
             .is_some_and(|time| time.as_mut().poll(context).is_ready())
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        let gives_way = self.gives_way.as_mut().poll(context).is_ready();
-        if gives_way && self.admitted.activity.lock().phase == Phase::AwaitsRequest {
-            return Poll::Ready(Err(gave_way()));
+        let is_evicted = self.is_evicted.as_mut().poll(context).is_ready();
+        if is_evicted && self.slot.activity.lock().phase == Phase::AwaitingRequest {
+            return Poll::Ready(Err(evicted()));
         }
         Poll::Pending
     }
 
-    fn waits_to_write<R>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<R>> {
-        let activity = &self.admitted.activity;
+    /// The result of a write that has to wait.
+    fn poll_blocked_write<R>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<R>> {
+        let activity = &self.slot.activity;
         activity.set_blocked(true);
-        if self.gives_way.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(gave_way()));
+        if self.is_evicted.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(evicted()));
         }
         let unread = self
             .unread
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIME)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
         while unread.as_mut().poll(context).is_ready() {
             let waited = activity
                 .waited()
                 .map_or(Duration::ZERO, |(waited, _)| waited);
-            let Some(rest) = WRITE_TIME
+            let Some(rest) = WRITE_TIMEOUT
                 .checked_sub(waited)
                 .filter(|rest| !rest.is_zero())
             else {
@@ -344,9 +348,9 @@ impl<T> Connection<T> {
         Poll::Pending
     }
 
-    fn all_written(&mut self) {
+    fn set_flushed(&mut self) {
         self.unread = None;
-        self.admitted.activity.set_blocked(false);
+        self.slot.activity.set_blocked(false);
     }
 }
 
@@ -359,17 +363,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match Pin::new(&mut this.io).poll_read(context, buffer) {
-            Poll::Pending => this.waits_to_read(context),
+            Poll::Pending => this.poll_idle_read(context),
             done => {
                 for byte in &buffer.filled()[before..] {
-                    if this.first.is_none() {
+                    if this.first_byte.is_none() {
                         break;
                     }
-                    if *byte != HTTP2[this.seen] {
-                        this.first = None;
+                    if *byte != HTTP2[this.matched] {
+                        this.first_byte = None;
                     } else {
-                        this.seen += 1;
-                        if this.seen == HTTP2.len() {
+                        this.matched += 1;
+                        if this.matched == HTTP2.len() {
                             return Poll::Ready(Err(io::Error::other("HTTP/2 is not served")));
                         }
                     }
@@ -388,10 +392,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         match Pin::new(&mut this.io).poll_write(context, bytes) {
-            Poll::Pending => this.waits_to_write(context),
+            Poll::Pending => this.poll_blocked_write(context),
             written => {
                 if let Poll::Ready(Ok(bytes)) = &written {
-                    this.admitted.activity.progress(*bytes);
+                    this.slot.activity.progress(*bytes);
                 }
                 written
             }
@@ -401,9 +405,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         match Pin::new(&mut this.io).poll_flush(context) {
-            Poll::Pending => this.waits_to_write(context),
+            Poll::Pending => this.poll_blocked_write(context),
             flushed => {
-                this.all_written();
+                this.set_flushed();
                 flushed
             }
         }
@@ -412,7 +416,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         match Pin::new(&mut this.io).poll_shutdown(context) {
-            Poll::Pending => this.waits_to_write(context),
+            Poll::Pending => this.poll_blocked_write(context),
             shut => shut,
         }
     }
@@ -427,36 +431,34 @@ mod tests {
     }
 
     /// As if the connection had waited so long already.
-    fn wait(admitted: &Admitted, time: Duration) {
-        admitted.activity.lock().since -= time;
+    fn wait(slot: &Slot, time: Duration) {
+        slot.activity.lock().since -= time;
     }
 
     #[test]
-    fn one_that_waits_for_its_client_gives_way_and_one_that_works_does_not() {
+    fn a_waiting_connection_is_evicted_and_a_working_one_is_not() {
         let connections = Connections::new(2);
         let here = IpAddr::from([127, 0, 0, 1]);
         let (first, second) = (
             connections.admit(here).expect("free"),
             connections.admit(here).expect("free"),
         );
-        wait(&first, PATIENCE);
-        wait(&second, PATIENCE * 2);
-        second.activity.enter(Phase::Works);
-        let third = connections.admit(here).expect("the first gives way");
-        assert!(
-            first.activity.gives_way.is_cancelled() && !second.activity.gives_way.is_cancelled()
-        );
+        wait(&first, MIN_WAIT);
+        wait(&second, MIN_WAIT * 2);
+        second.activity.enter(Phase::Working);
+        let third = connections.admit(here).expect("the first is evicted");
+        assert!(first.activity.evicted.is_cancelled() && !second.activity.evicted.is_cancelled());
         assert!(!third.activity.is_reserve);
-        // Nobody has waited: what is left is kept for what must always be answered.
-        let fourth = connections.admit(here).expect("one beside the others");
+        // None has waited long enough: only the reserve is left.
+        let fourth = connections.admit(here).expect("one of the reserve");
         assert!(fourth.activity.is_reserve && connections.admit(here).is_none());
-        // An answer that nobody reads gives way too.
+        // A connection with an unread answer is evicted too.
         second.activity.set_blocked(true);
-        wait(&second, PATIENCE);
+        wait(&second, MIN_WAIT);
         assert!(
             !connections
                 .admit(here)
-                .expect("the second gives way")
+                .expect("the second is evicted")
                 .activity
                 .is_reserve
         );
@@ -473,17 +475,15 @@ mod tests {
     #[test]
     fn another_machine_has_half_of_them_at_most() {
         let connections = Connections::new(4);
-        let own: Vec<Admitted> = (0..2)
+        let own: Vec<Slot> = (0..2)
             .map(|_| connections.admit(peer(1)).expect("free"))
             .collect();
         assert!(connections.admit(peer(1)).is_none());
         let other = connections.admit(peer(2)).expect("it has its own share");
-        wait(&other, PATIENCE * 3);
-        wait(&own[1], PATIENCE);
+        wait(&other, MIN_WAIT * 3);
+        wait(&own[1], MIN_WAIT);
         let next = connections.admit(peer(1)).expect("its own gives way");
-        assert!(
-            own[1].activity.gives_way.is_cancelled() && !other.activity.gives_way.is_cancelled()
-        );
+        assert!(own[1].activity.evicted.is_cancelled() && !other.activity.evicted.is_cancelled());
         assert_eq!(connections.lock().1.len(), 3);
         drop((own, next, other));
         assert!(connections.lock().1.is_empty());
@@ -492,19 +492,18 @@ mod tests {
     #[test]
     fn little_by_little_is_no_progress() {
         let connections = Connections::new(1);
-        let admitted = connections.admit(peer(1)).expect("free");
-        admitted.activity.enter(Phase::ReadsBody);
-        wait(&admitted, PATIENCE);
-        (0..10).for_each(|_| admitted.activity.progress(100));
+        let slot = connections.admit(peer(1)).expect("free");
+        slot.activity.enter(Phase::ReadingBody);
+        wait(&slot, MIN_WAIT);
+        (0..10).for_each(|_| slot.activity.progress(100));
         assert!(
-            admitted
-                .activity
+            slot.activity
                 .waited()
-                .is_some_and(|(waited, _)| waited >= PATIENCE)
+                .is_some_and(|(waited, _)| waited >= MIN_WAIT)
         );
-        admitted.activity.progress(WINDOW_BYTES);
-        assert!(!connections.give_up_a_body());
-        wait(&admitted, PATIENCE);
-        assert!(connections.give_up_a_body() && !connections.give_up_a_body());
+        slot.activity.progress(PROGRESS_BYTES);
+        assert!(!connections.close_stalled_body());
+        wait(&slot, MIN_WAIT);
+        assert!(connections.close_stalled_body() && !connections.close_stalled_body());
     }
 }

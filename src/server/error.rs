@@ -9,7 +9,7 @@ use crate::ingest::IngestError;
 use crate::query::QueryError;
 use crate::storage::{IoKind, damage_in};
 
-/// A refused request.
+/// A rejected request.
 #[derive(Debug, Clone)]
 pub struct ApiError {
     pub status: StatusCode,
@@ -41,6 +41,25 @@ impl ApiError {
             message,
             "choose a new key for each body",
         )
+    }
+
+    pub fn failed(message: impl Into<String>) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "failed", message, "see the log")
+    }
+
+    /// While the intake is closed.
+    pub fn not_ingesting() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_taking",
+            "no records are accepted now: weir is starting, stopping, or configured so",
+            "try again in a moment",
+        )
+    }
+
+    pub fn conflict(message: impl Into<String>, hint: &'static str) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", message, hint)
     }
 
     pub fn bad_request(message: impl Into<String>, hint: &'static str) -> Self {
@@ -82,20 +101,12 @@ impl From<QueryError> for ApiError {
                 StatusCode::BAD_REQUEST,
                 "limit",
                 message,
-                "narrow the question",
+                "narrow the query",
             ),
-            QueryError::Overloaded(_) => {
+            QueryError::Crowded(_) | QueryError::Busy { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again")
             }
-            QueryError::Busy { .. } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again")
-            }
-            QueryError::Failed(_) => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "failed",
-                message,
-                "see the log",
-            ),
+            QueryError::Failed(_) => Self::failed(message),
         }
     }
 }
@@ -137,12 +148,12 @@ impl From<IngestError> for ApiError {
     }
 }
 
-/// Longest text of a refusal that a library wrote.
-const REFUSAL_BYTES: usize = 16 << 10;
+/// Maximum text of a library's error response.
+const MAX_ERROR_BYTES: usize = 16 << 10;
 
-/// A refusal that a library wrote as plain text, as of a path that is no UTF-8, in the form of all
-/// others.
-pub async fn in_usual_form(response: Response) -> Response {
+/// Rewrites an error that a library responds with as plain text, such as for a path that is not
+/// UTF-8, in the form of all others.
+pub async fn unify(response: Response) -> Response {
     let status = response.status();
     let kind = response
         .headers()
@@ -160,7 +171,7 @@ pub async fn in_usual_form(response: Response) -> Response {
         _ if status.is_client_error() => "bad_request",
         _ => "failed",
     };
-    let text = to_bytes(response.into_body(), REFUSAL_BYTES)
+    let text = to_bytes(response.into_body(), MAX_ERROR_BYTES)
         .await
         .unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

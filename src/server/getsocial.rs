@@ -1,6 +1,6 @@
-//! `/getsocial/events/…`: an older API of event counts and lists, kept for its clients. Times are
+//! `/getsocial/events/…`: an older API of event counts and lists, for its existing clients. Times are
 //! whole seconds since 1970, ranges include both ends; every answer is `{result, status,
-//! timeStamp}`, every refusal `{status, timeStamp, reason}`.
+//! timeStamp}`, every error `{status, timeStamp, reason}`.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::App;
-use super::routes::answered;
+use super::routes::respond;
 use crate::event::{MICROS_PER_SECOND, Micros, rfc3339};
 use crate::query::QueryError;
 use crate::query::encode::each_row;
@@ -25,14 +25,14 @@ const ORDER: &str = "Start time must be less than end time. Please check input p
 /// The column that the API's stream counts by.
 const TYPE_COLUMN: &str = "event_type";
 /// Events of one answer; `next` continues.
-const PAGE: usize = 10_000;
-/// Seconds whose microseconds are no overflow.
-const SECONDS: std::ops::RangeInclusive<i64> = -60_000_000_000..=250_000_000_000;
+const PAGE_EVENTS: usize = 10_000;
+/// Seconds whose microseconds do not overflow.
+const VALID_SECONDS: std::ops::RangeInclusive<i64> = -60_000_000_000..=250_000_000_000;
 
-/// A refusal as this API writes it.
-pub struct Refusal(StatusCode, String);
+/// An error in this API's form.
+pub struct GetSocialError(StatusCode, String);
 
-impl IntoResponse for Refusal {
+impl IntoResponse for GetSocialError {
     fn into_response(self) -> Response {
         (
             self.0,
@@ -42,7 +42,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-impl From<QueryError> for Refusal {
+impl From<QueryError> for GetSocialError {
     fn from(error: QueryError) -> Self {
         let status = match &error {
             QueryError::Busy { .. } | QueryError::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -66,16 +66,16 @@ fn answer(result: Value) -> Map<String, Value> {
     ])
 }
 
-fn invalid() -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, INVALID.into())
+fn invalid() -> GetSocialError {
+    GetSocialError(StatusCode::BAD_REQUEST, INVALID.into())
 }
 
-/// The stream that the API speaks of: the first that counts by its types.
-fn stream(app: &App) -> Result<String, Refusal> {
+/// The stream that the API serves: the first that counts by [`TYPE_COLUMN`].
+fn stream(app: &App) -> Result<String, GetSocialError> {
     let mut streams = app.0.parts.answers.handles.catalog.streams.values();
     let found = streams.find(|s| s.def.count.as_ref().is_some_and(|c| c.kind == TYPE_COLUMN));
     let none = || {
-        Refusal(
+        GetSocialError(
             StatusCode::NOT_FOUND,
             format!("no stream counts by `{TYPE_COLUMN}`; preset = \"events\" does"),
         )
@@ -83,18 +83,20 @@ fn stream(app: &App) -> Result<String, Refusal> {
     found.map(|s| s.name.clone()).ok_or_else(none)
 }
 
-/// First second and last second of the range, in microseconds: from the start of the one, before
-/// the end of the other.
-fn range(params: &Params) -> Result<(Micros, Micros), Refusal> {
+/// The range in microseconds, its end exclusive: from the start of `start_time` to the end of
+/// `end_time`.
+fn range(params: &Params) -> Result<(Micros, Micros), GetSocialError> {
     let second = |name: &str| {
         let number = params
             .get(name)
             .and_then(|text| text.trim().parse::<i64>().ok());
-        number.filter(|n| SECONDS.contains(n)).ok_or_else(invalid)
+        number
+            .filter(|n| VALID_SECONDS.contains(n))
+            .ok_or_else(invalid)
     };
     let (start, end) = (second("start_time")?, second("end_time")?);
     if start > end {
-        return Err(Refusal(StatusCode::BAD_REQUEST, ORDER.into()));
+        return Err(GetSocialError(StatusCode::BAD_REQUEST, ORDER.into()));
     }
     Ok((start * MICROS_PER_SECOND, (end + 1) * MICROS_PER_SECOND))
 }
@@ -103,46 +105,46 @@ fn text<'a>(params: &'a Params, name: &str) -> Option<&'a str> {
     params.get(name).map(|t| t.trim()).filter(|t| !t.is_empty())
 }
 
-/// How many events of a type lie in a range of seconds.
+/// Number of events of a type in a range of seconds.
 #[utoipa::path(get, path = "/getsocial/events/count/", params(("event_type" = String, Query), ("start_time" = i64, Query),
     ("end_time" = i64, Query)), responses((status = 200, description = "{result, status, timeStamp}"), (status = 400)))]
 pub async fn count(
     State(app): State<App>,
     Query(params): Query<BTreeMap<String, String>>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, GetSocialError> {
     count_answer(&app, &params).await.map(Json)
 }
 
-async fn count_answer(app: &App, params: &Params) -> Result<Value, Refusal> {
+async fn count_answer(app: &App, params: &Params) -> Result<Value, GetSocialError> {
     let kind = text(params, "event_type").ok_or_else(invalid)?;
     let (from, to) = range(params)?;
-    let question = Params::from([
+    let request = Params::from([
         ("stream".to_owned(), stream(app)?),
         ("type".to_owned(), kind.to_owned()),
         ("from".to_owned(), rfc3339(from)),
         ("to".to_owned(), rfc3339(to)),
         ("duplicates".to_owned(), "true".to_owned()),
     ]);
-    let counted = app.0.parts.answers.count(&question).await?.into_value()?;
-    Ok(Value::Object(answer(counted["count"].clone())))
+    let count = app.0.parts.answers.count(&request).await?.into_value()?;
+    Ok(Value::Object(answer(count["count"].clone())))
 }
 
-/// The events in a range of seconds, of one type or all, in the order of their times; `next`, where
-/// there is one, is the `after` of the next page.
+/// The events in a range of seconds, of one type or all, in order of time. `next` is the `after` of
+/// the next page, if there is one.
 #[utoipa::path(get, path = "/getsocial/events/getallevents/", params(("event_type" = Option<String>, Query),
     ("start_time" = i64, Query), ("end_time" = i64, Query), ("after" = Option<String>, Query)),
     responses((status = 200, description = "{result, status, timeStamp, next}"), (status = 400)))]
 pub async fn all_events(
     State(app): State<App>,
     Query(params): Query<BTreeMap<String, String>>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, GetSocialError> {
     events_answer(&app, &params)
         .await
-        .map(|page| answered("application/json", page))
+        .map(|page| respond("application/json", page))
 }
 
-async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, Refusal> {
-    // A type that is there but blank is no type.
+async fn events_answer(app: &App, params: &Params) -> Result<Whole, GetSocialError> {
+    // A blank type is an error, a missing one means all.
     if params
         .get("event_type")
         .is_some_and(|t| t.trim().is_empty())
@@ -151,19 +153,19 @@ async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, Refu
     }
     let (from, to) = range(params)?;
     let time = |at: Micros| {
-        let whole = chrono::DateTime::from_timestamp_micros(at).unwrap_or_default();
+        let time = chrono::DateTime::from_timestamp_micros(at).unwrap_or_default();
         format!(
             "timestamp '{}'",
-            whole.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+            time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
         )
     };
-    let mut wanted = vec![format!(
+    let mut conditions = vec![format!(
         "event_time >= {} and event_time < {}",
         time(from),
         time(to)
     )];
     if let Some(kind) = text(params, "event_type") {
-        wanted.push(format!("{TYPE_COLUMN} = '{}'", kind.replace('\'', "''")));
+        conditions.push(format!("{TYPE_COLUMN} = '{}'", kind.replace('\'', "''")));
     }
     if let Some(after) = text(params, "after") {
         let (at, lsn) = after.split_once('.').ok_or_else(invalid)?;
@@ -172,7 +174,7 @@ async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, Refu
             .ok()
             .zip(lsn.parse::<u64>().ok())
             .ok_or_else(invalid)?;
-        wanted.push(format!(
+        conditions.push(format!(
             "(event_time > {0} or event_time = {0} and lsn > {lsn})",
             time(at)
         ));
@@ -181,8 +183,8 @@ async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, Refu
     let query = format!(
         "select lsn, {TYPE_COLUMN}, params, ts, cast(event_time as bigint) as at \
          from \"{stream}\" where {} order by event_time, lsn limit {}",
-        wanted.join(" and "),
-        PAGE + 1
+        conditions.join(" and "),
+        PAGE_EVENTS + 1
     );
     let page = app.0.parts.answers.sql(&query).await?;
     let spools = app.0.parts.answers.spools.clone();
@@ -197,7 +199,7 @@ fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<SpooledAnswer, Quer
     out.text("{\"result\":[")?;
     each_row(&page.schema, &page.batches, |row| {
         written += 1;
-        if written > PAGE {
+        if written > PAGE_EVENTS {
             return Ok(());
         }
         let row: Value =
@@ -217,7 +219,7 @@ fn write_events(page: &SqlAnswer, spools: &Spools) -> Result<SpooledAnswer, Quer
     })?;
     out.text("],\"status\":\"SUCCESS\",\"timeStamp\":")?;
     out.json(&now_ms())?;
-    if let Some(next) = last.filter(|_| written > PAGE) {
+    if let Some(next) = last.filter(|_| written > PAGE_EVENTS) {
         out.text(",\"next\":")?;
         out.json(&next)?;
     }

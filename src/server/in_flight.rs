@@ -10,40 +10,40 @@ use super::error::ApiError;
 use crate::idempotency::{BodyHash, IngestResponse, RequestKey};
 use crate::ingest::KeyState;
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// Durably stored.
     Stored(IngestResponse),
     /// Nothing of it is stored.
-    Refused(ApiError),
-    /// The log's writer ended with it in its hands: nobody knows before the next start.
+    Rejected(ApiError),
+    /// The log's writer ended while it wrote the frame: only the next start finds out.
     Unknown,
 }
 
-type Announced = watch::Receiver<Option<Outcome>>;
+type OutcomeReceiver = watch::Receiver<Option<Outcome>>;
 
 /// Requests being stored, by key, with the hash of their bodies.
 #[derive(Default)]
-pub struct InFlight(Mutex<HashMap<RequestKey, (BodyHash, Announced)>>);
+pub struct InFlight(Mutex<HashMap<RequestKey, (BodyHash, OutcomeReceiver)>>);
 
-/// Whose turn it is to store a request.
+/// Whether a request is stored by this task.
 enum Turn<'a> {
-    Own(Guard<'a>),
+    Store(Guard<'a>),
     Decided(Outcome),
     /// Another request with this key is being stored; `is_same` if it has the same body.
     Wait {
-        first: Announced,
+        first: OutcomeReceiver,
         is_same: bool,
     },
 }
 
 impl InFlight {
-    fn lock(&self) -> MutexGuard<'_, HashMap<RequestKey, (BodyHash, Announced)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RequestKey, (BodyHash, OutcomeReceiver)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests being stored are looked at first: only an answer that was given binds its key.
+    /// Checks requests being stored first: only an answer binds its key.
     fn turn(
         &self,
         key: &RequestKey,
@@ -59,11 +59,11 @@ impl InFlight {
         }
         match state() {
             KeyState::Answered(answer) => Turn::Decided(Outcome::Stored(answer)),
-            KeyState::Reused => Turn::Decided(Outcome::Refused(ApiError::key_reused())),
+            KeyState::Reused => Turn::Decided(Outcome::Rejected(ApiError::key_reused())),
             KeyState::New => {
                 let (announce, announced) = watch::channel(None);
                 requests.insert(key.clone(), (*hash, announced));
-                Turn::Own(Guard {
+                Turn::Store(Guard {
                     in_flight: self,
                     key: key.clone(),
                     announce,
@@ -72,9 +72,9 @@ impl InFlight {
         }
     }
 
-    /// Stores a request unless its key says that it was stored before, or is being stored: then it
-    /// gets the first one's outcome. A first one that is refused does not bind the key to its body.
-    /// `state` is what the log says of the key at that moment.
+    /// Stores a request, unless one with its key was stored before or is being stored: then it gets
+    /// the first one's outcome. A rejected one does not bind the key to its body. `state` is the
+    /// log's state of the key at that moment.
     pub async fn once<F>(
         &self,
         key: &RequestKey,
@@ -88,9 +88,9 @@ impl InFlight {
         loop {
             match self.turn(key, hash, &state) {
                 Turn::Decided(outcome) => return outcome,
-                Turn::Own(guard) => return guard.announce(store().await),
+                Turn::Store(guard) => return guard.announce(store().await),
                 Turn::Wait { mut first, is_same } => {
-                    // Without an outcome the first one's task was ended: this one tries by itself.
+                    // Without an outcome the first task was aborted: this one tries itself.
                     let outcome = first
                         .wait_for(Option::is_some)
                         .await
@@ -105,7 +105,7 @@ impl InFlight {
     }
 }
 
-/// Holds a key's place while its request is being stored, however that ends.
+/// Holds a key while its request is being stored, however that ends.
 struct Guard<'a> {
     in_flight: &'a InFlight,
     key: RequestKey,
@@ -114,7 +114,7 @@ struct Guard<'a> {
 
 impl Guard<'_> {
     fn announce(self, outcome: Outcome) -> Outcome {
-        // Who wakes up looks again, and must not find this one.
+        // A waiting request looks again when it wakes up, and must not find this one.
         self.in_flight.lock().remove(&self.key);
         self.announce.send_replace(Some(outcome.clone()));
         outcome
@@ -169,21 +169,21 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_comes_while_the_first_is_stored_gets_its_answer() {
         let in_flight = Arc::new(InFlight::default());
-        let (begun, go_on, stores) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
+        let (started, proceed, stores) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
         let (key, hash) = (key(), [1; 32]);
         let first = in_flight.once(&key, &hash, NEW, || async {
             stores.fetch_add(1, Ordering::Relaxed);
-            begun.notify_one();
-            go_on.notified().await;
+            started.notify_one();
+            proceed.notified().await;
             answer(7)
         });
         let second = async {
-            begun.notified().await;
+            started.notified().await;
             let waiting = in_flight.once(&key, &hash, NEW, || async {
                 stores.fetch_add(1, Ordering::Relaxed);
                 answer(8)
             });
-            let (outcome, ()) = tokio::join!(waiting, async { go_on.notify_one() });
+            let (outcome, ()) = tokio::join!(waiting, async { proceed.notify_one() });
             outcome
         };
         let (first, second) = tokio::join!(first, second);
@@ -193,54 +193,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_body_waits_for_the_outcome_and_a_refused_one_binds_nothing() {
+    async fn another_body_waits_for_the_outcome_and_a_rejected_one_binds_nothing() {
         let in_flight = InFlight::default();
-        let (begun, go_on) = (Notify::new(), Notify::new());
+        let (started, proceed) = (Notify::new(), Notify::new());
         let key = key();
         let first = in_flight.once(&key, &[1; 32], NEW, || async {
-            begun.notify_one();
-            go_on.notified().await;
-            Outcome::Refused(ApiError::bad_request("broken", ""))
+            started.notify_one();
+            proceed.notified().await;
+            Outcome::Rejected(ApiError::bad_request("broken", ""))
         });
         let other = async {
-            begun.notified().await;
+            started.notified().await;
             let waiting = in_flight.once(&key, &[2; 32], NEW, || async { answer(2) });
-            let (outcome, ()) = tokio::join!(waiting, async { go_on.notify_one() });
+            let (outcome, ()) = tokio::join!(waiting, async { proceed.notify_one() });
             outcome
         };
         let (first, other) = tokio::join!(first, other);
-        assert!(matches!(first, Outcome::Refused(_)));
+        assert!(matches!(first, Outcome::Rejected(_)));
         assert_eq!(stored(&other), Some(2));
     }
 
     #[tokio::test]
-    async fn what_the_log_says_of_a_key_decides() {
+    async fn the_state_of_the_key_in_the_log_decides() {
         let in_flight = InFlight::default();
         let never = || async { unreachable!("it is not stored") };
-        let known = || {
-            KeyState::Answered(IngestResponse {
+        let answered = || {
+            KeyState::Answered(Answer {
                 accepted: 3,
                 ..IngestResponse::default()
             })
         };
         assert_eq!(
-            stored(&in_flight.once(&key(), &[1; 32], known, never).await),
+            stored(&in_flight.once(&key(), &[1; 32], answered, never).await),
             Some(3)
         );
         let reused = in_flight
             .once(&key(), &[1; 32], || KeyState::Reused, never)
             .await;
-        assert!(matches!(reused, Outcome::Refused(error) if error.code == "key_reused"));
+        assert!(matches!(reused, Outcome::Rejected(error) if error.code == "key_reused"));
     }
 
     #[tokio::test]
-    async fn a_task_that_is_ended_frees_its_key() {
+    async fn an_aborted_task_frees_its_key() {
         let in_flight = InFlight::default();
         let key = key();
-        let mut ended = Box::pin(in_flight.once(&key, &[1; 32], NEW, std::future::pending));
-        assert!(futures::poll!(&mut ended).is_pending());
+        let mut aborted = Box::pin(in_flight.once(&key, &[1; 32], NEW, std::future::pending));
+        assert!(futures::poll!(&mut aborted).is_pending());
         assert_eq!(in_flight.lock().len(), 1);
-        drop(ended);
+        drop(aborted);
         assert_eq!(
             stored(
                 &in_flight

@@ -1,7 +1,7 @@
-//! `POST /api/v1/streams/{stream}/events`: one body is one frame; accepted with its 200.
+//! `POST /api/v1/streams/{stream}/events`: one body is one frame, accepted with its 200.
 //!
-//! Once a body has come in whole, it is stored by a task of its own: a client that gives up
-//! meanwhile finds it stored when it asks again under the same idempotency key.
+//! A body that has been received completely is stored by a task of its own: if the client gives up,
+//! it finds the body stored when it repeats the request with the same idempotency key.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::idempotency::{BodyHash, IngestResponse, RequestKey};
 use crate::ingest::{Ingest, IngestError};
 use crate::threads::Pace;
 
-const KEY_BYTES: usize = 128;
+const MAX_KEY_BYTES: usize = 128;
 
 #[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
 pub struct IntakeQuery {
@@ -31,9 +31,9 @@ pub struct IntakeQuery {
     unwrap: Option<String>,
 }
 
-/// Takes events in: objects, one per line or pretty-printed, or an array of them; also packed with
-/// gzip, deflate or zstd. With the header `Idempotency-Key`, a repeated request to the same stream
-/// gets the first one's answer and adds nothing.
+/// Ingests events: objects, one per line or pretty-printed, or an array of them; also compressed
+/// with gzip, deflate or zstd. With the header `Idempotency-Key`, a repeated request to the same
+/// stream gets the first one's answer and adds nothing.
 #[utoipa::path(post, path = "/api/v1/streams/{stream}/events", params(("stream" = String, Path), IntakeQuery),
     request_body(content = String, content_type = "application/json"),
     responses((status = 200, description = "durably stored: {accepted, rejected_total, rejected}"), (status = 400), (status = 404),
@@ -46,16 +46,7 @@ pub async fn post_events(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let off = || {
-        let message = "no records are taken in at present: weir is starting, stopping, or set so";
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not_taking",
-            message,
-            "try again in a moment",
-        )
-    };
-    let ingest = app.ingest().ok_or_else(off)?;
+    let ingest = app.ingest().ok_or_else(ApiError::not_ingesting)?;
     if !ingest.catalog().streams.contains_key(&stream) {
         let known = ingest
             .catalog()
@@ -64,7 +55,7 @@ pub async fn post_events(
             .cloned()
             .collect::<Vec<_>>()
             .join(", ");
-        let message = format!("there is no stream `{stream}`; there are: {known}");
+        let message = format!("there is no stream `{stream}`; available: {known}");
         return Err(ApiError::new(
             StatusCode::NOT_FOUND,
             "no_stream",
@@ -82,7 +73,7 @@ pub async fn post_events(
         mut room,
     } = receive(&app, activity, &headers, body, limit).await?;
     if coding != Coding::Identity {
-        // Packed, it may be as large as the limit.
+        // Decompressed, it may be as large as the limit.
         room.grow_to(limit).await?;
     }
     let request = Request {
@@ -92,21 +83,24 @@ pub async fn post_events(
         coding,
         wire,
     };
-    // The task goes on where this future is dropped with its connection.
+    // The task continues if this future is dropped with its connection.
     let task = tokio::spawn(async move {
         let _room: Room = room;
         request.store(&app, &ingest).await
     });
-    match task.await.unwrap_or_else(|e| Outcome::Refused(failed(&e))) {
-        Outcome::Stored(answer) => Ok(Json(shown(&answer))),
-        Outcome::Refused(error) => Err(error),
-        // Behind the log's writer only a 200 or a broken connection is true: the process ends, and
-        // the connection with it.
+    match task
+        .await
+        .unwrap_or_else(|e| Outcome::Rejected(ApiError::failed(e.to_string())))
+    {
+        Outcome::Stored(answer) => Ok(Json(to_json(&answer))),
+        Outcome::Rejected(error) => Err(error),
+        // Once the log's writer has the frame, only a 200 or a broken connection is true: the
+        // process ends, and the connection with it.
         Outcome::Unknown => std::future::pending().await,
     }
 }
 
-fn shown(answer: &IngestResponse) -> Value {
+fn to_json(answer: &IngestResponse) -> Value {
     let rejected: Vec<Value> = answer
         .rejected
         .iter()
@@ -115,30 +109,21 @@ fn shown(answer: &IngestResponse) -> Value {
     json!({"accepted": answer.accepted, "rejected_total": answer.rejected_total, "rejected": rejected})
 }
 
-fn failed(error: &tokio::task::JoinError) -> ApiError {
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "failed",
-        error.to_string(),
-        "see the log",
-    )
-}
-
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(key) = headers.get("idempotency-key") else {
         return Ok(None);
     };
     let key = key.to_str().unwrap_or_default();
-    if key.is_empty() || key.len() > KEY_BYTES {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(ApiError::bad_request(
-            format!("an Idempotency-Key has 1 to {KEY_BYTES} visible ASCII characters"),
+            format!("an Idempotency-Key has 1 to {MAX_KEY_BYTES} visible ASCII characters"),
             "",
         ));
     }
     Ok(Some(key.to_owned()))
 }
 
-/// A request whose body has come in.
+/// A request whose body has been received.
 struct Request {
     stream: String,
     unwrap: Option<String>,
@@ -157,34 +142,39 @@ impl Request {
             wire,
         } = self;
         let limit = app.0.parts.body_bytes;
-        let unpack = move || {
-            let body = body::unpack(coding, wire, limit)?;
+        let decompress = move || {
+            let body = body::decompress(coding, wire, limit)?;
             let hash = hash(&body, unwrap.as_deref());
             Ok((body, unwrap, hash))
         };
-        let (body, unwrap, hash) = match spawn_blocking(unpack)
+        let (body, unwrap, hash) = match spawn_blocking(decompress)
             .await
-            .unwrap_or_else(|e| Err(failed(&e)))
+            .unwrap_or_else(|e| Err(ApiError::failed(e.to_string())))
         {
-            Ok(unpacked) => unpacked,
-            Err(error) => return Outcome::Refused(error),
+            Ok(decompressed) => decompressed,
+            Err(error) => return Outcome::Rejected(error),
         };
         let Some(key) = key else {
             return store(app, ingest, stream, body, unwrap, None).await;
         };
-        let scoped = RequestKey {
+        let request_key = RequestKey {
             stream: stream.clone(),
             key: key.clone(),
         };
         let first = || store(app, ingest, stream, body, unwrap, Some((hash, key)));
         app.0
             .in_flight
-            .once(&scoped, &hash, || ingest.key_state(&scoped, &hash), first)
+            .once(
+                &request_key,
+                &hash,
+                || ingest.key_state(&request_key, &hash),
+                first,
+            )
             .await
     }
 }
 
-/// What a key is bound to: the body, and how it is read.
+/// Hash of what a key is bound to: the body, and how it is split.
 fn hash(body: &[u8], unwrap: Option<&str>) -> BodyHash {
     let (mut hash, mut pace) = (Sha256::new(), Pace::default());
     for piece in body.chunks(Pace::PIECE) {
@@ -198,7 +188,7 @@ fn hash(body: &[u8], unwrap: Option<&str>) -> BodyHash {
     hash.finalize().into()
 }
 
-/// Splits a body, hands it to the log and waits until it is on the disk.
+/// Splits a body, submits it to the log and waits until it is synced.
 async fn store(
     app: &App,
     ingest: &Ingest,
@@ -217,7 +207,7 @@ async fn store(
             parts.cut_bytes,
         ) {
             Ok(batch) => batch,
-            Err(error) => return Outcome::Refused(error),
+            Err(error) => return Outcome::Rejected(error),
         };
         if batch.records.is_empty() {
             return Outcome::Stored(IngestResponse::default());
@@ -230,10 +220,10 @@ async fn store(
         {
             Ok(accepted) => Outcome::Stored(accepted.answer()),
             Err(IngestError::Unknown) => Outcome::Unknown,
-            Err(error) => Outcome::Refused(error.into()),
+            Err(error) => Outcome::Rejected(error.into()),
         }
     });
     stored
         .await
-        .unwrap_or_else(|e| Outcome::Refused(failed(&e)))
+        .unwrap_or_else(|e| Outcome::Rejected(ApiError::failed(e.to_string())))
 }

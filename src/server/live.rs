@@ -17,10 +17,10 @@ use crate::query::QueryError;
 use crate::query::live::{Cursor, RowId, Step};
 use crate::schema::versions_of;
 
-/// How often new rows are looked for.
-const POLL: Duration = Duration::from_millis(100);
-/// Above every place of a row among those of its record.
-const MOST_ORDINAL: usize = 100_000_000;
+/// How often to look for new rows.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Above the ordinal of every row within its record.
+const MAX_ORDINAL: usize = 100_000_000;
 
 /// The row of an id, `LSN.ordinal`.
 fn row_of(id: &str) -> Option<RowId> {
@@ -28,8 +28,8 @@ fn row_of(id: &str) -> Option<RowId> {
     let ordinal = ordinal
         .parse::<usize>()
         .ok()
-        .filter(|n| *n <= MOST_ORDINAL)?;
-    // An LSN is exact in JSON; what lies above is none.
+        .filter(|n| *n <= MAX_ORDINAL)?;
+    // An LSN is exact in JSON; greater numbers are not LSNs.
     let lsn = lsn
         .parse::<Lsn>()
         .ok()
@@ -37,9 +37,9 @@ fn row_of(id: &str) -> Option<RowId> {
     Some(RowId { lsn, ordinal })
 }
 
-/// Rows of a stream, or of a window as they are stored; each event's id is `LSN.ordinal`, by which
-/// a client resumes with Last-Event-ID as long as the rows behind it are in memory. An event
-/// `missed` names, once, the records whose rows no longer are: SQL has those.
+/// Rows of a stream, or of a window as they are stored. Each event's id is `LSN.ordinal`, by which a
+/// client resumes with Last-Event-ID while the rows after it are in memory. If they no longer are,
+/// one event `missed` names the records, whose rows SQL has.
 #[utoipa::path(get, path = "/api/v1/live", params(("stream" = Option<String>, Query), ("window" = Option<String>, Query)),
     responses((status = 200, content_type = "text/event-stream", body = String), (status = 404),
         (status = 429, description = "half of the connections are live streams already")))]
@@ -48,20 +48,11 @@ pub async fn live(
     Query(params): Query<BTreeMap<String, String>>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    let handles = &app.0.parts.answers.handles;
-    let name = match params.get("window") {
-        Some(window) => {
-            let missing = || QueryError::NotFound(format!("there is no window `{window}`"));
-            versions_of(&handles.catalog.window(window).ok_or_else(missing)?.name)
-        }
-        None => handles
-            .stream(params.get("stream").map(String::as_str))?
-            .name
-            .clone(),
-    };
-    let table = handles.tables.get(&name).cloned();
+    let name = table_name(&app, &params)?;
+    let table = app.0.parts.answers.handles.tables.get(&name);
     let table = table.ok_or_else(|| QueryError::NotFound(format!("there is no table `{name}`")))?;
-    let place = app.0.live.clone().try_acquire_owned().map_err(|_| {
+    let visible = table.applied();
+    let slot = app.0.live.clone().try_acquire_owned().map_err(|_| {
         let message = "half of the connections are live streams already (`[limits] connections`)";
         ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -70,78 +61,96 @@ pub async fn live(
             "close one, or raise the limit",
         )
     })?;
-    let resumed = headers
+    let last_event_id = headers
         .get("last-event-id")
         .and_then(|v| v.to_str().ok())
         .and_then(row_of);
-    let (visible, synced) = (table.applied(), handles.progress.synced_lsn());
+    let synced = app.0.parts.answers.handles.progress.synced_lsn();
     // A row that this log does not have yet is one of another log.
-    let is_foreign = resumed.is_some_and(|row| row.lsn > synced);
-    let is_last = |row: RowId| !params.contains_key("window") || row.ordinal == MOST_ORDINAL;
-    let resumed = resumed.filter(|_| !is_foreign);
-    let start = resumed.map_or(Cursor::after(visible), |row| {
-        Cursor::resume_after(row, is_last(row))
-    });
-    let first = is_foreign.then(|| {
-        missed(
-            0,
-            visible,
-            "the log does not have the record of Last-Event-ID",
-        )
-    });
+    let is_foreign = last_event_id.is_some_and(|row| row.lsn > synced);
+    let is_last = |row: RowId| !params.contains_key("window") || row.ordinal == MAX_ORDINAL;
+    let start = last_event_id
+        .filter(|_| !is_foreign)
+        .map_or(Cursor::after(visible), |row| {
+            Cursor::behind(row, is_last(row))
+        });
+    let reason = "the log does not have the record of Last-Event-ID";
+    let first = is_foreign.then(|| missed(0, visible, reason));
     let stop = app.0.stop.clone().cancelled_owned();
-    let rows = stream::unfold(
-        (app, table, start),
-        move |(app, table, mut cursor)| async move {
-            loop {
-                if table.applied() > cursor.lsn() {
-                    let (live, asked) = (app.0.parts.live.clone(), table.clone());
-                    let step = tokio::task::spawn_blocking(move || live.next(&asked, cursor)).await;
-                    match step
-                        .map_err(|e| QueryError::Failed(e.to_string()))
-                        .and_then(|step| step)
-                    {
-                        Ok(Step::Rows(page, next)) => {
-                            let lacked = page.rows.iter().filter(|(id, _)| cursor.is_new(*id));
-                            let event = |(id, row): &(RowId, String)| {
-                                Event::default()
-                                    .id(format!("{}.{}", id.lsn, id.ordinal))
-                                    .data(row)
-                            };
-                            let events: Vec<Event> = lacked.map(event).collect();
-                            return Some((stream::iter(events), (app, table, next)));
-                        }
-                        Ok(Step::Missed { after, upto, next }) => {
-                            let event = missed(after, upto, "their rows are no longer in memory");
-                            return Some((stream::iter(vec![event]), (app, table, next)));
-                        }
-                        Ok(Step::CaughtUp(next)) => cursor = next,
-                        Err(error) => {
-                            // It would be the same again: the client comes back, or not.
-                            tracing::error!(%error, table = table.spec.name, "a live stream ends");
-                            return None;
-                        }
-                    }
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        },
-    );
-    let events = stream::iter(first).chain(rows.flatten()).map(move |event| {
-        let _place = &place;
-        Ok(event)
+    let pages = stream::unfold((app, name, start), |(app, name, cursor)| async move {
+        let (events, next) = next_events(&app, &name, cursor).await?;
+        Some((stream::iter(events), (app, name, next)))
     });
+    let events = stream::iter(first)
+        .chain(pages.flatten())
+        .map(move |event| {
+            let _slot = &slot;
+            Ok(event)
+        });
     Ok(Sse::new(events.take_until(stop))
         .keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
 }
 
-/// Names the records whose rows a client does not get. Its id lets the client continue behind them.
-fn missed(after: Lsn, upto: Lsn, why: &str) -> Event {
-    let message = format!("{why}; ask SQL for the rows with lsn above {after} and up to {upto}");
+/// The table of the requested stream or window.
+fn table_name(app: &App, params: &BTreeMap<String, String>) -> Result<String, QueryError> {
+    let handles = &app.0.parts.answers.handles;
+    match params.get("window") {
+        Some(window) => {
+            let missing = || QueryError::NotFound(format!("there is no window `{window}`"));
+            let window = handles.catalog.window(window).ok_or_else(missing)?;
+            Ok(versions_of(&window.name))
+        }
+        None => {
+            let stream = handles.stream(params.get("stream").map(String::as_str))?;
+            Ok(stream.name.clone())
+        }
+    }
+}
+
+/// Waits for events after the cursor; `None` ends the stream.
+async fn next_events(app: &App, table: &str, mut cursor: Cursor) -> Option<(Vec<Event>, Cursor)> {
+    let table = app.0.parts.answers.handles.tables.get(table)?;
+    loop {
+        if table.applied() > cursor.lsn() {
+            let (live, table_read) = (app.0.parts.live.clone(), table.clone());
+            let step = tokio::task::spawn_blocking(move || live.next(&table_read, cursor)).await;
+            match step
+                .map_err(|e| QueryError::Failed(e.to_string()))
+                .and_then(|step| step)
+            {
+                Ok(Step::Rows(page, next)) => {
+                    let new = page.rows.iter().filter(|(id, _)| cursor.lacks(*id));
+                    let event = |(id, row): &(RowId, String)| {
+                        Event::default()
+                            .id(format!("{}.{}", id.lsn, id.ordinal))
+                            .data(row)
+                    };
+                    return Some((new.map(event).collect(), next));
+                }
+                Ok(Step::Missed { after, upto, next }) => {
+                    let event = missed(after, upto, "their rows are no longer in memory");
+                    return Some((vec![event], next));
+                }
+                Ok(Step::Nothing(next)) => cursor = next,
+                Err(error) => {
+                    // A retry would fail again; the client may reconnect.
+                    tracing::error!(%error, table = table.spec.name, "a live stream ends");
+                    return None;
+                }
+            }
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Names the records whose rows a client does not get. Its id lets the client continue after them.
+fn missed(after: Lsn, upto: Lsn, reason: &str) -> Event {
+    let message =
+        format!("{reason}; query the rows with lsn above {after} and up to {upto} in SQL");
     let data = json!({"after": after, "upto": upto, "message": message}).to_string();
     Event::default()
         .event("missed")
-        .id(format!("{upto}.{MOST_ORDINAL}"))
+        .id(format!("{upto}.{MAX_ORDINAL}"))
         .data(data)
 }
 
@@ -150,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_names_a_row_and_nonsense_names_none() {
+    fn ids_are_parsed_or_ignored() {
         assert_eq!(row_of("7.2"), Some(RowId { lsn: 7, ordinal: 2 }));
         assert_eq!(row_of("7"), Some(RowId { lsn: 7, ordinal: 0 }));
         for wrong in [

@@ -1,5 +1,5 @@
-//! HTTP: records in, questions answered, the process watched. Loopback unless tokens and TLS are
-//! configured.
+//! HTTP: intake of records, queries, and health of the process. Loopback only unless tokens and TLS
+//! are configured.
 
 mod body;
 mod connections;
@@ -47,19 +47,19 @@ use connections::{Connections, Limit};
 use in_flight::InFlight;
 use rendered::Rendered;
 
-/// How long open requests may go on once the server stops.
-const GRACE: Duration = Duration::from_secs(3);
-/// A client must have sent its request's head by then.
-const HEAD_TIME: Duration = Duration::from_secs(10);
-/// How old the metrics may be that are shown.
-const METRICS_AGE: Duration = Duration::from_millis(100);
-/// Requests at once that bring dead letters back; they come one after the other.
-const RETRIES: usize = 4;
+/// How long open requests may continue once the server stops.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+/// How long a client may take to send its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How old rendered metrics may be.
+const MAX_METRICS_AGE: Duration = Duration::from_millis(100);
+/// Retries of dead letters that may be open at once; they run one after the other.
+const MAX_RETRIES: usize = 4;
 
 /// The header with a server's [`Parts::folder_key`].
 pub const FOLDER_KEY: &str = "weir-folder-key";
 
-/// What the server works with.
+/// What a server needs of the process.
 pub struct Parts {
     pub answers: QueryService,
     /// Why the process is not ready, if it is not.
@@ -67,25 +67,27 @@ pub struct Parts {
     pub metrics: PrometheusHandle,
     pub live: Arc<Live>,
     pub backup: Backup,
-    /// The folder below which backups over HTTP go.
+    /// The folder below which backups over HTTP are written; without it there are none.
     pub backups: Option<PathBuf>,
-    /// Who knows it may read the data folder, and so may have a backup anywhere.
+    /// A secret in the data folder. A client that knows it may read the folder, and so may write a
+    /// backup anywhere.
     pub folder_key: String,
-    /// Set, the process starts anew without giving up its port: what was rebuilt takes its place
-    /// then.
+    /// If set, the process restarts without closing its port, which installs rebuilt views.
     pub restart: Arc<AtomicBool>,
+    /// Maximum of a body.
     pub body_bytes: usize,
-    /// Bytes of all bodies being taken in together.
+    /// Bytes of all open bodies together.
     pub bodies_bytes: usize,
+    /// Maximum of a record; an oversized one keeps its first `cut_bytes`.
     pub record_bytes: usize,
     pub cut_bytes: usize,
     pub connections: usize,
-    /// SHA-256 of the tokens that are let in, with whether they may write; none needed where empty.
+    /// SHA-256 of the accepted tokens, and whether they may write; if empty, none is needed.
     pub tokens: Vec<([u8; 32], bool)>,
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// The address listened on, which requests may name as their host.
+    /// The listening address, which requests may name as their host.
     pub host: String,
-    /// It is reachable from other machines; tokens are needed then.
+    /// Whether other machines can reach it; tokens are needed then.
     pub is_public: bool,
 }
 
@@ -98,16 +100,16 @@ pub(crate) struct Inner {
     metrics: Rendered,
     ingest: Mutex<Option<Ingest>>,
     in_flight: InFlight,
-    /// Retries of dead letters come one after the other.
-    retries: Arc<tokio::sync::Mutex<()>>,
-    waiting_retries: Arc<Semaphore>,
-    backing_up: Semaphore,
+    /// Held by the retry of dead letters that runs.
+    retry_turn: Arc<tokio::sync::Mutex<()>>,
+    open_retries: Arc<Semaphore>,
+    backups: Semaphore,
     /// Running queries that have a name.
-    queries: Mutex<HashMap<String, (ClientId, CancellationToken)>>,
-    /// KiB that bodies may still take.
+    queries: Mutex<HashMap<String, (Asker, CancellationToken)>>,
+    /// Free KiB for bodies.
     bodies: Arc<Semaphore>,
     connections: Arc<Connections>,
-    /// Places of live streams.
+    /// Free slots for live streams.
     live: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -117,18 +119,18 @@ impl App {
         let bodies = Arc::new(Semaphore::new((parts.bodies_bytes >> 10).max(1)));
         let (ingest, in_flight, queries) =
             (Mutex::default(), InFlight::default(), Mutex::default());
-        let retries = Arc::default();
-        let (waiting_retries, backing_up) = (Arc::new(Semaphore::new(RETRIES)), Semaphore::new(1));
+        let retry_turn = Arc::default();
+        let (open_retries, backups) = (Arc::new(Semaphore::new(MAX_RETRIES)), Semaphore::new(1));
         let live = Arc::new(Semaphore::new(parts.connections.div_ceil(2)));
         let connections = Connections::new(parts.connections);
         Self(Arc::new(Inner {
             parts,
-            metrics: Rendered::new(METRICS_AGE),
+            metrics: Rendered::new(MAX_METRICS_AGE),
             ingest,
             in_flight,
-            retries,
-            waiting_retries,
-            backing_up,
+            retry_turn,
+            open_retries,
+            backups,
             queries,
             bodies,
             connections,
@@ -156,7 +158,7 @@ impl App {
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Weir",
-    description = "Live JSON events: taken in, kept, and asked.",
+    description = "Live JSON events: ingested, stored, and queried.",
     license(name = "MIT OR Apache-2.0")
 ))]
 struct Document;
@@ -173,7 +175,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::end_sql))
         .routes(routes!(routes::backup))
         .routes(routes!(routes::retry))
-        .routes(routes!(routes::take_rebuilt))
+        .routes(routes!(routes::install_rebuilt))
         .routes(routes!(live::live))
         .routes(routes!(getsocial::count))
         .routes(routes!(getsocial::all_events))
@@ -184,7 +186,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(page::script))
 }
 
-/// The description of every route.
+/// The OpenAPI description of every route.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     api().into_openapi()
 }
@@ -193,7 +195,7 @@ fn router(app: App) -> Router {
     let (router, document) = api().split_for_parts();
     let docs =
         SwaggerUi::new("/docs").config(SwaggerConfig::new(["/openapi.json"]).validator_url("none"));
-    let document = Bytes::from(document.to_json().expect("a document of texts"));
+    let document = Bytes::from(document.to_json().expect("plain data"));
     let described = || async move { ([(header::CONTENT_TYPE, "application/json")], document) };
     router
         .merge(docs)
@@ -204,7 +206,7 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// A server at work.
+/// A running server.
 pub struct Server {
     app: App,
     handle: Handle<SocketAddr>,
@@ -229,7 +231,7 @@ impl Server {
                 let acceptor = Limit {
                     inner: $acceptor,
                     connections,
-                    first_byte: HEAD_TIME,
+                    first_byte: HEAD_TIMEOUT,
                 };
                 let mut server = axum_server::from_tcp(listener)?
                     .acceptor(acceptor)
@@ -238,7 +240,7 @@ impl Server {
                     .http_builder()
                     .http1()
                     .timer(hyper_util::rt::TokioTimer::new())
-                    .header_read_timeout(HEAD_TIME)
+                    .header_read_timeout(HEAD_TIMEOUT)
                     .max_buf_size(64 << 10);
                 tokio::spawn(server.serve(service))
             }};
@@ -255,7 +257,7 @@ impl Server {
         Ok(Self { app, handle, task })
     }
 
-    /// Takes records in from now on.
+    /// Accepts records from now on.
     pub fn open_intake(&self, ingest: Ingest) {
         *self
             .app
@@ -265,16 +267,16 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner) = Some(ingest);
     }
 
-    /// Whether nobody is answered any more, which only a fault does before [`Server::stop`].
+    /// Whether the server has ended, which before [`Server::stop`] only a fault causes.
     pub fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
 
-    /// Takes nothing more in, lets open requests end, and gives back the ingest handle by dropping
-    /// it. An error is why it had ended before.
+    /// Closes the intake, lets open requests end, and drops the ingest handle. The error is why the
+    /// server had ended before.
     pub async fn stop(self) -> Result<(), String> {
         self.app.0.stop.cancel();
-        self.handle.graceful_shutdown(Some(GRACE));
+        self.handle.graceful_shutdown(Some(SHUTDOWN_GRACE));
         let ended = self.task.await;
         self.app
             .0
@@ -284,7 +286,7 @@ impl Server {
             .take();
         match ended {
             Ok(served) => served.map_err(|e| format!("the HTTP server ended: {e}")),
-            Err(lost) => Err(format!("the HTTP server ended: {lost}")),
+            Err(e) => Err(format!("the HTTP server ended: {e}")),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Bodies as they come in: within a time and a size. Each takes its room as it comes, so that one
-//! that is only announced holds nothing; where there is none left, the body that has been waited
-//! for longest gives its own.
+//! Receives bodies, limited in time and size. A body reserves memory as it arrives, so that one that
+//! is only announced holds none; if there is none left, the body that has stalled longest is given
+//! up for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use super::connections::{Activity, Phase};
 use super::error::ApiError;
 use crate::ingest::IngestError;
 
-/// A body must have come in by then.
-const BODY_TIME: Duration = Duration::from_secs(30);
-/// How long a body waits for the room of one that was given up.
-const ROOM_TIME: Duration = Duration::from_secs(1);
-/// The body of anything that is no intake.
-const SMALL_BYTES: usize = 1 << 20;
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body waits for the memory of one that was given up.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum body of a request that is not intake.
+const MAX_SMALL_BYTES: usize = 1 << 20;
 
-/// What bodies have together, of which this is one's part.
+/// A body's part of the memory for all bodies.
 pub struct Room {
     app: App,
     permit: Option<OwnedSemaphorePermit>,
@@ -38,7 +38,7 @@ impl Room {
         }
     }
 
-    /// Takes room for a body of so many bytes altogether.
+    /// Reserves memory for a body of `bytes` in total.
     pub async fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         let inner = &self.app.0;
         let own = self
@@ -55,9 +55,9 @@ impl Room {
         };
         let got = match inner.bodies.clone().try_acquire_many_owned(more) {
             Ok(permit) => Some(permit),
-            Err(_) if inner.connections.give_up_a_body() => {
+            Err(_) if inner.connections.close_stalled_body() => {
                 let freed = inner.bodies.clone().acquire_many_owned(more);
-                tokio::time::timeout(ROOM_TIME, freed)
+                tokio::time::timeout(ROOM_TIMEOUT, freed)
                     .await
                     .ok()
                     .and_then(Result::ok)
@@ -75,7 +75,7 @@ impl Room {
     }
 }
 
-/// A body that has come in, and the room it takes.
+/// A received body and its memory.
 pub struct Received {
     pub bytes: Bytes,
     pub room: Room,
@@ -96,19 +96,19 @@ pub async fn receive(
         return Err(too_large(limit));
     }
     let mut room = Room::new(app);
-    let gave_way = async {
+    let given_up = async {
         match &activity {
-            Some(activity) => activity.gave_way().await,
+            Some(activity) => activity.must_close().await,
             None => std::future::pending().await,
         }
     };
     let enter = |phase| activity.iter().for_each(|activity| activity.enter(phase));
-    enter(Phase::ReadsBody);
+    enter(Phase::ReadingBody);
     let read = async {
         let (mut stream, mut out) = (body.into_data_stream(), bytes::BytesMut::new());
         while let Some(chunk) = stream.next().await {
-            let chunk =
-                chunk.map_err(|e| ApiError::bad_request(format!("the body broke off: {e}"), ""))?;
+            let chunk = chunk
+                .map_err(|e| ApiError::bad_request(format!("the body ended early: {e}"), ""))?;
             if out.len() + chunk.len() > limit {
                 return Err(too_large(limit));
             }
@@ -120,24 +120,24 @@ pub async fn receive(
         }
         Ok(out.freeze())
     };
-    let slow = |why: &str| {
+    let slow = |reason: &str| {
         ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "slow_body",
-            why,
-            "send it again, at once",
+            reason,
+            "send it again, without pauses",
         )
     };
     let bytes = tokio::select! {
         read = read => read?,
-        () = tokio::time::sleep(BODY_TIME) => return Err(slow("the body took longer than 30 s")),
-        () = gave_way => return Err(slow("the body stopped coming while others need its room (`[limits] connections`, `memory`)")),
+        () = tokio::time::sleep(BODY_TIMEOUT) => return Err(slow("the body took longer than 30 s")),
+        () = given_up => return Err(slow("the body stalled while others need its memory (`[limits] connections`, `memory`)")),
     };
-    enter(Phase::Works);
+    enter(Phase::Working);
     Ok(Received { bytes, room })
 }
 
-/// The whole body of a request that brings no records.
+/// The body of a request that is not intake.
 pub struct Small(pub Bytes);
 
 impl FromRequest<App> for Small {
@@ -146,7 +146,7 @@ impl FromRequest<App> for Small {
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let activity = parts.extensions.get::<Arc<Activity>>().cloned();
-        let received = receive(app, activity, &parts.headers, body, SMALL_BYTES).await?;
+        let received = receive(app, activity, &parts.headers, body, MAX_SMALL_BYTES).await?;
         Ok(Self(received.bytes))
     }
 }

@@ -1,4 +1,4 @@
-//! Questions, and the state of the process.
+//! Queries, operations on the data folder, and the state of the process.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
@@ -24,44 +24,35 @@ use utoipa::ToSchema;
 use super::error::ApiError;
 use super::guard::Client;
 use super::receive::Small;
-use super::{App, FOLDER_KEY, RETRIES};
-use crate::query::ClientId;
+use super::{App, FOLDER_KEY, MAX_RETRIES};
+use crate::query::Asker;
 use crate::query::encode::Format;
 use crate::query::spool::SpooledAnswer;
 use crate::runtime::dead_letter_retry::{Retry, RetryRequest};
 use crate::runtime::{RuntimeError, rebuild};
 
 const JSON: &str = "application/json";
-/// Bytes of an answer that are read from its file at once.
+/// Bytes per read of an answer's file.
 const READ_BYTES: usize = 64 << 10;
 
-/// An answer that is known whole, sent as far as its client reads it.
-pub fn answered(kind: &'static str, whole: SpooledAnswer) -> Response {
+/// The response with a complete answer, sent as fast as its client reads it.
+pub fn respond(media_type: &'static str, answer: Whole) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-        (header::CONTENT_LENGTH, whole.len().into()),
+        (header::CONTENT_TYPE, HeaderValue::from_static(media_type)),
+        (header::CONTENT_LENGTH, answer.len().into()),
     ];
-    body_of(whole).map_or_else(
-        |error| {
-            let message = format!("the answer cannot be read: {error}");
-            ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "failed",
-                message,
-                "see the log",
-            )
-            .into_response()
-        },
+    body(answer).map_or_else(
+        |error| ApiError::failed(format!("the answer cannot be read: {error}")).into_response(),
         |body| (headers, body).into_response(),
     )
 }
 
-fn body_of(mut whole: SpooledAnswer) -> std::io::Result<Body> {
-    let Some(file) = whole.take_file() else {
-        return Ok(Body::from(whole.into_bytes()?));
+fn body(mut answer: Whole) -> std::io::Result<Body> {
+    let Some(file) = answer.take_file() else {
+        return Ok(Body::from(answer.into_bytes()?));
     };
-    let parts = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
-    Ok(Body::from_stream(FileAnswer(Some((parts, whole)))))
+    let reader = ReaderStream::with_capacity(tokio::fs::File::from_std(file), READ_BYTES);
+    Ok(Body::from_stream(FileAnswer(Some((reader, answer)))))
 }
 
 /// An answer that is sent from its file.
@@ -71,15 +62,15 @@ impl Stream for FileAnswer {
     type Item = std::io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.as_mut().map_or(Poll::Ready(None), |(parts, _)| {
-            Pin::new(parts).poll_next(context)
+        self.0.as_mut().map_or(Poll::Ready(None), |(reader, _)| {
+            Pin::new(reader).poll_next(context)
         })
     }
 }
 
 impl Drop for FileAnswer {
-    /// A file without a name is deleted when it is closed. Where it is large this takes
-    /// milliseconds, too long for one of the server's worker threads.
+    /// Closing deletes the unlinked file. For a large one this takes milliseconds, too long for one
+    /// of the server's worker threads.
     fn drop(&mut self) {
         if let (Some(answer), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current())
         {
@@ -90,24 +81,24 @@ impl Drop for FileAnswer {
 
 type Params = Query<BTreeMap<String, String>>;
 
-/// Longest name that a client gives a query.
-const QUERY_ID_BYTES: usize = 128;
+/// Maximum length of a query's id.
+const MAX_QUERY_ID_BYTES: usize = 128;
 
-/// How many events said something new.
+/// Number of events, excluding duplicates unless asked for.
 #[utoipa::path(get, path = "/api/v1/count", params(("stream" = Option<String>, Query), ("type" = Option<String>, Query),
     ("by" = Option<String>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query), ("duplicates" = Option<bool>, Query)),
     responses((status = 200, description = "{count, groups, as_of}"), (status = 400), (status = 404)))]
 pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
-    Ok(answered(JSON, app.0.parts.answers.count(&params).await?))
+    Ok(respond(JSON, app.0.parts.answers.count(&params).await?))
 }
 
-/// Events by their words.
+/// Full-text search for events.
 #[utoipa::path(get, path = "/api/v1/search", params(("q" = String, Query), ("stream" = Option<String>, Query),
     ("sort" = Option<String>, Query), ("limit" = Option<usize>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query),
     ("near" = Option<String>, Query), ("within" = Option<String>, Query), ("after" = Option<String>, Query)),
     responses((status = 200, description = "{hits, total, next, as_of}"), (status = 400), (status = 404)))]
 pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
-    Ok(answered(JSON, app.0.parts.answers.search(&params).await?))
+    Ok(respond(JSON, app.0.parts.answers.search(&params).await?))
 }
 
 /// The venues nearest to a place.
@@ -115,10 +106,10 @@ pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Res
     ("limit" = Option<usize>, Query), ("within" = Option<String>, Query)),
     responses((status = 200, description = "{venues, as_of}"), (status = 400), (status = 404)))]
 pub async fn nearby(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
-    Ok(answered(JSON, app.0.parts.answers.nearby(&params).await?))
+    Ok(respond(JSON, app.0.parts.answers.nearby(&params).await?))
 }
 
-/// Rows of a window, those of the latest windows first, open ones too.
+/// Rows of a window, the latest first, including open windows.
 #[utoipa::path(get, path = "/api/v1/windows/{name}", params(("name" = String, Path), ("from" = Option<String>, Query),
     ("to" = Option<String>, Query), ("limit" = Option<usize>, Query)),
     responses((status = 200, description = "{window, rows, as_of}"), (status = 400), (status = 404)))]
@@ -128,10 +119,10 @@ pub async fn windows(
     Query(mut params): Params,
 ) -> Result<Response, ApiError> {
     params.insert("name".into(), name);
-    Ok(answered(JSON, app.0.parts.answers.windows(&params).await?))
+    Ok(respond(JSON, app.0.parts.answers.windows(&params).await?))
 }
 
-/// How far log and views are.
+/// Progress of the log and the views.
 #[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "{synced_lsn, streams, views, gaps}")))]
 pub async fn status(State(app): State<App>) -> Json<Value> {
     Json(app.0.parts.answers.status())
@@ -143,7 +134,7 @@ pub struct SqlRequest {
     /// json, ndjson, csv or arrow
     #[serde(default = "json_format")]
     format: String,
-    /// A name of the client's choice, by which the query can be ended while it runs.
+    /// An id of the client's choice, by which the query can be ended while it runs.
     id: Option<String>,
 }
 
@@ -167,14 +158,14 @@ pub async fn sql(
         )
     })?;
     let format = Format::parse(&request.format)?;
-    let conflict = |message: String| ApiError::new(StatusCode::CONFLICT, "conflict", message, "");
+    let conflict = |message: String| ApiError::conflict(message, "");
     if request
         .id
         .as_ref()
-        .is_some_and(|id| id.is_empty() || id.len() > QUERY_ID_BYTES)
+        .is_some_and(|id| id.is_empty() || id.len() > MAX_QUERY_ID_BYTES)
     {
         return Err(ApiError::bad_request(
-            format!("a query's id has 1 to {QUERY_ID_BYTES} bytes"),
+            format!("a query's id has 1 to {MAX_QUERY_ID_BYTES} bytes"),
             "choose a shorter one",
         ));
     }
@@ -196,10 +187,10 @@ pub async fn sql(
         () = ended => return Err(conflict("the query was ended by its id".into())),
     };
     let whole = app.0.parts.answers.write(answer, format).await?;
-    Ok(answered(format.media_type(), whole))
+    Ok(respond(format.media_type(), whole))
 }
 
-/// A query that can be ended by its id while this lives.
+/// Registers a running query under its id until it is dropped.
 struct RunningQuery {
     app: App,
     id: String,
@@ -207,8 +198,8 @@ struct RunningQuery {
 }
 
 impl RunningQuery {
-    /// None while another query has the id.
-    fn new(app: &App, id: &str, asker: ClientId) -> Option<Self> {
+    /// `None` while another query has the id.
+    fn new(app: &App, id: &str, asker: Asker) -> Option<Self> {
         let end = CancellationToken::new();
         match app.queries().entry(id.to_owned()) {
             Entry::Occupied(_) => return None,
@@ -253,12 +244,12 @@ pub async fn end_sql(
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct BackupRequest {
-    /// An absolute path on the server's machine, empty or not there.
+    /// An absolute path on the server's machine: an empty folder, or one that does not exist yet.
     to: String,
 }
 
-/// Copies the data folder while everything goes on, into a new folder below `[server] backups`;
-/// answers when the copy is whole.
+/// Copies the data folder of the running server into a new folder below `[server] backups`; answers
+/// when the copy is complete.
 #[utoipa::path(post, path = "/api/v1/backup", request_body = BackupRequest,
     responses((status = 200, description = "{to, files, bytes, lsn}"), (status = 400),
         (status = 403, description = "the configuration names no folder for backups"),
@@ -273,9 +264,9 @@ pub async fn backup(
         .get(FOLDER_KEY)
         .map(HeaderValue::as_bytes)
         .unwrap_or_default();
-    let is_own = bool::from(key.ct_eq(parts.folder_key.as_bytes()));
-    let below = parts.backups.clone().filter(|_| !is_own);
-    if below.is_none() && !is_own {
+    let knows_key = bool::from(key.ct_eq(parts.folder_key.as_bytes()));
+    let below = parts.backups.clone().filter(|_| !knows_key);
+    if below.is_none() && !knows_key {
         let message =
             "the configuration names no folder for backups over HTTP (`[server] backups`)";
         let hint = "name one, or run `weir backup` on the server's machine";
@@ -286,44 +277,33 @@ pub async fn backup(
             hint,
         ));
     }
-    let Ok(_only) = app.0.backing_up.try_acquire() else {
-        let message = "a backup is running";
-        return Err(ApiError::new(
-            StatusCode::CONFLICT,
-            "conflict",
-            message,
+    let Ok(_permit) = app.0.backups.try_acquire() else {
+        return Err(ApiError::conflict(
+            "a backup is running",
             "try again when it has ended",
         ));
     };
     let request: BackupRequest = serde_json::from_slice(&body).map_err(|e| {
         ApiError::bad_request(e.to_string(), "send {\"to\": \"/an/absolute/path\"}")
     })?;
-    let failed = |e: String| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "failed",
-            e,
-            "see the log",
-        )
-    };
     let backup = app.0.parts.backup.clone();
-    let copied = tokio::task::spawn_blocking(move || match below {
+    let copying = tokio::task::spawn_blocking(move || match below {
         Some(folder) => backup.run_below(&folder, FilePath::new(&request.to)),
         None => backup.run(FilePath::new(&request.to)),
     });
-    let copied = copied.await;
-    let summary = copied
-        .map_err(|e| failed(e.to_string()))?
+    let summary = copying
+        .await
+        .map_err(|e| ApiError::failed(e.to_string()))?
         .map_err(|e| match e {
             RuntimeError::Config(message) => ApiError::bad_request(message, ""),
             RuntimeError::NotTaken(error) => error.into(),
-            other => failed(other.to_string()),
+            other => ApiError::failed(other.to_string()),
         })?;
     Ok(Json(json!(summary)))
 }
 
-/// Brings dead letters back that are accepted now.
-#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryRequest,
+/// Ingests dead letters that are valid now.
+#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryQuestion,
     responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 429), (status = 503)))]
 pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Value>, ApiError> {
     let body = if body.is_empty() {
@@ -331,23 +311,15 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
     } else {
         &body[..]
     };
-    let question: RetryRequest = serde_json::from_slice(body).map_err(|e| {
+    let request: RetryQuestion = serde_json::from_slice(body).map_err(|e| {
         ApiError::bad_request(
             e.to_string(),
             "send {\"reason\": …, \"since\": …, \"limit\": …}",
         )
     })?;
-    let ingest = app.ingest().ok_or_else(|| {
-        let message = "no records are taken in at present: weir is starting, stopping, or set so";
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not_taking",
-            message,
-            "try again in a moment",
-        )
-    })?;
-    let Ok(_waiting) = app.0.waiting_retries.clone().try_acquire_owned() else {
-        let message = format!("{RETRIES} retries wait already");
+    let ingest = app.ingest().ok_or_else(ApiError::not_ingesting)?;
+    let Ok(_permit) = app.0.open_retries.clone().try_acquire_owned() else {
+        let message = format!("{MAX_RETRIES} retries are open already");
         return Err(ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
             "busy",
@@ -356,7 +328,7 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
         ));
     };
     let answers = app.0.parts.answers.clone();
-    let turn = app.0.retries.clone();
+    let turn = app.0.retry_turn.clone();
     let retry = Retry {
         clock: answers.clock.clone(),
         answers,
@@ -364,20 +336,12 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
         turn,
     };
     let runtime = tokio::runtime::Handle::current();
-    let done = tokio::task::spawn_blocking(move || runtime.block_on(retry.run(&question))).await;
-    let failed = |e: String| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "failed",
-            e,
-            "see the log",
-        )
-    };
+    let done = tokio::task::spawn_blocking(move || runtime.block_on(retry.run(&request))).await;
     let done = done
-        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| ApiError::failed(e.to_string()))?
         .map_err(|e| match e {
             RuntimeError::Config(message) => ApiError::bad_request(message, ""),
-            other => failed(other.to_string()),
+            other => ApiError::failed(other.to_string()),
         })?;
     Ok(Json(json!(done)))
 }
@@ -388,32 +352,27 @@ pub struct RebuildRequest {
     configuration: String,
 }
 
-/// Lets views that `weir rebuild` made take the place of the old ones: the server pauses for a
-/// moment.
+/// Installs the views that `weir rebuild` built: the server pauses for a moment.
 #[utoipa::path(post, path = "/api/v1/rebuild", request_body = RebuildRequest,
     responses((status = 202, description = "{pausing}"), (status = 400), (status = 409, description = "another configuration is in force")))]
-pub async fn take_rebuilt(
+pub async fn install_rebuilt(
     State(app): State<App>,
     Small(body): Small,
 ) -> Result<Response, ApiError> {
     let request: RebuildRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "this is for `weir rebuild`"))?;
     if request.configuration != app.0.parts.answers.handles.catalog.id.to_string() {
-        let message = "what was rebuilt is of another configuration than the server's; it takes its place when the server is started with that one";
-        return Err(ApiError::new(
-            StatusCode::CONFLICT,
-            "conflict",
-            message,
-            "stop the server and start it again",
-        ));
+        let message = "the views were rebuilt under another configuration than the server's; they are installed when the server is started with that one";
+        let hint = "stop the server and start it again";
+        return Err(ApiError::conflict(message, hint));
     }
     if !rebuild::has_waiting(
         &app.0.parts.backup.folder,
         app.0.parts.answers.handles.catalog.id,
     ) {
         return Err(ApiError::bad_request(
-            "nothing waits to take its place",
-            "`weir rebuild` makes what does",
+            "no rebuilt view is ready to be installed",
+            "run `weir rebuild` first",
         ));
     }
     app.0.parts.restart.store(true, Ordering::Release);
@@ -426,16 +385,16 @@ pub async fn healthz() -> Json<Value> {
     Json(json!({"status": "alive", "pid": std::process::id()}))
 }
 
-/// The process takes records in and every view goes on.
+/// The process accepts records and every view makes progress.
 #[utoipa::path(get, path = "/readyz", responses((status = 200), (status = 503)))]
 pub async fn readyz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     match (app.0.parts.readiness)() {
         Ok(waiting) if waiting.is_empty() => Ok(Json(json!({"status": "ready"}))),
         Ok(waiting) => Ok(Json(json!({"status": "ready", "waiting": waiting}))),
-        Err(why) => Err(ApiError::new(
+        Err(reason) => Err(ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "not_ready",
-            why,
+            reason,
             "see the log",
         )),
     }

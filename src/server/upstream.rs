@@ -1,5 +1,5 @@
-//! A server that speaks the protocol of the old stream: a websocket and chunked HTTP at one path,
-//! one record per message, with `since_mtime` and `since_count` over HTTP.
+//! A server with the protocol of the original stream: a websocket and chunked HTTP at one path, one
+//! record per message, with `since_mtime` and `since_count` over HTTP.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,43 +17,43 @@ use axum::routing::any;
 use futures::{StreamExt, stream};
 use tokio::sync::broadcast;
 
-/// Records kept for `since_mtime` and `since_count`.
-const KEPT: usize = 10_000;
-/// Records that a slow client may be behind before it loses some.
-const BEHIND: usize = 16_384;
-const SEND_TIME: Duration = Duration::from_secs(10);
-/// What may wait to be written to a client: what it is sent, and answers to its pings.
+/// Records retained for `since_mtime` and `since_count`.
+const MAX_RETAINED: usize = 10_000;
+/// Records that a slow client may lag before it loses some.
+const MAX_LAG: usize = 16_384;
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that may wait to be written to a client: records, and answers to its pings.
 const WRITE_BYTES: usize = 4 << 20;
 
 #[derive(Clone)]
 pub struct Upstream {
     sender: broadcast::Sender<(i64, Bytes)>,
-    kept: Arc<Mutex<VecDeque<(i64, Bytes)>>>,
+    retained: Arc<Mutex<VecDeque<(i64, Bytes)>>>,
 }
 
 impl Default for Upstream {
     fn default() -> Self {
         Self {
-            sender: broadcast::channel(BEHIND).0,
-            kept: Arc::default(),
+            sender: broadcast::channel(MAX_LAG).0,
+            retained: Arc::default(),
         }
     }
 }
 
 impl Upstream {
-    /// Sends a record to everyone who listens.
+    /// Sends a record to all clients.
     pub fn send(&self, mtime: i64, record: &str) {
         let record = Bytes::copy_from_slice(record.as_bytes());
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_back((mtime, record.clone()));
-        if kept.len() > KEPT {
-            kept.pop_front();
+        let mut retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);
+        retained.push_back((mtime, record.clone()));
+        if retained.len() > MAX_RETAINED {
+            retained.pop_front();
         }
-        // Nobody listening is no error.
+        // It fails only without clients.
         let _ = self.sender.send((mtime, record));
     }
 
-    /// Serves at `path` until the process ends; returns where.
+    /// Serves at `path` until the process ends; returns the bound address.
     pub async fn serve(self, address: SocketAddr, path: &str) -> std::io::Result<SocketAddr> {
         let listener = tokio::net::TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
@@ -63,17 +63,21 @@ impl Upstream {
     }
 
     fn past(&self, params: &BTreeMap<String, String>) -> Vec<(i64, Bytes)> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);
         let number = |name: &str| params.get(name).and_then(|v| v.parse::<i64>().ok());
         match (number("since_mtime"), number("since_count")) {
-            (Some(since), _) => kept
+            (Some(since), _) => retained
                 .iter()
                 .filter(|(mtime, _)| *mtime > since)
                 .cloned()
                 .collect(),
             (None, Some(count)) => {
-                let count = usize::try_from(count).unwrap_or(0).min(kept.len());
-                kept.iter().skip(kept.len() - count).cloned().collect()
+                let count = usize::try_from(count).unwrap_or(0).min(retained.len());
+                retained
+                    .iter()
+                    .skip(retained.len() - count)
+                    .cloned()
+                    .collect()
             }
             (None, None) => Vec::new(),
         }
@@ -93,7 +97,7 @@ async fn records(
                     record = receiver.recv() => match record {
                         Ok((_, record)) => {
                             let text = String::from_utf8_lossy(&record).into_owned();
-                            let sent = tokio::time::timeout(SEND_TIME, socket.send(Message::Text(text.into()))).await;
+                            let sent = tokio::time::timeout(SEND_TIMEOUT, socket.send(Message::Text(text.into()))).await;
                             if !matches!(sent, Ok(Ok(()))) { break }
                         }
                         Err(broadcast::error::RecvError::Lagged(_)) => {}
