@@ -1,5 +1,5 @@
-//! Answers: whole or refused, by each verb and in each format, however much they grow when they are
-//! written out.
+//! Answers are complete or rejected, for each verb and format, however large they are when they are
+//! serialized.
 
 use serde_json::{Value, json};
 
@@ -49,17 +49,31 @@ fn names(answer: &(u16, Value), limit: &str) -> bool {
     answer.0 == 400 && text.contains(limit)
 }
 
+/// Limits that answers of these tests exceed.
+const LIMITS: &str = "sql_result = \"80KiB\"\nsql_rows = 250";
+
+/// A query whose column names make its JSON larger than its values do.
+fn long_names() -> String {
+    let name = "n".repeat(2_000);
+    format!("select value as {name} from generate_series(1, 200)")
+}
+
 #[test]
-fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
-    let bench = bench("sql_result = \"80KiB\"\nsql_rows = 250");
+fn a_result_over_its_limit_names_it_in_every_format() {
+    let bench = bench(LIMITS);
     let server = start(&bench);
-    fill(&server);
-    let names_of = "n".repeat(2_000);
-    let long_names = format!("select value as {names_of} from generate_series(1, 200)");
+    let long_names = long_names();
     let escapes = "select repeat(chr(1), 1000) as x from generate_series(1, 40)";
-    let nested = format!("select array_repeat(named_struct('{names_of}', 1), 150) as x");
-    for format in ["json", "ndjson"] {
-        for query in [long_names.as_str(), escapes, nested.as_str()] {
+    let name = "n".repeat(2_000);
+    let nested = format!("select array_repeat(named_struct('{name}', 1), 150) as x");
+    let long = "select repeat('x', 1000) as x from generate_series(1, 200)";
+    for (format, queries) in [
+        ("json", vec![&*long_names, escapes, &*nested, long]),
+        ("ndjson", vec![&*long_names, escapes, &*nested, long]),
+        ("csv", vec![&*nested, long]),
+        ("arrow", vec![long]),
+    ] {
+        for query in queries {
             let answer = sql(&server, query, format);
             assert!(
                 names(&answer, "[limits] sql_result"),
@@ -67,19 +81,14 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
             );
         }
     }
-    let answer = sql(&server, &nested, "csv");
-    assert!(names(&answer, "[limits] sql_result"), "{answer:?}");
-    for format in ["json", "ndjson", "csv", "arrow"] {
-        let answer = sql(
-            &server,
-            "select repeat('x', 1000) as x from generate_series(1, 200)",
-            format,
-        );
-        assert!(
-            names(&answer, "[limits] sql_result"),
-            "{format}: {answer:?}"
-        );
-    }
+    server.stop();
+}
+
+#[test]
+fn an_answer_over_its_limit_names_it_for_every_verb() {
+    let bench = bench(LIMITS);
+    let server = start(&bench);
+    fill(&server);
     let range = "start_time=1714557000&end_time=1714558000";
     for (path, limit) in [
         (
@@ -111,7 +120,7 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
             answer.1.to_string().len()
         );
     }
-    // What is within is answered, also where the groups that are not asked for are many.
+    // Answers within the limits, also if there are many groups that are not asked for.
     for path in [
         "count?stream=events",
         "count?stream=events&to=2030-01-01T00:00:00.5Z",
@@ -131,7 +140,7 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
     );
     // The same limits hold for a folder that is read without a server.
     server.stop();
-    let output = bench.output(&["sql", &long_names]);
+    let output = bench.output(&["sql", &long_names()]);
     assert!(
         !output.status.success()
             && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_result")
@@ -144,7 +153,7 @@ fn an_answer_over_its_limit_names_it_in_every_format_and_verb() {
 }
 
 #[test]
-fn a_long_answer_is_whole_in_every_format_and_leaves_nothing_behind() {
+fn a_long_result_is_complete_in_every_format() {
     let bench = bench("sql_result = \"16MiB\"");
     let server = start(&bench);
     fill(&server);
@@ -201,6 +210,15 @@ fn a_long_answer_is_whole_in_every_format_and_leaves_nothing_behind() {
         json!("l,r,d\n\"[1,null]\",\"{\"\"a\"\":\"\"x,y\"\"}\",\"{\"\"l\"\":[true]}\"\n")
     );
     assert_eq!(sql(&server, "select 1 as n", "xml").0, 400);
+    assert_nothing_spilled(&bench);
+    server.stop();
+}
+
+#[test]
+fn a_long_answer_is_complete_on_every_route() {
+    let bench = bench("sql_result = \"16MiB\"");
+    let server = start(&bench);
+    fill(&server);
     let windows = server.get("/api/v1/windows/by_country?limit=100000").1;
     assert_eq!(windows["window"], "by_country");
     assert!(
@@ -218,11 +236,16 @@ fn a_long_answer_is_whole_in_every_format_and_leaves_nothing_behind() {
         (&by["count"], by["groups"].as_array().map(Vec::len)),
         (&json!(300), Some(300))
     );
+    assert_nothing_spilled(&bench);
+    server.stop();
+}
+
+/// Checks that no file of an answer is left.
+fn assert_nothing_spilled(bench: &Bench) {
     let left: Vec<_> = std::fs::read_dir(bench.path("data/spill"))
         .into_iter()
         .flatten()
         .flatten()
         .collect();
     assert!(left.iter().all(|entry| entry.path().is_dir()), "{left:?}");
-    server.stop();
 }

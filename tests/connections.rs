@@ -37,7 +37,7 @@ fn sql(server: &Server, query: &str) -> (u16, Value) {
 }
 
 #[test]
-fn whoever_sends_or_reads_nothing_keeps_nobody_out() {
+fn silent_clients_do_not_keep_others_out() {
     let bench = bench();
     let server = start(&bench);
     let post = |path: &str| {
@@ -62,7 +62,7 @@ fn whoever_sends_or_reads_nothing_keeps_nobody_out() {
     for text in silent {
         let held: Vec<TcpStream> = (0..12).map(|_| write(&server, &text)).collect();
         wait_until("SQL is answered", || sql(&server, "select 1").0 == 200);
-        wait_until("records are taken in", || {
+        wait_until("records are accepted", || {
             server.post(&[], &ndjson(&records(1, 1))).0 == 200
         });
         wait_until("the process is watched", || server.get("/healthz").0 == 200);
@@ -72,7 +72,7 @@ fn whoever_sends_or_reads_nothing_keeps_nobody_out() {
 }
 
 #[test]
-fn streams_that_are_read_leave_room_for_others() {
+fn live_streams_leave_connections_for_others() {
     let bench = bench();
     let server = start(&bench);
     let live = "GET /api/v1/live HTTP/1.1\r\nHost: HOST\r\n\r\n";
@@ -103,7 +103,7 @@ fn streams_that_are_read_leave_room_for_others() {
 }
 
 #[test]
-fn a_body_holds_only_the_room_of_what_has_come() {
+fn a_body_holds_memory_only_for_what_has_arrived() {
     let bench = bench();
     let server = start(&bench);
     let head = |bytes: usize| {
@@ -139,7 +139,7 @@ fn a_body_holds_only_the_room_of_what_has_come() {
 }
 
 #[test]
-fn refusals_of_paths_and_parameters_have_the_usual_form() {
+fn errors_of_paths_and_parameters_have_the_usual_form() {
     let bench = bench();
     let server = start(&bench);
     for path in [
@@ -161,7 +161,7 @@ fn refusals_of_paths_and_parameters_have_the_usual_form() {
 }
 
 #[test]
-fn a_backup_over_http_goes_below_the_folder_that_the_configuration_names() {
+fn a_backup_over_http_is_written_below_the_configured_folder() {
     let bench = bench();
     let to = |server: &Server, path: &std::path::Path| {
         server.request(

@@ -1,5 +1,5 @@
-//! Live streams: each row once, also for a client that comes back; what has left memory is named
-//! once; nobody who follows takes anything from who asks.
+//! Live streams: each row once, also for a client that reconnects; rows that have left memory are
+//! named once; live streams take no slots of queries.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -89,7 +89,7 @@ fn rows(server: &Server, query: &str) -> Vec<Value> {
 }
 
 #[test]
-fn each_row_comes_once_also_after_a_return_and_as_sql_has_it() {
+fn each_row_is_sent_once_also_after_a_reconnect_and_as_in_sql() {
     let bench = bench("");
     let server = start(&bench);
     let mut whole = Follower::new(&server, "", None);
@@ -109,10 +109,10 @@ fn each_row_comes_once_also_after_a_return_and_as_sql_has_it() {
             .all(|(event, row)| event.data == *row && event.kind.is_empty())
     );
     for at in [0, 1, 399, 400, 1_198] {
-        let mut back = Follower::new(&server, "", Some(&seen[at].id));
+        let mut returned = Follower::new(&server, "", Some(&seen[at].id));
         assert!(
-            (at + 1..1_200).all(|n| back.next() == seen[n]),
-            "behind {at}"
+            (at + 1..1_200).all(|n| returned.next() == seen[n]),
+            "after {at}"
         );
     }
     let closed = rows(&server, "select count(*) as n from n_versions")[0]["n"]
@@ -120,8 +120,8 @@ fn each_row_comes_once_also_after_a_return_and_as_sql_has_it() {
         .expect("a number") as usize;
     assert!(closed > 2, "{closed} rows of windows");
     let seen: Vec<Event> = (0..closed).map(|_| windows.next()).collect();
-    let mut back = Follower::new(&server, "?window=n", Some(&seen[1].id));
-    assert!((2..closed).all(|n| back.next() == seen[n]));
+    let mut returned = Follower::new(&server, "?window=n", Some(&seen[1].id));
+    assert!((2..closed).all(|n| returned.next() == seen[n]));
     let mut found: Vec<String> = seen.iter().map(|event| event.data.to_string()).collect();
     let mut stored: Vec<String> = rows(&server, "select * from n_versions")
         .iter()
@@ -134,7 +134,7 @@ fn each_row_comes_once_also_after_a_return_and_as_sql_has_it() {
 }
 
 #[test]
-fn what_has_left_memory_is_named_once() {
+fn rows_that_have_left_memory_are_named_once() {
     let bench = bench("");
     let server = start(&bench);
     let mut follower = Follower::new(&server, "", None);
@@ -142,11 +142,11 @@ fn what_has_left_memory_is_named_once() {
     let seen: Vec<Event> = (0..20).map(|_| follower.next()).collect();
     server.stop();
     let server = start(&bench);
-    // Nothing is missed behind the last one.
+    // No row is missed after the last one.
     let mut at_end = Follower::new(&server, "", Some(&seen[19].id));
-    let mut behind = Follower::new(&server, "", Some(&seen[3].id));
+    let mut late = Follower::new(&server, "", Some(&seen[3].id));
     let mut foreign = Follower::new(&server, "", Some("9007199254740000.0"));
-    let missed = behind.next();
+    let missed = late.next();
     assert_eq!(
         (missed.kind.as_str(), &missed.data["after"]),
         ("missed", &seen[3].data["lsn"]),
@@ -167,14 +167,14 @@ fn what_has_left_memory_is_named_once() {
     assert_eq!(server.post(&[], &ndjson(&records(3, 6))).0, 200);
     let next = at_end.next();
     assert_eq!(next.kind, "");
-    for mut other in [behind, foreign, again] {
+    for mut other in [late, foreign, again] {
         assert_eq!(other.next(), next);
     }
     server.stop();
 }
 
 #[test]
-fn many_who_follow_take_no_query_from_who_asks() {
+fn many_live_streams_take_no_slots_of_queries() {
     let bench = bench("sql_concurrent = 1");
     let server = start(&bench);
     let mut followers: Vec<Follower> = (0..40).map(|_| Follower::new(&server, "", None)).collect();

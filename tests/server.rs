@@ -47,8 +47,8 @@ impl Server {
             server.address = address["http"].as_str().expect("an address").to_owned();
             true
         });
-        // One with tokens says no more to whoever has none.
-        wait_until("it takes records in", || {
+        // A server with tokens answers 401 here.
+        wait_until("it accepts records", || {
             matches!(server.get("/readyz").0, 200 | 401)
         });
         server
@@ -185,7 +185,7 @@ fn what_a_200_accepted_survives_a_kill_and_a_repeated_key_adds_nothing() {
 }
 
 #[test]
-fn refusals_have_their_codes_and_store_nothing() {
+fn errors_have_their_codes_and_store_nothing() {
     let bench = http_bench();
     let server = start(&bench);
     let one = ndjson(&records(1, 1));
@@ -245,7 +245,7 @@ fn refusals_have_their_codes_and_store_nothing() {
 #[test]
 fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     let bench = http_bench();
-    // The time that passes meanwhile closes no window.
+    // No window closes during the test.
     bench.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
     let server = start(&bench);
     let all = records(1_500, 8);
@@ -259,6 +259,28 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     let (status, near) = server.get("/api/v1/nearby?lat=40.7&lon=-74&limit=50");
     assert_eq!(status, 200);
     assert_eq!(without_as_of(near), bench.all_answers()["near"]);
+    let live = bench.all_answers();
+    server.stop();
+    assert_eq!(bench.all_answers(), live);
+    // A merged lake answers the same.
+    assert!(bench.output(&["compact"]).status.success());
+    assert_eq!(bench.all_answers(), live);
+    let crowded = bench.rows(
+        "select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1",
+    );
+    assert_eq!(crowded, Vec::<Value>::new());
+}
+
+#[test]
+fn sql_only_reads_and_every_route_answers() {
+    let bench = http_bench();
+    bench.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
+    let server = start(&bench);
+    let all = records(1_500, 8);
+    assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
+    wait_until("the rows are visible", || {
+        bench.number("select count(*) from rsvps") == 1_500
+    });
     let (status, wrong) = server.get("/api/v1/count?typo=1");
     assert_eq!(status, 400, "{wrong}");
     assert_eq!(server.get("/api/v1/search?q=").0, 400);
@@ -283,7 +305,6 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     ] {
         assert_eq!(sql(forbidden).0, 400, "{forbidden}");
     }
-    let live = bench.all_answers();
     for route in [
         "/healthz",
         "/readyz",
@@ -295,7 +316,7 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     ] {
         assert_eq!(server.get(route).0, 200, "{route}");
     }
-    wait_until("metrics tell what is held", || {
+    wait_until("metrics show what is held", || {
         let metrics = server.get("/metrics").1.as_str().expect("text").to_owned();
         [
             "weir_log_synced_lsn",
@@ -310,18 +331,10 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
         .all(|name| metrics.contains(name))
     });
     server.stop();
-    assert_eq!(bench.all_answers(), live);
-    // A merged lake answers the same.
-    assert!(bench.output(&["compact"]).status.success());
-    assert_eq!(bench.all_answers(), live);
-    let crowded = bench.rows(
-        "select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1",
-    );
-    assert_eq!(crowded, Vec::<Value>::new());
 }
 
 #[test]
-fn a_search_pages_through_every_hit_once_while_new_ones_come() {
+fn a_search_pages_through_every_hit_once_while_new_ones_arrive() {
     let bench = http_bench();
     let server = start(&bench);
     let all = records(2_000, 9);
@@ -358,7 +371,7 @@ fn a_search_pages_through_every_hit_once_while_new_ones_come() {
 }
 
 #[test]
-fn a_websocket_is_taken_in_and_a_lost_connection_is_a_gap() {
+fn a_websocket_is_ingested_and_a_lost_connection_is_a_gap() {
     let bench = Bench::new("");
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
@@ -383,7 +396,7 @@ fn a_websocket_is_taken_in_and_a_lost_connection_is_a_gap() {
     });
     first.kill().and_then(|()| first.wait()).expect("it ends");
     let mut second = upstream();
-    wait_until("the gap is told", || {
+    wait_until("the gap is reported", || {
         bench.number("select count(*) from weir.gaps where source = 'ws'") > 0
     });
     let before = bench.number("select count(*) from rsvps");
@@ -455,7 +468,7 @@ fn token(bench: &Bench, kind: &[&str]) -> String {
 }
 
 #[test]
-fn a_token_that_only_reads_ends_no_query_of_another() {
+fn a_read_only_token_does_not_end_queries_of_another() {
     let bench = http_bench();
     let [write, read, other] =
         [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&bench, kind));
@@ -536,7 +549,7 @@ fn secrets_that_others_can_change_are_refused() {
 }
 
 #[test]
-fn verbs_ask_a_server_behind_tls_with_their_token_and_nobody_else_does() {
+fn verbs_query_a_server_with_tls_by_their_token_alone() {
     let bench = http_bench();
     let made =
         rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
