@@ -155,7 +155,7 @@ fn rows_that_have_left_memory_are_named_once() {
     assert!(
         missed.data["message"]
             .as_str()
-            .is_some_and(|text| text.contains("ask SQL"))
+            .is_some_and(|text| text.contains("in SQL"))
     );
     assert_eq!(foreign.next().kind, "missed");
     let between = format!(
