@@ -301,7 +301,8 @@ fn create_commit_and_reopen(
             view.apply(output, Instant::now())
                 .map_err(|e| format!("{}: {e}", view.name()))?;
         }
-        view.settle().map_err(|e| format!("{}: {e}", view.name()))?;
+        view.checkpoint()
+            .map_err(|e| format!("{}: {e}", view.name()))?;
     }
     drop(opened);
     let opened = open()?;

@@ -22,7 +22,7 @@ use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::select::session_config;
 use weir::schema::{Catalog, Layout, functions};
 use weir::views::lake::files::{
-    Class, FileEntry, partition_folder, properties_of, with_partition_columns,
+    FileEntry, RowClass, partition_folder, properties_of, with_partition_columns,
 };
 use weir::views::lake::memtable::UnflushedRows;
 use weir::views::lake::{Change, LakeTable, LogName, RowOrigin, TableSpec};
@@ -184,7 +184,7 @@ fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Numbers) -
 }
 
 /// Writes rows of one hour as a file of small row groups and pages.
-fn write(spec: &TableSpec, name: &str, class: Class, rows: &RecordBatch) -> FileEntry {
+fn write(spec: &TableSpec, name: &str, class: RowClass, rows: &RecordBatch) -> FileEntry {
     let times = rows
         .column(1)
         .as_any()

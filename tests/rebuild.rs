@@ -579,7 +579,8 @@ fn frames_from_raw_equal_those_of_the_log_from_any_record_on() {
         let frames = frames(&mut numbers);
         let table = write_raw(folder.path(), &frames, &mut numbers, runtime.handle());
         if seed % 2 == 0 {
-            compact::maintain(&table, 64 << 20, compact::When::Now, &|| false).expect("merges");
+            compact::maintain(&table, 64 << 20, compact::MergeMode::Now, &|| false)
+                .expect("merges");
         }
         let last = frames.last().map_or(0, |f| f.header.last_lsn());
         for above in [

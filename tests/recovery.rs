@@ -385,7 +385,7 @@ impl View for Sparse {
     fn checkpoints(&self) -> Vec<(String, Lsn)> {
         self.committed.clone()
     }
-    fn skip_to(&mut self, lsn: Lsn) {
+    fn advance_to(&mut self, lsn: Lsn) {
         self.applied = self.applied.max(lsn);
     }
     fn apply(&mut self, output: &Output, _: Instant) -> Result<(), ViewError> {
@@ -398,10 +398,10 @@ impl View for Sparse {
     fn commit(&mut self, _: bool) -> Result<(), ViewError> {
         Ok(())
     }
-    fn settle(&mut self) -> Result<(), ViewError> {
+    fn checkpoint(&mut self) -> Result<(), ViewError> {
         Ok(())
     }
-    fn reopen(&mut self) -> Result<(), ViewError> {
+    fn reset_to_committed(&mut self) -> Result<(), ViewError> {
         Ok(())
     }
 }

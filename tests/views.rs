@@ -11,7 +11,7 @@ use weir::schema::{Catalog, Layout, Stream};
 use weir::views::View;
 use weir::views::counts::{Count, Counts, CountsView};
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
-use weir::views::places::{Near, Places, PlacesView};
+use weir::views::places::{NearbyVenue, Places, PlacesView};
 use weir::views::state_store::LogIdentity;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
@@ -113,7 +113,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let compactor = std::thread::spawn(move || {
         let mut merges = 0;
         while !stop.load(Ordering::Acquire) {
-            merges += compact::maintain(&merging, 64 << 20, compact::When::Now, &|| false)
+            merges += compact::maintain(&merging, 64 << 20, compact::MergeMode::Now, &|| false)
                 .expect("merges");
         }
         merges

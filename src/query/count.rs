@@ -284,8 +284,8 @@ impl EdgeQuery<'_> {
             sums.add(
                 values,
                 Count {
-                    acts: number("acts"),
-                    all: number("n"),
+                    distinct: number("acts"),
+                    total: number("n"),
                 },
             );
             Ok(())

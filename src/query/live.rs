@@ -207,7 +207,7 @@ fn encode(table: &LakeTable, output: &Output, from: usize) -> Result<Page, Query
     while at < batch.num_rows() && rows.len() < PAGE_ROWS && bytes < PAGE_BYTES {
         // Few at a time: a row may be as long as a record.
         let step = (PAGE_ROWS / 10).min(batch.num_rows() - at);
-        let whole = table.whole_rows(batch.slice(at, step)).map_err(failed)?;
+        let whole = table.full_rows(batch.slice(at, step)).map_err(failed)?;
         each_row(&whole.schema(), std::slice::from_ref(&whole), |row| {
             if bytes < PAGE_BYTES {
                 bytes += row.len();

@@ -32,7 +32,7 @@ pub fn tables(
         let Some(table) = LakeTable::open(spec, log, runtime.clone(), false)? else {
             continue;
         };
-        if let Some(reason) = table.refused_columns()?.filter(|_| !is_rebuilt) {
+        if let Some(reason) = table.column_conflict()?.filter(|_| !is_rebuilt) {
             return Err(views::refused(config, catalog, &table.spec, &reason).into());
         }
         tables.insert(table.spec.name.clone(), Arc::new(table));

@@ -20,7 +20,7 @@ use crate::sources::Stop;
 use crate::threads::panic_if_asked;
 use crate::views::ViewError;
 use crate::views::lake::LakeTable;
-use crate::views::lake::compact::{self, When};
+use crate::views::lake::compact::{self, MergeMode};
 use crate::wal::Kind;
 
 /// How often a round over all tables is due.
@@ -179,7 +179,7 @@ impl Maintenance {
         &self,
         name: &String,
         table: &Arc<LakeTable>,
-        when: When,
+        when: MergeMode,
         stop: &dyn Fn() -> bool,
     ) -> Result<usize, ViewError> {
         let Some(_held) = self.try_hold() else {

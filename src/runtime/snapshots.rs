@@ -12,7 +12,7 @@ use crate::operators::snapshot::Summary;
 use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
 use crate::storage::{Storage, explain, sync_folder};
-use crate::views::driver::{CatchUp, Demand, Target};
+use crate::views::driver::{ApplyOutput, CatchUp, ReplayTarget};
 use crate::views::{View, ViewError};
 use crate::wal::{LogReader, WalError, segment};
 
@@ -256,7 +256,7 @@ impl LogCatchUp {
                 })?;
         operators.forget_answers();
         if is_saved {
-            view.skip_to(operators.lsn());
+            view.advance_to(operators.lsn());
         }
         Ok(operators)
     }

@@ -43,7 +43,7 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
     for stream in catalog.streams.values() {
         if stream.session().is_some() {
             let schema = crate::operators::sessions::schema();
-            specs.push(TableSpec::made(
+            specs.push(TableSpec::derived(
                 &lake,
                 &tables::sessions(&stream.name),
                 schema,
@@ -62,7 +62,12 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
     }
     for window in &catalog.windows {
         let name = tables::versions_of(&window.name);
-        specs.push(TableSpec::made(&lake, &name, window.schema.clone(), layout));
+        specs.push(TableSpec::derived(
+            &lake,
+            &name,
+            window.schema.clone(),
+            layout,
+        ));
     }
     specs.extend(
         catalog
@@ -155,7 +160,7 @@ pub fn spec(
 }
 
 fn is_late(spec: &TableSpec) -> bool {
-    matches!(&spec.feed, RowOrigin::Made(name) if name.ends_with(".late"))
+    matches!(&spec.feed, RowOrigin::Derived(name) if name.ends_with(".late"))
 }
 
 /// Opens all views of the catalog. Not `writable`: only views that exist, and none to drive.

@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_millis(50);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Tries without success after which a run that is to end gives up.
-const TRIES: u32 = 6;
+const MAX_FINAL_TRIES: u32 = 6;
 
 /// How far a view is, for everyone else.
 #[derive(Debug, Default)]
@@ -77,11 +77,11 @@ impl Status {
 }
 
 /// What is done with each output that is read again.
-pub type Demand<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
+pub type ApplyOutput<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
 
 /// Up to which record to read on for who has everything up to an LSN; none where there is no more
 /// to read. Asked again whenever that is reached, because the ring goes on meanwhile.
-pub type Target<'a> = &'a dyn Fn(Lsn) -> Option<Lsn>;
+pub type ReplayTarget<'a> = &'a dyn Fn(Lsn) -> Option<Lsn>;
 
 /// Reads the log again for a view: gives it every output from its LSN on, until the target is
 /// reached, beginning with the newest snapshot that the view is not behind. False: it was broken
@@ -90,8 +90,8 @@ pub trait CatchUp: Send + Sync {
     fn replay(
         &self,
         view: &mut dyn View,
-        to: Target<'_>,
-        give: Demand<'_>,
+        to: ReplayTarget<'_>,
+        apply: ApplyOutput<'_>,
     ) -> Result<bool, ViewError>;
 }
 
@@ -104,36 +104,45 @@ pub fn run(
 ) -> Result<(), ViewError> {
     let name = view.name().to_owned();
     status.publish(&*view);
-    let mut failures = Failures {
+    let mut retries = RetryState {
         tries: 0,
         tries_at_the_end: 0,
-        stood: view.checkpoints(),
+        checkpoints_at_failure: view.checkpoints(),
     };
-    let mut hurries = ring.hurries();
+    let mut flush_requests = ring.flush_requests();
     loop {
-        match advance(&mut *view, &name, ring, catch_up, status, &mut hurries) {
+        match advance(
+            &mut *view,
+            &name,
+            ring,
+            catch_up,
+            status,
+            &mut flush_requests,
+        ) {
             // Only a commit shows that a view that failed goes on again.
-            Ok(true) if failures.tries > 0 && view.checkpoints() != failures.stood => {
-                failures.tries = 0;
+            Ok(true)
+                if retries.tries > 0 && view.checkpoints() != retries.checkpoints_at_failure =>
+            {
+                retries.tries = 0;
                 status.set_failure(None);
             }
             Ok(true) => {}
             Ok(false) => return Ok(()),
-            Err(error) => failures.recover(&mut *view, ring, status, error)?,
+            Err(error) => retries.recover(&mut *view, ring, status, error)?,
         }
     }
 }
 
 /// What a view has failed since its last commit.
-struct Failures {
+struct RetryState {
     tries: u32,
     /// Those since everything ends.
     tries_at_the_end: u32,
-    /// Where it stood then.
-    stood: Vec<(String, Lsn)>,
+    /// Where it checkpoints_at_failure then.
+    checkpoints_at_failure: Vec<(String, Lsn)>,
 }
 
-impl Failures {
+impl RetryState {
     /// Starts a view again from its checkpoint, as often as it takes; an error where that cannot
     /// help, or everything ends.
     fn recover(
@@ -145,8 +154,9 @@ impl Failures {
     ) -> Result<(), ViewError> {
         let name = view.name().to_owned();
         // It may have committed while it read the log again.
-        let stood = std::mem::replace(&mut self.stood, view.checkpoints());
-        if stood != self.stood {
+        let checkpoints_at_failure =
+            std::mem::replace(&mut self.checkpoints_at_failure, view.checkpoints());
+        if checkpoints_at_failure != self.checkpoints_at_failure {
             self.tries = 0;
         }
         loop {
@@ -160,13 +170,13 @@ impl Failures {
             // Nobody waits for it meanwhile, and the end of everything wakes it.
             if matches!(ring.next(&name, Lsn::MAX, wait), Next::Closed) {
                 self.tries_at_the_end += 1;
-                if self.tries_at_the_end >= TRIES {
+                if self.tries_at_the_end >= MAX_FINAL_TRIES {
                     return Err(error);
                 }
                 std::thread::sleep(FIRST_RETRY * self.tries_at_the_end);
             }
             ring.leave(&name);
-            match view.reopen() {
+            match view.reset_to_committed() {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }
@@ -181,7 +191,7 @@ fn advance(
     ring: &Ring,
     catch_up: &dyn CatchUp,
     status: &Status,
-    hurries: &mut u64,
+    flush_requests: &mut u64,
 ) -> Result<bool, ViewError> {
     match ring.next(name, view.applied(), POLL) {
         Next::Output(output) => {
@@ -189,7 +199,7 @@ fn advance(
             view.apply(&output, Instant::now())?;
         }
         Next::Idle => {}
-        Next::Behind(to) => {
+        Next::Lagged(to) => {
             tracing::info!(
                 view = name,
                 from = view.applied(),
@@ -197,15 +207,16 @@ fn advance(
                 "reading the log again"
             );
             status.set_catching_up(true);
-            let is_there = catch_up.replay(view, &|at| ring.missing(at), &mut |view, output| {
-                let now = Instant::now();
-                view.apply(output, now)?;
-                if view.is_due(now, false) {
-                    view.commit(false)?;
-                }
-                status.publish(view);
-                Ok(())
-            })?;
+            let is_there =
+                catch_up.replay(view, &|at| ring.catch_up_target(at), &mut |view, output| {
+                    let now = Instant::now();
+                    view.apply(output, now)?;
+                    if view.is_due(now, false) {
+                        view.commit(false)?;
+                    }
+                    status.publish(view);
+                    Ok(())
+                })?;
             if !is_there {
                 view.commit(true)?;
                 status.publish(view);
@@ -219,9 +230,10 @@ fn advance(
             return Ok(false);
         }
     }
-    let is_hurried = std::mem::replace(hurries, ring.hurries()) != *hurries;
-    if is_hurried || view.is_due(Instant::now(), !ring.has_more(view.applied())) {
-        view.commit(is_hurried)?;
+    let is_flush_requested =
+        std::mem::replace(flush_requests, ring.flush_requests()) != *flush_requests;
+    if is_flush_requested || view.is_due(Instant::now(), !ring.has_more(view.applied())) {
+        view.commit(is_flush_requested)?;
         status.publish(view);
     } else {
         status.applied.store(view.applied(), Ordering::Release);

@@ -1,11 +1,13 @@
 //! Derived, committed state. A view stores its data and its own checkpoint in one atomic step, and
-//! ignores what is at or below it.
+//! ignores output at or below its checkpoint.
 //!
 //! [`ring`] carries the operators' output to all views, [`driver`] moves one view along it; a view
-//! that has fallen out of the ring reads the log again. [`lake`], [`search`], [`places`] and
-//! [`counts`] are the views.
+//! that has fallen out of the ring reads the log. [`lake`], [`search`], [`places`] and [`counts`]
+//! are the views. Those that follow one stream with one checkpoint share [`Cursor`] and
+//! [`StreamView`].
 
 pub mod counts;
+mod cursor;
 pub mod driver;
 pub mod lake;
 mod overlay;
@@ -19,13 +21,12 @@ use std::time::Instant;
 
 use crate::event::Lsn;
 use crate::operators::Output;
+pub use cursor::{Cursor, StreamView};
 
-/// Bytes of a view's own files up to which all of them are compared with their checksums when they
-/// are opened.
+/// A view's own files are verified against their checksums on opening up to this size.
 const VERIFIED_BYTES: u64 = 512 << 20;
 
-/// The error about a view's file that is not as it was written: what it follows from is still
-/// there.
+/// The error for a damaged file of a view: its content can be derived again.
 fn derived_damage(path: &Path, what: &str, view: &str, stream: &str) -> ViewError {
     ViewError::Damaged {
         path: path.to_owned(),
@@ -35,13 +36,13 @@ fn derived_damage(path: &Path, what: &str, view: &str, stream: &str) -> ViewErro
 
 /// The command that repairs a damaged view of a stream.
 fn rebuild_hint(view: &str, stream: &str) -> String {
-    format!("`weir rebuild {view} --stream {stream}` makes it again from `raw` and the log")
+    format!("`weir rebuild {view} --stream {stream}` rebuilds it from `raw` and the log")
 }
 
-/// Why a view could not go on.
+/// Why a view stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
-    /// Worth another try from what is committed: a full disk, a lost race.
+    /// Worth a retry from the last commit: a full disk, a lost race.
     #[error("{view}: {reason}")]
     Failed { view: String, reason: String },
     #[error("{path}: {reason}")]
@@ -49,24 +50,28 @@ pub enum ViewError {
     #[error("{path} was written by a newer version of weir ({what}); use that version")]
     Newer { path: PathBuf, what: String },
     #[error(
-        "{path} stands at record {found} of log {log:x}, which this data folder's log does not reach: restore log and views from one backup"
+        "{path} is at record {found} of log {log:x}, which this data folder's log does not reach: restore log and views from one backup"
     )]
     Ahead { path: PathBuf, found: Lsn, log: u64 },
 }
 
 impl ViewError {
-    pub fn failed(view: impl Into<String>) -> impl FnOnce(String) -> Self {
+    /// Maps any error of a view, of which only the text is retained.
+    pub fn failed<E: std::fmt::Display>(view: impl Into<String>) -> impl Fn(E) -> Self {
         let view = view.into();
-        move |reason| Self::Failed { view, reason }
+        move |reason| Self::Failed {
+            view: view.clone(),
+            reason: reason.to_string(),
+        }
     }
 
-    /// Another try cannot help; the process ends with exit 65.
+    /// A retry cannot help; the process exits with 65.
     pub fn is_final(&self) -> bool {
         !matches!(self, Self::Failed { .. })
     }
 }
 
-/// What the driver asks of a view.
+/// A view as the driver sees it.
 pub trait View: Send {
     fn name(&self) -> &str;
 
@@ -76,22 +81,22 @@ pub trait View: Send {
     /// Committed checkpoints by the names that snapshots use.
     fn checkpoints(&self) -> Vec<(String, Lsn)>;
 
-    /// Treats everything up to `lsn` as applied, where no row of this view lies between its
-    /// checkpoint and there.
-    fn skip_to(&mut self, lsn: Lsn);
+    /// Treats everything up to `lsn` as applied, where this view has no row between its checkpoint
+    /// and `lsn`.
+    fn advance_to(&mut self, lsn: Lsn);
 
-    /// Takes the rows above what is applied.
+    /// Applies the rows above [`Self::applied`].
     fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError>;
 
-    /// Whether something should be committed now. `caught_up`: nothing more is waiting in the ring.
+    /// Whether a commit is due. `caught_up`: the ring has no further output.
     fn is_due(&self, now: Instant, caught_up: bool) -> bool;
 
     /// Commits data with its checkpoint: what is due, or `all`.
     fn commit(&mut self, all: bool) -> Result<(), ViewError>;
 
-    /// Commits all data, and the checkpoint of everything applied also where it has no row.
-    fn settle(&mut self) -> Result<(), ViewError>;
+    /// Commits all data, and the checkpoint of everything applied even without new rows.
+    fn checkpoint(&mut self) -> Result<(), ViewError>;
 
-    /// Gives up what is not committed, after an error.
-    fn reopen(&mut self) -> Result<(), ViewError>;
+    /// Discards what is not committed, after an error.
+    fn reset_to_committed(&mut self) -> Result<(), ViewError>;
 }

@@ -17,7 +17,7 @@ pub struct Ring {
     taken: Condvar,
     capacity: usize,
     /// How often every view has been asked to commit all it has.
-    hurries: AtomicU64,
+    flush_requests: AtomicU64,
 }
 
 struct Inner {
@@ -72,7 +72,7 @@ pub enum Next {
     /// Nothing above the view's LSN has come in time.
     Idle,
     /// The ring begins above the view's LSN, at this one: read the log up to there.
-    Behind(Lsn),
+    Lagged(Lsn),
     /// No more will come, and the view has all.
     Closed,
 }
@@ -93,7 +93,7 @@ impl Ring {
             inner: Mutex::new(inner),
             taken: Condvar::new(),
             capacity,
-            hurries: AtomicU64::new(0),
+            flush_requests: AtomicU64::new(0),
         }
     }
 
@@ -122,7 +122,7 @@ impl Ring {
     }
 
     /// Tells sources that wait for room to look again.
-    fn tell_sources(&self, inner: &Inner) {
+    fn notify_sources(&self, inner: &Inner) {
         if inner.held_back > 0 {
             self.taken.notify_all();
         }
@@ -133,12 +133,12 @@ impl Ring {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
         inner.take(reader, after);
-        self.tell_sources(&inner);
+        self.notify_sources(&inner);
         loop {
             if after < inner.start {
                 inner.readers.remove(reader);
-                self.tell_sources(&inner);
-                return Next::Behind(inner.start);
+                self.notify_sources(&inner);
+                return Next::Lagged(inner.start);
             }
             let at = inner.items.partition_point(|(o, _)| o.to <= after);
             if let Some((output, _)) = inner.items.get(at) {
@@ -164,7 +164,7 @@ impl Ring {
     pub fn peek(&self, after: Lsn) -> Next {
         let inner = self.lock();
         if after < inner.start {
-            return Next::Behind(inner.start);
+            return Next::Lagged(inner.start);
         }
         let at = inner.items.partition_point(|(o, _)| o.to <= after);
         inner
@@ -176,7 +176,7 @@ impl Ring {
     /// Up to where the log is to be read by someone who has everything up to `after`: to the newest
     /// output, so that there is time before the ring has gone on; none where the ring has what
     /// follows.
-    pub fn missing(&self, after: Lsn) -> Option<Lsn> {
+    pub fn catch_up_target(&self, after: Lsn) -> Option<Lsn> {
         let inner = self.lock();
         (after < inner.start).then_some(inner.end)
     }
@@ -195,17 +195,17 @@ impl Ring {
     pub fn leave(&self, reader: &str) {
         let mut inner = self.lock();
         inner.readers.remove(reader);
-        self.tell_sources(&inner);
+        self.notify_sources(&inner);
     }
 
     /// Asks every view to commit all it has, soon.
     pub fn request_flush(&self) {
-        self.hurries.fetch_add(1, Ordering::AcqRel);
+        self.flush_requests.fetch_add(1, Ordering::AcqRel);
     }
 
     /// How often that has been asked.
-    pub fn hurries(&self) -> u64 {
-        self.hurries.load(Ordering::Acquire)
+    pub fn flush_requests(&self) -> u64 {
+        self.flush_requests.load(Ordering::Acquire)
     }
 
     /// Waits until every view has taken so much that half the ring is free, for a source that can
@@ -244,7 +244,7 @@ impl Ring {
         let mut inner = self.lock();
         inner.closed = true;
         let sleepers = inner.sleepers();
-        self.tell_sources(&inner);
+        self.notify_sources(&inner);
         drop(inner);
         sleepers.iter().for_each(Thread::unpark);
     }

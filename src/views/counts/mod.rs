@@ -1,8 +1,11 @@
 //! How many events of each type and group, per second: blocks of an hour and totals of days in
 //! redb, totals of the newest hours in memory, so that any range of whole seconds is a sum over
-//! days, hours and two edges. Memory holds whole hours from some hour on; that hour rises when the
-//! share is full. What waits for its commit is committed where its share is full, within a frame
-//! too.
+//! days, hours and two edges. Memory holds whole hours from some hour on; that hour rises when their
+//! share of memory is full. Uncommitted blocks are committed when their share is full, within a
+//! frame too.
+//!
+//! For example, 10:59:58 on Monday to 01:00 on Wednesday is two seconds of Monday's block of 10:00,
+//! the thirteen hours of Monday from 11:00 on, Tuesday's total, and one hour of Wednesday.
 
 pub mod group;
 
@@ -16,93 +19,95 @@ use arrow::array::{Array, BooleanArray, StringArray, TimestampMicrosecondArray};
 use redb::{ReadOnlyTable, ReadableTable, TableDefinition};
 
 use super::state_store::{LogIdentity, StateStore, copy_table, open_table};
-use super::{View, ViewError};
+use super::{Cursor, StreamView, View, ViewError};
 use crate::event::{Lsn, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
-use crate::operators::{Output, StreamRows, checkpoints};
+use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
 
 /// Key: hour since 1970 (big-endian, sign flipped), then the group's text. Value: see [`encode`].
 const BLOCKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("blocks");
-/// Key: as of blocks, with the day since 1970. Value: the day's acts and all, in whatever of its
-/// hours is kept.
+/// Key: as of blocks, with the day since 1970. Value: distinct and total of the day's hours that
+/// are retained.
 const DAYS: TableDefinition<&[u8], (u64, u64)> = TableDefinition::new("days");
 const HOURS_PER_DAY: i64 = 24;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
-/// Memory beside a group's text: of its total of an hour, of a block that waits for its commit with
-/// its first second, of each further second of that, and of a text that is remembered.
-const TOTAL_BYTES: usize = 96;
-const WAITING_BYTES: usize = 384;
+/// Memory in addition to a group's text: of its total of an hour, of an uncommitted block with its
+/// first second, of each further second of that, and of an interned text.
+const HOUR_TOTAL_BYTES: usize = 96;
+const PENDING_BLOCK_BYTES: usize = 384;
 const SECOND_BYTES: usize = 40;
 const NAME_BYTES: usize = 64;
 
-/// Events that said something new, and all with duplicates.
+/// Events without duplicates, and all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
-    pub acts: u64,
-    pub all: u64,
+    pub distinct: u64,
+    pub total: u64,
 }
 
 impl Count {
     pub fn add(&mut self, other: Self) {
-        self.acts += other.acts;
-        self.all += other.all;
+        self.distinct += other.distinct;
+        self.total += other.total;
     }
 }
 
+/// Counts by second of an hour.
 type Block = BTreeMap<u16, Count>;
 
-type Waiting = HashMap<(i64, Arc<str>), Block>;
+/// Uncommitted blocks by hour and group.
+type PendingBlocks = HashMap<(i64, Arc<str>), Block>;
 
-/// Bytes that may be held in memory.
+type EmitCount<'a> = &'a mut dyn FnMut(&str, Count);
+
+/// Shares of the memory, in bytes.
 #[derive(Debug, Clone, Copy)]
-struct Room {
-    totals: usize,
-    waiting: usize,
-    names: usize,
+struct MemoryLimits {
+    hours_bytes: usize,
+    pending_bytes: usize,
+    names_bytes: usize,
 }
 
-impl Room {
-    fn of(bytes: usize) -> Self {
+impl MemoryLimits {
+    fn from_total(bytes: usize) -> Self {
         Self {
-            totals: bytes / 2,
-            waiting: bytes / 3,
-            names: bytes / 6,
+            hours_bytes: bytes / 2,
+            pending_bytes: bytes / 3,
+            names_bytes: bytes / 6,
         }
     }
 }
 
 #[derive(Default)]
 struct State {
-    /// Per hour and group, the whole hour's tally, commits and what waits together.
-    totals: BTreeMap<i64, HashMap<Arc<str>, Count>>,
-    /// Bytes of the totals held.
-    held: usize,
-    /// Hours before this one are not held.
-    held_from: Option<i64>,
-    /// What waits for its commit, and its bytes.
-    waiting: Arc<Waiting>,
-    waiting_bytes: usize,
-    /// Texts of groups, so that each is in memory once, and their bytes.
+    /// Per hour and group, the whole hour's count, committed and pending together.
+    hours: BTreeMap<i64, HashMap<Arc<str>, Count>>,
+    hours_bytes: usize,
+    /// Hours before this one are not in memory.
+    hours_from: Option<i64>,
+    pending: Arc<PendingBlocks>,
+    pending_bytes: usize,
+    /// Interned texts of groups.
     names: HashSet<Arc<str>>,
     names_bytes: usize,
     applied: Lsn,
-    /// What waits lies above this checkpoint.
+    /// The pending blocks are above this checkpoint.
     committed: Lsn,
 }
 
 impl State {
-    fn is_held(&self, hour: i64) -> bool {
-        self.held_from.is_none_or(|from| hour >= from)
+    fn has_hour(&self, hour: i64) -> bool {
+        self.hours_from.is_none_or(|from| hour >= from)
     }
 
-    /// The text of a group, remembered within so many bytes.
-    fn name(&mut self, text: &str, most: usize) -> Arc<str> {
+    /// The interned text of a group. All texts are dropped when they exceed `max_bytes`.
+    fn intern(&mut self, text: &str, max_bytes: usize) -> Arc<str> {
         if let Some(name) = self.names.get(text) {
             return name.clone();
         }
         let name: Arc<str> = text.into();
         self.names_bytes += NAME_BYTES + text.len();
-        if self.names_bytes > most {
+        if self.names_bytes > max_bytes {
             (self.names, self.names_bytes) = (HashSet::new(), 0);
         } else {
             self.names.insert(name.clone());
@@ -110,61 +115,63 @@ impl State {
         name
     }
 
-    /// Adds to the total of an hour that is held; lets the oldest hours go until what is held has
-    /// room.
-    fn hold(&mut self, hour: i64, group: Arc<str>, tally: Count, most: usize) {
-        if !self.is_held(hour) {
+    /// Adds to the total of an hour in memory; evicts the oldest hours beyond `max_bytes`.
+    fn add_to_hour(&mut self, hour: i64, group: Arc<str>, count: Count, max_bytes: usize) {
+        if !self.has_hour(hour) {
             return;
         }
-        match self.totals.entry(hour).or_default().entry(group) {
-            Entry::Occupied(mut known) => known.get_mut().add(tally),
+        match self.hours.entry(hour).or_default().entry(group) {
+            Entry::Occupied(mut known) => known.get_mut().add(count),
             Entry::Vacant(free) => {
-                self.held += TOTAL_BYTES + free.key().len();
-                free.insert(tally);
+                self.hours_bytes += HOUR_TOTAL_BYTES + free.key().len();
+                free.insert(count);
             }
         }
-        while self.held > most {
-            let Some((hour, groups)) = self.totals.pop_first() else {
+        while self.hours_bytes > max_bytes {
+            let Some((hour, groups)) = self.hours.pop_first() else {
                 return;
             };
-            self.held -= held_bytes(&groups);
-            self.held_from = Some(hour + 1);
+            self.hours_bytes -= hour_bytes(&groups);
+            self.hours_from = Some(hour + 1);
         }
     }
 
-    fn wait(&mut self, hour: i64, group: Arc<str>, second: u16, tally: Count) {
-        let block = match Arc::make_mut(&mut self.waiting).entry((hour, group)) {
+    fn add_pending(&mut self, hour: i64, group: Arc<str>, second: u16, count: Count) {
+        let block = match Arc::make_mut(&mut self.pending).entry((hour, group)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => {
-                self.waiting_bytes += WAITING_BYTES + free.key().1.len();
+                self.pending_bytes += PENDING_BLOCK_BYTES + free.key().1.len();
                 free.insert(Block::new())
             }
         };
         let seconds = block.len();
-        block.entry(second).or_default().add(tally);
-        self.waiting_bytes += (block.len() - seconds) * SECOND_BYTES;
+        block.entry(second).or_default().add(count);
+        self.pending_bytes += (block.len() - seconds) * SECOND_BYTES;
     }
 
-    fn end_waiting(&mut self) {
-        (self.waiting, self.waiting_bytes) = (Arc::default(), 0);
+    fn clear_pending(&mut self) {
+        (self.pending, self.pending_bytes) = (Arc::default(), 0);
     }
 
-    /// Forgets the hours before one.
-    fn forget_before(&mut self, hour: i64) {
-        let kept = self.totals.split_off(&hour);
-        let gone = std::mem::replace(&mut self.totals, kept);
-        self.held -= gone.values().map(held_bytes).sum::<usize>();
+    /// Drops the hours before one.
+    fn drop_hours_before(&mut self, hour: i64) {
+        let retained = self.hours.split_off(&hour);
+        let dropped = std::mem::replace(&mut self.hours, retained);
+        self.hours_bytes -= dropped.values().map(hour_bytes).sum::<usize>();
     }
 }
 
-fn held_bytes(groups: &HashMap<Arc<str>, Count>) -> usize {
-    groups.keys().map(|group| TOTAL_BYTES + group.len()).sum()
+fn hour_bytes(groups: &HashMap<Arc<str>, Count>) -> usize {
+    groups
+        .keys()
+        .map(|group| HOUR_TOTAL_BYTES + group.len())
+        .sum()
 }
 
-/// What queries read.
+/// The counts of one stream, for queries.
 pub struct Counts {
     file: StateStore,
-    room: Room,
+    limits: MemoryLimits,
     state: RwLock<State>,
 }
 
@@ -189,13 +196,17 @@ fn split_key(key: &[u8]) -> Option<(i64, &str)> {
     ))
 }
 
-/// Per second that has events: u16 second, u32 acts, u32 all, little-endian.
+/// Per second that has events: u16 second, u32 distinct, u32 total, little-endian.
 fn encode(block: &Block) -> Vec<u8> {
     let mut out = Vec::with_capacity(block.len() * 10);
-    for (second, tally) in block {
+    for (second, count) in block {
         out.extend_from_slice(&second.to_le_bytes());
-        out.extend_from_slice(&u32::try_from(tally.acts).unwrap_or(u32::MAX).to_le_bytes());
-        out.extend_from_slice(&u32::try_from(tally.all).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(
+            &u32::try_from(count.distinct)
+                .unwrap_or(u32::MAX)
+                .to_le_bytes(),
+        );
+        out.extend_from_slice(&u32::try_from(count.total).unwrap_or(u32::MAX).to_le_bytes());
     }
     out
 }
@@ -208,23 +219,23 @@ fn decode(bytes: &[u8]) -> impl Iterator<Item = (u16, Count)> {
         (
             second,
             Count {
-                acts: number(2),
-                all: number(6),
+                distinct: number(2),
+                total: number(6),
             },
         )
     })
 }
 
 impl Counts {
-    /// Opens the counts of a stream within `memory` bytes; none where there are none and `writable`
-    /// is false.
+    /// Opens the counts of a stream within `memory` bytes; `None` where the file does not exist and
+    /// `writable` is false.
     pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
         let Some(file) = StateStore::open_as(path, memory / 4, writable)? else {
             return Ok(None);
         };
         let counts = Self {
             file,
-            room: Room::of(memory - memory / 4),
+            limits: MemoryLimits::from_total(memory - memory / 4),
             state: RwLock::default(),
         };
         counts.load()?;
@@ -239,28 +250,28 @@ impl Counts {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives up what is not committed.
+    /// Discards what is not committed.
     fn reopen(&self) -> Result<(), ViewError> {
         self.file.reopen()?;
         self.load()
     }
 
-    /// Reads totals from the newest hour on, as many as have room.
+    /// Reads totals from the newest hour back, up to the memory limit.
     fn load(&self) -> Result<(), ViewError> {
-        let (mut loaded, most) = (State::default(), self.room.totals);
+        let mut loaded = State::default();
         if let Some(table) = open_table(&self.file.read()?, BLOCKS)? {
             for entry in table.iter().map_err(failed)?.rev() {
                 let (key, value) = entry.map_err(failed)?;
                 let Some((hour, group)) = split_key(key.value()) else {
                     continue;
                 };
-                let mut tally = Count::default();
-                decode(value.value()).for_each(|(_, t)| tally.add(t));
-                let group = loaded.name(group, self.room.names);
-                // The newest come first: where they have no room, the hour that is being read goes,
-                // with all before it.
-                loaded.hold(hour, group, tally, most);
-                if !loaded.is_held(hour) {
+                let mut count = Count::default();
+                decode(value.value()).for_each(|(_, c)| count.add(c));
+                let group = loaded.intern(group, self.limits.names_bytes);
+                // The newest come first: beyond the limit the hour that is being read is evicted,
+                // and all before it.
+                loaded.add_to_hour(hour, group, count, self.limits.hours_bytes);
+                if !loaded.has_hour(hour) {
                     break;
                 }
             }
@@ -294,37 +305,32 @@ impl Counts {
         self.write().applied = lsn;
     }
 
-    /// Bytes held in memory, about.
+    /// Bytes in memory, approximately.
     pub fn memory_bytes(&self) -> usize {
         let state = self.read();
-        state.held + state.waiting_bytes + state.names_bytes
+        state.hours_bytes + state.pending_bytes + state.names_bytes
     }
 
-    /// Gives the tallies of groups in the seconds of `from..to`, both whole seconds, in parts: a
-    /// group may come more than once. Returns the LSN that they reach.
-    pub fn count(
-        &self,
-        from: Micros,
-        to: Micros,
-        give: &mut dyn FnMut(&str, Count),
-    ) -> Result<Lsn, ViewError> {
+    /// Emits the counts of groups in the seconds of `from..to`, both whole seconds, in parts: a
+    /// group may come more than once. Returns the LSN that they reflect.
+    pub fn count(&self, from: Micros, to: Micros, emit: EmitCount<'_>) -> Result<Lsn, ViewError> {
         let state = self.read();
         if from < to {
             let (first, last) = (
                 bucket(from, MICROS_PER_HOUR),
                 bucket(to - 1, MICROS_PER_HOUR),
             );
-            let held_from = state
-                .held_from
+            let hours_from = state
+                .hours_from
                 .map_or(first, |from| from.clamp(first, last + 1));
-            let stored = Stored::open(&self.file, &state)?;
-            stored.add(first, held_from, from, to, give)?;
-            for (hour, groups) in state.totals.range(held_from..last + 1) {
+            let stored = StoredCounts::open(&self.file, &state)?;
+            stored.add(first, hours_from, from, to, emit)?;
+            for (hour, groups) in state.hours.range(hours_from..last + 1) {
                 let start = hour * MICROS_PER_HOUR;
                 if from <= start && start + MICROS_PER_HOUR <= to {
-                    groups.iter().for_each(|(group, tally)| give(group, *tally));
+                    groups.iter().for_each(|(group, count)| emit(group, *count));
                 } else {
-                    stored.add_hour(*hour, from, to, give)?;
+                    stored.add_hour(*hour, from, to, emit)?;
                 }
             }
         }
@@ -332,29 +338,28 @@ impl Counts {
     }
 }
 
-type Give<'a> = &'a mut dyn FnMut(&str, Count);
-
-/// What is in the file, and what waits above it.
-struct Stored<'a> {
+/// The file as one transaction sees it, and the pending blocks above it.
+struct StoredCounts<'a> {
     blocks: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
     days: Option<ReadOnlyTable<&'static [u8], (u64, u64)>>,
-    waiting: Option<&'a Waiting>,
+    pending: Option<&'a PendingBlocks>,
 }
 
-impl<'a> Stored<'a> {
+impl<'a> StoredCounts<'a> {
     fn open(file: &StateStore, state: &'a State) -> Result<Self, ViewError> {
         let transaction = file.read()?;
-        // A commit may have happened since the state was locked: what waited is then in the file.
+        // A commit may have happened since the state was locked: what was pending is then in the
+        // file.
         let is_committed =
             super::state_store::checkpoint_in(&transaction)?.is_some_and(|p| p > state.committed);
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
-            waiting: (!is_committed).then_some(state.waiting.as_ref()),
+            pending: (!is_committed).then_some(state.pending.as_ref()),
         })
     }
 
-    /// Adds the seconds of the hours `first..end` that lie in the range: whole days by their
+    /// Emits the seconds of the hours `first..end` that are in the range: whole days by their
     /// totals.
     fn add(
         &self,
@@ -362,7 +367,7 @@ impl<'a> Stored<'a> {
         end: i64,
         from: Micros,
         to: Micros,
-        give: Give<'_>,
+        emit: EmitCount<'_>,
     ) -> Result<(), ViewError> {
         if first >= end {
             return Ok(());
@@ -371,7 +376,7 @@ impl<'a> Stored<'a> {
         let end_day = to.min(end * MICROS_PER_HOUR).div_euclid(MICROS_PER_DAY);
         // Without a whole day the range is shorter than two.
         let (before, after) = if first_day < end_day {
-            self.add_days(first_day, end_day, give)?;
+            self.add_days(first_day, end_day, emit)?;
             (
                 first..first_day * HOURS_PER_DAY,
                 end_day * HOURS_PER_DAY..end,
@@ -381,10 +386,10 @@ impl<'a> Stored<'a> {
         };
         before
             .chain(after)
-            .try_for_each(|hour| self.add_hour(hour, from, to, give))
+            .try_for_each(|hour| self.add_hour(hour, from, to, emit))
     }
 
-    fn add_days(&self, first: i64, end: i64, give: Give<'_>) -> Result<(), ViewError> {
+    fn add_days(&self, first: i64, end: i64, emit: EmitCount<'_>) -> Result<(), ViewError> {
         if let Some(days) = &self.days {
             let (low, high) = (key(first, ""), key(end, ""));
             for entry in days
@@ -392,41 +397,41 @@ impl<'a> Stored<'a> {
                 .map_err(failed)?
             {
                 let (key, value) = entry.map_err(failed)?;
-                let (acts, all) = value.value();
+                let (distinct, total) = value.value();
                 if let Some((_, group)) = split_key(key.value()) {
-                    give(group, Count { acts, all });
+                    emit(group, Count { distinct, total });
                 }
             }
         }
         let hours = first * HOURS_PER_DAY..end * HOURS_PER_DAY;
         for ((_, group), block) in self
-            .waiting
+            .pending
             .iter()
             .copied()
             .flatten()
             .filter(|((h, _), _)| hours.contains(h))
         {
-            block.values().for_each(|tally| give(group, *tally));
+            block.values().for_each(|count| emit(group, *count));
         }
         Ok(())
     }
 
-    /// Adds those seconds of an hour that lie in the range.
+    /// Emits those seconds of an hour that are in the range.
     fn add_hour(
         &self,
         hour: i64,
         from: Micros,
         to: Micros,
-        give: Give<'_>,
+        emit: EmitCount<'_>,
     ) -> Result<(), ViewError> {
         let start = hour * MICROS_PER_HOUR;
-        let is_inside = |second: u16| {
+        let is_in_range = |second: u16| {
             let at = start + i64::from(second) * MICROS_PER_SECOND;
             from <= at && at < to
         };
-        let mut add = |group: &str, (second, tally): (u16, Count)| {
-            if is_inside(second) {
-                give(group, tally);
+        let mut add = |group: &str, (second, count): (u16, Count)| {
+            if is_in_range(second) {
+                emit(group, count);
             }
         };
         if let Some(blocks) = &self.blocks {
@@ -442,7 +447,7 @@ impl<'a> Stored<'a> {
             }
         }
         for ((_, group), block) in self
-            .waiting
+            .pending
             .iter()
             .copied()
             .flatten()
@@ -450,53 +455,46 @@ impl<'a> Stored<'a> {
         {
             block
                 .iter()
-                .for_each(|(second, tally)| add(group, (*second, *tally)));
+                .for_each(|(second, count)| add(group, (*second, *count)));
         }
         Ok(())
     }
 }
 
-/// Keeps the counts of one stream.
+/// Maintains the counts of one stream.
 pub struct CountsView {
     counts: Arc<Counts>,
     stream: Arc<Stream>,
-    origin: LogIdentity,
-    name: String,
-    applied: Lsn,
-    committed: Lsn,
-    since: Option<Instant>,
-    /// Hours before this one are below the retention's floor.
+    log: LogIdentity,
+    cursor: Cursor,
+    /// Hours before this one are below the retention floor.
     floor: Option<i64>,
-    /// The hour before which everything has been deleted.
-    swept: Option<i64>,
+    /// Hours before this one have been deleted from the file.
+    deleted_before: Option<i64>,
 }
 
 impl CountsView {
     pub fn new(
         counts: Arc<Counts>,
         stream: Arc<Stream>,
-        origin: LogIdentity,
+        log: LogIdentity,
     ) -> Result<Self, ViewError> {
-        let committed = counts.checkpoint(origin)?;
+        let committed = counts.checkpoint(log)?;
         counts.set_applied(committed);
         counts.write().committed = committed;
-        let name = checkpoints::counts(&stream.name);
-        let (floor, swept) = (None, None);
+        let cursor = Cursor::new(checkpoints::counts(&stream.name), committed);
         Ok(Self {
             counts,
             stream,
-            origin,
-            name,
-            applied: committed,
-            committed,
-            since: None,
-            floor,
-            swept,
+            log,
+            cursor,
+            floor: None,
+            deleted_before: None,
         })
     }
 
-    /// Adds rows from one on, until too much waits; gives the row that follows.
-    fn add(&mut self, rows: &StreamRows, from: usize) -> usize {
+    /// Adds rows from `from` on, until the pending blocks are full; returns the row that follows.
+    fn add_until_full(&mut self, rows: &StreamRows, from: usize) -> usize {
         let Some(def) = &self.stream.def.count else {
             return rows.batch.num_rows();
         };
@@ -519,204 +517,219 @@ impl CountsView {
         let Some(times) = times else {
             return batch.num_rows();
         };
-        let (mut text, room) = (String::new(), self.counts.room);
+        let (mut text, limits) = (String::new(), self.counts.limits);
         let mut state = self.counts.write();
         for (row, lsn) in rows.lsns().iter().enumerate().skip(from) {
-            if *lsn as u64 <= self.applied {
+            if *lsn as u64 <= self.cursor.applied() {
                 continue;
             }
-            if state.waiting_bytes >= room.waiting.max(1) {
+            if state.pending_bytes >= limits.pending_bytes.max(1) {
                 return row;
             }
             text.clear();
             for (n, column) in texts.iter().enumerate() {
-                group::push(
-                    &mut text,
-                    n == 0,
-                    column
-                        .filter(|c| c.is_valid(row))
-                        .map_or("", |c| c.value(row)),
-                );
+                let valid = column.filter(|c| c.is_valid(row));
+                group::push(&mut text, n == 0, valid.map_or("", |c| c.value(row)));
             }
-            let group = state.name(&text, room.names);
+            let group = state.intern(&text, limits.names_bytes);
             let time = times.value(row);
             let hour = bucket(time, MICROS_PER_HOUR);
             let second = ((time - hour * MICROS_PER_HOUR) / MICROS_PER_SECOND) as u16;
-            let tally = Count {
-                acts: u64::from(!duplicates.is_some_and(|r| r.value(row))),
-                all: 1,
+            let count = Count {
+                distinct: u64::from(!duplicates.is_some_and(|r| r.value(row))),
+                total: 1,
             };
-            state.hold(hour, group.clone(), tally, room.totals);
-            state.wait(hour, group, second, tally);
+            state.add_to_hour(hour, group.clone(), count, limits.hours_bytes);
+            state.add_pending(hour, group, second, count);
         }
         batch.num_rows()
     }
 
-    /// Adds a frame's rows. Where too much waits, what was added of them is committed at its last
-    /// record.
-    fn add_all(&mut self, rows: &StreamRows, now: Instant) -> Result<(), ViewError> {
-        let mut next = 0;
-        loop {
-            next = self.add(rows, next);
-            self.since.get_or_insert(now);
-            if next == rows.batch.num_rows() {
-                return Ok(());
-            }
-            if let Some(last) = next.checked_sub(1) {
-                self.applied = self.applied.max(rows.lsns()[last] as Lsn);
-                self.counts.set_applied(self.applied);
-            }
-            self.commit(true)?;
-        }
-    }
-
-    /// Writes the blocks that wait and the totals of their days.
-    fn write(
-        &self,
+    /// Writes the pending blocks and adds them to the totals of their days.
+    fn write_pending(
         transaction: &redb::WriteTransaction,
-        waiting: &Waiting,
+        pending: &PendingBlocks,
     ) -> Result<(), redb::Error> {
         let mut blocks = transaction.open_table(BLOCKS)?;
         let mut days = transaction.open_table(DAYS)?;
-        let mut added_to: BTreeMap<(i64, &str), Count> = BTreeMap::new();
+        let mut day_counts: BTreeMap<(i64, &str), Count> = BTreeMap::new();
         // In the order of the file.
-        let mut waiting: Vec<(&(i64, Arc<str>), &Block)> = waiting.iter().collect();
-        waiting.sort_unstable_by_key(|(key, _)| *key);
-        for ((hour, group), added) in waiting {
+        let mut pending: Vec<(&(i64, Arc<str>), &Block)> = pending.iter().collect();
+        pending.sort_unstable_by_key(|(key, _)| *key);
+        for ((hour, group), added) in pending {
             let key = key(*hour, group);
             let mut block: Block = blocks
                 .get(key.as_slice())?
                 .map(|v| decode(v.value()).collect())
                 .unwrap_or_default();
-            let day = added_to
+            let day = day_counts
                 .entry((hour.div_euclid(HOURS_PER_DAY), group))
                 .or_default();
-            for (second, tally) in added {
-                block.entry(*second).or_default().add(*tally);
-                day.add(*tally);
+            for (second, count) in added {
+                block.entry(*second).or_default().add(*count);
+                day.add(*count);
             }
             blocks.insert(key.as_slice(), encode(&block).as_slice())?;
         }
-        for ((day, group), tally) in added_to {
+        for ((day, group), count) in day_counts {
             let key = key(day, group);
             let before = days.get(key.as_slice())?.map_or((0, 0), |v| v.value());
-            days.insert(
-                key.as_slice(),
-                (before.0 + tally.acts, before.1 + tally.all),
-            )?;
+            let after = (before.0 + count.distinct, before.1 + count.total);
+            days.insert(key.as_slice(), after)?;
         }
-        let Some(floor) = self.floor.filter(|_| self.floor > self.swept) else {
-            return Ok(());
-        };
-        // The floor may lie within a day: what leaves of it leaves its total.
+        Ok(())
+    }
+
+    /// Deletes the hours before `floor`. It may be within a day: the deleted hours are subtracted
+    /// from that day's total.
+    fn delete_before(transaction: &redb::WriteTransaction, floor: i64) -> Result<(), redb::Error> {
+        let mut blocks = transaction.open_table(BLOCKS)?;
+        let mut days = transaction.open_table(DAYS)?;
         let day = floor.div_euclid(HOURS_PER_DAY);
-        let mut left: HashMap<String, Count> = HashMap::new();
+        let mut deleted: HashMap<String, Count> = HashMap::new();
         blocks.retain_in::<&[u8], _>(..key(floor, "").as_slice(), |key, value| {
             if let Some((_, group)) =
                 split_key(key).filter(|(hour, _)| hour.div_euclid(HOURS_PER_DAY) == day)
             {
-                let sum = left.entry(group.to_owned()).or_default();
-                decode(value).for_each(|(_, tally)| sum.add(tally));
+                let sum = deleted.entry(group.to_owned()).or_default();
+                decode(value).for_each(|(_, count)| sum.add(count));
             }
             false
         })?;
         days.retain_in::<&[u8], _>(..key(day, "").as_slice(), |_, _| false)?;
-        for (group, tally) in left {
+        for (group, count) in deleted {
             let key = key(day, &group);
             let before = days.get(key.as_slice())?.map_or((0, 0), |v| v.value());
-            days.insert(
-                key.as_slice(),
-                (
-                    before.0.saturating_sub(tally.acts),
-                    before.1.saturating_sub(tally.all),
-                ),
-            )?;
+            let after = (
+                before.0.saturating_sub(count.distinct),
+                before.1.saturating_sub(count.total),
+            );
+            days.insert(key.as_slice(), after)?;
         }
         Ok(())
     }
 }
 
-impl View for CountsView {
-    fn name(&self) -> &str {
-        &self.name
+impl StreamView for CountsView {
+    fn cursor(&self) -> &Cursor {
+        &self.cursor
     }
 
-    fn applied(&self) -> Lsn {
-        self.applied
+    fn cursor_mut(&mut self) -> &mut Cursor {
+        &mut self.cursor
     }
 
-    fn checkpoints(&self) -> Vec<(String, Lsn)> {
-        vec![(self.name.clone(), self.committed)]
+    fn stream(&self) -> &str {
+        &self.stream.name
     }
 
-    fn skip_to(&mut self, lsn: Lsn) {
-        self.applied = self.applied.max(lsn);
-        self.counts.set_applied(self.applied);
+    fn publish_applied(&self) {
+        self.counts.set_applied(self.cursor.applied());
     }
 
-    fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError> {
-        if output.to <= self.applied {
-            return Ok(());
+    /// When the pending blocks are full within the frame, commits at the last record added.
+    fn add(&mut self, rows: &StreamRows, now: Instant) -> Result<(), ViewError> {
+        let mut next = 0;
+        loop {
+            next = self.add_until_full(rows, next);
+            self.cursor.mark_dirty(now);
+            if next == rows.batch.num_rows() {
+                return Ok(());
+            }
+            if let Some(last) = next.checked_sub(1) {
+                self.cursor.advance_to(rows.lsns()[last] as Lsn);
+                self.publish_applied();
+            }
+            self.commit(true)?;
         }
-        let mut floor = output.floors.get(&self.stream.name).copied();
-        if let Some(rows) = output
-            .rows
-            .as_ref()
-            .filter(|r| r.stream.name == self.stream.name)
-        {
-            self.add_all(rows, now)?;
-            floor = floor.max(rows.floor);
-        }
-        self.floor = self
-            .floor
-            .max(floor.map(|floor| bucket(floor, MICROS_PER_HOUR)));
-        self.applied = output.to;
-        self.counts.set_applied(output.to);
-        Ok(())
     }
 
-    fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
-        self.since
-            .is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
-            || self.counts.read().waiting_bytes >= self.counts.room.waiting
+    fn raise_floor(&mut self, floor: Option<Micros>) {
+        let hour = floor.map(|floor| bucket(floor, MICROS_PER_HOUR));
+        self.floor = self.floor.max(hour);
     }
 
-    fn commit(&mut self, _all: bool) -> Result<(), ViewError> {
-        if self.since.is_none() {
-            return Ok(());
-        }
-        // Only this thread changes what waits, so the lock need not be held while it is written.
-        let waiting = self.counts.read().waiting.clone();
-        self.counts
-            .file
-            .commit(self.origin, self.applied, |transaction| {
-                self.write(transaction, &waiting)
-            })?;
+    fn is_commit_due(&self, age: Duration, _caught_up: bool) -> bool {
+        age >= COMMIT_AFTER || self.counts.read().pending_bytes >= self.counts.limits.pending_bytes
+    }
+
+    fn write(&mut self) -> Result<(), ViewError> {
+        // Only this thread changes the pending blocks, so they are written without the lock.
+        let pending = self.counts.read().pending.clone();
+        let floor = self.floor.filter(|_| self.floor > self.deleted_before);
+        let applied = self.cursor.applied();
+        self.counts.file.commit(self.log, applied, |transaction| {
+            Self::write_pending(transaction, &pending)?;
+            floor.map_or(Ok(()), |floor| Self::delete_before(transaction, floor))
+        })?;
         let mut state = self.counts.write();
-        if let Some(floor) = self.floor.filter(|_| self.floor > self.swept) {
-            state.forget_before(floor);
-            self.swept = self.floor;
+        if let Some(floor) = floor {
+            state.drop_hours_before(floor);
+            self.deleted_before = self.floor;
         }
-        state.end_waiting();
-        state.committed = self.applied;
-        drop(state);
-        self.committed = self.applied;
-        self.since = None;
+        state.clear_pending();
+        state.committed = applied;
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<(), ViewError> {
-        self.since.get_or_insert_with(Instant::now);
-        self.commit(true)
-    }
-
-    fn reopen(&mut self) -> Result<(), ViewError> {
+    fn reload(&mut self) -> Result<Lsn, ViewError> {
         self.counts.reopen()?;
-        self.committed = self.counts.checkpoint(self.origin)?;
-        self.applied = self.committed;
-        self.since = None;
-        self.counts.set_applied(self.applied);
-        self.counts.write().committed = self.committed;
-        Ok(())
+        let committed = self.counts.checkpoint(self.log)?;
+        self.counts.write().committed = committed;
+        Ok(committed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Count = Count {
+        distinct: 1,
+        total: 1,
+    };
+
+    #[test]
+    fn the_oldest_hours_leave_memory_when_it_is_full() {
+        let mut state = State::default();
+        let max = 2 * (HOUR_TOTAL_BYTES + 1);
+        for hour in [10, 11, 11, 12] {
+            state.add_to_hour(hour, "a".into(), ONE, max);
+        }
+        assert_eq!(state.hours.keys().copied().collect::<Vec<_>>(), [11, 12]);
+        assert_eq!((state.hours_from, state.hours_bytes), (Some(11), max));
+        // An hour that left does not come back in part.
+        state.add_to_hour(10, "a".into(), ONE, max);
+        assert!(!state.has_hour(10) && !state.hours.contains_key(&10));
+        state.drop_hours_before(12);
+        assert_eq!(state.hours_bytes, max / 2);
+    }
+
+    #[test]
+    fn pending_bytes_grow_with_blocks_and_seconds() {
+        let mut state = State::default();
+        let first = PENDING_BLOCK_BYTES + 1 + SECOND_BYTES;
+        for (hour, second, bytes) in [
+            (7, 1, first),
+            (7, 1, first),
+            (7, 2, first + SECOND_BYTES),
+            (8, 2, 2 * first + SECOND_BYTES),
+        ] {
+            state.add_pending(hour, "a".into(), second, ONE);
+            assert_eq!(state.pending_bytes, bytes, "hour {hour}, second {second}");
+        }
+        state.clear_pending();
+        assert_eq!((state.pending.len(), state.pending_bytes), (0, 0));
+    }
+
+    #[test]
+    fn keys_and_blocks_read_back_and_keys_are_in_the_order_of_time() {
+        for (hour, group) in [(i64::MIN, "a"), (-1, ""), (0, "b\u{1f}c"), (i64::MAX, "é")] {
+            assert_eq!(split_key(&key(hour, group)), Some((hour, group)));
+        }
+        assert!(key(-1, "z") < key(0, "a") && key(0, "z") < key(1, ""));
+        let count = |distinct, total| Count { distinct, total };
+        let block = Block::from([(0, count(1, 2)), (3_599, count(0, 9))]);
+        assert_eq!(decode(&encode(&block)).collect::<Block>(), block);
     }
 }

@@ -38,7 +38,7 @@ const BLOCK: usize = 1 << 20;
 /// The checksums of a file, and which of its blocks were compared with them. Of a file that was
 /// written without: nothing to compare.
 #[derive(Debug, Clone, Default)]
-pub struct Checks(Option<Arc<Sums>>);
+pub struct BlockChecksums(Option<Arc<Sums>>);
 
 #[derive(Debug)]
 struct Sums {
@@ -46,16 +46,16 @@ struct Sums {
     is_checked: Vec<AtomicBool>,
 }
 
-impl PartialEq for Checks {
+impl PartialEq for BlockChecksums {
     fn eq(&self, other: &Self) -> bool {
         let crcs = |checks: &Self| checks.0.as_ref().map(|sums| sums.crcs.clone());
         crcs(self) == crcs(other)
     }
 }
 
-impl Eq for Checks {}
+impl Eq for BlockChecksums {}
 
-impl Checks {
+impl BlockChecksums {
     fn new(crcs: Vec<u32>) -> Self {
         let is_checked = crcs.iter().map(|_| AtomicBool::new(false)).collect();
         Self(Some(Arc::new(Sums { crcs, is_checked })))
@@ -81,14 +81,14 @@ impl Checks {
 }
 
 /// Sums what is written through it.
-pub struct Summing<W> {
+pub struct ChecksumWriter<W> {
     inner: W,
     crcs: Vec<u32>,
     /// Of the block that is not full, and its bytes so far.
     open: (u32, usize),
 }
 
-impl<W> Summing<W> {
+impl<W> ChecksumWriter<W> {
     pub fn new(inner: W) -> Self {
         Self {
             inner,
@@ -102,9 +102,9 @@ impl<W> Summing<W> {
     }
 
     /// The checksums of everything so far.
-    pub fn checks(&self) -> Checks {
+    pub fn checks(&self) -> BlockChecksums {
         let open = (self.open.1 > 0).then_some(self.open.0);
-        Checks::new(self.crcs.iter().copied().chain(open).collect())
+        BlockChecksums::new(self.crcs.iter().copied().chain(open).collect())
     }
 
     fn add(&mut self, mut bytes: &[u8]) {
@@ -123,7 +123,7 @@ impl<W> Summing<W> {
     }
 }
 
-impl<W: Write> Write for Summing<W> {
+impl<W: Write> Write for ChecksumWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
         self.add(&bytes[..written]);
@@ -140,12 +140,12 @@ impl<W: Write> Write for Summing<W> {
 pub struct CheckedFile {
     path: PathBuf,
     bytes: u64,
-    checks: Checks,
+    checks: BlockChecksums,
     way_out: Arc<str>,
 }
 
 impl CheckedFile {
-    pub fn of(spec: &TableSpec, file: &FileEntry) -> Self {
+    pub fn new(spec: &TableSpec, file: &FileEntry) -> Self {
         let way_out = way_out(spec, file).into();
         Self {
             path: spec.root.join(&file.path),
@@ -245,7 +245,7 @@ impl CheckedFile {
 /// What can be done about a damaged file of the table.
 fn way_out(spec: &TableSpec, file: &FileEntry) -> String {
     // A window is rebuilt by its own name.
-    let is_window = matches!(spec.feed, RowOrigin::Made(_)) && !spec.name.contains('.');
+    let is_window = matches!(spec.feed, RowOrigin::Derived(_)) && !spec.name.contains('.');
     let name = spec
         .name
         .strip_suffix("_versions")
@@ -380,7 +380,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("f");
         let bytes: Vec<u8> = (0..2 * BLOCK + 100).map(|n| (n % 251) as u8).collect();
-        let mut writer = Summing::new(fs::File::create(&path).expect("made"));
+        let mut writer = ChecksumWriter::new(fs::File::create(&path).expect("made"));
         bytes
             .chunks(70_001)
             .for_each(|part| writer.write_all(part).expect("written"));
@@ -388,7 +388,7 @@ mod tests {
         let file = |text: &str| CheckedFile {
             path: path.clone(),
             bytes: bytes.len() as u64,
-            checks: Checks::from_text(text),
+            checks: BlockChecksums::from_text(text),
             way_out: "way out".into(),
         };
         let whole = file(&text);

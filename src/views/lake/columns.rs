@@ -80,7 +80,7 @@ pub(super) fn metadata_of(
 
 /// Why columns cannot be added to those that a table has: one has another type, or a name that
 /// differs only by case.
-pub(super) fn clash(there: &Schema, wanted: &Schema) -> Option<String> {
+pub(super) fn column_conflict(there: &Schema, wanted: &Schema) -> Option<String> {
     wanted.fields().iter().find_map(|field| {
         let found = there.fields().iter().find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
         if found.name() != field.name() {
@@ -120,7 +120,7 @@ pub(super) async fn add_columns(
     };
     let state = table.snapshot().map_err(|e| failed(e.to_string()))?;
     let found = columns_of(table).map_err(|e| failed(e.to_string()))?;
-    if let Some(reason) = clash(&found, wanted) {
+    if let Some(reason) = column_conflict(&found, wanted) {
         return Err(ViewError::Damaged {
             path: spec.root.clone(),
             reason,
@@ -181,7 +181,9 @@ mod tests {
             )
         };
         let there = schema(&[("userId", DataType::Utf8), ("v", DataType::Int32)]);
-        let told = |fields: &[(&str, DataType)]| clash(&there, &schema(fields)).unwrap_or_default();
+        let told = |fields: &[(&str, DataType)]| {
+            column_conflict(&there, &schema(fields)).unwrap_or_default()
+        };
         assert_eq!(told(&[("v", DataType::Int32), ("w", DataType::Int32)]), "");
         assert!(told(&[("userid", DataType::Utf8)]).contains("`as \"userId\"`"));
         assert!(told(&[("v", DataType::Int64)]).contains("Int32 in the table and Int64"));

@@ -19,7 +19,7 @@ use futures::StreamExt;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
 use super::checked::CheckedFile;
-use super::files::{Attempt, Class, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
+use super::files::{Attempt, FileEntry, FileWriter, MAX_FILE_BYTES, RowClass, sync_files};
 use super::footers::{LakeFile, widest_row};
 use super::provider::scan_files;
 use super::{Change, LakeTable, entities};
@@ -31,11 +31,11 @@ use crate::views::ViewError;
 const QUIET: Duration = Duration::from_secs(300);
 /// Files of one class that merge even while rows still come.
 const MANY: usize = 8;
-/// Old files go into the hour's big file at this share of its size, or at this age.
+/// Late files go into the hour's big file at this share of its size, or at this age.
 const WORTH_IT: u64 = 10;
 const OLD_AGE: Duration = Duration::from_secs(86_400);
 /// Files that one merge reads at once.
-const MOST_FILES: usize = 64;
+const MAX_MERGED_FILES: usize = 64;
 /// Rows handed on by a merge at once: few, where many files are read in little memory, or rows are
 /// large.
 const MERGE_ROWS: std::ops::RangeInclusive<usize> = 4..=8_192;
@@ -55,12 +55,12 @@ pub const GRACE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub files: Vec<FileEntry>,
-    pub class: Class,
+    pub class: RowClass,
 }
 
-/// When files are merged.
+/// MergeMode files are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
+pub enum MergeMode {
     /// In hours to which no recent rows come any more; what a run that ends has the time for.
     Quiet,
     /// Also while rows come, so that an hour never has many files.
@@ -70,7 +70,7 @@ pub enum When {
 }
 
 /// What there is to merge with so much memory.
-pub fn plan(files: &[FileEntry], now_ms: i64, when: When, memory: usize) -> Vec<Job> {
+pub fn plan(files: &[FileEntry], now_ms: i64, when: MergeMode, memory: usize) -> Vec<Job> {
     let mut partitions: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
     for file in files {
         partitions.entry(file.bucket).or_default().push(file);
@@ -81,10 +81,15 @@ pub fn plan(files: &[FileEntry], now_ms: i64, when: When, memory: usize) -> Vec<
         .collect()
 }
 
-fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) -> Option<Job> {
+fn plan_partition(
+    files: &[&FileEntry],
+    now_ms: i64,
+    when: MergeMode,
+    memory: usize,
+) -> Option<Job> {
     let is_older =
         |file: &FileEntry, age: Duration| now_ms - file.written_ms >= age.as_millis() as i64;
-    let of = |class: Class| -> Vec<&FileEntry> {
+    let of = |class: RowClass| -> Vec<&FileEntry> {
         files
             .iter()
             .copied()
@@ -92,10 +97,10 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
             .collect()
     };
     let bytes = |files: &[&FileEntry]| files.iter().map(|f| f.bytes).sum::<u64>();
-    let (recent, old) = (of(Class::Recent), of(Class::Old));
-    let job = |mut files: Vec<&FileEntry>, class: Class| {
+    let (recent, old) = (of(RowClass::Recent), of(RowClass::Late));
+    let job = |mut files: Vec<&FileEntry>, class: RowClass| {
         files.sort_by_key(|f| f.bytes);
-        files.truncate(MOST_FILES);
+        files.truncate(MAX_MERGED_FILES);
         let mut held = 0;
         let fitting = files.iter().take_while(|f| {
             held += f.bytes.min(GROUP_BYTES);
@@ -107,12 +112,12 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
             class,
         })
     };
-    if when == When::Now {
-        return job([recent, old].concat(), Class::Recent);
+    if when == MergeMode::Now {
+        return job([recent, old].concat(), RowClass::Recent);
     }
     let is_quiet = recent.iter().all(|f| is_older(f, QUIET));
     if recent.len() > 1 && is_quiet {
-        return job(recent, Class::Recent);
+        return job(recent, RowClass::Recent);
     }
     // While rows come, only files much alike merge, so that each row is written again a few times
     // at most.
@@ -122,18 +127,18 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
         .copied()
         .filter(|f| f.bytes <= smallest.saturating_mul(4))
         .collect();
-    if alike.len() >= MANY && when == When::Running {
-        return job(alike, Class::Recent);
+    if alike.len() >= MANY && when == MergeMode::Running {
+        return job(alike, RowClass::Recent);
     }
     if let [big] = recent.as_slice()
         && !old.is_empty()
         && is_quiet
         && (bytes(&old) * WORTH_IT >= big.bytes || old.iter().any(|f| is_older(f, OLD_AGE)))
     {
-        return job([recent, old].concat(), Class::Recent);
+        return job([recent, old].concat(), RowClass::Recent);
     }
     if old.len() >= MANY {
-        job(old, Class::Old)
+        job(old, RowClass::Late)
     } else {
         None
     }
@@ -144,32 +149,32 @@ fn plan_partition(files: &[&FileEntry], now_ms: i64, when: When, memory: usize) 
 pub fn maintain(
     table: &Arc<LakeTable>,
     memory: usize,
-    when: When,
+    when: MergeMode,
     stop: &dyn Fn() -> bool,
 ) -> Result<usize, ViewError> {
     let now_ms = chrono::Utc::now().timestamp_millis();
     let merges = match (table.spec.layout, when) {
         // The view of an entity table merges its files itself.
-        (Layout::Buckets, When::Running) => 0,
-        (Layout::Buckets, When::Quiet) => {
-            table.merge_at_the_end();
+        (Layout::Buckets, MergeMode::Running) => 0,
+        (Layout::Buckets, MergeMode::Quiet) => {
+            table.merge_on_close();
             0
         }
-        (Layout::Buckets, When::Now) => entities::merge_all(table)?,
+        (Layout::Buckets, MergeMode::Now) => entities::merge_all(table)?,
         _ => merge_files(table, memory, when, stop, now_ms)?,
     };
     if stop() {
         return Ok(merges);
     }
-    table.tidy_log(when == When::Now)?;
-    table.remove_replaced_files(now_ms, GRACE)?;
+    table.checkpoint_log(when == MergeMode::Now)?;
+    table.vacuum(now_ms, GRACE)?;
     Ok(merges)
 }
 
 fn merge_files(
     table: &Arc<LakeTable>,
     memory: usize,
-    when: When,
+    when: MergeMode,
     stop: &dyn Fn() -> bool,
     now_ms: i64,
 ) -> Result<usize, ViewError> {
@@ -195,7 +200,7 @@ fn merge_files(
             merges += 1;
         }
         // A merge that gave as many files as it took would be planned again for ever.
-        if is_done || when != When::Now {
+        if is_done || when != MergeMode::Now {
             return Ok(merges);
         }
     }
@@ -222,7 +227,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
         .enable_all()
         .build()
         .map_err(|e| failed(e.to_string()))?;
-    let attempt = Attempt::of(&table.spec);
+    let attempt = Attempt::new(&table.spec);
     let written = runtime.block_on(rewrite(table, &attempt, job, (bucket, now_ms), memory));
     let add = written.map_err(|e| failed(e.to_string()))?;
     let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
@@ -240,7 +245,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
         remove: job.files.clone(),
         ..Change::default()
     };
-    attempt.give_up();
+    attempt.persist();
     table.commit(&change, &[])?;
     Ok(written)
 }
@@ -295,7 +300,7 @@ fn merge_plan(
         .unwrap_or(0) as usize;
     let mut widest = 0;
     for file in files {
-        let file = LakeFile::open(&CheckedFile::of(&table.spec, file))?;
+        let file = LakeFile::open(&CheckedFile::new(&table.spec, file))?;
         let footer = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         widest = widest.max(widest_row(&footer.parse_and_finish(&file)?) as usize);
     }
@@ -320,7 +325,7 @@ fn merge_plan(
 mod tests {
     use super::*;
 
-    fn file(class: Class, kib: u64, minutes_old: i64) -> FileEntry {
+    fn file(class: RowClass, kib: u64, minutes_old: i64) -> FileEntry {
         FileEntry {
             path: format!("{class:?}-{kib}-{minutes_old}"),
             bytes: kib << 10,
@@ -333,7 +338,7 @@ mod tests {
 
     const MEMORY: usize = 1 << 30;
 
-    fn planned(files: &[FileEntry], when: When) -> Vec<(usize, Class)> {
+    fn planned(files: &[FileEntry], when: MergeMode) -> Vec<(usize, RowClass)> {
         plan(files, 0, when, MEMORY)
             .into_iter()
             .map(|j| (j.files.len(), j.class))
@@ -342,52 +347,67 @@ mod tests {
 
     #[test]
     fn a_quiet_hour_becomes_one_file() {
-        use Class::{Old, Recent};
+        use RowClass::{Late, Recent};
         assert_eq!(
-            planned(&[file(Recent, 100, 6), file(Recent, 50, 20)], When::Running),
+            planned(
+                &[file(Recent, 100, 6), file(Recent, 50, 20)],
+                MergeMode::Running
+            ),
             [(2, Recent)]
         );
         assert_eq!(
-            planned(&[file(Recent, 100, 1), file(Recent, 50, 20)], When::Running),
+            planned(
+                &[file(Recent, 100, 1), file(Recent, 50, 20)],
+                MergeMode::Running
+            ),
             []
         );
-        assert_eq!(planned(&[file(Recent, 100, 6)], When::Running), []);
+        assert_eq!(planned(&[file(Recent, 100, 6)], MergeMode::Running), []);
         assert_eq!(
             planned(
                 &[file(Recent, 200 << 10, 6), file(Recent, 50, 20)],
-                When::Running
+                MergeMode::Running
             ),
             []
         );
         // Late rows wait until they are many, large or a day old.
         assert_eq!(
-            planned(&[file(Recent, 100, 6), file(Old, 5, 6)], When::Running),
+            planned(
+                &[file(Recent, 100, 6), file(Late, 5, 6)],
+                MergeMode::Running
+            ),
             []
         );
         assert_eq!(
-            planned(&[file(Recent, 100, 6), file(Old, 11, 6)], When::Running),
+            planned(
+                &[file(Recent, 100, 6), file(Late, 11, 6)],
+                MergeMode::Running
+            ),
             [(2, Recent)]
         );
         assert_eq!(
-            planned(&[file(Recent, 100, 6), file(Old, 1, 1_441)], When::Running),
+            planned(
+                &[file(Recent, 100, 6), file(Late, 1, 1_441)],
+                MergeMode::Running
+            ),
             [(2, Recent)]
         );
         assert_eq!(
-            planned(&vec![file(Old, 1, 0); 8], When::Running),
-            [(8, Old)]
+            planned(&vec![file(Late, 1, 0); 8], MergeMode::Running),
+            [(8, Late)]
         );
-        assert_eq!(planned(&vec![file(Old, 1, 0); 7], When::Running), []);
+        assert_eq!(planned(&vec![file(Late, 1, 0); 7], MergeMode::Running), []);
         assert_eq!(
-            planned(&[file(Recent, 1, 0), file(Old, 1, 0)], When::Now),
+            planned(&[file(Recent, 1, 0), file(Late, 1, 0)], MergeMode::Now),
             [(2, Recent)]
         );
     }
 
     #[test]
     fn a_merge_reads_no_more_at_once_than_fits_into_its_memory() {
-        let files = vec![file(Class::Recent, 4 << 10, 6); 50];
+        let files = vec![file(RowClass::Recent, 4 << 10, 6); 50];
         let counts = |memory: usize| {
-            plan(&files, 0, When::Quiet, memory)
+            plan(&files, 0, MergeMode::Quiet, memory)
                 .iter()
                 .map(|j| j.files.len())
                 .sum::<usize>()
@@ -398,9 +418,9 @@ mod tests {
         );
         assert_eq!(
             plan(
-                &[file(Class::Recent, 10, 0), file(Class::Recent, 10, 0)],
+                &[file(RowClass::Recent, 10, 0), file(RowClass::Recent, 10, 0)],
                 0,
-                When::Quiet,
+                MergeMode::Quiet,
                 MEMORY
             ),
             []
@@ -410,8 +430,8 @@ mod tests {
     #[test]
     fn a_merge_takes_a_quarter_of_what_is_free_at_most() {
         let job = Job {
-            files: vec![file(Class::Recent, 10, 0), file(Class::Recent, 15, 0)],
-            class: Class::Recent,
+            files: vec![file(RowClass::Recent, 10, 0), file(RowClass::Recent, 15, 0)],
+            class: RowClass::Recent,
         };
         let has_room = |kib: u64| has_room_for(&job, Some(kib << 10));
         assert_eq!(
@@ -422,8 +442,8 @@ mod tests {
 
     #[test]
     fn while_rows_come_only_files_alike_merge() {
-        let mut files = vec![file(Class::Recent, 1_000, 0)];
-        files.extend(vec![file(Class::Recent, 10, 0); 8]);
-        assert_eq!(planned(&files, When::Running), [(8, Class::Recent)]);
+        let mut files = vec![file(RowClass::Recent, 1_000, 0)];
+        files.extend(vec![file(RowClass::Recent, 10, 0); 8]);
+        assert_eq!(planned(&files, MergeMode::Running), [(8, RowClass::Recent)]);
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct DeltaLog {
     version: Version,
     metadata: Metadata,
     /// Each commit has to be compared with rules that somebody else gave the table.
-    is_ruled: bool,
+    needs_validation: bool,
     /// Of its entries.
     folder: PathBuf,
 }
@@ -48,10 +48,10 @@ impl DeltaLog {
             table,
             version: 0,
             metadata,
-            is_ruled: false,
+            needs_validation: false,
             folder,
         };
-        log.note()?;
+        log.refresh()?;
         Ok(log)
     }
 
@@ -59,7 +59,7 @@ impl DeltaLog {
     pub(super) async fn load(&mut self) -> Result<&mut DeltaTable, DeltaTableError> {
         self.table.state = None;
         self.table.load().await?;
-        self.note()?;
+        self.refresh()?;
         Ok(&mut self.table)
     }
 
@@ -74,11 +74,11 @@ impl DeltaLog {
     }
 
     /// Notes what the table says.
-    pub(super) fn note(&mut self) -> Result<(), DeltaTableError> {
+    pub(super) fn refresh(&mut self) -> Result<(), DeltaTableError> {
         let state = self.table.snapshot()?;
         self.version = state.version();
         self.metadata = state.metadata().clone();
-        self.is_ruled = PROTOCOL.can_write_to(state).is_err()
+        self.needs_validation = PROTOCOL.can_write_to(state).is_err()
             || state
                 .metadata()
                 .configuration()
@@ -87,7 +87,7 @@ impl DeltaLog {
         Ok(())
     }
 
-    pub(super) fn forget(&mut self) {
+    pub(super) fn release(&mut self) {
         self.table.state = None;
     }
 
@@ -107,7 +107,7 @@ impl DeltaLog {
         operation: DeltaOperation,
         transactions: Vec<Transaction>,
     ) -> Result<bool, DeltaTableError> {
-        if !self.is_ruled {
+        if !self.needs_validation {
             let data = CommitData::new(
                 actions.clone(),
                 operation.clone(),
@@ -152,12 +152,12 @@ impl DeltaLog {
             )
             .await?;
         self.table.state = Some(done.snapshot);
-        self.note()?;
+        self.refresh()?;
         Ok(true)
     }
 
     /// Writes a checkpoint, so that opening stays quick, and removes entries that no reader needs.
-    pub(super) async fn tidy(&mut self) -> Result<(), DeltaTableError> {
+    pub(super) async fn checkpoint(&mut self) -> Result<(), DeltaTableError> {
         let store = self.table.log_store();
         let (engine, root, version) = (store.engine(None), store.root_url().clone(), self.version);
         // The library's own way reads what the table says of every file into memory before.
@@ -183,7 +183,7 @@ impl DeltaLog {
         if self.has_old_entries()? {
             self.load().await?;
             deltalake::checkpoints::cleanup_metadata(&self.table, None).await?;
-            self.forget();
+            self.release();
         }
         Ok(())
     }
@@ -314,7 +314,7 @@ mod tests {
         for path in ["a", "b", "c"] {
             add(&mut log, &spec, path).await.expect("added");
         }
-        log.tidy().await.expect("a checkpoint");
+        log.checkpoint().await.expect("a checkpoint");
         add(&mut log, &spec, "d").await.expect("added");
         let entries = spec.root.join("_delta_log");
         for version in 0..=3 {
@@ -350,9 +350,9 @@ mod tests {
         let spec = spec(folder.path());
         let mut log = DeltaLog::open(&spec).await.expect("a table");
         add(&mut log, &spec, "a").await.expect("added");
-        log.tidy().await.expect("a checkpoint");
+        log.checkpoint().await.expect("a checkpoint");
         add(&mut log, &spec, "b").await.expect("added");
-        log.tidy().await.expect("a checkpoint");
+        log.checkpoint().await.expect("a checkpoint");
         let entries = spec.root.join("_delta_log");
         let damage = |version: i64| {
             let checkpoint = entries.join(format!("{version:020}.checkpoint.parquet"));
@@ -390,7 +390,7 @@ mod tests {
         let mut log = DeltaLog::open(&spec).await.expect("a table");
         let entries = spec.root.join("_delta_log");
         let sum = |version: i64| entries.join(format!(".{version:020}.checkpoint.parquet.crc32c"));
-        log.tidy().await.expect("a checkpoint");
+        log.checkpoint().await.expect("a checkpoint");
         assert!(sum(0).exists());
         for name in [
             &*format!("{:020}.checkpoint.parquet", 0),
@@ -399,7 +399,7 @@ mod tests {
             std::fs::remove_file(entries.join(name)).expect("a checkpoint");
         }
         add(&mut log, &spec, "a").await.expect("added");
-        log.tidy().await.expect("a checkpoint");
+        log.checkpoint().await.expect("a checkpoint");
         assert!(!sum(0).exists() && sum(1).exists());
         // Without one, as of another writer, there is nothing to compare.
         std::fs::remove_file(sum(1)).expect("a checksum");

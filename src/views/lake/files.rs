@@ -19,7 +19,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::checked::{CheckedFile, Checks, Summing};
+use super::checked::{BlockChecksums, CheckedFile, ChecksumWriter};
 use super::{TableSpec, entities};
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::Layout;
@@ -42,16 +42,16 @@ pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Which of a table's two classes a file's rows belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Class {
+pub enum RowClass {
     Recent,
-    Old,
+    Late,
 }
 
-impl Class {
+impl RowClass {
     pub fn name(self) -> &'static str {
         match self {
             Self::Recent => "recent",
-            Self::Old => "old",
+            Self::Late => "old",
         }
     }
 }
@@ -65,14 +65,14 @@ pub struct FileEntry {
     pub rows: u64,
     /// Hours (or days) since 1970.
     pub bucket: i64,
-    pub class: Class,
+    pub class: RowClass,
     pub min_time: Micros,
     pub max_time: Micros,
     pub min_lsn: Lsn,
     pub max_lsn: Lsn,
     /// When it was written, milliseconds since 1970.
     pub written_ms: i64,
-    pub checks: Checks,
+    pub checks: BlockChecksums,
 }
 
 #[cfg(test)]
@@ -84,13 +84,13 @@ impl FileEntry {
             bytes: 0,
             rows: 1,
             bucket: 0,
-            class: Class::Recent,
+            class: RowClass::Recent,
             min_time: 0,
             max_time: 0,
             min_lsn: 0,
             max_lsn: 0,
             written_ms: 0,
-            checks: Checks::default(),
+            checks: BlockChecksums::default(),
         }
     }
 }
@@ -231,7 +231,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    pub fn of(spec: &TableSpec) -> Self {
+    pub fn new(spec: &TableSpec) -> Self {
         Self {
             root: spec.root.clone(),
             files: Mutex::default(),
@@ -246,7 +246,7 @@ impl Attempt {
     }
 
     /// From now on the commit answers for the files.
-    pub fn give_up(self) {
+    pub fn persist(self) {
         self.files
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -280,9 +280,9 @@ impl NewFile {
         spec: &TableSpec,
         attempt: &Attempt,
         bucket: i64,
-        class: Class,
+        class: RowClass,
         now_ms: i64,
-    ) -> Result<(Self, Summing<fs::File>), String> {
+    ) -> Result<(Self, ChecksumWriter<fs::File>), String> {
         let folder = partition_folder(bucket, spec.layout);
         Self::create_as(
             spec,
@@ -299,8 +299,8 @@ impl NewFile {
         attempt: &Attempt,
         folder: &str,
         name: &str,
-        (bucket, class, now_ms): (i64, Class, i64),
-    ) -> Result<(Self, Summing<fs::File>), String> {
+        (bucket, class, now_ms): (i64, RowClass, i64),
+    ) -> Result<(Self, ChecksumWriter<fs::File>), String> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let path = format!("{folder}/{name}-{:016x}.parquet", rand::random::<u64>());
         let target = spec.root.join(&path);
@@ -329,9 +329,9 @@ impl NewFile {
             min_lsn: Lsn::MAX,
             max_lsn: 0,
             written_ms: now_ms,
-            checks: Checks::default(),
+            checks: BlockChecksums::default(),
         };
-        Ok((Self { target, entry }, Summing::new(file)))
+        Ok((Self { target, entry }, ChecksumWriter::new(file)))
     }
 
     pub fn error(&self, error: &dyn std::fmt::Display) -> String {
@@ -350,7 +350,7 @@ impl NewFile {
     }
 
     /// Ends the written file; it is durable behind [`sync_files`].
-    pub fn finish(mut self, file: &Summing<fs::File>) -> Result<FileEntry, String> {
+    pub fn finish(mut self, file: &ChecksumWriter<fs::File>) -> Result<FileEntry, String> {
         self.entry.bytes = file.get_ref().metadata().map_err(|e| self.error(&e))?.len();
         self.entry.checks = file.checks();
         Ok(self.entry)
@@ -359,7 +359,7 @@ impl NewFile {
 
 /// Writes rows into a file.
 pub struct FileWriter {
-    writer: ArrowWriter<Summing<fs::File>>,
+    writer: ArrowWriter<ChecksumWriter<fs::File>>,
     new: NewFile,
 }
 
@@ -369,7 +369,7 @@ impl FileWriter {
         spec: &TableSpec,
         attempt: &Attempt,
         bucket: i64,
-        class: Class,
+        class: RowClass,
         now_ms: i64,
         rows: Option<usize>,
     ) -> Result<Self, String> {
@@ -384,7 +384,7 @@ impl FileWriter {
     /// Likewise in a file that was created, with so many rows in a row group.
     pub fn begin(
         spec: &TableSpec,
-        (new, file): (NewFile, Summing<fs::File>),
+        (new, file): (NewFile, ChecksumWriter<fs::File>),
         rows: Option<usize>,
         group_rows: Option<usize>,
     ) -> Result<Self, String> {
@@ -443,7 +443,7 @@ pub fn read_groups(
 ) -> Result<Vec<RecordBatch>, String> {
     let path = spec.root.join(&file.path);
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let opened = CheckedFile::of(spec, file).open()?;
+    let opened = CheckedFile::new(spec, file).open()?;
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
     let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
     let roots = builder
@@ -512,7 +512,7 @@ pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
     };
     let folders: BTreeSet<PathBuf> = paths.iter().flat_map(folders).collect();
     for names in [paths, folders.into_iter().collect()] {
-        side_by_side(&names, |path| {
+        in_parallel(&names, |path| {
             let synced = fs::File::open(path).and_then(|file| file.sync_all());
             synced.map_err(|e| format!("{}: {e}", path.display()))
         })?;
@@ -525,12 +525,12 @@ pub fn write_partitions(
     spec: &TableSpec,
     attempt: &Attempt,
     batches: &[RecordBatch],
-    class: Class,
+    class: RowClass,
     now_ms: i64,
 ) -> Result<Vec<FileEntry>, String> {
     let sources: Vec<&RecordBatch> = batches.iter().collect();
     let partitions: Vec<_> = partition_order(spec, batches).into_iter().collect();
-    side_by_side(&partitions, |(bucket, order)| {
+    in_parallel(&partitions, |(bucket, order)| {
         let mut file =
             FileWriter::create(spec, attempt, *bucket, class, now_ms, Some(order.len()))?;
         for part in order.chunks(WRITE_ROWS) {
@@ -546,7 +546,7 @@ pub fn write_partitions(
 }
 
 /// Does the same with each item: many of them on a few threads, because each waits for the disk.
-fn side_by_side<T: Sync, R: Send>(
+fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R, String> + Sync,
 ) -> Result<Vec<R>, String> {

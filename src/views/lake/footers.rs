@@ -37,11 +37,11 @@ const HEADER_BYTES: usize = 256;
 pub struct Footers {
     /// Bytes that they may take together.
     limit: usize,
-    held: Mutex<Held>,
+    cache: Mutex<FooterCache>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct FooterCache {
     by_path: HashMap<PathBuf, Footer>,
     bytes: usize,
     /// Uses so far.
@@ -55,7 +55,7 @@ struct Footer {
     last_use: u64,
 }
 
-impl Held {
+impl FooterCache {
     fn get(&mut self, path: &Path) -> Option<Arc<ParquetMetaData>> {
         self.uses += 1;
         let footer = self.by_path.get_mut(path)?;
@@ -65,7 +65,7 @@ impl Held {
 
     /// Keeps a footer, and lets go of those that were used longest ago, as far as the limit asks
     /// for it.
-    fn keep(&mut self, path: &Path, metadata: Arc<ParquetMetaData>, limit: usize) {
+    fn insert(&mut self, path: &Path, metadata: Arc<ParquetMetaData>, limit: usize) {
         let bytes = metadata.memory_size() + path.as_os_str().len();
         if bytes > limit {
             return;
@@ -95,28 +95,28 @@ impl Footers {
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
-            held: Mutex::default(),
+            cache: Mutex::default(),
         }
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> std::sync::MutexGuard<'_, FooterCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of the footers in memory.
     pub fn memory_bytes(&self) -> usize {
-        self.held().bytes
+        self.cache().bytes
     }
 
     /// The footer of an open file.
     pub fn read(&self, file: &LakeFile) -> Result<Arc<ParquetMetaData>> {
         let path = file.entry.path();
-        if let Some(found) = self.held().get(path) {
+        if let Some(found) = self.cache().get(path) {
             return Ok(found);
         }
         let read = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         let metadata = Arc::new(without_floats(read.parse_and_finish(file)?)?);
-        self.held().keep(path, metadata.clone(), self.limit);
+        self.cache().insert(path, metadata.clone(), self.limit);
         Ok(metadata)
     }
 }
@@ -355,7 +355,7 @@ impl AsyncFileReader for Reader {
         &'a mut self,
         _options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
-        if let Some(found) = self.footers.held().get(self.entry.path()) {
+        if let Some(found) = self.footers.cache().get(self.entry.path()) {
             return async move { Ok(found) }.boxed();
         }
         let footers = self.footers.clone();
@@ -401,7 +401,7 @@ mod tests {
             max_lsn: 2,
             ..FileEntry::sample()
         };
-        LakeFile::open(&CheckedFile::of(&spec, &entry)).expect("opens")
+        LakeFile::open(&CheckedFile::new(&spec, &entry)).expect("opens")
     }
 
     #[test]
@@ -460,7 +460,7 @@ mod tests {
             Arc::ptr_eq(&first, &footers.read(&files[0]).expect("a footer")),
             "it was used after the second"
         );
-        assert!(footers.held().get(files[1].entry.path()).is_none());
+        assert!(footers.cache().get(files[1].entry.path()).is_none());
         let none = Footers::new(10);
         none.read(&files[0]).expect("a footer");
         assert_eq!(none.memory_bytes(), 0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::memtable::UnflushedRows;
-use super::{LakeTable, RowOrigin, hot_batches};
+use super::{LakeTable, RowOrigin, unflushed_batches};
 use crate::event::Lsn;
 use crate::operators::Output;
 
@@ -19,7 +19,7 @@ impl LakeTable {
                 .as_ref()
                 .filter(|rows| rows.stream.name == *name)
                 .map(|rows| &rows.batch),
-            RowOrigin::Made(name) => output
+            RowOrigin::Derived(name) => output
                 .tables
                 .iter()
                 .find(|table| *table.table == **name)
@@ -29,8 +29,8 @@ impl LakeTable {
     }
 
     /// Such rows with every column of the table.
-    pub fn whole_rows(&self, rows: RecordBatch) -> Result<RecordBatch, String> {
-        let mut whole = hot_batches(
+    pub fn full_rows(&self, rows: RecordBatch) -> Result<RecordBatch, String> {
+        let mut whole = unflushed_batches(
             &self.spec,
             &self.full_schema,
             &[Arc::new(UnflushedRows::Rows(rows))],

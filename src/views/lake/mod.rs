@@ -6,7 +6,7 @@
 //! Delta has them; [`memtable`] the rows in memory; [`checked`] the checksums of files; [`files`]
 //! Parquet; [`footers`] how queries read it; [`raw`] copies the log's blocks; [`compact`] merges;
 //! [`entities`] keeps the newest row of each key; [`provider`] is the table for SQL; [`store`]
-//! makes Delta's commits durable; `unnamed` removes files that no version names.
+//! makes Delta's commits durable; `orphans` removes files that no version names.
 
 pub mod checked;
 mod columns;
@@ -17,6 +17,7 @@ pub mod files;
 pub mod footers;
 mod live;
 pub mod memtable;
+mod orphans;
 pub mod provider;
 mod pruned;
 pub mod raw;
@@ -24,7 +25,6 @@ pub mod replay;
 pub mod scan_by_lsn;
 pub mod store;
 pub mod table;
-mod unnamed;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -45,8 +45,8 @@ use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, checkpoints};
 use crate::schema::{Entity, Layout, Stream, types};
-use entities::{How, LOOK, Merge, PACE, Written};
-use files::{Attempt, Class};
+use entities::{Merge, MergeScope, OVERDUE_CHECK_INTERVAL, STEP_INTERVAL, WrittenFiles};
+use files::{Attempt, RowClass};
 use memtable::UnflushedRows;
 use raw::RawFrame;
 pub use table::{Change, LakeTable};
@@ -61,11 +61,11 @@ pub struct LogName {
 }
 
 impl LogName {
-    fn app(&self, class: Class) -> String {
+    fn app(&self, class: RowClass) -> String {
         self.named(class.name())
     }
 
-    /// Of an entity table's levels; its files alone have that of [`Class::Recent`], for outside
+    /// Of an entity table's levels; its files alone have that of [`RowClass::Recent`], for outside
     /// readers.
     fn levels_app(&self) -> String {
         self.named("levels")
@@ -98,7 +98,7 @@ pub struct TableSpec {
 pub enum RowOrigin {
     Stream(String),
     /// A table that operators make: sessions, windows, late rows.
-    Made(String),
+    Derived(String),
     /// Bytes kept of a record that is over its limit.
     DeadLetters,
     Raw,
@@ -118,7 +118,7 @@ impl TableSpec {
     }
 
     /// A table that operators make, by the time in its second column.
-    pub fn made(lake: &Path, name: &str, schema: SchemaRef, layout: Layout) -> Self {
+    pub fn derived(lake: &Path, name: &str, schema: SchemaRef, layout: Layout) -> Self {
         Self {
             name: name.to_owned(),
             root: table::root(lake, name),
@@ -126,13 +126,13 @@ impl TableSpec {
             time_column: 1,
             layout,
             keys: Vec::new(),
-            feed: RowOrigin::Made(name.to_owned()),
+            feed: RowOrigin::Derived(name.to_owned()),
         }
     }
 
     /// An entity table: of each key the newest row.
     pub fn entity(lake: &Path, entity: &Entity) -> Self {
-        let made = Self::made(lake, &entity.name, entity.schema.clone(), Layout::Buckets);
+        let made = Self::derived(lake, &entity.name, entity.schema.clone(), Layout::Buckets);
         Self {
             keys: entity.keys.clone(),
             ..made
@@ -190,7 +190,7 @@ impl TableSpec {
     fn checkpoint_names(&self) -> (String, Option<String>) {
         match &self.feed {
             RowOrigin::Stream(name) => (checkpoints::recent(name), Some(checkpoints::old(name))),
-            RowOrigin::Made(name) => (checkpoints::recent(name), None),
+            RowOrigin::Derived(name) => (checkpoints::recent(name), None),
             RowOrigin::DeadLetters => (checkpoints::DEAD_LETTERS.into(), None),
             RowOrigin::Raw => (checkpoints::RAW.into(), None),
         }
@@ -234,7 +234,7 @@ impl Pool {
 }
 
 /// Most partitions that one commit of old rows touches.
-const OLD_PARTITIONS: usize = 1_000;
+const MAX_LATE_PARTITIONS: usize = 1_000;
 
 /// What of a class waits for its commit.
 #[derive(Debug, Default)]
@@ -270,8 +270,8 @@ pub struct LakeView {
     pooled: usize,
     /// Of an entity table: rows behind the last time that each key's newest was picked, and how
     /// many make the next time.
-    loose_rows: usize,
-    picked_rows: usize,
+    uncompacted_rows: usize,
+    compacted_rows: usize,
     /// Of an entity table: a merge that goes in steps, and when it is looked whether one is due
     /// without rows.
     merge: Option<Merge>,
@@ -279,15 +279,15 @@ pub struct LakeView {
 }
 
 /// Rows of an entity table that gather before each key's newest is picked.
-const PICK_ROWS: usize = 8 << 10;
+const COMPACT_ROWS: usize = 8 << 10;
 
 /// A commit that has begun: its files are being written.
 struct Writing {
-    class: Class,
+    class: RowClass,
     /// Hot parts that they hold, and the checkpoint that they bring.
     taken: usize,
     to: Lsn,
-    files: JoinHandle<Result<Written, String>>,
+    files: JoinHandle<Result<WrittenFiles, String>>,
 }
 
 impl LakeView {
@@ -302,8 +302,8 @@ impl LakeView {
             waiting: Default::default(),
             writing: None,
             pooled: 0,
-            loose_rows: 0,
-            picked_rows: 0,
+            uncompacted_rows: 0,
+            compacted_rows: 0,
             merge: None,
             next_step: Cell::new(Instant::now()),
         };
@@ -327,28 +327,29 @@ impl LakeView {
     }
 
     /// Of an entity table, keeps in memory the newest row of each key, once enough have come.
-    fn pick_newest(&mut self, new_rows: usize) -> Result<(), ViewError> {
-        self.loose_rows += new_rows;
-        if !self.is_entity() || self.loose_rows < PICK_ROWS.max(self.picked_rows) {
+    fn compact_in_memory(&mut self, new_rows: usize) -> Result<(), ViewError> {
+        self.uncompacted_rows += new_rows;
+        if !self.is_entity() || self.uncompacted_rows < COMPACT_ROWS.max(self.compacted_rows) {
             return Ok(());
         }
         let failed = |e: String| ViewError::Failed {
             view: self.name.clone(),
             reason: e,
         };
-        let before = self.waiting[Class::Recent as usize].rows;
-        let (rows, bytes) = self.table.pick_newest().map_err(failed)?;
+        let before = self.waiting[RowClass::Recent as usize].rows;
+        let (rows, bytes) = self.table.compact_in_memory().map_err(failed)?;
         // Where hardly a key comes twice, it is not looked for so often.
         let is_worth_it = rows < before / 2;
-        (self.loose_rows, self.picked_rows) = (0, if is_worth_it { rows } else { 4 * rows });
-        let waiting = &mut self.waiting[Class::Recent as usize];
+        (self.uncompacted_rows, self.compacted_rows) =
+            (0, if is_worth_it { rows } else { 4 * rows });
+        let waiting = &mut self.waiting[RowClass::Recent as usize];
         (waiting.rows, waiting.bytes) = (rows, bytes);
         Ok(())
     }
 
-    fn is_class_due(&self, class: Class, now: Instant) -> bool {
+    fn is_class_due(&self, class: RowClass, now: Instant) -> bool {
         let waiting = &self.waiting[class as usize];
-        let every = if class == Class::Recent {
+        let every = if class == RowClass::Recent {
             self.policy.recent_every
         } else {
             self.policy.old_every
@@ -382,21 +383,21 @@ impl LakeView {
         }
         let is_due = self.merge.is_some() || entities::is_overdue(&self.table);
         if !is_due {
-            self.next_step.set(now + LOOK);
+            self.next_step.set(now + OVERDUE_CHECK_INTERVAL);
         }
         is_due
     }
 
     /// Begins a commit of what a class has in memory: its files are written beside this thread, so
     /// that rows go on being seen.
-    fn begin(&mut self, class: Class, how: How) -> Result<(), ViewError> {
+    fn begin(&mut self, class: RowClass, how: MergeScope) -> Result<(), ViewError> {
         let failed = |e: String| ViewError::Failed {
             view: self.name.clone(),
             reason: e,
         };
         let mut parts = self.table.seal(class);
         let all = parts.len();
-        if class == Class::Old {
+        if class == RowClass::Late {
             let fitting = partitions_fitting(&self.table.spec, &parts).map_err(failed)?;
             parts.truncate(fitting);
         }
@@ -408,7 +409,7 @@ impl LakeView {
             last
         };
         let (table, taken, merge) = (self.table.clone(), parts.len(), self.merge.take());
-        self.next_step.set(Instant::now() + PACE);
+        self.next_step.set(Instant::now() + STEP_INTERVAL);
         let write = move || match table.spec.layout {
             Layout::Buckets => {
                 let batches = parts
@@ -472,7 +473,7 @@ impl LakeView {
         let waiting = &mut self.waiting[class as usize];
         *waiting = Waiting::default();
         let rest = self.table.snapshot();
-        let rest = if class == Class::Recent {
+        let rest = if class == RowClass::Recent {
             &rest.recent
         } else {
             &rest.old
@@ -481,7 +482,7 @@ impl LakeView {
         for part in rest {
             waiting.add(part.rows(), part.memory_bytes(), now);
         }
-        (self.loose_rows, self.picked_rows) = (waiting.rows, 0);
+        (self.uncompacted_rows, self.compacted_rows) = (waiting.rows, 0);
         self.count();
         Ok(())
     }
@@ -504,7 +505,7 @@ impl LakeView {
                 let rows = dead_letter_rows(output, self.applied[0], &spec.schema)?;
                 Ok((rows.map(UnflushedRows::Rows), None, None))
             }
-            RowOrigin::Made(name) => {
+            RowOrigin::Derived(name) => {
                 let Some(made) = output.tables.iter().find(|t| *t.table == **name) else {
                     return Ok((None, None, None));
                 };
@@ -522,14 +523,14 @@ impl LakeView {
                     return Ok((None, None, None));
                 };
                 let is_old = |row: usize| rows.old.as_ref().is_some_and(|o| o[row]);
-                let above = |class: Class| self.applied[class as usize] as i64;
-                let pick = |class: Class| {
+                let above = |class: RowClass| self.applied[class as usize] as i64;
+                let pick = |class: RowClass| {
                     let wanted: Vec<bool> = rows
                         .lsns()
                         .iter()
                         .enumerate()
                         .map(|(row, lsn)| {
-                            is_old(row) == (class == Class::Old) && *lsn > above(class)
+                            is_old(row) == (class == RowClass::Late) && *lsn > above(class)
                         })
                         .collect();
                     let count = wanted.iter().filter(|w| **w).count();
@@ -544,8 +545,8 @@ impl LakeView {
                     }
                 };
                 Ok((
-                    pick(Class::Recent)?.map(UnflushedRows::Rows),
-                    pick(Class::Old)?,
+                    pick(RowClass::Recent)?.map(UnflushedRows::Rows),
+                    pick(RowClass::Late)?,
                     rows.floor,
                 ))
             }
@@ -570,7 +571,7 @@ impl View for LakeView {
         self.table.checkpoints()
     }
 
-    fn skip_to(&mut self, lsn: Lsn) {
+    fn advance_to(&mut self, lsn: Lsn) {
         self.applied = self.applied.map(|a| a.max(lsn));
         self.table.set_applied(self.applied());
     }
@@ -594,7 +595,7 @@ impl View for LakeView {
         let floor = floor.max(output.floors.get(&self.table.spec.name).copied());
         self.table.push(recent, old, output.to, floor);
         if rows > 0 {
-            self.pick_newest(rows)?;
+            self.compact_in_memory(rows)?;
         }
         self.count();
         Ok(())
@@ -604,8 +605,8 @@ impl View for LakeView {
         match &self.writing {
             Some(writing) => writing.files.is_finished() || self.is_overfull(),
             None => {
-                self.is_class_due(Class::Recent, now)
-                    || self.is_class_due(Class::Old, now)
+                self.is_class_due(RowClass::Recent, now)
+                    || self.is_class_due(RowClass::Late, now)
                     || self.is_step_due(now)
             }
         }
@@ -621,31 +622,31 @@ impl View for LakeView {
                 continue;
             }
             let now = Instant::now();
-            let is_due = |c: &Class| {
+            let is_due = |c: &RowClass| {
                 self.waiting[*c as usize].rows > 0 && (all || self.is_class_due(*c, now))
             };
-            let how = if all && self.table.is_to_be_merged() {
-                How::All
+            let how = if all && self.table.merges_on_close() {
+                MergeScope::All
             } else {
-                How::Due
+                MergeScope::Due
             };
-            match [Class::Recent, Class::Old].into_iter().find(is_due) {
+            match [RowClass::Recent, RowClass::Late].into_iter().find(is_due) {
                 Some(class) => self.begin(class, how)?,
-                None if how == How::All && self.table.has_levels() => {
-                    self.begin(Class::Recent, how)?;
+                None if how == MergeScope::All && self.table.has_levels() => {
+                    self.begin(RowClass::Recent, how)?;
                 }
-                None if !all && self.is_step_due(now) => self.begin(Class::Recent, how)?,
+                None if !all && self.is_step_due(now) => self.begin(RowClass::Recent, how)?,
                 None => return Ok(()),
             }
         }
     }
 
-    fn settle(&mut self) -> Result<(), ViewError> {
+    fn checkpoint(&mut self) -> Result<(), ViewError> {
         self.commit(true)?;
         let classes = if self.two_classes() {
-            &[Class::Recent, Class::Old][..]
+            &[RowClass::Recent, RowClass::Late][..]
         } else {
-            &[Class::Recent]
+            &[RowClass::Recent]
         };
         let checkpoints = classes
             .iter()
@@ -661,30 +662,30 @@ impl View for LakeView {
         )
     }
 
-    fn reopen(&mut self) -> Result<(), ViewError> {
+    fn reset_to_committed(&mut self) -> Result<(), ViewError> {
         if let Some(writing) = self.writing.take() {
             // Files of an attempt that was given up are never committed.
             let _ = writing.files.join();
         }
         self.merge = None;
-        let committed = self.table.committed_for_sure()?;
-        self.table.clear_hot();
+        let committed = self.table.reload_committed()?;
+        self.table.clear_unflushed();
         self.applied = committed;
         self.waiting = Default::default();
-        (self.loose_rows, self.picked_rows) = (0, 0);
+        (self.uncompacted_rows, self.compacted_rows) = (0, 0);
         self.count();
         self.table.set_applied(self.applied());
         Ok(())
     }
 }
 
-/// How many of the parts, from the first on, reach no more partitions than one commit may; at least
+/// MergeScope many of the parts, from the first on, reach no more partitions than one commit may; at least
 /// one.
 fn partitions_fitting(spec: &TableSpec, parts: &[Arc<UnflushedRows>]) -> Result<usize, String> {
     let mut reached = BTreeSet::new();
     for (n, part) in parts.iter().enumerate() {
         let partitions = files::count_partitions(spec, &part.batch(&spec.schema)?, &mut reached);
-        if n > 0 && partitions > OLD_PARTITIONS {
+        if n > 0 && partitions > MAX_LATE_PARTITIONS {
             return Ok(n);
         }
     }
@@ -695,10 +696,10 @@ fn partitions_fitting(spec: &TableSpec, parts: &[Arc<UnflushedRows>]) -> Result<
 fn write_files(
     table: &LakeTable,
     parts: &[Arc<UnflushedRows>],
-    class: Class,
-) -> Result<Written, String> {
+    class: RowClass,
+) -> Result<WrittenFiles, String> {
     let spec = &table.spec;
-    let attempt = Attempt::of(spec);
+    let attempt = Attempt::new(spec);
     let now_ms = chrono::Utc::now().timestamp_millis();
     let add = if spec.feed == RowOrigin::Raw {
         raw::write_frames(spec, &attempt, parts, now_ms)?
@@ -710,10 +711,10 @@ fn write_files(
         files::write_partitions(spec, &attempt, &batches, class, now_ms)?
     };
     files::sync_files(&spec.root, &add)?;
-    Ok(Written {
+    Ok(WrittenFiles {
         add,
         attempts: vec![attempt],
-        ..Written::default()
+        ..WrittenFiles::default()
     })
 }
 
@@ -771,7 +772,7 @@ fn dead_letter_rows(
 }
 
 /// Rows of hot parts in the table's own schema, or in the full one with its partition columns.
-pub fn hot_batches(
+pub fn unflushed_batches(
     spec: &TableSpec,
     wanted: &SchemaRef,
     parts: &[Arc<UnflushedRows>],

@@ -32,7 +32,7 @@ use super::files::{FileEntry, partition_values};
 use super::footers::{FooterReaders, Footers};
 use super::pruned::{MAX_SCANNED, TooManyFiles, prune, statistics};
 use super::table::TableState;
-use super::{LakeTable, TableSpec, hot_batches};
+use super::{LakeTable, TableSpec, unflushed_batches};
 use crate::schema::select::session_config;
 
 /// Files of a scan of which each has its bounds with it.
@@ -53,11 +53,11 @@ pub struct LakeSnapshot {
 
 impl LakeSnapshot {
     pub fn new(table: &LakeTable) -> Self {
-        Self::of(table, table.snapshot())
+        Self::from_state(table, table.snapshot())
     }
 
     /// The snapshot taken before, of the same table.
-    pub fn of(table: &LakeTable, state: TableState) -> Self {
+    pub fn from_state(table: &LakeTable, state: TableState) -> Self {
         let partition = table.full_schema.fields()[table.spec.schema.fields().len()..].to_vec();
         let schema = TableSchema::builder(table.spec.schema.clone())
             .with_table_partition_cols(partition)
@@ -88,7 +88,7 @@ impl LakeSnapshot {
             .map(|(_, v)| ScalarValue::Int32(Some(v)));
         PartitionedFile::new(format!("{}/{}", self.spec.name, file.path), file.bytes)
             .with_partition_values(values.collect())
-            .with_extension(CheckedFile::of(&self.spec, file))
+            .with_extension(CheckedFile::new(&self.spec, file))
     }
 
     fn file_scan(
@@ -223,8 +223,8 @@ impl LakeSnapshot {
             if parts.is_empty() {
                 continue;
             }
-            let batches =
-                hot_batches(&self.spec, hot_schema, parts).map_err(DataFusionError::Execution)?;
+            let batches = unflushed_batches(&self.spec, hot_schema, parts)
+                .map_err(DataFusionError::Execution)?;
             let source =
                 MemorySourceConfig::try_new(&[batches], hot_schema.clone(), projection.cloned())?
                     .with_limit(limit)
@@ -256,7 +256,7 @@ pub fn scan_files(
     memory: usize,
     batch_rows: usize,
 ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
-    let snapshot = LakeSnapshot::of(table, TableState::default());
+    let snapshot = LakeSnapshot::from_state(table, TableState::default());
     let lake = table.spec.root.parent().unwrap_or(&table.spec.root);
     let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(lake)?);
     let readers = Arc::new(CheckedReaders(store.clone()));

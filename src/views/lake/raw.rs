@@ -21,8 +21,8 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::writer::SerializedFileWriter;
 
 use super::TableSpec;
-use super::checked::Summing;
-use super::files::{Attempt, Class, FileEntry, NewFile, properties};
+use super::checked::ChecksumWriter;
+use super::files::{Attempt, FileEntry, NewFile, RowClass, properties};
 use super::memtable::UnflushedRows;
 use crate::event::{Lsn, bucket};
 use crate::wal::{Frame, frame};
@@ -163,7 +163,7 @@ pub fn write_frames(
 /// A file of `raw` being written.
 struct RawWriter {
     new: NewFile,
-    writer: SerializedFileWriter<Summing<fs::File>>,
+    writer: SerializedFileWriter<ChecksumWriter<fs::File>>,
     factory: ArrowRowGroupWriterFactory,
     schema: SchemaRef,
     group: Option<Group>,
@@ -187,7 +187,7 @@ impl RawWriter {
         bucket: i64,
         now_ms: i64,
     ) -> Result<Self, String> {
-        let (new, file) = NewFile::create(spec, attempt, bucket, Class::Recent, now_ms)?;
+        let (new, file) = NewFile::create(spec, attempt, bucket, RowClass::Recent, now_ms)?;
         // A page of a column that may be null would begin with levels, which a block has not.
         let fields = spec.schema.fields().iter().map(|f| {
             let is_bytes = f.name() == spec.schema.field(spec.schema.fields().len() - 1).name();

@@ -1,5 +1,5 @@
 //! Frames out of the files of `raw`, in the order of their LSNs: how history is processed once more
-//! after the log was trimmed. Rows of a file lie by their time of arrival; where a clock went back,
+//! after the log was trimmed. RawColumns of a file lie by their time of arrival; where a clock went back,
 //! frames wait until those before them have come.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,14 +30,14 @@ pub struct RawFrames {
     open: Option<ParquetRecordBatchReader>,
     after: Lsn,
     /// The frame that the last row read belongs to, which may go on in the next rows.
-    last: Option<Run>,
+    last: Option<FrameHead>,
     waiting: BTreeMap<Lsn, Frame>,
     waiting_bytes: usize,
 }
 
 /// What the rows of one frame have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Run {
+struct FrameHead {
     first: Lsn,
     /// The LSN behind its last row so far.
     next: Lsn,
@@ -49,9 +49,9 @@ struct Run {
     attributes: Option<String>,
 }
 
-impl Run {
+impl FrameHead {
     /// Whether a row with this head, and this LSN, goes on with the frame.
-    fn goes_on(&self, row: &Self) -> bool {
+    fn continues_with(&self, row: &Self) -> bool {
         let (retried, _) = self.attributes();
         self.next == row.first
             && (retried.is_empty() || self.next - self.first < retried.len() as u64)
@@ -77,7 +77,7 @@ impl Run {
 }
 
 /// The columns of rows read at once.
-struct Rows<'a> {
+struct RawColumns<'a> {
     lsn: &'a Int64Array,
     received_at: &'a TimestampMicrosecondArray,
     texts: [&'a StringArray; 5],
@@ -85,8 +85,8 @@ struct Rows<'a> {
     bytes: &'a BinaryArray,
 }
 
-impl<'a> Rows<'a> {
-    fn of(batch: &'a RecordBatch) -> Option<Self> {
+impl<'a> RawColumns<'a> {
+    fn from_batch(batch: &'a RecordBatch) -> Option<Self> {
         fn column<'a, T: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Option<&'a T> {
             batch.column_by_name(name)?.as_any().downcast_ref()
         }
@@ -106,7 +106,7 @@ impl<'a> Rows<'a> {
         })
     }
 
-    fn head(&self, row: usize) -> Run {
+    fn head(&self, row: usize) -> FrameHead {
         let [source, partition, stream, kind] =
             [0, 1, 2, 3].map(|t| self.texts[t].value(row).to_owned());
         let lsn = self.lsn.value(row) as Lsn;
@@ -114,7 +114,7 @@ impl<'a> Rows<'a> {
             .is_valid(row)
             .then(|| self.texts[4].value(row).to_owned());
         let received_at = self.received_at.value(row);
-        Run {
+        FrameHead {
             first: lsn,
             next: lsn + 1,
             received_at,
@@ -193,7 +193,7 @@ impl RawFrames {
             };
             let path = self.spec.root.join(&file.path);
             let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-            let opened = CheckedFile::of(&self.spec, &file).open()?;
+            let opened = CheckedFile::new(&self.spec, &file).open()?;
             let builder =
                 ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
             let rows = (READ_BYTES / widest_row(builder.metadata())).clamp(1, READ_ROWS) as usize;
@@ -212,12 +212,12 @@ impl RawFrames {
     }
 
     fn take(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        let rows = Rows::of(batch).ok_or("`raw` has other columns than it should")?;
+        let rows = RawColumns::from_batch(batch).ok_or("`raw` has other columns than it should")?;
         let mut start = 0;
         while start < batch.num_rows() {
             let mut run = rows.head(start);
             match &self.last {
-                Some(last) if last.goes_on(&run) => run.first = last.first,
+                Some(last) if last.continues_with(&run) => run.first = last.first,
                 _ => {}
             }
             let (retried, cut) = run.attributes();
@@ -251,9 +251,9 @@ impl RawFrames {
 
 /// A frame of some rows of a run.
 fn frame(
-    rows: &Rows<'_>,
+    rows: &RawColumns<'_>,
     range: std::ops::Range<usize>,
-    run: &Run,
+    run: &FrameHead,
     retried: &[u64],
     cut: &[(u64, u64)],
 ) -> Result<Frame, String> {

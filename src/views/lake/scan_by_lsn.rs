@@ -9,7 +9,7 @@ use crate::event::{Lsn, Micros};
 
 /// LSNs of which the rows are in memory at once, at first and at most.
 const FIRST_RANGE: u64 = 64;
-const MOST_RANGE: u64 = 4 << 10;
+const MAX_RANGE: u64 = 4 << 10;
 /// Bytes that their rows are to take, about: a range follows the one before, at most doubled.
 const RANGE_BYTES: u64 = 16 << 20;
 
@@ -64,7 +64,7 @@ impl LsnOrderedRows {
             let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
             let bytes = rows.get_array_memory_size().max(1) as u64;
             self.range = (self.range.saturating_mul(RANGE_BYTES) / bytes)
-                .clamp(1, (2 * self.range).min(MOST_RANGE));
+                .clamp(1, (2 * self.range).min(MAX_RANGE));
             if rows.num_rows() > 0 {
                 return by_lsn(&rows).map(Some);
             }

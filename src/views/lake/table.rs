@@ -14,12 +14,12 @@ use deltalake::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableError};
 
-use super::checked::Checks;
-use super::columns::{add_columns, clash, columns_of, layout_of, metadata_of};
+use super::checked::BlockChecksums;
+use super::columns::{add_columns, column_conflict, columns_of, layout_of, metadata_of};
 use super::delta::DeltaLog;
 use super::entities::levels::{self, Level};
 use super::entities::{self, Sizes};
-use super::files::{Class, FileEntry, partition_values, stats_json, sync_files};
+use super::files::{FileEntry, RowClass, partition_values, stats_json, sync_files};
 use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
 use super::{LogName, TableSpec};
@@ -65,13 +65,13 @@ pub struct LakeTable {
     /// `spec.schema` with the partition columns behind it.
     pub full_schema: SchemaRef,
     /// App ids of the two checkpoints.
-    apps: [String; 2],
+    app_ids: [String; 2],
     /// Of an entity table the app id of the checkpoint that its files alone have.
-    files_app: Option<String>,
+    files_app_id: Option<String>,
     /// Of what an entity table is made, and whether nothing is to wait in its levels when its view
     /// ends.
     pub(super) sizes: Sizes,
-    merges_all: AtomicBool,
+    merge_all_on_close: AtomicBool,
     delta: Mutex<Delta>,
     state: RwLock<TableState>,
     runtime: tokio::runtime::Handle,
@@ -84,16 +84,16 @@ pub(super) struct Delta {
     /// The record that the files have everything up to, as outside readers see them.
     files_lsn: Lsn,
     /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
-    pub(super) replaced: HashMap<PathBuf, (i64, u64)>,
+    pub(super) tombstones: HashMap<PathBuf, (i64, u64)>,
     /// A commit failed and the table could not be read since: it must be, before anything is built
     /// on it.
-    is_unknown: bool,
+    needs_reload: bool,
     /// Files that it would have added: removed as soon as the table says that it did not.
-    doubtful: Vec<String>,
+    unresolved_files: Vec<String>,
 }
 
 /// What the table names at a version.
-struct Listed {
+struct TableFiles {
     files: Arc<Vec<FileEntry>>,
     levels: Arc<Vec<Level>>,
 }
@@ -103,7 +103,7 @@ struct Listed {
 pub struct Change {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
-    pub checkpoints: Vec<(Class, Lsn)>,
+    pub checkpoints: Vec<(RowClass, Lsn)>,
     /// The levels of an entity table from here on, where they become others, and up to where its
     /// files are then; without levels up to its checkpoint.
     pub levels: Option<Vec<Level>>,
@@ -194,11 +194,14 @@ impl LakeTable {
         }
         sync_files(&self.spec.root, &own).map_err(|e| failed(&self.spec.root, &e))?;
         let committed = new.committed();
-        let checkpoints = vec![(Class::Recent, committed[0]), (Class::Old, committed[1])];
+        let checkpoints = vec![
+            (RowClass::Recent, committed[0]),
+            (RowClass::Late, committed[1]),
+        ];
         let is_one = self.spec.checkpoint_names().1.is_none();
         let checkpoints = checkpoints
             .into_iter()
-            .filter(|(class, _)| !(is_one && *class == Class::Old))
+            .filter(|(class, _)| !(is_one && *class == RowClass::Late))
             .collect();
         let becomes = Some(Box::new(new.spec.clone()));
         let (add, remove) = (files.to_vec(), there.to_vec());
@@ -246,17 +249,17 @@ impl LakeTable {
         let full_schema = spec.full_schema();
         if writable && adds_columns {
             runtime.block_on(add_columns(entries.table_mut(), &spec, &full_schema))?;
-            entries.note().map_err(|e| delta_error(&spec.root, &e))?;
+            entries.refresh().map_err(|e| delta_error(&spec.root, &e))?;
         }
         let table = entries.table();
         let is_leveled = spec.layout == Layout::Buckets;
-        let files_app = is_leveled.then(|| log.app(Class::Recent));
+        let files_app_id = is_leveled.then(|| log.app(RowClass::Recent));
         let recent_app = if is_leveled {
             log.levels_app()
         } else {
-            log.app(Class::Recent)
+            log.app(RowClass::Recent)
         };
-        let apps = [recent_app, log.app(Class::Old)];
+        let app_ids = [recent_app, log.app(RowClass::Late)];
         let checkpoint = |app: &String| {
             let found = runtime.block_on(async {
                 table
@@ -269,15 +272,19 @@ impl LakeTable {
                 .map_err(|e| delta_error(&spec.root, &e))
         };
         let mut committed = [log.zero; 2];
-        for (at, app) in committed.iter_mut().zip(&apps) {
+        for (at, app) in committed.iter_mut().zip(&app_ids) {
             *at = checkpoint(app)?.unwrap_or(*at);
         }
-        let files_lsn = files_app.as_ref().map(&checkpoint).transpose()?.flatten();
+        let files_lsn = files_app_id
+            .as_ref()
+            .map(&checkpoint)
+            .transpose()?
+            .flatten();
         // A table from before there were levels has its files' checkpoint only.
         committed[0] = committed[0].max(files_lsn.unwrap_or(log.zero));
         let files = read_files(&spec, table).map_err(|e| delta_error(&spec.root, &e))?;
         let levels = read_levels(&spec, table)?;
-        entries.forget();
+        entries.release();
         if committed == [log.zero; 2] && !(files.is_empty() && levels.is_empty()) {
             return Err(of_another_log(spec.root, &log));
         }
@@ -291,25 +298,25 @@ impl LakeTable {
             commits: 0,
             committed,
             files_lsn: files_lsn.unwrap_or(log.zero),
-            replaced: HashMap::new(),
-            is_unknown: false,
-            doubtful: Vec::new(),
+            tombstones: HashMap::new(),
+            needs_reload: false,
+            unresolved_files: Vec::new(),
         });
         let (state, sizes) = (RwLock::new(state), Sizes::default());
         let table = Self {
             spec,
             configured,
             full_schema,
-            apps,
-            files_app,
+            app_ids,
+            files_app_id,
             sizes,
-            merges_all: false.into(),
+            merge_all_on_close: false.into(),
             delta,
             state,
             runtime,
         };
         if writable {
-            table.remove_strays()?;
+            table.remove_orphans()?;
         }
         Ok(Some(table))
     }
@@ -340,12 +347,12 @@ impl LakeTable {
     }
 
     /// Lets the view merge at its end what waits in levels.
-    pub fn merge_at_the_end(&self) {
-        self.merges_all.store(true, Ordering::Relaxed);
+    pub fn merge_on_close(&self) {
+        self.merge_all_on_close.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_to_be_merged(&self) -> bool {
-        self.merges_all.load(Ordering::Relaxed)
+    pub(super) fn merges_on_close(&self) -> bool {
+        self.merge_all_on_close.load(Ordering::Relaxed)
     }
 
     /// The files, also those that wait in levels.
@@ -364,13 +371,13 @@ impl LakeTable {
     }
 
     /// Why the table cannot take the columns that it is to have, if so.
-    pub fn refused_columns(&self) -> Result<Option<String>, ViewError> {
+    pub fn column_conflict(&self) -> Result<Option<String>, ViewError> {
         let mut delta = self.lock_delta();
         let wrong = |e: DeltaTableError| delta_error(&self.spec.root, &e);
         let found =
             columns_of(self.runtime.block_on(delta.log.load()).map_err(wrong)?).map_err(wrong)?;
-        delta.log.forget();
-        Ok(clash(&found, &self.full_schema))
+        delta.log.release();
+        Ok(column_conflict(&found, &self.full_schema))
     }
 
     /// Committed checkpoints: recent, old.
@@ -382,7 +389,7 @@ impl LakeTable {
     pub fn files_lsn(&self) -> Lsn {
         let delta = self.lock_delta();
         let committed = delta.committed;
-        match (&self.files_app, self.spec.checkpoint_names().1) {
+        match (&self.files_app_id, self.spec.checkpoint_names().1) {
             (Some(_), _) => delta.files_lsn,
             (None, Some(_)) => committed[0].min(committed[1]),
             (None, None) => committed[0],
@@ -390,9 +397,9 @@ impl LakeTable {
     }
 
     /// Committed checkpoints as the table itself tells them, for a start from there after an error.
-    pub fn committed_for_sure(&self) -> Result<[Lsn; 2], ViewError> {
+    pub fn reload_committed(&self) -> Result<[Lsn; 2], ViewError> {
         let mut delta = self.lock_delta();
-        self.reload_if_unknown(&mut delta)?;
+        self.reload_if_needed(&mut delta)?;
         Ok(delta.committed)
     }
 
@@ -435,14 +442,14 @@ impl LakeTable {
         let mut state = self.write();
         match recent {
             Some(UnflushedRows::Rows(rows)) => {
-                let sealed = state.sealed[Class::Recent as usize];
+                let sealed = state.sealed[RowClass::Recent as usize];
                 memtable::push(&mut state.recent, rows, sealed);
             }
             Some(frame) => state.recent.push(Arc::new(frame)),
             None => {}
         }
         if let Some(rows) = old {
-            let sealed = state.sealed[Class::Old as usize];
+            let sealed = state.sealed[RowClass::Late as usize];
             memtable::push(&mut state.old, rows, sealed);
         }
         state.applied = applied;
@@ -451,9 +458,9 @@ impl LakeTable {
 
     /// Keeps of an entity table's rows that are not being written the newest of each key; gives the
     /// rows and bytes of all in memory.
-    pub fn pick_newest(&self) -> Result<(usize, usize), String> {
+    pub fn compact_in_memory(&self) -> Result<(usize, usize), String> {
         let state = self.snapshot();
-        let sealed = state.sealed[Class::Recent as usize];
+        let sealed = state.sealed[RowClass::Recent as usize];
         let loose = state.recent[sealed..]
             .iter()
             .map(|part| part.batch(&self.spec.schema));
@@ -471,9 +478,9 @@ impl LakeTable {
     }
 
     /// The hot parts of a class, which stay as they are until a commit drops them.
-    pub fn seal(&self, class: Class) -> Vec<Arc<UnflushedRows>> {
+    pub fn seal(&self, class: RowClass) -> Vec<Arc<UnflushedRows>> {
         let mut state = self.write();
-        let parts = if class == Class::Recent {
+        let parts = if class == RowClass::Recent {
             state.recent.clone()
         } else {
             state.old.clone()
@@ -483,7 +490,7 @@ impl LakeTable {
     }
 
     /// Forgets all hot rows, to read them again from the log.
-    pub fn clear_hot(&self) {
+    pub fn clear_unflushed(&self) {
         let mut state = self.write();
         state.recent.clear();
         state.old.clear();
@@ -495,9 +502,9 @@ impl LakeTable {
     ///
     /// After an error the table is read again: what it holds decides whether the commit happened.
     /// Files of one that did not are removed.
-    pub fn commit(&self, change: &Change, drop_hot: &[(Class, usize)]) -> Result<(), ViewError> {
+    pub fn commit(&self, change: &Change, drop_hot: &[(RowClass, usize)]) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
-        if let Err(error) = self.reload_if_unknown(&mut delta) {
+        if let Err(error) = self.reload_if_needed(&mut delta) {
             self.remove_files(self.new_files(change).map(|f| f.path.as_str()));
             return Err(error);
         }
@@ -508,7 +515,7 @@ impl LakeTable {
             .block_on(self.try_commit(&mut delta.log, change, files_lsn))
         {
             Ok(reread) => reread,
-            Err(error) => Some(self.settle(&mut delta, change, &error)?),
+            Err(error) => Some(self.resolve_failed_commit(&mut delta, change, &error)?),
         };
         for (class, lsn) in &change.checkpoints {
             delta.committed[*class as usize] = *lsn;
@@ -522,7 +529,7 @@ impl LakeTable {
             .flat_map(|levels| entities::gone(&before, levels));
         let replaced = change.remove.iter().chain(merged);
         delta
-            .replaced
+            .tombstones
             .extend(replaced.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
         // Where the table was read again, it names the new files already.
@@ -546,8 +553,8 @@ impl LakeTable {
         for (class, parts) in drop_hot {
             state.sealed[*class as usize] = 0;
             match class {
-                Class::Recent => drop(state.recent.drain(..*parts)),
-                Class::Old => drop(state.old.drain(..*parts)),
+                RowClass::Recent => drop(state.recent.drain(..*parts)),
+                RowClass::Late => drop(state.old.drain(..*parts)),
             }
         }
         Ok(())
@@ -568,7 +575,7 @@ impl LakeTable {
 
     /// Up to where the files are after a change, where that becomes another record.
     fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
-        self.files_app.as_ref()?;
+        self.files_app_id.as_ref()?;
         let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();
         let checkpoint = change
             .checkpoints
@@ -592,10 +599,13 @@ impl LakeTable {
     ) -> Result<Option<Arc<Vec<FileEntry>>>, DeltaTableError> {
         let mut transactions: Vec<Transaction> = Vec::new();
         for (class, lsn) in &change.checkpoints {
-            transactions.push(Transaction::new(&self.apps[*class as usize], *lsn as i64));
+            transactions.push(Transaction::new(
+                &self.app_ids[*class as usize],
+                *lsn as i64,
+            ));
         }
         transactions.extend(
-            self.files_app
+            self.files_app_id
                 .as_ref()
                 .zip(files_lsn)
                 .map(|(app, lsn)| Transaction::new(app, lsn as i64)),
@@ -651,23 +661,23 @@ impl LakeTable {
             return Ok(None);
         }
         let files = read_files(spec, log.table())?;
-        log.forget();
+        log.release();
         Ok(Some(Arc::new(files)))
     }
 
     /// After an error of a commit: did it happen? Only the table knows.
     /// If so, gives the files, which queries see together with what the caller drops for them.
-    fn settle(
+    fn resolve_failed_commit(
         &self,
         delta: &mut Delta,
         change: &Change,
         error: &DeltaTableError,
     ) -> Result<Arc<Vec<FileEntry>>, ViewError> {
         let reason = error.to_string();
-        delta.is_unknown = true;
+        delta.needs_reload = true;
         let paths: Vec<String> = self.new_files(change).map(|f| f.path.clone()).collect();
-        delta.doubtful.extend(paths);
-        let Listed { files, levels } = self.reload(delta)?;
+        delta.unresolved_files.extend(paths);
+        let TableFiles { files, levels } = self.reload(delta)?;
         let is_named = |named: &Vec<Level>| *levels == *named;
         let happened = (change.levels.is_some()
             || change.add.iter().chain(&change.remove).next().is_some())
@@ -699,21 +709,21 @@ impl LakeTable {
 
     /// Reads files and checkpoints again if a commit left it open what the table holds; gives the
     /// files.
-    pub(super) fn reload_if_unknown(
+    pub(super) fn reload_if_needed(
         &self,
         delta: &mut Delta,
     ) -> Result<Arc<Vec<FileEntry>>, ViewError> {
-        if !delta.is_unknown {
+        if !delta.needs_reload {
             return Ok(self.files());
         }
-        let Listed { files, levels } = self.reload(delta)?;
+        let TableFiles { files, levels } = self.reload(delta)?;
         let mut state = self.write();
         (state.files, state.levels) = (files.clone(), levels);
         Ok(files)
     }
 
     /// Reads files, levels and checkpoints; removes what a commit that did not happen has left.
-    fn reload(&self, delta: &mut Delta) -> Result<Listed, ViewError> {
+    fn reload(&self, delta: &mut Delta) -> Result<TableFiles, ViewError> {
         let failed = |e: DeltaTableError| ViewError::Failed {
             view: self.spec.name.clone(),
             reason: e.to_string(),
@@ -738,35 +748,35 @@ impl LakeTable {
             });
             found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(failed)
         };
-        let committed = [checkpoint(&self.apps[0])?, checkpoint(&self.apps[1])?];
+        let committed = [checkpoint(&self.app_ids[0])?, checkpoint(&self.app_ids[1])?];
         let files_lsn = self
-            .files_app
+            .files_app_id
             .as_ref()
             .map(checkpoint)
             .transpose()?
             .flatten();
         let files = Arc::new(read_files(&self.spec, table).map_err(failed)?);
         let levels = Arc::new(read_levels(&self.spec, table)?);
-        delta.log.forget();
+        delta.log.release();
         for (at, found) in delta.committed.iter_mut().zip(committed) {
             *at = found.unwrap_or(*at);
         }
         delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
         delta.committed[0] = delta.committed[0].max(files_lsn.unwrap_or(0));
-        delta.is_unknown = false;
-        let doubtful = std::mem::take(&mut delta.doubtful);
+        delta.needs_reload = false;
+        let unresolved_files = std::mem::take(&mut delta.unresolved_files);
         let named: HashSet<&str> = files
             .iter()
             .chain(levels.iter().map(|level| &level.entry))
             .map(|f| f.path.as_str())
             .collect();
         self.remove_files(
-            doubtful
+            unresolved_files
                 .iter()
                 .map(String::as_str)
                 .filter(|path| !named.contains(path)),
         );
-        Ok(Listed { files, levels })
+        Ok(TableFiles { files, levels })
     }
 
     /// Takes the partitions that lie whole below the floor out of the table; gives the number of
@@ -802,7 +812,7 @@ impl LakeTable {
     /// Names of the Delta log's files, and the files of rows that they name, of one moment.
     pub fn committed_files(&self) -> Result<(Vec<PathBuf>, Vec<FileEntry>), ViewError> {
         let mut delta = self.lock_delta();
-        self.reload_if_unknown(&mut delta)?;
+        self.reload_if_needed(&mut delta)?;
         let files = self.all_files();
         let failed = |e: std::io::Error| ViewError::Failed {
             view: self.spec.name.clone(),
@@ -823,12 +833,12 @@ impl LakeTable {
 
     /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files
     /// no reader needs.
-    pub fn tidy_log(&self, now: bool) -> Result<(), ViewError> {
+    pub fn checkpoint_log(&self, now: bool) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         if delta.commits < CHECKPOINT_EVERY && !(now && delta.commits > 0) {
             return Ok(());
         }
-        let result = self.runtime.block_on(delta.log.tidy());
+        let result = self.runtime.block_on(delta.log.checkpoint());
         delta.commits = 0;
         result.map_err(|e| delta_error(&self.spec.root, &e))
     }
@@ -907,9 +917,9 @@ fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
         .next()
         .is_some_and(|n| n.starts_with("old-"))
     {
-        Class::Old
+        RowClass::Late
     } else {
-        Class::Recent
+        RowClass::Recent
     };
     FileEntry {
         bytes: file.size() as u64,
@@ -923,7 +933,7 @@ fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
         written_ms: file.modification_time(),
         checks: stats["weir"]["crc32c"]
             .as_str()
-            .map(Checks::from_text)
+            .map(BlockChecksums::from_text)
             .unwrap_or_default(),
         path,
     }

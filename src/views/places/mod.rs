@@ -1,7 +1,7 @@
 //! Venues on the map, and which events took place there when: one edge per (venue, event, date),
-//! several per pair. Names and edges lie in redb with the checkpoint; in memory are the venues'
-//! points, in an R-tree on the unit sphere, and what was lately named. Beyond `max_venues` those
-//! that nobody named for longest leave.
+//! several per pair. Names and edges are in redb with the checkpoint; in memory are the venues'
+//! points, in an R-tree on the unit sphere, and a cache of venues. Beyond `max_venues` the least
+//! recently seen are evicted.
 
 pub mod sphere;
 mod venue;
@@ -18,19 +18,18 @@ use rstar::{RStarInsertionStrategy, RTree, RTreeParams};
 use super::ViewError;
 use super::state_store::{LogIdentity, StateStore, checkpoint_in, copy_table};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
-use venue::{EDGES, NUMBERS, Stored, VENUES, Venue, is_before, split_edge};
+use venue::{EDGES, NUMBERS, StoredVenues, VENUES, Venue, is_before, split_edge};
 
 pub use view::PlacesView;
 
-/// Events told of a venue.
+/// Events listed for a venue.
 const EVENTS_PER_VENUE: usize = 10;
-/// Venues evicted under one lock, when a day has passed: queries go between.
-const EVICTED_AT_ONCE: usize = 256;
-/// Bytes in memory of an edge that waits, beside its key.
+/// Venues evicted under one lock, when a day has passed: queries run in between.
+const EVICTION_BATCH: usize = 256;
+/// Memory of an uncommitted edge in addition to its key.
 const EDGE_BYTES: usize = 96;
-/// Points have single precision, which halves the tree: of two chords of the unit sphere the
-/// difference between what they are and what the tree says is below this. The order is that of the
-/// exact places.
+/// Points have single precision, which halves the tree: the length of a chord of the unit sphere
+/// by the tree differs by less than this from the exact one. Venues are ordered by exact distance.
 const CHORD_ERROR: f64 = 5e-7;
 
 /// A venue's point with its number.
@@ -50,19 +49,19 @@ fn point(lat: f64, lon: f64, number: u32) -> Option<Point> {
     ))
 }
 
-/// Nodes of many children waste less of their room than the usual six, where most points come one
-/// by one.
-struct Wide;
+/// Nodes with many children waste less memory than the usual six, where most points are inserted
+/// one by one.
+struct WideNodes;
 
-impl RTreeParams for Wide {
+impl RTreeParams for WideNodes {
     const MIN_SIZE: usize = 12;
     const MAX_SIZE: usize = 30;
     const REINSERTION_COUNT: usize = 9;
     type DefaultInsertionStrategy = RStarInsertionStrategy;
 }
 
-/// Venue numbers, least recently seen first: by the day on which an event last named the venue,
-/// then by number.
+/// Venue numbers, least recently seen first: by the day of the last event at the venue, then by
+/// number.
 ///
 /// An entry's day is not updated when its venue is seen again: it is a lower bound, corrected when
 /// the entry reaches the top. So an update costs nothing, and an entry is corrected at most once
@@ -88,38 +87,38 @@ fn day_key(day: i64) -> i32 {
 
 #[derive(Default)]
 struct State {
-    tree: RTree<Point, Wide>,
-    /// What the next new venue gets.
-    next: u32,
+    tree: RTree<Point, WideNodes>,
+    /// The number of the next new venue.
+    next_number: u32,
     /// Every venue once, the least recently seen first.
     order: EvictionOrder,
-    /// Venues lately named, as they are now.
-    recent: HashMap<Arc<str>, Venue>,
-    recent_bytes: usize,
-    /// Those of them that wait for their commit, by number.
+    /// Cached venues in their current state; all changed ones are among them.
+    cache: HashMap<Arc<str>, Venue>,
+    cache_bytes: usize,
+    /// Uncommitted changes of cached venues, by number.
     changed: BTreeMap<u32, Arc<str>>,
-    /// Venues of the file that have left; their rows and edges go with the next commit.
+    /// Evicted venues of the file; the next commit deletes their rows and edges.
     removed: BTreeMap<Arc<str>, u32>,
-    /// Edges that wait for their commit, by venue: what of their keys follows the venue's.
+    /// Uncommitted edges by venue: their keys without the venue's prefix.
     edges: HashMap<Arc<str>, BTreeSet<Vec<u8>>>,
     edge_bytes: usize,
-    /// Edges dated before this, and venues not named since, are no longer shown.
+    /// Edges dated before this, and venues not seen since, are hidden.
     floor: Option<Micros>,
     applied: Lsn,
     committed: Lsn,
 }
 
-/// What queries read.
+/// The places of one stream, for queries.
 pub struct Places {
     file: StateStore,
-    /// Bytes for what was lately named and what waits.
-    room: usize,
+    /// Limit of the cache, and of uncommitted changes.
+    max_bytes: usize,
     state: RwLock<State>,
 }
 
-/// A venue near a place.
+/// A venue found near a point.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Near {
+pub struct NearbyVenue {
     pub id: String,
     pub name: String,
     pub lat: f64,
@@ -129,7 +128,7 @@ pub struct Near {
     pub events: Vec<(String, Option<Micros>)>,
 }
 
-/// What a record says of its venue's place.
+/// A record's name and position of its venue.
 struct VenueObservation<'a> {
     name: &'a str,
     lat: f64,
@@ -138,63 +137,64 @@ struct VenueObservation<'a> {
 }
 
 impl State {
-    /// Whether no event has named the venue since the floor.
-    fn is_gone(&self, venue: &Venue) -> bool {
+    /// Whether no event has taken place at the venue since the floor.
+    fn is_expired(&self, venue: &Venue) -> bool {
         self.floor
             .is_some_and(|floor| venue.seen < bucket(floor, MICROS_PER_DAY))
     }
 
-    fn remember(&mut self, id: &Arc<str>, venue: Venue) {
-        self.recent_bytes += venue.memory_bytes(id);
-        if let Some(before) = self.recent.insert(id.clone(), venue) {
-            self.recent_bytes -= before.memory_bytes(id);
+    fn insert_cached(&mut self, id: &Arc<str>, venue: Venue) {
+        self.cache_bytes += venue.memory_bytes(id);
+        if let Some(before) = self.cache.insert(id.clone(), venue) {
+            self.cache_bytes -= before.memory_bytes(id);
         }
     }
 
-    /// The venue as it was left, if there is one, among those lately named.
-    fn recall(
+    /// The venue from the cache, or else from the file into the cache.
+    fn load_cached(
         &mut self,
-        stored: &Stored,
+        stored: &StoredVenues,
         id: &str,
     ) -> Result<Option<(Arc<str>, &mut Venue)>, ViewError> {
-        let known = self.recent.get_key_value(id).map(|(id, _)| id.clone());
+        let known = self.cache.get_key_value(id).map(|(id, _)| id.clone());
         let known = match known {
             Some(id) => Some(id),
             None if self.removed.contains_key(id) => None,
             None => stored.venue(id)?.map(|venue| {
                 let id = Arc::from(id);
-                self.remember(&id, venue);
+                self.insert_cached(&id, venue);
                 id
             }),
         };
-        Ok(known.and_then(|id| self.recent.get_mut(&id).map(|venue| (id, venue))))
+        Ok(known.and_then(|id| self.cache.get_mut(&id).map(|venue| (id, venue))))
     }
 
-    /// An event named the venue on this day, and perhaps said where it is.
-    fn name(
+    /// An event took place at the venue on this day. Its observation replaces what is known of the
+    /// venue, unless its version is lower.
+    fn observe_venue(
         &mut self,
-        stored: &Stored,
+        stored: &StoredVenues,
         id: &str,
         day: i64,
-        said: Option<VenueObservation<'_>>,
+        observation: Option<VenueObservation<'_>>,
     ) -> Result<(), ViewError> {
-        let said = said.filter(|s| sphere::unit_vector(s.lat, s.lon).is_some());
-        let Some((id, venue)) = self.recall(stored, id)? else {
-            // A record without a place makes no venue.
+        let observation = observation.filter(|o| sphere::unit_vector(o.lat, o.lon).is_some());
+        let Some((id, venue)) = self.load_cached(stored, id)? else {
+            // A record without a position does not create a venue.
             let Some(VenueObservation {
                 name,
                 lat,
                 lon,
                 version,
-            }) = said
+            }) = observation
             else {
                 return Ok(());
             };
-            let (id, number) = (Arc::from(id), self.next);
-            self.next += 1;
+            let (id, number) = (Arc::from(id), self.next_number);
+            self.next_number += 1;
             self.tree
-                .insert(point(lat, lon, number).expect("a place, as filtered above"));
-            self.remember(
+                .insert(point(lat, lon, number).expect("a valid position, as filtered above"));
+            self.insert_cached(
                 &id,
                 Venue {
                     number,
@@ -212,24 +212,24 @@ impl State {
         let (number, before) = (venue.number, (venue.lat, venue.lon));
         let mut is_changed = day > venue.seen;
         venue.seen = venue.seen.max(day);
-        let (mut longer, mut after) = (0, before);
-        if let Some(said) = said.filter(|s| s.version >= venue.version) {
-            after = (said.lat, said.lon);
-            is_changed |= after != before || said.version != venue.version;
-            (venue.lat, venue.lon, venue.version) = (said.lat, said.lon, said.version);
-            if *venue.name != *said.name {
-                longer = said.name.len() as isize - venue.name.len() as isize;
-                venue.name = said.name.into();
+        let (mut growth_bytes, mut after) = (0, before);
+        if let Some(new) = observation.filter(|o| o.version >= venue.version) {
+            after = (new.lat, new.lon);
+            is_changed |= after != before || new.version != venue.version;
+            (venue.lat, venue.lon, venue.version) = (new.lat, new.lon, new.version);
+            if *venue.name != *new.name {
+                growth_bytes = new.name.len() as isize - venue.name.len() as isize;
+                venue.name = new.name.into();
                 is_changed = true;
             }
         }
-        self.recent_bytes = self.recent_bytes.saturating_add_signed(longer);
+        self.cache_bytes = self.cache_bytes.saturating_add_signed(growth_bytes);
         if before != after {
-            if let Some(there) = point(before.0, before.1, number) {
-                self.tree.remove(&there);
+            if let Some(old) = point(before.0, before.1, number) {
+                self.tree.remove(&old);
             }
-            if let Some(here) = point(after.0, after.1, number) {
-                self.tree.insert(here);
+            if let Some(new) = point(after.0, after.1, number) {
+                self.tree.insert(new);
             }
         }
         if is_changed {
@@ -238,8 +238,8 @@ impl State {
         Ok(())
     }
 
-    /// An event took place there; `edge` is what of its key follows the venue's.
-    fn connect(&mut self, id: &str, edge: &[u8]) {
+    /// Adds an edge from the venue to an event; `edge` is its key without the venue's prefix.
+    fn link_event(&mut self, id: &str, edge: &[u8]) {
         let of_venue = match self.edges.get_mut(id) {
             Some(edges) => edges,
             None => self.edges.entry(id.into()).or_default(),
@@ -250,17 +250,17 @@ impl State {
         }
     }
 
-    /// The venue of this number, as it is now.
+    /// The venue of this number in its current state.
     fn by_number(
         &self,
-        stored: &Stored,
+        stored: &StoredVenues,
         number: u32,
     ) -> Result<Option<(Arc<str>, Venue)>, ViewError> {
-        let waiting = self.changed.get(&number).cloned();
-        let Some(id) = waiting.map_or_else(|| stored.id(number), |id| Ok(Some(id)))? else {
+        let changed = self.changed.get(&number).cloned();
+        let Some(id) = changed.map_or_else(|| stored.id(number), |id| Ok(Some(id)))? else {
             return Ok(None);
         };
-        let venue = match self.recent.get(&id) {
+        let venue = match self.cache.get(&id) {
             Some(venue) => Some(venue.clone()),
             None => stored.venue(&id)?,
         };
@@ -269,31 +269,31 @@ impl State {
             .map(|venue| (id, venue)))
     }
 
-    /// Evicts the least recently seen venues beyond `most`; of one day, those that were added
+    /// Evicts the least recently seen venues beyond `max_venues`; of one day, those that were added
     /// first.
-    fn evict_beyond(&mut self, stored: &Stored, most: usize) -> Result<(), ViewError> {
-        self.evict_while(stored, |state, _, _| state.tree.size() > most)
+    fn evict_beyond(&mut self, stored: &StoredVenues, max_venues: usize) -> Result<(), ViewError> {
+        self.evict_while(stored, |state, _, _| state.tree.size() > max_venues)
             .map(drop)
     }
 
-    /// Evicts up to `EVICTED_AT_ONCE` venues that were last seen before the floor; whether there
+    /// Evicts up to `EVICTION_BATCH` venues that were last seen before the floor; whether there
     /// may be more.
-    fn evict_expired(&mut self, stored: &Stored) -> Result<bool, ViewError> {
+    fn evict_expired(&mut self, stored: &StoredVenues) -> Result<bool, ViewError> {
         let Some(floor) = self.floor else {
             return Ok(false);
         };
         let floor = bucket(floor, MICROS_PER_DAY);
         let visited = self.evict_while(stored, |_, day, visited| {
-            day < floor && visited < EVICTED_AT_ONCE
+            day < floor && visited < EVICTION_BATCH
         })?;
-        Ok(visited == EVICTED_AT_ONCE)
+        Ok(visited == EVICTION_BATCH)
     }
 
     /// Evicts venues, the least recently seen first, while `is_leaving` holds for the top entry's
     /// day and the number of entries that were visited; returns the latter.
     fn evict_while(
         &mut self,
-        stored: &Stored,
+        stored: &StoredVenues,
         is_leaving: impl Fn(&Self, i64, usize) -> bool,
     ) -> Result<usize, ViewError> {
         let mut visited = 0;
@@ -322,8 +322,8 @@ impl State {
             self.tree.remove(&point);
         }
         self.changed.remove(&venue.number);
-        if let Some(venue) = self.recent.remove(&id) {
-            self.recent_bytes -= venue.memory_bytes(&id);
+        if let Some(venue) = self.cache.remove(&id) {
+            self.cache_bytes -= venue.memory_bytes(&id);
         }
         for edge in self.edges.remove(&id).into_iter().flatten() {
             self.edge_bytes -= EDGE_BYTES + edge.len();
@@ -331,36 +331,36 @@ impl State {
         self.removed.entry(id).or_insert(venue.number);
     }
 
-    /// Forgets what the file holds as well, where it takes more room than it may.
-    fn trim_recent(&mut self, room: usize) {
-        if self.recent_bytes > room {
+    /// Evicts unchanged venues from the cache when it exceeds `max_bytes`.
+    fn trim_cache(&mut self, max_bytes: usize) {
+        if self.cache_bytes > max_bytes {
             let changed = &self.changed;
-            self.recent
+            self.cache
                 .retain(|_, venue| changed.contains_key(&venue.number));
-            self.recent_bytes = self
-                .recent
+            self.cache_bytes = self
+                .cache
                 .iter()
                 .map(|(id, venue)| venue.memory_bytes(id))
                 .sum();
         }
     }
 
-    /// Bytes of what waits for its commit, about; `recent` holds little else once it is trimmed.
-    fn waiting_bytes(&self) -> usize {
+    /// Bytes of uncommitted changes, approximately; the trimmed cache holds little else.
+    fn uncommitted_bytes(&self) -> usize {
         self.changed.len() * 128 + self.removed.len() * 64 + self.edge_bytes
     }
 }
 
 impl Places {
-    /// Opens the places of a stream within `memory` bytes beside their points; none where there are
-    /// none and `writable` is false.
+    /// Opens the places of a stream within `memory` bytes, not counting their points; `None` where
+    /// the file does not exist and `writable` is false.
     pub fn open(path: &Path, memory: usize, writable: bool) -> Result<Option<Self>, ViewError> {
         let Some(file) = StateStore::open_as(path, memory / 2, writable)? else {
             return Ok(None);
         };
         let places = Self {
             file,
-            room: memory / 4,
+            max_bytes: memory / 4,
             state: RwLock::default(),
         };
         places.load()?;
@@ -375,7 +375,7 @@ impl Places {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives up what is not committed.
+    /// Discards what is not committed.
     fn reopen(&self) -> Result<(), ViewError> {
         self.file.reopen()?;
         self.load()
@@ -383,9 +383,9 @@ impl Places {
 
     fn load(&self) -> Result<(), ViewError> {
         let (mut points, mut order) = (Vec::new(), Vec::new());
-        let mut next = 0;
-        Stored::open(&self.file.read()?)?.each(|venue| {
-            next = next.max(venue.number.saturating_add(1));
+        let mut next_number = 0;
+        StoredVenues::open(&self.file.read()?)?.for_each(|venue| {
+            next_number = next_number.max(venue.number.saturating_add(1));
             points.extend(point(venue.lat, venue.lon, venue.number));
             order.push(Reverse((day_key(venue.seen), venue.number)));
         })?;
@@ -393,7 +393,7 @@ impl Places {
         let order = EvictionOrder(order.into());
         *self.write() = State {
             tree: RTree::bulk_load_with_params(points),
-            next,
+            next_number,
             order,
             ..State::default()
         };
@@ -425,100 +425,165 @@ impl Places {
         self.read().tree.size()
     }
 
-    /// Bytes held in memory beside the points, about.
+    /// Bytes in memory without the points, approximately.
     pub fn memory_bytes(&self) -> usize {
         let state = self.read();
-        state.recent_bytes + state.waiting_bytes()
+        state.cache_bytes + state.uncommitted_bytes()
     }
 
     /// The nearest venues, at most `limit`, nearest first, ties by id; and the LSN that the answer
-    /// reaches.
+    /// reflects. Degrees and metres.
     pub fn nearby(
         &self,
         lat: f64,
         lon: f64,
         limit: usize,
         within_m: Option<f64>,
-    ) -> Result<(Vec<Near>, Lsn), ViewError> {
-        let Some(from) = point(lat, lon, 0) else {
-            return Ok((Vec::new(), self.applied()));
-        };
+    ) -> Result<(Vec<NearbyVenue>, Lsn), ViewError> {
         let state = self.read();
         let transaction = self.file.read()?;
-        // A commit may have happened since the state was locked: what waited is then in the file.
+        // A commit may have happened since the state was locked: what was uncommitted is then in
+        // the file.
         let is_committed = checkpoint_in(&transaction)?.is_some_and(|p| p > state.committed);
-        let stored = Stored::open(&transaction)?;
-        let mut found: Vec<(f64, Arc<str>, Venue)> = Vec::new();
-        for (p, chord) in state
-            .tree
-            .nearest_neighbor_iter_with_distance_2(*from.geom())
-        {
-            let full = found
-                .get(limit.wrapping_sub(1))
-                .map(|(distance, ..)| *distance);
-            let reach = full
-                .into_iter()
-                .chain(within_m)
-                .fold(f64::INFINITY, f64::min);
-            if f64::from(chord).sqrt() - CHORD_ERROR > sphere::chord_squared(reach).sqrt() {
-                break;
-            }
-            let waiting = state.changed.get(&p.data).cloned();
-            let Some(id) = waiting.map_or_else(|| stored.id(p.data), |id| Ok(Some(id)))? else {
-                continue;
-            };
-            let venue = match state.recent.get(&*id) {
-                Some(venue) => Some(venue.clone()),
-                None => stored.venue(&id)?,
-            };
-            let Some(venue) = venue.filter(|venue| !state.is_gone(venue)) else {
-                continue;
-            };
-            let distance = sphere::distance_m((lat, lon), (venue.lat, venue.lon));
-            if within_m.is_none_or(|m| distance <= m) {
-                let at = found.partition_point(|(d, other, _)| {
-                    d.total_cmp(&distance)
-                        .then_with(|| (**other).cmp(&*id))
-                        .is_lt()
-                });
-                found.insert(at, (distance, id, venue));
-                found.truncate(limit);
-            }
-        }
-        let mut out = Vec::with_capacity(found.len());
-        for (distance_m, id, venue) in found {
-            // Of a venue that left and came back, the file may still have the edges from before.
-            let left = state.removed.contains_key(&id) && !is_committed;
-            let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
-            if !left {
-                keys.extend(stored.edges(&id, EVENTS_PER_VENUE)?);
-            }
-            if !is_committed {
-                keys.extend(
-                    state
-                        .edges
-                        .get(&id)
-                        .into_iter()
-                        .flatten()
-                        .take(EVENTS_PER_VENUE)
-                        .cloned(),
-                );
-            }
-            let events = keys
-                .iter()
-                .take(EVENTS_PER_VENUE)
-                .filter_map(|edge| split_edge(edge));
-            out.push(Near {
-                events: events
-                    .filter(|(_, date)| !is_before(*date, state.floor))
-                    .collect(),
+        let stored = StoredVenues::open(&transaction)?;
+        let nearest = nearest(&state, &stored, (lat, lon), limit, within_m)?;
+        let venues = nearest.into_iter().map(|(distance_m, id, venue)| {
+            let events = latest_events(&state, &stored, &id, is_committed)?;
+            Ok(NearbyVenue {
+                events,
                 id: id.to_string(),
                 name: venue.name.into(),
                 lat: venue.lat,
                 lon: venue.lon,
                 distance_m,
-            });
+            })
+        });
+        let venues = venues.collect::<Result<_, ViewError>>()?;
+        Ok((venues, state.applied))
+    }
+}
+
+type VenueDistance = (f64, Arc<str>, Venue);
+
+/// The nearest venues with their distances, nearest first, ties by id.
+///
+/// The tree yields points by their approximate distance. The search ends at the first point that
+/// even with the tree's error is farther than the limit or the last venue of a full answer.
+fn nearest(
+    state: &State,
+    stored: &StoredVenues,
+    (lat, lon): (f64, f64),
+    limit: usize,
+    within_m: Option<f64>,
+) -> Result<Vec<VenueDistance>, ViewError> {
+    let mut found: Vec<VenueDistance> = Vec::new();
+    let Some(from) = point(lat, lon, 0) else {
+        return Ok(found);
+    };
+    for (p, chord_squared) in state
+        .tree
+        .nearest_neighbor_iter_with_distance_2(*from.geom())
+    {
+        let last = found.get(limit.wrapping_sub(1)).map(|(d, ..)| *d);
+        let reach = last
+            .into_iter()
+            .chain(within_m)
+            .fold(f64::INFINITY, f64::min);
+        if f64::from(chord_squared).sqrt() - CHORD_ERROR > sphere::chord_squared(reach).sqrt() {
+            break;
         }
-        Ok((out, state.applied))
+        let Some((id, venue)) = state.by_number(stored, p.data)? else {
+            continue;
+        };
+        let distance = sphere::distance_m((lat, lon), (venue.lat, venue.lon));
+        if state.is_expired(&venue) || within_m.is_some_and(|m| distance > m) {
+            continue;
+        }
+        let at = found.partition_point(|(d, other, _)| {
+            d.total_cmp(&distance)
+                .then_with(|| (**other).cmp(&*id))
+                .is_lt()
+        });
+        found.insert(at, (distance, id, venue));
+        found.truncate(limit);
+    }
+    Ok(found)
+}
+
+/// Events of a venue with their dates, latest date first.
+fn latest_events(
+    state: &State,
+    stored: &StoredVenues,
+    id: &Arc<str>,
+    is_committed: bool,
+) -> Result<Vec<(String, Option<Micros>)>, ViewError> {
+    let mut edges: BTreeSet<Vec<u8>> = BTreeSet::new();
+    // The file may still have the edges of a venue that was evicted and came back.
+    if is_committed || !state.removed.contains_key(id) {
+        edges.extend(stored.edges(id, EVENTS_PER_VENUE)?);
+    }
+    if !is_committed {
+        let uncommitted = state.edges.get(id).into_iter().flatten();
+        edges.extend(uncommitted.take(EVENTS_PER_VENUE).cloned());
+    }
+    let events = edges
+        .iter()
+        .take(EVENTS_PER_VENUE)
+        .filter_map(|edge| split_edge(edge));
+    Ok(events
+        .filter(|(_, date)| !is_before(*date, state.floor))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observation(name: &str, lat: f64, version: i64) -> Option<VenueObservation<'_>> {
+        Some(VenueObservation {
+            name,
+            lat,
+            lon: 8.0,
+            version,
+        })
+    }
+
+    #[test]
+    fn a_venue_follows_the_observation_of_the_highest_version() {
+        let (stored, mut state) = (StoredVenues::default(), State::default());
+        for (day, observed, expected) in [
+            (1, None, None),
+            (2, observation("far off", 91.0, 1), None),
+            (3, observation("a", 47.0, 5), Some(("a", 47.0, 3))),
+            (4, observation("old", 48.0, 4), Some(("a", 47.0, 4))),
+            (2, None, Some(("a", 47.0, 4))),
+            (4, observation("b", 48.0, 5), Some(("b", 48.0, 4))),
+        ] {
+            let observed = state.observe_venue(&stored, "v", day, observed);
+            observed.expect("no file is read");
+            let venue = state.cache.get("v");
+            let found = venue.map(|v| (&*v.name, v.lat, v.seen));
+            assert_eq!(found, expected, "day {day}");
+        }
+        assert_eq!((state.tree.size(), state.next_number), (1, 1));
+        let bytes = state.cache["v"].memory_bytes("v");
+        assert_eq!(state.cache_bytes, bytes);
+    }
+
+    #[test]
+    fn the_venue_that_was_seen_least_recently_is_evicted() {
+        let (stored, mut state) = (StoredVenues::default(), State::default());
+        for (id, day) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
+            state
+                .observe_venue(&stored, id, day, observation(id, 47.0, day))
+                .expect("no file is read");
+            state.link_event(id, b"12345678e");
+        }
+        state.evict_beyond(&stored, 2).expect("no file is read");
+        let mut left: Vec<_> = state.cache.keys().map(|id| &**id).collect();
+        left.sort_unstable();
+        assert_eq!((left, state.tree.size()), (vec!["a", "c"], 2));
+        assert_eq!(state.edge_bytes, 2 * (EDGE_BYTES + 9));
+        assert!(state.removed.contains_key("b"));
     }
 }

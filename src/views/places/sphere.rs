@@ -6,7 +6,7 @@ use crate::event::is_place;
 /// Mean radius of the earth in metres (IUGG).
 pub const EARTH_RADIUS_M: f64 = 6_371_008.8;
 
-/// The unit vector of a place, from degrees; none for what is no place.
+/// The unit vector of a position in degrees; `None` for an invalid one.
 pub fn unit_vector(lat: f64, lon: f64) -> Option<[f64; 3]> {
     if !is_place((lat, lon)) {
         return None;
@@ -21,7 +21,7 @@ pub fn chord_squared(distance_m: f64) -> f64 {
     (2.0 * half.sin()).powi(2)
 }
 
-/// Great-circle distance in metres between two places in degrees (haversine).
+/// Great-circle distance in metres between two positions in degrees (haversine).
 pub fn distance_m(from: (f64, f64), to: (f64, f64)) -> f64 {
     let (lat1, lat2) = (from.0.to_radians(), to.0.to_radians());
     let (dlat, dlon) = (lat2 - lat1, (to.1 - from.1).to_radians());

@@ -1,4 +1,4 @@
-//! How a venue and its edges lie in the file.
+//! The file's format of a venue and its edges.
 
 use std::sync::Arc;
 
@@ -17,14 +17,14 @@ pub(super) const NUMBERS: TableDefinition<u32, &str> = TableDefinition::new("num
 /// nothing.
 pub(super) const EDGES: TableDefinition<&[u8], ()> = TableDefinition::new("edges");
 
-/// Bytes of a venue in memory beside its texts: two table entries.
+/// Bytes of a venue in memory in addition to its texts: two table entries.
 const OVERHEAD: usize = 160;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Venue {
-    /// The order in which venues came; its point carries it.
+    /// Ascending in the order of creation; the venue's point carries it.
     pub number: u32,
-    /// Day since 1970 on which an event last named it.
+    /// Day since 1970 of its last event.
     pub seen: i64,
     pub lat: f64,
     pub lon: f64,
@@ -65,21 +65,21 @@ impl Venue {
     }
 }
 
-/// The venue's id and the byte behind it: what all keys of its edges begin with.
-pub(super) fn edges_of(venue: &str) -> Vec<u8> {
+/// The prefix of the keys of a venue's edges: its id and a zero byte.
+pub(super) fn edges_prefix(venue: &str) -> Vec<u8> {
     let mut prefix = venue.as_bytes().to_vec();
     prefix.push(0);
     prefix
 }
 
-/// The key behind all edges of the venue.
+/// The first key after all edges of the venue.
 pub(super) fn edges_end(venue: &str) -> Vec<u8> {
     let mut end = venue.as_bytes().to_vec();
     end.push(1);
     end
 }
 
-/// What of an edge's key follows [`edges_of`] its venue; written over `out`.
+/// An edge's key after [`edges_prefix`]; written over `out`.
 pub(super) fn write_edge(date: Option<Micros>, event: &str, out: &mut Vec<u8>) {
     // An edge without a date comes last.
     let order = !(date.unwrap_or(Micros::MIN) as u64 ^ (1 << 63));
@@ -98,19 +98,20 @@ pub(super) fn split_edge(edge: &[u8]) -> Option<(String, Option<Micros>)> {
     ))
 }
 
-/// Whether an edge's date lies before the floor; one without a date does not.
+/// Whether an edge's date is before the floor; false for one without a date.
 pub(super) fn is_before(date: Option<Micros>, floor: Option<Micros>) -> bool {
     date.zip(floor).is_some_and(|(date, floor)| date < floor)
 }
 
-/// What one transaction sees of the file.
-pub(super) struct Stored {
+/// The file as one transaction sees it; empty without a file.
+#[derive(Default)]
+pub(super) struct StoredVenues {
     venues: Option<ReadOnlyTable<&'static str, &'static [u8]>>,
     numbers: Option<ReadOnlyTable<u32, &'static str>>,
     edges: Option<ReadOnlyTable<&'static [u8], ()>>,
 }
 
-impl Stored {
+impl StoredVenues {
     pub fn open(transaction: &ReadTransaction) -> Result<Self, ViewError> {
         Ok(Self {
             venues: open_table(transaction, VENUES)?,
@@ -139,32 +140,65 @@ impl Stored {
             .map(|id| id.value().into()))
     }
 
-    /// Every venue.
-    pub fn each(&self, mut take: impl FnMut(Venue)) -> Result<(), ViewError> {
+    /// Visits every venue.
+    pub fn for_each(&self, mut visit: impl FnMut(Venue)) -> Result<(), ViewError> {
         let Some(venues) = &self.venues else {
             return Ok(());
         };
         for entry in venues.iter().map_err(failed)? {
             let (_, value) = entry.map_err(failed)?;
             if let Some(venue) = Venue::decode(value.value()) {
-                take(venue);
+                visit(venue);
             }
         }
         Ok(())
     }
 
-    /// The first edges of a venue, at most `most`, without what names the venue: latest date first.
-    pub fn edges(&self, venue: &str, most: usize) -> Result<Vec<Vec<u8>>, ViewError> {
+    /// The first edges of a venue, at most `limit`, without the prefix: latest date first.
+    pub fn edges(&self, venue: &str, limit: usize) -> Result<Vec<Vec<u8>>, ViewError> {
         let Some(edges) = &self.edges else {
             return Ok(Vec::new());
         };
-        let (low, high) = (edges_of(venue), edges_end(venue));
+        let (low, high) = (edges_prefix(venue), edges_end(venue));
         let found = edges
             .range::<&[u8]>(low.as_slice()..high.as_slice())
             .map_err(failed)?;
         found
-            .take(most)
+            .take(limit)
             .map(|edge| Ok(edge.map_err(failed)?.0.value()[low.len()..].to_vec()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_venue_reads_back() {
+        let venue = Venue {
+            number: 7,
+            seen: -3,
+            lat: 47.5,
+            lon: -8.25,
+            version: i64::MIN,
+            name: "Café".into(),
+        };
+        assert_eq!(Venue::decode(&venue.encode()), Some(venue.clone()));
+        assert_eq!(Venue::decode(&venue.encode()[..35]), None);
+    }
+
+    #[test]
+    fn edges_are_in_the_order_of_dates_latest_first() {
+        let dates = [Some(5), Some(0), Some(-5), None];
+        let edges = dates.map(|date| {
+            let mut edge = Vec::new();
+            write_edge(date, "e", &mut edge);
+            assert_eq!(split_edge(&edge), Some(("e".into(), date)));
+            edge
+        });
+        assert!(edges.is_sorted());
+        assert!(is_before(Some(4), Some(5)) && !is_before(None, Some(5)));
+        assert!(edges_prefix("v") < edges_end("v"));
     }
 }

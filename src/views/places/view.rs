@@ -1,20 +1,22 @@
-//! Keeps the places of one stream.
+//! Maintains the places of one stream.
 
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::venue::{
-    EDGES, NUMBERS, Stored, VENUES, Venue, edges_end, edges_of, is_before, split_edge, write_edge,
+    EDGES, NUMBERS, StoredVenues, VENUES, Venue, edges_end, edges_prefix, is_before, split_edge,
+    write_edge,
 };
 use super::{Places, State, VenueObservation};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
-use crate::operators::{Output, StreamRows, checkpoints};
+use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
 use crate::views::state_store::LogIdentity;
-use crate::views::{View, ViewError};
+use crate::views::{Cursor, StreamView, ViewError};
 use arrow::array::{
-    Array, ArrayRef, Float64Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
 };
 
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
@@ -22,16 +24,13 @@ const COMMIT_AFTER: Duration = Duration::from_secs(1);
 pub struct PlacesView {
     places: Arc<Places>,
     stream: Arc<Stream>,
-    origin: LogIdentity,
-    name: String,
-    applied: Lsn,
-    committed: Lsn,
-    since: Option<Instant>,
-    /// The day before which everything has been deleted.
-    swept: Option<i64>,
+    log: LogIdentity,
+    cursor: Cursor,
+    /// Edges dated before this day have been deleted from the file.
+    deleted_before: Option<i64>,
 }
 
-/// The value as the text that identifies it, written over `out`; false where there is none.
+/// Writes an id as text over `out`; false where it is null.
 fn write_id(column: &ArrayRef, row: usize, out: &mut String) -> bool {
     out.clear();
     if column.is_null(row) {
@@ -41,7 +40,7 @@ fn write_id(column: &ArrayRef, row: usize, out: &mut String) -> bool {
     if let Some(texts) = any.downcast_ref::<StringArray>() {
         out.push_str(texts.value(row));
     } else if let Some(numbers) = any.downcast_ref::<Int64Array>() {
-        write!(out, "{}", numbers.value(row)).expect("text takes all that is written");
+        write!(out, "{}", numbers.value(row)).expect("a String never fails");
     } else {
         return false;
     }
@@ -66,22 +65,22 @@ fn number_at(column: &ArrayRef, row: usize) -> i64 {
         .unwrap_or(0)
 }
 
-/// What waits for a commit.
-struct Waiting {
+/// The uncommitted changes.
+struct Changes {
     removed: Vec<(Arc<str>, u32)>,
     changed: Vec<(Arc<str>, Venue)>,
     edges: Vec<(Arc<str>, Vec<Vec<u8>>)>,
 }
 
-impl Waiting {
-    fn of(state: &State) -> Self {
-        // In the order of the file, so that neighbours are written together.
+impl Changes {
+    fn from_state(state: &State) -> Self {
+        // In the order of the file, so that adjacent keys are written together.
         let mut edges: Vec<_> = state.edges.iter().collect();
         edges.sort_unstable_by_key(|(id, _)| *id);
         let changed = state
             .changed
             .values()
-            .filter_map(|id| Some((id.clone(), state.recent.get(id)?.clone())));
+            .filter_map(|id| Some((id.clone(), state.cache.get(id)?.clone())));
         Self {
             removed: state
                 .removed
@@ -96,7 +95,7 @@ impl Waiting {
         }
     }
 
-    /// What left goes first: a venue may have left and come back.
+    /// Removes first: a venue may have been evicted and come back.
     fn write(&self, transaction: &redb::WriteTransaction) -> Result<(), redb::Error> {
         let mut venues = transaction.open_table(VENUES)?;
         let mut numbers = transaction.open_table(NUMBERS)?;
@@ -105,7 +104,7 @@ impl Waiting {
             venues.remove(&**id)?;
             numbers.remove(number)?;
             edges.retain_in::<&[u8], _>(
-                edges_of(id).as_slice()..edges_end(id).as_slice(),
+                edges_prefix(id).as_slice()..edges_end(id).as_slice(),
                 |_, ()| false,
             )?;
         }
@@ -114,7 +113,7 @@ impl Waiting {
             numbers.insert(venue.number, &**id)?;
         }
         for (id, of_venue) in &self.edges {
-            let mut key = edges_of(id);
+            let mut key = edges_prefix(id);
             let prefix = key.len();
             for edge in of_venue {
                 key.truncate(prefix);
@@ -130,99 +129,71 @@ impl PlacesView {
     pub fn new(
         places: Arc<Places>,
         stream: Arc<Stream>,
-        origin: LogIdentity,
+        log: LogIdentity,
     ) -> Result<Self, ViewError> {
-        let committed = places.checkpoint(origin)?;
+        let committed = places.checkpoint(log)?;
         places.set_applied(committed);
         places.write().committed = committed;
-        let name = checkpoints::places(&stream.name);
+        let cursor = Cursor::new(checkpoints::places(&stream.name), committed);
         Ok(Self {
             places,
             stream,
-            origin,
-            name,
-            applied: committed,
-            committed,
-            since: None,
-            swept: None,
+            log,
+            cursor,
+            deleted_before: None,
+        })
+    }
+}
+
+/// The columns of a batch that describe venues and their events.
+struct VenueColumns<'a> {
+    time: &'a TimestampMicrosecondArray,
+    venue: &'a ArrayRef,
+    name: &'a ArrayRef,
+    lat: &'a Float64Array,
+    lon: &'a Float64Array,
+    event: &'a ArrayRef,
+    date: &'a ArrayRef,
+    version: &'a ArrayRef,
+}
+
+impl<'a> VenueColumns<'a> {
+    fn from_batch(stream: &Stream, batch: &'a RecordBatch) -> Option<Self> {
+        let def = stream.def.places.as_ref()?;
+        let version = stream.def.version.as_deref().unwrap_or("event_time");
+        let float = |name: &str| batch.column_by_name(name)?.as_any().downcast_ref();
+        Some(Self {
+            time: batch.column(1).as_any().downcast_ref()?,
+            venue: batch.column_by_name(&def.venue)?,
+            name: batch.column_by_name(&def.name)?,
+            lat: float(&def.lat)?,
+            lon: float(&def.lon)?,
+            event: batch.column_by_name(&def.event)?,
+            date: batch.column_by_name(&def.date)?,
+            version: batch.column_by_name(version)?,
         })
     }
 
-    fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
-        let Some(def) = &self.stream.def.places else {
-            return Ok(());
-        };
-        let batch = &rows.batch;
-        let version = self.stream.def.version.as_deref().unwrap_or("event_time");
-        let columns = [
-            &def.venue, &def.name, &def.lat, &def.lon, &def.event, &def.date,
-        ]
-        .map(|c| batch.column_by_name(c));
-        let [
-            Some(venue),
-            Some(name),
-            Some(lat),
-            Some(lon),
-            Some(event),
-            Some(date),
-        ] = columns
-        else {
-            return Ok(());
-        };
-        let Some(version) = batch.column_by_name(version) else {
-            return Ok(());
-        };
-        let floats = |a: &ArrayRef| a.as_any().downcast_ref::<Float64Array>().cloned();
-        let (Some(lat), Some(lon)) = (floats(lat), floats(lon)) else {
-            return Ok(());
-        };
-        let Some(times) = batch
-            .column(1)
-            .as_any()
-            .downcast_ref::<TimestampMicrosecondArray>()
-        else {
-            return Ok(());
-        };
-        // Only this thread commits, so the file stays as it is.
-        let stored = Stored::open(&self.places.file.read()?)?;
-        let mut state = self.places.write();
-        let floor = rows
-            .watermark
-            .map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
-        state.floor = state.floor.max(floor);
-        let (mut id, mut text, mut edge) = (String::new(), String::new(), Vec::new());
-        for (row, lsn) in rows.lsns().iter().enumerate() {
-            if *lsn as u64 <= self.applied {
-                continue;
-            }
-            if !write_id(venue, row, &mut id) || id.contains('\0') {
-                continue;
-            }
-            let said = (lat.is_valid(row) && lon.is_valid(row)).then(|| {
-                write_id(name, row, &mut text);
-                VenueObservation {
-                    name: &text,
-                    lat: lat.value(row),
-                    lon: lon.value(row),
-                    version: number_at(version, row),
-                }
-            });
-            state.name(&stored, &id, bucket(times.value(row), MICROS_PER_DAY), said)?;
-            let date = date.is_valid(row).then(|| number_at(date, row));
-            if write_id(event, row, &mut text) && !is_before(date, state.floor) {
-                write_edge(date, &text, &mut edge);
-                state.connect(&id, &edge);
-            }
-            // After its edge was added: the venue that is evicted may be this one.
-            state.evict_beyond(&stored, def.max_venues)?;
+    /// The venue's name and position, where the row has a position; its name goes into `name`.
+    fn observation<'n>(&self, row: usize, name: &'n mut String) -> Option<VenueObservation<'n>> {
+        if self.lat.is_null(row) || self.lon.is_null(row) {
+            return None;
         }
-        state.trim_recent(self.places.room);
-        Ok(())
+        write_id(self.name, row, name);
+        Some(VenueObservation {
+            name,
+            lat: self.lat.value(row),
+            lon: self.lon.value(row),
+            version: number_at(self.version, row),
+        })
     }
 }
 
 /// Deletes the edges dated before the floor.
-fn sweep(transaction: &redb::WriteTransaction, floor: Option<Micros>) -> Result<(), redb::Error> {
+fn delete_edges_before(
+    transaction: &redb::WriteTransaction,
+    floor: Option<Micros>,
+) -> Result<(), redb::Error> {
     transaction.open_table(EDGES)?.retain(|key, ()| {
         let venue = key.iter().position(|b| *b == 0).unwrap_or(0);
         key.get(venue + 1..)
@@ -232,94 +203,99 @@ fn sweep(transaction: &redb::WriteTransaction, floor: Option<Micros>) -> Result<
     Ok(())
 }
 
-impl View for PlacesView {
-    fn name(&self) -> &str {
-        &self.name
+impl StreamView for PlacesView {
+    fn cursor(&self) -> &Cursor {
+        &self.cursor
     }
 
-    fn applied(&self) -> Lsn {
-        self.applied
+    fn cursor_mut(&mut self) -> &mut Cursor {
+        &mut self.cursor
     }
 
-    fn checkpoints(&self) -> Vec<(String, Lsn)> {
-        vec![(self.name.clone(), self.committed)]
+    fn stream(&self) -> &str {
+        &self.stream.name
     }
 
-    fn skip_to(&mut self, lsn: Lsn) {
-        self.applied = self.applied.max(lsn);
-        self.places.set_applied(self.applied);
+    fn publish_applied(&self) {
+        self.places.set_applied(self.cursor.applied());
     }
 
-    fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError> {
-        if output.to <= self.applied {
+    fn add(&mut self, rows: &StreamRows, _now: Instant) -> Result<(), ViewError> {
+        let Some(def) = &self.stream.def.places else {
             return Ok(());
+        };
+        let Some(columns) = VenueColumns::from_batch(&self.stream, &rows.batch) else {
+            return Ok(());
+        };
+        // Only this thread commits, so the file does not change.
+        let stored = StoredVenues::open(&self.places.file.read()?)?;
+        let mut state = self.places.write();
+        let floor = rows
+            .watermark
+            .map(|w| bucket(w.saturating_sub(def.keep.micros()), MICROS_PER_DAY) * MICROS_PER_DAY);
+        state.floor = state.floor.max(floor);
+        let (mut id, mut text, mut edge) = (String::new(), String::new(), Vec::new());
+        for (row, lsn) in rows.lsns().iter().enumerate() {
+            if *lsn as u64 <= self.cursor.applied() {
+                continue;
+            }
+            if !write_id(columns.venue, row, &mut id) || id.contains('\0') {
+                continue;
+            }
+            let day = bucket(columns.time.value(row), MICROS_PER_DAY);
+            let observation = columns.observation(row, &mut text);
+            state.observe_venue(&stored, &id, day, observation)?;
+            let date = columns.date.is_valid(row);
+            let date = date.then(|| number_at(columns.date, row));
+            if write_id(columns.event, row, &mut text) && !is_before(date, state.floor) {
+                write_edge(date, &text, &mut edge);
+                state.link_event(&id, &edge);
+            }
+            // After its edge was added: the venue that is evicted may be this one.
+            state.evict_beyond(&stored, def.max_venues)?;
         }
-        if let Some(rows) = output
-            .rows
-            .as_ref()
-            .filter(|r| r.stream.name == self.stream.name)
-        {
-            self.add(rows)?;
-            self.since.get_or_insert(now);
-        }
-        self.applied = output.to;
-        self.places.set_applied(output.to);
+        state.trim_cache(self.places.max_bytes);
         Ok(())
     }
 
-    fn is_due(&self, now: Instant, _caught_up: bool) -> bool {
-        self.since
-            .is_some_and(|since| now.duration_since(since) >= COMMIT_AFTER)
-            || self.places.read().waiting_bytes() >= self.places.room
+    fn is_commit_due(&self, age: Duration, _caught_up: bool) -> bool {
+        age >= COMMIT_AFTER || self.places.read().uncommitted_bytes() >= self.places.max_bytes
     }
 
-    fn commit(&mut self, _all: bool) -> Result<(), ViewError> {
-        if self.since.is_none() {
-            return Ok(());
-        }
+    fn write(&mut self) -> Result<(), ViewError> {
         let floor = self.places.read().floor;
         let day = floor.map(|floor| bucket(floor, MICROS_PER_DAY));
-        if day > self.swept {
-            let stored = Stored::open(&self.places.file.read()?)?;
+        let is_new_day = day > self.deleted_before;
+        if is_new_day {
+            let stored = StoredVenues::open(&self.places.file.read()?)?;
             while self.places.write().evict_expired(&stored)? {}
         }
-        // Only this thread changes what waits, so the lock need not be held while it is written.
-        let waiting = Waiting::of(&self.places.read());
-        self.places
-            .file
-            .commit(self.origin, self.applied, |transaction| {
-                waiting.write(transaction)?;
-                if day > self.swept {
-                    sweep(transaction, floor)
-                } else {
-                    Ok(())
-                }
-            })?;
-        self.swept = self.swept.max(day);
+        // Only this thread changes them, so they are written without the lock.
+        let changes = Changes::from_state(&self.places.read());
+        let applied = self.cursor.applied();
+        self.places.file.commit(self.log, applied, |transaction| {
+            changes.write(transaction)?;
+            if is_new_day {
+                delete_edges_before(transaction, floor)
+            } else {
+                Ok(())
+            }
+        })?;
+        self.deleted_before = self.deleted_before.max(day);
         let mut state = self.places.write();
         state.changed.clear();
         state.removed.clear();
         state.edges.clear();
         state.edge_bytes = 0;
-        state.committed = self.applied;
-        drop(state);
-        self.committed = self.applied;
-        self.since = None;
+        state.committed = applied;
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<(), ViewError> {
-        self.since.get_or_insert_with(Instant::now);
-        self.commit(true)
-    }
-
-    fn reopen(&mut self) -> Result<(), ViewError> {
+    fn reload(&mut self) -> Result<Lsn, ViewError> {
         self.places.reopen()?;
-        self.committed = self.places.checkpoint(self.origin)?;
-        self.applied = self.committed;
-        self.since = None;
+        let committed = self.places.checkpoint(self.log)?;
         let mut state = self.places.write();
-        (state.applied, state.committed) = (self.applied, self.committed);
-        Ok(())
+        (state.applied, state.committed) = (committed, committed);
+        Ok(committed)
     }
 }

@@ -250,7 +250,7 @@ impl View for SearchView {
         vec![(self.name.clone(), self.committed)]
     }
 
-    fn skip_to(&mut self, lsn: Lsn) {
+    fn advance_to(&mut self, lsn: Lsn) {
         self.applied = self.applied.max(lsn);
         self.index.set_visible(self.applied);
     }
@@ -303,13 +303,13 @@ impl View for SearchView {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<(), ViewError> {
+    fn checkpoint(&mut self) -> Result<(), ViewError> {
         self.open_writer()?;
         self.since.get_or_insert_with(Instant::now);
         self.commit(true)
     }
 
-    fn reopen(&mut self) -> Result<(), ViewError> {
+    fn reset_to_committed(&mut self) -> Result<(), ViewError> {
         self.writer = None;
         self.remove_uncommitted_files();
         self.index.sync_folders()?;

@@ -14,7 +14,7 @@ use crate::schema::BUCKETS;
 use crate::schema::entity::newest;
 use crate::views::lake::TableSpec;
 use crate::views::lake::files::{
-    Attempt, Class, FileEntry, FileWriter, NewFile, partition_folder, read,
+    Attempt, FileEntry, FileWriter, NewFile, RowClass, partition_folder, read,
 };
 
 /// Where a key is: its bucket in the first bits, then its order in the bucket. Keys that differ may
@@ -94,7 +94,7 @@ impl Leaf {
 /// one for its whole bucket.
 fn from_of(file: &FileEntry) -> Place {
     let name = file.path.rsplit('/').next().unwrap_or_default();
-    let named = name.strip_prefix(Class::Recent.name()).and_then(|rest| {
+    let named = name.strip_prefix(RowClass::Recent.name()).and_then(|rest| {
         let (from, unique) = rest
             .strip_prefix('-')?
             .strip_suffix(".parquet")?
@@ -138,13 +138,13 @@ pub fn reached(leaves: &[Leaf], places: &RangeInclusive<Place>) -> std::ops::Ran
 
 /// Rows in memory by their places, of one place in the order in which they came.
 #[derive(Debug, Default)]
-pub struct Placed {
+pub struct RowsByPlace {
     batches: Vec<RecordBatch>,
     /// Place, batch, row.
     order: Vec<(Place, u32, u32)>,
 }
 
-impl Placed {
+impl RowsByPlace {
     pub fn of(spec: &TableSpec, batches: Vec<RecordBatch>) -> Self {
         let mut order = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
         for (n, batch) in (0..).zip(&batches) {
@@ -172,7 +172,7 @@ impl Placed {
         &self.order[from..to.max(from)]
     }
 
-    /// How many rows a range has.
+    /// MergeScope many rows a range has.
     pub fn count(&self, places: &RangeInclusive<Place>) -> usize {
         self.range(places).len()
     }
@@ -200,7 +200,7 @@ pub fn newest_of(
     spec: &TableSpec,
     files: &[FileEntry],
     levels: &[Level],
-    hot: &Placed,
+    hot: &RowsByPlace,
     places: &RangeInclusive<Place>,
 ) -> Result<RecordBatch, String> {
     let mut parts = Vec::new();
@@ -274,14 +274,14 @@ fn write_file(
     now_ms: i64,
 ) -> Result<FileEntry, String> {
     let bucket = bucket_of(from);
-    let name = format!("{}-{from:016x}", Class::Recent.name());
+    let name = format!("{}-{from:016x}", RowClass::Recent.name());
     let folder = partition_folder(bucket, spec.layout);
     let new = NewFile::create_as(
         spec,
         attempt,
         &folder,
         &name,
-        (bucket, Class::Recent, now_ms),
+        (bucket, RowClass::Recent, now_ms),
     )?;
     let mut file = FileWriter::begin(spec, new, Some(rows.num_rows()), None)?;
     for at in (0..rows.num_rows()).step_by(WRITE_ROWS) {

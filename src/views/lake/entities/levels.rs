@@ -11,11 +11,11 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::{Deserialize, Serialize};
 
 use super::Sizes;
-use super::leaves::{Leaf, Place, Placed, newest_of, places, reached};
+use super::leaves::{Leaf, Place, RowsByPlace, newest_of, places, reached};
 use crate::event::{Lsn, Micros};
 use crate::views::lake::TableSpec;
-use crate::views::lake::checked::{CheckedFile, Checks};
-use crate::views::lake::files::{Attempt, Class, FileEntry, FileWriter, NewFile, read_groups};
+use crate::views::lake::checked::{BlockChecksums, CheckedFile};
+use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, RowClass, read_groups};
 
 /// The property of a table's Delta metadata that names its levels.
 pub const KEY: &str = "weir.levels";
@@ -51,7 +51,7 @@ struct Index {
 
 /// What the metadata has of a level.
 #[derive(Serialize, Deserialize)]
-struct Named {
+struct LevelEntry {
     path: String,
     bytes: u64,
     rows: u64,
@@ -66,7 +66,7 @@ struct Named {
 
 /// The text by which the metadata names levels.
 pub fn to_text(levels: &[Level]) -> String {
-    let named = levels.iter().map(|Level { entry, .. }| Named {
+    let named = levels.iter().map(|Level { entry, .. }| LevelEntry {
         path: entry.path.clone(),
         bytes: entry.bytes,
         rows: entry.rows,
@@ -80,15 +80,15 @@ pub fn to_text(levels: &[Level]) -> String {
 
 /// The levels that a text names.
 pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
-    let named: Vec<Named> =
+    let named: Vec<LevelEntry> =
         serde_json::from_str(text).map_err(|e| format!("`{KEY}` of the metadata: {e}"))?;
-    let level = |named: Named| {
+    let level = |named: LevelEntry| {
         let entry = FileEntry {
             path: named.path,
             bytes: named.bytes,
             rows: named.rows,
             bucket: 0,
-            class: Class::Recent,
+            class: RowClass::Recent,
             min_time: named.times.0,
             max_time: named.times.1,
             min_lsn: named.lsns.0,
@@ -97,7 +97,7 @@ pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
             checks: named
                 .crc32c
                 .as_deref()
-                .map(Checks::from_text)
+                .map(BlockChecksums::from_text)
                 .unwrap_or_default(),
         };
         // Of a damaged file all is looked at, and its error goes to whoever reads its rows: the
@@ -124,7 +124,7 @@ pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
 fn read_index(spec: &TableSpec, entry: &FileEntry) -> Result<Index, String> {
     let path = spec.root.join(&entry.path);
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let file = CheckedFile::of(spec, entry).open()?;
+    let file = CheckedFile::new(spec, entry).open()?;
     let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
     let footer = reader.metadata().file_metadata().key_value_metadata();
     let own = footer
@@ -222,7 +222,7 @@ pub fn add(
     sizes: &Sizes,
     attempt: &Attempt,
     leaves: &[Leaf],
-    (levels, hot): (&[Level], &Placed),
+    (levels, hot): (&[Level], &RowsByPlace),
     now_ms: i64,
 ) -> Result<(Level, HashSet<String>), String> {
     let rows: Vec<u64> = levels.iter().map(Level::rows).collect();
@@ -288,7 +288,13 @@ impl Writer {
         rows: u64,
         now_ms: i64,
     ) -> Result<Self, String> {
-        let new = NewFile::create_as(spec, attempt, FOLDER, "level", (0, Class::Recent, now_ms))?;
+        let new = NewFile::create_as(
+            spec,
+            attempt,
+            FOLDER,
+            "level",
+            (0, RowClass::Recent, now_ms),
+        )?;
         let group_rows = sizes.group_rows;
         let file = FileWriter::begin(spec, new, Some(rows as usize), Some(group_rows))?;
         Ok(Self {

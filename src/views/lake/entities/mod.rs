@@ -15,7 +15,7 @@
 //! as much as the table has, at every commit. Such rows wait in a *level*: a file in the table's
 //! folder, sorted by place, that the table's metadata names and an outside reader does not see
 //! (`levels`). Levels of one size become one, so that there are few. They are merged into the
-//! leaves as soon as that writes at most `SHARE` rows for each row that waits. A level is synced,
+//! leaves as soon as that writes at most `MAX_WRITES_PER_ROW` rows for each row that waits. A level is synced,
 //! and named by the Delta commit that brings the checkpoint, so that rows in it are as safe as those
 //! in leaves: the log is trimmed as before.
 //!
@@ -69,20 +69,20 @@ use super::table::TableState;
 use super::{Change, LakeTable, TableSpec};
 use crate::event::Lsn;
 use crate::views::ViewError;
-use leaves::{Leaf, Placed, leaves, newest_of, reached};
+use leaves::{Leaf, RowsByPlace, leaves, newest_of, reached};
 use levels::Level;
 
 /// Rows that a merge may write for each row that waits.
-const SHARE: u64 = 4;
+const MAX_WRITES_PER_ROW: u64 = 4;
 /// Rows of a merge's step for each row that a commit brings: it ends before half as many as it
 /// began with wait again.
-const STEP: u64 = 8;
-/// How long rows wait in levels.
+const STEP_ROWS_PER_ROW: u64 = 8;
+/// MergeScope long rows wait in levels.
 const OVERDUE: Duration = Duration::from_secs(3_600);
 /// Between two steps of a merge while no rows come.
-pub const PACE: Duration = Duration::from_secs(1);
-/// How often it is looked whether rows wait too long.
-pub const LOOK: Duration = Duration::from_secs(10);
+pub const STEP_INTERVAL: Duration = Duration::from_secs(1);
+/// MergeScope often it is looked whether rows wait too long.
+pub const OVERDUE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Sizes of what a table is made of.
 #[derive(Debug, Clone)]
@@ -109,7 +109,7 @@ impl Default for Sizes {
 
 /// What a commit finds.
 #[derive(Debug, Clone, Copy, Default)]
-struct Found {
+struct CommitCost {
     /// Rows that it brings, rows that wait in levels, and rows of the leaves that both reach.
     new: u64,
     waiting: u64,
@@ -120,7 +120,7 @@ struct Found {
 
 /// What becomes of a commit's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CommitPath {
+enum CommitPlan {
     /// They are merged, with all that wait.
     Merge,
     /// They wait with the others, and a merge of all begins.
@@ -129,14 +129,14 @@ enum CommitPath {
 }
 
 /// Pure.
-fn way(found: Found, floor: u64) -> CommitPath {
-    let is_worth_it = found.reached <= SHARE * (found.new + found.waiting) + floor;
+fn way(found: CommitCost, floor: u64) -> CommitPlan {
+    let is_worth_it = found.reached <= MAX_WRITES_PER_ROW * (found.new + found.waiting) + floor;
     if !is_worth_it && !found.is_overdue {
-        CommitPath::Wait
-    } else if found.reached <= floor.max(STEP * found.new) {
-        CommitPath::Merge
+        CommitPlan::Wait
+    } else if found.reached <= floor.max(STEP_ROWS_PER_ROW * found.new) {
+        CommitPlan::Merge
     } else {
-        CommitPath::Begin
+        CommitPlan::Begin
     }
 }
 
@@ -155,7 +155,7 @@ pub struct Merge {
 impl Merge {
     fn begin(spec: &TableSpec, levels: Vec<Level>, todo: Vec<Leaf>, to: Lsn) -> Self {
         Self {
-            attempt: Attempt::of(spec),
+            attempt: Attempt::new(spec),
             to,
             levels,
             todo: todo.into(),
@@ -174,7 +174,7 @@ impl Merge {
                 spec,
                 &leaf.files,
                 &self.levels,
-                &Placed::default(),
+                &RowsByPlace::default(),
                 &leaf.places,
             )?;
             written += newest.num_rows() as u64;
@@ -192,9 +192,9 @@ impl Merge {
     }
 }
 
-/// How a commit goes about it.
+/// MergeScope a commit goes about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
+pub enum MergeScope {
     /// As much as is due.
     Due,
     /// Nothing is to wait in levels, whatever it costs.
@@ -203,7 +203,7 @@ pub enum How {
 
 /// What there is to commit.
 #[derive(Debug, Default)]
-pub struct Written {
+pub struct WrittenFiles {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
     /// The levels from here on, where they become others.
@@ -216,7 +216,7 @@ pub struct Written {
     pub attempts: Vec<Attempt>,
 }
 
-impl Written {
+impl WrittenFiles {
     /// Whether a Delta version comes of it.
     pub fn is_some(&self) -> bool {
         self.levels.is_some() || !self.add.is_empty() || !self.remove.is_empty()
@@ -228,26 +228,26 @@ pub fn write(
     table: &LakeTable,
     rows: Vec<RecordBatch>,
     mut merge: Option<Merge>,
-    how: How,
+    how: MergeScope,
     to: Lsn,
-) -> Result<Written, String> {
+) -> Result<WrittenFiles, String> {
     let now_ms = chrono::Utc::now().timestamp_millis();
     let state = table.snapshot();
     let (spec, sizes, leaves) = (&table.spec, &table.sizes, leaves(&state.files));
-    let hot = Placed::of(spec, rows);
-    let attempt = Attempt::of(spec);
-    let mut written = Written::default();
+    let hot = RowsByPlace::of(spec, rows);
+    let attempt = Attempt::new(spec);
+    let mut written = WrittenFiles::default();
     let due = match &merge {
-        Some(_) => CommitPath::Wait,
+        Some(_) => CommitPlan::Wait,
         None => {
             let dirty = dirty(&leaves, &state.levels, &hot, sizes);
             let found = found(&leaves, &dirty, &state.levels, &hot, sizes, now_ms);
-            let way = if how == How::All {
-                CommitPath::Merge
+            let way = if how == MergeScope::All {
+                CommitPlan::Merge
             } else {
                 way(found, sizes.floor)
             };
-            if way == CommitPath::Merge {
+            if way == CommitPlan::Merge {
                 merge_now(table, &attempt, dirty, &state, &hot, &mut written, now_ms)?;
                 sync_files(&spec.root, &written.add)?;
                 written.attempts.push(attempt);
@@ -266,7 +266,7 @@ pub fn write(
         // What is about to be merged is not written once more.
         let free: Vec<Level> = there
             .iter()
-            .filter(|level| due == CommitPath::Wait && !is_merging(level))
+            .filter(|level| due == CommitPlan::Wait && !is_merging(level))
             .cloned()
             .collect();
         let (level, gone) = levels::add(spec, sizes, &attempt, &leaves, (&free, &hot), now_ms)?;
@@ -276,8 +276,8 @@ pub fn write(
         written.levels = Some(there.clone());
         written.attempts.push(attempt);
     }
-    if due == CommitPath::Begin {
-        let dirty = dirty(&leaves, &there, &Placed::default(), sizes);
+    if due == CommitPlan::Begin {
+        let dirty = dirty(&leaves, &there, &RowsByPlace::default(), sizes);
         let todo = dirty.into_iter().map(|at| leaves[at].clone()).collect();
         merge = Some(Merge::begin(spec, there.clone(), todo, to));
     }
@@ -286,10 +286,10 @@ pub fn write(
     };
     merge.step(
         table,
-        if how == How::All {
+        if how == MergeScope::All {
             u64::MAX
         } else {
-            sizes.floor.max(STEP * hot.all_rows() as u64)
+            sizes.floor.max(STEP_ROWS_PER_ROW * hot.all_rows() as u64)
         },
         now_ms,
     )?;
@@ -312,8 +312,8 @@ fn merge_now(
     attempt: &Attempt,
     dirty: Vec<usize>,
     state: &TableState,
-    hot: &Placed,
-    written: &mut Written,
+    hot: &RowsByPlace,
+    written: &mut WrittenFiles,
     now_ms: i64,
 ) -> Result<(), String> {
     let leaves = leaves(&state.files);
@@ -336,7 +336,7 @@ fn merge_now(
 
 /// The leaves that levels and rows in memory reach, and those that are to be split, by their
 /// numbers.
-fn dirty(leaves: &[Leaf], levels: &[Level], hot: &Placed, sizes: &Sizes) -> Vec<usize> {
+fn dirty(leaves: &[Leaf], levels: &[Level], hot: &RowsByPlace, sizes: &Sizes) -> Vec<usize> {
     let mut is_dirty: Vec<bool> = leaves
         .iter()
         .map(|leaf| is_too_large(leaf.rows(), sizes) || hot.count(&leaf.places) > 0)
@@ -356,11 +356,11 @@ fn found(
     leaves: &[Leaf],
     dirty: &[usize],
     levels: &[Level],
-    hot: &Placed,
+    hot: &RowsByPlace,
     sizes: &Sizes,
     now_ms: i64,
-) -> Found {
-    Found {
+) -> CommitCost {
+    CommitCost {
         new: hot.all_rows() as u64,
         waiting: levels.iter().map(Level::rows).sum(),
         reached: dirty.iter().map(|at| leaves[*at].rows()).sum(),
@@ -393,14 +393,21 @@ pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
         return Ok(0);
     }
     let failed = ViewError::failed(format!("lake/{}", table.spec.name));
-    let written = write(table, Vec::new(), None, How::All, table.committed()[0]).map_err(failed)?;
+    let written = write(
+        table,
+        Vec::new(),
+        None,
+        MergeScope::All,
+        table.committed()[0],
+    )
+    .map_err(failed)?;
     table.commit(&change(written), &[])?;
     Ok(1)
 }
 
 /// A change of what was written, which answers for its files from now on.
-pub fn change(written: Written) -> Change {
-    written.attempts.into_iter().for_each(Attempt::give_up);
+pub fn change(written: WrittenFiles) -> Change {
+    written.attempts.into_iter().for_each(Attempt::persist);
     Change {
         add: written.add,
         remove: written.remove,
@@ -430,7 +437,7 @@ mod tests {
         let floor = 1_000;
         let way = |new, waiting, reached, is_overdue| {
             way(
-                Found {
+                CommitCost {
                     new,
                     waiting,
                     reached,
@@ -440,12 +447,12 @@ mod tests {
             )
         };
         // What is small, or reaches little, is merged at once.
-        assert_eq!(way(1, 0, 1_000, false), CommitPath::Merge);
-        assert_eq!(way(10_000, 0, 41_000, false), CommitPath::Merge);
-        assert_eq!(way(10_000, 0, 41_001, false), CommitPath::Wait);
-        assert_eq!(way(1, 9_999, 41_000, false), CommitPath::Begin);
-        assert_eq!(way(6_000, 4_000, 41_000, false), CommitPath::Merge);
-        assert_eq!(way(1, 0, 1_000_000, true), CommitPath::Begin);
-        assert_eq!(way(0, 1, 900, true), CommitPath::Merge);
+        assert_eq!(way(1, 0, 1_000, false), CommitPlan::Merge);
+        assert_eq!(way(10_000, 0, 41_000, false), CommitPlan::Merge);
+        assert_eq!(way(10_000, 0, 41_001, false), CommitPlan::Wait);
+        assert_eq!(way(1, 9_999, 41_000, false), CommitPlan::Begin);
+        assert_eq!(way(6_000, 4_000, 41_000, false), CommitPlan::Merge);
+        assert_eq!(way(1, 0, 1_000_000, true), CommitPlan::Begin);
+        assert_eq!(way(0, 1, 900, true), CommitPlan::Merge);
     }
 }

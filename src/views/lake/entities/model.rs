@@ -24,7 +24,7 @@ use crate::views::lake::compact::GRACE;
 use crate::views::lake::files::read;
 use crate::views::lake::memtable::UnflushedRows;
 use crate::views::lake::provider::lake_url;
-use crate::views::lake::{Class, LogName, RowOrigin, TableSpec};
+use crate::views::lake::{LogName, RowClass, RowOrigin, TableSpec};
 
 /// LSN, version, key, value.
 type Row = (i64, i64, i64, i64);
@@ -80,7 +80,7 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
         time_column: 1,
         layout: Layout::Buckets,
         keys: vec![4],
-        feed: RowOrigin::Made("things".into()),
+        feed: RowOrigin::Derived("things".into()),
     };
     let log = LogName {
         instance: 0,
@@ -202,8 +202,8 @@ impl World {
         newest
     }
 
-    fn write(&mut self, how: How) -> (Written, usize) {
-        let parts = self.table.seal(Class::Recent);
+    fn write(&mut self, how: MergeScope) -> (WrittenFiles, usize) {
+        let parts = self.table.seal(RowClass::Recent);
         let rows = parts
             .iter()
             .map(|part| part.batch(&self.table.spec.schema).expect("rows"))
@@ -219,7 +219,7 @@ impl World {
         (written, parts.len())
     }
 
-    fn commit(&mut self, how: How) {
+    fn commit(&mut self, how: MergeScope) {
         let (mut written, taken) = self.write(how);
         self.merge = written.merge.take();
         let before = self.table.snapshot().levels;
@@ -237,13 +237,13 @@ impl World {
         {
             self.written = (self.written.0 + file.rows, self.written.1 + file.bytes);
         }
-        let checkpoints = vec![(Class::Recent, self.applied as u64)];
+        let checkpoints = vec![(RowClass::Recent, self.applied as u64)];
         let change = Change {
             checkpoints,
             ..change(written)
         };
         self.table
-            .commit(&change, &[(Class::Recent, taken)])
+            .commit(&change, &[(RowClass::Recent, taken)])
             .expect("committed");
     }
 
@@ -251,7 +251,7 @@ impl World {
     /// log from its checkpoint on.
     fn kill(&mut self) {
         if self.random.random_range(0..2) == 0 {
-            let (written, _) = self.write(How::Due);
+            let (written, _) = self.write(MergeScope::Due);
             std::mem::forget(written);
         }
         std::mem::forget(self.merge.take());
@@ -346,7 +346,7 @@ impl World {
         context
             .runtime_env()
             .register_object_store(lake_url().as_ref(), store);
-        let snapshot = EntitySnapshot::of(&self.table, self.table.snapshot());
+        let snapshot = EntitySnapshot::from_state(&self.table, self.table.snapshot());
         context
             .register_table("things", Arc::new(snapshot))
             .expect("registered");
@@ -362,10 +362,8 @@ impl World {
     /// On the disk there is what the table names, once nobody reads what it named before.
     fn check_disk(&self) {
         let later = chrono::Utc::now().timestamp_millis() + 10 * GRACE.as_millis() as i64;
-        self.table
-            .remove_replaced_files(later, GRACE)
-            .expect("removed");
-        assert_eq!(self.table.unnamed_bytes(), 0);
+        self.table.vacuum(later, GRACE).expect("removed");
+        assert_eq!(self.table.orphan_bytes(), 0);
     }
 }
 
@@ -388,11 +386,11 @@ fn random_histories_give_the_newest_row_of_each_key_to_everyone() {
                 1 => world.check(),
                 2 if world.below(4) == 0 => {
                     while world.table.has_levels() || !world.table.snapshot().recent.is_empty() {
-                        world.commit(How::All);
+                        world.commit(MergeScope::All);
                     }
                     assert_eq!(world.table.files_lsn(), world.applied as u64);
                 }
-                _ => world.commit(How::Due),
+                _ => world.commit(MergeScope::Due),
             }
             world.check();
             let has_levels = world.table.has_levels();
@@ -425,13 +423,13 @@ fn what_a_changed_row_costs_grows_with_the_logarithm_of_the_table() {
         for all_keys in [500, 2_000, 8_000] {
             let mut world = World::new(keys, all_keys, 5, sizes.clone());
             world.accept(all_keys as usize);
-            world.commit(How::Due);
+            world.commit(MergeScope::Due);
             world.written = (0, 0);
             let (mut changed, mut levels) = (0, 0);
             while changed < 2 * all_keys as u64 {
                 world.accept(200);
                 changed += 200;
-                world.commit(How::Due);
+                world.commit(MergeScope::Due);
                 levels = levels.max(world.table.snapshot().levels.len());
             }
             world.check();
@@ -467,13 +465,13 @@ fn a_table_from_before_there_were_leaves_is_split() {
         },
     );
     world.accept(6_000);
-    world.commit(How::Due);
+    world.commit(MergeScope::Due);
     assert!(world.table.snapshot().files.len() <= 16);
     world.check();
     world.table.sizes = SIZES;
     assert!(is_overdue(&world.table));
     for _ in 0..200 {
-        world.commit(How::Due);
+        world.commit(MergeScope::Due);
     }
     assert!(!is_overdue(&world.table));
     world.check();

@@ -19,7 +19,7 @@ use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use tokio::sync::mpsc::Sender;
 
-use super::leaves::{Leaf, Placed, leaves, newest_of, places, reached};
+use super::leaves::{Leaf, RowsByPlace, leaves, newest_of, places, reached};
 use super::levels::Level;
 use crate::event::Lsn;
 use crate::schema::entity::ENTITY_COLUMNS;
@@ -38,8 +38,8 @@ pub struct EntitySnapshot {
 }
 
 impl EntitySnapshot {
-    pub fn of(table: &LakeTable, state: TableState) -> Self {
-        let stored = LakeSnapshot::of(table, state.clone());
+    pub fn from_state(table: &LakeTable, state: TableState) -> Self {
+        let stored = LakeSnapshot::from_state(table, state.clone());
         Self {
             spec: table.spec.clone(),
             state,
@@ -143,7 +143,7 @@ impl TableProvider for EntitySnapshot {
             .collect::<Result<Vec<_>, _>>()
             .map_err(DataFusionError::Execution)?;
         let schema = project_schema(&self.spec.schema, Some(&columns))?;
-        let read = Arc::new(Reading::new(
+        let read = Arc::new(LeafReader::new(
             &self.spec,
             &columns,
             self.state.levels.to_vec(),
@@ -151,7 +151,7 @@ impl TableProvider for EntitySnapshot {
             schema.clone(),
         )?);
         let part = |leaves| {
-            Arc::new(Part {
+            Arc::new(LeafPartition {
                 read: read.clone(),
                 leaves,
             }) as Arc<dyn PartitionStream>
@@ -189,17 +189,17 @@ fn share(leaves: Vec<Leaf>, parts: usize) -> Vec<Vec<Leaf>> {
 
 /// What is read of each leaf.
 #[derive(Debug)]
-struct Reading {
+struct LeafReader {
     /// With the columns that are read only: Weir's own, the keys, and those asked for.
     spec: TableSpec,
     levels: Vec<Level>,
-    hot: Placed,
+    hot: RowsByPlace,
     /// Columns asked for, by their numbers among those read.
     columns: Vec<usize>,
     schema: SchemaRef,
 }
 
-impl Reading {
+impl LeafReader {
     fn new(
         spec: &TableSpec,
         columns: &[usize],
@@ -228,7 +228,7 @@ impl Reading {
             keys,
             ..spec.clone()
         };
-        let hot = Placed::of(&spec, hot);
+        let hot = RowsByPlace::of(&spec, hot);
         Ok(Self {
             spec,
             levels,
@@ -289,12 +289,12 @@ impl Reading {
 
 /// Some leaves of a query.
 #[derive(Debug)]
-struct Part {
-    read: Arc<Reading>,
+struct LeafPartition {
+    read: Arc<LeafReader>,
     leaves: Vec<Leaf>,
 }
 
-impl Part {
+impl LeafPartition {
     /// Gives all rows, or an error, to whom the query sends on, until that one has gone.
     fn give(self, context: &TaskContext, to: &Sender<Result<RecordBatch>>) {
         let memory = MemoryConsumer::new("entities").register(context.memory_pool());
@@ -318,7 +318,7 @@ impl Part {
     }
 }
 
-impl PartitionStream for Part {
+impl PartitionStream for LeafPartition {
     fn schema(&self) -> &SchemaRef {
         &self.read.schema
     }

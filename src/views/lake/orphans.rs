@@ -13,16 +13,16 @@ use crate::views::ViewError;
 impl LakeTable {
     /// Removes files that a merge replaced, or a kill left, so long ago that no query reads them
     /// any more.
-    pub fn remove_replaced_files(&self, now_ms: i64, grace: Duration) -> Result<(), ViewError> {
+    pub fn vacuum(&self, now_ms: i64, grace: Duration) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
-        self.reload_if_unknown(&mut delta)?;
+        self.reload_if_needed(&mut delta)?;
         let failed = |e: std::io::Error| ViewError::Failed {
             view: self.spec.name.clone(),
             reason: e.to_string(),
         };
         let is_old = |at: i64| now_ms - at >= grace.as_millis() as i64;
         let old: Vec<PathBuf> = delta
-            .replaced
+            .tombstones
             .iter()
             .filter(|(_, (at, _))| is_old(*at))
             .map(|(p, _)| p.clone())
@@ -32,7 +32,7 @@ impl LakeTable {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(failed(error));
                 }
-                _ => drop(delta.replaced.remove(&path)),
+                _ => drop(delta.tombstones.remove(&path)),
             }
         }
         Ok(())
@@ -42,7 +42,7 @@ impl LakeTable {
     /// replaced before a restart. An outside reader may still read what was replaced a moment ago:
     /// such a file leaves with those that are replaced later. Only when nothing is being written
     /// yet.
-    pub(super) fn remove_strays(&self) -> Result<(), ViewError> {
+    pub(super) fn remove_orphans(&self) -> Result<(), ViewError> {
         let named: HashSet<PathBuf> = self
             .all_files()
             .iter()
@@ -67,7 +67,7 @@ impl LakeTable {
                 std::fs::remove_file(&path).map_err(failed)?;
             } else {
                 delta
-                    .replaced
+                    .tombstones
                     .insert(path, (now_ms - age.as_millis() as i64, metadata.len()));
             }
         }
@@ -76,7 +76,7 @@ impl LakeTable {
 
     /// Bytes of the table's folder that no version in force names: replaced files, and files of a
     /// commit under way.
-    pub fn unnamed_bytes(&self) -> u64 {
+    pub fn orphan_bytes(&self) -> u64 {
         let all: u64 = data_files(&self.spec.root)
             .unwrap_or_default()
             .iter()
