@@ -22,10 +22,10 @@ use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::select::session_config;
 use weir::schema::{Catalog, Layout, functions};
 use weir::views::lake::files::{
-    FileEntry, RowClass, partition_folder, properties_of, with_partition_columns,
+    FileEntry, partition_folder, properties_of, with_partition_columns,
 };
 use weir::views::lake::memtable::UnflushedRows;
-use weir::views::lake::{Change, LakeTable, LogName, RowOrigin, TableSpec};
+use weir::views::lake::{Change, LakeTable, LogName, RowClass, RowOrigin, TableSpec};
 
 use crate::support::Numbers;
 

@@ -53,9 +53,9 @@ pub(super) fn publish(
     let hot = handles.tables.values().map(|table| {
         let state = table.snapshot();
         state
-            .recent
+            .unflushed
             .iter()
-            .chain(&state.old)
+            .flatten()
             .map(|h| h.memory_bytes())
             .sum::<usize>()
     });

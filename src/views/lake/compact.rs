@@ -19,10 +19,10 @@ use futures::StreamExt;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
 use super::checked::CheckedFile;
-use super::files::{Attempt, FileEntry, FileWriter, MAX_FILE_BYTES, RowClass, sync_files};
+use super::files::{Attempt, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
 use super::footers::{LakeFile, widest_row};
 use super::provider::scan_files;
-use super::{Change, LakeTable, entities};
+use super::{Change, LakeTable, RowClass, entities};
 use crate::schema::Layout;
 use crate::storage::free;
 use crate::views::ViewError;

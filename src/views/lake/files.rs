@@ -20,7 +20,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::checked::{BlockChecksums, CheckedFile, ChecksumWriter};
-use super::{TableSpec, entities};
+use super::{RowClass, TableSpec, entities};
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::Layout;
 
@@ -39,22 +39,6 @@ const DICTIONARY_BYTES: usize = 256 << 10;
 const WRITE_ROWS: usize = 8 << 10;
 /// Bytes of a file above which a merge begins another one.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
-
-/// Which of a table's two classes a file's rows belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RowClass {
-    Recent,
-    Late,
-}
-
-impl RowClass {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Recent => "recent",
-            Self::Late => "old",
-        }
-    }
-}
 
 /// A file of the table's current version.
 #[derive(Debug, Clone, PartialEq, Eq)]

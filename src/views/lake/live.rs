@@ -41,11 +41,11 @@ impl LakeTable {
     /// Whether there may be rows of the records in `(after, upto]`.
     pub fn may_have(&self, after: Lsn, upto: Lsn) -> bool {
         let state = self.snapshot();
-        let hot = state.recent.iter().chain(&state.old);
+        let mut unflushed = state.unflushed.iter().flatten();
         state
             .files
             .iter()
             .any(|file| file.min_lsn <= upto && file.max_lsn > after)
-            || hot.into_iter().any(|part| part.last_lsn() > after)
+            || unflushed.any(|part| part.last_lsn() > after)
     }
 }

@@ -32,7 +32,7 @@ use super::files::{FileEntry, partition_values};
 use super::footers::{FooterReaders, Footers};
 use super::pruned::{MAX_SCANNED, TooManyFiles, prune, statistics};
 use super::table::TableState;
-use super::{LakeTable, TableSpec, unflushed_batches};
+use super::{LakeTable, PerClass, TableSpec, unflushed_batches};
 use crate::schema::select::session_config;
 
 /// Files of a scan of which each has its bounds with it.
@@ -73,8 +73,7 @@ impl LakeSnapshot {
     pub(super) fn with_files(&self, files: Vec<FileEntry>) -> Self {
         let mut state = self.state.clone();
         state.files = Arc::new(files);
-        state.recent.clear();
-        state.old.clear();
+        state.unflushed = PerClass::default();
         Self {
             spec: self.spec.clone(),
             schema: self.schema.clone(),
@@ -209,7 +208,7 @@ impl LakeSnapshot {
         // Hot rows lack the partition columns; they are made only where they are asked for.
         let own = self.spec.schema.fields().len();
         let is_narrow = projection.is_some_and(|columns| columns.iter().all(|c| *c < own));
-        let hot_schema = if is_narrow {
+        let unflushed_schema = if is_narrow {
             &self.spec.schema
         } else {
             &schema
@@ -219,16 +218,19 @@ impl LakeSnapshot {
         if !files.is_empty() {
             inputs.push(self.file_scan(state, &files, projection, limit)?);
         }
-        for parts in [&self.state.recent, &self.state.old] {
+        for parts in self.state.unflushed.iter() {
             if parts.is_empty() {
                 continue;
             }
-            let batches = unflushed_batches(&self.spec, hot_schema, parts)
+            let batches = unflushed_batches(&self.spec, unflushed_schema, parts)
                 .map_err(DataFusionError::Execution)?;
-            let source =
-                MemorySourceConfig::try_new(&[batches], hot_schema.clone(), projection.cloned())?
-                    .with_limit(limit)
-                    .with_show_sizes(false);
+            let source = MemorySourceConfig::try_new(
+                &[batches],
+                unflushed_schema.clone(),
+                projection.cloned(),
+            )?
+            .with_limit(limit)
+            .with_show_sizes(false);
             inputs.push(DataSourceExec::from_data_source(source));
         }
         if inputs.is_empty() {

@@ -20,10 +20,10 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::writer::SerializedFileWriter;
 
-use super::TableSpec;
 use super::checked::ChecksumWriter;
-use super::files::{Attempt, FileEntry, NewFile, RowClass, properties};
+use super::files::{Attempt, FileEntry, NewFile, properties};
 use super::memtable::UnflushedRows;
+use super::{RowClass, TableSpec};
 use crate::event::{Lsn, bucket};
 use crate::wal::{Frame, frame};
 

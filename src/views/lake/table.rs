@@ -19,10 +19,10 @@ use super::columns::{add_columns, column_conflict, columns_of, layout_of, metada
 use super::delta::DeltaLog;
 use super::entities::levels::{self, Level};
 use super::entities::{self, Sizes};
-use super::files::{FileEntry, RowClass, partition_values, stats_json, sync_files};
+use super::files::{FileEntry, partition_values, stats_json, sync_files};
 use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
-use super::{LogName, TableSpec};
+use super::{LogName, PerClass, RowClass, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
 use crate::schema::entity::newest;
@@ -36,12 +36,12 @@ const CHECKPOINT_EVERY: u64 = 64;
 #[derive(Debug, Clone, Default)]
 pub struct TableState {
     pub files: Arc<Vec<FileEntry>>,
-    pub recent: Vec<Arc<UnflushedRows>>,
-    pub old: Vec<Arc<UnflushedRows>>,
+    /// Rows above the last commit, in the order of their LSNs.
+    pub unflushed: PerClass<Vec<Arc<UnflushedRows>>>,
     /// Of an entity table: rows that wait to be merged into its files.
     pub levels: Arc<Vec<Level>>,
-    /// The first parts of each class that are being written: no rows are merged into them.
-    sealed: [usize; 2],
+    /// The first parts of each class are being written: no rows are merged into them.
+    sealed: PerClass<usize>,
     /// Everything up to here is in files or hot rows.
     pub applied: Lsn,
     /// Rows below this time are no longer part of the table.
@@ -64,8 +64,8 @@ pub struct LakeTable {
     pub configured: Layout,
     /// `spec.schema` with the partition columns behind it.
     pub full_schema: SchemaRef,
-    /// App ids of the two checkpoints.
-    app_ids: [String; 2],
+    /// Delta app ids of the checkpoints.
+    app_ids: PerClass<String>,
     /// Of an entity table the app id of the checkpoint that its files alone have.
     files_app_id: Option<String>,
     /// Of what an entity table is made, and whether nothing is to wait in its levels when its view
@@ -80,7 +80,7 @@ pub struct LakeTable {
 pub(super) struct Delta {
     log: DeltaLog,
     commits: u64,
-    committed: [Lsn; 2],
+    committed: PerClass<Lsn>,
     /// The record that the files have everything up to, as outside readers see them.
     files_lsn: Lsn,
     /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
@@ -194,15 +194,8 @@ impl LakeTable {
         }
         sync_files(&self.spec.root, &own).map_err(|e| failed(&self.spec.root, &e))?;
         let committed = new.committed();
-        let checkpoints = vec![
-            (RowClass::Recent, committed[0]),
-            (RowClass::Late, committed[1]),
-        ];
-        let is_one = self.spec.checkpoint_names().1.is_none();
-        let checkpoints = checkpoints
-            .into_iter()
-            .filter(|(class, _)| !(is_one && *class == RowClass::Late))
-            .collect();
+        let classes = self.spec.classes().iter();
+        let checkpoints = classes.map(|class| (*class, committed[*class])).collect();
         let becomes = Some(Box::new(new.spec.clone()));
         let (add, remove) = (files.to_vec(), there.to_vec());
         let levels = (!waiting.is_empty() || !gone.is_empty()).then(|| waiting.to_vec());
@@ -253,13 +246,16 @@ impl LakeTable {
         }
         let table = entries.table();
         let is_leveled = spec.layout == Layout::Buckets;
-        let files_app_id = is_leveled.then(|| log.app(RowClass::Recent));
+        let files_app_id = is_leveled.then(|| log.app_id(RowClass::Recent));
         let recent_app = if is_leveled {
-            log.levels_app()
+            log.levels_app_id()
         } else {
-            log.app(RowClass::Recent)
+            log.app_id(RowClass::Recent)
         };
-        let app_ids = [recent_app, log.app(RowClass::Late)];
+        let app_ids = PerClass {
+            recent: recent_app,
+            late: log.app_id(RowClass::Late),
+        };
         let checkpoint = |app: &String| {
             let found = runtime.block_on(async {
                 table
@@ -271,21 +267,21 @@ impl LakeTable {
                 .map(|lsn| lsn.map(|lsn| lsn as u64))
                 .map_err(|e| delta_error(&spec.root, &e))
         };
-        let mut committed = [log.zero; 2];
-        for (at, app) in committed.iter_mut().zip(&app_ids) {
-            *at = checkpoint(app)?.unwrap_or(*at);
-        }
+        let mut committed = PerClass {
+            recent: checkpoint(&app_ids.recent)?.unwrap_or(log.zero),
+            late: checkpoint(&app_ids.late)?.unwrap_or(log.zero),
+        };
         let files_lsn = files_app_id
             .as_ref()
             .map(&checkpoint)
             .transpose()?
             .flatten();
         // A table from before there were levels has its files' checkpoint only.
-        committed[0] = committed[0].max(files_lsn.unwrap_or(log.zero));
+        committed.recent = committed.recent.max(files_lsn.unwrap_or(log.zero));
         let files = read_files(&spec, table).map_err(|e| delta_error(&spec.root, &e))?;
         let levels = read_levels(&spec, table)?;
         entries.release();
-        if committed == [log.zero; 2] && !(files.is_empty() && levels.is_empty()) {
+        if committed == PerClass::both(log.zero) && !(files.is_empty() && levels.is_empty()) {
             return Err(of_another_log(spec.root, &log));
         }
         let state = TableState {
@@ -380,8 +376,8 @@ impl LakeTable {
         Ok(column_conflict(&found, &self.full_schema))
     }
 
-    /// Committed checkpoints: recent, old.
-    pub fn committed(&self) -> [Lsn; 2] {
+    /// Committed checkpoints.
+    pub fn committed(&self) -> PerClass<Lsn> {
         self.lock_delta().committed
     }
 
@@ -391,13 +387,13 @@ impl LakeTable {
         let committed = delta.committed;
         match (&self.files_app_id, self.spec.checkpoint_names().1) {
             (Some(_), _) => delta.files_lsn,
-            (None, Some(_)) => committed[0].min(committed[1]),
-            (None, None) => committed[0],
+            (None, Some(_)) => committed.recent.min(committed.late),
+            (None, None) => committed.recent,
         }
     }
 
     /// Committed checkpoints as the table itself tells them, for a start from there after an error.
-    pub fn reload_committed(&self) -> Result<[Lsn; 2], ViewError> {
+    pub fn reload_committed(&self) -> Result<PerClass<Lsn>, ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_needed(&mut delta)?;
         Ok(delta.committed)
@@ -406,9 +402,9 @@ impl LakeTable {
     /// Committed checkpoints by the names that snapshots use.
     pub fn checkpoints(&self) -> Vec<(String, Lsn)> {
         let committed = self.committed();
-        let (recent, old) = self.spec.checkpoint_names();
-        let mut checkpoints = vec![(recent, committed[0])];
-        checkpoints.extend(old.map(|name| (name, committed[1])));
+        let (recent, late) = self.spec.checkpoint_names();
+        let mut checkpoints = vec![(recent, committed.recent)];
+        checkpoints.extend(late.map(|name| (name, committed.late)));
         checkpoints
     }
 
@@ -431,78 +427,73 @@ impl LakeTable {
         self.write().arrival_floor = floor;
     }
 
-    /// Appends hot rows and moves the applied checkpoint, in one step.
+    /// Appends unflushed rows and advances the applied LSN, in one step.
     pub fn push(
         &self,
         recent: Option<UnflushedRows>,
-        old: Option<RecordBatch>,
+        late: Option<RecordBatch>,
         applied: Lsn,
         floor: Option<Micros>,
     ) {
         let mut state = self.write();
         match recent {
             Some(UnflushedRows::Rows(rows)) => {
-                let sealed = state.sealed[RowClass::Recent as usize];
-                memtable::push(&mut state.recent, rows, sealed);
+                let sealed = state.sealed.recent;
+                memtable::push(&mut state.unflushed.recent, rows, sealed);
             }
-            Some(frame) => state.recent.push(Arc::new(frame)),
+            Some(frame) => state.unflushed.recent.push(Arc::new(frame)),
             None => {}
         }
-        if let Some(rows) = old {
-            let sealed = state.sealed[RowClass::Late as usize];
-            memtable::push(&mut state.old, rows, sealed);
+        if let Some(rows) = late {
+            let sealed = state.sealed.late;
+            memtable::push(&mut state.unflushed.late, rows, sealed);
         }
         state.applied = applied;
         state.floor = state.floor.max(floor);
     }
 
-    /// Keeps of an entity table's rows that are not being written the newest of each key; gives the
-    /// rows and bytes of all in memory.
+    /// Of an entity table, retains only the newest row of each key among the unflushed rows that
+    /// are not sealed; returns the rows and bytes of all unflushed ones.
     pub fn compact_in_memory(&self) -> Result<(usize, usize), String> {
         let state = self.snapshot();
-        let sealed = state.sealed[RowClass::Recent as usize];
-        let loose = state.recent[sealed..]
+        let sealed = state.sealed.recent;
+        let uncompacted = state.unflushed.recent[sealed..]
             .iter()
             .map(|part| part.batch(&self.spec.schema));
-        let loose = loose.collect::<Result<Vec<_>, _>>()?;
-        let all = concat_batches(&self.spec.schema, &loose).map_err(|e| e.to_string())?;
-        let picked = newest(&all, &self.spec.keys)?;
+        let uncompacted = uncompacted.collect::<Result<Vec<_>, _>>()?;
+        let all = concat_batches(&self.spec.schema, &uncompacted).map_err(|e| e.to_string())?;
+        let compacted = newest(&all, &self.spec.keys)?;
         let mut state = self.write();
         // Only this view's thread adds parts.
-        state.recent.truncate(sealed);
-        state.recent.push(Arc::new(UnflushedRows::Rows(picked)));
+        let parts = &mut state.unflushed.recent;
+        parts.truncate(sealed);
+        parts.push(Arc::new(UnflushedRows::Rows(compacted)));
         Ok((
-            state.recent.iter().map(|p| p.rows()).sum(),
-            state.recent.iter().map(|p| p.memory_bytes()).sum(),
+            parts.iter().map(|p| p.rows()).sum(),
+            parts.iter().map(|p| p.memory_bytes()).sum(),
         ))
     }
 
-    /// The hot parts of a class, which stay as they are until a commit drops them.
+    /// The unflushed parts of a class, which do not change until a commit drops them.
     pub fn seal(&self, class: RowClass) -> Vec<Arc<UnflushedRows>> {
         let mut state = self.write();
-        let parts = if class == RowClass::Recent {
-            state.recent.clone()
-        } else {
-            state.old.clone()
-        };
-        state.sealed[class as usize] = parts.len();
+        let parts = state.unflushed[class].clone();
+        state.sealed[class] = parts.len();
         parts
     }
 
-    /// Forgets all hot rows, to read them again from the log.
+    /// Drops all unflushed rows, to read them again from the log.
     pub fn clear_unflushed(&self) {
         let mut state = self.write();
-        state.recent.clear();
-        state.old.clear();
-        state.sealed = [0; 2];
+        (state.unflushed, state.sealed) = Default::default();
     }
 
-    /// Commits files with checkpoints and, in the same step for queries, drops the first `parts` hot
-    /// parts of each class named.
+    /// Commits files with checkpoints and, in the same step for queries, drops the first parts of
+    /// each class in `flushed`, so many.
     ///
-    /// After an error the table is read again: what it holds decides whether the commit happened.
+    /// After an error the table is read again: what it names decides whether the commit happened.
     /// Files of one that did not are removed.
-    pub fn commit(&self, change: &Change, drop_hot: &[(RowClass, usize)]) -> Result<(), ViewError> {
+    pub fn commit(&self, change: &Change, flushed: &[(RowClass, usize)]) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         if let Err(error) = self.reload_if_needed(&mut delta) {
             self.remove_files(self.new_files(change).map(|f| f.path.as_str()));
@@ -518,7 +509,7 @@ impl LakeTable {
             Err(error) => Some(self.resolve_failed_commit(&mut delta, change, &error)?),
         };
         for (class, lsn) in &change.checkpoints {
-            delta.committed[*class as usize] = *lsn;
+            delta.committed[*class] = *lsn;
         }
         delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
         delta.commits += 1;
@@ -550,12 +541,9 @@ impl LakeTable {
         if let Some(levels) = &change.levels {
             state.levels = Arc::new(levels.clone());
         }
-        for (class, parts) in drop_hot {
-            state.sealed[*class as usize] = 0;
-            match class {
-                RowClass::Recent => drop(state.recent.drain(..*parts)),
-                RowClass::Late => drop(state.old.drain(..*parts)),
-            }
+        for (class, parts) in flushed {
+            state.sealed[*class] = 0;
+            drop(state.unflushed[*class].drain(..*parts));
         }
         Ok(())
     }
@@ -582,7 +570,7 @@ impl LakeTable {
             .iter()
             .map(|(_, lsn)| *lsn)
             .max()
-            .unwrap_or(delta.committed[0]);
+            .unwrap_or(delta.committed.recent);
         if has_levels {
             change.files_lsn
         } else {
@@ -599,10 +587,7 @@ impl LakeTable {
     ) -> Result<Option<Arc<Vec<FileEntry>>>, DeltaTableError> {
         let mut transactions: Vec<Transaction> = Vec::new();
         for (class, lsn) in &change.checkpoints {
-            transactions.push(Transaction::new(
-                &self.app_ids[*class as usize],
-                *lsn as i64,
-            ));
+            transactions.push(Transaction::new(&self.app_ids[*class], *lsn as i64));
         }
         transactions.extend(
             self.files_app_id
@@ -748,7 +733,8 @@ impl LakeTable {
             });
             found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(failed)
         };
-        let committed = [checkpoint(&self.app_ids[0])?, checkpoint(&self.app_ids[1])?];
+        let recent = checkpoint(&self.app_ids.recent)?;
+        let late = checkpoint(&self.app_ids.late)?;
         let files_lsn = self
             .files_app_id
             .as_ref()
@@ -758,11 +744,11 @@ impl LakeTable {
         let files = Arc::new(read_files(&self.spec, table).map_err(failed)?);
         let levels = Arc::new(read_levels(&self.spec, table)?);
         delta.log.release();
-        for (at, found) in delta.committed.iter_mut().zip(committed) {
-            *at = found.unwrap_or(*at);
-        }
+        let committed = &mut delta.committed;
+        committed.recent = recent.unwrap_or(committed.recent);
+        committed.recent = committed.recent.max(files_lsn.unwrap_or(0));
+        committed.late = late.unwrap_or(committed.late);
         delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
-        delta.committed[0] = delta.committed[0].max(files_lsn.unwrap_or(0));
         delta.needs_reload = false;
         let unresolved_files = std::mem::take(&mut delta.unresolved_files);
         let named: HashSet<&str> = files
@@ -969,9 +955,4 @@ fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
     } else {
         days
     }
-}
-
-/// Where a table of this name lives.
-pub fn root(lake: &Path, name: &str) -> PathBuf {
-    lake.join(name)
 }

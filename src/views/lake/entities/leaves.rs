@@ -12,10 +12,8 @@ use super::levels::Level;
 use crate::event::Lsn;
 use crate::schema::BUCKETS;
 use crate::schema::entity::newest;
-use crate::views::lake::TableSpec;
-use crate::views::lake::files::{
-    Attempt, FileEntry, FileWriter, NewFile, RowClass, partition_folder, read,
-};
+use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, partition_folder, read};
+use crate::views::lake::{RowClass, TableSpec};
 
 /// Where a key is: its bucket in the first bits, then its order in the bucket. Keys that differ may
 /// have one place.
@@ -172,7 +170,7 @@ impl RowsByPlace {
         &self.order[from..to.max(from)]
     }
 
-    /// MergeScope many rows a range has.
+    /// How many rows a range has.
     pub fn count(&self, places: &RangeInclusive<Place>) -> usize {
         self.range(places).len()
     }

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::Sizes;
 use super::leaves::{Leaf, Place, RowsByPlace, newest_of, places, reached};
 use crate::event::{Lsn, Micros};
-use crate::views::lake::TableSpec;
 use crate::views::lake::checked::{BlockChecksums, CheckedFile};
-use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, RowClass, read_groups};
+use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, read_groups};
+use crate::views::lake::{RowClass, TableSpec};
 
 /// The property of a table's Delta metadata that names its levels.
 pub const KEY: &str = "weir.levels";

@@ -192,7 +192,7 @@ impl Merge {
     }
 }
 
-/// MergeScope a commit goes about it.
+/// How a commit goes about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeScope {
     /// As much as is due.
@@ -398,7 +398,7 @@ pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
         Vec::new(),
         None,
         MergeScope::All,
-        table.committed()[0],
+        table.committed().recent,
     )
     .map_err(failed)?;
     table.commit(&change(written), &[])?;

@@ -261,7 +261,7 @@ impl World {
             self.keys,
             self.table.sizes.clone(),
         );
-        self.applied = self.table.committed()[0] as usize;
+        self.applied = self.table.committed().recent as usize;
         self.accept(0);
     }
 
@@ -385,7 +385,9 @@ fn random_histories_give_the_newest_row_of_each_key_to_everyone() {
                 0 => world.kill(),
                 1 => world.check(),
                 2 if world.below(4) == 0 => {
-                    while world.table.has_levels() || !world.table.snapshot().recent.is_empty() {
+                    while world.table.has_levels()
+                        || !world.table.snapshot().unflushed.recent.is_empty()
+                    {
                         world.commit(MergeScope::All);
                     }
                     assert_eq!(world.table.files_lsn(), world.applied as u64);

@@ -126,7 +126,7 @@ impl TableProvider for EntitySnapshot {
             .cloned()
             .unwrap_or_else(|| (0..self.spec.schema.fields().len()).collect());
         let leaves = self.leaves(filters);
-        if self.state.levels.is_empty() && self.state.recent.is_empty() {
+        if self.state.levels.is_empty() && self.state.unflushed.recent.is_empty() {
             let files = leaves.into_iter().flat_map(|leaf| leaf.files).collect();
             return self
                 .stored
@@ -136,6 +136,7 @@ impl TableProvider for EntitySnapshot {
         }
         let hot = self
             .state
+            .unflushed
             .recent
             .iter()
             .map(|part| part.batch(&self.spec.schema));

@@ -1,0 +1,167 @@
+//! What a lake table stores, and where.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use super::RowClass;
+use crate::event::Lsn;
+use crate::operators::checkpoints;
+use crate::schema::{Entity, Layout, Stream, types};
+
+/// The log that a table's checkpoints belong to: Delta app id `weir/<instance>/<log id>/recent|old`.
+#[derive(Debug, Clone, Copy)]
+pub struct LogName {
+    pub instance: u16,
+    pub id: u64,
+    /// The LSN before the log's first.
+    pub zero: Lsn,
+}
+
+impl LogName {
+    pub(super) fn app_id(&self, class: RowClass) -> String {
+        self.app_id_of(class.name())
+    }
+
+    /// The app id of an entity table's checkpoint, which its levels reach. That of
+    /// [`RowClass::Recent`] is what its files alone reach, for outside readers.
+    pub(super) fn levels_app_id(&self) -> String {
+        self.app_id_of("levels")
+    }
+
+    fn app_id_of(&self, name: &str) -> String {
+        format!("weir/{}/{:x}/{name}", self.instance, self.id)
+    }
+}
+
+/// A lake table's content, columns and folder.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    pub name: String,
+    /// Its folder.
+    pub root: PathBuf,
+    /// Columns of its files; the first is the LSN.
+    pub schema: SchemaRef,
+    /// The column by whose time the table is partitioned.
+    pub time_column: usize,
+    pub layout: Layout,
+    /// The key columns of a table in hash buckets, which has the newest row of each key.
+    pub keys: Vec<usize>,
+    pub feed: RowOrigin,
+}
+
+/// Which part of the operators' output a table stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowOrigin {
+    Stream(String),
+    /// A table that operators derive: sessions, windows, late rows.
+    Derived(String),
+    DeadLetters,
+    Raw,
+}
+
+impl TableSpec {
+    pub fn stream(lake: &Path, stream: &Stream, layout: Layout) -> Self {
+        Self {
+            name: stream.name.clone(),
+            root: folder(lake, &stream.name),
+            schema: stream.table_schema.clone(),
+            time_column: 1,
+            layout,
+            keys: Vec::new(),
+            feed: RowOrigin::Stream(stream.name.clone()),
+        }
+    }
+
+    /// A table that operators derive, partitioned by the time in its second column.
+    pub fn derived(lake: &Path, name: &str, schema: SchemaRef, layout: Layout) -> Self {
+        Self {
+            name: name.to_owned(),
+            root: folder(lake, name),
+            schema,
+            time_column: 1,
+            layout,
+            keys: Vec::new(),
+            feed: RowOrigin::Derived(name.to_owned()),
+        }
+    }
+
+    /// An entity table: the newest row of each key.
+    pub fn entity(lake: &Path, entity: &Entity) -> Self {
+        Self {
+            keys: entity.keys.clone(),
+            ..Self::derived(lake, &entity.name, entity.schema.clone(), Layout::Buckets)
+        }
+    }
+
+    pub fn dead_letters(lake: &Path, layout: Layout) -> Self {
+        let fields = vec![
+            Field::new("lsn", DataType::Int64, true),
+            Field::new("received_at", types::timestamp(), true),
+            Field::new("source", DataType::Utf8, true),
+            Field::new("source_offset", DataType::Int64, true),
+            Field::new("stream", DataType::Utf8, true),
+            Field::new("reason", DataType::Utf8, true),
+            Field::new("bytes", DataType::Binary, true),
+            Field::new("retried_lsn", DataType::Int64, true),
+        ];
+        let name = "dead_letters";
+        Self {
+            name: name.into(),
+            root: folder(lake, name),
+            schema: Arc::new(Schema::new(fields)),
+            time_column: 1,
+            layout,
+            keys: Vec::new(),
+            feed: RowOrigin::DeadLetters,
+        }
+    }
+
+    pub fn raw(lake: &Path, layout: Layout) -> Self {
+        let fields = vec![
+            Field::new("lsn", DataType::Int64, true),
+            Field::new("received_at", types::timestamp(), true),
+            Field::new("source", DataType::Utf8, true),
+            Field::new("partition", DataType::Utf8, true),
+            Field::new("source_offset", DataType::Int64, true),
+            Field::new("stream", DataType::Utf8, true),
+            Field::new("kind", DataType::Utf8, true),
+            Field::new("attributes", DataType::Utf8, true),
+            Field::new("bytes", DataType::Binary, true),
+        ];
+        let name = "raw";
+        Self {
+            name: name.into(),
+            root: folder(lake, name),
+            schema: Arc::new(Schema::new(fields)),
+            time_column: 1,
+            layout,
+            keys: Vec::new(),
+            feed: RowOrigin::Raw,
+        }
+    }
+
+    /// The classes that its rows may have.
+    pub(super) fn classes(&self) -> &'static [RowClass] {
+        match self.feed {
+            RowOrigin::Stream(_) => &RowClass::ALL,
+            _ => &[RowClass::Recent],
+        }
+    }
+
+    /// Names of its checkpoints in snapshots: of recent rows, and of late ones where it has them.
+    pub(super) fn checkpoint_names(&self) -> (String, Option<String>) {
+        match &self.feed {
+            RowOrigin::Stream(name) => (checkpoints::recent(name), Some(checkpoints::old(name))),
+            RowOrigin::Derived(name) => (checkpoints::recent(name), None),
+            RowOrigin::DeadLetters => (checkpoints::DEAD_LETTERS.into(), None),
+            RowOrigin::Raw => (checkpoints::RAW.into(), None),
+        }
+    }
+}
+
+/// The folder of a table.
+pub(super) fn folder(lake: &Path, name: &str) -> PathBuf {
+    lake.join(name)
+}
