@@ -1,6 +1,6 @@
-//! Moves one view along the ring: take the next output, apply, commit when due, then say how far it
-//! is. A view that fell out of the ring is led through the log. A failed one starts again from what
-//! it has committed, and nobody waits for it meanwhile.
+//! Moves one view along the ring: take the next output, apply it, commit when due, publish the
+//! status. A view that lagged catches up from the log. A failed one restarts from its checkpoint,
+//! without back-pressure until then.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,18 +13,18 @@ use crate::event::Lsn;
 use crate::operators::Output;
 use crate::threads::panic_if_asked;
 
-/// Longest wait for the next output before looking whether a commit is due.
+/// Longest wait for the next output before checking whether a commit is due.
 const POLL: Duration = Duration::from_millis(50);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Tries without success after which a run that is to end gives up.
+/// Retries after the ring was closed; then the error is final.
 const MAX_FINAL_TRIES: u32 = 6;
 
-/// How far a view is, for everyone else.
+/// How far a view is, for other threads.
 #[derive(Debug, Default)]
 pub struct Status {
     applied: AtomicU64,
-    /// It reads the log, because the ring begins above it.
+    /// It reads the log, because it lagged.
     is_catching_up: AtomicBool,
     checkpoints: Mutex<BTreeMap<String, Lsn>>,
     failure: Mutex<Option<String>>,
@@ -44,7 +44,7 @@ impl Status {
             .clone()
     }
 
-    /// Why the view does not go on at present.
+    /// The error that the view is recovering from.
     pub fn failure(&self) -> Option<String> {
         self.failure
             .lock()
@@ -52,7 +52,7 @@ impl Status {
             .clone()
     }
 
-    /// Whether the view reads the log, or waits for its turn to, because the ring begins above it.
+    /// Whether the view reads the log, or waits for its turn to.
     pub fn is_catching_up(&self) -> bool {
         self.is_catching_up.load(Ordering::Acquire)
     }
@@ -61,7 +61,7 @@ impl Status {
         self.is_catching_up.store(is_catching_up, Ordering::Release);
     }
 
-    /// Says how far a view is.
+    /// Publishes how far the view is.
     pub fn publish(&self, view: &dyn View) {
         let checkpoints = view.checkpoints().into_iter().collect();
         *self
@@ -76,17 +76,17 @@ impl Status {
     }
 }
 
-/// What is done with each output that is read again.
+/// Applies each output that is read from the log.
 pub type ApplyOutput<'a> = &'a mut dyn FnMut(&mut dyn View, &Output) -> Result<(), ViewError>;
 
-/// Up to which record to read on for who has everything up to an LSN; none where there is no more
-/// to read. Asked again whenever that is reached, because the ring goes on meanwhile.
+/// Up to which record a view at an LSN must read; `None` where the ring has what follows. Evaluated
+/// again whenever it is reached, because the ring has moved in the meantime.
 pub type ReplayTarget<'a> = &'a dyn Fn(Lsn) -> Option<Lsn>;
 
-/// Reads the log again for a view: gives it every output from its LSN on, until the target is
-/// reached, beginning with the newest snapshot that the view is not behind. False: it was broken
-/// off, because everything stops.
+/// Replays the log for one view.
 pub trait CatchUp: Send + Sync {
+    /// Passes every output after the view's LSN to `apply`, until the target is reached. Begins at
+    /// the newest snapshot at or below the view's checkpoint. False: interrupted by a shutdown.
     fn replay(
         &self,
         view: &mut dyn View,
@@ -95,7 +95,7 @@ pub trait CatchUp: Send + Sync {
     ) -> Result<bool, ViewError>;
 }
 
-/// Runs a view until the ring closes; everything is committed then. An error is final.
+/// Runs a view until the ring closes, and commits everything at the end. A returned error is final.
 pub fn run(
     mut view: Box<dyn View>,
     ring: &Ring,
@@ -106,7 +106,7 @@ pub fn run(
     status.publish(&*view);
     let mut retries = RetryState {
         tries: 0,
-        tries_at_the_end: 0,
+        final_tries: 0,
         checkpoints_at_failure: view.checkpoints(),
     };
     let mut flush_requests = ring.flush_requests();
@@ -119,7 +119,7 @@ pub fn run(
             status,
             &mut flush_requests,
         ) {
-            // Only a commit shows that a view that failed goes on again.
+            // Only a commit shows that a failed view has recovered.
             Ok(true)
                 if retries.tries > 0 && view.checkpoints() != retries.checkpoints_at_failure =>
             {
@@ -133,18 +133,17 @@ pub fn run(
     }
 }
 
-/// What a view has failed since its last commit.
+/// A view's failures since its last commit.
 struct RetryState {
     tries: u32,
-    /// Those since everything ends.
-    tries_at_the_end: u32,
-    /// Where it checkpoints_at_failure then.
+    /// Those since the ring was closed.
+    final_tries: u32,
     checkpoints_at_failure: Vec<(String, Lsn)>,
 }
 
 impl RetryState {
-    /// Starts a view again from its checkpoint, as often as it takes; an error where that cannot
-    /// help, or everything ends.
+    /// Restarts a view from its checkpoint, with as many retries as it takes; an error where that
+    /// cannot help, or after [`MAX_FINAL_TRIES`] during a shutdown.
     fn recover(
         &mut self,
         view: &mut dyn View,
@@ -153,35 +152,41 @@ impl RetryState {
         mut error: ViewError,
     ) -> Result<(), ViewError> {
         let name = view.name().to_owned();
-        // It may have committed while it read the log again.
-        let checkpoints_at_failure =
-            std::mem::replace(&mut self.checkpoints_at_failure, view.checkpoints());
-        if checkpoints_at_failure != self.checkpoints_at_failure {
+        // It may have committed while it read the log.
+        let before = std::mem::replace(&mut self.checkpoints_at_failure, view.checkpoints());
+        if before != self.checkpoints_at_failure {
             self.tries = 0;
         }
         loop {
             if error.is_final() {
                 return Err(error);
             }
-            let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.tries)).min(LAST_RETRY);
+            let wait = backoff(self.tries);
             self.tries = self.tries.saturating_add(1);
-            tracing::error!(view = name, %error, retry_ms = wait.as_millis() as u64, "view failed; it starts again from its checkpoint");
+            tracing::error!(view = name, %error, retry_ms = wait.as_millis() as u64, "view failed; restarting it from its checkpoint");
             status.set_failure(Some(error.to_string()));
-            // Nobody waits for it meanwhile, and the end of everything wakes it.
+            // No source waits for a view at the end of the log, and closing the ring ends the wait.
             if matches!(ring.next(&name, Lsn::MAX, wait), Next::Closed) {
-                self.tries_at_the_end += 1;
-                if self.tries_at_the_end >= MAX_FINAL_TRIES {
+                self.final_tries += 1;
+                if self.final_tries >= MAX_FINAL_TRIES {
                     return Err(error);
                 }
-                std::thread::sleep(FIRST_RETRY * self.tries_at_the_end);
+                std::thread::sleep(FIRST_RETRY * self.final_tries);
             }
             ring.leave(&name);
             match view.reset_to_committed() {
                 Ok(()) => return Ok(()),
-                Err(again) => error = again,
+                Err(failure) => error = failure,
             }
         }
     }
+}
+
+/// The wait before a retry: doubled with each one.
+fn backoff(tries: u32) -> Duration {
+    FIRST_RETRY
+        .saturating_mul(2_u32.saturating_pow(tries))
+        .min(LAST_RETRY)
 }
 
 /// One step; false when the ring is closed and everything is committed.
@@ -204,10 +209,10 @@ fn advance(
                 view = name,
                 from = view.applied(),
                 to,
-                "reading the log again"
+                "catching up from the log"
             );
             status.set_catching_up(true);
-            let is_there =
+            let is_caught_up =
                 catch_up.replay(view, &|at| ring.catch_up_target(at), &mut |view, output| {
                     let now = Instant::now();
                     view.apply(output, now)?;
@@ -217,7 +222,7 @@ fn advance(
                     status.publish(view);
                     Ok(())
                 })?;
-            if !is_there {
+            if !is_caught_up {
                 view.commit(true)?;
                 status.publish(view);
                 return Ok(false);
@@ -239,4 +244,15 @@ fn advance(
         status.applied.store(view.applied(), Ordering::Release);
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_wait_longer_up_to_a_limit() {
+        let waits = [0, 1, 2, 7, 8, u32::MAX].map(|tries| backoff(tries).as_millis());
+        assert_eq!(waits, [200, 400, 800, 25_600, 30_000, 30_000]);
+    }
 }

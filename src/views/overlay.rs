@@ -1,5 +1,5 @@
-//! A redb file that a kill left unfinished, opened to read: what its repair writes stays in memory,
-//! so that the file is not changed and no room on any disk is needed.
+//! A redb file after a crash, opened read-only: what its repair writes stays in memory, so that the
+//! file is not changed and no disk space is needed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,12 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
-/// Bytes of a page of what was written.
-const PAGE: u64 = 4096;
-/// Memory that a repair may take. With redb's quick repair it is a few pages.
+/// Bytes of a page in memory.
+const PAGE_BYTES: u64 = 4096;
+/// Memory limit of a repair. With redb's quick repair it is a few pages.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The bytes of a file, with what was written over them.
+/// A file with the pages that were written over it.
 #[derive(Debug)]
 pub struct Overlay {
     file: File,
@@ -24,9 +24,9 @@ pub struct Overlay {
 
 #[derive(Debug)]
 struct State {
-    /// Length of the whole, and of the file's part that shows.
     len: u64,
-    below: u64,
+    /// Bytes of the file that are visible: what was truncated stays hidden after growing again.
+    visible: u64,
     /// Written pages by their number.
     pages: BTreeMap<u64, Vec<u8>>,
 }
@@ -39,7 +39,7 @@ impl Overlay {
             file,
             state: Mutex::new(State {
                 len,
-                below: len,
+                visible: len,
                 pages: BTreeMap::new(),
             }),
         })
@@ -49,23 +49,23 @@ impl Overlay {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file's own bytes; zeros where it has none.
-    fn read_below(&self, state: &State, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let there = state.below.saturating_sub(offset).min(out.len() as u64) as usize;
-        let (own, rest) = out.split_at_mut(there);
+    /// The file's own bytes; zeros after its visible part.
+    fn read_file(&self, state: &State, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let visible = state.visible.saturating_sub(offset).min(out.len() as u64) as usize;
+        let (own, rest) = out.split_at_mut(visible);
         rest.fill(0);
         self.file.read_exact_at(own, offset)
     }
 }
 
-/// Parts of a range that lie in one page each: page, offset in it, length.
+/// Splits a range at pages: page, offset in it, length.
 fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     let end = offset + len as u64;
     let mut at = offset;
     std::iter::from_fn(move || {
         (at < end).then(|| {
-            let (page, from) = (at / PAGE, (at % PAGE) as usize);
-            let len = (PAGE - at % PAGE).min(end - at) as usize;
+            let (page, from) = (at / PAGE_BYTES, (at % PAGE_BYTES) as usize);
+            let len = (PAGE_BYTES - at % PAGE_BYTES).min(end - at) as usize;
             at += len as u64;
             (page, from, len)
         })
@@ -82,7 +82,7 @@ impl StorageBackend for Overlay {
         if offset + out.len() as u64 > state.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.read_below(&state, offset, out)?;
+        self.read_file(&state, offset, out)?;
         let mut done = 0;
         for (page, from, len) in parts(offset, out.len()) {
             if let Some(written) = state.pages.get(&page) {
@@ -96,10 +96,10 @@ impl StorageBackend for Overlay {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.lock();
         if len < state.len {
-            state.below = state.below.min(len);
-            drop(state.pages.split_off(&len.div_ceil(PAGE)));
-            if let Some(last) = state.pages.get_mut(&(len / PAGE)) {
-                last[(len % PAGE) as usize..].fill(0);
+            state.visible = state.visible.min(len);
+            drop(state.pages.split_off(&len.div_ceil(PAGE_BYTES)));
+            if let Some(last) = state.pages.get_mut(&(len / PAGE_BYTES)) {
+                last[(len % PAGE_BYTES) as usize..].fill(0);
             }
         }
         state.len = len;
@@ -115,14 +115,14 @@ impl StorageBackend for Overlay {
         let mut done = 0;
         for (page, from, len) in parts(offset, data.len()) {
             if !state.pages.contains_key(&page) {
-                if (state.pages.len() as u64 + 1) * PAGE > MAX_BYTES {
+                if (state.pages.len() as u64 + 1) * PAGE_BYTES > MAX_BYTES {
                     let reason = format!(
                         "its repair needs more than {MAX_BYTES} bytes of memory; start `weir run` once"
                     );
                     return Err(io::Error::other(reason));
                 }
-                let mut whole = vec![0; PAGE as usize];
-                self.read_below(&state, page * PAGE, &mut whole)?;
+                let mut whole = vec![0; PAGE_BYTES as usize];
+                self.read_file(&state, page * PAGE_BYTES, &mut whole)?;
                 state.pages.insert(page, whole);
             }
             if let Some(written) = state.pages.get_mut(&page) {
@@ -138,7 +138,7 @@ impl StorageBackend for Overlay {
 mod tests {
     use super::*;
 
-    /// The same writes to a file and to an overlay over its first state read the same.
+    /// The same writes to a file and to an overlay read the same.
     #[test]
     fn an_overlay_reads_as_a_file_that_was_written_to() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -1,6 +1,10 @@
-//! The live path from operators to views: outputs in order, of bounded bytes. A view pulls; a slow
-//! one lags and finally falls out, it never blocks the others. Only sources that can wait are held
-//! back, by [`Ring::wait_for_room`].
+//! The live path from operators to views: outputs in order, within a limit of bytes. A view pulls; a
+//! slow one lags and finally falls out, it never blocks the others. Only sources that can wait are
+//! held back, by [`Ring::wait_for_room`].
+//!
+//! For example, the ring has the outputs (100, 110], (110, 120] and (120, 130], so its start is 100
+//! and its end 130. A view at 110 gets the second. When the first two are evicted, the start is 120,
+//! and a view that is still at 110 has lagged: it reads the log until it is at 120 or later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,19 +15,20 @@ use std::time::{Duration, Instant};
 use crate::event::Lsn;
 use crate::operators::Output;
 
+/// See the [module](self).
 pub struct Ring {
     inner: Mutex<Inner>,
-    /// A view has taken what it had been given, or has left: for sources that wait for room.
-    taken: Condvar,
-    capacity: usize,
-    /// How often every view has been asked to commit all it has.
+    /// Notified when a view has moved or left, for sources that wait for room.
+    room_freed: Condvar,
+    capacity_bytes: usize,
+    /// How often every view has been asked to commit everything.
     flush_requests: AtomicU64,
 }
 
 struct Inner {
     items: VecDeque<(Arc<Output>, usize)>,
     bytes: usize,
-    /// Everything up to here has left the ring.
+    /// Everything up to here has been evicted.
     start: Lsn,
     /// Everything up to here has been pushed.
     end: Lsn,
@@ -35,51 +40,52 @@ struct Inner {
 }
 
 struct Reader {
-    taken: Lsn,
-    /// Its thread, while it sleeps. Each is woken by itself: of all that one condition variable
-    /// woke at once most would only find the lock taken and sleep again, many times for each
+    /// The view has everything up to here.
+    position: Lsn,
+    /// Its thread, while it sleeps. Threads are unparked one by one: of those that a condition
+    /// variable wakes at once, most would find the lock taken and sleep again, many times for each
     /// output.
-    sleeps: Option<Thread>,
+    sleeping: Option<Thread>,
 }
 
 impl Inner {
     /// A view has everything up to `after`.
-    fn take(&mut self, reader: &str, after: Lsn) {
+    fn set_position(&mut self, reader: &str, after: Lsn) {
         match self.readers.get_mut(reader) {
-            Some(reader) => reader.taken = after,
+            Some(reader) => reader.position = after,
             None => drop(self.readers.insert(
                 reader.to_owned(),
                 Reader {
-                    taken: after,
-                    sleeps: None,
+                    position: after,
+                    sleeping: None,
                 },
             )),
         }
     }
 
-    /// The threads of views that sleep; they are to be woken without the lock.
+    /// The threads of sleeping views, to be unparked without the lock.
     fn sleepers(&mut self) -> Vec<Thread> {
         self.readers
             .values_mut()
-            .filter_map(|reader| reader.sleeps.take())
+            .filter_map(|reader| reader.sleeping.take())
             .collect()
     }
 }
 
-/// What a view gets.
+/// The ring's answer to a view.
 pub enum Next {
     Output(Arc<Output>),
-    /// Nothing above the view's LSN has come in time.
+    /// Nothing above the view's LSN came before the timeout.
     Idle,
-    /// The ring begins above the view's LSN, at this one: read the log up to there.
+    /// Outputs that the view needs were evicted, up to this LSN: read the log up to there.
     Lagged(Lsn),
-    /// No more will come, and the view has all.
+    /// The ring is closed, and the view has everything.
     Closed,
 }
 
 impl Ring {
-    /// A ring of at most `capacity` bytes whose first output will follow `start`.
-    pub fn new(capacity: usize, start: Lsn) -> Self {
+    /// A ring of at most `capacity_bytes` whose first output will follow `start`.
+    pub fn new(capacity_bytes: usize, start: Lsn) -> Self {
         let inner = Inner {
             items: VecDeque::new(),
             bytes: 0,
@@ -91,8 +97,8 @@ impl Ring {
         };
         Self {
             inner: Mutex::new(inner),
-            taken: Condvar::new(),
-            capacity,
+            room_freed: Condvar::new(),
+            capacity_bytes,
             flush_requests: AtomicU64::new(0),
         }
     }
@@ -102,29 +108,29 @@ impl Ring {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends the next output; the oldest leave when it is over its capacity.
+    /// Appends the next output; evicts the oldest beyond the capacity, but never the newest.
     pub fn push(&self, output: Arc<Output>) {
         let mut inner = self.lock();
         let bytes = output.memory_bytes();
         inner.end = output.to;
         inner.items.push_back((output, bytes));
         inner.bytes += bytes;
-        while inner.bytes > self.capacity && inner.items.len() > 1 {
-            let Some((gone, bytes)) = inner.items.pop_front() else {
+        while inner.bytes > self.capacity_bytes && inner.items.len() > 1 {
+            let Some((evicted, bytes)) = inner.items.pop_front() else {
                 break;
             };
             inner.bytes -= bytes;
-            inner.start = gone.to;
+            inner.start = evicted.to;
         }
         let sleepers = inner.sleepers();
         drop(inner);
         sleepers.iter().for_each(Thread::unpark);
     }
 
-    /// Tells sources that wait for room to look again.
+    /// Wakes sources that wait for room.
     fn notify_sources(&self, inner: &Inner) {
         if inner.held_back > 0 {
-            self.taken.notify_all();
+            self.room_freed.notify_all();
         }
     }
 
@@ -132,7 +138,7 @@ impl Ring {
     pub fn next(&self, reader: &str, after: Lsn, timeout: Duration) -> Next {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
-        inner.take(reader, after);
+        inner.set_position(reader, after);
         self.notify_sources(&inner);
         loop {
             if after < inner.start {
@@ -152,7 +158,7 @@ impl Ring {
                 return Next::Idle;
             }
             if let Some(reader) = inner.readers.get_mut(reader) {
-                reader.sleeps = Some(std::thread::current());
+                reader.sleeping = Some(std::thread::current());
             }
             drop(inner);
             std::thread::park_timeout(deadline - now);
@@ -160,7 +166,7 @@ impl Ring {
         }
     }
 
-    /// The output that holds the record after `after`, for a reader that nobody waits for.
+    /// The output that holds the record after `after`, for a reader without back-pressure.
     pub fn peek(&self, after: Lsn) -> Next {
         let inner = self.lock();
         if after < inner.start {
@@ -173,43 +179,42 @@ impl Ring {
             .map_or(Next::Idle, |(output, _)| Next::Output(output.clone()))
     }
 
-    /// Up to where the log is to be read by someone who has everything up to `after`: to the newest
-    /// output, so that there is time before the ring has gone on; none where the ring has what
-    /// follows.
+    /// Up to where a view at `after` must read the log; `None` where the ring has what follows. It is
+    /// the newest output, not the oldest, so that the view does not lag again at once.
     pub fn catch_up_target(&self, after: Lsn) -> Option<Lsn> {
         let inner = self.lock();
         (after < inner.start).then_some(inner.end)
     }
 
-    /// Sources wait for this view from now on; it has everything up to `after`.
+    /// Includes the view in back-pressure; it has everything up to `after`.
     pub fn join(&self, reader: &str, after: Lsn) {
-        self.lock().take(reader, after);
+        self.lock().set_position(reader, after);
     }
 
-    /// Whether something above `after` is waiting.
+    /// Whether the ring has output above `after`.
     pub fn has_more(&self, after: Lsn) -> bool {
         self.lock().end > after
     }
 
-    /// Sources no longer wait for this view, until it asks for its next output.
+    /// Removes the view from back-pressure until its next call to [`Self::next`].
     pub fn leave(&self, reader: &str) {
         let mut inner = self.lock();
         inner.readers.remove(reader);
         self.notify_sources(&inner);
     }
 
-    /// Asks every view to commit all it has, soon.
+    /// Asks every view to commit everything, soon.
     pub fn request_flush(&self) {
         self.flush_requests.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How often that has been asked.
+    /// The number of such requests so far.
     pub fn flush_requests(&self) -> u64 {
         self.flush_requests.load(Ordering::Acquire)
     }
 
-    /// Waits until every view has taken so much that half the ring is free, for a source that can
-    /// wait. False: timed out.
+    /// Waits until what the slowest view has not taken is at most half the capacity; for sources that
+    /// can wait. False after the timeout, true when the ring is closed.
     pub fn wait_for_room(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
@@ -217,12 +222,12 @@ impl Ring {
             let slowest = inner
                 .readers
                 .values()
-                .map(|reader| reader.taken)
+                .map(|reader| reader.position)
                 .min()
                 .unwrap_or(inner.end);
             let at = inner.items.partition_point(|(o, _)| o.to <= slowest);
             let waiting: usize = inner.items.iter().skip(at).map(|(_, bytes)| bytes).sum();
-            if waiting <= self.capacity / 2 {
+            if waiting <= self.capacity_bytes / 2 {
                 return true;
             }
             let now = Instant::now();
@@ -231,7 +236,7 @@ impl Ring {
             }
             inner.held_back += 1;
             inner = self
-                .taken
+                .room_freed
                 .wait_timeout(inner, deadline - now)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
@@ -253,5 +258,41 @@ impl Ring {
     pub fn level(&self) -> (usize, Lsn) {
         let inner = self.lock();
         (inner.bytes, inner.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inner(outputs: &[(Lsn, usize)]) -> Inner {
+        Inner {
+            items: VecDeque::new(),
+            bytes: outputs.iter().map(|(_, bytes)| bytes).sum(),
+            start: 100,
+            end: outputs.last().map_or(100, |(to, _)| *to),
+            closed: false,
+            readers: BTreeMap::new(),
+            held_back: 0,
+        }
+    }
+
+    #[test]
+    fn a_view_that_lags_reads_the_log_up_to_the_newest_output() {
+        let ring = Ring::new(1_000, 0);
+        *ring.lock() = inner(&[(130, 10)]);
+        for (at, target, has_more) in [(99, Some(130), true), (100, None, true), (130, None, false)]
+        {
+            assert_eq!(ring.catch_up_target(at), target, "at {at}");
+            assert_eq!(ring.has_more(at), has_more, "at {at}");
+        }
+        assert!(matches!(
+            ring.next("a", 99, Duration::ZERO),
+            Next::Lagged(100)
+        ));
+        assert!(ring.lock().readers.is_empty(), "sources do not wait for it");
+        assert!(matches!(ring.next("a", 130, Duration::ZERO), Next::Idle));
+        ring.close();
+        assert!(matches!(ring.next("a", 130, Duration::ZERO), Next::Closed));
     }
 }

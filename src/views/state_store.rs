@@ -1,5 +1,5 @@
-//! Small state in a redb file, with the checkpoint in the same transaction. Counts and places keep
-//! theirs this way.
+//! Small state in a redb file, with the checkpoint in the same transaction: that of counts and
+//! places.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -21,22 +21,22 @@ const VERSION: u64 = 3;
 const COPY_CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
-/// A file opened to write, or to read what is committed.
+/// A file opened for writing, or for reading what is committed.
 pub struct StateStore {
     path: PathBuf,
     cache_bytes: usize,
-    /// None: it could not be opened again after a fault.
-    database: RwLock<Option<Opened>>,
+    /// `None` when it could not be reopened after an error.
+    database: RwLock<Option<Handle>>,
 }
 
-enum Opened {
+enum Handle {
     Writable(Database),
     ReadOnly(ReadOnlyDatabase),
-    /// Repaired in memory, the file as it was.
+    /// Repaired in memory; the file is unchanged.
     Repaired(Database),
 }
 
-/// The log that checkpoints belong to, and the LSN before its first.
+/// The log that checkpoints belong to, and the LSN before its first record.
 #[derive(Debug, Clone, Copy)]
 pub struct LogIdentity {
     pub log: u64,
@@ -55,7 +55,7 @@ pub fn checkpoint_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewE
     Ok(table.get("checkpoint").map_err(failed)?.map(|v| v.value()))
 }
 
-/// Opens a table, if there is one.
+/// Opens a table; `None` if it does not exist.
 pub fn open_table<K: Key + 'static, V: Value + 'static>(
     transaction: &ReadTransaction,
     table: TableDefinition<K, V>,
@@ -70,7 +70,7 @@ pub fn open_table<K: Key + 'static, V: Value + 'static>(
     }
 }
 
-/// Copies a table, if there is one.
+/// Copies a table, if it exists.
 pub fn copy_table<K: Key + 'static, V: Value + 'static>(
     table: TableDefinition<K, V>,
     read: &ReadTransaction,
@@ -88,42 +88,44 @@ pub fn copy_table<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
-/// The error about a file that is not as it was written. It is called `STREAM.counts.redb` or
-/// `STREAM.places.redb`.
+/// The error for a damaged file. It is called `STREAM.counts.redb` or `STREAM.places.redb`.
 fn damaged(path: &Path, what: &str) -> ViewError {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let (stream, view) = name.rsplit_once('.').unwrap_or((&name, "counts"));
     derived_damage(path, what, view, stream)
 }
 
-/// redb panics at some bytes that it did not write.
-fn caught<T>(path: &Path, open: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> {
+/// redb panics on some bytes that it did not write.
+fn catch_panic<T>(
+    path: &Path,
+    open: impl FnOnce() -> Result<T, ViewError>,
+) -> Result<T, ViewError> {
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
     opened.unwrap_or_else(|_| Err(damaged(path, "its bytes are not those that were written")))
 }
 
-/// Compares everything in the file with redb's checksums. Where the last commit does not agree with
-/// them and the one before does, that one is in force: its checkpoint is in it, and what came after
-/// is read again.
+/// Verifies the whole file against redb's checksums. Where the last commit is damaged and the one
+/// before is not, redb falls back to that: its checkpoint is in it, and what follows is read from
+/// the log.
 fn verify(path: &Path, mut database: Database) -> Result<Database, ViewError> {
     let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     if bytes <= VERIFIED_BYTES {
         match database.check_integrity() {
             Ok(true) => {}
             Ok(false) => {
-                tracing::warn!(path = %path.display(), "the file was damaged; it was repaired, or went back to the commit before");
+                tracing::warn!(path = %path.display(), "the file was damaged; it was repaired, or rolled back to the commit before");
             }
-            Err(error) => return Err(wrong(path)(error.into())),
+            Err(error) => return Err(classify(path)(error.into())),
         }
     }
     Ok(database)
 }
 
-/// What an error of the file means.
-fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
+/// Maps an error of the file: damage is final, the rest is worth a retry.
+fn classify(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     let path = path.to_owned();
     move |error| match error {
-        // What is no file of redb's.
+        // Not a file of redb.
         redb::Error::Io(ref io) if io.kind() == ErrorKind::InvalidData => {
             damaged(&path, &error.to_string())
         }
@@ -135,50 +137,46 @@ fn wrong(path: &Path) -> impl Fn(redb::Error) -> ViewError {
     }
 }
 
-/// An error of what was worth another try.
+/// An error that is worth a retry.
 fn failed(path: &Path) -> impl Fn(redb::Error) -> ViewError {
-    let view = path.display().to_string();
-    move |error| ViewError::Failed {
-        view: view.clone(),
-        reason: error.to_string(),
-    }
+    ViewError::failed(path.display().to_string())
 }
 
-/// Opens the file; makes it under another name first, because one that was begun only is none of
-/// redb's.
-fn create(path: &Path, cache_bytes: usize) -> Result<Opened, ViewError> {
+/// Opens or creates the file. It is created under another name and renamed, because redb cannot
+/// open a half-created one.
+fn create(path: &Path, cache_bytes: usize) -> Result<Handle, ViewError> {
     let io = |error: std::io::Error| failed(path)(error.into());
-    // A disk that cannot say whether the file is there must not make it anew.
+    // An error of the disk must not be taken for a missing file.
     if !path.try_exists().map_err(io)? {
         let new = path.with_extension("new");
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        let made = redb::Builder::new()
+        let created = redb::Builder::new()
             .create(&new)
             .map(drop)
-            .map_err(|e| wrong(&new)(e.into()));
-        let made = made.and_then(|()| std::fs::rename(&new, path).map_err(io));
-        if made.is_err() {
+            .map_err(|e| classify(&new)(e.into()));
+        let created = created.and_then(|()| std::fs::rename(&new, path).map_err(io));
+        if created.is_err() {
             let _ = std::fs::remove_file(&new);
         }
-        made?;
+        created?;
     }
-    // Also where the file is there: the sync of an earlier attempt may have failed.
+    // Also where the file exists: the sync of an earlier attempt may have failed.
     sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
     let open = || {
         redb::Builder::new()
             .set_cache_size(cache_bytes)
             .create(path)
     };
-    caught(path, || {
-        verify(path, open().map_err(|e| wrong(path)(e.into()))?).map(Opened::Writable)
+    catch_panic(path, || {
+        verify(path, open().map_err(|e| classify(path)(e.into()))?).map(Handle::Writable)
     })
 }
 
 impl StateStore {
-    fn new(path: &Path, cache_bytes: usize, database: Opened) -> Self {
+    fn new(path: &Path, cache_bytes: usize, database: Handle) -> Self {
         Self {
             path: path.to_owned(),
             cache_bytes,
@@ -186,7 +184,7 @@ impl StateStore {
         }
     }
 
-    /// Opens the file to write, or what is there to read.
+    /// Opens the file for writing, or for reading if it exists.
     pub fn open_as(
         path: &Path,
         cache_bytes: usize,
@@ -199,13 +197,13 @@ impl StateStore {
         }
     }
 
-    /// Opens the file, or makes it, for writing; what a kill left is repaired.
+    /// Opens or creates the file for writing; repairs it after a crash.
     fn open(path: &Path, cache_bytes: usize) -> Result<Self, ViewError> {
         Ok(Self::new(path, cache_bytes, create(path, cache_bytes)?))
     }
 
-    /// Closes the file and opens it again: after one fault redb refuses every further write. What
-    /// reads meanwhile fails.
+    /// Closes and reopens the file: after an error redb refuses every further write. Reads in between
+    /// fail.
     pub fn reopen(&self) -> Result<(), ViewError> {
         let mut database = self
             .database
@@ -216,12 +214,12 @@ impl StateStore {
         Ok(())
     }
 
-    fn database(&self) -> RwLockReadGuard<'_, Option<Opened>> {
+    fn database(&self) -> RwLockReadGuard<'_, Option<Handle>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the file for reading; one that a kill left unfinished is repaired in memory. None if
-    /// there is no file.
+    /// Opens the file for reading; after a crash it is repaired in memory. `None` if it does not
+    /// exist.
     fn open_read_only(path: &Path, cache_bytes: usize) -> Result<Option<Self>, ViewError> {
         if !path.exists() {
             return Ok(None);
@@ -229,23 +227,23 @@ impl StateStore {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(cache_bytes);
         let overlay = || {
-            caught(path, || {
+            catch_panic(path, || {
                 let overlay = Overlay::open(path).map_err(|e| failed(path)(e.into()))?;
                 let database = builder
                     .create_with_backend(overlay)
-                    .map_err(|e| wrong(path)(e.into()))?;
-                verify(path, database).map(Opened::Repaired)
+                    .map_err(|e| classify(path)(e.into()))?;
+                verify(path, database).map(Handle::Repaired)
             })
         };
-        // Only what could be repaired can be compared with its checksums.
+        // Only what could be repaired can be verified.
         let is_verified =
             std::fs::metadata(path).is_ok_and(|metadata| metadata.len() <= VERIFIED_BYTES);
         let database = match is_verified.then(overlay) {
             Some(opened) => opened?,
             None => match builder.open_read_only(path) {
-                Ok(database) => Opened::ReadOnly(database),
+                Ok(database) => Handle::ReadOnly(database),
                 Err(DatabaseError::RepairAborted) => overlay()?,
-                Err(error) => return Err(wrong(path)(error.into())),
+                Err(error) => return Err(classify(path)(error.into())),
             },
         };
         Ok(Some(Self::new(path, cache_bytes, database)))
@@ -253,26 +251,26 @@ impl StateStore {
 
     pub fn read(&self) -> Result<ReadTransaction, ViewError> {
         let transaction = match &*self.database() {
-            Some(Opened::Writable(database) | Opened::Repaired(database)) => database.begin_read(),
-            Some(Opened::ReadOnly(database)) => database.begin_read(),
+            Some(Handle::Writable(database) | Handle::Repaired(database)) => database.begin_read(),
+            Some(Handle::ReadOnly(database)) => database.begin_read(),
             None => return Err(failed(&self.path)(redb::Error::PreviousIo)),
         };
-        transaction.map_err(|e| wrong(&self.path)(e.into()))
+        transaction.map_err(|e| classify(&self.path)(e.into()))
     }
 
-    /// The committed checkpoint, and whether the file has one of this log.
-    pub fn checkpoint(&self, origin: LogIdentity) -> Result<Lsn, ViewError> {
-        let wrong = wrong(&self.path);
+    /// The committed checkpoint; an error where it belongs to another log or format.
+    pub fn checkpoint(&self, identity: LogIdentity) -> Result<Lsn, ViewError> {
+        let classify = classify(&self.path);
         let table = match self.read()?.open_table(META) {
             Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(origin.zero),
-            Err(e) => return Err(wrong(e.into())),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(identity.zero),
+            Err(e) => return Err(classify(e.into())),
         };
         let get = |key: &str| {
             table
                 .get(key)
                 .map(|v| v.map(|v| v.value()))
-                .map_err(|e| wrong(e.into()))
+                .map_err(|e| classify(e.into()))
         };
         match get("version")? {
             Some(version) if version > VERSION => {
@@ -283,7 +281,7 @@ impl StateStore {
             }
             Some(version) if version < VERSION => {
                 let reason = format!(
-                    "has the format {version} of a version before the first release; begin a new data folder"
+                    "has the format {version} of a version before the first release; use a new data folder"
                 );
                 return Err(ViewError::Damaged {
                     path: self.path.clone(),
@@ -293,12 +291,12 @@ impl StateStore {
             _ => {}
         }
         match (get("log")?, get("checkpoint")?) {
-            (Some(log), Some(checkpoint)) if log == origin.log => Ok(checkpoint),
-            (None, _) | (_, None) => Ok(origin.zero),
+            (Some(log), Some(checkpoint)) if log == identity.log => Ok(checkpoint),
+            (None, _) | (_, None) => Ok(identity.zero),
             (Some(log), _) => {
                 let reason = format!(
                     "belongs to log {log:x}, this one is {:x}; restore log and views from one backup",
-                    origin.log
+                    identity.log
                 );
                 Err(ViewError::Damaged {
                     path: self.path.clone(),
@@ -330,27 +328,27 @@ impl StateStore {
     /// Writes and commits, durably, with the checkpoint.
     pub fn commit(
         &self,
-        origin: LogIdentity,
+        identity: LogIdentity,
         checkpoint: Lsn,
         write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), ViewError> {
         let failed = failed(&self.path);
         let opened = self.database();
-        let Some(Opened::Writable(database)) = &*opened else {
+        let Some(Handle::Writable(database)) = &*opened else {
             return Err(ViewError::Failed {
                 view: self.path.display().to_string(),
-                reason: "opened to read".into(),
+                reason: "is opened read-only".into(),
             });
         };
         let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
-        // A restart after a kill opens at once instead of reading the whole file.
+        // After a crash the file opens at once instead of being read as a whole.
         transaction.set_quick_repair(true);
         write(&transaction).map_err(&failed)?;
         {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
             for (key, value) in [
                 ("version", VERSION),
-                ("log", origin.log),
+                ("log", identity.log),
                 ("checkpoint", checkpoint),
             ] {
                 meta.insert(key, value).map_err(|e| failed(e.into()))?;

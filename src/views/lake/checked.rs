@@ -1,10 +1,10 @@
 //! Checksums of a table's files. Parquet as it is written here has none of its own, and a flipped
 //! bit in a page mostly gives another number, not an error. So each file's Delta entry has the
-//! CRC-32C of every block of its bytes, and a block is compared with it before the first reading
-//! after the table was opened, whoever reads: a query, a merge, a rebuild.
+//! CRC-32C of every block of its bytes, and a block is verified when it is first read after the
+//! table was opened, by a query, a merge or a rebuild.
 //!
-//! What is written of a file is summed on its way to the disk, so that a block that arrived there
-//! otherwise is found too.
+//! Checksums are computed while a file is written, so that a block that reached the disk damaged is
+//! found too.
 
 use std::fmt;
 use std::fs;
@@ -33,17 +33,17 @@ use super::files::FileEntry;
 use super::{RowOrigin, TableSpec};
 use crate::storage::damage;
 
-/// Bytes under one checksum: what a reader of a few rows reads beside them, once.
-const BLOCK: usize = 1 << 20;
-/// The checksums of a file, and which of its blocks were compared with them. Of a file that was
-/// written without: nothing to compare.
+/// Bytes under one checksum: a reader of a few rows reads the whole block once.
+const BLOCK_BYTES: usize = 1 << 20;
+/// The checksums of a file, and which of its blocks are verified; empty for a file that was written
+/// without.
 #[derive(Debug, Clone, Default)]
 pub struct BlockChecksums(Option<Arc<Sums>>);
 
 #[derive(Debug)]
 struct Sums {
     crcs: Vec<u32>,
-    is_checked: Vec<AtomicBool>,
+    is_verified: Vec<AtomicBool>,
 }
 
 impl PartialEq for BlockChecksums {
@@ -57,17 +57,17 @@ impl Eq for BlockChecksums {}
 
 impl BlockChecksums {
     fn new(crcs: Vec<u32>) -> Self {
-        let is_checked = crcs.iter().map(|_| AtomicBool::new(false)).collect();
-        Self(Some(Arc::new(Sums { crcs, is_checked })))
+        let is_verified = crcs.iter().map(|_| AtomicBool::new(false)).collect();
+        Self(Some(Arc::new(Sums { crcs, is_verified })))
     }
 
-    /// As Delta's entry of the file has them; none where it has none.
+    /// As the file's Delta entry has them; `None` where it has none.
     pub fn to_text(&self) -> Option<String> {
         let sums = self.0.as_ref()?;
         Some(sums.crcs.iter().map(|crc| format!("{crc:08x}")).collect())
     }
 
-    /// From the entry's text. What is none gives too few checksums, which no file agrees with.
+    /// From the entry's text. An invalid text gives too few checksums, which match no file.
     pub fn from_text(text: &str) -> Self {
         let crc = |part: &[u8]| u32::from_str_radix(std::str::from_utf8(part).ok()?, 16).ok();
         Self::new(
@@ -80,11 +80,11 @@ impl BlockChecksums {
     }
 }
 
-/// Sums what is written through it.
+/// Computes the checksums of what is written through it.
 pub struct ChecksumWriter<W> {
     inner: W,
     crcs: Vec<u32>,
-    /// Of the block that is not full, and its bytes so far.
+    /// Checksum and bytes so far of the block that is not full.
     open: (u32, usize),
 }
 
@@ -109,12 +109,12 @@ impl<W> ChecksumWriter<W> {
 
     fn add(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - self.open.1));
+            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.open.1));
             self.open = (
                 crc32c::crc32c_append(self.open.0, part),
                 self.open.1 + part.len(),
             );
-            if self.open.1 == BLOCK {
+            if self.open.1 == BLOCK_BYTES {
                 self.crcs.push(self.open.0);
                 self.open = (0, 0);
             }
@@ -141,21 +141,21 @@ pub struct CheckedFile {
     path: PathBuf,
     bytes: u64,
     checks: BlockChecksums,
-    way_out: Arc<str>,
+    remedy: Arc<str>,
 }
 
 impl CheckedFile {
     pub fn new(spec: &TableSpec, file: &FileEntry) -> Self {
-        let way_out = way_out(spec, file).into();
+        let remedy = remedy(spec, file).into();
         Self {
             path: spec.root.join(&file.path),
             bytes: file.bytes,
             checks: file.checks.clone(),
-            way_out,
+            remedy,
         }
     }
 
-    /// Opens the file after a look at all of it.
+    /// Opens the file after verifying all of it.
     pub fn open(&self) -> std::result::Result<fs::File, String> {
         self.check(0..self.bytes)?;
         self.open_in_parts()
@@ -174,44 +174,43 @@ impl CheckedFile {
         self.bytes
     }
 
-    fn unchecked(&self, range: &Range<u64>) -> Option<Range<usize>> {
+    /// The blocks of a range, unless all of them are verified.
+    fn unverified(&self, range: &Range<u64>) -> Option<Range<usize>> {
         let sums = self.checks.0.as_ref()?;
-        let blocks = range.start as usize / BLOCK..(range.end as usize).div_ceil(BLOCK).max(1);
-        let is_whole = sums.crcs.len() == (self.bytes as usize).div_ceil(BLOCK);
+        let blocks =
+            range.start as usize / BLOCK_BYTES..(range.end as usize).div_ceil(BLOCK_BYTES).max(1);
+        let is_whole = sums.crcs.len() == (self.bytes as usize).div_ceil(BLOCK_BYTES);
         let is_done = |n: usize| {
-            sums.is_checked
+            sums.is_verified
                 .get(n)
                 .is_some_and(|checked| checked.load(Ordering::Acquire))
         };
         (!is_whole || !blocks.clone().all(is_done)).then_some(blocks)
     }
 
-    /// Compares the blocks of a range with their checksums, those that were not yet.
+    /// Verifies the blocks of a range that are not yet.
     pub fn check(&self, range: Range<u64>) -> std::result::Result<(), String> {
-        let (Some(blocks), Some(sums)) = (self.unchecked(&range), &self.checks.0) else {
+        let (Some(blocks), Some(sums)) = (self.unverified(&range), &self.checks.0) else {
             return Ok(());
         };
-        if sums.crcs.len() != (self.bytes as usize).div_ceil(BLOCK) {
+        if sums.crcs.len() != (self.bytes as usize).div_ceil(BLOCK_BYTES) {
             return Err(self.damaged("its checksums in the Delta log cannot be read"));
         }
         let file = fs::File::open(&self.path).map_err(|e| self.explain(&e))?;
         let size = file.metadata().map_err(|e| self.explain(&e))?.len();
         if size != self.bytes {
-            return Err(self.damaged(&format!(
-                "it has {size} bytes, and {} were written",
-                self.bytes
-            )));
+            return Err(self.damaged(&format!("it has {size} bytes instead of {}", self.bytes)));
         }
-        let mut buffer = vec![0; BLOCK.min(self.bytes as usize)];
+        let mut buffer = vec![0; BLOCK_BYTES.min(self.bytes as usize)];
         for n in blocks {
-            let Some((crc, is_checked)) = sums.crcs.get(n).zip(sums.is_checked.get(n)) else {
+            let Some((crc, is_verified)) = sums.crcs.get(n).zip(sums.is_verified.get(n)) else {
                 break;
             };
-            if is_checked.load(Ordering::Acquire) {
+            if is_verified.load(Ordering::Acquire) {
                 continue;
             }
-            let at = n * BLOCK;
-            let part = &mut buffer[..BLOCK.min(self.bytes as usize - at)];
+            let at = n * BLOCK_BYTES;
+            let part = &mut buffer[..BLOCK_BYTES.min(self.bytes as usize - at)];
             file.read_exact_at(part, at as u64)
                 .map_err(|e| self.explain(&e))?;
             if crc32c::crc32c(part) != *crc {
@@ -220,20 +219,20 @@ impl CheckedFile {
                     "bytes {at} to {to} are not those that were written (CRC-32C)"
                 )));
             }
-            is_checked.store(true, Ordering::Release);
+            is_verified.store(true, Ordering::Release);
         }
         Ok(())
     }
 
     fn damaged(&self, what: &str) -> String {
-        damage(&self.path, what, &self.way_out)
+        damage(&self.path, what, &self.remedy)
     }
 
     /// The message about a file that cannot be read.
     pub fn explain(&self, error: &io::Error) -> String {
         match error.kind() {
-            ErrorKind::NotFound => self.damaged("it is not there any more"),
-            ErrorKind::UnexpectedEof => self.damaged("it was cut"),
+            ErrorKind::NotFound => self.damaged("it does not exist any more"),
+            ErrorKind::UnexpectedEof => self.damaged("it is truncated"),
             _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
                 self.damaged(&format!("it cannot be read ({error}), check the device"))
             }
@@ -242,8 +241,8 @@ impl CheckedFile {
     }
 }
 
-/// What can be done about a damaged file of the table.
-fn way_out(spec: &TableSpec, file: &FileEntry) -> String {
+/// How to repair a damaged file of the table.
+fn remedy(spec: &TableSpec, file: &FileEntry) -> String {
     // A window is rebuilt by its own name.
     let is_window = matches!(spec.feed, RowOrigin::Derived(_)) && !spec.name.contains('.');
     let name = spec
@@ -253,10 +252,10 @@ fn way_out(spec: &TableSpec, file: &FileEntry) -> String {
         .unwrap_or(&spec.name);
     match spec.feed {
         RowOrigin::Raw => format!(
-            "it has what came as records {} to {}, and nothing else does: restore it from a backup",
+            "only it has the records {} to {}: restore it from a backup",
             file.min_lsn, file.max_lsn
         ),
-        _ => format!("`weir rebuild {name}` makes the table again from `raw` and the log"),
+        _ => format!("`weir rebuild {name}` rebuilds the table from `raw` and the log"),
     }
 }
 
@@ -283,7 +282,7 @@ impl ParquetFileReaderFactory for CheckedReaders {
     }
 }
 
-/// A store of which one file is read.
+/// A store of which one file is read, verified first.
 #[derive(Debug)]
 struct CheckedStore {
     inner: Arc<dyn ObjectStore>,
@@ -292,7 +291,7 @@ struct CheckedStore {
 
 impl CheckedStore {
     async fn check(&self, range: Range<u64>) -> Result<()> {
-        if self.file.unchecked(&range).is_none() {
+        if self.file.unverified(&range).is_none() {
             return Ok(());
         }
         let file = self.file.clone();
@@ -376,10 +375,12 @@ mod tests {
     use crate::storage::damage_in;
 
     #[test]
-    fn a_block_is_compared_once_and_a_changed_one_is_found() {
+    fn a_block_is_verified_once_and_a_changed_one_is_found() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("f");
-        let bytes: Vec<u8> = (0..2 * BLOCK + 100).map(|n| (n % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * BLOCK_BYTES + 100)
+            .map(|n| (n % 251) as u8)
+            .collect();
         let mut writer = ChecksumWriter::new(fs::File::create(&path).expect("made"));
         bytes
             .chunks(70_001)
@@ -389,31 +390,34 @@ mod tests {
             path: path.clone(),
             bytes: bytes.len() as u64,
             checks: BlockChecksums::from_text(text),
-            way_out: "way out".into(),
+            remedy: "remedy".into(),
         };
         let whole = file(&text);
         assert_eq!(whole.check(0..bytes.len() as u64), Ok(()));
         assert_eq!(whole.checks, writer.checks());
-        // In the second block: who reads it, or all, finds it; the others do not.
+        // In the second block: found by a read of it, or of all, and not by others.
         let mut changed = bytes.clone();
-        changed[BLOCK + 5] ^= 4;
+        changed[BLOCK_BYTES + 5] ^= 4;
         fs::write(&path, &changed).expect("written");
         assert_eq!(
             whole.check(0..bytes.len() as u64),
             Ok(()),
-            "a block that was compared is not read again"
+            "a verified block is not read again"
         );
         let reopened = file(&text);
-        assert_eq!(reopened.check(0..BLOCK as u64), Ok(()));
+        assert_eq!(reopened.check(0..BLOCK_BYTES as u64), Ok(()));
         let found = reopened
-            .check(BLOCK as u64 - 1..BLOCK as u64 + 1)
+            .check(BLOCK_BYTES as u64 - 1..BLOCK_BYTES as u64 + 1)
             .expect_err("it is found");
         assert!(
-            damage_in(&format!("scan: {found}\n")) == Some(&found) && found.ends_with("; way out"),
+            damage_in(&format!("scan: {found}\n")) == Some(&found) && found.ends_with("; remedy"),
             "{found}"
         );
-        assert_eq!(reopened.check(2 * BLOCK as u64..bytes.len() as u64), Ok(()));
-        for (write, what) in [(Some(&bytes[..9]), "bytes"), (None, "not there")] {
+        assert_eq!(
+            reopened.check(2 * BLOCK_BYTES as u64..bytes.len() as u64),
+            Ok(())
+        );
+        for (write, what) in [(Some(&bytes[..9]), "bytes"), (None, "does not exist")] {
             write
                 .map_or_else(|| fs::remove_file(&path), |part| fs::write(&path, part))
                 .expect("changed");

@@ -1,4 +1,4 @@
-//! A table's columns and folders as Delta has them: made, compared, and changed.
+//! A table's columns and partitions as Delta has them: conversion, comparison, changes.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::entities::levels::{self, Level};
 use crate::schema::{Layout, PlanError, names};
 use crate::views::ViewError;
 
-/// A table's columns as Delta has them, if every reader can read them.
+/// A table's columns as Delta has them; an error where some reader could not read them.
 pub(super) fn delta_columns(schema: &SchemaRef) -> Result<StructType, PlanError> {
     names::check_readable(schema)?;
     parquet::arrow::ArrowSchemaConverter::new()
@@ -27,7 +27,7 @@ pub(super) fn delta_columns(schema: &SchemaRef) -> Result<StructType, PlanError>
 }
 
 impl TableSpec {
-    /// `schema` with the partition columns behind it.
+    /// `schema` followed by the partition columns.
     pub fn full_schema(&self) -> SchemaRef {
         let fields = self.schema.fields().iter().map(|f| f.as_ref().clone());
         Arc::new(Schema::new(
@@ -35,30 +35,30 @@ impl TableSpec {
         ))
     }
 
-    /// Refuses columns with which the table could not be made, or not be read.
+    /// An error for columns with which the table could not be created or read.
     pub fn check(&self) -> Result<(), PlanError> {
         delta_columns(&self.full_schema()).map(drop)
     }
 }
 
-/// How a table is split, by its partition columns; none where they are none that Weir makes.
+/// A table's layout, by its partition columns; `None` where they are not Weir's.
 pub(super) fn layout_of(table: &DeltaTable) -> Result<Option<Layout>, DeltaTableError> {
     let found = table.snapshot()?.metadata().partition_columns();
-    let is = |layout: &Layout| layout.fields().iter().map(|f| f.name()).eq(found.iter());
+    let matches = |layout: &Layout| layout.fields().iter().map(|f| f.name()).eq(found.iter());
     Ok([Layout::Hours, Layout::Days, Layout::Buckets]
         .into_iter()
-        .find(is))
+        .find(matches))
 }
 
-/// A table's metadata with the columns and the folders of a specification, and with these levels,
-/// where they become others.
+/// A table's metadata with the columns and layout of a new specification, and with new levels, if
+/// given.
 pub(super) fn metadata_of(
     before: &Metadata,
-    becomes: Option<&TableSpec>,
+    new_spec: Option<&TableSpec>,
     levels: Option<&[Level]>,
 ) -> Result<Metadata, DeltaTableError> {
     let mut metadata = before.clone();
-    if let Some(spec) = becomes {
+    if let Some(spec) = new_spec {
         let columns = delta_columns(&spec.full_schema())
             .map_err(|e| DeltaTableError::generic(e.to_string()))?;
         let mut value = serde_json::to_value(metadata.with_schema(&columns)?)?;
@@ -78,14 +78,14 @@ pub(super) fn metadata_of(
     }
 }
 
-/// Why columns cannot be added to those that a table has: one has another type, or a name that
+/// Why columns cannot be added to a table: one exists with another type, or with a name that
 /// differs only by case.
-pub(super) fn column_conflict(there: &Schema, wanted: &Schema) -> Option<String> {
+pub(super) fn column_conflict(existing: &Schema, wanted: &Schema) -> Option<String> {
     wanted.fields().iter().find_map(|field| {
         let found = there.fields().iter().find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
         if found.name() != field.name() {
             return Some(format!(
-                "the table has a column `{}` from before, and readers of Delta tables do not tell `{}` from it; write `as \"{}\"`, or give the column another name",
+                "the table already has a column `{}`, and readers of Delta tables do not distinguish `{}` from it; write `as \"{}\"`, or rename the column",
                 found.name(),
                 field.name(),
                 found.name()
@@ -102,13 +102,12 @@ pub(super) fn column_conflict(there: &Schema, wanted: &Schema) -> Option<String>
     })
 }
 
-/// The columns that a table has.
+/// The columns of a table.
 pub(super) fn columns_of(table: &DeltaTable) -> Result<Schema, DeltaTableError> {
     Ok(table.snapshot()?.schema().as_ref().try_into_arrow()?)
 }
 
-/// Adds the columns that the schema has and the table lacks; a column whose type changed is
-/// refused.
+/// Adds the columns that the table lacks; an error where the type of one changed.
 pub(super) async fn add_columns(
     table: &mut DeltaTable,
     spec: &TableSpec,
@@ -171,7 +170,7 @@ mod tests {
     use arrow::datatypes::DataType;
 
     #[test]
-    fn columns_that_a_table_cannot_take_are_told() {
+    fn columns_that_conflict_with_the_table_are_reported() {
         let schema = |fields: &[(&str, DataType)]| {
             Schema::new(
                 fields
@@ -180,12 +179,15 @@ mod tests {
                     .collect::<Vec<_>>(),
             )
         };
-        let there = schema(&[("userId", DataType::Utf8), ("v", DataType::Int32)]);
-        let told = |fields: &[(&str, DataType)]| {
-            column_conflict(&there, &schema(fields)).unwrap_or_default()
+        let existing = schema(&[("userId", DataType::Utf8), ("v", DataType::Int32)]);
+        let conflict = |fields: &[(&str, DataType)]| {
+            column_conflict(&existing, &schema(fields)).unwrap_or_default()
         };
-        assert_eq!(told(&[("v", DataType::Int32), ("w", DataType::Int32)]), "");
-        assert!(told(&[("userid", DataType::Utf8)]).contains("`as \"userId\"`"));
-        assert!(told(&[("v", DataType::Int64)]).contains("Int32 in the table and Int64"));
+        assert_eq!(
+            conflict(&[("v", DataType::Int32), ("w", DataType::Int32)]),
+            ""
+        );
+        assert!(conflict(&[("userid", DataType::Utf8)]).contains("`as \"userId\"`"));
+        assert!(conflict(&[("v", DataType::Int64)]).contains("Int32 in the table and Int64"));
     }
 }

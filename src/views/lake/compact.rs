@@ -1,9 +1,9 @@
-//! Merges a table's files: a past hour is one file soon after its last recent row; rows that came
-//! late merge among themselves and, when they are worth it, into the hour's file. What is to be
-//! done is decided by a pure function.
+//! Merges a table's files: a past hour is one file soon after its last recent row; late files merge
+//! among themselves and, when they are worth it, into the hour's file. [`plan`] decides, as a pure
+//! function.
 //!
 //! A merge only moves rows: it is one Delta commit that adds and removes, without data change, and
-//! queries see either side.
+//! queries see the files before or after it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,69 +27,68 @@ use crate::schema::Layout;
 use crate::storage::free;
 use crate::views::ViewError;
 
-/// Quiet time of a partition's recent files before they become one.
+/// A partition's recent files become one when they are this old.
 const QUIET: Duration = Duration::from_secs(300);
-/// Files of one class that merge even while rows still come.
+/// Files of one class that merge even while rows still arrive.
 const MANY: usize = 8;
-/// Late files go into the hour's big file at this share of its size, or at this age.
-const WORTH_IT: u64 = 10;
-const OLD_AGE: Duration = Duration::from_secs(86_400);
+/// Late files merge into the hour's big file at this fraction of its size, or at this age.
+const LATE_SHARE: u64 = 10;
+const MAX_LATE_AGE: Duration = Duration::from_secs(86_400);
 /// Files that one merge reads at once.
 const MAX_MERGED_FILES: usize = 64;
-/// Rows handed on by a merge at once: few, where many files are read in little memory, or rows are
-/// large.
+/// Rows of a merge's batches: few, where many files are read in little memory, or rows are large.
 const MERGE_ROWS: std::ops::RangeInclusive<usize> = 4..=8_192;
-/// What a row being merged takes at least, about, and how many times what it takes in its file. It
-/// is held by its file's reader, by the merge and by the writer.
+/// Memory of a row in a merge: at least this, or so many times its compressed size. The file's
+/// reader, the merge and the writer have a copy each.
 const MERGE_ROW_BYTES: usize = 8 << 10;
-const UNPACKED: usize = 24;
+const EXPANSION: usize = 24;
 const COPIES: usize = 3;
-/// The packed bytes that reading a large file holds: those of a row group.
+/// Compressed bytes that a reader of a large file holds: those of a row group.
 const GROUP_BYTES: u64 = 32 << 20;
-/// A merge takes at most this part of what is free on the disk.
+/// A merge writes at most this fraction of the free disk space.
 const FREE_SHARE: u64 = 4;
-/// A file that a merge replaced stays this long, for queries that began before.
+/// A file that a merge replaced is retained this long, for queries that began before.
 pub const GRACE: Duration = Duration::from_secs(120);
 
-/// Files to become one.
+/// Files to merge into one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub files: Vec<FileEntry>,
     pub class: RowClass,
 }
 
-/// MergeMode files are merged.
+/// When files are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeMode {
-    /// In hours to which no recent rows come any more; what a run that ends has the time for.
+    /// Only in hours that no longer get recent rows; also at the end of a run.
     Quiet,
-    /// Also while rows come, so that an hour never has many files.
+    /// Also while rows arrive, so that an hour never has many files.
     Running,
-    /// Without regard to age, as when asked by hand.
+    /// Regardless of age, on demand.
     Now,
 }
 
-/// What there is to merge with so much memory.
-pub fn plan(files: &[FileEntry], now_ms: i64, when: MergeMode, memory: usize) -> Vec<Job> {
+/// The merges that are due and fit into `memory` bytes.
+pub fn plan(files: &[FileEntry], now_ms: i64, mode: MergeMode, memory: usize) -> Vec<Job> {
     let mut partitions: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
     for file in files {
         partitions.entry(file.bucket).or_default().push(file);
     }
     partitions
         .values()
-        .filter_map(|files| plan_partition(files, now_ms, when, memory))
+        .filter_map(|files| plan_partition(files, now_ms, mode, memory))
         .collect()
 }
 
 fn plan_partition(
     files: &[&FileEntry],
     now_ms: i64,
-    when: MergeMode,
+    mode: MergeMode,
     memory: usize,
 ) -> Option<Job> {
     let is_older =
         |file: &FileEntry, age: Duration| now_ms - file.written_ms >= age.as_millis() as i64;
-    let of = |class: RowClass| -> Vec<&FileEntry> {
+    let small_files = |class: RowClass| -> Vec<&FileEntry> {
         files
             .iter()
             .copied()
@@ -97,7 +96,7 @@ fn plan_partition(
             .collect()
     };
     let bytes = |files: &[&FileEntry]| files.iter().map(|f| f.bytes).sum::<u64>();
-    let (recent, old) = (of(RowClass::Recent), of(RowClass::Late));
+    let (recent, late) = (small_files(RowClass::Recent), small_files(RowClass::Late));
     let job = |mut files: Vec<&FileEntry>, class: RowClass| {
         files.sort_by_key(|f| f.bytes);
         files.truncate(MAX_MERGED_FILES);
@@ -112,48 +111,49 @@ fn plan_partition(
             class,
         })
     };
-    if when == MergeMode::Now {
-        return job([recent, old].concat(), RowClass::Recent);
+    if mode == MergeMode::Now {
+        return job([recent, late].concat(), RowClass::Recent);
     }
     let is_quiet = recent.iter().all(|f| is_older(f, QUIET));
     if recent.len() > 1 && is_quiet {
         return job(recent, RowClass::Recent);
     }
-    // While rows come, only files much alike merge, so that each row is written again a few times
+    // While rows arrive, only files of similar size merge, so that each row is rewritten a few times
     // at most.
     let smallest = recent.iter().map(|f| f.bytes).min().unwrap_or(0);
-    let alike: Vec<&FileEntry> = recent
+    let similar: Vec<&FileEntry> = recent
         .iter()
         .copied()
         .filter(|f| f.bytes <= smallest.saturating_mul(4))
         .collect();
-    if alike.len() >= MANY && when == MergeMode::Running {
-        return job(alike, RowClass::Recent);
+    if similar.len() >= MANY && mode == MergeMode::Running {
+        return job(similar, RowClass::Recent);
     }
     if let [big] = recent.as_slice()
-        && !old.is_empty()
+        && !late.is_empty()
         && is_quiet
-        && (bytes(&old) * WORTH_IT >= big.bytes || old.iter().any(|f| is_older(f, OLD_AGE)))
+        && (bytes(&late) * LATE_SHARE >= big.bytes
+            || late.iter().any(|f| is_older(f, MAX_LATE_AGE)))
     {
-        return job([recent, old].concat(), RowClass::Recent);
+        return job([recent, late].concat(), RowClass::Recent);
     }
-    if old.len() >= MANY {
-        job(old, RowClass::Late)
+    if late.len() >= MANY {
+        job(late, RowClass::Late)
     } else {
         None
     }
 }
 
-/// Merges what there is to merge; gives the number of merges and removes files that no query reads
-/// any more.
+/// Does the merges that are due, and removes files that no query reads any more; returns the number
+/// of merges.
 pub fn maintain(
     table: &Arc<LakeTable>,
     memory: usize,
-    when: MergeMode,
+    mode: MergeMode,
     stop: &dyn Fn() -> bool,
 ) -> Result<usize, ViewError> {
     let now_ms = chrono::Utc::now().timestamp_millis();
-    let merges = match (table.spec.layout, when) {
+    let merges = match (table.spec.layout, mode) {
         // The view of an entity table merges its files itself.
         (Layout::Buckets, MergeMode::Running) => 0,
         (Layout::Buckets, MergeMode::Quiet) => {
@@ -161,12 +161,12 @@ pub fn maintain(
             0
         }
         (Layout::Buckets, MergeMode::Now) => entities::merge_all(table)?,
-        _ => merge_files(table, memory, when, stop, now_ms)?,
+        _ => merge_files(table, memory, mode, stop, now_ms)?,
     };
     if stop() {
         return Ok(merges);
     }
-    table.checkpoint_log(when == MergeMode::Now)?;
+    table.checkpoint_log(mode == MergeMode::Now)?;
     table.vacuum(now_ms, GRACE)?;
     Ok(merges)
 }
@@ -174,13 +174,13 @@ pub fn maintain(
 fn merge_files(
     table: &Arc<LakeTable>,
     memory: usize,
-    when: MergeMode,
+    mode: MergeMode,
     stop: &dyn Fn() -> bool,
     now_ms: i64,
 ) -> Result<usize, ViewError> {
     let mut merges = 0;
     loop {
-        let jobs = plan(&table.files(), now_ms, when, memory);
+        let jobs = plan(&table.files(), now_ms, mode, memory);
         if jobs.is_empty() {
             return Ok(merges);
         }
@@ -189,8 +189,7 @@ fn merge_files(
             if stop() {
                 return Ok(merges);
             }
-            // On a disk that is nearly full, what a merge replaces would be in the way of what
-            // comes.
+            // On a nearly full disk, the replaced files would take the space of new rows.
             if !has_room_for(&job, free(&table.spec.root)) {
                 is_done = true;
                 continue;
@@ -199,21 +198,21 @@ fn merge_files(
             is_done &= merge(table, &job, memory)? >= before;
             merges += 1;
         }
-        // A merge that gave as many files as it took would be planned again for ever.
-        if is_done || when != MergeMode::Now {
+        // A merge that wrote as many files as it read would be planned again and again.
+        if is_done || mode != MergeMode::Now {
             return Ok(merges);
         }
     }
 }
 
-/// Whether a merge takes little of what is free: its files lie beside those that they replace for a
-/// while. Pure.
+/// Whether a merge needs little of the free space: for a while its files exist in addition to those
+/// that they replace.
 fn has_room_for(job: &Job, free: Option<u64>) -> bool {
     let bytes: u64 = job.files.iter().map(|f| f.bytes).sum();
     free.is_none_or(|free| bytes <= free / FREE_SHARE)
 }
 
-/// Does one merge; gives the number of files it wrote.
+/// Does one merge; returns the number of files that it wrote.
 fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, ViewError> {
     let failed = |e: String| ViewError::Failed {
         view: format!("lake/{}", table.spec.name),
@@ -221,8 +220,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     };
     let bucket = job.files.first().map_or(0, |f| f.bucket);
     let now_ms = chrono::Utc::now().timestamp_millis();
-    // In a runtime of its own, whose threads end with it: what a merge takes and gives back returns
-    // to the system.
+    // In a runtime of its own, whose threads end with it, so that its memory returns to the system.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -233,7 +231,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
     let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
     if rows(&add) != rows(&job.files) {
         return Err(failed(format!(
-            "a merge of {} rows gave {}; nothing was changed",
+            "a merge of {} rows wrote {}; nothing was changed",
             rows(&job.files),
             rows(&add)
         )));
@@ -293,7 +291,7 @@ fn merge_plan(
     files: &[FileEntry],
     memory: usize,
 ) -> Result<Merge, DataFusionError> {
-    let packed = files
+    let compressed = files
         .iter()
         .map(|f| f.bytes / f.rows.max(1))
         .max()
@@ -304,7 +302,9 @@ fn merge_plan(
         let footer = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         widest = widest.max(widest_row(&footer.parse_and_finish(&file)?) as usize);
     }
-    let row_bytes = MERGE_ROW_BYTES.max(packed * UNPACKED).max(widest * COPIES);
+    let row_bytes = MERGE_ROW_BYTES
+        .max(compressed * EXPANSION)
+        .max(widest * COPIES);
     let rows =
         (memory / row_bytes / files.len().max(1)).clamp(*MERGE_ROWS.start(), *MERGE_ROWS.end());
     let (scan, context) = scan_files(table, files, memory, rows)?;
@@ -338,8 +338,8 @@ mod tests {
 
     const MEMORY: usize = 1 << 30;
 
-    fn planned(files: &[FileEntry], when: MergeMode) -> Vec<(usize, RowClass)> {
-        plan(files, 0, when, MEMORY)
+    fn planned(files: &[FileEntry], mode: MergeMode) -> Vec<(usize, RowClass)> {
+        plan(files, 0, mode, MEMORY)
             .into_iter()
             .map(|j| (j.files.len(), j.class))
             .collect()
@@ -370,7 +370,7 @@ mod tests {
             ),
             []
         );
-        // Late rows wait until they are many, large or a day old.
+        // Late files are merged when they are many, large or a day old.
         assert_eq!(
             planned(
                 &[file(Recent, 100, 6), file(Late, 5, 6)],
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_takes_a_quarter_of_what_is_free_at_most() {
+    fn a_merge_needs_a_quarter_of_the_free_space_at_most() {
         let job = Job {
             files: vec![file(RowClass::Recent, 10, 0), file(RowClass::Recent, 15, 0)],
             class: RowClass::Recent,
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn while_rows_come_only_files_alike_merge() {
+    fn while_rows_arrive_only_similar_files_merge() {
         let mut files = vec![file(RowClass::Recent, 1_000, 0)];
         files.extend(vec![file(RowClass::Recent, 10, 0); 8]);
         assert_eq!(planned(&files, MergeMode::Running), [(8, RowClass::Recent)]);

@@ -1,6 +1,6 @@
-//! The Delta log of a table. What it says of each file is read at the start, or when somebody else
-//! has written to it, and is not kept: a commit adds one entry behind those that are known, which
-//! costs what the commit is, not what the table is.
+//! The Delta log of a table. Its entries are read at the start, or when another writer has added
+//! some, and are not retained: a commit appends one entry to a known version, so its cost depends on
+//! the commit and not on the table.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,24 +22,24 @@ use super::columns::delta_columns;
 use super::files::partition_values;
 use super::store::{SyncedFiles, add_checkpoint_sum};
 
-/// How long entries are kept, as Delta has it where a table says nothing else by this key.
+/// Retention of entries: Delta's default, unless the table sets this key.
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 const RETENTION_KEY: &str = "delta.logRetentionDuration";
 
 /// A table's log at a version.
 pub(super) struct DeltaLog {
-    /// With what it says of the files only while that is read.
+    /// Has a loaded state only between [`Self::load`] and [`Self::release`].
     table: DeltaTable,
     version: Version,
     metadata: Metadata,
-    /// Each commit has to be compared with rules that somebody else gave the table.
+    /// Another writer gave the table rules that each commit must be validated against.
     needs_validation: bool,
-    /// Of its entries.
+    /// Has the entries.
     folder: PathBuf,
 }
 
 impl DeltaLog {
-    /// Opens the table, or makes it, and reads what it says.
+    /// Opens or creates the table, and loads it.
     pub(super) async fn open(spec: &TableSpec) -> Result<Self, DeltaTableError> {
         let table = open_or_create(spec).await?;
         let metadata = table.snapshot()?.metadata().clone();
@@ -55,7 +55,7 @@ impl DeltaLog {
         Ok(log)
     }
 
-    /// Reads what the table says now.
+    /// Loads the newest version.
     pub(super) async fn load(&mut self) -> Result<&mut DeltaTable, DeltaTableError> {
         self.table.state = None;
         self.table.load().await?;
@@ -63,17 +63,17 @@ impl DeltaLog {
         Ok(&mut self.table)
     }
 
-    /// What was read last, until it is forgotten.
+    /// The loaded table, until it is released.
     pub(super) fn table(&self) -> &DeltaTable {
         &self.table
     }
 
-    /// The same, to be changed: whoever does, notes it.
+    /// The same, mutable: call [`Self::refresh`] after a change.
     pub(super) fn table_mut(&mut self) -> &mut DeltaTable {
         &mut self.table
     }
 
-    /// Notes what the table says.
+    /// Takes version, metadata and rules from the loaded state.
     pub(super) fn refresh(&mut self) -> Result<(), DeltaTableError> {
         let state = self.table.snapshot()?;
         self.version = state.version();
@@ -87,6 +87,7 @@ impl DeltaLog {
         Ok(())
     }
 
+    /// Frees the loaded state, which has every file.
     pub(super) fn release(&mut self) {
         self.table.state = None;
     }
@@ -99,7 +100,7 @@ impl DeltaLog {
         &self.metadata
     }
 
-    /// Adds an entry; true where somebody else had added some, so that the table was read again,
+    /// Adds an entry; true where another writer had added some, so that the table was loaded again,
     /// with this one.
     pub(super) async fn commit(
         &mut self,
@@ -160,7 +161,7 @@ impl DeltaLog {
     pub(super) async fn checkpoint(&mut self) -> Result<(), DeltaTableError> {
         let store = self.table.log_store();
         let (engine, root, version) = (store.engine(None), store.root_url().clone(), self.version);
-        // The library's own way reads what the table says of every file into memory before.
+        // The library's own function would load every file's entry into memory first.
         let written = tokio::task::spawn_blocking(move || {
             Snapshot::builder_for(root)
                 .at_version(version)
@@ -173,7 +174,7 @@ impl DeltaLog {
         let checkpoint = self
             .folder
             .join(format!("{version:020}.checkpoint.parquet"));
-        // One that is there already was written by somebody else.
+        // One that exists already is another writer's.
         if result == CheckpointWriteResult::Written {
             let summed = tokio::task::spawn_blocking(move || add_checkpoint_sum(&checkpoint));
             summed
@@ -188,7 +189,7 @@ impl DeltaLog {
         Ok(())
     }
 
-    /// Whether there may be entries that are older than the log keeps them.
+    /// Whether there may be entries beyond the retention.
     fn has_old_entries(&self) -> std::io::Result<bool> {
         if self.metadata.configuration().contains_key(RETENTION_KEY) {
             return Ok(true);
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_somebody_else_added_meanwhile_stays() {
+    async fn what_another_writer_added_in_between_is_retained() {
         let folder = tempfile::tempdir().expect("a folder");
         let spec = spec(folder.path());
         let mut own = DeltaLog::open(&spec).await.expect("a table");
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_checkpoint_stands_for_the_entries_before_it() {
+    async fn a_checkpoint_replaces_the_entries_before_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let spec = spec(folder.path());
         let mut log = DeltaLog::open(&spec).await.expect("a table");
@@ -323,7 +324,7 @@ mod tests {
         assert_eq!(paths(&spec).await, ["a", "b", "c", "d"]);
         let reopened = DeltaLog::open(&spec).await.expect("a table");
         assert_eq!(reopened.version(), 4);
-        // Any flipped bit of it is found, with what to do.
+        // Any flipped bit is found, and the error says what to do.
         let checkpoint = entries.join(format!("{:020}.checkpoint.parquet", 3));
         let whole = std::fs::read(&checkpoint).expect("a checkpoint");
         for at in [0, whole.len() / 3, whole.len() - 1] {
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_table_is_read_without_a_damaged_checkpoint_where_what_is_older_is_there() {
+    async fn a_table_is_read_without_a_damaged_checkpoint_where_older_entries_exist() {
         let folder = tempfile::tempdir().expect("a folder");
         let spec = spec(folder.path());
         let mut log = DeltaLog::open(&spec).await.expect("a table");

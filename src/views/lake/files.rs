@@ -31,11 +31,11 @@ const MANY_FILES: usize = 32;
 const WRITERS: usize = 4;
 /// Rows of a file that is small.
 const SMALL_ROWS: usize = 256;
-/// Rows of a page, about: what a query of one row unpacks of each column.
+/// Rows of a page, approximately: what a query of one row decompresses of each column.
 const PAGE_ROWS: usize = 2 << 10;
-/// Bytes of different values after which a column is written without a dictionary.
+/// Bytes of distinct values after which a column is written without a dictionary.
 const DICTIONARY_BYTES: usize = 256 << 10;
-/// Rows put in order and handed to the Parquet writer at once.
+/// Rows sorted and passed to the Parquet writer at once.
 const WRITE_ROWS: usize = 8 << 10;
 /// Bytes of a file above which a merge begins another one.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -61,7 +61,7 @@ pub struct FileEntry {
 
 #[cfg(test)]
 impl FileEntry {
-    /// A file of one row and no bytes, of which a test says what matters to it.
+    /// A file of one row and no bytes, for tests to override.
     pub fn sample() -> Self {
         Self {
             path: String::new(),
@@ -129,21 +129,21 @@ pub fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
         .values()
 }
 
-/// Whether a file will have few rows, as far as that is known.
+/// Whether a file will have few rows; false where that is unknown.
 fn is_small(rows: Option<usize>) -> bool {
     rows.is_some_and(|rows| rows <= SMALL_ROWS)
 }
 
-/// Whether the bounds of each page are kept of a column.
+/// Whether a column has the bounds of each page.
 fn has_page_bounds(ty: &DataType) -> bool {
     ty.is_integer() || ty.is_temporal() || ty.is_decimal()
 }
 
-/// How a file is written that will have so many rows, as far as that is known.
+/// How a file of so many rows is written; `None` where that is unknown.
 pub fn properties(rows: Option<usize>) -> WriterProperties {
     let lsn = ColumnPath::from("lsn");
-    // Making zstd's tables for each column costs more than a few rows are worth; they are written
-    // again by the next merge.
+    // Building zstd's tables for each column is too costly for a few rows, which the next merge
+    // rewrites.
     let is_small = is_small(rows);
     let compression = if is_small {
         Compression::SNAPPY
@@ -151,7 +151,7 @@ pub fn properties(rows: Option<usize>) -> WriterProperties {
         Compression::ZSTD(ZstdLevel::default())
     };
     WriterProperties::builder()
-        // A number that ascends is told best by its steps; values that hardly repeat are not worth
+        // Ascending numbers are best encoded as differences; values that hardly repeat are not worth
         // a dictionary.
         .set_column_dictionary_enabled(lsn.clone(), false)
         .set_column_encoding(lsn, Encoding::DELTA_BINARY_PACKED)
@@ -172,15 +172,15 @@ pub fn properties_of(spec: &TableSpec, rows: Option<usize>) -> WriterProperties 
         properties = properties
             .set_offset_index_disabled(false)
             .set_data_page_row_count_limit(PAGE_ROWS);
-        // Numbers and times often ascend with time, by which rows are sorted: their bounds tell one
-        // page from another.
+        // Numbers and times often ascend with time, by which rows are sorted: their bounds
+        // distinguish pages.
         let fields = spec.schema.fields().iter().enumerate();
         for (column, _) in fields.filter(|(_, field)| has_page_bounds(field.data_type())) {
             properties =
                 properties.set_column_statistics_enabled(path(column), EnabledStatistics::Page);
         }
     }
-    // No question is answered by the least and the greatest item of a list.
+    // No query is answered by the bounds of a list's items.
     for field in spec
         .schema
         .fields()
@@ -193,7 +193,7 @@ pub fn properties_of(spec: &TableSpec, rows: Option<usize>) -> WriterProperties 
         properties = properties
             .set_column_statistics_enabled(ColumnPath::new(items), EnabledStatistics::None);
     }
-    // Values that are unique, or nearly, fill a dictionary for nothing.
+    // Unique and nearly unique values only waste a dictionary.
     for column in spec
         .keys
         .iter()
@@ -206,8 +206,8 @@ pub fn properties_of(spec: &TableSpec, rows: Option<usize>) -> WriterProperties 
     properties.build()
 }
 
-/// The files that one commit or one merge writes. Unless it is given up to the commit that names
-/// them, they are removed with it, also half written ones.
+/// The files that one commit or one merge writes. Unless it is persisted for the commit that names
+/// them, dropping it removes them, also partially written ones.
 #[derive(Debug)]
 pub struct Attempt {
     root: PathBuf,
@@ -222,14 +222,14 @@ impl Attempt {
         }
     }
 
-    fn note(&self, path: &str) {
+    fn add(&self, path: &str) {
         self.files
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(path.to_owned());
     }
 
-    /// From now on the commit answers for the files.
+    /// Transfers the files to the commit: it removes them if it fails.
     pub fn persist(self) {
         self.files
             .lock()
@@ -251,8 +251,8 @@ impl Drop for Attempt {
     }
 }
 
-/// A file that is being written, under a name that was never used before: a file of an earlier
-/// attempt is never committed.
+/// A file that is being written, under a new unique name: a file of an earlier attempt is never
+/// committed.
 pub struct NewFile {
     target: PathBuf,
     pub entry: FileEntry,
@@ -277,7 +277,7 @@ impl NewFile {
         )
     }
 
-    /// Begins a file in a folder of the table, with so much before what makes its name unique.
+    /// Begins a file in a folder of the table; `name` comes before the unique part of its name.
     pub fn create_as(
         spec: &TableSpec,
         attempt: &Attempt,
@@ -295,7 +295,7 @@ impl NewFile {
             .mode(0o700)
             .create(spec.root.join(folder))
             .map_err(in_target)?;
-        attempt.note(&path);
+        attempt.add(&path);
         let file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -322,8 +322,8 @@ impl NewFile {
         format!("{}: {error}", self.target.display())
     }
 
-    /// Notes rows of one time with these LSNs.
-    pub fn note(&mut self, time: Micros, lsns: RangeInclusive<Lsn>) {
+    /// Counts rows of one time with these LSNs, and extends the file's bounds.
+    pub fn add_rows(&mut self, time: Micros, lsns: RangeInclusive<Lsn>) {
         let entry = &mut self.entry;
         (entry.min_time, entry.max_time) = (entry.min_time.min(time), entry.max_time.max(time));
         (entry.min_lsn, entry.max_lsn) = (
@@ -333,7 +333,7 @@ impl NewFile {
         entry.rows += lsns.end() + 1 - lsns.start();
     }
 
-    /// Ends the written file; it is durable behind [`sync_files`].
+    /// Ends the written file; it is durable after [`sync_files`].
     pub fn finish(mut self, file: &ChecksumWriter<fs::File>) -> Result<FileEntry, String> {
         self.entry.bytes = file.get_ref().metadata().map_err(|e| self.error(&e))?.len();
         self.entry.checks = file.checks();
@@ -348,7 +348,7 @@ pub struct FileWriter {
 }
 
 impl FileWriter {
-    /// Begins a file that will have so many rows, as far as that is known.
+    /// Begins a file of so many rows; `None` where that is unknown.
     pub fn create(
         spec: &TableSpec,
         attempt: &Attempt,
@@ -365,7 +365,7 @@ impl FileWriter {
         )
     }
 
-    /// Likewise in a file that was created, with so many rows in a row group.
+    /// Likewise in a file that was created; `group_rows` limits the rows of a row group.
     pub fn begin(
         spec: &TableSpec,
         (new, file): (NewFile, ChecksumWriter<fs::File>),
@@ -386,13 +386,13 @@ impl FileWriter {
 
     pub fn write(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), String> {
         for (time, lsn) in times(spec, batch).iter().zip(crate::operators::lsns(batch)) {
-            self.new.note(*time, *lsn as Lsn..=*lsn as Lsn);
+            self.new.add_rows(*time, *lsn as Lsn..=*lsn as Lsn);
         }
         self.writer.write(batch).map_err(|e| self.new.error(&e))
     }
 
-    /// Adds to what the footer says.
-    pub fn note_in_footer(&mut self, key: &str, text: String) {
+    /// Adds a key to the footer's metadata.
+    pub fn add_footer_key(&mut self, key: &str, text: String) {
         self.writer
             .append_key_value_metadata(KeyValue::new(key.to_owned(), text));
     }
@@ -402,7 +402,7 @@ impl FileWriter {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
-    /// Ends the file; it is durable behind [`sync_files`].
+    /// Ends the file; it is durable after [`sync_files`].
     pub fn finish(mut self) -> Result<FileEntry, String> {
         self.writer.finish().map_err(|e| self.new.error(&e))?;
         self.new.finish(self.writer.inner())
@@ -462,10 +462,10 @@ pub fn read_groups(
     rows.collect()
 }
 
-/// Rows that were written once in the table's columns, of which they may lack those that are newer.
+/// Rows of an older file in the table's columns; those that were added since are null.
 pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-    // A value that a column of another type cannot have is not lost without a word.
-    let exactly = CastOptions {
+    // A value that does not fit the column's type is an error instead of null.
+    let strict = CastOptions {
         safe: false,
         ..CastOptions::default()
     };
@@ -474,7 +474,7 @@ pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch
             .fields()
             .iter()
             .map(|field| match rows.column_by_name(field.name()) {
-                Some(column) => cast_with_options(column, field.data_type(), &exactly),
+                Some(column) => cast_with_options(column, field.data_type(), &strict),
                 None => Ok(arrow::array::new_null_array(
                     field.data_type(),
                     rows.num_rows(),
@@ -483,8 +483,8 @@ pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch
     RecordBatch::try_new(spec.schema.clone(), columns.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// Makes new files durable, together: contents first, then their names. One sync after another,
-/// each right behind its file's writing, would wait for the disk as often as there are files.
+/// Makes new files durable, together: contents first, then their names. Syncing each right after it
+/// was written would wait for the disk once per file.
 pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
     let paths: Vec<PathBuf> = entries.iter().map(|e| root.join(&e.path)).collect();
     let folders = |path: &PathBuf| {
@@ -529,7 +529,7 @@ pub fn write_partitions(
     })
 }
 
-/// Does the same with each item: many of them on a few threads, because each waits for the disk.
+/// Processes items, many of them on a few threads, because each waits for the disk.
 fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R, String> + Sync,
@@ -542,10 +542,10 @@ fn in_parallel<T: Sync, R: Send>(
             .chunks(items.len().div_ceil(WRITERS))
             .map(|part| scope.spawn(|| part.iter().map(&work).collect()))
             .collect();
-        let lost = |_| Err("a thread that wrote files panicked".to_owned());
+        let panicked = |_| Err("a thread that wrote files panicked".to_owned());
         threads
             .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(lost))
+            .map(|thread| thread.join().unwrap_or_else(panicked))
             .collect()
     });
     Ok(parts
@@ -575,14 +575,13 @@ fn partition_order(
         }
     }
     for rows in order.values_mut() {
-        // Rows come in the order of their LSNs, which a stable sort keeps among equal times.
+        // Rows are in the order of their LSNs, which a stable sort preserves among equal times.
         rows.sort_by_key(|(time, ..)| *time);
     }
     order
 }
 
-/// How many partitions the rows up to each of them reach; for cutting a commit at a number of
-/// partitions.
+/// Adds the partitions of the rows to `seen`; returns their number so far.
 pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut BTreeSet<i64>) -> usize {
     seen.extend(buckets(spec, batch));
     seen.len()
@@ -591,7 +590,7 @@ pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut BTreeS
 /// Delta's statistics of a file, as JSON.
 pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
     let time = spec.schema.field(spec.time_column).name();
-    // Delta compares at milliseconds: the lower bound is cut, the upper one goes up.
+    // Delta compares at milliseconds: the lower bound is truncated, the upper one rounded up.
     let show = |t: Micros| crate::event::rfc3339(t);
     serde_json::json!({
         "numRecords": entry.rows,
@@ -603,7 +602,7 @@ pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
     .to_string()
 }
 
-/// Schema of hot rows as queries see them: the table's columns, then its partition columns.
+/// Unflushed rows as queries see them: the table's columns, then its partition columns.
 pub fn with_partition_columns(
     spec: &TableSpec,
     batch: &RecordBatch,

@@ -1,7 +1,7 @@
-//! How queries read the lake's files: footers with their page indexes are kept in memory, as many
-//! as a limit allows, so that a query which needs a few pages reads nothing else.
+//! How queries read the lake's files: footers with their page indexes are cached in memory within a
+//! limit, so that a query which needs a few pages reads nothing else.
 //!
-//! A file never changes under its name, so what is kept of it is true as long as the file exists.
+//! A file never changes under its name, so a cached footer stays valid until the file is removed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,11 +32,10 @@ use super::checked::CheckedFile;
 /// Bytes of a page's header that are read at once.
 const HEADER_BYTES: usize = 256;
 
-/// Footers of files; the most recently used stay.
+/// A cache of footers; evicts the least recently used.
 #[derive(Debug)]
 pub struct Footers {
-    /// Bytes that they may take together.
-    limit: usize,
+    limit_bytes: usize,
     cache: Mutex<FooterCache>,
 }
 
@@ -63,8 +62,7 @@ impl FooterCache {
         Some(footer.metadata.clone())
     }
 
-    /// Keeps a footer, and lets go of those that were used longest ago, as far as the limit asks
-    /// for it.
+    /// Caches a footer, and evicts the least recently used ones beyond the limit.
     fn insert(&mut self, path: &Path, metadata: Arc<ParquetMetaData>, limit: usize) {
         let bytes = metadata.memory_size() + path.as_os_str().len();
         if bytes > limit {
@@ -83,18 +81,18 @@ impl FooterCache {
                 .iter()
                 .min_by_key(|(_, footer)| footer.last_use)
                 .map(|(path, _)| path.clone());
-            let Some(gone) = oldest.and_then(|path| self.by_path.remove(&path)) else {
+            let Some(evicted) = oldest.and_then(|path| self.by_path.remove(&path)) else {
                 break;
             };
-            self.bytes -= gone.bytes;
+            self.bytes -= evicted.bytes;
         }
     }
 }
 
 impl Footers {
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit_bytes: usize) -> Self {
         Self {
-            limit,
+            limit_bytes,
             cache: Mutex::default(),
         }
     }
@@ -116,14 +114,15 @@ impl Footers {
         }
         let read = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         let metadata = Arc::new(without_floats(read.parse_and_finish(file)?)?);
-        self.cache().insert(path, metadata.clone(), self.limit);
+        self.cache()
+            .insert(path, metadata.clone(), self.limit_bytes);
         Ok(metadata)
     }
 }
 
-/// A footer without what it says of columns of floats. Parquet's bounds leave out NaN, which SQL
-/// orders above all numbers: pruned by them, a row group would lack its NaN where they are asked
-/// for, and show them where a filter was thought to hold for all.
+/// A footer without the statistics of float columns. Parquet's bounds leave out NaN, which SQL
+/// orders above all numbers: pruning by them would lose NaN that a filter selects, and show NaN
+/// where the bounds let a filter be skipped.
 fn without_floats(metadata: ParquetMetaData) -> Result<ParquetMetaData> {
     let schema = metadata.file_metadata().schema_descr_ptr();
     let is_float = |column: usize| is_float(&schema, column);
@@ -164,9 +163,9 @@ fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
     )
 }
 
-/// Bytes that a row takes once it is read, as far as the footer says: those of the page, or else
-/// the row group, whose rows are the widest. The packed size says nothing of this: a text of 100 kB
-/// that duplicates one letter is packed into a hundred bytes.
+/// Bytes of a decompressed row, estimated from the footer: the mean of the page, or else the row
+/// group, with the widest rows. The compressed size does not show it: a text of 100 kB of one letter
+/// is compressed to a hundred bytes.
 pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
     let average = |bytes: i64, rows: i64| bytes.max(0) as u64 / rows.max(1) as u64 + 1;
     let pages = |group: usize, column: usize, rows: i64| {
@@ -197,7 +196,7 @@ pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
     groups.max().unwrap_or(1)
 }
 
-/// A file of the lake, of which parts are read, each compared with its checksums first.
+/// A file of the lake that is read in parts, each verified first.
 #[derive(Debug, Clone)]
 pub struct LakeFile {
     file: Arc<File>,
@@ -224,12 +223,12 @@ impl Length for LakeFile {
 }
 
 impl ChunkReader for LakeFile {
-    type T = BufReader<Rest>;
+    type T = BufReader<FileTail>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         Ok(BufReader::with_capacity(
             HEADER_BYTES,
-            Rest {
+            FileTail {
                 file: self.clone(),
                 at: start,
             },
@@ -248,14 +247,14 @@ impl ChunkReader for LakeFile {
     }
 }
 
-/// A file from a place on.
+/// A file from an offset on.
 #[derive(Debug)]
-pub struct Rest {
+pub struct FileTail {
     file: LakeFile,
     at: u64,
 }
 
-impl Read for Rest {
+impl Read for FileTail {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         let end = self
             .file
@@ -271,7 +270,7 @@ impl Read for Rest {
     }
 }
 
-/// Makes the readers of a scan, which share footers. Its files carry a [`CheckedFile`] each.
+/// Creates the readers of a scan, which share footers. Its files carry a [`CheckedFile`] each.
 #[derive(Debug)]
 pub struct FooterReaders(pub Arc<Footers>);
 
@@ -306,7 +305,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Does something with the open file on a thread that may wait for the disk.
+    /// Runs work on the open file, on a thread that may wait for the disk.
     fn with_file<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&LakeFile) -> Result<T> + Send + 'static,
@@ -455,7 +454,7 @@ mod tests {
         [1, 0, 2]
             .iter()
             .for_each(|n| drop(footers.read(&files[*n]).expect("a footer")));
-        assert!(footers.memory_bytes() <= footers.limit);
+        assert!(footers.memory_bytes() <= footers.limit_bytes);
         assert!(
             Arc::ptr_eq(&first, &footers.read(&files[0]).expect("a footer")),
             "it was used after the second"
@@ -467,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_of_floats_are_not_believed() {
+    fn bounds_of_floats_are_not_used() {
         let folder = tempfile::tempdir().expect("a folder");
         let footer = Footers::new(usize::MAX)
             .read(&write(folder.path(), "a"))

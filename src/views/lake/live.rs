@@ -1,4 +1,4 @@
-//! A table's rows on their way to it: what an output of the operators adds.
+//! A table's rows in the operators' output, before they are committed: for live queries.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::event::Lsn;
 use crate::operators::Output;
 
 impl LakeTable {
-    /// The rows that an output adds, in the order of their LSNs; none of `raw` and dead letters,
-    /// which nobody follows.
+    /// The rows that an output adds, in the order of their LSNs; `None` for `raw` and dead letters,
+    /// which cannot be followed live.
     pub fn rows_of<'a>(&self, output: &'a Output) -> Option<&'a RecordBatch> {
         match &self.spec.feed {
             RowOrigin::Stream(name) => output
@@ -28,14 +28,14 @@ impl LakeTable {
         }
     }
 
-    /// Such rows with every column of the table.
+    /// Such rows with every column of the table, also its partition columns.
     pub fn full_rows(&self, rows: RecordBatch) -> Result<RecordBatch, String> {
-        let mut whole = unflushed_batches(
+        let mut full = unflushed_batches(
             &self.spec,
             &self.full_schema,
             &[Arc::new(UnflushedRows::Rows(rows))],
         )?;
-        whole.pop().ok_or_else(|| "rows are lost".to_owned())
+        full.pop().ok_or_else(|| "no rows".to_owned())
     }
 
     /// Whether there may be rows of the records in `(after, upto]`.

@@ -1,5 +1,5 @@
-//! Rows above the last commit: in memory, queryable, small batches merged so that one-row frames do
-//! not cost a batch each.
+//! Rows above the last commit: in memory and queryable. Small batches are merged, so that one-row
+//! frames do not cost a batch each.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use arrow::datatypes::SchemaRef;
 use super::raw::RawFrame;
 use crate::event::Lsn;
 
-/// Batches smaller than this are merged with their neighbours; a full frame's is as large already.
+/// Batches smaller than this are merged with adjacent ones; that of a full frame is as large.
 const MERGE_ROWS: usize = 512;
 
 /// Some rows in the order of their LSNs.
@@ -54,8 +54,11 @@ impl UnflushedRows {
     }
 }
 
-/// Appends rows, merging small batches: each row is copied at most about log2(512) times.
-/// The first `sealed` parts stay as they are.
+/// Appends rows, merging small batches: each row is copied at most about log2(512) times. The first
+/// `sealed` parts do not change.
+///
+/// For example, five batches of one row give parts of 1, then 2, 3, 3 and 1, and 5 rows: rows merge
+/// with the part before them while it is at most twice as large.
 pub fn push(parts: &mut Vec<Arc<UnflushedRows>>, rows: RecordBatch, sealed: usize) {
     let mut rows = rows;
     while let Some(UnflushedRows::Rows(last)) = parts.last().map(AsRef::as_ref) {
@@ -72,4 +75,40 @@ pub fn push(parts: &mut Vec<Arc<UnflushedRows>>, rows: RecordBatch, sealed: usiz
         parts.pop();
     }
     parts.push(Arc::new(UnflushedRows::Rows(rows)));
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array};
+
+    use super::*;
+
+    fn sizes(pushed: &[usize], sealed: usize) -> Vec<usize> {
+        let mut parts = Vec::new();
+        for rows in pushed {
+            let column: ArrayRef = Arc::new(Int64Array::from(vec![1; *rows]));
+            let batch = RecordBatch::try_from_iter([("lsn", column)]).expect("a column");
+            push(&mut parts, batch, sealed);
+        }
+        parts.iter().map(|part| part.rows()).collect()
+    }
+
+    #[test]
+    fn small_batches_merge_up_to_a_limit() {
+        for (pushed, sealed, expected) in [
+            (&[1, 1][..], 0, &[2][..]),
+            (&[1, 1], 1, &[1, 1]),
+            (&[5, 1], 0, &[5, 1]),
+            (&[300, 250], 0, &[300, 250]),
+            (&[300, 200], 0, &[500]),
+        ] {
+            assert_eq!(
+                sizes(pushed, sealed),
+                expected,
+                "{pushed:?}, {sealed} sealed"
+            );
+        }
+        let of_one_row = sizes(&[1; 1_000], 0);
+        assert!(of_one_row.len() < 12, "{of_one_row:?}");
+    }
 }

@@ -1,5 +1,5 @@
-//! Files in a table's folder that no version in force names: replaced ones, which outside readers
-//! may still read for a while, and what a kill left.
+//! Files in a table's folder that its current version does not name: tombstones, which outside
+//! readers may still read for a while, and what a crash left.
 
 use std::collections::HashSet;
 use std::fs::Metadata;
@@ -11,8 +11,7 @@ use super::compact::GRACE;
 use crate::views::ViewError;
 
 impl LakeTable {
-    /// Removes files that a merge replaced, or a kill left, so long ago that no query reads them
-    /// any more.
+    /// Removes files that left the table at least `grace` ago, so that no query reads them any more.
     pub fn vacuum(&self, now_ms: i64, grace: Duration) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_needed(&mut delta)?;
@@ -20,14 +19,14 @@ impl LakeTable {
             view: self.spec.name.clone(),
             reason: e.to_string(),
         };
-        let is_old = |at: i64| now_ms - at >= grace.as_millis() as i64;
-        let old: Vec<PathBuf> = delta
+        let is_expired = |at: i64| now_ms - at >= grace.as_millis() as i64;
+        let expired: Vec<PathBuf> = delta
             .tombstones
             .iter()
-            .filter(|(_, (at, _))| is_old(*at))
+            .filter(|(_, (at, _))| is_expired(*at))
             .map(|(p, _)| p.clone())
             .collect();
-        for path in old {
+        for path in expired {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(failed(error));
@@ -38,10 +37,9 @@ impl LakeTable {
         Ok(())
     }
 
-    /// Removes Parquet files that the table does not name: left by an attempt that was killed, or
-    /// replaced before a restart. An outside reader may still read what was replaced a moment ago:
-    /// such a file leaves with those that are replaced later. Only when nothing is being written
-    /// yet.
+    /// Removes Parquet files that the table does not name: left by a crash, or replaced before a
+    /// restart. A file younger than [`GRACE`] becomes a tombstone, because an outside reader may
+    /// still read it. Must run before anything is written.
     pub(super) fn remove_orphans(&self) -> Result<(), ViewError> {
         let named: HashSet<PathBuf> = self
             .all_files()
@@ -74,8 +72,8 @@ impl LakeTable {
         Ok(())
     }
 
-    /// Bytes of the table's folder that no version in force names: replaced files, and files of a
-    /// commit under way.
+    /// Bytes of files that the current version does not name: tombstones, and files of a commit
+    /// under way.
     pub fn orphan_bytes(&self) -> u64 {
         let all: u64 = data_files(&self.spec.root)
             .unwrap_or_default()
@@ -94,7 +92,7 @@ fn data_files(root: &Path) -> std::io::Result<Vec<(PathBuf, Metadata)>> {
             let entry = entry?;
             let path = entry.path();
             let metadata = match entry.metadata() {
-                // Removed meanwhile.
+                // Removed in the meantime.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 metadata => metadata?,
             };

@@ -1,4 +1,4 @@
-//! A snapshot of a lake table as SQL sees it: files and hot rows of one moment, pruned by
+//! A snapshot of a lake table as SQL sees it: files and unflushed rows of one moment, pruned by
 //! partition, time and LSN.
 
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use super::table::TableState;
 use super::{LakeTable, PerClass, TableSpec, unflushed_batches};
 use crate::schema::select::session_config;
 
-/// Files of a scan of which each has its bounds with it.
+/// Up to so many files of a scan carry their own bounds.
 const MAX_WITH_BOUNDS: usize = 2_000;
 
 /// The private URL under which the lake's folder is registered with a session.
@@ -56,7 +56,7 @@ impl LakeSnapshot {
         Self::from_state(table, table.snapshot())
     }
 
-    /// The snapshot taken before, of the same table.
+    /// A state of the same table that was taken before.
     pub fn from_state(table: &LakeTable, state: TableState) -> Self {
         let partition = table.full_schema.fields()[table.spec.schema.fields().len()..].to_vec();
         let schema = TableSchema::builder(table.spec.schema.clone())
@@ -119,7 +119,7 @@ impl LakeSnapshot {
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_parquet_file_reader_factory(readers);
-        // By its own bounds a scan passes over files while it runs.
+        // With their own bounds a scan skips files while it runs.
         let with_bounds = |file: &&FileEntry| {
             let known = Arc::new(statistics(&self.spec, &self.spec.schema, [*file]));
             self.file(file).with_statistics(known)
@@ -169,7 +169,7 @@ impl TableProvider for LakeSnapshot {
         let Some(floor) = self.state.floor() else {
             return self.scan_all(state, projection, filters, limit);
         };
-        // Rows below the retention's floor are hidden at once; their files go in their own time.
+        // Rows below the retention floor are hidden at once; their files are removed later.
         let name = schema.field(self.spec.time_column).name();
         let above = col(name.as_str()).gt_eq(lit(ScalarValue::TimestampMicrosecond(
             Some(floor),
@@ -205,7 +205,7 @@ impl LakeSnapshot {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = self.schema();
-        // Hot rows lack the partition columns; they are made only where they are asked for.
+        // Unflushed rows lack the partition columns; they are derived only where a query needs them.
         let own = self.spec.schema.fields().len();
         let is_narrow = projection.is_some_and(|columns| columns.iter().all(|c| *c < own));
         let unflushed_schema = if is_narrow {
@@ -242,7 +242,7 @@ impl LakeSnapshot {
     }
 }
 
-/// Columns of a type that SQL's JSON output cannot show as they are.
+/// Whether SQL's JSON output must encode columns of this type.
 pub fn is_binary(ty: &DataType) -> bool {
     matches!(
         ty,
@@ -250,8 +250,8 @@ pub fn is_binary(ty: &DataType) -> bool {
     )
 }
 
-/// A scan of whole files, one partition each, in batches of `batch_rows`, with a session of its own
-/// memory.
+/// A scan of whole files, one partition each, in batches of `batch_rows`, in a session with its own
+/// memory limit.
 pub fn scan_files(
     table: &LakeTable,
     files: &[FileEntry],
@@ -293,7 +293,7 @@ mod tests {
     use crate::event::MICROS_PER_HOUR;
     use crate::schema::Layout;
 
-    /// A table of one file more than is opened, none of which is there.
+    /// A table of one file more than a scan opens; none of them exists.
     fn session() -> SessionContext {
         let spec = TableSpec::raw(Path::new("lake"), Layout::Hours);
         let file = |hour: i64| FileEntry {
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_query_that_would_open_too_many_files_says_so() {
+    async fn a_query_that_would_open_too_many_files_is_refused() {
         let context = session();
         let query = |sql: &'static str| async { context.sql(sql).await.expect("planned") };
         let count = query("select count(*) from raw")

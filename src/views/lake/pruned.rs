@@ -1,7 +1,6 @@
-//! Which of a table's files a query reads, by what is known of them. A table may have hundreds of
-//! thousands: they are looked at in parts, and a query that would open too many is refused when it
-//! begins to read. One that is answered by what is known of the files alone, such as `count(*)`,
-//! reads none.
+//! Which of a table's files a query reads, by their statistics. A table may have hundreds of
+//! thousands: they are pruned in parts, and a query that would open too many is refused when it
+//! begins to read. One that statistics answer, such as `count(*)`, reads none.
 
 use std::sync::Arc;
 
@@ -27,12 +26,12 @@ use super::TableSpec;
 use super::files::{FileEntry, partition_values};
 use crate::schema::bounds::Exceeded;
 
-/// Files that are looked at together.
+/// Files that are pruned together.
 const PART: usize = 1_024;
 /// Files that one scan opens at most.
 pub const MAX_SCANNED: usize = 20_000;
 
-/// The files that can hold a row of which all filters are true.
+/// The files that may have a row for which all filters are true.
 pub fn prune<'a>(
     spec: &TableSpec,
     files: &'a [FileEntry],
@@ -75,8 +74,8 @@ fn predicate(
     Ok(predicate.filter(|predicate| !predicate.always_true()))
 }
 
-/// What is known of some files' rows, the columns being those of `schema`: the table's own, with
-/// the partition columns or without.
+/// Statistics of some files, for the columns of `schema`: the table's own, with or without the
+/// partition columns.
 pub fn statistics<'a>(
     spec: &TableSpec,
     schema: &SchemaRef,
@@ -119,8 +118,8 @@ pub fn statistics<'a>(
     statistics
 }
 
-/// Stands for a scan of more files than are opened: it says what is known of them, and fails when
-/// it is to be read.
+/// Replaces a scan of more files than are opened: it has their statistics, and fails when it is
+/// read.
 #[derive(Debug)]
 pub struct TooManyFiles {
     table: String,

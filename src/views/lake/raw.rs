@@ -1,6 +1,6 @@
-//! The table `raw`: every record as it came. Its rows wait as frames of the log, still compressed,
-//! and go into Parquet as they are: a frame's block is a page of the column `bytes`, copied instead
-//! of unpacked and compressed again. Blocks too small to be a page of their own are gathered first.
+//! The table `raw`: every record as it arrived. Its unflushed rows are frames of the log, still
+//! compressed: a frame's block is copied into Parquet as a page of the column `bytes` instead of
+//! being decompressed and compressed again. Blocks too small for a page of their own are gathered.
 
 use std::fs;
 use std::mem;
@@ -27,14 +27,14 @@ use super::{RowClass, TableSpec};
 use crate::event::{Lsn, bucket};
 use crate::wal::{Frame, frame};
 
-/// A block of so many plain bytes is copied as a page.
+/// A block of so many uncompressed bytes is copied as a page.
 const PAGE_BYTES: usize = 64 << 10;
-/// Smaller ones are gathered until they have so many.
+/// Smaller blocks are gathered up to this size.
 const GATHERED_BYTES: usize = 1 << 20;
-/// Plain bytes of records in a row group.
+/// Uncompressed bytes of records in a row group.
 const ROW_GROUP_BYTES: usize = 64 << 20;
 
-/// A frame of the log, standing for its rows of `raw` above an LSN.
+/// The rows of `raw` of a frame of the log, above an LSN.
 #[derive(Debug, Clone)]
 pub struct RawFrame {
     pub frame: Arc<Frame>,
@@ -42,7 +42,7 @@ pub struct RawFrame {
 }
 
 impl RawFrame {
-    /// Records of the frame that are not rows of this part.
+    /// Records of the frame up to that LSN.
     fn skipped(&self) -> usize {
         (self.above + 1).saturating_sub(self.frame.header.first_lsn) as usize
     }
@@ -67,7 +67,7 @@ impl RawFrame {
         RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())
     }
 
-    /// All columns but the last, the records' bytes.
+    /// All columns except the last, the records' bytes.
     fn columns(&self) -> Vec<ArrayRef> {
         let header = &self.frame.header;
         let rows = self.skipped()..self.skipped() + self.rows();
@@ -75,7 +75,7 @@ impl RawFrame {
         let text = |value: &str| {
             Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
         };
-        let checkpoints = &self.frame.attributes.offsets;
+        let offsets = &self.frame.attributes.offsets;
         let attributes = attributes_json(&self.frame);
         vec![
             Arc::new(Int64Array::from_iter_values(
@@ -88,7 +88,7 @@ impl RawFrame {
             text(&header.partition),
             Arc::new(
                 rows.clone()
-                    .map(|i| checkpoints.get(i).map(|p| *p as i64))
+                    .map(|i| offsets.get(i).map(|p| *p as i64))
                     .collect::<Int64Array>(),
             ),
             text(&header.stream),
@@ -98,7 +98,7 @@ impl RawFrame {
     }
 }
 
-/// What `about` says beside checkpoints, as JSON; none where it says nothing.
+/// A frame's attributes without offsets, as JSON; `None` where there are none.
 fn attributes_json(frame: &Frame) -> Option<String> {
     let attributes = &frame.attributes;
     let mut out = serde_json::Map::new();
@@ -135,7 +135,7 @@ pub fn write_frames(
             UnflushedRows::Rows(_) => None,
         })
         .collect();
-    // Frames come in the order of their LSNs, which a stable sort keeps among equal times.
+    // Frames are in the order of their LSNs, which a stable sort preserves among equal times.
     order.sort_by_key(|part| part.frame.header.received_at);
     let width = spec.layout.width().unwrap_or(crate::event::MICROS_PER_HOUR);
     let (mut entries, mut file): (Vec<FileEntry>, Option<RawWriter>) = (Vec::new(), None);
@@ -167,7 +167,7 @@ struct RawWriter {
     factory: ArrowRowGroupWriterFactory,
     schema: SchemaRef,
     group: Option<Group>,
-    /// Records, laid out as a page, that are too few for a page of their own; and their number.
+    /// Uncompressed page of gathered records, and their number.
     gathered: (Vec<u8>, u32),
 }
 
@@ -176,7 +176,8 @@ struct Group {
     columns: Vec<ArrowColumnWriter>,
     pages: Vec<u8>,
     rows: usize,
-    plain: usize,
+    plain_bytes: usize,
+    /// Of the pages: compressed and uncompressed bytes.
     sizes: (usize, usize),
 }
 
@@ -188,7 +189,7 @@ impl RawWriter {
         now_ms: i64,
     ) -> Result<Self, String> {
         let (new, file) = NewFile::create(spec, attempt, bucket, RowClass::Recent, now_ms)?;
-        // A page of a column that may be null would begin with levels, which a block has not.
+        // A page of a nullable column would begin with levels, which a block does not have.
         let fields = spec.schema.fields().iter().map(|f| {
             let is_bytes = f.name() == spec.schema.field(spec.schema.fields().len() - 1).name();
             Field::new(
@@ -222,7 +223,7 @@ impl RawWriter {
             return Ok(());
         }
         let header = &frame.header;
-        self.new.note(
+        self.new.add_rows(
             header.received_at,
             header.last_lsn() + 1 - rows as u64..=header.last_lsn(),
         );
@@ -251,8 +252,8 @@ impl RawWriter {
             leaves.map_err(|e| e.to_string())?;
         }
         group.rows += rows;
-        group.plain += frame.block_bytes as usize;
-        if group.plain >= ROW_GROUP_BYTES {
+        group.plain_bytes += frame.block_bytes as usize;
+        if group.plain_bytes >= ROW_GROUP_BYTES {
             self.end_group()
         } else {
             Ok(())
@@ -265,17 +266,17 @@ impl RawWriter {
                 .factory
                 .create_column_writers(self.writer.flushed_row_groups().len())
                 .map_err(|e| e.to_string())?;
-            // The last column is made of pages.
+            // The last column is written as pages.
             columns.pop();
             self.group = Some(Group {
                 columns,
                 pages: Vec::new(),
                 rows: 0,
-                plain: 0,
+                plain_bytes: 0,
                 sizes: (0, 0),
             });
         }
-        Ok(self.group.as_mut().expect("made above"))
+        Ok(self.group.as_mut().expect("created above"))
     }
 
     fn end_gathered(&mut self) -> Result<(), String> {
@@ -342,7 +343,7 @@ impl RawWriter {
 
 /// The header of a data page of PLAIN values that are never null, in Thrift's compact protocol as
 /// Parquet's format defines it. It has the CRC-32 of the stored bytes, which the library's writer
-/// leaves out: readers that check pages see a damaged one.
+/// leaves out, so that readers that verify pages find a damaged one.
 fn page_header(plain_bytes: usize, stored: &[u8], rows: u32) -> Vec<u8> {
     /// A field whose number is one above the last one's: an i32, a struct; and a struct's end.
     const I32: u8 = 0x15;
@@ -358,7 +359,7 @@ fn page_header(plain_bytes: usize, stored: &[u8], rows: u32) -> Vec<u8> {
         put_zigzag(&mut header, number);
     }
     header.push(STRUCT);
-    // Of levels there are none; RLE is what the format names for them.
+    // There are no levels; the format requires their encoding to be RLE.
     for number in [rows as i32, PLAIN, RLE, RLE] {
         header.push(I32);
         put_zigzag(&mut header, number);

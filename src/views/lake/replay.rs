@@ -1,6 +1,9 @@
-//! Frames out of the files of `raw`, in the order of their LSNs: how history is processed once more
-//! after the log was trimmed. RawColumns of a file lie by their time of arrival; where a clock went back,
-//! frames wait until those before them have come.
+//! Frames from the files of `raw`, in the order of their LSNs: the replay of records that the log no
+//! longer has. The rows of a file are sorted by time of arrival; where a clock went back, frames are
+//! buffered until those before them have been read.
+//!
+//! For example, records 1 to 4 arrived at 12:00 and then, after the clock went back, 5 to 8 at 11:59.
+//! The file has 5 to 8 first: their frame is pending until that of 1 to 4 was returned.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,11 +19,11 @@ use super::footers::widest_row;
 use crate::event::Lsn;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
-/// Plain bytes read at once, about, and the most rows.
+/// Decompressed bytes read at once, approximately, and rows.
 const READ_BYTES: u64 = 8 << 20;
-const READ_ROWS: u64 = 4_096;
-/// Bytes of frames that may wait for earlier ones.
-const WAITING_BYTES: usize = 128 << 20;
+const MAX_READ_ROWS: u64 = 4_096;
+/// Bytes of frames that wait for earlier ones.
+const MAX_PENDING_BYTES: usize = 128 << 20;
 
 /// Reads frames above an LSN.
 pub struct RawFrames {
@@ -29,17 +32,17 @@ pub struct RawFrames {
     files: VecDeque<FileEntry>,
     open: Option<ParquetRecordBatchReader>,
     after: Lsn,
-    /// The frame that the last row read belongs to, which may go on in the next rows.
+    /// The frame of the last row read, which may continue in the next rows.
     last: Option<FrameHead>,
-    waiting: BTreeMap<Lsn, Frame>,
-    waiting_bytes: usize,
+    pending: BTreeMap<Lsn, Frame>,
+    pending_bytes: usize,
 }
 
-/// What the rows of one frame have in common.
+/// What the rows of one frame share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FrameHead {
     first: Lsn,
-    /// The LSN behind its last row so far.
+    /// The LSN after its last row so far.
     next: Lsn,
     received_at: i64,
     source: String,
@@ -50,7 +53,7 @@ struct FrameHead {
 }
 
 impl FrameHead {
-    /// Whether a row with this head, and this LSN, goes on with the frame.
+    /// Whether a row with this head continues the frame.
     fn continues_with(&self, row: &Self) -> bool {
         let (retried, _) = self.attributes();
         self.next == row.first
@@ -61,7 +64,7 @@ impl FrameHead {
                 == (&row.source, &row.partition, &row.stream)
     }
 
-    /// Dead letters that come back, and records stored cut.
+    /// LSNs of retried dead letters, and truncated records.
     fn attributes(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
         let Some(attributes) = &self.attributes else {
             return Default::default();
@@ -126,8 +129,8 @@ impl<'a> RawColumns<'a> {
         }
     }
 
-    /// Whether a row has the same head as the one before, its LSN apart.
-    fn is_as_before(&self, row: usize) -> bool {
+    /// Whether a row has the same head as the one before, except for its LSN.
+    fn has_same_head(&self, row: usize) -> bool {
         let same = |t: &&StringArray| {
             t.is_valid(row) == t.is_valid(row - 1) && t.value(row) == t.value(row - 1)
         };
@@ -137,7 +140,7 @@ impl<'a> RawColumns<'a> {
 }
 
 impl RawFrames {
-    /// Reads those files of `raw` that hold records above `after`.
+    /// Reads those files of `raw` that have records above `after`.
     pub fn new(spec: TableSpec, files: &[FileEntry], after: Lsn) -> Self {
         let mut files: Vec<FileEntry> = files
             .iter()
@@ -151,8 +154,8 @@ impl RawFrames {
             open: None,
             after,
             last: None,
-            waiting: BTreeMap::new(),
-            waiting_bytes: 0,
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
         }
     }
 
@@ -161,19 +164,19 @@ impl RawFrames {
         self.files.front().map(|file| file.min_lsn)
     }
 
-    /// The frame with the record behind the last one; none where the files have it not.
+    /// The frame with the record after the last one; `None` where the files do not have it.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, String> {
         loop {
-            if let Some(entry) = self.waiting.first_entry()
+            if let Some(entry) = self.pending.first_entry()
                 && *entry.key() <= self.after + 1
             {
                 let frame = entry.remove();
-                self.waiting_bytes -= frame.block.len();
+                self.pending_bytes -= frame.block.len();
                 self.after = self.after.max(frame.header.last_lsn());
                 return Ok(Some(frame));
             }
-            if self.waiting_bytes > WAITING_BYTES {
-                let first = self.waiting.keys().next().copied().unwrap_or_default();
+            if self.pending_bytes > MAX_PENDING_BYTES {
+                let first = self.pending.keys().next().copied().unwrap_or_default();
                 return Err(format!(
                     "`raw` has {first} and later records where {} should be",
                     self.after + 1
@@ -196,7 +199,8 @@ impl RawFrames {
             let opened = CheckedFile::new(&self.spec, &file).open()?;
             let builder =
                 ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
-            let rows = (READ_BYTES / widest_row(builder.metadata())).clamp(1, READ_ROWS) as usize;
+            let rows =
+                (READ_BYTES / widest_row(builder.metadata())).clamp(1, MAX_READ_ROWS) as usize;
             self.open = Some(
                 builder
                     .with_batch_size(rows)
@@ -205,60 +209,61 @@ impl RawFrames {
             );
         }
         match self.open.as_mut().and_then(Iterator::next) {
-            Some(batch) => self.take(&batch.map_err(|e| e.to_string())?)?,
+            Some(batch) => self.add_rows(&batch.map_err(|e| e.to_string())?)?,
             None => self.open = None,
         }
         Ok(true)
     }
 
-    fn take(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        let rows = RawColumns::from_batch(batch).ok_or("`raw` has other columns than it should")?;
+    /// Splits rows into frames.
+    fn add_rows(&mut self, batch: &RecordBatch) -> Result<(), String> {
+        let rows = RawColumns::from_batch(batch).ok_or("`raw` lacks a column")?;
         let mut start = 0;
         while start < batch.num_rows() {
-            let mut run = rows.head(start);
+            let mut head = rows.head(start);
             match &self.last {
-                Some(last) if last.continues_with(&run) => run.first = last.first,
+                Some(last) if last.continues_with(&head) => head.first = last.first,
                 _ => {}
             }
-            let (retried, cut) = run.attributes();
+            let (retried, truncated) = head.attributes();
             let end_of_frame = if retried.is_empty() {
                 Lsn::MAX
             } else {
-                run.first + retried.len() as u64
+                head.first + retried.len() as u64
             };
             let mut end = start + 1;
             while end < batch.num_rows()
                 && rows.lsn.value(end) == rows.lsn.value(end - 1) + 1
                 && (rows.lsn.value(end) as Lsn) < end_of_frame
-                && rows.is_as_before(end)
+                && rows.has_same_head(end)
             {
                 end += 1;
             }
-            run.next = rows.lsn.value(end - 1) as Lsn + 1;
-            // What was applied before stays away.
+            head.next = rows.lsn.value(end - 1) as Lsn + 1;
+            // Records up to `after` were returned before.
             let fresh = (start..end).find(|row| rows.lsn.value(*row) as Lsn > self.after);
             if let Some(fresh) = fresh {
-                let frame = frame(&rows, fresh..end, &run, &retried, &cut)?;
-                self.waiting_bytes += frame.block.len();
-                self.waiting.insert(frame.header.first_lsn, frame);
+                let frame = frame(&rows, fresh..end, &head, &retried, &truncated)?;
+                self.pending_bytes += frame.block.len();
+                self.pending.insert(frame.header.first_lsn, frame);
             }
-            self.last = Some(run);
+            self.last = Some(head);
             start = end;
         }
         Ok(())
     }
 }
 
-/// A frame of some rows of a run.
+/// The frame of a range of rows.
 fn frame(
     rows: &RawColumns<'_>,
     range: std::ops::Range<usize>,
-    run: &FrameHead,
+    head: &FrameHead,
     retried: &[u64],
-    cut: &[(u64, u64)],
+    truncated: &[(u64, u64)],
 ) -> Result<Frame, String> {
     let first_lsn = rows.lsn.value(range.start) as Lsn;
-    let skipped = first_lsn - run.first;
+    let skipped = first_lsn - head.first;
     let count = range.len() as u64;
     let mut records = RecordsBuilder::default();
     range
@@ -269,7 +274,7 @@ fn frame(
         .filter(|row| rows.offset.is_valid(*row))
         .map(|row| rows.offset.value(row) as u64)
         .collect();
-    let own = |index: &u64| (skipped..skipped + count).contains(index);
+    let has = |index: &u64| (skipped..skipped + count).contains(index);
     let attributes = FrameAttributes {
         offsets: if offsets.len() as u64 == count {
             offsets
@@ -284,13 +289,13 @@ fn frame(
             .collect(),
         truncated_records: cut
             .iter()
-            .filter(|(index, _)| own(index))
+            .filter(|(index, _)| has(index))
             .map(|(index, bytes)| (index - skipped, *bytes))
             .collect(),
         ..FrameAttributes::default()
     };
-    let kind = Kind::from_name(&run.kind)
-        .ok_or_else(|| format!("`raw` has a record of the kind `{}`", run.kind))?;
+    let kind = Kind::from_name(&head.kind)
+        .ok_or_else(|| format!("`raw` has a record of the unknown kind `{}`", head.kind))?;
     let header = Header {
         first_lsn,
         first_offset: attributes.offsets.first().copied().unwrap_or(0),

@@ -1,4 +1,4 @@
-//! Rows of a table in the order of their LSNs: what is left of records that `raw` has let go of.
+//! Rows of a table in the order of their LSNs: a replay where `raw` no longer has the records.
 
 use arrow::array::{Array, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
@@ -7,10 +7,11 @@ use super::files::{FileEntry, read};
 use super::{LakeTable, TableSpec};
 use crate::event::{Lsn, Micros};
 
-/// LSNs of which the rows are in memory at once, at first and at most.
+/// LSNs whose rows are in memory at once, at first and at most.
 const FIRST_RANGE: u64 = 64;
 const MAX_RANGE: u64 = 4 << 10;
-/// Bytes that their rows are to take, about: a range follows the one before, at most doubled.
+/// Target for the bytes of their rows. The size of a range follows from the one before, at most
+/// doubled.
 const RANGE_BYTES: u64 = 16 << 20;
 
 /// Reads the rows of a range of LSNs.
@@ -34,15 +35,15 @@ impl LsnOrderedRows {
         }
     }
 
-    /// Leaves out files whose rows all have a time from this on.
+    /// Skips files whose rows all have this time or a later one.
     pub fn only_before(&mut self, time: Micros) {
         self.files.retain(|file| file.min_time < time);
     }
 
-    /// The next of them, in order; none at the end.
+    /// The next rows, in order; `None` at the end.
     pub fn next_rows(&mut self) -> Result<Option<RecordBatch>, String> {
         loop {
-            // Within a file rows lie by time, and files overlap.
+            // Within a file rows are sorted by time, and the LSNs of files overlap.
             self.files.retain(|file| file.max_lsn > self.after);
             let Some(first) = self
                 .files
@@ -79,7 +80,7 @@ pub fn by_lsn(rows: &RecordBatch) -> Result<RecordBatch, String> {
         .column(0)
         .as_any()
         .downcast_ref::<Int64Array>()
-        .ok_or("the first column is no LSN")?;
+        .ok_or("the first column is not an LSN")?;
     if lsns.values().is_sorted() {
         return Ok(rows.clone());
     }

@@ -20,9 +20,9 @@ use object_store::{
 
 use crate::storage::{create_folders, damage, sync_folder};
 
-/// How the line begins in which a commit describes itself, and the first of its members here: a
-/// checksum of the whole file, taken with zeros in its place. A flipped bit in a checkpoint or a
-/// number of rows would be another one, silently.
+/// The beginning of a commit's `commitInfo` line, and its first member here: a checksum of the whole
+/// file, computed with zeros in its place. Without it, a flipped bit in a checkpoint or a number of
+/// rows would go unnoticed.
 const COMMIT_INFO: &str = "{\"commitInfo\":{";
 const SUM: &str = "\"weirCrc32c\":\"";
 const NO_SUM: &str = "00000000";
@@ -34,8 +34,8 @@ pub const CHECKPOINT_SUM: &str = ".crc32c";
 #[derive(Debug)]
 pub struct SyncedFiles {
     inner: Arc<LocalFileSystem>,
-    /// The checkpoint that was compared with its checksum last; a table is read from one.
-    checked: Mutex<Option<PathBuf>>,
+    /// The checkpoint that was verified last; a table is read from one.
+    verified: Mutex<Option<PathBuf>>,
 }
 
 /// The whole file system; paths are absolute without the leading slash.
@@ -43,7 +43,7 @@ impl Default for SyncedFiles {
     fn default() -> Self {
         Self {
             inner: Arc::new(LocalFileSystem::new()),
-            checked: Mutex::default(),
+            verified: Mutex::default(),
         }
     }
 }
@@ -61,7 +61,7 @@ fn generic(source: std::io::Error) -> object_store::Error {
     }
 }
 
-/// Makes a file's name durable, and those of its folders: any of them may be new.
+/// Makes the names of a file and of its folders durable: any of them may be new.
 pub fn sync_names(file: &FsPath, up_to: &FsPath) -> std::io::Result<()> {
     for folder in file.ancestors().skip(1) {
         sync_folder(folder)?;
@@ -107,11 +107,10 @@ fn with_sum(payload: PutPayload) -> PutPayload {
     commit.into()
 }
 
-/// Why a commit's bytes are not those that were written. One without a checksum is older than they
-/// are.
+/// What is wrong with a commit's bytes, if anything. One without a checksum is older than checksums.
 fn wrong_sum(commit: &[u8]) -> Option<&'static str> {
     let Some(at) = sum_at(commit) else {
-        return Some("it does not describe a commit, it was cut or emptied");
+        return Some("it is not a commit, it was truncated or emptied");
     };
     let rest = commit[at..].strip_prefix(SUM.as_bytes())?;
     let mut zeroed = commit.to_vec();
@@ -125,7 +124,7 @@ fn wrong_sum(commit: &[u8]) -> Option<&'static str> {
 }
 
 fn check_commit(path: &FsPath) -> Result<()> {
-    // What is not there is for the store to say.
+    // The store reports a missing file.
     let Ok(commit) = std::fs::read(path) else {
         return Ok(());
     };
@@ -137,14 +136,14 @@ fn check_commit(path: &FsPath) -> Result<()> {
         .and_then(FsPath::parent)
         .unwrap_or(path)
         .display();
-    let way_out = format!("restore the folder {table} from a backup of the whole data folder");
+    let remedy = format!("restore the folder {table} from a backup of the whole data folder");
     Err(object_store::Error::Generic {
         store: "lake",
-        source: damage(path, what, &way_out).into(),
+        source: damage(path, what, &remedy).into(),
     })
 }
 
-/// Whether this is a whole checkpoint in a Delta log.
+/// Whether this is a checkpoint in a single file in a Delta log.
 fn is_checkpoint(path: &FsPath) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     path.parent()
@@ -168,7 +167,7 @@ fn sum_of(file: &FsPath) -> std::io::Result<String> {
     }
 }
 
-/// Writes the checksum of a checkpoint beside it, and removes those whose checkpoints have left.
+/// Writes the checksum of a checkpoint next to it, and removes those of removed checkpoints.
 pub fn add_checkpoint_sum(checkpoint: &FsPath) -> std::io::Result<()> {
     put(
         &checkpoint_sum(checkpoint),
@@ -179,18 +178,18 @@ pub fn add_checkpoint_sum(checkpoint: &FsPath) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        let of = name
+        let summed = name
             .to_str()
             .and_then(|name| name.strip_prefix('.')?.strip_suffix(CHECKPOINT_SUM));
-        if of.is_some_and(|of| !folder.join(of).exists()) {
+        if summed.is_some_and(|checkpoint| !folder.join(checkpoint).exists()) {
             std::fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// An error where a checkpoint is not what was written. One without a checksum was written by
-/// somebody else, or just before a kill.
+/// An error where a checkpoint is damaged. One without a checksum was written by another writer, or
+/// just before a crash.
 fn check_checkpoint(path: &FsPath) -> Result<()> {
     let (Ok(written), Ok(found)) = (std::fs::read_to_string(checkpoint_sum(path)), sum_of(path))
     else {
@@ -205,25 +204,25 @@ fn check_checkpoint(path: &FsPath) -> Result<()> {
         .and_then(FsPath::parent)
         .unwrap_or(path)
         .display();
-    // Without an older checkpoint or the first commit, the commits that are left would be read as
-    // if they were all.
-    let way_out = if is_there_before(path) {
-        "move it and _last_checkpoint away, then the table is read from what is older"
+    // Without an older checkpoint or the first commit, the remaining commits would be read as if
+    // they were all.
+    let remedy = if has_predecessor(path) {
+        "move it and _last_checkpoint away, then the table is read from older entries"
     } else {
         "restore it from a backup of the whole data folder"
     };
-    let way_out = format!(
-        "{way_out} (table {table}; if another program has written it, remove {})",
+    let remedy = format!(
+        "{remedy} (table {table}; if another program has written it, remove {})",
         checkpoint_sum(path).display()
     );
     Err(object_store::Error::Generic {
         store: "lake",
-        source: damage(path, what, &way_out).into(),
+        source: damage(path, what, &remedy).into(),
     })
 }
 
 /// Whether a table can be read without this checkpoint.
-fn is_there_before(checkpoint: &FsPath) -> bool {
+fn has_predecessor(checkpoint: &FsPath) -> bool {
     let Some(folder) = checkpoint.parent() else {
         return false;
     };
@@ -267,15 +266,15 @@ fn put(target: &FsPath, payload: &PutPayload, create: bool) -> std::io::Result<(
 }
 
 impl SyncedFiles {
-    /// Compares a checkpoint with its checksum before it is read for the first time.
-    async fn check_first(&self, path: PathBuf) -> Result<()> {
-        let last_checked = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if !is_checkpoint(&path) || last_checked().as_ref() == Some(&path) {
+    /// Verifies a checkpoint before it is first read.
+    async fn verify_first(&self, path: PathBuf) -> Result<()> {
+        let last_verified = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_checkpoint(&path) || last_verified().as_ref() == Some(&path) {
             return Ok(());
         }
         let path =
             tokio::task::spawn_blocking(move || check_checkpoint(&path).map(|()| path)).await??;
-        *last_checked() = Some(path);
+        *last_verified() = Some(path);
         Ok(())
     }
 }
@@ -331,13 +330,13 @@ impl ObjectStore for SyncedFiles {
         if is_commit(&path) && !options.head {
             tokio::task::spawn_blocking(move || check_commit(&path)).await??;
         } else if !options.head {
-            self.check_first(path).await?;
+            self.verify_first(path).await?;
         }
         self.inner.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.check_first(self.inner.path_to_filesystem(location)?)
+        self.verify_first(self.inner.path_to_filesystem(location)?)
             .await?;
         self.inner.get_ranges(location, ranges).await
     }
@@ -428,7 +427,7 @@ mod tests {
         for at in 0..summed.len() {
             let mut flipped = summed.clone();
             flipped[at] ^= 1 << (at % 7);
-            // Of the words around it, only the reading of a checksum depends.
+            // A flipped bit in the member's name hides the checksum.
             let is_member = (marker..marker + SUM.len()).contains(&at);
             assert!(wrong_sum(&flipped).is_some() || is_member, "byte {at}");
         }

@@ -1,6 +1,6 @@
-//! One Delta table: opening it, committing to it, and the state that queries read. Files and hot
-//! rows change under one lock, so a snapshot has each row exactly once, also while a commit or a
-//! merge goes on.
+//! One Delta table: opening it, committing to it, and the state that queries read. Files and
+//! unflushed rows change under one lock, so a snapshot has each row exactly once, also during a
+//! commit or a merge.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -29,24 +29,24 @@ use crate::schema::entity::newest;
 use crate::storage::damage_in;
 use crate::views::ViewError;
 
-/// Commits after which the Delta log gets a checkpoint.
+/// Commits between two checkpoints of the Delta log.
 const CHECKPOINT_EVERY: u64 = 64;
 
-/// What queries read, taken under one lock.
+/// A table as queries see it, at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct TableState {
     pub files: Arc<Vec<FileEntry>>,
     /// Rows above the last commit, in the order of their LSNs.
     pub unflushed: PerClass<Vec<Arc<UnflushedRows>>>,
-    /// Of an entity table: rows that wait to be merged into its files.
+    /// Of an entity table: rows that are not yet merged into its files.
     pub levels: Arc<Vec<Level>>,
     /// The first parts of each class are being written: no rows are merged into them.
     sealed: PerClass<usize>,
-    /// Everything up to here is in files or hot rows.
+    /// Everything up to here is in files or unflushed rows.
     pub applied: Lsn,
     /// Rows below this time are no longer part of the table.
     floor: Option<Micros>,
-    /// Likewise, by arrival: it goes back with the time that is believed.
+    /// Likewise, by time of arrival; it may go back, unlike the other.
     arrival_floor: Option<Micros>,
 }
 
@@ -60,42 +60,104 @@ impl TableState {
 /// A table, shared by its view, the compactor and queries.
 pub struct LakeTable {
     pub spec: TableSpec,
-    /// How the configuration wants it split.
+    /// The layout of the configuration; the table has it once it is rebuilt.
     pub configured: Layout,
-    /// `spec.schema` with the partition columns behind it.
+    /// `spec.schema` followed by the partition columns.
     pub full_schema: SchemaRef,
-    /// Delta app ids of the checkpoints.
-    app_ids: PerClass<String>,
-    /// Of an entity table the app id of the checkpoint that its files alone have.
-    files_app_id: Option<String>,
-    /// Of what an entity table is made, and whether nothing is to wait in its levels when its view
-    /// ends.
+    app_ids: AppIds,
+    /// Of an entity table.
     pub(super) sizes: Sizes,
+    /// Of an entity table: its view merges all levels when it ends.
     merge_all_on_close: AtomicBool,
     delta: Mutex<Delta>,
     state: RwLock<TableState>,
     runtime: tokio::runtime::Handle,
 }
 
+/// Delta app ids of a table's checkpoints.
+struct AppIds {
+    classes: PerClass<String>,
+    /// Of an entity table: that of its files alone, for outside readers.
+    files: Option<String>,
+}
+
+impl AppIds {
+    fn new(log: &LogName, layout: Layout) -> Self {
+        let recent = log.app_id(RowClass::Recent);
+        let late = log.app_id(RowClass::Late);
+        match layout {
+            Layout::Buckets => Self {
+                classes: PerClass {
+                    recent: log.levels_app_id(),
+                    late,
+                },
+                files: Some(recent),
+            },
+            _ => Self {
+                classes: PerClass { recent, late },
+                files: None,
+            },
+        }
+    }
+}
+
+/// The table's state in Delta, under the lock of commits.
 pub(super) struct Delta {
     log: DeltaLog,
     commits: u64,
     committed: PerClass<Lsn>,
-    /// The record that the files have everything up to, as outside readers see them.
+    /// The files have everything up to this record, as outside readers see them.
     files_lsn: Lsn,
-    /// Files that the table names no more: since when, milliseconds since 1970, and their bytes.
+    /// Files that the table no longer names: since when, milliseconds since 1970, and their bytes.
     pub(super) tombstones: HashMap<PathBuf, (i64, u64)>,
-    /// A commit failed and the table could not be read since: it must be, before anything is built
-    /// on it.
+    /// A commit failed, and the table must be read before the next one.
     needs_reload: bool,
-    /// Files that it would have added: removed as soon as the table says that it did not.
+    /// Files of that commit: removed once the table shows that it did not happen.
     unresolved_files: Vec<String>,
 }
 
-/// What the table names at a version.
-struct TableFiles {
+type FilesAndLevels = (Arc<Vec<FileEntry>>, Arc<Vec<Level>>);
+
+/// The loaded version of a table.
+struct TableVersion {
     files: Arc<Vec<FileEntry>>,
     levels: Arc<Vec<Level>>,
+    committed: PerClass<Option<Lsn>>,
+    files_lsn: Option<Lsn>,
+}
+
+impl TableVersion {
+    fn read(
+        spec: &TableSpec,
+        table: &DeltaTable,
+        app_ids: &AppIds,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, ViewError> {
+        let failed = |e: DeltaTableError| delta_error(&spec.root, &e);
+        let checkpoint = |app_id: &String| -> Result<Option<Lsn>, ViewError> {
+            let found = runtime.block_on(async {
+                table
+                    .snapshot()?
+                    .transaction_version(table.log_store().as_ref(), app_id)
+                    .await
+            });
+            Ok(found.map_err(failed)?.map(|lsn| lsn as u64))
+        };
+        Ok(Self {
+            committed: PerClass {
+                recent: checkpoint(&app_ids.classes.recent)?,
+                late: checkpoint(&app_ids.classes.late)?,
+            },
+            files_lsn: app_ids
+                .files
+                .as_ref()
+                .map(checkpoint)
+                .transpose()?
+                .flatten(),
+            files: Arc::new(read_files(spec, table).map_err(failed)?),
+            levels: Arc::new(read_levels(spec, table)?),
+        })
+    }
 }
 
 /// Files to add and to remove in one Delta commit, with the checkpoints that it brings.
@@ -104,18 +166,51 @@ pub struct Change {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
     pub checkpoints: Vec<(RowClass, Lsn)>,
-    /// The levels of an entity table from here on, where they become others, and up to where its
-    /// files are then; without levels up to its checkpoint.
+    /// The new levels of an entity table, if they change.
     pub levels: Option<Vec<Level>>,
+    /// The record as of which its files are then; without levels it is the checkpoint.
     pub files_lsn: Option<Lsn>,
     /// Rows change; false for a merge, which only moves them.
     pub data_change: bool,
-    /// The columns and folders that the table has from here on, where they become others: those of
-    /// the files that are added.
-    pub becomes: Option<Box<TableSpec>>,
+    /// The new columns and layout of the table, if they change: those of the files that are added.
+    pub new_spec: Option<Box<TableSpec>>,
 }
 
-/// Why opening failed: the table is of another log, or the disk or Delta say no.
+impl Change {
+    /// What Delta's history shows of it.
+    fn operation(&self, spec: &TableSpec) -> DeltaOperation {
+        let (adds, removes) = (!self.add.is_empty(), !self.remove.is_empty());
+        match (self.data_change, adds, removes) {
+            (true, true, true) => DeltaOperation::Update { predicate: None },
+            (true, false, true) => DeltaOperation::Delete { predicate: None },
+            (true, _, false) => {
+                let columns = partition_values(0, spec.layout).into_iter();
+                DeltaOperation::Write {
+                    mode: SaveMode::Append,
+                    partition_by: Some(columns.map(|(name, _)| name.to_owned()).collect()),
+                    predicate: None,
+                }
+            }
+            (false, ..) => DeltaOperation::Optimize {
+                predicate: None,
+                target_size: 256 << 20,
+            },
+        }
+    }
+
+    /// Whether a table with these files and levels shows the change. One of checkpoints alone
+    /// leaves no trace and counts as not happened.
+    fn is_applied(&self, files: &[FileEntry], levels: &[Level]) -> bool {
+        let has = |file: &FileEntry| files.iter().any(|f| f.path == file.path);
+        let leaves_trace = self.levels.is_some() || !self.add.is_empty() || !self.remove.is_empty();
+        leaves_trace
+            && self.levels.as_ref().is_none_or(|new| *levels == **new)
+            && self.add.iter().all(has)
+            && !self.remove.iter().any(has)
+    }
+}
+
+/// An error of the disk or of Delta.
 fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     let error = error.to_string();
     let reason = damage_in(&error).unwrap_or(&error).to_owned();
@@ -125,17 +220,17 @@ fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     }
 }
 
-fn of_another_log(path: PathBuf, log: &LogName) -> ViewError {
+fn other_log_error(path: PathBuf, log: &LogName) -> ViewError {
     let reason = format!(
-        "holds rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
+        "has rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
         log.id
     );
     ViewError::Damaged { path, reason }
 }
 
 impl LakeTable {
-    /// Opens the table, or makes it. `writable`: false never changes anything and gives none for a
-    /// table that is not there.
+    /// Opens or creates the table. Not `writable`: never changes anything, and returns `None` for a
+    /// table that does not exist.
     pub fn open(
         spec: TableSpec,
         log: LogName,
@@ -145,7 +240,7 @@ impl LakeTable {
         Self::open_as(spec, log, runtime, writable, true)
     }
 
-    /// Opens a table whose rows are replaced by [`Self::replace_with`]: its columns may be others.
+    /// Opens a table whose rows are replaced by [`Self::replace_with`]: its columns may differ.
     pub fn open_to_replace(
         spec: TableSpec,
         log: LogName,
@@ -154,51 +249,27 @@ impl LakeTable {
         let root = spec.root.clone();
         let missing = || ViewError::Damaged {
             path: root,
-            reason: "is not there".into(),
+            reason: "does not exist".into(),
         };
         Self::open_as(spec, log, runtime, true, false)?.ok_or_else(missing)
     }
 
-    /// In one commit, all rows leave, those of another table come, and its checkpoints with them.
-    /// Does nothing where that was done.
+    /// Replaces all rows by those of another table, with its checkpoints, in one commit. Does nothing
+    /// where that was done before.
     pub fn replace_with(&self, new: &Self) -> Result<(), ViewError> {
-        let (there, files) = (self.files(), new.files());
-        let paths: HashSet<&str> = there.iter().map(|f| f.path.as_str()).collect();
+        let (old_files, files) = (self.files(), new.files());
+        let paths: HashSet<&str> = old_files.iter().map(|f| f.path.as_str()).collect();
         if !files.is_empty() && files.iter().all(|f| paths.contains(f.path.as_str())) {
             return Ok(());
         }
-        let failed = |path: &Path, e: &dyn std::fmt::Display| ViewError::Failed {
-            view: path.display().to_string(),
-            reason: e.to_string(),
-        };
-        let (waiting, gone) = (new.snapshot().levels, self.snapshot().levels);
-        let own: Vec<FileEntry> = files
-            .iter()
-            .chain(waiting.iter().map(|level| &level.entry))
-            .cloned()
-            .collect();
-        for file in &own {
-            let (from, to) = (
-                new.spec.root.join(&file.path),
-                self.spec.root.join(&file.path),
-            );
-            if let Some(folder) = to.parent() {
-                crate::storage::create_folders(folder).map_err(|e| failed(folder, &e))?;
-            }
-            match std::fs::hard_link(&from, &to) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(failed(&to, &e));
-                }
-                _ => {}
-            }
-        }
-        sync_files(&self.spec.root, &own).map_err(|e| failed(&self.spec.root, &e))?;
+        let (levels, old_levels) = (new.snapshot().levels, self.snapshot().levels);
+        self.link_files(new)?;
         let committed = new.committed();
         let classes = self.spec.classes().iter();
         let checkpoints = classes.map(|class| (*class, committed[*class])).collect();
-        let becomes = Some(Box::new(new.spec.clone()));
-        let (add, remove) = (files.to_vec(), there.to_vec());
-        let levels = (!waiting.is_empty() || !gone.is_empty()).then(|| waiting.to_vec());
+        let new_spec = Some(Box::new(new.spec.clone()));
+        let (add, remove) = (files.to_vec(), old_files.to_vec());
+        let levels = (!levels.is_empty() || !old_levels.is_empty()).then(|| levels.to_vec());
         let files_lsn = Some(new.files_lsn());
         self.commit(
             &Change {
@@ -208,17 +279,37 @@ impl LakeTable {
                 levels,
                 files_lsn,
                 data_change: true,
-                becomes,
+                new_spec,
             },
             &[],
         )?;
-        // An outside reader may still read them: their grace begins now, also for the next start,
-        // which goes by this time.
-        for file in there.iter().chain(gone.iter().map(|level| &level.entry)) {
+        // An outside reader may still read the old files: their grace period begins now, also after
+        // a restart, which goes by the time of modification.
+        let old_levels = old_levels.iter().map(|level| &level.entry);
+        for file in old_files.iter().chain(old_levels) {
             let _ = std::fs::File::open(self.spec.root.join(&file.path))
                 .and_then(|file| file.set_modified(std::time::SystemTime::now()));
         }
         Ok(())
+    }
+
+    /// Links the files and levels of another table into this one's folder, and syncs them.
+    fn link_files(&self, from: &Self) -> Result<(), ViewError> {
+        let files = from.all_files();
+        for file in &files {
+            let source = from.spec.root.join(&file.path);
+            let target = self.spec.root.join(&file.path);
+            let failed = ViewError::failed(target.display().to_string());
+            if let Some(folder) = target.parent() {
+                crate::storage::create_folders(folder).map_err(&failed)?;
+            }
+            match std::fs::hard_link(&source, &target) {
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                _ => {}
+            }
+        }
+        let failed = ViewError::failed(self.spec.root.display().to_string());
+        sync_files(&self.spec.root, &files).map_err(failed)
     }
 
     fn open_as(
@@ -231,84 +322,55 @@ impl LakeTable {
         if !writable && !spec.root.join("_delta_log").is_dir() {
             return Ok(None);
         }
-        let mut entries = runtime
+        let mut delta_log = runtime
             .block_on(DeltaLog::open(&spec))
             .map_err(|e| delta_error(&spec.root, &e))?;
         let configured = spec.layout;
-        // A table stays split as it is until it is replaced.
-        spec.layout = layout_of(entries.table())
+        // A table retains its layout until it is replaced.
+        spec.layout = layout_of(delta_log.table())
             .map_err(|e| delta_error(&spec.root, &e))?
             .unwrap_or(configured);
         let full_schema = spec.full_schema();
         if writable && adds_columns {
-            runtime.block_on(add_columns(entries.table_mut(), &spec, &full_schema))?;
-            entries.refresh().map_err(|e| delta_error(&spec.root, &e))?;
+            runtime.block_on(add_columns(delta_log.table_mut(), &spec, &full_schema))?;
+            delta_log
+                .refresh()
+                .map_err(|e| delta_error(&spec.root, &e))?;
         }
-        let table = entries.table();
-        let is_leveled = spec.layout == Layout::Buckets;
-        let files_app_id = is_leveled.then(|| log.app_id(RowClass::Recent));
-        let recent_app = if is_leveled {
-            log.levels_app_id()
-        } else {
-            log.app_id(RowClass::Recent)
-        };
-        let app_ids = PerClass {
-            recent: recent_app,
-            late: log.app_id(RowClass::Late),
-        };
-        let checkpoint = |app: &String| {
-            let found = runtime.block_on(async {
-                table
-                    .snapshot()?
-                    .transaction_version(table.log_store().as_ref(), app)
-                    .await
-            });
-            found
-                .map(|lsn| lsn.map(|lsn| lsn as u64))
-                .map_err(|e| delta_error(&spec.root, &e))
-        };
-        let mut committed = PerClass {
-            recent: checkpoint(&app_ids.recent)?.unwrap_or(log.zero),
-            late: checkpoint(&app_ids.late)?.unwrap_or(log.zero),
-        };
-        let files_lsn = files_app_id
-            .as_ref()
-            .map(&checkpoint)
-            .transpose()?
-            .flatten();
+        let app_ids = AppIds::new(&log, spec.layout);
+        let version = TableVersion::read(&spec, delta_log.table(), &app_ids, &runtime)?;
+        delta_log.release();
+        let files_lsn = version.files_lsn.unwrap_or(log.zero);
+        let mut committed = version.committed.map(|lsn| lsn.unwrap_or(log.zero));
         // A table from before there were levels has its files' checkpoint only.
-        committed.recent = committed.recent.max(files_lsn.unwrap_or(log.zero));
-        let files = read_files(&spec, table).map_err(|e| delta_error(&spec.root, &e))?;
-        let levels = read_levels(&spec, table)?;
-        entries.release();
-        if committed == PerClass::both(log.zero) && !(files.is_empty() && levels.is_empty()) {
-            return Err(of_another_log(spec.root, &log));
+        committed.recent = committed.recent.max(files_lsn);
+        let is_empty = version.files.is_empty() && version.levels.is_empty();
+        if committed == PerClass::both(log.zero) && !is_empty {
+            return Err(other_log_error(spec.root, &log));
         }
         let state = TableState {
-            files: Arc::new(files),
-            levels: Arc::new(levels),
+            files: version.files,
+            levels: version.levels,
             ..TableState::default()
         };
-        let delta = Mutex::new(Delta {
-            log: entries,
+        let delta = Delta {
+            log: delta_log,
             commits: 0,
             committed,
-            files_lsn: files_lsn.unwrap_or(log.zero),
+            files_lsn,
             tombstones: HashMap::new(),
             needs_reload: false,
             unresolved_files: Vec::new(),
-        });
-        let (state, sizes) = (RwLock::new(state), Sizes::default());
+        };
         let table = Self {
             spec,
             configured,
             full_schema,
             app_ids,
-            files_app_id,
-            sizes,
+            sizes: Sizes::default(),
             merge_all_on_close: false.into(),
-            delta,
-            state,
+            delta: Mutex::new(delta),
+            state: RwLock::new(state),
             runtime,
         };
         if writable {
@@ -329,7 +391,7 @@ impl LakeTable {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Files and hot rows as of one moment.
+    /// Files and unflushed rows as of one moment.
     pub fn snapshot(&self) -> TableState {
         self.read().clone()
     }
@@ -342,7 +404,7 @@ impl LakeTable {
         !self.read().levels.is_empty()
     }
 
-    /// Lets the view merge at its end what waits in levels.
+    /// Makes the view merge all levels when it ends.
     pub fn merge_on_close(&self) {
         self.merge_all_on_close.store(true, Ordering::Relaxed);
     }
@@ -351,7 +413,7 @@ impl LakeTable {
         self.merge_all_on_close.load(Ordering::Relaxed)
     }
 
-    /// The files, also those that wait in levels.
+    /// The files, including those of levels.
     pub fn all_files(&self) -> Vec<FileEntry> {
         let state = self.snapshot();
         state
@@ -366,12 +428,12 @@ impl LakeTable {
         self.read().applied
     }
 
-    /// Why the table cannot take the columns that it is to have, if so.
+    /// Why the table cannot get the columns of its specification, if so.
     pub fn column_conflict(&self) -> Result<Option<String>, ViewError> {
         let mut delta = self.lock_delta();
-        let wrong = |e: DeltaTableError| delta_error(&self.spec.root, &e);
-        let found =
-            columns_of(self.runtime.block_on(delta.log.load()).map_err(wrong)?).map_err(wrong)?;
+        let failed = |e: DeltaTableError| delta_error(&self.spec.root, &e);
+        let table = self.runtime.block_on(delta.log.load()).map_err(failed)?;
+        let found = columns_of(table).map_err(failed)?;
         delta.log.release();
         Ok(column_conflict(&found, &self.full_schema))
     }
@@ -381,18 +443,18 @@ impl LakeTable {
         self.lock_delta().committed
     }
 
-    /// The record that the files have everything up to, as outside readers see them.
+    /// The files have everything up to this record, as outside readers see them.
     pub fn files_lsn(&self) -> Lsn {
         let delta = self.lock_delta();
         let committed = delta.committed;
-        match (&self.files_app_id, self.spec.checkpoint_names().1) {
+        match (&self.app_ids.files, self.spec.checkpoint_names().1) {
             (Some(_), _) => delta.files_lsn,
             (None, Some(_)) => committed.recent.min(committed.late),
             (None, None) => committed.recent,
         }
     }
 
-    /// Committed checkpoints as the table itself tells them, for a start from there after an error.
+    /// Committed checkpoints, read from the table if a commit left them uncertain.
     pub fn reload_committed(&self) -> Result<PerClass<Lsn>, ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_needed(&mut delta)?;
@@ -501,13 +563,14 @@ impl LakeTable {
         }
         let before = self.snapshot().levels;
         let files_lsn = self.files_lsn_of(&delta, change, &before);
-        let reread = match self
-            .runtime
-            .block_on(self.try_commit(&mut delta.log, change, files_lsn))
-        {
-            Ok(reread) => reread,
-            Err(error) => Some(self.resolve_failed_commit(&mut delta, change, &error)?),
-        };
+        let reloaded =
+            match self
+                .runtime
+                .block_on(self.try_commit(&mut delta.log, change, files_lsn))
+            {
+                Ok(reloaded) => reloaded,
+                Err(error) => Some(self.resolve_failed_commit(&mut delta, change, &error)?),
+            };
         for (class, lsn) in &change.checkpoints {
             delta.committed[*class] = *lsn;
         }
@@ -517,23 +580,23 @@ impl LakeTable {
         let merged = change
             .levels
             .iter()
-            .flat_map(|levels| entities::gone(&before, levels));
-        let replaced = change.remove.iter().chain(merged);
+            .flat_map(|levels| entities::removed_levels(&before, levels));
+        let removed = change.remove.iter().chain(merged);
         delta
             .tombstones
-            .extend(replaced.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
+            .extend(removed.map(|f| (self.spec.root.join(&f.path), (now_ms, f.bytes))));
         let mut state = self.write();
-        // Where the table was read again, it names the new files already.
-        let gone: HashSet<&str> = change
+        // Where the table was reloaded, it names the new files already.
+        let changed: HashSet<&str> = change
             .remove
             .iter()
             .chain(&change.add)
             .map(|f| f.path.as_str())
             .collect();
-        let before = reread.as_ref().unwrap_or(&state.files);
+        let before = reloaded.as_ref().unwrap_or(&state.files);
         let mut files: Vec<FileEntry> = before
             .iter()
-            .filter(|f| !gone.contains(f.path.as_str()))
+            .filter(|f| !changed.contains(f.path.as_str()))
             .cloned()
             .collect();
         files.extend(change.add.iter().cloned());
@@ -548,10 +611,10 @@ impl LakeTable {
         Ok(())
     }
 
-    /// The files that a change brings, levels too.
+    /// The files that a change adds, including those of levels.
     fn new_files<'a>(&self, change: &'a Change) -> impl Iterator<Item = &'a FileEntry> {
-        let there = self.snapshot().levels;
-        let is_new = move |level: &&Level| !there.contains(level);
+        let known = self.snapshot().levels;
+        let is_new = move |level: &&Level| !known.contains(level);
         let levels = change
             .levels
             .iter()
@@ -561,9 +624,9 @@ impl LakeTable {
         change.add.iter().chain(levels)
     }
 
-    /// Up to where the files are after a change, where that becomes another record.
+    /// The record as of which the files are after a change, where that new_spec another record.
     fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
-        self.files_app_id.as_ref()?;
+        self.app_ids.files.as_ref()?;
         let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();
         let checkpoint = change
             .checkpoints
@@ -578,7 +641,7 @@ impl LakeTable {
         }
     }
 
-    /// Gives the files where somebody else had changed them too.
+    /// Returns the files where another writer had changed the table too.
     async fn try_commit(
         &self,
         log: &mut DeltaLog,
@@ -587,10 +650,11 @@ impl LakeTable {
     ) -> Result<Option<Arc<Vec<FileEntry>>>, DeltaTableError> {
         let mut transactions: Vec<Transaction> = Vec::new();
         for (class, lsn) in &change.checkpoints {
-            transactions.push(Transaction::new(&self.app_ids[*class], *lsn as i64));
+            transactions.push(Transaction::new(&self.app_ids.classes[*class], *lsn as i64));
         }
         transactions.extend(
-            self.files_app_id
+            self.app_ids
+                .files
                 .as_ref()
                 .zip(files_lsn)
                 .map(|(app, lsn)| Transaction::new(app, lsn as i64)),
@@ -599,7 +663,7 @@ impl LakeTable {
             transactions.push(Transaction::new("__maint__", log.version() as i64 + 1));
         }
         let now_ms = chrono::Utc::now().timestamp_millis();
-        let spec = change.becomes.as_deref().unwrap_or(&self.spec);
+        let spec = change.new_spec.as_deref().unwrap_or(&self.spec);
         let mut actions: Vec<Action> = Vec::with_capacity(change.add.len() + change.remove.len());
         actions.extend(
             change
@@ -613,35 +677,15 @@ impl LakeTable {
                 .iter()
                 .map(|f| Action::Remove(remove_action(&self.spec, f, change.data_change, now_ms))),
         );
-        if change.becomes.is_some() || change.levels.is_some() {
+        if change.new_spec.is_some() || change.levels.is_some() {
             let metadata = metadata_of(
                 log.metadata(),
-                change.becomes.as_deref(),
+                change.new_spec.as_deref(),
                 change.levels.as_deref(),
             )?;
             actions.push(Action::Metadata(metadata));
         }
-        let operation = if change.data_change && !change.remove.is_empty() && !change.add.is_empty()
-        {
-            DeltaOperation::Update { predicate: None }
-        } else if change.data_change && !change.remove.is_empty() {
-            DeltaOperation::Delete { predicate: None }
-        } else if change.data_change {
-            let partition_by = partition_values(0, spec.layout)
-                .iter()
-                .map(|(n, _)| (*n).to_owned())
-                .collect();
-            DeltaOperation::Write {
-                mode: SaveMode::Append,
-                partition_by: Some(partition_by),
-                predicate: None,
-            }
-        } else {
-            DeltaOperation::Optimize {
-                predicate: None,
-                target_size: 256 << 20,
-            }
-        };
+        let operation = change.operation(spec);
         if !log.commit(actions, operation, transactions).await? {
             return Ok(None);
         }
@@ -650,8 +694,12 @@ impl LakeTable {
         Ok(Some(Arc::new(files)))
     }
 
-    /// After an error of a commit: did it happen? Only the table knows.
-    /// If so, gives the files, which queries see together with what the caller drops for them.
+    /// After an error of a commit: only the table knows whether it happened.
+    ///
+    /// If so, returns the files, which become visible together with what the caller drops for them.
+    /// For example, the disk fails in the sync after the entry was written: the table names the new
+    /// files, so the commit counts. If the entry was not written, its files are removed and the view
+    /// retries from its checkpoint. If the table cannot be read, `needs_reload` defers the decision.
     fn resolve_failed_commit(
         &self,
         delta: &mut Delta,
@@ -662,20 +710,8 @@ impl LakeTable {
         delta.needs_reload = true;
         let paths: Vec<String> = self.new_files(change).map(|f| f.path.clone()).collect();
         delta.unresolved_files.extend(paths);
-        let TableFiles { files, levels } = self.reload(delta)?;
-        let is_named = |named: &Vec<Level>| *levels == *named;
-        let happened = (change.levels.is_some()
-            || change.add.iter().chain(&change.remove).next().is_some())
-            && change.levels.as_ref().is_none_or(is_named)
-            && change
-                .add
-                .iter()
-                .all(|f| files.iter().any(|g| g.path == f.path))
-            && change
-                .remove
-                .iter()
-                .all(|f| !files.iter().any(|g| g.path == f.path));
-        if happened {
+        let (files, levels) = self.reload(delta)?;
+        if change.is_applied(&files, &levels) {
             return Ok(files);
         }
         let mut state = self.write();
@@ -692,8 +728,7 @@ impl LakeTable {
         }
     }
 
-    /// Reads files and checkpoints again if a commit left it open what the table holds; gives the
-    /// files.
+    /// Reads files and checkpoints again if a commit left them uncertain; returns the files.
     pub(super) fn reload_if_needed(
         &self,
         delta: &mut Delta,
@@ -701,54 +736,30 @@ impl LakeTable {
         if !delta.needs_reload {
             return Ok(self.files());
         }
-        let TableFiles { files, levels } = self.reload(delta)?;
+        let (files, levels) = self.reload(delta)?;
         let mut state = self.write();
         (state.files, state.levels) = (files.clone(), levels);
         Ok(files)
     }
 
-    /// Reads files, levels and checkpoints; removes what a commit that did not happen has left.
-    fn reload(&self, delta: &mut Delta) -> Result<TableFiles, ViewError> {
-        let failed = |e: DeltaTableError| ViewError::Failed {
-            view: self.spec.name.clone(),
-            reason: e.to_string(),
-        };
-        // The error may have been the sync of the entry's name: what is read now must be there
-        // after a power cut too.
+    /// Reads files, levels and checkpoints; removes the files of a commit that did not happen.
+    fn reload(&self, delta: &mut Delta) -> Result<FilesAndLevels, ViewError> {
+        // The error may have been the sync of the entry's name: what is read now must survive a
+        // power cut too.
         for folder in [&self.spec.root.join("_delta_log"), &self.spec.root] {
             let synced = crate::storage::sync_folder(folder);
-            synced.map_err(|e| ViewError::Failed {
-                view: self.spec.name.clone(),
-                reason: e.to_string(),
-            })?;
+            synced.map_err(ViewError::failed(&self.spec.name))?;
         }
-        self.runtime.block_on(delta.log.load()).map_err(failed)?;
-        let table = delta.log.table();
-        let checkpoint = |app: &String| {
-            let found = self.runtime.block_on(async {
-                table
-                    .snapshot()?
-                    .transaction_version(table.log_store().as_ref(), app)
-                    .await
-            });
-            found.map(|lsn| lsn.map(|lsn| lsn as u64)).map_err(failed)
-        };
-        let recent = checkpoint(&self.app_ids.recent)?;
-        let late = checkpoint(&self.app_ids.late)?;
-        let files_lsn = self
-            .files_app_id
-            .as_ref()
-            .map(checkpoint)
-            .transpose()?
-            .flatten();
-        let files = Arc::new(read_files(&self.spec, table).map_err(failed)?);
-        let levels = Arc::new(read_levels(&self.spec, table)?);
+        let loaded = self.runtime.block_on(delta.log.load());
+        let table = loaded.map_err(|e| delta_error(&self.spec.root, &e))?;
+        let version = TableVersion::read(&self.spec, table, &self.app_ids, &self.runtime)?;
         delta.log.release();
+        let TableVersion { files, levels, .. } = version;
         let committed = &mut delta.committed;
-        committed.recent = recent.unwrap_or(committed.recent);
-        committed.recent = committed.recent.max(files_lsn.unwrap_or(0));
-        committed.late = late.unwrap_or(committed.late);
-        delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
+        committed.recent = version.committed.recent.unwrap_or(committed.recent);
+        committed.recent = committed.recent.max(version.files_lsn.unwrap_or(0));
+        committed.late = version.committed.late.unwrap_or(committed.late);
+        delta.files_lsn = version.files_lsn.unwrap_or(delta.files_lsn);
         delta.needs_reload = false;
         let unresolved_files = std::mem::take(&mut delta.unresolved_files);
         let named: HashSet<&str> = files
@@ -762,11 +773,11 @@ impl LakeTable {
                 .map(String::as_str)
                 .filter(|path| !named.contains(path)),
         );
-        Ok(TableFiles { files, levels })
+        Ok((files, levels))
     }
 
-    /// Takes the partitions that lie whole below the floor out of the table; gives the number of
-    /// files. Rows below it are hidden already.
+    /// Drops partitions entirely below the retention floor; returns the number of files. Rows below
+    /// it are hidden already.
     pub fn drop_below_floor(&self) -> Result<usize, ViewError> {
         let Some(floor) = self.floor() else {
             return Ok(0);
@@ -795,7 +806,7 @@ impl LakeTable {
         Ok(files)
     }
 
-    /// Names of the Delta log's files, and the files of rows that they name, of one moment.
+    /// Names of the Delta log's files, and the data files that they name, as of one moment.
     pub fn committed_files(&self) -> Result<(Vec<PathBuf>, Vec<FileEntry>), ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_needed(&mut delta)?;
@@ -808,7 +819,7 @@ impl LakeTable {
         let mut log = Vec::new();
         for entry in std::fs::read_dir(self.spec.root.join(folder)).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            // What else begins with a dot is being written.
+            // Other names that begin with a dot are temporary.
             let text = name.to_string_lossy();
             if !text.starts_with('.') || text.ends_with(CHECKPOINT_SUM) {
                 log.push(folder.join(name));
@@ -817,8 +828,8 @@ impl LakeTable {
         Ok((log, files))
     }
 
-    /// Checkpoints the Delta log now and then, so that opening stays quick, and removes log files
-    /// no reader needs.
+    /// Checkpoints the Delta log after [`CHECKPOINT_EVERY`] commits, or `now`, so that opening stays
+    /// quick, and removes log files that no reader needs.
     pub fn checkpoint_log(&self, now: bool) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         if delta.commits < CHECKPOINT_EVERY && !(now && delta.commits > 0) {
@@ -954,5 +965,63 @@ fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
         days * 24 + value("hour").unwrap_or(0)
     } else {
         days
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> FileEntry {
+        FileEntry {
+            path: path.into(),
+            ..FileEntry::sample()
+        }
+    }
+
+    fn change(add: &[&str], remove: &[&str], data_change: bool) -> Change {
+        Change {
+            add: add.iter().map(|path| file(path)).collect(),
+            remove: remove.iter().map(|path| file(path)).collect(),
+            data_change,
+            ..Change::default()
+        }
+    }
+
+    #[test]
+    fn a_failed_commit_happened_where_the_table_shows_all_of_it() {
+        let files = [file("a"), file("b")];
+        for (add, remove, is_applied) in [
+            (&["a"][..], &[][..], true),
+            (&["a", "c"], &[], false),
+            (&["b"], &["c"], true),
+            (&["b"], &["a"], false),
+            (&[], &["c"], true),
+            (&[], &[], false),
+        ] {
+            let change = change(add, remove, true);
+            let found = change.is_applied(&files, &[]);
+            assert_eq!(found, is_applied, "{add:?} and {remove:?}");
+        }
+        let merge = Change {
+            levels: Some(Vec::new()),
+            ..Change::default()
+        };
+        assert!(merge.is_applied(&files, &[]));
+    }
+
+    #[test]
+    fn a_change_has_its_operation_in_the_history() {
+        let spec = TableSpec::raw(Path::new("lake"), Layout::Hours);
+        for (add, remove, data_change, name) in [
+            (&["a"][..], &[][..], true, "WRITE"),
+            (&[], &[], true, "WRITE"),
+            (&["a"], &["b"], true, "UPDATE"),
+            (&[], &["b"], true, "DELETE"),
+            (&["a"], &["b"], false, "OPTIMIZE"),
+        ] {
+            let operation = change(add, remove, data_change).operation(&spec);
+            assert_eq!(operation.name(), name, "{add:?} {remove:?} {data_change}");
+        }
     }
 }

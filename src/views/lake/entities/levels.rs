@@ -340,7 +340,7 @@ impl Writer {
 
     fn finish(mut self, since_ms: i64) -> Result<Level, String> {
         let text = serde_json::to_string(&self.index).map_err(|e| e.to_string())?;
-        self.file.note_in_footer(FOOTER, text);
+        self.file.add_footer_key(FOOTER, text);
         let entry = FileEntry {
             written_ms: since_ms,
             ..self.file.finish()?

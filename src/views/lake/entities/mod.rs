@@ -418,8 +418,8 @@ pub fn change(written: WrittenFiles) -> Change {
     }
 }
 
-/// The levels of a state that are no longer in another one.
-pub fn gone<'a>(before: &'a [Level], now: &[Level]) -> Vec<&'a FileEntry> {
+/// The files of levels that are not among the current ones.
+pub fn removed_levels<'a>(before: &'a [Level], now: &[Level]) -> Vec<&'a FileEntry> {
     let there: HashSet<&str> = now.iter().map(|level| level.entry.path.as_str()).collect();
     before
         .iter()
