@@ -1,5 +1,4 @@
-//! Where an entity table's rows are: each key has a place, and a leaf holds the keys of a range of
-//! places.
+//! The layout of an entity table: each key has a place, and a leaf has the keys of a range of places.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -15,21 +14,21 @@ use crate::schema::entity::newest;
 use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, partition_folder, read};
 use crate::views::lake::{RowClass, TableSpec};
 
-/// Where a key is: its bucket in the first bits, then its order in the bucket. Keys that differ may
-/// have one place.
+/// The position of a key: its bucket in the first bits, then its order in the bucket. Different keys
+/// may have the same place.
 pub type Place = u64;
 
 /// Bits of a place that name the bucket.
 const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
-/// Numbers that are equal but for so many of their last bits share a bucket.
+/// Numbers that are equal except for so many of their last bits share a bucket.
 const NEIGHBOURS: u32 = 16;
-/// Rows handed on at once.
+/// Rows passed to the writer at once.
 const WRITE_ROWS: usize = 8 << 10;
 
 /// The place of each row's key.
 pub fn places(spec: &TableSpec, batch: &RecordBatch) -> Vec<Place> {
-    // Numbers keep their order, so that those given as they come gather in the last leaves, and
-    // leave the others as they are.
+    // Numbers keep their order, so that ascending new ones are in the last leaves, and the others do
+    // not change.
     if let [key] = spec.keys.as_slice()
         && let Some(numbers) = batch.column(*key).as_any().downcast_ref::<Int64Array>()
     {
@@ -66,11 +65,11 @@ fn first_of(bucket: i64) -> Place {
     (bucket as u64) << (u64::BITS - BUCKET_BITS)
 }
 
-/// The rows of a range of places; of each key one.
+/// The rows of a range of places, one of each key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
     pub places: RangeInclusive<Place>,
-    /// None of a bucket without rows.
+    /// Empty for a bucket without rows.
     pub files: Vec<FileEntry>,
 }
 
@@ -127,14 +126,14 @@ pub fn leaves(files: &[FileEntry]) -> Vec<Leaf> {
         .collect()
 }
 
-/// The leaves that have a place of a range, by their numbers.
+/// The indexes of the leaves that overlap a range.
 pub fn reached(leaves: &[Leaf], places: &RangeInclusive<Place>) -> std::ops::Range<usize> {
     let from = leaves.partition_point(|leaf| leaf.places.end() < places.start());
     let to = leaves.partition_point(|leaf| leaf.places.start() <= places.end());
     from..to.max(from)
 }
 
-/// Rows in memory by their places, of one place in the order in which they came.
+/// Rows in memory by their places; those of one place in the order of arrival.
 #[derive(Debug, Default)]
 pub struct RowsByPlace {
     batches: Vec<RecordBatch>,
@@ -175,7 +174,7 @@ impl RowsByPlace {
         self.range(places).len()
     }
 
-    /// The rows of a range; none where it has none.
+    /// The rows of a range; `None` where it has none.
     pub fn rows(&self, places: &RangeInclusive<Place>) -> Result<Option<RecordBatch>, String> {
         let order = self.range(places);
         if order.is_empty() {
@@ -192,13 +191,12 @@ impl RowsByPlace {
     }
 }
 
-/// Of each key in a range of places the newest row that these files, levels and rows in memory
-/// have.
+/// The newest row of each key in a range of places, from these files, levels and rows in memory.
 pub fn newest_of(
     spec: &TableSpec,
     files: &[FileEntry],
     levels: &[Level],
-    hot: &RowsByPlace,
+    unflushed: &RowsByPlace,
     places: &RangeInclusive<Place>,
 ) -> Result<RecordBatch, String> {
     let mut parts = Vec::new();
@@ -209,7 +207,7 @@ pub fn newest_of(
         parts.extend(level.read(spec, places)?);
     }
     // Of equal versions the last one wins, by its LSN.
-    parts.extend(hot.rows(places)?);
+    parts.extend(unflushed.rows(places)?);
     let all = concat_batches(&spec.schema, &parts).map_err(|e| e.to_string())?;
     drop(parts);
     newest(&all, &spec.keys)

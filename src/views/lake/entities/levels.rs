@@ -1,4 +1,4 @@
-//! Levels of an entity table: changed rows, in the order of their places, in a file that is no part
+//! Levels of an entity table: changed rows, in the order of their places, in a file that is not part
 //! of the table for an outside reader. The table's metadata names it under [`KEY`].
 
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ pub const KEY: &str = "weir.levels";
 pub const FOLDER: &str = "_levels";
 /// The key of their own part in a file's footer.
 const FOOTER: &str = "weir.level";
-/// Levels much alike that become one.
+/// So many levels of similar size become one.
 const ALIKE: usize = 4;
 
 /// Changed rows in one file.
@@ -40,7 +40,7 @@ impl PartialEq for Level {
     }
 }
 
-/// Where its rows are: what the footer has of it.
+/// The places of its rows, stored in the footer.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Index {
     /// The first place of each row group.
@@ -49,7 +49,7 @@ struct Index {
     spans: Vec<(Place, Place, u64)>,
 }
 
-/// What the metadata has of a level.
+/// A level's entry in the metadata.
 #[derive(Serialize, Deserialize)]
 struct LevelEntry {
     path: String,
@@ -100,8 +100,8 @@ pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
                 .map(BlockChecksums::from_text)
                 .unwrap_or_default(),
         };
-        // Of a damaged file all is looked at, and its error goes to whoever reads its rows: the
-        // table can be opened, and rebuilt.
+        // A damaged file counts as reaching all places, and a read of its rows reports the error:
+        // so the table can be opened, and rebuilt.
         let index = read_index(spec, &entry).unwrap_or_else(|reason| {
             tracing::error!(
                 table = spec.name,
@@ -192,14 +192,14 @@ impl Level {
     }
 }
 
-/// By how many fourfold steps a level is larger than the smallest.
+/// The size class of a level: each is [`ALIKE`] times as large as the one before.
 fn tier(rows: u64, sizes: &Sizes) -> u32 {
     (rows / sizes.group_rows as u64)
         .checked_ilog(ALIKE as u64)
         .map_or(0, |t| t + 1)
 }
 
-/// The levels that become one with so many new rows, so that of each size there are few. Pure.
+/// The levels that become one with so many new rows, so that there are few of each size.
 fn alike(rows: u64, levels: &[u64], sizes: &Sizes) -> Vec<usize> {
     let (mut all, mut taken) = (rows, HashSet::new());
     loop {
@@ -222,11 +222,11 @@ pub fn add(
     sizes: &Sizes,
     attempt: &Attempt,
     leaves: &[Leaf],
-    (levels, hot): (&[Level], &RowsByPlace),
+    (levels, unflushed): (&[Level], &RowsByPlace),
     now_ms: i64,
 ) -> Result<(Level, HashSet<String>), String> {
     let rows: Vec<u64> = levels.iter().map(Level::rows).collect();
-    let own: Vec<Level> = alike(hot.all_rows() as u64, &rows, sizes)
+    let own: Vec<Level> = alike(unflushed.all_rows() as u64, &rows, sizes)
         .into_iter()
         .map(|n| levels[n].clone())
         .collect();
@@ -235,9 +235,9 @@ pub fn add(
         reached(leaves, &range).for_each(|leaf| expected[leaf] += rows);
     }
     for (leaf, rows) in leaves.iter().zip(&mut expected) {
-        *rows += hot.count(&leaf.places) as u64;
+        *rows += unflushed.count(&leaf.places) as u64;
     }
-    let most: u64 = own.iter().map(Level::rows).sum::<u64>() + hot.all_rows() as u64;
+    let most: u64 = own.iter().map(Level::rows).sum::<u64>() + unflushed.all_rows() as u64;
     let mut writer = Writer::create(spec, sizes, attempt, most, now_ms)?;
     let mut at = 0;
     while at < leaves.len() {
@@ -254,7 +254,7 @@ pub fn add(
             writer.write(
                 spec,
                 &leaves[at..end],
-                &newest_of(spec, &[], &own, hot, &range)?,
+                &newest_of(spec, &[], &own, unflushed, &range)?,
             )?;
         }
         at = end;
@@ -305,7 +305,7 @@ impl Writer {
         })
     }
 
-    /// Writes the rows of some leaves, behind those before.
+    /// Writes the rows of some leaves, after those of earlier ones.
     fn write(
         &mut self,
         spec: &TableSpec,

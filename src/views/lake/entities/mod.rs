@@ -1,17 +1,17 @@
-//! Entity tables: of each key the newest row. What a commit costs follows the rows that it brings,
-//! not those that the table has.
+//! Entity tables: the newest row of each key. The cost of a commit depends on the rows that it
+//! brings, not on those of the table.
 //!
 //! # Leaves
 //!
-//! An outside reader knows no versions: it takes all rows of all files that a Delta version names.
-//! So in those files each key is there once, and a changed row can only come by writing its file
-//! again. To keep that small, a table is made of *leaves*: a file has the keys of a range of places
+//! An outside reader does not know row versions: it reads all rows of all files that a Delta version
+//! names. So those files have each key once, and a changed row can only come by rewriting its file.
+//! To keep that small, a table is made of *leaves*: a file has the keys of a range of places
 //! (`leaves`) and is split when it has become too large. Keys that are numbers keep their order, so
-//! that new ones, given as they come, touch the last leaves only; others are spread by their hash.
+//! that ascending new ones touch the last leaves only; others are spread by their hash.
 //!
 //! # Levels
 //!
-//! Where a commit's rows reach many leaves, with a few rows each, writing them all again would cost
+//! Where a commit's rows reach many leaves, with a few rows each, rewriting them all would cost
 //! as much as the table has, at every commit. Such rows wait in a *level*: a file in the table's
 //! folder, sorted by place, that the table's metadata names and an outside reader does not see
 //! (`levels`). Levels of one size become one, so that there are few. They are merged into the
@@ -72,27 +72,27 @@ use crate::views::ViewError;
 use leaves::{Leaf, RowsByPlace, leaves, newest_of, reached};
 use levels::Level;
 
-/// Rows that a merge may write for each row that waits.
+/// Rows that a merge may write for each waiting row.
 const MAX_WRITES_PER_ROW: u64 = 4;
 /// Rows of a merge's step for each row that a commit brings: it ends before half as many as it
 /// began with wait again.
 const STEP_ROWS_PER_ROW: u64 = 8;
-/// MergeScope long rows wait in levels.
+/// Rows wait in levels no longer than this.
 const OVERDUE: Duration = Duration::from_secs(3_600);
-/// Between two steps of a merge while no rows come.
+/// Between two steps of a merge while no rows arrive.
 pub const STEP_INTERVAL: Duration = Duration::from_secs(1);
-/// MergeScope often it is looked whether rows wait too long.
+/// How often to check whether rows wait too long.
 pub const OVERDUE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Sizes of what a table is made of.
+/// Sizes of leaves and levels.
 #[derive(Debug, Clone)]
 pub struct Sizes {
     /// Rows of a leaf, and the memory that they take, at most.
     pub leaf_rows: usize,
     pub leaf_bytes: usize,
-    /// Rows of a row group of a level: the least that is read of it.
+    /// Rows of a row group of a level: the minimum that is read of it.
     pub group_rows: usize,
-    /// Rows that any commit may write.
+    /// Rows that any commit may write, however few it brings.
     pub floor: u64,
 }
 
@@ -107,10 +107,10 @@ impl Default for Sizes {
     }
 }
 
-/// What a commit finds.
+/// What decides how a commit's rows are written.
 #[derive(Debug, Clone, Copy, Default)]
 struct CommitCost {
-    /// Rows that it brings, rows that wait in levels, and rows of the leaves that both reach.
+    /// Rows of the commit, rows that wait in levels, and rows of the leaves that both reach.
     new: u64,
     waiting: u64,
     reached: u64,
@@ -118,33 +118,34 @@ struct CommitCost {
     is_overdue: bool,
 }
 
-/// What becomes of a commit's rows.
+/// How a commit's rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CommitPlan {
-    /// They are merged, with all that wait.
+    /// Merge them into leaves, with all that wait.
     Merge,
-    /// They wait with the others, and a merge of all begins.
+    /// Add them to the levels, and begin a stepwise merge of all.
     Begin,
+    /// Add them to the levels.
     Wait,
 }
 
-/// Pure.
-fn way(found: CommitCost, floor: u64) -> CommitPlan {
-    let is_worth_it = found.reached <= MAX_WRITES_PER_ROW * (found.new + found.waiting) + floor;
-    if !is_worth_it && !found.is_overdue {
+/// Decides how a commit's rows are written.
+fn plan_commit(cost: CommitCost, floor: u64) -> CommitPlan {
+    let is_worth_it = cost.reached <= MAX_WRITES_PER_ROW * (cost.new + cost.waiting) + floor;
+    if !is_worth_it && !cost.is_overdue {
         CommitPlan::Wait
-    } else if found.reached <= floor.max(STEP_ROWS_PER_ROW * found.new) {
+    } else if cost.reached <= floor.max(STEP_ROWS_PER_ROW * cost.new) {
         CommitPlan::Merge
     } else {
         CommitPlan::Begin
     }
 }
 
-/// A merge that goes in steps. Unless its files are committed, they are removed with it.
+/// A merge in steps. Dropping it removes its files, unless they were persisted for a commit.
 #[derive(Debug)]
 pub struct Merge {
     attempt: Attempt,
-    /// The record as of which it makes the table.
+    /// The table is as of this record when the merge is committed.
     to: Lsn,
     levels: Vec<Level>,
     todo: VecDeque<Leaf>,
@@ -164,7 +165,7 @@ impl Merge {
         }
     }
 
-    /// Writes leaves again, about so many rows.
+    /// Rewrites leaves, approximately `rows` rows.
     fn step(&mut self, table: &LakeTable, rows: u64, now_ms: i64) -> Result<(), String> {
         let (spec, before, mut written) = (&table.spec, self.add.len(), 0);
         while written < rows
@@ -190,119 +191,131 @@ impl Merge {
         }
         sync_files(&spec.root, &self.add[before..])
     }
+
+    /// Adds the merge's result to what is to be committed; its levels leave the current ones.
+    fn finish(self, mut current: Vec<Level>, written: &mut WrittenFiles) {
+        current.retain(|level| !self.levels.contains(level));
+        written.levels = Some(current);
+        written.files_lsn = Some(self.to);
+        written.add.extend(self.add);
+        written.remove.extend(self.remove);
+        written.attempts.push(self.attempt);
+    }
 }
 
-/// How a commit goes about it.
+/// How much a commit merges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeScope {
     /// As much as is due.
     Due,
-    /// Nothing is to wait in levels, whatever it costs.
+    /// Everything: no rows wait in levels afterwards.
     All,
 }
 
-/// What there is to commit.
+/// Files and levels to commit.
 #[derive(Debug, Default)]
 pub struct WrittenFiles {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
-    /// The levels from here on, where they become others.
+    /// The new levels, if they change.
     pub levels: Option<Vec<Level>>,
-    /// Where a merge has ended: the record as of which the files are.
+    /// Of a merge that has ended: the record as of which the files are.
     pub files_lsn: Option<Lsn>,
     /// A merge that has not ended.
     pub merge: Option<Merge>,
-    /// Whose files these are.
+    /// They own these files until they are persisted.
     pub attempts: Vec<Attempt>,
 }
 
 impl WrittenFiles {
-    /// Whether a Delta version comes of it.
+    /// Whether there is something to commit.
     pub fn is_some(&self) -> bool {
         self.levels.is_some() || !self.add.is_empty() || !self.remove.is_empty()
     }
 }
 
-/// Writes rows that come, and goes on with a merge. Only one at a time may write to a table.
+/// Writes a commit's rows, and continues a merge. Only one writer per table at a time.
 pub fn write(
     table: &LakeTable,
     rows: Vec<RecordBatch>,
     mut merge: Option<Merge>,
-    how: MergeScope,
+    scope: MergeScope,
     to: Lsn,
 ) -> Result<WrittenFiles, String> {
     let now_ms = chrono::Utc::now().timestamp_millis();
     let state = table.snapshot();
     let (spec, sizes, leaves) = (&table.spec, &table.sizes, leaves(&state.files));
-    let hot = RowsByPlace::of(spec, rows);
+    let unflushed = RowsByPlace::of(spec, rows);
     let attempt = Attempt::new(spec);
     let mut written = WrittenFiles::default();
     let due = match &merge {
         Some(_) => CommitPlan::Wait,
         None => {
-            let dirty = dirty(&leaves, &state.levels, &hot, sizes);
-            let found = found(&leaves, &dirty, &state.levels, &hot, sizes, now_ms);
-            let way = if how == MergeScope::All {
+            let dirty = dirty(&leaves, &state.levels, &unflushed, sizes);
+            let cost = commit_cost(&leaves, &dirty, &state.levels, &unflushed, sizes, now_ms);
+            let plan = if scope == MergeScope::All {
                 CommitPlan::Merge
             } else {
-                way(found, sizes.floor)
+                plan_commit(cost, sizes.floor)
             };
-            if way == CommitPlan::Merge {
-                merge_now(table, &attempt, dirty, &state, &hot, &mut written, now_ms)?;
+            if plan == CommitPlan::Merge {
+                merge_now(
+                    table,
+                    &attempt,
+                    dirty,
+                    &state,
+                    &unflushed,
+                    &mut written,
+                    now_ms,
+                )?;
                 sync_files(&spec.root, &written.add)?;
                 written.attempts.push(attempt);
                 return Ok(written);
             }
-            way
+            plan
         }
     };
-    let mut there = state.levels.to_vec();
-    if hot.all_rows() > 0 {
+    let mut current = state.levels.to_vec();
+    if unflushed.all_rows() > 0 {
         let is_merging = |level: &Level| {
             merge
                 .as_ref()
                 .is_some_and(|merge| merge.levels.contains(level))
         };
-        // What is about to be merged is not written once more.
-        let free: Vec<Level> = there
+        // Levels that are being merged are not rewritten.
+        let free: Vec<Level> = current
             .iter()
             .filter(|level| due == CommitPlan::Wait && !is_merging(level))
             .cloned()
             .collect();
-        let (level, gone) = levels::add(spec, sizes, &attempt, &leaves, (&free, &hot), now_ms)?;
+        let (level, gone) =
+            levels::add(spec, sizes, &attempt, &leaves, (&free, &unflushed), now_ms)?;
         sync_files(&spec.root, std::slice::from_ref(&level.entry))?;
-        there.retain(|level| !gone.contains(&level.entry.path));
-        there.push(level);
-        written.levels = Some(there.clone());
+        current.retain(|level| !gone.contains(&level.entry.path));
+        current.push(level);
+        written.levels = Some(current.clone());
         written.attempts.push(attempt);
     }
     if due == CommitPlan::Begin {
-        let dirty = dirty(&leaves, &there, &RowsByPlace::default(), sizes);
+        let dirty = dirty(&leaves, &current, &RowsByPlace::default(), sizes);
         let todo = dirty.into_iter().map(|at| leaves[at].clone()).collect();
-        merge = Some(Merge::begin(spec, there.clone(), todo, to));
+        merge = Some(Merge::begin(spec, current.clone(), todo, to));
     }
     let Some(mut merge) = merge else {
         return Ok(written);
     };
-    merge.step(
-        table,
-        if how == MergeScope::All {
-            u64::MAX
-        } else {
-            sizes.floor.max(STEP_ROWS_PER_ROW * hot.all_rows() as u64)
-        },
-        now_ms,
-    )?;
-    if !merge.todo.is_empty() {
+    let step_rows = match scope {
+        MergeScope::All => u64::MAX,
+        MergeScope::Due => sizes
+            .floor
+            .max(STEP_ROWS_PER_ROW * unflushed.all_rows() as u64),
+    };
+    merge.step(table, step_rows, now_ms)?;
+    if merge.todo.is_empty() {
+        merge.finish(current, &mut written);
+    } else {
         written.merge = Some(merge);
-        return Ok(written);
     }
-    there.retain(|level| !merge.levels.contains(level));
-    written.levels = Some(there);
-    written.files_lsn = Some(merge.to);
-    written.add.extend(merge.add);
-    written.remove.extend(merge.remove);
-    written.attempts.push(merge.attempt);
     Ok(written)
 }
 
@@ -312,14 +325,20 @@ fn merge_now(
     attempt: &Attempt,
     dirty: Vec<usize>,
     state: &TableState,
-    hot: &RowsByPlace,
+    unflushed: &RowsByPlace,
     written: &mut WrittenFiles,
     now_ms: i64,
 ) -> Result<(), String> {
     let leaves = leaves(&state.files);
     // One leaf at a time is in memory.
     for leaf in dirty.into_iter().map(|at| &leaves[at]) {
-        let rows = newest_of(&table.spec, &leaf.files, &state.levels, hot, &leaf.places)?;
+        let rows = newest_of(
+            &table.spec,
+            &leaf.files,
+            &state.levels,
+            unflushed,
+            &leaf.places,
+        )?;
         written.add.extend(leaves::write(
             &table.spec,
             &table.sizes,
@@ -336,10 +355,10 @@ fn merge_now(
 
 /// The leaves that levels and rows in memory reach, and those that are to be split, by their
 /// numbers.
-fn dirty(leaves: &[Leaf], levels: &[Level], hot: &RowsByPlace, sizes: &Sizes) -> Vec<usize> {
+fn dirty(leaves: &[Leaf], levels: &[Level], unflushed: &RowsByPlace, sizes: &Sizes) -> Vec<usize> {
     let mut is_dirty: Vec<bool> = leaves
         .iter()
-        .map(|leaf| is_too_large(leaf.rows(), sizes) || hot.count(&leaf.places) > 0)
+        .map(|leaf| is_too_large(leaf.rows(), sizes) || unflushed.count(&leaf.places) > 0)
         .collect();
     for (range, _) in levels.iter().flat_map(Level::spans) {
         is_dirty[reached(leaves, &range)].fill(true);
@@ -352,16 +371,16 @@ fn is_too_large(rows: u64, sizes: &Sizes) -> bool {
     rows > 2 * sizes.leaf_rows as u64
 }
 
-fn found(
+fn commit_cost(
     leaves: &[Leaf],
     dirty: &[usize],
     levels: &[Level],
-    hot: &RowsByPlace,
+    unflushed: &RowsByPlace,
     sizes: &Sizes,
     now_ms: i64,
 ) -> CommitCost {
     CommitCost {
-        new: hot.all_rows() as u64,
+        new: unflushed.all_rows() as u64,
         waiting: levels.iter().map(Level::rows).sum(),
         reached: dirty.iter().map(|at| leaves[*at].rows()).sum(),
         is_overdue: has_overdue(levels, now_ms)
@@ -375,7 +394,7 @@ fn has_overdue(levels: &[Level], now_ms: i64) -> bool {
         .any(|level| now_ms - level.entry.written_ms >= OVERDUE.as_millis() as i64)
 }
 
-/// Whether there is something to merge without regard to what comes.
+/// Whether a merge is due without new rows.
 pub fn is_overdue(table: &LakeTable) -> bool {
     let state = table.snapshot();
     has_overdue(&state.levels, chrono::Utc::now().timestamp_millis())
@@ -385,8 +404,7 @@ pub fn is_overdue(table: &LakeTable) -> bool {
             .any(|file| is_too_large(file.rows, &table.sizes))
 }
 
-/// Merges all that waits in the levels of a table that nobody writes to; gives the number of
-/// merges.
+/// Merges all levels of a table that has no writer; returns the number of merges.
 pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
     let state = table.snapshot();
     if state.levels.is_empty() && !is_overdue(table) {
@@ -405,7 +423,7 @@ pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
     Ok(1)
 }
 
-/// A change of what was written, which answers for its files from now on.
+/// The change that commits what was written; it owns the files from now on.
 pub fn change(written: WrittenFiles) -> Change {
     written.attempts.into_iter().for_each(Attempt::persist);
     Change {
@@ -435,8 +453,8 @@ mod tests {
     #[test]
     fn rows_are_merged_where_few_are_written_for_each() {
         let floor = 1_000;
-        let way = |new, waiting, reached, is_overdue| {
-            way(
+        let plan = |new, waiting, reached, is_overdue| {
+            plan_commit(
                 CommitCost {
                     new,
                     waiting,
@@ -447,12 +465,12 @@ mod tests {
             )
         };
         // What is small, or reaches little, is merged at once.
-        assert_eq!(way(1, 0, 1_000, false), CommitPlan::Merge);
-        assert_eq!(way(10_000, 0, 41_000, false), CommitPlan::Merge);
-        assert_eq!(way(10_000, 0, 41_001, false), CommitPlan::Wait);
-        assert_eq!(way(1, 9_999, 41_000, false), CommitPlan::Begin);
-        assert_eq!(way(6_000, 4_000, 41_000, false), CommitPlan::Merge);
-        assert_eq!(way(1, 0, 1_000_000, true), CommitPlan::Begin);
-        assert_eq!(way(0, 1, 900, true), CommitPlan::Merge);
+        assert_eq!(plan(1, 0, 1_000, false), CommitPlan::Merge);
+        assert_eq!(plan(10_000, 0, 41_000, false), CommitPlan::Merge);
+        assert_eq!(plan(10_000, 0, 41_001, false), CommitPlan::Wait);
+        assert_eq!(plan(1, 9_999, 41_000, false), CommitPlan::Begin);
+        assert_eq!(plan(6_000, 4_000, 41_000, false), CommitPlan::Merge);
+        assert_eq!(plan(1, 0, 1_000_000, true), CommitPlan::Begin);
+        assert_eq!(plan(0, 1, 900, true), CommitPlan::Merge);
     }
 }

@@ -1,4 +1,4 @@
-//! An entity table for SQL: of each key the newest row of leaves, levels and memory, leaf by leaf.
+//! An entity table for SQL: the newest row of each key from leaves, levels and memory, leaf by leaf.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl EntitySnapshot {
         }
     }
 
-    /// The leaves that can hold a row of which all filters are true.
+    /// The leaves that may have a row for which all filters are true.
     fn leaves(&self, filters: &[Expr]) -> Vec<Leaf> {
         let mut leaves = leaves(&self.state.files);
         if let Some(key) = key_of(&self.spec, filters) {
@@ -59,7 +59,7 @@ impl EntitySnapshot {
     }
 }
 
-/// The one key that filters ask for: a row of nothing else.
+/// The key that filters restrict the query to, if it is one: as a row without other columns.
 fn key_of(spec: &TableSpec, filters: &[Expr]) -> Option<RecordBatch> {
     let mut columns = spec
         .schema
@@ -134,13 +134,13 @@ impl TableProvider for EntitySnapshot {
                 .scan(state, Some(&columns), filters, limit)
                 .await;
         }
-        let hot = self
+        let unflushed = self
             .state
             .unflushed
             .recent
             .iter()
             .map(|part| part.batch(&self.spec.schema));
-        let hot = hot
+        let unflushed = unflushed
             .collect::<Result<Vec<_>, _>>()
             .map_err(DataFusionError::Execution)?;
         let schema = project_schema(&self.spec.schema, Some(&columns))?;
@@ -148,7 +148,7 @@ impl TableProvider for EntitySnapshot {
             &self.spec,
             &columns,
             self.state.levels.to_vec(),
-            &hot,
+            &unflushed,
             schema.clone(),
         )?);
         let part = |leaves| {
@@ -172,7 +172,7 @@ impl TableProvider for EntitySnapshot {
     }
 }
 
-/// Leaves in so many parts, of about as many rows each.
+/// Splits leaves into so many parts, of approximately as many rows each.
 fn share(leaves: Vec<Leaf>, parts: usize) -> Vec<Vec<Leaf>> {
     let each = leaves.iter().map(Leaf::rows).sum::<u64>() / parts.max(1) as u64;
     let mut shared: Vec<Vec<Leaf>> = vec![Vec::new()];
@@ -188,14 +188,14 @@ fn share(leaves: Vec<Leaf>, parts: usize) -> Vec<Vec<Leaf>> {
     shared
 }
 
-/// What is read of each leaf.
+/// Reads leaves.
 #[derive(Debug)]
 struct LeafReader {
-    /// With the columns that are read only: Weir's own, the keys, and those asked for.
+    /// Only with the columns that are read: Weir's own, the keys, and those of the query.
     spec: TableSpec,
     levels: Vec<Level>,
-    hot: RowsByPlace,
-    /// Columns asked for, by their numbers among those read.
+    unflushed: RowsByPlace,
+    /// The query's columns, by their indexes among those read.
     columns: Vec<usize>,
     schema: SchemaRef,
 }
@@ -205,7 +205,7 @@ impl LeafReader {
         spec: &TableSpec,
         columns: &[usize],
         levels: Vec<Level>,
-        hot: &[RecordBatch],
+        unflushed: &[RecordBatch],
         schema: SchemaRef,
     ) -> Result<Self> {
         let wanted = (0..ENTITY_COLUMNS.len())
@@ -218,7 +218,7 @@ impl LeafReader {
                 .expect("it is among those wanted")
         };
         let own: Schema = spec.schema.project(&wanted)?;
-        let hot = hot
+        let unflushed = unflushed
             .iter()
             .map(|batch| batch.project(&wanted))
             .collect::<Result<Vec<_>, _>>()?;
@@ -229,11 +229,11 @@ impl LeafReader {
             keys,
             ..spec.clone()
         };
-        let hot = RowsByPlace::of(&spec, hot);
+        let unflushed = RowsByPlace::of(&spec, unflushed);
         Ok(Self {
             spec,
             levels,
-            hot,
+            unflushed,
             columns,
             schema,
         })
@@ -248,7 +248,7 @@ impl LeafReader {
             .filter(|l| l.reaches(&leaf.places))
             .cloned()
             .collect();
-        let is_alone = levels.is_empty() && self.hot.count(&leaf.places) == 0;
+        let is_alone = levels.is_empty() && self.unflushed.count(&leaf.places) == 0;
         let rows = if is_alone && self.columns.is_empty() {
             return self.counted(leaf.rows() as usize);
         } else if is_alone {
@@ -262,7 +262,14 @@ impl LeafReader {
                 .concat();
             concat_batches(&self.spec.schema, &parts)?
         } else {
-            newest_of(&self.spec, &leaf.files, &levels, &self.hot, &leaf.places).map_err(failed)?
+            newest_of(
+                &self.spec,
+                &leaf.files,
+                &levels,
+                &self.unflushed,
+                &leaf.places,
+            )
+            .map_err(failed)?
         };
         memory.try_grow(rows.get_array_memory_size())?;
         if self.columns.is_empty() {
@@ -296,8 +303,8 @@ struct LeafPartition {
 }
 
 impl LeafPartition {
-    /// Gives all rows, or an error, to whom the query sends on, until that one has gone.
-    fn give(self, context: &TaskContext, to: &Sender<Result<RecordBatch>>) {
+    /// Sends all rows, or an error, until the receiver is dropped.
+    fn send(self, context: &TaskContext, to: &Sender<Result<RecordBatch>>) {
         let memory = MemoryConsumer::new("entities").register(context.memory_pool());
         let most = context.session_config().batch_size();
         for leaf in &self.leaves {
@@ -334,7 +341,7 @@ impl PartitionStream for LeafPartition {
             },
         );
         stream.spawn_blocking(move || {
-            part.give(&context, &to);
+            part.send(&context, &to);
             Ok(())
         });
         stream.build()
