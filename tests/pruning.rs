@@ -297,7 +297,12 @@ impl Tables {
         let mut batches: Vec<RecordBatch> = (0..4)
             .map(|n| rows(&spec.schema, n * FILE_ROWS, FILE_ROWS, numbers))
             .collect();
-        let classes = [Class::Recent, Class::Recent, Class::Old, Class::Recent];
+        let classes = [
+            RowClass::Recent,
+            RowClass::Recent,
+            RowClass::Late,
+            RowClass::Recent,
+        ];
         let files = batches.iter().zip(classes).enumerate();
         let add = files
             .map(|(n, (rows, class))| write(spec, &format!("{}-{n}", class.name()), class, rows));

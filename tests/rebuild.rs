@@ -433,7 +433,7 @@ fn records_above(frame: &Frame, above: u64) -> Vec<ReplayedRecord> {
         offset: attributes.offsets.get(i).copied(),
         retry_of: attributes.retry_of.get(i).copied(),
         cut: attributes
-            .cut
+            .truncated_records
             .iter()
             .find(|(index, _)| *index == i as u64)
             .map(|(_, bytes)| *bytes),
@@ -494,31 +494,21 @@ fn random_frame(numbers: &mut Numbers, lsn: u64, time: &mut i64) -> Frame {
         attributes.retry_of = (0..count).map(|i| i * 3 + numbers.below(3)).collect();
     }
     if kind == Record && numbers.below(4) == 0 {
-        attributes.cut = vec![(numbers.below(count), 5_000_000 + lsn)];
+        attributes.truncated_records = vec![(numbers.below(count), 5_000_000 + lsn)];
     }
     *time += 1 + numbers.below(900_000_000) as i64;
     if numbers.below(25) == 0 {
         *time -= 5_000_000_000;
     }
     let header = Header {
-        kind,
-        count: count as u32,
         first_lsn: lsn,
         first_offset: attributes.offsets.first().copied().unwrap_or(0),
-        previous_offset: 0,
         received_at: *time,
-        configuration: 0,
-        synced_lsn: 0,
         source: format!("s{}", numbers.below(2)),
         partition: format!("p{}", numbers.below(2)),
-        stream: "t".into(),
+        ..Header::new(kind, "t")
     };
-    Frame {
-        header,
-        block: compress(records.page()).expect("memory"),
-        block_bytes: records.page().len() as u32,
-        attributes,
-    }
+    Frame::data(header, &records, attributes).expect("memory")
 }
 
 /// Writes frames into a new `raw` in the folder, committed now and then.

@@ -70,7 +70,7 @@ fn check_snapshots(table: &LakeTable, count: usize) {
     for n in 0..count {
         let state = table.snapshot();
         let files: u64 = state.files.iter().map(|f| f.rows).sum();
-        let unflushed = state.recent.iter().chain(&state.old);
+        let unflushed = state.unflushed.iter().flatten();
         let unflushed: usize = unflushed.map(|h| h.rows()).sum();
         assert_eq!(files + unflushed as u64, state.applied, "snapshot {n}");
     }
@@ -253,7 +253,10 @@ fn recount(accepted: &[&(i64, String)], range: std::ops::Range<i64>) -> GroupCou
     let mut counts = GroupCounts::default();
     for (_, group) in accepted.iter().filter(|(time, _)| range.contains(time)) {
         let count = counts.entry(group.as_str().into()).or_default();
-        count.add(Count { acts: 1, all: 1 });
+        count.add(Count {
+            distinct: 1,
+            total: 1,
+        });
     }
     counts
 }
@@ -439,7 +442,8 @@ fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
                 .map(|(at, show)| (show.clone(), Some(-at)))
                 .collect()
         };
-        let shown = |near: &Near| (near.id.clone(), (near.lat, near.lon), near.events.clone());
+        let shown =
+            |near: &NearbyVenue| (near.id.clone(), (near.lat, near.lon), near.events.clone());
         let want: Vec<_> = want
             .into_iter()
             .map(|(_, id, v)| (id.clone(), v.place, shows(id)))

@@ -232,7 +232,7 @@ impl QueryTarget {
                 let answers = &offline.answers;
                 let answer = self
                     .runtime
-                    .block_on(answers.ask(Asker::default(), query))?;
+                    .block_on(answers.ask(ClientId::default(), query))?;
                 self.report_pending(Some(answer.as_of.pending));
                 let whole = self
                     .runtime

@@ -53,7 +53,7 @@ fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
         None => {
             let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
             let result = running
-                .resume_alone()
+                .wait_recovered()
                 .and_then(|()| runtime.block_on(running.retry()?.run(question)));
             running.stop()?;
             serde_json::json!(result?)

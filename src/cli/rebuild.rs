@@ -51,24 +51,24 @@ impl Rebuild {
         let runtime = tokio_runtime()?;
         let catalog = views::compile(&config)?;
         let targets = self.targets(&catalog)?;
-        rebuild::finish_what_was_begun(&config, runtime.handle())?;
+        rebuild::complete_interrupted_installs(&config, runtime.handle())?;
         let mut builds = targets
             .iter()
             .map(|target| ViewBuild::begin(&config, runtime.handle(), &target.view))
             .collect::<Result<Vec<_>, _>>()?;
-        for notice in builds.iter().filter_map(ViewBuild::told) {
+        for notice in builds.iter().filter_map(ViewBuild::coverage_notice) {
             eprintln!("weir: {notice}");
         }
         let started = Instant::now();
         let server = catch_up(&config, &runtime, &mut builds, &targets)?;
         for mut build in builds {
-            build.is_ready(&config, server.is_none())?;
+            build.mark_ready(server.is_none())?;
         }
         match server {
             None => {
                 install(&config, runtime.handle())?;
                 for target in &targets {
-                    rebuild::is_done(&config, &target.view)?;
+                    rebuild::is_installed(&config, &target.view)?;
                 }
             }
             Some(server) => {
@@ -132,7 +132,7 @@ fn catch_up(
         }
         rounds += 1;
         for (build, target) in builds.iter_mut().zip(targets) {
-            build.build(config, end, &mut |done, all, time| {
+            build.build(end, &mut |done, all, time| {
                 report_progress(&target.name, done, all, time);
             })?;
         }
@@ -157,7 +157,7 @@ fn install(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), Runt
 
 fn wait_until_installed(config: &Config, view: &str) -> Result<(), RuntimeError> {
     let started = Instant::now();
-    while !rebuild::is_done(config, view)? {
+    while !rebuild::is_installed(config, view)? {
         if started.elapsed() > INSTALL_TIMEOUT {
             return Err(RuntimeError::Failed(
                 "the server has not installed it yet; it does so at its next start".into(),

@@ -111,9 +111,9 @@ fn write(
 ) -> Result<SpooledAnswer, QueryError> {
     let pick = |count: &Count| {
         if query.duplicates {
-            count.all
+            count.total
         } else {
-            count.acts
+            count.distinct
         }
     };
     let total = pick(&sums.total);
@@ -336,14 +336,17 @@ mod tests {
             ("open", "c", 16),
             ("open", "a", 32),
         ] {
-            let count = Count { acts: 1, all };
+            let count = Count {
+                distinct: 1,
+                total: all,
+            };
             sums.add([kind, group].into_iter().map(Cow::from), count);
         }
-        assert_eq!(sums.total.all, 58);
+        assert_eq!(sums.total.total, 58);
         let groups: Vec<(&str, u64)> = sums
             .groups
             .iter()
-            .map(|(group, count)| (group.as_str(), count.all))
+            .map(|(group, count)| (group.as_str(), count.total))
             .collect();
         assert_eq!(
             groups,

@@ -152,7 +152,7 @@ impl Live {
                         ..Cursor::after(output.to)
                     };
                 }
-                Next::Behind(start) => {
+                Next::Lagged(start) => {
                     let (after, upto) = (cursor.complete_to.max(cursor.after), start);
                     cursor = Cursor::after(start);
                     if after < upto && table.may_have(after, upto) {

@@ -95,7 +95,7 @@ impl Maintenance {
                     polls = 0;
                     // In a thread that ends: the memory that merges allocate and free returns to the
                     // system with it.
-                    let round = || self.round(When::Running, &|| stop.is_requested());
+                    let round = || self.round(MergeMode::Running, &|| stop.is_requested());
                     let done = std::thread::scope(|scope| scope.spawn(round).join());
                     match done {
                         Ok(Ok(_)) => {}
@@ -111,7 +111,7 @@ impl Maintenance {
     }
 
     /// One round over everything; returns the number of merges.
-    pub fn round(&self, when: When, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
+    pub fn round(&self, when: MergeMode, stop: &dyn Fn() -> bool) -> Result<usize, ViewError> {
         let mut merges = 0;
         self.make_room();
         let mut result = Ok(());
@@ -123,7 +123,7 @@ impl Maintenance {
             }
         }
         // A run that ends reports them at its end, when everything is committed.
-        if when == When::Running {
+        if when == MergeMode::Running {
             self.report_notes();
         }
         result = result.and(self.drop_indexes()).and(self.keep_to_the_disk());
@@ -160,7 +160,7 @@ impl Maintenance {
         let now_ms = chrono::Utc::now().timestamp_millis();
         let grace = SHORT_GRACE.max(self.sql_time).min(compact::GRACE);
         for (table, lake) in &self.handles.tables {
-            if let Err(error) = lake.remove_replaced_files(now_ms, grace) {
+            if let Err(error) = lake.vacuum(now_ms, grace) {
                 tracing::warn!(table, %error, "replaced files could not be removed; retrying later");
             }
         }
@@ -301,7 +301,7 @@ impl Usage {
             ..Self::default()
         };
         for (name, table) in tables {
-            usage.total = usage.total.saturating_sub(table.unnamed_bytes());
+            usage.total = usage.total.saturating_sub(table.orphan_bytes());
             // Entity tables have no partitions by time.
             let Some(width) = table.spec.layout.width() else {
                 continue;
@@ -391,7 +391,7 @@ pub fn compact(
     handles.progress.set_operators(&newest);
     handles.raise_floors(&newest.floors());
     let merges = Maintenance::new(config, handles.clone(), None, Arc::default())
-        .round(When::Now, &|| false)?;
+        .round(MergeMode::Now, &|| false)?;
     let files = handles.tables.values().map(|t| t.files().len()).sum();
     Ok((merges, files))
 }

@@ -46,7 +46,7 @@ use crate::query::spool::Spools;
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::sources::{SourceError, Stop};
 use crate::threads::{self, Panics};
-use crate::views::lake::compact::When;
+use crate::views::lake::compact::MergeMode;
 use crate::wal::Kind;
 use backup::Backup;
 use context::FolderContext;
@@ -170,7 +170,7 @@ impl Running {
     pub fn maintain(&self, config: &Config) {
         if let Err(error) = self
             .maintenance(config)
-            .round(When::Quiet, &|| self.stop.is_requested())
+            .round(MergeMode::Quiet, &|| self.stop.is_requested())
         {
             // Nothing was changed; the next run tries again.
             tracing::warn!(%error, "maintenance failed");

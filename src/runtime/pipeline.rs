@@ -331,7 +331,7 @@ fn start_state(
         views
             .iter_mut()
             .filter(is_near)
-            .for_each(|view| view.skip_to(operators.lsn()));
+            .for_each(|view| view.advance_to(operators.lsn()));
         return Ok((operators, catching_up));
     }
 }
@@ -476,7 +476,10 @@ impl OperatorStage {
         }
     }
 
-    fn apply_committed(&mut self, committed: &Receiver<CommittedFrame>) -> Result<(), RuntimeError> {
+    fn apply_committed(
+        &mut self,
+        committed: &Receiver<CommittedFrame>,
+    ) -> Result<(), RuntimeError> {
         while let Some(frame) = self.next(committed)? {
             self.apply(&frame)?;
             if self.relieved.elapsed() >= TRIM_INTERVAL {
@@ -510,7 +513,10 @@ impl OperatorStage {
 
     /// The next frame. State that changes less often than rows arrive is published while none waits,
     /// or after [`MAX_PUBLISH_INTERVAL`].
-    fn next(&mut self, committed: &Receiver<CommittedFrame>) -> Result<Option<CommittedFrame>, RuntimeError> {
+    fn next(
+        &mut self,
+        committed: &Receiver<CommittedFrame>,
+    ) -> Result<Option<CommittedFrame>, RuntimeError> {
         let waiting = committed.try_recv();
         if matches!(waiting, Err(TryRecvError::Empty))
             || self.published.elapsed() >= MAX_PUBLISH_INTERVAL

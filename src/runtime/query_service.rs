@@ -212,7 +212,11 @@ impl QueryService {
     }
 
     /// Writes an answer out, on a thread that may block.
-    pub async fn write(&self, answer: SqlAnswer, format: Format) -> Result<SpooledAnswer, QueryError> {
+    pub async fn write(
+        &self,
+        answer: SqlAnswer,
+        format: Format,
+    ) -> Result<SpooledAnswer, QueryError> {
         let spools = self.spools.clone();
         let written = tokio::task::spawn_blocking(move || answer.write(format, &spools)).await;
         written.map_err(|e| QueryError::Failed(e.to_string()))?

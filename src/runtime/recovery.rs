@@ -47,8 +47,9 @@ pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start 
     let Some(oldest) = candidates.last() else {
         return Start::default();
     };
-    let suits =
-        |candidate: &Candidate, at: &Checkpoints| !is_ahead_of_views(&candidate.emitted_through, at);
+    let suits = |candidate: &Candidate, at: &Checkpoints| {
+        !is_ahead_of_views(&candidate.emitted_through, at)
+    };
     let (near, far): (Vec<_>, Vec<_>) = views.iter().partition(|(_, at)| suits(oldest, at));
     let suits_all = |candidate: &&Candidate| near.iter().all(|(_, at)| suits(candidate, at));
     let start = candidates.iter().find(suits_all).unwrap_or(oldest);

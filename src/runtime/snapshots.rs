@@ -272,8 +272,8 @@ impl LogCatchUp {
         &self,
         view: &mut dyn View,
         mut operators: Operators,
-        to: Target<'_>,
-        demand: Demand<'_>,
+        to: ReplayTarget<'_>,
+        demand: ApplyOutput<'_>,
     ) -> Result<ReadOutcome, ViewError> {
         let Snapshots { storage, log, .. } = &self.snapshots;
         let mut reader = LogReader::new(storage.clone(), log.clone(), operators.lsn());
@@ -308,8 +308,8 @@ impl CatchUp for LogCatchUp {
     fn replay(
         &self,
         view: &mut dyn View,
-        to: Target<'_>,
-        demand: Demand<'_>,
+        to: ReplayTarget<'_>,
+        demand: ApplyOutput<'_>,
     ) -> Result<bool, ViewError> {
         let _turn = self
             .one_at_a_time

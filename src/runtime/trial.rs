@@ -27,7 +27,7 @@ pub(super) fn refuse_what_cannot_open(
         let is_replaced = replaced.contains(&views::of_table(&spec.name));
         let table = LakeTable::open(spec, log, context.runtime.clone(), false)?;
         if let Some(table) = table.filter(|_| !is_replaced)
-            && let Some(reason) = table.refused_columns()?
+            && let Some(reason) = table.column_conflict()?
         {
             return Err(views::refused(config, catalog, &table.spec, &reason).into());
         }

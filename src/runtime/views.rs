@@ -52,7 +52,7 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
         }
         if catalog.windows.iter().any(|w| w.over == stream.name) {
             // Few rows over many days: partitions by hour would be as many files as rows.
-            specs.push(TableSpec::made(
+            specs.push(TableSpec::derived(
                 &lake,
                 &tables::late(&stream.name),
                 stream.late_schema(),
@@ -188,7 +188,7 @@ impl<'a> CommitPolicies<'a> {
         let part_bytes = config.limits.shares().hot_rows / 24;
         let derived = specs
             .iter()
-            .filter(|s| matches!(s.feed, RowOrigin::Made(_)))
+            .filter(|s| matches!(s.feed, RowOrigin::Derived(_)))
             .count();
         // What operators remember of entities is taken from the rows that may wait here.
         let remembered = catalog.entities.len() * MAX_KEYS * KEY_BYTES;
@@ -222,10 +222,11 @@ impl<'a> CommitPolicies<'a> {
                 RowOrigin::DeadLetters => part,
                 RowOrigin::Raw => 3 * part,
                 RowOrigin::Stream(_) => 9 * part / self.streams.max(1),
-                RowOrigin::Made(_) if is_late => 4 * part,
-                RowOrigin::Made(_) => 7 * part,
+                RowOrigin::Derived(_) if is_late => 4 * part,
+                RowOrigin::Derived(_) => 7 * part,
             },
-            pool: (matches!(spec.feed, RowOrigin::Made(_)) && !is_late).then(|| self.pool.clone()),
+            pool: (matches!(spec.feed, RowOrigin::Derived(_)) && !is_late)
+                .then(|| self.pool.clone()),
         }
     }
 }

@@ -103,7 +103,7 @@ impl From<QueryError> for ApiError {
                 message,
                 "narrow the query",
             ),
-            QueryError::Crowded(_) | QueryError::Busy { .. } => {
+            QueryError::Overloaded(_) | QueryError::Busy { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "try again")
             }
             QueryError::Failed(_) => Self::failed(message),

@@ -143,7 +143,7 @@ pub async fn all_events(
         .map(|page| respond("application/json", page))
 }
 
-async fn events_answer(app: &App, params: &Params) -> Result<Whole, GetSocialError> {
+async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, GetSocialError> {
     // A blank type is an error, a missing one means all.
     if params
         .get("event_type")

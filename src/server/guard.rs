@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq;
 use super::App;
 use super::connections::{Activity, Phase};
 use super::error::{ApiError, unify};
-use crate::query::Asker;
+use crate::query::ClientId;
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
@@ -173,7 +173,7 @@ fn check_token(
     let path = request.uri().path();
     if tokens.is_empty() || path == "/healthz" {
         return Ok(Client {
-            asker: Asker::default(),
+            asker: ClientId::default(),
             may_write: true,
         });
     }
@@ -203,7 +203,7 @@ fn check_token(
         ));
     }
     Ok(Client {
-        asker: Asker::of_token(hash),
+        asker: ClientId::from_token_hash(hash),
         may_write: *may_write,
     })
 }

@@ -218,7 +218,7 @@ mod tests {
         let in_flight = InFlight::default();
         let never = || async { unreachable!("it is not stored") };
         let answered = || {
-            KeyState::Answered(Answer {
+            KeyState::Answered(IngestResponse {
                 accepted: 3,
                 ..IngestResponse::default()
             })

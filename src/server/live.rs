@@ -72,7 +72,7 @@ pub async fn live(
     let start = last_event_id
         .filter(|_| !is_foreign)
         .map_or(Cursor::after(visible), |row| {
-            Cursor::behind(row, is_last(row))
+            Cursor::resume_after(row, is_last(row))
         });
     let reason = "the log does not have the record of Last-Event-ID";
     let first = is_foreign.then(|| missed(0, visible, reason));
@@ -119,7 +119,7 @@ async fn next_events(app: &App, table: &str, mut cursor: Cursor) -> Option<(Vec<
                 .and_then(|step| step)
             {
                 Ok(Step::Rows(page, next)) => {
-                    let new = page.rows.iter().filter(|(id, _)| cursor.lacks(*id));
+                    let new = page.rows.iter().filter(|(id, _)| cursor.is_new(*id));
                     let event = |(id, row): &(RowId, String)| {
                         Event::default()
                             .id(format!("{}.{}", id.lsn, id.ordinal))
@@ -131,7 +131,7 @@ async fn next_events(app: &App, table: &str, mut cursor: Cursor) -> Option<(Vec<
                     let event = missed(after, upto, "their rows are no longer in memory");
                     return Some((vec![event], next));
                 }
-                Ok(Step::Nothing(next)) => cursor = next,
+                Ok(Step::CaughtUp(next)) => cursor = next,
                 Err(error) => {
                     // A retry would fail again; the client may reconnect.
                     tracing::error!(%error, table = table.spec.name, "a live stream ends");

@@ -105,7 +105,7 @@ pub(crate) struct Inner {
     open_retries: Arc<Semaphore>,
     backups: Semaphore,
     /// Running queries that have a name.
-    queries: Mutex<HashMap<String, (Asker, CancellationToken)>>,
+    queries: Mutex<HashMap<String, (ClientId, CancellationToken)>>,
     /// Free KiB for bodies.
     bodies: Arc<Semaphore>,
     connections: Arc<Connections>,

@@ -25,7 +25,7 @@ use super::error::ApiError;
 use super::guard::Client;
 use super::receive::Small;
 use super::{App, FOLDER_KEY, MAX_RETRIES};
-use crate::query::Asker;
+use crate::query::ClientId;
 use crate::query::encode::Format;
 use crate::query::spool::SpooledAnswer;
 use crate::runtime::dead_letter_retry::{Retry, RetryRequest};
@@ -36,7 +36,7 @@ const JSON: &str = "application/json";
 const READ_BYTES: usize = 64 << 10;
 
 /// The response with a complete answer, sent as fast as its client reads it.
-pub fn respond(media_type: &'static str, answer: Whole) -> Response {
+pub fn respond(media_type: &'static str, answer: SpooledAnswer) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(media_type)),
         (header::CONTENT_LENGTH, answer.len().into()),
@@ -47,7 +47,7 @@ pub fn respond(media_type: &'static str, answer: Whole) -> Response {
     )
 }
 
-fn body(mut answer: Whole) -> std::io::Result<Body> {
+fn body(mut answer: SpooledAnswer) -> std::io::Result<Body> {
     let Some(file) = answer.take_file() else {
         return Ok(Body::from(answer.into_bytes()?));
     };
@@ -199,7 +199,7 @@ struct RunningQuery {
 
 impl RunningQuery {
     /// `None` while another query has the id.
-    fn new(app: &App, id: &str, asker: Asker) -> Option<Self> {
+    fn new(app: &App, id: &str, asker: ClientId) -> Option<Self> {
         let end = CancellationToken::new();
         match app.queries().entry(id.to_owned()) {
             Entry::Occupied(_) => return None,
@@ -303,7 +303,7 @@ pub async fn backup(
 }
 
 /// Ingests dead letters that are valid now.
-#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryQuestion,
+#[utoipa::path(post, path = "/api/v1/dead-letters/retry", request_body = RetryRequest,
     responses((status = 200, description = "{retried, still_refused}"), (status = 400), (status = 429), (status = 503)))]
 pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Value>, ApiError> {
     let body = if body.is_empty() {
@@ -311,7 +311,7 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
     } else {
         &body[..]
     };
-    let request: RetryQuestion = serde_json::from_slice(body).map_err(|e| {
+    let request: RetryRequest = serde_json::from_slice(body).map_err(|e| {
         ApiError::bad_request(
             e.to_string(),
             "send {\"reason\": …, \"since\": …, \"limit\": …}",

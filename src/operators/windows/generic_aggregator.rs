@@ -76,8 +76,8 @@ fn plan(
     input: Vec<RecordBatch>,
     schema: SchemaRef,
 ) -> Result<AggregateExec, WindowError> {
-    let source =
-        MemorySourceConfig::try_new_exec(&[input], schema, None).map_err(|e| strip_internals(&e))?;
+    let source = MemorySourceConfig::try_new_exec(&[input], schema, None)
+        .map_err(|e| strip_internals(&e))?;
     let groups = PhysicalGroupBy::new_single(window.groups.clone());
     let is_first = mode == AggregateMode::Partial;
     let groups = if is_first { groups } else { groups.as_final() };

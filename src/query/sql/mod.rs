@@ -20,7 +20,7 @@ use super::memory::SharedMemory;
 use super::query_threads::{self, QueryThreads};
 use super::{AsOf, Handles, QueryError};
 use crate::event::Micros;
-use crate::schema::select::{strip_internals, session_config};
+use crate::schema::select::{session_config, strip_internals};
 use crate::schema::{bounds, functions};
 use crate::storage::damage_in;
 use crate::threads::panic_if_asked;

@@ -85,7 +85,9 @@ impl Planner {
             let as_of = self.as_of(&plan, &checkpoints, handles, now);
             match self.execute(&context, plan, rows, query).await {
                 // Smaller batches take less memory, and longer.
-                Err(_) if scope.take_fewer_rows_request() && rows > 1 => rows = (rows / WIDE_FACTOR).max(1),
+                Err(_) if scope.take_fewer_rows_request() && rows > 1 => {
+                    rows = (rows / WIDE_FACTOR).max(1)
+                }
                 Err(error) => return Err(error),
                 Ok((schema, batches, reservation)) => {
                     return Ok(SqlAnswer {

@@ -92,8 +92,8 @@ impl Tables {
         let applied = state.applied;
         self.checkpoints.push((name.to_owned(), applied));
         let stored: Arc<dyn TableProvider> = match table.spec.layout {
-            Layout::Buckets => Arc::new(EntitySnapshot::of(table, state)),
-            _ => Arc::new(LakeSnapshot::of(table, state)),
+            Layout::Buckets => Arc::new(EntitySnapshot::from_state(table, state)),
+            _ => Arc::new(LakeSnapshot::from_state(table, state)),
         };
         let retried = handles.progress.retried();
         // The table must contain everything that was closed up to the LSN of the open rows.

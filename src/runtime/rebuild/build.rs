@@ -331,7 +331,7 @@ impl ViewBuild {
     /// far as the old table has committed them.
     pub fn build(&mut self, to: Lsn, progress: Progress<'_>) -> Result<(), RuntimeError> {
         let committed = match self.carried_over() {
-            Some((table, _)) => self.old_table(table)?.committed()[0],
+            Some((table, _)) => self.old_table(table)?.committed().recent,
             None => Lsn::MAX,
         };
         self.advance(to.min(committed), progress)
@@ -343,7 +343,7 @@ impl ViewBuild {
         let snapshots = self.own.snapshots();
         let (mut operators, is_saved) = self.load_operators(&checkpoints)?;
         if is_saved {
-            view.skip_to(operators.lsn());
+            view.advance_to(operators.lsn());
         }
         let mut frames = Frames::new(self, operators.lsn())?;
         let mut carried_over = self.carried_over_rows(operators.lsn())?;
@@ -488,7 +488,7 @@ fn save(
     snapshots: &Snapshots,
     operators: &Operators,
 ) -> Result<(), RuntimeError> {
-    view.settle()?;
+    view.checkpoint()?;
     snapshots.save(operators)?;
     snapshots.tidy(&view.checkpoints().into_iter().collect())?;
     Ok(())

@@ -226,32 +226,22 @@ mod tests {
             records.push(record);
         }
         let records = records.finish();
-        let frame = Frame {
-            header: Header {
-                kind: Kind::Record,
-                count: 3,
-                first_lsn: 10,
-                first_offset: 0,
-                previous_offset: 0,
-                received_at: 0,
-                configuration: 0,
-                synced_lsn: 0,
-                source: "s".into(),
-                partition: "p".into(),
-                stream: "t".into(),
-            },
-            block: compress(records.page()).expect("memory"),
-            block_bytes: records.page().len() as u32,
-            attributes: FrameAttributes {
-                offsets: vec![100, 200, 300],
-                cut: vec![(0, 7), (2, 9)],
-                ..FrameAttributes::default()
-            },
+        let header = Header {
+            first_lsn: 10,
+            source: "s".into(),
+            partition: "p".into(),
+            ..Header::new(Kind::Record, "t")
         };
+        let attributes = FrameAttributes {
+            offsets: vec![100, 200, 300],
+            truncated_records: vec![(0, 7), (2, 9)],
+            ..FrameAttributes::default()
+        };
+        let frame = Frame::data(header, &records, attributes).expect("memory");
         let rest = skip_records(frame.clone(), 10).expect("readable");
         assert_eq!((rest.header.first_lsn, rest.header.count), (11, 2));
         assert_eq!(rest.attributes.offsets, [200, 300]);
-        assert_eq!(rest.attributes.cut, [(1, 9)]);
+        assert_eq!(rest.attributes.truncated_records, [(1, 9)]);
         let records = rest.records().expect("readable");
         assert_eq!(records.iter().collect::<Vec<_>>(), [b"b", b"c"]);
         let all = skip_records(frame, 9).expect("readable");

@@ -195,7 +195,7 @@ mod tests {
         }
         text += "[tables.\"a.keys\"]\nstream = \"a\"\nkey = [\"k\"]\nselect = \"select k\"\n";
         let config = crate::config::parse(None, text, None, &|_| None).expect("parses");
-        Catalog::of(&config).expect("plans")
+        Catalog::from_config(&config).expect("plans")
     }
 
     #[test]

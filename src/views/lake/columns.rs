@@ -82,7 +82,7 @@ pub(super) fn metadata_of(
 /// differs only by case.
 pub(super) fn column_conflict(existing: &Schema, wanted: &Schema) -> Option<String> {
     wanted.fields().iter().find_map(|field| {
-        let found = there.fields().iter().find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
+        let found = existing.fields().iter().find(|f| names::is_same_ignoring_case(f.name(), field.name()))?;
         if found.name() != field.name() {
             return Some(format!(
                 "the table already has a column `{}`, and readers of Delta tables do not distinguish `{}` from it; write `as \"{}\"`, or rename the column",

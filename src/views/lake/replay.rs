@@ -287,7 +287,7 @@ fn frame(
             .take(count as usize)
             .copied()
             .collect(),
-        truncated_records: cut
+        truncated_records: truncated
             .iter()
             .filter(|(index, _)| has(index))
             .map(|(index, bytes)| (index - skipped, *bytes))
@@ -299,10 +299,10 @@ fn frame(
     let header = Header {
         first_lsn,
         first_offset: attributes.offsets.first().copied().unwrap_or(0),
-        received_at: run.received_at,
-        source: run.source.clone(),
-        partition: run.partition.clone(),
-        ..Header::new(kind, &run.stream)
+        received_at: head.received_at,
+        source: head.source.clone(),
+        partition: head.partition.clone(),
+        ..Header::new(kind, &head.stream)
     };
     Frame::data(header, &records, attributes).map_err(|e| e.to_string())
 }
