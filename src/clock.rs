@@ -10,6 +10,16 @@ pub trait Clock: Send + Sync + 'static {
     fn monotonic(&self) -> Duration;
 }
 
+/// The machine's wall clock, for the ages of files alone: nothing that follows from the log reads it.
+pub fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The same in milliseconds since 1970, as Delta writes times.
+pub fn wall_clock_ms() -> i64 {
+    SystemClock::default().now() / 1_000
+}
+
 /// The machine's clocks.
 pub struct SystemClock(Instant);
 
@@ -21,7 +31,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> i64 {
-        SystemTime::now()
+        wall_clock()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
     }

@@ -49,6 +49,17 @@ const FRAME_OVERHEAD_BYTES: usize = 1024;
 /// cannot be rejected have few records.
 const MAX_REJECTED_FACTOR: usize = 4;
 
+/// Appends a frame to a log that no writer owns yet, and syncs it.
+///
+/// # Errors
+///
+/// The log's: no space, or a failed write or sync.
+pub(crate) fn append_before_start(wal: &mut Wal, frame: &mut Frame) -> Result<(), WalError> {
+    wal.append(frame)?;
+    wal.sync()?;
+    Ok(())
+}
+
 /// Records of one partition, in order, from a source.
 pub struct Submission {
     pub kind: Kind,

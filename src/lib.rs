@@ -68,20 +68,20 @@
 //! | `src/idempotency.rs` | answers under idempotency keys: a bounded table that the log's writer and the operators fill alike |
 //! | `src/config` | the file as typed, checked once into what it means; `src/config/limits.rs` has the table of limits, `src/config/location.rs` points into the text |
 //! | `src/presets` | ready-made stream declarations |
-//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/window.rs` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
-//! | `src/sources` | files, standard input, websockets; `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records; HTTP intake is `src/server/intake.rs` |
+//! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
+//! | `src/sources` | files, standard input, websockets; `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records, `src/sources/batcher.rs` puts them into frames; HTTP intake is `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns |
-//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/aside.rs` holds frames that wait for space |
+//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/deferred.rs` holds frames that wait for space |
 //! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash |
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (trust in arrival times), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (feeds one view from it) |
 //! | `src/views/lake` | one Delta table per stream, window, sessions, entity table, `raw`, `dead_letters`; uncommitted rows in memory; `src/views/lake/compact.rs` merges files |
-//! | `src/views/search` | full-text search in tantivy; `src/views/search/rows.rs` stores the rows of hits |
+//! | `src/views/search` | full-text search in tantivy; `src/views/search/rows` stores the rows of hits |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
-//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/derived_tables.rs` adds open windows and sessions; a query runs on threads of its own (`src/query/running.rs`), in a slot (`src/query/slots.rs`), under a plan that can be cancelled (`src/query/guarded.rs`, `src/query/pieces.rs`); `src/query/encode.rs` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/derived_tables.rs` adds open windows and sessions; a query is admitted by `src/query/admission.rs`, runs on threads of its own (`src/query/query_threads.rs`), under a plan that can be cancelled (`src/query/cancellation.rs`) and whose operators get bounded input (`src/query/bounded_input.rs`); `src/query/encode` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
 //! | `src/server` | HTTP: intake, queries, live rows, the dashboard; `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket |
-//! | `src/runtime` | the composition root: folder, threads, recovery (`src/runtime/recovery.rs` decides where everything starts), changed configurations (tried first by `src/runtime/trial.rs`); `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild.rs` (applies declarations to past records, from `src/runtime/replay.rs` and `src/runtime/retained_rows.rs`), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
+//! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/reconfigure.rs` switches to a changed configuration (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the threads; `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild` (applies declarations to past records), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
 //! | `src/cli` | one file per verb |
 //! | `src/generator` | faithful and hostile records, recordings, the demo |
 //! | `src/testing` | a disk that fails on demand |
@@ -89,7 +89,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Only ingest appends records to the log.
+//! 1. Only ingest appends to the log.
 //! 2. A source is acknowledged, and a frame visible, only after its sync.
 //! 3. A view stores data and checkpoint in one atomic step.
 //! 4. After the log everything is deterministic, record by record: no clock, no randomness, no order

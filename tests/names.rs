@@ -273,7 +273,7 @@ fn create_commit_and_reopen(
         id: 7,
         zero: 0,
     };
-    let context = FolderContext::new(config, folder.clone(), runtime.handle());
+    let context = FolderContext::new(config, folder, runtime.handle());
     let open = || views::open(&context, &catalog, log, true).map_err(|e| e.to_string());
     let mut opened = open()?;
     let mut operators = Operators::new(catalog.clone(), 0);

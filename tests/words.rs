@@ -185,7 +185,7 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
     for name in all {
         let meta = bench.path(&format!("data/search/{name}/000000/meta.json"));
         let text = std::fs::read_to_string(&meta).expect("an index");
-        let older = text.replace("\\\"version\\\":3", "\\\"version\\\":2");
+        let older = text.replace("\\\"version\\\":4", "\\\"version\\\":3");
         let mut older: serde_json::Value = serde_json::from_str(&older).expect("JSON");
         older
             .as_object_mut()

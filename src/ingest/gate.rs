@@ -256,6 +256,6 @@ mod tests {
         assert_eq!(Intake::new(gate.clone()).used(), 100);
         assert!(is_full(gate.admit(1, false, Kind::Record)));
         drop((first, second));
-        assert_eq!(Intake::new(gate.clone()).used(), 0);
+        assert_eq!(Intake::new(gate).used(), 0);
     }
 }

@@ -38,7 +38,7 @@ impl RetryLedger {
         &self.records
     }
 
-    /// A retry made a record of a dead letter. Whoever sends retries keeps to [`MAX_RETRIED`].
+    /// A retry made a record of a dead letter. The sender of retries keeps to [`MAX_RETRIED`].
     pub(super) fn record(&mut self, dead: Lsn, record: Lsn) {
         self.records.insert(dead, record);
     }

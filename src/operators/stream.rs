@@ -174,7 +174,7 @@ impl StreamState {
     ) -> Observation {
         let times = times(&decoded.rows);
         let mut hashes = DuplicateHashes::new(stream, &decoded.rows);
-        // A dead letter that comes back is no evidence of how far time has come.
+        // A retried dead letter says nothing about how far time has advanced.
         let is_retry = header.kind == Kind::Retry;
         let mut fixed = Watermark::fixed_at(self.watermark);
         let key = (header.source.clone(), header.partition.clone());

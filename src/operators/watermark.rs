@@ -14,7 +14,7 @@
 //!
 //! Then the watermark follows the *earliest* of them, which all of them reach. A record between the
 //! watermark and `max_ahead` above it, which the jump would have made late, refutes all candidates;
-//! a late record is no evidence. At most `IN_A_ROW` candidates wait.
+//! a late record proves nothing. At most `IN_A_ROW` candidates wait.
 //!
 //! With `max_ahead = 1h`, disorder 0, and a device (`!`) that is a day fast:
 //!

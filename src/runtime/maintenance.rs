@@ -157,7 +157,7 @@ impl Maintenance {
 
     fn remove_replaced(&self) {
         let Some(_held) = self.try_hold() else { return };
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = crate::clock::wall_clock_ms();
         let grace = SHORT_GRACE.max(self.sql_time).min(compact::GRACE);
         for (table, lake) in &self.handles.tables {
             if let Err(error) = lake.vacuum(now_ms, grace) {

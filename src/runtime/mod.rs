@@ -1,6 +1,6 @@
 //! The composition root: [`Running`] puts log, operators, views, queries and sources of a data
 //! folder together, and stops them in the order in which data flows. `startup` opens the folder,
-//! `reconfigure` switches it to another configuration, [`rebuild`] processes past records again.
+//! `reconfigure` switches it to another configuration, `rebuild` processes past records again.
 
 mod backlog;
 pub(crate) mod backup;

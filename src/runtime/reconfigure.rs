@@ -11,10 +11,10 @@ use super::rebuild::{self, ViewBuild};
 use super::{RuntimeError, startup, trial, views};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Declarations};
+use crate::ingest;
 use crate::operators::checkpoints;
 use crate::schema::{Catalog, Stream, names, versions_of};
-use crate::wal::frame::compress;
-use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
+use crate::wal::{Frame, FrameAttributes, Header, Kind, Records, Wal};
 
 /// What the order of the steps depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,30 +169,15 @@ fn append_configuration(
     wal: &mut Wal,
     clock: &dyn Clock,
 ) -> Result<(), RuntimeError> {
-    let mut records = RecordsBuilder::default();
-    records.push(catalog.to_json().as_bytes());
-    let records = records.finish();
-    let mut frame = Frame {
-        header: Header {
-            kind: Kind::Configuration,
-            count: 1,
-            first_lsn: 0,
-            first_offset: 0,
-            previous_offset: 0,
-            received_at: clock.now(),
-            configuration: catalog.id,
-            synced_lsn: 0,
-            source: String::new(),
-            partition: String::new(),
-            stream: String::new(),
-        },
-        block_bytes: records.page().len() as u32,
-        block: compress(records.page()).map_err(|e| RuntimeError::Failed(e.to_string()))?,
-        attributes: FrameAttributes::default(),
+    let header = Header {
+        received_at: clock.now(),
+        configuration: catalog.id,
+        ..Header::new(Kind::Configuration, "")
     };
-    wal.append(&mut frame)?;
-    wal.sync()?;
-    Ok(())
+    let payload = Records::single(catalog.to_json().as_bytes());
+    let mut frame = Frame::data(header, &payload, FrameAttributes::default())
+        .map_err(|e| RuntimeError::Failed(e.to_string()))?;
+    Ok(ingest::append_before_start(wal, &mut frame)?)
 }
 
 /// Refuses changes that existing tables and indexes cannot take. Views that are `replaced` by

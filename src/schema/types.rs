@@ -37,7 +37,7 @@ pub enum Type {
 /// Unit of a number in a timestamp field. Times written as text are always read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ticks {
-    /// Numbers are rejected: seconds and milliseconds cannot be told apart safely.
+    /// Numbers are rejected: seconds and milliseconds cannot be distinguished safely.
     None,
     Seconds,
     Millis,

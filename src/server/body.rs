@@ -238,7 +238,7 @@ pub fn split(
 ) -> Result<RecordBatch, ApiError> {
     let mut batcher = RecordBatcher::new(BatchLimits::unbounded(RecordLimits {
         max_bytes: record_bytes,
-        truncated_bytes: truncated_bytes,
+        truncated_bytes,
     }));
     let (mut count, mut pace) = (0, Pace::default());
     let mut push = |record: &[u8]| {

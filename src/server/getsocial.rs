@@ -55,7 +55,7 @@ impl From<QueryError> for GetSocialError {
 }
 
 fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
+    crate::clock::wall_clock_ms()
 }
 
 fn answer(result: Value) -> Map<String, Value> {

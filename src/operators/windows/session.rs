@@ -261,7 +261,9 @@ mod tests {
 
     #[test]
     fn events_within_the_gap_join_and_merge_sessions() {
-        let want: [(&[Micros], &[(Micros, Micros, usize)]); 4] = [
+        /// Start, end and number of panes.
+        type Range = (Micros, Micros, usize);
+        let want: [(&[Micros], &[Range]); 4] = [
             (&[10, 15], &[(10, 15, 1)]),
             (&[10, 16], &[(10, 10, 1), (16, 16, 1)]),
             (&[10, 18, 14], &[(10, 18, 2)]),

@@ -86,7 +86,7 @@ impl Planner {
             match self.execute(&context, plan, rows, query).await {
                 // Smaller batches take less memory, and longer.
                 Err(_) if scope.take_fewer_rows_request() && rows > 1 => {
-                    rows = (rows / WIDE_FACTOR).max(1)
+                    rows = (rows / WIDE_FACTOR).max(1);
                 }
                 Err(error) => return Err(error),
                 Ok((schema, batches, reservation)) => {

@@ -291,7 +291,7 @@ impl Source<'_> {
     /// Whether a file has not changed for a while, as observed or by its modification time.
     fn is_quiet(&self, path: &Path, stamp: Stamp) -> bool {
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(stamp.modified);
-        let is_old = SystemTime::now()
+        let is_old = crate::clock::wall_clock()
             .duration_since(modified)
             .is_ok_and(|age| age >= self.timing.settle);
         self.files.get(path).is_some_and(|file| {

@@ -152,7 +152,7 @@ pub fn maintain(
     mode: MergeMode,
     stop: &dyn Fn() -> bool,
 ) -> Result<usize, ViewError> {
-    let now_ms = chrono::Utc::now().timestamp_millis();
+    let now_ms = crate::clock::wall_clock_ms();
     let merges = match (table.spec.layout, mode) {
         // The view of an entity table merges its files itself.
         (Layout::Buckets, MergeMode::Running) => 0,
@@ -219,7 +219,7 @@ fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, View
         reason: e,
     };
     let bucket = job.files.first().map_or(0, |f| f.bucket);
-    let now_ms = chrono::Utc::now().timestamp_millis();
+    let now_ms = crate::clock::wall_clock_ms();
     // In a runtime of its own, whose threads end with it, so that its memory returns to the system.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

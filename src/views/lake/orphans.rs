@@ -50,7 +50,7 @@ impl LakeTable {
             view: self.spec.name.clone(),
             reason: e.to_string(),
         };
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = crate::clock::wall_clock_ms();
         let mut delta = self.lock_delta();
         for (path, metadata) in data_files(&self.spec.root).map_err(failed)? {
             if named.contains(&path) {

@@ -288,7 +288,7 @@ impl LakeTable {
         let old_levels = old_levels.iter().map(|level| &level.entry);
         for file in old_files.iter().chain(old_levels) {
             let _ = std::fs::File::open(self.spec.root.join(&file.path))
-                .and_then(|file| file.set_modified(std::time::SystemTime::now()));
+                .and_then(|file| file.set_modified(crate::clock::wall_clock()));
         }
         Ok(())
     }
@@ -576,7 +576,7 @@ impl LakeTable {
         }
         delta.files_lsn = files_lsn.unwrap_or(delta.files_lsn);
         delta.commits += 1;
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = crate::clock::wall_clock_ms();
         let merged = change
             .levels
             .iter()
@@ -662,7 +662,7 @@ impl LakeTable {
         if !change.remove.is_empty() {
             transactions.push(Transaction::new("__maint__", log.version() as i64 + 1));
         }
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = crate::clock::wall_clock_ms();
         let spec = change.new_spec.as_deref().unwrap_or(&self.spec);
         let mut actions: Vec<Action> = Vec::with_capacity(change.add.len() + change.remove.len());
         actions.extend(
@@ -828,7 +828,7 @@ impl LakeTable {
         Ok((log, files))
     }
 
-    /// Checkpoints the Delta log after [`CHECKPOINT_EVERY`] commits, or `now`, so that opening stays
+    /// Checkpoints the Delta log after `CHECKPOINT_EVERY` commits, or `now`, so that opening stays
     /// quick, and removes log files that no reader needs.
     pub fn checkpoint_log(&self, now: bool) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();

@@ -523,7 +523,7 @@ fn write_files(
 ) -> Result<WrittenFiles, String> {
     let spec = &table.spec;
     let attempt = Attempt::new(spec);
-    let now_ms = chrono::Utc::now().timestamp_millis();
+    let now_ms = crate::clock::wall_clock_ms();
     let add = if spec.feed == RowOrigin::Raw {
         raw::write_frames(spec, &attempt, parts, now_ms)?
     } else {

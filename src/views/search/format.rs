@@ -186,12 +186,12 @@ mod tests {
         let checksum = payload.compute_checksum();
         assert_eq!(
             text,
-            format!(r#"{{"version":3,"log":7,"checkpoint":9,"sum":{checksum}}}"#)
+            format!(r#"{{"version":4,"log":7,"checkpoint":9,"sum":{checksum}}}"#)
         );
         let read = |text: &str| serde_json::from_str::<Payload>(text).expect("a payload");
         assert!(read(&text).is_intact());
         assert!(!read(&text.replace("\"checkpoint\":9", "\"checkpoint\":8")).is_intact());
-        assert!(read(r#"{"version":3,"log":7,"checkpoint":9}"#).is_intact());
+        assert!(read(r#"{"version":4,"log":7,"checkpoint":9}"#).is_intact());
     }
 
     #[test]
@@ -218,7 +218,7 @@ mod tests {
             (
                 Some(payload(VERSION - 1)),
                 text::TOKENIZER_NAME,
-                Err("older search format 2"),
+                Err("older search format 3"),
             ),
             (Some(payload(VERSION)), "weir_1", Err("by the rules weir_1")),
             (

@@ -1,9 +1,9 @@
 //! Full-text search: documents of a stream's text columns in tantivy, visible within a second, each
 //! with its row.
 //!
-//! [`text`] splits texts into terms; `document` hands a batch's rows to tantivy; [`index`] is a
-//! stream's sequence of tantivy indexes, each a [`part`] in a `format`; [`rows`] stores the
-//! documents' rows in blocks (`block`); [`spans`] summarizes a segment, and [`newest`] uses the
+//! `text` splits texts into terms; `document` hands a batch's rows to tantivy; `index` is a
+//! stream's sequence of tantivy indexes, each a `part` in a `format`; `rows` stores the
+//! documents' rows in blocks (`block`); `spans` summarizes a segment, and `newest` uses the
 //! summaries to find the newest hits without a full `scan`.
 
 mod block;

@@ -370,22 +370,28 @@ mod tests {
         assert_eq!(stored, 1, "the merge has removed the others");
     }
 
-    fn compare(disorder: i64) {
-        let random = &mut SmallRng::seed_from_u64(5);
-        let folder = tempfile::tempdir().expect("a folder");
+    /// An index of two parts with segments of several sizes.
+    fn index_of(folder: &std::path::Path, events: &[Event]) -> SearchIndex {
         let def = SearchDef {
             text: vec!["s".into()],
             exact: Vec::new(),
             geo: Vec::new(),
         };
-        let index = SearchIndex::open(&folder.path().join("s"), &def, true)
+        let index = SearchIndex::open(&folder.join("s"), &def, true)
             .expect("opens")
             .expect("exists");
-        let events = events(random, 40_000, disorder);
         add(&index, &events[..20_000], 3, true);
         add(&index, &events[20_000..28_000], 2, false);
         index.roll().expect("another part");
         add(&index, &events[28_000..], 5, false);
+        index
+    }
+
+    fn compare(disorder: i64) {
+        let random = &mut SmallRng::seed_from_u64(5);
+        let folder = tempfile::tempdir().expect("a folder");
+        let events = events(random, 40_000, disorder);
+        let index = index_of(folder.path(), &events);
         let searchers = index.searchers().0;
         let term = |word: &str| -> Box<dyn Query> {
             Box::new(TermQuery::new(
@@ -442,14 +448,8 @@ mod tests {
                 .collect();
             page.sort_unstable_by_key(|at| Reverse(*at));
             page.truncate(limit);
-            assert_eq!(
-                found
-                    .iter()
-                    .map(|hit| (hit.time, hit.lsn))
-                    .collect::<Vec<_>>(),
-                page,
-                "round {round}, {words:?}"
-            );
+            let found: Vec<_> = found.iter().map(|hit| (hit.time, hit.lsn)).collect();
+            assert_eq!(found, page, "round {round}, {words:?}");
         }
     }
 

@@ -18,7 +18,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::super::batcher::RecordBatcher;
 use super::super::compression::PlainReader;
@@ -220,7 +220,7 @@ impl OrderedSource<'_> {
         let mut stamp = Stamp::from(&file.metadata()?);
         // A file that is still being written would be read in part, and halt the source afterwards.
         let mut since = Instant::now();
-        let age = SystemTime::now()
+        let age = crate::clock::wall_clock()
             .duration_since(metadata.modified()?)
             .unwrap_or_default();
         while !self.context.once

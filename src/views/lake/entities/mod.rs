@@ -242,7 +242,7 @@ pub fn write(
     scope: MergeScope,
     to: Lsn,
 ) -> Result<WrittenFiles, String> {
-    let now_ms = chrono::Utc::now().timestamp_millis();
+    let now_ms = crate::clock::wall_clock_ms();
     let state = table.snapshot();
     let (spec, sizes, leaves) = (&table.spec, &table.sizes, leaves(&state.files));
     let unflushed = RowsByPlace::of(spec, rows);
@@ -277,17 +277,11 @@ pub fn write(
     };
     let mut current = state.levels.to_vec();
     if unflushed.all_rows() > 0 {
-        let is_merging = |level: &Level| {
-            merge
-                .as_ref()
-                .is_some_and(|merge| merge.levels.contains(level))
+        let free = if due == CommitPlan::Wait {
+            unmerged_levels(&current, merge.as_ref())
+        } else {
+            Vec::new()
         };
-        // Levels that are being merged are not rewritten.
-        let free: Vec<Level> = current
-            .iter()
-            .filter(|level| due == CommitPlan::Wait && !is_merging(level))
-            .cloned()
-            .collect();
         let (level, gone) =
             levels::add(spec, sizes, &attempt, &leaves, (&free, &unflushed), now_ms)?;
         sync_files(&spec.root, std::slice::from_ref(&level.entry))?;
@@ -317,6 +311,13 @@ pub fn write(
         written.merge = Some(merge);
     }
     Ok(written)
+}
+
+/// The levels that may be rewritten: those that no merge reads.
+fn unmerged_levels(levels: &[Level], merge: Option<&Merge>) -> Vec<Level> {
+    let is_merging = |level: &&Level| merge.is_some_and(|merge| merge.levels.contains(level));
+    let free = levels.iter().filter(|level| !is_merging(level));
+    free.cloned().collect()
 }
 
 /// Merges rows and levels into the leaves that they reach.
@@ -397,7 +398,7 @@ fn has_overdue(levels: &[Level], now_ms: i64) -> bool {
 /// Whether a merge is due without new rows.
 pub fn is_overdue(table: &LakeTable) -> bool {
     let state = table.snapshot();
-    has_overdue(&state.levels, chrono::Utc::now().timestamp_millis())
+    has_overdue(&state.levels, crate::clock::wall_clock_ms())
         || state
             .files
             .iter()

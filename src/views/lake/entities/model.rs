@@ -361,7 +361,7 @@ impl World {
 
     /// On the disk there is what the table names, once nobody reads what it named before.
     fn check_disk(&self) {
-        let later = chrono::Utc::now().timestamp_millis() + 10 * GRACE.as_millis() as i64;
+        let later = crate::clock::wall_clock_ms() + 10 * GRACE.as_millis() as i64;
         self.table.vacuum(later, GRACE).expect("removed");
         assert_eq!(self.table.orphan_bytes(), 0);
     }

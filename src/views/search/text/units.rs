@@ -217,7 +217,9 @@ mod tests {
     fn units_have_kinds_and_byte_ranges() {
         let word = |text: &str| UnitKind::Word(text.to_owned());
         let emoji = |text: &str| UnitKind::Emoji(text.to_owned());
-        let cases: [(&str, Vec<(UnitKind, usize, usize)>); 5] = [
+        /// Kind, first byte and end.
+        type Range = (UnitKind, usize, usize);
+        let cases: [(&str, Vec<Range>); 5] = [
             ("", vec![]),
             (
                 "Ab é-2",
