@@ -188,7 +188,7 @@ fn json_is_not_a_key() {
         ("count = { type = \"t\", by = [\"p\"] }".to_owned(), "10:9"),
         (
             "key = \"n\"\nduplicates = { same = [\"p\"], within = \"1s\" }".to_owned(),
-            "11:10",
+            "11:14",
         ),
         (
             "session = { key = \"inner\", gap = \"1m\" }".to_owned(),
