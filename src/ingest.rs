@@ -91,8 +91,8 @@ impl Submission {
 /// Why a submission was rejected. Nothing of it is stored, except perhaps after `Unknown`.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum IngestError {
-    #[error("the queue of {limit} bytes is full; try again in a second")]
-    Full { limit: usize },
+    #[error("the queue of {limit} {unit} is full; try again in a second")]
+    Full { limit: usize, unit: &'static str },
     #[error("the log cannot grow: {reason}")]
     NoSpace { kind: IoKind, reason: String },
     #[error("weir is stopping")]
@@ -308,6 +308,7 @@ impl Ingest {
             self.queue.try_send(prepared).map_err(|e| match e {
                 TrySendError::Full(_) => IngestError::Full {
                     limit: QUEUE_LENGTH,
+                    unit: "frames",
                 },
                 TrySendError::Disconnected(_) => IngestError::Stopping,
             })?;

@@ -21,17 +21,19 @@
 //! log.** Operators hold state in memory, saved together at one LSN. Views store data *and their
 //! own checkpoint* in one atomic commit, and ignore what is at or below it.
 //!
-//! Recovery is one path: load the newest snapshot at or below every view's checkpoint, then replay
-//! the log from there; each view ignores what it already has. A view more than a snapshot interval
-//! behind takes that path by itself, from an older snapshot, until it meets the others. Nothing else
-//! coordinates them. Data flows one way; only LSNs flow back, to acknowledge a source and to trim
-//! the log.
+//! Recovery is one path: load the newest snapshot that lacks no row of a view, then replay the log
+//! from there; each view ignores what it already has. A snapshot lacks none where every view's
+//! checkpoint has reached the last row that was emitted to it: a view whose last row is record 120
+//! may start from a snapshot at 200. A view more than a snapshot interval behind takes that path by
+//! itself, from an older snapshot, until it meets the others. Nothing else coordinates them. Data
+//! flows one way. What flows back is LSNs, to acknowledge a source and to trim the log; the offsets
+//! at which sources resume; and back-pressure.
 //!
 //! # Glossary
 //!
 //! | term | meaning |
 //! |---|---|
-//! | LSN | log sequence number of a record: the order of everything, unique, ascending |
+//! | LSN | log sequence number of a record: the order of everything; rows derived from a record have its LSN |
 //! | frame | unit of the log: records of one source and stream, with attributes and a checksum |
 //! | segment | file of frames; the log is trimmed by whole segments |
 //! | control frame | frame without records: a configuration, a tick, the end of a partition |
@@ -62,7 +64,7 @@
 //! | path | what |
 //! |---|---|
 //! | `src/event.rs` | types that every module shares: LSN, times, gap |
-//! | `src/clock.rs`, `src/storage.rs` | interfaces to time and disk, replaceable in tests |
+//! | `src/clock.rs`, `src/storage.rs` | interfaces to time and to the disk of log and snapshots, replaceable in tests |
 //! | `src/threads.rs` | panics of threads; the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | bounds on remembered texts of records |
 //! | `src/idempotency.rs` | answers under idempotency keys: a bounded table that the log's writer and the operators fill alike |
@@ -74,7 +76,7 @@
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/deferred.rs` holds frames that wait for space |
 //! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash |
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (trust in arrival times), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
-//! | `src/views` | the trait, `src/views/ring.rs` (the live path), `src/views/driver.rs` (feeds one view from it) |
+//! | `src/views` | the trait, `src/views/cursor.rs` (what views of a stream share), `src/views/ring.rs` (the live path), `src/views/driver.rs` (feeds one view from it) |
 //! | `src/views/lake` | one Delta table per stream, window, sessions, entity table, `raw`, `dead_letters`; uncommitted rows in memory; `src/views/lake/compact.rs` merges files |
 //! | `src/views/search` | full-text search in tantivy; `src/views/search/rows` stores the rows of hits |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
@@ -92,21 +94,23 @@
 //! 1. Only ingest appends to the log.
 //! 2. A source is acknowledged, and a frame visible, only after its sync.
 //! 3. A view stores data and checkpoint in one atomic step.
-//! 4. After the log everything is deterministic, record by record: no clock, no randomness, no order
-//!    of a hash map.
-//! 5. The log is trimmed only below a snapshot at or below every view's checkpoint.
+//! 4. After the log all content is deterministic, record by record: no clock, no randomness, no
+//!    order of a hash map decides about a row. When a view commits, and what its files are called,
+//!    may vary.
+//! 5. The log is trimmed only below a snapshot that lacks no row of any view.
 //! 6. Queries never write to views or the log.
 //! 7. No frame is applied under two configurations.
-//! 8. Every queue, batch, record, file, request, result and state has a maximum.
-//! 9. A broken invariant stops the process with a clear message; bad input never does: it becomes a
-//!    dead letter with its reason.
+//! 8. Every queue, batch, record, file, request, result and state has a maximum (exceptions: the
+//!    README's limits of today).
+//! 9. A broken invariant stops the process with a clear message (maintenance alone tries again);
+//!    bad input never does: it becomes a dead letter with its reason.
 //! 10. Views are individually, not mutually, consistent: each answer names its checkpoint.
 //!
 //! # What is deliberately absent
 //!
 //! A second recovery path; coordination among views; words of a domain outside presets and
-//! generator; a clock or randomness after the log; unsafe code. `tests/tidy.rs` restricts imports and
-//! vendors to their modules.
+//! generator; a clock or randomness in what the log decides; unsafe code. `tests/tidy.rs` restricts
+//! imports and vendors to their modules.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! The seam to the disk for everything Weir writes itself: positioned writes, syncs, atomic
-//! replacement.
+//! The seam to the disk for the log and the operators' snapshots: positioned writes, syncs, atomic
+//! replacement. Views write through their libraries, with the helpers below.
 //!
 //! A new name is durable only once its folder is synced too, so each function that creates one does
 //! both.

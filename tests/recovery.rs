@@ -596,7 +596,7 @@ fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
     let messages = run_once(&bench);
     assert!(
         messages.contains("search/rsvps")
-            && messages.contains("more than a snapshot interval behind"),
+            && messages.contains("lags by more than a snapshot interval"),
         "{messages}"
     );
     assert!(

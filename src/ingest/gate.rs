@@ -128,7 +128,10 @@ impl Gate {
                 });
             }
             if !wait {
-                return Err(IngestError::Full { limit: self.limit });
+                return Err(IngestError::Full {
+                    limit,
+                    unit: "bytes",
+                });
             }
             state = self
                 .changed
@@ -248,7 +251,7 @@ mod tests {
     fn charges_count_until_they_are_dropped_and_one_frame_always_fits() {
         let gate = gate(false);
         let mut first = gate.admit(1_000, false, Kind::Record).expect("empty");
-        let is_full = |result| matches!(result, Err(IngestError::Full { limit: 100 }));
+        let is_full = |result| matches!(result, Err(IngestError::Full { limit: 100, .. }));
         assert!(is_full(gate.admit(1, false, Kind::Record)));
         assert!(gate.admit(1, false, Kind::Gap).is_ok());
         first.set(60);

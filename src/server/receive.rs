@@ -66,6 +66,7 @@ impl Room {
         };
         let got = got.ok_or(IngestError::Full {
             limit: inner.parts.bodies_bytes,
+            unit: "bytes",
         })?;
         match &mut self.permit {
             Some(permit) => permit.merge(got),

@@ -1,6 +1,6 @@
-//! Where bytes enter. A *pull* source (file) waits for the views and can resume anywhere; a *push*
-//! source (websocket, HTTP) cannot wait. Each guarantees exactly-once intake, or records what is
-//! missing as a gap.
+//! Where bytes enter. A *pull* source (file) is read again from any offset and waits for the views; a
+//! *push* source (websocket, standard input, HTTP) cannot be read again. Each guarantees exactly-once
+//! intake, or records what is missing as a gap.
 
 pub(crate) mod batcher;
 pub(crate) mod compression;

@@ -1,5 +1,6 @@
-//! A websocket: a message is an object, an array, or a string that holds either. The server does
-//! not wait and sends nothing twice, so what was sent while not connected is recorded as a gap.
+//! A websocket: a message is an object, an array, or a string that holds either. The server sends
+//! nothing twice, so what it sent while not connected is recorded as a gap. While the queue is full
+//! the socket is not read.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,5 +1,5 @@
-//! The lake: one Delta table per stream, `dead_letters` and `raw`, partitioned by time, with the
-//! rows above its last commit in memory. Where event time decides the partition, a table has two
+//! The lake: one Delta table per stream, window, sessions and entity table, `dead_letters` and `raw`,
+//! partitioned by time, with the rows above its last commit in memory. Where event time decides the partition, a table has two
 //! checkpoints: *recent* rows are committed often, *late* ones are gathered for longer.
 //!
 //! [`spec`] says what a table stores; [`view`] writes it; [`table`] is a Delta table and what

@@ -624,7 +624,7 @@ impl LakeTable {
         change.add.iter().chain(levels)
     }
 
-    /// The record as of which the files are after a change, where that new_spec another record.
+    /// The record as of which the files are after a change, if that is another record than the checkpoint.
     fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
         self.app_ids.files.as_ref()?;
         let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();
