@@ -10,8 +10,8 @@ use weir::operators::Output;
 use weir::schema::Layout;
 use weir::storage::Disk;
 use weir::views::View;
+use weir::views::lake::Change;
 use weir::views::lake::replay::RawFrames;
-use weir::views::lake::table::Change;
 use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 

@@ -12,6 +12,7 @@ pub mod entities;
 mod hashing;
 mod output;
 mod partitions;
+mod progress;
 mod reconfigure;
 mod retry_ledger;
 pub mod sessions;
@@ -40,6 +41,7 @@ use duplicates::Deduplicator;
 use entities::EntityState;
 pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, checkpoints, tables};
 pub use partitions::{PartitionState, RETAINED_PARTITION};
+pub use progress::{StreamProgress, Totals, WindowProgress};
 pub use retry_ledger::MAX_RETRIED;
 use retry_ledger::RetryLedger;
 use sessions::Sessions;
@@ -99,26 +101,6 @@ impl OperatorError {
     }
 }
 
-/// Sums over a stream since the log began.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    pub events: u64,
-    pub late: u64,
-    pub duplicates: u64,
-    pub dead_letters: u64,
-    /// The farthest that a late event was below its partition's watermark, in µs.
-    #[serde(default, rename = "most_late")]
-    pub max_lateness: Micros,
-}
-
-impl Totals {
-    fn observe_lateness(&mut self, time: Micros, watermark: Option<Micros>) {
-        let lateness = watermark.map_or(0, |watermark| watermark.saturating_sub(time));
-        self.late += u64::from(lateness > 0);
-        self.max_lateness = self.max_lateness.max(lateness);
-    }
-}
-
 /// State of all operators, including facts that a trimmed log can no longer provide.
 pub struct Operators {
     catalog: Arc<Catalog>,
@@ -142,29 +124,6 @@ pub struct Operators {
     floors: Floors,
     arrivals: Arrivals,
     saved: SavedSnapshots,
-}
-
-/// What queries and metrics show of a stream's operators.
-#[derive(Debug, Clone, Default)]
-pub struct StreamProgress {
-    pub watermark: Option<Micros>,
-    pub totals: Totals,
-    pub drift: Vec<(String, u64)>,
-    pub reasons: Vec<(String, u64)>,
-    pub duplicate_keys: usize,
-    pub open_sessions: usize,
-    /// A session or a window is open, and waits for the watermark.
-    pub is_open: bool,
-}
-
-/// What metrics show of a window.
-#[derive(Debug, Clone, Default)]
-pub struct WindowProgress {
-    pub groups: usize,
-    pub late: u64,
-    /// Rows and windows left out because an expression had no value.
-    pub failed: u64,
-    pub memory_bytes: usize,
 }
 
 impl Operators {
@@ -289,20 +248,6 @@ impl Operators {
         }
     }
 
-    /// Per window, what metrics show of it.
-    pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
-        let show = |w: &WindowState| WindowProgress {
-            groups: w.groups(),
-            late: w.late(),
-            failed: w.failed(),
-            memory_bytes: w.memory_bytes(),
-        };
-        self.windows
-            .iter()
-            .map(|w| (w.window().name.clone(), show(w)))
-            .collect()
-    }
-
     /// Rows of what is still open in a window or in a stream's sessions, as of [`Self::lsn`]; none
     /// for every other table.
     pub fn open_rows(&self, table: &str) -> Result<Option<RecordBatch>, String> {
@@ -318,44 +263,6 @@ impl Operators {
             .strip_suffix(".sessions")
             .and_then(sessions)
             .map(|sessions| sessions.open_rows(self.lsn)))
-    }
-
-    pub fn progress(&self) -> BTreeMap<String, StreamProgress> {
-        let show = |state: &StreamState| StreamProgress {
-            watermark: state.watermark,
-            totals: state.totals,
-            drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            reasons: state.reasons.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            duplicate_keys: state.duplicates.as_ref().map_or(0, Deduplicator::keys),
-            open_sessions: state.sessions.as_ref().map_or(0, Sessions::open_count),
-            is_open: state.sessions.as_ref().is_some_and(|s| s.open_count() > 0),
-        };
-        let mut progress: BTreeMap<String, StreamProgress> = self
-            .streams
-            .iter()
-            .map(|(name, state)| (name.clone(), show(state)))
-            .collect();
-        for window in self.windows.iter().filter(|w| w.is_open()) {
-            if let Some(stream) = progress.get_mut(&window.window().stream) {
-                stream.is_open = true;
-            }
-        }
-        progress
-    }
-
-    /// Partitions that silence can move, of streams in which something is open: stream, source,
-    /// partition, records so far.
-    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
-        let progress = self.progress();
-        let is_open = |name: &str| progress.get(name).is_some_and(|p| p.is_open);
-        let open = self.streams.iter().filter(|(name, _)| is_open(name));
-        open.flat_map(|(name, state)| {
-            let known = state.watermarks.iter().filter(|(_, w)| w.is_waiting());
-            known.map(|((source, partition), w)| {
-                (name.clone(), source.clone(), partition.clone(), w.seen())
-            })
-        })
-        .collect()
     }
 
     /// Bytes of state, approximately.

@@ -162,6 +162,12 @@ pub(super) struct Observation {
     pub closed: Vec<sessions::ClosedSession>,
 }
 
+/// Whether the event (key, content, version) is a duplicate of one seen before; records it.
+fn is_duplicate(seen: Option<&mut Deduplicator>, event: Option<(u64, u64, i64)>) -> bool {
+    seen.zip(event)
+        .is_some_and(|(seen, (key, content, version))| seen.observe(key, content, version))
+}
+
 impl StreamState {
     /// Observes a frame's rows one by one: watermark, floor, duplicates, sessions. `arrived`: how
     /// far arrival time has come, as far as it is trusted.
@@ -218,14 +224,8 @@ impl StreamState {
                 sessions.skip();
             } else {
                 self.totals.observe_lateness(time, before);
-                let is_duplicate = hashes.as_mut().zip(self.duplicates.as_mut()).is_some_and(
-                    |(hashes, duplicates)| {
-                        let event = hashes.at(row);
-                        event.is_some_and(|(key, content, version)| {
-                            duplicates.observe(key, content, version)
-                        })
-                    },
-                );
+                let event = hashes.as_mut().and_then(|hashes| hashes.at(row));
+                let is_duplicate = is_duplicate(self.duplicates.as_mut(), event);
                 self.totals.duplicates += u64::from(is_duplicate);
                 duplicates.push(is_duplicate);
                 sessions.observe(row, time, lsn);

@@ -240,8 +240,8 @@ async fn open_or_create(spec: &TableSpec) -> Result<DeltaTable, DeltaTableError>
 mod tests {
     use std::path::Path;
 
+    use super::super::actions::{add_action, read_files};
     use super::super::files::FileEntry;
-    use super::super::table::{add_action, read_files};
     use super::*;
     use crate::schema::Layout;
 

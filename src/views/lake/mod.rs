@@ -3,12 +3,14 @@
 //! checkpoints: *recent* rows are committed often, *late* ones are gathered for longer.
 //!
 //! [`spec`] says what a table stores; [`view`] writes it; [`table`] is a Delta table and what
-//! queries see of it; `columns` its columns and partitions as Delta has them; [`memtable`] the rows
+//! queries see of it; `change` what a commit changes in it; `actions` its files and `columns` its columns as Delta has them; [`memtable`] the rows
 //! in memory; [`checked`] the checksums of files; [`files`] Parquet; [`footers`] how queries read
 //! it; [`raw`] copies the log's blocks; [`compact`] merges; [`entities`] retains the newest row of
 //! each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable; `orphans`
 //! removes files that no version names.
 
+mod actions;
+mod change;
 pub mod checked;
 mod columns;
 pub mod compact;
@@ -35,10 +37,11 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
+pub use change::Change;
 use memtable::UnflushedRows;
 pub use row_class::{PerClass, RowClass};
 pub use spec::{LogName, RowOrigin, TableSpec};
-pub use table::{Change, LakeTable};
+pub use table::LakeTable;
 pub use view::{CommitPolicy, LakeView, Pool};
 
 /// Unflushed rows in the table's own schema, or in the full one with its partition columns.

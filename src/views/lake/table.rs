@@ -10,16 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
-use deltalake::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
-use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::kernel::{Action, Transaction};
 use deltalake::{DeltaTable, DeltaTableError};
 
-use super::checked::BlockChecksums;
+use super::actions::{add_action, read_files, read_levels, remove_action};
+use super::change::Change;
 use super::columns::{add_columns, column_conflict, columns_of, layout_of, metadata_of};
 use super::delta::DeltaLog;
-use super::entities::levels::{self, Level};
+use super::entities::levels::Level;
 use super::entities::{self, Sizes};
-use super::files::{FileEntry, partition_values, stats_json, sync_files};
+use super::files::{FileEntry, sync_files};
 use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
 use super::{LogName, PerClass, RowClass, TableSpec};
@@ -160,58 +160,8 @@ impl TableVersion {
     }
 }
 
-/// Files to add and to remove in one Delta commit, with the checkpoints that it brings.
-#[derive(Default)]
-pub struct Change {
-    pub add: Vec<FileEntry>,
-    pub remove: Vec<FileEntry>,
-    pub checkpoints: Vec<(RowClass, Lsn)>,
-    /// The new levels of an entity table, if they change.
-    pub levels: Option<Vec<Level>>,
-    /// The record as of which its files are then; without levels it is the checkpoint.
-    pub files_lsn: Option<Lsn>,
-    /// Rows change; false for a merge, which only moves them.
-    pub data_change: bool,
-    /// The new columns and layout of the table, if they change: those of the files that are added.
-    pub new_spec: Option<Box<TableSpec>>,
-}
-
-impl Change {
-    /// What Delta's history shows of it.
-    fn operation(&self, spec: &TableSpec) -> DeltaOperation {
-        let (adds, removes) = (!self.add.is_empty(), !self.remove.is_empty());
-        match (self.data_change, adds, removes) {
-            (true, true, true) => DeltaOperation::Update { predicate: None },
-            (true, false, true) => DeltaOperation::Delete { predicate: None },
-            (true, _, false) => {
-                let columns = partition_values(0, spec.layout).into_iter();
-                DeltaOperation::Write {
-                    mode: SaveMode::Append,
-                    partition_by: Some(columns.map(|(name, _)| name.to_owned()).collect()),
-                    predicate: None,
-                }
-            }
-            (false, ..) => DeltaOperation::Optimize {
-                predicate: None,
-                target_size: 256 << 20,
-            },
-        }
-    }
-
-    /// Whether a table with these files and levels shows the change. One of checkpoints alone
-    /// leaves no trace and counts as not happened.
-    fn is_applied(&self, files: &[FileEntry], levels: &[Level]) -> bool {
-        let has = |file: &FileEntry| files.iter().any(|f| f.path == file.path);
-        let leaves_trace = self.levels.is_some() || !self.add.is_empty() || !self.remove.is_empty();
-        leaves_trace
-            && self.levels.as_ref().is_none_or(|new| *levels == **new)
-            && self.add.iter().all(has)
-            && !self.remove.iter().any(has)
-    }
-}
-
 /// An error of the disk or of Delta.
-fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
+pub(super) fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     let error = error.to_string();
     let reason = damage_in(&error).unwrap_or(&error).to_owned();
     ViewError::Failed {
@@ -838,190 +788,5 @@ impl LakeTable {
         let result = self.runtime.block_on(delta.log.checkpoint());
         delta.commits = 0;
         result.map_err(|e| delta_error(&self.spec.root, &e))
-    }
-}
-
-fn delta_partition_values(spec: &TableSpec, bucket: i64) -> HashMap<String, Option<String>> {
-    partition_values(bucket, spec.layout)
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), Some(v.to_string())))
-        .collect()
-}
-
-fn tags(file: &FileEntry) -> HashMap<String, Option<String>> {
-    HashMap::from([("weir.class".to_owned(), Some(file.class.name().to_owned()))])
-}
-
-pub(super) fn add_action(spec: &TableSpec, file: &FileEntry, data_change: bool) -> Add {
-    Add {
-        path: file.path.clone(),
-        partition_values: delta_partition_values(spec, file.bucket),
-        size: file.bytes as i64,
-        modification_time: file.written_ms,
-        data_change,
-        stats: Some(stats_json(spec, file)),
-        tags: Some(tags(file)),
-        ..Add::default()
-    }
-}
-
-fn remove_action(spec: &TableSpec, file: &FileEntry, data_change: bool, now_ms: i64) -> Remove {
-    Remove {
-        path: file.path.clone(),
-        data_change,
-        deletion_timestamp: Some(now_ms),
-        extended_file_metadata: Some(true),
-        partition_values: Some(delta_partition_values(spec, file.bucket)),
-        size: Some(file.bytes as i64),
-        tags: Some(tags(file)),
-        deletion_vector: None,
-        base_row_id: None,
-        default_row_commit_version: None,
-    }
-}
-
-/// The files of the loaded version.
-pub(super) fn read_files(
-    spec: &TableSpec,
-    table: &DeltaTable,
-) -> Result<Vec<FileEntry>, DeltaTableError> {
-    Ok(table
-        .snapshot()?
-        .log_data()
-        .iter()
-        .map(|f| file_entry(spec, &f))
-        .collect())
-}
-
-/// The levels that the loaded version names.
-fn read_levels(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<Level>, ViewError> {
-    let snapshot = table.snapshot().map_err(|e| delta_error(&spec.root, &e))?;
-    let Some(text) = snapshot.metadata().configuration().get(levels::KEY) else {
-        return Ok(Vec::new());
-    };
-    levels::from_text(spec, text).map_err(ViewError::failed(spec.name.clone()))
-}
-
-fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {
-    let path = file.path().into_owned();
-    let stats: serde_json::Value = file
-        .stats()
-        .and_then(|s| serde_json::from_str(&s).ok())
-        .unwrap_or(serde_json::Value::Null);
-    let lsn = |bound: &str, default: u64| stats[bound]["lsn"].as_u64().unwrap_or(default);
-    let class = if path
-        .rsplit('/')
-        .next()
-        .is_some_and(|n| n.starts_with("old-"))
-    {
-        RowClass::Late
-    } else {
-        RowClass::Recent
-    };
-    FileEntry {
-        bytes: file.size() as u64,
-        rows: stats["numRecords"].as_u64().unwrap_or(0),
-        bucket: bucket_of(spec, file),
-        class,
-        min_time: stats["weir"]["min"].as_i64().unwrap_or(Micros::MIN),
-        max_time: stats["weir"]["max"].as_i64().unwrap_or(Micros::MAX),
-        min_lsn: lsn("minValues", 0),
-        max_lsn: lsn("maxValues", Lsn::MAX),
-        written_ms: file.modification_time(),
-        checks: stats["weir"]["crc32c"]
-            .as_str()
-            .map(BlockChecksums::from_text)
-            .unwrap_or_default(),
-        path,
-    }
-}
-
-fn bucket_of(spec: &TableSpec, file: &LogicalFileView) -> i64 {
-    let values = file.partition_values_map();
-    let value = |name: &str| {
-        values
-            .get(name)
-            .cloned()
-            .flatten()
-            .and_then(|v| v.parse::<i64>().ok())
-    };
-    if spec.layout == Layout::Buckets {
-        return value("bucket").unwrap_or(0);
-    }
-    let date = value("year")
-        .zip(value("month"))
-        .zip(value("day"))
-        .and_then(|((y, m), d)| {
-            chrono::NaiveDate::from_ymd_opt(
-                i32::try_from(y).ok()?,
-                u32::try_from(m).ok()?,
-                u32::try_from(d).ok()?,
-            )
-        });
-    let days = date
-        .and_then(|d| d.and_hms_opt(0, 0, 0))
-        .map_or(0, |t| t.and_utc().timestamp() / 86_400);
-    if spec.layout == Layout::Hours {
-        days * 24 + value("hour").unwrap_or(0)
-    } else {
-        days
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(path: &str) -> FileEntry {
-        FileEntry {
-            path: path.into(),
-            ..FileEntry::sample()
-        }
-    }
-
-    fn change(add: &[&str], remove: &[&str], data_change: bool) -> Change {
-        Change {
-            add: add.iter().map(|path| file(path)).collect(),
-            remove: remove.iter().map(|path| file(path)).collect(),
-            data_change,
-            ..Change::default()
-        }
-    }
-
-    #[test]
-    fn a_failed_commit_happened_where_the_table_shows_all_of_it() {
-        let files = [file("a"), file("b")];
-        for (add, remove, is_applied) in [
-            (&["a"][..], &[][..], true),
-            (&["a", "c"], &[], false),
-            (&["b"], &["c"], true),
-            (&["b"], &["a"], false),
-            (&[], &["c"], true),
-            (&[], &[], false),
-        ] {
-            let change = change(add, remove, true);
-            let found = change.is_applied(&files, &[]);
-            assert_eq!(found, is_applied, "{add:?} and {remove:?}");
-        }
-        let merge = Change {
-            levels: Some(Vec::new()),
-            ..Change::default()
-        };
-        assert!(merge.is_applied(&files, &[]));
-    }
-
-    #[test]
-    fn a_change_has_its_operation_in_the_history() {
-        let spec = TableSpec::raw(Path::new("lake"), Layout::Hours);
-        for (add, remove, data_change, name) in [
-            (&["a"][..], &[][..], true, "WRITE"),
-            (&[], &[], true, "WRITE"),
-            (&["a"], &["b"], true, "UPDATE"),
-            (&[], &["b"], true, "DELETE"),
-            (&["a"], &["b"], false, "OPTIMIZE"),
-        ] {
-            let operation = change(add, remove, data_change).operation(&spec);
-            assert_eq!(operation.name(), name, "{add:?} {remove:?} {data_change}");
-        }
     }
 }

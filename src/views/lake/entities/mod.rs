@@ -295,7 +295,7 @@ pub fn write(
         let todo = dirty.into_iter().map(|at| leaves[at].clone()).collect();
         merge = Some(Merge::begin(spec, current.clone(), todo, to));
     }
-    let Some(mut merge) = merge else {
+    let Some(merge) = merge else {
         return Ok(written);
     };
     let step_rows = match scope {
@@ -304,13 +304,26 @@ pub fn write(
             .floor
             .max(STEP_ROWS_PER_ROW * unflushed.all_rows() as u64),
     };
+    continue_merge(table, merge, current, step_rows, now_ms, &mut written)?;
+    Ok(written)
+}
+
+/// Merges about so many more rows; what is left stays in `written` for the next commit.
+fn continue_merge(
+    table: &LakeTable,
+    mut merge: Merge,
+    current: Vec<Level>,
+    step_rows: u64,
+    now_ms: i64,
+    written: &mut WrittenFiles,
+) -> Result<(), String> {
     merge.step(table, step_rows, now_ms)?;
     if merge.todo.is_empty() {
-        merge.finish(current, &mut written);
+        merge.finish(current, written);
     } else {
         written.merge = Some(merge);
     }
-    Ok(written)
+    Ok(())
 }
 
 /// The levels that may be rewritten: those that no merge reads.

@@ -265,9 +265,9 @@ impl World {
         self.accept(0);
     }
 
-    fn check(&self) {
+    /// An outside reader sees the files of the version, and nothing else.
+    fn check_files(&self) {
         let state = self.table.snapshot();
-        // An outside reader: the files of the version, and nothing else.
         let spec = &self.table.spec;
         let files_lsn = self.table.files_lsn();
         let mut outside = Vec::new();
@@ -302,7 +302,10 @@ impl World {
                 .collect::<BTreeMap<_, _>>(),
             want
         );
-        // Queries.
+    }
+
+    fn check(&self) {
+        self.check_files();
         let want = self.newest(self.applied as u64);
         let found = self.sql("select * from things");
         assert_eq!(found.len(), want.len());

@@ -1,0 +1,109 @@
+//! What queries, metrics and the idle ticker read of the operators.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Operators;
+use super::duplicates::Deduplicator;
+use super::sessions::Sessions;
+use super::stream::StreamState;
+use super::windows::WindowState;
+use crate::event::Micros;
+
+/// Sums over a stream since the log began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub events: u64,
+    pub late: u64,
+    pub duplicates: u64,
+    pub dead_letters: u64,
+    /// The farthest that a late event was below its partition's watermark, in µs.
+    #[serde(default, rename = "most_late")]
+    pub max_lateness: Micros,
+}
+
+impl Totals {
+    pub(super) fn observe_lateness(&mut self, time: Micros, watermark: Option<Micros>) {
+        let lateness = watermark.map_or(0, |watermark| watermark.saturating_sub(time));
+        self.late += u64::from(lateness > 0);
+        self.max_lateness = self.max_lateness.max(lateness);
+    }
+}
+
+/// What queries and metrics show of a stream's operators.
+#[derive(Debug, Clone, Default)]
+pub struct StreamProgress {
+    pub watermark: Option<Micros>,
+    pub totals: Totals,
+    pub drift: Vec<(String, u64)>,
+    pub reasons: Vec<(String, u64)>,
+    pub duplicate_keys: usize,
+    pub open_sessions: usize,
+    /// A session or a window is open, and waits for the watermark.
+    pub is_open: bool,
+}
+
+/// What metrics show of a window.
+#[derive(Debug, Clone, Default)]
+pub struct WindowProgress {
+    pub groups: usize,
+    pub late: u64,
+    /// Rows and windows left out because an expression had no value.
+    pub failed: u64,
+    pub memory_bytes: usize,
+}
+
+impl Operators {
+    /// Per window, what metrics show of it.
+    pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
+        let show = |w: &WindowState| WindowProgress {
+            groups: w.groups(),
+            late: w.late(),
+            failed: w.failed(),
+            memory_bytes: w.memory_bytes(),
+        };
+        self.windows
+            .iter()
+            .map(|w| (w.window().name.clone(), show(w)))
+            .collect()
+    }
+
+    pub fn progress(&self) -> BTreeMap<String, StreamProgress> {
+        let show = |state: &StreamState| StreamProgress {
+            watermark: state.watermark,
+            totals: state.totals,
+            drift: state.drift.iter().map(|(k, n)| (k.clone(), *n)).collect(),
+            reasons: state.reasons.iter().map(|(k, n)| (k.clone(), *n)).collect(),
+            duplicate_keys: state.duplicates.as_ref().map_or(0, Deduplicator::keys),
+            open_sessions: state.sessions.as_ref().map_or(0, Sessions::open_count),
+            is_open: state.sessions.as_ref().is_some_and(|s| s.open_count() > 0),
+        };
+        let mut progress: BTreeMap<String, StreamProgress> = self
+            .streams
+            .iter()
+            .map(|(name, state)| (name.clone(), show(state)))
+            .collect();
+        for window in self.windows.iter().filter(|w| w.is_open()) {
+            if let Some(stream) = progress.get_mut(&window.window().stream) {
+                stream.is_open = true;
+            }
+        }
+        progress
+    }
+
+    /// Partitions that silence can move, of streams in which something is open: stream, source,
+    /// partition, records so far.
+    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+        let progress = self.progress();
+        let is_open = |name: &str| progress.get(name).is_some_and(|p| p.is_open);
+        let open = self.streams.iter().filter(|(name, _)| is_open(name));
+        open.flat_map(|(name, state)| {
+            let known = state.watermarks.iter().filter(|(_, w)| w.is_waiting());
+            known.map(|((source, partition), w)| {
+                (name.clone(), source.clone(), partition.clone(), w.seen())
+            })
+        })
+        .collect()
+    }
+}
