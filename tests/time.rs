@@ -150,7 +150,7 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
     for (window, message) in [
         (
             "tumble(s, event_time, interval '1 day', 'Europe/Nowhere')",
-            "there is no time zone `Europe/Nowhere`",
+            "the time zone `Europe/Nowhere` does not exist",
         ),
         (
             "session(s, event_time, interval '1 hour', dev, 'Europe/Berlin')",

@@ -419,7 +419,7 @@ fn common_texts_of_times_are_read() {
     );
     let message = String::from_utf8_lossy(&bench.output(&["check"]).stderr).into_owned();
     assert!(
-        message.contains("there is no time zone `Berlin`"),
+        message.contains("the time zone `Berlin` does not exist"),
         "{message}"
     );
 }

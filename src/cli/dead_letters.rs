@@ -103,7 +103,7 @@ impl DeadLetters {
             && answer["rows"].as_array().is_some_and(Vec::is_empty)
         {
             return Err(RuntimeError::Failed(format!(
-                "there is no dead letter {lsn}; `weir dead-letters list` shows them"
+                "dead letter {lsn} does not exist; `weir dead-letters list` shows them"
             )));
         }
         output::answer(&answer, "rows", global.format())

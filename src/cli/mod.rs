@@ -115,7 +115,7 @@ impl Global {
     pub fn load_file(&self) -> Result<Config, RuntimeError> {
         let config = self.load()?;
         if config.path.is_none() {
-            let hint = "there is no ./weir.toml; `weir init` writes one, -c names one, `weir demo` needs none";
+            let hint = "./weir.toml does not exist; `weir init` writes one, -c names one, `weir demo` needs none";
             return Err(RuntimeError::Config(hint.into()));
         }
         Ok(config)

@@ -194,7 +194,7 @@ fn run_suite(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(),
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     let suite: Suite = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
     if suite.test.is_empty() {
-        return Err(wrong("there is no [[test]]".into()));
+        return Err(wrong("no [[test]] is declared".into()));
     }
     let mut failed = 0;
     for case in &suite.test {

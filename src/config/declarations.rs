@@ -86,7 +86,7 @@ fn expand_preset(
     const TESTED: &str = "presets are tested";
     let text = presets::text(preset, stream).ok_or_else(|| {
         let names = presets::names().collect::<Vec<_>>().join(", ");
-        format!("there is no preset `{preset}`; available: {names}")
+        format!("the preset `{preset}` does not exist; available: {names}")
     })?;
     let mut expanded: toml::Table = toml::from_str(&text).expect(TESTED);
     if let Some(windows) = expanded.remove("windows") {
@@ -137,7 +137,7 @@ fn entity_table(
         ));
     }
     if !declared.streams.contains_key(stream) {
-        return Err(format!("there is no [streams.{stream}]"));
+        return Err(format!("[streams.{stream}] is not declared"));
     }
     Ok(def)
 }

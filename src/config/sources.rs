@@ -108,6 +108,6 @@ fn stream(typed: &raw::Source, declared: &Declarations) -> Result<String, String
     if declared.streams.contains_key(&stream) {
         Ok(stream)
     } else {
-        Err(format!("there is no [streams.{stream}]"))
+        Err(format!("[streams.{stream}] is not declared"))
     }
 }

@@ -23,7 +23,7 @@ impl FromStr for Zone {
     fn from_str(name: &str) -> Result<Self, String> {
         let unknown = |_| {
             format!(
-                "there is no time zone `{name}`; write an IANA name such as \"Europe/Berlin\" or \"UTC\""
+                "the time zone `{name}` does not exist; write an IANA name such as \"Europe/Berlin\" or \"UTC\""
             )
         };
         name.parse().map(Self).map_err(unknown)

@@ -95,7 +95,7 @@ impl Handles {
         match name {
             Some(name) => self.catalog.streams.get(name).ok_or_else(|| {
                 QueryError::NotFound(format!(
-                    "there is no stream `{name}`; there are: {}",
+                    "the stream `{name}` does not exist; available: {}",
                     known()
                 ))
             }),

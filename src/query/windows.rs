@@ -39,7 +39,7 @@ pub async fn windows(
             .collect::<Vec<_>>()
             .join(", ");
         return Err(QueryError::NotFound(format!(
-            "there is no window `{name}`; there are: {known}"
+            "the window `{name}` does not exist; available: {known}"
         )));
     }
     let from = from.map(|t| format!("window_start >= timestamp '{}'", rfc3339(t)));

@@ -91,7 +91,7 @@ impl DataDir {
     pub fn existing(root: &Path) -> Result<Self, RuntimeError> {
         let root = root.canonicalize().map_err(|_| {
             RuntimeError::Config(format!(
-                "there is no data folder {}; start `weir run` or `weir demo` first, or name a configuration with -c",
+                "the data folder {} does not exist; start `weir run` or `weir demo` first, or name a configuration with -c",
                 root.display()
             ))
         })?;

@@ -82,7 +82,9 @@ pub fn unknown_stream(catalog: &Catalog, stream: &str) -> RuntimeError {
         .cloned()
         .collect::<Vec<_>>()
         .join(", ");
-    RuntimeError::Config(format!("there is no stream `{stream}`; available: {known}"))
+    RuntimeError::Config(format!(
+        "the stream `{stream}` does not exist; available: {known}"
+    ))
 }
 
 /// Runs records of one stream. `is_final` closes windows and sessions at the end. Returns what each

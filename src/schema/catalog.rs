@@ -111,7 +111,7 @@ fn compile_entity(
     streams: &Streams,
 ) -> Result<Entity, DeclarationError> {
     let stream = streams.get(&def.stream).ok_or_else(|| {
-        let message = format!("there is no stream `{}`", def.stream);
+        let message = format!("the stream `{}` does not exist", def.stream);
         DeclarationError::new(name, TABLE_KEY, message)
     })?;
     Entity::plan(name, def, stream)
@@ -193,7 +193,7 @@ fn compile_windows(
                 Ok(None) if declared.contains_key(&window.input) => rest.push(window),
                 Ok(None) => {
                     let message = format!(
-                        "there is no stream or window `{}`; available: {}",
+                        "no stream or window is called `{}`; available: {}",
                         window.input,
                         names::join(streams.keys().chain(declared.keys()))
                     );

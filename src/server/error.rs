@@ -187,7 +187,7 @@ pub async fn not_found(uri: Uri) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "not_found",
-        format!("there is no {}", uri.path()),
+        format!("{} does not exist", uri.path()),
         "see /docs",
     )
 }

@@ -55,7 +55,7 @@ pub async fn post_events(
             .cloned()
             .collect::<Vec<_>>()
             .join(", ");
-        let message = format!("there is no stream `{stream}`; available: {known}");
+        let message = format!("the stream `{stream}` does not exist; available: {known}");
         return Err(ApiError::new(
             StatusCode::NOT_FOUND,
             "no_stream",

@@ -50,7 +50,8 @@ pub async fn live(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let name = table_name(&app, &params)?;
     let table = app.0.parts.answers.handles.tables.get(&name);
-    let table = table.ok_or_else(|| QueryError::NotFound(format!("there is no table `{name}`")))?;
+    let table =
+        table.ok_or_else(|| QueryError::NotFound(format!("the table `{name}` does not exist")))?;
     let visible = table.applied();
     let slot = app.0.live.clone().try_acquire_owned().map_err(|_| {
         let message = "half of the connections are live streams already (`[limits] connections`)";
@@ -96,7 +97,7 @@ fn table_name(app: &App, params: &BTreeMap<String, String>) -> Result<String, Qu
     let handles = &app.0.parts.answers.handles;
     match params.get("window") {
         Some(window) => {
-            let missing = || QueryError::NotFound(format!("there is no window `{window}`"));
+            let missing = || QueryError::NotFound(format!("the window `{window}` does not exist"));
             let window = handles.catalog.window(window).ok_or_else(missing)?;
             Ok(versions_of(&window.name))
         }

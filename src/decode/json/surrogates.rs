@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 /// The text with the escape of every lone surrogate replaced by that of U+FFFD, which is as long;
-/// `None` if there is no such escape.
+/// `None` if the text has no such escape.
 pub fn replace_lone_surrogates(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut replaced: Option<Vec<u8>> = None;

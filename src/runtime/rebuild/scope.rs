@@ -122,7 +122,7 @@ fn index_of(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<Strin
     let Some(found) = found else {
         return Err(RuntimeError::Config(
             stream.map_or("no stream is declared".into(), |name| {
-                format!("there is no stream `{name}`")
+                format!("the stream `{name}` does not exist")
             }),
         ));
     };
@@ -245,7 +245,7 @@ mod tests {
         for (what, stream, message) in [
             ("search", Some("b"), "does not declare `search`"),
             ("counts", None, "does not declare `count`"),
-            ("search", Some("z"), "there is no stream `z`"),
+            ("search", Some("z"), "the stream `z` does not exist"),
             ("raw", None, "`raw` cannot be rebuilt; available: search"),
             ("b.late", None, "cannot be rebuilt"),
         ] {

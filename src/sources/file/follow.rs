@@ -42,7 +42,7 @@ impl From<io::Error> for ReadError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slice {
     pub was_busy: bool,
-    /// There is no more for now.
+    /// Nothing more for now.
     pub is_end: bool,
 }
 
@@ -255,7 +255,7 @@ impl Follower {
         Ok(item)
     }
 
-    /// Records how a slice ended; whether there is no more for now.
+    /// Records how a slice ended; whether nothing more is left for now.
     fn end_slice(
         &mut self,
         context: &Context,
