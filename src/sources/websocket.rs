@@ -186,10 +186,15 @@ fn socket_config(message_bytes: usize) -> WebSocketConfig {
 /// The frames of a message may have this many times the bytes that a message may have.
 const FRAMING_FACTOR: u64 = 4;
 
-/// Counts the bytes received since the last complete message.
+/// What frame headers and TLS add to a message without records.
+const MESSAGE_OVERHEAD: u64 = 64;
+
+/// Counts the bytes received since the last message with records.
 ///
 /// A message may come in any number of frames, and the library bounds only the sum of their
-/// payloads: a server that sends empty frames and never ends the message would keep a core busy.
+/// payloads: a server that sends empty frames and never ends the message would keep a core busy. A
+/// message without records, such as a ping, may come between the frames of another, so it is
+/// discounted by its own bytes alone.
 #[derive(Default)]
 struct MessageAllowance(AtomicU64);
 
@@ -197,9 +202,16 @@ impl MessageAllowance {
     fn restart(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
+
+    fn discount(&self, payload_bytes: usize) {
+        let own = payload_bytes as u64 + MESSAGE_OVERHEAD;
+        let received = self.0.load(Ordering::Relaxed);
+        self.0
+            .store(received.saturating_sub(own), Ordering::Relaxed);
+    }
 }
 
-/// A connection that fails once `limit` bytes came without a complete message.
+/// A connection that fails once `limit` bytes came that belong to no complete message.
 struct Metered<S> {
     inner: S,
     limit: u64,
@@ -309,7 +321,7 @@ impl<'a> Listener<'a> {
 
     async fn listen(&mut self, url: &str) -> Result<(), ListenError> {
         let message_bytes = self.context.record_limits.max_bytes * 4;
-        let allowance = Arc::default();
+        let allowance = Arc::<MessageAllowance>::default();
         let mut socket = timeout(CONNECT_TIMEOUT, connect(url, message_bytes, &allowance))
             .await
             .map_err(|_| ListenError::Connection("the server did not answer in time".into()))?
@@ -340,11 +352,18 @@ impl<'a> Listener<'a> {
             match timeout(wait, socket.next()).await {
                 Err(_) => self.flush()?,
                 Ok(Some(Ok(message))) => {
-                    allowance.restart();
                     received = Instant::now();
-                    if let Some(pause) = self.receive(message, &mut idle, received)? {
-                        self.flush()?;
-                        sleep(pause).await;
+                    let payload_bytes = message.len();
+                    if self.receive(message)? {
+                        allowance.restart();
+                        // Idle messages among records must not delay them.
+                        idle.restart(received);
+                    } else {
+                        allowance.discount(payload_bytes);
+                        if let Some(pause) = self.pause(&mut idle, received) {
+                            self.flush()?;
+                            sleep(pause).await;
+                        }
                     }
                 }
                 Ok(Some(Err(error))) => return self.disconnect(error.to_string()),
@@ -362,28 +381,21 @@ impl<'a> Listener<'a> {
         }
     }
 
-    /// Handles a message; how long to stop reading if too many had no record.
-    fn receive(
-        &mut self,
-        message: Message,
-        idle: &mut IdleMessages,
-        now: Instant,
-    ) -> Result<Option<Duration>, ListenError> {
+    /// Handles a message; whether it has a record.
+    fn receive(&mut self, message: Message) -> Result<bool, ListenError> {
         self.last_message_at = self.clock.now();
-        let has_records = match message {
-            Message::Text(text) => self.add_message(text.as_bytes())?,
-            Message::Binary(bytes) => self.add_message(&bytes)?,
-            Message::Close(_) => {
-                self.disconnect("the server closed the connection".into())?;
-                false
-            }
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => false,
-        };
-        if has_records {
-            // Idle messages among records must not delay them.
-            idle.restart(now);
-            return Ok(None);
+        match message {
+            Message::Text(text) => self.add_message(text.as_bytes()),
+            Message::Binary(bytes) => self.add_message(&bytes),
+            Message::Close(_) => self
+                .disconnect("the server closed the connection".into())
+                .map(|()| false),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(false),
         }
+    }
+
+    /// Counts a message without a record; how long to stop reading if there were too many.
+    fn pause(&self, idle: &mut IdleMessages, now: Instant) -> Option<Duration> {
         let pause = idle.pause(now);
         if pause.is_some() && !std::mem::replace(&mut idle.was_reported, true) {
             tracing::warn!(
@@ -391,7 +403,7 @@ impl<'a> Listener<'a> {
                 "more than 100 messages a second, none with a record: reading no faster than that"
             );
         }
-        Ok(pause)
+        pause
     }
 
     /// Adds the records of a message to the batch; whether it has any.
@@ -512,6 +524,15 @@ mod tests {
         assert_eq!(idle.pause(at(10)), Some(MAX_WAIT));
         assert_eq!(idle.pause(at(900)), Some(Duration::from_millis(100)));
         assert_eq!(idle.pause(at(1_000)), None);
+    }
+
+    #[test]
+    fn messages_without_records_are_discounted_by_their_own_bytes() {
+        let allowance = MessageAllowance(AtomicU64::new(1_000));
+        allowance.discount(100);
+        assert_eq!(allowance.0.load(Ordering::Relaxed), 836);
+        allowance.discount(10_000);
+        assert_eq!(allowance.0.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
