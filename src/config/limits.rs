@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::environment::{Environment, variable};
 use super::error::ConfigError;
 use super::location::SourceText;
 use super::raw;
@@ -224,24 +223,9 @@ impl Limits {
         Ok(Self::of_numbers(numbers.collect::<Result<_, _>>()?))
     }
 
-    /// A line for each limit in force, with where it comes from. `is_typed` says whether the file
-    /// has a key.
-    pub(super) fn show(
-        &self,
-        file: &str,
-        is_typed: impl Fn(&str) -> bool,
-        env: Environment<'_>,
-    ) -> String {
-        let origin = |key: &str| {
-            let variable = variable("limits", key);
-            if env(&variable).is_some() {
-                variable
-            } else if is_typed(key) {
-                file.to_owned()
-            } else {
-                "default".into()
-            }
-        };
+    /// A line for each limit in force, with its `origin`: none is the default.
+    pub(super) fn show(&self, origin: impl Fn(&str) -> Option<String>) -> String {
+        let origin = |key: &str| origin(key).unwrap_or_else(|| "default".into());
         let line = |(limit, number): (&Limit, Option<u64>)| {
             let (key, value) = (limit.key, limit.display(number));
             format!("limits.{key} = {value}  # {}\n", origin(key))
@@ -446,9 +430,12 @@ mod tests {
     #[test]
     fn every_limit_is_shown_with_its_origin() {
         let limits = resolved("memory = \"1GiB\"\nsql_rows = 7").expect("valid");
-        let typed = ["memory", "sql_rows"];
-        let env = |name: &str| (name == "WEIR_LIMITS_BODY").then(String::new);
-        let shown = limits.show("weir.toml", |key| typed.contains(&key), &env);
+        let shown = limits.show(|key| match key {
+            "memory" => Some("--memory".into()),
+            "sql_rows" => Some("weir.toml".into()),
+            "body" => Some("WEIR_LIMITS_BODY".into()),
+            _ => None,
+        });
         insta::assert_snapshot!(shown);
     }
 }

@@ -44,6 +44,8 @@ pub struct Config {
     /// The file it came from; none where only the data folder is used.
     pub path: Option<PathBuf>,
     text: String,
+    /// `--memory` was given, which precedes the environment and the file.
+    has_memory_flag: bool,
     pub data: PathBuf,
     pub instance: u16,
     pub server: Server,
@@ -162,6 +164,7 @@ pub fn parse(
         declared,
         raw_retention,
         dead_letters_retention,
+        has_memory_flag: memory.is_some(),
         text,
     })
 }
@@ -187,9 +190,18 @@ impl Config {
     /// Every limit in force, with where it comes from.
     pub fn show(&self) -> String {
         let table: toml::Table = toml::from_str(&self.text).unwrap_or_default();
-        let is_typed = |key: &str| table.get("limits").and_then(|l| l.get(key)).is_some();
         let file = self.file_name().display().to_string();
-        self.limits.show(&file, is_typed, &process_environment)
+        let origin = |key: &str| {
+            if key == "memory" && self.has_memory_flag {
+                Some("--memory".to_owned())
+            } else {
+                let variable = environment::variable("limits", key);
+                let is_typed = table.get("limits").is_some_and(|l| l.get(key).is_some());
+                let file = is_typed.then(|| file.clone());
+                process_environment(&variable).map(|_| variable).or(file)
+            }
+        };
+        self.limits.show(origin)
     }
 
     /// An error that points into the value of a stream's key (at the declaration, where the key

@@ -264,12 +264,13 @@ impl Pattern {
             (false, true) => Role::Sibling,
             (false, false) => return,
         };
-        found.has_too_many_files = found.files.len() >= MAX_FILES;
         // A file with two names is read once.
         if role == Role::Member && !seen.insert((stamp.device, stamp.inode)) {
             return;
         }
-        if !found.has_too_many_files {
+        if found.files.len() >= MAX_FILES {
+            found.has_too_many_files = true;
+        } else {
             found.files.insert(path, (stamp, role));
         }
     }
