@@ -614,7 +614,7 @@ fn a_view_that_cannot_be_rebuilt_is_an_error() {
         (
             &["rebuild", "search", "--stream", "other"][..],
             2,
-            "no stream `other`",
+            "the stream `other` does not exist",
         ),
         (&["rebuild"][..], 2, "required"),
         (&["rebuild", "raw"][..], 2, "cannot be rebuilt"),
