@@ -17,7 +17,7 @@ use parquet::arrow::ArrowWriter;
 use tokio::runtime::Runtime;
 use weir::event::{MICROS_PER_HOUR, bucket};
 use weir::query::Handles;
-use weir::query::Progress;
+use weir::query::PipelineProgress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::select::session_config;
 use weir::schema::{Catalog, Layout, functions};
@@ -271,7 +271,7 @@ impl Tables {
             search: BTreeMap::new(),
             places: BTreeMap::new(),
             counts: BTreeMap::new(),
-            progress: Arc::new(Progress::default()),
+            progress: Arc::new(PipelineProgress::default()),
         };
         let limits = SqlLimits {
             time: std::time::Duration::from_secs(60),

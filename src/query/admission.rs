@@ -42,7 +42,7 @@ pub enum AdmissionError {
 /// Example: of 4 permits client A holds 2 and waits for a third, B holds 2, C waits. A permit that A
 /// returns goes to C, which holds none, although A has waited longer.
 #[derive(Clone)]
-pub struct Admission(Arc<Inner>);
+pub struct AdmissionController(Arc<Inner>);
 
 struct Inner {
     limit: usize,
@@ -108,7 +108,7 @@ fn max_running(client: ClientId, limit: usize) -> usize {
     }
 }
 
-impl Admission {
+impl AdmissionController {
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Inner {
             limit,
@@ -219,7 +219,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_has_half_of_the_permits_and_others_come_in_turn() {
-        let admission = Admission::new(4);
+        let admission = AdmissionController::new(4);
         let first = admission
             .acquire(client(1))
             .await
@@ -244,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_left_takes_no_permit_and_a_stuck_query_returns_its_own() {
-        let admission = Admission::new(1);
+        let admission = AdmissionController::new(1);
         let running = admission
             .acquire(ClientId::default())
             .await
@@ -280,7 +280,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_queue_is_bounded_and_one_client_has_half_of_it() {
-        let admission = Admission::new(1);
+        let admission = AdmissionController::new(1);
         let _running = admission.acquire(client(1)).await;
         let mut waiting: Vec<_> = (0..MAX_WAITING / 2)
             .map(|_| Box::pin(admission.acquire(client(1))))

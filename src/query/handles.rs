@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Progress, QueryError};
+use super::{PipelineProgress, QueryError};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Floors, checkpoints, tables};
 use crate::schema::{Catalog, Stream, Window};
@@ -25,7 +25,7 @@ pub struct Handles {
     pub search: BTreeMap<String, Arc<SearchIndex>>,
     pub places: BTreeMap<String, Arc<Places>>,
     pub counts: BTreeMap<String, Arc<Counts>>,
-    pub progress: Arc<Progress>,
+    pub progress: Arc<PipelineProgress>,
 }
 
 impl Handles {

@@ -80,7 +80,7 @@ pub struct Page {
 }
 
 /// What a reader gets next.
-pub enum Step {
+pub enum NextPage {
     Rows(Arc<Page>, Cursor),
     /// The rows of the records in `(after, upto]` have left the ring; the reader continues after
     /// them.
@@ -138,7 +138,7 @@ impl Live {
     }
 
     /// The next rows of a table.
-    pub fn next(&self, table: &LakeTable, mut cursor: Cursor) -> Result<Step, QueryError> {
+    pub fn next(&self, table: &LakeTable, mut cursor: Cursor) -> Result<NextPage, QueryError> {
         let visible = table.applied();
         while cursor.after < visible {
             match self.ring.peek(cursor.after) {
@@ -156,7 +156,7 @@ impl Live {
                     let (after, upto) = (cursor.complete_to.max(cursor.after), start);
                     cursor = Cursor::after(start);
                     if after < upto && table.may_have(after, upto) {
-                        return Ok(Step::Missed {
+                        return Ok(NextPage::Missed {
                             after,
                             upto,
                             next: cursor,
@@ -166,10 +166,15 @@ impl Live {
                 Next::Output(_) | Next::Idle | Next::Closed => break,
             }
         }
-        Ok(Step::CaughtUp(cursor))
+        Ok(NextPage::CaughtUp(cursor))
     }
 
-    fn page(&self, table: &LakeTable, output: &Output, cursor: Cursor) -> Result<Step, QueryError> {
+    fn page(
+        &self,
+        table: &LakeTable,
+        output: &Output,
+        cursor: Cursor,
+    ) -> Result<NextPage, QueryError> {
         let key = (table.spec.name.clone(), output.to, cursor.row);
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = cache().get(&key);
@@ -185,7 +190,7 @@ impl Live {
             last_seen: cursor.last_seen,
             ..page.next
         };
-        Ok(Step::Rows(page, next))
+        Ok(NextPage::Rows(page, next))
     }
 }
 

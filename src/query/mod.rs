@@ -23,7 +23,7 @@ pub(crate) mod windows;
 
 pub use admission::ClientId;
 pub use handles::Handles;
-pub use progress::{AsOf, MissingRecords, Progress};
+pub use progress::{AsOf, MissingRecords, PipelineProgress};
 
 /// Why a query has no answer.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -37,7 +37,7 @@ pub struct MissingRecords {
 
 /// Progress of the log, operators and sources, and the open rows of the operators.
 #[derive(Default)]
-pub struct Progress {
+pub struct PipelineProgress {
     inner: Mutex<Inner>,
     operators: OnceLock<Arc<Mutex<Operators>>>,
     sources: Mutex<BTreeMap<String, SharedHealth>>,
@@ -61,7 +61,7 @@ struct Inner {
     arrivals: VecDeque<(Lsn, Micros)>,
 }
 
-impl Progress {
+impl PipelineProgress {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

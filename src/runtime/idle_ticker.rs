@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::ingest::{Ingest, Submission};
 use crate::operators::Tick;
-use crate::query::Progress;
+use crate::query::PipelineProgress;
 use crate::sources::Stop;
 use crate::threads::panic_if_asked;
 use crate::wal::Kind;
@@ -22,7 +22,7 @@ pub type Connected = BTreeMap<String, Arc<AtomicBool>>;
 
 pub struct Ticker {
     pub ingest: Ingest,
-    pub progress: Arc<Progress>,
+    pub progress: Arc<PipelineProgress>,
     pub connected: Connected,
     pub stop: Stop,
 }

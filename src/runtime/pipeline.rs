@@ -31,7 +31,7 @@ use crate::event::Lsn;
 use crate::idempotency::{AnsweredRequest, RequestKey};
 use crate::ingest::{CommittedFrame, Ingest, Intake, LogMaintenance};
 use crate::operators::{OperatorError, Operators, PartitionState};
-use crate::query::{Handles, Progress};
+use crate::query::{Handles, PipelineProgress};
 use crate::schema::Catalog;
 use crate::threads::{self, OnEnd, panic_if_asked};
 use crate::views::driver::{self, Status};
@@ -207,7 +207,7 @@ fn start_writer(
     context: &FolderContext,
     wal: Wal,
     catalog: &Arc<Catalog>,
-    progress: &Arc<Progress>,
+    progress: &Arc<PipelineProgress>,
 ) -> Writer {
     let (commit_sender, committed) = sync_channel::<CommittedFrame>(COMMITTED_QUEUE_LEN);
     let (maintenance, maintenance_receiver) = channel();
@@ -343,7 +343,7 @@ struct OperatorStage {
     operators: Arc<Mutex<Operators>>,
     ring: Arc<Ring>,
     snapshots: Snapshots,
-    progress: Arc<Progress>,
+    progress: Arc<PipelineProgress>,
     handles: Handles,
     statuses: Vec<Arc<Status>>,
     log_maintenance: Sender<LogMaintenance>,

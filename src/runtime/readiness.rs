@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::event::{SourceHealth, SourceState};
 use crate::ingest::Intake;
-use crate::query::Progress;
+use crate::query::PipelineProgress;
 use crate::views::driver::Status;
 
 /// What a readiness probe reads; it outlives the borrow of [`super::Running`].
 pub(super) struct Readiness {
-    pub progress: Arc<Progress>,
+    pub progress: Arc<PipelineProgress>,
     pub views: Vec<(String, Arc<Status>)>,
     pub has_resumed: Arc<AtomicBool>,
     pub intake: Intake,

@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, PartitionBy};
 use crate::event::Lsn;
 use crate::operators::entities::{KEY_BYTES, MAX_KEYS};
 use crate::operators::{checkpoints, tables};
-use crate::query::{Handles, Progress};
+use crate::query::{Handles, PipelineProgress};
 use crate::schema::{Catalog, DeclarationError, Layout, PlanError, Stream, TABLE_KEY, WINDOW_KEY};
 use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
@@ -275,7 +275,7 @@ pub(super) fn open_some(
         search: BTreeMap::new(),
         places: BTreeMap::new(),
         counts: BTreeMap::new(),
-        progress: Arc::new(Progress::default()),
+        progress: Arc::new(PipelineProgress::default()),
     };
     let mut opened = Opened {
         views,

@@ -14,7 +14,7 @@ use super::App;
 use super::error::ApiError;
 use crate::event::Lsn;
 use crate::query::QueryError;
-use crate::query::live::{Cursor, RowId, Step};
+use crate::query::live::{Cursor, NextPage, RowId};
 use crate::schema::versions_of;
 
 /// How often to look for new rows.
@@ -114,12 +114,12 @@ async fn next_events(app: &App, table: &str, mut cursor: Cursor) -> Option<(Vec<
     loop {
         if table.applied() > cursor.lsn() {
             let (live, table_read) = (app.0.parts.live.clone(), table.clone());
-            let step = tokio::task::spawn_blocking(move || live.next(&table_read, cursor)).await;
-            match step
+            let page = tokio::task::spawn_blocking(move || live.next(&table_read, cursor)).await;
+            match page
                 .map_err(|e| QueryError::Failed(e.to_string()))
-                .and_then(|step| step)
+                .and_then(|page| page)
             {
-                Ok(Step::Rows(page, next)) => {
+                Ok(NextPage::Rows(page, next)) => {
                     let new = page.rows.iter().filter(|(id, _)| cursor.is_new(*id));
                     let event = |(id, row): &(RowId, String)| {
                         Event::default()
@@ -128,11 +128,11 @@ async fn next_events(app: &App, table: &str, mut cursor: Cursor) -> Option<(Vec<
                     };
                     return Some((new.map(event).collect(), next));
                 }
-                Ok(Step::Missed { after, upto, next }) => {
+                Ok(NextPage::Missed { after, upto, next }) => {
                     let event = missed(after, upto, "their rows are no longer in memory");
                     return Some((vec![event], next));
                 }
-                Ok(Step::CaughtUp(next)) => cursor = next,
+                Ok(NextPage::CaughtUp(next)) => cursor = next,
                 Err(error) => {
                     // A retry would fail again; the client may reconnect.
                     tracing::error!(%error, table = table.spec.name, "a live stream ends");

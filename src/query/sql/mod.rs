@@ -14,7 +14,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::execution::session_state::SessionStateBuilder;
 
-use super::admission::{Admission, ClientId};
+use super::admission::{AdmissionController, ClientId};
 pub use super::encode::to_ndjson;
 use super::memory::SharedMemory;
 use super::query_threads::{self, QueryThreads};
@@ -55,7 +55,7 @@ pub struct SqlEngine {
 
 struct Lane {
     planner: Planner,
-    admission: Admission,
+    admission: AdmissionController,
     is_for_clients: bool,
 }
 
@@ -158,7 +158,7 @@ impl Lane {
                 limits,
                 memory,
             },
-            admission: Admission::new(limits.concurrent),
+            admission: AdmissionController::new(limits.concurrent),
             is_for_clients,
         })
     }
