@@ -187,7 +187,9 @@ impl Generate {
         let now = SystemClock::default().now();
         let start_ms = match &self.start {
             None => Settings::default().start_ms,
-            Some(text) => parse_time(text, now).map_err(RuntimeError::Config)? / 1_000,
+            Some(text) => {
+                parse_time(text, now).map_err(|e| RuntimeError::Config(e.to_string()))? / 1_000
+            }
         };
         if self.rate <= 0.0 || !self.rate.is_finite() {
             return Err(RuntimeError::Config(format!(

@@ -18,7 +18,23 @@ const SYSTEM_TABLES: [&str; 2] = ["raw", "dead_letters"];
 /// Names of system tables and schemas.
 const RESERVED_NAMES: [&str; 4] = ["raw", "dead_letters", "weir", "information_schema"];
 
-const NAME_RULE: &str = "a name is lower-case letters, digits and _, and begins with a letter";
+/// Why a stream, a window or a table is refused.
+#[derive(Debug, thiserror::Error)]
+enum InvalidDeclaration {
+    #[error("a name is lower-case letters, digits and _, and begins with a letter")]
+    Name,
+    #[error("`{0}` is a reserved table name; choose another one")]
+    ReservedName(String),
+    #[error("the preset `{preset}` does not exist; available: {available}")]
+    UnknownPreset { preset: String, available: String },
+    #[error("an entity table is named [tables.\"{stream}.NAME\"], after its stream")]
+    EntityTableName { stream: String },
+    #[error("[streams.{0}] is not declared")]
+    UndeclaredStream(String),
+    /// A key or a value, as the parser says.
+    #[error("{0}")]
+    Toml(String),
+}
 
 /// Everything that the file declares. The keys of a stream, and windows of the file, take
 /// precedence over those of a preset.
@@ -60,14 +76,12 @@ fn stream(
     name: &str,
     mut typed: toml::Table,
     declared: &mut Declarations,
-) -> Result<StreamDef, String> {
+) -> Result<StreamDef, InvalidDeclaration> {
     if !is_name(name) {
-        return Err(NAME_RULE.into());
+        return Err(InvalidDeclaration::Name);
     }
     if RESERVED_NAMES.contains(&name) {
-        return Err(format!(
-            "`{name}` is a reserved table name; choose another one"
-        ));
+        return Err(InvalidDeclaration::ReservedName(name.to_owned()));
     }
     if let Some(preset) = typed.remove("preset") {
         let mut expanded = expand_preset(name, preset.as_str().unwrap_or_default(), declared)?;
@@ -82,11 +96,11 @@ fn expand_preset(
     stream: &str,
     preset: &str,
     declared: &mut Declarations,
-) -> Result<toml::Table, String> {
+) -> Result<toml::Table, InvalidDeclaration> {
     const TESTED: &str = "presets are tested";
-    let text = presets::text(preset, stream).ok_or_else(|| {
-        let names = presets::names().collect::<Vec<_>>().join(", ");
-        format!("the preset `{preset}` does not exist; available: {names}")
+    let text = presets::text(preset, stream).ok_or_else(|| InvalidDeclaration::UnknownPreset {
+        preset: preset.to_owned(),
+        available: presets::names().collect::<Vec<_>>().join(", "),
     })?;
     let mut expanded: toml::Table = toml::from_str(&text).expect(TESTED);
     if let Some(windows) = expanded.remove("windows") {
@@ -114,9 +128,9 @@ fn expand_preset(
     Ok(expanded)
 }
 
-fn window(name: &str, typed: &toml::Table) -> Result<WindowDef, String> {
+fn window(name: &str, typed: &toml::Table) -> Result<WindowDef, InvalidDeclaration> {
     if !is_name(name) {
-        return Err(NAME_RULE.into());
+        return Err(InvalidDeclaration::Name);
     }
     deserialize(typed.clone())
 }
@@ -125,26 +139,26 @@ fn entity_table(
     name: &str,
     typed: &toml::Table,
     declared: &Declarations,
-) -> Result<TableDef, String> {
+) -> Result<TableDef, InvalidDeclaration> {
     let def: TableDef = deserialize(typed.clone())?;
     let stream = &def.stream;
     let is_named_after_stream = name
         .split_once('.')
         .is_some_and(|(prefix, table)| prefix == stream && is_name(table));
     if !is_named_after_stream {
-        return Err(format!(
-            "an entity table is named [tables.\"{stream}.NAME\"], after its stream"
-        ));
+        return Err(InvalidDeclaration::EntityTableName {
+            stream: stream.clone(),
+        });
     }
     if !declared.streams.contains_key(stream) {
-        return Err(format!("[streams.{stream}] is not declared"));
+        return Err(InvalidDeclaration::UndeclaredStream(stream.clone()));
     }
     Ok(def)
 }
 
-fn deserialize<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
+fn deserialize<T: DeserializeOwned>(table: toml::Table) -> Result<T, InvalidDeclaration> {
     T::deserialize(toml::Value::Table(table))
-        .map_err(|e: toml::de::Error| with_next_step(e.message()))
+        .map_err(|e: toml::de::Error| InvalidDeclaration::Toml(with_next_step(e.message())))
 }
 
 /// A window is two tables, NAME and NAME_versions; no table has two meanings.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use globset::GlobBuilder;
 
 use super::raw;
+use super::sources::InvalidSource;
 
 /// Files that are not data, or not complete yet: those of editors and copying programs, and markers
 /// next to data.
@@ -31,14 +32,17 @@ pub struct FileDef {
     pub include: Vec<String>,
     /// In a folder, not the files that match one of these globs.
     pub exclude: Vec<String>,
+    /// The order of the records in the log.
     pub order: ReadOrder,
 }
 
 impl FileDef {
+    /// Whether the path is `-`.
     pub fn is_stdin(&self) -> bool {
         self.path == Path::new("-")
     }
 
+    /// Whether a text has a wildcard of globs.
     pub fn has_glob(text: &str) -> bool {
         text.contains(['*', '?', '[', '{'])
     }
@@ -50,7 +54,8 @@ impl FileDef {
     }
 }
 
-pub(super) fn def(source: &raw::Source, path: PathBuf) -> Result<FileDef, String> {
+/// The files of a source as typed; `path` is joined with the configuration's folder.
+pub(super) fn def(source: &raw::Source, path: PathBuf) -> Result<FileDef, InvalidSource> {
     let mut def = FileDef {
         path,
         recursive: source.recursive.unwrap_or(false),
@@ -79,26 +84,20 @@ pub(super) fn def(source: &raw::Source, path: PathBuf) -> Result<FileDef, String
         GlobBuilder::new(glob)
             .literal_separator(true)
             .build()
-            .map_err(|e| format!("`{key}`: {e}"))?;
+            .map_err(|error| InvalidSource::Glob { key, error })?;
     }
     Ok(def)
 }
 
 /// The order; only input that has an end and does not change can be sorted.
-fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, String> {
+fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, InvalidSource> {
     match source.order.as_deref() {
         None | Some("file") => return Ok(ReadOrder::File),
         Some("event_time") => {}
-        Some(other) => {
-            return Err(format!(
-                "order = \"{other}\": write \"event_time\", or \"file\" for the order of the file itself"
-            ));
-        }
+        Some(other) => return Err(InvalidSource::UnknownOrder(other.to_owned())),
     }
     if let Some(key) = folder_key(source) {
-        return Err(format!(
-            "`{key}` is for a folder, and {ORDER_IS_FOR}; remove one of the two keys"
-        ));
+        return Err(InvalidSource::OrderOfFolder(key));
     }
     let (input, remedy) = if def.is_stdin() {
         (
@@ -118,10 +117,8 @@ fn order(source: &raw::Source, def: &FileDef) -> Result<ReadOrder, String> {
     } else {
         return Ok(ReadOrder::EventTime);
     };
-    Err(format!("{ORDER_IS_FOR}, and `path` is {input}; {remedy}"))
+    Err(InvalidSource::OrderOfMany { input, remedy })
 }
-
-const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is complete";
 
 /// The first key of a folder that is set.
 fn folder_key(source: &raw::Source) -> Option<&'static str> {
@@ -136,27 +133,21 @@ fn folder_key(source: &raw::Source) -> Option<&'static str> {
 
 /// Refuses keys that select files in a folder for standard input and globs, where only `exclude`
 /// has a meaning.
-fn check_no_folder_keys(source: &raw::Source, is_stdin: bool) -> Result<(), String> {
+fn check_no_folder_keys(source: &raw::Source, is_stdin: bool) -> Result<(), InvalidSource> {
     match folder_key(source).filter(|key| *key != "exclude") {
         None => Ok(()),
-        Some(key) if is_stdin => Err(format!(
-            "`{key}` is for a folder, and `path` is standard input"
-        )),
-        Some(key) => Err(format!(
-            "`{key}` is for a folder, and `path` is a glob; use `**` for subfolders, and one pattern"
-        )),
+        Some(key) if is_stdin => Err(InvalidSource::FolderKeyOfStdin(key)),
+        Some(key) => Err(InvalidSource::FolderKeyOfGlob(key)),
     }
 }
 
 /// Refuses keys of `type = "file"` in a source of another type.
-pub(super) fn check_no_keys(source: &raw::Source) -> Result<(), String> {
+pub(super) fn check_no_keys(source: &raw::Source) -> Result<(), InvalidSource> {
     if source.order.is_some() {
-        return Err(format!(
-            "`order` is a key of type = \"file\": {ORDER_IS_FOR}; remove the key"
-        ));
+        return Err(InvalidSource::OrderOfOtherType);
     }
     match folder_key(source) {
-        Some(key) => Err(format!("`{key}` is a key of type = \"file\"")),
+        Some(key) => Err(InvalidSource::KeyOfFile(key)),
         None => Ok(()),
     }
 }
@@ -171,8 +162,11 @@ mod tests {
 
     #[test]
     fn a_folder_excludes_temporary_files_by_default() {
-        let read =
-            |text: &str, path: &str| def(&source(text), path.into()).map(|def| def.exclude.len());
+        let read = |text: &str, path: &str| {
+            def(&source(text), path.into())
+                .map(|def| def.exclude.len())
+                .map_err(|e| e.to_string())
+        };
         assert_eq!(read("", "logs"), Ok(EXCLUDED.len()));
         assert_eq!(read("exclude = []", "logs"), Ok(0));
         assert_eq!(read("", "logs/*.json"), Ok(0));

@@ -10,12 +10,43 @@ use super::raw;
 use super::stream::{
     DUPLICATE_KEY_BYTES, Declarations, SESSION_BYTES, VENUE_BYTES, WINDOW_GROUP_BYTES,
 };
-use super::units::{Size, Span};
+use super::units::{ParseUnitError, Size, Span};
 
 /// Memory with which every preset works.
 const MIN_MEMORY: u64 = 512 << 20;
 /// Memory that the process takes before any share.
 const BASE_MEMORY: u64 = 96 << 20;
+
+/// Why limits are refused, or declarations that do not fit in them.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InvalidLimit {
+    #[error("--memory: {0}")]
+    MemoryFlag(ParseUnitError),
+    #[error("{key} = {value}: the minimum is {minimum}")]
+    BelowMinimum {
+        key: &'static str,
+        value: String,
+        minimum: String,
+    },
+    #[error(
+        "memory = {memory}: {keys} keys of `duplicates`, {open} open sessions and {groups} groups of windows need {needed} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`"
+    )]
+    State {
+        memory: Size,
+        keys: usize,
+        open: usize,
+        groups: usize,
+        needed: Size,
+    },
+    #[error(
+        "memory = {memory}: {venues} venues on the map need {needed} (`[limits] memory`, or --memory), or a smaller `max_venues` of `places`"
+    )]
+    Venues {
+        memory: Size,
+        venues: usize,
+        needed: Size,
+    },
+}
 
 /// The unit of a limit's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,19 +77,18 @@ pub(super) struct Limit {
 
 impl Limit {
     /// The number in force, of the one that was set.
-    fn resolve(&self, set: Option<u64>) -> Result<Option<u64>, String> {
+    fn resolve(&self, set: Option<u64>) -> Result<Option<u64>, InvalidLimit> {
         let Some(number) = set.or(self.default) else {
             return Ok(None);
         };
         let raised = match self.minimum {
             RaisedTo(minimum) => number.max(minimum),
             RefusedBelow(minimum) if number < minimum => {
-                return Err(format!(
-                    "{} = {}: the minimum is {}",
-                    self.key,
-                    self.display(Some(number)),
-                    self.display(Some(minimum))
-                ));
+                return Err(InvalidLimit::BelowMinimum {
+                    key: self.key,
+                    value: self.display(Some(number)),
+                    minimum: self.display(Some(minimum)),
+                });
             }
             RefusedBelow(_) => number,
         };
@@ -188,21 +218,33 @@ macro_rules! limits {
 
 limits! {
     //               typed    used           unit    default            minimum                    maximum
+    /// Bytes of the process, shared out by [`Limits::shares`].
     memory:          Size  => u64,           Bytes,  NONE,              RefusedBelow(MIN_MEMORY),  ANY;
+    /// Bytes of the data folder; not limited by default.
     disk:            Size  => Option<u64>,   Bytes,  NONE,              RaisedTo(0),               ANY;
+    /// Bytes of a record; a longer one becomes a dead letter.
     record:          Size  => usize,         Bytes,  bytes(1 << 20),    RaisedTo(1 << 10),         16 << 20;
+    /// Bytes of the body of a request, also when it is decompressed.
     body:            Size  => usize,         Bytes,  bytes(16 << 20),   RaisedTo(1 << 10),         32 << 20;
+    /// Open connections of the server.
     connections:     usize => usize,         Count,  count(512),        RaisedTo(1),               ANY;
+    /// Time of a query, waiting included.
     sql_time:        Span  => Duration,      Micros, seconds(30),       RaisedTo(0),               ANY;
+    /// Rows of a result.
     sql_rows:        usize => usize,         Count,  count(100_000),    RaisedTo(0),               ANY;
+    /// Bytes of a result, in memory and as it is written out.
     sql_result:      Size  => usize,         Bytes,  bytes(64 << 20),   RaisedTo(0),               ANY;
+    /// Queries of clients that run at once.
     sql_concurrent:  usize => usize,         Count,  count(8),          RaisedTo(1),               ANY;
+    /// Hits of a page of a search.
     search_limit:    usize => usize,         Count,  count(1_000),      RaisedTo(0),               ANY;
     /// Bytes of an oversized record that its dead letter keeps.
     dead_letter:     Size  => usize,         Bytes,  bytes(64 << 10),   RaisedTo(0),               ANY;
-    /// Rows, and times, after which a lake table is committed.
+    /// Rows after which a lake table is committed.
     lake_rows:       usize => usize,         Count,  count(256 << 10),  RaisedTo(1),               ANY;
+    /// Time after which recent rows are committed.
     lake_recent:     Span  => Duration,      Micros, seconds(60),       RaisedTo(0),               ANY;
+    /// Time after which late rows are committed.
     lake_old:        Span  => Duration,      Micros, seconds(300),      RaisedTo(0),               ANY;
     /// Time between snapshots of the operators.
     snapshot:        Span  => Duration,      Micros, seconds(300),      RaisedTo(0),               ANY;
@@ -210,10 +252,10 @@ limits! {
 
 impl Limits {
     /// The limits of a file; `memory` is the command line's.
-    pub(super) fn resolve(typed: &TypedLimits, memory: Option<&str>) -> Result<Self, String> {
+    pub(super) fn resolve(typed: &TypedLimits, memory: Option<&str>) -> Result<Self, InvalidLimit> {
         let mut typed = typed.clone();
         if let Some(text) = memory {
-            typed.memory = Some(text.parse().map_err(|e| format!("--memory: {e}"))?);
+            typed.memory = Some(text.parse().map_err(InvalidLimit::MemoryFlag)?);
         }
         typed.memory.get_or_insert_with(default_memory);
         let numbers = LIMITS
@@ -233,6 +275,7 @@ impl Limits {
         LIMITS.iter().zip(self.numbers()).map(line).collect()
     }
 
+    /// The memory that is left after the process's own, in sixteenths.
     pub fn shares(&self) -> Shares {
         let sixteenth = (self.memory.saturating_sub(BASE_MEMORY) / 16) as usize;
         Shares {
@@ -267,14 +310,21 @@ fn default_memory() -> Size {
 /// Fixed shares of the memory limit, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
+    /// Records that were received and are not synced yet.
     pub queues: usize,
+    /// Recent output of the operators, from which views and live streams read.
     pub ring: usize,
     /// Rows that the lake has not committed yet.
     pub hot_rows: usize,
+    /// State of the operators; declarations that may need more are refused.
     pub operators: usize,
+    /// Indexing of full-text search.
     pub search: usize,
+    /// The lake's [`Self::footers`] and [`Self::merges`].
     pub lake: usize,
+    /// All queries together.
     pub sql: usize,
+    /// [`Self::counts`], [`Self::points`] and [`Self::places`].
     pub counts_and_places: usize,
 }
 
@@ -307,7 +357,7 @@ impl Shares {
 
 /// Refuses declarations whose state does not fit in the shares of operators and places. Keys of
 /// duplicates are by far the most of it, and are counted twice: with the copy that catches up.
-pub(super) fn check_memory(limits: &Limits, declared: &Declarations) -> Result<(), String> {
+pub(super) fn check_memory(limits: &Limits, declared: &Declarations) -> Result<(), InvalidLimit> {
     let streams = || declared.streams.values();
     let keys: usize = streams()
         .filter_map(|s| Some(s.duplicates.as_ref()?.max_keys))
@@ -323,15 +373,17 @@ pub(super) fn check_memory(limits: &Limits, declared: &Declarations) -> Result<(
         return check_venues(limits, declared);
     }
     let minimum = BASE_MEMORY.saturating_add(4 * needed as u64);
-    Err(format!(
-        "memory = {}: {keys} keys of `duplicates`, {open} open sessions and {groups} groups of windows need {} (`[limits] memory`, or --memory), or a smaller `max_keys`, `max_open` or `max_groups`",
-        Size(limits.memory),
-        Size(minimum.next_multiple_of(1 << 20))
-    ))
+    Err(InvalidLimit::State {
+        memory: Size(limits.memory),
+        keys,
+        open,
+        groups,
+        needed: Size(minimum.next_multiple_of(1 << 20)),
+    })
 }
 
 /// The points of venues are held in memory, within [`Shares::points`].
-fn check_venues(limits: &Limits, declared: &Declarations) -> Result<(), String> {
+fn check_venues(limits: &Limits, declared: &Declarations) -> Result<(), InvalidLimit> {
     let venues: usize = declared
         .streams
         .values()
@@ -343,11 +395,11 @@ fn check_venues(limits: &Limits, declared: &Declarations) -> Result<(), String> 
     }
     // The share is a sixteenth, and points are nine sixteenths of that.
     let minimum = BASE_MEMORY.saturating_add((needed as u64).saturating_mul(256) / 9 + 256);
-    Err(format!(
-        "memory = {}: {venues} venues on the map need {} (`[limits] memory`, or --memory), or a smaller `max_venues` of `places`",
-        Size(limits.memory),
-        Size(minimum.next_multiple_of(1 << 20))
-    ))
+    Err(InvalidLimit::Venues {
+        memory: Size(limits.memory),
+        venues,
+        needed: Size(minimum.next_multiple_of(1 << 20)),
+    })
 }
 
 /// `[log]` in force.
@@ -355,6 +407,7 @@ fn check_venues(limits: &Limits, declared: &Declarations) -> Result<(), String> 
 pub struct Log {
     /// Bytes of a segment.
     pub segment: u64,
+    /// How long a segment stays although every view has committed it.
     pub keep: Duration,
     /// Bytes that the log may take.
     pub budget: u64,
@@ -396,7 +449,7 @@ pub(super) fn log(
 mod tests {
     use super::*;
 
-    fn resolved(text: &str) -> Result<Limits, String> {
+    fn resolved(text: &str) -> Result<Limits, InvalidLimit> {
         let typed = toml::from_str(text).expect("keys of [limits]");
         Limits::resolve(&typed, None)
     }
@@ -422,7 +475,9 @@ mod tests {
         let high = resolved("record = \"1GiB\"\nbody = \"1GiB\"").expect("lowered");
         assert_eq!((high.record, high.body), (16 << 20, 32 << 20));
         assert_eq!(
-            resolved("memory = \"511MiB\"").expect_err("too little"),
+            resolved("memory = \"511MiB\"")
+                .expect_err("too little")
+                .to_string(),
             "memory = 511MiB: the minimum is 512MiB"
         );
     }

@@ -135,15 +135,15 @@ pub fn parse(
         .unwrap_or(Path::new(""))
         .to_owned();
     let server = server(&file.server, &base, &at)?;
-    let limits =
-        Limits::resolve(&file.limits, memory).map_err(|m| at.error(at.line_of("[limits]"), m))?;
+    let limits = Limits::resolve(&file.limits, memory)
+        .map_err(|e| at.error(at.line_of("[limits]"), e.to_string()))?;
     let declared = declarations::declarations(&file, &at)?;
-    limits::check_memory(&limits, &declared).map_err(|m| at.error(at.line_of("memory"), m))?;
+    limits::check_memory(&limits, &declared)
+        .map_err(|e| at.error(at.line_of("memory"), e.to_string()))?;
     let sources = sources::sources(&file.sources, &base, &declared, &at)?;
     let (raw_retention, dead_letters_retention) = declarations::system_retention(&file, &at)?;
     check_is_built(&file, &at)?;
-    let partition = partition(file.lake.partition.as_deref())
-        .map_err(|m| at.error(at.line_of("partition"), m))?;
+    let partition = partition(file.lake.partition.as_deref(), &at)?;
     let instance = file.instance.unwrap_or(0);
     if instance > MAX_INSTANCE {
         return Err(at.error(
@@ -303,12 +303,13 @@ fn server(typed: &raw::Server, base: &Path, at: &SourceText<'_>) -> Result<Serve
     })
 }
 
-fn partition(typed: Option<&str>) -> Result<PartitionBy, String> {
+fn partition(typed: Option<&str>, at: &SourceText<'_>) -> Result<PartitionBy, ConfigError> {
     match typed {
         None | Some("hour") => Ok(PartitionBy::Hour),
         Some("day") => Ok(PartitionBy::Day),
-        Some(other) => Err(format!(
-            "partition = \"{other}\": write \"hour\" or \"day\""
+        Some(other) => Err(at.error(
+            at.line_of("partition"),
+            format!("partition = \"{other}\": write \"hour\" or \"day\""),
         )),
     }
 }

@@ -9,11 +9,59 @@ use super::location::SourceText;
 use super::raw;
 use super::stream::Declarations;
 
+/// Why a source is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InvalidSource {
+    #[error("the name is taken; give each source its own (`http` is the server's)")]
+    NameTaken,
+    #[error("the key `{0}` is missing")]
+    MissingKey(&'static str),
+    #[error("[streams.{0}] is not declared")]
+    UndeclaredStream(String),
+    #[error("unwrap = \"\": name the member that holds the array of records")]
+    EmptyUnwrap,
+    #[error("url = \"{0}\": write ws://… or wss://…")]
+    Url(String),
+    #[error("type = \"kafka\" is not built yet")]
+    NotBuilt,
+    #[error("type = \"{0}\": write \"file\" or \"websocket\"")]
+    UnknownType(String),
+    #[error("`{key}`: {error}")]
+    Glob {
+        key: &'static str,
+        error: globset::Error,
+    },
+    #[error("order = \"{0}\": write \"event_time\", or \"file\" for the order of the file itself")]
+    UnknownOrder(String),
+    #[error("`{0}` is for a folder, and {rule}; remove one of the two keys", rule = ORDER_IS_FOR)]
+    OrderOfFolder(&'static str),
+    #[error("{rule}, and `path` is {input}; {remedy}", rule = ORDER_IS_FOR)]
+    OrderOfMany {
+        input: &'static str,
+        remedy: &'static str,
+    },
+    #[error("`order` is a key of type = \"file\": {rule}; remove the key", rule = ORDER_IS_FOR)]
+    OrderOfOtherType,
+    #[error("`{0}` is for a folder, and `path` is standard input")]
+    FolderKeyOfStdin(&'static str),
+    #[error(
+        "`{0}` is for a folder, and `path` is a glob; use `**` for subfolders, and one pattern"
+    )]
+    FolderKeyOfGlob(&'static str),
+    #[error("`{0}` is a key of type = \"file\"")]
+    KeyOfFile(&'static str),
+}
+
+const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is complete";
+
 /// A source of records.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
+    /// Unique; never `http`, the source of the server's intake.
     pub name: String,
+    /// The declared stream that its records belong to.
     pub stream: String,
+    /// What it reads.
     pub kind: SourceKind,
     /// The member of its objects that holds the records, in an array.
     pub unwrap: Option<String>,
@@ -22,8 +70,13 @@ pub struct Source {
 /// What a source reads.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
+    /// Files, read again from the stored offset after a restart.
     File(FileDef),
-    WebSocket { url: String },
+    /// Messages of a websocket; what is sent while it is not connected may be lost (`weir.gaps`).
+    WebSocket {
+        /// `ws://…` or `wss://…`.
+        url: String,
+    },
 }
 
 /// The sources of a file whose folder is `base`, to which their paths are relative.
@@ -38,7 +91,7 @@ pub(super) fn sources(
     for typed in typed {
         let name = &typed.name;
         let checked = if !names.insert(name) || name == "http" {
-            Err("the name is taken; give each source its own (`http` is the server's)".into())
+            Err(InvalidSource::NameTaken)
         } else {
             source(typed, base, declared)
         };
@@ -48,14 +101,18 @@ pub(super) fn sources(
     Ok(sources)
 }
 
-fn source(typed: &raw::Source, base: &Path, declared: &Declarations) -> Result<Source, String> {
+fn source(
+    typed: &raw::Source,
+    base: &Path,
+    declared: &Declarations,
+) -> Result<Source, InvalidSource> {
     let kind = kind(typed, base)?;
     if !matches!(kind, SourceKind::File(_)) {
         file::check_no_keys(typed)?;
     }
     let stream = stream(typed, declared)?;
     if typed.unwrap.as_deref() == Some("") {
-        return Err("unwrap = \"\": name the member that holds the array of records".into());
+        return Err(InvalidSource::EmptyUnwrap);
     }
     Ok(Source {
         name: typed.name.clone(),
@@ -65,13 +122,11 @@ fn source(typed: &raw::Source, base: &Path, declared: &Declarations) -> Result<S
     })
 }
 
-fn required(value: Option<&String>, key: &str) -> Result<String, String> {
-    value
-        .cloned()
-        .ok_or_else(|| format!("the key `{key}` is missing"))
+fn required(value: Option<&String>, key: &'static str) -> Result<String, InvalidSource> {
+    value.cloned().ok_or(InvalidSource::MissingKey(key))
 }
 
-fn kind(typed: &raw::Source, base: &Path) -> Result<SourceKind, String> {
+fn kind(typed: &raw::Source, base: &Path) -> Result<SourceKind, InvalidSource> {
     match typed.kind.as_str() {
         "file" => {
             let path = required(typed.path.as_ref(), "path")?;
@@ -85,29 +140,27 @@ fn kind(typed: &raw::Source, base: &Path) -> Result<SourceKind, String> {
         "websocket" => {
             let url = required(typed.url.as_ref(), "url")?;
             if !url.starts_with("ws://") && !url.starts_with("wss://") {
-                return Err(format!("url = \"{url}\": write ws://… or wss://…"));
+                return Err(InvalidSource::Url(url));
             }
             Ok(SourceKind::WebSocket { url })
         }
-        "kafka" => Err("type = \"kafka\" is not built yet".into()),
-        other => Err(format!(
-            "type = \"{other}\": write \"file\" or \"websocket\""
-        )),
+        "kafka" => Err(InvalidSource::NotBuilt),
+        other => Err(InvalidSource::UnknownType(other.to_owned())),
     }
 }
 
 /// The stream that a source names; the only one where it names none.
-fn stream(typed: &raw::Source, declared: &Declarations) -> Result<String, String> {
+fn stream(typed: &raw::Source, declared: &Declarations) -> Result<String, InvalidSource> {
     let stream = match &typed.stream {
         Some(stream) => stream.clone(),
         None if declared.streams.len() == 1 => {
             declared.streams.keys().next().cloned().unwrap_or_default()
         }
-        None => return Err("the key `stream` is missing".into()),
+        None => return Err(InvalidSource::MissingKey("stream")),
     };
     if declared.streams.contains_key(&stream) {
         Ok(stream)
     } else {
-        Err(format!("[streams.{stream}] is not declared"))
+        Err(InvalidSource::UndeclaredStream(stream))
     }
 }

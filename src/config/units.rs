@@ -7,6 +7,33 @@ use std::time::Duration;
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
+/// Why a text is not what it should be; displayed with the text and an example to follow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseUnitError {
+    /// Not a number and ms, s, m, h or d, or too long for a [`Duration`].
+    #[error("`{0}` is not a duration: write a number and ms, s, m, h or d, for example \"90s\"")]
+    Duration(String),
+    /// Not a number and a unit of bytes.
+    #[error(
+        "`{0}` is not a size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\""
+    )]
+    Size(String),
+    /// Not a number and m or km.
+    #[error("`{0}` is not a distance: write a number and m or km, for example \"5km\"")]
+    Distance(String),
+    /// It begins with `now`, and neither `+` nor `-` comes next.
+    #[error("`{0}` is not a time: write `now`, or for example `now-15m`")]
+    RelativeTime(String),
+    /// Epoch milliseconds that do not fit in 64 bits as microseconds.
+    #[error("`{0}` is not a time: too many milliseconds")]
+    TooManyMillis(String),
+    /// In no form that [`parse_time`] reads.
+    #[error(
+        "`{0}` is not a time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m"
+    )]
+    Time(String),
+}
+
 /// Splits `12.5km` into its number and its unit.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
@@ -17,12 +44,9 @@ fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     Some((number, text[end..].trim()))
 }
 
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || {
-        format!(
-            "`{text}` is not a duration: write a number and ms, s, m, h or d, for example \"90s\""
-        )
-    };
+/// A duration of a number and ms, s, m, h or d: `500ms`, `1.5h`.
+pub fn parse_duration(text: &str) -> Result<Duration, ParseUnitError> {
+    let wrong = || ParseUnitError::Duration(text.to_owned());
     let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
     let seconds = match unit {
         "ms" => 0.001,
@@ -35,12 +59,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
 }
 
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || {
-        format!(
-            "`{text}` is not a size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\""
-        )
-    };
+/// Bytes, of a number and B, KiB, MiB, GiB or TiB; a number alone is bytes.
+pub fn parse_size(text: &str) -> Result<u64, ParseUnitError> {
+    let wrong = || ParseUnitError::Size(text.to_owned());
     let (number, unit) = number_and_unit(text).ok_or_else(wrong)?;
     let bytes = match unit {
         "B" | "" => 1u64,
@@ -53,10 +74,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok((number * bytes as f64) as u64)
 }
 
-/// Metres.
-pub fn parse_distance(text: &str) -> Result<f64, String> {
-    let wrong =
-        || format!("`{text}` is not a distance: write a number and m or km, for example \"5km\"");
+/// Metres, of a number and m or km.
+pub fn parse_distance(text: &str) -> Result<f64, ParseUnitError> {
+    let wrong = || ParseUnitError::Distance(text.to_owned());
     match number_and_unit(text).ok_or_else(wrong)? {
         (number, "m") => Ok(number),
         (number, "km") => Ok(number * 1_000.0),
@@ -65,8 +85,8 @@ pub fn parse_distance(text: &str) -> Result<f64, String> {
 }
 
 /// A point in time in µs since 1970: RFC 3339, a date, a date and time (UTC), epoch milliseconds,
-/// `now` or `now-15m`.
-pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
+/// `now` or `now-15m`, where `now` is in µs since 1970 too.
+pub fn parse_time(text: &str, now: i64) -> Result<i64, ParseUnitError> {
     use chrono::{DateTime, NaiveDate, NaiveDateTime};
     let text = text.trim();
     if let Some(rest) = text.strip_prefix("now") {
@@ -75,15 +95,13 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
             None => Ok(now),
             Some(("-", d)) => parse_duration(d).map(|d| now - d.as_micros() as i64),
             Some(("+", d)) => parse_duration(d).map(|d| now + d.as_micros() as i64),
-            Some(_) => Err(format!(
-                "`{text}` is not a time: write `now`, or for example `now-15m`"
-            )),
+            Some(_) => Err(ParseUnitError::RelativeTime(text.to_owned())),
         };
     }
     if let Ok(ms) = text.parse::<i64>() {
         return ms
             .checked_mul(1_000)
-            .ok_or_else(|| format!("`{text}` is not a time: too many milliseconds"));
+            .ok_or_else(|| ParseUnitError::TooManyMillis(text.to_owned()));
     }
     if let Ok(t) = DateTime::parse_from_rfc3339(text) {
         return Ok(t.timestamp_micros());
@@ -101,16 +119,14 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, String> {
         .ok()
         .and_then(|d| d.and_hms_opt(0, 0, 0))
         .map(|t| t.and_utc().timestamp_micros())
-        .ok_or_else(|| {
-            format!(
-                "`{text}` is not a time: write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m"
-            )
-        })
+        .ok_or_else(|| ParseUnitError::Time(text.to_owned()))
 }
 
 macro_rules! unit {
     ($name:ident($inner:ty), $parse:path, $format:expr, $doc:literal) => {
         #[doc = $doc]
+        ///
+        /// In configuration files it is a text, displayed in the largest unit that divides it.
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct $name(pub $inner);
 
@@ -122,8 +138,9 @@ macro_rules! unit {
         }
 
         impl std::str::FromStr for $name {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
+            type Err = ParseUnitError;
+
+            fn from_str(text: &str) -> Result<Self, ParseUnitError> {
                 $parse(text).map(Self)
             }
         }
@@ -181,10 +198,12 @@ unit!(
 );
 
 impl Span {
+    /// A whole number of seconds, for defaults.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
+    /// Microseconds, the unit of event times; at most `i64::MAX`.
     pub fn micros(self) -> i64 {
         i64::try_from(self.0.as_micros()).unwrap_or(i64::MAX)
     }
@@ -203,8 +222,19 @@ mod tests {
             assert_eq!(text.parse::<Size>().expect("valid").to_string(), text);
         }
         assert_eq!(parse_distance("5km"), Ok(5_000.0));
-        assert!(parse_duration("5 parsecs").is_err());
-        assert!(parse_size("many").is_err());
+        let message = |error: Option<ParseUnitError>| error.expect("wrong").to_string();
+        assert_eq!(
+            message(parse_duration("5 parsecs").err()),
+            "`5 parsecs` is not a duration: write a number and ms, s, m, h or d, for example \"90s\""
+        );
+        assert_eq!(
+            message(parse_size("many").err()),
+            "`many` is not a size: write a number and B, KiB, MiB, GiB or TiB, for example \"64MiB\""
+        );
+        assert_eq!(
+            message(parse_distance("5").err()),
+            "`5` is not a distance: write a number and m or km, for example \"5km\""
+        );
     }
 
     #[test]
@@ -221,6 +251,23 @@ mod tests {
         assert_eq!(parse_time("2016-06-10", 0), Ok(want - 3_600_000_000));
         assert_eq!(parse_time("now-15m", 900_000_001), Ok(1));
         assert_eq!(parse_time("now", 7), Ok(7));
-        assert!(parse_time("yesterday-ish", 0).is_err());
+        for (text, reason) in [
+            (
+                "yesterday-ish",
+                "write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m",
+            ),
+            ("now~15m", "write `now`, or for example `now-15m`"),
+            ("9223372036854775807", "too many milliseconds"),
+        ] {
+            assert_eq!(
+                parse_time(text, 0).expect_err("wrong").to_string(),
+                format!("`{text}` is not a time: {reason}")
+            );
+        }
+        // The message names the duration alone.
+        assert_eq!(
+            parse_time("now-soon", 0),
+            Err(ParseUnitError::Duration("soon".into()))
+        );
     }
 }

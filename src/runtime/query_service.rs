@@ -58,10 +58,10 @@ impl ParamReader<'_> {
         self.params.get(name).filter(|v| !v.is_empty()).cloned()
     }
 
-    fn read<T>(
+    fn read<T, E: std::fmt::Display>(
         &self,
         name: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl Fn(&str) -> Result<T, E>,
     ) -> Result<Option<T>, QueryError> {
         let value = self.text(name);
         value

@@ -195,9 +195,9 @@ fn zone(argument: &ast::Expr) -> Option<Result<&'static LocalTime, PlanError>> {
         return None;
     };
     Some(
-        name.parse()
-            .map(|zone: Zone| LocalTime::from_zone(zone))
-            .map_err(|message: String| PlanError::at(argument, message)),
+        name.parse::<Zone>()
+            .map(LocalTime::from_zone)
+            .map_err(|e| PlanError::at(argument, e.to_string())),
     )
 }
 
