@@ -121,7 +121,7 @@ fn serve_once(
     running.stop.request();
     let served = runtime
         .block_on(server.stop())
-        .map_err(RuntimeError::Failed);
+        .map_err(|e| RuntimeError::Failed(e.to_string()));
     let is_restarting = stop(running, restart.load(Ordering::Acquire), is_signalled)?;
     served.map(|()| is_restarting)
 }

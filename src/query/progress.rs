@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use arrow::array::RecordBatch;
 use serde::Serialize;
 
+use super::QueryError;
 use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
 use crate::operators::{Operators, PartitionState, StreamProgress, WindowProgress};
 
@@ -73,12 +74,15 @@ impl PipelineProgress {
 
     /// The rows of a table's open windows or sessions, and the LSN that they reach; `None` without
     /// operators.
-    pub fn open_rows(&self, table: &str) -> Result<Option<(Lsn, Option<RecordBatch>)>, String> {
+    pub fn open_rows(&self, table: &str) -> Result<Option<(Lsn, Option<RecordBatch>)>, QueryError> {
         let Some(operators) = self.operators.get() else {
             return Ok(None);
         };
         let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Some((operators.lsn(), operators.open_rows(table)?)))
+        let rows = operators
+            .open_rows(table)
+            .map_err(|e| QueryError::Failed(e.to_string()))?;
+        Ok(Some((operators.lsn(), rows)))
     }
 
     /// Publishes the operators' state; false while they have not applied the record `to`.

@@ -36,20 +36,27 @@ pub fn to_local(
     Ok((schema, batches))
 }
 
-/// An error if a column cannot be shown: an unknown time zone, or a time outside the years that
-/// calendars are computed for.
-pub fn check_displayable(array: &ArrayRef) -> Result<(), String> {
-    let out_of_range = || {
-        "a time of the result is outside the years -262143 to 262142, which cannot be shown"
-            .to_owned()
-    };
+/// Why a column cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum NotDisplayable {
+    /// Outside the years that calendars are computed for.
+    #[error("a time of the result is outside the years -262143 to 262142, which cannot be shown")]
+    OutOfRange,
+    #[error("`{0}` is not a time zone; write for example Europe/Berlin")]
+    UnknownZone(Arc<str>),
+    #[error(transparent)]
+    Cast(ArrowError),
+}
+
+/// Checks the times of a column, also those within lists, maps and structs.
+pub fn check_displayable(array: &ArrayRef) -> Result<(), NotDisplayable> {
+    let out_of_range = || NotDisplayable::OutOfRange;
     let fits = |micros: Option<i64>| micros.and_then(DateTime::from_timestamp_micros).is_some();
     match array.data_type() {
         DataType::Timestamp(unit, zone) => {
             if let Some(zone) = zone {
-                zone.parse::<Tz>().map_err(|_| {
-                    format!("`{zone}` is not a time zone; write for example Europe/Berlin")
-                })?;
+                zone.parse::<Tz>()
+                    .map_err(|_| NotDisplayable::UnknownZone(zone.clone()))?;
             }
             let factor = match unit {
                 TimeUnit::Second => 1_000_000,
@@ -58,7 +65,7 @@ pub fn check_displayable(array: &ArrayRef) -> Result<(), String> {
                 // Nanoseconds end in the year 2262.
                 TimeUnit::Nanosecond => return Ok(()),
             };
-            let numbers = cast(array, &DataType::Int64).map_err(|e| e.to_string())?;
+            let numbers = cast(array, &DataType::Int64).map_err(NotDisplayable::Cast)?;
             let numbers = numbers.as_primitive::<Int64Type>();
             let fits = |n: Option<i64>| n.is_none_or(|n| fits(n.checked_mul(factor)));
             [min(numbers), max(numbers)]
@@ -275,19 +282,17 @@ mod tests {
         let micros = |times: Vec<i64>, zone: &str| -> ArrayRef {
             Arc::new(TimestampMicrosecondArray::from(times).with_timezone(zone))
         };
+        let shown = |array: &ArrayRef| check_displayable(array).map_err(|e| e.to_string());
         assert_eq!(
-            check_displayable(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")),
+            shown(&micros(vec![0, 253_402_300_799_000_000], "Europe/Berlin")),
             Ok(())
         );
-        assert!(
-            check_displayable(&micros(vec![0], "Mars/Phobos"))
-                .is_err_and(|e| e.contains("Mars/Phobos"))
-        );
+        assert!(shown(&micros(vec![0], "Mars/Phobos")).is_err_and(|e| e.contains("Mars/Phobos")));
         let far = micros(vec![0, i64::MAX], "UTC");
         let item = Arc::new(Field::new("item", far.data_type().clone(), true));
         let offsets = arrow::buffer::OffsetBuffer::from_lengths([2]);
         let list: ArrayRef = Arc::new(ListArray::new(item, offsets, far, None));
-        assert!(check_displayable(&list).is_err_and(|e| e.contains("cannot be shown")));
+        assert!(shown(&list).is_err_and(|e| e.contains("cannot be shown")));
     }
 
     #[test]

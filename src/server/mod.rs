@@ -206,6 +206,16 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
+/// Why a server ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("the HTTP server ended: {0}")]
+    Io(#[from] std::io::Error),
+    /// Its task panicked.
+    #[error("the HTTP server ended: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
 /// A running server.
 pub struct Server {
     app: App,
@@ -274,7 +284,7 @@ impl Server {
 
     /// Closes the intake, lets open requests end, and drops the ingest handle. The error is why the
     /// server had ended before.
-    pub async fn stop(self) -> Result<(), String> {
+    pub async fn stop(self) -> Result<(), ServerError> {
         self.app.0.stop.cancel();
         self.handle.graceful_shutdown(Some(SHUTDOWN_GRACE));
         let ended = self.task.await;
@@ -284,9 +294,6 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        match ended {
-            Ok(served) => served.map_err(|e| format!("the HTTP server ended: {e}")),
-            Err(e) => Err(format!("the HTTP server ended: {e}")),
-        }
+        Ok(ended??)
     }
 }

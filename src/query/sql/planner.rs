@@ -125,9 +125,7 @@ impl Planner {
             let progress = handles.progress.clone();
             let name = table.spec.name.clone();
             let rows = tokio::task::spawn_blocking(move || progress.open_rows(&name)).await;
-            let rows = rows
-                .map_err(|e| QueryError::Failed(e.to_string()))?
-                .map_err(QueryError::Failed)?;
+            let rows = rows.map_err(|e| QueryError::Failed(e.to_string()))??;
             let Some((lsn, rows)) = rows else { continue };
             let deadline = tokio::time::Instant::now() + MAX_OPEN_WAIT;
             while table.applied() < lsn && tokio::time::Instant::now() < deadline {
@@ -251,7 +249,7 @@ async fn collect(
             .columns()
             .iter()
             .try_for_each(time_zones::check_displayable)
-            .map_err(QueryError::Invalid)?;
+            .map_err(|e| QueryError::Invalid(e.to_string()))?;
         if batch.num_rows() > 0 {
             batches.push(batch);
         }
