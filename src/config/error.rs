@@ -7,9 +7,13 @@ use super::location::Location;
 /// An error in the configuration file, displayed as `PATH:LINE:COLUMN: MESSAGE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
+    /// The file; `weir.toml` where there is none.
     pub path: PathBuf,
+    /// From 1; none where the error is not at one place, such as a value of the environment.
     pub line: Option<usize>,
+    /// In characters, from 1.
     pub column: Option<usize>,
+    /// What is wrong, and what to do.
     pub message: String,
 }
 
@@ -32,7 +36,9 @@ impl std::error::Error for ConfigError {}
 /// Where in a value something is wrong: which item of a list, and where in its text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ValueLocation {
+    /// The item of a list, from 0.
     pub item: Option<usize>,
+    /// The location in the text.
     pub text: Option<Location>,
 }
 

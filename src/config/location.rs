@@ -8,10 +8,12 @@ use toml::de::DeTable;
 
 use super::ConfigError;
 
-/// Line and column in a text, both from 1.
+/// Line and column, in characters, of a text, both from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
+    /// The line, as editors count them.
     pub line: usize,
+    /// The character in the line.
     pub column: usize,
 }
 
@@ -22,6 +24,7 @@ pub(super) struct SourceText<'a> {
 }
 
 impl SourceText<'_> {
+    /// An error at a line, or in the whole file.
     pub fn error(&self, line: Option<usize>, message: String) -> ConfigError {
         ConfigError {
             path: self.path.to_owned(),
@@ -31,6 +34,7 @@ impl SourceText<'_> {
         }
     }
 
+    /// An error at the start of a range of bytes.
     pub fn error_at(&self, span: Option<Range<usize>>, message: String) -> ConfigError {
         match span {
             Some(span) => self.located(self.location(span.start), message),
@@ -38,6 +42,7 @@ impl SourceText<'_> {
         }
     }
 
+    /// An error at a line and column.
     pub fn located(&self, at: Location, message: String) -> ConfigError {
         ConfigError {
             path: self.path.to_owned(),

@@ -12,8 +12,8 @@ mod limits;
 mod location;
 mod raw;
 mod sources;
-pub mod stream;
-pub mod time_range;
+pub(crate) mod stream;
+pub(crate) mod time_range;
 pub mod units;
 pub mod zone;
 
@@ -24,13 +24,13 @@ pub use declarations::versions_of;
 use environment::Environment;
 use error::with_next_step;
 pub use error::{ConfigError, ValueLocation};
-pub use file::{FileDef, ReadOrder};
-pub use limits::{Limits, Log, Shares};
+pub(crate) use file::{FileDef, ReadOrder};
+pub(crate) use limits::{Limits, Log};
 pub use location::Location;
 use location::SourceText;
 use raw::ConfigFile;
 use serde::Deserialize;
-pub use sources::{Source, SourceKind};
+pub(crate) use sources::{Source, SourceKind};
 pub use stream::{
     DUPLICATE_KEY_BYTES, Declarations, DuplicatesDef, IdempotencyLimits, Late, PlacesDef,
     SESSION_BYTES, SearchDef, SessionDef, SqlBounds, StreamDef, TableDef, VENUE_BYTES,
@@ -38,34 +38,42 @@ pub use stream::{
 };
 use units::Span;
 
-/// The configuration in force. Paths are joined with the file's folder.
+/// The configuration in force: what the file, the environment and `--memory` set, checked except for
+/// SQL. Paths are joined with the file's folder.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The file it came from; none where only the data folder is used.
-    pub path: Option<PathBuf>,
+    pub(crate) path: Option<PathBuf>,
+    /// The file's text, in which errors are located.
     text: String,
     /// `--memory` was given, which precedes the environment and the file.
     has_memory_flag: bool,
-    pub data: PathBuf,
-    pub instance: u16,
-    pub server: Server,
-    pub limits: Limits,
-    pub log: Log,
-    pub partition: PartitionBy,
-    pub sources: Vec<Source>,
-    pub declared: Declarations,
-    /// Retention of `raw` and `dead_letters`.
-    pub raw_retention: Span,
-    pub dead_letters_retention: Span,
+    /// The data folder.
+    pub(crate) data: PathBuf,
+    /// From 0 to [`MAX_INSTANCE`]: keeps LSNs of this log apart from those of other instances.
+    pub(crate) instance: u16,
+    pub(crate) server: Server,
+    pub(crate) limits: Limits,
+    pub(crate) log: Log,
+    pub(crate) partition: PartitionBy,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) declared: Declarations,
+    /// How long rows of `raw` stay.
+    pub(crate) raw_retention: Span,
+    /// How long rows of `dead_letters` stay.
+    pub(crate) dead_letters_retention: Span,
 }
 
 /// `[server]` in force.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(crate) struct Server {
+    /// The listening address: loopback, unless TLS and tokens are set.
     pub http: SocketAddr,
+    /// Whether records are accepted over HTTP.
     pub ingest: bool,
     /// Certificate and private key.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Hashes and rights of the accepted tokens, one per line; without it none is needed.
     pub token_file: Option<PathBuf>,
     /// The folder below which a backup over HTTP may be written.
     pub backups: Option<PathBuf>,
@@ -73,8 +81,10 @@ pub struct Server {
 
 /// How event time splits a table into folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PartitionBy {
+pub(crate) enum PartitionBy {
+    /// A folder for each hour, the default.
     Hour,
+    /// A folder for each day.
     Day,
 }
 
@@ -92,7 +102,9 @@ impl PartitionBy {
 const DEFAULT_FILE: &str = "weir.toml";
 const MAX_INSTANCE: u16 = 1023;
 
-/// `./weir.toml` unless named; without it, defaults and the data folder `./weir-data`.
+/// Reads and checks the file `named`, else `./weir.toml`; without it, defaults and the data folder
+/// `./weir-data`. `memory` is the command line's, such as `1GiB`. The error says where in the file,
+/// and what to do.
 pub fn load(named: Option<&Path>, memory: Option<&str>) -> Result<Config, ConfigError> {
     let default = Path::new(DEFAULT_FILE);
     let path = match named {
@@ -118,7 +130,8 @@ fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Checks a configuration's text; `memory` is the command line's.
+/// Checks a configuration's text. `path` is the file that it came from, with whose folder paths are
+/// joined; `memory` is the command line's, such as `1GiB`; `env` looks up `WEIR_…` variables.
 pub fn parse(
     path: Option<&Path>,
     text: String,
@@ -183,12 +196,12 @@ fn read(at: &SourceText<'_>, env: Environment<'_>) -> Result<ConfigFile, ConfigE
 
 impl Config {
     /// The file's name in messages.
-    pub fn file_name(&self) -> PathBuf {
+    pub(crate) fn file_name(&self) -> PathBuf {
         self.path.clone().unwrap_or_else(|| DEFAULT_FILE.into())
     }
 
     /// Every limit in force, with where it comes from.
-    pub fn show(&self) -> String {
+    pub(crate) fn show(&self) -> String {
         let table: toml::Table = toml::from_str(&self.text).unwrap_or_default();
         let file = self.file_name().display().to_string();
         let origin = |key: &str| {
@@ -206,12 +219,12 @@ impl Config {
 
     /// An error that points into the value of a stream's key (at the declaration, where the key
     /// comes from a preset).
-    pub fn stream_error(&self, stream: &str, key: &str, message: String) -> ConfigError {
+    pub(crate) fn stream_error(&self, stream: &str, key: &str, message: String) -> ConfigError {
         self.error_in(["streams", stream, key], ValueLocation::default(), message)
     }
 
     /// An error that points at a window's SQL.
-    pub fn window_error(&self, window: &str, message: String) -> ConfigError {
+    pub(crate) fn window_error(&self, window: &str, message: String) -> ConfigError {
         self.error_in(
             ["windows", window, "sql"],
             ValueLocation::default(),
@@ -220,7 +233,7 @@ impl Config {
     }
 
     /// An error that points at an entity table's SQL.
-    pub fn table_error(&self, table: &str, message: String) -> ConfigError {
+    pub(crate) fn table_error(&self, table: &str, message: String) -> ConfigError {
         self.error_in(
             ["tables", table, "select"],
             ValueLocation::default(),
@@ -230,7 +243,7 @@ impl Config {
 
     /// An error that points into the value of a key, or at its section's header where the file
     /// does not have the key.
-    pub fn error_in(
+    pub(crate) fn error_in(
         &self,
         path: [&str; 3],
         location: ValueLocation,
@@ -252,7 +265,7 @@ impl Config {
     }
 
     /// Whether the file itself, not a preset, has a key.
-    pub fn has(&self, path: [&str; 3]) -> bool {
+    pub(crate) fn has(&self, path: [&str; 3]) -> bool {
         SourceText {
             path: &self.file_name(),
             text: &self.text,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::limits::TypedLimits;
 use super::units::{Size, Span};
 
+/// The whole file. Streams, windows and tables stay TOML until presets are expanded.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
@@ -25,6 +26,7 @@ pub struct ConfigFile {
     pub sinks: Vec<toml::Table>,
 }
 
+/// `[server]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
@@ -36,6 +38,7 @@ pub struct Server {
     pub backups: Option<PathBuf>,
 }
 
+/// `[log]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
@@ -44,6 +47,7 @@ pub struct Log {
     pub budget: Option<Size>,
 }
 
+/// `[lake]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lake {
@@ -58,7 +62,8 @@ pub struct SystemTable {
     pub retention: Option<Span>,
 }
 
-/// The keys of Kafka are accepted so that its refusal names the type, not a key.
+/// One of `[[sources]]`. The keys of Kafka are accepted so that its refusal names the type, not a
+/// key.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "keys of Kafka, which is not built yet")]

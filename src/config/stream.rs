@@ -14,24 +14,35 @@ use super::zone::Zone;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamDef {
+    /// Columns that are read from the JSON, with their SQL types; a comma between two.
     pub schema: String,
+    /// `select … from STREAM`: the columns of the stream's table, computed from those of `schema`.
     pub select: String,
+    /// Conditions on the columns of `select`; a record that fails one becomes a dead letter.
     #[serde(default)]
     pub require: Vec<String>,
+    /// The column that identifies what an event is about; `duplicates` needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// The column by which events of one key are ordered; by default the event time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Which events are duplicates; without it none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<DuplicatesDef>,
+    /// What `weir count` counts by; without it the stream has no counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<CountDef>,
+    /// What is searched; without it the stream has no index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<SearchDef>,
+    /// The venues of events; without it the stream has no map.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub places: Option<PlacesDef>,
+    /// How events form sessions; without it the table `STREAM.sessions` does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionDef>,
+    /// How the stream's watermark follows its events.
     #[serde(default)]
     pub watermark: WatermarkDef,
     /// Records with event times outside it become dead letters.
@@ -40,6 +51,7 @@ pub struct StreamDef {
     /// The zone of times without an offset; UTC if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<Zone>,
+    /// How far behind the watermark rows stay; without it they stay for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
 }
@@ -49,8 +61,11 @@ pub struct StreamDef {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DuplicatesDef {
+    /// Columns whose values are equal in an event and its duplicates.
     pub same: Vec<String>,
+    /// How far versions of an event and its duplicates may be apart.
     pub within: Span,
+    /// Keys that are remembered; beyond it the oldest are forgotten.
     #[serde(default = "default_max_keys")]
     pub max_keys: usize,
 }
@@ -59,27 +74,34 @@ pub struct DuplicatesDef {
 /// copy that catches up.
 pub const DUPLICATE_KEY_BYTES: usize = 52;
 
-/// Memory that an open session takes, in bytes, and a group of a window in one of its panes.
+/// Memory that an open session takes, in bytes.
 pub const SESSION_BYTES: usize = 256;
+/// Memory that a group of a window takes in one of its panes, in bytes.
 pub const WINDOW_GROUP_BYTES: usize = 256;
 
 fn default_max_keys() -> usize {
     1_000_000
 }
 
+/// What the counts view counts events by, per second.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CountDef {
+    /// The column with the type of an event.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Further columns to group by.
     #[serde(default)]
     pub by: Vec<String>,
 }
 
+/// The columns that full-text search indexes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SearchDef {
+    /// Columns that are searched by their words.
     pub text: Vec<String>,
+    /// Columns that are searched by their whole value, as `field:value`.
     #[serde(default)]
     pub exact: Vec<String>,
     /// Two columns: latitude, longitude.
@@ -87,15 +109,23 @@ pub struct SearchDef {
     pub geo: Vec<String>,
 }
 
+/// The columns from which the map of venues is built.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlacesDef {
+    /// The column that identifies a venue.
     pub venue: String,
+    /// The column with the venue's name.
     pub name: String,
+    /// The column with the latitude, in degrees.
     pub lat: String,
+    /// The column with the longitude, in degrees.
     pub lon: String,
+    /// The column that identifies what takes place at the venue.
     pub event: String,
+    /// The column with the time at which that takes place.
     pub date: String,
+    /// How long a venue stays on the map after the last event that named it.
     #[serde(default = "default_keep")]
     pub keep: Span,
     /// Venues on the map; beyond it the least recently seen ones are evicted.
@@ -114,11 +144,15 @@ fn default_keep() -> Span {
     Span::seconds(400 * 86_400)
 }
 
+/// How a stream's watermark follows its events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WatermarkDef {
+    /// How far event times may be out of order before an event is late.
     pub disorder: Span,
+    /// How long a partition may be silent before it no longer holds the watermark back.
     pub idle: Span,
+    /// How far an event time may be ahead of its arrival; further ahead, it becomes a dead letter.
     pub max_ahead: Span,
 }
 
@@ -136,7 +170,9 @@ impl Default for WatermarkDef {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionDef {
+    /// The column that identifies whose session it is.
     pub key: String,
+    /// The greatest time between two events of a session.
     pub gap: Span,
     /// A condition on events; one that meets it always begins a new session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,12 +193,15 @@ fn default_max_open() -> usize {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WindowDef {
+    /// An aggregation over `tumble(…)`, `hop(…)` or `session(…)` of a stream.
     pub sql: String,
     /// How far behind the watermark an event is still accepted.
     #[serde(default = "no_lateness")]
     pub allowed_lateness: Span,
+    /// What an event does that is late and still accepted.
     #[serde(default)]
     pub late: Late,
+    /// How far behind the watermark rows stay; without it they stay for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
     /// Groups in memory, over all its open windows; beyond it the oldest window closes as
@@ -194,7 +233,9 @@ pub enum Late {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableDef {
+    /// The declared stream whose events the entities are read from.
     pub stream: String,
+    /// The columns of `select` that identify an entity.
     pub key: Keys,
     /// A column of the stream; by default the stream's own version, else the event time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,7 +244,7 @@ pub struct TableDef {
     pub select: String,
 }
 
-/// One column, or several.
+/// One column, or several; written and stored as a text, or a list of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "OneOrMany", into = "OneOrMany")]
 pub struct Keys(pub Vec<String>);
@@ -237,9 +278,12 @@ impl From<Keys> for OneOrMany {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declarations {
+    /// Streams by name.
     pub streams: BTreeMap<String, StreamDef>,
+    /// Windows by name.
     #[serde(default)]
     pub windows: BTreeMap<String, WindowDef>,
+    /// Entity tables by `STREAM.NAME`.
     #[serde(default)]
     pub tables: BTreeMap<String, TableDef>,
     /// Version of the zone data that local times are computed with; empty if none was stored.
@@ -258,8 +302,9 @@ pub struct Declarations {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SqlBounds {
-    /// Bytes of its result, plus so many times the bytes of its arguments.
+    /// Bytes that its result may have beyond [`Self::times`] those of its arguments.
     pub bytes: u64,
+    /// A factor of the bytes of its arguments.
     pub times: u64,
     /// Pairs that it compares.
     pub pairs: u64,
@@ -282,7 +327,9 @@ impl Default for SqlBounds {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdempotencyLimits {
+    /// Keys; beyond it the oldest are forgotten.
     pub max_keys: usize,
+    /// Bytes of the keys and their answers.
     pub max_bytes: usize,
 }
 
@@ -296,6 +343,7 @@ impl Default for IdempotencyLimits {
 }
 
 impl Declarations {
+    /// As the log stores them.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("plain data becomes JSON")
     }

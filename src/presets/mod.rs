@@ -8,7 +8,8 @@ const PRESETS: [(&str, &str); 4] = [
     ("edits", include_str!("edits.toml")),
 ];
 
-/// The preset's text for a stream of this name.
+/// The preset as TOML, for a stream of this name: keys of `[streams.NAME]`, and its windows and
+/// tables. `None` if the preset does not exist.
 pub fn text(preset: &str, stream: &str) -> Option<String> {
     PRESETS
         .iter()
@@ -16,6 +17,7 @@ pub fn text(preset: &str, stream: &str) -> Option<String> {
         .map(|(_, text)| text.replace("{stream}", stream))
 }
 
+/// The names of the presets, as `preset = …` takes them.
 pub fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
 }
