@@ -109,6 +109,7 @@ fn max_running(client: ClientId, limit: usize) -> usize {
 }
 
 impl AdmissionController {
+    /// For `limit` queries at once, at least 1.
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Inner {
             limit,
@@ -116,7 +117,7 @@ impl AdmissionController {
         }))
     }
 
-    /// Waits for a permit.
+    /// Waits for a permit; dropping the future gives the place in the queue up.
     pub async fn acquire(&self, client: ClientId) -> Result<Permit, AdmissionError> {
         let permit = {
             let mut state = self.0.lock();

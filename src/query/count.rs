@@ -24,8 +24,9 @@ pub struct CountQuery {
     pub kind: Option<String>,
     /// A column to group by.
     pub by: Option<String>,
-    /// Event times from this one on, and before that one.
+    /// Only event times from this one on.
     pub from: Option<Micros>,
+    /// Only event times before this one.
     pub to: Option<Micros>,
     /// Count duplicates too.
     pub duplicates: bool,

@@ -22,7 +22,9 @@ use crate::views::lake::LakeTable;
 
 /// Rows of open windows or sessions, which are not stored, as of a record.
 pub struct OpenRows {
+    /// The record up to which the operators had read.
     pub lsn: Lsn,
+    /// None where nothing is open.
     pub rows: Option<RecordBatch>,
     _reservation: MemoryReservation,
 }

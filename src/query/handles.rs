@@ -13,24 +13,28 @@ use crate::views::lake::LakeTable;
 use crate::views::places::Places;
 use crate::views::search::SearchIndex;
 
-/// Read handles of all views.
+/// Read handles of all views. Cloning is cheap; the views' own writers keep them up to date.
 #[derive(Clone)]
 pub struct Handles {
+    /// The declarations that the views were built from.
     pub catalog: Arc<Catalog>,
     /// The folder of the lake.
     pub lake: PathBuf,
     /// Lake tables by name.
     pub tables: BTreeMap<String, Arc<LakeTable>>,
-    /// The other views by stream, where they are declared.
+    /// Full-text search by stream, where the stream declares `search`.
     pub search: BTreeMap<String, Arc<SearchIndex>>,
+    /// Venues by stream, where the stream declares `places`.
     pub places: BTreeMap<String, Arc<Places>>,
+    /// Counts by stream, where the stream declares `count`.
     pub counts: BTreeMap<String, Arc<Counts>>,
+    /// How far log and operators are, for the freshness of answers.
     pub progress: Arc<PipelineProgress>,
 }
 
 impl Handles {
     /// Hides the rows of these tables below a time.
-    pub fn raise_floors(&self, floors: &Floors) {
+    pub(crate) fn raise_floors(&self, floors: &Floors) {
         for (name, floor) in floors {
             if let Some(table) = self.tables.get(name) {
                 table.raise_floor(*floor);
@@ -39,12 +43,12 @@ impl Handles {
     }
 
     /// Events of a stream below this time are no longer shown.
-    pub fn floor(&self, stream: &str) -> Option<Micros> {
+    pub(crate) fn floor(&self, stream: &str) -> Option<Micros> {
         self.tables.get(stream).and_then(|table| table.floor())
     }
 
-    /// Every view with the LSN up to which queries see it.
-    pub fn checkpoints(&self) -> Vec<(String, Lsn)> {
+    /// Every view, by the name of its checkpoint, with the LSN up to which queries see it.
+    pub(crate) fn checkpoints(&self) -> Vec<(String, Lsn)> {
         let mut checkpoints: Vec<(String, Lsn)> = self
             .tables
             .iter()
@@ -69,7 +73,7 @@ impl Handles {
     }
 
     /// The stream that a table's rows come from, if it is a single one.
-    pub fn stream_of(&self, table: &str) -> Option<String> {
+    pub(crate) fn stream_of(&self, table: &str) -> Option<String> {
         let streams = &self.catalog.streams;
         let window = |w: &&Arc<Window>| w.name == table || tables::versions_of(&w.name) == table;
         let window = self
@@ -82,8 +86,8 @@ impl Handles {
         window.or_else(|| streams.contains_key(name).then(|| name.to_owned()))
     }
 
-    /// The stream that a query names; the first by default.
-    pub fn stream(&self, name: Option<&str>) -> Result<&Arc<Stream>, QueryError> {
+    /// The stream that a query names; the first by default. `NotFound` if it does not exist.
+    pub(crate) fn stream(&self, name: Option<&str>) -> Result<&Arc<Stream>, QueryError> {
         let known = || {
             self.catalog
                 .streams

@@ -42,6 +42,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Of a reader that has all rows of the records up to `lsn`.
     pub fn after(lsn: Lsn) -> Self {
         Self {
             after: lsn,
@@ -62,6 +63,7 @@ impl Cursor {
         }
     }
 
+    /// The LSN up to which the reader has all outputs.
     pub fn lsn(&self) -> Lsn {
         self.after
     }
@@ -72,23 +74,21 @@ impl Cursor {
     }
 }
 
-/// Rows of an output as JSON.
+/// Rows of an output, encoded once for all its readers.
 pub struct Page {
+    /// Each row as a JSON object, in the order of the table.
     pub rows: Vec<(RowId, String)>,
     next: Cursor,
     bytes: usize,
 }
 
-/// What a reader gets next.
+/// What a reader gets when it asks for the rows after its cursor.
 pub enum NextPage {
+    /// Rows, and the cursor after them.
     Rows(Arc<Page>, Cursor),
     /// The rows of the records in `(after, upto]` have left the ring; the reader continues after
     /// them.
-    Missed {
-        after: Lsn,
-        upto: Lsn,
-        next: Cursor,
-    },
+    Missed { after: Lsn, upto: Lsn, next: Cursor },
     /// The reader has all visible rows.
     CaughtUp(Cursor),
 }
@@ -137,7 +137,7 @@ impl Live {
         }
     }
 
-    /// The next rows of a table.
+    /// The next visible rows of a table; never waits for more.
     pub fn next(&self, table: &LakeTable, mut cursor: Cursor) -> Result<NextPage, QueryError> {
         let visible = table.applied();
         while cursor.after < visible {

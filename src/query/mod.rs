@@ -21,9 +21,10 @@ mod system_tables;
 mod time_zones;
 pub(crate) mod windows;
 
-pub use admission::ClientId;
+pub(crate) use admission::ClientId;
 pub use handles::Handles;
-pub use progress::{AsOf, MissingRecords, PipelineProgress};
+pub(crate) use progress::MissingRecords;
+pub use progress::{AsOf, PipelineProgress};
 
 /// Why a query has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,18 +32,25 @@ pub enum QueryError {
     /// The query is invalid; the message says how to correct it.
     #[error("{0}")]
     Invalid(String),
+    /// A stream, table or window does not exist, or does not declare what the query needs; the
+    /// message lists what is available.
     #[error("{0}")]
     NotFound(String),
     /// A limit was exceeded, which the message names.
     #[error("{0}")]
     Limit(String),
+    /// Too many queries run or wait; nothing was computed.
     #[error(
         "{running} queries are running already (`[limits] sql_concurrent`); try again in a moment"
     )]
-    Busy { running: usize },
+    Busy {
+        /// How many queries may run at once.
+        running: usize,
+    },
     /// The answers that are being sent take too much of the disk.
     #[error("{0}")]
     Overloaded(String),
+    /// A fault of the process or its files, not of the query.
     #[error("{0}")]
     Failed(String),
 }

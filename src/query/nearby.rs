@@ -13,9 +13,13 @@ use crate::operators::checkpoints;
 pub struct NearbyQuery {
     /// The first stream by default.
     pub stream: Option<String>,
+    /// Degrees, north of the equator.
     pub lat: f64,
+    /// Degrees, east of Greenwich.
     pub lon: f64,
+    /// From 1 to [`MAX_VENUES`].
     pub limit: usize,
+    /// The greatest distance, in metres.
     pub within_m: Option<f64>,
 }
 

@@ -13,7 +13,7 @@ use crate::operators::{Operators, PartitionState, StreamProgress, WindowProgress
 /// Frames whose arrival times are remembered, for the age of the oldest record that an answer lacks.
 const MAX_ARRIVALS: usize = 20_000;
 
-/// The freshness of an answer.
+/// The freshness of an answer, its `as_of`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct AsOf {
     /// The lowest checkpoint read.
@@ -24,6 +24,7 @@ pub struct AsOf {
     pub freshness_ms: u64,
     /// Late events of these streams, since the log began.
     pub late: u64,
+    /// Rejected records of these streams, since the log began.
     pub dead_letters: u64,
     /// Synced records above `lsn`; offline, the accepted records that are not in the answer.
     pub pending: u64,
@@ -32,11 +33,14 @@ pub struct AsOf {
 /// Records of a stream, or of all streams, that are missing in the answers of a view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingRecords {
+    /// The stream; none for all of them.
     pub stream: Option<String>,
+    /// How many.
     pub records: u64,
 }
 
-/// Progress of the log, operators and sources, and the open rows of the operators.
+/// Progress of the log, operators and sources, and the open rows of the operators: the pipeline
+/// publishes it, queries, status and metrics read it.
 #[derive(Default)]
 pub struct PipelineProgress {
     inner: Mutex<Inner>,
@@ -68,13 +72,16 @@ impl PipelineProgress {
     }
 
     /// Sets the operators whose open windows and sessions are shown.
-    pub fn attach_operators(&self, operators: Arc<Mutex<Operators>>) {
+    pub(crate) fn attach_operators(&self, operators: Arc<Mutex<Operators>>) {
         let _ = self.operators.set(operators);
     }
 
     /// The rows of a table's open windows or sessions, and the LSN that they reach; `None` without
     /// operators.
-    pub fn open_rows(&self, table: &str) -> Result<Option<(Lsn, Option<RecordBatch>)>, QueryError> {
+    pub(crate) fn open_rows(
+        &self,
+        table: &str,
+    ) -> Result<Option<(Lsn, Option<RecordBatch>)>, QueryError> {
         let Some(operators) = self.operators.get() else {
             return Ok(None);
         };
@@ -86,7 +93,7 @@ impl PipelineProgress {
     }
 
     /// Publishes the operators' state; false while they have not applied the record `to`.
-    pub fn refresh(&self, to: Lsn) -> bool {
+    pub(crate) fn refresh(&self, to: Lsn) -> bool {
         let Some(operators) = self.operators.get() else {
             return true;
         };
@@ -99,7 +106,7 @@ impl PipelineProgress {
     }
 
     /// Partitions whose idleness advances time: stream, source, partition, records so far.
-    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+    pub(crate) fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
         let Some(operators) = self.operators.get() else {
             return Vec::new();
         };
@@ -110,12 +117,12 @@ impl PipelineProgress {
     }
 
     /// Sets the running sources with the health that each updates.
-    pub fn set_sources(&self, sources: BTreeMap<String, SharedHealth>) {
+    pub(crate) fn set_sources(&self, sources: BTreeMap<String, SharedHealth>) {
         *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
     }
 
     /// The current health of every running source.
-    pub fn sources(&self) -> BTreeMap<String, SourceHealth> {
+    pub(crate) fn sources(&self) -> BTreeMap<String, SourceHealth> {
         let sources = self
             .sources
             .lock()
@@ -134,7 +141,7 @@ impl PipelineProgress {
     }
 
     /// Records that a frame is synced.
-    pub fn note_synced(&self, last_lsn: Lsn, received_at: Micros) {
+    pub(crate) fn note_synced(&self, last_lsn: Lsn, received_at: Micros) {
         let mut inner = self.lock();
         inner.synced_lsn = inner.synced_lsn.max(last_lsn);
         inner.arrivals.push_back((last_lsn, received_at));
@@ -144,7 +151,7 @@ impl PipelineProgress {
     }
 
     /// Records the arrival of a frame that the log is read offline; the oldest suffice.
-    pub fn note_arrival(&self, last_lsn: Lsn, received_at: Micros) {
+    pub(crate) fn note_arrival(&self, last_lsn: Lsn, received_at: Micros) {
         let mut inner = self.lock();
         if inner.arrivals.len() < MAX_ARRIVALS {
             inner.arrivals.push_back((last_lsn, received_at));
@@ -152,27 +159,28 @@ impl PipelineProgress {
     }
 
     /// Sets the records that are missing in the answers of each view.
-    pub fn set_missing(&self, missing: BTreeMap<String, MissingRecords>) {
+    pub(crate) fn set_missing(&self, missing: BTreeMap<String, MissingRecords>) {
         let _ = self.missing.set(missing);
     }
 
     /// Sets the log's synced end before any frame is synced.
-    pub fn set_synced(&self, lsn: Lsn) {
+    pub(crate) fn set_synced(&self, lsn: Lsn) {
         let mut inner = self.lock();
         inner.synced_lsn = inner.synced_lsn.max(lsn);
     }
 
-    pub fn synced_lsn(&self) -> Lsn {
+    /// The last LSN that is synced, which may be above every view's.
+    pub(crate) fn synced_lsn(&self) -> Lsn {
         self.lock().synced_lsn
     }
 
     /// Publishes the progress of the streams after a frame.
-    pub fn set_streams(&self, streams: BTreeMap<String, StreamProgress>) {
+    pub(crate) fn set_streams(&self, streams: BTreeMap<String, StreamProgress>) {
         self.lock().streams = streams;
     }
 
     /// Publishes the whole state of the operators.
-    pub fn set_operators(&self, operators: &Operators) {
+    pub(crate) fn set_operators(&self, operators: &Operators) {
         let (gaps, partitions) = (
             operators.gaps().cloned().collect(),
             operators.partitions().clone(),
@@ -190,39 +198,49 @@ impl PipelineProgress {
     }
 
     /// The trusted arrival time.
-    pub fn arrived(&self) -> Option<Micros> {
+    pub(crate) fn arrived(&self) -> Option<Micros> {
         self.lock().arrived
     }
 
     /// Approximate bytes of the operators' state.
-    pub fn operators_bytes(&self) -> usize {
+    pub(crate) fn operators_bytes(&self) -> usize {
         self.lock().operators_bytes
     }
 
     /// Dead letters that were retried successfully, with the record of the event.
-    pub fn retried(&self) -> Arc<BTreeMap<Lsn, Lsn>> {
+    pub(crate) fn retried(&self) -> Arc<BTreeMap<Lsn, Lsn>> {
         self.lock().retried.clone()
     }
 
-    pub fn streams(&self) -> BTreeMap<String, StreamProgress> {
+    /// The progress of each stream, by name.
+    pub(crate) fn streams(&self) -> BTreeMap<String, StreamProgress> {
         self.lock().streams.clone()
     }
 
-    pub fn windows(&self) -> BTreeMap<String, WindowProgress> {
+    /// The progress of each window, by name.
+    pub(crate) fn windows(&self) -> BTreeMap<String, WindowProgress> {
         self.lock().windows.clone()
     }
 
-    pub fn gaps(&self) -> Vec<Gap> {
+    /// Times in which a source may have lost records, as `weir.gaps` lists them.
+    pub(crate) fn gaps(&self) -> Vec<Gap> {
         self.lock().gaps.clone()
     }
 
-    pub fn partitions(&self) -> BTreeMap<(String, String), PartitionState> {
+    /// The state of each partition, by source and partition.
+    pub(crate) fn partitions(&self) -> BTreeMap<(String, String), PartitionState> {
         self.lock().partitions.clone()
     }
 
     /// The freshness of an answer from these views, which have everything up to `lsn` of these
     /// streams.
-    pub fn as_of(&self, lsn: Lsn, streams: &[String], views: &[String], now: Micros) -> AsOf {
+    pub(crate) fn as_of(
+        &self,
+        lsn: Lsn,
+        streams: &[String],
+        views: &[String],
+        now: Micros,
+    ) -> AsOf {
         let inner = self.lock();
         let read: Vec<&StreamProgress> = streams
             .iter()

@@ -70,6 +70,7 @@ impl QueryThreads {
         })
     }
 
+    /// The scope whose end ends the query.
     pub fn scope(&self) -> &Arc<Scope> {
         &self.scope
     }

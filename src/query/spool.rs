@@ -37,6 +37,7 @@ impl Spools {
         }
     }
 
+    /// An empty answer, in memory until it is too large for that.
     pub fn begin(&self) -> Spool {
         let disk_usage = DiskUsage {
             total: self.disk_bytes.clone(),
@@ -95,6 +96,7 @@ impl Spool {
             .unwrap_or_else(|| QueryError::Failed(error.to_string()))
     }
 
+    /// Whether anything was written so far.
     pub fn has_begun(&self) -> bool {
         self.written > 0
     }
@@ -205,6 +207,7 @@ pub struct SpooledAnswer {
 }
 
 impl SpooledAnswer {
+    /// Bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -218,6 +221,7 @@ impl SpooledAnswer {
         self.file.take()
     }
 
+    /// The bytes in memory, read from the file if there is one.
     pub fn into_bytes(mut self) -> io::Result<Vec<u8>> {
         if let Some(file) = &mut self.file {
             file.read_to_end(&mut self.bytes)?;

@@ -9,10 +9,13 @@ use crate::event::{Micros, rfc3339};
 /// A query for the rows of a window.
 #[derive(Debug, Clone, Default)]
 pub struct WindowsQuery {
+    /// The window, by the name that it is declared with.
     pub name: String,
-    /// Starts of windows: from this time on, and before that one.
+    /// Only windows that start at this time or after it.
     pub from: Option<Micros>,
+    /// Only windows that start before this time.
     pub to: Option<Micros>,
+    /// Maximum rows; an open window's are among them.
     pub limit: usize,
 }
 

@@ -41,6 +41,7 @@ pub enum Format {
 }
 
 impl Format {
+    /// The format by its name in a request.
     pub fn parse(text: &str) -> Result<Self, QueryError> {
         match text {
             "json" => Ok(Self::Json),
@@ -53,6 +54,7 @@ impl Format {
         }
     }
 
+    /// The `Content-Type` of an answer in this format.
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",

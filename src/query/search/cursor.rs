@@ -53,6 +53,7 @@ impl Cursor {
         }
     }
 
+    /// The last record that the first page could show; later pages show none after it.
     pub fn max_lsn(&self) -> Lsn {
         match self {
             Self::Time { max_lsn, .. } | Self::Rank { max_lsn, .. } => *max_lsn,

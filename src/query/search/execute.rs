@@ -18,8 +18,10 @@ use crate::views::search::part::PartSearcher;
 
 /// A hit, before its event is read.
 pub(super) struct Hit {
+    /// Event time.
     pub time: Micros,
     pub lsn: Lsn,
+    /// Only where hits are sorted by rank.
     pub score: Option<f32>,
     /// The number of the index, and the document in it.
     pub address: (usize, DocAddress),
@@ -28,6 +30,7 @@ pub(super) struct Hit {
 /// One page of hits, and the total of all pages.
 pub(super) struct HitPage {
     pub hits: Vec<Hit>,
+    /// Hits of all pages.
     pub total: usize,
     pub has_more: bool,
 }

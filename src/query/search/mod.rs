@@ -34,14 +34,19 @@ pub enum Sort {
 pub struct SearchQuery {
     /// The first stream by default.
     pub stream: Option<String>,
+    /// Words, `"phrases"`, `prefix*` and `field:value`, of which all must match.
     pub text: String,
+    /// The order of the hits; the first ones are the page.
     pub sort: Sort,
+    /// Maximum hits of a page.
     pub limit: usize,
-    /// Event times from this one on, and before that one.
+    /// Only event times from this one on.
     pub from: Option<Micros>,
+    /// Only event times before this one.
     pub to: Option<Micros>,
-    /// Latitude and longitude, and the greatest distance in meters: both or neither.
+    /// Latitude and longitude, in degrees; set if and only if `within_m` is.
     pub near: Option<(f64, f64)>,
+    /// The greatest distance from `near`, in metres.
     pub within_m: Option<f64>,
     /// The `next` of the previous page.
     pub after: Option<String>,

@@ -37,10 +37,15 @@ const PREDICATE_CACHE_BYTES: usize = 4 << 20;
 /// Limits on one query and on all of them together.
 #[derive(Debug, Clone, Copy)]
 pub struct SqlLimits {
+    /// From a query's arrival to its answer, waiting included: `[limits] sql_time`.
     pub time: Duration,
+    /// Rows of a result: `[limits] sql_rows`.
     pub rows: usize,
+    /// Bytes of a result in memory: `[limits] sql_result`.
     pub bytes: usize,
+    /// Queries of clients that run at once: `[limits] sql_concurrent`.
     pub concurrent: usize,
+    /// Bytes of all queries together: a share of `[limits] memory`.
     pub memory: usize,
     /// Bytes of the lake's footers that are cached in memory.
     pub footers: usize,
@@ -62,8 +67,11 @@ struct Lane {
 /// A finished query.
 #[derive(Debug)]
 pub struct SqlAnswer {
+    /// The columns of [`Self::batches`]; names are unique.
     pub schema: SchemaRef,
+    /// The rows, without empty batches.
     pub batches: Vec<RecordBatch>,
+    /// The freshness of the tables that the query read; of all streams if it read none.
     pub as_of: AsOf,
     /// The rows' share of the memory of queries.
     _reservation: Arc<MemoryReservation>,
@@ -71,11 +79,12 @@ pub struct SqlAnswer {
 
 impl SqlEngine {
     /// Maximum rows of an answer.
-    pub fn max_rows(&self) -> usize {
+    pub(crate) fn max_rows(&self) -> usize {
         self.clients.planner.limits.rows
     }
 
-    /// `spill` is a folder for intermediate results that do not fit in memory.
+    /// An engine over the lake's folder; `spill` is a folder for intermediate results that do not
+    /// fit in memory. Fails if the lake's folder cannot be opened.
     pub fn new(lake: &Path, spill: &Path, limits: SqlLimits) -> Result<Self, QueryError> {
         let internal = limits.memory / 3;
         let footers = Arc::new(Footers::new(limits.footers));
@@ -95,15 +104,15 @@ impl SqlEngine {
     }
 
     /// Bytes that running queries have reserved.
-    pub fn memory_in_use(&self) -> usize {
+    pub(crate) fn memory_in_use(&self) -> usize {
         [&self.clients, &self.internal]
             .map(|lane| lane.planner.base.runtime_env().memory_pool.reserved())
             .iter()
             .sum()
     }
 
-    /// Runs a client's query on a snapshot taken now, once it is admitted.
-    pub async fn run_for_client(
+    /// Runs a client's query on a snapshot taken now, once it is admitted. `now` is µs since 1970.
+    pub(crate) async fn run_for_client(
         &self,
         client: ClientId,
         sql: &str,
@@ -113,7 +122,8 @@ impl SqlEngine {
         self.clients.run(client, sql, handles, now).await
     }
 
-    /// Runs an internal query, which is part of another answer.
+    /// Runs an internal query, which is part of another answer. `now` is µs since 1970. The error
+    /// says whether the query, a limit or a file is to blame.
     pub async fn run(
         &self,
         sql: &str,
