@@ -25,7 +25,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config};
 use crate::runtime::RuntimeError;
-pub use output::Format;
+use output::Format;
 
 /// Takes live JSON events and keeps a lake, search, counts and a venue map of them up to date,
 /// without losing one.
@@ -40,7 +40,7 @@ struct Cli {
 
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
-pub struct Global {
+struct Global {
     /// The configuration [default: ./weir.toml, else the data in ./weir-data].
     #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -104,6 +104,7 @@ enum Verb {
 }
 
 impl Global {
+    /// The configuration, or the defaults where there is no file.
     pub fn load(&self) -> Result<Config, RuntimeError> {
         Ok(config::load(
             self.config.as_deref(),
@@ -121,12 +122,13 @@ impl Global {
         Ok(config)
     }
 
+    /// The format of results: as asked for, else a table on a terminal, else JSON.
     pub fn format(&self) -> Format {
         self.output.unwrap_or_else(Format::default_for_stdout)
     }
 }
 
-/// Parses, runs, maps errors to exit codes.
+/// Parses the command line, runs its verb, and maps errors to exit codes (README: 0, 1, 2, 65, 75).
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logs(&cli.global);
@@ -199,7 +201,7 @@ fn start_logs(global: &Global) {
 }
 
 /// The runtime of everything asynchronous: the server, and the lake's I/O.
-pub fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
+fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

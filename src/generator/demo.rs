@@ -1,6 +1,6 @@
 //! The demo: its configuration, and commands to try.
 
-/// The demo's configuration.
+/// The demo's configuration as TOML: HTTP at `port` of loopback, records from the websocket `url`.
 pub fn demo_configuration(port: u16, url: &str) -> String {
     format!(
         r#"data = "./weir-data"
@@ -19,7 +19,7 @@ preset = "rsvps"
     )
 }
 
-/// Verbs to try while the demo runs.
+/// Command lines to try while the demo runs; each has an answer after a few seconds.
 pub const TO_TRY: [&str; 5] = [
     r#"weir sql "select country, count(*) as n from rsvps where not is_duplicate group by 1 order by 2 desc limit 5""#,
     "weir count --type yes --from now-1m",

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use super::random::Random;
 
+/// Groups of a seed; their numbers are below it.
 pub const GROUPS: u64 = 6_000;
 const VENUES_PER_GROUP: u64 = 3;
+/// Members of a seed; their numbers are below it.
 pub const MEMBERS: u64 = 120_000;
 
 const ADJECTIVES: [&str; 24] = [
@@ -229,6 +231,7 @@ fn topics(random: &mut Random) -> String {
     out
 }
 
+/// A group of a seed, by its number: the same at every call.
 pub fn group(seed: u64, number: u64) -> Group {
     let random = &mut Random::new(seed.wrapping_mul(31).wrapping_add(number));
     let &(name, country, state, lat, lon) = city(random);

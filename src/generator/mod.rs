@@ -13,21 +13,24 @@ use crate::event::Micros;
 use entities::{GROUPS, Group, MEMBERS};
 use random::Random;
 
-pub use demo::{TO_TRY, demo_configuration, demo_welcome};
-pub use recording::{mtime, shift};
+pub use demo::TO_TRY;
+pub(crate) use demo::{demo_configuration, demo_welcome};
+pub(crate) use recording::{mtime, shift};
 
 /// The original stream's path on its server.
-pub const PATH: &str = "/2/rsvps";
+pub(crate) const PATH: &str = "/2/rsvps";
 
 /// The default start of generated time: 2016-06-10T01:00:00Z.
-pub const START_MS: i64 = 1_465_520_400_000;
+pub(crate) const START_MS: i64 = 1_465_520_400_000;
 /// The default of records per second of event time.
-pub const RATE: f64 = 1.3;
+pub(crate) const RATE: f64 = 1.3;
 
 /// What to generate.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub(crate) struct Settings {
+    /// Equal settings generate equal records.
     pub seed: u64,
+    /// Event time of the first record, in milliseconds since 1970.
     pub start_ms: i64,
     /// Records per second of event time.
     pub rate: f64,
@@ -71,7 +74,7 @@ const COPIES_PER_BURST: u64 = 30;
 const MAX_RECENT: usize = 4_000;
 
 /// An endless stream of records.
-pub struct Generator {
+pub(crate) struct Generator {
     settings: Settings,
     random: Random,
     groups: Vec<Group>,
@@ -104,17 +107,12 @@ impl Generator {
         }
     }
 
-    /// The time of the next record, in milliseconds.
+    /// The event time of the next record, in milliseconds since 1970.
     pub fn now_ms(&self) -> i64 {
         self.now_ms as i64
     }
 
-    /// The id of the next new answer.
-    pub fn next_id(&self) -> u64 {
-        self.next_id
-    }
-
-    /// The next record, a line without its newline, and its `mtime`.
+    /// The next record, a line without its newline, and its `mtime` in milliseconds since 1970.
     pub fn next_record(&mut self) -> (&str, Micros) {
         self.emitted += 1;
         self.now_ms += -(1.0 - self.random.unit()).ln() * 1_000.0 / self.settings.rate;

@@ -1,6 +1,7 @@
 //! Random numbers that are the same for a seed on every machine and in every version (SplitMix64,
 //! Steele et al. 2014).
 
+/// A generator; clones continue alike.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -9,6 +10,7 @@ impl Random {
         Self(seed ^ 0x9e37_79b9_7f4a_7c15)
     }
 
+    /// 64 bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -27,6 +29,7 @@ impl Random {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// True for `share` of the calls, from 0 to 1.
     pub fn chance(&mut self, share: f64) -> bool {
         self.unit() < share
     }

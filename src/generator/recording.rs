@@ -1,6 +1,6 @@
 //! Recordings: the time of a record, and shifting it.
 
-/// The record's `mtime` in milliseconds.
+/// The record's `mtime` in milliseconds since 1970; `None` where it has none.
 pub fn mtime(line: &str) -> Option<i64> {
     let rest = line.split_once("\"mtime\":")?.1.trim_start();
     rest[..rest
@@ -10,7 +10,8 @@ pub fn mtime(line: &str) -> Option<i64> {
         .ok()
 }
 
-/// The record with `mtime` and the event's start shifted by `by_ms`, and its new `mtime`.
+/// The record with `mtime` and the event's start shifted by `by_ms`, and its new `mtime`. What is
+/// not JSON stays as it is, with `mtime` 0.
 pub fn shift(line: &str, by_ms: i64) -> (String, i64) {
     let Ok(mut record) = serde_json::from_str::<serde_json::Value>(line) else {
         return (line.to_owned(), 0);

@@ -54,6 +54,7 @@ pub enum Coding {
 }
 
 impl Coding {
+    /// The coding that `Content-Encoding` names; 415 for another one, or for several.
     pub fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
         let Some(first) = codings.next() else {
@@ -82,6 +83,7 @@ impl Coding {
     }
 }
 
+/// Refuses, with 415, a `Content-Type` that says that the body is not JSON.
 pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
@@ -112,6 +114,7 @@ pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     ))
 }
 
+/// The answer to a body of more than `limit` bytes: 413.
 pub fn too_large(limit: usize) -> ApiError {
     too_much(format!(
         "the body has more than {limit} bytes (`[limits] body`)"

@@ -92,6 +92,7 @@ impl Activity {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Begins a phase, from which time is measured.
     pub fn enter(&self, phase: Phase) {
         let mut state = self.lock();
         state.phase = phase;
@@ -148,6 +149,7 @@ impl Connections {
         })
     }
 
+    /// Open connections at most, without the reserve.
     pub fn max(&self) -> usize {
         self.max
     }
@@ -231,8 +233,10 @@ impl Drop for Slot {
 /// Accepts connections while there are slots; each request has its connection's [`Activity`].
 #[derive(Clone)]
 pub struct Limit<A> {
+    /// Accepts plain or TLS connections.
     pub inner: A,
     pub connections: Arc<Connections>,
+    /// How long a client may take to send its first byte.
     pub first_byte: Duration,
 }
 

@@ -9,12 +9,15 @@ use crate::ingest::IngestError;
 use crate::query::QueryError;
 use crate::storage::{IoKind, damage_in};
 
-/// A rejected request.
+/// A rejected request, as the client reads it.
 #[derive(Debug, Clone)]
 pub struct ApiError {
     pub status: StatusCode,
+    /// A word for programs, such as `busy`.
     pub code: &'static str,
+    /// What is wrong, for people.
     pub message: String,
+    /// What to do next; may be empty.
     pub hint: &'static str,
 }
 
@@ -33,6 +36,7 @@ impl ApiError {
         }
     }
 
+    /// An idempotency key was used before, for another body.
     pub fn key_reused() -> Self {
         let message = IngestError::KeyReused.to_string();
         Self::new(
@@ -43,6 +47,7 @@ impl ApiError {
         )
     }
 
+    /// A fault of the process: 500.
     pub fn failed(message: impl Into<String>) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self::new(status, "failed", message, "see the log")
@@ -183,6 +188,7 @@ pub async fn unify(response: Response) -> Response {
     ApiError::new(status, code, message, "see /docs").into_response()
 }
 
+/// The answer to a path that no route has.
 pub async fn not_found(uri: Uri) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
@@ -192,6 +198,7 @@ pub async fn not_found(uri: Uri) -> ApiError {
     )
 }
 
+/// The answer to a method that the path's route does not have.
 pub async fn bad_method() -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,

@@ -26,7 +26,9 @@ const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 /// The sender of a request, for routes whose answer depends on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Client {
+    /// Known by the hash of its token.
     pub asker: ClientId,
+    /// Its token allows writing, or none is needed.
     pub may_write: bool,
 }
 

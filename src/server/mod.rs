@@ -61,11 +61,15 @@ pub const FOLDER_KEY: &str = "weir-folder-key";
 
 /// What a server needs of the process.
 pub struct Parts {
+    /// Answers queries on the views.
     pub answers: QueryService,
     /// Why the process is not ready, if it is not.
     pub readiness: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
+    /// Renders the process's metrics.
     pub metrics: PrometheusHandle,
+    /// Rows for live streams.
     pub live: Arc<Live>,
+    /// Copies the data folder while the process runs.
     pub backup: Backup,
     /// The folder below which backups over HTTP are written; without it there are none.
     pub backups: Option<PathBuf>,
@@ -74,16 +78,18 @@ pub struct Parts {
     pub folder_key: String,
     /// If set, the process restarts without closing its port, which installs rebuilt views.
     pub restart: Arc<AtomicBool>,
-    /// Maximum of a body.
+    /// Maximum bytes of a body, also when it is decompressed.
     pub body_bytes: usize,
     /// Bytes of all open bodies together.
     pub bodies_bytes: usize,
-    /// Maximum of a record; an oversized one keeps its first `cut_bytes`.
+    /// Maximum bytes of a record; an oversized one keeps its first `cut_bytes`.
     pub record_bytes: usize,
     pub cut_bytes: usize,
+    /// Open connections; half of them may be live streams.
     pub connections: usize,
     /// SHA-256 of the accepted tokens, and whether they may write; if empty, none is needed.
     pub tokens: Vec<([u8; 32], bool)>,
+    /// Files of the certificate and the private key; without them the server speaks plain HTTP.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// The listening address, which requests may name as their host.
     pub host: String,
@@ -186,11 +192,6 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(page::script))
 }
 
-/// The OpenAPI description of every route.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    api().into_openapi()
-}
-
 fn router(app: App) -> Router {
     let (router, document) = api().split_for_parts();
     let docs =
@@ -224,7 +225,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves on a bound listener.
+    /// Serves on a bound listener; fails if the certificate or the key cannot be read.
     pub async fn start(listener: std::net::TcpListener, parts: Parts) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let tls = match &parts.tls {

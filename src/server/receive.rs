@@ -78,7 +78,9 @@ impl Room {
 
 /// A received body and its memory.
 pub struct Received {
+    /// The body as received, possibly compressed.
     pub bytes: Bytes,
+    /// Must live as long as the bytes.
     pub room: Room,
 }
 

@@ -25,6 +25,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that may wait to be written to a client: records, and answers to its pings.
 const WRITE_BYTES: usize = 4 << 20;
 
+/// The records of a server with the original stream's protocol, and its connected clients.
 #[derive(Clone)]
 pub struct Upstream {
     sender: broadcast::Sender<(i64, Bytes)>,
@@ -41,7 +42,8 @@ impl Default for Upstream {
 }
 
 impl Upstream {
-    /// Sends a record to all clients.
+    /// Sends a record to all clients; `mtime` is in milliseconds since 1970. A client that lags too
+    /// far behind loses records.
     pub fn send(&self, mtime: i64, record: &str) {
         let record = Bytes::copy_from_slice(record.as_bytes());
         let mut retained = self.retained.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,7 +15,7 @@ struct State {
     unsynced: Vec<(PathBuf, u64, Vec<u8>)>,
 }
 
-/// The local disk with faults.
+/// The local disk with faults. Clones share the number of operations that still succeed.
 #[derive(Clone)]
 pub struct FaultyDisk(Arc<Mutex<State>>);
 
