@@ -23,8 +23,11 @@ impl RecordLimits {
 /// Limits of one batch, which is full once it reaches one of them. The last record may exceed them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchLimits {
+    /// Applied to each record.
     pub record: RecordLimits,
+    /// Number of records at which a batch is full.
     pub frame_records: usize,
+    /// Bytes of records, with their lengths, at which a batch is full.
     pub frame_bytes: usize,
 }
 
@@ -50,6 +53,7 @@ pub(crate) struct RecordBatcher {
 }
 
 impl RecordBatcher {
+    /// An empty batch.
     pub fn new(limits: BatchLimits) -> Self {
         Self {
             limits,
@@ -88,6 +92,7 @@ impl RecordBatcher {
         self.records.is_empty()
     }
 
+    /// Whether it has reached a limit, so that it should be submitted.
     pub fn is_full(&self) -> bool {
         self.records.len() >= self.limits.frame_records
             || self.records.bytes() >= self.limits.frame_bytes
@@ -98,6 +103,7 @@ impl RecordBatcher {
         std::mem::replace(self, Self::new(self.limits)).finish()
     }
 
+    /// The batch; use [`Self::take`] to continue with the next one.
     pub fn finish(self) -> RecordBatch {
         RecordBatch {
             records: self.records.finish(),
@@ -109,6 +115,7 @@ impl RecordBatcher {
 /// The records of one frame.
 #[derive(Debug)]
 pub(crate) struct RecordBatch {
+    /// What is stored, truncated records included.
     pub records: Records,
     /// Index and original length of each truncated record.
     pub truncated: Vec<(u64, u64)>,

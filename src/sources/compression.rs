@@ -10,7 +10,7 @@ mod decoders;
 
 use std::io::{self, BufRead, Read};
 
-use decoders::{Decoder, Step};
+use decoders::{Damage, Decoder, DecoderStep};
 
 /// Bytes read at once, and decoded at once.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -74,7 +74,7 @@ pub(crate) enum ContentError {
     Damaged {
         compression: Compression,
         at: u64,
-        reason: String,
+        reason: Damage,
     },
     #[error("{0}")]
     Unsupported(UnsupportedFormat),
@@ -386,7 +386,7 @@ impl<R: Read> PlainReader<R> {
                 }
                 State::Member(decoder) => {
                     self.plain.resize(BUFFER_BYTES, 0);
-                    let Step {
+                    let DecoderStep {
                         consumed,
                         produced,
                         outcome,

@@ -20,9 +20,9 @@ use std::io::{self, BufRead, Read};
 use super::compression::PlainReader;
 use elements::ArrayState;
 use input::Input;
-use layout::{Layout, detect};
+use layout::{ContentLayout, detect};
 use open::is_open;
-use scan::{Progress, Scanner};
+use scan::{ScanProgress, Scanner};
 
 /// The first bytes of a content that decide how it is read.
 pub(crate) const HEAD_BYTES: usize = 1 << 10;
@@ -55,7 +55,7 @@ impl Item {
 pub(crate) struct Reader<R> {
     input: Input<R>,
     /// None until enough was read to decide it.
-    layout: Option<Layout>,
+    layout: Option<ContentLayout>,
     unwrap: Option<String>,
     max_bytes: usize,
     line: Line,
@@ -105,7 +105,7 @@ impl<R: BufRead> Reader<R> {
     /// member of a top-level object are the records.
     pub fn new(input: R, offset: u64, head: &[u8], unwrap: Option<&str>, max_bytes: usize) -> Self {
         let layout = if offset > 0 {
-            detect(head, unwrap.is_some()).or(Some(Layout::Values))
+            detect(head, unwrap.is_some()).or(Some(ContentLayout::Values))
         } else {
             None
         };
@@ -123,7 +123,7 @@ impl<R: BufRead> Reader<R> {
 
     /// Reads values from the beginning of `input`, without detecting its layout.
     pub fn for_values(input: R, unwrap: Option<&str>) -> Self {
-        let layout = Some(Layout::Values);
+        let layout = Some(ContentLayout::Values);
         Self {
             layout,
             ..Self::new(input, 0, b"", unwrap, usize::MAX)
@@ -139,20 +139,20 @@ impl<R: BufRead> Reader<R> {
     /// skipped.
     pub fn next_item(&mut self) -> io::Result<Option<Item>> {
         match self.layout()? {
-            Layout::Lines => self.next_line(),
-            Layout::Values => self.next_element(),
+            ContentLayout::Lines => self.next_line(),
+            ContentLayout::Values => self.next_element(),
         }
     }
 
-    fn layout(&mut self) -> io::Result<Layout> {
+    fn layout(&mut self) -> io::Result<ContentLayout> {
         while self.layout.is_none() {
             self.layout = detect(self.input.ahead(), self.unwrap.is_some());
             if self.layout.is_none() && !self.input.read_ahead()? {
                 // The first value is incomplete: in either layout it is not a record yet.
-                self.layout = Some(Layout::Values);
+                self.layout = Some(ContentLayout::Values);
             }
         }
-        Ok(self.layout.unwrap_or(Layout::Values))
+        Ok(self.layout.unwrap_or(ContentLayout::Values))
     }
 
     fn next_line(&mut self) -> io::Result<Option<Item>> {
@@ -341,7 +341,7 @@ pub(super) fn first_of_several(line: &[u8]) -> Option<usize> {
     }
     let (end, progress) = Scanner::new().feed(line);
     let next = line.get(end + padding(&line[end..]));
-    (progress == Progress::End && next == Some(&b'{')).then_some(end)
+    (progress == ScanProgress::End && next == Some(&b'{')).then_some(end)
 }
 
 #[cfg(test)]

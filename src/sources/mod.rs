@@ -27,6 +27,7 @@ use crate::wal::Kind;
 pub struct Stop(Arc<(AtomicBool, Mutex<()>, Condvar)>);
 
 impl Stop {
+    /// Requests the stop, and wakes all that [`Self::wait`].
     pub fn request(&self) {
         let (is_requested, lock, waiters) = &*self.0;
         is_requested.store(true, Ordering::Release);
@@ -34,6 +35,7 @@ impl Stop {
         waiters.notify_all();
     }
 
+    /// Whether the stop has been requested; it is never withdrawn.
     pub fn is_requested(&self) -> bool {
         self.0.0.load(Ordering::Acquire)
     }
@@ -56,12 +58,17 @@ impl Stop {
 /// What a source works with.
 #[derive(Clone)]
 pub struct Context {
+    /// Its name, as configured.
     pub name: String,
+    /// The stream that its records belong to.
     pub stream: String,
+    /// Accepts frames for the log.
     pub ingest: Ingest,
+    /// The request to end, to be checked at least after each frame.
     pub stop: Stop,
     /// Read what exists now, then end: a bounded run.
     pub once: bool,
+    /// How long a record may be, and what is stored of a longer one.
     pub record_limits: RecordLimits,
     /// Blocks while a view is too far behind; false when that timed out.
     pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
@@ -82,6 +89,7 @@ pub struct Context {
 pub struct SortSpace {
     /// A folder of the source's own, which it creates and removes.
     pub folder: PathBuf,
+    /// Bytes of records sorted in memory; more are written to disk as runs.
     pub memory_bytes: usize,
     /// Called from time to time while runs are written.
     pub disk: Arc<dyn Fn() -> DiskAllowance + Send + Sync>,
@@ -89,7 +97,9 @@ pub struct SortSpace {
 
 /// How many bytes may be written now, and which limit decides that.
 pub struct DiskAllowance {
+    /// May be zero: then nothing may be written.
     pub bytes: u64,
+    /// The configuration key, or what else limits it, for the error's message.
     pub limit: String,
 }
 
@@ -106,6 +116,7 @@ impl Gap {
 }
 
 impl Context {
+    /// Replaces its health, including the list of partitions that wait.
     pub fn set_health(&self, health: SourceHealth) {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
     }
@@ -123,18 +134,22 @@ impl Context {
 /// Why a source ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// A file cannot be opened or read.
     #[error("{path}: {source}")]
     Io {
         path: String,
         source: std::io::Error,
     },
+    /// A bounded run has nothing to read.
     #[error("{path} does not exist; nothing was read")]
     Missing { path: String },
+    /// `path` is not a valid glob pattern.
     #[error("{path}: {reason}")]
     Pattern { path: String, reason: String },
     /// What was read before, or in which order, does not fit the file that is to be read.
     #[error("{path}: {reason}")]
     Order { path: String, reason: String },
+    /// The log does not accept its frames.
     #[error(transparent)]
     Ingest(#[from] crate::ingest::IngestError),
 }

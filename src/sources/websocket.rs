@@ -74,7 +74,7 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
         let reason = match ended {
             Ok(()) => return Ok(()),
             Err(ListenError::Source(error)) => return Err(error),
-            Err(ListenError::Connection(reason)) => reason,
+            Err(ListenError::Connection(error)) => error.to_string(),
         };
         let was_stable = started.elapsed() > STABLE_AFTER;
         if was_stable {
@@ -106,10 +106,35 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
     Ok(())
 }
 
+/// Why a connection ended, or could not be established.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("the server did not answer in time")]
+    NoAnswer,
+    #[error("the server reads nothing")]
+    ReadsNothing,
+    /// For [`IDLE_TIMEOUT`].
+    #[error("the server sent nothing for 60 seconds")]
+    Silent,
+    #[error("the server closed the connection")]
+    Closed,
+    /// Without the closing handshake.
+    #[error("the connection ended")]
+    Ended,
+    #[error(transparent)]
+    WebSocket(Box<Error>),
+}
+
+impl From<Error> for ConnectionError {
+    fn from(error: Error) -> Self {
+        Self::WebSocket(Box::new(error))
+    }
+}
+
 /// Why listening ended before it was asked to.
 enum ListenError {
     /// The source reconnects.
-    Connection(String),
+    Connection(ConnectionError),
     Source(SourceError),
 }
 
@@ -293,11 +318,11 @@ async fn connect(
 
 async fn ping<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
-) -> Result<(), String> {
+) -> Result<(), ConnectionError> {
     match timeout(WRITE_TIMEOUT, socket.send(Message::Ping(Vec::new().into()))).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(Error::WriteBufferFull(_))) | Err(_) => Err("the server reads nothing".into()),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Err(Error::WriteBufferFull(_))) | Err(_) => Err(ConnectionError::ReadsNothing),
+        Ok(Err(error)) => Err(error.into()),
     }
 }
 
@@ -324,8 +349,8 @@ impl<'a> Listener<'a> {
         let allowance = Arc::<MessageAllowance>::default();
         let mut socket = timeout(CONNECT_TIMEOUT, connect(url, message_bytes, &allowance))
             .await
-            .map_err(|_| ListenError::Connection("the server did not answer in time".into()))?
-            .map_err(|e| ListenError::Connection(e.to_string()))?;
+            .map_err(|_| ListenError::Connection(ConnectionError::NoAnswer))?
+            .map_err(|error| ListenError::Connection(error.into()))?;
         tracing::info!(source = self.context.name, url, "connected");
         self.context.set_state(SourceState::Running, None);
         self.context.is_connected.store(true, Ordering::Release);
@@ -366,16 +391,16 @@ impl<'a> Listener<'a> {
                         }
                     }
                 }
-                Ok(Some(Err(error))) => return self.disconnect(error.to_string()),
-                Ok(None) => return self.disconnect("the connection ended".into()),
+                Ok(Some(Err(error))) => return self.disconnect(error.into()),
+                Ok(None) => return self.disconnect(ConnectionError::Ended),
             }
             if received.elapsed() > IDLE_TIMEOUT {
-                return self.disconnect("the server sent nothing for 60 seconds".into());
+                return self.disconnect(ConnectionError::Silent);
             }
             if pinged.elapsed() > PING_INTERVAL {
                 pinged = Instant::now();
-                if let Err(reason) = ping(&mut socket).await {
-                    return self.disconnect(reason);
+                if let Err(error) = ping(&mut socket).await {
+                    return self.disconnect(error);
                 }
             }
         }
@@ -387,9 +412,7 @@ impl<'a> Listener<'a> {
         match message {
             Message::Text(text) => self.add_message(text.as_bytes()),
             Message::Binary(bytes) => self.add_message(&bytes),
-            Message::Close(_) => self
-                .disconnect("the server closed the connection".into())
-                .map(|()| false),
+            Message::Close(_) => self.disconnect(ConnectionError::Closed).map(|()| false),
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(false),
         }
     }
@@ -471,13 +494,13 @@ impl<'a> Listener<'a> {
         Ok(())
     }
 
-    /// Stores what was received, and ends the connection with this reason.
-    fn disconnect(&mut self, reason: String) -> Result<(), ListenError> {
+    /// Stores what was received, and ends the connection with this error.
+    fn disconnect(&mut self, error: ConnectionError) -> Result<(), ListenError> {
         self.flush()?;
         self.wait_all()?;
         // From the last message on: a silent connection may have been dead since then.
         self.missed_since.get_or_insert(self.last_message_at);
-        Err(ListenError::Connection(reason))
+        Err(ListenError::Connection(error))
     }
 
     /// Records that messages may be missing since the connection was lost.
@@ -576,10 +599,10 @@ mod tests {
         for _ in 0..4 * MAX_WRITE_BUFFER_BYTES / 125 {
             assert!(matches!(socket.next().await, Some(Ok(Message::Ping(_)))));
         }
-        assert_eq!(
+        assert!(matches!(
             ping(&mut socket).await,
-            Err("the server reads nothing".to_owned())
-        );
+            Err(ConnectionError::ReadsNothing)
+        ));
         drop(socket);
         flood.await.expect("it ends");
     }

@@ -11,13 +11,41 @@ use super::Compression;
 /// Windows up to 2^27 bytes, as `zstd -d` reads without an option.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// The result of a step. The outcome is whether the member has ended, or why it is damaged.
-pub(super) struct Step {
+/// What a call of [`Decoder::step`] did.
+pub(super) struct DecoderStep {
+    /// Bytes of the input that were read.
     pub consumed: usize,
+    /// Bytes that were written to the output, valid also after an error.
     pub produced: usize,
-    pub outcome: Result<bool, String>,
+    /// Whether the member has ended.
+    pub outcome: Result<bool, Damage>,
 }
 
+/// Why compressed data cannot be decoded any further.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Damage {
+    #[error("an unknown compression method")]
+    UnknownMethod,
+    #[error("reserved flags are set")]
+    ReservedFlags,
+    #[error("the checksum does not match")]
+    Checksum,
+    #[error("the length does not match")]
+    Length,
+    #[error("not enough memory to decode it")]
+    OutOfMemory,
+    /// The library's message: its errors have no type in common, and cannot all be cloned.
+    #[error("{0}")]
+    Library(String),
+}
+
+impl Damage {
+    fn library(error: impl std::fmt::Display) -> Self {
+        Self::Library(error.to_string())
+    }
+}
+
+/// A decoder of one member of gzip (RFC 1952), frame of zstd (RFC 8878) or stream of bzip2.
 pub(super) enum Decoder {
     Gzip(Box<Gzip>),
     Zstd {
@@ -28,6 +56,11 @@ pub(super) enum Decoder {
 }
 
 impl Decoder {
+    /// A decoder at the start of a member.
+    ///
+    /// # Errors
+    ///
+    /// The library's, for lack of memory.
     pub fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::Gzip => Self::Gzip(Box::new(Gzip::new())),
@@ -43,7 +76,9 @@ impl Decoder {
         })
     }
 
-    pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
+    /// Decodes from the start of `input` to the start of `output`, as much as it likes. A step that
+    /// neither reads nor writes needs more input.
+    pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> DecoderStep {
         match self {
             Self::Gzip(gzip) => gzip.step(input, output),
             Self::Zstd {
@@ -61,9 +96,9 @@ impl Decoder {
                         *next_input_bytes = next.max(1);
                         Ok(next == 0)
                     }
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => Err(Damage::library(error)),
                 };
-                Step {
+                DecoderStep {
                     consumed,
                     produced,
                     outcome,
@@ -75,11 +110,11 @@ impl Decoder {
                 let consumed = (decoder.total_in() - read) as usize;
                 let produced = (decoder.total_out() - written) as usize;
                 let outcome = match result {
-                    Ok(bzip2::Status::MemNeeded) => Err("not enough memory to decode it".into()),
+                    Ok(bzip2::Status::MemNeeded) => Err(Damage::OutOfMemory),
                     Ok(status) => Ok(status == bzip2::Status::StreamEnd),
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => Err(Damage::library(error)),
                 };
-                Step {
+                DecoderStep {
                     consumed,
                     produced,
                     outcome,
@@ -162,9 +197,9 @@ impl Gzip {
         }
     }
 
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
+    fn step(&mut self, input: &[u8], output: &mut [u8]) -> DecoderStep {
         let mut consumed = 0;
-        let step = |consumed, produced, outcome| Step {
+        let step = |consumed, produced, outcome| DecoderStep {
             consumed,
             produced,
             outcome,
@@ -189,7 +224,7 @@ impl Gzip {
         }
     }
 
-    fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> (usize, usize, Result<(), String>) {
+    fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> (usize, usize, Result<(), Damage>) {
         let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
         let result = self
             .inflate
@@ -206,16 +241,16 @@ impl Gzip {
         (
             consumed,
             produced,
-            result.map(drop).map_err(|e| e.to_string()),
+            result.map(drop).map_err(Damage::library),
         )
     }
 
     /// Consumes a byte of the header or the trailer; true when the member has ended.
-    fn advance(&mut self, byte: u8) -> Result<bool, String> {
+    fn advance(&mut self, byte: u8) -> Result<bool, Damage> {
         self.part = match &mut self.part {
             Part::Fixed { at, flags } => match at {
-                2 if byte != 8 => return Err("an unknown compression method".into()),
-                3 if byte & 0xe0 != 0 => return Err("reserved flags are set".into()),
+                2 if byte != 8 => return Err(Damage::UnknownMethod),
+                3 if byte & 0xe0 != 0 => return Err(Damage::ReservedFlags),
                 3 => Part::Fixed { at: 4, flags: byte },
                 9 => next_part(*flags),
                 _ => Part::Fixed {
@@ -261,7 +296,7 @@ impl Gzip {
         Ok(false)
     }
 
-    fn check_trailer(&self) -> Result<bool, String> {
+    fn check_trailer(&self) -> Result<bool, Damage> {
         let Part::Trailer {
             bytes: [a, b, c, d, e, f, g, h],
             ..
@@ -270,10 +305,10 @@ impl Gzip {
             return Ok(false);
         };
         if u32::from_le_bytes([a, b, c, d]) != self.crc.sum() {
-            return Err("the checksum does not match".into());
+            return Err(Damage::Checksum);
         }
         if u32::from_le_bytes([e, f, g, h]) != self.crc.amount() {
-            return Err("the length does not match".into());
+            return Err(Damage::Length);
         }
         Ok(true)
     }

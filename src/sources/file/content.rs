@@ -47,6 +47,7 @@ pub(super) struct Content {
 }
 
 impl Content {
+    /// Looks at the first bytes to find out whether it is compressed.
     pub fn new(file: Arc<File>) -> io::Result<Self> {
         let is_compressed = PlainReader::new(PositionalReader::new(file.clone()))?
             .compression()
@@ -57,10 +58,12 @@ impl Content {
         })
     }
 
+    /// The descriptor, which stays open while the file is renamed or removed.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
+    /// Whether its offsets count plain bytes that differ from the stored ones.
     pub fn is_compressed(&self) -> bool {
         self.is_compressed
     }
@@ -133,6 +136,7 @@ impl Content {
 
 /// The records of a file, with the checksum of the bytes before them.
 pub(super) struct RecordReader {
+    /// Splits the plain bytes into records.
     pub reader: Reader<BufReader<Tee>>,
     trail: Rc<RefCell<ReadAhead>>,
     is_compressed: bool,
@@ -205,6 +209,7 @@ impl Read for Tee {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Trail {
+    /// Plain bytes that the checksum covers.
     pub end: u64,
     /// CRC-32C of everything before `end`; none where it is unknown.
     pub crc: Option<u32>,
@@ -229,6 +234,7 @@ impl Trail {
         }
     }
 
+    /// Continues the checksum by the bytes that follow.
     pub fn advance(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
         self.crc = self.crc.map(|crc| crc32c::crc32c_append(crc, bytes));
@@ -256,6 +262,7 @@ impl Trail {
 
 /// The beginning of a content.
 pub(super) struct Prefix {
+    /// What was read: up to the offset, or to the end of a shorter content.
     pub trail: Trail,
     /// It is shorter than asked for, because the file is compressed and incomplete.
     pub is_truncated: bool,

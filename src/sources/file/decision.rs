@@ -27,9 +27,11 @@ pub(super) struct Candidate {
     pub is_live: bool,
     /// Everything of that other file has been read.
     pub is_at_end: bool,
+    /// How its content compares with what the partition has read.
     pub comparison: Comparison,
 }
 
+/// What to do with a file that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// It is the file of this candidate: reading continues at the partition's offset.

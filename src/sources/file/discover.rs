@@ -23,8 +23,11 @@ const COMPRESSED_EXTENSIONS: [&str; 6] = [".gz", ".zst", ".bz2", ".xz", ".lz4", 
 /// A file's metadata: as long as none of it changes, nor does the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
+    /// Device of the file system. It and the inode name an open file uniquely.
     pub device: u64,
+    /// Inode number, which may be reused once the file is gone.
     pub inode: u64,
+    /// Bytes of the file as stored.
     pub size: u64,
     /// Nanoseconds since 1970.
     pub modified: u64,
@@ -46,6 +49,7 @@ impl From<&Metadata> for Stamp {
 }
 
 impl Stamp {
+    /// Whether both are of one file, whatever its path and content.
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
@@ -65,6 +69,7 @@ pub(super) enum Role {
 /// The result of a walk.
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
+    /// Files that match, or are next to one that does, by path as configured.
     pub files: BTreeMap<PathBuf, (Stamp, Role)>,
     /// Folders that were listed, with their modification time.
     pub folders: BTreeMap<PathBuf, u64>,
@@ -90,6 +95,9 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
+    /// Compiles the patterns of a source.
+    /// // # Errors
+    /// // The first pattern that is not a valid glob.
     pub fn new(def: &FileDef) -> Result<Self, globset::Error> {
         let is_glob = def.is_glob();
         let glob = is_glob
@@ -114,6 +122,7 @@ impl Pattern {
         })
     }
 
+    /// The path or pattern, as configured.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -63,6 +63,7 @@ impl Extent {
         self.finished.insert(id);
     }
 
+    /// Whether [`Self::finish`] was called for the partition; false for a file without one.
     pub fn is_finished(&self, id: Option<PartitionId>) -> bool {
         id.is_some_and(|id| self.finished.contains(&id))
     }

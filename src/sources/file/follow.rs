@@ -41,6 +41,7 @@ impl From<io::Error> for ReadError {
 /// The result of reading a slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slice {
+    /// Records were read.
     pub was_busy: bool,
     /// Nothing more for now.
     pub is_end: bool,
@@ -61,7 +62,7 @@ enum SliceEnd {
 /// What is stored with a frame: where the partition continues, the checksum of the content up to
 /// there, and size and modification time of the file if that is all of it.
 #[derive(Clone, Copy)]
-struct Progress {
+struct PartitionProgress {
     next_offset: u64,
     content: Option<u32>,
     complete: Option<Stamp>,
@@ -69,6 +70,7 @@ struct Progress {
 
 /// A file with its descriptor.
 pub(super) struct Follower {
+    /// The partition that its records belong to.
     pub id: PartitionId,
     /// The path of the file; none once it was renamed, replaced or removed.
     pub path: Option<PathBuf>,
@@ -87,6 +89,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
+    /// Follows a file from its partition's offset, up to `end` where that is set.
     pub fn new(
         id: PartitionId,
         path: PathBuf,
@@ -109,10 +112,12 @@ impl Follower {
         }
     }
 
+    /// The descriptor, whatever is at the path by now.
     pub fn file(&self) -> &Arc<File> {
         self.content.file()
     }
 
+    /// The file, read from any offset.
     pub fn content(&self) -> &Content {
         &self.content
     }
@@ -146,6 +151,7 @@ impl Follower {
         self.reader.is_some()
     }
 
+    /// The file's metadata now.
     pub fn stamp(&self) -> io::Result<Stamp> {
         Ok(Stamp::from(&self.file().metadata()?))
     }
@@ -211,7 +217,7 @@ impl Follower {
             if frame.is_full() {
                 let full =
                     std::mem::replace(&mut frame, FrameBuilder::with_capacity(context, next));
-                let progress = Progress {
+                let progress = PartitionProgress {
                     next_offset: next,
                     content: reader.crc_at(next),
                     complete: None,
@@ -226,7 +232,7 @@ impl Follower {
             .opened
             .filter(|stamp| is_end_of_content && reader.has_read_all(stamp.size));
         if !frame.is_empty() {
-            let progress = Progress {
+            let progress = PartitionProgress {
                 next_offset: next,
                 content: reader.crc_at(next),
                 complete,
@@ -327,7 +333,7 @@ impl Follower {
         registry: &mut PartitionRegistry,
         in_flight: &mut InFlight,
         frame: FrameBuilder,
-        progress: Progress,
+        progress: PartitionProgress,
     ) -> Result<(), SourceError> {
         let next_offset = progress.next_offset;
         let file = FileIdentity {
@@ -398,7 +404,7 @@ impl Follower {
         // Between the last complete element of an array and this one is a separator: the offset
         // passes it, and so must the checksum that is stored with the offset.
         let trail = reader.trail_at(item.start);
-        let progress = Progress {
+        let progress = PartitionProgress {
             next_offset: item.start,
             content: trail.as_ref().and_then(|trail| trail.crc),
             complete: None,

@@ -68,9 +68,11 @@ pub(super) fn each_record(item: &Item, limits: &RecordLimits, visit: &mut dyn Fn
 
 /// Where a frame belongs in its partition.
 pub(in crate::sources) struct FramePosition<'a> {
+    /// Name of the partition.
     pub partition: &'a str,
     /// Where the partition continues after the frame.
     pub next_offset: u64,
+    /// What recognizes the file when reading resumes after the frame.
     pub file: Option<FileIdentity>,
 }
 
@@ -83,6 +85,7 @@ pub(in crate::sources) struct FrameBuilder {
 }
 
 impl FrameBuilder {
+    /// An empty frame of which the first record would be at this offset.
     pub fn new(context: &Context, first_offset: u64) -> Self {
         Self {
             batcher: RecordBatcher::new(batch_limits(context)),
@@ -124,10 +127,12 @@ impl FrameBuilder {
         self.batcher.is_empty()
     }
 
+    /// Whether it has as many records or bytes as a frame may have.
     pub fn is_full(&self) -> bool {
         self.batcher.is_full()
     }
 
+    /// The frame, ready for the log.
     pub fn finish(self, context: &Context, position: FramePosition<'_>) -> Submission {
         let first_offset = self.first_offset;
         let batch = self.batcher.finish();

@@ -21,9 +21,13 @@ const MIN_DISTINCTIVE_BYTES: u64 = 1 << 10;
 
 /// A file that is being identified.
 pub(super) struct Sample<'a> {
+    /// Where it was found.
     pub path: &'a Path,
+    /// Its metadata when it was opened.
     pub stamp: Stamp,
+    /// Its bytes.
     pub content: &'a Content,
+    /// Its first bytes, up to the length that identifies a file.
     pub head: &'a [u8],
     /// The partition of the path's file until now.
     pub bound: Option<PartitionId>,
@@ -31,7 +35,9 @@ pub(super) struct Sample<'a> {
 
 /// The result of a comparison with one partition.
 pub(super) struct Match {
+    /// The partition.
     pub id: PartitionId,
+    /// What decides whether the file continues it.
     pub candidate: Candidate,
     /// The content that both have in common.
     pub trail: Trail,

@@ -11,11 +11,14 @@ use crate::wal::FileIdentity;
 /// Partitions whose last bytes are held, so that a copy which is a little shorter is recognized.
 const MAX_TRAILS: usize = 64;
 
+/// Index of a partition in its registry, which never removes one.
 pub(super) type PartitionId = usize;
 
 /// The content of one file, up to the offset at which reading continues.
 pub(super) struct Partition {
+    /// `<path>@<inode>`, by the path at which the content was first found.
     pub name: String,
+    /// What the log has of it: offset, and identity of the file.
     pub state: PartitionState,
     /// The last bytes read; none where they were not read by this process, or long ago.
     pub trail: Option<Trail>,
@@ -28,6 +31,7 @@ pub(super) struct Partition {
 }
 
 impl Partition {
+    /// Identity of the file; zeros for a partition without one.
     pub fn file(&self) -> FileIdentity {
         self.state.file.unwrap_or_default()
     }
@@ -51,6 +55,7 @@ pub(super) struct PartitionRegistry {
 }
 
 impl PartitionRegistry {
+    /// The partitions that the operators remember, by name.
     pub fn new(partitions: &[(String, PartitionState)]) -> Self {
         let mut registry = Self::default();
         for (name, state) in partitions {
@@ -59,10 +64,13 @@ impl PartitionRegistry {
         registry
     }
 
+    /// The partition of an id of this registry.
     pub fn get(&self, id: PartitionId) -> &Partition {
         &self.partitions[id]
     }
 
+    /// As [`Self::get`]. Its file is changed by [`Self::set_identity`] only, which keeps the
+    /// indices.
     pub fn get_mut(&mut self, id: PartitionId) -> &mut Partition {
         &mut self.partitions[id]
     }
@@ -111,6 +119,7 @@ impl PartitionRegistry {
         )
     }
 
+    /// Changes the identity of a partition's file, and the indices by it.
     pub fn set_identity(&mut self, id: PartitionId, file: FileIdentity) {
         let before = self.partitions[id].state.file.replace(file);
         if before.is_none_or(|before| before.inode != file.inode) {
@@ -155,10 +164,12 @@ impl PartitionRegistry {
         self.by_inode.contains_key(&inode)
     }
 
+    /// Partitions whose file has, or had, this inode.
     pub fn by_inode(&self, inode: u64) -> &[PartitionId] {
         self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
     }
 
+    /// Partitions whose content was first found at this path.
     pub fn by_path(&self, path: &str) -> &[PartitionId] {
         self.by_path.get(path).map_or(&[], Vec::as_slice)
     }

@@ -46,6 +46,7 @@ pub(super) struct Rotations {
     older: HashSet<(usize, u32)>,
     /// The content that an earlier process read last.
     last: Option<PartitionId>,
+    /// The folder was walked at least once in this process.
     pub has_walked: bool,
     /// Counts since the last check: rotated files found next to the path, appearances of a file at
     /// the path by the system's notifications, and files that scans saw there.
@@ -93,6 +94,7 @@ impl Rotations {
         }
     }
 
+    /// The path of a source of one file; none for a pattern.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -111,6 +113,7 @@ impl Rotations {
         stamp.modified < self.since && self.first != Some((stamp.device, stamp.inode))
     }
 
+    /// A file with a rotated name was found next to the path.
     pub fn count_found(&mut self) {
         self.found += 1;
     }

@@ -14,6 +14,7 @@ const MAX_CHANGED: usize = 4_096;
 /// What changed since the last scan.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
+    /// Changed paths, as configured.
     pub paths: BTreeSet<PathBuf>,
     /// There are more changes, whose paths are unknown.
     pub is_incomplete: bool,
@@ -21,6 +22,7 @@ pub(super) struct Changes {
     pub appearances: u64,
 }
 
+/// Notifications of the system about folders, collected until the next scan.
 #[derive(Default)]
 pub(super) struct Watch {
     changes: Arc<Mutex<Changes>>,
@@ -83,6 +85,7 @@ impl Watch {
         }
     }
 
+    /// What changed since the last call.
     pub fn take(&self) -> Changes {
         let mut changes =
             std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));

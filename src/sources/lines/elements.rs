@@ -16,7 +16,7 @@
 use std::io::{self, BufRead};
 
 use super::layout::{Starts, Style, record_starts};
-use super::scan::{Progress, Scanner};
+use super::scan::{ScanProgress, Scanner};
 use super::{BOM, Item, Reader, is_padding, trim_end};
 
 /// Where damage is detected late, reading resumes at the first line that may begin a record, or at
@@ -107,14 +107,14 @@ impl<R: BufRead> Reader<R> {
         self.array = ArrayState::default();
         let mut item = self.begin();
         match self.scan(&mut scanner, &mut item)? {
-            Progress::Unwrapped => {
+            ScanProgress::Unwrapped => {
                 self.add_dropped_members(&scanner);
                 self.array.is_inside = true;
                 return Ok(None);
             }
-            Progress::More => {}
-            Progress::End if self.is_valid(&item)? => item.is_terminated = true,
-            Progress::End | Progress::Invalid => return self.damaged(item).map(Some),
+            ScanProgress::More => {}
+            ScanProgress::End if self.is_valid(&item)? => item.is_terminated = true,
+            ScanProgress::End | ScanProgress::Invalid => return self.damaged(item).map(Some),
         }
         self.end(&mut item);
         Ok(Some(item))
@@ -127,26 +127,26 @@ impl<R: BufRead> Reader<R> {
         let progress = self.scan(&mut scanner, &mut item)?;
         self.add_dropped_members(&scanner);
         Ok(match progress {
-            Progress::Unwrapped => {
+            ScanProgress::Unwrapped => {
                 self.array = ArrayState::INSIDE;
                 ObjectTail::Skipped
             }
-            Progress::End => {
+            ScanProgress::End => {
                 self.array = ArrayState::default();
                 ObjectTail::Skipped
             }
-            Progress::More => ObjectTail::EndOfInput,
-            Progress::Invalid => ObjectTail::Damaged(self.damaged(item)?),
+            ScanProgress::More => ObjectTail::EndOfInput,
+            ScanProgress::Invalid => ObjectTail::Damaged(self.damaged(item)?),
         })
     }
 
     /// Scans a value until it ends or turns out to be invalid; `More` at the end of the input.
-    fn scan(&mut self, scanner: &mut Scanner, item: &mut Item) -> io::Result<Progress> {
+    fn scan(&mut self, scanner: &mut Scanner, item: &mut Item) -> io::Result<ScanProgress> {
         let mut style = None;
         loop {
             let available = self.input.fill()?;
             if available.is_empty() {
-                return Ok(Progress::More);
+                return Ok(ScanProgress::More);
             }
             // A line at a time, so that no more than a line is put back; a chunk at a time, so that
             // the bytes after a short value are not searched again for each value before them.
@@ -165,9 +165,9 @@ impl<R: BufRead> Reader<R> {
                 && item.has_all_bytes()
                 && record_starts(&item.bytes, column).is_some()
             {
-                return Ok(Progress::Invalid);
+                return Ok(ScanProgress::Invalid);
             }
-            if progress != Progress::More {
+            if progress != ScanProgress::More {
                 return Ok(progress);
             }
         }

@@ -32,10 +32,12 @@ impl<R: BufRead> Input<R> {
         }
     }
 
+    /// Offset of the next byte in the content.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
+    /// The first bytes of the content, as far as they are known.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
@@ -49,6 +51,7 @@ impl<R: BufRead> Input<R> {
         }
     }
 
+    /// Moves on by bytes that [`Self::fill`] returned.
     pub fn consume(&mut self, bytes: usize) {
         let known = self.head.len() as u64;
         if known < HEAD_BYTES as u64 && self.offset <= known && known < self.offset + bytes as u64 {
@@ -78,6 +81,7 @@ impl<R: BufRead> Input<R> {
             .extend_from_slice(next.get(from..to).unwrap_or_default());
     }
 
+    /// The next byte; none at the end.
     pub fn peek(&mut self) -> io::Result<Option<u8>> {
         Ok(self.fill()?.first().copied())
     }

@@ -1,11 +1,11 @@
 //! How a content is divided into records. Its first bytes alone decide that, so that reading can
 //! resume anywhere in it.
 
-use super::scan::{Progress, Scanner};
+use super::scan::{ScanProgress, Scanner};
 use super::{BOM, HEAD_BYTES, is_padding, padding};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum ContentLayout {
     /// A record is a line.
     Lines,
     /// A record is a JSON value, on one line or several: pretty-printed objects, elements of an
@@ -15,47 +15,47 @@ pub(super) enum Layout {
 
 /// The layout of a content that begins with `head`; none if that is too little to decide it. Only
 /// the first [`HEAD_BYTES`] bytes count.
-pub(super) fn detect(head: &[u8], is_unwrapped: bool) -> Option<Layout> {
+pub(super) fn detect(head: &[u8], is_unwrapped: bool) -> Option<ContentLayout> {
     let (head, is_full) = (
         &head[..head.len().min(HEAD_BYTES)],
         head.len() >= HEAD_BYTES,
     );
     let text = &head[padding(head)..];
     if BOM.starts_with(text) {
-        return is_full.then_some(Layout::Lines);
+        return is_full.then_some(ContentLayout::Lines);
     }
     if is_unwrapped {
-        return Some(Layout::Values);
+        return Some(ContentLayout::Values);
     }
     match text[0] {
         b'[' => match text[1..]
             .iter()
             .find(|b| !matches!(b, b' ' | b'\t' | b'\r'))
         {
-            Some(b'{' | b'[' | b'"' | b']' | b'\n') => Some(Layout::Values),
+            Some(b'{' | b'[' | b'"' | b']' | b'\n') => Some(ContentLayout::Values),
             // Text that begins with a bracket, such as a time.
-            Some(_) => Some(Layout::Lines),
-            None => is_full.then_some(Layout::Values),
+            Some(_) => Some(ContentLayout::Lines),
+            None => is_full.then_some(ContentLayout::Values),
         },
         b'{' => detect_object(text, is_full),
-        _ => Some(Layout::Lines),
+        _ => Some(ContentLayout::Lines),
     }
 }
 
 /// The layout is lines if the first object ends on its line, or if that line is damaged; else
 /// values span lines.
-fn detect_object(text: &[u8], is_full: bool) -> Option<Layout> {
+fn detect_object(text: &[u8], is_full: bool) -> Option<ContentLayout> {
     let (consumed, progress) = Scanner::new().feed(text);
     let Some(newline) = memchr::memchr(b'\n', &text[..consumed]) else {
-        return (progress != Progress::More || is_full).then_some(Layout::Lines);
+        return (progress != ScanProgress::More || is_full).then_some(ContentLayout::Lines);
     };
     let second = text[newline..].iter().find(|b| !is_padding(**b));
     match progress {
         // The next line begins an object of its own: the first one is truncated.
-        Progress::Invalid if second == Some(&b'{') => Some(Layout::Lines),
-        Progress::Invalid if second.is_none() && !is_full => None,
-        Progress::More if !is_full => None,
-        _ => Some(Layout::Values),
+        ScanProgress::Invalid if second == Some(&b'{') => Some(ContentLayout::Lines),
+        ScanProgress::Invalid if second.is_none() && !is_full => None,
+        ScanProgress::More if !is_full => None,
+        _ => Some(ContentLayout::Values),
     }
 }
 
@@ -100,7 +100,7 @@ fn first_record(head: &[u8], unwrap: Option<&str>) -> usize {
         match (byte, unwrap) {
             (b'[', _) if !in_array => in_array = true,
             (b'{', Some(name)) if !in_array => match Scanner::unwrapping(name).feed(&head[at..]) {
-                (consumed, Progress::Unwrapped) => {
+                (consumed, ScanProgress::Unwrapped) => {
                     at += consumed - 1;
                     in_array = true;
                 }
@@ -117,8 +117,11 @@ fn first_record(head: &[u8], unwrap: Option<&str>) -> usize {
 /// Where records may begin in some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Starts {
+    /// Index of the first start.
     pub first: usize,
+    /// Index of the last start.
     pub last: usize,
+    /// How many there are.
     pub count: usize,
 }
 
@@ -158,23 +161,23 @@ mod tests {
             ("{", None),
             ("{\"a\":1,\n", None),
             ("[", None),
-            ("{\"a\":1}", Some(Layout::Lines)),
-            ("\0\0 {\"a\":1}\n", Some(Layout::Lines)),
-            ("{\"a\":1}{\"a\"", Some(Layout::Lines)),
-            ("{\"a\":\"x\n", Some(Layout::Lines)),
-            ("{\"a\":1,\n{\"a\":1}\n", Some(Layout::Lines)),
-            (&long, Some(Layout::Lines)),
-            ("[2024-01-01 10:00:00] text\n", Some(Layout::Lines)),
-            ("[\na\"", Some(Layout::Values)),
-            ("a,b\n", Some(Layout::Lines)),
-            ("{\n  \"a\": 1\n}", Some(Layout::Values)),
-            ("{\n  \"a\": 1 2", Some(Layout::Values)),
-            (&pretty, Some(Layout::Values)),
-            ("\u{feff}[\n {", Some(Layout::Values)),
+            ("{\"a\":1}", Some(ContentLayout::Lines)),
+            ("\0\0 {\"a\":1}\n", Some(ContentLayout::Lines)),
+            ("{\"a\":1}{\"a\"", Some(ContentLayout::Lines)),
+            ("{\"a\":\"x\n", Some(ContentLayout::Lines)),
+            ("{\"a\":1,\n{\"a\":1}\n", Some(ContentLayout::Lines)),
+            (&long, Some(ContentLayout::Lines)),
+            ("[2024-01-01 10:00:00] text\n", Some(ContentLayout::Lines)),
+            ("[\na\"", Some(ContentLayout::Values)),
+            ("a,b\n", Some(ContentLayout::Lines)),
+            ("{\n  \"a\": 1\n}", Some(ContentLayout::Values)),
+            ("{\n  \"a\": 1 2", Some(ContentLayout::Values)),
+            (&pretty, Some(ContentLayout::Values)),
+            ("\u{feff}[\n {", Some(ContentLayout::Values)),
         ] {
             assert_eq!(detect(head.as_bytes(), false), layout, "{head}");
         }
-        assert_eq!(detect(b"{\"a\":1}", true), Some(Layout::Values));
+        assert_eq!(detect(b"{\"a\":1}", true), Some(ContentLayout::Values));
     }
 
     #[test]

@@ -18,7 +18,7 @@
 
 use std::io::{self, BufRead};
 
-use super::scan::{Progress, Scanner};
+use super::scan::{ScanProgress, Scanner};
 use super::{Item, Reader, padding};
 
 /// What a line that has only the opening brace of an object turns out to be.
@@ -86,12 +86,12 @@ impl<R: BufRead> Reader<R> {
             }
             let (consumed, progress) = scanner.feed(line);
             match progress {
-                Progress::More if newline.is_none() => break OpenLine::Incomplete,
-                Progress::More => {}
-                Progress::End if padding(&line[consumed..]) == line.len() - consumed => {
+                ScanProgress::More if newline.is_none() => break OpenLine::Incomplete,
+                ScanProgress::More => {}
+                ScanProgress::End if padding(&line[consumed..]) == line.len() - consumed => {
                     break OpenLine::Value(at + consumed, at + line.len());
                 }
-                Progress::End | Progress::Invalid | Progress::Unwrapped => {
+                ScanProgress::End | ScanProgress::Invalid | ScanProgress::Unwrapped => {
                     break OpenLine::SingleLine;
                 }
             }

@@ -9,8 +9,9 @@ const MAX_KNOWN_DEPTH: u32 = 128;
 const MAX_NAMES: usize = 16;
 const MAX_NAME_BYTES: usize = 64;
 
+/// How far a call of [`Scanner::feed`] came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum ScanProgress {
     /// The value continues after these bytes.
     More,
     /// The value ended with the last consumed byte.
@@ -92,14 +93,14 @@ impl Scanner {
     }
 
     /// Consumes the bytes that belong to the value; how many those are.
-    pub fn feed(&mut self, bytes: &[u8]) -> (usize, Progress) {
+    pub fn feed(&mut self, bytes: &[u8]) -> (usize, ScanProgress) {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             if let Expect::String { is_key, is_escaped } = self.expect {
                 let (length, is_valid) = self.string(&bytes[at..], is_key, is_escaped);
                 at += length;
                 if !is_valid {
-                    return (at, Progress::Invalid);
+                    return (at, ScanProgress::Invalid);
                 }
             } else if self.expect == Expect::Scalar {
                 at += bytes[at..].iter().take_while(|b| is_scalar(**b)).count();
@@ -111,16 +112,16 @@ impl Scanner {
                 continue;
             } else {
                 match self.token(byte) {
-                    Progress::Invalid => return (at, Progress::Invalid),
-                    Progress::Unwrapped => return (at + 1, Progress::Unwrapped),
+                    ScanProgress::Invalid => return (at, ScanProgress::Invalid),
+                    ScanProgress::Unwrapped => return (at + 1, ScanProgress::Unwrapped),
                     _ => at += 1,
                 }
             }
             if self.expect == Expect::CommaOrEnd && self.depth == 0 {
-                return (at, Progress::End);
+                return (at, ScanProgress::End);
             }
         }
-        (at, Progress::More)
+        (at, ScanProgress::More)
     }
 
     /// Inside a string: the bytes consumed, and whether the next one may be part of it.
@@ -162,7 +163,7 @@ impl Scanner {
         (at + 1, true)
     }
 
-    fn token(&mut self, byte: u8) -> Progress {
+    fn token(&mut self, byte: u8) -> ScanProgress {
         use Expect::{Colon, CommaOrEnd, Key, KeyOrEnd, Scalar, Value, ValueOrEnd};
         let is_object = self.objects & 1 == 1;
         let is_known = self.depth <= MAX_KNOWN_DEPTH;
@@ -175,7 +176,7 @@ impl Scanner {
                 let is_unwrapped = self.is_at_target();
                 self.open(false);
                 if is_unwrapped {
-                    return Progress::Unwrapped;
+                    return ScanProgress::Unwrapped;
                 }
                 ValueOrEnd
             }
@@ -197,9 +198,9 @@ impl Scanner {
             (CommaOrEnd, b':') if !is_known => Value,
             (CommaOrEnd | KeyOrEnd, b'}') if is_object || !is_known => self.close(),
             (CommaOrEnd | ValueOrEnd, b']') if !is_object || !is_known => self.close(),
-            _ => return Progress::Invalid,
+            _ => return ScanProgress::Invalid,
         };
-        Progress::More
+        ScanProgress::More
     }
 
     fn open(&mut self, is_object: bool) {
@@ -273,18 +274,18 @@ fn is_scalar(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    fn scan(text: &str) -> (usize, Progress) {
+    fn scan(text: &str) -> (usize, ScanProgress) {
         Scanner::new().feed(text.as_bytes())
     }
 
     #[test]
     fn a_value_ends_where_its_structure_does() {
-        assert_eq!(scan(r#"{"a":{"b":[1,{}]}}{"c"#), (18, Progress::End));
-        assert_eq!(scan(r#""a\"}" :"#), (6, Progress::End));
-        assert_eq!(scan("[] "), (2, Progress::End));
-        assert_eq!(scan("12 "), (2, Progress::End));
-        assert_eq!(scan("12"), (2, Progress::More));
-        assert_eq!(scan(r#"{"a":1,"#), (7, Progress::More));
+        assert_eq!(scan(r#"{"a":{"b":[1,{}]}}{"c"#), (18, ScanProgress::End));
+        assert_eq!(scan(r#""a\"}" :"#), (6, ScanProgress::End));
+        assert_eq!(scan("[] "), (2, ScanProgress::End));
+        assert_eq!(scan("12 "), (2, ScanProgress::End));
+        assert_eq!(scan("12"), (2, ScanProgress::More));
+        assert_eq!(scan(r#"{"a":1,"#), (7, ScanProgress::More));
     }
 
     #[test]
@@ -300,7 +301,7 @@ mod tests {
             ("{\"a\":1\0}", 6),
             ("]", 0),
         ] {
-            assert_eq!(scan(text), (at, Progress::Invalid), "{text}");
+            assert_eq!(scan(text), (at, ScanProgress::Invalid), "{text}");
         }
     }
 
@@ -311,26 +312,26 @@ mod tests {
             "[{\"a\":1,\"b\":".repeat(200) + "1",
             "},2]".repeat(200)
         );
-        assert_eq!(scan(&text), (text.len(), Progress::End));
+        assert_eq!(scan(&text), (text.len(), ScanProgress::End));
     }
 
     #[test]
     fn a_member_of_the_outermost_object_is_unwrapped() {
         let text = r#"{"x":{"Records":[1]},"Rec\u006frds" : [{}]}"#;
         let mut scanner = Scanner::unwrapping("Records");
-        assert_eq!(scanner.feed(text.as_bytes()), (39, Progress::Unwrapped));
+        assert_eq!(scanner.feed(text.as_bytes()), (39, ScanProgress::Unwrapped));
         assert_eq!(scanner.other_members(), ["x"]);
         assert_eq!(
             Scanner::unwrapping("a").feed(br#"{"a":{},"b":[]}"#),
-            (15, Progress::End)
+            (15, ScanProgress::End)
         );
         assert_eq!(
             Scanner::unwrapping("a").feed(br#"[{"a":[]}]"#),
-            (10, Progress::End)
+            (10, ScanProgress::End)
         );
         assert_eq!(
             Scanner::inside_object("a").feed(br#","b":[1]} "#),
-            (9, Progress::End)
+            (9, ScanProgress::End)
         );
     }
 }

@@ -35,7 +35,7 @@ use crate::event::{Micros, SourceState};
 use crate::ingest::SortTimes;
 use crate::operators::PartitionState;
 use crate::wal::{FileIdentity, Sorted};
-use resume::ResumePoint;
+use resume::{ResumeError, ResumePoint};
 use sort::{Key, SortError, Sortable, SortedRecords, Sorter};
 
 /// How often a waiting source checks its file, and how often progress is published.
@@ -162,6 +162,11 @@ impl OrderedSource<'_> {
         }
     }
 
+    /// The error for records that are not in the order of those read before.
+    fn other_order(&self, read: u64) -> SourceError {
+        self.error(&ResumeError::OtherOrder { read }.to_string())
+    }
+
     fn stamp(&self) -> Option<Stamp> {
         std::fs::metadata(&self.path)
             .ok()
@@ -196,7 +201,7 @@ impl OrderedSource<'_> {
             crc,
         };
         let resume_point = resume::decide(&self.partitions, &identity);
-        match resume_point.map_err(|reason| self.error(&reason))? {
+        match resume_point.map_err(|error| self.error(&error.to_string()))? {
             ResumePoint::Complete(partition) => self.record_end(partition, &input.stamp)?,
             ResumePoint::Partition(partition) => self.read(&input, crc, Some(partition))?,
             ResumePoint::Start => self.read(&input, crc, None)?,
@@ -324,7 +329,7 @@ impl OrderedSource<'_> {
         let mut frame = FrameBuilder::new(self.context, resume_offset);
         loop {
             if next == resume_offset && order != resume_order {
-                return Err(self.error(&resume::changed_order(resume_offset)).into());
+                return Err(self.other_order(resume_offset).into());
             }
             let record = sorted.next()?;
             let is_last = record.is_none() || self.context.stop.is_requested();
@@ -361,7 +366,7 @@ impl OrderedSource<'_> {
             next += 1;
         }
         if next < resume_offset && !self.context.stop.is_requested() {
-            return Err(self.error(&resume::changed_order(resume_offset)).into());
+            return Err(self.other_order(resume_offset).into());
         }
         Ok(in_flight.wait_all()?)
     }

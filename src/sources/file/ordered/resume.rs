@@ -23,10 +23,40 @@ pub(super) enum ResumePoint {
     Start,
 }
 
+/// Why a file cannot be read in order of event time, and what to do.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ResumeError {
+    #[error(
+        "this source has read {path} in file order, and does not read a record twice; remove `order`, or, to read its records again in order of event time, give the source another name or use a new data folder"
+    )]
+    ReadInFileOrder { path: String },
+    #[error(
+        "it is not the file of which {} of {} records were read in order of event time: it has {size} bytes and CRC-32C {crc:08x}, while that file ({path}) had {} bytes and CRC-32C {:08x}; restore that file, or give the source another name, under which this file is read from its start",
+        .next_offset, .sorted.records, .sorted.size, .sorted.crc
+    )]
+    OtherContent {
+        /// Size in bytes and CRC-32C of the file that is to be read.
+        size: u64,
+        crc: u32,
+        /// The path and content of the file that was read, and the ordinal at which it continues.
+        path: String,
+        sorted: Sorted,
+        next_offset: u64,
+    },
+    /// The records before the offset are not those that were read.
+    #[error(
+        "its records are in another order than when the first {read} were read, because something that decides it has changed: `schema`, `select`, `require`, `time_range` or `time_zone` of the stream, `unwrap` of the source, `[limits] record`, or the version of weir; undo the change until the file is read, or give the source another name, under which the file is read from its start"
+    )]
+    OtherOrder { read: u64 },
+}
+
 /// The file that is to be read.
 pub(super) struct Identity<'a> {
+    /// Where it is now.
     pub path: &'a Path,
+    /// Its inode, which stays when it is renamed.
     pub inode: u64,
+    /// Bytes of the file as stored, and their CRC-32C.
     pub size: u64,
     pub crc: u32,
 }
@@ -59,19 +89,18 @@ pub(super) fn is_complete(partitions: &[(String, PartitionState)], stamp: &Stamp
     })
 }
 
-/// Decides by the file's size and checksum. The error says why it cannot be read, and what to do.
+/// Decides by the file's size and checksum.
 pub(super) fn decide(
     partitions: &[(String, PartitionState)],
     file: &Identity<'_>,
-) -> Result<ResumePoint, String> {
+) -> Result<ResumePoint, ResumeError> {
     let is_in_file_order = |(_, state): &&(String, PartitionState)| {
         state.next_offset > 0 && state.file.is_some_and(|file| file.sorted.is_none())
     };
     if let Some((name, _)) = partitions.iter().find(is_in_file_order) {
-        return Err(format!(
-            "this source has read {} in file order, and does not read a record twice; remove `order`, or, to read its records again in order of event time, give the source another name or use a new data folder",
-            path_of(name)
-        ));
+        return Err(ResumeError::ReadInFileOrder {
+            path: path_of(name).to_owned(),
+        });
     }
     let is_same = |sorted: &Sorted| (sorted.size, sorted.crc) == (file.size, file.crc);
     if let Some((at, _, state, sorted)) = sorted(partitions).find(|(.., sorted)| is_same(sorted)) {
@@ -85,26 +114,16 @@ pub(super) fn decide(
         let is_unfinished = state.next_offset < sorted.records;
         let has_inode = state.file.is_some_and(|read| read.inode == file.inode);
         if is_unfinished || has_inode || *name == partition_name(file.path) {
-            return Err(format!(
-                "it is not the file of which {} of {} records were read in order of event time: it has {} bytes and CRC-32C {:08x}, while that file ({}) had {} bytes and CRC-32C {:08x}; restore that file, or give the source another name, under which this file is read from its start",
-                state.next_offset,
-                sorted.records,
-                file.size,
-                file.crc,
-                path_of(name),
-                sorted.size,
-                sorted.crc
-            ));
+            return Err(ResumeError::OtherContent {
+                size: file.size,
+                crc: file.crc,
+                path: path_of(name).to_owned(),
+                sorted,
+                next_offset: state.next_offset,
+            });
         }
     }
     Ok(ResumePoint::Start)
-}
-
-/// Why a file whose order has changed cannot be resumed.
-pub(super) fn changed_order(read: u64) -> String {
-    format!(
-        "its records are in another order than when the first {read} were read, because something that decides it has changed: `schema`, `select`, `require`, `time_range` or `time_zone` of the stream, `unwrap` of the source, `[limits] record`, or the version of weir; undo the change until the file is read, or give the source another name, under which the file is read from its start"
-    )
 }
 
 /// Extends the checksum of an order by a record.

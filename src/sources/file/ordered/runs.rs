@@ -36,6 +36,7 @@ impl Drop for Run {
     }
 }
 
+/// Writes a run: sorted records in compressed blocks, within the disk's allowance.
 pub(super) struct RunWriter<'a> {
     space: &'a SortSpace,
     run: Run,
@@ -46,6 +47,7 @@ pub(super) struct RunWriter<'a> {
 }
 
 impl<'a> RunWriter<'a> {
+    /// Creates the run's file, named by its number.
     pub fn new(space: &'a SortSpace, number: u64) -> Result<Self, SortError> {
         let path = space.folder.join(number.to_string());
         let file = OpenOptions::new()
@@ -69,6 +71,7 @@ impl<'a> RunWriter<'a> {
         })
     }
 
+    /// Appends a record, which must not be before the last one.
     pub fn push(&mut self, Sortable { key, record }: &Sortable<'_>) -> Result<(), SortError> {
         self.block.extend_from_slice(&key.time.to_le_bytes());
         for number in [key.number, record.start, record.length] {
@@ -115,6 +118,7 @@ impl<'a> RunWriter<'a> {
         Ok(())
     }
 
+    /// Writes the last block. The file is removed when the run is dropped.
     pub fn finish(mut self) -> Result<Run, SortError> {
         if !self.block.is_empty() {
             self.write_block()?;
@@ -170,6 +174,7 @@ impl RunReader {
         })
     }
 
+    /// Moves to the next record, and reads the next block after a block's last one.
     pub fn advance(&mut self) -> Result<(), SortError> {
         self.at += self
             .block

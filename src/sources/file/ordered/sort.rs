@@ -21,17 +21,22 @@ const STOP_CHECK_INTERVAL: u64 = 1_024;
 /// The sort key: records with equal times remain in the order of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
+    /// The record's event time.
     pub time: Micros,
     /// Number of the record in the file.
     pub number: u64,
 }
 
+/// A record with the key by which it is sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sortable<'a> {
+    /// Its place in the order.
     pub key: Key,
+    /// Its place in the file, and its bytes.
     pub record: Record<'a>,
 }
 
+/// Why a sort failed or was stopped. Its files are removed in any case.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SortError {
     #[error("{}: {}", path.display(), explain(error))]
@@ -45,6 +50,7 @@ pub(super) enum SortError {
 }
 
 impl SortError {
+    /// An error of a run's file.
     pub fn io(path: &Path, error: io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
@@ -77,6 +83,7 @@ pub(super) struct Sorter<'a> {
 }
 
 impl<'a> Sorter<'a> {
+    /// An empty sorter, which asks `stop` from time to time whether to give up.
     pub fn new(space: &'a SortSpace, stop: &'a dyn Fn() -> bool) -> Self {
         Self {
             space,
@@ -88,6 +95,7 @@ impl<'a> Sorter<'a> {
         }
     }
 
+    /// Adds a record; writes a run first where the memory does not suffice.
     pub fn push(&mut self, sortable: &Sortable<'_>) -> Result<(), SortError> {
         if !self.buffer.is_empty() && self.buffer.bytes_with(sortable) > self.space.memory_bytes {
             self.spill()?;
@@ -101,6 +109,7 @@ impl<'a> Sorter<'a> {
         self.next_run
     }
 
+    /// Sorts what is in memory, or merges the runs until few enough are left to read at once.
     pub fn finish(mut self) -> Result<SortedRecords, SortError> {
         if self.runs.is_empty() {
             self.buffer.sort();
@@ -315,6 +324,7 @@ enum Origin {
 }
 
 impl SortedRecords {
+    /// The next record, valid until the following call.
     pub fn next(&mut self) -> Result<Option<Sortable<'_>>, SortError> {
         match &mut self.origin {
             Origin::Memory { buffer, next } if *next < buffer.slots.len() => {
