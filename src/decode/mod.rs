@@ -10,6 +10,7 @@
 mod columns;
 mod json;
 mod numbers;
+mod reason;
 mod rejections;
 #[cfg(test)]
 mod tests;
@@ -22,10 +23,13 @@ use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
 use crate::event::Micros;
 use crate::schema::{Selected, Stream};
-use columns::Column;
+use columns::ColumnBuilder;
 use json::Target;
-pub use rejections::{REASON_BYTES, Rejected, TooManyRejected};
+use reason::RecordError;
+#[cfg(test)]
+pub(crate) use rejections::REASON_BYTES;
 use rejections::{ReasonPool, Rejections};
+pub use rejections::{Rejected, TooManyRejected};
 
 /// A frame's records as rows of their stream.
 #[derive(Debug, Clone)]
@@ -105,10 +109,10 @@ fn read_records<'a>(
 ) -> Result<Input, TooManyRejected> {
     let mut hints = stream.capacity_hints.0.iter();
     let expected = records.size_hint().0;
-    let mut columns: Vec<Column> = stream
+    let mut columns: Vec<ColumnBuilder> = stream
         .input
         .iter()
-        .map(|c| Column::new(c, "", stream.def.time_zone, expected, &mut hints))
+        .map(|c| ColumnBuilder::new(c, "", stream.def.time_zone, expected, &mut hints))
         .collect();
     let mut first_column = 0;
     let mut drift = HashMap::new();
@@ -116,9 +120,7 @@ fn read_records<'a>(
     for (i, record) in records.enumerate() {
         let i = i as u32;
         let result = match truncated.iter().find(|(at, _)| *at == u64::from(i)) {
-            Some((_, bytes)) => Err(format!(
-                "the record has {bytes} bytes, more than `[limits] record` allows"
-            )),
+            Some((_, bytes)) => Err(RecordError::TooLong { bytes: *bytes }),
             None => {
                 let mut target = Target {
                     columns: &mut columns,
@@ -132,7 +134,7 @@ fn read_records<'a>(
             Ok(()) => index.push(i),
             Err(reason) => {
                 columns.iter_mut().for_each(|c| c.truncate(index.len()));
-                rejections.push(i, &reason)?;
+                rejections.push(i, &reason.to_string())?;
             }
         }
     }
@@ -141,7 +143,7 @@ fn read_records<'a>(
         column.collect_drift(&mut drift);
         column.record_capacity(index.len(), &mut hints);
     }
-    let arrays: Vec<ArrayRef> = columns.into_iter().map(Column::finish).collect();
+    let arrays: Vec<ArrayRef> = columns.into_iter().map(ColumnBuilder::finish).collect();
     let options = RecordBatchOptions::new().with_row_count(Some(index.len()));
     let rows = RecordBatch::try_new_with_options(stream.input_schema.clone(), arrays, &options)
         .expect("the columns follow this schema and have one value per row");
@@ -149,14 +151,14 @@ fn read_records<'a>(
 }
 
 /// Appends a record as row number `rows`, or returns why it is rejected.
-fn read_record(record: &[u8], target: &mut Target<'_>, rows: usize) -> Result<(), String> {
-    let text = simdutf8::basic::from_utf8(record).map_err(|_| "invalid UTF-8".to_owned())?;
+fn read_record(record: &[u8], target: &mut Target<'_>, rows: usize) -> Result<(), RecordError> {
+    let text = simdutf8::basic::from_utf8(record).map_err(|_| RecordError::Utf8)?;
     let text: Cow<'_, str> = if text.trim_start().starts_with('"') {
         // JSON that was encoded twice: a string that holds the object.
         let text = json::replace_lone_surrogates(text).map_or(Cow::Borrowed(text), Cow::Owned);
         serde_json::from_str(&text)
             .map(Cow::Owned)
-            .map_err(|e| format!("invalid JSON: {e}"))?
+            .map_err(RecordError::Json)?
     } else {
         Cow::Borrowed(text)
     };

@@ -3,6 +3,7 @@
 /// A decimal number as an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Integer {
+    /// Without a fraction, however it is written.
     Exact(i64),
     /// It has digits after the point; rounded down.
     Fraction(i64),

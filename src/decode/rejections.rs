@@ -35,6 +35,7 @@ pub(super) struct ReasonPool {
 }
 
 impl ReasonPool {
+    /// The reason, truncated to [`REASON_BYTES`], and counts a rejected record.
     pub fn intern(&mut self, reason: &str) -> Arc<str> {
         self.bytes += REJECTED_BYTES;
         let reason = bounds::truncate(reason, REASON_BYTES);
@@ -59,6 +60,7 @@ pub(super) struct Rejections {
 }
 
 impl Rejections {
+    /// Collects up to so many bytes of memory, as [`ReasonPool`] counts them.
     pub fn new(max_bytes: usize) -> Self {
         Self {
             records: Vec::new(),
@@ -67,6 +69,7 @@ impl Rejections {
         }
     }
 
+    /// Adds a record, by its index in the frame, in any order. The error comes after it is added.
     pub fn push(&mut self, index: u32, reason: &str) -> Result<(), TooManyRejected> {
         self.records.push(Rejected {
             index,

@@ -11,6 +11,7 @@ pub const YEARS: std::ops::Range<Micros> = -62_135_596_800_000_000..253_402_300_
 /// Days from 0000-12-31 to 1970-01-01.
 const EPOCH_FROM_CE: i64 = 719_163;
 
+/// Why a text is not a time.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TimeError {
     /// It is not a date and time.

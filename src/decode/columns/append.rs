@@ -1,15 +1,14 @@
 //! Appends values to columns, each as the column's type requires, or returns why it does not fit.
 
-use super::{Column, Data, TextInput};
+use super::{ColumnBuilder, Data, TextInput};
 use crate::decode::json;
 use crate::decode::numbers::{self, Integer};
+use crate::decode::reason::{Found, RecordError, ValueError};
 use crate::decode::time::{self, TimeError};
 
-/// Characters of a value that a reason repeats.
-const QUOTED_CHARS: usize = 60;
-
-impl Column {
-    pub fn put_boolean(&mut self, value: bool) -> Result<(), String> {
+impl ColumnBuilder {
+    /// Appends `true` or `false`; maps store them as text.
+    pub fn put_boolean(&mut self, value: bool) -> Result<(), RecordError> {
         match &mut self.data {
             Data::Boolean(values) => {
                 values.push(value);
@@ -19,17 +18,18 @@ impl Column {
                 accepts: TextInput::MapValue,
                 ..
             } => self.push_text(if value { "true" } else { "false" }),
-            _ => return Err(self.mismatch("a boolean")),
+            _ => return Err(self.mismatch(Found::Boolean)),
         }
         Ok(())
     }
 
-    pub fn put_integer(&mut self, value: i64) -> Result<(), String> {
+    /// Appends an integer: as a number, its digits, or a time in the column's ticks.
+    pub fn put_integer(&mut self, value: i64) -> Result<(), RecordError> {
         match &mut self.data {
             Data::BigInt(v) => v.push(value),
             Data::Int(v) => match i32::try_from(value) {
                 Ok(value) => v.push(value),
-                Err(_) => return Err(self.mismatch("a number beyond 32 bits")),
+                Err(_) => return Err(self.mismatch(Found::Beyond { bits: 32 })),
             },
             Data::Double(v) => v.push(value as f64),
             Data::Text { .. } => {
@@ -38,22 +38,22 @@ impl Column {
             }
             Data::Timestamp { ticks, .. } => {
                 let Some(power) = ticks.power() else {
-                    return Err(self.mismatch("an integer"));
+                    return Err(self.mismatch(Found::Integer));
                 };
                 let text = || value.to_string();
                 let micros = value
                     .checked_mul(10_i64.pow(power as u32))
-                    .ok_or_else(|| self.outside_years(&text()))?;
+                    .ok_or_else(|| self.outside_years(text()))?;
                 return self.put_time(micros, text);
             }
-            _ => return Err(self.mismatch("an integer")),
+            _ => return Err(self.mismatch(Found::Integer)),
         }
         self.valid.push(true);
         Ok(())
     }
 
     /// Appends a number from its text, exactly or not at all; doubles get the nearest value.
-    pub fn put_number(&mut self, text: &str) -> Result<(), String> {
+    pub fn put_number(&mut self, text: &str) -> Result<(), RecordError> {
         let (power, bits) = match &self.data {
             Data::Text { .. } => {
                 self.push_text(text);
@@ -61,7 +61,7 @@ impl Column {
             }
             Data::Double(_) => {
                 let Some(value) = numbers::double(text) else {
-                    return Err(self.mismatch("a number out of range"));
+                    return Err(self.mismatch(Found::OutOfRange));
                 };
                 if let Data::Double(values) = &mut self.data {
                     values.push(value);
@@ -79,24 +79,24 @@ impl Column {
         };
         match numbers::parse_integer(text, power) {
             Integer::Exact(value) => self.put_integer(value),
-            Integer::Fraction(_) => Err(self.mismatch("a decimal number")),
-            Integer::OutOfRange => Err(self.mismatch(&format!("a number beyond {bits} bits"))),
+            Integer::Fraction(_) => Err(self.mismatch(Found::Decimal)),
+            Integer::OutOfRange => Err(self.mismatch(Found::Beyond { bits })),
         }
     }
 
     /// Appends a time given as a number of ticks, truncated to microseconds.
-    fn put_ticks(&mut self, text: &str, power: i64) -> Result<(), String> {
+    fn put_ticks(&mut self, text: &str, power: i64) -> Result<(), RecordError> {
         match numbers::parse_integer(text, power) {
             Integer::Exact(micros) | Integer::Fraction(micros) => {
                 self.put_time(micros, || text.to_owned())
             }
-            Integer::OutOfRange => Err(self.outside_years(text)),
+            Integer::OutOfRange => Err(self.outside_years(text.to_owned())),
         }
     }
 
-    fn put_time(&mut self, micros: i64, text: impl FnOnce() -> String) -> Result<(), String> {
+    fn put_time(&mut self, micros: i64, text: impl FnOnce() -> String) -> Result<(), RecordError> {
         if !time::YEARS.contains(&micros) {
-            return Err(self.outside_years(&text()));
+            return Err(self.outside_years(text()));
         }
         if let Data::Timestamp { values, .. } = &mut self.data {
             values.push(micros);
@@ -105,15 +105,20 @@ impl Column {
         Ok(())
     }
 
-    fn outside_years(&self, text: &str) -> String {
-        format!(
-            "{}: {} is outside the years 1 to 9999",
-            self.path,
-            quoted(text)
-        )
+    /// An error in a value of this column.
+    pub fn error(&self, error: ValueError) -> RecordError {
+        RecordError::Value {
+            path: self.path.clone(),
+            error,
+        }
     }
 
-    pub fn put_string(&mut self, text: &str) -> Result<(), String> {
+    fn outside_years(&self, text: String) -> RecordError {
+        self.error(ValueError::OutsideYears { text })
+    }
+
+    /// Appends a string: as text, or the time that it denotes.
+    pub fn put_string(&mut self, text: &str) -> Result<(), RecordError> {
         match &self.data {
             Data::Text { .. } => {
                 self.push_text(text);
@@ -125,54 +130,42 @@ impl Column {
                     (Err(_), Some(power)) if numbers::is_number(text) => {
                         self.put_ticks(text, power)
                     }
-                    (Err(error), _) => Err(self.time_reason(text, &error)),
+                    (Err(error), _) => Err(self.time_error(text, &error)),
                 }
             }
-            _ => Err(self.mismatch("a string")),
+            _ => Err(self.mismatch(Found::String)),
         }
     }
 
-    fn time_reason(&self, text: &str, error: &TimeError) -> String {
-        let (path, text) = (&self.path, quoted(text));
-        match (error, &self.data) {
+    fn time_error(&self, text: &str, error: &TimeError) -> RecordError {
+        let text = text.to_owned();
+        self.error(match (error, &self.data) {
             (
                 TimeError::Skipped,
                 Data::Timestamp {
                     zone: Some(zone), ..
                 },
-            ) => {
-                format!(
-                    "{path}: the local time {text} does not exist in {zone}, clocks were put forward over it; write it with its offset, such as +01:00"
-                )
-            }
-            _ => format!(
-                "{path}: {text} is not a text that the type timestamp reads; write a time such as 2024-05-01T12:00:00Z or 2024-05-01 12:00:00+02:00, declare timestamp(s), timestamp(ms) or timestamp(us) for a number, or varchar to convert it in `select`"
-            ),
-        }
+            ) => ValueError::SkippedTime { text, zone: *zone },
+            _ => ValueError::NotATime { text },
+        })
     }
 
     /// Appends any value as JSON text, if the column accepts it.
-    pub fn put_json(&mut self, json: &str, kind: &str) -> Result<(), String> {
+    pub fn put_json(&mut self, json: &str, found: Found) -> Result<(), RecordError> {
         let Data::Text {
             accepts: TextInput::MapValue | TextInput::Json,
             ..
         } = &self.data
         else {
-            return Err(self.mismatch(kind));
+            return Err(self.mismatch(found));
         };
         let mut result = Ok(());
         self.push_bytes(|bytes| result = json::compact(json, bytes));
-        result.map_err(|json::TooDeep| {
-            format!(
-                "{}: objects and arrays are nested deeper than {} levels",
-                self.path,
-                json::MAX_DEPTH
-            )
-        })
+        result.map_err(|json::TooDeep| self.error(ValueError::TooDeep))
     }
 
-    /// The reason for rejecting a value of another type.
-    pub fn mismatch(&self, found: &str) -> String {
+    /// The error for a value of another type.
+    pub fn mismatch(&self, found: Found) -> RecordError {
         let wanted = match &self.data {
             Data::BigInt(_) => "bigint",
             Data::Int(_) => "int",
@@ -193,23 +186,19 @@ impl Column {
         };
         let hint = match (&self.data, found) {
             (Data::Text { .. }, _) => "; the type json takes any value",
-            (Data::Timestamp { .. }, "an integer" | "a decimal number") => {
+            (Data::Timestamp { .. }, Found::Integer | Found::Decimal) => {
                 "; declare timestamp(s), timestamp(ms) or timestamp(us)"
             }
-            (Data::BigInt(_), "a number beyond 64 bits") => {
+            (Data::BigInt(_), Found::Beyond { bits: 64 }) => {
                 "; varchar keeps its digits, double the nearest value"
             }
-            (Data::Double(_), "a number out of range") => "; varchar keeps its digits",
+            (Data::Double(_), Found::OutOfRange) => "; varchar keeps its digits",
             _ => "",
         };
-        format!("{}: {found} where the schema has {wanted}{hint}", self.path)
-    }
-}
-
-/// The start of a value, for a reason.
-fn quoted(text: &str) -> String {
-    match text.char_indices().nth(QUOTED_CHARS) {
-        Some((end, _)) => format!("`{}…`", &text[..end]),
-        None => format!("`{text}`"),
+        self.error(ValueError::Mismatch {
+            found,
+            wanted,
+            hint,
+        })
     }
 }

@@ -9,10 +9,11 @@ use arrow::array::{
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Fields};
 
-use super::{Column, Data, KeyTexts};
+use super::{ColumnBuilder, Data, KeyTexts};
 use crate::schema::types;
 
-impl Column {
+impl ColumnBuilder {
+    /// The Arrow array; all its fields are nullable, as the table's are.
     pub fn finish(self) -> ArrayRef {
         let length = self.valid.len();
         let nulls = self
@@ -42,9 +43,9 @@ impl Column {
     }
 }
 
-fn struct_array(columns: Vec<Column>, nulls: Option<NullBuffer>, length: usize) -> ArrayRef {
+fn struct_array(columns: Vec<ColumnBuilder>, nulls: Option<NullBuffer>, length: usize) -> ArrayRef {
     let names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
-    let arrays: Vec<ArrayRef> = columns.into_iter().map(Column::finish).collect();
+    let arrays: Vec<ArrayRef> = columns.into_iter().map(ColumnBuilder::finish).collect();
     let fields: Fields = names
         .iter()
         .zip(&arrays)
@@ -58,7 +59,7 @@ fn struct_array(columns: Vec<Column>, nulls: Option<NullBuffer>, length: usize) 
 
 fn map_array(
     keys: KeyTexts,
-    values: Column,
+    values: ColumnBuilder,
     ends: Vec<i32>,
     nulls: Option<NullBuffer>,
 ) -> ArrayRef {

@@ -10,7 +10,7 @@ mod arrays;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::schema::types::{Column as ColumnDef, Ticks, Type};
+use crate::schema::types::{Column, Ticks, Type};
 use crate::schema::zone::Zone;
 
 /// A capacity hint is the capacity that this many values took.
@@ -21,12 +21,16 @@ const MIN_HINT_VALUES: usize = 64;
 const MAX_PREALLOC: usize = 1 << 20;
 
 /// A column while it is filled.
-pub struct Column {
+pub struct ColumnBuilder {
+    /// The key in the object that contains it.
     pub name: String,
     /// Its name, prefixed with those of the enclosing objects: `venue.lat`.
     pub path: String,
+    /// A record without a value for it is rejected.
     pub not_null: bool,
+    /// Per row whether there is a value; as long as the column.
     pub valid: Vec<bool>,
+    /// Values of its type, with a placeholder in rows without one.
     pub data: Data,
     /// The column whose key followed this one's in the last record: producers write keys in a
     /// stable order, which need not be the schema's.
@@ -47,40 +51,52 @@ pub enum TextInput {
     Json,
 }
 
+/// Values of a column, in the layout of Arrow's arrays.
 pub enum Data {
+    /// 64-bit integers.
     BigInt(Vec<i64>),
+    /// 32-bit integers.
     Int(Vec<i32>),
+    /// Finite doubles.
     Double(Vec<f64>),
+    /// One byte each; [`ColumnBuilder::finish`] packs them into bits.
     Boolean(Vec<bool>),
+    /// Microseconds since 1970 in UTC. Numbers count `ticks`; texts without an offset are local
+    /// times of `zone`.
     Timestamp {
         values: Vec<i64>,
         ticks: Ticks,
         zone: Option<Zone>,
     },
+    /// UTF-8, also of JSON values.
     Text {
         bytes: Vec<u8>,
         ends: Vec<i32>,
         accepts: TextInput,
     },
+    /// One column per field, each as long as this one. `first` is the field whose key came first in
+    /// the last record, `drift` counts unknown keys.
     Struct {
-        columns: Vec<Column>,
+        columns: Vec<ColumnBuilder>,
         first: usize,
         drift: HashMap<String, u64>,
     },
+    /// The items of all rows in one column.
     Array {
-        item: Box<Column>,
+        item: Box<ColumnBuilder>,
         ends: Vec<i32>,
     },
+    /// The entries of all rows, keys and values in the same order.
     Map {
         keys: KeyTexts,
-        values: Box<Column>,
+        values: Box<ColumnBuilder>,
         ends: Vec<i32>,
     },
 }
 
 impl Data {
     fn new<'a>(
-        def: &ColumnDef,
+        def: &Column,
         path: &str,
         zone: Option<Zone>,
         values: usize,
@@ -108,7 +124,7 @@ impl Data {
             Type::Struct(fields) => Self::Struct {
                 columns: fields
                     .iter()
-                    .map(|f| Column::new(f, path, zone, values, hints))
+                    .map(|f| ColumnBuilder::new(f, path, zone, values, hints))
                     .collect(),
                 first: 0,
                 drift: HashMap::new(),
@@ -116,12 +132,12 @@ impl Data {
             Type::Array(item) => {
                 let items = capacity(hints, values);
                 Self::Array {
-                    item: Box::new(Column::new(item, path, zone, items, hints)),
+                    item: Box::new(ColumnBuilder::new(item, path, zone, items, hints)),
                     ends: Vec::with_capacity(values),
                 }
             }
             Type::Map(item) => {
-                let mut item = Column::new(item, path, zone, values, hints);
+                let mut item = ColumnBuilder::new(item, path, zone, values, hints);
                 if let Self::Text { accepts, .. } = &mut item.data {
                     *accepts = TextInput::MapValue;
                 }
@@ -153,10 +169,12 @@ pub struct KeyTexts {
 }
 
 impl KeyTexts {
+    /// Number of keys of all rows.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
+    /// A key by its number, counted from the first row.
     pub fn get(&self, key: usize) -> &[u8] {
         let start = key
             .checked_sub(1)
@@ -170,6 +188,7 @@ impl KeyTexts {
         self.ends.push(self.bytes.len() as i32);
     }
 
+    /// Removes all keys after the first `keys`.
     pub fn truncate(&mut self, keys: usize) {
         self.ends.truncate(keys);
         self.bytes
@@ -177,11 +196,11 @@ impl KeyTexts {
     }
 }
 
-impl Column {
+impl ColumnBuilder {
     /// A column for about `values` values. `hints` yields a capacity hint for each column of
     /// variable length, in the order in which they are created.
     pub fn new<'a>(
-        def: &ColumnDef,
+        def: &Column,
         parent: &str,
         zone: Option<Zone>,
         values: usize,
@@ -231,10 +250,12 @@ impl Column {
         }
     }
 
+    /// Number of rows, those without a value included.
     pub fn len(&self) -> usize {
         self.valid.len()
     }
 
+    /// Appends a row without a value.
     pub fn push_null(&mut self) {
         match &mut self.data {
             Data::BigInt(v) | Data::Timestamp { values: v, .. } => v.push(0),
@@ -300,6 +321,7 @@ impl Column {
             .then(|| String::from_utf8_lossy(&bytes[start..ends[row] as usize]).into_owned())
     }
 
+    /// Whether any value is stored, as its JSON text.
     pub fn is_json(&self) -> bool {
         matches!(
             self.data,

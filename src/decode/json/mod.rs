@@ -8,6 +8,4 @@ mod visitors;
 
 pub(super) use compact::{MAX_DEPTH, TooDeep, compact};
 pub(super) use surrogates::replace_lone_surrogates;
-#[cfg(test)]
-pub(super) use visitors::MAX_MAP_KEYS;
-pub(super) use visitors::{Target, read};
+pub(super) use visitors::{MAX_MAP_KEYS, Target, read};

@@ -20,7 +20,8 @@ use serde_json::value::RawValue;
 use super::keys::KeyPositions;
 use super::surrogates;
 use crate::bounds::MAX_ELEMENTS;
-use crate::decode::columns::{Column, Data, KeyTexts, TextInput};
+use crate::decode::columns::{ColumnBuilder, Data, KeyTexts, TextInput};
+use crate::decode::reason::{Found, RecordError, ValueError};
 
 /// Unknown keys counted per object of the schema and frame.
 const MAX_DRIFT_KEYS: usize = 100;
@@ -37,7 +38,7 @@ struct Pass {
     /// Unknown keys that an earlier pass has counted already.
     counted: u64,
     /// Why the record is rejected.
-    reason: Option<String>,
+    reason: Option<RecordError>,
 }
 
 impl Pass {
@@ -51,7 +52,7 @@ impl Pass {
     }
 
     /// Ends the pass; the parser's error only carries it out.
-    fn reject<E: Error>(&mut self, reason: String) -> E {
+    fn reject<E: Error>(&mut self, reason: RecordError) -> E {
         self.reason = Some(reason);
         E::custom("rejected")
     }
@@ -61,14 +62,15 @@ impl Pass {
         E::custom("read from its text")
     }
 
-    fn put<E: Error>(&mut self, result: Result<(), String>) -> Result<(), E> {
+    fn put<E: Error>(&mut self, result: Result<(), RecordError>) -> Result<(), E> {
         result.map_err(|reason| self.reject(reason))
     }
 }
 
 /// Where a frame's records are written.
 pub struct Target<'a> {
-    pub columns: &'a mut [Column],
+    /// The stream's input columns, one value per row so far.
+    pub columns: &'a mut [ColumnBuilder],
     /// The column whose key came first in the last record.
     pub first: &'a mut usize,
     /// Unknown keys with their number of occurrences.
@@ -77,18 +79,18 @@ pub struct Target<'a> {
 
 /// Reads a record as row number `rows`. If it is rejected, returns the reason and leaves columns
 /// partially written.
-pub fn read(text: &str, target: &mut Target<'_>, rows: usize) -> Result<(), String> {
+pub fn read(text: &str, target: &mut Target<'_>, rows: usize) -> Result<(), RecordError> {
     let (error, pass) = match parse(text, target, Pass::default()) {
         Ok(()) => return Ok(()),
         Err(failed) => failed,
     };
     let repaired = surrogates::replace_lone_surrogates(text);
     if !pass.needs_text && repaired.is_none() && !is_out_of_range(&error) {
-        return Err(reason(&error, pass));
+        return Err(reason(error, pass));
     }
     target.columns.iter_mut().for_each(|c| c.truncate(rows));
     parse(repaired.as_deref().unwrap_or(text), target, pass.retry())
-        .map_err(|(error, pass)| reason(&error, pass))
+        .map_err(|(error, pass)| reason(error, pass))
 }
 
 fn parse(
@@ -121,23 +123,19 @@ fn is_out_of_range(error: &serde_json::Error) -> bool {
     error.is_syntax() && error.to_string().starts_with("number out of range")
 }
 
-fn reason(error: &serde_json::Error, pass: Pass) -> String {
+fn reason(error: serde_json::Error, pass: Pass) -> RecordError {
     use serde_json::error::Category;
     match (pass.reason, error.classify()) {
         (Some(reason), _) => reason,
-        (None, Category::Data) => {
-            let text = error.to_string();
-            // The position adds nothing to the field's name.
-            text.split(" at line ").next().unwrap_or(&text).to_owned()
-        }
-        (None, Category::Syntax | Category::Eof | Category::Io) => format!("invalid JSON: {error}"),
+        (None, Category::Data) => RecordError::NotAnObject(error),
+        (None, Category::Syntax | Category::Eof | Category::Io) => RecordError::Json(error),
     }
 }
 
 /// Reads an object into columns: the record itself, or a struct inside it.
 struct ObjectVisitor<'a> {
     path: &'a str,
-    columns: &'a mut [Column],
+    columns: &'a mut [ColumnBuilder],
     /// The column whose key came first in the last record.
     first: &'a mut usize,
     /// The row being written; `None` for the record itself, whose columns determine it.
@@ -159,10 +157,7 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
             count += 1;
         }
         if count > MAX_ELEMENTS && self.row.is_none() {
-            let reason = format!(
-                "an array of more than {MAX_ELEMENTS} records; write shorter ones, or a record on each line"
-            );
-            return Err(self.pass.reject(reason));
+            return Err(self.pass.reject(RecordError::TooManyRecords));
         }
         Err(A::Error::invalid_type(Unexpected::Seq, &self))
     }
@@ -170,7 +165,7 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let row = self
             .row
-            .unwrap_or_else(|| self.columns.first().map_or(0, Column::len));
+            .unwrap_or_else(|| self.columns.first().map_or(0, ColumnBuilder::len));
         let mut previous = None;
         loop {
             let expected = previous.map_or(*self.first, |p: usize| self.columns[p].next);
@@ -218,11 +213,11 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_> {
         for column in self.columns {
             if column.len() == row {
                 if column.not_null {
-                    return Err(self.pass.reject(format!("{}: missing", column.path)));
+                    return Err(self.pass.reject(column.error(ValueError::Missing)));
                 }
                 column.push_null();
             } else if column.not_null && column.valid.last() == Some(&false) {
-                return Err(self.pass.reject(format!("{}: null", column.path)));
+                return Err(self.pass.reject(column.error(ValueError::Null)));
             }
         }
         Ok(())
@@ -237,7 +232,7 @@ enum Key {
 /// Finds a key among the columns. The one that followed in the last record is tried first, then the
 /// one after it, in case an optional key is missing.
 struct KeySeed<'a> {
-    columns: &'a [Column],
+    columns: &'a [ColumnBuilder],
     expected: usize,
 }
 
@@ -275,7 +270,7 @@ impl Visitor<'_> for KeySeed<'_> {
 
 /// Reads one value into a column.
 struct ValueSeed<'a> {
-    column: &'a mut Column,
+    column: &'a mut ColumnBuilder,
     pass: &'a mut Pass,
 }
 
@@ -304,12 +299,12 @@ impl ValueSeed<'_> {
                 column.push_null();
                 Ok(())
             }
-            _ if column.is_json() => column.put_json(json, "a value"),
+            _ if column.is_json() => column.put_json(json, Found::Value),
             (b'"', _) => column.put_string(&surrogates::unescape(json)),
             (_, "true") => column.put_boolean(true),
             (_, "false") => column.put_boolean(false),
-            (b'{', _) => column.put_json(json, "an object"),
-            (b'[', _) => column.put_json(json, "an array"),
+            (b'{', _) => column.put_json(json, Found::Object),
+            (b'[', _) => column.put_json(json, Found::Array),
             _ => {
                 // If the parser's own numbers would lose digits, the column stays with text.
                 let digits = json.trim_start_matches('-');
@@ -364,7 +359,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
             column.from_text = true;
             return Err(pass.need_text());
         }
-        Err(pass.reject(column.mismatch("a decimal number")))
+        Err(pass.reject(column.mismatch(Found::Decimal)))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
@@ -401,7 +396,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 column.from_text = true;
                 return Err(pass.need_text());
             }
-            _ => return Err(pass.reject(column.mismatch("an object"))),
+            _ => return Err(pass.reject(column.mismatch(Found::Object))),
         }
         column.valid.push(true);
         Ok(())
@@ -428,7 +423,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 column.from_text = true;
                 return Err(pass.need_text());
             }
-            _ => return Err(pass.reject(column.mismatch("an array"))),
+            _ => return Err(pass.reject(column.mismatch(Found::Array))),
         }
         column.valid.push(true);
         Ok(())
@@ -441,7 +436,7 @@ pub const MAX_MAP_KEYS: usize = 100_000;
 /// Reads an object with arbitrary keys; if a key occurs twice, the last one counts.
 fn read_map<'de, A: MapAccess<'de>>(
     mut map: A,
-    (keys, values, ends): (&mut KeyTexts, &mut Column, &mut Vec<i32>),
+    (keys, values, ends): (&mut KeyTexts, &mut ColumnBuilder, &mut Vec<i32>),
     path: &str,
     pass: &mut Pass,
 ) -> Result<(), A::Error> {
@@ -453,7 +448,10 @@ fn read_map<'de, A: MapAccess<'de>>(
     while map.next_key_seed(&mut *keys)?.is_some() {
         let position = keys.len() - first - 1;
         if position == MAX_MAP_KEYS {
-            return Err(pass.reject(format!("{path}: a map of more than {MAX_MAP_KEYS} keys")));
+            return Err(pass.reject(RecordError::Value {
+                path: path.to_owned(),
+                error: ValueError::TooManyKeys,
+            }));
         }
         overridden.extend(seen.add(position, |n| keys.get(first + n)));
         map.next_value_seed(ValueSeed {
