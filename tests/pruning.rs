@@ -19,8 +19,7 @@ use weir::event::{MICROS_PER_HOUR, bucket};
 use weir::query::Handles;
 use weir::query::PipelineProgress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
-use weir::schema::select::session_config;
-use weir::schema::{Catalog, Layout, functions};
+use weir::schema::{Catalog, Layout, functions, session_config};
 use weir::views::lake::files::{
     FileEntry, partition_folder, properties_of, with_partition_columns,
 };

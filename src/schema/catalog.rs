@@ -14,18 +14,24 @@ type Streams = BTreeMap<String, Arc<Stream>>;
 /// A configuration's declarations, ready to run.
 #[derive(Debug, Default)]
 pub struct Catalog {
+    /// A hash of the declarations, which every frame names.
     pub id: u64,
+    /// By name.
     pub streams: Streams,
     /// In topological order: a window follows the one that it reads.
     pub windows: Vec<Arc<Window>>,
+    /// In the order of their names, `<stream>.<table>`.
     pub entities: Vec<Arc<Entity>>,
     /// Version of the zone data that the configuration was stored with.
     pub zone_data: String,
+    /// Bounds on the table of answered requests.
     pub idempotency: IdempotencyLimits,
+    /// Bounds on what functions may produce, for all its SQL.
     pub sql: SqlBounds,
 }
 
 impl Catalog {
+    /// Compiles declarations, on a stack large enough for the deepest SQL.
     pub fn compile(declared: &Declarations) -> Result<Self, DeclarationError> {
         let compiled = bounds::on_large_stack(|| Self::compile_here(declared));
         compiled.unwrap_or_else(|e| {
@@ -71,6 +77,7 @@ impl Catalog {
         self.declarations().to_json()
     }
 
+    /// The declarations that it was compiled from.
     pub fn declarations(&self) -> Declarations {
         Declarations {
             streams: self
@@ -100,6 +107,7 @@ impl Catalog {
         Self::compile(&declared).map_err(|e| e.to_string())
     }
 
+    /// The window of a name; a configuration has few.
     pub fn window(&self, name: &str) -> Option<&Arc<Window>> {
         self.windows.iter().find(|w| w.name == name)
     }

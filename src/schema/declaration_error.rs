@@ -5,8 +5,9 @@ use std::fmt;
 use super::PlanError;
 use crate::config::{Config, ConfigError, ValueLocation};
 
-/// Keys of the errors of a window, and of an entity table.
+/// [`DeclarationError::key`] of an error in a window.
 pub const WINDOW_KEY: &str = "sql";
+/// [`DeclarationError::key`] of an error in an entity table's `select`.
 pub const TABLE_KEY: &str = "table";
 
 /// An error in a declaration: the key that is wrong, and what to do.
@@ -14,13 +15,16 @@ pub const TABLE_KEY: &str = "table";
 pub struct DeclarationError {
     /// Name of the stream; for [`WINDOW_KEY`] of the window, for [`TABLE_KEY`] of the table.
     pub name: String,
+    /// The key whose value is wrong: one of a stream's, [`WINDOW_KEY`] or [`TABLE_KEY`].
     pub key: &'static str,
     /// Which item of the key's list.
     pub item: Option<usize>,
+    /// What is wrong with the value, and where in it.
     pub error: Box<PlanError>,
 }
 
 impl DeclarationError {
+    /// An error in the whole value of a key.
     pub fn new(name: &str, key: &'static str, error: impl Into<PlanError>) -> Self {
         Self {
             name: name.to_owned(),

@@ -18,7 +18,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use super::select::{self, Planned};
-use super::{PlanError, Stream, dialect, names, types};
+use super::{EvaluationError, PlanError, Stream, dialect, names, types};
 
 use crate::config::{SqlBounds, TableDef};
 
@@ -30,7 +30,9 @@ pub const ENTITY_COLUMNS: [&str; 3] = ["lsn", "updated", "version"];
 pub struct Entity {
     /// `<stream>.<name>`
     pub name: String,
+    /// Its declaration.
     pub def: TableDef,
+    /// The stream whose events it reads.
     pub stream: String,
     /// Columns of the stream's table that the select reads.
     columns: Vec<usize>,
@@ -95,12 +97,16 @@ impl Entity {
     }
 
     /// The version of each of a stream's rows.
-    pub fn versions(&self, batch: &RecordBatch) -> Result<ArrayRef, String> {
-        cast(batch.column(self.version), &DataType::Int64).map_err(|e| e.to_string())
+    pub fn versions(&self, batch: &RecordBatch) -> Result<ArrayRef, EvaluationError> {
+        Ok(cast(batch.column(self.version), &DataType::Int64)?)
     }
 
     /// Some of a stream's rows; columns that the table does not read become null.
-    pub fn pick(&self, batch: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch, String> {
+    pub fn pick(
+        &self,
+        batch: &RecordBatch,
+        rows: &UInt32Array,
+    ) -> Result<RecordBatch, EvaluationError> {
         let is_read = |c: usize| {
             c < 2 || c == self.version || self.columns.contains(&c) || self.lists.contains(&c)
         };
@@ -111,15 +117,16 @@ impl Entity {
                 Ok(Arc::new(NullArray::new(rows.len())) as ArrayRef)
             }
         });
-        let columns = columns
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| e.to_string())?;
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
         let fields: Vec<Field> = columns
             .iter()
             .enumerate()
             .map(|(c, a)| Field::new(format!("c{c}"), a.data_type().clone(), true))
             .collect();
-        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
+        Ok(RecordBatch::try_new(
+            Arc::new(Schema::new(fields)),
+            columns,
+        )?)
     }
 
     /// The columns of a stream's rows that determine an event's rows, except for their version.
@@ -135,46 +142,45 @@ impl Entity {
 
     /// The table rows of a stream's rows, in their order; a key may occur more than once. An event
     /// for which the select fails (a division by zero) gives none.
-    pub fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
-        let mut reason = match self.all_rows(batch) {
-            Err(reason) => reason,
+    pub fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch, EvaluationError> {
+        let mut error = match self.all_rows(batch) {
+            Err(error) => error,
             rows => return rows,
         };
         let mut fails = vec![false; batch.num_rows()];
-        self.find_failing(batch, &mut fails, &mut reason);
+        self.find_failing(batch, &mut fails, &mut error);
         let events = fails.iter().filter(|fails| **fails).count();
         tracing::warn!(
             table = self.name,
             events,
-            reason,
+            reason = error.to_string(),
             "events give no row of the table: the select failed"
         );
         let good: BooleanArray = fails.iter().map(|fails| Some(!fails)).collect();
-        let good = arrow::compute::filter_record_batch(batch, &good).map_err(|e| e.to_string())?;
+        let good = arrow::compute::filter_record_batch(batch, &good)?;
         self.all_rows(&good)
     }
 
-    /// Marks the events for which the select fails, by bisection.
-    fn find_failing(&self, batch: &RecordBatch, fails: &mut [bool], reason: &mut String) {
+    /// Marks the events for which the select fails, by bisection; `error` becomes that of the last.
+    fn find_failing(&self, batch: &RecordBatch, fails: &mut [bool], error: &mut EvaluationError) {
         let rows = batch.num_rows();
         let Err(why) = self.all_rows(batch) else {
             return;
         };
         if rows <= 1 {
-            *reason = why;
+            *error = why;
             return fails.fill(true);
         }
         let half = rows / 2;
         let (before, after) = fails.split_at_mut(half);
-        self.find_failing(&batch.slice(0, half), before, reason);
-        self.find_failing(&batch.slice(half, rows - half), after, reason);
+        self.find_failing(&batch.slice(0, half), before, error);
+        self.find_failing(&batch.slice(half, rows - half), after, error);
     }
 
-    fn all_rows(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
-        let failed = |e: arrow::error::ArrowError| e.to_string();
+    fn all_rows(&self, batch: &RecordBatch) -> Result<RecordBatch, EvaluationError> {
         let (from, items) = self.items(batch)?;
         let pick = |array: &ArrayRef| match &from {
-            Some(rows) => take(array, rows, None).map_err(failed),
+            Some(rows) => take(array, rows, None),
             None => Ok(array.clone()),
         };
         let mut columns = self
@@ -185,15 +191,14 @@ impl Entity {
         columns.extend(items);
         let count = from.as_ref().map_or(batch.num_rows(), |rows| rows.len());
         let options = RecordBatchOptions::new().with_row_count(Some(count));
-        let input = RecordBatch::try_new_with_options(self.input.clone(), columns, &options)
-            .map_err(failed)?;
+        let input = RecordBatch::try_new_with_options(self.input.clone(), columns, &options)?;
         let filtered = self.planned.evaluate(&input)?;
         let passed = filtered.passed.map(BooleanArray::from);
         let companion = |array: &ArrayRef| {
             let array = pick(array)?;
-            passed.as_ref().map_or(Ok(array.clone()), |mask| {
-                filter(&array, mask).map_err(failed)
-            })
+            passed
+                .as_ref()
+                .map_or(Ok(array.clone()), |mask| filter(&array, mask))
         };
         let version = companion(&self.versions(batch)?)?;
         let mut columns = vec![
@@ -202,14 +207,17 @@ impl Entity {
             version,
         ];
         columns.extend(filtered.rows.columns().iter().cloned());
-        RecordBatch::try_new(self.schema.clone(), columns).map_err(failed)
+        Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
     }
 
     /// The lists unnested in parallel: per item its row, and the items of each list, with null where
     /// a list is shorter. None without lists.
     ///
     /// `a: [1, 2], b: [x]` and `a: [], b: [y]` give rows `0, 0, 1`, `a: 1, 2, null`, `b: x, null, y`.
-    fn items(&self, batch: &RecordBatch) -> Result<(Option<UInt32Array>, Vec<ArrayRef>), String> {
+    fn items(
+        &self,
+        batch: &RecordBatch,
+    ) -> Result<(Option<UInt32Array>, Vec<ArrayRef>), EvaluationError> {
         if self.lists.is_empty() {
             return Ok((None, Vec::new()));
         }
@@ -218,7 +226,7 @@ impl Entity {
                 .column(*c)
                 .as_any()
                 .downcast_ref::<ListArray>()
-                .ok_or_else(|| "an unnested column is not a list".to_owned())
+                .ok_or(EvaluationError::NotAList)
         });
         let lists = lists.collect::<Result<Vec<_>, _>>()?;
         let mut rows: Vec<u32> = Vec::new();
@@ -240,9 +248,10 @@ impl Entity {
                 }
             }
         }
-        let items = lists.iter().zip(positions).map(|(list, positions)| {
-            take(list.values(), &UInt32Array::from(positions), None).map_err(|e| e.to_string())
-        });
+        let items = lists
+            .iter()
+            .zip(positions)
+            .map(|(list, positions)| take(list.values(), &UInt32Array::from(positions), None));
         Ok((
             Some(UInt32Array::from(rows)),
             items.collect::<Result<_, _>>()?,
@@ -278,21 +287,17 @@ fn input_schema(
 
 /// Positions of the key columns in the table.
 fn key_columns(def: &TableDef, planned: &Planned) -> Result<Vec<usize>, PlanError> {
+    let wrong = |reason: String| PlanError::from(format!("key: {reason}"));
     let (columns, marked) = (planned.schema(), planned.marked());
     let keys = def.key.0.iter().map(|key| match columns.index_of(key) {
-        Ok(at) if types::is_json(marked.field(at)) => {
-            Err(format!("key: {}", select::json_is_not_a_key(key)))
-        }
+        Ok(at) if types::is_json(marked.field(at)) => Err(wrong(select::json_is_not_a_key(key))),
         Ok(at) if !columns.field(at).data_type().is_nested() => Ok(at + ENTITY_COLUMNS.len()),
-        Ok(_) => Err(format!("key: `{key}` must be a number, text or time")),
-        Err(_) => Err(format!(
-            "key: {}",
-            names::unknown_column(key, "`select`", &columns)
-        )),
+        Ok(_) => Err(wrong(format!("`{key}` must be a number, text or time"))),
+        Err(_) => Err(wrong(names::unknown_column(key, "`select`", &columns))),
     });
-    let keys = keys.collect::<Result<Vec<_>, String>>()?;
+    let keys = keys.collect::<Result<Vec<_>, PlanError>>()?;
     if keys.is_empty() {
-        return Err("key: no column is named".into());
+        return Err(wrong("no column is named".to_owned()));
     }
     Ok(keys)
 }

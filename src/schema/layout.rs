@@ -7,7 +7,9 @@ use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros};
 /// A table's partitioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
+    /// `year=…/month=…/day=…/hour=…`, by event time in UTC.
     Hours,
+    /// `year=…/month=…/day=…`, by event time in UTC.
     Days,
     /// By a hash of the columns that identify a row.
     Buckets,

@@ -7,27 +7,32 @@ mod catalog;
 mod declaration_error;
 pub(crate) mod dialect;
 pub(crate) mod entity;
+mod evaluation_error;
 pub mod functions;
 mod hints;
 mod layout;
 pub(crate) mod names;
 mod plan_error;
 mod rules;
-pub mod select;
+pub(crate) mod select;
 mod stream;
 mod strict;
 pub(crate) mod types;
 pub(crate) mod window;
 
-pub use crate::config::time_range::TimeRange;
-pub use crate::config::zone;
-pub use crate::config::{
-    DUPLICATE_KEY_BYTES, Late, SearchDef, StreamDef, WINDOW_GROUP_BYTES, versions_of,
+pub use crate::config::versions_of;
+pub(crate) use crate::config::zone;
+pub(crate) use crate::config::{
+    DUPLICATE_KEY_BYTES, Late, SearchDef, StreamDef, WINDOW_GROUP_BYTES,
 };
 pub use catalog::Catalog;
 pub use declaration_error::{DeclarationError, TABLE_KEY, WINDOW_KEY};
 pub use entity::Entity;
-pub use layout::{BUCKETS, Layout};
+pub use evaluation_error::EvaluationError;
+pub(crate) use layout::BUCKETS;
+pub use layout::Layout;
 pub use plan_error::PlanError;
-pub use stream::{MAP_SUFFIX, Selected, Stream};
+pub use select::session_config;
+pub use stream::Stream;
+pub(crate) use stream::{MAP_SUFFIX, Selected};
 pub use window::Window;

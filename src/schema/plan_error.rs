@@ -16,6 +16,7 @@ use crate::config::Location;
 /// What is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanError {
+    /// For people, without a location.
     pub message: String,
     /// Where in the SQL's text, if known.
     pub at: Option<Location>,
@@ -131,6 +132,7 @@ impl PlanError {
         }
     }
 
+    /// Changes the message, and keeps the location.
     pub fn map(self, message: impl FnOnce(String) -> String) -> Self {
         Self {
             message: message(self.message),

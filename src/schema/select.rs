@@ -24,7 +24,7 @@ use datafusion::sql::sqlparser::parser::Parser;
 use super::bounds as sql_bounds;
 use super::dialect::{self, WeirDialect};
 use super::functions::Limits;
-use super::{PlanError, functions, names, types};
+use super::{EvaluationError, PlanError, functions, names, types};
 use crate::config::SqlBounds;
 
 /// Longest SQL that is planned; nesting is bounded by the parser.
@@ -69,6 +69,7 @@ pub struct Planned {
 
 /// Result of a `select`.
 pub struct Filtered {
+    /// The selected columns of the rows that `where` let through.
     pub rows: RecordBatch,
     /// Per row of the input whether `where` let it through; none without a `where`.
     pub passed: Option<Vec<bool>>,
@@ -426,14 +427,17 @@ pub fn stored_type(ty: &DataType) -> Option<DataType> {
 }
 
 impl Planned {
+    /// Names and stored types of the selected columns.
     pub fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }
 
+    /// [`Self::schema`], with marks on the fields that hold JSON text.
     pub fn marked(&self) -> SchemaRef {
         self.marked.clone()
     }
 
+    /// Names of the selected columns, in their order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.columns.iter().map(|(name, ..)| name.as_str())
     }
@@ -461,28 +465,16 @@ impl Planned {
 
     /// Whether every expression has a value for every row, cast to its stored type.
     pub fn has_values(&self, input: &RecordBatch) -> bool {
-        self.evaluate_with(input, |_, _| ()).is_ok()
+        self.evaluate(input).is_ok()
     }
 
-    /// Evaluates on a batch; an error is caused by some row's values.
-    pub fn evaluate(&self, input: &RecordBatch) -> Result<Filtered, String> {
-        self.evaluate_with(input, |name, error| match name {
-            Some(name) => format!("{name}: {}", strip_internals(error)),
-            None => strip_internals(error),
-        })
-    }
-
-    /// `to_error` converts an error, with the name of the column if known.
-    fn evaluate_with<E>(
-        &self,
-        input: &RecordBatch,
-        to_error: impl Fn(Option<&str>, &DataFusionError) -> E,
-    ) -> Result<Filtered, E> {
-        let batch_error = |e: ArrowError| to_error(None, &e.into());
+    /// Evaluates on a batch of the input's schema.
+    pub fn evaluate(&self, input: &RecordBatch) -> Result<Filtered, EvaluationError> {
+        let batch_error = |e: ArrowError| EvaluationError::Batch(e.into());
         let mut input = input.clone();
         let mut passed = None;
         if let Some(filter) = &self.filter {
-            let mask = booleans(filter, &input).map_err(|e| to_error(None, &e))?;
+            let mask = booleans(filter, &input).map_err(EvaluationError::Batch)?;
             let true_only: Vec<bool> = mask.iter().map(|v| v == Some(true)).collect();
             input = filter_record_batch(&input, &mask).map_err(batch_error)?;
             passed = Some(true_only);
@@ -493,16 +485,20 @@ impl Planned {
             ..CastOptions::default()
         };
         let arrays = self.columns.iter().map(|(name, e, ty)| {
+            let column_error = |source| EvaluationError::Column {
+                column: name.clone(),
+                source,
+            };
             let array = e
                 .evaluate(&input)
                 .and_then(|v| v.into_array(rows))
-                .map_err(|e| to_error(Some(name), &e))?;
+                .map_err(column_error)?;
             if array.data_type() == ty {
                 return Ok(array);
             }
-            cast_with_options(&array, ty, &options).map_err(|e| to_error(Some(name), &e.into()))
+            cast_with_options(&array, ty, &options).map_err(|e| column_error(e.into()))
         });
-        let arrays = arrays.collect::<Result<Vec<_>, E>>()?;
+        let arrays = arrays.collect::<Result<Vec<_>, EvaluationError>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
             .map_err(batch_error)?;
@@ -529,6 +525,7 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Plans a condition over the stream's `output` columns.
     pub fn plan(
         stream: &str,
         output: &SchemaRef,

@@ -9,26 +9,39 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
+use super::PlanError;
+
 /// A declared field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
+    /// The JSON key, which is case-sensitive.
     pub name: String,
+    /// How its values are read.
     pub ty: Type,
+    /// Whether a record without it is rejected.
     pub not_null: bool,
 }
 
 /// The type as which a JSON value is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Type {
+    /// A whole number of 64 bits.
     BigInt,
+    /// A whole number of 32 bits.
     Int,
+    /// A number; the nearest double.
     Double,
+    /// `true` or `false`.
     Boolean,
+    /// A string, or the digits of a number.
     Varchar,
+    /// A time as text, or a number in this unit.
     Timestamp(Ticks),
     /// Any value, as its compact JSON text.
     Json,
+    /// An object with these keys; others count as drift.
     Struct(Vec<Column>),
+    /// A list of items of one type.
     Array(Box<Column>),
     /// An object with any keys, whose values are text.
     Map(Box<Column>),
@@ -39,8 +52,11 @@ pub enum Type {
 pub enum Ticks {
     /// Numbers are rejected: seconds and milliseconds cannot be distinguished safely.
     None,
+    /// Since 1970.
     Seconds,
+    /// Since 1970.
     Millis,
+    /// Since 1970.
     Micros,
 }
 
@@ -82,6 +98,7 @@ const JSON_MARK: &str = "weir.json";
 pub struct CapacityHints(pub Vec<AtomicUsize>);
 
 impl CapacityHints {
+    /// Hints that know nothing yet.
     pub fn for_columns(columns: &[Column]) -> Self {
         Self(
             (0..columns.iter().map(Column::variable_width_columns).sum())
@@ -113,6 +130,7 @@ pub fn map() -> DataType {
 }
 
 impl Type {
+    /// The type of its Arrow array.
     pub fn arrow(&self) -> DataType {
         match self {
             Self::BigInt => DataType::Int64,
@@ -144,6 +162,7 @@ impl Column {
         }
     }
 
+    /// Its Arrow field. Always nullable: the decoder checks `not_null`.
     pub fn arrow(&self) -> Field {
         Field::new(&self.name, self.ty.arrow(), true)
     }
@@ -171,7 +190,7 @@ pub fn is_json(field: &Field) -> bool {
 }
 
 /// Parses `name type [not null], …`.
-pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
+pub fn parse(schema: &str) -> Result<Vec<Column>, PlanError> {
     // The SQL parser does not bound nested types.
     if schema.len() > 64 << 10 || schema.matches('<').count() > 500 {
         return Err("longer than 64 KiB, or more than 500 nested types".into());
@@ -204,7 +223,7 @@ pub fn parse(schema: &str) -> Result<Vec<Column>, String> {
                 not_null,
             })
         })
-        .collect::<Result<Vec<_>, String>>()?;
+        .collect::<Result<Vec<_>, PlanError>>()?;
     check_unique("schema", &columns)?;
     if columns.is_empty() {
         Err("no column is declared".into())
@@ -244,16 +263,16 @@ fn with_ticks(tokens: Vec<Token>) -> Vec<Token> {
     out
 }
 
-fn check_unique(parent: &str, columns: &[Column]) -> Result<(), String> {
+fn check_unique(parent: &str, columns: &[Column]) -> Result<(), PlanError> {
     for (i, column) in columns.iter().enumerate() {
         if columns[..i].iter().any(|c| c.name == column.name) {
-            return Err(format!("{parent}: `{}` is declared twice", column.name));
+            return Err(format!("{parent}: `{}` is declared twice", column.name).into());
         }
     }
     Ok(())
 }
 
-fn from_sql(name: &str, ty: &ast::DataType) -> Result<Type, String> {
+fn from_sql(name: &str, ty: &ast::DataType) -> Result<Type, PlanError> {
     use ast::DataType as Sql;
     Ok(match ty {
         Sql::BigInt(_) | Sql::Int8(_) | Sql::Int64 => Type::BigInt,
@@ -292,7 +311,7 @@ fn from_sql(name: &str, ty: &ast::DataType) -> Result<Type, String> {
                         not_null: false,
                     })
                 })
-                .collect::<Result<Vec<_>, String>>()?;
+                .collect::<Result<Vec<_>, PlanError>>()?;
             check_unique(name, &columns)?;
             Type::Struct(columns)
         }
@@ -310,12 +329,13 @@ fn from_sql(name: &str, ty: &ast::DataType) -> Result<Type, String> {
                 ty,
                 not_null: false,
             })),
-            _ => return Err(format!("{name}: the only map is map(varchar, varchar)")),
+            _ => return Err(format!("{name}: the only map is map(varchar, varchar)").into()),
         },
         other => {
             return Err(format!(
                 "{name}: unknown type {other}; available: bigint, int, double, boolean, varchar, timestamp, timestamp(s), timestamp(ms), timestamp(us), json, struct<…>, array<…>, map(varchar, varchar)"
-            ));
+            )
+            .into());
         }
     })
 }
@@ -379,7 +399,7 @@ mod tests {
             ("", "no column"),
             ("a", "type"),
         ] {
-            let message = parse(schema).expect_err("wrong");
+            let message = parse(schema).expect_err("wrong").message;
             assert!(message.contains(part), "{schema}: {message}");
         }
     }

@@ -50,6 +50,8 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// A scope that is planning. The results of functions are reserved in `pool`; with
+    /// `yields_when_long` its threads yield the CPU once it takes longer than [`MIN_YIELDING`].
     pub fn new(pool: &Arc<dyn MemoryPool>, yields_when_long: bool) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),

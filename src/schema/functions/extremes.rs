@@ -19,6 +19,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::scalar::ScalarValue;
 
+/// Replaces `min` and `max`.
 pub fn register(state: &mut SessionState) -> Result<()> {
     for (name, is_max) in [("min", false), ("max", true)] {
         let inner = FunctionRegistry::udaf(state, name)?;

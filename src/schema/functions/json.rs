@@ -12,6 +12,7 @@ use datafusion::scalar::ScalarValue;
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 use datafusion_functions_json::{JSON_UNION_DATA_TYPE, udfs};
 
+/// Adds the functions and operators on JSON text.
 pub fn register(state: &mut SessionState) -> Result<()> {
     // The first planner that supports an operator plans it.
     state.register_expr_planner(Arc::new(Operators))?;

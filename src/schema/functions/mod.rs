@@ -2,7 +2,7 @@
 //! are deterministic.
 
 mod extremes;
-pub mod growth;
+pub(crate) mod growth;
 mod json;
 mod times;
 
@@ -17,6 +17,10 @@ use super::rules;
 pub use growth::Limits;
 
 /// Registers the functions in a session, with bounds on what a call may produce.
+///
+/// # Errors
+///
+/// DataFusion's, if one of its functions that is replaced does not exist.
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
     register_unbounded(state)?;
     growth::register(state, limits)
@@ -31,7 +35,7 @@ fn register_unbounded(state: &mut SessionState) -> Result<()> {
 }
 
 /// Converts columns that no output format supports, such as the unions of `json_get`, to text.
-pub fn as_displayable(plan: LogicalPlan) -> Result<LogicalPlan> {
+pub(crate) fn as_displayable(plan: LogicalPlan) -> Result<LogicalPlan> {
     json::unions_as_text(plan)
 }
 

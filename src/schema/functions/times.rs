@@ -33,6 +33,7 @@ const IN_NANOSECONDS: [&str; 5] = [
 /// Times in the range of nanoseconds, in microseconds.
 const NANOS_RANGE: std::ops::RangeInclusive<i64> = i64::MIN / 1_000..=i64::MAX / 1_000;
 
+/// Replaces the functions that would fail outside the years 1677 to 2262.
 pub fn register(state: &mut SessionState) -> Result<()> {
     for name in IN_NANOSECONDS {
         let inner = registered(state, name)?;

@@ -15,10 +15,13 @@ pub const MAP_SUFFIX: &str = ".*";
 /// Where the sessions operator finds its columns in a decoded batch.
 #[derive(Debug)]
 pub struct SessionColumns {
+    /// Position of `session.key`.
     pub key: usize,
     /// The column whose first and last value are recorded for a session.
     pub track: Option<usize>,
+    /// Longest time between two events of a session.
     pub gap: Micros,
+    /// Sessions open at once; beyond it the least recent one is closed.
     pub max_open: usize,
     opens: Option<Rule>,
 }
@@ -40,9 +43,13 @@ impl SessionColumns {
 /// Where the duplicates operator finds its columns in a decoded batch.
 #[derive(Debug, Clone)]
 pub struct DuplicateColumns {
+    /// Position of the stream's `key`.
     pub key: usize,
+    /// Positions of the columns that a duplicate has in common with the event before.
     pub same: Vec<usize>,
+    /// Position of the version, by which `within` is measured.
     pub version: Option<usize>,
+    /// Keys remembered; beyond it the least recent one is forgotten.
     pub max_keys: usize,
     /// In the version's unit: milliseconds for numbers, microseconds for times.
     pub within: i64,

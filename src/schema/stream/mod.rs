@@ -18,11 +18,15 @@ pub use rows::Selected;
 /// A stream, ready to decode records.
 #[derive(Debug)]
 pub struct Stream {
+    /// Its name, which is also its table's.
     pub name: String,
+    /// Its declaration.
     pub def: StreamDef,
     /// The JSON fields that are read.
     pub input: Vec<types::Column>,
+    /// `input` as Arrow fields, all nullable.
     pub input_schema: SchemaRef,
+    /// Learned from each frame, for the next one; they affect no result.
     pub capacity_hints: types::CapacityHints,
     /// `event_time`, then the other columns of `select`.
     pub output: SchemaRef,
@@ -88,10 +92,12 @@ impl Stream {
         Ok(stream)
     }
 
+    /// What recognizes duplicates; none if not declared.
     pub fn duplicates(&self) -> Option<&DuplicateColumns> {
         self.duplicates.as_ref()
     }
 
+    /// What delimits sessions; none if not declared.
     pub fn session(&self) -> Option<&SessionColumns> {
         self.session.as_ref()
     }

@@ -14,6 +14,7 @@ pub type Reject<'a> = &'a mut dyn FnMut(u32, &str) -> bool;
 
 /// Rows that `select` and `require` let through.
 pub struct Selected {
+    /// In the schema of [`Stream::output`].
     pub rows: RecordBatch,
     /// The input row that each comes from, ascending.
     pub input_rows: Vec<u32>,
@@ -47,10 +48,9 @@ impl Stream {
             Ok(batch) => self.require(batch, good, received_at, reject),
             // Each row has a value by itself, but not all together: too many bytes in one batch,
             // for example.
-            Err(reason) => {
-                let continues = good
-                    .iter()
-                    .all(|row| reject(*row, &format!("select: {reason}")));
+            Err(error) => {
+                let reason = format!("select: {error}");
+                let continues = good.iter().all(|row| reject(*row, &reason));
                 continues.then(|| Selected {
                     rows: RecordBatch::new_empty(self.output.clone()),
                     input_rows: Vec::new(),

@@ -14,17 +14,29 @@ pub enum Growth {
     Times(u32),
     /// Compares all items of one argument with all of another.
     Pairs,
+    /// `repeat(text, n)`: the text, n times.
     Repeat,
+    /// `lpad(text, n, fill)`: the text, and up to n characters of the fill text.
     Pad,
+    /// `replace(text, from, to)`: as often as `from` fits into the text.
     Replace,
+    /// `regexp_replace(text, pattern, to)`: `to` may repeat the whole text.
     RegexpReplace,
+    /// `concat_ws(separator, …)`: all arguments, with a separator for each.
     ConcatWith,
+    /// `array_repeat(item, n)`: the item, n times.
     ArrayRepeat,
+    /// `array_resize(list, n, item)`: the list, and up to n items.
     ArrayResize,
+    /// `range(from, to, step)`: so many numbers or times.
     Range,
+    /// `array_replace_all(list, from, to)`: each item may become `to`.
     ArrayReplace,
+    /// `array_to_string(list, separator, null)`: all items as text, each with a separator.
     ArrayToString,
+    /// `arrays_zip(…)`: as many items as the longest list, with a value for each list.
     ArraysZip,
+    /// `to_char(time, format)`: each letter of the format may become a whole time.
     Format,
 }
 

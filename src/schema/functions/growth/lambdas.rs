@@ -23,6 +23,7 @@ const QUERY_ITEMS: u64 = 1 << 18;
 /// Bytes of a query's literals, repeated for each item.
 const QUERY_LITERAL_BYTES: u64 = 64 << 20;
 
+/// Bounds every registered function that takes a lambda.
 pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
     let functions: Vec<Arc<HigherOrderUDF>> =
         state.higher_order_functions().values().cloned().collect();
@@ -36,10 +37,12 @@ pub fn register(state: &mut SessionState, limits: Limits) -> Result<()> {
     Ok(())
 }
 
+/// Whether [`register`] has replaced it.
 pub fn is_bounded(function: &HigherOrderUDF) -> bool {
     (function.inner().as_ref() as &dyn Any).is::<Bounded>()
 }
 
+/// A function that first counts the items that its lambda would be evaluated for.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Bounded {
     inner: Arc<HigherOrderUDF>,

@@ -46,7 +46,9 @@ const OVERHEAD_BYTES: u64 = 64;
 /// Which bounds a call is held to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limits {
+    /// Those of queries, the same for all.
     Query,
+    /// Those stored with a configuration, so that a replay gives the same rows.
     Declared(SqlBounds),
 }
 

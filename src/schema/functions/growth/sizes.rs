@@ -12,11 +12,14 @@ const FIXED_BYTES: u64 = 16;
 
 /// A number for each row, or one for all.
 pub enum RowNumbers {
+    /// The same for all rows.
     One(u64),
+    /// By row.
     Each(Vec<u64>),
 }
 
 impl RowNumbers {
+    /// The number for a row; 0 beyond the last one.
     pub fn at(&self, row: usize) -> u64 {
         match self {
             Self::One(number) => *number,
@@ -27,12 +30,14 @@ impl RowNumbers {
 
 /// The properties of an argument that the size of a result depends on.
 pub struct Argument {
+    /// Bytes of the value in memory.
     pub bytes: RowNumbers,
     /// The items of a list, the value of a number, the bytes of a text.
     pub count: RowNumbers,
 }
 
 impl Argument {
+    /// Measures an argument; a literal is measured once.
     pub fn from_value(value: &ColumnarValue) -> Result<Self> {
         match value {
             ColumnarValue::Scalar(scalar) => {
