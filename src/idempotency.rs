@@ -29,13 +29,16 @@ pub type BodyHash = [u8; 32];
 /// The response to a request with records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestResponse {
+    /// Records that became rows.
     pub accepted: u64,
+    /// Records that became dead letters, listed or not.
     pub rejected_total: u64,
     /// The first hundred: (index, reason).
     pub rejected: Vec<(u32, Arc<str>)>,
 }
 
 impl IngestResponse {
+    /// The response to a request of which these are the decoded records.
     pub fn new(decoded: &Decoded) -> Self {
         let listed = decoded.rejected.iter().take(MAX_LISTED_REJECTIONS);
         Self {
@@ -57,14 +60,18 @@ impl IngestResponse {
 /// An idempotency key in its scope.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestKey {
+    /// The stream that the request writes to.
     pub stream: String,
+    /// The header `Idempotency-Key`, as received.
     pub key: String,
 }
 
 /// An answered request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnsweredRequest {
+    /// Distinguishes a repeated request from another one under the same key.
     pub hash: BodyHash,
+    /// The response that a repeated request gets again.
     pub answer: IngestResponse,
     /// The last record of its frame.
     pub lsn: Lsn,
@@ -73,6 +80,7 @@ pub struct AnsweredRequest {
 /// What is known of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup<'a> {
+    /// The key is not in the table: never used, or evicted.
     New,
     /// The request repeats this one.
     Duplicate(&'a AnsweredRequest),
@@ -92,6 +100,7 @@ pub struct AnsweredRequests {
 }
 
 impl AnsweredRequests {
+    /// An empty table.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -99,6 +108,7 @@ impl AnsweredRequests {
         }
     }
 
+    /// Decides about a request by its key and the hash of its body.
     pub fn lookup(&self, key: &RequestKey, hash: &BodyHash) -> Lookup<'_> {
         match self.by_key.get(key) {
             None => Lookup::New,
@@ -118,24 +128,23 @@ impl AnsweredRequests {
         self.evict();
     }
 
+    /// Applies a changed configuration; evicts what is over its limits.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
         self.evict();
     }
 
-    /// AnsweredRequest requests, oldest first.
+    /// Answered requests, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (&RequestKey, &AnsweredRequest)> {
         self.order
             .values()
             .filter_map(|key| Some((key.as_ref(), &self.by_key.get(key)?.1)))
     }
 
-    pub fn len(&self) -> usize {
+    /// Number of keys.
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.by_key.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
     }
 
     /// Memory that it takes, approximately.

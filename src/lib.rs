@@ -114,14 +114,14 @@
 
 #![forbid(unsafe_code)]
 
-pub mod bounds;
+pub(crate) mod bounds;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod decode;
+pub(crate) mod decode;
 pub mod event;
 pub mod generator;
-pub mod idempotency;
+pub(crate) mod idempotency;
 pub mod ingest;
 pub mod operators;
 pub(crate) mod presets;
@@ -129,9 +129,9 @@ pub mod query;
 pub mod runtime;
 pub mod schema;
 pub(crate) mod server;
-pub mod sources;
+pub(crate) mod sources;
 pub mod storage;
 pub mod testing;
-pub mod threads;
+pub(crate) mod threads;
 pub mod views;
 pub mod wal;

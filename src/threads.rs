@@ -28,6 +28,7 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// A pace that has done nothing; `const`, so that it can initialize a thread-local.
     pub const fn new() -> Self {
         Self {
             bytes: 0,
@@ -90,6 +91,7 @@ impl Panics {
         })
     }
 
+    /// Whether a watched thread has panicked, ever.
     pub fn any(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }

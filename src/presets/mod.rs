@@ -17,7 +17,7 @@ pub fn text(preset: &str, stream: &str) -> Option<String> {
         .map(|(_, text)| text.replace("{stream}", stream))
 }
 
-/// The names of the presets, as `preset = …` takes them.
+/// Names that a stream's `preset` may have, in the order in which messages list them.
 pub fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
 }
