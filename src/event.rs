@@ -21,8 +21,11 @@ pub fn lsn_sequence(lsn: Lsn) -> u64 {
 /// Microseconds since 1970-01-01T00:00:00Z.
 pub type Micros = i64;
 
+/// [`Micros`] per second.
 pub const MICROS_PER_SECOND: i64 = 1_000_000;
+/// [`Micros`] per hour; with [`bucket`], hours since the epoch.
 pub const MICROS_PER_HOUR: i64 = 3_600 * MICROS_PER_SECOND;
+/// [`Micros`] per day: 24 hours, since days are those of UTC and leap seconds are not counted.
 pub const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
 
 /// The bucket of `width` microseconds that a time falls into, counted from the epoch: with
@@ -62,15 +65,20 @@ pub fn is_place((lat, lon): (f64, f64)) -> bool {
 /// A time range from which a source may have missed records.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Gap {
+    /// Name of the source, as configured.
     pub source: String,
+    /// Earliest arrival of a record that may be missing.
     pub from: Micros,
+    /// Latest arrival of a record that may be missing.
     pub to: Micros,
+    /// What happened, for people.
     pub reason: String,
 }
 
 /// Whether a source is reading records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SourceState {
+    /// It reads, or will read at once what arrives.
     #[default]
     Running,
     /// It has nothing to read yet, or cannot reach it; no records are lost by waiting.
@@ -83,8 +91,10 @@ pub enum SourceState {
 }
 
 impl SourceState {
+    /// For metrics, which have a series for each state.
     pub const ALL: [Self; 4] = [Self::Running, Self::Waiting, Self::Halted, Self::Ended];
 
+    /// The name in the API and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -98,7 +108,9 @@ impl SourceState {
 /// The health of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceHealth {
+    /// What the source as a whole does.
     pub state: SourceState,
+    /// For people: what it does, or why it is in this state and what to do.
     pub reason: Option<String>,
     /// Partitions of it that wait, each with its reason; at most a thousand.
     pub waiting: std::collections::BTreeMap<String, String>,

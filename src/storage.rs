@@ -12,7 +12,11 @@ use std::sync::Arc;
 
 /// An open file, read and written at positions.
 pub trait File: Send + Sync {
+    /// Writes all bytes at this offset; durable only after [`Self::sync`].
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Fills `bytes` from this offset.
+    /// // # Errors
+    /// // `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
     /// Bytes in the file.
     fn size(&self) -> io::Result<u64>;
@@ -26,10 +30,13 @@ pub trait Storage: Send + Sync + 'static {
     /// Creates a file of `size` allocated bytes: `head`, then zeros. Its name appears only once
     /// both are durable.
     fn create(&self, path: &Path, size: u64, head: &[u8]) -> io::Result<Arc<dyn File>>;
+    /// Opens an existing file to read and write.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Opens an existing file to read: works on a read-only file system as well.
     fn open_read_only(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// File names in a folder, sorted; a folder that does not exist is empty.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
+    /// Removes a file. Not synced: after a crash it may exist again.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Replaces the file's content atomically: a reader, or a restart, sees the old or the new one.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
@@ -53,6 +60,7 @@ pub enum IoKind {
 }
 
 impl IoKind {
+    /// Classifies by the kind that `std` derives from `errno`.
     pub fn of(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,

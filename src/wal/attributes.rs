@@ -28,6 +28,7 @@ use super::DamagedFrame;
 pub struct Sorted {
     /// Bytes of the file as stored, and their CRC-32C.
     pub size: u64,
+    /// CRC-32C of the file as stored.
     pub crc: u32,
     /// How many records it has.
     pub records: u64,
@@ -38,9 +39,11 @@ pub struct Sorted {
 /// Identity of a file: its inode, and a checksum of its head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileIdentity {
+    /// The file's inode number. File systems reuse it, so it alone identifies nothing.
     pub inode: u64,
     /// Bytes of the file's start that `crc` covers, at most 1 KiB.
     pub head: u64,
+    /// CRC-32C of the head.
     pub crc: u32,
     /// CRC-32C of all plain bytes up to the offset stored with it.
     #[serde(default)]
@@ -130,6 +133,7 @@ pub struct FrameAttributes {
     pub idempotency: Option<([u8; 32], String)>,
     /// Of a retry: per record, the LSN of the dead letter that it resubmits.
     pub retry_of: Vec<u64>,
+    /// Identity of the file that the records were read from; set by file sources only.
     pub file: Option<FileIdentity>,
     /// Records that exceeded the size limit: (index in the frame, original length in bytes).
     pub truncated_records: Vec<(u64, u64)>,

@@ -13,54 +13,112 @@ pub struct DamagedFrame;
 /// Why the log cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
+    /// A file operation failed. Nothing is lost; it may be retried.
     #[error("{path}: {}", explain(.source))]
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system reports.
+        source: io::Error,
+    },
+    /// A write or sync of the log failed: what the disk holds is unknown.
     #[error(
         "syncing the log failed ({source}); how much of the last writes reached the disk is unknown, so no more records are accepted: restart to read the log from disk"
     )]
-    Sync { source: io::Error },
+    Sync {
+        /// What the operating system reports.
+        source: io::Error,
+    },
+    /// The segment has a format that this version does not know.
     #[error(
         "{path} was written by a newer version of weir (log format {version}); use that version"
     )]
-    Newer { path: PathBuf, version: u32 },
+    Newer {
+        /// The segment.
+        path: PathBuf,
+        /// The version in its header.
+        version: u32,
+    },
+    /// The segment has a format that this version no longer reads.
     #[error(
         "{path} has the log format {version} of a version before the first release; move the data folder away and read the sources again"
     )]
-    Older { path: PathBuf, version: u32 },
+    Older {
+        /// The segment.
+        path: PathBuf,
+        /// The version in its header.
+        version: u32,
+    },
+    /// The segment's first 64 bytes are not a valid header.
     #[error("{path}: the segment's header is damaged; restore the file from a backup")]
-    SegmentHeader { path: PathBuf },
+    SegmentHeader {
+        /// The segment.
+        path: PathBuf,
+    },
+    /// A synced record does not have a valid frame.
     #[error(
         "{path} at byte {offset}: records {from} to {to} are damaged although they were synced ({evidence}); restore the file from a backup, nothing has been changed"
     )]
     Damaged {
+        /// The segment.
         path: PathBuf,
+        /// Where in it the first damaged frame begins, in bytes.
         offset: u64,
+        /// LSN of the first damaged record.
         from: u64,
+        /// LSN of the last record that may be damaged.
         to: u64,
+        /// Why the records must have been synced.
         evidence: String,
     },
+    /// The log has a hole, or begins above the wanted record.
     #[error(
         "records {from} to {to} of the log are missing: {path} begins later; restore the missing segment from a backup"
     )]
-    Missing { path: PathBuf, from: u64, to: u64 },
+    Missing {
+        /// The segment after the hole, or the log's folder.
+        path: PathBuf,
+        /// LSN of the first missing record.
+        from: u64,
+        /// LSN of the last missing record.
+        to: u64,
+    },
+    /// The segment's LSNs are those of another instance.
     #[error(
         "{path} belongs to instance {found}, this one is {expected}: set `instance = {found}`, or use another data folder"
     )]
     Instance {
+        /// The segment.
         path: PathBuf,
+        /// The instance in its header.
         found: u16,
+        /// The configured instance.
         expected: u16,
     },
+    /// The log may not grow further, by configuration.
     #[error(
         "the log has {bytes} bytes and its budget is {budget} (`[log] budget`): views are behind, or it is too small"
     )]
-    Budget { bytes: u64, budget: u64 },
+    Budget {
+        /// Size of all segments.
+        bytes: u64,
+        /// Their configured maximum.
+        budget: u64,
+    },
+    /// The log may not grow further, because the views need the rest of the disk.
     #[error(
         "the disk has {free} bytes left, which the views may need for what is already in the log; free some space, records are then accepted again automatically"
     )]
-    NoSpace { free: u64 },
+    NoSpace {
+        /// Bytes free on the file system: less than the views may need, and the reserve.
+        free: u64,
+    },
+    /// A frame that no reader would accept.
     #[error("a frame of {bytes} bytes is over the limit of 64 MiB")]
-    TooLarge { bytes: usize },
+    TooLarge {
+        /// Its length when encoded.
+        bytes: usize,
+    },
 }
 
 impl WalError {

@@ -44,13 +44,21 @@ const MAX_BLOCK_BYTES: usize = 256 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
+    /// Records of a source.
     Record = 1,
+    /// Moves the watermark of an idle source on.
     Tick = 2,
+    /// The partition has no more records: it no longer holds back the watermark.
     PartitionEnd = 3,
+    /// A source may have lost records; the payload is a [`Gap`](crate::event::Gap) as JSON.
     Gap = 4,
+    /// Dead letters that are decoded again.
     Retry = 5,
+    /// The end of a bounded run: closes all windows and sessions.
     CloseAll = 6,
+    /// A table's rows below a time are hidden from here on.
     RetentionFloor = 7,
+    /// The declarations under which all later frames are processed, as JSON.
     Configuration = 8,
     /// A request that duplicates an earlier one under its idempotency key: its records are not
     /// processed.
@@ -107,21 +115,27 @@ impl Kind {
 /// microseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
+    /// What the frame carries.
     pub kind: Kind,
     /// Records in the frame; 1 for a control frame.
     pub count: u32,
     /// LSN of the first record; set by the writer.
     pub first_lsn: u64,
+    /// Offset of the first record.
     pub first_offset: u64,
     /// The offset after the partition's previous frame.
     pub previous_offset: u64,
+    /// When the records arrived.
     pub received_at: i64,
     /// Id of the configuration under which it was received.
     pub configuration: u64,
     /// Highest LSN known synced; set by the writer.
     pub synced_lsn: u64,
+    /// Name of the source; empty if the frame has none.
     pub source: String,
+    /// Name of the partition; empty if the source has only one.
     pub partition: String,
+    /// The stream that decodes the records; empty if the frame concerns all.
     pub stream: String,
 }
 
@@ -152,11 +166,13 @@ impl Header {
 /// A frame in memory. Its block stays compressed until [`Frame::records`] is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
+    /// Fields of fixed length, and names.
     pub header: Header,
     /// zstd-compressed block.
     pub block: Bytes,
     /// Length of the block when uncompressed.
     pub block_bytes: u32,
+    /// What only some frames have.
     pub attributes: FrameAttributes,
 }
 
@@ -249,19 +265,25 @@ impl Records {
         }
     }
 
+    /// Number of records.
     pub fn len(&self) -> usize {
         self.ranges.len()
     }
 
+    /// Whether it has no records.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
+    /// The bytes of a record.
+    /// // # Panics
+    /// // If `index` is not below [`Self::len`].
     pub fn get(&self, index: usize) -> &[u8] {
         let (start, end) = self.ranges[index];
         &self.page[start as usize..end as usize]
     }
 
+    /// The bytes of each record, in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len()).map(|i| self.get(i))
     }
@@ -297,6 +319,9 @@ impl RecordsBuilder {
         }
     }
 
+    /// Appends a record.
+    /// // # Panics
+    /// // If the record has 4 GiB or more: sources reject far smaller ones.
     pub fn push(&mut self, record: &[u8]) {
         let length =
             u32::try_from(record.len()).expect("a record is bounded by its limit, far below 4 GiB");
@@ -306,10 +331,12 @@ impl RecordsBuilder {
         self.ranges.push((start, self.page.len() as u32));
     }
 
+    /// Number of records so far.
     pub fn len(&self) -> usize {
         self.ranges.len()
     }
 
+    /// Whether nothing has been appended.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
@@ -319,6 +346,7 @@ impl RecordsBuilder {
         self.page.len()
     }
 
+    /// The page, complete.
     pub fn finish(self) -> Records {
         Records {
             page: self.page.into(),

@@ -36,6 +36,7 @@ pub(super) struct OpenSegment {
     pub path: PathBuf,
     pub file: Arc<dyn File>,
     pub size: u64,
+    /// Byte offset of the next frame.
     pub at: u64,
 }
 

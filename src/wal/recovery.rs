@@ -27,7 +27,9 @@ use super::segment::{self, SegmentHeader};
 /// Bytes that a crash left after the last complete frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TornTail {
+    /// The last segment.
     pub path: PathBuf,
+    /// Where its last complete frame ends, in bytes.
     pub offset: u64,
     /// LSN of the first lost record, which was never acknowledged.
     pub lsn: u64,
@@ -36,7 +38,9 @@ pub struct TornTail {
 /// The frame that the log ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastFrame {
+    /// What it carries.
     pub kind: Kind,
+    /// LSN of its first record.
     pub first_lsn: u64,
     /// Its byte offset in the last segment.
     pub offset: u64,
@@ -44,9 +48,11 @@ pub struct LastFrame {
 
 /// The log's state after opening.
 pub struct Recovered {
+    /// Identifies the log: views recognize by it that they belong to another one.
     pub log_id: u64,
     /// The highest LSN in the log; everything up to it is synced.
     pub last_lsn: u64,
+    /// What a crash left; truncated unless the log was only read.
     pub torn: Option<TornTail>,
     /// The last frame; `None` if the last segment is empty.
     pub last_frame: Option<LastFrame>,
@@ -58,6 +64,7 @@ pub struct Recovered {
 pub(super) struct WritePosition {
     pub file: Arc<dyn File>,
     pub size: u64,
+    /// Byte offset after the last frame.
     pub at: u64,
 }
 

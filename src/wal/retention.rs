@@ -6,6 +6,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SegmentAge {
     pub first_lsn: u64,
+    /// Allocated size of its file.
     pub bytes: u64,
     /// Time since it was last written.
     pub age: Duration,

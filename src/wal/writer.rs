@@ -18,7 +18,9 @@ const WRITE_BYTES: usize = 4 << 20;
 /// Where the log is, and how large it may grow.
 #[derive(Debug, Clone)]
 pub struct WalOptions {
+    /// The folder of the segments, created if it does not exist.
     pub folder: PathBuf,
+    /// The instance whose LSNs the log has: 0 to 1023.
     pub instance: u16,
     /// The LSN before the instance's first one.
     pub zero: u64,
@@ -147,6 +149,7 @@ impl Wal {
         recovery::log_id(storage, folder)
     }
 
+    /// Identifies the log: views recognize by it that they belong to another one.
     pub fn log_id(&self) -> u64 {
         self.log_id
     }
@@ -285,6 +288,7 @@ impl Wal {
         }
     }
 
+    /// The folder of the segments.
     pub fn folder(&self) -> &Path {
         &self.options.folder
     }
