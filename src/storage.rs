@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// An open file, read and written at positions.
 pub trait File: Send + Sync {
@@ -25,6 +26,15 @@ pub trait File: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// How large a file is, and when it was written last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Its size, including bytes that were allocated and not written.
+    pub bytes: u64,
+    /// By the system's clock.
+    pub modified: SystemTime,
+}
+
 /// A folder tree.
 pub trait Storage: Send + Sync + 'static {
     /// Creates a file of `size` allocated bytes: `head`, then zeros. Its name appears only once
@@ -34,6 +44,15 @@ pub trait Storage: Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Opens an existing file to read: works on a read-only file system as well.
     fn open_read_only(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// The whole content of a file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let file = self.open_read_only(path)?;
+        let mut bytes = vec![0; usize::try_from(file.size()?).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+    /// The size of a file, and when it was written last.
+    fn stat(&self, path: &Path) -> io::Result<FileStat>;
     /// File names in a folder, sorted; a folder that does not exist is empty.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
     /// Removes a file. Not synced: after a crash it may exist again.
@@ -42,6 +61,8 @@ pub trait Storage: Send + Sync + 'static {
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Creates the folder and missing parents, with durable names.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// Bytes free on the file system of this folder; `None` if it does not report them.
     fn free(&self, _folder: &Path) -> Option<u64> {
         None
@@ -311,6 +332,14 @@ impl Storage for Disk {
         Ok(Arc::new(DiskFile(fs::File::open(path)?)))
     }
 
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        let metadata = fs::metadata(path)?;
+        Ok(FileStat {
+            bytes: metadata.len(),
+            modified: metadata.modified()?,
+        })
+    }
+
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -333,6 +362,10 @@ impl Storage for Disk {
 
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         create_folders(folder)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        sync_folder(folder)
     }
 
     fn free(&self, folder: &Path) -> Option<u64> {
@@ -407,6 +440,22 @@ mod tests {
             (bytes.len(), bytes.iter().all(|b| *b == 0)),
             ((2 << 20) + 5, true)
         );
+    }
+
+    #[test]
+    fn a_file_is_read_whole_with_its_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x");
+        for content in [&b""[..], b"content"] {
+            Disk.replace(&path, content).expect("written");
+            assert_eq!(Disk.read(&path).expect("readable"), content);
+            assert_eq!(
+                Disk.stat(&path).expect("it exists").bytes,
+                content.len() as u64
+            );
+        }
+        let missing = Disk.read(&folder.path().join("y")).expect_err("missing");
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -219,6 +219,23 @@ fn the_clock_and_the_log_have_one_door_each() {
     }
 }
 
+/// Files that reach the disk only through `storage`, which tests replace by a disk that fails.
+const BEHIND_STORAGE: [&str; 4] = [
+    "wal/",
+    "ingest",
+    "runtime/snapshots.rs",
+    "runtime/pipeline.rs",
+];
+
+#[test]
+fn log_and_snapshots_reach_the_disk_through_the_storage_interface() {
+    for (file, code) in code() {
+        if BEHIND_STORAGE.iter().any(|begin| file.starts_with(begin)) {
+            assert!(!code.contains("std::fs"), "{file} says std::fs");
+        }
+    }
+}
+
 /// Words of a dialect that this project once had, each with the word to use.
 const BANNED: [(&str, &str); 13] = [
     ("told", "reported, listed, seen"),

@@ -628,13 +628,12 @@ impl OperatorStage {
         let firsts = names.iter().filter_map(|n| segment::first_lsn(n));
         firsts
             .filter_map(|first_lsn| {
-                let metadata =
-                    std::fs::metadata(segment::path(&self.snapshots.log, first_lsn)).ok()?;
-                let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
+                let path = segment::path(&self.snapshots.log, first_lsn);
+                let stat = self.snapshots.storage.stat(&path).ok()?;
                 Some(SegmentAge {
                     first_lsn,
-                    bytes: metadata.len(),
-                    age,
+                    bytes: stat.bytes,
+                    age: stat.modified.elapsed().unwrap_or_default(),
                 })
             })
             .collect()

@@ -11,7 +11,7 @@ use crate::event::Lsn;
 use crate::operators::snapshot::Summary;
 use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
-use crate::storage::{Storage, explain, sync_folder};
+use crate::storage::{Storage, explain};
 use crate::views::driver::{ApplyOutput, CatchUp, ReplayTarget};
 use crate::views::{View, ViewError};
 use crate::wal::{LogReader, WalError, segment};
@@ -48,13 +48,13 @@ impl Snapshots {
 
     pub fn load(&self, lsn: Lsn) -> Result<Operators, OperatorError> {
         let path = snapshot::path(&self.folder, lsn);
-        let bytes = std::fs::read(&path).map_err(|e| self.failed(&e))?;
+        let bytes = self.storage.read(&path).map_err(|e| self.failed(&e))?;
         snapshot::decode(&path, &bytes)
     }
 
     fn summary(&self, lsn: Lsn) -> Result<Summary, OperatorError> {
         let path = snapshot::path(&self.folder, lsn);
-        let bytes = std::fs::read(&path).map_err(|e| self.failed(&e))?;
+        let bytes = self.storage.read(&path).map_err(|e| self.failed(&e))?;
         snapshot::summary(&path, &bytes)
     }
 
@@ -194,7 +194,9 @@ impl Snapshots {
     /// one.
     pub fn tidy(&self, checkpoints: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
         if self.unsynced.load(Ordering::Acquire) {
-            sync_folder(&self.folder).map_err(|e| self.failed(&e))?;
+            self.storage
+                .sync_folder(&self.folder)
+                .map_err(|e| self.failed(&e))?;
             self.unsynced.store(false, Ordering::Release);
         }
         let mut safe = None;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::storage::{Disk, File, Storage};
+use crate::storage::{Disk, File, FileStat, Storage};
 
 #[derive(Default)]
 struct State {
@@ -117,6 +117,10 @@ impl Storage for FaultyDisk {
         Disk.open_read_only(path)
     }
 
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        Disk.stat(path)
+    }
+
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
         Disk.list(folder)
     }
@@ -133,6 +137,11 @@ impl Storage for FaultyDisk {
 
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         Disk.create_folder(folder)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.operation()?;
+        Disk.sync_folder(folder)
     }
 
     fn free(&self, folder: &Path) -> Option<u64> {
