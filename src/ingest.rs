@@ -16,7 +16,7 @@ mod receipt;
 mod tests;
 mod writer;
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -149,7 +149,7 @@ impl Ingest {
         catalog: Arc<Catalog>,
         clock: Arc<dyn Clock>,
         queue_bytes: usize,
-        maintenance: Receiver<LogMaintenance>,
+        maintenance: LogMaintenance,
         note_synced: impl FnMut(&Header) + Send + 'static,
         publish: impl FnMut(CommittedFrame) + Send + 'static,
     ) -> (Self, JoinHandle<Result<Wal, WalError>>) {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use serde_json::json;
@@ -54,7 +53,7 @@ fn noise(numbers: &mut Numbers) -> Vec<u8> {
 
 struct Intake {
     ingest: Option<Ingest>,
-    maintenance: Sender<LogMaintenance>,
+    maintenance: LogMaintenance,
     thread: std::thread::JoinHandle<Result<Wal, WalError>>,
     numbers: Numbers,
     folder: PathBuf,
@@ -71,13 +70,13 @@ impl Intake {
             0,
         )
         .expect("opens");
-        let (maintenance, receiver) = channel();
+        let maintenance = LogMaintenance::default();
         let (ingest, thread) = Ingest::start(
             wal,
             catalog(),
             Arc::new(SystemClock::default()),
             1 << 20,
-            receiver,
+            maintenance.clone(),
             |_| {},
             |_| {},
         );
@@ -134,7 +133,6 @@ impl Intake {
 
     fn stop(mut self) -> Wal {
         drop(self.ingest.take());
-        drop(self.maintenance);
         self.thread.join().expect("it ends").expect("no error")
     }
 
@@ -226,10 +224,7 @@ fn frames_that_wait_for_space_in_the_log_delay_nothing_else() {
     // Once there is space, the deferred frames are appended in order.
     let second = segment_lsns(&intake.folder)[1];
     for first in segment_lsns(&intake.folder).into_iter().take(3) {
-        intake
-            .maintenance
-            .send(LogMaintenance::Remove(first))
-            .expect("it is received");
+        intake.maintenance.request_removal(first);
     }
     let count = receipts.len();
     receipts

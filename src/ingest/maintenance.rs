@@ -1,6 +1,8 @@
 //! What the writer does between groups of frames: trims the log, and while the log is full, retries
 //! once there may be space.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::CommittedFrame;
@@ -10,12 +12,39 @@ use super::writer::{RETRY_INTERVAL, Writer};
 use crate::event::Lsn;
 use crate::wal::WalError;
 
-/// What trimming the log requires of its writer.
-pub enum LogMaintenance {
-    /// Remove the segment that begins with this LSN.
-    Remove(Lsn),
-    /// Every view has committed up to here, and recovery starts at this LSN or later.
-    Committed(Lsn),
+/// What trimming the log requires of its writer, shared with the stage that decides it. Requests
+/// that the writer has not taken yet are merged, so it holds at most one per segment, and the stage
+/// never waits for the writer, which may be waiting for it.
+#[derive(Debug, Clone, Default)]
+pub struct LogMaintenance(Arc<Mutex<Requests>>);
+
+/// The requests that the writer has not taken yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Requests {
+    committed: Option<Lsn>,
+    /// First LSNs of segments.
+    removals: BTreeSet<Lsn>,
+}
+
+impl LogMaintenance {
+    fn lock(&self) -> MutexGuard<'_, Requests> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every view has committed up to this LSN, and recovery starts there or later.
+    pub fn set_committed(&self, lsn: Lsn) {
+        let mut requests = self.lock();
+        requests.committed = requests.committed.max(Some(lsn));
+    }
+
+    /// Asks to remove the segment that begins with this LSN.
+    pub fn request_removal(&self, first_lsn: Lsn) {
+        self.lock().removals.insert(first_lsn);
+    }
+
+    fn take(&self) -> Requests {
+        std::mem::take(&mut *self.lock())
+    }
 }
 
 impl Writer {
@@ -49,16 +78,20 @@ impl Writer {
 
     /// Returns whether a segment was removed.
     fn apply_maintenance(&mut self) -> bool {
+        let Requests {
+            committed,
+            removals,
+        } = self.maintenance.take();
+        if let Some(lsn) = committed {
+            self.wal.set_committed(lsn);
+        }
         let mut has_removed = false;
-        while let Ok(task) = self.maintenance.try_recv() {
-            match task {
-                LogMaintenance::Committed(lsn) => self.wal.set_committed(lsn),
-                LogMaintenance::Remove(first_lsn) => match self.wal.remove_segment(first_lsn) {
-                    Ok(()) => has_removed = true,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot remove a log segment; will retry");
-                    }
-                },
+        for first_lsn in removals {
+            match self.wal.remove_segment(first_lsn) {
+                Ok(()) => has_removed = true,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot remove a log segment; will retry");
+                }
             }
         }
         has_removed
@@ -83,5 +116,25 @@ impl Writer {
             self.reject(&prepared, LogFullReason::from_error(&error));
         }
         self.sync_and_publish(&mut appended, publish)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_wait_are_merged() {
+        let maintenance = LogMaintenance::default();
+        for (committed, first_lsn) in [(10, 1), (30, 11), (20, 1)] {
+            maintenance.set_committed(committed);
+            maintenance.clone().request_removal(first_lsn);
+        }
+        let merged = Requests {
+            committed: Some(30),
+            removals: [1, 11].into(),
+        };
+        assert_eq!(maintenance.take(), merged);
+        assert_eq!(maintenance.take(), Requests::default());
     }
 }

@@ -1,6 +1,6 @@
 //! Tests of the writer with a real log.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::Receiver;
 
 use super::receipt::Receipt;
 use super::*;
@@ -37,7 +37,6 @@ fn submission(record: &[u8], idempotency: Option<(BodyHash, String)>) -> Submiss
 struct Started {
     ingest: Ingest,
     published: Receiver<CommittedFrame>,
-    _maintenance: std::sync::mpsc::Sender<LogMaintenance>,
     _folder: tempfile::TempDir,
 }
 
@@ -46,7 +45,6 @@ fn start() -> Started {
     let folder = tempfile::tempdir().expect("a folder");
     let declared = Declarations::from_json(STREAM).expect("declarations");
     let catalog = Arc::new(Catalog::compile(&declared).expect("a catalog"));
-    let (maintenance, maintenance_receiver) = channel();
     let (publish, published) = sync_channel(0);
     let publish = move |frame| drop(publish.send(frame));
     let clock = Arc::new(SystemClock::default());
@@ -55,14 +53,13 @@ fn start() -> Started {
         catalog,
         clock,
         1 << 20,
-        maintenance_receiver,
+        LogMaintenance::default(),
         |_| {},
         publish,
     );
     Started {
         ingest,
         published,
-        _maintenance: maintenance,
         _folder: folder,
     }
 }
@@ -93,14 +90,13 @@ fn a_stop_does_not_wait_for_callers_that_still_decode() {
     let catalog = Arc::new(
         Catalog::compile(&Declarations::from_json(STREAM).expect("declarations")).expect("it"),
     );
-    let (_maintenance, receiver) = channel();
     let clock = Arc::new(SystemClock::default());
     let (ingest, writer) = Ingest::start(
         wal(folder.path()),
         catalog,
         clock,
         1 << 20,
-        receiver,
+        LogMaintenance::default(),
         |_| {},
         drop,
     );

@@ -71,7 +71,7 @@ pub(super) struct Writer {
     pub(super) gate: Arc<Gate>,
     synced: Arc<Mutex<Lsn>>,
     answered: Arc<Mutex<AnsweredRequests>>,
-    pub(super) maintenance: Receiver<LogMaintenance>,
+    pub(super) maintenance: LogMaintenance,
     note_synced: Box<dyn FnMut(&Header) + Send>,
     pub(super) deferred: DeferredFrames<PreparedFrame>,
     /// When appending to a full log was last tried.
@@ -86,7 +86,7 @@ impl Writer {
         gate: Arc<Gate>,
         synced: Arc<Mutex<Lsn>>,
         answered: Arc<Mutex<AnsweredRequests>>,
-        maintenance: Receiver<LogMaintenance>,
+        maintenance: LogMaintenance,
         note_synced: Box<dyn FnMut(&Header) + Send>,
     ) -> Self {
         Self {

@@ -200,7 +200,7 @@ struct Writer {
     ingest: Ingest,
     thread: JoinHandle<Result<Wal, WalError>>,
     committed: Receiver<CommittedFrame>,
-    maintenance: Sender<LogMaintenance>,
+    maintenance: LogMaintenance,
 }
 
 fn start_writer(
@@ -210,7 +210,7 @@ fn start_writer(
     progress: &Arc<PipelineProgress>,
 ) -> Writer {
     let (commit_sender, committed) = sync_channel::<CommittedFrame>(COMMITTED_QUEUE_LEN);
-    let (maintenance, maintenance_receiver) = channel();
+    let maintenance = LogMaintenance::default();
     let progress = progress.clone();
     let note_synced =
         move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
@@ -221,7 +221,7 @@ fn start_writer(
         catalog.clone(),
         context.clock.clone(),
         context.config.limits.shares().queues,
-        maintenance_receiver,
+        maintenance.clone(),
         note_synced,
         forward,
     );
@@ -346,7 +346,7 @@ struct OperatorStage {
     progress: Arc<PipelineProgress>,
     handles: Handles,
     statuses: Vec<Arc<Status>>,
-    log_maintenance: Sender<LogMaintenance>,
+    log_maintenance: LogMaintenance,
     limits: LogLimits,
     retention_lock: Arc<Mutex<()>>,
     skip_catch_up: Arc<AtomicBool>,
@@ -594,7 +594,7 @@ impl OperatorStage {
                 return Ok(());
             }
         };
-        let _ = self.log_maintenance.send(LogMaintenance::Committed(safe));
+        self.log_maintenance.set_committed(safe);
         let is_short = self.is_disk_short();
         // Where room is needed, the log is not retained beyond what recovery needs.
         let (keep, above) = if is_short {
@@ -604,7 +604,7 @@ impl OperatorStage {
         };
         let segments = self.segments();
         for first_lsn in plan_trim(&segments, safe, keep, Some(above)) {
-            let _ = self.log_maintenance.send(LogMaintenance::Remove(first_lsn));
+            self.log_maintenance.request_removal(first_lsn);
         }
         let uncommitted_bytes = segments
             .iter()

@@ -9,7 +9,6 @@ mod tests {
     use std::io::Write;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
-    use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
@@ -18,7 +17,7 @@ mod tests {
     use super::super::{Source, Timing};
     use crate::clock::SystemClock;
     use crate::config::FileDef;
-    use crate::ingest::Ingest;
+    use crate::ingest::{Ingest, LogMaintenance};
     use crate::operators::{Operators, PartitionState};
     use crate::schema::Catalog;
     use crate::sources::{Context, DiskAllowance, RecordLimits, SortSpace, Stop};
@@ -367,14 +366,13 @@ mod tests {
         for acts in lives {
             let wal = log.wal.take().expect("open");
             let (_, partitions) = log.read(wal.synced_lsn());
-            let (_maintenance, receiver) = channel();
             let clock = Arc::new(SystemClock::default());
             let (ingest, writer) = Ingest::start(
                 wal,
                 Arc::default(),
                 clock,
                 64 << 20,
-                receiver,
+                LogMaintenance::default(),
                 |_| {},
                 |_| {},
             );
@@ -578,14 +576,13 @@ mod tests {
     fn once(log: &mut Log, def: &FileDef, after_scan: impl FnOnce()) -> BTreeMap<String, usize> {
         let wal = log.wal.take().expect("open");
         let (_, partitions) = log.read(wal.synced_lsn());
-        let (_maintenance, receiver) = channel();
         let clock = Arc::new(SystemClock::default());
         let (ingest, writer) = Ingest::start(
             wal,
             Arc::default(),
             clock,
             64 << 20,
-            receiver,
+            LogMaintenance::default(),
             |_| {},
             |_| {},
         );

@@ -6,13 +6,12 @@ mod tests {
     use std::collections::BTreeMap;
     use std::io::Write;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::mpsc::channel;
 
     use super::super::*;
     use crate::clock::SystemClock;
     use crate::config::{Declarations, ReadOrder};
     use crate::event::SharedHealth;
-    use crate::ingest::Ingest;
+    use crate::ingest::{Ingest, LogMaintenance};
     use crate::operators::Operators;
     use crate::schema::Catalog;
     use crate::sources::{DiskAllowance, RecordLimits, SortSpace, Stop};
@@ -108,14 +107,13 @@ mod tests {
             let catalog =
                 Catalog::compile(&Declarations::from_json(&declared).expect("declarations"))
                     .expect("a catalog");
-            let (_maintenance, receiver) = channel();
             let clock = Arc::new(SystemClock::default());
             let (ingest, writer) = Ingest::start(
                 wal,
                 Arc::new(catalog),
                 clock,
                 64 << 20,
-                receiver,
+                LogMaintenance::default(),
                 |_| {},
                 |_| {},
             );
