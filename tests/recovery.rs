@@ -412,7 +412,7 @@ fn a_view_below_a_trimmed_log_continues_from_a_newer_snapshot_or_reports_missing
             storage: Arc::new(Disk),
             folder: folder.path().join("operators"),
             log: log.clone(),
-            zero: 0,
+            start_lsn: 0,
             unsynced: Arc::default(),
         };
         Disk.create_folder(&snapshots.folder).expect("a folder");

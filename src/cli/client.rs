@@ -201,7 +201,7 @@ impl QueryTarget {
     pub fn ask(&self, endpoint: &str, params: &Params) -> Result<Value, RuntimeError> {
         match &self.backend {
             Backend::DataDir(offline) => {
-                let answers = &offline.answers;
+                let answers = &offline.queries;
                 let answer = self.runtime.block_on(async {
                     match endpoint {
                         "count" => answers.count(params).await?.into_value(),
@@ -229,7 +229,7 @@ impl QueryTarget {
     pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
         match &self.backend {
             Backend::DataDir(offline) => {
-                let answers = &offline.answers;
+                let answers = &offline.queries;
                 let answer = self
                     .runtime
                     .block_on(answers.ask(ClientId::default(), query))?;

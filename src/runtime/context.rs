@@ -95,7 +95,7 @@ impl FolderContext {
         };
         let newest = snapshots.newest_configuration(end)?;
         let mut stored = newest.as_ref().map(|(_, text)| parse(text)).transpose()?;
-        let after = newest.map_or(snapshots.zero, |(lsn, _)| lsn);
+        let after = newest.map_or(snapshots.start_lsn, |(lsn, _)| lsn);
         let mut reader = LogReader::new(Arc::new(Disk), self.folder.log(), after);
         while let Some(frame) = reader.next(end)? {
             if frame.header.kind == Kind::Configuration {
@@ -145,7 +145,7 @@ pub(super) fn snapshots(config: &Config, folder: &DataDir) -> Snapshots {
         storage: Arc::new(Disk),
         folder: folder.operators(),
         log: folder.log(),
-        zero: lsn_zero(config.instance),
+        start_lsn: lsn_zero(config.instance),
         unsynced: Arc::new(AtomicBool::new(true)),
     }
 }

@@ -58,7 +58,7 @@ const MAX_LISTED_REASONS: usize = 20;
 const REFUSED_WHEN_APPLIED: &str = "refused when it was applied; its new dead letter says why";
 
 pub struct Retry {
-    pub answers: QueryService,
+    pub queries: QueryService,
     pub clock: Arc<dyn Clock>,
     pub ingest: Ingest,
     /// One retry at a time: each finds what the one before resubmitted marked, and counts only its
@@ -143,7 +143,7 @@ impl Retry {
             return result.map(|()| done);
         };
         self.wait_until_applied(last).await?;
-        done.count_sent(&sent, &self.answers.handles.progress.retried());
+        done.count_sent(&sent, &self.queries.handles.progress.retried());
         result.map(|()| done)
     }
 
@@ -154,7 +154,7 @@ impl Retry {
         done: &mut RetrySummary,
     ) -> Result<(), RuntimeError> {
         let limit = request.limit.unwrap_or(usize::MAX);
-        let marked_before = self.answers.handles.progress.retried().len();
+        let marked_before = self.queries.handles.progress.retried().len();
         let mut read_rows = 0;
         let mut after = 0;
         let mut page_rows = PAGE_ROWS;
@@ -186,7 +186,7 @@ impl Retry {
 
     async fn wait_until_applied(&self, lsn: Lsn) -> Result<(), RuntimeError> {
         let begun = Instant::now();
-        while !self.answers.handles.progress.refresh(lsn) {
+        while !self.queries.handles.progress.refresh(lsn) {
             if begun.elapsed() > PATIENCE {
                 let message = "dead letters were sent back and are still being applied; `retried_lsn` in `dead_letters` says which became events";
                 return Err(RuntimeError::Failed(message.into()));
@@ -198,7 +198,7 @@ impl Retry {
 
     /// Waits until everything that was resubmitted before is marked, so that it is not sent again.
     async fn wait_until_marked(&self) -> Result<(), RuntimeError> {
-        let (handles, synced) = (&self.answers.handles, self.ingest.synced_lsn());
+        let (handles, synced) = (&self.queries.handles, self.ingest.synced_lsn());
         let letters = handles.tables.get(checkpoints::DEAD_LETTERS);
         let begun = Instant::now();
         while !handles.progress.refresh(synced)
@@ -246,7 +246,7 @@ impl Retry {
             "select lsn, source, stream, bytes from dead_letters where {} order by lsn limit {limit}",
             wanted.join(" and ")
         );
-        let answer = self.answers.sql(&query).await.map_err(|e| match e {
+        let answer = self.queries.sql(&query).await.map_err(|e| match e {
             QueryError::Limit(_) => PageError::TooLarge(e.to_string()),
             e => PageError::Other(e.into()),
         })?;

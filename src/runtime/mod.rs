@@ -69,8 +69,11 @@ pub struct Options {
 /// A data folder at work.
 pub struct Running {
     pub folder: DataDir,
+    /// What queries read: tables, indexes and progress.
     pub handles: Handles,
-    pub answers: QueryService,
+    /// Answers the queries of clients.
+    pub queries: QueryService,
+    /// Arrival times of records.
     pub clock: Arc<dyn Clock>,
     pub stop: Stop,
     pipeline: Pipeline,
@@ -125,7 +128,7 @@ impl Running {
             sql_limits(config),
         )?);
         let handles = pipeline.handles.clone();
-        let answers = QueryService {
+        let queries = QueryService {
             handles: handles.clone(),
             sql,
             clock: clock.clone(),
@@ -135,7 +138,7 @@ impl Running {
         let mut running = Self {
             folder,
             handles,
-            answers,
+            queries,
             clock,
             stop: Stop::default(),
             pipeline,
@@ -231,7 +234,7 @@ impl Running {
     /// Resubmits dead letters.
     pub fn retry(&self) -> Result<Retry, RuntimeError> {
         Ok(Retry {
-            answers: self.answers.clone(),
+            queries: self.queries.clone(),
             clock: self.clock.clone(),
             ingest: self.ingest()?,
             turn: Arc::default(),
@@ -277,7 +280,7 @@ impl Running {
             ("idempotency", ingest.map_or(0, Ingest::answered_bytes)),
             ("ring", self.pipeline.ring.level().0),
             ("operators", self.handles.progress.operators_bytes()),
-            ("sql", self.answers.sql.memory_in_use()),
+            ("sql", self.queries.sql.memory_in_use()),
         ];
         metrics::publish(&self.handles, &self.views(), &self.folder.log(), &parts);
     }

@@ -10,7 +10,7 @@ use super::context::FolderContext;
 use super::data_dir::{DataDir, Lock};
 use super::query_service::QueryService;
 use super::snapshots::Snapshots;
-use super::views::Opened;
+use super::views::OpenViews;
 use super::{RuntimeError, spools, sql_limits, startup, views};
 use crate::config::Config;
 use crate::event::Lsn;
@@ -24,7 +24,8 @@ use crate::wal::LogReader;
 
 /// A folder opened read-only.
 pub struct Offline {
-    pub answers: QueryService,
+    /// Answers queries from what is committed.
+    pub queries: QueryService,
     _spill: Spill,
     _lock: Lock,
 }
@@ -86,7 +87,7 @@ impl Offline {
             &spill.0,
             sql_limits(config),
         )?);
-        let answers = QueryService {
+        let queries = QueryService {
             handles,
             sql,
             clock: context.clock.clone(),
@@ -94,7 +95,7 @@ impl Offline {
             spools: spools(config, None),
         };
         Ok(Self {
-            answers,
+            queries,
             _spill: spill,
             _lock: lock,
         })
@@ -103,13 +104,13 @@ impl Offline {
 
 /// Sets how far the answers of each view reach. A view that has every row that was emitted for
 /// it reaches as far as the snapshot, wherever its last row is.
-fn show_checkpoints(opened: &Opened, newest: &Operators, zero: Lsn) {
+fn show_checkpoints(opened: &OpenViews, newest: &Operators, start_lsn: Lsn) {
     let reach = |names: Vec<String>| {
         let own: BTreeMap<String, Lsn> = names
             .iter()
             .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
             .collect();
-        let lowest = own.values().copied().min().unwrap_or(zero);
+        let lowest = own.values().copied().min().unwrap_or(start_lsn);
         if is_ahead_of_views(newest.emitted_through(), &own) {
             lowest
         } else {
@@ -134,7 +135,7 @@ fn show_checkpoints(opened: &Opened, newest: &Operators, zero: Lsn) {
 
 /// The record up to which every view has everything.
 fn complete_up_to(
-    opened: &Opened,
+    opened: &OpenViews,
     newest: &Operators,
     snapshots: &Snapshots,
 ) -> Result<Lsn, RuntimeError> {
@@ -143,7 +144,7 @@ fn complete_up_to(
     } else {
         newest.lsn()
     };
-    Ok(lsn.max(snapshots.zero))
+    Ok(lsn.max(snapshots.start_lsn))
 }
 
 /// Counts, per view, the records that its answers lack; one that lacks none reaches the log's end.

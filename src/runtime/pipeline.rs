@@ -25,7 +25,7 @@ use super::context::FolderContext;
 use super::recovery::{self, Checkpoints, Start};
 use super::reserve::{self, Reserve};
 use super::snapshots::{LogCatchUp, Snapshots};
-use super::views::Opened;
+use super::views::OpenViews;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
 use crate::idempotency::{AnsweredRequest, RequestKey};
@@ -81,11 +81,11 @@ impl Pipeline {
         context: &FolderContext,
         mut wal: Wal,
         catalog: &Arc<Catalog>,
-        opened: Opened,
+        opened: OpenViews,
     ) -> Result<Self, RuntimeError> {
         let config = &context.config;
         let snapshots = context.snapshots();
-        let Opened {
+        let OpenViews {
             mut views, handles, ..
         } = opened;
         let (operators, catching_up) = start_state(&snapshots, &mut views)?;
@@ -326,7 +326,7 @@ fn start_state(
         }
         // Before the first record there is nothing to skip, and the view's own log may begin later.
         let is_near = |view: &&mut Box<dyn View>| {
-            operators.lsn() > snapshots.zero && !catching_up.iter().any(|n| n == view.name())
+            operators.lsn() > snapshots.start_lsn && !catching_up.iter().any(|n| n == view.name())
         };
         views
             .iter_mut()
@@ -587,7 +587,7 @@ impl OperatorStage {
         let checkpoints = self.statuses.iter().flat_map(|s| s.checkpoints()).collect();
         let safe = match self.snapshots.tidy(&checkpoints) {
             Ok(Some(safe)) => safe,
-            Ok(None) => self.snapshots.zero,
+            Ok(None) => self.snapshots.start_lsn,
             Err(error @ OperatorError::Newer { .. }) => return Err(error.into()),
             Err(error) => {
                 tracing::error!(%error, "old snapshots could not be read; the log is not trimmed");

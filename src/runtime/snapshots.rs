@@ -23,7 +23,7 @@ pub struct Snapshots {
     pub folder: PathBuf,
     pub log: PathBuf,
     /// The LSN before the log's first.
-    pub zero: Lsn,
+    pub start_lsn: Lsn,
     /// Names in the folder may not be on the disk: they are of an earlier process, or of a save
     /// whose last sync failed.
     pub unsynced: Arc<AtomicBool>,
@@ -95,7 +95,7 @@ impl Snapshots {
 
     /// The state before the first record.
     pub fn empty(&self) -> Operators {
-        Operators::new(Arc::new(Catalog::default()), self.zero)
+        Operators::new(Arc::new(Catalog::default()), self.start_lsn)
     }
 
     /// The states that the live operators may start from, the newest first: the newest snapshot,
@@ -151,7 +151,7 @@ impl Snapshots {
             .into_iter()
             .rev()
             .find(suits)
-            .unwrap_or(self.zero);
+            .unwrap_or(self.start_lsn);
         let names = self.storage.list(&self.log).map_err(|e| self.failed(&e))?;
         let first = names.iter().find_map(|name| segment::first_lsn(name));
         match first.filter(|first| *first > from + 1) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::context::{FolderContext, compile_stored};
 use super::pipeline::Pipeline;
-use super::views::{self, Opened};
+use super::views::{self, OpenViews};
 use super::{RuntimeError, rebuild, reconfigure, trial};
 use crate::event::Lsn;
 use crate::schema::Catalog;
@@ -27,7 +27,7 @@ use super::data_dir::DataDir;
 pub(super) fn open(
     context: &FolderContext,
     catalog: &Arc<Catalog>,
-) -> Result<(Wal, Opened), RuntimeError> {
+) -> Result<(Wal, OpenViews), RuntimeError> {
     rebuild::install(context)?;
     let wal = open_wal(context, catalog)?;
     let wal = rebuild::complete_install(context, wal)?;
@@ -44,7 +44,7 @@ fn open_views(
     context: &FolderContext,
     catalog: &Arc<Catalog>,
     wal: &Wal,
-) -> Result<Opened, RuntimeError> {
+) -> Result<OpenViews, RuntimeError> {
     let log = context.log_of(wal);
     let opened = views::open(context, catalog, log, true)?;
     refuse_views_ahead(&opened, wal.synced_lsn(), log)?;
@@ -57,15 +57,15 @@ pub(super) fn open_wal(
     catalog: &Arc<Catalog>,
 ) -> Result<Wal, RuntimeError> {
     let options = context.wal_options();
-    let zero = options.zero;
-    let (mut committed, mut unapplied) = (zero, None);
+    let start_lsn = options.zero;
+    let (mut committed, mut unapplied) = (start_lsn, None);
     match context.log()? {
         None => {
-            context.snapshots().refuse_ahead(zero)?;
+            context.snapshots().refuse_ahead(start_lsn)?;
             refuse_without_log(&context.folder)?;
         }
         Some(log) => {
-            let found = Wal::peek(&Disk, &options, zero)?;
+            let found = Wal::peek(&Disk, &options, start_lsn)?;
             context.snapshots().refuse_ahead(found.last_lsn)?;
             unapplied = trial::unapplied(context, &found, log)?;
             // The folder's views are those of the configuration that the log ends under.
@@ -78,7 +78,7 @@ pub(super) fn open_wal(
                 None => catalog.clone(),
             };
             let existing = views::open(context, &stored, log, false)?;
-            committed = existing.checkpoints.values().copied().max().unwrap_or(zero);
+            committed = existing.checkpoints.values().copied().max().unwrap_or(start_lsn);
         }
     }
     let new_id = rand::random::<u64>() >> 1;
@@ -116,7 +116,7 @@ pub(super) fn refuse_without_log(folder: &DataDir) -> Result<(), RuntimeError> {
     }
 }
 
-fn refuse_views_ahead(opened: &Opened, end: Lsn, log: LogName) -> Result<(), RuntimeError> {
+fn refuse_views_ahead(opened: &OpenViews, end: Lsn, log: LogName) -> Result<(), RuntimeError> {
     match opened.checkpoints.iter().find(|(_, found)| **found > end) {
         Some((name, found)) => Err(ViewError::Ahead {
             path: name.into(),

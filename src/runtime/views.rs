@@ -19,8 +19,9 @@ use crate::views::places::{Places, PlacesView};
 use crate::views::search::{RollPolicy, SearchIndex, SearchView};
 use crate::views::state_store::LogIdentity;
 
-/// Everything that follows the log.
-pub struct Opened {
+/// The views of a catalog, opened for writing or for reading.
+pub struct OpenViews {
+    /// To be driven; none if opened only for reading.
     pub views: Vec<Box<dyn View>>,
     pub handles: Handles,
     /// Every checkpoint that a view has committed, by the names that snapshots use.
@@ -169,7 +170,7 @@ pub fn open(
     catalog: &Arc<Catalog>,
     log: LogName,
     writable: bool,
-) -> Result<Opened, RuntimeError> {
+) -> Result<OpenViews, RuntimeError> {
     open_some(context, catalog, log, writable, &|_| true)
 }
 
@@ -238,7 +239,7 @@ pub(super) fn open_some(
     log: LogName,
     writable: bool,
     is_wanted: &dyn Fn(&str) -> bool,
-) -> Result<Opened, RuntimeError> {
+) -> Result<OpenViews, RuntimeError> {
     let FolderContext {
         config,
         folder,
@@ -277,7 +278,7 @@ pub(super) fn open_some(
         counts: BTreeMap::new(),
         progress: Arc::new(PipelineProgress::default()),
     };
-    let mut opened = Opened {
+    let mut opened = OpenViews {
         views,
         handles,
         checkpoints: committed,
@@ -291,7 +292,7 @@ pub(super) fn open_some(
     Ok(opened)
 }
 
-impl Opened {
+impl OpenViews {
     fn open_search(
         &mut self,
         config: &Config,

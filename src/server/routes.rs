@@ -327,11 +327,11 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
             "try again when they have ended",
         ));
     };
-    let answers = app.0.parts.answers.clone();
+    let queries = app.0.parts.answers.clone();
     let turn = app.0.retry_turn.clone();
     let retry = Retry {
-        clock: answers.clock.clone(),
-        answers,
+        clock: queries.clock.clone(),
+        queries,
         ingest,
         turn,
     };

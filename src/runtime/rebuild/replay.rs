@@ -159,13 +159,13 @@ impl ReplaySources {
 
     /// The first record that still exists, in `raw` or in the log.
     pub fn first(&self) -> Result<Lsn, RuntimeError> {
-        let zero = self.log.zero;
-        let in_log = match self.log(zero).next(zero + 1) {
+        let start_lsn = self.log.zero;
+        let in_log = match self.log(start_lsn).next(start_lsn + 1) {
             Err(WalError::Missing { to, .. }) => to + 1,
-            Ok(_) => zero + 1,
+            Ok(_) => start_lsn + 1,
             Err(error) => return Err(error.into()),
         };
-        let in_raw = self.raw(zero)?.first();
+        let in_raw = self.raw(start_lsn)?.first();
         Ok(in_raw.map_or(in_log, |lsn| lsn.min(in_log)))
     }
 }
