@@ -61,11 +61,12 @@ impl Run {
             }
             running.maintain(&config);
         }
-        if signal.is_finished() {
-            running.skip_catch_up();
-        }
         let (handles, is_interrupted) = (running.handles.clone(), signal.is_finished());
-        running.stop()?;
+        if is_interrupted {
+            running.interrupt()?;
+        } else {
+            running.stop()?;
+        }
         summary(&handles, &before, started, is_interrupted);
         notes::of_tables(&handles.tables, &handles.catalog)
             .iter()

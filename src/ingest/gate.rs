@@ -140,10 +140,12 @@ impl Gate {
         }
     }
 
+    /// Why the log accepts no records, if it does not.
     pub fn log_full(&self) -> Option<LogFullReason> {
         self.lock().log_full.clone()
     }
 
+    /// Stops records, or admits them again with `None`.
     pub fn set_log_full(&self, reason: Option<LogFullReason>) {
         self.lock().log_full = reason;
         self.changed.notify_all();
@@ -205,6 +207,11 @@ impl Intake {
     pub(crate) fn used(&self) -> usize {
         let state = self.0.lock();
         state.record_bytes + state.control_bytes
+    }
+
+    /// Whether nothing is accepted any more: the process stops, or the writer has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.is_closed()
     }
 
     /// Accepts nothing more; waiting callers get [`IngestError::Stopping`].

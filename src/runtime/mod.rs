@@ -1,6 +1,6 @@
 //! The composition root: [`Running`] puts log, operators, views, queries and sources of a data
-//! folder together, and stops them in the order in which data flows. `startup` opens the folder,
-//! `reconfigure` switches it to another configuration, `rebuild` processes past records again.
+//! folder together. `startup` opens the folder and switches it to another configuration, `shutdown`
+//! stops everything in the order in which data flows, `rebuild` processes past records again.
 
 mod backlog;
 pub(crate) mod backup;
@@ -23,6 +23,7 @@ pub(crate) mod rebuild;
 mod reconfigure;
 mod recovery;
 mod reserve;
+mod shutdown;
 pub mod snapshots;
 mod sort_space;
 mod source_threads;
@@ -44,8 +45,8 @@ use crate::query::Handles;
 use crate::query::live::Live;
 use crate::query::spool::Spools;
 use crate::query::sql::{SqlEngine, SqlLimits};
-use crate::sources::{SourceError, Stop};
-use crate::threads::{self, Panics};
+use crate::sources::Stop;
+use crate::threads::Panics;
 use crate::views::lake::compact::MergeMode;
 use crate::wal::Kind;
 use backup::Backup;
@@ -58,6 +59,7 @@ pub use maintenance::compact;
 use pipeline::Pipeline;
 use query_service::QueryService;
 use readiness::Readiness;
+use shutdown::{Callers, Ending, SourceThread, Stopped};
 
 /// How to run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -75,12 +77,13 @@ pub struct Running {
     pub queries: QueryService,
     /// Arrival times of records.
     pub clock: Arc<dyn Clock>,
+    /// Asks sources, maintenance and backups to return, before or in [`Running::stop`].
     pub stop: Stop,
     pipeline: Pipeline,
     /// The log's past has been applied, and the sources have started.
     has_resumed: Arc<AtomicBool>,
     options: Options,
-    sources: Vec<(String, JoinHandle<Result<(), SourceError>>)>,
+    sources: Vec<SourceThread>,
     maintenance: Option<JoinHandle<()>>,
     ticks: Option<JoinHandle<()>>,
     /// Panics of the threads of sources, ticks and maintenance.
@@ -301,71 +304,50 @@ impl Running {
             .collect()
     }
 
-    /// Leaves what the views have not read of the log to the next start, so that a process that is
-    /// asked to end does so soon: the log has it.
-    pub fn skip_catch_up(&self) {
-        self.pipeline.skip_catch_up();
-    }
-
     /// Stops with the data: sources, log, operators, views with their last commit. A source that
     /// had halted is an error.
     pub fn stop(self) -> Result<(), RuntimeError> {
-        let halted = self.end()?;
-        if halted.is_empty() {
-            Ok(())
+        let ending = if self.options.once {
+            Ending::Complete
         } else {
-            Err(RuntimeError::Failed(halted.join("; ")))
-        }
+            Ending::Serving
+        };
+        self.stop_as(ending)
+    }
+
+    /// As [`Running::stop`], for a bounded run that a signal asks to end soon: what views have not
+    /// read of the log's past is left to the next start.
+    pub fn interrupt(self) -> Result<(), RuntimeError> {
+        self.stop_as(Ending::Interrupted)
     }
 
     /// As [`Running::stop`], to start again: a source that had halted is only logged, because it
     /// starts again too.
     pub fn stop_for_restart(self) -> Result<(), RuntimeError> {
-        for error in self.end()? {
-            tracing::warn!(error, "source was stopped by an error");
-        }
-        Ok(())
+        self.stop_as(Ending::Restarting)
     }
 
-    /// Stops everything; returns the errors of halted sources and of threads that panicked.
-    fn end(mut self) -> Result<Vec<String>, RuntimeError> {
-        self.stop.request();
-        let mut failures = self.join_sources();
-        // Frames of a source that has ended may still wait for room in a full log.
-        self.pipeline.intake.close();
-        for thread in self.maintenance.take().into_iter().chain(self.ticks.take()) {
-            let name = thread.thread().name().unwrap_or_default().to_owned();
-            if let Err(panic) = thread.join() {
-                failures.push(threads::describe(&name, &*panic));
+    fn stop_as(mut self, ending: Ending) -> Result<(), RuntimeError> {
+        let callers = Callers {
+            stop: self.stop.clone(),
+            sources: std::mem::take(&mut self.sources),
+            services: (self.maintenance.take().into_iter())
+                .chain(self.ticks.take())
+                .collect(),
+        };
+        let Stopped { wal, halted } = self.pipeline.stop(callers, ending);
+        drop(wal?);
+        if ending == Ending::Restarting {
+            for error in halted {
+                tracing::warn!(error, "source was stopped by an error");
             }
+            return Ok(());
         }
-        if !self.options.once {
-            self.skip_catch_up();
+        if halted.is_empty() {
+            Ok(())
+        } else {
+            Err(RuntimeError::Failed(halted.join("; ")))
         }
-        // A backup stops at its next file; until then the folder stays locked.
-        let retention_lock = self.pipeline.retention_lock.clone();
-        self.pipeline.stop()?;
-        drop(retention_lock.lock());
-        Ok(failures)
-    }
-
-    fn join_sources(&mut self) -> Vec<String> {
-        while self.sources.iter().any(|(_, thread)| !thread.is_finished()) {
-            // A source that waits for room in a full log would never end.
-            if self.pipeline.intake.full().is_some() {
-                self.pipeline.intake.close();
-            }
-            std::thread::sleep(POLL);
-        }
-        let mut failures = Vec::new();
-        for (name, thread) in self.sources.drain(..) {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failures.push(format!("source `{name}`: {error}")),
-                Err(panic) => failures.push(threads::describe(&format!("source/{name}"), &*panic)),
-            }
-        }
-        failures
     }
 }
 

@@ -1,17 +1,7 @@
 //! The threads between log and views: one writes the log, one runs the operators, one drives each
 //! view. A stopped pipeline leaves everything on the disk; starting one recovers from there.
 //!
-//! # Stopping
-//!
-//! Data flows out in its own direction, and each stage ends because the one before it has:
-//!
-//! 1. The sources have ended; `intake` is closed, so that no frame waits for room in a full log.
-//! 2. The last [`Ingest`] is dropped: the writer syncs what it has and ends.
-//! 3. Its channel of committed frames closes: the operators save a snapshot and close the ring.
-//! 4. The ring is closed: each driver applies the rest to its view, commits it and ends.
-//!
-//! `skip_catch_up` shortens steps 3 and 4: operators and views that still read the log's past leave
-//! it to the next start. A stage that fails closes the ring too, so that no other stage waits for it.
+//! `shutdown` has the states through which a pipeline stops.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +14,7 @@ use super::RuntimeError;
 use super::context::FolderContext;
 use super::recovery::{self, Checkpoints, Start};
 use super::reserve::{self, Reserve};
+use super::shutdown::{self, Callers, Ending, Stages, Stopped};
 use super::snapshots::{LogCatchUp, Snapshots};
 use super::views::OpenViews;
 use crate::config::{Config, Log};
@@ -33,7 +24,7 @@ use crate::ingest::{CommittedFrame, Ingest, Intake, LogMaintenance};
 use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, PipelineProgress};
 use crate::schema::Catalog;
-use crate::threads::{self, OnEnd, panic_if_asked};
+use crate::threads::{OnEnd, panic_if_asked};
 use crate::views::driver::{self, Status};
 use crate::views::ring::Ring;
 use crate::views::{View, ViewError};
@@ -165,34 +156,20 @@ impl Pipeline {
             || self.drivers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Lets [`Pipeline::stop`] commit what has been applied until then, instead of reading the log to
-    /// its end first.
-    pub fn skip_catch_up(&self) {
-        self.skip_catch_up.store(true, Ordering::Release);
+    /// Stops `callers`, then the pipeline with its data. Every holder of `ingest` that is not among
+    /// them must be gone, or is rejected.
+    pub fn stop(self, callers: Callers, ending: Ending) -> Stopped {
+        let stages = Stages {
+            ingest: self.ingest,
+            intake: self.intake,
+            skip_catch_up: self.skip_catch_up,
+            retention_lock: self.retention_lock,
+            writer: Some(self.writer),
+            operators: Some(self.operators),
+            views: self.drivers,
+        };
+        shutdown::run(callers, stages, ending)
     }
-
-    /// Ends with the data: no more frames, operators, views with their last commit. Every other
-    /// holder of `ingest` must be gone.
-    pub fn stop(mut self) -> Result<Wal, RuntimeError> {
-        self.ingest.take();
-        let wal = join(self.writer).and_then(|ended| ended.map_err(RuntimeError::from));
-        let operators = join(self.operators).and_then(|ended| ended);
-        if operators.is_err() {
-            self.ring.close();
-        }
-        let mut result = operators;
-        for driver in self.drivers {
-            result = result.and(join(driver).and_then(|ended| ended.map_err(RuntimeError::from)));
-        }
-        result.and(wal)
-    }
-}
-
-fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
-    let name = thread.thread().name().unwrap_or_default().to_owned();
-    thread
-        .join()
-        .map_err(|panic| RuntimeError::Failed(threads::describe(&name, &*panic)))
 }
 
 /// The log's writer, and its channels.
@@ -408,7 +385,8 @@ impl OperatorStage {
         std::thread::Builder::new()
             .name("operators".into())
             .spawn(move || {
-                // However the operators end, no view and no source waits for them.
+                // However the operators end, no view and no source waits for them. The only place
+                // that closes the ring.
                 let ring = self.ring.clone();
                 let _closing = OnEnd(|| ring.close());
                 self.run(end, &ready, &committed)
@@ -429,9 +407,7 @@ impl OperatorStage {
             let _ = ready.send(self.resume_point());
             self.apply_committed(committed)?;
         }
-        self.snapshot()?;
-        self.ring.close();
-        Ok(())
+        self.snapshot()
     }
 
     /// Applies the log up to `end`; false where it was interrupted, because everything stops.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::context::{FolderContext, compile_stored};
 use super::pipeline::Pipeline;
+use super::shutdown::{Callers, Ending};
 use super::views::{self, OpenViews};
 use super::{RuntimeError, rebuild, reconfigure, trial};
 use crate::event::Lsn;
@@ -139,6 +140,6 @@ pub(super) fn drain(
     let pipeline = Pipeline::start(context, wal, catalog, opened)?;
     let resumed = pipeline.resume();
     // If the operators ended early, stopping returns why.
-    let wal = pipeline.stop()?;
+    let wal = pipeline.stop(Callers::default(), Ending::Complete).wal?;
     resumed.map(|_| wal)
 }
