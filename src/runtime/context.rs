@@ -49,6 +49,11 @@ impl FolderContext {
         }
     }
 
+    /// The LSN before the log's first.
+    pub(super) fn start_lsn(&self) -> Lsn {
+        lsn_zero(self.config.instance)
+    }
+
     pub(super) fn wal_options(&self) -> WalOptions {
         wal_options(&self.config, &self.folder)
     }
@@ -78,7 +83,7 @@ impl FolderContext {
         LogName {
             instance: self.config.instance,
             id,
-            zero: lsn_zero(self.config.instance),
+            zero: self.start_lsn(),
         }
     }
 
@@ -110,10 +115,7 @@ impl FolderContext {
 
     /// The catalog in force at the log's end; an empty one in an empty log.
     pub(super) fn stored_catalog(&self, end: Lsn) -> Result<Arc<Catalog>, RuntimeError> {
-        let stored = self
-            .declarations_at(end)?
-            .unwrap_or_else(|| Catalog::default().declarations());
-        compile_stored(&stored)
+        compile_or_empty(self.declarations_at(end)?.as_ref())
     }
 }
 
@@ -122,6 +124,16 @@ pub(super) fn compile_stored(declared: &Declarations) -> Result<Arc<Catalog>, Ru
     Catalog::compile(declared)
         .map(Arc::new)
         .map_err(|e| RuntimeError::Damaged(e.to_string()))
+}
+
+/// As [`compile_stored`]; without declarations the catalog of an empty log.
+pub(super) fn compile_or_empty(
+    declared: Option<&Declarations>,
+) -> Result<Arc<Catalog>, RuntimeError> {
+    match declared {
+        Some(declared) => compile_stored(declared),
+        None => compile_stored(&Catalog::default().declarations()),
+    }
 }
 
 fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use super::context::{FolderContext, compile_stored};
+use super::context::{FolderContext, compile_or_empty};
 use super::{RuntimeError, rebuild, views};
 use crate::config::Declarations;
 use crate::event::Lsn;
 use crate::schema::{Catalog, SearchDef};
 use crate::views::lake::{LakeTable, LogName};
-use crate::wal::{Kind, Recovered};
+use crate::wal::{Kind, LastFrame};
 
 /// Refuses a configuration whose tables or indexes could not be created or extended, except for views
 /// that are `replaced` by rebuilt ones. Changes nothing.
@@ -48,23 +48,27 @@ fn repeated_column(def: &SearchDef) -> Option<&String> {
     })
 }
 
-/// The LSN of a configuration frame that the log ends with and that nothing has applied, because
-/// every start under it failed; and the declarations before it. None where the log ends with
-/// another frame, or the start is under that configuration.
+/// A configuration frame that the log ends with and that nothing has applied, because every start
+/// under it failed.
+pub(super) struct Unapplied {
+    /// The declarations in force before it; none where it is the log's first frame.
+    pub before: Option<Declarations>,
+}
+
+/// The frame that the log ends with, if no start could apply it and this start is under another
+/// configuration.
 pub(super) fn unapplied(
     context: &FolderContext,
-    found: &Recovered,
+    last_frame: Option<LastFrame>,
+    last_lsn: Lsn,
     log: LogName,
-) -> Result<Option<(Lsn, Declarations)>, RuntimeError> {
-    let Some(frame) = found
-        .last_frame
-        .filter(|frame| frame.kind == Kind::Configuration)
-    else {
+) -> Result<Option<Unapplied>, RuntimeError> {
+    let Some(frame) = last_frame.filter(|frame| frame.kind == Kind::Configuration) else {
         return Ok(None);
     };
     let lsn = frame.first_lsn;
     let is_wanted = context
-        .declarations_at(found.last_lsn)
+        .declarations_at(last_lsn)
         .is_ok_and(|d| d.as_ref() == Some(&context.config.declared));
     let has_snapshot = context
         .snapshots()
@@ -75,13 +79,12 @@ pub(super) fn unapplied(
     if is_wanted || has_snapshot || rebuild::has_builds(&context.folder) {
         return Ok(None);
     }
-    let before = context
-        .declarations_at(lsn - 1)?
-        .unwrap_or_else(|| Catalog::default().declarations());
-    let opened = views::open(context, &compile_stored(&before)?, log, false)?;
+    let before = context.declarations_at(lsn - 1)?;
+    let catalog = compile_or_empty(before.as_ref())?;
+    let opened = views::open(context, &catalog, log, false)?;
     let is_applied = opened
         .checkpoints
         .values()
         .any(|checkpoint| *checkpoint >= lsn);
-    Ok((!is_applied).then_some((lsn, before)))
+    Ok((!is_applied).then_some(Unapplied { before }))
 }

@@ -126,10 +126,19 @@ pub(in super::super) fn has_builds(folder: &DataDir) -> bool {
     !in_state(folder, &State::ALL).is_empty()
 }
 
+/// Whether a build is complete and not yet where the old view is.
+pub(in super::super) fn has_builds_to_move(folder: &DataDir) -> bool {
+    !in_state(folder, &State::INSTALLING).is_empty()
+}
+
+/// Whether a build is where the old view was, and the operators may not continue from it yet.
+pub(in super::super) fn has_installed_builds(folder: &DataDir) -> bool {
+    !in_state(folder, &[State::Installed]).is_empty()
+}
+
 /// Whether an install was begun.
 fn has_begun_installs(folder: &DataDir) -> bool {
-    let begun = [State::Complete, State::CaughtUp, State::Installed];
-    !in_state(folder, &begun).is_empty()
+    has_builds_to_move(folder) || has_installed_builds(folder)
 }
 
 /// Builds of a catalog and log in one of these states, locked for this process.
@@ -160,13 +169,20 @@ fn builds_in_state(
     Ok(found)
 }
 
-/// Builds that wait to be installed under a configuration.
-pub(in super::super) fn ready_builds(
+/// Builds that wait to be installed under a configuration, held by this process. Complete ones of
+/// the configuration that the log ends under (`is_stored`) do not wait: [`install`] moves them.
+pub(in super::super) fn waiting_builds(
     context: &FolderContext,
     catalog: &Catalog,
     log: LogName,
+    is_stored: bool,
 ) -> Result<Vec<ViewBuild>, RuntimeError> {
-    builds_in_state(context, catalog, log, &State::WAITING)
+    let states: &[State] = if is_stored {
+        &[State::Ready]
+    } else {
+        &State::WAITING
+    };
+    builds_in_state(context, catalog, log, states)
 }
 
 /// The names of the builds' views.
@@ -200,7 +216,7 @@ pub(in super::super) fn complete_builds(
 /// Moves complete builds into place: before anything is opened, because the old views may not fit
 /// the configuration.
 pub(in super::super) fn install(context: &FolderContext) -> Result<(), RuntimeError> {
-    if in_state(&context.folder, &State::INSTALLING).is_empty() {
+    if !has_builds_to_move(&context.folder) {
         return Ok(());
     }
     let Some(log) = context.log()? else {
@@ -221,7 +237,7 @@ pub(in super::super) fn complete_install(
     context: &FolderContext,
     wal: Wal,
 ) -> Result<Wal, RuntimeError> {
-    if in_state(&context.folder, &[State::Installed]).is_empty() {
+    if !has_installed_builds(&context.folder) {
         return Ok(wal);
     }
     let (log, end) = (context.log_of(&wal), wal.synced_lsn());
@@ -256,7 +272,7 @@ pub fn complete_interrupted_installs(
     if !has_begun_installs(folder) {
         return Ok(());
     }
-    let wal = startup::open_wal(&context, &views::compile(config)?)?;
+    let wal = startup::open_log(&context, &views::compile(config)?)?;
     complete_install(&context, wal).map(drop)
 }
 

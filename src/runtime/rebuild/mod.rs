@@ -15,7 +15,8 @@ mod scope;
 
 pub use build::ViewBuild;
 pub(super) use install::{
-    complete_builds, complete_install, has_builds, install, ready_builds, views_of,
+    complete_builds, complete_install, has_builds, has_builds_to_move, has_installed_builds,
+    install, views_of, waiting_builds,
 };
 pub use install::{complete_interrupted_installs, end_of_log, has_waiting, is_installed};
 pub use scope::{dependent_view, view_named};
