@@ -62,13 +62,21 @@ pub(crate) fn append_before_start(wal: &mut Wal, frame: &mut Frame) -> Result<()
 
 /// Records of one partition, in order, from a source.
 pub struct Submission {
+    /// Records, or the kind of a control frame.
     pub kind: Kind,
+    /// Name of the source; empty for control frames of the process itself.
     pub source: String,
+    /// What the source reads in order; empty where it has only one.
     pub partition: String,
+    /// The stream whose declaration decodes the records; empty for what concerns all streams.
     pub stream: String,
+    /// The records' bytes, or a control frame's payload as its only record.
     pub records: Records,
+    /// The offset in the partition at which the first record begins.
     pub first_offset: u64,
+    /// The offset after the partition's submission before this one.
     pub previous_offset: u64,
+    /// What only some submissions have: where a pull source resumes, shortened records, keys.
     pub attributes: FrameAttributes,
 }
 
@@ -91,16 +99,20 @@ impl Submission {
 /// Why a submission was rejected. Nothing of it is stored, except perhaps after `Unknown`.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum IngestError {
+    /// Too much is in flight to the log; returned only to a caller that does not wait.
     #[error("the queue of {limit} {unit} is full; try again in a second")]
     Full { limit: usize, unit: &'static str },
+    /// The log or its disk has no space for records.
     #[error("the log cannot grow: {reason}")]
     NoSpace { kind: IoKind, reason: String },
+    /// The intake is closed, or the log's writer has ended.
     #[error("weir is stopping")]
     Stopping,
     /// The log's writer ended while it held the records: whether they are stored is known after the
     /// next start.
     #[error("the log failed; whether the records are stored is known after a restart")]
     Unknown,
+    /// The records do not fit into a frame.
     #[error("{0}")]
     Refused(String),
     /// Rejected as a whole; one by one, the records would be dead letters.
@@ -108,13 +120,16 @@ pub enum IngestError {
         "too many records are not events: as dead letters they would take more than {limit} bytes, a share of `[limits] memory`"
     )]
     TooManyRejected { limit: usize },
+    /// A key names one request: its records and its answer.
     #[error("this Idempotency-Key was used with another body")]
     KeyReused,
 }
 
 /// A durable frame with its rows.
 pub struct CommittedFrame {
+    /// As it is in the log, with its LSNs.
     pub frame: Arc<Frame>,
+    /// The rows and dead letters of its records; none for a control frame.
     pub decoded: Option<Arc<Decoded>>,
     /// Its share of the memory in flight; `None` if it was read back from the log.
     pub charge: Option<Charge>,
@@ -122,7 +137,9 @@ pub struct CommittedFrame {
 
 /// What is known of a request's idempotency key before its body is read.
 pub enum KeyState {
+    /// It was not seen, or its first request is not synced yet.
     New,
+    /// The response to the first request.
     Answered(IngestResponse),
     /// The key was used with another body.
     Reused,
@@ -187,6 +204,7 @@ impl Ingest {
         )
     }
 
+    /// The state of the intake, without keeping the writer running.
     pub fn intake(&self) -> Intake {
         Intake::new(self.gate.clone())
     }
@@ -232,6 +250,10 @@ impl Ingest {
 
     /// Submits records. If `wait`, blocks until the queue has space; otherwise returns an error.
     /// The records are durable once the receipt says so.
+    ///
+    /// # Errors
+    ///
+    /// The rejection; nothing of the submission is stored then.
     pub fn submit(&self, submission: Submission, wait: bool) -> Result<Receipt, IngestError> {
         let records = &submission.records;
         // Bytes, their compressed block and the decoded rows.

@@ -33,6 +33,7 @@ pub enum Admission {
     RejectPermanently,
 }
 
+/// What waits here: the writer's frames, and a model of them in tests.
 pub trait Deferrable {
     fn info(&self) -> FrameInfo<'_>;
 }

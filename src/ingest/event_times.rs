@@ -20,7 +20,8 @@ pub struct SortTimes {
 }
 
 impl SortTimes {
-    pub fn new(stream: Arc<Stream>) -> Self {
+    /// Before the first record of a file.
+    pub(crate) fn new(stream: Arc<Stream>) -> Self {
         Self {
             stream,
             last: Micros::MIN,

@@ -16,7 +16,9 @@ pub(super) struct SyncReport {
 
 /// The outcome of a submission that is durable.
 pub struct Acceptance {
+    /// The LSN of its last record.
     pub last_lsn: Lsn,
+    /// The rows and dead letters of its records; none for a control frame.
     pub decoded: Option<Arc<Decoded>>,
     /// The submission duplicates an earlier one under its idempotency key, which was answered with
     /// this: its records are not processed.

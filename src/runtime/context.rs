@@ -17,13 +17,18 @@ use crate::wal::{Kind, LogReader, Recovered, Wal, WalOptions};
 /// What opening the parts of a data folder takes.
 #[derive(Clone)]
 pub struct FolderContext {
+    /// The configuration to open it under, which may differ from the one that the log ends under.
     pub config: Config,
+    /// The live data folder, or that of a build inside it.
     pub folder: DataDir,
+    /// Runs what the lake's library does asynchronously.
     pub runtime: tokio::runtime::Handle,
+    /// Arrival times of frames that this process appends.
     pub clock: Arc<dyn Clock>,
 }
 
 impl FolderContext {
+    /// A folder that exists, with the system's clock.
     pub fn new(config: &Config, folder: DataDir, runtime: &tokio::runtime::Handle) -> Self {
         Self {
             config: config.clone(),

@@ -23,14 +23,18 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Paths inside a data folder.
 #[derive(Debug, Clone)]
 pub struct DataDir {
+    /// Absolute, and without links, once [`DataDir::create`] or [`DataDir::existing`] has returned it.
     pub root: PathBuf,
 }
 
 /// Where a running server answers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Address {
+    /// The server's process.
     pub pid: u32,
+    /// Where it listens, for HTTP or, if `tls`, HTTPS.
     pub http: SocketAddr,
+    /// Whether it has a certificate.
     pub tls: bool,
     /// Proves to the server that its client can read this folder.
     #[serde(default)]
@@ -98,6 +102,7 @@ impl DataDir {
         Ok(Self { root })
     }
 
+    /// Segments of the log.
     pub fn log(&self) -> PathBuf {
         self.root.join("log")
     }
@@ -107,10 +112,12 @@ impl DataDir {
         self.root.join("operators")
     }
 
+    /// One Delta table per folder.
     pub fn lake(&self) -> PathBuf {
         self.root.join("lake")
     }
 
+    /// One index per stream.
     pub fn search(&self) -> PathBuf {
         self.root.join("search")
     }
@@ -294,6 +301,7 @@ impl DataDir {
         }
     }
 
+    /// Writes where this process answers, atomically.
     pub fn publish_address(&self, address: &Address) -> Result<(), RuntimeError> {
         use crate::storage::{Disk, Storage};
         let text = serde_json::to_vec(address).expect("plain data becomes JSON");
@@ -302,6 +310,7 @@ impl DataDir {
             .map_err(|e| RuntimeError::Failed(format!("{}: {e}", path.display())))
     }
 
+    /// Withdraws what [`Self::publish_address`] wrote; a killed process leaves it.
     pub fn remove_address(&self) {
         let _ = fs::remove_file(self.address_path());
     }

@@ -70,6 +70,7 @@ pub struct Options {
 
 /// A data folder at work.
 pub struct Running {
+    /// Locked for this process.
     pub folder: DataDir,
     /// What queries read: tables, indexes and progress.
     pub handles: Handles,

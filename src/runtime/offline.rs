@@ -51,6 +51,11 @@ impl Drop for Spill {
 }
 
 impl Offline {
+    /// Opens the configured folder for reading, together with other readers.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::InUse`] while a process works on the folder.
     pub fn open(config: &Config, runtime: &tokio::runtime::Handle) -> Result<Self, RuntimeError> {
         let context = FolderContext::existing(config, runtime)?;
         let folder = &context.folder;

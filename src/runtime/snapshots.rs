@@ -19,8 +19,11 @@ use crate::wal::{LogReader, WalError, segment};
 /// Where snapshots are, and the log that they belong to.
 #[derive(Clone)]
 pub struct Snapshots {
+    /// The disk of snapshots and log.
     pub storage: Arc<dyn Storage>,
+    /// Folder of the snapshots, one file each.
     pub folder: PathBuf,
+    /// Folder of the log's segments.
     pub log: PathBuf,
     /// The LSN before the log's first.
     pub start_lsn: Lsn,
@@ -46,6 +49,11 @@ impl Snapshots {
         Ok(names.iter().filter_map(|n| snapshot::lsn_of(n)).collect())
     }
 
+    /// Reads the snapshot at an LSN.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing, damaged, or of a newer version.
     pub fn load(&self, lsn: Lsn) -> Result<Operators, OperatorError> {
         let path = snapshot::path(&self.folder, lsn);
         let bytes = self.storage.read(&path).map_err(|e| self.failed(&e))?;
@@ -217,6 +225,7 @@ impl Snapshots {
 
 /// Reads the log again with its own copy of the operators, for one view at a time.
 pub struct LogCatchUp {
+    /// Where reading begins; the log that is read is theirs.
     pub snapshots: Snapshots,
     one_at_a_time: Mutex<()>,
     /// Set: what is not read yet is left to the next start.
@@ -224,6 +233,7 @@ pub struct LogCatchUp {
 }
 
 impl LogCatchUp {
+    /// Reads from these snapshots on, until `skip_catch_up` is set.
     pub fn new(snapshots: Snapshots, skip_catch_up: Arc<AtomicBool>) -> Self {
         Self {
             snapshots,

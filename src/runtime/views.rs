@@ -23,6 +23,7 @@ use crate::views::state_store::LogIdentity;
 pub struct OpenViews {
     /// To be driven; none if opened only for reading.
     pub views: Vec<Box<dyn View>>,
+    /// What queries read of them.
     pub handles: Handles,
     /// Every checkpoint that a view has committed, by the names that snapshots use.
     pub checkpoints: BTreeMap<String, Lsn>,
@@ -141,6 +142,7 @@ fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> Decl
 
 /// Suffixes of the names of a stream's files.
 pub const PLACES: &str = "places.redb";
+/// See [`PLACES`].
 pub const COUNTS: &str = "counts.redb";
 
 /// The name of the view that writes a table.

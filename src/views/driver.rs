@@ -57,6 +57,7 @@ impl Status {
         self.is_catching_up.load(Ordering::Acquire)
     }
 
+    /// Set before it waits for its turn to read the log; cleared once the ring has what follows.
     pub fn set_catching_up(&self, is_catching_up: bool) {
         self.is_catching_up.store(is_catching_up, Ordering::Release);
     }
