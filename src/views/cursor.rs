@@ -84,7 +84,8 @@ pub trait StreamView: Send {
     /// The name of its stream.
     fn stream(&self) -> &str;
 
-    /// Publishes [`Cursor::applied`] to queries.
+    /// Publishes to queries how far the view is. Called whenever [`Cursor::applied`] has changed, with
+    /// uncommitted rows or without.
     fn publish_applied(&self);
 
     /// Adds those rows of the stream that are above the cursor. May commit in between and advance
@@ -96,6 +97,11 @@ pub trait StreamView: Send {
 
     /// Whether a commit is due, with uncommitted rows of this age at most.
     fn is_commit_due(&self, age: Duration, caught_up: bool) -> bool;
+
+    /// Opens what only writing needs, so that a checkpoint is committed also without new rows.
+    fn open_writer(&mut self) -> Result<(), ViewError> {
+        Ok(())
+    }
 
     /// Commits what was added, with [`Cursor::applied`] as its checkpoint.
     fn write(&mut self) -> Result<(), ViewError>;
@@ -159,6 +165,7 @@ impl<T: StreamView> View for T {
     }
 
     fn checkpoint(&mut self) -> Result<(), ViewError> {
+        self.open_writer()?;
         self.cursor_mut().mark_dirty(Instant::now());
         self.commit(true)
     }

@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use tantivy::IndexWriter;
 use tantivy::indexer::{IndexWriterOptions, LogMergePolicy, UserOperation};
 
-use super::{View, ViewError};
+use super::{Cursor, StreamView, ViewError};
 use crate::event::Lsn;
-use crate::operators::{Output, StreamRows, checkpoints};
+use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
 use crate::storage::sync_folder;
 use document::{Backlog, Columns, Row};
@@ -87,14 +87,13 @@ pub struct SearchView {
     writer: Option<IndexWriter<Row>>,
     memory: usize,
     roll: RollPolicy,
-    name: String,
     log: u64,
     zero: Lsn,
-    applied: Lsn,
-    committed: Lsn,
+    cursor: Cursor,
+    /// Documents that are not committed.
     waiting: usize,
+    /// Bytes of those that are not indexed yet.
     backlog: Backlog,
-    since: Option<Instant>,
 }
 
 impl SearchView {
@@ -109,7 +108,7 @@ impl SearchView {
         index.sync_folders()?;
         let committed = index.checkpoint(log, zero)?;
         index.set_visible(committed);
-        let name = checkpoints::search(&stream.name);
+        let cursor = Cursor::new(checkpoints::search(&stream.name), committed);
         // The rest is for merges, which read segments from the disk and take little.
         let memory = (memory / 4 * 3).max(MIN_MEMORY_BYTES);
         Ok(Self {
@@ -118,22 +117,124 @@ impl SearchView {
             writer: None,
             memory,
             roll,
-            name,
             log,
             zero,
-            applied: committed,
-            committed,
+            cursor,
             waiting: 0,
             backlog: Backlog::default(),
-            since: None,
         })
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> ViewError {
-        ViewError::Failed {
-            view: self.name.clone(),
-            reason: error.to_string(),
+        ViewError::failed(self.cursor.name())(error)
+    }
+
+    /// Removes the files of a failed commit, if a new writer can be opened.
+    fn remove_uncommitted_files(&mut self) {
+        let removed = self.open_writer().is_ok()
+            && self
+                .writer
+                .as_ref()
+                .is_some_and(|writer| writer.garbage_collect_files().wait().is_ok());
+        if !removed {
+            // The next commit removes them.
+            self.writer = None;
         }
+    }
+
+    fn try_commit(&mut self) -> Result<(), tantivy::TantivyError> {
+        let applied = self.cursor.applied();
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let payload = Payload::new(self.log, applied);
+        let mut commit = writer.prepare_commit()?;
+        commit.set_payload(&serde_json::to_string(&payload).unwrap_or_default());
+        commit.commit()?;
+        let (index, number) = self.index.last();
+        // The rename that publishes the commit is durable only with its folder.
+        sync_folder(&part_folder(&self.index.folder, number))?;
+        self.index.reload(applied)?;
+        let documents: u64 = index
+            .searchable_segment_metas()?
+            .iter()
+            .map(|s| u64::from(s.num_docs()))
+            .sum();
+        if self
+            .roll
+            .is_due(documents, || self.index.part_bytes(number))
+        {
+            if let Some(writer) = self.writer.take() {
+                writer.wait_merging_threads()?;
+            }
+            self.index.reload(applied)?;
+            self.index.roll()?;
+        }
+        Ok(())
+    }
+}
+
+impl StreamView for SearchView {
+    fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    fn cursor_mut(&mut self) -> &mut Cursor {
+        &mut self.cursor
+    }
+
+    fn stream(&self) -> &str {
+        &self.stream.name
+    }
+
+    /// Unlike the rows of other views, a document is found only once it is committed. So while some
+    /// are not, queries stay `as_of` the last commit: also where a view that lags is advanced to the
+    /// snapshot from which it catches up.
+    fn publish_applied(&self) {
+        if !self.cursor.is_dirty() {
+            self.index.set_visible(self.cursor.applied());
+        }
+    }
+
+    fn add(&mut self, rows: &StreamRows, _now: Instant) -> Result<(), ViewError> {
+        let Some(def) = &self.stream.def.search else {
+            return Ok(());
+        };
+        let columns = Arc::new(Columns::new(
+            &rows.batch,
+            &self.index.fields,
+            def,
+            &self.backlog,
+        ));
+        let lsns = rows.lsns();
+        let first = lsns.partition_point(|lsn| *lsn as u64 <= self.cursor.applied());
+        self.open_writer()?;
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
+        let mut at = first;
+        while at < lsns.len() {
+            let end = (at + WRITE_ROWS).min(lsns.len());
+            let documents = (at..end).map(|row| {
+                UserOperation::Add(Row {
+                    columns: columns.clone(),
+                    row,
+                })
+            });
+            writer
+                .run(documents.collect::<Vec<_>>())
+                .map_err(|e| self.failed(e))?;
+            at = end;
+        }
+        self.waiting += lsns.len() - first;
+        Ok(())
+    }
+
+    fn is_commit_due(&self, age: Duration, caught_up: bool) -> bool {
+        self.waiting >= COMMIT_DOCUMENTS
+            || self.backlog.bytes() >= self.memory
+            || caught_up && age >= COMMIT_AFTER
+            || age >= MAX_COMMIT_DELAY
     }
 
     fn open_writer(&mut self) -> Result<(), ViewError> {
@@ -159,171 +260,129 @@ impl SearchView {
         Ok(())
     }
 
-    fn add(&mut self, rows: &StreamRows) -> Result<(), ViewError> {
-        let Some(def) = &self.stream.def.search else {
-            return Ok(());
-        };
-        let columns = Arc::new(Columns::new(
-            &rows.batch,
-            &self.index.fields,
-            def,
-            &self.backlog,
-        ));
-        let lsns = rows.lsns();
-        let first = lsns.partition_point(|lsn| *lsn as u64 <= self.applied);
-        self.open_writer()?;
-        let Some(writer) = &self.writer else {
-            return Ok(());
-        };
-        let mut at = first;
-        while at < lsns.len() {
-            let end = (at + WRITE_ROWS).min(lsns.len());
-            let documents = (at..end).map(|row| {
-                UserOperation::Add(Row {
-                    columns: columns.clone(),
-                    row,
-                })
-            });
-            writer
-                .run(documents.collect::<Vec<_>>())
-                .map_err(|e| self.failed(e))?;
-            at = end;
-        }
-        self.waiting += lsns.len() - first;
-        Ok(())
-    }
-
-    /// Removes the files of a failed commit, if a new writer can be opened.
-    fn remove_uncommitted_files(&mut self) {
-        let removed = self.open_writer().is_ok()
-            && self
-                .writer
-                .as_ref()
-                .is_some_and(|writer| writer.garbage_collect_files().wait().is_ok());
-        if !removed {
-            // The next commit removes them.
+    fn write(&mut self) -> Result<(), ViewError> {
+        if let Err(error) = self.try_commit() {
+            // A writer that failed once may publish without its documents: never use it again.
             self.writer = None;
+            return Err(self.failed(error));
         }
-    }
-
-    fn try_commit(&mut self) -> Result<(), tantivy::TantivyError> {
-        let Some(writer) = &mut self.writer else {
-            return Ok(());
-        };
-        let payload = Payload::new(self.log, self.applied);
-        let mut commit = writer.prepare_commit()?;
-        commit.set_payload(&serde_json::to_string(&payload).unwrap_or_default());
-        commit.commit()?;
-        let (index, number) = self.index.last();
-        // The rename that publishes the commit is durable only with its folder.
-        sync_folder(&part_folder(&self.index.folder, number))?;
-        self.index.reload(self.applied)?;
-        let documents: u64 = index
-            .searchable_segment_metas()?
-            .iter()
-            .map(|s| u64::from(s.num_docs()))
-            .sum();
-        if self
-            .roll
-            .is_due(documents, || self.index.part_bytes(number))
-        {
-            if let Some(writer) = self.writer.take() {
-                writer.wait_merging_threads()?;
-            }
-            self.index.reload(self.applied)?;
-            self.index.roll()?;
-        }
-        Ok(())
-    }
-}
-
-impl View for SearchView {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn applied(&self) -> Lsn {
-        self.applied
-    }
-
-    fn checkpoints(&self) -> Vec<(String, Lsn)> {
-        vec![(self.name.clone(), self.committed)]
-    }
-
-    fn advance_to(&mut self, lsn: Lsn) {
-        self.applied = self.applied.max(lsn);
-        self.index.set_visible(self.applied);
-    }
-
-    fn apply(&mut self, output: &Output, now: Instant) -> Result<(), ViewError> {
-        if output.to <= self.applied {
-            return Ok(());
-        }
-        if let Some(rows) = output
-            .rows
-            .as_ref()
-            .filter(|r| r.stream.name == self.stream.name)
-        {
-            self.add(rows)?;
-            self.since.get_or_insert(now);
-        }
-        self.applied = output.to;
-        if self.since.is_none() {
-            // Nothing is uncommitted: everything up to here can be found.
-            self.index.set_visible(self.applied);
-        }
+        self.waiting = 0;
         Ok(())
     }
 
-    fn is_due(&self, now: Instant, caught_up: bool) -> bool {
-        let age = self
-            .since
-            .map_or(Duration::ZERO, |since| now.duration_since(since));
-        self.since.is_some()
-            && (self.waiting >= COMMIT_DOCUMENTS
-                || self.backlog.bytes() >= self.memory
-                || caught_up && age >= COMMIT_AFTER
-                || age >= MAX_COMMIT_DELAY)
-    }
-
-    fn commit(&mut self, all: bool) -> Result<(), ViewError> {
-        if self.since.is_some() {
-            if let Err(error) = self.try_commit() {
-                // A writer that failed once may publish without its documents: never use it again.
-                self.writer = None;
-                return Err(self.failed(error));
-            }
-            self.committed = self.applied;
-            self.waiting = 0;
-            self.since = None;
+    fn release_writer(&mut self) -> Result<(), ViewError> {
+        match self.writer.take() {
+            Some(writer) => writer.wait_merging_threads().map_err(|e| self.failed(e)),
+            None => Ok(()),
         }
-        if all && let Some(writer) = self.writer.take() {
-            writer.wait_merging_threads().map_err(|e| self.failed(e))?;
-        }
-        Ok(())
     }
 
-    fn checkpoint(&mut self) -> Result<(), ViewError> {
-        self.open_writer()?;
-        self.since.get_or_insert_with(Instant::now);
-        self.commit(true)
-    }
-
-    fn reset_to_committed(&mut self) -> Result<(), ViewError> {
+    fn reload(&mut self) -> Result<Lsn, ViewError> {
         self.writer = None;
         self.remove_uncommitted_files();
         self.index.sync_folders()?;
-        self.committed = self.index.checkpoint(self.log, self.zero)?;
-        self.applied = self.committed;
+        let committed = self.index.checkpoint(self.log, self.zero)?;
         self.waiting = 0;
-        self.since = None;
-        self.index.reload(self.applied).map_err(|e| self.failed(e))
+        self.index.reload(committed).map_err(|e| self.failed(e))?;
+        Ok(committed)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+    use crate::operators::{Operators, Output};
+    use crate::schema::Catalog;
+    use crate::views::View;
+    use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
+
+    const NOTES: &str = r#"
+[streams.notes]
+schema = "at bigint, note varchar"
+select = "select to_timestamp_millis(at) as event_time, note from notes"
+search = { text = ["note"] }
+"#;
+
+    /// A view of notes in a folder, and the output of one record each.
+    fn view_and_outputs(folder: &std::path::Path, records: u64) -> (SearchView, Vec<Output>) {
+        let config = config::parse(None, NOTES.into(), None, &|_| None).expect("valid");
+        let catalog = Arc::new(Catalog::from_config(&config).expect("valid"));
+        let stream = catalog.streams["notes"].clone();
+        let def = stream.def.search.clone().expect("a search");
+        let index = SearchIndex::open(&folder.join("notes"), &def, true)
+            .expect("opens")
+            .expect("is created");
+        let mut operators = Operators::new(catalog, 0);
+        let output = |lsn| {
+            let mut builder = RecordsBuilder::default();
+            builder.push(br#"{"at": 1465520400000, "note": "glass"}"#);
+            let header = Header {
+                first_lsn: lsn,
+                received_at: 1_465_520_400_000_000,
+                source: "s".into(),
+                ..Header::new(Kind::Record, "notes")
+            };
+            let records = builder.finish();
+            let frame = Frame::data(header, &records, FrameAttributes::default()).expect("memory");
+            let frame = Arc::new(frame);
+            let decoded = operators.decode(&frame).expect("readable");
+            operators.apply(&frame, decoded.as_ref()).expect("applies")
+        };
+        let outputs = (1..=records).map(output).collect();
+        let roll = RollPolicy::for_disk_limit(None);
+        let view = SearchView::new(Arc::new(index), stream, 7, 0, 0, roll).expect("a new index");
+        (view, outputs)
+    }
+
+    /// Documents that can be found, and the record that answers are as of.
+    fn found(view: &SearchView) -> (u64, Lsn) {
+        let (parts, visible) = view.index.searchers();
+        let documents = parts.iter().map(|part| part.searcher.num_docs()).sum();
+        (documents, visible)
+    }
+
+    /// A view that lags has documents in memory when it is advanced to the snapshot from which it
+    /// catches up; that may be one below what it has applied.
+    #[test]
+    fn no_answer_is_as_of_a_record_above_uncommitted_documents() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut view, outputs) = view_and_outputs(folder.path(), 3);
+        view.advance_to(0);
+        view.apply(&outputs[0], Instant::now()).expect("applies");
+        view.commit(false).expect("commits");
+        assert_eq!(found(&view), (1, 1));
+        view.apply(&outputs[1], Instant::now()).expect("applies");
+        for lsn in [1, 2] {
+            view.advance_to(lsn);
+            assert_eq!((view.applied(), found(&view)), (2, (1, 1)));
+        }
+        view.commit(true).expect("commits");
+        assert_eq!(found(&view), (2, 2));
+        // Nothing is uncommitted: records without documents are visible at once.
+        view.advance_to(9);
+        assert_eq!((view.applied(), found(&view)), (9, (2, 9)));
+    }
+
+    #[test]
+    fn a_view_that_is_reset_finds_what_was_committed_and_takes_the_rest_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut view, outputs) = view_and_outputs(folder.path(), 3);
+        view.apply(&outputs[0], Instant::now()).expect("applies");
+        view.commit(false).expect("commits");
+        view.apply(&outputs[1], Instant::now()).expect("applies");
+        view.reset_to_committed().expect("resets");
+        assert_eq!((view.applied(), found(&view)), (1, (1, 1)));
+        for output in &outputs[1..] {
+            view.apply(output, Instant::now()).expect("applies");
+        }
+        view.checkpoint().expect("commits");
+        assert_eq!((view.checkpoints()[0].1, found(&view)), (3, (3, 3)));
+        // A checkpoint is committed also without new documents.
+        view.advance_to(20);
+        view.checkpoint().expect("commits");
+        assert_eq!(view.checkpoints()[0].1, 20);
+    }
 
     #[test]
     fn an_index_is_rolled_by_documents_or_by_its_share_of_the_disk() {
