@@ -9,9 +9,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use weir::operators::Operators;
 use weir::schema::Catalog;
-use weir::views::View;
 use weir::views::places::{Places, PlacesView};
-use weir::views::state_store::LogIdentity;
+use weir::views::{LogIdentity, View};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 const VENUES: u64 = 1_000_000;
@@ -62,8 +61,16 @@ fn filled(folder: &std::path::Path) -> Arc<Places> {
         .expect("opens")
         .expect("writable");
     let places = Arc::new(places);
-    let mut view =
-        PlacesView::new(places.clone(), stream, LogIdentity { log: 1, zero: 0 }).expect("opens");
+    let mut view = PlacesView::new(
+        places.clone(),
+        stream,
+        LogIdentity {
+            instance: 0,
+            id: 1,
+            zero: 0,
+        },
+    )
+    .expect("opens");
     let mut operators = Operators::new(catalog, 0);
     let mut random = SmallRng::seed_from_u64(1);
     for first in (0..VENUES).step_by(FRAME as usize) {

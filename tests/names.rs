@@ -12,7 +12,7 @@ use weir::operators::Operators;
 use weir::runtime::context::FolderContext;
 use weir::runtime::data_dir::DataDir;
 use weir::runtime::views;
-use weir::views::lake::LogName;
+use weir::views::LogIdentity;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, Records};
 
 use crate::support::Bench;
@@ -268,7 +268,7 @@ fn create_commit_and_reopen(
     let catalog = views::compile(config).map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     let folder = DataDir::create(root).map_err(|e| e.to_string())?;
-    let log = LogName {
+    let log = LogIdentity {
         instance: 0,
         id: 7,
         zero: 0,

@@ -20,11 +20,12 @@ use weir::query::Handles;
 use weir::query::PipelineProgress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
 use weir::schema::{Catalog, Layout, functions, session_config};
+use weir::views::LogIdentity;
 use weir::views::lake::files::{
     FileEntry, partition_folder, properties_of, with_partition_columns,
 };
 use weir::views::lake::memtable::UnflushedRows;
-use weir::views::lake::{Change, LakeTable, LogName, RowClass, RowOrigin, TableSpec};
+use weir::views::lake::{Change, LakeTable, RowClass, RowOrigin, TableSpec};
 
 use crate::support::Numbers;
 
@@ -255,7 +256,7 @@ impl Tables {
             keys: Vec::new(),
             feed: RowOrigin::Stream("t".into()),
         };
-        let log = LogName {
+        let log = LogIdentity {
             instance: 0,
             id: 1,
             zero: 0,

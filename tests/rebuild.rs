@@ -9,10 +9,10 @@ use serde_json::Value;
 use weir::operators::Output;
 use weir::schema::Layout;
 use weir::storage::Disk;
-use weir::views::View;
 use weir::views::lake::Change;
 use weir::views::lake::replay::RawFrames;
-use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
+use weir::views::lake::{CommitPolicy, LakeTable, LakeView, TableSpec, compact};
+use weir::views::{LogIdentity, View};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 
 use crate::server::start;
@@ -197,7 +197,7 @@ fn shorten_raw(bench: &Bench, before: u64) -> u64 {
         .expect("the log is read")
         .expect("it exists");
     let spec = TableSpec::raw(&bench.path("data/lake"), Layout::Hours);
-    let log = LogName {
+    let log = LogIdentity {
         instance: 0,
         id,
         zero: 0,
@@ -518,7 +518,7 @@ fn write_raw(
     numbers: &mut Numbers,
     runtime: &tokio::runtime::Handle,
 ) -> Arc<LakeTable> {
-    let log = LogName {
+    let log = LogIdentity {
         instance: 0,
         id: 1,
         zero: 0,

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use weir::operators::{Operators, Output};
 use weir::schema::{Catalog, Layout, Stream};
-use weir::views::View;
 use weir::views::counts::{Count, Counts, CountsView};
-use weir::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, TableSpec, compact};
+use weir::views::lake::{CommitPolicy, LakeTable, LakeView, TableSpec, compact};
 use weir::views::places::{NearbyVenue, Places, PlacesView};
-use weir::views::state_store::LogIdentity;
+use weir::views::{LogIdentity, View};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 use crate::support::{Bench, Numbers, ndjson, records};
@@ -84,7 +83,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
         .enable_all()
         .build()
         .expect("threads");
-    let log = LogName {
+    let log = LogIdentity {
         instance: 0,
         id: 1,
         zero: 0,
@@ -223,7 +222,11 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
 }
 
 const MINUTE: i64 = 60_000_000;
-const ORIGIN: LogIdentity = LogIdentity { log: 1, zero: 0 };
+const ORIGIN: LogIdentity = LogIdentity {
+    instance: 0,
+    id: 1,
+    zero: 0,
+};
 
 const CALLS: &str = include_str!("../testdata/calls.toml");
 

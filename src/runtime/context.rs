@@ -11,7 +11,7 @@ use crate::config::{Config, Declarations};
 use crate::event::{Lsn, lsn_zero};
 use crate::schema::Catalog;
 use crate::storage::Disk;
-use crate::views::lake::LogName;
+use crate::views::LogIdentity;
 use crate::wal::{Kind, LogReader, Recovered, Wal, WalOptions};
 
 /// What opening the parts of a data folder takes.
@@ -68,24 +68,24 @@ impl FolderContext {
     }
 
     /// The log of the folder; none where it has no segment.
-    pub(super) fn log(&self) -> Result<Option<LogName>, RuntimeError> {
+    pub(super) fn log(&self) -> Result<Option<LogIdentity>, RuntimeError> {
         let id = Wal::log_id_of(&Disk, &self.folder.log())?;
         Ok(id.map(|id| self.log_with(id)))
     }
 
     /// As [`Self::log`], where there must be one.
-    pub(super) fn existing_log(&self) -> Result<LogName, RuntimeError> {
+    pub(super) fn existing_log(&self) -> Result<LogIdentity, RuntimeError> {
         self.log()?.ok_or_else(|| {
             RuntimeError::Config(format!("{} holds no data yet", self.folder.root.display()))
         })
     }
 
-    pub(super) fn log_of(&self, wal: &Wal) -> LogName {
+    pub(super) fn log_of(&self, wal: &Wal) -> LogIdentity {
         self.log_with(wal.log_id())
     }
 
-    fn log_with(&self, id: u64) -> LogName {
-        LogName {
+    fn log_with(&self, id: u64) -> LogIdentity {
+        LogIdentity {
             instance: self.config.instance,
             id,
             zero: self.start_lsn(),

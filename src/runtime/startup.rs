@@ -49,8 +49,7 @@ use crate::config::Declarations;
 use crate::event::Lsn;
 use crate::schema::Catalog;
 use crate::storage::Disk;
-use crate::views::ViewError;
-use crate::views::lake::LogName;
+use crate::views::{LogIdentity, ViewError};
 use crate::wal::{Recovered, Wal};
 use plan::{Found, FoundConfiguration, FoundLog, Installs, Step};
 
@@ -94,7 +93,7 @@ struct Start<'a> {
     /// What to start under.
     catalog: &'a Arc<Catalog>,
     log: FoundLog,
-    log_name: Option<LogName>,
+    log_name: Option<LogIdentity>,
     /// The declarations that the log ends under, once a frame that no start could apply is removed;
     /// none in an empty log.
     stored: Option<Declarations>,

@@ -8,7 +8,8 @@ use super::{RuntimeError, rebuild, views};
 use crate::config::Declarations;
 use crate::event::Lsn;
 use crate::schema::{Catalog, SearchDef};
-use crate::views::lake::{LakeTable, LogName};
+use crate::views::LogIdentity;
+use crate::views::lake::LakeTable;
 use crate::wal::{Kind, LastFrame};
 
 /// Refuses a configuration whose tables or indexes could not be created or extended, except for views
@@ -16,7 +17,7 @@ use crate::wal::{Kind, LastFrame};
 pub(super) fn refuse_what_cannot_open(
     context: &FolderContext,
     catalog: &Catalog,
-    log: LogName,
+    log: LogIdentity,
     replaced: &[String],
 ) -> Result<(), RuntimeError> {
     let config = &context.config;
@@ -61,7 +62,7 @@ pub(super) fn unapplied(
     context: &FolderContext,
     last_frame: Option<LastFrame>,
     last_lsn: Lsn,
-    log: LogName,
+    log: LogIdentity,
 ) -> Result<Option<Unapplied>, RuntimeError> {
     let Some(frame) = last_frame.filter(|frame| frame.kind == Kind::Configuration) else {
         return Ok(None);

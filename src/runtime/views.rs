@@ -12,12 +12,11 @@ use crate::operators::entities::{KEY_BYTES, MAX_KEYS};
 use crate::operators::{checkpoints, tables};
 use crate::query::{Handles, PipelineProgress};
 use crate::schema::{Catalog, DeclarationError, Layout, PlanError, Stream, TABLE_KEY, WINDOW_KEY};
-use crate::views::View;
 use crate::views::counts::{Counts, CountsView};
-use crate::views::lake::{CommitPolicy, LakeTable, LakeView, LogName, Pool, RowOrigin, TableSpec};
+use crate::views::lake::{CommitPolicy, LakeTable, LakeView, Pool, RowOrigin, TableSpec};
 use crate::views::places::{Places, PlacesView};
 use crate::views::search::{RollPolicy, SearchIndex, SearchView};
-use crate::views::state_store::LogIdentity;
+use crate::views::{LogIdentity, View};
 
 /// The views of a catalog, opened for writing or for reading.
 pub struct OpenViews {
@@ -170,7 +169,7 @@ fn is_late(spec: &TableSpec) -> bool {
 pub fn open(
     context: &FolderContext,
     catalog: &Arc<Catalog>,
-    log: LogName,
+    log: LogIdentity,
     writable: bool,
 ) -> Result<OpenViews, RuntimeError> {
     open_some(context, catalog, log, writable, &|_| true)
@@ -238,7 +237,7 @@ impl<'a> CommitPolicies<'a> {
 pub(super) fn open_some(
     context: &FolderContext,
     catalog: &Arc<Catalog>,
-    log: LogName,
+    log: LogIdentity,
     writable: bool,
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<OpenViews, RuntimeError> {
@@ -300,7 +299,7 @@ impl OpenViews {
         config: &Config,
         folder: &DataDir,
         stream: &Arc<Stream>,
-        log: LogName,
+        log: LogIdentity,
         writable: bool,
     ) -> Result<(), RuntimeError> {
         let Some(def) = &stream.def.search else {
@@ -311,21 +310,12 @@ impl OpenViews {
             return Ok(());
         };
         let index = Arc::new(index);
-        self.checkpoints.insert(
-            checkpoints::search(&stream.name),
-            index.checkpoint(log.id, log.zero)?,
-        );
+        self.checkpoints
+            .insert(checkpoints::search(&stream.name), index.checkpoint(log)?);
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
             let roll = RollPolicy::for_disk_limit(config.limits.disk);
-            let view = SearchView::new(
-                index.clone(),
-                stream.clone(),
-                log.id,
-                log.zero,
-                memory,
-                roll,
-            )?;
+            let view = SearchView::new(index.clone(), stream.clone(), log, memory, roll)?;
             self.views.push(Box::new(view));
         }
         self.handles.search.insert(stream.name.clone(), index);
@@ -337,14 +327,10 @@ impl OpenViews {
         config: &Config,
         folder: &DataDir,
         stream: &Arc<Stream>,
-        log: LogName,
+        log: LogIdentity,
         writable: bool,
         is_wanted: &dyn Fn(&str) -> bool,
     ) -> Result<(), RuntimeError> {
-        let origin = LogIdentity {
-            log: log.id,
-            zero: log.zero,
-        };
         let name = &stream.name;
         let shares = config.limits.shares();
         let streams = self.handles.catalog.streams.values();
@@ -360,12 +346,12 @@ impl OpenViews {
         {
             let places = Arc::new(places);
             self.checkpoints
-                .insert(checkpoints::places(name), places.checkpoint(origin)?);
+                .insert(checkpoints::places(name), places.checkpoint(log)?);
             if writable {
                 self.views.push(Box::new(PlacesView::new(
                     places.clone(),
                     stream.clone(),
-                    origin,
+                    log,
                 )?));
             }
             self.handles.places.insert(name.clone(), places);
@@ -380,12 +366,12 @@ impl OpenViews {
         {
             let counts = Arc::new(counts);
             self.checkpoints
-                .insert(checkpoints::counts(name), counts.checkpoint(origin)?);
+                .insert(checkpoints::counts(name), counts.checkpoint(log)?);
             if writable {
                 self.views.push(Box::new(CountsView::new(
                     counts.clone(),
                     stream.clone(),
-                    origin,
+                    log,
                 )?));
             }
             self.handles.counts.insert(name.clone(), counts);

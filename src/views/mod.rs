@@ -39,6 +39,18 @@ fn rebuild_hint(view: &str, stream: &str) -> String {
     format!("`weir rebuild {view} --stream {stream}` rebuilds it from `raw` and the log")
 }
 
+/// The log that a view's checkpoints belong to: those of another log, as of a restored data folder,
+/// mean other records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// The number of the instance, the upper bits of its LSNs.
+    pub instance: u16,
+    /// Random, drawn when the log was created.
+    pub id: u64,
+    /// The LSN before the log's first record.
+    pub zero: Lsn,
+}
+
 /// Why a view stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {

@@ -11,7 +11,7 @@ use redb::{
 };
 
 use super::overlay::Overlay;
-use super::{VERIFIED_BYTES, ViewError, derived_damage};
+use super::{LogIdentity, VERIFIED_BYTES, ViewError, derived_damage};
 use crate::event::Lsn;
 use crate::storage::sync_folder;
 
@@ -34,13 +34,6 @@ enum Handle {
     ReadOnly(ReadOnlyDatabase),
     /// Repaired in memory; the file is unchanged.
     Repaired(Database),
-}
-
-/// The log that checkpoints belong to, and the LSN before its first record.
-#[derive(Debug, Clone, Copy)]
-pub struct LogIdentity {
-    pub log: u64,
-    pub zero: Lsn,
 }
 
 /// The checkpoint that a transaction sees.
@@ -259,11 +252,11 @@ impl StateStore {
     }
 
     /// The committed checkpoint; an error where it belongs to another log or format.
-    pub fn checkpoint(&self, identity: LogIdentity) -> Result<Lsn, ViewError> {
+    pub fn checkpoint(&self, log: LogIdentity) -> Result<Lsn, ViewError> {
         let classify = classify(&self.path);
         let table = match self.read()?.open_table(META) {
             Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(identity.zero),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(log.zero),
             Err(e) => return Err(classify(e.into())),
         };
         let get = |key: &str| {
@@ -291,12 +284,12 @@ impl StateStore {
             _ => {}
         }
         match (get("log")?, get("checkpoint")?) {
-            (Some(log), Some(checkpoint)) if log == identity.log => Ok(checkpoint),
-            (None, _) | (_, None) => Ok(identity.zero),
-            (Some(log), _) => {
+            (Some(found), Some(checkpoint)) if found == log.id => Ok(checkpoint),
+            (None, _) | (_, None) => Ok(log.zero),
+            (Some(found), _) => {
                 let reason = format!(
-                    "belongs to log {log:x}, this one is {:x}; restore log and views from one backup",
-                    identity.log
+                    "belongs to log {found:x}, this one is {:x}; restore log and views from one backup",
+                    log.id
                 );
                 Err(ViewError::Damaged {
                     path: self.path.clone(),
@@ -328,7 +321,7 @@ impl StateStore {
     /// Writes and commits, durably, with the checkpoint.
     pub fn commit(
         &self,
-        identity: LogIdentity,
+        log: LogIdentity,
         checkpoint: Lsn,
         write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), ViewError> {
@@ -348,7 +341,7 @@ impl StateStore {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
             for (key, value) in [
                 ("version", VERSION),
-                ("log", identity.log),
+                ("log", log.id),
                 ("checkpoint", checkpoint),
             ] {
                 meta.insert(key, value).map_err(|e| failed(e.into()))?;

@@ -21,8 +21,8 @@ use crate::operators::{Operators, Output, checkpoints, tables};
 use crate::schema::window::Shape;
 use crate::schema::{Catalog, Stream, Window};
 use crate::storage::remove_temporaries;
-use crate::views::View;
-use crate::views::lake::{LakeTable, LogName};
+use crate::views::lake::LakeTable;
+use crate::views::{LogIdentity, View};
 
 /// How often what was built is committed and saved, and the progress reported.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ impl ViewBuild {
     pub(super) fn open(
         live: &FolderContext,
         catalog: &Catalog,
-        log: LogName,
+        log: LogIdentity,
         manifest: BuildManifest,
         lock: fs::File,
     ) -> Result<Self, RuntimeError> {
@@ -114,7 +114,7 @@ impl ViewBuild {
     }
 
     /// The log that it is built from.
-    pub(super) fn log(&self) -> LogName {
+    pub(super) fn log(&self) -> LogIdentity {
         self.sources.log
     }
 

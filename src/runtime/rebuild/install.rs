@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::event::Lsn;
 use crate::schema::Catalog;
 use crate::storage::sync_folder;
-use crate::views::lake::{LakeTable, LogName};
+use crate::views::LogIdentity;
+use crate::views::lake::LakeTable;
 use crate::wal::Wal;
 
 impl ViewBuild {
@@ -145,7 +146,7 @@ fn has_begun_installs(folder: &DataDir) -> bool {
 fn builds_in_state(
     context: &FolderContext,
     catalog: &Catalog,
-    log: LogName,
+    log: LogIdentity,
     states: &[State],
 ) -> Result<Vec<ViewBuild>, RuntimeError> {
     let mut found = Vec::new();
@@ -174,7 +175,7 @@ fn builds_in_state(
 pub(in super::super) fn waiting_builds(
     context: &FolderContext,
     catalog: &Catalog,
-    log: LogName,
+    log: LogIdentity,
     is_stored: bool,
 ) -> Result<Vec<ViewBuild>, RuntimeError> {
     let states: &[State] = if is_stored {

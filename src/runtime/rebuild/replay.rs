@@ -11,8 +11,9 @@ use crate::decode::Decoded;
 use crate::event::Lsn;
 use crate::schema::Layout;
 use crate::storage::Disk;
+use crate::views::LogIdentity;
 use crate::views::lake::replay::RawFrames;
-use crate::views::lake::{LakeTable, LogName, TableSpec};
+use crate::views::lake::{LakeTable, TableSpec};
 use crate::wal::{Frame, FrameAttributes, LogReader, RecordsBuilder, WalError};
 
 /// Where past records are.
@@ -20,7 +21,7 @@ use crate::wal::{Frame, FrameAttributes, LogReader, RecordsBuilder, WalError};
 pub(super) struct ReplaySources {
     pub lake: PathBuf,
     pub log_folder: PathBuf,
-    pub log: LogName,
+    pub log: LogIdentity,
     pub partition: PartitionBy,
     pub runtime: tokio::runtime::Handle,
 }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use arrow::array::{Array, BooleanArray, StringArray, TimestampMicrosecondArray};
 use redb::{ReadOnlyTable, ReadableTable, TableDefinition};
 
-use super::state_store::{LogIdentity, StateStore, copy_table, open_table};
-use super::{Cursor, StreamView, View, ViewError};
+use super::state_store::{StateStore, copy_table, open_table};
+use super::{Cursor, LogIdentity, StreamView, View, ViewError};
 use crate::event::{Lsn, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
 use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
@@ -285,8 +285,8 @@ impl Counts {
         Ok(())
     }
 
-    pub fn checkpoint(&self, origin: LogIdentity) -> Result<Lsn, ViewError> {
-        self.file.checkpoint(origin)
+    pub fn checkpoint(&self, log: LogIdentity) -> Result<Lsn, ViewError> {
+        self.file.checkpoint(log)
     }
 
     /// Copies what is committed into a new file.

@@ -40,7 +40,7 @@ use arrow::datatypes::SchemaRef;
 pub use change::Change;
 use memtable::UnflushedRows;
 pub use row_class::{PerClass, RowClass};
-pub use spec::{LogName, RowOrigin, TableSpec};
+pub use spec::{RowOrigin, TableSpec};
 pub use table::LakeTable;
 pub use view::{CommitPolicy, LakeView, Pool};
 

@@ -6,34 +6,8 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::RowClass;
-use crate::event::Lsn;
 use crate::operators::checkpoints;
 use crate::schema::{Entity, Layout, Stream, types};
-
-/// The log that a table's checkpoints belong to: Delta app id `weir/<instance>/<log id>/recent|old`.
-#[derive(Debug, Clone, Copy)]
-pub struct LogName {
-    pub instance: u16,
-    pub id: u64,
-    /// The LSN before the log's first.
-    pub zero: Lsn,
-}
-
-impl LogName {
-    pub(super) fn app_id(&self, class: RowClass) -> String {
-        self.app_id_of(class.name())
-    }
-
-    /// The app id of an entity table's checkpoint, which its levels reach. That of
-    /// [`RowClass::Recent`] is what its files alone reach, for outside readers.
-    pub(super) fn levels_app_id(&self) -> String {
-        self.app_id_of("levels")
-    }
-
-    fn app_id_of(&self, name: &str) -> String {
-        format!("weir/{}/{:x}/{name}", self.instance, self.id)
-    }
-}
 
 /// A lake table's content, columns and folder.
 #[derive(Debug, Clone)]

@@ -22,12 +22,12 @@ use super::entities::{self, Sizes};
 use super::files::{FileEntry, sync_files};
 use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
-use super::{LogName, PerClass, RowClass, TableSpec};
+use super::{PerClass, RowClass, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
 use crate::schema::entity::newest;
 use crate::storage::damage_in;
-use crate::views::ViewError;
+use crate::views::{LogIdentity, ViewError};
 
 /// Commits between two checkpoints of the Delta log.
 const CHECKPOINT_EVERY: u64 = 64;
@@ -74,7 +74,9 @@ pub struct LakeTable {
     runtime: tokio::runtime::Handle,
 }
 
-/// Delta app ids of a table's checkpoints.
+/// Delta app ids of a table's checkpoints: `weir/<instance>/<log id>/<name>`, where the name is that
+/// of a class of rows. The checkpoint of an entity table, which its levels reach, is `levels`; its
+/// `recent` is what its files alone reach.
 struct AppIds {
     classes: PerClass<String>,
     /// Of an entity table: that of its files alone, for outside readers.
@@ -82,13 +84,14 @@ struct AppIds {
 }
 
 impl AppIds {
-    fn new(log: &LogName, layout: Layout) -> Self {
-        let recent = log.app_id(RowClass::Recent);
-        let late = log.app_id(RowClass::Late);
+    fn new(log: LogIdentity, layout: Layout) -> Self {
+        let app_id = |name: &str| format!("weir/{}/{:x}/{name}", log.instance, log.id);
+        let recent = app_id(RowClass::Recent.name());
+        let late = app_id(RowClass::Late.name());
         match layout {
             Layout::Buckets => Self {
                 classes: PerClass {
-                    recent: log.levels_app_id(),
+                    recent: app_id("levels"),
                     late,
                 },
                 files: Some(recent),
@@ -170,7 +173,7 @@ pub(super) fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
     }
 }
 
-fn other_log_error(path: PathBuf, log: &LogName) -> ViewError {
+fn other_log_error(path: PathBuf, log: LogIdentity) -> ViewError {
     let reason = format!(
         "has rows of another log than {:x}; restore log and lake from one backup, or move this folder away",
         log.id
@@ -183,7 +186,7 @@ impl LakeTable {
     /// table that does not exist.
     pub fn open(
         spec: TableSpec,
-        log: LogName,
+        log: LogIdentity,
         runtime: tokio::runtime::Handle,
         writable: bool,
     ) -> Result<Option<Self>, ViewError> {
@@ -193,7 +196,7 @@ impl LakeTable {
     /// Opens a table whose rows are replaced by [`Self::replace_with`]: its columns may differ.
     pub fn open_to_replace(
         spec: TableSpec,
-        log: LogName,
+        log: LogIdentity,
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, ViewError> {
         let root = spec.root.clone();
@@ -264,7 +267,7 @@ impl LakeTable {
 
     fn open_as(
         mut spec: TableSpec,
-        log: LogName,
+        log: LogIdentity,
         runtime: tokio::runtime::Handle,
         writable: bool,
         adds_columns: bool,
@@ -287,7 +290,7 @@ impl LakeTable {
                 .refresh()
                 .map_err(|e| delta_error(&spec.root, &e))?;
         }
-        let app_ids = AppIds::new(&log, spec.layout);
+        let app_ids = AppIds::new(log, spec.layout);
         let version = TableVersion::read(&spec, delta_log.table(), &app_ids, &runtime)?;
         delta_log.release();
         let files_lsn = version.files_lsn.unwrap_or(log.zero);
@@ -296,7 +299,7 @@ impl LakeTable {
         committed.recent = committed.recent.max(files_lsn);
         let is_empty = version.files.is_empty() && version.levels.is_empty();
         if committed == PerClass::both(log.zero) && !is_empty {
-            return Err(other_log_error(spec.root, &log));
+            return Err(other_log_error(spec.root, log));
         }
         let state = TableState {
             files: version.files,

@@ -15,8 +15,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rstar::primitives::GeomWithData;
 use rstar::{RStarInsertionStrategy, RTree, RTreeParams};
 
-use super::ViewError;
-use super::state_store::{LogIdentity, StateStore, checkpoint_in, copy_table};
+use super::state_store::{StateStore, checkpoint_in, copy_table};
+use super::{LogIdentity, ViewError};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
 use venue::{EDGES, NUMBERS, StoredVenues, VENUES, Venue, is_before, split_edge};
 
@@ -400,8 +400,8 @@ impl Places {
         Ok(())
     }
 
-    pub fn checkpoint(&self, origin: LogIdentity) -> Result<Lsn, ViewError> {
-        self.file.checkpoint(origin)
+    pub fn checkpoint(&self, log: LogIdentity) -> Result<Lsn, ViewError> {
+        self.file.checkpoint(log)
     }
 
     /// Copies what is committed into a new file.

@@ -12,8 +12,7 @@ use super::{Places, State, VenueObservation};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
 use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
-use crate::views::state_store::LogIdentity;
-use crate::views::{Cursor, StreamView, ViewError};
+use crate::views::{Cursor, LogIdentity, StreamView, ViewError};
 use arrow::array::{
     Array, ArrayRef, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,

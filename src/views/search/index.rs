@@ -15,7 +15,7 @@ use super::part::{Part, PartSearcher, latest, open_part, part_folder};
 use crate::event::{Lsn, Micros};
 use crate::schema::SearchDef;
 use crate::storage::{create_folders, sync_folder};
-use crate::views::ViewError;
+use crate::views::{LogIdentity, ViewError};
 
 /// Tantivy's list of the files that it may remove.
 const MANAGED: &str = ".managed.json";
@@ -143,8 +143,8 @@ impl SearchIndex {
         )))
     }
 
-    /// The committed checkpoint in this log; `initial` without a commit.
-    pub fn checkpoint(&self, log: u64, initial: Lsn) -> Result<Lsn, ViewError> {
+    /// The committed checkpoint in this log; an error where it belongs to another one.
+    pub fn checkpoint(&self, log: LogIdentity) -> Result<Lsn, ViewError> {
         for part in self.parts().iter().rev() {
             let folder = part_folder(&self.folder, part.number);
             let metas = part.index.load_metas().map_err(index_error(&folder))?;
@@ -162,10 +162,10 @@ impl SearchIndex {
                     what,
                 });
             }
-            if payload.log != log {
+            if payload.log != log.id {
                 let reason = format!(
-                    "belongs to log {:x}, this one is {log:x}; restore log and views from one backup",
-                    payload.log
+                    "belongs to log {:x}, this one is {:x}; restore log and views from one backup",
+                    payload.log, log.id
                 );
                 return Err(ViewError::Damaged {
                     path: self.folder.clone(),
@@ -174,7 +174,7 @@ impl SearchIndex {
             }
             return Ok(payload.checkpoint);
         }
-        Ok(initial)
+        Ok(log.zero)
     }
 
     /// The newest index, the one that is written to, and its number.

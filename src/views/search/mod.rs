@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tantivy::IndexWriter;
 use tantivy::indexer::{IndexWriterOptions, LogMergePolicy, UserOperation};
 
-use super::{Cursor, StreamView, ViewError};
+use super::{Cursor, LogIdentity, StreamView, ViewError};
 use crate::event::Lsn;
 use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
@@ -87,8 +87,7 @@ pub struct SearchView {
     writer: Option<IndexWriter<Row>>,
     memory: usize,
     roll: RollPolicy,
-    log: u64,
-    zero: Lsn,
+    log: LogIdentity,
     cursor: Cursor,
     /// Documents that are not committed.
     waiting: usize,
@@ -100,13 +99,12 @@ impl SearchView {
     pub fn new(
         index: Arc<SearchIndex>,
         stream: Arc<Stream>,
-        log: u64,
-        zero: Lsn,
+        log: LogIdentity,
         memory: usize,
         roll: RollPolicy,
     ) -> Result<Self, ViewError> {
         index.sync_folders()?;
-        let committed = index.checkpoint(log, zero)?;
+        let committed = index.checkpoint(log)?;
         index.set_visible(committed);
         let cursor = Cursor::new(checkpoints::search(&stream.name), committed);
         // The rest is for merges, which read segments from the disk and take little.
@@ -118,7 +116,6 @@ impl SearchView {
             memory,
             roll,
             log,
-            zero,
             cursor,
             waiting: 0,
             backlog: Backlog::default(),
@@ -147,7 +144,7 @@ impl SearchView {
         let Some(writer) = &mut self.writer else {
             return Ok(());
         };
-        let payload = Payload::new(self.log, applied);
+        let payload = Payload::new(self.log.id, applied);
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&serde_json::to_string(&payload).unwrap_or_default());
         commit.commit()?;
@@ -281,7 +278,7 @@ impl StreamView for SearchView {
         self.writer = None;
         self.remove_uncommitted_files();
         self.index.sync_folders()?;
-        let committed = self.index.checkpoint(self.log, self.zero)?;
+        let committed = self.index.checkpoint(self.log)?;
         self.waiting = 0;
         self.index.reload(committed).map_err(|e| self.failed(e))?;
         Ok(committed)
@@ -303,6 +300,12 @@ schema = "at bigint, note varchar"
 select = "select to_timestamp_millis(at) as event_time, note from notes"
 search = { text = ["note"] }
 "#;
+
+    const LOG: LogIdentity = LogIdentity {
+        instance: 0,
+        id: 7,
+        zero: 0,
+    };
 
     /// A view of notes in a folder, and the output of one record each.
     fn view_and_outputs(folder: &std::path::Path, records: u64) -> (SearchView, Vec<Output>) {
@@ -331,7 +334,7 @@ search = { text = ["note"] }
         };
         let outputs = (1..=records).map(output).collect();
         let roll = RollPolicy::for_disk_limit(None);
-        let view = SearchView::new(Arc::new(index), stream, 7, 0, 0, roll).expect("a new index");
+        let view = SearchView::new(Arc::new(index), stream, LOG, 0, roll).expect("a new index");
         (view, outputs)
     }
 

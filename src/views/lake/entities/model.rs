@@ -20,11 +20,12 @@ use super::leaves::{leaves, places};
 use super::scan::EntitySnapshot;
 use super::*;
 use crate::schema::{Layout, types};
+use crate::views::LogIdentity;
 use crate::views::lake::compact::GRACE;
 use crate::views::lake::files::read;
 use crate::views::lake::memtable::UnflushedRows;
 use crate::views::lake::provider::lake_url;
-use crate::views::lake::{LogName, RowClass, RowOrigin, TableSpec};
+use crate::views::lake::{RowClass, RowOrigin, TableSpec};
 
 /// LSN, version, key, value.
 type Row = (i64, i64, i64, i64);
@@ -82,7 +83,7 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
         keys: vec![4],
         feed: RowOrigin::Derived("things".into()),
     };
-    let log = LogName {
+    let log = LogIdentity {
         instance: 0,
         id: 7,
         zero: 0,
