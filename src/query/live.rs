@@ -212,7 +212,8 @@ fn encode(table: &LakeTable, output: &Output, from: usize) -> Result<Page, Query
     while at < batch.num_rows() && rows.len() < PAGE_ROWS && bytes < PAGE_BYTES {
         // Few at a time: a row may be as long as a record.
         let step = (PAGE_ROWS / 10).min(batch.num_rows() - at);
-        let whole = table.full_rows(batch.slice(at, step)).map_err(failed)?;
+        let whole = table.full_rows(batch.slice(at, step));
+        let whole = whole.map_err(|e| failed(e.to_string()))?;
         each_row(&whole.schema(), std::slice::from_ref(&whole), |row| {
             if bytes < PAGE_BYTES {
                 bytes += row.len();

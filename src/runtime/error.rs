@@ -6,6 +6,7 @@ use crate::operators::OperatorError;
 use crate::query::QueryError;
 use crate::storage::damage_in;
 use crate::views::ViewError;
+use crate::views::lake::LakeError;
 use crate::wal::WalError;
 
 /// Why the process cannot continue; each kind has its exit code.
@@ -34,7 +35,7 @@ impl RuntimeError {
         match self {
             Self::Config(_) => 2,
             Self::Damaged(_) => 65,
-            // A file was found damaged while it was read.
+            // A query or a rebuild found a damaged file; their errors are texts.
             Self::Failed(reason) if damage_in(reason).is_some() => 65,
             Self::InUse(_) => 75,
             Self::NotTaken(_) | Self::Failed(_) => 1,
@@ -77,7 +78,17 @@ impl From<OperatorError> for RuntimeError {
 
 impl From<ViewError> for RuntimeError {
     fn from(error: ViewError) -> Self {
-        if error.is_final() {
+        if error.is_damage() {
+            Self::Damaged(error.to_string())
+        } else {
+            Self::Failed(error.to_string())
+        }
+    }
+}
+
+impl From<LakeError> for RuntimeError {
+    fn from(error: LakeError) -> Self {
+        if error.is_damage() {
             Self::Damaged(error.to_string())
         } else {
             Self::Failed(error.to_string())

@@ -22,6 +22,7 @@ use std::time::Instant;
 use crate::event::Lsn;
 use crate::operators::Output;
 pub use cursor::{Cursor, StreamView};
+use lake::LakeError;
 
 /// A view's own files are verified against their checksums on opening up to this size.
 const VERIFIED_BYTES: u64 = 512 << 20;
@@ -51,12 +52,19 @@ pub struct LogIdentity {
     pub zero: Lsn,
 }
 
+/// The error of a library or of the disk.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a view stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
     /// Worth a retry from the last commit: a full disk, a lost race.
-    #[error("{view}: {reason}")]
-    Failed { view: String, reason: String },
+    #[error("{view}: {source}")]
+    Failed { view: String, source: Cause },
+    /// The same for a table of the lake, also where one of its files was found damaged: it may be
+    /// restored in the meantime.
+    #[error("{view}: {source}")]
+    Lake { view: String, source: LakeError },
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error("{path} was written by a newer version of weir ({what}); use that version")]
@@ -68,18 +76,39 @@ pub enum ViewError {
 }
 
 impl ViewError {
-    /// Maps any error of a view, of which only the text is retained.
-    pub fn failed<E: std::fmt::Display>(view: impl Into<String>) -> impl Fn(E) -> Self {
+    /// Maps an error of a view that is worth a retry.
+    pub fn failed<E: Into<Cause>>(view: impl Into<String>) -> impl Fn(E) -> Self {
         let view = view.into();
-        move |reason| Self::Failed {
+        move |error| Self::Failed {
             view: view.clone(),
-            reason: reason.to_string(),
+            source: error.into(),
         }
     }
 
-    /// A retry cannot help; the process exits with 65.
+    /// A retry cannot help.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Failed { .. })
+        !matches!(self, Self::Failed { .. } | Self::Lake { .. })
+    }
+
+    /// What is on the disk is damaged, or of another log or version: a process that ends for this
+    /// exits with 65.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Failed { .. } => false,
+            Self::Lake { source, .. } => source.is_damage(),
+            Self::Damaged { .. } | Self::Newer { .. } | Self::Ahead { .. } => true,
+        }
+    }
+}
+
+/// Makes an error that of a view, worth a retry.
+trait InView<T> {
+    fn in_view(self, view: impl Into<String>) -> Result<T, ViewError>;
+}
+
+impl<T, E: Into<Cause>> InView<T> for Result<T, E> {
+    fn in_view(self, view: impl Into<String>) -> Result<T, ViewError> {
+        self.map_err(ViewError::failed(view))
     }
 }
 

@@ -11,7 +11,7 @@ use redb::{
 };
 
 use super::overlay::Overlay;
-use super::{LogIdentity, VERIFIED_BYTES, ViewError, derived_damage};
+use super::{InView, LogIdentity, VERIFIED_BYTES, ViewError, derived_damage};
 use crate::event::Lsn;
 use crate::storage::sync_folder;
 
@@ -38,14 +38,11 @@ enum Handle {
 
 /// The checkpoint that a transaction sees.
 pub fn checkpoint_in(transaction: &ReadTransaction) -> Result<Option<Lsn>, ViewError> {
-    let failed = |e: redb::StorageError| ViewError::Failed {
-        view: "state".into(),
-        reason: e.to_string(),
-    };
     let Some(table) = open_table(transaction, META)? else {
         return Ok(None);
     };
-    Ok(table.get("checkpoint").map_err(failed)?.map(|v| v.value()))
+    let checkpoint = table.get("checkpoint").in_view("state")?;
+    Ok(checkpoint.map(|v| v.value()))
 }
 
 /// Opens a table; `None` if it does not exist.
@@ -56,10 +53,7 @@ pub fn open_table<K: Key + 'static, V: Value + 'static>(
     match transaction.open_table(table) {
         Ok(table) => Ok(Some(table)),
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(e) => Err(ViewError::Failed {
-            view: table.name().into(),
-            reason: e.to_string(),
-        }),
+        Err(error) => Err(error).in_view(table.name()),
     }
 }
 
@@ -328,10 +322,7 @@ impl StateStore {
         let failed = failed(&self.path);
         let opened = self.database();
         let Some(Handle::Writable(database)) = &*opened else {
-            return Err(ViewError::Failed {
-                view: self.path.display().to_string(),
-                reason: "is opened read-only".into(),
-            });
+            return Err("is opened read-only").in_view(self.path.display().to_string());
         };
         let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
         // After a crash the file opens at once instead of being read as a whole.

@@ -90,7 +90,8 @@ impl Events<'_> {
         self.rows.clear();
         let rows = concat_batches(&spec.schema, &rows).map_err(failed)?;
         let schema = &self.table.full_schema;
-        let rows = with_partition_columns(spec, &rows, schema).map_err(QueryError::Failed)?;
+        let rows = with_partition_columns(spec, &rows, schema)
+            .map_err(|e| QueryError::Failed(e.to_string()))?;
         let mut events = Vec::with_capacity(rows.num_rows());
         each_row(schema, &[rows], |row| {
             events

@@ -103,9 +103,9 @@ impl ReplayReader {
                         self.current = ReplaySource::Log(self.sources.log(self.after));
                         None
                     }
-                    Err(reason) if is_retry => return Err(RuntimeError::Failed(reason)),
-                    Err(reason) => {
-                        tracing::debug!(reason, "reopening `raw`");
+                    Err(error) if is_retry => return Err(error.into()),
+                    Err(error) => {
+                        tracing::debug!(reason = error.to_string(), "reopening `raw`");
                         is_retry = true;
                         self.reopen_raw()?;
                         None

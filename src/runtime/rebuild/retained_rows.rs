@@ -49,7 +49,7 @@ impl RetainedRows {
     /// The next frame in the order of LSNs; none at the end of the rows.
     pub fn next_frame(&mut self) -> Result<Option<ReplayFrame>, String> {
         while self.waiting.is_empty() {
-            let Some(rows) = self.rows.next_rows()? else {
+            let Some(rows) = self.rows.next_rows().map_err(|e| e.to_string())? else {
                 return Ok(None);
             };
             match &self.origin {
@@ -220,7 +220,7 @@ impl CarriedOverRows {
             let table = self.spec.name.as_str().into();
             output.tables.push(TableRows {
                 table,
-                batch: by_lsn(&rows)?,
+                batch: by_lsn(&rows).map_err(|e| e.to_string())?,
                 floor: None,
             });
         }
@@ -231,7 +231,7 @@ impl CarriedOverRows {
     fn take_up_to(&mut self, to: Lsn) -> Result<Option<RecordBatch>, String> {
         let rows = match self.next.take() {
             Some(rows) => rows,
-            None => match self.rows.next_rows()? {
+            None => match self.rows.next_rows().map_err(|e| e.to_string())? {
                 Some(rows) => rows,
                 None => return Ok(None),
             },

@@ -176,10 +176,8 @@ pub struct Counts {
 }
 
 fn failed(error: impl Into<redb::Error>) -> ViewError {
-    ViewError::Failed {
-        view: "counts".into(),
-        reason: error.into().to_string(),
-    }
+    let error: redb::Error = error.into();
+    ViewError::failed("counts")(error)
 }
 
 fn key(hour: i64, group: &str) -> Vec<u8> {

@@ -7,8 +7,8 @@ use deltalake::{DeltaTable, DeltaTableError};
 
 use super::checked::BlockChecksums;
 use super::entities::levels::{self, Level};
+use super::error::InView;
 use super::files::{FileEntry, partition_values, stats_json};
-use super::table::delta_error;
 use super::{RowClass, TableSpec};
 use crate::event::{Lsn, Micros};
 use crate::schema::Layout;
@@ -73,11 +73,11 @@ pub(super) fn read_files(
 
 /// The levels that the loaded version names.
 pub(super) fn read_levels(spec: &TableSpec, table: &DeltaTable) -> Result<Vec<Level>, ViewError> {
-    let snapshot = table.snapshot().map_err(|e| delta_error(&spec.root, &e))?;
+    let snapshot = table.snapshot().in_folder(&spec.root)?;
     let Some(text) = snapshot.metadata().configuration().get(levels::KEY) else {
         return Ok(Vec::new());
     };
-    levels::from_text(spec, text).map_err(ViewError::failed(spec.name.clone()))
+    levels::from_text(spec, text).in_view(&spec.name)
 }
 
 fn file_entry(spec: &TableSpec, file: &LogicalFileView) -> FileEntry {

@@ -30,8 +30,7 @@ use object_store::{
 use parquet::arrow::async_reader::AsyncFileReader;
 
 use super::files::FileEntry;
-use super::{RowOrigin, TableSpec};
-use crate::storage::damage;
+use super::{LakeError, RowOrigin, TableSpec};
 
 /// Bytes under one checksum: a reader of a few rows reads the whole block once.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -156,14 +155,14 @@ impl CheckedFile {
     }
 
     /// Opens the file after verifying all of it.
-    pub fn open(&self) -> std::result::Result<fs::File, String> {
+    pub fn open(&self) -> std::result::Result<fs::File, LakeError> {
         self.check(0..self.bytes)?;
         self.open_in_parts()
     }
 
     /// Opens the file for readers that [`Self::check`] what they read.
-    pub fn open_in_parts(&self) -> std::result::Result<fs::File, String> {
-        fs::File::open(&self.path).map_err(|e| self.explain(&e))
+    pub fn open_in_parts(&self) -> std::result::Result<fs::File, LakeError> {
+        fs::File::open(&self.path).map_err(|e| self.explain(e))
     }
 
     pub fn path(&self) -> &std::path::Path {
@@ -189,17 +188,17 @@ impl CheckedFile {
     }
 
     /// Verifies the blocks of a range that are not yet.
-    pub fn check(&self, range: Range<u64>) -> std::result::Result<(), String> {
+    pub fn check(&self, range: Range<u64>) -> std::result::Result<(), LakeError> {
         let (Some(blocks), Some(sums)) = (self.unverified(&range), &self.checks.0) else {
             return Ok(());
         };
         if sums.crcs.len() != (self.bytes as usize).div_ceil(BLOCK_BYTES) {
-            return Err(self.damaged("its checksums in the Delta log cannot be read"));
+            return Err(self.damaged("its checksums in the Delta log cannot be read".into()));
         }
-        let file = fs::File::open(&self.path).map_err(|e| self.explain(&e))?;
-        let size = file.metadata().map_err(|e| self.explain(&e))?.len();
+        let file = fs::File::open(&self.path).map_err(|e| self.explain(e))?;
+        let size = file.metadata().map_err(|e| self.explain(e))?.len();
         if size != self.bytes {
-            return Err(self.damaged(&format!("it has {size} bytes instead of {}", self.bytes)));
+            return Err(self.damaged(format!("it has {size} bytes instead of {}", self.bytes)));
         }
         let mut buffer = vec![0; BLOCK_BYTES.min(self.bytes as usize)];
         for n in blocks {
@@ -212,10 +211,10 @@ impl CheckedFile {
             let at = n * BLOCK_BYTES;
             let part = &mut buffer[..BLOCK_BYTES.min(self.bytes as usize - at)];
             file.read_exact_at(part, at as u64)
-                .map_err(|e| self.explain(&e))?;
+                .map_err(|e| self.explain(e))?;
             if crc32c::crc32c(part) != *crc {
                 let to = at + part.len();
-                return Err(self.damaged(&format!(
+                return Err(self.damaged(format!(
                     "bytes {at} to {to} are not those that were written (CRC-32C)"
                 )));
             }
@@ -224,19 +223,23 @@ impl CheckedFile {
         Ok(())
     }
 
-    fn damaged(&self, what: &str) -> String {
-        damage(&self.path, what, &self.remedy)
+    fn damaged(&self, problem: String) -> LakeError {
+        LakeError::Damaged {
+            path: self.path.clone(),
+            problem,
+            remedy: self.remedy.clone(),
+        }
     }
 
-    /// The message about a file that cannot be read.
-    pub fn explain(&self, error: &io::Error) -> String {
+    /// The error for a file that cannot be read: damage where it is missing in part.
+    pub fn explain(&self, error: io::Error) -> LakeError {
         match error.kind() {
-            ErrorKind::NotFound => self.damaged("it does not exist any more"),
-            ErrorKind::UnexpectedEof => self.damaged("it is truncated"),
+            ErrorKind::NotFound => self.damaged("it does not exist any more".into()),
+            ErrorKind::UnexpectedEof => self.damaged("it is truncated".into()),
             _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                self.damaged(&format!("it cannot be read ({error}), check the device"))
+                self.damaged(format!("it cannot be read ({error}), check the device"))
             }
-            _ => format!("{}: {error}", self.path.display()),
+            _ => LakeError::at_file(&self.path, error),
         }
     }
 }
@@ -296,10 +299,7 @@ impl CheckedStore {
         }
         let file = self.file.clone();
         let checked = tokio::task::spawn_blocking(move || file.check(range)).await?;
-        checked.map_err(|reason| object_store::Error::Generic {
-            store: "lake",
-            source: reason.into(),
-        })
+        Ok(checked?)
     }
 }
 
@@ -393,35 +393,33 @@ mod tests {
             remedy: "remedy".into(),
         };
         let whole = file(&text);
-        assert_eq!(whole.check(0..bytes.len() as u64), Ok(()));
+        whole.check(0..bytes.len() as u64).expect("as written");
         assert_eq!(whole.checks, writer.checks());
         // In the second block: found by a read of it, or of all, and not by others.
         let mut changed = bytes.clone();
         changed[BLOCK_BYTES + 5] ^= 4;
         fs::write(&path, &changed).expect("written");
-        assert_eq!(
-            whole.check(0..bytes.len() as u64),
-            Ok(()),
-            "a verified block is not read again"
-        );
+        whole
+            .check(0..bytes.len() as u64)
+            .expect("a verified block is not read again");
         let reopened = file(&text);
-        assert_eq!(reopened.check(0..BLOCK_BYTES as u64), Ok(()));
+        reopened.check(0..BLOCK_BYTES as u64).expect("as written");
         let found = reopened
             .check(BLOCK_BYTES as u64 - 1..BLOCK_BYTES as u64 + 1)
-            .expect_err("it is found");
+            .expect_err("it is found")
+            .to_string();
         assert!(
             damage_in(&format!("scan: {found}\n")) == Some(&found) && found.ends_with("; remedy"),
             "{found}"
         );
-        assert_eq!(
-            reopened.check(2 * BLOCK_BYTES as u64..bytes.len() as u64),
-            Ok(())
-        );
+        reopened
+            .check(2 * BLOCK_BYTES as u64..bytes.len() as u64)
+            .expect("as written");
         for (write, what) in [(Some(&bytes[..9]), "bytes"), (None, "does not exist")] {
             write
                 .map_or_else(|| fs::remove_file(&path), |part| fs::write(&path, part))
                 .expect("changed");
-            let found = file(&text).open().expect_err("it is found");
+            let found = file(&text).open().expect_err("it is found").to_string();
             assert!(found.contains(what), "{found}");
         }
         assert!(file("0011223").check(0..1).is_err() && file("").check(0..1).is_err());

@@ -9,8 +9,9 @@ use deltalake::kernel::{Action, Metadata, MetadataExt, StructType};
 use deltalake::protocol::DeltaOperation;
 use deltalake::{DeltaTable, DeltaTableError};
 
-use super::TableSpec;
 use super::entities::levels::{self, Level};
+use super::error::InView;
+use super::{LakeError, TableSpec};
 use crate::schema::{Layout, PlanError, names};
 use crate::views::ViewError;
 
@@ -113,12 +114,9 @@ pub(super) async fn add_columns(
     spec: &TableSpec,
     wanted: &SchemaRef,
 ) -> Result<(), ViewError> {
-    let failed = |e: String| ViewError::Failed {
-        view: spec.name.clone(),
-        reason: e,
-    };
-    let state = table.snapshot().map_err(|e| failed(e.to_string()))?;
-    let found = columns_of(table).map_err(|e| failed(e.to_string()))?;
+    let view = &spec.name;
+    let state = table.snapshot().in_view(view)?;
+    let found = columns_of(table).in_view(view)?;
     if let Some(reason) = column_conflict(&found, wanted) {
         return Err(ViewError::Damaged {
             path: spec.root.clone(),
@@ -135,19 +133,19 @@ pub(super) async fn add_columns(
     if new.is_empty() {
         return Ok(());
     }
-    let columns: StructType = (&Schema::new(new))
-        .try_into_kernel()
-        .map_err(|e| failed(e.to_string()))?;
+    let columns: StructType = (&Schema::new(new)).try_into_kernel().in_view(view)?;
     let fields: Vec<_> = columns.fields().cloned().collect();
     let schema = state
         .schema()
         .add(fields.clone())
-        .map_err(|e| failed(e.to_string()))?;
+        .map_err(LakeError::other)
+        .in_view(view)?;
     let metadata = state
         .metadata()
         .clone()
         .with_schema(&schema)
-        .map_err(|e| failed(e.to_string()))?;
+        .map_err(LakeError::other)
+        .in_view(view)?;
     let properties = CommitProperties::default()
         .with_create_checkpoint(false)
         .with_cleanup_expired_logs(Some(false));
@@ -159,7 +157,7 @@ pub(super) async fn add_columns(
             DeltaOperation::AddColumn { fields },
         )
         .await
-        .map_err(|e| failed(e.to_string()))?;
+        .in_view(view)?;
     table.state = Some(done.snapshot);
     Ok(())
 }

@@ -19,10 +19,11 @@ use futures::StreamExt;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
 use super::checked::CheckedFile;
+use super::error::InView;
 use super::files::{Attempt, FileEntry, FileWriter, MAX_FILE_BYTES, sync_files};
 use super::footers::{LakeFile, widest_row};
 use super::provider::scan_files;
-use super::{Change, LakeTable, RowClass, entities};
+use super::{Change, LakeError, LakeTable, RowClass, entities};
 use crate::schema::Layout;
 use crate::storage::free;
 use crate::views::ViewError;
@@ -214,29 +215,23 @@ fn has_room_for(job: &Job, free: Option<u64>) -> bool {
 
 /// Does one merge; returns the number of files that it wrote.
 fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, ViewError> {
-    let failed = |e: String| ViewError::Failed {
-        view: format!("lake/{}", table.spec.name),
-        reason: e,
-    };
+    let view = || format!("lake/{}", table.spec.name);
     let bucket = job.files.first().map_or(0, |f| f.bucket);
     let now_ms = crate::clock::wall_clock_ms();
     // In a runtime of its own, whose threads end with it, so that its memory returns to the system.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| failed(e.to_string()))?;
+        .in_view(view())?;
     let attempt = Attempt::new(&table.spec);
     let written = runtime.block_on(rewrite(table, &attempt, job, (bucket, now_ms), memory));
-    let add = written.map_err(|e| failed(e.to_string()))?;
+    let add = written.in_view(view())?;
     let rows = |files: &[FileEntry]| files.iter().map(|f| f.rows).sum::<u64>();
     if rows(&add) != rows(&job.files) {
-        return Err(failed(format!(
-            "a merge of {} rows wrote {}; nothing was changed",
-            rows(&job.files),
-            rows(&add)
-        )));
+        let (read, written) = (rows(&job.files), rows(&add));
+        return Err(LakeError::MergedRows { read, written }).in_view(view());
     }
-    sync_files(&table.spec.root, &add).map_err(failed)?;
+    sync_files(&table.spec.root, &add).in_view(view())?;
     let written = add.len();
     let change = Change {
         add,
@@ -255,7 +250,6 @@ async fn rewrite(
     (bucket, now_ms): (i64, i64),
     memory: usize,
 ) -> Result<Vec<FileEntry>, DataFusionError> {
-    let outside = |e: String| DataFusionError::Execution(e);
     let (plan, context) = merge_plan(table, &job.files, memory)?;
     let mut stream = plan.execute(0, context)?;
     let mut done = Vec::new();
@@ -267,18 +261,18 @@ async fn rewrite(
             None => {
                 let begun =
                     FileWriter::create(&table.spec, attempt, bucket, job.class, now_ms, None);
-                file.insert(begun.map_err(outside)?)
+                file.insert(begun?)
             }
         };
-        writer.write(&table.spec, &batch).map_err(outside)?;
+        writer.write(&table.spec, &batch)?;
         if writer.bytes() >= MAX_FILE_BYTES
             && let Some(full) = file.take()
         {
-            done.push(full.finish().map_err(outside)?);
+            done.push(full.finish()?);
         }
     }
     if let Some(last) = file {
-        done.push(last.finish().map_err(outside)?);
+        done.push(last.finish()?);
     }
     Ok(done)
 }

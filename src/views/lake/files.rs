@@ -20,7 +20,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::checked::{BlockChecksums, CheckedFile, ChecksumWriter};
-use super::{RowClass, TableSpec, entities};
+use super::error::AtPath;
+use super::{LakeError, RowClass, TableSpec, entities};
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::Layout;
 
@@ -266,7 +267,7 @@ impl NewFile {
         bucket: i64,
         class: RowClass,
         now_ms: i64,
-    ) -> Result<(Self, ChecksumWriter<fs::File>), String> {
+    ) -> Result<(Self, ChecksumWriter<fs::File>), LakeError> {
         let folder = partition_folder(bucket, spec.layout);
         Self::create_as(
             spec,
@@ -284,24 +285,23 @@ impl NewFile {
         folder: &str,
         name: &str,
         (bucket, class, now_ms): (i64, RowClass, i64),
-    ) -> Result<(Self, ChecksumWriter<fs::File>), String> {
+    ) -> Result<(Self, ChecksumWriter<fs::File>), LakeError> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let path = format!("{folder}/{name}-{:016x}.parquet", rand::random::<u64>());
         let target = spec.root.join(&path);
-        let in_target = |e: std::io::Error| format!("{}: {e}", target.display());
         // Their names are made durable by [`sync_files`].
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(spec.root.join(folder))
-            .map_err(in_target)?;
+            .at(&target)?;
         attempt.add(&path);
         let file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&target)
-            .map_err(in_target)?;
+            .at(&target)?;
         let entry = FileEntry {
             path,
             bytes: 0,
@@ -318,8 +318,8 @@ impl NewFile {
         Ok((Self { target, entry }, ChecksumWriter::new(file)))
     }
 
-    pub fn error(&self, error: &dyn std::fmt::Display) -> String {
-        format!("{}: {error}", self.target.display())
+    pub fn path(&self) -> &Path {
+        &self.target
     }
 
     /// Counts rows of one time with these LSNs, and extends the file's bounds.
@@ -334,8 +334,8 @@ impl NewFile {
     }
 
     /// Ends the written file; it is durable after [`sync_files`].
-    pub fn finish(mut self, file: &ChecksumWriter<fs::File>) -> Result<FileEntry, String> {
-        self.entry.bytes = file.get_ref().metadata().map_err(|e| self.error(&e))?.len();
+    pub fn finish(mut self, file: &ChecksumWriter<fs::File>) -> Result<FileEntry, LakeError> {
+        self.entry.bytes = file.get_ref().metadata().at(&self.target)?.len();
         self.entry.checks = file.checks();
         Ok(self.entry)
     }
@@ -356,7 +356,7 @@ impl FileWriter {
         class: RowClass,
         now_ms: i64,
         rows: Option<usize>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, LakeError> {
         Self::begin(
             spec,
             NewFile::create(spec, attempt, bucket, class, now_ms)?,
@@ -371,7 +371,7 @@ impl FileWriter {
         (new, file): (NewFile, ChecksumWriter<fs::File>),
         rows: Option<usize>,
         group_rows: Option<usize>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, LakeError> {
         let mut properties = properties_of(spec, rows);
         if group_rows.is_some() {
             properties = properties
@@ -380,15 +380,15 @@ impl FileWriter {
                 .build();
         }
         let writer = ArrowWriter::try_new(file, spec.schema.clone(), Some(properties));
-        let writer = writer.map_err(|e| new.error(&e))?;
+        let writer = writer.at(new.path())?;
         Ok(Self { writer, new })
     }
 
-    pub fn write(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), String> {
+    pub fn write(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), LakeError> {
         for (time, lsn) in times(spec, batch).iter().zip(crate::operators::lsns(batch)) {
             self.new.add_rows(*time, *lsn as Lsn..=*lsn as Lsn);
         }
-        self.writer.write(batch).map_err(|e| self.new.error(&e))
+        self.writer.write(batch).at(self.new.path())
     }
 
     /// Adds a key to the footer's metadata.
@@ -403,8 +403,8 @@ impl FileWriter {
     }
 
     /// Ends the file; it is durable after [`sync_files`].
-    pub fn finish(mut self) -> Result<FileEntry, String> {
-        self.writer.finish().map_err(|e| self.new.error(&e))?;
+    pub fn finish(mut self) -> Result<FileEntry, LakeError> {
+        self.writer.finish().at(self.new.path())?;
         self.new.finish(self.writer.inner())
     }
 }
@@ -414,7 +414,7 @@ pub fn read(
     spec: &TableSpec,
     file: &FileEntry,
     lsns: RangeInclusive<Lsn>,
-) -> Result<Vec<RecordBatch>, String> {
+) -> Result<Vec<RecordBatch>, LakeError> {
     read_groups(spec, file, None, lsns)
 }
 
@@ -424,11 +424,10 @@ pub fn read_groups(
     file: &FileEntry,
     groups: Option<Vec<usize>>,
     lsns: RangeInclusive<Lsn>,
-) -> Result<Vec<RecordBatch>, String> {
+) -> Result<Vec<RecordBatch>, LakeError> {
     let path = spec.root.join(&file.path);
-    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let opened = CheckedFile::new(spec, file).open()?;
-    let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).at(&path)?;
     let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
     let roots = builder
         .schema()
@@ -454,10 +453,10 @@ pub fn read_groups(
             mask, is_in,
         ))]));
     }
-    let reader = builder.build().map_err(|e| wrong(&e))?;
+    let reader = builder.build().at(&path)?;
     let rows = reader.map(|batch| {
-        let batch = batch.map_err(|e| wrong(&e))?;
-        in_columns_of(spec, &batch).map_err(|e| wrong(&e))
+        let batch = batch.at(&path)?;
+        in_columns_of(spec, &batch).at(&path)
     });
     rows.collect()
 }
@@ -485,7 +484,7 @@ pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch
 
 /// Makes new files durable, together: contents first, then their names. Syncing each right after it
 /// was written would wait for the disk once per file.
-pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
+pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), LakeError> {
     let paths: Vec<PathBuf> = entries.iter().map(|e| root.join(&e.path)).collect();
     let folders = |path: &PathBuf| {
         path.ancestors()
@@ -498,7 +497,7 @@ pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), String> {
     for names in [paths, folders.into_iter().collect()] {
         in_parallel(&names, |path| {
             let synced = fs::File::open(path).and_then(|file| file.sync_all());
-            synced.map_err(|e| format!("{}: {e}", path.display()))
+            synced.at(path)
         })?;
     }
     Ok(())
@@ -511,7 +510,7 @@ pub fn write_partitions(
     batches: &[RecordBatch],
     class: RowClass,
     now_ms: i64,
-) -> Result<Vec<FileEntry>, String> {
+) -> Result<Vec<FileEntry>, LakeError> {
     let sources: Vec<&RecordBatch> = batches.iter().collect();
     let partitions: Vec<_> = partition_order(spec, batches).into_iter().collect();
     in_parallel(&partitions, |(bucket, order)| {
@@ -522,7 +521,7 @@ pub fn write_partitions(
                 .iter()
                 .map(|(_, batch, row)| (*batch as usize, *row as usize))
                 .collect();
-            let rows = interleave_record_batch(&sources, &part).map_err(|e| e.to_string())?;
+            let rows = interleave_record_batch(&sources, &part)?;
             file.write(spec, &rows)?;
         }
         file.finish()
@@ -532,17 +531,17 @@ pub fn write_partitions(
 /// Processes items, many of them on a few threads, because each waits for the disk.
 fn in_parallel<T: Sync, R: Send>(
     items: &[T],
-    work: impl Fn(&T) -> Result<R, String> + Sync,
-) -> Result<Vec<R>, String> {
+    work: impl Fn(&T) -> Result<R, LakeError> + Sync,
+) -> Result<Vec<R>, LakeError> {
     if items.len() < MANY_FILES {
         return items.iter().map(work).collect();
     }
-    let parts: Vec<Result<Vec<R>, String>> = std::thread::scope(|scope| {
+    let parts: Vec<Result<Vec<R>, LakeError>> = std::thread::scope(|scope| {
         let threads: Vec<_> = items
             .chunks(items.len().div_ceil(WRITERS))
             .map(|part| scope.spawn(|| part.iter().map(&work).collect()))
             .collect();
-        let panicked = |_| Err("a thread that wrote files panicked".to_owned());
+        let panicked = |_| Err(LakeError::WriterPanicked("a thread"));
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(panicked))
@@ -607,7 +606,7 @@ pub fn with_partition_columns(
     spec: &TableSpec,
     batch: &RecordBatch,
     full: &SchemaRef,
-) -> Result<RecordBatch, String> {
+) -> Result<RecordBatch, LakeError> {
     use arrow::array::Int32Array;
     let names = partition_values(0, spec.layout).len();
     let mut values: Vec<Vec<i32>> = vec![Vec::with_capacity(batch.num_rows()); names];
@@ -635,5 +634,5 @@ pub fn with_partition_columns(
             .into_iter()
             .map(|v| Arc::new(Int32Array::from(v)) as arrow::array::ArrayRef),
     );
-    RecordBatch::try_new(full.clone(), columns).map_err(|e| e.to_string())
+    Ok(RecordBatch::try_new(full.clone(), columns)?)
 }

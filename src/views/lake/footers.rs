@@ -203,14 +203,10 @@ pub struct LakeFile {
     entry: CheckedFile,
 }
 
-fn failed(reason: String) -> ParquetError {
-    ParquetError::External(reason.into())
-}
-
 impl LakeFile {
     pub fn open(entry: &CheckedFile) -> Result<Self> {
         Ok(Self {
-            file: Arc::new(entry.open_in_parts().map_err(failed)?),
+            file: Arc::new(entry.open_in_parts()?),
             entry: entry.clone(),
         })
     }
@@ -237,12 +233,11 @@ impl ChunkReader for LakeFile {
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         self.entry
-            .check(start..start.saturating_add(length as u64))
-            .map_err(failed)?;
+            .check(start..start.saturating_add(length as u64))?;
         let mut bytes = vec![0; length];
         self.file
             .read_exact_at(&mut bytes, start)
-            .map_err(|e| failed(self.entry.explain(&e)))?;
+            .map_err(|e| self.entry.explain(e))?;
         Ok(bytes.into())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::memtable::UnflushedRows;
-use super::{LakeTable, RowOrigin, unflushed_batches};
+use super::{LakeError, LakeTable, RowOrigin, unflushed_batches};
 use crate::event::Lsn;
 use crate::operators::Output;
 
@@ -29,13 +29,13 @@ impl LakeTable {
     }
 
     /// Such rows with every column of the table, also its partition columns.
-    pub fn full_rows(&self, rows: RecordBatch) -> Result<RecordBatch, String> {
+    pub fn full_rows(&self, rows: RecordBatch) -> Result<RecordBatch, LakeError> {
         let mut full = unflushed_batches(
             &self.spec,
             &self.full_schema,
             &[Arc::new(UnflushedRows::Rows(rows))],
         )?;
-        full.pop().ok_or_else(|| "no rows".to_owned())
+        full.pop().ok_or_else(|| LakeError::rows("no rows"))
     }
 
     /// Whether there may be rows of the records in `(after, upto]`.

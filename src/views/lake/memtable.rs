@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 
+use super::LakeError;
 use super::raw::RawFrame;
 use crate::event::Lsn;
 
@@ -46,7 +47,7 @@ impl UnflushedRows {
     }
 
     /// The rows in the table's schema (without partition columns).
-    pub fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, String> {
+    pub fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, LakeError> {
         match self {
             Self::Rows(batch) => Ok(batch.clone()),
             Self::Frame(part) => part.batch(schema),

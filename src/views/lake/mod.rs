@@ -16,6 +16,7 @@ mod columns;
 pub mod compact;
 mod delta;
 pub mod entities;
+mod error;
 pub mod files;
 pub mod footers;
 mod live;
@@ -38,6 +39,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
 pub use change::Change;
+pub use error::LakeError;
 use memtable::UnflushedRows;
 pub use row_class::{PerClass, RowClass};
 pub use spec::{RowOrigin, TableSpec};
@@ -49,7 +51,7 @@ pub fn unflushed_batches(
     spec: &TableSpec,
     wanted: &SchemaRef,
     parts: &[Arc<UnflushedRows>],
-) -> Result<Vec<RecordBatch>, String> {
+) -> Result<Vec<RecordBatch>, LakeError> {
     let is_own = wanted.fields().len() == spec.schema.fields().len();
     let batch = |part: &Arc<UnflushedRows>| {
         let own = part.batch(&spec.schema)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::LakeTable;
 use super::compact::GRACE;
+use super::error::InView;
 use crate::views::ViewError;
 
 impl LakeTable {
@@ -15,10 +16,6 @@ impl LakeTable {
     pub fn vacuum(&self, now_ms: i64, grace: Duration) -> Result<(), ViewError> {
         let mut delta = self.lock_delta();
         self.reload_if_needed(&mut delta)?;
-        let failed = |e: std::io::Error| ViewError::Failed {
-            view: self.spec.name.clone(),
-            reason: e.to_string(),
-        };
         let is_expired = |at: i64| now_ms - at >= grace.as_millis() as i64;
         let expired: Vec<PathBuf> = delta
             .tombstones
@@ -29,7 +26,7 @@ impl LakeTable {
         for path in expired {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed(error));
+                    return Err(error).in_view(&self.spec.name);
                 }
                 _ => drop(delta.tombstones.remove(&path)),
             }
@@ -46,13 +43,9 @@ impl LakeTable {
             .iter()
             .map(|f| self.spec.root.join(&f.path))
             .collect();
-        let failed = |e: std::io::Error| ViewError::Failed {
-            view: self.spec.name.clone(),
-            reason: e.to_string(),
-        };
         let now_ms = crate::clock::wall_clock_ms();
         let mut delta = self.lock_delta();
-        for (path, metadata) in data_files(&self.spec.root).map_err(failed)? {
+        for (path, metadata) in data_files(&self.spec.root).in_view(&self.spec.name)? {
             if named.contains(&path) {
                 continue;
             }
@@ -62,7 +55,7 @@ impl LakeTable {
                 .and_then(|m| m.elapsed().ok())
                 .unwrap_or_default();
             if age >= GRACE {
-                std::fs::remove_file(&path).map_err(failed)?;
+                std::fs::remove_file(&path).in_view(&self.spec.name)?;
             } else {
                 delta
                     .tombstones

@@ -13,7 +13,7 @@ use datafusion::datasource::physical_plan::{
     FileGroup, FileScanConfigBuilder, ParquetFileReaderFactory, ParquetSource,
 };
 use datafusion::datasource::table_schema::TableSchema;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -222,8 +222,7 @@ impl LakeSnapshot {
             if parts.is_empty() {
                 continue;
             }
-            let batches = unflushed_batches(&self.spec, unflushed_schema, parts)
-                .map_err(DataFusionError::Execution)?;
+            let batches = unflushed_batches(&self.spec, unflushed_schema, parts)?;
             let source = MemorySourceConfig::try_new(
                 &[batches],
                 unflushed_schema.clone(),

@@ -21,11 +21,12 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::writer::SerializedFileWriter;
 
 use super::checked::ChecksumWriter;
+use super::error::AtPath;
 use super::files::{Attempt, FileEntry, NewFile, properties};
 use super::memtable::UnflushedRows;
-use super::{RowClass, TableSpec};
+use super::{LakeError, RowClass, TableSpec};
 use crate::event::{Lsn, bucket};
-use crate::wal::{Frame, frame};
+use crate::wal::{Frame, Records, frame};
 
 /// A block of so many uncompressed bytes is copied as a page.
 const PAGE_BYTES: usize = 64 << 10;
@@ -53,18 +54,14 @@ impl RawFrame {
     }
 
     /// The rows in the table's schema (without partition columns).
-    pub fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, String> {
-        let header = &self.frame.header;
-        let records = self
-            .frame
-            .records()
-            .map_err(|e| format!("record {}: {e}", header.first_lsn))?;
+    pub fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, LakeError> {
+        let records = records_of(&self.frame)?;
         let mut columns = self.columns();
         let rows = self.skipped()..self.skipped() + self.rows();
         columns.push(Arc::new(BinaryArray::from_iter_values(
             rows.map(|i| records.get(i)),
         )));
-        RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())
+        Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }
 
     /// All columns except the last, the records' bytes.
@@ -98,6 +95,14 @@ impl RawFrame {
     }
 }
 
+/// A frame's records, decompressed.
+fn records_of(frame: &Frame) -> Result<Records, LakeError> {
+    frame.records().map_err(|source| LakeError::FrameOf {
+        first_lsn: frame.header.first_lsn,
+        source,
+    })
+}
+
 /// A frame's attributes without offsets, as JSON; `None` where there are none.
 fn attributes_json(frame: &Frame) -> Option<String> {
     let attributes = &frame.attributes;
@@ -127,7 +132,7 @@ pub fn write_frames(
     attempt: &Attempt,
     parts: &[Arc<UnflushedRows>],
     now_ms: i64,
-) -> Result<Vec<FileEntry>, String> {
+) -> Result<Vec<FileEntry>, LakeError> {
     let mut order: Vec<&RawFrame> = parts
         .iter()
         .filter_map(|part| match part.as_ref() {
@@ -187,7 +192,7 @@ impl RawWriter {
         attempt: &Attempt,
         bucket: i64,
         now_ms: i64,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, LakeError> {
         let (new, file) = NewFile::create(spec, attempt, bucket, RowClass::Recent, now_ms)?;
         // A page of a nullable column would begin with levels, which a block does not have.
         let fields = spec.schema.fields().iter().map(|f| {
@@ -199,12 +204,10 @@ impl RawWriter {
             )
         });
         let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        let columns = ArrowSchemaConverter::new()
-            .convert(&schema)
-            .map_err(|e| e.to_string())?;
+        let columns = ArrowSchemaConverter::new().convert(&schema)?;
         let writer =
             SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties(None)));
-        let writer = writer.map_err(|e| new.error(&e))?;
+        let writer = writer.at(new.path())?;
         let factory = ArrowRowGroupWriterFactory::new(&writer, schema.clone());
         Ok(Self {
             new,
@@ -216,7 +219,7 @@ impl RawWriter {
         })
     }
 
-    fn push(&mut self, part: &RawFrame) -> Result<(), String> {
+    fn push(&mut self, part: &RawFrame) -> Result<(), LakeError> {
         let frame = &part.frame;
         let rows = part.rows();
         if rows == 0 {
@@ -231,9 +234,7 @@ impl RawWriter {
             self.end_gathered()?;
             self.page(&frame.block, frame.block_bytes as usize, rows as u32)?;
         } else {
-            let records = frame
-                .records()
-                .map_err(|e| format!("record {}: {e}", header.first_lsn))?;
+            let records = records_of(frame)?;
             self.gathered
                 .0
                 .extend_from_slice(records.page_from(part.skipped()));
@@ -247,9 +248,9 @@ impl RawWriter {
         let group = self.group()?;
         for ((column, field), writer) in columns.iter().zip(schema.fields()).zip(&mut group.columns)
         {
-            let leaves = compute_leaves(field, column)
-                .and_then(|leaves| leaves.iter().try_for_each(|leaf| writer.write(leaf)));
-            leaves.map_err(|e| e.to_string())?;
+            for leaf in compute_leaves(field, column)? {
+                writer.write(&leaf)?;
+            }
         }
         group.rows += rows;
         group.plain_bytes += frame.block_bytes as usize;
@@ -260,12 +261,11 @@ impl RawWriter {
         }
     }
 
-    fn group(&mut self) -> Result<&mut Group, String> {
+    fn group(&mut self) -> Result<&mut Group, LakeError> {
         if self.group.is_none() {
             let mut columns = self
                 .factory
-                .create_column_writers(self.writer.flushed_row_groups().len())
-                .map_err(|e| e.to_string())?;
+                .create_column_writers(self.writer.flushed_row_groups().len())?;
             // The last column is written as pages.
             columns.pop();
             self.group = Some(Group {
@@ -279,16 +279,16 @@ impl RawWriter {
         Ok(self.group.as_mut().expect("created above"))
     }
 
-    fn end_gathered(&mut self) -> Result<(), String> {
+    fn end_gathered(&mut self) -> Result<(), LakeError> {
         let (plain, rows) = mem::take(&mut self.gathered);
         if rows == 0 {
             return Ok(());
         }
-        let block = frame::compress(&plain).map_err(|e| e.to_string())?;
+        let block = frame::compress(&plain)?;
         self.page(&block, plain.len(), rows)
     }
 
-    fn page(&mut self, block: &[u8], plain_bytes: usize, rows: u32) -> Result<(), String> {
+    fn page(&mut self, block: &[u8], plain_bytes: usize, rows: u32) -> Result<(), LakeError> {
         let group = self.group()?;
         let header = page_header(plain_bytes, block, rows);
         group.sizes.0 += header.len() + block.len();
@@ -298,12 +298,12 @@ impl RawWriter {
         Ok(())
     }
 
-    fn end_group(&mut self) -> Result<(), String> {
+    fn end_group(&mut self) -> Result<(), LakeError> {
         self.end_gathered()?;
         let Some(group) = self.group.take() else {
             return Ok(());
         };
-        self.write_group(group).map_err(|e| self.new.error(&e))
+        self.write_group(group).at(self.new.path())
     }
 
     fn write_group(&mut self, group: Group) -> Result<(), ParquetError> {
@@ -334,9 +334,9 @@ impl RawWriter {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<FileEntry, String> {
+    fn finish(mut self) -> Result<FileEntry, LakeError> {
         self.end_group()?;
-        self.writer.finish().map_err(|e| self.new.error(&e))?;
+        self.writer.finish().at(self.new.path())?;
         self.new.finish(self.writer.inner())
     }
 }

@@ -12,10 +12,11 @@ use arrow::array::{
 };
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use super::TableSpec;
 use super::checked::CheckedFile;
+use super::error::AtPath;
 use super::files::FileEntry;
 use super::footers::widest_row;
+use super::{LakeError, TableSpec};
 use crate::event::Lsn;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
@@ -165,7 +166,7 @@ impl RawFrames {
     }
 
     /// The frame with the record after the last one; `None` where the files do not have it.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, String> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, LakeError> {
         loop {
             if let Some(entry) = self.pending.first_entry()
                 && *entry.key() <= self.after + 1
@@ -176,11 +177,10 @@ impl RawFrames {
                 return Ok(Some(frame));
             }
             if self.pending_bytes > MAX_PENDING_BYTES {
-                let first = self.pending.keys().next().copied().unwrap_or_default();
-                return Err(format!(
-                    "`raw` has {first} and later records where {} should be",
-                    self.after + 1
-                ));
+                return Err(LakeError::MissingRecords {
+                    expected: self.after + 1,
+                    found: self.pending.keys().next().copied().unwrap_or_default(),
+                });
             }
             if !self.read()? {
                 return Ok(None);
@@ -189,35 +189,29 @@ impl RawFrames {
     }
 
     /// Reads some more rows; false at the end of the files.
-    fn read(&mut self) -> Result<bool, String> {
+    fn read(&mut self) -> Result<bool, LakeError> {
         if self.open.is_none() {
             let Some(file) = self.files.pop_front() else {
                 return Ok(false);
             };
             let path = self.spec.root.join(&file.path);
-            let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
             let opened = CheckedFile::new(&self.spec, &file).open()?;
-            let builder =
-                ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| wrong(&e))?;
+            let builder = ParquetRecordBatchReaderBuilder::try_new(opened).at(&path)?;
             let rows =
                 (READ_BYTES / widest_row(builder.metadata())).clamp(1, MAX_READ_ROWS) as usize;
-            self.open = Some(
-                builder
-                    .with_batch_size(rows)
-                    .build()
-                    .map_err(|e| wrong(&e))?,
-            );
+            self.open = Some(builder.with_batch_size(rows).build().at(&path)?);
         }
         match self.open.as_mut().and_then(Iterator::next) {
-            Some(batch) => self.add_rows(&batch.map_err(|e| e.to_string())?)?,
+            Some(batch) => self.add_rows(&batch?)?,
             None => self.open = None,
         }
         Ok(true)
     }
 
     /// Splits rows into frames.
-    fn add_rows(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        let rows = RawColumns::from_batch(batch).ok_or("`raw` lacks a column")?;
+    fn add_rows(&mut self, batch: &RecordBatch) -> Result<(), LakeError> {
+        let rows =
+            RawColumns::from_batch(batch).ok_or_else(|| LakeError::rows("`raw` lacks a column"))?;
         let mut start = 0;
         while start < batch.num_rows() {
             let mut head = rows.head(start);
@@ -261,7 +255,7 @@ fn frame(
     head: &FrameHead,
     retried: &[u64],
     truncated: &[(u64, u64)],
-) -> Result<Frame, String> {
+) -> Result<Frame, LakeError> {
     let first_lsn = rows.lsn.value(range.start) as Lsn;
     let skipped = first_lsn - head.first;
     let count = range.len() as u64;
@@ -294,8 +288,10 @@ fn frame(
             .collect(),
         ..FrameAttributes::default()
     };
-    let kind = Kind::from_name(&head.kind)
-        .ok_or_else(|| format!("`raw` has a record of the unknown kind `{}`", head.kind))?;
+    let kind = Kind::from_name(&head.kind).ok_or_else(|| {
+        let kind = &head.kind;
+        LakeError::rows(format!("`raw` has a record of the unknown kind `{kind}`"))
+    })?;
     let header = Header {
         first_lsn,
         first_offset: attributes.offsets.first().copied().unwrap_or(0),
@@ -304,5 +300,5 @@ fn frame(
         partition: head.partition.clone(),
         ..Header::new(kind, &head.stream)
     };
-    Frame::data(header, &records, attributes).map_err(|e| e.to_string())
+    Ok(Frame::data(header, &records, attributes)?)
 }

@@ -4,7 +4,7 @@ use arrow::array::{Array, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
 
 use super::files::{FileEntry, read};
-use super::{LakeTable, TableSpec};
+use super::{LakeError, LakeTable, TableSpec};
 use crate::event::{Lsn, Micros};
 
 /// LSNs whose rows are in memory at once, at first and at most.
@@ -41,7 +41,7 @@ impl LsnOrderedRows {
     }
 
     /// The next rows, in order; `None` at the end.
-    pub fn next_rows(&mut self) -> Result<Option<RecordBatch>, String> {
+    pub fn next_rows(&mut self) -> Result<Option<RecordBatch>, LakeError> {
         loop {
             // Within a file rows are sorted by time, and the LSNs of files overlap.
             self.files.retain(|file| file.max_lsn > self.after);
@@ -62,7 +62,7 @@ impl LsnOrderedRows {
                 parts.extend(read(&self.spec, file, first..=last)?);
             }
             self.after = last;
-            let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
+            let rows = concat_batches(&self.spec.schema, &parts)?;
             let bytes = rows.get_array_memory_size().max(1) as u64;
             self.range = (self.range.saturating_mul(RANGE_BYTES) / bytes)
                 .clamp(1, (2 * self.range).min(MAX_RANGE));
@@ -74,17 +74,16 @@ impl LsnOrderedRows {
 }
 
 /// Rows in the order of their LSNs.
-pub fn by_lsn(rows: &RecordBatch) -> Result<RecordBatch, String> {
-    let failed = |e: arrow::error::ArrowError| e.to_string();
+pub fn by_lsn(rows: &RecordBatch) -> Result<RecordBatch, LakeError> {
     let lsns = rows
         .column(0)
         .as_any()
         .downcast_ref::<Int64Array>()
-        .ok_or("the first column is not an LSN")?;
+        .ok_or_else(|| LakeError::rows("the first column is not an LSN"))?;
     if lsns.values().is_sorted() {
         return Ok(rows.clone());
     }
-    let order: UInt32Array = sort_to_indices(lsns, None, None).map_err(failed)?;
+    let order: UInt32Array = sort_to_indices(lsns, None, None)?;
     debug_assert_eq!(order.null_count(), 0);
-    take_record_batch(rows, &order).map_err(failed)
+    Ok(take_record_batch(rows, &order)?)
 }

@@ -18,7 +18,8 @@ use object_store::{
     UploadPart,
 };
 
-use crate::storage::{create_folders, damage, sync_folder};
+use super::LakeError;
+use crate::storage::{create_folders, sync_folder};
 
 /// The beginning of a commit's `commitInfo` line, and its first member here: a checksum of the whole
 /// file, computed with zeros in its place. Without it, a flipped bit in a checkpoint or a number of
@@ -123,6 +124,15 @@ fn wrong_sum(commit: &[u8]) -> Option<&'static str> {
         .then_some("its bytes are not those that were written (CRC-32C)")
 }
 
+fn damaged(path: &FsPath, problem: &str, remedy: String) -> object_store::Error {
+    LakeError::Damaged {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+        remedy: remedy.into(),
+    }
+    .into()
+}
+
 fn check_commit(path: &FsPath) -> Result<()> {
     // The store reports a missing file.
     let Ok(commit) = std::fs::read(path) else {
@@ -137,10 +147,7 @@ fn check_commit(path: &FsPath) -> Result<()> {
         .unwrap_or(path)
         .display();
     let remedy = format!("restore the folder {table} from a backup of the whole data folder");
-    Err(object_store::Error::Generic {
-        store: "lake",
-        source: damage(path, what, &remedy).into(),
-    })
+    Err(damaged(path, what, remedy))
 }
 
 /// Whether this is a checkpoint in a single file in a Delta log.
@@ -215,10 +222,7 @@ fn check_checkpoint(path: &FsPath) -> Result<()> {
         "{remedy} (table {table}; if another program has written it, remove {})",
         checkpoint_sum(path).display()
     );
-    Err(object_store::Error::Generic {
-        store: "lake",
-        source: damage(path, what, &remedy).into(),
-    })
+    Err(damaged(path, what, remedy))
 }
 
 /// Whether a table can be read without this checkpoint.

@@ -19,14 +19,14 @@ use super::columns::{add_columns, column_conflict, columns_of, layout_of, metada
 use super::delta::DeltaLog;
 use super::entities::levels::Level;
 use super::entities::{self, Sizes};
+use super::error::InView;
 use super::files::{FileEntry, sync_files};
 use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
-use super::{PerClass, RowClass, TableSpec};
+use super::{LakeError, PerClass, RowClass, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::schema::Layout;
 use crate::schema::entity::newest;
-use crate::storage::damage_in;
 use crate::views::{LogIdentity, ViewError};
 
 /// Commits between two checkpoints of the Delta log.
@@ -136,7 +136,6 @@ impl TableVersion {
         app_ids: &AppIds,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, ViewError> {
-        let failed = |e: DeltaTableError| delta_error(&spec.root, &e);
         let checkpoint = |app_id: &String| -> Result<Option<Lsn>, ViewError> {
             let found = runtime.block_on(async {
                 table
@@ -144,7 +143,7 @@ impl TableVersion {
                     .transaction_version(table.log_store().as_ref(), app_id)
                     .await
             });
-            Ok(found.map_err(failed)?.map(|lsn| lsn as u64))
+            Ok(found.in_folder(&spec.root)?.map(|lsn| lsn as u64))
         };
         Ok(Self {
             committed: PerClass {
@@ -157,19 +156,9 @@ impl TableVersion {
                 .map(checkpoint)
                 .transpose()?
                 .flatten(),
-            files: Arc::new(read_files(spec, table).map_err(failed)?),
+            files: Arc::new(read_files(spec, table).in_folder(&spec.root)?),
             levels: Arc::new(read_levels(spec, table)?),
         })
-    }
-}
-
-/// An error of the disk or of Delta.
-pub(super) fn delta_error(path: &Path, error: &DeltaTableError) -> ViewError {
-    let error = error.to_string();
-    let reason = damage_in(&error).unwrap_or(&error).to_owned();
-    ViewError::Failed {
-        view: path.display().to_string(),
-        reason,
     }
 }
 
@@ -252,17 +241,17 @@ impl LakeTable {
         for file in &files {
             let source = from.spec.root.join(&file.path);
             let target = self.spec.root.join(&file.path);
-            let failed = ViewError::failed(target.display().to_string());
             if let Some(folder) = target.parent() {
-                crate::storage::create_folders(folder).map_err(&failed)?;
+                crate::storage::create_folders(folder).in_folder(&target)?;
             }
             match std::fs::hard_link(&source, &target) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(e).in_folder(&target);
+                }
                 _ => {}
             }
         }
-        let failed = ViewError::failed(self.spec.root.display().to_string());
-        sync_files(&self.spec.root, &files).map_err(failed)
+        sync_files(&self.spec.root, &files).in_folder(&self.spec.root)
     }
 
     fn open_as(
@@ -277,18 +266,16 @@ impl LakeTable {
         }
         let mut delta_log = runtime
             .block_on(DeltaLog::open(&spec))
-            .map_err(|e| delta_error(&spec.root, &e))?;
+            .in_folder(&spec.root)?;
         let configured = spec.layout;
         // A table retains its layout until it is replaced.
         spec.layout = layout_of(delta_log.table())
-            .map_err(|e| delta_error(&spec.root, &e))?
+            .in_folder(&spec.root)?
             .unwrap_or(configured);
         let full_schema = spec.full_schema();
         if writable && adds_columns {
             runtime.block_on(add_columns(delta_log.table_mut(), &spec, &full_schema))?;
-            delta_log
-                .refresh()
-                .map_err(|e| delta_error(&spec.root, &e))?;
+            delta_log.refresh().in_folder(&spec.root)?;
         }
         let app_ids = AppIds::new(log, spec.layout);
         let version = TableVersion::read(&spec, delta_log.table(), &app_ids, &runtime)?;
@@ -384,9 +371,9 @@ impl LakeTable {
     /// Why the table cannot get the columns of its specification, if so.
     pub fn column_conflict(&self) -> Result<Option<String>, ViewError> {
         let mut delta = self.lock_delta();
-        let failed = |e: DeltaTableError| delta_error(&self.spec.root, &e);
-        let table = self.runtime.block_on(delta.log.load()).map_err(failed)?;
-        let found = columns_of(table).map_err(failed)?;
+        let loaded = self.runtime.block_on(delta.log.load());
+        let table = loaded.in_folder(&self.spec.root)?;
+        let found = columns_of(table).in_folder(&self.spec.root)?;
         delta.log.release();
         Ok(column_conflict(&found, &self.full_schema))
     }
@@ -469,15 +456,15 @@ impl LakeTable {
 
     /// Of an entity table, retains only the newest row of each key among the unflushed rows that
     /// are not sealed; returns the rows and bytes of all unflushed ones.
-    pub fn compact_in_memory(&self) -> Result<(usize, usize), String> {
+    pub fn compact_in_memory(&self) -> Result<(usize, usize), LakeError> {
         let state = self.snapshot();
         let sealed = state.sealed.recent;
         let uncompacted = state.unflushed.recent[sealed..]
             .iter()
             .map(|part| part.batch(&self.spec.schema));
         let uncompacted = uncompacted.collect::<Result<Vec<_>, _>>()?;
-        let all = concat_batches(&self.spec.schema, &uncompacted).map_err(|e| e.to_string())?;
-        let compacted = newest(&all, &self.spec.keys)?;
+        let all = concat_batches(&self.spec.schema, &uncompacted)?;
+        let compacted = newest(&all, &self.spec.keys).map_err(LakeError::rows)?;
         let mut state = self.write();
         // Only this view's thread adds parts.
         let parts = &mut state.unflushed.recent;
@@ -522,7 +509,7 @@ impl LakeTable {
                 .block_on(self.try_commit(&mut delta.log, change, files_lsn))
             {
                 Ok(reloaded) => reloaded,
-                Err(error) => Some(self.resolve_failed_commit(&mut delta, change, &error)?),
+                Err(error) => Some(self.resolve_failed_commit(&mut delta, change, error)?),
             };
         for (class, lsn) in &change.checkpoints {
             delta.committed[*class] = *lsn;
@@ -657,9 +644,8 @@ impl LakeTable {
         &self,
         delta: &mut Delta,
         change: &Change,
-        error: &DeltaTableError,
+        error: DeltaTableError,
     ) -> Result<Arc<Vec<FileEntry>>, ViewError> {
-        let reason = error.to_string();
         delta.needs_reload = true;
         let paths: Vec<String> = self.new_files(change).map(|f| f.path.clone()).collect();
         delta.unresolved_files.extend(paths);
@@ -669,10 +655,7 @@ impl LakeTable {
         }
         let mut state = self.write();
         (state.files, state.levels) = (files, levels);
-        Err(ViewError::Failed {
-            view: self.spec.name.clone(),
-            reason,
-        })
+        Err(error).in_view(&self.spec.name)
     }
 
     fn remove_files<'a>(&self, paths: impl Iterator<Item = &'a str>) {
@@ -701,10 +684,10 @@ impl LakeTable {
         // power cut too.
         for folder in [&self.spec.root.join("_delta_log"), &self.spec.root] {
             let synced = crate::storage::sync_folder(folder);
-            synced.map_err(ViewError::failed(&self.spec.name))?;
+            synced.in_view(&self.spec.name)?;
         }
         let loaded = self.runtime.block_on(delta.log.load());
-        let table = loaded.map_err(|e| delta_error(&self.spec.root, &e))?;
+        let table = loaded.in_folder(&self.spec.root)?;
         let version = TableVersion::read(&self.spec, table, &self.app_ids, &self.runtime)?;
         delta.log.release();
         let TableVersion { files, levels, .. } = version;
@@ -764,14 +747,11 @@ impl LakeTable {
         let mut delta = self.lock_delta();
         self.reload_if_needed(&mut delta)?;
         let files = self.all_files();
-        let failed = |e: std::io::Error| ViewError::Failed {
-            view: self.spec.name.clone(),
-            reason: e.to_string(),
-        };
+        let view = &self.spec.name;
         let folder = Path::new("_delta_log");
         let mut log = Vec::new();
-        for entry in std::fs::read_dir(self.spec.root.join(folder)).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
+        for entry in std::fs::read_dir(self.spec.root.join(folder)).in_view(view)? {
+            let name = entry.in_view(view)?.file_name();
             // Other names that begin with a dot are temporary.
             let text = name.to_string_lossy();
             if !text.starts_with('.') || text.ends_with(CHECKPOINT_SUM) {
@@ -790,6 +770,6 @@ impl LakeTable {
         }
         let result = self.runtime.block_on(delta.log.checkpoint());
         delta.commits = 0;
-        result.map_err(|e| delta_error(&self.spec.root, &e))
+        result.in_folder(&self.spec.root)
     }
 }

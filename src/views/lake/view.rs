@@ -17,10 +17,11 @@ use arrow::datatypes::SchemaRef;
 use super::entities::{
     self, Merge, MergeScope, OVERDUE_CHECK_INTERVAL, STEP_INTERVAL, WrittenFiles,
 };
+use super::error::InView;
 use super::files::{self, Attempt};
 use super::memtable::UnflushedRows;
 use super::raw::{self, RawFrame};
-use super::{Change, LakeTable, PerClass, RowClass, RowOrigin, TableSpec};
+use super::{Change, LakeError, LakeTable, PerClass, RowClass, RowOrigin, TableSpec};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, StreamRows};
 use crate::schema::Layout;
@@ -121,7 +122,7 @@ struct Flush {
     /// Parts of the memtable that the files hold, and the checkpoint that they bring.
     parts: usize,
     to: Lsn,
-    files: JoinHandle<Result<WrittenFiles, String>>,
+    files: JoinHandle<Result<WrittenFiles, LakeError>>,
 }
 
 impl LakeView {
@@ -143,10 +144,6 @@ impl LakeView {
         };
         view.table.set_applied(view.applied());
         view
-    }
-
-    fn failed(&self, error: impl std::fmt::Display) -> ViewError {
-        ViewError::failed(&self.name)(error)
     }
 
     fn unflushed_bytes(&self) -> usize {
@@ -172,7 +169,7 @@ impl LakeView {
             return Ok(());
         }
         let compacted = self.table.compact_in_memory();
-        let (rows, bytes) = compacted.map_err(|e| self.failed(e))?;
+        let (rows, bytes) = compacted.in_view(&self.name)?;
         self.compact_at_rows = next_compaction(self.unflushed.recent.rows, rows);
         self.uncompacted_rows = 0;
         let unflushed = &mut self.unflushed.recent;
@@ -223,7 +220,7 @@ impl LakeView {
         let all = parts.len();
         if class == RowClass::Late {
             let fitting = parts_within_limit(&self.table.spec, &parts);
-            parts.truncate(fitting.map_err(|e| self.failed(e))?);
+            parts.truncate(fitting.in_view(&self.name)?);
         }
         // All of them reach what is applied; some of them their last row.
         let last = parts.last().map_or(0, |part| part.last_lsn());
@@ -247,7 +244,7 @@ impl LakeView {
         let files = std::thread::Builder::new()
             .name(format!("{}/files", self.name))
             .spawn(write)
-            .map_err(|e| self.failed(e))?;
+            .in_view(&self.name)?;
         self.flush = Some(Flush {
             class,
             parts: flushed,
@@ -268,8 +265,8 @@ impl LakeView {
         let written = flush
             .files
             .join()
-            .unwrap_or_else(|_| Err("the thread that wrote files panicked".into()));
-        let mut written = written.map_err(|e| self.failed(e))?;
+            .unwrap_or_else(|_| Err(LakeError::WriterPanicked("the thread")));
+        let mut written = written.in_view(&self.name)?;
         self.merge = written.merge.take();
         if parts == 0 && !written.is_some() {
             // A step of a merge, whose files no version names yet.
@@ -299,7 +296,7 @@ impl LakeView {
     }
 
     /// The rows of an output above what is applied, by class.
-    fn rows_of(&self, output: &Output) -> Result<OutputRows, String> {
+    fn rows_of(&self, output: &Output) -> Result<OutputRows, LakeError> {
         let spec = &self.table.spec;
         let recent = |rows| OutputRows {
             recent: rows,
@@ -354,7 +351,7 @@ fn rows_of_class(
     rows: &StreamRows,
     class: RowClass,
     above: Lsn,
-) -> Result<Option<RecordBatch>, String> {
+) -> Result<Option<RecordBatch>, LakeError> {
     let is_late = |row: usize| rows.old.as_ref().is_some_and(|late| late[row]);
     let wanted: Vec<bool> = rows
         .lsns()
@@ -368,9 +365,8 @@ fn rows_of_class(
     } else if count == wanted.len() {
         Ok(Some(rows.batch.clone()))
     } else {
-        filter_record_batch(&rows.batch, &BooleanArray::from(wanted))
-            .map(Some)
-            .map_err(|e| e.to_string())
+        let wanted = BooleanArray::from(wanted);
+        Ok(Some(filter_record_batch(&rows.batch, &wanted)?))
     }
 }
 
@@ -408,7 +404,7 @@ impl View for LakeView {
         if output.to <= self.applied() {
             return Ok(());
         }
-        let rows = self.rows_of(output).map_err(|e| self.failed(e))?;
+        let rows = self.rows_of(output).in_view(&self.name)?;
         let recent = rows.recent.as_ref();
         let (new_rows, bytes) = recent.map_or((0, 0), |r| (r.rows(), r.memory_bytes()));
         self.unflushed.recent.add(new_rows, bytes, now);
@@ -504,7 +500,7 @@ impl View for LakeView {
 }
 
 /// How many of the parts, from the first on, are within [`MAX_LATE_PARTITIONS`]; at least one.
-fn parts_within_limit(spec: &TableSpec, parts: &[Arc<UnflushedRows>]) -> Result<usize, String> {
+fn parts_within_limit(spec: &TableSpec, parts: &[Arc<UnflushedRows>]) -> Result<usize, LakeError> {
     let mut reached = BTreeSet::new();
     for (n, part) in parts.iter().enumerate() {
         let partitions = files::count_partitions(spec, &part.batch(&spec.schema)?, &mut reached);
@@ -520,7 +516,7 @@ fn write_files(
     table: &LakeTable,
     parts: &[Arc<UnflushedRows>],
     class: RowClass,
-) -> Result<WrittenFiles, String> {
+) -> Result<WrittenFiles, LakeError> {
     let spec = &table.spec;
     let attempt = Attempt::new(spec);
     let now_ms = crate::clock::wall_clock_ms();
@@ -548,7 +544,7 @@ fn dead_letter_rows(
     output: &Output,
     above: Lsn,
     schema: &SchemaRef,
-) -> Result<Option<RecordBatch>, String> {
+) -> Result<Option<RecordBatch>, LakeError> {
     let letters: Vec<_> = output
         .dead_letters
         .iter()
@@ -558,7 +554,7 @@ fn dead_letter_rows(
         return Ok(None);
     }
     let header = &output.frame.header;
-    let records = output.frame.records().map_err(|e| e.to_string())?;
+    let records = output.frame.records()?;
     let n = letters.len();
     let text = |value: &str| {
         Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
@@ -589,9 +585,7 @@ fn dead_letter_rows(
         )),
         Arc::new(Int64Array::from(vec![None; n])),
     ];
-    RecordBatch::try_new(schema.clone(), columns)
-        .map(Some)
-        .map_err(|e| e.to_string())
+    Ok(Some(RecordBatch::try_new(schema.clone(), columns)?))
 }
 
 #[cfg(test)]

@@ -36,10 +36,8 @@ const CHORD_ERROR: f64 = 5e-7;
 type Point = GeomWithData<[f32; 3], u32>;
 
 fn failed(error: impl Into<redb::Error>) -> ViewError {
-    ViewError::Failed {
-        view: "places".into(),
-        reason: error.into().to_string(),
-    }
+    let error: redb::Error = error.into();
+    ViewError::failed("places")(error)
 }
 
 fn point(lat: f64, lon: f64, number: u32) -> Option<Point> {

@@ -36,9 +36,10 @@ pub fn index_error(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
         let reason = error.to_string();
         match error {
             // Undecodable bytes are damage: a retry would not help.
-            TantivyError::IoError(error)
+            TantivyError::IoError(ref error)
             | TantivyError::OpenReadError(OpenReadError::IoError {
-                io_error: error, ..
+                io_error: ref error,
+                ..
             }) if matches!(
                 error.kind(),
                 ErrorKind::InvalidData | ErrorKind::UnexpectedEof
@@ -52,10 +53,9 @@ pub fn index_error(folder: &Path) -> impl Fn(TantivyError) -> ViewError {
             | TantivyError::OpenReadError(OpenReadError::IoError { .. })
             | TantivyError::OpenWriteError(_)
             | TantivyError::SystemError(_)
-            | TantivyError::ErrorInThread(_) => ViewError::Failed {
-                view: path.display().to_string(),
-                reason,
-            },
+            | TantivyError::ErrorInThread(_) => {
+                ViewError::failed(path.display().to_string())(error)
+            }
             _ => damaged_index(&path, &path, &reason),
         }
     }

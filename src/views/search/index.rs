@@ -15,7 +15,7 @@ use super::part::{Part, PartSearcher, latest, open_part, part_folder};
 use crate::event::{Lsn, Micros};
 use crate::schema::SearchDef;
 use crate::storage::{create_folders, sync_folder};
-use crate::views::{LogIdentity, ViewError};
+use crate::views::{InView, LogIdentity, ViewError};
 
 /// Tantivy's list of the files that it may remove.
 const MANAGED: &str = ".managed.json";
@@ -96,27 +96,21 @@ impl SearchIndex {
     }
 
     fn open_files(&self, part: &Part) -> Result<Vec<(PathBuf, File)>, ViewError> {
-        let failed = |reason: String| ViewError::Failed {
-            view: self.folder.display().to_string(),
-            reason,
-        };
+        let view = &self.folder.display().to_string();
         let folder = part_folder(&self.folder, part.number);
-        let read_meta = || std::fs::read(folder.join(META)).map_err(|e| failed(e.to_string()));
+        let read_meta = || std::fs::read(folder.join(META)).in_view(view);
         for _ in 0..MAX_RETRIES {
             let before = read_meta()?;
-            let metas = part.index.load_metas().map_err(|e| failed(e.to_string()))?;
+            let metas = part.index.load_metas().in_view(view)?;
             let segments: Vec<String> = metas
                 .segments
                 .iter()
                 .map(|segment| segment.id().uuid_string())
                 .collect();
             let mut files = Vec::new();
-            for entry in std::fs::read_dir(&folder).map_err(|e| failed(e.to_string()))? {
-                let name = entry
-                    .map_err(|e| failed(e.to_string()))?
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned();
+            for entry in std::fs::read_dir(&folder).in_view(view)? {
+                let name = entry.in_view(view)?.file_name();
+                let name = name.to_string_lossy().into_owned();
                 let is_listed = segments
                     .iter()
                     .any(|s| name.starts_with(s.as_str()) && !name.ends_with(".temp"));
@@ -130,7 +124,7 @@ impl SearchIndex {
                     )),
                     // A merge has removed it, and changed `meta.json` before.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    Err(error) => return Err(failed(error.to_string())),
+                    Err(error) => return Err(error).in_view(view),
                 }
             }
             // No file is removed while `meta.json` lists it.
@@ -138,9 +132,9 @@ impl SearchIndex {
                 return Ok(files);
             }
         }
-        Err(failed(format!(
-            "commits came faster than its files could be opened, {MAX_RETRIES} times"
-        )))
+        let reason =
+            format!("commits came faster than its files could be opened, {MAX_RETRIES} times");
+        Err(reason).in_view(view)
     }
 
     /// The committed checkpoint in this log; an error where it belongs to another one.
@@ -214,10 +208,7 @@ impl SearchIndex {
     /// Removes the indexes whose events are all before `floor`, except those from the one that has
     /// the checkpoint on. Returns how many.
     pub fn drop_below(&self, floor: Micros) -> Result<usize, ViewError> {
-        let failed = |reason: String| ViewError::Failed {
-            view: self.folder.display().to_string(),
-            reason,
-        };
+        let view = &self.folder.display().to_string();
         let mut dropped = Vec::new();
         {
             let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
@@ -227,7 +218,7 @@ impl SearchIndex {
             let end = with_checkpoint.unwrap_or(0);
             for at in (0..end).rev() {
                 if latest(&parts[at].searcher.searcher)
-                    .map_err(|e| failed(e.to_string()))?
+                    .in_view(view)?
                     .is_none_or(|t| t < floor)
                 {
                     dropped.push(parts.remove(at));
@@ -244,7 +235,7 @@ impl SearchIndex {
             sync_folder(&self.folder)?;
             std::fs::remove_dir_all(renamed)
         });
-        removed.map_err(|e| failed(e.to_string()))?;
+        removed.in_view(view)?;
         Ok(dropped.len())
     }
 

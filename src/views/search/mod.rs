@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tantivy::IndexWriter;
 use tantivy::indexer::{IndexWriterOptions, LogMergePolicy, UserOperation};
 
-use super::{Cursor, LogIdentity, StreamView, ViewError};
+use super::{Cause, Cursor, LogIdentity, StreamView, ViewError};
 use crate::event::Lsn;
 use crate::operators::{StreamRows, checkpoints};
 use crate::schema::Stream;
@@ -122,7 +122,7 @@ impl SearchView {
         })
     }
 
-    fn failed(&self, error: impl std::fmt::Display) -> ViewError {
+    fn failed(&self, error: impl Into<Cause>) -> ViewError {
         ViewError::failed(self.cursor.name())(error)
     }
 

@@ -12,7 +12,7 @@ use crate::event::Lsn;
 use crate::schema::BUCKETS;
 use crate::schema::entity::newest;
 use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, partition_folder, read};
-use crate::views::lake::{RowClass, TableSpec};
+use crate::views::lake::{LakeError, RowClass, TableSpec};
 
 /// The position of a key: its bucket in the first bits, then its order in the bucket. Different keys
 /// may have the same place.
@@ -175,7 +175,7 @@ impl RowsByPlace {
     }
 
     /// The rows of a range; `None` where it has none.
-    pub fn rows(&self, places: &RangeInclusive<Place>) -> Result<Option<RecordBatch>, String> {
+    pub fn rows(&self, places: &RangeInclusive<Place>) -> Result<Option<RecordBatch>, LakeError> {
         let order = self.range(places);
         if order.is_empty() {
             return Ok(None);
@@ -185,9 +185,7 @@ impl RowsByPlace {
             .iter()
             .map(|(_, batch, row)| (*batch as usize, *row as usize))
             .collect();
-        interleave_record_batch(&batches, &rows)
-            .map(Some)
-            .map_err(|e| e.to_string())
+        Ok(Some(interleave_record_batch(&batches, &rows)?))
     }
 }
 
@@ -198,7 +196,7 @@ pub fn newest_of(
     levels: &[Level],
     unflushed: &RowsByPlace,
     places: &RangeInclusive<Place>,
-) -> Result<RecordBatch, String> {
+) -> Result<RecordBatch, LakeError> {
     let mut parts = Vec::new();
     for file in files {
         parts.extend(read(spec, file, 0..=Lsn::MAX)?);
@@ -208,9 +206,9 @@ pub fn newest_of(
     }
     // Of equal versions the last one wins, by its LSN.
     parts.extend(unflushed.rows(places)?);
-    let all = concat_batches(&spec.schema, &parts).map_err(|e| e.to_string())?;
+    let all = concat_batches(&spec.schema, &parts)?;
     drop(parts);
-    newest(&all, &spec.keys)
+    newest(&all, &spec.keys).map_err(LakeError::rows)
 }
 
 /// Writes the rows of a leaf, each key once, as one leaf or as several, none of which is too large.
@@ -221,7 +219,7 @@ pub fn write(
     from: Place,
     rows: &RecordBatch,
     now_ms: i64,
-) -> Result<Vec<FileEntry>, String> {
+) -> Result<Vec<FileEntry>, LakeError> {
     if rows.num_rows() == 0 {
         return Ok(Vec::new());
     }
@@ -239,8 +237,7 @@ pub fn write(
             .zip(&places)
             .filter(|(_, place)| (*from..=to).contains(*place))
             .map(|(row, _)| row);
-        let own = take_record_batch(rows, &UInt32Array::from_iter_values(own))
-            .map_err(|e| e.to_string())?;
+        let own = take_record_batch(rows, &UInt32Array::from_iter_values(own))?;
         files.push(write_file(spec, attempt, *from, &own, now_ms)?);
     }
     Ok(files)
@@ -268,7 +265,7 @@ fn write_file(
     from: Place,
     rows: &RecordBatch,
     now_ms: i64,
-) -> Result<FileEntry, String> {
+) -> Result<FileEntry, LakeError> {
     let bucket = bucket_of(from);
     let name = format!("{}-{from:016x}", RowClass::Recent.name());
     let folder = partition_folder(bucket, spec.layout);

@@ -14,8 +14,9 @@ use super::Sizes;
 use super::leaves::{Leaf, Place, RowsByPlace, newest_of, places, reached};
 use crate::event::{Lsn, Micros};
 use crate::views::lake::checked::{BlockChecksums, CheckedFile};
+use crate::views::lake::error::{AtPath, FileError};
 use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, read_groups};
-use crate::views::lake::{RowClass, TableSpec};
+use crate::views::lake::{LakeError, RowClass, TableSpec};
 
 /// The property of a table's Delta metadata that names its levels.
 pub const KEY: &str = "weir.levels";
@@ -23,7 +24,7 @@ pub const KEY: &str = "weir.levels";
 /// no version names.
 pub const FOLDER: &str = "_levels";
 /// The key of their own part in a file's footer.
-const FOOTER: &str = "weir.level";
+pub const FOOTER: &str = "weir.level";
 /// So many levels of similar size become one.
 const ALIKE: usize = 4;
 
@@ -79,9 +80,9 @@ pub fn to_text(levels: &[Level]) -> String {
 }
 
 /// The levels that a text names.
-pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
+pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, LakeError> {
     let named: Vec<LevelEntry> =
-        serde_json::from_str(text).map_err(|e| format!("`{KEY}` of the metadata: {e}"))?;
+        serde_json::from_str(text).map_err(|source| LakeError::Levels { source })?;
     let level = |named: LevelEntry| {
         let entry = FileEntry {
             path: named.path,
@@ -102,10 +103,10 @@ pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
         };
         // A damaged file counts as reaching all places, and a read of its rows reports the error:
         // so the table can be opened, and rebuilt.
-        let index = read_index(spec, &entry).unwrap_or_else(|reason| {
+        let index = read_index(spec, &entry).unwrap_or_else(|error| {
             tracing::error!(
                 table = spec.name,
-                reason,
+                reason = error.to_string(),
                 "rows that wait to be merged cannot be read"
             );
             Index {
@@ -121,18 +122,19 @@ pub fn from_text(spec: &TableSpec, text: &str) -> Result<Vec<Level>, String> {
     Ok(named.into_iter().map(level).collect())
 }
 
-fn read_index(spec: &TableSpec, entry: &FileEntry) -> Result<Index, String> {
+fn read_index(spec: &TableSpec, entry: &FileEntry) -> Result<Index, LakeError> {
     let path = spec.root.join(&entry.path);
-    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let file = CheckedFile::new(spec, entry).open()?;
-    let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
+    let reader = SerializedFileReader::new(file).at(&path)?;
     let footer = reader.metadata().file_metadata().key_value_metadata();
     let own = footer
         .into_iter()
         .flatten()
         .find(|pair| pair.key == FOOTER)
         .and_then(|pair| pair.value.as_deref());
-    serde_json::from_str(own.unwrap_or_default()).map_err(|e| wrong(&format!("{FOOTER}: {e}")))
+    serde_json::from_str(own.unwrap_or_default())
+        .map_err(|source| FileError::LevelIndex { source })
+        .at(&path)
 }
 
 impl Level {
@@ -165,7 +167,7 @@ impl Level {
         &self,
         spec: &TableSpec,
         range: &RangeInclusive<Place>,
-    ) -> Result<Vec<RecordBatch>, String> {
+    ) -> Result<Vec<RecordBatch>, LakeError> {
         if !self.reaches(range) {
             return Ok(Vec::new());
         }
@@ -186,7 +188,7 @@ impl Level {
                 .iter()
                 .map(|place| Some(range.contains(place)))
                 .collect();
-            filter_record_batch(&batch, &mask).map_err(|e| e.to_string())
+            Ok(filter_record_batch(&batch, &mask)?)
         };
         batches.into_iter().map(within).collect()
     }
@@ -224,7 +226,7 @@ pub fn add(
     leaves: &[Leaf],
     (levels, unflushed): (&[Level], &RowsByPlace),
     now_ms: i64,
-) -> Result<(Level, HashSet<String>), String> {
+) -> Result<(Level, HashSet<String>), LakeError> {
     let rows: Vec<u64> = levels.iter().map(Level::rows).collect();
     let own: Vec<Level> = alike(unflushed.all_rows() as u64, &rows, sizes)
         .into_iter()
@@ -287,7 +289,7 @@ impl Writer {
         attempt: &Attempt,
         rows: u64,
         now_ms: i64,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, LakeError> {
         let new = NewFile::create_as(
             spec,
             attempt,
@@ -311,10 +313,9 @@ impl Writer {
         spec: &TableSpec,
         leaves: &[Leaf],
         rows: &RecordBatch,
-    ) -> Result<(), String> {
-        let failed = |e: arrow::error::ArrowError| e.to_string();
+    ) -> Result<(), LakeError> {
         let at = UInt64Array::from(places(spec, rows));
-        let order = sort_to_indices(&at, None, None).map_err(failed)?;
+        let order = sort_to_indices(&at, None, None)?;
         let sorted: Vec<Place> = order
             .values()
             .iter()
@@ -334,12 +335,11 @@ impl Writer {
             .filter(|(row, _)| row % self.group_rows == 0);
         self.index.groups.extend(begun.map(|(_, place)| *place));
         self.rows += sorted.len();
-        self.file
-            .write(spec, &take_record_batch(rows, &order).map_err(failed)?)
+        self.file.write(spec, &take_record_batch(rows, &order)?)
     }
 
-    fn finish(mut self, since_ms: i64) -> Result<Level, String> {
-        let text = serde_json::to_string(&self.index).map_err(|e| e.to_string())?;
+    fn finish(mut self, since_ms: i64) -> Result<Level, LakeError> {
+        let text = serde_json::to_string(&self.index)?;
         self.file.add_footer_key(FOOTER, text);
         let entry = FileEntry {
             written_ms: since_ms,

@@ -64,9 +64,10 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 
+use super::error::InView;
 use super::files::{Attempt, FileEntry, sync_files};
 use super::table::TableState;
-use super::{Change, LakeTable, TableSpec};
+use super::{Change, LakeError, LakeTable, TableSpec};
 use crate::event::Lsn;
 use crate::views::ViewError;
 use leaves::{Leaf, RowsByPlace, leaves, newest_of, reached};
@@ -166,7 +167,7 @@ impl Merge {
     }
 
     /// Rewrites leaves, approximately `rows` rows.
-    fn step(&mut self, table: &LakeTable, rows: u64, now_ms: i64) -> Result<(), String> {
+    fn step(&mut self, table: &LakeTable, rows: u64, now_ms: i64) -> Result<(), LakeError> {
         let (spec, before, mut written) = (&table.spec, self.add.len(), 0);
         while written < rows
             && let Some(leaf) = self.todo.pop_front()
@@ -241,7 +242,7 @@ pub fn write(
     mut merge: Option<Merge>,
     scope: MergeScope,
     to: Lsn,
-) -> Result<WrittenFiles, String> {
+) -> Result<WrittenFiles, LakeError> {
     let now_ms = crate::clock::wall_clock_ms();
     let state = table.snapshot();
     let (spec, sizes, leaves) = (&table.spec, &table.sizes, leaves(&state.files));
@@ -316,7 +317,7 @@ fn continue_merge(
     step_rows: u64,
     now_ms: i64,
     written: &mut WrittenFiles,
-) -> Result<(), String> {
+) -> Result<(), LakeError> {
     merge.step(table, step_rows, now_ms)?;
     if merge.todo.is_empty() {
         merge.finish(current, written);
@@ -342,7 +343,7 @@ fn merge_now(
     unflushed: &RowsByPlace,
     written: &mut WrittenFiles,
     now_ms: i64,
-) -> Result<(), String> {
+) -> Result<(), LakeError> {
     let leaves = leaves(&state.files);
     // One leaf at a time is in memory.
     for leaf in dirty.into_iter().map(|at| &leaves[at]) {
@@ -424,7 +425,6 @@ pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
     if state.levels.is_empty() && !is_overdue(table) {
         return Ok(0);
     }
-    let failed = ViewError::failed(format!("lake/{}", table.spec.name));
     let written = write(
         table,
         Vec::new(),
@@ -432,7 +432,7 @@ pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
         MergeScope::All,
         table.committed().recent,
     )
-    .map_err(failed)?;
+    .in_view(format!("lake/{}", table.spec.name))?;
     table.commit(&change(written), &[])?;
     Ok(1)
 }

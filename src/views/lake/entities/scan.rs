@@ -9,7 +9,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Column, ScalarValue, project_schema};
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::utils::split_conjunction;
@@ -140,9 +140,7 @@ impl TableProvider for EntitySnapshot {
             .recent
             .iter()
             .map(|part| part.batch(&self.spec.schema));
-        let unflushed = unflushed
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(DataFusionError::Execution)?;
+        let unflushed = unflushed.collect::<Result<Vec<_>, _>>()?;
         let schema = project_schema(&self.spec.schema, Some(&columns))?;
         let read = Arc::new(LeafReader::new(
             &self.spec,
@@ -241,7 +239,6 @@ impl LeafReader {
 
     /// The newest row of each key of a leaf, in the columns asked for.
     fn rows(&self, leaf: &Leaf, memory: &MemoryReservation) -> Result<RecordBatch> {
-        let failed = DataFusionError::Execution;
         let levels: Vec<Level> = self
             .levels
             .iter()
@@ -256,10 +253,7 @@ impl LeafReader {
                 .files
                 .iter()
                 .map(|file| read(&self.spec, file, 0..=Lsn::MAX));
-            let parts = parts
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(failed)?
-                .concat();
+            let parts = parts.collect::<Result<Vec<_>, _>>()?.concat();
             concat_batches(&self.spec.schema, &parts)?
         } else {
             newest_of(
@@ -268,8 +262,7 @@ impl LeafReader {
                 &levels,
                 &self.unflushed,
                 &leaf.places,
-            )
-            .map_err(failed)?
+            )?
         };
         memory.try_grow(rows.get_array_memory_size())?;
         if self.columns.is_empty() {
