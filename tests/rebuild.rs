@@ -531,7 +531,7 @@ fn write_raw(
     let never = Duration::from_secs(1_000);
     let policy = CommitPolicy {
         recent_every: never,
-        old_every: never,
+        late_every: never,
         rows: usize::MAX,
         bytes: usize::MAX / 4,
         pool: None,

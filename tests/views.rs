@@ -95,7 +95,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let table = Arc::new(table);
     let policy = CommitPolicy {
         recent_every: Duration::ZERO,
-        old_every: Duration::ZERO,
+        late_every: Duration::ZERO,
         rows: 1,
         bytes: usize::MAX / 4,
         pool: None,

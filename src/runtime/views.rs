@@ -213,7 +213,7 @@ impl<'a> CommitPolicies<'a> {
             } else {
                 limits.lake_recent
             },
-            old_every: limits.lake_old,
+            late_every: limits.lake_old,
             rows: if spec.layout == Layout::Buckets {
                 usize::MAX
             } else {

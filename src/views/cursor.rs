@@ -30,14 +30,17 @@ impl Cursor {
         }
     }
 
+    /// The name of its checkpoint.
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// In memory, everything up to this LSN is applied.
     pub fn applied(&self) -> Lsn {
         self.applied
     }
 
+    /// The last commit's checkpoint.
     pub fn committed(&self) -> Lsn {
         self.committed
     }
@@ -52,6 +55,7 @@ impl Cursor {
         self.dirty_since.get_or_insert(now);
     }
 
+    /// Whether rows were applied that are not committed.
     pub fn is_dirty(&self) -> bool {
         self.dirty_since.is_some()
     }
@@ -77,15 +81,17 @@ impl Cursor {
 
 /// What differs among views that follow one stream with one checkpoint; [`View`] follows from it.
 pub trait StreamView: Send {
+    /// How far it is.
     fn cursor(&self) -> &Cursor;
 
+    /// For the skeleton to move.
     fn cursor_mut(&mut self) -> &mut Cursor;
 
     /// The name of its stream.
     fn stream(&self) -> &str;
 
-    /// Publishes to queries how far the view is. Called whenever [`Cursor::applied`] has changed, with
-    /// uncommitted rows or without.
+    /// Publishes to queries how far the view is. Called when [`Cursor::applied`] may have changed,
+    /// with uncommitted rows or without.
     fn publish_applied(&self);
 
     /// Adds those rows of the stream that are above the cursor. May commit in between and advance

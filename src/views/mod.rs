@@ -13,15 +13,15 @@ pub mod lake;
 mod overlay;
 pub mod places;
 pub mod ring;
-pub mod search;
-pub mod state_store;
+pub(crate) mod search;
+mod state_store;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::event::Lsn;
 use crate::operators::Output;
-pub use cursor::{Cursor, StreamView};
+pub(crate) use cursor::{Cursor, StreamView};
 use lake::LakeError;
 
 /// A view's own files are verified against their checksums on opening up to this size.
@@ -65,10 +65,13 @@ pub enum ViewError {
     /// restored in the meantime.
     #[error("{view}: {source}")]
     Lake { view: String, source: LakeError },
+    /// A file of the view is not as it was written, or of another log.
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
+    /// A file has a format that this version does not know.
     #[error("{path} was written by a newer version of weir ({what}); use that version")]
     Newer { path: PathBuf, what: String },
+    /// A view has records that the log lacks.
     #[error(
         "{path} is at record {found} of log {log:x}, which this data folder's log does not reach: restore log and views from one backup"
     )]
@@ -114,6 +117,7 @@ impl<T, E: Into<Cause>> InView<T> for Result<T, E> {
 
 /// A view as the driver sees it.
 pub trait View: Send {
+    /// Its name in messages and in the status, such as `lake/orders`.
     fn name(&self) -> &str;
 
     /// In memory, everything up to this LSN is applied.

@@ -32,6 +32,7 @@ struct State {
 }
 
 impl Overlay {
+    /// Opens a file with nothing written over it.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();

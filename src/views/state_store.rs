@@ -236,6 +236,7 @@ impl StateStore {
         Ok(Some(Self::new(path, cache_bytes, database)))
     }
 
+    /// A transaction that sees the last commit.
     pub fn read(&self) -> Result<ReadTransaction, ViewError> {
         let transaction = match &*self.database() {
             Some(Handle::Writable(database) | Handle::Repaired(database)) => database.begin_read(),

@@ -7,7 +7,7 @@
 //! For example, 10:59:58 on Monday to 01:00 on Wednesday is two seconds of Monday's block of 10:00,
 //! the thirteen hours of Monday from 11:00 on, Tuesday's total, and one hour of Wednesday.
 
-pub mod group;
+pub(crate) mod group;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -41,11 +41,14 @@ const NAME_BYTES: usize = 64;
 /// Events without duplicates, and all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
+    /// Without duplicates.
     pub distinct: u64,
+    /// With duplicates.
     pub total: u64,
 }
 
 impl Count {
+    /// Adds both numbers.
     pub fn add(&mut self, other: Self) {
         self.distinct += other.distinct;
         self.total += other.total;
@@ -283,6 +286,7 @@ impl Counts {
         Ok(())
     }
 
+    /// The committed checkpoint; an error where it belongs to another log.
     pub fn checkpoint(&self, log: LogIdentity) -> Result<Lsn, ViewError> {
         self.file.checkpoint(log)
     }
@@ -295,10 +299,12 @@ impl Counts {
         })
     }
 
+    /// In memory, everything up to this LSN is applied.
     pub fn applied(&self) -> Lsn {
         self.read().applied
     }
 
+    /// Publishes how far the view is.
     pub fn set_applied(&self, lsn: Lsn) {
         self.write().applied = lsn;
     }
@@ -472,6 +478,7 @@ pub struct CountsView {
 }
 
 impl CountsView {
+    /// A view that continues at the committed checkpoint; an error where it belongs to another log.
     pub fn new(
         counts: Arc<Counts>,
         stream: Arc<Stream>,

@@ -10,8 +10,11 @@ use crate::event::Lsn;
 /// Files to add and to remove in one Delta commit, with the checkpoints that it brings.
 #[derive(Default)]
 pub struct Change {
+    /// Files that are written and synced.
     pub add: Vec<FileEntry>,
+    /// Files of the current version.
     pub remove: Vec<FileEntry>,
+    /// Per class of rows the record that it then reaches.
     pub checkpoints: Vec<(RowClass, Lsn)>,
     /// The new levels of an entity table, if they change.
     pub levels: Option<Vec<Level>>,

@@ -88,6 +88,7 @@ pub struct ChecksumWriter<W> {
 }
 
 impl<W> ChecksumWriter<W> {
+    /// Begins with no bytes.
     pub fn new(inner: W) -> Self {
         Self {
             inner,
@@ -96,6 +97,7 @@ impl<W> ChecksumWriter<W> {
         }
     }
 
+    /// What is written to.
     pub fn get_ref(&self) -> &W {
         &self.inner
     }
@@ -144,6 +146,7 @@ pub struct CheckedFile {
 }
 
 impl CheckedFile {
+    /// A file of the table, not opened yet.
     pub fn new(spec: &TableSpec, file: &FileEntry) -> Self {
         let remedy = remedy(spec, file).into();
         Self {
@@ -165,10 +168,12 @@ impl CheckedFile {
         fs::File::open(&self.path).map_err(|e| self.explain(e))
     }
 
+    /// Its whole path.
     pub fn path(&self) -> &std::path::Path {
         &self.path
     }
 
+    /// Its size, as the Delta log has it.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

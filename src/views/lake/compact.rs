@@ -49,13 +49,14 @@ const GROUP_BYTES: u64 = 32 << 20;
 /// A merge writes at most this fraction of the free disk space.
 const FREE_SHARE: u64 = 4;
 /// A file that a merge replaced is retained this long, for queries that began before.
-pub const GRACE: Duration = Duration::from_secs(120);
+pub(crate) const GRACE: Duration = Duration::from_secs(120);
 
 /// Files to merge into one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
-    pub files: Vec<FileEntry>,
-    pub class: RowClass,
+struct Job {
+    files: Vec<FileEntry>,
+    /// That of the file that they become.
+    class: RowClass,
 }
 
 /// When files are merged.
@@ -70,7 +71,7 @@ pub enum MergeMode {
 }
 
 /// The merges that are due and fit into `memory` bytes.
-pub fn plan(files: &[FileEntry], now_ms: i64, mode: MergeMode, memory: usize) -> Vec<Job> {
+fn plan(files: &[FileEntry], now_ms: i64, mode: MergeMode, memory: usize) -> Vec<Job> {
     let mut partitions: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
     for file in files {
         partitions.entry(file.bucket).or_default().push(file);
@@ -145,8 +146,8 @@ fn plan_partition(
     }
 }
 
-/// Does the merges that are due, and removes files that no query reads any more; returns the number
-/// of merges.
+/// Does the merges that are due, within `memory` bytes, and removes files that no query reads any
+/// more; returns the number of merges. Ends early where `stop` says so, between two merges.
 pub fn maintain(
     table: &Arc<LakeTable>,
     memory: usize,

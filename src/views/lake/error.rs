@@ -1,4 +1,4 @@
-//! Why a table of the lake could not be read or written, with the error of the library that said so.
+//! Why a table of the lake could not be read or written, with the library's error as the source.
 //!
 //! [`AtPath::at`] names the file, [`InView::in_view`] the view that stops. Damage is
 //! distinguished from the rest by its variant: the process ends with another exit code.

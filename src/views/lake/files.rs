@@ -39,24 +39,32 @@ const DICTIONARY_BYTES: usize = 256 << 10;
 /// Rows sorted and passed to the Parquet writer at once.
 const WRITE_ROWS: usize = 8 << 10;
 /// Bytes of a file above which a merge begins another one.
-pub const MAX_FILE_BYTES: u64 = 256 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// A file of the table's current version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEntry {
     /// Relative to the table's folder.
     pub path: String,
+    /// Its size.
     pub bytes: u64,
+    /// Its number of rows.
     pub rows: u64,
-    /// Hours (or days) since 1970.
+    /// Hours (or days) since 1970; of an entity table, the hash bucket.
     pub bucket: i64,
+    /// That of all of its rows.
     pub class: RowClass,
+    /// The bounds of its rows' times, both inclusive.
     pub min_time: Micros,
+    /// See `min_time`.
     pub max_time: Micros,
+    /// The bounds of its rows' LSNs, both inclusive.
     pub min_lsn: Lsn,
+    /// See `min_lsn`.
     pub max_lsn: Lsn,
     /// When it was written, milliseconds since 1970.
     pub written_ms: i64,
+    /// The checksums of its blocks.
     pub checks: BlockChecksums,
 }
 
@@ -81,7 +89,7 @@ impl FileEntry {
 }
 
 /// Values of the partition columns of a bucket, in their order.
-pub fn partition_values(bucket: i64, layout: Layout) -> Vec<(&'static str, i32)> {
+pub(super) fn partition_values(bucket: i64, layout: Layout) -> Vec<(&'static str, i32)> {
     let Some(width) = layout.width() else {
         return vec![("bucket", bucket as i32)];
     };
@@ -107,7 +115,7 @@ pub fn partition_folder(bucket: i64, layout: Layout) -> String {
 }
 
 /// The bucket of each row.
-pub fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
+pub(super) fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
     if let Some(width) = spec.layout.width() {
         return times(spec, batch)
             .iter()
@@ -121,7 +129,7 @@ pub fn buckets(spec: &TableSpec, batch: &RecordBatch) -> Vec<i64> {
 }
 
 /// Times of a batch, by the column that partitions the table.
-pub fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
+pub(super) fn times<'a>(spec: &TableSpec, batch: &'a RecordBatch) -> &'a [Micros] {
     batch
         .column(spec.time_column)
         .as_any()
@@ -141,7 +149,7 @@ fn has_page_bounds(ty: &DataType) -> bool {
 }
 
 /// How a file of so many rows is written; `None` where that is unknown.
-pub fn properties(rows: Option<usize>) -> WriterProperties {
+pub(super) fn properties(rows: Option<usize>) -> WriterProperties {
     let lsn = ColumnPath::from("lsn");
     // Building zstd's tables for each column is too costly for a few rows, which the next merge
     // rewrites.
@@ -210,12 +218,13 @@ pub fn properties_of(spec: &TableSpec, rows: Option<usize>) -> WriterProperties 
 /// The files that one commit or one merge writes. Unless it is persisted for the commit that names
 /// them, dropping it removes them, also partially written ones.
 #[derive(Debug)]
-pub struct Attempt {
+pub(super) struct Attempt {
     root: PathBuf,
     files: Mutex<Vec<String>>,
 }
 
 impl Attempt {
+    /// Without files.
     pub fn new(spec: &TableSpec) -> Self {
         Self {
             root: spec.root.clone(),
@@ -254,8 +263,9 @@ impl Drop for Attempt {
 
 /// A file that is being written, under a new unique name: a file of an earlier attempt is never
 /// committed.
-pub struct NewFile {
+pub(super) struct NewFile {
     target: PathBuf,
+    /// Complete when the file is.
     pub entry: FileEntry,
 }
 
@@ -318,6 +328,7 @@ impl NewFile {
         Ok((Self { target, entry }, ChecksumWriter::new(file)))
     }
 
+    /// Its whole path, for messages.
     pub fn path(&self) -> &Path {
         &self.target
     }
@@ -342,7 +353,7 @@ impl NewFile {
 }
 
 /// Writes rows into a file.
-pub struct FileWriter {
+pub(super) struct FileWriter {
     writer: ArrowWriter<ChecksumWriter<fs::File>>,
     new: NewFile,
 }
@@ -384,6 +395,7 @@ impl FileWriter {
         Ok(Self { writer, new })
     }
 
+    /// Appends rows, which must be in the order of the file.
     pub fn write(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), LakeError> {
         for (time, lsn) in times(spec, batch).iter().zip(crate::operators::lsns(batch)) {
             self.new.add_rows(*time, *lsn as Lsn..=*lsn as Lsn);
@@ -419,7 +431,7 @@ pub fn read(
 }
 
 /// Likewise of some row groups.
-pub fn read_groups(
+pub(super) fn read_groups(
     spec: &TableSpec,
     file: &FileEntry,
     groups: Option<Vec<usize>>,
@@ -484,7 +496,7 @@ pub fn in_columns_of(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch
 
 /// Makes new files durable, together: contents first, then their names. Syncing each right after it
 /// was written would wait for the disk once per file.
-pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), LakeError> {
+pub(super) fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), LakeError> {
     let paths: Vec<PathBuf> = entries.iter().map(|e| root.join(&e.path)).collect();
     let folders = |path: &PathBuf| {
         path.ancestors()
@@ -504,7 +516,7 @@ pub fn sync_files(root: &Path, entries: &[FileEntry]) -> Result<(), LakeError> {
 }
 
 /// Writes rows as one sorted file per partition.
-pub fn write_partitions(
+pub(super) fn write_partitions(
     spec: &TableSpec,
     attempt: &Attempt,
     batches: &[RecordBatch],
@@ -581,13 +593,17 @@ fn partition_order(
 }
 
 /// Adds the partitions of the rows to `seen`; returns their number so far.
-pub fn count_partitions(spec: &TableSpec, batch: &RecordBatch, seen: &mut BTreeSet<i64>) -> usize {
+pub(super) fn count_partitions(
+    spec: &TableSpec,
+    batch: &RecordBatch,
+    seen: &mut BTreeSet<i64>,
+) -> usize {
     seen.extend(buckets(spec, batch));
     seen.len()
 }
 
 /// Delta's statistics of a file, as JSON.
-pub fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
+pub(super) fn stats_json(spec: &TableSpec, entry: &FileEntry) -> String {
     let time = spec.schema.field(spec.time_column).name();
     // Delta compares at milliseconds: the lower bound is truncated, the upper one rounded up.
     let show = |t: Micros| crate::event::rfc3339(t);

@@ -90,6 +90,7 @@ impl FooterCache {
 }
 
 impl Footers {
+    /// An empty cache of at most so many bytes.
     pub fn new(limit_bytes: usize) -> Self {
         Self {
             limit_bytes,
@@ -204,6 +205,7 @@ pub struct LakeFile {
 }
 
 impl LakeFile {
+    /// Opens a file without reading it.
     pub fn open(entry: &CheckedFile) -> Result<Self> {
         Ok(Self {
             file: Arc::new(entry.open_in_parts()?),

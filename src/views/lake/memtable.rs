@@ -17,12 +17,14 @@ const MERGE_ROWS: usize = 512;
 /// Some rows in the order of their LSNs.
 #[derive(Debug, Clone)]
 pub enum UnflushedRows {
+    /// In the table's own columns.
     Rows(RecordBatch),
     /// Rows of `raw`.
     Frame(RawFrame),
 }
 
 impl UnflushedRows {
+    /// Their number.
     pub fn rows(&self) -> usize {
         match self {
             Self::Rows(batch) => batch.num_rows(),
@@ -30,6 +32,7 @@ impl UnflushedRows {
         }
     }
 
+    /// Bytes in memory, approximately.
     pub fn memory_bytes(&self) -> usize {
         match self {
             Self::Rows(batch) => batch.get_array_memory_size(),
@@ -37,6 +40,7 @@ impl UnflushedRows {
         }
     }
 
+    /// The LSN of the last row; 0 without rows.
     pub fn last_lsn(&self) -> Lsn {
         match self {
             Self::Rows(batch) => crate::operators::lsns(batch)
@@ -60,7 +64,7 @@ impl UnflushedRows {
 ///
 /// For example, five batches of one row give parts of 1, then 2, 3, 3 and 1, and 5 rows: rows merge
 /// with the part before them while it is at most twice as large.
-pub fn push(parts: &mut Vec<Arc<UnflushedRows>>, rows: RecordBatch, sealed: usize) {
+pub(super) fn push(parts: &mut Vec<Arc<UnflushedRows>>, rows: RecordBatch, sealed: usize) {
     let mut rows = rows;
     while let Some(UnflushedRows::Rows(last)) = parts.last().map(AsRef::as_ref) {
         if parts.len() <= sealed

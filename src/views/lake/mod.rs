@@ -1,37 +1,45 @@
-//! The lake: one Delta table per stream, window, sessions and entity table, `dead_letters` and `raw`,
-//! partitioned by time, with the rows above its last commit in memory. Where event time decides the partition, a table has two
-//! checkpoints: *recent* rows are committed often, *late* ones are gathered for longer.
+//! The lake: one Delta table per stream, window, sessions and entity table, `dead_letters` and
+//! `raw`, partitioned by time, with the rows above its last commit in memory. Where event time
+//! decides the partition, a table has two checkpoints: *recent* rows are committed often, *late*
+//! ones are gathered for longer ([`RowClass`]).
 //!
-//! [`spec`] says what a table stores; [`view`] writes it; [`table`] is a Delta table and what
-//! queries see of it; `change` what a commit changes in it; `actions` its files and `columns` its columns as Delta has them; [`memtable`] the rows
-//! in memory; [`checked`] the checksums of files; [`files`] Parquet; [`footers`] how queries read
-//! it; [`raw`] copies the log's blocks; [`compact`] merges; [`entities`] retains the newest row of
-//! each key; [`provider`] is the table for SQL; [`store`] makes Delta's commits durable; `orphans`
-//! removes files that no version names.
+//! | module | what |
+//! |---|---|
+//! | `spec` | what a table stores, and where |
+//! | `view` | the view that writes one table; `memtable` has its rows above the last commit |
+//! | `table` | a Delta table and what queries see of it: opening, committing |
+//! | `change` | what one commit changes; `actions`, `columns` as Delta has them; `delta` its log |
+//! | `store` | makes Delta's commits durable; `checked` has the checksums of files |
+//! | [`files`] | Parquet: `raw` copies the log's blocks into it, [`replay`] reads them again |
+//! | [`compact`] | merges files; `orphans` removes those that no version names |
+//! | `entities` | retains the newest row of each key |
+//! | `provider` | a table for SQL; `pruned` chooses files, `footers` reads them, `live` follows |
+//! | `scan_by_lsn` | rows in the order of their LSNs |
+//! | `error` | why a table could not be read or written |
 
 mod actions;
 mod change;
-pub mod checked;
+mod checked;
 mod columns;
 pub mod compact;
 mod delta;
-pub mod entities;
+pub(crate) mod entities;
 mod error;
 pub mod files;
-pub mod footers;
+pub(crate) mod footers;
 mod live;
 pub mod memtable;
 mod orphans;
-pub mod provider;
+pub(crate) mod provider;
 mod pruned;
-pub mod raw;
+mod raw;
 pub mod replay;
 mod row_class;
-pub mod scan_by_lsn;
-pub mod spec;
-pub mod store;
-pub mod table;
-pub mod view;
+pub(crate) mod scan_by_lsn;
+mod spec;
+mod store;
+mod table;
+mod view;
 
 use std::sync::Arc;
 
@@ -47,7 +55,7 @@ pub use table::LakeTable;
 pub use view::{CommitPolicy, LakeView, Pool};
 
 /// Unflushed rows in the table's own schema, or in the full one with its partition columns.
-pub fn unflushed_batches(
+fn unflushed_batches(
     spec: &TableSpec,
     wanted: &SchemaRef,
     parts: &[Arc<UnflushedRows>],

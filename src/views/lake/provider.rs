@@ -52,10 +52,6 @@ pub struct LakeSnapshot {
 }
 
 impl LakeSnapshot {
-    pub fn new(table: &LakeTable) -> Self {
-        Self::from_state(table, table.snapshot())
-    }
-
     /// A state of the same table that was taken before.
     pub fn from_state(table: &LakeTable, state: TableState) -> Self {
         let partition = table.full_schema.fields()[table.spec.schema.fields().len()..].to_vec();

@@ -38,7 +38,9 @@ const ROW_GROUP_BYTES: usize = 64 << 20;
 /// The rows of `raw` of a frame of the log, above an LSN.
 #[derive(Debug, Clone)]
 pub struct RawFrame {
+    /// The frame, compressed as in the log.
     pub frame: Arc<Frame>,
+    /// Records up to this one are not among the rows.
     pub above: Lsn,
 }
 
@@ -48,6 +50,7 @@ impl RawFrame {
         (self.above + 1).saturating_sub(self.frame.header.first_lsn) as usize
     }
 
+    /// Their number.
     pub fn rows(&self) -> usize {
         let header = &self.frame.header;
         (header.last_lsn() + 1).saturating_sub(header.first_lsn.max(self.above + 1)) as usize

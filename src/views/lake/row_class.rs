@@ -1,16 +1,25 @@
-//! The two classes of a table's rows.
+//! The two classes of a table's rows: how often they are committed.
+//!
+//! A row of a stream is [`RowClass::Late`] where its hour is more than one before that of its
+//! partition's watermark. For example, at a watermark of 12:10 a row of 11:59 is recent, and one of
+//! 10:59 is late. Neither says that a row came too late for its windows: that depends on their
+//! lateness, and such rows are in a table of their own.
+//!
+//! The format on the disk calls the class `old`: in the names and tags of files, and in app ids.
 
 use std::ops::{Index, IndexMut};
 
-/// Rows near the watermark are committed often; late ones are scattered over many partitions, so
-/// they are gathered for longer.
+/// How often a row is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RowClass {
+    /// Near the watermark: committed often.
     Recent,
+    /// Scattered over many partitions, so gathered for longer.
     Late,
 }
 
 impl RowClass {
+    /// Recent rows are committed first.
     pub const ALL: [Self; 2] = [Self::Recent, Self::Late];
 
     /// Its name in file names, app ids and tags.
@@ -25,11 +34,14 @@ impl RowClass {
 /// A value for each class of rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PerClass<T> {
+    /// That of [`RowClass::Recent`].
     pub recent: T,
+    /// That of [`RowClass::Late`].
     pub late: T,
 }
 
 impl<T> PerClass<T> {
+    /// The same value for both.
     pub fn both(value: T) -> Self
     where
         T: Clone,
@@ -40,6 +52,7 @@ impl<T> PerClass<T> {
         }
     }
 
+    /// Applies a function to both values.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerClass<U> {
         PerClass {
             recent: f(self.recent),
@@ -47,6 +60,7 @@ impl<T> PerClass<T> {
         }
     }
 
+    /// The values, that of recent rows first.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         [&self.recent, &self.late].into_iter()
     }

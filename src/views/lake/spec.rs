@@ -12,6 +12,7 @@ use crate::schema::{Entity, Layout, Stream, types};
 /// A lake table's content, columns and folder.
 #[derive(Debug, Clone)]
 pub struct TableSpec {
+    /// Its name in SQL.
     pub name: String,
     /// Its folder.
     pub root: PathBuf,
@@ -19,23 +20,29 @@ pub struct TableSpec {
     pub schema: SchemaRef,
     /// The column by whose time the table is partitioned.
     pub time_column: usize,
+    /// What its partitions are: hours, days or hash buckets.
     pub layout: Layout,
     /// The key columns of a table in hash buckets, which has the newest row of each key.
     pub keys: Vec<usize>,
+    /// The rows that it stores.
     pub feed: RowOrigin,
 }
 
 /// Which part of the operators' output a table stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowOrigin {
+    /// The rows of a stream.
     Stream(String),
-    /// A table that operators derive: sessions, windows, late rows.
+    /// A table that operators derive: sessions, windows, entities, rows too late for their windows.
     Derived(String),
+    /// Rejected records.
     DeadLetters,
+    /// All records, as they arrived.
     Raw,
 }
 
 impl TableSpec {
+    /// The table of a stream, in its folder below the lake's.
     pub fn stream(lake: &Path, stream: &Stream, layout: Layout) -> Self {
         Self {
             name: stream.name.clone(),
@@ -69,6 +76,7 @@ impl TableSpec {
         }
     }
 
+    /// The table `dead_letters`.
     pub fn dead_letters(lake: &Path, layout: Layout) -> Self {
         let fields = vec![
             Field::new("lsn", DataType::Int64, true),
@@ -92,6 +100,7 @@ impl TableSpec {
         }
     }
 
+    /// The table `raw`.
     pub fn raw(lake: &Path, layout: Layout) -> Self {
         let fields = vec![
             Field::new("lsn", DataType::Int64, true),

@@ -32,6 +32,7 @@ const NO_SUM: &str = "00000000";
 /// Delta ignore it.
 pub const CHECKPOINT_SUM: &str = ".crc32c";
 
+/// The local file system, whose puts are durable.
 #[derive(Debug)]
 pub struct SyncedFiles {
     inner: Arc<LocalFileSystem>,
@@ -60,17 +61,6 @@ fn generic(source: std::io::Error) -> object_store::Error {
         store: "synced files",
         source: Box::new(source),
     }
-}
-
-/// Makes the names of a file and of its folders durable: any of them may be new.
-pub fn sync_names(file: &FsPath, up_to: &FsPath) -> std::io::Result<()> {
-    for folder in file.ancestors().skip(1) {
-        sync_folder(folder)?;
-        if folder == up_to {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Whether this is a version's file in a Delta log.

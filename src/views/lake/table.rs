@@ -35,6 +35,7 @@ const CHECKPOINT_EVERY: u64 = 64;
 /// A table as queries see it, at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct TableState {
+    /// The files of the current version.
     pub files: Arc<Vec<FileEntry>>,
     /// Rows above the last commit, in the order of their LSNs.
     pub unflushed: PerClass<Vec<Arc<UnflushedRows>>>,
@@ -59,6 +60,7 @@ impl TableState {
 
 /// A table, shared by its view, the compactor and queries.
 pub struct LakeTable {
+    /// With the layout that the table has.
     pub spec: TableSpec,
     /// The layout of the configuration; the table has it once it is rebuilt.
     pub configured: Layout,
@@ -74,8 +76,8 @@ pub struct LakeTable {
     runtime: tokio::runtime::Handle,
 }
 
-/// Delta app ids of a table's checkpoints: `weir/<instance>/<log id>/<name>`, where the name is that
-/// of a class of rows. The checkpoint of an entity table, which its levels reach, is `levels`; its
+/// Delta app ids of a table's checkpoints: `weir/<instance>/<log id>/<name>`. The name is that of a
+/// class of rows. The checkpoint of an entity table, which its levels reach, is `levels`; its
 /// `recent` is what its files alone reach.
 struct AppIds {
     classes: PerClass<String>,
@@ -336,10 +338,12 @@ impl LakeTable {
         self.read().clone()
     }
 
+    /// The files of the current version, without those of levels.
     pub fn files(&self) -> Arc<Vec<FileEntry>> {
         self.read().files.clone()
     }
 
+    /// Of an entity table: whether rows wait to be merged into its files.
     pub fn has_levels(&self) -> bool {
         !self.read().levels.is_empty()
     }
@@ -364,6 +368,7 @@ impl LakeTable {
             .collect()
     }
 
+    /// Everything up to here is in files or unflushed rows.
     pub fn applied(&self) -> Lsn {
         self.read().applied
     }
@@ -410,6 +415,7 @@ impl LakeTable {
         checkpoints
     }
 
+    /// Publishes how far the table's view is.
     pub fn set_applied(&self, lsn: Lsn) {
         self.write().applied = lsn;
     }
@@ -419,6 +425,7 @@ impl LakeTable {
         self.read().floor()
     }
 
+    /// Hides rows below a time; a lower floor than before has no effect.
     pub fn raise_floor(&self, floor: Micros) {
         let mut state = self.write();
         state.floor = state.floor.max(Some(floor));
@@ -564,7 +571,8 @@ impl LakeTable {
         change.add.iter().chain(levels)
     }
 
-    /// The record as of which the files are after a change, if that is another record than the checkpoint.
+    /// The record as of which the files are after a change, if that is another record than the
+    /// checkpoint.
     fn files_lsn_of(&self, delta: &Delta, change: &Change, before: &[Level]) -> Option<Lsn> {
         self.app_ids.files.as_ref()?;
         let has_levels = !change.levels.as_deref().unwrap_or(before).is_empty();

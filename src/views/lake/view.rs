@@ -30,8 +30,10 @@ use crate::views::{View, ViewError};
 /// When unflushed rows are committed.
 #[derive(Debug, Clone)]
 pub struct CommitPolicy {
+    /// The age of the oldest row at which recent rows are due, and late ones.
     pub recent_every: Duration,
-    pub old_every: Duration,
+    pub late_every: Duration,
+    /// Unflushed rows of a class that make it due.
     pub rows: usize,
     /// Memory of the table's unflushed rows; half of it makes either class due.
     pub bytes: usize,
@@ -49,6 +51,7 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// An unused pool of so many bytes, for so many tables.
     pub fn new(limit_bytes: usize, tables: usize) -> Self {
         Self {
             limit_bytes,
@@ -126,6 +129,7 @@ struct Flush {
 }
 
 impl LakeView {
+    /// A view that continues at the table's checkpoints.
     pub fn new(table: Arc<LakeTable>, policy: CommitPolicy) -> Self {
         let applied = table.committed();
         let name = format!("lake/{}", table.spec.name);
@@ -181,7 +185,7 @@ impl LakeView {
         let size = &self.unflushed[class];
         let every = match class {
             RowClass::Recent => self.policy.recent_every,
-            RowClass::Late => self.policy.old_every,
+            RowClass::Late => self.policy.late_every,
         };
         let pool = self.policy.pool.as_ref();
         size.rows >= self.policy.rows

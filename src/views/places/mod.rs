@@ -3,7 +3,7 @@
 //! points, in an R-tree on the unit sphere, and a cache of venues. Beyond `max_venues` the least
 //! recently seen are evicted.
 
-pub mod sphere;
+pub(crate) mod sphere;
 mod venue;
 mod view;
 
@@ -117,10 +117,15 @@ pub struct Places {
 /// A venue found near a point.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NearbyVenue {
+    /// Its id as text.
     pub id: String,
+    /// Its newest name.
     pub name: String,
+    /// In degrees.
     pub lat: f64,
+    /// In degrees.
     pub lon: f64,
+    /// Metres along a great circle.
     pub distance_m: f64,
     /// (event, date), latest date first.
     pub events: Vec<(String, Option<Micros>)>,
@@ -398,6 +403,7 @@ impl Places {
         Ok(())
     }
 
+    /// The committed checkpoint; an error where it belongs to another log.
     pub fn checkpoint(&self, log: LogIdentity) -> Result<Lsn, ViewError> {
         self.file.checkpoint(log)
     }
@@ -411,14 +417,17 @@ impl Places {
         })
     }
 
+    /// In memory, everything up to this LSN is applied.
     pub fn applied(&self) -> Lsn {
         self.read().applied
     }
 
+    /// Publishes how far the view is.
     pub fn set_applied(&self, lsn: Lsn) {
         self.write().applied = lsn;
     }
 
+    /// The number of venues.
     pub fn venues(&self) -> usize {
         self.read().tree.size()
     }

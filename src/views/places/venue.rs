@@ -26,13 +26,16 @@ pub(super) struct Venue {
     pub number: u32,
     /// Day since 1970 of its last event.
     pub seen: i64,
+    /// In degrees.
     pub lat: f64,
     pub lon: f64,
+    /// That of the row from which position and name are.
     pub version: i64,
     pub name: Box<str>,
 }
 
 impl Venue {
+    /// Bytes in the cache, approximately.
     pub fn memory_bytes(&self, id: &str) -> usize {
         OVERHEAD + 2 * id.len() + self.name.len()
     }
@@ -48,6 +51,7 @@ impl Venue {
         out
     }
 
+    /// `None` for bytes that are not a venue.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (number, rest) = bytes.split_first_chunk::<4>()?;
         let (seen, rest) = rest.split_first_chunk::<8>()?;
@@ -112,6 +116,7 @@ pub(super) struct StoredVenues {
 }
 
 impl StoredVenues {
+    /// The tables that a transaction sees.
     pub fn open(transaction: &ReadTransaction) -> Result<Self, ViewError> {
         Ok(Self {
             venues: open_table(transaction, VENUES)?,
@@ -120,6 +125,7 @@ impl StoredVenues {
         })
     }
 
+    /// A venue by its id.
     pub fn venue(&self, id: &str) -> Result<Option<Venue>, ViewError> {
         let Some(venues) = &self.venues else {
             return Ok(None);
@@ -130,6 +136,7 @@ impl StoredVenues {
             .and_then(|v| Venue::decode(v.value())))
     }
 
+    /// The id of a venue, by its number.
     pub fn id(&self, number: u32) -> Result<Option<Arc<str>>, ViewError> {
         let Some(numbers) = &self.numbers else {
             return Ok(None);

@@ -20,6 +20,7 @@ use arrow::array::{
 
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
 
+/// Feeds the places of one stream.
 pub struct PlacesView {
     places: Arc<Places>,
     stream: Arc<Stream>,
@@ -125,6 +126,7 @@ impl Changes {
 }
 
 impl PlacesView {
+    /// A view that continues at the committed checkpoint; an error where it belongs to another log.
     pub fn new(
         places: Arc<Places>,
         stream: Arc<Stream>,

@@ -36,6 +36,7 @@ enum SearchedColumn {
 pub struct Backlog(Arc<AtomicUsize>);
 
 impl Backlog {
+    /// Bytes of the batches that are not indexed yet.
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -71,6 +72,7 @@ pub struct Columns {
 }
 
 impl Columns {
+    /// The columns of a batch that a declaration searches; counts in `backlog` until it is dropped.
     pub fn new(batch: &RecordBatch, fields: &Fields, def: &SearchDef, backlog: &Backlog) -> Self {
         let mut columns = Vec::new();
         let any = |name: &str| batch.column_by_name(name).map(|c| c.as_any());
@@ -139,6 +141,7 @@ impl Columns {
         }
     }
 
+    /// The rows as they are stored.
     pub fn rows(&self) -> &Arc<StoredBatch> {
         &self.rows
     }
@@ -162,6 +165,7 @@ pub struct Row {
     pub row: usize,
 }
 
+/// A value of a document.
 #[derive(Debug, Clone, Copy)]
 pub enum RowValue<'a> {
     Text(&'a str),
@@ -182,6 +186,7 @@ impl<'a> Value<'a> for RowValue<'a> {
     }
 }
 
+/// The values of a document, list items one by one.
 pub struct RowValues<'a> {
     columns: std::slice::Iter<'a, (Field, SearchedColumn)>,
     row: usize,

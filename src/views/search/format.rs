@@ -23,8 +23,11 @@ pub const META: &str = "meta.json";
 /// Payload of a commit: the checkpoint that its documents reach.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Payload {
+    /// The format's version.
     pub version: u32,
+    /// The log that the checkpoint belongs to.
     pub log: u64,
+    /// Everything up to here is in the index.
     pub checkpoint: Lsn,
     /// CRC-32C of the other fields: tantivy's checksums do not cover `meta.json`. Commits of early
     /// versions have none.
@@ -33,6 +36,7 @@ pub struct Payload {
 }
 
 impl Payload {
+    /// One of the current version.
     pub fn new(log: u64, checkpoint: Lsn) -> Self {
         let payload = Self {
             version: VERSION,
@@ -119,6 +123,7 @@ pub fn schema(def: &SearchDef) -> (Schema, Fields) {
     (builder.build(), fields)
 }
 
+/// The format of an index that can be opened.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FormatCheck {
     Current,

@@ -26,8 +26,11 @@ const MAX_RETRIES: usize = 50;
 
 /// All indexes of a stream, oldest first.
 pub struct SearchIndex {
+    /// The folder of all of them; its name is the stream's.
     pub folder: PathBuf,
+    /// What the configuration declares.
     pub def: SearchDef,
+    /// The same for tantivy.
     pub schema: Schema,
     pub fields: Fields,
     parts: RwLock<Vec<Part>>,
@@ -261,10 +264,12 @@ impl SearchIndex {
         Ok(())
     }
 
+    /// Publishes that everything up to here can be found: no document below it is uncommitted.
     pub fn set_visible(&self, checkpoint: Lsn) {
         *self.visible.write().unwrap_or_else(PoisonError::into_inner) = checkpoint;
     }
 
+    /// Everything up to here can be found.
     pub fn visible(&self) -> Lsn {
         *self.visible.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -96,6 +96,7 @@ pub struct SearchView {
 }
 
 impl SearchView {
+    /// A view that continues at the committed checkpoint; an error where it belongs to another log.
     pub fn new(
         index: Arc<SearchIndex>,
         stream: Arc<Stream>,
@@ -185,8 +186,8 @@ impl StreamView for SearchView {
     }
 
     /// Unlike the rows of other views, a document is found only once it is committed. So while some
-    /// are not, queries stay `as_of` the last commit: also where a view that lags is advanced to the
-    /// snapshot from which it catches up.
+    /// are not, queries stay `as_of` the last commit. This includes a view that lags, which is
+    /// advanced to the snapshot from which it catches up.
     fn publish_applied(&self) {
         if !self.cursor.is_dirty() {
             self.index.set_visible(self.cursor.applied());

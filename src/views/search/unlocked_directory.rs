@@ -10,6 +10,7 @@ use tantivy::directory::{
     Directory, DirectoryLock, FileHandle, Lock, MmapDirectory, WatchCallback, WatchHandle, WritePtr,
 };
 
+/// A folder whose lock files are not created.
 #[derive(Debug, Clone)]
 pub struct UnlockedDirectory(pub MmapDirectory);
 

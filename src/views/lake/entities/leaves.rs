@@ -1,4 +1,9 @@
-//! The layout of an entity table: each key has a place, and a leaf has the keys of a range of places.
+//! The layout of an entity table: each key has a place, its sort key, and a leaf is a sorted file
+//! with the keys of a range of places.
+//!
+//! For example, with 16 buckets a text whose hash ends with the hexadecimal digit 3 has a place
+//! that begins with it. A file `bucket=3/recent-3800000000000000-….parquet` is the leaf from that
+//! place on, up to the next leaf or to `3fffffffffffffff`, the end of its bucket.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -68,22 +73,21 @@ fn first_of(bucket: i64) -> Place {
 /// The rows of a range of places, one of each key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
+    /// Up to the next leaf.
     pub places: RangeInclusive<Place>,
     /// Empty for a bucket without rows.
     pub files: Vec<FileEntry>,
 }
 
 impl Leaf {
+    /// Their number.
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum()
     }
 
+    /// Its first place.
     pub fn from(&self) -> Place {
         *self.places.start()
-    }
-
-    pub fn bucket(&self) -> i64 {
-        bucket_of(self.from())
     }
 }
 
@@ -142,6 +146,7 @@ pub struct RowsByPlace {
 }
 
 impl RowsByPlace {
+    /// Sorts rows of an entity table.
     pub fn of(spec: &TableSpec, batches: Vec<RecordBatch>) -> Self {
         let mut order = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
         for (n, batch) in (0..).zip(&batches) {
@@ -155,6 +160,7 @@ impl RowsByPlace {
         Self { batches, order }
     }
 
+    /// Their number.
     pub fn all_rows(&self) -> usize {
         self.order.len()
     }

@@ -1,5 +1,9 @@
-//! Levels of an entity table: changed rows, in the order of their places, in a file that is not part
-//! of the table for an outside reader. The table's metadata names it under [`KEY`].
+//! Levels of an entity table, its sorted runs: changed rows, in the order of their places, in a
+//! file that is not part of the table for an outside reader. The table's metadata names it under
+//! [`KEY`].
+//!
+//! For example, with row groups of 4,096 rows, commits of 3,000 rows each give levels of the lowest
+//! tier. The fourth finds three of them, and all become one of 12,000 rows, of the next tier.
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -25,12 +29,13 @@ pub const KEY: &str = "weir.levels";
 pub const FOLDER: &str = "_levels";
 /// The key of their own part in a file's footer.
 pub const FOOTER: &str = "weir.level";
-/// So many levels of similar size become one.
+/// So many levels of one tier become one.
 const ALIKE: usize = 4;
 
 /// Changed rows in one file.
 #[derive(Debug, Clone)]
 pub struct Level {
+    /// Its file, below [`FOLDER`].
     pub entry: FileEntry,
     index: Arc<Index>,
 }
@@ -138,6 +143,7 @@ fn read_index(spec: &TableSpec, entry: &FileEntry) -> Result<Index, LakeError> {
 }
 
 impl Level {
+    /// Their number.
     pub fn rows(&self) -> u64 {
         self.entry.rows
     }
@@ -194,7 +200,8 @@ impl Level {
     }
 }
 
-/// The size class of a level: each is [`ALIKE`] times as large as the one before.
+/// The size class of a level (size-tiered compaction): each is [`ALIKE`] times as large as the one
+/// before.
 fn tier(rows: u64, sizes: &Sizes) -> u32 {
     (rows / sizes.group_rows as u64)
         .checked_ilog(ALIKE as u64)

@@ -1,6 +1,24 @@
 //! Entity tables: the newest row of each key. The cost of a commit depends on the rows that it
 //! brings, not on those of the table.
 //!
+//! The table is a log-structured merge tree (LSM tree) whose last level is the Delta table itself:
+//!
+//! | here | in the terms of LSM trees |
+//! |---|---|
+//! | bucket | one of 16 partitions of the keys, by hash; a folder of the Delta table |
+//! | place | the sort key: 64 bits, of which the first four are the bucket |
+//! | leaf | a sorted file of the last level; leaves do not overlap and have each key once |
+//! | level | a sorted run above the last level; runs overlap, and a key may be in several |
+//! | tier | levels of one size class; four of them become one (size-tiered compaction) |
+//! | merge | compaction of levels into the leaves that they reach |
+//!
+//! For example, bucket 3 has the places from `3000…` to `3fff…`, in two leaves: A from `3000…` on,
+//! and B from `3800…` on. The key `k` has the place `3a07…`, so its row of record 80 is in B.
+//! Record 120 changes it, and its commit writes one level with that row. A query of `k` reads B and
+//! the level, and the newer row wins: record 120. An outside reader sees A and B, the table as of an
+//! earlier record. A merge writes B again, with the row of record 120, as B'; one Delta commit
+//! removes B, adds B' and no longer names the level. Now both see record 120.
+//!
 //! # Leaves
 //!
 //! An outside reader does not know row versions: it reads all rows of all files that a Delta version
@@ -15,9 +33,9 @@
 //! as much as the table has, at every commit. Such rows wait in a *level*: a file in the table's
 //! folder, sorted by place, that the table's metadata names and an outside reader does not see
 //! (`levels`). Levels of one size become one, so that there are few. They are merged into the
-//! leaves as soon as that writes at most `MAX_WRITES_PER_ROW` rows for each row that waits. A level is synced,
-//! and named by the Delta commit that brings the checkpoint, so that rows in it are as safe as those
-//! in leaves: the log is trimmed as before.
+//! leaves as soon as that writes at most `MAX_WRITES_PER_ROW` rows for each row that waits. A level
+//! is synced, and named by the Delta commit that brings the checkpoint, so that rows in it are as
+//! safe as those in leaves: the log is trimmed as before.
 //!
 //! Why not deletion vectors: many readers refuse tables that have them, delta-rs in Python among
 //! them. Why not a file of each commit's rows, with a view over them: to read that, one must know
@@ -53,11 +71,11 @@
 //! A query goes through the leaves in order (`scan`): of each it reads the files, the rows that the
 //! levels and memory have of it, and gives the newest of each key. What it holds at once is a leaf.
 
-pub mod leaves;
-pub mod levels;
+pub(super) mod leaves;
+pub(super) mod levels;
 #[cfg(test)]
 mod model;
-pub mod scan;
+pub(crate) mod scan;
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -81,13 +99,13 @@ const STEP_ROWS_PER_ROW: u64 = 8;
 /// Rows wait in levels no longer than this.
 const OVERDUE: Duration = Duration::from_secs(3_600);
 /// Between two steps of a merge while no rows arrive.
-pub const STEP_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const STEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to check whether rows wait too long.
-pub const OVERDUE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const OVERDUE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Sizes of leaves and levels.
 #[derive(Debug, Clone)]
-pub struct Sizes {
+pub(super) struct Sizes {
     /// Rows of a leaf, and the memory that they take, at most.
     pub leaf_rows: usize,
     pub leaf_bytes: usize,
@@ -144,7 +162,7 @@ fn plan_commit(cost: CommitCost, floor: u64) -> CommitPlan {
 
 /// A merge in steps. Dropping it removes its files, unless they were persisted for a commit.
 #[derive(Debug)]
-pub struct Merge {
+pub(super) struct Merge {
     attempt: Attempt,
     /// The table is as of this record when the merge is committed.
     to: Lsn,
@@ -206,7 +224,7 @@ impl Merge {
 
 /// How much a commit merges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MergeScope {
+pub(super) enum MergeScope {
     /// As much as is due.
     Due,
     /// Everything: no rows wait in levels afterwards.
@@ -215,7 +233,7 @@ pub enum MergeScope {
 
 /// Files and levels to commit.
 #[derive(Debug, Default)]
-pub struct WrittenFiles {
+pub(super) struct WrittenFiles {
     pub add: Vec<FileEntry>,
     pub remove: Vec<FileEntry>,
     /// The new levels, if they change.
@@ -236,7 +254,7 @@ impl WrittenFiles {
 }
 
 /// Writes a commit's rows, and continues a merge. Only one writer per table at a time.
-pub fn write(
+pub(super) fn write(
     table: &LakeTable,
     rows: Vec<RecordBatch>,
     mut merge: Option<Merge>,
@@ -410,7 +428,7 @@ fn has_overdue(levels: &[Level], now_ms: i64) -> bool {
 }
 
 /// Whether a merge is due without new rows.
-pub fn is_overdue(table: &LakeTable) -> bool {
+pub(super) fn is_overdue(table: &LakeTable) -> bool {
     let state = table.snapshot();
     has_overdue(&state.levels, crate::clock::wall_clock_ms())
         || state
@@ -420,7 +438,7 @@ pub fn is_overdue(table: &LakeTable) -> bool {
 }
 
 /// Merges all levels of a table that has no writer; returns the number of merges.
-pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
+pub(super) fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
     let state = table.snapshot();
     if state.levels.is_empty() && !is_overdue(table) {
         return Ok(0);
@@ -438,7 +456,7 @@ pub fn merge_all(table: &LakeTable) -> Result<usize, ViewError> {
 }
 
 /// The change that commits what was written; it owns the files from now on.
-pub fn change(written: WrittenFiles) -> Change {
+pub(super) fn change(written: WrittenFiles) -> Change {
     written.attempts.into_iter().for_each(Attempt::persist);
     Change {
         add: written.add,
@@ -451,7 +469,7 @@ pub fn change(written: WrittenFiles) -> Change {
 }
 
 /// The files of levels that are not among the current ones.
-pub fn removed_levels<'a>(before: &'a [Level], now: &[Level]) -> Vec<&'a FileEntry> {
+pub(super) fn removed_levels<'a>(before: &'a [Level], now: &[Level]) -> Vec<&'a FileEntry> {
     let there: HashSet<&str> = now.iter().map(|level| level.entry.path.as_str()).collect();
     before
         .iter()

@@ -38,6 +38,7 @@ pub struct EntitySnapshot {
 }
 
 impl EntitySnapshot {
+    /// A state of the same table that was taken before.
     pub fn from_state(table: &LakeTable, state: TableState) -> Self {
         let stored = LakeSnapshot::from_state(table, state.clone());
         Self {

@@ -31,10 +31,12 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Whether its bytes are those that were written.
     pub fn checksum_matches(&self) -> bool {
         crc32c::crc32c(&self.packed) == self.checksum
     }
 
+    /// Its rows, and their uncompressed bytes; an error where it is damaged.
     pub fn unpack(&self) -> tantivy::Result<(RecordBatch, usize)> {
         if !self.checksum_matches() {
             return Err(corrupt(
@@ -52,6 +54,7 @@ impl Block {
 }
 
 impl StoredRows {
+    /// Reads where the blocks of a segment are; an error where its file was truncated.
     pub fn open(segment: &SegmentReader) -> tantivy::Result<Self> {
         let file = segment.open_read(component())?;
         let truncated = || corrupt("the file of its rows was truncated");
@@ -166,6 +169,7 @@ impl RowReader {
         Ok(block.slice(row, 1))
     }
 
+    /// Drops the cached blocks.
     pub fn clear(&mut self) {
         self.blocks.clear();
         self.bytes = 0;

@@ -37,6 +37,7 @@ pub(super) struct RowWriter {
 }
 
 impl RowWriter {
+    /// Begins the file of a new segment's rows.
     pub fn new(segment: &Segment) -> tantivy::Result<Self> {
         Ok(Self {
             out: segment.open_write(component())?,
@@ -50,6 +51,7 @@ impl RowWriter {
         })
     }
 
+    /// Adds the row of the next document.
     pub fn add(&mut self, rows: &Arc<StoredBatch>, row: usize) -> tantivy::Result<()> {
         match self.waiting.last_mut() {
             Some((last, range)) if Arc::ptr_eq(last, rows) && range.end == row => range.end += 1,
@@ -85,6 +87,7 @@ impl RowWriter {
         Ok(())
     }
 
+    /// Writes a block of so many rows.
     pub fn write(&mut self, packed: &[u8], rows: u32, checksum: u32) -> tantivy::Result<()> {
         self.out.write_all(packed)?;
         self.documents += rows;
@@ -96,6 +99,7 @@ impl RowWriter {
         Ok(())
     }
 
+    /// Ends the file.
     pub fn finish(mut self) -> tantivy::Result<()> {
         self.flush()?;
         self.out.write_all(&self.entries)?;

@@ -1,6 +1,7 @@
 //! Classes of characters: how the text of a script is split, and whether its marks only decorate a
 //! letter.
 
+/// How a character takes part in the terms of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CharClass {
     /// Part of a word between separators.
@@ -33,6 +34,7 @@ pub fn classify(c: char) -> CharClass {
     }
 }
 
+/// Whether it combines with the character before it.
 pub fn is_mark(c: char) -> bool {
     unicode_normalization::char::is_combining_mark(c)
 }

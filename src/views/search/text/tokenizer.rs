@@ -10,6 +10,7 @@ pub struct TextTokenizer {
     token: Token,
 }
 
+/// The terms of one text.
 pub struct TermStream<'a> {
     text: &'a str,
     at: usize,
