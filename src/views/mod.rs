@@ -64,7 +64,10 @@ pub enum ViewError {
     /// The same for a table of the lake, also where one of its files was found damaged: it may be
     /// restored in the meantime.
     #[error("{view}: {source}")]
-    Lake { view: String, source: LakeError },
+    Lake {
+        view: String,
+        source: Box<LakeError>,
+    },
     /// A file of the view is not as it was written, or of another log.
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },

@@ -42,7 +42,7 @@ pub enum LakeError {
     #[error(transparent)]
     Parquet(#[from] ParquetError),
     #[error(transparent)]
-    Delta(DeltaTableError),
+    Delta(Box<DeltaTableError>),
     #[error(transparent)]
     DataFusion(DataFusionError),
     #[error(transparent)]
@@ -116,7 +116,7 @@ impl From<DeltaTableError> for LakeError {
     fn from(error: DeltaTableError) -> Self {
         match damage_in(&error.to_string()) {
             Some(message) => Self::DamageInText(message.to_owned()),
-            None => Self::Delta(error),
+            None => Self::Delta(Box::new(error)),
         }
     }
 }
@@ -180,14 +180,14 @@ impl<T, E: Into<LakeError>> InView<T> for Result<T, E> {
     fn in_view(self, view: impl Into<String>) -> Result<T, ViewError> {
         self.map_err(|error| ViewError::Lake {
             view: view.into(),
-            source: error.into(),
+            source: Box::new(error.into()),
         })
     }
 
     fn in_folder(self, folder: &Path) -> Result<T, ViewError> {
         self.map_err(|error| ViewError::Lake {
             view: folder.display().to_string(),
-            source: error.into(),
+            source: Box::new(error.into()),
         })
     }
 }
