@@ -26,7 +26,7 @@ pub use maintenance::LogMaintenance;
 pub use receipt::{Acceptance, Receipt};
 
 use crate::clock::Clock;
-use crate::decode::{Decoded, TooManyRejected, decode, decode_within};
+use crate::decode::{Decoded, Received, TooManyRejected, decode, decode_within};
 use crate::event::Lsn;
 use crate::idempotency::{
     AnsweredRequest, AnsweredRequests, BodyHash, IngestResponse, Lookup, RequestKey,
@@ -256,9 +256,11 @@ impl Ingest {
     /// The rejection; nothing of the submission is stored then.
     pub fn submit(&self, submission: Submission, wait: bool) -> Result<Receipt, IngestError> {
         let records = &submission.records;
-        // Bytes, their compressed block and the decoded rows.
-        let bytes =
-            records.page().len() * 3 + records.len() * RECORD_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES;
+        // Bytes, their compressed block and the decoded rows; attributes as received and as stored.
+        let bytes = records.page().len() * 3
+            + submission.attributes.heap_bytes() * 2
+            + records.len() * RECORD_OVERHEAD_BYTES
+            + FRAME_OVERHEAD_BYTES;
         let mut charge = self.gate.admit(bytes, wait, submission.kind)?;
         let (frame, decoded) = self.prepare(submission, wait)?;
         // Now the memory is known.
@@ -277,7 +279,11 @@ impl Ingest {
     ) -> Result<(Frame, Option<Arc<Decoded>>), IngestError> {
         let received_at = self.clock.now();
         let records = submission.records.iter();
-        let truncated = &submission.attributes.truncated_records;
+        let received = Received {
+            at: received_at,
+            truncated: &submission.attributes.truncated_records,
+            messages: submission.attributes.messages_of(&submission.partition),
+        };
         let decoded = match (
             submission.kind,
             self.catalog.streams.get(&submission.stream),
@@ -285,12 +291,10 @@ impl Ingest {
             // A caller that does not wait can handle a rejection.
             (Kind::Record, Some(stream)) if !wait => {
                 let limit = self.gate.limit() * MAX_REJECTED_FACTOR;
-                let decoded = decode_within(stream, records, received_at, truncated, limit);
+                let decoded = decode_within(stream, records, received, limit);
                 Some(decoded.map_err(|TooManyRejected| IngestError::TooManyRejected { limit })?)
             }
-            (Kind::Record | Kind::Retry, Some(stream)) => {
-                Some(decode(stream, records, received_at, truncated))
-            }
+            (Kind::Record | Kind::Retry, Some(stream)) => Some(decode(stream, records, received)),
             _ => None,
         };
         let header = Header {

@@ -64,6 +64,7 @@
 //! | path | what |
 //! |---|---|
 //! | `src/event.rs` | types that every module shares: LSN, times, gap |
+//! | `src/message.rs` | what a Kafka message carries beside its value |
 //! | `src/clock.rs`, `src/storage.rs` | interfaces to time and to the disk of log and snapshots, replaceable in tests |
 //! | `src/threads.rs` | panics of threads; the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | bounds on remembered texts of records |
@@ -123,6 +124,7 @@ pub mod event;
 pub mod generator;
 pub(crate) mod idempotency;
 pub mod ingest;
+pub mod message;
 pub mod operators;
 pub(crate) mod presets;
 pub mod query;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use weir::message::{MessageMetadata, Tombstone};
 use weir::operators::Output;
 use weir::schema::Layout;
 use weir::storage::Disk;
@@ -414,6 +415,7 @@ struct ReplayedRecord {
     received_at: i64,
     bytes: Vec<u8>,
     offset: Option<u64>,
+    message: Option<MessageMetadata>,
     retry_of: Option<u64>,
     cut: Option<u64>,
 }
@@ -432,6 +434,7 @@ fn records_above(frame: &Frame, above: u64) -> Vec<ReplayedRecord> {
         bytes: records.get(i).to_vec(),
         offset: attributes.offsets.get(i).copied(),
         retry_of: attributes.retry_of.get(i).copied(),
+        message: attributes.messages.get(i).cloned(),
         cut: attributes
             .truncated_records
             .iter()
@@ -454,6 +457,21 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
         lsn += u64::from(out[out.len() - 1].header.count);
     }
     out
+}
+
+/// What a message of Kafka carries beside its value: its key may be any bytes.
+fn random_message(numbers: &mut Numbers) -> MessageMetadata {
+    let mut bytes = |length: u64| -> Option<Vec<u8>> {
+        let is_present = numbers.below(3) > 0;
+        is_present.then(|| (0..length).map(|_| numbers.below(256) as u8).collect())
+    };
+    let (key, value) = (bytes(8), bytes(3));
+    MessageMetadata {
+        key,
+        headers: vec![("trace".into(), value)],
+        timestamp_ms: (numbers.below(2) == 0).then(|| numbers.below(1 << 41) as i64),
+        tombstone: (numbers.below(9) == 0).then_some(Tombstone::Skip),
+    }
 }
 
 fn random_frame(numbers: &mut Numbers, lsn: u64, time: &mut i64) -> Frame {
@@ -495,6 +513,9 @@ fn random_frame(numbers: &mut Numbers, lsn: u64, time: &mut i64) -> Frame {
     }
     if kind == Record && numbers.below(4) == 0 {
         attributes.truncated_records = vec![(numbers.below(count), 5_000_000 + lsn)];
+    }
+    if !attributes.offsets.is_empty() && numbers.below(2) == 0 {
+        attributes.messages = (0..count).map(|_| random_message(numbers)).collect();
     }
     *time += 1 + numbers.below(900_000_000) as i64;
     if numbers.below(25) == 0 {

@@ -58,10 +58,11 @@ fn module(file: &str) -> String {
 }
 
 /// Which module may import which; `views` is what its four views share.
-const IMPORTS: [(&str, &str); 25] = [
+const IMPORTS: [(&str, &str); 26] = [
     ("bounds", ""),
     ("clock", ""),
     ("event", ""),
+    ("message", ""),
     ("presets", ""),
     ("storage", ""),
     ("threads", ""),
@@ -69,8 +70,8 @@ const IMPORTS: [(&str, &str); 25] = [
     ("main", ""),
     ("testing", "storage"),
     ("config", "event presets"),
-    ("wal", "storage"),
-    ("decode", "bounds event schema"),
+    ("wal", "message storage"),
+    ("decode", "bounds event message schema"),
     ("schema", "config event threads"),
     ("generator", "event"),
     ("idempotency", "config decode event"),
@@ -85,7 +86,10 @@ const IMPORTS: [(&str, &str); 25] = [
     ("operators", "bounds decode event idempotency schema wal"),
     ("views", "event operators storage threads"),
     ("views/counts", "bounds event operators schema"),
-    ("views/lake", "clock event operators schema storage wal"),
+    (
+        "views/lake",
+        "clock event message operators schema storage wal",
+    ),
     ("views/places", "event operators schema"),
     ("views/search", "event operators schema storage"),
     (

@@ -9,6 +9,7 @@
 
 mod columns;
 mod json;
+mod messages;
 mod numbers;
 mod reason;
 mod rejections;
@@ -22,6 +23,7 @@ use std::collections::HashMap;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
 use crate::event::Micros;
+use crate::message::{Messages, Tombstone};
 use crate::schema::{Selected, Stream};
 use columns::ColumnBuilder;
 use json::Target;
@@ -30,6 +32,15 @@ use reason::RecordError;
 pub(crate) use rejections::REASON_BYTES;
 use rejections::{ReasonPool, Rejections};
 pub use rejections::{Rejected, TooManyRejected};
+
+/// What is known of a frame's records beside their bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Received<'a> {
+    pub at: Micros,
+    /// Records that were stored shortened: index, original length in bytes. They are rejected.
+    pub truncated: &'a [(u64, u64)],
+    pub messages: Messages<'a>,
+}
 
 /// A frame's records as rows of their stream.
 #[derive(Debug, Clone)]
@@ -55,16 +66,13 @@ impl Decoded {
     }
 }
 
-/// Decodes the records of one frame. `truncated` names records that were stored shortened (index,
-/// original length in bytes); they are rejected. Pure: the same bytes give the same rows, live and
-/// in replay.
+/// Decodes the records of one frame. Pure: the same bytes give the same rows, live and in replay.
 pub fn decode<'a>(
     stream: &Stream,
     records: impl Iterator<Item = &'a [u8]>,
-    received_at: Micros,
-    truncated: &[(u64, u64)],
+    received: Received<'_>,
 ) -> Decoded {
-    decode_within(stream, records, received_at, truncated, usize::MAX)
+    decode_within(stream, records, received, usize::MAX)
         .expect("the memory for rejected records is not limited")
 }
 
@@ -73,15 +81,14 @@ pub fn decode<'a>(
 pub(crate) fn decode_within<'a>(
     stream: &Stream,
     records: impl Iterator<Item = &'a [u8]>,
-    received_at: Micros,
-    truncated: &[(u64, u64)],
+    received: Received<'_>,
     max_rejected_bytes: usize,
 ) -> Result<Decoded, TooManyRejected> {
     let mut rejections = Rejections::new(max_rejected_bytes);
-    let Input { rows, index, drift } = read_records(stream, records, truncated, &mut rejections)?;
+    let Input { rows, index, drift } = read_records(stream, records, received, &mut rejections)?;
     let mut reject = |row: u32, reason: &str| rejections.push(index[row as usize], reason).is_ok();
     let Selected { rows, input_rows } = stream
-        .select(&rows, received_at, &mut reject)
+        .select(&rows, received.at, &mut reject)
         .ok_or(TooManyRejected)?;
     let mut drift: Vec<_> = drift.into_iter().collect();
     drift.sort();
@@ -104,7 +111,7 @@ struct Input {
 fn read_records<'a>(
     stream: &Stream,
     records: impl Iterator<Item = &'a [u8]>,
-    truncated: &[(u64, u64)],
+    received: Received<'_>,
     rejections: &mut Rejections,
 ) -> Result<Input, TooManyRejected> {
     let mut hints = stream.capacity_hints.0.iter();
@@ -119,16 +126,23 @@ fn read_records<'a>(
     let mut index = Vec::new();
     for (i, record) in records.enumerate() {
         let i = i as u32;
-        let result = match truncated.iter().find(|(at, _)| *at == u64::from(i)) {
+        let mut target = Target {
+            columns: &mut columns,
+            first: &mut first_column,
+            drift: &mut drift,
+        };
+        let result = match received
+            .truncated
+            .iter()
+            .find(|(at, _)| *at == u64::from(i))
+        {
             Some((_, bytes)) => Err(RecordError::TooLong { bytes: *bytes }),
-            None => {
-                let mut target = Target {
-                    columns: &mut columns,
-                    first: &mut first_column,
-                    drift: &mut drift,
-                };
-                read_record(record, &mut target, index.len())
-            }
+            None => match received.messages.tombstone(i as usize) {
+                None => read_record(record, &mut target, index.len()),
+                Some(Tombstone::DeadLetter) => Err(RecordError::Tombstone),
+                Some(Tombstone::Row) => read_record(b"{}", &mut target, index.len()),
+                Some(Tombstone::Skip) => continue,
+            },
         };
         match result {
             Ok(()) => index.push(i),
@@ -143,7 +157,9 @@ fn read_records<'a>(
         column.collect_drift(&mut drift);
         column.record_capacity(index.len(), &mut hints);
     }
-    let arrays: Vec<ArrayRef> = columns.into_iter().map(ColumnBuilder::finish).collect();
+    let mut arrays: Vec<ArrayRef> = columns.into_iter().map(ColumnBuilder::finish).collect();
+    let of_messages = stream.message_columns.iter();
+    arrays.extend(of_messages.map(|column| messages::array(*column, received.messages, &index)));
     let options = RecordBatchOptions::new().with_row_count(Some(index.len()));
     let rows = RecordBatch::try_new_with_options(stream.input_schema.clone(), arrays, &options)
         .expect("the columns follow this schema and have one value per row");

@@ -15,6 +15,8 @@ const QUOTED_CHARS: usize = 60;
 pub(super) enum RecordError {
     #[error("the record has {bytes} bytes, more than `[limits] record` allows")]
     TooLong { bytes: u64 },
+    #[error("the message has no value (a tombstone)")]
+    Tombstone,
     #[error("invalid UTF-8")]
     Utf8,
     #[error("invalid JSON: {0}")]

@@ -28,12 +28,15 @@ fn records(values: &[&str]) -> Vec<String> {
 }
 
 fn decoded(stream: &Stream, records: &[String]) -> Decoded {
-    decode(
-        stream,
-        records.iter().map(String::as_bytes),
-        1_800_000_000_000_000,
-        &[],
-    )
+    decode(stream, records.iter().map(String::as_bytes), received())
+}
+
+/// A time of arrival after that of every record.
+fn received() -> Received<'static> {
+    Received {
+        at: 1_800_000_000_000_000,
+        ..Received::default()
+    }
 }
 
 /// Each value as text, or the reason why its record is rejected.
@@ -380,8 +383,7 @@ fn reasons_are_bounded_and_equal_ones_are_shared() {
         decode_within(
             &stream,
             records.iter().map(String::as_bytes),
-            1_800_000_000_000_000,
-            &[],
+            received(),
             max_bytes,
         )
         .is_ok()
@@ -462,4 +464,44 @@ proptest! {
         let rows = decoded(&stream("bigint", ""), &records(&[&value.to_string()])).rows;
         prop_assert_eq!(rows.column(1).as_primitive::<Int64Type>().value(0), value);
     }
+}
+
+#[test]
+fn a_message_without_a_value_becomes_what_its_tombstone_says() {
+    use crate::message::{MessageMetadata, Messages, Tombstone};
+    let def: StreamDef = toml::from_str(
+        "schema = \"v int\"\nselect = \"select kafka_timestamp as event_time, kafka_key, v from s\"",
+    )
+    .expect("a stream");
+    let stream = Stream::compile("s", &def).expect("valid");
+    let metadata: Vec<_> = [
+        None,
+        Some(Tombstone::DeadLetter),
+        Some(Tombstone::Skip),
+        Some(Tombstone::Row),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(n, tombstone)| MessageMetadata {
+        key: Some(vec![b'a' + n as u8]),
+        timestamp_ms: Some(1_000),
+        tombstone,
+        ..MessageMetadata::default()
+    })
+    .collect();
+    let received = Received {
+        messages: Messages {
+            metadata: &metadata,
+            partition: "t/0",
+            offsets: &[1, 2, 3, 4],
+        },
+        ..received()
+    };
+    let records: [&[u8]; 4] = [b"{\"v\":7}", b"", b"", b""];
+    let decoded = decode(&stream, records.into_iter(), received);
+    assert_eq!(decoded.index, [0, 3]);
+    let keys = decoded.rows.column(1).as_string::<i32>();
+    assert_eq!([keys.value(0), keys.value(1)], ["a", "d"]);
+    let rejected: Vec<_> = decoded.rejected.iter().map(|r| r.index).collect();
+    assert_eq!(rejected, [1]);
 }

@@ -6,7 +6,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::TimestampMicrosecondType;
 
 use super::Ingest;
-use crate::decode::decode;
+use crate::decode::{Received, decode};
 use crate::event::Micros;
 use crate::schema::Stream;
 use crate::wal::Records;
@@ -32,7 +32,12 @@ impl SortTimes {
     /// original length in bytes).
     pub fn next(&mut self, records: &Records, truncated: &[(u64, u64)]) -> Vec<Micros> {
         // Whether an event is too far ahead depends on the arrival time; the order must not.
-        let decoded = decode(&self.stream, records.iter(), Micros::MAX, truncated);
+        let received = Received {
+            at: Micros::MAX,
+            truncated,
+            ..Received::default()
+        };
+        let decoded = decode(&self.stream, records.iter(), received);
         let times = decoded
             .rows
             .column(0)

@@ -30,7 +30,7 @@ use arrow::array::{BooleanArray, RecordBatch};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::decode::{Decoded, decode};
+use crate::decode::{Decoded, Received, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
 use crate::idempotency::{AnsweredRequest, AnsweredRequests, IngestResponse, RequestKey};
 use crate::schema::{Catalog, DUPLICATE_KEY_BYTES, Stream, Window};
@@ -300,8 +300,11 @@ impl Operators {
         Ok(Some(decode(
             stream,
             records.iter(),
-            frame.header.received_at,
-            &frame.attributes.truncated_records,
+            Received {
+                at: frame.header.received_at,
+                truncated: &frame.attributes.truncated_records,
+                messages: frame.attributes.messages_of(&frame.header.partition),
+            },
         )))
     }
 

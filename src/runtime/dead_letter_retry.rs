@@ -5,19 +5,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, BinaryArray, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Int64Type};
 use serde::{Deserialize, Serialize};
 
 use super::query_service::QueryService;
 use super::{POLL, RuntimeError};
 use crate::clock::Clock;
-use crate::decode::decode;
-use crate::event::Lsn;
+use crate::decode::{Received, decode};
+use crate::event::{Lsn, Micros};
 use crate::ingest::{Ingest, Receipt, Submission};
+use crate::message::{MessageMetadata, Messages};
 use crate::operators::{MAX_RETRIED, checkpoints};
 use crate::query::QueryError;
+use crate::schema::Stream;
 use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
 
 /// The most dead letters that are read at once, and that share a frame.
@@ -71,6 +73,79 @@ struct DeadLetterRow {
     source: String,
     stream: String,
     bytes: Vec<u8>,
+    message: Option<OriginalMessage>,
+}
+
+/// Where a message came from, and what it carried beside its value.
+struct OriginalMessage {
+    partition: String,
+    offset: u64,
+    metadata: MessageMetadata,
+}
+
+impl DeadLetterRow {
+    /// Why it would be rejected now, if it would.
+    fn rejection(&self, stream: &Stream, now: Micros) -> Option<String> {
+        let message = self.message.as_ref();
+        let offsets = [message.map_or(0, |message| message.offset)];
+        let messages = message.map_or_else(Messages::default, |message| Messages {
+            metadata: std::slice::from_ref(&message.metadata),
+            partition: &message.partition,
+            offsets: &offsets,
+        });
+        let received = Received {
+            at: now,
+            truncated: &[],
+            messages,
+        };
+        let decoded = decode(stream, std::iter::once(self.bytes.as_slice()), received);
+        let rejected = decoded.rejected.into_iter().next();
+        rejected.map(|rejected| rejected.reason.to_string())
+    }
+
+    fn batch_key(&self) -> RetryBatchKey {
+        let partition = self.message.as_ref().map(|message| &message.partition);
+        RetryBatchKey {
+            source: self.source.clone(),
+            partition: partition.cloned().unwrap_or_default(),
+            stream: self.stream.clone(),
+        }
+    }
+}
+
+impl OriginalMessage {
+    /// From the columns of `dead_letters`.
+    fn new(partition: &str, offset: i64, attributes: &str) -> Option<Self> {
+        let mut attributes = serde_json::from_str(attributes).ok()?;
+        Some(Self {
+            partition: partition.to_owned(),
+            offset: u64::try_from(offset).ok()?,
+            metadata: MessageMetadata::take_from_attributes(&mut attributes)?,
+        })
+    }
+}
+
+/// Rows of these columns: lsn, source, stream, bytes, partition, source_offset, attributes.
+fn dead_letter_rows(columns: &[ArrayRef]) -> Vec<DeadLetterRow> {
+    let [lsn, offset] = [0, 5].map(|n| columns[n].as_primitive::<Int64Type>());
+    let [source, stream, partition, attributes] =
+        [1, 2, 4, 6].map(|n| columns[n].as_string::<i32>());
+    let bytes = columns[3].as_binary::<i32>();
+    let is_message = |row: usize| attributes.is_valid(row) && offset.is_valid(row);
+    (0..lsn.len())
+        .map(|row| DeadLetterRow {
+            lsn: lsn.value(row) as Lsn,
+            source: source.value(row).to_owned(),
+            stream: stream.value(row).to_owned(),
+            bytes: bytes.value(row).to_vec(),
+            message: is_message(row)
+                .then(|| {
+                    let (partition, offset) = (partition.value(row), offset.value(row));
+                    OriginalMessage::new(partition, offset, attributes.value(row))
+                })
+                .flatten(),
+        })
+        .collect()
 }
 
 /// Why a page was not read.
@@ -89,11 +164,45 @@ impl From<PageError> for RuntimeError {
     }
 }
 
-/// Records of one source and stream that are gathered for a frame.
+/// What the records of a frame have in common. The partition is that of messages, whose offsets and
+/// metadata are resubmitted too; empty for other records.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct RetryBatchKey {
+    source: String,
+    partition: String,
+    stream: String,
+}
+
+/// Records that are gathered for a frame.
 #[derive(Default)]
 struct RetryBatch {
     records: RecordsBuilder,
     dead_letters: Vec<Lsn>,
+    offsets: Vec<u64>,
+    messages: Vec<MessageMetadata>,
+}
+
+impl RetryBatch {
+    fn push(&mut self, letter: DeadLetterRow) {
+        self.records.push(&letter.bytes);
+        self.dead_letters.push(letter.lsn);
+        if let Some(message) = letter.message {
+            self.offsets.push(message.offset);
+            self.messages.push(message.metadata);
+        }
+    }
+
+    /// Whether it cannot take this one: it is full, or the offsets, which ascend in a frame, would
+    /// not, as after a topic was deleted and created again.
+    fn is_complete_before(&self, letter: &DeadLetterRow) -> bool {
+        let last = self.offsets.last();
+        self.dead_letters.len() >= FRAME_RECORDS
+            || self.records.bytes() >= FRAME_BYTES
+            || letter
+                .message
+                .as_ref()
+                .is_some_and(|message| last.is_some_and(|last| message.offset < *last))
+    }
 }
 
 /// A frame in the log, with the dead letter of each of its records.
@@ -243,7 +352,7 @@ impl Retry {
             ));
         }
         let query = format!(
-            "select lsn, source, stream, bytes from dead_letters where {} order by lsn limit {limit}",
+            "select lsn, source, stream, bytes, partition, source_offset, attributes from dead_letters where {} order by lsn limit {limit}",
             wanted.join(" and ")
         );
         let answer = self.queries.sql(&query).await.map_err(|e| match e {
@@ -259,28 +368,16 @@ impl Retry {
                 DataType::Utf8,
                 DataType::Utf8,
                 DataType::Binary,
+                DataType::Utf8,
+                DataType::Int64,
+                DataType::Utf8,
             ];
             let columns = columns
                 .iter()
                 .enumerate()
                 .map(|(n, ty)| cast(batch.column(n), ty).map_err(failed));
             let columns = columns.collect::<Result<Vec<_>, _>>()?;
-            let lsn = columns[0].as_any().downcast_ref::<Int64Array>();
-            let [source, stream] =
-                [1, 2].map(|n| columns[n].as_any().downcast_ref::<StringArray>());
-            let bytes = columns[3].as_any().downcast_ref::<BinaryArray>();
-            let (Some(lsn), Some(source), Some(stream), Some(bytes)) = (lsn, source, stream, bytes)
-            else {
-                continue;
-            };
-            for row in 0..batch.num_rows() {
-                letters.push(DeadLetterRow {
-                    lsn: lsn.value(row) as Lsn,
-                    source: source.value(row).to_owned(),
-                    stream: stream.value(row).to_owned(),
-                    bytes: bytes.value(row).to_vec(),
-                });
-            }
+            letters.extend(dead_letter_rows(&columns));
         }
         Ok(letters)
     }
@@ -292,36 +389,23 @@ impl Retry {
         sent: &mut Vec<SentFrame>,
         done: &mut RetrySummary,
     ) -> Result<(), RuntimeError> {
-        let mut batches: BTreeMap<(String, String), RetryBatch> = BTreeMap::new();
+        let mut batches: BTreeMap<RetryBatchKey, RetryBatch> = BTreeMap::new();
         let mut receipts: Vec<(Receipt, Vec<Lsn>)> = Vec::new();
         for letter in letters {
             let reason = match self.ingest.catalog().streams.get(&letter.stream) {
                 None => Some(format!("the stream `{}` no longer exists", letter.stream)),
-                Some(stream) => {
-                    let decoded = decode(
-                        stream,
-                        std::iter::once(letter.bytes.as_slice()),
-                        self.clock.now(),
-                        &[],
-                    );
-                    decoded
-                        .rejected
-                        .into_iter()
-                        .next()
-                        .map(|r| r.reason.to_string())
-                }
+                Some(stream) => letter.rejection(stream, self.clock.now()),
             };
             if let Some(reason) = reason {
                 done.count_refused(reason);
                 continue;
             }
-            let key = (letter.source, letter.stream);
+            let key = letter.batch_key();
             let batch = batches.entry(key.clone()).or_default();
-            batch.records.push(&letter.bytes);
-            batch.dead_letters.push(letter.lsn);
-            if batch.dead_letters.len() >= FRAME_RECORDS || batch.records.bytes() >= FRAME_BYTES {
+            if batch.is_complete_before(&letter) {
                 receipts.extend(self.send(key, std::mem::take(batch))?);
             }
+            batch.push(letter);
         }
         for (key, batch) in batches {
             receipts.extend(self.send(key, batch)?);
@@ -339,7 +423,7 @@ impl Retry {
 
     fn send(
         &self,
-        (source, stream): (String, String),
+        key: RetryBatchKey,
         batch: RetryBatch,
     ) -> Result<Option<(Receipt, Vec<Lsn>)>, RuntimeError> {
         if batch.dead_letters.is_empty() {
@@ -348,14 +432,16 @@ impl Retry {
         let dead_letters = batch.dead_letters.clone();
         let submission = Submission {
             kind: Kind::Retry,
-            source,
-            partition: String::new(),
-            stream,
+            source: key.source,
+            partition: key.partition,
+            stream: key.stream,
             records: batch.records.finish(),
-            first_offset: 0,
+            first_offset: batch.offsets.first().copied().unwrap_or_default(),
             previous_offset: 0,
             attributes: FrameAttributes {
                 retry_of: batch.dead_letters,
+                offsets: batch.offsets,
+                messages: batch.messages,
                 ..FrameAttributes::default()
             },
         };

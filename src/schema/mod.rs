@@ -34,5 +34,5 @@ pub use layout::Layout;
 pub use plan_error::PlanError;
 pub use select::session_config;
 pub use stream::Stream;
-pub(crate) use stream::{MAP_SUFFIX, Selected};
+pub(crate) use stream::{MAP_SUFFIX, MessageColumn, Selected};
 pub use window::Window;

@@ -9,6 +9,7 @@
 //! | 4 | of a retry, per record the dead letter that it resubmits: varint LSN |
 //! | 5 | identity of the file read, see below |
 //! | 6 | truncated records: per record varint index, varint original length |
+//! | 7 | per record what a Kafka message carries beside its value, see below |
 //!
 //! A file's identity is: varint inode, varint length of its head, u32 CRC-32C of that head; then
 //! optional fields, each with its own u8 tag:
@@ -19,8 +20,18 @@
 //! | 2 | varint size, varint mtime (ns since 1970) of a file that ends at that offset |
 //! | 3 | of a file read in order of event time: varint size, u32 CRC-32C of the file as stored, varint number of its records, u32 CRC-32C of the order up to the offset |
 //! | 4 | of a source of one file: varint time (ns since 1970) since which files rotated away from its path belong to it |
+//!
+//! A message's metadata is a u8 of flags, then what they announce, in this order:
+//!
+//! | bits | content |
+//! |---|---|
+//! | 0x01 | key: varint length, bytes |
+//! | 0x02 | varint zigzag: timestamp in ms since 1970, less that of the last message before it that has one |
+//! | 0x04 | varint number of headers; of each varint length of the name, name, varint 0 for null or the value's length + 1, value |
+//! | 0x18 | the value is null, and becomes: 1 a dead letter, 2 a row, 3 neither |
 
 use super::DamagedFrame;
+use crate::message::{MessageMetadata, Messages, Tombstone};
 
 /// A file that is read in order of event time. Its offsets are ordinals in that order, valid for
 /// this content only.
@@ -137,9 +148,46 @@ pub struct FrameAttributes {
     pub file: Option<FileIdentity>,
     /// Records that exceeded the size limit: (index in the frame, original length in bytes).
     pub truncated_records: Vec<(u64, u64)>,
+    /// One per record of a Kafka source; empty for other sources.
+    pub messages: Vec<MessageMetadata>,
 }
 
 impl FrameAttributes {
+    /// Bytes in memory beside the struct itself.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let messages = self.messages.iter().map(MessageMetadata::heap_bytes);
+        self.offsets.len() * size_of::<u64>()
+            + self.messages.len() * size_of::<MessageMetadata>()
+            + messages.sum::<usize>()
+    }
+
+    /// The messages of a frame of this partition.
+    pub fn messages_of<'a>(&'a self, partition: &'a str) -> Messages<'a> {
+        Messages {
+            metadata: &self.messages,
+            partition,
+            offsets: &self.offsets,
+        }
+    }
+
+    /// Those of the frame's records without the first `skipped`.
+    pub(crate) fn skip(&self, skipped: usize) -> Self {
+        let rest = |numbers: &[u64]| numbers.get(skipped..).unwrap_or_default().to_vec();
+        let first = skipped as u64;
+        Self {
+            offsets: rest(&self.offsets),
+            retry_of: rest(&self.retry_of),
+            truncated_records: self
+                .truncated_records
+                .iter()
+                .filter(|(index, _)| *index >= first)
+                .map(|(index, bytes)| (index - first, *bytes))
+                .collect(),
+            messages: self.messages.get(skipped..).unwrap_or_default().to_vec(),
+            ..self.clone()
+        }
+    }
+
     pub(super) fn encode(&self, first_offset: u64) -> Vec<u8> {
         let mut out = Vec::new();
         if !self.offsets.is_empty() {
@@ -170,6 +218,9 @@ impl FrameAttributes {
                 .flat_map(|(i, n)| [*i, *n])
                 .collect();
             put_numbers(&mut out, 6, &numbers);
+        }
+        if !self.messages.is_empty() {
+            put_part(&mut out, 7, &encode_messages(&self.messages));
         }
         out
     }
@@ -208,11 +259,119 @@ impl FrameAttributes {
                             .push((take_varint(&mut part)?, take_varint(&mut part)?));
                     }
                 }
+                7 => attributes.messages = decode_messages(part)?,
                 _ => {}
             }
         }
         Ok(attributes)
     }
+}
+
+const KEY: u8 = 0x01;
+const TIMESTAMP: u8 = 0x02;
+const HEADERS: u8 = 0x04;
+const TOMBSTONE_SHIFT: u32 = 3;
+const TOMBSTONE_MASK: u8 = 0x03;
+
+fn encode_messages(messages: &[MessageMetadata]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(messages.len() * 8);
+    let mut previous = 0i64;
+    for message in messages {
+        let tombstone = match message.tombstone {
+            None => 0,
+            Some(Tombstone::DeadLetter) => 1,
+            Some(Tombstone::Row) => 2,
+            Some(Tombstone::Skip) => 3,
+        };
+        let mut flags = tombstone << TOMBSTONE_SHIFT;
+        let mut flag = |is_set: bool, bit: u8| flags |= if is_set { bit } else { 0 };
+        flag(message.key.is_some(), KEY);
+        flag(message.timestamp_ms.is_some(), TIMESTAMP);
+        flag(!message.headers.is_empty(), HEADERS);
+        out.push(flags);
+        if let Some(key) = &message.key {
+            put_bytes(&mut out, key);
+        }
+        if let Some(time) = message.timestamp_ms {
+            put_varint(&mut out, zigzag(time.wrapping_sub(previous)));
+            previous = time;
+        }
+        if !message.headers.is_empty() {
+            put_varint(&mut out, message.headers.len() as u64);
+            for (name, value) in &message.headers {
+                put_bytes(&mut out, name.as_bytes());
+                match value {
+                    None => put_varint(&mut out, 0),
+                    Some(value) => {
+                        put_varint(&mut out, value.len() as u64 + 1);
+                        out.extend_from_slice(value);
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+fn decode_messages(mut part: &[u8]) -> Result<Vec<MessageMetadata>, DamagedFrame> {
+    let mut messages = Vec::new();
+    let mut previous = 0i64;
+    while let Some((&flags, rest)) = part.split_first() {
+        part = rest;
+        let mut message = MessageMetadata {
+            tombstone: match (flags >> TOMBSTONE_SHIFT) & TOMBSTONE_MASK {
+                0 => None,
+                1 => Some(Tombstone::DeadLetter),
+                2 => Some(Tombstone::Row),
+                _ => Some(Tombstone::Skip),
+            },
+            ..MessageMetadata::default()
+        };
+        if flags & KEY != 0 {
+            let length = take_varint(&mut part)?;
+            message.key = Some(take_bytes(&mut part, length)?.to_vec());
+        }
+        if flags & TIMESTAMP != 0 {
+            previous = previous.wrapping_add(unzigzag(take_varint(&mut part)?));
+            message.timestamp_ms = Some(previous);
+        }
+        if flags & HEADERS != 0 {
+            for _ in 0..take_varint(&mut part)? {
+                let length = take_varint(&mut part)?;
+                let name = std::str::from_utf8(take_bytes(&mut part, length)?)
+                    .map_err(|_| DamagedFrame)?
+                    .to_owned();
+                let value = match take_varint(&mut part)?.checked_sub(1) {
+                    None => None,
+                    Some(length) => Some(take_bytes(&mut part, length)?.to_vec()),
+                };
+                message.headers.push((name, value));
+            }
+        }
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// Maps numbers near zero, of either sign, to small ones.
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn take_bytes<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], DamagedFrame> {
+    let length = usize::try_from(length).map_err(|_| DamagedFrame)?;
+    let (taken, rest) = bytes.split_at_checked(length).ok_or(DamagedFrame)?;
+    *bytes = rest;
+    Ok(taken)
 }
 
 fn put_part(out: &mut Vec<u8>, tag: u8, part: &[u8]) {
@@ -260,13 +419,30 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u64, DamagedFrame> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
+
+    fn message() -> impl Strategy<Value = MessageMetadata> {
+        let bytes = || proptest::option::of(vec(any::<u8>(), 0..9));
+        (
+            bytes(),
+            vec((".{0,5}", bytes()), 0..3),
+            proptest::option::of(any::<i64>()),
+            proptest::option::of(proptest::sample::select(&Tombstone::ALL[..])),
+        )
+            .prop_map(|(key, headers, timestamp_ms, tombstone)| MessageMetadata {
+                key,
+                headers,
+                timestamp_ms,
+                tombstone,
+            })
+    }
 
     proptest! {
         #[test]
         fn encoded_attributes_decode_to_the_same(
             first in 0u64..1 << 40,
-            steps in proptest::collection::vec(0u64..100_000, 0..50),
+            steps in vec(0u64..100_000, 0..50),
             next in proptest::option::of(any::<u64>()),
             key in proptest::option::of("[a-z0-9]{0,128}"),
             file in proptest::option::of((any::<u64>(), 0u64..1024, any::<u32>())),
@@ -274,7 +450,8 @@ mod tests {
             complete in proptest::option::of(any::<(u64, u64)>()),
             sorted in proptest::option::of(any::<(u64, u32, u64, u32)>()),
             since in proptest::option::of(any::<u64>()),
-            truncated_records in proptest::collection::vec((0u64..512, any::<u64>()), 0..3),
+            truncated_records in vec((0u64..512, any::<u64>()), 0..3),
+            messages in vec(message(), 0..9),
         ) {
             let offsets = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
             let attributes = FrameAttributes {
@@ -287,12 +464,36 @@ mod tests {
                     FileIdentity { inode, head, crc, content, complete, sorted, since }
                 }),
                 truncated_records,
+                messages,
             };
             prop_assert_eq!(FrameAttributes::decode(&attributes.encode(first), first), Ok(attributes));
         }
 
         #[test]
-        fn any_bytes_decode_or_are_damaged(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn skipped_records_leave_the_attributes_of_the_others(
+            messages in vec(message(), 1..9),
+            skipped in 0usize..9,
+        ) {
+            let skipped = skipped.min(messages.len());
+            let count = messages.len() as u64;
+            let attributes = FrameAttributes {
+                offsets: (10..10 + count).collect(),
+                retry_of: (20..20 + count).collect(),
+                truncated_records: (0..count).map(|index| (index, 100 + index)).collect(),
+                messages,
+                ..FrameAttributes::default()
+            };
+            let rest = attributes.skip(skipped);
+            let first = skipped as u64;
+            prop_assert_eq!(rest.offsets, (10 + first..10 + count).collect::<Vec<_>>());
+            prop_assert_eq!(rest.retry_of, (20 + first..20 + count).collect::<Vec<_>>());
+            let truncated: Vec<_> = (first..count).map(|n| (n - first, 100 + n)).collect();
+            prop_assert_eq!(rest.truncated_records, truncated);
+            prop_assert_eq!(&rest.messages[..], &attributes.messages[skipped..]);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_are_damaged(bytes in vec(any::<u8>(), 0..200)) {
             let _ = FrameAttributes::decode(&bytes, 0);
         }
     }

@@ -213,7 +213,7 @@ impl Frame {
 
     /// Bytes it takes in memory, approximately.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.block.len() + self.attributes.offsets.len() * 8 + 256
+        self.block.len() + self.attributes.heap_bytes() + 256
     }
 
     /// The records' bytes, in order.

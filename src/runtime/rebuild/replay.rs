@@ -14,7 +14,7 @@ use crate::storage::Disk;
 use crate::views::LogIdentity;
 use crate::views::lake::replay::RawFrames;
 use crate::views::lake::{LakeTable, TableSpec};
-use crate::wal::{Frame, FrameAttributes, LogReader, RecordsBuilder, WalError};
+use crate::wal::{Frame, LogReader, RecordsBuilder, WalError};
 
 /// Where past records are.
 #[derive(Clone)]
@@ -186,30 +186,7 @@ fn skip_records(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
         .skip(skipped as usize)
         .for_each(|record| records.push(record));
     let records = records.finish();
-    let attributes = FrameAttributes {
-        offsets: frame
-            .attributes
-            .offsets
-            .iter()
-            .skip(skipped as usize)
-            .copied()
-            .collect(),
-        retry_of: frame
-            .attributes
-            .retry_of
-            .iter()
-            .skip(skipped as usize)
-            .copied()
-            .collect(),
-        truncated_records: frame
-            .attributes
-            .truncated_records
-            .iter()
-            .filter(|(i, _)| *i >= skipped)
-            .map(|(i, n)| (i - skipped, *n))
-            .collect(),
-        ..frame.attributes.clone()
-    };
+    let attributes = frame.attributes.skip(skipped as usize);
     let mut header = frame.header.clone();
     header.first_lsn = after + 1;
     Frame::data(header, &records, attributes).map_err(|e| failed(&e))
@@ -218,7 +195,7 @@ fn skip_records(frame: Frame, after: Lsn) -> Result<Frame, RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::{Header, Kind};
+    use crate::wal::{FrameAttributes, Header, Kind};
 
     #[test]
     fn a_frame_is_read_from_the_middle_with_the_attributes_of_its_records() {

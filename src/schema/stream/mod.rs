@@ -2,6 +2,7 @@
 //! the operators need of them.
 
 mod columns;
+mod message_columns;
 mod rows;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::{DeclarationError, PlanError, names, types};
 use crate::config::{SqlBounds, StreamDef};
 use crate::event::{MICROS_PER_HOUR, Micros, STAMP_COLUMNS, bucket};
 pub use columns::{DuplicateColumns, MAP_SUFFIX, SessionColumns};
+pub use message_columns::MessageColumn;
 pub use rows::Selected;
 
 /// A stream, ready to decode records.
@@ -24,7 +26,9 @@ pub struct Stream {
     pub def: StreamDef,
     /// The JSON fields that are read.
     pub input: Vec<types::Column>,
-    /// `input` as Arrow fields, all nullable.
+    /// The columns of Kafka messages that `select` reads as well.
+    pub(crate) message_columns: Vec<MessageColumn>,
+    /// `input`, then `message_columns`, as Arrow fields, all nullable.
     pub input_schema: SchemaRef,
     /// Learned from each frame, for the next one; they affect no result.
     pub capacity_hints: types::CapacityHints,
@@ -58,10 +62,15 @@ impl Stream {
             |e: PlanError| DeclarationError::new(name, "select", e.locate_in(&def.select));
         let input =
             types::parse(&def.schema).map_err(|e| DeclarationError::new(name, "schema", e))?;
-        let input_schema: SchemaRef = Arc::new(Schema::new(
-            input.iter().map(types::Column::arrow).collect::<Vec<_>>(),
+        let message_columns = MessageColumn::named_in(&def.select, &input);
+        let with_messages = |fields: Vec<Field>| {
+            let messages = message_columns.iter().map(|column| column.field());
+            Schema::new(fields.into_iter().chain(messages).collect::<Vec<_>>())
+        };
+        let input_schema: SchemaRef = Arc::new(with_messages(
+            input.iter().map(types::Column::arrow).collect(),
         ));
-        let marked = Schema::new(input.iter().map(types::Column::marked).collect::<Vec<_>>());
+        let marked = with_messages(input.iter().map(types::Column::marked).collect());
         let columns =
             select::plan(name, &input_schema, &marked, &def.select, sql).map_err(in_select)?;
         let columns = columns.with_event_time_first().map_err(in_select)?;
@@ -76,6 +85,7 @@ impl Stream {
             def: def.clone(),
             capacity_hints: types::CapacityHints::for_columns(&input),
             input,
+            message_columns,
             input_schema,
             table_schema: table_schema(&output, def.duplicates.is_some(), def.session.is_some()),
             output,

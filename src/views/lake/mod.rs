@@ -34,6 +34,7 @@ pub(crate) mod provider;
 mod pruned;
 mod raw;
 pub mod replay;
+mod row_attributes;
 mod row_class;
 pub(crate) mod scan_by_lsn;
 mod spec;

@@ -24,6 +24,7 @@ use super::checked::ChecksumWriter;
 use super::error::AtPath;
 use super::files::{Attempt, FileEntry, NewFile, properties};
 use super::memtable::UnflushedRows;
+use super::row_attributes::RowAttributes;
 use super::{LakeError, RowClass, TableSpec};
 use crate::event::{Lsn, bucket};
 use crate::wal::{Frame, Records, frame};
@@ -76,7 +77,7 @@ impl RawFrame {
             Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) as ArrayRef
         };
         let offsets = &self.frame.attributes.offsets;
-        let attributes = attributes_json(&self.frame);
+        let attributes = RowAttributes::new(&self.frame);
         vec![
             Arc::new(Int64Array::from_iter_values(
                 rows.clone().map(|i| (header.first_lsn + i as u64) as i64),
@@ -93,7 +94,7 @@ impl RawFrame {
             ),
             text(&header.stream),
             text(header.kind.name()),
-            Arc::new(rows.map(|_| attributes.as_deref()).collect::<StringArray>()),
+            Arc::new(rows.map(|i| attributes.row(i)).collect::<StringArray>()),
         ]
     }
 }
@@ -104,29 +105,6 @@ fn records_of(frame: &Frame) -> Result<Records, LakeError> {
         first_lsn: frame.header.first_lsn,
         source,
     })
-}
-
-/// A frame's attributes without offsets, as JSON; `None` where there are none.
-fn attributes_json(frame: &Frame) -> Option<String> {
-    let attributes = &frame.attributes;
-    let mut out = serde_json::Map::new();
-    if let Some((_, key)) = &attributes.idempotency {
-        out.insert("idempotency_key".into(), key.as_str().into());
-    }
-    if !attributes.retry_of.is_empty() {
-        out.insert("retry_of".into(), attributes.retry_of.clone().into());
-    }
-    if !attributes.truncated_records.is_empty() {
-        out.insert(
-            "cut".into(),
-            attributes
-                .truncated_records
-                .iter()
-                .map(|(i, n)| serde_json::json!([i, n]))
-                .collect(),
-        );
-    }
-    (!out.is_empty()).then(|| serde_json::Value::Object(out).to_string())
 }
 
 /// Writes frames as rows of `raw`, one file per hour of arrival.

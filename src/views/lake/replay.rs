@@ -16,6 +16,7 @@ use super::checked::CheckedFile;
 use super::error::AtPath;
 use super::files::FileEntry;
 use super::footers::widest_row;
+use super::row_attributes::ReadAttributes;
 use super::{LakeError, TableSpec};
 use crate::event::Lsn;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
@@ -50,6 +51,7 @@ struct FrameHead {
     partition: String,
     stream: String,
     kind: String,
+    /// Those that all of its rows share.
     attributes: Option<String>,
 }
 
@@ -84,7 +86,8 @@ impl FrameHead {
 struct RawColumns<'a> {
     lsn: &'a Int64Array,
     received_at: &'a TimestampMicrosecondArray,
-    texts: [&'a StringArray; 5],
+    texts: [&'a StringArray; 4],
+    attributes: Vec<ReadAttributes>,
     offset: &'a Int64Array,
     bytes: &'a BinaryArray,
 }
@@ -95,6 +98,7 @@ impl<'a> RawColumns<'a> {
             batch.column_by_name(name)?.as_any().downcast_ref()
         }
         let text = |name| column::<StringArray>(batch, name);
+        let attributes = text("attributes")?;
         Some(Self {
             lsn: column(batch, "lsn")?,
             received_at: column(batch, "received_at")?,
@@ -103,8 +107,8 @@ impl<'a> RawColumns<'a> {
                 text("partition")?,
                 text("stream")?,
                 text("kind")?,
-                text("attributes")?,
             ],
+            attributes: attributes.iter().map(ReadAttributes::new).collect(),
             offset: column(batch, "source_offset")?,
             bytes: column(batch, "bytes")?,
         })
@@ -114,9 +118,7 @@ impl<'a> RawColumns<'a> {
         let [source, partition, stream, kind] =
             [0, 1, 2, 3].map(|t| self.texts[t].value(row).to_owned());
         let lsn = self.lsn.value(row) as Lsn;
-        let attributes = self.texts[4]
-            .is_valid(row)
-            .then(|| self.texts[4].value(row).to_owned());
+        let attributes = self.attributes[row].shared.clone();
         let received_at = self.received_at.value(row);
         FrameHead {
             first: lsn,
@@ -136,6 +138,8 @@ impl<'a> RawColumns<'a> {
             t.is_valid(row) == t.is_valid(row - 1) && t.value(row) == t.value(row - 1)
         };
         self.received_at.value(row) == self.received_at.value(row - 1)
+            && self.attributes[row].shared == self.attributes[row - 1].shared
+            && self.attributes[row].message.is_some() == self.attributes[row - 1].message.is_some()
             && self.texts.iter().all(same)
     }
 }
@@ -264,12 +268,14 @@ fn frame(
         .clone()
         .for_each(|row| records.push(rows.bytes.value(row)));
     let records = records.finish();
+    let messages = rows.attributes[range.clone()].iter();
     let offsets: Vec<u64> = range
         .filter(|row| rows.offset.is_valid(*row))
         .map(|row| rows.offset.value(row) as u64)
         .collect();
     let has = |index: &u64| (skipped..skipped + count).contains(index);
     let attributes = FrameAttributes {
+        messages: messages.filter_map(|row| row.message.clone()).collect(),
         offsets: if offsets.len() as u64 == count {
             offsets
         } else {

@@ -87,6 +87,8 @@ impl TableSpec {
             Field::new("reason", DataType::Utf8, true),
             Field::new("bytes", DataType::Binary, true),
             Field::new("retried_lsn", DataType::Int64, true),
+            Field::new("partition", DataType::Utf8, true),
+            Field::new("attributes", DataType::Utf8, true),
         ];
         let name = "dead_letters";
         Self {

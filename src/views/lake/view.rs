@@ -21,6 +21,7 @@ use super::error::InView;
 use super::files::{self, Attempt};
 use super::memtable::UnflushedRows;
 use super::raw::{self, RawFrame};
+use super::row_attributes::message_attributes;
 use super::{Change, LakeError, LakeTable, PerClass, RowClass, RowOrigin, TableSpec};
 use crate::event::{Lsn, Micros};
 use crate::operators::{Output, StreamRows};
@@ -588,6 +589,13 @@ fn dead_letter_rows(
             letters.iter().map(|d| bytes(d.index)),
         )),
         Arc::new(Int64Array::from(vec![None; n])),
+        text(&header.partition),
+        Arc::new(
+            letters
+                .iter()
+                .map(|d| message_attributes(&output.frame, d.index as usize))
+                .collect::<StringArray>(),
+        ),
     ];
     Ok(Some(RecordBatch::try_new(schema.clone(), columns)?))
 }
