@@ -28,7 +28,7 @@ pub fn push(text: &mut String, is_first: bool, value: &str) {
 }
 
 /// The text of a group.
-#[must_use]
+#[cfg(test)]
 pub fn text<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
     let mut text = String::new();
     values

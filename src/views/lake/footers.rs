@@ -103,7 +103,8 @@ impl Footers {
     }
 
     /// Bytes of the footers in memory.
-    pub fn memory_bytes(&self) -> usize {
+    #[cfg(test)]
+    fn memory_bytes(&self) -> usize {
         self.cache().bytes
     }
 
