@@ -43,7 +43,10 @@
 //! | event time | the time that a record states; `received_at` is its arrival |
 //! | disorder | how far event times may be out of order before an event is late |
 //! | watermark | event time below which no more events are expected: the maximum less `disorder` |
-//! | lateness | how far an event's time is behind the watermark |
+//! | late | of an event: its time is below the watermark of its partition |
+//! | lateness | how far an event's time is behind the watermark; a window has an `allowed_lateness` |
+//! | too late | of an event: every window that it belongs to is closed; it is in `<stream>.late` |
+//! | late class | rows of hours well before the watermark, which the lake commits less often |
 //! | tick | control frame that moves time on while a source is idle |
 //! | window, pane | interval of event time; a pane is the part of it that windows of a hop share |
 //! | session | events of one key with at most `gap` between them |

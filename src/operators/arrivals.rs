@@ -11,7 +11,12 @@
 //! then one frame on day 503                      day 103: an unconfirmed step
 //! then day 103 again                             day 104 a day later; the step is forgotten
 //! or day 503 on, for a day                       day 504
+//! one frame a day, on days 100, 101, 102         day 101: each confirms the one before
 //! ```
+//!
+//! After a long step only time in short steps counts, because a clock that jumps again looks like a
+//! long silence: frames from 00:00 to 02:00 on day 503, one each minute, and then one at 00:00 on
+//! day 504 confirm no more than day 503, 02:00.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +24,14 @@ use crate::event::{MICROS_PER_DAY, MICROS_PER_HOUR, Micros};
 
 /// Longest step between two arrivals that is trusted without further evidence. Retention by arrival
 /// time allows for it, so that it deletes nothing too early.
-pub const STEP: Micros = MICROS_PER_HOUR;
+pub(crate) const STEP: Micros = MICROS_PER_HOUR;
 /// How long arrivals must continue after a longer step, or after a start, until it is trusted.
-pub const CONFIRMED: Micros = MICROS_PER_DAY;
+const CONFIRMED: Micros = MICROS_PER_DAY;
 
 /// Arrival time as far as it is trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Arrivals {
+pub(super) struct Arrivals {
+    /// None while too little is known.
     reached: Option<Micros>,
     #[serde(rename = "doubtful")]
     unconfirmed: Option<UnconfirmedStep>,
@@ -34,7 +40,9 @@ pub struct Arrivals {
 /// Arrivals since a step that is not trusted yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct UnconfirmedStep {
+    /// The first arrival after the step.
     first: Micros,
+    /// The latest arrival since.
     last: Micros,
     /// Time that passed among them in steps of up to [`STEP`].
     steady: Micros,
@@ -141,6 +149,16 @@ mod tests {
             after(days(500, 1).take(300).chain(days(100, 2))).reached(),
             Some(102 * MICROS_PER_DAY - MINUTE)
         );
+    }
+
+    #[test]
+    fn after_a_long_step_only_short_steps_count() {
+        let day = 503 * MICROS_PER_DAY;
+        let morning = (0..=120).map(|n| day + n * MINUTE);
+        let arrivals = after(days(100, 3).chain(morning).chain([day + MICROS_PER_DAY]));
+        assert_eq!(arrivals.reached(), Some(day + 120 * MINUTE));
+        let daily = [100, 101, 102].map(|day| day * MICROS_PER_DAY);
+        assert_eq!(after(daily).reached(), Some(101 * MICROS_PER_DAY));
     }
 
     #[test]

@@ -6,23 +6,28 @@ use std::sync::Arc;
 
 use arrow::array::{ListBuilder, RecordBatch, StringBuilder, UInt32Array};
 
-use super::sessions::{self, Sessions, Status};
+use super::sessions::{self, SessionStatus, Sessions};
 use super::values::{column_times, lsns};
-use super::windows::{Admission, WindowInput};
+use super::windows::{RowAdmission, WindowInput};
 use super::{OperatorError, Operators, Output, TableRows, tables};
 use crate::event::{Lsn, Micros};
 use crate::schema::{Stream, Window};
 
-/// What a window emits to windows over it.
+/// What a window emits to the windows that read it.
 struct FinalRows {
     rows: RecordBatch,
-    /// How long after the stream's watermark they are final: the lateness of the window and of
-    /// those that it reads.
+    /// How long after the stream's watermark they are final, in µs: the lateness of the window and
+    /// of those that it reads.
     lateness: Micros,
 }
 
 impl FinalRows {
-    /// When the stream's watermarks reach the windows over this one.
+    /// The watermarks for the windows that read this one: the stream's, less the lateness after
+    /// which rows are final.
+    ///
+    /// Windows of 10 with a lateness of 5: at the stream's watermark 24, the window 10..20 may
+    /// still change (20 + 5 > 24), and the windows that read it have the watermark 19. At 25 it is
+    /// final, and its row, with window_end 20, comes together with the watermark 20: in time.
     fn delayed(&self, watermark_updates: &[(Lsn, Micros)]) -> Vec<(Lsn, Micros)> {
         watermark_updates
             .iter()
@@ -31,7 +36,9 @@ impl FinalRows {
     }
 }
 
-/// Rows of a frame that came too late for some windows.
+/// Rows of a frame that were too late for some windows. Those that no window accepted go to
+/// `<stream>.late`: with windows of a minute and of an hour, a row that only the latter still
+/// accepts is not lost.
 struct LateRows {
     /// Per row, whether some window accepted it.
     accepted: Vec<bool>,
@@ -47,11 +54,11 @@ impl LateRows {
         }
     }
 
-    fn record(&mut self, window: &str, admission: Admission) {
+    fn record(&mut self, window: &str, admission: RowAdmission) {
         for row in admission.accepted {
             self.accepted[row as usize] = true;
         }
-        for row in admission.late {
+        for row in admission.too_late {
             let windows = self.windows.entry(row).or_default();
             windows.push(window.to_owned());
         }
@@ -92,7 +99,8 @@ impl Operators {
         self.process_windows(&stream, &nothing, &[(lsn, watermark)], output)
     }
 
-    /// Closes every session and window, as at the end of all input.
+    /// Closes every session and window, as at the end of all input (`--final`). A window comes
+    /// after the one that it reads, so that it takes in the rows with which that one closes.
     pub(super) fn close_all(&mut self, lsn: Lsn, output: &mut Output) -> Result<(), OperatorError> {
         for (name, state) in &mut self.streams {
             let (Some(sessions), Some(stream)) =
@@ -101,7 +109,7 @@ impl Operators {
                 continue;
             };
             let mut closed = Vec::new();
-            sessions.close_all(lsn, Status::ClosedTimeout, &mut closed);
+            sessions.close_all(lsn, SessionStatus::ClosedTimeout, &mut closed);
             push_sessions(output, stream, sessions, &closed, state.floor);
         }
         let mut finals: BTreeMap<String, RecordBatch> = BTreeMap::new();
@@ -109,7 +117,7 @@ impl Operators {
             let window = self.windows[at].window().clone();
             let failed = OperatorError::window(lsn, &window);
             let mut emitted = Vec::new();
-            if let Some(inner) = finals.get(&window.over) {
+            if let Some(inner) = finals.get(&window.input) {
                 let input = window_input(&window, inner, &[]);
                 emitted.push(self.windows[at].process(&input).map_err(&failed)?.1);
             }
@@ -123,7 +131,7 @@ impl Operators {
     }
 
     /// Processes a stream's rows, and the watermark changes among and after them, in its windows,
-    /// and their final rows in the windows over them.
+    /// and their final rows in the windows that read them.
     pub(super) fn process_windows(
         &mut self,
         stream: &Arc<Stream>,
@@ -139,13 +147,13 @@ impl Operators {
                 continue;
             }
             let failed = OperatorError::window(output.to, &window);
-            let (emitted, inner_lateness) = if window.over == stream.name {
+            let (emitted, inner_lateness) = if window.input == stream.name {
                 let input = window_input(&window, batch, watermark_updates);
                 let (admission, emitted) = self.windows[at].process(&input).map_err(failed)?;
                 late.record(&window.name, admission);
                 (emitted, 0)
             } else {
-                let Some(inner) = finals.get(&window.over) else {
+                let Some(inner) = finals.get(&window.input) else {
                     continue;
                 };
                 let updates = inner.delayed(watermark_updates);
@@ -227,6 +235,7 @@ fn window_input<'a>(
     }
 }
 
+/// The parts as one batch; none if all are none.
 fn join(window: &Window, parts: Vec<Option<RecordBatch>>) -> Option<RecordBatch> {
     let parts: Vec<RecordBatch> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| {
@@ -235,6 +244,7 @@ fn join(window: &Window, parts: Vec<Option<RecordBatch>>) -> Option<RecordBatch>
     })
 }
 
+/// Adds closed sessions to an output as rows of `<stream>.sessions`, if there are any.
 pub(super) fn push_sessions(
     output: &mut Output,
     stream: &Stream,
@@ -280,10 +290,7 @@ mod tests {
     fn a_row_is_late_only_if_no_window_accepted_it() {
         let mut late = LateRows::new(3);
         for (window, accepted, too_late) in [("a", vec![0], vec![1, 2]), ("b", vec![1], vec![2])] {
-            let admission = Admission {
-                accepted,
-                late: too_late,
-            };
+            let admission = RowAdmission { accepted, too_late };
             late.record(window, admission);
         }
         let want = BTreeMap::from([(2, vec!["a".to_owned(), "b".to_owned()])]);

@@ -11,6 +11,14 @@
 //! 1  y  10,400    new
 //! 1  x  10,801    new: 501 from 10,300, which is still remembered
 //! ```
+//!
+//! A duplicate refreshes its key, but not what is remembered: x at 10,000 is not. Versions that
+//! creep (10,300; 10,700; 11,100) are compared with the first: the third is new. With two keys at
+//! most, after events of the keys 1, 2, 1 and 3, key 2 is forgotten, and its next event is new.
+//!
+//! Keys and contents are 64-bit hashes (a key that is a number is itself). Two events are taken for
+//! duplicates by mistake only where the hashes of their contents collide, and their keys are equal
+//! or collide, too.
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use hashbrown::HashTable;
@@ -89,6 +97,7 @@ pub(super) struct Deduplicator {
     oldest: u32,
     newest: u32,
     max_keys: usize,
+    /// Tolerance between versions, in their unit.
     within: i64,
 }
 
@@ -197,8 +206,8 @@ impl Deduplicator {
         }
     }
 
-    /// Appends the state, oldest key first: count u32, then per key 16 bytes, count u8, and per
-    /// event content and version.
+    /// Appends the state, oldest key first: count u32, then per key the key as u128, count u8, and
+    /// per event content u64 and version i64; little-endian. 1,000 keys of one event: 33,004 bytes.
     pub fn save(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.by_key.len() as u32).to_le_bytes());
         let mut at = self.oldest;
@@ -259,6 +268,7 @@ pub(super) struct DuplicateHashes<'a> {
 }
 
 impl<'a> DuplicateHashes<'a> {
+    /// Of a stream's decoded rows; none where it declares no `duplicates`.
     pub fn new(stream: &Stream, rows: &'a RecordBatch) -> Option<Self> {
         let columns = stream.duplicates()?;
         Some(Self {

@@ -2,16 +2,31 @@
 //! emits no row.
 //!
 //! For the first keys, up to [`MAX_KEYS`], the content and the greatest version of the last row are
-//! remembered; every other event emits its row, and the table decides. For a table with lists whole
-//! events are remembered too, so that the items of an equal one need not be evaluated:
+//! remembered; every other event emits its row, and the table decides:
 //!
 //! ```text
 //! event                     venue 7        emitted
 //! {7: "Bar", version 1}     Bar, 1         a row
 //! {7: "Bar", version 2}     Bar, 2         nothing: the same content
-//! {7: "Pub", version 3}     Pub, 3         a row; the first event must be evaluated again
+//! {7: "Pub", version 3}     Pub, 3         a row
 //! {7: "Bar", version 1}     Pub, 3         nothing: an older version
 //! ```
+//!
+//! For a table with lists (`unnest`: a row per item) whole events are remembered too, without their
+//! versions, so that the items of an equal one need not be evaluated. An event is *current* while
+//! every one of its keys has the content that the event gives it:
+//!
+//! ```text
+//! event                       version  topics             evaluated
+//! A = [1: "art", 2: "film"]   1        1: art, 2: film    yes: two rows; A is current
+//! A                           2        1: art, 2: film    no; the greatest version of A is 2
+//! B = [2: "cinema"]           1        1: art, 2: film    yes: no row, since A has 2 at version 2
+//! B                           3        1: art, 2: cinema  yes: a row; B is current, A no longer
+//! A                           4        1: art, 2: film    yes: a row; A is current, B no longer
+//! ```
+//!
+//! So a repeated event costs one hash. What is remembered decides only whether a row is emitted
+//! that changes nothing: the table keeps the newest version of each key in any case.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -32,11 +47,11 @@ use crate::schema::Entity;
 use crate::schema::entity::ENTITY_COLUMNS;
 use crate::schema::types::timestamp;
 
-/// Keys remembered per table.
-pub const MAX_KEYS: usize = 16 << 10;
-/// Memory of a remembered key.
-pub const KEY_BYTES: usize = 48;
-/// Memory of a remembered event.
+/// Keys remembered per table; later ones are left to the table.
+pub(crate) const MAX_KEYS: usize = 16 << 10;
+/// Memory of a remembered key, in bytes, approximately.
+pub(crate) const KEY_BYTES: usize = 48;
+/// Memory of a remembered event, in bytes, approximately.
 const EVENT_BYTES: usize = 64;
 /// Pairs of a remembered event and one of its keys.
 const MAX_LINKS: usize = 8 * MAX_KEYS;
@@ -72,7 +87,8 @@ struct SavedKey<'a> {
 struct KeyState {
     /// Hash of the row's own columns.
     content: u64,
-    /// The greatest version with this content, apart from those of events in `events`.
+    /// The greatest version with this content, apart from those of events in `events`, which
+    /// [`EventState::greatest`] has.
     version: i64,
 }
 
@@ -88,7 +104,7 @@ struct EventState {
     is_current: bool,
 }
 
-/// Number of the event that each record has brought, for events that are remembered.
+/// By LSN the hash of the event that the record has brought, for events that are remembered.
 type EventsByLsn = HashMap<i64, u64>;
 
 impl EntityState {

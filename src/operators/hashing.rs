@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A 64-bit hash, the same in every process: it is saved in snapshots. The standard library promises
-/// this for one version only, so a test pins its value. Where the bytes themselves are not retained, a collision
-/// would lose a row, so it is SipHash, for which collisions are not found by trial.
+/// A 64-bit hash, the same in every process: it is saved in snapshots. The standard library
+/// promises this for one version only, so a test pins its value. Where the bytes themselves are not
+/// retained, a collision would lose a row, so it is SipHash (Aumasson, Bernstein: SipHash: a fast
+/// short-input PRF, 2012). Its key is fixed, so that collisions can be searched for, but not
+/// constructed.
 pub(super) fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(bytes);

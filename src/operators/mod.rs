@@ -4,18 +4,31 @@
 //! [`Operators::apply`] turns a frame into rows of tables, each stamped with its LSN; [`snapshot`]
 //! saves the whole state at one LSN. Nothing in here depends on a clock, on randomness or on the
 //! order of a map, so a replay gives the same rows.
+//!
+//! A frame of two records, applied to a state at LSN 119:
+//!
+//! ```text
+//! frame 120..=121     duplicates, sessions, watermark    record by record, in `stream`
+//!   120  event        → row 120 of the stream's table
+//!   121  rejected     → dead letter 121
+//!                     → rows of windows, sessions, entity tables, all with LSNs 120 or 121
+//! afterwards          lsn 121; emitted_through: s/recent 120, dead_letters 121, raw 121
+//! ```
+//!
+//! `emitted_through` says what a view can lack: a view of the stream with checkpoint 120 is
+//! complete, also when the log is at 500 and nothing more was emitted to it.
 
-pub mod arrivals;
+pub(crate) mod arrivals;
 mod derived;
 mod duplicates;
-pub mod entities;
+pub(crate) mod entities;
 mod hashing;
 mod output;
 mod partitions;
 mod progress;
 mod reconfigure;
 mod retry_ledger;
-pub mod sessions;
+pub(crate) mod sessions;
 pub mod snapshot;
 mod stream;
 mod values;
@@ -42,13 +55,13 @@ use entities::EntityState;
 pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, checkpoints, tables};
 pub use partitions::{PartitionState, RETAINED_PARTITION};
 pub use progress::{StreamProgress, Totals, WindowProgress};
-pub use retry_ledger::MAX_RETRIED;
+pub(crate) use retry_ledger::MAX_RETRIED;
 use retry_ledger::RetryLedger;
 use sessions::Sessions;
 use snapshot::SavedSnapshots;
 use stream::{Observation, StreamState, reject_below_floor, rules, stamp};
 pub(crate) use values::canonical;
-pub use values::lsns;
+pub(crate) use values::lsns;
 pub use windows::WindowError;
 use windows::WindowState;
 
@@ -58,31 +71,38 @@ const MAX_GAPS: usize = 10_000;
 /// Why a frame cannot be applied: the log and this program disagree, which ends the process.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
+    /// Its bytes are not records, or a control frame's payload is not the JSON that it must be.
     #[error("record {lsn}: the stored frame cannot be read: {reason}")]
     Frame { lsn: Lsn, reason: String },
+    /// Declarations that were valid when they were stored do not compile now.
     #[error("record {lsn}: the stored configuration cannot be used: {reason}")]
     Configuration { lsn: Lsn, reason: String },
+    /// Not a row or window without a value: those are left out and counted.
     #[error("record {lsn}: window `{window}` failed: {reason}")]
     Window {
         lsn: Lsn,
         window: String,
         reason: WindowError,
     },
+    /// An entity table's rows could not be derived or compared.
     #[error("record {lsn}: the rows of `{table}` failed: {reason}")]
     Entity {
         lsn: Lsn,
         table: String,
         reason: String,
     },
+    /// A snapshot file that is damaged or of an unreleased format; recovery uses an older one.
     #[error("{path}: {reason}")]
     Snapshot { path: PathBuf, reason: String },
     /// The disk, not its content: another try may help.
     #[error("{path}: {reason}")]
     Io { path: PathBuf, reason: String },
+    /// Snapshot and log are from different backups.
     #[error(
         "{path} is a snapshot of record {lsn}, but the log ends with record {end}: restore `log` and `operators` from one backup; nothing has been changed"
     )]
     Ahead { path: PathBuf, lsn: Lsn, end: Lsn },
+    /// A downgrade.
     #[error(
         "{path} was written by a newer version of weir (snapshot format {version}); use that version"
     )]
@@ -114,25 +134,28 @@ pub struct Operators {
     /// In the catalog's order.
     entities: Vec<EntityState>,
     partitions: BTreeMap<(String, String), PartitionState>,
-    /// Per checkpoint of a view, the LSN of the last row emitted to it.
+    /// Per checkpoint of a view, the LSN of the last row emitted to it; it lacks nothing from there
+    /// on.
     emitted_through: BTreeMap<String, Lsn>,
     /// Requests with an idempotency key, and their answers; none in a copy that is never asked.
     answered: Option<AnsweredRequests>,
     gaps: VecDeque<Gap>,
     retried: RetryLedger,
-    /// Floors of the tables that do not belong to a stream: `raw`, `dead_letters`.
+    /// Retention floors of the tables that do not belong to a stream: `raw`, `dead_letters`; and
+    /// those of derived tables that the disk's limit has raised above their stream's.
     floors: Floors,
     arrivals: Arrivals,
     saved: SavedSnapshots,
 }
 
 impl Operators {
-    /// An empty state, from the record after `zero` on.
-    pub fn new(catalog: Arc<Catalog>, zero: Lsn) -> Self {
+    /// An empty state at an LSN, with `lsn_zero` that of an empty log: the first frame to apply is
+    /// the one after it.
+    pub fn new(catalog: Arc<Catalog>, lsn: Lsn) -> Self {
         let mut operators = Self {
             catalog: Arc::new(Catalog::default()),
             pinned_from: None,
-            lsn: zero,
+            lsn,
             streams: BTreeMap::new(),
             windows: Vec::new(),
             entities: Vec::new(),
@@ -147,7 +170,7 @@ impl Operators {
         };
         // In an empty state no window is open.
         operators
-            .reconfigure(catalog, zero)
+            .reconfigure(catalog, lsn)
             .expect("nothing is closed, and the windows were planned");
         operators
     }
@@ -157,20 +180,24 @@ impl Operators {
         self.lsn
     }
 
+    /// The configuration in force at [`Self::lsn`].
     pub fn catalog(&self) -> &Arc<Catalog> {
         &self.catalog
     }
 
+    /// Where a partition of a source continues; none before its first record.
     pub fn partition(&self, source: &str, partition: &str) -> Option<&PartitionState> {
         self.partitions
             .get(&(source.to_owned(), partition.to_owned()))
     }
 
+    /// Every partition so far, by (source, partition).
     pub fn partitions(&self) -> &BTreeMap<(String, String), PartitionState> {
         &self.partitions
     }
 
-    /// Per checkpoint of a view, the LSN of the last row emitted to it.
+    /// Per checkpoint of a view, the LSN of the last row emitted to it. A view whose checkpoint has
+    /// reached it lacks no row up to [`Self::lsn`].
     pub fn emitted_through(&self) -> &BTreeMap<String, Lsn> {
         &self.emitted_through
     }
@@ -185,6 +212,7 @@ impl Operators {
         self.answered = None;
     }
 
+    /// The newest gaps that sources reported, oldest first; at most [`MAX_GAPS`].
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
         self.gaps.iter()
     }
@@ -194,7 +222,8 @@ impl Operators {
         self.retried.records()
     }
 
-    /// How far arrival time has come, as far as it is trusted.
+    /// How far arrival time has come, in µs, as far as it is trusted; none until arrivals
+    /// have continued for a day.
     pub fn arrived(&self) -> Option<Micros> {
         self.arrivals.reached()
     }
@@ -204,7 +233,9 @@ impl Operators {
         self.saved.record(self.lsn);
     }
 
-    /// Per table, the time below which rows are no longer part of it.
+    /// Per table its retention floor. A stream's floor is also that of its sessions and late rows,
+    /// and of a window without a retention of its own; a floor that the disk's limit raised counts
+    /// where it is higher.
     pub fn floors(&self) -> Floors {
         let of_streams = self
             .streams
@@ -234,6 +265,9 @@ impl Operators {
     }
 
     /// The time below which a window's rows are no longer part of its table.
+    ///
+    /// With `retention = 1d` of its own and the watermark at Tuesday 12:34: Monday 12:00, because
+    /// only whole hours are dropped.
     fn window_floor(&self, window: &Window) -> Option<Micros> {
         let state = self.streams.get(&window.stream)?;
         match (window.def.retention, state.watermark) {
@@ -285,7 +319,8 @@ impl Operators {
             + self.partitions.len() * 256
     }
 
-    /// Decodes a frame's records, for a frame that came without rows.
+    /// Decodes a frame's records, for a frame that came without rows: one read from the log. None
+    /// for a control frame, and for a stream that is not declared (any more).
     pub fn decode(&self, frame: &Frame) -> Result<Option<Decoded>, OperatorError> {
         let Some(stream) = self.catalog.streams.get(&frame.header.stream) else {
             return Ok(None);
@@ -310,6 +345,10 @@ impl Operators {
 
     /// Applies the next frame of the log with its decoded rows. Frames at or below the state's LSN
     /// must not be applied again.
+    ///
+    /// # Errors
+    ///
+    /// The state is then partly changed and must not be used any more.
     pub fn apply(
         &mut self,
         frame: &Arc<Frame>,
@@ -403,7 +442,9 @@ impl Operators {
     }
 
     /// Applies this configuration to everything from here on and ignores the log's own: records are
-    /// processed once more. Those before `first` are known only from retained rows.
+    /// processed once more. Those before `first` are known only from retained rows, so that a retry
+    /// of one of their dead letters is believed; of later ones, the ledger knows which were
+    /// rejected.
     pub fn pin(&mut self, first: Lsn) {
         self.pinned_from = Some(first);
         self.forget_answers();
@@ -597,7 +638,7 @@ impl Operators {
             .expect("every stream of the catalog has a state");
         let Observation {
             duplicates,
-            mut old,
+            mut late_class,
             below_floor,
             watermark_updates,
             session_ids,
@@ -615,7 +656,8 @@ impl Operators {
         let mut batch = stamp(stream, header, decoded, duplicates, session_ids);
         if !below_floor.is_empty() {
             let floor = state.floor.unwrap_or_default();
-            (batch, old) = reject_below_floor(&below_floor, floor, decoded, (batch, old), output);
+            (batch, late_class) =
+                reject_below_floor(&below_floor, floor, decoded, (batch, late_class), output);
         }
         state.totals.events += batch.num_rows() as u64;
         state.count_rejected(decoded, output);
@@ -626,7 +668,7 @@ impl Operators {
         }
         self.process_windows(stream, &batch, &watermark_updates, output)?;
         self.process_entities(stream, &batch, output)?;
-        self.record_emitted(stream, &batch, old.as_deref(), output);
+        self.record_emitted(stream, &batch, late_class.as_deref(), output);
         if self.pinned_from.is_some() {
             self.retried
                 .record_rejected(output.dead_letters.iter().map(|dead| dead.lsn));
@@ -635,7 +677,7 @@ impl Operators {
             output.rows = Some(StreamRows {
                 stream: stream.clone(),
                 batch,
-                old,
+                late_class,
                 floor,
                 watermark,
             });
@@ -648,7 +690,7 @@ impl Operators {
         &mut self,
         stream: &Stream,
         batch: &RecordBatch,
-        old: Option<&[bool]>,
+        late_class: Option<&[bool]>,
         output: &Output,
     ) {
         if let Some(dead) = output.dead_letters.last() {
@@ -656,11 +698,11 @@ impl Operators {
                 .insert(checkpoints::DEAD_LETTERS.into(), dead.lsn);
         }
         let lsns = lsns(batch);
-        let is_old = |row: usize| old.is_some_and(|o| o[row]);
+        let is_late_class = |row: usize| late_class.is_some_and(|o| o[row]);
         let last = |wanted: bool| {
             (0..lsns.len())
                 .rev()
-                .find(|row| is_old(*row) == wanted)
+                .find(|row| is_late_class(*row) == wanted)
                 .map(|row| lsns[row] as u64)
         };
         let name = &stream.name;
@@ -685,12 +727,15 @@ impl Operators {
     }
 }
 
-/// Time that has passed in a partition without a record: what a tick's frame lists, in
-/// microseconds.
+/// Time that has passed in a partition without a record. A tick's frame has a JSON list of them:
+/// `[{"source":"s","partition":"p","elapsed":5000000}]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tick {
+    /// The source whose partition was silent.
     pub source: String,
+    /// The partition, as the source names it.
     pub partition: String,
+    /// Time since its last record or tick, in µs.
     pub elapsed: Micros,
 }
 

@@ -1,4 +1,15 @@
 //! Partitions of sources: where each continues, and the incomplete last lines of files.
+//!
+//! A file that is read once, to its end, may end without a line feed and grow before the next
+//! start. Its last line is taken in as a frame that does not move the partition, and usually
+//! becomes a dead letter; when the line is complete, the record that it is counts as their retry:
+//!
+//! ```text
+//! bytes from 100   frame               partial line   becomes
+//! {"a":            1, next offset 100  (100, 5)       dead letter 1
+//! {"a":1,"b        2, next offset 100  (100, 9)       dead letter 2
+//! {"a":1,"b":2}⏎   3, next offset 114  none           event 3: 1 and 2 have come back as 3
+//! ```
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +22,9 @@ pub const RETAINED_PARTITION: &str = "\u{1}kept";
 /// Where a partition of a source continues, and what is known of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionState {
+    /// Offset of its next record, in the source's unit: for files and standard input, bytes.
     pub next_offset: u64,
+    /// Which file it is; none for other sources.
     pub file: Option<FileIdentity>,
     /// Arrival of its last record, in µs, for the gap that a restart causes.
     pub received_at: Micros,
@@ -31,7 +44,7 @@ pub(super) struct CompletedLine {
 }
 
 impl PartitionState {
-    /// Takes a frame of the partition into account.
+    /// Takes a frame of the partition into account. Returns the partial line that it completes.
     pub(super) fn observe(&mut self, frame: &Frame) -> Option<CompletedLine> {
         let header = &frame.header;
         self.received_at = header.received_at;

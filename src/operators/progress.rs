@@ -14,9 +14,14 @@ use crate::event::Micros;
 /// Sums over a stream since the log began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
+    /// Rows of the stream's table.
     pub events: u64,
+    /// Events below their partition's watermark, among `events`. Whether a window still accepts
+    /// them depends on its lateness: [`WindowProgress::too_late`].
     pub late: u64,
+    /// Events marked as duplicates, among `events`.
     pub duplicates: u64,
+    /// Records that did not become events.
     pub dead_letters: u64,
     /// The farthest that a late event was below its partition's watermark, in µs.
     #[serde(default, rename = "most_late")]
@@ -24,6 +29,7 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Counts an event by its time and its partition's watermark before it.
     pub(super) fn observe_lateness(&mut self, time: Micros, watermark: Option<Micros>) {
         let lateness = watermark.map_or(0, |watermark| watermark.saturating_sub(time));
         self.late += u64::from(lateness > 0);
@@ -34,11 +40,17 @@ impl Totals {
 /// What queries and metrics show of a stream's operators.
 #[derive(Debug, Clone, Default)]
 pub struct StreamProgress {
+    /// The stream's watermark in µs; none before the first one.
     pub watermark: Option<Micros>,
+    /// Sums since the log began.
     pub totals: Totals,
+    /// Keys of the JSON that the schema does not have, each with the number of its records.
     pub drift: Vec<(String, u64)>,
+    /// Reasons of dead letters, each with their number; from the 51st on together as `other`.
     pub reasons: Vec<(String, u64)>,
+    /// Keys that are remembered to recognize duplicates.
     pub duplicate_keys: usize,
+    /// Sessions that the watermark has not closed.
     pub open_sessions: usize,
     /// A session or a window is open, and waits for the watermark.
     pub is_open: bool,
@@ -47,19 +59,23 @@ pub struct StreamProgress {
 /// What metrics show of a window.
 #[derive(Debug, Clone, Default)]
 pub struct WindowProgress {
+    /// Groups in memory, of which `max_groups` is the limit; one with long values counts as
+    /// several.
     pub groups: usize,
-    pub late: u64,
+    /// Rows that came when every window they belong to was closed.
+    pub too_late: u64,
     /// Rows and windows left out because an expression had no value.
     pub failed: u64,
+    /// Bytes of its panes and retained results, approximately.
     pub memory_bytes: usize,
 }
 
 impl Operators {
-    /// Per window, what metrics show of it.
+    /// Per window, by its name, what metrics show of it.
     pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
         let show = |w: &WindowState| WindowProgress {
             groups: w.groups(),
-            late: w.late(),
+            too_late: w.too_late(),
             failed: w.failed(),
             memory_bytes: w.memory_bytes(),
         };
@@ -69,6 +85,7 @@ impl Operators {
             .collect()
     }
 
+    /// Per stream, by its name, what queries and metrics show of it.
     pub fn progress(&self) -> BTreeMap<String, StreamProgress> {
         let show = |state: &StreamState| StreamProgress {
             watermark: state.watermark,

@@ -7,8 +7,12 @@
 //! changed declaration      windows    sessions   duplicates   entities
 //! search, places           continue   continue   continue     continue
 //! select, watermark, …     restart    restart    restart      restart
-//! a window                 it restarts, and every window over it
+//! a window                 it restarts, and every window that reads it
 //! ```
+//!
+//! Watermarks, retention floors and totals continue in any case. A window that restarts begins with
+//! the first one that starts after all event times so far: changed at 12:34, hourly windows are
+//! stored once more as they are (`abandoned`), and the new ones begin with 13:00..14:00.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +21,7 @@ use arrow::array::RecordBatch;
 
 use super::duplicates::Deduplicator;
 use super::entities::EntityState;
-use super::sessions::{Sessions, Status};
+use super::sessions::{SessionStatus, Sessions};
 use super::windows::WindowState;
 use super::{OperatorError, Operators, TableRows, checkpoints, tables};
 use crate::event::Lsn;
@@ -43,15 +47,15 @@ impl Operators {
 
     /// Takes over the state behind a table from operators that have applied the same records: of
     /// its window, sessions, entities or duplicates.
-    pub fn import_state(&mut self, table: &str, from: &mut Self) {
+    pub(crate) fn import_state(&mut self, table: &str, from: &mut Self) {
         let is_its_window = |w: &WindowState| tables::versions_of(&w.window().name) == table;
         if let (Some(own), Some(new)) = (
             self.windows.iter_mut().find(|w| is_its_window(w)),
             from.windows.iter_mut().find(|w| is_its_window(w)),
         ) {
             std::mem::swap(own, new);
-            if new.is_read() {
-                own.set_read();
+            if new.has_downstream() {
+                own.set_downstream();
             }
         }
         if let (Some(own), Some(new)) = (
@@ -118,9 +122,9 @@ impl Operators {
             if catalog
                 .windows
                 .iter()
-                .any(|outer| outer.over == window.name)
+                .any(|outer| outer.input == window.name)
             {
-                state.set_read();
+                state.set_downstream();
             }
             self.windows.push(state);
         }
@@ -172,7 +176,7 @@ impl Operators {
                 std::mem::replace(&mut state.sessions, fresh).filter(|_| stream.session().is_some())
             {
                 let mut closed = Vec::new();
-                sessions.close_all(lsn, Status::Abandoned, &mut closed);
+                sessions.close_all(lsn, SessionStatus::Abandoned, &mut closed);
                 if !closed.is_empty() {
                     let batch = sessions.rows(&closed);
                     rows.push(TableRows {
@@ -219,7 +223,7 @@ fn is_same_chain(before: &Catalog, after: &Catalog, name: &str) -> bool {
     let has_same_zones = before.zone_data == after.zone_data || !old.depends_on_zones();
     old.def == new.def
         && has_same_zones
-        && (old.over == old.stream || is_same_chain(before, after, &old.over))
+        && (old.input == old.stream || is_same_chain(before, after, &old.input))
 }
 
 /// Rows in another version of their table's schema; none where a column's type differs.

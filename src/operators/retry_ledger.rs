@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 
 use crate::event::Lsn;
 
-/// Dead letters remembered as retried; the newest.
-pub const MAX_RETRIED: usize = 100_000;
+/// Dead letters remembered as retried; the newest. A retry of more is refused.
+pub(crate) const MAX_RETRIED: usize = 100_000;
 /// In the place of the record that a dead letter became: it has not come back.
 const NOT_RETRIED: Lsn = 0;
 

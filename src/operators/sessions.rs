@@ -9,6 +9,21 @@
 //! event at 1        one of its own, late
 //! event at 30       7..14 closed, 30..30 opens
 //! ```
+//!
+//! The watermark closes a session when it has passed its end by more than the gap. The key is
+//! remembered until it has passed it by twice the gap, because until then an event can come that
+//! belonged to the session. After it, every such event is late by its own time:
+//!
+//! ```text
+//! 7..14, watermark 20    closed: 14 + 5 < 20
+//! event at 19            a session of its own, late: within the gap of 7..14
+//! event at 20            20..20 opens
+//! watermark 25           without that event the key would be forgotten: 14 + 5 + 5 < 25
+//! event at 19            late: its session would have ended with 19 + 5 < 25
+//! ```
+//!
+//! This differs from the session windows of [`super::windows`], which merge sessions and have a
+//! lateness: an id that has been written into a row cannot change.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -28,19 +43,19 @@ use crate::schema::types::timestamp;
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum SessionStatus {
     Open,
     /// No event came for longer than the gap.
     ClosedTimeout,
     /// An event came that opens a new one.
     ClosedOnOpenEvent,
-    /// Its only event came for a session that was closed.
+    /// Its only event came too late: for a session that was closed, or too far before the open one.
     Late,
     /// Its stream's declaration changed, or there were too many.
     Abandoned,
 }
 
-impl Status {
+impl SessionStatus {
     fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -81,7 +96,7 @@ impl Session {
 struct KeyState {
     key: Arc<str>,
     open: Option<Session>,
-    /// End of the session before, while an event for it can still come; [`NEVER`] if there is none.
+    /// End of the session before, while an event for it can still come; [`NEVER`] otherwise.
     closed: Micros,
     /// Time of its valid entry in the queue; its other entries are stale.
     queued: Micros,
@@ -95,7 +110,7 @@ pub(super) struct ClosedSession {
     lsn: Lsn,
     key: Arc<str>,
     session: Session,
-    status: Status,
+    status: SessionStatus,
 }
 
 /// The parts of an event that sessions depend on.
@@ -103,8 +118,9 @@ pub(super) struct SessionEvent<'a> {
     pub lsn: Lsn,
     pub key: &'a str,
     pub time: Micros,
+    /// Value of the column that `track` declares, for the session's `first` and `last`.
     pub track: Option<&'a str>,
-    /// It opens a new session in any case.
+    /// It opens a new session in any case: `opens` is true for it.
     pub opens: bool,
 }
 
@@ -118,8 +134,9 @@ pub(super) struct Sessions {
     free: Vec<u32>,
     by_key: HashTable<u32>,
     open_count: usize,
-    /// (a time after which a key may have something to close, its slot). An entry is refreshed when
-    /// its time comes.
+    /// (a time after which a key may have something to close, its slot). An event that extends a
+    /// session leaves its entry as it is; the entry is refreshed when its time comes: with a gap of
+    /// 5, events at 10, 12 and 14 queue 15, and at watermark 16 the entry becomes 19.
     due: BinaryHeap<Reverse<(Micros, u32)>>,
     /// First and last texts of sessions, shared.
     texts: HashMap<Box<str>, Arc<str>>,
@@ -130,6 +147,7 @@ pub(super) struct Sessions {
 const MAX_TEXTS: usize = 4_096;
 
 impl Sessions {
+    /// Without a session; `gap` is in µs.
     pub fn new(stream: &str, gap: Micros, max_open: usize) -> Self {
         Self {
             stream: stream.into(),
@@ -150,6 +168,7 @@ impl Sessions {
         self.open_count
     }
 
+    /// Bytes in memory, approximately.
     pub fn memory_bytes(&self) -> usize {
         self.keys.capacity() * size_of::<Option<KeyState>>()
             + self.by_key.capacity() * 6
@@ -258,7 +277,7 @@ impl Sessions {
             lsn,
             key,
             session,
-            status: Status::Late,
+            status: SessionStatus::Late,
         };
         let closed_end = state.as_ref().map_or(NEVER, |state| state.closed);
         if let Some(open) = state.and_then(|state| state.open.as_mut()) {
@@ -266,15 +285,15 @@ impl Sessions {
                 closed.push(late(key, fresh));
                 return lsn;
             }
-            let is_over = time > open.end.saturating_add(gap);
-            if !event.opens && !is_over {
+            let is_past_gap = time > open.end.saturating_add(gap);
+            if !event.opens && !is_past_gap {
                 open.extend(time, track);
                 return open.first_lsn;
             }
-            let status = if is_over {
-                Status::ClosedTimeout
+            let status = if is_past_gap {
+                SessionStatus::ClosedTimeout
             } else {
-                Status::ClosedOnOpenEvent
+                SessionStatus::ClosedOnOpenEvent
             };
             let session = std::mem::replace(open, fresh);
             closed.push(ClosedSession {
@@ -351,7 +370,7 @@ impl Sessions {
                     lsn,
                     key: state.key.clone(),
                     session,
-                    status: Status::ClosedTimeout,
+                    status: SessionStatus::ClosedTimeout,
                 });
             }
             // An event for a closed session is late up to twice the gap after its end.
@@ -371,7 +390,8 @@ impl Sessions {
         closed[first..].sort_by(|a, b| (a.session.start, &a.key).cmp(&(b.session.start, &b.key)));
     }
 
-    /// Closes one of the sessions that were silent for longest: that with the smallest key.
+    /// Closes one of the sessions that were silent for longest: that with the smallest key, so that
+    /// the choice does not depend on the order of the heap or of slots.
     fn close_longest_silent(&mut self, lsn: Lsn, closed: &mut Vec<ClosedSession>) {
         let mut longest: Vec<u32> = Vec::new();
         let mut earliest = None;
@@ -423,14 +443,14 @@ impl Sessions {
                 lsn,
                 key,
                 session,
-                status: Status::Abandoned,
+                status: SessionStatus::Abandoned,
             });
         }
         self.remove(chosen);
     }
 
     /// Closes everything, in the order of starts and keys.
-    pub fn close_all(&mut self, lsn: Lsn, status: Status, closed: &mut Vec<ClosedSession>) {
+    pub fn close_all(&mut self, lsn: Lsn, status: SessionStatus, closed: &mut Vec<ClosedSession>) {
         let first = closed.len();
         for state in std::mem::take(&mut self.keys).into_iter().flatten() {
             let KeyState { key, open, .. } = state;
@@ -493,7 +513,7 @@ impl Sessions {
                     lsn,
                     key: state.key.clone(),
                     session,
-                    status: Status::Open,
+                    status: SessionStatus::Open,
                 })
             })
             .collect();
@@ -530,7 +550,7 @@ impl Sessions {
         }
     }
 
-    /// Reads what [`Self::save`] wrote into a fresh state.
+    /// Reads what [`Self::save`] wrote into a fresh state; none if the bytes are not that.
     pub fn load(mut self, bytes: &mut &[u8]) -> Option<Self> {
         self.watermark = take(bytes)? as Micros;
         for _ in 0..take(bytes)? {
@@ -605,8 +625,9 @@ fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<Option<&'a str>> {
     Some(Some(std::str::from_utf8(own).ok()?))
 }
 
-/// Columns of `<stream>.sessions`, without partition columns.
-pub fn schema() -> SchemaRef {
+/// Columns of `<stream>.sessions`, without partition columns. Times are in µs, `duration_s` in
+/// seconds.
+pub(crate) fn schema() -> SchemaRef {
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
     Arc::new(Schema::new(vec![
         Field::new("lsn", DataType::Int64, true),
@@ -620,4 +641,119 @@ pub fn schema() -> SchemaRef {
         text("first"),
         text("last"),
     ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sessions with a gap of 5, with their LSNs counted.
+    struct World {
+        sessions: Sessions,
+        lsn: Lsn,
+    }
+
+    impl World {
+        fn new(max_open: usize) -> Self {
+            Self {
+                sessions: Sessions::new("s", 5, max_open),
+                lsn: 0,
+            }
+        }
+
+        fn summary(closed: &[ClosedSession]) -> Vec<(Micros, Micros, SessionStatus)> {
+            closed
+                .iter()
+                .map(|c| (c.session.start, c.session.end, c.status))
+                .collect()
+        }
+
+        fn event(&mut self, key: &str, time: Micros) -> Vec<(Micros, Micros, SessionStatus)> {
+            self.lsn += 1;
+            let event = SessionEvent {
+                lsn: self.lsn,
+                key,
+                time,
+                track: None,
+                opens: false,
+            };
+            let mut closed = Vec::new();
+            self.sessions.observe(&event, &mut closed);
+            Self::summary(&closed)
+        }
+
+        fn watermark(&mut self, watermark: Micros) -> Vec<(Micros, Micros, SessionStatus)> {
+            let mut closed = Vec::new();
+            self.sessions.advance(watermark, self.lsn, &mut closed);
+            Self::summary(&closed)
+        }
+
+        fn open(&self) -> Vec<(Micros, Micros)> {
+            let open = self.sessions.keys.iter().flatten();
+            open.filter_map(|key| key.open.as_ref().map(|s| (s.start, s.end)))
+                .collect()
+        }
+    }
+
+    /// The first example of the module's documentation.
+    #[test]
+    fn events_within_the_gap_extend_the_open_session() {
+        let mut world = World::new(10);
+        for (time, open, closed) in [
+            (10, (10, 10), vec![]),
+            (14, (10, 14), vec![]),
+            (7, (7, 14), vec![]),
+            (1, (7, 14), vec![(1, 1, SessionStatus::Late)]),
+            (30, (30, 30), vec![(7, 14, SessionStatus::ClosedTimeout)]),
+        ] {
+            assert_eq!(world.event("k", time), closed, "event at {time}");
+            assert_eq!(world.open(), [open], "event at {time}");
+        }
+    }
+
+    /// The second one.
+    #[test]
+    fn a_closed_session_is_remembered_for_twice_the_gap() {
+        let closed = || {
+            let mut world = World::new(10);
+            for time in [10, 14, 7] {
+                assert_eq!(world.event("k", time), []);
+            }
+            assert_eq!(world.watermark(19), []);
+            assert_eq!(world.watermark(20), [(7, 14, SessionStatus::ClosedTimeout)]);
+            world
+        };
+        let late = [(19, 19, SessionStatus::Late)];
+        let mut world = closed();
+        assert_eq!(world.event("k", 19), late);
+        assert_eq!(world.event("k", 20), []);
+        assert_eq!(world.open(), [(20, 20)]);
+        let mut world = closed();
+        world.watermark(24);
+        assert_eq!(world.sessions.by_key.len(), 1);
+        world.watermark(25);
+        assert_eq!(world.sessions.by_key.len(), 0);
+        assert_eq!(world.event("k", 19), late);
+    }
+
+    #[test]
+    fn an_entry_of_the_queue_is_refreshed_when_its_time_comes() {
+        let mut world = World::new(10);
+        for time in [10, 12, 14] {
+            world.event("k", time);
+        }
+        let due = |world: &World| world.sessions.due.peek().map(|Reverse((due, _))| *due);
+        assert_eq!(due(&world), Some(15));
+        assert_eq!(world.watermark(16), []);
+        assert_eq!(due(&world), Some(19));
+    }
+
+    #[test]
+    fn of_too_many_sessions_the_longest_silent_with_the_smallest_key_is_abandoned() {
+        let mut world = World::new(2);
+        assert_eq!(world.event("b", 10), []);
+        assert_eq!(world.event("a", 10), []);
+        assert_eq!(world.event("c", 12), [(10, 10, SessionStatus::Abandoned)]);
+        assert!(world.sessions.find("a").is_none() && world.sessions.find("b").is_some());
+    }
 }

@@ -7,6 +7,11 @@
 //! | 12 | 4 | length of the body when unpacked |
 //! | 16 | … | body, zstd: u32 length and JSON of `Head`, then per stream the state of its duplicates and sessions, if any, then that of each window and each entity table |
 //! | end−4 | 4 | CRC-32C of all bytes before it |
+//!
+//! Integers are little-endian. A snapshot that was saved while the views lag is *ahead* of them: it
+//! has state from rows that they have not committed, so that recovery cannot start from it. With
+//! `s/recent: 120` in `emitted_through` of the snapshot at 200, a view of `s` that has committed
+//! 120 lacks nothing, and one at 119 needs an older snapshot.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +29,7 @@ use crate::event::{Gap, Lsn, Micros};
 use crate::idempotency::{AnsweredRequest, BodyHash, IngestResponse, RequestKey};
 use crate::schema::Catalog;
 
-pub const VERSION: u32 = 5;
+const VERSION: u32 = 5;
 const MAGIC: [u8; 8] = *b"WEIRSNP\0";
 const HEADER_BYTES: usize = 16;
 
@@ -150,18 +155,21 @@ impl StreamHead {
 }
 
 /// The file of the snapshot at an LSN.
-pub fn path(folder: &Path, lsn: Lsn) -> PathBuf {
+pub(crate) fn path(folder: &Path, lsn: Lsn) -> PathBuf {
     folder.join(format!("{lsn:016x}.snap"))
 }
 
-/// The LSN in a snapshot's file name.
-pub fn lsn_of(name: &str) -> Option<Lsn> {
+/// The LSN in a snapshot's file name; none for any other file's.
+pub(crate) fn lsn_of(name: &str) -> Option<Lsn> {
     u64::from_str_radix(name.strip_suffix(".snap").filter(|s| s.len() == 16)?, 16).ok()
 }
 
 /// Whether some view has not committed a row that was emitted before the snapshot: its checkpoint
 /// is below the last row emitted to it. Checkpoints that no view has any more do not count.
-pub fn is_ahead_of_views(
+///
+/// A snapshot with `a: 9, b: 5` is ahead of views at `a: 40, b: 4`; it is not ahead of views at
+/// `a: 9, b: 5`, or of one at `a: 9` where no view has `b`.
+pub(crate) fn is_ahead_of_views(
     emitted_through: &BTreeMap<String, Lsn>,
     checkpoints: &BTreeMap<String, Lsn>,
 ) -> bool {
@@ -170,7 +178,7 @@ pub fn is_ahead_of_views(
         .any(|(name, last)| checkpoints.get(name).is_some_and(|at| at < last))
 }
 
-/// The bytes of a snapshot file.
+/// The bytes of a snapshot file, in the module's format.
 pub fn encode(operators: &Operators) -> Vec<u8> {
     let streams = operators.streams.iter();
     let streams = streams.map(|(name, state)| (name.clone(), StreamHead::new(state)));
@@ -225,7 +233,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
 }
 
 /// A snapshot's head, without the operators' state.
-pub struct Summary {
+pub(crate) struct Summary {
     /// The streams in force, as JSON.
     pub configuration: String,
     /// Per checkpoint of a view, the LSN of the last row emitted to it.
@@ -234,8 +242,8 @@ pub struct Summary {
     pub before: Option<Lsn>,
 }
 
-/// Reads a snapshot's head; `path` is for messages.
-pub fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
+/// Reads a snapshot's head; `path` is for messages. Errors as [`decode`] does.
+pub(crate) fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
     let (head, ..) = open(path, bytes)?;
     Ok(Summary {
         configuration: head.configuration,
@@ -244,7 +252,8 @@ pub fn summary(path: &Path, bytes: &[u8]) -> Result<Summary, OperatorError> {
     })
 }
 
-/// The last two snapshots of a state: a view that is behind both is far behind.
+/// The last two snapshots of a state: a view that is behind both is far behind, and catches up by
+/// itself. Each snapshot names the one before it, so that recovery knows both.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct SavedSnapshots {
     last: Option<Lsn>,
@@ -320,6 +329,11 @@ fn open(path: &Path, bytes: &[u8]) -> Result<(Head, Vec<u8>, usize), OperatorErr
 }
 
 /// Reads a snapshot and compiles its configuration; `path` is for messages.
+///
+/// # Errors
+///
+/// [`OperatorError::Snapshot`] if the bytes are damaged or of an unreleased format,
+/// [`OperatorError::Newer`] if a newer version of Weir wrote them.
 pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     let wrong = |reason: &str| OperatorError::Snapshot {
         path: path.to_owned(),
@@ -357,11 +371,11 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
         operators.streams.insert(name, state);
     }
     for window in &mut operators.windows {
-        let is_read = window.is_read();
+        let has_downstream = window.has_downstream();
         *window =
             WindowState::load(window.window(), &mut rest).map_err(|e| wrong(&e.to_string()))?;
-        if is_read {
-            window.set_read();
+        if has_downstream {
+            window.set_downstream();
         }
     }
     for state in &mut operators.entities {

@@ -1,5 +1,20 @@
 //! State of one stream, which its rows change one by one: watermark, retention floor, duplicates,
 //! sessions.
+//!
+//! The stream's watermark is the minimum of its partitions' watermarks, without those that are
+//! idle, and never goes back. A partition that is known and has no watermark yet holds it where it
+//! is. Where every partition is idle, it follows the one that became idle last:
+//!
+//! ```text
+//! partition a   partition b   stream
+//! 10:00         -             10:00
+//! 10:10         began         10:00   b has no watermark yet
+//! 10:10         10:05         10:05
+//! 10:10         10:05 idle    10:10
+//! 10:20 idle    10:05 idle    10:20
+//! 10:21 idle    10:06 idle    10:21   a minute of ticks: a, which became idle last, counts
+//! 10:21 idle    10:08         10:21   b is behind: its events may be too late for windows
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,15 +44,22 @@ const MAX_DRIFT_KEYS: usize = 1_000;
 /// State of one stream.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StreamState {
+    /// By (source, partition).
     pub watermarks: BTreeMap<(String, String), Watermark>,
-    /// The partition that went idle last, and its watermark.
+    /// The watermark of the partition that became idle last, which ticks still move.
     pub last_idle: Option<Micros>,
+    /// That partition; none while none was idle.
     pub idle_partition: Option<(String, String)>,
+    /// The stream's watermark: no event older than it is expected in any partition.
     pub watermark: Option<Micros>,
+    /// None where the stream declares no `duplicates`.
     pub duplicates: Option<Deduplicator>,
+    /// None where the stream declares no `session`.
     pub sessions: Option<Sessions>,
+    /// Events below it are rejected, and hidden from queries. It never goes back.
     pub floor: Option<Micros>,
     pub totals: Totals,
+    /// Keys of the JSON that the schema does not have, with the number of their records.
     pub drift: BTreeMap<String, u64>,
     /// Dead letters by their reason.
     pub reasons: BTreeMap<String, u64>,
@@ -134,7 +156,7 @@ impl FrameWatermark<'_> {
         let record = RecordTime {
             time,
             received_at: self.received_at,
-            stream: self.stream,
+            stream_watermark: self.stream,
         };
         self.partition.observe(record, self.rules);
         let now = self.partition.at();
@@ -151,14 +173,15 @@ impl FrameWatermark<'_> {
 pub(super) struct Observation {
     /// Per row, whether it is a duplicate.
     pub duplicates: Vec<bool>,
-    /// Per row, whether its hour is more than one before its partition's watermark; none where no
-    /// row is.
-    pub old: Option<Vec<bool>>,
+    /// Per row, whether it is of the late class; none where no row is.
+    pub late_class: Option<Vec<bool>>,
     /// Rows below the retention floor.
     pub below_floor: Vec<usize>,
     /// The stream's watermark changes: (LSN, new watermark), each effective after that record.
     pub watermark_updates: Vec<(Lsn, Micros)>,
+    /// Per row the id of its session, where the stream has sessions; none for a row without a key.
     pub session_ids: Option<Vec<Option<String>>>,
+    /// Sessions that the rows have closed, in the order of LSNs.
     pub closed: Vec<sessions::ClosedSession>,
 }
 
@@ -201,14 +224,14 @@ impl StreamState {
             rules: rules(stream),
         };
         let rows = times.len();
-        let (mut duplicates, mut old) = (Vec::with_capacity(rows), None);
+        let (mut duplicates, mut late_class) = (Vec::with_capacity(rows), None);
         let (mut below_floor, mut watermark_updates) = (Vec::new(), Vec::new());
         let mut sessions = SessionRows::new(stream, &decoded.rows, self.sessions.as_mut());
         for (row, time) in times.iter().copied().enumerate() {
             let lsn = header.first_lsn + u64::from(decoded.index[row]);
             let before = watermark.partition.at();
-            if before.is_some_and(|w| is_old(time, w)) {
-                old.get_or_insert_with(|| vec![false; rows])[row] = true;
+            if before.is_some_and(|w| is_late_class(time, w)) {
+                late_class.get_or_insert_with(|| vec![false; rows])[row] = true;
             }
             let moved_to = watermark.observe(time);
             watermark_updates.extend(moved_to.map(|to| (lsn, to)));
@@ -237,7 +260,7 @@ impl StreamState {
         let (session_ids, closed) = sessions.finish();
         Observation {
             duplicates,
-            old,
+            late_class,
             below_floor,
             watermark_updates,
             session_ids,
@@ -300,16 +323,27 @@ pub(super) fn rules(stream: &Stream) -> Rules {
     Rules::new(def.disorder.micros(), def.max_ahead.micros())
 }
 
-/// Whether a time's hour is more than one before the watermark's.
-fn is_old(time: Micros, watermark: Micros) -> bool {
+/// Whether a row at this time is of the late class: its hour is more than one before that of the
+/// watermark.
+///
+/// Rows of the present and the hour before are in the same few partitions, and are committed often;
+/// the rest is scattered over many. With the watermark at 12:10, 11:00 is recent and 10:59 late.
+fn is_late_class(time: Micros, watermark: Micros) -> bool {
     bucket(time, MICROS_PER_HOUR) + 1 < bucket(watermark, MICROS_PER_HOUR)
 }
 
 /// The retention floor that follows from how far time has come; none without a watermark, because
 /// nothing is known then.
 ///
-/// The watermark counts only as far as arrival time, so that an event time in the future deletes
-/// nothing: `retention = 10d`, watermark day 400, trusted arrivals day 100: the floor is day 90.
+/// The watermark counts only as far as arrival time, both as far as it is trusted and the frame's
+/// own, so that an event time in the future deletes nothing. With `retention = 10d`:
+///
+/// | watermark | trusted arrivals | this frame's arrival | floor |
+/// |---|---|---|---|
+/// | day 99 | day 100 | day 100 | day 89 |
+/// | day 400 | day 100 | day 100 | day 90 |
+/// | day 400 | none yet | day 100 | day 90 |
+/// | day 99 | day 100 | day 50, a replay | day 40, which does not lower a floor |
 fn new_floor(
     stream: &Stream,
     watermark: Option<Micros>,
@@ -328,7 +362,7 @@ pub(super) fn reject_below_floor(
     below_floor: &[usize],
     floor: Micros,
     decoded: &Decoded,
-    (batch, old): (RecordBatch, Option<Vec<bool>>),
+    (batch, late_class): (RecordBatch, Option<Vec<bool>>),
     output: &mut Output,
 ) -> (RecordBatch, Option<Vec<bool>>) {
     let times = times(&decoded.rows);
@@ -349,7 +383,7 @@ pub(super) fn reject_below_floor(
         });
     }
     output.dead_letters.sort_by_key(|d| d.lsn);
-    let old = old.map(|o| {
+    let late_class = late_class.map(|o| {
         o.into_iter()
             .zip(&keep)
             .filter_map(|(o, k)| k.then_some(o))
@@ -357,7 +391,7 @@ pub(super) fn reject_below_floor(
     });
     let batch = arrow::compute::filter_record_batch(&batch, &BooleanArray::from(keep))
         .expect("the mask has one value per row");
-    (batch, old)
+    (batch, late_class)
 }
 
 /// Event times of decoded rows.

@@ -7,8 +7,8 @@ use arrow::datatypes::TimestampMicrosecondType;
 
 use crate::event::Micros;
 
-/// The LSN column of a stamped batch.
-pub fn lsns(batch: &RecordBatch) -> &[i64] {
+/// The LSN column of a stamped batch: rows of any table but `raw` begin with it.
+pub(crate) fn lsns(batch: &RecordBatch) -> &[i64] {
     batch
         .column(0)
         .as_any()
@@ -45,8 +45,9 @@ pub(super) fn number(array: &ArrayRef, row: usize) -> i64 {
     }
 }
 
-/// Bytes that are equal exactly for equal scalar values, the same in every version.
-pub fn canonical(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
+/// Appends bytes that are equal exactly for equal scalar values, the same in every version of Weir:
+/// a tag, then the value. `"ab"` gives 1, 2 as u64, `ab`; null gives 0.
+pub(crate) fn canonical(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
     use arrow::array::{Float64Array, StringArray};
     if array.is_null(row) {
         out.push(0);

@@ -16,13 +16,17 @@
 //! watermark and `max_ahead` above it, which the jump would have made late, refutes all candidates;
 //! a late record proves nothing. At most `IN_A_ROW` candidates wait.
 //!
-//! With `max_ahead = 1h`, disorder 0, and a device (`!`) that is a day fast:
+//! With `max_ahead = 1h`, disorder 0, and a device (`!`) that is a day fast; the records come from
+//! a file, all at once, so that arrivals explain nothing:
 //!
 //! ```text
-//! 10:00  10:01  10:02!+1d  10:03!+1d  10:04      the candidates are refuted, time is 10:04, nothing is late
-//! Mon    Tue    Wed    Thu    Fri                 they climb: with Thu time is Mon, with Fri it is Tue
-//! Fri 18:00  Mon 08:00  08:01 … 08:15             sixteen in a row: time is Mon, at 08:15
+//! … 10:00  10:01  10:02!+1d  10:03!+1d  10:04   refuted: the watermark is 10:04, nothing is late
+//! Mon  Tue  Wed  Thu  Fri                       the first: Mon with Thu's record, Tue with Fri's
+//! … Fri 18:00  Mon 08:00  08:01 … 08:15         busy on Friday: Mon 08:15, with the sixteenth
 //! ```
+//!
+//! Live, two records are enough in the third line: the source was silent from Friday to Monday, for
+//! as long as time jumps, so the watermark is Mon 08:01 with the record of 08:01.
 //!
 //! So bursts of up to `IN_A_ROW - 1` fast records, with at least one record on time between two of
 //! them, make no honest record late. Before the partition has had as many records on time
@@ -36,8 +40,8 @@
 //! silent. Candidates above a watermark keep waiting in that case: silence does not distinguish a
 //! pause from a fast clock. Their windows stay open, and `--final` closes them.
 //!
-//! All of this is a function of the partition's records, in the order of the log, and of the
-//! arrival times stored with them.
+//! All of this is a function of the partition's records, in the order of the log, of the arrival
+//! times stored with them, and of the stream's watermark before them.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,12 +58,14 @@ const EXPLAINED: usize = 2;
 /// How a stream's time moves, from its declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rules {
+    /// How far event times may be out of order, in µs.
     disorder: Micros,
-    /// How far above the watermark a record may be.
+    /// How far above the watermark a record may be, in µs; one further ahead is a candidate.
     ahead: Micros,
 }
 
 impl Rules {
+    /// From `disorder` and `max_ahead` of the declaration, in µs.
     pub fn new(disorder: Micros, max_ahead: Micros) -> Self {
         // A record in order is above its own watermark by the disorder.
         Self {
@@ -76,10 +82,12 @@ impl Rules {
 /// A record's time, and what decides whether it is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordTime {
+    /// Its event time.
     pub time: Micros,
+    /// Arrival of its frame.
     pub received_at: Micros,
     /// The stream's watermark before it.
-    pub stream: Option<Micros>,
+    pub stream_watermark: Option<Micros>,
 }
 
 /// A time further ahead than `max_ahead`, or one of a partition's first.
@@ -120,6 +128,7 @@ impl Watermark {
         }
     }
 
+    /// The watermark in µs; none before the first candidates are trusted.
     pub fn at(&self) -> Option<Micros> {
         self.at
     }
@@ -129,10 +138,12 @@ impl Watermark {
         self.seen
     }
 
+    /// Whether it does not hold the stream's watermark back.
     pub fn is_idle(&self) -> bool {
         self.idle
     }
 
+    /// Nothing is expected in the partition for now; its next record ends that.
     pub fn set_idle(&mut self) {
         self.idle = true;
     }
@@ -197,7 +208,7 @@ impl Watermark {
         let RecordTime {
             time,
             received_at,
-            stream,
+            stream_watermark,
         } = record;
         match self.at {
             Some(at) => {
@@ -206,7 +217,8 @@ impl Watermark {
             }
             None => {
                 let is_live = time.saturating_sub(received_at).saturating_abs() <= rules.ahead;
-                is_live || stream.is_some() && !rules.is_ahead(stream, time)
+                let is_near = !rules.is_ahead(stream_watermark, time);
+                is_live || stream_watermark.is_some() && is_near
             }
         }
     }
@@ -293,7 +305,7 @@ mod tests {
             RecordTime {
                 time,
                 received_at,
-                stream: None,
+                stream_watermark: None,
             },
             RULES,
         );
@@ -305,6 +317,20 @@ mod tests {
             .into_iter()
             .for_each(|t| observe(&mut watermark, t, REPLAY));
         watermark
+    }
+
+    /// The watermark after records with a time and an arrival.
+    fn after(rules: Rules, records: impl Iterator<Item = (Micros, Micros)>) -> Option<Micros> {
+        let mut watermark = Watermark::default();
+        for (time, received_at) in records {
+            let record = RecordTime {
+                time,
+                received_at,
+                stream_watermark: None,
+            };
+            watermark.observe(record, rules);
+        }
+        watermark.at()
     }
 
     /// A busy stream up to a time.
@@ -344,7 +370,7 @@ mod tests {
                 RecordTime {
                     time,
                     received_at: REPLAY,
-                    stream: Some(300),
+                    stream_watermark: Some(300),
                 },
                 RULES,
             );
@@ -434,6 +460,33 @@ mod tests {
             |n: Micros| replayed(busy(100).into_iter().chain((1..=n).map(|day| day * DAY))).at();
         assert_eq!(was_busy(15), Some(90));
         assert_eq!(was_busy(16), Some(13 * DAY - 10));
+    }
+
+    /// The examples of the module's documentation, in minutes.
+    #[test]
+    fn a_pause_is_followed_after_as_many_records_as_its_evidence_needs() {
+        const HOUR: Micros = 60;
+        const DAY: Micros = 24 * HOUR;
+        let rules = Rules {
+            disorder: 0,
+            ahead: HOUR,
+        };
+        let replayed = |times: &[Micros]| after(rules, times.iter().map(|t| (*t, 1_000 * DAY)));
+        let live = |times: &[Micros]| after(rules, times.iter().map(|t| (*t, *t)));
+        let friday: Vec<Micros> = (17 * HOUR..=18 * HOUR).collect();
+        let with = |more: &[Micros]| [friday.as_slice(), more].concat();
+        let fast = 18 * HOUR + 2 + DAY;
+        let refuted = with(&[18 * HOUR + 1, fast, fast + 1, 18 * HOUR + 4]);
+        assert_eq!(replayed(&refuted), Some(18 * HOUR + 4));
+        let days = [DAY, 2 * DAY, 3 * DAY, 4 * DAY, 5 * DAY];
+        assert_eq!(replayed(&days[..3]), None);
+        assert_eq!(replayed(&days[..4]), Some(DAY));
+        assert_eq!(replayed(&days), Some(2 * DAY));
+        let monday: Vec<Micros> = (0..16).map(|n| 3 * DAY + 8 * HOUR + n).collect();
+        assert_eq!(replayed(&with(&monday[..15])), Some(18 * HOUR));
+        assert_eq!(replayed(&with(&monday)), Some(monday[15]));
+        assert_eq!(live(&with(&monday[..1])), Some(18 * HOUR));
+        assert_eq!(live(&with(&monday[..2])), Some(monday[1]));
     }
 
     #[test]

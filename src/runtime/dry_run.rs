@@ -248,7 +248,7 @@ impl DryRun {
                 .is_some_and(|all| all.iter().any(|n| n == name))
         };
         for window in &self.operators.catalog().windows {
-            if window.over != stream.name || is_late(&window.name) {
+            if window.input != stream.name || is_late(&window.name) {
                 continue;
             }
             let passes = window.filter_mask(row).map_err(RuntimeError::Failed)?;

@@ -42,7 +42,8 @@ pub struct Maintenance {
     /// The data folder, and the bytes that it may take.
     pub folder: std::path::PathBuf,
     pub disk: Option<u64>,
-    /// Retention of the tables that no declaration has one for: `raw` and `dead_letters`.
+    /// Retention by arrival of the tables that no declaration has one for: `raw` and
+    /// `dead_letters`. Tables of streams have floors by event time, which the operators raise.
     pub retention: BTreeMap<String, Span>,
     /// Takes in the frame that raises floors; none in a stopped folder.
     pub ingest: Option<Ingest>,
@@ -276,6 +277,10 @@ fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
 }
 
 /// The floor of a table by arrival, rounded down to a partition's beginning. Pure.
+///
+/// A step of up to [`arrivals::STEP`] is trusted at once and may be wrong, so that much less is
+/// dropped: with `retention = 7d`, partitions by hour and arrivals trusted up to Tuesday 12:34, the
+/// floor is 11:00 on the Tuesday before.
 fn arrival_floor(arrived: Micros, retention: Micros, width: Micros) -> Micros {
     arrived
         .saturating_sub(arrivals::STEP)
@@ -339,6 +344,10 @@ struct Plan {
 
 /// Drops the oldest partitions, those of `raw` first, then those of all other tables together; the
 /// latest of each stays. Pure.
+///
+/// Limit 1,000; `raw` has partitions that end at 1, 2, 3 and 4, of 100 bytes each, the others the
+/// same of 50 bytes; 1,300 bytes are used, so that 350 must go to reach 950 (95 %). `raw` loses
+/// those up to 3 (300 bytes; the one up to 4 stays), the others the one up to 1 (50 bytes).
 fn plan_floors(usage: &Usage, limit: u64) -> Plan {
     let mut plan = Plan::default();
     if usage.total <= limit {

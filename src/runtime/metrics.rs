@@ -47,7 +47,8 @@ pub(super) fn publish(
         metrics::gauge!("weir_window_groups", "window" => name.clone()).set(window.groups as f64);
         metrics::gauge!("weir_window_bytes", "window" => name.clone())
             .set(window.memory_bytes as f64);
-        metrics::counter!("weir_window_late_total", "window" => name.clone()).absolute(window.late);
+        metrics::counter!("weir_window_late_total", "window" => name.clone())
+            .absolute(window.too_late);
         metrics::counter!("weir_window_failed_total", "window" => name).absolute(window.failed);
     }
     let hot = handles.tables.values().map(|table| {

@@ -51,7 +51,7 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
                 layout,
             ));
         }
-        if catalog.windows.iter().any(|w| w.over == stream.name) {
+        if catalog.windows.iter().any(|w| w.input == stream.name) {
             // Few rows over many days: partitions by hour would be as many files as rows.
             specs.push(TableSpec::derived(
                 &lake,

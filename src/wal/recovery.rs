@@ -6,12 +6,23 @@
 //! names a synced LSN at or above them, or a view that has committed them. Then nothing is changed,
 //! and the error names the range.
 //!
-//! Example: records 1 to 7 are valid, then bytes follow that are not a frame. If nothing valid
-//! comes after them, 8 is the torn tail: no sync covered it, so it was never acknowledged. If a
-//! later frame says "synced up to 8", record 8 is damaged.
+//! Records 1 to 7 are valid, then the segment holds:
+//!
+//! | after record 7 | views committed | opening |
+//! |---|---|---|
+//! | zeros | up to 7 | the log ends with 7 |
+//! | bytes that are not a frame, nothing valid after them | up to 7 | a torn tail at 8 |
+//! | damage, then a frame that names 7 as synced | up to 7 | a torn tail at 8: one sync was to cover both |
+//! | damage, then a frame that names 8 as synced | up to 7 | error: record 8 is damaged |
+//! | anything | up to 9 | error: records 8 to 9 are damaged |
+//!
+//! A frame names what was synced when it was appended, so nothing vouches for the last frames that
+//! were synced: if the disk loses these later, and no view has committed them, they are taken for a
+//! torn tail.
 //!
 //! Frames above the last LSN known synced may have been read from a cache that never reached the
-//! disk: they are rewritten and synced before anyone may see them.
+//! disk: they are rewritten and synced before anyone may see them. With the frames 1 to 5 and 6 to
+//! 7, the latter naming 5 as synced, these are 6 and 7.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +42,7 @@ pub struct TornTail {
     pub path: PathBuf,
     /// Where its last complete frame ends, in bytes.
     pub offset: u64,
-    /// LSN of the first lost record, which was never acknowledged.
+    /// LSN of the first lost record, which was not acknowledged as far as the log shows.
     pub lsn: u64,
 }
 
@@ -200,6 +211,9 @@ impl SegmentReader<'_> {
 
     /// The first valid frame after the damage that names `lsn` or a later record as synced: its
     /// byte and that record's LSN.
+    ///
+    /// The length of what is damaged is not known, so every byte at which a frame may begin is
+    /// tried. Bytes of a record that look like a frame would need its checksum, too.
     fn sync_evidence(&self, damage_at: u64, lsn: u64) -> Result<Option<(u64, u64)>, WalError> {
         const MAGIC_BYTES: usize = frame::MAGIC.len();
         let mut evidence = None;
@@ -224,6 +238,7 @@ impl SegmentReader<'_> {
 }
 
 /// Reads the frames of a segment and decides whether bytes after them are a torn tail or damage.
+/// A valid frame whose LSN is not the next one counts as damage.
 fn scan(segment: &SegmentReader<'_>, first_lsn: u64, views_at: u64) -> Result<TailScan, WalError> {
     let mut at = segment::HEADER_BYTES as u64;
     let mut next_lsn = first_lsn;
@@ -349,7 +364,7 @@ pub(super) fn open(
 /// Rewrites the frames that may not be synced, overwrites a torn tail with zeros, and syncs.
 fn repair(segment: &SegmentReader<'_>, scan: &TailScan) -> Result<(), WalError> {
     let SegmentReader { path, file, size } = *segment;
-    // A file that was truncated may lack the last frame's padding.
+    // A file that was truncated may lack the last frame's padding, which `scan.end` includes.
     let end = scan.end.min(size);
     let mut at = scan.unsynced_from;
     while at < end {

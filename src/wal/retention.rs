@@ -1,4 +1,4 @@
-//! Which segments may be deleted.
+//! Which segments may be deleted: what recovery does not need, once it is old or the log is large.
 
 use std::time::Duration;
 
@@ -13,12 +13,18 @@ pub(crate) struct SegmentAge {
 }
 
 /// First LSNs of the segments to remove, oldest first: those whose records are all at or below
-/// `needed_above` (the newest snapshot at or below every view's checkpoint) and that are older than
-/// `keep`, or must go to bring the log under `budget` bytes. The last segment stays, and removal
-/// stops at the first segment that stays: the log has no holes.
+/// `needed_above` (the newest snapshot that lacks no row of any view, from which recovery starts)
+/// and that are older than `keep`, or must go to bring the log under `budget` bytes. The last
+/// segment stays, and removal stops at the first segment that stays: the log has no holes.
 ///
-/// Example: segments begin at LSN 1, 100 and 200, the snapshot is at 150. Segment 1 ends at 99 and
-/// may go; segment 100 still holds 151 to 199, so it and everything after it stays.
+/// Segments of 64 bytes begin at LSN 1, 100 and 200 and were last written 50, 40 and 10 hours ago:
+///
+/// | snapshot | keep | budget | removed | because |
+/// |---|---|---|---|---|
+/// | 150 | 24 h | none | 1 | 100 still holds 151 to 199, which recovery replays |
+/// | 98 | 24 h | none | none | 1 holds 99 |
+/// | 500 | 24 h | none | 1, 100 | the last segment stays |
+/// | 500 | 100 h | 150 | 1 | 192 bytes are too many, 128 are not |
 pub(crate) fn plan_trim(
     segments: &[SegmentAge],
     needed_above: u64,
@@ -58,6 +64,7 @@ mod tests {
         let keep = Duration::from_secs(24 * 3600);
         assert_eq!(plan_trim(&segments(), 98, keep, None), Vec::<u64>::new());
         assert_eq!(plan_trim(&segments(), 99, keep, None), vec![1]);
+        assert_eq!(plan_trim(&segments(), 150, keep, None), vec![1]);
         assert_eq!(plan_trim(&segments(), 500, keep, None), vec![1, 100]);
     }
 

@@ -8,6 +8,10 @@
 //! 0..30      7 = 2 + 1 + 4
 //! 10..40     8 = 7 + 3 - 2
 //! ```
+//!
+//! For `order by n desc limit 2` groups are also in levels by their count. With a: 1, b: 3, c: 3
+//! and d: 5 the levels are 5 {d}, 3 {b, c}, 1 {a}: the first two levels have the rows. Where n is
+//! the only sort key, b comes before c, so that d and b suffice; otherwise all three are sorted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,7 +59,7 @@ struct PreparedBatch {
 struct RunningSum {
     from: Micros,
     to: Micros,
-    /// Per group its counts, and its position in its level.
+    /// Per group its counts, and its position in its level; `u32::MAX` without levels.
     counts: ByNumber<u32, (Counts, u32)>,
     /// For a top: groups by the count that orders them.
     levels: BTreeMap<i64, Vec<u32>>,
@@ -167,7 +171,7 @@ impl CountAggregator {
             .map(|n| {
                 let ty = window.groups[n]
                     .0
-                    .data_type(&window.reduced)
+                    .data_type(&window.projected_schema)
                     .unwrap_or(DataType::Null);
                 Field::new(format!("group_{n}"), ty, true)
             })
@@ -213,11 +217,11 @@ impl CountAggregator {
     pub(super) fn prepare(
         &mut self,
         window: &Window,
-        reduced: &RecordBatch,
+        projected: &RecordBatch,
     ) -> Result<(), WindowError> {
-        let rows = reduced.num_rows();
+        let rows = projected.num_rows();
         let evaluate = |e: &Arc<dyn datafusion::physical_expr::PhysicalExpr>| {
-            e.evaluate(reduced)
+            e.evaluate(projected)
                 .and_then(|v| v.into_array(rows))
                 .map_err(|e| crate::schema::select::strip_internals(&e))
         };

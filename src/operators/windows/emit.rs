@@ -7,6 +7,9 @@
 //! 10..40    a: 2, b: 1    nothing
 //! 20..50    none          a: 2, b: 1   retracted, with the times 20..50
 //! ```
+//!
+//! So who reads NAME_versions knows the rows at any time: those of the last slide that was stored.
+//! Tumbling windows emit each their rows, and nothing without rows.
 
 use std::sync::Arc;
 
@@ -22,7 +25,7 @@ use crate::schema::{Late, Window};
 
 /// The column `status` of a window's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum ResultStatus {
     Open,
     Final,
     Updated,
@@ -30,7 +33,7 @@ pub(super) enum Status {
     Retracted,
 }
 
-impl Status {
+impl ResultStatus {
     fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -47,7 +50,7 @@ pub(super) struct FiredWindow {
     pub(super) start: Micros,
     pub(super) end: Micros,
     pub(super) lsn: Lsn,
-    pub(super) status: Status,
+    pub(super) status: ResultStatus,
     pub(super) rows: PaneRows,
     /// Known to equal the slide before, so that it emits nothing.
     pub(super) is_same: bool,
@@ -58,15 +61,15 @@ pub(super) struct Emitter {
     window: Arc<Window>,
     pub(super) slides: bool,
     emits_updates: bool,
-    /// Another window reads this one's final rows.
-    pub(super) is_read: bool,
+    /// Another window reads this one's final rows (Flink: a downstream operator).
+    pub(super) has_downstream: bool,
     /// Emitted together where they do not depend on each other: one evaluation for all.
     fired: Vec<FiredWindow>,
     /// The slide before, as it was stored last; none where that has no rows.
     pub(super) previous: Option<RecordBatch>,
     /// Rows for NAME_versions.
     stored: Vec<RecordBatch>,
-    /// Final rows for a window over this one, with the LSN at which they became final.
+    /// Final rows for the windows that read this one, with the LSN at which they became final.
     finals: Vec<RecordBatch>,
     /// Windows left out because an expression has no value.
     pub(super) failed: u64,
@@ -79,7 +82,7 @@ impl Emitter {
             window: window.clone(),
             slides,
             emits_updates: window.def.late == Late::Update,
-            is_read: false,
+            has_downstream: false,
             fired: Vec::new(),
             previous: None,
             stored: Vec::new(),
@@ -117,7 +120,7 @@ impl Emitter {
         self.stored.push(rows);
     }
 
-    /// Emits final rows to a window over this one.
+    /// Emits final rows to the windows that read this one.
     pub(super) fn finalize(&mut self, rows: RecordBatch) {
         self.finals.push(rows);
     }
@@ -138,7 +141,7 @@ impl Emitter {
         let mut retained = Vec::new();
         for window in fired.iter().filter(|window| !window.is_same) {
             let rows = self.finish_or_skip(panes, window);
-            if self.is_read && !self.emits_updates && rows.num_rows() > 0 {
+            if self.has_downstream && !self.emits_updates && rows.num_rows() > 0 {
                 self.finals.push(rows.clone());
             }
             let was_stored = if self.slides {
@@ -149,7 +152,7 @@ impl Emitter {
             if !self.slides && was_stored {
                 self.stored.push(rows.clone());
             }
-            if self.emits_updates && window.status != Status::Abandoned {
+            if self.emits_updates && window.status != ResultStatus::Abandoned {
                 let result = RetainedResult {
                     rows,
                     version: was_stored.into(),
@@ -188,7 +191,7 @@ impl Emitter {
             return Ok(false);
         };
         let times = Some((window.start, window.end));
-        let retracted = stamp(&previous, times, window.lsn, 1, Status::Retracted)?;
+        let retracted = stamp(&previous, times, window.lsn, 1, ResultStatus::Retracted)?;
         self.stored.push(retracted);
         Ok(true)
     }
@@ -211,7 +214,7 @@ impl Emitter {
             Err(_) => self.finish_or_skip(panes, all[0]),
         };
         if rows.num_rows() > 0 {
-            if self.is_read {
+            if self.has_downstream {
                 self.finals.push(rows.clone());
             }
             self.stored.push(rows);
@@ -304,7 +307,7 @@ pub(super) fn stamp(
     times: Option<(Micros, Micros)>,
     lsn: Lsn,
     version: i64,
-    status: Status,
+    status: ResultStatus,
 ) -> Result<RecordBatch, WindowError> {
     let n = rows.num_rows();
     let mut columns = rows.columns().to_vec();

@@ -1,21 +1,23 @@
 //! Tumbling and sliding windows: fires them as the watermark passes, evicts them where there are
-//! too many groups. [`Progress`] decides when; [`super::emit`] and [`super::update`] make the rows.
+//! too many groups. [`FiringProgress`] decides when; [`super::emit`] and [`super::update`] make the
+//! rows.
 
-use super::emit::{FiredWindow, Status};
+use super::emit::{FiredWindow, ResultStatus};
 use super::panes::PaneSelection;
-use super::progress::Progress;
+use super::progress::FiringProgress;
 use super::update::{RetainedResult, RetainedResults};
 use super::{Shared, WindowError};
 use crate::event::{Lsn, Micros};
 
+/// State of a window whose ends do not depend on the events.
 pub(super) struct FixedWindows {
-    pub(super) progress: Progress,
+    pub(super) progress: FiringProgress,
     /// What late rows may still update; empty without updates.
     pub(super) retained: RetainedResults,
 }
 
 impl FixedWindows {
-    pub(super) fn new(progress: Progress) -> Self {
+    pub(super) fn new(progress: FiringProgress) -> Self {
         Self {
             progress,
             retained: RetainedResults::default(),
@@ -50,6 +52,19 @@ impl FixedWindows {
 
     /// Moves from a watermark to the next one.
     ///
+    /// Changed windows are emitted again where the watermark enters another pane, so that many late
+    /// rows make one update, and at the latest when their lateness is over. Tumbling windows of 10,
+    /// lateness 15, `late = "update"`:
+    ///
+    /// ```text
+    /// watermark 9 → 10    0..10 fires: version 1
+    /// two late rows at 5  0..10 is marked as changed; nothing is emitted
+    /// 12 → 19             nothing: still in the pane 10..20
+    /// 19 → 20             another pane: 0..10 is emitted as version 2; 10..20 fires
+    /// late row at 6       0..10 is marked again
+    /// 24 → 25             25 = 10 + 15, its lateness is over: version 3, and it closes
+    /// ```
+    ///
     /// Updates are emitted twice: before windows fire, because a slide is compared with the one
     /// before it as that is now; and after, for windows that fire and whose lateness is over at
     /// once.
@@ -70,7 +85,7 @@ impl FixedWindows {
         if watermark >= self.progress.next_due {
             let limit = self.progress.firing_limit(watermark);
             while let Some(end) = self.next_window_end(shared).filter(|end| *end <= limit) {
-                self.fire(shared, end, lsn, Status::Final)?;
+                self.fire(shared, end, lsn, ResultStatus::Final)?;
             }
             self.progress.schedule(self.next_window_end(shared));
         }
@@ -93,12 +108,12 @@ impl FixedWindows {
 
     /// Fires everything that is open, as at the end of all input.
     pub(super) fn close_all(&mut self, shared: &mut Shared, lsn: Lsn) -> Result<(), WindowError> {
-        self.fire_all(shared, lsn, Status::Final)?;
+        self.fire_all(shared, lsn, ResultStatus::Final)?;
         if self.progress.emits_updates {
             self.flush(shared)?;
             self.emit_updates(shared, lsn, Micros::MAX / 4, true)?;
         }
-        let Progress {
+        let FiringProgress {
             fired_through,
             closed_through,
             ..
@@ -108,12 +123,12 @@ impl FixedWindows {
         Ok(())
     }
 
-    /// Emits pending updates and fires every open window.
+    /// Emits pending updates and fires every open window, before its time.
     pub(super) fn fire_all(
         &mut self,
         shared: &mut Shared,
         lsn: Lsn,
-        status: Status,
+        status: ResultStatus,
     ) -> Result<(), WindowError> {
         if self.progress.emits_updates {
             self.flush(shared)?;
@@ -146,7 +161,7 @@ impl FixedWindows {
         shared: &mut Shared,
         end: Micros,
         lsn: Lsn,
-        status: Status,
+        status: ResultStatus,
     ) -> Result<(), WindowError> {
         let start = self.progress.assigner.start(end);
         let slides = shared.emitter.slides;
@@ -164,8 +179,8 @@ impl FixedWindows {
                 lsn,
                 status,
                 rows,
-                // The window over this one reads every slide, and each may be updated.
-                is_same: is_same && !shared.emitter.is_read && !self.progress.emits_updates,
+                // A window that reads this one reads every slide, and each may be updated.
+                is_same: is_same && !shared.emitter.has_downstream && !self.progress.emits_updates,
             });
         }
         // An empty slide ends a run of slides with rows.
@@ -180,6 +195,10 @@ impl FixedWindows {
 
     /// Closes the oldest window at once, because there are too many groups; false where nothing is
     /// left to close.
+    ///
+    /// With updates, results that are retained go first: their windows have fired, so that closing
+    /// one early costs later updates only. Without, or where none is retained, the next window
+    /// fires as abandoned before its time.
     pub(super) fn evict_oldest(
         &mut self,
         shared: &mut Shared,
@@ -190,14 +209,14 @@ impl FixedWindows {
         if (!emits_updates || self.retained.is_empty())
             && let Some(end) = self.next_window_end(shared)
         {
-            self.fire(shared, end, lsn, Status::Abandoned)?;
+            self.fire(shared, end, lsn, ResultStatus::Abandoned)?;
         }
         self.flush(shared)?;
         if emits_updates {
             let first = self.retained.first_end();
             let first = first.unwrap_or(self.progress.fired_through);
-            let over = first.saturating_add(self.progress.allowed_lateness);
-            self.emit_updates(shared, lsn, over, false)?;
+            let lateness_end = first.saturating_add(self.progress.allowed_lateness);
+            self.emit_updates(shared, lsn, lateness_end, false)?;
             self.progress.closed_through = self.progress.closed_through.max(first);
             self.drop_panes(shared);
         }
@@ -232,7 +251,7 @@ impl FixedWindows {
                     start,
                     end,
                     lsn,
-                    status: Status::Open,
+                    status: ResultStatus::Open,
                     rows: reader.rows(PaneSelection::Range(start, end), start, end)?,
                     is_same: false,
                 })
@@ -248,10 +267,14 @@ impl FixedWindows {
     /// changed, is compared with it now or never:
     ///
     /// ```text
-    /// slides of 10, lateness 5, watermark 35, a late row in 0..30 only
-    /// 0..30     changed             emitted again; over, leaves
-    /// 10..40    marked as changed   compared with 0..30; not over, stays retained
+    /// windows of 30 by 10, lateness 15; a late row at 5, then the watermark moves from 44 to 45
+    /// -10..20   closed at 35        does not accept the row any more
+    /// 0..30     changed             emitted again; closed at 45, leaves the retained results
+    /// 10..40    marked as changed   compared with 0..30, which it follows; retained until 55
     /// ```
+    ///
+    /// 10..40 lacks the row, and is marked all the same: it may have equalled 0..30 before, so that
+    /// it was not stored, and differs from it now.
     fn emit_updates(
         &mut self,
         shared: &mut Shared,
@@ -260,40 +283,40 @@ impl FixedWindows {
         all: bool,
     ) -> Result<(), WindowError> {
         let windows = self.progress.assigner;
-        // The end and the rows of the window that has just left.
-        let mut left: Option<(Micros, RetainedResult)> = None;
+        // The end and the result of the window before, if it was closed just now.
+        let mut just_closed: Option<(Micros, RetainedResult)> = None;
         for end in self.retained.ends() {
             let is_over = self.progress.is_lateness_over(end, watermark);
-            let follows_left = left
+            let follows_closed = just_closed
                 .as_ref()
-                .is_some_and(|(left, _)| windows.next_end(*left) == end);
-            if self.retained.is_changed(end) && (all || is_over || follows_left) {
-                let left = left.take().filter(|_| follows_left);
-                self.emit_update(shared, end, lsn, left.map(|(_, result)| result))?;
+                .is_some_and(|(closed, _)| windows.next_end(*closed) == end);
+            if self.retained.is_changed(end) && (all || is_over || follows_closed) {
+                let closed = just_closed.take().filter(|_| follows_closed);
+                self.emit_update(shared, end, lsn, closed.map(|(_, result)| result))?;
             }
-            left = None;
+            just_closed = None;
             if !is_over {
                 continue;
             }
             let Some(last) = self.retained.remove(end) else {
                 continue;
             };
-            if shared.emitter.is_read && last.rows.num_rows() > 0 {
+            if shared.emitter.has_downstream && last.rows.num_rows() > 0 {
                 shared.emitter.finalize_retained(&last, lsn)?;
             }
-            left = Some((end, last));
+            just_closed = Some((end, last));
         }
         Ok(())
     }
 
-    /// Evaluates a window once more and emits what differs. `left`: the slide before, if it has
-    /// just left the retained results.
+    /// Evaluates a window once more and emits what differs. `just_closed`: the slide before, if it
+    /// has just left the retained results.
     fn emit_update(
         &mut self,
         shared: &mut Shared,
         end: Micros,
         lsn: Lsn,
-        left: Option<RetainedResult>,
+        just_closed: Option<RetainedResult>,
     ) -> Result<(), WindowError> {
         let windows = self.progress.assigner;
         let start = windows.start(end);
@@ -304,7 +327,7 @@ impl FixedWindows {
             start,
             end,
             lsn,
-            status: Status::Updated,
+            status: ResultStatus::Updated,
             rows,
             is_same: false,
         };
@@ -313,7 +336,7 @@ impl FixedWindows {
             return Ok(());
         };
         let slide_before = self.retained.get(windows.previous_end(end)).cloned();
-        let slide_before = slide_before.or(left);
+        let slide_before = slide_before.or(just_closed);
         let revision = shared.emitter.revise(
             &fired,
             &before,

@@ -39,7 +39,7 @@ const MERGED_BATCHES: usize = 8;
 pub(super) struct GenericAggregator {
     window: Arc<Window>,
     state_schema: SchemaRef,
-    /// Rows that are not states yet, in batches of the window's reduced columns.
+    /// Rows that are not states yet, in batches of the window's projected columns.
     pending: Vec<RecordBatch>,
     /// Number of groups that pending and selected rows are charged as.
     pending_units: usize,
@@ -97,7 +97,7 @@ fn plan(
         functions,
         filters,
         source,
-        window.reduced.clone(),
+        window.projected_schema.clone(),
     )
     .map_err(|e| strip_internals(&e).into())
 }
@@ -159,7 +159,7 @@ impl GenericAggregator {
             window,
             AggregateMode::Partial,
             Vec::new(),
-            window.reduced.clone(),
+            window.projected_schema.clone(),
         )?
         .schema();
         Ok(Self {
@@ -187,8 +187,8 @@ impl GenericAggregator {
     }
 
     /// Begins a batch, the rows of which [`Self::add`] names.
-    pub(super) fn prepare(&mut self, reduced: RecordBatch) {
-        self.current = Some(reduced);
+    pub(super) fn prepare(&mut self, projected: RecordBatch) {
+        self.current = Some(projected);
     }
 
     /// Adds a row of the prepared batch to a pane.
@@ -221,7 +221,7 @@ impl GenericAggregator {
             .map(|a| take(a, &rows, None))
             .collect::<Result<Vec<_>, _>>()?;
         columns.extend([panes.clone(), panes]);
-        let schema = self.window.reduced.clone();
+        let schema = self.window.projected_schema.clone();
         self.pending.push(RecordBatch::try_new(schema, columns)?);
         Ok(())
     }
@@ -236,7 +236,7 @@ impl GenericAggregator {
             &self.window,
             AggregateMode::Partial,
             vec![rows.clone()],
-            self.window.reduced.clone(),
+            self.window.projected_schema.clone(),
         ) {
             Ok(states) => states,
             Err(_) if rows.num_rows() > 1 => {
@@ -267,7 +267,7 @@ impl GenericAggregator {
         let pending = std::mem::take(&mut self.pending);
         self.pending_units = 0;
         // One batch, so that the states do not depend on the frames that rows came in.
-        let pending = concat_batches(&self.window.reduced, &pending)?;
+        let pending = concat_batches(&self.window.projected_schema, &pending)?;
         let (mut error, before) = (None, self.failed);
         let states = self.states_of(&pending, &mut error);
         if let Some(reason) = error {
@@ -459,7 +459,10 @@ impl GenericAggregator {
 
     /// Schemas of pending rows and of states.
     pub(super) fn schemas(&self) -> (SchemaRef, SchemaRef) {
-        (self.window.reduced.clone(), self.state_schema.clone())
+        (
+            self.window.projected_schema.clone(),
+            self.state_schema.clone(),
+        )
     }
 
     /// Reads what [`Self::save`] gave into empty panes.

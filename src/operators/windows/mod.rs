@@ -12,7 +12,17 @@
 //! fired, [`update`] rows of those that late rows change.
 //!
 //! Everything goes row by row in the order of LSNs, so that the result does not depend on how
-//! records were cut into frames.
+//! records were cut into frames. A row is accepted under the watermark before it, and may then move
+//! it. Tumbling windows of 10, no lateness, no disorder:
+//!
+//! ```text
+//! LSN  time  watermark after it   window 0..10          window 10..20
+//! 1    3     3                    accepts it            -
+//! 2    12    12                   fires with one row    accepts it
+//! 3    9     12                   closed: too late      -
+//! ```
+//!
+//! Record 3 is too late whether the three came in one frame or in three, also after a restart.
 
 mod count_aggregator;
 mod emit;
@@ -35,11 +45,11 @@ use crate::bounds::truncate_bytes_with_hash;
 use crate::event::{Lsn, Micros};
 use crate::schema::window::Shape;
 use crate::schema::{Late, WINDOW_GROUP_BYTES, Window};
-use emit::{Emitter, FiredWindow, Status};
+use emit::{Emitter, FiredWindow, ResultStatus};
 pub use error::WindowError;
 use fixed::FixedWindows;
 use panes::Panes;
-use progress::{NO_WATERMARK, NO_WINDOW, Progress};
+use progress::{FiringProgress, NO_WATERMARK, NO_WINDOW};
 use session::SessionWindows;
 
 /// Rows in the order of their LSNs, and how far time has come.
@@ -56,24 +66,26 @@ pub(super) struct WindowInput<'a> {
 pub(super) struct WindowOutput {
     /// Rows for NAME_versions.
     pub(super) stored: Option<RecordBatch>,
-    /// Final rows, for windows over this one.
+    /// Final rows, for the windows that read this one.
     pub(super) finals: Option<RecordBatch>,
 }
 
-/// Rows of an input, by their positions in it.
+/// Which rows of an input a window has accepted, by their positions in it. Rows that it does not
+/// count (by `where`, as duplicates, or before it was declared) are in neither list.
 #[derive(Debug, Default)]
-pub(super) struct Admission {
+pub(super) struct RowAdmission {
     pub(super) accepted: Vec<u32>,
-    /// Rows that would have been accepted had they come in time.
-    pub(super) late: Vec<u32>,
+    /// Rows whose windows are all closed: they came later than the lateness allows.
+    pub(super) too_late: Vec<u32>,
 }
 
-/// Number of groups that a value of this size is charged as.
+/// Number of groups that a value of this size is charged as: one, and one more for each
+/// [`WINDOW_GROUP_BYTES`], so that `max_groups` bounds memory also where texts are long.
 fn state_units(bytes: usize) -> usize {
     1 + bytes / WINDOW_GROUP_BYTES
 }
 
-/// What fixed windows and session windows have in common.
+/// The state that fixed windows and session windows have in common.
 struct Shared {
     window: Arc<Window>,
     watermark: Micros,
@@ -81,7 +93,8 @@ struct Shared {
     emitter: Emitter,
 }
 
-enum Kind {
+/// The state by which a window decides what fires.
+enum WindowKind {
     Fixed(FixedWindows),
     Session(SessionWindows),
 }
@@ -89,10 +102,13 @@ enum Kind {
 /// State of one declared window.
 pub(super) struct WindowState {
     shared: Shared,
-    kind: Kind,
-    /// Rows before this time are ignored: only windows that start later are complete.
+    kind: WindowKind,
+    /// Rows before this time are ignored: windows that start earlier would lack rows from before
+    /// the window was declared. A window of an hour that is declared when the greatest event time
+    /// is 12:34 begins with 13:00..14:00.
     ignore_starts_before: Micros,
-    late: u64,
+    /// Rows that came when every window they belong to was closed.
+    too_late: u64,
     /// Rows left out because an expression or aggregate has no value.
     failed_rows: u64,
 }
@@ -113,13 +129,13 @@ impl WindowState {
         let (kind, start) = match window.shape {
             Shape::Aligned(windows) => {
                 let emits_updates = window.def.late == Late::Update;
-                let progress = Progress::new(windows, lateness, emits_updates, greatest);
+                let progress = FiringProgress::new(windows, lateness, emits_updates, greatest);
                 let start = greatest.map(|time| windows.next_start(time));
-                (Kind::Fixed(FixedWindows::new(progress)), start)
+                (WindowKind::Fixed(FixedWindows::new(progress)), start)
             }
             Shape::Session { gap, key } => {
                 let sessions = SessionWindows::new(gap, key, lateness);
-                (Kind::Session(sessions), greatest.map(|time| time + 1))
+                (WindowKind::Session(sessions), greatest.map(|time| time + 1))
             }
         };
         Ok(Self {
@@ -131,7 +147,7 @@ impl WindowState {
             },
             kind,
             ignore_starts_before: start.unwrap_or(NO_WINDOW),
-            late: 0,
+            too_late: 0,
             failed_rows: 0,
         })
     }
@@ -140,18 +156,18 @@ impl WindowState {
         &self.shared.window
     }
 
-    /// Another window reads this one.
-    pub(super) fn set_read(&mut self) {
-        self.shared.emitter.is_read = true;
+    /// Another window reads this one: it emits final rows for that one, too.
+    pub(super) fn set_downstream(&mut self) {
+        self.shared.emitter.has_downstream = true;
     }
 
-    pub(super) fn is_read(&self) -> bool {
-        self.shared.emitter.is_read
+    pub(super) fn has_downstream(&self) -> bool {
+        self.shared.emitter.has_downstream
     }
 
-    /// Late rows so far.
-    pub(super) fn late(&self) -> u64 {
-        self.late
+    /// Rows so far that came when every window they belong to was closed.
+    pub(super) fn too_late(&self) -> u64 {
+        self.too_late
     }
 
     /// Rows and windows left out because an expression had no value.
@@ -162,16 +178,16 @@ impl WindowState {
     /// Groups in memory, including those of results that may still be updated.
     pub(super) fn groups(&self) -> usize {
         let retained = match &self.kind {
-            Kind::Fixed(windows) => windows.retained.state_units(),
-            Kind::Session(_) => 0,
+            WindowKind::Fixed(windows) => windows.retained.state_units(),
+            WindowKind::Session(_) => 0,
         };
         self.shared.panes.groups() + retained
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
         let kind = match &self.kind {
-            Kind::Fixed(windows) => windows.retained.memory_bytes(),
-            Kind::Session(sessions) => sessions.memory_bytes(),
+            WindowKind::Fixed(windows) => windows.retained.memory_bytes(),
+            WindowKind::Session(sessions) => sessions.memory_bytes(),
         };
         self.shared.panes.memory_bytes() + kind
     }
@@ -179,8 +195,8 @@ impl WindowState {
     /// Whether the watermark has something to fire or to close.
     pub(super) fn is_open(&self) -> bool {
         match &self.kind {
-            Kind::Fixed(windows) => windows.is_open(),
-            Kind::Session(sessions) => !sessions.is_empty(),
+            WindowKind::Fixed(windows) => windows.is_open(),
+            WindowKind::Session(sessions) => !sessions.is_empty(),
         }
     }
 
@@ -188,8 +204,8 @@ impl WindowState {
     pub(super) fn process(
         &mut self,
         input: &WindowInput<'_>,
-    ) -> Result<(Admission, WindowOutput), WindowError> {
-        let mut admission = Admission::default();
+    ) -> Result<(RowAdmission, WindowOutput), WindowError> {
+        let mut admission = RowAdmission::default();
         let mut updates = input.watermark_updates.iter().copied().peekable();
         if input.batch.num_rows() > 0 {
             let PreparedRows {
@@ -211,8 +227,8 @@ impl WindowState {
                     admission.accepted.push(row as u32);
                     self.evict(lsn)?;
                 } else {
-                    self.late += 1;
-                    admission.late.push(row as u32);
+                    self.too_late += 1;
+                    admission.too_late.push(row as u32);
                 }
             }
         }
@@ -227,16 +243,16 @@ impl WindowState {
     fn prepare(&mut self, batch: &RecordBatch) -> Result<PreparedRows, WindowError> {
         let Shared { window, panes, .. } = &mut self.shared;
         let times: ArrayRef = batch.column(window.time).clone();
-        let reduced = window.reduce(batch, &times)?;
-        let (mut passes, mut failed) = window.passing_mask(batch, &reduced);
+        let projected = window.project(batch, &times)?;
+        let (mut passes, mut failed) = window.passing_mask(batch, &projected);
         let mut is_filtered = failed > 0;
-        if !is_filtered && panes.prepare(window, &reduced).is_err() {
+        if !is_filtered && panes.prepare(window, &projected).is_err() {
             is_filtered = true;
-            (passes, failed) = window.passing_mask_by_row(batch, &reduced);
+            (passes, failed) = window.passing_mask_by_row(batch, &projected);
         }
         if is_filtered {
-            let reduced = filter_record_batch(&reduced, &passes)?;
-            panes.prepare(window, &reduced)?;
+            let projected = filter_record_batch(&projected, &passes)?;
+            panes.prepare(window, &projected)?;
         }
         self.failed_rows += failed as u64;
         Ok(PreparedRows {
@@ -257,8 +273,8 @@ impl WindowState {
     ) -> Result<bool, WindowError> {
         let shared = &mut self.shared;
         match &mut self.kind {
-            Kind::Fixed(windows) => windows.accept_row(shared, position, time, lsn),
-            Kind::Session(sessions) => {
+            WindowKind::Fixed(windows) => windows.accept_row(shared, position, time, lsn),
+            WindowKind::Session(sessions) => {
                 let mut key = Vec::new();
                 canonical(batch.column(sessions.key), row, &mut key);
                 sessions.accept_row(shared, position, truncate_bytes_with_hash(key), time, lsn)
@@ -266,14 +282,15 @@ impl WindowState {
         }
     }
 
-    /// Closes the oldest windows while there are too many groups.
+    /// Closes the oldest windows while there are too many groups. They are stored as abandoned, and
+    /// are not updated any more.
     fn evict(&mut self, lsn: Lsn) -> Result<(), WindowError> {
         let max_groups = self.shared.window.def.max_groups;
         while self.groups() > max_groups {
             let shared = &mut self.shared;
             let has_evicted = match &mut self.kind {
-                Kind::Fixed(windows) => windows.evict_oldest(shared, lsn)?,
-                Kind::Session(sessions) => sessions.evict_oldest(shared, lsn)?,
+                WindowKind::Fixed(windows) => windows.evict_oldest(shared, lsn)?,
+                WindowKind::Session(sessions) => sessions.evict_oldest(shared, lsn)?,
             };
             if !has_evicted {
                 break;
@@ -290,8 +307,10 @@ impl WindowState {
         let before = std::mem::replace(&mut self.shared.watermark, watermark);
         let shared = &mut self.shared;
         match &mut self.kind {
-            Kind::Fixed(windows) => windows.advance(shared, before, lsn),
-            Kind::Session(sessions) => sessions.close(shared, watermark, lsn, Status::Final),
+            WindowKind::Fixed(windows) => windows.advance(shared, before, lsn),
+            WindowKind::Session(sessions) => {
+                sessions.close(shared, watermark, lsn, ResultStatus::Final)
+            }
         }
     }
 
@@ -299,9 +318,9 @@ impl WindowState {
     pub(super) fn close_all(&mut self, lsn: Lsn) -> Result<WindowOutput, WindowError> {
         let shared = &mut self.shared;
         match &mut self.kind {
-            Kind::Fixed(windows) => windows.close_all(shared, lsn)?,
-            Kind::Session(sessions) => {
-                sessions.close(shared, Micros::MAX / 4, lsn, Status::Final)?;
+            WindowKind::Fixed(windows) => windows.close_all(shared, lsn)?,
+            WindowKind::Session(sessions) => {
+                sessions.close(shared, Micros::MAX / 4, lsn, ResultStatus::Final)?;
             }
         }
         self.take_output()
@@ -309,10 +328,12 @@ impl WindowState {
 
     /// Stores everything open as it is, because the window is no longer declared like this.
     pub(super) fn abandon(&mut self, lsn: Lsn) -> Result<Option<RecordBatch>, WindowError> {
-        let (shared, status) = (&mut self.shared, Status::Abandoned);
+        let (shared, status) = (&mut self.shared, ResultStatus::Abandoned);
         match &mut self.kind {
-            Kind::Fixed(windows) => windows.fire_all(shared, lsn, status)?,
-            Kind::Session(sessions) => sessions.close(shared, Micros::MAX / 4, lsn, status)?,
+            WindowKind::Fixed(windows) => windows.fire_all(shared, lsn, status)?,
+            WindowKind::Session(sessions) => {
+                sessions.close(shared, Micros::MAX / 4, lsn, status)?
+            }
         }
         self.take_output().map(|output| output.stored)
     }
@@ -320,9 +341,9 @@ impl WindowState {
     fn take_output(&mut self) -> Result<WindowOutput, WindowError> {
         let shared = &mut self.shared;
         match &mut self.kind {
-            Kind::Fixed(windows) => windows.flush(shared)?,
+            WindowKind::Fixed(windows) => windows.flush(shared)?,
             // A session is stored once, when it is closed: nothing is retained for updates.
-            Kind::Session(_) => {
+            WindowKind::Session(_) => {
                 shared.emitter.flush(&mut shared.panes)?;
             }
         }
@@ -339,8 +360,8 @@ impl WindowState {
             ..
         } = &self.shared;
         let mut open = match &self.kind {
-            Kind::Fixed(windows) => windows.open(&self.shared, lsn)?,
-            Kind::Session(sessions) => sessions.open(&self.shared, lsn)?,
+            WindowKind::Fixed(windows) => windows.open(&self.shared, lsn)?,
+            WindowKind::Session(sessions) => sessions.open(&self.shared, lsn)?,
         };
         open.retain(|f| !f.rows.is_empty());
         if open.is_empty() {

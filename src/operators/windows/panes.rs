@@ -74,12 +74,12 @@ impl Panes {
     pub(super) fn prepare(
         &mut self,
         window: &Window,
-        reduced: &RecordBatch,
+        projected: &RecordBatch,
     ) -> Result<(), WindowError> {
         match self {
-            Self::Counts(panes) => panes.prepare(window, reduced),
+            Self::Counts(panes) => panes.prepare(window, projected),
             Self::Generic(panes) => {
-                panes.prepare(reduced.clone());
+                panes.prepare(projected.clone());
                 Ok(())
             }
         }
@@ -225,8 +225,8 @@ impl Panes {
             }
             Self::Generic(panes) => {
                 let (pending, states) = panes.save();
-                let (reduced, state) = panes.schemas();
-                put_batches(out, &reduced, &pending);
+                let (projected, state) = panes.schemas();
+                put_batches(out, &projected, &pending);
                 put_batches(out, &state, &states);
             }
         }

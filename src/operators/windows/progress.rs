@@ -1,5 +1,6 @@
 //! How far tumbling or sliding windows have come: arithmetic on window ends, without rows.
 //!
+//! A window *fires* when its result is emitted first, and *closes* when it accepts no more rows.
 //! Tumbling windows of 10, an allowed lateness of 5, `late` not `update`: a window waits for late
 //! rows, then fires and closes at once. With `update` it fires at its end, takes late rows until
 //! its lateness is over, and only then closes:
@@ -25,7 +26,7 @@ const MAX_SHOWN_SLIDES: usize = 16;
 
 /// Which windows have fired and which are closed. A window is known by its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(super) struct FiringProgress {
     pub(super) assigner: WindowAssigner,
     pub(super) allowed_lateness: Micros,
     /// Late rows change windows that have fired.
@@ -34,11 +35,11 @@ pub(super) struct Progress {
     pub(super) fired_through: Micros,
     /// Windows up to this end accept no more rows.
     pub(super) closed_through: Micros,
-    /// The watermark at which the next window fires.
+    /// The watermark at which the next window fires, so that most watermarks need one comparison.
     pub(super) next_due: Micros,
 }
 
-impl Progress {
+impl FiringProgress {
     /// Windows that start after `greatest`, or all where it is none.
     pub(super) fn new(
         assigner: WindowAssigner,
@@ -57,7 +58,8 @@ impl Progress {
         }
     }
 
-    /// Whether some window of a time still accepts rows.
+    /// Whether some window of a time still accepts rows. In the table above, one at 9 is accepted
+    /// at watermark 14 and too late at 15.
     pub(super) fn admits(&self, time: Micros, watermark: Micros) -> bool {
         self.assigner.last_end(time) > self.closed_at(watermark)
     }
@@ -71,7 +73,11 @@ impl Progress {
     }
 
     /// Ends of the windows that have fired and that a row at this time changes. A sliding window
-    /// also changes the slide after the row's last one, which may have to be retracted.
+    /// also changes the slide after the row's last one, which is compared with that one, and may
+    /// have to be emitted or retracted.
+    ///
+    /// Windows of 30 by 10, fired up to 60, none closed: a row at 15 is in those that end at 20, 30
+    /// and 40, and changes these and 50.
     pub(super) fn ends_to_update(&self, time: Micros, watermark: Micros) -> Vec<Micros> {
         let windows = self.assigner;
         let first_end = windows.first_end(time);
@@ -160,7 +166,7 @@ impl Progress {
         }
     }
 
-    /// Time has passed the ends of windows that have no rows too.
+    /// The watermark has passed the ends of windows without rows, too: they count as fired.
     pub(super) fn advance_fired(&mut self, watermark: Micros) {
         let passed = self.assigner.passed(self.firing_limit(watermark));
         self.fired_through = self.fired_through.max(passed);
@@ -184,7 +190,8 @@ impl Progress {
         before == NO_WATERMARK || self.assigner.pane(watermark) > self.assigner.pane(before)
     }
 
-    /// The first pane that a window still needs; none where no window has fired yet.
+    /// The first pane that a window still needs; none where no window has fired yet. With windows
+    /// of 30 by 10 that have fired up to 110, the next one is 90..120: panes before 90 can go.
     pub(super) fn first_needed_pane(&self) -> Option<Micros> {
         let done = if self.emits_updates {
             self.closed_through.min(self.fired_through)
@@ -221,20 +228,20 @@ impl Progress {
 mod tests {
     use super::*;
 
-    fn tumbling(emits_updates: bool) -> Progress {
+    fn tumbling(emits_updates: bool) -> FiringProgress {
         let assigner = WindowAssigner::Fixed {
             slide: 10,
             size: 10,
         };
-        Progress::new(assigner, 5, emits_updates, None)
+        FiringProgress::new(assigner, 5, emits_updates, None)
     }
 
-    fn sliding(emits_updates: bool) -> Progress {
+    fn sliding(emits_updates: bool) -> FiringProgress {
         let assigner = WindowAssigner::Fixed {
             slide: 10,
             size: 30,
         };
-        Progress::new(assigner, 5, emits_updates, None)
+        FiringProgress::new(assigner, 5, emits_updates, None)
     }
 
     /// The table of the module's documentation.
@@ -302,7 +309,7 @@ mod tests {
             slide: 10,
             size: 30,
         };
-        let progress = Progress::new(assigner, 0, false, Some(42));
+        let progress = FiringProgress::new(assigner, 0, false, Some(42));
         assert_eq!(progress.fired_through, 70);
         assert_eq!(progress.first_unfired_start(), 50);
         assert!(!progress.admits(42, NO_WATERMARK) && progress.admits(50, NO_WATERMARK));
@@ -310,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_late_row_updates_the_fired_windows_that_are_not_closed() {
-        let fired = |mut progress: Progress, through| {
+        let fired = |mut progress: FiringProgress, through| {
             progress.fired_through = through;
             progress
         };
@@ -328,6 +335,43 @@ mod tests {
                 want,
                 "{progress:?}, time {time}"
             );
+        }
+    }
+
+    /// The example at `FixedWindows::emit_updates`.
+    #[test]
+    fn the_slide_after_one_that_closes_is_compared_with_it() {
+        let assigner = WindowAssigner::Fixed {
+            slide: 10,
+            size: 30,
+        };
+        let mut progress = FiringProgress::new(assigner, 15, true, None);
+        progress.advance_fired(44);
+        progress.advance_closed(44);
+        assert_eq!((progress.fired_through, progress.closed_through), (40, 20));
+        assert_eq!(progress.ends_to_update(5, 44), [30, 40]);
+        assert!(!progress.enters_pane(44, 45));
+        assert!(progress.is_lateness_over(30, 45) && !progress.is_lateness_over(40, 54));
+    }
+
+    /// The example at `FixedWindows::advance`.
+    #[test]
+    fn updates_wait_for_the_next_pane_or_the_end_of_the_lateness() {
+        let assigner = WindowAssigner::Fixed {
+            slide: 10,
+            size: 10,
+        };
+        let mut progress = FiringProgress::new(assigner, 15, true, None);
+        progress.advance_fired(10);
+        assert_eq!(progress.ends_to_update(5, 10), [10]);
+        for (before, watermark, enters_pane, is_over) in [
+            (10, 12, false, false),
+            (12, 19, false, false),
+            (19, 20, true, false),
+            (24, 25, false, true),
+        ] {
+            assert_eq!(progress.enters_pane(before, watermark), enters_pane);
+            assert_eq!(progress.is_lateness_over(10, watermark), is_over);
         }
     }
 

@@ -7,12 +7,20 @@
 //! event at 18        10..10  18..18
 //! event at 14        10..18            within 5 of both
 //! ```
+//!
+//! A session expires when the watermark has passed its last event by more than the gap and the
+//! lateness. With a lateness of 2, one that ends at 10 is open at watermark 17, and fires at 18. An
+//! event at 4 is too late at watermark 12 (4 + 5 + 2 < 12), unless it is within the gap of a
+//! session that is still open: an event at 5 joins 10..10.
+//!
+//! Sessions have no panes by time. Each gets a number, under which its rows are aggregated; when
+//! sessions merge, the result has the numbers of all, and the aggregates are merged when it fires.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::emit::{FiredWindow, Status};
+use super::emit::{FiredWindow, ResultStatus};
 use super::panes::PaneSelection;
 use super::{Shared, WindowError};
 use crate::event::{Lsn, Micros};
@@ -39,7 +47,7 @@ pub(super) struct SessionWindows {
     pub(super) key: usize,
     allowed_lateness: Micros,
     by_key: BTreeMap<Key, Vec<OpenSession>>,
-    /// (end, key) of every open session.
+    /// (end, key) of every open session: the first one expires first.
     ends: BTreeSet<(Micros, Key)>,
     /// Number of the pane that was used last.
     last_pane: Micros,
@@ -65,8 +73,9 @@ impl SessionWindows {
         self.ends.len() * 160
     }
 
-    /// Whether the watermark has passed a session's end, the gap and the lateness.
-    fn is_over(&self, end: Micros, watermark: Micros) -> bool {
+    /// Whether the watermark has passed a session's end (or an event's time), the gap and the
+    /// lateness.
+    fn is_expired(&self, end: Micros, watermark: Micros) -> bool {
         // The gap itself still belongs to it.
         watermark
             > end
@@ -75,14 +84,14 @@ impl SessionWindows {
     }
 
     /// Puts an event into its session and returns the pane for its row; none where every session
-    /// that it could belong to is over.
+    /// that it could belong to has expired.
     fn assign(&mut self, key: Key, time: Micros, watermark: Micros) -> Option<Micros> {
         let gap = self.gap;
         let open = self.by_key.get(&key).map_or(&[][..], Vec::as_slice);
         let is_near = |s: &OpenSession| {
             time >= s.start.saturating_sub(gap) && time <= s.end.saturating_add(gap)
         };
-        if !open.iter().any(is_near) && self.is_over(time, watermark) {
+        if !open.iter().any(is_near) && self.is_expired(time, watermark) {
             return None;
         }
         let (near, mut rest): (Vec<_>, Vec<_>) = open.iter().cloned().partition(is_near);
@@ -111,13 +120,13 @@ impl SessionWindows {
         Some(pane)
     }
 
-    /// Removes the sessions that are over, in the order of their starts and keys.
-    fn take_over(&mut self, watermark: Micros) -> Vec<OpenSession> {
-        let mut over: Vec<(Key, OpenSession)> = Vec::new();
+    /// Removes the sessions that have expired, in the order of their starts and keys.
+    fn take_expired(&mut self, watermark: Micros) -> Vec<OpenSession> {
+        let mut expired: Vec<(Key, OpenSession)> = Vec::new();
         while let Some((end, key)) = self
             .ends
             .first()
-            .filter(|(end, _)| self.is_over(*end, watermark))
+            .filter(|(end, _)| self.is_expired(*end, watermark))
             .cloned()
         {
             self.ends.pop_first();
@@ -129,14 +138,14 @@ impl SessionWindows {
             if open.is_empty() {
                 self.by_key.remove(&key);
             }
-            over.extend(session.map(|session| (key, session)));
+            expired.extend(session.map(|session| (key, session)));
         }
-        over.sort_by(|(a_key, a), (b_key, b)| (a.start, a_key).cmp(&(b.start, b_key)));
-        over.into_iter().map(|(_, session)| session).collect()
+        expired.sort_by(|(a_key, a), (b_key, b)| (a.start, a_key).cmp(&(b.start, b_key)));
+        expired.into_iter().map(|(_, session)| session).collect()
     }
 
     /// Accepts a row, by its position in the prepared batch; false where every session that it
-    /// could belong to is over.
+    /// could belong to has expired.
     pub(super) fn accept_row(
         &mut self,
         shared: &mut Shared,
@@ -152,15 +161,16 @@ impl SessionWindows {
         Ok(true)
     }
 
-    /// Fires the sessions that are over at a watermark.
+    /// Fires the sessions that have expired at a watermark. As in Flink, a session's window_end is
+    /// its last event's time plus the gap.
     pub(super) fn close(
         &mut self,
         shared: &mut Shared,
         watermark: Micros,
         lsn: Lsn,
-        status: Status,
+        status: ResultStatus,
     ) -> Result<(), WindowError> {
-        for session in self.take_over(watermark) {
+        for session in self.take_expired(watermark) {
             let (start, end) = (session.start, session.end + self.gap);
             let rows = shared
                 .panes
@@ -190,11 +200,11 @@ impl SessionWindows {
         let Some((end, _)) = self.ends.first() else {
             return Ok(false);
         };
-        let over = end
+        let watermark = end
             .saturating_add(self.gap)
             .saturating_add(self.allowed_lateness)
             .saturating_add(1);
-        self.close(shared, over, lsn, Status::Abandoned)?;
+        self.close(shared, watermark, lsn, ResultStatus::Abandoned)?;
         Ok(true)
     }
 
@@ -210,7 +220,7 @@ impl SessionWindows {
                     start,
                     end,
                     lsn,
-                    status: Status::Open,
+                    status: ResultStatus::Open,
                     rows: reader.rows(PaneSelection::Ids(&session.panes), start, end)?,
                     is_same: false,
                 })
@@ -281,13 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_over_after_its_gap_and_the_lateness() {
+    fn a_session_is_expired_after_its_gap_and_the_lateness() {
         let mut sessions = assigned(&[("b", 10), ("a", 10), ("a", 30), ("c", 8)]);
-        assert!(sessions.take_over(15).is_empty());
-        let starts = |over: Vec<OpenSession>| over.iter().map(|s| s.start).collect::<Vec<_>>();
-        assert_eq!(starts(sessions.take_over(16)), [8]);
-        assert_eq!(starts(sessions.take_over(17)), [0; 0]);
-        assert_eq!(starts(sessions.take_over(18)), [10, 10]);
+        assert!(sessions.take_expired(15).is_empty());
+        let starts =
+            |expired: Vec<OpenSession>| expired.iter().map(|s| s.start).collect::<Vec<_>>();
+        assert_eq!(starts(sessions.take_expired(16)), [8]);
+        assert_eq!(starts(sessions.take_expired(17)), [0; 0]);
+        assert_eq!(starts(sessions.take_expired(18)), [10, 10]);
         assert_eq!(ranges(&sessions, "a"), [(30, 30, 1)]);
         assert!(ranges(&sessions, "b").is_empty());
     }
@@ -295,7 +306,7 @@ mod tests {
     #[test]
     fn a_late_event_is_accepted_only_into_an_open_session() {
         let mut sessions = assigned(&[("a", 10)]);
-        // Alone it would be over: 4 + 5 + 2 < 12.
+        // Alone it would have expired: 4 + 5 + 2 < 12.
         assert_eq!(sessions.assign(b"b".to_vec(), 4, 12), None);
         assert_eq!(sessions.assign(b"a".to_vec(), 4, 12), None);
         assert_eq!(sessions.assign(b"a".to_vec(), 5, 14), Some(1));

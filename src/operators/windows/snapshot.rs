@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::progress::NO_WINDOW;
 use super::session::OpenSession;
 use super::update::RetainedResult;
-use super::{Kind, WindowError, WindowState};
+use super::{WindowError, WindowKind, WindowState};
 use crate::event::{Lsn, Micros};
 use crate::schema::Window;
 
@@ -27,11 +27,12 @@ struct Head {
     #[serde(rename = "not_before")]
     ignore_starts_before: Micros,
     next_due: Micros,
-    late: u64,
+    #[serde(rename = "late")]
+    too_late: u64,
     failed: u64,
     #[serde(rename = "cut")]
     pending_block: Lsn,
-    /// End, version, changed, stored; their rows follow.
+    /// End, version, `is_changed`, `was_stored` of each; their rows follow as batches.
     #[serde(rename = "standing")]
     retained: Vec<(Micros, i64, bool, bool)>,
     #[serde(rename = "has_before")]
@@ -81,7 +82,7 @@ pub(super) fn take_batch(bytes: &mut &[u8]) -> Result<RecordBatch, WindowError> 
 
 impl WindowState {
     /// Appends the state to a snapshot.
-    pub fn save(&self, out: &mut Vec<u8>) {
+    pub(in crate::operators) fn save(&self, out: &mut Vec<u8>) {
         let shared = &self.shared;
         let mut head = Head {
             watermark: shared.watermark,
@@ -89,7 +90,7 @@ impl WindowState {
             closed_through: NO_WINDOW,
             ignore_starts_before: self.ignore_starts_before,
             next_due: Micros::MAX,
-            late: self.late,
+            too_late: self.too_late,
             failed: self.failed(),
             pending_block: shared.panes.pending_block(),
             retained: Vec::new(),
@@ -99,7 +100,7 @@ impl WindowState {
         };
         let mut batches: Vec<&RecordBatch> = Vec::new();
         match &self.kind {
-            Kind::Fixed(windows) => {
+            WindowKind::Fixed(windows) => {
                 head.fired_through = windows.progress.fired_through;
                 head.closed_through = windows.progress.closed_through;
                 head.next_due = windows.progress.next_due;
@@ -115,7 +116,7 @@ impl WindowState {
                     batches.push(rows);
                 }
             }
-            Kind::Session(sessions) => (head.sessions, head.last_pane) = sessions.save(),
+            WindowKind::Session(sessions) => (head.sessions, head.last_pane) = sessions.save(),
         }
         put(
             out,
@@ -129,11 +130,14 @@ impl WindowState {
     }
 
     /// Reads what [`Self::save`] wrote. An error says what is wrong with the bytes.
-    pub fn load(window: &Arc<Window>, bytes: &mut &[u8]) -> Result<Self, WindowError> {
+    pub(in crate::operators) fn load(
+        window: &Arc<Window>,
+        bytes: &mut &[u8],
+    ) -> Result<Self, WindowError> {
         let mut state = Self::new(window, None)?;
         let head: Head = serde_json::from_slice(take(bytes)?)?;
         match &mut state.kind {
-            Kind::Fixed(windows) => {
+            WindowKind::Fixed(windows) => {
                 windows.progress.fired_through = head.fired_through;
                 windows.progress.closed_through = head.closed_through;
                 windows.progress.next_due = head.next_due;
@@ -147,7 +151,7 @@ impl WindowState {
                     windows.retained.insert(end, result);
                 }
             }
-            Kind::Session(sessions) => sessions.load(head.sessions, head.last_pane),
+            WindowKind::Session(sessions) => sessions.load(head.sessions, head.last_pane),
         }
         if head.has_previous {
             state.shared.emitter.previous = Some(take_batch(bytes)?);
@@ -155,7 +159,7 @@ impl WindowState {
         state.shared.panes.load(bytes, head.pending_block)?;
         state.shared.watermark = head.watermark;
         state.ignore_starts_before = head.ignore_starts_before;
-        state.late = head.late;
+        state.too_late = head.too_late;
         state.shared.emitter.failed = head.failed;
         Ok(state)
     }
@@ -174,7 +178,7 @@ mod tests {
             closed_through: 3,
             ignore_starts_before: 4,
             next_due: 5,
-            late: 6,
+            too_late: 6,
             failed: 7,
             pending_block: 8,
             retained: vec![(9, 10, true, false)],

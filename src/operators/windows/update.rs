@@ -7,6 +7,10 @@
 //! a: 3, c: 1        a: 3   c: 1   version 2, updated
 //!                   b: 1          version 2, retracted
 //! ```
+//!
+//! A window that had no rows when it fired is retained as version 0, so that its first rows are
+//! version 1 and final. A slide that equalled the one before it was not stored (`was_stored`): it
+//! has the rows of that one until one of the two changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +20,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::row::{RowConverter, SortField};
 
 use super::WindowError;
-use super::emit::{Emitter, FiredWindow, Status, is_equal, stamp};
+use super::emit::{Emitter, FiredWindow, ResultStatus, is_equal, stamp};
 use super::generic_aggregator::batch_state_units;
 use crate::event::{Lsn, Micros};
 use crate::schema::window::WINDOW_COLUMNS;
@@ -26,9 +30,11 @@ use crate::schema::window::WINDOW_COLUMNS;
 pub(super) struct RetainedResult {
     /// In the table's own columns.
     pub(super) rows: RecordBatch,
+    /// Number of the version that was stored last; 0 before any.
     pub(super) version: i64,
     /// Late rows have come since.
     pub(super) is_changed: bool,
+    /// Some version was stored. A slide that equals the one before it is not.
     pub(super) was_stored: bool,
 }
 
@@ -145,21 +151,27 @@ impl Emitter {
             slide => {
                 let times = Some((fired.start, fired.end));
                 let rows = slide.unwrap_or(&before.rows);
-                let retracted = stamp(rows, times, fired.lsn, version, Status::Retracted)?;
+                let retracted = stamp(rows, times, fired.lsn, version, ResultStatus::Retracted)?;
                 (none(), retracted)
             }
         };
         let is_emitted = changed.num_rows() > 0 || gone.num_rows() > 0;
         if changed.num_rows() > 0 {
             let status = if before.version == 0 {
-                Status::Final
+                ResultStatus::Final
             } else {
-                Status::Updated
+                ResultStatus::Updated
             };
             self.store(stamp(&changed, None, fired.lsn, version, status)?);
         }
         if gone.num_rows() > 0 {
-            self.store(stamp(&gone, None, fired.lsn, version, Status::Retracted)?);
+            self.store(stamp(
+                &gone,
+                None,
+                fired.lsn,
+                version,
+                ResultStatus::Retracted,
+            )?);
         }
         // A version that was stored counts, also where only the slide before has changed.
         let result = RetainedResult {
@@ -171,13 +183,13 @@ impl Emitter {
         Ok(Revision { result, differs })
     }
 
-    /// A retained result becomes final: a window over this one reads it.
+    /// A retained result becomes final: the windows that read this one get it.
     pub(super) fn finalize_retained(
         &mut self,
         result: &RetainedResult,
         lsn: Lsn,
     ) -> Result<(), WindowError> {
-        let rows = stamp(&result.rows, None, lsn, result.version, Status::Final)?;
+        let rows = stamp(&result.rows, None, lsn, result.version, ResultStatus::Final)?;
         self.finalize(rows);
         Ok(())
     }

@@ -199,6 +199,10 @@ impl CarriedOverRows {
 
     /// Replaces the output's rows of early times by the old rows of its records. A failed read leaves
     /// the output as it was.
+    ///
+    /// With `before` 08:00, and the output of the records 700 to 710: it derives windows of 07:50
+    /// (from the events that are left) and of 08:10, the old table has 07:50 and 08:10 at record
+    /// 705. The old row of 07:50 and the new one of 08:10 remain.
     pub fn merge_into(&mut self, output: &mut Output) -> Result<(), String> {
         let mut parts = Vec::new();
         while let Some(rows) = self.take_up_to(output.to)? {

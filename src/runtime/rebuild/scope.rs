@@ -63,7 +63,7 @@ pub(super) fn minimal_declarations(catalog: &Catalog, view: &str) -> Declaration
     };
     let reads_chain = |name: &str| {
         let window = catalog.window(name);
-        window.is_some_and(|w| chain.contains(&w.over.as_str()))
+        window.is_some_and(|w| chain.contains(&w.input.as_str()))
     };
     declared
         .windows
@@ -79,7 +79,7 @@ fn inputs_of<'a>(catalog: &'a Catalog, window: &'a Window) -> Vec<&'a str> {
     let mut next = Some(window);
     while let Some(window) = next {
         chain.push(window.name.as_str());
-        next = catalog.window(&window.over).map(|window| &**window);
+        next = catalog.window(&window.input).map(|window| &**window);
     }
     chain
 }
@@ -148,7 +148,7 @@ fn rebuildable_tables(catalog: &Catalog) -> Vec<String> {
     for stream in catalog.streams.values() {
         names.push(stream.name.clone());
         names.extend(stream.session().map(|_| tables::sessions(&stream.name)));
-        let has_windows = catalog.windows.iter().any(|w| w.over == stream.name);
+        let has_windows = catalog.windows.iter().any(|w| w.input == stream.name);
         names.extend(has_windows.then(|| tables::late(&stream.name)));
     }
     names.push(checkpoints::DEAD_LETTERS.into());

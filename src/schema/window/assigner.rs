@@ -5,16 +5,27 @@
 //! A window is identified by its end. A *pane* is a range of time whose points all belong to the
 //! same windows: `hop` by 10 minutes with a size of 25 has panes of 5 minutes, and 10:07 is in the
 //! pane that starts at 10:05 and in the windows that end at 10:15 and 10:25.
+//!
+//! For this `hop`, at 10:07 and with the window 9:50..10:15:
+//!
+//! | function | gives |
+//! |---|---|
+//! | `pane(10:07)` | 10:05 |
+//! | `first_end(10:07)`, `last_end(10:07)` | 10:15, 10:25 |
+//! | `next_start(10:07)` | 10:10 |
+//! | `start(10:15)` | 9:50 |
+//! | `next_end(10:15)`, `previous_end(10:15)` | 10:25, 10:05 |
+//! | `passed(10:07)` | 10:05: the window 9:40..10:05 has ended |
 
 use super::zone::LocalTime;
 use crate::event::{MICROS_PER_DAY, Micros};
 
 /// The earliest time used in arithmetic: far enough from the limits that sums do not overflow.
-pub const EARLIEST: Micros = Micros::MIN / 4;
+pub(crate) const EARLIEST: Micros = Micros::MIN / 4;
 
 /// Tumbling or sliding windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WindowAssigner {
+pub(crate) enum WindowAssigner {
     /// One starts every `slide`, aligned to 1970, and lasts `size`; equal if tumbling.
     Fixed { slide: Micros, size: Micros },
     /// One starts with every step of the local calendar, and lasts `steps` of them.
@@ -22,7 +33,8 @@ pub enum WindowAssigner {
 }
 
 impl WindowAssigner {
-    pub fn is_sliding(&self) -> bool {
+    /// Whether windows overlap.
+    pub(crate) fn is_sliding(&self) -> bool {
         match self {
             Self::Fixed { slide, size } => slide < size,
             Self::Local { steps, .. } => *steps > 1,
@@ -30,7 +42,7 @@ impl WindowAssigner {
     }
 
     /// The start of the pane that contains a time.
-    pub fn pane(&self, time: Micros) -> Micros {
+    pub(crate) fn pane(&self, time: Micros) -> Micros {
         match self {
             Self::Fixed { slide, size } => truncate(time, gcd(*slide, *size)),
             Self::Local { calendar, .. } => calendar.cell(time).start,
@@ -38,7 +50,7 @@ impl WindowAssigner {
     }
 
     /// The end of the earliest window that contains a time.
-    pub fn first_end(&self, time: Micros) -> Micros {
+    pub(crate) fn first_end(&self, time: Micros) -> Micros {
         match self {
             Self::Fixed { slide, size } => truncate(time - size, *slide) + slide + size,
             Self::Local { calendar, .. } => calendar.end(time),
@@ -46,7 +58,7 @@ impl WindowAssigner {
     }
 
     /// The end of the last window that contains a time.
-    pub fn last_end(&self, time: Micros) -> Micros {
+    pub(crate) fn last_end(&self, time: Micros) -> Micros {
         match self {
             Self::Fixed { slide, size } => truncate(time, *slide) + size,
             Self::Local { calendar, steps } => calendar.forward(calendar.cell(time).start, *steps),
@@ -54,7 +66,7 @@ impl WindowAssigner {
     }
 
     /// The first window start after a time.
-    pub fn next_start(&self, time: Micros) -> Micros {
+    pub(crate) fn next_start(&self, time: Micros) -> Micros {
         match self {
             Self::Fixed { slide, .. } => truncate(time, *slide) + slide,
             Self::Local { calendar, .. } => calendar.end(time),
@@ -62,7 +74,7 @@ impl WindowAssigner {
     }
 
     /// The start of the window with this end.
-    pub fn start(&self, end: Micros) -> Micros {
+    pub(crate) fn start(&self, end: Micros) -> Micros {
         match self {
             Self::Fixed { size, .. } => end - size,
             Self::Local { calendar, steps } => calendar.back(end, *steps),
@@ -70,7 +82,7 @@ impl WindowAssigner {
     }
 
     /// The end of the window after the one with this end.
-    pub fn next_end(&self, end: Micros) -> Micros {
+    pub(crate) fn next_end(&self, end: Micros) -> Micros {
         match self {
             Self::Fixed { slide, .. } => end + slide,
             Self::Local { calendar, .. } => calendar.end(end),
@@ -78,7 +90,7 @@ impl WindowAssigner {
     }
 
     /// The end of the window before the one with this end.
-    pub fn previous_end(&self, end: Micros) -> Micros {
+    pub(crate) fn previous_end(&self, end: Micros) -> Micros {
         match self {
             Self::Fixed { slide, .. } => end - slide,
             Self::Local { calendar, .. } => calendar.back(end, 1),
@@ -86,7 +98,7 @@ impl WindowAssigner {
     }
 
     /// The last window end at or before a time.
-    pub fn passed(&self, limit: Micros) -> Micros {
+    pub(crate) fn passed(&self, limit: Micros) -> Micros {
         match self {
             Self::Fixed { slide, size } => {
                 truncate(limit.saturating_sub(*size).max(EARLIEST), *slide) + size
@@ -96,7 +108,7 @@ impl WindowAssigner {
     }
 
     /// How many windows contain a time.
-    pub fn count(&self, time: Micros) -> i64 {
+    pub(crate) fn count(&self, time: Micros) -> i64 {
         match self {
             Self::Fixed { slide, .. } => (self.last_end(time) - self.first_end(time)) / slide + 1,
             Self::Local { steps, .. } => *steps as i64,
@@ -104,7 +116,7 @@ impl WindowAssigner {
     }
 
     /// An upper bound on the length of a window.
-    pub fn longest(&self) -> Micros {
+    pub(crate) fn longest(&self) -> Micros {
         match self {
             Self::Fixed { size, .. } => *size,
             Self::Local { calendar, steps } => {
@@ -116,18 +128,19 @@ impl WindowAssigner {
 
 /// A step of local time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum CalendarStep {
     /// By the clock, aligned to local midnight of 1970-01-01.
     Clock(Micros),
     /// Multiples of 7 days begin on Monday.
     Days(i64),
+    /// Calendar months, aligned to January 1970.
     Months(i64),
 }
 
 /// 1970-01-05, the Monday that weeks are aligned to, in days since 1970.
 const MONDAY: i64 = 4;
 
-impl Step {
+impl CalendarStep {
     /// Index of the step that contains a local time.
     fn index(self, local: Micros) -> i64 {
         let day = local.div_euclid(MICROS_PER_DAY);
@@ -156,6 +169,7 @@ impl Step {
         }
     }
 
+    /// A lower bound on its length while the clock is not changed.
     fn shortest(self) -> Micros {
         match self {
             Self::Months(months) => months * 28 * MICROS_PER_DAY,
@@ -163,6 +177,7 @@ impl Step {
         }
     }
 
+    /// An upper bound on its length while the clock is not changed.
     fn longest(self) -> Micros {
         match self {
             Self::Months(months) => months * 31 * MICROS_PER_DAY,
@@ -171,6 +186,7 @@ impl Step {
     }
 }
 
+/// The day since 1970 that steps of so many days are aligned to.
 fn first_day(days: i64) -> i64 {
     if days % 7 == 0 { MONDAY } else { 0 }
 }
@@ -201,11 +217,12 @@ fn first_of(month: i64) -> i64 {
 /// Berlin, 2024-10-27: at 03:00 the clock goes back to 02:00. The hour from 02:00 occurs twice and
 /// gives two windows; the day occurs once and has 25 hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Calendar {
-    pub zone: &'static LocalTime,
-    pub step: Step,
+pub(crate) struct Calendar {
+    pub(crate) zone: &'static LocalTime,
+    pub(crate) step: CalendarStep,
 }
 
+/// A step of a calendar, as far as it is known from a time in it.
 struct Cell {
     start: Micros,
     index: i64,
@@ -314,7 +331,7 @@ fn truncate(time: Micros, width: Micros) -> Micros {
 }
 
 /// Greatest common divisor of two positive lengths.
-pub fn gcd(a: i64, b: i64) -> i64 {
+pub(crate) fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
@@ -334,7 +351,7 @@ mod tests {
         "Australia/Lord_Howe",
     ];
 
-    fn local(zone: &str, step: Step, steps: usize) -> WindowAssigner {
+    fn local(zone: &str, step: CalendarStep, steps: usize) -> WindowAssigner {
         WindowAssigner::Local {
             calendar: Calendar {
                 zone: LocalTime::from_zone(zone.parse().expect("a zone")),
@@ -397,31 +414,50 @@ mod tests {
         ("2024-10-25T00:00:00Z", "2024-11-06T00:00:00Z"),
     ];
 
+    /// The table of the module's documentation, in minutes.
+    #[test]
+    fn a_hop_assigns_panes_and_ends() {
+        let hop = WindowAssigner::Fixed {
+            slide: 10,
+            size: 25,
+        };
+        let at = |hour: i64, minute: i64| hour * 60 + minute;
+        let time = at(10, 7);
+        assert_eq!(hop.pane(time), at(10, 5));
+        assert_eq!(hop.first_end(time), at(10, 15));
+        assert_eq!(hop.last_end(time), at(10, 25));
+        assert_eq!(hop.next_start(time), at(10, 10));
+        assert_eq!(hop.start(at(10, 15)), at(9, 50));
+        assert_eq!(hop.next_end(at(10, 15)), at(10, 25));
+        assert_eq!(hop.previous_end(at(10, 15)), at(10, 5));
+        assert_eq!(hop.passed(time), at(10, 5));
+    }
+
     #[test]
     fn days_weeks_and_months_are_those_of_the_local_calendar() {
         for zone in ZONES {
             for (from, to) in CHANGES.map(|(from, to)| (at(from), at(to))) {
                 let days = scanned(zone, from, to, |t| t.num_days_from_ce());
                 assert_eq!(
-                    starts(local(zone, Step::Days(1), 1), from, to),
+                    starts(local(zone, CalendarStep::Days(1), 1), from, to),
                     days,
                     "{zone}"
                 );
                 let weeks = scanned(zone, from, to, |t| t.iso_week());
                 assert_eq!(
-                    starts(local(zone, Step::Days(7), 1), from, to),
+                    starts(local(zone, CalendarStep::Days(7), 1), from, to),
                     weeks,
                     "{zone}"
                 );
                 let months = scanned(zone, from, to, |t| t.month());
                 assert_eq!(
-                    starts(local(zone, Step::Months(1), 1), from, to),
+                    starts(local(zone, CalendarStep::Months(1), 1), from, to),
                     months,
                     "{zone}"
                 );
             }
         }
-        let berlin = local("Europe/Berlin", Step::Days(1), 1);
+        let berlin = local("Europe/Berlin", CalendarStep::Days(1), 1);
         let hours = |day: &str| (berlin.first_end(at(day)) - berlin.pane(at(day))) / HOUR;
         assert_eq!(
             [
@@ -432,7 +468,7 @@ mod tests {
             .map(hours),
             [23, 25, 24]
         );
-        let quarter = local("Europe/Berlin", Step::Months(3), 1);
+        let quarter = local("Europe/Berlin", CalendarStep::Months(3), 1);
         assert_eq!(
             quarter.pane(at("2024-05-17T00:00:00Z")),
             at("2024-03-31T22:00:00Z")
@@ -458,13 +494,13 @@ mod tests {
                     (t.num_days_from_ce(), t.hour(), offset)
                 });
                 assert_eq!(
-                    starts(local(zone, Step::Clock(HOUR), 1), from, to),
+                    starts(local(zone, CalendarStep::Clock(HOUR), 1), from, to),
                     hours,
                     "{zone}"
                 );
                 let quarters = scanned(zone, from, to, |t| (t.num_days_from_ce(), t.hour() / 6));
                 assert_eq!(
-                    starts(local(zone, Step::Clock(6 * HOUR), 1), from, to),
+                    starts(local(zone, CalendarStep::Clock(6 * HOUR), 1), from, to),
                     quarters,
                     "{zone}"
                 );
@@ -475,7 +511,7 @@ mod tests {
     #[test]
     fn a_day_whose_midnight_is_skipped_or_repeated_is_one_day() {
         // Midnight is skipped, and the last hour occurs twice.
-        let beirut = local("Asia/Beirut", Step::Days(1), 1);
+        let beirut = local("Asia/Beirut", CalendarStep::Days(1), 1);
         assert_eq!(
             beirut.pane(at("2022-03-27T10:00:00Z")),
             at("2022-03-26T22:00:00Z")
@@ -485,20 +521,20 @@ mod tests {
             25 * HOUR
         );
         // The first hour occurs twice.
-        let havana = local("America/Havana", Step::Days(1), 1);
+        let havana = local("America/Havana", CalendarStep::Days(1), 1);
         assert_eq!(
             havana.first_end(at("2024-11-03T12:00:00Z")) - havana.pane(at("2024-11-03T12:00:00Z")),
             25 * HOUR
         );
         // At a minute past midnight the clock was put back into the day before, which does not
         // continue.
-        let st_johns = local("America/St_Johns", Step::Days(1), 1);
+        let st_johns = local("America/St_Johns", CalendarStep::Days(1), 1);
         let midnight = at("2006-10-29T02:30:00Z");
         assert_eq!(st_johns.pane(midnight), midnight);
         assert_eq!(st_johns.pane(midnight + 30 * MINUTE), midnight);
         assert_eq!(st_johns.first_end(midnight), midnight + 25 * HOUR);
         // A zone skipped a whole day.
-        let apia = local("Pacific/Apia", Step::Days(1), 1);
+        let apia = local("Pacific/Apia", CalendarStep::Days(1), 1);
         assert_eq!(
             apia.first_end(at("2011-12-30T09:00:00Z")),
             at("2011-12-30T10:00:00Z")
@@ -540,11 +576,11 @@ mod tests {
             .concat(),
         );
         let step = prop_oneof![
-            (1i64..5).prop_map(Step::Days),
-            Just(Step::Days(7)),
-            (1i64..5).prop_map(Step::Months),
+            (1i64..5).prop_map(CalendarStep::Days),
+            Just(CalendarStep::Days(7)),
+            (1i64..5).prop_map(CalendarStep::Months),
             prop::sample::select(vec![15 * MINUTE, 20 * MINUTE, HOUR, 6 * HOUR, 7 * HOUR])
-                .prop_map(Step::Clock),
+                .prop_map(CalendarStep::Clock),
         ];
         let in_zone =
             (zone, step, 1usize..40).prop_map(|(zone, step, steps)| local(zone, step, steps));

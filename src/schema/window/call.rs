@@ -3,7 +3,7 @@
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
-use super::assigner::{Calendar, Step, WindowAssigner, gcd};
+use super::assigner::{Calendar, CalendarStep, WindowAssigner, gcd};
 use super::zone::LocalTime;
 use crate::config::zone::Zone;
 use crate::event::{MICROS_PER_DAY, Micros};
@@ -21,19 +21,19 @@ pub(super) const FORM: &str = "write `select window_start, window_end, … from 
 
 /// How a window divides time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// By the calendar or the clock, independent of the events.
     Aligned(WindowAssigner),
     /// Events of one key with no more than `gap` between them; `key` is its column in the input.
     Session { gap: Micros, key: usize },
 }
 
-/// `function(over, time, arguments…)`
+/// `function(input, time, arguments…)`
 pub(super) struct Call {
-    pub function: String,
-    pub over: ast::Ident,
-    pub time: ast::Ident,
-    pub arguments: Vec<ast::Expr>,
+    pub(crate) function: String,
+    pub(crate) input: ast::Ident,
+    pub(crate) time: ast::Ident,
+    pub(crate) arguments: Vec<ast::Expr>,
 }
 
 /// Replaces the call of `tumble`, `hop` or `session` in the statement by the table [`INPUT`].
@@ -69,20 +69,20 @@ pub(super) fn take_call(statement: &mut Statement) -> Result<Call, PlanError> {
             format!("the {what} is missing; {FORM}"),
         )),
     };
-    let (over, time) = (name_of("stream")?, name_of("time column")?);
+    let (input, time) = (name_of("stream")?, name_of("time column")?);
     let arguments = arguments.collect::<Result<_, _>>()?;
     *name = ast::ObjectName::from(vec![ast::Ident::new(INPUT)]);
     if alias.is_none() {
         *alias = Some(ast::TableAlias {
             explicit: true,
-            name: ast::Ident::new(&over.value),
+            name: ast::Ident::new(&input.value),
             columns: Vec::new(),
             at: None,
         });
     }
     Ok(Call {
         function,
-        over,
+        input,
         time,
         arguments,
     })
@@ -216,7 +216,7 @@ fn in_zone(
                 micros,
             },
             Length { months: 0, .. },
-        ) => (Step::Clock(micros), multiple(size.fixed(), micros)),
+        ) => (CalendarStep::Clock(micros), multiple(size.fixed(), micros)),
         (
             Length {
                 months: 0,
@@ -228,7 +228,7 @@ fn in_zone(
                 micros: 0,
                 ..
             },
-        ) => (Step::Days(days), multiple(size.days, days)),
+        ) => (CalendarStep::Days(days), multiple(size.days, days)),
         (
             Length {
                 months,
@@ -238,7 +238,7 @@ fn in_zone(
             Length {
                 days: 0, micros: 0, ..
             },
-        ) if months > 0 => (Step::Months(months), multiple(size.months, months)),
+        ) if months > 0 => (CalendarStep::Months(months), multiple(size.months, months)),
         _ => {
             let message = "local time is divided by hours or less, by days and weeks, or by months: write one of these kinds";
             return Err(PlanError::at(at, message));
@@ -395,7 +395,7 @@ mod tests {
     fn a_call_gives_the_input_the_time_and_the_shape() {
         let call = parse("Tumble(s, t, interval '10 seconds')").expect("a call");
         assert_eq!(
-            (call.over.value.as_str(), call.time.value.as_str()),
+            (call.input.value.as_str(), call.time.value.as_str()),
             ("s", "t")
         );
         let fixed = |slide: i64, size: i64| {

@@ -23,7 +23,7 @@ use crate::schema::{PlanError, names, types};
 
 /// A step applied to the aggregation's rows, in order.
 #[derive(Debug, Clone)]
-pub(super) enum Step {
+pub(super) enum PostAggregateStep {
     Filter(Arc<dyn PhysicalExpr>),
     Project(Vec<Arc<dyn PhysicalExpr>>),
     /// Stable: ties stay in the order of the group columns.
@@ -42,10 +42,10 @@ struct StepRows {
 }
 
 impl StepRows {
-    fn apply(self, step: &Step) -> Result<Self, String> {
+    fn apply(self, step: &PostAggregateStep) -> Result<Self, String> {
         match step {
-            Step::Filter(condition) => self.filter(condition),
-            Step::Project(expressions) => {
+            PostAggregateStep::Filter(condition) => self.filter(condition),
+            PostAggregateStep::Project(expressions) => {
                 let columns = expressions
                     .iter()
                     .map(|e| evaluate(e, &self.batch))
@@ -55,8 +55,8 @@ impl StepRows {
                     ..self
                 })
             }
-            Step::Sort(by) => self.sort(by),
-            Step::Limit { skip, fetch } => {
+            PostAggregateStep::Sort(by) => self.sort(by),
+            PostAggregateStep::Limit { skip, fetch } => {
                 let rows = self.batch.num_rows();
                 let from = (*skip).min(rows);
                 let length = fetch.unwrap_or(usize::MAX).min(rows - from);
@@ -112,7 +112,7 @@ impl Window {
     /// From the aggregation's rows (groups, then aggregates, in the order of the group columns) to
     /// window_start, window_end and the table's other columns; `companions` are filtered and
     /// ordered along with them. If the SQL orders or limits, all rows must be of one window.
-    pub fn finish(
+    pub(crate) fn finish(
         &self,
         rows: Vec<ArrayRef>,
         companions: Vec<ArrayRef>,
@@ -145,10 +145,13 @@ impl Window {
     }
 
     /// Whether the SQL orders or limits, so that each window must be finished by itself.
-    pub fn has_order_or_limit(&self) -> bool {
-        self.steps
-            .iter()
-            .any(|s| matches!(s, Step::Sort(_) | Step::Limit { .. }))
+    pub(crate) fn has_order_or_limit(&self) -> bool {
+        self.steps.iter().any(|s| {
+            matches!(
+                s,
+                PostAggregateStep::Sort(_) | PostAggregateStep::Limit { .. }
+            )
+        })
     }
 }
 
@@ -157,13 +160,17 @@ pub(super) fn post_aggregate_steps(
     state: &SessionState,
     post_aggregate: &[&LogicalPlan],
     aggregate: &Aggregate,
-) -> Result<Vec<Step>, PlanError> {
+) -> Result<Vec<PostAggregateStep>, PlanError> {
     let mut steps = Vec::new();
     let mut schema = &aggregate.schema;
     for node in post_aggregate.iter().rev() {
         match node {
             LogicalPlan::Filter(f) => {
-                steps.push(Step::Filter(physical(state, &f.predicate, schema)?));
+                steps.push(PostAggregateStep::Filter(physical(
+                    state,
+                    &f.predicate,
+                    schema,
+                )?));
             }
             LogicalPlan::Projection(p) => {
                 let expressions = p
@@ -171,7 +178,7 @@ pub(super) fn post_aggregate_steps(
                     .iter()
                     .map(|e| physical(state, e, schema))
                     .collect::<Result<_, _>>()?;
-                steps.push(Step::Project(expressions));
+                steps.push(PostAggregateStep::Project(expressions));
                 schema = &p.schema;
             }
             LogicalPlan::Sort(s) => {
@@ -186,9 +193,9 @@ pub(super) fn post_aggregate_steps(
                         Ok((physical(state, &e.expr, schema)?, options))
                     })
                     .collect::<Result<_, PlanError>>()?;
-                steps.push(Step::Sort(by));
+                steps.push(PostAggregateStep::Sort(by));
                 if s.fetch.is_some() {
-                    steps.push(Step::Limit {
+                    steps.push(PostAggregateStep::Limit {
                         skip: 0,
                         fetch: s.fetch,
                     });
@@ -202,7 +209,7 @@ pub(super) fn post_aggregate_steps(
                 let FetchType::Literal(fetch) = l.get_fetch_type()? else {
                     return Err(PlanError::at_words(&["limit"], constant));
                 };
-                steps.push(Step::Limit { skip, fetch });
+                steps.push(PostAggregateStep::Limit { skip, fetch });
             }
             _ => return Err(FORM.into()),
         }
@@ -277,14 +284,14 @@ impl ColumnOrigins {
 /// The table columns that identify a row within its window: every group column, which must be
 /// selected unchanged. `times` are the positions of window_start and window_end among the groups.
 pub(super) fn identifying_columns(
-    steps: &[Step],
+    steps: &[PostAggregateStep],
     output_columns: &[usize],
     aggregate: &Aggregate,
     times: [usize; 2],
 ) -> Result<Vec<usize>, PlanError> {
     let mut origins = ColumnOrigins::of_aggregation(aggregate.schema.fields().len());
     for step in steps {
-        if let Step::Project(expressions) = step {
+        if let PostAggregateStep::Project(expressions) = step {
             origins.project(expressions);
         }
     }
@@ -309,20 +316,20 @@ pub(super) fn identifying_columns(
 
 /// Whether only the rows with the largest counts remain: `order by n desc … limit k`, with nothing
 /// before it that drops rows. `groups` is the number of group columns; counts follow them.
-pub(super) fn top(steps: &[Step], groups: usize) -> Option<Top> {
+pub(super) fn top(steps: &[PostAggregateStep], groups: usize) -> Option<Top> {
     let mut origins = ColumnOrigins::of_aggregation(groups + FAST_COUNTS);
     let (mut sorted, mut is_exact) = (None, false);
     for step in steps {
         match step {
-            Step::Filter(_) => return None,
-            Step::Project(expressions) => origins.project(expressions),
-            Step::Sort(by) => {
+            PostAggregateStep::Filter(_) => return None,
+            PostAggregateStep::Project(expressions) => origins.project(expressions),
+            PostAggregateStep::Sort(by) => {
                 let (first, options) = by.first()?;
                 let column = first.downcast_ref::<PhysicalColumn>()?.index();
                 sorted = origins.origin(column).filter(|_| options.descending);
                 is_exact = by.len() == 1;
             }
-            Step::Limit { skip, fetch } => {
+            PostAggregateStep::Limit { skip, fetch } => {
                 let aggregate = sorted?.checked_sub(groups)?;
                 return Some(Top {
                     aggregate,
@@ -372,7 +379,7 @@ mod tests {
         Arc::new(PhysicalColumn::new("", at))
     }
 
-    fn sort(columns: &[(usize, bool)]) -> Step {
+    fn sort(columns: &[(usize, bool)]) -> PostAggregateStep {
         let by = columns.iter().map(|(at, descending)| {
             let options = SortOptions {
                 descending: *descending,
@@ -380,10 +387,10 @@ mod tests {
             };
             (column(*at), options)
         });
-        Step::Sort(by.collect())
+        PostAggregateStep::Sort(by.collect())
     }
 
-    const LIMIT: Step = Step::Limit {
+    const LIMIT: PostAggregateStep = PostAggregateStep::Limit {
         skip: 1,
         fetch: Some(10),
     };
@@ -391,8 +398,10 @@ mod tests {
     #[test]
     fn a_limit_after_a_descending_count_selects_the_top_counts() {
         // Columns: window_start, window_end, kind, count.
-        let top_of = |steps: Vec<Step>| top(&steps, 3).map(|t| (t.aggregate, t.rows, t.is_exact));
-        let swapped = Step::Project(vec![column(3), column(0)]);
+        let top_of = |steps: Vec<PostAggregateStep>| {
+            top(&steps, 3).map(|t| (t.aggregate, t.rows, t.is_exact))
+        };
+        let swapped = PostAggregateStep::Project(vec![column(3), column(0)]);
         for (steps, expected) in [
             (vec![sort(&[(3, true)]), LIMIT], Some((0, 11, true))),
             (
@@ -408,7 +417,11 @@ mod tests {
             (vec![sort(&[(3, true)])], None),
             (vec![LIMIT], None),
             (
-                vec![Step::Filter(column(3)), sort(&[(3, true)]), LIMIT],
+                vec![
+                    PostAggregateStep::Filter(column(3)),
+                    sort(&[(3, true)]),
+                    LIMIT,
+                ],
                 None,
             ),
         ] {
@@ -425,7 +438,7 @@ mod tests {
             batch: as_batch(vec![array([1, 3, 2, 3])], 4).expect("a batch"),
             companions: vec![array([10, 30, 20, 31])],
         };
-        let limit = Step::Limit {
+        let limit = PostAggregateStep::Limit {
             skip: 1,
             fetch: Some(2),
         };

@@ -9,9 +9,18 @@
 //! ```
 //!
 //! What comes before and after the aggregation becomes physical expressions (`plan`); the
-//! aggregation itself runs incrementally in `operators::windows`.
+//! aggregation itself runs incrementally in `operators::windows`. For the SQL above:
+//!
+//! | field | value |
+//! |---|---|
+//! | `input`, `time` | `sensors`, the position of `event_time` |
+//! | `filter`, `duplicates` | `value > 0`, the position of `is_duplicate` |
+//! | `columns` | the positions of what the aggregation reads: `kind` |
+//! | `groups`, `aggregates` | window_start, window_end, kind; count(*), counted by `counts_only` |
+//! | `steps` | filter count(*) > 1, project window_start, window_end, kind, n |
+//! | `keys` | the position of `kind` among the columns of NAME_versions |
 
-pub mod assigner;
+pub(crate) mod assigner;
 mod call;
 mod finish;
 mod plan;
@@ -31,89 +40,99 @@ use super::select::{MAX_SQL_BYTES, json_is_not_a_key, planning};
 use super::{PlanError, dialect, names, types};
 use crate::config::{Late, SqlBounds, WindowDef};
 use assigner::WindowAssigner;
-pub use call::Shape;
+pub(crate) use call::Shape;
 use call::{Call, MAX_SIZE, shape, take_call};
-use finish::{Step, identifying_columns, post_aggregate_steps, table_schema, top};
+use finish::{PostAggregateStep, identifying_columns, post_aggregate_steps, table_schema, top};
 use plan::{
     Expressions, check_no_json_groups, columns_read, expressions, input_filter, plan_statement,
     references_column, split_at_aggregate, time_group_positions, visible_columns,
 };
-pub use rows::true_only;
+pub(crate) use rows::true_only;
 
 const START: &str = "window_start";
 const END: &str = "window_end";
 /// Columns that Weir puts before those of the SQL.
-pub const WINDOW_COLUMNS: [&str; 5] = ["lsn", START, END, "version", "status"];
+pub(crate) const WINDOW_COLUMNS: [&str; 5] = ["lsn", START, END, "version", "status"];
 /// Counts per group that the fast path (only plain counts) holds.
-pub const FAST_COUNTS: usize = 4;
+pub(crate) const FAST_COUNTS: usize = 4;
 
 /// One aggregate of the select.
 #[derive(Debug, Clone)]
-pub struct AggregatePlan {
-    pub function: Arc<AggregateFunctionExpr>,
-    pub filter: Option<Arc<dyn PhysicalExpr>>,
+pub(crate) struct AggregatePlan {
+    /// The function with its arguments, on the projected columns.
+    pub(crate) function: Arc<AggregateFunctionExpr>,
+    /// Its `filter (where …)`: rows for which it is not true are not aggregated.
+    pub(crate) filter: Option<Arc<dyn PhysicalExpr>>,
 }
 
 /// A window whose rows depend only on its largest counts: `order by n desc limit k`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Top {
+pub(crate) struct Top {
     /// Which aggregate orders the rows.
-    pub aggregate: usize,
-    pub rows: usize,
+    pub(crate) aggregate: usize,
+    /// How many rows can be selected: `offset` and `limit` together.
+    pub(crate) rows: usize,
     /// The count is the only sort key, so ties are broken by the group columns.
-    pub is_exact: bool,
+    pub(crate) is_exact: bool,
 }
 
 /// A window, ready to run.
 #[derive(Debug)]
 pub struct Window {
-    pub name: String,
-    pub def: WindowDef,
-    /// The stream or window that it reads.
-    pub over: String,
+    pub(crate) name: String,
+    /// The declaration that it was planned from.
+    pub(crate) def: WindowDef,
+    /// Name of the stream or window that it reads.
+    pub(crate) input: String,
     /// The stream at the beginning of the chain.
-    pub stream: String,
-    pub shape: Shape,
-    /// The time column in the input.
-    pub time: usize,
+    pub(crate) stream: String,
+    /// Which windows a time belongs to.
+    pub(crate) shape: Shape,
+    /// Position of the time column in the input.
+    pub(crate) time: usize,
     /// The input's `is_duplicate`: duplicates are skipped unless the SQL references the column.
     duplicates: Option<usize>,
     filter: Option<Arc<dyn PhysicalExpr>>,
     /// Columns of the input that the aggregation reads, before window_start and window_end.
-    pub columns: Vec<usize>,
+    pub(crate) columns: Vec<usize>,
     /// `columns`, then window_start and window_end: the input of the aggregation's expressions.
-    pub reduced: SchemaRef,
-    pub groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
-    /// Where window_start and window_end are among the groups.
-    pub start_at: usize,
-    pub end_at: usize,
-    pub aggregates: Vec<AggregatePlan>,
-    /// Every aggregate is a plain count.
-    pub counts_only: bool,
-    pub top: Option<Top>,
-    steps: Vec<Step>,
+    pub(crate) projected_schema: SchemaRef,
+    /// The expressions of `group by` on the projected columns, each with a name.
+    pub(crate) groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
+    /// Positions of window_start and window_end among the groups. The panes' own times are put
+    /// there first, and the window's when it fires.
+    pub(crate) start_at: usize,
+    pub(crate) end_at: usize,
+    pub(crate) aggregates: Vec<AggregatePlan>,
+    /// Every aggregate is a plain count, and they are few: the fast path holds them.
+    pub(crate) counts_only: bool,
+    /// The rows with the largest counts are enough; only where `counts_only`.
+    pub(crate) top: Option<Top>,
+    steps: Vec<PostAggregateStep>,
     /// Position of each table column in the last step's output: window_start, window_end, the
     /// rest.
     output_columns: Vec<usize>,
     /// Columns of NAME_versions, without partition columns.
-    pub schema: SchemaRef,
+    pub(crate) schema: SchemaRef,
     /// Columns of `schema` that identify a row within its window.
-    pub keys: Vec<usize>,
+    pub(crate) keys: Vec<usize>,
 }
 
 /// What a window reads: a stream's table, or another window's.
-pub struct Input<'a> {
-    pub name: &'a str,
+pub(crate) struct Input<'a> {
+    /// Name of the stream or window.
+    pub(crate) name: &'a str,
     /// The stream at the beginning of the chain; `name` itself if that is a stream.
-    pub stream: &'a str,
-    pub schema: &'a SchemaRef,
+    pub(crate) stream: &'a str,
+    /// Columns of its rows, those that Weir adds included.
+    pub(crate) schema: &'a SchemaRef,
     /// The columns, with marks on those that hold JSON text.
-    pub marked: &'a SchemaRef,
+    pub(crate) marked: &'a SchemaRef,
 }
 
 /// Name of the stream or window that a window's SQL reads, found before anything is planned.
-pub fn input_table(sql: &str, bounds: SqlBounds) -> Result<String, PlanError> {
-    Ok(take_call(&mut parse(sql, bounds)?.1)?.over.value)
+pub(crate) fn input_table(sql: &str, bounds: SqlBounds) -> Result<String, PlanError> {
+    Ok(take_call(&mut parse(sql, bounds)?.1)?.input.value)
 }
 
 fn parse(sql: &str, bounds: SqlBounds) -> Result<(SessionState, Statement), PlanError> {
@@ -174,8 +193,8 @@ impl Input<'_> {
 }
 
 impl Window {
-    /// Plans a window over an input.
-    pub fn plan(
+    /// Plans a window that reads an input. An error names the part of the SQL that is wrong.
+    pub(crate) fn plan(
         name: &str,
         def: &WindowDef,
         input: &Input<'_>,
@@ -199,8 +218,8 @@ impl Window {
         let filter = input_filter(&state, &aggregate.input, &visible)?;
         check_no_json_groups(aggregate, input.marked)?;
         let (start_at, end_at) = time_group_positions(aggregate)?;
-        let (columns, reduced) = columns_read(aggregate, visible.len())?;
-        let Expressions { groups, aggregates } = expressions(&state, aggregate, &reduced)?;
+        let (columns, projected) = columns_read(aggregate, visible.len())?;
+        let Expressions { groups, aggregates } = expressions(&state, aggregate, &projected)?;
         let steps = post_aggregate_steps(&state, &post_aggregate, aggregate)?;
         let last = post_aggregate
             .first()
@@ -217,7 +236,7 @@ impl Window {
         Ok(Self {
             name: name.to_owned(),
             def: def.clone(),
-            over: input.name.to_owned(),
+            input: input.name.to_owned(),
             stream: input.stream.to_owned(),
             shape,
             time,
@@ -226,7 +245,7 @@ impl Window {
                 .flatten(),
             filter,
             columns: columns.iter().map(|n| visible[*n].0).collect(),
-            reduced: Arc::new(reduced.as_arrow().clone()),
+            projected_schema: Arc::new(projected.as_arrow().clone()),
             groups,
             start_at,
             end_at,
@@ -241,7 +260,7 @@ impl Window {
     }
 
     /// Whether another version of the zone data gives other rows.
-    pub fn depends_on_zones(&self) -> bool {
+    pub(crate) fn depends_on_zones(&self) -> bool {
         let is_local = matches!(self.shape, Shape::Aligned(WindowAssigner::Local { .. }));
         is_local || self.def.sql.to_lowercase().contains("time zone")
     }

@@ -168,26 +168,26 @@ pub(super) fn columns_read(
         .chain([visible, visible + 1])
         .map(qualified)
         .collect();
-    let reduced = DFSchema::new_with_metadata(fields, Default::default())?;
-    Ok((read, Arc::new(reduced)))
+    let projected = DFSchema::new_with_metadata(fields, Default::default())?;
+    Ok((read, Arc::new(projected)))
 }
 
 /// Groups and aggregates, evaluated on the columns of [`columns_read`].
 pub(super) struct Expressions {
-    pub groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
-    pub aggregates: Vec<AggregatePlan>,
+    pub(crate) groups: Vec<(Arc<dyn PhysicalExpr>, String)>,
+    pub(crate) aggregates: Vec<AggregatePlan>,
 }
 
 pub(super) fn expressions(
     state: &SessionState,
     aggregate: &Aggregate,
-    reduced: &DFSchemaRef,
+    projected: &DFSchemaRef,
 ) -> Result<Expressions, PlanError> {
     let groups = aggregate
         .group_expr
         .iter()
         .enumerate()
-        .map(|(n, e)| Ok((physical(state, e, reduced)?, format!("group_{n}"))))
+        .map(|(n, e)| Ok((physical(state, e, projected)?, format!("group_{n}"))))
         .collect::<Result<_, PlanError>>()?;
     let planning = PhysicalPlanningContext::default();
     let aggregates = aggregate
@@ -197,8 +197,8 @@ pub(super) fn expressions(
         .map(|(n, e)| {
             let lowered = LoweredAggregateBuilder::new(
                 e,
-                reduced,
-                reduced.as_arrow(),
+                projected,
+                projected.as_arrow(),
                 state.execution_props(),
                 &planning,
             )

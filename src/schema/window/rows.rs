@@ -12,7 +12,7 @@ use crate::schema::select::strip_internals;
 impl Window {
     /// The rows of an input that `where` lets through, without duplicates unless the SQL
     /// references `is_duplicate`.
-    pub fn filter_mask(&self, input: &RecordBatch) -> Result<BooleanArray, String> {
+    pub(crate) fn filter_mask(&self, input: &RecordBatch) -> Result<BooleanArray, String> {
         let mut passes = match &self.filter {
             Some(condition) => {
                 let array = condition
@@ -37,7 +37,7 @@ impl Window {
     }
 
     /// Whether every expression of the aggregation has a value for these rows.
-    fn evaluates(&self, reduced: &RecordBatch) -> bool {
+    fn evaluates(&self, projected: &RecordBatch) -> bool {
         let groups = self.groups.iter().map(|(e, _)| e);
         let arguments: Vec<Arc<dyn PhysicalExpr>> = self
             .aggregates
@@ -48,34 +48,34 @@ impl Window {
         groups
             .chain(&arguments)
             .chain(filters)
-            .all(|e| e.evaluate(reduced).is_ok())
+            .all(|e| e.evaluate(projected).is_ok())
     }
 
     /// The rows to aggregate, and the number of rows for which some expression has no value (a
     /// division by zero, a failing cast): those are left out.
-    pub fn passing_mask(
+    pub(crate) fn passing_mask(
         &self,
         input: &RecordBatch,
-        reduced: &RecordBatch,
+        projected: &RecordBatch,
     ) -> (BooleanArray, usize) {
         if let Ok(passes) = self.filter_mask(input)
             // Counting evaluates everything anyway; its caller retries row by row after an error.
-            && (self.counts_only || self.evaluates(reduced))
+            && (self.counts_only || self.evaluates(projected))
         {
             return (passes, 0);
         }
-        self.passing_mask_by_row(input, reduced)
+        self.passing_mask_by_row(input, projected)
     }
 
     /// As [`Self::passing_mask`], where some row is known to have no value.
-    pub fn passing_mask_by_row(
+    pub(crate) fn passing_mask_by_row(
         &self,
         input: &RecordBatch,
-        reduced: &RecordBatch,
+        projected: &RecordBatch,
     ) -> (BooleanArray, usize) {
         let row = |at: usize| {
             let passes = self.filter_mask(&input.slice(at, 1)).ok()?;
-            (!passes.value(0) || self.evaluates(&reduced.slice(at, 1))).then_some(passes.value(0))
+            (!passes.value(0) || self.evaluates(&projected.slice(at, 1))).then_some(passes.value(0))
         };
         let rows: Vec<Option<bool>> = (0..input.num_rows()).map(row).collect();
         let failed = rows.iter().filter(|r| r.is_none()).count();
@@ -85,20 +85,25 @@ impl Window {
         )
     }
 
-    /// The columns that the aggregation reads, with `times` as window_start and window_end.
-    pub fn reduce(&self, input: &RecordBatch, times: &ArrayRef) -> Result<RecordBatch, String> {
+    /// The columns that the aggregation reads, with `times` as window_start and window_end: each
+    /// row's own time, until its pane is known.
+    pub(crate) fn project(
+        &self,
+        input: &RecordBatch,
+        times: &ArrayRef,
+    ) -> Result<RecordBatch, String> {
         let mut columns: Vec<ArrayRef> = self
             .columns
             .iter()
             .map(|c| input.column(*c).clone())
             .collect();
         columns.extend([times.clone(), times.clone()]);
-        RecordBatch::try_new(self.reduced.clone(), columns).map_err(|e| e.to_string())
+        RecordBatch::try_new(self.projected_schema.clone(), columns).map_err(|e| e.to_string())
     }
 }
 
 /// A condition's result with null as false.
-pub fn true_only(mask: &BooleanArray) -> BooleanArray {
+pub(crate) fn true_only(mask: &BooleanArray) -> BooleanArray {
     if mask.null_count() == 0 {
         mask.clone()
     } else {

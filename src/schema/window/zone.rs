@@ -14,7 +14,7 @@ const YEARS: std::ops::RangeInclusive<i32> = 1900..=2101;
 
 /// A zone with the times at which its offset changes.
 #[derive(Debug)]
-pub struct LocalTime {
+pub(crate) struct LocalTime {
     name: &'static str,
     /// Start of each span, and its offset: how far local time is ahead of UTC. The first span
     /// begins before all times.
@@ -31,7 +31,7 @@ impl Eq for LocalTime {}
 
 impl LocalTime {
     /// The local time of a zone, computed once and leaked: there are a few hundred zones.
-    pub fn from_zone(zone: Zone) -> &'static Self {
+    pub(crate) fn from_zone(zone: Zone) -> &'static Self {
         static ZONES: Mutex<BTreeMap<&'static str, &'static LocalTime>> =
             Mutex::new(BTreeMap::new());
         let mut zones = ZONES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,14 +72,14 @@ impl LocalTime {
     }
 
     /// Index of the span that contains a time.
-    pub fn span_of(&self, time: Micros) -> usize {
+    pub(crate) fn span_of(&self, time: Micros) -> usize {
         self.spans
             .partition_point(|(from, _)| *from <= time)
             .saturating_sub(1)
     }
 
     /// Start and offset of a span.
-    pub fn span(&self, n: usize) -> Option<(Micros, Micros)> {
+    pub(crate) fn span(&self, n: usize) -> Option<(Micros, Micros)> {
         self.spans.get(n).copied()
     }
 }

@@ -357,7 +357,7 @@ fn rows_of_class(
     class: RowClass,
     above: Lsn,
 ) -> Result<Option<RecordBatch>, LakeError> {
-    let is_late = |row: usize| rows.old.as_ref().is_some_and(|late| late[row]);
+    let is_late = |row: usize| rows.late_class.as_ref().is_some_and(|late| late[row]);
     let wanted: Vec<bool> = rows
         .lsns()
         .iter()
