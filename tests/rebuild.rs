@@ -566,7 +566,7 @@ fn write_raw(
             rows: None,
             tables: Vec::new(),
             dead_letters: Vec::new(),
-            floors: Default::default(),
+            retention_floors: Default::default(),
         };
         view.apply(&output, Instant::now()).expect("applied");
         if numbers.below(12) == 0 {

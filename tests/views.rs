@@ -60,7 +60,7 @@ fn output(n: u64) -> Output {
         rows: None,
         tables: Vec::new(),
         dead_letters: Vec::new(),
-        floors: Default::default(),
+        retention_floors: Default::default(),
     }
 }
 
@@ -307,7 +307,7 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
             counts = open();
             view = CountsView::new(counts.clone(), stream.clone(), ORIGIN).expect("opens");
         }
-        let floor = rows.floor.unwrap_or(i64::MIN / 2);
+        let floor = rows.retention_floor.unwrap_or(i64::MIN / 2);
         for _ in 0..3 {
             let at = |numbers: &mut Numbers| {
                 CALLS_START + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000

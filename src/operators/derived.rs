@@ -89,11 +89,11 @@ impl Operators {
         let Some(watermark) = state.watermark else {
             return Ok(());
         };
-        let floor = state.floor;
+        let retention_floor = state.retention_floor;
         if let Some(sessions) = &mut state.sessions {
             let mut closed = Vec::new();
             sessions.advance(watermark, lsn, &mut closed);
-            push_sessions(output, &stream, sessions, &closed, floor);
+            push_sessions(output, &stream, sessions, &closed, retention_floor);
         }
         let nothing = RecordBatch::new_empty(stream.table_schema.clone());
         self.process_windows(&stream, &nothing, &[(lsn, watermark)], output)
@@ -110,7 +110,7 @@ impl Operators {
             };
             let mut closed = Vec::new();
             sessions.close_all(lsn, SessionStatus::ClosedTimeout, &mut closed);
-            push_sessions(output, stream, sessions, &closed, state.floor);
+            push_sessions(output, stream, sessions, &closed, state.retention_floor);
         }
         let mut finals: BTreeMap<String, RecordBatch> = BTreeMap::new();
         for at in 0..self.windows.len() {
@@ -170,23 +170,26 @@ impl Operators {
         }
         let late = late.finish();
         if !late.is_empty() {
-            let floor = self.streams.get(&stream.name).and_then(|s| s.floor);
+            let retention_floor = self
+                .streams
+                .get(&stream.name)
+                .and_then(|s| s.retention_floor);
             let batch = late_rows(stream, batch, &late);
             output.tables.push(TableRows {
                 table: tables::late(&stream.name).into(),
                 batch,
-                floor,
+                retention_floor,
             });
         }
         Ok(())
     }
 
     fn push_window(&self, window: &Window, rows: Option<RecordBatch>, output: &mut Output) {
-        let floor = self.window_floor(window);
+        let retention_floor = self.window_retention_floor(window);
         output.tables.extend(rows.map(|batch| TableRows {
             table: tables::versions_of(&window.name).into(),
             batch,
-            floor,
+            retention_floor,
         }));
     }
 
@@ -214,7 +217,7 @@ impl Operators {
                 output.tables.push(TableRows {
                     table,
                     batch: rows,
-                    floor: None,
+                    retention_floor: None,
                 });
             }
         }
@@ -250,14 +253,14 @@ pub(super) fn push_sessions(
     stream: &Stream,
     sessions: &Sessions,
     closed: &[sessions::ClosedSession],
-    floor: Option<Micros>,
+    retention_floor: Option<Micros>,
 ) {
     if !closed.is_empty() {
         let table = tables::sessions(&stream.name).into();
         output.tables.push(TableRows {
             table,
             batch: sessions.rows(closed),
-            floor,
+            retention_floor,
         });
     }
 }

@@ -52,14 +52,14 @@ use arrivals::Arrivals;
 use derived::push_sessions;
 use duplicates::Deduplicator;
 use entities::EntityState;
-pub use output::{DeadLetter, Floors, Output, StreamRows, TableRows, checkpoints, tables};
+pub use output::{DeadLetter, Output, RetentionFloors, StreamRows, TableRows, checkpoints, tables};
 pub use partitions::{PartitionState, RETAINED_PARTITION};
 pub use progress::{StreamProgress, Totals, WindowProgress};
 pub(crate) use retry_ledger::MAX_RETRIED;
 use retry_ledger::RetryLedger;
 use sessions::Sessions;
 use snapshot::SavedSnapshots;
-use stream::{Observation, StreamState, reject_below_floor, rules, stamp};
+use stream::{Observation, StreamState, reject_below_retention, rules, stamp};
 pub(crate) use values::canonical;
 pub(crate) use values::lsns;
 pub use windows::WindowError;
@@ -143,7 +143,7 @@ pub struct Operators {
     retried: RetryLedger,
     /// Retention floors of the tables that do not belong to a stream: `raw`, `dead_letters`; and
     /// those of derived tables that the disk's limit has raised above their stream's.
-    floors: Floors,
+    retention_floors: RetentionFloors,
     arrivals: Arrivals,
     saved: SavedSnapshots,
 }
@@ -164,7 +164,7 @@ impl Operators {
             answered: Some(AnsweredRequests::default()),
             gaps: VecDeque::new(),
             retried: RetryLedger::default(),
-            floors: Floors::new(),
+            retention_floors: RetentionFloors::new(),
             arrivals: Arrivals::default(),
             saved: SavedSnapshots::default(),
         };
@@ -236,39 +236,44 @@ impl Operators {
     /// Per table its retention floor. A stream's floor is also that of its sessions and late rows,
     /// and of a window without a retention of its own; a floor that the disk's limit raised counts
     /// where it is higher.
-    pub fn floors(&self) -> Floors {
+    pub fn retention_floors(&self) -> RetentionFloors {
         let of_streams = self
             .streams
             .iter()
-            .filter_map(|(name, state)| Some((name.clone(), state.floor?)));
-        let mut floors: Floors = of_streams.collect();
+            .filter_map(|(name, state)| Some((name.clone(), state.retention_floor?)));
+        let mut retention_floors: RetentionFloors = of_streams.collect();
         for stream in self.catalog.streams.values() {
-            let floor = self.streams.get(&stream.name).and_then(|s| s.floor);
+            let retention_floor = self
+                .streams
+                .get(&stream.name)
+                .and_then(|s| s.retention_floor);
             let derived = [tables::sessions(&stream.name), tables::late(&stream.name)];
-            floors.extend(
+            retention_floors.extend(
                 derived
                     .into_iter()
-                    .filter_map(|table| Some((table, floor?))),
+                    .filter_map(|table| Some((table, retention_floor?))),
             );
         }
         for window in &self.catalog.windows {
-            floors.extend(
-                self.window_floor(window)
-                    .map(|floor| (tables::versions_of(&window.name), floor)),
+            retention_floors.extend(
+                self.window_retention_floor(window)
+                    .map(|retention_floor| (tables::versions_of(&window.name), retention_floor)),
             );
         }
-        for (table, floor) in &self.floors {
-            let before = floors.entry(table.clone()).or_insert(*floor);
-            *before = (*floor).max(*before);
+        for (table, retention_floor) in &self.retention_floors {
+            let before = retention_floors
+                .entry(table.clone())
+                .or_insert(*retention_floor);
+            *before = (*retention_floor).max(*before);
         }
-        floors
+        retention_floors
     }
 
     /// The time below which a window's rows are no longer part of its table.
     ///
     /// With `retention = 1d` of its own and the watermark at Tuesday 12:34: Monday 12:00, because
     /// only whole hours are dropped.
-    fn window_floor(&self, window: &Window) -> Option<Micros> {
+    fn window_retention_floor(&self, window: &Window) -> Option<Micros> {
         let state = self.streams.get(&window.stream)?;
         match (window.def.retention, state.watermark) {
             (Some(retention), Some(watermark)) => Some(
@@ -278,7 +283,7 @@ impl Operators {
                 ) * MICROS_PER_HOUR,
             ),
             (Some(_), None) => None,
-            (None, _) => state.floor,
+            (None, _) => state.retention_floor,
         }
     }
 
@@ -364,7 +369,7 @@ impl Operators {
             rows: None,
             tables: Vec::new(),
             dead_letters: Vec::new(),
-            floors: Floors::new(),
+            retention_floors: RetentionFloors::new(),
         };
         match header.kind {
             Kind::Record => {
@@ -392,8 +397,8 @@ impl Operators {
             }
             Kind::CloseAll => self.close_all(to, &mut output)?,
             Kind::RetentionFloor => {
-                output.floors = from_payload(frame)?;
-                self.raise_floors(&output.floors);
+                output.retention_floors = from_payload(frame)?;
+                self.raise_retention_floors(&output.retention_floors);
             }
             Kind::Retry => {
                 if let (Some(decoded), Some(stream)) =
@@ -489,13 +494,16 @@ impl Operators {
         }
     }
 
-    fn raise_floors(&mut self, floors: &Floors) {
-        for (table, floor) in floors {
+    fn raise_retention_floors(&mut self, retention_floors: &RetentionFloors) {
+        for (table, retention_floor) in retention_floors {
             let before = match self.streams.get_mut(table) {
-                Some(state) => state.floor.get_or_insert(*floor),
-                None => self.floors.entry(table.clone()).or_insert(*floor),
+                Some(state) => state.retention_floor.get_or_insert(*retention_floor),
+                None => self
+                    .retention_floors
+                    .entry(table.clone())
+                    .or_insert(*retention_floor),
             };
-            *before = (*before).max(*floor);
+            *before = (*before).max(*retention_floor);
         }
     }
 
@@ -639,7 +647,7 @@ impl Operators {
         let Observation {
             duplicates,
             mut late_class,
-            below_floor,
+            below_retention,
             watermark_updates,
             session_ids,
             closed,
@@ -654,17 +662,22 @@ impl Operators {
             })
             .collect();
         let mut batch = stamp(stream, header, decoded, duplicates, session_ids);
-        if !below_floor.is_empty() {
-            let floor = state.floor.unwrap_or_default();
-            (batch, late_class) =
-                reject_below_floor(&below_floor, floor, decoded, (batch, late_class), output);
+        if !below_retention.is_empty() {
+            let retention_floor = state.retention_floor.unwrap_or_default();
+            (batch, late_class) = reject_below_retention(
+                &below_retention,
+                retention_floor,
+                decoded,
+                (batch, late_class),
+                output,
+            );
         }
         state.totals.events += batch.num_rows() as u64;
         state.count_rejected(decoded, output);
         state.advance();
-        let (floor, watermark) = (state.floor, state.watermark);
+        let (retention_floor, watermark) = (state.retention_floor, state.watermark);
         if let Some(sessions) = &state.sessions {
-            push_sessions(output, stream, sessions, &closed, floor);
+            push_sessions(output, stream, sessions, &closed, retention_floor);
         }
         self.process_windows(stream, &batch, &watermark_updates, output)?;
         self.process_entities(stream, &batch, output)?;
@@ -678,7 +691,7 @@ impl Operators {
                 stream: stream.clone(),
                 batch,
                 late_class,
-                floor,
+                retention_floor,
                 watermark,
             });
         }

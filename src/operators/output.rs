@@ -48,7 +48,7 @@ pub struct StreamRows {
     pub late_class: Option<Vec<bool>>,
     /// Rows with an event time below this, in µs, are no longer part of the table; none without
     /// retention.
-    pub floor: Option<Micros>,
+    pub retention_floor: Option<Micros>,
     /// The stream's watermark after these rows, in µs; none before the first one.
     pub watermark: Option<Micros>,
 }
@@ -69,7 +69,7 @@ pub struct TableRows {
     pub batch: RecordBatch,
     /// Rows with a time (of the table's partition column) below this, in µs, are no longer part of
     /// the table; none without retention.
-    pub floor: Option<Micros>,
+    pub retention_floor: Option<Micros>,
 }
 
 /// Names of derived tables.
@@ -102,13 +102,13 @@ pub struct Output {
     pub dead_letters: Vec<DeadLetter>,
     /// Retention floors that a `RetentionFloor` frame raised, because of the disk's limit. Those of
     /// `retention =` rise with the watermark, and are in the rows.
-    pub floors: Floors,
+    pub retention_floors: RetentionFloors,
 }
 
 /// Per table its retention floor: the time in µs, at a partition's start, below which rows are no
 /// longer part of it. Hidden at once, removed later by maintenance. As JSON it is the payload of a
 /// `RetentionFloor` frame: `{"raw":1718000000000000}`.
-pub type Floors = BTreeMap<String, Micros>;
+pub type RetentionFloors = BTreeMap<String, Micros>;
 
 impl Output {
     /// Bytes in memory, approximately: what the ring charges for it.

@@ -105,7 +105,7 @@ impl Operators {
                 rows.extend(batch.map(|batch| TableRows {
                     table: tables::versions_of(&window.name).into(),
                     batch,
-                    floor: None,
+                    retention_floor: None,
                 }));
             }
         }
@@ -182,7 +182,7 @@ impl Operators {
                     rows.push(TableRows {
                         table: tables::sessions(name).into(),
                         batch,
-                        floor: state.floor,
+                        retention_floor: state.retention_floor,
                     });
                 }
             }

@@ -24,7 +24,7 @@ use super::entities::EntityState;
 use super::retry_ledger::RetryLedger;
 use super::watermark::Watermark;
 use super::windows::WindowState;
-use super::{Floors, OperatorError, Operators, PartitionState, StreamState, Totals};
+use super::{OperatorError, Operators, PartitionState, RetentionFloors, StreamState, Totals};
 use crate::event::{Gap, Lsn, Micros};
 use crate::idempotency::{AnsweredRequest, BodyHash, IngestResponse, RequestKey};
 use crate::schema::Catalog;
@@ -47,8 +47,8 @@ struct Head {
     gaps: Vec<Gap>,
     #[serde(default)]
     retried: Vec<(Lsn, Lsn)>,
-    #[serde(default)]
-    floors: Floors,
+    #[serde(default, rename = "floors")]
+    retention_floors: RetentionFloors,
     #[serde(default)]
     arrivals: Arrivals,
     /// LSN of the snapshot saved before this one; none for a log's first.
@@ -101,7 +101,8 @@ struct StreamHead {
     #[serde(default)]
     idle_partition: Option<(String, String)>,
     watermark: Option<Micros>,
-    floor: Option<Micros>,
+    #[serde(rename = "floor")]
+    retention_floor: Option<Micros>,
     totals: Totals,
     drift: BTreeMap<String, u64>,
     #[serde(default)]
@@ -118,7 +119,7 @@ impl StreamHead {
             last_idle: state.last_idle,
             idle_partition: state.idle_partition.clone(),
             watermark: state.watermark,
-            floor: state.floor,
+            retention_floor: state.retention_floor,
             totals: state.totals,
             drift: state.drift.clone(),
             reasons: state.reasons.clone(),
@@ -146,7 +147,7 @@ impl StreamHead {
             watermark: self.watermark,
             duplicates,
             sessions,
-            floor: self.floor,
+            retention_floor: self.retention_floor,
             totals: self.totals,
             drift: self.drift,
             reasons: self.reasons,
@@ -199,7 +200,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
             .iter()
             .map(|(dead, record)| (*dead, *record))
             .collect(),
-        floors: operators.floors.clone(),
+        retention_floors: operators.retention_floors.clone(),
         arrivals: operators.arrivals.clone(),
         before: operators.saved.before(operators.lsn),
         streams: streams.collect(),
@@ -357,7 +358,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     }
     operators.gaps = head.gaps.into();
     operators.retried = RetryLedger::new(head.retried);
-    operators.floors = head.floors;
+    operators.retention_floors = head.retention_floors;
     operators.arrivals = head.arrivals;
     operators.saved = SavedSnapshots {
         last: Some(head.lsn),

@@ -57,7 +57,7 @@ pub(super) struct StreamState {
     /// None where the stream declares no `session`.
     pub sessions: Option<Sessions>,
     /// Events below it are rejected, and hidden from queries. It never goes back.
-    pub floor: Option<Micros>,
+    pub retention_floor: Option<Micros>,
     pub totals: Totals,
     /// Keys of the JSON that the schema does not have, with the number of their records.
     pub drift: BTreeMap<String, u64>,
@@ -176,7 +176,7 @@ pub(super) struct Observation {
     /// Per row, whether it is of the late class; none where no row is.
     pub late_class: Option<Vec<bool>>,
     /// Rows below the retention floor.
-    pub below_floor: Vec<usize>,
+    pub below_retention: Vec<usize>,
     /// The stream's watermark changes: (LSN, new watermark), each effective after that record.
     pub watermark_updates: Vec<(Lsn, Micros)>,
     /// Per row the id of its session, where the stream has sessions; none for a row without a key.
@@ -225,7 +225,7 @@ impl StreamState {
         };
         let rows = times.len();
         let (mut duplicates, mut late_class) = (Vec::with_capacity(rows), None);
-        let (mut below_floor, mut watermark_updates) = (Vec::new(), Vec::new());
+        let (mut below_retention, mut watermark_updates) = (Vec::new(), Vec::new());
         let mut sessions = SessionRows::new(stream, &decoded.rows, self.sessions.as_mut());
         for (row, time) in times.iter().copied().enumerate() {
             let lsn = header.first_lsn + u64::from(decoded.index[row]);
@@ -235,14 +235,17 @@ impl StreamState {
             }
             let moved_to = watermark.observe(time);
             watermark_updates.extend(moved_to.map(|to| (lsn, to)));
-            self.floor = self.floor.max(new_floor(
+            self.retention_floor = self.retention_floor.max(next_retention_floor(
                 stream,
                 watermark.partition.at(),
                 arrived,
                 header.received_at,
             ));
-            if self.floor.is_some_and(|floor| time < floor) {
-                below_floor.push(row);
+            if self
+                .retention_floor
+                .is_some_and(|retention_floor| time < retention_floor)
+            {
+                below_retention.push(row);
                 duplicates.push(false);
                 sessions.skip();
             } else {
@@ -261,7 +264,7 @@ impl StreamState {
         Observation {
             duplicates,
             late_class,
-            below_floor,
+            below_retention,
             watermark_updates,
             session_ids,
             closed,
@@ -344,7 +347,7 @@ fn is_late_class(time: Micros, watermark: Micros) -> bool {
 /// | day 400 | day 100 | day 100 | day 90 |
 /// | day 400 | none yet | day 100 | day 90 |
 /// | day 99 | day 100 | day 50, a replay | day 40, which does not lower a floor |
-fn new_floor(
+fn next_retention_floor(
     stream: &Stream,
     watermark: Option<Micros>,
     arrived: Option<Micros>,
@@ -358,9 +361,9 @@ fn new_floor(
 }
 
 /// Moves rows below the retention floor from a batch to the dead letters.
-pub(super) fn reject_below_floor(
-    below_floor: &[usize],
-    floor: Micros,
+pub(super) fn reject_below_retention(
+    below_retention: &[usize],
+    retention_floor: Micros,
     decoded: &Decoded,
     (batch, late_class): (RecordBatch, Option<Vec<bool>>),
     output: &mut Output,
@@ -368,13 +371,13 @@ pub(super) fn reject_below_floor(
     let times = times(&decoded.rows);
     let first = output.frame.header.first_lsn;
     let mut keep = vec![true; batch.num_rows()];
-    for row in below_floor {
+    for row in below_retention {
         keep[*row] = false;
         let index = decoded.index[*row];
         let reason = format!(
             "event_time {} is before the retention's floor {}",
             rfc3339(times[*row]),
-            rfc3339(floor)
+            rfc3339(retention_floor)
         );
         output.dead_letters.push(DeadLetter {
             lsn: first + u64::from(index),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{PipelineProgress, QueryError};
 use crate::event::{Lsn, Micros};
-use crate::operators::{Floors, checkpoints, tables};
+use crate::operators::{RetentionFloors, checkpoints, tables};
 use crate::schema::{Catalog, Stream, Window};
 use crate::views::counts::Counts;
 use crate::views::lake::LakeTable;
@@ -34,7 +34,7 @@ pub struct Handles {
 
 impl Handles {
     /// Hides the rows of these tables below a time.
-    pub(crate) fn raise_floors(&self, floors: &Floors) {
+    pub(crate) fn raise_floors(&self, floors: &RetentionFloors) {
         for (name, floor) in floors {
             if let Some(table) = self.tables.get(name) {
                 table.raise_floor(*floor);

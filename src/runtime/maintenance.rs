@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::config::units::Span;
 use crate::event::{Lsn, Micros};
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{Floors, arrivals, checkpoints};
+use crate::operators::{RetentionFloors, arrivals, checkpoints};
 use crate::query::Handles;
 use crate::sources::Stop;
 use crate::threads::panic_if_asked;
@@ -236,7 +236,7 @@ impl Maintenance {
                 "`[limits] disk` is too small for the log, the indexes and the present hour together"
             );
         }
-        let mut floors = Floors::new();
+        let mut floors = RetentionFloors::new();
         floors.extend(plan.raw.map(|floor| (checkpoints::RAW.to_owned(), floor)));
         if let Some(floor) = plan.others {
             let by_time = self
@@ -270,7 +270,7 @@ impl Maintenance {
     }
 }
 
-fn raise_floors(ingest: &Ingest, floors: &Floors) -> Result<(), IngestError> {
+fn raise_floors(ingest: &Ingest, floors: &RetentionFloors) -> Result<(), IngestError> {
     let floors = serde_json::to_string(floors).unwrap_or_default();
     let submission = Submission::control(Kind::RetentionFloor, "", floors.as_bytes());
     ingest.submit(submission, false)?.wait().map(drop)
@@ -398,7 +398,7 @@ pub fn compact(
     let opened = views::open(&context, newest.catalog(), log, true)?;
     let handles = opened.handles;
     handles.progress.set_operators(&newest);
-    handles.raise_floors(&newest.floors());
+    handles.raise_floors(&newest.retention_floors());
     let merges = Maintenance::new(config, handles.clone(), None, Arc::default())
         .round(MergeMode::Now, &|| false)?;
     let files = handles.tables.values().map(|t| t.files().len()).sum();

@@ -78,7 +78,7 @@ impl Offline {
         let progress = &handles.progress;
         progress.set_synced(end);
         progress.set_operators(&newest);
-        handles.raise_floors(&newest.floors());
+        handles.raise_floors(&newest.retention_floors());
         show_checkpoints(&opened, &newest, log.zero);
         let base = complete_up_to(&opened, &newest, &snapshots)?;
         let open_at = newest.lsn();

@@ -84,7 +84,7 @@ impl Pipeline {
         tracing::debug!(from = operators.lsn(), to = end, "recovering");
         let recovered = end.saturating_sub(operators.lsn());
         handles.progress.set_synced(end);
-        handles.raise_floors(&operators.floors());
+        handles.raise_floors(&operators.retention_floors());
         let ring = Arc::new(Ring::new(config.limits.shares().ring, operators.lsn()));
         let skip_catch_up = Arc::new(AtomicBool::new(false));
         let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), skip_catch_up.clone()));
@@ -436,7 +436,8 @@ impl OperatorStage {
         // It holds its last segment open, whose room would stay taken when it is removed.
         drop(reader);
         // A view that has a floor's frame already does not see it again.
-        self.handles.raise_floors(&self.operators().floors());
+        self.handles
+            .raise_floors(&self.operators().retention_floors());
         Ok(true)
     }
 
@@ -479,8 +480,8 @@ impl OperatorStage {
             let output = operators.apply(&committed.frame, committed.decoded.as_deref())?;
             (output, operators.progress())
         };
-        if !output.floors.is_empty() {
-            self.handles.raise_floors(&output.floors);
+        if !output.retention_floors.is_empty() {
+            self.handles.raise_floors(&output.retention_floors);
         }
         self.ring.push(Arc::new(output));
         self.progress.set_streams(streams);

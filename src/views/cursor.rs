@@ -144,12 +144,12 @@ impl<T: StreamView> View for T {
         if output.to <= self.cursor().applied() {
             return Ok(());
         }
-        let mut floor = output.floors.get(self.stream()).copied();
+        let mut floor = output.retention_floors.get(self.stream()).copied();
         let rows = output.rows.as_ref();
         if let Some(rows) = rows.filter(|rows| rows.stream.name == self.stream()) {
             self.add(rows, now)?;
             self.cursor_mut().mark_dirty(now);
-            floor = floor.max(rows.floor);
+            floor = floor.max(rows.retention_floor);
         }
         self.raise_floor(floor);
         self.cursor_mut().advance_to(output.to);

@@ -150,7 +150,7 @@ impl ViewBuild {
             .live
             .snapshots()
             .newest_for(&BTreeMap::new(), Lsn::MAX)?;
-        let floor = newest.floors().get(stream.name.as_str()).copied();
+        let floor = newest.retention_floors().get(stream.name.as_str()).copied();
         // Hours may have left since that snapshot: the first that exists counts, too.
         let may_leave = stream.def.retention.is_some() || self.live.config.limits.disk.is_some();
         let table = self.old_table(&stream.name)?;

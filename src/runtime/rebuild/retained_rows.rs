@@ -225,7 +225,7 @@ impl CarriedOverRows {
             output.tables.push(TableRows {
                 table,
                 batch: by_lsn(&rows).map_err(|e| e.to_string())?,
-                floor: None,
+                retention_floor: None,
             });
         }
         Ok(())

@@ -332,7 +332,7 @@ impl LakeView {
                 let rows = batch.slice(from, batch.num_rows() - from);
                 let rows = (rows.num_rows() > 0).then_some(UnflushedRows::Rows(rows));
                 Ok(OutputRows {
-                    floor: derived.floor,
+                    floor: derived.retention_floor,
                     ..recent(rows)
                 })
             }
@@ -344,7 +344,7 @@ impl LakeView {
                 Ok(OutputRows {
                     recent: of_class(RowClass::Recent)?.map(UnflushedRows::Rows),
                     late: of_class(RowClass::Late)?,
-                    floor: rows.floor,
+                    floor: rows.retention_floor,
                 })
             }
         }
@@ -418,7 +418,7 @@ impl View for LakeView {
             self.unflushed.late.add(rows, bytes, now);
         }
         self.applied = self.applied.map(|a| a.max(output.to));
-        let floor = output.floors.get(&self.table.spec.name).copied();
+        let floor = output.retention_floors.get(&self.table.spec.name).copied();
         let floor = rows.floor.max(floor);
         self.table.push(rows.recent, rows.late, output.to, floor);
         if new_rows > 0 {
